@@ -1,0 +1,113 @@
+"""What the boss wants done: one transaction, then messages, then calls. Orders, imperative.
+
+The caller's contract: execute `writes` as one transaction; only after its commit publish `sends` in order, then hand over
+`calls`, then answer `reads` as events before any other event. A commit that fails says nothing to anybody. A batch whose commit
+is in doubt is looked up by its batch number before it is tried again.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from boss.core.rows import Writes
+from ecloud.tasks import ManifestEntry, Resources
+from ecloud.wire import Envelope
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Publish to `peer/<envelope.peer>`, signed with key `key_name`. Bodies of `StartTasks` are filled in by the shell."""
+
+    envelope: Envelope
+    key_name: str
+
+
+class Promote(msgspec.Struct, frozen=True):
+    """The staged files of one recorded attempt."""
+
+    task_no: int
+    number: int
+    stage: str
+    manifest: tuple[ManifestEntry, ...]
+
+
+class PromoteFiles(msgspec.Struct, frozen=True):
+    """Publish these, idempotently. Answered by `FilesPromoted` or `DatastoreFailed`."""
+
+    promotions: tuple[Promote, ...]
+
+
+class FindResults(msgspec.Struct, frozen=True):
+    """Which of these paths exist? Answered by `ResultsFound` or `DatastoreFailed`."""
+
+    token: int
+    paths: tuple[str, ...]
+
+
+class ListStages(msgspec.Struct, frozen=True):
+    """Which stages are there? Answered by `StagesListed` or `DatastoreFailed`."""
+
+
+class DropStages(msgspec.Struct, frozen=True):
+    """Remove stages that belong to no living attempt. No answer; what remains is swept again."""
+
+    stages: tuple[str, ...]
+
+
+class StartVm(msgspec.Struct, frozen=True):
+    """Ask the pool's cloud for one VM. Its intent is committed. Answered by `VmStarted` or `VmRefused`."""
+
+    vm_no: int
+    pool: str
+    size: Resources
+    boot_nonce: str
+
+
+class EndVm(msgspec.Struct, frozen=True):
+    """End a VM. Confirmed by `VmsListed` only."""
+
+    vm_no: int
+    pool: str
+    cloud_id: str
+
+
+class ListVms(msgspec.Struct, frozen=True):
+    """What does the pool's cloud say? Answered by `VmsListed`."""
+
+    pool: str
+
+
+Call = Union[PromoteFiles, FindResults, ListStages, DropStages, StartVm, EndVm, ListVms]
+
+
+class LoadRun(msgspec.Struct, frozen=True):
+    """Read the whole run of that name. Answered by `RunLoaded`."""
+
+    token: int
+    name: str
+
+
+class SelectTasks(msgspec.Struct, frozen=True):
+    """Read the runs in which a person's selection lies. Answered by `TasksSelected`.
+
+    `ids` are ids or RUN:ID; none means all. `run`, `state`, `label` narrow, empty means any.
+    """
+
+    token: int
+    ids: tuple[str, ...] = ()
+    run: str = ""
+    state: str = ""
+    label: str = ""
+
+
+Read = Union[LoadRun, SelectTasks]
+
+
+class Effects(msgspec.Struct):
+    """The boss's answer to one batch of events."""
+
+    writes: Writes = msgspec.field(default_factory=Writes)
+    sends: list[Send] = msgspec.field(default_factory=list)
+    calls: list[Call] = msgspec.field(default_factory=list)
+    reads: list[Read] = msgspec.field(default_factory=list)

@@ -1,0 +1,269 @@
+"""The words of the product as values: what a task is, what an attempt ended with, and which moves are legal.
+
+Owns the state tables. Never does I/O, never looks at a clock, never draws a random number.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+DEFAULT_RUN_PRIORITY = 0
+MAX_ID_CHARS = 255
+"""Longest task id, run name, label, resource name: what a unique index over utf-8 text holds on every database."""
+INIT_FAILURES_ALLOWED = 3
+"""Worker processes in which an init task may fail before its run is held."""
+
+
+class TaskState(str, Enum):
+    """Where a task stands. `MOVES` tells which way it may go from there."""
+
+    WAITING = "waiting"
+    READY = "ready"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    ABORTED = "aborted"
+    CANCELLED = "cancelled"
+
+    __str__ = str.__str__
+
+
+ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED})
+"""States in which nothing more happens to a task by itself."""
+
+MOVES: tuple[tuple[TaskState, TaskState, str], ...] = (
+    (TaskState.WAITING, TaskState.READY, "last dependency satisfied"),
+    (TaskState.WAITING, TaskState.SUCCEEDED, "skipped: its results exist and overwrite_result is false"),
+    (TaskState.READY, TaskState.SUCCEEDED, "skipped: its results exist and overwrite_result is false"),
+    (TaskState.WAITING, TaskState.ABORTED, "a dependency ended in a way that makes it impossible"),
+    (TaskState.READY, TaskState.RUNNING, "an attempt started"),
+    (TaskState.RUNNING, TaskState.READY, "retry left, worker lost, attempt returned"),
+    (TaskState.RUNNING, TaskState.SUCCEEDED, "outcome recorded and promoted"),
+    (TaskState.READY, TaskState.SUCCEEDED, "outcome recorded and promoted"),
+    (TaskState.RUNNING, TaskState.FAILED, "outcome recorded, no retry left"),
+    (TaskState.READY, TaskState.FAILED, "outcome recorded, no retry left"),
+    (TaskState.WAITING, TaskState.CANCELLED, "a person"),
+    (TaskState.READY, TaskState.CANCELLED, "a person"),
+    (TaskState.RUNNING, TaskState.CANCELLED, "a person"),
+    (TaskState.READY, TaskState.WAITING, "redo of a dependency, or a push that replaces it"),
+    (TaskState.RUNNING, TaskState.WAITING, "redo of a dependency, or a push that replaces it"),
+) + tuple(
+    (ended, again, "retry_failed, redo_task, or a push that replaces it")
+    for ended in (TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED, TaskState.SUCCEEDED)
+    for again in (TaskState.WAITING, TaskState.READY)
+)
+"""(from, to, by). The diagram in docs/ is drawn from this table.
+
+READY -> SUCCEEDED and READY -> FAILED stand here because a short task's start and end may reach the boss in one batch.
+"""
+
+LEGAL_TASK_MOVES = frozenset((a, b) for a, b, _ in MOVES)
+
+
+class AttemptState(str, Enum):
+    """Where one try of a task stands."""
+
+    ASSIGNED = "assigned"
+    STARTED = "started"
+    PROMOTING = "promoting"
+    STOPPING = "stopping"
+    ENDED = "ended"
+    RETURNED = "returned"
+    LOST = "lost"
+
+    __str__ = str.__str__
+
+
+ATTEMPT_MOVES: tuple[tuple[AttemptState, AttemptState, str], ...] = (
+    (AttemptState.ASSIGNED, AttemptState.STARTED, "the worker started it"),
+    (AttemptState.ASSIGNED, AttemptState.PROMOTING, "outcome recorded, results staged"),
+    (AttemptState.STARTED, AttemptState.PROMOTING, "outcome recorded, results staged"),
+    (AttemptState.PROMOTING, AttemptState.ENDED, "results promoted"),
+    (AttemptState.ASSIGNED, AttemptState.ENDED, "outcome recorded"),
+    (AttemptState.STARTED, AttemptState.ENDED, "outcome recorded"),
+    (AttemptState.ASSIGNED, AttemptState.RETURNED, "given back before it started"),
+    (AttemptState.STARTED, AttemptState.RETURNED, "given back: the worker could not run it, through no fault of the task"),
+    (AttemptState.ASSIGNED, AttemptState.STOPPING, "the boss no longer wants it"),
+    (AttemptState.STARTED, AttemptState.STOPPING, "the boss no longer wants it"),
+    (AttemptState.STOPPING, AttemptState.ENDED, "outcome recorded"),
+    (AttemptState.STOPPING, AttemptState.RETURNED, "given back before it started"),
+    (AttemptState.ASSIGNED, AttemptState.LOST, "its worker is gone"),
+    (AttemptState.STARTED, AttemptState.LOST, "its worker is gone"),
+    (AttemptState.STOPPING, AttemptState.LOST, "its worker is gone"),
+)
+
+LEGAL_ATTEMPT_MOVES = frozenset((a, b) for a, b, _ in ATTEMPT_MOVES)
+ATTEMPT_OVER = frozenset({AttemptState.ENDED, AttemptState.RETURNED, AttemptState.LOST})
+
+
+class Condition(str, Enum):
+    """What a dependent asks of the task it waits for."""
+
+    SUCCESS = "success"
+    ANY = "any"
+    FAILURE = "failure"
+    """Met by any end without success: failed, aborted or cancelled."""
+
+    __str__ = str.__str__
+
+    def met_by(self, ended: TaskState) -> bool:
+        """Whether a dependency that ended in state `ended` lets the dependent go on."""
+        return self is Condition.ANY or (ended is TaskState.SUCCEEDED) == (self is Condition.SUCCESS)
+
+
+class Cause(str, Enum):
+    """How an attempt ended."""
+
+    SUCCESS = "success"
+    EXIT = "exit"
+    """A command ended with an exit code other than 0."""
+    SIGNAL = "signal"
+    """The commands were ended by a signal that was not ours."""
+    TIMEOUT = "timeout"
+    REQUIREMENT = "requirement"
+    """A required file is not in the datastore."""
+    RESULT = "result"
+    """A promised result file was not there after the commands."""
+    STOPPED = "stopped"
+    """The boss asked for it: cancelled, replaced."""
+
+    __str__ = str.__str__
+
+
+RETRIABLE = (Cause.EXIT, Cause.SIGNAL, Cause.TIMEOUT, Cause.REQUIREMENT, Cause.RESULT)
+
+Resources = dict[str, float]
+"""Amounts by name: `cpus` (default 1), `memory_mb`, `gpus` (whole), and any name the users agree on."""
+
+
+class Dependency(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task of the same run, by the user's id, that must end first."""
+
+    id: str
+    on: Condition = Condition.SUCCESS
+
+
+class Requirement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file or directory fetched before the commands: `path` below the datastore's root, `local` in the working directory."""
+
+    path: str
+    local: str
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file, directory or glob kept after the commands: `local` in the working directory, `path` below the datastore's root.
+
+    Where `local` is a glob, `path` is the directory that its matches go to, each under its name relative to the glob's fixed part.
+    """
+
+    local: str
+    path: str
+
+
+class Retries(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How many times a task is tried again, and after which causes. A lost worker costs none."""
+
+    max: int = 0
+    on: tuple[Cause, ...] = RETRIABLE
+
+
+class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One task as its user wrote it, normalised. Times in seconds, memory in MB.
+
+    Its canonical JSON (`definition_json`) is what is hashed to tell whether a pushed task is the same as before.
+    """
+
+    id: str
+    commands: tuple[str, ...] = ()
+    dependencies: tuple[Dependency, ...] = ()
+    requirements: tuple[Requirement, ...] = ()
+    results: tuple[Result, ...] = ()
+    init: bool = False
+    overwrite_result: bool = True
+    resources: Resources = {}
+    priority: int = DEFAULT_RUN_PRIORITY
+    runtime_s: float | None = None
+    timeout_s: float | None = None
+    retries: Retries = Retries()
+    env: dict[str, str] = {}
+    labels: tuple[str, ...] = ()
+
+    @property
+    def asks(self) -> Resources:
+        """What it occupies on a worker while it runs: one CPU unless it says otherwise."""
+        return {"cpus": 1.0, **self.resources}
+
+
+class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The part of a task only the worker needs. Kept in the database as JSON, never in the boss's memory."""
+
+    id: str
+    commands: tuple[str, ...] = ()
+    requirements: tuple[Requirement, ...] = ()
+    results: tuple[Result, ...] = ()
+    timeout_s: float | None = None
+    env: dict[str, str] = {}
+
+
+class ManifestEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One result of an attempt as it was staged. `path`: its final name below the datastore's root; `size` in bytes.
+
+    `kind` is file, directory or link; `sha256` is hex for a file, the target for a link, empty for a directory.
+    `mode` holds the permission bits. Entries of a directory result are listed one by one, parents first.
+    """
+
+    path: str
+    size: int = 0
+    sha256: str = ""
+    kind: str = "file"
+    mode: int = 0o644
+
+
+class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an attempt ended with, as the worker tells it.
+
+    `error` is one sentence for a person; `command` the command that failed, whole; `stdout` and `stderr` are tails.
+    Durations in seconds on the worker's monotonic clock. `max_rss_mb` is the peak memory of its processes, where known.
+    """
+
+    task_no: int
+    number: int
+    cause: Cause
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str = ""
+    command: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    fetch_s: float = 0.0
+    run_s: float = 0.0
+    store_s: float = 0.0
+    max_rss_mb: float | None = None
+    manifest: tuple[ManifestEntry, ...] = ()
+
+
+SUCCESS_TAIL_BYTES = 4 * 1024
+"""Kept of each output stream of a success."""
+FAILURE_TAIL_BYTES = 64 * 1024
+"""Kept of each output stream of anything else."""
+
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+def definition_json(definition: TaskDefinition) -> bytes:
+    """The canonical JSON of a definition: the same definition gives the same bytes on any machine."""
+    return _encoder.encode(definition)
+
+
+def body_of(definition: TaskDefinition) -> TaskBody:
+    """The part of `definition` that a worker needs."""
+    return TaskBody(
+        id=definition.id,
+        commands=definition.commands,
+        requirements=definition.requirements,
+        results=definition.results,
+        timeout_s=definition.timeout_s,
+        env=definition.env,
+    )
