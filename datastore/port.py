@@ -33,7 +33,8 @@ class NotThere(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing in the datastore. `kind`: file, directory or link. `size` in bytes, `mode` permission bits, `mtime_s` epoch seconds.
+    """One thing in the datastore. `kind`: file, directory or link. `size` in bytes, `mode` permission bits, `mtime_s`
+    epoch seconds.
 
     `sha256` is hex for a staged file, the target for a link, else empty (listing does not read contents).
     """
@@ -75,7 +76,8 @@ class Stager(Reader, Protocol):
     """What a worker may do besides reading: write below stages of its own."""
 
     def store(self, stage: str, local: Path, path: str) -> list[Entry]:
-        """Put the local file or directory below `stage` under its future final name `path`; what was staged, parents first.
+        """Put the local file or directory below `stage` under its future final name `path`; what was staged, parents
+        first.
 
         Hashes while copying, once. Storing the same `path` again replaces it. Raises `NotThere` if `local` is missing.
         """
@@ -88,7 +90,8 @@ class Publisher(Stager, Protocol):
     """What only the boss may do."""
 
     def promote(self, promotions: list[Promotion]) -> list[str | None]:
-        """Move staged entries to their final names, each atomically, replacing what is there; None or a sentence for each.
+        """Move staged entries to their final names, each atomically, replacing what is there; None or a sentence for
+        each.
 
         Idempotent: an entry that is no longer staged but stands under its final name with its size counts as promoted.
         A directory in place of a file (or the reverse) is replaced. Removes each stage that was wholly promoted.

@@ -84,7 +84,11 @@ ATTEMPT_MOVES: tuple[tuple[AttemptState, AttemptState, str], ...] = (
     (AttemptState.ASSIGNED, AttemptState.ENDED, "outcome recorded"),
     (AttemptState.STARTED, AttemptState.ENDED, "outcome recorded"),
     (AttemptState.ASSIGNED, AttemptState.RETURNED, "given back before it started"),
-    (AttemptState.STARTED, AttemptState.RETURNED, "given back: the worker could not run it, through no fault of the task"),
+    (
+        AttemptState.STARTED,
+        AttemptState.RETURNED,
+        "given back: the worker could not run it, through no fault of the task",
+    ),
     (AttemptState.ASSIGNED, AttemptState.STOPPING, "the boss no longer wants it"),
     (AttemptState.STARTED, AttemptState.STOPPING, "the boss no longer wants it"),
     (AttemptState.STOPPING, AttemptState.ENDED, "outcome recorded"),
@@ -146,16 +150,19 @@ class Dependency(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Requirement(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A file or directory fetched before the commands: `path` below the datastore's root, `local` in the working directory."""
+    """A file or directory fetched before the commands: `path` below the datastore's root, `local` in the working
+    directory."""
 
     path: str
     local: str
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A file, directory or glob kept after the commands: `local` in the working directory, `path` below the datastore's root.
+    """A file, directory or glob kept after the commands: `local` in the working directory, `path` below the
+    datastore's root.
 
-    Where `local` is a glob, `path` is the directory that its matches go to, each under its name relative to the glob's fixed part.
+    Where `local` is a glob, `path` is the directory that its matches go to, each under its name relative to the
+    glob's fixed part.
     """
 
     local: str

@@ -29,7 +29,7 @@ MAX_NAME_CHARS = 64
 """Longest peer name, key name, session, nonce or cluster id."""
 
 
-# --- topics -----------------------------------------------------------------------------------------------------------
+# --- topics -------------------------------------------------------------------------------------
 
 
 def boss_topic(cluster_id: str, peer: str) -> str:
@@ -57,7 +57,7 @@ def events_topic(cluster_id: str) -> str:
     return f"ecloud/{cluster_id}/events"
 
 
-# --- values inside messages -------------------------------------------------------------------------------------------
+# --- values inside messages ---------------------------------------------------------------------
 
 
 class HeldAttempt(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
@@ -76,10 +76,13 @@ class AttemptName(msgspec.Struct, frozen=True, array_like=True):
 
 
 class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One attempt to run. `init` tells that it prepares the worker process for its run and goes before all others of that run.
+    """One attempt to run. `init` tells that it prepares the worker process for its run and goes before all others of
+    that run.
 
-    `after_init`: the init tasks that must have succeeded in this worker process; without them the attempt is given back.
-    `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the worker picks the indices.
+    `after_init`: the init tasks that must have succeeded in this worker process; without them the attempt is given
+    back.
+    `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the worker picks the
+    indices.
     `keep_dir` keeps the working directory.
     """
 
@@ -112,19 +115,21 @@ class TaskEnded(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class DatastoreAccess(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a worker reaches the datastore. `address`: `dir:/path` or `ssh://…`; `credential` is empty for a directory."""
+    """How a worker reaches the datastore. `address`: `dir:/path` or `ssh://…`; `credential` is empty for a
+    directory."""
 
     address: str
     credential: str = ""
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """A peer opens. It changes nothing until a message in the session that `Welcome` names follows.
 
-    `kind`: worker or client. `home`: name of the worker's locked home directory, so that a newer process of the same home
+    `kind`: worker or client. `home`: name of the worker's locked home directory, so that a newer process of the same
+    home
     speaks for the older one. `lives_s`: seconds until this machine ends, if it is known.
     """
 
@@ -295,7 +300,8 @@ class ChunkReceived(msgspec.Struct, frozen=True, tag=True):
 
 
 class RunAccepted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """The push is committed. `states`: tasks of the run per state; `decisions`: kept, new, anew, replaced, dropped, skipped."""
+    """The push is committed. `states`: tasks of the run per state; `decisions`: kept, new, anew, replaced, dropped,
+    skipped."""
 
     push_id: str
     run: str
@@ -329,7 +335,8 @@ class RequestDone(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """The boss will not. `code`: session (say Hello again), version, request, no_such_task, ...; `about`: request id or session."""
+    """The boss will not. `code`: session (say Hello again), version, request, no_such_task, ...; `about`: request id
+    or session."""
 
     code: str
     reason: str
@@ -337,7 +344,8 @@ class Refused(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """For those who watch: task counts by state now, the tasks that ended since the last one (a hint, the database knows all).
+    """For those who watch: task counts by state now, the tasks that ended since the last one (a hint, the database
+    knows all).
 
     `over` when nothing more will happen by itself; `held` says why nothing happens although tasks are left.
     """
@@ -359,7 +367,7 @@ Message = Union[
 ]  # fmt: skip
 
 
-# --- envelope ---------------------------------------------------------------------------------------------------------
+# --- envelope -----------------------------------------------------------------------------------
 
 
 class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -440,7 +448,9 @@ def decode(payload: bytes, topic: str, key_of: Callable[[str], bytes | None]) ->
     try:
         envelope = _decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise (Unreadable("malformed", str(error)) if version == PROTOCOL_VERSION else _other_version(version, key_name)) from None
+        raise (
+            Unreadable("malformed", str(error)) if version == PROTOCOL_VERSION else _other_version(version, key_name)
+        ) from None
     if version != PROTOCOL_VERSION and not isinstance(envelope.message, TasksEnded):
         raise _other_version(version, key_name)
     if max(len(envelope.peer), len(envelope.session)) > MAX_NAME_CHARS:

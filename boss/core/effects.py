@@ -1,7 +1,9 @@
 """What the boss wants done: one transaction, then messages, then calls. Orders, imperative.
 
-The caller's contract: execute `writes` as one transaction; only after its commit publish `sends` in order, then hand over
-`calls`, then answer `reads` as events before any other event. A commit that fails says nothing to anybody. A batch whose commit
+The caller's contract: execute `writes` as one transaction; only after its commit publish `sends` in order, then hand
+over
+`calls`, then answer `reads` as events before any other event. A commit that fails says nothing to anybody. A batch
+whose commit
 is in doubt is looked up by its batch number before it is tried again.
 """
 
@@ -17,7 +19,8 @@ from ecloud.wire import Envelope
 
 
 class Send(msgspec.Struct, frozen=True):
-    """Publish to `peer/<envelope.peer>`, signed with key `key_name`. Bodies of `StartTasks` are filled in by the shell."""
+    """Publish to `peer/<envelope.peer>`, signed with key `key_name`. Bodies of `StartTasks` are filled in by the
+    shell."""
 
     envelope: Envelope
     key_name: str

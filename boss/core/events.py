@@ -33,7 +33,8 @@ class RunLoaded(msgspec.Struct, frozen=True):
 
 
 class TasksSelected(msgspec.Struct, frozen=True):
-    """Answer to `SelectTasks`: whole runs, and the tasks in them that were meant. `problem` in words where none could be found."""
+    """Answer to `SelectTasks`: whole runs, and the tasks in them that were meant. `problem` in words where none could
+    be found."""
 
     token: int
     images: tuple[RunImage, ...]

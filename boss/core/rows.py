@@ -14,7 +14,8 @@ from ecloud.wire import Hello
 class TaskRow(msgspec.Struct, gc=False):
     """A task without its body: what the core needs to schedule it. `dependencies`: (task_no it waits for, condition).
 
-    `attempts`: number of the last attempt; `retries_used` counts only those that cost one. `label`: what its run-time is learned by.
+    `attempts`: number of the last attempt; `retries_used` counts only those that cost one. `label`: what its run-time
+    is learned by.
     `not_before`: when a retry may start. `definition_hash`: hex. `body_bytes`: size of the stored definition.
     """
 
@@ -66,7 +67,8 @@ class AttemptRow(msgspec.Struct):
 class WorkerRow(msgspec.Struct):
     """A worker process. `state`: up, draining, lost (lease over) or gone (said goodbye, or replaced).
 
-    `vm_no` where it is a VM that we started; `heard_at` is written at state changes and now and then, not per heartbeat.
+    `vm_no` where it is a VM that we started; `heard_at` is written at state changes and now and then, not per
+    heartbeat.
     """
 
     worker: str
@@ -160,8 +162,10 @@ class RunImage(msgspec.Struct):
 class Snapshot(msgspec.Struct):
     """What a boss starts from: everything unfinished.
 
-    `tasks`: unfinished ones, and all init tasks of runs that are not over; their `dependencies` name unfinished tasks only.
-    `attempts`: those not over. `init_attempts`: ended attempts of init tasks on workers that are up or draining, plus failed
+    `tasks`: unfinished ones, and all init tasks of runs that are not over; their `dependencies` name unfinished tasks
+    only.
+    `attempts`: those not over. `init_attempts`: ended attempts of init tasks on workers that are up or draining, plus
+    failed
     ones of unfinished runs. `states`: task counts per run and state, init tasks left out.
     """
 

@@ -1,0 +1,286 @@
+"""The boss is a value: a batch of events in, one decision out.
+
+    effects = boss.handle(events, now)
+
+applies each event, lets deadlines pass, then places and scales *once*. The caller commits `effects.writes`, then
+publishes
+`effects.sends`, then makes `effects.calls` and answers `effects.reads` (see `effects`). A timer is an empty batch.
+This file connects the parts and dispatches; what each message means is in the part named after it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from boss.core.attempts import Attempts
+from boss.core.config import BossConfig
+from boss.core.duty import Duty
+from boss.core.effects import Effects, FindResults, ListStages, PromoteFiles
+from boss.core.events import (
+    BrokerFound,
+    BrokerLost,
+    DatastoreFailed,
+    Event,
+    FilesPromoted,
+    MessageArrived,
+    ResultsFound,
+    RunLoaded,
+    StagesListed,
+    TasksSelected,
+    VmRefused,
+    VmsListed,
+    VmStarted,
+)
+from boss.core.fleet import Attempt, Fleet, Worker, how_many
+from boss.core.graph import Node
+from boss.core.merging import Allocation
+from boss.core.outbox import Conversation, Outbox
+from boss.core.placement import Placement, ReadyTasks
+from boss.core.pushes import Pushes
+from boss.core.requests import Requests
+from boss.core.restoring import restore
+from boss.core.rows import Snapshot
+from boss.core.runtimes import Runtimes
+from boss.core.sessions import Sessions
+from boss.core.stages import Stages
+from boss.core.taskbook import TaskBook
+from boss.core.timers import Timers
+from boss.core.vms import Vms
+from boss.core.watchers import Watchers
+from ecloud import wire
+from ecloud.tasks import AttemptState
+
+LATE_S = 1.0
+"""A batch later than its deadline by more than this was late through no fault of the workers: their leases are
+extended."""
+RETURN_AFTER_S = 1.0
+"""What waits ahead at a busy worker for longer than this, while another idles, is asked back."""
+FIRST_BACKOFF_S = 0.5
+"""Before a datastore call is made again; doubled each time up to `LAST_BACKOFF_S`."""
+LAST_BACKOFF_S = 30.0
+ARCHIVE_EVERY_S = 3600.0
+
+
+class Boss:
+    """Decides. Not safe for threads; owns no clock: `now` never steps back."""
+
+    def __init__(self, snapshot: Snapshot, config: BossConfig, now: float) -> None:
+        self.config = config
+        self._outbox = Outbox(snapshot.epoch)
+        self._timers = Timers()
+        self.ready = ReadyTasks()
+        self.fleet = Fleet()
+        self.runtimes = Runtimes()
+        self.book = TaskBook(self._outbox, self._timers, self.ready)
+        self.sessions = Sessions(self._outbox, config)
+        self.attempts = Attempts(self._outbox, self.book, self.fleet, self.runtimes, self._timers, config)
+        self.duty = Duty(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
+        self.vms = Vms(self._outbox, self.fleet, self.ready, self.duty, self._timers, config, snapshot.next_vm_no)
+        self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config)
+        self.stages = Stages(self._outbox, self.attempts, self._timers, config)
+        self.clients: dict[str, Conversation] = {}
+        self.revoked_keys = set(snapshot.revoked_keys)
+        allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
+        self.pushes = Pushes(self._outbox, self.book, self.attempts, config, allocation)
+        self.requests = Requests(
+            self._outbox, self.book, self.attempts, self.fleet, self.duty, self.vms, self.watchers, self.clients,
+            self.revoked_keys,
+        )  # fmt: skip
+        self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
+        self._expected_at: float | None = None
+        self._failures: Counter[str] = Counter()
+        self._balance_set = False
+        restore(snapshot, self.book, self.attempts, self.fleet, self.duty, self.vms, now)
+        self._timers.set(now + ARCHIVE_EVERY_S, self._let_old_runs_go)
+        self._timers.set(now + config.lease_s, self._forget_silent_clients)
+        self.stages.begin(now)
+
+    # --- the one verb ----------------------------------------------------------------------------
+
+    def handle(self, events: Sequence[Event], now: float) -> Effects:
+        """Apply a batch and decide. Never raises for anything a peer said."""
+        if self._expected_at is not None and now - self._expected_at > LATE_S:
+            self.duty.forgive(now - self._expected_at, now)
+        for event in events:
+            self._apply(event, now)
+        self._timers.ring(now)
+        self._placement.place(lambda worker, node, guess_s: self._assign(worker, node, guess_s, now), self._refuses)
+        self._balance(now)
+        self.attempts.send_orders()
+        self.book.settle(now)
+        self.vms.scale(now)
+        self.watchers.tell(now)
+        self._expected_at = self.next_deadline()
+        return self._outbox.take()
+
+    def next_deadline(self) -> float | None:
+        """When `handle` must be called again, with or without events."""
+        return self._timers.next
+
+    # --- events ----------------------------------------------------------------------------------
+
+    def _apply(self, event: Event, now: float) -> None:
+        match event:
+            case MessageArrived():
+                self._on_message(event, now)
+            case FilesPromoted(results):
+                self._failures.pop("promote", None)
+                self.attempts.on_promoted(results, now)
+            case RunLoaded(token, image):
+                self.pushes.on_run_loaded(token, image, now)
+            case TasksSelected(token, images, task_nos, problem):
+                self.requests.on_selected(token, images, task_nos, problem, now)
+            case ResultsFound(token, existing):
+                self._failures.pop("find", None)
+                self.pushes.on_results_found(token, existing)
+            case DatastoreFailed(call, reason):
+                self._on_datastore_failed(call, reason, now)
+            case StagesListed(stages):
+                self.stages.on_listed(stages, now)
+            case BrokerFound():
+                self.duty.on_broker_found(now)
+            case BrokerLost():
+                self.duty.on_broker_lost()
+            case VmStarted(vm_no, cloud_id):
+                self.vms.on_started(vm_no, cloud_id, now)
+            case VmRefused(vm_no, reason, retry_s):
+                self.vms.on_refused(vm_no, reason, retry_s, now)
+            case VmsListed(pool, alive, by_vm_no):
+                self.vms.on_listed(pool, alive, by_vm_no, now)
+
+    def _on_message(self, event: MessageArrived, now: float) -> None:
+        message = event.envelope.message
+        if isinstance(message, wire.Hello):
+            self.sessions.on_hello(event, message)
+            return
+        conversation, opened = self.sessions.accept(event, now)
+        if conversation is None:
+            return
+        if opened is not None and conversation.kind == "worker":
+            vm = self.vms.recognise(conversation.key_name, opened.boot_nonce)
+            worker = self.duty.on_opened(conversation, opened, vm.vm_no if vm else None, now)
+            if vm is not None:
+                self.vms.on_worker(vm, worker, now)
+        elif opened is not None:
+            self.clients[conversation.peer] = conversation
+        if conversation.kind == "client":
+            self._on_client(conversation, message, now)
+            return
+        on_duty = self.fleet.workers.get(conversation.peer)
+        if on_duty is not None:
+            self.duty.on_heard(on_duty, now)
+            self._on_worker(on_duty, event.envelope.number, message, now)
+
+    def _on_worker(self, worker: Worker, number: int, message: wire.Message, now: float) -> None:
+        match message:
+            case wire.TasksEnded(outcomes):
+                self.attempts.on_ended(worker, outcomes, now)
+            case wire.TasksStarted(attempts):
+                self.attempts.on_started(worker, attempts, now)
+            case wire.Heartbeat():
+                self.duty.on_heartbeat(worker, number, message, now)
+            case wire.TasksReturned(attempts, reason):
+                self.attempts.on_returned(worker, attempts, reason, now)
+                if reason and reason != "init" and worker.row.state == "up":
+                    self.duty.trouble(worker, reason)
+            case wire.DrainWanted(reason):
+                self.duty.drain(worker, reason, then_exit=True)
+            case wire.Goodbye(reason):
+                self.duty.remove(worker, "gone", reason, now)
+                self.vms.on_worker_left(worker, now)
+            case _:
+                self.sessions.ignored["message"] += 1
+
+    def _on_client(self, client: Conversation, message: wire.Message, now: float) -> None:
+        match message:
+            case wire.SubmitTasks():
+                self.pushes.on_chunk(client, message)
+            case wire.Request():
+                self.requests.on_request(client, message, now)
+            case wire.Heartbeat():
+                self._outbox.say(client, wire.HeartbeatAnswered(client.heard))
+            case wire.Goodbye():
+                self._forget_client(client)
+            case _:
+                self.sessions.ignored["message"] += 1
+
+    def _on_datastore_failed(self, call: object, reason: str, now: float) -> None:
+        kind = "promote" if isinstance(call, PromoteFiles) else "find"
+        if isinstance(call, ListStages):
+            return  # asked again at the next sweep
+        self.attempts.datastore_trouble = reason
+        backoff_s = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** self._failures[kind])
+        self._failures[kind] += 1
+        if isinstance(call, (PromoteFiles, FindResults)):
+            self._timers.set(now + backoff_s, lambda at: self._outbox.call(call))
+
+    # --- deciding --------------------------------------------------------------------------------
+
+    def _assign(self, worker: Worker, node: Node, guess_s: float, now: float) -> None:
+        self.attempts.assign(worker, node, guess_s, now)
+
+    def _refuses(self, worker: Worker, run_no: int) -> bool:
+        """Whether the worker may not have tasks of that run: an init task failed there, or it gave some back a moment
+        ago."""
+        if run_no in worker.resting:
+            return True
+        inits = self.book.runs[run_no].inits
+        return bool(inits) and any(worker.inits.get(task_no) == "failed" for task_no in inits)
+
+    def _balance(self, now: float) -> None:
+        """Ask back what waits long at a busy worker while another idles."""
+        waiting = [worker for worker in self.fleet.workers.values() if worker.ahead]
+        if not waiting:
+            return
+        idle = [worker for worker in self.fleet.workers.values() if worker.takes_tasks and not worker.held]
+        if not idle:
+            return
+        for worker in waiting:
+            late: list[Attempt] = [
+                attempt
+                for attempt in worker.ahead.values()
+                if attempt.state is AttemptState.ASSIGNED
+                and not attempt.returning
+                and now - attempt.assigned_at >= RETURN_AFTER_S
+                and any(how_many(other.free, attempt.shape, 1) for other in idle)
+            ]
+            self.attempts.ask_back(worker, late)
+        if not self._balance_set:
+            self._balance_set = True
+            self._timers.set(now + RETURN_AFTER_S, self._balance_again)
+
+    def _balance_again(self, now: float) -> None:
+        self._balance_set = False  # the batch that this alarm makes balances again
+
+    # --- housekeeping ----------------------------------------------------------------------------
+
+    def _let_old_runs_go(self, now: float) -> None:
+        self._timers.set(now + ARCHIVE_EVERY_S, self._let_old_runs_go)
+        for run_no, run in tuple(self.book.runs.items()):
+            ended_at = run.row.ended_at
+            if ended_at is not None and now - ended_at > self.config.keep_runs_s and not run.inits:
+                self._outbox.writes.dropped_runs.append(run_no)
+                self.book.changed_runs.discard(run_no)
+                del self.book.runs[run_no]
+                self.runtimes.forget_run(run_no)
+
+    def _forget_silent_clients(self, now: float) -> None:
+        self._timers.set(now + self.config.lease_s, self._forget_silent_clients)
+        for client in tuple(self.clients.values()):
+            if now - client.heard_at > self.config.lease_s:
+                self._forget_client(client)
+
+    def _forget_client(self, client: Conversation) -> None:
+        self.clients.pop(client.peer, None)
+        self.watchers.forget(client.peer)
+        self.pushes.forget(client.peer)
+        self.sessions.close(client)
+
+    def check(self) -> None:
+        """Assert every part's invariants. For tests and the simulation: costs a look at everything."""
+        self.book.check()
+        self.fleet.check()
+        self.attempts.check()
+        self.sessions.check()
+        self.vms.check()

@@ -1,0 +1,180 @@
+"""The graph of unfinished tasks: who waits for whom, and what an end sets free or makes impossible.
+
+Owns `Node`s and their edges. Knows nothing of runs, workers or messages. A task that has ended is not in it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from boss.core.rows import TaskRow
+from ecloud.tasks import ENDED, Condition, Resources, Retries, TaskState
+
+_WAITING, _READY = TaskState.WAITING, TaskState.READY
+
+
+class Shape(msgspec.Struct, frozen=True, eq=False):
+    """What tasks ask of a worker. Interned by `Shapes`: compared and hashed by identity."""
+
+    asks: tuple[tuple[str, float], ...]
+
+    @property
+    def as_resources(self) -> Resources:
+        """The same as amounts by name."""
+        return dict(self.asks)
+
+
+class Shapes:
+    """The few different shapes of many tasks."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[str, float], ...], Shape] = {}
+
+    def of(self, asks: Resources) -> Shape:
+        """The one `Shape` of these amounts. Amounts of 0 ask for nothing."""
+        key = tuple(sorted((name, float(amount)) for name, amount in asks.items() if amount))
+        shape = self._known.get(key)
+        if shape is None:
+            shape = self._known[key] = Shape(key)
+        return shape
+
+
+class Node(msgspec.Struct, gc=False):
+    """An unfinished task in memory: about 400 bytes with its id and two edges.
+
+    `unmet` counts the dependencies still open; `dependents` are (task_no, condition) of those that wait for this one.
+    `assigned`: number of its attempt that is assigned or started, 0 without one.
+    """
+
+    task_no: int
+    run_no: int
+    id: str
+    state: TaskState
+    shape: Shape
+    retries: Retries
+    label: str
+    reason: str = ""
+    priority: int = 0
+    attempts: int = 0
+    retries_used: int = 0
+    not_before: float = 0.0
+    runtime_s: float | None = None
+    body_bytes: int = 0
+    unmet: int = 0
+    assigned: int = 0
+    init: bool = False
+    keep_dir: bool = False
+    dependents: list[tuple[int, Condition]] | None = None
+
+
+class Freed(msgspec.Struct, frozen=True):
+    """What the end of one task means for another: ready, or aborted for `reason`."""
+
+    node: Node
+    state: TaskState
+    reason: str = ""
+
+
+class TaskGraph:
+    """All unfinished tasks by `task_no`."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, Node] = {}
+        self.shapes = Shapes()
+
+    def add(self, rows: Iterable[TaskRow]) -> list[Node]:
+        """Take in unfinished tasks. Dependencies on tasks that are not in the graph (after all rows are in) count as
+        met."""
+        rows = list(rows)
+        nodes = self.nodes
+        added = []
+        for row in rows:
+            node = Node(
+                task_no=row.task_no,
+                run_no=row.run_no,
+                id=row.id,
+                state=row.state,
+                shape=self.shapes.of(row.asks),
+                retries=row.retries,
+                label=row.label,
+                reason=row.reason,
+                priority=row.priority,
+                attempts=row.attempts,
+                retries_used=row.retries_used,
+                not_before=row.not_before,
+                runtime_s=row.runtime_s,
+                body_bytes=row.body_bytes,
+                init=row.init,
+                keep_dir=row.keep_dir,
+            )
+            nodes[row.task_no] = node
+            added.append(node)
+        for row in rows:
+            unmet = 0
+            for on_task_no, condition in row.dependencies:
+                other = nodes.get(on_task_no)
+                if other is not None:
+                    unmet += 1
+                    if other.dependents is None:
+                        other.dependents = []
+                    other.dependents.append((row.task_no, condition))
+            nodes[row.task_no].unmet = unmet
+        return added
+
+    def end(self, task_no: int, state: TaskState, because: str) -> list[Freed]:
+        """Take a task that ended in `state` out; what this frees or aborts, in order, those aborted below included.
+
+        `because` names it and how it ended ("task a failed"); everything aborted below carries it on.
+        The caller moves the freed ones; aborted ones are out of the graph already.
+        """
+        freed: list[Freed] = []
+        todo = deque([(task_no, state, because)])
+        nodes = self.nodes
+        while todo:
+            number, ended, reason = todo.popleft()
+            node = nodes.pop(number, None)
+            if node is None or node.dependents is None:
+                continue
+            for dependent_no, condition in node.dependents:
+                dependent = nodes.get(dependent_no)
+                if dependent is None or dependent.unmet < 0:
+                    continue
+                if condition.met_by(ended) or dependent.state is not _WAITING:
+                    # One that runs already (its dependency was done again) is not disturbed.
+                    dependent.unmet -= 1
+                    if dependent.unmet == 0 and dependent.state is _WAITING:
+                        freed.append(Freed(dependent, _READY))
+                else:
+                    why = reason if ended is not TaskState.SUCCEEDED else f"{reason}; this one runs only if it does not"
+                    freed.append(Freed(dependent, TaskState.ABORTED, why))
+                    todo.append((dependent_no, TaskState.ABORTED, why))
+                    # Marked at once, so that a second dependency that ends badly does not abort it twice.
+                    dependent.unmet = -1
+        return [item for item in freed if item.node.unmet == 0 or item.state is TaskState.ABORTED]
+
+    def remove(self, task_nos: Iterable[int]) -> None:
+        """Forget tasks without any effect on others (they are replanted or dropped by the caller)."""
+        gone = set(task_nos)
+        for number in gone:
+            self.nodes.pop(number, None)
+
+    def cut_edges_into(self, task_nos: set[int]) -> None:
+        """Remove the edges that lead into these tasks: they are about to be added anew with other dependencies."""
+        for node in self.nodes.values():
+            if node.dependents:
+                node.dependents = [edge for edge in node.dependents if edge[0] not in task_nos] or None
+
+    def check(self) -> None:
+        """Invariants: counts agree with edges; whoever waits has something to wait for; nothing in here has ended."""
+        unmet: dict[int, int] = {}
+        for node in self.nodes.values():
+            assert node.init or node.state not in ENDED, f"task {node.id} ended but is in the graph"
+            for dependent_no, _ in node.dependents or ():
+                if dependent_no in self.nodes:
+                    unmet[dependent_no] = unmet.get(dependent_no, 0) + 1
+        for node in self.nodes.values():
+            if node.state is _WAITING:
+                assert node.unmet == unmet.get(node.task_no, 0) > 0, f"task {node.id} waits for {node.unmet}"

@@ -1,0 +1,252 @@
+"""Which ready task goes to which worker. Places batches: costs what it assigns, not what waits.
+
+Order: priority first; within a priority the run that holds the fewest CPUs now; within a run the order of the list.
+First everything that can start at once, then short queues ahead. A large task that finds no room gets a worker
+reserved, so that
+small ones don't starve it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from boss.core.config import BossConfig
+from boss.core.fleet import Fleet, Worker, how_many
+from boss.core.graph import Node, Shape
+from boss.core.runtimes import Runtimes
+from ecloud.tasks import TaskState
+
+_READY = TaskState.READY
+SHORT = 8
+"""A task that is guessed to take longer than this many `ahead_s` is not queued ahead: it would wait behind another's
+slowness."""
+
+
+class Group(msgspec.Struct, eq=False):
+    """Ready tasks of one run, priority and shape, in order. Entries may be void (cancelled, assigned): looked at when
+    taken."""
+
+    priority: int
+    run_no: int
+    shape: Shape
+    nodes: deque[Node]
+
+
+class ReadyTasks:
+    """All ready tasks, grouped."""
+
+    def __init__(self) -> None:
+        self.groups: dict[tuple[int, int, Shape], Group] = {}
+        self.held_runs: set[int] = set()
+
+    def put(self, node: Node) -> None:
+        """A task became ready."""
+        key = (node.priority, node.run_no, node.shape)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(node.priority, node.run_no, node.shape, deque())
+        group.nodes.append(node)
+
+    def put_first(self, node: Node) -> None:
+        """A task that was placed could not be kept there: it goes before those that came after it."""
+        self.put(node)
+        self.groups[(node.priority, node.run_no, node.shape)].nodes.rotate(1)
+
+    def hold(self, run_no: int) -> None:
+        """Place nothing of this run."""
+        self.held_runs.add(run_no)
+
+    def release(self, run_no: int) -> None:
+        """Place this run's tasks again."""
+        self.held_runs.discard(run_no)
+
+    def first(self, group: Group) -> Node | None:
+        """The first that is still ready and not assigned; void entries before it are dropped. Empty groups go."""
+        nodes = group.nodes
+        while nodes:
+            node = nodes[0]
+            if (
+                node.state is _READY
+                and not node.assigned
+                and (node.priority, node.shape) == (group.priority, group.shape)
+            ):
+                return node
+            nodes.popleft()
+        self.groups.pop((group.priority, group.run_no, group.shape), None)
+        return None
+
+    def placeable(self) -> list[Group]:
+        """Groups with something to place, of runs that are not held."""
+        return [
+            group
+            for group in tuple(self.groups.values())
+            if group.run_no not in self.held_runs and self.first(group) is not None
+        ]
+
+
+Assign = Callable[[Worker, Node, float], None]
+"""Make an attempt of the node on the worker; the float is the guess of its run-time in seconds."""
+
+
+class Placement:
+    """Places what is ready on who has room. Owns no state beyond one call of `place`."""
+
+    def __init__(self, ready: ReadyTasks, fleet: Fleet, runtimes: Runtimes, config: BossConfig) -> None:
+        self._ready = ready
+        self._fleet = fleet
+        self._runtimes = runtimes
+        self._config = config
+
+    def place(self, assign: Assign, refuses: Callable[[Worker, int], bool]) -> None:
+        """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
+        groups = self._ready.placeable()
+        workers = [worker for worker in self._fleet.workers.values() if worker.takes_tasks]
+        if not groups or not workers:
+            return
+        by_priority: dict[int, list[Group]] = {}
+        for group in groups:
+            by_priority.setdefault(group.priority, []).append(group)
+        reserved: dict[str, Group] = {}
+        for in_slots in (True, False):
+            for priority in sorted(by_priority, reverse=True):
+                self._place_priority(by_priority[priority], workers, reserved, in_slots, assign, refuses)
+
+    def _place_priority(
+        self,
+        groups: list[Group],
+        workers: list[Worker],
+        reserved: dict[str, Group],
+        in_slots: bool,
+        assign: Assign,
+        refuses: Callable[[Worker, int], bool],
+    ) -> None:
+        held = self._fleet.held_cpus
+        # (held CPUs of the run, run, oldest task): the fair order; a group comes back with its new weight until it is stuck.
+        queue: list[tuple[float, int, int, Group, _Room]] = []
+        for group in groups:
+            node = self._ready.first(group)
+            if node is not None:
+                room = _Room(self, group, workers, reserved, in_slots, refuses)
+                queue.append((held.get(group.run_no, 0.0), group.run_no, node.task_no, group, room))
+        heapq.heapify(queue)
+        while queue:
+            _, run_no, _, group, room = heapq.heappop(queue)
+            alone = not queue
+            while (node := self._ready.first(group)) is not None:
+                worker = room.next_worker(node)
+                if worker is None:
+                    if in_slots:
+                        self._reserve(group, workers, reserved, refuses)
+                    break
+                group.nodes.popleft()
+                assign(worker, node, self.guess_s(node))
+                if not alone:
+                    following = self._ready.first(group)
+                    if following is not None:
+                        heapq.heappush(queue, (held.get(run_no, 0.0), run_no, following.task_no, group, room))
+                    break
+
+    def _reserve(
+        self,
+        group: Group,
+        workers: list[Worker],
+        reserved: dict[str, Group],
+        refuses: Callable[[Worker, int], bool],
+    ) -> None:
+        """Keep the worker that will have room soonest for a task that found none; once per shape and call."""
+        if any(other.shape is group.shape for other in reserved.values()):
+            return
+        best: tuple[float, str] | None = None
+        for worker in workers:
+            if (
+                worker.name in reserved
+                or not how_many(worker.capacity, group.shape, 1)
+                or refuses(worker, group.run_no)
+            ):
+                continue
+            share = min(
+                (worker.free.get(name, 0.0) / amount for name, amount in group.shape.asks),
+                default=1.0,
+            )
+            if best is None or (share, worker.name) > best:
+                best = (share, worker.name)
+        if best is not None:
+            reserved[best[1]] = group
+
+    def guess_s(self, node: Node) -> float:
+        """How long it may run: what its user said, what was learned, or a second."""
+        return self._runtimes.guess_s(node)
+
+    def ahead_room(self, worker: Worker, shape: Shape, guess_s: float) -> int:
+        """How many more tasks of that guess may be queued at the worker beyond what runs."""
+        if worker.slow or guess_s > SHORT * self._config.ahead_s:
+            return 0
+        slots = how_many(worker.capacity, shape, self._config.ahead_max)
+        by_time = math.ceil((self._config.ahead_s - worker.ahead_s) * slots / guess_s)
+        return max(0, min(by_time, self._config.ahead_max - len(worker.ahead)))
+
+
+class _Room:
+    """Workers with room for one group, emptiest first, those with rare resources it does not need last. Built when
+    first asked."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        group: Group,
+        workers: Iterable[Worker],
+        reserved: dict[str, Group],
+        in_slots: bool,
+        refuses: Callable[[Worker, int], bool],
+    ) -> None:
+        self._placement = placement
+        self._group = group
+        self._workers = workers
+        self._reserved = reserved
+        self._in_slots = in_slots
+        self._refuses = refuses
+        self._turn: deque[Worker] | None = None
+
+    def next_worker(self, node: Node) -> Worker | None:
+        """The next worker in turn that still has room; None when no one has."""
+        if self._turn is None:
+            self._turn = deque(self._candidates())
+        turn = self._turn
+        while turn:
+            worker = turn[0]
+            if self._has_room(worker, node):
+                turn.rotate(-1)
+                return worker
+            turn.popleft()
+        return None
+
+    def _candidates(self) -> list[Worker]:
+        group, needs = self._group, {name for name, _ in self._group.shape.asks}
+        candidates = [
+            worker
+            for worker in self._workers
+            if how_many(worker.free if self._in_slots else worker.capacity, group.shape, 1)
+            and not self._refuses(worker, group.run_no)
+        ]
+        candidates.sort(key=lambda worker: (_unneeded(worker, needs), -worker.free.get("cpus", 0.0), worker.name))
+        return candidates
+
+    def _has_room(self, worker: Worker, node: Node) -> bool:
+        keeper = self._reserved.get(worker.name)
+        if keeper is not None and keeper.shape is not self._group.shape and keeper.priority >= self._group.priority:
+            return False
+        if self._in_slots:
+            return how_many(worker.free, self._group.shape, 1) > 0
+        return self._placement.ahead_room(worker, self._group.shape, self._placement.guess_s(node)) > 0
+
+
+_USUAL = frozenset({"cpus", "memory_mb"})
+
+
+def _unneeded(worker: Worker, needs: set[str]) -> int:
+    return sum(1 for name, amount in worker.capacity.items() if amount and name not in _USUAL and name not in needs)

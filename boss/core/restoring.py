@@ -1,0 +1,95 @@
+"""A boss starts from what the store holds: everything unfinished, workers that are expected back, VMs with their
+intents."""
+
+from __future__ import annotations
+
+from boss.core.attempts import Attempts
+from boss.core.duty import Duty
+from boss.core.fleet import Attempt, Fleet, Worker
+from boss.core.rows import AttemptRow, Snapshot
+from boss.core.taskbook import TaskBook
+from boss.core.vms import Vms
+from ecloud.tasks import AttemptState, Cause, TaskState
+
+_ON_DUTY = frozenset({"up", "draining"})
+
+
+def restore(
+    snapshot: Snapshot, book: TaskBook, attempts: Attempts, fleet: Fleet, duty: Duty, vms: Vms, now: float
+) -> None:
+    """Fill the parts of a new core. Workers get a lease to be heard; attempts of workers that are gone are lost at
+    once."""
+    for run in snapshot.runs:
+        loaded = book.run_of(run)
+        counts = snapshot.states.get(run.run_no, {})
+        loaded.states = {TaskState(state): count for state, count in counts.items() if count}
+        if run.held:
+            book.ready.hold(run.run_no)
+    book.graph.add(snapshot.tasks)
+    _restore_workers(snapshot, fleet, duty, now)
+    for attempt in snapshot.attempts:
+        _restore_attempt(attempt, book, attempts, fleet)
+    for attempt in snapshot.init_attempts:
+        _restore_init(attempt, book, fleet)
+    for node in book.graph.nodes.values():
+        if node.init:
+            book.runs[node.run_no].inits[node.task_no] = node
+            if node.state is TaskState.SUCCEEDED:
+                book.runs[node.run_no].init_done.add(node.task_no)
+        elif node.state is TaskState.READY and not node.assigned:
+            book.offer(node, now)
+    attempts.roll_forward()
+    attempts.lose_orphans(now)
+    vms.load(snapshot.vms, now)
+
+
+def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Duty, now: float) -> None:
+    for row in snapshot.workers:
+        if row.state in _ON_DUTY:
+            capacity = {name: float(amount) for name, amount in row.hello.resources.items()}
+            worker = Worker(row, capacity, dict(capacity), now, idle_since=now)
+            fleet.add(worker)
+            duty.expect(worker, now)
+
+
+def _restore_attempt(row: AttemptRow, book: TaskBook, attempts: Attempts, fleet: Fleet) -> None:
+    node = book.graph.nodes.get(row.task_no)
+    shape = node.shape if node is not None and not node.init else book.graph.shapes.of({})
+    attempt = Attempt(
+        task_no=row.task_no,
+        number=row.number,
+        run_no=row.run_no,
+        worker=row.worker,
+        shape=shape,
+        state=row.state,
+        assigned_at=row.assigned_at,
+        started_at=row.started_at,
+        init=node is not None and node.init,
+        reason=row.reason,
+        outcome=row.outcome,
+    )
+    key = (row.task_no, row.number)
+    attempts.active[key] = attempt
+    if node is not None:
+        node.attempts = max(node.attempts, row.number)  # the number of an assigned attempt is not in its task's row
+    if node is not None and not node.init and row.state is not AttemptState.STOPPING:
+        node.assigned = row.number
+    if row.state is AttemptState.PROMOTING:
+        attempts.promoting[key] = attempt
+        return
+    worker = fleet.workers.get(row.worker)
+    if worker is not None:
+        fleet.give(worker, attempt)
+        if attempt.init:
+            worker.inits[row.task_no] = "given"
+
+
+def _restore_init(row: AttemptRow, book: TaskBook, fleet: Fleet) -> None:
+    if row.outcome is None or row.outcome.cause is Cause.STOPPED:
+        return
+    worker = fleet.workers.get(row.worker)
+    if worker is not None:
+        worker.inits[row.task_no] = "succeeded" if row.outcome.cause is Cause.SUCCESS else "failed"
+    run = book.runs.get(row.run_no)
+    if run is not None and row.outcome.cause is not Cause.SUCCESS:
+        run.init_failures.setdefault(row.task_no, set()).add(row.worker)

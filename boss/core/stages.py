@@ -1,0 +1,37 @@
+"""Sweeping: stages in the datastore that belong to no living attempt are removed. Owns nothing but the rhythm."""
+
+from __future__ import annotations
+
+from boss.core.attempts import Attempts, stage_name
+from boss.core.config import BossConfig
+from boss.core.effects import DropStages, ListStages
+from boss.core.outbox import Outbox
+from boss.core.timers import Timers
+
+
+class Stages:
+    """What is staged belongs to an attempt that is not over, or goes. It must be seen twice before it goes."""
+
+    def __init__(self, outbox: Outbox, attempts: Attempts, timers: Timers, config: BossConfig) -> None:
+        self._outbox = outbox
+        self._attempts = attempts
+        self._timers = timers
+        self._every_s = config.sweep_every_s
+        self._suspects: set[str] = set()
+
+    def begin(self, now: float) -> None:
+        """Look after each `sweep_every_s`."""
+        self._timers.set(now + self._every_s, self._look)
+
+    def _look(self, now: float) -> None:
+        self._outbox.call(ListStages())
+        self._timers.set(now + self._every_s, self._look)
+
+    def on_listed(self, stages: tuple[str, ...], now: float) -> None:
+        """Drop those that belonged to nobody at the last look either."""
+        living = {stage_name(attempt.worker, key) for key, attempt in self._attempts.active.items()}
+        orphans = {stage for stage in stages if stage not in living}
+        doomed = orphans & self._suspects
+        self._suspects = orphans - doomed
+        if doomed:
+            self._outbox.call(DropStages(tuple(sorted(doomed))))

@@ -1,0 +1,89 @@
+"""Clients that watch runs: told what changed, a few times a second at most."""
+
+from __future__ import annotations
+
+from boss.core.config import BossConfig
+from boss.core.fleet import Fleet
+from boss.core.outbox import Conversation, Outbox
+from boss.core.taskbook import Run, TaskBook
+from boss.core.timers import Timers
+from ecloud.tasks import TaskState
+from ecloud.wire import RunChanged
+
+RUNNING_NAMED = 8
+"""Running tasks named in one `RunChanged`."""
+
+
+class Watchers:
+    """Who watches which run."""
+
+    def __init__(self, outbox: Outbox, book: TaskBook, fleet: Fleet, timers: Timers, config: BossConfig) -> None:
+        self._outbox = outbox
+        self._book = book
+        self._fleet = fleet
+        self._timers = timers
+        self._every_s = config.watch_every_s
+        self._watching: dict[int, dict[str, Conversation]] = {}
+        self._told_at: dict[int, float] = {}
+        self._timer_set = False
+
+    def watch(self, client: Conversation, run: Run, now: float) -> None:
+        """Tell the client of this run from now on, and once at once."""
+        self._watching.setdefault(run.row.run_no, {})[client.peer] = client
+        self._outbox.say(client, self._picture(run))
+
+    def forget(self, peer: str) -> None:
+        """The client left."""
+        for run_no in [run_no for run_no, clients in self._watching.items() if peer in clients]:
+            del self._watching[run_no][peer]
+            if not self._watching[run_no]:
+                del self._watching[run_no]
+
+    def tell(self, now: float) -> None:
+        """At the end of a batch: tell of runs that changed, unless they were told of a moment ago."""
+        later = False
+        for run_no in tuple(self._book.changed_runs):
+            clients = self._watching.get(run_no)
+            run = self._book.runs.get(run_no)
+            if not clients or run is None:
+                self._book.changed_runs.discard(run_no)
+                if run is not None:
+                    run.ended_hints.clear()
+                continue
+            if now < self._told_at.get(run_no, 0.0) + self._every_s and run.left:
+                later = True
+                continue
+            self._told_at[run_no] = now
+            picture = self._picture(run)
+            for client in clients.values():
+                self._outbox.say(client, picture)
+            run.ended_hints.clear()
+            self._book.changed_runs.discard(run_no)
+        if later and not self._timer_set:
+            self._timer_set = True
+            self._timers.set(now + self._every_s, self._ring)
+
+    def _ring(self, now: float) -> None:
+        self._timer_set = False  # the batch that this alarm makes ends with `tell`
+
+    def _picture(self, run: Run) -> RunChanged:
+        run_no = run.row.run_no
+        running: list[str] = []
+        for worker in self._fleet.workers.values():
+            for attempt in worker.held.values():
+                if attempt.run_no == run_no and attempt.started_at is not None and len(running) < RUNNING_NAMED:
+                    node = self._book.graph.nodes.get(attempt.task_no)
+                    if node is not None and node.state is TaskState.RUNNING:
+                        running.append(node.id)
+            if len(running) >= RUNNING_NAMED:
+                break
+        return RunChanged(
+            run=run.row.name,
+            run_no=run_no,
+            states={state.value: count for state, count in run.states.items() if count},
+            ended=tuple(run.ended_hints),
+            running=tuple(running),
+            workers=sum(worker.takes_tasks for worker in self._fleet.workers.values()),
+            over=run.left == 0,
+            held=run.row.held,
+        )

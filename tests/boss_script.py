@@ -1,0 +1,259 @@
+"""A script for the boss: one line in, the exact answer out, anything extra fails.
+
+    script = BossScript().pool("local", maximum=2)
+    w1 = script.worker("w1", cpus=2)
+    script.push("r", task("a"), task("b", after="a"))
+    script.starts(w1, "a").nothing_else()
+    script.ended(w1, "a").stored(w1, "a").starts(w1, "b")
+
+Drives the real core, the real store twin and real envelopes; no socket, no clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from boss.core.boss import Boss
+from boss.core.config import BossConfig, PoolConfig
+from boss.core.effects import Call, Effects, LoadRun, Send
+from boss.core.events import Event, MessageArrived, RunLoaded, TasksSelected
+from ecloud import wire
+from ecloud.tasks import Cause, Condition, Dependency, Outcome, Result, TaskDefinition, TaskState
+from ecloud.wire import AttemptName, Envelope, HeldAttempt
+from sim.store import Store
+
+
+def task(id: str, *, after: str = "", on: str = "success", **fields: Any) -> TaskDefinition:
+    """A task of one command; `after` names dependencies, split at spaces."""
+    dependencies = tuple(Dependency(name, Condition(on)) for name in after.split())
+    results = tuple(Result(path, path) for path in fields.pop("results", ()))
+    fields.setdefault("commands", ("true",))
+    return TaskDefinition(id=id, dependencies=dependencies, results=results, **fields)
+
+
+class Peer:
+    """One peer's side of a conversation."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        self.session = ""
+        self.number = 0
+        self.seen = 0
+        self.holds: dict[tuple[int, int], str] = {}
+
+
+class BossScript:
+    """The boss, its store, and everything it said that no assertion has taken yet."""
+
+    def __init__(self, store: Store | None = None, **config: Any) -> None:
+        self.store = store if store is not None else Store()
+        config.setdefault("watch_every_s", 0.0)
+        self.config = BossConfig(**config)
+        self.now = 1000.0
+        self.said: list[Send] = []
+        self.calls: list[Call] = []
+        self.peers: dict[str, Peer] = {}
+        self.names: dict[str, int] = {}
+        self.batch = 0
+        self.start()
+
+    def start(self) -> BossScript:
+        """A new boss on the same store."""
+        self.store.lead("test", self.now, replace=True)
+        self.batch = self.store.last_batch()
+        self.boss = Boss(self.store.load(), self.config, self.now)
+        self.said, self.calls = [], []
+        self.handle()
+        return self
+
+    def handle(self, *events: Event) -> Effects:
+        """One batch, carried out as the contract says."""
+        effects = self.boss.handle(list(events), self.now)
+        self.boss.check()
+        if not effects.writes.is_empty:
+            self.batch += 1
+            self.store.commit(self.batch, effects.writes, self.now)
+        self.said += effects.sends
+        self.calls += effects.calls
+        for read in effects.reads:
+            if isinstance(read, LoadRun):
+                self.handle(RunLoaded(read.token, self.store.load_run(read.name)))
+            else:
+                images, task_nos, problem = self.store.select(read)
+                self.handle(TasksSelected(read.token, tuple(images), frozenset(task_nos), problem))
+        return effects
+
+    def wait(self, seconds: float) -> BossScript:
+        """Let time pass, deadline by deadline."""
+        until = self.now + seconds
+        while (deadline := self.boss.next_deadline()) is not None and deadline <= until:
+            self.now = max(self.now, deadline)
+            self.handle()
+        self.now = until
+        self.handle()
+        return self
+
+    # --- peers -----------------------------------------------------------------------------------
+
+    def hear(self, peer: Peer, message: wire.Message) -> BossScript:
+        """The peer says something in its session."""
+        peer.number += 1
+        envelope = Envelope(wire.PROTOCOL_VERSION, peer.name, peer.session, peer.number, message)
+        self.handle(MessageArrived(envelope, f"key-{peer.name}"))
+        return self
+
+    def hello(self, peer: Peer, **fields: Any) -> BossScript:
+        """Hello and Welcome."""
+        fields.setdefault("attempts", tuple(HeldAttempt(*key, state) for key, state in peer.holds.items()))
+        hello = wire.Hello(nonce=f"{peer.name}-nonce", kind=peer.kind, **fields)
+        self.handle(MessageArrived(Envelope(wire.PROTOCOL_VERSION, peer.name, "", 0, hello), f"key-{peer.name}"))
+        welcome = self.take(peer, wire.Welcome)
+        peer.session, peer.number, peer.seen = welcome.session, 0, 0
+        return self
+
+    def worker(self, name: str, *, cpus: float = 1.0, home: str = "", **resources: float) -> Peer:
+        """A worker on duty."""
+        peer = self.peers[name] = Peer(name, "worker")
+        self.hello(peer, resources={"cpus": cpus, **resources}, home=home or f"home-{name}")
+        self.beats(peer)
+        return peer
+
+    def client(self, name: str = "c1") -> Peer:
+        """A client with a session."""
+        if name not in self.peers:
+            peer = self.peers[name] = Peer(name, "client")
+            self.hello(peer)
+        return self.peers[name]
+
+    def beats(self, peer: Peer, **fields: Any) -> BossScript:
+        """A heartbeat with the peer's inventory, answered."""
+        held = tuple(HeldAttempt(*key, state) for key, state in peer.holds.items())
+        heartbeat = wire.Heartbeat(**{"orders_seen": peer.seen, "attempts": held, **fields})
+        self.hear(peer, heartbeat)
+        self.take(peer, wire.HeartbeatAnswered)
+        return self
+
+    def push(self, run: str, *tasks: TaskDefinition, **options: Any) -> wire.RunAccepted:
+        """A push, accepted."""
+        client = self.client()
+        push_id = f"push-{self.batch}-{len(self.names)}-{self.now}"
+        options_ = wire.PushOptions(run=run, **options)
+        self.hear(client, wire.SubmitTasks(push_id, 0, 1, options_, tasks))
+        self.take(client, wire.ChunkReceived)
+        answer = self.take(client, wire.RunAccepted)
+        image = self.store.load_run(run)
+        assert image is not None
+        self.names.update({row.id: row.task_no for row in image.tasks})
+        return answer
+
+    def ask(self, verb: str, **arguments: Any) -> wire.RequestDone | wire.Refused:
+        """A person's request and its answer."""
+        client = self.client()
+        self.hear(client, wire.Request(f"{verb}-{client.number}", verb, arguments))
+        for index, send in enumerate(self.said):
+            if isinstance(send.envelope.message, (wire.RequestDone, wire.Refused)):
+                del self.said[index]
+                return send.envelope.message  # type: ignore[return-value]
+        raise AssertionError(f"{verb} was not answered")
+
+    # --- what workers do -------------------------------------------------------------------------
+
+    def key(self, id: str, number: int | None = None) -> tuple[int, int]:
+        """(task_no, number of its last attempt)."""
+        task_no = self.names[id]
+        if number is None:
+            number = max(key[1] for key in self.store.attempts if key[0] == task_no)
+        return task_no, number
+
+    def started(self, peer: Peer, *ids: str) -> BossScript:
+        """The worker says that these run."""
+        for id in ids:
+            peer.holds[self.key(id)] = "running"
+        return self.hear(peer, wire.TasksStarted(tuple(wire.StartedAttempt(*self.key(id), 0.0) for id in ids)))
+
+    def ended(self, peer: Peer, *ids: str, cause: Cause = Cause.SUCCESS, **fields: Any) -> BossScript:
+        """The worker says how these ended."""
+        outcomes = tuple(Outcome(*self.key(id), cause, **fields) for id in ids)
+        for id in ids:
+            peer.holds[self.key(id)] = "ended"
+        return self.hear(peer, wire.TasksEnded(outcomes))
+
+    def returned(self, peer: Peer, *ids: str, reason: str = "") -> BossScript:
+        """The worker gives these back."""
+        for id in ids:
+            peer.holds.pop(self.key(id), None)
+        return self.hear(peer, wire.TasksReturned(tuple(AttemptName(*self.key(id)) for id in ids), reason))
+
+    # --- assertions ------------------------------------------------------------------------------
+
+    def take(self, peer: Peer, kind: type[Any]) -> Any:
+        """The next message of that kind to the peer, taken out of what was said."""
+        for index, send in enumerate(self.said):
+            envelope = send.envelope
+            if envelope.peer == peer.name and isinstance(envelope.message, kind):
+                del self.said[index]
+                if envelope.session == peer.session and envelope.number:
+                    peer.seen = max(peer.seen, envelope.number)
+                return envelope.message
+        heard = [(send.envelope.peer, type(send.envelope.message).__name__) for send in self.said]
+        raise AssertionError(f"no {kind.__name__} for {peer.name}; there is {heard}")
+
+    def starts(self, peer: Peer, *ids: str) -> BossScript:
+        """The boss ordered exactly these of the worker, in this order, in one message."""
+        orders = self.take(peer, wire.StartTasks).attempts
+        by_no = {number: id for id, number in self.names.items()}
+        assert [by_no[order.task_no] for order in orders] == list(ids)
+        for order in orders:
+            assert (order.task_no, order.number) in self.store.attempts, "said before it was committed"
+            peer.holds[(order.task_no, order.number)] = "queued"
+        return self
+
+    def stored(self, peer: Peer, *ids: str) -> BossScript:
+        """The boss answered the outcomes of these."""
+        names = self.take(peer, wire.OutcomesStored).attempts
+        assert sorted(name.task_no for name in names) == sorted(self.names[id] for id in ids)
+        for name in names:
+            peer.holds.pop((name.task_no, name.number), None)
+        return self
+
+    def stops(self, peer: Peer, *ids: str) -> BossScript:
+        """The boss wants these stopped."""
+        names = self.take(peer, wire.StopTasks).attempts
+        assert sorted(name.task_no for name in names) == sorted(self.names[id] for id in ids)
+        return self
+
+    def nothing_else(self) -> BossScript:
+        """Nothing was said or called that no assertion took."""
+        assert [send.envelope for send in self.said] == []
+        assert self.calls == []
+        return self
+
+    def call(self, kind: type[Any]) -> Any:
+        """The next call of that kind."""
+        for index, call in enumerate(self.calls):
+            if isinstance(call, kind):
+                return self.calls.pop(index)
+        raise AssertionError(f"no {kind.__name__} among {self.calls}")
+
+    def states(self, **expected: str) -> BossScript:
+        """Tasks stand so, in the store."""
+        found = {id: str(self.store.tasks[self.names[id]].state) for id in expected}
+        assert found == expected
+        return self
+
+    def reason(self, id: str) -> str:
+        """The stored reason of a task."""
+        return self.store.tasks[self.names[id]].reason
+
+    def state(self, id: str) -> TaskState:
+        """The stored state of a task."""
+        return self.store.tasks[self.names[id]].state
+
+    def pool(self, name: str, maximum: int, cpus: float = 1.0, **fields: Any) -> BossScript:
+        """A boss with one more pool, started anew."""
+        pool = PoolConfig(name, {"cpus": cpus}, maximum=maximum, **fields)
+        self.config = msgspec.structs.replace(self.config, pools=(*self.config.pools, pool))
+        return self.start()
