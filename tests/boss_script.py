@@ -123,10 +123,10 @@ class BossScript:
 
     def client(self, name: str = "c1") -> Peer:
         """A client with a session."""
-        if name not in self.peers:
-            peer = self.peers[name] = Peer(name, "client")
+        peer = self.peers.setdefault(name, Peer(name, "client"))
+        if peer.session not in self.boss.sessions.open:
             self.hello(peer)
-        return self.peers[name]
+        return peer
 
     def beats(self, peer: Peer, **fields: Any) -> BossScript:
         """A heartbeat with the peer's inventory, answered."""

@@ -170,7 +170,7 @@ class Attempts:
         attempt.outcome = outcome
         if attempt.started_at is None:
             attempt.started_at = max(attempt.assigned_at, now - outcome.run_s)
-        if outcome.cause is Cause.SUCCESS and outcome.manifest and not was_stopping:
+        if outcome.cause is Cause.SUCCESS and outcome.manifest and not was_stopping and not attempt.init:
             attempt.state = _PROMOTING
             self.promoting[key] = attempt
             self._to_promote.append(attempt)

@@ -43,9 +43,9 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
         del run.inits[task_no]
         run.init_done.discard(task_no)
     attempts.forget_inits(again)
-    if known:
-        book.graph.cut_edges_into(known)
-        book.graph.remove(known)
+    # A task that ended early (cancelled) is not in the graph, but what it waited for may still name it.
+    book.graph.cut_edges_into({row.task_no for row in image.tasks} & merged.disturbed)
+    book.graph.remove(known)
     book.plant(merged.planted, now)
     if any(count for state, count in merged.states.items() if state not in ENDED):
         book.plant([row for row in merged.inits if row.task_no not in nodes], now)

@@ -157,13 +157,14 @@ class TaskGraph:
 
     def remove(self, task_nos: Iterable[int]) -> None:
         """Forget tasks without any effect on others (they are replanted or dropped by the caller)."""
-        gone = set(task_nos)
-        for number in gone:
-            self.nodes.pop(number, None)
+        for number in tuple(task_nos):
+            node = self.nodes.pop(number, None)
+            if node is not None:
+                node.state = TaskState.CANCELLED  # whoever still has it in a queue sees that it is void
 
     def cut_edges_into(self, task_nos: set[int]) -> None:
         """Remove the edges that lead into these tasks: they are about to be added anew with other dependencies."""
-        for node in self.nodes.values():
+        for node in self.nodes.values() if task_nos else ():
             if node.dependents:
                 node.dependents = [edge for edge in node.dependents if edge[0] not in task_nos] or None
 

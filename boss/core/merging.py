@@ -186,7 +186,7 @@ def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped
     for row in unsettled:
         state, reason = settled.get(row.task_no, (TaskState.WAITING, ""))
         _place_row(merged, row, state, reason, row.task_no in fresh)
-    _finish(merged, rows, ended)
+    _finish(merged, rows, ended, dependents)
 
 
 def _settle(row: TaskRow, rows: dict[int, TaskRow], ended: dict[int, TaskState]) -> tuple[TaskState, str]:
@@ -216,12 +216,17 @@ def _place_row(merged: Merge, row: TaskRow, state: TaskState, reason: str, fresh
     merged.moved[row.task_no] = TaskMoved(state, reason, row.attempts, row.retries_used, row.not_before)
 
 
-def _finish(merged: Merge, rows: dict[int, TaskRow], ended: dict[int, TaskState]) -> None:
+def _finish(
+    merged: Merge, rows: dict[int, TaskRow], ended: dict[int, TaskState], dependents: dict[int, list[TaskRow]]
+) -> None:
     """Rows for the graph: what was disturbed and has not ended, and whoever waits for such a one; then counts."""
-    for row in rows.values():
-        waits_anew = row.state not in ENDED and any(no in merged.disturbed for no, _ in row.dependencies)
-        if waits_anew and row.state is not TaskState.RUNNING:
-            merged.disturbed.add(row.task_no)
+    # A node planted anew has lost its edges to those that wait for it: they are planted anew too, and so on.
+    todo = list(merged.disturbed)
+    while todo:
+        for row in dependents.get(todo.pop(), ()):
+            if row.task_no not in merged.disturbed and row.state is TaskState.WAITING:
+                merged.disturbed.add(row.task_no)
+                todo.append(row.task_no)
     merged.inits = [row for row in rows.values() if row.init]
     merged.states = dict(Counter(row.state for row in rows.values() if not row.init))
     for row in rows.values():

@@ -209,24 +209,19 @@ class Requests:
         dropped_nos: set[int] = set()
         for image in images:
             meant = {row.task_no for row in image.tasks if row.task_no in task_nos}
-            cancelled = {node.task_no for node in self._cancel_nodes(meant, "cancelled: dropped", now)}
+            self._cancel_nodes(meant, "cancelled: dropped", now)
             run = self._book.run_of(image.run)
-            if run.row.ended_at is not None:
-                # A run that is over may not be counted in memory.
-                run.states = {}
-                for row in image.tasks:
-                    if not row.init:
-                        run.states[row.state] = run.states.get(row.state, 0) + 1
+            writes = self._outbox.writes
             for row in image.tasks:
                 if row.task_no not in meant or row.task_no in self._book.graph.nodes:
                     continue
-                state = TaskState.CANCELLED if row.task_no in cancelled else row.state
+                moved = writes.tasks.pop(row.task_no, None)
+                state = moved.state if moved is not None else row.state
                 if not row.init:
                     run.states[state] = run.states.get(state, 0) - 1
                 dropped.append(row.id)
                 dropped_nos.add(row.task_no)
-                self._outbox.writes.dropped_tasks.append(row.task_no)
-                self._outbox.writes.tasks.pop(row.task_no, None)
+                writes.dropped_tasks.append(row.task_no)
             if not any(run.states.values()):
                 dropped_nos |= self._drop_run(image.run.run_no)
         self._attempts.forget_tasks(dropped_nos)
