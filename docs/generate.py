@@ -1,0 +1,108 @@
+"""Draws the parts of docs/ that must agree with the code: message tables, state tables and diagrams.
+
+    python docs/generate.py            rewrite what lies between the markers
+    python docs/generate.py --check    exit 1 and name the file where code and docs differ
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import typing
+from pathlib import Path
+
+import msgspec
+
+from ecloud import tasks, wire
+
+DOCS = Path(__file__).parent
+MARKERS = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def first_paragraph(thing: type) -> str:
+    """The docstring up to its first empty line, on one line."""
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+def type_name(annotation: object) -> str:
+    """A type as a reader wants it."""
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return re.sub(r"\b(ecloud|typing|builtins)\.(tasks\.|wire\.)?", "", text).replace("|", "\\|")
+
+
+def messages() -> str:
+    """A table of all messages."""
+    lines = ["| message | what it says | fields |", "|---|---|---|"]
+    for message in typing.get_args(wire.Message):
+        hints = typing.get_type_hints(message)
+        fields = ", ".join(f"`{name}`: {type_name(hints[name])}" for name in message.__struct_fields__)
+        lines.append(f"| `{message.__name__}` | {first_paragraph(message)} | {fields or 'none'} |")
+    return "\n".join(lines) + "\n"
+
+
+def values() -> str:
+    """The values inside messages."""
+    lines = ["| value | what it is | fields |", "|---|---|---|"]
+    for value in (
+        wire.Envelope, wire.HeldAttempt, wire.AttemptName, wire.AttemptOrder, wire.StartedAttempt, wire.TaskEnded,
+        wire.DatastoreAccess, wire.PushOptions, tasks.Outcome, tasks.ManifestEntry, tasks.TaskDefinition, tasks.TaskBody,
+    ):  # fmt: skip
+        shape = "array" if msgspec.inspect.type_info(value).array_like else "object"  # type: ignore[attr-defined]
+        fields = ", ".join(f"`{name}`" for name in value.__struct_fields__)
+        lines.append(f"| `{value.__name__}` ({shape}) | {first_paragraph(value)} | {fields} |")
+    return "\n".join(lines) + "\n"
+
+
+def limits() -> str:
+    """Named limits of the wire."""
+    rows = [
+        ("protocol version", wire.PROTOCOL_VERSION),
+        ("largest message, bytes", f"{wire.MAX_MESSAGE_BYTES:,}"),
+        ("a batch is closed at, bytes", f"{wire.BATCH_BYTES:,}"),
+        ("a batch is closed at, items", wire.BATCH_COUNT),
+        ("longest peer, key, session, nonce", wire.MAX_NAME_CHARS),
+        ("output kept of a success, bytes a stream", f"{tasks.SUCCESS_TAIL_BYTES:,}"),
+        ("output kept of anything else, bytes a stream", f"{tasks.FAILURE_TAIL_BYTES:,}"),
+    ]
+    return "| limit | value |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def diagram(moves: tuple[tuple[tasks.TaskState, tasks.TaskState, str], ...] | tuple[typing.Any, ...]) -> str:
+    """A mermaid state diagram and the table it is drawn from."""
+    lines = ["```mermaid", "stateDiagram-v2"]
+    lines += [f"    {a.value} --> {b.value}" for a, b, _ in moves]
+    lines += ["```", "", "| from | to | by |", "|---|---|---|"]
+    lines += [f"| {a.value} | {b.value} | {by} |" for a, b, by in moves]
+    return "\n".join(lines) + "\n"
+
+
+PARTS = {
+    "messages": messages,
+    "values": values,
+    "limits": limits,
+    "task_states": lambda: diagram(tasks.MOVES),
+    "attempt_states": lambda: diagram(tasks.ATTEMPT_MOVES),
+}
+
+
+def main() -> int:
+    """Rewrite or check every file with markers."""
+    check = "--check" in sys.argv[1:]
+    stale = []
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text()
+        fresh = MARKERS.sub(lambda match: match[1] + PARTS[match["name"]]() + match[3], text)
+        if fresh != text:
+            stale.append(path.name)
+            if not check:
+                path.write_text(fresh)
+    if check and stale:
+        print(f"docs differ from the code: {', '.join(stale)}; run `make docs`")
+        return 1
+    print(f"docs: {', '.join(stale) + ' rewritten' if stale else 'as the code says'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

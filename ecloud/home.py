@@ -1,0 +1,33 @@
+"""Where a boss keeps what is its own: one directory, everything in it named here. Makes directories, never reads them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PRIVATE = 0o700
+
+
+class Home:
+    """A boss's directory (`ECLOUD_HOME`, default `~/.ecloud`)."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.database = self.path / "ecloud.db"
+        self.secrets = self.path / "secrets"
+        self.cluster_key = self.secrets / "cluster.key"
+        self.client_access = self.path / "client.access"
+        self.boss_lock = self.path / "boss.lock"
+        self.boss_pid = self.path / "boss.pid"
+        self.log = self.path / "boss.log"
+        self.broker = self.path / "broker"
+        self.workers = self.path / "workers"
+        self.datastore = self.path / "datastore"
+        self.backups = self.path / "backups"
+
+    def make(self) -> Home:
+        """Make the directories, for nobody else to read. Raises `OSError` with the path where that is impossible."""
+        for directory in (self.path, self.secrets, self.broker, self.workers, self.backups):
+            directory.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        os.chmod(self.secrets, PRIVATE)
+        return self

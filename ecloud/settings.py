@@ -1,0 +1,180 @@
+"""Every setting, its unit, its default: read from `settings.py`, the environment and the command line, checked, then frozen."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import runpy
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ecloud.home import Home
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class SettingsWrong(Exception):
+    """The settings can't be used. `problems`: every one, with the setting's name and what to do."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """VMs of one kind. `cpus` 0: all of the machine; `memory_mb` 0: the machine's share."""
+
+    name: str
+    cloud: str = "local"
+    minimum: int = 0
+    maximum: int = 1
+    cpus: float = 1.0
+    memory_mb: float = 0.0
+    gpus: float = 0.0
+    labels: tuple[str, ...] = ()
+    spillover: bool = False
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
+    """Local workers: one per core, and one of all cores for tasks that fit no other."""
+    cores = cores or _cores()
+    pools = [PoolSettings("local", maximum=cores)]
+    if cores > 1:
+        pools.append(PoolSettings("local_whole", maximum=1, cpus=float(cores), spillover=True))
+    return tuple(pools)
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings, lower-case. Times in seconds. What each means stands in settings.example.py."""
+
+    home: str = "~/.ecloud"
+    database_url: str = ""
+    broker_host: str = ""
+    broker_port: int = 1883
+    broker_user: str = ""
+    broker_password: str = ""
+    broker_tls: bool = False
+    broker_ca: str = ""
+    datastore: str = ""
+    pools: tuple[PoolSettings, ...] = ()
+    shell: str = "/bin/sh"
+    heartbeat_s: float = 5.0
+    lease_s: float = 60.0
+    lease_margin_s: float = 5.0
+    stop_grace_s: float = 10.0
+    retry_backoff_s: float = 1.0
+    idle_vm_s: float = 60.0
+    boss_gone_exit_s: float = 3600.0
+    max_tasks_per_push: int = 2_000_000
+    keep_runs_days: float = 30.0
+    on_old_runs: str = "archive"
+    log_level: str = "INFO"
+
+    @property
+    def home_directory(self) -> Home:
+        """The home as paths."""
+        return Home(self.home)
+
+    @property
+    def all_pools(self) -> tuple[PoolSettings, ...]:
+        """The pools that are set, else those of this machine."""
+        return self.pools or default_pools()
+
+
+_CHOICES = {
+    "on_old_runs": ("archive", "drop"),
+    "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
+}
+_AT_LEAST: dict[str, float] = {
+    "heartbeat_s": 0.05,
+    "lease_s": 0.2,
+    "lease_margin_s": 0.0,
+    "stop_grace_s": 0.0,
+    "retry_backoff_s": 0.0,
+    "idle_vm_s": 0.0,
+    "boss_gone_exit_s": 1.0,
+    "max_tasks_per_push": 1,
+    "keep_runs_days": 0.0,
+    "broker_port": 1,
+}
+
+
+def settings_path() -> Path:
+    """The settings file that is read where it exists: `$ECLOUD_SETTINGS`, else settings.py beside admin.py."""
+    named = os.environ.get("ECLOUD_SETTINGS")
+    return Path(named).expanduser() if named else ROOT / "settings.py"
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings file, then `$ECLOUD_HOME`, then `overrides` (None values count as not given). Raises `SettingsWrong`."""
+    values: dict[str, Any] = {}
+    path = settings_path()
+    if path.exists():
+        values.update(_read(path))
+    elif os.environ.get("ECLOUD_SETTINGS"):
+        raise SettingsWrong([f"ECLOUD_SETTINGS names {path}, which does not exist"])
+    if os.environ.get("ECLOUD_HOME"):
+        values["home"] = os.environ["ECLOUD_HOME"]
+    values.update({name: value for name, value in (overrides or {}).items() if value is not None})
+    return _checked(values, str(path) if path.exists() else "settings")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        module = runpy.run_path(str(path))
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else line
+        raise SettingsWrong([f"{path}{line}: {type(error).__name__}: {error}"]) from None
+    return {name.lower(): value for name, value in module.items() if name.isupper() and not name.startswith("_")}
+
+
+def _checked(values: dict[str, Any], where: str) -> Settings:
+    problems = []
+    known = Settings.__struct_fields__
+    for name in sorted(set(values) - set(known)):
+        nearest = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {nearest[0].upper()}?" if nearest else "; see settings.example.py"
+        problems.append(f"{where}: {name.upper()} is no setting{hint}")
+    usable = {}
+    for name in known:
+        if name in values:
+            try:
+                usable[name] = _converted(name, values[name])
+            except (msgspec.ValidationError, ValueError, TypeError) as error:
+                problems.append(f"{where}: {name.upper()} = {values[name]!r}: {error}")
+    for name, least in _AT_LEAST.items():
+        if usable.get(name, least) < least:
+            problems.append(f"{where}: {name.upper()} = {usable[name]!r}: at least {least:g}")
+    for name, choices in _CHOICES.items():
+        if usable.get(name, choices[0]) not in choices:
+            problems.append(f"{where}: {name.upper()} = {usable[name]!r}: one of {', '.join(choices)}")
+    names = [pool.name for pool in usable.get("pools", ())]
+    problems += [f"{where}: POOLS: two pools are named {name}" for name in sorted(set(names)) if names.count(name) > 1]
+    if not problems and usable.get("lease_s", 60.0) < 2 * usable.get("heartbeat_s", 5.0):
+        problems.append(f"{where}: LEASE_S must be at least twice HEARTBEAT_S, or a single late heartbeat loses a worker")
+    if problems:
+        raise SettingsWrong(problems)
+    return Settings(**usable)
+
+
+def _converted(name: str, value: Any) -> Any:
+    kind = Settings.__annotations__[name]
+    if name == "pools":
+        return tuple(pool if isinstance(pool, PoolSettings) else msgspec.convert(pool, PoolSettings) for pool in value)
+    if isinstance(value, Path):
+        value = str(value)
+    types: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
+    wanted = types[kind]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    return msgspec.convert(value, wanted)

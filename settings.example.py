@@ -1,0 +1,60 @@
+"""Copy to settings.py and change what differs. Without a settings.py everything below is as it stands here.
+
+With no settings at all, `python -m boss` uses SQLite, a broker of its own and workers on this machine.
+"""
+
+# Where the boss keeps its secrets, log, embedded database and broker. The environment's ECLOUD_HOME goes before it.
+HOME = "~/.ecloud"
+
+# --- parts ---------------------------------------------------------------------------------------
+
+# SQLAlchemy URL of a MySQL or MariaDB database that exists, e.g. "mysql+pymysql://ecloud:secret@localhost/ecloud".
+# Empty: SQLite in HOME.
+DATABASE_URL = ""
+
+# An MQTT broker that workers reach, e.g. Mosquitto. Empty: a broker of the boss's own, on this machine only.
+BROKER_HOST = ""
+BROKER_PORT = 1883
+BROKER_USER = ""
+BROKER_PASSWORD = ""
+# TLS; BROKER_CA is the path of the authority's certificate (PEM), empty for the system's authorities.
+BROKER_TLS = False
+BROKER_CA = ""
+
+# The datastore: a directory that the boss and all workers see. Empty: HOME/datastore.
+DATASTORE = ""
+
+# VMs that the boss may start. Empty: workers on this machine, one per core, and one of all cores for tasks that need more.
+# A pool: {"name": "local", "cloud": "local", "minimum": 0, "maximum": 4, "cpus": 1, "memory_mb": 0, "gpus": 0,
+#          "labels": [], "spillover": False}; cpus 0 and memory_mb 0 mean the machine's own.
+POOLS = ()
+
+# What runs the commands of a task.
+SHELL = "/bin/sh"
+
+# --- times, in seconds ---------------------------------------------------------------------------
+
+# How often a worker says what it holds. A lost message is made good within this time.
+HEARTBEAT_S = 5.0
+# How long the boss counts on a worker that it does not hear; then what it held is given to others.
+LEASE_S = 60.0
+LEASE_MARGIN_S = 5.0
+# Between TERM and KILL when a task is stopped.
+STOP_GRACE_S = 10.0
+# Before the first retry of a task; doubled for each further one, 60 s at most.
+RETRY_BACKOFF_S = 1.0
+# How long a VM may idle before it is ended.
+IDLE_VM_S = 60.0
+# How long a worker that the boss started goes on without any boss before it leaves.
+BOSS_GONE_EXIT_S = 3600.0
+
+# --- limits --------------------------------------------------------------------------------------
+
+# Larger task lists are refused by name.
+MAX_TASKS_PER_PUSH = 2_000_000
+# Runs that ended this many days ago are let go: "archive" keeps a line of counts, "drop" keeps nothing.
+KEEP_RUNS_DAYS = 30.0
+ON_OLD_RUNS = "archive"
+
+# DEBUG, INFO, WARNING or ERROR.
+LOG_LEVEL = "INFO"
