@@ -1,0 +1,8 @@
+"""Task lists as users write them -> `TaskDefinition`s, or every problem at once. Pure: bytes in, values out."""
+
+from ecloud.formats.checking import check
+from ecloud.formats.problems import Problem, TaskList, TaskListWrong
+from ecloud.formats.reading import read_task_list
+from ecloud.formats.wfformat import initial_input_bytes
+
+__all__ = ["Problem", "TaskList", "TaskListWrong", "check", "initial_input_bytes", "read_task_list"]

@@ -1,0 +1,210 @@
+"""The tables. Their history is in migrations/; this is how they stand now. Read by `queries`, written by the boss alone.
+
+Texts of users are kept as UTF-8 bytes (VARBINARY, BLOB) on MySQL and MariaDB: compared byte by byte, nothing padded, any Unicode.
+Times are seconds since 1970 by the boss's clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+REVISION = "0001"
+"""The migration that this code needs (migrations/versions)."""
+
+
+class Utf8(TypeDecorator[str]):
+    """A text of at most `chars` characters (None: up to 16 MB) that compares by byte."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, chars: int | None = None) -> None:
+        super().__init__()
+        self.chars = chars
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """VARBINARY or MEDIUMBLOB on MySQL, TEXT (which compares by byte) on SQLite."""
+        if dialect.name == "sqlite":
+            return dialect.type_descriptor(sa.Text())
+        kind: TypeEngine[Any] = mysql.MEDIUMBLOB() if self.chars is None else mysql.VARBINARY(4 * self.chars)
+        return dialect.type_descriptor(kind)
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
+        """To the driver."""
+        return value if value is None else to_database(value, dialect.name)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+        """From the driver."""
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def to_database(text: str, dialect_name: str) -> str | bytes:
+    """A text as the driver takes it. What is no valid Unicode is replaced, so that no row can poison its batch."""
+    data = text.encode("utf-8", "replace")
+    return data.decode() if dialect_name == "sqlite" else data
+
+
+_BLOB = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
+_TIME = sa.Double()
+_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+
+metadata = sa.MetaData()
+
+context = sa.Table(
+    "context", metadata,
+    sa.Column("name", Utf8(100), primary_key=True),
+    sa.Column("value", Utf8(), nullable=False),
+    **_OPTIONS,
+)  # fmt: skip
+
+leader = sa.Table(
+    "leader", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("epoch", _NUMBER, nullable=False),
+    sa.Column("batch", _NUMBER, nullable=False),
+    sa.Column("holder", Utf8(255), nullable=False),
+    sa.Column("since", _TIME, nullable=False),
+    sa.Column("renewed_at", _TIME, nullable=False),
+    **_OPTIONS,
+)  # fmt: skip
+
+runs = sa.Table(
+    "runs", metadata,
+    sa.Column("run_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("name", Utf8(255), nullable=False, unique=True),
+    sa.Column("created_at", _TIME, nullable=False),
+    sa.Column("held", Utf8(), nullable=False),
+    sa.Column("ended_at", _TIME),
+    **_OPTIONS,
+)  # fmt: skip
+
+pushes = sa.Table(
+    "pushes", metadata,
+    sa.Column("push_id", Utf8(64), primary_key=True),
+    sa.Column("run_no", _NUMBER, nullable=False, index=True),
+    sa.Column("states", Utf8(), nullable=False),
+    sa.Column("decisions", Utf8(), nullable=False),
+    **_OPTIONS,
+)  # fmt: skip
+
+tasks = sa.Table(
+    "tasks", metadata,
+    sa.Column("task_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("run_no", _NUMBER, nullable=False),
+    sa.Column("id", Utf8(255), nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("reason", Utf8(), nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("retries_used", sa.Integer, nullable=False),
+    sa.Column("not_before", _TIME, nullable=False),
+    sa.Column("changed_at", _TIME, nullable=False),
+    sa.Column("init", sa.SmallInteger, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("asks", Utf8(), nullable=False),
+    sa.Column("runtime_s", _TIME),
+    sa.Column("labels", Utf8(), nullable=False),
+    sa.Column("retries", Utf8(), nullable=False),
+    sa.Column("keep_dir", sa.SmallInteger, nullable=False),
+    sa.Column("body_bytes", sa.Integer, nullable=False),
+    sa.Column("definition_hash", sa.String(32), nullable=False),
+    sa.UniqueConstraint("run_no", "id", name="tasks_id"),
+    sa.Index("tasks_by_state", "run_no", "init", "state"),
+    sa.Index("tasks_unfinished", "state"),
+    **_OPTIONS,
+)  # fmt: skip
+
+definitions = sa.Table(
+    "definitions", metadata,
+    sa.Column("task_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("definition", _BLOB, nullable=False),
+    **_OPTIONS,
+)  # fmt: skip
+
+dependencies = sa.Table(
+    "dependencies", metadata,
+    sa.Column("task_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("on_task_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("met_by", sa.String(8), nullable=False),
+    sa.Index("dependencies_backwards", "on_task_no"),
+    **_OPTIONS,
+)  # fmt: skip
+
+attempts = sa.Table(
+    "attempts", metadata,
+    sa.Column("task_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("run_no", _NUMBER, nullable=False),
+    sa.Column("worker", Utf8(64), nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("assigned_at", _TIME, nullable=False),
+    sa.Column("started_at", _TIME),
+    sa.Column("ended_at", _TIME),
+    sa.Column("reason", Utf8()),
+    sa.Column("cause", sa.String(12)),
+    sa.Column("exit_code", sa.Integer),
+    sa.Column("signal", sa.Integer),
+    sa.Column("error", Utf8()),
+    sa.Column("command", Utf8()),
+    sa.Column("stdout", Utf8()),
+    sa.Column("stderr", Utf8()),
+    sa.Column("fetch_s", _TIME),
+    sa.Column("run_s", _TIME),
+    sa.Column("store_s", _TIME),
+    sa.Column("max_rss_mb", _TIME),
+    sa.Column("manifest", _BLOB),
+    sa.Index("attempts_by_state", "state"),
+    sa.Index("attempts_by_end", "ended_at"),
+    **_OPTIONS,
+)  # fmt: skip
+
+workers = sa.Table(
+    "workers", metadata,
+    sa.Column("worker", Utf8(64), primary_key=True),
+    sa.Column("key_name", Utf8(64), nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("since", _TIME, nullable=False),
+    sa.Column("heard_at", _TIME, nullable=False),
+    sa.Column("hello", _BLOB, nullable=False),
+    sa.Column("vm_no", _NUMBER),
+    sa.Column("reason", Utf8(), nullable=False),
+    sa.Column("trouble", Utf8(), nullable=False),
+    sa.Index("workers_by_state", "state"),
+    **_OPTIONS,
+)  # fmt: skip
+
+vms = sa.Table(
+    "vms", metadata,
+    sa.Column("vm_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("pool", Utf8(64), nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("since", _TIME, nullable=False),
+    sa.Column("size", Utf8(), nullable=False),
+    sa.Column("boot_nonce", Utf8(64), nullable=False),
+    sa.Column("cloud_id", Utf8(128), nullable=False),
+    sa.Column("worker", Utf8(64), nullable=False),
+    sa.Column("keep_alive", sa.SmallInteger, nullable=False),
+    sa.Column("reason", Utf8(), nullable=False),
+    sa.Column("intended_at", _TIME, nullable=False),
+    sa.Column("hello_at", _TIME),
+    sa.Column("gone_at", _TIME),
+    sa.Index("vms_by_state", "state"),
+    **_OPTIONS,
+)  # fmt: skip
+
+revoked_keys = sa.Table("revoked_keys", metadata, sa.Column("name", Utf8(64), primary_key=True), **_OPTIONS)
+
+archived_runs = sa.Table(
+    "archived_runs", metadata,
+    sa.Column("run_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("name", Utf8(255), nullable=False),
+    sa.Column("created_at", _TIME, nullable=False),
+    sa.Column("ended_at", _TIME),
+    sa.Column("states", Utf8(), nullable=False),
+    **_OPTIONS,
+)  # fmt: skip
