@@ -1,223 +1,254 @@
-"""The rules every task list keeps, whoever made it: run by the door for its user, and again by the boss, which trusts no client.
+"""The rules every task list keeps, whoever made it: run by the door for its user, and again by the boss.
 
-Owns the limits. 100,000 tasks with 200,000 dependencies are checked in about a second.
+The boss trusts no client. Owns the limits. 100,000 tasks with 200,000 dependencies are checked in less than a second.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
-from ecloud.formats.problems import MAX_PROBLEMS
-from ecloud.tasks import MAX_ID_CHARS, TaskDefinition
+from ecloud.formats.cycles import find_cycles
+from ecloud.formats.paths import is_glob, path_problem, text_problem
+from ecloud.formats.problems import Problems, shown
+from ecloud.tasks import MAX_ID_CHARS, RETRIABLE, TaskDefinition, definition_json
 
 MAX_TASKS = 2_000_000
+"""Where settings say nothing else: what one boss holds in about 2 GB."""
+MAX_DEFINITION_BYTES = 8 * 1024 * 1024
+"""One task as JSON: half of the largest message, half of MariaDB's default packet."""
 MAX_COMMANDS_BYTES = 4 * 1024 * 1024
-"""Of one task, all commands together: fits into one message however it is escaped."""
+"""All commands of one task together."""
 MAX_COMMANDS = 10_000
 MAX_FILES = 10_000
-"""Requirements or results of one task."""
+"""Requirements, and results, of one task."""
 MAX_DEPENDENCIES = 100_000
-MAX_PATH_BYTES = 4_000
-"""What Linux opens (PATH_MAX is 4,096)."""
-MAX_PART_BYTES = 255
 MAX_LABELS = 100
 MAX_ENV = 1_000
 MAX_ENV_BYTES = 100_000
-"""One value: Linux refuses to start a process with a longer one (128 KiB)."""
+"""One variable: Linux starts no process with a longer one (128 KiB)."""
+MAX_ENV_TOTAL_BYTES = 1_000_000
+"""All variables: Linux starts no process with more (2 MiB, shared with the arguments)."""
+MAX_RESOURCES = 64
+MAX_RESOURCE_CHARS = 64
+MIN_AMOUNT = 0.001
+MAX_AMOUNT = 1e9
 MAX_RETRIES = 1_000
 MAX_SECONDS = 10 * 366 * 86400.0
 MAX_PRIORITY = 1_000_000
-MAX_AMOUNT = 1e9
-GLOB = frozenset("*?[")
+MAX_CYCLE_SHOWN = 20
+"""Tasks of one cycle that are named."""
+OWN_VARIABLES = frozenset({"ECLOUD_TASK", "ECLOUD_RUN", "ECLOUD_ATTEMPT", "ECLOUD_WORKER", "ECLOUD_WORKER_DIR"})
+"""Set by the worker: what a task left behind is found by them."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+Say = Callable[[str, str], None]
+"""Takes (field, sentence)."""
 
 
 def check(tasks: Sequence[TaskDefinition], max_tasks: int = MAX_TASKS) -> list[str]:
-    """Every problem as a line that names task and field; at most 1,001 lines. Empty: the list is good."""
+    """Every problem as a line that names task and field, at most 1,000 and a last that counts the rest.
+
+    Empty: the list is good.
+    """
+    problems = Problems()
+    find_problems(tasks, problems, max_tasks)
+    return problems.lines
+
+
+def find_problems(
+    tasks: Sequence[TaskDefinition], problems: Problems, max_tasks: int = MAX_TASKS, all_named: bool = True
+) -> None:
+    """Add what is wrong. `all_named` False: some tasks have no readable id, so that a missing one may be there."""
     if len(tasks) > max_tasks:
-        return [f"{len(tasks):,} tasks; at most {max_tasks:,} are taken at once (MAX_TASKS_PER_PUSH)"]
-    if not tasks:
-        return ["the list has no tasks"]
-    problems: list[str] = []
-    by_id: dict[str, TaskDefinition] = {}
+        problems.add("", "", size_problem(len(tasks), max_tasks))
+        return
+    if not tasks and problems.is_empty:
+        problems.add("", "", "the list has no tasks")
+    ids: set[str] = set()
     makers: dict[str, str] = {}
     for task in tasks:
-        for field, text in problems_of(task):
-            problems.append(f"task {shown(task.id)}, {field}: {text}")
-        if task.id in by_id:
-            problems.append(f"task {shown(task.id)}, id: more than one task has this id")
-        by_id[task.id] = task
+        _check_task(task, lambda field, text, task=task: problems.add(f"task {shown(task.id)}", field, text))  # type: ignore[misc]
+        if task.id in ids:
+            problems.add(f"task {shown(task.id)}", "id", "more than one task has this id")
+        ids.add(task.id)
         for result in task.results:
-            other = makers.setdefault(result.path, task.id)
-            if other != task.id and not is_glob(result.local):
-                text = f"{result.path!r} is also a result of task {shown(other)}"
-                problems.append(f"task {shown(task.id)}, results: {text}")
-        if len(problems) > MAX_PROBLEMS:
-            return [*problems[:MAX_PROBLEMS], "and more"]
-    for task in tasks:
-        for dependency in task.dependencies:
-            if dependency.id not in by_id:
-                text = f"there is no task {shown(dependency.id)}"
-                problems.append(f"task {shown(task.id)}, dependencies: {text}")
-    if not problems:
-        cycle = find_cycle(tasks)
-        if cycle:
-            path = " -> ".join(shown(name) for name in cycle)
-            problems.append(f"task {shown(cycle[0])}, dependencies: these wait for each other: {path}")
-    return problems[:MAX_PROBLEMS] + [f"and {len(problems) - MAX_PROBLEMS} more"] * (len(problems) > MAX_PROBLEMS)
+            if not is_glob(result.local):
+                _check_maker(task, result.path, makers, problems)
+    if all_named:
+        for task in tasks:
+            for dependency in task.dependencies:
+                if dependency.id not in ids:
+                    text = f"there is no task {shown(dependency.id)}"
+                    problems.add(f"task {shown(task.id)}", "dependencies", text)
+    for cycle in find_cycles(tasks):
+        names = [shown(name) for name in cycle]
+        if len(names) > MAX_CYCLE_SHOWN:
+            names[MAX_CYCLE_SHOWN:-1] = [f"({len(names) - 1 - MAX_CYCLE_SHOWN:,} more)"]
+        problems.add(f"task {names[0]}", "dependencies", f"these wait for each other: {' -> '.join(names)}")
 
 
-def shown(name: str) -> str:
-    """A name as it may be printed: short, control characters visible."""
-    text = name if name.isprintable() else repr(name)[1:-1]
-    return text if len(text) <= 60 else text[:57] + "…"
+def size_problem(count: int, max_tasks: int) -> str:
+    """The sentence for a list that is too large."""
+    return f"{count:,} tasks; at most {max_tasks:,} are taken at once (MAX_TASKS_PER_PUSH)"
 
 
-def is_glob(path: str) -> bool:
-    """Whether a result is a pattern."""
-    return not GLOB.isdisjoint(path)
+def _check_maker(task: TaskDefinition, path: str, makers: dict[str, str], problems: Problems) -> None:
+    maker = makers.setdefault(path, task.id)
+    if maker != task.id:
+        problems.add(f"task {shown(task.id)}", "results", f"{shown(path)!r} is also a result of task {shown(maker)}")
+    elif len(task.results) > 1 and sum(r.path == path and not is_glob(r.local) for r in task.results[:100]) > 1:
+        problems.add(f"task {shown(task.id)}", "results", f"{shown(path)!r} is named twice")
 
 
-def path_problem(path: str) -> str | None:
-    """Why a path can't be a name in the datastore or in a working directory; None where it can."""
-    if not path:
-        return "an empty path"
-    if path[0] == "/":
-        return f"{shown(path)!r} is absolute; paths are relative to the datastore's root"
-    if "\0" in path:
-        return f"{shown(path)!r} holds a NUL character"
-    parts = path.split("/")
-    if ".." in parts:
-        return f"{shown(path)!r} leads out of its directory"
-    if parts[0] == ".ecloud":
-        return f"{shown(path)!r}: .ecloud is the datastore's own"
-    try:
-        if len(path.encode()) > MAX_PATH_BYTES or any(len(part.encode()) > MAX_PART_BYTES for part in parts):
-            return f"{shown(path)!r} is too long: {MAX_PATH_BYTES} bytes, {MAX_PART_BYTES} for each part"
-    except UnicodeEncodeError:
-        return f"{path!r} is not valid Unicode"
-    return None
-
-
-def _text_problem(text: str, what: str) -> str | None:
-    if "\0" in text:
-        return f"{what} holds a NUL character"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return f"{what} is not valid Unicode (a lone surrogate)"
-    return None
-
-
-def problems_of(task: TaskDefinition) -> list[tuple[str, str]]:
-    """What is wrong with one task by itself: (field, sentence)."""
-    found: list[tuple[str, str | None]] = [("id", _id_problem(task.id))]
-    total = sum(len(command) for command in task.commands)
-    if len(task.commands) > MAX_COMMANDS or total > MAX_COMMANDS_BYTES:
-        found.append(("commands", f"more than {MAX_COMMANDS:,} commands or {MAX_COMMANDS_BYTES:,} characters"))
-    found.extend(("commands", _text_problem(command, "a command")) for command in task.commands)
-    if len(task.dependencies) > MAX_DEPENDENCIES:
-        found.append(("dependencies", f"more than {MAX_DEPENDENCIES:,}"))
-    found.extend(("dependencies", "it waits for itself") for other in task.dependencies if other.id == task.id)
-    if len(task.requirements) > MAX_FILES or len(task.results) > MAX_FILES:
-        found.append(("results", f"more than {MAX_FILES:,} files"))
-    for requirement in task.requirements:
-        found += [("requirements", path_problem(requirement.path)), ("requirements", path_problem(requirement.local))]
-    for result in task.results:
-        local = None if result.local == "." else path_problem(result.local)
-        target = None if result.path == "." and is_glob(result.local) else path_problem(result.path)
-        found += [("results", local), ("results", target)]
+def _check_task(task: TaskDefinition, say: Say) -> None:
+    """What is wrong with one task by itself."""
+    _check_id(task.id, say)
+    _check_commands(task.commands, say)
+    if task.dependencies:
+        _check_dependencies(task, say)
+    if task.requirements or task.results:
+        _check_files(task, say)
     if not task.overwrite_result:
         if not task.results:
-            found.append(("overwrite_result", "false needs at least one result to look for"))
+            say("overwrite_result", "false needs at least one result to look for")
         elif any(is_glob(result.local) for result in task.results):
-            found.append(("overwrite_result", "false needs results without wildcards: only a name can be looked for"))
-    if task.init and (task.results or task.dependencies):
-        found.append(("init", "an init task has no results and waits for nothing: it runs first in each worker process"))
-    found += _resource_problems(task)
-    found += _number_problems(task)
-    if len(task.labels) > MAX_LABELS or any(not label or len(label) > MAX_ID_CHARS for label in task.labels):
-        found.append(("labels", f"at most {MAX_LABELS}, each of 1 to {MAX_ID_CHARS} characters"))
-    found.extend(("labels", _text_problem(label, "a label")) for label in task.labels)
-    found += _env_problems(task)
-    return list(dict.fromkeys((field, text) for field, text in found if text))
+            say("overwrite_result", "false needs results without wildcards: only a name can be looked for")
+    if task.init and task.results:
+        say("results", "an init task has none: what it leaves for others stays in $ECLOUD_WORKER_DIR")
+    if task.init and task.dependencies:
+        say("dependencies", "an init task waits for nothing: it runs first in each worker process")
+    if task.resources:
+        _check_resources(task.resources, say)
+    _check_numbers(task, say)
+    if task.labels:
+        _check_labels(task.labels, say)
+    if task.env:
+        _check_env(task.env, say)
+    if _may_be_large(task):
+        _check_size(task, say)
 
 
-def _id_problem(name: str) -> str | None:
+def _check_id(name: str, say: Say) -> None:
     if not 1 <= len(name) <= MAX_ID_CHARS:
-        return f"{len(name)} characters; 1 to {MAX_ID_CHARS} are allowed"
-    if any(ord(character) < 32 or ord(character) == 127 for character in name):
-        return "it holds a control character"
-    return _text_problem(name, "it")
+        say("id", f"{len(name):,} characters; 1 to {MAX_ID_CHARS} are allowed")
+    if not name.isprintable():
+        if _CONTROL.search(name):
+            say("id", "it holds a control character")
+        elif text_problem(name, ""):
+            say("id", "it is not valid Unicode (a lone surrogate)")
 
 
-def _resource_problems(task: TaskDefinition) -> list[tuple[str, str | None]]:
-    found: list[tuple[str, str | None]] = []
-    for name, amount in task.resources.items():
-        if not 1 <= len(name) <= 64 or _text_problem(name, name):
-            found.append(("resources", f"{shown(name)!r}: a name of 1 to 64 characters"))
-        if not math.isfinite(amount) or not 0 <= amount <= MAX_AMOUNT:
-            found.append(("resources", f"{shown(name)} = {amount}: 0 to {MAX_AMOUNT:g}"))
+def _check_commands(commands: Sequence[str], say: Say) -> None:
+    if len(commands) > MAX_COMMANDS:
+        say("commands", f"{len(commands):,} commands; at most {MAX_COMMANDS:,} are allowed")
+    total = sum(map(len, commands))
+    if total > MAX_COMMANDS_BYTES // 4:
+        total = sum(len(command.encode("utf-8", "surrogatepass")) for command in commands)
+    if total > MAX_COMMANDS_BYTES:
+        say("commands", f"{total:,} bytes; at most {MAX_COMMANDS_BYTES:,} are allowed: put long ones into a file")
+    for number, command in enumerate(commands, 1):
+        problem = text_problem(command, f"command {number}")
+        if problem:
+            say("commands", problem)
+
+
+def _check_dependencies(task: TaskDefinition, say: Say) -> None:
+    dependencies = task.dependencies
+    if len(dependencies) > MAX_DEPENDENCIES:
+        say("dependencies", f"{len(dependencies):,}; at most {MAX_DEPENDENCIES:,} are allowed")
+    seen = set()
+    for dependency in dependencies:
+        if dependency.id == task.id:
+            say("dependencies", "it waits for itself")
+        elif dependency.id in seen:
+            say("dependencies", f"task {shown(dependency.id)} is named twice")
+        seen.add(dependency.id)
+
+
+def _check_files(task: TaskDefinition, say: Say) -> None:
+    for field, count in (("requirements", len(task.requirements)), ("results", len(task.results))):
+        if count > MAX_FILES:
+            say(field, f"{count:,} files; at most {MAX_FILES:,} are allowed: name their directory")
+    locals_seen = set()
+    for requirement in task.requirements:
+        problem = path_problem(requirement.path) or path_problem(requirement.local, in_datastore=False)
+        if problem:
+            say("requirements", problem)
+        elif requirement.local in locals_seen:
+            say("requirements", f"{shown(requirement.local)!r} in the working directory is named twice")
+        locals_seen.add(requirement.local)
+    for result in task.results:
+        local = None if result.local == "." else path_problem(result.local, in_datastore=False)
+        path = None if result.path == "." and is_glob(result.local) else path_problem(result.path)
+        if local or path:
+            say("results", local or path or "")
+
+
+def _check_resources(resources: dict[str, float], say: Say) -> None:
+    if len(resources) > MAX_RESOURCES:
+        say("resources", f"{len(resources):,}; at most {MAX_RESOURCES} are allowed")
+    for name, amount in resources.items():
+        if not 1 <= len(name) <= MAX_RESOURCE_CHARS or _CONTROL.search(name) or text_problem(name, ""):
+            say("resources", f"{shown(name)!r}: a name has 1 to {MAX_RESOURCE_CHARS} characters")
+        if not math.isfinite(amount) or not MIN_AMOUNT <= amount <= MAX_AMOUNT:
+            say("resources", f"{shown(name)} = {amount:g}: more than 0 ({MIN_AMOUNT:g}), at most {MAX_AMOUNT:g}")
         elif name == "gpus" and amount != int(amount):
-            found.append(("resources", f"gpus = {amount}: whole GPUs only"))
-    return found
+            say("resources", f"gpus = {amount:g}: whole GPUs only")
 
 
-def _number_problems(task: TaskDefinition) -> list[tuple[str, str | None]]:
-    found: list[tuple[str, str | None]] = []
+def _check_numbers(task: TaskDefinition, say: Say) -> None:
     if not -MAX_PRIORITY <= task.priority <= MAX_PRIORITY:
-        found.append(("priority", f"{task.priority}: -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}"))
+        say("priority", f"{task.priority:,}: from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}")
     if task.runtime_s is not None and not 0 <= task.runtime_s <= MAX_SECONDS:
-        found.append(("runtime_s", f"{task.runtime_s}: seconds, 0 to ten years"))
+        say("runtime_s", f"{task.runtime_s:g}: seconds, from 0 to ten years")
     if task.timeout_s is not None and not 0 < task.timeout_s <= MAX_SECONDS:
-        found.append(("timeout_s", f"{task.timeout_s}: seconds, more than 0, at most ten years"))
+        say("timeout_s", f"{task.timeout_s:g}: seconds, more than 0, at most ten years")
     if not 0 <= task.retries.max <= MAX_RETRIES:
-        found.append(("retries", f"{task.retries.max}: 0 to {MAX_RETRIES:,}"))
-    return found
+        say("retries", f"{task.retries.max:,}: from 0 to {MAX_RETRIES:,}")
+    if not set(RETRIABLE).issuperset(task.retries.on):
+        say("retries", f"on: only {', '.join(cause.value for cause in RETRIABLE)} can be tried again")
 
 
-def _env_problems(task: TaskDefinition) -> list[tuple[str, str | None]]:
-    found: list[tuple[str, str | None]] = []
-    if len(task.env) > MAX_ENV:
-        found.append(("env", f"more than {MAX_ENV:,} variables"))
-    for name, value in task.env.items():
-        if not name or "=" in name or len(name) > MAX_ID_CHARS or _text_problem(name, name):
-            found.append(("env", f"{shown(name)!r} is no name of a variable"))
-        if len(value) > MAX_ENV_BYTES:
-            found.append(("env", f"{shown(name)}: more than {MAX_ENV_BYTES:,} characters"))
-        found.append(("env", _text_problem(value, shown(name))))
-    return found
+def _check_labels(labels: Sequence[str], say: Say) -> None:
+    if len(labels) > MAX_LABELS:
+        say("labels", f"{len(labels):,}; at most {MAX_LABELS} are allowed")
+    for label in labels:
+        if not 1 <= len(label) <= MAX_ID_CHARS or _CONTROL.search(label) or text_problem(label, ""):
+            say("labels", f"{shown(label)!r}: 1 to {MAX_ID_CHARS} characters, none of them a control character")
 
 
-def find_cycle(tasks: Sequence[TaskDefinition]) -> list[str]:
-    """Ids of one cycle, the first again at the end; empty where there is none. Kahn's, then a walk in what is left over."""
-    position = {task.id: index for index, task in enumerate(tasks)}
-    dependents: list[list[int]] = [[] for _ in tasks]
-    open_of = [0] * len(tasks)
-    for index, task in enumerate(tasks):
-        for dependency in task.dependencies:
-            dependents[position[dependency.id]].append(index)
-            open_of[index] += 1
-    todo = deque(index for index, count in enumerate(open_of) if count == 0)
-    done = 0
-    while todo:
-        index = todo.popleft()
-        done += 1
-        for dependent in dependents[index]:
-            open_of[dependent] -= 1
-            if open_of[dependent] == 0:
-                todo.append(dependent)
-    if done == len(tasks):
-        return []
-    # Each task left over waits for another one left over: walking along must come back to where it was.
-    index = next(index for index, count in enumerate(open_of) if count)
-    seen: dict[int, int] = {}
-    path: list[int] = []
-    while index not in seen:
-        seen[index] = len(path)
-        path.append(index)
-        waits_for = (position[dependency.id] for dependency in tasks[index].dependencies)
-        index = next(other for other in waits_for if open_of[other])
-    cycle = path[seen[index] :]
-    return [tasks[other].id for other in reversed([*cycle, cycle[0]])]
+def _check_env(env: dict[str, str], say: Say) -> None:
+    if len(env) > MAX_ENV:
+        say("env", f"{len(env):,} variables; at most {MAX_ENV:,} are allowed")
+    total = 0
+    for name, value in env.items():
+        size = len(name) + len(value.encode("utf-8", "surrogatepass"))
+        total += size
+        problem = text_problem(value, shown(name))
+        if not name or "=" in name or len(name) > MAX_ID_CHARS or text_problem(name, ""):
+            say("env", f"{shown(name)!r} can't be the name of a variable")
+        elif name in OWN_VARIABLES:
+            say("env", f"{name} is set by the worker itself")
+        elif size > MAX_ENV_BYTES:
+            say("env", f"{shown(name)}: {size:,} bytes; at most {MAX_ENV_BYTES:,} are allowed")
+        elif problem:
+            say("env", problem)
+    if total > MAX_ENV_TOTAL_BYTES:
+        say("env", f"{total:,} bytes in all; at most {MAX_ENV_TOTAL_BYTES:,} are allowed")
+
+
+def _may_be_large(task: TaskDefinition) -> bool:
+    """Whether its JSON might exceed the limit (six bytes for an escaped character): seldom, so encoding is seldom."""
+    counted = len(task.dependencies) + len(task.requirements) + len(task.results) + len(task.labels) + len(task.env)
+    return counted > 100 or sum(map(len, task.commands)) * 6 > MAX_DEFINITION_BYTES - 5_500_000
+
+
+def _check_size(task: TaskDefinition, say: Say) -> None:
+    try:
+        size = len(definition_json(task))
+    except UnicodeEncodeError:
+        return  # Named already, with its field.
+    if size > MAX_DEFINITION_BYTES:
+        say("", f"{size:,} bytes as JSON; at most {MAX_DEFINITION_BYTES:,} are allowed")

@@ -1,0 +1,348 @@
+"""A datastore that is a directory seen by boss and workers. Stages by copying, promotes by renaming.
+
+Walks with directory handles and never follows a link, so that no name leads out of the root.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from datastore.port import STAGING, BadName, DatastoreAway, Entry, NotThere, Promotion
+
+PIECE = 1 << 20
+"""Bytes read and hashed at once."""
+_AWAY = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE,
+    errno.ENFILE, errno.EACCES, errno.EPERM,
+})  # fmt: skip
+_T = TypeVar("_T")
+
+
+def parts_of(name: str) -> list[str]:
+    """The parts of a name. Raises `BadName`."""
+    if not name or name.startswith("/") or "\0" in name:
+        raise BadName(f"{name!r} is no name in a datastore")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts:
+        raise BadName(f"{name!r} is no name in a datastore")
+    return parts
+
+
+@contextmanager
+def _told_apart(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _AWAY:
+            raise DatastoreAway(f"the datastore {root} can't be used: {error.strerror}") from error
+        raise
+
+
+class DirectoryDatastore:
+    """All of `port.Publisher` on a local or mounted directory."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).absolute()
+
+    def make(self) -> DirectoryDatastore:
+        """Make the root and its staging area. Raises `DatastoreAway`."""
+        with _told_apart(self.root):
+            (self.root / STAGING).mkdir(parents=True, exist_ok=True)
+        return self
+
+    # --- reading ------------------------------------------------------------------------------------
+
+    def stat(self, names: list[str]) -> list[Entry | None]:
+        """See `port.Reader.stat`."""
+        self._require_root()
+        return [self._entry(name) for name in names]
+
+    def _entry(self, name: str) -> Entry | None:
+        path = self._path(name)
+        try:
+            return _entry_of("/".join(parts_of(name)), path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _path(self, name: str) -> Path:
+        """The path of a name, none of whose parents is a link."""
+        path = self.root
+        parts = parts_of(name)
+        for part in parts[:-1]:
+            path = path / part
+            if path.is_symlink():
+                raise BadName(f"{name!r} leads through the link {part!r}")
+        return path / parts[-1]
+
+    def _require_root(self) -> None:
+        if not self.root.is_dir():
+            raise DatastoreAway(f"the datastore {self.root} is not there: is it mounted?")
+
+    def fetch(self, name: str, to: Path) -> int:
+        """See `port.Reader.fetch`."""
+        with _told_apart(self.root):
+            self._require_root()
+            source = self._path(name)
+            if not os.path.lexists(source):
+                raise NotThere(name)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            return _copy_whole(source, to, None)
+
+    def listing(self, name: str = "", recursive: bool = False) -> list[Entry]:
+        """See `port.Reader.listing`."""
+        with _told_apart(self.root):
+            self._require_root()
+            top = self._path(name) if name else self.root
+            if not os.path.lexists(top):
+                raise NotThere(name)
+            if not top.is_dir() or top.is_symlink():
+                return [_entry_of(name, top)]
+            found = []
+            for path in self._walk(top, recursive):
+                found.append(_entry_of(str(path.relative_to(self.root)), path))
+            return sorted(found, key=lambda entry: entry.path)
+
+    def _walk(self, top: Path, recursive: bool) -> Iterator[Path]:
+        for item in os.scandir(top):
+            path = Path(item.path)
+            if path == self.root / ".ecloud":
+                continue
+            yield path
+            if recursive and item.is_dir(follow_symlinks=False):
+                yield from self._walk(path, recursive)
+
+    # --- staging ------------------------------------------------------------------------------------
+
+    def _stage(self, stage: str) -> Path:
+        return self.root / STAGING / "/".join(parts_of(stage))
+
+    def store(self, stage: str, local: Path, path: str) -> list[Entry]:
+        """See `port.Stager.store`."""
+        parts_of(path)
+        if not os.path.lexists(local):
+            raise NotThere(str(local))
+        with _told_apart(self.root):
+            self._require_root()
+            target = self._stage(stage) / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove(target)
+            entries: list[Entry] = []
+            _copy_whole(local, target, entries)
+            return [_renamed(entry, path) for entry in entries]
+
+    def drop_stage(self, stage: str) -> None:
+        """See `port.Stager.drop_stage`."""
+        with _told_apart(self.root):
+            directory = self._stage(stage)
+            _remove(directory)
+            with suppress(OSError):
+                directory.parent.rmdir()
+
+    # --- publishing ---------------------------------------------------------------------------------
+
+    def promote(self, promotions: list[Promotion]) -> list[str | None]:
+        """See `port.Publisher.promote`."""
+        with _told_apart(self.root):
+            self._require_root()
+            return [self._promote(promotion) for promotion in promotions]
+
+    def _promote(self, promotion: Promotion) -> str | None:
+        stage = self._stage(promotion.stage)
+        tops: list[str] = []
+        for entry in promotion.entries:
+            # Below a directory that moved whole there is nothing left to move.
+            if any(entry.path.startswith(top + "/") for top in tops[-1:]):
+                continue
+            problem = self._promote_entry(stage, entry)
+            if problem is not None:
+                return problem
+            if entry.kind == "directory":
+                tops.append(entry.path)
+        _remove(stage)
+        with suppress(OSError):
+            stage.parent.rmdir()
+        return None
+
+    def _promote_entry(self, stage: Path, entry: Entry) -> str | None:
+        staged, final = stage / entry.path, self._path(entry.path)
+        if not os.path.lexists(staged):
+            present = self._entry(entry.path)
+            if present is not None and present.kind == entry.kind and (entry.kind != "file" or present.size == entry.size):
+                return None
+            return f"result {entry.path} is neither staged nor published"
+        if entry.kind == "file" and staged.lstat().st_size != entry.size:
+            return f"result {entry.path} has {staged.lstat().st_size} bytes where it was staged, not {entry.size}"
+        final.parent.mkdir(parents=True, exist_ok=True)
+        is_directory = final.is_dir() and not final.is_symlink()
+        if is_directory or (entry.kind == "directory" and os.path.lexists(final)):
+            # No rename replaces a directory that is not empty: it goes aside first, and away afterwards.
+            aside = Path(tempfile.mkdtemp(prefix="replaced-", dir=self.root / STAGING))
+            os.rename(final, aside / "old")
+            os.rename(staged, final)
+            _remove(aside)
+        else:
+            os.replace(staged, final)
+        return None
+
+    def stages(self) -> list[str]:
+        """See `port.Publisher.stages`."""
+        with _told_apart(self.root):
+            self._require_root()
+            staging = self.root / STAGING
+            found = []
+            for worker in os.scandir(staging) if staging.is_dir() else ():
+                if worker.is_dir(follow_symlinks=False):
+                    found += [f"{worker.name}/{stage.name}" for stage in os.scandir(worker.path)]
+            return sorted(found)
+
+    def put(self, local: Path, path: str) -> list[Entry]:
+        """See `port.Publisher.put`."""
+        stage = f"put/{os.getpid()}-{hashlib.blake2b(path.encode(), digest_size=8).hexdigest()}"
+        entries = self.store(stage, local, path)
+        problem = self.promote([Promotion(stage, tuple(entries))])[0]
+        if problem is not None:
+            raise DatastoreAway(problem)
+        return entries
+
+    def free_mb(self) -> float:
+        """See `port.Publisher.free_mb`."""
+        with _told_apart(self.root):
+            self._require_root()
+            return shutil.disk_usage(self.root).free / 1e6
+
+    def tidy(self) -> None:
+        """Remove the staging area where it is empty: nothing of ours stays behind."""
+        for directory in (self.root / STAGING, self.root / ".ecloud"):
+            with suppress(OSError):
+                for item in os.scandir(directory):
+                    if item.is_dir(follow_symlinks=False):
+                        with suppress(OSError):
+                            os.rmdir(item.path)
+                directory.rmdir()
+
+
+# --- copying ------------------------------------------------------------------------------------------
+
+
+def _entry_of(name: str, path: Path, sha256: str = "") -> Entry:
+    info = path.lstat()
+    if stat.S_ISLNK(info.st_mode):
+        return Entry(name, "link", 0, 0o777, info.st_mtime, os.readlink(path))
+    kind = "directory" if stat.S_ISDIR(info.st_mode) else "file"
+    return Entry(name, kind, info.st_size if kind == "file" else 0, stat.S_IMODE(info.st_mode), info.st_mtime, sha256)
+
+
+def _renamed(entry: Entry, top: str) -> Entry:
+    path = f"{top}/{entry.path}" if entry.path else top
+    return Entry(path, entry.kind, entry.size, entry.mode, entry.mtime_s, entry.sha256)
+
+
+def _copy_whole(source: Path, target: Path, entries: list[Entry] | None) -> int:
+    """Copy under a name of its own, then rename: `target` appears whole. `entries`: what was copied, hashed, relative."""
+    aside = target.parent / f".{os.getpid()}-{target.name[:180]}.part"
+    _remove(aside)
+    try:
+        copied = _copy(source, aside, "", entries)
+        _remove(target)
+        os.rename(aside, target)
+    except BaseException:
+        _remove(aside)
+        raise
+    return copied
+
+
+def _copy(source: Path, target: Path, name: str, entries: list[Entry] | None) -> int:
+    info = source.lstat()
+    if stat.S_ISLNK(info.st_mode):
+        os.symlink(os.readlink(source), target)
+        if entries is not None:
+            entries.append(_entry_of(name, target))
+        return 0
+    if stat.S_ISDIR(info.st_mode):
+        target.mkdir()
+        if entries is not None:
+            entries.append(_entry_of(name, source))
+        copied = sum(
+            _copy(source / item, target / item, f"{name}/{item}" if name else item, entries)
+            for item in sorted(os.listdir(source))
+        )
+    elif stat.S_ISREG(info.st_mode):
+        sha256 = _copy_file(source, target, hashing=entries is not None)
+        copied = info.st_size
+        if entries is not None:
+            entries.append(_entry_of(name, target, sha256))
+    else:
+        raise OSError(errno.EINVAL, f"{source} is neither file, directory nor link")
+    os.chmod(target, stat.S_IMODE(info.st_mode))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+    if entries is not None and stat.S_ISREG(info.st_mode):
+        entries[-1] = _entry_of(name, target, entries[-1].sha256)
+    return copied
+
+
+def _copy_file(source: Path, target: Path, hashing: bool) -> str:
+    """Copy with holes kept; the SHA-256 where wanted, computed while reading."""
+    digest = hashlib.sha256()
+    with source.open("rb") as reader, target.open("xb") as writer:
+        if not hashing and _copy_in_kernel(reader.fileno(), writer.fileno()):
+            return ""
+        end_in_hole = False
+        while piece := reader.read(PIECE):
+            if hashing:
+                digest.update(piece)
+            end_in_hole = piece.count(0) == len(piece)
+            if end_in_hole:
+                writer.seek(len(piece), os.SEEK_CUR)
+            else:
+                writer.write(piece)
+        if end_in_hole:
+            writer.truncate()
+    return digest.hexdigest() if hashing else ""
+
+
+def _copy_in_kernel(source: int, target: int) -> bool:
+    """Let the kernel copy (it shares blocks where the filesystem can)."""
+    size = os.fstat(source).st_size
+    if size > os.fstat(source).st_blocks * 512:
+        return False  # sparse: the kernel would fill the holes
+    copied = 0
+    try:
+        while copied < size:
+            count = os.copy_file_range(source, target, size - copied)
+            if count == 0:
+                break
+            copied += count
+    except OSError:
+        os.ftruncate(target, 0)
+        os.lseek(target, 0, os.SEEK_SET)
+        os.lseek(source, 0, os.SEEK_SET)
+        return False
+    return copied == size
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is, gone; a directory that lacks rights is given them."""
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(info.st_mode):
+        path.unlink(missing_ok=True)
+        return
+
+    def again(function: Callable[[str], object], name: str, error: object) -> None:
+        with suppress(OSError):
+            os.chmod(Path(name).parent, 0o700)
+            os.chmod(name, 0o700)
+            function(name)
+
+    shutil.rmtree(path, onerror=again)

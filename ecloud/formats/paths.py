@@ -1,0 +1,77 @@
+"""What may be a path in the datastore or in a working directory. Owns these rules; opens nothing."""
+
+from __future__ import annotations
+
+import re
+
+from ecloud.formats.problems import shown
+
+MAX_PATH_BYTES = 4_000
+"""What Linux opens (PATH_MAX is 4,096, with the root's own path before ours)."""
+MAX_PART_BYTES = 255
+"""NAME_MAX of every common filesystem."""
+RESERVED = ".ecloud"
+"""The datastore's own directory, where results are staged."""
+_GLOB = re.compile(r"[*?\[]")
+
+
+def is_glob(path: str) -> bool:
+    """Whether a result is a pattern."""
+    return _GLOB.search(path) is not None
+
+
+def normalised(path: str) -> str:
+    """`a//b/./c/` is a/b/c. What leads out or is absolute is left as it is, for `path_problem` to name."""
+    if path.startswith("/"):
+        return path
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return "/".join(parts) or ("." if path else "")
+
+
+def fixed_part(pattern: str) -> str:
+    """The directory of a glob before its first wildcard: `a/b/*/c.png` is a/b, `*.png` is `.`."""
+    parts: list[str] = []
+    for part in pattern.split("/")[:-1]:
+        if is_glob(part):
+            break
+        parts.append(part)
+    return "/".join(parts) or "."
+
+
+def path_problem(path: str, in_datastore: bool = True) -> str | None:
+    """Why a path can't be a name below the datastore's root (or in a working directory); None where it can."""
+    if not path:
+        return "an empty path"
+    if path[0] == "/":
+        below = "the datastore's root" if in_datastore else "the working directory"
+        return f"{shown(path)!r} is absolute; paths are relative to {below}"
+    if "\0" in path:
+        return f"{shown(path)!r} holds a NUL character"
+    parts = path.split("/")
+    if ".." in parts:
+        return f"{shown(path)!r} leads out of its directory"
+    if "" in parts or "." in parts:
+        return f"{shown(path)!r} names no file: an empty part or a dot in it"
+    if in_datastore and parts[0] == RESERVED:
+        return f"{shown(path)!r}: {RESERVED} is the datastore's own"
+    if len(path) * 4 <= MAX_PART_BYTES:
+        short = True
+    else:
+        encoded = path.encode("utf-8", "surrogatepass")
+        short = len(encoded) <= MAX_PATH_BYTES and max(map(len, encoded.split(b"/"))) <= MAX_PART_BYTES
+    if not short:
+        return f"{shown(path)!r} is too long: at most {MAX_PATH_BYTES:,} bytes, {MAX_PART_BYTES} for each part"
+    return text_problem(path, shown(path))
+
+
+def text_problem(text: str, what: str) -> str | None:
+    """Why `text` can't be handed to a process or a database; None where it can. `what` it is, for the message."""
+    if "\0" in text:
+        return f"{what} holds a NUL character"
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"{what} is not valid Unicode (a lone surrogate)"
+    return None

@@ -1,0 +1,293 @@
+"""The store's twin in memory: the same methods, the same answers, the same refusals; passes the same contract suite.
+
+What it holds is what was committed: rows are copied in and copied out, so that nothing the core does to its own leaks in.
+Two stores over the same `Tables` are two bosses on one database.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from copy import copy
+from typing import TypeVar
+
+from boss.core.effects import SelectTasks
+from boss.core.rows import AttemptRow, PushAnswered, RunImage, RunRow, Snapshot, TaskRow, VmRow, WorkerRow, Writes
+from boss.selecting import Found, choose
+from boss.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
+from ecloud.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause, definition_json
+
+CLUSTER_ID = "simulated"
+ON_DUTY = frozenset({"up", "draining"})
+
+_Row = TypeVar("_Row")
+
+
+class Tables:
+    """What is on the disk of the database. Holds committed rows only."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.batch = 0
+        self.holder = ""
+        self.renewed_at = 0.0
+        self.next_task_no = self.next_run_no = self.next_vm_no = 1
+        self.runs: dict[int, RunRow] = {}
+        self.tasks: dict[int, TaskRow] = {}
+        self.changed_at: dict[int, float] = {}
+        self.stored: dict[int, bytes] = {}
+        self.labels: dict[int, tuple[str, ...]] = {}
+        self.attempts: dict[tuple[int, int], AttemptRow] = {}
+        self.workers: dict[str, WorkerRow] = {}
+        self.vms: dict[int, VmRow] = {}
+        self.pushes: dict[str, PushAnswered] = {}
+        self.context: dict[str, str] = {"cluster_id": CLUSTER_ID}
+        self.revoked_keys: set[str] = set()
+        self.archived_runs: dict[int, dict[str, int]] = {}
+
+
+class Store:
+    """One boss's hands on the tables. `runs`, `tasks`, `attempts`, … are there for tests to look at, not to change."""
+
+    def __init__(self, tables: Tables | None = None, archive: bool = True) -> None:
+        self.tables = tables if tables is not None else Tables()
+        self.runs = self.tables.runs
+        self.tasks = self.tables.tasks
+        self.attempts = self.tables.attempts
+        self.workers = self.tables.workers
+        self.vms = self.tables.vms
+        self._archive = archive
+        self._epoch = 0
+
+    # --- leading ---------------------------------------------------------------------------------
+
+    def lead(self, holder: str, now: float, replace: bool = False) -> int:
+        """Become the leader: a new epoch. Raises `AnotherBossLeads` where one wrote lately, unless it is to be
+        replaced."""
+        tables = self.tables
+        silent_s = now - tables.renewed_at
+        if not replace and tables.holder and silent_s < LEADER_SILENT_S:
+            raise AnotherBossLeads(f"a boss leads already: {tables.holder}, heard {max(0.0, silent_s):.0f} s ago")
+        tables.epoch += 1
+        tables.holder, tables.renewed_at = holder, now
+        self._epoch = tables.epoch
+        return self._epoch
+
+    def renew(self, now: float) -> None:
+        """Say that the leader lives. Raises `Deposed`."""
+        self._require_leading()
+        self.tables.renewed_at = now
+
+    def resign(self) -> None:
+        """The next boss need not wait."""
+        if self.tables.epoch == self._epoch:
+            self.tables.holder, self.tables.renewed_at = "", 0.0
+
+    def last_batch(self) -> int:
+        """The number of the last batch that was committed."""
+        return self.tables.batch
+
+    def _require_leading(self) -> None:
+        if self.tables.epoch != self._epoch:
+            raise Deposed(f"epoch {self._epoch} is over: another boss leads")
+
+    # --- one batch -------------------------------------------------------------------------------
+
+    def commit(self, batch: int, writes: Writes, now: float) -> None:
+        """All of it or nothing. Raises `Deposed`, `CommitRefused`; a batch that landed before is taken as done."""
+        self._require_leading()
+        tables = self.tables
+        if batch == tables.batch:
+            return
+        if batch != tables.batch + 1:
+            raise CommitRefused(f"batch {batch} does not follow {tables.batch}")
+        self._refuse_double_names(writes)
+        tables.batch, tables.renewed_at = batch, now
+        self._write_runs(writes)
+        self._write_tasks(writes, now)
+        tables.attempts.update({key: copy(row) for key, row in writes.attempts.items()})
+        tables.workers.update({name: copy(row) for name, row in writes.workers.items()})
+        tables.vms.update({vm_no: copy(row) for vm_no, row in writes.vms.items()})
+        tables.next_vm_no = max([tables.next_vm_no, *(vm_no + 1 for vm_no in writes.vms)])
+        self._write_small(writes)
+        self._drop(writes)
+
+    def _refuse_double_names(self, writes: Writes) -> None:
+        names = {row.name: run_no for run_no, row in self.runs.items()}
+        for run_no, run in writes.runs.items():
+            if names.setdefault(run.name, run_no) != run_no:
+                raise CommitRefused(f"there are two runs named {run.name!r}")
+        touched = {task.row.run_no for task in writes.stored}
+        ids = {(row.run_no, row.id): row.task_no for row in self.tasks.values() if row.run_no in touched}
+        for task in writes.stored:
+            if ids.setdefault((task.row.run_no, task.row.id), task.row.task_no) != task.row.task_no:
+                raise CommitRefused(f"run {task.row.run_no} has two tasks {task.row.id!r}")
+
+    def _write_runs(self, writes: Writes) -> None:
+        tables = self.tables
+        for run_no, row in writes.runs.items():
+            tables.runs[run_no] = copy(row)
+            tables.next_run_no = max(tables.next_run_no, run_no + 1)
+
+    def _write_tasks(self, writes: Writes, now: float) -> None:
+        tables = self.tables
+        for task in writes.stored:
+            task_no = task.row.task_no
+            tables.tasks[task_no] = copy(task.row)
+            tables.changed_at[task_no] = now
+            tables.stored[task_no] = definition_json(task.definition)
+            tables.labels[task_no] = task.definition.labels
+            tables.next_task_no = max(tables.next_task_no, task_no + 1)
+        for task_no, moved in writes.tasks.items():
+            row = tables.tasks.get(task_no)
+            if row is None:
+                continue  # an UPDATE of a row that is gone changes nothing
+            row.state, row.reason, row.attempts = moved.state, moved.reason, moved.attempts
+            row.retries_used, row.not_before = moved.retries_used, moved.not_before
+            tables.changed_at[task_no] = now
+
+    def _write_small(self, writes: Writes) -> None:
+        tables = self.tables
+        tables.pushes.update({push.push_id: copy(push) for push in writes.pushes})
+        for name, value in writes.context.items():
+            if value is None:
+                tables.context.pop(name, None)
+            else:
+                tables.context[name] = value
+        tables.revoked_keys |= writes.revoked_keys
+        for worker in writes.dropped_workers:
+            tables.workers.pop(worker, None)
+
+    def _drop(self, writes: Writes) -> None:
+        tables = self.tables
+        self._drop_tasks({task_no for task_no in writes.dropped_tasks if task_no in tables.tasks})
+        runs = set(writes.dropped_runs)
+        for run_no in writes.dropped_runs:
+            counts = self._counts().get(run_no)
+            if self._archive and counts and run_no in tables.runs:
+                tables.archived_runs[run_no] = counts
+            tables.runs.pop(run_no, None)
+        if runs:
+            self._drop_tasks({row.task_no for row in tables.tasks.values() if row.run_no in runs})
+            for push_id in [push.push_id for push in tables.pushes.values() if push.run_no in runs]:
+                del tables.pushes[push_id]
+
+    def _drop_tasks(self, task_nos: set[int]) -> None:
+        if not task_nos:
+            return
+        tables = self.tables
+        runs = {tables.tasks[task_no].run_no for task_no in task_nos}
+        for task_no in task_nos:
+            for table in (tables.tasks, tables.changed_at, tables.stored, tables.labels):
+                table.pop(task_no, None)  # type: ignore[attr-defined]
+        for key in [key for key in tables.attempts if key[0] in task_nos]:
+            del tables.attempts[key]
+        for row in tables.tasks.values():
+            if row.run_no in runs and any(edge[0] in task_nos for edge in row.dependencies):
+                row.dependencies = tuple(edge for edge in row.dependencies if edge[0] not in task_nos)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def load(self) -> Snapshot:
+        """Everything unfinished, for a boss that starts."""
+        tables = self.tables
+        open_nos = {row.task_no for row in tables.tasks.values() if row.state not in ENDED}
+        going_on = {row.run_no for row in tables.runs.values() if row.ended_at is None}
+        tasks = []
+        for row in _in_order(tables.tasks):
+            if row.task_no in open_nos or (row.init and row.run_no in going_on):
+                row.dependencies = tuple(edge for edge in row.dependencies if edge[0] in open_nos)
+                tasks.append(row)
+        return Snapshot(
+            cluster_id=tables.context["cluster_id"],
+            epoch=self._epoch,
+            next_task_no=tables.next_task_no,
+            next_run_no=tables.next_run_no,
+            next_vm_no=tables.next_vm_no,
+            runs=_in_order(tables.runs),
+            tasks=tasks,
+            attempts=[row for row in _in_order(tables.attempts) if row.state not in ATTEMPT_OVER],
+            init_attempts=self._init_attempts(going_on),
+            workers=[row for row in _in_order(tables.workers) if row.state in ON_DUTY],
+            vms=[row for row in _in_order(tables.vms) if row.state != "gone"],
+            states=self._counts(),
+            context=dict(tables.context),
+            revoked_keys=set(tables.revoked_keys),
+        )
+
+    def _init_attempts(self, going_on: set[int]) -> list[AttemptRow]:
+        tables = self.tables
+        on_duty = {row.worker for row in tables.workers.values() if row.state in ON_DUTY}
+        inits = {row.task_no for row in tables.tasks.values() if row.init}
+        found = []
+        for row in _in_order({key: row for key, row in tables.attempts.items() if key[0] in inits}):
+            if row.state is not AttemptState.ENDED:
+                continue
+            failed = row.outcome is not None and row.outcome.cause is not Cause.SUCCESS
+            if row.worker in on_duty or (failed and row.run_no in going_on):
+                found.append(row)
+        return found
+
+    def _counts(self) -> dict[int, dict[str, int]]:
+        counts: dict[int, Counter[str]] = {}
+        for row in self.tasks.values():
+            if not row.init:
+                counts.setdefault(row.run_no, Counter())[row.state.value] += 1
+        return {run_no: dict(states) for run_no, states in counts.items()}
+
+    def load_run(self, name: str) -> RunImage | None:
+        """A run whole; None where there is none of that name."""
+        run = next((run for run in self.runs.values() if run.name == name), None)
+        return None if run is None else self._image(run.run_no)
+
+    def _image(self, run_no: int) -> RunImage:
+        tasks = _in_order({no: row for no, row in self.tasks.items() if row.run_no == run_no})
+        pushes = _in_order({id: push for id, push in self.tables.pushes.items() if push.run_no == run_no})
+        return RunImage(copy(self.runs[run_no]), tasks, pushes)
+
+    def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
+        """The runs in which a selection lies, the tasks meant, and a sentence where none could be found."""
+        chosen = choose(wanted, _Finder(self.tables))
+        return [self._image(run_no) for run_no in chosen.run_nos], chosen.task_nos, chosen.problem
+
+    def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
+        """The stored definition of each task, as JSON."""
+        return {task_no: self.tables.stored[task_no] for task_no in task_nos if task_no in self.tables.stored}
+
+
+class _Finder:
+    """The tables, as `boss.selecting` asks them."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def runs(self) -> dict[str, int]:
+        return {run.name: run.run_no for run in self._tables.runs.values()}
+
+    def named(self, run_nos: Sequence[int], ids: Sequence[str]) -> Iterable[Found]:
+        wanted = set(ids)
+        return [found for found in self._all(run_nos) if found.id in wanted]
+
+    def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterable[Found]:
+        return [
+            found
+            for found in self._all(run_nos)
+            if (not state or found.state == state) and (not label or label in found.labels)
+        ]
+
+    def some_ids(self, run_nos: Sequence[int]) -> Iterable[str]:
+        return [found.id for found in self._all(run_nos)]
+
+    def _all(self, run_nos: Sequence[int]) -> Iterable[Found]:
+        wanted = set(run_nos)
+        for row in self._tables.tasks.values():
+            if row.run_no in wanted:
+                labels = self._tables.labels[row.task_no]
+                yield Found(row.task_no, row.run_no, row.id, row.state.value, row.init, labels)
+
+
+def _in_order(
+    table: dict[object, _Row] | dict[int, _Row] | dict[str, _Row] | dict[tuple[int, int], _Row],
+) -> list[_Row]:
+    """Copies of the rows, by key."""
+    return [copy(table[key]) for key in sorted(table)]  # type: ignore[type-var, index]

@@ -1,0 +1,121 @@
+"""Real databases for tests: one private MariaDB per session, started when first asked for; SQLite files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from ecloud.database import make_engine, migrate
+
+START_S = 60.0
+
+
+class MariaDb:
+    """A private server on a socket and a free loopback port, its data in a temporary directory."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="ecloud-db-"))
+        self.process: subprocess.Popen[bytes] | None = None
+        self.port = _free_port()
+        user = "root" if os.geteuid() == 0 else os.environ.get("USER", "nobody")
+        self._common = ["--no-defaults", f"--datadir={self.directory}/data", f"--user={user}"]
+        install = shutil.which("mariadb-install-db") or "/usr/bin/mariadb-install-db"
+        options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+        subprocess.run([install, *self._common, *options], check=True, capture_output=True)
+        self.start()
+        with self.admin().connect() as connection:
+            connection.exec_driver_sql("CREATE USER 'ecloud'@'%%' IDENTIFIED BY 'secret'")
+            connection.exec_driver_sql("GRANT ALL ON *.* TO 'ecloud'@'%%'")
+        self.count = 0
+
+    def start(self) -> None:
+        """Start, or start again, and wait until it answers."""
+        server = shutil.which("mariadbd") or "/usr/sbin/mariadbd"
+        options = [f"--socket={self.directory}/socket", f"--port={self.port}", "--bind-address=127.0.0.1"]
+        tuning = ["--innodb-buffer-pool-size=64M", "--skip-name-resolve", f"--pid-file={self.directory}/pid"]
+        log = (self.directory / "log").open("ab")
+        self.process = subprocess.Popen([server, *self._common, *options, *tuning], stdout=log, stderr=log)
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                with self.admin().connect():
+                    return
+            except sa.exc.OperationalError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise RuntimeError((self.directory / "log").read_text(errors="replace")[-2000:]) from None
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def admin(self) -> Engine:
+        """An engine without a database of its own."""
+        return sa.create_engine(f"mysql+pymysql://root@/?unix_socket={self.directory}/socket", poolclass=sa.NullPool)
+
+    def new_url(self) -> str:
+        """A database of its own for one test."""
+        self.count += 1
+        name = f"test_{os.getpid()}_{self.count}"
+        with self.admin().connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        return f"mysql+pymysql://ecloud:secret@127.0.0.1:{self.port}/{name}"
+
+    def stop(self) -> None:
+        """End it and remove its data."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(30)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDb]:
+    """The session's server."""
+    server = MariaDb()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mariadb_engine(mariadb: MariaDb) -> Iterator[Engine]:
+    """An empty database with our tables."""
+    engine = make_engine(mariadb.new_url())
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sqlite_engine(tmp_path: Path) -> Iterator[Engine]:
+    """An empty SQLite file with our tables."""
+    engine = make_engine(f"sqlite:///{tmp_path}/test.db")
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite_engine", "mariadb_engine"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Both kinds in turn."""
+    return request.getfixturevalue(request.param)  # type: ignore[no-any-return]

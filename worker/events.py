@@ -1,0 +1,129 @@
+"""What can happen to a worker, and what it wants done. Facts in the past tense, orders in the imperative. Pure."""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from ecloud.tasks import Outcome, Resources
+from ecloud.wire import AttemptOrder, Envelope
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """What the core is told at the start. `peer`: the process id; `gpus`: indices offered; `spooled`: outcomes left by an older process.
+
+    `lives_s`: seconds until the machine ends, None when unknown.
+    """
+
+    peer: str
+    home: str
+    resources: Resources
+    gpus: tuple[int, ...] = ()
+    host: str = ""
+    addresses: tuple[str, ...] = ()
+    boot_id: str = ""
+    pid: int = 0
+    vm: str = ""
+    boot_nonce: str = ""
+    software: str = ""
+    labels: tuple[str, ...] = ()
+    lives_s: float | None = None
+    boss_gone_exit_s: float | None = None
+    spooled: tuple[Outcome, ...] = ()
+
+
+class ConnectionFound(msgspec.Struct, frozen=True):
+    """The broker can be spoken to."""
+
+
+class ConnectionLost(msgspec.Struct, frozen=True):
+    """The broker can't be spoken to."""
+
+    reason: str = ""
+
+
+class MessageArrived(msgspec.Struct, frozen=True):
+    """The boss said something; signature and version are checked already."""
+
+    envelope: Envelope
+
+
+class AttemptEnded(msgspec.Struct, frozen=True):
+    """Nothing of it runs any more; results are staged."""
+
+    outcome: Outcome
+
+
+class AttemptReturned(msgspec.Struct, frozen=True):
+    """It could not be run here through no fault of the task; nothing of it is left."""
+
+    task_no: int
+    number: int
+    reason: str
+
+
+class TroubleChanged(msgspec.Struct, frozen=True):
+    """Nothing can be started here for this reason; empty: it is over."""
+
+    text: str
+
+
+class TermReceived(msgspec.Struct, frozen=True):
+    """The machine or a person wants us to leave. The second time: at once."""
+
+
+class StateMeasured(msgspec.Struct, frozen=True):
+    """What heartbeats tell besides."""
+
+    free_disk_mb: float | None = None
+    load: float | None = None
+
+
+Event = Union[
+    ConnectionFound, ConnectionLost, MessageArrived, AttemptEnded, AttemptReturned, TroubleChanged, TermReceived,
+    StateMeasured,
+]  # fmt: skip
+
+
+class StartAttempt(msgspec.Struct, frozen=True):
+    """Run this. `gpus`: indices it may use; None where the worker has none."""
+
+    order: AttemptOrder
+    gpus: tuple[int, ...] | None = None
+
+
+class StopAttempt(msgspec.Struct, frozen=True):
+    """End this: TERM, KILL after `grace_s`; its outcome's cause is STOPPED."""
+
+    task_no: int
+    number: int
+    grace_s: float
+    reason: str
+
+
+class StreamOutput(msgspec.Struct, frozen=True):
+    """Publish the output of a running attempt for `seconds`."""
+
+    task_no: int
+    number: int
+    seconds: float
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """End what still runs, then exit with `code`."""
+
+    code: int
+    reason: str
+
+
+class WorkerEffects(msgspec.Struct):
+    """Executed in the order of the fields: what is said is on disk before it is said."""
+
+    spool: list[Outcome] = msgspec.field(default_factory=list)
+    forget: list[tuple[int, int]] = msgspec.field(default_factory=list)
+    stops: list[StopAttempt] = msgspec.field(default_factory=list)
+    starts: list[StartAttempt] = msgspec.field(default_factory=list)
+    streams: list[StreamOutput] = msgspec.field(default_factory=list)
+    says: list[Envelope] = msgspec.field(default_factory=list)
+    leave: Leave | None = None

@@ -1,0 +1,266 @@
+"""Running commands: one shell per attempt, in a session of its own, watched by one epoll. Nothing it starts outlives it.
+
+Owns processes and their output pipes. Decides nothing: what to run comes as `Launch`, what happened goes out as `Finished`.
+One thread, no preexec_fn (a real fork costs 2 to 20 ms; facts), no waiting for end-of-file (a left-over process may hold a pipe).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ecloud.tasks import FAILURE_TAIL_BYTES
+
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG = 1
+READ_BYTES = 65_536
+REAP_ROUNDS = 200
+REAP_WAIT_S = 0.005
+Key = tuple[int, int]
+
+
+def adopt_orphans() -> None:
+    """Processes that lose their parent become ours, so that they can be found and ended. Linux; needs no rights."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def die_with_parent(signal_number: int = signal.SIGTERM) -> None:
+    """Get a signal when the process that started this one ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
+
+
+@dataclass
+class Tail:
+    """The end of an output stream. `dropped`: bytes before it."""
+
+    data: bytearray = field(default_factory=bytearray)
+    dropped: int = 0
+
+    def add(self, piece: bytes) -> None:
+        """Keep the last `FAILURE_TAIL_BYTES` of all that came."""
+        self.data += piece
+        excess = len(self.data) - FAILURE_TAIL_BYTES
+        if excess > FAILURE_TAIL_BYTES:
+            del self.data[:excess]
+            self.dropped += excess
+
+    def text(self, limit: int) -> str:
+        """The last `limit` bytes as text, whatever they are."""
+        return bytes(self.data[-limit:]).decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shell ended, and everything it had started. `code`: exit code, negative for a signal. `run_s`: wall seconds."""
+
+    key: Key
+    code: int
+    run_s: float
+    max_rss_mb: float
+    stopped: str
+
+
+@dataclass
+class Process:
+    """One shell that runs."""
+
+    key: Key
+    pid: int
+    pidfd: int
+    streams: dict[int, tuple[str, Tail]]
+    tails: dict[str, Tail]
+    started_at: float
+    timeout_at: float | None
+    mark: bytes
+    stopped: str = ""
+    kill_at: float | None = None
+    stream_until: float = 0.0
+
+
+class Processes:
+    """All shells of this worker, in one epoll that others may add their descriptors to."""
+
+    def __init__(self, poll: select.epoll, on_output: Callable[[Process, str, int, bytes], None]) -> None:
+        self._poll = poll
+        self._on_output = on_output
+        self._by_fd: dict[int, Process] = {}
+        self.running: dict[Key, Process] = {}
+        self._pids: set[int] = set()
+
+    def start(
+        self, key: Key, argv: list[str], directory: Path, env: dict[str, str], timeout_s: float | None, now: float
+    ) -> Process:
+        """Start a shell. Raises `OSError` where the machine can't."""
+        out_read, out_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(out_write, True)
+        os.set_blocking(err_write, True)
+        try:
+            popen = subprocess.Popen(
+                argv,
+                cwd=directory,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=out_write,
+                stderr=err_write,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(out_read)
+            os.close(err_read)
+            raise
+        finally:
+            os.close(out_write)
+            os.close(err_write)
+        popen.returncode = 0  # reaped by us, with its resource usage; Popen must not warn of a child it forgot
+        tails = {"stdout": Tail(), "stderr": Tail()}
+        process = Process(
+            key=key,
+            pid=popen.pid,
+            pidfd=os.pidfd_open(popen.pid),
+            streams={out_read: ("stdout", tails["stdout"]), err_read: ("stderr", tails["stderr"])},
+            tails=tails,
+            started_at=now,
+            timeout_at=None if timeout_s is None else now + timeout_s,
+            mark=f"ECLOUD_ATTEMPT={key[0]}-{key[1]}".encode(),
+        )
+        for descriptor in (process.pidfd, *process.streams):
+            self._by_fd[descriptor] = process
+            self._poll.register(descriptor, select.EPOLLIN)
+        self.running[key] = process
+        self._pids.add(process.pid)
+        return process
+
+    def owns(self, descriptor: int) -> bool:
+        """Whether an event of the epoll is for us. An event of a descriptor closed a moment ago is for nobody."""
+        return descriptor in self._by_fd
+
+    def on_ready(self, descriptor: int, now: float) -> Finished | None:
+        """Read output, or notice an end."""
+        process = self._by_fd[descriptor]
+        if descriptor == process.pidfd:
+            return self._finish(process, now)
+        if not self._read(process, descriptor):
+            self._close(descriptor, process)
+        return None
+
+    def stop(self, process: Process, why: str, grace_s: float, now: float) -> None:
+        """TERM to all it started; KILL after `grace_s`. `why` tells the outcome's cause."""
+        if not process.stopped:
+            process.stopped = why
+            process.kill_at = now + grace_s
+            _signal_group(process.pid, signal.SIGTERM)
+            for pid in self._left_behind(process):
+                _signal_group(pid, signal.SIGTERM)
+        process.kill_at = min(process.kill_at or now, now + grace_s)
+
+    def pass_deadlines(self, grace_s: float, now: float) -> None:
+        """End what ran out of time; KILL what ignored TERM."""
+        for process in self.running.values():
+            if process.timeout_at is not None and now >= process.timeout_at and not process.stopped:
+                self.stop(process, "timeout", grace_s, now)
+            if process.kill_at is not None and now >= process.kill_at:
+                process.kill_at = None
+                _signal_group(process.pid, signal.SIGKILL)
+
+    def next_deadline(self) -> float | None:
+        """When `pass_deadlines` has something to do."""
+        times = [
+            at
+            for process in self.running.values()
+            for at in (process.kill_at, None if process.stopped else process.timeout_at)
+            if at is not None
+        ]
+        return min(times, default=None)
+
+    # --- ends ---------------------------------------------------------------------------------------
+
+    def _finish(self, process: Process, now: float) -> Finished | None:
+        try:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        except ChildProcessError:
+            pid, status, usage = process.pid, 0, None  # type: ignore[assignment]
+        if pid == 0:
+            return None
+        self._pids.discard(process.pid)
+        _signal_group(process.pid, signal.SIGKILL)
+        self._end_left_behind(process)
+        for descriptor in tuple(process.streams):
+            while self._read(process, descriptor):
+                pass
+            self._close(descriptor, process)
+        self._close(process.pidfd, process)
+        del self.running[process.key]
+        max_rss_mb = usage.ru_maxrss / 1000 if usage is not None else 0.0
+        code = os.waitstatus_to_exitcode(status)
+        return Finished(process.key, code, now - process.started_at, max_rss_mb, process.stopped)
+
+    def _read(self, process: Process, descriptor: int) -> bool:
+        """Take what is there; False at the end, or when there is nothing now."""
+        try:
+            piece = os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not piece:
+            return False
+        name, tail = process.streams[descriptor]
+        if process.stream_until:
+            self._on_output(process, name, tail.dropped + len(tail.data), piece)
+        tail.add(piece)
+        return True
+
+    def _close(self, descriptor: int, process: Process) -> None:
+        if self._by_fd.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+            process.streams.pop(descriptor, None)
+            os.close(descriptor)
+
+    def _end_left_behind(self, process: Process) -> None:
+        """KILL what left the group, also daemons; their children become ours in turn, so look until there is none."""
+        for _ in range(REAP_ROUNDS):
+            left = list(self._left_behind(process))
+            if not left:
+                return
+            for pid in left:
+                _signal_group(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                        select.select([], [], [], REAP_WAIT_S)
+
+    def _left_behind(self, process: Process) -> Iterator[int]:
+        """Our children that no running shell is: orphans we adopted, of this attempt by their environment."""
+        for pid in _children():
+            if pid in self._pids:
+                continue
+            try:
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+            except OSError:
+                continue
+            if not environment:
+                # A zombie, or one without any environment: reaped where it is dead.
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            elif process.mark in environment.split(b"\0"):
+                yield pid
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children", "rb") as file:
+            found += map(int, file.read().split())
+    return found
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
