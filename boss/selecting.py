@@ -1,6 +1,6 @@
-"""Which tasks a person means: ids, RUN:ID, a run, a state, a label. The rule alone; where tasks are kept is the finder's.
+"""Which tasks a person means: ids, RUN:ID, a run, a state, a label. The rule alone; a `Finder` knows where tasks are.
 
-One rule for the database and for its twin in the simulation, so that both give the same answers and the same sentences.
+One rule for the database and for its twin in the simulation: both give the same answers and the same sentences.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def to_database(text: str, dialect_name: str) -> str | bytes:
 _BLOB = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
 _TIME = sa.Double()
 _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-_OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
+_OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 
 metadata = sa.MetaData()
 
@@ -71,6 +71,9 @@ leader = sa.Table(
     sa.Column("holder", Utf8(255), nullable=False),
     sa.Column("since", _TIME, nullable=False),
     sa.Column("renewed_at", _TIME, nullable=False),
+    sa.Column("next_task_no", _NUMBER, nullable=False),
+    sa.Column("next_run_no", _NUMBER, nullable=False),
+    sa.Column("next_vm_no", _NUMBER, nullable=False),
     **_OPTIONS,
 )  # fmt: skip
 

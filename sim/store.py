@@ -1,15 +1,15 @@
 """The store's twin in memory: the same methods, the same answers, the same refusals; passes the same contract suite.
 
-What it holds is what was committed: rows are copied in and copied out, so that nothing the core does to its own leaks in.
+What it holds is what was committed: rows are copied in and out, so that nothing the core does to its own leaks in.
 Two stores over the same `Tables` are two bosses on one database.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from boss.core.effects import SelectTasks
 from boss.core.rows import AttemptRow, PushAnswered, RunImage, RunRow, Snapshot, TaskRow, VmRow, WorkerRow, Writes
@@ -179,7 +179,7 @@ class Store:
         runs = {tables.tasks[task_no].run_no for task_no in task_nos}
         for task_no in task_nos:
             for table in (tables.tasks, tables.changed_at, tables.stored, tables.labels):
-                table.pop(task_no, None)  # type: ignore[attr-defined]
+                table.pop(task_no, None)
         for key in [key for key in tables.attempts if key[0] in task_nos]:
             del tables.attempts[key]
         for row in tables.tasks.values():
@@ -290,4 +290,4 @@ def _in_order(
     table: dict[object, _Row] | dict[int, _Row] | dict[str, _Row] | dict[tuple[int, int], _Row],
 ) -> list[_Row]:
     """Copies of the rows, by key."""
-    return [copy(table[key]) for key in sorted(table)]  # type: ignore[type-var, index]
+    return [copy(table[key]) for key in sorted(table)]

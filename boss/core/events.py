@@ -24,6 +24,8 @@ class BrokerFound(msgspec.Struct, frozen=True):
 class BrokerLost(msgspec.Struct, frozen=True):
     """Nobody can be heard until `BrokerFound`. Silence counts against no worker meanwhile."""
 
+    reason: str = ""
+
 
 class RunLoaded(msgspec.Struct, frozen=True):
     """Answer to `LoadRun`. `image` is None where there is no such run."""

@@ -3,6 +3,6 @@
 from ecloud.formats.checking import check
 from ecloud.formats.problems import Problem, TaskList, TaskListWrong
 from ecloud.formats.reading import read_task_list
-from ecloud.formats.wfformat import initial_input_bytes
+from ecloud.formats.scaled import initial_input_bytes
 
 __all__ = ["Problem", "TaskList", "TaskListWrong", "check", "initial_input_bytes", "read_task_list"]

@@ -68,14 +68,20 @@ def find_problems(
         problems.add("", "", "the list has no tasks")
     ids: set[str] = set()
     makers: dict[str, str] = {}
+    where = ""
+
+    def say(field: str, text: str) -> None:
+        problems.add(where, field, text)
+
     for task in tasks:
-        _check_task(task, lambda field, text, task=task: problems.add(f"task {shown(task.id)}", field, text))  # type: ignore[misc]
+        where = f"task {shown(task.id)}"
+        _check_task(task, say)
         if task.id in ids:
-            problems.add(f"task {shown(task.id)}", "id", "more than one task has this id")
+            say("id", "more than one task has this id")
         ids.add(task.id)
         for result in task.results:
             if not is_glob(result.local):
-                _check_maker(task, result.path, makers, problems)
+                _check_maker(task, result.path, makers, say)
     if all_named:
         for task in tasks:
             for dependency in task.dependencies:
@@ -94,12 +100,14 @@ def size_problem(count: int, max_tasks: int) -> str:
     return f"{count:,} tasks; at most {max_tasks:,} are taken at once (MAX_TASKS_PER_PUSH)"
 
 
-def _check_maker(task: TaskDefinition, path: str, makers: dict[str, str], problems: Problems) -> None:
-    maker = makers.setdefault(path, task.id)
-    if maker != task.id:
-        problems.add(f"task {shown(task.id)}", "results", f"{shown(path)!r} is also a result of task {shown(maker)}")
-    elif len(task.results) > 1 and sum(r.path == path and not is_glob(r.local) for r in task.results[:100]) > 1:
-        problems.add(f"task {shown(task.id)}", "results", f"{shown(path)!r} is named twice")
+def _check_maker(task: TaskDefinition, path: str, makers: dict[str, str], say: Say) -> None:
+    maker = makers.get(path)
+    if maker is None:
+        makers[path] = task.id
+    elif maker == task.id:
+        say("results", f"{shown(path)!r} is named twice")
+    else:
+        say("results", f"{shown(path)!r} is also a result of task {shown(maker)}")
 
 
 def _check_task(task: TaskDefinition, say: Say) -> None:
@@ -240,9 +248,9 @@ def _check_env(env: dict[str, str], say: Say) -> None:
 
 
 def _may_be_large(task: TaskDefinition) -> bool:
-    """Whether its JSON might exceed the limit (six bytes for an escaped character): seldom, so encoding is seldom."""
+    """Whether its JSON might exceed the limit (a character takes up to six bytes): seldom, so it is seldom encoded."""
     counted = len(task.dependencies) + len(task.requirements) + len(task.results) + len(task.labels) + len(task.env)
-    return counted > 100 or sum(map(len, task.commands)) * 6 > MAX_DEFINITION_BYTES - 5_500_000
+    return counted > 20 or sum(map(len, task.commands)) > 200_000
 
 
 def _check_size(task: TaskDefinition, say: Say) -> None:

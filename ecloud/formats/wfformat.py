@@ -1,145 +1,247 @@
 """WfCommons WfFormat 1.5: recorded executions of scientific workflows -> tasks (https://github.com/wfcommons/WfFormat).
 
-As it is, or scaled: each program replaced by a sleep of its recorded run-time, which checks that its input files are those of their
-producers, and writes files of the recorded sizes.
+As it is, or scaled: each program replaced by a sleep that reads and writes files of the recorded names. Owns the names
+that files get; the scaled scripts have a file of their own.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated, Any
 
-from ecloud.formats.checking import path_problem
-from ecloud.formats.problems import Problem, TaskList, TaskListWrong
-from ecloud.tasks import Dependency, Requirement, Result, TaskDefinition
+import msgspec
 
-INITIAL = "initial input"
-"""Stands in the first line of a scaled file that no task makes, in place of the producer's id."""
+from ecloud.formats.checking import size_problem
+from ecloud.formats.paths import is_glob, normalised, path_problem
+from ecloud.formats.problems import Problem, Problems, TaskList, TaskListWrong, shown
+from ecloud.formats.scaled import INITIAL, ScaledFile, scaled_commands
+from ecloud.tasks import MAX_ID_CHARS, Dependency, Requirement, Result, TaskDefinition
+
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=@-]+")
-_NUMBERED = re.compile(r"[_.-]?(ID)?\d+$")
+_NUMBERED = re.compile(r"_(ID)?\d+$")
+_REDIRECTION = re.compile(r"[0-9]?(<|>|>>)(&[0-9])?")
+_Amount = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _File(msgspec.Struct):
+    id: str
+    sizeInBytes: _Amount = 0.0
+
+
+class _Specified(msgspec.Struct):
+    id: str
+    name: str = ""
+    parents: list[str] = []
+    children: list[str] = []
+    inputFiles: list[str] = []
+    outputFiles: list[str] = []
+
+
+class _Command(msgspec.Struct):
+    program: str = ""
+    arguments: list[str] = []
+
+
+class _Executed(msgspec.Struct):
+    id: str
+    runtimeInSeconds: _Amount | None = None
+    command: _Command | None = None
+    coreCount: _Amount | None = None
+
+
+class _Specification(msgspec.Struct):
+    tasks: list[_Specified]
+    files: list[_File] = []
+
+
+class _Execution(msgspec.Struct):
+    tasks: list[_Executed] = []
+
+
+class _Workflow(msgspec.Struct):
+    specification: _Specification
+    execution: _Execution = msgspec.field(default_factory=_Execution)
 
 
 def is_wfformat(document: dict[str, Any]) -> bool:
-    """Whether this is a WfFormat file."""
-    return isinstance(document.get("workflow"), dict) and "schemaVersion" in document
+    """Whether this wants to be a WfFormat file."""
+    return "tasks" not in document and ("workflow" in document or "schemaVersion" in document)
 
 
-def read_wfformat(document: dict[str, Any], name: str, scale: float | None) -> TaskList:
-    """The workflow's tasks; `scale` None keeps its programs."""
+def read_wfformat(
+    document: dict[str, Any], name: str, scale: float | None, max_tasks: int, problems: Problems
+) -> TaskList:
+    """The workflow's tasks, unchecked. `scale` None keeps its programs. Raises `TaskListWrong` for another layout."""
+    version = str(document.get("schemaVersion", "without a version"))
     try:
-        specification = document["workflow"]["specification"]
-        recorded = {item["id"]: item for item in document["workflow"].get("execution", {}).get("tasks", [])}
-        sizes = {item["id"]: int(item["sizeInBytes"]) for item in specification.get("files", [])}
-        makers = {made: item["id"] for item in specification["tasks"] for made in item.get("outputFiles", [])}
-        used = [file for item in specification["tasks"] for file in item.get("inputFiles", [])]
-        paths = _safe_names([*sizes, *makers, *used])
-        tasks = [_task(item, recorded.get(item["id"], {}), paths, sizes, makers, scale) for item in specification["tasks"]]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise TaskListWrong([Problem("workflow", "", f"not WfFormat 1.5: {type(error).__name__} {error}")]) from None
-    initial = dict.fromkeys(file for file in used if file not in makers)
-    notes = [] if str(document["schemaVersion"]).startswith("1.5") else [f"WfFormat {document['schemaVersion']} read as 1.5"]
-    if initial and scale is None:
-        notes.append(f"{len(initial)} input files are made by no task: they must be in the datastore")
-    return TaskList(name, tasks, tuple(notes), tuple((paths[file], sizes.get(file, 0)) for file in initial))
+        workflow = msgspec.convert(document.get("workflow"), _Workflow)
+    except msgspec.ValidationError as error:
+        text = str(error).replace("$", "workflow").replace("`", "")
+        raise TaskListWrong([Problem("", "", f"not WfFormat 1.5 (it says {shown(version)}): {text}")]) from None
+    if len(workflow.specification.tasks) > max_tasks:
+        raise TaskListWrong([Problem("", "", size_problem(len(workflow.specification.tasks), max_tasks))])
+    return _Reading(workflow, scale, problems).task_list(name, version)
 
 
-def _task(
-    item: dict[str, Any],
-    recorded: dict[str, Any],
-    paths: dict[str, str],
-    sizes: dict[str, int],
-    makers: dict[str, str],
-    scale: float | None,
-) -> TaskDefinition:
-    inputs = list(dict.fromkeys(item.get("inputFiles", [])))
-    outputs = list(dict.fromkeys(item.get("outputFiles", [])))
-    runtime_s = float(recorded.get("runtimeInSeconds", 0.0))
-    if scale is None:
-        command = recorded.get("command", {})
-        words = [str(word) for word in command.get("arguments", [])]
-        program = str(command.get("program", "true"))
-        commands: tuple[str, ...] = (" ".join([program, *map(_quoted, words)]) if words else program,)
-    else:
-        runtime_s *= scale
-        commands = (_scaled(item["id"], inputs, outputs, paths, sizes, makers, runtime_s, scale),)
-    cores = recorded.get("coreCount")
-    return TaskDefinition(
-        id=str(item["id"]),
-        commands=commands,
-        dependencies=tuple(Dependency(str(parent)) for parent in dict.fromkeys(item.get("parents", []))),
-        requirements=tuple(Requirement(paths[file], paths[file]) for file in inputs),
-        results=tuple(Result(paths[file], paths[file]) for file in outputs),
-        resources={"cpus": float(cores)} if cores and scale is None else {},
-        runtime_s=runtime_s,
-        labels=(_NUMBERED.sub("", str(item.get("name", item["id"])))[:255] or "task",),
+class _Reading:
+    """One workflow on its way to tasks."""
+
+    def __init__(self, workflow: _Workflow, scale: float | None, problems: Problems) -> None:
+        self._scale = scale
+        self._problems = problems
+        self._items = workflow.specification.tasks
+        self._recorded = {item.id: item for item in workflow.execution.tasks}
+        self._sizes = {file.id: int(min(file.sizeInBytes, 1e18)) for file in workflow.specification.files}
+        self._makers = {made: item.id for item in self._items for made in item.outputFiles}
+        used = [file for item in self._items for file in item.inputFiles]
+        self._paths = safe_paths([*used, *self._makers])
+        self._parents = self._all_parents()
+
+    def task_list(self, name: str, version: str) -> TaskList:
+        """All tasks, and what is to be said about them."""
+        tasks = [self._task(item) for item in self._items]
+        initial = dict.fromkeys(
+            file for item in self._items for file in item.inputFiles if self._makers.get(file, item.id) == item.id
+        )
+        notes = []
+        if version.split(".")[:2] != ["1", "5"]:
+            notes.append(f"WfFormat {shown(version)} is read as 1.5")
+        renamed = [(file, path) for file, path in self._paths.items() if file != path]
+        if renamed:
+            file, path = renamed[0]
+            notes.append(f"{len(renamed):,} files have another name in the datastore: {shown(file)} is {shown(path)}")
+        if initial and self._scale is None:
+            listed = ", ".join(shown(self._paths[file]) for file in list(initial)[:3])
+            notes.append(f"{len(initial):,} files are made by no task and must be in the datastore: {listed} …")
+        inputs = tuple((self._paths[file], self._sizes.get(file, 0)) for file in initial)
+        return TaskList(name, tasks, tuple(notes), inputs)
+
+    def _all_parents(self) -> dict[str, dict[str, None]]:
+        """Whom each task waits for, by `parents`, by the other's `children`, and by the files it reads."""
+        parents: dict[str, dict[str, None]] = {item.id: dict.fromkeys(item.parents) for item in self._items}
+        for item in self._items:
+            for child in item.children:
+                if child in parents:
+                    parents[child][item.id] = None
+                else:
+                    self._problems.add(f"task {shown(item.id)}", "children", f"there is no task {shown(child)}")
+            for file in item.inputFiles:
+                maker = self._makers.get(file, item.id)
+                if maker != item.id:
+                    parents[item.id][maker] = None
+        return parents
+
+    def _task(self, item: _Specified) -> TaskDefinition:
+        recorded = self._recorded.get(item.id) or _Executed(item.id)
+        files = list(dict.fromkeys([*item.inputFiles, *item.outputFiles]))
+        local = self._local_names(files)
+        inputs = list(dict.fromkeys(item.inputFiles))
+        outputs = list(dict.fromkeys(item.outputFiles))
+        runtime_s = recorded.runtimeInSeconds
+        resources: dict[str, float] = {}
+        if self._scale is None:
+            commands = self._recorded_commands(recorded)
+            if recorded.coreCount:
+                resources["cpus"] = recorded.coreCount
+        else:
+            # The sleep that stands for a program occupies no cores: one CPU, so that it runs on a laptop too.
+            runtime_s = (runtime_s or 0.0) * self._scale
+            reads = [self._scaled_file(file, self._producer(file, item.id), local) for file in inputs]
+            writes = [self._scaled_file(file, item.id, local) for file in outputs]
+            commands = scaled_commands(reads, writes, runtime_s, self._scale)
+        label = _NUMBERED.sub("", item.name or item.id)[:MAX_ID_CHARS]
+        return TaskDefinition(
+            id=item.id,
+            commands=commands,
+            dependencies=tuple(Dependency(parent) for parent in self._parents[item.id]),
+            requirements=tuple(Requirement(self._paths[file], local[file]) for file in inputs),
+            results=tuple(Result(local[file], self._paths[file]) for file in outputs),
+            resources=resources,
+            runtime_s=runtime_s,
+            labels=(label,) if label else (),
+        )
+
+    def _producer(self, file: str, reader: str) -> str:
+        maker = self._makers.get(file, reader)
+        return INITIAL if maker == reader else maker
+
+    def _scaled_file(self, file: str, producer: str, local: dict[str, str]) -> ScaledFile:
+        return ScaledFile(self._paths[file], local[file], self._sizes.get(file, 0), producer)
+
+    def _local_names(self, files: list[str]) -> dict[str, str]:
+        """A recorded relative id is the program's own name for its file; of an absolute one or a URL it saw the end."""
+        ends = {file: self._paths[file].rsplit("/", 1)[-1] for file in files if self._paths[file] != file}
+        names = {file: ends.get(file, file) for file in files}
+        taken = list(names.values())
+        if len(set(taken)) == len(taken) and not any("/" in name for name in taken):
+            return names
+        return {file: self._paths[file] for file in files}
+
+    def _recorded_commands(self, recorded: _Executed) -> tuple[str, ...]:
+        command = recorded.command or _Command()
+        if not command.program:
+            text = "the file records none; --scale replaces programs by sleeps"
+            self._problems.add(f"task {shown(recorded.id)}", "command", text)
+            return ()
+        if not command.arguments:
+            return (command.program,)  # A whole script, as Nextflow records it.
+        return (" ".join([shlex.quote(command.program), *map(_argument, command.arguments)]),)
+
+
+def _argument(argument: str) -> str:
+    """One recorded argument for the shell. Redirections stand as they are ("2>"); "--option value" is two words."""
+    if _REDIRECTION.fullmatch(argument):
+        return argument
+    if argument.startswith("-"):
+        try:
+            return " ".join(map(shlex.quote, shlex.split(argument)))
+        except ValueError:
+            pass
+    return shlex.quote(argument)
+
+
+def safe_paths(files: Iterable[str]) -> dict[str, str]:
+    """File ids -> datastore paths, each its own and none below another. A good relative path stays as it is."""
+    wanted = list(dict.fromkeys(files))
+    paths: dict[str, str] = {}
+    taken: set[str] = set()
+    directories: set[str] = set()
+
+    def take(file: str, path: str) -> bool:
+        parts = path.split("/")
+        above = {"/".join(parts[:count]) for count in range(1, len(parts))}
+        if path in taken or path in directories or not above.isdisjoint(taken):
+            return False
+        taken.add(path)
+        directories.update(above)
+        paths[file] = path
+        return True
+
+    counts: dict[str, int] = {}
+    for file in [file for file in wanted if not (_is_safe(file) and take(file, file))]:
+        path = _safe(file)
+        if take(file, path):
+            continue
+        flat = path.replace("/", "_")[-MAX_ID_CHARS + 20 :]
+        while not take(file, f"{flat}.{counts.setdefault(flat, 1)}"):
+            counts[flat] += 1
+    return {file: paths[file] for file in wanted}
+
+
+def _is_safe(file: str) -> bool:
+    return (
+        path_problem(file) is None
+        and "://" not in file
+        and not is_glob(file)
+        and file[0] not in "-~"
+        and file.isprintable()
+        and file == normalised(file)
     )
 
 
-def _quoted(word: str) -> str:
-    """Recorded arguments may hold several words or a redirection ("2>"): only what the shell would read otherwise is quoted."""
-    return word if re.fullmatch(r"[0-9]?[<>]{1,2}&?[0-9]?", word) or word.startswith("-") else shlex.quote(word)
-
-
-def _safe_names(files: Iterable[str]) -> dict[str, str]:
-    """File ids -> relative paths, each its own: absolute paths and URLs lose what leads out."""
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for file in dict.fromkeys(files):
-        name = file if path_problem(file) is None and "://" not in file else ""
-        if not name:
-            parts = [_UNSAFE.sub("_", part) for part in file.replace("://", "/").split("/") if part not in ("", ".", "..")]
-            name = "/".join(parts) or "file"
-        unique, count = name, 1
-        while unique in taken:
-            count += 1
-            unique = f"{name}.{count}"
-        taken.add(unique)
-        names[file] = unique
-    return names
-
-
-def _header(producer: str, path: str) -> str:
-    return f"{path} of {producer}"
-
-
-def _scaled(
-    task_id: str,
-    inputs: list[str],
-    outputs: list[str],
-    paths: dict[str, str],
-    sizes: dict[str, int],
-    makers: dict[str, str],
-    runtime_s: float,
-    scale: float,
-) -> str:
-    """A shell script: look at each input's first line, sleep, write each output with its own first line."""
-    lines = []
-    for file in inputs:
-        path, expected = shlex.quote(paths[file]), shlex.quote(_header(makers.get(file, INITIAL), paths[file]))
-        complaint = shlex.quote(f"{paths[file]} is not what its producer wrote")
-        lines.append(
-            f'IFS= read -r line < {path} && [ "$line" = {expected} ] || {{ echo {complaint} >&2; exit 9; }}'
-        )
-    if runtime_s >= 0.001:
-        lines.append(f"sleep {runtime_s:.3f}")
-    for file in outputs:
-        path, header = paths[file], _header(task_id, paths[file])
-        if "/" in path:
-            lines.append(f"mkdir -p {shlex.quote(path.rsplit('/', 1)[0])}")
-        lines.append(f"printf '%s\\n' {shlex.quote(header)} > {shlex.quote(path)}")
-        size = int(sizes.get(file, 0) * scale)
-        if size > len(header.encode()) + 1:
-            lines.append(f"truncate -s {size} {shlex.quote(path)}")
-    return "\n".join(lines) or ":"
-
-
-def initial_input_bytes(path: str, size: int, scale: float) -> Iterator[bytes]:
-    """What a scaled file that no task makes holds: a first line that names it, zeros up to `size` times `scale` bytes."""
-    header = (_header(INITIAL, path) + "\n").encode()
-    yield header
-    left = int(size * scale) - len(header)
-    while left > 0:
-        yield bytes(min(left, 1 << 20))
-        left -= 1 << 20
+def _safe(file: str) -> str:
+    parts = [_UNSAFE.sub("_", part)[-200:] for part in file.replace("://", "/").split("/")]
+    path = "/".join(part for part in parts if part not in ("", ".", "..")).lstrip("-")
+    return path if path and path_problem(path) is None else "file"

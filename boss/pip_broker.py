@@ -1,0 +1,31 @@
+"""`python -m boss.pip_broker PORT`: the broker from pip (rumqttd in iotcore), where no Mosquitto is installed. Loopback only."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from iotcore.iotcore import IotCoreBroker
+
+from ecloud.wire import MAX_MESSAGE_BYTES
+
+HOST = "127.0.0.1"
+IN_FLIGHT = 200
+
+
+def main() -> None:
+    """Serve until ended."""
+    logging.basicConfig(level=logging.WARNING)
+    # rumqttd logs a record for each packet.
+    logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
+    broker = IotCoreBroker(
+        listen=HOST,
+        port=int(sys.argv[1]),
+        max_payload_size=MAX_MESSAGE_BYTES + 4096,
+        max_inflight_count=IN_FLIGHT,
+    )
+    broker.run_forever()
+
+
+if __name__ == "__main__":
+    main()

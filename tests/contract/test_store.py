@@ -1,0 +1,514 @@
+"""What the core relies on of a store: one suite for SQLite, a real MariaDB and the simulation's twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+
+from boss.core.effects import SelectTasks
+from boss.core.merging import row_of
+from boss.core.rows import (
+    AttemptRow,
+    PushAnswered,
+    RunRow,
+    TaskMoved,
+    TaskRow,
+    TaskStored,
+    VmRow,
+    WorkerRow,
+    Writes,
+)
+from boss.store import AnotherBossLeads, CommitRefused, Deposed, Store
+from ecloud.tasks import (
+    AttemptState,
+    Cause,
+    Condition,
+    ManifestEntry,
+    Outcome,
+    Retries,
+    TaskDefinition,
+    TaskState,
+    definition_json,
+)
+from ecloud.wire import Hello
+from sim.store import Store as Twin
+from sim.store import Tables
+
+NOW = 1_700_000_000.25
+AnyStore = Any  # Store and its twin: the same methods
+
+
+@pytest.fixture(params=["sqlite", "mariadb", "twin"])
+def new_store(request: pytest.FixtureRequest) -> Callable[[], AnyStore]:
+    """Makes bosses' stores, all on the same empty tables."""
+    if request.param == "twin":
+        tables = Tables()
+        return lambda: Twin(tables)
+    engine = request.getfixturevalue(f"{request.param}_engine")
+    return lambda: Store(engine)
+
+
+@pytest.fixture
+def store(new_store: Callable[[], AnyStore]) -> AnyStore:
+    """The store of a boss that leads."""
+    store = new_store()
+    store.lead("one:1", NOW)
+    return store
+
+
+def stored(task_no: int, id: str, *, after: dict[int, Condition] | None = None, **fields: Any) -> TaskStored:
+    """A task of run 1 (or `run_no`) as a push stores it."""
+    run_no, state = fields.pop("run_no", 1), fields.pop("state", TaskState.READY)
+    definition = TaskDefinition(id=id, **{"commands": ("true",), **fields})
+    row = row_of(definition, task_no, run_no, keep_dir=False)
+    row.state = state
+    row.dependencies = tuple((after or {}).items())
+    return TaskStored(row, definition)
+
+
+def push(store: AnyStore, *tasks: TaskStored, run: RunRow | None = None, **fields: Any) -> None:
+    """Commit tasks with their run."""
+    run = run or RunRow(1, "r", NOW)
+    write(store, runs={run.run_no: run}, stored=list(tasks), **fields)
+
+
+def write(store: AnyStore, **fields: Any) -> None:
+    """Commit the next batch."""
+    store.commit(store.last_batch() + 1, Writes(**fields), NOW)
+
+
+def image(store: AnyStore, run: str = "r") -> dict[str, TaskRow]:
+    """The run's tasks by id."""
+    found = store.load_run(run)
+    assert found is not None
+    return {row.id: row for row in found.tasks}
+
+
+def ended(task_no: int, number: int, **fields: Any) -> AttemptRow:
+    """An attempt that ended well, or as told."""
+    outcome = Outcome(task_no, number, **{"cause": Cause.SUCCESS, "exit_code": 0, **fields})
+    return AttemptRow(task_no, number, 1, "w1", AttemptState.ENDED, NOW, NOW + 1, NOW + 2, "", outcome)
+
+
+# --- leading ------------------------------------------------------------------------------------
+
+
+def test_each_leader_has_a_higher_epoch_and_the_cluster_keeps_its_id(new_store: Callable[[], AnyStore]) -> None:
+    first, second = new_store(), new_store()
+    assert first.lead("one:1", NOW) == 1
+    assert second.lead("two:2", NOW, replace=True) == 2
+    assert first.load().cluster_id == second.load().cluster_id != ""
+    assert second.load().epoch == 2
+
+
+def test_a_second_boss_does_not_lead_while_the_first_is_heard(new_store: Callable[[], AnyStore]) -> None:
+    first, second = new_store(), new_store()
+    first.lead("one:1", NOW)
+    with pytest.raises(AnotherBossLeads, match="one:1"):
+        second.lead("two:2", NOW + 10)
+    first.renew(NOW + 10)
+    with pytest.raises(AnotherBossLeads):
+        second.lead("two:2", NOW + 20)
+    assert second.lead("two:2", NOW + 40) == 2
+
+
+def test_after_a_resignation_nobody_waits(new_store: Callable[[], AnyStore]) -> None:
+    first, second = new_store(), new_store()
+    first.lead("one:1", NOW)
+    first.resign()
+    assert second.lead("two:2", NOW) == 2
+
+
+def test_a_deposed_boss_writes_nothing(new_store: Callable[[], AnyStore]) -> None:
+    first, second = new_store(), new_store()
+    first.lead("one:1", NOW)
+    second.lead("two:2", NOW, replace=True)
+    with pytest.raises(Deposed):
+        first.commit(1, Writes(runs={1: RunRow(1, "r", NOW)}), NOW)
+    with pytest.raises(Deposed):
+        first.renew(NOW)
+    first.resign()
+    assert second.load_run("r") is None
+    assert second.last_batch() == 0
+    second.commit(1, Writes(runs={1: RunRow(1, "r", NOW)}), NOW)
+
+
+def test_a_commit_in_doubt_is_told_by_its_number_and_may_be_repeated(store: AnyStore) -> None:
+    writes = Writes(runs={1: RunRow(1, "r", NOW)}, stored=[stored(1, "a"), stored(2, "b", after={1: Condition.ANY})])
+    assert store.last_batch() == 0
+    store.commit(1, writes, NOW)
+    assert store.last_batch() == 1
+    store.commit(1, writes, NOW)
+    assert store.last_batch() == 1
+    assert len(image(store)) == 2
+    with pytest.raises(CommitRefused):
+        store.commit(3, Writes(), NOW)
+
+
+def test_what_is_refused_leaves_nothing_behind(store: AnyStore) -> None:
+    push(store, stored(1, "a"))
+    with pytest.raises(CommitRefused):
+        push(store, stored(2, "b"), stored(3, "a"))
+    assert store.last_batch() == 1
+    assert list(image(store)) == ["a"]
+    push(store, stored(2, "b"))
+
+
+# --- rows there and back ------------------------------------------------------------------------
+
+
+def test_a_task_comes_back_as_it_went(store: AnyStore) -> None:
+    task = stored(
+        1, "a", state=TaskState.WAITING, resources={"cpus": 2.5, "gpus": 1.0}, priority=-3, runtime_s=0.1,
+        retries=Retries(2, (Cause.EXIT,)), labels=("first", "second"), after={2: Condition.ANY, 3: Condition.FAILURE},
+    )  # fmt: skip
+    task.row.not_before, task.row.attempts, task.row.retries_used = NOW + 0.125, 4, 1
+    task.row.keep_dir, task.row.reason = True, "because"
+    expected = msgspec.structs.replace(task.row)
+    push(store, task, stored(2, "b"), stored(3, "c"))
+    assert image(store)["a"] == expected
+    assert {row.task_no: row for row in store.load().tasks}[1] == expected
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        None,
+        Outcome(1, 1, Cause.SUCCESS, 0, run_s=0.1, manifest=(ManifestEntry("x/ö", 3, "aa"), ManifestEntry("d"))),
+        Outcome(1, 1, Cause.SIGNAL, signal=9, error="kill\0ed", stderr="é\n" * 40_000, max_rss_mb=1.5, fetch_s=0.25),
+        Outcome(1, 1, Cause.EXIT, 1, command="c" * 1_000_000, stdout="🦀", store_s=2.0),
+    ],
+)
+def test_an_attempt_comes_back_as_it_went(store: AnyStore, outcome: Outcome | None) -> None:
+    push(store, stored(1, "a"))
+    row = AttemptRow(1, 1, 1, "w1", AttemptState.PROMOTING, NOW, NOW + 1, None, "why", outcome)
+    write(store, attempts={(1, 1): row})
+    assert store.load().attempts == [row]
+
+
+def test_workers_and_vms_come_back_as_they_went_while_they_live(store: AnyStore) -> None:
+    hello = Hello("n", "worker", host="höst", resources={"cpus": 2.0}, labels=("big",))
+    up = WorkerRow("w1", "vm-1", "up", NOW, NOW + 1, hello, 1, "", "disk full")
+    vm = VmRow(1, "local", "running", NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", True, "why", NOW, NOW + 1, None)
+    gone = msgspec.structs.replace(vm, vm_no=2, state="gone", gone_at=NOW)
+    write(
+        store,
+        workers={"w1": up, "w2": msgspec.structs.replace(up, worker="w2", state="lost", vm_no=None)},
+        vms={1: vm, 2: gone},
+    )
+    snapshot = store.load()
+    assert snapshot.workers == [up]
+    assert snapshot.vms == [vm]
+    assert snapshot.next_vm_no == 3
+    write(store, dropped_workers=["w1", "w2"])
+    assert store.load().workers == []
+
+
+def test_runs_pushes_context_and_keys_come_back(store: AnyStore) -> None:
+    answered = PushAnswered("p1", 1, {"ready": 1}, {"new": 1})
+    push(store, stored(1, "a"), pushes=[answered], context={"x": "ü", "y": "2"}, revoked_keys={"vm-1"})
+    write(store, context={"y": None, "x": "3"}, revoked_keys={"vm-1", "vm-2"}, runs={1: RunRow(1, "r", NOW, "held", NOW)})
+    snapshot = store.load()
+    assert snapshot.runs == [RunRow(1, "r", NOW, "held", NOW)]
+    assert snapshot.context.pop("cluster_id") == snapshot.cluster_id
+    assert snapshot.context == {"x": "3"}
+    assert snapshot.revoked_keys == {"vm-1", "vm-2"}
+    found = store.load_run("r")
+    assert found is not None
+    assert found.pushes == [answered]
+    assert store.load_run("R") is None
+
+
+def test_a_row_written_again_is_replaced(store: AnyStore) -> None:
+    push(store, stored(1, "a"))
+    given = AttemptRow(1, 1, 1, "w1", AttemptState.ASSIGNED, NOW)
+    write(store, attempts={(1, 1): given})
+    started = msgspec.structs.replace(given, state=AttemptState.STARTED, started_at=NOW + 1)
+    write(store, attempts={(1, 1): started})
+    assert store.load().attempts == [started]
+    write(store, attempts={(1, 1): ended(1, 1)})
+    assert store.load().attempts == []
+
+
+def test_moves_change_what_they_name_and_nothing_else(store: AnyStore) -> None:
+    push(store, *(stored(number, f"t{number}") for number in range(1, 8)))
+    alike = TaskMoved(TaskState.RUNNING, "", 1)
+    own = {number: TaskMoved(TaskState.FAILED, f"reason of {number}", number, 1, NOW + number) for number in (4, 5, 6)}
+    write(store, tasks={1: alike, 2: alike, 3: alike, **own, 99: alike})
+    rows = image(store)
+    assert [rows[f"t{number}"].state for number in (1, 2, 3, 7)] == [TaskState.RUNNING] * 3 + [TaskState.READY]
+    for number, move in own.items():
+        row = rows[f"t{number}"]
+        assert (row.state, row.reason, row.attempts, row.not_before) == (
+            move.state, move.reason, move.attempts, move.not_before,
+        )  # fmt: skip
+    assert store.load().states == {1: {"running": 3, "failed": 3, "ready": 1}}
+
+
+def test_what_the_core_does_to_its_rows_later_is_not_in_the_store(store: AnyStore) -> None:
+    task = stored(1, "a")
+    push(store, task)
+    task.row.state = TaskState.CANCELLED
+    image(store)["a"].state = TaskState.FAILED
+    store.load().runs[0].held = "changed"
+    assert image(store)["a"].state is TaskState.READY
+    assert store.load().runs[0].held == ""
+
+
+# --- ids and texts ------------------------------------------------------------------------------
+
+
+def test_ids_are_any_unicode_and_compare_by_byte(store: AnyStore) -> None:
+    ids = ["A", "a", "a ", "ä", "a\u0308", "ss", "ß", "🦀", "x" * 255, "🦀" * 255, "100%s", "it's", 'q"\\', "%"]
+    push(store, *(stored(number, id) for number, id in enumerate(ids, 1)))
+    assert [row.id for row in store.load().tasks] == ids
+    for number, id in enumerate(ids, 1):
+        assert store.select(SelectTasks(1, ids=(id,)))[1:] == ({number}, "")
+
+
+def test_a_million_bytes_of_commands_and_the_worst_of_escapes(store: AnyStore) -> None:
+    worst = ("\x01\\'\"%" * 800_000)[: 4 * 1024 * 1024]
+    tasks = [stored(1, "big", commands=("echo " + "ö" * 500_000,)), stored(2, "worst", commands=(worst,))]
+    push(store, *tasks)
+    assert store.definitions([1, 2, 3]) == {
+        number: definition_json(task.definition) for number, task in enumerate(tasks, 1)
+    }
+
+
+def test_no_row_can_poison_its_batch(store: AnyStore) -> None:
+    push(store, stored(1, "a"), stored(2, "b"))
+    odd = ended(1, 1, exit_code=2**70, signal=-(2**40), stdout="\ud800", run_s=1e308, max_rss_mb=float("inf"))
+    write(store, tasks={1: TaskMoved(TaskState.SUCCEEDED)}, attempts={(1, 1): odd, (2, 1): ended(2, 1)})
+    assert image(store)["a"].state is TaskState.SUCCEEDED
+
+
+def test_more_than_a_thousand_definitions_are_found(store: AnyStore) -> None:
+    push(store, *(stored(number, str(number)) for number in range(1, 1_302)))
+    found = store.definitions(list(range(1, 1_302)))
+    assert len(found) == 1_301
+    assert found[1_301] == definition_json(TaskDefinition("1301", ("true",)))
+
+
+# --- pushing again, dropping --------------------------------------------------------------------
+
+
+def test_a_push_that_replaces_a_task_replaces_its_dependencies(store: AnyStore) -> None:
+    push(store, stored(1, "a"), stored(2, "b"), stored(3, "c", after={1: Condition.SUCCESS}))
+    write(store, attempts={(3, 1): ended(3, 1)})
+    again = stored(3, "c", after={2: Condition.ANY}, commands=("false",), labels=("new",))
+    again.row.attempts = 1
+    push(store, again)
+    row = image(store)["c"]
+    assert row.dependencies == ((2, Condition.ANY),)
+    assert (row.attempts, row.label) == (1, "new")
+    assert b"false" in store.definitions([3])[3]
+    assert store.select(SelectTasks(1, label="new"))[1] == {3}
+
+
+def test_a_dropped_task_leaves_nothing_and_its_number_is_never_given_again(store: AnyStore) -> None:
+    push(store, stored(1, "a"), stored(2, "b", after={1: Condition.ANY}), stored(3, "c", after={2: Condition.ANY}))
+    write(store, attempts={(2, 1): AttemptRow(2, 1, 1, "w1", AttemptState.STARTED, NOW)})
+    write(store, dropped_tasks=[3, 2])
+    assert list(image(store)) == ["a"]
+    assert store.definitions([1, 2, 3]).keys() == {1}
+    snapshot = store.load()
+    assert snapshot.attempts == []
+    assert snapshot.next_task_no == 4
+    push(store, stored(4, "b"))
+
+
+def test_dropping_what_others_waited_for_drops_the_edge(store: AnyStore) -> None:
+    push(store, stored(1, "a"), stored(2, "b", after={1: Condition.ANY}))
+    write(store, dropped_tasks=[1])
+    assert image(store)["b"].dependencies == ()
+
+
+def test_a_dropped_run_is_gone_and_its_name_is_free(store: AnyStore) -> None:
+    tasks = [stored(number, str(number)) for number in range(1, 30)]
+    push(store, *tasks, pushes=[PushAnswered("p", 1, {}, {})])
+    push(store, stored(30, "x", run_no=2), run=RunRow(2, "kept", NOW))
+    write(store, dropped_runs=[1], dropped_tasks=[1, 2], attempts={(3, 1): ended(3, 1)})
+    assert store.load_run("r") is None
+    snapshot = store.load()
+    assert [run.name for run in snapshot.runs] == ["kept"]
+    assert snapshot.states == {2: {"ready": 1}}
+    assert (snapshot.next_run_no, snapshot.next_task_no) == (3, 31)
+    assert store.definitions([3]) == {}
+    push(store, stored(31, "1", run_no=3), run=RunRow(3, "r", NOW))
+    found = store.load_run("r")
+    assert found is not None
+    assert found.pushes == []
+
+
+# --- what a boss starts from --------------------------------------------------------------------
+
+
+def test_a_boss_starts_from_what_is_unfinished(store: AnyStore) -> None:
+    push(
+        store,
+        stored(1, "done", state=TaskState.SUCCEEDED),
+        stored(2, "runs", state=TaskState.RUNNING, after={1: Condition.SUCCESS}),
+        stored(
+            3, "waits", state=TaskState.WAITING,
+            after={1: Condition.SUCCESS, 2: Condition.ANY, 4: Condition.FAILURE, 5: Condition.ANY},
+        ),
+        stored(4, "ready"),
+        stored(5, "failed", state=TaskState.FAILED),
+    )  # fmt: skip
+    snapshot = store.load()
+    assert {row.id: row.dependencies for row in snapshot.tasks} == {
+        "runs": (), "ready": (), "waits": ((2, Condition.ANY), (4, Condition.FAILURE)),
+    }  # fmt: skip
+    assert image(store)["waits"].dependencies == (
+        (1, Condition.SUCCESS), (2, Condition.ANY), (4, Condition.FAILURE), (5, Condition.ANY),
+    )  # fmt: skip
+    assert snapshot.states == {1: {"succeeded": 1, "running": 1, "waiting": 1, "ready": 1, "failed": 1}}
+
+
+def test_one_that_runs_while_its_dependency_is_done_again_still_names_it(store: AnyStore) -> None:
+    push(store, stored(1, "again"), stored(2, "runs", state=TaskState.RUNNING, after={1: Condition.SUCCESS}))
+    assert {row.id: row.dependencies for row in store.load().tasks}["runs"] == ((1, Condition.SUCCESS),)
+
+
+def test_init_tasks_are_loaded_while_their_run_goes_on(store: AnyStore) -> None:
+    push(store, stored(1, "init", init=True, state=TaskState.SUCCEEDED), stored(2, "a"))
+    push(
+        store,
+        stored(3, "over", init=True, run_no=2, state=TaskState.SUCCEEDED),
+        stored(4, "runs", init=True, run_no=2, state=TaskState.RUNNING),
+        run=RunRow(2, "s", NOW, "", NOW),
+    )
+    snapshot = store.load()
+    assert [row.id for row in snapshot.tasks] == ["init", "a", "runs"]
+    assert snapshot.states == {1: {"ready": 1}}
+
+
+def test_attempts_of_init_tasks_tell_which_workers_are_prepared(store: AnyStore) -> None:
+    hello = Hello("n", "worker")
+    workers = {
+        name: WorkerRow(name, "k", state, NOW, NOW, hello)
+        for name, state in {"up": "up", "draining": "draining", "gone": "gone"}.items()
+    }
+    push(store, stored(1, "init", init=True), stored(2, "a"), workers=workers)
+    good, bad = Outcome(1, 1, Cause.SUCCESS, 0), Outcome(1, 1, Cause.EXIT, 1)
+
+    def attempt(number: int, worker: str, outcome: Outcome, task_no: int = 1) -> AttemptRow:
+        outcome = msgspec.structs.replace(outcome, task_no=task_no, number=number)
+        return AttemptRow(task_no, number, 1, worker, AttemptState.ENDED, NOW, NOW, NOW, "", outcome)
+
+    rows = [
+        attempt(1, "up", good), attempt(2, "draining", bad), attempt(3, "gone", good), attempt(4, "gone", bad),
+        attempt(1, "up", good, task_no=2),
+    ]  # fmt: skip
+    write(store, attempts={(row.task_no, row.number): row for row in rows})
+    assert [row.number for row in store.load().init_attempts if row.task_no == 1] == [1, 2, 4]
+    assert all(row.task_no == 1 for row in store.load().init_attempts)
+    write(store, runs={1: RunRow(1, "r", NOW, "", NOW)})
+    assert [row.number for row in store.load().init_attempts] == [1, 2]
+
+
+def test_an_empty_store_gives_a_boss_nothing(store: AnyStore) -> None:
+    snapshot = store.load()
+    assert (snapshot.next_task_no, snapshot.next_run_no, snapshot.next_vm_no) == (1, 1, 1)
+    assert snapshot.runs == snapshot.tasks == snapshot.attempts == snapshot.workers == snapshot.vms == []
+    assert store.load_run("r") is None
+
+
+# --- what people mean ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_runs(store: AnyStore) -> AnyStore:
+    """Run `r` with a, b (failed), an init task; run `s` with a, `r:b`."""
+    push(
+        store,
+        stored(1, "a", labels=("l1", 'q"x')), stored(2, "beta", state=TaskState.FAILED, labels=("l2",)),
+        stored(3, "prepare", init=True, state=TaskState.FAILED, labels=("l1",)),
+    )  # fmt: skip
+    push(store, stored(4, "a", run_no=2, labels=("l1x",)), stored(5, "c:d", run_no=2), run=RunRow(2, "s:t", NOW))
+    return store
+
+
+@pytest.mark.parametrize(
+    ("wanted", "runs", "task_nos"),
+    [
+        (SelectTasks(1), ["r", "s:t"], {1, 2, 4, 5}),
+        (SelectTasks(1, run="r"), ["r"], {1, 2}),
+        (SelectTasks(1, state="failed"), ["r"], {2}),
+        (SelectTasks(1, run="s:t", state="failed"), ["s:t"], set()),
+        (SelectTasks(1, label="l1"), ["r"], {1}),
+        (SelectTasks(1, label='q"x'), ["r"], {1}),
+        (SelectTasks(1, label="l%"), [], set()),
+        (SelectTasks(1, ids=("beta",)), ["r"], {2}),
+        (SelectTasks(1, ids=("r:a", "s:t:a")), ["r", "s:t"], {1, 4}),
+        (SelectTasks(1, ids=("a",), run="s:t"), ["s:t"], {4}),
+        (SelectTasks(1, ids=("s:t:c:d", "c:d")), ["s:t"], {5}),
+        (SelectTasks(1, ids=("r:beta", "r:a"), state="failed"), ["r"], {2}),
+        (SelectTasks(1, ids=("r:a", "beta"), label="l1"), ["r"], {1}),
+        (SelectTasks(1, ids=("prepare",)), ["r"], {3}),
+    ],
+)
+def test_a_selection_names_tasks_and_their_runs(
+    two_runs: AnyStore, wanted: SelectTasks, runs: list[str], task_nos: set[int]
+) -> None:
+    images, found, problem = two_runs.select(wanted)
+    assert (sorted(image.run.name for image in images), found, problem) == (runs, task_nos, "")
+    for read in images:
+        assert {row.task_no for row in read.tasks} == ({1, 2, 3} if read.run.name == "r" else {4, 5})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        (SelectTasks(1, ids=("a",)), ["'a'", "2 runs", "r:a", "s:t:a"]),
+        (SelectTasks(1, ids=("a", "bet")), ["'a'"]),
+        (SelectTasks(1, ids=("beto",)), ["'beto'", "beta"]),
+        (SelectTasks(1, ids=("beta",), run="s:t"), ["'beta'", "s:t"]),
+        (SelectTasks(1, run="q"), ["no run 'q'"]),
+        (SelectTasks(1, run="s:"), ["no run", "s:t"]),
+        (SelectTasks(1, state="dead"), ["'dead'", "cancelled"]),
+    ],
+)
+def test_a_selection_that_means_nothing_says_why(two_runs: AnyStore, wanted: SelectTasks, says: list[str]) -> None:
+    images, found, problem = two_runs.select(wanted)
+    assert (images, found) == ([], set())
+    for word in says:
+        assert word in problem
+
+
+# --- how much it costs --------------------------------------------------------------------------
+
+
+def thousand_outcomes(causes: Callable[[int], str]) -> Writes:
+    """What a batch of a thousand outcomes writes, tasks 1 to 1,000; `causes` gives the reason of each."""
+    writes = Writes()
+    for number in range(1, 1_001):
+        reason = causes(number)
+        writes.tasks[number] = TaskMoved(TaskState.FAILED if reason else TaskState.SUCCEEDED, reason, 1)
+        writes.attempts[(number, 1)] = ended(number, 1, error=reason, stdout="x" * 100)
+    return writes
+
+
+@pytest.mark.parametrize("reasons", ["none", "each its own", "in pairs"])
+def test_a_thousand_outcomes_are_a_handful_of_statements(mariadb_engine: sa.Engine, reasons: str) -> None:
+    store = Store(mariadb_engine)
+    store.lead("one:1", NOW)
+    push(store, *(stored(number, str(number)) for number in range(1, 1_001)))
+    writes = thousand_outcomes(
+        {"none": lambda number: "", "each its own": lambda n: f"reason {n}", "in pairs": lambda n: f"{n // 2}"}[reasons]
+    )
+    before = _statements(mariadb_engine)
+    store.commit(2, writes, NOW)
+    # The server's own count: what the driver splits or joins is seen too. Three at most are the asking itself.
+    assert _statements(mariadb_engine) - before <= 15 + 3
+    assert store.load().states == {1: {"succeeded" if reasons == "none" else "failed": 1_000}}
+
+
+def _statements(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
+        query = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Com_insert', 'Com_update', 'Com_delete', 'Com_select')"
+        return sum(int(row[1]) for row in connection.exec_driver_sql(query))

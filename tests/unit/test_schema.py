@@ -1,0 +1,128 @@
+"""The tables as the code knows them and as the migrations make them are the same; ids compare by byte."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Engine
+
+from ecloud import schema
+from ecloud.database import (
+    MIGRATIONS,
+    DatabaseAway,
+    SchemaWrong,
+    database_url,
+    make_engine,
+    migrate,
+    present_revision,
+    require_schema,
+    where,
+)
+from ecloud.settings import Settings, SettingsWrong
+
+
+def test_the_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> None:
+    with engine.connect() as connection:
+        difference = compare_metadata(MigrationContext.configure(connection), schema.metadata)
+        assert [change for change in difference if "alembic_version" not in str(change)] == []
+
+
+def test_the_code_asks_for_the_newest_migration() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    assert ScriptDirectory.from_config(config).get_current_head() == schema.REVISION
+
+
+def test_migrating_twice_changes_nothing(engine: Engine, tmp_path: Path) -> None:
+    assert migrate(engine, tmp_path) is None
+    assert present_revision(engine) == schema.REVISION
+    require_schema(engine)
+
+
+def test_a_migration_that_was_cut_off_can_be_run_again(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE alembic_version")
+        connection.exec_driver_sql("DROP TABLE vms")
+        connection.exec_driver_sql("DROP TABLE attempts")
+    migrate(engine)
+    assert {"vms", "attempts"} <= set(sa.inspect(engine).get_table_names())
+
+
+def test_an_empty_database_is_refused_with_the_command_that_mends_it(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path}/empty.db")
+    with pytest.raises(SchemaWrong, match=r"python admin\.py migrate"):
+        require_schema(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize(("found", "advice"), [("0000", r"python admin\.py migrate"), ("9999", "newer")])
+def test_another_revision_is_refused_by_name(sqlite_engine: Engine, found: str, advice: str) -> None:
+    with sqlite_engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = ?", (found,))
+    with pytest.raises(SchemaWrong, match=found) as refused:
+        require_schema(sqlite_engine)
+    assert schema.REVISION in str(refused.value)
+    with pytest.raises(SchemaWrong, match=advice):
+        require_schema(sqlite_engine)
+
+
+def test_a_newer_database_is_never_migrated(sqlite_engine: Engine) -> None:
+    with sqlite_engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaWrong, match="newer"):
+        migrate(sqlite_engine)
+
+
+def test_an_older_embedded_database_is_copied_before_it_is_migrated(tmp_path: Path) -> None:
+    file = tmp_path / "ecloud.db"
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        connection.execute("INSERT INTO alembic_version VALUES ('0000')")
+        connection.execute("CREATE TABLE keepsake (text TEXT)")
+        connection.execute("INSERT INTO keepsake VALUES ('here')")
+    connection.close()
+    engine = make_engine(f"sqlite:///{file}")
+    backups = tmp_path / "backups"
+    with pytest.raises((SchemaWrong, DatabaseAway)):
+        migrate(engine, backups)  # there is no way from 0000, but the copy came first
+    engine.dispose()
+    (backup,) = backups.iterdir()
+    copy = sqlite3.connect(backup)
+    assert copy.execute("SELECT text FROM keepsake").fetchall() == [("here",)]
+    copy.close()
+
+
+def test_the_database_is_named_without_its_password() -> None:
+    url = database_url(Settings(database_url="mysql://anna:secret@db.example:3307/ecloud"))
+    assert "db.example:3307" in where(url)
+    assert "secret" not in where(url)
+
+
+@pytest.mark.parametrize("wrong", ["mysql:/nonsense@@", "oracle://x/y", "nothing at all", "mysql://host:port/x"])
+def test_a_database_url_that_cannot_be_read_is_a_wrong_setting(wrong: str) -> None:
+    with pytest.raises(SettingsWrong, match="DATABASE_URL"):
+        database_url(Settings(database_url=wrong))
+
+
+def test_a_server_that_is_away_is_named_with_what_to_do() -> None:
+    engine = make_engine("mysql+pymysql://u:secret@127.0.0.1:1/none")
+    with pytest.raises(DatabaseAway, match="127.0.0.1:1") as away:
+        present_revision(engine)
+    assert "secret" not in str(away.value)
+    assert "DATABASE_URL" in str(away.value)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "ecloud.db"
+    file.write_text("this is not a database, but a text of some length" * 50)
+    engine = make_engine(f"sqlite:///{file}")
+    with pytest.raises(DatabaseAway, match="ecloud.db"):
+        present_revision(engine)
+    engine.dispose()

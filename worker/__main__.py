@@ -1,0 +1,135 @@
+"""`python -m worker ACCESS_FILE`: an agent on this machine, until it is told to leave."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from ecloud.home import Home
+from ecloud.secrets import AccessFile, AccessWrong, read_access
+from ecloud.tasks import Resources
+from worker import machine
+from worker.events import WorkerConfig
+from worker.home import HomeTaken, Spool, WorkerHome
+from worker.process import die_with_parent
+from worker.runtime import WorkerRuntime
+
+
+def new_peer_name() -> str:
+    """A process id: random, new with each start."""
+    return "w" + base64.b32encode(secrets.token_bytes(7)).decode().lower().rstrip("=")[:10]
+
+
+def find_access(path: str | None, boss: str | None) -> AccessFile:
+    """The named file; beside a boss on this machine its own. Raises `AccessWrong`."""
+    home = Home(os.environ.get("ECLOUD_HOME", "~/.ecloud"))
+    access = read_access(path or os.environ.get("ECLOUD_ACCESS") or home.client_access)
+    return msgspec.structs.replace(access, host=boss) if boss else access
+
+
+def offered(cpus: float | None, memory_mb: float | None, gpus: str | None, named: tuple[str, ...]) -> tuple[Resources, tuple[int, ...]]:
+    """What this worker offers, and which GPUs. Raises `click.BadParameter`."""
+    if gpus is None:
+        indices = machine.gpus()
+    else:
+        try:
+            indices = tuple(int(item) for item in gpus.split(",") if item.strip())
+        except ValueError:
+            raise click.BadParameter(f"{gpus!r} is not a list of indices like 0,1", param_hint="--gpus") from None
+    resources: Resources = {
+        "cpus": cpus if cpus is not None else machine.cpus(),
+        "memory_mb": memory_mb if memory_mb is not None else machine.memory_mb(),
+        "gpus": float(len(indices)),
+    }
+    for item in named:
+        name, separator, amount = item.partition("=")
+        try:
+            if not separator or not name:
+                raise ValueError
+            resources[name] = float(amount)
+        except ValueError:
+            raise click.BadParameter(f"{item!r} is not NAME=AMOUNT", param_hint="--resource") from None
+    return resources, indices
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("access_file", required=False)
+@click.option("--boss", metavar="HOST", help="Beside a boss on this machine: its address; no access file is needed.")
+@click.option("--home", metavar="DIR", help="This worker's own directory [~/.ecloud/worker].")
+@click.option("--cpus", type=click.FloatRange(0.01), help="CPUs to offer [all].")
+@click.option("--memory_mb", type=click.FloatRange(0), help="Memory to offer, in MB [all].")
+@click.option("--gpus", metavar="0,1", help="GPUs to offer, by index [what nvidia-smi shows].")
+@click.option("--resource", multiple=True, metavar="NAME=N", help="Anything else this machine offers. Repeatable.")
+@click.option("--label", multiple=True, help="A name for this kind of worker. Repeatable.")
+@click.option("--lives_s", type=click.FloatRange(0), help="Seconds until this machine ends, where that is known.")
+@click.option("--keep_dirs", is_flag=True, help="Keep the working directories of attempts.")
+@click.option("--boss_gone_exit_s", type=click.FloatRange(1), help="Leave when no boss was heard for so long.")
+@click.option("--vm_no", type=int, hidden=True)
+@click.option("--boot_nonce", default="", hidden=True)
+@click.option("--tied", is_flag=True, hidden=True, help="End with the process that started this one.")
+def main(
+    access_file: str | None,
+    boss: str | None,
+    home: str | None,
+    cpus: float | None,
+    memory_mb: float | None,
+    gpus: str | None,
+    resource: tuple[str, ...],
+    label: tuple[str, ...],
+    lives_s: float | None,
+    keep_dirs: bool,
+    boss_gone_exit_s: float | None,
+    vm_no: int | None,
+    boot_nonce: str,
+    tied: bool,
+) -> None:
+    """An agent: reports for duty to the boss that ACCESS_FILE names (python admin.py invite makes one) and runs its tasks."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker: %(message)s", stream=sys.stderr)
+    if tied:
+        die_with_parent()
+    try:
+        access = find_access(access_file, boss)
+    except AccessWrong as error:
+        raise SystemExit(_fail(str(error), 2)) from None
+    resources, indices = offered(cpus, memory_mb, gpus, resource)
+    try:
+        place = WorkerHome(Path(home or Home(os.environ.get("ECLOUD_HOME", "~/.ecloud")).path / "worker"))
+    except HomeTaken as error:
+        raise SystemExit(_fail(str(error), 3)) from None
+    except OSError as error:
+        raise SystemExit(_fail(f"home {home}: {error.strerror}", 3)) from None
+    spool = Spool(place)
+    config = WorkerConfig(
+        peer=new_peer_name(),
+        home=place.name,
+        resources=resources,
+        gpus=indices,
+        host=socket.gethostname(),
+        addresses=machine.addresses(),
+        boot_id=machine.boot_id(),
+        pid=os.getpid(),
+        vm="" if vm_no is None else str(vm_no),
+        boot_nonce=boot_nonce,
+        labels=label,
+        lives_s=lives_s,
+        boss_gone_exit_s=boss_gone_exit_s,
+        spooled=spool.found,
+    )
+    raise SystemExit(WorkerRuntime(access, config, place, spool, keep_dirs, tied).run())
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"worker: {text}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

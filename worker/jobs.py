@@ -1,0 +1,234 @@
+"""One attempt from order to outcome on this machine: fetch, run, stage. Owns the attempts under way and nothing of the conversation.
+
+What happens goes out as events of `worker.events`; every blocking step is a future of the pool, answered through `later`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from datastore.port import DatastoreAway
+from ecloud.tasks import Cause, Outcome, TaskBody
+from worker.commands import failed_step, forget_control, outcome_of, shell_argv
+from worker.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
+from worker.files import Files, RequirementMissing, ResultMissing, WorkingDirectories
+from worker.home import WorkerHome
+from worker.process import Finished, Process, Processes
+
+log = logging.getLogger("worker")
+FIRST_WAIT_S = 0.5
+LAST_WAIT_S = 15.0
+Key = tuple[int, int]
+_SECRETS = ("ECLOUD_SETTINGS", "ECLOUD_HOME", "ECLOUD_ACCESS")
+
+
+class Job:
+    """One attempt under way."""
+
+    def __init__(self, order: StartAttempt, directory: Path, control: Path) -> None:
+        body = order.order.body
+        assert body is not None
+        self.order = order.order
+        self.gpus = order.gpus
+        self.body: TaskBody = body
+        self.directory = directory
+        self.control = control
+        self.fetch_s = 0.0
+        self.began_at = 0.0
+        self.stop_reason: str | None = None
+        self.outcome: Outcome | None = None
+        self.wait_s = FIRST_WAIT_S
+
+    @property
+    def key(self) -> Key:
+        """(task_no, number)."""
+        return self.order.task_no, self.order.number
+
+
+class Jobs:
+    """All attempts under way."""
+
+    def __init__(
+        self,
+        peer: str,
+        home: WorkerHome,
+        files: Files,
+        directories: WorkingDirectories,
+        processes: Processes,
+        later: Callable[[Callable[[], None]], None],
+        at: Callable[[float, Callable[[], None]], None],
+        keep_dirs: bool,
+    ) -> None:
+        self._peer = peer
+        self._home = home
+        self._files = files
+        self._directories = directories
+        self._processes = processes
+        self._later = later
+        self._at = at
+        self._keep_dirs = keep_dirs
+        self._base_env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        self._base_env["ECLOUD_WORKER"] = peer
+        self._base_env["ECLOUD_WORKER_DIR"] = str(home.shared)
+        self.shell = "/bin/sh"
+        self.stop_grace_s = 10.0
+        self.under_way: dict[Key, Job] = {}
+        self.events: list[Event] = []
+
+    # --- orders -------------------------------------------------------------------------------------
+
+    def start(self, start: StartAttempt) -> None:
+        """Begin an attempt: fetch what it requires, or run at once."""
+        order = start.order
+        try:
+            directory = self._directories.take()
+        except OSError as error:
+            self._impossible((order.task_no, order.number), f"no working directory can be made: {error.strerror}")
+            return
+        job = Job(start, directory, self._home.control / f"{order.task_no}-{order.number}")
+        self.under_way[job.key] = job
+        if job.body.requirements:
+            job.began_at = time.monotonic()
+            future = self._files.fetch(job.body, directory)
+            future.add_done_callback(lambda done: self._later(lambda: self._fetched(job, done)))
+        else:
+            self._run(job)
+
+    def stop(self, stop: StopAttempt) -> None:
+        """End an attempt, whatever it is doing."""
+        job = self.under_way.get((stop.task_no, stop.number))
+        if job is None:
+            return
+        job.stop_reason = stop.reason or "the boss asked for it"
+        process = self._processes.running.get(job.key)
+        if process is not None:
+            self._processes.stop(process, "stopped", stop.grace_s, time.monotonic())
+
+    # --- steps --------------------------------------------------------------------------------------
+
+    def _fetched(self, job: Job, done: Future[int]) -> None:
+        job.fetch_s = time.monotonic() - job.began_at
+        error = done.exception()
+        if job.stop_reason is not None:
+            self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
+        elif error is None:
+            self._run(job)
+        elif isinstance(error, RequirementMissing):
+            self._end(job, self._bare(job, Cause.REQUIREMENT, str(error)))
+        else:
+            self._give_back(job, _sentence(error))
+
+    def _run(self, job: Job) -> None:
+        try:
+            argv = shell_argv(self.shell, job.body, job.control)
+            env = self._environment(job)
+            now = time.monotonic()
+            self._processes.start(job.key, argv, job.directory, env, job.body.timeout_s, now)
+        except OSError as error:
+            if error.errno == 7:
+                text = "its environment and commands are too long for this machine"
+                self._end(job, self._bare(job, Cause.EXIT, text))
+            else:
+                self._give_back(job, f"no process can be started: {error.strerror}")
+        except ValueError as error:
+            self._end(job, self._bare(job, Cause.EXIT, f"its commands can't be run: {error}"))
+
+    def _environment(self, job: Job) -> dict[str, str]:
+        order = job.order
+        env = {
+            **self._base_env,
+            **job.body.env,
+            "ECLOUD_TASK": job.body.id,
+            "ECLOUD_RUN": order.run,
+            "ECLOUD_ATTEMPT": f"{order.task_no}-{order.number}",
+            "ECLOUD_ATTEMPT_NUMBER": str(order.number),
+        }
+        if job.gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.gpus))
+        return env
+
+    def finished(self, finished: Finished, process: Process) -> None:
+        """Its processes are gone: stage the results, or end."""
+        job = self.under_way[finished.key]
+        step = failed_step(job.body, job.control)
+        outcome = outcome_of(finished, job.body, process.tails, step, job.fetch_s, job.stop_reason or "")
+        forget_control(job.body, job.control)
+        if outcome.cause is Cause.SUCCESS and job.body.results:
+            job.outcome = outcome
+            self._stage(job)
+        else:
+            self._end(job, outcome)
+
+    def _stage(self, job: Job) -> None:
+        job.began_at = time.monotonic()
+        future = self._files.stage(self._stage_name(job), job.body, job.directory)
+        future.add_done_callback(lambda done: self._later(lambda: self._staged(job, done)))
+
+    def _staged(self, job: Job, done: Future[Any]) -> None:
+        assert job.outcome is not None
+        error = done.exception()
+        store_s = round(time.monotonic() - job.began_at, 6)
+        if job.stop_reason is not None:
+            self._files.drop(self._stage_name(job))
+            self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
+        elif error is None:
+            self._clear_trouble(job)
+            self._end(job, msgspec.structs.replace(job.outcome, manifest=done.result(), store_s=store_s))
+        elif isinstance(error, ResultMissing):
+            self._files.drop(self._stage_name(job))
+            outcome = msgspec.structs.replace(job.outcome, cause=Cause.RESULT, error=str(error), store_s=store_s)
+            self._end(job, outcome)
+        else:
+            # The work is done: it is kept, and stored when that can be done again.
+            self.events.append(TroubleChanged(f"results can't be stored: {_sentence(error)}"))
+            self._at(job.wait_s, lambda: self._stage(job))
+            job.wait_s = min(LAST_WAIT_S, job.wait_s * 2)
+
+    def _clear_trouble(self, job: Job) -> None:
+        if job.wait_s > FIRST_WAIT_S:
+            self.events.append(TroubleChanged(""))
+
+    def _stage_name(self, job: Job) -> str:
+        return f"{self._peer}/{job.order.task_no}-{job.order.number}"
+
+    # --- ends ---------------------------------------------------------------------------------------
+
+    def _bare(self, job: Job, cause: Cause, error: str) -> Outcome:
+        return Outcome(job.order.task_no, job.order.number, cause, error=error, fetch_s=round(job.fetch_s, 6))
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        self._forget(job)
+        self.events.append(AttemptEnded(outcome))
+
+    def _give_back(self, job: Job, reason: str) -> None:
+        self._forget(job)
+        self._impossible(job.key, reason)
+
+    def _impossible(self, key: Key, reason: str) -> None:
+        log.warning("attempt %d-%d is given back: %s", *key, reason)
+        self.events.append(TroubleChanged(reason))
+        self.events.append(AttemptReturned(*key, reason))
+
+    def _forget(self, job: Job) -> None:
+        del self.under_way[job.key]
+        keep = f"{job.order.run}-{job.body.id}-{job.order.number}" if job.order.keep_dir or self._keep_dirs else ""
+        try:
+            self._directories.give_back(job.directory, keep.replace("/", "_")[:200])
+        except OSError as error:
+            log.warning("working directory %s is left: %s", job.directory, error)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, DatastoreAway):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    return f"{type(error).__name__}: {error}"
