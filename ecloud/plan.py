@@ -16,7 +16,9 @@ UNKNOWN_S = 1.0
 class Survey(msgspec.Struct, frozen=True):
     """`levels`: tasks per level (longest way from a start); `width`: the largest; `critical_path`: ids, in order.
 
-    `critical_s`, `total_s`: seconds along that path and of all tasks; `missing_inputs`: requirements that no task makes.
+    `critical_s`, `total_s`: seconds along that path and of all tasks; `guessed`: tasks without `runtime_s`;
+    `requirements`, `results`: how many different ones; `missing_inputs`: requirements that no task makes.
+    Init tasks are counted in `inits` only.
     """
 
     tasks: int

@@ -111,10 +111,10 @@ class _Reading:
         renamed = [(file, path) for file, path in self._paths.items() if file != path]
         if renamed:
             file, path = renamed[0]
-            notes.append(f"{len(renamed):,} files have another name in the datastore: {shown(file)} is {shown(path)}")
+            notes.append(f"named otherwise in the datastore ({len(renamed):,}): {shown(file)} is {shown(path)}")
         if initial and self._scale is None:
-            listed = ", ".join(shown(self._paths[file]) for file in list(initial)[:3])
-            notes.append(f"{len(initial):,} files are made by no task and must be in the datastore: {listed} …")
+            listed = ", ".join([*(shown(self._paths[file]) for file in list(initial)[:3]), *["…"][: len(initial) > 3]])
+            notes.append(f"made by no task, so they must be in the datastore ({len(initial):,}): {listed}")
         inputs = tuple((self._paths[file], self._sizes.get(file, 0)) for file in initial)
         return TaskList(name, tasks, tuple(notes), inputs)
 
@@ -187,7 +187,11 @@ class _Reading:
             return ()
         if not command.arguments:
             return (command.program,)  # A whole script, as Nextflow records it.
-        return (" ".join([shlex.quote(command.program), *map(_argument, command.arguments)]),)
+        words = [_argument(argument) for argument in command.arguments]
+        # Some recorders list the program again as the first argument, as argv has it: "./split_fasta" of split_fasta.
+        if command.arguments[0].rsplit("/", 1)[-1] != command.program.rsplit("/", 1)[-1]:
+            words.insert(0, shlex.quote(command.program))
+        return (" ".join(words),)
 
 
 def _argument(argument: str) -> str:
