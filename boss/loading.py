@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from typing import Any, TypeVar
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ from sqlalchemy.engine import Connection
 
 from boss.core.effects import SelectTasks
 from boss.core.rows import AttemptRow, PushAnswered, RunImage, RunRow, Snapshot, TaskRow, VmRow, WorkerRow
+from boss.selecting import Found, choose
 from ecloud import schema
 from ecloud.tasks import (
     ATTEMPT_OVER,
@@ -32,7 +34,7 @@ IDS_A_QUERY = 500
 
 _UNFINISHED = [state.value for state in TaskState if state not in ENDED]
 _LIVE_ATTEMPTS = [state.value for state in AttemptState if state not in ATTEMPT_OVER]
-_Value = TypeVar("_Value")
+_ON_DUTY = ["up", "draining"]
 
 
 class _Parsed:
@@ -40,9 +42,9 @@ class _Parsed:
 
     def __init__(self, kind: Any) -> None:
         self._decoder = msgspec.json.Decoder(kind)
-        self._known: dict[str, Any] = {}
+        self._known: dict[str | bytes, Any] = {}
 
-    def __call__(self, text: str) -> Any:
+    def __call__(self, text: str | bytes) -> Any:
         value = self._known.get(text)
         if value is None:
             value = self._known[text] = self._decoder.decode(text)
@@ -51,88 +53,84 @@ class _Parsed:
 
 def load(connection: Connection, epoch: int) -> Snapshot:
     """Everything a boss starts from."""
-    tasks, runs = schema.tasks, schema.runs
-    live_runs = sa.select(runs.c.run_no).where(runs.c.ended_at.is_(None))
+    tasks, runs, attempts = schema.tasks, schema.runs, schema.attempts
+    going_on = sa.select(runs.c.run_no).where(runs.c.ended_at.is_(None))
     unfinished = tasks.c.state.in_(_UNFINISHED)
-    rows = _tasks(connection, sa.or_(unfinished, sa.and_(tasks.c.init == 1, tasks.c.run_no.in_(live_runs))))
-    _add_dependencies(connection, rows)
-    counts: dict[int, dict[str, int]] = {}
-    query = (
-        sa.select(tasks.c.run_no, tasks.c.state, sa.func.count())
-        .where(tasks.c.init == 0)
-        .group_by(tasks.c.run_no, tasks.c.state)
-    )
-    for run_no, state, count in connection.execute(query):
-        counts.setdefault(run_no, {})[state] = count
+    rows = _tasks(connection, sa.or_(unfinished, sa.and_(tasks.c.init == 1, tasks.c.run_no.in_(going_on))))
+    _add_open_dependencies(connection, rows)
     context = {row.name: row.value for row in connection.execute(sa.select(schema.context))}
-    attempts = schema.attempts
-    inits = [row.task_no for row in rows.values() if row.init]
+    leader = connection.execute(sa.select(schema.leader)).one()
     return Snapshot(
-        cluster_id=context.get("cluster_id", ""),
+        cluster_id=context["cluster_id"],
         epoch=epoch,
-        next_task_no=_next(connection, tasks.c.task_no),
-        next_run_no=max(_next(connection, runs.c.run_no), _next(connection, schema.archived_runs.c.run_no)),
-        next_vm_no=_next(connection, schema.vms.c.vm_no),
-        runs=[_run(row) for row in connection.execute(sa.select(runs))],
+        next_task_no=leader.next_task_no,
+        next_run_no=leader.next_run_no,
+        next_vm_no=leader.next_vm_no,
+        runs=[_run(row) for row in connection.execute(sa.select(runs).order_by(runs.c.run_no))],
         tasks=list(rows.values()),
-        attempts=_attempts(connection, attempts.c.state.in_(_LIVE_ATTEMPTS), outputs=False),
-        init_attempts=_attempts(
-            connection, sa.and_(attempts.c.task_no.in_(inits), attempts.c.state == "ended"), outputs=False
-        ),
+        attempts=_attempts(connection, attempts.c.state.in_(_LIVE_ATTEMPTS)),
+        init_attempts=_init_attempts(connection, going_on),
         workers=_workers(connection),
         vms=_vms(connection),
-        states=counts,
+        states=_counts(connection),
         context=context,
         revoked_keys={row.name for row in connection.execute(sa.select(schema.revoked_keys))},
     )
 
 
+def _counts(connection: Connection) -> dict[int, dict[str, int]]:
+    tasks = schema.tasks
+    query = sa.select(tasks.c.run_no, tasks.c.state, sa.func.count()).where(tasks.c.init == 0)
+    counts: dict[int, dict[str, int]] = {}
+    for run_no, state, count in connection.execute(query.group_by(tasks.c.run_no, tasks.c.state)):
+        counts.setdefault(run_no, {})[state] = count
+    return counts
+
+
+def _init_attempts(connection: Connection, going_on: sa.Select[Any]) -> list[AttemptRow]:
+    """Which workers on duty are prepared, and how often it failed in runs that go on."""
+    attempts, workers = schema.attempts, schema.workers
+    on_duty = sa.select(workers.c.worker).where(workers.c.state.in_(_ON_DUTY))
+    failed = sa.and_(attempts.c.run_no.in_(going_on), attempts.c.cause.is_not(None), attempts.c.cause != "success")
+    told = sa.or_(attempts.c.worker.in_(on_duty), failed)
+    found: list[AttemptRow] = []
+    inits = list(connection.execute(sa.select(schema.tasks.c.task_no).where(schema.tasks.c.init == 1)).scalars())
+    for start in range(0, len(inits), IDS_A_QUERY):
+        part = attempts.c.task_no.in_(inits[start : start + IDS_A_QUERY])
+        found += _attempts(connection, sa.and_(part, attempts.c.state == AttemptState.ENDED.value, told))
+    return found
+
+
 def load_run(connection: Connection, name: str) -> RunImage | None:
     """A run with all its tasks and dependencies."""
     row = connection.execute(sa.select(schema.runs).where(schema.runs.c.name == name)).first()
-    if row is None:
-        return None
-    tasks = _tasks(connection, schema.tasks.c.run_no == row.run_no)
-    dependencies = schema.dependencies
-    joined = dependencies.join(schema.tasks, schema.tasks.c.task_no == dependencies.c.task_no)
-    query = sa.select(dependencies).select_from(joined).where(schema.tasks.c.run_no == row.run_no)
-    _attach(tasks, connection.execute(query))
-    pushes = [
+    return None if row is None else _image(connection, _run(row))
+
+
+def _image(connection: Connection, run: RunRow) -> RunImage:
+    tasks, dependencies = schema.tasks, schema.dependencies
+    rows = _tasks(connection, tasks.c.run_no == run.run_no)
+    joined = dependencies.join(tasks, tasks.c.task_no == dependencies.c.task_no)
+    query = sa.select(dependencies).select_from(joined).where(tasks.c.run_no == run.run_no)
+    _attach(rows, connection.execute(_in_order(query)))
+    pushes = schema.pushes
+    answered = [
         PushAnswered(
-            push.push_id,
-            push.run_no,
-            msgspec.json.decode(push.states),
-            msgspec.json.decode(push.decisions),
+            push.push_id, push.run_no, msgspec.json.decode(push.states), msgspec.json.decode(push.decisions)
         )
-        for push in connection.execute(sa.select(schema.pushes).where(schema.pushes.c.run_no == row.run_no))
+        for push in connection.execute(
+            sa.select(pushes).where(pushes.c.run_no == run.run_no).order_by(pushes.c.push_id)
+        )
     ]
-    return RunImage(_run(row), list(tasks.values()), pushes)
+    return RunImage(run, list(rows.values()), answered)
 
 
 def select(connection: Connection, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
     """What a person meant: runs, task numbers, or a sentence on why nothing could be found."""
-    names = {row.run_no: row.name for row in connection.execute(sa.select(schema.runs.c.run_no, schema.runs.c.name))}
-    numbers_of = {name: run_no for run_no, name in names.items()}
-    if wanted.run and wanted.run not in numbers_of:
-        return [], set(), f"there is no run {wanted.run!r}{_near(wanted.run, names.values())}"
-    run_no = numbers_of.get(wanted.run)
-    if wanted.ids:
-        found, problem = _find_ids(connection, wanted.ids, run_no, names)
-        if problem:
-            return [], set(), problem
-    else:
-        found = {}
-        tasks = schema.tasks
-        query = sa.select(tasks.c.task_no, tasks.c.run_no).where(tasks.c.init == 0)
-        query = query.where(tasks.c.run_no == run_no) if run_no is not None else query
-        query = query.where(tasks.c.state == wanted.state) if wanted.state else query
-        if wanted.label:
-            query = query.where(labelled(wanted.label))
-        found = {row.task_no: row.run_no for row in connection.execute(query)}
-    images = [load_run(connection, names[number]) for number in sorted(set(found.values()))]
-    if run_no is not None and not images:
-        images = [load_run(connection, wanted.run)]
-    return [image for image in images if image is not None], set(found), ""
+    chosen = choose(wanted, _Finder(connection))
+    runs = schema.runs
+    rows = connection.execute(sa.select(runs).where(runs.c.run_no.in_(chosen.run_nos)).order_by(runs.c.run_no)).all()
+    return [_image(connection, _run(row)) for row in rows], chosen.task_nos, chosen.problem
 
 
 def labelled(label: str) -> sa.ColumnElement[bool]:
@@ -141,41 +139,42 @@ def labelled(label: str) -> sa.ColumnElement[bool]:
     return sa.func.instr(schema.tasks.c.labels, sa.bindparam(None, text, type_=schema.Utf8())) > 0
 
 
-def _find_ids(
-    connection: Connection, ids: Iterable[str], run_no: int | None, names: dict[int, str]
-) -> tuple[dict[int, int], str]:
-    found: dict[int, int] = {}
-    ids = list(ids)
-    tasks = schema.tasks
-    by_id: dict[str, list[Any]] = {}
-    for start in range(0, len(ids), IDS_A_QUERY):
-        part = ids[start : start + IDS_A_QUERY]
-        bare = [name.partition(":")[2] for name in part if ":" in name]
-        query = sa.select(tasks.c.task_no, tasks.c.run_no, tasks.c.id).where(tasks.c.id.in_([*part, *bare]))
-        for row in connection.execute(query):
-            by_id.setdefault(row.id, []).append(row)
-    for name in ids:
-        matches = [row for row in by_id.get(name, ()) if run_no is None or row.run_no == run_no]
-        if not matches and ":" in name:
-            run_name, _, bare_id = name.partition(":")
-            matches = [row for row in by_id.get(bare_id, ()) if names.get(row.run_no) == run_name]
-        if not matches:
-            known = connection.execute(sa.select(tasks.c.id).limit(IDS_COMPARED)).scalars()
-            return {}, f"there is no task {name!r}{_near(name, known)}"
-        if len(matches) > 1:
-            runs = ", ".join(f"{names[row.run_no]}:{row.id}" for row in matches[:5])
-            return {}, f"task {name!r} is in {len(matches)} runs: name one of {runs}"
-        found[matches[0].task_no] = matches[0].run_no
-    return found, ""
+class _Finder:
+    """The tables, as `boss.selecting` asks them. Always by run: the index of ids begins with it."""
 
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
-def _near(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, list(known), 3)
-    return f"; near to it: {', '.join(nearest)}" if nearest else ""
+    def runs(self) -> dict[str, int]:
+        runs = schema.runs
+        return {row.name: row.run_no for row in self._connection.execute(sa.select(runs.c.name, runs.c.run_no))}
 
+    def named(self, run_nos: Sequence[int], ids: Sequence[str]) -> Iterator[Found]:
+        tasks = schema.tasks
+        for start in range(0, len(ids), IDS_A_QUERY):
+            part = ids[start : start + IDS_A_QUERY]
+            yield from self._ask(sa.and_(tasks.c.run_no.in_(run_nos), tasks.c.id.in_(part)))
 
-def _next(connection: Connection, column: sa.Column[Any]) -> int:
-    return int(connection.execute(sa.select(sa.func.max(column))).scalar() or 0) + 1
+    def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterator[Found]:
+        tasks = schema.tasks
+        conditions = [tasks.c.run_no.in_(run_nos)]
+        conditions += [tasks.c.state == state] if state else []
+        conditions += [labelled(label)] if label else []
+        query = sa.select(tasks.c.task_no, tasks.c.run_no, tasks.c.state, tasks.c.init).where(*conditions)
+        for row in self._connection.execute(query):
+            yield Found(row.task_no, row.run_no, "", row.state, bool(row.init), ())
+
+    def some_ids(self, run_nos: Sequence[int]) -> Iterator[str]:
+        tasks = schema.tasks
+        query = sa.select(tasks.c.id).where(tasks.c.run_no.in_(run_nos)).limit(IDS_COMPARED)
+        yield from self._connection.execute(query).scalars()
+
+    def _ask(self, condition: sa.ColumnElement[bool]) -> Iterator[Found]:
+        tasks = schema.tasks
+        columns = (tasks.c.task_no, tasks.c.run_no, tasks.c.id, tasks.c.state, tasks.c.init, tasks.c.labels)
+        for row in self._connection.execute(sa.select(*columns).where(condition)):
+            labels = msgspec.json.decode(row.labels, type=tuple[str, ...])
+            yield Found(row.task_no, row.run_no, row.id, row.state, bool(row.init), labels)
 
 
 def _run(row: Any) -> RunRow:
@@ -183,61 +182,64 @@ def _run(row: Any) -> RunRow:
 
 
 def _tasks(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[int, TaskRow]:
-    asks, retries, labels = _Parsed(dict[str, float]), _Parsed(Retries), _Parsed(tuple[str, ...])
+    """Rows by number, in order. Texts are taken raw from the driver: the types' own conversion would double the time."""
+    asks, retries, label = _Parsed(dict[str, float]), _Parsed(Retries), _Parsed(tuple[str, ...])
     states = {state.value: state for state in TaskState}
     tasks = schema.tasks
+    columns = [sa.type_coerce(tasks.c[name], sa.types.NullType()).label(name) for name in _RAW]
+    numbers = [tasks.c[name] for name in _PLAIN]
+    query = sa.select(*numbers, *columns).where(condition).order_by(tasks.c.task_no)
     found: dict[int, TaskRow] = {}
-    for row in connection.execution_options(stream_results=True).execute(sa.select(tasks).where(condition)):
-        names = labels(row.labels)
-        found[row.task_no] = TaskRow(
-            task_no=row.task_no,
-            run_no=row.run_no,
-            id=row.id,
-            state=states[row.state],
-            reason=row.reason,
-            attempts=row.attempts,
-            retries_used=row.retries_used,
-            not_before=row.not_before,
-            init=bool(row.init),
-            priority=row.priority,
-            asks=asks(row.asks),
-            runtime_s=row.runtime_s,
-            label=names[0] if names else "",
-            retries=retries(row.retries),
-            keep_dir=bool(row.keep_dir),
-            body_bytes=row.body_bytes,
-            definition_hash=row.definition_hash,
-        )
+    result = connection.execute(query, execution_options={"stream_results": True, "max_row_buffer": 10_000})
+    for (
+        task_no, run_no, state, attempts, retries_used, not_before, init, priority, runtime_s, keep_dir, body_bytes,
+        definition_hash, id, reason, asked, retried, labels,
+    ) in result:  # fmt: skip
+        names = label(labels)
+        found[task_no] = TaskRow(
+            task_no, run_no, _text(id), states[state], _text(reason), attempts, retries_used, not_before, init == 1,
+            priority, asks(asked), runtime_s, names[0] if names else "", retries(retried), keep_dir == 1, body_bytes,
+            definition_hash,
+        )  # fmt: skip
     return found
 
 
-def _add_dependencies(connection: Connection, rows: dict[int, TaskRow]) -> None:
+_PLAIN = (
+    "task_no", "run_no", "state", "attempts", "retries_used", "not_before", "init", "priority", "runtime_s", "keep_dir",
+    "body_bytes", "definition_hash",
+)  # fmt: skip
+_RAW = ("id", "reason", "asks", "retries", "labels")
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _add_open_dependencies(connection: Connection, rows: dict[int, TaskRow]) -> None:
     """Only those on unfinished tasks: the others are met, or the task would have been aborted with them."""
-    dependencies, waiting, other = schema.dependencies, schema.tasks.alias(), schema.tasks.alias()
-    joined = dependencies.join(waiting, waiting.c.task_no == dependencies.c.task_no).join(
-        other, other.c.task_no == dependencies.c.on_task_no
-    )
-    query = (
-        sa.select(dependencies)
-        .select_from(joined)
-        .where(waiting.c.state == TaskState.WAITING.value, other.c.state.in_(_UNFINISHED))
-    )
-    _attach(rows, connection.execution_options(stream_results=True).execute(query))
+    dependencies, tasks = schema.dependencies, schema.tasks
+    joined = dependencies.join(tasks, tasks.c.task_no == dependencies.c.task_no)
+    query = sa.select(dependencies).select_from(joined).where(tasks.c.state.in_(_UNFINISHED))
+    result = connection.execute(_in_order(query), execution_options={"stream_results": True, "max_row_buffer": 10_000})
+    open_nos = {task_no for task_no, row in rows.items() if row.state not in ENDED}
+    _attach(rows, (edge for edge in result if edge[1] in open_nos))
+
+
+def _in_order(edges: sa.Select[Any]) -> sa.Select[Any]:
+    return edges.order_by(schema.dependencies.c.task_no, schema.dependencies.c.on_task_no)
 
 
 def _attach(rows: dict[int, TaskRow], edges: Iterable[Any]) -> None:
+    """Give each row its dependencies. Edges come ordered by task."""
     conditions = {condition.value: condition for condition in Condition}
-    gathered: dict[int, list[tuple[int, Condition]]] = {}
-    for edge in edges:
-        gathered.setdefault(edge.task_no, []).append((edge.on_task_no, conditions[edge.met_by]))
-    for task_no, found in gathered.items():
-        row = rows.get(task_no)
-        if row is not None:
-            row.dependencies = tuple(found)
+    for task_no, group in itertools.groupby(edges, key=operator.itemgetter(0)):
+        rows[task_no].dependencies = tuple((on_task_no, conditions[met_by]) for _, on_task_no, met_by in group)
 
 
-def _attempts(connection: Connection, condition: sa.ColumnElement[bool], outputs: bool) -> list[AttemptRow]:
-    return [attempt_row(row) for row in connection.execute(sa.select(schema.attempts).where(condition))]
+def _attempts(connection: Connection, condition: sa.ColumnElement[bool]) -> list[AttemptRow]:
+    attempts = schema.attempts
+    query = sa.select(attempts).where(condition).order_by(attempts.c.task_no, attempts.c.number)
+    return [attempt_row(row) for row in connection.execute(query)]
 
 
 def attempt_row(row: Any) -> AttemptRow:
@@ -277,7 +279,7 @@ def attempt_row(row: Any) -> AttemptRow:
 
 def _workers(connection: Connection) -> list[WorkerRow]:
     workers = schema.workers
-    query = sa.select(workers).where(workers.c.state.in_(["up", "draining"]))
+    query = sa.select(workers).where(workers.c.state.in_(_ON_DUTY)).order_by(workers.c.worker)
     return [
         WorkerRow(
             worker=row.worker,
@@ -312,5 +314,5 @@ def _vms(connection: Connection) -> list[VmRow]:
             hello_at=row.hello_at,
             gone_at=row.gone_at,
         )
-        for row in connection.execute(sa.select(vms).where(vms.c.state != "gone"))
+        for row in connection.execute(sa.select(vms).where(vms.c.state != "gone").order_by(vms.c.vm_no))
     ]

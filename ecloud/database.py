@@ -1,9 +1,13 @@
-"""From settings to a database that can be asked: engines, their pragmas, the schema's revision, and errors in words."""
+"""From settings to a database that can be asked: engines, their pragmas, and errors in words people can act on.
+
+Owns no tables (`ecloud.schema`) and no migrations (`migrate` below runs those of migrations/). Never writes a row.
+"""
 
 from __future__ import annotations
 
-import shutil
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from ecloud.schema import REVISION
-from ecloud.settings import ROOT, Settings
+from ecloud.settings import ROOT, Settings, SettingsWrong
 
 BUSY_S = 10.0
 """How long a reader or writer of SQLite waits for another."""
 CONNECT_S = 5
+ANSWER_S = 120.0
+"""How long a server may take for one statement; a door that must answer soon asks for less."""
+BACKUPS_KEPT = 5
 MIGRATIONS = ROOT / "migrations"
+
+_SESSION = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00'"
+"""What does not fit is refused, not cut; the server's clock is read in UTC."""
 
 
 class DatabaseAway(Exception):
@@ -28,14 +38,23 @@ class SchemaWrong(Exception):
 
 
 def database_url(settings: Settings) -> URL:
-    """Where the tables are: the setting, or SQLite in the home."""
-    if settings.database_url:
+    """Where the tables are: the setting, or SQLite in the home. Raises `SettingsWrong`."""
+    if not settings.database_url:
+        return URL.create("sqlite", database=str(settings.home_directory.database))
+    example = "write it as mysql://USER:PASSWORD@HOST:3306/DATABASE or sqlite:////path/to/file"
+    try:
         url = make_url(settings.database_url)
-        return url.set(drivername="mysql+pymysql") if url.drivername in ("mysql", "mariadb") else url
-    return URL.create("sqlite", database=str(settings.home_directory.database))
+    except (sa.exc.ArgumentError, ValueError):  # their text would show the password
+        raise SettingsWrong([f"DATABASE_URL can't be read: {example}"]) from None
+    kind = url.drivername
+    if url.get_backend_name() not in ("sqlite", "mysql", "mariadb"):
+        raise SettingsWrong([f"DATABASE_URL names {kind}; ECLOUD knows MySQL, MariaDB and SQLite: {example}"])
+    if not url.database:
+        raise SettingsWrong([f"DATABASE_URL names no database: {example}"])
+    return url.set(drivername="mysql+pymysql") if kind in ("mysql", "mariadb", "mariadb+pymysql") else url
 
 
-def make_engine(url: URL | str) -> Engine:
+def make_engine(url: URL | str, answer_s: float = ANSWER_S) -> Engine:
     """An engine that connects when first asked. Raises nothing for a server that is away: see `explain`."""
     url = make_url(url)
     if url.get_backend_name() == "sqlite":
@@ -43,7 +62,13 @@ def make_engine(url: URL | str) -> Engine:
         sa.event.listen(engine, "connect", _set_pragmas)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
-    arguments = {"connect_timeout": CONNECT_S, "read_timeout": 120, "write_timeout": 120, "charset": "utf8mb4"}
+    arguments = {
+        "connect_timeout": CONNECT_S,
+        "read_timeout": answer_s,
+        "write_timeout": answer_s,
+        "charset": "utf8mb4",
+        "init_command": _SESSION,
+    }
     return sa.create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_recycle=3600)
 
 
@@ -53,6 +78,7 @@ def _set_pragmas(connection: Any, record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA cache_size=-65536")
+    cursor.execute("PRAGMA journal_size_limit=67108864")
     cursor.close()
 
 
@@ -62,6 +88,13 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def database_now(connection: Connection) -> float:
+    """Epoch seconds by the clock that `leader.renewed_at` is written with: the server's, or ours for a file."""
+    if connection.dialect.name == "sqlite":
+        return time.time()
+    return float(connection.exec_driver_sql("SELECT UNIX_TIMESTAMP(NOW(6))").scalar_one())
+
+
 def where(url: URL) -> str:
     """The database in words, without its password."""
     if url.get_backend_name() == "sqlite":
@@ -69,22 +102,42 @@ def where(url: URL) -> str:
     return f"the database {url.database} at {url.host or 'localhost'}:{url.port or 3306}"
 
 
+_SERVER_ADVICE = {
+    1040: "it has no connection left: raise its max_connections",
+    1044: "grant the user rights on it",
+    1045: "check the user and password in DATABASE_URL",
+    1142: "grant the user rights on its tables",
+    1146: "its tables are missing: python admin.py migrate",
+    1153: "raise its max_allowed_packet to 16 MB or more",
+    2003: "check DATABASE_URL and that the server runs",
+    2005: "check the host in DATABASE_URL",
+    2013: "check that the server runs",
+}
+_FILE_ADVICE = (
+    ("no such table", "its tables are missing: python admin.py migrate"),
+    ("not a database", "move it away, or put back one of the backups"),
+    ("malformed", "put back one of the backups"),
+    ("locked", "another process writes it; try again"),
+    ("full", "make room on its disk"),
+    ("", "check its directory, its disk and your rights"),
+)
+
+
 def explain(error: BaseException, url: URL) -> str:
     """One sentence on a database error: which database, what happened, what to do."""
     original = getattr(error, "orig", None) or error
-    code = original.args[0] if getattr(original, "args", None) else None
-    text = str(original.args[1]) if len(getattr(original, "args", ())) > 1 else str(original)
-    advice = {
-        1045: "check the user and password in DATABASE_URL",
-        1044: "grant the user rights on it",
-        1049: f"make it: CREATE DATABASE {url.database}",
-        2003: "check DATABASE_URL and that the server runs",
-        2005: "check the host in DATABASE_URL",
-        1146: "its tables are missing: python admin.py migrate",
-    }.get(code if isinstance(code, int) else -1)
+    arguments = getattr(original, "args", ())
+    text = str(arguments[1]) if len(arguments) > 1 else str(original)
     if url.get_backend_name() == "sqlite":
-        advice = "its tables are missing: start the boss once" if "no such table" in text else "check the disk and its rights"
+        advice: str | None = next(advice for words, advice in _FILE_ADVICE if words in text)
+    elif arguments and arguments[0] == 1049:
+        advice = f"make it: CREATE DATABASE {url.database}"
+    else:
+        advice = _SERVER_ADVICE.get(arguments[0] if arguments and isinstance(arguments[0], int) else -1)
     return f"{where(url)} can't be used: {text}" + (f"; {advice}" if advice else "")
+
+
+# --- the tables' revision -------------------------------------------------------------------------
 
 
 def present_revision(engine: Engine) -> str | None:
@@ -93,40 +146,44 @@ def present_revision(engine: Engine) -> str | None:
         with engine.connect() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):
                 return None
-            return connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+            return None if found is None else str(found)
     except sa.exc.SQLAlchemyError as error:
         raise DatabaseAway(explain(error, engine.url)) from None
 
 
 def require_schema(engine: Engine) -> None:
     """Raises `SchemaWrong` unless the tables are of this code's revision."""
-    present = present_revision(engine)
+    _require(engine, present_revision(engine))
+
+
+def _require(engine: Engine, present: str | None) -> None:
     if present == REVISION:
         return
+    place = where(engine.url)
     if present is not None and present > REVISION:
-        raise SchemaWrong(f"{where(engine.url)} has schema {present}, newer than {REVISION} of this ECLOUD: update ECLOUD")
+        raise SchemaWrong(f"{place} has schema {present}, newer than {REVISION} of this ECLOUD: update ECLOUD")
     state = f"schema {present}" if present else "no tables yet"
-    raise SchemaWrong(f"{where(engine.url)} has {state}; this ECLOUD needs {REVISION}: run python admin.py migrate")
+    raise SchemaWrong(f"{place} has {state}; this ECLOUD needs {REVISION}: run python admin.py migrate")
 
 
 def migrate(engine: Engine, backups: Path | None = None) -> str | None:
-    """Bring the tables to this code's revision; an existing SQLite file is copied into `backups` first. The backup's path.
+    """Bring the tables to this code's revision; an older SQLite file is copied into `backups` first. The copy's path.
 
-    Raises `DatabaseAway`, or `SchemaWrong` for a database newer than this code.
+    What was cut off half-way is gone on with. Raises `DatabaseAway`, `SchemaWrong` for a database newer than this code
+    or of a revision that no migration leads from.
     """
     present = present_revision(engine)
     if present == REVISION:
         return None
     if present is not None and present > REVISION:
-        require_schema(engine)
+        _require(engine, present)
     backup = None
     if present is not None and engine.url.get_backend_name() == "sqlite" and backups is not None:
-        backup = str(backups / f"ecloud-{present}-{time.strftime('%Y%m%d-%H%M%S')}.db")
-        with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        shutil.copy2(str(engine.url.database), backup)
-    from alembic import command
+        backup = _back_up(Path(str(engine.url.database)), backups, present)
+    from alembic import command  # here, since it takes a quarter of a second to import
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -137,4 +194,18 @@ def migrate(engine: Engine, backups: Path | None = None) -> str | None:
             connection.commit()
     except sa.exc.SQLAlchemyError as error:
         raise DatabaseAway(explain(error, engine.url)) from None
+    except CommandError as error:
+        raise SchemaWrong(f"{where(engine.url)} has schema {present}, which can't be brought to {REVISION}: {error}") from None
     return backup
+
+
+def _back_up(file: Path, backups: Path, revision: str) -> str:
+    """A whole copy, whoever writes meanwhile; the oldest copies beyond `BACKUPS_KEPT` go."""
+    backups.mkdir(mode=0o700, parents=True, exist_ok=True)
+    to = backups / f"ecloud-{revision}-{time.strftime('%Y%m%d-%H%M%S')}.db"
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(to)) as copy:
+        source.backup(copy)
+    to.chmod(0o600)
+    for old in sorted(backups.glob("ecloud-*.db"), key=lambda path: path.stat().st_mtime)[:-BACKUPS_KEPT]:
+        old.unlink()
+    return str(to)

@@ -1,7 +1,7 @@
 """Questions that people ask, answered from the database alone: they work while the boss is down and never hold it up.
 
-Each question reads one snapshot of its own and lets it go. Nothing here writes. What a single task is, and why it stands
-where it stands, is in `ecloud.lookup` and `ecloud.explain`.
+Each question reads one snapshot of its own and lets it go. Nothing here writes. What a single task is, and why it
+stands where it stands, is in `ecloud.lookup` and `ecloud.explain`.
 """
 
 from __future__ import annotations

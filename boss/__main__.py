@@ -1,0 +1,386 @@
+"""`python -m boss`: the daemon. With no settings: SQLite, a broker of its own and workers on this machine.
+
+Puts the parts together in the order in which they depend on each other; each failure is one sentence with a remedy. Database or
+broker away at the start: wait and say so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import logging.handlers
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from sqlalchemy.engine import Engine
+
+from boss.calls import Calls
+from boss.cloud.local import LocalCloud
+from boss.core.config import BossConfig, PoolConfig
+from boss.core.events import Event
+from boss.core.rows import Writes
+from boss.embedded_broker import BrokerWontStart, EmbeddedBroker
+from boss.runtime import Clock, Runtime
+from boss.store import AnotherBossLeads, CommitRefused, Store, StoreAway
+from datastore.directory import DirectoryDatastore
+from datastore.port import DatastoreAway
+from ecloud.broker import BrokerAddress
+from ecloud.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
+from ecloud.home import Home
+from ecloud.secrets import CLIENT_KEY_NAME, AccessFile, cluster_secret, derive_key, write_access
+from ecloud.settings import PoolSettings, Settings, SettingsWrong, load_settings
+
+log = logging.getLogger("boss")
+LOG_BYTES = 10_000_000
+LOGS_KEPT = 3
+WAIT_S = 2.0
+END_VMS_S = 15.0
+PR_SET_PDEATHSIG = 1
+_T = TypeVar("_T")
+
+
+class CantStart(Exception):
+    """The boss can't start; its text says why and what to do. `code`: 2 for wrong input, 3 for a part that is away."""
+
+    def __init__(self, text: str, code: int = 3) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--home", metavar="DIR", help="Where the boss keeps its own [ECLOUD_HOME or ~/.ecloud].")
+@click.option("--datastore", metavar="DIR", help="The datastore's directory [HOME/datastore].")
+@click.option("--local", "local_workers", type=click.IntRange(1), metavar="N", help="N workers on this machine, at most.")
+@click.option("--local_cpus", type=click.FloatRange(0.01), default=1.0, help="CPUs of each of them [1].")
+@click.option("--standby", is_flag=True, help="Where another boss leads: wait until it is gone.")
+@click.option("--end_vms", is_flag=True, help="End all VMs when told to stop.")
+@click.option("--keep_dirs", is_flag=True, hidden=True)
+@click.option("--tied", is_flag=True, hidden=True, help="End, with all VMs, when the process that started this one ends.")
+def main(
+    home: str | None,
+    datastore: str | None,
+    local_workers: int | None,
+    local_cpus: float,
+    standby: bool,
+    end_vms: bool,
+    keep_dirs: bool,
+    tied: bool,
+) -> None:
+    """The boss: keeps tasks in the database, gives ready ones to workers, starts and ends VMs. Runs until told to stop."""
+    if tied:
+        _die_with_parent()
+    try:
+        overrides: dict[str, object] = {"home": home, "datastore": datastore}
+        if local_workers is not None:
+            overrides["pools"] = (PoolSettings("local", maximum=local_workers, cpus=local_cpus),)
+        if tied:
+            overrides.update(boss_gone_exit_s=10.0, broker_host="", database_url="")
+        settings = load_settings(overrides)
+        place = _make_home(settings)
+        _start_log(settings, place, tied)
+        code = Start(settings, place, standby, end_vms or tied, tied, keep_dirs).run()
+    except SettingsWrong as error:
+        for problem in error.problems:
+            print(f"boss: {problem}", file=sys.stderr)
+        code = 2
+    except CantStart as error:
+        print(f"boss: {error}", file=sys.stderr)
+        log.error("%s", error)
+        code = error.code
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)
+
+
+def _make_home(settings: Settings) -> Home:
+    try:
+        return settings.home_directory.make()
+    except OSError as error:
+        raise CantStart(f"the home {settings.home} can't be made: {error.strerror}; set HOME or ECLOUD_HOME", 2) from None
+
+
+def _start_log(settings: Settings, home: Home, tied: bool) -> None:
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(home.log, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT)
+    ]
+    if sys.stderr.isatty() and not tied:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _die_with_parent() -> None:
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        raise SystemExit(0)
+
+
+class Start:
+    """One start of the boss, from settings to the loop and back."""
+
+    def __init__(
+        self, settings: Settings, home: Home, standby: bool, end_vms: bool, tied: bool, keep_dirs: bool
+    ) -> None:
+        self._settings = settings
+        self._home = home
+        self._standby = standby
+        self._end_vms = end_vms
+        self._tied = tied
+        self._keep_dirs = keep_dirs
+        self._clock = Clock()
+        self._lock_file: int | None = None
+        self._embedded: EmbeddedBroker | None = None
+        self._stopping = False
+        self._runtime: Runtime | None = None
+
+    def run(self) -> int:
+        """Start, lead, leave; the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop())
+        self._lock_home()
+        secret = cluster_secret(self._home)
+        engine = self._open_database()
+        store = Store(engine, archive=self._settings.on_old_runs == "archive")
+        self._lead(store)
+        snapshot = self._patiently(store.load)
+        cluster_id = snapshot.cluster_id or self._name_cluster(store)
+        address = self._start_broker()
+        root = self._open_datastore(snapshot.context.get("datastore_address", ""))
+        local = LocalCloud(
+            self._home,
+            lambda key_name: self._access(cluster_id, address, secret, key_name),
+            self._tied,
+            self._settings.boss_gone_exit_s,
+            self._keep_dirs,
+        )
+        pools = self._settings.all_pools
+        clouds = {pool.name: local for pool in pools}
+        labels = {pool.name: pool.labels for pool in pools}
+
+        def make_calls(put: Callable[[Event], None]) -> Calls:
+            return Calls(root, clouds, labels, put)
+
+        write_access(self._home.client_access, self._access(cluster_id, address, secret, CLIENT_KEY_NAME))
+        self._runtime = Runtime(
+            store, self._config(root), cluster_id, secret, address, make_calls, self._embedded, self._clock
+        )
+        self._write_pid(address)
+        if self._stopping:
+            self._runtime.stop()
+        try:
+            code = self._runtime.run()
+        finally:
+            self._leave(store, local, root)
+        return code
+
+    def _stop(self) -> None:
+        self._stopping = True
+        if self._runtime is not None:
+            self._runtime.stop()
+
+    # --- parts, in order ----------------------------------------------------------------------------
+
+    def _lock_home(self) -> None:
+        self._lock_file = os.open(self._home.boss_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        told = False
+        while True:
+            try:
+                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                text = f"a boss runs already in {self._home.path}{_who(self._home.boss_pid)}"
+                if not self._standby:
+                    raise CantStart(f"{text}; stop it with python admin.py stop, or wait with --standby") from None
+                if not told:
+                    print(f"boss: {text}; waiting until it is gone", file=sys.stderr)
+                    told = True
+            if self._stopping:
+                raise CantStart("told to stop before it could lead", 0)
+            time.sleep(0.5)
+
+    def _open_database(self) -> Engine:
+        try:
+            engine = make_engine(database_url(self._settings))
+        except Exception as error:
+            raise CantStart(f"DATABASE_URL can't be read: {error}", 2) from None
+
+        def open_it() -> Engine:
+            if self._settings.database_url:
+                require_schema(engine)
+            else:
+                backup = migrate(engine, self._home.backups)
+                if backup:
+                    log.info("the tables were brought forward; the file as it was: %s", backup)
+            return engine
+
+        try:
+            return self._patiently(open_it)
+        except SchemaWrong as error:
+            raise CantStart(str(error), 2) from None
+
+    def _lead(self, store: Store) -> None:
+        holder = f"pid {os.getpid()} on {socket.gethostname()}"
+        replace = not self._settings.database_url  # the lock of the home says that no other boss uses its file
+        told = False
+        while True:
+            try:
+                self._patiently(lambda: store.lead(holder, self._clock(), replace or self._is_dead_neighbour(store)))
+                return
+            except AnotherBossLeads as error:
+                if not self._standby:
+                    raise CantStart(f"{error}; it must be stopped first, or wait with --standby") from None
+                if not told:
+                    print(f"boss: {error}; waiting until it is gone", file=sys.stderr)
+                    told = True
+            if self._stopping:
+                raise CantStart("told to stop before it could lead", 0)
+            time.sleep(1.0)
+
+    def _is_dead_neighbour(self, store: Store) -> bool:
+        """Whether the leader of record was a process of this machine that is gone: no need to wait for its silence."""
+        holder = store.holder()
+        words = holder.split()
+        if len(words) != 4 or words[3] != socket.gethostname() or not words[1].isdecimal():
+            return False
+        return not Path(f"/proc/{words[1]}").exists()
+
+    def _name_cluster(self, store: Store) -> str:
+        cluster_id = secrets.token_hex(6)
+        writes = Writes(context={"cluster_id": cluster_id})
+        self._patiently(lambda: store.commit(store.last_batch() + 1, writes, self._clock()))
+        return cluster_id
+
+    def _start_broker(self) -> BrokerAddress:
+        settings = self._settings
+        if settings.broker_host:
+            ca = ""
+            if settings.broker_ca:
+                try:
+                    ca = Path(settings.broker_ca).expanduser().read_text()
+                except OSError as error:
+                    raise CantStart(f"BROKER_CA {settings.broker_ca}: {error.strerror}", 2) from None
+            return BrokerAddress(
+                settings.broker_host,
+                settings.broker_port,
+                settings.broker_user,
+                settings.broker_password,
+                ca,
+                settings.broker_tls or bool(ca),
+            )
+        self._embedded = EmbeddedBroker(self._home)
+        try:
+            return self._embedded.start()
+        except BrokerWontStart as error:
+            raise CantStart(str(error)) from None
+
+    def _open_datastore(self, from_context: str) -> DirectoryDatastore:
+        address = self._settings.datastore or from_context or str(self._home.datastore)
+        root = DirectoryDatastore(Path(address.removeprefix("dir:")).expanduser())
+        try:
+            return root.make()
+        except (DatastoreAway, OSError) as error:
+            raise CantStart(f"{error}; set DATASTORE or python admin.py set_datastore DIR", 2) from None
+
+    def _access(self, cluster_id: str, address: BrokerAddress, secret: bytes, key_name: str) -> AccessFile:
+        return AccessFile(
+            cluster_id=cluster_id,
+            host=address.host,
+            port=address.port,
+            key_name=key_name,
+            key=derive_key(secret, key_name).hex(),
+            user=address.user,
+            password=address.password,
+            ca=address.ca,
+            tls=address.tls,
+        )
+
+    def _config(self, root: DirectoryDatastore) -> BossConfig:
+        settings = self._settings
+        return BossConfig(
+            heartbeat_s=settings.heartbeat_s,
+            lease_s=settings.lease_s,
+            lease_margin_s=settings.lease_margin_s,
+            stop_grace_s=settings.stop_grace_s,
+            retry_backoff_s=settings.retry_backoff_s,
+            max_tasks_per_push=settings.max_tasks_per_push,
+            keep_runs_s=settings.keep_runs_days * 86400.0,
+            datastore_address=f"dir:{root.root}",
+            pools=tuple(_pool(pool, settings) for pool in settings.all_pools),
+            worker_settings={"stop_grace_s": settings.stop_grace_s},
+            list_vms_every_s=min(10.0, 2 * settings.heartbeat_s),
+        )
+
+    def _write_pid(self, address: BrokerAddress) -> None:
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time(), "broker": str(address)}
+        self._home.boss_pid.write_text(json.dumps(about))
+
+    def _leave(self, store: Store, local: LocalCloud, root: DirectoryDatastore) -> None:
+        if self._end_vms:
+            local.end_all(END_VMS_S)
+        if self._embedded is not None:
+            self._embedded.stop()
+        if self._tied:
+            root.tidy()
+        try:
+            store.resign()
+        except (StoreAway, CommitRefused):
+            log.warning("the database does not answer: the next boss will wait for this one's silence")
+        self._home.boss_pid.unlink(missing_ok=True)
+        log.info("left")
+
+    def _patiently(self, action: Callable[[], _T]) -> _T:
+        """Again and again while the database is away, saying so once."""
+        told = False
+        while True:
+            try:
+                return action()
+            except (StoreAway, DatabaseAway) as error:
+                if not self._settings.database_url:
+                    raise CantStart(str(error)) from None
+                if not told:
+                    print(f"boss: waiting for the database: {error}", file=sys.stderr)
+                    log.error("waiting for the database: %s", error)
+                    told = True
+            if self._stopping:
+                raise CantStart("told to stop while it waited for the database", 0)
+            time.sleep(WAIT_S)
+
+
+def _pool(pool: PoolSettings, settings: Settings) -> PoolConfig:
+    import psutil
+
+    cores = float(len(os.sched_getaffinity(0)))
+    cpus = pool.cpus or cores
+    memory_mb = pool.memory_mb or int(psutil.virtual_memory().total / 1e6 * min(1.0, cpus / cores))
+    size = {"cpus": cpus, "memory_mb": float(memory_mb), "gpus": pool.gpus}
+    return PoolConfig(
+        pool.name, size, pool.minimum, pool.maximum, pool.labels, settings.idle_vm_s, pool.spillover
+    )
+
+
+def _who(path: Path) -> str:
+    try:
+        about = json.loads(path.read_text())
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(about["started"]))
+        return f" (pid {about['pid']} on {about['host']}, since {since})"
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Why a task does not run, or a worker or VM is not there: one sentence with the nearest reason, and the layers behind it.
+
+Reads what the database shows. What only a living boss has in its memory (when it asks a cloud or the datastore again)
+is not here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy.engine import Connection, Engine
+
+from ecloud.answers import BossStatus, Reasons, VmView, WorkerView
+from ecloud.explain_task import Pool, TaskReasons, no_boss, some
+from ecloud.lookup import find_task
+from ecloud.queries import boss_status, near, snapshot, vm_views, worker_views
+from ecloud.settings import Settings
+from ecloud.words import counted, duration
+
+
+class NoSuchThing(Exception):
+    """No worker or VM is called that; the text names near ones."""
+
+
+def pools_of(settings: Settings) -> list[Pool]:
+    """The pools as settings name them, with the machine's own amounts where those are left open."""
+    cores = float(len(os.sched_getaffinity(0)))
+    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    pools = []
+    for pool in settings.all_pools:
+        cpus = pool.cpus or cores
+        offers = {"cpus": cpus, "memory_mb": pool.memory_mb or memory_mb * min(1.0, cpus / cores), "gpus": pool.gpus}
+        pools.append(Pool(pool.name, offers, pool.maximum))
+    return pools
+
+
+def why(engine: Engine, subject: str, run: str = "", pools: Sequence[Pool] = (), now: float | None = None) -> Reasons:
+    """Why `subject` (a task, `worker/ID` or `vm/ID`) stands where it stands.
+
+    Raises `NoSuchTask`, `NoSuchRun`, `NoSuchThing`, `DatabaseAway`.
+    """
+    now = time.time() if now is None else now
+    kind, _, name = subject.partition("/")
+    with snapshot(engine) as connection:
+        if kind == "worker" and name:
+            return _why_worker(connection, name, now)
+        if kind == "vm" and name:
+            return _why_vm(connection, name, now)
+        return TaskReasons(connection, pools, now).of(find_task(connection, subject, run))
+
+
+# --- workers and VMs -----------------------------------------------------------------------------
+
+
+def _why_worker(connection: Connection, name: str, now: float) -> Reasons:
+    views = worker_views(connection, ("up", "draining", "lost", "gone"))
+    found = [worker for worker in views if worker.worker == name]
+    found = found or [worker for worker in views if worker.worker.startswith(name)]
+    if len(found) != 1:
+        known = [worker.worker for worker in views]
+        what = f"{len(found)} workers are called {name}…" if found else f"there is no worker {name!r}"
+        raise NoSuchThing(what + near(name, known))
+    worker = found[0]
+    layers = list(_worker_layers(worker, boss_status(connection, now), now))
+    return Reasons(f"worker {worker.worker}", worker.state, layers[0], tuple(layers[1:]))
+
+
+def _worker_layers(worker: WorkerView, boss: BossStatus, now: float) -> Iterator[str]:
+    name = f"worker {worker.worker}" + (f" on {worker.host}" if worker.host else "")
+    since = f"since {duration(now - worker.since)}"
+    if not boss.leads and worker.state in ("up", "draining"):
+        yield f"{name} was {worker.state} when a boss last looked; {no_boss(boss, now)}"
+    if worker.state in ("lost", "gone"):
+        yield f"{name} is {worker.state} {since}" + (f": {worker.reason}" if worker.reason else "")
+    elif worker.trouble:
+        yield f"{name} starts nothing now: {worker.trouble}"
+    if worker.state == "draining":
+        yield f"{name} is draining: {worker.reason}" + _runs(worker)
+    elif worker.state == "up" and (worker.running or worker.queued):
+        yield f"{name} is up {since}" + _runs(worker)
+    elif worker.state == "up":
+        yield f"{name} is up {since} and idle: no ready task that it fits has been given to it"
+    if worker.vm_no is not None:
+        yield f"it is the worker of VM {worker.vm_no}"
+
+
+def _runs(worker: WorkerView) -> str:
+    running = f" and runs {some(worker.running)}" if worker.running else ""
+    return running + (f"; {counted(worker.queued, 'task')} more wait there" if worker.queued else "")
+
+
+def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
+    views = vm_views(connection, gone=True)
+    found = next((vm for vm in views if str(vm.vm_no) == name or (vm.cloud_id and vm.cloud_id == name)), None)
+    if found is None:
+        raise NoSuchThing(f"there is no VM {name!r}" + near(name, [str(vm.vm_no) for vm in views[-100:]]))
+    layers = list(_vm_layers(found, boss_status(connection, now), now))
+    return Reasons(f"VM {found.vm_no}", found.state, layers[0], tuple(layers[1:]))
+
+
+def _vm_layers(vm: VmView, boss: BossStatus, now: float) -> Iterator[str]:
+    name = f"VM {vm.vm_no} of pool {vm.pool}"
+    since = f"since {duration(now - vm.since)}"
+    if vm.state == "intended":
+        yield f"{name} was asked of its cloud {duration(now - vm.since)} ago, which has not answered yet: {vm.reason}"
+    elif vm.state == "booting":
+        yield f"{name} boots {since}; no worker of it has reported for duty yet"
+    elif vm.state == "running":
+        yield f"{name} runs {since} as worker {vm.worker}: {vm.reason}"
+    elif vm.state == "ending":
+        yield f"{name} is being ended {since}: {vm.reason}"
+    else:
+        never = "" if vm.hello_at is not None else "; its worker never reported for duty"
+        yield f"{name} is gone {since}: {vm.reason}{never}"
+    if not boss.leads and vm.state != "gone":
+        yield no_boss(boss, now)
+    if vm.cloud_id:
+        yield f"its cloud calls it {vm.cloud_id}"

@@ -1,0 +1,81 @@
+"""Numbers, times and foreign texts as a person reads them. Pure: whoever wants "ago" brings the present time."""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import datetime
+
+_BARE = frozenset("\n\t")
+_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+"""Unicode categories that a terminal acts on or hides: controls, direction marks, surrogates, line separators."""
+
+
+def visible(text: str, lines: bool = False) -> str:
+    """Foreign text, safe to print: what a terminal would act on is shown as its escape. `lines` keeps \\n and \\t."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character
+        if (lines and character in _BARE) or unicodedata.category(character) not in _UNSEEN
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
+def duration(seconds: float) -> str:
+    """ "0.12 s", "14 s", "3 min 20 s", "2 h 5 min", "3 d 4 h": two units at most."""
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.2g} s" if seconds >= 0.01 else "0 s"
+    whole = round(seconds)
+    for size, name, below, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size} {name} {rest} {smaller}" if rest else f"{whole // size} {name}"
+    return f"{whole} s"
+
+
+def about(seconds: float) -> str:
+    """An estimate, without false precision: "12 s", "4 min", "2 h 10 min"."""
+    if seconds < 55:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 3_300:
+        return f"{max(1, round(seconds / 60))} min"
+    return duration(round(seconds / 600) * 600)
+
+
+def when(at: float | None, now: float | None = None) -> str:
+    """A time of day here, with the date where it is not today's. "-" for None."""
+    if at is None:
+        return "-"
+    local = datetime.fromtimestamp(at)
+    today = now is not None and local.date() == datetime.fromtimestamp(now).date()
+    return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+
+
+def megabytes(amount: float) -> str:
+    """MB as a person says it: "512 MB", "7.6 GB"."""
+    return f"{amount / 1000:.3g} GB" if amount >= 1000 else f"{amount:.3g} MB"
+
+
+def byte_size(count: float) -> str:
+    """Bytes as a person says it: "312 B", "4.2 kB", "7.6 GB"."""
+    for name in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {name}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def amounts(resources: dict[str, float]) -> str:
+    """Resources in words: "2 cpus, 4 GB memory, 1 gpus"."""
+    parts = []
+    for name, amount in sorted(
+        resources.items(), key=lambda item: (item[0] != "cpus", item[0] != "memory_mb", item[0])
+    ):
+        parts.append(f"{megabytes(amount)} memory" if name == "memory_mb" else f"{amount:g} {name}")
+    return ", ".join(parts) or "nothing"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """ "1 task", "2 tasks", "1,000 tasks"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
