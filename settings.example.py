@@ -24,7 +24,7 @@ BROKER_CA = ""
 # The datastore: a directory that the boss and all workers see. Empty: HOME/datastore.
 DATASTORE = ""
 
-# VMs that the boss may start. Empty: workers on this machine, one per core, and one of all cores for tasks that need more.
+# VMs that the boss may start. Empty: workers on this machine, one per core, and one of all cores for larger tasks.
 # A pool: {"name": "local", "cloud": "local", "minimum": 0, "maximum": 4, "cpus": 1, "memory_mb": 0, "gpus": 0,
 #          "labels": [], "spillover": False}; cpus 0 and memory_mb 0 mean the machine's own.
 POOLS = ()

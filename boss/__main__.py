@@ -1,6 +1,7 @@
 """`python -m boss`: the daemon. With no settings: SQLite, a broker of its own and workers on this machine.
 
-Puts the parts together in the order in which they depend on each other; each failure is one sentence with a remedy. Database or
+Puts the parts together in the order in which they depend on each other; each failure is one sentence with a remedy.
+Database or
 broker away at the start: wait and say so.
 """
 
@@ -11,7 +12,6 @@ import json
 import logging
 import logging.handlers
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -27,7 +27,6 @@ from boss.calls import Calls
 from boss.cloud.local import LocalCloud
 from boss.core.config import BossConfig, PoolConfig
 from boss.core.events import Event
-from boss.core.rows import Writes
 from boss.embedded_broker import BrokerWontStart, EmbeddedBroker
 from boss.runtime import Clock, Runtime
 from boss.store import AnotherBossLeads, CommitRefused, Store, StoreAway
@@ -59,12 +58,16 @@ class CantStart(Exception):
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--home", metavar="DIR", help="Where the boss keeps its own [ECLOUD_HOME or ~/.ecloud].")
 @click.option("--datastore", metavar="DIR", help="The datastore's directory [HOME/datastore].")
-@click.option("--local", "local_workers", type=click.IntRange(1), metavar="N", help="N workers on this machine, at most.")
+@click.option(
+    "--local", "local_workers", type=click.IntRange(1), metavar="N", help="N workers on this machine, at most."
+)
 @click.option("--local_cpus", type=click.FloatRange(0.01), default=1.0, help="CPUs of each of them [1].")
 @click.option("--standby", is_flag=True, help="Where another boss leads: wait until it is gone.")
 @click.option("--end_vms", is_flag=True, help="End all VMs when told to stop.")
 @click.option("--keep_dirs", is_flag=True, hidden=True)
-@click.option("--tied", is_flag=True, hidden=True, help="End, with all VMs, when the process that started this one ends.")
+@click.option(
+    "--tied", is_flag=True, hidden=True, help="End, with all VMs, when the process that started this one ends."
+)
 def main(
     home: str | None,
     datastore: str | None,
@@ -75,7 +78,8 @@ def main(
     keep_dirs: bool,
     tied: bool,
 ) -> None:
-    """The boss: keeps tasks in the database, gives ready ones to workers, starts and ends VMs. Runs until told to stop."""
+    """The boss: keeps tasks in the database, gives ready ones to workers, starts and ends VMs. Runs until told to
+    stop."""
     if tied:
         _die_with_parent()
     try:
@@ -105,7 +109,9 @@ def _make_home(settings: Settings) -> Home:
     try:
         return settings.home_directory.make()
     except OSError as error:
-        raise CantStart(f"the home {settings.home} can't be made: {error.strerror}; set HOME or ECLOUD_HOME", 2) from None
+        raise CantStart(
+            f"the home {settings.home} can't be made: {error.strerror}; set HOME or ECLOUD_HOME", 2
+        ) from None
 
 
 def _start_log(settings: Settings, home: Home, tied: bool) -> None:
@@ -157,7 +163,7 @@ class Start:
         store = Store(engine, archive=self._settings.on_old_runs == "archive")
         self._lead(store)
         snapshot = self._patiently(store.load)
-        cluster_id = snapshot.cluster_id or self._name_cluster(store)
+        cluster_id = snapshot.cluster_id
         address = self._start_broker()
         root = self._open_datastore(snapshot.context.get("datastore_address", ""))
         local = LocalCloud(
@@ -257,12 +263,6 @@ class Start:
         if len(words) != 4 or words[3] != socket.gethostname() or not words[1].isdecimal():
             return False
         return not Path(f"/proc/{words[1]}").exists()
-
-    def _name_cluster(self, store: Store) -> str:
-        cluster_id = secrets.token_hex(6)
-        writes = Writes(context={"cluster_id": cluster_id})
-        self._patiently(lambda: store.commit(store.last_batch() + 1, writes, self._clock()))
-        return cluster_id
 
     def _start_broker(self) -> BrokerAddress:
         settings = self._settings
@@ -367,9 +367,7 @@ def _pool(pool: PoolSettings, settings: Settings) -> PoolConfig:
     cpus = pool.cpus or cores
     memory_mb = pool.memory_mb or int(psutil.virtual_memory().total / 1e6 * min(1.0, cpus / cores))
     size = {"cpus": cpus, "memory_mb": float(memory_mb), "gpus": pool.gpus}
-    return PoolConfig(
-        pool.name, size, pool.minimum, pool.maximum, pool.labels, settings.idle_vm_s, pool.spillover
-    )
+    return PoolConfig(pool.name, size, pool.minimum, pool.maximum, pool.labels, settings.idle_vm_s, pool.spillover)
 
 
 def _who(path: Path) -> str:
@@ -379,7 +377,6 @@ def _who(path: Path) -> str:
         return f" (pid {about['pid']} on {about['host']}, since {since})"
     except (OSError, ValueError, KeyError):
         return ""
-
 
 
 if __name__ == "__main__":

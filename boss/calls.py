@@ -1,4 +1,5 @@
-"""Calls that block: datastore and clouds. Made from two small pools; each ends as an event for the loop, whatever happens."""
+"""Calls that block: datastore and clouds. Made from two small pools; each ends as an event for the loop, whatever
+happens."""
 
 from __future__ import annotations
 
@@ -71,7 +72,9 @@ class Calls:
                 return self._promote(call)
             if isinstance(call, FindResults):
                 found = self._datastore.stat(list(call.paths))
-                return ResultsFound(call.token, frozenset(p for p, entry in zip(call.paths, found) if entry is not None))
+                return ResultsFound(
+                    call.token, frozenset(p for p, entry in zip(call.paths, found) if entry is not None)
+                )
             if isinstance(call, ListStages):
                 return StagesListed(tuple(self._datastore.stages()))
             if isinstance(call, DropStages):

@@ -1,15 +1,17 @@
-"""A broker of the boss's own, on this machine only: a private Mosquitto as its child, else a broker from pip in a process of its own.
+"""A broker of the boss's own, on this machine only: a private Mosquitto as its child, else a broker from pip in a
+process of its own.
 
-Owns its configuration, password, port and process. The port is kept in the home, so that workers find the broker again after a
+Owns its configuration, password, port and process. The port is kept in the home, so that workers find the broker
+again after a
 restart. The broker ends with the boss.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ctypes
 import hashlib
-import base64
 import logging
 import os
 import secrets
@@ -110,7 +112,9 @@ class EmbeddedBroker:
             port = int(path.read_text())
             if _is_free(port):
                 return port
-            log.warning("port %d of the embedded broker is taken: workers of the last start will not find the new one", port)
+            log.warning(
+                "port %d of the embedded broker is taken: workers of the last start will not find the new one", port
+            )
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             port = int(probe.getsockname()[1])
@@ -169,7 +173,9 @@ class EmbeddedBroker:
             time.sleep(0.01)
         self.stop()
         last = (self._directory / "log").read_text(errors="replace").strip().split("\n")[-1]
-        raise BrokerWontStart(f"the embedded broker does not start: {last or 'no word from it'}; see {self._directory}/log")
+        raise BrokerWontStart(
+            f"the embedded broker does not start: {last or 'no word from it'}; see {self._directory}/log"
+        )
 
 
 def _is_free(port: int) -> bool:
@@ -186,8 +192,8 @@ def _mosquitto_hash(password: str) -> str:
     """What mosquitto_passwd writes: PBKDF2-HMAC-SHA512, type 7."""
     salt = secrets.token_bytes(12)
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, PBKDF2_ROUNDS)
-    encode = lambda data: base64.b64encode(data).decode()  # noqa: E731
-    return f"$7${PBKDF2_ROUNDS}${encode(salt)}${encode(digest)}"
+    salted, digested = (base64.b64encode(data).decode() for data in (salt, digest))
+    return f"$7${PBKDF2_ROUNDS}${salted}${digested}"
 
 
 def _user_name() -> str:

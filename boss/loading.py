@@ -1,4 +1,5 @@
-"""Reading the tables back into the core's rows. Streams: a million unfinished tasks are loaded without being held twice."""
+"""Reading the tables back into the core's rows. Streams: a million unfinished tasks are loaded without being held
+twice."""
 
 from __future__ import annotations
 
@@ -115,9 +116,7 @@ def _image(connection: Connection, run: RunRow) -> RunImage:
     _attach(rows, connection.execute(_in_order(query)))
     pushes = schema.pushes
     answered = [
-        PushAnswered(
-            push.push_id, push.run_no, msgspec.json.decode(push.states), msgspec.json.decode(push.decisions)
-        )
+        PushAnswered(push.push_id, push.run_no, msgspec.json.decode(push.states), msgspec.json.decode(push.decisions))
         for push in connection.execute(
             sa.select(pushes).where(pushes.c.run_no == run.run_no).order_by(pushes.c.push_id)
         )
@@ -157,7 +156,7 @@ class _Finder:
 
     def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterator[Found]:
         tasks = schema.tasks
-        conditions = [tasks.c.run_no.in_(run_nos)]
+        conditions: list[sa.ColumnElement[bool]] = [tasks.c.run_no.in_(run_nos)]
         conditions += [tasks.c.state == state] if state else []
         conditions += [labelled(label)] if label else []
         query = sa.select(tasks.c.task_no, tasks.c.run_no, tasks.c.state, tasks.c.init).where(*conditions)
@@ -182,7 +181,8 @@ def _run(row: Any) -> RunRow:
 
 
 def _tasks(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[int, TaskRow]:
-    """Rows by number, in order. Texts are taken raw from the driver: the types' own conversion would double the time."""
+    """Rows by number, in order. Texts are taken raw from the driver: the types' own conversion would double the
+    time."""
     asks, retries, label = _Parsed(dict[str, float]), _Parsed(Retries), _Parsed(tuple[str, ...])
     states = {state.value: state for state in TaskState}
     tasks = schema.tasks

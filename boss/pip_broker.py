@@ -1,4 +1,5 @@
-"""`python -m boss.pip_broker PORT`: the broker from pip (rumqttd in iotcore), where no Mosquitto is installed. Loopback only."""
+"""`python -m boss.pip_broker PORT`: the broker from pip (rumqttd in iotcore), where no Mosquitto is installed.
+Loopback only."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """THE loop: one thread. Facts in, one decision out, one commit, then words and calls.
 
-    take what is in the inbox, or wait until the next deadline
-    effects = boss.handle(events, now)
-    commit effects.writes           again and again while the database is away; nothing is said before
-    fill in the bodies, publish     one SELECT per batch
-    hand over the calls             their completions come back as events
-    answer the reads                before any other event
+take what is in the inbox, or wait until the next deadline
+effects = boss.handle(events, now)
+commit effects.writes           again and again while the database is away; nothing is said before
+fill in the bodies, publish     one SELECT per batch
+hand over the calls             their completions come back as events
+answer the reads                before any other event
 """
 
 from __future__ import annotations
@@ -294,9 +294,11 @@ class Runtime:
 
 
 def _with_bodies(envelope: Envelope, bodies: dict[int, bytes]) -> Envelope:
-    """The orders with what the worker runs. The stored JSON is embedded as it is: msgspec writes Raw without looking at it.
+    """The orders with what the worker runs. The stored JSON is embedded as it is: msgspec writes Raw without looking
+    at it.
 
-    An order whose definition is gone (its task was dropped a moment ago) is left out; its attempt heals by the inventory.
+    An order whose definition is gone (its task was dropped a moment ago) is left out; its attempt heals by the
+    inventory.
     """
     message = envelope.message
     assert isinstance(message, wire.StartTasks)

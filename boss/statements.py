@@ -19,7 +19,8 @@ from ecloud.schema import to_database
 ROWS_A_STATEMENT = 1_000
 DELETES_A_STATEMENT = 5_000
 LONG_BYTES = 2 * 1024 * 1024
-"""A longer value is sent in pieces: escaped, which may double it, a piece stays far below max_allowed_packet (16 MB)."""
+"""A longer value is sent in pieces: escaped, which may double it, a piece stays far below max_allowed_packet (16
+MB)."""
 _RESERVED = frozenset({"signal"})
 
 
@@ -49,7 +50,8 @@ class Statements:
         return to_database(text, self._dialect)
 
     def clock(self, now: float) -> str:
-        """The time by which a leader's silence is told: the server's, since machines' clocks differ; `now` for a file."""
+        """The time by which a leader's silence is told: the server's, since machines' clocks differ; `now` for a
+        file."""
         return repr(float(now)) if self.sqlite else "UNIX_TIMESTAMP(NOW(6))"
 
     def insert(self, table: str, columns: Sequence[str]) -> str:

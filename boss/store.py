@@ -1,6 +1,7 @@
 """The store: the only writer. One transaction per batch, the leader's row locked in each. Owns leadership and commits.
 
-How a batch becomes statements is in `boss.writing`; reading back is in `boss.loading`. The simulation has a twin of this
+How a batch becomes statements is in `boss.writing`; reading back is in `boss.loading`. The simulation has a twin of
+this
 class (`sim.store`); tests/contract runs one suite against both.
 """
 
@@ -66,6 +67,17 @@ class Store:
         insert = self._sql.insert_missing("context", ("name", "value"))
         connection.exec_driver_sql(insert, (self._sql.text("cluster_id"), self._sql.text(secrets.token_hex(8))))
 
+    @property
+    def epoch(self) -> int:
+        """The leadership that `lead` began."""
+        return self._epoch
+
+    def holder(self) -> str:
+        """Who leads by the tables; empty where nobody does. Raises `StoreAway`."""
+        with transaction(self.engine, writes=False) as connection:
+            found = connection.exec_driver_sql("SELECT holder FROM leader WHERE id = 1").scalar() or ""
+        return found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
+
     def renew(self, now: float) -> None:
         """Say that the leader lives, when there is nothing to commit. Raises `Deposed`, `StoreAway`."""
         with transaction(self.engine) as connection:
@@ -98,7 +110,9 @@ class Store:
 
     def _take_turn(self, connection: Connection, batch: int, now: float) -> bool:
         """Lock the leader's row and count the batch; False where this batch is in the tables already."""
-        update = f"UPDATE leader SET batch = ?, renewed_at = {self._sql.clock(now)} WHERE id = 1 AND epoch = ? AND batch = ?"
+        update = (
+            f"UPDATE leader SET batch = ?, renewed_at = {self._sql.clock(now)} WHERE id = 1 AND epoch = ? AND batch = ?"
+        )
         if connection.exec_driver_sql(self._sql(update), (batch, self._epoch, batch - 1)).rowcount == 1:
             return True
         query = f"SELECT epoch, batch FROM leader WHERE id = 1{self._sql.for_update}"

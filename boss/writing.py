@@ -111,9 +111,7 @@ class Writing:
         delete_rows(self._connection, "dependencies", "task_no", replaced)
         self._put("tasks", _TASK_COLUMNS, rows, next_no)
         self._write_long("definitions", ("task_no", "definition"), ("task_no",), definitions)
-        write_many(
-            self._connection, self._sql.insert("dependencies", ("task_no", "on_task_no", "met_by")), edges
-        )
+        write_many(self._connection, self._sql.insert("dependencies", ("task_no", "on_task_no", "met_by")), edges)
 
     def _task_values(self, task: TaskStored, now: float) -> _Values:
         row, text = task.row, self._sql.text
@@ -129,7 +127,8 @@ class Writing:
         rows = [
             (
                 row.vm_no, text(row.pool[:MAX_NAME_CHARS]), row.state, row.since, text(_json(row.size)),
-                text(row.boot_nonce), text(row.cloud_id[:MAX_CLOUD_ID_CHARS]), text(row.worker), int(row.keep_alive), text(row.reason), row.intended_at,
+                text(row.boot_nonce), text(row.cloud_id[:MAX_CLOUD_ID_CHARS]), text(row.worker), int(row.keep_alive),
+                text(row.reason), row.intended_at,
                 row.hello_at, row.gone_at,
             )
             for row in vms
@@ -200,9 +199,7 @@ class Writing:
         ]  # fmt: skip
         self._write_long("workers", _WORKER_COLUMNS, ("worker",), rows)
 
-    def _write_long(
-        self, table: str, columns: tuple[str, ...], key: tuple[str, ...], rows: Sequence[_Values]
-    ) -> None:
+    def _write_long(self, table: str, columns: tuple[str, ...], key: tuple[str, ...], rows: Sequence[_Values]) -> None:
         """Upsert rows of which some may hold values too long for one statement: what is too long follows in pieces."""
         statement = self._sql.upsert(table, columns, key)
         if self._sql.sqlite or not any(_longest(row) > LONG_BYTES for row in rows):

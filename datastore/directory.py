@@ -176,7 +176,11 @@ class DirectoryDatastore:
         staged, final = stage / entry.path, self._path(entry.path)
         if not os.path.lexists(staged):
             present = self._entry(entry.path)
-            if present is not None and present.kind == entry.kind and (entry.kind != "file" or present.size == entry.size):
+            if (
+                present is not None
+                and present.kind == entry.kind
+                and (entry.kind != "file" or present.size == entry.size)
+            ):
                 return None
             return f"result {entry.path} is neither staged nor published"
         if entry.kind == "file" and staged.lstat().st_size != entry.size:
@@ -247,7 +251,8 @@ def _renamed(entry: Entry, top: str) -> Entry:
 
 
 def _copy_whole(source: Path, target: Path, entries: list[Entry] | None) -> int:
-    """Copy under a name of its own, then rename: `target` appears whole. `entries`: what was copied, hashed, relative."""
+    """Copy under a name of its own, then rename: `target` appears whole. `entries`: what was copied, hashed,
+    relative."""
     aside = target.parent / f".{os.getpid()}-{target.name[:180]}.part"
     _remove(aside)
     try:

@@ -1,6 +1,7 @@
 """What a person's program asks of the boss: push tasks, watch a run, request something, follow a task's output.
 
-Everything is repeated until it is answered, so that boss and broker may restart meanwhile. Owns no settings and prints nothing.
+Everything is repeated until it is answered, so that boss and broker may restart meanwhile. Owns no settings and
+prints nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ LOGS_AGAIN_S = 15.0
 LOGS_LOOK_S = 1.0
 """How often a task whose output is not streamed now is looked at."""
 
-Argument = str | int | float | bool | list[str | int] | list[str] | None
+Argument = str | int | float | bool | list[str | int] | None
 
 
 class PartAway(Exception):
@@ -84,7 +85,8 @@ class RequestRefused(Exception):
 
 
 class Client:
-    """A client of one boss. Use from one thread. `watchdog` is called at least once a second while waiting, and may raise.
+    """A client of one boss. Use from one thread. `watchdog` is called at least once a second while waiting, and may
+    raise.
 
     `on_trouble` hears in one sentence what is waited for, and "" when it is over.
     """
@@ -100,7 +102,7 @@ class Client:
         self._on_trouble = on_trouble or (lambda text: None)
         self._trouble = ""
 
-    def __enter__(self: _C) -> _C:
+    def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -157,9 +159,11 @@ class Client:
         options: PushOptions,
         on_progress: Callable[[int], None] | None = None,
     ) -> RunAccepted:
-        """Hand a checked list over; the boss's answer once it is stored. `on_progress` hears how many tasks have arrived.
+        """Hand a checked list over; the boss's answer once it is stored. `on_progress` hears how many tasks have
+        arrived.
 
-        Raises `PushRejected`, `BossAway` or `BrokerAway`. After these the push may still be stored: pushing again is harmless.
+        Raises `PushRejected`, `BossAway` or `BrokerAway`. After these the push may still be stored: pushing again is
+        harmless.
         """
         return _Push(self, tasks, options, on_progress or (lambda count: None)).run()
 
@@ -237,7 +241,8 @@ class Client:
     def logs(self, task: str, secret: bytes, run: str = "", attempts: int | None = None) -> Iterator[LogLines]:
         """A task's output as it is written, from what its worker still holds on, until the task has ended.
 
-        `secret`: the cluster's (`cluster_secret`): workers sign their lines with keys derived from it. `attempts` limits how
+        `secret`: the cluster's (`cluster_secret`): workers sign their lines with keys derived from it. `attempts`
+        limits how
         many are followed. Raises `RequestRefused` for a task that is not there.
         """
         return _Following(self, task, secret, run, attempts).lines()
@@ -319,7 +324,8 @@ LONG_WAIT_S = 1.0
 
 
 def _cut(tasks: Sequence[TaskDefinition]) -> tuple[list[tuple[int, int]], bytes]:
-    """Chunks of a list as (start, end), each at most `BATCH_COUNT` tasks and `BATCH_BYTES` (but a larger task travels alone);
+    """Chunks of a list as (start, end), each at most `BATCH_COUNT` tasks and `BATCH_BYTES` (but a larger task travels
+    alone);
     and a hash of it all."""
     bounds, digest = [], hashlib.blake2b(digest_size=32)
     encode = msgspec.json.Encoder().encode
@@ -353,7 +359,7 @@ class _Following:
     def lines(self) -> Iterator[LogLines]:
         """See `Client.logs`."""
         cluster_id = self._client.access.cluster_id
-        # Until the boss has told the task's number every task's lines are listened to: the first ones come with its answer.
+        # Until the boss has told the task's number, every task's lines are heard: the first come with its answer.
         every = f"ecloud/{cluster_id}/logs/+"
         self._talk.subscribe(every)
         self._talk.on_other = self._take

@@ -1,6 +1,7 @@
 """A client's half of a conversation with the boss: hello, sessions, numbers, heartbeats. Knows no verbs.
 
-Runs on its caller's thread: `wait` sleeps until the boss says something, and says Hello and Heartbeat when they are due.
+Runs on its caller's thread: `wait` sleeps until the boss says something, and says Hello and Heartbeat when they are
+due.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ _FILE_ADVICE = (
 def explain(error: BaseException, url: URL) -> str:
     """One sentence on a database error: which database, what happened, what to do."""
     original = getattr(error, "orig", None) or error
-    arguments = getattr(original, "args", ())
+    arguments: tuple[object, ...] = getattr(original, "args", ())
     text = str(arguments[1]) if len(arguments) > 1 else str(original)
     if url.get_backend_name() == "sqlite":
         advice: str | None = next(advice for words, advice in _FILE_ADVICE if words in text)
@@ -195,7 +195,9 @@ def migrate(engine: Engine, backups: Path | None = None) -> str | None:
     except sa.exc.SQLAlchemyError as error:
         raise DatabaseAway(explain(error, engine.url)) from None
     except CommandError as error:
-        raise SchemaWrong(f"{where(engine.url)} has schema {present}, which can't be brought to {REVISION}: {error}") from None
+        raise SchemaWrong(
+            f"{where(engine.url)} has schema {present}, which can't be brought to {REVISION}: {error}"
+        ) from None
     return backup
 
 

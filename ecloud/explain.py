@@ -1,4 +1,5 @@
-"""Why a task does not run, or a worker or VM is not there: one sentence with the nearest reason, and the layers behind it.
+"""Why a task does not run, or a worker or VM is not there: one sentence with the nearest reason, and the layers
+behind it.
 
 Reads what the database shows. What only a living boss has in its memory (when it asks a cloud or the datastore again)
 is not here.

@@ -1,4 +1,5 @@
-"""Where a boss keeps what is its own: one directory, everything in it named here. Makes directories, never reads them."""
+"""Where a boss keeps what is its own: one directory, everything in it named here. Makes directories, never reads
+them."""
 
 from __future__ import annotations
 

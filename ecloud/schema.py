@@ -1,6 +1,8 @@
-"""The tables. Their history is in migrations/; this is how they stand now. Read by `queries`, written by the boss alone.
+"""The tables. Their history is in migrations/; this is how they stand now. Read by `queries`, written by the boss
+alone.
 
-Texts of users are kept as UTF-8 bytes (VARBINARY, BLOB) on MySQL and MariaDB: compared byte by byte, nothing padded, any Unicode.
+Texts of users are kept as UTF-8 bytes (VARBINARY, BLOB) on MySQL and MariaDB: compared byte by byte, nothing padded,
+any Unicode.
 Times are seconds since 1970 by the boss's clock.
 """
 
@@ -50,7 +52,7 @@ def to_database(text: str, dialect_name: str) -> str | bytes:
 
 
 _BLOB = sa.LargeBinary().with_variant(mysql.MEDIUMBLOB(), "mysql", "mariadb")
-_TIME = sa.Double()
+_TIME: TypeEngine[float] = sa.Double()
 _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _OPTIONS: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 

@@ -1,4 +1,5 @@
-"""Every setting, its unit, its default: read from `settings.py`, the environment and the command line, checked, then frozen."""
+"""Every setting, its unit, its default: read from `settings.py`, the environment and the command line, checked, then
+frozen."""
 
 from __future__ import annotations
 
@@ -161,7 +162,9 @@ def _checked(values: dict[str, Any], where: str) -> Settings:
     names = [pool.name for pool in usable.get("pools", ())]
     problems += [f"{where}: POOLS: two pools are named {name}" for name in sorted(set(names)) if names.count(name) > 1]
     if not problems and usable.get("lease_s", 60.0) < 2 * usable.get("heartbeat_s", 5.0):
-        problems.append(f"{where}: LEASE_S must be at least twice HEARTBEAT_S, or a single late heartbeat loses a worker")
+        problems.append(
+            f"{where}: LEASE_S must be at least twice HEARTBEAT_S, or a single late heartbeat loses a worker"
+        )
     if problems:
         raise SettingsWrong(problems)
     return Settings(**usable)

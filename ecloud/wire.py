@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Callable
-from typing import Union
 
 import msgspec
 
@@ -322,7 +321,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
     request_id: str
     verb: str
-    arguments: dict[str, Union[str, int, float, bool, None, list[Union[str, int]]]] = {}
+    arguments: dict[str, str | int | float | bool | None | list[str | int]] = {}
 
 
 class RequestDone(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
@@ -360,11 +359,12 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     held: str = ""
 
 
-Message = Union[
-    Hello, Welcome, Heartbeat, HeartbeatAnswered, StartTasks, ReturnTasks, TasksReturned, StopTasks, TasksStarted,
-    TasksEnded, OutcomesStored, StreamLogs, LogLines, Drain, Undrain, Exit, Goodbye, DrainWanted, SubmitTasks,
-    ChunkReceived, RunAccepted, RunRejected, Request, RequestDone, Refused, RunChanged,
-]  # fmt: skip
+Message = (
+    Hello | Welcome | Heartbeat | HeartbeatAnswered | StartTasks | ReturnTasks | TasksReturned | StopTasks |
+    TasksStarted | TasksEnded | OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye |
+    DrainWanted | SubmitTasks | ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused |
+    RunChanged
+)  # fmt: skip
 
 
 # --- envelope -----------------------------------------------------------------------------------

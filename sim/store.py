@@ -7,7 +7,7 @@ Two stores over the same `Tables` are two bosses on one database.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any, TypeVar
 
@@ -286,8 +286,6 @@ class _Finder:
                 yield Found(row.task_no, row.run_no, row.id, row.state.value, row.init, labels)
 
 
-def _in_order(
-    table: dict[object, _Row] | dict[int, _Row] | dict[str, _Row] | dict[tuple[int, int], _Row],
-) -> list[_Row]:
+def _in_order(table: dict[Any, _Row]) -> list[_Row]:
     """Copies of the rows, by key."""
     return [copy(table[key]) for key in sorted(table)]

@@ -35,7 +35,9 @@ def find_access(path: str | None, boss: str | None) -> AccessFile:
     return msgspec.structs.replace(access, host=boss) if boss else access
 
 
-def offered(cpus: float | None, memory_mb: float | None, gpus: str | None, named: tuple[str, ...]) -> tuple[Resources, tuple[int, ...]]:
+def offered(
+    cpus: float | None, memory_mb: float | None, gpus: str | None, named: tuple[str, ...]
+) -> tuple[Resources, tuple[int, ...]]:
     """What this worker offers, and which GPUs. Raises `click.BadParameter`."""
     if gpus is None:
         indices = machine.gpus()
@@ -91,7 +93,8 @@ def main(
     boot_nonce: str,
     tied: bool,
 ) -> None:
-    """An agent: reports for duty to the boss that ACCESS_FILE names (python admin.py invite makes one) and runs its tasks."""
+    """An agent: reports for duty to the boss that ACCESS_FILE names (python admin.py invite makes one) and runs its
+    tasks."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker: %(message)s", stream=sys.stderr)
     if tied:
         die_with_parent()

@@ -1,4 +1,5 @@
-"""From a task's commands to what a shell runs, and from how it ended to words. Pure, but for the script file it may need."""
+"""From a task's commands to what a shell runs, and from how it ended to words. Pure, but for the script file it may
+need."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The worker's side of the conversation, and what it starts when. Events in, effects out; owns no clock, file or process.
+"""The worker's side of the conversation, and what it starts when. Events in, effects out; owns no clock, file or
+process.
 
-The rules are those of docs/protocol.md. What this core says of an attempt is true when it is said; what it hears is obeyed only in
+The rules are those of docs/protocol.md. What this core says of an attempt is true when it is said; what it hears is
+obeyed only in
 the session that its last Hello opened.
 """
 
@@ -260,7 +262,8 @@ class WorkerCore:
             self._give_back(unready, "init")
 
     def _init_stands(self, order: AttemptOrder) -> bool | None:
-        """Whether what must go before it has succeeded here: True, None (not yet), False (it failed, or is not known here)."""
+        """Whether what must go before it has succeeded here: True, None (not yet), False (it failed, or is not known
+        here)."""
         if order.init:
             busy = any(running.order.init and running.order.run_no == order.run_no for running in self.running.values())
             return None if busy else True

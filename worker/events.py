@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Union
-
 import msgspec
 
 from ecloud.tasks import Outcome, Resources
@@ -11,7 +9,8 @@ from ecloud.wire import AttemptOrder, Envelope
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """What the core is told at the start. `peer`: the process id; `gpus`: indices offered; `spooled`: outcomes left by an older process.
+    """What the core is told at the start. `peer`: the process id; `gpus`: indices offered; `spooled`: outcomes left
+    by an older process.
 
     `lives_s`: seconds until the machine ends, None when unknown.
     """
@@ -80,10 +79,10 @@ class StateMeasured(msgspec.Struct, frozen=True):
     load: float | None = None
 
 
-Event = Union[
-    ConnectionFound, ConnectionLost, MessageArrived, AttemptEnded, AttemptReturned, TroubleChanged, TermReceived,
-    StateMeasured,
-]  # fmt: skip
+Event = (
+    ConnectionFound | ConnectionLost | MessageArrived | AttemptEnded | AttemptReturned | TroubleChanged |
+    TermReceived | StateMeasured
+)  # fmt: skip
 
 
 class StartAttempt(msgspec.Struct, frozen=True):

@@ -1,4 +1,5 @@
-"""Directories and files of attempts: working directories, requirements in, results out. Everything that blocks runs in a pool.
+"""Directories and files of attempts: working directories, requirements in, results out. Everything that blocks runs
+in a pool.
 
 Publishes nothing: results are staged; the boss promotes them.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from datastore.directory import DirectoryDatastore
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager
-from ecloud.formats.checking import is_glob
+from ecloud.formats.paths import is_glob
 from ecloud.tasks import ManifestEntry, Result, TaskBody
 
 FILE_THREADS = 4
@@ -112,7 +113,8 @@ class Files:
         return self._datastore
 
     def fetch(self, body: TaskBody, directory: Path) -> Future[int]:
-        """Bring the requirements into the working directory; the bytes. Fails with `RequirementMissing`, `DatastoreAway`, `OSError`."""
+        """Bring the requirements into the working directory; the bytes. Fails with `RequirementMissing`,
+        `DatastoreAway`, `OSError`."""
         return self.pool.submit(self._fetch, body, directory)
 
     def _fetch(self, body: TaskBody, directory: Path) -> int:
@@ -156,9 +158,7 @@ def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
     """(local path, name in the datastore) of each file or directory that a result means. Raises `ResultMissing`."""
     if not is_glob(result.local):
         return [(directory / result.local, result.path)]
-    found = sorted(glob.glob(result.local, root_dir=directory, recursive=True, include_hidden=False)) if _NEW_GLOB else (
-        sorted(os.path.relpath(name, directory) for name in glob.glob(str(directory / result.local), recursive=True))
-    )
+    found = sorted(glob.glob(result.local, root_dir=directory, recursive=True))
     if not found:
         raise ResultMissing(f"result {result.local} matched nothing after the commands")
     fixed = []
@@ -172,9 +172,6 @@ def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
         relative = name[len(prefix) + 1 :] if prefix else name
         pairs.append((directory / name, relative if result.path == "." else f"{result.path}/{relative}"))
     return pairs
-
-
-_NEW_GLOB = "include_hidden" in glob.glob.__kwdefaults__ if glob.glob.__kwdefaults__ else False
 
 
 def _manifest_entry(entry: Entry) -> ManifestEntry:

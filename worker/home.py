@@ -1,4 +1,5 @@
-"""A worker's home: locked by one process, with the spool of outcomes and the record of what runs, for the process after it."""
+"""A worker's home: locked by one process, with the spool of outcomes and the record of what runs, for the process
+after it."""
 
 from __future__ import annotations
 
@@ -137,7 +138,9 @@ class Spool:
             if self._held.pop(key, None) is not None:
                 self._answered += 1
         size = self._file.tell()
-        if (not self._held and size > 0 and self._answered > 256) or (size > COMPACT_BYTES and self._answered > len(self._held)):
+        if (not self._held and size > 0 and self._answered > 256) or (
+            size > COMPACT_BYTES and self._answered > len(self._held)
+        ):
             self._rewrite()
 
     def _rewrite(self) -> None:

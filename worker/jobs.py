@@ -1,6 +1,8 @@
-"""One attempt from order to outcome on this machine: fetch, run, stage. Owns the attempts under way and nothing of the conversation.
+"""One attempt from order to outcome on this machine: fetch, run, stage. Owns the attempts under way and nothing of
+the conversation.
 
-What happens goes out as events of `worker.events`; every blocking step is a future of the pool, answered through `later`.
+What happens goes out as events of `worker.events`; every blocking step is a future of the pool, answered through
+`later`.
 """
 
 from __future__ import annotations

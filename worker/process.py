@@ -1,7 +1,10 @@
-"""Running commands: one shell per attempt, in a session of its own, watched by one epoll. Nothing it starts outlives it.
+"""Running commands: one shell per attempt, in a session of its own, watched by one epoll. Nothing it starts outlives
+it.
 
-Owns processes and their output pipes. Decides nothing: what to run comes as `Launch`, what happened goes out as `Finished`.
-One thread, no preexec_fn (a real fork costs 2 to 20 ms; facts), no waiting for end-of-file (a left-over process may hold a pipe).
+Owns processes and their output pipes. Decides nothing: what to run comes as `Launch`, what happened goes out as
+`Finished`.
+One thread, no preexec_fn (a real fork costs 2 to 20 ms; facts), no waiting for end-of-file (a left-over process may
+hold a pipe).
 """
 
 from __future__ import annotations
@@ -186,7 +189,7 @@ class Processes:
         try:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         except ChildProcessError:
-            pid, status, usage = process.pid, 0, None  # type: ignore[assignment]
+            pid, status, usage = process.pid, 0, None
         if pid == 0:
             return None
         self._pids.discard(process.pid)

@@ -1,4 +1,5 @@
-"""The worker's loop: one thread, one epoll. Feeds facts to the core, carries its orders out, in the order the core gives them."""
+"""The worker's loop: one thread, one epoll. Feeds facts to the core, carries its orders out, in the order the core
+gives them."""
 
 from __future__ import annotations
 

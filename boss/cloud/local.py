@@ -1,6 +1,8 @@
-"""A cloud whose VMs are worker processes on this machine. They outlive the boss (unless tied to it) and are found again by their files.
+"""A cloud whose VMs are worker processes on this machine. They outlive the boss (unless tied to it) and are found
+again by their files.
 
-One directory per VM in the home: its access file, the worker's home, its log, and `vm.json` with the process that it is.
+One directory per VM in the home: its access file, the worker's home, its log, and `vm.json` with the process that it
+is.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -39,7 +41,12 @@ class LocalCloud:
     """Worker processes of this machine as VMs."""
 
     def __init__(
-        self, home: Home, access_of: Callable[[str], AccessFile], tied: bool, boss_gone_exit_s: float, keep_dirs: bool = False
+        self,
+        home: Home,
+        access_of: Callable[[str], AccessFile],
+        tied: bool,
+        boss_gone_exit_s: float,
+        keep_dirs: bool = False,
     ) -> None:
         self._home = home
         self._access_of = access_of
@@ -76,7 +83,12 @@ class LocalCloud:
     def _command(self, order: VmOrder, directory: Path, access: Path) -> list[str]:
         command = [sys.executable, "-m", "worker", str(access), "--home", str(directory / "home")]
         command += ["--vm_no", str(order.vm_no), "--boot_nonce", order.boot_nonce]
-        command += ["--cpus", f"{order.size.get('cpus', 1.0):g}", "--memory_mb", f"{order.size.get('memory_mb', 0.0):g}"]
+        command += [
+            "--cpus",
+            f"{order.size.get('cpus', 1.0):g}",
+            "--memory_mb",
+            f"{order.size.get('memory_mb', 0.0):g}",
+        ]
         command += ["--gpus", ",".join(str(index) for index in range(int(order.size.get("gpus", 0.0))))]
         for name, amount in order.size.items():
             if name not in ("cpus", "memory_mb", "gpus"):
@@ -111,7 +123,7 @@ class LocalCloud:
                 self._clear(process)
         return found
 
-    def _recorded(self) -> list[_Process]:
+    def _recorded(self) -> Sequence[_Process]:
         found = []
         for path in self._home.workers.glob("*/vm.json"):
             with contextlib.suppress(OSError, msgspec.MsgspecError):

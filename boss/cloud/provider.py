@@ -1,6 +1,7 @@
 """What every cloud can do. Its comments are the contract that tests/contract/test_cloud.py runs.
 
-A provider starts, ends and lists VMs; it decides nothing and remembers nothing that its cloud does not. All calls block; they are
+A provider starts, ends and lists VMs; it decides nothing and remembers nothing that its cloud does not. All calls
+block; they are
 made from a small pool, never from the loop. Errors are named by what to do next.
 """
 
@@ -34,7 +35,8 @@ class Gone(Exception):
 
 
 class VmOrder(msgspec.Struct, frozen=True):
-    """One VM to start. `vm_no`: its intent, which the VM must carry so that it is found again; `size`: what it is to offer."""
+    """One VM to start. `vm_no`: its intent, which the VM must carry so that it is found again; `size`: what it is to
+    offer."""
 
     vm_no: int
     pool: str

@@ -75,7 +75,7 @@ class Duty:
         return worker
 
     def _replace(self, older: Worker, newer: Worker, hello: Hello, now: float) -> None:
-        # The newer process ended what the older one had left behind, but for what it lists: that goes on under its name.
+        # The newer process ended what the older one had left behind, but for what it lists: that goes on.
         goes_on = {(item.task_no, item.number) for item in hello.attempts}
         for key in [key for key in older.held if key in goes_on]:
             attempt = older.held[key]

@@ -9,8 +9,6 @@ is in doubt is looked up by its batch number before it is tried again.
 
 from __future__ import annotations
 
-from typing import Union
-
 import msgspec
 
 from boss.core.rows import Writes
@@ -81,7 +79,7 @@ class ListVms(msgspec.Struct, frozen=True):
     pool: str
 
 
-Call = Union[PromoteFiles, FindResults, ListStages, DropStages, StartVm, EndVm, ListVms]
+Call = PromoteFiles | FindResults | ListStages | DropStages | StartVm | EndVm | ListVms
 
 
 class LoadRun(msgspec.Struct, frozen=True):
@@ -104,7 +102,7 @@ class SelectTasks(msgspec.Struct, frozen=True):
     label: str = ""
 
 
-Read = Union[LoadRun, SelectTasks]
+Read = LoadRun | SelectTasks
 
 
 class Effects(msgspec.Struct):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Union
-
 import msgspec
 
 from boss.core.rows import RunImage
@@ -93,7 +91,7 @@ class VmsListed(msgspec.Struct, frozen=True):
     by_vm_no: dict[int, str]
 
 
-Event = Union[
-    MessageArrived, BrokerFound, BrokerLost, RunLoaded, TasksSelected, FilesPromoted, ResultsFound, DatastoreFailed,
-    StagesListed, VmStarted, VmRefused, VmsListed,
-]  # fmt: skip
+Event = (
+    MessageArrived | BrokerFound | BrokerLost | RunLoaded | TasksSelected | FilesPromoted | ResultsFound |
+    DatastoreFailed | StagesListed | VmStarted | VmRefused | VmsListed
+)  # fmt: skip

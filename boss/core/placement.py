@@ -126,7 +126,7 @@ class Placement:
         refuses: Callable[[Worker, int], bool],
     ) -> None:
         held = self._fleet.held_cpus
-        # (held CPUs of the run, run, oldest task): the fair order; a group comes back with its new weight until it is stuck.
+        # (held CPUs of the run, run, oldest task): the fair order; a group comes back until it is stuck.
         queue: list[tuple[float, int, int, Group, _Room]] = []
         for group in groups:
             node = self._ready.first(group)

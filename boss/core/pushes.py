@@ -11,9 +11,9 @@ import msgspec
 
 from boss.core.attempts import Attempts
 from boss.core.config import BossConfig
+from boss.core.decisions import apply, overlay
 from boss.core.effects import FindResults, LoadRun
 from boss.core.merging import Allocation, merge
-from boss.core.decisions import apply, overlay
 from boss.core.outbox import Conversation, Outbox
 from boss.core.rows import PushAnswered, RunImage, RunRow
 from boss.core.taskbook import TaskBook

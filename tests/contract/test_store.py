@@ -211,7 +211,9 @@ def test_workers_and_vms_come_back_as_they_went_while_they_live(store: AnyStore)
 def test_runs_pushes_context_and_keys_come_back(store: AnyStore) -> None:
     answered = PushAnswered("p1", 1, {"ready": 1}, {"new": 1})
     push(store, stored(1, "a"), pushes=[answered], context={"x": "ü", "y": "2"}, revoked_keys={"vm-1"})
-    write(store, context={"y": None, "x": "3"}, revoked_keys={"vm-1", "vm-2"}, runs={1: RunRow(1, "r", NOW, "held", NOW)})
+    write(
+        store, context={"y": None, "x": "3"}, revoked_keys={"vm-1", "vm-2"}, runs={1: RunRow(1, "r", NOW, "held", NOW)}
+    )
     snapshot = store.load()
     assert snapshot.runs == [RunRow(1, "r", NOW, "held", NOW)]
     assert snapshot.context.pop("cluster_id") == snapshot.cluster_id

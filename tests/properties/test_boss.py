@@ -1,6 +1,7 @@
 """The boss under anything: random peers, messages lost and repeated, restarts; its invariants hold after each step.
 
-`BossScript.handle` calls `Boss.check()` after every batch and commits through the store twin, so that each rule of this machine is
+`BossScript.handle` calls `Boss.check()` after every batch and commits through the store twin, so that each rule of
+this machine is
 also a test of the invariants and of write-then-speak.
 """
 
@@ -56,7 +57,9 @@ class BossMachine(RuleBasedStateMachine):
                     for name in message.attempts:
                         peer.holds.pop((name.task_no, name.number), None)
                 elif isinstance(message, (wire.StopTasks, wire.ReturnTasks)):
-                    back = [name for name in message.attempts if peer.holds.get((name.task_no, name.number)) == "queued"]
+                    back = [
+                        name for name in message.attempts if peer.holds.get((name.task_no, name.number)) == "queued"
+                    ]
                     for name in back:
                         del peer.holds[(name.task_no, name.number)]
                     if back:
@@ -169,5 +172,7 @@ class BossMachine(RuleBasedStateMachine):
         assert unfinished == known
 
 
-BossMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, report_multiple_bugs=False)
+BossMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=30, deadline=None, report_multiple_bugs=False
+)
 TestBoss = BossMachine.TestCase

@@ -69,7 +69,9 @@ def test_every_task_ends_as_the_oracle_says(rows: list[TaskRow], data: st.DataOb
 def test_levels_agree_with_the_oracle(rows: list[TaskRow]) -> None:
     """With successes only, tasks come free generation by generation."""
     rows = [
-        TaskRow(row.task_no, 1, row.id, state=row.state, dependencies=tuple((n, Condition.ANY) for n, _ in row.dependencies))
+        TaskRow(
+            row.task_no, 1, row.id, state=row.state, dependencies=tuple((n, Condition.ANY) for n, _ in row.dependencies)
+        )
         for row in rows
     ]
     oracle = networkx.DiGraph((other, row.task_no) for row in rows for other, _ in row.dependencies)

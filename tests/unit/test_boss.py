@@ -206,7 +206,11 @@ def test_priority_goes_first_and_runs_share_fairly(script: BossScript) -> None:
 
 def test_tasks_are_packed_by_their_resources(script: BossScript) -> None:
     big, small = {"cpus": 3.0, "gpus": 1.0}, {"cpus": 1.0}
-    script.push("r", task("big", resources=big, runtime_s=60.0), *(task(f"s{i}", resources=small, runtime_s=60.0) for i in range(3)))
+    script.push(
+        "r",
+        task("big", resources=big, runtime_s=60.0),
+        *(task(f"s{i}", resources=small, runtime_s=60.0) for i in range(3)),
+    )
     plain = script.worker("w1", cpus=2)
     script.starts(plain, "s0", "s1")
     rich = script.worker("w2", cpus=4, gpus=1)

@@ -1,0 +1,3 @@
+"""Real services as fixtures for every test."""
+
+pytest_plugins = ["databases"]
