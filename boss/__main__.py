@@ -36,7 +36,7 @@ from ecloud.broker import BrokerAddress
 from ecloud.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
 from ecloud.home import Home
 from ecloud.secrets import CLIENT_KEY_NAME, AccessFile, cluster_secret, derive_key, write_access
-from ecloud.settings import PoolSettings, Settings, SettingsWrong, load_settings
+from ecloud.settings import PoolSettings, Settings, SettingsWrong, default_pools, load_settings
 
 log = logging.getLogger("boss")
 LOG_BYTES = 10_000_000
@@ -61,7 +61,6 @@ class CantStart(Exception):
 @click.option(
     "--local", "local_workers", type=click.IntRange(1), metavar="N", help="N workers on this machine, at most."
 )
-@click.option("--local_cpus", type=click.FloatRange(0.01), default=1.0, help="CPUs of each of them [1].")
 @click.option("--standby", is_flag=True, help="Where another boss leads: wait until it is gone.")
 @click.option("--end_vms", is_flag=True, help="End all VMs when told to stop.")
 @click.option("--keep_dirs", is_flag=True, hidden=True)
@@ -72,7 +71,6 @@ def main(
     home: str | None,
     datastore: str | None,
     local_workers: int | None,
-    local_cpus: float,
     standby: bool,
     end_vms: bool,
     keep_dirs: bool,
@@ -85,7 +83,7 @@ def main(
     try:
         overrides: dict[str, object] = {"home": home, "datastore": datastore}
         if local_workers is not None:
-            overrides["pools"] = (PoolSettings("local", maximum=local_workers, cpus=local_cpus),)
+            overrides["pools"] = default_pools(local_workers)
         if tied:
             overrides.update(boss_gone_exit_s=10.0, broker_host="", database_url="")
         settings = load_settings(overrides)

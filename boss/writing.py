@@ -1,12 +1,14 @@
 """A batch's rows as statements: bulk ones only, none per task. Runs inside the store's transaction.
 
 Nothing that a peer said may make a row that the database refuses: texts are cut and mended, numbers are bounded here.
-A row that is new is inserted, so that a second one of the same name is refused; one that is there is replaced by its
-number. Which is new is told by the numbers given out so far, which the leader's row keeps.
+A run or task is inserted, never upserted: `ON DUPLICATE KEY` would change whichever row has the same name, and that may
+be another's. One that is there is deleted by its number first. Which is there is told by the numbers given out so far,
+which the leader's row keeps.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,6 +25,8 @@ MOVES_ALIKE = 20
 CASES_A_STATEMENT = 100
 MAX_COMMAND_CHARS = 4 * 1024 * 1024
 MAX_ERROR_CHARS = 64 * 1024
+MAX_REASON_CHARS = 4 * 1024
+"""A hundred of them, escaped, stay far below max_allowed_packet."""
 MAX_CLOUD_ID_CHARS = 128
 _MAX_INT = 2**31 - 1
 _MAX_FLOAT = 1e300
@@ -47,7 +51,6 @@ _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
 _NO_OUTCOME = (None,) * 12
 
-_encode = msgspec.json.encode
 _Values = tuple[Any, ...]
 
 
@@ -89,10 +92,9 @@ class Writing:
             self._connection.exec_driver_sql(self._sql(update), after)
 
     def _put(self, table: str, columns: tuple[str, ...], rows: Sequence[_Values], next_no: int) -> None:
-        """Rows whose first column is their number: those below `next_no` are there already."""
-        write_many(self._connection, self._sql.insert(table, columns), [row for row in rows if row[0] >= next_no])
-        replaced = [row for row in rows if row[0] < next_no]
-        write_many(self._connection, self._sql.upsert(table, columns, columns[:1]), replaced)
+        """Rows whose first column is their number: those below `next_no` may be there already."""
+        delete_rows(self._connection, table, columns[0], [row[0] for row in rows if row[0] < next_no])
+        write_many(self._connection, self._sql.insert(table, columns), rows)
 
     def _runs(self, runs: Iterable[RunRow], next_no: int) -> None:
         text = self._sql.text
@@ -116,9 +118,9 @@ class Writing:
     def _task_values(self, task: TaskStored, now: float) -> _Values:
         row, text = task.row, self._sql.text
         return (
-            row.task_no, row.run_no, text(row.id), row.state.value, text(row.reason), row.attempts,
-            row.retries_used, row.not_before, now, int(row.init), row.priority, text(_json(row.asks)),
-            row.runtime_s, text(_json(task.definition.labels)), text(_json(row.retries)), int(row.keep_dir),
+            row.task_no, row.run_no, text(row.id), row.state.value, self._reason(row.reason), row.attempts,
+            row.retries_used, row.not_before, now, int(row.init), _whole(row.priority), text(_json(row.asks)),
+            _finite(row.runtime_s), text(_json(task.definition.labels)), text(_json(row.retries)), int(row.keep_dir),
             row.body_bytes, row.definition_hash,
         )  # fmt: skip
 
@@ -128,8 +130,7 @@ class Writing:
             (
                 row.vm_no, text(row.pool[:MAX_NAME_CHARS]), row.state, row.since, text(_json(row.size)),
                 text(row.boot_nonce), text(row.cloud_id[:MAX_CLOUD_ID_CHARS]), text(row.worker), int(row.keep_alive),
-                text(row.reason), row.intended_at,
-                row.hello_at, row.gone_at,
+                self._reason(row.reason), row.intended_at, row.hello_at, row.gone_at,
             )
             for row in vms
         ]  # fmt: skip
@@ -145,7 +146,7 @@ class Writing:
             groups.setdefault(key, []).append(task_no)
         unlike: list[tuple[int, _Values]] = []
         for (state, reason, *counts), numbers in groups.items():
-            values = (state, self._sql.text(reason), *counts)
+            values = (state, self._reason(reason), *counts)
             if len(numbers) < MOVES_ALIKE and len(groups) > 1:
                 unlike += [(number, values) for number in numbers]
                 continue
@@ -174,7 +175,7 @@ class Writing:
         base = (
             attempt.task_no, attempt.number, attempt.run_no, text(attempt.worker), attempt.state.value,
             attempt.assigned_at, attempt.started_at, attempt.ended_at,
-            text(attempt.reason) if attempt.reason else None,
+            self._reason(attempt.reason) if attempt.reason else None,
         )  # fmt: skip
         if outcome is None:
             return base + _NO_OUTCOME
@@ -188,12 +189,15 @@ class Writing:
             _encode(outcome.manifest) if outcome.manifest else None,
         )  # fmt: skip
 
+    def _reason(self, reason: str) -> str | bytes:
+        return self._sql.text(reason[:MAX_REASON_CHARS])
+
     def _workers(self, workers: Iterable[WorkerRow]) -> None:
         text = self._sql.text
         rows = [
             (
                 text(row.worker), text(row.key_name), row.state, row.since, row.heard_at, _encode(row.hello), row.vm_no,
-                text(row.reason[:MAX_ERROR_CHARS]), text(row.trouble[:MAX_ERROR_CHARS]),
+                self._reason(row.reason), self._reason(row.trouble),
             )
             for row in workers
         ]  # fmt: skip
@@ -265,6 +269,14 @@ class Writing:
             values = [(run_no, run.name, run.created_at, run.ended_at, self._sql.text(_json(states)))]
             statement = self._sql.upsert("archived_runs", _ARCHIVE_COLUMNS, ("run_no",))
             write_many(self._connection, statement, values)
+
+
+def _encode(value: object) -> bytes:
+    """JSON. A text in it that is no valid Unicode is mended, as `to_database` does."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _json(value: object) -> str:

@@ -162,7 +162,10 @@ def _require(engine: Engine, present: str | None) -> None:
         return
     place = where(engine.url)
     if present is not None and present > REVISION:
-        raise SchemaWrong(f"{place} has schema {present}, newer than {REVISION} of this ECLOUD: update ECLOUD")
+        raise SchemaWrong(
+            f"{place} has schema {present}, newer than {REVISION} of this ECLOUD, and python admin.py migrate "
+            "leads forward only: update ECLOUD"
+        )
     state = f"schema {present}" if present else "no tables yet"
     raise SchemaWrong(f"{place} has {state}; this ECLOUD needs {REVISION}: run python admin.py migrate")
 

@@ -8,12 +8,12 @@ is not here.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 
 from sqlalchemy.engine import Connection, Engine
 
 from ecloud.answers import BossStatus, Reasons, VmView, WorkerView
+from ecloud.database import database_now
 from ecloud.explain_task import Pool, TaskReasons, no_boss, some
 from ecloud.lookup import find_task
 from ecloud.queries import boss_status, near, snapshot, vm_views, worker_views
@@ -42,9 +42,9 @@ def why(engine: Engine, subject: str, run: str = "", pools: Sequence[Pool] = (),
 
     Raises `NoSuchTask`, `NoSuchRun`, `NoSuchThing`, `DatabaseAway`.
     """
-    now = time.time() if now is None else now
     kind, _, name = subject.partition("/")
     with snapshot(engine) as connection:
+        now = database_now(connection) if now is None else now
         if kind == "worker" and name:
             return _why_worker(connection, name, now)
         if kind == "vm" and name:

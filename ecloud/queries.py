@@ -6,7 +6,6 @@ stands where it stands, is in `ecloud.lookup` and `ecloud.explain`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from ecloud import schema
 from ecloud.answers import UNFINISHED, BossStatus, Failure, RunStatus, Status, TaskLine, TaskPage, VmView, WorkerView
-from ecloud.database import DatabaseAway, database_url, explain, make_engine, require_schema, where
+from ecloud.database import DatabaseAway, database_now, database_url, explain, make_engine, require_schema, where
 from ecloud.settings import Settings
 from ecloud.tasks import TaskState
 from ecloud.wire import Hello
@@ -69,8 +68,8 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 
 def status(engine: Engine, now: float | None = None) -> Status:
     """Counts, runs, workers, VMs and the boss. Raises `DatabaseAway`."""
-    now = time.time() if now is None else now
     with snapshot(engine) as connection:
+        now = database_now(connection) if now is None else now
         boss = boss_status(connection, now)
         runs = _runs(connection, boss, now)
         workers = _counts(connection, schema.workers.c.state)
@@ -92,7 +91,7 @@ def status(engine: Engine, now: float | None = None) -> Status:
 
 
 def boss_status(connection: Connection, now: float) -> BossStatus:
-    """Who leads, as the leader's row says."""
+    """Who leads, as the leader's row says. `now`: by the clock that it is written with (`database_now`)."""
     row = connection.execute(sa.select(schema.leader)).first()
     if row is None:
         return BossStatus(False)
@@ -104,9 +103,9 @@ def boss_status(connection: Connection, now: float) -> BossStatus:
 
 def run_status(engine: Engine, name: str, now: float | None = None) -> RunStatus:
     """One run. Raises `NoSuchRun`, `DatabaseAway`."""
-    now = time.time() if now is None else now
     with snapshot(engine) as connection:
         run_no = find_run(connection, name)
+        now = database_now(connection) if now is None else now
         return next(run for run in _runs(connection, boss_status(connection, now), now) if run.run_no == run_no)
 
 

@@ -33,7 +33,28 @@ class TaskState(str, Enum):
 ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED})
 """States in which nothing more happens to a task by itself."""
 
-MOVES: tuple[tuple[TaskState, TaskState, str], ...] = ((TaskState.WAITING, TaskState.READY, "last dependency satisfied"), (TaskState.WAITING, TaskState.SUCCEEDED, "skipped: its results exist and overwrite_result is false"), (TaskState.READY, TaskState.SUCCEEDED, "skipped: its results exist and overwrite_result is false"), (TaskState.WAITING, TaskState.ABORTED, "a dependency ended in a way that makes it impossible"), (TaskState.READY, TaskState.RUNNING, "an attempt started"), (TaskState.RUNNING, TaskState.READY, "retry left, worker lost, attempt returned"), (TaskState.RUNNING, TaskState.SUCCEEDED, "outcome recorded and promoted"), (TaskState.READY, TaskState.SUCCEEDED, "outcome recorded and promoted"), (TaskState.RUNNING, TaskState.FAILED, "outcome recorded, no retry left"), (TaskState.READY, TaskState.FAILED, "outcome recorded, no retry left"), (TaskState.WAITING, TaskState.CANCELLED, "a person"), (TaskState.READY, TaskState.CANCELLED, "a person"), (TaskState.RUNNING, TaskState.CANCELLED, "a person"), (TaskState.READY, TaskState.WAITING, "redo of a dependency, or a push that replaces it"), (TaskState.RUNNING, TaskState.WAITING, "redo of a dependency, or a push that replaces it"), *tuple((ended, again, "retry_failed, redo_task, or a push that replaces it") for ended in (TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED, TaskState.SUCCEEDED) for again in (TaskState.WAITING, TaskState.READY)))
+MOVES: tuple[tuple[TaskState, TaskState, str], ...] = (
+    (TaskState.WAITING, TaskState.READY, "last dependency satisfied"),
+    (TaskState.WAITING, TaskState.SUCCEEDED, "skipped: its results exist and overwrite_result is false"),
+    (TaskState.READY, TaskState.SUCCEEDED, "skipped: its results exist and overwrite_result is false"),
+    (TaskState.WAITING, TaskState.ABORTED, "a dependency ended in a way that makes it impossible"),
+    (TaskState.READY, TaskState.RUNNING, "an attempt started"),
+    (TaskState.RUNNING, TaskState.READY, "retry left, worker lost, attempt returned"),
+    (TaskState.RUNNING, TaskState.SUCCEEDED, "outcome recorded and promoted"),
+    (TaskState.READY, TaskState.SUCCEEDED, "outcome recorded and promoted"),
+    (TaskState.RUNNING, TaskState.FAILED, "outcome recorded, no retry left"),
+    (TaskState.READY, TaskState.FAILED, "outcome recorded, no retry left"),
+    (TaskState.WAITING, TaskState.CANCELLED, "a person"),
+    (TaskState.READY, TaskState.CANCELLED, "a person"),
+    (TaskState.RUNNING, TaskState.CANCELLED, "a person"),
+    (TaskState.READY, TaskState.WAITING, "redo of a dependency, or a push that replaces it"),
+    (TaskState.RUNNING, TaskState.WAITING, "redo of a dependency, or a push that replaces it"),
+    *tuple(
+        (ended, again, "retry_failed, redo_task, or a push that replaces it")
+        for ended in (TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED, TaskState.SUCCEEDED)
+        for again in (TaskState.WAITING, TaskState.READY)
+    ),
+)
 """(from, to, by). The diagram in docs/ is drawn from this table.
 
 READY -> SUCCEEDED and READY -> FAILED stand here because a short task's start and end may reach the boss in one batch.

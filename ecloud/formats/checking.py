@@ -39,7 +39,9 @@ MAX_SECONDS = 10 * 366 * 86400.0
 MAX_PRIORITY = 1_000_000
 MAX_CYCLE_SHOWN = 20
 """Tasks of one cycle that are named."""
-OWN_VARIABLES = frozenset({"ECLOUD_TASK", "ECLOUD_RUN", "ECLOUD_ATTEMPT", "ECLOUD_WORKER", "ECLOUD_WORKER_DIR"})
+OWN_VARIABLES = frozenset(
+    {"ECLOUD_TASK", "ECLOUD_RUN", "ECLOUD_ATTEMPT", "ECLOUD_MARK", "ECLOUD_WORKER", "ECLOUD_WORKER_DIR"}
+)
 """Set by the worker: what a task left behind is found by them."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 

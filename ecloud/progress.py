@@ -1,0 +1,128 @@
+"""How a run goes, while it goes: bars on a terminal, a line now and then in a pipe. Decides nothing."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from ecloud.tasks import TaskState
+from ecloud.views import STYLES, state_bar
+from ecloud.wire import RunChanged
+from ecloud.words import about, counted, visible
+
+LINE_EVERY_S = 10.0
+"""In a pipe, unless something failed or ended."""
+FAILURES_TOLD = 20
+BAR_CHARS = 40
+REFRESHES_PER_S = 8
+SHOWN_RUNNING = 4
+
+
+class Progress:
+    """One run's progress on `console`. A context manager."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._live = (
+            Live(console=console, refresh_per_second=REFRESHES_PER_S, transient=True) if console.is_terminal else None
+        )
+        self._began = time.monotonic()
+        self._ended_at_start: int | None = None
+        self._told_at = 0.0
+        self._told: set[int] = set()
+        self._trouble = ""
+        self.last: RunChanged | None = None
+
+    def __enter__(self) -> Progress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since we look."""
+        return time.monotonic() - self._began
+
+    def pushed(self, count: int) -> None:
+        """So many tasks have arrived at the boss."""
+        if self._live is not None:
+            self._live.update(Text(f"pushed {count:,} of {self._total:,} tasks"))
+
+    def trouble(self, text: str) -> None:
+        """What is waited for; empty when it is over."""
+        if text != self._trouble:
+            self._trouble = text
+            if self._live is None:
+                print(text or "goes on", flush=True)
+            else:
+                self._show()
+
+    def changed(self, picture: RunChanged) -> None:
+        """The run as it stands now."""
+        self.last = picture
+        if self._ended_at_start is None:
+            self._ended_at_start = _ended(picture.states)
+        for task in picture.ended:
+            if task.state == TaskState.FAILED and task.task_no not in self._told and len(self._told) < FAILURES_TOLD:
+                self._told.add(task.task_no)
+                self._console.print(Text(f"failed: {visible(task.id)}: {visible(task.text)}", style=STYLES["failed"]))
+        if self._live is not None:
+            self._show()
+        elif picture.over or time.monotonic() - self._told_at >= LINE_EVERY_S:
+            self._told_at = time.monotonic()
+            print(self._line(picture), flush=True)
+
+    def _show(self) -> None:
+        assert self._live is not None
+        picture = self.last
+        lines = []
+        if picture is not None:
+            bar = state_bar(picture.states, BAR_CHARS)
+            bar.append(f"  {self._line(picture)}")
+            lines.append(bar)
+            if picture.running:
+                names = ", ".join(visible(name) for name in picture.running[:SHOWN_RUNNING])
+                more = picture.states.get("running", 0) - SHOWN_RUNNING
+                lines.append(
+                    Text(f"running: {names}" + (f" and {more:,} more" if more > 0 else ""), "dim", no_wrap=True)
+                )
+            if picture.held:
+                lines.append(Text(visible(picture.held), "yellow"))
+        if self._trouble:
+            lines.append(Text(visible(self._trouble), "yellow"))
+        self._live.update(Group(*lines))
+
+    def _line(self, picture: RunChanged) -> str:
+        states = picture.states
+        total = sum(states.values())
+        ended = _ended(states)
+        parts = [f"{ended:,}/{total:,}"]
+        parts += [
+            f"{states[name]:,} {name}" for name in ("failed", "aborted", "cancelled", "running") if states.get(name)
+        ]
+        parts.append(counted(picture.workers, "worker"))
+        left_s = self._left_s(ended, total)
+        if left_s is not None:
+            parts.append(f"about {about(left_s)} left")
+        return ", ".join(parts)
+
+    def _left_s(self, ended: int, total: int) -> float | None:
+        """By the rate since we look; None before that says anything."""
+        since = ended - (self._ended_at_start or 0)
+        elapsed_s = time.monotonic() - self._began
+        return elapsed_s / since * (total - ended) if since >= 3 and elapsed_s > 2 and total > ended else None
+
+
+def _ended(states: dict[str, int]) -> int:
+    return sum(states.get(name, 0) for name in ("succeeded", "failed", "aborted", "cancelled"))

@@ -1,0 +1,367 @@
+"""What `push_tasks.py` does: read a list, push it to a cluster or run it here, watch it, tell how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ecloud import doors
+from ecloud.doors import Fault
+from ecloud.settings import Settings, default_pools, load_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from ecloud.answers import Failure
+    from ecloud.client import Client
+    from ecloud.formats import TaskList
+    from ecloud.local import LocalCluster
+    from ecloud.progress import Progress
+    from ecloud.wire import RunAccepted, RunChanged
+
+DEFAULT_DATASTORE = "ecloud-data"
+MAX_FILE_BYTES = 2_000_000_000
+FAILURES_SHOWN = 20
+RESULTS_SHOWN = 8
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """The options of `push_tasks.py`. `local`: workers on this machine, 0 for one per core, None for the cluster."""
+
+    file: str
+    wait: bool = False
+    local: int | None = None
+    datastore: str | None = None
+    run: str | None = None
+    merge_strategy: str = "keep_succeeded"
+    skip_existing: bool = False
+    create_ids: bool = False
+    create_workers: int | None = None
+    upload: str | None = None
+    scale: float | None = None
+    keep_dirs: bool = False
+    dry_run: bool = False
+    as_json: bool = False
+
+
+def with_local_number(arguments: list[str]) -> list[str]:
+    """`--local` may stand alone: then 0, one worker per core, is meant."""
+    found = list(arguments)
+    for index, argument in enumerate(found):
+        if argument == "--":
+            break
+        if argument == "--local" and not (index + 1 < len(found) and found[index + 1].lstrip("-").isdigit()):
+            found[index] = "--local=0"
+    return found
+
+
+def push(wish: Wish) -> int:
+    """Do it; the exit code. Raises what `doors.fault_of` knows."""
+    if wish.local is None and wish.datastore is not None:
+        raise Fault("--datastore goes with --local; the cluster's is set with python admin.py set_datastore")
+    if wish.local is not None and wish.create_workers is not None:
+        raise Fault("--create_workers starts workers of the cluster; with --local say --local N")
+    settings = load_settings()
+    tasks = read(wish, settings)
+    for note in tasks.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if wish.dry_run:
+        return show_plan(tasks, wish)
+    if wish.local is not None:
+        return _run_here(wish, tasks)
+    return _push_to_cluster(wish, tasks, settings)
+
+
+def read(wish: Wish, settings: Settings) -> TaskList:
+    """The list, checked. Raises `TaskListWrong`, `Fault`."""
+    from ecloud.formats import TaskListWrong, read_task_list
+
+    try:
+        if wish.file == "-":
+            data, stem = sys.stdin.buffer.read(), "tasks"
+        else:
+            path = Path(wish.file)
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise Fault(f"{wish.file} is larger than {MAX_FILE_BYTES / 1e9:g} GB: split it into several lists")
+            data, stem = path.read_bytes(), path.stem
+    except OSError as error:
+        raise Fault(f"{wish.file}: {error.strerror}") from None
+    try:
+        tasks = read_task_list(
+            data, stem, scale=wish.scale, create_ids=wish.create_ids, max_tasks=settings.max_tasks_per_push
+        )
+    except TaskListWrong as error:
+        raise Fault([f"{wish.file}: {line}" for line in error.lines] + ["nothing was pushed"]) from None
+    return msgspec.structs.replace(tasks, name=wish.run) if wish.run else tasks
+
+
+def show_plan(tasks: TaskList, wish: Wish) -> int:
+    """What would run, before anything does."""
+    from ecloud.plan import survey
+    from ecloud.views import print_json, some
+    from ecloud.words import counted, duration
+
+    plan = survey(tasks.tasks)
+    if wish.as_json:
+        print_json({"run": tasks.name, **msgspec.structs.asdict(plan)})
+        return doors.DONE
+    print(
+        f"run {tasks.name}: {counted(plan.tasks, 'task')}, {counted(plan.dependencies, 'dependency', 'dependencies')}"
+    )
+    if plan.inits:
+        print(f"init tasks, once in each worker: {plan.inits}")
+    levels = ", ".join(f"{count:,}" for count in plan.levels[:20]) + (", …" if len(plan.levels) > 20 else "")
+    print(f"levels: {len(plan.levels)} ({levels}); width: {plan.width:,} at once")
+    guess = f" ({counted(plan.guessed, 'task')} without runtime_s counted as 1 s)" if plan.guessed else ""
+    print(f"critical path: {duration(plan.critical_s)} of {duration(plan.total_s)} in all{guess}")
+    print(f"  {some(plan.critical_path, 12)}")
+    print(f"files: {plan.requirements:,} required, {plan.results:,} made")
+    if plan.missing_inputs:
+        print(f"must be in the datastore before: {some(plan.missing_inputs, 8)}")
+    return doors.DONE
+
+
+# --- on the cluster ---------------------------------------------------------------------------------
+
+
+def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
+    with doors.boss(settings) as client:
+        with _boss_of_old_when_interrupted():
+            _prepare(wish, tasks, client.datastore_address)
+            accepted = _hand_over(wish, tasks, client)
+            if wish.create_workers:
+                answer = client.request("instantiate_worker", n=wish.create_workers)
+                print(f"workers: {answer.text}", file=sys.stderr)
+        if not wish.wait:
+            _tell_accepted(accepted, wish)
+            return doors.DONE
+        try:
+            last, progress = _watch(client, tasks, accepted)
+        except KeyboardInterrupt:
+            print(f"\nthe run goes on without us; to watch it: python admin.py status --watch, "
+                  f"to stop it: python admin.py cancel --run {accepted.run}", file=sys.stderr)  # fmt: skip
+            return doors.INTERRUPTED
+        return _tell_end(wish, tasks, last, progress, settings, client.datastore_address)
+
+
+@contextmanager
+def _boss_of_old_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\ninterrupted before the boss had answered: pushing the same file again is harmless", file=sys.stderr)
+        raise
+
+
+def _prepare(wish: Wish, tasks: TaskList, address: str) -> None:
+    """Files that must be in the datastore before the tasks."""
+    if wish.upload is None and not (wish.scale is not None and tasks.initial_inputs):
+        return
+    from ecloud.upload import make_initial_inputs, open_datastore, upload
+
+    datastore = open_datastore(address)
+    if wish.upload is not None:
+        sent, there = upload(Path(wish.upload), datastore, lambda name: None)
+        print(f"uploaded {sent:,} files, {there:,} were there", file=sys.stderr)
+    if wish.scale is not None and tasks.initial_inputs:
+        made = make_initial_inputs(tasks.initial_inputs, wish.scale, datastore)
+        print(f"made {made:,} initial input files", file=sys.stderr)
+
+
+def _hand_over(
+    wish: Wish, tasks: TaskList, client: Client, on_progress: Callable[[int], None] | None = None
+) -> RunAccepted:
+    from ecloud.wire import PushOptions
+
+    options = PushOptions(tasks.name, wish.merge_strategy, wish.skip_existing, wish.keep_dirs)
+    return client.push(tasks.tasks, options, on_progress)
+
+
+def _tell_accepted(accepted: RunAccepted, wish: Wish) -> None:
+    from ecloud.views import counts, print_json
+
+    if wish.as_json:
+        print_json({"run": accepted.run, "states": accepted.states, "decisions": accepted.decisions})
+        return
+    decisions = ", ".join(f"{count:,} {name}" for name, count in accepted.decisions.items() if count)
+    print(f"run {accepted.run}: {decisions or 'nothing to do'}; now {counts(accepted.states).plain}")
+    print("to watch it: python admin.py status --watch")
+
+
+def _watch(client: Client, tasks: TaskList, accepted: RunAccepted) -> tuple[RunChanged, Progress]:
+    """Show progress until nothing more will happen."""
+    from ecloud.progress import Progress
+
+    with Progress(doors.console(to_stderr=False), len(tasks.tasks)) as progress:
+        client._on_trouble = progress.trouble
+        for picture in client.watch(accepted.run):
+            progress.changed(picture)
+            if picture.over or picture.held:
+                break
+    assert progress.last is not None
+    return progress.last, progress
+
+
+def _tell_end(
+    wish: Wish, tasks: TaskList, last: RunChanged, progress: Progress, settings: Settings, address: str
+) -> int:
+    """The final table; the exit code."""
+    from ecloud.queries import failures, open_database
+
+    failed: list[Failure] = []
+    aborted: list[tuple[str, str, str]] = []
+    try:
+        engine = open_database(settings)
+        failed = failures(engine, last.run, FAILURES_SHOWN)
+        aborted = _aborted(engine, last.run)
+    except Exception as error:
+        # A client elsewhere has no database: what it was told while it watched is all there is.
+        if doors.fault_of(error) is None:
+            raise
+    code = doors.DONE if set(last.states) <= {"succeeded"} else doors.NOT_ALL_SUCCEEDED
+    if wish.as_json:
+        from ecloud.views import print_json
+
+        print_json({"run": last.run, "states": last.states, "failed": failed, "held": last.held, "datastore": address})
+        return code
+    _print_end(tasks, last, progress, failed, aborted, address)
+    return code
+
+
+def _aborted(engine: Engine, run: str) -> list[tuple[str, str, str]]:
+    from ecloud.queries import tasks
+
+    page = tasks(engine, ("aborted", "cancelled"), run, limit=FAILURES_SHOWN)
+    return [(line.id, line.state, line.reason) for line in page.tasks]
+
+
+def _print_end(
+    tasks: TaskList,
+    last: RunChanged,
+    progress: Progress,
+    failed: list[Failure],
+    aborted: list[tuple[str, str, str]],
+    address: str,
+) -> None:
+    from ecloud.views import ended_line, print_table
+
+    console = doors.console()
+    if failed or aborted:
+        rows = [(failure.id, "failed", failure.error) for failure in failed]
+        rows += [(id, state, reason) for id, state, reason in aborted]
+        console.print()
+        print_table(console, ("task", "state", "why"), rows)
+        more = sum(last.states.get(name, 0) for name in ("failed", "aborted", "cancelled")) - len(rows)
+        if more > 0:
+            console.print(f"and {more:,} more: python admin.py show_failed --run {last.run}")
+        console.print()
+    if last.held:
+        console.print(f"held: {last.held}")
+    console.print(ended_line(last.run, last.states, progress.elapsed_s))
+    _print_results(tasks, address)
+
+
+def _print_results(tasks: TaskList, address: str) -> None:
+    """Where the results lie: the last ones of the list first, since those are what people want."""
+    from ecloud.upload import open_datastore
+    from ecloud.words import byte_size, visible
+
+    paths = list(dict.fromkeys(result.path for task in reversed(tasks.tasks) for result in task.results))
+    if not paths or not address.startswith("dir:"):
+        return
+    with contextlib.suppress(Exception):
+        found = open_datastore(address).stat(paths[:1000])
+        there = [(path, entry) for path, entry in zip(paths, found) if entry is not None]
+        if not there:
+            return
+        print(f"results in {address.removeprefix('dir:')}:")
+        for path, entry in there[:RESULTS_SHOWN]:
+            size = "directory" if entry.kind == "directory" else byte_size(entry.size)
+            print(f"  {visible(path)}  ({size})")
+        if len(there) > RESULTS_SHOWN:
+            print(f"  and {len(there) - RESULTS_SHOWN:,} more")
+
+
+# --- here -------------------------------------------------------------------------------------------
+
+
+def _run_here(wish: Wish, tasks: TaskList) -> int:
+    from ecloud.local import LocalCluster
+
+    workers = wish.local or len(os.sched_getaffinity(0))
+    _require_room(tasks, workers)
+    datastore = Path(wish.datastore or DEFAULT_DATASTORE)
+    cluster = LocalCluster(datastore, workers, wish.keep_dirs)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return _run_on(cluster, wish, tasks)
+    except KeyboardInterrupt:
+        print("\nstopping (again Ctrl-C: at once)", file=sys.stderr)
+        _tell_interrupted(cluster, wish, tasks)
+        return doors.INTERRUPTED
+    finally:
+        _stop(cluster)
+        if wish.keep_dirs and cluster.kept.exists():
+            print(f"working directories in {cluster.kept}", file=sys.stderr)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop(cluster: LocalCluster) -> None:
+    try:
+        cluster.stop()
+    except KeyboardInterrupt:
+        cluster.stop()  # what it interrupted has killed the boss; this clears away
+
+
+def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
+    from ecloud.client import Client
+
+    with Client(cluster.start(), doors.say_trouble, cluster.require) as client:
+        client.connect()
+        _prepare(wish, tasks, client.datastore_address)
+        accepted = _hand_over(wish, tasks, client)
+        last, progress = _watch(client, tasks, accepted)
+        return _tell_end(wish, tasks, last, progress, cluster.settings, client.datastore_address)
+
+
+def _require_room(tasks: TaskList, workers: int) -> None:
+    """A list that this machine can't run would wait for ever. Raises `Fault`, every such task named."""
+    from ecloud.explain import pools_of
+    from ecloud.words import amounts
+
+    offers = [pool.offers for pool in pools_of(Settings(pools=default_pools(workers)))]
+    problems = []
+    for task in tasks.tasks:
+        if not any(all(offer.get(name, 0.0) >= amount for name, amount in task.asks.items()) for offer in offers):
+            problems.append(f"task {task.id}: resources: it asks for {amounts(task.asks)}")
+    if problems:
+        largest = amounts(offers[-1])
+        rest = [f"and {len(problems) - 20:,} more"] if len(problems) > 20 else []
+        advice = f"the largest worker here has {largest}; --local N with a larger N makes one with N cpus"
+        raise Fault([*problems[:20], *rest, advice])
+
+
+def _tell_interrupted(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> None:
+    from ecloud.queries import open_database, run_status
+    from ecloud.views import counts
+
+    with contextlib.suppress(Exception):
+        states = run_status(open_database(cluster.settings), tasks.name).states
+        print(f"run {tasks.name}: {counts(states).plain}", file=sys.stderr)
+    print(
+        f"what was finished is in {cluster.datastore.absolute()}; to go on: the same command with --skip_existing "
+        "(tasks whose results all exist are not run again)",
+        file=sys.stderr,
+    )
