@@ -32,7 +32,7 @@ from boss.runtime import Clock, Runtime
 from boss.store import AnotherBossLeads, CommitRefused, Store, StoreAway
 from datastore.directory import DirectoryDatastore
 from datastore.port import DatastoreAway
-from ecloud.broker import BrokerAddress
+from ecloud.broker import BrokerAddress, external_broker
 from ecloud.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
 from ecloud.home import Home
 from ecloud.secrets import CLIENT_KEY_NAME, AccessFile, cluster_secret, derive_key, write_access
@@ -96,7 +96,8 @@ def main(
         code = 2
     except CantStart as error:
         print(f"boss: {error}", file=sys.stderr)
-        log.error("%s", error)
+        if log.hasHandlers():  # a home that can't be made has no log
+            log.error("%s", error)
         code = error.code
     except KeyboardInterrupt:
         code = 130
@@ -217,10 +218,7 @@ class Start:
             time.sleep(0.5)
 
     def _open_database(self) -> Engine:
-        try:
-            engine = make_engine(database_url(self._settings))
-        except Exception as error:
-            raise CantStart(f"DATABASE_URL can't be read: {error}", 2) from None
+        engine = make_engine(database_url(self._settings))
 
         def open_it() -> Engine:
             if self._settings.database_url:
@@ -263,22 +261,9 @@ class Start:
         return not Path(f"/proc/{words[1]}").exists()
 
     def _start_broker(self) -> BrokerAddress:
-        settings = self._settings
-        if settings.broker_host:
-            ca = ""
-            if settings.broker_ca:
-                try:
-                    ca = Path(settings.broker_ca).expanduser().read_text()
-                except OSError as error:
-                    raise CantStart(f"BROKER_CA {settings.broker_ca}: {error.strerror}", 2) from None
-            return BrokerAddress(
-                settings.broker_host,
-                settings.broker_port,
-                settings.broker_user,
-                settings.broker_password,
-                ca,
-                settings.broker_tls or bool(ca),
-            )
+        external = external_broker(self._settings)
+        if external is not None:
+            return external
         self._embedded = EmbeddedBroker(self._home)
         try:
             return self._embedded.start()

@@ -26,6 +26,7 @@ from pathlib import Path
 from ecloud.broker import BrokerAddress
 from ecloud.home import Home
 from ecloud.secrets import write_private
+from ecloud.settings import ROOT
 
 log = logging.getLogger("boss")
 HOST = "127.0.0.1"
@@ -67,7 +68,12 @@ class EmbeddedBroker:
         log_file = (self._directory / "log").open("ab")
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, preexec_fn=_die_with_boss
+                command,
+                cwd=ROOT,  # so that `-m boss.pip_broker` is found wherever the boss was started
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                preexec_fn=_die_with_boss,
             )
         except OSError as error:
             raise BrokerWontStart(f"the embedded broker {command[0]} can't be started: {error.strerror}") from None
@@ -110,6 +116,8 @@ class EmbeddedBroker:
         path = self._directory / "port"
         with contextlib.suppress(OSError, ValueError):
             port = int(path.read_text())
+            if not 0 < port < 65536:
+                raise ValueError(port)
             if _is_free(port):
                 return port
             log.warning(
@@ -144,7 +152,7 @@ class EmbeddedBroker:
         return [program, "-c", str(path)]
 
     def _from_pip(self) -> list[str]:
-        return [sys.executable, "-m", "boss.pip_broker", str(self._port)]
+        return [sys.executable, "-m", "boss.pip_broker", str(self._port), str(self._directory)]
 
     # --- its process --------------------------------------------------------------------------------
 
@@ -156,7 +164,7 @@ class EmbeddedBroker:
         with contextlib.suppress(OSError, ValueError):
             pid = int((self._directory / "pid").read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if str(self._directory).encode() in command or b"boss.pip_broker" in command:
+            if str(self._directory).encode() in command:  # the number may belong to another process by now
                 os.kill(pid, signal.SIGKILL)
                 deadline = time.monotonic() + START_S
                 while Path(f"/proc/{pid}/cmdline").read_bytes() and time.monotonic() < deadline:

@@ -1,5 +1,7 @@
-"""`python -m boss.pip_broker PORT`: the broker from pip (rumqttd in iotcore), where no Mosquitto is installed.
-Loopback only."""
+"""`python -m boss.pip_broker PORT DIRECTORY`: the broker from pip (rumqttd in iotcore) where Mosquitto is lacking.
+
+Loopback only. DIRECTORY only names the home that it works for, for whoever looks at the process.
+"""
 
 from __future__ import annotations
 

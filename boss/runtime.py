@@ -274,6 +274,7 @@ class Runtime:
             log.info("connected to the broker at %s", self._broker.address)
         elif isinstance(event, BrokerLost):
             log.warning("waiting for the broker: %s", event.reason)
+            self._revive_broker()
 
     # --- looking after itself -----------------------------------------------------------------------
 
@@ -286,11 +287,15 @@ class Runtime:
             self._store.renew(now)
         except StoreAway as error:
             log.warning("the database does not answer: %s", error)
-        if self._embedded is not None:
-            try:
-                self._embedded.ensure_alive()
-            except BrokerWontStart as error:
-                log.error("%s", error)
+
+    def _revive_broker(self) -> None:
+        """Our own broker is started again at once: every peer waits for it."""
+        if self._embedded is None or self._stopping:
+            return
+        try:
+            self._embedded.ensure_alive()
+        except BrokerWontStart as error:
+            log.error("%s", error)
 
 
 def _with_bodies(envelope: Envelope, bodies: dict[int, bytes]) -> Envelope:

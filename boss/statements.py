@@ -18,6 +18,8 @@ from ecloud.schema import to_database
 
 ROWS_A_STATEMENT = 1_000
 DELETES_A_STATEMENT = 5_000
+BYTES_A_STATEMENT = 1024 * 1024
+"""Text in one statement of many rows: escaped, which may double it, far below max_allowed_packet."""
 LONG_BYTES = 2 * 1024 * 1024
 """A longer value is sent in pieces: escaped, which may double it, a piece stays far below max_allowed_packet (16
 MB)."""
@@ -94,6 +96,41 @@ def write_many(connection: Connection, statement: str, rows: Sequence[tuple[Any,
     """One statement for all rows (the driver splits it at a megabyte)."""
     if rows:
         connection.exec_driver_sql(statement, list(rows))
+
+
+def write_rows(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """The same for a server and rows of many numbers: they stand in the text, only texts go behind placeholders.
+
+    PyMySQL needs 1.5 us to escape a value and looks at each one; an attempt has 21. Numbers must be finite.
+    """
+    head, _, tail = statement.partition(" VALUES (")
+    tail = tail[tail.index(")") + 1 :]
+    texts: list[str] = []
+    values: list[Any] = []
+    size = 0
+    for row in rows:
+        for value in row:
+            if isinstance(value, (bytes, str)):
+                size += len(value)
+        if texts and (len(texts) >= ROWS_A_STATEMENT or size > BYTES_A_STATEMENT):
+            connection.exec_driver_sql(f"{head} VALUES {','.join(texts)}{tail}", tuple(values))
+            texts, values, size = [], [], 0
+        texts.append(_row_text(row, values))
+    if texts:
+        connection.exec_driver_sql(f"{head} VALUES {','.join(texts)}{tail}", tuple(values))
+
+
+def _row_text(row: tuple[Any, ...], values: list[Any]) -> str:
+    parts: list[str] = []
+    for value in row:
+        if value is None:
+            parts.append("NULL")
+        elif isinstance(value, (int, float)):
+            parts.append(repr(value))
+        else:
+            parts.append("%s")
+            values.append(value)
+    return f"({','.join(parts)})"
 
 
 def delete_rows(connection: Connection, table: str, column: str, numbers: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from boss.core.rows import AttemptRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
-from boss.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
+from boss.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many, write_rows
 from ecloud.tasks import FAILURE_TAIL_BYTES, definition_json
 from ecloud.wire import MAX_NAME_CHARS
 
@@ -49,7 +49,9 @@ _VM_COLUMNS = (
 )  # fmt: skip
 _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
-_NO_OUTCOME = (None,) * 12
+_WITHOUT_OUTCOME = _ATTEMPT_COLUMNS.index("cause")
+"""Columns before this one are those of every attempt. An outcome, once there, stays."""
+_NO_OUTCOME = (None,) * (len(_ATTEMPT_COLUMNS) - _WITHOUT_OUTCOME)
 
 _Values = tuple[Any, ...]
 
@@ -168,7 +170,11 @@ class Writing:
 
     def _attempts(self, attempts: Iterable[AttemptRow]) -> None:
         rows = [self._attempt_values(attempt) for attempt in attempts]
-        self._write_long("attempts", _ATTEMPT_COLUMNS, ("task_no", "number"), rows)
+        without = [row[:_WITHOUT_OUTCOME] for row in rows if row[_WITHOUT_OUTCOME] is None]
+        ended = [row for row in rows if row[_WITHOUT_OUTCOME] is not None]
+        key = ("task_no", "number")
+        self._write_long("attempts", _ATTEMPT_COLUMNS[:_WITHOUT_OUTCOME], key, without)
+        self._write_long("attempts", _ATTEMPT_COLUMNS, key, ended)
 
     def _attempt_values(self, attempt: AttemptRow) -> _Values:
         text, outcome = self._sql.text, attempt.outcome
@@ -206,8 +212,11 @@ class Writing:
     def _write_long(self, table: str, columns: tuple[str, ...], key: tuple[str, ...], rows: Sequence[_Values]) -> None:
         """Upsert rows of which some may hold values too long for one statement: what is too long follows in pieces."""
         statement = self._sql.upsert(table, columns, key)
-        if self._sql.sqlite or not any(_longest(row) > LONG_BYTES for row in rows):
+        if self._sql.sqlite:
             write_many(self._connection, statement, rows)
+            return
+        if not any(_longest(row) > LONG_BYTES for row in rows):
+            write_rows(self._connection, statement, rows)
             return
         heads, tails = [], []
         for row in rows:

@@ -63,8 +63,10 @@ def external_broker(settings: Settings) -> BrokerAddress | None:
         try:
             ca = Path(settings.broker_ca).expanduser().read_text()
             ssl.create_default_context(cadata=ca)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it holds no certificate in PEM form"
+        except (ssl.SSLError, ValueError):
+            raise SettingsWrong([f"BROKER_CA = {settings.broker_ca!r}: it holds no certificate in PEM form"]) from None
+        except OSError as error:
+            reason = error.strerror or str(error)
             raise SettingsWrong([f"BROKER_CA = {settings.broker_ca!r}: {reason}"]) from None
     return BrokerAddress(
         host=settings.broker_host,
@@ -72,14 +74,15 @@ def external_broker(settings: Settings) -> BrokerAddress | None:
         user=settings.broker_user,
         password=settings.broker_password,
         ca=ca,
-        tls=settings.broker_tls,
+        tls=settings.broker_tls or bool(ca),  # an authority to check against says that TLS is meant
     )
 
 
 def describe_failure(address: BrokerAddress, error: BaseException | ReasonCode | None) -> str:
     """One sentence on why the broker can't be used, and what to look at. None: it closed before it answered."""
-    if error is None:
-        hint = "a refused user or password" if address.tls else "a refused user or password, or it wants BROKER_TLS"
+    if error is None or isinstance(error, ConnectionResetError):
+        hint = "it speaks no TLS (BROKER_TLS)" if address.tls else "it wants TLS (BROKER_TLS)"
+        hint = f"a refused user or password, or {hint}"
         return f"the broker at {address} closed the connection without an answer: {hint}"
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = error.verify_message.rstrip(".") or str(error)
@@ -102,6 +105,18 @@ def describe_failure(address: BrokerAddress, error: BaseException | ReasonCode |
     return f"the connection to the broker at {address} ended: {text}"
 
 
+class _TlsSocket(ssl.SSLSocket):
+    """A socket that is closed where TLS fails: paho forgets it then."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Agree on TLS."""
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 class _Client(mqtt.Client):
     """paho's client, which tells when its thread is over, however that came about."""
 
@@ -116,7 +131,9 @@ class _Client(mqtt.Client):
         if address.user:
             self.username_pw_set(address.user, address.password)
         if address.tls:
-            self.tls_set_context(ssl.create_default_context(cadata=address.ca or None))
+            context = ssl.create_default_context(cadata=address.ca or None)
+            context.sslsocket_class = _TlsSocket
+            self.tls_set_context(context)
         self.on_socket_open = _no_delay
         self._over = over
 
@@ -172,6 +189,8 @@ class BrokerConnection:
         self._on_lost = on_lost
         self._will = will
         self._client: _Client | None = None
+        self._last: mqtt.MQTTMessageInfo | None = None
+        """What was handed over last, of this connection."""
         self._connected = False
         self._reason = ""
         self._stopping = threading.Event()
@@ -194,7 +213,11 @@ class BrokerConnection:
         client = self._client
         if client is None or not self._connected:
             return False
-        return client.publish(topic, payload, qos=QOS).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+        handed_over = client.publish(topic, payload, qos=QOS)
+        if handed_over.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return False
+        self._last = handed_over
+        return True
 
     def subscribe(self, topic: str) -> None:
         """Also listen to `topic`, now and after each reconnection."""
@@ -215,8 +238,12 @@ class BrokerConnection:
     def stop(self, wait_s: float = 2.0) -> None:
         """Say goodbye to the broker, after what was handed over, and end the threads; cut off after `wait_s`."""
         self._stopping.set()
-        client = self._client
+        client, last = self._client, self._last
         if client is not None:
+            if self._connected and last is not None:
+                # Closed with answers unread, the socket would be reset: the broker would lose what it had not read yet.
+                with contextlib.suppress(RuntimeError, ValueError):
+                    last.wait_for_publish(wait_s)
             client.disconnect()
         if self._thread.is_alive():
             self._thread.join(wait_s)
@@ -248,7 +275,7 @@ class BrokerConnection:
         except Exception as error:
             self._tell_lost(describe_failure(self.address, error))
             return False
-        self._client = client
+        self._client, self._last = client, None
         client.loop_start()
         if not self._changed.wait(CONNECT_TIMEOUT_S):
             self._reason = describe_failure(self.address, TimeoutError())
@@ -384,13 +411,20 @@ def measure_round_trip(
 
 def check_will(address: BrokerAddress, topic: str, timeout_s: float = 5.0) -> bool:
     """Whether the broker publishes on `topic` the last will of a peer that vanishes."""
-    listening, arrived, ready = threading.Event(), threading.Event(), threading.Event()
-    listener = _one_off(address, [topic], lambda t, payload: arrived.set(), listening.set)
+    listening, arrived, ready, found = (threading.Event() for _ in range(4))
+
+    def hear(_: str, payload: bytes) -> None:
+        (arrived if payload == b"gone" else listening).set()
+
+    listener = _one_off(address, [topic], hear, found.set)
     mortal = _one_off(address, [], lambda t, payload: None, ready.set, will=(topic, b"gone"))
     listener.start()
     mortal.start()
     try:
-        if not (listening.wait(timeout_s) and ready.wait(timeout_s)):
+        if not (found.wait(timeout_s) and ready.wait(timeout_s)):
+            return False
+        listener.publish(topic, b"here")  # it hears itself: its subscription is in force
+        if not listening.wait(timeout_s):
             return False
         mortal.cut()
         return arrived.wait(timeout_s)

@@ -70,26 +70,27 @@ def _why_worker(connection: Connection, name: str, now: float) -> Reasons:
 
 def _worker_layers(worker: WorkerView, boss: BossStatus, now: float) -> Iterator[str]:
     name = f"worker {worker.worker}" + (f" on {worker.host}" if worker.host else "")
-    since = f"since {duration(now - worker.since)}"
+    since = f"for {duration(now - worker.since)}"
     if not boss.leads and worker.state in ("up", "draining"):
         yield f"{name} was {worker.state} when a boss last looked; {no_boss(boss, now)}"
     if worker.state in ("lost", "gone"):
-        yield f"{name} is {worker.state} {since}" + (f": {worker.reason}" if worker.reason else "")
+        yield f"{name} has been {worker.state} {since}" + (f": {worker.reason}" if worker.reason else "")
     elif worker.trouble:
         yield f"{name} starts nothing now: {worker.trouble}"
     if worker.state == "draining":
         yield f"{name} is draining: {worker.reason}" + _runs(worker)
     elif worker.state == "up" and (worker.running or worker.queued):
-        yield f"{name} is up {since}" + _runs(worker)
+        yield f"{name} has been up {since}" + _runs(worker)
     elif worker.state == "up":
-        yield f"{name} is up {since} and idle: no ready task that it fits has been given to it"
+        yield f"{name} has been up {since} and is idle: no ready task that it fits has been given to it"
     if worker.vm_no is not None:
         yield f"it is the worker of VM {worker.vm_no}"
 
 
 def _runs(worker: WorkerView) -> str:
     running = f" and runs {some(worker.running)}" if worker.running else ""
-    return running + (f"; {counted(worker.queued, 'task')} more wait there" if worker.queued else "")
+    queued = f"; {counted(worker.queued, 'more task')} {'waits' if worker.queued == 1 else 'wait'} there"
+    return running + (queued if worker.queued else "")
 
 
 def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
@@ -103,18 +104,18 @@ def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
 
 def _vm_layers(vm: VmView, boss: BossStatus, now: float) -> Iterator[str]:
     name = f"VM {vm.vm_no} of pool {vm.pool}"
-    since = f"since {duration(now - vm.since)}"
+    since = f"for {duration(now - vm.since)}"
     if vm.state == "intended":
         yield f"{name} was asked of its cloud {duration(now - vm.since)} ago, which has not answered yet: {vm.reason}"
     elif vm.state == "booting":
-        yield f"{name} boots {since}; no worker of it has reported for duty yet"
+        yield f"{name} has been booting {since}; no worker of it has reported for duty yet"
     elif vm.state == "running":
-        yield f"{name} runs {since} as worker {vm.worker}: {vm.reason}"
+        yield f"{name} has been running {since} as worker {vm.worker}: {vm.reason}"
     elif vm.state == "ending":
-        yield f"{name} is being ended {since}: {vm.reason}"
+        yield f"{name} has been ending {since}: {vm.reason}"
     else:
         never = "" if vm.hello_at is not None else "; its worker never reported for duty"
-        yield f"{name} is gone {since}: {vm.reason}{never}"
+        yield f"{name} has been gone {since}: {vm.reason}{never}"
     if not boss.leads and vm.state != "gone":
         yield no_boss(boss, now)
     if vm.cloud_id:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ecloud import schema
-from ecloud.answers import UNFINISHED, AttemptView, BossStatus, Neighbour, Reasons, WorkerView
+from ecloud.answers import UNFINISHED, AttemptView, BossStatus, Neighbour, Reasons, VmView, WorkerView
 from ecloud.lookup import attempts_of
 from ecloud.queries import RUNNING_ATTEMPTS, boss_status, vm_views, worker_views
 from ecloud.tasks import Condition, Resources, TaskState
@@ -88,7 +88,8 @@ class TaskReasons:
         for other in unmet[1 : NAMED + 1]:
             yield f"it waits for task {other.id} ({other.state}) to {_wish(other)}"
         if root is not None:
-            yield from list(self._layers(root))[1:]
+            told = list(self._no_boss())
+            yield from [layer for layer in list(self._layers(root))[1:] if not layer.startswith(tuple(told))]
 
     def _unfinished_dependencies(self, task_no: int) -> list[Neighbour]:
         found = [other for other in self._dependencies(task_no) if other.state in UNFINISHED]
@@ -156,9 +157,8 @@ class TaskReasons:
         busy = (
             f" behind {counted(len(worker.running), 'running task')}" if worker is not None and worker.running else ""
         )
-        return (
-            f"{name} was given to worker {attempt.worker}{host} {self._ago(attempt.assigned_at)} and waits there{busy}"
-        )
+        past = self._past(attempt.assigned_at)
+        return f"{name} was given to worker {attempt.worker}{host} {past} ago and waits there{busy}"
 
     def _inits_at(self, run_no: int, worker: str) -> list[str]:
         """Init tasks of the run that the worker has still to do."""
@@ -223,12 +223,17 @@ class TaskReasons:
             alive = [vm for vm in self.vms if vm.pool == pool.name]
             coming = [vm for vm in alive if vm.state in ("intended", "booting")]
             if coming:
-                yield f"VM {coming[0].vm_no} of pool {pool.name} is {coming[0].state} {self._ago(coming[0].since)}"
+                yield self._coming(coming[0])
             elif len(alive) >= pool.maximum:
                 yield f"pool {pool.name} has its maximum of {counted(pool.maximum, 'VM')}"
             refused = self._last_refusal(pool.name)
             if refused and not any(vm.state == "running" for vm in alive):
                 yield f"the last VM of pool {pool.name} did not come up: {refused}"
+
+    def _coming(self, vm: VmView) -> str:
+        past = self._past(vm.since)
+        stage = f"was asked for {past} ago" if vm.state == "intended" else f"has been booting for {past}"
+        return f"VM {vm.vm_no} of pool {vm.pool} {stage}"
 
     def _last_refusal(self, pool: str) -> str:
         rows = schema.vms
@@ -300,8 +305,8 @@ class TaskReasons:
         else:
             host = f" on {attempt.host}" if attempt.host else ""
             number = f" (attempt {attempt.number})" if attempt.number > 1 else ""
-            since = duration(self.now - (attempt.started_at or attempt.assigned_at))
-            yield f"{name} runs{number} on worker {attempt.worker}{host} since {since}"
+            since = self._past(attempt.started_at or attempt.assigned_at)
+            yield f"{name} runs{number} on worker {attempt.worker}{host} for {since} now"
             worker = next((worker for worker in self.workers if worker.worker == attempt.worker), None)
             if worker is not None and worker.trouble:
                 yield f"worker {worker.worker} says: {worker.trouble}"
@@ -387,8 +392,8 @@ class TaskReasons:
     def _run(self, run_no: int) -> Any:
         return self.connection.execute(sa.select(schema.runs).where(schema.runs.c.run_no == run_no)).one()
 
-    def _ago(self, at: float) -> str:
-        return f"since {duration(self.now - at)}"
+    def _past(self, at: float) -> str:
+        return duration(self.now - at)
 
 
 def _wish(other: Neighbour) -> str:
@@ -417,4 +422,4 @@ def _why_not(worker: WorkerView) -> str:
 def no_boss(boss: BossStatus, now: float) -> str:
     if boss.seen_at is None:
         return "no boss leads: python admin.py start"
-    return f"no boss leads since {duration(now - boss.seen_at)}: python admin.py start"
+    return f"no boss leads (the last was heard {duration(now - boss.seen_at)} ago): python admin.py start"

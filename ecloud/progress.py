@@ -14,8 +14,10 @@ from ecloud.views import STYLES, state_bar
 from ecloud.wire import RunChanged
 from ecloud.words import about, counted, visible
 
-LINE_EVERY_S = 10.0
-"""In a pipe, unless something failed or ended."""
+LINE_EVERY_S = 5.0
+"""In a pipe, where a task ended."""
+SAME_LINE_EVERY_S = 60.0
+"""In a pipe, where none did."""
 FAILURES_TOLD = 20
 BAR_CHARS = 40
 REFRESHES_PER_S = 8
@@ -33,7 +35,8 @@ class Progress:
         )
         self._began = time.monotonic()
         self._ended_at_start: int | None = None
-        self._told_at = 0.0
+        self._told_at = -SAME_LINE_EVERY_S
+        self._ended_told = 0
         self._told: set[int] = set()
         self._trouble = ""
         self.last: RunChanged | None = None
@@ -79,8 +82,15 @@ class Progress:
                 self._console.print(Text(f"failed: {visible(task.id)}: {visible(task.text)}", style=STYLES["failed"]))
         if self._live is not None:
             self._show()
-        elif picture.over or time.monotonic() - self._told_at >= LINE_EVERY_S:
-            self._told_at = time.monotonic()
+        else:
+            self._tell(picture)
+
+    def _tell(self, picture: RunChanged) -> None:
+        """A line in a pipe: now and then, and seldom where nothing changes."""
+        ended = _ended(picture.states)
+        silent_s = time.monotonic() - self._told_at
+        if picture.over or silent_s >= SAME_LINE_EVERY_S or (silent_s >= LINE_EVERY_S and ended != self._ended_told):
+            self._told_at, self._ended_told = time.monotonic(), ended
             print(self._line(picture), flush=True)
 
     def _show(self) -> None:

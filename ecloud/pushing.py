@@ -165,7 +165,7 @@ def _prepare(wish: Wish, tasks: TaskList, address: str) -> None:
     """Files that must be in the datastore before the tasks."""
     if wish.upload is None and not (wish.scale is not None and tasks.initial_inputs):
         return
-    from ecloud.upload import make_initial_inputs, open_datastore, upload
+    from ecloud.files import make_initial_inputs, open_datastore, upload
 
     datastore = open_datastore(address)
     if wish.upload is not None:
@@ -271,7 +271,7 @@ def _print_end(
 
 def _print_results(tasks: TaskList, address: str) -> None:
     """Where the results lie: the last ones of the list first, since those are what people want."""
-    from ecloud.upload import open_datastore
+    from ecloud.files import open_datastore
     from ecloud.words import byte_size, visible
 
     paths = list(dict.fromkeys(result.path for task in reversed(tasks.tasks) for result in task.results))

@@ -119,9 +119,14 @@ def find_run(connection: Connection, name: str) -> int:
         sa.select(archived).where(archived.c.name == name).order_by(archived.c.run_no.desc())
     ).first()
     if old is not None:
-        raise NoSuchRun(f"run {name!r} was let go after its time; of it is left: {old.states}")
+        raise NoSuchRun(f"run {name!r} was let go after its time; its tasks were: {_states(old.states)}")
     known = [row.name for row in connection.execute(sa.select(runs.c.name).order_by(runs.c.run_no.desc()).limit(1000))]
     raise NoSuchRun(f"there is no run {name!r}" + near(name, known))
+
+
+def _states(counts: str) -> str:
+    states = msgspec.json.decode(counts, type=dict[str, int])
+    return ", ".join(f"{count:,} {state}" for state, count in sorted(states.items()))
 
 
 def near(name: str, known: Sequence[str]) -> str:

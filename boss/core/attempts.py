@@ -103,9 +103,19 @@ class Attempts:
                 batch_bytes += size
             self._order(worker, batch)
         self._orders = {}
-        for start in range(0, len(self._to_promote), BATCH_COUNT):
-            self._outbox.call(PromoteFiles(tuple(map(_promotion, self._to_promote[start : start + BATCH_COUNT]))))
-        self._to_promote = []
+        if self._to_promote:
+            self._promote_what_may()
+
+    def _promote_what_may(self) -> None:
+        # Of two attempts of a task the newer must have the last word: it waits until the older one is published.
+        now_: list[Attempt] = []
+        later: list[Attempt] = []
+        for attempt in self._to_promote:
+            waits = any((attempt.task_no, number) in self.promoting for number in range(1, attempt.number))
+            (later if waits else now_).append(attempt)
+        for start in range(0, len(now_), BATCH_COUNT):
+            self._outbox.call(PromoteFiles(tuple(map(_promotion, now_[start : start + BATCH_COUNT]))))
+        self._to_promote = later
 
     def _order(self, worker: Worker, attempts: Sequence[Attempt]) -> None:
         assert worker.conversation is not None

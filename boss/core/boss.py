@@ -73,7 +73,7 @@ class Boss:
         self.fleet = Fleet()
         self.runtimes = Runtimes()
         self.book = TaskBook(self._outbox, self._timers, self.ready)
-        self.sessions = Sessions(self._outbox, config)
+        self.sessions = Sessions(self._outbox, config, now)
         self.attempts = Attempts(self._outbox, self.book, self.fleet, self.runtimes, self._timers, config)
         self.duty = Duty(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
         self.vms = Vms(self._outbox, self.fleet, self.ready, self.duty, self._timers, config, snapshot.next_vm_no)

@@ -44,9 +44,11 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
         run.init_done.discard(task_no)
     attempts.forget_inits(again)
     # A task that ended early (cancelled) is not in the graph, but what it waited for may still name it.
-    book.graph.cut_edges_into({row.task_no for row in image.tasks} & merged.disturbed)
+    rewired = {row.task_no for row in merged.rewired}
+    book.graph.cut_edges_into({row.task_no for row in image.tasks} & merged.disturbed | rewired)
     book.graph.remove(known)
     book.plant(merged.planted, now)
+    book.graph.rewire(merged.rewired)
     if any(count for state, count in merged.states.items() if state not in ENDED):
         book.plant([row for row in merged.inits if row.task_no not in nodes], now)
     book.recount(run, merged.states)

@@ -112,6 +112,12 @@ class TaskGraph:
             )
             nodes[row.task_no] = node
             added.append(node)
+        self.rewire(rows)
+        return added
+
+    def rewire(self, rows: Iterable[TaskRow]) -> None:
+        """Let these, to which no edges lead, wait for their dependencies that are in the graph."""
+        nodes = self.nodes
         for row in rows:
             unmet = 0
             for on_task_no, condition in row.dependencies:
@@ -122,7 +128,6 @@ class TaskGraph:
                         other.dependents = []
                     other.dependents.append((row.task_no, condition))
             nodes[row.task_no].unmet = unmet
-        return added
 
     def end(self, task_no: int, state: TaskState, because: str) -> list[Freed]:
         """Take a task that ended in `state` out; what this frees or aborts, in order, those aborted below included.

@@ -43,7 +43,8 @@ class Merge(msgspec.Struct):
 
     `planted`: rows for the graph, with dependencies on unfinished tasks; `disturbed`: task_nos whose present node
     (and attempt)
-    goes; `inits`: all init rows; `states`: counts afterwards, init tasks left out.
+    goes; `rewired`: rows of tasks that run on although what they waited for is done again (tried again, they wait for
+    it); `inits`: all init rows; `states`: counts afterwards, init tasks left out.
     """
 
     stored: list[TaskStored] = msgspec.field(default_factory=list)
@@ -51,6 +52,7 @@ class Merge(msgspec.Struct):
     dropped: list[int] = msgspec.field(default_factory=list)
     planted: list[TaskRow] = msgspec.field(default_factory=list)
     disturbed: set[int] = msgspec.field(default_factory=set)
+    rewired: list[TaskRow] = msgspec.field(default_factory=list)
     inits: list[TaskRow] = msgspec.field(default_factory=list)
     states: dict[TaskState, int] = msgspec.field(default_factory=dict)
     decisions: dict[str, int] = msgspec.field(default_factory=dict)
@@ -166,7 +168,12 @@ def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped
                 count += 1
                 dependents.setdefault(on_task_no, []).append(row)
         open_of[row.task_no] = count
-    todo = deque(row for row in unsettled if row.task_no in skipped or open_of[row.task_no] == 0)
+    # One that a dependency has made impossible is not kept waiting for the others.
+    todo = deque(
+        row
+        for row in unsettled
+        if row.task_no in skipped or open_of[row.task_no] == 0 or _settle(row, rows, ended)[0] in ENDED
+    )
     settled: dict[int, tuple[TaskState, str]] = {}
     while todo:
         row = todo.popleft()
@@ -181,7 +188,8 @@ def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped
             ended[row.task_no] = state
             for dependent in dependents.get(row.task_no, ()):
                 open_of[dependent.task_no] -= 1
-                if open_of[dependent.task_no] == 0 and dependent.task_no not in settled:
+                decided = open_of[dependent.task_no] == 0 or _settle(dependent, rows, ended)[0] in ENDED
+                if decided and dependent.task_no not in settled:
                     todo.append(dependent)
     for row in unsettled:
         state, reason = settled.get(row.task_no, (TaskState.WAITING, ""))
@@ -230,11 +238,15 @@ def _finish(
     merged.inits = [row for row in rows.values() if row.init]
     merged.states = dict(Counter(row.state for row in rows.values() if not row.init))
     for row in rows.values():
-        if row.task_no in merged.disturbed and row.state not in ENDED and not row.init:
-            open_ones: tuple[tuple[int, Condition], ...] = tuple(
-                edge for edge in row.dependencies if edge[0] in rows and edge[0] not in ended
-            )
+        if row.init or row.state in ENDED:
+            continue
+        open_ones: tuple[tuple[int, Condition], ...] = tuple(
+            edge for edge in row.dependencies if edge[0] in rows and edge[0] not in ended
+        )
+        if row.task_no in merged.disturbed:
             merged.planted.append(msgspec.structs.replace(row, dependencies=open_ones))
+        elif row.state is TaskState.RUNNING and any(edge[0] in merged.disturbed for edge in row.dependencies):
+            merged.rewired.append(msgspec.structs.replace(row, dependencies=open_ones))
 
 
 def _in_order(definitions: Sequence[TaskDefinition]) -> list[TaskDefinition]:

@@ -27,8 +27,10 @@ class _Pending(msgspec.Struct):
 class Sessions:
     """Sessions by name. `opened` is the fact that a peer followed its Hello up."""
 
-    def __init__(self, outbox: Outbox, config: BossConfig) -> None:
+    def __init__(self, outbox: Outbox, config: BossConfig, now: float) -> None:
         self._outbox = outbox
+        # A core that begins anew within an epoch (a batch was refused) must not use the names of the one before it.
+        self._prefix = f"{outbox.epoch}-{int(now * 1_000_000):x}"
         self._config = config
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._pending_of_peer: dict[str, str] = {}
@@ -45,7 +47,7 @@ class Sessions:
             self.ignored["kind"] += 1
             return
         self._counter += 1
-        session = f"{self._outbox.epoch}-{self._counter}"
+        session = f"{self._prefix}-{self._counter}"
         self._pending.pop(self._pending_of_peer.get(peer, ""), None)
         self._pending[session] = _Pending(hello, Conversation(peer, event.key_name, session, hello.kind))
         self._pending_of_peer[peer] = session

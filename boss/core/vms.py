@@ -8,6 +8,7 @@ when the cloud's own list says so.
 from __future__ import annotations
 
 from functools import partial
+from itertools import islice
 
 import msgspec
 
@@ -30,6 +31,9 @@ ASK_AGAIN_S = 15.0
 """An end that the cloud's list does not confirm is asked for again."""
 STARTS_PER_BATCH = 50
 """VMs asked for in one batch, so that one mistaken plan can't ask for hundreds."""
+COUNTED_READY = 1_000
+"""Ready tasks of a kind that are counted one by one in a batch; of more, void entries in the queue are counted too. A
+batch must not cost more where more tasks wait."""
 
 
 class Vms:
@@ -58,6 +62,8 @@ class Vms:
         self._not_before: dict[str, float] = {}
         self.refusals: dict[str, str] = {}
         self._listing = False
+        self._held = False
+        """All were ended by a person: none is started by itself until the boss's next start."""
 
     def load(self, rows: list[VmRow], now: float) -> None:
         """After a start: what is known, adopted again when the cloud's list shows it."""
@@ -95,11 +101,13 @@ class Vms:
 
     def scale(self, now: float) -> None:
         """Start what is missing for the ready work; let idle ones go."""
-        if not self._config.pools:
+        if not self._config.pools or self._held:
             return
         demands: dict[object, Demand] = {}
         for group in self._ready.placeable():
-            count = sum(1 for node in group.nodes if node.state is TaskState.READY and not node.assigned)
+            looked_at = islice(group.nodes, COUNTED_READY)
+            count = sum(1 for node in looked_at if node.state is TaskState.READY and not node.assigned)
+            count += max(0, len(group.nodes) - COUNTED_READY)
             known = demands.get(group.shape)
             demands[group.shape] = Demand(group.shape, count + (known.count if known else 0))
         rooms = [vm.size for vm in self.alive.values() if vm.state in ("intended", "booting")]
@@ -153,6 +161,7 @@ class Vms:
 
     def end_all(self, reason: str, now: float) -> int:
         """End every VM now, whatever it runs; how many."""
+        self._held = True
         vms = tuple(self.alive.values())
         for vm in vms:
             self.kill(vm, reason, now)

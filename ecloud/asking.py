@@ -1,0 +1,119 @@
+"""What `admin.py` asks of the boss: orders about tasks, workers, invitations. Prints the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ecloud import doors
+from ecloud.doors import Fault
+from ecloud.settings import load_settings
+
+if TYPE_CHECKING:
+    from ecloud.client import Argument
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def ask(verb: str, as_json: bool, **arguments: Argument) -> int:
+    """One request, and its answer printed. Raises `RequestRefused`, `BossAway`, `BrokerAway`, `Fault`."""
+    from ecloud.words import visible
+
+    with doors.boss(load_settings()) as client:
+        answer = client.request(verb, **arguments)
+    if as_json:
+        from ecloud.views import print_json
+
+        print_json({"count": answer.count, "text": answer.text, "names": answer.names})
+        return doors.DONE
+    print(visible(answer.text))
+    if answer.names and answer.count:
+        from ecloud.views import some
+
+        print(f"  {some(answer.names, total=max(answer.count, len(answer.names)))}")
+    return doors.DONE
+
+
+def about_tasks(
+    verb: str, tasks: Sequence[str], run: str, state: str, label: str, as_json: bool, **arguments: Argument
+) -> int:
+    """An order about tasks: those named, or all that match. Raises `Fault` where it is not said which."""
+    if not (tasks or run or state or label):
+        raise Fault(f"{verb} which tasks? Name them, or say --run, --state or --label")
+    return ask(verb, as_json, ids=list(tasks), run=run or None, state=state or None, label=label or None, **arguments)
+
+
+def about_workers(verb: str, workers: Sequence[str], everyone: bool, as_json: bool, **arguments: Argument) -> int:
+    """An order about workers: those named, or all. Raises `Fault` where it is not said which."""
+    if bool(workers) == everyone:
+        raise Fault(f"{verb} which workers? Name them (python admin.py show_workers), or say --all")
+    return ask(verb, as_json, workers=list(workers), **arguments)
+
+
+def drop_workers(workers: Sequence[str], everyone: bool, as_json: bool) -> int:
+    """Forget workers that are no more: the boss remembers them for their tasks' history alone."""
+    from ecloud import queries
+
+    known = [view.worker for view in queries.workers(doors.database(load_settings()), ("lost", "gone"))]
+    names = [name for name in known if everyone or not workers or any(name.startswith(given) for given in workers)]
+    wrong = [given for given in workers if not any(name.startswith(given) for name in known)]
+    if wrong:
+        raise Fault(f"no worker {wrong[0]} is gone or lost: python admin.py show_workers --all")
+    return ask("drop_workers", as_json, workers=list(names))
+
+
+def set_datastore(address: str, as_json: bool) -> int:
+    """Raises `Fault` for what is no directory."""
+    from ecloud.files import open_datastore
+
+    path = address.removeprefix("dir:")
+    if "@" not in path:
+        address = f"dir:{Path(path).expanduser().absolute()}"
+    open_datastore(address)
+    return ask("set_datastore", as_json, address=address)
+
+
+# --- invitations ------------------------------------------------------------------------------------
+
+
+def invite(file: str, host: str | None, as_json: bool) -> int:
+    """Write an access file with a key of its own. Raises `Fault`, `AccessWrong`."""
+    from ecloud.secrets import cluster_secret, derive_key, new_invite_name, write_access
+
+    settings = load_settings()
+    own = doors.find_access(settings)
+    home = settings.home_directory
+    if not home.cluster_key.exists():
+        raise Fault(f"{home.cluster_key} is missing: invitations are made where the boss runs", doors.PART_AWAY)
+    name = new_invite_name()
+    key = derive_key(cluster_secret(home), name).hex()
+    access = msgspec.structs.replace(own, key_name=name, key=key, host=host or own.host)
+    path = Path(file).absolute()
+    if path.exists():
+        raise Fault(f"{path} exists: name another file, or remove it")
+    try:
+        write_access(path, access)
+    except OSError as error:
+        raise Fault(f"{path}: {error.strerror}") from None
+    if as_json:
+        from ecloud.views import print_json
+
+        print_json({"file": str(path), "name": name, "host": access.host, "port": access.port})
+        return doors.DONE
+    print(f"{path} lets its holder in as {name}: copy it there (it is a secret), then")
+    print(f"  python -m worker {path.name}            a worker")
+    print(f"  ECLOUD_ACCESS={path.name} python push_tasks.py FILE   a client")
+    print(f"to take it back: python admin.py invite --revoke {name}")
+    if access.host in LOOPBACK:
+        print(
+            f"but {access.host} is this machine alone: from others, use an external broker (BROKER_HOST in settings.py)"
+        )
+    return doors.DONE
+
+
+def revoke(name: str, as_json: bool) -> int:
+    """Make an invitation worthless."""
+    return ask("revoke_key", as_json, name=name)

@@ -1,0 +1,166 @@
+"""The boss in the background: start it and see that it came up, stop it and say what still runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from ecloud import doors
+from ecloud.doors import Fault
+from ecloud.home import Home
+from ecloud.settings import ROOT, Settings, load_settings
+
+START_S = 20.0
+SAYS_WAITING_S = 6.0
+"""A boss that is not up by then waits for something, and says for what."""
+STOP_S = 30.0
+VMS_END_S = 120.0
+
+
+def running_boss(home: Home) -> dict[str, Any] | None:
+    """What a boss that runs in this home wrote about itself; None where none does."""
+    try:
+        with home.boss_lock.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            about: dict[str, Any] = json.loads(home.boss_pid.read_text())
+            return about
+        return {}
+
+
+def start(as_json: bool) -> int:
+    """Start the boss; 0 when it is up. Raises `Fault`."""
+    settings = load_settings()
+    home = settings.home_directory
+    about = running_boss(home)
+    if about is not None:
+        _say(as_json, about, f"a boss runs already in {home.path} (pid {about.get('pid', 'unknown')})")
+        return doors.DONE
+    try:
+        home.make()
+        home.boss_pid.unlink(missing_ok=True)
+        log = (home.path / "start.log").open("wb")
+    except OSError as error:
+        raise Fault(
+            f"the home {home.path} can't be used: {error.strerror}; set HOME in settings.py or ECLOUD_HOME"
+        ) from None
+    with log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "boss"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "ECLOUD_HOME": str(home.path)},
+        )
+    _wait_until_up(home, process)
+    about = running_boss(home) or {}
+    _say(as_json, about, f"the boss runs (pid {process.pid}); its log: {home.log}")
+    return doors.DONE
+
+
+def _wait_until_up(home: Home, process: subprocess.Popen[bytes]) -> None:
+    began = time.monotonic()
+    while not home.boss_pid.exists():
+        words = _last_line(home)
+        if process.poll() is not None:
+            raise Fault(f"the boss does not start: {words or 'it left no word'}; see {home.log}", doors.PART_AWAY)
+        waited_s = time.monotonic() - began
+        if waited_s > START_S or (words and waited_s > SAYS_WAITING_S):
+            raise Fault(f"the boss (pid {process.pid}) is not up yet: {words or 'no word from it'}; "
+                        f"it goes on trying: python admin.py doctor", doors.PART_AWAY)  # fmt: skip
+        time.sleep(0.02)
+
+
+def _last_line(home: Home) -> str:
+    with contextlib.suppress(OSError):
+        return (home.path / "start.log").read_text(errors="replace").strip().split("\n")[-1].removeprefix("boss: ")
+    return ""
+
+
+def stop(vms: bool, as_json: bool) -> int:
+    """Stop the boss; 0 when it is gone. Raises `Fault`."""
+    settings = load_settings()
+    home = settings.home_directory
+    about = running_boss(home)
+    if about is None:
+        if vms:
+            raise Fault("no boss runs that could end VMs: python admin.py start, then stop --vms", doors.PART_AWAY)
+        _say(as_json, {}, f"no boss runs in {home.path}{_still_there(settings)}")
+        return doors.DONE
+    if vms:
+        _end_vms(settings)
+    pid = about.get("pid")
+    if not isinstance(pid, int):
+        raise Fault(f"{home.boss_pid} does not tell the boss's process: end it by hand", doors.PART_AWAY)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    while running_boss(home) is not None:
+        if time.monotonic() > deadline:
+            raise Fault(f"the boss (pid {pid}) has not left after {STOP_S:.0f} s; see {home.log}", doors.PART_AWAY)
+        time.sleep(0.02)
+    _say(as_json, about, f"the boss (pid {pid}) has left{_still_there(settings)}")
+    return doors.DONE
+
+
+def _end_vms(settings: Settings) -> None:
+    """Ask for the end of all and wait until the list is empty."""
+    from ecloud import queries
+
+    with doors.boss(settings) as client:
+        print(client.request("end_vms").text, file=sys.stderr)
+    engine = doors.database(settings)
+    deadline = time.monotonic() + VMS_END_S
+    while True:
+        left = queries.vms(engine)
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            names = ", ".join(str(vm.vm_no) for vm in left[:10])
+            raise Fault(
+                f"VMs that have not ended after {VMS_END_S:.0f} s: {names}; python admin.py show_vms", doors.PART_AWAY
+            )
+        time.sleep(0.1)
+
+
+def _still_there(settings: Settings) -> str:
+    """What goes on without a boss, as the end of a sentence."""
+    from ecloud import queries
+
+    try:
+        engine = doors.database(settings)
+        vms, workers = queries.vms(engine), queries.workers(engine, ("up", "draining"))
+    except Exception as error:
+        if doors.fault_of(error) is None:
+            raise
+        return ""
+    if not vms and not workers:
+        return "; nothing else runs"
+    others = sum(worker.vm_no is None for worker in workers)
+    parts = [f"{len(vms)} VMs"] if vms else []
+    parts += [f"{others} invited workers"] if others else []
+    busy = sum(len(worker.running) for worker in workers)
+    text = f"; still there: {' and '.join(parts)}, which finish {busy} running tasks and wait for the boss's return"
+    return text + ("; stop --vms ends VMs, too" if vms else "")
+
+
+def _say(as_json: bool, about: dict[str, Any], text: str) -> None:
+    if as_json:
+        from ecloud.views import print_json
+
+        print_json({**about, "text": text})
+    else:
+        print(text)

@@ -1,0 +1,168 @@
+"""A person's files: into the datastore before tasks ask for them, out of it afterwards, and what lies there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from datastore.directory import DirectoryDatastore
+from datastore.port import Entry, Publisher
+from ecloud import doors, lookup, queries
+from ecloud.doors import Fault
+from ecloud.formats.scaled import initial_input_bytes
+from ecloud.settings import Settings, load_settings
+from ecloud.views import print_json, print_table
+from ecloud.words import byte_size, counted, megabytes, when
+
+NAMES_A_REQUEST = 1_000
+SAME_TIME_S = 1.0
+"""Times may be kept in whole seconds."""
+
+
+def open_datastore(address: str) -> Publisher:
+    """The datastore at `dir:PATH` or PATH. Raises `Fault`, `DatastoreAway`."""
+    path = address.removeprefix("dir:")
+    if address.startswith("ssh:") or ("@" in path and not path.startswith("/")):
+        raise Fault(f"the datastore {address} is on another machine; this ECLOUD knows directories")
+    return DirectoryDatastore(Path(path)).make()
+
+
+def upload(directory: Path, datastore: Publisher, on_file: Callable[[str], None]) -> tuple[int, int]:
+    """Put every file below `directory` under its relative name; how many were sent, and how many were there already.
+
+    Raises `Fault` where `directory` is none, `DatastoreAway`, `OSError`.
+    """
+    if not directory.is_dir():
+        raise Fault(f"--upload {directory}: there is no such directory")
+    files = sorted(path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    sent = 0
+    for start in range(0, len(files), NAMES_A_REQUEST):
+        part = files[start : start + NAMES_A_REQUEST]
+        names = [path.relative_to(directory).as_posix() for path in part]
+        for path, name, entry in zip(part, names, datastore.stat(names)):
+            status = os.lstat(path)
+            if (
+                entry is not None
+                and entry.size == status.st_size
+                and abs(entry.mtime_s - status.st_mtime) < SAME_TIME_S
+            ):
+                continue
+            on_file(name)
+            datastore.put(path, name)
+            sent += 1
+    return sent, len(files) - sent
+
+
+def make_initial_inputs(inputs: Iterable[tuple[str, int]], scale: float, datastore: Publisher) -> int:
+    """Write the files that no task of a scaled WfFormat list makes; how many were missing."""
+    inputs = list(inputs)
+    made = 0
+    for (path, size), entry in zip(inputs, datastore.stat([path for path, _ in inputs])):
+        header = next(initial_input_bytes(path, size, scale))
+        if entry is not None and entry.size == max(len(header), int(size * scale)):
+            continue
+        with tempfile.NamedTemporaryFile() as file:
+            for piece in initial_input_bytes(path, size, scale):
+                file.write(piece)
+            file.flush()
+            os.chmod(file.name, 0o644)
+            datastore.put(Path(file.name), path)
+        made += 1
+    return made
+
+
+# --- ls, get, put, du -------------------------------------------------------------------------------
+
+
+def ls(path: str, task: str, run: str, recursive: bool, as_json: bool) -> int:
+    """List what lies below `path`, or the results of a task."""
+    datastore = _datastore()
+    if task:
+        found = [entry for entry in datastore.stat(_results_of(task, run)) if entry is not None]
+    else:
+        found = datastore.listing(path, recursive)
+    if as_json:
+        print_json([{"path": e.path, "kind": e.kind, "size": e.size, "mtime_s": e.mtime_s} for e in found])
+        return doors.DONE
+    rows = [
+        (_size(entry), when(entry.mtime_s), entry.path + ("/" if entry.kind == "directory" else "")) for entry in found
+    ]
+    print_table(doors.console(), ("size", "changed", "path"), rows, right=("size",))
+    return doors.DONE
+
+
+def _size(entry: Entry) -> str:
+    return "" if entry.kind == "directory" else byte_size(entry.size)
+
+
+def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
+    """Copy `path`, or the results of a task, to the local `to`: its new name, or a directory to copy into."""
+    datastore = _datastore()
+    if bool(path) == bool(task) and not (task and path):
+        raise Fault("get what? A path, or --task TASK")
+    if task:
+        names, to = _results_of(task, run), path or to
+        if not names:
+            raise Fault(f"task {task} has no results")
+    else:
+        names = [path]
+    target = Path(to)
+    fetched = []
+    for name in names:
+        local = target / Path(name).name if target.is_dir() or len(names) > 1 else target
+        if local.exists():
+            raise Fault(f"{local} exists: remove it, or name another place")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        datastore.fetch(name, local)
+        fetched.append(str(local))
+    print_json({"fetched": fetched}) if as_json else print("\n".join(fetched))
+    return doors.DONE
+
+
+def put(local: str, path: str, as_json: bool) -> int:
+    """Copy a local file or directory into the datastore."""
+    source = Path(local)
+    if not source.exists():
+        raise Fault(f"{local}: there is no such file")
+    entries = _datastore().put(source, path or source.resolve().name)
+    if as_json:
+        print_json([{"path": entry.path, "kind": entry.kind, "size": entry.size} for entry in entries])
+    else:
+        print(
+            f"{entries[0].path}: {counted(len(entries), 'entry', 'entries')}, {byte_size(sum(e.size for e in entries))}"
+        )
+    return doors.DONE
+
+
+def du(path: str, as_json: bool) -> int:
+    """Bytes below `path`, and what is free."""
+    datastore = _datastore()
+    entries = datastore.listing(path, recursive=True)
+    total = sum(entry.size for entry in entries if entry.kind == "file")
+    free_mb = datastore.free_mb()
+    if as_json:
+        print_json({"bytes": total, "entries": len(entries), "free_mb": free_mb})
+    else:
+        print(f"{byte_size(total)} in {counted(len(entries), 'entry', 'entries')}; {megabytes(free_mb)} free")
+    return doors.DONE
+
+
+def datastore_address(settings: Settings, context: dict[str, str]) -> str:
+    """Where the boss keeps files: what the settings say, else the context, else its home."""
+    return settings.datastore or context.get("datastore_address", "") or f"dir:{settings.home_directory.datastore}"
+
+
+def _datastore() -> Publisher:
+    settings = load_settings()
+    context = {} if settings.datastore else queries.context(doors.database(settings))
+    return open_datastore(datastore_address(settings, context))
+
+
+def _results_of(task: str, run: str) -> list[str]:
+    detail = lookup.task(doors.database(load_settings()), task, run)
+    last = detail.last_attempt
+    stored = [entry.path for entry in last.results] if last is not None else []
+    tops = [path for path in stored if not any(path.startswith(other + "/") for other in stored)]
+    return tops or [result.path for result in detail.definition.results]

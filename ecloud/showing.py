@@ -1,0 +1,337 @@
+"""What `admin.py` shows: answers of the database, printed as tables or as JSON. Works while the boss is down."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from ecloud import doors, lookup, queries
+from ecloud.doors import Fault
+from ecloud.settings import load_settings
+from ecloud.views import print_json, print_status, print_table, some
+from ecloud.words import amounts, byte_size, counted, duration, visible, when
+
+if TYPE_CHECKING:
+    from ecloud.answers import AttemptView, TaskDetail, TaskLine
+
+WATCH_EVERY_S = 2.0
+RUNS_SHOWN = 10
+TASK_STATES = ("waiting", "ready", "running", "succeeded", "failed", "aborted", "cancelled")
+STDERR_LINES = 8
+
+
+# --- the cluster --------------------------------------------------------------------------------------
+
+
+def status(watch: bool, all_runs: bool, as_json: bool) -> int:
+    """Everything on one screen, once or again and again."""
+    engine = doors.database(load_settings())
+    shown = sys.maxsize if all_runs else RUNS_SHOWN
+    console = doors.console()
+    if not watch:
+        found = queries.status(engine)
+        print_json(found) if as_json else print_status(console, found, shown)
+        return doors.DONE
+    try:
+        with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+            while True:
+                with console.capture() as captured:
+                    print_status(console, queries.status(engine), shown)
+                if console.is_terminal:
+                    text = Text.from_ansi(captured.get())
+                    live.update(Group(text, Text("\nCtrl-C ends this", "dim")), refresh=True)
+                else:
+                    print(captured.get(), flush=True)
+                time.sleep(WATCH_EVERY_S)
+    except KeyboardInterrupt:
+        return doors.DONE
+
+
+def migrate(as_json: bool) -> int:
+    """Bring the tables to this code's revision."""
+    from ecloud.database import database_url, make_engine, present_revision, where
+    from ecloud.database import migrate as bring_forward
+    from ecloud.schema import REVISION
+
+    settings = load_settings()
+    engine = make_engine(database_url(settings), doors.ANSWER_S)
+    if engine.url.get_backend_name() == "sqlite":
+        try:
+            settings.home_directory.make()
+        except OSError as error:
+            raise Fault(f"the home {settings.home} can't be made: {error.strerror}") from None
+    before = present_revision(engine)
+    backup = bring_forward(engine, settings.home_directory.backups)
+    if as_json:
+        print_json({"before": before, "now": REVISION, "backup": backup})
+    elif before == REVISION:
+        print(f"{where(engine.url)} has schema {REVISION} already")
+    else:
+        print(f"{where(engine.url)} has schema {REVISION} now" + (f"; the file as it was: {backup}" if backup else ""))
+    return doors.DONE
+
+
+# --- tasks --------------------------------------------------------------------------------------------
+
+
+def tasks(states: Sequence[str], run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
+    """Tasks, one a line."""
+    wrong = [state for state in states if state not in TASK_STATES]
+    if wrong:
+        raise Fault(f"there is no state {wrong[0]!r}; there are {', '.join(TASK_STATES)}")
+    page = queries.tasks(doors.database(load_settings()), states, run, label, limit, newest=newest)
+    if as_json:
+        print_json(page)
+        return doors.DONE
+    now = time.time()
+    rows = [
+        (line.run, line.id, line.state, line.attempts, _took(line, now), line.worker, line.reason)
+        for line in page.tasks
+    ]
+    if rows:
+        print_table(
+            doors.console(), ("run", "task", "state", "tries", "time", "worker", "reason"), rows, ("tries", "time")
+        )
+    if page.more > 0:
+        print(f"and {page.more:,} more: --limit {page.total} shows them")
+    if not page.total:
+        print("no such tasks")
+    return doors.DONE
+
+
+def _took(line: TaskLine, now: float) -> str:
+    if line.state == "running" and line.started_at is not None:
+        return duration(now - line.started_at)
+    return "" if line.run_s is None else duration(line.run_s)
+
+
+def failed(run: str, limit: int, as_json: bool) -> int:
+    """Failed tasks with what a person needs to mend them."""
+    found = queries.failures(doors.database(load_settings()), run, limit)
+    if as_json:
+        print_json(found)
+        return doors.DONE
+    console = doors.console()
+    for failure in found:
+        name = Text(visible(f"{failure.run}:{failure.id}"), "bold red")
+        console.print(
+            name.append(Text(f"  ({counted(failure.attempts, 'attempt')}, worker {failure.worker or 'none'})", ""))
+        )
+        console.print(Text(f"  {visible(failure.error)}"))
+        last = [line for line in failure.stderr.rstrip().split("\n") if line][-STDERR_LINES:]
+        for line in last:
+            console.print(Text(f"    {visible(line)}", "dim"))
+    if not found:
+        print("no task has failed")
+    elif len(found) == limit:
+        print(f"the first {limit}; --limit shows more")
+    return doors.DONE
+
+
+def task(name: str, run: str, as_json: bool) -> int:
+    """A task whole."""
+    detail = _detail(name, run)
+    if as_json:
+        print_json(detail)
+        return doors.DONE
+    console = doors.console()
+    definition = detail.definition
+    now = time.time()
+    lines = [
+        ("task", f"{detail.run}:{detail.id}"),
+        ("state", detail.state + (f": {detail.reason}" if detail.reason else "")),
+        ("since", when(detail.changed_at, now)),
+        ("commands", f"{len(definition.commands)}: " + " ; ".join(definition.commands)),
+        ("asks for", amounts(definition.asks)),
+        ("waits for", some([f"{n.id} ({n.state})" for n in detail.dependencies])),
+        ("needed by", some([n.id for n in detail.dependents], total=detail.dependents_total)),
+        ("requires", some([r.path for r in definition.requirements])),
+        ("results", some([r.path for r in definition.results])),
+        ("priority", str(definition.priority) if definition.priority else ""),
+        ("timeout", duration(definition.timeout_s) if definition.timeout_s else ""),
+        ("retries", f"{detail.retries_used} of {definition.retries.max} used" if definition.retries.max else ""),
+        ("labels", ", ".join(definition.labels)),
+    ]
+    for title, text in lines:
+        if text:
+            console.print(Text(f"{title:<10} ", "bold").append(Text(visible(text)[:2000], "not bold")))
+    for attempt in detail.attempts:
+        _print_attempt(attempt, now)
+    return doors.DONE
+
+
+def _print_attempt(attempt: AttemptView, now: float) -> None:
+    console = doors.console()
+    where = f"{attempt.worker}{f' on {attempt.host}' if attempt.host else ''}"
+    ended = attempt.cause or attempt.state
+    line = f"attempt {attempt.number}: {ended} at worker {where}, given {when(attempt.assigned_at, now)}"
+    console.print(Text(f"\n{line}", "bold"))
+    if attempt.error or attempt.reason:
+        console.print(Text(f"  {visible(attempt.error or attempt.reason)}"))
+    times = [("fetching", attempt.fetch_s), ("running", attempt.run_s), ("storing", attempt.store_s)]
+    parts = [f"{word} {duration(seconds)}" for word, seconds in times if seconds]
+    parts += [f"peak memory {attempt.max_rss_mb:.0f} MB"] if attempt.max_rss_mb else []
+    parts += (
+        [f"{len(attempt.results)} results, {byte_size(sum(r.size for r in attempt.results))}"]
+        if attempt.results
+        else []
+    )
+    if parts:
+        console.print(f"  {', '.join(parts)}")
+    for stream, text in (("stdout", attempt.stdout), ("stderr", attempt.stderr)):
+        for row in text.rstrip().split("\n")[-STDERR_LINES:] if text.strip() else ():
+            console.print(Text(f"  {stream}: {visible(row)}", "dim"))
+
+
+def task_commands(name: str, run: str, as_json: bool) -> int:
+    """A task's commands, as they can be pasted."""
+    detail = _detail(name, run)
+    print_json(detail.definition.commands) if as_json else print("\n".join(detail.definition.commands))
+    return doors.DONE
+
+
+def task_status(name: str, run: str, as_json: bool) -> int:
+    """A task's state in one line."""
+    detail = _detail(name, run)
+    if as_json:
+        print_json({"run": detail.run, "id": detail.id, "state": detail.state, "reason": detail.reason})
+    else:
+        print(visible(detail.state + (f": {detail.reason}" if detail.reason else "")))
+    return doors.DONE
+
+
+def task_dependencies(name: str, run: str, as_json: bool) -> int:
+    """A task's neighbours in the graph."""
+    detail = _detail(name, run)
+    if as_json:
+        print_json({"dependencies": detail.dependencies, "dependents": detail.dependents})
+        return doors.DONE
+    rows = [("waits for", n.id, n.state, n.on, n.reason) for n in detail.dependencies]
+    rows += [("needed by", n.id, n.state, n.on, n.reason) for n in detail.dependents]
+    if rows:
+        print_table(doors.console(), ("", "task", "state", "on", "reason"), rows)
+    else:
+        print("it waits for nothing, and nothing waits for it")
+    return doors.DONE
+
+
+def _detail(name: str, run: str) -> TaskDetail:
+    return lookup.task(doors.database(load_settings()), name, run)
+
+
+def logs(name: str, run: str, attempt: int | None, as_json: bool) -> int:
+    """What a task wrote, as far as it is kept."""
+    detail = _detail(name, run)
+    found = [view for view in detail.attempts if attempt is None or view.number == attempt]
+    if not found:
+        raise Fault(f"task {name} has had {counted(len(detail.attempts), 'attempt')}: {detail.state}")
+    view = found[-1]
+    if as_json:
+        print_json({"attempt": view.number, "state": view.state, "stdout": view.stdout, "stderr": view.stderr})
+        return doors.DONE
+    if view.cause is None:
+        print(f"attempt {view.number} is {view.state}: its output so far comes with -f", file=sys.stderr)
+    sys.stdout.write(visible(view.stdout, lines=True))
+    sys.stdout.flush()
+    sys.stderr.write(visible(view.stderr, lines=True))
+    return doors.DONE
+
+
+def follow(name: str, run: str, as_json: bool) -> int:
+    """A task's output as it is written; then, how it ended. Exit code 1 where it did not succeed."""
+    from ecloud.secrets import cluster_secret
+
+    settings = load_settings()
+    home = settings.home_directory
+    if not home.cluster_key.exists():
+        raise Fault(f"{home.cluster_key} is missing: output is followed where the boss runs", doors.PART_AWAY)
+    with doors.boss(settings) as client:
+        for lines in client.logs(name, cluster_secret(home), run):
+            if as_json:
+                print_json(lines)
+                continue
+            stream = sys.stderr if lines.stream == "stderr" else sys.stdout
+            stream.write(visible(lines.text, lines=True))
+            stream.flush()
+    detail = _detail(name, run)
+    last = detail.last_attempt
+    print(f"{detail.state}" + (f": {last.error}" if last is not None and last.error else ""), file=sys.stderr)
+    return doors.DONE if detail.state == "succeeded" else doors.NOT_ALL_SUCCEEDED
+
+
+def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
+    """One sentence, or all the layers."""
+    from ecloud.explain import pools_of
+    from ecloud.explain import why as explain
+
+    settings = load_settings()
+    reasons = explain(doors.database(settings), subject, run, pools_of(settings))
+    if as_json:
+        print_json(reasons)
+        return doors.DONE
+    print(visible(reasons.sentence))
+    for layer in reasons.layers if all_layers else ():
+        print(f"  {visible(layer)}")
+    return doors.DONE
+
+
+# --- workers, VMs, context ----------------------------------------------------------------------------
+
+
+def workers(everyone: bool, as_json: bool) -> int:
+    """Workers and what they do."""
+    states = ("up", "draining", "lost", "gone") if everyone else ("up", "draining", "lost")
+    found = queries.workers(doors.database(load_settings()), states)
+    if as_json:
+        print_json(found)
+        return doors.DONE
+    now = time.time()
+    rows = []
+    for worker in found:
+        doing = some(worker.running, 3) if worker.running else "idle"
+        doing += f", {worker.queued} queued" if worker.queued else ""
+        address = worker.addresses[0] if worker.addresses else worker.host
+        vm = "" if worker.vm_no is None else str(worker.vm_no)
+        offers = amounts({name: amount for name, amount in worker.resources.items() if amount})
+        doing = doing if worker.state in ("up", "draining") and not worker.trouble else worker.trouble or worker.reason
+        since = duration(now - worker.since)
+        rows.append((worker.worker, address, vm, worker.state, since, offers, doing))
+    if rows:
+        print_table(doors.console(), ("worker", "address", "VM", "state", "since", "offers", "doing"), rows, ("VM",))
+    else:
+        print("no workers")
+    return doors.DONE
+
+
+def vms(everyone: bool, as_json: bool) -> int:
+    """VMs, and why each is there."""
+    found = queries.vms(doors.database(load_settings()), everyone)
+    if as_json:
+        print_json(found)
+        return doors.DONE
+    now = time.time()
+    rows = [
+        (vm.vm_no, vm.pool, vm.state, duration(now - vm.since), vm.cloud_id, vm.worker, vm.reason) for vm in found
+    ]  # fmt: skip
+    if rows:
+        print_table(doors.console(), ("VM", "pool", "state", "since", "cloud's id", "worker", "reason"), rows, ("VM",))
+    else:
+        print("no VMs")
+    return doors.DONE
+
+
+def context(as_json: bool) -> int:
+    """The cluster's notes."""
+    from ecloud.files import datastore_address
+
+    settings = load_settings()
+    found = queries.context(doors.database(settings))
+    found.setdefault("datastore_address", datastore_address(settings, found))
+    print_json(found) if as_json else print_table(doors.console(), ("key", "value"), sorted(found.items()))
+    return doors.DONE
