@@ -280,9 +280,10 @@ def cancel(tasks: tuple[str, ...], run: str, state: str, label: str, reason: str
 
 @about_tasks
 def retry_failed(tasks: tuple[str, ...], run: str, state: str, label: str, as_json: bool) -> int:
-    """Do failed tasks again, and what was aborted because of them."""
+    """Do failed tasks again [all], and what was aborted because of them."""
     from ecloud import asking
 
+    state = state if tasks or run or label else "failed"
     return asking.about_tasks("retry_failed", tasks, run, state, label, as_json)
 
 

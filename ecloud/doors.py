@@ -134,8 +134,12 @@ def find_access(settings: Settings) -> AccessFile:
 def boss(settings: Settings, watchdog: Callable[[], None] | None = None) -> Iterator[Client]:
     """A conversation with the boss. Raises `Fault`, `BrokerAway`, `BossAway`."""
     from ecloud.client import Client
+    from ecloud.daemon import running_boss
 
-    client = Client(find_access(settings), say_trouble, watchdog)
+    access = find_access(settings)
+    if not os.environ.get("ECLOUD_ACCESS") and running_boss(settings.home_directory) is None:
+        raise Fault(f"no boss runs in {settings.home_directory.path}: python admin.py start", PART_AWAY)
+    client = Client(access, say_trouble, watchdog)
     client.connect()
     try:
         yield client

@@ -17,6 +17,7 @@ import msgspec
 
 from ecloud.home import Home
 
+SECRET_BYTES = 32
 CLIENT_KEY_NAME = "client"
 """Who may read the boss's home speaks as this one."""
 
@@ -60,10 +61,20 @@ def write_private(path: Path, text: str | bytes) -> None:
 
 
 def cluster_secret(home: Home) -> bytes:
-    """The cluster's secret, made at the first call. 32 bytes."""
-    if not home.cluster_key.exists():
-        write_private(home.cluster_key, secrets.token_hex(32) + "\n")
-    return bytes.fromhex(home.cluster_key.read_text().strip())
+    """The cluster's secret, made at the first call. 32 bytes. Raises `AccessWrong` where it is damaged."""
+    path = home.cluster_key
+    if not path.exists():
+        write_private(path, secrets.token_hex(SECRET_BYTES) + "\n")
+    try:
+        secret = bytes.fromhex(path.read_text().strip())
+    except OSError as error:
+        raise AccessWrong(f"the cluster's key {path} can't be read: {error.strerror}") from None
+    except ValueError:
+        secret = b""
+    if len(secret) != SECRET_BYTES:  # a short key would let strangers in
+        remedy = "put it back from a backup, or delete it: a new one is made, and all access files must be made anew"
+        raise AccessWrong(f"the cluster's key {path} is damaged; {remedy}")
+    return secret
 
 
 def derive_key(secret: bytes, key_name: str) -> bytes:

@@ -4,10 +4,11 @@ frozen."""
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import runpy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,11 @@ _AT_LEAST: dict[str, float] = {
     "keep_runs_days": 0.0,
     "broker_port": 1,
 }
+_AT_MOST: dict[str, float] = {"broker_port": 65_535}
+_SECRET = ("broker_password", "database_url")
+"""Never shown, not even where they are wrong."""
+MAX_POOL_NAME_CHARS = 64
+CLOUDS = ("local",)
 
 
 def settings_path() -> Path:
@@ -131,7 +137,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
 def _read(path: Path) -> dict[str, Any]:
     try:
         module = runpy.run_path(str(path))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {frames[-1].lineno}" if frames else ""
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else line
@@ -152,15 +158,12 @@ def _checked(values: dict[str, Any], where: str) -> Settings:
             try:
                 usable[name] = _converted(name, values[name])
             except (msgspec.ValidationError, ValueError, TypeError) as error:
-                problems.append(f"{where}: {name.upper()} = {values[name]!r}: {error}")
-    for name, least in _AT_LEAST.items():
-        if usable.get(name, least) < least:
-            problems.append(f"{where}: {name.upper()} = {usable[name]!r}: at least {least:g}")
-    for name, choices in _CHOICES.items():
-        if usable.get(name, choices[0]) not in choices:
-            problems.append(f"{where}: {name.upper()} = {usable[name]!r}: one of {', '.join(choices)}")
-    names = [pool.name for pool in usable.get("pools", ())]
-    problems += [f"{where}: POOLS: two pools are named {name}" for name in sorted(set(names)) if names.count(name) > 1]
+                shown = "" if name in _SECRET else f" = {values[name]!r}"
+                problems.append(f"{where}: {name.upper()}{shown}: {error}")
+    for name, value in usable.items():
+        if problem := _out_of_bounds(name, value):
+            problems.append(f"{where}: {name.upper()} = {value!r}: {problem}")
+    problems += [f"{where}: POOLS: {problem}" for problem in _pool_problems(usable.get("pools", ()))]
     if not problems and usable.get("lease_s", 60.0) < 2 * usable.get("heartbeat_s", 5.0):
         problems.append(
             f"{where}: LEASE_S must be at least twice HEARTBEAT_S, or a single late heartbeat loses a worker"
@@ -168,6 +171,37 @@ def _checked(values: dict[str, Any], where: str) -> Settings:
     if problems:
         raise SettingsWrong(problems)
     return Settings(**usable)
+
+
+def _out_of_bounds(name: str, value: Any) -> str:
+    """What is wrong with a value of the right type, or nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if value < _AT_LEAST.get(name, value):
+        return f"at least {_AT_LEAST[name]:g}"
+    if value > _AT_MOST.get(name, value):
+        return f"at most {_AT_MOST[name]:g}"
+    if value not in _CHOICES.get(name, (value,)):
+        return f"one of {', '.join(_CHOICES[name])}"
+    return ""
+
+
+def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
+    names = [pool.name for pool in pools]
+    yield from (f"two pools are named {name}" for name in sorted(set(names)) if names.count(name) > 1)
+    for pool in pools:
+        if not 0 < len(pool.name) <= MAX_POOL_NAME_CHARS:
+            yield f"a pool's name has 1 to {MAX_POOL_NAME_CHARS} characters, not {len(pool.name)}"
+        if pool.cloud not in CLOUDS:
+            yield f"{pool.name}: cloud = {pool.cloud!r}: one of {', '.join(CLOUDS)}"
+        for field in ("minimum", "maximum", "cpus", "memory_mb", "gpus"):
+            amount = getattr(pool, field)
+            if not 0 <= amount < math.inf:
+                yield f"{pool.name}: {field} = {amount!r}: a finite number, at least 0"
+        if pool.gpus % 1:
+            yield f"{pool.name}: gpus = {pool.gpus:g}: a whole number"
+        if pool.minimum > pool.maximum:
+            yield f"{pool.name}: minimum {pool.minimum} is more than maximum {pool.maximum}"
 
 
 def _converted(name: str, value: Any) -> Any:

@@ -90,7 +90,7 @@ def print_status(console: Console, status: Status, runs_shown: int) -> None:
     if boss.leads:
         wrote = f"last wrote {duration(boss.silent_s or 0)} ago"
         line = Text(f"boss       leads ({visible(boss.holder)}, epoch {boss.epoch}), {wrote}")
-    elif boss.seen_at is None:
+    elif not boss.epoch:
         line = Text("boss       none has run yet: python admin.py start", "yellow")
     elif boss.holder:
         line = Text(

@@ -67,12 +67,13 @@ def byte_size(count: float) -> str:
 
 
 def amounts(resources: dict[str, float]) -> str:
-    """Resources in words: "2 cpus, 4 GB memory, 1 gpus"."""
+    """Resources in words: "2 cpus, 4 GB memory, 1 gpu"."""
     parts = []
     for name, amount in sorted(
         resources.items(), key=lambda item: (item[0] != "cpus", item[0] != "memory_mb", item[0])
     ):
-        parts.append(f"{megabytes(amount)} memory" if name == "memory_mb" else f"{amount:g} {name}")
+        unit = name.removesuffix("s") if amount == 1 and name in ("cpus", "gpus") else name
+        parts.append(f"{megabytes(amount)} memory" if name == "memory_mb" else f"{amount:g} {unit}")
     return ", ".join(parts) or "nothing"
 
 

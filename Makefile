@@ -1,0 +1,85 @@
+# `make help` lists what there is. Everything lives in .venv; nothing is installed elsewhere but what `make test` says.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.ONESHELL:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SEEDS ?= 200
+SOURCES := boss worker ecloud datastore sim migrations docs bench tests admin.py push_tasks.py settings.example.py
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | awk -F: '{printf "make %-10s %s\n", $$1, $$2}'
+
+# --- environment ---------------------------------------------------------------------------------
+
+$(VENV)/bin/python:
+	@for python in $${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10; do
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then found=$$python; break; fi
+	done
+	if [ -z "$${found:-}" ]; then
+	  echo "make: no Python >= 3.10 with venv is found: install one (Debian, Ubuntu: apt install python3 python3-venv), or say PYTHON=..." >&2
+	  exit 1
+	fi
+	echo "making .venv with $$("$$found" --version)"
+	"$$found" -m venv $(VENV)
+
+$(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
+	@echo "installing what ECLOUD needs into .venv"
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.development: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+	@echo "installing what tests and checks need into .venv"
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@ $(VENV)/.runtime
+
+install: $(VENV)/.runtime ## what ECLOUD needs, into .venv
+
+services: ## Mosquitto, MariaDB, sshd and rsync for the tests, by apt where that is allowed
+	@tests/install_services.sh
+
+# --- using it ------------------------------------------------------------------------------------
+
+demo: $(VENV)/.runtime ## a real pipeline on a cluster of its own, here, in seconds
+	@$(PY) push_tasks.py examples/tasks.json --local --wait --datastore demo-results
+	echo
+	cat demo-results/final/report.txt
+
+# --- working on it -------------------------------------------------------------------------------
+
+check: $(VENV)/.development ## format, lint, types, layers, drift of generated docs
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "make format mends it" >&2; exit 1; }
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/mypy --no-error-summary
+	$(VENV)/bin/lint-imports --no-logo > .importlint.log || { cat .importlint.log; rm -f .importlint.log; exit 1; }
+	rm -f .importlint.log
+	$(PY) docs/generate.py --check
+	echo "check: all is well"
+
+format: $(VENV)/.development ## rewrite the code in its format
+	@$(VENV)/bin/ruff check --quiet --fix . || true
+	$(VENV)/bin/ruff format --quiet .
+
+test: $(VENV)/.development services ## every test but the long ones (installs what is missing)
+	@$(PY) -m pytest -q -n 2 --dist worksteal -m "not long"
+
+test-long: $(VENV)/.development services ## the long ones
+	@$(PY) -m pytest -q -m long --timeout 1800
+
+bench: $(VENV)/.development services ## how fast, side by side with peers
+	@$(PY) -m bench
+
+sim: $(VENV)/.development ## SEEDS=N random scenarios of the simulation
+	@$(PY) -m sim --seeds $(SEEDS)
+
+docs: $(VENV)/.runtime ## draw the generated pages again
+	@$(PY) docs/generate.py
+
+clean: ## remove .venv, caches and the demo's results
+	@rm -rf $(VENV) demo-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help install services demo check format test test-long bench sim docs clean
