@@ -35,7 +35,7 @@ from datastore.port import DatastoreAway
 from ecloud.broker import BrokerAddress, external_broker
 from ecloud.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
 from ecloud.home import Home
-from ecloud.secrets import CLIENT_KEY_NAME, AccessFile, cluster_secret, derive_key, write_access
+from ecloud.secrets import CLIENT_KEY_NAME, AccessFile, AccessWrong, cluster_secret, derive_key, write_access
 from ecloud.settings import PoolSettings, Settings, SettingsWrong, default_pools, load_settings
 
 log = logging.getLogger("boss")
@@ -157,7 +157,10 @@ class Start:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
         self._lock_home()
-        secret = cluster_secret(self._home)
+        try:
+            secret = cluster_secret(self._home)
+        except AccessWrong as error:
+            raise CantStart(str(error), 2) from None
         engine = self._open_database()
         store = Store(engine, archive=self._settings.on_old_runs == "archive")
         self._lead(store)

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from boss.core.rows import AttemptRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
-from boss.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many, write_rows
+from boss.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
 from ecloud.tasks import FAILURE_TAIL_BYTES, definition_json
 from ecloud.wire import MAX_NAME_CHARS
 
@@ -212,11 +212,8 @@ class Writing:
     def _write_long(self, table: str, columns: tuple[str, ...], key: tuple[str, ...], rows: Sequence[_Values]) -> None:
         """Upsert rows of which some may hold values too long for one statement: what is too long follows in pieces."""
         statement = self._sql.upsert(table, columns, key)
-        if self._sql.sqlite:
+        if self._sql.sqlite or not any(_longest(row) > LONG_BYTES for row in rows):
             write_many(self._connection, statement, rows)
-            return
-        if not any(_longest(row) > LONG_BYTES for row in rows):
-            write_rows(self._connection, statement, rows)
             return
         heads, tails = [], []
         for row in rows:

@@ -37,6 +37,17 @@ def parts_of(name: str) -> list[str]:
     return parts
 
 
+def _below(top: Path, name: str) -> Path:
+    """The path of a name below `top`, none of whose parents is a link. Raises `BadName`."""
+    path = top
+    parts = parts_of(name)
+    for part in parts[:-1]:
+        path = path / part
+        if path.is_symlink():
+            raise BadName(f"{name!r} leads through the link {part!r}")
+    return path / parts[-1]
+
+
 @contextmanager
 def _told_apart(root: Path) -> Iterator[None]:
     try:
@@ -74,14 +85,7 @@ class DirectoryDatastore:
             return None
 
     def _path(self, name: str) -> Path:
-        """The path of a name, none of whose parents is a link."""
-        path = self.root
-        parts = parts_of(name)
-        for part in parts[:-1]:
-            path = path / part
-            if path.is_symlink():
-                raise BadName(f"{name!r} leads through the link {part!r}")
-        return path / parts[-1]
+        return _below(self.root, name)
 
     def _require_root(self) -> None:
         if not self.root.is_dir():
@@ -132,12 +136,13 @@ class DirectoryDatastore:
             raise NotThere(str(local))
         with _told_apart(self.root):
             self._require_root()
-            target = self._stage(stage) / path
+            target = _below(self._stage(stage), path)
             target.parent.mkdir(parents=True, exist_ok=True)
             _remove(target)
             entries: list[Entry] = []
             _copy_whole(local, target, entries)
-            return [_renamed(entry, path) for entry in entries]
+            name = "/".join(parts_of(path))
+            return [_renamed(entry, name) for entry in entries]
 
     def drop_stage(self, stage: str) -> None:
         """See `port.Stager.drop_stage`."""
@@ -156,38 +161,58 @@ class DirectoryDatastore:
             return [self._promote(promotion) for promotion in promotions]
 
     def _promote(self, promotion: Promotion) -> str | None:
-        stage = self._stage(promotion.stage)
-        tops: list[str] = []
-        for entry in promotion.entries:
-            # Below a directory that moved whole there is nothing left to move.
-            if any(entry.path.startswith(top + "/") for top in tops[-1:]):
-                continue
-            problem = self._promote_entry(stage, entry)
-            if problem is not None:
-                return problem
-            if entry.kind == "directory":
-                tops.append(entry.path)
-        _remove(stage)
+        try:
+            stage = self._stage(promotion.stage)
+            moves = self._moves(stage, promotion.entries)
+            if isinstance(moves, str):
+                return moves
+            for staged, final in moves:
+                self._move(staged, final)
+            _remove(stage)
+        except BadName as error:
+            return f"a result can't be published: {error}"
+        except OSError as error:
+            if error.errno in _AWAY:
+                raise
+            # Nothing that waiting mends, and no reason to hold up the other promotions.
+            return f"results can't be published: {error.strerror}: {error.filename}"
         with suppress(OSError):
             stage.parent.rmdir()
         return None
 
-    def _promote_entry(self, stage: Path, entry: Entry) -> str | None:
-        staged, final = stage / entry.path, self._path(entry.path)
-        if not os.path.lexists(staged):
-            present = self._entry(entry.path)
-            if (
-                present is not None
-                and present.kind == entry.kind
-                and (entry.kind != "file" or present.size == entry.size)
-            ):
-                return None
-            return f"result {entry.path} is neither staged nor published"
-        if entry.kind == "file" and staged.lstat().st_size != entry.size:
-            return f"result {entry.path} has {staged.lstat().st_size} bytes where it was staged, not {entry.size}"
+    def _moves(self, stage: Path, entries: tuple[Entry, ...]) -> list[tuple[Path, Path]] | str:
+        """(staged, final) of all that is still to be moved; a sentence where something is missing, and then nothing
+        may be moved."""
+        moves: list[tuple[Path, Path]] = []
+        top = ""
+        for entry in entries:
+            # Below a directory that moves whole there is nothing left to move.
+            if top and entry.path.startswith(top + "/"):
+                continue
+            if entry.kind == "directory":
+                top = entry.path
+            staged, final = _below(stage, entry.path), self._path(entry.path)
+            if os.path.lexists(staged):
+                size = staged.lstat().st_size
+                if entry.kind == "file" and size != entry.size:
+                    return f"result {entry.path} has {size} bytes where it was staged, not {entry.size}"
+                moves.append((staged, final))
+            elif not self._stands(entry):
+                return f"result {entry.path} is neither staged nor published"
+        return moves
+
+    def _stands(self, entry: Entry) -> bool:
+        """Whether it is under its final name already."""
+        present = self._entry(entry.path)
+        if present is None or present.kind != entry.kind:
+            return False
+        return entry.kind != "file" or present.size == entry.size
+
+    def _move(self, staged: Path, final: Path) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
-        is_directory = final.is_dir() and not final.is_symlink()
-        if is_directory or (entry.kind == "directory" and os.path.lexists(final)):
+        over_directory = final.is_dir() and not final.is_symlink()
+        is_directory = staged.is_dir() and not staged.is_symlink()
+        if over_directory or (is_directory and os.path.lexists(final)):
             # No rename replaces a directory that is not empty: it goes aside first, and away afterwards.
             aside = Path(tempfile.mkdtemp(prefix="replaced-", dir=self.root / STAGING))
             os.rename(final, aside / "old")
@@ -195,7 +220,6 @@ class DirectoryDatastore:
             _remove(aside)
         else:
             os.replace(staged, final)
-        return None
 
     def stages(self) -> list[str]:
         """See `port.Publisher.stages`."""
@@ -210,7 +234,7 @@ class DirectoryDatastore:
 
     def put(self, local: Path, path: str) -> list[Entry]:
         """See `port.Publisher.put`."""
-        stage = f"put/{os.getpid()}-{hashlib.blake2b(path.encode(), digest_size=8).hexdigest()}"
+        stage = f"put/{os.getpid()}-{hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()}"
         entries = self.store(stage, local, path)
         problem = self.promote([Promotion(stage, tuple(entries))])[0]
         if problem is not None:
@@ -253,7 +277,9 @@ def _renamed(entry: Entry, top: str) -> Entry:
 def _copy_whole(source: Path, target: Path, entries: list[Entry] | None) -> int:
     """Copy under a name of its own, then rename: `target` appears whole. `entries`: what was copied, hashed,
     relative."""
-    aside = target.parent / f".{os.getpid()}-{target.name[:180]}.part"
+    # Short, whatever the name: 255 bytes are all that a name may have.
+    digest = hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
+    aside = target.parent / f".{os.getpid()}-{digest}.part"
     _remove(aside)
     try:
         copied = _copy(source, aside, "", entries)

@@ -91,8 +91,9 @@ class Publisher(Stager, Protocol):
 
     def promote(self, promotions: list[Promotion]) -> list[str | None]:
         """Move staged entries to their final names, each atomically, replacing what is there; None or a sentence for
-        each.
+        each. Of one promotion everything is moved, or, where something is neither staged nor published, nothing.
 
+        A name that is none, or leads through a link, is such a sentence too: it must not hold up the others.
         Idempotent: an entry that is no longer staged but stands under its final name with its size counts as promoted.
         A directory in place of a file (or the reverse) is replaced. Removes each stage that was wholly promoted.
         Raises `DatastoreAway` when nothing can be said about the rest; then the whole call is made again.

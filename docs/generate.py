@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import types
 import typing
 from pathlib import Path
 
 import msgspec
 
-from ecloud import tasks, wire
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from ecloud import tasks, wire  # noqa: E402
 
 DOCS = Path(__file__).parent
 MARKERS = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -26,9 +28,15 @@ def first_paragraph(thing: type) -> str:
 
 
 def type_name(annotation: object) -> str:
-    """A type as a reader wants it."""
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return re.sub(r"\b(ecloud|typing|builtins)\.(tasks\.|wire\.)?", "", text).replace("|", "\\|")
+    """A type as a reader wants it, in the same words with every Python."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " \\| ".join(map(type_name, inner))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(type_name, inner))}]"
+    if annotation in (..., type(None)):
+        return "..." if annotation is ... else "None"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def messages() -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -24,26 +22,11 @@ STOP_S = 30.0
 VMS_END_S = 120.0
 
 
-def running_boss(home: Home) -> dict[str, Any] | None:
-    """What a boss that runs in this home wrote about itself; None where none does."""
-    try:
-        with home.boss_lock.open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None
-    except FileNotFoundError:
-        return None
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            about: dict[str, Any] = json.loads(home.boss_pid.read_text())
-            return about
-        return {}
-
-
 def start(as_json: bool) -> int:
     """Start the boss; 0 when it is up. Raises `Fault`."""
     settings = load_settings()
     home = settings.home_directory
-    about = running_boss(home)
+    about = doors.running_boss(home)
     if about is not None:
         _say(as_json, about, f"a boss runs already in {home.path} (pid {about.get('pid', 'unknown')})")
         return doors.DONE
@@ -66,7 +49,7 @@ def start(as_json: bool) -> int:
             env={**os.environ, "ECLOUD_HOME": str(home.path)},
         )
     _wait_until_up(home, process)
-    about = running_boss(home) or {}
+    about = doors.running_boss(home) or {}
     _say(as_json, about, f"the boss runs (pid {process.pid}); its log: {home.log}")
     return doors.DONE
 
@@ -94,7 +77,7 @@ def stop(vms: bool, as_json: bool) -> int:
     """Stop the boss; 0 when it is gone. Raises `Fault`."""
     settings = load_settings()
     home = settings.home_directory
-    about = running_boss(home)
+    about = doors.running_boss(home)
     if about is None:
         if vms:
             raise Fault("no boss runs that could end VMs: python admin.py start, then stop --vms", doors.PART_AWAY)
@@ -108,7 +91,7 @@ def stop(vms: bool, as_json: bool) -> int:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
-    while running_boss(home) is not None:
+    while doors.running_boss(home) is not None:
         if time.monotonic() > deadline:
             raise Fault(f"the boss (pid {pid}) has not left after {STOP_S:.0f} s; see {home.log}", doors.PART_AWAY)
         time.sleep(0.02)

@@ -186,7 +186,11 @@ def migrate(engine: Engine, backups: Path | None = None) -> str | None:
         _require(engine, present)
     backup = None
     if present is not None and engine.url.get_backend_name() == "sqlite" and backups is not None:
-        backup = _back_up(Path(str(engine.url.database)), backups, present)
+        try:
+            backup = _back_up(Path(str(engine.url.database)), backups, present)
+        except (OSError, sqlite3.Error) as error:
+            told = f"{where(engine.url)} can't be copied into {backups}: {error}"
+            raise DatabaseAway(f"{told}; it was left as it is: make room and see to your rights") from None
     from alembic import command  # here, since it takes a quarter of a second to import
     from alembic.config import Config
     from alembic.util import CommandError

@@ -22,7 +22,6 @@ from sqlalchemy.engine import Engine
 
 from ecloud import doors, queries
 from ecloud.broker import BrokerAddress, check_will, external_broker, measure_round_trip, probe
-from ecloud.daemon import running_boss
 from ecloud.database import DatabaseAway, SchemaWrong, database_url, explain, make_engine, require_schema, where
 from ecloud.files import datastore_address, open_datastore
 from ecloud.secrets import AccessWrong, read_access
@@ -212,7 +211,7 @@ def file_system_of(path: Path) -> str:
 
 
 def _boss(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
-    about = running_boss(settings.home_directory)
+    about = doors.running_boss(settings.home_directory)
     here = f"pid {about.get('pid')} in {settings.home_directory.path}" if about is not None else ""
     if engine is None:
         if here:

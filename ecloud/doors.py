@@ -5,13 +5,16 @@ A door parses, calls and prints. No traceback reaches a person for a mistake of 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from ecloud.client import Client
+    from ecloud.home import Home
     from ecloud.secrets import AccessFile
     from ecloud.settings import Settings
 
@@ -130,11 +134,25 @@ def find_access(settings: Settings) -> AccessFile:
     return read_access(path)
 
 
+def running_boss(home: Home) -> dict[str, Any] | None:
+    """What a boss that runs in this home wrote about itself; None where none does."""
+    try:
+        with home.boss_lock.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            about: dict[str, Any] = json.loads(home.boss_pid.read_text())
+            return about
+        return {}
+
+
 @contextmanager
 def boss(settings: Settings, watchdog: Callable[[], None] | None = None) -> Iterator[Client]:
     """A conversation with the boss. Raises `Fault`, `BrokerAway`, `BossAway`."""
     from ecloud.client import Client
-    from ecloud.daemon import running_boss
 
     access = find_access(settings)
     if not os.environ.get("ECLOUD_ACCESS") and running_boss(settings.home_directory) is None:

@@ -67,7 +67,7 @@ class Progress:
         if text != self._trouble:
             self._trouble = text
             if self._live is None:
-                print(text or "goes on", flush=True)
+                print(text or "goes on", file=self._console.file, flush=True)
             else:
                 self._show()
 
@@ -91,7 +91,7 @@ class Progress:
         silent_s = time.monotonic() - self._told_at
         if picture.over or silent_s >= SAME_LINE_EVERY_S or (silent_s >= LINE_EVERY_S and ended != self._ended_told):
             self._told_at, self._ended_told = time.monotonic(), ended
-            print(self._line(picture), flush=True)
+            print(self._line(picture), file=self._console.file, flush=True)
 
     def _show(self) -> None:
         assert self._live is not None

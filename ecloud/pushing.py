@@ -144,7 +144,7 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
             _tell_accepted(accepted, wish)
             return doors.DONE
         try:
-            last, progress = _watch(client, tasks, accepted)
+            last, progress = _watch(client, wish, tasks, accepted)
         except KeyboardInterrupt:
             print(f"\nthe run goes on without us; to watch it: python admin.py status --watch, "
                   f"to stop it: python admin.py cancel --run {accepted.run}", file=sys.stderr)  # fmt: skip
@@ -196,11 +196,11 @@ def _tell_accepted(accepted: RunAccepted, wish: Wish) -> None:
     print("to watch it: python admin.py status --watch")
 
 
-def _watch(client: Client, tasks: TaskList, accepted: RunAccepted) -> tuple[RunChanged, Progress]:
+def _watch(client: Client, wish: Wish, tasks: TaskList, accepted: RunAccepted) -> tuple[RunChanged, Progress]:
     """Show progress until nothing more will happen."""
     from ecloud.progress import Progress
 
-    with Progress(doors.console(to_stderr=False), len(tasks.tasks)) as progress:
+    with Progress(doors.console(to_stderr=wish.as_json), len(tasks.tasks)) as progress:
         client._on_trouble = progress.trouble
         for picture in client.watch(accepted.run):
             progress.changed(picture)
@@ -332,7 +332,7 @@ def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
         client.connect()
         _prepare(wish, tasks, client.datastore_address)
         accepted = _hand_over(wish, tasks, client)
-        last, progress = _watch(client, tasks, accepted)
+        last, progress = _watch(client, wish, tasks, accepted)
         return _tell_end(wish, tasks, last, progress, cluster.settings, client.datastore_address)
 
 

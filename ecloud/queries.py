@@ -280,7 +280,7 @@ def tasks(
 
 def labelled(label: str) -> sa.ColumnElement[bool]:
     """Tasks with that label: labels are kept as a JSON list."""
-    text = msgspec.json.encode(label).decode()
+    text = msgspec.json.encode(label.encode("utf-8", "replace").decode()).decode()
     return sa.func.instr(schema.tasks.c.labels, sa.bindparam(None, text, type_=schema.Utf8())) > 0
 
 

@@ -6,6 +6,7 @@ Owns the state tables. Never does I/O, never looks at a clock, never draws a ran
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
 
 import msgspec
 
@@ -14,6 +15,12 @@ MAX_ID_CHARS = 255
 """Longest task id, run name, label, resource name: what a unique index over utf-8 text holds on every database."""
 INIT_FAILURES_ALLOWED = 3
 """Worker processes in which an init task may fail before its run is held."""
+
+
+Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""Whole numbers that every database keeps and every encoder writes: what arrives beyond them is refused where it is
+read, not in the middle of somebody else's transaction."""
 
 
 class TaskState(str, Enum):
@@ -173,7 +180,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 class Retries(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many times a task is tried again, and after which causes. A lost worker costs none."""
 
-    max: int = 0
+    max: Int32 = 0
     on: tuple[Cause, ...] = RETRIABLE
 
 
@@ -191,7 +198,7 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     init: bool = False
     overwrite_result: bool = True
     resources: Resources = {}
-    priority: int = DEFAULT_RUN_PRIORITY
+    priority: Int32 = DEFAULT_RUN_PRIORITY
     runtime_s: float | None = None
     timeout_s: float | None = None
     retries: Retries = Retries()
@@ -223,10 +230,10 @@ class ManifestEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     path: str
-    size: int = 0
+    size: Int64 = 0
     sha256: str = ""
     kind: str = "file"
-    mode: int = 0o644
+    mode: Int32 = 0o644
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -236,11 +243,11 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     Durations in seconds on the worker's monotonic clock. `max_rss_mb` is the peak memory of its processes, where known.
     """
 
-    task_no: int
-    number: int
+    task_no: Int64
+    number: Int32
     cause: Cause
-    exit_code: int | None = None
-    signal: int | None = None
+    exit_code: Int32 | None = None
+    signal: Int32 | None = None
     error: str = ""
     command: str = ""
     stdout: str = ""

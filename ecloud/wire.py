@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ecloud.tasks import Outcome, Resources, TaskBody, TaskDefinition
+from ecloud.tasks import Int32, Int64, Outcome, Resources, TaskBody, TaskDefinition
 
 PROTOCOL_VERSION = 1
 OUTCOMES_ACCEPTED_FROM_VERSION = 0
@@ -62,16 +62,16 @@ def events_topic(cluster_id: str) -> str:
 class HeldAttempt(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
     """One attempt in a worker's inventory. `state`: queued, running or ended (its outcome is in the spool)."""
 
-    task_no: int
-    number: int
+    task_no: Int64
+    number: Int32
     state: str
 
 
 class AttemptName(msgspec.Struct, frozen=True, array_like=True):
     """(task_no, number): the fencing token."""
 
-    task_no: int
-    number: int
+    task_no: Int64
+    number: Int32
 
 
 class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -85,13 +85,13 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     `keep_dir` keeps the working directory.
     """
 
-    task_no: int
-    number: int
+    task_no: Int64
+    number: Int32
     run: str
-    run_no: int
+    run_no: Int64
     asks: Resources
     init: bool = False
-    after_init: tuple[int, ...] = ()
+    after_init: tuple[Int64, ...] = ()
     keep_dir: bool = False
     body: TaskBody | None = None
 
@@ -99,15 +99,15 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
 class StartedAttempt(msgspec.Struct, frozen=True, array_like=True):
     """An attempt that started `ago_s` seconds before the message was sent."""
 
-    task_no: int
-    number: int
+    task_no: Int64
+    number: Int32
     ago_s: float
 
 
 class TaskEnded(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line for those who watch a run. `state` is the task's, `text` says why where it did not succeed."""
 
-    task_no: int
+    task_no: Int64
     id: str
     state: str
     text: str = ""
@@ -139,7 +139,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     addresses: tuple[str, ...] = ()
     boot_id: str = ""
     home: str = ""
-    pid: int = 0
+    pid: Int64 = 0
     vm: str = ""
     boot_nonce: str = ""
     resources: Resources = {}
@@ -165,9 +165,9 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     `trouble` is a sentence when the worker can't start anything now (disk full, datastore away).
     """
 
-    orders_seen: int
+    orders_seen: Int64
     attempts: tuple[HeldAttempt, ...] = ()
-    spooled: int = 0
+    spooled: Int64 = 0
     free_disk_mb: float | None = None
     load: float | None = None
     trouble: str = ""
@@ -176,7 +176,7 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 class HeartbeatAnswered(msgspec.Struct, frozen=True, tag=True):
     """Renews the lease, counted by the worker from sending heartbeat number `number`."""
 
-    number: int
+    number: Int64
 
 
 class StartTasks(msgspec.Struct, frozen=True, tag=True):
@@ -227,18 +227,18 @@ class OutcomesStored(msgspec.Struct, frozen=True, tag=True):
 class StreamLogs(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """Send the output of a running task to its logs topic, for `seconds` from now (0: stop)."""
 
-    task_no: int
-    number: int
+    task_no: Int64
+    number: Int32
     seconds: float
 
 
 class LogLines(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """A piece of a running task's output. `start`: bytes of that stream before it; `ended` with the last one."""
 
-    task_no: int
-    number: int
+    task_no: Int64
+    number: Int32
     stream: str
-    start: int
+    start: Int64
     text: str
     ended: bool = False
 
@@ -285,8 +285,8 @@ class SubmitTasks(msgspec.Struct, frozen=True, tag=True):
     """Chunk `k` of `n` of a push. `push_id`: hash of options and content, so that a repeated push is known as one."""
 
     push_id: str
-    k: int
-    n: int
+    k: Int64
+    n: Int64
     options: PushOptions
     tasks: tuple[TaskDefinition, ...]
 
@@ -295,7 +295,7 @@ class ChunkReceived(msgspec.Struct, frozen=True, tag=True):
     """The boss holds chunk `k` (not yet stored: repeat all chunks after a new `Welcome`)."""
 
     push_id: str
-    k: int
+    k: Int64
 
 
 class RunAccepted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
@@ -304,9 +304,9 @@ class RunAccepted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
     push_id: str
     run: str
-    run_no: int
-    states: dict[str, int] = {}
-    decisions: dict[str, int] = {}
+    run_no: Int64
+    states: dict[str, Int64] = {}
+    decisions: dict[str, Int64] = {}
 
 
 class RunRejected(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
@@ -321,14 +321,14 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
     request_id: str
     verb: str
-    arguments: dict[str, str | int | float | bool | None | list[str | int]] = {}
+    arguments: dict[str, str | Int64 | float | bool | None | list[str | Int64]] = {}
 
 
 class RequestDone(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """The request is committed. `count`: how many things it changed; `names`: which, where they are few."""
 
     request_id: str
-    count: int
+    count: Int64
     text: str
     names: tuple[str, ...] = ()
 
@@ -350,11 +350,11 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """
 
     run: str
-    run_no: int
-    states: dict[str, int]
+    run_no: Int64
+    states: dict[str, Int64]
     ended: tuple[TaskEnded, ...] = ()
     running: tuple[str, ...] = ()
-    workers: int = 0
+    workers: Int64 = 0
     over: bool = False
     held: str = ""
 
@@ -376,16 +376,16 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     `number` increases within a session, for each direction by itself. `epoch` is the boss's; 0 from a peer.
     """
 
-    v: int
+    v: Int64
     peer: str
     session: str
-    number: int
+    number: Int64
     message: Message
-    epoch: int = 0
+    epoch: Int64 = 0
 
 
 class _Version(msgspec.Struct):
-    v: int
+    v: Int64
 
 
 class Unreadable(Exception):

@@ -8,6 +8,7 @@ the session that its last Hello opened.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -37,7 +38,8 @@ from worker.events import (
 FLUSH_COUNT = 64
 """Outcomes that are said at once (facts: one outcome a message costs almost half of the speed)."""
 FLUSH_S = 0.02
-"""Longest time an outcome waits for others, while something runs or waits."""
+"""Longest time an outcome waits for others, while something runs or waits. What began later than this before a flush
+is said with the next one: of most short tasks the boss hears only that they ended."""
 FIRST_HELLO_S = 1.0
 LAST_HELLO_S = 10.0
 DRAIN_WITHOUT_BOSS_S = 5.0
@@ -60,11 +62,11 @@ class Running(msgspec.Struct, eq=False):
 
 
 class Ended(msgspec.Struct, eq=False):
-    """An outcome that the boss has not answered. `said_at`: None until it was said in this session."""
+    """An outcome that the boss has not answered, and when it was last said."""
 
     outcome: Outcome
     size: int
-    said_at: float | None = None
+    said_at: float = 0.0
 
 
 class WorkerCore:
@@ -99,6 +101,8 @@ class WorkerCore:
         self._heard_at = now
         self._state = StateMeasured()
         self._starts_changed = False
+        self._queued_without_cpus = 0
+        self._unsaid: dict[Key, Ended] = {}
         self._effects = WorkerEffects()
         for outcome in config.spooled:
             self._keep(outcome)
@@ -123,8 +127,6 @@ class WorkerCore:
             deadlines += [self._hello_at, self._heartbeat_at]
         if self.config.boss_gone_exit_s is not None and not self.leaving:
             deadlines.append(self._heard_at + self.config.boss_gone_exit_s)
-        if self.queue and self._lease_until is not None:
-            deadlines.append(self._lease_until)
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     # --- events -------------------------------------------------------------------------------------
@@ -148,7 +150,9 @@ class WorkerCore:
             case TroubleChanged(text):
                 if text != self.trouble:
                     self.trouble = text
-                    self._heartbeat_at = now
+                    self._starts_changed = True
+                    if self.session:  # else the Welcome's heartbeat says it
+                        self._heartbeat_at = now
             case TermReceived():
                 self._on_term(now)
             case StateMeasured():
@@ -183,6 +187,7 @@ class WorkerCore:
                 sent_at = self._heartbeats.pop(number, None)
                 if sent_at is not None:
                     self._lease_until = max(self._lease_until or 0.0, sent_at + self.lease_s)
+                    self._starts_changed = True
             case wire.ReturnTasks(attempts):
                 self._give_back([(name.task_no, name.number) for name in attempts], "")
             case wire.StopTasks(attempts, grace_s, reason):
@@ -193,6 +198,7 @@ class WorkerCore:
                 self._give_back(list(self.queue), "")
             case wire.Undrain():
                 self.draining = self.then_exit
+                self._starts_changed = True
             case wire.Exit(reason):
                 self._leave(0, reason or "the boss said so")
             case wire.StreamLogs(task_no, number, seconds):
@@ -213,9 +219,9 @@ class WorkerCore:
         self._hello_at, self._hello_wait_s = None, FIRST_HELLO_S
         self._heartbeats.clear()
         self._lease_until = max(self._lease_until or 0.0, now + self.lease_s)
+        self._starts_changed = True
         self._heard_at = now
-        for ended in self.ended.values():
-            ended.said_at = None
+        self._unsaid = dict(self.ended)
         for running in self.running.values():
             running.said = True  # the inventory of the heartbeat says so
         self._say_heartbeat(now)
@@ -236,6 +242,7 @@ class WorkerCore:
                 back.append(key)
                 continue
             self.queue[key] = order
+            self._queued_without_cpus += not _asks_cpus(order)
             self._starts_changed = True
             if order.init:
                 self.inits[order.task_no] = "queued"
@@ -251,8 +258,11 @@ class WorkerCore:
         self._starts_changed = False
         unready: list[Key] = []
         for key, order in list(self.queue.items()):
-            if self.free.get("cpus", 0.0) <= _ROUNDING and order.asks.get("cpus", 0.0) > 0:
-                continue
+            if self.free.get("cpus", 0.0) <= _ROUNDING:
+                if not self._queued_without_cpus:
+                    break  # a long queue is not looked through for each task that ends
+                if _asks_cpus(order):
+                    continue
             ready = self._init_stands(order)
             if ready is False:
                 unready.append(key)
@@ -273,7 +283,7 @@ class WorkerCore:
         return None if any(state != "succeeded" for state in states) else True
 
     def _start_one(self, key: Key, order: AttemptOrder, now: float) -> None:
-        del self.queue[key]
+        self._unqueue(key)
         for name, amount in order.asks.items():
             self.free[name] = self.free.get(name, 0.0) - amount
         wanted = int(order.asks.get("gpus", 0))
@@ -285,6 +295,11 @@ class WorkerCore:
         self._effects.starts.append(StartAttempt(order, gpus if self.config.gpus else None))
         if self._flush_at is None:
             self._flush_at = now + FLUSH_S
+
+    def _unqueue(self, key: Key) -> AttemptOrder:
+        order = self.queue.pop(key)
+        self._queued_without_cpus -= not _asks_cpus(order)
+        return order
 
     @staticmethod
     def _fits(asks: Resources, offers: Resources) -> bool:
@@ -318,7 +333,8 @@ class WorkerCore:
 
     def _keep(self, outcome: Outcome) -> None:
         size = 300 + len(outcome.stdout) + len(outcome.stderr) + len(outcome.command) + 150 * len(outcome.manifest)
-        self.ended[(outcome.task_no, outcome.number)] = Ended(outcome, size)
+        key = (outcome.task_no, outcome.number)
+        self.ended[key] = self._unsaid[key] = Ended(outcome, size)
 
     def _on_attempt_returned(self, key: Key, reason: str) -> None:
         running = self._release(key)
@@ -330,6 +346,7 @@ class WorkerCore:
     def _on_stored(self, names: Iterable[AttemptName]) -> None:
         for name in names:
             key = (name.task_no, name.number)
+            self._unsaid.pop(key, None)
             if self.ended.pop(key, None) is not None:
                 self._effects.forget.append(key)
 
@@ -344,7 +361,7 @@ class WorkerCore:
     def _give_back(self, keys: Iterable[Key], reason: str) -> None:
         back = [key for key in keys if key in self.queue]
         for key in back:
-            order = self.queue.pop(key)
+            order = self._unqueue(key)
             if order.init:
                 self.inits.pop(order.task_no, None)
         if back:
@@ -424,7 +441,7 @@ class WorkerCore:
         if not self.session:
             self._flush_at = None
             return
-        unsaid = [ended for ended in self.ended.values() if ended.said_at is None]
+        unsaid = self._unsaid
         idle = not self.queue and not self.running
         due = self._flush_at is not None and now >= self._flush_at
         if not (due or len(unsaid) >= FLUSH_COUNT or (unsaid and idle)):
@@ -432,14 +449,22 @@ class WorkerCore:
                 self._flush_at = now + FLUSH_S
             return
         self._flush_at = None
+        self._say_started(now)
+        self._unsaid = {}
+        self._say_ended(unsaid.values(), now)
+
+    def _say_started(self, now: float) -> None:
         started = []
         for key, running in self.running.items():
-            if not running.said:
-                running.said = True
-                started.append(wire.StartedAttempt(*key, max(0.0, now - running.started_at)))
+            if running.said:
+                continue
+            if now < running.started_at + FLUSH_S:
+                self._flush_at = min(self._flush_at or math.inf, running.started_at + FLUSH_S)
+                continue
+            running.said = True
+            started.append(wire.StartedAttempt(*key, now - running.started_at))
         if started:
             self._say(wire.TasksStarted(tuple(started)))
-        self._say_ended(unsaid, now)
 
     def _say_ended(self, unsaid: Iterable[Ended], now: float) -> None:
         batch: list[Outcome] = []
@@ -461,9 +486,9 @@ class WorkerCore:
             self._say_hello(now)
         if self.session and self._heartbeat_at is not None and now >= self._heartbeat_at:
             self._say_heartbeat(now)
-            for ended in self.ended.values():
-                if ended.said_at is not None and now - ended.said_at >= 2 * self.heartbeat_s:
-                    ended.said_at = None
+            for key, ended in self.ended.items():
+                if key not in self._unsaid and now - ended.said_at >= 2 * self.heartbeat_s:
+                    self._unsaid[key] = ended
                     self._flush_at = now
         if self._ends_soon_at is not None and now >= self._ends_soon_at:
             self._ends_soon_at = None
@@ -471,8 +496,6 @@ class WorkerCore:
         gone_s = self.config.boss_gone_exit_s
         if gone_s is not None and now - self._heard_at >= gone_s and not self.leaving:
             self._leave(0, f"no boss was heard for {gone_s:.0f} s")
-        if self.queue and self._lease_until is not None and now < self._lease_until:
-            self._starts_changed = True
 
     def _on_term(self, now: float) -> None:
         if self._leave_at is not None or self.leaving:
@@ -508,6 +531,8 @@ class WorkerCore:
         """Invariants: an attempt is in one place; resources add up; GPUs are given once."""
         places = [*self.queue, *self.running, *self.ended]
         assert len(places) == len(set(places)), "an attempt is in two places"
+        assert self._unsaid.keys() <= self.ended.keys(), "what was answered waits to be said"
+        assert self._queued_without_cpus == sum(not _asks_cpus(order) for order in self.queue.values())
         taken: Resources = {}
         gpus = list(self.free_gpus)
         for running in self.running.values():
@@ -519,3 +544,7 @@ class WorkerCore:
             assert amount <= self.config.resources.get(name, 0.0) + 0.001, f"more {name} taken than there are"
         for name, amount in self.config.resources.items():
             assert abs(self.free[name] + taken.get(name, 0.0) - amount) < 0.001, f"{name} does not add up"
+
+
+def _asks_cpus(order: AttemptOrder) -> bool:
+    return order.asks.get("cpus", 0.0) > 0

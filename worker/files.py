@@ -141,7 +141,7 @@ class Files:
                     entries = store.store(stage, local, path)
                 except NotThere:
                     raise ResultMissing(f"result {result.local} was not there after the commands") from None
-                manifest.extend(map(_manifest_entry, entries))
+                manifest.extend(_manifest_entry(result, entry) for entry in entries)
         return tuple(manifest)
 
     def drop(self, stage: str) -> None:
@@ -174,7 +174,15 @@ def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
     return pairs
 
 
-def _manifest_entry(entry: Entry) -> ManifestEntry:
+def _manifest_entry(result: Result, entry: Entry) -> ManifestEntry:
+    """Raises `ResultMissing` for a name that no message can carry."""
+    try:
+        (entry.path + entry.sha256).encode()
+    except UnicodeEncodeError:
+        named = ascii(entry.path)
+        raise ResultMissing(
+            f"result {result.local}: the name {named} is not UTF-8: rename it in the commands"
+        ) from None
     return ManifestEntry(entry.path, entry.size, entry.sha256, entry.kind, entry.mode)
 
 

@@ -52,6 +52,7 @@ class RunningRecord:
     """Process groups that run, on disk: (pid, start time), so that a later process can end what an earlier one left."""
 
     def __init__(self, home: WorkerHome) -> None:
+        self._shared = home.shared
         self._directory = home.path / "running"
         self._directory.mkdir(exist_ok=True)
 
@@ -66,24 +67,47 @@ class RunningRecord:
             os.unlink(self._directory / str(pid))
 
     def end_left_over(self) -> int:
-        """KILL the groups that an earlier process left; how many."""
+        """KILL what an earlier process left: the groups it recorded, and whatever else still carries this home in its
+        environment (it had begun a moment before, or had left its group). How many there were."""
         ended = 0
         for item in list(self._directory.iterdir()):
-            pid = int(item.name)
-            if _start_time(pid) == os.readlink(item):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(pid, signal.SIGKILL)
-                    ended += 1
-                deadline = time.monotonic() + KILL_WAIT_S
-                while _start_time(pid) == os.readlink(item) and time.monotonic() < deadline:
-                    time.sleep(0.01)
-            else:
-                # The leader is gone; what it left may still be in its group, if no other took the number.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    if not Path(f"/proc/{pid}").exists():
-                        os.killpg(pid, signal.SIGKILL)
+            ended += self._end_group(int(item.name), os.readlink(item))
             item.unlink()
-        return ended
+        deadline = time.monotonic() + KILL_WAIT_S
+        seen: set[int] = set()
+        while (left := _of_home(self._shared)) and time.monotonic() < deadline:
+            seen |= left
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        return ended + len(seen)
+
+    def _end_group(self, pid: int, started: str) -> bool:
+        if _start_time(pid) != started:
+            # The leader is gone; what it left may still be in its group, if no other took the number.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if not Path(f"/proc/{pid}").exists():
+                    os.killpg(pid, signal.SIGKILL)
+            return False
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        deadline = time.monotonic() + KILL_WAIT_S
+        while _start_time(pid) == started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return True
+
+
+def _of_home(shared: Path) -> set[int]:
+    """Live processes whose environment names this home's shared directory: attempts of a process before us."""
+    wanted = b"ECLOUD_WORKER_DIR=" + os.fsencode(shared)
+    found = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry.name))
+    return found
 
 
 def _start_time(pid: int) -> str:

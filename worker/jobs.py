@@ -29,6 +29,7 @@ log = logging.getLogger("worker")
 FIRST_WAIT_S = 0.5
 LAST_WAIT_S = 15.0
 Key = tuple[int, int]
+_CHECKOUT = str(Path(__file__).resolve().parent.parent)
 _SECRETS = ("ECLOUD_SETTINGS", "ECLOUD_HOME", "ECLOUD_ACCESS")
 
 
@@ -77,7 +78,7 @@ class Jobs:
         self._later = later
         self._at = at
         self._keep_dirs = keep_dirs
-        self._base_env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        self._base_env = _inherited()
         self._base_env["ECLOUD_WORKER"] = peer
         self._base_env["ECLOUD_WORKER_DIR"] = str(home.shared)
         self.shell = "/bin/sh"
@@ -150,8 +151,7 @@ class Jobs:
             **job.body.env,
             "ECLOUD_TASK": job.body.id,
             "ECLOUD_RUN": order.run,
-            "ECLOUD_ATTEMPT": f"{order.task_no}-{order.number}",
-            "ECLOUD_ATTEMPT_NUMBER": str(order.number),
+            "ECLOUD_ATTEMPT": str(order.number),
         }
         if job.gpus is not None:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.gpus))
@@ -226,6 +226,14 @@ class Jobs:
             self._directories.give_back(job.directory, keep.replace("/", "_")[:200])
         except OSError as error:
             log.warning("working directory %s is left: %s", job.directory, error)
+
+
+def _inherited() -> dict[str, str]:
+    """What tasks see of our own environment: no secrets, and not the path by which start.sh lets us be found."""
+    env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    paths = env.pop("PYTHONPATH", "").split(os.pathsep)
+    others = os.pathsep.join(path for path in paths if path and path != _CHECKOUT)
+    return {**env, "PYTHONPATH": others} if others else env
 
 
 def _sentence(error: BaseException) -> str:

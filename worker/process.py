@@ -26,6 +26,8 @@ PR_SET_PDEATHSIG = 1
 READ_BYTES = 65_536
 REAP_ROUNDS = 200
 REAP_WAIT_S = 0.005
+# Put into the environment of everything an attempt starts: what left its process group is known again by it.
+MARK = "ECLOUD_MARK"
 Key = tuple[int, int]
 
 
@@ -96,11 +98,16 @@ class Processes:
         self._by_fd: dict[int, Process] = {}
         self.running: dict[Key, Process] = {}
         self._pids: set[int] = set()
+        # Opened once: each costs as much as a pipe, and a short task costs little else.
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._children = _open_children()
+        _inherit_nothing()
 
     def start(
         self, key: Key, argv: list[str], directory: Path, env: dict[str, str], timeout_s: float | None, now: float
     ) -> Process:
         """Start a shell. Raises `OSError` where the machine can't."""
+        mark = f"{key[0]}-{key[1]}"
         out_read, out_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         err_read, err_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(out_write, True)
@@ -109,11 +116,12 @@ class Processes:
             popen = subprocess.Popen(
                 argv,
                 cwd=directory,
-                env=env,
-                stdin=subprocess.DEVNULL,
+                env={**env, MARK: mark},
+                stdin=self._null,
                 stdout=out_write,
                 stderr=err_write,
                 start_new_session=True,
+                close_fds=False,  # nothing is inherited; looking for what to close costs 20 us, and we wait meanwhile
             )
         except BaseException:
             os.close(out_read)
@@ -132,7 +140,7 @@ class Processes:
             tails=tails,
             started_at=now,
             timeout_at=None if timeout_s is None else now + timeout_s,
-            mark=f"ECLOUD_ATTEMPT={key[0]}-{key[1]}".encode(),
+            mark=f"{MARK}={mark}".encode(),
         )
         for descriptor in (process.pidfd, *process.streams):
             self._by_fd[descriptor] = process
@@ -239,9 +247,17 @@ class Processes:
                     if os.waitpid(pid, os.WNOHANG)[0] == 0:
                         select.select([], [], [], REAP_WAIT_S)
 
+    def _our_children(self) -> list[int]:
+        if self._children is None:
+            return []
+        data = b""
+        while piece := os.pread(self._children, READ_BYTES, len(data)):
+            data += piece
+        return [int(pid) for pid in data.split()]
+
     def _left_behind(self, process: Process) -> Iterator[int]:
         """Our children that no running shell is: orphans we adopted, of this attempt by their environment."""
-        for pid in _children():
+        for pid in self._our_children():
             if pid in self._pids:
                 continue
             try:
@@ -256,12 +272,20 @@ class Processes:
                 yield pid
 
 
-def _children() -> list[int]:
-    found: list[int] = []
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children", "rb") as file:
-            found += map(int, file.read().split())
-    return found
+def _open_children() -> int | None:
+    """The list of our children. Orphans are given to a process's first thread, whichever had started their parents."""
+    try:
+        return os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None  # a kernel that does not tell
+
+
+def _inherit_nothing() -> None:
+    """What this process was started with beyond the standard streams is not for tasks. What Python opens never is."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
 
 
 def _signal_group(pid: int, number: int) -> None:

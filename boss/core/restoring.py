@@ -72,8 +72,10 @@ def _restore_attempt(row: AttemptRow, book: TaskBook, attempts: Attempts, fleet:
     attempts.active[key] = attempt
     if node is not None:
         node.attempts = max(node.attempts, row.number)  # the number of an assigned attempt is not in its task's row
-    if node is not None and not node.init and row.state is not AttemptState.STOPPING:
-        node.assigned = row.number
+    # One that is still being published although its task is to be done anew counts no more: then the task does not run.
+    published_only = row.state is AttemptState.PROMOTING and (node is None or node.state is not TaskState.RUNNING)
+    if node is not None and not node.init and row.state is not AttemptState.STOPPING and not published_only:
+        node.assigned = max(node.assigned, row.number)
     if row.state is AttemptState.PROMOTING:
         attempts.promoting[key] = attempt
         return

@@ -203,6 +203,7 @@ class TaskBook:
             if node.state is _READY:
                 self.move(node, TaskState.SUCCEEDED, "skipped: nothing needed it")
             if node.state is not _RUNNING:
+                self.write(node)  # the number of its last attempt, which may still be going on
                 self.graph.remove([node.task_no])
                 del run.inits[node.task_no]
         run.init_failures.clear()

@@ -1,0 +1,46 @@
+"""`python -m bench [NAME…]`: measure and print. With no name, everything."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+
+from bench.report import Figure, table
+from bench.services import NotInstalled
+
+MEASURES = ("core", "throughput", "simulated", "push", "doors")
+
+
+def main() -> int:
+    """0 when all was measured; 1 when a measure could not be taken or an aim was missed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="How fast ECLOUD is here. See bench/README.md."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(MEASURES)} [all]")
+    parser.add_argument("--profile", metavar="DIR", type=Path, help="write cProfile's files of boss and worker there")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in MEASURES]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: there is only {', '.join(MEASURES)}")
+    figures: list[Figure] = []
+    for name in options.names or MEASURES:
+        began = time.monotonic()
+        module = importlib.import_module(f"bench.{name}")
+        takes_profiles = options.profile is not None and name in ("throughput", "simulated", "push")
+        try:
+            figures += module.measure(options.profile) if takes_profiles else module.measure()
+        except NotInstalled as error:
+            figures.append(Figure(f"{name}: not measured: {error}", met=False))
+        print(f"{name}: measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
+    print(f"{os.cpu_count()} cores, load {load}; CPU is per task, summed over cores")
+    print(table(figures))
+    return 1 if any(figure.met is False for figure in figures) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,349 @@
+"""The shell of a simulated boss: the real core, driven as `boss.runtime` drives it, and killed between any two effects.
+
+A turn is a generator: what it yields is how long the next thing takes. Between any two effects it may be the last thing
+that this process ever did. What survives is what the store holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from boss.core.boss import Boss
+from boss.core.config import BossConfig
+from boss.core.effects import (
+    Call,
+    DropStages,
+    Effects,
+    EndVm,
+    FindResults,
+    ListStages,
+    ListVms,
+    LoadRun,
+    PromoteFiles,
+    Read,
+    Send,
+    StartVm,
+)
+from boss.core.events import (
+    BrokerFound,
+    BrokerLost,
+    DatastoreFailed,
+    Event,
+    FilesPromoted,
+    MessageArrived,
+    ResultsFound,
+    RunLoaded,
+    StagesListed,
+    TasksSelected,
+    VmRefused,
+    VmsListed,
+    VmStarted,
+)
+from boss.store import AnotherBossLeads, CommitRefused, Deposed, StoreAway
+from datastore.port import DatastoreAway
+from ecloud import wire
+from ecloud.wire import Envelope
+from sim.checker import Checker
+from sim.cloud import Cloud, Refused
+from sim.datastore import Datastore
+from sim.faults import Faults
+from sim.network import Network
+from sim.store import CLUSTER_ID, Store, Tables
+from sim.world import World
+
+RENEW_S = 5.0
+FIRST_WAIT_S, LAST_WAIT_S = 0.1, 5.0
+COMMIT_S = 0.002
+SLOW_COMMIT_S = 8.0
+EVENTS_A_BATCH = 5_000
+Turn = Iterator[float]
+
+
+class Places(msgspec.Struct):
+    """What a boss works with."""
+
+    world: World
+    faults: Faults
+    network: Network
+    tables: Tables
+    datastore: Datastore
+    cloud: Cloud
+    checker: Checker
+
+
+class BossProcess:
+    """One process, from the moment it tries to lead until it dies or is deposed."""
+
+    def __init__(
+        self, name: str, places: Places, config: BossConfig, replace: bool, gone: Callable[[str], None]
+    ) -> None:
+        self.name = name
+        self.world = places.world
+        self.faults = places.faults
+        self.places = places
+        self.config = config
+        self.store = Store(places.tables)
+        self.alive = True
+        self.frozen = False
+        self.core: Boss | None = None
+        self._gone = gone
+        self._inbox: list[Event] = []
+        self._turn: Turn | None = None
+        self._woken = False
+        self._wake_at: float | None = None
+        self._batch = 0
+        self._renewed_at = 0.0
+        self.world.after(0.0, lambda: self._lead(replace))
+
+    # --- beginning and end -----------------------------------------------------------------------
+
+    def _lead(self, replace: bool) -> None:
+        if not self.alive:
+            return
+        try:
+            epoch = self.store.lead(self.name, self.world.now, replace)
+        except AnotherBossLeads:
+            self.world.after(1.0, lambda: self._lead(replace))
+            return
+        self.world.tell(self.name, f"leads with epoch {epoch}")
+        self._begin()
+        self.link = self.places.network.connect(
+            "", self._hear, lambda: self._put(BrokerFound()), lambda reason: self._put(BrokerLost(reason))
+        )
+        self._renewed_at = self.world.now
+        self._run(self._decide([]))
+
+    def _begin(self) -> Boss:
+        self._batch = self.store.last_batch()
+        self.core = Boss(self.store.load(), self.config, self.world.now)
+        return self.core
+
+    def die(self, why: str) -> None:
+        """Nothing of it happens any more, but for calls that are under way."""
+        if self.alive:
+            self.world.tell(self.name, f"dies: {why}")
+            self.alive = False
+            if self.core is not None:
+                self.link.close()
+            self._turn = None
+            self._gone(why)
+
+    def freeze(self, seconds: float) -> None:
+        """Stand still for a while."""
+        if self.alive and not self.frozen:
+            self.world.tell(self.name, f"stands still for {seconds:.1f} s")
+            self.frozen = True
+            self.world.after(seconds, self.thaw)
+
+    def thaw(self) -> None:
+        """Go on."""
+        if self.alive and self.frozen:
+            self.world.tell(self.name, "goes on")
+            self.frozen = False
+            self._go_on()
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def _hear(self, envelope: Envelope, key_name: str) -> None:
+        self._put(MessageArrived(envelope, key_name))
+
+    def _put(self, event: Event) -> None:
+        if self.alive:
+            self._inbox.append(event)
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._woken and self._turn is None and not self.frozen:
+            self._woken = True
+            self.world.after(0.0001, self._take)
+
+    def _take(self) -> None:
+        self._woken = False
+        if self.alive and self._turn is None and not self.frozen and self.core is not None:
+            events, self._inbox = self._inbox[:EVENTS_A_BATCH], self._inbox[EVENTS_A_BATCH:]
+            self._run(self._decide(events))
+
+    def _run(self, turn: Turn) -> None:
+        self._turn = turn
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take the turn at hand as far as it goes without time passing."""
+        if not self.alive or self.frozen or self._turn is None:
+            return self._wake() if self.alive and not self.frozen else None
+        try:
+            for seconds in self._turn:
+                if seconds > 0:
+                    self.world.after(seconds, self._go_on)
+                    return None
+                if self.world.fault("boss_death", self.faults.boss_death):
+                    return self.die("killed between two effects")
+        except Deposed as error:
+            return self.die(str(error))
+        self._turn = None
+        return self._wait()
+
+    def _wait(self) -> None:
+        assert self.core is not None
+        if self._inbox:
+            self._wake()
+            return
+        deadline = self.core.next_deadline()
+        at = self._renewed_at + RENEW_S
+        at = at if deadline is None else min(at, deadline)
+        if self._wake_at is None or at < self._wake_at or self._wake_at <= self.world.now:
+            self._wake_at = at
+            self.world.at(at, self._alarm(at))
+
+    def _alarm(self, at: float) -> Callable[[], None]:
+        def ring() -> None:
+            if self._wake_at == at:
+                self._wake_at = None
+                if self.alive and self._turn is None and not self.frozen:
+                    self._take()
+
+        return ring
+
+    def _decide(self, events: list[Event]) -> Turn:
+        assert self.core is not None
+        try:
+            yield from self._carry_out(self._handle(events))
+        except CommitRefused as error:
+            self.world.tell(self.name, f"leaves a batch out: {error}")
+            self._begin()
+        if self.world.now - self._renewed_at >= RENEW_S:
+            self._renewed_at = self.world.now
+            self.store.renew(self.world.now)
+
+    def _handle(self, events: list[Event]) -> Effects:
+        assert self.core is not None
+        effects = self.core.handle(events, self.world.now)
+        self.core.check()
+        return effects
+
+    # --- carrying out ----------------------------------------------------------------------------
+
+    def _carry_out(self, effects: Effects) -> Turn:
+        yield 0.0
+        if not effects.writes.is_empty:
+            yield from self._commit(effects)
+        bodies = self._bodies(effects.sends)
+        for send in effects.sends:
+            yield 0.0
+            self._publish(send, bodies)
+        for call in effects.calls:
+            yield 0.0
+            self._call(call)
+        for read in effects.reads:
+            yield from self._carry_out(self._handle([self._answer(read)]))
+
+    def _commit(self, effects: Effects) -> Turn:
+        batch = self._batch + 1
+        wait_s = FIRST_WAIT_S
+        told = False
+        while True:
+            try:
+                if not (told and self.store.last_batch() >= batch):
+                    yield from self._commit_once(batch, effects)
+                break
+            except StoreAway:
+                told = True
+            yield wait_s
+            wait_s = min(LAST_WAIT_S, wait_s * 2)
+        self._batch = batch
+        self._renewed_at = self.world.now
+
+    def _commit_once(self, batch: int, effects: Effects) -> Turn:
+        world, faults = self.world, self.faults
+        yield SLOW_COMMIT_S * world.random.random() if world.fault("commit_slow", faults.commit_slow) else COMMIT_S
+        if world.fault("commit_fails", faults.commit_fails):
+            raise StoreAway("the database is away")
+        if world.fault("commit_refused", faults.commit_refused):
+            raise CommitRefused("the database refuses")
+        with self.places.checker.committing(self.name, effects.writes):
+            self.store.commit(batch, effects.writes, world.now)
+        if world.fault("commit_unanswered", faults.commit_unanswered):
+            raise StoreAway("the answer got lost")
+        yield 0.0
+
+    def _bodies(self, sends: list[Send]) -> dict[int, bytes]:
+        wanted = [
+            order.task_no
+            for send in sends
+            if isinstance(send.envelope.message, wire.StartTasks)
+            for order in send.envelope.message.attempts
+        ]
+        return self.store.definitions(wanted) if wanted else {}
+
+    def _publish(self, send: Send, bodies: dict[int, bytes]) -> None:
+        envelope = send.envelope
+        if isinstance(envelope.message, wire.StartTasks):
+            orders = tuple(
+                msgspec.structs.replace(order, body=msgspec.Raw(bodies[order.task_no]))
+                for order in envelope.message.attempts
+                if order.task_no in bodies
+            )
+            envelope = msgspec.structs.replace(envelope, message=wire.StartTasks(orders))
+        self.places.checker.on_said(self.name, envelope)
+        self.link.publish(envelope, send.key_name, wire.peer_topic(CLUSTER_ID, envelope.peer))
+
+    def _answer(self, read: Read) -> Event:
+        if isinstance(read, LoadRun):
+            return RunLoaded(read.token, self.store.load_run(read.name))
+        images, task_nos, problem = self.store.select(read)
+        return TasksSelected(read.token, tuple(images), frozenset(task_nos), problem)
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def _call(self, call: Call) -> None:
+        """Made a moment later by a thread; its answer comes back if this process still lives then."""
+
+        def make() -> None:
+            if not self.alive and not self.world.fault("call_lost", self.faults.call_lost):
+                return
+            event = self._make(call)
+            if event is not None:
+                self.world.after(self.world.random.uniform(0.0005, 0.005), lambda: self._put(event))
+
+        self.world.after(self.world.random.uniform(0.0005, 0.01), make)
+
+    def _make(self, call: Call) -> Event | None:
+        if isinstance(call, (StartVm, EndVm, ListVms)):
+            return self._to_cloud(call)
+        try:
+            return self._to_datastore(call)
+        except DatastoreAway as error:
+            return None if isinstance(call, DropStages) else DatastoreFailed(call, str(error))
+
+    def _to_datastore(self, call: PromoteFiles | FindResults | ListStages | DropStages) -> Event | None:
+        datastore = self.places.datastore
+        match call:
+            case PromoteFiles(promotions):
+                problems = datastore.promote(promotions)
+                return FilesPromoted(tuple((p.task_no, p.number, text) for p, text in zip(promotions, problems)))
+            case FindResults(token, paths):
+                return ResultsFound(token, datastore.existing(paths))
+            case ListStages():
+                return StagesListed(datastore.stages())
+            case DropStages(stages):
+                datastore.drop(stages)
+        return None
+
+    def _to_cloud(self, call: StartVm | EndVm | ListVms) -> Event | None:
+        cloud = self.places.cloud
+        match call:
+            case StartVm(vm_no, pool, size, nonce):
+                try:
+                    return VmStarted(vm_no, cloud.start(vm_no, pool, size, nonce))
+                except Refused as error:
+                    return VmRefused(vm_no, str(error), 5.0)
+            case EndVm(_, _, cloud_id):
+                cloud.end(cloud_id)
+            case ListVms(pool):
+                alive = cloud.list(pool)
+                return VmsListed(
+                    pool, frozenset(alive.values()), {vm_no: cloud_id for vm_no, cloud_id in alive.items()}
+                )
+        return None

@@ -1,0 +1,122 @@
+"""A simulated person's program: pushes in chunks and asks for things, each again and again until it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from ecloud import wire
+from ecloud.tasks import TaskDefinition
+from ecloud.wire import Envelope
+from sim.network import Network
+from sim.store import CLUSTER_ID
+from sim.world import World
+
+AGAIN_S = 2.0
+"""What is not answered is said again after this."""
+HEARTBEAT_S = 3.0
+CHUNK = 8
+
+
+class Wish(msgspec.Struct, eq=False):
+    """Something to say until it is answered: a push in chunks, or a request."""
+
+    id: str
+    messages: tuple[wire.Message, ...]
+
+
+class Client:
+    """One conversation. Wishes are fulfilled one after another, like those of a person."""
+
+    def __init__(self, name: str, world: World, network: Network) -> None:
+        self.name = name
+        self.world = world
+        self.wishes: list[Wish] = []
+        self.answers: dict[str, wire.Message] = {}
+        self.when_answered: Callable[[wire.Message], None] = lambda message: None
+        self._session = ""
+        self._epoch = 0
+        self._nonce = self._number = self._heard = 0
+        self._topic = wire.boss_topic(CLUSTER_ID, name)
+        self.link = network.connect(
+            wire.peer_topic(CLUSTER_ID, name), lambda envelope, _: self._hear(envelope), self._say_hello, self._lost
+        )
+        self.world.after(AGAIN_S, self._again)
+
+    def push(self, push_id: str, options: wire.PushOptions, tasks: list[TaskDefinition]) -> None:
+        """Wish that these tasks are taken."""
+        pieces = [tuple(tasks[start : start + CHUNK]) for start in range(0, len(tasks), CHUNK)]
+        self._wish(
+            push_id,
+            tuple(wire.SubmitTasks(push_id, k, len(pieces), options, piece) for k, piece in enumerate(pieces)),
+        )
+
+    def ask(self, request_id: str, verb: str, **arguments: str | int | bool | None | list[str | int]) -> None:
+        """Wish something of the boss."""
+        self._wish(request_id, (wire.Request(request_id, verb, dict(arguments)),))
+
+    def _wish(self, id: str, messages: tuple[wire.Message, ...]) -> None:
+        self.wishes.append(Wish(id, messages))
+        if len(self.wishes) == 1:
+            self._say_wish()
+
+    def _say_wish(self) -> None:
+        if self.wishes and self._session:
+            for message in self.wishes[0].messages:
+                self._say(message)
+
+    def _say(self, message: wire.Message) -> None:
+        self._number += 1
+        self._publish(Envelope(wire.PROTOCOL_VERSION, self.name, self._session, self._number, message))
+
+    def _publish(self, envelope: Envelope) -> None:
+        self.link.publish(envelope, "client", self._topic)
+
+    def _say_hello(self) -> None:
+        self._session = ""
+        self._nonce += 1
+        hello = wire.Hello(nonce=f"{self.name}-{self._nonce}", kind="client")
+        self._publish(Envelope(wire.PROTOCOL_VERSION, self.name, "", 0, hello))
+
+    def _lost(self, reason: str) -> None:
+        self._session = ""
+
+    def _again(self) -> None:
+        """Every so often: hello where there is no session, else a heartbeat and what is not answered."""
+        self.world.after(AGAIN_S, self._again)
+        if not self._session:
+            self._say_hello()
+            return
+        self._say(wire.Heartbeat(orders_seen=self._heard))
+        self._say_wish()
+
+    def _hear(self, envelope: Envelope) -> None:
+        message = envelope.message
+        if isinstance(message, wire.Welcome):
+            if message.nonce == f"{self.name}-{self._nonce}" and not self._session and envelope.epoch >= self._epoch:
+                self._session, self._epoch = message.session, envelope.epoch
+                self._number = self._heard = 0
+                self._say(wire.Heartbeat(orders_seen=0))
+                self._say_wish()
+        elif isinstance(message, wire.Refused) and message.code == "session":
+            if message.about == self._session:
+                self._say_hello()
+        elif envelope.session == self._session and envelope.number > self._heard and envelope.epoch == self._epoch:
+            self._heard = envelope.number
+            self._on_answer(message)
+
+    def _on_answer(self, message: wire.Message) -> None:
+        about = ""
+        if isinstance(message, (wire.RunAccepted, wire.RunRejected)):
+            about = message.push_id
+        elif isinstance(message, wire.RequestDone):
+            about = message.request_id
+        elif isinstance(message, wire.Refused) and message.code != "busy":
+            about = message.about
+        if self.wishes and about == self.wishes[0].id:
+            self.wishes.pop(0)
+            self.answers[about] = message
+            self.world.tell(self.name, f"gets its answer to {about}: {type(message).__name__}")
+            self.when_answered(message)
+            self._say_wish()

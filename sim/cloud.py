@@ -1,0 +1,67 @@
+"""The simulated cloud: a VM that is asked for becomes a worker after a boot time. Owns which VMs live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ecloud.tasks import Resources
+from sim.faults import Faults
+from sim.world import World
+
+BOOT_S = (0.5, 5.0)
+
+Boot = Callable[[int, str, Resources, str], Callable[[], None]]
+"""(vm_no, cloud_id, size, boot_nonce) -> how to end the machine."""
+
+
+class Refused(Exception):
+    """The cloud has no room now."""
+
+
+class Cloud:
+    """One cloud with as many machines as are asked for."""
+
+    def __init__(self, world: World, faults: Faults, boot: Boot) -> None:
+        self.world = world
+        self.faults = faults
+        self._boot = boot
+        self._vms: dict[str, tuple[int, str]] = {}
+        self._ends: dict[str, Callable[[], None]] = {}
+        self._count = 0
+
+    def start(self, vm_no: int, pool: str, size: Resources, nonce: str) -> str:
+        """The cloud's name of a new VM. Raises `Refused`."""
+        if self.world.fault("vm_refused", self.faults.vm_refused):
+            raise Refused("no room")
+        self._count += 1
+        cloud_id = f"vm{self._count}"
+        self._vms[cloud_id] = (vm_no, pool)
+        self.world.tell("cloud", f"starts {cloud_id} for intent {vm_no}")
+
+        def boot() -> None:
+            if cloud_id in self._vms:
+                self._ends[cloud_id] = self._boot(vm_no, cloud_id, size, nonce)
+
+        self.world.after(self.world.random.uniform(*BOOT_S), boot)
+        return cloud_id
+
+    def end(self, cloud_id: str) -> None:
+        """It is gone a moment later, with its disk."""
+
+        def gone() -> None:
+            if self._vms.pop(cloud_id, None) is not None:
+                self.world.tell("cloud", f"ended {cloud_id}")
+                end = self._ends.pop(cloud_id, None)
+                if end is not None:
+                    end()
+
+        self.world.after(self.world.random.uniform(0.1, 2.0), gone)
+
+    def vanish(self, cloud_id: str) -> None:
+        """The machine is gone, and the cloud knows."""
+        self._vms.pop(cloud_id, None)
+        self._ends.pop(cloud_id, None)
+
+    def list(self, pool: str) -> dict[int, str]:
+        """What lives of that pool: cloud ids by vm_no."""
+        return {vm_no: cloud_id for cloud_id, (vm_no, of) in self._vms.items() if of == pool}

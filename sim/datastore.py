@@ -1,0 +1,92 @@
+"""The simulated datastore: stages and final files by name, each with the identity of its content.
+
+Follows the contract of `datastore.port`, with its weakest promise: a file that is no longer staged but stands under its
+final name *with its size* counts as promoted. All sizes are equal here, so that a wrong file is never refused by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from boss.core.effects import Promote
+from datastore.port import DatastoreAway
+from ecloud.tasks import ManifestEntry
+from sim.faults import Faults
+from sim.world import World
+
+SIZE = 100
+
+
+class Datastore:
+    """One datastore for all."""
+
+    def __init__(self, world: World, faults: Faults) -> None:
+        self.world = world
+        self.faults = faults
+        self.staged: dict[str, dict[str, str]] = {}
+        self.final: dict[str, str] = {}
+        self.away = False
+
+    def go_away(self, seconds: float) -> None:
+        """Not to be reached for a while."""
+        if not self.away:
+            self.away = True
+            self.world.tell("datastore", f"away for {seconds:.1f} s")
+            self.world.after(seconds, self.come_back)
+
+    def come_back(self) -> None:
+        """To be reached again."""
+        if self.away:
+            self.away = False
+            self.world.tell("datastore", "back")
+
+    def _require(self) -> None:
+        if self.away:
+            raise DatastoreAway("the datastore can't be reached")
+
+    def store(self, stage: str, paths: Sequence[str], content: str) -> tuple[ManifestEntry, ...]:
+        """Stage files of that content; the manifest."""
+        self._require()
+        self.staged.setdefault(stage, {}).update(dict.fromkeys(paths, content))
+        return tuple(ManifestEntry(path, SIZE, content) for path in paths)
+
+    def has(self, path: str) -> bool:
+        """Whether a file is published under that name."""
+        self._require()
+        return path in self.final
+
+    def existing(self, paths: Iterable[str]) -> frozenset[str]:
+        """Those of the names that are published."""
+        self._require()
+        return frozenset(path for path in paths if path in self.final)
+
+    def stages(self) -> tuple[str, ...]:
+        """All stages."""
+        self._require()
+        return tuple(sorted(self.staged))
+
+    def drop(self, stages: Iterable[str]) -> None:
+        """Remove stages; nothing happens where there is none."""
+        self._require()
+        for stage in stages:
+            if self.staged.pop(stage, None) is not None:
+                self.world.tell("datastore", f"drops stage {stage}")
+
+    def promote(self, promotions: Iterable[Promote]) -> list[str | None]:
+        """Move what is staged to final names. May be cut in the middle."""
+        return [self._promote(item) for item in promotions]
+
+    def _promote(self, item: Promote) -> str | None:
+        for entry in item.manifest:
+            self._require()
+            stage = self.staged.get(item.stage, {})
+            content = stage.pop(entry.path, None)
+            if content is not None:
+                self.final[entry.path] = content
+            elif entry.path not in self.final:
+                return f"result {entry.path} is neither staged nor published"
+            if self.world.fault("promotion_cut", self.faults.promotion_cut):
+                self.go_away(self.world.random.uniform(0.1, 5.0))
+        self._require()
+        self.staged.pop(item.stage, None)
+        return None

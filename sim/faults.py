@@ -1,0 +1,102 @@
+"""What may go wrong, as named options with probabilities. Owns no chance itself: `World.fault` draws and counts.
+
+`Faults` is what the machines look at, at the moment something could go wrong. `heal` ends all of it.
+"""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+
+
+class Faults(msgspec.Struct):
+    """Probabilities per occasion (message, effect, commit, call), or mean rates per second and machine."""
+
+    lose: float = 0.0
+    """Per message: it never arrives."""
+    duplicate: float = 0.0
+    """Per message: it arrives a second time, later."""
+    delay: float = 0.0
+    """Per message: it arrives up to seconds late, after what was sent after it."""
+    boss_death: float = 0.0
+    """Per point between two effects of the boss."""
+    second_boss: float = 0.0
+    """Per second: another boss takes the lead while the first still lives."""
+    boss_freeze: float = 0.0
+    """Per second: the boss stands still for a while, at times longer than a lease."""
+    commit_fails: float = 0.0
+    """Per commit: the database is away, nothing was written."""
+    commit_unanswered: float = 0.0
+    """Per commit: it was written, the answer got lost."""
+    commit_slow: float = 0.0
+    """Per commit: it takes seconds."""
+    commit_refused: float = 0.0
+    """Per commit: the database refuses the batch; the boss leaves it out and begins anew."""
+    worker_death: float = 0.0
+    """Per second and worker: the process dies; another starts on the same home."""
+    worker_gone: float = 0.0
+    """Per second and worker: the machine is gone with its disk; another comes later."""
+    worker_freeze: float = 0.0
+    """Per second and worker: it stands still, at times longer than its lease."""
+    worker_leaves: float = 0.0
+    """Per second and worker: somebody tells it to leave; another comes later."""
+    link_cut: float = 0.0
+    """Per second and worker: its connection to the broker ends for a while."""
+    broker_restart: float = 0.0
+    """Per second: the broker restarts; what it held is lost, all connections end."""
+    datastore_away: float = 0.0
+    """Per second: the datastore can't be reached for a while."""
+    promotion_cut: float = 0.0
+    """Per promoted entry: the datastore goes away in the middle."""
+    call_lost: float = 0.0
+    """Per call of a boss that died: it happens nevertheless, late."""
+    vm_refused: float = 0.0
+    """Per VM asked for: the cloud says no."""
+
+    @property
+    def any(self) -> bool:
+        """Whether anything may go wrong."""
+        return any(getattr(self, name) for name in self.__struct_fields__)
+
+    def heal(self) -> None:
+        """Nothing goes wrong from now on."""
+        for name in self.__struct_fields__:
+            setattr(self, name, 0.0)
+
+
+MOST = Faults(
+    lose=0.15,
+    duplicate=0.15,
+    delay=0.15,
+    boss_death=0.04,
+    second_boss=0.06,
+    boss_freeze=0.06,
+    commit_fails=0.08,
+    commit_unanswered=0.08,
+    commit_slow=0.04,
+    commit_refused=0.03,
+    worker_death=0.06,
+    worker_gone=0.03,
+    worker_freeze=0.06,
+    worker_leaves=0.03,
+    link_cut=0.06,
+    broker_restart=0.05,
+    datastore_away=0.06,
+    promotion_cut=0.15,
+    call_lost=0.7,
+    vm_refused=0.4,
+)
+"""The highest probability of each; a seed draws which of them it has, and how much."""
+
+NAMES = tuple(MOST.__struct_fields__)
+
+
+def draw(chance: random.Random, allowed: tuple[str, ...] = NAMES) -> Faults:
+    """Faults of one scenario: about a third of those allowed, each between a little and most."""
+    faults = Faults()
+    for name in NAMES:
+        wanted, amount = chance.random() < 0.35, chance.uniform(0.1, 1.0)
+        if wanted and name in allowed:
+            setattr(faults, name, getattr(MOST, name) * amount)
+    return faults

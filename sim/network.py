@@ -1,0 +1,150 @@
+"""The simulated broker and its network: who is connected, what is under way, what gets lost.
+
+Every message passes through the real `wire.encode` and `wire.decode` with derived keys. What a broker forgets when it
+restarts, and what a dead connection had under way, is lost, as with the real one (clean sessions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from ecloud import wire
+from ecloud.secrets import derive_key
+from ecloud.wire import Envelope
+from sim.faults import Faults
+from sim.store import CLUSTER_ID
+from sim.world import World
+
+FASTEST_S, SLOWEST_S = 0.0003, 0.003
+LATE_S = 8.0
+"""A delayed message is late by at most this."""
+BROKER_DOWN_S = 4.0
+SECRET = b"the cluster secret of a simulation"
+
+_BOSS_TOPIC = wire.boss_topic(CLUSTER_ID, "")
+
+
+@cache
+def key_of(name: str) -> bytes:
+    """The derived key of that name."""
+    return derive_key(SECRET, name)
+
+
+class Link:
+    """One connection of one process. `open` is False for ever once the process is dead or cut off."""
+
+    def __init__(
+        self, network: Network, topic: str, hear: Callable[[Envelope, str], None], found: Callable[[], None],
+        lost: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.network = network
+        self.topic = topic
+        self.hear, self.found, self.lost = hear, found, lost
+        self.closed = False
+        self.connected = False
+        self.last_arrival = 0.0
+        self.generation = 0
+
+    def publish(self, envelope: Envelope, key_name: str, topic: str) -> None:
+        """Say it, if there is a connection; else it is dropped."""
+        if self.connected and not self.closed:
+            self.network.carry(topic, wire.encode(envelope, topic, key_name, key_of(key_name)))
+
+    def close(self) -> None:
+        """The process is gone."""
+        self.closed = True
+        self.network.forget(self)
+
+    def cut(self, seconds: float) -> None:
+        """No connection for a while."""
+        if self.connected and not self.closed:
+            self.connected = False
+            self.generation += 1
+            self.lost("the connection ended")
+            self.network.world.after(seconds, self.network.reconnect(self))
+
+
+class Network:
+    """The broker. `links` by topic: one per peer; all bosses hear all that is said to the boss."""
+
+    def __init__(self, world: World, faults: Faults) -> None:
+        self.world = world
+        self.faults = faults
+        self.up = True
+        self.links: dict[str, list[Link]] = {}
+        self.carried = 0
+
+    def connect(self, topic: str, hear: Callable[[Envelope, str], None], found: Callable[[], None],
+                lost: Callable[[str], None]) -> Link:  # fmt: skip
+        """A new connection that hears what is said on `topic` (empty: everything that is said to the boss)."""
+        link = Link(self, topic, hear, found, lost)
+        self.links.setdefault(topic, []).append(link)
+        self.world.after(self.world.random.uniform(0.001, 0.02), self.reconnect(link))
+        return link
+
+    def forget(self, link: Link) -> None:
+        """It is closed."""
+        links = self.links.get(link.topic, [])
+        if link in links:
+            links.remove(link)
+            if not links:
+                del self.links[link.topic]
+
+    def reconnect(self, link: Link) -> Callable[[], None]:
+        """An action that lets the link in, now or when the broker is there."""
+
+        def let_in() -> None:
+            if link.closed or link.connected:
+                return
+            if not self.up:
+                self.world.after(self.world.random.uniform(0.1, 1.0), let_in)
+                return
+            link.connected = True
+            link.generation += 1
+            link.found()
+
+        return let_in
+
+    def restart(self) -> None:
+        """The broker dies and comes back; what it held is lost."""
+        if not self.up:
+            return
+        down_s = self.world.random.uniform(0.2, BROKER_DOWN_S)
+        self.world.tell("broker", f"restarts, away for {down_s:.1f} s")
+        self.up = False
+        self.world.after(down_s, self.come_up)
+        for link in [link for links in self.links.values() for link in links]:
+            if link.connected:
+                link.cut(down_s + self.world.random.uniform(0.05, 1.0))
+
+    def come_up(self) -> None:
+        """The broker is there again."""
+        self.up = True
+
+    def carry(self, topic: str, payload: bytes) -> None:
+        """Take a message to whoever listens, or not."""
+        self.carried += 1
+        world, faults = self.world, self.faults
+        listening = "" if topic.startswith(_BOSS_TOPIC) else topic
+        for link in self.links.get(listening, ()):
+            if world.fault("lose", faults.lose):
+                continue
+            self._send(link, topic, payload)
+            if world.fault("duplicate", faults.duplicate):
+                self._send(link, topic, payload, late_s=world.random.uniform(0, LATE_S))
+
+    def _send(self, link: Link, topic: str, payload: bytes, late_s: float = 0.0) -> None:
+        world = self.world
+        arrival = world.now + world.random.uniform(FASTEST_S, SLOWEST_S)
+        if late_s or world.fault("delay", self.faults.delay):
+            arrival += late_s or world.random.uniform(0, LATE_S)
+        else:
+            arrival = link.last_arrival = max(arrival, link.last_arrival)
+        generation = link.generation
+
+        def arrive() -> None:
+            if link.connected and link.generation == generation and not link.closed:
+                link.hear(*wire.decode(payload, topic, key_of))
+
+        world.at(arrival, arrive)

@@ -1,0 +1,135 @@
+"""What people want in a simulation: random graphs of tasks, pushed in chunks, cancelled, done again, pushed again.
+
+Everything is drawn from the world's chance. Owns no time but that of its own wishes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ecloud.tasks import Condition, Dependency, Requirement, Result, Retries, TaskDefinition
+from ecloud.wire import PushOptions
+from sim.client import Client
+from sim.worker_shell import command
+from sim.world import World
+
+VERBS = ("cancel", "retry_failed", "redo_task", "cancel", "drop_tasks")
+
+
+class Size(msgspec.Struct, frozen=True):
+    """How large a scenario is."""
+
+    tasks: tuple[int, int] = (10, 40)
+    runs: tuple[int, int] = (1, 2)
+    wishes: tuple[int, int] = (0, 6)
+    workers: tuple[int, int] = (2, 5)
+    troubled_s: float = 40.0
+    """How long things go wrong and people change their minds."""
+    task_s: float = 2.0
+    """The longest task, about."""
+
+
+def make_tasks(world: World, run: str, count: int, size: Size, fails: bool = True) -> list[TaskDefinition]:
+    """A random graph. A task that waits for the success of another may require what that one publishes."""
+    chance = world.random
+    tasks: list[TaskDefinition] = []
+    shape = chance.choice(("wide", "deep", "any"))
+    for number in range(count):
+        tasks.append(_make_task(world, run, number, tasks, shape, size, fails))
+    if chance.random() < 0.3:
+        for number in range(chance.randint(1, 2)):
+            sometimes = 0.05 if fails and chance.random() < 0.5 else 0.0
+            tasks.append(TaskDefinition(f"init{number}", (command(chance.uniform(0.01, 0.5), sometimes),), init=True))
+    return tasks
+
+
+def _make_task(
+    world: World, run: str, number: int, earlier: list[TaskDefinition], shape: str, size: Size, fails: bool
+) -> TaskDefinition:
+    chance = world.random
+    reach = {"wide": 0.3, "deep": 3.0, "any": 1.2}[shape]
+    wanted = min(len(earlier), int(chance.expovariate(1 / reach)) if reach else 0)
+    dependencies, requirements = [], []
+    for before in chance.sample(earlier[-12:], min(wanted, len(earlier[-12:]))):
+        condition = chance.choices((Condition.SUCCESS, Condition.ANY, Condition.FAILURE), (12, 3, 1))[0]
+        dependencies.append(Dependency(before.id, condition))
+        if condition is Condition.SUCCESS and before.results and chance.random() < 0.5:
+            requirements.append(Requirement(before.results[0].path, "input"))
+    seconds = size.task_s * chance.random() ** 3
+    resources = {"cpus": float(chance.choice((1, 1, 1, 2)))}
+    if chance.random() < 0.2:
+        resources["memory_mb"] = float(chance.choice((100, 500, 1000)))
+    return TaskDefinition(
+        id=f"t{number}",
+        commands=(command(seconds, 0.3 if fails and chance.random() < 0.15 else 0.0),),
+        dependencies=tuple(dependencies),
+        requirements=tuple(requirements),
+        results=tuple(Result("out", f"{run}/t{number}/{k}") for k in range(chance.choice((0, 1, 1, 3)))),
+        overwrite_result=True,
+        resources=resources,
+        priority=chance.choice((0, 0, 0, 5)),
+        runtime_s=seconds if chance.random() < 0.3 else None,
+        timeout_s=seconds if fails and chance.random() < 0.05 else None,
+        retries=Retries(chance.choice((0, 1, 2))),
+        labels=("some",) if chance.random() < 0.3 else (),
+    )
+
+
+class Scenario:
+    """One person's plans for a world."""
+
+    def __init__(self, world: World, client: Client, size: Size, fails: bool = True) -> None:
+        self.world = world
+        self.client = client
+        self.size = size
+        self.fails = fails
+        self.runs: dict[str, list[TaskDefinition]] = {}
+        self._count = 0
+        chance = world.random
+        for number in range(chance.randint(*size.runs)):
+            when = 0.0 if number == 0 else chance.uniform(0.0, size.troubled_s / 2)
+            world.after(when, lambda name=f"run{number}": self._push_first(name))  # type: ignore[misc]
+        for _ in range(chance.randint(*size.wishes)):
+            world.after(chance.uniform(1.0, size.troubled_s * 0.9), self._wish)
+
+    def _id(self, what: str) -> str:
+        self._count += 1
+        return f"{what}-{self._count}"
+
+    def _push_first(self, name: str) -> None:
+        tasks = make_tasks(self.world, name, self.world.random.randint(*self.size.tasks), self.size, self.fails)
+        self.runs[name] = tasks
+        self.world.tell(self.client.name, f"pushes {len(tasks)} tasks to {name}")
+        self.client.push(self._id("push"), PushOptions(run=name), tasks)
+
+    def _wish(self) -> None:
+        """A person changes their mind."""
+        chance = self.world.random
+        if not self.runs:
+            return
+        name = chance.choice(sorted(self.runs))
+        verb = chance.choice((*VERBS, "push", "push"))
+        if verb == "push":
+            self._push_again(name)
+            return
+        ids = [f"{name}:{task.id}" for task in chance.sample(self.runs[name], chance.randint(1, 3)) if not task.init]
+        arguments: dict[str, object] = {"ids": ids} if ids and chance.random() < 0.7 else {"run": name}
+        if verb == "redo_task":
+            arguments["below"] = chance.random() < 0.5
+        self.world.tell(self.client.name, f"asks {verb} {arguments}")
+        self.client.ask(self._id(verb), verb, **arguments)  # type: ignore[arg-type]
+
+    def _push_again(self, name: str) -> None:
+        """The same list, a changed one, or another one."""
+        chance = self.world.random
+        kind = chance.choice(("same", "changed", "other"))
+        tasks = list(self.runs[name])
+        if kind == "other":
+            tasks = make_tasks(self.world, name, chance.randint(*self.size.tasks), self.size, self.fails)
+        elif kind == "changed":
+            for index in chance.sample(range(len(tasks)), min(3, len(tasks))):
+                tasks[index] = msgspec.structs.replace(tasks[index], commands=(command(chance.random(), 0.0),))
+        self.runs[name] = tasks
+        strategy = chance.choice(("keep_succeeded", "replace"))
+        self.world.tell(self.client.name, f"pushes {kind} {len(tasks)} tasks to {name}, {strategy}")
+        self.client.push(self._id("push"), PushOptions(run=name, merge_strategy=strategy), tasks)

@@ -1,0 +1,287 @@
+"""One seed, whole: a world, its machines, what goes wrong and for how long, and what must be true at the end.
+
+    result = run(seed)
+
+First everything may go wrong that the seed's `Faults` name; then all heals; then within `SETTLE_S` every task of every
+accepted run must have ended and nothing may be left over.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from boss.core.config import BossConfig, PoolConfig
+from ecloud.tasks import ENDED, Resources
+from sim import faults as faults_of
+from sim.boss_shell import BossProcess, Places
+from sim.checker import Checker, Violation
+from sim.client import Client
+from sim.cloud import Cloud
+from sim.datastore import Datastore
+from sim.faults import Faults
+from sim.network import Network
+from sim.scenario import Scenario, Size
+from sim.store import Tables
+from sim.worker_shell import Places as WorkerPlaces
+from sim.worker_shell import WorkerHome, WorkerProcess
+from sim.world import World
+
+SETTLE_S = 900.0
+"""Everything must have ended this long after things healed: many leases, boots and back-offs."""
+LOOK_S = 1.0
+"""How often what goes wrong is drawn."""
+MOST_STEPS = 3_000_000
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What came of a seed. `problem` is empty where all was well."""
+
+    seed: int
+    problem: str
+    trace_hash: str
+    steps: int
+    passed_s: float
+    completions: int
+    fired: dict[str, int]
+    lines: tuple[tuple[float, str, str], ...] = ()
+
+
+class Machine:
+    """A place where worker processes live, one after another, as long as it stands."""
+
+    def __init__(self, sim: Simulation, home: WorkerHome, of_cloud: bool) -> None:
+        self.sim = sim
+        self.home = home
+        self.of_cloud = of_cloud
+        self.stands = True
+        self.process: WorkerProcess | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """A process on this home, if none lives."""
+        if self.stands and (self.process is None or not self.process.alive):
+            self.process = WorkerProcess(self.home, self.sim.worker_places, self.ended)
+
+    def ended(self, why: str) -> None:
+        """Its process ended; another comes by and by. A VM that was told to leave has done its work."""
+        if self.stands and not (self.of_cloud and why == "left" and not self.home.spool):
+            self.sim.world.after(self.sim.world.random.uniform(0.1, 15.0), self.begin)
+
+    def end(self) -> None:
+        """The machine is gone with its disk."""
+        self.stands = False
+        self.sim.machines.pop(self.home.name, None)
+        if self.process is not None:
+            self.process.die("its machine is gone")
+
+
+class Simulation:
+    """All of one seed."""
+
+    def __init__(self, seed: int, faults: Faults | None = None, size: Size | None = None, fails: bool = True) -> None:
+        self.world = World(seed)
+        chance = self.world.random
+        self.faults = faults if faults is not None else faults_of.draw(random.Random(seed + 1))
+        self.size = size if size is not None else Size()
+        self.tables = Tables()
+        self.network = Network(self.world, self.faults)
+        self.datastore = Datastore(self.world, self.faults)
+        self.cloud = Cloud(self.world, self.faults, self._boot)
+        self.checker = Checker(self.world, self.tables, self.datastore)
+        self.worker_places = WorkerPlaces(self.world, self.faults, self.network, self.datastore, self.checker)
+        self.boss_places = Places(
+            self.world, self.faults, self.network, self.tables, self.datastore, self.cloud, self.checker
+        )
+        self.config = self._make_config()
+        self.bosses: list[BossProcess] = []
+        self.machines: dict[str, Machine] = {}
+        self._count = self._boss_count = 0
+        self.healed_at: float | None = None
+        self.world.tell("seed", f"{seed}: {_words(self.faults)}")
+        self._begin_boss(replace=True)
+        for _ in range(chance.randint(*self.size.workers)):
+            self.world.after(chance.uniform(0.0, 3.0), self.add_machine)
+        self.client = Client("c1", self.world, self.network)
+        self.scenario = Scenario(self.world, self.client, self.size, fails)
+        if self.faults.any:
+            self.world.after(LOOK_S, self._trouble)
+        self.world.after(self.size.troubled_s, self.heal)
+
+    def _make_config(self) -> BossConfig:
+        chance = self.world.random
+        pools: tuple[PoolConfig, ...] = ()
+        if chance.random() < 0.3:
+            pools = (PoolConfig("vms", {"cpus": 2.0, "memory_mb": 4000.0}, maximum=3, idle_s=chance.uniform(5, 60)),)
+        return BossConfig(
+            heartbeat_s=chance.uniform(1.0, 3.0),
+            lease_s=chance.uniform(8.0, 15.0),
+            lease_margin_s=2.0,
+            stop_grace_s=2.0,
+            retry_backoff_s=0.5,
+            sweep_every_s=60.0,
+            pools=pools,
+            datastore_address="dir:/simulated",
+        )
+
+    # --- machines --------------------------------------------------------------------------------
+
+    def _begin_boss(self, replace: bool) -> None:
+        self._boss_count += 1
+        name = f"boss{self._boss_count}"
+
+        def gone(why: str) -> None:
+            if not any(boss.alive for boss in self.bosses):
+                self.world.after(self.world.random.uniform(0.05, 5.0), lambda: self._begin_boss(replace=True))
+
+        self.bosses = [boss for boss in self.bosses if boss.alive]
+        self.bosses.append(BossProcess(name, self.boss_places, self.config, replace, gone))
+
+    def add_machine(self) -> None:
+        """A machine that somebody set up."""
+        self._count += 1
+        chance = self.world.random
+        resources: Resources = {"cpus": float(chance.choice((2, 2, 4))), "memory_mb": 4000.0}
+        name = f"m{self._count}"
+        self.machines[name] = Machine(self, WorkerHome(name, resources, f"invite-{name}"), False)
+
+    def _boot(self, vm_no: int, cloud_id: str, size: Resources, nonce: str) -> Callable[[], None]:
+        home = WorkerHome(cloud_id, dict(size), f"vm-{vm_no}", cloud_id, nonce)
+        machine = self.machines[cloud_id] = Machine(self, home, True)
+        return machine.end
+
+    # --- what goes wrong -------------------------------------------------------------------------
+
+    def _trouble(self) -> None:
+        """Once a second: what befalls whom."""
+        if self.healed_at is not None:
+            return
+        world, faults = self.world, self.faults
+        world.after(LOOK_S, self._trouble)
+        if world.fault("broker_restart", faults.broker_restart):
+            self.network.restart()
+        if world.fault("datastore_away", faults.datastore_away):
+            self.datastore.go_away(world.random.uniform(0.5, 20.0))
+        if world.fault("second_boss", faults.second_boss):
+            self._begin_boss(replace=True)
+        for boss in list(self.bosses):
+            if boss.alive and world.fault("boss_freeze", faults.boss_freeze):
+                boss.freeze(world.random.expovariate(1 / 5.0))
+        for machine in list(self.machines.values()):
+            if machine.process is not None and machine.process.alive:
+                self._trouble_worker(machine, machine.process)
+
+    def _trouble_worker(self, machine: Machine, process: WorkerProcess) -> None:
+        world, faults = self.world, self.faults
+        if world.fault("worker_death", faults.worker_death):
+            process.die("killed")
+        elif world.fault("worker_gone", faults.worker_gone):
+            machine.end()
+            self.cloud.vanish(machine.home.name)
+            if not machine.of_cloud:
+                world.after(world.random.uniform(0.5, 20.0), self.add_machine)
+        elif world.fault("worker_leaves", faults.worker_leaves):
+            process.leave()
+        elif world.fault("worker_freeze", faults.worker_freeze):
+            process.freeze(world.random.expovariate(1 / 10.0))
+        elif world.fault("link_cut", faults.link_cut):
+            process.link.cut(world.random.expovariate(1 / 5.0))
+
+    def heal(self) -> None:
+        """Nothing goes wrong any more, and everybody is there."""
+        self.world.tell("world", "all is well from now on")
+        self.healed_at = self.world.now
+        self.faults.heal()
+        self.datastore.come_back()
+        for boss in self.bosses:
+            boss.thaw()
+        for machine in list(self.machines.values()):
+            if machine.process is not None:
+                machine.process.thaw()
+        if not any(not machine.of_cloud for machine in self.machines.values()):
+            self.add_machine()
+
+    # --- to the end ------------------------------------------------------------------------------
+
+    def run(self) -> Result:
+        """Until nothing is left to do; what came of it."""
+        problem = ""
+        try:
+            while self.healed_at is None or not self._is_settled():
+                self._step_for(1.0)
+            self.checker.at_last()
+        except AssertionError as error:
+            problem = f"{type(error).__name__}: {error}" if str(error) else _place_of(error)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error} {_place_of(error)}"
+        return Result(
+            seed=self.world.seed,
+            problem=problem,
+            trace_hash=self.world.trace_hash,
+            steps=self.world.steps,
+            passed_s=self.world.passed_s,
+            completions=self.checker.completions,
+            fired=dict(self.world.fired),
+            lines=tuple(self.world.lines) if problem else (),
+        )
+
+    def _step_for(self, seconds: float) -> None:
+        until = self.world.now + seconds
+        while self.world.now < until:
+            self.world.step()
+        if self.world.steps > MOST_STEPS:
+            raise Violation(f"no end after {MOST_STEPS:,} steps")
+        if self.healed_at is not None and self.world.now > self.healed_at + SETTLE_S:
+            raise Violation(f"{SETTLE_S:.0f} s after all is well: {'; '.join(self._left())}")
+
+    def _is_settled(self) -> bool:
+        return not self._left()
+
+    def _left(self) -> list[str]:
+        """What is not as it must be in the end."""
+        left = [f"{wish.id} was not answered" for wish in self.client.wishes]
+        held = {run.run_no for run in self.tables.runs.values() if run.held}
+        for task in self.tables.tasks.values():
+            if task.state not in ENDED and not task.init and task.run_no not in held:
+                left.append(f"task {task.task_no} is {task.state}")
+        left += [f"{name} has {count} outcomes in its spool" for name, count in self._spools().items() if count]
+        if left:
+            return left
+        left += [f"stage {stage} is left" for stage in self.datastore.staged]
+        boss = next((boss for boss in self.bosses if boss.alive and boss.core is not None), None)
+        if boss is None or boss.core is None:
+            return [*left, "no boss leads"]
+        left += [f"attempt {key} is {attempt.state}" for key, attempt in boss.core.attempts.active.items()]
+        left += [
+            f"task {node.task_no} ({node.state}) is in memory"
+            for node in boss.core.book.graph.nodes.values()
+            if not node.init and node.run_no not in held
+        ]
+        return left
+
+    def _spools(self) -> Counter[str]:
+        return Counter({machine.home.name: len(machine.home.spool) for machine in self.machines.values()})
+
+
+def run(seed: int, allowed: tuple[str, ...] = faults_of.NAMES, size: Size | None = None, fails: bool = True) -> Result:
+    """A whole simulation of that seed, with the faults that it draws among those allowed."""
+    return Simulation(seed, faults_of.draw(random.Random(seed + 1), allowed), size, fails).run()
+
+
+def _words(faults: Faults) -> str:
+    named = [f"{name}={getattr(faults, name):.4f}" for name in faults_of.NAMES if getattr(faults, name)]
+    return " ".join(named) or "nothing goes wrong"
+
+
+def _place_of(error: BaseException) -> str:
+    """Where an assertion without words stands."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return type(error).__name__
+    code = trace.tb_frame.f_code
+    return f"{type(error).__name__} in {code.co_filename.rsplit('/', 2)[-1]}:{trace.tb_lineno} ({code.co_name})"

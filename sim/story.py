@@ -1,0 +1,31 @@
+"""A failure told as a story: the seed, the last things that happened, and one command to see it again."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sim.simulation import Result
+from sim.world import START
+
+
+def tell(result: Result, options: str = "", lines: int = 60) -> str:
+    """What happened last before it went wrong."""
+    told = [f"seed {result.seed} after {result.passed_s:.3f} s and {result.steps:,} steps:"]
+    told += [f"  {at - START:9.4f}  {who:10} {text}" for at, who, text in result.lines[-lines:]]
+    told += ["", f"WRONG: {result.problem}", "", f"again: python -m sim --seed {result.seed}{options}"]
+    return "\n".join(told)
+
+
+def summary(results: list[Result], took_s: float) -> str:
+    """One line of what was done, one of how often each fault truly happened."""
+    fired: Counter[str] = Counter()
+    for result in results:
+        fired.update(result.fired)
+    wrong = sum(1 for result in results if result.problem)
+    tasks = sum(result.completions for result in results)
+    passed_h = sum(result.passed_s for result in results) / 3600
+    counts = " ".join(f"{name}={count:,}" for name, count in sorted(fired.items())) or "none"
+    return (
+        f"{len(results)} seeds, {wrong} wrong; {tasks:,} tasks ended in {passed_h:.1f} simulated hours, {took_s:.1f} s\n"
+        f"faults: {counts}"
+    )

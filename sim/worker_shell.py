@@ -1,0 +1,293 @@
+"""The shell of a simulated worker: the real core, jobs that are durations with an outcome, a home that outlives processes.
+
+What is on disk (`WorkerHome`: the spool) survives the process, not the machine. Effects are carried out in the order
+the core gives them: what is said is in the spool before it is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from datastore.port import DatastoreAway
+from ecloud import wire
+from ecloud.tasks import Cause, ManifestEntry, Outcome, Resources, TaskBody
+from ecloud.wire import AttemptOrder
+from sim.checker import Checker
+from sim.datastore import Datastore
+from sim.faults import Faults
+from sim.network import Network
+from sim.store import CLUSTER_ID
+from sim.world import World
+from worker.core import WorkerCore
+from worker.events import (
+    AttemptEnded,
+    AttemptReturned,
+    ConnectionFound,
+    ConnectionLost,
+    Event,
+    Leave,
+    MessageArrived,
+    StartAttempt,
+    StopAttempt,
+    TermReceived,
+    TroubleChanged,
+    WorkerConfig,
+    WorkerEffects,
+)
+
+RETRY_S = 0.5
+"""A datastore that is away is asked again after this."""
+Key = tuple[int, int]
+
+
+class WorkerHome(msgspec.Struct):
+    """What a machine has on disk, and what it offers. `key_name`: what its processes sign with."""
+
+    name: str
+    resources: Resources
+    key_name: str
+    vm: str = ""
+    boot_nonce: str = ""
+    spool: dict[Key, Outcome] = {}
+    processes: int = 0
+
+
+class Places(msgspec.Struct):
+    """What a worker works with."""
+
+    world: World
+    faults: Faults
+    network: Network
+    datastore: Datastore
+    checker: Checker
+
+
+class Job(msgspec.Struct, eq=False):
+    """An attempt that runs here."""
+
+    order: AttemptOrder
+    body: TaskBody
+    stopped: str = ""
+    over: bool = False
+
+
+class WorkerProcess:
+    """One process of a home, from its start to its death."""
+
+    def __init__(self, home: WorkerHome, places: Places, ended: Callable[[str], None]) -> None:
+        home.processes += 1
+        self.name = f"{home.name}p{home.processes}"
+        self.home = home
+        self.world, self.faults = places.world, places.faults
+        self.datastore, self.checker = places.datastore, places.checker
+        self.alive = True
+        self.frozen = False
+        self.jobs: dict[Key, Job] = {}
+        self._ended = ended
+        self._inbox: list[Event] = []
+        self._later: list[Callable[[], None]] = []
+        self._woken = False
+        self._wake_at: float | None = None
+        self._topic = wire.boss_topic(CLUSTER_ID, self.name)
+        config = WorkerConfig(
+            peer=self.name,
+            home=home.name,
+            resources=home.resources,
+            vm=home.vm,
+            boot_nonce=home.boot_nonce,
+            spooled=tuple(home.spool.values()),
+        )
+        self.core = WorkerCore(config, self.world.now)
+        self.link = places.network.connect(
+            wire.peer_topic(CLUSTER_ID, self.name),
+            lambda envelope, _: self._put(MessageArrived(envelope)),
+            lambda: self._put(ConnectionFound()),
+            lambda reason: self._put(ConnectionLost(reason)),
+        )
+        self.world.tell(self.name, f"starts with {len(home.spool)} outcomes in its spool")
+
+    # --- what befalls it -------------------------------------------------------------------------
+
+    def die(self, why: str) -> None:
+        """The process is gone, and all that it ran."""
+        if self.alive:
+            self.world.tell(self.name, f"dies: {why}")
+            self.alive = False
+            self.link.close()
+            self.jobs = {}
+            self.checker.on_worker_dead(self.name)
+            self._ended(why)
+
+    def freeze(self, seconds: float) -> None:
+        """Stand still, with all that runs."""
+        if self.alive and not self.frozen:
+            self.world.tell(self.name, f"stands still for {seconds:.1f} s")
+            self.frozen = True
+            self.world.after(seconds, self.thaw)
+
+    def thaw(self) -> None:
+        """Go on: what was due meanwhile is due now."""
+        if self.alive and self.frozen:
+            self.world.tell(self.name, "goes on")
+            self.frozen = False
+            later, self._later = self._later, []
+            for action in later:
+                action()
+            self._wake()
+
+    def leave(self) -> None:
+        """Somebody tells it to."""
+        self._put(TermReceived())
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def _put(self, event: Event) -> None:
+        if self.alive:
+            self._inbox.append(event)
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._woken and not self.frozen:
+            self._woken = True
+            self.world.after(0.00005, self._take)
+
+    def _take(self) -> None:
+        self._woken = False
+        if not self.alive or self.frozen:
+            return
+        events, self._inbox = self._inbox, []
+        effects = self.core.handle(events, self.world.now)
+        self.core.check()
+        self._carry_out(effects)
+        if self.alive:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        at = self.core.next_deadline()
+        if at is not None and (self._wake_at is None or at < self._wake_at or self._wake_at <= self.world.now):
+            self._wake_at = at
+            self.world.at(at, lambda: self._ring(at))
+
+    def _ring(self, at: float) -> None:
+        if self._wake_at == at:
+            self._wake_at = None
+            if self.alive:
+                if self.frozen:
+                    self._later.append(self._wake)
+                else:
+                    self._take()
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Unless it is dead by then; later where it stands still then."""
+
+        def happen() -> None:
+            if self.alive:
+                if self.frozen:
+                    self._later.append(action)
+                else:
+                    action()
+
+        self.world.after(seconds, happen)
+
+    def _carry_out(self, effects: WorkerEffects) -> None:
+        for outcome in effects.spool:
+            self.home.spool[(outcome.task_no, outcome.number)] = outcome
+        for key in effects.forget:
+            self.home.spool.pop(key, None)
+        for stop in effects.stops:
+            self._stop(stop)
+        for start in effects.starts:
+            self._start(start)
+        for envelope in effects.says:
+            self.link.publish(envelope, self.home.key_name, self._topic)
+        if effects.leave is not None:
+            self._leave(effects.leave)
+
+    def _leave(self, leave: Leave) -> None:
+        # The last words travel before the connection ends.
+        self.world.tell(self.name, f"leaves: {leave.reason}")
+        self.die("left")
+
+    # --- jobs ------------------------------------------------------------------------------------
+
+    def _start(self, start: StartAttempt) -> None:
+        order = start.order
+        assert order.body is not None
+        key = (order.task_no, order.number)
+        job = self.jobs[key] = Job(order, order.body)
+        self.checker.on_started(self.name, order, self.home.resources)
+        self._after(self.world.random.uniform(0.0001, 0.002), lambda: self._fetch(key, job))
+
+    def _fetch(self, key: Key, job: Job) -> None:
+        if job.over:
+            return
+        try:
+            missing = [item.path for item in job.body.requirements if not self.datastore.has(item.path)]
+        except DatastoreAway as error:
+            self._put(TroubleChanged(str(error)))
+            self._after(RETRY_S, self._look_again)
+            self._over(key, job, AttemptReturned(*key, str(error)))
+            return
+        if missing:
+            self.checker.on_missing(self.name, job.order, missing)
+            self._end(key, job, Cause.REQUIREMENT, f"{missing[0]} is not in the datastore")
+            return
+        seconds, fails = _plan(job.body.commands)
+        run_s = seconds * self.world.random.uniform(0.5, 1.5)
+        limit = job.body.timeout_s
+        if limit is not None and run_s > limit:
+            self._after(limit, lambda: self._end(key, job, Cause.TIMEOUT, f"over {limit:g} s"))
+        elif self.world.chance(fails):
+            self._after(run_s, lambda: self._end(key, job, Cause.EXIT, "exit code 1"))
+        else:
+            self._after(run_s, lambda: self._store(key, job))
+
+    def _look_again(self) -> None:
+        if not self.datastore.away:
+            self._put(TroubleChanged(""))
+        else:
+            self._after(RETRY_S, self._look_again)
+
+    def _store(self, key: Key, job: Job) -> None:
+        """Stage the results; again and again while the datastore is away."""
+        if job.over:
+            return
+        try:
+            paths = [result.path for result in job.body.results]
+            content = f"{self.name}:{key[0]}-{key[1]}"
+            manifest = self.datastore.store(f"{self.name}/{key[0]}-{key[1]}", paths, content) if paths else ()
+        except DatastoreAway as error:
+            self._put(TroubleChanged(str(error)))
+            self._after(RETRY_S, self._look_again)
+            self._after(RETRY_S, lambda: self._store(key, job))
+            return
+        self._end(key, job, Cause.SUCCESS, "", manifest)
+
+    def _stop(self, stop: StopAttempt) -> None:
+        key = (stop.task_no, stop.number)
+        job = self.jobs.get(key)
+        if job is not None and not job.over:
+            after_s = self.world.random.uniform(0.001, stop.grace_s)
+            self._after(after_s, lambda: self._end(key, job, Cause.STOPPED, stop.reason))
+
+    def _end(self, key: Key, job: Job, cause: Cause, error: str, manifest: tuple[ManifestEntry, ...] = ()) -> None:
+        if not job.over:
+            self._over(key, job, AttemptEnded(Outcome(*key, cause, error=error, manifest=manifest)))
+
+    def _over(self, key: Key, job: Job, event: Event) -> None:
+        job.over = True
+        self.jobs.pop(key, None)
+        self.checker.on_over(self.name, key)
+        self._put(event)
+
+
+def command(seconds: float, fails: float) -> str:
+    """The command of a simulated task: how long it takes, and how probably it fails."""
+    return f"simulate {seconds:.4f} {fails:.3f}"
+
+
+def _plan(commands: tuple[str, ...]) -> tuple[float, float]:
+    _, seconds, fails = commands[0].split()
+    return float(seconds), float(fails)

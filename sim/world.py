@@ -1,0 +1,80 @@
+"""The simulated world: one clock, one heap of what is to come, one seed. Owns the trace and its hash; knows no boss.
+
+Everything that happens is an action taken from the heap; whoever wants something later puts it there. All chance comes
+from `World.random`, so that the same seed gives the same trace to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+
+STORY_LINES = 400
+"""Lines of the trace that are kept for the story of a failure."""
+START = 1_000_000.0
+"""Seconds of the simulated clock when a world begins."""
+
+Action = Callable[[], None]
+
+
+class World:
+    """Time, chance and the record of what happened."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.now = START
+        self.steps = 0
+        self.fired: Counter[str] = Counter()
+        """Faults that truly happened, by name."""
+        self.lines: deque[tuple[float, str, str]] = deque(maxlen=STORY_LINES)
+        self._heap: list[tuple[float, int, Action]] = []
+        self._sequence = 0
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds since the world began."""
+        return self.now - START
+
+    @property
+    def trace_hash(self) -> str:
+        """Of everything told so far."""
+        return self._hash.hexdigest()
+
+    def at(self, when: float, action: Action) -> None:
+        """Let `action` happen at `when`, or now where that has passed. What is put first happens first."""
+        self._sequence += 1
+        heapq.heappush(self._heap, (max(when, self.now), self._sequence, action))
+
+    def after(self, seconds: float, action: Action) -> None:
+        """Let `action` happen in `seconds`."""
+        self.at(self.now + seconds, action)
+
+    def step(self) -> bool:
+        """Let the next thing happen; False when nothing is left."""
+        if not self._heap:
+            return False
+        self.now, _, action = heapq.heappop(self._heap)
+        self.steps += 1
+        action()
+        return True
+
+    def tell(self, who: str, text: str) -> None:
+        """Write a line of the trace."""
+        self._hash.update(f"{self.now:.6f} {who} {text}\n".encode())
+        self.lines.append((self.now, who, text))
+
+    def chance(self, probability: float) -> bool:
+        """Whether something of that probability happens now. Draws nothing where it is impossible."""
+        return probability > 0 and self.random.random() < probability
+
+    def fault(self, name: str, probability: float) -> bool:
+        """The same, counted as a fault where it happens."""
+        if probability > 0 and self.random.random() < probability:
+            self.fired[name] += 1
+            return True
+        return False

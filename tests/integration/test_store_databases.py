@@ -1,0 +1,209 @@
+"""What only real databases can do to the store: odd values, other readers, and what a batch costs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from boss.core.merging import row_of
+from boss.core.rows import AttemptRow, RunRow, TaskMoved, TaskStored, WorkerRow, Writes
+from boss.statements import transaction
+from boss.store import CommitRefused, Store, StoreAway
+from ecloud import queries, schema
+from ecloud.database import make_engine
+from ecloud.tasks import AttemptState, Cause, ManifestEntry, Outcome, TaskDefinition, TaskState
+from ecloud.wire import Hello
+
+NOW = 1_700_000_000.25
+STATEMENTS_A_BATCH = 15
+DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def store(engine: Engine) -> Store:
+    """The store of a boss that leads, with tasks 1 to 1,000 in run `r`."""
+    store = Store(engine)
+    store.lead("one:1", NOW)
+    stored = []
+    for number in range(1, 1_001):
+        definition = TaskDefinition(str(number), ("true",))
+        row = row_of(definition, number, 1, keep_dir=False)
+        row.state = TaskState.RUNNING
+        stored.append(TaskStored(row, definition))
+    store.commit(1, Writes(runs={1: RunRow(1, "r", NOW)}, stored=stored), NOW)
+    return store
+
+
+def write(store: Store, **fields: object) -> None:
+    """Commit the next batch."""
+    store.commit(store.last_batch() + 1, Writes(**fields), NOW)  # type: ignore[arg-type]
+
+
+def ended(task_no: int, **fields: object) -> AttemptRow:
+    """A first attempt that ended."""
+    outcome = Outcome(task_no, 1, **{"cause": Cause.EXIT, **fields})  # type: ignore[arg-type]
+    return AttemptRow(task_no, 1, 1, "w1", AttemptState.ENDED, NOW, NOW + 1, NOW + 2, "", outcome)
+
+
+# --- odd values ---------------------------------------------------------------------------------
+
+LONE = "\ud800"
+ODD = {
+    "numbers beyond 64 bits": {"exit_code": 2**70, "signal": -(2**70)},
+    "no numbers": {"fetch_s": float("nan"), "run_s": float("inf"), "store_s": -float("inf")},
+    "numbers at the brink": {"run_s": 1.7976931348623157e308, "store_s": 5e-324, "max_rss_mb": float("nan")},
+    "NUL bytes": {"error": "a\0b", "command": "\0", "stdout": "\0" * 1_000, "stderr": "\0x"},
+    "half characters": {"error": f"a{LONE}b", "command": LONE, "stdout": LONE, "stderr": LONE},
+    "half characters in a manifest": {"manifest": (ManifestEntry(f"x/{LONE}", 3, "aa"), ManifestEntry("y\0"))},
+    "far too long texts": {"error": "e" * 1_000_000, "command": "c" * 9_000_000, "stderr": "🦀" * 1_000_000},
+    "texts that look like SQL": {"error": "'); DROP TABLE tasks; -- %s %(x)s ? :x \\", "command": "%", "stdout": "\\"},
+}
+
+
+@pytest.mark.parametrize("fields", ODD.values(), ids=ODD.keys())
+def test_an_odd_outcome_is_stored_with_all_others_of_its_batch(store: Store, fields: dict[str, object]) -> None:
+    moved = {number: TaskMoved(TaskState.FAILED, str(fields.get("error", "")), 1) for number in (1, 2, 3)}
+    write(store, tasks=moved, attempts={(1, 1): ended(1), (2, 1): ended(2, **fields), (3, 1): ended(3)})
+    page = queries.tasks(store.engine, ["failed"])
+    assert [line.id for line in page.tasks] == ["1", "2", "3"]
+    assert [failure.id for failure in queries.failures(store.engine)] == ["1", "2", "3"]
+    # What a boss reads back at its start can be read, too.
+    row = msgspec.structs.replace(ended(2, **fields), state=AttemptState.PROMOTING)
+    write(store, attempts={(2, 1): row})
+    (again,) = store.load().attempts
+    assert again.outcome is not None
+    assert again.outcome.cause is Cause.EXIT
+
+
+def test_what_an_odd_worker_says_of_itself_is_stored(store: Store) -> None:
+    hello = Hello("n", "worker", host=LONE, labels=("\0", LONE), resources={"cpus": 1.0})
+    odd = WorkerRow("w1", "k", "up", NOW, NOW, hello, None, LONE * 10, "t" * 1_000_000)
+    well = WorkerRow("w2", "k", "up", NOW, NOW, Hello("n", "worker"))
+    write(store, workers={"w1": odd, "w2": well})
+    assert [row.worker for row in store.load().workers] == ["w1", "w2"]
+    assert [view.host for view in queries.workers(store.engine)] == ["?", ""]
+
+
+def test_a_value_that_no_driver_can_send_is_refused_and_the_store_goes_on(store: Store) -> None:
+    with pytest.raises(CommitRefused):
+        write(store, tasks={1: TaskMoved(TaskState.READY, attempts=2**70)})
+    assert store.last_batch() == 1
+    write(store, tasks={1: TaskMoved(TaskState.READY, attempts=2)})
+
+
+# --- readers ------------------------------------------------------------------------------------
+
+
+def test_a_reader_never_holds_the_boss_up_and_sees_one_state(store: Store) -> None:
+    count = sa.select(sa.func.count()).where(schema.tasks.c.state == "failed")
+    with queries.snapshot(store.engine) as reading:
+        assert reading.execute(count).scalar() == 0
+        for number in range(1, 6):
+            write(store, tasks={number: TaskMoved(TaskState.FAILED)}, attempts={(number, 1): ended(number)})
+        write(store, dropped_tasks=[1])
+        assert reading.execute(count).scalar() == 0
+    with queries.snapshot(store.engine) as reading:
+        assert reading.execute(count).scalar() == 4
+
+
+def test_a_reader_does_not_wait_for_a_batch_under_way(store: Store) -> None:
+    answered = threading.Event()
+
+    def ask() -> None:
+        other = make_engine(store.engine.url)
+        assert queries.status(other, NOW).tasks["running"] == 1_000
+        assert queries.run_status(other, "r", NOW).left == 1_000
+        other.dispose()
+        answered.set()
+
+    with transaction(store.engine) as connection:
+        connection.exec_driver_sql("UPDATE leader SET batch = batch + 1")
+        connection.exec_driver_sql("UPDATE tasks SET state = 'failed'")
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        assert answered.wait(DEADLINE_S)
+    asking.join(DEADLINE_S)
+
+
+def test_a_lock_that_another_holds_is_waited_for_and_told_as_away(sqlite_engine: Engine) -> None:
+    store = Store(sqlite_engine)
+    store.lead("one:1", NOW)
+    impatient = make_engine(sqlite_engine.url)
+    sa.event.listen(impatient, "connect", lambda raw, record: raw.execute("PRAGMA busy_timeout = 10").close())
+    other = Store(impatient)
+    with transaction(sqlite_engine), pytest.raises(StoreAway, match="another process writes it"):
+        other.lead("two:2", NOW, replace=True)
+    impatient.dispose()
+
+
+# --- what a batch costs -------------------------------------------------------------------------
+
+REASONS: dict[str, Callable[[int], str]] = {
+    "no reason": lambda number: "",
+    "each its own reason": lambda number: f"reason {number}",
+    "two and two alike": lambda number: str(number // 2),
+    "a few reasons": lambda number: str(number % 7),
+}
+
+
+@pytest.mark.parametrize("reason_of", REASONS.values(), ids=REASONS.keys())
+def test_a_thousand_outcomes_are_a_handful_of_statements(store: Store, reason_of: Callable[[int], str]) -> None:
+    writes = thousand_outcomes(reason_of)
+    before = server_count(store.engine)
+    with statements(store.engine) as asked:
+        store.commit(2, writes, NOW)
+    assert len(asked) <= STATEMENTS_A_BATCH, asked
+    # The server's own count: what the driver splits or joins is seen too. Three at most are the asking itself.
+    assert server_count(store.engine) - before <= STATEMENTS_A_BATCH + 3
+    assert store.load().states == {1: {"failed" if reason_of(1) else "succeeded": 1_000}}
+
+
+def test_a_thousand_more_orders_are_no_more_statements(store: Store) -> None:
+    given = {
+        (number, 1): AttemptRow(number, 1, 1, f"w{number % 50}", AttemptState.ASSIGNED, NOW + number / 1_000)
+        for number in range(1, 1_001)
+    }
+    with statements(store.engine) as asked:
+        store.commit(2, Writes(attempts=given), NOW)
+    assert len(asked) <= 3, asked
+
+
+def thousand_outcomes(reason_of: Callable[[int], str]) -> Writes:
+    """What a batch of a thousand outcomes writes, tasks 1 to 1,000."""
+    writes = Writes()
+    for number in range(1, 1_001):
+        reason = reason_of(number)
+        cause = Cause.EXIT if reason else Cause.SUCCESS
+        writes.tasks[number] = TaskMoved(TaskState.FAILED if reason else TaskState.SUCCEEDED, reason, 1)
+        writes.attempts[(number, 1)] = ended(number, cause=cause, error=reason, stdout="x" * 100)
+    return writes
+
+
+@contextmanager
+def statements(engine: Engine) -> Iterator[list[str]]:
+    """What the engine is asked meanwhile."""
+    asked: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *others: object) -> None:
+        asked.append(statement[:60])
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+
+
+def server_count(engine: Engine) -> int:
+    """Statements that a server has answered; 0 for a file. Each test worker has a server of its own."""
+    if engine.dialect.name == "sqlite":
+        return 0
+    with engine.connect() as connection:
+        query = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Com_insert', 'Com_update', 'Com_delete', 'Com_select')"
+        return sum(int(row[1]) for row in connection.exec_driver_sql(query))

@@ -1,0 +1,377 @@
+"""Attempts as real processes: what runs, what is told of it, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import ctypes
+import heapq
+import os
+import select
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pytest
+from services import wait_until
+
+from datastore.directory import DirectoryDatastore
+from ecloud.tasks import FAILURE_TAIL_BYTES, SUCCESS_TAIL_BYTES, Cause, Outcome, Requirement, Result, TaskBody
+from ecloud.wire import AttemptOrder
+from worker.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
+from worker.files import Files, WorkingDirectories
+from worker.home import WorkerHome
+from worker.jobs import Jobs
+from worker.process import PR_SET_CHILD_SUBREAPER, Processes, adopt_orphans
+
+DEADLINE_S = 30.0
+
+
+class Bench:
+    """Everything of a worker but its conversation: orders in, events out."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        self.directory = directory
+        self.store = DirectoryDatastore(directory / "datastore").make()
+        self.home = WorkerHome(directory / "home")
+        self.poll = select.epoll()
+        self.later: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.timers: list[tuple[float, int, Callable[[], None]]] = []
+        self.files = Files()
+        self.files.use(f"dir:{self.store.root}")
+        self.processes = Processes(self.poll, lambda *_: None)
+        directories = WorkingDirectories(self.home.path, self.files.pool)
+        self.jobs = Jobs(
+            "w1", self.home, self.files, directories, self.processes, self.later.put, self._at, keep_dirs=False
+        )
+        self.jobs.stop_grace_s = 0.3
+        self.events: list[Event] = []
+        self.count = 0
+
+    def _at(self, wait_s: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self.timers, (time.monotonic() + wait_s, len(self.timers), action))
+
+    def begin(self, *commands: str, gpus: tuple[int, ...] | None = None, **fields: Any) -> int:
+        """Start an attempt; its task number."""
+        self.count += 1
+        of_order = {name: fields.pop(name) for name in ("number", "run", "keep_dir") if name in fields}
+        of_order = {"number": 1, "run": "run-a", **of_order}
+        body = TaskBody(id=fields.pop("id", f"task-{self.count}"), commands=commands, **fields)
+        order = AttemptOrder(task_no=self.count, run_no=1, asks={"cpus": 1.0}, body=body, **of_order)
+        self.jobs.start(StartAttempt(order, gpus))
+        return self.count
+
+    def turn(self) -> None:
+        """Once through what a worker's loop does."""
+        for descriptor, _ in self.poll.poll(0.02):
+            if self.processes.owns(descriptor):
+                process = self.processes._by_fd[descriptor]
+                finished = self.processes.on_ready(descriptor, time.monotonic())
+                if finished is not None:
+                    self.jobs.finished(finished, process)
+        try:
+            while True:
+                self.later.get_nowait()()
+        except Empty:
+            pass
+        while self.timers and self.timers[0][0] <= time.monotonic():
+            heapq.heappop(self.timers)[2]()
+        self.processes.pass_deadlines(self.jobs.stop_grace_s, time.monotonic())
+        self.events += self.jobs.events
+        self.jobs.events = []
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """Turn until `condition` holds; its value."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"waited in vain; so far: {self.events}"
+            self.turn()
+        return value
+
+    def outcome(self, task_no: int) -> Outcome:
+        """How that attempt ended, once it has."""
+
+        def ended() -> Outcome | None:
+            found = [event.outcome for event in self.events if isinstance(event, AttemptEnded)]
+            return next((outcome for outcome in found if outcome.task_no == task_no), None)
+
+        outcome = self.until(ended)
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    def run(self, *commands: str, **fields: Any) -> Outcome:
+        """Start an attempt and wait for its end."""
+        return self.outcome(self.begin(*commands, **fields))
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for process in tuple(self.processes.running.values()):
+            self.processes.stop(process, "stopped", 0.0, time.monotonic())
+        self.until(lambda: not self.processes.running)
+        self.files.pool.shutdown()
+        self.poll.close()
+        os.close(self.home._lock)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    adopt_orphans()
+    bench = Bench(tmp_path)
+    yield bench
+    bench.close()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether that process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
+def pid_in(path: Path) -> int:
+    return int(path.read_text())
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def test_commands_share_one_shell_and_the_first_that_fails_is_named(bench: Bench) -> None:
+    outcome = bench.run("cd / && export WHO=me", 'echo "$PWD $WHO"', "echo 'went wrong' >&2; (exit 3)", "echo never")
+    assert (outcome.cause, outcome.exit_code) == (Cause.EXIT, 3)
+    assert outcome.stdout == "/ me\n"
+    assert outcome.command == "echo 'went wrong' >&2; (exit 3)"
+    assert outcome.error.startswith("command 3 of 4 failed with exit code 3: ")
+    assert outcome.error.endswith(": went wrong")
+    assert list(bench.home.control.iterdir()) == []
+
+
+def test_a_single_command_fails_by_name(bench: Bench) -> None:
+    outcome = bench.run("exit 7")
+    assert (outcome.cause, outcome.exit_code, outcome.error) == (
+        Cause.EXIT,
+        7,
+        "the command failed with exit code 7: exit 7",
+    )
+
+
+def test_a_command_that_is_not_there_says_so(bench: Bench) -> None:
+    outcome = bench.run("true", "no_such_program_here --x")
+    assert outcome.exit_code == 127
+    assert "command 2 of 2" in outcome.error
+    assert "not found" in outcome.error
+
+
+def test_quotes_newlines_and_here_documents_survive(bench: Bench) -> None:
+    outcome = bench.run("cat <<'END'\nit's \"here\" $HOME\nEND", "printf '%s' 'a  b'", "false || echo ' mended'")
+    assert outcome.cause is Cause.SUCCESS
+    assert outcome.stdout == 'it\'s "here" $HOME\na  b mended\n'
+
+
+@pytest.mark.parametrize("command", ["kill -SEGV $$", "sh -c 'kill -SEGV $$'; exit $?"])
+def test_a_signal_is_named(bench: Bench, command: str) -> None:
+    outcome = bench.run("true", command)
+    assert (outcome.cause, outcome.signal) == (Cause.SIGNAL, 11)
+    assert "command 2 of 2 was ended by SIGSEGV" in outcome.error
+
+
+@pytest.mark.parametrize("extra", [(), ("echo after",)])
+def test_a_megabyte_of_command_runs(bench: Bench, extra: tuple[str, ...]) -> None:
+    outcome = bench.run(f"x='{'ü' * 500_000}'; echo ${{#x}}", *extra)
+    assert outcome.cause is Cause.SUCCESS, outcome.error
+    assert outcome.stdout.split()[0] in ("500000", "1000000")  # the shell counts characters or bytes
+    assert list(bench.home.control.iterdir()) == []
+
+
+def test_an_environment_too_large_fails_the_task_and_says_why(bench: Bench) -> None:
+    outcome = bench.run("true", env={"BIG": "x" * 3_000_000})
+    assert outcome.cause is Cause.EXIT
+    assert "too long" in outcome.error
+
+
+def test_no_commands_succeed_and_stdin_is_empty(bench: Bench) -> None:
+    assert bench.run().cause is Cause.SUCCESS
+    outcome = bench.run("cat; echo end")
+    assert (outcome.cause, outcome.stdout) == (Cause.SUCCESS, "end\n")
+
+
+# --- output ---------------------------------------------------------------------------------------
+
+
+def test_output_of_any_bytes_is_text(bench: Bench) -> None:
+    outcome = bench.run("echo 'grüße ☃ 你好'; printf '\\377\\000x' >&2")
+    assert outcome.stdout == "grüße ☃ 你好\n"
+    assert outcome.stderr == "\ufffd\ufffdx"
+
+
+def test_of_much_output_the_end_is_kept(bench: Bench) -> None:
+    outcome = bench.run("seq 1 1000000")
+    assert outcome.cause is Cause.SUCCESS
+    assert outcome.stdout.endswith("\n999999\n1000000\n")
+    assert len(outcome.stdout) == SUCCESS_TAIL_BYTES
+    failed = bench.run("seq 1 1000000; seq 1 1000000 >&2; exit 1")
+    assert failed.stderr.endswith("\n999999\n1000000\n")
+    assert len(failed.stdout) == len(failed.stderr) == FAILURE_TAIL_BYTES
+
+
+# --- what it sees ---------------------------------------------------------------------------------
+
+
+def test_a_task_knows_who_it_is(bench: Bench) -> None:
+    names = "$ECLOUD_TASK|$ECLOUD_RUN|$ECLOUD_ATTEMPT|$ECLOUD_WORKER|$MINE"
+    outcome = bench.run(
+        f'echo "{names}"; test -d "$ECLOUD_WORKER_DIR"', id="färben 1", number=2, env={"MINE": "a b", "ECLOUD_RUN": "x"}
+    )
+    assert (outcome.cause, outcome.stdout) == (Cause.SUCCESS, "färben 1|run-a|2|w1|a b\n")
+    assert bench.run("echo $ECLOUD_ATTEMPT").stdout == "1\n"
+
+
+def test_a_task_sees_no_secrets_of_the_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = Path(__file__).resolve().parents[2]
+    monkeypatch.setenv("ECLOUD_ACCESS", "hidden-access")
+    monkeypatch.setenv("ECLOUD_SETTINGS", "hidden-settings")
+    monkeypatch.setenv("PYTHONPATH", f"{checkout}:/somewhere")
+    other = Bench(bench.directory / "other")
+    try:
+        outcome = other.run('env | grep hidden; echo "path $PYTHONPATH"')
+    finally:
+        other.close()
+    assert outcome.stdout == "path /somewhere\n"
+
+
+def test_gpus_are_shown_by_index(bench: Bench) -> None:
+    show = 'echo "${CUDA_VISIBLE_DEVICES-unset}"'
+    env = {"CUDA_VISIBLE_DEVICES": "7"}
+    assert bench.run(show, gpus=(1, 3)).stdout == "1,3\n"
+    assert bench.run(show, gpus=(), env=env).stdout == "\n"
+    assert bench.run(show, gpus=None, env=env).stdout == "7\n"
+
+
+def test_each_attempt_works_in_an_empty_directory_that_goes_away(bench: Bench) -> None:
+    first = bench.run("pwd; touch left; mkdir -p a/b; chmod 500 a")
+    second = bench.run("pwd; ls -A")
+    assert second.stdout.count("\n") == 1
+    assert first.stdout != second.stdout
+    wait_until(lambda: not Path(first.stdout.strip()).exists())
+
+
+def test_a_working_directory_is_kept_where_that_is_wanted(bench: Bench) -> None:
+    bench.run("echo precious > found", id="a/b", number=2, keep_dir=True)
+    kept = list((bench.home.path / "kept").iterdir())
+    assert [path.name for path in kept] == ["run-a-a_b-2"]
+    assert (kept[0] / "found").read_text() == "precious\n"
+
+
+# --- nothing outlives an attempt ------------------------------------------------------------------
+
+
+def test_a_background_process_that_holds_the_pipe_does_not_hold_the_attempt(bench: Bench) -> None:
+    outcome = bench.run(f"sleep 1000 & echo $! > {bench.directory}/pid; echo done")
+    assert (outcome.cause, outcome.stdout) == (Cause.SUCCESS, "done\n")
+    wait_until(lambda: not is_alive(pid_in(bench.directory / "pid")))
+
+
+def test_a_daemon_that_left_the_group_is_ended_with_its_attempt(bench: Bench) -> None:
+    pid_file = bench.directory / "pid"
+    daemon = f"setsid sh -c '(echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 1000) & wait' &"
+    outcome = bench.run(f"{daemon} while ! test -e {pid_file}; do sleep 0.01; done")
+    assert outcome.cause is Cause.SUCCESS
+    assert not is_alive(pid_in(pid_file))
+
+
+def test_a_timeout_ends_all_even_a_daemon_and_what_ignores_term(bench: Bench) -> None:
+    pid_file = bench.directory / "pid"
+    daemon = f"setsid sh -c 'trap \"\" TERM; echo $$ > {pid_file}; while :; do sleep 1; done' &"
+    outcome = bench.run(f"trap '' TERM; {daemon} echo begun; while :; do sleep 1; done", timeout_s=3.0)
+    assert (outcome.cause, outcome.stdout) == (Cause.TIMEOUT, "begun\n")
+    assert "ran longer than timeout_s = 3 s" in outcome.error
+    assert not is_alive(pid_in(pid_file))
+
+
+def test_stop_asks_first_and_then_insists(bench: Bench) -> None:
+    asked = bench.begin("trap 'echo tidied; exit 0' TERM; echo ready; while :; do sleep 0.05; done")
+    deaf = bench.begin("trap '' TERM; echo ready; while :; do sleep 0.05; done")
+    running = bench.processes.running
+    bench.until(lambda: all(b"ready" in running[(no, 1)].tails["stdout"].data for no in (asked, deaf)))
+    bench.jobs.stop(StopAttempt(asked, 1, 20.0, "cancelled"))
+    bench.jobs.stop(StopAttempt(deaf, 1, 0.2, ""))
+    outcome = bench.outcome(asked)
+    assert (outcome.cause, outcome.error) == (Cause.STOPPED, "stopped: cancelled")
+    assert outcome.stdout == "ready\ntidied\n"
+    assert bench.outcome(deaf).cause is Cause.STOPPED
+
+
+def test_two_attempts_do_not_end_each_others_daemons(bench: Bench) -> None:
+    pid_file = bench.directory / "pid"
+    long = bench.begin(f"setsid sh -c 'echo $$ > {pid_file}; sleep 1000' & while ! test -e stop; do sleep 0.02; done")
+    bench.until(lambda: pid_file.exists() and pid_file.read_text().strip())
+    assert bench.run("true").cause is Cause.SUCCESS
+    assert is_alive(pid_in(pid_file))
+    (bench.jobs.under_way[(long, 1)].directory / "stop").touch()
+    assert bench.outcome(long).cause is Cause.SUCCESS
+    assert not is_alive(pid_in(pid_file))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_requirements_come_in_and_results_are_staged(bench: Bench) -> None:
+    (bench.store.root / "in").mkdir()
+    (bench.store.root / "in/words").write_text("b\na\n")
+    outcome = bench.run(
+        "sort data/words > sorted",
+        "mkdir parts && touch parts/1 parts/2",
+        requirements=(Requirement("in/words", "data/words"),),
+        results=(Result("sorted", "out/sorted"), Result("parts/*", "out/parts")),
+    )
+    assert outcome.cause is Cause.SUCCESS, outcome.error
+    assert [entry.path for entry in outcome.manifest] == ["out/sorted", "out/parts/1", "out/parts/2"]
+    assert outcome.manifest[0].size == 4
+    assert not (bench.store.root / "out").exists()
+    assert bench.store.stages() == [f"w1/{outcome.task_no}-1"]
+
+
+def test_what_is_missing_is_named(bench: Bench) -> None:
+    outcome = bench.run("touch ran", requirements=(Requirement("in/none", "none"),))
+    assert (outcome.cause, outcome.error) == (Cause.REQUIREMENT, "requirement in/none is not in the datastore")
+    outcome = bench.run("true", results=(Result("out", "out"),))
+    assert (outcome.cause, outcome.error) == (Cause.RESULT, "result out was not there after the commands")
+    outcome = bench.run("true", results=(Result("*.csv", "tables"),))
+    assert (outcome.cause, outcome.error) == (Cause.RESULT, "result *.csv matched nothing after the commands")
+
+
+def test_a_result_whose_name_is_not_text_fails_its_task_alone(bench: Bench) -> None:
+    outcome = bench.run("mkdir out; touch \"out/$(printf 'odd\\377')\"", results=(Result("out", "out"),))
+    assert outcome.cause is Cause.RESULT
+    assert "is not UTF-8" in outcome.error
+    outcome.error.encode()
+    outcome = bench.run("touch \"$(printf 'odd\\377')\"", results=(Result("odd*", "out"),))
+    assert outcome.cause is Cause.RESULT
+
+
+def test_finished_work_waits_for_the_datastore(bench: Bench) -> None:
+    root = bench.store.root
+    task_no = bench.begin(f"echo once >> {bench.directory}/ran; echo x > out", results=(Result("out", "out"),))
+    shutil.rmtree(root)
+    bench.until(lambda: any(isinstance(event, TroubleChanged) for event in bench.events))
+    trouble = next(event for event in bench.events if isinstance(event, TroubleChanged))
+    assert "results can't be stored" in trouble.text
+    assert str(root) in trouble.text
+    bench.store.make()
+    outcome = bench.outcome(task_no)
+    assert outcome.cause is Cause.SUCCESS
+    assert (bench.directory / "ran").read_text() == "once\n"
+    assert [event for event in bench.events if isinstance(event, TroubleChanged)][-1].text == ""
+
+
+def test_what_cannot_be_fetched_now_is_given_back(bench: Bench) -> None:
+    shutil.rmtree(bench.store.root)
+    task_no = bench.begin("true", requirements=(Requirement("in/x", "x"),))
+    bench.until(lambda: any(isinstance(event, AttemptReturned) for event in bench.events))
+    returned = next(event for event in bench.events if isinstance(event, AttemptReturned))
+    assert (returned.task_no, returned.number) == (task_no, 1)
+    assert "datastore" in returned.reason
+    assert not any(isinstance(event, AttemptEnded) for event in bench.events)

@@ -1,0 +1,407 @@
+"""`python -m worker.debug [ACCESS_FILE]`: could a worker work here? One line per thing it needs, then a verdict.
+
+Takes the arguments of `python -m worker` and changes nothing: no worker reports for duty, the boss's book stays as it
+is, what it stages in the datastore is removed again. Ends by itself in less than 30 s and prints no secret.
+Imports only what comes with Python until it knows that the packages are there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import queue
+import re
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from ecloud.broker import BrokerAddress
+    from ecloud.secrets import AccessFile
+    from ecloud.wire import Refused, Welcome
+
+ROOT = Path(__file__).resolve().parent.parent
+DNS_S = 4.0
+BROKER_S = 5.0
+BOSS_S = 5.0
+LISTEN_S = 5.5
+"""A boss says something to somebody at least this often while workers are on duty: heartbeats come every 5 s."""
+DATASTORE_S = 5.0
+"""Together they stay below the 30 s that are promised."""
+LEAST_PYTHON = (3, 10)
+PACKAGES = {"click": "click", "msgspec": "msgspec", "paho.mqtt.client": "paho-mqtt", "psutil": "psutil"}
+"""What a worker imports, and what pip calls it."""
+INSTALL = f"in {ROOT}: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
+_Answer = TypeVar("_Answer")
+
+
+class Wrong(Exception):
+    """A check failed; its text says what is wrong and what to do."""
+
+
+class NotTried(Exception):
+    """A check needs another that failed; its text names it."""
+
+
+@dataclass
+class Found:
+    """What the checks learned for those after them."""
+
+    access: AccessFile | None = None
+    home: Path | None = None
+    welcome: Welcome | None = None
+    broker_answers: bool = False
+    arguments: Sequence[str] = ()
+
+
+# --- the checks, in the order of their lines ------------------------------------------------------------
+
+
+def check_python(found: Found) -> str:
+    """Version and packages."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] < LEAST_PYTHON:
+        raise Wrong(f"{sys.executable} is {version}, 3.10 or later is needed: install one, then {INSTALL}")
+    missing = []
+    for module, package in PACKAGES.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        raise Wrong(f"{sys.executable} lacks {', '.join(missing)}: {INSTALL}")
+    return f"{version} at {sys.executable}, with {', '.join(PACKAGES.values())}"
+
+
+def check_access(found: Found) -> str:
+    """The arguments and the access file."""
+    _need_packages()
+    import click
+
+    from ecloud.home import Home
+    from ecloud.secrets import AccessWrong
+    from worker.__main__ import find_access, main
+
+    try:
+        given = main.make_context("worker", list(found.arguments)).params
+    except click.exceptions.Exit:
+        raise NotTried("the help was asked for") from None
+    except click.ClickException as error:
+        raise Wrong(f"{error.format_message()}: see python -m worker --help") from None
+    found.home = Path(given["home"] or Home(os.environ.get("ECLOUD_HOME", "~/.ecloud")).path / "worker").absolute()
+    try:
+        found.access = access = find_access(given["access_file"], given["boss"])
+    except AccessWrong as error:
+        raise Wrong(str(error)) from None
+    return f"key {access.key_name} of cluster {access.cluster_id}, broker {access.host}:{access.port}"
+
+
+def check_address(found: Found) -> str:
+    """What this machine is called and where it looks for the broker."""
+    _need_packages()
+    from worker import machine
+
+    own = ", ".join(machine.addresses())
+    access = _need_access(found)
+    if own == "127.0.0.1" and access.host not in ("127.0.0.1", "::1", "localhost"):
+        raise Wrong(f"this machine has no address but 127.0.0.1: connect it to the network of {access.host}")
+    return f"this machine {socket.gethostname()} has {own}; the broker is at {access.host}:{access.port}"
+
+
+def check_dns(found: Found) -> str:
+    """The broker's name."""
+    host = _need_access(found).host
+    try:
+        answers = _within(DNS_S, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+    except TimeoutError:
+        raise Wrong(f"no name server answers for {host}: check /etc/resolv.conf, or --boss with an address") from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Wrong(f"{host} can't be resolved ({reason}): check the name and DNS, or --boss with an address") from None
+    found_addresses = ", ".join(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    return (
+        "not needed: the broker is named by its address" if found_addresses == host else f"{host} is {found_addresses}"
+    )
+
+
+def check_clock(found: Found) -> str:
+    """A clock that is before this software was installed can't be right, and refuses every certificate."""
+    now = time.time()
+    installed = Path(__file__).stat().st_mtime
+    told = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if now < installed - 86_400:
+        since = time.strftime("%Y-%m-%d", time.gmtime(installed))
+        raise Wrong(f"it says {told}, before this software was installed ({since}): set it (timedatectl set-ntp true)")
+    return told
+
+
+def check_broker(found: Found) -> str:
+    """TCP, TLS, user and password."""
+    from ecloud.broker import probe
+
+    access = _need_access(found)
+    trouble = probe(_address(access), BROKER_S)
+    if trouble is not None:
+        remedy = "is the boss running? (python admin.py status); is the access file the newest?"
+        # Settings are the boss's business: on a worker's machine the same things stand in the access file.
+        raise Wrong(f"{_in_terms_of_access(trouble)}; {remedy}")
+    found.broker_answers = True
+    return f"{access.host}:{access.port} lets us in" + (" through TLS" if access.tls else "")
+
+
+def check_boss(found: Found) -> str:
+    """Hello is answered by Welcome, signed with our key. A Hello that is not followed up changes nothing."""
+    from ecloud.wire import Refused
+
+    access = _need_broker(found)
+    answer = say_hello(access, BOSS_S)
+    if answer is None:
+        if boss_is_heard(access, LISTEN_S):
+            return "it speaks with others (see key)"
+        raise Wrong(
+            f"no answer within {BOSS_S:g} s, and it was not heard speaking with others: start it"
+            " (python admin.py start_daemon), or see key"
+        )
+    if isinstance(answer, Refused):
+        raise Wrong(f"it refuses: {answer.reason}")
+    found.welcome = answer
+    return f"it welcomes us; heartbeats every {answer.heartbeat_s:g} s, lease {answer.lease_s:g} s"
+
+
+def check_key(found: Found) -> str:
+    """Whether boss and access file mean the same key: a boss does not answer one that it does not know."""
+    access = _need_broker(found)
+    if found.welcome is None:
+        raise Wrong(
+            f"nothing that is signed with {access.key_name} was answered: where the boss runs, this key is not"
+            " (or no longer) one of its cluster: make a new access file (python admin.py invite)"
+        )
+    return f"the boss accepts the signature of {access.key_name}, and we its"
+
+
+def check_datastore(found: Found) -> str:
+    """Readable and writable below a stage of our own, which is removed."""
+    if found.welcome is None:
+        raise NotTried("the boss names it, and did not answer")
+    address = found.welcome.datastore.address
+    try:
+        _within(DATASTORE_S, lambda: _try_datastore(address))
+    except TimeoutError:
+        raise Wrong(f"{address} does not answer within {DATASTORE_S:g} s: is its mount hanging?") from None
+    return f"{address} can be read and staged to"
+
+
+def check_disk(found: Found) -> str:
+    """Room below the home."""
+    _need_packages()
+    from worker.files import MIN_FREE_MB, free_disk_mb
+
+    home = found.home or Path("~/.ecloud/worker").expanduser()
+    there = next((path for path in (home, *home.parents) if path.is_dir()), Path("/"))
+    free_mb = free_disk_mb(there)
+    if free_mb < MIN_FREE_MB:
+        raise Wrong(f"{free_mb:.0f} MB are free for {home}, {MIN_FREE_MB:.0f} are needed: make room, or give a --home")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise Wrong(f"{there} can't be written by this user: give a --home that can")
+    return f"{free_mb:,.0f} MB are free for {home}"
+
+
+CHECKS: tuple[tuple[str, Callable[[Found], str]], ...] = (
+    ("Python", check_python),
+    ("access file", check_access),
+    ("address", check_address),
+    ("DNS", check_dns),
+    ("clock", check_clock),
+    ("disk", check_disk),
+    ("broker", check_broker),
+    ("boss", check_boss),
+    ("key", check_key),
+    ("datastore", check_datastore),
+)
+
+
+# --- what the checks ask --------------------------------------------------------------------------------
+
+
+def say_hello(access: AccessFile, wait_s: float) -> Welcome | Refused | None:
+    """What the boss answers to a `Hello` of a peer that nobody will hear of again."""
+    from ecloud import wire
+    from ecloud.broker import BrokerConnection
+    from worker.__main__ import new_peer_name
+
+    peer, key = new_peer_name(), access.key_bytes
+    nonce, own_topic = f"{peer}-1", wire.peer_topic(access.cluster_id, peer)
+    boss_topic = wire.boss_topic(access.cluster_id, peer)
+    answers: queue.SimpleQueue[Welcome | Refused] = queue.SimpleQueue()
+    connected = threading.Event()
+
+    def on_message(topic: str, payload: bytes) -> None:
+        try:
+            envelope, _ = wire.decode(payload, topic, lambda name: key if name == access.key_name else None)
+        except wire.Unreadable as error:
+            if error.why == "version" and error.key_name:
+                answers.put(wire.Refused("version", f"the boss speaks {error}: install the same ECLOUD on both sides"))
+            return
+        message = envelope.message
+        if isinstance(message, wire.Refused) or (isinstance(message, wire.Welcome) and message.nonce == nonce):
+            answers.put(message)
+
+    connection = BrokerConnection(_address(access), peer, [own_topic], on_message, connected.set, lambda reason: None)
+    connection.start()
+    try:
+        deadline = time.monotonic() + wait_s
+        if not connected.wait(wait_s):
+            return None
+        hello = wire.Hello(nonce=nonce, kind="worker", host=socket.gethostname())
+        envelope = wire.Envelope(wire.PROTOCOL_VERSION, peer, "", 0, hello)
+        while (left_s := deadline - time.monotonic()) > 0:
+            connection.publish(boss_topic, wire.encode(envelope, boss_topic, access.key_name, key))
+            try:
+                return answers.get(timeout=min(1.0, left_s))
+            except queue.Empty:
+                continue
+        return None
+    finally:
+        connection.stop(0.5)
+
+
+def boss_is_heard(access: AccessFile, wait_s: float) -> bool:
+    """Whether a boss says anything to anybody in this cluster."""
+    from ecloud import wire
+    from ecloud.broker import BrokerConnection
+
+    heard = threading.Event()
+    everybody = wire.peer_topic(access.cluster_id, "+")
+    listener = BrokerConnection(
+        _address(access), "debug-" + os.urandom(5).hex(), [everybody], lambda topic, payload: heard.set(),
+        lambda: None, lambda reason: None,
+    )  # fmt: skip
+    listener.start()
+    try:
+        return heard.wait(wait_s)
+    finally:
+        listener.stop(0.5)
+
+
+def _try_datastore(address: str) -> None:
+    from datastore.port import DatastoreAway
+    from worker.files import open_datastore
+
+    stage = f"debug-{os.urandom(5).hex()}/0-0"
+    try:
+        store = open_datastore(address)
+        store.stat(["probe"])
+        with tempfile.TemporaryDirectory() as directory:
+            local = Path(directory) / "probe"
+            local.write_bytes(b"x" * 65_536)
+            try:
+                store.store(stage, local, "probe")
+            finally:
+                store.drop_stage(stage)
+    except DatastoreAway as error:
+        raise Wrong(str(error)) from None
+
+
+def _address(access: AccessFile) -> BrokerAddress:
+    from ecloud.broker import BrokerAddress
+
+    return BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
+
+
+def _in_terms_of_access(text: str) -> str:
+    """On a worker's machine there are no settings: what they say stands in the access file."""
+    names = r"BROKER_(?:HOST|PORT|USER|PASSWORD|TLS|CA)"
+    told = re.compile(rf"{names}(?:(?:,| and| or) {names})*")
+    return told.sub(lambda match: match[0].replace("BROKER_", "").lower() + " of the access file", text)
+
+
+def _need_packages() -> None:
+    if any(module not in sys.modules for module in PACKAGES):
+        raise NotTried("it needs the packages that Python lacks")
+
+
+def _need_access(found: Found) -> AccessFile:
+    if found.access is None:
+        raise NotTried("it needs an access file")
+    return found.access
+
+
+def _need_broker(found: Found) -> AccessFile:
+    access = _need_access(found)
+    if not found.broker_answers:
+        raise NotTried("it needs the broker")
+    return access
+
+
+def _within(seconds: float, call: Callable[[], _Answer]) -> _Answer:
+    """What `call` returns or raises; `TimeoutError` when it takes longer, and then it is left alone."""
+    answer: queue.SimpleQueue[Callable[[], _Answer]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            value = call()
+        except BaseException as error:
+            answer.put(partial(_raise, error))
+        else:
+            answer.put(lambda: value)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        given = answer.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    return given()
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+# --- the verdict ----------------------------------------------------------------------------------------
+
+
+def examine(arguments: Sequence[str]) -> int:
+    """Print a line per check and the verdict; the exit code."""
+    found = Found(arguments=arguments)
+    wrong = []
+    for name, check in CHECKS:
+        try:
+            mark, text = "ok", check(found)
+        except NotTried as reason:
+            mark, text = "not tried", str(reason)
+        except Wrong as problem:
+            mark, text = "WRONG", str(problem)
+        except Exception as error:
+            mark, text = "WRONG", f"it can't be checked: {type(error).__name__}: {error}"
+        if mark == "WRONG":
+            wrong.append(name)
+        print(f"{name + ':':<12} {mark}: {text}", flush=True)
+    if wrong:
+        print(f"verdict: a worker can't work here; wrong: {', '.join(wrong)}", flush=True)
+        return 1
+    print("verdict: ok, a worker can work here", flush=True)
+    return 0
+
+
+def main() -> None:
+    """The command."""
+    logging.disable()
+    try:
+        code = examine(sys.argv[1:])
+    except (KeyboardInterrupt, BrokenPipeError):
+        code = 130
+    sys.stderr.flush()
+    # A call that hangs (a dead mount, a name server) must not keep the process.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
