@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from bench.report import Figure, micro
 from boss.core.boss import Boss
-from boss.core.config import BossConfig
+from boss.core.config import BossConfig, PoolConfig
 from boss.core.effects import Effects
 from boss.core.events import Event, MessageArrived
 from boss.core.rows import RunRow, Snapshot, TaskRow
@@ -153,7 +153,7 @@ def _one_size(size: int) -> dict[str, float]:
     snapshot = _snapshot(size)
     # Rows go as nodes come: what the boss weighs is what stays when the snapshot is gone.
     with_rows = _resident_bytes()
-    boss = Boss(snapshot, BossConfig(), 0.0)
+    boss = Boss(snapshot, BossConfig(pools=(PoolConfig("none", {"cpus": 1.0}),)), 0.0)
     weight = (_resident_bytes() - with_rows) / size
     ids = sum(sys.getsizeof(row.id) + 2 * sys.getsizeof(row.task_no) for row in snapshot.tasks) / size
     del snapshot

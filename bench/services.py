@@ -220,5 +220,12 @@ def children_cpu_s(process: subprocess.Popen[bytes]) -> float:
     return (int(fields[13]) + int(fields[14])) / _TICKS
 
 
+def machine_cpu_s() -> float:
+    """CPU seconds of everything on this machine since it started."""
+    fields = Path("/proc/stat").read_bytes().split(b"\n", 1)[0].split()[1:]
+    user, nice, system, _idle, _waiting, irq, soft_irq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + soft_irq + steal) / _TICKS
+
+
 def _stat(process: subprocess.Popen[bytes]) -> list[bytes]:
     return Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()

@@ -116,8 +116,6 @@ class EmbeddedBroker:
         path = self._directory / "port"
         with contextlib.suppress(OSError, ValueError):
             port = int(path.read_text())
-            if not 0 < port < 65536:
-                raise ValueError(port)
             if _is_free(port):
                 return port
             log.warning(
@@ -166,8 +164,10 @@ class EmbeddedBroker:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             if str(self._directory).encode() in command:  # the number may belong to another process by now
                 os.kill(pid, signal.SIGKILL)
+                # The kernel closes a dying process's sockets after all else, one thread after the other.
+                port = int((self._directory / "port").read_text())
                 deadline = time.monotonic() + START_S
-                while Path(f"/proc/{pid}/cmdline").read_bytes() and time.monotonic() < deadline:
+                while not _is_free(port) and time.monotonic() < deadline:
                     time.sleep(0.01)
 
     def _wait_until_it_listens(self) -> None:
@@ -191,9 +191,9 @@ def _is_free(port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
-        except OSError:
+        except (OSError, OverflowError):
             return False
-    return True
+    return port > 0
 
 
 def _mosquitto_hash(password: str) -> str:

@@ -175,8 +175,8 @@ class Runtime:
         told = False
         while True:
             try:
-                if not (told and self._store.last_batch() >= batch):
-                    self._store.commit(batch, effects.writes, self._clock())
+                # Again after a lost answer: the store knows whether this batch landed, and whether we still lead.
+                self._store.commit(batch, effects.writes, self._clock())
                 break
             except StoreAway as error:
                 if not told:

@@ -49,9 +49,7 @@ _VM_COLUMNS = (
 )  # fmt: skip
 _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
-_WITHOUT_OUTCOME = _ATTEMPT_COLUMNS.index("cause")
-"""Columns before this one are those of every attempt. An outcome, once there, stays."""
-_NO_OUTCOME = (None,) * (len(_ATTEMPT_COLUMNS) - _WITHOUT_OUTCOME)
+_NO_OUTCOME = (None,) * 12
 
 _Values = tuple[Any, ...]
 
@@ -170,11 +168,7 @@ class Writing:
 
     def _attempts(self, attempts: Iterable[AttemptRow]) -> None:
         rows = [self._attempt_values(attempt) for attempt in attempts]
-        without = [row[:_WITHOUT_OUTCOME] for row in rows if row[_WITHOUT_OUTCOME] is None]
-        ended = [row for row in rows if row[_WITHOUT_OUTCOME] is not None]
-        key = ("task_no", "number")
-        self._write_long("attempts", _ATTEMPT_COLUMNS[:_WITHOUT_OUTCOME], key, without)
-        self._write_long("attempts", _ATTEMPT_COLUMNS, key, ended)
+        self._write_long("attempts", _ATTEMPT_COLUMNS, ("task_no", "number"), rows)
 
     def _attempt_values(self, attempt: AttemptRow) -> _Values:
         text, outcome = self._sql.text, attempt.outcome

@@ -11,6 +11,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -86,7 +87,7 @@ def diagram(moves: tuple[tuple[tasks.TaskState, tasks.TaskState, str], ...] | tu
     return "\n".join(lines) + "\n"
 
 
-PARTS = {
+PARTS: dict[str, Callable[[], str]] = {
     "messages": messages,
     "values": values,
     "limits": limits,
@@ -101,7 +102,7 @@ def main() -> int:
     stale = []
     for path in sorted(DOCS.glob("*.md")):
         text = path.read_text()
-        fresh = MARKERS.sub(lambda match: match[1] + PARTS[match["name"]]() + match[3], text)
+        fresh = MARKERS.sub(lambda match: f"{match[1]}{PARTS[match['name']]()}{match[3]}", text)
         if fresh != text:
             stale.append(path.name)
             if not check:

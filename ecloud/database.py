@@ -5,6 +5,7 @@ Owns no tables (`ecloud.schema`) and no migrations (`migrate` below runs those o
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from contextlib import closing
@@ -20,6 +21,7 @@ from ecloud.settings import ROOT, Settings, SettingsWrong
 BUSY_S = 10.0
 """How long a reader or writer of SQLite waits for another."""
 CONNECT_S = 5
+PING_AFTER_S = 1.0
 ANSWER_S = 120.0
 """How long a server may take for one statement; a door that must answer soon asks for less."""
 BACKUPS_KEPT = 5
@@ -70,9 +72,24 @@ def make_engine(url: URL | str, answer_s: float = ANSWER_S) -> Engine:
         "init_command": _SESSION,
     }
     # No ROLLBACK when a connection comes back: every transaction is ended by then, and each word is a round trip.
-    return sa.create_engine(
-        url, connect_args=arguments, pool_pre_ping=True, pool_recycle=3600, pool_reset_on_return=None
-    )
+    engine = sa.create_engine(url, connect_args=arguments, pool_recycle=3600, pool_reset_on_return=None)
+    sa.event.listen(engine, "checkin", _note_rest)
+    sa.event.listen(engine, "checkout", _ping_after_rest)
+    return engine
+
+
+def _note_rest(connection: Any, record: Any) -> None:
+    record.info["rests_since"] = time.monotonic()
+
+
+def _ping_after_rest(connection: Any, record: Any, proxy: object) -> None:
+    """A connection that rested may be dead: then another is made. One that was used just now is not asked."""
+    if time.monotonic() - record.info.get("rests_since", -math.inf) < PING_AFTER_S:
+        return
+    try:
+        connection.ping(False)
+    except Exception as error:
+        raise sa.exc.DisconnectionError from error
 
 
 def _set_pragmas(connection: Any, record: object) -> None:

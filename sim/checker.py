@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import msgspec
+
 from boss.core.rows import AttemptRow, TaskMoved, Writes
 from ecloud import wire
 from ecloud.tasks import (
@@ -20,6 +22,7 @@ from ecloud.tasks import (
     Cause,
     Outcome,
     Resources,
+    TaskBody,
     TaskState,
 )
 from ecloud.wire import AttemptOrder, Envelope
@@ -60,6 +63,9 @@ class Checker:
         self.datastore = datastore
         self.outcomes: dict[Key, Outcome] = {}
         self.running: dict[str, dict[Key, Resources]] = {}
+        self.allowed: set[int] = set()
+        """Tasks that were given while their dependencies allowed it, and have neither ended nor waited since."""
+        self.started: set[tuple[str, Key]] = set()
         self.accepted: dict[str, str] = {}
         """Runs by push that were said to be accepted."""
         self.completions = 0
@@ -78,12 +84,15 @@ class Checker:
         if tables.batch == batch:
             return  # it had landed before
         self.world.tell(boss, f"commits batch {tables.batch}{_sizes(writes)}")
-        for key, row in writes.attempts.items():
-            self._attempt_moved(key, attempts.get(key), row)
+        self.allowed -= stored
         for task_no, moved in writes.tasks.items():
+            if moved.state is TaskState.WAITING or moved.state in ENDED:
+                self.allowed.discard(task_no)
             if task_no in tables.tasks:
                 before = tasks.get(task_no) if task_no not in stored else None
                 self._task_moved(task_no, before, moved)
+        for key, row in writes.attempts.items():
+            self._attempt_moved(key, attempts.get(key), row)
         dropped = set(writes.dropped_tasks)
         if dropped or writes.dropped_runs:
             self.outcomes = {key: value for key, value in self.outcomes.items() if key[0] in tables.tasks}
@@ -111,8 +120,11 @@ class Checker:
             raise Violation(f"attempt {_name(key)} is given although task {task.id} is {task.state}")
         for other_no, condition in task.dependencies:
             other = self.tables.tasks[other_no]
-            if other.state not in ENDED or not condition.met_by(other.state):
+            # One that ran already when its dependency was done again runs on, and is tried again however that one ends.
+            ran_on = other.state in ENDED and key[0] in self.allowed
+            if not (other.state in ENDED and condition.met_by(other.state)) and not ran_on:
                 raise Violation(f"attempt {_name(key)} is given although {other.id} is {other.state}, not {condition}")
+        self.allowed.add(key[0])
         live = [
             number
             for number in range(1, key[1])
@@ -165,6 +177,8 @@ class Checker:
                 row = attempts.get((name.task_no, name.number))
                 if row is not None and row.state not in RECORDED:
                     raise Violation(f"{boss} says that the outcome of {_name((name.task_no, name.number))} is stored")
+        elif isinstance(message, wire.RunRejected):
+            raise Violation(f"{boss} rejects push {message.push_id}: {message.problems[0]}")
         elif isinstance(message, wire.RunAccepted):
             if message.push_id not in self.tables.pushes and message.run_no in self.tables.runs:
                 raise Violation(f"{boss} accepts push {message.push_id}: not committed")
@@ -180,9 +194,10 @@ class Checker:
             raise Violation(f"{worker} starts attempt {_name(key)}, which is not committed")
         if row is not None and row.worker != worker:
             raise Violation(f"{worker} starts attempt {_name(key)}, which is {row.worker}'s")
-        running = self.running.setdefault(worker, {})
-        if key in running:
+        if (worker, key) in self.started:
             raise Violation(f"{worker} starts attempt {_name(key)} twice")
+        self.started.add((worker, key))
+        running = self.running.setdefault(worker, {})
         running[key] = order.asks
         for resource, amount in capacity.items():
             taken = sum(asks.get(resource, 0.0) for asks in running.values())
@@ -204,8 +219,9 @@ class Checker:
         if row is None or row.state not in (AttemptState.ASSIGNED, AttemptState.STARTED):
             return
         before = [self.tables.stored[number] for number, _ in self.tables.tasks[order.task_no].dependencies]
+        promised = {result.path for stored in before for result in msgspec.json.decode(stored, type=TaskBody).results}
         for path in paths:
-            if any(f'"path":"{path}"'.encode() in promises for promises in before):
+            if path in promised:
                 raise Violation(f"{worker} lacks {path} for {_name(key)}")
 
     # --- in the end ------------------------------------------------------------------------------

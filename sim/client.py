@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 
 from ecloud import wire
@@ -34,7 +32,6 @@ class Client:
         self.world = world
         self.wishes: list[Wish] = []
         self.answers: dict[str, wire.Message] = {}
-        self.when_answered: Callable[[wire.Message], None] = lambda message: None
         self._session = ""
         self._epoch = 0
         self._nonce = self._number = self._heard = 0
@@ -71,7 +68,7 @@ class Client:
         self._publish(Envelope(wire.PROTOCOL_VERSION, self.name, self._session, self._number, message))
 
     def _publish(self, envelope: Envelope) -> None:
-        self.link.publish(envelope, "client", self._topic)
+        self.link.publish(self.name, envelope, "client", self._topic)
 
     def _say_hello(self) -> None:
         self._session = ""
@@ -93,8 +90,10 @@ class Client:
 
     def _hear(self, envelope: Envelope) -> None:
         message = envelope.message
+        if envelope.epoch < self._epoch:
+            return
         if isinstance(message, wire.Welcome):
-            if message.nonce == f"{self.name}-{self._nonce}" and not self._session and envelope.epoch >= self._epoch:
+            if message.nonce == f"{self.name}-{self._nonce}" and not self._session:
                 self._session, self._epoch = message.session, envelope.epoch
                 self._number = self._heard = 0
                 self._say(wire.Heartbeat(orders_seen=0))
@@ -118,5 +117,4 @@ class Client:
             self.wishes.pop(0)
             self.answers[about] = message
             self.world.tell(self.name, f"gets its answer to {about}: {type(message).__name__}")
-            self.when_answered(message)
             self._say_wish()

@@ -46,9 +46,11 @@ class Link:
         self.last_arrival = 0.0
         self.generation = 0
 
-    def publish(self, envelope: Envelope, key_name: str, topic: str) -> None:
+    def publish(self, who: str, envelope: Envelope, key_name: str, topic: str) -> None:
         """Say it, if there is a connection; else it is dropped."""
         if self.connected and not self.closed:
+            to = "the boss" if topic.startswith(_BOSS_TOPIC) else topic.rpartition("/")[2]
+            self.network.world.tell(who, f"to {to}: {in_words(envelope.message)}")
             self.network.carry(topic, wire.encode(envelope, topic, key_name, key_of(key_name)))
 
     def close(self) -> None:
@@ -63,6 +65,13 @@ class Link:
             self.generation += 1
             self.lost("the connection ended")
             self.network.world.after(seconds, self.network.reconnect(self))
+
+
+def in_words(message: wire.Message) -> str:
+    """A message for the story: its kind, and the attempts that it is about."""
+    kind = type(message).__name__
+    items = getattr(message, "outcomes", None) or getattr(message, "attempts", ())
+    return f"{kind} {' '.join(f'{item.task_no}-{item.number}' for item in items)}" if items else kind
 
 
 class Network:

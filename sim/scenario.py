@@ -54,7 +54,7 @@ def _make_task(
         condition = chance.choices((Condition.SUCCESS, Condition.ANY, Condition.FAILURE), (12, 3, 1))[0]
         dependencies.append(Dependency(before.id, condition))
         if condition is Condition.SUCCESS and before.results and chance.random() < 0.5:
-            requirements.append(Requirement(before.results[0].path, "input"))
+            requirements.append(Requirement(before.results[0].path, f"from/{before.id}"))
     seconds = size.task_s * chance.random() ** 3
     resources = {"cpus": float(chance.choice((1, 1, 1, 2)))}
     if chance.random() < 0.2:

@@ -103,7 +103,8 @@ class Simulation:
         self.healed_at: float | None = None
         self.world.tell("seed", f"{seed}: {_words(self.faults)}")
         self._begin_boss(replace=True)
-        for _ in range(chance.randint(*self.size.workers)):
+        few = bool(self.config.pools) and chance.random() < 0.5
+        for _ in range(0 if few else chance.randint(*self.size.workers)):
             self.world.after(chance.uniform(0.0, 3.0), self.add_machine)
         self.client = Client("c1", self.world, self.network)
         self.scenario = Scenario(self.world, self.client, self.size, fails)
@@ -201,7 +202,7 @@ class Simulation:
         for machine in list(self.machines.values()):
             if machine.process is not None:
                 machine.process.thaw()
-        if not any(not machine.of_cloud for machine in self.machines.values()):
+        if not self.config.pools and not self.machines:
             self.add_machine()
 
     # --- to the end ------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ class WorkerProcess:
         for start in effects.starts:
             self._start(start)
         for envelope in effects.says:
-            self.link.publish(envelope, self.home.key_name, self._topic)
+            self.link.publish(self.name, envelope, self.home.key_name, self._topic)
         if effects.leave is not None:
             self._leave(effects.leave)
 

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import msgspec
 
-from boss.cloud.provider import TryLater, VmFound, VmOrder
+from boss.cloud.provider import Room, Stranger, TryLater, VmFound, VmOrder, VmState
 from ecloud.home import Home
 from ecloud.secrets import AccessFile, write_access
 from ecloud.settings import ROOT
 
 END_GRACE_S = 20.0
 """Between TERM, which lets a worker end what it runs, and KILL."""
+HOST = "127.0.0.1"
 
 
 class _Process(msgspec.Struct, frozen=True):
@@ -118,7 +119,8 @@ class LocalCloud:
         found = []
         for process in self._recorded():
             if _lives(process):
-                found.append(VmFound(process.vm_no, _cloud_id(process)))
+                since = _started(process.start_time)
+                found.append(VmFound(process.vm_no, _cloud_id(process), VmState.RUNNING, "process", HOST, since))
             else:
                 self._clear(process)
         return found
@@ -139,8 +141,16 @@ class LocalCloud:
         else:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def end_all(self, wait_s: float) -> None:
-        """End every VM and wait: for a boss that leaves with its cluster."""
+    def strangers(self) -> Sequence[Stranger]:
+        """See `provider.Provider.strangers`. A home is one boss's own."""
+        return []
+
+    def room(self) -> Room:
+        """See `provider.Provider.room`. The pool's maximum is the only bound."""
+        return Room()
+
+    def end_all(self, wait_s: float) -> Sequence[VmFound]:
+        """See `provider.Provider.end_all`: also for a boss that leaves with its cluster."""
         processes = [process for process in self._recorded() if _lives(process)]
         for number, wait in ((signal.SIGTERM, wait_s), (signal.SIGKILL, 2.0)):
             for process in processes:
@@ -150,11 +160,21 @@ class LocalCloud:
             while any(map(_lives, processes)) and time.monotonic() < deadline:
                 time.sleep(0.02)
             processes = [process for process in processes if _lives(process)]
-        self.list()
+        return self.list()
 
 
 def _cloud_id(process: _Process) -> str:
     return f"{process.pid}:{process.start_time}"
+
+
+def _started(ticks: str) -> float:
+    """Epoch seconds of a process's start, given in clock ticks after the machine's; 0 where that is not known."""
+    try:
+        with open("/proc/uptime") as uptime:
+            up_s = float(uptime.read().split()[0])
+        return time.time() - up_s + float(ticks) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _lives(process: _Process) -> bool:

@@ -1,12 +1,14 @@
 """What every cloud can do. Its comments are the contract that tests/contract/test_cloud.py runs.
 
 A provider starts, ends and lists VMs; it decides nothing and remembers nothing that its cloud does not. All calls
-block; they are
-made from a small pool, never from the loop. Errors are named by what to do next.
+block, each for a limited time; they are made from a small pool, never from the loop. Errors are named by what to do
+next; the text of each is one sentence that says what happened, to which thing, and what to do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import Enum
 from typing import Protocol
 
 import msgspec
@@ -18,6 +20,10 @@ class TryLater(Exception):
     """The cloud is away, slow or busy. The same call may succeed later."""
 
 
+class Unanswered(TryLater):
+    """The answer was lost: nobody knows whether the VM was started. `list` tells; asking again could start a second."""
+
+
 class AskForLess(Exception):
     """A quota, an address pool or the hosts are exhausted: fewer VMs may still be had."""
 
@@ -27,11 +33,27 @@ class GivePoolUp(Exception):
 
 
 class CredentialsWrong(Exception):
-    """The cloud does not let us in. A person must act."""
+    """The cloud does not let us in, or we do not trust it. A person must act."""
 
 
 class Gone(Exception):
-    """There is no such VM (any more)."""
+    """There is no such VM of ours (any more)."""
+
+
+class VmState(Enum):
+    """What the cloud says of a VM, in our words. None of them is a proof that what it runs has ended."""
+
+    PENDING = "pending"
+    """Waits for a host or an address, perhaps for ever."""
+    BOOTING = "booting"
+    RUNNING = "running"
+    ENDING = "ending"
+    FAILED = "failed"
+    """It will not come up by itself."""
+    OFF = "off"
+    """Said to be off. A running one may be called so for a while."""
+    UNKNOWN = "unknown"
+    """The cloud has lost sight of it."""
 
 
 class VmOrder(msgspec.Struct, frozen=True):
@@ -46,23 +68,67 @@ class VmOrder(msgspec.Struct, frozen=True):
 
 
 class VmFound(msgspec.Struct, frozen=True):
-    """A VM of ours as the cloud lists it. One that is done is not listed."""
+    """A VM of ours as the cloud lists it. One that is done is not listed.
+
+    `cloud_state`: the cloud's own word for its state. `address`: empty until it has one. `since`: when the cloud made
+    it, epoch seconds by the cloud's clock, 0 where it does not say. `text`: what the cloud says about it, e.g. why it
+    waits; healthy VMs have such texts too: judge by `state`.
+    """
 
     vm_no: int
     cloud_id: str
+    state: VmState = VmState.RUNNING
+    cloud_state: str = ""
+    address: str = ""
+    since: float = 0.0
+    text: str = ""
+
+
+class Stranger(msgspec.Struct, frozen=True):
+    """A VM that looks like ours and is not: shown to people, never adopted, never ended. `why`: what it lacks."""
+
+    cloud_id: str
+    name: str
+    owner: str
+    why: str
+
+
+class Room(msgspec.Struct, frozen=True):
+    """How many more VMs of a pool the cloud would give now, by what it says. `vms`: None where nothing bounds it that
+    the cloud tells; `reason`: what bounds it most, in words."""
+
+    vms: int | None = None
+    reason: str = ""
 
 
 class Provider(Protocol):
-    """One cloud."""
+    """One cloud, for one pool."""
 
     def start(self, order: VmOrder) -> str:
         """Ask for one VM; the cloud's id for it. The intent is committed before.
 
-        After a crash between this call and its answer the VM is found by `list`. Raises all errors but `Gone`.
+        After a crash between this call and its answer, or after `Unanswered`, the VM is found by `list`. Every other
+        error says that no VM was made. Raises all errors but `Gone`.
         """
 
     def end(self, cloud_id: str) -> None:
-        """Ask for a VM's end. Returning is no proof: `list` is. Ending what is gone is no error."""
+        """Ask for a VM's end; asked again after a while it is ended hard. Returning is no proof: `list` is.
+
+        Ending what is gone is no error. Raises `TryLater` where its state refuses now, `Gone` for a VM that is there
+        and does not carry our cluster id (it is not touched), `CredentialsWrong`.
+        """
 
     def list(self) -> list[VmFound]:
-        """All our VMs that are not gone. Raises `TryLater`, `CredentialsWrong`; never an incomplete list."""
+        """All our VMs that are not gone, one per intent. Raises `TryLater`, `CredentialsWrong`; never an incomplete
+        list."""
+
+    def strangers(self) -> Sequence[Stranger]:
+        """VMs that carry our name or tag and are not ours. Raises as `list` does."""
+
+    def room(self) -> Room:
+        """Quotas, free addresses and free hosts, read and not asked for. Raises all errors but `Gone` and
+        `AskForLess`."""
+
+    def end_all(self, wait_s: float) -> Sequence[VmFound]:
+        """End every VM of ours and wait, `wait_s` seconds at most, until `list` is empty; what is left. Raises as
+        `list` does."""

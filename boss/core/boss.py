@@ -59,7 +59,7 @@ RETURN_AFTER_S = 1.0
 FIRST_BACKOFF_S = 0.5
 """Before a datastore call is made again; doubled each time up to `LAST_BACKOFF_S`."""
 LAST_BACKOFF_S = 30.0
-ARCHIVE_EVERY_S = 3600.0
+ARCHIVE_EVERY_S = 600.0
 
 
 class Boss:
@@ -76,7 +76,7 @@ class Boss:
         self.sessions = Sessions(self._outbox, config, now)
         self.attempts = Attempts(self._outbox, self.book, self.fleet, self.runtimes, self._timers, config)
         self.duty = Duty(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
-        self.vms = Vms(self._outbox, self.fleet, self.ready, self.duty, self._timers, config, snapshot.next_vm_no)
+        self.vms = Vms(self._outbox, self.fleet, self.book, self.duty, self._timers, config, snapshot.next_vm_no)
         self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config)
         self.stages = Stages(self._outbox, self.attempts, self._timers, config)
         self.clients: dict[str, Conversation] = {}
@@ -110,6 +110,7 @@ class Boss:
         self.attempts.send_orders()
         self.book.settle(now)
         self.vms.scale(now)
+        self._notice_stuck_runs(now)
         self.watchers.tell(now)
         self._expected_at = self.next_deadline()
         return self._outbox.take()
@@ -187,7 +188,8 @@ class Boss:
             case wire.DrainWanted(reason):
                 self.duty.drain(worker, reason, then_exit=True)
             case wire.Goodbye(reason):
-                self.duty.remove(worker, "gone", reason, now)
+                decided = worker.row.reason if worker.leaving else ""  # why we sent it away goes before what it says
+                self.duty.remove(worker, "gone", decided or reason, now)
                 self.vms.on_worker_left(worker, now)
             case _:
                 self.sessions.ignored["message"] += 1
@@ -252,6 +254,22 @@ class Boss:
 
     def _balance_again(self, now: float) -> None:
         self._balance_set = False  # the batch that this alarm makes balances again
+
+    def _notice_stuck_runs(self, now: float) -> None:
+        """Runs whose init task failed in every worker process there is, where no other is to be had."""
+        for run_no in tuple(self.book.failing_runs):
+            run = self.book.runs[run_no]
+            reason = ""
+            for task_no, failures in run.init_failures.items():
+                able = any(
+                    worker.takes_tasks and worker.inits.get(task_no) != "failed"
+                    for worker in self.fleet.workers.values()
+                )
+                if task_no in run.inits and not able and not self.vms.may_bring_workers(now):
+                    node = run.inits[task_no]
+                    where = f"{len(failures)} worker process{'es' if len(failures) > 1 else ''}, all there are"
+                    reason = f"init task {node.id} failed in {where}: {node.reason}"
+            self.book.say_stuck(run, reason)
 
     # --- housekeeping ----------------------------------------------------------------------------
 

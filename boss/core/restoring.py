@@ -93,5 +93,11 @@ def _restore_init(row: AttemptRow, book: TaskBook, fleet: Fleet) -> None:
     if worker is not None:
         worker.inits[row.task_no] = "succeeded" if row.outcome.cause is Cause.SUCCESS else "failed"
     run = book.runs.get(row.run_no)
-    if run is not None and row.outcome.cause is not Cause.SUCCESS:
+    if run is None:
+        return
+    if row.outcome.cause is Cause.SUCCESS:
+        run.init_done.add(row.task_no)
+    else:
         run.init_failures.setdefault(row.task_no, set()).add(row.worker)
+        if not run.row.held:
+            book.failing_runs.add(row.run_no)

@@ -38,6 +38,8 @@ class Run(msgspec.Struct, eq=False):
     states: dict[TaskState, int] = msgspec.field(default_factory=dict)
     inits: dict[int, Node] = msgspec.field(default_factory=dict)
     init_failures: dict[int, set[str]] = msgspec.field(default_factory=dict)
+    stuck: str = ""
+    """Why nothing of it can start just now, though it is not held: its init task failed wherever it could be tried."""
     init_done: set[int] = msgspec.field(default_factory=set)
     changed: bool = False
     ended_hints: deque[TaskEnded] = msgspec.field(default_factory=lambda: deque(maxlen=MAX_ENDED_HINTS))
@@ -59,6 +61,8 @@ class TaskBook:
         self.ready = ready
         self.runs: dict[int, Run] = {}
         self.changed_runs: set[int] = set()
+        self.failing_runs: set[int] = set()
+        """Runs that are not held, in which an init task failed somewhere."""
 
     # --- moves -----------------------------------------------------------------------------------
 
@@ -154,14 +158,27 @@ class TaskBook:
         run.row = msgspec.structs.replace(run.row, held=reason)
         self._write_run(run)
         self.ready.hold(run.row.run_no)
+        self.failing_runs.discard(run.row.run_no)
 
     def release(self, run: Run) -> None:
         """A held run goes on: its init tasks may be tried in three more worker processes."""
-        run.init_failures.clear()
+        self._forget_init_failures(run)
         if run.row.held:
             run.row = msgspec.structs.replace(run.row, held="")
             self._write_run(run)
             self.ready.release(run.row.run_no)
+
+    def _forget_init_failures(self, run: Run) -> None:
+        run.init_failures.clear()
+        run.stuck = ""
+        self.failing_runs.discard(run.row.run_no)
+
+    def say_stuck(self, run: Run, reason: str) -> None:
+        """Why nothing of this run can start just now; empty when that is over. Told to those who watch, not written."""
+        if run.stuck != reason:
+            run.stuck = reason
+            run.changed = True
+            self.changed_runs.add(run.row.run_no)
 
     def _write_run(self, run: Run) -> None:
         self._outbox.writes.runs[run.row.run_no] = run.row
@@ -172,12 +189,13 @@ class TaskBook:
         """An init task failed in one worker process. In the third, without success anywhere, the run is held."""
         failures = run.init_failures.setdefault(node.task_no, set())
         failures.add(worker)
+        self.failing_runs.add(run.row.run_no)
         if len(failures) >= INIT_FAILURES_ALLOWED and node.task_no not in run.init_done:
             self.move(node, TaskState.FAILED, error)
             self.hold(
                 run, f"init task {node.id} failed in {len(failures)} worker processes: {error}"[:MAX_REASON_CHARS]
             )
-        elif node.state is _RUNNING:
+        else:
             self.move(node, _READY, error)
 
     def settle(self, now: float) -> None:
@@ -206,7 +224,7 @@ class TaskBook:
                 self.write(node)  # the number of its last attempt, which may still be going on
                 self.graph.remove([node.task_no])
                 del run.inits[node.task_no]
-        run.init_failures.clear()
+        self._forget_init_failures(run)
 
     def check(self) -> None:
         """Invariants: counts agree with the graph, legal states only."""

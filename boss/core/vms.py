@@ -17,9 +17,9 @@ from boss.core.duty import Duty
 from boss.core.effects import EndVm, ListVms, StartVm
 from boss.core.fleet import Fleet, Worker
 from boss.core.outbox import Outbox
-from boss.core.placement import ReadyTasks
 from boss.core.rows import VmRow
 from boss.core.scaling import Demand, plan
+from boss.core.taskbook import TaskBook
 from boss.core.timers import Timers
 from ecloud.tasks import TaskState
 
@@ -43,7 +43,7 @@ class Vms:
         self,
         outbox: Outbox,
         fleet: Fleet,
-        ready: ReadyTasks,
+        book: TaskBook,
         duty: Duty,
         timers: Timers,
         config: BossConfig,
@@ -51,7 +51,8 @@ class Vms:
     ) -> None:
         self._outbox = outbox
         self._fleet = fleet
-        self._ready = ready
+        self._book = book
+        self._ready = book.ready
         self._duty = duty
         self._timers = timers
         self._config = config
@@ -99,6 +100,15 @@ class Vms:
             self._keep_listing(now)
         return count
 
+    def may_bring_workers(self, now: float) -> bool:
+        """Whether a VM boots, or one more may be started."""
+        counts: dict[str, int] = {}
+        for vm in self.alive.values():
+            if vm.state in ("intended", "booting"):
+                return True
+            counts[vm.pool] = counts.get(vm.pool, 0) + 1
+        return not self._held and any(counts.get(pool.name, 0) < pool.maximum for pool in self._config.pools)
+
     def scale(self, now: float) -> None:
         """Start what is missing for the ready work; let idle ones go."""
         if not self._config.pools or self._held:
@@ -111,7 +121,13 @@ class Vms:
             known = demands.get(group.shape)
             demands[group.shape] = Demand(group.shape, count + (known.count if known else 0))
         rooms = [vm.size for vm in self.alive.values() if vm.state in ("intended", "booting")]
-        rooms += [worker.free for worker in self._fleet.workers.values() if worker.takes_tasks]
+        failing = [task_no for run_no in self._book.failing_runs for task_no in self._book.runs[run_no].init_failures]
+        rooms += [
+            worker.free
+            for worker in self._fleet.workers.values()
+            # One in which a run can't be prepared is no room for that run's tasks: another process may do better.
+            if worker.takes_tasks and not any(worker.inits.get(task_no) == "failed" for task_no in failing)
+        ]
         counts: dict[str, int] = {}
         for vm in self.alive.values():
             counts[vm.pool] = counts.get(vm.pool, 0) + 1

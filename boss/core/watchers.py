@@ -85,5 +85,5 @@ class Watchers:
             running=tuple(running),
             workers=sum(worker.takes_tasks for worker in self._fleet.workers.values()),
             over=run.left == 0,
-            held=run.row.held,
+            held=run.row.held or run.stuck,
         )

@@ -112,6 +112,13 @@ def test_results_are_in_the_datastore_when_the_run_is_over(daemons: NewDaemon) -
     assert (daemon.home.datastore / "there/out.txt").read_text() == "hello\n"
 
 
+def test_a_run_over_a_broker_behind_tls(daemons: NewDaemon, mosquitto_tls: Mosquitto, tmp_path: Path) -> None:
+    daemon = daemons(**mosquitto_tls.settings(), BROKER_CA=str(tmp_path / "authority" / "ca.pem")).start()
+    with daemon.client() as client:
+        client.push([TaskDefinition("one", ("true",))], PushOptions("r"))
+        assert watch_to_the_end(client, "r").states == {"succeeded": 1}
+
+
 # --- the boss is killed ---------------------------------------------------------------------------
 
 
@@ -140,6 +147,24 @@ def test_what_ends_while_there_is_no_boss_is_not_lost(on_server: NewDaemon, tmp_
         daemon.start()
         assert watch_to_the_end(client, "r").states == {"succeeded": 4}
     each_ran_once(daemon, tasks, journal)
+
+
+def test_a_boss_killed_in_the_middle_of_a_push_stores_it_once(daemon: Daemon) -> None:
+    daemon.start()
+    tasks = [TaskDefinition(f"t{index}", ("true",), labels=("nobody has this",)) for index in range(3_000)]
+    heard: list[int] = []
+
+    def on_progress(count: int) -> None:
+        heard.append(count)
+        if len(heard) == 2:
+            daemon.restart()
+
+    with daemon.client() as client:
+        accepted = client.push(tasks, PushOptions("r"), on_progress)
+        assert accepted.decisions == {"new": 3_000}
+        again = client.push(tasks, PushOptions("r"))
+        assert again.decisions == {"kept": 3_000}
+    assert rows(daemon, "SELECT COUNT(*) FROM tasks") == [(3_000,)]
 
 
 # --- two bosses -----------------------------------------------------------------------------------
@@ -335,6 +360,15 @@ def test_a_wrong_setting_is_one_sentence(settings: dict[str, Any], sentence: str
     assert words.count(sentence[:15]) == 1, words
     assert "Traceback" not in words
     assert "secret" not in words
+
+
+def test_a_damaged_key_is_one_sentence(daemons: NewDaemon) -> None:
+    daemon = daemons()
+    daemon.home.make().cluster_key.write_text("damaged")
+    code, words = daemon.run()
+    assert code == 2
+    assert f"the cluster's key {daemon.home.cluster_key} is damaged; put it back from a backup" in words
+    assert "Traceback" not in words
 
 
 def test_a_database_that_does_not_exist_is_waited_for_and_named(daemons: NewDaemon) -> None:

@@ -34,6 +34,7 @@ class BossMachine(RuleBasedStateMachine):
         name = f"w{index}"
         if name not in self.script.peers:
             self.script.worker(name, cpus=index + 1)
+            self.absorb()
         return self.script.peers[name]
 
     def absorb(self) -> None:

@@ -1,0 +1,201 @@
+"""The script that turns a booted guest into a worker: what an OpenNebula guest runs as its START_SCRIPT.
+
+Pure text. For an image with ECLOUD inside: it starts `worker/start.sh` of that code as a unit of its own and returns at
+once, so that nothing that the guest still has to do is held up. The guest runs it at each boot **and again whenever a
+NIC or disk is attached**, so a second run does nothing. Everything that differs from VM to VM comes in variables of the
+context (`variables`), which the guest exports; all text is in Base64, since the guest sources them unescaped.
+
+What the VM's template had as its own start script runs before the agent, each time as before.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+
+CODE_DIRECTORY = "/opt/ecloud"
+"""Where an image with ECLOUD inside has it."""
+MAX_VALUE_BYTES = 120_000
+"""Of one variable: with 131,072 bytes every `exec` of the guest fails, since each variable is exported."""
+MAX_CONTEXT_BYTES = 1_000_000
+"""Of all variables together: half of what a Linux guest takes as arguments and environment."""
+_SAFE = re.compile(r"[A-Za-z0-9._:+-]*\Z")
+
+
+class TooLarge(Exception):
+    """A context that no guest could export: which variable, how large, how much is allowed."""
+
+
+SCRIPT = r"""#!/bin/sh
+# Makes this machine a worker of an ECLOUD cluster. Safe to run twice; what it does stands in $home/start.log.
+# ECLOUD_ROOT: a directory that stands for /; empty on a real machine.
+umask 077
+root=${ECLOUD_ROOT:-}
+if [ -z "${ECLOUD_ACCESS_BASE64:-}" ]; then
+    for file in /run/one-context/one_env /var/run/one-context/one_env; do
+        if [ -r "$file" ]; then . "$file"; break; fi
+    done
+fi
+home=$root/var/lib/ecloud
+mkdir -p "$home" || exit 1
+say() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) $*" | tee -a "$home/start.log"; }
+decode() { printf '%s' "$1" | base64 -d; }
+
+own() {  # the template's own start script, run as the guest would have run it
+    if [ -n "${ECLOUD_OWN_SCRIPT:-}" ]; then
+        printf '%s\n' "$ECLOUD_OWN_SCRIPT" >"$home/own_script"
+    elif [ -n "${ECLOUD_OWN_SCRIPT_BASE64:-}" ]; then
+        decode "$ECLOUD_OWN_SCRIPT_BASE64" >"$home/own_script"
+    else
+        return 0
+    fi
+    chmod 700 "$home/own_script"
+    case $(head -c 2 "$home/own_script") in
+        '#!') "$home/own_script" ;;
+        *) if command -v bash >/dev/null; then bash "$home/own_script"; else sh "$home/own_script"; fi ;;
+    esac || say "the template's own start script failed with exit code $?; going on"
+}
+
+running() {  # whether the agent of this very boot order is alive
+    if [ "$units" = yes ]; then
+        systemctl is-active --quiet ecloud-worker
+    else
+        pid=$(cat "$home/agent.pid" 2>/dev/null) && [ -n "$pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" |
+            grep -q -- "$home/agent"
+    fi
+}
+
+units=no
+if [ -z "$root" ] && [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then units=yes; fi
+own
+# A second run must not race with the first: who makes the directory goes on.
+boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+if running; then say "the agent runs already"; exit 0; fi
+if ! mkdir "$home/starting-$boot" 2>/dev/null; then
+    # Left behind by a run that was killed? It takes a moment only.
+    sleep 3
+    if running; then say "the agent runs already"; exit 0; fi
+fi
+code=$root${ECLOUD_CODE:-/opt/ecloud}
+if [ ! -r "$code/worker/start.sh" ]; then
+    say "there is no ECLOUD in $code of this image: use an image that has it, or one that the boss reaches by SSH"
+    rmdir "$home/starting-$boot"
+    exit 1
+fi
+decode "${ECLOUD_ACCESS_BASE64:-}" >"$home/access.new" && mv "$home/access.new" "$home/access"
+decode "${ECLOUD_OPTIONS_BASE64:-}" >"$home/options.new" && mv "$home/options.new" "$home/options"
+if [ ! -s "$home/access" ]; then
+    say "the context holds no access file: was it changed by hand?"
+    rmdir "$home/starting-$boot"
+    exit 1
+fi
+cat >"$home/agent" <<END
+#!/bin/sh
+# Runs the agent, again when it crashes. When it has left, nobody needs this machine: powers it off.
+ECLOUD_ROOT='$root'
+HOME=\${HOME:-/root}
+export ECLOUD_ROOT HOME
+set --
+while IFS= read -r option; do set -- "\$@" "\$option"; done <'$home/options'
+crashes=0
+while [ "\$crashes" -lt 5 ]; do
+    sh '$code/worker/start.sh' '$home/access' --home '$home/worker' "\$@" &
+    agent=\$!
+    trap 'kill -TERM \$agent' TERM INT
+    wait "\$agent"
+    exit_code=\$?
+    while kill -0 "\$agent" 2>/dev/null; do wait "\$agent"; exit_code=\$?; done
+    echo "\$(date -u +%Y-%m-%dT%H:%M:%SZ) the agent left with exit code \$exit_code" >>'$home/start.log'
+    if [ "\$exit_code" = 0 ]; then
+        sleep ${ECLOUD_POWEROFF_AFTER_S:-60}
+        if [ '$units' = yes ]; then exec systemctl poweroff; else exec poweroff; fi
+    fi
+    crashes=\$((crashes + 1))
+    sleep 5
+done
+END
+chmod 700 "$home/agent"
+if [ "$units" = yes ]; then
+    systemctl reset-failed ecloud-worker 2>/dev/null
+    systemd-run --quiet --collect --unit=ecloud-worker --property=KillMode=mixed \
+        --property=StandardOutput="append:$home/agent.log" --property=StandardError="append:$home/agent.log" \
+        "$home/agent"
+    result=$?
+elif command -v setsid >/dev/null; then
+    nohup setsid "$home/agent" </dev/null >>"$home/agent.log" 2>&1 &
+    echo $! >"$home/agent.pid"
+    result=0
+else
+    nohup "$home/agent" </dev/null >>"$home/agent.log" 2>&1 &
+    echo $! >"$home/agent.pid"
+    result=0
+fi
+rmdir "$home/starting-$boot"
+if [ "$result" = 0 ]; then say "started the agent"; else say "the agent can't be started"; fi
+exit "$result"
+"""
+
+
+def encoded(text: str | bytes) -> str:
+    """Base64 in one line, which no shell misreads."""
+    return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def variables(
+    *,
+    cluster_id: str,
+    vm_no: int,
+    boot_nonce: str,
+    access: bytes,
+    boss: str,
+    options: Sequence[str],
+    code: str = CODE_DIRECTORY,
+    poweroff_after_s: float = 60.0,
+) -> dict[str, str]:
+    """What the context of one VM gets besides the script, by name.
+
+    `access`: its access file's bytes; `boss`: host:port of its broker, for people and probes; `options`: further
+    options of `python -m worker`; `code`: where the image has ECLOUD; `poweroff_after_s`: after the agent has left.
+    """
+    for name, value in (("cluster id", cluster_id), ("boot nonce", boot_nonce)):
+        assert _SAFE.match(value), f"a {name} that a shell could misread: {value!r}"
+    assert not any("\n" in option for option in options), options
+    every = [*options, "--vm_no", str(vm_no), "--boot_nonce", boot_nonce]
+    return {
+        "ECLOUD_CLUSTER_ID": cluster_id,
+        "ECLOUD_VM_NO": str(vm_no),
+        "ECLOUD_BOOT_NONCE": boot_nonce,
+        "ECLOUD_BOSS_BASE64": encoded(boss),
+        "ECLOUD_ACCESS_BASE64": encoded(access),
+        "ECLOUD_OPTIONS_BASE64": encoded("".join(f"{option}\n" for option in every)),
+        "ECLOUD_CODE": _plain(code),
+        "ECLOUD_POWEROFF_AFTER_S": f"{poweroff_after_s:g}",
+    }
+
+
+def merged_context(own: Mapping[str, str], ours: Mapping[str, str], script: str = SCRIPT) -> dict[str, str]:
+    """The template's own context with ours added and our start script in the place of its own, which is kept for ours
+    to run. Raises `TooLarge`."""
+    merged = {name: value for name, value in own.items() if name not in ("START_SCRIPT", "START_SCRIPT_BASE64")}
+    # A guest that has both runs START_SCRIPT and forgets the other.
+    if own.get("START_SCRIPT"):
+        merged["ECLOUD_OWN_SCRIPT"] = own["START_SCRIPT"]
+    elif own.get("START_SCRIPT_BASE64"):
+        merged["ECLOUD_OWN_SCRIPT_BASE64"] = own["START_SCRIPT_BASE64"]
+    merged.update(ours)
+    merged["START_SCRIPT_BASE64"] = encoded(script)
+    total = 0
+    for name, value in merged.items():
+        size = len(name) + len(value.encode()) + 2
+        total += size
+        if size > MAX_VALUE_BYTES:
+            raise TooLarge(f"the context's {name} has {size} bytes; a guest exports {MAX_VALUE_BYTES} at most")
+    if total > MAX_CONTEXT_BYTES:
+        raise TooLarge(f"the context has {total} bytes; a guest exports {MAX_CONTEXT_BYTES} at most")
+    return merged
+
+
+def _plain(path: str) -> str:
+    assert re.fullmatch(r"/[A-Za-z0-9._/+-]*", path), f"a path that a shell could misread: {path!r}"
+    return path
