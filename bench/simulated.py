@@ -155,16 +155,15 @@ def measure(profiles: Path | None = None) -> list[Figure]:
     turns: list[tuple[float, float, float]] = []
     with Services(profiles) as services, Crew(services), Client(services.client_access()) as client:
         client.connect()
-        engine = services.engine()
         tasks = graph(TASKS, WIDTH)
         for number in range(REPEATS):
-            accepted = client.push(tasks, PushOptions(run=f"run{number}"))
+            run = f"run{number}"
+            client.push(tasks, PushOptions(run=run))
             boss, database = cpu_s(services.boss), cpu_s(services.database)
             began = time.monotonic()
-            wait_until_over(engine, accepted.run_no)
+            wait_until_over(client, run)
             wall = time.monotonic() - began
             turns.append((wall, cpu_s(services.boss) - boss, cpu_s(services.database) - database))
-        engine.dispose()
     turns.sort()
     wall = statistics.median(turn[0] for turn in turns)
     middle = turns[len(turns) // 2]

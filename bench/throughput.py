@@ -13,9 +13,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Engine
-
 from bench.report import Figure, micro, seconds
 from bench.services import Services, children_cpu_s, cpu_s, machine_cpu_s, plain_environment
 from ecloud.client import Client
@@ -29,7 +26,6 @@ QUIET = 0.1
 """Share of the machine that others may take in a turn that counts."""
 LEAST_RATIO = 0.75
 LONGEST_S = 120.0
-LOOK_EVERY_S = 0.02
 
 
 @dataclass
@@ -71,13 +67,12 @@ def measure(profiles: Path | None = None) -> list[Figure]:
     turns: list[Turn] = []
     with Services(profiles) as services:
         worker = services.start_worker("w1", "--cpus", str(SLOTS))
-        engine, ours = services.engine(), Ours(services, worker)
+        ours = Ours(services, worker)
         with Client(services.client_access()) as client:
             client.connect()
-            _push(client, engine, ours, "warm", 200)
+            _push(client, ours, "warm", 200)
             while len(turns) < MOST_TURNS and len(_quiet(turns)) < QUIET_TURNS:
-                turns.append(_turn(client, engine, ours, f"run{len(turns)}"))
-        engine.dispose()
+                turns.append(_turn(client, ours, f"run{len(turns)}"))
         services.end(worker)
     return _figures(turns)
 
@@ -115,12 +110,12 @@ def _two(ratio: float) -> str:
     return f"{ratio:.2f}"
 
 
-def _turn(client: Client, engine: Engine, ours: Ours, run: str) -> Turn:
+def _turn(client: Client, ours: Ours, run: str) -> Turn:
     busy, began = machine_cpu_s(), time.monotonic()
     own = time.process_time()
     before = ours.cpu()
     xargs_s, xargs_cpu_s = _xargs()
-    stored_s, whole_s, cpu = _push(client, engine, ours, run, TASKS)
+    stored_s, whole_s, cpu = _push(client, ours, run, TASKS)
     used = sum(ours.cpu().values()) - sum(before.values()) + xargs_cpu_s + time.process_time() - own
     others_s = max(0.0, machine_cpu_s() - busy - used)
     others = others_s / (time.monotonic() - began) / (os.cpu_count() or 1)
@@ -139,26 +134,23 @@ def _xargs() -> tuple[float, float]:
     return wall_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _push(client: Client, engine: Engine, ours: Ours, run: str, count: int) -> tuple[float, float, dict[str, float]]:
-    """Seconds from acceptance, seconds from the start of the push, CPU seconds of each part."""
+def _push(client: Client, ours: Ours, run: str, count: int) -> tuple[float, float, dict[str, float]]:
+    """Seconds from acceptance, seconds from the start of the push, CPU seconds of each part from acceptance on."""
     tasks = [TaskDefinition(id=f"t{number}", commands=("true",)) for number in range(count)]
-    before = ours.cpu()
     began = time.monotonic()
-    accepted = client.push(tasks, PushOptions(run=run))
-    accepted_at = time.monotonic()
-    wait_until_over(engine, accepted.run_no)
+    client.push(tasks, PushOptions(run=run))
+    before, accepted_at = ours.cpu(), time.monotonic()
+    wait_until_over(client, run)
     ended = time.monotonic()
     cpu = {name: used - before[name] for name, used in ours.cpu().items()}
     return ended - accepted_at, ended - began, cpu
 
 
-def wait_until_over(engine: Engine, run_no: int) -> None:
-    """Until the run's end is in the database: written with its last outcome. Looks seldom, so as not to disturb."""
-    query = sa.text("SELECT ended_at FROM runs WHERE run_no = :run_no")
-    deadline = time.monotonic() + LONGEST_S
-    while time.monotonic() < deadline:
-        with engine.connect() as connection:
-            if connection.execute(query, {"run_no": run_no}).scalar() is not None:
-                return
-        time.sleep(LOOK_EVERY_S)
-    raise TimeoutError(f"run {run_no} did not end within {LONGEST_S:g} s")
+def wait_until_over(client: Client, run: str) -> None:
+    """Until the boss says that nothing is left: said after the commit of the last outcome."""
+    began = time.monotonic()
+    for picture in client.watch(run):
+        if picture.over:
+            return
+        if time.monotonic() - began > LONGEST_S:
+            raise TimeoutError(f"run {run} did not end within {LONGEST_S:g} s")

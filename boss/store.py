@@ -123,6 +123,11 @@ class Store:
             raise CommitRefused(f"batch {batch} does not follow {present}")
         return False
 
+    def _require_leading(self, connection: Connection) -> None:
+        """What another boss wrote since would not fit what this one remembers."""
+        if connection.exec_driver_sql("SELECT epoch FROM leader WHERE id = 1").scalar() != self._epoch:
+            raise self._deposed()
+
     def _deposed(self) -> Deposed:
         return Deposed(f"epoch {self._epoch} is over: another boss leads")
 
@@ -134,13 +139,18 @@ class Store:
             return loading.load(connection, self._epoch)
 
     def load_run(self, name: str) -> RunImage | None:
-        """A run whole; None where there is none of that name. Raises `StoreAway`."""
+        """A run whole; None where there is none of that name. Raises `StoreAway`, `Deposed`."""
         with transaction(self.engine, writes=False) as connection:
+            self._require_leading(connection)
             return loading.load_run(connection, name)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
-        """The runs in which a selection lies, the tasks meant, and a sentence where none could be found."""
+        """The runs in which a selection lies, the tasks meant, and a sentence where none could be found.
+
+        Raises `StoreAway`, `Deposed`.
+        """
         with transaction(self.engine, writes=False) as connection:
+            self._require_leading(connection)
             return loading.select(connection, wanted)
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from ecloud import tasks, wire  # noqa: E402
+from ecloud import tasks, wire
 
 DOCS = Path(__file__).parent
 MARKERS = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -61,6 +61,7 @@ def survey(tasks: Sequence[TaskDefinition]) -> Survey:
     for number in level:
         levels[number] += 1
     made = {result.path for task in tasks for result in task.results}
+    above = {"/".join(path.split("/")[:count]) for path in made for count in range(1, path.count("/") + 1)}
     wanted = dict.fromkeys(requirement.path for task in tasks for requirement in task.requirements)
     last = max(range(len(work)), key=end_s.__getitem__, default=-1)
     path = []
@@ -78,7 +79,7 @@ def survey(tasks: Sequence[TaskDefinition]) -> Survey:
         total_s=sum(seconds),
         requirements=len(wanted),
         results=len(made),
-        missing_inputs=[name for name in wanted if name not in made and not _below(name, made)],
+        missing_inputs=[name for name in wanted if name not in made and name not in above and not _below(name, made)],
         guessed=sum(task.runtime_s is None for task in work),
     )
 

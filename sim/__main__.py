@@ -11,7 +11,6 @@ from functools import partial
 import click
 
 from sim import faults, simulation, story
-from sim.simulation import Result
 
 
 def _allowed(names: str) -> tuple[str, ...]:
@@ -20,10 +19,6 @@ def _allowed(names: str) -> tuple[str, ...]:
     if unknown:
         raise click.BadParameter(f"{', '.join(unknown)}: there are {', '.join(faults.NAMES)}")
     return wanted
-
-
-def _quietly(seed: int, allowed: tuple[str, ...]) -> Result:
-    return simulation.run(seed, allowed)
 
 
 @click.command()
@@ -36,17 +31,16 @@ def _quietly(seed: int, allowed: tuple[str, ...]) -> Result:
 def main(seeds: int, first: int, seed: int | None, options: str, lines: int, jobs: int) -> None:
     """Run the real cores in a simulated world, where everything goes wrong that a seed draws."""
     allowed = _allowed(options)
+    began = time.monotonic()
     suffix = "" if options == "all" else f" --options {options}"
     if seed is not None:
-        one = simulation.Simulation(seed, faults.draw(_chance(seed), allowed))
-        result = one.run()
-        shown = Result(**{**_fields(result), "lines": tuple(one.world.lines)})
-        click.echo(story.tell(shown, suffix, lines))
-        sys.exit(1 if result.problem else 0)
-    began = time.monotonic()
+        one = simulation.run(seed, allowed)
+        click.echo(story.tell(one, suffix, lines))
+        click.echo(story.summary([one], time.monotonic() - began))
+        sys.exit(1 if one.problem else 0)
     results = []
     with ProcessPoolExecutor(jobs) as pool:
-        for result in pool.map(partial(_quietly, allowed=allowed), range(first, first + seeds), chunksize=5):
+        for result in pool.map(partial(simulation.run, allowed=allowed), range(first, first + seeds), chunksize=5):
             results.append(result)
             if result.problem:
                 click.echo(f"seed {result.seed}: {result.problem[:300]}")
@@ -55,16 +49,6 @@ def main(seeds: int, first: int, seed: int | None, options: str, lines: int, job
         click.echo(story.tell(min(wrong, key=lambda result: result.steps), suffix, lines))
     click.echo(story.summary(results, time.monotonic() - began))
     sys.exit(1 if wrong else 0)
-
-
-def _chance(seed: int):  # type: ignore[no-untyped-def]
-    import random
-
-    return random.Random(seed + 1)
-
-
-def _fields(result: Result) -> dict[str, object]:
-    return {name: getattr(result, name) for name in result.__struct_fields__}
 
 
 if __name__ == "__main__":

@@ -344,7 +344,5 @@ class BossProcess:
                 cloud.end(cloud_id)
             case ListVms(pool):
                 alive = cloud.list(pool)
-                return VmsListed(
-                    pool, frozenset(alive.values()), {vm_no: cloud_id for vm_no, cloud_id in alive.items()}
-                )
+                return VmsListed(pool, frozenset(alive.values()), dict(alive))
         return None

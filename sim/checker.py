@@ -1,4 +1,4 @@
-"""What must always be true, looked at after every commit, every word and every start; and what must become true at last.
+"""What must always be true, looked at after every commit, word and start; and what must become true at last.
 
 Looks at what is committed (`Tables`), said, started and published; never into what a core thinks. Each look is as large
 as what changed.

@@ -1,7 +1,7 @@
 """The simulated datastore: stages and final files by name, each with the identity of its content.
 
 Follows the contract of `datastore.port`, with its weakest promise: a file that is no longer staged but stands under its
-final name *with its size* counts as promoted. All sizes are equal here, so that a wrong file is never refused by chance.
+final name *with its size* counts as promoted. All sizes are equal here: no wrong file is refused by chance.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ class Simulation:
             passed_s=self.world.passed_s,
             completions=self.checker.completions,
             fired=dict(self.world.fired),
-            lines=tuple(self.world.lines) if problem else (),
+            lines=tuple(self.world.lines),
         )
 
     def _step_for(self, seconds: float) -> None:
@@ -268,7 +268,10 @@ class Simulation:
 
 
 def run(seed: int, allowed: tuple[str, ...] = faults_of.NAMES, size: Size | None = None, fails: bool = True) -> Result:
-    """A whole simulation of that seed, with the faults that it draws among those allowed."""
+    """A whole simulation of that seed, with the faults that it draws among those allowed.
+
+    What it draws of the others is the same whatever is allowed.
+    """
     return Simulation(seed, faults_of.draw(random.Random(seed + 1), allowed), size, fails).run()
 
 

@@ -236,7 +236,8 @@ class Store:
         return {run_no: dict(states) for run_no, states in counts.items()}
 
     def load_run(self, name: str) -> RunImage | None:
-        """A run whole; None where there is none of that name."""
+        """A run whole; None where there is none of that name. Raises `Deposed`."""
+        self._require_leading()
         run = next((run for run in self.runs.values() if run.name == name), None)
         return None if run is None else self._image(run.run_no)
 
@@ -246,7 +247,11 @@ class Store:
         return RunImage(copy(self.runs[run_no]), tasks, pushes)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
-        """The runs in which a selection lies, the tasks meant, and a sentence where none could be found."""
+        """The runs in which a selection lies, the tasks meant, and a sentence where none could be found.
+
+        Raises `Deposed`.
+        """
+        self._require_leading()
         chosen = choose(wanted, _Finder(self.tables))
         return [self._image(run_no) for run_no in chosen.run_nos], chosen.task_nos, chosen.problem
 

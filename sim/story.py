@@ -12,7 +12,8 @@ def tell(result: Result, options: str = "", lines: int = 60) -> str:
     """What happened last before it went wrong."""
     told = [f"seed {result.seed} after {result.passed_s:.3f} s and {result.steps:,} steps:"]
     told += [f"  {at - START:9.4f}  {who:10} {text}" for at, who, text in result.lines[-lines:]]
-    told += ["", f"WRONG: {result.problem}", "", f"again: python -m sim --seed {result.seed}{options}"]
+    told += ["", f"WRONG: {result.problem}" if result.problem else f"all is well, trace {result.trace_hash}"]
+    told += ["", f"again: python -m sim --seed {result.seed}{options}"]
     return "\n".join(told)
 
 
@@ -25,7 +26,5 @@ def summary(results: list[Result], took_s: float) -> str:
     tasks = sum(result.completions for result in results)
     passed_h = sum(result.passed_s for result in results) / 3600
     counts = " ".join(f"{name}={count:,}" for name, count in sorted(fired.items())) or "none"
-    return (
-        f"{len(results)} seeds, {wrong} wrong; {tasks:,} tasks ended in {passed_h:.1f} simulated hours, {took_s:.1f} s\n"
-        f"faults: {counts}"
-    )
+    ended = f"{tasks:,} tasks ended in {passed_h:.1f} simulated hours, {took_s:.1f} s"
+    return f"{len(results)} seeds, {wrong} wrong; {ended}\nfaults: {counts}"

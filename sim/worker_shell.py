@@ -1,4 +1,4 @@
-"""The shell of a simulated worker: the real core, jobs that are durations with an outcome, a home that outlives processes.
+"""The shell of a simulated worker: the real core, jobs that are durations, a home that outlives processes.
 
 What is on disk (`WorkerHome`: the spool) survives the process, not the machine. Effects are carried out in the order
 the core gives them: what is said is in the spool before it is said.

@@ -12,7 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable
 
-STORY_LINES = 400
+STORY_LINES = 2_000
 """Lines of the trace that are kept for the story of a failure."""
 START = 1_000_000.0
 """Seconds of the simulated clock when a world begins."""

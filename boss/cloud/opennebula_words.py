@@ -15,7 +15,10 @@ ACTIVE, DONE = 3, 6
 """Numbers of VM states that are decided by."""
 LCM_SHUTDOWN = 12
 MAX_NAME_CHARS = 128
-NAMES = "INIT PENDING HOLD ACTIVE STOPPED SUSPENDED DONE FAILED POWEROFF UNDEPLOYED CLONING CLONING_FAILURE".split()
+NAMES = (
+    *("INIT", "PENDING", "HOLD", "ACTIVE", "STOPPED", "SUSPENDED", "DONE", "FAILED", "POWEROFF", "UNDEPLOYED"),
+    *("CLONING", "CLONING_FAILURE"),
+)
 _STATES = {
     "INIT": VmState.PENDING,
     "PENDING": VmState.PENDING,
@@ -132,8 +135,6 @@ def _quoted(name: str, value: str) -> str:
         raise CantBeWritten(f"{name} ends with a backslash, which OpenNebula reads as one with the quote after it")
     if "]]>" in value:
         raise CantBeWritten(f"{name} holds ]]>, which OpenNebula does not take")
-    if '\\"' in value:
-        raise CantBeWritten(f"{name} holds a backslash before a quote, of which OpenNebula would drop one")
     if "\0" in value:
         raise CantBeWritten(f"{name} holds a zero byte")
     return '"' + value.replace('"', '\\"') + '"'

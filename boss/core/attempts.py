@@ -57,6 +57,7 @@ class Attempts:
         self.datastore_trouble = ""
         self._orders: dict[str, list[Attempt]] = {}
         self._to_promote: list[Attempt] = []
+        self._publishing: set[str] = set()
 
     # --- giving ----------------------------------------------------------------------------------
 
@@ -107,12 +108,18 @@ class Attempts:
             self._promote_what_may()
 
     def _promote_what_may(self) -> None:
-        # Of two attempts of a task the newer must have the last word: it waits until the older one is published.
+        # Of two attempts that publish under the same name (the task was done anew) the later must have the last word.
         now_: list[Attempt] = []
         later: list[Attempt] = []
+        waited_for: set[str] = set()
         for attempt in self._to_promote:
-            waits = any((attempt.task_no, number) in self.promoting for number in range(1, attempt.number))
-            (later if waits else now_).append(attempt)
+            names = _names(attempt)
+            if any(name in self._publishing or name in waited_for for name in names):
+                waited_for.update(names)
+                later.append(attempt)
+            else:
+                self._publishing.update(names)
+                now_.append(attempt)
         for start in range(0, len(now_), BATCH_COUNT):
             self._outbox.call(PromoteFiles(tuple(map(_promotion, now_[start : start + BATCH_COUNT]))))
         self._to_promote = later
@@ -336,6 +343,7 @@ class Attempts:
             attempt = self.promoting.pop((task_no, number), None)
             if attempt is None:
                 continue
+            self._publishing.difference_update(_names(attempt))
             if error is not None:
                 attempt.reason = error
             self._over(attempt, _ENDED, now)
@@ -418,6 +426,12 @@ class Attempts:
 def stage_name(worker: str, key: Key) -> str:
     """Where a worker process stages the results of an attempt."""
     return f"{worker}/{key[0]}-{key[1]}"
+
+
+def _names(attempt: Attempt) -> list[str]:
+    """Final names of what it publishes; a directory may be of many."""
+    assert attempt.outcome is not None
+    return [entry.path for entry in attempt.outcome.manifest if entry.kind != "directory"]
 
 
 def _promotion(attempt: Attempt) -> Promote:

@@ -43,6 +43,14 @@ def rows(daemon: Daemon, query: str) -> list[tuple[Any, ...]]:
         engine.dispose()
 
 
+def execute(daemon: Daemon, statement: str) -> None:
+    """Change the daemon's tables behind its back."""
+    engine = make_engine(getattr(daemon, "database_url", "") or f"sqlite:///{daemon.home.database}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
 def fan(count: int, journal: Path, sleep_s: float = 0.0) -> list[TaskDefinition]:
     """`count` tasks after one, and one after all of them. Each writes its name into `journal` when it has run."""
 
@@ -219,6 +227,24 @@ def test_a_standby_is_told_to_stop_while_it_waits(daemons: NewDaemon) -> None:
     assert standby.wait(30) == 0
 
 
+def test_a_boss_that_slept_while_another_took_over_leaves_and_writes_nothing(on_server: NewDaemon) -> None:
+    first, second = on_server().start(), on_server()
+    assert first.process is not None
+    wait_until(lambda: "connected to the broker" in first.log, what="its first batch is behind it, no lock is held")
+    first.process.send_signal(signal.SIGSTOP)
+    try:
+        execute(first, "UPDATE leader SET renewed_at = 0")  # as if it had been silent for long
+        second.start()
+    finally:
+        first.process.send_signal(signal.SIGCONT)
+    assert first.process.wait(30) == 3
+    assert "this boss leaves: epoch 1 is over: another boss leads" in first.log
+    assert not second.is_over
+    with second.client() as client:
+        client.push([TaskDefinition("one", ("true",))], PushOptions("r"))
+        assert watch_to_the_end(client, "r").states == {"succeeded": 1}
+
+
 # --- parts that are away --------------------------------------------------------------------------
 
 
@@ -320,10 +346,7 @@ def test_an_older_schema_on_a_server_is_refused_with_the_command_that_mends_it(
     assert (code, "python admin.py migrate" in words) == (2, True), words
 
     old = on_server()
-    engine = make_engine(old.database_url)  # type: ignore[attr-defined]
-    with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
-    engine.dispose()
+    execute(old, "UPDATE alembic_version SET version_num = '0000'")
     code, words = old.run()
     assert code == 2
     assert "has schema 0000" in words

@@ -1,0 +1,572 @@
+"""A cloud that is an OpenNebula, over its XML-RPC interface: the only file that knows pyone.
+
+`Connection` makes calls, each within a time limit, with a token that is renewed before it ends; what goes wrong on the
+way there and back it says in one sentence. `OpenNebulaCloud` is the provider for one pool: one template. It never
+touches a VM that does not carry our cluster id.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+import xmlrpc.client
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.parsers.expat import ExpatError
+
+import msgspec
+import pyone
+import requests
+from pyone.server_xrpc import OneServerXRPC
+
+from boss.cloud import opennebula_words as words
+from boss.cloud.opennebula_room import address_bound, host_bound, number_of, quota_bounds
+from boss.cloud.opennebula_transport import Endpoint, Transport, no_way, refused_by_http
+from boss.cloud.provider import (
+    AskForLess,
+    CredentialsWrong,
+    GivePoolUp,
+    Gone,
+    Room,
+    Stranger,
+    TryLater,
+    Unanswered,
+    VmFound,
+    VmOrder,
+    VmState,
+)
+from boss.cloud.start_script import CODE_DIRECTORY, TooLarge, merged_context, variables
+from ecloud.secrets import AccessFile
+
+log = logging.getLogger("boss")
+RENEW_SHARE = 0.75
+"""A token is renewed after this share of its life."""
+TEMPLATE_KEPT_S = 60.0
+"""How long a template that was read is used: hundreds of VMs asked for together read it once."""
+END_GRACE_S = 30.0
+"""After the first ask to end a VM: how long until it is ended hard."""
+DETAILS_AT_ONCE = 100
+"""VMs of which a list reads what the cloud says about them; those that wait or failed only."""
+MINE, VISIBLE = -3, -2
+_LIST_S = 1.0
+_ODD = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, ExpatError, xmlrpc.client.Error)
+"""What parsing raises where an answer is not OpenNebula's."""
+
+
+# --- the connection -------------------------------------------------------------------------------
+
+
+class _Server(OneServerXRPC):  # type: ignore[misc]
+    def __init__(self, endpoint: Endpoint, session: str) -> None:
+        super().__init__(endpoint.url, session)
+        self._ServerProxy__transport = Transport(endpoint)
+
+
+class Connection:
+    """Calls of one user to one OpenNebula, from any thread."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._lock = threading.Lock()
+        self._token = ""
+        self._renew_at = 0.0
+        self._ends_at = 0.0
+        self._uid: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The cloud, in a sentence."""
+        return self._endpoint.name
+
+    @property
+    def user(self) -> str:
+        """Who asks."""
+        return self._endpoint.user
+
+    @property
+    def uid(self) -> int:
+        """The number of who asks. Raises as `call` does."""
+        if self._uid is None:
+            self._uid = int(self.call("user.info", -1).ID)
+        return self._uid
+
+    def call(self, method: str, *arguments: object) -> Any:
+        """What the cloud answers. Raises `CredentialsWrong`; `TryLater` where the call surely had no effect;
+        `Unanswered` where that is not known; and `pyone.OneException` where the cloud answered with a no."""
+        for last in (False, True):
+            session = self._session()
+            try:
+                return self._once(session, method, arguments)
+            except pyone.OneAuthenticationException as error:
+                if last or not self._forget(session):
+                    raise CredentialsWrong(self._not_let_in()) from error
+        raise AssertionError
+
+    def _once(self, session: str, method: str, arguments: Sequence[object]) -> Any:
+        ca = self._endpoint.ca
+        if ca and not Path(ca).is_file():
+            raise CredentialsWrong(f"OPENNEBULA_CA names {ca}, which is not there; set it to the authority's file")
+        try:
+            return getattr(_Server(self._endpoint, session), method)(*arguments)
+        except pyone.OneException as error:
+            if "<Fault " not in str(error):
+                raise
+            raise GivePoolUp(
+                f"{self.name} does not understand our calls ({error}): is it an OpenNebula 6.8 or later?"
+            ) from error
+        except requests.exceptions.RequestException as error:
+            raise no_way(self._endpoint, error) from error
+        except xmlrpc.client.ProtocolError as error:
+            raise refused_by_http(self._endpoint, error) from error
+        except (ssl.SSLError, OSError) as error:
+            raise TryLater(f"{self.name} can't be reached: {error}") from error
+        except _ODD as error:
+            text = f"{self.name} answered with something that is not OpenNebula's ({type(error).__name__}: {error})"
+            raise Unanswered(f"{text}; if that stays so, look at OPENNEBULA_URL") from error
+
+    # --- tokens ---------------------------------------------------------------------------------------
+
+    def _session(self) -> str:
+        endpoint = self._endpoint
+        with self._lock:
+            if endpoint.token_s and time.monotonic() >= self._renew_at:
+                self._login()
+            return f"{endpoint.user}:{self._token or endpoint.password}"
+
+    def _login(self) -> None:
+        endpoint, now = self._endpoint, time.monotonic()
+        arguments = (endpoint.user, "", max(1, round(endpoint.token_s)), -1)
+        try:
+            self._token = str(self._once(f"{endpoint.user}:{endpoint.password}", "user.login", arguments))
+        except pyone.OneAuthenticationException as error:
+            self._token = ""
+            raise CredentialsWrong(self._not_let_in()) from error
+        except pyone.OneException as error:
+            # Some ways of logging in know no tokens; and a user can have a limited number of them.
+            log.warning("%s gives user %s no token, the password is used: %s", self.name, self.user, error)
+            self._token = ""
+        except TryLater:
+            if not self._token or now >= self._ends_at:
+                raise
+            return  # the old one still holds; the next call tries again
+        self._renew_at = now + RENEW_SHARE * endpoint.token_s
+        self._ends_at = now + endpoint.token_s
+
+    def _forget(self, session: str) -> bool:
+        """Let go of the token that was refused: whether a new one is worth a try."""
+        with self._lock:
+            if not self._token:
+                return False
+            if session == f"{self._endpoint.user}:{self._token}":
+                self._token, self._renew_at = "", 0.0
+            return True
+
+    # --- sentences ------------------------------------------------------------------------------------
+
+    def _not_let_in(self) -> str:
+        return (
+            f"{self.name} does not let user {self.user} in: the password is wrong, or the user unknown or disabled; "
+            "set OPENNEBULA_USER and OPENNEBULA_PASSWORD"
+        )
+
+
+# --- the provider ---------------------------------------------------------------------------------
+
+
+class _Template(msgspec.Struct, frozen=True):
+    """A VM template as it was read. `nics`: what its VMs are connected to."""
+
+    id: int
+    name: str
+    context: dict[str, str]
+    labels: str
+    nics: tuple[dict[str, str], ...]
+    cpu: float
+    memory_mb: float
+    read_at: float
+
+
+class OpenNebulaCloud:
+    """VMs of one template, for one pool. See `provider.Provider`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        cluster_id: str,
+        template: str,
+        access_of: Callable[[str], AccessFile],
+        boss_gone_exit_s: float,
+        keep_dirs: bool = False,
+        code: str = CODE_DIRECTORY,
+    ) -> None:
+        self._connection = connection
+        self._cluster_id = cluster_id
+        self._wanted = template
+        self._access_of = access_of
+        self._boss_gone_exit_s = boss_gone_exit_s
+        self._keep_dirs = keep_dirs
+        self._code = code
+        self._known: _Template | None = None
+        self._asked_at: dict[int, float] = {}
+        self._lock = threading.Lock()
+
+    # --- start ----------------------------------------------------------------------------------------
+
+    def start(self, order: VmOrder) -> str:
+        """See `provider.Provider.start`."""
+        template = self._template()
+        text = self._order_text(template, order)
+        name = words.name_of(self._cluster_id, order.vm_no)
+        try:
+            answer = self._connection.call("template.instantiate", template.id, name, False, text, False)
+        except pyone.OneException as error:
+            self._known = None
+            raise self._refusal(error) from error
+        if type(answer) is not int:
+            raise Unanswered(f"{self._connection.name} gave no number for the VM that it made; its list will tell")
+        return str(answer)
+
+    def _order_text(self, template: _Template, order: VmOrder) -> str:
+        access = self._access_of(f"vm-{order.vm_no}")
+        ours = variables(
+            cluster_id=self._cluster_id,
+            vm_no=order.vm_no,
+            boot_nonce=order.boot_nonce,
+            access=msgspec.json.encode(access),
+            boss=f"{access.host}:{access.port}",
+            options=self._options(order),
+            code=self._code,
+        )
+        attributes: dict[str, str | Mapping[str, str]] = {
+            **words.attributes_of(self._cluster_id, order.vm_no, order.pool),
+            "LABELS": words.labels_of(self._cluster_id, order.vm_no, template.labels),
+        }
+        try:
+            # A top-level attribute that is sent replaces the template's whole: its CONTEXT is sent again, its NICs
+            # are left alone.
+            attributes["CONTEXT"] = merged_context(template.context, ours)
+            return words.template_text(attributes)
+        except (TooLarge, words.CantBeWritten) as error:
+            raise GivePoolUp(f"{self._what(template)} can't be used: {error}; change it") from None
+
+    def _options(self, order: VmOrder) -> list[str]:
+        options = ["--boss_gone_exit_s", f"{self._boss_gone_exit_s:g}"]
+        for name, amount in order.size.items():
+            if name == "gpus":
+                options += ["--gpus", ",".join(str(index) for index in range(int(amount)))]
+            elif name in ("cpus", "memory_mb"):
+                options += [f"--{name}", f"{amount:g}"]
+            else:
+                options += ["--resource", f"{name}={amount:g}"]
+        for label in order.labels:
+            options += ["--label", label]
+        return [*options, "--keep_dirs"] if self._keep_dirs else options
+
+    def _refusal(self, error: Exception) -> Exception:
+        """What a no to `template.instantiate` means."""
+        text, cloud = _said(error), self._connection.name
+        low = text.lower()
+        if "quota" in low and ("limit" in low or "exceed" in low):
+            return AskForLess(f"{cloud} gives no more VMs of {self._what()}: {text}; others must end first")
+        if "lease" in low:
+            return AskForLess(f"{cloud} has no free address for VMs of {self._what()}: {text}; others must end first")
+        if isinstance(error, pyone.OneAuthorizationException):
+            if "locked" in low:
+                return TryLater(f"{self._what()} is locked: {text}; it must be unlocked")
+            return GivePoolUp(f"user {self._connection.user} may not use {self._what()}: {text}; ask for the rights")
+        if isinstance(error, pyone.OneNoExistsException):
+            return GivePoolUp(f"{cloud} has no {self._what()}; set the pool's template to one of its names or ids")
+        if isinstance(error, pyone.OneActionException):
+            return TryLater(f"{cloud} can't start {self._what()} now: {text}; it is asked again")
+        wrong = "pars" in low or "syntax" in low
+        if isinstance(error, pyone.OneInternalException) and not wrong:
+            return TryLater(f"{cloud} is in trouble: {text}; it is asked again")
+        return GivePoolUp(f"{self._what()} can't be started: {text}; mend the template, or set another")
+
+    def _what(self, template: _Template | None = None) -> str:
+        wanted = template.name if template is not None else self._wanted
+        return f"template {wanted}"
+
+    # --- the template ---------------------------------------------------------------------------------
+
+    def _template(self) -> _Template:
+        known = self._known
+        if known is None or time.monotonic() - known.read_at > TEMPLATE_KEPT_S:
+            with self._lock:
+                if self._known is known:
+                    self._known = None  # one that is wrong must not be used once more
+                    self._known = self._read_template()
+                known = self._known
+        if known is None:  # another thread found it wrong
+            return self._template()
+        return known
+
+    def _read_template(self) -> _Template:
+        wanted = self._wanted
+        number = int(wanted) if wanted.isascii() and wanted.isdecimal() else self._template_named(wanted)
+        try:
+            found = self._connection.call("template.info", number)
+        except pyone.OneException as error:
+            raise self._refusal(error) from error
+        inner = found.TEMPLATE
+        name = f"{found.NAME} ({found.ID})"
+        context = inner.get("CONTEXT")
+        if not isinstance(context, Mapping):
+            what = "more than one CONTEXT" if context else "no CONTEXT"
+            raise GivePoolUp(f'template {name} has {what}: give it one, with NETWORK="YES", or its VMs hear nothing')
+        nics = tuple(dict(nic) for nic in words.as_list(inner.get("NIC")))
+        if not nics:
+            raise GivePoolUp(f"template {name} has no network: give it a NIC, or no VM of it reaches the boss")
+        return _Template(
+            id=int(found.ID),
+            name=name,
+            context={key: value if isinstance(value, str) else "" for key, value in context.items()},
+            labels=str(inner.get("LABELS") or ""),
+            nics=nics,
+            cpu=number_of(inner.get("CPU")),
+            memory_mb=number_of(inner.get("MEMORY")),
+            read_at=time.monotonic(),
+        )
+
+    def _template_named(self, name: str) -> int:
+        try:
+            every = self._connection.call("templatepool.info", VISIBLE, -1, -1).VMTEMPLATE
+        except pyone.OneException as error:
+            raise self._refusal(error) from error
+        named = [template for template in every if name == template.NAME]
+        if len(named) > 1:
+            named = [template for template in named if self._connection.uid == template.UID] or named
+        if len(named) > 1:
+            ids = ", ".join(str(template.ID) for template in named)
+            raise GivePoolUp(f"several templates are named {name}: set the pool's template to one of {ids}")
+        if not named:
+            there = ", ".join(sorted({template.NAME for template in every})[:10]) or "none"
+            raise GivePoolUp(
+                f"{self._connection.name} has no template {name} that user {self._connection.user} sees; there: {there}"
+            )
+        return int(named[0].ID)
+
+    # --- end ------------------------------------------------------------------------------------------
+
+    def end(self, cloud_id: str) -> None:
+        """See `provider.Provider.end`."""
+        number = int(cloud_id) if cloud_id.isascii() and cloud_id.isdecimal() else -1
+        vm = self._find(number)
+        if vm is None or vm.STATE == words.DONE:
+            self._asked_at.pop(number, None)
+            return
+        if not self._is_ours(vm):
+            raise Gone(f"VM {cloud_id} ({vm.NAME}, of {vm.UNAME}) does not carry our cluster id: it is left alone")
+        lcm = _lcm_name(vm.LCM_STATE)
+        state = words.cloud_state(vm.STATE, lcm)
+        with self._lock:
+            asked_at = self._asked_at.setdefault(number, time.monotonic())
+        hard = time.monotonic() - asked_at > END_GRACE_S
+        if words.state_of(vm.STATE, lcm) is VmState.ENDING and not (hard and vm.LCM_STATE == words.LCM_SHUTDOWN):
+            return
+        # What the cloud has lost sight of can't be asked to shut down.
+        action = "terminate-hard" if hard or words.state_of(vm.STATE, lcm) is VmState.UNKNOWN else "terminate"
+        try:
+            self._connection.call("vm.action", action, number)
+        except pyone.OneNoExistsException:
+            return
+        except pyone.OneActionException as error:
+            raise TryLater(f"VM {cloud_id} can't be ended while it is in {state}; it is asked again") from error
+        except pyone.OneException as error:
+            raise TryLater(f"VM {cloud_id} can't be ended: {_said(error)}; it is asked again") from error
+
+    def _find(self, number: int) -> Any:
+        if number < 0:
+            return None
+        try:
+            return self._connection.call("vm.info", number)
+        except pyone.OneNoExistsException:
+            return None
+        except pyone.OneAuthorizationException as error:
+            raise Gone(f"VM {number} is somebody else's: it is left alone ({_said(error)})") from error
+        except pyone.OneException as error:
+            raise TryLater(f"{self._connection.name} does not show VM {number}: {_said(error)}") from error
+
+    def end_all(self, wait_s: float) -> Sequence[VmFound]:
+        """See `provider.Provider.end_all`."""
+        deadline = time.monotonic() + wait_s
+        while left := self.list():
+            for vm in left:
+                try:
+                    self.end(vm.cloud_id)
+                except (TryLater, Gone) as error:
+                    log.info("%s", error)
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(min(_LIST_S, max(0.0, deadline - time.monotonic())))
+        return left
+
+    # --- what is there --------------------------------------------------------------------------------
+
+    def strangers(self) -> Sequence[Stranger]:
+        """See `provider.Provider.strangers`."""
+        found = []
+        for vm, problem in self._looking_like_ours(VISIBLE, {}):
+            if problem:
+                found.append(Stranger(str(vm.ID), vm.NAME, vm.UNAME, problem))
+        return found
+
+    def list(self) -> list[VmFound]:
+        """See `provider.Provider.list`."""
+        details: dict[int, Mapping[str, Any]] = {}
+        ours: dict[int, VmFound] = {}
+        for vm, problem in sorted(self._looking_like_ours(MINE, details), key=lambda pair: int(pair[0].ID)):
+            if problem:
+                continue
+            vm_no = self._vm_no(vm, details)
+            if vm_no is not None and vm_no not in ours:  # a copy that somebody made of it comes later
+                ours[vm_no] = _found(vm_no, vm, details.get(int(vm.ID), {}))
+        with self._lock:
+            alive = {int(vm.cloud_id) for vm in ours.values()}
+            self._asked_at = {number: at for number, at in self._asked_at.items() if number in alive}
+        return list(ours.values())
+
+    def _looking_like_ours(self, flag: int, details: dict[int, Mapping[str, Any]]) -> Iterator[tuple[Any, str]]:
+        """VMs that show our cluster in their name or labels, each with what it lacks to be ours (nothing if it is).
+        Fills `details` with attributes of those that need a second look."""
+        cluster = self._cluster_id
+        try:
+            pool = self._connection.call("vmpool.info", flag, -1, -1, -1)
+            vms = [
+                vm
+                for vm in _all_vms(pool)
+                if words.vm_no_in_name(cluster, vm.NAME) is not None
+                or words.vm_no_in_labels(cluster, _labels(vm)) is not None
+            ]
+            uid = self._connection.uid if vms else -1
+            mine = [vm for vm in vms if uid == vm.UID]
+            unclear = [vm.ID for vm in mine if not self._shows_it_twice(vm)]
+            unclear += [vm.ID for vm in mine if vm.ID not in unclear and _has_a_reason(vm)][:DETAILS_AT_ONCE]
+            if unclear:
+                extended = self._connection.call("vmpool.infoset", ",".join(map(str, unclear)), True)
+                details.update({int(vm.ID): vm.USER_TEMPLATE for vm in _all_vms(extended)})
+        except (pyone.OneAuthorizationException, pyone.OneNoExistsException) as error:
+            raise CredentialsWrong(f"user {self._connection.user} may not list VMs: {_said(error)}") from error
+        except pyone.OneException as error:
+            raise TryLater(f"{self._connection.name} does not list our VMs: {_said(error)}") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise TryLater(f"{self._connection.name} lists VMs in a way that can't be read: {error}") from error
+        for vm in vms:
+            if uid != vm.UID:
+                yield vm, f"it belongs to {vm.UNAME}"
+            elif self._vm_no(vm, details) is None:
+                yield vm, "it has our name or label only"
+            else:
+                yield vm, ""
+
+    def _shows_it_twice(self, vm: Any) -> bool:
+        labelled = words.vm_no_in_labels(self._cluster_id, _labels(vm))
+        return labelled is not None and words.vm_no_in_name(self._cluster_id, vm.NAME) == labelled
+
+    def _vm_no(self, vm: Any, details: Mapping[int, Mapping[str, Any]]) -> int | None:
+        """The intent of a VM that shows it twice: in two of its name, its labels and its attributes."""
+        shown = [
+            words.vm_no_in_name(self._cluster_id, vm.NAME),
+            words.vm_no_in_labels(self._cluster_id, _labels(vm)),
+            words.vm_no_in_attributes(self._cluster_id, details.get(int(vm.ID), {})),
+        ]
+        return next((number for number in shown if number is not None and shown.count(number) > 1), None)
+
+    def _is_ours(self, vm: Any) -> bool:
+        details = {int(vm.ID): vm.USER_TEMPLATE}
+        return self._connection.uid == vm.UID and self._vm_no(vm, details) is not None
+
+    # --- room -----------------------------------------------------------------------------------------
+
+    def room(self) -> Room:
+        """See `provider.Provider.room`. Quotas of groups are not looked at: users often can't read them."""
+        template = self._template()
+        try:
+            bounds = [
+                *quota_bounds(self._connection.call("user.info", -1), template.cpu, template.memory_mb),
+                *self._address_bounds(template),
+                *self._host_bounds(template),
+            ]
+        except pyone.OneException as error:
+            raise TryLater(f"{self._connection.name} does not tell its limits: {_said(error)}") from error
+        if not bounds:
+            return Room()
+        vms, reason = min(bounds)
+        return Room(max(0, vms), reason)
+
+    def _address_bounds(self, template: _Template) -> Iterator[tuple[int, str]]:
+        for nic in template.nics:
+            if nic.get("NETWORK_MODE", "").lower() == "auto":
+                continue
+            network = self._network(template, nic)
+            if network is not None:
+                yield address_bound(network)
+
+    def _network(self, template: _Template, nic: Mapping[str, str]) -> Any:
+        number, name = nic.get("NETWORK_ID", ""), nic.get("NETWORK", "")
+        try:
+            if not number and name:
+                every = self._connection.call("vnpool.info", VISIBLE, -1, -1).VNET
+                owner = nic.get("NETWORK_UNAME", "")
+                number = next((str(net.ID) for net in every if name == net.NAME and owner in ("", net.UNAME)), "")
+                if not number:
+                    raise GivePoolUp(f"{self._what(template)} names network {name}, which is not there; mend it")
+            return self._connection.call("vn.info", int(number)) if number.isdecimal() else None
+        except pyone.OneNoExistsException as error:
+            raise GivePoolUp(f"{self._what(template)} names network {number}, which is not there; mend it") from error
+        except pyone.OneAuthorizationException as error:
+            raise GivePoolUp(
+                f"user {self._connection.user} may not use network {number or name} of {self._what(template)}: "
+                f"{_said(error)}; ask for the rights"
+            ) from error
+
+    def _host_bounds(self, template: _Template) -> Iterator[tuple[int, str]]:
+        """Few users may see hosts; for the others they bound nothing."""
+        try:
+            hosts = self._connection.call("hostpool.info").HOST
+        except (pyone.OneException, GivePoolUp, AttributeError):
+            return
+        if hosts:
+            yield host_bound(hosts, template.cpu, template.memory_mb)
+
+
+# --- what pyone gives -----------------------------------------------------------------------------
+
+
+def _said(error: Exception) -> str:
+    """The cloud's own words, without the name of the call."""
+    text = str(error).strip()
+    return (text.partition("] ")[2] if text.startswith("[one.") else text).rstrip(".") or "no reason given"
+
+
+def _lcm_name(lcm: int) -> str:
+    try:
+        return str(pyone.LCM_STATE(lcm).name)
+    except ValueError:  # a state that is newer than pyone
+        return f"state {lcm}"
+
+
+def _all_vms(pool: Any) -> list[Any]:
+    if not hasattr(pool, "VM"):
+        raise ValueError(f"a {type(pool).__name__} in the place of VMs")
+    return list(pool.VM or [])
+
+
+def _has_a_reason(vm: Any) -> bool:
+    """Whether the cloud may have said why this VM is no further."""
+    return words.state_of(vm.STATE, _lcm_name(vm.LCM_STATE)) in (VmState.PENDING, VmState.FAILED)
+
+
+def _labels(vm: Any) -> str:
+    return str((vm.USER_TEMPLATE or {}).get("LABELS") or "")
+
+
+def _found(vm_no: int, vm: Any, details: Mapping[str, Any]) -> VmFound:
+    lcm = _lcm_name(vm.LCM_STATE)
+    state = words.state_of(vm.STATE, lcm)
+    text = details.get("SCHED_MESSAGE" if state is VmState.PENDING else "ERROR") or ""
+    address = words.address_of(vm.TEMPLATE or {})
+    return VmFound(vm_no, str(vm.ID), state, words.cloud_state(vm.STATE, lcm), address, float(vm.STIME), str(text))

@@ -1,0 +1,65 @@
+"""How much more an OpenNebula would give: reads quotas, address ranges and hosts as pyone gives them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+DEFAULT, UNLIMITED = -1.0, -2.0
+"""Limits that are none: look at the defaults of all users; no limit."""
+_SEEN = (1, 2)
+"""States of a host that takes VMs: being looked at, and looked at."""
+_ALMOST = 1e-9
+
+Bound = tuple[int, str]
+"""How many VMs more, and what says so."""
+
+
+def quota_bounds(user: Any, cpu: float, memory_mb: float) -> Iterator[Bound]:
+    """What the user's own quotas leave for VMs of that size. Quotas of single clusters are left out."""
+    defaults = _quotas(getattr(user.DEFAULT_USER_QUOTAS, "VM_QUOTA", None))
+    for quota in _quotas(user.VM_QUOTA):
+        if getattr(quota, "CLUSTER_IDS", ""):
+            continue
+        for kind, each in (("VMS", 1.0), ("RUNNING_VMS", 1.0), ("CPU", cpu), ("MEMORY", memory_mb)):
+            limit = number_of(getattr(quota, kind, None), UNLIMITED)
+            if limit == DEFAULT:
+                limit = number_of(getattr(defaults[0], kind, None), UNLIMITED) if defaults else UNLIMITED
+            if limit >= 0 and each > 0:
+                free = limit - number_of(getattr(quota, f"{kind}_USED", None))
+                yield int(free / each + _ALMOST), f"user {user.NAME} has a quota of {limit:g} for {kind}"
+
+
+def address_bound(network: Any) -> Bound:
+    """Free leases of a network."""
+    ranges = getattr(network.AR_POOL, "AR", None) or []
+    ranges = ranges if isinstance(ranges, list) else [ranges]
+    size = sum(int(number_of(part["SIZE"] if isinstance(part, Mapping) else part.SIZE)) for part in ranges)
+    free = max(0, size - int(number_of(network.USED_LEASES)))
+    return free, f"network {network.NAME} has {free} free addresses of {size}"
+
+
+def host_bound(hosts: Sequence[Any], cpu: float, memory_mb: float) -> Bound:
+    """What fits onto the hosts that are up, each for itself. Hosts count CPU in hundredths and memory in KB."""
+    room = 0
+    for host in hosts:
+        if host.STATE in _SEEN:
+            share = host.HOST_SHARE
+            cpus = (number_of(share.MAX_CPU) - number_of(share.CPU_USAGE)) / 100
+            memory = (number_of(share.MAX_MEM) - number_of(share.MEM_USAGE)) / 1024
+            fits = [free / each for free, each in ((cpus, cpu), (memory, memory_mb)) if each > 0]
+            room += max(0, int(min(fits, default=0.0) + _ALMOST))
+    return room, f"the hosts have room for {room}"
+
+
+def number_of(text: object, otherwise: float = 0.0) -> float:
+    """A number that may be text, or missing."""
+    try:
+        return float(str(text))
+    except ValueError:
+        return otherwise
+
+
+def _quotas(quota: Any) -> list[Any]:
+    found = getattr(quota, "VM", None)
+    return found if isinstance(found, list) else [found] if found is not None else []

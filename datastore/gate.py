@@ -1,0 +1,896 @@
+#!/usr/bin/env python3
+# ruff: noqa: B904, RUF005, SIM105, UP006, UP031, UP035, UP045
+"""The gate to a datastore: started by sshd on the datastore's machine, it serves one connection and ends with it.
+
+    python3 -IS gate.py --root DIR [--until EPOCH_S] boss | worker NAME
+
+A worker reads the root and writes below `.ecloud/staging/NAME/`; the boss also publishes. What the client asks sshd to
+run is never looked at. One file, standard library only, Python 3.6: it is copied to a machine that has nothing else.
+
+A frame is `!II` (length of a JSON object, length of the bytes that follow it) and these two. Frames are answered in
+order, one answer each (`more`: another frame of the same answer follows; `busy`: still working), so a client may send
+many before it reads. A frame that is none is answered with one error, and the connection ends.
+
+No name leads out of the root: each part of it is opened below its parent's handle and never through a link.
+"""
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import stat
+import struct
+import sys
+import time
+from collections import OrderedDict
+from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple
+
+VERSION = 1
+MAGIC = b"\nECLOUD-GATE\n"
+"""Goes before the first frame: what a login shell prints before it is skipped by the client."""
+HEAD = struct.Struct("!II")
+PIECE = 1 << 20
+MAX_JSON = 16 << 20
+MAX_BODY = 4 << 20
+MANY = 2000
+"""Rows in one frame of a listing."""
+MAX_OPEN = 64
+"""Handles kept of files that are read in ranges, of files being written, of directories, of stages."""
+IDLE_S = 1800
+"""A gate that hears nothing for so long ends; a client that lives connects again."""
+BUSY_S = 5.0
+
+AWAY = frozenset([
+    errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE,
+    errno.ENFILE, errno.EACCES, errno.EPERM,
+])  # fmt: skip
+OURS = b".ecloud"
+STAGING = (OURS, b"staging")
+SUM = "user.ecloud.sum"
+SUM_FORMAT = struct.Struct("!QQ32s")
+"""Size, mtime in ns and SHA-256 of a file as it was written: valid for as long as size and mtime are still these."""
+ZEROS = bytes(PIECE)
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Parts = Tuple[bytes, ...]
+Row = List[Any]
+
+
+class Refused(Exception):
+    """An answer that is an error; the connection goes on."""
+
+    def __init__(self, code: str, text: str) -> None:
+        Exception.__init__(self, text)
+        self.code = code
+        self.text = text
+
+
+class BadFrame(Exception):
+    """What came is no request; the connection ends."""
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+
+def parts_of(name: str) -> Parts:
+    """The parts of a relative name as bytes; nothing that leads out, nothing of ours."""
+    whole = name.encode("utf-8", "surrogateescape")
+    parts = tuple(part for part in whole.split(b"/") if part not in (b"", b"."))
+    if not parts or whole.startswith(b"/") or b"\0" in whole or b".." in parts or parts[0] == OURS:
+        raise Refused("bad_name", "%r is no name in a datastore" % name)
+    return parts
+
+
+def text_of(raw: bytes) -> str:
+    """A name as text; bytes that are no UTF-8 survive."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+class Tree:
+    """Handles of the directories below the root, opened one below the other, never through a link.
+
+    Handles are kept within one request, so that 10,000 names of one directory open it once.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.handles = {}  # type: Dict[Parts, int]
+
+    def directory(self, parts: Parts, make: bool = False) -> int:
+        """The handle of a directory. Raises FileNotFoundError or NotADirectoryError; `Refused` at a link."""
+        known = self.handles.get(parts)
+        if known is not None:
+            return known
+        if not parts:
+            try:
+                handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                text = "the datastore %s can't be used: %s" % (self.root, error.strerror)
+                raise Refused("away", text)
+        else:
+            parent = self.directory(parts[:-1], make)
+            if make:
+                try:
+                    os.mkdir(parts[-1], dir_fd=parent)
+                except FileExistsError:
+                    pass
+            handle = self._below(parent, parts)
+        self.handles[parts] = handle
+        return handle
+
+    def _below(self, parent: int, parts: Parts) -> int:
+        try:
+            return os.open(parts[-1], DIRECTORY, dir_fd=parent)
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                if stat.S_ISLNK(os.lstat(parts[-1], dir_fd=parent).st_mode):
+                    name = text_of(b"/".join(parts))
+                    raise Refused("bad_name", "%r leads through the link %r" % (name, text_of(parts[-1])))
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), text_of(b"/".join(parts)))
+            raise
+
+    def trim(self) -> None:
+        """Before a further name, while nobody holds a handle."""
+        if len(self.handles) > MAX_OPEN:
+            self.forget()
+
+    def forget(self) -> None:
+        """Close all: after a request, and after a directory went elsewhere."""
+        for handle in self.handles.values():
+            os.close(handle)
+        self.handles.clear()
+
+    def info(self, parts: Parts) -> Optional[os.stat_result]:
+        """What stands under a name; None where nothing does."""
+        try:
+            return os.lstat(parts[-1], dir_fd=self.directory(parts[:-1]))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def remove(self, parts: Parts) -> None:
+        """Whatever it is, gone."""
+        info = self.info(parts)
+        if info is not None:
+            remove(self.directory(parts[:-1]), parts[-1], info)
+            if stat.S_ISDIR(info.st_mode):
+                self.forget()
+
+    def remove_empty(self, parts: Parts) -> None:
+        """A directory with nothing in it, gone."""
+        try:
+            os.rmdir(parts[-1], dir_fd=self.directory(parts[:-1]))
+            self.forget()
+        except OSError:
+            pass
+
+
+def remove(parent: int, name: bytes, info: os.stat_result) -> None:
+    """Remove a file or a tree; a directory that lacks rights is given them."""
+    working()
+    if not stat.S_ISDIR(info.st_mode):
+        os.unlink(name, dir_fd=parent)
+        return
+    if info.st_mode & 0o700 != 0o700:
+        os.chmod(name, 0o700, dir_fd=parent)
+    handle = os.open(name, DIRECTORY, dir_fd=parent)
+    try:
+        for item in os.listdir(handle):
+            raw = os.fsencode(item)
+            remove(handle, raw, os.lstat(raw, dir_fd=handle))
+    finally:
+        os.close(handle)
+    os.rmdir(name, dir_fd=parent)
+
+
+# --- what stands there --------------------------------------------------------------------------------
+
+
+def known_sum(handle: int, info: os.stat_result) -> str:
+    """The SHA-256 noted when the file was written, empty where none was or the file changed since."""
+    try:
+        size, mtime_ns, digest = SUM_FORMAT.unpack(os.getxattr(handle, SUM))
+    except (OSError, struct.error):
+        return ""
+    return digest.hex() if (size, mtime_ns) == (info.st_size, info.st_mtime_ns) else ""
+
+
+def read_sum(handle: int, count: int) -> Any:
+    """The digest of the first `count` bytes, by reading them."""
+    digest, at = hashlib.sha256(), 0
+    while at < count:
+        piece = os.pread(handle, min(PIECE, count - at), at)
+        if not piece:
+            break
+        digest.update(piece)
+        at += len(piece)
+        working()
+    return digest
+
+
+def row_of(info: os.stat_result, parent: int, name: bytes, with_sum: bool = False) -> Row:
+    """[kind, size, mode, mtime in ns, a link's target or the SHA-256 where it is known]"""
+    if stat.S_ISLNK(info.st_mode):
+        return ["link", 0, 0o777, info.st_mtime_ns, text_of(os.readlink(name, dir_fd=parent))]
+    if stat.S_ISDIR(info.st_mode):
+        return ["directory", 0, stat.S_IMODE(info.st_mode), info.st_mtime_ns, ""]
+    known = ""
+    if with_sum and stat.S_ISREG(info.st_mode):
+        try:
+            handle = os.open(name, READ, dir_fd=parent)
+        except OSError:
+            pass
+        else:
+            known = known_sum(handle, info)
+            os.close(handle)
+    return ["file", info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns, known]
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+class Reading:
+    """What any client may ask."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.open = OrderedDict()  # type: OrderedDict[str, int]
+
+    def stat(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """names -> rows, null where nothing is; with the SHA-256 where it is known"""
+        rows = []  # type: List[Optional[Row]]
+        self.tree.directory(())
+        for name in request["names"]:
+            self.tree.trim()
+            parts = parts_of(name)
+            info = self.tree.info(parts)
+            rows.append(None if info is None else row_of(info, self.tree.directory(parts[:-1]), parts[-1], True))
+        return {"rows": rows}
+
+    def get(self, request: Dict[str, Any]) -> Tuple[Dict[str, Any], bytes]:
+        """name, at, count, token ("" or of an earlier answer) -> row, token, and bytes or `hole`
+
+        With a token it is the very file of the earlier answer that is read on, or else the answer is `changed`.
+        """
+        parts, token, at = parts_of(request["name"]), request["token"], request["at"]
+        handle = self.open.get(token) if token else None
+        row = ["file", 0, 0, 0, ""]  # type: Row
+        if handle is None:
+            parent = self.tree.directory(parts[:-1])
+            info = os.lstat(parts[-1], dir_fd=parent)
+            row = row_of(info, parent, parts[-1])
+            if row[0] != "file":
+                return {"row": row, "token": ""}, b""
+            if not stat.S_ISREG(info.st_mode):
+                raise Refused("failed", "%s is neither file, directory nor link" % request["name"])
+            handle = os.open(parts[-1], READ, dir_fd=parent)
+            info = os.fstat(handle)
+            now = "%d.%d.%d" % (info.st_ino, info.st_size, info.st_mtime_ns)
+            if token and token != now:
+                os.close(handle)
+                raise Refused("changed", "%s was replaced while it was read" % request["name"])
+            token = now
+            row = ["file", info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns, known_sum(handle, info)]
+            self.open[token] = handle
+            if len(self.open) > MAX_OPEN:
+                os.close(self.open.popitem(last=False)[1])
+        data = os.pread(handle, min(request["count"], MAX_BODY), at)
+        if at + len(data) >= int(token.split(".")[1]):
+            os.close(self.open.pop(token))
+        elif not data:
+            raise Refused("changed", "%s became shorter while it was read" % request["name"])
+        if len(data) == PIECE and data == ZEROS:
+            return {"row": row, "token": token, "hole": len(data)}, b""
+        return {"row": row, "token": token}, data
+
+    def get_many(self, request: Dict[str, Any]) -> Tuple[Dict[str, Any], bytes]:
+        """names -> [row, bytes of it that follow] each; -1 for what must be asked for by itself"""
+        told = []  # type: List[Any]
+        bodies = []  # type: List[bytes]
+        room = MAX_BODY
+        for name in request["names"]:
+            self.tree.trim()
+            parts = parts_of(name)
+            handle = os.open(parts[-1], READ, dir_fd=self.tree.directory(parts[:-1]))
+            try:
+                info = os.fstat(handle)
+                row = ["file", info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns, known_sum(handle, info)]
+                if not stat.S_ISREG(info.st_mode) or info.st_size > room:
+                    told.append([row, -1])
+                    continue
+                data = os.read(handle, info.st_size)
+            finally:
+                os.close(handle)
+            told.append([row, len(data)])
+            bodies.append(data)
+            room -= len(data)
+        return {"files": told}, b"".join(bodies)
+
+    def list(self, request: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+        """name ("" for the root), recursive -> rows with the name before them, parents first, in several frames"""
+        parts = parts_of(request["name"]) if request["name"] else ()
+        if parts:
+            parent = self.tree.directory(parts[:-1])
+            info = os.lstat(parts[-1], dir_fd=parent)
+            if not stat.S_ISDIR(info.st_mode):
+                yield {"rows": [[text_of(b"/".join(parts))] + row_of(info, parent, parts[-1])]}
+                return
+        rows = []  # type: List[Row]
+        for row in walk(os.dup(self.tree.directory(parts)), b"/".join(parts), request["recursive"]):
+            rows.append(row)
+            if len(rows) >= MANY:
+                yield {"rows": rows, "more": True}
+                rows = []
+        yield {"rows": rows}
+
+    def free(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """-> bytes that can be written below the root"""
+        told = os.fstatvfs(self.tree.directory(()))
+        return {"free": told.f_bavail * told.f_frsize, "total": told.f_blocks * told.f_frsize}
+
+
+def walk(handle: int, prefix: bytes, recursive: bool) -> Iterator[Row]:
+    """Rows of what is below an open directory, which it closes."""
+    try:
+        for item in sorted(os.fsencode(item) for item in os.listdir(handle)):
+            if not prefix and item == OURS:
+                continue
+            name = prefix + b"/" + item if prefix else item
+            try:
+                info = os.lstat(item, dir_fd=handle)
+                yield [text_of(name)] + row_of(info, handle, item)
+                below = os.open(item, DIRECTORY, dir_fd=handle) if recursive and stat.S_ISDIR(info.st_mode) else -1
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # gone or replaced meanwhile
+            if below >= 0:
+                yield from walk(below, name, recursive)
+    finally:
+        os.close(handle)
+
+
+# --- staging ------------------------------------------------------------------------------------------
+
+
+class Part:
+    """A file that arrives in pieces."""
+
+    def __init__(self, handle: int, digest: Any, at: int) -> None:
+        self.handle = handle
+        self.digest = digest
+        self.at = at
+
+
+class Staging(Reading):
+    """What a worker may ask below its own staging directory, and the boss below all."""
+
+    def __init__(self, tree: Tree, owner: Optional[str]) -> None:
+        Reading.__init__(self, tree)
+        self.owner = owner
+        self.held = OrderedDict()  # type: OrderedDict[Parts, int]
+        self.parts = {}  # type: Dict[Parts, Part]
+
+    def stage_of(self, stage: str) -> Parts:
+        """The staging directory; `Refused` where it is not this client's."""
+        parts = parts_of(stage)
+        if len(parts) != 2 or parts[0].startswith(b".") or parts[1].startswith(b"."):
+            raise Refused("bad_name", "%r is no name of a stage" % stage)
+        if self.owner is not None and parts[0] != self.owner.encode():
+            raise Refused("bad_name", "the stage %r is not %s's" % (stage, self.owner))
+        return STAGING + parts
+
+    def aside_of(self, stage: Parts) -> Parts:
+        """Where the lock and the unfinished files of a stage are: outside of it, as all in it is published."""
+        return stage[:-1] + (b"." + stage[-1],)
+
+    def hold(self, stage: Parts) -> None:
+        """Be the only gate that writes to a stage.
+
+        A gate whose client is cut off may still have orders to carry out, and would undo what its follower does: the
+        lock names it, and the follower ends it.
+        """
+        if stage in self.held:
+            return
+        aside = self.tree.directory(self.aside_of(stage), make=True)
+        handle = os.open(b"lock", os.O_CREAT | WRITE, 0o600, dir_fd=aside)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    os.close(handle)
+                    raise Refused("away", "another connection writes to the stage %s" % text_of(stage[-1]))
+                holder = os.pread(handle, 20, 0).strip()
+                if holder.isdigit() and int(holder) != os.getpid():
+                    try:
+                        os.kill(int(holder), signal.SIGKILL)
+                    except OSError:
+                        pass
+                time.sleep(0.02)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, b"%d\n" % os.getpid(), 0)
+        self.held[stage] = handle
+        if len(self.held) > MAX_OPEN:
+            self.release(next(iter(self.held)))
+
+    def release(self, stage: Parts) -> None:
+        """Let a stage and its unfinished files go; what arrived of them stays."""
+        handle = self.held.pop(stage, None)
+        if handle is not None:
+            os.close(handle)
+        aside = self.aside_of(stage)
+        for key in [key for key in self.parts if key[: len(aside)] == aside]:
+            os.close(self.parts.pop(key).handle)
+
+    def put(self, request: Dict[str, Any], body: memoryview) -> Dict[str, Any]:
+        """stage, items -> {}; see the methods below for the items. Any of them may be sent again."""
+        stage = self.stage_of(request["stage"])
+        self.tree.directory(())
+        self.hold(stage)
+        self.tree.directory(stage, make=True)
+        used = 0
+        for item in request["items"]:
+            self.tree.trim()
+            target = stage + parts_of(item[1])
+            if item[0] == "piece":
+                count = item[6]
+                if item[5] == 0 and count == item[2]:
+                    self.whole(target, item, body[used : used + count])
+                else:
+                    self.piece(stage, target, item, body[used : used + max(0, count)])
+                used += max(0, count)
+            elif item[0] == "clear":
+                self.tree.remove(target)
+            elif item[0] == "directory":
+                self.tree.directory(target, make=True)
+            elif item[0] == "seal":
+                handle = self.tree.directory(target)
+                os.utime(handle, ns=(item[3], item[3]))
+                os.fchmod(handle, item[2])
+            elif item[0] == "link":
+                self.link(target, item)
+            else:
+                raise BadFrame("unknown item")
+        return {}
+
+    def link(self, target: Parts, item: Row) -> None:
+        """["link", path, target]"""
+        self.tree.remove(target)
+        parent = self.tree.directory(target[:-1], make=True)
+        os.symlink(item[2].encode("utf-8", "surrogateescape"), target[-1], dir_fd=parent)
+
+    def whole(self, target: Parts, item: Row, data: memoryview) -> None:
+        """["piece", path, size, mode, mtime in ns, 0, size, SHA-256]: a file in one piece.
+
+        It is written in place: where that is cut off the sum is not noted, and promotion finds out.
+        """
+        digest = hashlib.sha256(data)
+        if len(data) != item[2] or digest.hexdigest() != item[7]:
+            raise Refused("torn", "%s did not arrive as it was sent" % item[1])
+        parent = self.tree.directory(target[:-1], make=True)
+        flags = os.O_CREAT | os.O_EXCL | WRITE
+        try:
+            handle = os.open(target[-1], flags, 0o600, dir_fd=parent)
+        except FileExistsError:
+            self.tree.remove(target)
+            handle = os.open(target[-1], flags, 0o600, dir_fd=self.tree.directory(target[:-1], make=True))
+        try:
+            write_all(handle, data)
+            self.finish(handle, item, digest)
+        finally:
+            os.close(handle)
+
+    def piece(self, stage: Parts, target: Parts, item: Row, data: memoryview) -> None:
+        """["piece", path, size, mode, mtime in ns, at, count, SHA-256 of all with the last one]; -count: zeros."""
+        path, size, mtime_ns, at, count, wanted = item[1], item[2], item[4], item[5], item[6], item[7]
+        key = self.part_key(stage, path, size, mtime_ns)
+        part = self.parts.get(key)
+        if part is None or at != part.at:
+            part = self.reopen(key, path, at)
+        if count < 0:
+            for start in range(0, -count, PIECE):
+                part.digest.update(ZEROS[: min(PIECE, -count - start)])
+            part.at += -count
+            os.ftruncate(part.handle, part.at)
+        else:
+            part.digest.update(data)
+            os.lseek(part.handle, part.at, os.SEEK_SET)
+            write_all(part.handle, data)
+            part.at += len(data)
+        if not wanted:
+            return
+        del self.parts[key]
+        try:
+            if part.at != size or part.digest.hexdigest() != wanted:
+                self.tree.remove(key)
+                raise Refused("torn", "%s did not arrive as it was sent" % path)
+            self.finish(part.handle, item, part.digest)
+        finally:
+            os.close(part.handle)
+        info = self.tree.info(target)
+        if info is not None and stat.S_ISDIR(info.st_mode):
+            self.tree.remove(target)
+        to = self.tree.directory(target[:-1], make=True)
+        os.rename(key[-1], target[-1], src_dir_fd=self.tree.directory(key[:-1]), dst_dir_fd=to)
+
+    def part_key(self, stage: Parts, path: str, size: int, mtime_ns: int) -> Parts:
+        """Where an unfinished file is: another name for another version of what is sent."""
+        told = "%d %d %s" % (size, mtime_ns, path)
+        digest = hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
+        return self.aside_of(stage) + (digest[:24].encode(),)
+
+    def reopen(self, key: Parts, path: str, at: int) -> Part:
+        """Go on with a file where an earlier connection was cut."""
+        old = self.parts.pop(key, None)
+        if old is not None:
+            os.close(old.handle)
+        flags = WRITE | (os.O_CREAT | os.O_TRUNC if at == 0 else 0)
+        try:
+            handle = os.open(key[-1], flags, 0o600, dir_fd=self.tree.directory(key[:-1], make=True))
+        except FileNotFoundError:
+            raise Refused("gap", "what came before of %s is not here" % path)
+        if os.fstat(handle).st_size < at:
+            os.close(handle)
+            raise Refused("gap", "what came before of %s is not here" % path)
+        os.ftruncate(handle, at)
+        part = Part(handle, read_sum(handle, at), at)
+        self.parts[key] = part
+        if len(self.parts) > MAX_OPEN:
+            os.close(self.parts.pop(next(iter(self.parts))).handle)
+        return part
+
+    def part(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """stage, path, size, mtime_ns -> bytes of it that arrived earlier"""
+        stage = self.stage_of(request["stage"])
+        self.tree.directory(())
+        parts_of(request["path"])
+        self.hold(stage)
+        info = self.tree.info(self.part_key(stage, request["path"], request["size"], request["mtime_ns"]))
+        return {"have": 0 if info is None else info.st_size}
+
+    def finish(self, handle: int, item: Row, digest: Any) -> None:
+        """Times, the noted sum, permissions: in this order, as a file that can't be written takes no note."""
+        os.utime(handle, ns=(item[4], item[4]))
+        info = os.fstat(handle)
+        try:
+            os.setxattr(handle, SUM, SUM_FORMAT.pack(info.st_size, info.st_mtime_ns, digest.digest()))
+        except (OSError, struct.error):
+            pass  # a filesystem without: promotion reads the file
+        os.fchmod(handle, item[3])
+
+    def drop_stage(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """stage -> {}"""
+        stage = self.stage_of(request["stage"])
+        self.tree.directory(())
+        self.discard(stage)
+        return {}
+
+    def discard(self, stage: Parts) -> None:
+        """A stage and what belongs to it, gone."""
+        self.release(stage)
+        self.tree.remove(stage)
+        self.tree.remove(self.aside_of(stage))
+        self.tree.remove_empty(stage[:-1])
+
+
+def write_all(handle: int, data: memoryview) -> None:
+    """Write whatever the length."""
+    while len(data):
+        data = data[os.write(handle, data) :]
+
+
+# --- publishing ---------------------------------------------------------------------------------------
+
+
+class Publishing(Staging):
+    """What the boss alone may ask."""
+
+    def promote(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """promotions: [stage, [[path, kind, size, SHA-256]]] -> null or a sentence each
+
+        `sync`: what is published is on the disk first.
+        """
+        root = self.tree.directory(())
+        if request["sync"] and request["promotions"]:
+            on_disk(root)
+        return {"told": [self.promotion(stage, entries) for stage, entries in request["promotions"]]}
+
+    def promotion(self, stage: str, entries: List[Row]) -> Optional[str]:
+        """Everything of one stage, or nothing."""
+        self.tree.trim()
+        try:
+            place = self.stage_of(stage)
+            moves, lacking = self.moves(place, entries)
+            if lacking:
+                return lacking
+            for staged, final in moves:
+                self.move(staged, final)
+            self.discard(place)
+        except Refused as refused:
+            if refused.code == "away":
+                raise
+            return "a result can't be published: %s" % refused.text
+        except OSError as error:
+            if error.errno in AWAY:
+                raise
+            named = error.filename
+            where = text_of(named) if isinstance(named, bytes) else str(named)
+            return "results can't be published: %s: %s" % (error.strerror, where)
+        return None
+
+    def moves(self, stage: Parts, entries: List[Row]) -> Tuple[List[Tuple[Parts, Parts]], str]:
+        """What is still to be moved; a sentence where something is missing, and then nothing may be moved."""
+        moves = []  # type: List[Tuple[Parts, Parts]]
+        top = ()  # type: Parts
+        for path, kind, size, wanted in entries:
+            self.tree.trim()
+            final = parts_of(path)
+            inside = bool(top) and final[: len(top)] == top
+            info = self.tree.info(stage + final)
+            if info is None:
+                if not self.stands(final, kind, size):
+                    return [], "result %s is neither staged nor published" % path
+                continue
+            wrong = self.unlike(stage + final, info, kind, size, wanted)
+            if wrong:
+                return [], "result %s %s" % (path, wrong)
+            self.tree.info(final)  # a name that leads through a link is told before anything moves
+            if not inside:
+                moves.append((stage + final, final))
+                if kind == "directory":
+                    top = final
+        return moves, ""
+
+    def stands(self, final: Parts, kind: str, size: int) -> bool:
+        """Whether it is under its final name already."""
+        info = self.tree.info(final)
+        if info is None or kind_of(info) != kind:
+            return False
+        return kind != "file" or info.st_size == size
+
+    def unlike(self, staged: Parts, info: os.stat_result, kind: str, size: int, wanted: str) -> str:
+        """In what a staged file differs from what the boss was told; empty where it is the same."""
+        if kind_of(info) != kind:
+            return "was staged as a %s, not a %s" % (kind_of(info), kind)
+        if kind != "file":
+            return ""
+        if info.st_size != size:
+            return "has %d bytes where it was staged, not %d" % (info.st_size, size)
+        if not wanted:
+            return ""
+        try:
+            handle = os.open(staged[-1], READ, dir_fd=self.tree.directory(staged[:-1]))
+        except PermissionError:
+            return ""  # it has no right to read, so neither can its contents be compared
+        try:
+            found = known_sum(handle, info) or read_sum(handle, size).hexdigest()
+        finally:
+            os.close(handle)
+        return "" if found == wanted else "has other contents where it was staged than its sum tells"
+
+    def move(self, staged: Parts, final: Parts) -> None:
+        """Rename, with whatever stands there replaced."""
+        source, target = self.tree.directory(staged[:-1]), self.parents(final)
+        info, there = os.lstat(staged[-1], dir_fd=source), self.tree.info(final)
+        closed = stat.S_ISDIR(info.st_mode) and not info.st_mode & 0o200
+        if closed:
+            # A directory that can't be written can't be given another parent.
+            os.chmod(staged[-1], stat.S_IMODE(info.st_mode) | 0o200, dir_fd=source)
+        if there is not None and (stat.S_ISDIR(there.st_mode) or stat.S_ISDIR(info.st_mode)):
+            # No rename replaces a directory that is not empty: it goes aside first, and away afterwards.
+            aside = STAGING + (b".replaced-%d-%d" % (os.getpid(), time.time() * 1e6),)
+            if stat.S_ISDIR(there.st_mode) and not there.st_mode & 0o200:
+                os.chmod(final[-1], stat.S_IMODE(there.st_mode) | 0o200, dir_fd=target)
+            os.rename(final[-1], b"old", src_dir_fd=target, dst_dir_fd=self.tree.directory(aside, make=True))
+            os.rename(staged[-1], final[-1], src_dir_fd=source, dst_dir_fd=target)
+            self.tree.remove(aside)
+            target = self.tree.directory(final[:-1])
+        else:
+            os.rename(staged[-1], final[-1], src_dir_fd=source, dst_dir_fd=target)
+        if closed:
+            os.chmod(final[-1], stat.S_IMODE(info.st_mode), dir_fd=target)
+        if stat.S_ISDIR(info.st_mode):
+            self.tree.forget()
+
+    def parents(self, final: Parts) -> int:
+        """The directory of a final name, made where it is not there. A file in its way is named."""
+        return self.tree.directory(final[:-1], make=True)
+
+    def stages(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """-> names of all stages. What a promotion that was cut off put aside goes."""
+        self.tree.directory(())
+        found = []  # type: List[str]
+        try:
+            owners = [os.fsencode(name) for name in os.listdir(self.tree.directory(STAGING))]
+        except FileNotFoundError:
+            owners = []
+        for owner in owners:
+            self.tree.trim()
+            info = self.tree.info(STAGING + (owner,))
+            if info is None or not stat.S_ISDIR(info.st_mode):
+                continue
+            if owner.startswith(b"."):
+                if owner.startswith(b".replaced-") and info.st_ctime < time.time() - 3600:
+                    self.tree.remove(STAGING + (owner,))
+                continue
+            names = {os.fsencode(name) for name in os.listdir(self.tree.directory(STAGING + (owner,)))}
+            # An upload that was cut off before its first file was whole has only what is beside the stage.
+            found += ["%s/%s" % (text_of(owner), text_of(name)) for name in {name.lstrip(b".") for name in names}]
+        return {"stages": sorted(found)}
+
+
+def kind_of(info: os.stat_result) -> str:
+    """file, directory or link; a file is anything else too."""
+    return "link" if stat.S_ISLNK(info.st_mode) else "directory" if stat.S_ISDIR(info.st_mode) else "file"
+
+
+def on_disk(handle: int) -> None:
+    """Everything written below is on the disk: no power cut leaves a final name with less than its contents."""
+    working()
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(handle) == 0:
+            return
+    except (OSError, AttributeError):
+        pass
+    os.sync()
+
+
+# --- the connection -------------------------------------------------------------------------------------
+
+
+class Frames:
+    """Requests in, answers out."""
+
+    def __init__(self, source: BinaryIO, sink: int) -> None:
+        self.source = source
+        self.sink = sink
+        self.said_at = time.monotonic()
+
+    def read(self) -> Optional[Tuple[Any, memoryview]]:
+        """The next request; None at the end."""
+        signal.alarm(IDLE_S)
+        head = self.source.read(HEAD.size)
+        if not head:
+            return None
+        if len(head) < HEAD.size:
+            raise BadFrame("cut off")
+        length, body_length = HEAD.unpack(head)
+        if length > MAX_JSON or body_length > MAX_BODY:
+            raise BadFrame("too long")
+        text = self.source.read(length)
+        body = bytearray(body_length)
+        view, filled = memoryview(body), 0
+        while filled < body_length:
+            count = self.source.readinto(view[filled:])  # type: ignore[attr-defined]
+            if not count:
+                raise BadFrame("cut off")
+            filled += count
+        try:
+            request = json.loads(text.decode("ascii"))
+        except ValueError:
+            raise BadFrame("no JSON")
+        if not isinstance(request, dict):
+            raise BadFrame("no object")
+        return request, view
+
+    def write(self, answer: Dict[str, Any], body: bytes = b"") -> None:
+        """One frame."""
+        text = json.dumps(answer, separators=(",", ":")).encode("ascii")
+        waiting = [memoryview(HEAD.pack(len(text), len(body)) + text)]
+        if body:
+            waiting.append(memoryview(body))
+        while waiting:
+            count = os.writev(self.sink, waiting)
+            while waiting and count >= len(waiting[0]):
+                count -= len(waiting.pop(0))
+            if waiting:
+                waiting[0] = waiting[0][count:]
+        self.said_at = time.monotonic()
+
+
+FRAMES = None  # type: Optional[Frames]
+
+
+def working() -> None:
+    """Called in long loops: the client learns that this goes on."""
+    if FRAMES is not None and time.monotonic() - FRAMES.said_at > BUSY_S:
+        signal.alarm(IDLE_S)
+        FRAMES.write({"busy": True})
+
+
+class Gate:
+    """One client's connection."""
+
+    def __init__(self, frames: Frames, root: str, owner: Optional[str], until_s: float) -> None:
+        self.frames = frames
+        self.until_s = until_s
+        self.tree = Tree(root)
+        self.actor = Publishing(self.tree, None) if owner is None else Staging(self.tree, owner)
+        plain = ["stat", "get", "get_many", "list", "free", "part", "drop_stage"]
+        if owner is None:
+            plain += ["promote", "stages"]
+        self.verbs = {name: getattr(self.actor, name) for name in plain}  # type: Dict[str, Callable[..., Any]]
+
+    def serve(self) -> int:
+        """Answer until the client ends it; the exit code."""
+        try:
+            while True:
+                frame = self.frames.read()
+                # The access ended: what is asked is not answered, and the client comes again with a new one.
+                if frame is None or time.time() > self.until_s:
+                    return 0
+                self.answer(frame[0], frame[1])
+                self.tree.forget()
+        except BadFrame as bad:
+            self.frames.write({"error": "bad_frame", "text": "this is no request: %s" % bad})
+            return 1
+
+    def answer(self, request: Dict[str, Any], body: memoryview) -> None:
+        """One request, one answer."""
+        try:
+            if request.get("do") == "put":
+                answer = self.actor.put(request, body)  # type: Any
+            elif request.get("do") in self.verbs:
+                answer = self.verbs[request["do"]](request)
+            else:
+                raise BadFrame("unknown or not allowed: %r" % request.get("do"))
+            if isinstance(answer, tuple):
+                self.frames.write(answer[0], answer[1])
+            elif isinstance(answer, dict):
+                self.frames.write(answer)
+            else:
+                for frame in answer:
+                    self.frames.write(frame)
+        except BrokenPipeError:
+            raise
+        except Refused as refused:
+            self.frames.write({"error": refused.code, "text": refused.text})
+        except OSError as error:
+            missing = error.errno in (errno.ENOENT, errno.ENOTDIR) and request["do"] != "put"
+            code = "not_there" if missing else "away" if error.errno in AWAY else "failed"
+            text = "the datastore %s can't be used: %s" % (self.tree.root, error.strerror)
+            self.frames.write({"error": code, "text": text, "errno": error.errno})
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise BadFrame("%s: %s" % (type(error).__name__, error))
+
+
+def main(argv: List[str]) -> int:
+    """See the module's docstring."""
+    global FRAMES
+    options = {"--root": "", "--until": "inf"}
+    rest = argv[1:]
+    while rest and rest[0] in options and len(rest) > 1:
+        options[rest[0]] = rest[1]
+        rest = rest[2:]
+    if not options["--root"] or not (rest == ["boss"] or (len(rest) == 2 and rest[0] == "worker" and rest[1])):
+        sys.stderr.write("usage: gate.py --root DIR [--until EPOCH_S] boss | worker NAME\n")
+        return 2
+    # Nothing but frames may go to the client.
+    sink = os.dup(1)
+    os.dup2(2, 1)
+    for handle in (0, sink):
+        try:
+            fcntl.fcntl(handle, 1031, PIECE)  # F_SETPIPE_SZ: fewer turns for large files
+        except OSError:
+            pass
+    os.umask(0o022)
+    FRAMES = Frames(os.fdopen(os.dup(0), "rb", 1 << 18), sink)
+    hello = {"gate": VERSION, "role": rest[0], "name": rest[-1], "clock_s": time.time(), "pid": os.getpid()}
+    hello["python"] = "%d.%d.%d" % sys.version_info[:3]
+    try:
+        os.write(sink, MAGIC)
+        FRAMES.write(hello)
+        return Gate(
+            FRAMES, options["--root"], None if rest[0] == "boss" else rest[1], float(options["--until"])
+        ).serve()
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,129 @@
+"""What README.md and docs/production.md show, typed as it stands there, does what they say; and they are complete."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from databases import MariaDb
+from doors import Doors
+from services import ROOT, Daemon, Mosquitto
+
+import admin
+import push_tasks
+from ecloud.tasks import TaskDefinition
+
+BLOCKS = re.compile(r"(?:<!-- (?P<what>[^\n]*) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)```", re.DOTALL)
+
+
+class Page:
+    """A page's blocks."""
+
+    def __init__(self, name: str) -> None:
+        self.text = (ROOT / name).read_text()
+        self.blocks = [(found["kind"], found["what"] or "", found["text"]) for found in BLOCKS.finditer(self.text)]
+
+    def marked(self, what: str) -> str:
+        """The block below the comment that begins with `what`."""
+        (text,) = (text for _, mark, text in self.blocks if mark.startswith(what))
+        return text
+
+    def sessions(self) -> Iterator[tuple[str, str]]:
+        """Commands and what they are to print."""
+        for kind, _, text in self.blocks:
+            if kind == "console":
+                for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+                    command, _, output = part.partition("\n")
+                    yield command, output
+
+
+def type_all(page: Page, place: Path, environment: dict[str, str]) -> None:
+    """Type every command of a page and compare: `...` stands for anything, on its own line for any lines."""
+    for name in ("admin.py", "push_tasks.py", "examples", "worker"):
+        (place / name).symlink_to(ROOT / name)
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    for command, expected in page.sessions():
+        done = subprocess.run(
+            ["bash", "-c", f"exec 2>&1; {command}"], cwd=place, env=environment, stdout=subprocess.PIPE, timeout=100
+        )
+        printed = done.stdout.decode()
+        assert re.fullmatch(pattern(expected), printed), f"$ {command}\n{printed}\n--- expected:\n{expected}"
+
+
+def pattern(expected: str) -> re.Pattern[str]:
+    """`...` alone on a line is any number of lines, within one any text."""
+    parts = []
+    for line in expected.splitlines():
+        parts.append("(?:.*\n)*" if line == "..." else re.escape(line).replace(re.escape("..."), ".*") + "\n")
+    return re.compile("".join(parts))
+
+
+def test_the_readme_does_what_it_shows(doors: Doors) -> None:
+    page = Page("README.md")
+    (doors.place / "tour.json").write_text(page.marked("file: tour.json"))
+    try:
+        type_all(page, doors.place, doors.environment)
+    finally:
+        doors.admin("stop", "--vms", code=None)
+
+
+def test_the_production_page_does_what_it_shows(
+    mariadb: MariaDb, mosquitto_tls: Mosquitto, daemons: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    page = Page("docs/production.md")
+    daemon = daemons()
+    doors = Doors(tmp_path / "place", daemon)
+    url = mariadb.new_url()
+    ca = doors.place / "ca.pem"
+    ca.write_text(mosquitto_tls.address.ca)
+    (doors.place / "datastore").mkdir()
+    settings = page.marked("settings")
+    for name, value in {
+        '"/var/lib/ecloud"': repr(str(daemon.home.path)),
+        '"mysql://ecloud:choose-one@db.example.org/ecloud"': repr(url),
+        '"broker.example.org"': repr(mosquitto_tls.address.host),
+        "8883": str(mosquitto_tls.port),
+        '"ecloud"': repr(mosquitto_tls.address.user),
+        '"choose-another"': repr(mosquitto_tls.address.password),
+        '"/etc/ecloud/ca.pem"': repr(str(ca)),
+        '"/srv/ecloud"': repr(str(doors.place / "datastore")),
+    }.items():
+        assert name in settings
+        settings = settings.replace(name, value)
+    daemon.settings_file.write_text(settings)
+    try:
+        type_all(page, doors.place, doors.environment)
+        tasks = doors.write("t.json", [{"id": "a", "commands": "echo 1 > out", "results": ["out"]}])
+        assert "1 succeeded" in doors.push(tasks, "--wait").out
+    finally:
+        doors.admin("stop", "--vms", code=None)
+
+
+@pytest.mark.parametrize("name", sorted(admin.main.commands))
+def test_every_action_is_in_the_readme(name: str) -> None:
+    assert re.search(rf"`[^`]*\b{name}\b[^`]*`", Page("README.md").text)
+
+
+def test_every_option_of_a_push_is_in_the_readme() -> None:
+    options = [option.opts[0] for option in push_tasks.main.params if option.param_type_name == "option"]
+    missing = [name for name in options if name not in Page("README.md").text]
+    assert not missing
+
+
+def test_every_field_of_a_task_is_in_the_readme() -> None:
+    assert [name for name in TaskDefinition.__struct_fields__ if f"`{name}`" not in Page("README.md").text] == []
+
+
+@pytest.mark.parametrize("name", ["examples/tasks.json", "examples/sweep.json"])
+def test_the_examples_succeed(doors: Doors, name: str) -> None:
+    report = doors.push(ROOT / name, "--local", "--json").json
+    assert set(report["states"]) == {"succeeded"}
+
+
+def test_the_example_of_failures_ends_as_it_says(doors: Doors) -> None:
+    report = doors.push(ROOT / "examples" / "failures.json", "--local", "--json", code=1).json
+    assert report["states"] == {"succeeded": 4, "failed": 6, "aborted": 1}
