@@ -98,7 +98,7 @@ class Progress:
         picture = self.last
         lines = []
         if picture is not None:
-            bar = state_bar(picture.states, BAR_CHARS)
+            bar = state_bar(picture.states, min(BAR_CHARS, self._console.width // 4))
             bar.append(f"  {self._line(picture)}")
             lines.append(bar)
             if picture.running:
