@@ -402,12 +402,13 @@ def drop_context(keys: tuple[str, ...], as_json: bool) -> int:
 
 
 @action
-@click.argument("address", metavar="ADDR")
-def set_datastore(address: str, as_json: bool) -> int:
-    """Where files are kept: a directory that boss and workers see."""
-    from ecloud import asking
+@click.argument("address", metavar="DIR|USER@HOST[:PORT]:/ROOT")
+@click.option("--new_host_key", is_flag=True, help="Over SSH: believe a key other than the one that was pinned.")
+def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
+    """Where files are kept: a directory that boss and workers see, or a machine over SSH."""
+    from ecloud import placing
 
-    return asking.set_datastore(address, as_json)
+    return placing.set_datastore(address, new_host_key, as_json)
 
 
 @action

@@ -26,8 +26,20 @@ DATASTORE = ""
 
 # VMs that the boss may start. Empty: workers on this machine, one per core, and one of all cores for larger tasks.
 # A pool: {"name": "local", "cloud": "local", "minimum": 0, "maximum": 4, "cpus": 1, "memory_mb": 0, "gpus": 0,
-#          "labels": [], "spillover": False}; cpus 0 and memory_mb 0 mean the machine's own.
+#          "labels": [], "spillover": False, "template": ""}; cpus 0 and memory_mb 0 mean the machine's own.
+# VMs of an OpenNebula: {"name": "big", "cloud": "opennebula", "template": "worker", "maximum": 20, "cpus": 4,
+#          "memory_mb": 7500}; `template` is a template's name or id, cpus and memory_mb what one of its VMs can offer.
 POOLS = ()
+
+# The OpenNebula of those pools: its XML-RPC address, e.g. "http://HOST:2633/RPC2", and a user that may use their
+# templates. The password is used to get tokens of an hour, which are renewed.
+OPENNEBULA_URL = ""
+OPENNEBULA_USER = ""
+OPENNEBULA_PASSWORD = ""
+# Path of the authority's certificate (PEM) for https, empty for the system's authorities; and a proxy's URL, empty for
+# what the environment says (https_proxy).
+OPENNEBULA_CA = ""
+OPENNEBULA_PROXY = ""
 
 # What runs the commands of a task.
 SHELL = "/bin/sh"

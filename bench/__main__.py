@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(MEASURES)} [all]")
     parser.add_argument("--profile", metavar="DIR", type=Path, help="write cProfile's files of boss and worker there")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     unknown = [name for name in options.names if name not in MEASURES]
     if unknown:
         parser.error(f"{', '.join(unknown)}: there is only {', '.join(MEASURES)}")

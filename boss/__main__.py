@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,18 +25,22 @@ from sqlalchemy.engine import Engine
 
 from boss.calls import Calls
 from boss.cloud.local import LocalCloud
+from boss.cloud.provider import CredentialsWrong, Provider, TryLater
 from boss.core.config import BossConfig, PoolConfig
 from boss.core.events import Event
 from boss.embedded_broker import BrokerWontStart, EmbeddedBroker
 from boss.runtime import Clock, Runtime
+from boss.storage import Storage
 from boss.store import AnotherBossLeads, CommitRefused, Store, StoreAway
 from datastore.directory import DirectoryDatastore
 from datastore.port import DatastoreAway
 from ecloud.broker import BrokerAddress, external_broker
 from ecloud.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
+from ecloud.datastores import NOTES, directory_of, is_ssh
 from ecloud.home import Home
 from ecloud.secrets import CLIENT_KEY_NAME, AccessFile, AccessWrong, cluster_secret, derive_key, write_access
 from ecloud.settings import PoolSettings, Settings, SettingsWrong, default_pools, load_settings
+from ecloud.wire import DatastoreAccess
 
 log = logging.getLogger("boss")
 LOG_BYTES = 10_000_000
@@ -167,24 +171,17 @@ class Start:
         snapshot = self._patiently(store.load)
         cluster_id = snapshot.cluster_id
         address = self._start_broker()
-        root = self._open_datastore(snapshot.context.get("datastore_address", ""))
-        local = LocalCloud(
-            self._home,
-            lambda key_name: self._access(cluster_id, address, secret, key_name),
-            self._tied,
-            self._settings.boss_gone_exit_s,
-            self._keep_dirs,
-        )
+        storage = self._open_datastore(cluster_id, snapshot.context)
         pools = self._settings.all_pools
-        clouds = {pool.name: local for pool in pools}
+        clouds = self._clouds(cluster_id, lambda key_name: self._access(cluster_id, address, secret, key_name))
         labels = {pool.name: pool.labels for pool in pools}
 
         def make_calls(put: Callable[[Event], None]) -> Calls:
-            return Calls(root, clouds, labels, put)
+            return Calls(storage, clouds, labels, put)
 
         write_access(self._home.client_access, self._access(cluster_id, address, secret, CLIENT_KEY_NAME))
         self._runtime = Runtime(
-            store, self._config(root), cluster_id, secret, address, make_calls, self._embedded, self._clock
+            store, self._config(storage.access), cluster_id, secret, address, make_calls, self._embedded, self._clock
         )
         self._write_pid(address)
         if self._stopping:
@@ -192,7 +189,7 @@ class Start:
         try:
             code = self._runtime.run()
         finally:
-            self._leave(store, local, root)
+            self._leave(store, clouds, storage)
         return code
 
     def _stop(self) -> None:
@@ -273,13 +270,17 @@ class Start:
         except BrokerWontStart as error:
             raise CantStart(str(error)) from None
 
-    def _open_datastore(self, from_context: str) -> DirectoryDatastore:
-        address = self._settings.datastore or from_context or str(self._home.datastore)
-        root = DirectoryDatastore(Path(address.removeprefix("dir:")).expanduser())
+    def _open_datastore(self, cluster_id: str, context: Mapping[str, str]) -> Storage:
+        noted, host_key, python, gate = (context.get(name, "") for name in NOTES)
+        address = self._settings.datastore or noted or str(self._home.datastore)
+        if not is_ssh(address):
+            address = f"dir:{directory_of(address).absolute()}"
+        storage = Storage(self._home, cluster_id)
         try:
-            return root.make()
+            storage.use(address, *((host_key, python, gate) if address == noted else ("", "", "")))
         except (DatastoreAway, OSError) as error:
             raise CantStart(f"{error}; set DATASTORE or python admin.py set_datastore DIR", 2) from None
+        return storage
 
     def _access(self, cluster_id: str, address: BrokerAddress, secret: bytes, key_name: str) -> AccessFile:
         return AccessFile(
@@ -294,7 +295,32 @@ class Start:
             tls=address.tls,
         )
 
-    def _config(self, root: DirectoryDatastore) -> BossConfig:
+    def _clouds(self, cluster_id: str, access_of: Callable[[str], AccessFile]) -> dict[str, Provider]:
+        """Where the VMs of each pool come from, by the pool's name."""
+        settings = self._settings
+        local = LocalCloud(self._home, access_of, self._tied, settings.boss_gone_exit_s, self._keep_dirs)
+        clouds: dict[str, Provider] = {pool.name: local for pool in settings.all_pools}
+        remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
+        if remote:
+            from boss.cloud.opennebula import Connection, OpenNebulaCloud  # costs time that others need not spend
+            from boss.cloud.opennebula_transport import Endpoint
+
+            connection = Connection(
+                Endpoint(
+                    url=settings.opennebula_url,
+                    user=settings.opennebula_user,
+                    password=settings.opennebula_password,
+                    ca=str(Path(settings.opennebula_ca).expanduser()) if settings.opennebula_ca else "",
+                    proxy=settings.opennebula_proxy,
+                )
+            )
+            for pool in remote:
+                clouds[pool.name] = OpenNebulaCloud(
+                    connection, cluster_id, pool.template, access_of, settings.boss_gone_exit_s, self._keep_dirs
+                )
+        return clouds
+
+    def _config(self, datastore: DatastoreAccess) -> BossConfig:
         settings = self._settings
         return BossConfig(
             heartbeat_s=settings.heartbeat_s,
@@ -304,7 +330,8 @@ class Start:
             retry_backoff_s=settings.retry_backoff_s,
             max_tasks_per_push=settings.max_tasks_per_push,
             keep_runs_s=settings.keep_runs_days * 86400.0,
-            datastore_address=f"dir:{root.root}",
+            datastore=datastore,
+            shell=settings.shell,
             pools=tuple(_pool(pool, settings) for pool in settings.all_pools),
             worker_settings={"stop_grace_s": settings.stop_grace_s},
             list_vms_every_s=min(10.0, 2 * settings.heartbeat_s),
@@ -314,19 +341,29 @@ class Start:
         about = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time(), "broker": str(address)}
         self._home.boss_pid.write_text(json.dumps(about))
 
-    def _leave(self, store: Store, local: LocalCloud, root: DirectoryDatastore) -> None:
+    def _leave(self, store: Store, clouds: Mapping[str, Provider], storage: Storage) -> None:
         if self._end_vms:
-            local.end_all(END_VMS_S)
+            self._end_all(clouds)
         if self._embedded is not None:
             self._embedded.stop()
-        if self._tied:
-            root.tidy()
+        if self._tied and isinstance(storage.publisher, DirectoryDatastore):
+            storage.publisher.tidy()
         try:
             store.resign()
         except (StoreAway, CommitRefused):
             log.warning("the database does not answer: the next boss will wait for this one's silence")
         self._home.boss_pid.unlink(missing_ok=True)
         log.info("left")
+
+    def _end_all(self, clouds: Mapping[str, Provider]) -> None:
+        for cloud in {type(cloud): cloud for cloud in clouds.values()}.values():  # one finds the VMs of all its pools
+            try:
+                left = cloud.end_all(END_VMS_S)
+            except (TryLater, CredentialsWrong) as error:
+                log.error("VMs may be left running: %s", error)
+            else:
+                for vm in left:
+                    log.error("VM %s is left %s: it did not end in %.0f s", vm.cloud_id, vm.state.value, END_VMS_S)
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
         """Again and again while the database is away, saying so once."""

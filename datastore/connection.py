@@ -206,11 +206,12 @@ def explain(where: str, told: str) -> Lost:
     if "HOST IDENTIFICATION HAS CHANGED" in told or "Host key verification failed" in told:
         offered = next((line for line in lines if "SHA256:" in line), "an unknown one").strip(" .")
         return Lost(
-            f"REFUSED: the host key of {where} is not the one that was pinned ({offered} is offered now). Somebody may be"
-            " in between, or the machine was installed anew. If you know that it was: python admin.py set_datastore again",
+            f"REFUSED: the host key of {where} is not the one that was pinned ({offered} is offered now)."
+            " Somebody may be in between, or the machine was installed anew."
+            " If you know that it was: python admin.py set_datastore again",
             for_good=True,
         )
-    if "Permission denied" in told and "publickey" in told or "Too many authentication failures" in told:
+    if ("Permission denied" in told and "publickey" in told) or "Too many authentication failures" in told:
         return Lost(f"{where} refuses this key or certificate: it is not authorised there, or it expired", True)
     if "Could not resolve hostname" in told:
         return Lost(f"the name of {where} can't be resolved: {last}")

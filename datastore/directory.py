@@ -138,7 +138,7 @@ class DirectoryDatastore:
             self._require_root()
             target = _below(self._stage(stage), path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            _remove(target)
+            remove(target)
             entries: list[Entry] = []
             _copy_whole(local, target, entries)
             name = "/".join(parts_of(path))
@@ -148,7 +148,7 @@ class DirectoryDatastore:
         """See `port.Stager.drop_stage`."""
         with _told_apart(self.root):
             directory = self._stage(stage)
-            _remove(directory)
+            remove(directory)
             with suppress(OSError):
                 directory.parent.rmdir()
 
@@ -168,7 +168,7 @@ class DirectoryDatastore:
                 return moves
             for staged, final in moves:
                 self._move(staged, final)
-            _remove(stage)
+            remove(stage)
         except BadName as error:
             return f"a result can't be published: {error}"
         except OSError as error:
@@ -217,7 +217,7 @@ class DirectoryDatastore:
             aside = Path(tempfile.mkdtemp(prefix="replaced-", dir=self.root / STAGING))
             os.rename(final, aside / "old")
             os.rename(staged, final)
-            _remove(aside)
+            remove(aside)
         else:
             os.replace(staged, final)
 
@@ -280,13 +280,13 @@ def _copy_whole(source: Path, target: Path, entries: list[Entry] | None) -> int:
     # Short, whatever the name: 255 bytes are all that a name may have.
     digest = hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
     aside = target.parent / f".{os.getpid()}-{digest}.part"
-    _remove(aside)
+    remove(aside)
     try:
         copied = _copy(source, aside, "", entries)
-        _remove(target)
+        remove(target)
         os.rename(aside, target)
     except BaseException:
-        _remove(aside)
+        remove(aside)
         raise
     return copied
 
@@ -360,7 +360,7 @@ def _copy_in_kernel(source: int, target: int) -> bool:
     return copied == size
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Whatever it is, gone; a directory that lacks rights is given them."""
     try:
         info = path.lstat()

@@ -26,7 +26,7 @@ import struct
 import sys
 import time
 from collections import OrderedDict
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 VERSION = 1
 MAGIC = b"\nECLOUD-GATE\n"
@@ -52,6 +52,7 @@ STAGING = (OURS, b"staging")
 SUM = "user.ecloud.sum"
 SUM_FORMAT = struct.Struct("!QQ32s")
 """Size, mtime in ns and SHA-256 of a file as it was written: valid for as long as size and mtime are still these."""
+LOCK = b".client-"
 ZEROS = bytes(PIECE)
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -99,7 +100,7 @@ class Tree:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.handles = {}  # type: Dict[Parts, int]
+        self.handles: Dict[Parts, int] = {}
 
     def directory(self, parts: Parts, make: bool = False) -> int:
         """The handle of a directory. Raises FileNotFoundError or NotADirectoryError; `Refused` at a link."""
@@ -159,14 +160,6 @@ class Tree:
             remove(self.directory(parts[:-1]), parts[-1], info)
             if stat.S_ISDIR(info.st_mode):
                 self.forget()
-
-    def remove_empty(self, parts: Parts) -> None:
-        """A directory with nothing in it, gone."""
-        try:
-            os.rmdir(parts[-1], dir_fd=self.directory(parts[:-1]))
-            self.forget()
-        except OSError:
-            pass
 
 
 def remove(parent: int, name: bytes, info: os.stat_result) -> None:
@@ -238,11 +231,11 @@ class Reading:
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
-        self.open = OrderedDict()  # type: OrderedDict[str, int]
+        self.open: OrderedDict[str, int] = OrderedDict()
 
     def stat(self, request: Dict[str, Any]) -> Dict[str, Any]:
         """names -> rows, null where nothing is; with the SHA-256 where it is known"""
-        rows = []  # type: List[Optional[Row]]
+        rows: List[Optional[Row]] = []
         self.tree.directory(())
         for name in request["names"]:
             self.tree.trim()
@@ -258,13 +251,13 @@ class Reading:
         """
         parts, token, at = parts_of(request["name"]), request["token"], request["at"]
         handle = self.open.get(token) if token else None
-        row = ["file", 0, 0, 0, ""]  # type: Row
+        row: Row = ["file", 0, 0, 0, ""]
         if handle is None:
             parent = self.tree.directory(parts[:-1])
             info = os.lstat(parts[-1], dir_fd=parent)
             row = row_of(info, parent, parts[-1])
             if row[0] != "file":
-                return {"row": row, "token": ""}, b""
+                return {"row": row, "token": str(info.st_ino)}, b""
             if not stat.S_ISREG(info.st_mode):
                 raise Refused("failed", "%s is neither file, directory nor link" % request["name"])
             handle = os.open(parts[-1], READ, dir_fd=parent)
@@ -273,6 +266,9 @@ class Reading:
             if token and token != now:
                 os.close(handle)
                 raise Refused("changed", "%s was replaced while it was read" % request["name"])
+            if now in self.open:
+                os.close(handle)
+                handle = self.open[now]
             token = now
             row = ["file", info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns, known_sum(handle, info)]
             self.open[token] = handle
@@ -289,8 +285,8 @@ class Reading:
 
     def get_many(self, request: Dict[str, Any]) -> Tuple[Dict[str, Any], bytes]:
         """names -> [row, bytes of it that follow] each; -1 for what must be asked for by itself"""
-        told = []  # type: List[Any]
-        bodies = []  # type: List[bytes]
+        told: List[Any] = []
+        bodies: List[bytes] = []
         room = MAX_BODY
         for name in request["names"]:
             self.tree.trim()
@@ -319,7 +315,7 @@ class Reading:
             if not stat.S_ISDIR(info.st_mode):
                 yield {"rows": [[text_of(b"/".join(parts))] + row_of(info, parent, parts[-1])]}
                 return
-        rows = []  # type: List[Row]
+        rows: List[Row] = []
         for row in walk(os.dup(self.tree.directory(parts)), b"/".join(parts), request["recursive"]):
             rows.append(row)
             if len(rows) >= MANY:
@@ -370,8 +366,8 @@ class Staging(Reading):
     def __init__(self, tree: Tree, owner: Optional[str]) -> None:
         Reading.__init__(self, tree)
         self.owner = owner
-        self.held = OrderedDict()  # type: OrderedDict[Parts, int]
-        self.parts = {}  # type: Dict[Parts, Part]
+        self.held: Dict[Parts, Tuple[int, bytes]] = {}
+        self.parts: Dict[Parts, Part] = {}
 
     def stage_of(self, stage: str) -> Parts:
         """The staging directory; `Refused` where it is not this client's."""
@@ -383,55 +379,52 @@ class Staging(Reading):
         return STAGING + parts
 
     def aside_of(self, stage: Parts) -> Parts:
-        """Where the lock and the unfinished files of a stage are: outside of it, as all in it is published."""
+        """Where the unfinished files of a stage are: outside of it, as all in it is published."""
         return stage[:-1] + (b"." + stage[-1],)
 
-    def hold(self, stage: Parts) -> None:
-        """Be the only gate that writes to a stage.
+    def hold(self, stage: Parts, client: str) -> None:
+        """Be the only gate of this client that writes there.
 
         A gate whose client is cut off may still have orders to carry out, and would undo what its follower does: the
-        lock names it, and the follower ends it.
+        client's lock names it, and the follower ends it.
         """
-        if stage in self.held:
+        owner = stage[:-1]
+        if owner in self.held:
             return
-        aside = self.tree.directory(self.aside_of(stage), make=True)
-        handle = os.open(b"lock", os.O_CREAT | WRITE, 0o600, dir_fd=aside)
+        if not client.isalnum():
+            raise BadFrame("no client")
+        name = LOCK + client.encode("ascii")
+        try:
+            handle = os.open(name, os.O_CREAT | WRITE, 0o600, dir_fd=self.tree.directory(owner, make=True))
+        except FileNotFoundError:
+            self.tree.forget()  # swept as empty just now
+            handle = os.open(name, os.O_CREAT | WRITE, 0o600, dir_fd=self.tree.directory(owner, make=True))
         deadline = time.monotonic() + 10
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    os.close(handle)
-                    raise Refused("away", "another connection writes to the stage %s" % text_of(stage[-1]))
-                holder = os.pread(handle, 20, 0).strip()
-                if holder.isdigit() and int(holder) != os.getpid():
-                    try:
-                        os.kill(int(holder), signal.SIGKILL)
-                    except OSError:
-                        pass
-                time.sleep(0.02)
+        while not is_locked(handle):
+            if time.monotonic() > deadline:
+                os.close(handle)
+                raise Refused("away", "another connection of this client still writes")
+            end_gate(os.pread(handle, 20, 0).strip())
+            time.sleep(0.02)
         os.ftruncate(handle, 0)
         os.pwrite(handle, b"%d\n" % os.getpid(), 0)
-        self.held[stage] = handle
-        if len(self.held) > MAX_OPEN:
-            self.release(next(iter(self.held)))
+        self.held[owner] = (handle, name)
 
-    def release(self, stage: Parts) -> None:
-        """Let a stage and its unfinished files go; what arrived of them stays."""
-        handle = self.held.pop(stage, None)
-        if handle is not None:
+    def end(self) -> None:
+        """The client is gone: so are its locks."""
+        for owner, (handle, name) in self.held.items():
+            try:
+                os.unlink(name, dir_fd=self.tree.directory(owner))
+            except (OSError, Refused):
+                pass
             os.close(handle)
-        aside = self.aside_of(stage)
-        for key in [key for key in self.parts if key[: len(aside)] == aside]:
-            os.close(self.parts.pop(key).handle)
+        self.held.clear()
 
     def put(self, request: Dict[str, Any], body: memoryview) -> Dict[str, Any]:
-        """stage, items -> {}; see the methods below for the items. Any of them may be sent again."""
+        """client, stage, items -> {}; see the methods below for the items. Any of them may be sent again."""
         stage = self.stage_of(request["stage"])
         self.tree.directory(())
-        self.hold(stage)
+        self.hold(stage, request["client"])
         self.tree.directory(stage, make=True)
         used = 0
         for item in request["items"]:
@@ -545,11 +538,11 @@ class Staging(Reading):
         return part
 
     def part(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        """stage, path, size, mtime_ns -> bytes of it that arrived earlier"""
+        """client, stage, path, size, mtime_ns -> bytes of it that arrived earlier"""
         stage = self.stage_of(request["stage"])
         self.tree.directory(())
         parts_of(request["path"])
-        self.hold(stage)
+        self.hold(stage, request["client"])
         info = self.tree.info(self.part_key(stage, request["path"], request["size"], request["mtime_ns"]))
         return {"have": 0 if info is None else info.st_size}
 
@@ -571,11 +564,32 @@ class Staging(Reading):
         return {}
 
     def discard(self, stage: Parts) -> None:
-        """A stage and what belongs to it, gone."""
-        self.release(stage)
+        """A stage and what belongs to it, gone. Its owner's directory stays: the next one comes soon."""
+        aside = self.aside_of(stage)
+        for key in [key for key in self.parts if key[: len(aside)] == aside]:
+            os.close(self.parts.pop(key).handle)
+        self.tree.remove(aside)
         self.tree.remove(stage)
-        self.tree.remove(self.aside_of(stage))
-        self.tree.remove_empty(stage[:-1])
+
+
+def is_locked(handle: int) -> bool:
+    """Whether this process has the lock now."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def end_gate(told: bytes) -> None:
+    """End the gate of that process number, if it is one."""
+    try:
+        with open(b"/proc/%d/cmdline" % int(told), "rb") as file:
+            words = file.read().split(b"\0")
+        if b"--root" in words and int(told) != os.getpid():
+            os.kill(int(told), signal.SIGKILL)
+    except (OSError, ValueError):
+        pass
 
 
 def write_all(handle: int, data: memoryview) -> None:
@@ -625,8 +639,8 @@ class Publishing(Staging):
 
     def moves(self, stage: Parts, entries: List[Row]) -> Tuple[List[Tuple[Parts, Parts]], str]:
         """What is still to be moved; a sentence where something is missing, and then nothing may be moved."""
-        moves = []  # type: List[Tuple[Parts, Parts]]
-        top = ()  # type: Parts
+        moves: List[Tuple[Parts, Parts]] = []
+        top: Parts = ()
         for path, kind, size, wanted in entries:
             self.tree.trim()
             final = parts_of(path)
@@ -639,8 +653,8 @@ class Publishing(Staging):
             wrong = self.unlike(stage + final, info, kind, size, wanted)
             if wrong:
                 return [], "result %s %s" % (path, wrong)
-            self.tree.info(final)  # a name that leads through a link is told before anything moves
             if not inside:
+                self.tree.info(final)  # a name that leads through a link is told before anything moves
                 moves.append((stage + final, final))
                 if kind == "directory":
                     top = final
@@ -704,7 +718,7 @@ class Publishing(Staging):
     def stages(self, request: Dict[str, Any]) -> Dict[str, Any]:
         """-> names of all stages. What a promotion that was cut off put aside goes."""
         self.tree.directory(())
-        found = []  # type: List[str]
+        found: List[str] = []
         try:
             owners = [os.fsencode(name) for name in os.listdir(self.tree.directory(STAGING))]
         except FileNotFoundError:
@@ -718,10 +732,32 @@ class Publishing(Staging):
                 if owner.startswith(b".replaced-") and info.st_ctime < time.time() - 3600:
                     self.tree.remove(STAGING + (owner,))
                 continue
-            names = {os.fsencode(name) for name in os.listdir(self.tree.directory(STAGING + (owner,)))}
-            # An upload that was cut off before its first file was whole has only what is beside the stage.
-            found += ["%s/%s" % (text_of(owner), text_of(name)) for name in {name.lstrip(b".") for name in names}]
+            found += ["%s/%s" % (text_of(owner), text_of(name)) for name in self.stages_of(STAGING + (owner,))]
         return {"stages": sorted(found)}
+
+    def stages_of(self, owner: Parts) -> Set[bytes]:
+        """The stages of one owner. Locks of clients that are gone go; so does a directory with nothing in it."""
+        found: Set[bytes] = set()
+        directory = self.tree.directory(owner)
+        for name in [os.fsencode(name) for name in os.listdir(directory)]:
+            if not name.startswith(LOCK):
+                # An upload that was cut off before its first file was whole has only what is beside the stage.
+                found.add(name.lstrip(b"."))
+                continue
+            try:
+                handle = os.open(name, WRITE, dir_fd=directory)
+            except OSError:
+                continue
+            if is_locked(handle):
+                os.unlink(name, dir_fd=directory)
+            os.close(handle)
+        if not found:
+            try:
+                os.rmdir(owner[-1], dir_fd=self.tree.directory(owner[:-1]))
+            except OSError:
+                pass
+            self.tree.forget()
+        return found
 
 
 def kind_of(info: os.stat_result) -> str:
@@ -793,7 +829,7 @@ class Frames:
         self.said_at = time.monotonic()
 
 
-FRAMES = None  # type: Optional[Frames]
+FRAMES: Optional[Frames] = None
 
 
 def working() -> None:
@@ -814,7 +850,7 @@ class Gate:
         plain = ["stat", "get", "get_many", "list", "free", "part", "drop_stage"]
         if owner is None:
             plain += ["promote", "stages"]
-        self.verbs = {name: getattr(self.actor, name) for name in plain}  # type: Dict[str, Callable[..., Any]]
+        self.verbs: Dict[str, Callable[..., Any]] = {name: getattr(self.actor, name) for name in plain}
 
     def serve(self) -> int:
         """Answer until the client ends it; the exit code."""
@@ -823,10 +859,12 @@ class Gate:
                 frame = self.frames.read()
                 # The access ended: what is asked is not answered, and the client comes again with a new one.
                 if frame is None or time.time() > self.until_s:
+                    self.actor.end()
                     return 0
                 self.answer(frame[0], frame[1])
                 self.tree.forget()
         except BadFrame as bad:
+            self.actor.end()
             self.frames.write({"error": "bad_frame", "text": "this is no request: %s" % bad})
             return 1
 
@@ -834,7 +872,7 @@ class Gate:
         """One request, one answer."""
         try:
             if request.get("do") == "put":
-                answer = self.actor.put(request, body)  # type: Any
+                answer: Any = self.actor.put(request, body)
             elif request.get("do") in self.verbs:
                 answer = self.verbs[request["do"]](request)
             else:

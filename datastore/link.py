@@ -86,6 +86,7 @@ class _Sent:
     body: bytes | memoryview
     name: str
     note: Any
+    weight: int
     answer: Future[Answer]
 
 
@@ -110,9 +111,8 @@ class Pipeline:
         self, request: dict[str, Any], body: bytes | memoryview = b"", name: str = "", note: Any = None, weight: int = 0
     ) -> None:
         """Ask. `name`: what it is about, for errors; `note` comes back with the answer; `weight`: bytes awaited."""
-        sent = _Sent(request, body, name, note, Future())
-        self._bytes += len(body) + weight
-        request["weight"] = len(body) + weight
+        sent = _Sent(request, body, name, note, len(body) + weight, Future())
+        self._bytes += sent.weight
         self._sent.append(sent)
         try:
             sent.answer = self._link.connected().ask(request, body)
@@ -131,7 +131,7 @@ class Pipeline:
                 self._ask_again()
         self._patience.progressed()
         sent = self._sent.popleft()
-        self._bytes -= sent.request["weight"]
+        self._bytes -= sent.weight
         if "error" in frames[-1]:
             raise _raised(frames[-1], sent.name)
         return frames, body, sent.note

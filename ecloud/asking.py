@@ -65,17 +65,6 @@ def drop_workers(workers: Sequence[str], everyone: bool, as_json: bool) -> int:
     return ask("drop_workers", as_json, workers=list(names))
 
 
-def set_datastore(address: str, as_json: bool) -> int:
-    """Raises `Fault` for what is no directory."""
-    from ecloud.files import open_datastore
-
-    path = address.removeprefix("dir:")
-    if "@" not in path:
-        address = f"dir:{Path(path).expanduser().absolute()}"
-    open_datastore(address)
-    return ask("set_datastore", as_json, address=address)
-
-
 # --- invitations ------------------------------------------------------------------------------------
 
 

@@ -20,9 +20,11 @@ import sqlalchemy as sa
 from rich.text import Text
 from sqlalchemy.engine import Engine
 
+from datastore.keys import fingerprint
 from ecloud import doors, queries
 from ecloud.broker import BrokerAddress, check_will, external_broker, measure_round_trip, probe
 from ecloud.database import DatabaseAway, SchemaWrong, database_url, explain, make_engine, require_schema, where
+from ecloud.datastores import directory_of, is_ssh
 from ecloud.files import datastore_address, open_datastore
 from ecloud.secrets import AccessWrong, read_access
 from ecloud.settings import Settings, SettingsWrong, load_settings, settings_path
@@ -273,13 +275,16 @@ def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
     try:
         context = queries.context(engine) if engine is not None else {}
         address = datastore_address(settings, context)
-        datastore = open_datastore(address)
-        name = f".ecloud/doctor-{secrets.token_hex(4)}"
-        probe_file = Path(address.removeprefix("dir:")).expanduser() / name
-        probe_file.parent.mkdir(parents=True, exist_ok=True)
-        probe_file.write_bytes(b"probe")
-        probe_file.unlink()
-        _remove_if_empty(probe_file.parent)
+        datastore = open_datastore(settings, address)
+        if is_ssh(address):
+            text = f"over SSH, host key {fingerprint(context.get('datastore_host_key', ''))}"
+        else:
+            text = "can be written"
+            probe_file = directory_of(address) / ".ecloud" / f"doctor-{secrets.token_hex(4)}"
+            probe_file.parent.mkdir(parents=True, exist_ok=True)
+            probe_file.write_bytes(b"probe")
+            probe_file.unlink()
+            _remove_if_empty(probe_file.parent)
         free_mb = datastore.free_mb()
     except Exception as error:
         if doors.fault_of(error) is None and not isinstance(error, OSError):
@@ -287,7 +292,7 @@ def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
         yield Finding("datastore", str(error), "python admin.py set_datastore DIR, or DATASTORE in settings.py")
         return
     remedy = "" if free_mb >= MIN_FREE_MB else f"make room: {megabytes(MIN_FREE_MB)} at least"
-    yield Finding("datastore", f"{address}, can be written, {megabytes(free_mb)} free", remedy)
+    yield Finding("datastore", f"{address}, {text}, {megabytes(free_mb)} free", remedy)
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from datastore.directory import DirectoryDatastore
 from datastore.port import Entry, Publisher
 from ecloud import doors, lookup, queries
+from ecloud.datastores import NOTES, is_ssh, open_publisher
 from ecloud.doors import Fault
 from ecloud.formats.scaled import initial_input_bytes
 from ecloud.settings import Settings, load_settings
@@ -21,12 +21,14 @@ SAME_TIME_S = 1.0
 """Times may be kept in whole seconds."""
 
 
-def open_datastore(address: str) -> Publisher:
-    """The datastore at `dir:PATH` or PATH. Raises `Fault`, `DatastoreAway`."""
-    path = address.removeprefix("dir:")
-    if address.startswith("ssh:") or ("@" in path and not path.startswith("/")):
-        raise Fault(f"the datastore {address} is on another machine; this ECLOUD knows directories")
-    return DirectoryDatastore(Path(path)).make()
+def open_datastore(settings: Settings, address: str) -> Publisher:
+    """The datastore at `address`, with the boss's own key where it is over SSH. Raises `Fault`, `DatastoreAway`."""
+    if not is_ssh(address):
+        return open_publisher(settings.home_directory, address)
+    notes = queries.context(doors.database(settings))
+    if notes.get("datastore_address") != address:
+        raise Fault(f"the datastore {address} is not set up: python admin.py set_datastore {address}", doors.PART_AWAY)
+    return open_publisher(settings.home_directory, *(notes.get(name, "") for name in NOTES))
 
 
 def upload(directory: Path, datastore: Publisher, on_file: Callable[[str], None]) -> tuple[int, int]:
@@ -157,7 +159,7 @@ def datastore_address(settings: Settings, context: dict[str, str]) -> str:
 def _datastore() -> Publisher:
     settings = load_settings()
     context = {} if settings.datastore else queries.context(doors.database(settings))
-    return open_datastore(datastore_address(settings, context))
+    return open_datastore(settings, datastore_address(settings, context))
 
 
 def _results_of(task: str, run: str) -> list[str]:

@@ -135,7 +135,7 @@ def show_plan(tasks: TaskList, wish: Wish) -> int:
 def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
     with doors.boss(settings) as client:
         with _boss_of_old_when_interrupted():
-            _prepare(wish, tasks, client.datastore_address)
+            _prepare(wish, tasks, settings, client.datastore_address)
             accepted = _hand_over(wish, tasks, client)
             if wish.create_workers:
                 answer = client.request("instantiate_worker", n=wish.create_workers)
@@ -161,13 +161,13 @@ def _boss_of_old_when_interrupted() -> Iterator[None]:
         raise
 
 
-def _prepare(wish: Wish, tasks: TaskList, address: str) -> None:
+def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> None:
     """Files that must be in the datastore before the tasks."""
     if wish.upload is None and not (wish.scale is not None and tasks.initial_inputs):
         return
     from ecloud.files import make_initial_inputs, open_datastore, upload
 
-    datastore = open_datastore(address)
+    datastore = open_datastore(settings, address)
     if wish.upload is not None:
         sent, there = upload(Path(wish.upload), datastore, lambda name: None)
         print(f"uploaded {sent:,} files, {there:,} were there", file=sys.stderr)
@@ -232,7 +232,8 @@ def _tell_end(
 
         print_json({"run": last.run, "states": last.states, "failed": failed, "held": last.held, "datastore": address})
         return code
-    _print_end(tasks, last, progress, failed, aborted, address)
+    _print_end(tasks, last, progress, failed, aborted)
+    _print_results(tasks, settings, address)
     return code
 
 
@@ -249,7 +250,6 @@ def _print_end(
     progress: Progress,
     failed: list[Failure],
     aborted: list[tuple[str, str, str]],
-    address: str,
 ) -> None:
     from ecloud.views import ended_line, print_table
 
@@ -266,19 +266,18 @@ def _print_end(
     if last.held:
         console.print(f"held: {last.held}")
     console.print(ended_line(last.run, last.states, progress.elapsed_s))
-    _print_results(tasks, address)
 
 
-def _print_results(tasks: TaskList, address: str) -> None:
+def _print_results(tasks: TaskList, settings: Settings, address: str) -> None:
     """Where the results lie: the last ones of the list first, since those are what people want."""
     from ecloud.files import open_datastore
     from ecloud.words import byte_size, visible
 
     paths = list(dict.fromkeys(result.path for task in reversed(tasks.tasks) for result in task.results))
-    if not paths or not address.startswith("dir:"):
+    if not paths:
         return
     with contextlib.suppress(Exception):
-        found = open_datastore(address).stat(paths[:1000])
+        found = open_datastore(settings, address).stat(paths[:1000])
         there = [(path, entry) for path, entry in zip(paths, found) if entry is not None]
         if not there:
             return
@@ -330,7 +329,7 @@ def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
 
     with Client(cluster.start(), doors.say_trouble, cluster.require) as client:
         client.connect()
-        _prepare(wish, tasks, client.datastore_address)
+        _prepare(wish, tasks, cluster.settings, client.datastore_address)
         accepted = _hand_over(wish, tasks, client)
         last, progress = _watch(client, wish, tasks, accepted)
         return _tell_end(wish, tasks, last, progress, cluster.settings, client.datastore_address)

@@ -28,7 +28,8 @@ class SettingsWrong(Exception):
 
 
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """VMs of one kind. `cpus` 0: all of the machine; `memory_mb` 0: the machine's share."""
+    """VMs of one kind. `cpus` 0: all of the machine; `memory_mb` 0: the machine's share. `template`: of an OpenNebula,
+    by name or id."""
 
     name: str
     cloud: str = "local"
@@ -39,6 +40,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpus: float = 0.0
     labels: tuple[str, ...] = ()
     spillover: bool = False
+    template: str = ""
 
 
 def _cores() -> int:
@@ -67,6 +69,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker_ca: str = ""
     datastore: str = ""
     pools: tuple[PoolSettings, ...] = ()
+    opennebula_url: str = ""
+    opennebula_user: str = ""
+    opennebula_password: str = ""
+    opennebula_ca: str = ""
+    opennebula_proxy: str = ""
     shell: str = "/bin/sh"
     heartbeat_s: float = 5.0
     lease_s: float = 60.0
@@ -108,10 +115,10 @@ _AT_LEAST: dict[str, float] = {
     "broker_port": 1,
 }
 _AT_MOST: dict[str, float] = {"broker_port": 65_535}
-_SECRET = ("broker_password", "database_url")
+_SECRET = ("broker_password", "database_url", "opennebula_password", "opennebula_proxy")
 """Never shown, not even where they are wrong."""
 MAX_POOL_NAME_CHARS = 64
-CLOUDS = ("local",)
+CLOUDS = ("local", "opennebula")
 
 
 def settings_path() -> Path:
@@ -163,7 +170,10 @@ def _checked(values: dict[str, Any], where: str) -> Settings:
     for name, value in usable.items():
         if problem := _out_of_bounds(name, value):
             problems.append(f"{where}: {name.upper()} = {value!r}: {problem}")
-    problems += [f"{where}: POOLS: {problem}" for problem in _pool_problems(usable.get("pools", ()))]
+    pools = usable.get("pools", ())
+    problems += [f"{where}: POOLS: {problem}" for problem in _pool_problems(pools)]
+    if any(pool.cloud == "opennebula" for pool in pools):
+        problems += [f"{where}: {problem}" for problem in _opennebula_problems(usable)]
     if not problems and usable.get("lease_s", 60.0) < 2 * usable.get("heartbeat_s", 5.0):
         problems.append(
             f"{where}: LEASE_S must be at least twice HEARTBEAT_S, or a single late heartbeat loses a worker"
@@ -200,8 +210,26 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
                 yield f"{pool.name}: {field} = {amount!r}: a finite number, at least 0"
         if pool.gpus % 1:
             yield f"{pool.name}: gpus = {pool.gpus:g}: a whole number"
+        if pool.cloud == "opennebula":
+            if not pool.template.strip():
+                yield f"{pool.name}: template: the name or id of an OpenNebula template"
+            if not (pool.cpus and pool.memory_mb):
+                yield f"{pool.name}: cpus and memory_mb: how much a VM of its template has to offer"
+        elif pool.template:
+            yield f"{pool.name}: template = {pool.template!r}: for pools of cloud opennebula only"
         if pool.minimum > pool.maximum:
             yield f"{pool.name}: minimum {pool.minimum} is more than maximum {pool.maximum}"
+
+
+def _opennebula_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, example in (("url", "http://HOST:2633/RPC2"), ("user", "ecloud"), ("password", "the user's")):
+        if not values.get(f"opennebula_{name}"):
+            yield f"OPENNEBULA_{name.upper()} is needed by the pools of an OpenNebula, e.g. {example}"
+    url = values.get("opennebula_url", "")
+    if url and not url.startswith(("http://", "https://")):
+        yield f"OPENNEBULA_URL = {url!r}: an address that begins with http:// or https://, e.g. http://HOST:2633/RPC2"
+    if ":" in values.get("opennebula_user", ""):
+        yield "OPENNEBULA_USER: a name without a colon; the password has a setting of its own"
 
 
 def _converted(name: str, value: Any) -> Any:

@@ -328,10 +328,13 @@ def vms(everyone: bool, as_json: bool) -> int:
 
 def context(as_json: bool) -> int:
     """The cluster's notes."""
+    from datastore.keys import fingerprint
     from ecloud.files import datastore_address
 
     settings = load_settings()
     found = queries.context(doors.database(settings))
     found.setdefault("datastore_address", datastore_address(settings, found))
+    if found.get("datastore_host_key"):
+        found["datastore_host_key"] = fingerprint(found["datastore_host_key"])
     print_json(found) if as_json else print_table(doors.console(), ("key", "value"), sorted(found.items()))
     return doors.DONE

@@ -114,22 +114,21 @@ class TaskEnded(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class DatastoreAccess(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a worker reaches the datastore. `address`: `dir:/path` or `ssh://…`; `credential` is empty for a
-    directory."""
+    """Where files are and what opens it. `address`: `dir:/path`, or `user@host[:port]:/root` over SSH; then `host_key`
+    is the only one to be believed there, and `credential` a certificate for the key that the worker's `Hello` named.
+    """
 
     address: str
     credential: str = ""
-
-
-# --- messages -----------------------------------------------------------------------------------
+    host_key: str = ""
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """A peer opens. It changes nothing until a message in the session that `Welcome` names follows.
 
     `kind`: worker or client. `home`: name of the worker's locked home directory, so that a newer process of the same
-    home
-    speaks for the older one. `lives_s`: seconds until this machine ends, if it is known.
+    home speaks for the older one. `lives_s`: seconds until this machine ends, if it is known. `ssh_key`: the public key
+    that is to open the datastore.
     """
 
     nonce: str
@@ -146,6 +145,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     labels: tuple[str, ...] = ()
     lives_s: float | None = None
     attempts: tuple[HeldAttempt, ...] = ()
+    ssh_key: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
@@ -157,12 +157,14 @@ class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     lease_s: float
     datastore: DatastoreAccess = DatastoreAccess("")
     settings: dict[str, float] = {}
+    shell: str = "/bin/sh"
 
 
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """I live. `orders_seen`: number of the last boss message handled; `attempts`: everything the worker holds.
 
-    `trouble` is a sentence when the worker can't start anything now (disk full, datastore away).
+    `trouble` is a sentence when the worker can't start anything now (disk full, datastore away). `access_s`: how long
+    its access to the datastore is still good; None where it has none and needs none.
     """
 
     orders_seen: Int64
@@ -171,12 +173,20 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     free_disk_mb: float | None = None
     load: float | None = None
     trouble: str = ""
+    access_s: float | None = None
 
 
 class HeartbeatAnswered(msgspec.Struct, frozen=True, tag=True):
     """Renews the lease, counted by the worker from sending heartbeat number `number`."""
 
     number: Int64
+
+
+class DatastoreGranted(msgspec.Struct, frozen=True, tag=True):
+    """Access to the datastore, good for `lives_s` from now; or that it is somewhere else from now on."""
+
+    datastore: DatastoreAccess
+    lives_s: float = 0.0
 
 
 class StartTasks(msgspec.Struct, frozen=True, tag=True):
@@ -360,8 +370,8 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 Message = (
-    Hello | Welcome | Heartbeat | HeartbeatAnswered | StartTasks | ReturnTasks | TasksReturned | StopTasks |
-    TasksStarted | TasksEnded | OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye |
+    Hello | Welcome | Heartbeat | HeartbeatAnswered | DatastoreGranted | StartTasks | ReturnTasks | TasksReturned |
+    StopTasks | TasksStarted | TasksEnded | OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye |
     DrainWanted | SubmitTasks | ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused |
     RunChanged
 )  # fmt: skip

@@ -318,7 +318,7 @@ class BossProcess:
         except DatastoreAway as error:
             return None if isinstance(call, DropStages) else DatastoreFailed(call, str(error))
 
-    def _to_datastore(self, call: PromoteFiles | FindResults | ListStages | DropStages) -> Event | None:
+    def _to_datastore(self, call: Call) -> Event | None:
         datastore = self.places.datastore
         match call:
             case PromoteFiles(promotions):

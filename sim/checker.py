@@ -64,7 +64,7 @@ class Checker:
         self.outcomes: dict[Key, Outcome] = {}
         self.running: dict[str, dict[Key, Resources]] = {}
         self.allowed: set[int] = set()
-        """Tasks that were given while their dependencies allowed it, and have neither ended nor waited since."""
+        """Tasks that were given while their dependencies allowed it, and have not ended or been made to wait since."""
         self.started: set[tuple[str, Key]] = set()
         self.accepted: dict[str, str] = {}
         """Runs by push that were said to be accepted."""
@@ -86,7 +86,8 @@ class Checker:
         self.world.tell(boss, f"commits batch {tables.batch}{_sizes(writes)}")
         self.allowed -= stored
         for task_no, moved in writes.tasks.items():
-            if moved.state is TaskState.WAITING or moved.state in ENDED:
+            waits_anew = moved.state is TaskState.WAITING and tasks.get(task_no) is not TaskState.RUNNING
+            if waits_anew or moved.state in ENDED:
                 self.allowed.discard(task_no)
             if task_no in tables.tasks:
                 before = tasks.get(task_no) if task_no not in stored else None

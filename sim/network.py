@@ -22,6 +22,7 @@ LATE_S = 8.0
 BROKER_DOWN_S = 4.0
 SECRET = b"the cluster secret of a simulation"
 
+_EVERYDAY = ("Heartbeat", "HeartbeatAnswered")
 _BOSS_TOPIC = wire.boss_topic(CLUSTER_ID, "")
 
 
@@ -50,7 +51,8 @@ class Link:
         """Say it, if there is a connection; else it is dropped."""
         if self.connected and not self.closed:
             to = "the boss" if topic.startswith(_BOSS_TOPIC) else topic.rpartition("/")[2]
-            self.network.world.tell(who, f"to {to}: {in_words(envelope.message)}")
+            words = in_words(envelope.message)
+            self.network.world.tell(who, f"to {to}: {words}", words not in _EVERYDAY)
             self.network.carry(topic, wire.encode(envelope, topic, key_name, key_of(key_name)))
 
     def close(self) -> None:

@@ -125,7 +125,6 @@ class Simulation:
             retry_backoff_s=0.5,
             sweep_every_s=60.0,
             pools=pools,
-            datastore_address="dir:/simulated",
         )
 
     # --- machines --------------------------------------------------------------------------------
@@ -244,7 +243,11 @@ class Simulation:
     def _left(self) -> list[str]:
         """What is not as it must be in the end."""
         left = [f"{wish.id} was not answered" for wish in self.client.wishes]
-        held = {run.run_no for run in self.tables.runs.values() if run.held}
+        boss = next((boss for boss in self.bosses if boss.alive and boss.core is not None), None)
+        if boss is None or boss.core is None:
+            return [*left, "no boss leads"]
+        # Init tasks that fail wherever they are tried need a person: those runs are not over, and it says why.
+        held = {run.row.run_no for run in boss.core.book.runs.values() if run.row.held or run.stuck}
         for task in self.tables.tasks.values():
             if task.state not in ENDED and not task.init and task.run_no not in held:
                 left.append(f"task {task.task_no} is {task.state}")
@@ -252,9 +255,6 @@ class Simulation:
         if left:
             return left
         left += [f"stage {stage} is left" for stage in self.datastore.staged]
-        boss = next((boss for boss in self.bosses if boss.alive and boss.core is not None), None)
-        if boss is None or boss.core is None:
-            return [*left, "no boss leads"]
         left += [f"attempt {key} is {attempt.state}" for key, attempt in boss.core.attempts.active.items()]
         left += [
             f"task {node.task_no} ({node.state}) is in memory"

@@ -11,7 +11,7 @@ from sim.world import START
 def tell(result: Result, options: str = "", lines: int = 60) -> str:
     """What happened last before it went wrong."""
     told = [f"seed {result.seed} after {result.passed_s:.3f} s and {result.steps:,} steps:"]
-    told += [f"  {at - START:9.4f}  {who:10} {text}" for at, who, text in result.lines[-lines:]]
+    told += [f"  {at - START:9.4f}  {who:10} {text}" for at, who, text in result.lines[len(result.lines) - lines :]]
     told += ["", f"WRONG: {result.problem}" if result.problem else f"all is well, trace {result.trace_hash}"]
     told += ["", f"again: python -m sim --seed {result.seed}{options}"]
     return "\n".join(told)

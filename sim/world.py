@@ -63,10 +63,11 @@ class World:
         action()
         return True
 
-    def tell(self, who: str, text: str) -> None:
-        """Write a line of the trace."""
+    def tell(self, who: str, text: str, in_story: bool = True) -> None:
+        """Write a line of the trace; `in_story`: it is worth telling to a person, too."""
         self._hash.update(f"{self.now:.6f} {who} {text}\n".encode())
-        self.lines.append((self.now, who, text))
+        if in_story:
+            self.lines.append((self.now, who, text))
 
     def chance(self, probability: float) -> bool:
         """Whether something of that probability happens now. Draws nothing where it is impossible."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from datastore.keys import KeyToolFailed, make_key
 from ecloud.home import Home
 from ecloud.secrets import AccessFile, AccessWrong, read_access
 from ecloud.tasks import Resources
@@ -110,6 +111,10 @@ def main(
     except OSError as error:
         raise SystemExit(_fail(f"home {home}: {error.strerror}", 3)) from None
     spool = Spool(place)
+    try:
+        ssh_key = make_key(place.ssh / "key", f"ecloud-worker-{place.name}")
+    except KeyToolFailed:  # no OpenSSH here: a datastore that is a directory needs none
+        ssh_key = ""
     config = WorkerConfig(
         peer=new_peer_name(),
         home=place.name,
@@ -125,6 +130,7 @@ def main(
         lives_s=lives_s,
         boss_gone_exit_s=boss_gone_exit_s,
         spooled=spool.found,
+        ssh_key=ssh_key,
     )
     raise SystemExit(WorkerRuntime(access, config, place, spool, keep_dirs, tied).run())
 

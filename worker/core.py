@@ -84,6 +84,8 @@ class WorkerCore:
         self.heartbeat_s, self.lease_s = 5.0, 60.0
         self.datastore = wire.DatastoreAccess("")
         self.settings: dict[str, float] = {}
+        self.shell = "/bin/sh"
+        self._access_until: float | None = None
         self.queue: dict[Key, AttemptOrder] = {}
         self.running: dict[Key, Running] = {}
         self.ended: dict[Key, Ended] = {}
@@ -193,6 +195,10 @@ class WorkerCore:
                 if sent_at is not None:
                     self._lease_until = max(self._lease_until or 0.0, sent_at + self.lease_s)
                     self._starts_changed = True
+            case wire.DatastoreGranted(datastore, lives_s):
+                self.datastore = datastore
+                self._access_until = now + lives_s if datastore.credential else None
+                self._starts_changed = True
             case wire.ReturnTasks(attempts):
                 self._give_back([(name.task_no, name.number) for name in attempts], "")
             case wire.StopTasks(attempts, grace_s, reason):
@@ -219,7 +225,9 @@ class WorkerCore:
             return
         self.session, self.epoch = welcome.session, envelope.epoch
         self.heartbeat_s, self.lease_s = welcome.heartbeat_s, welcome.lease_s
-        self.datastore, self.settings = welcome.datastore, welcome.settings
+        self.settings, self.shell = welcome.settings, welcome.shell
+        if (welcome.datastore.address, welcome.datastore.host_key) != (self.datastore.address, self.datastore.host_key):
+            self.datastore, self._access_until = welcome.datastore, None
         self._number = self._seen = 0
         self._hello_at, self._hello_wait_s = None, FIRST_HELLO_S
         self._heartbeats.clear()
@@ -260,9 +268,12 @@ class WorkerCore:
             return
         if self.draining or self.leaving or self.trouble or self._lease_until is None or now >= self._lease_until:
             return
+        if self.datastore.host_key and not self.datastore.credential:
+            return  # access is on its way
         self._starts_changed = False
         unready: list[Key] = []
-        for key, order in list(self.queue.items()):
+        for key in tuple(self.queue):
+            order = self.queue[key]
             if self.free.get("cpus", 0.0) <= _ROUNDING:
                 if not self._queued_without_cpus:
                     break  # a long queue is not looked through for each task that ends
@@ -411,6 +422,7 @@ class WorkerCore:
             labels=config.labels,
             lives_s=config.lives_s,
             attempts=self.inventory,
+            ssh_key=config.ssh_key,
         )
         self._effects.says.append(Envelope(wire.PROTOCOL_VERSION, config.peer, "", 0, hello))
         self._hello_at = now + self._hello_wait_s
@@ -434,6 +446,7 @@ class WorkerCore:
                 free_disk_mb=self._state.free_disk_mb,
                 load=self._state.load,
                 trouble=self.trouble,
+                access_s=None if self._access_until is None else max(0.0, self._access_until - now),
             )
         )
         self._heartbeats[self._number] = now

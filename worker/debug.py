@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 if TYPE_CHECKING:
     from ecloud.broker import BrokerAddress
     from ecloud.secrets import AccessFile
-    from ecloud.wire import Refused, Welcome
+    from ecloud.wire import DatastoreAccess, Refused, Welcome
 
 ROOT = Path(__file__).resolve().parent.parent
 DNS_S = 4.0
@@ -191,12 +191,12 @@ def check_datastore(found: Found) -> str:
     """Readable and writable below a stage of our own, which is removed."""
     if found.welcome is None:
         raise NotTried("the boss names it, and did not answer")
-    address = found.welcome.datastore.address
+    access = found.welcome.datastore
     try:
-        _within(DATASTORE_S, lambda: _try_datastore(address))
+        _within(DATASTORE_S, lambda: _try_datastore(access))
     except TimeoutError:
-        raise Wrong(f"{address} does not answer within {DATASTORE_S:g} s: is its mount hanging?") from None
-    return f"{address} can be read and staged to"
+        raise Wrong(f"{access.address} does not answer within {DATASTORE_S:g} s: is its mount hanging?") from None
+    return f"{access.address} " + ("shows its pinned key" if access.host_key else "can be read and staged to")
 
 
 def check_disk(found: Found) -> str:
@@ -291,23 +291,41 @@ def boss_is_heard(access: AccessFile, wait_s: float) -> bool:
         listener.stop(0.5)
 
 
-def _try_datastore(address: str) -> None:
+def _try_datastore(access: DatastoreAccess) -> None:
     from datastore.port import DatastoreAway
+
+    try:
+        if access.host_key:
+            _try_host(access)
+        else:
+            _try_directory(access)
+    except DatastoreAway as error:
+        raise Wrong(str(error)) from None
+
+
+def _try_host(access: DatastoreAccess) -> None:
+    """A certificate is only given to a worker on duty: what can be seen before is whether the right host answers."""
+    from datastore.keys import read_host_key
+    from datastore.ssh import SshAddress
+
+    address = SshAddress.parse(access.address)
+    if read_host_key(address.host, address.port) != access.host_key:
+        raise Wrong(f"{address.host} shows another host key than the boss pinned: python admin.py set_datastore there")
+
+
+def _try_directory(access: DatastoreAccess) -> None:
     from worker.files import open_datastore
 
     stage = f"debug-{os.urandom(5).hex()}/0-0"
-    try:
-        store = open_datastore(address)
+    with tempfile.TemporaryDirectory() as directory:
+        store = open_datastore(access, Path(directory))
         store.stat(["probe"])
-        with tempfile.TemporaryDirectory() as directory:
-            local = Path(directory) / "probe"
-            local.write_bytes(b"x" * 65_536)
-            try:
-                store.store(stage, local, "probe")
-            finally:
-                store.drop_stage(stage)
-    except DatastoreAway as error:
-        raise Wrong(str(error)) from None
+        local = Path(directory) / "probe"
+        local.write_bytes(b"x" * 65_536)
+        try:
+            store.store(stage, local, "probe")
+        finally:
+            store.drop_stage(stage)
 
 
 def _address(access: AccessFile) -> BrokerAddress:

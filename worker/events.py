@@ -10,7 +10,7 @@ from ecloud.wire import AttemptOrder, Envelope
 
 class WorkerConfig(msgspec.Struct, frozen=True):
     """What the core is told at the start. `peer`: the process id; `gpus`: indices offered; `spooled`: outcomes left
-    by an older process.
+    by an older process; `ssh_key`: the public key that is to open a datastore over SSH.
 
     `lives_s`: seconds until the machine ends, None when unknown.
     """
@@ -30,6 +30,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     lives_s: float | None = None
     boss_gone_exit_s: float | None = None
     spooled: tuple[Outcome, ...] = ()
+    ssh_key: str = ""
 
 
 class ConnectionFound(msgspec.Struct, frozen=True):

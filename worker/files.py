@@ -10,14 +10,18 @@ import contextlib
 import glob
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from datastore.directory import DirectoryDatastore
+from datastore.keys import write_known_hosts
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager
+from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore
 from ecloud.formats.paths import is_glob
 from ecloud.tasks import ManifestEntry, Result, TaskBody
+from ecloud.wire import DatastoreAccess
 
 FILE_THREADS = 4
 EMPTY_KEPT = 64
@@ -34,14 +38,33 @@ class ResultMissing(Exception):
     """A promised result was not there after the commands; the text names it."""
 
 
-def open_datastore(address: str) -> Stager:
-    """The datastore at an address. Raises `DatastoreAway` where it can't be used from here."""
-    if address.startswith("dir:"):
-        root = Path(address[4:])
+def open_datastore(access: DatastoreAccess, ssh: Path) -> Stager:
+    """The datastore that the boss named. `ssh`: the directory with this worker's key; the certificate is written there.
+
+    Raises `DatastoreAway` where it can't be used from here.
+    """
+    if access.address.startswith("dir:"):
+        root = Path(access.address[4:])
         if not root.is_dir():
             raise DatastoreAway(f"the datastore directory {root} is not on this machine: mount it here too")
         return DirectoryDatastore(root)
-    raise DatastoreAway(f"no way to reach a datastore at {address!r}")
+    try:
+        address = SshAddress.parse(access.address)
+    except ValueError as error:
+        raise DatastoreAway(str(error)) from None
+    if not (ssh / "key").exists():
+        raise DatastoreAway("this worker has no SSH key: install the OpenSSH client here, and start it again")
+    known_hosts, certificate = ssh / "known_hosts", ssh / "certificate.pub"
+    write_known_hosts(known_hosts, ALIAS, access.host_key)
+    write_certificate(access, ssh)
+    return SshDatastore(address, Access(ssh / "key", known_hosts, certificate))
+
+
+def write_certificate(access: DatastoreAccess, ssh: Path) -> None:
+    """Renewed access, for connections that are made from now on."""
+    aside = ssh / "certificate.new"
+    aside.write_text(access.credential + "\n")
+    aside.replace(ssh / "certificate.pub")
 
 
 class WorkingDirectories:
@@ -97,20 +120,34 @@ def _make_writable(function: Callable[[str], object], name: str, error: object) 
 class Files:
     """Transfers of attempts."""
 
-    def __init__(self) -> None:
+    def __init__(self, ssh: Path) -> None:
         self.pool = ThreadPoolExecutor(FILE_THREADS, "files")
-        self._address = ""
+        self._ssh = ssh
+        self._access = DatastoreAccess("")
         self._datastore: Stager | None = None
+        self._opening = threading.Lock()
 
-    def use(self, address: str) -> None:
-        """Where the datastore is from now on."""
-        if address != self._address:
-            self._address, self._datastore = address, None
+    def use(self, access: DatastoreAccess) -> None:
+        """Where the datastore is from now on, and what opens it."""
+        if access == self._access:
+            return
+        moved = (access.address, access.host_key) != (self._access.address, self._access.host_key)
+        self._access = access
+        if moved:
+            self._datastore = None
+        elif self._datastore is not None and access.credential:
+            write_certificate(access, self._ssh)
 
     def _store(self) -> Stager:
-        if self._datastore is None:
-            self._datastore = open_datastore(self._address)
-        return self._datastore
+        with self._opening:
+            if self._datastore is None:
+                self._datastore = open_datastore(self._access, self._ssh)
+            return self._datastore
+
+    def probe(self) -> None:
+        """Ask the datastore something. Raises `DatastoreAway`."""
+        if self._access.address:
+            self._store().stat(["probe"])
 
     def fetch(self, body: TaskBody, directory: Path) -> Future[int]:
         """Bring the requirements into the working directory; the bytes. Fails with `RequirementMissing`,

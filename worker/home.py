@@ -38,7 +38,8 @@ class WorkerHome:
         self.name = self._name()
         self.shared = self.path / "shared"
         self.control = self.path / "control"
-        for directory in (self.shared, self.control):
+        self.ssh = self.path / "ssh"
+        for directory in (self.shared, self.control, self.ssh):
             directory.mkdir(exist_ok=True, mode=0o700)
 
     def _name(self) -> str:

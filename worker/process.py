@@ -14,7 +14,6 @@ import ctypes
 import os
 import select
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ REAP_ROUNDS = 200
 REAP_WAIT_S = 0.005
 # Put into the environment of everything an attempt starts: what left its process group is known again by it.
 MARK = "ECLOUD_MARK"
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 Key = tuple[int, int]
 
 
@@ -100,6 +100,7 @@ class Processes:
         self._pids: set[int] = set()
         # Opened once: each costs as much as a pipe, and a short task costs little else.
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._own_directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._children = _open_children()
         _inherit_nothing()
 
@@ -113,16 +114,7 @@ class Processes:
         os.set_blocking(out_write, True)
         os.set_blocking(err_write, True)
         try:
-            popen = subprocess.Popen(
-                argv,
-                cwd=directory,
-                env={**env, MARK: mark},
-                stdin=self._null,
-                stdout=out_write,
-                stderr=err_write,
-                start_new_session=True,
-                close_fds=False,  # nothing is inherited; looking for what to close costs 20 us, and we wait meanwhile
-            )
+            pid = self._spawn(argv, directory, {**env, MARK: mark}, out_write, err_write)
         except BaseException:
             os.close(out_read)
             os.close(err_read)
@@ -130,12 +122,11 @@ class Processes:
         finally:
             os.close(out_write)
             os.close(err_write)
-        popen.returncode = 0  # reaped by us, with its resource usage; Popen must not warn of a child it forgot
         tails = {"stdout": Tail(), "stderr": Tail()}
         process = Process(
             key=key,
-            pid=popen.pid,
-            pidfd=os.pidfd_open(popen.pid),
+            pid=pid,
+            pidfd=os.pidfd_open(pid),
             streams={out_read: ("stdout", tails["stdout"]), err_read: ("stderr", tails["stderr"])},
             tails=tails,
             started_at=now,
@@ -148,6 +139,25 @@ class Processes:
         self.running[key] = process
         self._pids.add(process.pid)
         return process
+
+    def _spawn(self, argv: list[str], directory: Path, env: dict[str, str], stdout: int, stderr: int) -> int:
+        """A process in a session of its own; its pid. `posix_spawn` costs a short task 20 us less than `Popen`.
+
+        It knows no working directory: ours is changed for that moment. Nothing here uses relative paths.
+        """
+        streams = ((self._null, 0), (stdout, 1), (stderr, 2))
+        os.chdir(directory)
+        try:
+            return os.posix_spawnp(
+                argv[0],
+                argv,
+                env,
+                file_actions=[(os.POSIX_SPAWN_DUP2, descriptor, number) for descriptor, number in streams],
+                setsid=True,
+                setsigdef=_IGNORED_BY_PYTHON,
+            )
+        finally:
+            os.fchdir(self._own_directory)
 
     def owns(self, descriptor: int) -> bool:
         """Whether an event of the epoll is for us. An event of a descriptor closed a moment ago is for nobody."""
@@ -289,7 +299,5 @@ def _inherit_nothing() -> None:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass

@@ -35,7 +35,7 @@ from worker.events import (
     WorkerConfig,
     WorkerEffects,
 )
-from worker.files import MIN_FREE_MB, Files, WorkingDirectories, free_disk_mb, open_datastore
+from worker.files import MIN_FREE_MB, Files, WorkingDirectories, free_disk_mb
 from worker.home import RunningRecord, Spool, WorkerHome
 from worker.jobs import Jobs
 from worker.process import Process, Processes, adopt_orphans
@@ -74,7 +74,7 @@ class WorkerRuntime:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
         self._processes = Processes(self._poll, self._on_output)
-        self._files = Files()
+        self._files = Files(home.ssh)
         directories = WorkingDirectories(home.path, self._files.pool)
         self._jobs = Jobs(
             config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs
@@ -212,6 +212,7 @@ class WorkerRuntime:
     # --- what goes out ------------------------------------------------------------------------------
 
     def _carry_out(self, effects: WorkerEffects) -> Leave | None:
+        self._files.use(self._core.datastore)
         if effects.spool or self._unspooled:
             self._write_spool(effects.spool)
         if effects.forget:
@@ -227,7 +228,7 @@ class WorkerRuntime:
         core = self._core
         if core.session and not self._status.startswith("on duty"):
             self._say_status(f"on duty as {core.config.peer} (boss epoch {core.epoch})")
-            self._files.use(core.datastore.address)
+            self._jobs.shell = core.shell
             self._jobs.stop_grace_s = core.settings.get("stop_grace_s", self._jobs.stop_grace_s)
         return effects.leave
 
@@ -294,8 +295,7 @@ class WorkerRuntime:
         probe = self._home.path / "probe"
         probe.write_bytes(b"x" * 65536)
         probe.unlink()
-        if self._core.datastore.address:
-            open_datastore(self._core.datastore.address).stat(["probe"])
+        self._files.probe()
 
     def _checked(self, done: Future[None]) -> None:
         self._checking = None

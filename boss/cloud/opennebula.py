@@ -14,17 +14,18 @@ import time
 import xmlrpc.client
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.parsers.expat import ExpatError
 
-import msgspec
 import pyone
 import requests
 from pyone.server_xrpc import OneServerXRPC
 
 from boss.cloud import opennebula_words as words
-from boss.cloud.opennebula_room import address_bound, host_bound, number_of, quota_bounds
+from boss.cloud.opennebula_room import address_bound, host_bound, quota_bounds
+from boss.cloud.opennebula_template import Template, Worker, choose, order_text, read_template
 from boss.cloud.opennebula_transport import Endpoint, Transport, no_way, refused_by_http
+from boss.cloud.opennebula_vms import SeenVm, read_vms
 from boss.cloud.provider import (
     AskForLess,
     CredentialsWrong,
@@ -38,10 +39,11 @@ from boss.cloud.provider import (
     VmOrder,
     VmState,
 )
-from boss.cloud.start_script import CODE_DIRECTORY, TooLarge, merged_context, variables
+from boss.cloud.start_script import CODE_DIRECTORY
 from ecloud.secrets import AccessFile
 
 log = logging.getLogger("boss")
+_T = TypeVar("_T")
 RENEW_SHARE = 0.75
 """A token is renewed after this share of its life."""
 TEMPLATE_KEPT_S = 60.0
@@ -52,6 +54,14 @@ DETAILS_AT_ONCE = 100
 """VMs of which a list reads what the cloud says about them; those that wait or failed only."""
 MINE, VISIBLE = -3, -2
 _LIST_S = 1.0
+_REFUSALS = {
+    0x0100: pyone.OneAuthenticationException,
+    0x0200: pyone.OneAuthorizationException,
+    0x0400: pyone.OneNoExistsException,
+    0x0800: pyone.OneActionException,
+    0x1000: pyone.OneApiException,
+    0x2000: pyone.OneInternalException,
+}
 _ODD = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, ExpatError, xmlrpc.client.Error)
 """What parsing raises where an answer is not OpenNebula's."""
 
@@ -63,6 +73,15 @@ class _Server(OneServerXRPC):  # type: ignore[misc]
     def __init__(self, endpoint: Endpoint, session: str) -> None:
         super().__init__(endpoint.url, session)
         self._ServerProxy__transport = Transport(endpoint)
+
+    def text(self, method: str, *arguments: object) -> str:
+        """The XML of an answer, unread. Raises as other calls do."""
+        ok, answer, code, *_ = self._do_request(f"one.{method}", self._cast_parms(arguments))
+        if not ok:
+            raise _REFUSALS.get(code, pyone.OneException)(answer)
+        if not isinstance(answer, str):
+            raise TypeError(f"{type(answer).__name__} in the place of XML")
+        return answer
 
 
 class Connection:
@@ -96,21 +115,31 @@ class Connection:
     def call(self, method: str, *arguments: object) -> Any:
         """What the cloud answers. Raises `CredentialsWrong`; `TryLater` where the call surely had no effect;
         `Unanswered` where that is not known; and `pyone.OneException` where the cloud answered with a no."""
+        return self._with_session(lambda session: self._once(session, method, arguments))
+
+    def vms(self, method: str, *arguments: object) -> list[SeenVm]:
+        """The VMs that the cloud shows, all of them. Raises as `call` does."""
+        return self._with_session(lambda session: self._once(session, method, arguments, read_vms))
+
+    def _with_session(self, make: Callable[[str], _T]) -> _T:
         for last in (False, True):
             session = self._session()
             try:
-                return self._once(session, method, arguments)
+                return make(session)
             except pyone.OneAuthenticationException as error:
                 if last or not self._forget(session):
                     raise CredentialsWrong(self._not_let_in()) from error
         raise AssertionError
 
-    def _once(self, session: str, method: str, arguments: Sequence[object]) -> Any:
+    def _once(
+        self, session: str, method: str, arguments: Sequence[object], read: Callable[[str], Any] | None = None
+    ) -> Any:
         ca = self._endpoint.ca
         if ca and not Path(ca).is_file():
             raise CredentialsWrong(f"OPENNEBULA_CA names {ca}, which is not there; set it to the authority's file")
         try:
-            return getattr(_Server(self._endpoint, session), method)(*arguments)
+            server = _Server(self._endpoint, session)
+            return getattr(server, method)(*arguments) if read is None else read(server.text(method, *arguments))
         except pyone.OneException as error:
             if "<Fault " not in str(error):
                 raise
@@ -176,19 +205,6 @@ class Connection:
 # --- the provider ---------------------------------------------------------------------------------
 
 
-class _Template(msgspec.Struct, frozen=True):
-    """A VM template as it was read. `nics`: what its VMs are connected to."""
-
-    id: int
-    name: str
-    context: dict[str, str]
-    labels: str
-    nics: tuple[dict[str, str], ...]
-    cpu: float
-    memory_mb: float
-    read_at: float
-
-
 class OpenNebulaCloud:
     """VMs of one template, for one pool. See `provider.Provider`."""
 
@@ -201,69 +217,38 @@ class OpenNebulaCloud:
         boss_gone_exit_s: float,
         keep_dirs: bool = False,
         code: str = CODE_DIRECTORY,
+        public_key: str = "",
     ) -> None:
         self._connection = connection
         self._cluster_id = cluster_id
         self._wanted = template
         self._access_of = access_of
-        self._boss_gone_exit_s = boss_gone_exit_s
-        self._keep_dirs = keep_dirs
-        self._code = code
-        self._known: _Template | None = None
+        self._worker = Worker(boss_gone_exit_s, keep_dirs, code, public_key)
+        self._known: Template | None = None
+        self._read_at = 0.0
         self._asked_at: dict[int, float] = {}
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        """Held while the template is read, so that of many who want it one reads it."""
 
     # --- start ----------------------------------------------------------------------------------------
 
     def start(self, order: VmOrder) -> str:
         """See `provider.Provider.start`."""
         template = self._template()
-        text = self._order_text(template, order)
+        access = self._access_of(f"vm-{order.vm_no}")
+        text = order_text(template, order, self._cluster_id, access, self._worker)
         name = words.name_of(self._cluster_id, order.vm_no)
         try:
             answer = self._connection.call("template.instantiate", template.id, name, False, text, False)
         except pyone.OneException as error:
-            self._known = None
-            raise self._refusal(error) from error
+            refusal = self._refusal(error)
+            if isinstance(refusal, GivePoolUp):  # a person may mend the template at any time
+                self._known = None
+            raise refusal from error
         if type(answer) is not int:
             raise Unanswered(f"{self._connection.name} gave no number for the VM that it made; its list will tell")
         return str(answer)
-
-    def _order_text(self, template: _Template, order: VmOrder) -> str:
-        access = self._access_of(f"vm-{order.vm_no}")
-        ours = variables(
-            cluster_id=self._cluster_id,
-            vm_no=order.vm_no,
-            boot_nonce=order.boot_nonce,
-            access=msgspec.json.encode(access),
-            boss=f"{access.host}:{access.port}",
-            options=self._options(order),
-            code=self._code,
-        )
-        attributes: dict[str, str | Mapping[str, str]] = {
-            **words.attributes_of(self._cluster_id, order.vm_no, order.pool),
-            "LABELS": words.labels_of(self._cluster_id, order.vm_no, template.labels),
-        }
-        try:
-            # A top-level attribute that is sent replaces the template's whole: its CONTEXT is sent again, its NICs
-            # are left alone.
-            attributes["CONTEXT"] = merged_context(template.context, ours)
-            return words.template_text(attributes)
-        except (TooLarge, words.CantBeWritten) as error:
-            raise GivePoolUp(f"{self._what(template)} can't be used: {error}; change it") from None
-
-    def _options(self, order: VmOrder) -> list[str]:
-        options = ["--boss_gone_exit_s", f"{self._boss_gone_exit_s:g}"]
-        for name, amount in order.size.items():
-            if name == "gpus":
-                options += ["--gpus", ",".join(str(index) for index in range(int(amount)))]
-            elif name in ("cpus", "memory_mb"):
-                options += [f"--{name}", f"{amount:g}"]
-            else:
-                options += ["--resource", f"{name}={amount:g}"]
-        for label in order.labels:
-            options += ["--label", label]
-        return [*options, "--keep_dirs"] if self._keep_dirs else options
 
     def _refusal(self, error: Exception) -> Exception:
         """What a no to `template.instantiate` means."""
@@ -286,68 +271,50 @@ class OpenNebulaCloud:
             return TryLater(f"{cloud} is in trouble: {text}; it is asked again")
         return GivePoolUp(f"{self._what()} can't be started: {text}; mend the template, or set another")
 
-    def _what(self, template: _Template | None = None) -> str:
+    def _what(self, template: Template | None = None) -> str:
         wanted = template.name if template is not None else self._wanted
         return f"template {wanted}"
 
     # --- the template ---------------------------------------------------------------------------------
 
-    def _template(self) -> _Template:
+    def _template(self) -> Template:
         known = self._known
-        if known is None or time.monotonic() - known.read_at > TEMPLATE_KEPT_S:
-            with self._lock:
+        if known is None or time.monotonic() - self._read_at > TEMPLATE_KEPT_S:
+            with self._reading:
                 if self._known is known:
                     self._known = None  # one that is wrong must not be used once more
                     self._known = self._read_template()
+                    self._read_at = time.monotonic()
                 known = self._known
         if known is None:  # another thread found it wrong
             return self._template()
         return known
 
-    def _read_template(self) -> _Template:
+    def _read_template(self) -> Template:
         wanted = self._wanted
         number = int(wanted) if wanted.isascii() and wanted.isdecimal() else self._template_named(wanted)
         try:
             found = self._connection.call("template.info", number)
+            if "PASSWORD" in (found.TEMPLATE.get("CONTEXT") or ()):
+                # It is shown encrypted, and what is sent back is encrypted once more.
+                found = self._connection.call("template.info", number, False, True)
         except pyone.OneException as error:
             raise self._refusal(error) from error
-        inner = found.TEMPLATE
-        name = f"{found.NAME} ({found.ID})"
-        context = inner.get("CONTEXT")
-        if not isinstance(context, Mapping):
-            what = "more than one CONTEXT" if context else "no CONTEXT"
-            raise GivePoolUp(f'template {name} has {what}: give it one, with NETWORK="YES", or its VMs hear nothing')
-        nics = tuple(dict(nic) for nic in words.as_list(inner.get("NIC")))
-        if not nics:
-            raise GivePoolUp(f"template {name} has no network: give it a NIC, or no VM of it reaches the boss")
-        return _Template(
-            id=int(found.ID),
-            name=name,
-            context={key: value if isinstance(value, str) else "" for key, value in context.items()},
-            labels=str(inner.get("LABELS") or ""),
-            nics=nics,
-            cpu=number_of(inner.get("CPU")),
-            memory_mb=number_of(inner.get("MEMORY")),
-            read_at=time.monotonic(),
-        )
+        return read_template(found)
 
     def _template_named(self, name: str) -> int:
+        connection = self._connection
         try:
-            every = self._connection.call("templatepool.info", VISIBLE, -1, -1).VMTEMPLATE
+            every = connection.call("templatepool.info", VISIBLE, -1, -1).VMTEMPLATE
         except pyone.OneException as error:
             raise self._refusal(error) from error
-        named = [template for template in every if name == template.NAME]
-        if len(named) > 1:
-            named = [template for template in named if self._connection.uid == template.UID] or named
-        if len(named) > 1:
-            ids = ", ".join(str(template.ID) for template in named)
-            raise GivePoolUp(f"several templates are named {name}: set the pool's template to one of {ids}")
-        if not named:
+        number = choose(every, name, connection.uid)
+        if number is None:
             there = ", ".join(sorted({template.NAME for template in every})[:10]) or "none"
             raise GivePoolUp(
-                f"{self._connection.name} has no template {name} that user {self._connection.user} sees; there: {there}"
+                f"{connection.name} has no template {name} that user {connection.user} sees; there: {there}"
             )
-        return int(named[0].ID)
+        return number
 
     # --- end ------------------------------------------------------------------------------------------
 
@@ -355,20 +322,20 @@ class OpenNebulaCloud:
         """See `provider.Provider.end`."""
         number = int(cloud_id) if cloud_id.isascii() and cloud_id.isdecimal() else -1
         vm = self._find(number)
-        if vm is None or vm.STATE == words.DONE:
+        if vm is None or vm.state == words.DONE:
             self._asked_at.pop(number, None)
             return
-        if not self._is_ours(vm):
-            raise Gone(f"VM {cloud_id} ({vm.NAME}, of {vm.UNAME}) does not carry our cluster id: it is left alone")
-        lcm = _lcm_name(vm.LCM_STATE)
-        state = words.cloud_state(vm.STATE, lcm)
+        if vm.uid != self._connection.uid or self._vm_no(vm, vm.attributes) is None:
+            raise Gone(f"VM {cloud_id} ({vm.name}, of {vm.owner}) does not carry our cluster id: it is left alone")
+        lcm = _lcm_name(vm.lcm)
+        state = words.cloud_state(vm.state, lcm)
         with self._lock:
             asked_at = self._asked_at.setdefault(number, time.monotonic())
         hard = time.monotonic() - asked_at > END_GRACE_S
-        if words.state_of(vm.STATE, lcm) is VmState.ENDING and not (hard and vm.LCM_STATE == words.LCM_SHUTDOWN):
+        if words.state_of(vm.state, lcm) is VmState.ENDING and not (hard and vm.lcm == words.LCM_SHUTDOWN):
             return
         # What the cloud has lost sight of can't be asked to shut down.
-        action = "terminate-hard" if hard or words.state_of(vm.STATE, lcm) is VmState.UNKNOWN else "terminate"
+        action = "terminate-hard" if hard or words.state_of(vm.state, lcm) is VmState.UNKNOWN else "terminate"
         try:
             self._connection.call("vm.action", action, number)
         except pyone.OneNoExistsException:
@@ -378,11 +345,11 @@ class OpenNebulaCloud:
         except pyone.OneException as error:
             raise TryLater(f"VM {cloud_id} can't be ended: {_said(error)}; it is asked again") from error
 
-    def _find(self, number: int) -> Any:
+    def _find(self, number: int) -> SeenVm | None:
         if number < 0:
             return None
         try:
-            return self._connection.call("vm.info", number)
+            return next(iter(self._connection.vms("vm.info", number)), None)
         except pyone.OneNoExistsException:
             return None
         except pyone.OneAuthorizationException as error:
@@ -408,76 +375,59 @@ class OpenNebulaCloud:
 
     def strangers(self) -> Sequence[Stranger]:
         """See `provider.Provider.strangers`."""
+        vms, details = self._looking_like_ours(VISIBLE)
+        uid = self._connection.uid if vms else -1
         found = []
-        for vm, problem in self._looking_like_ours(VISIBLE, {}):
-            if problem:
-                found.append(Stranger(str(vm.ID), vm.NAME, vm.UNAME, problem))
+        for vm in vms:
+            if vm.uid != uid:
+                found.append(Stranger(str(vm.id), vm.name, vm.owner, f"it belongs to {vm.owner}"))
+            elif self._vm_no(vm, details.get(vm.id)) is None:
+                found.append(Stranger(str(vm.id), vm.name, vm.owner, "it has our name or label only"))
         return found
 
     def list(self) -> list[VmFound]:
         """See `provider.Provider.list`."""
-        details: dict[int, Mapping[str, Any]] = {}
+        vms, details = self._looking_like_ours(MINE)
         ours: dict[int, VmFound] = {}
-        for vm, problem in sorted(self._looking_like_ours(MINE, details), key=lambda pair: int(pair[0].ID)):
-            if problem:
-                continue
-            vm_no = self._vm_no(vm, details)
+        for vm in sorted(vms, key=lambda vm: vm.id):
+            vm_no = self._vm_no(vm, details.get(vm.id))
             if vm_no is not None and vm_no not in ours:  # a copy that somebody made of it comes later
-                ours[vm_no] = _found(vm_no, vm, details.get(int(vm.ID), {}))
+                ours[vm_no] = _found(vm_no, vm, details.get(vm.id, {}))
         with self._lock:
             alive = {int(vm.cloud_id) for vm in ours.values()}
             self._asked_at = {number: at for number, at in self._asked_at.items() if number in alive}
         return list(ours.values())
 
-    def _looking_like_ours(self, flag: int, details: dict[int, Mapping[str, Any]]) -> Iterator[tuple[Any, str]]:
-        """VMs that show our cluster in their name or labels, each with what it lacks to be ours (nothing if it is).
-        Fills `details` with attributes of those that need a second look."""
+    def _looking_like_ours(self, flag: int) -> tuple[Sequence[SeenVm], dict[int, dict[str, str]]]:
+        """VMs that show our cluster in their name or labels; and by their ids the attributes of those that need a
+        second look."""
         cluster = self._cluster_id
         try:
-            pool = self._connection.call("vmpool.info", flag, -1, -1, -1)
             vms = [
                 vm
-                for vm in _all_vms(pool)
-                if words.vm_no_in_name(cluster, vm.NAME) is not None
-                or words.vm_no_in_labels(cluster, _labels(vm)) is not None
+                for vm in self._connection.vms("vmpool.info", flag, -1, -1, -1)
+                if words.vm_no_in_name(cluster, vm.name) is not None
+                or words.vm_no_in_labels(cluster, vm.labels) is not None
             ]
-            uid = self._connection.uid if vms else -1
-            mine = [vm for vm in vms if uid == vm.UID]
-            unclear = [vm.ID for vm in mine if not self._shows_it_twice(vm)]
-            unclear += [vm.ID for vm in mine if vm.ID not in unclear and _has_a_reason(vm)][:DETAILS_AT_ONCE]
-            if unclear:
-                extended = self._connection.call("vmpool.infoset", ",".join(map(str, unclear)), True)
-                details.update({int(vm.ID): vm.USER_TEMPLATE for vm in _all_vms(extended)})
+            unclear = [vm.id for vm in vms if self._vm_no(vm, None) is None]
+            unclear += [vm.id for vm in vms if _has_a_reason(vm)][:DETAILS_AT_ONCE]
+            if not unclear:
+                return vms, {}
+            extended = self._connection.vms("vmpool.infoset", ",".join(map(str, dict.fromkeys(unclear))), True)
+            return vms, {vm.id: vm.attributes for vm in extended}
         except (pyone.OneAuthorizationException, pyone.OneNoExistsException) as error:
             raise CredentialsWrong(f"user {self._connection.user} may not list VMs: {_said(error)}") from error
         except pyone.OneException as error:
             raise TryLater(f"{self._connection.name} does not list our VMs: {_said(error)}") from error
-        except (AttributeError, TypeError, ValueError) as error:
-            raise TryLater(f"{self._connection.name} lists VMs in a way that can't be read: {error}") from error
-        for vm in vms:
-            if uid != vm.UID:
-                yield vm, f"it belongs to {vm.UNAME}"
-            elif self._vm_no(vm, details) is None:
-                yield vm, "it has our name or label only"
-            else:
-                yield vm, ""
 
-    def _shows_it_twice(self, vm: Any) -> bool:
-        labelled = words.vm_no_in_labels(self._cluster_id, _labels(vm))
-        return labelled is not None and words.vm_no_in_name(self._cluster_id, vm.NAME) == labelled
-
-    def _vm_no(self, vm: Any, details: Mapping[int, Mapping[str, Any]]) -> int | None:
+    def _vm_no(self, vm: SeenVm, attributes: Mapping[str, str] | None) -> int | None:
         """The intent of a VM that shows it twice: in two of its name, its labels and its attributes."""
         shown = [
-            words.vm_no_in_name(self._cluster_id, vm.NAME),
-            words.vm_no_in_labels(self._cluster_id, _labels(vm)),
-            words.vm_no_in_attributes(self._cluster_id, details.get(int(vm.ID), {})),
+            words.vm_no_in_name(self._cluster_id, vm.name),
+            words.vm_no_in_labels(self._cluster_id, vm.labels),
+            words.vm_no_in_attributes(self._cluster_id, attributes or {}),
         ]
         return next((number for number in shown if number is not None and shown.count(number) > 1), None)
-
-    def _is_ours(self, vm: Any) -> bool:
-        details = {int(vm.ID): vm.USER_TEMPLATE}
-        return self._connection.uid == vm.UID and self._vm_no(vm, details) is not None
 
     # --- room -----------------------------------------------------------------------------------------
 
@@ -497,7 +447,7 @@ class OpenNebulaCloud:
         vms, reason = min(bounds)
         return Room(max(0, vms), reason)
 
-    def _address_bounds(self, template: _Template) -> Iterator[tuple[int, str]]:
+    def _address_bounds(self, template: Template) -> Iterator[tuple[int, str]]:
         for nic in template.nics:
             if nic.get("NETWORK_MODE", "").lower() == "auto":
                 continue
@@ -505,11 +455,11 @@ class OpenNebulaCloud:
             if network is not None:
                 yield address_bound(network)
 
-    def _network(self, template: _Template, nic: Mapping[str, str]) -> Any:
+    def _network(self, template: Template, nic: Mapping[str, str]) -> Any:
         number, name = nic.get("NETWORK_ID", ""), nic.get("NETWORK", "")
         try:
             if not number and name:
-                every = self._connection.call("vnpool.info", VISIBLE, -1, -1).VNET
+                every = self._connection.call("vnpool.info", VISIBLE, -1, -1, -1).VNET
                 owner = nic.get("NETWORK_UNAME", "")
                 number = next((str(net.ID) for net in every if name == net.NAME and owner in ("", net.UNAME)), "")
                 if not number:
@@ -523,7 +473,7 @@ class OpenNebulaCloud:
                 f"{_said(error)}; ask for the rights"
             ) from error
 
-    def _host_bounds(self, template: _Template) -> Iterator[tuple[int, str]]:
+    def _host_bounds(self, template: Template) -> Iterator[tuple[int, str]]:
         """Few users may see hosts; for the others they bound nothing."""
         try:
             hosts = self._connection.call("hostpool.info").HOST
@@ -549,24 +499,13 @@ def _lcm_name(lcm: int) -> str:
         return f"state {lcm}"
 
 
-def _all_vms(pool: Any) -> list[Any]:
-    if not hasattr(pool, "VM"):
-        raise ValueError(f"a {type(pool).__name__} in the place of VMs")
-    return list(pool.VM or [])
-
-
-def _has_a_reason(vm: Any) -> bool:
+def _has_a_reason(vm: SeenVm) -> bool:
     """Whether the cloud may have said why this VM is no further."""
-    return words.state_of(vm.STATE, _lcm_name(vm.LCM_STATE)) in (VmState.PENDING, VmState.FAILED)
+    return words.state_of(vm.state, _lcm_name(vm.lcm)) in (VmState.PENDING, VmState.FAILED)
 
 
-def _labels(vm: Any) -> str:
-    return str((vm.USER_TEMPLATE or {}).get("LABELS") or "")
-
-
-def _found(vm_no: int, vm: Any, details: Mapping[str, Any]) -> VmFound:
-    lcm = _lcm_name(vm.LCM_STATE)
-    state = words.state_of(vm.STATE, lcm)
-    text = details.get("SCHED_MESSAGE" if state is VmState.PENDING else "ERROR") or ""
-    address = words.address_of(vm.TEMPLATE or {})
-    return VmFound(vm_no, str(vm.ID), state, words.cloud_state(vm.STATE, lcm), address, float(vm.STIME), str(text))
+def _found(vm_no: int, vm: SeenVm, details: Mapping[str, str]) -> VmFound:
+    lcm = _lcm_name(vm.lcm)
+    state = words.state_of(vm.state, lcm)
+    text = details.get("SCHED_MESSAGE" if state is VmState.PENDING else "ERROR", "")
+    return VmFound(vm_no, str(vm.id), state, words.cloud_state(vm.state, lcm), vm.address, vm.since, text)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import requests
-from urllib3.exceptions import NameResolutionError, NewConnectionError
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
 
 from boss.cloud.provider import CredentialsWrong, TryLater, Unanswered
 
@@ -72,20 +72,29 @@ class Transport(xmlrpc.client.Transport):
                 if answer.status_code != 200:
                     place = str(answer.headers.get("Location", ""))
                     raise xmlrpc.client.ProtocolError(endpoint.url, answer.status_code, place, {})
-                parser, unmarshaller = self.getparser()
-                size = 0
-                for piece in answer.iter_content(PIECE_BYTES):
-                    size += len(piece)
-                    if time.monotonic() > deadline:
-                        raise requests.exceptions.ReadTimeout("the answer takes too long")
-                    if size > MAX_ANSWER_BYTES:
-                        raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-                    parser.feed(piece)
-                parser.close()
-                return unmarshaller.close()
+                try:
+                    return self._parse(answer.raw, deadline)
+                except ReadTimeoutError as error:
+                    raise requests.exceptions.ReadTimeout(error) from error
+                except HTTPError as error:
+                    raise requests.exceptions.ConnectionError(str(error)) from error
+
+    def _parse(self, body: Any, deadline: float) -> Any:
+        parser, unmarshaller = self.getparser()
+        size = 0
+        # What has come by now, not a whole piece: an answer that trickles must not outlast its time limit.
+        while piece := body.read1(PIECE_BYTES, decode_content=True):
+            size += len(piece)
+            if time.monotonic() > deadline:
+                raise requests.exceptions.ReadTimeout("the answer takes too long")
+            if size > MAX_ANSWER_BYTES:
+                raise ValueError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+            parser.feed(piece)
+        parser.close()
+        return unmarshaller.close()
 
 
-# --- sentences ---
+# --- sentences ---------------------------------------------------------------------------------
 
 
 def refused_by_http(endpoint: Endpoint, error: xmlrpc.client.ProtocolError) -> Exception:
@@ -110,7 +119,7 @@ def no_way(endpoint: Endpoint, error: requests.exceptions.RequestException) -> E
             f"the proxy {_without_password(endpoint.proxy) or 'of the environment'} on the way to {endpoint.name} "
             "can't be used; look at OPENNEBULA_PROXY"
         )
-    if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):
+    if isinstance(error, ValueError):  # requests' errors about addresses are such
         return CredentialsWrong(f"{endpoint.name}: that is no address; set OPENNEBULA_URL, e.g. http://HOST:2633/RPC2")
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return TryLater(f"{endpoint.name} can't be reached: no answer within {endpoint.connect_s:g} s; is it up?")

@@ -144,8 +144,3 @@ def as_list(value: object) -> Sequence[Mapping[str, str]]:
     """What stands once, several times or not at all in a template, as a list: a NIC, a network's address range."""
     found = value if isinstance(value, list) else [value]
     return [item for item in found if isinstance(item, Mapping)]
-
-
-def address_of(template: Mapping[str, object]) -> str:
-    """The first address of a VM's NICs; empty before it has one."""
-    return next((str(nic["IP"]) for nic in as_list(template.get("NIC")) if nic.get("IP")), "")

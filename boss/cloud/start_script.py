@@ -29,11 +29,12 @@ class TooLarge(Exception):
 
 SCRIPT = r"""#!/bin/sh
 # Makes this machine a worker of an ECLOUD cluster. Safe to run twice; what it does stands in $home/start.log.
-# ECLOUD_ROOT: a directory that stands for /; empty on a real machine.
+# ECLOUD_ROOT: a directory that stands for /; empty on a real machine. ECLOUD_COPIED_CODE: where somebody who runs this
+# by SSH, after the boot, has put the code.
 umask 077
 root=${ECLOUD_ROOT:-}
 if [ -z "${ECLOUD_ACCESS_BASE64:-}" ]; then
-    for file in /run/one-context/one_env /var/run/one-context/one_env; do
+    for file in "$root/run/one-context/one_env" "$root/var/run/one-context/one_env"; do
         if [ -r "$file" ]; then . "$file"; break; fi
     done
 fi
@@ -68,7 +69,7 @@ running() {  # whether the agent of this very boot order is alive
 
 units=no
 if [ -z "$root" ] && [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then units=yes; fi
-own
+[ -n "${ECLOUD_COPIED_CODE:-}" ] || own
 # A second run must not race with the first: who makes the directory goes on.
 boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
 if running; then say "the agent runs already"; exit 0; fi
@@ -77,7 +78,7 @@ if ! mkdir "$home/starting-$boot" 2>/dev/null; then
     sleep 3
     if running; then say "the agent runs already"; exit 0; fi
 fi
-code=$root${ECLOUD_CODE:-/opt/ecloud}
+code=$root${ECLOUD_COPIED_CODE:-${ECLOUD_CODE:-/opt/ecloud}}
 if [ ! -r "$code/worker/start.sh" ]; then
     say "there is no ECLOUD in $code of this image: use an image that has it, or one that the boss reaches by SSH"
     rmdir "$home/starting-$boot"

@@ -113,6 +113,8 @@ class Attempts:
         later: list[Attempt] = []
         waited_for: set[str] = set()
         for attempt in self._to_promote:
+            if (attempt.task_no, attempt.number) not in self.promoting:
+                continue  # a call of the core before this one, in the same process, did it
             names = _names(attempt)
             if any(name in self._publishing or name in waited_for for name in names):
                 waited_for.update(names)
@@ -243,7 +245,7 @@ class Attempts:
         elif outcome.cause is Cause.STOPPED:
             if node.state is _RUNNING:
                 self._book.move(node, _READY)
-        elif node.state in (_READY, _RUNNING):
+        elif node.state in (_READY, _RUNNING, TaskState.SUCCEEDED):
             self._book.init_failed(run, node, worker.name, outcome.error)
         self._book.write(node)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from boss.core.access import Access
 from boss.core.attempts import Attempts
 from boss.core.config import BossConfig
 from boss.core.duty import Duty
@@ -23,6 +24,7 @@ from boss.core.events import (
     DatastoreFailed,
     Event,
     FilesPromoted,
+    KeySigned,
     MessageArrived,
     ResultsFound,
     RunLoaded,
@@ -76,6 +78,7 @@ class Boss:
         self.sessions = Sessions(self._outbox, config, now)
         self.attempts = Attempts(self._outbox, self.book, self.fleet, self.runtimes, self._timers, config)
         self.duty = Duty(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
+        self.access = Access(self._outbox, self.fleet, self.sessions)
         self.vms = Vms(self._outbox, self.fleet, self.book, self.duty, self._timers, config, snapshot.next_vm_no)
         self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config)
         self.stages = Stages(self._outbox, self.attempts, self._timers, config)
@@ -84,8 +87,8 @@ class Boss:
         allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
         self.pushes = Pushes(self._outbox, self.book, self.attempts, config, allocation)
         self.requests = Requests(
-            self._outbox, self.book, self.attempts, self.fleet, self.duty, self.vms, self.watchers, self.clients,
-            self.revoked_keys,
+            self._outbox, self.book, self.attempts, self.fleet, self.duty, self.vms, self.watchers, self.access,
+            self.clients, self.revoked_keys,
         )  # fmt: skip
         self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
         self._expected_at: float | None = None
@@ -143,6 +146,8 @@ class Boss:
                 self.duty.on_broker_found(now)
             case BrokerLost():
                 self.duty.on_broker_lost()
+            case KeySigned(worker, certificate, lives_s):
+                self.access.on_signed(worker, certificate, lives_s)
             case VmStarted(vm_no, cloud_id):
                 self.vms.on_started(vm_no, cloud_id, now)
             case VmRefused(vm_no, reason, retry_s):
@@ -181,6 +186,7 @@ class Boss:
                 self.attempts.on_started(worker, attempts, now)
             case wire.Heartbeat():
                 self.duty.on_heartbeat(worker, number, message, now)
+                self.access.on_heartbeat(worker, message.access_s, now)
             case wire.TasksReturned(attempts, reason):
                 self.attempts.on_returned(worker, attempts, reason, now)
                 if reason and reason != "init" and worker.row.state == "up":
@@ -260,15 +266,19 @@ class Boss:
         for run_no in tuple(self.book.failing_runs):
             run = self.book.runs[run_no]
             reason = ""
-            for task_no, failures in run.init_failures.items():
-                able = any(
-                    worker.takes_tasks and worker.inits.get(task_no) != "failed"
-                    for worker in self.fleet.workers.values()
-                )
-                if task_no in run.inits and not able and not self.vms.may_bring_workers(now):
-                    node = run.inits[task_no]
-                    where = f"{len(failures)} worker process{'es' if len(failures) > 1 else ''}, all there are"
-                    reason = f"init task {node.id} failed in {where}: {node.reason}"
+            failed = {task_no: where for task_no, where in run.init_failures.items() if task_no in run.inits}
+            # Two init tasks may each have failed where the other succeeded: then no worker is prepared for the run.
+            able = any(
+                worker.takes_tasks and not any(worker.inits.get(task_no) == "failed" for task_no in run.inits)
+                for worker in self.fleet.workers.values()
+            )
+            if failed and not able and not self.vms.may_bring_workers(now):
+                where = set().union(*failed.values())
+                nodes = [run.inits[task_no] for task_no in failed]
+                what = f"init task{'s' if len(nodes) > 1 else ''} {', '.join(node.id for node in nodes)}"
+                count = f"{len(where)} worker process{'es' if len(where) > 1 else ''}, all there are"
+                why = next((node.reason for node in nodes if node.reason), "")
+                reason = f"{what} failed in {count}" + (f": {why}" if why else "")
             self.book.say_stuck(run, reason)
 
     # --- housekeeping ----------------------------------------------------------------------------
@@ -279,8 +289,7 @@ class Boss:
             ended_at = run.row.ended_at
             if ended_at is not None and now - ended_at > self.config.keep_runs_s and not run.inits:
                 self._outbox.writes.dropped_runs.append(run_no)
-                self.book.changed_runs.discard(run_no)
-                del self.book.runs[run_no]
+                self.book.forget_run(run_no)
                 self.runtimes.forget_run(run_no)
 
     def _forget_silent_clients(self, now: float) -> None:

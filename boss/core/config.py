@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ecloud.tasks import Resources
+from ecloud.wire import DatastoreAccess
 
 
 class PoolConfig(msgspec.Struct, frozen=True):
@@ -32,7 +33,8 @@ class BossConfig(msgspec.Struct, frozen=True):
     retry_backoff_s: float = 1.0
     max_tasks_per_push: int = 2_000_000
     keep_runs_s: float = 30 * 86400.0
-    datastore_address: str = ""
+    datastore: DatastoreAccess = DatastoreAccess("")
+    shell: str = "/bin/sh"
     pools: tuple[PoolConfig, ...] = ()
     worker_settings: dict[str, float] = {}
     ahead_s: float = 0.25

@@ -56,6 +56,23 @@ class DropStages(msgspec.Struct, frozen=True):
     stages: tuple[str, ...]
 
 
+class SignKey(msgspec.Struct, frozen=True):
+    """A certificate for a worker's key, which opens the datastore for it alone. Answered by `KeySigned` or, where that
+    fails, not at all: the worker's next heartbeat asks again."""
+
+    worker: str
+    public_key: str
+
+
+class UseDatastore(msgspec.Struct, frozen=True):
+    """From now on files are there. No answer: calls that can't be made there say so themselves."""
+
+    address: str
+    host_key: str = ""
+    python: str = ""
+    gate: str = ""
+
+
 class StartVm(msgspec.Struct, frozen=True):
     """Ask the pool's cloud for one VM. Its intent is committed. Answered by `VmStarted` or `VmRefused`."""
 
@@ -79,7 +96,9 @@ class ListVms(msgspec.Struct, frozen=True):
     pool: str
 
 
-Call = PromoteFiles | FindResults | ListStages | DropStages | StartVm | EndVm | ListVms
+Call = (
+    PromoteFiles | FindResults | ListStages | DropStages | SignKey | UseDatastore | StartVm | EndVm | ListVms
+)  # fmt: skip
 
 
 class LoadRun(msgspec.Struct, frozen=True):

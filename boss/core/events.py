@@ -68,6 +68,14 @@ class StagesListed(msgspec.Struct, frozen=True):
     stages: tuple[str, ...]
 
 
+class KeySigned(msgspec.Struct, frozen=True):
+    """Answer to `SignKey`: a certificate that is good for `lives_s`."""
+
+    worker: str
+    certificate: str
+    lives_s: float
+
+
 class VmStarted(msgspec.Struct, frozen=True):
     """The cloud made the VM that intent `vm_no` asked for."""
 
@@ -93,5 +101,5 @@ class VmsListed(msgspec.Struct, frozen=True):
 
 Event = (
     MessageArrived | BrokerFound | BrokerLost | RunLoaded | TasksSelected | FilesPromoted | ResultsFound |
-    DatastoreFailed | StagesListed | VmStarted | VmRefused | VmsListed
+    DatastoreFailed | StagesListed | KeySigned | VmStarted | VmRefused | VmsListed
 )  # fmt: skip

@@ -84,6 +84,8 @@ class Worker(msgspec.Struct, eq=False):
     lease_until: float
     conversation: Conversation | None = None
     held: dict[tuple[int, int], Attempt] = msgspec.field(default_factory=dict)
+    access_asked_at: float | None = None
+    """When a signature for its key was asked for that has not come."""
     ahead: dict[tuple[int, int], Attempt] = msgspec.field(default_factory=dict)
     ahead_s: float = 0.0
     inits: dict[int, str] = msgspec.field(default_factory=dict)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from boss.core.access import Access
 from boss.core.attempts import Attempts
 from boss.core.decisions import apply, overlay
 from boss.core.duty import Duty
-from boss.core.effects import SelectTasks
+from boss.core.effects import SelectTasks, UseDatastore
 from boss.core.fleet import Fleet, Worker
 from boss.core.graph import Node
 from boss.core.merging import Merge, replant
@@ -32,6 +33,8 @@ NAMES_SHOWN = 20
 """Ids named in an answer."""
 STREAM_LOGS_S = 30.0
 """A worker streams for this long unless it is asked again."""
+
+DATASTORE_NOTES = ("datastore_address", "datastore_host_key", "datastore_python", "datastore_gate")
 
 Answer = tuple[int, str, tuple[str, ...]]
 
@@ -61,6 +64,7 @@ class Requests:
         duty: Duty,
         vms: Vms,
         watchers: Watchers,
+        access: Access,
         clients: dict[str, Conversation],
         revoked_keys: set[str],
     ) -> None:
@@ -71,6 +75,7 @@ class Requests:
         self._duty = duty
         self._vms = vms
         self._watchers = watchers
+        self._access = access
         self._clients = clients
         self._revoked_keys = revoked_keys
         self._waiting: dict[int, _Waiting] = {}
@@ -228,8 +233,7 @@ class Requests:
         return len(dropped), f"{len(dropped)} tasks dropped", tuple(dropped)
 
     def _drop_run(self, run_no: int) -> set[int]:
-        run = self._book.runs.pop(run_no)
-        self._book.changed_runs.discard(run_no)
+        run = self._book.forget_run(run_no)
         self._outbox.writes.runs.pop(run_no, None)
         self._book.graph.remove(run.inits)
         for task_no in run.inits:
@@ -333,7 +337,7 @@ class Requests:
         return 1, f"{key} set", (key,)
 
     def _drop_context(self, request: Request, now: float) -> Answer:
-        keys = [str(key) for key in _list(request, "keys")] or ["boss_address", "datastore_address"]
+        keys = [str(key) for key in _list(request, "keys")] or ["boss_address", *DATASTORE_NOTES]
         for key in keys:
             if key != "cluster_id":
                 self._outbox.writes.context[key] = None
@@ -343,8 +347,18 @@ class Requests:
         address = str(request.arguments.get("address") or "")
         if not address:
             raise RequestRefused("request", "set_datastore needs an address")
-        self._outbox.writes.context["datastore_address"] = address
-        return 1, f"datastore {address}, used from the boss's next start", ()
+        if self._attempts.active and address != self._access.datastore.address:
+            count = len(self._attempts.active)
+            raise RequestRefused(
+                "busy", f"{count} attempts are under way, with files where they are now: wait, or cancel"
+            )
+        use = UseDatastore(
+            address, *(str(request.arguments.get(name) or "") for name in ("host_key", "python", "gate"))
+        )
+        values = (use.address, use.host_key, use.python, use.gate)
+        self._outbox.writes.context.update({name: value or None for name, value in zip(DATASTORE_NOTES, values)})
+        self._access.move(use)
+        return 1, f"the datastore is {address}", ()
 
     def _revoke_key(self, request: Request, now: float) -> Answer:
         name = str(request.arguments.get("name") or "")

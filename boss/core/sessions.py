@@ -12,7 +12,7 @@ import msgspec
 from boss.core.config import BossConfig
 from boss.core.events import MessageArrived
 from boss.core.outbox import Conversation, Outbox
-from ecloud.wire import DatastoreAccess, Hello, Refused, Welcome
+from ecloud.wire import Hello, Refused, Welcome
 
 MAX_PENDING = 10_000
 """Hellos not followed up that are remembered; the oldest go first. Thousands of workers may start in one second."""
@@ -36,7 +36,7 @@ class Sessions:
         self._pending_of_peer: dict[str, str] = {}
         self.open: dict[str, Conversation] = {}
         self.of_peer: dict[str, Conversation] = {}
-        self.datastore_address = config.datastore_address
+        self.datastore = config.datastore
         self.ignored: Counter[str] = Counter()
         self._counter = 0
 
@@ -60,8 +60,9 @@ class Sessions:
             session=session,
             heartbeat_s=config.heartbeat_s,
             lease_s=config.lease_s,
-            datastore=DatastoreAccess(self.datastore_address),
+            datastore=self.datastore,
             settings=config.worker_settings,
+            shell=config.shell,
         )
         self._outbox.say_outside(peer, event.key_name, session, welcome)
 

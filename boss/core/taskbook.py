@@ -153,6 +153,12 @@ class TaskBook:
 
     # --- runs ------------------------------------------------------------------------------------
 
+    def forget_run(self, run_no: int) -> Run:
+        """The run is dropped: nothing here names it any more."""
+        self.changed_runs.discard(run_no)
+        self.failing_runs.discard(run_no)
+        return self.runs.pop(run_no)
+
     def hold(self, run: Run, reason: str) -> None:
         """Nothing of this run starts until a person does something."""
         run.row = msgspec.structs.replace(run.row, held=reason)
@@ -195,7 +201,7 @@ class TaskBook:
             self.hold(
                 run, f"init task {node.id} failed in {len(failures)} worker processes: {error}"[:MAX_REASON_CHARS]
             )
-        else:
+        elif node.state is not TaskState.SUCCEEDED:  # else it did elsewhere
             self.move(node, _READY, error)
 
     def settle(self, now: float) -> None:

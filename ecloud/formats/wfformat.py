@@ -77,6 +77,10 @@ def read_wfformat(
     version = str(document.get("schemaVersion", "without a version"))
     try:
         workflow = msgspec.convert(document.get("workflow"), _Workflow)
+    except UnicodeEncodeError:
+        raise TaskListWrong(
+            [Problem("", "", "not WfFormat: it has a lone surrogate, which is not valid Unicode")]
+        ) from None
     except msgspec.ValidationError as error:
         text = str(error).replace("$", "workflow").replace("`", "")
         raise TaskListWrong([Problem("", "", f"not WfFormat 1.5 (it says {shown(version)}): {text}")]) from None

@@ -1,7 +1,8 @@
 """What every datastore promises (datastore/port.py), run against each implementation.
 
-A further implementation joins by one line in `MAKERS`: a function from an empty directory that it is to serve to a
-`Publisher`. The tests look at that directory from outside where the port itself has no eyes.
+A further implementation joins by one line in `MAKERS`: a function from an empty directory that it is to serve (and the
+request of the test, for servers it needs) to a `Publisher`. The tests look at that directory from outside where the
+port itself has no eyes.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import pytest
 from datastore.directory import DirectoryDatastore
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Promotion, Publisher
 
-MAKERS: dict[str, Callable[[Path], Publisher]] = {
-    "directory": lambda root: DirectoryDatastore(root).make(),
+MAKERS: dict[str, Callable[[Path, pytest.FixtureRequest], Publisher]] = {
+    "directory": lambda root, request: DirectoryDatastore(root).make(),
+    "ssh": lambda root, request: request.getfixturevalue("sshd").boss(root),
 }
 STAGE = "w1/7-1"
 
@@ -67,7 +69,7 @@ class Site:
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
     for name in ("root", "local"):
         (tmp_path / name).mkdir()
-    return Site(MAKERS[request.param](tmp_path / "root"), tmp_path / "root", tmp_path / "local")
+    return Site(MAKERS[request.param](tmp_path / "root", request), tmp_path / "root", tmp_path / "local")
 
 
 def sha256(data: bytes) -> str:

@@ -24,11 +24,12 @@ from boss.calls import Calls
 from boss.core.config import BossConfig
 from boss.core.events import Event
 from boss.runtime import Clock, Runtime
+from boss.storage import Storage
 from boss.store import Store
-from datastore.directory import DirectoryDatastore
 from ecloud import wire
 from ecloud.broker import BrokerAddress, BrokerConnection
 from ecloud.client import Client
+from ecloud.home import Home
 from ecloud.secrets import AccessFile, derive_key, write_access
 from ecloud.tasks import Cause, Dependency, Outcome, TaskDefinition
 from ecloud.wire import Envelope, Heartbeat, Hello, Message, PushOptions, StartTasks, TasksEnded, Welcome
@@ -143,11 +144,12 @@ class House:
         store = Store(engine)
         store.lead("the test", clock())
         self._cluster_id = store.load().cluster_id
-        root = DirectoryDatastore(datastore).make()
-        config = BossConfig(datastore_address=f"dir:{datastore}")
+        storage = Storage(Home(datastore), self._cluster_id)
+        storage.use(f"dir:{datastore}")
+        config = BossConfig(datastore=wire.DatastoreAccess(f"dir:{datastore}"))
 
         def make_calls(put: Callable[[Event], None]) -> Calls:
-            return Calls(root, {}, {}, put)
+            return Calls(storage, {}, {}, put)
 
         self._runtime = Runtime(store, config, self._cluster_id, SECRET, address, make_calls, None, clock)
         self._thread = threading.Thread(target=self._runtime.run, name="boss")

@@ -20,6 +20,8 @@ from ecloud.tasks import Dependency, Result, TaskDefinition
 from ecloud.wire import PushOptions
 
 NewDaemon = Callable[..., Daemon]
+LONG_LEASE_S = 15.0
+"""No worker is taken for lost on a machine that is busy with other things: then nothing runs twice."""
 
 
 # --- words of the stories -------------------------------------------------------------------------
@@ -71,8 +73,10 @@ def each_ran_once(daemon: Daemon, tasks: list[TaskDefinition], journal: Path) ->
     """Nothing was lost, nothing was done twice, and every attempt has its one outcome."""
     assert Counter(ran(journal)) == Counter(task.id for task in tasks)
     assert rows(daemon, "SELECT state, COUNT(*) FROM tasks GROUP BY state") == [("succeeded", len(tasks))]
-    attempts = rows(daemon, "SELECT state, cause, COUNT(*) FROM attempts GROUP BY state, cause")
-    assert attempts == [("ended", "success", len(tasks))]
+    attempts = rows(
+        daemon, "SELECT state, cause, COUNT(*) FROM attempts WHERE state <> 'returned' GROUP BY state, cause"
+    )
+    assert attempts == [("ended", "success", len(tasks))]  # a queued one may have been given back for a free worker
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def on_server(daemons: NewDaemon, mariadb: MariaDb, mosquitto: Mosquitto) -> New
     url = migrated(mariadb.new_url())
 
     def make(**settings: Any) -> Daemon:
-        daemon = daemons(DATABASE_URL=url, **mosquitto.settings(), **settings)
+        daemon = daemons(DATABASE_URL=url, **mosquitto.settings(), **{"LEASE_S": LONG_LEASE_S, **settings})
         daemon.database_url = url  # type: ignore[attr-defined]
         return daemon
 
@@ -92,7 +96,7 @@ def on_server(daemons: NewDaemon, mariadb: MariaDb, mosquitto: Mosquitto) -> New
 def daemon(request: pytest.FixtureRequest) -> Daemon:
     """A daemon with nothing but itself, and one with servers."""
     if request.param == "embedded":
-        return request.getfixturevalue("daemons")()  # type: ignore[no-any-return]
+        return request.getfixturevalue("daemons")(LEASE_S=LONG_LEASE_S)  # type: ignore[no-any-return]
     return request.getfixturevalue("on_server")()  # type: ignore[no-any-return]
 
 
@@ -264,7 +268,7 @@ def test_a_broker_that_is_killed_and_comes_back(on_server: NewDaemon, mosquitto:
 
 def test_an_embedded_broker_that_is_killed_is_started_again(daemons: NewDaemon, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    daemon = daemons().start()
+    daemon = daemons(LEASE_S=LONG_LEASE_S).start()
     tasks = fan(16, journal, sleep_s=0.2)
     with daemon.client() as client:
         client.push(tasks, PushOptions("r"))

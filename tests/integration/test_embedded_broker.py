@@ -157,7 +157,7 @@ def test_it_ends_with_its_boss(home: Home, tmp_path: Path) -> None:
 
 
 def test_a_run_where_there_is_no_mosquitto(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path / "daemon", LEASE_S=6.0)
+    daemon = Daemon(tmp_path / "daemon", LEASE_S=15.0)
     daemon.program = ("-c", WITHOUT_MOSQUITTO)
     try:
         daemon.start()

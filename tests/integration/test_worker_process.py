@@ -18,7 +18,7 @@ from services import wait_until
 
 from datastore.directory import DirectoryDatastore
 from ecloud.tasks import FAILURE_TAIL_BYTES, SUCCESS_TAIL_BYTES, Cause, Outcome, Requirement, Result, TaskBody
-from ecloud.wire import AttemptOrder
+from ecloud.wire import AttemptOrder, DatastoreAccess
 from worker.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
 from worker.files import Files, WorkingDirectories
 from worker.home import WorkerHome
@@ -39,8 +39,8 @@ class Bench:
         self.poll = select.epoll()
         self.later: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
-        self.files = Files()
-        self.files.use(f"dir:{self.store.root}")
+        self.files = Files(self.home.ssh)
+        self.files.use(DatastoreAccess(f"dir:{self.store.root}"))
         self.processes = Processes(self.poll, lambda *_: None)
         directories = WorkingDirectories(self.home.path, self.files.pool)
         self.jobs = Jobs(

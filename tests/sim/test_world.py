@@ -52,6 +52,7 @@ def test_another_process_tells_the_same_story() -> None:
     told = [
         subprocess.run(
             [sys.executable, "-c", program],
+            cwd=Path(__file__).parents[2],
             env={"PYTHONHASHSEED": hash_seed},
             capture_output=True,
             text=True,

@@ -193,3 +193,39 @@ def test_without_pools_there_is_a_worker_per_core_and_one_of_all_cores() -> None
     assert (one.maximum, one.cpus) == (8, 1.0)
     assert (whole.maximum, whole.cpus, whole.spillover) == (1, 8.0, True)
     assert [pool.name for pool in default_pools(1)] == ["local"]
+
+
+# --- an OpenNebula --------------------------------------------------------------------------------
+
+OPENNEBULA = """
+POOLS = ({"name": "big", "cloud": "opennebula", "template": "worker", "cpus": 4, "memory_mb": 7500, "maximum": 20},)
+OPENNEBULA_URL = "https://cloud.example.org:2633/RPC2"
+OPENNEBULA_USER = "ecloud"
+OPENNEBULA_PASSWORD = "not to be shown"
+"""
+
+
+def test_a_pool_of_an_opennebula(settings_file: Path) -> None:
+    settings_file.write_text(OPENNEBULA)
+    settings = load_settings()
+    assert settings.pools[0].template == "worker"
+    assert settings.opennebula_user == "ecloud"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (OPENNEBULA.replace('"worker"', '" "'), "POOLS: big: template: the name or id of an OpenNebula template"),
+        (OPENNEBULA.replace("7500", "0"), "POOLS: big: cpus and memory_mb: how much a VM of its template has to offer"),
+        (OPENNEBULA + 'OPENNEBULA_USER = ""\n', "OPENNEBULA_USER is needed by the pools of an OpenNebula"),
+        (OPENNEBULA + 'OPENNEBULA_PASSWORD = ""\n', "OPENNEBULA_PASSWORD is needed by the pools of an OpenNebula"),
+        (OPENNEBULA + 'OPENNEBULA_URL = ""\n', "OPENNEBULA_URL is needed by the pools of an OpenNebula"),
+        (OPENNEBULA + 'OPENNEBULA_URL = "cloud:2633"\n', "OPENNEBULA_URL = 'cloud:2633': an address that begins with"),
+        (OPENNEBULA + 'OPENNEBULA_USER = "a:b"\n', "OPENNEBULA_USER: a name without a colon"),
+        ('POOLS = ({"name": "here", "template": "worker"},)', "POOLS: here: template = 'worker': for pools of cloud"),
+    ],
+)
+def test_a_wrong_pool_of_an_opennebula_is_named(settings_file: Path, text: str, problem: str) -> None:
+    (found,) = problems(settings_file, text)
+    assert found.startswith(problem)
+    assert "not to be shown" not in found

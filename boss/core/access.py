@@ -1,0 +1,66 @@
+"""Who may reach the datastore. Over SSH each worker gets a certificate for a key of its own, renewed before it ends.
+
+Owns where the datastore is and which workers were given what. A worker says with each heartbeat how long its access is
+still good; whatever got lost on the way is made good by the next one.
+"""
+
+from __future__ import annotations
+
+from boss.core.effects import SignKey, UseDatastore
+from boss.core.fleet import Fleet, Worker
+from boss.core.outbox import Outbox
+from boss.core.sessions import Sessions
+from ecloud.wire import DatastoreAccess, DatastoreGranted
+
+RENEW_BELOW = 0.5
+"""Part of its life below which access is granted again."""
+ASK_AGAIN_S = 30.0
+"""A signature that was asked for and has not come by then is asked for again."""
+LIVES_S = 3600.0
+"""How long access is good, unless its signature says otherwise."""
+
+
+class Access:
+    """Access of all workers to the datastore."""
+
+    def __init__(self, outbox: Outbox, fleet: Fleet, sessions: Sessions) -> None:
+        self._outbox = outbox
+        self._fleet = fleet
+        self._sessions = sessions
+        self._lives_s = LIVES_S
+
+    @property
+    def datastore(self) -> DatastoreAccess:
+        """Where it is."""
+        return self._sessions.datastore
+
+    def on_heartbeat(self, worker: Worker, access_s: float | None, now: float) -> None:
+        """Ask for a signature where this worker has no access, or soon will have none."""
+        public_key = worker.row.hello.ssh_key
+        if not (self.datastore.host_key and public_key):
+            return
+        if access_s is not None and access_s > RENEW_BELOW * self._lives_s:
+            return
+        if worker.access_asked_at is None or now - worker.access_asked_at >= ASK_AGAIN_S:
+            worker.access_asked_at = now
+            self._outbox.call(SignKey(worker.name, public_key))
+
+    def on_signed(self, name: str, certificate: str, lives_s: float) -> None:
+        """Give a worker its certificate."""
+        self._lives_s = lives_s
+        worker = self._fleet.workers.get(name)
+        if worker is None:
+            return
+        worker.access_asked_at = None
+        if worker.conversation is not None and self.datastore.host_key:
+            access = DatastoreAccess(self.datastore.address, certificate, self.datastore.host_key)
+            self._outbox.say(worker.conversation, DatastoreGranted(access, lives_s))
+
+    def move(self, use: UseDatastore) -> None:
+        """Files are somewhere else from now on: everybody is told."""
+        access = self._sessions.datastore = DatastoreAccess(use.address, host_key=use.host_key)
+        self._outbox.call(use)
+        for worker in self._fleet.workers.values():
+            worker.access_asked_at = None
+            if worker.conversation is not None:
+                self._outbox.say(worker.conversation, DatastoreGranted(access))

@@ -1,0 +1,215 @@
+"""Files and directories from a gate to this machine: in ranges, many on their way at once, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from datastore.directory import remove
+from datastore.gate import PIECE
+from datastore.link import Again, Link, Pipeline
+from datastore.port import DatastoreAway, Entry, NotThere
+
+SMALL = 1 << 18
+"""Larger files are asked for by themselves, in ranges."""
+MANY_BYTES = 1 << 20
+MANY_FILES = 200
+TIMES = 5
+"""How often to begin again where a file is replaced while it is read."""
+
+Row = list[Any]
+
+
+def entry_of(name: str, row: Row) -> Entry:
+    """A gate's row as an entry."""
+    return Entry(name, row[0], row[1], row[2], row[3] / 1e9, row[4])
+
+
+def fetch(link: Link, name: str, to: Path) -> int:
+    """Copy to the new path `to`; the bytes copied. Raises what `port.Reader.fetch` does."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.blake2b(os.fsencode(to.name), digest_size=8).hexdigest()
+    aside = to.parent / f".{os.getpid()}-{digest}.part"
+    try:
+        for _ in range(TIMES):
+            remove(aside)
+            try:
+                copied = _Fetch(link, name, aside).run()
+            except Again:
+                continue
+            remove(to)
+            os.rename(aside, to)
+            return copied
+        raise DatastoreAway(f"{name} changed {TIMES} times while it was read")
+    except BaseException:
+        remove(aside)
+        raise
+
+
+class _File:
+    """A local file that is written from its start to its end, holes kept, hashed where there is a sum to compare."""
+
+    def __init__(self, path: Path, row: Row) -> None:
+        self.at = 0
+        self._row = row
+        self._path = path
+        self._file = path.open("xb", buffering=0)
+        self._digest = hashlib.sha256() if row[4] else None
+        self._zeros = bytes(PIECE)
+
+    def write(self, frame: dict[str, Any], body: bytes) -> None:
+        """The next range."""
+        if hole := frame.get("hole", 0):
+            if self._digest:
+                self._digest.update(self._zeros[:hole])
+            self._file.seek(hole, os.SEEK_CUR)
+            self.at += hole
+            return
+        view = memoryview(body)
+        while view:
+            view = view[self._file.write(view) :]
+        if self._digest:
+            self._digest.update(body)
+        self.at += len(body)
+
+    def finish(self) -> None:
+        """Times and permissions. Raises `Again` where it is not what the datastore noted."""
+        self._file.truncate(self.at)
+        self.close()
+        if self.at != self._row[1] or (self._digest and self._digest.hexdigest() != self._row[4]):
+            raise Again(f"{self._path} did not arrive as it was sent")
+        finish(self._path, self._row)
+
+    def close(self) -> None:
+        """Whatever happened."""
+        self._file.close()
+
+
+def finish(path: Path, row: Row) -> None:
+    """Permissions and times of a file or directory."""
+    os.utime(path, ns=(row[3], row[3]))
+    os.chmod(path, row[2])
+
+
+class _Fetch:
+    """One name to one new path."""
+
+    def __init__(self, link: Link, name: str, aside: Path) -> None:
+        self._pipeline = Pipeline(link)
+        self._name = name
+        self._aside = aside
+        self._open: dict[str, _File] = {}
+
+    def run(self) -> int:
+        """The bytes copied. Raises `Again`."""
+        frame, body = self._ask(self._name)
+        row = frame["row"]
+        try:
+            if row[0] == "link":
+                os.symlink(row[4], self._aside)
+                return 0
+            if row[0] == "file":
+                self._large(self._name, self._aside, row, frame, body)
+                return int(row[1])
+            return self._tree(row, frame["token"])
+        finally:
+            for file in self._open.values():
+                file.close()
+
+    def _ask(self, name: str) -> tuple[dict[str, Any], bytes]:
+        request = {"do": "get", "name": name, "at": 0, "count": PIECE, "token": ""}
+        self._pipeline.send(request, name=name, weight=PIECE)
+        frames, body, _ = self._pipeline.take()
+        return frames[0], body
+
+    def _large(self, name: str, path: Path, row: Row, frame: dict[str, Any], body: bytes) -> None:
+        """The rest of a file whose beginning is here; nothing else is on its way."""
+        file = self._open[name] = _File(path, row)
+        file.write(frame, body)
+        for at in range(file.at, row[1], PIECE):
+            if self._pipeline.is_full:
+                self._range(file)
+            request = {"do": "get", "name": name, "at": at, "count": PIECE, "token": frame["token"]}
+            self._pipeline.send(request, name=name, weight=PIECE)
+        while self._pipeline:
+            self._range(file)
+        del self._open[name]
+        file.finish()
+
+    def _range(self, file: _File) -> None:
+        frames, body, _ = self._pipeline.take()
+        file.write(frames[0], body)
+
+    def _tree(self, top: Row, token: str) -> int:
+        """A directory with all below it."""
+        self._pipeline.send({"do": "list", "name": self._name, "recursive": True}, name=self._name)
+        rows = {row[0]: row[1:] for frame in self._pipeline.take()[0] for row in frame["rows"]}
+        self._aside.mkdir(mode=0o700)
+        large: list[str] = []
+        batch: list[str] = []
+        held = 0
+        for name, row in rows.items():
+            if row[0] == "directory":
+                self._path(name).mkdir(mode=0o700)
+            elif row[0] == "link":
+                os.symlink(row[4], self._path(name))
+            elif row[1] > SMALL:
+                large.append(name)
+            else:
+                if held + row[1] > MANY_BYTES or len(batch) >= MANY_FILES:
+                    self._ask_many(batch, held)
+                    batch, held = [], 0
+                    if self._pipeline.is_full:
+                        self._take_many(rows)
+                batch.append(name)
+                held += row[1]
+        if batch:
+            self._ask_many(batch, held)
+        while self._pipeline:
+            self._take_many(rows)
+        for name in large:
+            self._one_of_tree(name, rows[name])
+        self._seal(rows, top, token)
+        return sum(row[1] for row in rows.values() if row[0] == "file")
+
+    def _path(self, name: str) -> Path:
+        return self._aside / name[len(self._name) + 1 :]
+
+    def _ask_many(self, names: list[str], held: int) -> None:
+        self._pipeline.send({"do": "get_many", "names": names}, name=names[0], note=names, weight=held)
+
+    def _take_many(self, rows: dict[str, Row]) -> None:
+        try:
+            frames, body, names = self._pipeline.take()
+        except NotThere as gone:
+            raise Again(str(gone)) from gone
+        at = 0
+        for name, (row, length) in zip(names, frames[0]["files"]):
+            if length < 0 or row[1] != rows[name][1] or row[3] != rows[name][3]:
+                raise Again(f"{name} was replaced while it was read")
+            file = self._open[name] = _File(self._path(name), row)
+            file.write({}, body[at : at + length])
+            del self._open[name]
+            file.finish()
+            at += length
+
+    def _one_of_tree(self, name: str, listed: Row) -> None:
+        try:
+            frame, body = self._ask(name)
+        except NotThere as gone:
+            raise Again(str(gone)) from gone
+        if frame["row"][:4] != listed[:4]:
+            raise Again(f"{name} was replaced while it was read")
+        self._large(name, self._path(name), frame["row"], frame, body)
+
+    def _seal(self, rows: dict[str, Row], top: Row, token: str) -> None:
+        """Directories last, the deepest first; and the directory is still the one whose files were read."""
+        frame, _ = self._ask(self._name)
+        if frame["token"] != token:
+            raise Again(f"{self._name} was replaced while it was read")
+        for name, row in reversed(list(rows.items())):
+            if row[0] == "directory":
+                finish(self._path(name), row)
+        finish(self._aside, top)

@@ -1,0 +1,152 @@
+"""Keys and certificates of a datastore over SSH, made with OpenSSH's own `ssh-keygen` and `ssh-keyscan`.
+
+The boss holds an authority's key. One line in the datastore's `authorized_keys` trusts it, for ever and for nothing
+but certificates; each worker's key is signed for an hour and for one command: the gate with that worker's name.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from datastore.port import DatastoreAway
+
+LIVES_S = 3600.0
+"""How long a worker's certificate opens the gate."""
+EARLIER_S = 86_400.0
+"""A certificate is valid from so long ago: a datastore whose clock is slow takes it too."""
+KEYGEN_S = 30.0
+KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "ssh-rsa")
+"""Host keys, the preferred first."""
+
+
+class KeyToolFailed(Exception):
+    """ssh-keygen is missing or refused; the text says what it said."""
+
+
+def _run(*words: str) -> str:
+    try:
+        done = subprocess.run(
+            words, capture_output=True, check=False, timeout=KEYGEN_S, stdin=subprocess.DEVNULL, text=True
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KeyToolFailed(f"{words[0]} can't be run ({error}): install the OpenSSH client") from error
+    if done.returncode != 0:
+        raise KeyToolFailed(f"{words[0]}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def make_key(path: Path, comment: str) -> str:
+    """A new Ed25519 key at `path` (mode 600) where there is none; its public line. Raises `KeyToolFailed`."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path))
+    return public_line(path)
+
+
+def public_line(path: Path) -> str:
+    """The public line of a private key, made anew where its file is lost."""
+    public = path.with_name(path.name + ".pub")
+    if not public.exists():
+        public.write_text(_run("ssh-keygen", "-y", "-f", str(path)))
+    return public.read_text().strip()
+
+
+def fingerprint(line: str) -> str:
+    """`SHA256:…` of a public or host key line, as ssh shows it. Raises `ValueError`."""
+    for word in line.split():
+        if word.startswith("AAAA"):
+            try:
+                blob = base64.b64decode(word, validate=True)
+            except binascii.Error as error:
+                raise ValueError(f"this is no public key: {line}") from error
+            return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+    raise ValueError(f"this is no public key: {line}")
+
+
+# --- certificates -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The boss's key that signs for one datastore. `principal`: the cluster; its certificates open no other's."""
+
+    key: Path
+    principal: str
+
+    @classmethod
+    def make(cls, key: Path, cluster_id: str) -> Authority:
+        """The authority of a cluster, its key made where there is none."""
+        make_key(key, f"ecloud-{cluster_id}")
+        return cls(key, f"ecloud-{cluster_id}")
+
+    def authorized_line(self) -> str:
+        """What the datastore's `authorized_keys` needs, once: certificates only, and nothing but their command."""
+        words = public_line(self.key).split()
+        return f'cert-authority,restrict,principals="{self.principal}" {words[0]} {words[1]} {self.principal}'
+
+    def sign(self, public: str, name: str, command: str, lives_s: float = LIVES_S, ahead_s: float = 0.0) -> str:
+        """A certificate (one line) for a worker's public key that runs `command` and nothing else.
+
+        `ahead_s`: how far the datastore's clock is ahead of this one (its gate tells its clock).
+        """
+        now = time.time() + ahead_s
+        valid = f"{_stamp(now - EARLIER_S)}:{_stamp(now + lives_s)}"
+        with tempfile.TemporaryDirectory(prefix="ecloud-sign-") as directory:
+            subject = Path(directory) / "key.pub"
+            subject.write_text(_checked(public) + "\n")
+            _run(
+                "ssh-keygen", "-q", "-s", str(self.key), "-I", f"{self.principal}-{name}", "-n", self.principal,
+                "-V", valid, "-z", str(time.time_ns() // 1000), "-O", "clear", "-O", f"force-command={command}",
+                str(subject),
+            )  # fmt: skip
+            return (Path(directory) / "key-cert.pub").read_text().strip()
+
+
+def _checked(public: str) -> str:
+    """One line with one key: what a worker sends goes into a file that ssh-keygen reads."""
+    words = public.split()
+    if len(words) < 2 or "\n" in public.strip() or words[0] not in ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa"):
+        raise ValueError("this is no public key that is signed")
+    fingerprint(words[1])
+    return f"{words[0]} {words[1]}"
+
+
+def _stamp(epoch_s: float) -> str:
+    # Local time, as ssh-keygen reads it; older ones know no suffix for UTC.
+    return time.strftime("%Y%m%d%H%M%S", time.localtime(epoch_s))
+
+
+# --- host keys --------------------------------------------------------------------------------------
+
+
+def read_host_key(host: str, port: int, timeout_s: float = 10.0) -> str:
+    """The key a host shows now (`type base64`), to be shown to a person and pinned. Raises `DatastoreAway`."""
+    words = ["ssh-keyscan", "-T", str(int(timeout_s)), "-p", str(port), "-t", "ed25519,ecdsa,rsa", "--", host]
+    try:
+        told = subprocess.run(
+            words, capture_output=True, check=False, timeout=4 * timeout_s, stdin=subprocess.DEVNULL, text=True
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DatastoreAway(f"the host key of {host}:{port} can't be read: {error}") from error
+    keys = [line.split()[1:3] for line in told.stdout.splitlines() if line and not line.startswith("#")]
+    for wanted in KEY_TYPES:
+        for key in keys:
+            if len(key) == 2 and key[0] == wanted:
+                return " ".join(key)
+    raise DatastoreAway(f"no SSH server tells its key at {host}:{port}: {told.stderr.strip() or 'nothing answers'}")
+
+
+def write_known_hosts(path: Path, alias: str, host_key: str) -> None:
+    """A known_hosts file of one key, for `StrictHostKeyChecking=yes`; replaced whole."""
+    fingerprint(host_key)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(f"{alias} {' '.join(host_key.split()[:2])}\n")
+    aside.replace(path)

@@ -1,0 +1,285 @@
+"""A datastore on another machine, reached over SSH through its gate (`datastore/gate.py`).
+
+All of `port.Publisher` for the boss, whose own key starts the gate; for a worker, whose certificate starts it with the
+worker's name, what publishes is answered with an error. One connection is kept and shared by all threads; it is
+made when first needed, and again after a cut. Nothing asks for a password, an agent or the user's own configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shlex
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from datastore import fetching, storing
+from datastore.connection import Lost
+from datastore.directory import parts_of
+from datastore.gate import AWAY
+from datastore.link import Link, Pipeline, ask
+from datastore.port import BadName, DatastoreAway, Entry, NotThere, Promotion
+
+ALIAS = "ecloud-datastore"
+"""The datastore's name in its known_hosts file, whatever its address."""
+CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes256-ctr,aes128-ctr"
+"""With the AES of the processor 40 % faster than the default for large files."""
+STALL_S = 60.0
+PATIENCE_S = 10.0
+CONNECT_S = 20
+ALIVE_S = 15
+NAMES_AT_ONCE = 20_000
+PROMOTED_AT_ONCE = 20_000
+"""Entries in one request: some MB of JSON."""
+_ADDRESS = re.compile(
+    r"(?P<user>[A-Za-z0-9_][\w.-]*)@(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<host>[A-Za-z0-9_][\w.-]*))"
+    r"(?::(?P<port>\d{1,5}))?:(?P<root>/[^\0\n]*)"
+)
+
+
+@dataclass(frozen=True)
+class SshAddress:
+    """`user@host[:port]:/root`; an IPv6 address stands in brackets."""
+
+    user: str
+    host: str
+    port: int
+    root: str
+
+    @classmethod
+    def parse(cls, text: str) -> SshAddress:
+        """Raises `ValueError` with a sentence."""
+        found = _ADDRESS.fullmatch(text)
+        port = int(found["port"] or 22) if found else 0
+        if not found or not 0 < port < 65536:
+            raise ValueError(f"{text!r} is no address of a datastore: user@host[:port]:/root")
+        root = found["root"].rstrip("/") or "/"
+        if ".." in root.split("/"):
+            raise ValueError(f"the root {root!r} of a datastore holds no ..")
+        return cls(found["user"], found["six"] or found["host"], port, root)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == 22 else f":{self.port}"
+        return f"{self.user}@{host}{port}:{self.root}"
+
+
+@dataclass(frozen=True)
+class Access:
+    """What opens a datastore. `gate`: the command that starts it (a certificate brings its own and needs none)."""
+
+    key: Path
+    known_hosts: Path
+    certificate: Path | None = None
+    gate: str = ""
+
+
+def gate_command(python: str, gate: str, root: str, name: str | None = None, until_s: float | None = None) -> str:
+    """The shell command that starts the gate: for the worker `name`, or for the boss. `until_s`: epoch seconds."""
+    words = ["exec", python, "-IS", gate, "--root", root]
+    if until_s is not None:
+        words += ["--until", str(int(until_s))]
+    return shlex.join([*words, "boss"] if name is None else [*words, "worker", name])
+
+
+def ssh_command(address: SshAddress, access: Access) -> list[str]:
+    """The OpenSSH client, told everything: no file of the user's or of the machine's changes what it does."""
+    options = {
+        "BatchMode": "yes", "IdentitiesOnly": "yes", "IdentityAgent": "none", "IdentityFile": _quoted(access.key),
+        "UserKnownHostsFile": _quoted(access.known_hosts), "GlobalKnownHostsFile": "none", "HostKeyAlias": ALIAS,
+        "StrictHostKeyChecking": "yes", "UpdateHostKeys": "no", "CheckHostIP": "no", "VerifyHostKeyDNS": "no",
+        "PreferredAuthentications": "publickey", "ClearAllForwardings": "yes", "ForwardAgent": "no",
+        "ControlMaster": "no", "ControlPath": "none", "PermitLocalCommand": "no", "EscapeChar": "none",
+        "ConnectTimeout": str(CONNECT_S), "ServerAliveInterval": str(ALIVE_S), "ServerAliveCountMax": "4",
+        "Ciphers": CIPHERS, "Compression": "no", "LogLevel": "ERROR",
+    }  # fmt: skip
+    if access.certificate is not None:
+        options["CertificateFile"] = _quoted(access.certificate)
+    words = ["ssh", "-F", "none", "-T"]
+    for name, value in options.items():
+        words += ["-o", f"{name}={value}"]
+    return [*words, "-p", str(address.port), "-l", address.user, "--", address.host, access.gate or "gate"]
+
+
+def _quoted(path: Path) -> str:
+    """A path as a value of ssh's options: spaces are kept, percent signs mean themselves."""
+    return '"' + str(path.absolute()).replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class SshDatastore:
+    """See `datastore.port`. `stall_s`: a connection on which nothing moves for so long is ended and made again;
+    `patience_s`: a call that makes no progress for so long raises `DatastoreAway`, with the reason.
+
+    `durable`: what is promoted is on the datastore's disk before it gets its final name.
+    """
+
+    def __init__(
+        self,
+        address: SshAddress,
+        access: Access | Callable[[], Access],
+        *,
+        stall_s: float = STALL_S,
+        patience_s: float = PATIENCE_S,
+        durable: bool = True,
+    ) -> None:
+        self.address = address
+        self.durable = durable
+        where = f"the datastore {address}"
+
+        def command() -> list[str]:
+            return ssh_command(address, access() if callable(access) else access)
+
+        self._link = Link(command, where, stall_s, patience_s)
+        self._client = secrets.token_hex(8)
+
+    def close(self) -> None:
+        """End the connection; a further call makes another."""
+        self._link.close()
+
+    def hello(self) -> dict[str, object]:
+        """What the gate said of itself: `gate` (version), `python`, `clock_s`, `role`, `name`.
+
+        Raises `DatastoreAway`.
+        """
+        try:
+            return dict(self._link.connected().hello)
+        except Lost as lost:
+            raise DatastoreAway(str(lost)) from lost
+
+    # --- reading ------------------------------------------------------------------------------------
+
+    def stat(self, names: list[str]) -> list[Entry | None]:
+        """See `port.Reader.stat`. A file's `sha256` is told where it is known without reading it."""
+        plain = [_plain(name) for name in names]
+        pipeline = Pipeline(self._link)
+        found: list[Entry | None] = []
+        for start in range(0, len(plain), NAMES_AT_ONCE):
+            asked = plain[start : start + NAMES_AT_ONCE]
+            pipeline.send({"do": "stat", "names": asked}, note=asked)
+        while pipeline:
+            frames, _, asked = pipeline.take()
+            for name, row in zip(asked, frames[0]["rows"]):
+                found.append(None if row is None else fetching.entry_of(name, row))
+        return found
+
+    def fetch(self, name: str, to: Path) -> int:
+        """See `port.Reader.fetch`."""
+        plain = _plain(name)
+        with _told_apart(to):
+            return fetching.fetch(self._link, plain, to)
+
+    def listing(self, name: str = "", recursive: bool = False) -> list[Entry]:
+        """See `port.Reader.listing`."""
+        plain = _plain(name) if name else ""
+        frames = ask(self._link, {"do": "list", "name": plain, "recursive": recursive}, plain)
+        entries = [fetching.entry_of(row[0], row[1:]) for frame in frames for row in frame["rows"]]
+        return sorted(entries, key=lambda entry: entry.path)
+
+    # --- staging ------------------------------------------------------------------------------------
+
+    def store(self, stage: str, local: Path, path: str) -> list[Entry]:
+        """See `port.Stager.store`."""
+        plain = _plain(path)
+        _plain(stage)
+        if not os.path.lexists(local):
+            raise NotThere(str(local))
+        with _told_apart(local):
+            return storing.store(self._link, self._client, stage, local, plain)
+
+    def drop_stage(self, stage: str) -> None:
+        """See `port.Stager.drop_stage`."""
+        _plain(stage)
+        ask(self._link, {"do": "drop_stage", "stage": stage}, stage)
+
+    # --- publishing ---------------------------------------------------------------------------------
+
+    def promote(self, promotions: list[Promotion]) -> list[str | None]:
+        """See `port.Publisher.promote`."""
+        pipeline = Pipeline(self._link)
+        told: list[str | None] = []
+        batch: list[object] = []
+        entries = 0
+
+        def flush() -> None:
+            if batch:
+                pipeline.send({"do": "promote", "sync": self.durable, "promotions": batch.copy()})
+                batch.clear()
+
+        for promotion in promotions:
+            rows = _rows(promotion)
+            if entries + len(rows) > PROMOTED_AT_ONCE:
+                flush()
+                entries = 0
+            batch.append([promotion.stage, rows])
+            entries += len(rows) + 1
+        flush()
+        while pipeline:
+            told += pipeline.take()[0][0]["told"]
+        return told
+
+    def stages(self) -> list[str]:
+        """See `port.Publisher.stages`."""
+        return list(ask(self._link, {"do": "stages"})[0]["stages"])
+
+    def put(self, local: Path, path: str) -> list[Entry]:
+        """See `port.Publisher.put`. One that was cut off goes on where it was when it is put again from here."""
+        where = f"{socket.gethostname()}\0{local.absolute()}\0{path}"
+        stage = f"put/{hashlib.sha256(os.fsencode(where)).hexdigest()[:24]}"
+        entries = self.store(stage, local, path)
+        problem = self.promote([Promotion(stage, tuple(entries))])[0]
+        if problem is not None:
+            raise DatastoreAway(problem)
+        return entries
+
+    def free_mb(self) -> float:
+        """See `port.Publisher.free_mb`."""
+        return float(ask(self._link, {"do": "free"})[0]["free"]) / 1e6
+
+
+def _plain(name: str) -> str:
+    """A name normalised. Raises `BadName`."""
+    parts = parts_of(name)
+    if parts[0] == ".ecloud":
+        raise BadName(f"{name!r} is the datastore's own")
+    return "/".join(parts)
+
+
+def _rows(promotion: Promotion) -> list[list[object]]:
+    """Entries for the gate. Of a very large directory only what moves: its files were verified as they arrived."""
+    rows: list[list[object]] = []
+    top = ""
+    for entry in promotion.entries:
+        inside = bool(top) and entry.path.startswith(top + "/")
+        if inside and len(promotion.entries) > PROMOTED_AT_ONCE:
+            continue
+        if entry.kind == "directory" and not inside:
+            top = entry.path
+        rows.append([entry.path, entry.kind, entry.size, entry.sha256 if entry.kind == "file" else ""])
+    return rows
+
+
+@contextmanager
+def _told_apart(local: Path) -> Iterator[None]:
+    """What is wrong on this side is waited for as well, under its own name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in AWAY and error.filename is not None:
+            raise DatastoreAway(f"{error.filename} can't be used on this machine: {error.strerror}") from error
+        if error.errno in AWAY:
+            raise DatastoreAway(f"{local} can't be copied: {error.strerror}") from error
+        raise
+
+
+def is_ssh_there() -> bool:
+    """Whether this machine has the OpenSSH client."""
+    try:
+        return subprocess.run(["ssh", "-V"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False

@@ -1,0 +1,147 @@
+"""Files and directories from this machine into a stage behind a gate: hashed once, while they are read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datastore.gate import PIECE
+from datastore.link import Again, Link, Pipeline
+from datastore.port import Entry
+
+SMALL = 1 << 18
+"""Larger files travel by themselves, in pieces."""
+BATCH_BYTES = 1 << 20
+BATCH_ITEMS = 200
+ASKED_FROM = 8 << 20
+"""Of a file so large it is asked how much of it arrived before."""
+TIMES = 3
+"""How often to begin again where a file changes while it is read."""
+_ZEROS = bytes(PIECE)
+
+
+def store(link: Link, client: str, stage: str, local: Path, path: str) -> list[Entry]:
+    """Put `local` below the stage under its future name; what was staged, parents first."""
+    for _ in range(TIMES):
+        try:
+            return _Store(link, client, stage, local, path).run()
+        except Again as again:
+            told = str(again)
+    raise OSError(errno.EAGAIN, f"{local} can't be stored: {told}")
+
+
+def _walk(local: Path, name: str) -> Iterator[tuple[Path, str, os.stat_result]]:
+    info = local.lstat()
+    yield local, name, info
+    if stat.S_ISDIR(info.st_mode):
+        for item in sorted(os.listdir(local)):
+            yield from _walk(local / item, f"{name}/{item}")
+
+
+class _Store:
+    """One local file or directory into one stage."""
+
+    def __init__(self, link: Link, client: str, stage: str, local: Path, path: str) -> None:
+        self._pipeline = Pipeline(link)
+        self._client = client
+        self._stage = stage
+        self._local = local
+        self._path = path
+        self._items: list[Any] = []
+        self._body = bytearray()
+        self._entries: list[Entry] = []
+
+    def run(self) -> list[Entry]:
+        """What was staged. Raises `Again`."""
+        directories: list[list[Any]] = []
+        for local, name, info in _walk(self._local, self._path):
+            if stat.S_ISLNK(info.st_mode):
+                target = os.readlink(local)
+                self._add(["link", name, target])
+                self._entries.append(Entry(name, "link", 0, 0o777, info.st_mtime, target))
+            elif stat.S_ISDIR(info.st_mode):
+                if name == self._path:
+                    self._add(["clear", name])
+                self._add(["directory", name])
+                directories.append(["seal", name, stat.S_IMODE(info.st_mode), info.st_mtime_ns])
+                self._entries.append(Entry(name, "directory", 0, stat.S_IMODE(info.st_mode), info.st_mtime))
+            elif stat.S_ISREG(info.st_mode):
+                sha256 = self._small(local, name, info) if info.st_size <= SMALL else self._large(local, name, info)
+                mode = stat.S_IMODE(info.st_mode)
+                self._entries.append(Entry(name, "file", info.st_size, mode, info.st_mtime, sha256))
+            else:
+                raise OSError(errno.EINVAL, f"{local} is neither file, directory nor link")
+        for item in reversed(directories):
+            self._add(item)
+        self._flush()
+        self._drain()
+        return self._entries
+
+    def _add(self, item: list[Any], data: bytes = b"") -> None:
+        if len(self._body) + len(data) > BATCH_BYTES or len(self._items) >= BATCH_ITEMS:
+            self._flush()
+        self._items.append(item)
+        self._body += data
+
+    def _flush(self) -> None:
+        if self._items:
+            self._send(self._items, self._body)
+            self._items, self._body = [], bytearray()
+
+    def _send(self, items: list[Any], body: bytes | bytearray) -> None:
+        while self._pipeline.is_full:
+            self._pipeline.take()
+        request = {"do": "put", "client": self._client, "stage": self._stage, "items": items}
+        self._pipeline.send(request, memoryview(body), name=self._path)
+
+    def _drain(self) -> None:
+        while self._pipeline:
+            self._pipeline.take()
+
+    def _small(self, local: Path, name: str, info: os.stat_result) -> str:
+        with local.open("rb", buffering=0) as file:
+            data = file.read(info.st_size + 1)
+        if len(data) != info.st_size:
+            raise Again(f"{local} changed while it was read")
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._add(_piece(name, info, 0, len(data), sha256), data)
+        return sha256
+
+    def _large(self, local: Path, name: str, info: os.stat_result) -> str:
+        self._flush()
+        at = self._arrived(name, info) if info.st_size >= ASKED_FROM else 0
+        digest = hashlib.sha256()
+        with local.open("rb", buffering=0) as file:
+            done = 0
+            while done < info.st_size:
+                data = file.read(PIECE)
+                digest.update(data)
+                if not data or done + len(data) > info.st_size:
+                    raise Again(f"{local} changed while it was read")
+                if done >= at:
+                    sha256 = digest.hexdigest() if done + len(data) == info.st_size else ""
+                    if len(data) == PIECE and data == _ZEROS:
+                        self._send([_piece(name, info, done, -PIECE, sha256)], b"")
+                    else:
+                        self._send([_piece(name, info, done, len(data), sha256)], data)
+                done += len(data)
+        if local.lstat().st_mtime_ns != info.st_mtime_ns:
+            raise Again(f"{local} changed while it was read")
+        return digest.hexdigest()
+
+    def _arrived(self, name: str, info: os.stat_result) -> int:
+        """Bytes that an earlier try brought there: whole pieces, and never all, as the last one ends the file."""
+        self._drain()
+        request = {"do": "part", "client": self._client, "stage": self._stage, "path": name}
+        self._pipeline.send({**request, "size": info.st_size, "mtime_ns": info.st_mtime_ns}, name=name)
+        have = int(self._pipeline.take()[0][0]["have"])
+        return min(have, info.st_size - 1) // PIECE * PIECE
+
+
+def _piece(name: str, info: os.stat_result, at: int, count: int, sha256: str) -> list[Any]:
+    return ["piece", name, info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns, at, count, sha256]

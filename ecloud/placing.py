@@ -1,0 +1,95 @@
+"""`admin.py set_datastore`: where files are kept from now on. Over SSH it pins the host key and puts the gate there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from datastore import installing
+from datastore.keys import KeyToolFailed, fingerprint, public_line, read_host_key
+from datastore.port import DatastoreAway
+from datastore.ssh import SshAddress
+from ecloud import asking, doors, queries
+from ecloud.datastores import authority, boss_key, directory_of, is_ssh, open_publisher
+from ecloud.doors import Fault
+from ecloud.settings import Settings, load_settings
+
+INSTALL_S = 60
+
+
+def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
+    """Set up what is at `address` and tell the boss. `new_host_key`: a key other than the pinned one is believed.
+
+    Raises `Fault`, `DatastoreAway`, `RequestRefused`.
+    """
+    settings = load_settings()
+    if settings.datastore:
+        raise Fault(f"DATASTORE = {settings.datastore!r} in the settings goes before: take it out first")
+    if not is_ssh(address):
+        address = f"dir:{directory_of(address).absolute()}"
+        open_publisher(settings.home_directory, address)
+        return asking.ask("set_datastore", as_json, address=address)
+    try:
+        parsed = SshAddress.parse(address)
+    except ValueError as error:
+        raise Fault(str(error)) from None
+    context = queries.context(doors.database(settings))
+    try:
+        return _set_up(settings, parsed, context, new_host_key, as_json)
+    except KeyToolFailed as error:
+        raise Fault(str(error), doors.PART_AWAY) from None
+
+
+def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], new_host_key: bool, as_json: bool) -> int:
+    home = settings.home_directory
+    key = boss_key(home)
+    host_key = read_host_key(address.host, address.port)
+    pinned = context.get("datastore_host_key", "")
+    if context.get("datastore_address") == str(address) and pinned not in ("", host_key) and not new_host_key:
+        shown, known = fingerprint(host_key), fingerprint(pinned)
+        raise Fault(
+            [
+                f"REFUSED: {address.host} shows the host key {shown}, but {known} was pinned",
+                "somebody may be in between, or it was installed anew; if you know why: --new_host_key",
+            ],
+            doors.PART_AWAY,
+        )
+    print(f"{address.host} shows the host key {fingerprint(host_key)}, which is pinned", file=sys.stderr)
+    line = authority(home, context["cluster_id"]).authorized_line()
+    try:
+        installed = installing.install(address, key, host_key, line)
+    except DatastoreAway as error:
+        if "authorise" not in str(error) or not _authorise(address, public_line(key)):
+            raise Fault([str(error), *_how_to(address, public_line(key), error)], doors.PART_AWAY) from None
+        installed = installing.install(address, key, host_key, line)
+    if not installed.python:
+        raise Fault(f"{address.host} has no python3 of 3.6 or newer, which the gate needs: install it", doors.PART_AWAY)
+    if not installed.is_authorised:
+        raise Fault(
+            [f"add this line to ~/.ssh/authorized_keys of {address.user}@{address.host}:", line], doors.PART_AWAY
+        )
+    return asking.ask(
+        "set_datastore",
+        as_json,
+        address=str(address),
+        host_key=host_key,
+        python=installed.python,
+        gate=installed.gate,
+    )
+
+
+def _how_to(address: SshAddress, line: str, error: DatastoreAway) -> list[str]:
+    if "authorise" not in str(error):
+        return []
+    return [f"the line for ~/.ssh/authorized_keys of {address.user}@{address.host}:", line]
+
+
+def _authorise(address: SshAddress, line: str) -> bool:
+    """Add the boss's key by the user's own ssh, where that gets in without a question; whether it did."""
+    script = "umask 077; mkdir -p .ssh && cat >> .ssh/authorized_keys"
+    command = ["ssh", "-o", "BatchMode=yes", "-p", str(address.port), "-l", address.user, "--", address.host, script]
+    try:
+        done = subprocess.run(command, input=line.encode() + b"\n", capture_output=True, timeout=INSTALL_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

@@ -1,0 +1,225 @@
+"""What every cloud promises (boss/cloud/provider.py): processes of this machine, and an OpenNebula."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from opennebula_double import OpenNebula
+from services import HOST, free_port, wait_until
+
+from boss.cloud.local import LocalCloud
+from boss.cloud.opennebula import Connection, OpenNebulaCloud
+from boss.cloud.opennebula_transport import Endpoint
+from boss.cloud.provider import Gone, Provider, Room, TryLater, VmFound, VmOrder, VmState
+from ecloud.home import Home
+from ecloud.secrets import AccessFile
+
+SIZE = {"cpus": 1.0, "memory_mb": 100.0, "gpus": 0.0}
+
+
+class LocalKind:
+    """Processes of this machine."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._port = free_port()
+
+    def provider(self, cluster_id: str) -> Provider:
+        """A boss's cloud, new at each of its starts."""
+        home = Home(self._directory / cluster_id).make()
+        return LocalCloud(home, lambda name: access(cluster_id, name, self._port), tied=False, boss_gone_exit_s=120)
+
+    def agents(self, cloud_id: str) -> list[int]:
+        """Processes of workers in that VM."""
+        pid = int(cloud_id.partition(":")[0])
+        return [pid] if Path(f"/proc/{pid}/cmdline").exists() else []
+
+    def end(self) -> None:
+        """End all that a test has left."""
+        for cluster_id in ("one", "two"):
+            if (self._directory / cluster_id).exists():
+                self.provider(cluster_id).end_all(20)
+
+
+class OpenNebulaKind:
+    """VMs of the double."""
+
+    def __init__(self, directory: Path) -> None:
+        self.double = OpenNebula(directory / "cloud").start()
+        self.double.add_worker_template()
+        self._port = free_port()
+
+    def provider(self, cluster_id: str) -> Provider:
+        """A boss's cloud, new at each of its starts."""
+        connection = Connection(Endpoint(self.double.url, "alice", "PASSWORD"))
+        return OpenNebulaCloud(
+            connection, cluster_id, "worker", lambda name: access(cluster_id, name, self._port), boss_gone_exit_s=120
+        )
+
+    def agents(self, cloud_id: str) -> list[int]:
+        """Processes of workers in that VM."""
+        guest = self.double.vms[int(cloud_id)].guest
+        return list(guest.agents()) if guest is not None else []
+
+    def end(self) -> None:
+        """End all that a test has left."""
+        self.double.end()
+
+
+Kind = LocalKind | OpenNebulaKind
+
+
+def access(cluster_id: str, key_name: str, port: int) -> AccessFile:
+    """For a broker that is not there: the agent waits for it."""
+    return AccessFile(cluster_id, HOST, port, key_name, "00" * 32)
+
+
+@pytest.fixture(params=[LocalKind, OpenNebulaKind], ids=["local", "opennebula"])
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
+    made = request.param(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def cloud(kind: Kind) -> Provider:
+    return kind.provider("one")
+
+
+def order(vm_no: int) -> VmOrder:
+    return VmOrder(vm_no, "pool", SIZE, f"1-{vm_no}", ("fast",))
+
+
+def listed(cloud: Provider) -> dict[int, str]:
+    return {vm.vm_no: vm.cloud_id for vm in cloud.list()}
+
+
+def end(cloud: Provider, cloud_id: str) -> None:
+    """As the boss does: asked again until the list confirms it."""
+
+    def gone() -> bool:
+        try:
+            cloud.end(cloud_id)
+        except TryLater:
+            return False
+        return cloud_id not in listed(cloud).values()
+
+    wait_until(gone, what="the VM ends")
+
+
+# --- start and list -------------------------------------------------------------------------------
+
+
+def test_an_empty_cloud_lists_nothing(cloud: Provider) -> None:
+    assert list(cloud.list()) == []
+    assert list(cloud.strangers()) == []
+
+
+def test_what_was_started_is_listed_by_its_intent_from_then_on(cloud: Provider) -> None:
+    ids = {vm_no: cloud.start(order(vm_no)) for vm_no in (3, 7)}
+    assert listed(cloud) == ids
+    assert len(set(ids.values())) == 2
+
+
+def test_a_vm_becomes_a_worker(cloud: Provider, kind: Kind) -> None:
+    cloud_id = cloud.start(order(1))
+    (pid,) = wait_until(lambda: kind.agents(cloud_id), what="an agent in the VM")
+
+    def command() -> str:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+    wait_until(lambda: "-m worker" in command())
+    words = command()
+    for words_wanted in ("--vm_no 1 ", "--boot_nonce 1-1 ", "--cpus 1 ", "--memory_mb 100 ", "--label fast "):
+        assert words_wanted in words + " "
+
+
+def test_the_list_tells_state_address_and_since_when(cloud: Provider) -> None:
+    before = time.time()
+    cloud_id = cloud.start(order(1))
+
+    def running() -> VmFound | None:
+        return next((vm for vm in cloud.list() if vm.state is VmState.RUNNING), None)
+
+    vm = wait_until(running, what="the VM runs")
+    assert (vm.vm_no, vm.cloud_id) == (1, cloud_id)
+    assert vm.address.startswith("127.")
+    assert before - 5 <= vm.since <= time.time() + 5
+    assert vm.cloud_state
+
+
+def test_a_boss_that_starts_again_finds_them_all(cloud: Provider, kind: Kind) -> None:
+    ids = {vm_no: cloud.start(order(vm_no)) for vm_no in (1, 2)}
+    again = kind.provider("one")
+    assert listed(again) == ids
+    end(again, ids[1])
+    assert listed(cloud) == {2: ids[2]}
+
+
+def test_another_cluster_s_vms_are_its_own(cloud: Provider, kind: Kind) -> None:
+    other = kind.provider("two")
+    theirs = other.start(order(1))
+    assert listed(cloud) == {}
+    ours = cloud.start(order(1))
+    end(cloud, ours)
+    assert listed(other) == {1: theirs}
+
+
+# --- end ------------------------------------------------------------------------------------------
+
+
+def test_an_ended_vm_leaves_the_list_and_so_does_its_agent(cloud: Provider, kind: Kind) -> None:
+    cloud_id = cloud.start(order(1))
+    wait_until(lambda: kind.agents(cloud_id), what="an agent in the VM")
+    end(cloud, cloud_id)
+    assert kind.agents(cloud_id) == []
+
+
+def test_a_vm_may_be_ended_before_it_is_up(cloud: Provider) -> None:
+    end(cloud, cloud.start(order(1)))
+    assert listed(cloud) == {}
+
+
+def test_ending_what_is_gone_is_no_error(cloud: Provider) -> None:
+    cloud_id = cloud.start(order(1))
+    end(cloud, cloud_id)
+    cloud.end(cloud_id)
+    for unknown in ("99999", "1:2", ""):
+        cloud.end(unknown)
+
+
+def test_a_vm_whose_agent_dies_is_no_secret(cloud: Provider, kind: Kind) -> None:
+    cloud_id = cloud.start(order(1))
+    (pid,) = wait_until(lambda: kind.agents(cloud_id), what="an agent in the VM")
+    os.kill(pid, signal.SIGKILL)
+    end(cloud, cloud_id)
+    assert listed(cloud) == {}
+
+
+def test_all_are_ended_together(cloud: Provider) -> None:
+    for vm_no in range(1, 5):
+        cloud.start(order(vm_no))
+    assert list(cloud.end_all(30)) == []
+    assert listed(cloud) == {}
+
+
+# --- room -----------------------------------------------------------------------------------------
+
+
+def test_room_is_a_number_or_unknown(cloud: Provider) -> None:
+    room = cloud.room()
+    assert isinstance(room, Room)
+    assert room.vms is None or room.vms > 0
+
+
+def test_a_stranger_is_left_alone(cloud: Provider, kind: Kind) -> None:
+    theirs = kind.provider("two").start(order(1))
+    with contextlib.suppress(Gone):
+        cloud.end(theirs)
+    assert theirs in listed(kind.provider("two")).values()

@@ -1,0 +1,172 @@
+"""Guests of the OpenNebula double: real processes in a root directory of their own. A guest boots as one-context boots
+it: the context is written as `one_env`, unescaped, and sourced; sshd starts, where the guest has one; START_SCRIPT runs
+as a program of its own."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+END_S = 20.0
+
+
+class Guest:
+    """One booted VM. `image`: "ecloud" has the code in /opt/ecloud, "bare" has not. `ssh_port`: of an sshd of its own
+    at its address, with a host key of its own, that lets in whom SSH_PUBLIC_KEY names; 0 for none."""
+
+    def __init__(self, directory: Path, address: str, image: str, ssh_port: int = 0) -> None:
+        self.root = directory
+        self.address = address
+        self.ssh_port = ssh_port
+        self._script: subprocess.Popen[bytes] | None = None
+        for part in ("opt", "sbin", "run/one-context", "var/lib", "tmp", "root"):
+            (directory / part).mkdir(parents=True, exist_ok=True)
+        if image == "ecloud" and not (directory / "opt/ecloud").exists():
+            (directory / "opt/ecloud").symlink_to(ROOT)
+        poweroff = directory / "sbin/poweroff"
+        poweroff.write_text('#!/bin/sh\ntouch "$ECLOUD_ROOT/powered_off"\n')
+        poweroff.chmod(0o755)
+
+    def boot(self, context: Mapping[str, str]) -> None:
+        """Run START_SCRIPT with this context; also what a guest does when a NIC is attached later."""
+        place = self.root / "run/one-context"
+        # As the real one does it: nothing is escaped, so a quote in a value would be executed.
+        lines = "".join(f'export {name}="{value}"\n' for name, value in context.items())
+        (place / "one_env").write_text(lines)
+        if self.ssh_port:
+            self._start_sshd(context.get("SSH_PUBLIC_KEY", ""))
+        text = context.get("START_SCRIPT") or base64.b64decode(context.get("START_SCRIPT_BASE64", "")).decode()
+        if not text:
+            return
+        script = place / "start_script"
+        script.unlink(missing_ok=True)
+        script.write_text(text)
+        script.chmod(0o700)
+        by = "" if text.startswith("#!") else "bash "
+        with (self.root / "journal").open("ab") as journal:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", f". {place}/one_env; exec {by}{script}"],
+                cwd=place,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=journal,
+                stderr=journal,
+                start_new_session=True,
+            )
+        self._script = process
+        threading.Thread(target=process.wait, daemon=True).start()
+
+    def run(self, script: str, **variables: str) -> None:
+        """Run a script as somebody would who came in by SSH."""
+        environment = {**self._environment, **variables}
+        subprocess.run(["/bin/sh"], input=script.encode(), env=environment, cwd=self.root, check=True, timeout=60)
+
+    def _start_sshd(self, keys: str) -> None:
+        place = self.root / "etc/ssh"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "authorized_keys").write_text(f"{keys}\n")
+        if (place / "sshd_config").exists():
+            return
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / "host_key")], check=True)
+        lines = [
+            f"ListenAddress {self.address}",
+            f"Port {self.ssh_port}",
+            f"HostKey {place}/host_key",
+            f"AuthorizedKeysFile {place}/authorized_keys",
+            f"SetEnv ECLOUD_ROOT={self.root}",
+            "PidFile none",
+            "StrictModes no",
+            "UsePAM no",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "PermitRootLogin prohibit-password",
+            "Subsystem sftp internal-sftp",
+            "MaxStartups 300",
+        ]
+        (place / "sshd_config").write_text("\n".join(lines) + "\n")
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)
+        program = shutil.which("sshd") or "/usr/sbin/sshd"
+        with (self.root / "sshd.log").open("ab") as log:
+            process = subprocess.Popen(
+                [program, "-D", "-e", "-f", str(place / "sshd_config")],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        threading.Thread(target=process.wait, daemon=True).start()
+
+    @property
+    def host_key(self) -> str:
+        """Its public host key, as a line of known_hosts has it."""
+        return " ".join((self.root / "etc/ssh/host_key.pub").read_text().split()[:2])
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        path = f"{self.root}/sbin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+        return {"PATH": path, "LANG": "C", "ECLOUD_ROOT": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    @property
+    def start_log(self) -> str:
+        """What our start script said."""
+        path = self.root / "var/lib/ecloud/start.log"
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def journal(self) -> str:
+        """What the guest's own log holds."""
+        path = self.root / "journal"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def has_powered_off(self) -> bool:
+        """Whether somebody in it called `poweroff`."""
+        return (self.root / "powered_off").exists()
+
+    @property
+    def start_script_is_over(self) -> bool:
+        """Whether START_SCRIPT has run to its end."""
+        return self._script is not None and self._script.poll() is not None
+
+    def processes(self) -> dict[int, str]:
+        """Every process that works in this guest: number and command line."""
+        found = {}
+        mark, place = f"ECLOUD_ROOT={self.root}\0".encode(), str(self.root) + "/"
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                ours = mark in (entry / "environ").read_bytes() + b"\0" or place in command
+                if command and (ours or os.readlink(entry / "cwd").startswith(place)):
+                    found[int(entry.name)] = command
+            except OSError:
+                continue
+        return found
+
+    def agents(self) -> dict[int, str]:
+        """The worker processes in it."""
+        return {pid: command for pid, command in self.processes().items() if " -m worker " in f"{command} "}
+
+    def end(self, number: int = signal.SIGKILL) -> None:
+        """Power cut, or, with TERM, what a shutdown does; returns when no process is left."""
+        deadline = time.monotonic() + END_S
+        while left := self.processes():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if time.monotonic() > deadline:
+                raise AssertionError(f"processes of a guest can't be ended: {left}")
+            time.sleep(0.02)
+            number = signal.SIGKILL

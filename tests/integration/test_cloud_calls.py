@@ -1,0 +1,110 @@
+"""Calls to a cloud that take their time, made side by side: what comes of them is true together, not only each for
+itself."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from opennebula_double import OpenNebula
+from services import HOST, wait_until
+
+from boss.calls import Calls
+from boss.cloud.opennebula import Connection, OpenNebulaCloud
+from boss.cloud.opennebula_transport import Endpoint
+from boss.core.effects import EndVm, ListVms, StartVm
+from boss.core.events import Event, VmRefused, VmsListed, VmStarted
+from boss.storage import Storage
+from ecloud.home import Home
+from ecloud.secrets import AccessFile
+
+DEADLINE_S = 30.0
+
+
+class Desk:
+    """The boss's calls, with the inbox that it would read."""
+
+    def __init__(self, directory: Path) -> None:
+        self.double = OpenNebula(directory / "cloud").start()
+        self.double.add_worker_template()
+        self.double.faults.unplugged = True
+        cloud = OpenNebulaCloud(
+            Connection(Endpoint(self.double.url, "alice", "PASSWORD")),
+            "c0ffee",
+            "worker",
+            lambda name: AccessFile("c0ffee", HOST, 1883, name, "00" * 32),
+            60.0,
+        )
+        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        storage = Storage(Home(directory), "c0ffee")
+        storage.use(f"dir:{directory}/datastore")
+        self.calls = Calls(storage, {"big": cloud}, {"big": ("fast",)}, self._inbox.put)
+
+    def start(self, vm_no: int) -> None:
+        self.calls.make(StartVm(vm_no, "big", {"cpus": 1.0}, f"1-{vm_no}"))
+
+    def next(self) -> Event:
+        """What comes into the inbox next."""
+        return self._inbox.get(timeout=DEADLINE_S)
+
+    def end(self) -> None:
+        self.double.let_go.set()
+        self.calls.close()
+        self.double.end()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(tmp_path)
+    yield made
+    made.end()
+
+
+def test_a_vm_that_is_younger_than_a_slow_list_is_not_taken_for_gone(desk: Desk) -> None:
+    desk.double.faults.next_calls.append(("vmpool.info", "late"))
+    desk.calls.make(ListVms("big"))
+    wait_until(lambda: desk.double.calls["vmpool.info"] == 1, what="the list is made, and on its way")
+    desk.start(1)
+    started = desk.next()
+    assert started == VmStarted(1, "0")
+    desk.double.let_go.set()
+    assert desk.next() == VmsListed("big", frozenset({"0"}), {1: "0"})
+    desk.double.vanish(desk.double.vms[0])
+    desk.calls.make(ListVms("big"))
+    assert desk.next() == VmsListed("big", frozenset(), {})
+
+
+def test_a_start_whose_answer_was_lost_is_no_refusal(desk: Desk) -> None:
+    desk.double.faults.next_calls.append(("template.instantiate", "lost"))
+    desk.start(1)
+    wait_until(lambda: desk.double.vms, what="the VM is made")
+    desk.calls.make(ListVms("big"))
+    assert desk.next() == VmsListed("big", frozenset({"0"}), {1: "0"})
+
+
+def test_a_refusal_says_when_the_pool_may_be_asked_again(desk: Desk) -> None:
+    desk.double.alice.quota["VMS"] = "0"
+    desk.start(1)
+    quota = desk.next()
+    assert isinstance(quota, VmRefused)
+    desk.double.templates.clear()
+    desk.double.alice.quota.clear()
+    desk.start(2)
+    lost = desk.next()
+    assert isinstance(lost, VmRefused)
+    assert (quota.vm_no, lost.vm_no) == (1, 2)
+    assert quota.retry_s < lost.retry_s
+
+
+def test_an_end_that_is_refused_says_nothing_to_the_boss(desk: Desk) -> None:
+    """It asks again by itself, until a list confirms it."""
+    desk.double.faults.never_boots = True
+    desk.start(1)
+    desk.next()
+    wait_until(lambda: desk.double.vms[0].lcm == 2, what="the VM boots")
+    desk.calls.make(EndVm(1, "big", "0"))
+    wait_until(lambda: desk.double.calls["vm.action"] == 1)
+    desk.calls.make(ListVms("big"))
+    assert desk.next() == VmsListed("big", frozenset({"0"}), {1: "0"})

@@ -1,0 +1,787 @@
+"""An OpenNebula for tests: its XML-RPC interface, states and refusals as they were recorded from a real one, and faults
+by option. Its VMs are real: processes of `guests.Guest`, each with a loopback address of its own.
+
+`OpenNebula(directory).start()`, then `.url`; `.faults` says what is to go wrong; `.end()` ends every guest.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import ssl
+import threading
+import time
+import xmlrpc.client
+from collections import Counter
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from guests import Guest
+from opennebula_xml import (
+    VM_ATTRIBUTES,
+    Attributes,
+    SyntaxWrong,
+    attributes_of,
+    failure,
+    fault,
+    fill,
+    parse_template,
+    pool,
+    recorded,
+    set_attributes,
+    success,
+    text_of,
+)
+
+AUTHENTICATION, AUTHORIZATION, NO_EXISTS = 0x100, 0x200, 0x400
+ACTION, API, INTERNAL, ALLOCATE = 0x800, 0x1000, 0x2000, 0x4000
+PENDING, HOLD, ACTIVE, DONE, POWEROFF = 1, 2, 3, 6, 8
+PROLOG, BOOT, RUNNING, EPILOG, SHUTDOWN, UNKNOWN = 1, 2, 3, 11, 12, 16
+BOOT_FAILURE, PROLOG_FAILURE = 36, 39
+TICK_S = 0.02
+LCM_NAMES = {PROLOG: "PROLOG", BOOT: "BOOT", EPILOG: "EPILOG", SHUTDOWN: "SHUTDOWN", RUNNING: "RUNNING"}
+CONTEXT_OF_NIC = (
+    *("DNS", "EXTERNAL", "GATEWAY", "IP", "IP6", "IP6_GATEWAY", "IP6_METHOD", "IP6_METRIC", "IP6_PREFIX_LENGTH"),
+    *("IP6_ULA", "MAC", "MASK", "METHOD", "METRIC", "MTU", "NETWORK", "ROUTES", "SEARCH_DOMAIN", "VLAN_ID"),
+    *("VROUTER_IP", "VROUTER_IP6", "VROUTER_MANAGEMENT"),
+)
+
+
+class No(Exception):
+    """The cloud's no: text and code; `number`: the object that it is about."""
+
+    def __init__(self, text: str, code: int, number: int = -1) -> None:
+        super().__init__(text)
+        self.text, self.code, self.number = text, code, number
+
+
+@dataclass
+class User:
+    id: int
+    name: str
+    password: str
+    group: str = "users"
+    enabled: bool = True
+    tokens: dict[str, float] = field(default_factory=dict)
+    """Each with the time of the monotonic clock at which it ends."""
+    quota: Attributes = field(default_factory=dict)
+
+
+@dataclass
+class Network:
+    id: int
+    name: str
+    owner: User
+    first: str
+    size: int
+    leases: dict[str, int] = field(default_factory=dict)
+    """Address to VM."""
+
+
+@dataclass
+class Template:
+    id: int
+    name: str
+    owner: User
+    attributes: Attributes
+
+
+@dataclass
+class Vm:
+    id: int
+    name: str
+    owner: User
+    template_id: int
+    template: Attributes
+    user_template: Attributes
+    state: int = PENDING
+    lcm: int = 0
+    since: float = 0.0
+    """When it came into its state."""
+    made_at: int = 0
+    ended_at: int = 0
+    deployed: bool = False
+    guest: Guest | None = None
+
+    @property
+    def where(self) -> tuple[int, int]:
+        return self.state, self.lcm
+
+
+@dataclass
+class Faults:
+    """What is to go wrong, and how. Times in seconds."""
+
+    slow_s: float = 0.0
+    """Before each answer."""
+    trickle_s: float = 0.0
+    """Between the pieces of each answer, which never becomes whole in good time."""
+    every_third: str = ""
+    """A kind, below, for each third call: a cloud that flaps."""
+    next_calls: list[tuple[str, str]] = field(default_factory=list)
+    """(method, kind) once each. Kinds: `reset` before the call is made; `lost`: made, and the connection broken off;
+    `hang`: made and never answered; `late`: made, and answered when the double's `let_go` is set; `500`; `502 made`;
+    `404`; `garbage`; `torn`: half of the answer; `cut`, `stalled`: the connection breaks off, or rests for ever, in the
+    middle of one; `wrong object`."""
+    terminate_lies: bool = False
+    """OK, and nothing happens."""
+    shutdown_fails: bool = False
+    """Goes back to RUNNING without a word."""
+    never_boots: bool = False
+    stays_in_prolog: bool = False
+    boot_fails: bool = False
+    prolog_fails: bool = False
+    nothing_fits: bool = False
+    """PENDING for ever, with a reason."""
+    unplugged: bool = False
+    """VMs run, but no guest starts: an image without context."""
+    only_admin_sees_hosts: bool = True
+
+
+class OpenNebula:
+    """The double. Times in seconds: how long a VM is in each state."""
+
+    def __init__(self, directory: Path, tls: tuple[Path, Path] | None = None, **times: float) -> None:
+        self.directory = directory
+        self.faults = Faults()
+        self.times = {"pending_s": 0.05, "prolog_s": 0.05, "boot_s": 0.1, "shutdown_s": 0.1, "epilog_s": 0.05, **times}
+        self.admin = User(0, "oneadmin", "PASSWORD", "oneadmin")
+        self.alice = User(2, "alice", "PASSWORD")
+        self.users = {user.name: user for user in (self.admin, self.alice)}
+        self.networks: dict[int, Network] = {}
+        self.templates: dict[int, Template] = {}
+        self.vms: dict[int, Vm] = {}
+        self.hosts_cpu = 1000.0
+        self.no_tokens = False
+        self.ssh_port = 0
+        """Of every guest's own sshd; 0 for none."""
+        self.next_vm = 0
+        self.calls: Counter[str] = Counter()
+        self.sessions: list[str] = []
+        """Whom each call was made by, in order."""
+        self.lock = threading.RLock()
+        self.let_go = threading.Event()
+        self._released = threading.Event()
+        self._server = _make_server(self, tls)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_address[1]}/RPC2"
+        self._threads = [
+            threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True),
+            threading.Thread(target=self._live, daemon=True),
+        ]
+
+    # --- for tests ------------------------------------------------------------------------------------
+
+    def start(self) -> OpenNebula:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def stop_answering(self) -> None:
+        """The cloud's front end is gone; its VMs go on."""
+        if self._threads[0].is_alive():
+            self._server.shutdown()
+        self._server.server_close()
+
+    def end(self) -> None:
+        """End the cloud and every guest."""
+        self._released.set()
+        self.stop_answering()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(10)
+        for vm in self.vms.values():
+            if vm.guest is not None:
+                vm.guest.end()
+
+    def add_network(self, name: str = "net", first: str = "127.77.0.10", size: int = 250) -> int:
+        """A network whose addresses are loopback addresses of this machine."""
+        number = len(self.networks)
+        self.networks[number] = Network(number, name, self.admin, first, size)
+        return number
+
+    def add_template(self, text: str, owner: User | None = None) -> int:
+        """A template as text; NAME is in it."""
+        number = len(self.templates)
+        attributes = parse_template(text)
+        name = attributes.pop("NAME")
+        self.templates[number] = Template(number, name, owner or self.admin, attributes)
+        return number
+
+    def add_worker_template(self, name: str = "worker", image: str = "ecloud", more: str = "") -> int:
+        """A template whose VMs have ECLOUD inside (`ecloud`), or nothing (`bare`). `more`: of its CONTEXT."""
+        network = 0 if self.networks else self.add_network()
+        return self.add_template(
+            f'NAME="{name}"\nCPU="1"\nMEMORY="512"\nLABELS="base"\nDISK=[IMAGE_ID="0",IMAGE="{image}"]\n'
+            f'NIC=[NETWORK_ID="{network}"]\nGRAPHICS=[TYPE="VNC",LISTEN="0.0.0.0"]\n'
+            f'CONTEXT=[NETWORK="YES",SSH_PUBLIC_KEY="$USER[SSH_PUBLIC_KEY]",REPORT_READY="YES",VMNAME="$NAME"{more}]\n'
+        )
+
+    def add_vm(self, number: int, name: str, owner: User | None = None, **options: Any) -> Vm:
+        """A VM that is there already, without a guest. `user_template`, `state`, `lcm`; of template 0."""
+        template = self.templates[0]
+        vm = self._make_vm(number, name, owner or self.admin, template, dict(template.attributes))
+        vm.user_template.update(options.pop("user_template", {}))
+        for key, value in options.items():
+            setattr(vm, key, value)
+        vm.deployed = vm.state != PENDING
+        self.vms[number] = vm
+        self.next_vm = max(self.next_vm, number + 1)
+        return vm
+
+    @property
+    def alive(self) -> list[Vm]:
+        """VMs that are not DONE."""
+        with self.lock:
+            return [vm for vm in self.vms.values() if vm.state != DONE]
+
+    def move(self, vm: Vm, state: int, lcm: int = 0) -> None:
+        """Put a VM into a state, e.g. one that its host is said to be in; its guest goes on."""
+        with self.lock:
+            vm.state, vm.lcm, vm.since = state, lcm, time.monotonic()
+
+    def vanish(self, vm: Vm) -> None:
+        """The host burns: the guest is killed and the VM is DONE."""
+        with self.lock:
+            self._done(vm)
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    def _live(self) -> None:
+        while not self._released.wait(TICK_S):
+            with self.lock:
+                for vm in list(self.vms.values()):
+                    if vm.state != DONE and vm.id >= 0:
+                        self._step(vm, time.monotonic() - vm.since)
+
+    def _step(self, vm: Vm, for_s: float) -> None:
+        times, faults = self.times, self.faults
+        if vm.state == PENDING and for_s >= times["pending_s"]:
+            self._deploy(vm)
+        elif vm.where == (ACTIVE, PROLOG) and for_s >= times["prolog_s"] and not faults.stays_in_prolog:
+            self.move(vm, ACTIVE, PROLOG_FAILURE if faults.prolog_fails else BOOT)
+            self._explain(vm, "PROLOG", faults.prolog_fails)
+        elif vm.where == (ACTIVE, BOOT) and for_s >= times["boot_s"] and not faults.never_boots:
+            self.move(vm, ACTIVE, BOOT_FAILURE if faults.boot_fails else RUNNING)
+            self._explain(vm, "DEPLOY", faults.boot_fails)
+            if not faults.boot_fails and not faults.unplugged:
+                self._boot(vm)
+        elif vm.where == (ACTIVE, SHUTDOWN) and for_s >= times["shutdown_s"]:
+            if faults.shutdown_fails:
+                self.move(vm, ACTIVE, RUNNING)
+            else:
+                self._end_guest(vm)
+                self.move(vm, ACTIVE, EPILOG)
+        elif vm.where == (ACTIVE, EPILOG) and for_s >= times["epilog_s"]:
+            self._done(vm)
+        elif vm.where == (ACTIVE, RUNNING) and vm.guest is not None and vm.guest.has_powered_off:
+            self._end_guest(vm)
+            self.move(vm, POWEROFF)
+
+    def _deploy(self, vm: Vm) -> None:
+        when = time.strftime("%a %b %d %H:%M:%S %Y")
+        for nic in _many(vm.template.get("NIC")):
+            if nic.get("NETWORK_MODE", "").lower() == "auto" and "IP" not in nic:
+                try:
+                    self._lease(vm, nic, next(iter(self.networks)))
+                except No:
+                    vm.user_template["SCHED_MESSAGE"] = f"{when}: [VNET] Unavailable leases in networks: 0"
+                    return
+        used = sum(float(other.template.get("CPU", 1)) for other in self.alive if other.deployed)
+        if self.faults.nothing_fits or used + float(vm.template.get("CPU", 1)) > self.hosts_cpu:
+            vm.user_template["SCHED_MESSAGE"] = f"{when}: [HOST] Not enough CPU on hosts: 0"
+            return
+        vm.user_template.pop("SCHED_MESSAGE", None)
+        vm.deployed = True
+        self.move(vm, ACTIVE, PROLOG)
+
+    def _explain(self, vm: Vm, action: str, failed: bool) -> None:
+        if failed:
+            vm.user_template["ERROR"] = f"{time.strftime('%a %b %d %H:%M:%S %Y')}: {action}: dh0:{vm.name}:dummy"
+
+    def _boot(self, vm: Vm) -> None:
+        context = vm.template.get("CONTEXT")
+        if context:
+            image = next((disk.get("IMAGE", "") for disk in _many(vm.template.get("DISK"))), "")
+            address = next((nic["IP"] for nic in _many(vm.template.get("NIC")) if "IP" in nic), "127.0.0.1")
+            vm.guest = Guest(self.directory / f"vm-{vm.id}", address, image, self.ssh_port)
+            vm.guest.boot(context)
+
+    def _end_guest(self, vm: Vm) -> None:
+        if vm.guest is not None:
+            vm.guest.end()
+
+    def _done(self, vm: Vm) -> None:
+        self._end_guest(vm)
+        for network in self.networks.values():
+            network.leases = {address: number for address, number in network.leases.items() if number != vm.id}
+        vm.ended_at = int(time.time())
+        self.move(vm, DONE)
+
+    # --- calls ----------------------------------------------------------------------------------------
+
+    def answer(self, body: bytes) -> str:
+        """The answer to one XML-RPC request."""
+        arguments, method = xmlrpc.client.loads(body)
+        method = method or ""
+        handler = getattr(self, "_" + method.removeprefix("one.").replace(".", "_"), None)
+        if handler is None or not method.startswith("one."):
+            return fault(-506, f"Method '{method}' not defined")
+        with self.lock:
+            self.calls[method.removeprefix("one.")] += 1
+            self.sessions.append(str(arguments[0]) if arguments else "")
+            try:
+                user = self._user(str(arguments[0]) if arguments else "")
+                limits = handler.__code__.co_argcount - 2
+                if len(arguments) - 1 < limits - len(handler.__defaults__ or ()):
+                    return fault(-501, "Not enough parameters")
+                if len(arguments) - 1 > limits:
+                    return fault(-501, "Too many parameters")
+                given = handler(user, *arguments[1:])
+            except No as no:
+                return failure(f"[{method}] {no.text}", no.code, no.number)
+            except (TypeError, AttributeError):
+                return fault(-501, "Parameter that is supposed to be string is not")
+        return success(given if isinstance(given, (int, str)) else text_of(given))
+
+    def _user(self, session: str) -> User:
+        name, _, secret = session.partition(":")
+        user = self.users.get(name)
+        now = time.monotonic()
+        if user is None or not user.enabled or not (secret == user.password or user.tokens.get(secret, 0.0) > now):
+            raise No("User couldn't be authenticated, aborting call.", AUTHENTICATION)
+        return user
+
+    def _system_version(self, user: User) -> str:
+        return "7.4.0"
+
+    def _user_login(self, user: User, name: str, token: str, seconds: int, group: int = -1) -> str:
+        if self.no_tokens:
+            raise No("Tokens are not enabled.", AUTHORIZATION)
+        made = token or secrets.token_hex(32)
+        self.users[name].tokens[made] = time.monotonic() + seconds
+        return made
+
+    def _user_info(self, user: User, number: int, decrypt: bool = False) -> Any:
+        subject = user if number == -1 else next(other for other in self.users.values() if other.id == number)
+        found = recorded("31-user.info-self")
+        fill(found, ID=subject.id, NAME=subject.name, GNAME=subject.group, ENABLED=int(subject.enabled))
+        if subject.quota:
+            mine = [vm for vm in self.alive if vm.owner is subject]
+            used = {
+                "VMS_USED": len(mine),
+                "RUNNING_VMS_USED": sum(1 for vm in mine if vm.state == ACTIVE),
+                "CPU_USED": sum(float(vm.template.get("CPU", 1)) for vm in mine),
+                "MEMORY_USED": sum(float(vm.template.get("MEMORY", 0)) for vm in mine),
+            }
+            kinds = ("CPU", "MEMORY", "RUNNING_CPU", "RUNNING_MEMORY", "RUNNING_VMS", "SYSTEM_DISK_SIZE", "VMS")
+            values: Attributes = {f"{kind}{end}": "-1" if not end else "0" for kind in kinds for end in ("", "_USED")}
+            quota = found.find("VM_QUOTA")
+            assert quota is not None
+            set_attributes(quota, {"VM": {**values, **used, **subject.quota}})
+        return found
+
+    def _user_quota(self, user: User, number: int, text: str) -> int:
+        self._admins_only(user, f"perform ADMIN USER [{number}]")
+        quota = parse_template(text).get("VM", {})
+        next(other for other in self.users.values() if other.id == number).quota.update(quota)
+        return number
+
+    def _host_allocate(self, user: User, name: str, im: str, vmm: str, cluster: int = -1) -> int:
+        self._admins_only(user, "perform CREATE HOST")
+        return 0
+
+    def _hostpool_info(self, user: User) -> Any:
+        if self.faults.only_admin_sees_hosts and user is not self.admin:
+            return pool("HOST_POOL", [])
+        used = sum(float(vm.template.get("CPU", 1)) for vm in self.alive if vm.deployed)
+        share: dict[str, Any] = {
+            "MEM_USAGE": 0,
+            "CPU_USAGE": used * 100,
+            "TOTAL_MEM": 1 << 40,
+            "TOTAL_CPU": self.hosts_cpu * 100,
+        }
+        share.update(MAX_MEM=1 << 40, MAX_CPU=self.hosts_cpu * 100, RUNNING_VMS=0, VMS_THREAD=1)
+        share = {name: str(int(value)) for name, value in share.items()}
+        host = {"ID": "0", "NAME": "dh0", "STATE": "2", "HOST_SHARE": share}
+        return set_attributes(pool("HOST_POOL", []), {"HOST": host})
+
+    def _image_allocate(self, user: User, text: str, datastore: int, check: bool = True) -> int:
+        parse_template(text)
+        return 0
+
+    def _imagepool_info(self, user: User, flag: int, start: int, end: int) -> Any:
+        return recorded("34-imagepool.info")
+
+    # --- networks -------------------------------------------------------------------------------------
+
+    def _vn_allocate(self, user: User, text: str, cluster: int = -1) -> int:
+        attributes = parse_template(text)
+        return self.add_network(attributes["NAME"], attributes["AR"]["IP"], int(attributes["AR"]["SIZE"]))
+
+    def _vn_info(self, user: User, number: int, decrypt: bool = False) -> Any:
+        if number not in self.networks:
+            raise No(f"Error getting virtual network [{number}].", NO_EXISTS, number)
+        return self._network_xml(self.networks[number], True)
+
+    def _vnpool_info(self, user: User, flag: int, start: int, end: int, state: int) -> Any:
+        return pool("VNET_POOL", [self._network_xml(net, False) for _, net in sorted(self.networks.items())[::-1]])
+
+    def _network_xml(self, net: Network, whole: bool) -> Any:
+        found = recorded("11-vn.info-0") if whole else recorded("33-vnpool.info", "VNET[2]")
+        fill(found, ID=net.id, UID=net.owner.id, UNAME=net.owner.name, NAME=net.name, USED_LEASES=len(net.leases))
+        updated = found.find("UPDATED_VMS")
+        assert updated is not None
+        set_attributes(updated, {"ID": sorted(set(net.leases.values()))})
+        part = found.find("AR_POOL/AR")
+        assert part is not None
+        fill(part, IP=net.first, SIZE=net.size)
+        if whole:
+            fill(part, IP_END=IPv4Address(net.first) + net.size - 1, USED_LEASES=len(net.leases))
+            leases = part.find("LEASES")
+            assert leases is not None
+            rows = [{"IP": ip, "MAC": _mac(ip), "VM": str(vm)} for ip, vm in net.leases.items()]
+            set_attributes(leases, {"LEASE": rows})
+        return found
+
+    def _lease(self, vm: Vm, nic: Attributes, number: int) -> None:
+        net = self.networks.get(number)
+        every = (str(IPv4Address(net.first) + index) for index in range(net.size)) if net else iter(())
+        address = next((ip for ip in every if net is not None and ip not in net.leases), None)
+        if net is None or address is None:
+            text = f"Cannot get IP/MAC lease from virtual network {number}."
+            raise No(f"Error allocating a new virtual machine template. {text}", ALLOCATE)
+        net.leases[address] = vm.id
+        nic.update(IP=address, MAC=_mac(address), NETWORK=net.name, NETWORK_ID=str(net.id))
+
+    # --- templates ------------------------------------------------------------------------------------
+
+    def _template_allocate(self, user: User, text: str) -> int:
+        attributes = parse_template(text)
+        for template in self.templates.values():
+            if template.name == attributes["NAME"] and template.owner is user:
+                raise No(f"NAME is already taken by TEMPLATE {template.id}.", INTERNAL)
+        return self.add_template(text, user)
+
+    def _template_delete(self, user: User, number: int, images: bool = False) -> int:
+        del self.templates[self._template(user, number, "MANAGE").id]
+        return number
+
+    def _template_info(self, user: User, number: int, extended: bool = False, decrypt: bool = False) -> Any:
+        return self._template_xml(self._template(user, number, "USE"), decrypt)
+
+    def _templatepool_info(self, user: User, flag: int, start: int, end: int) -> Any:
+        return pool("VMTEMPLATE_POOL", [self._template_xml(t) for _, t in sorted(self.templates.items())[::-1]])
+
+    def _template(self, user: User, number: int, right: str) -> Template:
+        template = self.templates.get(number)
+        if template is None:
+            raise No(f"Error getting virtual machine template [{number}].", NO_EXISTS, number)
+        if template.attributes.get("SECRET") and user is not template.owner:
+            raise No(f"User [{user.id}] : Not authorized to perform {right} TEMPLATE [{number}].", AUTHORIZATION)
+        return template
+
+    def _template_xml(self, template: Template, decrypt: bool = False) -> Any:
+        found = recorded("08-template.info")
+        owner = template.owner
+        fill(found, ID=template.id, UID=owner.id, UNAME=owner.name, GNAME=owner.group, NAME=template.name)
+        inner = found.find("TEMPLATE")
+        assert inner is not None
+        attributes = dict(template.attributes)
+        if "PASSWORD" in attributes.get("CONTEXT", {}) and not decrypt:
+            attributes["CONTEXT"] = {**attributes["CONTEXT"], "PASSWORD": "c2VjcmV0IQ=="}
+        set_attributes(inner, attributes)
+        return found
+
+    def _template_instantiate(
+        self, user: User, number: int, name: str, hold: bool, extra: str, persistent: bool = False
+    ) -> int:
+        template = self._template(user, number, "USE")
+        try:
+            attributes = {**template.attributes, **parse_template(extra)}
+        except SyntaxWrong as error:
+            raise No(f"Error parsing template: {error}", INTERNAL) from None
+        name = name or f"{template.name}-{self.next_vm}"
+        if bad := re.search(r"[$:/]", name):
+            text = f"Invalid NAME, it contains the character {bad.group()}"
+            raise No(f"Error allocating a new virtual machine template. {text}", ALLOCATE)
+        if len(name) > 128:
+            text = "Invalid NAME, max length is 128 characters"
+            raise No(f"Error allocating a new virtual machine template. {text}", ALLOCATE)
+        self._check_quota(user)
+        vm = self._make_vm(self.next_vm, name, user, template, attributes)
+        for nic in _many(vm.template.get("NIC")):
+            if nic.get("NETWORK_MODE", "").lower() != "auto":
+                self._lease(vm, nic, self._network_number(nic))
+        self._complete(vm)
+        if hold:
+            vm.state = HOLD
+        self.vms[vm.id] = vm
+        self.next_vm += 1
+        return vm.id
+
+    def _network_number(self, nic: Attributes) -> int:
+        if "NETWORK_ID" in nic:
+            return int(nic["NETWORK_ID"])
+        return next((net.id for net in self.networks.values() if net.name == nic.get("NETWORK")), -1)
+
+    def _check_quota(self, user: User) -> None:
+        limit = float(user.quota.get("VMS", -2))
+        if 0 <= limit <= sum(1 for vm in self.alive if vm.owner is user):
+            text = f"User [{user.id}] : user [{user.id}] limit of {limit:g} reached for VMS quota in VM."
+            raise No(text, AUTHORIZATION)
+
+    def _make_vm(self, number: int, name: str, user: User, template: Template, attributes: Attributes) -> Vm:
+        inner = {key: value for key, value in attributes.items() if key in VM_ATTRIBUTES}
+        inner["NIC"] = [{**nic, "NIC_ID": str(index)} for index, nic in enumerate(_many(attributes.get("NIC")))]
+        outer = {key: value for key, value in attributes.items() if key not in VM_ATTRIBUTES}
+        now = int(time.time())
+        return Vm(number, name, user, template.id, inner, outer, since=time.monotonic(), made_at=now)
+
+    def _complete(self, vm: Vm) -> None:
+        """Make its context what the guest sees."""
+        if "CONTEXT" not in vm.template:
+            return
+        known = {"$NAME": vm.name, "$VMID": str(vm.id), "$USER[SSH_PUBLIC_KEY]": ""}
+        context = dict(vm.template["CONTEXT"])
+        for key, value in context.items():
+            for variable, text in known.items():
+                value = value.replace(variable, text)
+            context[key] = value
+        if context.get("NETWORK") == "YES":
+            for index, nic in enumerate(_many(vm.template.get("NIC"))):
+                given = {"IP": nic.get("IP", ""), "MAC": nic.get("MAC", ""), "MASK": "255.0.0.0"}
+                context.update({f"ETH{index}_{part}": given.get(part, "") for part in CONTEXT_OF_NIC})
+        context.update(DISK_ID="1", TARGET="hda", VMID=str(vm.id), ONEGATE_ENDPOINT="http://127.0.0.1:5030")
+        vm.template["CONTEXT"] = context
+
+    # --- VMs ------------------------------------------------------------------------------------------
+
+    def _vm(self, user: User, number: int, right: str) -> Vm:
+        vm = self.vms.get(number)
+        if vm is None:
+            raise No(f"Error getting virtual machine [{number}].", NO_EXISTS, number)
+        if user is not self.admin and user is not vm.owner:
+            raise No(f"User [{user.id}] : Not authorized to perform {right} VM [{number}].", AUTHORIZATION)
+        return vm
+
+    def _vm_info(self, user: User, number: int, decrypt: bool = False) -> Any:
+        return self._vm_xml(self._vm(user, number, "USE"))
+
+    def _vmpool_info(self, user: User, flag: int, start: int, end: int, state: int, query: str = "") -> Any:
+        if query:
+            raise No("JSON query search is not supported by the SQL backend", INTERNAL)
+        return pool("VM_POOL", map(self._vm_short_xml, self._some(user, flag, start, end, state)))
+
+    def _vmpool_infoextended(self, user: User, flag: int, start: int, end: int, state: int) -> Any:
+        return pool("VM_POOL", map(self._vm_xml, self._some(user, flag, start, end, state)))
+
+    def _vmpool_infoset(self, user: User, numbers: str, extended: bool) -> Any:
+        found = [self.vms[int(n)] for n in numbers.split(",") if n and int(n) in self.vms]
+        visible = [vm for vm in found if user is self.admin or vm.owner is user]
+        return pool("VM_POOL", map(self._vm_xml if extended else self._vm_short_xml, visible))
+
+    def _some(self, user: User, flag: int, start: int, end: int, state: int) -> list[Vm]:
+        if flag < -4:
+            raise No("Incorrect filter_flag", API)
+        if not -2 <= state <= 11:
+            raise No("Incorrect filter_flag, state", API)
+        found = []
+        for number, vm in sorted(self.vms.items(), reverse=True):
+            if (start >= 0 and number < start) or (end >= 0 and number > end):
+                continue
+            mine = vm.owner is user
+            seen = mine if flag == -3 else vm.owner.id == flag if flag >= 0 else mine or user is self.admin
+            if seen and (vm.state != DONE if state == -1 else state in (-2, vm.state)):
+                found.append(vm)
+        return found
+
+    def _vm_action(self, user: User, action: str, number: int) -> int:
+        vm = self._vm(user, number, "MANAGE")
+        if action not in ("terminate", "terminate-hard"):
+            raise No(f'Error performing action "{action}": unknown action.', ACTION)
+        hard = action == "terminate-hard"
+        refused = vm.where in ((ACTIVE, PROLOG), (ACTIVE, BOOT), (ACTIVE, EPILOG))
+        if refused or (vm.where == (ACTIVE, SHUTDOWN) and not hard):
+            state = f"wrong state {LCM_NAMES[vm.lcm]}."
+            raise No(f'Error performing action "{action}": Could not terminate VM {number}, {state}', ACTION)
+        if vm.state == DONE or self.faults.terminate_lies:
+            return number
+        if vm.where == (ACTIVE, RUNNING) and not hard:
+            self.move(vm, ACTIVE, SHUTDOWN)
+        else:
+            self._done(vm)
+        return number
+
+    def _vm_recover(self, user: User, number: int, operation: int) -> int:
+        vm = self._vm(user, number, "ADMIN")
+        if operation == 3:
+            self._done(vm)
+        return number
+
+    def _vm_deploy(self, user: User, number: int, host: int, enforce: bool = False, store: int = -1) -> int:
+        self._admins_only(user, "perform DEPLOY")
+        vm = self._vm(user, number, "ADMIN")
+        vm.deployed = True
+        self.move(vm, ACTIVE, PROLOG)
+        return number
+
+    def _vm_update(self, user: User, number: int, text: str, append: int) -> int:
+        vm = self._vm(user, number, "MANAGE")
+        vm.user_template = {**(vm.user_template if append else {}), **parse_template(text)}
+        return number
+
+    def _vm_attachnic(self, user: User, number: int, text: str) -> int:
+        vm = self._vm(user, number, "MANAGE")
+        nics = _many(vm.template.get("NIC"))
+        nic = {**parse_template(text)["NIC"], "NIC_ID": str(len(nics))}
+        self._lease(vm, nic, self._network_number(nic))
+        vm.template["NIC"] = [*nics, nic]
+        self._complete(vm)
+        if vm.guest is not None:  # its context changes: the guest runs its START_SCRIPT again
+            vm.guest.boot(vm.template["CONTEXT"])
+        return number
+
+    def _admins_only(self, user: User, what: str) -> None:
+        if user is not self.admin:
+            raise No(f"User [{user.id}] : Not authorized to {what}.", AUTHORIZATION)
+
+    # --- VMs as XML -----------------------------------------------------------------------------------
+
+    def _vm_xml(self, vm: Vm) -> Any:
+        found = recorded("12-vm.info-running" if vm.deployed else "19-vm.info-pending-sched-message")
+        self._fill_vm(found, vm)
+        fill(found, PREV_STATE=vm.state, PREV_LCM_STATE=vm.lcm)
+        inner, outer = found.find("TEMPLATE"), found.find("USER_TEMPLATE")
+        assert inner is not None
+        assert outer is not None
+        attributes = attributes_of(inner)
+        models = {name: attributes.pop(name) for name in ("CONTEXT", "CPU", "DISK", "GRAPHICS", "MEMORY", "NIC")}
+        attributes.update(vm.template)
+        attributes.update(VMID=str(vm.id), TEMPLATE_ID=str(vm.template_id))
+        attributes["NIC"] = [{**models["NIC"], **nic, "NAME": f"NIC{nic['NIC_ID']}"} for nic in attributes["NIC"]]
+        for nic, own in zip(attributes["NIC"], vm.template["NIC"]):
+            if "IP" not in own:
+                del nic["IP"]
+        attributes["DISK"] = [{**models["DISK"], **disk} for disk in _many(vm.template.get("DISK"))]
+        if "GRAPHICS" in vm.template:
+            attributes["GRAPHICS"] = {**models["GRAPHICS"], **vm.template["GRAPHICS"]}
+        set_attributes(inner, attributes)
+        set_attributes(outer, vm.user_template)
+        return found
+
+    def _vm_short_xml(self, vm: Vm) -> Any:
+        found = recorded("24-vmpool.info-3vms", "VM[2]" if vm.deployed else "VM[1]")
+        self._fill_vm(found, vm)
+        inner, outer = found.find("TEMPLATE"), found.find("USER_TEMPLATE")
+        assert inner is not None
+        assert outer is not None
+        model = attributes_of(inner.find("NIC"))
+        for nic in inner.findall("NIC"):
+            inner.remove(nic)
+        for nic in vm.template["NIC"]:
+            shown = {**model, **{key: value for key, value in nic.items() if key in model}}
+            if "IP" not in nic:
+                del shown["IP"]
+            inner.append(set_attributes(pool("NIC", []), shown))
+        # Of all that a user gave it, nothing but the labels.
+        set_attributes(outer, {key: vm.user_template[key] for key in ("LABELS",) if key in vm.user_template})
+        return found
+
+    def _fill_vm(self, found: Any, vm: Vm) -> None:
+        owner = vm.owner
+        fill(found, ID=vm.id, UID=owner.id, UNAME=owner.name, GNAME=owner.group, NAME=vm.name)
+        fill(found, STATE=vm.state, LCM_STATE=vm.lcm, STIME=vm.made_at, ETIME=vm.ended_at)
+        fill(found, DEPLOY_ID=f"dh0:{vm.name}:dummy" if vm.deployed else "")
+
+
+def _many(value: Any) -> list[Attributes]:
+    return value if isinstance(value, list) else [value] if isinstance(value, dict) else []
+
+
+def _mac(address: str) -> str:
+    return "02:00:" + ":".join(f"{int(part):02x}" for part in address.split("."))
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+def _make_server(cloud: OpenNebula, tls: tuple[Path, Path] | None) -> ThreadingHTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path.split("://")[-1].partition("/")[2] != "RPC2" and self.path != "/RPC2":
+                self.send_error(404)
+                return
+            kind = self._fault(body)
+            faults = cloud.faults
+            if kind in ("500", "404"):
+                self.send_error(int(kind))
+                return
+            if kind == "reset":
+                self.close_connection = True
+                return
+            text = cloud.answer(body)
+            if kind == "lost":
+                self.close_connection = True
+                return
+            if kind == "502 made":
+                self.send_error(502)
+                return
+            if kind == "late":
+                cloud.let_go.wait(60)
+            if kind == "hang":
+                cloud._released.wait(60)
+                self.close_connection = True
+                return
+            text = {"garbage": "<html>a login page", "torn": text[: len(text) // 2]}.get(kind, text)
+            if kind == "wrong object":
+                text = success("<USER><ID>1</ID></USER>")
+            cloud._released.wait(faults.slow_s)
+            self._send(text.encode(), faults.trickle_s, kind)
+
+        def _fault(self, body: bytes) -> str:
+            method = body.partition(b"<methodName>one.")[2].partition(b"<")[0].decode()
+            with cloud.lock:
+                for item in cloud.faults.next_calls:
+                    if item[0] == method:
+                        cloud.faults.next_calls.remove(item)
+                        return item[1]
+                cloud.calls["all"] += 1
+                return cloud.faults.every_third if cloud.calls["all"] % 3 == 0 else ""
+
+        def _send(self, data: bytes, trickle_s: float, kind: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/xml; charset=utf-8")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if kind in ("cut", "stalled"):
+                self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
+                cloud._released.wait(60 if kind == "stalled" else 0)
+                self.close_connection = True
+            elif not trickle_s:
+                self.wfile.write(data)
+            for index in range(len(data) if trickle_s else 0):
+                if cloud._released.wait(trickle_s):
+                    break
+                self.wfile.write(data[index : index + 1])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64
+
+        def handle_error(self, *_: Any) -> None:
+            """A client that went away is no news."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*map(str, tls))
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    return server

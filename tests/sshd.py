@@ -1,0 +1,158 @@
+"""A private sshd on a loopback port: own host key, own authorized_keys, a gate, datastores over it; ended by its
+number. One per session; a test that wants to kill or spoil it makes its own."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from services import HOST, free_port, listens, wait_until
+
+from datastore import keys
+from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore, gate_command
+
+GATE = Path(__file__).resolve().parent.parent / "datastore/gate.py"
+CLUSTER = "c-test"
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+_TIED = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+
+
+class Sshd:
+    """An sshd that lets in this user: with the boss's key to anything, with a certificate to its command."""
+
+    def __init__(self, directory: Path, *extra: str) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.host_key = directory / "host_key"
+        self.known_hosts = directory / "known_hosts"
+        self.authorized_keys = directory / "authorized_keys"
+        self.gate = directory / "gate.py"
+        shutil.copy(GATE, self.gate)
+        self.boss_key = directory / "boss_key"
+        self.authority = keys.Authority.make(directory / "authority", CLUSTER)
+        self.authorized_keys.write_text(
+            keys.make_key(self.boss_key, "boss") + "\n" + self.authority.authorized_line() + "\n"
+        )
+        self.new_host_key()
+        self.pin()
+        self.config = directory / "sshd_config"
+        lines = [
+            f"Port {self.port}", f"ListenAddress {HOST}", f'HostKey "{self.host_key}"', "PidFile none", "UsePAM no",
+            f'AuthorizedKeysFile "{self.authorized_keys}"', "StrictModes no", "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no", "PermitRootLogin yes", "AllowTcpForwarding yes", "LogLevel VERBOSE",
+            "MaxStartups 100:30:200", "Subsystem sftp internal-sftp", *extra,
+        ]  # fmt: skip
+        self.config.write_text("\n".join(lines) + "\n")
+        self.process: subprocess.Popen[bytes] | None = None
+        self._handed_out: list[SshDatastore] = []
+
+    def new_host_key(self) -> None:
+        """As a machine that is installed anew; told to nobody."""
+        for path in (self.host_key, self.host_key.with_name("host_key.pub")):
+            path.unlink(missing_ok=True)
+        keys.make_key(self.host_key, "host")
+
+    def pin(self) -> None:
+        """Its present key is the one to expect."""
+        keys.write_known_hosts(self.known_hosts, ALIAS, keys.public_line(self.host_key))
+
+    def start(self) -> Sshd:
+        """Up, and listening."""
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen([*_TIED, SSHD, "-D", "-e", "-f", str(self.config)], stderr=log)
+        process = self.process
+        wait_until(lambda: listens(self.port) or process.poll() is not None, what="sshd listens")
+        if process.poll() is not None:
+            pytest.fail(f"sshd ended: {(self.directory / 'log').read_text()}")
+        return self
+
+    def cut(self) -> None:
+        """All connections end at once; the listener stays."""
+        assert self.process is not None
+        for child in psutil.Process(self.process.pid).children():
+            child.send_signal(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """As when the machine goes away: the listener and all connections, at once."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGSTOP)  # takes nobody in while its children end
+            self.cut()
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def address(self, root: Path, port: int = 0) -> SshAddress:
+        """Of a directory behind it."""
+        return SshAddress(getpass.getuser(), HOST, port or self.port, str(root))
+
+    def boss(self, root: Path, port: int = 0, **options: Any) -> SshDatastore:
+        """The datastore for the boss."""
+        gate = gate_command(sys.executable, str(self.gate), str(root))
+        return self._keep(
+            SshDatastore(self.address(root, port), Access(self.boss_key, self.known_hosts, None, gate), **options)
+        )
+
+    def access(self, root: Path, name: str, lives_s: float = keys.LIVES_S, until_s: float | None = None) -> Access:
+        """A worker's key with a certificate for its name."""
+        key = self.directory / f"key-{name}"
+        command = gate_command(sys.executable, str(self.gate), str(root), name, until_s)
+        line = self.authority.sign(keys.make_key(key, name), name, command, lives_s)
+        certificate = self.directory / f"key-{name}-cert.pub"
+        certificate.write_text(line + "\n")
+        return Access(key, self.known_hosts, certificate)
+
+    def worker(
+        self, root: Path, name: str, port: int = 0, lives_s: float = keys.LIVES_S, **options: Any
+    ) -> SshDatastore:
+        """The datastore for a worker."""
+        return self._keep(SshDatastore(self.address(root, port), self.access(root, name, lives_s), **options))
+
+    def _keep(self, datastore: SshDatastore) -> SshDatastore:
+        self._handed_out.append(datastore)
+        return datastore
+
+    def close_clients(self) -> None:
+        """End every connection that was handed out."""
+        for datastore in self._handed_out:
+            datastore.close()
+        self._handed_out.clear()
+
+    def close(self) -> None:
+        """End every connection, then itself."""
+        self.close_clients()
+        self.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """One for the session."""
+    server = Sshd(tmp_path_factory.mktemp("sshd")).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def sshd(shared_sshd: Sshd) -> Iterator[Sshd]:
+    """One for all that do it no harm; the test's connections end with it."""
+    yield shared_sshd
+    shared_sshd.close_clients()
+
+
+@pytest.fixture
+def own_sshd(tmp_path: Path) -> Iterator[Sshd]:
+    """One to be killed or spoiled."""
+    server = Sshd(tmp_path / "own sshd").start()
+    yield server
+    server.close()
