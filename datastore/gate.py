@@ -24,6 +24,7 @@ import signal
 import stat
 import struct
 import sys
+import threading
 import time
 from collections import OrderedDict
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Set, Tuple
@@ -767,7 +768,15 @@ def kind_of(info: os.stat_result) -> str:
 
 def on_disk(handle: int) -> None:
     """Everything written below is on the disk: no power cut leaves a final name with less than its contents."""
-    working()
+    thread = threading.Thread(target=write_back, args=(handle,))
+    thread.start()
+    while thread.is_alive():
+        thread.join(BUSY_S / 2)
+        working()
+
+
+def write_back(handle: int) -> None:
+    """The one filesystem, or all where that can't be said."""
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(handle) == 0:
             return

@@ -123,7 +123,8 @@ def _python(connection: Connection) -> tuple[str, str]:
 
 def _authorise(connection: Connection, line: str, path: str) -> bool:
     """Add the line where it is not there yet; whether it is there now."""
-    file, wanted = shlex.quote(path), shlex.quote(line)
+    file = shlex.quote(path) if path.startswith("/") else f'"$HOME"/{shlex.quote(path)}'
+    wanted = shlex.quote(line)
     try:
         _sh(
             connection,

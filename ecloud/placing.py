@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from datastore import installing
-from datastore.keys import KeyToolFailed, fingerprint, public_line, read_host_key
+from datastore.keys import KeyToolFailed, fingerprint, make_key, public_line, read_host_key, write_known_hosts
 from datastore.port import DatastoreAway
-from datastore.ssh import SshAddress
+from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore, gate_command
 from ecloud import asking, doors, queries
 from ecloud.datastores import authority, boss_key, directory_of, is_ssh, open_publisher
 from ecloud.doors import Fault
+from ecloud.home import Home
 from ecloud.settings import Settings, load_settings
 
 INSTALL_S = 60
+PROBE_S = 10.0
+PROBE_LIVES_S = 120.0
 
 
 def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
@@ -64,9 +69,14 @@ def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], ne
         installed = installing.install(address, key, host_key, line)
     if not installed.python:
         raise Fault(f"{address.host} has no python3 of 3.6 or newer, which the gate needs: install it", doors.PART_AWAY)
-    if not installed.is_authorised:
+    if not (installed.is_authorised and _lets_workers_in(home, context["cluster_id"], address, host_key, installed)):
         raise Fault(
-            [f"add this line to ~/.ssh/authorized_keys of {address.user}@{address.host}:", line], doors.PART_AWAY
+            [
+                f"{address.host} lets no worker in: its sshd does not read the line below in ~/.ssh/authorized_keys",
+                f"add it to the file that AuthorizedKeysFile of its sshd_config names for {address.user}:",
+                line,
+            ],
+            doors.PART_AWAY,
         )
     return asking.ask(
         "set_datastore",
@@ -78,6 +88,28 @@ def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], ne
     )
 
 
+def _lets_workers_in(
+    home: Home, cluster_id: str, address: SshAddress, host_key: str, installed: installing.Installed
+) -> bool:
+    """Whether a certificate such as workers get opens the gate."""
+    with tempfile.TemporaryDirectory(prefix="ecloud-") as directory:
+        place = Path(directory)
+        command = gate_command(installed.python, installed.gate, address.root, "probe")
+        certificate = place / "certificate.pub"
+        public = make_key(place / "key", "probe")
+        certificate.write_text(authority(home, cluster_id).sign(public, "probe", command, PROBE_LIVES_S) + "\n")
+        write_known_hosts(place / "known_hosts", ALIAS, host_key)
+        access = Access(place / "key", place / "known_hosts", certificate)
+        datastore = SshDatastore(address, access, patience_s=PROBE_S)
+        try:
+            datastore.hello()
+        except DatastoreAway:
+            return False
+        finally:
+            datastore.close()
+        return True
+
+
 def _how_to(address: SshAddress, line: str, error: DatastoreAway) -> list[str]:
     if "authorise" not in str(error):
         return []
@@ -86,7 +118,7 @@ def _how_to(address: SshAddress, line: str, error: DatastoreAway) -> list[str]:
 
 def _authorise(address: SshAddress, line: str) -> bool:
     """Add the boss's key by the user's own ssh, where that gets in without a question; whether it did."""
-    script = "umask 077; mkdir -p .ssh && cat >> .ssh/authorized_keys"
+    script = 'umask 077; mkdir -p "$HOME/.ssh" && cat >> "$HOME/.ssh/authorized_keys"'
     command = ["ssh", "-o", "BatchMode=yes", "-p", str(address.port), "-l", address.user, "--", address.host, script]
     try:
         done = subprocess.run(command, input=line.encode() + b"\n", capture_output=True, timeout=INSTALL_S, check=False)

@@ -22,6 +22,8 @@ from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore, gate_command
 
 GATE = Path(__file__).resolve().parent.parent / "datastore/gate.py"
 CLUSTER = "c-test"
+PYTHON = os.environ.get("ECLOUD_TEST_GATE_PYTHON", sys.executable)
+"""What runs the gate: another one shows that the gate needs no newer."""
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 _TIED = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
@@ -35,7 +37,9 @@ class Sshd:
         self.port = free_port()
         self.host_key = directory / "host_key"
         self.known_hosts = directory / "known_hosts"
-        self.authorized_keys = directory / "authorized_keys"
+        # The home of who logs in is below this directory: what is installed there touches nobody's own files.
+        (directory / ".ssh").mkdir(mode=0o700, exist_ok=True)
+        self.authorized_keys = directory / ".ssh" / "authorized_keys"
         self.gate = directory / "gate.py"
         shutil.copy(GATE, self.gate)
         self.boss_key = directory / "boss_key"
@@ -50,7 +54,7 @@ class Sshd:
             f"Port {self.port}", f"ListenAddress {HOST}", f'HostKey "{self.host_key}"', "PidFile none", "UsePAM no",
             f'AuthorizedKeysFile "{self.authorized_keys}"', "StrictModes no", "PasswordAuthentication no",
             "KbdInteractiveAuthentication no", "PermitRootLogin yes", "AllowTcpForwarding yes", "LogLevel VERBOSE",
-            "MaxStartups 100:30:200", "Subsystem sftp internal-sftp", *extra,
+            "MaxStartups 100:30:200", "Subsystem sftp internal-sftp", f'SetEnv "HOME={directory}"', *extra,
         ]  # fmt: skip
         self.config.write_text("\n".join(lines) + "\n")
         self.process: subprocess.Popen[bytes] | None = None
@@ -99,7 +103,7 @@ class Sshd:
 
     def boss(self, root: Path, port: int = 0, **options: Any) -> SshDatastore:
         """The datastore for the boss."""
-        gate = gate_command(sys.executable, str(self.gate), str(root))
+        gate = gate_command(PYTHON, str(self.gate), str(root))
         return self._keep(
             SshDatastore(self.address(root, port), Access(self.boss_key, self.known_hosts, None, gate), **options)
         )
@@ -107,7 +111,7 @@ class Sshd:
     def access(self, root: Path, name: str, lives_s: float = keys.LIVES_S, until_s: float | None = None) -> Access:
         """A worker's key with a certificate for its name."""
         key = self.directory / f"key-{name}"
-        command = gate_command(sys.executable, str(self.gate), str(root), name, until_s)
+        command = gate_command(PYTHON, str(self.gate), str(root), name, until_s)
         line = self.authority.sign(keys.make_key(key, name), name, command, lives_s)
         certificate = self.directory / f"key-{name}-cert.pub"
         certificate.write_text(line + "\n")

@@ -445,7 +445,7 @@ class OpenNebulaCloud:
         if not bounds:
             return Room()
         vms, reason = min(bounds)
-        return Room(max(0, vms), reason)
+        return Room(vms, reason)
 
     def _address_bounds(self, template: Template) -> Iterator[tuple[int, str]]:
         for nic in template.nics:

@@ -27,7 +27,7 @@ def quota_bounds(user: Any, cpu: float, memory_mb: float) -> Iterator[Bound]:
                 limit = number_of(getattr(defaults[0], kind, None), UNLIMITED) if defaults else UNLIMITED
             if limit >= 0 and each > 0:
                 free = limit - number_of(getattr(quota, f"{kind}_USED", None))
-                yield int(free / each + _ALMOST), f"user {user.NAME} has a quota of {limit:g} for {kind}"
+                yield max(0, int(free / each + _ALMOST)), f"user {user.NAME} has a quota of {limit:g} for {kind}"
 
 
 def address_bound(network: Any) -> Bound:

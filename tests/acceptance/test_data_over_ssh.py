@@ -29,13 +29,9 @@ def address(sshd: Sshd, root: Path) -> str:
     return str(sshd.address(root))
 
 
-def authorise(far: Doors, sshd: Sshd, root: Path) -> None:
-    """The line for workers goes into the file that this sshd reads, not into our own."""
-    refused = far.admin("set_datastore", address(sshd, root), code=None)
-    if refused.code:
-        (line,) = (line for line in refused.err.splitlines() if "cert-authority" in line)
-        with sshd.authorized_keys.open("a") as file:
-            file.write(line.removeprefix("admin.py: ") + "\n")
+def set_up(far: Doors, sshd: Sshd, root: Path) -> None:
+    """One command."""
+    assert str(root) in far.admin("set_datastore", address(sshd, root)).out
 
 
 PIPELINE = [
@@ -55,7 +51,7 @@ PIPELINE = [
 
 def test_files_travel_over_ssh(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    authorise(far, own_sshd, root)
+    set_up(far, own_sshd, root)
     context = far.admin("show_context", "--json").json
     assert context["datastore_address"] == address(own_sshd, root)
     assert context["datastore_host_key"].startswith("SHA256:")
@@ -75,7 +71,7 @@ def test_files_travel_over_ssh(far: Doors, own_sshd: Sshd, tmp_path: Path) -> No
 
 
 def test_a_datastore_that_is_away_is_waited_for_and_costs_no_retry(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
-    authorise(far, own_sshd, tmp_path / "root")
+    set_up(far, own_sshd, tmp_path / "root")
     gate = far.place / "gate"
     tasks = [
         {
@@ -97,7 +93,7 @@ def test_a_datastore_that_is_away_is_waited_for_and_costs_no_retry(far: Doors, o
 
 def test_another_host_key_is_refused_loudly(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    authorise(far, own_sshd, root)
+    set_up(far, own_sshd, root)
     own_sshd.stop()
     own_sshd.new_host_key()
     own_sshd.start()
@@ -120,7 +116,7 @@ def test_who_is_not_authorised_is_told_the_line_to_add(
 
 
 def test_a_workers_key_opens_no_shell(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
-    authorise(far, own_sshd, tmp_path / "root")
+    set_up(far, own_sshd, tmp_path / "root")
     far.push(far.write("t.json", PIPELINE[:1]), "--wait")
     assert far.daemon is not None
     (key,) = set(far.daemon.home.workers.glob("*/home/ssh/key")) or {tmp_path / "none"}

@@ -23,7 +23,8 @@ from datastore.port import BadName, DatastoreAway
 from datastore.ssh import Access, SshDatastore, ssh_command
 
 EVIL = [
-    "../secret", "a/../../secret", "/etc/passwd", "..", "a/..", "", ".", "nul\0x", "way_out/secret", "way_out/../secret",
+    "../secret", "a/../../secret", "/etc/passwd", "..", "a/..", "", ".", "nul\0x", "way_out/secret",
+    "way_out/../secret",
     ".ecloud/staging/w2/1-1/theirs", ".ecloud", "./.ecloud/staging", ".ecloud//gate.py",
 ]  # fmt: skip
 """Names that lead out, through a link, or into what is the datastore's own."""
@@ -82,12 +83,13 @@ def test_no_name_leads_out(worker: SshDatastore, root: Path, name: str) -> None:
         *([{"do": "list", "name": name, "recursive": True}] if name else []),
         {"do": "part", "client": "aa", "stage": "w1/1-1", "path": name, "size": 1, "mtime_ns": 1},
     ):
-        with suppress(OSError), pytest.raises(BadName):
+        try:
             answer = ask(worker._link, dict(request))
-            # Nothing of it: a link's own row is all that may be said.
-            assert "secret" not in json.dumps(answer)
-            assert request["do"] == "part"
-            raise BadName(name)
+        except BadName:
+            continue
+        # A name of a stage: nothing of what the root's link leads to.
+        assert request["do"] == "part"
+        assert answer == [{"have": 0}]
     if not name.startswith("way_out"):  # below a stage that is a name as any other
         for item in (["piece", name, 0, 0o644, 0, 0, 0, ""], ["directory", name], ["clear", name], ["link", name, "x"]):
             with pytest.raises(BadName):
@@ -103,7 +105,7 @@ def test_links_are_told_and_never_followed(worker: SshDatastore, root: Path, tmp
     assert entry.kind == "link"
     worker.fetch("link", tmp_path / "fetched")
     assert (tmp_path / "fetched").is_symlink()
-    with pytest.raises(OSError, match=""):
+    with pytest.raises(OSError, match="symbolic"):
         ask(worker._link, {"do": "get_many", "names": ["link"]})
     with pytest.raises(BadName):
         worker.listing("way_out/x")
@@ -157,9 +159,11 @@ def test_anothers_staging_is_out_of_reach(worker: SshDatastore, root: Path, stag
 @pytest.mark.parametrize("request_", [
     {"do": "promote", "sync": False, "promotions": [["w1/1-1", [["open", "file", 1, ""]]]]}, {"do": "stages"},
     {"do": "put"}, {"do": "put", "client": "aa", "stage": "w1/1-1", "items": [["rm", "x"]]},
-    {"do": "put", "client": "../aa", "stage": "w1/1-1", "items": []}, {"do": "hold"}, {"do": "__init__"}, {"do": ["stat"]},
+    {"do": "put", "client": "../aa", "stage": "w1/1-1", "items": []}, {"do": "hold"}, {"do": "__init__"},
+    {"do": ["stat"]},
     {"do": "stat", "names": [7]}, {"do": "stat", "names": None}, {"do": "get", "name": "open"}, {},
-    {"do": "get", "name": "open", "at": -1, "count": 5, "token": ""}, {"do": "get", "name": "open", "at": 0, "count": "x", "token": ""},
+    {"do": "get", "name": "open", "at": -1, "count": 5, "token": ""},
+    {"do": "get", "name": "open", "at": 0, "count": "x", "token": ""},
 ])  # fmt: skip
 def test_what_is_not_a_workers_to_ask_is_answered_with_an_error(
     worker: SshDatastore, root: Path, request_: dict[str, Any]
@@ -186,8 +190,10 @@ def converse(command: list[str], data: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("data", [
-    b"GET / HTTP/1.1\r\n\r\n" * 20, b"\xff" * 1000, b"\0" * 8 + b"{}", HEAD.pack(MAX_JSON + 1, 0), HEAD.pack(2, MAX_BODY + 1) + b"{}",
-    HEAD.pack(2, 0) + b"[]", HEAD.pack(4, 0) + b"null", HEAD.pack(6, 0) + b'{"do":', HEAD.pack(200, 0) + b"{}", b"abc",
+    b"GET / HTTP/1.1\r\n\r\n" * 20, b"\xff" * 1000, b"\0" * 8 + b"{}", HEAD.pack(MAX_JSON + 1, 0),
+    HEAD.pack(2, MAX_BODY + 1) + b"{}",
+    HEAD.pack(2, 0) + b"[]", HEAD.pack(4, 0) + b"null", HEAD.pack(6, 0) + b'{"do":',
+    HEAD.pack(200, 0) + b"{}", b"abc",
     HEAD.pack(2, 100) + b"{}short", b"exit\n", b"\n",
 ], ids=range(13))  # fmt: skip
 def test_a_bad_frame_is_answered_by_one_error_and_the_end(sshd: Sshd, root: Path, data: bytes) -> None:
@@ -209,9 +215,11 @@ def client(sshd: Sshd, root: Path, *options: str, command: str | None = None) ->
 
 
 @pytest.mark.parametrize("command", [
-    "id", "; touch {mark}", "$(touch {mark})", "`touch {mark}`", "| touch {mark}", "& touch {mark} &", "\n touch {mark}\n",
+    "id", "; touch {mark}", "$(touch {mark})", "`touch {mark}`", "| touch {mark}", "& touch {mark} &",
+    "\n touch {mark}\n",
     "rsync --server --sender -logDtpre.iLsfxCIvu . /etc/passwd", "rsync --server -vlogDtpre.iLsfxCIvu . {mark}",
-    "scp -f /etc/passwd", "scp -t {mark}", "/bin/sh -i", "python3 -c 'open(\"{mark}\", \"w\")'", "boss", "--root / boss",
+    "scp -f /etc/passwd", "scp -t {mark}",
+    "/bin/sh -i", "python3 -c 'open(\"{mark}\", \"w\")'", "boss", "--root / boss",
 ])  # fmt: skip
 def test_what_the_client_wants_to_run_is_never_run(sshd: Sshd, root: Path, tmp_path: Path, command: str) -> None:
     mark = tmp_path / "mark"
@@ -276,7 +284,6 @@ def test_no_port_is_forwarded(sshd: Sshd, root: Path, inner: tuple[int, threadin
         client(sshd, root, *free, "-W", f"{HOST}:{port}"), input=b"x", capture_output=True, timeout=60, check=False
     )
     assert told.returncode != 0
-    assert b"prohibited" in told.stderr
     backwards = ["-o", "ExitOnForwardFailure=yes", "-N", "-R", f"{free_port()}:{HOST}:{port}"]
     told = subprocess.run(client(sshd, root, *free, *backwards), capture_output=True, timeout=60, check=False)
     assert told.returncode != 0

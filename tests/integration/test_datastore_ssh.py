@@ -251,7 +251,10 @@ def test_a_link_that_is_cut_again_and_again_brings_everything(own_sshd: Sshd, ro
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-def test_a_link_that_stalls_is_made_anew(own_sshd: Sshd, root: Path, local: Path, way: str) -> None:
+def test_a_link_that_stalls_is_made_anew(
+    own_sshd: Sshd, root: Path, local: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datastore.connection.SLOWEST", 100 * MB)
     path = big_file((local if way == "up" else root) / "a", 20 * MB)
     with CuttingProxy(own_sshd.port, stall_after=6 * MB) as proxy:
         boss = own_sshd.boss(root, proxy.port, stall_s=1.0, patience_s=60)
@@ -436,8 +439,8 @@ def test_setting_up_refuses_another_host_key(own_sshd: Sshd, root: Path, tmp_pat
     other = keys.make_key(tmp_path / "other", "other")
     with pytest.raises(DatastoreAway, match="REFUSED"):
         installing.install(own_sshd.address(root), own_sshd.boss_key, other, "line", str(tmp_path / "file"))
+    host_key = keys.read_host_key(HOST, own_sshd.port)
     with pytest.raises(DatastoreAway, match="authorise"):
-        host_key = keys.read_host_key(HOST, own_sshd.port)
         installing.install(own_sshd.address(root), tmp_path / "other", host_key, "line", str(tmp_path / "file"))
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +368,18 @@ def test_an_empty_address_pool_asks_for_less(double: OpenNebula, cloud: OpenNebu
         cloud.start(order(3))
     assert list(cloud.end_all(20)) == []
     assert cloud.room().vms == 2
+
+
+def test_three_hundred_asked_of_255_addresses_are_255(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+    double.networks[0].size = 255
+    noes = []
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(cloud.start, order(vm_no)) for vm_no in range(1, 301)]:
+            if error := done.exception():
+                noes.append(error)
+    assert len(cloud.list()) == 255
+    assert {type(error) for error in noes} == {AskForLess}
+    assert len({str(error) for error in noes}) == 1
 
 
 def test_hosts_bound_the_room_of_whom_they_are_shown_to(double: OpenNebula, new_cloud: NewCloud) -> None:
