@@ -1,8 +1,7 @@
 """`python -m boss`: the daemon. With no settings: SQLite, a broker of its own and workers on this machine.
 
 Puts the parts together in the order in which they depend on each other; each failure is one sentence with a remedy.
-Database or
-broker away at the start: wait and say so.
+Database or broker away at the start: wait and say so.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """A broker of the boss's own, on this machine only: a private Mosquitto as its child, else a broker from pip in a
 process of its own.
 
-Owns its configuration, password, port and process. The port is kept in the home, so that workers find the broker
-again after a
-restart. The broker ends with the boss.
+Owns its configuration, password, port and process. The port is kept in the home, so that workers find the broker again
+after a restart. The broker ends with the boss.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """THE loop: one thread. Facts in, one decision out, one commit, then words and calls.
 
-take what is in the inbox, or wait until the next deadline
-effects = boss.handle(events, now)
-commit effects.writes           again and again while the database is away; nothing is said before
-fill in the bodies, publish     one SELECT per batch
-hand over the calls             their completions come back as events
-answer the reads                before any other event
+take what is in the inbox, or wait until the next deadline effects = boss.handle(events, now) commit effects.writes
+again and again while the database is away; nothing is said before fill in the bodies, publish     one SELECT per batch
+hand over the calls             their completions come back as events answer the reads                before any other
+event
 """
 
 from __future__ import annotations

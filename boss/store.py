@@ -1,8 +1,7 @@
 """The store: the only writer. One transaction per batch, the leader's row locked in each. Owns leadership and commits.
 
 How a batch becomes statements is in `boss.writing`; reading back is in `boss.loading`. The simulation has a twin of
-this
-class (`sim.store`); tests/contract runs one suite against both.
+this class (`sim.store`); tests/contract runs one suite against both.
 """
 
 from __future__ import annotations

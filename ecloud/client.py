@@ -242,8 +242,7 @@ class Client:
         """A task's output as it is written, from what its worker still holds on, until the task has ended.
 
         `secret`: the cluster's (`cluster_secret`): workers sign their lines with keys derived from it. `attempts`
-        limits how
-        many are followed. Raises `RequestRefused` for a task that is not there.
+        limits how many are followed. Raises `RequestRefused` for a task that is not there.
         """
         return _Following(self, task, secret, run, attempts).lines()
 
@@ -325,8 +324,7 @@ LONG_WAIT_S = 1.0
 
 def _cut(tasks: Sequence[TaskDefinition]) -> tuple[list[tuple[int, int]], bytes]:
     """Chunks of a list as (start, end), each at most `BATCH_COUNT` tasks and `BATCH_BYTES` (but a larger task travels
-    alone);
-    and a hash of it all."""
+    alone); and a hash of it all."""
     bounds, digest = [], hashlib.blake2b(digest_size=32)
     encode = msgspec.json.Encoder().encode
     start = size = 0

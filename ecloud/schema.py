@@ -2,8 +2,7 @@
 alone.
 
 Texts of users are kept as UTF-8 bytes (VARBINARY, BLOB) on MySQL and MariaDB: compared byte by byte, nothing padded,
-any Unicode.
-Times are seconds since 1970 by the boss's clock.
+any Unicode. Times are seconds since 1970 by the boss's clock.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Keys: one secret of the cluster, from which each peer's own key is derived by its name. Files of mode 600.
 
-A key that is named `invite-…` or `vm-…` opens nothing but that peer's conversation with the boss; the cluster's
-secret never leaves
-the boss's machine.
+A key that is named `invite-…` or `vm-…` opens nothing but that peer's conversation with the boss; the cluster's secret
+never leaves the boss's machine.
 """
 
 from __future__ import annotations

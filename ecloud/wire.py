@@ -79,10 +79,8 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     that run.
 
     `after_init`: the init tasks that must have succeeded in this worker process; without them the attempt is given
-    back.
-    `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the worker picks the
-    indices.
-    `keep_dir` keeps the working directory.
+    back. `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the worker picks the
+    indices. `keep_dir` keeps the working directory.
     """
 
     task_no: Int64

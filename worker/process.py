@@ -2,9 +2,8 @@
 it.
 
 Owns processes and their output pipes. Decides nothing: what to run comes as `Launch`, what happened goes out as
-`Finished`.
-One thread, no preexec_fn (a real fork costs 2 to 20 ms; facts), no waiting for end-of-file (a left-over process may
-hold a pipe).
+`Finished`. One thread, no preexec_fn (a real fork costs 2 to 20 ms; facts), no waiting for end-of-file (a left-over
+process may hold a pipe).
 """
 
 from __future__ import annotations

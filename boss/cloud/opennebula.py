@@ -252,7 +252,7 @@ class OpenNebulaCloud:
 
     def _refusal(self, error: Exception) -> Exception:
         """What a no to `template.instantiate` means."""
-        text, cloud = _said(error), self._connection.name
+        text, cloud = words.said(error), self._connection.name
         low = text.lower()
         if "quota" in low and ("limit" in low or "exceed" in low):
             return AskForLess(f"{cloud} gives no more VMs of {self._what()}: {text}; others must end first")
@@ -343,7 +343,7 @@ class OpenNebulaCloud:
         except pyone.OneActionException as error:
             raise TryLater(f"VM {cloud_id} can't be ended while it is in {state}; it is asked again") from error
         except pyone.OneException as error:
-            raise TryLater(f"VM {cloud_id} can't be ended: {_said(error)}; it is asked again") from error
+            raise TryLater(f"VM {cloud_id} can't be ended: {words.said(error)}; it is asked again") from error
 
     def _find(self, number: int) -> SeenVm | None:
         if number < 0:
@@ -353,9 +353,9 @@ class OpenNebulaCloud:
         except pyone.OneNoExistsException:
             return None
         except pyone.OneAuthorizationException as error:
-            raise Gone(f"VM {number} is somebody else's: it is left alone ({_said(error)})") from error
+            raise Gone(f"VM {number} is somebody else's: it is left alone ({words.said(error)})") from error
         except pyone.OneException as error:
-            raise TryLater(f"{self._connection.name} does not show VM {number}: {_said(error)}") from error
+            raise TryLater(f"{self._connection.name} does not show VM {number}: {words.said(error)}") from error
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
         """See `provider.Provider.end_all`."""
@@ -416,9 +416,9 @@ class OpenNebulaCloud:
             extended = self._connection.vms("vmpool.infoset", ",".join(map(str, dict.fromkeys(unclear))), True)
             return vms, {vm.id: vm.attributes for vm in extended}
         except (pyone.OneAuthorizationException, pyone.OneNoExistsException) as error:
-            raise CredentialsWrong(f"user {self._connection.user} may not list VMs: {_said(error)}") from error
+            raise CredentialsWrong(f"user {self._connection.user} may not list VMs: {words.said(error)}") from error
         except pyone.OneException as error:
-            raise TryLater(f"{self._connection.name} does not list our VMs: {_said(error)}") from error
+            raise TryLater(f"{self._connection.name} does not list our VMs: {words.said(error)}") from error
 
     def _vm_no(self, vm: SeenVm, attributes: Mapping[str, str] | None) -> int | None:
         """The intent of a VM that shows it twice: in two of its name, its labels and its attributes."""
@@ -441,7 +441,7 @@ class OpenNebulaCloud:
                 *self._host_bounds(template),
             ]
         except pyone.OneException as error:
-            raise TryLater(f"{self._connection.name} does not tell its limits: {_said(error)}") from error
+            raise TryLater(f"{self._connection.name} does not tell its limits: {words.said(error)}") from error
         if not bounds:
             return Room()
         vms, reason = min(bounds)
@@ -470,7 +470,7 @@ class OpenNebulaCloud:
         except pyone.OneAuthorizationException as error:
             raise GivePoolUp(
                 f"user {self._connection.user} may not use network {number or name} of {self._what(template)}: "
-                f"{_said(error)}; ask for the rights"
+                f"{words.said(error)}; ask for the rights"
             ) from error
 
     def _host_bounds(self, template: Template) -> Iterator[tuple[int, str]]:
@@ -484,12 +484,6 @@ class OpenNebulaCloud:
 
 
 # --- what pyone gives -----------------------------------------------------------------------------
-
-
-def _said(error: Exception) -> str:
-    """The cloud's own words, without the name of the call."""
-    text = str(error).strip()
-    return (text.partition("] ")[2] if text.startswith("[one.") else text).rstrip(".") or "no reason given"
 
 
 def _lcm_name(lcm: int) -> str:

@@ -144,3 +144,9 @@ def as_list(value: object) -> Sequence[Mapping[str, str]]:
     """What stands once, several times or not at all in a template, as a list: a NIC, a network's address range."""
     found = value if isinstance(value, list) else [value]
     return [item for item in found if isinstance(item, Mapping)]
+
+
+def said(error: Exception) -> str:
+    """What the cloud says in a no, without the name of the call."""
+    text = str(error).strip()
+    return (text.partition("] ")[2] if text.startswith("[one.") else text).rstrip(".") or "no reason given"

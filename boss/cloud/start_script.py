@@ -123,12 +123,11 @@ if [ "$units" = yes ]; then
         --property=StandardOutput="append:$home/agent.log" --property=StandardError="append:$home/agent.log" \
         "$home/agent"
     result=$?
-elif command -v setsid >/dev/null; then
-    nohup setsid "$home/agent" </dev/null >>"$home/agent.log" 2>&1 &
-    echo $! >"$home/agent.pid"
-    result=0
 else
-    nohup "$home/agent" </dev/null >>"$home/agent.log" 2>&1 &
+    # Without the context's variables, which hold the key: tasks inherit what the agent has. A unit has none of them.
+    session=
+    if command -v setsid >/dev/null; then session=setsid; fi
+    nohup env -i PATH="$PATH" LANG="${LANG:-C}" $session "$home/agent" </dev/null >>"$home/agent.log" 2>&1 &
     echo $! >"$home/agent.pid"
     result=0
 fi

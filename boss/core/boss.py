@@ -3,9 +3,8 @@
     effects = boss.handle(events, now)
 
 applies each event, lets deadlines pass, then places and scales *once*. The caller commits `effects.writes`, then
-publishes
-`effects.sends`, then makes `effects.calls` and answers `effects.reads` (see `effects`). A timer is an empty batch.
-This file connects the parts and dispatches; what each message means is in the part named after it.
+publishes `effects.sends`, then makes `effects.calls` and answers `effects.reads` (see `effects`). A timer is an empty
+batch. This file connects the parts and dispatches; what each message means is in the part named after it.
 """
 
 from __future__ import annotations

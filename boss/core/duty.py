@@ -1,8 +1,7 @@
 """Workers reporting for duty: they come, are heard, fall silent, drain and leave.
 
-Owns leases. Frees what a worker held only by the rules of docs/protocol.md: a newer process of the same home,
-Goodbye, the end of
-the lease plus a margin, or the cloud saying that the machine is gone. A last will frees nothing.
+Owns leases. Frees what a worker held only by the rules of docs/protocol.md: a newer process of the same home, Goodbye,
+the end of the lease plus a margin, or the cloud saying that the machine is gone. A last will frees nothing.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """What the boss wants done: one transaction, then messages, then calls. Orders, imperative.
 
 The caller's contract: execute `writes` as one transaction; only after its commit publish `sends` in order, then hand
-over
-`calls`, then answer `reads` as events before any other event. A commit that fails says nothing to anybody. A batch
-whose commit
-is in doubt is looked up by its batch number before it is tried again.
+over `calls`, then answer `reads` as events before any other event. A commit that fails says nothing to anybody. A batch
+whose commit is in doubt is looked up by its batch number before it is tried again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The workers as the boss sees them: what each offers, what it holds, how long it may be counted on.
 
-Owns `Worker`s and `Attempt`s that are not over, and the accounting of resources. An attempt is either *in a slot*
-(its resources
-are taken) or *ahead* (queued at the worker beyond what runs, so that the worker never waits for the boss).
+Owns `Worker`s and `Attempt`s that are not over, and the accounting of resources. An attempt is either *in a slot* (its
+resources are taken) or *ahead* (queued at the worker beyond what runs, so that the worker never waits for the boss).
 The worker applies the same rule to the same queue: first in order that fits.
 """
 
@@ -72,10 +71,9 @@ def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:
 class Worker(msgspec.Struct, eq=False):
     """A worker process. `held`: its attempts by (task_no, number), in the order they were given.
 
-    `inits`: init tasks by how they stand in this process: "given", "succeeded", "failed". `resting`: runs it gave
-    back, until
-    its next heartbeat. `slow`: something was asked back and nothing ended since: no queue ahead. `conversation` is
-    None from a boss's start until the worker is heard again.
+    `inits`: init tasks by how they stand in this process: "given", "succeeded", "failed". `resting`: runs it gave back,
+    until its next heartbeat. `slow`: something was asked back and nothing ended since: no queue ahead. `conversation`
+    is None from a boss's start until the worker is heard again.
     """
 
     row: WorkerRow

@@ -1,8 +1,7 @@
 """What a push, a redo or a drop means for each task of a run: functions from a run's image to a decision.
 
-The table of design: under `keep_succeeded` what has the same definition is kept unless it failed; what changed, or
-lies below
-what changed, is replaced; under `replace` everything is, and what the list lacks is dropped.
+The table of design: under `keep_succeeded` what has the same definition is kept unless it failed; what changed, or lies
+below what changed, is replaced; under `replace` everything is, and what the list lacks is dropped.
 """
 
 from __future__ import annotations
@@ -41,10 +40,9 @@ class Allocation:
 class Merge(msgspec.Struct):
     """A decision about a run. `stored`: rows to write with their definition; `moved`: state changes of rows that stay.
 
-    `planted`: rows for the graph, with dependencies on unfinished tasks; `disturbed`: task_nos whose present node
-    (and attempt)
-    goes; `rewired`: rows of tasks that run on although what they waited for is done again (tried again, they wait for
-    it); `inits`: all init rows; `states`: counts afterwards, init tasks left out.
+    `planted`: rows for the graph, with dependencies on unfinished tasks; `disturbed`: task_nos whose present node (and
+    attempt) goes; `rewired`: rows of tasks that run on although what they waited for is done again (tried again, they
+    wait for it); `inits`: all init rows; `states`: counts afterwards, init tasks left out.
     """
 
     stored: list[TaskStored] = msgspec.field(default_factory=list)

@@ -2,8 +2,7 @@
 
 Order: priority first; within a priority the run that holds the fewest CPUs now; within a run the order of the list.
 First everything that can start at once, then short queues ahead. A large task that finds no room gets a worker
-reserved, so that
-small ones don't starve it.
+reserved, so that small ones don't starve it.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ class TaskRow(msgspec.Struct, gc=False):
     """A task without its body: what the core needs to schedule it. `dependencies`: (task_no it waits for, condition).
 
     `attempts`: number of the last attempt; `retries_used` counts only those that cost one. `label`: what its run-time
-    is learned by.
-    `not_before`: when a retry may start. `definition_hash`: hex. `body_bytes`: size of the stored definition.
+    is learned by. `not_before`: when a retry may start. `definition_hash`: hex. `body_bytes`: size of the stored
+    definition.
     """
 
     task_no: int
@@ -163,10 +163,8 @@ class Snapshot(msgspec.Struct):
     """What a boss starts from: everything unfinished.
 
     `tasks`: unfinished ones, and all init tasks of runs that are not over; their `dependencies` name unfinished tasks
-    only.
-    `attempts`: those not over. `init_attempts`: ended attempts of init tasks on workers that are up or draining, plus
-    failed
-    ones of unfinished runs. `states`: task counts per run and state, init tasks left out.
+    only. `attempts`: those not over. `init_attempts`: ended attempts of init tasks on workers that are up or draining,
+    plus failed ones of unfinished runs. `states`: task counts per run and state, init tasks left out.
     """
 
     cluster_id: str

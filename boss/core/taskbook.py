@@ -1,8 +1,7 @@
 """Where every unfinished task and its run stand, and the only way to move them.
 
 Owns runs, their counts and the graph. Each move is checked against the table in `ecloud.tasks`, written, counted and
-told to
-whoever places tasks. Knows nothing of workers.
+told to whoever places tasks. Knows nothing of workers.
 """
 
 from __future__ import annotations
