@@ -23,8 +23,8 @@ import click
 from sqlalchemy.engine import Engine
 
 from boss.calls import Calls
-from boss.cloud.local import LocalCloud
 from boss.cloud.provider import CredentialsWrong, Provider, TryLater
+from boss.clouds import open_clouds
 from boss.core.config import BossConfig, PoolConfig
 from boss.core.events import Event
 from boss.embedded_broker import BrokerWontStart, EmbeddedBroker
@@ -172,7 +172,14 @@ class Start:
         address = self._start_broker()
         storage = self._open_datastore(cluster_id, snapshot.context)
         pools = self._settings.all_pools
-        clouds = self._clouds(cluster_id, lambda key_name: self._access(cluster_id, address, secret, key_name))
+        clouds = open_clouds(
+            self._settings,
+            self._home,
+            cluster_id,
+            lambda key_name: self._access(cluster_id, address, secret, key_name),
+            self._tied,
+            self._keep_dirs,
+        )
         labels = {pool.name: pool.labels for pool in pools}
 
         def make_calls(put: Callable[[Event], None]) -> Calls:
@@ -293,31 +300,6 @@ class Start:
             ca=address.ca,
             tls=address.tls,
         )
-
-    def _clouds(self, cluster_id: str, access_of: Callable[[str], AccessFile]) -> dict[str, Provider]:
-        """Where the VMs of each pool come from, by the pool's name."""
-        settings = self._settings
-        local = LocalCloud(self._home, access_of, self._tied, settings.boss_gone_exit_s, self._keep_dirs)
-        clouds: dict[str, Provider] = {pool.name: local for pool in settings.all_pools}
-        remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
-        if remote:
-            from boss.cloud.opennebula import Connection, OpenNebulaCloud  # costs time that others need not spend
-            from boss.cloud.opennebula_transport import Endpoint
-
-            connection = Connection(
-                Endpoint(
-                    url=settings.opennebula_url,
-                    user=settings.opennebula_user,
-                    password=settings.opennebula_password,
-                    ca=str(Path(settings.opennebula_ca).expanduser()) if settings.opennebula_ca else "",
-                    proxy=settings.opennebula_proxy,
-                )
-            )
-            for pool in remote:
-                clouds[pool.name] = OpenNebulaCloud(
-                    connection, cluster_id, pool.template, access_of, settings.boss_gone_exit_s, self._keep_dirs
-                )
-        return clouds
 
     def _config(self, datastore: DatastoreAccess) -> BossConfig:
         settings = self._settings

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -27,11 +28,12 @@ from ecloud.database import DatabaseAway, SchemaWrong, database_url, explain, ma
 from ecloud.datastores import directory_of, is_ssh
 from ecloud.files import datastore_address, open_datastore
 from ecloud.secrets import AccessWrong, read_access
-from ecloud.settings import Settings, SettingsWrong, load_settings, settings_path
+from ecloud.settings import ROOT, Settings, SettingsWrong, load_settings, settings_path
 from ecloud.views import print_json
 from ecloud.wire import MAX_MESSAGE_BYTES
 from ecloud.words import duration, megabytes, visible
 
+CLOUDS_S = 60.0
 MIN_FREE_MB = 1_000.0
 MIN_OPEN_FILES = 1_024
 MIN_PACKET_BYTES = 16 * 2**20
@@ -91,6 +93,7 @@ def look() -> Iterator[Finding]:
         yield finding
     yield from _boss(settings, engine)
     yield from _broker(settings)
+    yield from _clouds(settings)
     yield from _datastore(settings, engine)
 
 
@@ -269,6 +272,24 @@ def _broker_rules(address: BrokerAddress, topic: str) -> Iterator[Finding]:
     yield Finding("broker", f"the largest message {'passes' if large is not None else 'does not pass'}", remedy)
     will = check_will(address, f"{topic}/will")
     yield Finding("broker", f"last wills are {'' if will else 'not '}published", "" if will else "allow ecloud/# (ACL)")
+
+
+def _clouds(settings: Settings) -> Iterator[Finding]:
+    """Asked by a process of the boss's code: clouds are its business."""
+    if all(pool.cloud == "local" for pool in settings.all_pools):
+        return
+    command = [sys.executable, "-m", "boss.clouds"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=CLOUDS_S, stdin=subprocess.DEVNULL)
+        said = msgspec.json.decode(done.stdout)
+    except subprocess.TimeoutExpired:
+        yield Finding("cloud", f"does not answer within {CLOUDS_S:.0f} s", "check OPENNEBULA_URL and the network")
+        return
+    except msgspec.MsgspecError:
+        yield Finding("cloud", done.stderr.decode(errors="replace").strip()[-300:], "mend the settings")
+        return
+    for item in said:
+        yield Finding("cloud", f"pool {item['pool']}: {item['text']}", item.get("remedy", ""))
 
 
 def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
