@@ -11,7 +11,7 @@ SEEDS ?= 200
 SOURCES := boss worker ecloud datastore sim migrations docs bench tests admin.py push_tasks.py settings.example.py
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | awk -F: '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*##/:/' | awk -F: '{printf "make %-11s %s\n", $$1, $$2}'
 
 # --- environment ---------------------------------------------------------------------------------
 
@@ -72,8 +72,17 @@ test-long: $(VENV)/.development services ## the long ones
 bench: $(VENV)/.development services ## how fast, side by side with peers
 	@$(PY) -m bench
 
+bench-scaling: $(VENV)/.development ## GRAPHS="FILE..." our scaling beside fixed fleets and queue depth, simulated
+	@$(PY) -m bench.scaling $(GRAPHS)
+
 sim: $(VENV)/.development ## SEEDS=N random scenarios of the simulation
 	@$(PY) -m sim --seeds $(SEEDS)
+
+sim-mutants: $(VENV)/.development ## switch protections off, one at a time; the simulation must find each
+	@$(PY) -m sim --mutants
+
+chaos: $(VENV)/.development services ## CHAOS_SEED=N the terrible day, all parts of a real cluster killed and frozen
+	@$(PY) -m pytest -q tests/chaos -m long --timeout 1800
 
 docs: $(VENV)/.runtime ## draw the generated pages again
 	@$(PY) docs/generate.py
@@ -82,4 +91,4 @@ clean: ## remove .venv, caches and the demo's results
 	@rm -rf $(VENV) demo-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install services demo check format test test-long bench sim docs clean
+.PHONY: help install services demo check format test test-long bench bench-scaling chaos sim sim-mutants docs clean

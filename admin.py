@@ -21,7 +21,7 @@ from typing import Any
 # What an action needs is imported when it runs: --help is there at once.
 
 GROUPS = {
-    "cluster": ("start", "stop", "status", "doctor", "migrate", "invite"),
+    "cluster": ("start", "stop", "status", "doctor", "migrate", "invite", "plan", "ledger"),
     "tasks": (
         "show_tasks", "show_queued", "show_in_progress", "show_failed", "show_succeeded", "show_task",
         "show_task_commands", "show_task_status", "show_task_dependencies", "logs", "why", "cancel", "retry_failed",
@@ -132,6 +132,23 @@ def invite(file: str, host: str | None, revoke: str | None, as_json: bool) -> in
     from ecloud import asking
 
     return asking.revoke(revoke, as_json) if revoke else asking.invite(file, host, as_json)
+
+
+@action
+def plan(as_json: bool) -> int:
+    """VMs that the autoscaler would start and end now, and why; changes nothing."""
+    from ecloud import asking
+
+    return asking.plan(as_json)
+
+
+@action
+@run_option
+def ledger(run: str, as_json: bool) -> int:
+    """Where every VM-second went: booting, running, idle, draining, lost."""
+    from ecloud import showing
+
+    return showing.ledger(run, as_json)
 
 
 # --- tasks: questions ---------------------------------------------------------------------------------

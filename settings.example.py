@@ -57,6 +57,8 @@ STOP_GRACE_S = 10.0
 RETRY_BACKOFF_S = 1.0
 # How long a VM may idle before it is ended.
 IDLE_VM_S = 60.0
+# VM-hours in any 24 hours after which none is started by itself any more; 0: no limit. What a person asks for is started.
+VM_HOURS_PER_DAY = 0.0
 # How long a worker that the boss started goes on without any boss before it leaves.
 BOSS_GONE_EXIT_S = 3600.0
 
@@ -64,6 +66,12 @@ BOSS_GONE_EXIT_S = 3600.0
 
 # Larger task lists are refused by name.
 MAX_TASKS_PER_PUSH = 2_000_000
+# What a worker keeps of the files it fetched over SSH, for later tasks that ask for the same; at most half of the disk
+# space that is free. 0: nothing. A datastore that is a directory is read directly.
+CACHE_MB = 10_000.0
+# Workers that move files over SSH at once; the others wait for their turn. Keep it below the MaxStartups of the
+# datastore's sshd (10 where nobody changed it).
+TRANSFER_LANES = 8
 # Runs that ended this many days ago are let go: "archive" keeps a line of counts, "drop" keeps nothing.
 KEEP_RUNS_DAYS = 30.0
 ON_OLD_RUNS = "archive"

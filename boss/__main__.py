@@ -38,12 +38,14 @@ from ecloud.database import DatabaseAway, SchemaWrong, database_url, make_engine
 from ecloud.datastores import NOTES, directory_of, is_ssh
 from ecloud.home import Home
 from ecloud.secrets import CLIENT_KEY_NAME, AccessFile, AccessWrong, cluster_secret, derive_key, write_access
-from ecloud.settings import PoolSettings, Settings, SettingsWrong, default_pools, load_settings
+from ecloud.settings import PoolSettings, Settings, SettingsWrong, default_pools, load_settings, size_of
 from ecloud.wire import DatastoreAccess
 
 log = logging.getLogger("boss")
 LOG_BYTES = 10_000_000
 LOGS_KEPT = 3
+BOOT_S = {"local": 1.0, "opennebula": 60.0}
+"""How long a VM of a cloud is guessed to take until its worker reports, before any did."""
 WAIT_S = 2.0
 END_VMS_S = 15.0
 PR_SET_PDEATHSIG = 1
@@ -314,8 +316,11 @@ class Start:
             datastore=datastore,
             shell=settings.shell,
             pools=tuple(_pool(pool, settings) for pool in settings.all_pools),
-            worker_settings={"stop_grace_s": settings.stop_grace_s},
+            worker_settings={"stop_grace_s": settings.stop_grace_s, "cache_mb": settings.cache_mb},
+            transfer_lanes=settings.transfer_lanes,
+            vm_hours_per_day=settings.vm_hours_per_day,
             list_vms_every_s=min(10.0, 2 * settings.heartbeat_s),
+            sweep_every_s=min(600.0, 10 * settings.lease_s),
         )
 
     def _write_pid(self, address: BrokerAddress) -> None:
@@ -365,13 +370,16 @@ class Start:
 
 
 def _pool(pool: PoolSettings, settings: Settings) -> PoolConfig:
-    import psutil
-
-    cores = float(len(os.sched_getaffinity(0)))
-    cpus = pool.cpus or cores
-    memory_mb = pool.memory_mb or int(psutil.virtual_memory().total / 1e6 * min(1.0, cpus / cores))
-    size = {"cpus": cpus, "memory_mb": float(memory_mb), "gpus": pool.gpus}
-    return PoolConfig(pool.name, size, pool.minimum, pool.maximum, pool.labels, settings.idle_vm_s, pool.spillover)
+    return PoolConfig(
+        pool.name,
+        size_of(pool),
+        pool.minimum,
+        pool.maximum,
+        pool.labels,
+        settings.idle_vm_s,
+        pool.spillover,
+        BOOT_S[pool.cloud],
+    )
 
 
 def _who(path: Path) -> str:

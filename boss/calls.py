@@ -18,6 +18,7 @@ from boss.cloud.provider import (
     TryLater,
     Unanswered,
     VmOrder,
+    VmState,
 )
 from boss.core.effects import (
     Call,
@@ -50,6 +51,8 @@ DATASTORE_THREADS = 4
 CLOUD_THREADS = 8
 RETRY_S = 10.0
 GIVEN_UP_S = 300.0
+_HEALTHY = (VmState.BOOTING, VmState.RUNNING, VmState.ENDING)
+"""States of a VM about which there is nothing to say."""
 
 
 class Calls:
@@ -142,7 +145,7 @@ class Calls:
         cloud = self._clouds.get(call.pool)
         if cloud is None:
             reason = f"no pool {call.pool} is set any more"
-            return VmRefused(call.vm_no, reason, GIVEN_UP_S) if isinstance(call, StartVm) else None
+            return VmRefused(call.vm_no, reason, GIVEN_UP_S, "unset") if isinstance(call, StartVm) else None
         if isinstance(call, StartVm):
             order = VmOrder(call.vm_no, call.pool, call.size, call.boot_nonce, self._labels.get(call.pool, ()))
             try:
@@ -151,10 +154,14 @@ class Calls:
             except Unanswered as error:  # its intent stays until the cloud's list has shown the VM, or long has not
                 log.warning("a VM of pool %s may have been started: %s", call.pool, error)
                 return None
-            except (TryLater, AskForLess) as error:
-                return VmRefused(call.vm_no, str(error), RETRY_S)
-            except (GivePoolUp, CredentialsWrong) as error:
-                return VmRefused(call.vm_no, str(error), GIVEN_UP_S)
+            except TryLater as error:
+                return VmRefused(call.vm_no, str(error), RETRY_S, "later")
+            except AskForLess as error:
+                return VmRefused(call.vm_no, str(error), RETRY_S, "less")
+            except GivePoolUp as error:
+                return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "pool")
+            except CredentialsWrong as error:
+                return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "credentials")
         try:
             if isinstance(call, EndVm):
                 cloud.end(call.cloud_id)
@@ -186,7 +193,8 @@ class Calls:
                     self._started = {key: no for key, no in self._started.items() if key[0] != call.pool}
                 if found is not None:
                     by_vm_no.update({vm.vm_no: vm.cloud_id for vm in found})
-                    self._put(VmsListed(call.pool, frozenset(by_vm_no.values()), by_vm_no))
+                    seen = {vm.vm_no: (vm.state.value, vm.text) for vm in found if vm.text or vm.state not in _HEALTHY}
+                    self._put(VmsListed(call.pool, frozenset(by_vm_no.values()), by_vm_no, seen))
 
 
 def _unexpected(call: Call, error: Exception) -> Event | None:

@@ -73,6 +73,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         init_attempts=_init_attempts(connection, going_on),
         workers=_workers(connection),
         vms=_vms(connection),
+        past_vms=_past_vms(connection),
         states=_counts(connection),
         context=context,
         revoked_keys={row.name for row in connection.execute(sa.select(schema.revoked_keys))},
@@ -262,6 +263,8 @@ def attempt_row(row: Any) -> AttemptRow:
             store_s=row.store_s,
             max_rss_mb=row.max_rss_mb,
             manifest=manifest,
+            fetch_bytes=row.fetch_bytes or 0,
+            cached_bytes=row.cached_bytes or 0,
         )
     return AttemptRow(
         task_no=row.task_no,
@@ -291,28 +294,48 @@ def _workers(connection: Connection) -> list[WorkerRow]:
             vm_no=row.vm_no,
             reason=row.reason,
             trouble=row.trouble,
+            lane_since=row.lane_since,
+            lane_wanted_since=row.lane_wanted_since,
         )
         for row in connection.execute(query)
     ]
 
 
+PAST_VMS = 2_000
+"""Of the VMs that are gone: enough for boot times and a day's hours."""
+
+
 def _vms(connection: Connection) -> list[VmRow]:
     vms = schema.vms
-    return [
-        VmRow(
-            vm_no=row.vm_no,
-            pool=row.pool,
-            state=row.state,
-            since=row.since,
-            size=msgspec.json.decode(row.size),
-            boot_nonce=row.boot_nonce,
-            cloud_id=row.cloud_id,
-            worker=row.worker,
-            keep_alive=bool(row.keep_alive),
-            reason=row.reason,
-            intended_at=row.intended_at,
-            hello_at=row.hello_at,
-            gone_at=row.gone_at,
-        )
-        for row in connection.execute(sa.select(vms).where(vms.c.state != "gone").order_by(vms.c.vm_no))
-    ]
+    query = sa.select(vms).where(vms.c.state != "gone").order_by(vms.c.vm_no)
+    return [_vm(row) for row in connection.execute(query)]
+
+
+def _past_vms(connection: Connection) -> list[VmRow]:
+    vms = schema.vms
+    query = sa.select(vms).where(vms.c.state == "gone").order_by(vms.c.vm_no.desc()).limit(PAST_VMS)
+    return [_vm(row) for row in connection.execute(query)][::-1]
+
+
+def _vm(row: Any) -> VmRow:
+    return VmRow(
+        vm_no=row.vm_no,
+        pool=row.pool,
+        state=row.state,
+        since=row.since,
+        size=msgspec.json.decode(row.size),
+        boot_nonce=row.boot_nonce,
+        cloud_id=row.cloud_id,
+        worker=row.worker,
+        keep_alive=bool(row.keep_alive),
+        reason=row.reason,
+        intended_at=row.intended_at,
+        hello_at=row.hello_at,
+        gone_at=row.gone_at,
+        started_at=row.started_at,
+        first_task_at=row.first_task_at,
+        ending_at=row.ending_at,
+        end_asked=row.end_asked,
+        cause=row.cause,
+        said=row.said or "",
+    )

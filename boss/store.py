@@ -7,6 +7,7 @@ this class (`sim.store`); tests/contract runs one suite against both.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 
 from sqlalchemy.engine import Connection, Engine
@@ -19,6 +20,7 @@ from boss.writing import Writing
 
 __all__ = ["AnotherBossLeads", "CommitRefused", "Deposed", "Store", "StoreAway"]
 
+LONG_COMMIT_S = 1.0
 LEADER_SILENT_S = 15.0
 """A leader that has not written for this long is taken for dead, where nothing better is known."""
 
@@ -103,9 +105,15 @@ class Store:
         Raises `StoreAway`, `CommitRefused`, `Deposed`; nothing is written then. After `StoreAway` the commit may have
         landed all the same: `last_batch` tells, and committing the same batch again is harmless: it is written once.
         """
+        began = time.monotonic()
         with transaction(self.engine) as connection:
             if self._take_turn(connection, batch, now):
                 Writing(connection, self._sql, self._archive).all(writes, now)
+                took_s = time.monotonic() - began
+                if took_s > LONG_COMMIT_S:
+                    # A standby sees the row when this ends: it must not take the time of our work for silence.
+                    update = f"UPDATE leader SET renewed_at = {self._sql.clock(now + took_s)} WHERE id = 1"
+                    connection.exec_driver_sql(self._sql(update))
 
     def _take_turn(self, connection: Connection, batch: int, now: float) -> bool:
         """Lock the leader's row and count the batch; False where this batch is in the tables already."""

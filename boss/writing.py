@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.engine import Connection
 
-from boss.core.rows import AttemptRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
+from boss.core.rows import AttemptRow, PoolRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
 from boss.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
 from ecloud.tasks import FAILURE_TAIL_BYTES, definition_json
 from ecloud.wire import MAX_NAME_CHARS
@@ -40,16 +40,20 @@ _TASK_COLUMNS = (
 _ATTEMPT_COLUMNS = (
     "task_no", "number", "run_no", "worker", "state", "assigned_at", "started_at", "ended_at", "reason", "cause",
     "exit_code", "signal", "error", "command", "stdout", "stderr", "fetch_s", "run_s", "store_s", "max_rss_mb",
-    "manifest",
+    "manifest", "fetch_bytes", "cached_bytes",
 )  # fmt: skip
-_WORKER_COLUMNS = ("worker", "key_name", "state", "since", "heard_at", "hello", "vm_no", "reason", "trouble")
+_WORKER_COLUMNS = (
+    "worker", "key_name", "state", "since", "heard_at", "hello", "vm_no", "reason", "trouble", "lane_since",
+    "lane_wanted_since",
+)  # fmt: skip
 _VM_COLUMNS = (
     "vm_no", "pool", "state", "since", "size", "boot_nonce", "cloud_id", "worker", "keep_alive", "reason",
-    "intended_at", "hello_at", "gone_at",
+    "intended_at", "hello_at", "gone_at", "started_at", "first_task_at", "ending_at", "end_asked", "cause", "said",
 )  # fmt: skip
+_POOL_COLUMNS = ("pool", "closed", "since", "until", "boots", "boot_s_p50", "boot_s_p95")
 _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
-_NO_OUTCOME = (None,) * 12
+_NO_OUTCOME = (None,) * 14
 
 _Values = tuple[Any, ...]
 
@@ -69,6 +73,7 @@ class Writing:
         self._moves(writes, now)
         self._attempts(writes.attempts.values())
         self._workers(writes.workers.values())
+        self._pools(writes.pools.values())
         self._small(writes)
         if writes.dropped_tasks or writes.dropped_runs:
             self._drop(writes)
@@ -130,11 +135,22 @@ class Writing:
             (
                 row.vm_no, text(row.pool[:MAX_NAME_CHARS]), row.state, row.since, text(_json(row.size)),
                 text(row.boot_nonce), text(row.cloud_id[:MAX_CLOUD_ID_CHARS]), text(row.worker), int(row.keep_alive),
-                self._reason(row.reason), row.intended_at, row.hello_at, row.gone_at,
+                self._reason(row.reason), row.intended_at, row.hello_at, row.gone_at, row.started_at,
+                row.first_task_at, row.ending_at, row.end_asked, row.cause, self._reason(row.said),
             )
             for row in vms
         ]  # fmt: skip
         write_many(self._connection, self._sql.upsert("vms", _VM_COLUMNS, ("vm_no",)), rows)
+
+    def _pools(self, pools: Iterable[PoolRow]) -> None:
+        rows = [
+            (
+                self._sql.text(row.pool[:MAX_NAME_CHARS]), self._reason(row.closed), row.since, row.until, row.boots,
+                row.boot_s_p50, row.boot_s_p95,
+            )
+            for row in pools
+        ]  # fmt: skip
+        write_many(self._connection, self._sql.upsert("pools", _POOL_COLUMNS, ("pool",)), rows)
 
     # --- what moves with every batch ---------------------------------------------------------------
 
@@ -187,6 +203,7 @@ class Writing:
             text(outcome.stderr[-FAILURE_TAIL_BYTES:]) if outcome.stderr else None,
             _finite(outcome.fetch_s), _finite(outcome.run_s), _finite(outcome.store_s), _finite(outcome.max_rss_mb),
             _encode(outcome.manifest) if outcome.manifest else None,
+            max(0, outcome.fetch_bytes), max(0, outcome.cached_bytes),
         )  # fmt: skip
 
     def _reason(self, reason: str) -> str | bytes:
@@ -197,7 +214,8 @@ class Writing:
         rows = [
             (
                 text(row.worker), text(row.key_name), row.state, row.since, row.heard_at, _encode(row.hello), row.vm_no,
-                self._reason(row.reason), self._reason(row.trouble),
+                self._reason(row.reason), self._reason(row.trouble), row.lane_since,
+                row.lane_wanted_since,
             )
             for row in workers
         ]  # fmt: skip

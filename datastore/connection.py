@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from datastore.gate import HEAD, MAGIC, PIECE, VERSION
+from datastore.gate import HEAD, MAGIC, MAX_BODY, MAX_JSON, PIECE, VERSION
 
 SLICE = 1 << 16
 """Written at once: progress is seen at this grain."""
@@ -29,7 +29,7 @@ GREETING_BYTES = 1 << 16
 """What a login shell may print before the gate speaks."""
 _SET_PIPE_SIZE = 1031
 
-Answer = tuple[list[dict[str, Any]], bytes]
+Answer = tuple[list[dict[str, Any]], bytearray]
 """The frames of one answer, and the bytes of the last."""
 
 
@@ -143,9 +143,11 @@ class Connection:
             # Byte by byte only until the mark has been seen.
             seen += bytes(self._read(1))
 
-    def _read_frame(self) -> tuple[dict[str, Any], bytes]:
+    def _read_frame(self) -> tuple[dict[str, Any], bytearray]:
         length, body_length = HEAD.unpack(self._read(HEAD.size))
-        return json.loads(self._read(length)), bytes(self._read(body_length))
+        if length > MAX_JSON or body_length > MAX_BODY:
+            raise ValueError
+        return json.loads(self._read(length)), self._read(body_length)
 
     def _read(self, length: int) -> bytearray:
         data = bytearray(length)

@@ -18,6 +18,10 @@ from typing import TypeVar
 
 from datastore.port import STAGING, BadName, DatastoreAway, Entry, NotThere, Promotion
 
+OWN = STAGING.partition("/")[0]
+"""No name begins so: what others staged is nobody's to read or to publish over."""
+LOCK = ".client-"
+"""How a gate that serves the same root names its clients' locks."""
 PIECE = 1 << 20
 """Bytes read and hashed at once."""
 _AWAY = frozenset({
@@ -34,6 +38,8 @@ def parts_of(name: str) -> list[str]:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
         raise BadName(f"{name!r} is no name in a datastore")
+    if parts[0] == OWN:
+        raise BadName(f"{name!r} is the datastore's own")
     return parts
 
 
@@ -118,7 +124,7 @@ class DirectoryDatastore:
     def _walk(self, top: Path, recursive: bool) -> Iterator[Path]:
         for item in os.scandir(top):
             path = Path(item.path)
-            if path == self.root / ".ecloud":
+            if path == self.root / OWN:
                 continue
             yield path
             if recursive and item.is_dir(follow_symlinks=False):
@@ -148,7 +154,7 @@ class DirectoryDatastore:
         """See `port.Stager.drop_stage`."""
         with _told_apart(self.root):
             directory = self._stage(stage)
-            remove(directory)
+            _discard(directory)
             with suppress(OSError):
                 directory.parent.rmdir()
 
@@ -168,7 +174,7 @@ class DirectoryDatastore:
                 return moves
             for staged, final in moves:
                 self._move(staged, final)
-            remove(stage)
+            _discard(stage)
         except BadName as error:
             return f"a result can't be published: {error}"
         except OSError as error:
@@ -229,7 +235,8 @@ class DirectoryDatastore:
             found = []
             for worker in os.scandir(staging) if staging.is_dir() else ():
                 if worker.is_dir(follow_symlinks=False):
-                    found += [f"{worker.name}/{stage.name}" for stage in os.scandir(worker.path)]
+                    names = {name.lstrip(".") for name in os.listdir(worker.path) if not name.startswith(LOCK)}
+                    found += [f"{worker.name}/{name}" for name in names]
             return sorted(found)
 
     def put(self, local: Path, path: str) -> list[Entry]:
@@ -249,13 +256,19 @@ class DirectoryDatastore:
 
     def tidy(self) -> None:
         """Remove the staging area where it is empty: nothing of ours stays behind."""
-        for directory in (self.root / STAGING, self.root / ".ecloud"):
+        for directory in (self.root / STAGING, self.root / OWN):
             with suppress(OSError):
                 for item in os.scandir(directory):
                     if item.is_dir(follow_symlinks=False):
                         with suppress(OSError):
                             os.rmdir(item.path)
                 directory.rmdir()
+
+
+def _discard(stage: Path) -> None:
+    """A stage, and beside it what a gate (`datastore/gate.py`) of the same root keeps of unfinished files."""
+    remove(stage)
+    remove(stage.with_name(f".{stage.name}"))
 
 
 # --- copying ------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from datastore.directory import remove
+from datastore.directory import parts_of, remove
 from datastore.gate import PIECE
 from datastore.link import Again, Link, Pipeline
-from datastore.port import DatastoreAway, Entry, NotThere
+from datastore.port import BadName, DatastoreAway, Entry, NotThere
 
 SMALL = 1 << 18
 """Larger files are asked for by themselves, in ranges."""
@@ -59,7 +59,7 @@ class _File:
         self._digest = hashlib.sha256() if row[4] else None
         self._zeros = bytes(PIECE)
 
-    def write(self, frame: dict[str, Any], body: bytes) -> None:
+    def write(self, frame: dict[str, Any], body: bytearray) -> None:
         """The next range."""
         if hole := frame.get("hole", 0):
             if self._digest:
@@ -118,13 +118,13 @@ class _Fetch:
             for file in self._open.values():
                 file.close()
 
-    def _ask(self, name: str) -> tuple[dict[str, Any], bytes]:
+    def _ask(self, name: str) -> tuple[dict[str, Any], bytearray]:
         request = {"do": "get", "name": name, "at": 0, "count": PIECE, "token": ""}
         self._pipeline.send(request, name=name, weight=PIECE)
         frames, body, _ = self._pipeline.take()
         return frames[0], body
 
-    def _large(self, name: str, path: Path, row: Row, frame: dict[str, Any], body: bytes) -> None:
+    def _large(self, name: str, path: Path, row: Row, frame: dict[str, Any], body: bytearray) -> None:
         """The rest of a file whose beginning is here; nothing else is on its way."""
         file = self._open[name] = _File(path, row)
         file.write(frame, body)
@@ -146,6 +146,7 @@ class _Fetch:
         """A directory with all below it."""
         self._pipeline.send({"do": "list", "name": self._name, "recursive": True}, name=self._name)
         rows = {row[0]: row[1:] for frame in self._pipeline.take()[0] for row in frame["rows"]}
+        self._check(rows)
         self._aside.mkdir(mode=0o700)
         large: list[str] = []
         batch: list[str] = []
@@ -173,6 +174,14 @@ class _Fetch:
             self._one_of_tree(name, rows[name])
         self._seal(rows, top, token)
         return sum(row[1] for row in rows.values() if row[0] == "file")
+
+    def _check(self, rows: dict[str, Row]) -> None:
+        """Whatever a datastore tells, nothing is written but below the new path."""
+        for name in rows:
+            parent = "/".join(parts_of(name)[:-1])
+            is_below = parent == self._name or rows.get(parent, [""])[0] == "directory"
+            if not name.startswith(f"{self._name}/") or not is_below:
+                raise BadName(f"the datastore lists {name!r} below {self._name!r}")
 
     def _path(self, name: str) -> Path:
         return self._aside / name[len(self._name) + 1 :]

@@ -34,7 +34,7 @@ MAGIC = b"\nECLOUD-GATE\n"
 """Goes before the first frame: what a login shell prints before it is skipped by the client."""
 HEAD = struct.Struct("!II")
 PIECE = 1 << 20
-MAX_JSON = 16 << 20
+MAX_JSON = 64 << 20
 MAX_BODY = 4 << 20
 MANY = 2000
 """Rows in one frame of a listing."""
@@ -54,6 +54,8 @@ SUM = "user.ecloud.sum"
 SUM_FORMAT = struct.Struct("!QQ32s")
 """Size, mtime in ns and SHA-256 of a file as it was written: valid for as long as size and mtime are still these."""
 LOCK = b".client-"
+MODES = 0o777
+"""No worker makes a file that runs as the datastore's user."""
 ZEROS = bytes(PIECE)
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -445,7 +447,7 @@ class Staging(Reading):
             elif item[0] == "seal":
                 handle = self.tree.directory(target)
                 os.utime(handle, ns=(item[3], item[3]))
-                os.fchmod(handle, item[2])
+                os.fchmod(handle, item[2] & MODES)
             elif item[0] == "link":
                 self.link(target, item)
             else:
@@ -555,7 +557,7 @@ class Staging(Reading):
             os.setxattr(handle, SUM, SUM_FORMAT.pack(info.st_size, info.st_mtime_ns, digest.digest()))
         except (OSError, struct.error):
             pass  # a filesystem without: promotion reads the file
-        os.fchmod(handle, item[3])
+        os.fchmod(handle, item[3] & MODES)
 
     def drop_stage(self, request: Dict[str, Any]) -> Dict[str, Any]:
         """stage -> {}"""
@@ -795,6 +797,8 @@ class Frames:
         self.source = source
         self.sink = sink
         self.said_at = time.monotonic()
+        # One for all frames: a fresh one for each would cost a page fault for every 4 KB.
+        self.body = memoryview(bytearray(MAX_BODY))
 
     def read(self) -> Optional[Tuple[Any, memoryview]]:
         """The next request; None at the end."""
@@ -808,8 +812,7 @@ class Frames:
         if length > MAX_JSON or body_length > MAX_BODY:
             raise BadFrame("too long")
         text = self.source.read(length)
-        body = bytearray(body_length)
-        view, filled = memoryview(body), 0
+        view, filled = self.body[:body_length], 0
         while filled < body_length:
             count = self.source.readinto(view[filled:])  # type: ignore[attr-defined]
             if not count:

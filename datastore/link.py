@@ -119,7 +119,7 @@ class Pipeline:
         except Lost as lost:
             sent.answer.set_exception(lost)
 
-    def take(self) -> tuple[list[dict[str, Any]], bytes, Any]:
+    def take(self) -> tuple[list[dict[str, Any]], bytearray, Any]:
         """The oldest answer: its frames, the bytes of the last, the note. Raises what the gate told as `port` names it,
         `Again`, and `DatastoreAway`."""
         while True:

@@ -20,7 +20,7 @@ class DatastoreAway(Exception):
 
 
 class BadName(Exception):
-    """A name that leads out of the root, is absolute, empty, or holds a NUL."""
+    """A name that leads out of the root or into the staging area, is absolute, empty, or holds a NUL."""
 
 
 class NotThere(Exception):
@@ -36,7 +36,8 @@ class Entry:
     """One thing in the datastore. `kind`: file, directory or link. `size` in bytes, `mode` permission bits, `mtime_s`
     epoch seconds.
 
-    `sha256` is hex for a staged file, the target for a link, else empty (listing does not read contents).
+    `sha256` is hex for a staged file and for one whose sum is known without reading it (`stat` may tell it), the target
+    for a link, else empty.
     """
 
     path: str

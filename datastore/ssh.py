@@ -24,7 +24,7 @@ from datastore.connection import Lost
 from datastore.directory import parts_of
 from datastore.gate import AWAY
 from datastore.link import Link, Pipeline, ask
-from datastore.port import BadName, DatastoreAway, Entry, NotThere, Promotion
+from datastore.port import DatastoreAway, Entry, NotThere, Promotion
 
 ALIAS = "ecloud-datastore"
 """The datastore's name in its known_hosts file, whatever its address."""
@@ -35,6 +35,7 @@ PATIENCE_S = 10.0
 CONNECT_S = 20
 ALIVE_S = 15
 NAMES_AT_ONCE = 20_000
+CHARACTERS_AT_ONCE = 4_000_000
 PROMOTED_AT_ONCE = 20_000
 """Entries in one request: some MB of JSON."""
 _ADDRESS = re.compile(
@@ -159,8 +160,7 @@ class SshDatastore:
         plain = [_plain(name) for name in names]
         pipeline = Pipeline(self._link)
         found: list[Entry | None] = []
-        for start in range(0, len(plain), NAMES_AT_ONCE):
-            asked = plain[start : start + NAMES_AT_ONCE]
+        for asked in _bounded(plain):
             pipeline.send({"do": "stat", "names": asked}, note=asked)
         while pipeline:
             frames, _, asked = pipeline.take()
@@ -244,10 +244,21 @@ class SshDatastore:
 
 def _plain(name: str) -> str:
     """A name normalised. Raises `BadName`."""
-    parts = parts_of(name)
-    if parts[0] == ".ecloud":
-        raise BadName(f"{name!r} is the datastore's own")
-    return "/".join(parts)
+    return "/".join(parts_of(name))
+
+
+def _bounded(names: list[str]) -> Iterator[list[str]]:
+    """Names in lists that fit into one request each, escaped as they may be."""
+    batch: list[str] = []
+    held = 0
+    for name in names:
+        if len(batch) >= NAMES_AT_ONCE or held + len(name) > CHARACTERS_AT_ONCE:
+            yield batch
+            batch, held = [], 0
+        batch.append(name)
+        held += len(name)
+    if batch:
+        yield batch
 
 
 def _rows(promotion: Promotion) -> list[list[object]]:

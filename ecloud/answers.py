@@ -52,6 +52,13 @@ class RunStatus(msgspec.Struct, frozen=True):
         return sum(self.states.get(state, 0) for state in UNFINISHED)
 
 
+class Transfer(msgspec.Struct, frozen=True):
+    """A worker that holds a lane to a datastore over SSH."""
+
+    worker: str
+    since: float
+
+
 class Status(msgspec.Struct, frozen=True):
     """Everything on one screen. Counts by state; `init_tasks` are not among `tasks`."""
 
@@ -63,7 +70,14 @@ class Status(msgspec.Struct, frozen=True):
     boss: BossStatus
     left_s: float | None
     troubles: list[str]
+    cloud_troubles: list[str] = []
     """What workers say that keeps them from running anything."""
+    transfers: list[Transfer] = []
+    """Who moves files over SSH now."""
+    transfers_waiting: int = 0
+    """Workers that wait for their turn."""
+    datastore_free_mb: float | None = None
+    """None where asking would take long."""
 
 
 class TaskLine(msgspec.Struct, frozen=True):
@@ -130,6 +144,10 @@ class WorkerView(msgspec.Struct, frozen=True):
     trouble: str
     running: list[str]
     queued: int
+    lane_since: float | None = None
+    """Since when it moves files over SSH."""
+    lane_wanted_since: float | None = None
+    """Since when it waits for its turn to."""
 
 
 class VmView(msgspec.Struct, frozen=True):
@@ -147,6 +165,12 @@ class VmView(msgspec.Struct, frozen=True):
     intended_at: float
     hello_at: float | None
     gone_at: float | None
+    started_at: float | None = None
+    first_task_at: float | None = None
+    ending_at: float | None = None
+    end_asked: int = 0
+    cause: str = ""
+    said: str = ""
 
 
 class AttemptView(msgspec.Struct, frozen=True):
@@ -172,6 +196,13 @@ class AttemptView(msgspec.Struct, frozen=True):
     store_s: float | None
     max_rss_mb: float | None
     results: tuple[ManifestEntry, ...]
+    fetch_bytes: int | None = None
+    cached_bytes: int | None = None
+
+    @property
+    def store_bytes(self) -> int:
+        """What its results hold."""
+        return sum(result.size for result in self.results)
 
 
 class Neighbour(msgspec.Struct, frozen=True):

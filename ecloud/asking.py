@@ -37,6 +37,21 @@ def ask(verb: str, as_json: bool, **arguments: Argument) -> int:
     return doors.DONE
 
 
+def plan(as_json: bool) -> int:
+    """What the boss would start and end now, and why. Raises as `ask` does."""
+    from ecloud.views import print_json
+    from ecloud.words import visible
+
+    with doors.boss(load_settings()) as client:
+        document = msgspec.json.decode(client.request("plan").text)
+    lines = document.pop("lines")
+    if as_json:
+        print_json(document)
+    else:
+        print("\n".join(visible(line) for line in lines))
+    return doors.DONE
+
+
 def about_tasks(
     verb: str, tasks: Sequence[str], run: str, state: str, label: str, as_json: bool, **arguments: Argument
 ) -> int:

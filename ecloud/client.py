@@ -99,7 +99,7 @@ class Client:
     ) -> None:
         self.access = access
         self._conversation = Conversation(access, watchdog)
-        self._on_trouble = on_trouble or (lambda text: None)
+        self.on_trouble = on_trouble or (lambda text: None)
         self._trouble = ""
 
     def __enter__(self) -> Client:
@@ -205,7 +205,7 @@ class Client:
             text = f"waiting for the boss: silent for {silent_s:.0f} s"
         if bool(text) != bool(self._trouble) or text.split(":")[0] != self._trouble.split(":")[0]:
             self._trouble = text
-            self._on_trouble(text)
+            self.on_trouble(text)
 
     # --- watching -----------------------------------------------------------------------------------
 

@@ -233,6 +233,8 @@ def _boss(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
         yield Finding("boss", "does not run", "python admin.py start")
     for trouble in status.troubles:
         yield Finding("workers", trouble, "it goes on by itself when that is over")
+    for trouble in status.cloud_troubles:
+        yield Finding("VMs", trouble, "python admin.py plan and show_vms tell more")
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:

@@ -7,17 +7,17 @@ is not here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 from sqlalchemy.engine import Connection, Engine
 
 from ecloud.answers import BossStatus, Reasons, VmView, WorkerView
+from ecloud.boots import record
 from ecloud.database import database_now
 from ecloud.explain_task import Pool, TaskReasons, no_boss, some
 from ecloud.lookup import find_task
 from ecloud.queries import boss_status, near, snapshot, vm_views, worker_views
-from ecloud.settings import Settings
+from ecloud.settings import Settings, size_of
 from ecloud.words import counted, duration
 
 
@@ -27,14 +27,7 @@ class NoSuchThing(Exception):
 
 def pools_of(settings: Settings) -> list[Pool]:
     """The pools as settings name them, with the machine's own amounts where those are left open."""
-    cores = float(len(os.sched_getaffinity(0)))
-    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
-    pools = []
-    for pool in settings.all_pools:
-        cpus = pool.cpus or cores
-        offers = {"cpus": cpus, "memory_mb": pool.memory_mb or memory_mb * min(1.0, cpus / cores), "gpus": pool.gpus}
-        pools.append(Pool(pool.name, offers, pool.maximum))
-    return pools
+    return [Pool(pool.name, size_of(pool), pool.maximum) for pool in settings.all_pools]
 
 
 def why(engine: Engine, subject: str, run: str = "", pools: Sequence[Pool] = (), now: float | None = None) -> Reasons:
@@ -118,5 +111,6 @@ def _vm_layers(vm: VmView, boss: BossStatus, now: float) -> Iterator[str]:
         yield f"{name} has been gone {since}: {vm.reason}{never}"
     if not boss.leads and vm.state != "gone":
         yield no_boss(boss, now)
+    yield from record(vm, now)
     if vm.cloud_id:
         yield f"its cloud calls it {vm.cloud_id}"

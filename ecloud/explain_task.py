@@ -9,9 +9,10 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ecloud import schema
-from ecloud.answers import UNFINISHED, AttemptView, BossStatus, Neighbour, Reasons, VmView, WorkerView
+from ecloud import boots, schema
+from ecloud.answers import UNFINISHED, AttemptView, BossStatus, Neighbour, Reasons, WorkerView
 from ecloud.lookup import attempts_of
+from ecloud.makers import with_maker
 from ecloud.queries import RUNNING_ATTEMPTS, boss_status, vm_views, worker_views
 from ecloud.tasks import Condition, Resources, TaskState
 from ecloud.words import amounts, counted, duration, when
@@ -44,6 +45,7 @@ class TaskReasons:
         self.boss = boss_status(connection, now)
         self.workers = worker_views(connection)
         self.vms = vm_views(connection)
+        self.pool_views = boots.pool_views(connection)
 
     def of(self, row: Any) -> Reasons:
         """The reasons of a task, nearest first."""
@@ -221,19 +223,17 @@ class TaskReasons:
         """What becomes of VMs that could run it."""
         for pool in pools:
             alive = [vm for vm in self.vms if vm.pool == pool.name]
-            coming = [vm for vm in alive if vm.state in ("intended", "booting")]
+            coming = [vm for vm in alive if vm.state in boots.COMING]
+            view = self.pool_views.get(pool.name)
             if coming:
-                yield self._coming(coming[0])
+                yield boots.coming(coming, view, self.now)
             elif len(alive) >= pool.maximum:
-                yield f"pool {pool.name} has its maximum of {counted(pool.maximum, 'VM')}"
+                yield boots.full(pool.name, pool.maximum, alive, self.now)
+            elif view is not None and view.closed:
+                yield boots.closed(view, self.now)
             refused = self._last_refusal(pool.name)
             if refused and not any(vm.state == "running" for vm in alive):
                 yield f"the last VM of pool {pool.name} did not come up: {refused}"
-
-    def _coming(self, vm: VmView) -> str:
-        past = self._past(vm.since)
-        stage = f"was asked for {past} ago" if vm.state == "intended" else f"has been booting for {past}"
-        return f"VM {vm.vm_no} of pool {vm.pool} {stage}"
 
     def _last_refusal(self, pool: str) -> str:
         rows = schema.vms
@@ -310,13 +310,19 @@ class TaskReasons:
             worker = next((worker for worker in self.workers if worker.worker == attempt.worker), None)
             if worker is not None and worker.trouble:
                 yield f"worker {worker.worker} says: {worker.trouble}"
+            if worker is not None and worker.lane_wanted_since is not None:
+                moving = sum(other.lane_since is not None for other in self.workers)
+                has = counted(moving, "worker has", "workers have")
+                past = self._past(worker.lane_wanted_since)
+                yield f"worker {worker.worker} has waited for its turn to move files for {past}: {has} theirs now"
         if not self.boss.leads:
             yield f"{no_boss(self.boss, self.now)}; how it ends is kept by its worker until a boss listens"
 
     def _failed(self, row: Any, name: str) -> Iterator[str]:
         attempts = attempts_of(self.connection, row.task_no)
         last = next((attempt for attempt in reversed(attempts) if attempt.cause is not None), None)
-        yield f"{name} failed: {(last.error if last is not None else '') or row.reason or 'no reason was recorded'}"
+        error = (last.error if last is not None else "") or row.reason or "no reason was recorded"
+        yield f"{name} failed: {with_maker(self.connection, row.task_no, last.cause if last else None, error)}"
         if last is None:
             return
         where = f"worker {last.worker}" + (f" on {last.host}" if last.host else "")

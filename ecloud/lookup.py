@@ -146,6 +146,8 @@ def _attempt(row: Any) -> AttemptView:
         store_s=row.store_s,
         max_rss_mb=row.max_rss_mb,
         results=manifest,
+        fetch_bytes=row.fetch_bytes,
+        cached_bytes=row.cached_bytes,
     )
 
 

@@ -49,8 +49,13 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """What is printed from now on stands below."""
         if self._live is not None:
             self._live.stop()
+            self._live = None
 
     @property
     def elapsed_s(self) -> float:

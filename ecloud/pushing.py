@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from ecloud import doors
+from ecloud import doors, machine
 from ecloud.doors import Fault
+from ecloud.ending import tell_end
 from ecloud.settings import Settings, default_pools, load_settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Engine
-
-    from ecloud.answers import Failure
     from ecloud.client import Client
     from ecloud.formats import TaskList
     from ecloud.local import LocalCluster
@@ -29,8 +24,6 @@ if TYPE_CHECKING:
 
 DEFAULT_DATASTORE = "ecloud-data"
 MAX_FILE_BYTES = 2_000_000_000
-FAILURES_SHOWN = 20
-RESULTS_SHOWN = 8
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -133,32 +126,30 @@ def show_plan(tasks: TaskList, wish: Wish) -> int:
 
 
 def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
-    with doors.boss(settings) as client:
-        with _boss_of_old_when_interrupted():
+    from ecloud.progress import Progress
+
+    with doors.boss(settings) as client, Progress(doors.console(to_stderr=True), len(tasks.tasks)) as progress:
+        client.on_trouble = progress.trouble
+        try:
             _prepare(wish, tasks, settings, client.datastore_address)
-            accepted = _hand_over(wish, tasks, client)
+            accepted = _hand_over(wish, tasks, client, progress)
             if wish.create_workers:
                 answer = client.request("instantiate_worker", n=wish.create_workers)
                 print(f"workers: {answer.text}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\ninterrupted before the boss answered: pushing the same file again is harmless", file=sys.stderr)
+            return doors.INTERRUPTED
         if not wish.wait:
+            progress.close()
             _tell_accepted(accepted, wish)
             return doors.DONE
         try:
-            last, progress = _watch(client, wish, tasks, accepted)
+            last = _watch(client, accepted, progress)
         except KeyboardInterrupt:
             print(f"\nthe run goes on without us; to watch it: python admin.py status --watch, "
                   f"to stop it: python admin.py cancel --run {accepted.run}", file=sys.stderr)  # fmt: skip
             return doors.INTERRUPTED
-        return _tell_end(wish, tasks, last, progress, settings, client.datastore_address)
-
-
-@contextmanager
-def _boss_of_old_when_interrupted() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\ninterrupted before the boss had answered: pushing the same file again is harmless", file=sys.stderr)
-        raise
+    return tell_end(tasks, last, progress, wish.as_json, settings, client.datastore_address)
 
 
 def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> None:
@@ -176,13 +167,11 @@ def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> N
         print(f"made {made:,} initial input files", file=sys.stderr)
 
 
-def _hand_over(
-    wish: Wish, tasks: TaskList, client: Client, on_progress: Callable[[int], None] | None = None
-) -> RunAccepted:
+def _hand_over(wish: Wish, tasks: TaskList, client: Client, progress: Progress) -> RunAccepted:
     from ecloud.wire import PushOptions
 
     options = PushOptions(tasks.name, wish.merge_strategy, wish.skip_existing, wish.keep_dirs)
-    return client.push(tasks.tasks, options, on_progress)
+    return client.push(tasks.tasks, options, progress.pushed)
 
 
 def _tell_accepted(accepted: RunAccepted, wish: Wish) -> None:
@@ -196,97 +185,13 @@ def _tell_accepted(accepted: RunAccepted, wish: Wish) -> None:
     print("to watch it: python admin.py status --watch")
 
 
-def _watch(client: Client, wish: Wish, tasks: TaskList, accepted: RunAccepted) -> tuple[RunChanged, Progress]:
+def _watch(client: Client, accepted: RunAccepted, progress: Progress) -> RunChanged:
     """Show progress until nothing more will happen."""
-    from ecloud.progress import Progress
-
-    with Progress(doors.console(to_stderr=wish.as_json), len(tasks.tasks)) as progress:
-        client._on_trouble = progress.trouble
-        for picture in client.watch(accepted.run):
-            progress.changed(picture)
-            if picture.over or picture.held:
-                break
-    assert progress.last is not None
-    return progress.last, progress
-
-
-def _tell_end(
-    wish: Wish, tasks: TaskList, last: RunChanged, progress: Progress, settings: Settings, address: str
-) -> int:
-    """The final table; the exit code."""
-    from ecloud.queries import failures, open_database
-
-    failed: list[Failure] = []
-    aborted: list[tuple[str, str, str]] = []
-    try:
-        engine = open_database(settings)
-        failed = failures(engine, last.run, FAILURES_SHOWN)
-        aborted = _aborted(engine, last.run)
-    except Exception as error:
-        # A client elsewhere has no database: what it was told while it watched is all there is.
-        if doors.fault_of(error) is None:
-            raise
-    code = doors.DONE if set(last.states) <= {"succeeded"} else doors.NOT_ALL_SUCCEEDED
-    if wish.as_json:
-        from ecloud.views import print_json
-
-        print_json({"run": last.run, "states": last.states, "failed": failed, "held": last.held, "datastore": address})
-        return code
-    _print_end(tasks, last, progress, failed, aborted)
-    _print_results(tasks, settings, address)
-    return code
-
-
-def _aborted(engine: Engine, run: str) -> list[tuple[str, str, str]]:
-    from ecloud.queries import tasks
-
-    page = tasks(engine, ("aborted", "cancelled"), run, limit=FAILURES_SHOWN)
-    return [(line.id, line.state, line.reason) for line in page.tasks]
-
-
-def _print_end(
-    tasks: TaskList,
-    last: RunChanged,
-    progress: Progress,
-    failed: list[Failure],
-    aborted: list[tuple[str, str, str]],
-) -> None:
-    from ecloud.views import ended_line, print_table
-
-    console = doors.console()
-    if failed or aborted:
-        rows = [(failure.id, "failed", failure.error) for failure in failed]
-        rows += [(id, state, reason) for id, state, reason in aborted]
-        console.print()
-        print_table(console, ("task", "state", "why"), rows)
-        more = sum(last.states.get(name, 0) for name in ("failed", "aborted", "cancelled")) - len(rows)
-        if more > 0:
-            console.print(f"and {more:,} more: python admin.py show_failed --run {last.run}")
-        console.print()
-    if last.held:
-        console.print(f"held: {last.held}")
-    console.print(ended_line(last.run, last.states, progress.elapsed_s))
-
-
-def _print_results(tasks: TaskList, settings: Settings, address: str) -> None:
-    """Where the results lie: the last ones of the list first, since those are what people want."""
-    from ecloud.files import open_datastore
-    from ecloud.words import byte_size, visible
-
-    paths = list(dict.fromkeys(result.path for task in reversed(tasks.tasks) for result in task.results))
-    if not paths:
-        return
-    with contextlib.suppress(Exception):
-        found = open_datastore(settings, address).stat(paths[:1000])
-        there = [(path, entry) for path, entry in zip(paths, found) if entry is not None]
-        if not there:
-            return
-        print(f"results in {address.removeprefix('dir:')}:")
-        for path, entry in there[:RESULTS_SHOWN]:
-            size = "directory" if entry.kind == "directory" else byte_size(entry.size)
-            print(f"  {visible(path)}  ({size})")
-        if len(there) > RESULTS_SHOWN:
-            print(f"  and {len(there) - RESULTS_SHOWN:,} more")
+    for picture in client.watch(accepted.run):
+        progress.changed(picture)
+        if picture.over or picture.held:
+            return picture
+    raise AssertionError("a watch does not end by itself")
 
 
 # --- here -------------------------------------------------------------------------------------------
@@ -295,7 +200,7 @@ def _print_results(tasks: TaskList, settings: Settings, address: str) -> None:
 def _run_here(wish: Wish, tasks: TaskList) -> int:
     from ecloud.local import LocalCluster
 
-    workers = wish.local or len(os.sched_getaffinity(0))
+    workers = wish.local or int(machine.cpus())
     _require_room(tasks, workers)
     datastore = Path(wish.datastore or DEFAULT_DATASTORE)
     cluster = LocalCluster(datastore, workers, wish.keep_dirs)
@@ -326,13 +231,18 @@ def _stop(cluster: LocalCluster) -> None:
 
 def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
     from ecloud.client import Client
+    from ecloud.progress import Progress
 
-    with Client(cluster.start(), doors.say_trouble, cluster.require) as client:
+    with (
+        Progress(doors.console(to_stderr=True), len(tasks.tasks)) as progress,
+        Client(cluster.start(), progress.trouble, cluster.require) as client,
+    ):
         client.connect()
         _prepare(wish, tasks, cluster.settings, client.datastore_address)
-        accepted = _hand_over(wish, tasks, client)
-        last, progress = _watch(client, wish, tasks, accepted)
-        return _tell_end(wish, tasks, last, progress, cluster.settings, client.datastore_address)
+        accepted = _hand_over(wish, tasks, client, progress)
+        last = _watch(client, accepted, progress)
+        progress.close()
+        return tell_end(tasks, last, progress, wish.as_json, cluster.settings, client.datastore_address)
 
 
 def _require_room(tasks: TaskList, workers: int) -> None:

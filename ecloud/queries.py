@@ -15,9 +15,21 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from ecloud import schema
-from ecloud.answers import UNFINISHED, BossStatus, Failure, RunStatus, Status, TaskLine, TaskPage, VmView, WorkerView
+from ecloud import boots, schema
+from ecloud.answers import (
+    UNFINISHED,
+    BossStatus,
+    Failure,
+    RunStatus,
+    Status,
+    TaskLine,
+    TaskPage,
+    Transfer,
+    VmView,
+    WorkerView,
+)
 from ecloud.database import DatabaseAway, database_now, database_url, explain, make_engine, require_schema, where
+from ecloud.makers import with_maker
 from ecloud.settings import Settings
 from ecloud.tasks import TaskState
 from ecloud.wire import Hello
@@ -73,11 +85,14 @@ def status(engine: Engine, now: float | None = None) -> Status:
         boss = boss_status(connection, now)
         runs = _runs(connection, boss, now)
         workers = _counts(connection, schema.workers.c.state)
-        troubles = connection.execute(
-            sa.select(schema.workers.c.worker, schema.workers.c.trouble)
+        on_duty = connection.execute(
+            sa.select(
+                schema.workers.c.worker, schema.workers.c.trouble, schema.workers.c.lane_since,
+                schema.workers.c.lane_wanted_since,
+            )
             .where(schema.workers.c.state.in_(("up", "draining")))
             .order_by(schema.workers.c.worker)
-        )
+        ).all()  # fmt: skip
         return Status(
             tasks={state.value: sum(run.states.get(state.value, 0) for run in runs) for state in TaskState},
             init_tasks=_added(run.inits for run in runs),
@@ -86,7 +101,10 @@ def status(engine: Engine, now: float | None = None) -> Status:
             runs=runs,
             boss=boss,
             left_s=_left_of_all(runs),
-            troubles=[f"worker {row.worker}: {row.trouble}" for row in troubles if row.trouble],
+            transfers=[Transfer(row.worker, row.lane_since) for row in on_duty if row.lane_since is not None],
+            transfers_waiting=sum(row.lane_wanted_since is not None for row in on_duty),
+            troubles=[f"worker {row.worker}: {row.trouble}" for row in on_duty if row.trouble],
+            cloud_troubles=boots.troubles(connection, now) if boss.leads else [],
         )
 
 
@@ -303,6 +321,10 @@ def _task_line(row: Any) -> TaskLine:
     )
 
 
+LOOKED_FOR = 5
+"""Failures for which a whole run is searched for who should have made a file: of a large one that takes a while."""
+
+
 def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
     """Failed tasks, each with what a person needs to mend it, in list order. Raises `NoSuchRun`, `DatabaseAway`."""
     rows, runs, attempts = schema.tasks, schema.runs, schema.attempts
@@ -313,7 +335,8 @@ def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
         query = (
             sa.select(
                 runs.c.name, rows.c.id, rows.c.reason, rows.c.attempts, attempts.c.error, attempts.c.command,
-                attempts.c.exit_code, attempts.c.signal, attempts.c.stderr, attempts.c.worker,
+                attempts.c.exit_code, attempts.c.signal, attempts.c.stderr, attempts.c.worker, attempts.c.cause,
+                rows.c.task_no,
             )
             .select_from(rows)
             .join(runs, runs.c.run_no == rows.c.run_no)
@@ -326,7 +349,7 @@ def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
             Failure(
                 run=row.name,
                 id=row.id,
-                error=row.error or row.reason,
+                error=with_maker(connection, row.task_no, row.cause, row.error or row.reason, wide=index < LOOKED_FOR),
                 command=row.command or "",
                 exit_code=row.exit_code,
                 signal=row.signal,
@@ -334,7 +357,7 @@ def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
                 attempts=row.attempts,
                 worker=row.worker or "",
             )
-            for row in connection.execute(query)
+            for index, row in enumerate(connection.execute(query).all())
         ]
 
 
@@ -382,6 +405,8 @@ def _worker_view(row: Any, hello: Hello, running: list[str], queued: int) -> Wor
         trouble=row.trouble,
         running=running,
         queued=queued,
+        lane_since=row.lane_since,
+        lane_wanted_since=row.lane_wanted_since,
     )
 
 
@@ -440,6 +465,12 @@ def vm_views(connection: Connection, gone: bool = False) -> list[VmView]:
             intended_at=row.intended_at,
             hello_at=row.hello_at,
             gone_at=row.gone_at,
+            started_at=row.started_at,
+            first_task_at=row.first_task_at,
+            ending_at=row.ending_at,
+            end_asked=row.end_asked,
+            cause=row.cause,
+            said=row.said or "",
         )
         for row in connection.execute(query)
     ]

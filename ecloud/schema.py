@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0001"
+REVISION = "0003"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -162,6 +162,8 @@ attempts = sa.Table(
     sa.Column("store_s", _TIME),
     sa.Column("max_rss_mb", _TIME),
     sa.Column("manifest", _BLOB),
+    sa.Column("fetch_bytes", sa.BigInteger),
+    sa.Column("cached_bytes", sa.BigInteger),
     sa.Index("attempts_by_state", "state"),
     sa.Index("attempts_by_end", "ended_at"),
     **_OPTIONS,
@@ -178,6 +180,8 @@ workers = sa.Table(
     sa.Column("vm_no", _NUMBER),
     sa.Column("reason", Utf8(), nullable=False),
     sa.Column("trouble", Utf8(), nullable=False),
+    sa.Column("lane_since", _TIME),
+    sa.Column("lane_wanted_since", _TIME),
     sa.Index("workers_by_state", "state"),
     **_OPTIONS,
 )  # fmt: skip
@@ -197,7 +201,25 @@ vms = sa.Table(
     sa.Column("intended_at", _TIME, nullable=False),
     sa.Column("hello_at", _TIME),
     sa.Column("gone_at", _TIME),
+    sa.Column("started_at", _TIME),
+    sa.Column("first_task_at", _TIME),
+    sa.Column("ending_at", _TIME),
+    sa.Column("end_asked", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("cause", sa.String(16), nullable=False, server_default=""),
+    sa.Column("said", Utf8()),
     sa.Index("vms_by_state", "state"),
+    **_OPTIONS,
+)  # fmt: skip
+
+pools = sa.Table(
+    "pools", metadata,
+    sa.Column("pool", Utf8(64), primary_key=True),
+    sa.Column("closed", Utf8(), nullable=False),
+    sa.Column("since", _TIME),
+    sa.Column("until", _TIME),
+    sa.Column("boots", sa.Integer, nullable=False),
+    sa.Column("boot_s_p50", _TIME, nullable=False),
+    sa.Column("boot_s_p95", _TIME, nullable=False),
     **_OPTIONS,
 )  # fmt: skip
 

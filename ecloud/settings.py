@@ -14,7 +14,9 @@ from typing import Any
 
 import msgspec
 
+from ecloud import machine
 from ecloud.home import Home
+from ecloud.tasks import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,17 +45,21 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template: str = ""
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
-    """Local workers: one per core, and one of all cores for tasks that fit no other."""
-    cores = cores or _cores()
+    """Local workers: one per core, and one of all cores and GPUs for tasks that fit no other."""
+    cores, gpus = cores or int(machine.cpus()), len(machine.gpus())
     pools = [PoolSettings("local", maximum=cores)]
-    if cores > 1:
-        pools.append(PoolSettings("local_whole", maximum=1, cpus=float(cores), spillover=True))
+    if cores > 1 or gpus:
+        pools.append(PoolSettings("local_whole", maximum=1, cpus=float(cores), gpus=float(gpus), spillover=True))
     return tuple(pools)
+
+
+def size_of(pool: PoolSettings) -> Resources:
+    """What one VM of a pool offers, with this machine's amounts where the pool leaves them open."""
+    cores = machine.cpus()
+    cpus = pool.cpus or cores
+    memory_mb = pool.memory_mb or float(int(machine.memory_mb() * min(1.0, cpus / cores)))
+    return {"cpus": cpus, "memory_mb": memory_mb, "gpus": pool.gpus}
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,8 +87,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop_grace_s: float = 10.0
     retry_backoff_s: float = 1.0
     idle_vm_s: float = 60.0
+    vm_hours_per_day: float = 0.0
     boss_gone_exit_s: float = 3600.0
     max_tasks_per_push: int = 2_000_000
+    cache_mb: float = 10_000.0
+    transfer_lanes: int = 8
     keep_runs_days: float = 30.0
     on_old_runs: str = "archive"
     log_level: str = "INFO"
@@ -109,8 +118,11 @@ _AT_LEAST: dict[str, float] = {
     "stop_grace_s": 0.0,
     "retry_backoff_s": 0.0,
     "idle_vm_s": 0.0,
+    "vm_hours_per_day": 0.0,
     "boss_gone_exit_s": 1.0,
     "max_tasks_per_push": 1,
+    "cache_mb": 0.0,
+    "transfer_lanes": 1,
     "keep_runs_days": 0.0,
     "broker_port": 1,
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 from rich.console import Group
 from rich.live import Live
 from rich.text import Text
@@ -18,7 +20,9 @@ from ecloud.views import print_json, print_status, print_table, some
 from ecloud.words import amounts, byte_size, counted, duration, visible, when
 
 if TYPE_CHECKING:
-    from ecloud.answers import AttemptView, TaskDetail, TaskLine
+    from sqlalchemy.engine import Engine
+
+    from ecloud.answers import AttemptView, Status, TaskDetail, TaskLine
 
 WATCH_EVERY_S = 2.0
 RUNS_SHOWN = 10
@@ -35,14 +39,14 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
     shown = sys.maxsize if all_runs else RUNS_SHOWN
     console = doors.console()
     if not watch:
-        found = queries.status(engine)
+        found = _with_free_space(queries.status(engine), engine)
         print_json(found) if as_json else print_status(console, found, shown)
         return doors.DONE
     try:
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
                 with console.capture() as captured:
-                    print_status(console, queries.status(engine), shown)
+                    print_status(console, _with_free_space(queries.status(engine), engine), shown)
                 if console.is_terminal:
                     text = Text.from_ansi(captured.get())
                     live.update(Group(text, Text("\nCtrl-C ends this", "dim")), refresh=True)
@@ -51,6 +55,21 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
                 time.sleep(WATCH_EVERY_S)
     except KeyboardInterrupt:
         return doors.DONE
+
+
+def _with_free_space(found: Status, engine: Engine) -> Status:
+    """A directory is asked; over SSH that would take longer than all the rest (`admin.py du` asks there)."""
+    from ecloud.datastores import directory_of, is_ssh
+    from ecloud.files import datastore_address
+
+    address = datastore_address(load_settings(), queries.context(engine))
+    if is_ssh(address):
+        return found
+    try:
+        free_mb = shutil.disk_usage(directory_of(address)).free / 1e6
+    except OSError:
+        return found
+    return msgspec.structs.replace(found, datastore_free_mb=free_mb)
 
 
 def migrate(as_json: bool) -> int:
@@ -121,7 +140,9 @@ def failed(run: str, limit: int, as_json: bool) -> int:
     for failure in found:
         name = Text(visible(f"{failure.run}:{failure.id}"), "bold red")
         console.print(
-            name.append(Text(f"  ({counted(failure.attempts, 'attempt')}, worker {failure.worker or 'none'})", ""))
+            name.append(
+                Text(f"  ({counted(failure.attempts, 'attempt')}, worker {visible(failure.worker) or 'none'})", "")
+            )
         )
         console.print(Text(f"  {visible(failure.error)}"))
         last = [line for line in failure.stderr.rstrip().split("\n") if line][-STDERR_LINES:]
@@ -168,20 +189,26 @@ def task(name: str, run: str, as_json: bool) -> int:
 
 def _print_attempt(attempt: AttemptView, now: float) -> None:
     console = doors.console()
-    where = f"{attempt.worker}{f' on {attempt.host}' if attempt.host else ''}"
+    where = visible(f"{attempt.worker}{f' on {attempt.host}' if attempt.host else ''}")
     ended = attempt.cause or attempt.state
     line = f"attempt {attempt.number}: {ended} at worker {where}, given {when(attempt.assigned_at, now)}"
     console.print(Text(f"\n{line}", "bold"))
     if attempt.error or attempt.reason:
         console.print(Text(f"  {visible(attempt.error or attempt.reason)}"))
-    times = [("fetching", attempt.fetch_s), ("running", attempt.run_s), ("storing", attempt.store_s)]
-    parts = [f"{word} {duration(seconds)}" for word, seconds in times if seconds]
+    times = [
+        ("fetching", attempt.fetch_bytes, attempt.fetch_s),
+        ("running", None, attempt.run_s),
+        ("storing", attempt.store_bytes, attempt.store_s),
+    ]
+    parts = [
+        f"{word} {f'{byte_size(count)} in ' if count else ''}{duration(seconds)}"
+        for word, count, seconds in times
+        if seconds
+    ]
+    if attempt.cached_bytes:
+        parts[0] += f" ({byte_size(attempt.cached_bytes)} of it were there already)"
     parts += [f"peak memory {attempt.max_rss_mb:.0f} MB"] if attempt.max_rss_mb else []
-    parts += (
-        [f"{len(attempt.results)} results, {byte_size(sum(r.size for r in attempt.results))}"]
-        if attempt.results
-        else []
-    )
+    parts += [f"{len(attempt.results)} results, {byte_size(attempt.store_bytes)}"] if attempt.results else []
     if parts:
         console.print(f"  {', '.join(parts)}")
     for stream, text in (("stdout", attempt.stdout), ("stderr", attempt.stderr)):
@@ -323,6 +350,36 @@ def vms(everyone: bool, as_json: bool) -> int:
         print_table(doors.console(), ("VM", "pool", "state", "since", "cloud's id", "worker", "reason"), rows, ("VM",))
     else:
         print("no VMs")
+    return doors.DONE
+
+
+def ledger(run: str, as_json: bool) -> int:
+    """Where every VM-second went. Raises `NoSuchRun`, `DatabaseAway`."""
+    from ecloud.database import database_now
+    from ecloud.ledger import PARTS, ledger
+
+    engine = doors.database(load_settings())
+    with queries.snapshot(engine) as connection:
+        now = database_now(connection)
+    found = ledger(engine, run, now)
+    if as_json:
+        print_json(found)
+        return doors.DONE
+    if not found.vms:
+        print(f"no VM ran a task of run {run}" if run else "no VMs yet")
+        return doors.DONE
+    rows = [
+        (pool.pool or "all", pool.vms, *(f"{seconds:.1f}" for seconds in (*pool.parts.values(), pool.life_s)))
+        for pool in [*found.pools, found.total]
+    ]
+    columns = ("pool", "VMs", *(f"{part} s" for part in PARTS), "in all s")
+    print_table(doors.console(), columns, rows, columns[1:])
+    if found.run is not None:
+        taken = found.run
+        print(
+            f"run {visible(run)} took {taken.running_s:.1f} VM-seconds; {taken.lost_s:.1f} more were lost, and "
+            f"{taken.overhead_s:.1f} are its share of booting, idling and draining"
+        )
     return doors.DONE
 
 

@@ -241,6 +241,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `error` is one sentence for a person; `command` the command that failed, whole; `stdout` and `stderr` are tails.
     Durations in seconds on the worker's monotonic clock. `max_rss_mb` is the peak memory of its processes, where known.
+    `fetch_bytes`: of its requirements; `cached_bytes`: of those that were at the worker already.
     """
 
     task_no: Int64
@@ -257,6 +258,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     store_s: float = 0.0
     max_rss_mb: float | None = None
     manifest: tuple[ManifestEntry, ...] = ()
+    fetch_bytes: Int64 = 0
+    cached_bytes: Int64 = 0
 
 
 SUCCESS_TAIL_BYTES = 4 * 1024

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ecloud.answers import RunStatus, Status
 from ecloud.tasks import TaskState
-from ecloud.words import about, counted, duration, visible
+from ecloud.words import about, counted, duration, megabytes, visible
 
 STYLES = {
     "succeeded": "green",
@@ -109,7 +109,13 @@ def print_status(console: Console, status: Status, runs_shown: int) -> None:
     if status.left_s is not None:
         tasks.append(f"; about {about(status.left_s)} left")
     console.print(tasks)
-    for trouble in status.troubles[:5]:
+    if status.datastore_free_mb is not None:
+        console.print(f"datastore  {megabytes(status.datastore_free_mb)} free")
+    if status.transfers:
+        count = counted(len(status.transfers), "worker moves files", "workers move files")
+        waiting = f", {status.transfers_waiting:,} wait for their turn" if status.transfers_waiting else ""
+        console.print(f"transfers  {count} over SSH now{waiting}")
+    for trouble in [*status.cloud_troubles[:5], *status.troubles[:5]]:
         console.print(Text(visible(trouble), "yellow"))
     if status.runs:
         console.print()

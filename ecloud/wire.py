@@ -22,6 +22,8 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Refused above. A task of 1 MB of commands, escaped at worst six-fold, still fits in one message."""
 BATCH_BYTES = 1024 * 1024
 """A batch is closed when it reaches this size; a single item larger than it travels alone."""
+DRAINING = "it is being drained"
+"""Why a worker gives back what it was just given. A boss that knows nothing of that says `Undrain` again."""
 BATCH_COUNT = 512
 """A batch is closed at this many items."""
 MAX_NAME_CHARS = 64
@@ -162,7 +164,8 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """I live. `orders_seen`: number of the last boss message handled; `attempts`: everything the worker holds.
 
     `trouble` is a sentence when the worker can't start anything now (disk full, datastore away). `access_s`: how long
-    its access to the datastore is still good; None where it has none and needs none.
+    its access to the datastore is still good; None where it has none and needs none. `lane`: the lane it holds, 0 for
+    none; `wants_bytes`: what it has to move and has no lane for, as far as it is known, None for nothing.
     """
 
     orders_seen: Int64
@@ -172,6 +175,8 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     load: float | None = None
     trouble: str = ""
     access_s: float | None = None
+    lane: Int64 = 0
+    wants_bytes: Int64 | None = None
 
 
 class HeartbeatAnswered(msgspec.Struct, frozen=True, tag=True):
@@ -185,6 +190,26 @@ class DatastoreGranted(msgspec.Struct, frozen=True, tag=True):
 
     datastore: DatastoreAccess
     lives_s: float = 0.0
+
+
+class TransfersWanted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """A worker has something to move over SSH and no lane. `bytes`: how much, as far as it is known."""
+
+    bytes: Int64 = 0
+
+
+class TransfersGranted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Lane `lane` is the worker's: one connection to the datastore. None for `lives_s`: while nobody waits; else others
+    wait, and it begins nothing more on it after `lives_s`. Said again of the same lane when that changes."""
+
+    lane: Int64
+    lives_s: float | None = None
+
+
+class TransfersEnded(msgspec.Struct, frozen=True, tag=True):
+    """The lane is given back: its connection is closed."""
+
+    lane: Int64
 
 
 class StartTasks(msgspec.Struct, frozen=True, tag=True):
@@ -368,10 +393,10 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 Message = (
-    Hello | Welcome | Heartbeat | HeartbeatAnswered | DatastoreGranted | StartTasks | ReturnTasks | TasksReturned |
-    StopTasks | TasksStarted | TasksEnded | OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye |
-    DrainWanted | SubmitTasks | ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused |
-    RunChanged
+    Hello | Welcome | Heartbeat | HeartbeatAnswered | DatastoreGranted | TransfersWanted | TransfersGranted |
+    TransfersEnded | StartTasks | ReturnTasks | TasksReturned | StopTasks | TasksStarted | TasksEnded |
+    OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye | DrainWanted | SubmitTasks |
+    ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused | RunChanged
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""python -m sim: run seeds on all cores, or one seed with its story."""
+"""python -m sim: run seeds on all cores, or one seed with its story; or hunt the mutants."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from functools import partial
 
 import click
 
-from sim import faults, simulation, story
+from sim import faults, mutants, simulation, story
+
+ENOUGH_SEEDS = 200
+"""In so many seeds every fault that may happen does; one that did not is an error."""
 
 
 def _allowed(names: str) -> tuple[str, ...]:
@@ -28,16 +31,28 @@ def _allowed(names: str) -> tuple[str, ...]:
 @click.option("--options", default="all", show_default=True, help="Faults that may happen, by name, or none.")
 @click.option("--lines", default=60, show_default=True, help="Lines of a story.")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default="cores", help="Processes.")
-def main(seeds: int, first: int, seed: int | None, options: str, lines: int, jobs: int) -> None:
+@click.option("--mutants", "hunting", is_flag=True, help="Switch protections off, one at a time: each must be found.")
+@click.option("--mutant", default="", help="Only this one.")
+def main(
+    seeds: int, first: int, seed: int | None, options: str, lines: int, jobs: int, hunting: bool, mutant: str
+) -> None:
     """Run the real cores in a simulated world, where everything goes wrong that a seed draws."""
     allowed = _allowed(options)
-    began = time.monotonic()
     suffix = "" if options == "all" else f" --options {options}"
+    if hunting or mutant:
+        sys.exit(_hunt(_chosen(mutant), seeds, jobs, lines if mutant else 0))
     if seed is not None:
+        began = time.monotonic()
         one = simulation.run(seed, allowed)
         click.echo(story.tell(one, suffix, lines))
         click.echo(story.summary([one], time.monotonic() - began))
         sys.exit(1 if one.problem else 0)
+    sys.exit(_run(seeds, first, allowed, suffix, lines, jobs))
+
+
+def _run(seeds: int, first: int, allowed: tuple[str, ...], suffix: str, lines: int, jobs: int) -> int:
+    """Many seeds; the exit code."""
+    began = time.monotonic()
     results = []
     with ProcessPoolExecutor(jobs) as pool:
         for result in pool.map(partial(simulation.run, allowed=allowed), range(first, first + seeds), chunksize=5):
@@ -48,7 +63,34 @@ def main(seeds: int, first: int, seed: int | None, options: str, lines: int, job
     if wrong:
         click.echo(story.tell(min(wrong, key=lambda result: result.steps), suffix, lines))
     click.echo(story.summary(results, time.monotonic() - began))
-    sys.exit(1 if wrong else 0)
+    never = [name for name in faults.NAMES if name in allowed and not any(result.fired.get(name) for result in results)]
+    if never and seeds >= ENOUGH_SEEDS and len(allowed) == len(faults.NAMES):
+        click.echo(f"never happened, though it may: {', '.join(never)}", err=True)
+        return 1
+    return 1 if wrong else 0
+
+
+def _chosen(name: str) -> list[str]:
+    if name and name not in mutants.MUTANTS:
+        raise click.BadParameter(f"{name}: there are {', '.join(mutants.MUTANTS)}")
+    return [name] if name else list(mutants.MUTANTS)
+
+
+def _hunt(names: list[str], seeds: int, jobs: int, lines: int) -> int:
+    """Each mutant until it is found; the exit code."""
+    survivors = []
+    with ProcessPoolExecutor(jobs) as pool:
+        for one in pool.map(partial(mutants.hunt, seeds=seeds), names):
+            if one.found is None:
+                survivors.append(one.name)
+                click.echo(f"{one.name:22} SURVIVED {one.seeds} seeds: {mutants.MUTANTS[one.name].without}")
+                continue
+            seen = one.found.problem[:110]
+            click.echo(f"{one.name:22} found after {one.seeds:3} seeds by {one.invariant}: {seen}")
+            if lines:
+                click.echo(story.tell(one.found, "", lines))
+    click.echo(f"{len(names)} mutants, {len(survivors)} survived{': ' if survivors else ''}{', '.join(survivors)}")
+    return 1 if survivors else 0
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from boss.core.effects import (
     PromoteFiles,
     Read,
     Send,
+    SignKey,
     StartVm,
 )
 from boss.core.events import (
@@ -32,6 +33,7 @@ from boss.core.events import (
     DatastoreFailed,
     Event,
     FilesPromoted,
+    KeySigned,
     MessageArrived,
     ResultsFound,
     RunLoaded,
@@ -51,16 +53,24 @@ from sim.datastore import Datastore
 from sim.faults import Faults
 from sim.network import Network
 from sim.store import CLUSTER_ID, Store, Tables
-from sim.world import World
+from sim.world import TICK_S, World
 
 RENEW_S = 5.0
 FIRST_WAIT_S, LAST_WAIT_S = 0.1, 5.0
-COMMIT_S = 0.002
+COMMIT_S, ROW_S = 0.002, 0.00005
+"""What a commit takes, and each row of it more: one under load has larger batches, like a real one."""
+CLOCK_STEP_S = 7200.0
 SLOW_COMMIT_S = 8.0
 EVENTS_A_BATCH = 5_000
 CHECKED_ALWAYS, CHECKED_EACH = 200, 100
-"""A core with fewer tasks than the first is checked after each batch; a larger one each so many batches."""
+"""A core with fewer tasks and workers than the first is checked after each batch; a larger one each so many batches."""
+CERTIFICATE_LIVES_S = (8.0, 60.0)
 Turn = Iterator[float]
+
+
+def certificate(public_key: str, until: float) -> str:
+    """What opens the datastore for the holder of that key until then."""
+    return f"{public_key} {until!r}"
 
 
 class Places(msgspec.Struct):
@@ -89,6 +99,10 @@ class BossProcess:
         self.store = Store(places.tables)
         self.alive = True
         self.frozen = False
+        self.clock_s = 0.0
+        """How far its clock stands from that of the world. It steps between processes, not within one."""
+        if self.world.fault("clock_steps", self.faults.clock_steps):
+            self.clock_s = self.world.random.uniform(-CLOCK_STEP_S, CLOCK_STEP_S)
         self.core: Boss | None = None
         self._gone = gone
         self._inbox: list[Event] = []
@@ -99,27 +113,33 @@ class BossProcess:
         self._renewed_at = 0.0
         self.world.after(0.0, lambda: self._lead(replace))
 
+    @property
+    def now(self) -> float:
+        """What its clock shows."""
+        return self.world.now + self.clock_s
+
     # --- beginning and end -----------------------------------------------------------------------
 
     def _lead(self, replace: bool) -> None:
         if not self.alive:
             return
         try:
-            epoch = self.store.lead(self.name, self.world.now, replace)
+            epoch = self.store.lead(self.name, self.now, replace)
         except AnotherBossLeads:
             self.world.after(1.0, lambda: self._lead(replace))
             return
         self.world.tell(self.name, f"leads with epoch {epoch}")
         self._begin()
         self.link = self.places.network.connect(
-            "", self._hear, lambda: self._put(BrokerFound()), lambda reason: self._put(BrokerLost(reason))
+            "", self._hear, self._found, lambda reason: self._put(BrokerLost(reason))
         )
+        self.link.backlog = lambda: len(self._inbox)
         self._renewed_at = self.world.now
         self._run(self._decide([]))
 
     def _begin(self) -> Boss:
         self._batch = self.store.last_batch()
-        self.core = Boss(self.store.load(), self.config, self.world.now)
+        self.core = Boss(self.store.load(), self.config, self.now)
         return self.core
 
     def die(self, why: str) -> None:
@@ -147,6 +167,10 @@ class BossProcess:
             self._go_on()
 
     # --- the loop --------------------------------------------------------------------------------
+
+    def _found(self) -> None:
+        self.places.checker.fleet.on_hearing(self.name)
+        self._put(BrokerFound())
 
     def _hear(self, envelope: Envelope, key_name: str) -> None:
         self._put(MessageArrived(envelope, key_name))
@@ -194,7 +218,7 @@ class BossProcess:
             return
         deadline = self.core.next_deadline()
         at = self._renewed_at + RENEW_S
-        at = at if deadline is None else min(at, deadline)
+        at = at if deadline is None else min(at, deadline - self.clock_s + TICK_S)
         if self._wake_at is None or at < self._wake_at or self._wake_at <= self.world.now:
             self._wake_at = at
             self.world.at(at, self._alarm(at))
@@ -217,13 +241,14 @@ class BossProcess:
             self._begin()
         if self.world.now - self._renewed_at >= RENEW_S:
             self._renewed_at = self.world.now
-            self.store.renew(self.world.now)
+            self.store.renew(self.now)
 
     def _handle(self, events: list[Event]) -> Effects:
         assert self.core is not None
-        effects = self.core.handle(events, self.world.now)
+        effects = self.core.handle(events, self.now)
         self._handled += 1
-        if len(self.core.book.graph.nodes) < CHECKED_ALWAYS or self._handled % CHECKED_EACH == 0:
+        size = len(self.core.book.graph.nodes) + len(self.core.fleet.workers)
+        if size < CHECKED_ALWAYS or self._handled % CHECKED_EACH == 0:
             self.core.check()
         return effects
 
@@ -258,13 +283,15 @@ class BossProcess:
 
     def _commit_once(self, batch: int, effects: Effects) -> Turn:
         world, faults = self.world, self.faults
-        yield SLOW_COMMIT_S * world.random.random() if world.fault("commit_slow", faults.commit_slow) else COMMIT_S
+        rows = len(effects.writes.attempts) + len(effects.writes.tasks) + len(effects.writes.stored)
+        slow = world.fault("commit_slow", faults.commit_slow)
+        yield SLOW_COMMIT_S * world.random.random() if slow else COMMIT_S + ROW_S * rows
         if world.fault("commit_fails", faults.commit_fails):
             raise StoreAway("the database is away")
         if world.fault("commit_refused", faults.commit_refused):
             raise CommitRefused("the database refuses")
-        with self.places.checker.committing(self.name, effects.writes):
-            self.store.commit(batch, effects.writes, world.now)
+        with self.places.checker.committing(self.name, self.store.epoch, effects.writes):
+            self.store.commit(batch, effects.writes, self.now)
         if world.fault("commit_unanswered", faults.commit_unanswered):
             raise StoreAway("the answer got lost")
         yield 0.0
@@ -313,6 +340,11 @@ class BossProcess:
     def _make(self, call: Call) -> Event | None:
         if isinstance(call, (StartVm, EndVm, ListVms)):
             return self._to_cloud(call)
+        if isinstance(call, SignKey):
+            if self.world.fault("sign_lost", self.faults.sign_lost):
+                return None
+            lives_s = self.world.random.uniform(*CERTIFICATE_LIVES_S)
+            return KeySigned(call.worker, certificate(call.public_key, self.world.now + lives_s), lives_s)
         try:
             return self._to_datastore(call)
         except DatastoreAway as error:
@@ -336,11 +368,13 @@ class BossProcess:
         cloud = self.places.cloud
         match call:
             case StartVm(vm_no, pool, size, nonce):
+                self.places.checker.fleet.on_start_vm(self.name, vm_no)
                 try:
                     return VmStarted(vm_no, cloud.start(vm_no, pool, size, nonce))
                 except Refused as error:
                     return VmRefused(vm_no, str(error), 5.0)
-            case EndVm(_, _, cloud_id):
+            case EndVm(vm_no, _, cloud_id):
+                self.places.checker.fleet.on_end_vm(self.name, vm_no)
                 cloud.end(cloud_id)
             case ListVms(pool):
                 alive = cloud.list(pool)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import msgspec
 
+from boss.core.config import BossConfig
 from boss.core.rows import AttemptRow, TaskMoved, Writes
 from ecloud import wire
 from ecloud.tasks import (
@@ -27,16 +28,15 @@ from ecloud.tasks import (
 )
 from ecloud.wire import AttemptOrder, Envelope
 from sim.datastore import Datastore
-from sim.store import Tables
+from sim.fleet_checker import FleetChecker
+from sim.invariants import Violation
+from sim.store import ON_DUTY, Tables
 from sim.world import World
 
 Key = tuple[int, int]
 _ROUNDING = 1e-6
 RECORDED = ATTEMPT_OVER | {AttemptState.PROMOTING}
-
-
-class Violation(AssertionError):
-    """Something that must never be. Its text says what."""
+GIVEN_UP = (AttemptState.LOST, AttemptState.RETURNED)
 
 
 def _closure(moves: frozenset[tuple[AttemptState, AttemptState]]) -> frozenset[tuple[AttemptState, AttemptState]]:
@@ -57,15 +57,26 @@ _TASK_MOVES = LEGAL_TASK_MOVES | {(a, d) for a, b in LEGAL_TASK_MOVES for c, d i
 class Checker:
     """Raises `Violation`. Owns what was recorded of each attempt, and what runs where."""
 
-    def __init__(self, world: World, tables: Tables, datastore: Datastore) -> None:
+    def __init__(self, world: World, tables: Tables, datastore: Datastore, config: BossConfig) -> None:
         self.world = world
         self.tables = tables
         self.datastore = datastore
+        datastore.on_published = self.on_published
+        self.fleet = FleetChecker(world, tables, config)
         self.outcomes: dict[Key, Outcome] = {}
+        self.came_to: dict[Key, Outcome] = {}
+        """What workers came to, whether anybody heard of it or not."""
+        self.spools_lost: set[str] = set()
+        """Homes, and processes on them, whose disks lost what they held."""
         self.running: dict[str, dict[Key, Resources]] = {}
+        self.gpus: dict[str, dict[int, Key]] = {}
+        self.prepared: dict[str, set[int]] = {}
+        """Init tasks that succeeded, by worker process."""
         self.allowed: set[int] = set()
         """Tasks that were given while their dependencies allowed it, and have not ended or been made to wait since."""
-        self.started: set[tuple[str, Key]] = set()
+        self.started: dict[Key, str] = {}
+        self.taken: set[str] = set()
+        """Pushes that were committed."""
         self.accepted: dict[str, str] = {}
         """Runs by push that were said to be accepted."""
         self.completions = 0
@@ -73,7 +84,7 @@ class Checker:
     # --- what is committed -----------------------------------------------------------------------
 
     @contextmanager
-    def committing(self, boss: str, writes: Writes) -> Iterator[None]:
+    def committing(self, boss: str, epoch: int, writes: Writes) -> Iterator[None]:
         """Around a commit: the moves from what was to what is."""
         tables = self.tables
         tasks = {no: tables.tasks[no].state for no in writes.tasks if no in tables.tasks}
@@ -83,6 +94,8 @@ class Checker:
         yield
         if tables.batch == batch:
             return  # it had landed before
+        if epoch != tables.epoch:
+            raise Violation("one-boss", f"{boss} writes in epoch {epoch}, which is over: {tables.epoch} leads")
         self.world.tell(boss, f"commits batch {tables.batch}{_sizes(writes)}")
         self.allowed -= stored
         for task_no, moved in writes.tasks.items():
@@ -94,23 +107,47 @@ class Checker:
                 self._task_moved(task_no, before, moved)
         for key, row in writes.attempts.items():
             self._attempt_moved(key, attempts.get(key), row)
-        dropped = set(writes.dropped_tasks)
-        if dropped or writes.dropped_runs:
-            self.outcomes = {key: value for key, value in self.outcomes.items() if key[0] in tables.tasks}
+        for push in writes.pushes:
+            if push.push_id in self.taken:
+                raise Violation("push-once", f"{boss} takes push {push.push_id} a second time")
+            self.taken.add(push.push_id)
+        for worker in writes.workers.values():
+            self.fleet.on_worker_row(boss, worker)
+        if writes.vms:
+            self.fleet.on_vm_rows(boss)
+        if writes.dropped_tasks or writes.dropped_runs:
+            self._forget_dropped()
+
+    def _forget_dropped(self) -> None:
+        tasks = self.tables.tasks
+        self.outcomes = {key: value for key, value in self.outcomes.items() if key[0] in tasks}
+        self.came_to = {key: value for key, value in self.came_to.items() if key[0] in tasks}
+        self.started = {key: value for key, value in self.started.items() if key[0] in tasks}
 
     def _attempt_moved(self, key: Key, before: AttemptState | None, row: AttemptRow) -> None:
         if before is not None and before is not row.state and (before, row.state) not in _ATTEMPT_MOVES:
-            raise Violation(f"attempt {_name(key)} moved from {before} to {row.state}")
+            raise Violation("legal-moves", f"attempt {_name(key)} moved from {before} to {row.state}")
         if before is row.state and before in ATTEMPT_OVER and self.outcomes.get(key) != row.outcome:
-            raise Violation(f"attempt {_name(key)} was {before} and is changed")
+            raise Violation("one-outcome", f"attempt {_name(key)} was {before} and is changed")
         if before is None:
             self._given(key, row)
+        if row.state in GIVEN_UP:
+            self._given_up(key, row)
         if row.outcome is not None:
+            if before not in RECORDED and self.came_to.get(key) != row.outcome and key in self.started:
+                raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")
             known = self.outcomes.setdefault(key, row.outcome)
             if known != row.outcome:
-                raise Violation(f"attempt {_name(key)} has two outcomes: {known} and {row.outcome}")
+                raise Violation("one-outcome", f"attempt {_name(key)} has two outcomes: {known} and {row.outcome}")
         elif row.state in (AttemptState.PROMOTING, AttemptState.ENDED):
-            raise Violation(f"attempt {_name(key)} is {row.state} without an outcome")
+            raise Violation("one-outcome", f"attempt {_name(key)} is {row.state} without an outcome")
+
+    def _given_up(self, key: Key, row: AttemptRow) -> None:
+        """Work that was done is not thrown away while the worker that did it is on duty."""
+        worker = self.tables.workers.get(row.worker)
+        on_duty = worker is not None and worker.state in ON_DUTY
+        if key in self.came_to and on_duty and row.worker not in self.spools_lost:
+            raise Violation("outcome-kept", f"attempt {_name(key)} came to an outcome, and is {row.state}")
 
     def _given(self, key: Key, row: AttemptRow) -> None:
         """A new attempt: what its task waits for must allow it."""
@@ -118,26 +155,31 @@ class Checker:
         if task is None or row.state is not AttemptState.ASSIGNED:
             return
         if task.state in ENDED and not task.init:
-            raise Violation(f"attempt {_name(key)} is given although task {task.id} is {task.state}")
+            raise Violation("dependencies", f"attempt {_name(key)} is given although task {task.id} is {task.state}")
         for other_no, condition in task.dependencies:
             other = self.tables.tasks[other_no]
             # One that ran already when its dependency was done again runs on, and is tried again however that one ends.
             ran_on = other.state in ENDED and key[0] in self.allowed
             if not (other.state in ENDED and condition.met_by(other.state)) and not ran_on:
-                raise Violation(f"attempt {_name(key)} is given although {other.id} is {other.state}, not {condition}")
+                raise Violation(
+                    "dependencies",
+                    f"attempt {_name(key)} is given although {other.id} is {other.state}, not {condition}",
+                )
         self.allowed.add(key[0])
         live = [
             number
-            for number in range(1, key[1])
+            for number in range(max(1, key[1] - 8), key[1])
             if (found := self.tables.attempts.get((key[0], number))) is not None
             and found.state in (AttemptState.ASSIGNED, AttemptState.STARTED)
         ]
         if live and not task.init:
-            raise Violation(f"attempt {_name(key)} is given although attempt {live[0]} of the task goes on")
+            raise Violation(
+                "one-attempt", f"attempt {_name(key)} is given although attempt {live[0]} of the task goes on"
+            )
 
     def _task_moved(self, task_no: int, before: TaskState | None, moved: TaskMoved) -> None:
         if before is not None and before is not moved.state and (before, moved.state) not in _TASK_MOVES:
-            raise Violation(f"task {task_no} moved from {before} to {moved.state}")
+            raise Violation("legal-moves", f"task {task_no} moved from {before} to {moved.state}")
         if moved.state not in ENDED or before is moved.state:
             return
         self.completions += 1
@@ -155,13 +197,15 @@ class Checker:
             and row.outcome.cause is Cause.SUCCESS
         ]
         if not ended:
-            raise Violation(f"task {task_no} succeeded without an attempt that did")
+            raise Violation("files-whole", f"task {task_no} succeeded without an attempt that did")
         outcome = ended[0].outcome
         assert outcome is not None
         for entry in outcome.manifest:
             found = self.datastore.final.get(entry.path)
             if found != entry.sha256:
-                raise Violation(f"task {task_no} succeeded, but {entry.path} is of {found}, not of {entry.sha256}")
+                raise Violation(
+                    "files-whole", f"task {task_no} succeeded, but {entry.path} is of {found}, not of {entry.sha256}"
+                )
 
     # --- what is said ----------------------------------------------------------------------------
 
@@ -172,46 +216,94 @@ class Checker:
         if isinstance(message, wire.StartTasks):
             for order in message.attempts:
                 if (order.task_no, order.number) not in attempts and order.task_no in self.tables.tasks:
-                    raise Violation(f"{boss} orders attempt {_name((order.task_no, order.number))}: not committed")
+                    raise Violation(
+                        "write-then-speak",
+                        f"{boss} orders attempt {_name((order.task_no, order.number))}: not committed",
+                    )
         elif isinstance(message, wire.OutcomesStored):
             for name in message.attempts:
                 row = attempts.get((name.task_no, name.number))
                 if row is not None and row.state not in RECORDED:
-                    raise Violation(f"{boss} says that the outcome of {_name((name.task_no, name.number))} is stored")
+                    raise Violation(
+                        "write-then-speak",
+                        f"{boss} says that the outcome of {_name((name.task_no, name.number))} is stored",
+                    )
         elif isinstance(message, wire.RunRejected):
-            raise Violation(f"{boss} rejects push {message.push_id}: {message.problems[0]}")
+            raise Violation("wanted", f"{boss} rejects push {message.push_id}: {message.problems[0]}")
         elif isinstance(message, wire.RunAccepted):
             if message.push_id not in self.tables.pushes and message.run_no in self.tables.runs:
-                raise Violation(f"{boss} accepts push {message.push_id}: not committed")
+                raise Violation("write-then-speak", f"{boss} accepts push {message.push_id}: not committed")
             self.accepted[message.push_id] = message.run
 
     # --- what workers do -------------------------------------------------------------------------
 
-    def on_started(self, worker: str, order: AttemptOrder, capacity: Resources) -> None:
+    def on_started(self, worker: str, order: AttemptOrder, capacity: Resources, gpus: tuple[int, ...] = ()) -> None:
         """A worker starts only what was committed for it, and never more than it has room for."""
         key = (order.task_no, order.number)
         row = self.tables.attempts.get(key)
         if row is None and order.task_no in self.tables.tasks:
-            raise Violation(f"{worker} starts attempt {_name(key)}, which is not committed")
+            raise Violation("ordered", f"{worker} starts attempt {_name(key)}, which is not committed")
         if row is not None and row.worker != worker:
-            raise Violation(f"{worker} starts attempt {_name(key)}, which is {row.worker}'s")
-        if (worker, key) in self.started:
-            raise Violation(f"{worker} starts attempt {_name(key)} twice")
-        self.started.add((worker, key))
+            raise Violation("ordered", f"{worker} starts attempt {_name(key)}, which is {row.worker}'s")
+        if key in self.started:
+            raise Violation("ordered", f"{worker} starts attempt {_name(key)} twice")
+        self.started[key] = worker
+        if row is not None and row.state in GIVEN_UP:
+            raise Violation("fenced", f"{worker} starts attempt {_name(key)}, which was recorded as {row.state}")
+        self._must_be_prepared(worker, order)
         running = self.running.setdefault(worker, {})
         running[key] = order.asks
         for resource, amount in capacity.items():
             taken = sum(asks.get(resource, 0.0) for asks in running.values())
             if taken > amount + _ROUNDING:
-                raise Violation(f"{worker} uses {taken:g} {resource} of {amount:g}")
+                raise Violation("resources", f"{worker} uses {taken:g} {resource} of {amount:g}")
+        held = self.gpus.setdefault(worker, {}) if gpus else {}
+        if len(gpus) != int(order.asks.get("gpus", 0)):
+            raise Violation("resources", f"{worker} gives {len(gpus)} GPUs to attempt {_name(key)}")
+        for gpu in gpus:
+            if held.setdefault(gpu, key) != key:
+                raise Violation("resources", f"{worker} gives GPU {gpu} to {_name(key)} and to {_name(held[gpu])}")
+
+    def _must_be_prepared(self, worker: str, order: AttemptOrder) -> None:
+        if order.init:
+            self.prepared.setdefault(worker, set()).discard(order.task_no)
+        missing = [task_no for task_no in order.after_init if task_no not in self.prepared.get(worker, ())]
+        if missing:
+            name = _name((order.task_no, order.number))
+            raise Violation("prepared", f"{worker} starts {name} before init task {missing[0]} succeeded there")
+
+    def on_came_to(self, worker: str, order: AttemptOrder, outcome: Outcome) -> None:
+        """An attempt ended at a worker."""
+        self.came_to[(outcome.task_no, outcome.number)] = outcome
+        if order.init and outcome.cause is Cause.SUCCESS:
+            self.prepared.setdefault(worker, set()).add(order.task_no)
 
     def on_over(self, worker: str, key: Key) -> None:
         """It runs no more."""
         self.running.get(worker, {}).pop(key, None)
+        held = self.gpus.get(worker)
+        if held:
+            self.gpus[worker] = {gpu: by for gpu, by in held.items() if by != key}
 
     def on_worker_dead(self, worker: str) -> None:
         """Nothing of it runs any more."""
         self.running.pop(worker, None)
+        self.gpus.pop(worker, None)
+        self.prepared.pop(worker, None)
+        self.fleet.on_dead(worker)
+
+    def on_no_access(self, worker: str, credential: str) -> None:
+        """It goes to the datastore with a certificate that is not for its own key."""
+        raise Violation("access", f"{worker} goes to the datastore with {credential!r}")
+
+    def on_published(self, path: str, content: str) -> None:
+        """Something comes under its final name: of an attempt whose outcome is recorded."""
+        task_no, number = content.rpartition(":")[2].split("-")
+        key = (int(task_no), int(number))
+        row = self.tables.attempts.get(key)
+        if key[0] in self.tables.tasks and (row is None or row.state not in RECORDED):
+            state = "not known" if row is None else row.state
+            raise Violation("published-by-record", f"{path} is published of attempt {_name(key)}, which is {state}")
 
     def on_missing(self, worker: str, order: AttemptOrder, paths: list[str]) -> None:
         """A required file is not published. What a task that it waits for promises must be."""
@@ -223,7 +315,7 @@ class Checker:
         promised = {result.path for stored in before for result in msgspec.json.decode(stored, type=TaskBody).results}
         for path in paths:
             if path in promised:
-                raise Violation(f"{worker} lacks {path} for {_name(key)}")
+                raise Violation("promised-there", f"{worker} lacks {path} for {_name(key)}")
 
     # --- in the end ------------------------------------------------------------------------------
 

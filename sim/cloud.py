@@ -9,6 +9,9 @@ from sim.faults import Faults
 from sim.world import World
 
 BOOT_S = (0.5, 5.0)
+SLOW_BOOT_S = (30.0, 400.0)
+"""Reaches beyond the time after which the boss gives a VM up."""
+QUOTA_S = (5.0, 30.0)
 
 Boot = Callable[[int, str, Resources, str], Callable[[], None]]
 """(vm_no, cloud_id, size, boot_nonce) -> how to end the machine."""
@@ -28,11 +31,16 @@ class Cloud:
         self._vms: dict[str, tuple[int, str]] = {}
         self._ends: dict[str, Callable[[], None]] = {}
         self._count = 0
+        self._quota_until = 0.0
 
     def start(self, vm_no: int, pool: str, size: Resources, nonce: str) -> str:
         """The cloud's name of a new VM. Raises `Refused`."""
         if self.world.fault("vm_refused", self.faults.vm_refused):
             raise Refused("no room")
+        if self.world.fault("vm_quota", self.faults.vm_quota):
+            self._quota_until = self.world.now + self.world.random.uniform(*QUOTA_S)
+        if self.world.now < self._quota_until and self.faults.vm_quota:
+            raise Refused("the quota is used up")
         self._count += 1
         cloud_id = f"vm{self._count}"
         self._vms[cloud_id] = (vm_no, pool)
@@ -42,7 +50,11 @@ class Cloud:
             if cloud_id in self._vms:
                 self._ends[cloud_id] = self._boot(vm_no, cloud_id, size, nonce)
 
-        self.world.after(self.world.random.uniform(*BOOT_S), boot)
+        if self.world.fault("vm_never", self.faults.vm_never):
+            self.world.tell("cloud", f"{cloud_id} never boots")
+            return cloud_id
+        slow = self.world.fault("vm_slow", self.faults.vm_slow)
+        self.world.after(self.world.random.uniform(*(SLOW_BOOT_S if slow else BOOT_S)), boot)
         return cloud_id
 
     def end(self, cloud_id: str) -> None:
@@ -56,6 +68,11 @@ class Cloud:
                     end()
 
         self.world.after(self.world.random.uniform(0.1, 2.0), gone)
+
+    @property
+    def living(self) -> dict[str, tuple[int, str]]:
+        """What exists: intent and pool by the cloud's name."""
+        return self._vms
 
     def vanish(self, cloud_id: str) -> None:
         """The machine is gone, and the cloud knows."""

@@ -6,7 +6,7 @@ final name *with its size* counts as promoted. All sizes are equal here: no wron
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from boss.core.effects import Promote
 from datastore.port import DatastoreAway
@@ -15,6 +15,8 @@ from sim.faults import Faults
 from sim.world import World
 
 SIZE = 100
+BOSS = "boss"
+"""Who the boss is to the datastore, whichever of them it is."""
 
 
 class Datastore:
@@ -26,6 +28,22 @@ class Datastore:
         self.staged: dict[str, dict[str, str]] = {}
         self.final: dict[str, str] = {}
         self.away = False
+        self.full = False
+        self.parted: set[str] = set()
+        """Who does not reach it, though others do."""
+        self.on_published: Callable[[str, str], None] = lambda path, content: None
+        """Called with a final name and the identity of what is to stand under it."""
+
+    def fill_up(self, seconds: float) -> None:
+        """No room for a while: nothing can be stored or published."""
+        if not self.full:
+            self.full = True
+            self.world.tell("datastore", f"full for {seconds:.1f} s")
+            self.world.after(seconds, self.make_room)
+
+    def make_room(self) -> None:
+        """There is room again."""
+        self.full = False
 
     def go_away(self, seconds: float) -> None:
         """Not to be reached for a while."""
@@ -40,34 +58,40 @@ class Datastore:
             self.away = False
             self.world.tell("datastore", "back")
 
-    def _require(self) -> None:
-        if self.away:
+    def require(self, who: str) -> None:
+        """Raises `DatastoreAway` where `who` can't reach it."""
+        if self.away or who in self.parted:
             raise DatastoreAway("the datastore can't be reached")
 
-    def store(self, stage: str, paths: Sequence[str], content: str) -> tuple[ManifestEntry, ...]:
+    def _require_room(self) -> None:
+        if self.full:
+            raise DatastoreAway("the datastore is full")
+
+    def store(self, who: str, stage: str, paths: Sequence[str], content: str) -> tuple[ManifestEntry, ...]:
         """Stage files of that content; the manifest."""
-        self._require()
+        self.require(who)
+        self._require_room()
         self.staged.setdefault(stage, {}).update(dict.fromkeys(paths, content))
         return tuple(ManifestEntry(path, SIZE, content) for path in paths)
 
-    def has(self, path: str) -> bool:
+    def has(self, who: str, path: str) -> bool:
         """Whether a file is published under that name."""
-        self._require()
+        self.require(who)
         return path in self.final
 
     def existing(self, paths: Iterable[str]) -> frozenset[str]:
         """Those of the names that are published."""
-        self._require()
+        self.require(BOSS)
         return frozenset(path for path in paths if path in self.final)
 
     def stages(self) -> tuple[str, ...]:
         """All stages."""
-        self._require()
+        self.require(BOSS)
         return tuple(sorted(self.staged))
 
     def drop(self, stages: Iterable[str]) -> None:
         """Remove stages; nothing happens where there is none."""
-        self._require()
+        self.require(BOSS)
         for stage in stages:
             if self.staged.pop(stage, None) is not None:
                 self.world.tell("datastore", f"drops stage {stage}")
@@ -78,15 +102,21 @@ class Datastore:
 
     def _promote(self, item: Promote) -> str | None:
         for entry in item.manifest:
-            self._require()
+            self.require(BOSS)
+            self._require_room()
             stage = self.staged.get(item.stage, {})
             content = stage.pop(entry.path, None)
             if content is not None:
-                self.final[entry.path] = content
+                self.publish(entry.path, content)
             elif entry.path not in self.final:
                 return f"result {entry.path} is neither staged nor published"
             if self.world.fault("promotion_cut", self.faults.promotion_cut):
                 self.go_away(self.world.random.uniform(0.1, 5.0))
-        self._require()
+        self.require(BOSS)
         self.staged.pop(item.stage, None)
         return None
+
+    def publish(self, path: str, content: str) -> None:
+        """Put it under its final name."""
+        self.on_published(path, content)
+        self.final[path] = content

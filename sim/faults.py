@@ -53,6 +53,31 @@ class Faults(msgspec.Struct):
     """Per call of a boss that died: it happens nevertheless, late."""
     vm_refused: float = 0.0
     """Per VM asked for: the cloud says no."""
+    vm_quota: float = 0.0
+    """Per VM asked for: a quota is used up; the cloud says no to everything for a while."""
+    vm_slow: float = 0.0
+    """Per VM: it boots for minutes, at times longer than anybody waits."""
+    vm_never: float = 0.0
+    """Per VM: its boot never ends."""
+    vm_vanishes: float = 0.0
+    """Per second and VM: it is gone, and the cloud knows."""
+    vm_off: float = 0.0
+    """Per second and VM: the cloud says POWEROFF; its worker may live on, be gone for a while, or for good."""
+    partition: float = 0.0
+    """Per second: two of them (a peer and the broker, a worker and the datastore, the boss and either) do not reach
+    each other for a while, in one direction or both, and nobody is told."""
+    queue_full: float = 0.0
+    """Per message to somebody for whom many wait: the broker drops it silently."""
+    datastore_full: float = 0.0
+    """Per second: nothing can be stored or published for a while; what is there can be read."""
+    disk_full: float = 0.0
+    """Per second and worker: outcomes can't be kept on its disk for a while, and nothing can be started."""
+    spool_lost: float = 0.0
+    """Per second and worker: the process dies and what it had on disk is gone; another starts."""
+    clock_steps: float = 0.0
+    """Per start of a boss: its clock stands hours before or after that of the one before it."""
+    sign_lost: float = 0.0
+    """Per certificate asked for: it never comes."""
 
     @property
     def any(self) -> bool:
@@ -86,6 +111,18 @@ MOST = Faults(
     promotion_cut=0.15,
     call_lost=0.7,
     vm_refused=0.4,
+    vm_quota=0.3,
+    vm_slow=0.5,
+    vm_never=0.3,
+    vm_vanishes=0.05,
+    vm_off=0.05,
+    partition=0.15,
+    queue_full=0.5,
+    datastore_full=0.06,
+    disk_full=0.06,
+    spool_lost=0.03,
+    clock_steps=0.7,
+    sign_lost=0.4,
 )
 """The highest probability of each; a seed draws which of them it has, and how much."""
 

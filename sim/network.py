@@ -20,6 +20,9 @@ FASTEST_S, SLOWEST_S = 0.0003, 0.003
 LATE_S = 8.0
 """A delayed message is late by at most this."""
 BROKER_DOWN_S = 4.0
+QUEUE_LIMIT = 6
+"""Messages that wait for one peer beyond which a broker may drop what comes: the real one's limit is larger, and so are
+its clusters."""
 SECRET = b"the cluster secret of a simulation"
 
 _EVERYDAY = ("Heartbeat", "HeartbeatAnswered")
@@ -46,10 +49,17 @@ class Link:
         self.connected = False
         self.last_arrival = 0.0
         self.generation = 0
+        self.under_way = 0
+        self.backlog: Callable[[], int] = lambda: 0
+        """What arrived and is not handled yet."""
+        self.mute_until = self.deaf_until = 0.0
+        """A partition that nobody is told of: what it says, and what is said to it, is lost until then."""
 
     def publish(self, who: str, envelope: Envelope, key_name: str, topic: str) -> None:
         """Say it, if there is a connection; else it is dropped."""
         if self.connected and not self.closed:
+            if self.mute_until > self.network.world.now:
+                return
             to = "the boss" if topic.startswith(_BOSS_TOPIC) else topic.rpartition("/")[2]
             words = in_words(envelope.message)
             self.network.world.tell(who, f"to {to}: {words}", words not in _EVERYDAY)
@@ -59,6 +69,12 @@ class Link:
         """The process is gone."""
         self.closed = True
         self.network.forget(self)
+
+    def part(self, seconds: float, mute: bool, deaf: bool) -> None:
+        """Messages vanish for a while, one way or both."""
+        until = self.network.world.now + seconds
+        self.mute_until = until if mute else self.mute_until
+        self.deaf_until = until if deaf else self.deaf_until
 
     def cut(self, seconds: float) -> None:
         """No connection for a while."""
@@ -129,6 +145,12 @@ class Network:
             if link.connected:
                 link.cut(down_s + self.world.random.uniform(0.05, 1.0))
 
+    def heal(self) -> None:
+        """No partition any more."""
+        for links in self.links.values():
+            for link in links:
+                link.mute_until = link.deaf_until = 0.0
+
     def come_up(self) -> None:
         """The broker is there again."""
         self.up = True
@@ -139,7 +161,10 @@ class Network:
         world, faults = self.world, self.faults
         listening = "" if topic.startswith(_BOSS_TOPIC) else topic
         for link in self.links.get(listening, ()):
-            if world.fault("lose", faults.lose):
+            if link.deaf_until > world.now or world.fault("lose", faults.lose):
+                continue
+            waits = link.under_way + link.backlog() if faults.queue_full else 0
+            if waits > QUEUE_LIMIT and world.fault("queue_full", faults.queue_full):
                 continue
             self._send(link, topic, payload)
             if world.fault("duplicate", faults.duplicate):
@@ -153,8 +178,10 @@ class Network:
         else:
             arrival = link.last_arrival = max(arrival, link.last_arrival)
         generation = link.generation
+        link.under_way += 1
 
         def arrive() -> None:
+            link.under_way -= 1
             if link.connected and link.generation == generation and not link.closed:
                 link.hear(*wire.decode(payload, topic, key_of))
 

@@ -5,6 +5,8 @@ Everything is drawn from the world's chance. Owns no time but that of its own wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from ecloud.tasks import Condition, Dependency, Requirement, Result, Retries, TaskDefinition
@@ -13,7 +15,8 @@ from sim.client import Client
 from sim.worker_shell import command
 from sim.world import World
 
-VERBS = ("cancel", "retry_failed", "redo_task", "cancel", "drop_tasks")
+ABOUT_TASKS = ("cancel", "retry_failed", "redo_task", "cancel", "drop_tasks", "watch", "logs")
+ABOUT_WORKERS = ("drain_worker", "undrain_worker", "kill_worker", "instantiate_worker", "drop_workers")
 
 
 class Size(msgspec.Struct, frozen=True):
@@ -76,13 +79,23 @@ def _make_task(
 
 
 class Scenario:
-    """One person's plans for a world."""
+    """What one or several persons want of a world. `workers` tells which are on duty."""
 
-    def __init__(self, world: World, client: Client, size: Size, fails: bool = True) -> None:
+    def __init__(
+        self,
+        world: World,
+        clients: list[Client],
+        size: Size,
+        fails: bool,
+        gpus: int,
+        workers: Callable[[], list[str]],
+    ) -> None:
         self.world = world
-        self.client = client
+        self.clients = clients
         self.size = size
         self.fails = fails
+        self.gpus = gpus
+        self.workers = workers
         self.runs: dict[str, list[TaskDefinition]] = {}
         self._count = 0
         chance = world.random
@@ -97,39 +110,73 @@ class Scenario:
         return f"{what}-{self._count}"
 
     def _push_first(self, name: str) -> None:
-        tasks = make_tasks(self.world, name, self.world.random.randint(*self.size.tasks), self.size, self.fails)
+        client = self.world.random.choice(self.clients)
+        tasks = self._make_tasks(name)
         self.runs[name] = tasks
-        self.world.tell(self.client.name, f"pushes {len(tasks)} tasks to {name}")
-        self.client.push(self._id("push"), PushOptions(run=name), tasks)
+        self.world.tell(client.name, f"pushes {len(tasks)} tasks to {name}")
+        client.push(self._id("push"), PushOptions(run=name), tasks)
+        if self.world.random.random() < 0.3:
+            client.ask(self._id("watch"), "watch", run=name)
+
+    def _make_tasks(self, name: str) -> list[TaskDefinition]:
+        chance = self.world.random
+        tasks = make_tasks(self.world, name, chance.randint(*self.size.tasks), self.size, self.fails)
+        if self.gpus:
+            for index, task in enumerate(tasks):
+                if not task.init and chance.random() < 0.2:
+                    asks = {**task.resources, "gpus": float(chance.randint(1, self.gpus))}
+                    tasks[index] = msgspec.structs.replace(task, resources=asks)
+        return tasks
 
     def _wish(self) -> None:
         """A person changes their mind."""
         chance = self.world.random
         if not self.runs:
             return
+        client = chance.choice(self.clients)
         name = chance.choice(sorted(self.runs))
-        verb = chance.choice((*VERBS, "push", "push"))
+        verb = chance.choice((*ABOUT_TASKS, *ABOUT_WORKERS, "push", "push", "push"))
         if verb == "push":
-            self._push_again(name)
+            self._push_again(client, name)
             return
-        ids = [f"{name}:{task.id}" for task in chance.sample(self.runs[name], chance.randint(1, 3)) if not task.init]
-        arguments: dict[str, object] = {"ids": ids} if ids and chance.random() < 0.7 else {"run": name}
+        arguments = self._about_workers(verb) if verb in ABOUT_WORKERS else self._about_tasks(verb, name)
+        self.world.tell(client.name, f"asks {verb} {arguments}")
+        client.ask(self._id(verb), verb, **arguments)  # type: ignore[arg-type]
+
+    def _about_tasks(self, verb: str, name: str) -> dict[str, object]:
+        chance = self.world.random
+        tasks = [task for task in chance.sample(self.runs[name], chance.randint(1, 3)) if not task.init]
+        ids = [f"{name}:{task.id}" for task in tasks[: 1 if verb == "logs" else None]]
+        by_id = bool(ids) and verb != "watch" and chance.random() < 0.7
+        arguments: dict[str, object] = {"ids": ids} if by_id else {"run": name}
         if verb == "redo_task":
             arguments["below"] = chance.random() < 0.5
-        self.world.tell(self.client.name, f"asks {verb} {arguments}")
-        self.client.ask(self._id(verb), verb, **arguments)  # type: ignore[arg-type]
+        return arguments
 
-    def _push_again(self, name: str) -> None:
+    def _about_workers(self, verb: str) -> dict[str, object]:
+        chance = self.world.random
+        if verb == "instantiate_worker":
+            return {"n": chance.randint(1, 5)}
+        workers = self.workers()
+        return {"workers": [chance.choice(workers)] if workers else []}
+
+    def make_peace(self) -> None:
+        """In the end a person takes back what would keep the work waiting for ever."""
+        self.clients[0].ask(self._id("undrain_worker"), "undrain_worker")
+
+    def _push_again(self, client: Client, name: str) -> None:
         """The same list, a changed one, or another one."""
         chance = self.world.random
         kind = chance.choice(("same", "changed", "other"))
         tasks = list(self.runs[name])
         if kind == "other":
-            tasks = make_tasks(self.world, name, chance.randint(*self.size.tasks), self.size, self.fails)
+            tasks = self._make_tasks(name)
         elif kind == "changed":
             for index in chance.sample(range(len(tasks)), min(3, len(tasks))):
                 tasks[index] = msgspec.structs.replace(tasks[index], commands=(command(chance.random(), 0.0),))
         self.runs[name] = tasks
         strategy = chance.choice(("keep_succeeded", "replace"))
-        self.world.tell(self.client.name, f"pushes {kind} {len(tasks)} tasks to {name}, {strategy}")
-        self.client.push(self._id("push"), PushOptions(run=name, merge_strategy=strategy), tasks)
+        skip = chance.random() < 0.2
+        self.world.tell(client.name, f"pushes {kind} {len(tasks)} tasks to {name}, {strategy}{', skips' * skip}")
+        options = PushOptions(run=name, merge_strategy=strategy, skip_existing=skip)
+        client.push(self._id("push"), options, tasks)

@@ -16,25 +16,27 @@ import msgspec
 
 from boss.core.config import BossConfig, PoolConfig
 from ecloud.tasks import ENDED, Resources
+from ecloud.wire import DatastoreAccess
 from sim import faults as faults_of
+from sim import memory
 from sim.boss_shell import BossProcess, Places
-from sim.checker import Checker, Violation
+from sim.checker import Checker
 from sim.client import Client
 from sim.cloud import Cloud
 from sim.datastore import Datastore
 from sim.faults import Faults
+from sim.invariants import Violation
 from sim.network import Network
 from sim.scenario import Scenario, Size
-from sim.store import Tables
+from sim.store import ON_DUTY, Tables
+from sim.trouble import Trouble
 from sim.worker_shell import Places as WorkerPlaces
 from sim.worker_shell import WorkerHome, WorkerProcess
 from sim.world import World
 
 SETTLE_S = 900.0
 """Everything must have ended this long after things healed: many leases, boots and back-offs."""
-LOOK_S = 1.0
-"""How often what goes wrong is drawn."""
-MOST_STEPS = 3_000_000
+MOST_STEPS = 300_000
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -58,18 +60,30 @@ class Machine:
         self.home = home
         self.of_cloud = of_cloud
         self.stands = True
+        self.off = False
         self.process: WorkerProcess | None = None
         self.begin()
 
     def begin(self) -> None:
         """A process on this home, if none lives."""
-        if self.stands and (self.process is None or not self.process.alive):
+        if self.stands and not self.off and (self.process is None or not self.process.alive):
             self.process = WorkerProcess(self.home, self.sim.worker_places, self.ended)
 
     def ended(self, why: str) -> None:
         """Its process ended; another comes by and by. A VM that was told to leave has done its work."""
         if self.stands and not (self.of_cloud and why == "left" and not self.home.spool):
             self.sim.world.after(self.sim.world.random.uniform(0.1, 15.0), self.begin)
+
+    def switch_off(self) -> None:
+        """Nothing runs there any more; the disk keeps what it has."""
+        self.off = True
+        if self.process is not None:
+            self.process.die("its machine is off")
+
+    def switch_on(self) -> None:
+        """It boots again."""
+        self.off = False
+        self.begin()
 
     def end(self) -> None:
         """The machine is gone with its disk."""
@@ -91,33 +105,40 @@ class Simulation:
         self.network = Network(self.world, self.faults)
         self.datastore = Datastore(self.world, self.faults)
         self.cloud = Cloud(self.world, self.faults, self._boot)
-        self.checker = Checker(self.world, self.tables, self.datastore)
+        self.gpus = chance.choice((0, 0, 0, 2))
+        """How many each machine has."""
+        self.config = self._make_config()
+        self.checker = Checker(self.world, self.tables, self.datastore, self.config)
         self.worker_places = WorkerPlaces(self.world, self.faults, self.network, self.datastore, self.checker)
         self.boss_places = Places(
             self.world, self.faults, self.network, self.tables, self.datastore, self.cloud, self.checker
         )
-        self.config = self._make_config()
         self.bosses: list[BossProcess] = []
         self.machines: dict[str, Machine] = {}
         self._count = self._boss_count = 0
         self.healed_at: float | None = None
         self.world.tell("seed", f"{seed}: {_words(self.faults)}")
-        self._begin_boss(replace=True)
+        self.begin_boss(replace=True)
         few = bool(self.config.pools) and chance.random() < 0.5
         for _ in range(0 if few else chance.randint(*self.size.workers)):
             self.world.after(chance.uniform(0.0, 3.0), self.add_machine)
-        self.client = Client("c1", self.world, self.network)
-        self.scenario = Scenario(self.world, self.client, self.size, fails)
+        clients = chance.choice((1, 1, 2, 3))
+        self.clients = [Client(f"c{number}", self.world, self.network) for number in range(1, clients + 1)]
+        self.scenario = Scenario(self.world, self.clients, self.size, fails, self.gpus, self._workers)
         if self.faults.any:
-            self.world.after(LOOK_S, self._trouble)
+            Trouble(self)
         self.world.after(self.size.troubled_s, self.heal)
 
     def _make_config(self) -> BossConfig:
         chance = self.world.random
         pools: tuple[PoolConfig, ...] = ()
         if chance.random() < 0.3:
-            pools = (PoolConfig("vms", {"cpus": 2.0, "memory_mb": 4000.0}, maximum=3, idle_s=chance.uniform(5, 60)),)
+            size = {"cpus": 2.0, "memory_mb": 4000.0, **({"gpus": float(self.gpus)} if self.gpus else {})}
+            minimum = chance.choice((0, 0, 0, 1))
+            pools = (PoolConfig("vms", size, minimum=minimum, maximum=3, idle_s=chance.uniform(5, 60)),)
+        over_ssh = chance.random() < 0.3
         return BossConfig(
+            datastore=DatastoreAccess("files@host:/root", host_key="a host key") if over_ssh else DatastoreAccess(""),
             heartbeat_s=chance.uniform(1.0, 3.0),
             lease_s=chance.uniform(8.0, 15.0),
             lease_margin_s=2.0,
@@ -129,13 +150,14 @@ class Simulation:
 
     # --- machines --------------------------------------------------------------------------------
 
-    def _begin_boss(self, replace: bool) -> None:
+    def begin_boss(self, replace: bool) -> None:
+        """One more boss, which takes the lead where it is to `replace` the one that has it."""
         self._boss_count += 1
         name = f"boss{self._boss_count}"
 
         def gone(why: str) -> None:
             if not any(boss.alive for boss in self.bosses):
-                self.world.after(self.world.random.uniform(0.05, 5.0), lambda: self._begin_boss(replace=True))
+                self.world.after(self.world.random.uniform(0.05, 5.0), lambda: self.begin_boss(replace=True))
 
         self.bosses = [boss for boss in self.bosses if boss.alive]
         self.bosses.append(BossProcess(name, self.boss_places, self.config, replace, gone))
@@ -145,62 +167,36 @@ class Simulation:
         self._count += 1
         chance = self.world.random
         resources: Resources = {"cpus": float(chance.choice((2, 2, 4))), "memory_mb": 4000.0}
+        if self.gpus:
+            resources["gpus"] = float(self.gpus)
         name = f"m{self._count}"
-        self.machines[name] = Machine(self, WorkerHome(name, resources, f"invite-{name}"), False)
+        home = WorkerHome(name, resources, f"invite-{name}", gpus=tuple(range(self.gpus)), ssh_key=f"key-of-{name}")
+        self.machines[name] = Machine(self, home, False)
 
     def _boot(self, vm_no: int, cloud_id: str, size: Resources, nonce: str) -> Callable[[], None]:
         home = WorkerHome(cloud_id, dict(size), f"vm-{vm_no}", cloud_id, nonce)
+        home.gpus, home.ssh_key = tuple(range(self.gpus)), f"key-of-{cloud_id}"
         machine = self.machines[cloud_id] = Machine(self, home, True)
         return machine.end
 
-    # --- what goes wrong -------------------------------------------------------------------------
-
-    def _trouble(self) -> None:
-        """Once a second: what befalls whom."""
-        if self.healed_at is not None:
-            return
-        world, faults = self.world, self.faults
-        world.after(LOOK_S, self._trouble)
-        if world.fault("broker_restart", faults.broker_restart):
-            self.network.restart()
-        if world.fault("datastore_away", faults.datastore_away):
-            self.datastore.go_away(world.random.uniform(0.5, 20.0))
-        if world.fault("second_boss", faults.second_boss):
-            self._begin_boss(replace=True)
-        for boss in list(self.bosses):
-            if boss.alive and world.fault("boss_freeze", faults.boss_freeze):
-                boss.freeze(world.random.expovariate(1 / 5.0))
-        for machine in list(self.machines.values()):
-            if machine.process is not None and machine.process.alive:
-                self._trouble_worker(machine, machine.process)
-
-    def _trouble_worker(self, machine: Machine, process: WorkerProcess) -> None:
-        world, faults = self.world, self.faults
-        if world.fault("worker_death", faults.worker_death):
-            process.die("killed")
-        elif world.fault("worker_gone", faults.worker_gone):
-            machine.end()
-            self.cloud.vanish(machine.home.name)
-            if not machine.of_cloud:
-                world.after(world.random.uniform(0.5, 20.0), self.add_machine)
-        elif world.fault("worker_leaves", faults.worker_leaves):
-            process.leave()
-        elif world.fault("worker_freeze", faults.worker_freeze):
-            process.freeze(world.random.expovariate(1 / 10.0))
-        elif world.fault("link_cut", faults.link_cut):
-            process.link.cut(world.random.expovariate(1 / 5.0))
+    # --- the turn for the better -------------------------------------------------------------------
 
     def heal(self) -> None:
         """Nothing goes wrong any more, and everybody is there."""
         self.world.tell("world", "all is well from now on")
         self.healed_at = self.world.now
         self.faults.heal()
+        self.network.heal()
         self.datastore.come_back()
+        self.datastore.make_room()
+        self.datastore.parted.clear()
         for boss in self.bosses:
             boss.thaw()
         for machine in list(self.machines.values()):
+            machine.home.disk_full = False
             if machine.process is not None:
                 machine.process.thaw()
+        self.scenario.make_peace()
         if not self.config.pools and not self.machines:
             self.add_machine()
 
@@ -230,38 +226,53 @@ class Simulation:
 
     def _step_for(self, seconds: float) -> None:
         until = self.world.now + seconds
-        while self.world.now < until:
+        while self.world.now < until and self.world.steps <= MOST_STEPS:
             self.world.step()
         if self.world.steps > MOST_STEPS:
-            raise Violation(f"no end after {MOST_STEPS:,} steps")
+            raise Violation("settles", f"no end after {MOST_STEPS:,} steps")
         if self.healed_at is not None and self.world.now > self.healed_at + SETTLE_S:
-            raise Violation(f"{SETTLE_S:.0f} s after all is well: {'; '.join(self._left())}")
+            left = self._left()
+            raise Violation(left[0][0], f"{SETTLE_S:.0f} s after all is well: {'; '.join(text for _, text in left)}")
 
     def _is_settled(self) -> bool:
         return not self._left()
 
-    def _left(self) -> list[str]:
-        """What is not as it must be in the end."""
-        left = [f"{wish.id} was not answered" for wish in self.client.wishes]
+    def _left(self) -> list[tuple[str, str]]:
+        """What is not as it must be in the end, each with the invariant that says so."""
         boss = next((boss for boss in self.bosses if boss.alive and boss.core is not None), None)
         if boss is None or boss.core is None:
-            return [*left, "no boss leads"]
+            return [("settles", "no boss leads")]
+        core = boss.core
+        left = [f"{wish.id} was not answered" for client in self.clients for wish in client.wishes]
         # Init tasks that fail wherever they are tried need a person: those runs are not over, and it says why.
-        held = {run.row.run_no for run in boss.core.book.runs.values() if run.row.held or run.stuck}
+        held = {run.row.run_no for run in core.book.runs.values() if run.row.held or run.stuck}
         for task in self.tables.tasks.values():
             if task.state not in ENDED and not task.init and task.run_no not in held:
                 left.append(f"task {task.task_no} is {task.state}")
         left += [f"{name} has {count} outcomes in its spool" for name, count in self._spools().items() if count]
         if left:
-            return left
+            return [("settles", text) for text in left]
         left += [f"stage {stage} is left" for stage in self.datastore.staged]
-        left += [f"attempt {key} is {attempt.state}" for key, attempt in boss.core.attempts.active.items()]
+        left += [f"attempt {key} is {attempt.state}" for key, attempt in core.attempts.active.items()]
         left += [
             f"task {node.task_no} ({node.state}) is in memory"
-            for node in boss.core.book.graph.nodes.values()
+            for node in core.book.graph.nodes.values()
             if not node.init and node.run_no not in held
         ]
-        return left
+        return [
+            *(("settles", text) for text in left),
+            *(("floor", text) for text in self.checker.fleet.not_at_the_floor(self.cloud)),
+            *(("memory", f"the boss remembers {what}") for what in memory.not_forgotten(core, self._there())),
+        ]
+
+    def _there(self) -> set[str]:
+        """Who lives."""
+        processes = [machine.process for machine in self.machines.values()]
+        return {process.name for process in processes if process is not None and process.alive}
+
+    def _workers(self) -> list[str]:
+        """Processes that a person may have seen in a list: those that are on duty."""
+        return [row.worker for row in self.tables.workers.values() if row.state in ON_DUTY]
 
     def _spools(self) -> Counter[str]:
         return Counter({machine.home.name: len(machine.home.spool) for machine in self.machines.values()})

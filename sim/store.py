@@ -12,7 +12,19 @@ from copy import copy
 from typing import Any, TypeVar
 
 from boss.core.effects import SelectTasks
-from boss.core.rows import AttemptRow, PushAnswered, RunImage, RunRow, Snapshot, TaskRow, VmRow, WorkerRow, Writes
+from boss.core.rows import (
+    AttemptRow,
+    PoolRow,
+    PushAnswered,
+    RunImage,
+    RunRow,
+    Snapshot,
+    TaskRow,
+    VmRow,
+    WorkerRow,
+    Writes,
+)
+from boss.loading import PAST_VMS
 from boss.selecting import Found, choose
 from boss.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
 from ecloud.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause, definition_json
@@ -40,6 +52,7 @@ class Tables:
         self.attempts: dict[tuple[int, int], AttemptRow] = {}
         self.workers: dict[str, WorkerRow] = {}
         self.vms: dict[int, VmRow] = {}
+        self.pools: dict[str, PoolRow] = {}
         self.pushes: dict[str, PushAnswered] = {}
         self.context: dict[str, str] = {"cluster_id": CLUSTER_ID}
         self.revoked_keys: set[str] = set()
@@ -78,6 +91,11 @@ class Store:
         self._require_leading()
         self.tables.renewed_at = now
 
+    @property
+    def epoch(self) -> int:
+        """The epoch in which this boss became the leader."""
+        return self._epoch
+
     def resign(self) -> None:
         """The next boss need not wait."""
         if self.tables.epoch == self._epoch:
@@ -108,11 +126,14 @@ class Store:
         tables.attempts.update({key: copy(row) for key, row in writes.attempts.items()})
         tables.workers.update({name: copy(row) for name, row in writes.workers.items()})
         tables.vms.update({vm_no: copy(row) for vm_no, row in writes.vms.items()})
+        tables.pools.update({name: copy(row) for name, row in writes.pools.items()})
         tables.next_vm_no = max([tables.next_vm_no, *(vm_no + 1 for vm_no in writes.vms)])
         self._write_small(writes)
         self._drop(writes)
 
     def _refuse_double_names(self, writes: Writes) -> None:
+        if not writes.runs and not writes.stored:
+            return
         names = {row.name: run_no for run_no, row in self.runs.items()}
         for run_no, run in writes.runs.items():
             if names.setdefault(run.name, run_no) != run_no:
@@ -210,6 +231,7 @@ class Store:
             init_attempts=self._init_attempts(going_on),
             workers=[row for row in _in_order(tables.workers) if row.state in ON_DUTY],
             vms=[row for row in _in_order(tables.vms) if row.state != "gone"],
+            past_vms=[row for row in _in_order(tables.vms) if row.state == "gone"][-PAST_VMS:],
             states=self._counts(),
             context=dict(tables.context),
             revoked_keys=set(tables.revoked_keys),

@@ -13,13 +13,13 @@ import msgspec
 from datastore.port import DatastoreAway
 from ecloud import wire
 from ecloud.tasks import Cause, ManifestEntry, Outcome, Resources, TaskBody
-from ecloud.wire import AttemptOrder
+from ecloud.wire import AttemptOrder, Envelope
 from sim.checker import Checker
 from sim.datastore import Datastore
 from sim.faults import Faults
 from sim.network import Network
 from sim.store import CLUSTER_ID
-from sim.world import World
+from sim.world import TICK_S, World
 from worker.core import WorkerCore
 from worker.events import (
     AttemptEnded,
@@ -39,6 +39,8 @@ from worker.events import (
 
 RETRY_S = 0.5
 """A datastore that is away is asked again after this."""
+CHECKED_ALWAYS, CHECKED_EACH = 100, 25
+"""A core is checked after each of its first batches, later after each so many."""
 Key = tuple[int, int]
 
 
@@ -52,6 +54,9 @@ class WorkerHome(msgspec.Struct):
     boot_nonce: str = ""
     spool: dict[Key, Outcome] = {}
     processes: int = 0
+    gpus: tuple[int, ...] = ()
+    ssh_key: str = ""
+    disk_full: bool = False
 
 
 class Places(msgspec.Struct):
@@ -87,6 +92,12 @@ class WorkerProcess:
         self.jobs: dict[Key, Job] = {}
         self._ended = ended
         self._inbox: list[Event] = []
+        self._handled = 0
+        self._unspooled: list[Outcome] = []
+        self._sent: dict[tuple[str, int], float] = {}
+        self._said_in = ""
+        self._clock_s = self.world.random.uniform(0.0, 1e6)
+        """Its clock has nothing to do with that of anybody else."""
         self._later: list[Callable[[], None]] = []
         self._woken = False
         self._wake_at: float | None = None
@@ -98,14 +109,17 @@ class WorkerProcess:
             vm=home.vm,
             boot_nonce=home.boot_nonce,
             spooled=tuple(home.spool.values()),
+            gpus=home.gpus,
+            ssh_key=home.ssh_key,
         )
-        self.core = WorkerCore(config, self.world.now)
+        self.core = WorkerCore(config, self._now)
         self.link = places.network.connect(
             wire.peer_topic(CLUSTER_ID, self.name),
-            lambda envelope, _: self._put(MessageArrived(envelope)),
+            lambda envelope, _: self._hear(envelope),
             lambda: self._put(ConnectionFound()),
             lambda reason: self._put(ConnectionLost(reason)),
         )
+        self.link.backlog = lambda: len(self._inbox)
         self.world.tell(self.name, f"starts with {len(home.spool)} outcomes in its spool")
 
     # --- what befalls it -------------------------------------------------------------------------
@@ -137,11 +151,35 @@ class WorkerProcess:
                 action()
             self._wake()
 
+    def fill_disk(self, seconds: float) -> None:
+        """No room on its disk for a while."""
+        if not self.home.disk_full:
+            self.world.tell(self.name, f"has no room on its disk for {seconds:.1f} s")
+            self.home.disk_full = True
+            self.world.after(seconds, self._make_room)
+            self._put(TroubleChanged("disk full"))
+            self._after(RETRY_S, self._look_again)
+
+    def _make_room(self) -> None:
+        self.home.disk_full = False
+
     def leave(self) -> None:
         """Somebody tells it to."""
         self._put(TermReceived())
 
     # --- the loop --------------------------------------------------------------------------------
+
+    @property
+    def _now(self) -> float:
+        return self.world.now + self._clock_s
+
+    def _hear(self, envelope: Envelope) -> None:
+        message = envelope.message
+        if isinstance(message, wire.HeartbeatAnswered) and envelope.session == self._said_in and not self.frozen:
+            sent_at = self._sent.pop((envelope.session, message.number), None)
+            if sent_at is not None:
+                self.checker.fleet.on_lease(self.name, sent_at)
+        self._put(MessageArrived(envelope))
 
     def _put(self, event: Event) -> None:
         if self.alive:
@@ -158,15 +196,20 @@ class WorkerProcess:
         if not self.alive or self.frozen:
             return
         events, self._inbox = self._inbox, []
-        effects = self.core.handle(events, self.world.now)
-        self.core.check()
+        effects = self.core.handle(events, self._now)
         self._carry_out(effects)
+        self._handled += 1
+        if self._handled < CHECKED_ALWAYS or self._handled % CHECKED_EACH == 0:
+            self.core.check()
         if self.alive:
             self._set_alarm()
 
     def _set_alarm(self) -> None:
-        at = self.core.next_deadline()
-        if at is not None and (self._wake_at is None or at < self._wake_at or self._wake_at <= self.world.now):
+        deadline = self.core.next_deadline()
+        if deadline is None:
+            return
+        at = deadline - self._clock_s + TICK_S
+        if self._wake_at is None or at < self._wake_at or self._wake_at <= self.world.now:
             self._wake_at = at
             self.world.at(at, lambda: self._ring(at))
 
@@ -192,18 +235,37 @@ class WorkerProcess:
         self.world.after(seconds, happen)
 
     def _carry_out(self, effects: WorkerEffects) -> None:
-        for outcome in effects.spool:
-            self.home.spool[(outcome.task_no, outcome.number)] = outcome
+        self._spool(effects.spool)
         for key in effects.forget:
             self.home.spool.pop(key, None)
+            self._unspooled = [item for item in self._unspooled if (item.task_no, item.number) != key]
         for stop in effects.stops:
             self._stop(stop)
         for start in effects.starts:
             self._start(start)
         for envelope in effects.says:
+            if isinstance(envelope.message, wire.Heartbeat):
+                if envelope.session != self._said_in:
+                    self._said_in, self._sent = envelope.session, {}
+                self._sent[(envelope.session, envelope.number)] = self.world.now
+            elif isinstance(envelope.message, wire.Hello):
+                self._said_in = ""
             self.link.publish(self.name, envelope, self.home.key_name, self._topic)
         if effects.leave is not None:
             self._leave(effects.leave)
+
+    def _spool(self, outcomes: list[Outcome]) -> None:
+        """On disk before it is said; where the disk is full it is said all the same, and written when there is room."""
+        self._unspooled += outcomes
+        if not self._unspooled:
+            return
+        if self.home.disk_full:
+            if outcomes:
+                self._put(TroubleChanged("outcomes can't be kept on disk"))
+                self._after(RETRY_S, self._look_again)
+            return
+        self.home.spool.update({(outcome.task_no, outcome.number): outcome for outcome in self._unspooled})
+        self._unspooled = []
 
     def _leave(self, leave: Leave) -> None:
         # The last words travel before the connection ends.
@@ -217,14 +279,15 @@ class WorkerProcess:
         assert order.body is not None
         key = (order.task_no, order.number)
         job = self.jobs[key] = Job(order, order.body)
-        self.checker.on_started(self.name, order, self.home.resources)
+        self.checker.on_started(self.name, order, self.home.resources, start.gpus or ())
         self._after(self.world.random.uniform(0.0001, 0.002), lambda: self._fetch(key, job))
 
     def _fetch(self, key: Key, job: Job) -> None:
         if job.over:
             return
         try:
-            missing = [item.path for item in job.body.requirements if not self.datastore.has(item.path)]
+            self._require_access(bool(job.body.requirements))
+            missing = [item.path for item in job.body.requirements if not self.datastore.has(self.name, item.path)]
         except DatastoreAway as error:
             self._put(TroubleChanged(str(error)))
             self._after(RETRY_S, self._look_again)
@@ -245,10 +308,28 @@ class WorkerProcess:
             self._after(run_s, lambda: self._store(key, job))
 
     def _look_again(self) -> None:
-        if not self.datastore.away:
-            self._put(TroubleChanged(""))
-        else:
+        try:
+            self._require_access(bool(self.core.datastore.credential))
+            self.datastore.require(self.name)
+        except DatastoreAway:
             self._after(RETRY_S, self._look_again)
+            return
+        if self.home.disk_full:
+            self._after(RETRY_S, self._look_again)
+            return
+        self._spool([])
+        self._put(TroubleChanged(""))
+
+    def _require_access(self, wanted: bool) -> None:
+        """Over SSH a certificate for the own key is needed that is still good: sshd refuses any other."""
+        access = self.core.datastore
+        if not (wanted and access.host_key):
+            return
+        key, _, until = access.credential.partition(" ")
+        if key != self.home.ssh_key:
+            self.checker.on_no_access(self.name, access.credential)
+        if float(until) < self.world.now:
+            raise DatastoreAway("sshd refuses a certificate that has expired")
 
     def _store(self, key: Key, job: Job) -> None:
         """Stage the results; again and again while the datastore is away."""
@@ -257,7 +338,9 @@ class WorkerProcess:
         try:
             paths = [result.path for result in job.body.results]
             content = f"{self.name}:{key[0]}-{key[1]}"
-            manifest = self.datastore.store(f"{self.name}/{key[0]}-{key[1]}", paths, content) if paths else ()
+            stage = f"{self.name}/{key[0]}-{key[1]}"
+            self._require_access(bool(paths))
+            manifest = self.datastore.store(self.name, stage, paths, content) if paths else ()
         except DatastoreAway as error:
             self._put(TroubleChanged(str(error)))
             self._after(RETRY_S, self._look_again)
@@ -274,7 +357,9 @@ class WorkerProcess:
 
     def _end(self, key: Key, job: Job, cause: Cause, error: str, manifest: tuple[ManifestEntry, ...] = ()) -> None:
         if not job.over:
-            self._over(key, job, AttemptEnded(Outcome(*key, cause, error=error, manifest=manifest)))
+            outcome = Outcome(*key, cause, error=error, manifest=manifest)
+            self.checker.on_came_to(self.name, job.order, outcome)
+            self._over(key, job, AttemptEnded(outcome))
 
     def _over(self, key: Key, job: Job, event: Event) -> None:
         job.over = True

@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 STORY_LINES = 2_000
 """Lines of the trace that are kept for the story of a failure."""
+TICK_S = 1e-6
+"""What a deadline loses by the rounding between two clocks is less than this."""
 START = 1_000_000.0
 """Seconds of the simulated clock when a world begins."""
 

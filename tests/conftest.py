@@ -1,3 +1,3 @@
 """Real services as fixtures for every test."""
 
-pytest_plugins = ["databases", "services", "doors", "sshd"]
+pytest_plugins = ["databases", "services", "doors", "sshd", "stranger"]

@@ -8,26 +8,40 @@ from __future__ import annotations
 
 import re
 import secrets
-import ssl
 import threading
 import time
 import xmlrpc.client
 from collections import Counter
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from guests import Guest
+from opennebula_server import Faults, make_server
+from opennebula_shapes import (
+    ACTIVE,
+    DONE,
+    HOLD,
+    PENDING,
+    POWEROFF,
+    Network,
+    Template,
+    User,
+    Vm,
+    mac,
+    many,
+    network_xml,
+    template_xml,
+    user_xml,
+    vm_short_xml,
+    vm_xml,
+)
 from opennebula_xml import (
     VM_ATTRIBUTES,
     Attributes,
     SyntaxWrong,
-    attributes_of,
     failure,
     fault,
-    fill,
     parse_template,
     pool,
     recorded,
@@ -38,11 +52,11 @@ from opennebula_xml import (
 
 AUTHENTICATION, AUTHORIZATION, NO_EXISTS = 0x100, 0x200, 0x400
 ACTION, API, INTERNAL, ALLOCATE = 0x800, 0x1000, 0x2000, 0x4000
-PENDING, HOLD, ACTIVE, DONE, POWEROFF = 1, 2, 3, 6, 8
 PROLOG, BOOT, RUNNING, EPILOG, SHUTDOWN, UNKNOWN = 1, 2, 3, 11, 12, 16
 BOOT_FAILURE, PROLOG_FAILURE = 36, 39
 TICK_S = 0.02
 LCM_NAMES = {PROLOG: "PROLOG", BOOT: "BOOT", EPILOG: "EPILOG", SHUTDOWN: "SHUTDOWN", RUNNING: "RUNNING"}
+
 CONTEXT_OF_NIC = (
     *("DNS", "EXTERNAL", "GATEWAY", "IP", "IP6", "IP6_GATEWAY", "IP6_METHOD", "IP6_METRIC", "IP6_PREFIX_LENGTH"),
     *("IP6_ULA", "MAC", "MASK", "METHOD", "METRIC", "MTU", "NETWORK", "ROUTES", "SEARCH_DOMAIN", "VLAN_ID"),
@@ -56,89 +70,6 @@ class No(Exception):
     def __init__(self, text: str, code: int, number: int = -1) -> None:
         super().__init__(text)
         self.text, self.code, self.number = text, code, number
-
-
-@dataclass
-class User:
-    id: int
-    name: str
-    password: str
-    group: str = "users"
-    enabled: bool = True
-    tokens: dict[str, float] = field(default_factory=dict)
-    """Each with the time of the monotonic clock at which it ends."""
-    quota: Attributes = field(default_factory=dict)
-
-
-@dataclass
-class Network:
-    id: int
-    name: str
-    owner: User
-    first: str
-    size: int
-    leases: dict[str, int] = field(default_factory=dict)
-    """Address to VM."""
-
-
-@dataclass
-class Template:
-    id: int
-    name: str
-    owner: User
-    attributes: Attributes
-
-
-@dataclass
-class Vm:
-    id: int
-    name: str
-    owner: User
-    template_id: int
-    template: Attributes
-    user_template: Attributes
-    state: int = PENDING
-    lcm: int = 0
-    since: float = 0.0
-    """When it came into its state."""
-    made_at: int = 0
-    ended_at: int = 0
-    deployed: bool = False
-    guest: Guest | None = None
-
-    @property
-    def where(self) -> tuple[int, int]:
-        return self.state, self.lcm
-
-
-@dataclass
-class Faults:
-    """What is to go wrong, and how. Times in seconds."""
-
-    slow_s: float = 0.0
-    """Before each answer."""
-    trickle_s: float = 0.0
-    """Between the pieces of each answer, which never becomes whole in good time."""
-    every_third: str = ""
-    """A kind, below, for each third call: a cloud that flaps."""
-    next_calls: list[tuple[str, str]] = field(default_factory=list)
-    """(method, kind) once each. Kinds: `reset` before the call is made; `lost`: made, and the connection broken off;
-    `hang`: made and never answered; `late`: made, and answered when the double's `let_go` is set; `500`; `502 made`;
-    `404`; `garbage`; `torn`: half of the answer; `cut`, `stalled`: the connection breaks off, or rests for ever, in the
-    middle of one; `wrong object`."""
-    terminate_lies: bool = False
-    """OK, and nothing happens."""
-    shutdown_fails: bool = False
-    """Goes back to RUNNING without a word."""
-    never_boots: bool = False
-    stays_in_prolog: bool = False
-    boot_fails: bool = False
-    prolog_fails: bool = False
-    nothing_fits: bool = False
-    """PENDING for ever, with a reason."""
-    unplugged: bool = False
-    """VMs run, but no guest starts: an image without context."""
-    only_admin_sees_hosts: bool = True
 
 
 class OpenNebula:
@@ -164,8 +95,8 @@ class OpenNebula:
         """Whom each call was made by, in order."""
         self.lock = threading.RLock()
         self.let_go = threading.Event()
-        self._released = threading.Event()
-        self._server = _make_server(self, tls)
+        self.released = threading.Event()
+        self._server = make_server(self, tls)
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_address[1]}/RPC2"
         self._threads = [
             threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True),
@@ -187,7 +118,7 @@ class OpenNebula:
 
     def end(self) -> None:
         """End the cloud and every guest."""
-        self._released.set()
+        self.released.set()
         self.stop_answering()
         for thread in self._threads:
             if thread.is_alive():
@@ -250,7 +181,7 @@ class OpenNebula:
     # --- life -----------------------------------------------------------------------------------------
 
     def _live(self) -> None:
-        while not self._released.wait(TICK_S):
+        while not self.released.wait(TICK_S):
             with self.lock:
                 for vm in list(self.vms.values()):
                     if vm.state != DONE and vm.id >= 0:
@@ -282,7 +213,7 @@ class OpenNebula:
 
     def _deploy(self, vm: Vm) -> None:
         when = time.strftime("%a %b %d %H:%M:%S %Y")
-        for nic in _many(vm.template.get("NIC")):
+        for nic in many(vm.template.get("NIC")):
             if nic.get("NETWORK_MODE", "").lower() == "auto" and "IP" not in nic:
                 try:
                     self._lease(vm, nic, next(iter(self.networks)))
@@ -304,8 +235,8 @@ class OpenNebula:
     def _boot(self, vm: Vm) -> None:
         context = vm.template.get("CONTEXT")
         if context:
-            image = next((disk.get("IMAGE", "") for disk in _many(vm.template.get("DISK"))), "")
-            address = next((nic["IP"] for nic in _many(vm.template.get("NIC")) if "IP" in nic), "127.0.0.1")
+            image = next((disk.get("IMAGE", "") for disk in many(vm.template.get("DISK"))), "")
+            address = next((nic["IP"] for nic in many(vm.template.get("NIC")) if "IP" in nic), "127.0.0.1")
             vm.guest = Guest(self.directory / f"vm-{vm.id}", address, image, self.ssh_port)
             vm.guest.boot(context)
 
@@ -366,22 +297,7 @@ class OpenNebula:
 
     def _user_info(self, user: User, number: int, decrypt: bool = False) -> Any:
         subject = user if number == -1 else next(other for other in self.users.values() if other.id == number)
-        found = recorded("31-user.info-self")
-        fill(found, ID=subject.id, NAME=subject.name, GNAME=subject.group, ENABLED=int(subject.enabled))
-        if subject.quota:
-            mine = [vm for vm in self.alive if vm.owner is subject]
-            used = {
-                "VMS_USED": len(mine),
-                "RUNNING_VMS_USED": sum(1 for vm in mine if vm.state == ACTIVE),
-                "CPU_USED": sum(float(vm.template.get("CPU", 1)) for vm in mine),
-                "MEMORY_USED": sum(float(vm.template.get("MEMORY", 0)) for vm in mine),
-            }
-            kinds = ("CPU", "MEMORY", "RUNNING_CPU", "RUNNING_MEMORY", "RUNNING_VMS", "SYSTEM_DISK_SIZE", "VMS")
-            values: Attributes = {f"{kind}{end}": "-1" if not end else "0" for kind in kinds for end in ("", "_USED")}
-            quota = found.find("VM_QUOTA")
-            assert quota is not None
-            set_attributes(quota, {"VM": {**values, **used, **subject.quota}})
-        return found
+        return user_xml(subject, [vm for vm in self.alive if vm.owner is subject])
 
     def _user_quota(self, user: User, number: int, text: str) -> int:
         self._admins_only(user, f"perform ADMIN USER [{number}]")
@@ -424,27 +340,10 @@ class OpenNebula:
     def _vn_info(self, user: User, number: int, decrypt: bool = False) -> Any:
         if number not in self.networks:
             raise No(f"Error getting virtual network [{number}].", NO_EXISTS, number)
-        return self._network_xml(self.networks[number], True)
+        return network_xml(self.networks[number], True)
 
     def _vnpool_info(self, user: User, flag: int, start: int, end: int, state: int) -> Any:
-        return pool("VNET_POOL", [self._network_xml(net, False) for _, net in sorted(self.networks.items())[::-1]])
-
-    def _network_xml(self, net: Network, whole: bool) -> Any:
-        found = recorded("11-vn.info-0") if whole else recorded("33-vnpool.info", "VNET[2]")
-        fill(found, ID=net.id, UID=net.owner.id, UNAME=net.owner.name, NAME=net.name, USED_LEASES=len(net.leases))
-        updated = found.find("UPDATED_VMS")
-        assert updated is not None
-        set_attributes(updated, {"ID": sorted(set(net.leases.values()))})
-        part = found.find("AR_POOL/AR")
-        assert part is not None
-        fill(part, IP=net.first, SIZE=net.size)
-        if whole:
-            fill(part, IP_END=IPv4Address(net.first) + net.size - 1, USED_LEASES=len(net.leases))
-            leases = part.find("LEASES")
-            assert leases is not None
-            rows = [{"IP": ip, "MAC": _mac(ip), "VM": str(vm)} for ip, vm in net.leases.items()]
-            set_attributes(leases, {"LEASE": rows})
-        return found
+        return pool("VNET_POOL", [network_xml(net, False) for _, net in sorted(self.networks.items())[::-1]])
 
     def _lease(self, vm: Vm, nic: Attributes, number: int) -> None:
         net = self.networks.get(number)
@@ -454,7 +353,7 @@ class OpenNebula:
             text = f"Cannot get IP/MAC lease from virtual network {number}."
             raise No(f"Error allocating a new virtual machine template. {text}", ALLOCATE)
         net.leases[address] = vm.id
-        nic.update(IP=address, MAC=_mac(address), NETWORK=net.name, NETWORK_ID=str(net.id))
+        nic.update(IP=address, MAC=mac(address), NETWORK=net.name, NETWORK_ID=str(net.id))
 
     # --- templates ------------------------------------------------------------------------------------
 
@@ -470,10 +369,10 @@ class OpenNebula:
         return number
 
     def _template_info(self, user: User, number: int, extended: bool = False, decrypt: bool = False) -> Any:
-        return self._template_xml(self._template(user, number, "USE"), decrypt)
+        return template_xml(self._template(user, number, "USE"), decrypt)
 
     def _templatepool_info(self, user: User, flag: int, start: int, end: int) -> Any:
-        return pool("VMTEMPLATE_POOL", [self._template_xml(t) for _, t in sorted(self.templates.items())[::-1]])
+        return pool("VMTEMPLATE_POOL", [template_xml(t) for _, t in sorted(self.templates.items())[::-1]])
 
     def _template(self, user: User, number: int, right: str) -> Template:
         template = self.templates.get(number)
@@ -482,18 +381,6 @@ class OpenNebula:
         if template.attributes.get("SECRET") and user is not template.owner:
             raise No(f"User [{user.id}] : Not authorized to perform {right} TEMPLATE [{number}].", AUTHORIZATION)
         return template
-
-    def _template_xml(self, template: Template, decrypt: bool = False) -> Any:
-        found = recorded("08-template.info")
-        owner = template.owner
-        fill(found, ID=template.id, UID=owner.id, UNAME=owner.name, GNAME=owner.group, NAME=template.name)
-        inner = found.find("TEMPLATE")
-        assert inner is not None
-        attributes = dict(template.attributes)
-        if "PASSWORD" in attributes.get("CONTEXT", {}) and not decrypt:
-            attributes["CONTEXT"] = {**attributes["CONTEXT"], "PASSWORD": "c2VjcmV0IQ=="}
-        set_attributes(inner, attributes)
-        return found
 
     def _template_instantiate(
         self, user: User, number: int, name: str, hold: bool, extra: str, persistent: bool = False
@@ -512,7 +399,7 @@ class OpenNebula:
             raise No(f"Error allocating a new virtual machine template. {text}", ALLOCATE)
         self._check_quota(user)
         vm = self._make_vm(self.next_vm, name, user, template, attributes)
-        for nic in _many(vm.template.get("NIC")):
+        for nic in many(vm.template.get("NIC")):
             if nic.get("NETWORK_MODE", "").lower() != "auto":
                 self._lease(vm, nic, self._network_number(nic))
         self._complete(vm)
@@ -535,7 +422,7 @@ class OpenNebula:
 
     def _make_vm(self, number: int, name: str, user: User, template: Template, attributes: Attributes) -> Vm:
         inner = {key: value for key, value in attributes.items() if key in VM_ATTRIBUTES}
-        inner["NIC"] = [{**nic, "NIC_ID": str(index)} for index, nic in enumerate(_many(attributes.get("NIC")))]
+        inner["NIC"] = [{**nic, "NIC_ID": str(index)} for index, nic in enumerate(many(attributes.get("NIC")))]
         outer = {key: value for key, value in attributes.items() if key not in VM_ATTRIBUTES}
         now = int(time.time())
         return Vm(number, name, user, template.id, inner, outer, since=time.monotonic(), made_at=now)
@@ -551,7 +438,7 @@ class OpenNebula:
                 value = value.replace(variable, text)
             context[key] = value
         if context.get("NETWORK") == "YES":
-            for index, nic in enumerate(_many(vm.template.get("NIC"))):
+            for index, nic in enumerate(many(vm.template.get("NIC"))):
                 given = {"IP": nic.get("IP", ""), "MAC": nic.get("MAC", ""), "MASK": "255.0.0.0"}
                 context.update({f"ETH{index}_{part}": given.get(part, "") for part in CONTEXT_OF_NIC})
         context.update(DISK_ID="1", TARGET="hda", VMID=str(vm.id), ONEGATE_ENDPOINT="http://127.0.0.1:5030")
@@ -568,20 +455,20 @@ class OpenNebula:
         return vm
 
     def _vm_info(self, user: User, number: int, decrypt: bool = False) -> Any:
-        return self._vm_xml(self._vm(user, number, "USE"))
+        return vm_xml(self._vm(user, number, "USE"))
 
     def _vmpool_info(self, user: User, flag: int, start: int, end: int, state: int, query: str = "") -> Any:
         if query:
             raise No("JSON query search is not supported by the SQL backend", INTERNAL)
-        return pool("VM_POOL", map(self._vm_short_xml, self._some(user, flag, start, end, state)))
+        return pool("VM_POOL", map(vm_short_xml, self._some(user, flag, start, end, state)))
 
     def _vmpool_infoextended(self, user: User, flag: int, start: int, end: int, state: int) -> Any:
-        return pool("VM_POOL", map(self._vm_xml, self._some(user, flag, start, end, state)))
+        return pool("VM_POOL", map(vm_xml, self._some(user, flag, start, end, state)))
 
     def _vmpool_infoset(self, user: User, numbers: str, extended: bool) -> Any:
         found = [self.vms[int(n)] for n in numbers.split(",") if n and int(n) in self.vms]
         visible = [vm for vm in found if user is self.admin or vm.owner is user]
-        return pool("VM_POOL", map(self._vm_xml if extended else self._vm_short_xml, visible))
+        return pool("VM_POOL", map(vm_xml if extended else vm_short_xml, visible))
 
     def _some(self, user: User, flag: int, start: int, end: int, state: int) -> list[Vm]:
         if flag < -4:
@@ -635,7 +522,7 @@ class OpenNebula:
 
     def _vm_attachnic(self, user: User, number: int, text: str) -> int:
         vm = self._vm(user, number, "MANAGE")
-        nics = _many(vm.template.get("NIC"))
+        nics = many(vm.template.get("NIC"))
         nic = {**parse_template(text)["NIC"], "NIC_ID": str(len(nics))}
         self._lease(vm, nic, self._network_number(nic))
         vm.template["NIC"] = [*nics, nic]
@@ -647,141 +534,3 @@ class OpenNebula:
     def _admins_only(self, user: User, what: str) -> None:
         if user is not self.admin:
             raise No(f"User [{user.id}] : Not authorized to {what}.", AUTHORIZATION)
-
-    # --- VMs as XML -----------------------------------------------------------------------------------
-
-    def _vm_xml(self, vm: Vm) -> Any:
-        found = recorded("12-vm.info-running" if vm.deployed else "19-vm.info-pending-sched-message")
-        self._fill_vm(found, vm)
-        fill(found, PREV_STATE=vm.state, PREV_LCM_STATE=vm.lcm)
-        inner, outer = found.find("TEMPLATE"), found.find("USER_TEMPLATE")
-        assert inner is not None
-        assert outer is not None
-        attributes = attributes_of(inner)
-        models = {name: attributes.pop(name) for name in ("CONTEXT", "CPU", "DISK", "GRAPHICS", "MEMORY", "NIC")}
-        attributes.update(vm.template)
-        attributes.update(VMID=str(vm.id), TEMPLATE_ID=str(vm.template_id))
-        attributes["NIC"] = [{**models["NIC"], **nic, "NAME": f"NIC{nic['NIC_ID']}"} for nic in attributes["NIC"]]
-        for nic, own in zip(attributes["NIC"], vm.template["NIC"]):
-            if "IP" not in own:
-                del nic["IP"]
-        attributes["DISK"] = [{**models["DISK"], **disk} for disk in _many(vm.template.get("DISK"))]
-        if "GRAPHICS" in vm.template:
-            attributes["GRAPHICS"] = {**models["GRAPHICS"], **vm.template["GRAPHICS"]}
-        set_attributes(inner, attributes)
-        set_attributes(outer, vm.user_template)
-        return found
-
-    def _vm_short_xml(self, vm: Vm) -> Any:
-        found = recorded("24-vmpool.info-3vms", "VM[2]" if vm.deployed else "VM[1]")
-        self._fill_vm(found, vm)
-        inner, outer = found.find("TEMPLATE"), found.find("USER_TEMPLATE")
-        assert inner is not None
-        assert outer is not None
-        model = attributes_of(inner.find("NIC"))
-        for nic in inner.findall("NIC"):
-            inner.remove(nic)
-        for nic in vm.template["NIC"]:
-            shown = {**model, **{key: value for key, value in nic.items() if key in model}}
-            if "IP" not in nic:
-                del shown["IP"]
-            inner.append(set_attributes(pool("NIC", []), shown))
-        # Of all that a user gave it, nothing but the labels.
-        set_attributes(outer, {key: vm.user_template[key] for key in ("LABELS",) if key in vm.user_template})
-        return found
-
-    def _fill_vm(self, found: Any, vm: Vm) -> None:
-        owner = vm.owner
-        fill(found, ID=vm.id, UID=owner.id, UNAME=owner.name, GNAME=owner.group, NAME=vm.name)
-        fill(found, STATE=vm.state, LCM_STATE=vm.lcm, STIME=vm.made_at, ETIME=vm.ended_at)
-        fill(found, DEPLOY_ID=f"dh0:{vm.name}:dummy" if vm.deployed else "")
-
-
-def _many(value: Any) -> list[Attributes]:
-    return value if isinstance(value, list) else [value] if isinstance(value, dict) else []
-
-
-def _mac(address: str) -> str:
-    return "02:00:" + ":".join(f"{int(part):02x}" for part in address.split("."))
-
-
-# --- the server -----------------------------------------------------------------------------------
-
-
-def _make_server(cloud: OpenNebula, tls: tuple[Path, Path] | None) -> ThreadingHTTPServer:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if self.path.split("://")[-1].partition("/")[2] != "RPC2" and self.path != "/RPC2":
-                self.send_error(404)
-                return
-            kind = self._fault(body)
-            faults = cloud.faults
-            if kind in ("500", "404"):
-                self.send_error(int(kind))
-                return
-            if kind == "reset":
-                self.close_connection = True
-                return
-            text = cloud.answer(body)
-            if kind == "lost":
-                self.close_connection = True
-                return
-            if kind == "502 made":
-                self.send_error(502)
-                return
-            if kind == "late":
-                cloud.let_go.wait(60)
-            if kind == "hang":
-                cloud._released.wait(60)
-                self.close_connection = True
-                return
-            text = {"garbage": "<html>a login page", "torn": text[: len(text) // 2]}.get(kind, text)
-            if kind == "wrong object":
-                text = success("<USER><ID>1</ID></USER>")
-            cloud._released.wait(faults.slow_s)
-            self._send(text.encode(), faults.trickle_s, kind)
-
-        def _fault(self, body: bytes) -> str:
-            method = body.partition(b"<methodName>one.")[2].partition(b"<")[0].decode()
-            with cloud.lock:
-                for item in cloud.faults.next_calls:
-                    if item[0] == method:
-                        cloud.faults.next_calls.remove(item)
-                        return item[1]
-                cloud.calls["all"] += 1
-                return cloud.faults.every_third if cloud.calls["all"] % 3 == 0 else ""
-
-        def _send(self, data: bytes, trickle_s: float, kind: str) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/xml; charset=utf-8")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if kind in ("cut", "stalled"):
-                self.wfile.write(data[: len(data) // 2])
-                self.wfile.flush()
-                cloud._released.wait(60 if kind == "stalled" else 0)
-                self.close_connection = True
-            elif not trickle_s:
-                self.wfile.write(data)
-            for index in range(len(data) if trickle_s else 0):
-                if cloud._released.wait(trickle_s):
-                    break
-                self.wfile.write(data[index : index + 1])
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 64
-
-        def handle_error(self, *_: Any) -> None:
-            """A client that went away is no news."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    if tls is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*map(str, tls))
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    return server

@@ -154,7 +154,7 @@ class WorkerScript:
 
     def reborn(self, **config: Any) -> WorkerScript:
         """A new process on the same home, with what the old one left in its spool."""
-        spooled = tuple(ended.outcome for ended in self.core.ended.values())
+        spooled = tuple(ended.outcome for ended in self.core.attempts.ended.values())
         fresh = WorkerScript(now=self.now)
         fresh.config = msgspec.structs.replace(self.config, spooled=spooled, **config)
         fresh.core = WorkerCore(fresh.config, fresh.now)

@@ -14,10 +14,10 @@ import click
 import msgspec
 
 from datastore.keys import KeyToolFailed, make_key
+from ecloud import machine
 from ecloud.home import Home
 from ecloud.secrets import AccessFile, AccessWrong, read_access
 from ecloud.tasks import Resources
-from worker import machine
 from worker.events import WorkerConfig
 from worker.home import HomeTaken, Spool, WorkerHome
 from worker.process import die_with_parent

@@ -57,9 +57,7 @@ def forget_control(body: TaskBody, control: Path) -> None:
                 control.with_name(control.name + ending).unlink(missing_ok=True)
 
 
-def outcome_of(
-    finished: Finished, body: TaskBody, tails: dict[str, Tail], step: int, fetch_s: float, stop_reason: str
-) -> Outcome:
+def outcome_of(finished: Finished, body: TaskBody, tails: dict[str, Tail], step: int, stop_reason: str) -> Outcome:
     """The outcome of a shell that ended: cause, the command that failed, and a sentence a person can act on."""
     cause, number = _cause(finished)
     success = cause is Cause.SUCCESS
@@ -76,7 +74,6 @@ def outcome_of(
         command=command,
         stdout=stdout,
         stderr=stderr,
-        fetch_s=fetch_s,
         run_s=round(finished.run_s, 6),
         max_rss_mb=round(finished.max_rss_mb, 1),
     )

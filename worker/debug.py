@@ -107,7 +107,7 @@ def check_access(found: Found) -> str:
 def check_address(found: Found) -> str:
     """What this machine is called and where it looks for the broker."""
     _need_packages()
-    from worker import machine
+    from ecloud import machine
 
     own = ", ".join(machine.addresses())
     access = _need_access(found)

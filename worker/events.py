@@ -80,9 +80,17 @@ class StateMeasured(msgspec.Struct, frozen=True):
     load: float | None = None
 
 
+class TransfersChanged(msgspec.Struct, frozen=True):
+    """So many transfers over SSH wait for a lane, so many are under way. `bytes`: of those that wait, where known."""
+
+    waiting: int = 0
+    under_way: int = 0
+    bytes: int = 0
+
+
 Event = (
     ConnectionFound | ConnectionLost | MessageArrived | AttemptEnded | AttemptReturned | TroubleChanged |
-    TermReceived | StateMeasured
+    TermReceived | StateMeasured | TransfersChanged
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from datastore.directory import DirectoryDatastore
 from datastore.keys import write_known_hosts
@@ -22,16 +23,25 @@ from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore
 from ecloud.formats.paths import is_glob
 from ecloud.tasks import ManifestEntry, Result, TaskBody
 from ecloud.wire import DatastoreAccess
+from ecloud.words import byte_size
+from worker.cache import Cache, key_of
+from worker.events import TransfersChanged
+from worker.transfers import Transfers
 
-FILE_THREADS = 4
 EMPTY_KEPT = 64
 """Empty working directories kept for the next attempts (facts: 5 us instead of 50)."""
+NAMED = 5
+"""Missing requirements that are named."""
 MIN_FREE_MB = 50.0
 """Below this nothing is started: an outcome must still fit."""
 
 
 class RequirementMissing(Exception):
     """A required file is not in the datastore; the text names it."""
+
+
+class NoRoom(Exception):
+    """The requirements do not fit on this machine's disk now; the text says how much is lacking."""
 
 
 class ResultMissing(Exception):
@@ -117,26 +127,60 @@ def _make_writable(function: Callable[[str], object], name: str, error: object) 
         function(name)
 
 
-class Files:
-    """Transfers of attempts."""
+class Fetched(NamedTuple):
+    """What the requirements of an attempt were: their bytes, and how many of them crossed the network."""
 
-    def __init__(self, ssh: Path) -> None:
-        self.pool = ThreadPoolExecutor(FILE_THREADS, "files")
+    bytes: int
+    moved_bytes: int
+
+
+class Files:
+    """Transfers of attempts. Called from the loop; `later` and `tell`: see `worker.transfers`."""
+
+    def __init__(
+        self,
+        ssh: Path,
+        cache: Path,
+        later: Callable[[Callable[[], None]], None],
+        tell: Callable[[TransfersChanged], None],
+    ) -> None:
+        self._transfers = Transfers(later, tell)
+        self.pool = self._transfers.pool
         self._ssh = ssh
+        self._cache = Cache(cache)
         self._access = DatastoreAccess("")
         self._datastore: Stager | None = None
         self._opening = threading.Lock()
+        self._lane = 0
 
-    def use(self, access: DatastoreAccess) -> None:
-        """Where the datastore is from now on, and what opens it."""
-        if access == self._access:
-            return
-        moved = (access.address, access.host_key) != (self._access.address, self._access.host_key)
-        self._access = access
-        if moved:
-            self._datastore = None
-        elif self._datastore is not None and access.credential:
-            write_certificate(access, self._ssh)
+    def use(self, access: DatastoreAccess, lane: int = 0, lane_is_open: bool = False) -> None:
+        """Where the datastore is from now on, what opens it, and which lane is held to it, on which transfers may
+        begin or not."""
+        if access != self._access:
+            moved = (access.address, access.host_key) != (self._access.address, self._access.host_key)
+            self._access = access
+            if moved:
+                self._hang_up()
+                self._datastore = None
+                self._transfers.needs_lane = bool(access.host_key)
+            elif self._datastore is not None and access.credential:
+                write_certificate(access, self._ssh)
+        if lane != self._lane and self._lane:
+            self._hang_up()
+        self._lane = lane
+        self._transfers.begin(lane_is_open)
+
+    def limit_cache(self, limit_mb: float) -> None:
+        """How much may be kept of what was fetched over SSH."""
+        limit_bytes = int(limit_mb * 1e6)
+        if limit_bytes != self._cache.limit_bytes:
+            self._cache.limit_bytes = limit_bytes
+            self.pool.submit(self._cache.shrink)
+
+    def _hang_up(self) -> None:
+        """The lane is given back, and its connection with it; the next one makes another."""
+        if isinstance(self._datastore, SshDatastore):
+            self.pool.submit(self._datastore.close)
 
     def _store(self) -> Stager:
         with self._opening:
@@ -144,30 +188,63 @@ class Files:
                 self._datastore = open_datastore(self._access, self._ssh)
             return self._datastore
 
-    def probe(self) -> None:
-        """Ask the datastore something. Raises `DatastoreAway`."""
-        if self._access.address:
-            self._store().stat(["probe"])
+    def probe(self) -> Future[None]:
+        """Ask the datastore something. Fails with `DatastoreAway`."""
 
-    def fetch(self, body: TaskBody, directory: Path) -> Future[int]:
-        """Bring the requirements into the working directory; the bytes. Fails with `RequirementMissing`,
-        `DatastoreAway`, `OSError`."""
-        return self.pool.submit(self._fetch, body, directory)
+        def probe() -> None:
+            if self._access.address:
+                self._store().stat(["probe"])
 
-    def _fetch(self, body: TaskBody, directory: Path) -> int:
-        store, total = self._store(), 0
-        for requirement in body.requirements:
+        return self._transfers.submit(probe)
+
+    def fetch(self, body: TaskBody, directory: Path) -> Future[Fetched]:
+        """Bring the requirements into the working directory. Fails with `RequirementMissing`, `NoRoom`,
+        `DatastoreAway`, `OSError`. One that still waits for a lane can be cancelled."""
+        return self._transfers.submit(lambda: self._fetch(body, directory))
+
+    def _fetch(self, body: TaskBody, directory: Path) -> Fetched:
+        store = self._store()
+        wanted = [self._below(store, entry) for entry in _found(store, body)]
+        sizes = [sum(entry.size for entry in entries) for entries in wanted]
+        self._look_for_room(sum(sizes), directory)
+        moved = 0
+        for requirement, entries, size in zip(body.requirements, wanted, sizes):
             try:
-                total += store.fetch(requirement.path, directory / requirement.local)
+                moved += self._fetch_one(store, entries, directory / requirement.local, size)
             except NotThere:
                 raise RequirementMissing(f"requirement {requirement.path} is not in the datastore") from None
-            except BadName as error:
-                raise RequirementMissing(f"requirement {requirement.path}: {error}") from None
-        return total
+        return Fetched(max(sum(sizes), moved), moved)  # a directory that is read directly tells no size before
+
+    def _below(self, store: Stager, entry: Entry) -> list[Entry]:
+        """It, and over SSH all that it holds."""
+        if entry.kind == "directory" and isinstance(store, SshDatastore):
+            with contextlib.suppress(NotThere):
+                return [entry, *store.listing(entry.path, recursive=True)]
+        return [entry]
+
+    def _fetch_one(self, store: Stager, entries: list[Entry], to: Path, size: int) -> int:
+        """The bytes that crossed the network."""
+        top = entries[0]
+        if isinstance(store, SshDatastore) and top.kind != "link":
+            key = key_of(str(store.address), entries)
+            return self._cache.fetch(key, entries, to, lambda path: _verified(store, top, path))
+        return _verified(store, top, to)
+
+    def _look_for_room(self, size: int, directory: Path) -> None:
+        """Raises `NoRoom`."""
+        kept = int(MIN_FREE_MB * 1e6)
+        if size + kept > shutil.disk_usage(directory).free:
+            self._cache.make_room(size + kept)
+        free = shutil.disk_usage(directory).free
+        if size + kept > free:
+            raise NoRoom(
+                f"no room for its requirements: {byte_size(size)} are to be fetched, {byte_size(free)} are free in"
+                f" {directory.parent}, of which {byte_size(kept)} must stay so"
+            )
 
     def stage(self, stage: str, body: TaskBody, directory: Path) -> Future[tuple[ManifestEntry, ...]]:
         """Put the results below a stage; the manifest. Fails with `ResultMissing`, `DatastoreAway`, `OSError`."""
-        return self.pool.submit(self._stage, stage, body, directory)
+        return self._transfers.submit(lambda: self._stage(stage, body, directory), _size_of(body, directory))
 
     def _stage(self, stage: str, body: TaskBody, directory: Path) -> tuple[ManifestEntry, ...]:
         store = self._store()
@@ -188,7 +265,39 @@ class Files:
             with contextlib.suppress(DatastoreAway, OSError):
                 self._store().drop_stage(stage)
 
-        self.pool.submit(drop)
+        self._transfers.submit(drop)
+
+
+def _found(store: Stager, body: TaskBody) -> list[Entry]:
+    """One entry per requirement, all asked for at once. Raises `RequirementMissing`, which names every one."""
+    try:
+        found = store.stat([requirement.path for requirement in body.requirements])
+    except BadName as error:
+        raise RequirementMissing(f"a requirement can't be: {error}") from None
+    missing = [requirement.path for requirement, entry in zip(body.requirements, found) if entry is None]
+    if missing:
+        more = f", nor {len(missing) - 1} more: {', '.join(missing[1:NAMED])}" if len(missing) > 1 else ""
+        raise RequirementMissing(f"requirement {missing[0]} is not in the datastore{more}")
+    return [entry for entry in found if entry is not None]
+
+
+def _verified(store: Stager, top: Entry, to: Path) -> int:
+    """Fetch; what arrived has the size that the datastore tells (over SSH its hash was compared on the way)."""
+    moved = store.fetch(top.path, to)
+    if top.kind == "file" and os.lstat(to).st_size != top.size:
+        again = store.stat([top.path])[0]
+        if again is None or again.size != os.lstat(to).st_size:
+            raise DatastoreAway(f"{top.path} did not arrive whole: {moved} bytes of {top.size}")
+    return moved
+
+
+def _size_of(body: TaskBody, directory: Path) -> int:
+    """Bytes of the results that are files under names of their own: enough to know what is large."""
+    total = 0
+    for result in body.results:
+        with contextlib.suppress(OSError):
+            total += os.lstat(directory / result.local).st_size
+    return total
 
 
 def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:

@@ -39,6 +39,7 @@ class WorkerHome:
         self.shared = self.path / "shared"
         self.control = self.path / "control"
         self.ssh = self.path / "ssh"
+        self.cache = self.path / "cache"
         for directory in (self.shared, self.control, self.ssh):
             directory.mkdir(exist_ok=True, mode=0o700)
 

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from datastore.port import DatastoreAway
 from ecloud.tasks import Cause, Outcome, TaskBody
 from worker.commands import failed_step, forget_control, outcome_of, shell_argv
 from worker.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
-from worker.files import Files, RequirementMissing, ResultMissing, WorkingDirectories
+from worker.files import Fetched, Files, NoRoom, RequirementMissing, ResultMissing, WorkingDirectories
 from worker.home import WorkerHome
 from worker.process import Finished, Process, Processes
 
@@ -45,6 +45,8 @@ class Job:
         self.directory = directory
         self.control = control
         self.fetch_s = 0.0
+        self.fetched = Fetched(0, 0)
+        self.fetching: Future[Fetched] | None = None
         self.began_at = 0.0
         self.stop_reason: str | None = None
         self.outcome: Outcome | None = None
@@ -85,6 +87,7 @@ class Jobs:
         self.stop_grace_s = 10.0
         self.under_way: dict[Key, Job] = {}
         self.events: list[Event] = []
+        self._used: list[tuple[Path, str]] = []
 
     # --- orders -------------------------------------------------------------------------------------
 
@@ -100,7 +103,7 @@ class Jobs:
         self.under_way[job.key] = job
         if job.body.requirements:
             job.began_at = time.monotonic()
-            future = self._files.fetch(job.body, directory)
+            job.fetching = future = self._files.fetch(job.body, directory)
             future.add_done_callback(lambda done: self._later(lambda: self._fetched(job, done)))
         else:
             self._run(job)
@@ -114,15 +117,18 @@ class Jobs:
         process = self._processes.running.get(job.key)
         if process is not None:
             self._processes.stop(process, "stopped", stop.grace_s, time.monotonic())
+        elif job.fetching is not None:
+            job.fetching.cancel()  # in vain where it has begun: then it goes on to its end
 
     # --- steps --------------------------------------------------------------------------------------
 
-    def _fetched(self, job: Job, done: Future[int]) -> None:
+    def _fetched(self, job: Job, done: Future[Fetched]) -> None:
         job.fetch_s = time.monotonic() - job.began_at
-        error = done.exception()
+        error = CancelledError() if done.cancelled() else done.exception()
         if job.stop_reason is not None:
             self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
         elif error is None:
+            job.fetched = done.result()
             self._run(job)
         elif isinstance(error, RequirementMissing):
             self._end(job, self._bare(job, Cause.REQUIREMENT, str(error)))
@@ -161,7 +167,8 @@ class Jobs:
         """Its processes are gone: stage the results, or end."""
         job = self.under_way[finished.key]
         step = failed_step(job.body, job.control)
-        outcome = outcome_of(finished, job.body, process.tails, step, job.fetch_s, job.stop_reason or "")
+        outcome = outcome_of(finished, job.body, process.tails, step, job.stop_reason or "")
+        outcome = _with_fetched(outcome, job)
         forget_control(job.body, job.control)
         if outcome.cause is Cause.SUCCESS and job.body.results:
             job.outcome = outcome
@@ -204,7 +211,8 @@ class Jobs:
     # --- ends ---------------------------------------------------------------------------------------
 
     def _bare(self, job: Job, cause: Cause, error: str) -> Outcome:
-        return Outcome(job.order.task_no, job.order.number, cause, error=error, fetch_s=round(job.fetch_s, 6))
+        bare = Outcome(job.order.task_no, job.order.number, cause, error=error)
+        return _with_fetched(bare, job)
 
     def _end(self, job: Job, outcome: Outcome) -> None:
         self._forget(job)
@@ -222,10 +230,16 @@ class Jobs:
     def _forget(self, job: Job) -> None:
         del self.under_way[job.key]
         keep = f"{job.order.run}-{job.body.id}-{job.order.number}" if job.order.keep_dir or self._keep_dirs else ""
-        try:
-            self._directories.give_back(job.directory, keep.replace("/", "_")[:200])
-        except OSError as error:
-            log.warning("working directory %s is left: %s", job.directory, error)
+        self._used.append((job.directory, keep.replace("/", "_")[:200]))
+
+    def tidy(self) -> None:
+        """Make working directories of attempts that are over ready for others."""
+        used, self._used = self._used, []
+        for directory, keep_as in used:
+            try:
+                self._directories.give_back(directory, keep_as)
+            except OSError as error:
+                log.warning("working directory %s is left: %s", directory, error)
 
 
 def _inherited() -> dict[str, str]:
@@ -236,8 +250,18 @@ def _inherited() -> dict[str, str]:
     return {**env, "PYTHONPATH": others} if others else env
 
 
+def _with_fetched(outcome: Outcome, job: Job) -> Outcome:
+    fetched = job.fetched
+    return msgspec.structs.replace(
+        outcome,
+        fetch_s=round(job.fetch_s, 6),
+        fetch_bytes=fetched.bytes,
+        cached_bytes=max(0, fetched.bytes - fetched.moved_bytes),
+    )
+
+
 def _sentence(error: BaseException) -> str:
-    if isinstance(error, DatastoreAway):
+    if isinstance(error, (DatastoreAway, NoRoom)):
         return str(error)
     if isinstance(error, OSError):
         return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")

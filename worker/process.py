@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import select
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,11 @@ from ecloud.tasks import FAILURE_TAIL_BYTES
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_PDEATHSIG = 1
 READ_BYTES = 65_536
+SHORT_READ_BYTES = 2_048
+"""A list of children that is shorter than half a page came whole."""
+READ_AFTER_S = 0.05
+"""Output is watched from then on: most short tasks end before, and what they wrote waits in the pipe. One that fills
+it (64 KiB) sooner waits until then."""
 REAP_ROUNDS = 200
 REAP_WAIT_S = 0.005
 # Put into the environment of everything an attempt starts: what left its process group is known again by it.
@@ -97,6 +104,8 @@ class Processes:
         self._by_fd: dict[int, Process] = {}
         self.running: dict[Key, Process] = {}
         self._pids: set[int] = set()
+        self._unread: deque[tuple[float, Process]] = deque()
+        """Shells whose output is not watched yet, by when it will be."""
         # Opened once: each costs as much as a pipe, and a short task costs little else.
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._own_directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -110,8 +119,8 @@ class Processes:
         mark = f"{key[0]}-{key[1]}"
         out_read, out_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         err_read, err_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(out_write, True)
-        os.set_blocking(err_write, True)
+        fcntl.fcntl(out_write, fcntl.F_SETFL, 0)  # theirs blocks, ours does not
+        fcntl.fcntl(err_write, fcntl.F_SETFL, 0)
         try:
             pid = self._spawn(argv, directory, {**env, MARK: mark}, out_write, err_write)
         except BaseException:
@@ -132,9 +141,9 @@ class Processes:
             timeout_at=None if timeout_s is None else now + timeout_s,
             mark=f"{MARK}={mark}".encode(),
         )
-        for descriptor in (process.pidfd, *process.streams):
-            self._by_fd[descriptor] = process
-            self._poll.register(descriptor, select.EPOLLIN)
+        self._by_fd[process.pidfd] = process
+        self._poll.register(process.pidfd, select.EPOLLIN)
+        self._unread.append((now + READ_AFTER_S, process))
         self.running[key] = process
         self._pids.add(process.pid)
         return process
@@ -183,6 +192,8 @@ class Processes:
 
     def pass_deadlines(self, grace_s: float, now: float) -> None:
         """End what ran out of time; KILL what ignored TERM."""
+        while self._unread and self._unread[0][0] <= now:
+            self._watch_output(self._unread.popleft()[1])
         for process in self.running.values():
             if process.timeout_at is not None and now >= process.timeout_at and not process.stopped:
                 self.stop(process, "timeout", grace_s, now)
@@ -190,14 +201,24 @@ class Processes:
                 process.kill_at = None
                 _signal_group(process.pid, signal.SIGKILL)
 
+    def _watch_output(self, process: Process) -> None:
+        if self.running.get(process.key) is process:
+            for descriptor in process.streams:
+                self._by_fd[descriptor] = process
+                self._poll.register(descriptor, select.EPOLLIN)
+
     def next_deadline(self) -> float | None:
         """When `pass_deadlines` has something to do."""
+        while self._unread and self.running.get(self._unread[0][1].key) is not self._unread[0][1]:
+            self._unread.popleft()
         times = [
             at
             for process in self.running.values()
             for at in (process.kill_at, None if process.stopped else process.timeout_at)
             if at is not None
         ]
+        if self._unread:
+            times.append(self._unread[0][0])
         return min(times, default=None)
 
     # --- ends ---------------------------------------------------------------------------------------
@@ -239,8 +260,8 @@ class Processes:
     def _close(self, descriptor: int, process: Process) -> None:
         if self._by_fd.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
-            process.streams.pop(descriptor, None)
-            os.close(descriptor)
+        process.streams.pop(descriptor, None)
+        os.close(descriptor)
 
     def _end_left_behind(self, process: Process) -> None:
         """KILL what left the group, also daemons; their children become ours in turn, so look until there is none."""
@@ -262,6 +283,8 @@ class Processes:
         data = b""
         while piece := os.pread(self._children, READ_BYTES, len(data)):
             data += piece
+            if len(piece) < SHORT_READ_BYTES:
+                break
         return [int(pid) for pid in data.split()]
 
     def _left_behind(self, process: Process) -> Iterator[int]:

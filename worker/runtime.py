@@ -15,12 +15,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from datastore.port import DatastoreAway
-from ecloud import wire
+from ecloud import machine, wire
 from ecloud.broker import BrokerAddress, BrokerConnection
 from ecloud.secrets import AccessFile
 from ecloud.tasks import Outcome
 from ecloud.wire import Envelope, Unreadable
-from worker import machine
 from worker.core import WorkerCore
 from worker.events import (
     ConnectionFound,
@@ -74,7 +73,7 @@ class WorkerRuntime:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
         self._processes = Processes(self._poll, self._on_output)
-        self._files = Files(home.ssh)
+        self._files = Files(home.ssh, home.cache, self._put, self._put)
         directories = WorkingDirectories(home.path, self._files.pool)
         self._jobs = Jobs(
             config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs
@@ -82,7 +81,7 @@ class WorkerRuntime:
         self._recorded: dict[tuple[int, int], int] = {}
         self._unspooled: list[Outcome] = []
         self._checking: Future[None] | None = None
-        self._status = ""
+        self._status = self._session = ""
         self._peer_topic = wire.peer_topic(access.cluster_id, config.peer)
         self._boss_topic = wire.boss_topic(access.cluster_id, config.peer)
         address = BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
@@ -212,24 +211,27 @@ class WorkerRuntime:
     # --- what goes out ------------------------------------------------------------------------------
 
     def _carry_out(self, effects: WorkerEffects) -> Leave | None:
-        self._files.use(self._core.datastore)
+        self._files.use(self._core.datastore, self._core.lane.number, self._core.lane.is_open)
+        for stop in effects.stops:
+            self._jobs.stop(stop)
+        for start in effects.starts:  # first of all: a free slot must not wait for what could be done beside a shell
+            self._jobs.start(start)
         if effects.spool or self._unspooled:
             self._write_spool(effects.spool)
         if effects.forget:
             self._spool.forget(effects.forget)
-        for stop in effects.stops:
-            self._jobs.stop(stop)
-        for start in effects.starts:
-            self._jobs.start(start)
         for stream in effects.streams:
             self._stream(stream)
         for envelope in effects.says:
             self._publish(self._boss_topic, envelope)
+        self._jobs.tidy()
         core = self._core
-        if core.session and not self._status.startswith("on duty"):
+        if core.session and core.session != self._session:
+            self._session = core.session
             self._say_status(f"on duty as {core.config.peer} (boss epoch {core.epoch})")
             self._jobs.shell = core.shell
             self._jobs.stop_grace_s = core.settings.get("stop_grace_s", self._jobs.stop_grace_s)
+            self._files.limit_cache(core.settings.get("cache_mb", 0.0))
         return effects.leave
 
     def _write_spool(self, outcomes: list[Outcome]) -> None:
@@ -282,7 +284,7 @@ class WorkerRuntime:
             text = f"disk full: {free_mb:.0f} MB are left in {self._home.path}, {MIN_FREE_MB:.0f} are needed"
             self._inbox.append(TroubleChanged(text))
         elif trouble and self._checking is None:
-            self._checking = self._files.pool.submit(self._can_work_again)
+            self._checking = self._can_work_again()
             self._checking.add_done_callback(lambda done: self._put(lambda: self._checked(done)))
         now = time.monotonic()
         for key, process in self._processes.running.items():
@@ -290,12 +292,17 @@ class WorkerRuntime:
                 self._recorded[key] = process.pid
                 self._record.add(process.pid)
 
-    def _can_work_again(self) -> None:
-        """Raises what is still wrong."""
+    def _can_work_again(self) -> Future[None]:
+        """Fails with what is still wrong."""
         probe = self._home.path / "probe"
-        probe.write_bytes(b"x" * 65536)
-        probe.unlink()
-        self._files.probe()
+        try:
+            probe.write_bytes(b"x" * 65536)
+            probe.unlink()
+        except OSError as error:
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            return failed
+        return self._files.probe()
 
     def _checked(self, done: Future[None]) -> None:
         self._checking = None

@@ -187,15 +187,16 @@ class Attempts:
         was_stopping = attempt.state is _STOPPING
         self._fleet.free(worker, attempt, now)
         attempt.outcome = outcome
+        run_s = min(max(outcome.run_s, 0.0), now - attempt.assigned_at)  # whatever the worker says
         if attempt.started_at is None:
-            attempt.started_at = max(attempt.assigned_at, now - outcome.run_s)
+            attempt.started_at = max(attempt.assigned_at, now - run_s)
         if outcome.cause is Cause.SUCCESS and outcome.manifest and not was_stopping and not attempt.init:
             attempt.state = _PROMOTING
             self.promoting[key] = attempt
             self._to_promote.append(attempt)
             self._write(attempt)
             node = self._book.graph.nodes[attempt.task_no]
-            self._runtimes.learn(node, outcome.run_s)
+            self._runtimes.learn(node, run_s)
             if node.state is _READY:
                 self._book.move(node, _RUNNING)
             return
@@ -209,7 +210,7 @@ class Attempts:
         if maybe is None:
             return
         if outcome.cause is Cause.SUCCESS:
-            self._runtimes.learn(maybe, outcome.run_s)
+            self._runtimes.learn(maybe, run_s)
             self._book.end(maybe, TaskState.SUCCEEDED, "", now)
         elif outcome.cause is Cause.STOPPED:
             self._book.make_ready(maybe, now, outcome.error)

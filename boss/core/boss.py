@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
+
 from boss.core.access import Access
 from boss.core.attempts import Attempts
 from boss.core.config import BossConfig
@@ -37,6 +39,8 @@ from boss.core.fleet import Attempt, Fleet, Worker, how_many
 from boss.core.graph import Node
 from boss.core.merging import Allocation
 from boss.core.outbox import Conversation, Outbox
+from boss.core.outlook import Outlook
+from boss.core.permits import Permits, Said
 from boss.core.placement import Placement, ReadyTasks
 from boss.core.pushes import Pushes
 from boss.core.requests import Requests
@@ -57,6 +61,7 @@ LATE_S = 1.0
 extended."""
 RETURN_AFTER_S = 1.0
 """What waits ahead at a busy worker for longer than this, while another idles, is asked back."""
+BALANCE_EVERY_S = 0.1
 FIRST_BACKOFF_S = 0.5
 """Before a datastore call is made again; doubled each time up to `LAST_BACKOFF_S`."""
 LAST_BACKOFF_S = 30.0
@@ -78,7 +83,13 @@ class Boss:
         self.attempts = Attempts(self._outbox, self.book, self.fleet, self.runtimes, self._timers, config)
         self.duty = Duty(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
         self.access = Access(self._outbox, self.fleet, self.sessions)
-        self.vms = Vms(self._outbox, self.fleet, self.book, self.duty, self._timers, config, snapshot.next_vm_no)
+        # Workers that an earlier boss let move files tell of it with their first heartbeat.
+        opens_at = now + 2 * config.heartbeat_s if snapshot.workers else now
+        self.permits = Permits(self._tell_worker, config.transfer_lanes, config.transfer_bytes, opens_at)
+        self._timers.set(opens_at, self.permits.grant)
+        self._lanes = {row.worker: (row.lane_since, row.lane_wanted_since) for row in snapshot.workers}
+        outlook = Outlook(self.fleet, self.book, self.attempts, self.runtimes)
+        self.vms = Vms(self._outbox, self.fleet, outlook, self.duty, self._timers, config, snapshot.next_vm_no)
         self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config)
         self.stages = Stages(self._outbox, self.attempts, self._timers, config)
         self.clients: dict[str, Conversation] = {}
@@ -93,6 +104,7 @@ class Boss:
         self._expected_at: float | None = None
         self._failures: Counter[str] = Counter()
         self._balance_set = False
+        self._balance_at = 0.0
         restore(snapshot, self.book, self.attempts, self.fleet, self.duty, self.vms, now)
         self._timers.set(now + ARCHIVE_EVERY_S, self._let_old_runs_go)
         self._timers.set(now + config.lease_s, self._forget_silent_clients)
@@ -113,6 +125,8 @@ class Boss:
         self.book.settle(now)
         self.vms.scale(now)
         self._notice_stuck_runs(now)
+        self.permits.settle(self.fleet.workers, now)
+        self._write_lanes()
         self.watchers.tell(now)
         self._expected_at = self.next_deadline()
         return self._outbox.take()
@@ -149,10 +163,10 @@ class Boss:
                 self.access.on_signed(worker, certificate, lives_s)
             case VmStarted(vm_no, cloud_id):
                 self.vms.on_started(vm_no, cloud_id, now)
-            case VmRefused(vm_no, reason, retry_s):
-                self.vms.on_refused(vm_no, reason, retry_s, now)
-            case VmsListed(pool, alive, by_vm_no):
-                self.vms.on_listed(pool, alive, by_vm_no, now)
+            case VmRefused(vm_no, reason, retry_s, cause):
+                self.vms.on_refused(vm_no, reason, retry_s, cause, now)
+            case VmsListed():
+                self.vms.on_listed(event, now)
 
     def _on_message(self, event: MessageArrived, now: float) -> None:
         message = event.envelope.message
@@ -162,7 +176,15 @@ class Boss:
         conversation, opened = self.sessions.accept(event, now)
         if conversation is None:
             return
+        if opened is not None and conversation.kind == "worker" and self.duty.is_outdated(conversation, opened):
+            self.sessions.close(conversation)
+            return
         if opened is not None and conversation.kind == "worker":
+            known = self.fleet.workers.get(conversation.peer)
+            if known is not None and known.row.key_name != conversation.key_name:  # from before this boss began
+                self.sessions.ignored["peer"] += 1
+                self.sessions.close(conversation)
+                return
             vm = self.vms.recognise(conversation.key_name, opened.boot_nonce)
             worker = self.duty.on_opened(conversation, opened, vm.vm_no if vm else None, now)
             if vm is not None:
@@ -180,16 +202,25 @@ class Boss:
     def _on_worker(self, worker: Worker, number: int, message: wire.Message, now: float) -> None:
         match message:
             case wire.TasksEnded(outcomes):
+                self.vms.on_task(worker, now)
                 self.attempts.on_ended(worker, outcomes, now)
             case wire.TasksStarted(attempts):
+                self.vms.on_task(worker, now)
                 self.attempts.on_started(worker, attempts, now)
             case wire.Heartbeat():
                 self.duty.on_heartbeat(worker, number, message, now)
                 self.access.on_heartbeat(worker, message.access_s, now)
+                self._on_lane_told(worker, message, now)
+            case wire.TransfersWanted(wanted_bytes):
+                self.permits.on_wanted(worker.name, wanted_bytes, now)
+            case wire.TransfersEnded(lane):
+                self.permits.on_ended(worker.name, lane)
             case wire.TasksReturned(attempts, reason):
                 self.attempts.on_returned(worker, attempts, reason, now)
                 if reason and reason != "init" and worker.row.state == "up":
                     self.duty.trouble(worker, reason)
+                    if reason == wire.DRAINING:
+                        self.duty.say_undrain(worker)
             case wire.DrainWanted(reason):
                 self.duty.drain(worker, reason, then_exit=True)
             case wire.Goodbye(reason):
@@ -198,6 +229,31 @@ class Boss:
                 self.vms.on_worker_left(worker, now)
             case _:
                 self.sessions.ignored["message"] += 1
+
+    def _on_lane_told(self, worker: Worker, heartbeat: wire.Heartbeat, now: float) -> None:
+        assert worker.conversation is not None
+        self.permits.on_heartbeat(worker.name, worker.conversation.session, heartbeat, now)
+
+    def _write_lanes(self) -> None:
+        """Who moves files now is to be seen in the database."""
+        lanes: dict[str, tuple[float | None, float | None]] = {
+            **{name: (lane.since, None) for name, lane in self.permits.lanes.items()},
+            **{name: (None, waiting.since) for name, waiting in self.permits.waiting.items()},
+        }
+        if lanes != self._lanes:
+            for name in lanes.keys() | self._lanes.keys():
+                worker = self.fleet.workers.get(name)
+                held, wanted = lanes.get(name, (None, None))
+                if worker is not None and (worker.row.lane_since, worker.row.lane_wanted_since) != (held, wanted):
+                    worker.row = msgspec.structs.replace(worker.row, lane_since=held, lane_wanted_since=wanted)
+                    self._outbox.writes.workers[name] = worker.row
+            self._lanes = lanes
+
+    def _tell_worker(self, name: str, message: wire.Message) -> Said | None:
+        worker = self.fleet.workers.get(name)
+        if worker is None or worker.conversation is None:
+            return None
+        return Said(worker.conversation.session, self._outbox.say(worker.conversation, message))
 
     def _on_client(self, client: Conversation, message: wire.Message, now: float) -> None:
         match message:
@@ -237,6 +293,9 @@ class Boss:
 
     def _balance(self, now: float) -> None:
         """Ask back what waits long at a busy worker while another idles."""
+        if now < self._balance_at:
+            return  # what waits too long is late by no more than this: each look costs a look at every worker
+        self._balance_at = now + BALANCE_EVERY_S
         waiting = [worker for worker in self.fleet.workers.values() if worker.ahead]
         if not waiting:
             return
@@ -310,3 +369,4 @@ class Boss:
         self.attempts.check()
         self.sessions.check()
         self.vms.check()
+        self.permits.check()

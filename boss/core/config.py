@@ -12,6 +12,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     """VMs of one kind. `size`: what one offers; `order` of preference is the order in `BossConfig.pools`.
 
     `spillover` pools are used only for tasks that fit no other pool. `idle_s`: how long one may idle before it ends.
+    `boot_s`: a guess of the time from asking for one to its worker, until boots were seen.
     """
 
     name: str
@@ -21,6 +22,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
     idle_s: float = 60.0
     spillover: bool = False
+    boot_s: float = 1.0
 
 
 class BossConfig(msgspec.Struct, frozen=True):
@@ -37,6 +39,11 @@ class BossConfig(msgspec.Struct, frozen=True):
     shell: str = "/bin/sh"
     pools: tuple[PoolConfig, ...] = ()
     worker_settings: dict[str, float] = {}
+    transfer_lanes: int = 8
+    """Workers that may hold a connection to a datastore over SSH at once: below its sshd's MaxStartups, 10 by default,
+    with room for the boss and for people."""
+    transfer_bytes: int = 64_000_000_000
+    """What they have before them together: who comes first gets its files rather than a share of a full line."""
     ahead_s: float = 0.25
     """Work queued at a worker beyond what runs there: covers round trip, flush and commit (facts: 256 short tasks)."""
     ahead_max: int = 256
@@ -45,3 +52,11 @@ class BossConfig(msgspec.Struct, frozen=True):
     sweep_every_s: float = 600.0
     """How often stages that belong to nobody are looked for."""
     list_vms_every_s: float = 10.0
+    boot_deadline_s: float = 300.0
+    """A VM whose worker has not reported for duty by then is ended."""
+    starts_under_way: int = 100
+    """VMs of one pool that the autoscaler lets be intended or booting at a time. A person is not bound by it."""
+    starts_a_minute: int = 300
+    """VMs of one pool that the autoscaler asks for in a minute: a cloud answers 20 to 80 calls a second at best."""
+    vm_hours_per_day: float = 0.0
+    """VM-hours in any 24 hours after which the autoscaler starts none; 0: no limit."""

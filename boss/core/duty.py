@@ -10,7 +10,7 @@ import msgspec
 
 from boss.core.attempts import Attempts
 from boss.core.config import BossConfig
-from boss.core.fleet import Fleet, Worker
+from boss.core.fleet import Fleet, Worker, believed
 from boss.core.outbox import Conversation, Outbox
 from boss.core.rows import WorkerRow
 from boss.core.sessions import Sessions
@@ -50,13 +50,21 @@ class Duty:
         worker.lease_until = now + self._patience_s
         self._timers.set(worker.lease_until, lambda at: self._look_at_lease(worker.name, at))
 
+    def is_outdated(self, conversation: Conversation, hello: Hello) -> bool:
+        """Whether a later process of the same home said Hello since, and is on duty: what was heard just now was under
+        way for long, and its process is gone."""
+        known = self._fleet.by_home.get(hello.home) if hello.home else None
+        if known is None or known.name == conversation.peer or known.conversation is None:
+            return False
+        return known.conversation.hello > conversation.hello
+
     def on_opened(self, conversation: Conversation, hello: Hello, vm_no: int | None, now: float) -> Worker:
         """A worker follows its Hello up: it is on duty from now."""
         older = self._fleet.by_home.get(hello.home) if hello.home else None
         worker = self._fleet.workers.get(conversation.peer)
         row = WorkerRow(conversation.peer, conversation.key_name, "up", now, now, hello, vm_no)
         if worker is None:
-            capacity = {name: float(amount) for name, amount in hello.resources.items()}
+            capacity = believed(hello.resources)
             worker = Worker(row, capacity, dict(capacity), now, idle_since=now)
             if older is not None:
                 self._replace(older, worker, hello, now)
@@ -95,6 +103,8 @@ class Duty:
             self.trouble(worker, heartbeat.trouble)
         assert worker.conversation is not None
         self._outbox.say(worker.conversation, HeartbeatAnswered(number))
+        if worker.row.state == "draining":  # it may not have heard of it
+            self._outbox.say(worker.conversation, Drain(worker.row.reason, then_exit=worker.leaving))
 
     def trouble(self, worker: Worker, text: str) -> None:
         """The worker can't run anything for now, or can again where `text` is empty."""
@@ -118,9 +128,13 @@ class Duty:
             return False
         worker.row = msgspec.structs.replace(worker.row, state="up", reason="")
         self._write(worker)
+        self.say_undrain(worker)
+        return True
+
+    def say_undrain(self, worker: Worker) -> None:
+        """Tell it that it may start tasks: for the first time, or because it did not hear of it."""
         if worker.conversation is not None:
             self._outbox.say(worker.conversation, Undrain())
-        return True
 
     def kill(self, worker: Worker, reason: str) -> None:
         """Tell it to stop all and leave. What it held is freed when it says Goodbye or its lease ends."""

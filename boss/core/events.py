@@ -84,19 +84,25 @@ class VmStarted(msgspec.Struct, frozen=True):
 
 
 class VmRefused(msgspec.Struct, frozen=True):
-    """The cloud said no to intent `vm_no`. `retry_s`: when the pool may be asked again."""
+    """The cloud said no to intent `vm_no`. `retry_s`: when the pool may be asked again. `cause`: what to do about it
+    (later, less, pool, credentials, unset), which is what a back-off is counted for."""
 
     vm_no: int
     reason: str
     retry_s: float
+    cause: str = "later"
 
 
 class VmsListed(msgspec.Struct, frozen=True):
-    """What the cloud of `pool` says it runs of ours: cloud ids that live. Anything else of ours there is DONE."""
+    """What the cloud of `pool` says it runs of ours: cloud ids that live. Anything else of ours there is DONE.
+
+    `seen`: of those that do not simply run, or about which the cloud has something to say: state and text by intent.
+    """
 
     pool: str
     alive: frozenset[str]
     by_vm_no: dict[int, str]
+    seen: dict[int, tuple[str, str]] = {}
 
 
 Event = (

@@ -19,6 +19,8 @@ from ecloud.tasks import AttemptState, Outcome, Resources
 _ROUNDING = 1e-6
 """Amounts are sums of decimal fractions; a difference below this is none."""
 
+MAX_AMOUNT = 1e9
+"""The most of anything that a worker is believed to offer: no machine has more, and sums of it stay exact."""
 LOOKED_AT = 8
 """Attempts ahead that are considered when a slot becomes free."""
 
@@ -66,6 +68,11 @@ def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:
     for name, amount in shape.asks:
         at_most = min(at_most, int((offers.get(name, 0.0) + _ROUNDING) / amount))
     return at_most
+
+
+def believed(offer: Resources) -> Resources:
+    """What a worker offers, within what a machine can: no other amounts are reckoned with."""
+    return {name: min(max(float(amount), 0.0), MAX_AMOUNT) for name, amount in offer.items()}
 
 
 class Worker(msgspec.Struct, eq=False):

@@ -13,7 +13,8 @@ from ecloud.wire import PROTOCOL_VERSION, Envelope, Message
 
 
 class Conversation(msgspec.Struct, eq=False):
-    """A session with a peer. `heard`, `said`: the last number of each direction. `kind`: worker or client."""
+    """A session with a peer. `heard`, `said`: the last number of each direction. `kind`: worker or client. `hello`: of
+    two sessions that one boss opened, the one with the higher number came of the later Hello."""
 
     peer: str
     key_name: str
@@ -22,6 +23,7 @@ class Conversation(msgspec.Struct, eq=False):
     heard: int = 0
     said: int = 0
     heard_at: float = 0.0
+    hello: int = 0
 
 
 class Outbox:

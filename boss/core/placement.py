@@ -104,8 +104,10 @@ class Placement:
     def place(self, assign: Assign, refuses: Callable[[Worker, int], bool]) -> None:
         """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
         groups = self._ready.placeable()
+        if not groups:
+            return
         workers = [worker for worker in self._fleet.workers.values() if worker.takes_tasks]
-        if not groups or not workers:
+        if not workers:
             return
         by_priority: dict[int, list[Group]] = {}
         for group in groups:

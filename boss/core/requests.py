@@ -7,11 +7,12 @@ first.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
 import msgspec
 
+from boss.core import plan_words
 from boss.core.access import Access
 from boss.core.attempts import Attempts
 from boss.core.decisions import apply, overlay
@@ -29,6 +30,9 @@ from ecloud.tasks import ENDED, TaskState
 from ecloud.wire import Refused, Request, RequestDone, StreamLogs
 
 ANSWERS_KEPT = 1_000
+MAX_TEXT_CHARS = 4_096
+"""Of an id, a verb or an argument: longer ones name nothing, but would come back in answers and go into queries that no
+database takes."""
 NAMES_SHOWN = 20
 """Ids named in an answer."""
 STREAM_LOGS_S = 30.0
@@ -90,6 +94,7 @@ class Requests:
         }
         self._about_others: dict[str, Callable[[Request, float], Answer]] = {
             "instantiate_worker": self._instantiate,
+            "plan": self._plan,
             "drain_worker": self._drain,
             "undrain_worker": self._undrain,
             "kill_worker": self._kill,
@@ -104,7 +109,10 @@ class Requests:
     def on_request(self, client: Conversation, request: Request, now: float) -> None:
         """Do it now, or once the store has told which tasks are meant."""
         known = self._answers.get(request.request_id)
-        if known is not None:
+        if what := _too_long(request):
+            reason = f"{what} is longer than {MAX_TEXT_CHARS:,} characters"
+            self._outbox.say(client, Refused("request", reason, about=request.request_id[:MAX_TEXT_CHARS]))
+        elif known is not None:
             self._outbox.say(client, known)
         elif any(waiting.request.request_id == request.request_id for waiting in self._waiting.values()):
             pass  # asked again while the store is being read
@@ -283,6 +291,13 @@ class Requests:
             text += f"; its maximum of {pool.maximum} VMs allows no more"
         return started, text, ()
 
+    def _plan(self, request: Request, now: float) -> Answer:
+        made = self._vms.plan(now)
+        alive = Counter(vm.pool for vm in self._vms.alive.values())
+        maxima = {name: pool.maximum for name, pool in self._vms.pools.items()}
+        text = plan_words.tell(made, self._vms.pool_rows(now), alive, maxima, now)
+        return len(made.starts) + len(made.ends), text, ()
+
     def _workers(self, request: Request) -> list[Worker]:
         wanted = [str(item) for item in _list(request, "workers")]
         if not wanted:
@@ -367,6 +382,19 @@ class Requests:
         self._revoked_keys.add(name)
         self._outbox.writes.revoked_keys.add(name)
         return 1, f"{name} opens nothing any more", (name,)
+
+
+def _too_long(request: Request) -> str:
+    """The part of a request that is too long to be anything, in words."""
+    parts = {"the request's id": request.request_id, "the verb": request.verb}
+    for part, value in [
+        *parts.items(),
+        *((f"argument {name[:20]!r}", item) for name, item in request.arguments.items()),
+    ]:
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and len(text) > MAX_TEXT_CHARS for text in texts):
+            return part
+    return ""
 
 
 def _list(request: Request, name: str) -> list[str | int]:

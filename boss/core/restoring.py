@@ -3,9 +3,9 @@ intents."""
 
 from __future__ import annotations
 
-from boss.core.attempts import Attempts
+from boss.core.attempts import MAX_BACKOFF_S, Attempts
 from boss.core.duty import Duty
-from boss.core.fleet import Attempt, Fleet, Worker
+from boss.core.fleet import Attempt, Fleet, Worker, believed
 from boss.core.rows import AttemptRow, Snapshot
 from boss.core.taskbook import TaskBook
 from boss.core.vms import Vms
@@ -25,6 +25,9 @@ def restore(
         loaded.states = {TaskState(state): count for state, count in counts.items() if count}
         if run.held:
             book.ready.hold(run.run_no)
+    for task in snapshot.tasks:
+        # The clock of the boss that wrote it may have stood hours ahead of ours.
+        task.not_before = min(task.not_before, now + MAX_BACKOFF_S)
     book.graph.add(snapshot.tasks)
     _restore_workers(snapshot, fleet, duty, now)
     for attempt in snapshot.attempts:
@@ -40,13 +43,13 @@ def restore(
             book.offer(node, now)
     attempts.roll_forward()
     attempts.lose_orphans(now)
-    vms.load(snapshot.vms, now)
+    vms.load(snapshot.vms, snapshot.past_vms, now)
 
 
 def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Duty, now: float) -> None:
     for row in snapshot.workers:
         if row.state in _ON_DUTY:
-            capacity = {name: float(amount) for name, amount in row.hello.resources.items()}
+            capacity = believed(row.hello.resources)
             worker = Worker(row, capacity, dict(capacity), now, idle_since=now)
             fleet.add(worker)
             duty.expect(worker, now)

@@ -80,12 +80,19 @@ class WorkerRow(msgspec.Struct):
     vm_no: int | None = None
     reason: str = ""
     trouble: str = ""
+    lane_since: float | None = None
+    """Since when it moves files over SSH; None while it does not."""
+    lane_wanted_since: float | None = None
+    """Since when it waits for its turn to do so."""
 
 
 class VmRow(msgspec.Struct):
     """A VM and the intent that owns it. `state`: intended, booting, running, ending, gone.
 
-    `cloud_id` is the cloud's name for it, empty until the cloud answered. `size`: what it offers.
+    `cloud_id` is the cloud's name for it, empty until the cloud answered. `size`: what it offers. Times are those of
+    its life, in this order: intended, started (the cloud made it), hello (its worker reported), first task, ending,
+    gone. `end_asked`: how often its end was asked for. `cause`: why it came to nothing, as far as that is recognised;
+    `said`: the cloud's last words about it, kept when it is gone.
     """
 
     vm_no: int
@@ -101,6 +108,25 @@ class VmRow(msgspec.Struct):
     intended_at: float = 0.0
     hello_at: float | None = None
     gone_at: float | None = None
+    started_at: float | None = None
+    first_task_at: float | None = None
+    ending_at: float | None = None
+    end_asked: int = 0
+    cause: str = ""
+    said: str = ""
+
+
+class PoolRow(msgspec.Struct):
+    """How a pool fares, for people. `closed`: why no VM of it starts now, with `since` and `until`, or empty. Boot
+    times are seconds from asking to a worker: of `boots` seen lately, else a guess."""
+
+    pool: str
+    closed: str = ""
+    since: float | None = None
+    until: float | None = None
+    boots: int = 0
+    boot_s_p50: float = 0.0
+    boot_s_p95: float = 0.0
 
 
 class TaskMoved(msgspec.Struct, gc=False):
@@ -138,6 +164,7 @@ class Writes(msgspec.Struct):
     attempts: dict[tuple[int, int], AttemptRow] = msgspec.field(default_factory=dict)
     workers: dict[str, WorkerRow] = msgspec.field(default_factory=dict)
     vms: dict[int, VmRow] = msgspec.field(default_factory=dict)
+    pools: dict[str, PoolRow] = msgspec.field(default_factory=dict)
     pushes: list[PushAnswered] = msgspec.field(default_factory=list)
     context: dict[str, str | None] = msgspec.field(default_factory=dict)
     revoked_keys: set[str] = msgspec.field(default_factory=set)
@@ -164,7 +191,8 @@ class Snapshot(msgspec.Struct):
 
     `tasks`: unfinished ones, and all init tasks of runs that are not over; their `dependencies` name unfinished tasks
     only. `attempts`: those not over. `init_attempts`: ended attempts of init tasks on workers that are up or draining,
-    plus failed ones of unfinished runs. `states`: task counts per run and state, init tasks left out.
+    plus failed ones of unfinished runs. `past_vms`: the last of those that are gone, oldest first. `states`: task
+    counts per run and state, init tasks left out.
     """
 
     cluster_id: str
@@ -178,6 +206,7 @@ class Snapshot(msgspec.Struct):
     init_attempts: list[AttemptRow] = []
     workers: list[WorkerRow] = []
     vms: list[VmRow] = []
+    past_vms: list[VmRow] = []
     states: dict[int, dict[str, int]] = {}
     context: dict[str, str] = {}
     revoked_keys: set[str] = set()

@@ -39,10 +39,15 @@ class Runtimes:
 
     def guess_s(self, node: Node) -> float:
         """Seconds that a task like this one may take. What was seen is believed before what was said."""
+        known = self.known_s(node)
+        return UNKNOWN_S if known is None else known
+
+    def known_s(self, node: Node) -> float | None:
+        """The same; None where nothing was seen or said."""
         learned = self._medians.get(_kind(node))
         if learned is not None:
             return learned
-        return max(SHORTEST_S, node.runtime_s) if node.runtime_s is not None else UNKNOWN_S
+        return max(SHORTEST_S, node.runtime_s) if node.runtime_s is not None else None
 
     def forget_run(self, run_no: int) -> None:
         """A run was dropped."""

@@ -17,6 +17,8 @@ from ecloud.wire import Hello, Refused, Welcome
 MAX_PENDING = 10_000
 """Hellos not followed up that are remembered; the oldest go first. Thousands of workers may start in one second."""
 KINDS = frozenset({"worker", "client"})
+MACHINE_KEY = "vm-"
+"""How the names of keys begin that we gave to VMs: who takes one from a machine gives no orders with it."""
 
 
 class _Pending(msgspec.Struct):
@@ -43,13 +45,15 @@ class Sessions:
     def on_hello(self, event: MessageArrived, hello: Hello) -> None:
         """Answer with `Welcome`; remember the session until the peer's next message or until it is forgotten."""
         peer = event.envelope.peer
-        if hello.kind not in KINDS:
+        if hello.kind not in KINDS or (hello.kind == "client" and event.key_name.startswith(MACHINE_KEY)):
             self.ignored["kind"] += 1
             return
         self._counter += 1
         session = f"{self._prefix}-{self._counter}"
         self._pending.pop(self._pending_of_peer.get(peer, ""), None)
-        self._pending[session] = _Pending(hello, Conversation(peer, event.key_name, session, hello.kind))
+        self._pending[session] = _Pending(
+            hello, Conversation(peer, event.key_name, session, hello.kind, hello=self._counter)
+        )
         self._pending_of_peer[peer] = session
         while len(self._pending) > MAX_PENDING:
             _, forgotten = self._pending.popitem(last=False)
@@ -82,6 +86,10 @@ class Sessions:
                 return None, None
             conversation, opened = pending.conversation, pending.hello
         if conversation.peer != envelope.peer or conversation.key_name != event.key_name:
+            self.ignored["peer"] += 1
+            return None, None
+        older = self.of_peer.get(envelope.peer)
+        if older is not None and older.key_name != conversation.key_name:  # somebody else takes its name
             self.ignored["peer"] += 1
             return None, None
         if envelope.number <= conversation.heard:

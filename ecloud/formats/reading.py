@@ -20,6 +20,8 @@ from ecloud.tasks import MAX_ID_CHARS, Condition, TaskDefinition
 
 KEYS = ("name", "defaults", "tasks")
 """Of a document that is an object."""
+MAX_SCALE = 1e9
+"""Of recorded sizes and run-times: their products stay numbers that a shell can be told."""
 
 
 def read_task_list(
@@ -30,8 +32,8 @@ def read_task_list(
     `scale`: for WfFormat, sleep for the recorded run-times times `scale` and write files of the recorded sizes times
     `scale`. `create_ids`: tasks without an id get one from their position. Above `max_tasks` the list is refused.
     """
-    if scale is not None and not (math.isfinite(scale) and scale >= 0):
-        raise TaskListWrong([Problem("", "--scale", "a number from 0 on")])
+    if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
+        raise TaskListWrong([Problem("", "--scale", f"a number from 0 to {MAX_SCALE:,.0f}")])
     document = _parse(data)
     problems = Problems()
     if isinstance(document, dict) and is_wfformat(document):

@@ -175,6 +175,36 @@ def test_workers_are_started_drained_killed_and_forgotten(cluster: Doors) -> Non
     assert workers("--all") == []
 
 
+def test_the_plan_tells_what_would_start_and_why(cluster: Doors) -> None:
+    assert "start nothing, end nothing" in cluster.admin("plan").out
+    cluster.push(cluster.write("wide.json", [{"id": "wide", "commands": "true", "resources": {"cpus": 640}}]))
+    told = cluster.admin("plan", "--json").json
+    assert told["starts"] == told["ends"] == []
+    assert "1 task of 640 cpus fit no pool" in told["notes"]
+    assert {pool["pool"] for pool in told["pools"]} >= {"local"}
+    assert "pool local: " in cluster.admin("plan").out
+    assert cluster.admin("show_vms", "--json").json == []
+
+
+def test_the_ledger_accounts_for_every_second(cluster: Doors) -> None:
+    assert "no VMs yet" in cluster.admin("ledger").out
+    tasks = [{"id": f"t{number}", "commands": "sleep 0.3"} for number in range(4)]
+    cluster.push(cluster.write("naps.json", tasks), "--wait")
+    cluster.admin("kill_worker", "--all")
+    wait_until(lambda: not cluster.admin("show_vms", "--json").json, what="all VMs are gone")
+    books = cluster.admin("ledger", "--run", "naps", "--json").json
+    lives = {vm["vm_no"]: vm["gone_at"] - vm["started_at"] for vm in cluster.admin("show_vms", "--all", "--json").json}
+    for vm in books["vms"]:
+        assert sum(vm["parts"].values()) == pytest.approx(lives[vm["vm_no"]], abs=1e-5)
+    assert books["total"]["life_s"] == pytest.approx(sum(vm["life_s"] for vm in books["vms"]))
+    assert books["run"]["running_s"] > 0.25
+    shown = cluster.admin("ledger", "--run", "naps").out
+    assert "booting s" in shown
+    assert "run naps took" in shown
+    assert "no run 'nope'" in cluster.admin("ledger", "--run", "nope", code=2).err
+    assert "its first task after" in cluster.admin("why", f"vm/{books['vms'][0]['vm_no']}", "--all").out
+
+
 def test_files_and_context(cluster: Doors) -> None:
     (cluster.place / "in.txt").write_text("hello")
     assert "in/deep.txt" in cluster.admin("put", "in.txt", "in/deep.txt").out

@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from databases import MariaDb
@@ -264,8 +263,3 @@ class Cluster:
 def _let_go_on(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
-
-
-def files_below(directory: Path) -> set[str]:
-    """Names of all files below a directory, relative to it."""
-    return {str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir()}

@@ -73,9 +73,14 @@ def rows(daemon: Daemon, query: str) -> list[tuple[Any, ...]]:
     engine = make_engine(daemon.database_url)  # type: ignore[attr-defined]
     try:
         with engine.connect() as connection:
-            return [tuple(row) for row in connection.exec_driver_sql(query)]
+            return [tuple(map(_readable, row)) for row in connection.exec_driver_sql(query)]
     finally:
         engine.dispose()
+
+
+def _readable(value: Any) -> Any:
+    # Texts that are compared by byte are bytes to the driver.
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def states(daemon: Daemon) -> Counter[str]:

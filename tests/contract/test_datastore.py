@@ -429,7 +429,23 @@ def test_a_directory_of_odd_names_travels_whole(site: Site) -> None:
     assert sorted(os.listdir(fetched)) == sorted(ODD)
 
 
-@pytest.mark.parametrize("name", ["", "/", "/etc/passwd", "..", "../x", "a/../../x", "a/..", ".", "./.", "nul\0x"])
+NONE = [
+    "",
+    "/",
+    "/etc/passwd",
+    "..",
+    "../x",
+    "a/../../x",
+    "a/..",
+    ".",
+    "./.",
+    "nul\0x",
+    ".ecloud",
+    "./.ecloud/staging/w2/x",
+]
+
+
+@pytest.mark.parametrize("name", NONE)
 def test_names_that_are_none_are_refused(site: Site, name: str) -> None:
     local = site.write("a")
     with pytest.raises(BadName):

@@ -208,7 +208,8 @@ def test_workers_and_vms_come_back_as_they_went_while_they_live(store: AnyStore)
     hello = Hello("n", "worker", host="höst", resources={"cpus": 2.0}, labels=("big",))
     up = WorkerRow("w1", "vm-1", "up", NOW, NOW + 1, hello, 1, "", "disk full")
     vm = VmRow(1, "local", "running", NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", True, "why", NOW, NOW + 1, None)
-    gone = msgspec.structs.replace(vm, vm_no=2, state="gone", gone_at=NOW)
+    life = {"started_at": NOW, "first_task_at": NOW + 2, "ending_at": NOW + 3, "end_asked": 4, "cause": "failed"}
+    gone = msgspec.structs.replace(vm, vm_no=2, state="gone", gone_at=NOW, said="kein Platz: höst", **life)
     write(
         store,
         workers={"w1": up, "w2": msgspec.structs.replace(up, worker="w2", state="lost", vm_no=None)},
@@ -217,6 +218,7 @@ def test_workers_and_vms_come_back_as_they_went_while_they_live(store: AnyStore)
     snapshot = store.load()
     assert snapshot.workers == [up]
     assert snapshot.vms == [vm]
+    assert snapshot.past_vms == [gone]
     assert snapshot.next_vm_no == 3
     write(store, dropped_workers=["w1", "w2"])
     assert store.load().workers == []

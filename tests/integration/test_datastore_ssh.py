@@ -21,6 +21,7 @@ from services import HOST, wait_until
 from sshd import GATE, Sshd
 
 from datastore import installing, keys
+from datastore.directory import DirectoryDatastore
 from datastore.link import ask
 from datastore.port import BadName, DatastoreAway, NotThere, Promotion
 from datastore.ssh import Access, SshAddress, SshDatastore, gate_command
@@ -135,6 +136,37 @@ def test_a_gate_ends_with_its_client(own_sshd: Sshd, root: Path) -> None:
     assert any("--root" in child.cmdline() for child in server.children(recursive=True))
     worker.close()
     wait_until(lambda: not server.children(recursive=True), what="no gate is left")
+
+
+def test_what_was_staged_over_ssh_is_published_on_the_spot(sshd: Sshd, root: Path, local: Path) -> None:
+    worker, on_site = sshd.worker(root, "w1"), DirectoryDatastore(root)
+    entries = worker.store("w1/1-1", big_file(local / "a", 3 * MB), "a")
+    assert on_site.stages() == ["w1/1-1"]
+    assert on_site.promote([Promotion("w1/1-1", tuple(entries))]) == [None]
+    assert on_site.stages() == []
+    worker.fetch("a", local / "b")
+    assert (local / "b").read_bytes() == (local / "a").read_bytes()
+
+
+def test_no_file_runs_as_the_datastores_user(sshd: Sshd, root: Path, local: Path) -> None:
+    path = big_file(local / "a", 10)
+    path.chmod(0o6755)
+    sshd.boss(root).put(path, "a")
+    assert (root / "a").stat().st_mode & 0o7777 == 0o755
+
+
+def test_a_datastore_that_lists_names_that_lead_out_writes_nothing_there(
+    own_sshd: Sshd, root: Path, local: Path
+) -> None:
+    (root / "tree").mkdir()
+    big_file(root / "tree/a", 10)
+    lying = own_sshd.gate.read_text().replace(
+        "yield [text_of(name)]", "yield [text_of(name).replace('/a', '/../../a')]"
+    )
+    own_sshd.gate.write_text(lying)
+    with pytest.raises(BadName):
+        own_sshd.boss(root).fetch("tree", local / "in" / "tree")
+    assert os.listdir(local / "in") == []
 
 
 # --- contents are what they were ----------------------------------------------------------------------
@@ -289,8 +321,9 @@ def test_an_upload_that_was_given_up_goes_on_where_it_was(
     assert sorted(os.listdir(root / ".ecloud/staging")) == ["w1"]
 
 
+@pytest.mark.parametrize("by", ["ssh", "directory"])
 def test_an_unfinished_upload_is_a_stage_that_is_swept(
-    own_sshd: Sshd, root: Path, local: Path, pool: ThreadPoolExecutor
+    own_sshd: Sshd, root: Path, local: Path, pool: ThreadPoolExecutor, by: str
 ) -> None:
     worker = own_sshd.worker(root, "w1", patience_s=0.2)
     storing = meanwhile(pool, lambda: worker.store("w1/1-1", big_file(local / "a", 96 * MB), "a"))
@@ -300,8 +333,11 @@ def test_an_unfinished_upload_is_a_stage_that_is_swept(
         storing.result(60)
     boss = own_sshd.start().boss(root)
     assert boss.stages() == ["w1/1-1"]
-    boss.drop_stage("w1/1-1")
-    assert boss.stages() == []
+    # The boss may as well be on the datastore's own machine.
+    on_site = DirectoryDatastore(root)
+    assert on_site.stages() == ["w1/1-1"]
+    (on_site if by == "directory" else boss).drop_stage("w1/1-1")
+    assert boss.stages() == on_site.stages() == []
     assert arrived(root) == 0
 
 

@@ -182,6 +182,18 @@ def test_a_bare_image_lets_the_boss_in_by_ssh(double: OpenNebula, new_cloud: New
     assert len({vm.guest.host_key for vm in vms if vm.guest is not None}) == 2
 
 
+def test_a_network_that_is_attached_later_changes_nothing(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+    """The guest runs its START_SCRIPT again."""
+    double.faults.unplugged = False
+    vm = start(cloud, double)
+    guest = wait_until(lambda: vm.guest)
+    (agent,) = wait_until(guest.agents, what="an agent")
+    Connection(Endpoint(double.url, "oneadmin", "PASSWORD")).call("vm.attachnic", vm.id, 'NIC=[NETWORK_ID="0"]')
+    wait_until(lambda: "the agent runs already" in guest.start_log)
+    assert list(guest.agents()) == [agent]
+    assert only(cloud).address == "127.77.0.10"
+
+
 # --- whose VMs ------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from boss.core.merging import row_of
-from boss.core.rows import AttemptRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
+from boss.core.rows import AttemptRow, PoolRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
 from boss.store import Store
 from ecloud import queries
 from ecloud.answers import Reasons, Status
@@ -508,3 +508,34 @@ def test_why_a_worker_or_vm_is_as_it_is(film: Cluster, subject: str, state: str,
 def test_a_worker_or_vm_that_is_not_there(film: Cluster, subject: str, says: str) -> None:
     with pytest.raises(NoSuchThing, match=says):
         film.why(subject)
+
+
+def test_what_the_cloud_will_not_do_is_shouted_about(cluster: Cluster) -> None:
+    cluster.vm(1, "ending", cloud_id="c-1", ending_at=cluster.now - 100, end_asked=12)
+    cluster.vm(2, "ending", cloud_id="c-2", ending_at=cluster.now - 100, end_asked=2)
+    assert cluster.status().cloud_troubles == [
+        "VM 1 of pool local (its cloud calls it c-1) does not end: asked for 12 times in 1 min 40 s; end it by hand "
+        "in the cloud if it costs money"
+    ]
+    assert "its end was asked for 12 times" in cluster.why("vm/1").layers
+    closed = PoolRow("local", "3 boots in a row failed", cluster.now - 60, cluster.now + 60, 5, 94.0, 120.0)
+    cluster.write(pools={"local": closed})
+    trouble = cluster.status().cloud_troubles[0]
+    assert trouble.startswith("pool local starts no VM since ")
+    assert ": 3 boots in a row failed; it is tried again at " in trouble
+
+
+def test_why_speaks_from_the_record_of_boots(cluster: Cluster) -> None:
+    cluster.run(1, "r")
+    cluster.task("a", TaskState.READY)
+    cluster.write(pools={"local": PoolRow("local", "", None, None, 5, 94.0, 120.0)})
+    cluster.vm(1, "booting")
+    assert "VM 1 of pool local has been booting for 1 min 40 s; usual time 1 min 34 s" in cluster.why("a").layers
+    cluster.vm(2, "intended")
+    boots = "2 VMs of pool local boot, the first for 3 min 20 s; usual time 1 min 34 s"
+    assert boots in cluster.why("a").layers
+    cluster.vm(3, "gone", started_at=cluster.now - 199, gone_at=cluster.now, cause="failed", said="no such image 7")
+    layers = cluster.why("vm/3").layers
+    assert any(layer.endswith("made by its cloud after 1 s, gone after 3 min 20 s") for layer in layers)
+    assert "its cloud could not run it" in layers
+    assert "its cloud last said of it: no such image 7" in layers

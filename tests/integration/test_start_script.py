@@ -71,6 +71,8 @@ def test_the_key_is_for_nobody_else_to_read(guest: Guest) -> None:
     assert msgspec.json.decode(access.read_bytes())["password"] == 'a "quoted" $(secret)'
     assert stat.S_IMODE(access.stat().st_mode) == 0o600
     assert KEY.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    # Tasks see what the agent's environment holds.
+    assert b"ECLOUD_ACCESS" not in Path(f"/proc/{pid}/environ").read_bytes()
     assert KEY not in guest.start_log + guest.journal
 
 

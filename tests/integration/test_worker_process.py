@@ -39,7 +39,7 @@ class Bench:
         self.poll = select.epoll()
         self.later: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
-        self.files = Files(self.home.ssh)
+        self.files = Files(self.home.ssh, self.home.cache, self.later.put, lambda _: None)
         self.files.use(DatastoreAccess(f"dir:{self.store.root}"))
         self.processes = Processes(self.poll, lambda *_: None)
         directories = WorkingDirectories(self.home.path, self.files.pool)
@@ -79,6 +79,7 @@ class Bench:
         while self.timers and self.timers[0][0] <= time.monotonic():
             heapq.heappop(self.timers)[2]()
         self.processes.pass_deadlines(self.jobs.stop_grace_s, time.monotonic())
+        self.jobs.tidy()
         self.events += self.jobs.events
         self.jobs.events = []
 

@@ -173,9 +173,21 @@ def test_a_list_with_odd_values(data: DataObject, create_ids: bool, scale: float
         b'[{"id":"a","commands":"true","priority":' + b"9" * 1_000_000 + b"}]",
         b'[{"id":"a","commands":' + b"[" * 900 + b"]" * 900 + b"}]",
         b'{"schemaVersion":' + b"[" * 900 + b"]" * 900 + b',"workflow":{}}',
+        b'{"schemaVersion":"1.5","workflow":{"\\ud800":1}}',
+        b'{"workflow":{"specification":{"tasks":' + b"[" * 900 + b"]" * 900 + b"}}}",
         b'[{"id":"a","commands":"true","env":{' + b",".join(b'"k%d":"v"' % n for n in range(50_000)) + b"}}]",
     ],
-    ids=["lists", "objects", "nothing often", "digits", "deep commands", "deep version", "many names"],
+    ids=[
+        "lists",
+        "objects",
+        "nothing often",
+        "digits",
+        "deep commands",
+        "deep version",
+        "lone surrogate",
+        "deep workflow",
+        "many names",
+    ],
 )
 def test_a_bomb_is_refused(bomb: bytes) -> None:
     assert isinstance(is_read_or_refused(bomb), TaskListWrong)

@@ -14,7 +14,7 @@ from worker_script import WorkerScript, names_of, order
 from ecloud import wire
 from ecloud.tasks import Cause, Outcome
 from ecloud.wire import AttemptOrder, Envelope
-from worker.events import AttemptEnded, AttemptReturned, MessageArrived
+from worker.events import AttemptEnded, AttemptReturned, MessageArrived, TransfersChanged
 
 CPUS = 3.0
 GPUS = (0, 2, 5)
@@ -39,6 +39,8 @@ class WorkerMachine(RuleBasedStateMachine):
         self.heard: list[Envelope] = []
         self.beats: list[int] = []
         self.numbers: dict[str, int] = {}
+        self.lanes = 0
+        self.moving = False
         self.script.connect()
         self.absorb()
         self.script.welcome(self.hellos[-1], lease_s=12.0)
@@ -194,7 +196,21 @@ class WorkerMachine(RuleBasedStateMachine):
     def drain(self, drained: bool) -> None:
         self.hear(wire.Drain() if drained else wire.Undrain())
 
+    @rule(lives_s=st.sampled_from([None, 0.0, 3.0]), again=st.booleans())
+    def grant(self, lives_s: float | None, again: bool) -> None:
+        """A lane; or of the last one that it is called back, whether it is still held or not."""
+        if not again or not self.lanes:
+            self.lanes += 1
+        self.hear(wire.TransfersGranted(self.lanes, lives_s))
+
     # --- the machine ------------------------------------------------------------------------------
+
+    @rule(waiting=st.integers(0, 2), moving=st.booleans())
+    def transfer(self, waiting: int, moving: bool) -> None:
+        """Transfers begin on an open lane alone; they end when they like."""
+        self.moving = moving and (self.moving or self.script.core.lane.is_open)
+        self.script.handle(TransfersChanged(waiting, int(self.moving), waiting))
+        self.absorb()
 
     @rule(data=st.data(), cause=causes)
     def end_some(self, data: st.DataObject, cause: Cause) -> None:
@@ -221,11 +237,14 @@ class WorkerMachine(RuleBasedStateMachine):
     @invariant()
     def the_books_agree(self) -> None:
         core = self.script.core
-        assert {task_no for task_no, _ in core.running} == set(self.running())
-        assert {task_no for task_no, _ in core.ended} <= self.spooled
-        assert not {task_no for task_no, _ in core.queue} & set(self.begun)
+        attempts = core.attempts
+        assert {task_no for task_no, _ in attempts.running} == set(self.running())
+        assert {task_no for task_no, _ in attempts.ended} <= self.spooled
+        assert not {task_no for task_no, _ in attempts.queue} & set(self.begun)
         if core.draining:
-            assert not core.queue
+            assert not attempts.queue
+        if self.moving:
+            assert core.lane.number, "what is under way has lost its lane"
 
     def teardown(self) -> None:
         """At peace, everything it holds ends and is told, and then it holds nothing."""

@@ -7,7 +7,7 @@ from worker_script import WorkerScript, names_of, order
 
 from ecloud import wire
 from ecloud.tasks import Cause, Outcome
-from worker.core import FLUSH_COUNT, FLUSH_S
+from worker.attempts import FLUSH_COUNT, FLUSH_S
 
 
 def test_it_reports_for_duty_runs_and_tells() -> None:
@@ -277,7 +277,7 @@ def test_term_gives_back_what_waits_and_leaves_when_the_rest_is_told() -> None:
     script.term().returns(2).take(wire.DrainWanted)
     script.nothing_else()
     script.hear(wire.Drain("", True)).nothing_else()
-    script.orders(3).returns(3)
+    script.orders(3).returns(3).take(wire.DrainWanted)
     script.ends(1).says_ended(1).spools(1).begins()
     script.stores(1).forgets(1).leaves().take(wire.Goodbye)
     script.nothing_else()

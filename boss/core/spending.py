@@ -1,0 +1,42 @@
+"""The budget in VM-hours of any 24 hours. Owns the lives of VMs that are gone, for as long as they count."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from boss.core.rows import VmRow
+
+DAY_S = 86_400.0
+HOUR_S = 3_600.0
+
+
+class Spending:
+    """What VMs took lately. `hours_per_day` 0: no limit, and nothing is remembered."""
+
+    LOOK_AGAIN_S = 60.0
+    """While the budget is used up: hours fall out of the last 24 all the time."""
+
+    def __init__(self, hours_per_day: float) -> None:
+        self._hours_per_day = hours_per_day
+        self._past: deque[tuple[float, float]] = deque()
+
+    def remember(self, vm: VmRow) -> None:
+        """A VM is gone. One that the cloud never made cost nothing."""
+        if self._hours_per_day and vm.started_at is not None and vm.gone_at is not None:
+            self._past.append((vm.started_at, vm.gone_at))
+
+    def hours(self, alive: Iterable[VmRow], now: float) -> float:
+        """VM-hours of the last 24 hours."""
+        while self._past and self._past[0][1] <= now - DAY_S:
+            self._past.popleft()
+        lives = [*self._past, *((vm.started_at, now) for vm in alive if vm.started_at is not None)]
+        return sum(max(0.0, end - max(start, now - DAY_S)) for start, end in lives) / HOUR_S
+
+    def exhausted(self, alive: Iterable[VmRow], now: float) -> str:
+        """Why no VM may start for the budget's sake; empty where some may."""
+        if not self._hours_per_day or self.hours(alive, now) < self._hours_per_day:
+            return ""
+        return (
+            f"the budget of {self._hours_per_day:g} VM-hours in 24 hours is used up (VM_HOURS_PER_DAY in settings.py)"
+        )

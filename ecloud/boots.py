@@ -1,0 +1,121 @@
+"""What people are told of VMs and pools: the steps of a VM's life, why a pool starts none, which ends don't end.
+
+Reads the rows that the boss writes; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ecloud import schema
+from ecloud.answers import VmView
+from ecloud.words import counted, duration, when
+
+STUCK_ASKS = 8
+"""Asks after which an end that its cloud does not confirm is shouted about: two minutes."""
+COMING = ("intended", "booting")
+CAUSES = {
+    "silent": "it booted and no worker of it ever reported: its image, its network or its start log tells why",
+    "failed": "its cloud could not run it",
+    "vanished": "it disappeared while it booted",
+    "no_place": "its cloud had no place for it",
+    "unanswered": "its cloud never answered, and has no such VM",
+    "refused: later": "its cloud was away, slow or busy",
+    "refused: less": "a quota, the addresses or the hosts of its cloud were used up",
+    "refused: pool": "no VM of its pool can start as it is set: a person must mend the template or network",
+    "refused: credent": "its cloud does not let us in: a person must look at its user and password",
+    "refused: unset": "its pool is not in the settings any more",
+}
+"""What the recorded causes of a failed boot mean."""
+
+
+class PoolView(msgspec.Struct, frozen=True):
+    """How a pool fares, as the boss last wrote it. `closed`: why it starts no VM, or empty."""
+
+    pool: str
+    closed: str
+    since: float | None
+    until: float | None
+    boots: int
+    boot_s_p50: float
+    boot_s_p95: float
+
+
+def pool_views(connection: Connection) -> dict[str, PoolView]:
+    """Pools by name; of one that no boss has looked at yet there is none."""
+    rows = connection.execute(sa.select(schema.pools).order_by(schema.pools.c.pool))
+    return {
+        row.pool: PoolView(row.pool, row.closed, row.since, row.until, row.boots, row.boot_s_p50, row.boot_s_p95)
+        for row in rows
+    }
+
+
+def troubles(connection: Connection, now: float) -> list[str]:
+    """What a person should know: pools that start nothing, ends that are not confirmed."""
+    vms = schema.vms
+    stuck = sa.select(vms).where(vms.c.state == "ending", vms.c.end_asked >= STUCK_ASKS).order_by(vms.c.vm_no)
+    told = [closed(pool, now) for pool in pool_views(connection).values() if pool.closed]
+    for row in connection.execute(stuck):
+        past = duration(now - (row.ending_at if row.ending_at is not None else row.since))
+        told.append(
+            f"VM {row.vm_no} of pool {row.pool} (its cloud calls it {row.cloud_id}) does not end: asked for "
+            f"{row.end_asked} times in {past}; end it by hand in the cloud if it costs money"
+        )
+    return told
+
+
+def closed(pool: PoolView, now: float) -> str:
+    """Why it starts none, since when, until when."""
+    since = f" since {when(pool.since, now)}" if pool.since is not None else ""
+    until = f"; it is tried again at {when(pool.until, now)}" if pool.until is not None and pool.until > now else ""
+    return f"pool {pool.pool} starts no VM{since}: {pool.closed}{until}"
+
+
+def usual(pool: PoolView | None) -> str:
+    """ ", usual time 94 s", where boots were seen."""
+    return f"; usual time {duration(pool.boot_s_p50)}" if pool is not None and pool.boots else ""
+
+
+def coming(vms: Sequence[VmView], pool: PoolView | None, now: float) -> str:
+    """What boots in a pool."""
+    first = vms[0]
+    past = duration(now - first.since)
+    if len(vms) > 1:
+        longest = duration(now - min(vm.intended_at for vm in vms))
+        return f"{counted(len(vms), 'VM')} of pool {first.pool} boot, the first for {longest}{usual(pool)}"
+    stage = f"was asked for {past} ago" if first.state == "intended" else f"has been booting for {past}"
+    return f"VM {first.vm_no} of pool {first.pool} {stage}{usual(pool)}"
+
+
+def full(name: str, maximum: int, alive: Sequence[VmView], now: float) -> str:
+    """That a pool has as many VMs as it may, and since when."""
+    since = when(max(vm.intended_at for vm in alive), now) if alive else ""
+    return f"pool {name} has its maximum of {counted(maximum, 'VM')}" + (f" since {since}" if since else "")
+
+
+def record(vm: VmView, now: float) -> Iterator[str]:
+    """The steps of a VM's life with their times, and what it came to nothing for."""
+    steps = [
+        (name, at)
+        for name, at in (
+            ("made by its cloud", vm.started_at),
+            ("its worker reported", vm.hello_at),
+            ("its first task", vm.first_task_at),
+            ("its end decided", vm.ending_at),
+            ("gone", vm.gone_at),
+        )
+        if at is not None
+    ]
+    if steps:
+        told = ", ".join(f"{name} after {duration(at - vm.intended_at)}" for name, at in steps)
+        yield f"asked for at {when(vm.intended_at, now)}; {told}"
+    if vm.cause:
+        yield CAUSES.get(vm.cause, vm.cause)
+    if vm.said:
+        yield f"its cloud last said of it: {vm.said}"
+    if vm.state == "ending" and vm.end_asked > 1:
+        yield f"its end was asked for {vm.end_asked} times"

@@ -1,0 +1,104 @@
+"""What must always be true of machines: leases, VMs and the intents that own them. A part of `checker.Checker`.
+
+Owns which leases the boss has answered. Looks at what is committed, at what the cloud is asked, and at what it has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from boss.core.config import BossConfig
+from boss.core.rows import VmRow, WorkerRow
+from ecloud.tasks import AttemptState
+from sim.cloud import Cloud
+from sim.invariants import Violation
+from sim.store import ON_DUTY, Tables
+from sim.world import World
+
+_ROUNDING = 1e-6
+
+
+class FleetChecker:
+    """Raises `Violation`."""
+
+    def __init__(self, world: World, tables: Tables, config: BossConfig) -> None:
+        self.world = world
+        self.tables = tables
+        self.lease_s = config.lease_s
+        self.most = {pool.name: max(pool.minimum, pool.maximum) for pool in config.pools}
+        self.least = {pool.name: pool.minimum for pool in config.pools}
+        self.leases: dict[str, float] = {}
+        """Until when a worker may believe that it is counted on: what the boss answered."""
+
+        self.hearing_since: dict[str, float] = {}
+        """Since when a boss has a connection over which it could hear."""
+
+    # --- workers ---------------------------------------------------------------------------------
+
+    def on_lease(self, worker: str, sent_at: float) -> None:
+        """The boss answered the heartbeat that was sent then."""
+        self.leases[worker] = max(self.leases.get(worker, 0.0), sent_at + self.lease_s)
+
+    def on_dead(self, worker: str) -> None:
+        """Nobody holds that lease any more."""
+        self.leases.pop(worker, None)
+
+    def on_hearing(self, boss: str) -> None:
+        """The boss found the broker."""
+        self.hearing_since[boss] = self.world.now
+
+    def on_worker_row(self, boss: str, row: WorkerRow) -> None:
+        """A worker that may believe in its lease is not given up."""
+        left_s = self.leases.get(row.worker, 0.0) - self.world.now
+        if row.state == "lost" and left_s > _ROUNDING:
+            raise Violation("lease", f"{boss} gives {row.worker} up, whose lease lives for {left_s:.3f} s more")
+        heard_s = self.world.now - self.hearing_since.get(boss, self.world.now)
+        if row.state == "lost" and heard_s < self.lease_s - _ROUNDING:
+            raise Violation("patience", f"{boss} gives {row.worker} up after it could hear for {heard_s:.3f} s")
+
+    # --- VMs -------------------------------------------------------------------------------------
+
+    def on_vm_rows(self, boss: str) -> None:
+        """VM rows changed: never more than a pool's maximum."""
+        counts = Counter(row.pool for row in self.tables.vms.values() if row.state != "gone")
+        for pool, count in counts.items():
+            if count > self.most.get(pool, 0):
+                raise Violation("maximum", f"{boss} has {count} VMs of {pool}, of {self.most.get(pool, 0)} at most")
+
+    def on_start_vm(self, boss: str, vm_no: int) -> None:
+        """The cloud is asked for a VM."""
+        if vm_no not in self.tables.vms:
+            raise Violation("intent", f"{boss} asks for VM {vm_no}, whose intent is not committed")
+
+    def on_end_vm(self, boss: str, vm_no: int) -> None:
+        """The cloud is asked to end a VM: it was given up in a row, and nothing that counts runs there."""
+        row = self.tables.vms.get(vm_no)
+        if row is None or row.state not in ("ending", "gone"):
+            state = "unknown" if row is None else row.state
+            raise Violation("no-harm", f"{boss} ends VM {vm_no}, which is {state}")
+        if self._may_be_harmed(row):
+            return
+        for key, attempt in self.tables.attempts.items():
+            if attempt.worker == row.worker and attempt.state in (AttemptState.ASSIGNED, AttemptState.STARTED):
+                raise Violation("no-harm", f"{boss} ends VM {vm_no} ({row.reason}), which runs attempt {key}")
+
+    def _may_be_harmed(self, row: VmRow) -> bool:
+        worker = self.tables.workers.get(row.worker)
+        return worker is None or worker.state not in ON_DUTY or "person" in row.reason
+
+    # --- in the end ------------------------------------------------------------------------------
+
+    def not_at_the_floor(self, cloud: Cloud) -> list[str]:
+        """Why the fleet is not as small as it may be, or the cloud has something that nobody owns."""
+        left = []
+        rows = {row.vm_no: row for row in self.tables.vms.values() if row.state != "gone"}
+        counts = Counter(row.pool for row in rows.values() if not row.keep_alive)
+        for pool, count in counts.items():
+            if count > self.least.get(pool, 0):
+                left.append(f"pool {pool} has {count} VMs, its floor is {self.least.get(pool, 0)}")
+        left += [
+            f"{cloud_id} exists, and no row owns it (intent {vm_no})"
+            for cloud_id, (vm_no, _) in cloud.living.items()
+            if vm_no not in rows
+        ]
+        return left

@@ -1,0 +1,45 @@
+"""What a boss may still remember once everything has ended: only what waits. Looks into the core, at rest."""
+
+from __future__ import annotations
+
+from boss.core.boss import Boss
+
+ALARMS_EACH = 20
+"""Alarms that may be set for each worker, VM and run that a core knows."""
+ALARMS_ALWAYS = 100
+
+
+def sizes(core: Boss) -> dict[str, int]:
+    """How much of each kind a core holds."""
+    return {
+        "nodes": len(core.book.graph.nodes),
+        "runs": len(core.book.runs),
+        "attempts": len(core.attempts.active),
+        "promotions": len(core.attempts.promoting),
+        "workers": len(core.fleet.workers),
+        "VMs": len(core.vms.alive),
+        "clients": len(core.clients),
+        "sessions": len(core.sessions.open),
+        "hellos": len(core.sessions._pending),
+        "pushes": len(core.pushes._open),
+        "push tokens": len(core.pushes._by_token),
+        "push answers": len(core.pushes._answers),
+        "requests": len(core.requests._waiting),
+        "request answers": len(core.requests._answers),
+        "kinds of task": len(core.runtimes._samples),
+        "watched runs": len(core.watchers._watching),
+        "told runs": len(core.watchers._told_at),
+        "alarms": len(core._timers._heap),
+    }
+
+
+def not_forgotten(core: Boss, living: set[str]) -> list[str]:
+    """What it should have forgotten. `living`: the worker processes there are."""
+    held = sizes(core)
+    left = [f"{held[kind]} {kind}" for kind in ("promotions", "push tokens", "requests") if held[kind]]
+    left += [f"worker {name}, which is gone" for name in core.fleet.workers if name not in living]
+    left += [f"what {worker.name} held" for worker in core.fleet.workers.values() if worker.held]
+    most = ALARMS_ALWAYS + ALARMS_EACH * (held["workers"] + held["VMs"] + held["runs"])
+    if held["alarms"] > most:
+        left.append(f"{held['alarms']} alarms, more than {most}")
+    return left

@@ -1,0 +1,130 @@
+"""What crosses the network and what does not: inputs that many tasks share, requirements that are not there, disks that
+are too small, turns to be waited for. A real sshd, behind a proxy that counts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cutting_proxy import CuttingProxy
+from doors import Doors, ended
+from services import Daemon, wait_until
+from sshd import Sshd
+
+from datastore.keys import public_line
+from ecloud.datastores import boss_key
+
+SIZE = 5_000_000
+SLACK = 1_000_000
+"""Bytes of handshakes, questions and answers."""
+
+
+class Far:
+    """A cluster whose datastore is behind an sshd and a proxy."""
+
+    def __init__(self, doors: Doors, root: Path, proxy: CuttingProxy) -> None:
+        self.doors, self.root, self.proxy = doors, root, proxy
+
+
+@pytest.fixture
+def far(own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Iterator[Far]:
+    yield from made(own_sshd, daemons, tmp_path, workers=1)
+
+
+@pytest.fixture
+def far_of_five(own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Iterator[Far]:
+    yield from made(own_sshd, daemons, tmp_path, workers=5)
+
+
+def made(own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path, workers: int) -> Iterator[Far]:
+    """With one lane for all workers."""
+    pools = [{"name": "local", "cloud": "local", "minimum": workers, "maximum": workers, "cpus": 4}]
+    daemon = daemons(POOLS=pools, TRANSFER_LANES=1, HEARTBEAT_S=0.5).start()
+    with own_sshd.authorized_keys.open("a") as file:
+        file.write(public_line(boss_key(daemon.home)) + "\n")
+    root = tmp_path / "root"
+    root.mkdir()
+    with CuttingProxy(own_sshd.port) as proxy:
+        doors = Doors(tmp_path / "place", daemon)
+        doors.admin("set_datastore", str(own_sshd.address(root, proxy.port)))
+        yield Far(doors, root, proxy)
+
+
+def test_an_input_of_a_hundred_tasks_leaves_the_datastore_once_for_their_worker(far: Far) -> None:
+    (far.root / "input").write_bytes(os.urandom(SIZE))
+    tasks = [{"id": f"t{i}", "commands": "wc -c < in", "requirements": [["input", "in"]]} for i in range(100)]
+    before = far.proxy.passed
+    assert "100 succeeded" in far.doors.push(far.doors.write("t.json", tasks), "--wait").out
+    assert SIZE <= far.proxy.passed - before < SIZE + SLACK
+    details = [far.doors.admin("show_task", f"t{i}", "--json").json["attempts"][0] for i in (0, 99)]
+    assert [detail["fetch_bytes"] for detail in details] == [SIZE, SIZE]
+    assert details[1]["cached_bytes"] == SIZE
+    shown = far.doors.admin("show_task", "t99").out
+    assert "fetching 5 MB in" in shown
+    assert "5 MB of it were there already" in shown
+    (transfer,) = far.doors.admin("status", "--json").json["transfers"]
+    (worker,) = far.doors.admin("show_workers", "--json").json
+    assert transfer["worker"] == worker["worker"], "nobody waits: it keeps its lane"
+    assert "1 worker moves files over SSH now" in far.doors.admin("status").out
+
+
+def test_a_missing_requirement_fails_at_once_and_names_who_should_have_made_it(far: Far) -> None:
+    (far.root / "there").write_bytes(os.urandom(SIZE))
+    tasks = [
+        {"id": "make", "commands": "mkdir out; touch out/a", "results": [["out", "made"]]},
+        {"id": "use", "commands": "true", "dependencies": ["make"], "requirements": ["there", "made/b"]},
+        {"id": "lone", "commands": "true", "requirements": ["nowhere"]},
+    ]
+    before = far.proxy.passed
+    far.doors.push(far.doors.write("t.json", tasks))
+    assert ended(far.doors, "t") == {"make": "succeeded", "use": "failed", "lone": "failed"}
+    assert far.proxy.passed - before < SIZE, "what is there is not fetched for nothing"
+    failed = far.doors.admin("show_failed").out.replace("\n", " ")
+    assert "requirement made/b is not in the datastore; task make (succeeded) should have made it" in failed
+    assert "requirement nowhere is not in the datastore; no task of its run makes it" in failed
+    assert "task make (succeeded) should have made it" in far.doors.admin("why", "use").out.replace("\n", " ")
+    what_does_not_fit_on_the_disk_is_given_back_without_blame(far)
+
+
+def what_does_not_fit_on_the_disk_is_given_back_without_blame(far: Far) -> None:
+    with (far.root / "huge").open("wb") as file:
+        file.truncate(10**13)
+    task = {"id": "t", "commands": "true", "requirements": ["huge"], "retries": 0}
+    far.doors.push(far.doors.write("big.json", [task]))
+    wait_until(lambda: "no room for its requirements" in far.doors.admin("why", "t", "--all").out, 60, "why tells")
+    assert far.doors.admin("show_task", "t", "--json").json["retries_used"] == 0
+    (far.root / "huge").unlink()
+    (far.root / "huge").write_text("small now")
+    assert ended(far.doors, "big") == {"t": "succeeded"}
+
+
+def test_workers_take_turns_so_that_none_is_turned_away(far_of_five: Far, own_sshd: Sshd) -> None:
+    far = far_of_five
+    wait_until(lambda: len(far.doors.admin("show_workers", "--json").json) == 5, what="all workers are there")
+    (far.root / "input").write_bytes(os.urandom(SIZE))
+    tasks = [
+        {
+            "id": f"t{i}",
+            "commands": "cat in > out; echo $ECLOUD_WORKER > who",
+            "requirements": [["input", "in"]],
+            "results": [["out", f"out{i}"], ["who", f"who{i}"]],
+            "resources": {"cpus": 4},
+        }
+        for i in range(10)
+    ]
+    # It takes in the boss and one more at once; set_datastore alone, which asks for all its keys, would be too much.
+    own_sshd.stop()
+    own_sshd.config.write_text(re.sub("MaxStartups .*", "MaxStartups 2:100:2", own_sshd.config.read_text()))
+    own_sshd.start()
+    before = far.proxy.passed
+    far.doors.push(far.doors.write("t.json", tasks))
+    assert set(ended(far.doors, "t").values()) == {"succeeded"}
+    assert {(far.root / f"out{i}").stat().st_size for i in range(10)} == {SIZE}
+    workers = {(far.root / f"who{i}").read_text() for i in range(10)}
+    assert len(workers) == 5, "each had its turn"
+    moved = far.proxy.passed - before
+    assert moved < (len(workers) + len(tasks)) * SIZE + 4 * SLACK, "each worker fetched the input once"
+    assert "MaxStartups" not in (own_sshd.directory / "log").read_text(), "the sshd turned somebody away"

@@ -1,0 +1,191 @@
+"""A worker's cache of what it fetched over SSH, from a real sshd, with the bytes on the line counted."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cutting_proxy import CuttingProxy
+from sshd import Sshd
+
+from datastore.port import Entry
+from datastore.ssh import SshDatastore
+from worker.cache import Cache, key_of
+
+SIZE = 3_000_000
+KEPT = 100_000
+"""Bytes that are worth keeping."""
+SLACK = 300_000
+"""Bytes of handshakes and questions."""
+
+
+class Bench:
+    """A datastore behind a counting proxy, and a worker's cache."""
+
+    def __init__(self, directory: Path, store: SshDatastore, boss: SshDatastore, proxy: CuttingProxy) -> None:
+        self.directory = directory
+        self.root = directory / "root"
+        self.boss = boss
+        self.store = store
+        self.proxy = proxy
+        self.cache = self.opened()
+
+    def opened(self, limit_bytes: int = 100_000_000) -> Cache:
+        """As a process of the worker finds it."""
+        self.cache = Cache(self.directory / "cache")
+        self.cache.limit_bytes = limit_bytes
+        return self.cache
+
+    def put(self, name: str, data: bytes) -> None:
+        """As a result that the boss published: with its hash."""
+        local = self.directory / "local"
+        local.write_bytes(data)
+        self.boss.put(local, name)
+
+    def entries(self, name: str) -> list[Entry]:
+        (top,) = self.store.stat([name])
+        assert top is not None
+        return [top, *self.store.listing(name, recursive=True)] if top.kind == "directory" else [top]
+
+    def fetch(self, name: str, to: str) -> int:
+        """As a task; the bytes that were moved for it."""
+        entries, target = self.entries(name), self.directory / to
+        key = key_of("here", entries)
+        return self.cache.fetch(key, entries, target, lambda path: self.store.fetch(name, path))
+
+    def read(self, to: str) -> bytes:
+        return (self.directory / to).read_bytes()
+
+
+@pytest.fixture
+def bench(sshd: Sshd, tmp_path: Path) -> Iterator[Bench]:
+    (tmp_path / "root").mkdir()
+    with CuttingProxy(sshd.port) as proxy:
+        store = sshd.worker(tmp_path / "root", "w1", port=proxy.port)
+        yield Bench(tmp_path, store, sshd.boss(tmp_path / "root"), proxy)
+        store.close()
+
+
+def test_what_a_hundred_tasks_ask_for_crosses_the_network_once(bench: Bench) -> None:
+    data = os.urandom(SIZE)
+    bench.put("input", data)
+    with ThreadPoolExecutor(4) as pool:
+        moved = list(pool.map(lambda number: bench.fetch("input", f"copy-{number}"), range(100)))
+    assert sorted(moved)[-2:] == [0, SIZE]
+    assert SIZE <= bench.proxy.passed < SIZE + SLACK
+    assert all(bench.read(f"copy-{number}") == data for number in range(100))
+    inodes = {(bench.directory / f"copy-{number}").stat().st_ino for number in range(100)}
+    assert len(inodes) == 100, "each task has a file of its own"
+
+
+def test_a_task_may_change_what_it_fetched(bench: Bench) -> None:
+    bench.put("input", b"as it was" * KEPT)
+    bench.fetch("input", "mine")
+    (bench.directory / "mine").write_bytes(b"spoilt")
+    assert bench.fetch("input", "other") == 0
+    assert bench.read("other") == b"as it was" * KEPT
+
+
+def test_it_survives_the_worker_and_is_looked_at_before_it_is_believed(bench: Bench) -> None:
+    data = os.urandom(SIZE)
+    bench.put("input", data)
+    bench.fetch("input", "first")
+    bench.opened()
+    assert bench.cache.used_bytes == SIZE
+    assert bench.fetch("input", "second") == 0
+    (kept,) = (bench.directory / "cache").glob("s-*/it")
+    kept.write_bytes(bytes(SIZE))  # as after a crash: the right size, not the right content
+    (bench.directory / "cache" / "new-p-half").mkdir()
+    bench.opened()
+    assert not (bench.directory / "cache" / "new-p-half").exists(), "what was half fetched is dropped"
+    assert bench.fetch("input", "third") == SIZE
+    assert bench.read("third") == data
+
+
+def test_what_was_replaced_is_fetched_anew_and_the_same_content_is_not(bench: Bench) -> None:
+    bench.put("input", b"1" * KEPT)
+    bench.put("twin", b"1" * KEPT)
+    assert bench.fetch("input", "a") == KEPT
+    assert bench.fetch("twin", "b") == 0, "the same content under another name"
+    bench.put("input", b"2" * KEPT)
+    assert bench.fetch("input", "c") == KEPT
+    assert bench.read("c") == b"2" * KEPT
+
+
+def test_a_file_without_a_known_hash_is_told_by_path_size_and_time(bench: Bench) -> None:
+    path = bench.root / "input"
+    path.write_bytes(b"h" * KEPT)
+    os.utime(path, (1_000_000, 1_000_000))
+    path.chmod(0o640)
+    assert bench.fetch("input", "a") == KEPT
+    assert bench.fetch("input", "b") == 0
+    assert (bench.directory / "b").stat().st_mtime == 1_000_000
+    assert (bench.directory / "b").stat().st_mode & 0o777 == 0o640
+    path.write_bytes(b"a" * KEPT)
+    assert bench.fetch("input", "c") == KEPT
+
+
+def test_directories_are_kept_whole(bench: Bench) -> None:
+    inside = bench.root / "made" / "deep"
+    inside.mkdir(parents=True)
+    for number in range(20):
+        (inside / f"f{number}").write_text(f"{number:10000}")
+    os.symlink("f1", inside / "link")
+    first = bench.fetch("made", "a")
+    assert first > 0
+    assert bench.fetch("made", "b") == 0
+    assert os.readlink(bench.directory / "b" / "deep" / "link") == "f1"
+    assert (bench.directory / "b" / "deep" / "f7").read_text().strip() == "7"
+    (inside / "f7").write_text("seven")
+    assert bench.fetch("made", "c") > 0
+    assert (bench.directory / "c" / "deep" / "f7").read_text() == "seven"
+
+
+def test_the_least_recently_used_goes_first_and_the_limit_is_kept(bench: Bench) -> None:
+    for name in "abcd":
+        bench.put(name, name.encode() * KEPT)
+    bench.opened(limit_bytes=3 * KEPT + 1)
+    for name in "abc":
+        assert bench.fetch(name, f"1{name}") == KEPT
+    assert bench.fetch("a", "2a") == 0
+    assert bench.fetch("d", "1d") == KEPT
+    assert bench.cache.used_bytes <= 3 * KEPT + 1
+    bench.opened(limit_bytes=3 * KEPT + 1)
+    assert bench.fetch("a", "3a") == 0
+    assert bench.fetch("b", "2b") == KEPT, "it was used before all others"
+    bench.put("much", bytes(5 * KEPT))
+    assert bench.fetch("much", "m") == 5 * KEPT
+    assert bench.fetch("much", "n") == 5 * KEPT, "what is larger than the limit goes past it"
+    bench.put("little", b"x")
+    assert [bench.fetch("little", "l1"), bench.fetch("little", "l2")] == [1, 1], "what is small is not worth keeping"
+    bench.opened(limit_bytes=0)
+    assert bench.fetch("a", "4a") == KEPT, "0 is off"
+    bench.cache.shrink()
+    assert bench.cache.used_bytes == 0
+
+
+def test_who_waits_for_a_transfer_that_fails_tries_by_itself(bench: Bench) -> None:
+    bench.put("input", b"data" * KEPT)
+    entries = bench.entries("input")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fails(path: Path) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        raise OSError("cut")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(bench.cache.fetch, "s-1", entries, bench.directory / "a", fails)
+        assert begun.wait(30)
+        second = pool.submit(
+            bench.cache.fetch, "s-1", entries, bench.directory / "b", lambda path: bench.store.fetch("input", path)
+        )
+        go_on.set()
+        assert isinstance(first.exception(30), OSError)
+        assert second.result(30) == 4 * KEPT
+    assert bench.read("b") == b"data" * KEPT
+    assert not (bench.directory / "a").exists()

@@ -1,0 +1,320 @@
+"""What a worker holds: the queue, what runs, resources, init tasks, and outcomes until they are answered. Owns no
+clock, file or process, and nothing of the conversation: it speaks through `say`, which its owner gives it.
+
+What it says of an attempt is true when it is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from ecloud import wire
+from ecloud.tasks import Cause, Outcome, Resources
+from ecloud.wire import AttemptName, AttemptOrder, HeldAttempt
+from worker.events import StartAttempt, StopAttempt, WorkerConfig, WorkerEffects
+
+FLUSH_COUNT = 64
+"""Outcomes that are said at once (facts: one outcome a message costs almost half of the speed)."""
+FLUSH_S = 0.02
+"""Longest time an outcome waits for others, while something runs or waits. What began later than this before a flush
+is said with the next one: of most short tasks the boss hears only that they ended."""
+_ROUNDING = 1e-6
+
+FLUSH_BUSY_S = 0.05
+"""The same while at least `FLUSH_COUNT` attempts wait here: then nobody is short of work, and fewer, fuller messages
+cost boss and database half as much."""
+
+Key = tuple[int, int]
+
+
+class Running(msgspec.Struct, eq=False):
+    """An attempt that was started here. `said`: whether the boss was told."""
+
+    order: AttemptOrder
+    gpus: tuple[int, ...]
+    started_at: float
+    said: bool = False
+    stopping: bool = False
+
+
+class Ended(msgspec.Struct, eq=False):
+    """An outcome that the boss has not answered, and when it was last said."""
+
+    outcome: Outcome
+    size: int
+    said_at: float = 0.0
+
+
+class Attempts:
+    """Everything held by one worker process. `effects`: what is to be carried out; its owner takes it."""
+
+    def __init__(self, config: WorkerConfig, say: Callable[[wire.Message], None]) -> None:
+        self.config = config
+        self.queue: dict[Key, AttemptOrder] = {}
+        self.running: dict[Key, Running] = {}
+        self.ended: dict[Key, Ended] = {}
+        self.inits: dict[int, str] = {}
+        self.free: Resources = dict(config.resources)
+        self.free_gpus = list(config.gpus)
+        self.effects = WorkerEffects()
+        self.starts_changed = False
+        self.flush_at: float | None = None
+        self._say = say
+        self._queued_without_cpus = 0
+        self._unsaid: dict[Key, Ended] = {}
+        for outcome in config.spooled:
+            self._keep(outcome)
+
+    @property
+    def inventory(self) -> tuple[HeldAttempt, ...]:
+        """Everything held here."""
+        return (
+            *(HeldAttempt(*key, "queued") for key in self.queue),
+            *(HeldAttempt(*key, "running") for key in self.running),
+            *(HeldAttempt(*key, "ended") for key in self.ended),
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs or waits to."""
+        return not self.queue and not self.running
+
+    # --- orders and facts --------------------------------------------------------------------------
+
+    def on_start_tasks(self, orders: Iterable[AttemptOrder], takes: bool) -> None:
+        """Queue these; what is held already is ordered in vain. `takes`: whether anything new is taken."""
+        back: list[Key] = []
+        for order in orders:
+            key = (order.task_no, order.number)
+            if key in self.queue or key in self.running or key in self.ended:
+                continue
+            if not takes or not self._fits(order.asks, self.config.resources):
+                back.append(key)
+                continue
+            self.queue[key] = order
+            self._queued_without_cpus += not _asks_cpus(order)
+            self.starts_changed = True
+            if order.init:
+                self.inits[order.task_no] = "queued"
+        if back:
+            self._say_returned(back, "" if takes else wire.DRAINING)
+
+    def start(self, now: float) -> None:
+        """Start the first in the queue that fit, in order."""
+        if not self.starts_changed or not self.queue:
+            return
+        self.starts_changed = False
+        unready: list[Key] = []
+        for key in tuple(self.queue):
+            order = self.queue[key]
+            if self.free.get("cpus", 0.0) <= _ROUNDING:
+                if not self._queued_without_cpus:
+                    break  # a long queue is not looked through for each task that ends
+                if _asks_cpus(order):
+                    continue
+            ready = self._init_stands(order)
+            if ready is False:
+                unready.append(key)
+            elif ready and self._fits(order.asks, self.free):
+                self._start_one(key, order, now)
+        if unready:
+            self.give_back(unready, "init")
+
+    def _init_stands(self, order: AttemptOrder) -> bool | None:
+        """Whether what must go before it has succeeded here: True, None (not yet), False (it failed, or is not known
+        here)."""
+        if order.init:
+            busy = any(running.order.init and running.order.run_no == order.run_no for running in self.running.values())
+            return None if busy else True
+        states = [self.inits.get(task_no, "unknown") for task_no in order.after_init]
+        if any(state in ("failed", "unknown") for state in states):
+            return False
+        return None if any(state != "succeeded" for state in states) else True
+
+    def _start_one(self, key: Key, order: AttemptOrder, now: float) -> None:
+        self._unqueue(key)
+        for name, amount in order.asks.items():
+            self.free[name] = self.free.get(name, 0.0) - amount
+        wanted = int(order.asks.get("gpus", 0))
+        gpus = tuple(self.free_gpus[:wanted])
+        del self.free_gpus[:wanted]
+        self.running[key] = Running(order, gpus, now)
+        if order.init:
+            self.inits[order.task_no] = "running"
+        self.effects.starts.append(StartAttempt(order, gpus if self.config.gpus else None))
+        if self.flush_at is None:
+            self.flush_at = now + self._flush_s
+
+    def _unqueue(self, key: Key) -> AttemptOrder:
+        order = self.queue.pop(key)
+        self._queued_without_cpus -= not _asks_cpus(order)
+        return order
+
+    @staticmethod
+    def _fits(asks: Resources, offers: Resources) -> bool:
+        return all(offers.get(name, 0.0) + _ROUNDING >= amount for name, amount in asks.items())
+
+    def _release(self, key: Key) -> Running | None:
+        running = self.running.pop(key, None)
+        if running is None:
+            return None
+        for name, amount in running.order.asks.items():
+            self.free[name] += amount
+        self.free_gpus = sorted([*self.free_gpus, *running.gpus])
+        if not self.running:
+            self.free = dict(self.config.resources)
+        self.starts_changed = True
+        return running
+
+    def on_ended(self, outcome: Outcome) -> None:
+        """Nothing of it runs any more: keep its outcome until it is answered."""
+        key = (outcome.task_no, outcome.number)
+        running = self._release(key)
+        if running is None:
+            return
+        self.effects.spool.append(outcome)
+        self._keep(outcome)
+        if running.order.init:
+            succeeded = outcome.cause is Cause.SUCCESS
+            self.inits[outcome.task_no] = "succeeded" if succeeded else "failed"
+            if not succeeded:
+                run_no = running.order.run_no
+                self.give_back([other for other, order in self.queue.items() if order.run_no == run_no], "init")
+
+    def _keep(self, outcome: Outcome) -> None:
+        size = 300 + len(outcome.stdout) + len(outcome.stderr) + len(outcome.command) + 150 * len(outcome.manifest)
+        key = (outcome.task_no, outcome.number)
+        self.ended[key] = self._unsaid[key] = Ended(outcome, size)
+
+    def on_returned(self, key: Key, reason: str) -> None:
+        """It could not be run here: its resources are free again, and the boss hears why."""
+        running = self._release(key)
+        if running is not None:
+            if running.order.init:
+                self.inits.pop(key[0], None)
+            self._say_returned([key], reason)
+
+    def on_stored(self, names: Iterable[AttemptName]) -> None:
+        """The boss has these outcomes."""
+        for name in names:
+            key = (name.task_no, name.number)
+            self._unsaid.pop(key, None)
+            if self.ended.pop(key, None) is not None:
+                self.effects.forget.append(key)
+
+    def on_stop(self, names: Iterable[AttemptName], grace_s: float, reason: str) -> None:
+        """End what runs of these, give back what waits."""
+        self.give_back([(name.task_no, name.number) for name in names], "")
+        for name in names:
+            running = self.running.get((name.task_no, name.number))
+            if running is not None and not running.stopping:
+                running.stopping = True
+                self.effects.stops.append(StopAttempt(name.task_no, name.number, grace_s, reason))
+
+    def give_back(self, keys: Iterable[Key], reason: str) -> None:
+        """Give back what waits of these."""
+        back = [key for key in keys if key in self.queue]
+        for key in back:
+            order = self._unqueue(key)
+            if order.init:
+                self.inits.pop(order.task_no, None)
+        if back:
+            self._say_returned(back, reason)
+
+    def give_back_queue(self) -> None:
+        """Give back everything that waits here."""
+        self.give_back(list(self.queue), "")
+
+    def _say_returned(self, keys: Sequence[Key], reason: str) -> None:
+        for start in range(0, len(keys), wire.BATCH_COUNT):
+            names = tuple(AttemptName(*key) for key in keys[start : start + wire.BATCH_COUNT])
+            self._say(wire.TasksReturned(names, reason))
+
+    # --- saying -------------------------------------------------------------------------------------
+
+    def on_session(self, now: float) -> None:
+        """A new session hears every outcome again; what runs is told by the inventory of its first heartbeat."""
+        self._unsaid = dict(self.ended)
+        for running in self.running.values():
+            running.said = True
+        if self.ended:
+            self.flush_at = now
+
+    def repeat(self, older_s: float, now: float) -> None:
+        """Say again what was said longer ago than that, and was not answered."""
+        for key, ended in self.ended.items():
+            if key not in self._unsaid and now - ended.said_at >= older_s:
+                self._unsaid[key] = ended
+                self.flush_at = now
+
+    @property
+    def _flush_s(self) -> float:
+        return FLUSH_S if len(self.queue) < FLUSH_COUNT else FLUSH_BUSY_S
+
+    def flush(self, now: float, in_session: bool) -> None:
+        """Say what started and what ended, in batches; soon, not at once, so that there are batches."""
+        if not in_session:
+            self.flush_at = None
+            return
+        unsaid = self._unsaid
+        idle = self.is_idle
+        due = self.flush_at is not None and now >= self.flush_at
+        if not (due or len(unsaid) >= FLUSH_COUNT or (unsaid and idle)):
+            if unsaid and self.flush_at is None:
+                self.flush_at = now + self._flush_s
+            return
+        self.flush_at = None
+        self._say_started(now)
+        self._unsaid = {}
+        self._say_ended(unsaid.values(), now)
+
+    def _say_started(self, now: float) -> None:
+        started = []
+        for key, running in self.running.items():
+            if running.said:
+                continue
+            if now < running.started_at + FLUSH_S:
+                self.flush_at = min(self.flush_at or math.inf, running.started_at + self._flush_s)
+                continue
+            running.said = True
+            started.append(wire.StartedAttempt(*key, now - running.started_at))
+        if started:
+            self._say(wire.TasksStarted(tuple(started)))
+
+    def _say_ended(self, unsaid: Iterable[Ended], now: float) -> None:
+        batch: list[Outcome] = []
+        size = 0
+        for ended in unsaid:
+            if batch and (len(batch) >= wire.BATCH_COUNT or size + ended.size > wire.BATCH_BYTES):
+                self._say(wire.TasksEnded(tuple(batch)))
+                batch, size = [], 0
+            batch.append(ended.outcome)
+            size += ended.size
+            ended.said_at = now
+        if batch:
+            self._say(wire.TasksEnded(tuple(batch)))
+
+    def check(self) -> None:
+        """Invariants: an attempt is in one place; resources add up; GPUs are given once."""
+        places = [*self.queue, *self.running, *self.ended]
+        assert len(places) == len(set(places)), "an attempt is in two places"
+        assert self._unsaid.keys() <= self.ended.keys(), "what was answered waits to be said"
+        assert self._queued_without_cpus == sum(not _asks_cpus(order) for order in self.queue.values())
+        taken: Resources = {}
+        gpus = list(self.free_gpus)
+        for running in self.running.values():
+            gpus += running.gpus
+            for name, amount in running.order.asks.items():
+                taken[name] = taken.get(name, 0.0) + amount
+        assert sorted(gpus) == sorted(self.config.gpus), "a GPU is lost or given twice"
+        for name, amount in taken.items():
+            assert amount <= self.config.resources.get(name, 0.0) + 0.001, f"more {name} taken than there are"
+        for name, amount in self.config.resources.items():
+            assert abs(self.free[name] + taken.get(name, 0.0) - amount) < 0.001, f"{name} does not add up"
+
+
+def _asks_cpus(order: AttemptOrder) -> bool:
+    return order.asks.get("cpus", 0.0) > 0
