@@ -57,7 +57,7 @@ STOP_GRACE_S = 10.0
 RETRY_BACKOFF_S = 1.0
 # How long a VM may idle before it is ended.
 IDLE_VM_S = 60.0
-# VM-hours in any 24 hours after which none is started by itself any more; 0: no limit. What a person asks for is started.
+# VM-hours in any 24 hours after which none is started by itself; 0: no limit. What a person asks for is started.
 VM_HOURS_PER_DAY = 0.0
 # How long a worker that the boss started goes on without any boss before it leaves.
 BOSS_GONE_EXIT_S = 3600.0

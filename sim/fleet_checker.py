@@ -88,17 +88,20 @@ class FleetChecker:
 
     # --- in the end ------------------------------------------------------------------------------
 
-    def not_at_the_floor(self, cloud: Cloud) -> list[str]:
-        """Why the fleet is not as small as it may be, or the cloud has something that nobody owns."""
+    def not_at_the_floor(self) -> list[str]:
+        """Why the fleet is not as small as it may be."""
         left = []
-        rows = {row.vm_no: row for row in self.tables.vms.values() if row.state != "gone"}
-        counts = Counter(row.pool for row in rows.values() if not row.keep_alive)
+        counts = Counter(row.pool for row in self.tables.vms.values() if row.state != "gone" and not row.keep_alive)
         for pool, count in counts.items():
             if count > self.least.get(pool, 0):
                 left.append(f"pool {pool} has {count} VMs, its floor is {self.least.get(pool, 0)}")
-        left += [
+        return left
+
+    def not_owned(self, cloud: Cloud) -> list[str]:
+        """What the cloud has of ours that no row owns."""
+        rows = {row.vm_no for row in self.tables.vms.values() if row.state != "gone"}
+        return [
             f"{cloud_id} exists, and no row owns it (intent {vm_no})"
             for cloud_id, (vm_no, _) in cloud.living.items()
             if vm_no not in rows
         ]
-        return left

@@ -34,11 +34,11 @@ INVARIANTS: dict[str, str] = {
     # Machines
     "intent": "no VM is asked for without a committed intent",
     "maximum": "there are never more VMs of a pool than its maximum allows",
-    "owned": "every VM that exists is owned by a row that is not gone, or is being ended",
+    "owned": "after the faults heal every VM that exists is owned by a row that is not gone",
     "no-harm": "no VM is ended that runs work, but by a person's word or once it was given up",
     # At last
     "settles": "after the faults heal everything ends: tasks, wishes, spools, stages",
-    "floor": "after the faults heal the fleet is back at its floor, and the cloud has no VM of ours besides",
+    "floor": "after the faults heal the fleet is back at its floor",
     "memory": "after the faults heal the boss holds in memory only what waits",
 }
 

@@ -418,7 +418,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "adoption": Mutant(
         "adoption: a VM whose answer got lost is not recognised in the cloud's list",
-        ("floor",),
+        ("owned", "floor"),
         ((Vms, "on_listed", _adopts_none),),
         faults.Faults(boss_death=0.06),
     ),

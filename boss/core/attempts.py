@@ -402,6 +402,8 @@ class Attempts:
         """The task, if this attempt is the one that counts for it; it is assigned no more."""
         node = self._book.graph.nodes.get(attempt.task_no)
         if node is None or node.assigned != attempt.number:
+            if node is not None:
+                self._book.write(node)  # with its count of attempts: a later boss must not give the same number again
             return None
         node.assigned = 0
         return node

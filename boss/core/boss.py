@@ -349,6 +349,7 @@ class Boss:
                 self._outbox.writes.dropped_runs.append(run_no)
                 self.book.forget_run(run_no)
                 self.runtimes.forget_run(run_no)
+                self.watchers.forget_run(run_no)
 
     def _forget_silent_clients(self, now: float) -> None:
         self._timers.set(now + self.config.lease_s, self._forget_silent_clients)

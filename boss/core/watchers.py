@@ -39,6 +39,11 @@ class Watchers:
             if not self._watching[run_no]:
                 del self._watching[run_no]
 
+    def forget_run(self, run_no: int) -> None:
+        """The run is archived: nobody is told of it any more."""
+        self._watching.pop(run_no, None)
+        self._told_at.pop(run_no, None)
+
     def tell(self, now: float) -> None:
         """At the end of a batch: tell of runs that changed, unless they were told of a moment ago."""
         later = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from boss_script import BossScript, Peer, task
+from worker_script import WorkerScript
 
 from boss.core.effects import PromoteFiles, SelectTasks
 from boss.core.events import DatastoreFailed, FilesPromoted
@@ -13,7 +14,7 @@ from ecloud.tasks import Cause, Condition, Dependency, ManifestEntry, Outcome, R
 from ecloud.wire import Envelope
 from sim.store import Store
 from worker.core import WorkerCore
-from worker.events import ConnectionFound, MessageArrived, WorkerConfig
+from worker.events import ConnectionFound, ConnectionLost, MessageArrived, WorkerConfig
 
 FILE = (ManifestEntry("x", 1, "aa"),)
 
@@ -145,3 +146,32 @@ def test_a_deposed_boss_has_no_say_in_a_session_with_the_one_that_leads() -> Non
     assert core.session == "s"
     core.handle([MessageArrived(Envelope(1, "w1", "s", 0, refused, 7))], 0.3)
     assert core.session == ""
+
+
+def test_a_worker_whose_lease_ended_gives_back_what_waited_there() -> None:
+    """It slept; meanwhile others were given what waited. A new session alone does not make it start that."""
+    script = WorkerScript(cpus=1).on_duty()
+    script.orders(1, 2).forget_all()
+    script.core.handle([ConnectionLost()], script.now)
+    script.now += 1000.0
+    script.core.handle([ConnectionFound()], script.now)
+    hello = script.core._nonce
+    welcome = wire.Welcome(hello, "later", 5.0, 60.0)
+    said = script.core.handle(
+        [MessageArrived(Envelope(1, script.core.config.peer, "later", 0, welcome, 9))], script.now
+    )
+    returned = [envelope.message for envelope in said.says if isinstance(envelope.message, wire.TasksReturned)]
+    assert [[name.task_no for name in message.attempts] for message in returned] == [[2]]
+    assert not said.starts
+
+
+def test_a_retry_does_not_wait_for_the_clock_of_another_boss() -> None:
+    script = BossScript(retry_backoff_s=1.0)
+    w1 = script.worker("w1")
+    script.push("r", task("a", retries=Retries(1)))
+    script.ended(w1, "a", cause=Cause.EXIT, error="no")
+    script.now -= 7200.0
+    script.start()
+    script.worker("w1")
+    script.wait(90.0)
+    assert script.store.attempts[(script.names["a"], 2)]

@@ -96,7 +96,7 @@ def test_a_worker_that_obeys_an_order_twice_is_found(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(WorkerCore, "_on_message", gullible)
     wrong = first_wrong(range(1, 51))
     assert wrong is not None
-    assert "twice" in wrong.problem
+    assert "twice" in wrong.problem or "[fenced]" in wrong.problem
 
 
 def test_a_boss_that_answers_outcomes_it_did_not_record_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
