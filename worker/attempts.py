@@ -23,9 +23,12 @@ FLUSH_S = 0.02
 is said with the next one: of most short tasks the boss hears only that they ended."""
 _ROUNDING = 1e-6
 
-FLUSH_BUSY_S = 0.05
-"""The same while at least `FLUSH_COUNT` attempts wait here: then nobody is short of work, and fewer, fuller messages
-cost boss and database half as much."""
+FLUSH_BUSY_COUNT = 192
+FLUSH_BUSY_S = 0.15
+"""The same while at least so many attempts wait here: then nobody is short of work, and fewer, fuller messages cost
+boss and database half as much."""
+SHORT_S = 1.0
+"""An attempt that ran shorter may be written together with others."""
 
 Key = tuple[int, int]
 
@@ -65,6 +68,8 @@ class Attempts:
         self._say = say
         self._queued_without_cpus = 0
         self._unsaid: dict[Key, Ended] = {}
+        self._unspooled: list[Outcome] = []
+        """Short ones that ended since the last flush: written together, before they are said."""
         for outcome in config.spooled:
             self._keep(outcome)
 
@@ -175,7 +180,9 @@ class Attempts:
         running = self._release(key)
         if running is None:
             return
-        self.effects.spool.append(outcome)
+        # What took long is on disk at once; of many short ones, what a death within a moment would cost is as little.
+        waits = self._is_busy and outcome.run_s < SHORT_S
+        (self._unspooled if waits else self.effects.spool).append(outcome)
         self._keep(outcome)
         if running.order.init:
             succeeded = outcome.cause is Cause.SUCCESS
@@ -251,22 +258,34 @@ class Attempts:
                 self.flush_at = now
 
     @property
+    def _is_busy(self) -> bool:
+        return len(self.queue) >= FLUSH_BUSY_COUNT
+
+    @property
     def _flush_s(self) -> float:
-        return FLUSH_S if len(self.queue) < FLUSH_COUNT else FLUSH_BUSY_S
+        return FLUSH_BUSY_S if self._is_busy else FLUSH_S
+
+    def _spool(self) -> None:
+        if self._unspooled:
+            self.effects.spool.extend(self._unspooled)
+            self._unspooled = []
 
     def flush(self, now: float, in_session: bool) -> None:
         """Say what started and what ended, in batches; soon, not at once, so that there are batches."""
         if not in_session:
             self.flush_at = None
+            self._spool()
             return
         unsaid = self._unsaid
         idle = self.is_idle
         due = self.flush_at is not None and now >= self.flush_at
-        if not (due or len(unsaid) >= FLUSH_COUNT or (unsaid and idle)):
+        enough = FLUSH_BUSY_COUNT if self._is_busy else FLUSH_COUNT
+        if not (due or len(unsaid) >= enough or (unsaid and idle)):
             if unsaid and self.flush_at is None:
                 self.flush_at = now + self._flush_s
             return
         self.flush_at = None
+        self._spool()
         self._say_started(now)
         self._unsaid = {}
         self._say_ended(unsaid.values(), now)

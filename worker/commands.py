@@ -17,7 +17,7 @@ SHOWN_CHARS = 200
 LAST_LINES = 3
 
 
-def shell_argv(shell: str, body: TaskBody, control: Path) -> list[str]:
+def shell_argv(shell: str, body: TaskBody, control: str) -> list[str]:
     """What to run. One command goes as it is; of several, each notes its number in `control` before it runs.
 
     All run in one shell, so that `cd` and `export` carry over; the first that fails ends it. Raises `OSError`.
@@ -27,34 +27,34 @@ def shell_argv(shell: str, body: TaskBody, control: Path) -> list[str]:
         script = commands[0] if commands else ":"
     else:
         lines = []
-        note = shlex.quote(str(control) + ".step")
+        note = shlex.quote(control + ".step")
         for number, command in enumerate(commands, 1):
             lines.append(f"echo {number} > {note}")
             lines.append(f"eval {shlex.quote(command)} || exit $?")
         script = "\n".join(lines)
     if len(script) * 4 > MAX_ARGUMENT_BYTES and len(script.encode()) > MAX_ARGUMENT_BYTES:
-        path = control.with_name(control.name + ".script")
+        path = Path(control + ".script")
         path.write_text(script)
         return [shell, str(path)]
     return [shell, "-c", script]
 
 
-def failed_step(body: TaskBody, control: Path) -> int:
+def failed_step(body: TaskBody, control: str) -> int:
     """Which command was the last to begin: 1-based."""
     if len(body.commands) <= 1:
         return 1
     try:
-        return int(control.with_name(control.name + ".step").read_text())
+        return int(Path(control + ".step").read_text())
     except (OSError, ValueError):
         return 1
 
 
-def forget_control(body: TaskBody, control: Path) -> None:
+def forget_control(body: TaskBody, control: str) -> None:
     """Remove what `shell_argv` left."""
     if len(body.commands) > 1 or sum(map(len, body.commands)) * 4 > MAX_ARGUMENT_BYTES:
         for ending in (".step", ".script"):
             with contextlib.suppress(OSError):
-                control.with_name(control.name + ending).unlink(missing_ok=True)
+                Path(control + ending).unlink(missing_ok=True)
 
 
 def outcome_of(finished: Finished, body: TaskBody, tails: dict[str, Tail], step: int, stop_reason: str) -> Outcome:

@@ -36,7 +36,7 @@ _SECRETS = ("ECLOUD_SETTINGS", "ECLOUD_HOME", "ECLOUD_ACCESS")
 class Job:
     """One attempt under way."""
 
-    def __init__(self, order: StartAttempt, directory: Path, control: Path) -> None:
+    def __init__(self, order: StartAttempt, directory: Path, control: str) -> None:
         body = order.order.body
         assert body is not None
         self.order = order.order
@@ -80,13 +80,13 @@ class Jobs:
         self._later = later
         self._at = at
         self._keep_dirs = keep_dirs
-        self._base_env = _inherited()
-        self._base_env["ECLOUD_WORKER"] = peer
-        self._base_env["ECLOUD_WORKER_DIR"] = str(home.shared)
+        inherited = {**_inherited(), "ECLOUD_WORKER": peer, "ECLOUD_WORKER_DIR": str(home.shared)}
+        self._base_env = _encoded(inherited)  # once: for a short task the names of its environment cost as much as it
         self.shell = "/bin/sh"
         self.stop_grace_s = 10.0
         self.under_way: dict[Key, Job] = {}
         self.events: list[Event] = []
+        self._control = str(home.control)
         self._used: list[tuple[Path, str]] = []
 
     # --- orders -------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ class Jobs:
         except OSError as error:
             self._impossible((order.task_no, order.number), f"no working directory can be made: {error.strerror}")
             return
-        job = Job(start, directory, self._home.control / f"{order.task_no}-{order.number}")
+        job = Job(start, directory, f"{self._control}/{order.task_no}-{order.number}")
         self.under_way[job.key] = job
         if job.body.requirements:
             job.began_at = time.monotonic()
@@ -150,18 +150,17 @@ class Jobs:
         except ValueError as error:
             self._end(job, self._bare(job, Cause.EXIT, f"its commands can't be run: {error}"))
 
-    def _environment(self, job: Job) -> dict[str, str]:
+    def _environment(self, job: Job) -> dict[bytes, bytes]:
         order = job.order
-        env = {
-            **self._base_env,
+        own = {
             **job.body.env,
             "ECLOUD_TASK": job.body.id,
             "ECLOUD_RUN": order.run,
             "ECLOUD_ATTEMPT": str(order.number),
         }
         if job.gpus is not None:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.gpus))
-        return env
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.gpus))
+        return {**self._base_env, **_encoded(own)}
 
     def finished(self, finished: Finished, process: Process) -> None:
         """Its processes are gone: stage the results, or end."""
@@ -240,6 +239,10 @@ class Jobs:
                 self._directories.give_back(directory, keep_as)
             except OSError as error:
                 log.warning("working directory %s is left: %s", directory, error)
+
+
+def _encoded(env: dict[str, str]) -> dict[bytes, bytes]:
+    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
 
 
 def _inherited() -> dict[str, str]:

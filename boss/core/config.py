@@ -46,7 +46,8 @@ class BossConfig(msgspec.Struct, frozen=True):
     """What they have before them together: who comes first gets its files rather than a share of a full line."""
     ahead_s: float = 0.25
     """Work queued at a worker beyond what runs there: covers round trip, flush and commit (facts: 256 short tasks)."""
-    ahead_max: int = 256
+    ahead_max: int = 512
+    """Attempts queued at a worker at most: twice what a busy one says in a message, so that it never runs dry."""
     watch_every_s: float = 0.25
     """Those who watch a run hear of it at most this often."""
     sweep_every_s: float = 600.0
