@@ -229,7 +229,7 @@ def test_a_large_task_is_not_starved_by_small_ones(script: BossScript) -> None:
 
 def test_short_tasks_are_queued_ahead_and_long_ones_are_not(script: BossScript) -> None:
     w1 = script.worker("w1", cpus=2)
-    script.push("short", *(task(f"a{i}", runtime_s=0.001) for i in range(1000)))
+    script.push("short", *(task(f"a{i}", runtime_s=0.0001) for i in range(1000)))
     assert len(script.take(w1, wire.StartTasks).attempts) == 2 + script.config.ahead_max
     other = BossScript()
     w2 = other.worker("w2", cpus=2)
