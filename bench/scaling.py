@@ -13,6 +13,7 @@ import itertools
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ class Bench:
                 guest.free -= asked
                 guest.running += 1
                 started.append(wire.StartedAttempt(order.task_no, order.number, 0.0))
-                self._after(self._runtimes[self._ids[order.task_no]], lambda order=order: self._done(guest, order))  # type: ignore[misc]
+                self._after(self._runtimes[self._ids[order.task_no]], partial(self._done, guest, order))
         if started:
             self._from(guest, wire.TasksStarted(tuple(started)))
         elif guest.leaving and not guest.running and not guest.queue and not guest.gone:

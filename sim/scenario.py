@@ -6,6 +6,7 @@ Everything is drawn from the world's chance. Owns no time but that of its own wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -101,7 +102,7 @@ class Scenario:
         chance = world.random
         for number in range(chance.randint(*size.runs)):
             when = 0.0 if number == 0 else chance.uniform(0.0, size.troubled_s / 2)
-            world.after(when, lambda name=f"run{number}": self._push_first(name))  # type: ignore[misc]
+            world.after(when, partial(self._push_first, f"run{number}"))
         for _ in range(chance.randint(*size.wishes)):
             world.after(chance.uniform(1.0, size.troubled_s * 0.9), self._wish)
 

@@ -61,15 +61,18 @@ class Outlook:
         for group in self._book.ready.placeable():
             nodes = [node for node in islice(group.nodes, COUNTED_READY) if _waits(node)]
             count = len(nodes) + max(0, len(group.nodes) - COUNTED_READY)
+            if not count:
+                continue  # nothing of it waits: it says nothing of how long the others take
             task_s = self._mean_s(nodes)
             key = (-group.priority, group.shape)
             if key in counts:
                 before, before_s = counts[key]
-                known = task_s is not None and before_s is not None
-                task_s = (before * before_s + count * task_s) / (before + count) if known else None  # type: ignore[operator]
+                if task_s is not None and before_s is not None:
+                    task_s = (before * before_s + count * task_s) / (before + count)
+                else:
+                    task_s = None
                 count += before
-            if count:
-                counts[key] = (count, task_s)
+            counts[key] = (count, task_s)
         ordered = sorted(counts.items(), key=lambda item: item[0][0])
         return [Demand(shape, count, task_s) for (_, shape), (count, task_s) in ordered]
 
