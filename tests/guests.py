@@ -41,16 +41,14 @@ class Guest:
         place = self.root / "run/one-context"
         # As the real one does it: nothing is escaped, so a quote in a value would be executed.
         lines = "".join(f'export {name}="{value}"\n' for name, value in context.items())
-        (place / "one_env").write_text(lines)
+        _replace(place / "one_env", lines)
         if self.ssh_port:
             self._start_sshd(context.get("SSH_PUBLIC_KEY", ""))
         text = context.get("START_SCRIPT") or base64.b64decode(context.get("START_SCRIPT_BASE64", "")).decode()
         if not text:
             return
         script = place / "start_script"
-        script.unlink(missing_ok=True)
-        script.write_text(text)
-        script.chmod(0o700)
+        _replace(script, text, 0o700)
         by = "" if text.startswith("#!") else "bash "
         with (self.root / "journal").open("ab") as journal:
             process = subprocess.Popen(
@@ -170,3 +168,11 @@ class Guest:
                 raise AssertionError(f"processes of a guest can't be ended: {left}")
             time.sleep(0.02)
             number = signal.SIGKILL
+
+
+def _replace(path: Path, text: str, mode: int = 0o600) -> None:
+    """At once: a run of an earlier boot may be about to read it."""
+    made = path.with_suffix(".new")
+    made.write_text(text)
+    made.chmod(mode)
+    made.replace(path)

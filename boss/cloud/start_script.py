@@ -70,25 +70,22 @@ running() {  # whether the agent of this very boot order is alive
 units=no
 if [ -z "$root" ] && [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then units=yes; fi
 [ -n "${ECLOUD_COPIED_CODE:-}" ] || own
-# A second run must not race with the first: who makes the directory goes on.
-boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+# One run at a time looks whether there is an agent and starts it: who makes the directory. Named after this boot, so
+# that none of an earlier boot is in the way; one left behind by a run that was killed is so for a moment only.
+lock=$home/starting-$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+tries=0
+until mkdir "$lock" 2>/dev/null || [ "$tries" -ge 20 ]; do tries=$((tries + 1)); sleep 1; done
+trap 'rmdir "$lock" 2>/dev/null' EXIT
 if running; then say "the agent runs already"; exit 0; fi
-if ! mkdir "$home/starting-$boot" 2>/dev/null; then
-    # Left behind by a run that was killed? It takes a moment only.
-    sleep 3
-    if running; then say "the agent runs already"; exit 0; fi
-fi
 code=$root${ECLOUD_COPIED_CODE:-${ECLOUD_CODE:-/opt/ecloud}}
 if [ ! -r "$code/worker/start.sh" ]; then
     say "there is no ECLOUD in $code of this image: use an image that has it, or one that the boss reaches by SSH"
-    rmdir "$home/starting-$boot"
     exit 1
 fi
 decode "${ECLOUD_ACCESS_BASE64:-}" >"$home/access.new" && mv "$home/access.new" "$home/access"
 decode "${ECLOUD_OPTIONS_BASE64:-}" >"$home/options.new" && mv "$home/options.new" "$home/options"
 if [ ! -s "$home/access" ]; then
     say "the context holds no access file: was it changed by hand?"
-    rmdir "$home/starting-$boot"
     exit 1
 fi
 cat >"$home/agent" <<END
@@ -130,8 +127,10 @@ else
     nohup env -i PATH="$PATH" LANG="${LANG:-C}" $session "$home/agent" </dev/null >>"$home/agent.log" 2>&1 &
     echo $! >"$home/agent.pid"
     result=0
+    # Until the new process is what it will be: the next run knows it by its command line.
+    tries=0
+    until running || [ "$tries" -ge 10 ]; do tries=$((tries + 1)); sleep 1; done
 fi
-rmdir "$home/starting-$boot"
 if [ "$result" = 0 ]; then say "started the agent"; else say "the agent can't be started"; fi
 exit "$result"
 """

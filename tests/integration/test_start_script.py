@@ -88,7 +88,11 @@ def test_a_changed_context_runs_the_script_again_and_starts_nothing(guest: Guest
 def test_two_runs_at_once_start_one_agent(guest: Guest) -> None:
     for _ in range(3):
         guest.boot(context())
-    wait_until(lambda: guest.start_log.count("the agent runs already") == 2, what="two runs that found the first's")
+    wait_until(
+        lambda: guest.start_log.count("the agent runs already") == 2,
+        deadline_s=60.0,
+        what="two runs that found the first's",
+    )
     agent(guest)
 
 
