@@ -60,13 +60,16 @@ class IdleVm(msgspec.Struct, frozen=True):
 
 class PoolNow(msgspec.Struct, frozen=True):
     """A pool as it stands. `alive`: VMs that are not gone; `may_start`: how many more its limits allow just now;
-    `closed`: why none may start, or empty; `boot_s`: the usual time from asking to a worker."""
+    `closed`: why none may start, or empty; `boot_s`: the usual time from asking to a worker;
+    `room`: what the cloud has room for, in words, where it says so; `room_bounds`: whether that allows no more."""
 
     config: PoolConfig
     alive: int = 0
     may_start: int = MOST_STARTS
     closed: str = ""
     boot_s: float = 0.0
+    room: str = ""
+    room_bounds: bool = False
 
 
 class Situation(msgspec.Struct, frozen=True):
@@ -76,6 +79,8 @@ class Situation(msgspec.Struct, frozen=True):
     rooms: Sequence[Room] = ()
     pools: Sequence[PoolNow] = ()
     idle: Sequence[IdleVm] = ()
+    notes: Sequence[str] = ()
+    """What is not asked for, and why: passed on into the plan."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -119,7 +124,7 @@ class _Planning:
         self._alive = {pool.config.name: pool.alive for pool in self._pools}
         self._left = {pool.config.name: pool.may_start for pool in self._pools}
         self._rooms = [Room(dict(r.free), r.capacity, r.until_s, r.pool) for r in situation.rooms]
-        self._plan = Plan()
+        self._plan = Plan(notes=list(situation.notes))
 
     def made(self) -> Plan:
         self._keep_minimum()
@@ -179,7 +184,8 @@ class _Planning:
         if left > 0 and self._alive[name] >= pool.config.maximum:
             self._note(f"pool {name} is at its maximum of {pool.config.maximum} VMs")
         elif left > 0:
-            self._note(f"no more VMs of pool {name} just now: its limit of starts under way is reached")
+            limit = f"no more VMs of pool {name} just now: its limit of starts under way is reached"
+            self._note(pool.room if pool.room_bounds else limit)
         return left
 
     def _worth(self, pool: PoolNow, demand: Demand) -> float:
