@@ -81,11 +81,12 @@ task_argument = click.argument("task", metavar="TASK")
 
 
 @action
-def start(as_json: bool) -> int:
+@click.option("--create", is_flag=True, help="Make the machines of BOSS_TEMPLATE, DATASTORE_TEMPLATE where none runs.")
+def start(create: bool, as_json: bool) -> int:
     """Start the boss in the background."""
     from ecloud import daemon
 
-    return daemon.start(as_json)
+    return daemon.start(create, as_json)
 
 
 @action
@@ -327,8 +328,16 @@ def drop_tasks(tasks: tuple[str, ...], run: str, state: str, label: str, yes: bo
 # --- workers ------------------------------------------------------------------------------------------
 
 
-@action
-@click.argument("n", type=click.IntRange(1), default=1)
+def number_of_workers(context: click.Context, param: click.Parameter, value: str) -> int:
+    """What is no number is named, also -1, which click would take for an option."""
+    if value.isdecimal() and int(value) >= 1:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is no number of workers: 1 or more", context, param)
+
+
+@main.command("instantiate_worker", context_settings={"ignore_unknown_options": True})
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
+@click.argument("n", default="1", callback=number_of_workers)
 @click.option("--pool", default="", metavar="P", help="From this pool [the first].")
 @click.option("--keep_alive", is_flag=True, help="They stay when idle.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -336,7 +345,9 @@ def instantiate_worker(n: int, pool: str, keep_alive: bool, yes: bool, as_json: 
     """Start N workers."""
     from ecloud import asking
 
-    if n > 20 and not yes and sys.stdin.isatty():
+    if n > 20 and not yes:
+        if not sys.stdin.isatty():
+            raise doors.Fault(f"{n} are many: say --yes where nobody can be asked")
         click.confirm(f"Start {n} VMs?", abort=True)
     return asking.ask("instantiate_worker", as_json, n=n, pool=pool or None, keep_alive=keep_alive)
 
@@ -412,7 +423,7 @@ def show_context(as_json: bool) -> int:
 @action
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 def drop_context(keys: tuple[str, ...], as_json: bool) -> int:
-    """Forget notes of the context [boss_address and datastore_address]."""
+    """Forget notes of the context [boss_address and the datastore: files are in the usual place from now on]."""
     from ecloud import asking
 
     return asking.ask("drop_context", as_json, keys=list(keys))

@@ -34,6 +34,9 @@ from ecloud import pushing
 @click.option("--skip_existing", is_flag=True, help="Tasks whose results all exist succeed at once.")
 @click.option("--create_ids", is_flag=True, help="Tasks without an id get one from their position.")
 @click.option("--create_workers", type=click.IntRange(1), metavar="N", help="Also start N workers.")
+@click.option(
+    "--vm_hours", type=click.FloatRange(0), metavar="H", help="Start no VM for it after H VM-hours; 0: no limit."
+)
 @click.option("--upload", metavar="DIR", help="First send all files below DIR to the datastore.")
 @click.option("--scale", type=float, metavar="X", help="WfFormat: sleep and write files of recorded time and size x X.")
 @click.option("--keep_dirs", is_flag=True, help="Keep the tasks' working directories.")
@@ -49,6 +52,7 @@ def main(
     skip_existing: bool,
     create_ids: bool,
     create_workers: int | None,
+    vm_hours: float | None,
     upload: str | None,
     scale: float | None,
     keep_dirs: bool,
@@ -75,6 +79,7 @@ def main(
             skip_existing=skip_existing,
             create_ids=create_ids,
             create_workers=create_workers,
+            vm_hours=vm_hours,
             upload=upload,
             scale=scale,
             keep_dirs=keep_dirs,

@@ -29,6 +29,8 @@ DATASTORE = ""
 #          "labels": [], "spillover": False, "template": ""}; cpus 0 and memory_mb 0 mean the machine's own.
 # VMs of an OpenNebula: {"name": "big", "cloud": "opennebula", "template": "worker", "maximum": 20, "cpus": 4,
 #          "memory_mb": 7500}; `template` is a template's name or id, cpus and memory_mb what one of its VMs can offer.
+# "code": "image": its image has this code in /opt/ecloud; "ssh": it has sshd and a Python of 3.10 or later, and the
+# boss brings the rest, as "ssh_user" ("root") at "ssh_port" (22).
 POOLS = ()
 
 # The OpenNebula of those pools: its XML-RPC address, e.g. "http://HOST:2633/RPC2", and a user that may use their
@@ -40,6 +42,15 @@ OPENNEBULA_PASSWORD = ""
 # what the environment says (https_proxy).
 OPENNEBULA_CA = ""
 OPENNEBULA_PROXY = ""
+
+# Templates of the machines that the cluster rests on, where these are VMs too: `admin.py start` finds the one VM of each
+# that runs and notes its address; `start --create` makes it where there is none. Nothing ever ends them.
+# The broker's machine, in place of BROKER_HOST.
+BOSS_TEMPLATE = ""
+# The datastore's, in place of DATASTORE; DATASTORE_AT is its address as for set_datastore, with * for the host:
+# "ecloud@*:/srv/ecloud".
+DATASTORE_TEMPLATE = ""
+DATASTORE_AT = ""
 
 # What runs the commands of a task.
 SHELL = "/bin/sh"
@@ -57,8 +68,27 @@ STOP_GRACE_S = 10.0
 RETRY_BACKOFF_S = 1.0
 # How long a VM may idle before it is ended.
 IDLE_VM_S = 60.0
+# What passes of itself, or is given up: how long a VM may take until its worker reports for duty; how long it may wait
+# at its cloud for a host or an address before it is withdrawn.
+VM_BOOT_S = 300.0
+VM_PENDING_S = 120.0
+# Where the answer to a start was lost: how long the cloud may still make that VM before another is asked for in its
+# place. Longer than OpenNebula is given for an answer (30 s) and for the list that tells (30 s).
+VM_UNANSWERED_S = 90.0
+# How long a VM that carries this cluster's id and belongs to nothing that the boss knows may run before it is ended.
+VM_ORPHAN_S = 120.0
+# How long `stop --vms` waits until the clouds' own lists are empty.
+END_VMS_S = 900.0
 # VM-hours in any 24 hours after which none is started by itself; 0: no limit. What a person asks for is started.
 VM_HOURS_PER_DAY = 0.0
+# VM-hours that the tasks of one run may take, after which none is started for its work; what runs goes on. `push_tasks.py
+# --vm_hours H` asks for another for its run. 0: no limit. docs/scaling.md says what counts.
+VM_HOURS_PER_RUN = 0.0
+# A shell command that tells a person of what only a person can mend: VMs that do not end, a pool whose boots fail, a
+# budget that is used up, a datastore that is long away. It gets the text on its standard input and in ECLOUD_TEXT, what
+# it is about in ECLOUD_CAUSE; at most once an hour for each cause; after 60 s it is killed.
+# E.g. "mail -s ecloud admin@example.org". Empty: `status`, `doctor` and the boss's log tell.
+HOOK_COMMAND = ""
 # How long a worker that the boss started goes on without any boss before it leaves.
 BOSS_GONE_EXIT_S = 3600.0
 
@@ -72,6 +102,8 @@ CACHE_MB = 10_000.0
 # Workers that move files over SSH at once; the others wait for their turn. Keep it below the MaxStartups of the
 # datastore's sshd (10 where nobody changed it).
 TRANSFER_LANES = 8
+# A connection to the datastore on which nothing has moved for so long is ended and made again.
+DATASTORE_STALL_S = 60.0
 # Runs that ended this many days ago are let go: "archive" keeps a line of counts, "drop" keeps nothing.
 KEEP_RUNS_DAYS = 30.0
 ON_OLD_RUNS = "archive"

@@ -32,7 +32,7 @@ def main() -> int:
     for name in options.names or MEASURES:
         began = time.monotonic()
         module = importlib.import_module(f"bench.{name}")
-        takes_profiles = options.profile is not None and name in ("throughput", "simulated", "push")
+        takes_profiles = options.profile is not None and name in ("throughput", "simulated", "push", "data")
         try:
             figures += module.measure(options.profile) if takes_profiles else module.measure()
         except NotInstalled as error:

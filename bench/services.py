@@ -119,7 +119,6 @@ class Services:
             f"HOME = {str(self.home.path)!r}\n"
             f"DATABASE_URL = {self.database_url!r}\n"
             f"BROKER_HOST = '127.0.0.1'\nBROKER_PORT = {self.address.port}\n"
-            f"DATASTORE = {str(self.directory / 'datastore')!r}\n"
             "POOLS = ({'name': 'local', 'cloud': 'local', 'minimum': 0, 'maximum': 0, 'cpus': 1},)\n"
         )
         process = self._start(self._python("boss"), "boss", {"ECLOUD_SETTINGS": str(settings)})
@@ -210,13 +209,18 @@ def _free_port() -> int:
 
 def cpu_s(process: subprocess.Popen[bytes]) -> float:
     """CPU seconds of a process, all its threads, without its children."""
-    fields = _stat(process)
+    return process_cpu_s(process.pid)
+
+
+def process_cpu_s(pid: int) -> float:
+    """The same by its number."""
+    fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def children_cpu_s(process: subprocess.Popen[bytes]) -> float:
     """CPU seconds of the children it has waited for."""
-    fields = _stat(process)
+    fields = _stat(process.pid)
     return (int(fields[13]) + int(fields[14])) / _TICKS
 
 
@@ -227,5 +231,5 @@ def machine_cpu_s() -> float:
     return (user + nice + system + irq + soft_irq + steal) / _TICKS
 
 
-def _stat(process: subprocess.Popen[bytes]) -> list[bytes]:
-    return Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()
+def _stat(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

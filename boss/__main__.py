@@ -20,18 +20,21 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
+import msgspec
 from sqlalchemy.engine import Engine
 
 from boss.calls import Calls
 from boss.cloud.provider import CredentialsWrong, Provider, TryLater
-from boss.clouds import open_clouds
+from boss.clouds import open_clouds, open_visitors
 from boss.core.config import BossConfig, PoolConfig
 from boss.core.events import Event
 from boss.embedded_broker import BrokerWontStart, EmbeddedBroker
+from boss.hook import Hook
 from boss.runtime import Clock, Runtime
 from boss.storage import Storage
 from boss.store import AnotherBossLeads, CommitRefused, Store, StoreAway
 from datastore.directory import DirectoryDatastore
+from datastore.keys import KeyToolFailed
 from datastore.port import DatastoreAway
 from ecloud.broker import BrokerAddress, external_broker
 from ecloud.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
@@ -47,7 +50,6 @@ LOGS_KEPT = 3
 BOOT_S = {"local": 1.0, "opennebula": 60.0}
 """How long a VM of a cloud is guessed to take until its worker reports, before any did."""
 WAIT_S = 2.0
-END_VMS_S = 15.0
 PR_SET_PDEATHSIG = 1
 _T = TypeVar("_T")
 
@@ -66,6 +68,7 @@ class CantStart(Exception):
 @click.option(
     "--local", "local_workers", type=click.IntRange(1), metavar="N", help="N workers on this machine, at most."
 )
+@click.option("--broker_host", metavar="HOST", help="The broker's machine [BROKER_HOST].")
 @click.option("--standby", is_flag=True, help="Where another boss leads: wait until it is gone.")
 @click.option("--end_vms", is_flag=True, help="End all VMs when told to stop.")
 @click.option("--keep_dirs", is_flag=True, hidden=True)
@@ -76,6 +79,7 @@ def main(
     home: str | None,
     datastore: str | None,
     local_workers: int | None,
+    broker_host: str | None,
     standby: bool,
     end_vms: bool,
     keep_dirs: bool,
@@ -86,7 +90,7 @@ def main(
     if tied:
         _die_with_parent()
     try:
-        overrides: dict[str, object] = {"home": home, "datastore": datastore}
+        overrides: dict[str, object] = {"home": home, "datastore": datastore, "broker_host": broker_host}
         if local_workers is not None:
             overrides["pools"] = default_pools(local_workers)
         if tied:
@@ -171,9 +175,13 @@ class Start:
         self._lead(store)
         snapshot = self._patiently(store.load)
         cluster_id = snapshot.cluster_id
-        address = self._start_broker()
+        address = self._start_broker(snapshot.context)
         storage = self._open_datastore(cluster_id, snapshot.context)
         pools = self._settings.all_pools
+        try:
+            public_key, visitors = open_visitors(self._settings, self._home, cluster_id)
+        except KeyToolFailed as error:
+            raise CantStart(f"the boss has no key for its VMs: {error}", 2) from None
         clouds = open_clouds(
             self._settings,
             self._home,
@@ -181,11 +189,13 @@ class Start:
             lambda key_name: self._access(cluster_id, address, secret, key_name),
             self._tied,
             self._keep_dirs,
+            public_key,
         )
         labels = {pool.name: pool.labels for pool in pools}
+        hook = Hook("" if self._tied else self._settings.hook_command, cluster_id)
 
         def make_calls(put: Callable[[Event], None]) -> Calls:
-            return Calls(storage, clouds, labels, put)
+            return Calls(storage, clouds, labels, put, hook, store.leads, visitors)
 
         write_access(self._home.client_access, self._access(cluster_id, address, secret, CLIENT_KEY_NAME))
         self._runtime = Runtime(
@@ -268,8 +278,14 @@ class Start:
             return False
         return not Path(f"/proc/{words[1]}").exists()
 
-    def _start_broker(self) -> BrokerAddress:
-        external = external_broker(self._settings)
+    def _start_broker(self, context: Mapping[str, str]) -> BrokerAddress:
+        settings = self._settings
+        if settings.boss_template and not settings.broker_host and not self._tied:
+            noted = context.get("boss_address", "")
+            if not noted:
+                raise CantStart("no boss_address is noted for the broker of BOSS_TEMPLATE: python admin.py start", 2)
+            settings = msgspec.structs.replace(settings, broker_host=noted)
+        external = external_broker(settings)
         if external is not None:
             return external
         self._embedded = EmbeddedBroker(self._home)
@@ -280,10 +296,8 @@ class Start:
 
     def _open_datastore(self, cluster_id: str, context: Mapping[str, str]) -> Storage:
         noted, host_key, python, gate = (context.get(name, "") for name in NOTES)
-        address = self._settings.datastore or noted or str(self._home.datastore)
-        if not is_ssh(address):
-            address = f"dir:{directory_of(address).absolute()}"
-        storage = Storage(self._home, cluster_id)
+        address = _whole(self._settings.datastore or noted or str(self._home.datastore))
+        storage = Storage(self._home, cluster_id, self._settings.datastore_stall_s)
         try:
             storage.use(address, *((host_key, python, gate) if address == noted else ("", "", "")))
         except (DatastoreAway, OSError) as error:
@@ -314,11 +328,21 @@ class Start:
             max_tasks_per_push=settings.max_tasks_per_push,
             keep_runs_s=settings.keep_runs_days * 86400.0,
             datastore=datastore,
+            usual_datastore=_whole(settings.datastore or str(self._home.datastore)),
             shell=settings.shell,
             pools=tuple(_pool(pool, settings) for pool in settings.all_pools),
-            worker_settings={"stop_grace_s": settings.stop_grace_s, "cache_mb": settings.cache_mb},
+            worker_settings={
+                "stop_grace_s": settings.stop_grace_s,
+                "cache_mb": settings.cache_mb,
+                "stall_s": settings.datastore_stall_s,
+            },
             transfer_lanes=settings.transfer_lanes,
             vm_hours_per_day=settings.vm_hours_per_day,
+            vm_hours_per_run=settings.vm_hours_per_run,
+            boot_deadline_s=settings.vm_boot_s,
+            pending_s=settings.vm_pending_s,
+            adoption_grace_s=settings.vm_unanswered_s,
+            orphan_grace_s=max(settings.vm_orphan_s, settings.lease_s),
             list_vms_every_s=min(10.0, 2 * settings.heartbeat_s),
             sweep_every_s=min(600.0, 10 * settings.lease_s),
         )
@@ -344,12 +368,13 @@ class Start:
     def _end_all(self, clouds: Mapping[str, Provider]) -> None:
         for cloud in {type(cloud): cloud for cloud in clouds.values()}.values():  # one finds the VMs of all its pools
             try:
-                left = cloud.end_all(END_VMS_S)
+                left = cloud.end_all(self._settings.end_vms_s)
             except (TryLater, CredentialsWrong) as error:
                 log.error("VMs may be left running: %s", error)
             else:
                 for vm in left:
-                    log.error("VM %s is left %s: it did not end in %.0f s", vm.cloud_id, vm.state.value, END_VMS_S)
+                    waited_s = self._settings.end_vms_s
+                    log.error("VM %s is left %s: it did not end in %.0f s", vm.cloud_id, vm.state.value, waited_s)
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
         """Again and again while the database is away, saying so once."""
@@ -369,6 +394,11 @@ class Start:
             time.sleep(WAIT_S)
 
 
+def _whole(address: str) -> str:
+    """An address as it is noted."""
+    return address if is_ssh(address) else f"dir:{directory_of(address).absolute()}"
+
+
 def _pool(pool: PoolSettings, settings: Settings) -> PoolConfig:
     return PoolConfig(
         pool.name,
@@ -379,6 +409,10 @@ def _pool(pool: PoolSettings, settings: Settings) -> PoolConfig:
         settings.idle_vm_s,
         pool.spillover,
         BOOT_S[pool.cloud],
+        cloud=pool.cloud,
+        tells_room=pool.cloud != "local",
+        visited=pool.cloud == "opennebula",
+        prepared=pool.code == "ssh",
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from boss.cloud.preparing import Visitor
 from boss.cloud.provider import (
     AskForLess,
     CredentialsWrong,
@@ -17,39 +19,55 @@ from boss.cloud.provider import (
     Provider,
     TryLater,
     Unanswered,
+    VmFound,
     VmOrder,
     VmState,
 )
 from boss.core.effects import (
+    AskRoom,
     Call,
     DropStages,
     EndVm,
     FindResults,
     ListStages,
     ListVms,
+    Promote,
     PromoteFiles,
     SignKey,
     StartVm,
+    TellPerson,
     UseDatastore,
+    VisitVm,
 )
 from boss.core.events import (
     DatastoreFailed,
     Event,
     FilesPromoted,
+    FreeSpaceSeen,
     KeySigned,
     ResultsFound,
+    RoomSeen,
     StagesListed,
     VmRefused,
     VmsListed,
     VmStarted,
 )
+from boss.hook import Hook
+from boss.statements import StoreAway
 from boss.storage import Storage
 from datastore.port import BadName, DatastoreAway, Entry, Promotion, Publisher
+from datastore.ssh import OverSsh
 
 log = logging.getLogger("boss")
 DATASTORE_THREADS = 4
 CLOUD_THREADS = 8
+VISIT_THREADS = 16
+"""Visits to VMs by SSH wait most of their time; each ends by itself within minutes. They have a pool of their own, so
+that no other call waits for them."""
+PROMOTED_AT_ONCE = 2_000
+"""Attempts in one call."""
 RETRY_S = 10.0
+TELL_EVERY_S = 600.0
 GIVEN_UP_S = 300.0
 _HEALTHY = (VmState.BOOTING, VmState.RUNNING, VmState.ENDING)
 """States of a VM about which there is nothing to say."""
@@ -64,29 +82,56 @@ class Calls:
         clouds: Mapping[str, Provider],
         labels: Mapping[str, tuple[str, ...]],
         put: Callable[[Event], None],
+        hook: Hook | None = None,
+        leads: Callable[[], bool] = lambda: True,
+        visitors: Mapping[str, Visitor] = {},
     ) -> None:
+        self._visitors = visitors
         self._storage = storage
+        self._leads = leads
+        self._hook = hook or Hook("")
         self._clouds = clouds
         self._labels = labels
         self._put = put
         self._datastore_pool = ThreadPoolExecutor(DATASTORE_THREADS, "datastore")
         self._cloud_pool = ThreadPoolExecutor(CLOUD_THREADS, "cloud")
+        self._visit_pool = ThreadPoolExecutor(VISIT_THREADS, "visit")
         self._lock = threading.Lock()
-        self._started: dict[tuple[str, str], int] = {}
-        """VMs that were started while a list was being made, which may lack them: pool and cloud id, and intent."""
-        self._listing: Counter[str] = Counter()
+        self._to_promote: deque[PromoteFiles] = deque()
+        self._promoting = False
+        self._starting: set[int] = set()
+        """Intents for which a call is under way or waits for its turn."""
+        self._started: dict[str, int] = {}
+        """VMs that were started while a list was being made, which may lack them: intents by cloud id."""
+        self._listing = 0
+        self._told_at = -TELL_EVERY_S
 
     def make(self, call: Call) -> None:
         """Hand a call to its pool."""
-        if isinstance(call, (StartVm, EndVm, ListVms)):
+        if isinstance(call, TellPerson):
+            self._hook.tell(call)
+        elif isinstance(call, VisitVm):
+            self._visit_pool.submit(self._safely, call, self._to_vm)
+        elif isinstance(call, (StartVm, EndVm, ListVms, AskRoom)):
+            if isinstance(call, StartVm):
+                with self._lock:
+                    self._starting.add(call.vm_no)
             self._cloud_pool.submit(self._safely, call, self._to_cloud)
+        elif isinstance(call, PromoteFiles):
+            self._to_promote.append(call)
+            with self._lock:
+                begins, self._promoting = not self._promoting, True
+            if begins:
+                self._datastore_pool.submit(self._promote_waiting)
         else:
             self._datastore_pool.submit(self._safely, call, self._to_datastore)
 
     def close(self) -> None:
         """Begin no call any more."""
+        self._hook.close()
         self._datastore_pool.shutdown(wait=False, cancel_futures=True)
         self._cloud_pool.shutdown(wait=False, cancel_futures=True)
+        self._visit_pool.shutdown(wait=False, cancel_futures=True)
 
     def _safely(self, call: Call, make: Callable[[Call], Event | None]) -> None:
         try:
@@ -96,11 +141,15 @@ class Calls:
             event = _unexpected(call, error)
         if event is not None:
             self._put(event)
+        if isinstance(call, StartVm):  # only now: until its answer is put, no list may say that none is under way
+            with self._lock:
+                self._starting.discard(call.vm_no)
 
     def _to_datastore(self, call: Call) -> Event | None:
         try:
             if isinstance(call, UseDatastore):
                 self._storage.use(call.address, call.host_key, call.python, call.gate)
+                self._look_at_free_space()
                 return None
             if isinstance(call, SignKey):
                 return KeySigned(call.worker, *self._storage.sign(call.worker, call.public_key))
@@ -113,6 +162,7 @@ class Calls:
                     call.token, frozenset(p for p, entry in zip(call.paths, found) if entry is not None)
                 )
             if isinstance(call, ListStages):
+                self._look_at_free_space()
                 return StagesListed(tuple(datastore.stages()))
             if isinstance(call, DropStages):
                 for stage in call.stages:
@@ -127,6 +177,25 @@ class Calls:
             return DatastoreFailed(call, str(error))
         return None
 
+    def _look_at_free_space(self) -> None:
+        """Seldom, and never by itself. A directory is asked by who wants to know."""
+        datastore = self._storage.publisher
+        if isinstance(datastore, OverSsh):
+            self._put(FreeSpaceSeen(str(datastore.address), datastore.free_mb()))
+
+    def _promote_waiting(self) -> None:
+        """One call at a time: what comes meanwhile goes with the next, so that fewer, fuller ones are made under load
+        (datastore and database are asked once for all of them)."""
+        while True:
+            promotions: list[Promote] = []
+            with self._lock:
+                while self._to_promote and len(promotions) < PROMOTED_AT_ONCE:
+                    promotions += self._to_promote.popleft().promotions
+                if not promotions:
+                    self._promoting = False
+                    return
+            self._safely(PromoteFiles(tuple(promotions)), self._to_datastore)
+
     def _promote(self, datastore: Publisher, call: PromoteFiles) -> Event:
         promotions = [
             Promotion(
@@ -140,30 +209,42 @@ class Calls:
             tuple((item.task_no, item.number, problem) for item, problem in zip(call.promotions, problems))
         )
 
+    def _to_vm(self, call: Call) -> Event | None:
+        assert isinstance(call, VisitVm)
+        visitor = self._visitors.get(call.pool)
+        try:
+            if visitor is None or not self._leads():
+                return None
+        except StoreAway:
+            return None  # the next list of the cloud leads there again
+        event = visitor.visit(call)
+        if event.visit.contact == "changed":
+            log.error("VM %s is refused: it shows another host key: %s", call.vm_no, event.visit.said)
+        elif event.visit.problem:
+            log.warning("VM %s at %s can't be prepared: %s", call.vm_no, call.address, event.visit.problem)
+        return event
+
     def _to_cloud(self, call: Call) -> Event | None:
-        assert isinstance(call, (StartVm, EndVm, ListVms))
+        assert isinstance(call, (StartVm, EndVm, ListVms, AskRoom))
         cloud = self._clouds.get(call.pool)
+        try:
+            # A call may have waited long for its turn: another boss may lead now, and knows better.
+            if not self._leads():
+                log.warning("no call to the cloud of pool %s any more: another boss leads", call.pool)
+                return None
+        except StoreAway as error:
+            return _not_asked(call, f"the database can't tell whether this boss still leads: {error}")
         if cloud is None:
             reason = f"no pool {call.pool} is set any more"
             return VmRefused(call.vm_no, reason, GIVEN_UP_S, "unset") if isinstance(call, StartVm) else None
         if isinstance(call, StartVm):
-            order = VmOrder(call.vm_no, call.pool, call.size, call.boot_nonce, self._labels.get(call.pool, ()))
-            try:
-                self._put_started(call, cloud.start(order))
-                return None
-            except Unanswered as error:  # its intent stays until the cloud's list has shown the VM, or long has not
-                log.warning("a VM of pool %s may have been started: %s", call.pool, error)
-                return None
-            except TryLater as error:
-                return VmRefused(call.vm_no, str(error), RETRY_S, "later")
-            except AskForLess as error:
-                return VmRefused(call.vm_no, str(error), RETRY_S, "less")
-            except GivePoolUp as error:
-                return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "pool")
-            except CredentialsWrong as error:
-                return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "credentials")
+            return self._start(call, cloud)
+        if isinstance(call, AskRoom):
+            return _ask_room(call, cloud)
         try:
             if isinstance(call, EndVm):
+                if call.why:
+                    log.warning("VM %s (%s) is ended: %s", call.vm_no, call.cloud_id, call.why)
                 cloud.end(call.cloud_id)
             else:
                 self._list(call, cloud)
@@ -171,36 +252,86 @@ class Calls:
             log.warning("pool %s: %s", call.pool, error)
         return None
 
+    def _start(self, call: StartVm, cloud: Provider) -> Event | None:
+        order = VmOrder(call.vm_no, call.pool, call.size, call.boot_nonce, self._labels.get(call.pool, ()))
+        try:
+            self._put_started(call, cloud.start(order))
+            return None
+        except Unanswered as error:  # its intent stays until the cloud's list has shown the VM, or long has not
+            log.warning("a VM of pool %s may have been started: %s", call.pool, error)
+            return None
+        except TryLater as error:
+            return VmRefused(call.vm_no, str(error), RETRY_S, "later")
+        except AskForLess as error:
+            return VmRefused(call.vm_no, str(error), RETRY_S, "less")
+        except GivePoolUp as error:
+            return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "pool")
+        except CredentialsWrong as error:
+            return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "credentials")
+
     def _put_started(self, call: StartVm, cloud_id: str) -> None:
         with self._lock:
-            if self._listing[call.pool]:
-                self._started[call.pool, cloud_id] = call.vm_no
+            if self._listing:
+                self._started[cloud_id] = call.vm_no
             self._put(VmStarted(call.vm_no, cloud_id))
 
     def _list(self, call: ListVms, cloud: Provider) -> None:
         """What the cloud says, and what was started while it said so: a VM that is missing in a list that is older than
         itself is not gone."""
         with self._lock:
-            self._listing[call.pool] += 1
+            self._listing += 1
+            starting = set(self._starting)
         found = None
         try:
-            found = cloud.list()
+            found = cloud.list(call.known)
         finally:
             with self._lock:
-                by_vm_no = {no: cloud_id for (pool, cloud_id), no in self._started.items() if pool == call.pool}
-                self._listing[call.pool] -= 1
-                if not self._listing[call.pool]:
-                    self._started = {key: no for key, no in self._started.items() if key[0] != call.pool}
+                by_vm_no = {vm_no: cloud_id for cloud_id, vm_no in self._started.items()}
+                self._listing -= 1
+                if not self._listing:
+                    self._started.clear()
                 if found is not None:
                     by_vm_no.update({vm.vm_no: vm.cloud_id for vm in found})
+                    alive = frozenset(by_vm_no.values()).union(vm.cloud_id for vm in found)
                     seen = {vm.vm_no: (vm.state.value, vm.text) for vm in found if vm.text or vm.state not in _HEALTHY}
-                    self._put(VmsListed(call.pool, frozenset(by_vm_no.values()), by_vm_no, seen))
+                    since = {vm.vm_no: vm.since for vm in found if vm.since > 0}
+                    starting |= self._starting
+                    running = {vm.vm_no: vm.address for vm in found if vm.address and vm.state is VmState.RUNNING}
+                    self._tell_of_hidden(call.pool, [vm for vm in found if vm.state is VmState.UNKNOWN and vm.text])
+                    self._put(VmsListed(call.pool, alive, by_vm_no, seen, since, frozenset(starting), running))
+
+    def _tell_of_hidden(self, pool: str, hidden: Sequence[VmFound]) -> None:
+        """What needs a person is said, but not with every list."""
+        if hidden and time.monotonic() - self._told_at > TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            log.error(
+                "pool %s: of %d VMs the cloud does not tell whether they run: %s", pool, len(hidden), hidden[0].text
+            )
+
+
+def _ask_room(call: AskRoom, cloud: Provider) -> Event:
+    """What can't be read bounds nothing: asking for a VM will tell."""
+    try:
+        room = cloud.room()
+    except (TryLater, CredentialsWrong, GivePoolUp) as error:
+        log.warning("pool %s does not say how many VMs it has room for: %s", call.pool, error)
+        return RoomSeen(call.pool, None)
+    return RoomSeen(call.pool, room.vms, room.reason)
+
+
+def _not_asked(call: Call, reason: str) -> Event | None:
+    log.warning("the cloud is not asked: %s", reason)
+    if isinstance(call, StartVm):
+        return VmRefused(call.vm_no, reason, RETRY_S)
+    return RoomSeen(call.pool, None) if isinstance(call, AskRoom) else None
 
 
 def _unexpected(call: Call, error: Exception) -> Event | None:
     text = f"{type(error).__name__}: {error}"
     if isinstance(call, StartVm):
         return VmRefused(call.vm_no, text, RETRY_S)
+    if isinstance(call, AskRoom):
+        return RoomSeen(call.pool, None)
     if isinstance(call, (PromoteFiles, FindResults)):
         return DatastoreFailed(call, text)
     return None

@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from boss.core.effects import SelectTasks
-from boss.core.rows import AttemptRow, PushAnswered, RunImage, RunRow, Snapshot, TaskRow, VmRow, WorkerRow
+from boss.core.rows import AttemptRow, BootRow, PushAnswered, RunImage, RunRow, Snapshot, TaskRow, VmRow, WorkerRow
 from boss.selecting import Found, choose
 from ecloud import schema
+from ecloud.causes import Visit
 from ecloud.tasks import (
     ATTEMPT_OVER,
     ENDED,
@@ -74,6 +75,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         workers=_workers(connection),
         vms=_vms(connection),
         past_vms=_past_vms(connection),
+        boots=_boots(connection),
         states=_counts(connection),
         context=context,
         revoked_keys={row.name for row in connection.execute(sa.select(schema.revoked_keys))},
@@ -309,6 +311,21 @@ def _vms(connection: Connection) -> list[VmRow]:
     vms = schema.vms
     query = sa.select(vms).where(vms.c.state != "gone").order_by(vms.c.vm_no)
     return [_vm(row) for row in connection.execute(query)]
+
+
+def _boots(connection: Connection) -> list[BootRow]:
+    boots, vms = schema.boots, schema.vms
+    query = sa.select(boots).join(vms, vms.c.vm_no == boots.c.vm_no).where(vms.c.state != "gone")
+    return [
+        BootRow(
+            vm_no=row.vm_no,
+            address=row.address,
+            host_key=row.host_key,
+            steps=msgspec.json.decode(row.steps),
+            visit=msgspec.json.decode(row.visit, type=Visit) if row.visit else None,
+        )
+        for row in connection.execute(query.order_by(boots.c.vm_no))
+    ]
 
 
 def _past_vms(connection: Connection) -> list[VmRow]:

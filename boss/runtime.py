@@ -21,8 +21,9 @@ import msgspec
 from boss.calls import Calls
 from boss.core.boss import Boss
 from boss.core.config import BossConfig
-from boss.core.effects import Effects, LoadRun, Read, Send
+from boss.core.effects import Call, Effects, LoadRun, PromoteFiles, Read, Send
 from boss.core.events import BrokerFound, BrokerLost, Event, MessageArrived, RunLoaded, TasksSelected
+from boss.core.manifests import declared_of
 from boss.embedded_broker import BrokerWontStart, EmbeddedBroker
 from boss.store import CommitRefused, Deposed, Store, StoreAway
 from ecloud import wire
@@ -163,7 +164,7 @@ class Runtime:
             self._commit(effects)
         self._publish(effects.sends)
         for call in effects.calls:
-            self._calls.make(call)
+            self._make(call)
         for read in effects.reads:
             self._carry_out(self._boss.handle([self._answer(read)], self._clock()))
 
@@ -200,6 +201,17 @@ class Runtime:
             except StoreAway as error:
                 log.error("waiting for the database: %s", error)
                 time.sleep(1.0)
+
+    def _make(self, call: Call) -> None:
+        """Nothing is published that its task does not declare."""
+        if isinstance(call, PromoteFiles):
+            task_nos = [item.task_no for item in call.promotions]
+            call, refused = declared_of(call, self._patiently(lambda: self._store.definitions(task_nos)))
+            if refused.results:
+                self._inbox.put(refused)
+            if not call.promotions:
+                return
+        self._calls.make(call)
 
     # --- speaking -----------------------------------------------------------------------------------
 

@@ -86,6 +86,11 @@ class Store:
             if connection.exec_driver_sql(self._sql(update), (self._epoch,)).rowcount != 1:
                 raise self._deposed()
 
+    def leads(self) -> bool:
+        """Whether this boss still leads. From any thread. Raises `StoreAway`."""
+        with transaction(self.engine, writes=False) as connection:
+            return bool(connection.exec_driver_sql("SELECT epoch FROM leader WHERE id = 1").scalar() == self._epoch)
+
     def resign(self) -> None:
         """The next boss need not wait. Raises `StoreAway`."""
         with transaction(self.engine) as connection:

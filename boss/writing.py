@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.engine import Connection
 
-from boss.core.rows import AttemptRow, PoolRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
+from boss.core.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
 from boss.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
 from ecloud.tasks import FAILURE_TAIL_BYTES, definition_json
 from ecloud.wire import MAX_NAME_CHARS
@@ -50,6 +50,7 @@ _VM_COLUMNS = (
     "vm_no", "pool", "state", "since", "size", "boot_nonce", "cloud_id", "worker", "keep_alive", "reason",
     "intended_at", "hello_at", "gone_at", "started_at", "first_task_at", "ending_at", "end_asked", "cause", "said",
 )  # fmt: skip
+_BOOT_COLUMNS = ("vm_no", "address", "host_key", "steps", "visit")
 _POOL_COLUMNS = ("pool", "closed", "since", "until", "boots", "boot_s_p50", "boot_s_p95")
 _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
@@ -74,6 +75,7 @@ class Writing:
         self._attempts(writes.attempts.values())
         self._workers(writes.workers.values())
         self._pools(writes.pools.values())
+        self._boots(writes.boots.values())
         self._small(writes)
         if writes.dropped_tasks or writes.dropped_runs:
             self._drop(writes)
@@ -151,6 +153,17 @@ class Writing:
             for row in pools
         ]  # fmt: skip
         write_many(self._connection, self._sql.upsert("pools", _POOL_COLUMNS, ("pool",)), rows)
+
+    def _boots(self, boots: Iterable[BootRow]) -> None:
+        text = self._sql.text
+        rows = [
+            (
+                row.vm_no, text(row.address), text(row.host_key), text(_json(row.steps)),
+                text(_json(row.visit)) if row.visit is not None else None,
+            )
+            for row in boots
+        ]  # fmt: skip
+        write_many(self._connection, self._sql.upsert("boots", _BOOT_COLUMNS, ("vm_no",)), rows)
 
     # --- what moves with every batch ---------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import select
+import struct
 import subprocess
 import tempfile
 import threading
@@ -41,21 +42,26 @@ class Lost(Exception):
         self.for_good = for_good
 
 
-class Connection:
-    """Starts `command` and speaks with the gate at its other end. Any thread may `ask`."""
+class Channel:
+    """Starts `command` and reads what it says in a thread of its own, until it ends or stalls.
+
+    Who speaks over it says how: `converse` reads without end, `waits` whether anything is awaited, `ended` tells all
+    that wait why it is over.
+    """
+
+    moved_bytes = 0
+    """Of all channels of this process, both ways: about, as threads may count at the same moment."""
 
     def __init__(self, command: list[str], where: str, stall_s: float) -> None:
         self.where = where
         self.stall_s = stall_s
-        self.hello: dict[str, Any] = {}
+        self.under_way = 0
+        """Bytes on their way, in both directions."""
+        self.lost: Lost | None = None
         self._errors = tempfile.TemporaryFile()
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[Future[Answer], int]] = deque()
-        self._under_way = 0
-        self._progress_s = time.monotonic()
         self._stalled = False
-        self._lost: Lost | None = None
-        self._greeted: Future[dict[str, Any]] = Future()
+        self.progressed()
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
@@ -73,83 +79,48 @@ class Connection:
         self._reader = threading.Thread(target=self._read_all, name="datastore", daemon=True)
         self._reader.start()
 
-    def greet(self) -> None:
-        """Wait for the gate's first frame. Raises `Lost`."""
-        self.hello = self._greeted.result()
-        if self.hello.get("gate") != VERSION:
-            found = self.hello.get("gate")
-            text = f"the gate of {self.where} is of version {found}, not {VERSION}: python admin.py set_datastore again"
-            self.close()
-            raise Lost(text, True)
+    def converse(self) -> None:
+        """Read, and answer who waits. Never returns; raises `EOFError`, `OSError`, `ValueError` at the end."""
+        raise NotImplementedError
+
+    def waits(self) -> bool:
+        """Whether silence is a stall."""
+        raise NotImplementedError
+
+    def ended(self, lost: Lost) -> None:
+        """Tell all that wait."""
+        raise NotImplementedError
 
     @property
     def is_alive(self) -> bool:
         """Whether it can be asked."""
-        return self._lost is None
+        return self.lost is None
 
-    def ask(self, request: dict[str, Any], body: bytes | memoryview = b"") -> Future[Answer]:
-        """Send a request; its answer will come, or `Lost`. Blocks while what is on its way fills the pipe."""
-        future: Future[Answer] = Future()
-        text = json.dumps(request, separators=(",", ":")).encode("ascii")
-        head = HEAD.pack(len(text), len(body)) + text
-        length = len(head) + len(body)
-        with self._lock:
-            if self._lost is not None:
-                future.set_exception(self._lost)
-                return future
-            if not self._waiting:
-                self._progress_s = time.monotonic()
-            self._waiting.append((future, length))
-            self._under_way += length
-            with suppress(OSError):  # the reader finds out why, and tells all that wait
-                if body and length <= SLICE:
-                    self._write(head + body)
-                else:
-                    self._write(head)
-                    self._write(body)
-        return future
+    def progressed(self) -> None:
+        """Something moved."""
+        self._progress_s = time.monotonic()
 
-    def _write(self, data: bytes | memoryview) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._in, view[:SLICE]) :]
-            self._progress_s = time.monotonic()
+    def write(self, *parts: bytes | memoryview) -> None:
+        """With the lock held. Blocks while the pipe is full."""
+        with suppress(OSError):  # the reader finds out why, and tells all that wait
+            for data in parts:
+                view = memoryview(data)
+                while view:
+                    count = os.write(self._in, view[:SLICE])
+                    view = view[count:]
+                    Channel.moved_bytes += count
+                    self.progressed()
 
     # --- the reader's thread ------------------------------------------------------------------------------
 
     def _read_all(self) -> None:
         try:
-            self._skip_greeting()
-            self._greeted.set_result(self._read_frame()[0])
-            frames: list[dict[str, Any]] = []
-            while True:
-                frame, body = self._read_frame()
-                if "busy" in frame:
-                    continue
-                frames.append(frame)
-                if "more" not in frame:
-                    with_length, length = self._waiting.popleft()
-                    self._under_way -= length
-                    with_length.set_result((frames, body))
-                    frames = []
-        except (EOFError, OSError, ValueError, IndexError):
+            self.converse()
+        except (EOFError, OSError, ValueError, LookupError, struct.error):
             self._end()
 
-    def _skip_greeting(self) -> None:
-        seen = b""
-        while not seen.endswith(MAGIC):
-            if len(seen) > GREETING_BYTES:
-                raise ValueError
-            # Byte by byte only until the mark has been seen.
-            seen += bytes(self._read(1))
-
-    def _read_frame(self) -> tuple[dict[str, Any], bytearray]:
-        length, body_length = HEAD.unpack(self._read(HEAD.size))
-        if length > MAX_JSON or body_length > MAX_BODY:
-            raise ValueError
-        return json.loads(self._read(length)), self._read(body_length)
-
-    def _read(self, length: int) -> bytearray:
+    def read(self, length: int) -> bytearray:
+        """So many bytes. Raises `EOFError`."""
         data = bytearray(length)
         view, poll = memoryview(data), select.poll()
         poll.register(self._out, select.POLLIN)
@@ -160,14 +131,14 @@ class Connection:
             count = os.readv(self._out, [view])
             if not count:
                 raise EOFError
-            self._progress_s = time.monotonic()
+            Channel.moved_bytes += count
+            self.progressed()
             view = view[count:]
         return data
 
     def _look_for_stall(self) -> None:
-        waits = self._waiting or not self._greeted.done()
         silent_s = time.monotonic() - self._progress_s
-        if waits and silent_s > self.stall_s + self._under_way / SLOWEST:
+        if self.waits() and silent_s > self.stall_s + self.under_way / SLOWEST:
             self._stalled = True
             self._process.kill()
 
@@ -175,18 +146,14 @@ class Connection:
         self._process.kill()
         with self._lock:
             self._process.wait()
-            self._lost = self._why()
-            waiting, self._waiting = self._waiting, deque()
+            self.lost = self._why()
             assert self._process.stdin is not None
             assert self._process.stdout is not None
             with suppress(OSError):
                 self._process.stdin.close()
             self._process.stdout.close()
             self._errors.close()
-        if not self._greeted.done():
-            self._greeted.set_exception(self._lost)
-        for future, _ in waiting:
-            future.set_exception(self._lost)
+        self.ended(self.lost)
 
     def _why(self) -> Lost:
         if self._stalled:
@@ -201,6 +168,91 @@ class Connection:
             self._reader.join()
 
 
+class Connection(Channel):
+    """Speaks with the gate at the other end of `command`. Any thread may `ask`."""
+
+    def __init__(self, command: list[str], where: str, stall_s: float) -> None:
+        self.hello: dict[str, Any] = {}
+        self._waiting: deque[tuple[Future[Answer], int]] = deque()
+        self._greeted: Future[dict[str, Any]] = Future()
+        super().__init__(command, where, stall_s)
+
+    def greet(self) -> None:
+        """Wait for the gate's first frame. Raises `Lost`."""
+        self.hello = self._greeted.result()
+        self.hello["ahead_s"] = float(self.hello.get("clock_s", time.time())) - time.time()
+        if self.hello.get("gate") != VERSION:
+            found = self.hello.get("gate")
+            text = f"the gate of {self.where} is of version {found}, not {VERSION}: python admin.py set_datastore again"
+            self.close()
+            raise Lost(text, True)
+
+    def ask(self, request: dict[str, Any], body: bytes | memoryview = b"") -> Future[Answer]:
+        """Send a request; its answer will come, or `Lost`. Blocks while what is on its way fills the pipe."""
+        future: Future[Answer] = Future()
+        text = json.dumps(request, separators=(",", ":")).encode("ascii")
+        head = HEAD.pack(len(text), len(body)) + text
+        length = len(head) + len(body)
+        with self._lock:
+            if self.lost is not None:
+                future.set_exception(self.lost)
+                return future
+            if not self._waiting:
+                self.progressed()
+            self._waiting.append((future, length))
+            self.under_way += length
+            if body and length <= SLICE:
+                self.write(head + body)
+            else:
+                self.write(head, body)
+        return future
+
+    # --- the reader's thread ------------------------------------------------------------------------------
+
+    def waits(self) -> bool:
+        """See `Channel`."""
+        return bool(self._waiting) or not self._greeted.done()
+
+    def converse(self) -> None:
+        """See `Channel`."""
+        self._skip_greeting()
+        self._greeted.set_result(self._read_frame()[0])
+        frames: list[dict[str, Any]] = []
+        while True:
+            frame, body = self._read_frame()
+            if "busy" in frame:
+                continue
+            frames.append(frame)
+            if "more" not in frame:
+                with_length, length = self._waiting.popleft()
+                self.under_way -= length
+                with_length.set_result((frames, body))
+                frames = []
+
+    def _skip_greeting(self) -> None:
+        seen = b""
+        while not seen.endswith(MAGIC):
+            if len(seen) > GREETING_BYTES:
+                raise ValueError
+            # Byte by byte only until the mark has been seen.
+            seen += bytes(self.read(1))
+
+    def _read_frame(self) -> tuple[dict[str, Any], bytearray]:
+        length, body_length = HEAD.unpack(self.read(HEAD.size))
+        if length > MAX_JSON or body_length > MAX_BODY:
+            raise ValueError
+        return json.loads(self.read(length)), self.read(body_length)
+
+    def ended(self, lost: Lost) -> None:
+        """See `Channel`."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, deque()
+        if not self._greeted.done():
+            self._greeted.set_exception(lost)
+        for future, _ in waiting:
+            future.set_exception(lost)
+
+
 def explain(where: str, told: str) -> Lost:
     """What `ssh` printed before it ended, as a reason."""
     lines = [line.strip() for line in told.splitlines() if line.strip()]
@@ -210,7 +262,7 @@ def explain(where: str, told: str) -> Lost:
         return Lost(
             f"REFUSED: the host key of {where} is not the one that was pinned ({offered} is offered now)."
             " Somebody may be in between, or the machine was installed anew."
-            " If you know that it was: python admin.py set_datastore again",
+            " If you know that it was: python admin.py set_datastore ADDRESS --new_host_key",
             for_good=True,
         )
     if ("Permission denied" in told and "publickey" in told) or "Too many authentication failures" in told:

@@ -1,9 +1,16 @@
-"""Files and directories from a gate to this machine: in ranges, many on their way at once, whole or not at all."""
+"""Files and directories from a gate to this machine: in ranges, many on their way at once, whole or not at all.
+
+A single file that was cut off stays beside its target as `.*.part`, named after the very file it is a part of: the next
+call for it goes on there, unless it was replaced meanwhile.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +25,7 @@ MANY_BYTES = 1 << 20
 MANY_FILES = 200
 TIMES = 5
 """How often to begin again where a file is replaced while it is read."""
+_ZEROS = bytes(PIECE)
 
 Row = list[Any]
 
@@ -30,40 +38,130 @@ def entry_of(name: str, row: Row) -> Entry:
 def fetch(link: Link, name: str, to: Path) -> int:
     """Copy to the new path `to`; the bytes copied. Raises what `port.Reader.fetch` does."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.blake2b(os.fsencode(to.name), digest_size=8).hexdigest()
-    aside = to.parent / f".{os.getpid()}-{digest}.part"
+    part = _Part(to)
     try:
         for _ in range(TIMES):
-            remove(aside)
             try:
-                copied = _Fetch(link, name, aside).run()
+                copied = _Fetch(link, name, part).run()
             except Again:
+                part.drop()
                 continue
             remove(to)
-            os.rename(aside, to)
+            os.rename(part.path, to)
+            part.drop()
             return copied
         raise DatastoreAway(f"{name} changed {TIMES} times while it was read")
-    except BaseException:
-        remove(aside)
+    except DatastoreAway:
+        part.keep()
         raise
+    except BaseException:
+        part.drop()
+        raise
+    finally:
+        part.close()
+
+
+class _Part:
+    """Where what arrives is put until it is whole: a new directory or link, or a file that may have begun earlier."""
+
+    def __init__(self, to: Path) -> None:
+        self._to = to
+        digest = hashlib.blake2b(os.fsencode(to.name), digest_size=8).hexdigest()
+        self._stem = f".{digest}-"
+        self.path = to.with_name(f"{self._stem}{os.getpid()}.part")
+        self._handle: int | None = None
+        remove(self.path)
+
+    def file(self, token: str, row: Row) -> int:
+        """A handle of the file that `token` means, opened for what is lacking. What another process writes just now is
+        left to it."""
+        self.drop()
+        self.path = self._to.with_name(f"{self._stem}{token}.part")
+        for path in self._to.parent.glob(f"{self._stem}*.part"):
+            if path != self.path and _is_nobodys(path):
+                remove(path)
+        self._handle = _locked(self.path)
+        if self._handle is None:
+            self.path = self._to.with_name(f"{self._stem}{token}-{os.getpid()}.part")
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        info = os.fstat(self._handle)
+        # After a crash of the machine a file may hold zeros where it never was written: only its sum would tell.
+        if info.st_size > row[1] or (info.st_ctime < _booted_s() and not row[4]):
+            os.ftruncate(self._handle, 0)
+        return os.dup(self._handle)
+
+    def keep(self) -> None:
+        """It goes on another time, where it is a file and anything of it is here."""
+        if self._handle is None or not os.fstat(self._handle).st_size:
+            self.drop()
+
+    def drop(self) -> None:
+        """Remove it."""
+        self.close()
+        remove(self.path)
+
+    def close(self) -> None:
+        """Whatever happened."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _locked(path: Path) -> int | None:
+    """A handle of the file, made where there is none; None where another has it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_nlink:  # else who had it has just finished it
+            return handle
+    except OSError:
+        pass
+    os.close(handle)
+    return None
+
+
+def _is_nobodys(path: Path) -> bool:
+    """Whether no process writes this part of a file now."""
+    with contextlib.suppress(OSError):
+        handle = _locked(path) if path.is_file() and not path.is_symlink() else None
+        if handle is not None:
+            os.close(handle)
+            return True
+    return False
+
+
+def _booted_s() -> float:
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class _File:
-    """A local file that is written from its start to its end, holes kept, hashed where there is a sum to compare."""
+    """A local file that is written from its start to its end, holes kept, hashed where there is a sum to compare.
 
-    def __init__(self, path: Path, row: Row) -> None:
+    `handle`: of one that has begun earlier; else it is a new one.
+    """
+
+    def __init__(self, path: Path, row: Row, handle: int | None = None) -> None:
         self.at = 0
         self._row = row
         self._path = path
-        self._file = path.open("xb", buffering=0)
+        self._file = path.open("xb", buffering=0) if handle is None else os.fdopen(handle, "r+b", buffering=0)
         self._digest = hashlib.sha256() if row[4] else None
-        self._zeros = bytes(PIECE)
+        while handle is not None and (piece := self._file.read(PIECE)):
+            self.at += len(piece)
+            if self._digest:
+                self._digest.update(piece)
+
+    def begin(self, frame: dict[str, Any], body: bytearray) -> None:
+        """The first range, of which a part or all may be here."""
+        hole = frame.get("hole", 0)
+        if self.at < max(hole, len(body)):
+            self.write({"hole": hole - self.at} if hole else {}, body[self.at :])
 
     def write(self, frame: dict[str, Any], body: bytearray) -> None:
         """The next range."""
         if hole := frame.get("hole", 0):
             if self._digest:
-                self._digest.update(self._zeros[:hole])
+                self._digest.update(_ZEROS[:hole])
             self._file.seek(hole, os.SEEK_CUR)
             self.at += hole
             return
@@ -96,10 +194,11 @@ def finish(path: Path, row: Row) -> None:
 class _Fetch:
     """One name to one new path."""
 
-    def __init__(self, link: Link, name: str, aside: Path) -> None:
+    def __init__(self, link: Link, name: str, part: _Part) -> None:
         self._pipeline = Pipeline(link)
         self._name = name
-        self._aside = aside
+        self._part = part
+        self._aside = part.path
         self._open: dict[str, _File] = {}
 
     def run(self) -> int:
@@ -111,7 +210,8 @@ class _Fetch:
                 os.symlink(row[4], self._aside)
                 return 0
             if row[0] == "file":
-                self._large(self._name, self._aside, row, frame, body)
+                handle = self._part.file(frame["token"], row)
+                self._large(self._name, _File(self._part.path, row, handle), frame, body)
                 return int(row[1])
             return self._tree(row, frame["token"])
         finally:
@@ -124,11 +224,11 @@ class _Fetch:
         frames, body, _ = self._pipeline.take()
         return frames[0], body
 
-    def _large(self, name: str, path: Path, row: Row, frame: dict[str, Any], body: bytearray) -> None:
+    def _large(self, name: str, file: _File, frame: dict[str, Any], body: bytearray) -> None:
         """The rest of a file whose beginning is here; nothing else is on its way."""
-        file = self._open[name] = _File(path, row)
-        file.write(frame, body)
-        for at in range(file.at, row[1], PIECE):
+        self._open[name] = file
+        file.begin(frame, body)
+        for at in range(file.at, frame["row"][1], PIECE):
             if self._pipeline.is_full:
                 self._range(file)
             request = {"do": "get", "name": name, "at": at, "count": PIECE, "token": frame["token"]}
@@ -211,7 +311,7 @@ class _Fetch:
             raise Again(str(gone)) from gone
         if frame["row"][:4] != listed[:4]:
             raise Again(f"{name} was replaced while it was read")
-        self._large(name, self._path(name), frame["row"], frame, body)
+        self._large(name, _File(self._path(name), frame["row"]), frame, body)
 
     def _seal(self, rows: dict[str, Row], top: Row, token: str) -> None:
         """Directories last, the deepest first; and the directory is still the one whose files were read."""

@@ -287,10 +287,11 @@ class Reading:
         return {"row": row, "token": token}, data
 
     def get_many(self, request: Dict[str, Any]) -> Tuple[Dict[str, Any], bytes]:
-        """names -> [row, bytes of it that follow] each; -1 for what must be asked for by itself"""
+        """names, most (bytes of a file) -> [row, bytes of it that follow] each; -1: must be asked for by itself"""
         told: List[Any] = []
         bodies: List[bytes] = []
         room = MAX_BODY
+        most = request.get("most", MAX_BODY)
         for name in request["names"]:
             self.tree.trim()
             parts = parts_of(name)
@@ -298,7 +299,7 @@ class Reading:
             try:
                 info = os.fstat(handle)
                 row = ["file", info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns, known_sum(handle, info)]
-                if not stat.S_ISREG(info.st_mode) or info.st_size > room:
+                if not stat.S_ISREG(info.st_mode) or info.st_size > min(room, most):
                     told.append([row, -1])
                     continue
                 data = os.read(handle, info.st_size)

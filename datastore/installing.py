@@ -21,21 +21,25 @@ if TYPE_CHECKING:
     from fabric import Connection  # type: ignore[import-untyped]
 
 GATE = Path(__file__).with_name("gate.py")
-PYTHONS = ("python3", "/usr/bin/python3", "/usr/local/bin/python3", "/usr/libexec/platform-python")
+PYTHONS = ("python3", "/usr/libexec/platform-python")
+"""On the path, or where Red Hat keeps its own."""
 OLDEST_PYTHON = (3, 6)
 CONNECT_S = 20
 COMMAND_S = 60
+_SHELL = "ecloud-shell"
 _PROBE = "import os, sys; print(sys.executable, *sys.version_info[:2])"
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What `set_datastore` found and made. `python` is empty where the machine has none that serves the gate."""
+    """What `set_datastore` found and made. `python` and `gate` are empty where the machine has none that serves the
+    gate: SFTP it is. `has_shell`: commands can be run there at all."""
 
     python: str
     python_version: str
     gate: str
     is_authorised: bool
+    has_shell: bool = True
 
 
 def gate_name() -> str:
@@ -81,16 +85,49 @@ def install(
     address: SshAddress, key: Path, host_key: str, authorized_line: str, authorized_keys: str = ".ssh/authorized_keys"
 ) -> Installed:
     """Make it a datastore. `authorized_keys` is relative to the user's home. Raises `DatastoreAway`."""
+    directory = f"{address.root.rstrip('/')}/.ecloud"
     with connected(address, key, host_key) as connection:
+        if not _has_shell(connection):
+            is_authorised = _install_by_sftp(connection, directory, authorized_line, authorized_keys)
+            return Installed("", "", "", is_authorised, has_shell=False)
         python, version = _python(connection)
-        directory = f"{address.root.rstrip('/')}/.ecloud"
         gate = f"{directory}/{gate_name()}"
         _sh(connection, f"mkdir -p {shlex.quote(directory + '/staging')} && test -w {shlex.quote(address.root)}")
+        if not python:
+            return Installed("", "", "", _authorise(connection, authorized_line, authorized_keys))
         if not _says(connection, f"cat {shlex.quote(gate)}", GATE.read_bytes()):
             aside = f"{gate}.new"
             connection.put(io.BytesIO(GATE.read_bytes()), aside)
             _sh(connection, f"mv -f {shlex.quote(aside)} {shlex.quote(gate)}")
         return Installed(python, version, gate, _authorise(connection, authorized_line, authorized_keys))
+
+
+def _has_shell(connection: Connection) -> bool:
+    """Whether it runs commands: some accounts are for SFTP alone."""
+    done = connection.run(f"echo {_SHELL}", hide=True, warn=True, timeout=COMMAND_S, in_stream=False)
+    return _SHELL in str(done.stdout)
+
+
+def _install_by_sftp(connection: Connection, directory: str, line: str, authorized_keys: str) -> bool:
+    """What can be done without a shell; whether the line is among the authorised keys now."""
+    sftp = connection.sftp()
+    try:
+        for path in (directory, f"{directory}/staging"):
+            try:
+                sftp.stat(path)
+            except FileNotFoundError:
+                sftp.mkdir(path)
+    except OSError as error:
+        raise DatastoreAway(f"{connection.host}: {directory} can't be made by SFTP: {error}") from error
+    try:
+        with sftp.open(authorized_keys, "a+") as file:
+            file.seek(0)
+            known = file.read().decode("utf-8", "replace")
+            if line not in known.splitlines():
+                file.write(("" if known.endswith("\n") or not known else "\n") + line + "\n")
+    except OSError:
+        return False
+    return True
 
 
 def _sh(connection: Connection, command: str) -> str:

@@ -16,15 +16,16 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datastore import fetching, storing
+from datastore import fetching, fetching_small, storing
 from datastore.connection import Lost
 from datastore.directory import parts_of
 from datastore.gate import AWAY
 from datastore.link import Link, Pipeline, ask
 from datastore.port import DatastoreAway, Entry, NotThere, Promotion
+from datastore.sshd_limits import Limits, read_limits
 
 ALIAS = "ecloud-datastore"
 """The datastore's name in its known_hosts file, whatever its address."""
@@ -113,7 +114,51 @@ def _quoted(path: Path) -> str:
     return '"' + str(path.absolute()).replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-class SshDatastore:
+class OverSsh:
+    """What is the same of every datastore over SSH, whatever serves it there."""
+
+    address: SshAddress
+
+    def __init__(self, address: SshAddress, access: Access | Callable[[], Access]) -> None:
+        self.address = address
+        self._access = access
+
+    def access(self) -> Access:
+        """What opens it now."""
+        return self._access() if callable(self._access) else self._access
+
+    def limits(self) -> Limits | None:
+        """How many connections its sshd takes in at once; None where that can't be read."""
+        return read_limits(ssh_command(self.address, replace(self.access(), gate="exec /bin/sh")))
+
+    def close(self) -> None:
+        """End the connection; a further call makes another."""
+        raise NotImplementedError
+
+    def listing(self, name: str = "", recursive: bool = False) -> list[Entry]:
+        """See `port.Reader.listing`."""
+        raise NotImplementedError
+
+    def store(self, stage: str, local: Path, path: str) -> list[Entry]:
+        """See `port.Stager.store`."""
+        raise NotImplementedError
+
+    def promote(self, promotions: list[Promotion]) -> list[str | None]:
+        """See `port.Publisher.promote`."""
+        raise NotImplementedError
+
+    def put(self, local: Path, path: str) -> list[Entry]:
+        """See `port.Publisher.put`. One that was cut off goes on where it was when it is put again from here."""
+        where = f"{socket.gethostname()}\0{local.absolute()}\0{path}"
+        stage = f"put/{hashlib.sha256(os.fsencode(where)).hexdigest()[:24]}"
+        entries = self.store(stage, local, path)
+        problem = self.promote([Promotion(stage, tuple(entries))])[0]
+        if problem is not None:
+            raise DatastoreAway(problem)
+        return entries
+
+
+class SshDatastore(OverSsh):
     """See `datastore.port`. `stall_s`: a connection on which nothing moves for so long is ended and made again;
     `patience_s`: a call that makes no progress for so long raises `DatastoreAway`, with the reason.
 
@@ -129,14 +174,10 @@ class SshDatastore:
         patience_s: float = PATIENCE_S,
         durable: bool = True,
     ) -> None:
-        self.address = address
+        super().__init__(address, access)
         self.durable = durable
         where = f"the datastore {address}"
-
-        def command() -> list[str]:
-            return ssh_command(address, access() if callable(access) else access)
-
-        self._link = Link(command, where, stall_s, patience_s)
+        self._link = Link(lambda: ssh_command(address, self.access()), where, stall_s, patience_s)
         self._client = secrets.token_hex(8)
 
     def close(self) -> None:
@@ -144,7 +185,8 @@ class SshDatastore:
         self._link.close()
 
     def hello(self) -> dict[str, object]:
-        """What the gate said of itself: `gate` (version), `python`, `clock_s`, `role`, `name`.
+        """What the gate said of itself: `gate` (version), `python`, `clock_s`, `role`, `name`; and `ahead_s`, how far
+        its clock was ahead of this machine's when the connection was made.
 
         Raises `DatastoreAway`.
         """
@@ -157,10 +199,10 @@ class SshDatastore:
 
     def stat(self, names: list[str]) -> list[Entry | None]:
         """See `port.Reader.stat`. A file's `sha256` is told where it is known without reading it."""
-        plain = [_plain(name) for name in names]
+        asked_for = [normalised(name) for name in names]
         pipeline = Pipeline(self._link)
         found: list[Entry | None] = []
-        for asked in _bounded(plain):
+        for asked in _bounded(asked_for):
             pipeline.send({"do": "stat", "names": asked}, note=asked)
         while pipeline:
             frames, _, asked = pipeline.take()
@@ -170,14 +212,19 @@ class SshDatastore:
 
     def fetch(self, name: str, to: Path) -> int:
         """See `port.Reader.fetch`."""
-        plain = _plain(name)
-        with _told_apart(to):
-            return fetching.fetch(self._link, plain, to)
+        source = normalised(name)
+        with told_apart(to):
+            return fetching.fetch(self._link, source, to)
+
+    def fetch_small(self, wanted: list[tuple[str, Path]], most_bytes: int) -> list[Entry] | None:
+        """Fetch several files in one request; None where one is no file, larger than that, or not there."""
+        with told_apart(wanted[0][1].parent):
+            return fetching_small.fetch_small(self._link, [(normalised(name), to) for name, to in wanted], most_bytes)
 
     def listing(self, name: str = "", recursive: bool = False) -> list[Entry]:
         """See `port.Reader.listing`."""
-        plain = _plain(name) if name else ""
-        frames = ask(self._link, {"do": "list", "name": plain, "recursive": recursive}, plain)
+        top = normalised(name) if name else ""
+        frames = ask(self._link, {"do": "list", "name": top, "recursive": recursive}, top)
         entries = [fetching.entry_of(row[0], row[1:]) for frame in frames for row in frame["rows"]]
         return sorted(entries, key=lambda entry: entry.path)
 
@@ -185,16 +232,16 @@ class SshDatastore:
 
     def store(self, stage: str, local: Path, path: str) -> list[Entry]:
         """See `port.Stager.store`."""
-        plain = _plain(path)
-        _plain(stage)
+        final = normalised(path)
+        normalised(stage)
         if not os.path.lexists(local):
             raise NotThere(str(local))
-        with _told_apart(local):
-            return storing.store(self._link, self._client, stage, local, plain)
+        with told_apart(local):
+            return storing.store(self._link, self._client, stage, local, final)
 
     def drop_stage(self, stage: str) -> None:
         """See `port.Stager.drop_stage`."""
-        _plain(stage)
+        normalised(stage)
         ask(self._link, {"do": "drop_stage", "stage": stage}, stage)
 
     # --- publishing ---------------------------------------------------------------------------------
@@ -227,22 +274,12 @@ class SshDatastore:
         """See `port.Publisher.stages`."""
         return list(ask(self._link, {"do": "stages"})[0]["stages"])
 
-    def put(self, local: Path, path: str) -> list[Entry]:
-        """See `port.Publisher.put`. One that was cut off goes on where it was when it is put again from here."""
-        where = f"{socket.gethostname()}\0{local.absolute()}\0{path}"
-        stage = f"put/{hashlib.sha256(os.fsencode(where)).hexdigest()[:24]}"
-        entries = self.store(stage, local, path)
-        problem = self.promote([Promotion(stage, tuple(entries))])[0]
-        if problem is not None:
-            raise DatastoreAway(problem)
-        return entries
-
     def free_mb(self) -> float:
         """See `port.Publisher.free_mb`."""
         return float(ask(self._link, {"do": "free"})[0]["free"]) / 1e6
 
 
-def _plain(name: str) -> str:
+def normalised(name: str) -> str:
     """A name normalised. Raises `BadName`."""
     return "/".join(parts_of(name))
 
@@ -276,7 +313,7 @@ def _rows(promotion: Promotion) -> list[list[object]]:
 
 
 @contextmanager
-def _told_apart(local: Path) -> Iterator[None]:
+def told_apart(local: Path) -> Iterator[None]:
     """What is wrong on this side is waited for as well, under its own name."""
     try:
         yield

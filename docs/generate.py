@@ -55,7 +55,7 @@ def values() -> str:
     lines = ["| value | what it is | fields |", "|---|---|---|"]
     for value in (
         wire.Envelope, wire.HeldAttempt, wire.AttemptName, wire.AttemptOrder, wire.StartedAttempt, wire.TaskEnded,
-        wire.DatastoreAccess, wire.PushOptions, tasks.Outcome, tasks.ManifestEntry, tasks.TaskDefinition,
+        wire.DatastoreAccess, wire.Moving, wire.PushOptions, tasks.Outcome, tasks.ManifestEntry, tasks.TaskDefinition,
         tasks.TaskBody,
     ):  # fmt: skip
         shape = "array" if msgspec.inspect.type_info(value).array_like else "object"  # type: ignore[attr-defined]

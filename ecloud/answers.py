@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ecloud.causes import Visit
 from ecloud.tasks import ENDED, ManifestEntry, TaskDefinition, TaskState
 
 UNFINISHED = tuple(state.value for state in TaskState if state not in ENDED)
@@ -77,7 +78,9 @@ class Status(msgspec.Struct, frozen=True):
     transfers_waiting: int = 0
     """Workers that wait for their turn."""
     datastore_free_mb: float | None = None
-    """None where asking would take long."""
+    """None where nobody looked yet."""
+    datastore_seen_s: float = 0.0
+    """How long ago that was: over SSH the boss looks now and then."""
 
 
 class TaskLine(msgspec.Struct, frozen=True):
@@ -171,6 +174,17 @@ class VmView(msgspec.Struct, frozen=True):
     end_asked: int = 0
     cause: str = ""
     said: str = ""
+    boot_nonce: str = ""
+
+
+class BootView(msgspec.Struct, frozen=True):
+    """The record of a VM's boot: when each step was done first, and what the last visit by SSH found."""
+
+    vm_no: int
+    address: str
+    host_key: str
+    steps: dict[str, float]
+    visit: Visit | None
 
 
 class AttemptView(msgspec.Struct, frozen=True):

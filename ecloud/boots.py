@@ -12,12 +12,28 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ecloud import schema
-from ecloud.answers import VmView
+from ecloud.answers import BootView, VmView
+from ecloud.causes import Visit, recognise
 from ecloud.words import counted, duration, when
 
 STUCK_ASKS = 8
 """Asks after which an end that its cloud does not confirm is shouted about: two minutes."""
+STUCK_S = 600.0
+LAST_LINES = 5
+"""Lines of a start log that are shown."""
+STEPS = {
+    "address": "seen running at its address",
+    "context": "its start script ran",
+    "ssh": "let us in by SSH",
+    "clock": "told its clock",
+    "code": "had the code",
+    "python": "ran Python",
+    "broker": "reached the broker",
+}
+"""Steps of a boot, in the order in which they mostly come, in words."""
 COMING = ("intended", "booting")
+BUDGET = "budget/"
+"""Before a run's number, as a name in the context."""
 CAUSES = {
     "silent": "it booted and no worker of it ever reported: its image, its network or its start log tells why",
     "failed": "its cloud could not run it",
@@ -57,15 +73,26 @@ def pool_views(connection: Connection) -> dict[str, PoolView]:
 def troubles(connection: Connection, now: float) -> list[str]:
     """What a person should know: pools that start nothing, ends that are not confirmed."""
     vms = schema.vms
-    stuck = sa.select(vms).where(vms.c.state == "ending", vms.c.end_asked >= STUCK_ASKS).order_by(vms.c.vm_no)
+    # A cloud that does not even list its VMs is asked once only: then time tells, from when no worker is left there.
+    on_duty = sa.exists().where(schema.workers.c.vm_no == vms.c.vm_no, schema.workers.c.state.in_(("up", "draining")))
+    silent = sa.and_(vms.c.end_asked > 0, vms.c.since < now - STUCK_S, ~on_duty)
+    late = sa.or_(vms.c.end_asked >= STUCK_ASKS, silent)
+    stuck = sa.select(vms).where(vms.c.state == "ending", late).order_by(vms.c.vm_no)
     told = [closed(pool, now) for pool in pool_views(connection).values() if pool.closed]
+    told += [f"no VM starts for a run: {text}" for text in budgets(connection).values()]
     for row in connection.execute(stuck):
         past = duration(now - (row.ending_at if row.ending_at is not None else row.since))
         told.append(
             f"VM {row.vm_no} of pool {row.pool} (its cloud calls it {row.cloud_id}) does not end: asked for "
-            f"{row.end_asked} times in {past}; end it by hand in the cloud if it costs money"
+            f"{counted(row.end_asked, 'time')} in {past}; end it by hand in the cloud if it costs money"
         )
     return told
+
+
+def budgets(connection: Connection) -> dict[int, str]:
+    """Runs by number whose budget is used up, as the boss noted it, in words."""
+    rows = connection.execute(sa.select(schema.context).order_by(schema.context.c.name))
+    return {int(row.name.removeprefix(BUDGET)): row.value for row in rows if row.name.startswith(BUDGET)}
 
 
 def closed(pool: PoolView, now: float) -> str:
@@ -97,12 +124,37 @@ def full(name: str, maximum: int, alive: Sequence[VmView], now: float) -> str:
     return f"pool {name} has its maximum of {counted(maximum, 'VM')}" + (f" since {since}" if since else "")
 
 
-def record(vm: VmView, now: float) -> Iterator[str]:
+def boot_views(connection: Connection, vm_nos: Sequence[int]) -> dict[int, BootView]:
+    """The records of their boots, by VM."""
+    boots = schema.boots
+    return {
+        row.vm_no: BootView(
+            row.vm_no,
+            row.address,
+            row.host_key,
+            msgspec.json.decode(row.steps),
+            msgspec.json.decode(row.visit, type=Visit) if row.visit else None,
+        )
+        for row in connection.execute(sa.select(boots).where(boots.c.vm_no.in_(vm_nos)))
+    }
+
+
+def trouble(vm: VmView, boot: BootView | None) -> str:
+    """Why it is no worker, as far as a visit told; empty where none did, or where its worker reported."""
+    if boot is None or boot.visit is None or vm.hello_at is not None:
+        return ""
+    cause = recognise(boot.visit, vm.vm_no, vm.boot_nonce)
+    return cause.text if cause is not None else ""
+
+
+def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
     """The steps of a VM's life with their times, and what it came to nothing for."""
+    known = boot.steps if boot is not None else {}
     steps = [
         (name, at)
         for name, at in (
             ("made by its cloud", vm.started_at),
+            *((words, known.get(step)) for step, words in STEPS.items()),
             ("its worker reported", vm.hello_at),
             ("its first task", vm.first_task_at),
             ("its end decided", vm.ending_at),
@@ -110,12 +162,28 @@ def record(vm: VmView, now: float) -> Iterator[str]:
         )
         if at is not None
     ]
+    steps.sort(key=lambda step: step[1])
     if steps:
         told = ", ".join(f"{name} after {duration(at - vm.intended_at)}" for name, at in steps)
         yield f"asked for at {when(vm.intended_at, now)}; {told}"
-    if vm.cause:
+    found = trouble(vm, boot)
+    if found:
+        yield found
+    elif vm.cause:
         yield CAUSES.get(vm.cause, vm.cause)
+    visit = boot.visit if boot is not None and vm.hello_at is None else None
+    if visit is not None and visit.clock_s is not None:
+        yield f"its clock is {_clock(visit.clock_s)}"
+    if visit is not None and visit.log:
+        last = visit.log.splitlines()[-LAST_LINES:]
+        yield f"the last words of its start log: {' | '.join(line.strip() for line in last if line.strip())}"
     if vm.said:
         yield f"its cloud last said of it: {vm.said}"
     if vm.state == "ending" and vm.end_asked > 1:
         yield f"its end was asked for {vm.end_asked} times"
+
+
+def _clock(ahead_s: float) -> str:
+    if abs(ahead_s) < 2.0:  # it tells whole seconds
+        return "right"
+    return f"{duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'} the boss's"

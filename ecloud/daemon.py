@@ -10,7 +10,9 @@ import sys
 import time
 from typing import Any
 
-from ecloud import doors
+from sqlalchemy.engine import Engine
+
+from ecloud import clouds, doors
 from ecloud.doors import Fault
 from ecloud.home import Home
 from ecloud.settings import ROOT, Settings, load_settings
@@ -19,17 +21,25 @@ START_S = 20.0
 SAYS_WAITING_S = 6.0
 """A boss that is not up by then waits for something, and says for what."""
 STOP_S = 30.0
-VMS_END_S = 120.0
+SAYS_LEFT_S = 10.0
+"""How often it is told which VMs have not ended yet."""
 
 
-def start(as_json: bool) -> int:
-    """Start the boss; 0 when it is up. Raises `Fault`."""
+def start(create: bool, as_json: bool) -> int:
+    """Start the boss; 0 when it is up. `create`: machines that the cluster rests on, where none runs.
+
+    Raises `Fault`."""
+    from ecloud import machines
+
     settings = load_settings()
+    machines.check(settings, create)
     home = settings.home_directory
     about = doors.running_boss(home)
     if about is not None:
         _say(as_json, about, f"a boss runs already in {home.path} (pid {about.get('pid', 'unknown')})")
+        machines.set_datastore(settings, create)
         return doors.DONE
+    broker_host = machines.broker_host(settings, create)
     try:
         home.make()
         home.boss_pid.unlink(missing_ok=True)
@@ -40,7 +50,7 @@ def start(as_json: bool) -> int:
         ) from None
     with log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "boss"],
+            [sys.executable, "-m", "boss", *(["--broker_host", broker_host] if broker_host else [])],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -51,6 +61,8 @@ def start(as_json: bool) -> int:
     _wait_until_up(home, process)
     about = doors.running_boss(home) or {}
     _say(as_json, about, f"the boss runs (pid {process.pid}); its log: {home.log}")
+    machines.note_broker(settings, broker_host)
+    machines.set_datastore(settings, create)
     return doors.DONE
 
 
@@ -100,23 +112,51 @@ def stop(vms: bool, as_json: bool) -> int:
 
 
 def _end_vms(settings: Settings) -> None:
-    """Ask for the end of all and wait until the list is empty."""
+    """Ask for the end of all and wait until the clouds' own lists are empty."""
     from ecloud import queries
 
     with doors.boss(settings) as client:
         print(client.request("end_vms").text, file=sys.stderr)
     engine = doors.database(settings)
-    deadline = time.monotonic() + VMS_END_S
-    while True:
-        left = queries.vms(engine)
-        if not left:
-            return
+    cluster_id = queries.context(engine).get("cluster_id", "")
+    deadline = time.monotonic() + settings.end_vms_s
+    tell_at = time.monotonic() + SAYS_LEFT_S
+    while left := _left_by_rows(engine) or _left_in_clouds(settings, cluster_id):
         if time.monotonic() > deadline:
-            names = ", ".join(str(vm.vm_no) for vm in left[:10])
             raise Fault(
-                f"VMs that have not ended after {VMS_END_S:.0f} s: {names}; python admin.py show_vms", doors.PART_AWAY
+                f"not ended after {settings.end_vms_s:.0f} s (END_VMS_S): {_some(left)}; the boss goes on ending them: "
+                "python admin.py show_vms",
+                doors.PART_AWAY,
             )
+        if time.monotonic() > tell_at:
+            tell_at = time.monotonic() + SAYS_LEFT_S
+            print(f"waiting for the end of {_some(left)}", file=sys.stderr)
         time.sleep(0.1)
+
+
+def _left_by_rows(engine: Engine) -> list[str]:
+    from ecloud import queries
+
+    return [f"VM {vm.vm_no} ({vm.state})" for vm in queries.vms(engine)]
+
+
+def _left_in_clouds(settings: Settings, cluster_id: str) -> list[str]:
+    """What the clouds list of ours."""
+    if not clouds.has_clouds(settings):
+        return []
+    try:
+        left = clouds.ask("--left", cluster_id)
+    except clouds.CloudsAway as error:
+        return [f"what a cloud runs that {error}"]
+    return [
+        item.get("problem") or f"VM {item['vm_no']} ({item['state']} by the cloud, there {item['cloud_id']})"
+        for item in left
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
 
 
 def _still_there(settings: Settings) -> str:

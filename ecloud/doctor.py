@@ -10,7 +10,6 @@ import secrets
 import shutil
 import socket
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,20 +21,24 @@ from rich.text import Text
 from sqlalchemy.engine import Engine
 
 from datastore.keys import fingerprint
-from ecloud import doors, queries
+from datastore.port import DatastoreAway
+from datastore.ssh import OverSsh
+from datastore.sshd_limits import Limits
+from ecloud import clouds, doors, queries
 from ecloud.broker import BrokerAddress, check_will, external_broker, measure_round_trip, probe
 from ecloud.database import DatabaseAway, SchemaWrong, database_url, explain, make_engine, require_schema, where
-from ecloud.datastores import directory_of, is_ssh
+from ecloud.datastores import directory_of, is_ssh, way_of
 from ecloud.files import datastore_address, open_datastore
 from ecloud.secrets import AccessWrong, read_access
-from ecloud.settings import ROOT, Settings, SettingsWrong, load_settings, settings_path
+from ecloud.settings import Settings, SettingsWrong, load_settings, settings_path
 from ecloud.views import print_json
 from ecloud.wire import MAX_MESSAGE_BYTES
 from ecloud.words import duration, megabytes, visible
 
-CLOUDS_S = 60.0
 MIN_FREE_MB = 1_000.0
 MIN_OPEN_FILES = 1_024
+RESERVED_STARTUPS = 2
+"""Connections to a datastore that begin beside those of the workers: the boss's and a person's."""
 MIN_PACKET_BYTES = 16 * 2**20
 NO_DELAY_S = 0.02
 """A round trip on one machine takes 0.5 ms; with Nagle's algorithm in the broker 44 ms and more."""
@@ -277,18 +280,12 @@ def _broker_rules(address: BrokerAddress, topic: str) -> Iterator[Finding]:
 
 
 def _clouds(settings: Settings) -> Iterator[Finding]:
-    """Asked by a process of the boss's code: clouds are its business."""
-    if all(pool.cloud == "local" for pool in settings.all_pools):
+    if not clouds.has_clouds(settings):
         return
-    command = [sys.executable, "-m", "boss.clouds"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=CLOUDS_S, stdin=subprocess.DEVNULL)
-        said = msgspec.json.decode(done.stdout)
-    except subprocess.TimeoutExpired:
-        yield Finding("cloud", f"does not answer within {CLOUDS_S:.0f} s", "check OPENNEBULA_URL and the network")
-        return
-    except msgspec.MsgspecError:
-        yield Finding("cloud", done.stderr.decode(errors="replace").strip()[-300:], "mend the settings")
+        said = clouds.ask()
+    except clouds.CloudsAway as error:
+        yield Finding("cloud", str(error), error.remedy)
         return
     for item in said:
         yield Finding("cloud", f"pool {item['pool']}: {item['text']}", item.get("remedy", ""))
@@ -300,7 +297,7 @@ def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
         address = datastore_address(settings, context)
         datastore = open_datastore(settings, address)
         if is_ssh(address):
-            text = f"over SSH, host key {fingerprint(context.get('datastore_host_key', ''))}"
+            text = f"over SSH by {way_of(context)}, host key {fingerprint(context.get('datastore_host_key', ''))}"
         else:
             text = "can be written"
             probe_file = directory_of(address) / ".ecloud" / f"doctor-{secrets.token_hex(4)}"
@@ -312,10 +309,30 @@ def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
     except Exception as error:
         if doors.fault_of(error) is None and not isinstance(error, OSError):
             raise
-        yield Finding("datastore", str(error), "python admin.py set_datastore DIR, or DATASTORE in settings.py")
+        remedy = "python admin.py set_datastore DIR, or DATASTORE in settings.py"
+        if isinstance(error, DatastoreAway) and is_ssh(address) and "set_datastore" not in str(error):
+            remedy = "when it is back all goes on by itself"
+        yield Finding("datastore", str(error), "as it says" if "set_datastore" in str(error) else remedy)
         return
     remedy = "" if free_mb >= MIN_FREE_MB else f"make room: {megabytes(MIN_FREE_MB)} at least"
     yield Finding("datastore", f"{address}, {text}, {megabytes(free_mb)} free", remedy)
+    if isinstance(datastore, OverSsh):
+        yield _lanes(settings.transfer_lanes, datastore.limits())
+        datastore.close()
+
+
+def _lanes(lanes: int, limits: Limits | None) -> Finding:
+    """Workers, the boss and a person may all connect at the same moment."""
+    text = f"TRANSFER_LANES {lanes}"
+    if limits is None:
+        return Finding("datastore", f"{text}; how many connections its sshd takes at once (MaxStartups) is unknown")
+    text += f"; MaxStartups {limits.startups}, {limits.source}"
+    wanted = lanes + RESERVED_STARTUPS
+    if wanted <= limits.startups:
+        return Finding("datastore", text)
+    most = limits.startups - RESERVED_STARTUPS
+    lower = f"TRANSFER_LANES = {most} in settings.py, or " if most > 0 else ""
+    return Finding("datastore", text, f"{lower}MaxStartups {wanted}:30:{10 * wanted} in its sshd_config")
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy.engine import Connection, Engine
 
-from ecloud.answers import BossStatus, Reasons, VmView, WorkerView
-from ecloud.boots import record
+from ecloud.answers import BootView, BossStatus, Reasons, VmView, WorkerView
+from ecloud.boots import boot_views, record
 from ecloud.database import database_now
 from ecloud.explain_task import Pool, TaskReasons, no_boss, some
 from ecloud.lookup import find_task
@@ -91,11 +91,12 @@ def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
     found = next((vm for vm in views if str(vm.vm_no) == name or (vm.cloud_id and vm.cloud_id == name)), None)
     if found is None:
         raise NoSuchThing(f"there is no VM {name!r}" + near(name, [str(vm.vm_no) for vm in views[-100:]]))
-    layers = list(_vm_layers(found, boss_status(connection, now), now))
+    boot = boot_views(connection, [found.vm_no]).get(found.vm_no)
+    layers = list(_vm_layers(found, boot, boss_status(connection, now), now))
     return Reasons(f"VM {found.vm_no}", found.state, layers[0], tuple(layers[1:]))
 
 
-def _vm_layers(vm: VmView, boss: BossStatus, now: float) -> Iterator[str]:
+def _vm_layers(vm: VmView, boot: BootView | None, boss: BossStatus, now: float) -> Iterator[str]:
     name = f"VM {vm.vm_no} of pool {vm.pool}"
     since = f"for {duration(now - vm.since)}"
     if vm.state == "intended":
@@ -111,6 +112,7 @@ def _vm_layers(vm: VmView, boss: BossStatus, now: float) -> Iterator[str]:
         yield f"{name} has been gone {since}: {vm.reason}{never}"
     if not boss.leads and vm.state != "gone":
         yield no_boss(boss, now)
-    yield from record(vm, now)
+    yield from record(vm, boot, now)
     if vm.cloud_id:
-        yield f"its cloud calls it {vm.cloud_id}"
+        at = f", at {boot.address}" if boot is not None and boot.address else ""
+        yield f"its cloud calls it {vm.cloud_id}{at}"

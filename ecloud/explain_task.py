@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ecloud import boots, schema
-from ecloud.answers import UNFINISHED, AttemptView, BossStatus, Neighbour, Reasons, WorkerView
+from ecloud.answers import UNFINISHED, AttemptView, BossStatus, Neighbour, Reasons, VmView, WorkerView
 from ecloud.lookup import attempts_of
 from ecloud.makers import with_maker
 from ecloud.queries import RUNNING_ATTEMPTS, boss_status, vm_views, worker_views
@@ -184,13 +184,13 @@ class TaskReasons:
         pools = [pool for pool in self.pools if pool.maximum > 0 and _fits(pool.offers, asks)]
         if not fitting:
             yield self._nobody_fits(name, asks, pools)
-            yield from self._boots(pools)
+            yield from self._boots(pools, row.run_no)
             return
         takers = [worker for worker in fitting if worker.state == "up" and not worker.trouble]
         if not takers:
             told = [f"{worker.worker} {_why_not(worker)}" for worker in fitting]
             yield f"{name} waits: of the workers it fits, none takes tasks now: {some(told)}"
-            yield from self._boots(pools)
+            yield from self._boots(pools, row.run_no)
             return
         failed = self._init_failures(row.run_no, [worker.worker for worker in takers])
         takers = [worker for worker in takers if worker.worker not in failed]
@@ -201,7 +201,7 @@ class TaskReasons:
         idle = [f"{worker.worker} {_why_not(worker)}" for worker in fitting if worker.state != "up" or worker.trouble]
         if idle:
             yield f"of the workers it fits, some take no tasks: {some(idle)}"
-        yield from self._boots(pools)
+        yield from self._boots(pools, row.run_no)
 
     def _nobody_fits(self, name: str, asks: Resources, pools: Sequence[Pool]) -> str:
         if not self.workers and pools:
@@ -219,21 +219,36 @@ class TaskReasons:
             return f"{name} needs {amounts(asks)} in one worker, and no worker has all of it"
         return f"{name} {'; '.join(lacking)}"
 
-    def _boots(self, pools: Sequence[Pool]) -> Iterator[str]:
+    def _boots(self, pools: Sequence[Pool], run_no: int) -> Iterator[str]:
         """What becomes of VMs that could run it."""
+        broke = boots.budgets(self.connection).get(run_no)
+        if broke:
+            yield f"no VM starts for it: {broke}"
         for pool in pools:
             alive = [vm for vm in self.vms if vm.pool == pool.name]
             coming = [vm for vm in alive if vm.state in boots.COMING]
             view = self.pool_views.get(pool.name)
-            if coming:
-                yield boots.coming(coming, view, self.now)
-            elif len(alive) >= pool.maximum:
-                yield boots.full(pool.name, pool.maximum, alive, self.now)
+            told = []
+            if len(alive) >= pool.maximum:
+                told.append(boots.full(pool.name, pool.maximum, alive, self.now))
             elif view is not None and view.closed:
-                yield boots.closed(view, self.now)
+                told.append(boots.closed(view, self.now))
+            if coming:
+                told.append(boots.coming(coming, view, self.now))
+            if told:
+                yield "; ".join(told)
+            yield from self._troubles(coming)
             refused = self._last_refusal(pool.name)
             if refused and not any(vm.state == "running" for vm in alive):
                 yield f"the last VM of pool {pool.name} did not come up: {refused}"
+
+    def _troubles(self, coming: Sequence[VmView]) -> Iterator[str]:
+        """What visits to VMs that boot found."""
+        records = boots.boot_views(self.connection, [vm.vm_no for vm in coming[:NAMED]])
+        for vm in coming[:NAMED]:
+            trouble = boots.trouble(vm, records.get(vm.vm_no))
+            if trouble:
+                yield f"VM {vm.vm_no}: {trouble}"
 
     def _last_refusal(self, pool: str) -> str:
         rows = schema.vms
@@ -299,6 +314,9 @@ class TaskReasons:
             since_s = self.now - max(attempt.started_at or 0.0, row.changed_at)
             sentence = f"the commands of {name} succeeded and its results are being put into the datastore"
             slow = since_s > SLOW_PROMOTION_S + (attempt.run_s or 0.0)
+            if attempt.reason:
+                yield f"{sentence} as soon as that can be done: {attempt.reason}"
+                return
             yield sentence + ("; that takes long: is the datastore there? python admin.py doctor" if slow else "")
         elif attempt.state == "stopping":
             yield f"{name} is being stopped on worker {attempt.worker}: {attempt.reason}"

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import secrets
+import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from datastore.port import Entry, Publisher
+from datastore.port import Entry, Promotion, Publisher
 from ecloud import doors, lookup, queries
 from ecloud.datastores import NOTES, is_ssh, open_publisher
 from ecloud.doors import Fault
 from ecloud.formats.scaled import initial_input_bytes
+from ecloud.progress import transfer
 from ecloud.settings import Settings, load_settings
 from ecloud.views import print_json, print_table
 from ecloud.words import byte_size, counted, megabytes, when
 
 NAMES_A_REQUEST = 1_000
+TOGETHER = 200
+TOGETHER_BYTES = 1_000_000
+"""Files up to this size are published together."""
 SAME_TIME_S = 1.0
 """Times may be kept in whole seconds."""
 
@@ -28,10 +35,11 @@ def open_datastore(settings: Settings, address: str) -> Publisher:
     notes = queries.context(doors.database(settings))
     if notes.get("datastore_address") != address:
         raise Fault(f"the datastore {address} is not set up: python admin.py set_datastore {address}", doors.PART_AWAY)
-    return open_publisher(settings.home_directory, *(notes.get(name, "") for name in NOTES))
+    address, host_key, python, gate = (notes.get(name, "") for name in NOTES)
+    return open_publisher(settings.home_directory, address, host_key, python, gate)
 
 
-def upload(directory: Path, datastore: Publisher, on_file: Callable[[str], None]) -> tuple[int, int]:
+def upload(directory: Path, datastore: Publisher) -> tuple[int, int]:
     """Put every file below `directory` under its relative name; how many were sent, and how many were there already.
 
     Raises `Fault` where `directory` is none, `DatastoreAway`, `OSError`.
@@ -39,22 +47,50 @@ def upload(directory: Path, datastore: Publisher, on_file: Callable[[str], None]
     if not directory.is_dir():
         raise Fault(f"--upload {directory}: there is no such directory")
     files = sorted(path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
-    sent = 0
+    missing: list[tuple[Path, str, int]] = []
     for start in range(0, len(files), NAMES_A_REQUEST):
         part = files[start : start + NAMES_A_REQUEST]
         names = [path.relative_to(directory).as_posix() for path in part]
         for path, name, entry in zip(part, names, datastore.stat(names)):
             status = os.lstat(path)
-            if (
-                entry is not None
-                and entry.size == status.st_size
-                and abs(entry.mtime_s - status.st_mtime) < SAME_TIME_S
-            ):
-                continue
-            on_file(name)
-            datastore.put(path, name)
-            sent += 1
-    return sent, len(files) - sent
+            if entry is None or entry.size != status.st_size or abs(entry.mtime_s - status.st_mtime) >= SAME_TIME_S:
+                missing.append((path, name, status.st_size))
+    sent = 0
+    with (
+        told_when_interrupted(
+            lambda: f"{sent:,} of {counted(len(missing), 'file')} arrived; the next time goes on there"
+        ),
+        transfer(doors.console(to_stderr=True), "uploading", sum(size for _, _, size in missing)),
+    ):
+        small = [item for item in missing if item[2] <= TOGETHER_BYTES]
+        for start in range(0, len(small), TOGETHER):
+            _put_together(datastore, small[start : start + TOGETHER])
+            sent += len(small[start : start + TOGETHER])
+        for path, name, size in missing:
+            if size > TOGETHER_BYTES:
+                datastore.put(path, name)
+                sent += 1
+    return len(missing), len(files) - len(missing)
+
+
+def _put_together(datastore: Publisher, files: list[tuple[Path, str, int]]) -> None:
+    """Small files: published in one go, so that each does not wait for the disk by itself."""
+    stage = f"put/{secrets.token_hex(12)}"
+    entries = [entry for path, name, _ in files for entry in datastore.store(stage, path, name)]
+    problem = datastore.promote([Promotion(stage, tuple(entries))])[0]
+    if problem is not None:
+        datastore.drop_stage(stage)
+        raise Fault(problem)
+
+
+@contextmanager
+def told_when_interrupted(text: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C: what became of it, and what to do."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted: {text()}", file=sys.stderr)
+        raise
 
 
 def make_initial_inputs(inputs: Iterable[tuple[str, int]], scale: float, datastore: Publisher) -> int:
@@ -111,7 +147,18 @@ def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
     else:
         names = [path]
     target = Path(to)
-    fetched = []
+    fetched: list[str] = []
+    size = sum(entry.size for entry in datastore.stat(names) if entry is not None)
+    with (
+        told_when_interrupted(lambda: "what had not arrived whole is removed"),
+        transfer(doors.console(to_stderr=True), "fetching", size),
+    ):
+        _get(datastore, names, target, fetched)
+    print_json({"fetched": fetched}) if as_json else print("\n".join(fetched))
+    return doors.DONE
+
+
+def _get(datastore: Publisher, names: list[str], target: Path, fetched: list[str]) -> None:
     for name in names:
         local = target / Path(name).name if target.is_dir() or len(names) > 1 else target
         if local.exists():
@@ -119,8 +166,6 @@ def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
         local.parent.mkdir(parents=True, exist_ok=True)
         datastore.fetch(name, local)
         fetched.append(str(local))
-    print_json({"fetched": fetched}) if as_json else print("\n".join(fetched))
-    return doors.DONE
 
 
 def put(local: str, path: str, as_json: bool) -> int:
@@ -128,7 +173,15 @@ def put(local: str, path: str, as_json: bool) -> int:
     source = Path(local)
     if not source.exists():
         raise Fault(f"{local}: there is no such file")
-    entries = _datastore().put(source, path or source.resolve().name)
+    datastore = _datastore()
+    name = source.resolve().name
+    if path.endswith("/") or (path and not source.is_dir() and _is_directory(datastore, path)):
+        path = f"{path.rstrip('/')}/{name}"  # as with cp: a file goes into a directory, never in its place
+    with (
+        told_when_interrupted(lambda: "what arrived is kept for a day: put it again and it goes on there"),
+        transfer(doors.console(to_stderr=True), "sending", _size_below(source)),
+    ):
+        entries = datastore.put(source, path or name)
     if as_json:
         print_json([{"path": entry.path, "kind": entry.kind, "size": entry.size} for entry in entries])
     else:
@@ -136,6 +189,17 @@ def put(local: str, path: str, as_json: bool) -> int:
             f"{entries[0].path}: {counted(len(entries), 'entry', 'entries')}, {byte_size(sum(e.size for e in entries))}"
         )
     return doors.DONE
+
+
+def _is_directory(datastore: Publisher, path: str) -> bool:
+    found = datastore.stat([path])[0]
+    return found is not None and found.kind == "directory"
+
+
+def _size_below(source: Path) -> int:
+    if not source.is_dir():
+        return source.lstat().st_size
+    return sum(path.lstat().st_size for path in source.rglob("*") if path.is_file() or path.is_symlink())
 
 
 def du(path: str, as_json: bool) -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 from datastore import installing
 from datastore.keys import KeyToolFailed, fingerprint, make_key, public_line, read_host_key, write_known_hosts
 from datastore.port import DatastoreAway
-from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore, gate_command
+from datastore.sftp import SftpDatastore
+from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore
 from ecloud import asking, doors, queries
-from ecloud.datastores import authority, boss_key, directory_of, is_ssh, open_publisher
+from ecloud.datastores import authority, boss_key, directory_of, is_ssh, open_publisher, workers_command
 from ecloud.doors import Fault
 from ecloud.home import Home
 from ecloud.settings import Settings, load_settings
@@ -67,9 +68,10 @@ def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], ne
         if "authorise" not in str(error) or not _authorise(address, public_line(key)):
             raise Fault([str(error), *_how_to(address, public_line(key), error)], doors.PART_AWAY) from None
         installed = installing.install(address, key, host_key, line)
-    if not installed.python:
-        raise Fault(f"{address.host} has no python3 of 3.6 or newer, which the gate needs: install it", doors.PART_AWAY)
-    if not (installed.is_authorised and _lets_workers_in(home, context["cluster_id"], address, host_key, installed)):
+    if not installed.gate:
+        for warning in by_sftp(address, installed.has_shell):
+            print(warning, file=sys.stderr)
+    if not _lets_workers_in(home, context["cluster_id"], address, host_key, installed):
         raise Fault(
             [
                 f"{address.host} lets no worker in: its sshd does not read the line below in ~/.ssh/authorized_keys",
@@ -91,16 +93,17 @@ def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], ne
 def _lets_workers_in(
     home: Home, cluster_id: str, address: SshAddress, host_key: str, installed: installing.Installed
 ) -> bool:
-    """Whether a certificate such as workers get opens the gate."""
+    """Whether a certificate such as workers get opens it."""
     with tempfile.TemporaryDirectory(prefix="ecloud-") as directory:
         place = Path(directory)
-        command = gate_command(installed.python, installed.gate, address.root, "probe")
+        command = workers_command(str(address), installed.python, installed.gate, "probe")
         certificate = place / "certificate.pub"
         public = make_key(place / "key", "probe")
         certificate.write_text(authority(home, cluster_id).sign(public, "probe", command, PROBE_LIVES_S) + "\n")
         write_known_hosts(place / "known_hosts", ALIAS, host_key)
         access = Access(place / "key", place / "known_hosts", certificate)
-        datastore = SshDatastore(address, access, patience_s=PROBE_S)
+        kind = SshDatastore if installed.gate else SftpDatastore
+        datastore = kind(address, access, patience_s=PROBE_S)
         try:
             datastore.hello()
         except DatastoreAway:
@@ -108,6 +111,16 @@ def _lets_workers_in(
         finally:
             datastore.close()
         return True
+
+
+def by_sftp(address: SshAddress, has_shell: bool = True) -> list[str]:
+    """What a person should know of a datastore that has no gate."""
+    why = "has no python3 of 3.6 or newer for the gate" if has_shell else f"gives {address.user} no shell for the gate"
+    return [
+        f"{address.host} {why}: files go by SFTP, which is slower",
+        f"WARNING: by SFTP a worker may do with files there whatever {address.user} may: use an account that can write"
+        f" nothing but {address.root}, or install python3 and say this again (docs/data.md)",
+    ]
 
 
 def _how_to(address: SshAddress, line: str, error: DatastoreAway) -> list[str]:

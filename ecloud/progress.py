@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from datastore.connection import Channel
 from ecloud.tasks import TaskState
 from ecloud.views import STYLES, state_bar
-from ecloud.wire import RunChanged
-from ecloud.words import about, counted, visible
+from ecloud.wire import Moving, RunChanged
+from ecloud.words import about, byte_size, counted, visible
 
 LINE_EVERY_S = 5.0
-"""In a pipe, where a task ended."""
+"""In a pipe, where a task ended or files move."""
 SAME_LINE_EVERY_S = 60.0
 """In a pipe, where none did."""
 FAILURES_TOLD = 20
@@ -94,7 +97,11 @@ class Progress:
         """A line in a pipe: now and then, and seldom where nothing changes."""
         ended = _ended(picture.states)
         silent_s = time.monotonic() - self._told_at
-        if picture.over or silent_s >= SAME_LINE_EVERY_S or (silent_s >= LINE_EVERY_S and ended != self._ended_told):
+        if (
+            picture.over
+            or silent_s >= SAME_LINE_EVERY_S
+            or (silent_s >= LINE_EVERY_S and (picture.moving or ended != self._ended_told))
+        ):
             self._told_at, self._ended_told = time.monotonic(), ended
             print(self._line(picture), file=self._console.file, flush=True)
 
@@ -112,6 +119,8 @@ class Progress:
                 lines.append(
                     Text(f"running: {names}" + (f" and {more:,} more" if more > 0 else ""), "dim", no_wrap=True)
                 )
+            if picture.moving:
+                lines.append(Text(moving_line(picture.moving), "dim"))
             if picture.held:
                 lines.append(Text(visible(picture.held), "yellow"))
         if self._trouble:
@@ -127,6 +136,8 @@ class Progress:
             f"{states[name]:,} {name}" for name in ("failed", "aborted", "cancelled", "running") if states.get(name)
         ]
         parts.append(counted(picture.workers, "worker"))
+        if picture.moving and self._live is None:
+            parts.append(moving_line(picture.moving))
         left_s = self._left_s(ended, total)
         if left_s is not None:
             parts.append(f"about {about(left_s)} left")
@@ -137,6 +148,42 @@ class Progress:
         since = ended - (self._ended_at_start or 0)
         elapsed_s = time.monotonic() - self._began
         return elapsed_s / since * (total - ended) if since >= 3 and elapsed_s > 2 and total > ended else None
+
+
+@contextmanager
+def transfer(console: Console, verb: str, total_bytes: int) -> Iterator[None]:
+    """While a person's own files move over SSH: how far, on a terminal; nothing in a pipe."""
+    if not console.is_terminal:
+        yield
+        return
+    began_s, before = time.monotonic(), Channel.moved_bytes
+
+    def line() -> Text:
+        moved = Channel.moved_bytes - before
+        speed = byte_size(moved / max(0.1, time.monotonic() - began_s))
+        so_far = (
+            f"{byte_size(min(moved, total_bytes))} of {byte_size(total_bytes)}" if total_bytes else byte_size(moved)
+        )
+        return Text(f"{verb} {so_far}, {speed}/s", "dim")
+
+    with Live(console=console, refresh_per_second=REFRESHES_PER_S, transient=True, get_renderable=line):
+        yield
+
+
+def moving_line(moving: Moving) -> str:
+    """ "fetching 3 files, 1.2 of 4 GB, 85 MB/s"."""
+    parts = [
+        f"{verb} {counted(count, 'file')}"
+        for verb, count in (("fetching", moving.fetching), ("storing", moving.storing))
+        if count
+    ]
+    total, so_far = byte_size(moving.bytes), byte_size(moving.moved_bytes)
+    if total.split()[1:] == so_far.split()[1:]:
+        so_far = so_far.split()[0]
+    parts.append(f"{so_far} of {total}" if moving.moved_bytes < moving.bytes else total)
+    if moving.bytes_per_s:
+        parts.append(f"{byte_size(moving.bytes_per_s)}/s")
+    return ", ".join(parts)
 
 
 def _ended(states: dict[str, int]) -> int:

@@ -41,6 +41,7 @@ class Wish(msgspec.Struct, frozen=True):
     upload: str | None = None
     scale: float | None = None
     keep_dirs: bool = False
+    vm_hours: float | None = None
     dry_run: bool = False
     as_json: bool = False
 
@@ -157,11 +158,12 @@ def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> N
     if wish.upload is None and not (wish.scale is not None and tasks.initial_inputs):
         return
     from ecloud.files import make_initial_inputs, open_datastore, upload
+    from ecloud.words import counted
 
     datastore = open_datastore(settings, address)
     if wish.upload is not None:
-        sent, there = upload(Path(wish.upload), datastore, lambda name: None)
-        print(f"uploaded {sent:,} files, {there:,} were there", file=sys.stderr)
+        sent, there = upload(Path(wish.upload), datastore)
+        print(f"uploaded {counted(sent, 'file')}, {there:,} were there", file=sys.stderr)
     if wish.scale is not None and tasks.initial_inputs:
         made = make_initial_inputs(tasks.initial_inputs, wish.scale, datastore)
         print(f"made {made:,} initial input files", file=sys.stderr)
@@ -170,7 +172,7 @@ def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> N
 def _hand_over(wish: Wish, tasks: TaskList, client: Client, progress: Progress) -> RunAccepted:
     from ecloud.wire import PushOptions
 
-    options = PushOptions(tasks.name, wish.merge_strategy, wish.skip_existing, wish.keep_dirs)
+    options = PushOptions(tasks.name, wish.merge_strategy, wish.skip_existing, wish.keep_dirs, wish.vm_hours)
     return client.push(tasks.tasks, options, progress.pushed)
 
 

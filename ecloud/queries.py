@@ -471,6 +471,7 @@ def vm_views(connection: Connection, gone: bool = False) -> list[VmView]:
             end_asked=row.end_asked,
             cause=row.cause,
             said=row.said or "",
+            boot_nonce=row.boot_nonce,
         )
         for row in connection.execute(query)
     ]

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0003"
+REVISION = "0004"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -220,6 +220,16 @@ pools = sa.Table(
     sa.Column("boots", sa.Integer, nullable=False),
     sa.Column("boot_s_p50", _TIME, nullable=False),
     sa.Column("boot_s_p95", _TIME, nullable=False),
+    **_OPTIONS,
+)  # fmt: skip
+
+boots = sa.Table(
+    "boots", metadata,
+    sa.Column("vm_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("address", Utf8(), nullable=False),
+    sa.Column("host_key", Utf8(), nullable=False),
+    sa.Column("steps", Utf8(), nullable=False),
+    sa.Column("visit", Utf8()),
     **_OPTIONS,
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import runpy
 import traceback
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,8 @@ class SettingsWrong(Exception):
 
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """VMs of one kind. `cpus` 0: all of the machine; `memory_mb` 0: the machine's share. `template`: of an OpenNebula,
-    by name or id."""
+    by name or id. `code`: how a VM gets ours: its image has it, or the boss brings it by SSH, as `ssh_user` at
+    `ssh_port`."""
 
     name: str
     cloud: str = "local"
@@ -43,6 +45,9 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: tuple[str, ...] = ()
     spillover: bool = False
     template: str = ""
+    code: str = "image"
+    ssh_user: str = "root"
+    ssh_port: int = 22
 
 
 def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
@@ -74,6 +79,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker_tls: bool = False
     broker_ca: str = ""
     datastore: str = ""
+    boss_template: str = ""
+    datastore_template: str = ""
+    datastore_at: str = ""
     pools: tuple[PoolSettings, ...] = ()
     opennebula_url: str = ""
     opennebula_user: str = ""
@@ -87,11 +95,19 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stop_grace_s: float = 10.0
     retry_backoff_s: float = 1.0
     idle_vm_s: float = 60.0
+    vm_boot_s: float = 300.0
+    vm_pending_s: float = 120.0
+    vm_unanswered_s: float = 90.0
+    vm_orphan_s: float = 120.0
+    end_vms_s: float = 900.0
     vm_hours_per_day: float = 0.0
+    vm_hours_per_run: float = 0.0
+    hook_command: str = ""
     boss_gone_exit_s: float = 3600.0
     max_tasks_per_push: int = 2_000_000
     cache_mb: float = 10_000.0
     transfer_lanes: int = 8
+    datastore_stall_s: float = 60.0
     keep_runs_days: float = 30.0
     on_old_runs: str = "archive"
     log_level: str = "INFO"
@@ -118,11 +134,18 @@ _AT_LEAST: dict[str, float] = {
     "stop_grace_s": 0.0,
     "retry_backoff_s": 0.0,
     "idle_vm_s": 0.0,
+    "vm_boot_s": 1.0,
+    "vm_pending_s": 1.0,
+    "vm_unanswered_s": 1.0,
+    "vm_orphan_s": 1.0,
+    "end_vms_s": 1.0,
     "vm_hours_per_day": 0.0,
+    "vm_hours_per_run": 0.0,
     "boss_gone_exit_s": 1.0,
     "max_tasks_per_push": 1,
     "cache_mb": 0.0,
     "transfer_lanes": 1,
+    "datastore_stall_s": 1.0,
     "keep_runs_days": 0.0,
     "broker_port": 1,
 }
@@ -130,7 +153,9 @@ _AT_MOST: dict[str, float] = {"broker_port": 65_535}
 _SECRET = ("broker_password", "database_url", "opennebula_password", "opennebula_proxy")
 """Never shown, not even where they are wrong."""
 MAX_POOL_NAME_CHARS = 64
+_SSH_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 CLOUDS = ("local", "opennebula")
+WAYS_OF_CODE = ("image", "ssh")
 
 
 def settings_path() -> Path:
@@ -184,7 +209,9 @@ def _checked(values: dict[str, Any], where: str) -> Settings:
             problems.append(f"{where}: {name.upper()} = {value!r}: {problem}")
     pools = usable.get("pools", ())
     problems += [f"{where}: POOLS: {problem}" for problem in _pool_problems(pools)]
-    if any(pool.cloud == "opennebula" for pool in pools):
+    problems += [f"{where}: {problem}" for problem in _machine_problems(usable)]
+    machines = usable.get("boss_template") or usable.get("datastore_template")
+    if machines or any(pool.cloud == "opennebula" for pool in pools):
         problems += [f"{where}: {problem}" for problem in _opennebula_problems(usable)]
     if not problems and usable.get("lease_s", 60.0) < 2 * usable.get("heartbeat_s", 5.0):
         problems.append(
@@ -227,6 +254,14 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
                 yield f"{pool.name}: template: the name or id of an OpenNebula template"
             if not (pool.cpus and pool.memory_mb):
                 yield f"{pool.name}: cpus and memory_mb: how much a VM of its template has to offer"
+            if pool.code not in WAYS_OF_CODE:
+                yield f"{pool.name}: code = {pool.code!r}: one of {', '.join(WAYS_OF_CODE)}"
+            if not _SSH_USER.fullmatch(pool.ssh_user):
+                yield f"{pool.name}: ssh_user = {pool.ssh_user!r}: the name of a user of its VMs, root in most images"
+            if not 0 < pool.ssh_port <= 65_535:
+                yield f"{pool.name}: ssh_port = {pool.ssh_port!r}: a port, 22 in most images"
+        elif pool.code != "image":
+            yield f"{pool.name}: code = {pool.code!r}: for pools of cloud opennebula only"
         elif pool.template:
             yield f"{pool.name}: template = {pool.template!r}: for pools of cloud opennebula only"
         if pool.minimum > pool.maximum:
@@ -242,6 +277,12 @@ def _opennebula_problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"OPENNEBULA_URL = {url!r}: an address that begins with http:// or https://, e.g. http://HOST:2633/RPC2"
     if ":" in values.get("opennebula_user", ""):
         yield "OPENNEBULA_USER: a name without a colon; the password has a setting of its own"
+
+
+def _machine_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    at = values.get("datastore_at", "")
+    if values.get("datastore_template") and not (at.count("*") == 1 and "@*" in at and ":/" in at):
+        yield f"DATASTORE_AT = {at!r}: where on the machine of DATASTORE_TEMPLATE files are, e.g. ecloud@*:/srv/ecloud"
 
 
 def _converted(name: str, value: Any) -> Any:

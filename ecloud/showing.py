@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ecloud import doors, lookup, queries
 from ecloud.doors import Fault
-from ecloud.settings import load_settings
+from ecloud.settings import Settings, load_settings
 from ecloud.views import print_json, print_status, print_table, some
 from ecloud.words import amounts, byte_size, counted, duration, visible, when
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WATCH_EVERY_S = 2.0
 RUNS_SHOWN = 10
+STRANGERS_S = 20.0
 TASK_STATES = ("waiting", "ready", "running", "succeeded", "failed", "aborted", "cancelled")
 STDERR_LINES = 8
 
@@ -58,13 +59,19 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
 
 
 def _with_free_space(found: Status, engine: Engine) -> Status:
-    """A directory is asked; over SSH that would take longer than all the rest (`admin.py du` asks there)."""
+    """A directory is asked; over SSH that would take longer than all the rest: what the boss saw is told, with its age
+    (`admin.py du` asks there)."""
     from ecloud.datastores import directory_of, is_ssh
     from ecloud.files import datastore_address
 
-    address = datastore_address(load_settings(), queries.context(engine))
+    notes = queries.context(engine)
+    address = datastore_address(load_settings(), notes)
     if is_ssh(address):
-        return found
+        seen_mb, _, seen_at = notes.get("datastore/free", "").partition(" ")
+        if not seen_at:
+            return found
+        age_s = max(1.0, time.time() - float(seen_at))
+        return msgspec.structs.replace(found, datastore_free_mb=float(seen_mb), datastore_seen_s=age_s)
     try:
         free_mb = shutil.disk_usage(directory_of(address)).free / 1e6
     except OSError:
@@ -327,6 +334,8 @@ def workers(everyone: bool, as_json: bool) -> int:
         vm = "" if worker.vm_no is None else str(worker.vm_no)
         offers = amounts({name: amount for name, amount in worker.resources.items() if amount})
         doing = doing if worker.state in ("up", "draining") and not worker.trouble else worker.trouble or worker.reason
+        if worker.state == "draining" and worker.reason and not worker.trouble:
+            doing += f" ({worker.reason})"
         since = duration(now - worker.since)
         rows.append((worker.worker, address, vm, worker.state, since, offers, doing))
     if rows:
@@ -337,15 +346,21 @@ def workers(everyone: bool, as_json: bool) -> int:
 
 
 def vms(everyone: bool, as_json: bool) -> int:
-    """VMs, and why each is there."""
-    found = queries.vms(doors.database(load_settings()), everyone)
+    """VMs, and why each is there; marked, what a cloud shows that looks like ours and is not."""
+    settings = load_settings()
+    engine = doors.database(settings)
+    found = queries.vms(engine, everyone)
+    strangers = _strangers(settings, engine)
     if as_json:
-        print_json(found)
+        print_json([*found, *({"stranger": True, **stranger} for stranger in strangers)])
         return doors.DONE
     now = time.time()
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (vm.vm_no, vm.pool, vm.state, duration(now - vm.since), vm.cloud_id, vm.worker, vm.reason) for vm in found
-    ]  # fmt: skip
+    ]
+    for vm in strangers:
+        what = f"{vm['name']} of {vm['owner']}: {vm['why']}; it is never touched"
+        rows.append(("-", "", "stranger", "", vm["cloud_id"], "", what))
     if rows:
         print_table(doors.console(), ("VM", "pool", "state", "since", "cloud's id", "worker", "reason"), rows, ("VM",))
     else:
@@ -353,10 +368,27 @@ def vms(everyone: bool, as_json: bool) -> int:
     return doors.DONE
 
 
+def _strangers(settings: Settings, engine: Engine) -> list[dict[str, str]]:
+    """Those of every cloud that answers; of another it is said that it does not."""
+    from ecloud import clouds
+
+    if not clouds.has_clouds(settings):
+        return []
+    try:
+        said = clouds.ask("--strangers", queries.context(engine).get("cluster_id", ""), limit_s=STRANGERS_S)
+    except clouds.CloudsAway as error:
+        said = [{"problem": f"the cloud {error}; {error.remedy}"}]
+    for item in said:
+        if item.get("problem"):
+            print(f"whether strangers look like ours is not known: {visible(item['problem'])}", file=sys.stderr)
+    return [item for item in said if not item.get("problem")]
+
+
 def ledger(run: str, as_json: bool) -> int:
     """Where every VM-second went. Raises `NoSuchRun`, `DatabaseAway`."""
     from ecloud.database import database_now
-    from ecloud.ledger import PARTS, ledger
+    from ecloud.ledger import ledger
+    from ecloud.vm_life import PARTS
 
     engine = doors.database(load_settings())
     with queries.snapshot(engine) as connection:
@@ -372,13 +404,16 @@ def ledger(run: str, as_json: bool) -> int:
         (pool.pool or "all", pool.vms, *(f"{seconds:.1f}" for seconds in (*pool.parts.values(), pool.life_s)))
         for pool in [*found.pools, found.total]
     ]
-    columns = ("pool", "VMs", *(f"{part} s" for part in PARTS), "in all s")
-    print_table(doors.console(), columns, rows, columns[1:])
     if found.run is not None:
         taken = found.run
+        rows.append((f"run {run}", taken.vms, *(f"{s:.1f}" for s in (*taken.parts.values(), taken.taken_s))))
+    columns = ("of", "VMs", *(f"{part} s" for part in PARTS), "in all s")
+    print_table(doors.console(), columns, rows, columns[1:])
+    if found.run is not None:
+        useful = found.run.parts["running"] + found.run.parts["staging"]
         print(
-            f"run {visible(run)} took {taken.running_s:.1f} VM-seconds; {taken.lost_s:.1f} more were lost, and "
-            f"{taken.overhead_s:.1f} are its share of booting, idling and draining"
+            f"run {visible(run)} took {found.run.taken_s / 3600:.3g} VM-hours of {counted(found.run.vms, 'VM')}; "
+            f"{100 * useful / max(found.run.taken_s, 1e-6):.0f} % of it ran its tasks or moved their files"
         )
     return doors.DONE
 
@@ -386,12 +421,15 @@ def ledger(run: str, as_json: bool) -> int:
 def context(as_json: bool) -> int:
     """The cluster's notes."""
     from datastore.keys import fingerprint
+    from ecloud.datastores import way_of
     from ecloud.files import datastore_address
 
     settings = load_settings()
     found = queries.context(doors.database(settings))
+    found = {name: value for name, value in found.items() if "/" not in name}  # those are the boss's own
     found.setdefault("datastore_address", datastore_address(settings, found))
     if found.get("datastore_host_key"):
         found["datastore_host_key"] = fingerprint(found["datastore_host_key"])
+        found["datastore_by"] = way_of(found)
     print_json(found) if as_json else print_table(doors.console(), ("key", "value"), sorted(found.items()))
     return doors.DONE

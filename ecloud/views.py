@@ -110,7 +110,8 @@ def print_status(console: Console, status: Status, runs_shown: int) -> None:
         tasks.append(f"; about {about(status.left_s)} left")
     console.print(tasks)
     if status.datastore_free_mb is not None:
-        console.print(f"datastore  {megabytes(status.datastore_free_mb)} free")
+        age = f", seen {duration(status.datastore_seen_s)} ago" if status.datastore_seen_s else ""
+        console.print(f"datastore  {megabytes(status.datastore_free_mb)} free{age}")
     if status.transfers:
         count = counted(len(status.transfers), "worker moves files", "workers move files")
         waiting = f", {status.transfers_waiting:,} wait for their turn" if status.transfers_waiting else ""

@@ -116,11 +116,17 @@ class TaskEnded(msgspec.Struct, frozen=True, omit_defaults=True):
 class DatastoreAccess(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where files are and what opens it. `address`: `dir:/path`, or `user@host[:port]:/root` over SSH; then `host_key`
     is the only one to be believed there, and `credential` a certificate for the key that the worker's `Hello` named.
+    `by_sftp`: there is no gate.
     """
 
     address: str
     credential: str = ""
     host_key: str = ""
+    by_sftp: bool = False
+
+    def is_same_place(self, other: DatastoreAccess) -> bool:
+        """Whether they differ in nothing but the credential."""
+        return (self.address, self.host_key, self.by_sftp) == (other.address, other.host_key, other.by_sftp)
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
@@ -128,7 +134,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
     `kind`: worker or client. `home`: name of the worker's locked home directory, so that a newer process of the same
     home speaks for the older one. `lives_s`: seconds until this machine ends, if it is known. `ssh_key`: the public key
-    that is to open the datastore.
+    that is to open the datastore. `boot_s`: what was done at this machine's start, and how many seconds
+    before this Hello.
     """
 
     nonce: str
@@ -146,6 +153,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     lives_s: float | None = None
     attempts: tuple[HeldAttempt, ...] = ()
     ssh_key: str = ""
+    boot_s: dict[str, float] = {}
 
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
@@ -160,12 +168,24 @@ class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     shell: str = "/bin/sh"
 
 
+class Moving(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Files on their way over SSH: so many for tasks that begin, so many of tasks that ended; `moved_bytes` of `bytes`
+    so far, as near as can be said."""
+
+    fetching: Int64 = 0
+    storing: Int64 = 0
+    bytes: Int64 = 0
+    moved_bytes: Int64 = 0
+    bytes_per_s: Int64 = 0
+
+
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """I live. `orders_seen`: number of the last boss message handled; `attempts`: everything the worker holds.
 
     `trouble` is a sentence when the worker can't start anything now (disk full, datastore away). `access_s`: how long
     its access to the datastore is still good; None where it has none and needs none. `lane`: the lane it holds, 0 for
-    none; `wants_bytes`: what it has to move and has no lane for, as far as it is known, None for nothing.
+    none; `wants_bytes`: what it has to move and has no lane for, as far as it is known, None for nothing. `moving`:
+    what it moves now.
     """
 
     orders_seen: Int64
@@ -177,6 +197,7 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     access_s: float | None = None
     lane: Int64 = 0
     wants_bytes: Int64 | None = None
+    moving: Moving | None = None
 
 
 class HeartbeatAnswered(msgspec.Struct, frozen=True, tag=True):
@@ -312,6 +333,8 @@ class PushOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     merge_strategy: str = "keep_succeeded"
     skip_existing: bool = False
     keep_dirs: bool = False
+    vm_hours: float | None = None
+    """A budget for the run's work, 0 for none; None leaves what was asked for before."""
 
 
 class SubmitTasks(msgspec.Struct, frozen=True, tag=True):
@@ -379,7 +402,8 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """For those who watch: task counts by state now, the tasks that ended since the last one (a hint, the database
     knows all).
 
-    `over` when nothing more will happen by itself; `held` says why nothing happens although tasks are left.
+    `over` when nothing more will happen by itself; `held` says why nothing happens although tasks are left. `moving`:
+    the files that its workers move.
     """
 
     run: str
@@ -390,6 +414,7 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     workers: Int64 = 0
     over: bool = False
     held: str = ""
+    moving: Moving | None = None
 
 
 Message = (

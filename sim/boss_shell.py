@@ -6,6 +6,7 @@ that this process ever did. What survives is what the store holds.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from boss.core.boss import Boss
 from boss.core.config import BossConfig
 from boss.core.effects import (
+    AskRoom,
     Call,
     DropStages,
     Effects,
@@ -36,6 +38,7 @@ from boss.core.events import (
     KeySigned,
     MessageArrived,
     ResultsFound,
+    RoomSeen,
     RunLoaded,
     StagesListed,
     TasksSelected,
@@ -48,7 +51,7 @@ from datastore.port import DatastoreAway
 from ecloud import wire
 from ecloud.wire import Envelope
 from sim.checker import Checker
-from sim.cloud import Cloud, Refused
+from sim.cloud import LATE_S, Cloud, Refused
 from sim.datastore import Datastore
 from sim.faults import Faults
 from sim.network import Network
@@ -64,6 +67,8 @@ SLOW_COMMIT_S = 8.0
 EVENTS_A_BATCH = 5_000
 CHECKED_ALWAYS, CHECKED_EACH = 200, 100
 """A core with fewer tasks and workers than the first is checked after each batch; a larger one each so many batches."""
+ARRIVES = 0.3
+"""How often a call for a VM arrives although its answer can't."""
 CERTIFICATE_LIVES_S = (8.0, 60.0)
 Turn = Iterator[float]
 
@@ -71,6 +76,13 @@ Turn = Iterator[float]
 def certificate(public_key: str, until: float) -> str:
     """What opens the datastore for the holder of that key until then."""
     return f"{public_key} {until!r}"
+
+
+def _not_asked(call: StartVm | EndVm | ListVms | AskRoom, reason: str) -> Event | None:
+    """What the boss hears of a call that was not made."""
+    if isinstance(call, StartVm):
+        return VmRefused(call.vm_no, reason, 5.0, "later")
+    return RoomSeen(call.pool, None) if isinstance(call, AskRoom) else None
 
 
 class Places(msgspec.Struct):
@@ -110,6 +122,10 @@ class BossProcess:
         self._woken = False
         self._wake_at: float | None = None
         self._batch = self._handled = 0
+        self.store_parted_until = self.cloud_parted_until = 0.0
+        """It does not reach its database, or its cloud, before then."""
+        self._starting: set[int] = set()
+        """Intents whose call waits for its turn."""
         self._renewed_at = 0.0
         self.world.after(0.0, lambda: self._lead(replace))
 
@@ -241,7 +257,8 @@ class BossProcess:
             self._begin()
         if self.world.now - self._renewed_at >= RENEW_S:
             self._renewed_at = self.world.now
-            self.store.renew(self.now)
+            if self.world.now >= self.store_parted_until:
+                self.store.renew(self.now)
 
     def _handle(self, events: list[Event]) -> Effects:
         assert self.core is not None
@@ -258,6 +275,7 @@ class BossProcess:
         yield 0.0
         if not effects.writes.is_empty:
             yield from self._commit(effects)
+        yield from self._reach_store()
         bodies = self._bodies(effects.sends)
         for send in effects.sends:
             yield 0.0
@@ -266,6 +284,7 @@ class BossProcess:
             yield 0.0
             self._call(call)
         for read in effects.reads:
+            yield from self._reach_store()
             yield from self._carry_out(self._handle([self._answer(read)]))
 
     def _commit(self, effects: Effects) -> Turn:
@@ -286,7 +305,7 @@ class BossProcess:
         rows = len(effects.writes.attempts) + len(effects.writes.tasks) + len(effects.writes.stored)
         slow = world.fault("commit_slow", faults.commit_slow)
         yield SLOW_COMMIT_S * world.random.random() if slow else COMMIT_S + ROW_S * rows
-        if world.fault("commit_fails", faults.commit_fails):
+        if world.now < self.store_parted_until or world.fault("commit_fails", faults.commit_fails):
             raise StoreAway("the database is away")
         if world.fault("commit_refused", faults.commit_refused):
             raise CommitRefused("the database refuses")
@@ -295,6 +314,11 @@ class BossProcess:
         if world.fault("commit_unanswered", faults.commit_unanswered):
             raise StoreAway("the answer got lost")
         yield 0.0
+
+    def _reach_store(self) -> Turn:
+        """Questions are asked again until they are answered."""
+        while self.world.now < self.store_parted_until:
+            yield LAST_WAIT_S / 5
 
     def _bodies(self, sends: list[Send]) -> dict[int, bytes]:
         wanted = [
@@ -335,10 +359,28 @@ class BossProcess:
             if event is not None:
                 self.world.after(self.world.random.uniform(0.0005, 0.005), lambda: self._put(event))
 
-        self.world.after(self.world.random.uniform(0.0005, 0.01), make)
+        delay_s = self.world.random.uniform(0.0005, 0.01)
+        if isinstance(call, StartVm) and self.world.fault("vm_late", self.faults.vm_late):
+            delay_s = self.world.random.uniform(*LATE_S)
+            if self.world.random.random() < 0.5:
+                self._give_up_on(call, delay_s)
+                return
+        if isinstance(call, StartVm):
+            self._starting.add(call.vm_no)
+        self.world.after(delay_s, make)
+
+    def _give_up_on(self, call: StartVm, seconds: float) -> None:
+        """The request has arrived, and nobody waits any more when the cloud gets to it."""
+        self.world.tell(self.name, f"hears nothing of its call for intent {call.vm_no}")
+
+        def make() -> None:
+            with contextlib.suppress(Refused):
+                self.places.cloud.start(call.vm_no, call.pool, call.size, call.boot_nonce)
+
+        self.world.after(seconds, make)
 
     def _make(self, call: Call) -> Event | None:
-        if isinstance(call, (StartVm, EndVm, ListVms)):
+        if isinstance(call, (StartVm, EndVm, ListVms, AskRoom)):
             return self._to_cloud(call)
         if isinstance(call, SignKey):
             if self.world.fault("sign_lost", self.faults.sign_lost):
@@ -364,19 +406,37 @@ class BossProcess:
                 datastore.drop(stages)
         return None
 
-    def _to_cloud(self, call: StartVm | EndVm | ListVms) -> Event | None:
+    def _to_cloud(self, call: StartVm | EndVm | ListVms | AskRoom) -> Event | None:
         cloud = self.places.cloud
+        if isinstance(call, StartVm):
+            self._starting.discard(call.vm_no)
+        if self.world.now < self.store_parted_until:
+            return _not_asked(call, "the database can't tell whether this boss still leads")
+        if not self.store.leads():
+            return None
+        if self.world.now < self.cloud_parted_until and not (
+            isinstance(call, StartVm) and self.world.random.random() < ARRIVES
+        ):
+            return _not_asked(call, "the cloud can't be reached")
         match call:
             case StartVm(vm_no, pool, size, nonce):
                 self.places.checker.fleet.on_start_vm(self.name, vm_no)
                 try:
-                    return VmStarted(vm_no, cloud.start(vm_no, pool, size, nonce))
+                    cloud_id = cloud.start(vm_no, pool, size, nonce)
+                    parted = self.world.now < self.cloud_parted_until
+                    return None if parted else VmStarted(vm_no, cloud_id)
                 except Refused as error:
-                    return VmRefused(vm_no, str(error), 5.0)
-            case EndVm(vm_no, _, cloud_id):
+                    return VmRefused(vm_no, str(error), 5.0, "less")
+            case EndVm(vm_no, _, cloud_id, why):
+                if why:
+                    self.world.tell(self.name, f"ends {cloud_id} (intent {vm_no}): {why}")
                 self.places.checker.fleet.on_end_vm(self.name, vm_no)
                 cloud.end(cloud_id)
             case ListVms(pool):
-                alive = cloud.list(pool)
-                return VmsListed(pool, frozenset(alive.values()), dict(alive))
+                alive = cloud.list()
+                addresses = {vm_no: cloud.addresses[cloud_id] for vm_no, cloud_id in alive.items()}
+                starting = frozenset(self._starting)
+                return VmsListed(pool, frozenset(alive.values()), alive, {}, {}, starting, addresses)
+            case AskRoom(pool):
+                return RoomSeen(pool, *cloud.room())
         return None

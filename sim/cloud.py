@@ -13,8 +13,11 @@ SLOW_BOOT_S = (30.0, 400.0)
 """Reaches beyond the time after which the boss gives a VM up."""
 QUOTA_S = (5.0, 30.0)
 
-Boot = Callable[[int, str, Resources, str], Callable[[], None]]
-"""(vm_no, cloud_id, size, boot_nonce) -> how to end the machine."""
+LATE_S = (1.0, 240.0)
+"""How long a call waits for its turn, or is worked on after nobody waits for its answer: longer than any grace."""
+
+Boot = Callable[[int, str, Resources, str, str], Callable[[], None]]
+"""(vm_no, cloud_id, size, boot_nonce, address) -> how to end the machine."""
 
 
 class Refused(Exception):
@@ -22,10 +25,16 @@ class Refused(Exception):
 
 
 class Cloud:
-    """One cloud with as many machines as are asked for."""
+    """One cloud with as many machines as are asked for, or as it has addresses."""
 
-    def __init__(self, world: World, faults: Faults, boot: Boot) -> None:
+    def __init__(self, world: World, faults: Faults, boot: Boot, most: int | None = None) -> None:
         self.world = world
+        self.most = most
+        """Addresses of its network; None for more than anybody asks for."""
+        self.addresses: dict[str, str] = {}
+        """Of what exists, by the cloud's name."""
+        self._free: list[str] = []
+        """Addresses of what is gone: given to the next."""
         self.faults = faults
         self._boot = boot
         self._vms: dict[str, tuple[int, str]] = {}
@@ -41,14 +50,17 @@ class Cloud:
             self._quota_until = self.world.now + self.world.random.uniform(*QUOTA_S)
         if self.world.now < self._quota_until and self.faults.vm_quota:
             raise Refused("the quota is used up")
+        if self.most is not None and len(self._vms) >= self.most:
+            raise Refused("no free address in network lab")
         self._count += 1
         cloud_id = f"vm{self._count}"
         self._vms[cloud_id] = (vm_no, pool)
+        self.addresses[cloud_id] = self._address()
         self.world.tell("cloud", f"starts {cloud_id} for intent {vm_no}")
 
         def boot() -> None:
             if cloud_id in self._vms:
-                self._ends[cloud_id] = self._boot(vm_no, cloud_id, size, nonce)
+                self._ends[cloud_id] = self._boot(vm_no, cloud_id, size, nonce, self.addresses[cloud_id])
 
         if self.world.fault("vm_never", self.faults.vm_never):
             self.world.tell("cloud", f"{cloud_id} never boots")
@@ -57,11 +69,22 @@ class Cloud:
         self.world.after(self.world.random.uniform(*(SLOW_BOOT_S if slow else BOOT_S)), boot)
         return cloud_id
 
+    def _address(self) -> str:
+        if self.addresses and self.world.fault("vm_address", self.faults.vm_address):
+            return self.world.random.choice(list(self.addresses.values()))
+        return self._free.pop() if self._free else f"10.0.{self._count // 250}.{self._count % 250}"
+
+    def _release(self, cloud_id: str) -> None:
+        address = self.addresses.pop(cloud_id)
+        if address not in self.addresses.values():
+            self._free.append(address)
+
     def end(self, cloud_id: str) -> None:
         """It is gone a moment later, with its disk."""
 
         def gone() -> None:
             if self._vms.pop(cloud_id, None) is not None:
+                self._release(cloud_id)
                 self.world.tell("cloud", f"ended {cloud_id}")
                 end = self._ends.pop(cloud_id, None)
                 if end is not None:
@@ -76,9 +99,17 @@ class Cloud:
 
     def vanish(self, cloud_id: str) -> None:
         """The machine is gone, and the cloud knows."""
-        self._vms.pop(cloud_id, None)
+        if self._vms.pop(cloud_id, None) is not None:
+            self._release(cloud_id)
         self._ends.pop(cloud_id, None)
 
-    def list(self, pool: str) -> dict[int, str]:
-        """What lives of that pool: cloud ids by vm_no."""
-        return {vm_no: cloud_id for cloud_id, (vm_no, of) in self._vms.items() if of == pool}
+    def list(self) -> dict[int, str]:
+        """What lives: cloud ids by vm_no."""
+        return {vm_no: cloud_id for cloud_id, (vm_no, _) in self._vms.items()}
+
+    def room(self) -> tuple[int | None, str]:
+        """How many more it would give, and why not more."""
+        if self.most is None:
+            return None, ""
+        free = self.most - len(self._vms)
+        return free, f"network lab has {free} free addresses of {self.most}"

@@ -33,6 +33,10 @@ class Faults(msgspec.Struct):
     """Per commit: it takes seconds."""
     commit_refused: float = 0.0
     """Per commit: the database refuses the batch; the boss leaves it out and begins anew."""
+    store_parted: float = 0.0
+    """Per second and boss: it does not reach its database for a while; commits, reads and renewals fail."""
+    cloud_parted: float = 0.0
+    """Per second and boss: it does not reach its cloud for a while; what it asked for last may have arrived."""
     worker_death: float = 0.0
     """Per second and worker: the process dies; another starts on the same home."""
     worker_gone: float = 0.0
@@ -63,6 +67,10 @@ class Faults(msgspec.Struct):
     """Per second and VM: it is gone, and the cloud knows."""
     vm_off: float = 0.0
     """Per second and VM: the cloud says POWEROFF; its worker may live on, be gone for a while, or for good."""
+    vm_address: float = 0.0
+    """Per VM asked for: it is given the address of another that lives."""
+    vm_late: float = 0.0
+    """Per VM asked for: the call waits long for its turn, or its answer is lost and the VM is made long after."""
     partition: float = 0.0
     """Per second: two of them (a peer and the broker, a worker and the datastore, the boss and either) do not reach
     each other for a while, in one direction or both, and nobody is told."""
@@ -101,6 +109,8 @@ MOST = Faults(
     commit_unanswered=0.08,
     commit_slow=0.04,
     commit_refused=0.03,
+    store_parted=0.06,
+    cloud_parted=0.06,
     worker_death=0.06,
     worker_gone=0.03,
     worker_freeze=0.06,
@@ -116,6 +126,8 @@ MOST = Faults(
     vm_never=0.3,
     vm_vanishes=0.05,
     vm_off=0.05,
+    vm_address=0.5,
+    vm_late=0.5,
     partition=0.15,
     queue_full=0.5,
     datastore_full=0.06,

@@ -16,6 +16,7 @@ from sim.store import ON_DUTY, Tables
 from sim.world import World
 
 _ROUNDING = 1e-6
+JUST_NOW_S = 2.0
 
 
 class FleetChecker:
@@ -30,6 +31,8 @@ class FleetChecker:
         self.leases: dict[str, float] = {}
         """Until when a worker may believe that it is counted on: what the boss answered."""
 
+        self.first_leases: dict[str, float] = {}
+        """When the boss first answered a worker."""
         self.hearing_since: dict[str, float] = {}
         """Since when a boss has a connection over which it could hear."""
 
@@ -37,6 +40,7 @@ class FleetChecker:
 
     def on_lease(self, worker: str, sent_at: float) -> None:
         """The boss answered the heartbeat that was sent then."""
+        self.first_leases.setdefault(worker, self.world.now)
         self.leases[worker] = max(self.leases.get(worker, 0.0), sent_at + self.lease_s)
 
     def on_dead(self, worker: str) -> None:
@@ -76,11 +80,21 @@ class FleetChecker:
         if row is None or row.state not in ("ending", "gone"):
             state = "unknown" if row is None else row.state
             raise Violation("no-harm", f"{boss} ends VM {vm_no}, which is {state}")
+        if row.state == "gone":
+            self._leave_agents_alone(boss, vm_no)
         if self._may_be_harmed(row):
             return
         for key, attempt in self.tables.attempts.items():
             if attempt.worker == row.worker and attempt.state in (AttemptState.ASSIGNED, AttemptState.STARTED):
                 raise Violation("no-harm", f"{boss} ends VM {vm_no} ({row.reason}), which runs attempt {key}")
+
+    def _leave_agents_alone(self, boss: str, vm_no: int) -> None:
+        """A VM that no intent owns is not ended while an agent of it is on duty, but for one that came just now."""
+        for worker in self.tables.workers.values():
+            ours = worker.key_name == f"vm-{vm_no}" and worker.state in ON_DUTY
+            came_s = self.world.now - self.first_leases.get(worker.worker, self.world.now)
+            if ours and came_s > JUST_NOW_S and self.leases.get(worker.worker, 0.0) > self.world.now:
+                raise Violation("no-harm", f"{boss} ends VM {vm_no}, whose agent {worker.worker} is on duty")
 
     def _may_be_harmed(self, row: VmRow) -> bool:
         worker = self.tables.workers.get(row.worker)

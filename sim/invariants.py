@@ -39,6 +39,7 @@ INVARIANTS: dict[str, str] = {
     # At last
     "settles": "after the faults heal everything ends: tasks, wishes, spools, stages",
     "floor": "after the faults heal the fleet is back at its floor",
+    "books": "each moment of a VM's life is in one part of the ledger, and the parts add up to it exactly",
     "memory": "after the faults heal the boss holds in memory only what waits",
 }
 

@@ -31,6 +31,8 @@ class Size(msgspec.Struct, frozen=True):
     """How long things go wrong and people change their minds."""
     task_s: float = 2.0
     """The longest task, about."""
+    most_steps: int = 300_000
+    """A scenario that takes more has no end."""
 
 
 def make_tasks(world: World, run: str, count: int, size: Size, fails: bool = True) -> list[TaskDefinition]:

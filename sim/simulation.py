@@ -18,8 +18,8 @@ import msgspec
 from boss.core.config import BossConfig, PoolConfig
 from ecloud.tasks import ENDED, Resources
 from ecloud.wire import DatastoreAccess
+from sim import books, memory
 from sim import faults as faults_of
-from sim import memory
 from sim.boss_shell import BossProcess, Places
 from sim.checker import Checker
 from sim.client import Client
@@ -37,7 +37,6 @@ from sim.world import World
 
 SETTLE_S = 900.0
 """Everything must have ended this long after things healed: many leases, boots and back-offs."""
-MOST_STEPS = 300_000
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -136,7 +135,9 @@ class Simulation:
         if chance.random() < 0.3:
             size = {"cpus": 2.0, "memory_mb": 4000.0, **({"gpus": float(self.gpus)} if self.gpus else {})}
             minimum = chance.choice((0, 0, 0, 1))
-            pools = (PoolConfig("vms", size, minimum=minimum, maximum=3, idle_s=chance.uniform(5, 60)),)
+            idle_s = chance.uniform(5, 60)
+            pools = (PoolConfig("vms", size, minimum=minimum, maximum=3, idle_s=idle_s, tells_room=True),)
+            self.cloud.most = chance.choice((None, None, 2))
         over_ssh = chance.random() < 0.3
         return BossConfig(
             datastore=DatastoreAccess("files@host:/root", host_key="a host key") if over_ssh else DatastoreAccess(""),
@@ -174,9 +175,10 @@ class Simulation:
         home = WorkerHome(name, resources, f"invite-{name}", gpus=tuple(range(self.gpus)), ssh_key=f"key-of-{name}")
         self.machines[name] = Machine(self, home, False)
 
-    def _boot(self, vm_no: int, cloud_id: str, size: Resources, nonce: str) -> Callable[[], None]:
+    def _boot(self, vm_no: int, cloud_id: str, size: Resources, nonce: str, address: str) -> Callable[[], None]:
         home = WorkerHome(cloud_id, dict(size), f"vm-{vm_no}", cloud_id, nonce)
         home.gpus, home.ssh_key = tuple(range(self.gpus)), f"key-of-{cloud_id}"
+        home.address = address
         machine = self.machines[cloud_id] = Machine(self, home, True)
         return machine.end
 
@@ -192,6 +194,7 @@ class Simulation:
         self.datastore.make_room()
         self.datastore.parted.clear()
         for boss in self.bosses:
+            boss.store_parted_until = boss.cloud_parted_until = 0.0
             boss.thaw()
         for machine in list(self.machines.values()):
             machine.home.disk_full = False
@@ -227,10 +230,9 @@ class Simulation:
 
     def _step_for(self, seconds: float) -> None:
         until = self.world.now + seconds
-        while self.world.now < until and self.world.steps <= MOST_STEPS:
-            self.world.step()
-        if self.world.steps > MOST_STEPS:
-            raise Violation("settles", f"no end after {MOST_STEPS:,} steps")
+        self.world.run(until, self.size.most_steps)
+        if self.world.steps > self.size.most_steps:
+            raise Violation("settles", f"no end after {self.size.most_steps:,} steps")
         if self.healed_at is not None and self.world.now > self.healed_at + SETTLE_S:
             left = self._left()
             raise Violation(left[0][0], f"{SETTLE_S:.0f} s after all is well: {'; '.join(text for _, text in left)}")
@@ -264,6 +266,7 @@ class Simulation:
             *(("settles", text) for text in left),
             *(("owned", text) for text in self.checker.fleet.not_owned(self.cloud)),
             *(("floor", text) for text in self.checker.fleet.not_at_the_floor()),
+            *(("books", text) for text in books.wrong(self.tables)),
             *(("memory", f"the boss remembers {what}") for what in memory.not_forgotten(core, self._there())),
         ]
 

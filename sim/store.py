@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from boss.core.effects import SelectTasks
 from boss.core.rows import (
     AttemptRow,
+    BootRow,
     PoolRow,
     PushAnswered,
     RunImage,
@@ -53,6 +54,7 @@ class Tables:
         self.workers: dict[str, WorkerRow] = {}
         self.vms: dict[int, VmRow] = {}
         self.pools: dict[str, PoolRow] = {}
+        self.boots: dict[int, BootRow] = {}
         self.pushes: dict[str, PushAnswered] = {}
         self.context: dict[str, str] = {"cluster_id": CLUSTER_ID}
         self.revoked_keys: set[str] = set()
@@ -96,6 +98,10 @@ class Store:
         """The epoch in which this boss became the leader."""
         return self._epoch
 
+    def leads(self) -> bool:
+        """Whether this boss still leads."""
+        return self.tables.epoch == self._epoch
+
     def resign(self) -> None:
         """The next boss need not wait."""
         if self.tables.epoch == self._epoch:
@@ -127,6 +133,7 @@ class Store:
         tables.workers.update({name: copy(row) for name, row in writes.workers.items()})
         tables.vms.update({vm_no: copy(row) for vm_no, row in writes.vms.items()})
         tables.pools.update({name: copy(row) for name, row in writes.pools.items()})
+        tables.boots.update({vm_no: copy(row) for vm_no, row in writes.boots.items()})
         tables.next_vm_no = max([tables.next_vm_no, *(vm_no + 1 for vm_no in writes.vms)])
         self._write_small(writes)
         self._drop(writes)
@@ -231,6 +238,7 @@ class Store:
             init_attempts=self._init_attempts(going_on),
             workers=[row for row in _in_order(tables.workers) if row.state in ON_DUTY],
             vms=[row for row in _in_order(tables.vms) if row.state != "gone"],
+            boots=[row for row in _in_order(tables.boots) if tables.vms[row.vm_no].state != "gone"],
             past_vms=[row for row in _in_order(tables.vms) if row.state == "gone"][-PAST_VMS:],
             states=self._counts(),
             context=dict(tables.context),

@@ -12,6 +12,7 @@ from sim.datastore import BOSS
 from sim.network import Link
 
 if TYPE_CHECKING:
+    from sim.boss_shell import BossProcess
     from sim.simulation import Machine, Simulation
 
 LOOK_S = 1.0
@@ -43,8 +44,8 @@ class Trouble:
         if world.fault("second_boss", faults.second_boss):
             sim.begin_boss(replace=True)
         for boss in list(sim.bosses):
-            if boss.alive and world.fault("boss_freeze", faults.boss_freeze):
-                boss.freeze(world.random.expovariate(1 / 5.0))
+            if boss.alive:
+                self._befall_boss(boss)
         if world.chance(faults.partition):
             self._part()
         for machine in list(sim.machines.values()):
@@ -52,6 +53,19 @@ class Trouble:
                 self._befall_worker(machine)
             if machine.of_cloud and machine.stands:
                 self._befall_vm(machine)
+
+    def _befall_boss(self, boss: BossProcess) -> None:
+        world, faults = self.world, self.faults
+        if world.fault("boss_freeze", faults.boss_freeze):
+            boss.freeze(world.random.expovariate(1 / 5.0))
+        if world.fault("store_parted", faults.store_parted):
+            seconds = world.random.uniform(0.5, LONGEST_PARTITION_S)
+            boss.store_parted_until = world.now + seconds
+            world.tell("world", f"parts {boss.name} from its database for {seconds:.1f} s")
+        if self.sim.config.pools and world.fault("cloud_parted", faults.cloud_parted):
+            seconds = world.random.uniform(0.5, LONGEST_PARTITION_S)
+            boss.cloud_parted_until = world.now + seconds
+            world.tell("world", f"parts {boss.name} from its cloud for {seconds:.1f} s")
 
     def _befall_worker(self, machine: Machine) -> None:
         world, faults, process = self.world, self.faults, machine.process

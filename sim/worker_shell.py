@@ -39,7 +39,7 @@ from worker.events import (
 
 RETRY_S = 0.5
 """A datastore that is away is asked again after this."""
-CHECKED_ALWAYS, CHECKED_EACH = 100, 25
+CHECKED_ALWAYS, CHECKED_EACH = 40, 40
 """A core is checked after each of its first batches, later after each so many."""
 Key = tuple[int, int]
 
@@ -57,6 +57,7 @@ class WorkerHome(msgspec.Struct):
     gpus: tuple[int, ...] = ()
     ssh_key: str = ""
     disk_full: bool = False
+    address: str = ""
 
 
 class Places(msgspec.Struct):
@@ -111,6 +112,7 @@ class WorkerProcess:
             spooled=tuple(home.spool.values()),
             gpus=home.gpus,
             ssh_key=home.ssh_key,
+            addresses=(home.address,) if home.address else (),
         )
         self.core = WorkerCore(config, self._now)
         self.link = places.network.connect(
@@ -179,9 +181,14 @@ class WorkerProcess:
             sent_at = self._sent.pop((envelope.session, message.number), None)
             if sent_at is not None:
                 self.checker.fleet.on_lease(self.name, sent_at)
-        self._put(MessageArrived(envelope))
+        if self.alive and not self._woken and not self.frozen:
+            self._inbox.append(MessageArrived(envelope))
+            self._take()
+        else:
+            self._put(MessageArrived(envelope))
 
     def _put(self, event: Event) -> None:
+        """Taken a moment later, with whatever comes meanwhile."""
         if self.alive:
             self._inbox.append(event)
             self._wake()

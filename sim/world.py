@@ -65,6 +65,14 @@ class World:
         action()
         return True
 
+    def run(self, until: float, most_steps: int) -> None:
+        """Let things happen up to the first at or after `until`, or beyond so many steps."""
+        heap, pop = self._heap, heapq.heappop
+        while self.now < until and self.steps <= most_steps and heap:
+            self.now, _, action = pop(heap)
+            self.steps += 1
+            action()
+
     def tell(self, who: str, text: str, in_story: bool = True) -> None:
         """Write a line of the trace; `in_story`: it is worth telling to a person, too."""
         self._hash.update(f"{self.now:.6f} {who} {text}\n".encode())

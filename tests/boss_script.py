@@ -17,7 +17,7 @@ import msgspec
 
 from boss.core.boss import Boss
 from boss.core.config import BossConfig, PoolConfig
-from boss.core.effects import Call, Effects, LoadRun, Send
+from boss.core.effects import Call, Effects, ListVms, LoadRun, Send
 from boss.core.events import Event, MessageArrived, RunLoaded, TasksSelected
 from ecloud import wire
 from ecloud.tasks import Cause, Condition, Dependency, Outcome, Result, TaskDefinition, TaskState
@@ -67,6 +67,8 @@ class BossScript:
         self.boss = Boss(self.store.load(), self.config, self.now)
         self.said, self.calls = [], []
         self.handle()
+        # What each start asks first: which VMs are there.
+        self.calls = [call for call in self.calls if not isinstance(call, ListVms)]
         return self
 
     def handle(self, *events: Event) -> Effects:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -20,14 +21,18 @@ END_S = 20.0
 
 
 class Guest:
-    """One booted VM. `image`: "ecloud" has the code in /opt/ecloud, "bare" has not. `ssh_port`: of an sshd of its own
-    at its address, with a host key of its own, that lets in whom SSH_PUBLIC_KEY names; 0 for none."""
+    """One booted VM. `image`: "ecloud" has the code in /opt/ecloud, "bare" has not; neither "bare no python" nor "bare
+    old python" has a Python of 3.10. `ssh_port`: of an sshd of its own at its address, with a host key of its own, that
+    lets in whom SSH_PUBLIC_KEY names; 0 for none."""
 
     def __init__(self, directory: Path, address: str, image: str, ssh_port: int = 0) -> None:
         self.root = directory
         self.address = address
         self.ssh_port = ssh_port
+        self.context: dict[str, str] = {}
         self._script: subprocess.Popen[bytes] | None = None
+        self._sshd: subprocess.Popen[bytes] | None = None
+        self._path = f"{directory}/sbin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
         for part in ("opt", "sbin", "run/one-context", "var/lib", "tmp", "root"):
             (directory / part).mkdir(parents=True, exist_ok=True)
         if image == "ecloud" and not (directory / "opt/ecloud").exists():
@@ -35,9 +40,29 @@ class Guest:
         poweroff = directory / "sbin/poweroff"
         poweroff.write_text('#!/bin/sh\ntouch "$ECLOUD_ROOT/powered_off"\n')
         poweroff.chmod(0o755)
+        if image.endswith("python"):
+            self._have_no_python(old=image.endswith("old python"))
+
+    def _have_no_python(self, old: bool) -> None:
+        """All programs of this machine but Python; or one that says that it is a 3.6."""
+        programs = self.root / "bin"
+        programs.mkdir(exist_ok=True)
+        for place in ("/usr/bin", "/bin", "/usr/sbin", "/sbin"):
+            for program in Path(place).iterdir():
+                link = programs / program.name
+                if not program.name.startswith(("python", "pydoc")) and not link.is_symlink():
+                    link.symlink_to(program)
+        self._path = f"{self.root}/sbin:{programs}"
+        if old:
+            (self.root / "old").mkdir(exist_ok=True)
+            (self.root / "old/sitecustomize.py").write_text('import sys\nsys.version_info = (3, 6, 8, "final", 0)\n')
+            python = self.root / "sbin/python3"
+            python.write_text(f'#!/bin/sh\nPYTHONPATH={self.root}/old exec {sys.executable} "$@"\n')
+            python.chmod(0o755)
 
     def boot(self, context: Mapping[str, str]) -> None:
         """Run START_SCRIPT with this context; also what a guest does when a NIC is attached later."""
+        self.context = dict(context)
         place = self.root / "run/one-context"
         # As the real one does it: nothing is escaped, so a quote in a value would be executed.
         lines = "".join(f'export {name}="{value}"\n' for name, value in context.items())
@@ -68,19 +93,29 @@ class Guest:
         environment = {**self._environment, **variables}
         subprocess.run(["/bin/sh"], input=script.encode(), env=environment, cwd=self.root, check=True, timeout=60)
 
+    def ask(self, *words: str) -> tuple[int, str]:
+        """Run a command there: its exit code, and all it printed."""
+        done = subprocess.run(
+            words, env=self._environment, cwd=self.root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, timeout=60,
+        )  # fmt: skip
+        return done.returncode, done.stdout.decode(errors="replace")
+
     def _start_sshd(self, keys: str) -> None:
         place = self.root / "etc/ssh"
         place.mkdir(parents=True, exist_ok=True)
         (place / "authorized_keys").write_text(f"{keys}\n")
-        if (place / "sshd_config").exists():
+        if self._sshd is not None and self._sshd.poll() is None:
             return
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / "host_key")], check=True)
+        if not (place / "host_key").exists():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / "host_key")], check=True)
         lines = [
             f"ListenAddress {self.address}",
             f"Port {self.ssh_port}",
             f"HostKey {place}/host_key",
-            f"AuthorizedKeysFile {place}/authorized_keys",
-            f"SetEnv ECLOUD_ROOT={self.root}",
+            f"AuthorizedKeysFile {place}/authorized_keys {self.root}/root/.ssh/authorized_keys",
+            # A shell that is entered by SSH reads the .bashrc of its home.
+            f"SetEnv HOME={self.root}/root " + " ".join(f"{name}={value}" for name, value in self._environment.items()),
             "PidFile none",
             "StrictModes no",
             "UsePAM no",
@@ -103,7 +138,17 @@ class Guest:
                 stderr=log,
                 start_new_session=True,
             )
+        self._sshd = process
         threading.Thread(target=process.wait, daemon=True).start()
+
+    def change_host_key(self) -> None:
+        """Another machine answers at its address: the same guest with a new host key."""
+        assert self._sshd is not None
+        self._sshd.kill()
+        self._sshd.wait()
+        for name in ("host_key", "host_key.pub"):
+            (self.root / "etc/ssh" / name).unlink()
+        self._start_sshd((self.root / "etc/ssh/authorized_keys").read_text())
 
     @property
     def host_key(self) -> str:
@@ -112,8 +157,7 @@ class Guest:
 
     @property
     def _environment(self) -> dict[str, str]:
-        path = f"{self.root}/sbin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-        return {"PATH": path, "LANG": "C", "ECLOUD_ROOT": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {"PATH": self._path, "LANG": "C", "ECLOUD_ROOT": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
 
     @property
     def start_log(self) -> str:

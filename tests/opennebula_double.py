@@ -28,6 +28,7 @@ from opennebula_shapes import (
     Template,
     User,
     Vm,
+    group_xml,
     mac,
     many,
     network_xml,
@@ -81,6 +82,8 @@ class OpenNebula:
         self.times = {"pending_s": 0.05, "prolog_s": 0.05, "boot_s": 0.1, "shutdown_s": 0.1, "epilog_s": 0.05, **times}
         self.admin = User(0, "oneadmin", "PASSWORD", "oneadmin")
         self.alice = User(2, "alice", "PASSWORD")
+        self.group_quotas: dict[str, Attributes] = {}
+        """By the group's name."""
         self.users = {user.name: user for user in (self.admin, self.alice)}
         self.networks: dict[int, Network] = {}
         self.templates: dict[int, Template] = {}
@@ -95,6 +98,8 @@ class OpenNebula:
         """Whom each call was made by, in order."""
         self.lock = threading.RLock()
         self.let_go = threading.Event()
+        self.held: list[str] = []
+        """Faults of calls that were heard and not made, in order."""
         self.released = threading.Event()
         self._server = make_server(self, tls)
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_address[1]}/RPC2"
@@ -305,6 +310,14 @@ class OpenNebula:
         next(other for other in self.users.values() if other.id == number).quota.update(quota)
         return number
 
+    def _group_info(self, user: User, number: int, decrypt: bool = False) -> Any:
+        if self.faults.groups_are_hidden or number != -1:
+            raise No(f"User [{user.id}] : Not authorized to perform USE GROUP [1].", AUTHORIZATION)
+        return group_xml(user.group, self.group_quotas.get(user.group, {}), self._of_group(user.group))
+
+    def _of_group(self, group: str) -> list[Vm]:
+        return [vm for vm in self.alive if vm.owner.group == group]
+
     def _host_allocate(self, user: User, name: str, im: str, vmm: str, cluster: int = -1) -> int:
         self._admins_only(user, "perform CREATE HOST")
         return 0
@@ -419,6 +432,9 @@ class OpenNebula:
         if 0 <= limit <= sum(1 for vm in self.alive if vm.owner is user):
             text = f"User [{user.id}] : user [{user.id}] limit of {limit:g} reached for VMS quota in VM."
             raise No(text, AUTHORIZATION)
+        limit = float(self.group_quotas.get(user.group, {}).get("VMS", -2))
+        if 0 <= limit <= len(self._of_group(user.group)):
+            raise No(f"Group [1] : group [1] limit of {limit:g} reached for VMS quota in VM.", AUTHORIZATION)
 
     def _make_vm(self, number: int, name: str, user: User, template: Template, attributes: Attributes) -> Vm:
         inner = {key: value for key, value in attributes.items() if key in VM_ATTRIBUTES}

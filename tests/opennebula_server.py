@@ -22,10 +22,11 @@ class Faults:
     every_third: str = ""
     """A kind, below, for each third call: a cloud that flaps."""
     next_calls: list[tuple[str, str]] = field(default_factory=list)
-    """(method, kind) once each. Kinds: `reset` before the call is made; `lost`: made, and the connection broken off;
-    `hang`: made and never answered; `late`: made, and answered when the double's `let_go` is set; `500`; `502 made`;
-    `404`; `garbage`; `torn`: half of the answer; `cut`, `stalled`: the connection breaks off, or rests for ever, in the
-    middle of one; `wrong object`."""
+    """(method, kind) once each. Kinds: `reset` before the call is made; `never`: heard, never made, never answered;
+    `early`: made when the double's `let_go` is set, as by a cloud that has much to do, and never answered; `lost`:
+    made, and the connection broken off; `hang`: made and never answered; `late`: made, and answered when `let_go` is
+    set; `500`; `502 made`; `404`; `garbage`; `torn`: half of the answer; `cut`, `stalled`: the connection breaks off,
+    or rests for ever, in the middle of one; `wrong object`."""
     terminate_lies: bool = False
     """OK, and nothing happens."""
     shutdown_fails: bool = False
@@ -39,6 +40,7 @@ class Faults:
     unplugged: bool = False
     """VMs run, but no guest starts: an image without context."""
     only_admin_sees_hosts: bool = True
+    groups_are_hidden: bool = False
 
 
 def make_server(cloud: Any, tls: tuple[Path, Path] | None) -> ThreadingHTTPServer:
@@ -56,6 +58,13 @@ def make_server(cloud: Any, tls: tuple[Path, Path] | None) -> ThreadingHTTPServe
                 self.send_error(int(kind))
                 return
             if kind == "reset":
+                self.close_connection = True
+                return
+            if kind in ("never", "early"):
+                cloud.held.append(kind)
+                (cloud.released if kind == "never" else cloud.let_go).wait(60)
+                if kind == "early":
+                    cloud.answer(body)
                 self.close_connection = True
                 return
             text = cloud.answer(body)

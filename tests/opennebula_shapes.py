@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
+from xml.etree import ElementTree
 
 from guests import Guest
 from opennebula_xml import Attributes, attributes_of, fill, pool, recorded, set_attributes
@@ -71,18 +72,40 @@ def user_xml(subject: User, mine: Sequence[Vm]) -> Any:
     found = recorded("31-user.info-self")
     fill(found, ID=subject.id, NAME=subject.name, GNAME=subject.group, ENABLED=int(subject.enabled))
     if subject.quota:
-        used = {
-            "VMS_USED": len(mine),
-            "RUNNING_VMS_USED": sum(1 for vm in mine if vm.state == ACTIVE),
-            "CPU_USED": sum(float(vm.template.get("CPU", 1)) for vm in mine),
-            "MEMORY_USED": sum(float(vm.template.get("MEMORY", 0)) for vm in mine),
-        }
-        kinds = ("CPU", "MEMORY", "RUNNING_CPU", "RUNNING_MEMORY", "RUNNING_VMS", "SYSTEM_DISK_SIZE", "VMS")
-        values: Attributes = {f"{kind}{end}": "-1" if not end else "0" for kind in kinds for end in ("", "_USED")}
-        quota = found.find("VM_QUOTA")
-        assert quota is not None
-        set_attributes(quota, {"VM": {**values, **used, **subject.quota}})
+        _set_quota(found, subject.quota, mine)
     return found
+
+
+def group_xml(name: str, quota: Attributes, of_all: Sequence[Vm]) -> Any:
+    """A group, as the schema says: no recorded exchange shows one. `of_all`: the VMs of all its users."""
+    user = recorded("31-user.info-self")
+    found = set_attributes(recorded("31-user.info-self"), {"ID": "1", "NAME": name})
+    found.tag = "GROUP"
+    for part in ("TEMPLATE", "USERS", "ADMINS"):
+        ElementTree.SubElement(found, part)
+    for part in ("DATASTORE_QUOTA", "NETWORK_QUOTA", "VM_QUOTA", "IMAGE_QUOTA"):
+        ElementTree.SubElement(found, part)
+    defaults = user.find("DEFAULT_USER_QUOTAS")
+    assert defaults is not None
+    defaults.tag = "DEFAULT_GROUP_QUOTAS"
+    found.append(defaults)
+    if quota:
+        _set_quota(found, quota, of_all)
+    return found
+
+
+def _set_quota(found: Any, own: Attributes, counted: Sequence[Vm]) -> None:
+    used = {
+        "VMS_USED": len(counted),
+        "RUNNING_VMS_USED": sum(1 for vm in counted if vm.state == ACTIVE),
+        "CPU_USED": sum(float(vm.template.get("CPU", 1)) for vm in counted),
+        "MEMORY_USED": sum(float(vm.template.get("MEMORY", 0)) for vm in counted),
+    }
+    kinds = ("CPU", "MEMORY", "RUNNING_CPU", "RUNNING_MEMORY", "RUNNING_VMS", "SYSTEM_DISK_SIZE", "VMS")
+    values: Attributes = {f"{kind}{end}": "-1" if not end else "0" for kind in kinds for end in ("", "_USED")}
+    quota = found.find("VM_QUOTA")
+    assert quota is not None
+    set_attributes(quota, {"VM": {**values, **used, **own}})
 
 
 def network_xml(net: Network, whole: bool) -> Any:

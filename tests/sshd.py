@@ -3,6 +3,7 @@ number. One per session; a test that wants to kill or spoil it makes its own."""
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -11,20 +12,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
 from services import HOST, free_port, listens, wait_until
 
 from datastore import keys
-from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore, gate_command
+from datastore.sftp import WORKERS_COMMAND, SftpDatastore
+from datastore.ssh import ALIAS, Access, OverSsh, SshAddress, SshDatastore, gate_command
 
 GATE = Path(__file__).resolve().parent.parent / "datastore/gate.py"
 CLUSTER = "c-test"
 PYTHON = os.environ.get("ECLOUD_TEST_GATE_PYTHON", sys.executable)
 """What runs the gate: another one shows that the gate needs no newer."""
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+D = TypeVar("D", bound=OverSsh)
 _TIED = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
@@ -51,14 +54,17 @@ class Sshd:
         self.pin()
         self.config = directory / "sshd_config"
         lines = [
+            *extra,  # of each keyword sshd takes the first
             f"Port {self.port}", f"ListenAddress {HOST}", f'HostKey "{self.host_key}"', "PidFile none", "UsePAM no",
             f'AuthorizedKeysFile "{self.authorized_keys}"', "StrictModes no", "PasswordAuthentication no",
             "KbdInteractiveAuthentication no", "PermitRootLogin yes", "AllowTcpForwarding yes", "LogLevel VERBOSE",
-            "MaxStartups 100:30:200", "Subsystem sftp internal-sftp", f'SetEnv "HOME={directory}"', *extra,
+            "MaxStartups 100:30:200", "Subsystem sftp internal-sftp", f'SetEnv "HOME={directory}"',
         ]  # fmt: skip
         self.config.write_text("\n".join(lines) + "\n")
         self.process: subprocess.Popen[bytes] | None = None
-        self._handed_out: list[SshDatastore] = []
+        self.lacks: list[str] = []
+        """Words before its command, by which it lacks what it would have otherwise."""
+        self._handed_out: list[OverSsh] = []
 
     def new_host_key(self) -> None:
         """As a machine that is installed anew; told to nobody."""
@@ -75,7 +81,7 @@ class Sshd:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen([*_TIED, SSHD, "-D", "-e", "-f", str(self.config)], stderr=log)
+            self.process = subprocess.Popen([*_TIED, *self.lacks, SSHD, "-D", "-e", "-f", str(self.config)], stderr=log)
         process = self.process
         wait_until(lambda: listens(self.port) or process.poll() is not None, what="sshd listens")
         if process.poll() is not None:
@@ -87,6 +93,14 @@ class Sshd:
         assert self.process is not None
         for child in psutil.Process(self.process.pid).children():
             child.send_signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """To the listener and all connections, and what they run."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.send_signal(number)
 
     def stop(self) -> None:
         """As when the machine goes away: the listener and all connections, at once."""
@@ -101,6 +115,16 @@ class Sshd:
         """Of a directory behind it."""
         return SshAddress(getpass.getuser(), HOST, port or self.port, str(root))
 
+    def boss_by_sftp(self, root: Path, port: int = 0, **options: Any) -> SftpDatastore:
+        """The datastore for the boss, without the gate."""
+        access = Access(self.boss_key, self.known_hosts)
+        return self._keep(SftpDatastore(self.address(root, port), access, **options))
+
+    def worker_by_sftp(self, root: Path, name: str, port: int = 0, **options: Any) -> SftpDatastore:
+        """The datastore for a worker, without the gate."""
+        access = self._certified(name, WORKERS_COMMAND, keys.LIVES_S)
+        return self._keep(SftpDatastore(self.address(root, port), access, **options))
+
     def boss(self, root: Path, port: int = 0, **options: Any) -> SshDatastore:
         """The datastore for the boss."""
         gate = gate_command(PYTHON, str(self.gate), str(root))
@@ -110,8 +134,10 @@ class Sshd:
 
     def access(self, root: Path, name: str, lives_s: float = keys.LIVES_S, until_s: float | None = None) -> Access:
         """A worker's key with a certificate for its name."""
+        return self._certified(name, gate_command(PYTHON, str(self.gate), str(root), name, until_s), lives_s)
+
+    def _certified(self, name: str, command: str, lives_s: float) -> Access:
         key = self.directory / f"key-{name}"
-        command = gate_command(PYTHON, str(self.gate), str(root), name, until_s)
         line = self.authority.sign(keys.make_key(key, name), name, command, lives_s)
         certificate = self.directory / f"key-{name}-cert.pub"
         certificate.write_text(line + "\n")
@@ -123,7 +149,7 @@ class Sshd:
         """The datastore for a worker."""
         return self._keep(SshDatastore(self.address(root, port), self.access(root, name, lives_s), **options))
 
-    def _keep(self, datastore: SshDatastore) -> SshDatastore:
+    def _keep(self, datastore: D) -> D:
         self._handed_out.append(datastore)
         return datastore
 
@@ -147,11 +173,72 @@ def shared_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     server.close()
 
 
+TOOLS = ("sh", "cat", "dirname", "env", "grep", "mkdir", "mv", "printf", "sha256sum", "sync", "tail", "test", "touch")
+
+
+def without_python(directory: Path) -> str:
+    """A line for sshd_config: who logs in finds no python3, as on a small server."""
+    tools = directory / "tools"
+    tools.mkdir(parents=True, exist_ok=True)
+    for name in TOOLS:
+        found = shutil.which(name)
+        if found and not (tools / name).exists():
+            (tools / name).symlink_to(found)
+    return f'SetEnv "HOME={directory}" "PATH={tools}"'
+
+
+def bare(directory: Path, *extra: str) -> Sshd:
+    """An sshd of a machine without python3."""
+    # The first line of a kind counts.
+    server = Sshd(directory, *extra)
+    lines = [line for line in server.config.read_text().splitlines() if not line.startswith("SetEnv")]
+    server.config.write_text("\n".join([*lines, without_python(directory)]) + "\n")
+    return server
+
+
+@pytest.fixture(scope="session")
+def shared_bare_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """One without python3 for the session."""
+    server = bare(tmp_path_factory.mktemp("bare")).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bare_sshd(shared_bare_sshd: Sshd) -> Iterator[Sshd]:
+    """One without python3; the test's connections end with it."""
+    yield shared_bare_sshd
+    shared_bare_sshd.close_clients()
+
+
+@pytest.fixture(scope="session")
+def shared_sftp_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """One whose account has no shell either, for the session."""
+    server = Sshd(tmp_path_factory.mktemp("sftp"), "ForceCommand internal-sftp").start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def sftp_sshd(shared_sftp_sshd: Sshd) -> Iterator[Sshd]:
+    """One for SFTP alone; the test's connections end with it."""
+    yield shared_sftp_sshd
+    shared_sftp_sshd.close_clients()
+
+
 @pytest.fixture
 def sshd(shared_sshd: Sshd) -> Iterator[Sshd]:
     """One for all that do it no harm; the test's connections end with it."""
     yield shared_sshd
     shared_sshd.close_clients()
+
+
+@pytest.fixture
+def own_bare_sshd(tmp_path: Path) -> Iterator[Sshd]:
+    """One without python3, to be killed or spoiled."""
+    server = bare(tmp_path / "bare sshd").start()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -22,6 +23,9 @@ from worker.events import WorkerConfig
 from worker.home import HomeTaken, Spool, WorkerHome
 from worker.process import die_with_parent
 from worker.runtime import WorkerRuntime
+
+MAX_STEPS = 100
+"""Lines of the file of steps that are read: each run of the start script adds a few."""
 
 
 def new_peer_name() -> str:
@@ -77,6 +81,7 @@ def offered(
 @click.option("--boss_gone_exit_s", type=click.FloatRange(1), help="Leave when no boss was heard for so long.")
 @click.option("--vm_no", type=int, hidden=True)
 @click.option("--boot_nonce", default="", hidden=True)
+@click.option("--boot_steps", metavar="FILE", hidden=True, help="When this machine's start did what.")
 @click.option("--tied", is_flag=True, hidden=True, help="End with the process that started this one.")
 def main(
     access_file: str | None,
@@ -92,6 +97,7 @@ def main(
     boss_gone_exit_s: float | None,
     vm_no: int | None,
     boot_nonce: str,
+    boot_steps: str | None,
     tied: bool,
 ) -> None:
     """An agent: reports for duty to the boss that ACCESS_FILE names (python admin.py invite makes one) and runs its
@@ -126,6 +132,7 @@ def main(
         pid=os.getpid(),
         vm="" if vm_no is None else str(vm_no),
         boot_nonce=boot_nonce,
+        boot_steps=read_steps(Path(boot_steps)) if boot_steps else (),
         labels=label,
         lives_s=lives_s,
         boss_gone_exit_s=boss_gone_exit_s,
@@ -133,6 +140,25 @@ def main(
         ssh_key=ssh_key,
     )
     raise SystemExit(WorkerRuntime(access, config, place, spool, keep_dirs, tied).run())
+
+
+def read_steps(path: Path) -> tuple[tuple[str, float], ...]:
+    """What this machine's start has done, and when on this process's monotonic clock. What can't be read was not
+    done."""
+    try:
+        up_s = float(Path("/proc/uptime").read_text().split()[0])
+        lines = path.read_text(errors="replace").splitlines()[-MAX_STEPS:]
+    except (OSError, ValueError, IndexError):
+        return ()
+    now, found = time.monotonic(), {}
+    for line in lines:
+        at, _, step = line.partition(" ")
+        try:
+            ago_s = up_s - float(at)
+        except ValueError:
+            continue
+        found[step] = now - ago_s
+    return (*found.items(), ("python", now))
 
 
 def _fail(text: str, code: int) -> int:

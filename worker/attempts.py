@@ -27,20 +27,28 @@ FLUSH_BUSY_COUNT = 192
 FLUSH_BUSY_S = 0.15
 """The same while at least so many attempts wait here: then nobody is short of work, and fewer, fuller messages cost
 boss and database half as much."""
+FLUSH_STEADY_COUNT = 32
+FLUSH_STEADY_S = 0.05
+"""And while at least so many wait: tasks that move files end at a pace at which each would be said by itself."""
 SHORT_S = 1.0
 """An attempt that ran shorter may be written together with others."""
+
+STAGING_MOST = 64
+"""Attempts that stage results without keeping what they asked for."""
 
 Key = tuple[int, int]
 
 
 class Running(msgspec.Struct, eq=False):
-    """An attempt that was started here. `said`: whether the boss was told."""
+    """An attempt that was started here. `said`: whether the boss was told; `staging`: its commands are over, what it
+    asked for is free again."""
 
     order: AttemptOrder
     gpus: tuple[int, ...]
     started_at: float
     said: bool = False
     stopping: bool = False
+    staging: bool = False
 
 
 class Ended(msgspec.Struct, eq=False):
@@ -58,6 +66,7 @@ class Attempts:
         self.config = config
         self.queue: dict[Key, AttemptOrder] = {}
         self.running: dict[Key, Running] = {}
+        self._staging = 0
         self.ended: dict[Key, Ended] = {}
         self.inits: dict[int, str] = {}
         self.free: Resources = dict(config.resources)
@@ -166,13 +175,28 @@ class Attempts:
         running = self.running.pop(key, None)
         if running is None:
             return None
+        if running.staging:
+            self._staging -= 1
+        else:
+            self._free(running)
+        if not self.running:
+            self.free = dict(self.config.resources)
+        return running
+
+    def _free(self, running: Running) -> None:
         for name, amount in running.order.asks.items():
             self.free[name] += amount
         self.free_gpus = sorted([*self.free_gpus, *running.gpus])
-        if not self.running:
-            self.free = dict(self.config.resources)
         self.starts_changed = True
-        return running
+
+    def on_commands_ended(self, key: Key) -> None:
+        """Its results are being staged: meanwhile others may have its place. Not of too many at once: what a datastore
+        that is away can't take lies on this machine's disk."""
+        running = self.running.get(key)
+        if running is not None and not running.staging and self._staging < STAGING_MOST:
+            running.staging = True
+            self._staging += 1
+            self._free(running)
 
     def on_ended(self, outcome: Outcome) -> None:
         """Nothing of it runs any more: keep its outcome until it is answered."""
@@ -181,7 +205,7 @@ class Attempts:
         if running is None:
             return
         # What took long is on disk at once; of many short ones, what a death within a moment would cost is as little.
-        waits = self._is_busy and outcome.run_s < SHORT_S
+        waits = len(self.queue) >= FLUSH_STEADY_COUNT and outcome.run_s < SHORT_S
         (self._unspooled if waits else self.effects.spool).append(outcome)
         self._keep(outcome)
         if running.order.init:
@@ -263,7 +287,9 @@ class Attempts:
 
     @property
     def _flush_s(self) -> float:
-        return FLUSH_BUSY_S if self._is_busy else FLUSH_S
+        if self._is_busy:
+            return FLUSH_BUSY_S
+        return FLUSH_STEADY_S if len(self.queue) >= FLUSH_STEADY_COUNT else FLUSH_S
 
     def _spool(self) -> None:
         if self._unspooled:
@@ -324,7 +350,10 @@ class Attempts:
         assert self._queued_without_cpus == sum(not _asks_cpus(order) for order in self.queue.values())
         taken: Resources = {}
         gpus = list(self.free_gpus)
+        assert self._staging == sum(running.staging for running in self.running.values())
         for running in self.running.values():
+            if running.staging:
+                continue
             gpus += running.gpus
             for name, amount in running.order.asks.items():
                 taken[name] = taken.get(name, 0.0) + amount

@@ -3,6 +3,8 @@
 An entry is a directory `<key>.<bytes>` that holds the file or tree as `it`; its time is that of its last use, so all of
 it survives the process. Who fetches gets a copy, sharing blocks where the filesystem can: a task may change it. It
 never decides what is asked for, and never keeps anything whose content it can't tell apart.
+
+What was cut off in the middle stays as `new-<key>` until it is asked for again, and goes before any entry does.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ class Cache:
         """Bytes by key, the least recently used first."""
         self._coming: dict[str, int] = {}
         """Bytes by key of what is being fetched."""
+        self._cut: dict[str, int] = {}
+        """Bytes by key of what was cut off, the oldest first."""
         self._in_use: Counter[str] = Counter()
         self._trusted: set[str] = set()
         self._load()
@@ -64,9 +68,9 @@ class Cache:
 
     @property
     def used_bytes(self) -> int:
-        """What all entries hold, and what is on its way."""
+        """What all entries hold, what is on its way, and what was cut off."""
         with self._lock:
-            return self._total + sum(self._coming.values())
+            return self._total + sum(self._coming.values()) + sum(self._cut.values())
 
     def fetch(self, key: str, entries: list[Entry], to: Path, transfer: Callable[[Path], int]) -> int:
         """Put what `key` means to the new path `to`; the bytes that crossed the network: 0 where it was here already.
@@ -76,7 +80,7 @@ class Cache:
         """
         size = sum(entry.size for entry in entries)
         if not self._may_hold(key, size):
-            return transfer(to)
+            return transfer(to) if size < SMALL_BYTES else self._pass_on(key, size, to, transfer)
         moved = 0
         with self._kept(key):
             for _ in range(TIMES):
@@ -155,16 +159,50 @@ class Cache:
                 del self._under_way[key], self._coming[key]
             mine.set_result(None)
 
-    def _transfer(self, key: str, size: int, transfer: Callable[[Path], int]) -> int:
-        self.shrink()
-        aside = self._top / f"new-{key}"
-        remove(aside)
+    def _pass_on(self, key: str, size: int, to: Path, transfer: Callable[[Path], int]) -> int:
+        """Fetch what is not kept. It is put together here all the same, where it goes on after a cut."""
+        mine: Future[None] = Future()
+        with self._lock:
+            is_mine = self._under_way.setdefault(key, mine) is mine
+        if not is_mine:
+            return transfer(to)
         try:
-            aside.mkdir(mode=0o700)
-            moved = transfer(aside / IT)
-            os.rename(aside, self._path(key, size))
+            moved = self._put_together(key, transfer)
+            shutil.move(self._aside(key) / IT, to)
+            remove(self._aside(key))
+            return moved
+        finally:
+            with self._lock:
+                del self._under_way[key]
+            mine.set_result(None)
+
+    def _aside(self, key: str) -> Path:
+        return self._top / f"new-{key}"
+
+    def _put_together(self, key: str, transfer: Callable[[Path], int]) -> int:
+        """Fetch it to its place aside, going on where it was cut off. Raises what `transfer` raises."""
+        aside = self._aside(key)
+        with self._lock:
+            self._cut.pop(key, None)
+        try:
+            aside.mkdir(mode=0o700, exist_ok=True)
+            return transfer(aside / IT)
+        except DatastoreAway:
+            here = sum(path.stat().st_size for path in aside.iterdir())
+            with self._lock:
+                self._cut[key] = here
+            raise
         except BaseException:
             remove(aside)
+            raise
+
+    def _transfer(self, key: str, size: int, transfer: Callable[[Path], int]) -> int:
+        self.shrink()
+        moved = self._put_together(key, transfer)
+        try:
+            os.rename(self._aside(key), self._path(key, size))
+        except OSError:
+            remove(self._aside(key))
             raise
         with self._lock:
             self._coming[key] = 0
@@ -192,7 +230,16 @@ class Cache:
         return key in self._entries or COPIES * size <= shutil.disk_usage(self._top).free + self.used_bytes
 
     def _evict(self) -> bool:
-        """The least recently used that nobody copies just now; whether there was one."""
+        """What was cut off, else the least recently used that nobody copies just now; whether there was one."""
+        with self._lock:
+            cut = next((key for key in self._cut if key not in self._under_way), "")
+            gone = self._top / f"gone-{cut}"
+            if cut:
+                del self._cut[cut]
+                os.rename(self._aside(cut), gone)
+        if cut:
+            remove(gone)
+            return True
         with self._lock:
             key = next((key for key in self._entries if key not in self._in_use), "")
         if key:

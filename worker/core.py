@@ -15,6 +15,7 @@ from worker.attempts import Attempts
 from worker.events import (
     AttemptEnded,
     AttemptReturned,
+    CommandsEnded,
     ConnectionFound,
     ConnectionLost,
     Event,
@@ -63,6 +64,7 @@ class WorkerCore:
         self._leave_at: float | None = None
         self._ends_soon_at = None if config.lives_s is None else now + max(0.0, config.lives_s - ENDS_SOON_S)
         self._heard_at = now
+        self._steps = config.boot_steps
         self._state = StateMeasured()
         self.attempts = Attempts(config, self._say)
         self.lane = Lane(self._say)
@@ -98,11 +100,15 @@ class WorkerCore:
                 self.attempts.on_ended(outcome)
             case MessageArrived(envelope):
                 self._on_message(envelope, now)
+            case CommandsEnded(task_no, number):
+                self.attempts.on_commands_ended((task_no, number))
             case AttemptReturned(task_no, number, reason):
                 self.attempts.on_returned((task_no, number), reason)
             case ConnectionFound():
                 self.connected = True
                 self._hello_wait_s = FIRST_HELLO_S
+                if self._steps and self._steps is self.config.boot_steps:
+                    self._steps = (*self._steps, ("broker", now))  # the first time
                 self._say_hello(now)
             case ConnectionLost():
                 self.connected = False
@@ -187,7 +193,7 @@ class WorkerCore:
         self.session, self.epoch = welcome.session, envelope.epoch
         self.heartbeat_s, self.lease_s = welcome.heartbeat_s, welcome.lease_s
         self.settings, self.shell = welcome.settings, welcome.shell
-        if (welcome.datastore.address, welcome.datastore.host_key) != (self.datastore.address, self.datastore.host_key):
+        if not welcome.datastore.is_same_place(self.datastore):
             self.datastore, self._access_until = welcome.datastore, None
         self._number = self._seen = 0
         self._hello_at, self._hello_wait_s = None, FIRST_HELLO_S
@@ -246,6 +252,7 @@ class WorkerCore:
             lives_s=config.lives_s,
             attempts=self.inventory,
             ssh_key=config.ssh_key,
+            boot_s={step: round(now - at, 3) for step, at in self._steps},
         )
         self.attempts.effects.says.append(Envelope(wire.PROTOCOL_VERSION, config.peer, "", 0, hello))
         self._hello_at = now + self._hello_wait_s
@@ -268,6 +275,7 @@ class WorkerCore:
                 access_s=None if self._access_until is None else max(0.0, self._access_until - now),
                 lane=self.lane.number,
                 wants_bytes=self.lane.wants_bytes,
+                moving=self._state.moving,
             )
         )
         self._heartbeats[self._number] = now

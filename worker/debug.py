@@ -39,7 +39,13 @@ DATASTORE_S = 5.0
 LEAST_PYTHON = (3, 10)
 PACKAGES = {"click": "click", "msgspec": "msgspec", "paho.mqtt.client": "paho-mqtt", "psutil": "psutil"}
 """What a worker imports, and what pip calls it."""
-INSTALL = f"in {ROOT}: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
+BROUGHT = (ROOT / "packages").is_dir()
+"""The boss brought this code by SSH, with packages for the Python that it found then."""
+INSTALL = (
+    "end this VM (python admin.py kill_worker), the boss brings another one what its Python needs"
+    if BROUGHT
+    else f"in {ROOT}: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
+)
 _Answer = TypeVar("_Answer")
 
 

@@ -1,6 +1,8 @@
 #!/bin/sh
 # Does what start.sh does with the same arguments, showing every command, but checks everything a worker needs
 # instead of working, and ends with a verdict: exit code 0 where a worker could work here, 1 where not.
-# The checks: worker/debug.py.
+# Without arguments on a VM that the boss started: checks what its worker was given. The checks: worker/debug.py.
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+vm=${ECLOUD_ROOT:-}/var/lib/ecloud
+if [ $# = 0 ] && [ -r "$vm/access" ]; then set -- "$vm/access" --home "$vm/worker"; fi
 PS4='$ ' ECLOUD_START_MODULE=worker.debug exec sh -x "$here/start.sh" "$@"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import msgspec
 
 from ecloud.tasks import Outcome, Resources
-from ecloud.wire import AttemptOrder, Envelope
+from ecloud.wire import AttemptOrder, Envelope, Moving
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
     """What the core is told at the start. `peer`: the process id; `gpus`: indices offered; `spooled`: outcomes left
     by an older process; `ssh_key`: the public key that is to open a datastore over SSH.
 
-    `lives_s`: seconds until the machine ends, None when unknown.
+    `lives_s`: seconds until the machine ends, None when unknown. `boot_steps`: what its start did, and when, on
+    the clock that the core is told.
     """
 
     peer: str
@@ -31,6 +32,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     boss_gone_exit_s: float | None = None
     spooled: tuple[Outcome, ...] = ()
     ssh_key: str = ""
+    boot_steps: tuple[tuple[str, float], ...] = ()
 
 
 class ConnectionFound(msgspec.Struct, frozen=True):
@@ -53,6 +55,13 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     """Nothing of it runs any more; results are staged."""
 
     outcome: Outcome
+
+
+class CommandsEnded(msgspec.Struct, frozen=True):
+    """Nothing of it runs any more; its results, which are small, are being staged. `AttemptEnded` follows."""
+
+    task_no: int
+    number: int
 
 
 class AttemptReturned(msgspec.Struct, frozen=True):
@@ -78,6 +87,7 @@ class StateMeasured(msgspec.Struct, frozen=True):
 
     free_disk_mb: float | None = None
     load: float | None = None
+    moving: Moving | None = None
 
 
 class TransfersChanged(msgspec.Struct, frozen=True):
@@ -89,8 +99,8 @@ class TransfersChanged(msgspec.Struct, frozen=True):
 
 
 Event = (
-    ConnectionFound | ConnectionLost | MessageArrived | AttemptEnded | AttemptReturned | TroubleChanged |
-    TermReceived | StateMeasured | TransfersChanged
+    ConnectionFound | ConnectionLost | MessageArrived | AttemptEnded | CommandsEnded | AttemptReturned |
+    TroubleChanged | TermReceived | StateMeasured | TransfersChanged
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import contextlib
 import glob
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,13 +20,15 @@ from typing import NamedTuple
 from datastore.directory import DirectoryDatastore
 from datastore.keys import write_known_hosts
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager
-from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore
+from datastore.sftp import SftpDatastore
+from datastore.ssh import ALIAS, PATIENCE_S, STALL_S, Access, OverSsh, SshAddress, SshDatastore
 from ecloud.formats.paths import is_glob
 from ecloud.tasks import ManifestEntry, Result, TaskBody
 from ecloud.wire import DatastoreAccess
 from ecloud.words import byte_size
-from worker.cache import Cache, key_of
+from worker.cache import SMALL_BYTES, Cache, key_of
 from worker.events import TransfersChanged
+from worker.meter import Meter
 from worker.transfers import Transfers
 
 EMPTY_KEPT = 64
@@ -48,8 +51,9 @@ class ResultMissing(Exception):
     """A promised result was not there after the commands; the text names it."""
 
 
-def open_datastore(access: DatastoreAccess, ssh: Path) -> Stager:
+def open_datastore(access: DatastoreAccess, ssh: Path, stall_s: float = STALL_S) -> Stager:
     """The datastore that the boss named. `ssh`: the directory with this worker's key; the certificate is written there.
+    `stall_s`: see `SshDatastore`.
 
     Raises `DatastoreAway` where it can't be used from here.
     """
@@ -67,7 +71,10 @@ def open_datastore(access: DatastoreAccess, ssh: Path) -> Stager:
     known_hosts, certificate = ssh / "known_hosts", ssh / "certificate.pub"
     write_known_hosts(known_hosts, ALIAS, access.host_key)
     write_certificate(access, ssh)
-    return SshDatastore(address, Access(ssh / "key", known_hosts, certificate))
+    kind = SftpDatastore if access.by_sftp else SshDatastore
+    return kind(
+        address, Access(ssh / "key", known_hosts, certificate), stall_s=stall_s, patience_s=min(stall_s, PATIENCE_S)
+    )
 
 
 def write_certificate(access: DatastoreAccess, ssh: Path) -> None:
@@ -152,12 +159,14 @@ class Files:
         self._datastore: Stager | None = None
         self._opening = threading.Lock()
         self._lane = 0
+        self.stall_s = STALL_S
+        self.meter = Meter()
 
     def use(self, access: DatastoreAccess, lane: int = 0, lane_is_open: bool = False) -> None:
         """Where the datastore is from now on, what opens it, and which lane is held to it, on which transfers may
         begin or not."""
         if access != self._access:
-            moved = (access.address, access.host_key) != (self._access.address, self._access.host_key)
+            moved = not access.is_same_place(self._access)
             self._access = access
             if moved:
                 self._hang_up()
@@ -179,13 +188,13 @@ class Files:
 
     def _hang_up(self) -> None:
         """The lane is given back, and its connection with it; the next one makes another."""
-        if isinstance(self._datastore, SshDatastore):
+        if isinstance(self._datastore, OverSsh):
             self.pool.submit(self._datastore.close)
 
     def _store(self) -> Stager:
         with self._opening:
             if self._datastore is None:
-                self._datastore = open_datastore(self._access, self._ssh)
+                self._datastore = open_datastore(self._access, self._ssh, self.stall_s)
             return self._datastore
 
     def probe(self) -> Future[None]:
@@ -204,20 +213,41 @@ class Files:
 
     def _fetch(self, body: TaskBody, directory: Path) -> Fetched:
         store = self._store()
+        small = self._fetch_small(store, body, directory)
+        if small is not None:
+            return small
         wanted = [self._below(store, entry) for entry in _found(store, body)]
         sizes = [sum(entry.size for entry in entries) for entries in wanted]
         self._look_for_room(sum(sizes), directory)
         moved = 0
-        for requirement, entries, size in zip(body.requirements, wanted, sizes):
-            try:
-                moved += self._fetch_one(store, entries, directory / requirement.local, size)
-            except NotThere:
-                raise RequirementMissing(f"requirement {requirement.path} is not in the datastore") from None
+        with self._metered(store, "fetch", len(body.requirements), sum(sizes)):
+            for requirement, entries, size in zip(body.requirements, wanted, sizes):
+                try:
+                    moved += self._fetch_one(store, entries, directory / requirement.local, size)
+                except NotThere:
+                    raise RequirementMissing(f"requirement {requirement.path} is not in the datastore") from None
         return Fetched(max(sum(sizes), moved), moved)  # a directory that is read directly tells no size before
+
+    def _metered(self, store: Stager, way: str, files: int, size: int) -> contextlib.AbstractContextManager[None]:
+        """What goes over SSH is shown."""
+        return self.meter.moving(way, files, size) if isinstance(store, OverSsh) else contextlib.nullcontext()
+
+    def _fetch_small(self, store: Stager, body: TaskBody, directory: Path) -> Fetched | None:
+        """All in one request over SSH, where they are files too small to be kept; else None."""
+        if not isinstance(store, SshDatastore):
+            return None
+        self._look_for_room(SMALL_BYTES * len(body.requirements), directory)
+        wanted = [(requirement.path, directory / requirement.local) for requirement in body.requirements]
+        try:
+            found = store.fetch_small(wanted, SMALL_BYTES - 1)
+        except BadName:
+            return None  # told apart by name
+        size = sum(entry.size for entry in found or ())
+        return None if found is None else Fetched(size, size)
 
     def _below(self, store: Stager, entry: Entry) -> list[Entry]:
         """It, and over SSH all that it holds."""
-        if entry.kind == "directory" and isinstance(store, SshDatastore):
+        if entry.kind == "directory" and isinstance(store, OverSsh):
             with contextlib.suppress(NotThere):
                 return [entry, *store.listing(entry.path, recursive=True)]
         return [entry]
@@ -225,7 +255,7 @@ class Files:
     def _fetch_one(self, store: Stager, entries: list[Entry], to: Path, size: int) -> int:
         """The bytes that crossed the network."""
         top = entries[0]
-        if isinstance(store, SshDatastore) and top.kind != "link":
+        if isinstance(store, OverSsh) and top.kind != "link":
             key = key_of(str(store.address), entries)
             return self._cache.fetch(key, entries, to, lambda path: _verified(store, top, path))
         return _verified(store, top, to)
@@ -249,13 +279,16 @@ class Files:
     def _stage(self, stage: str, body: TaskBody, directory: Path) -> tuple[ManifestEntry, ...]:
         store = self._store()
         manifest: list[ManifestEntry] = []
-        for result in body.results:
-            for local, path in matches(result, directory):
-                try:
-                    entries = store.store(stage, local, path)
-                except NotThere:
-                    raise ResultMissing(f"result {result.local} was not there after the commands") from None
-                manifest.extend(_manifest_entry(result, entry) for entry in entries)
+        with self._metered(store, "store", len(body.results), _size_of(body, directory)):
+            for result in body.results:
+                for local, path in matches(result, directory):
+                    try:
+                        entries = store.store(stage, local, path)
+                    except NotThere:
+                        raise ResultMissing(f"result {result.local} was not there after the commands") from None
+                    except BadName as error:
+                        raise ResultMissing(f"result {result.local} can't be stored: {error}") from None
+                    manifest.extend(_manifest_entry(result, entry) for entry in entries)
         return tuple(manifest)
 
     def drop(self, stage: str) -> None:
@@ -300,13 +333,23 @@ def _size_of(body: TaskBody, directory: Path) -> int:
     return total
 
 
+def are_small(body: TaskBody, directory: Path) -> bool:
+    """Whether all results are files of which even many do no harm to this machine's disk while they wait."""
+    for result in body.results:
+        try:
+            info = os.lstat(directory / result.local)
+        except OSError:
+            return False
+        if not stat.S_ISREG(info.st_mode) or info.st_size > SMALL_BYTES:
+            return False
+    return True
+
+
 def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
     """(local path, name in the datastore) of each file or directory that a result means. Raises `ResultMissing`."""
     if not is_glob(result.local):
         return [(directory / result.local, result.path)]
     found = sorted(glob.glob(result.local, root_dir=directory, recursive=True))
-    if not found:
-        raise ResultMissing(f"result {result.local} matched nothing after the commands")
     fixed = []
     for part in result.local.split("/")[:-1]:
         if is_glob(part):
@@ -316,7 +359,11 @@ def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
     pairs = []
     for name in found:
         relative = name[len(prefix) + 1 :] if prefix else name
+        if not relative:
+            continue  # `a/**` means a itself too, all of which is matched by itself
         pairs.append((directory / name, relative if result.path == "." else f"{result.path}/{relative}"))
+    if not pairs:
+        raise ResultMissing(f"result {result.local} matched nothing after the commands")
     return pairs
 
 

@@ -20,8 +20,8 @@ import msgspec
 from datastore.port import DatastoreAway
 from ecloud.tasks import Cause, Outcome, TaskBody
 from worker.commands import failed_step, forget_control, outcome_of, shell_argv
-from worker.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
-from worker.files import Fetched, Files, NoRoom, RequirementMissing, ResultMissing, WorkingDirectories
+from worker.events import AttemptEnded, AttemptReturned, CommandsEnded, Event, StartAttempt, StopAttempt, TroubleChanged
+from worker.files import Fetched, Files, NoRoom, RequirementMissing, ResultMissing, WorkingDirectories, are_small
 from worker.home import WorkerHome
 from worker.process import Finished, Process, Processes
 
@@ -172,6 +172,8 @@ class Jobs:
         if outcome.cause is Cause.SUCCESS and job.body.results:
             job.outcome = outcome
             self._stage(job)
+            if are_small(job.body, job.directory):
+                self.events.append(CommandsEnded(*job.key))
         else:
             self._end(job, outcome)
 
@@ -249,7 +251,8 @@ def _inherited() -> dict[str, str]:
     """What tasks see of our own environment: no secrets, and not the path by which start.sh lets us be found."""
     env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     paths = env.pop("PYTHONPATH", "").split(os.pathsep)
-    others = os.pathsep.join(path for path in paths if path and path != _CHECKOUT)
+    ours = (_CHECKOUT, os.path.join(_CHECKOUT, "packages"))
+    others = os.pathsep.join(path for path in paths if path and path not in ours)
     return {**env, "PYTHONPATH": others} if others else env
 
 

@@ -232,6 +232,7 @@ class WorkerRuntime:
             self._jobs.shell = core.shell
             self._jobs.stop_grace_s = core.settings.get("stop_grace_s", self._jobs.stop_grace_s)
             self._files.limit_cache(core.settings.get("cache_mb", 0.0))
+            self._files.stall_s = core.settings.get("stall_s", self._files.stall_s)
         return effects.leave
 
     def _write_spool(self, outcomes: list[Outcome]) -> None:
@@ -278,7 +279,7 @@ class WorkerRuntime:
     def _look(self) -> None:
         self._after(LOOK_EVERY_S, self._look)
         free_mb = free_disk_mb(self._home.path)
-        self._inbox.append(StateMeasured(round(free_mb, 1), machine.load()))
+        self._inbox.append(StateMeasured(round(free_mb, 1), machine.load(), self._files.meter.read()))
         trouble = self._core.trouble
         if free_mb < MIN_FREE_MB:
             text = f"disk full: {free_mb:.0f} MB are left in {self._home.path}, {MIN_FREE_MB:.0f} are needed"
@@ -312,6 +313,7 @@ class WorkerRuntime:
             self._inbox.append(TroubleChanged(""))
         elif error is not None:
             text = str(error) if isinstance(error, DatastoreAway) else f"the disk can't be written: {error}"
+            text = f"results can't be stored: {text}" if storing else text
             self._inbox.append(TroubleChanged(text))
 
     def _end(self, leave: Leave) -> int:

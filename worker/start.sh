@@ -15,9 +15,18 @@ for candidate in "$checkout/.venv/bin/python" python3 python3.13 python3.12 pyth
 done
 if [ -z "$python" ]; then
     echo "worker: no Python 3.10 or later is here: install one (Debian: apt install python3 python3-venv)," >&2
-    echo "worker: then in $checkout: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt" >&2
+    if [ ! -d "$checkout/packages" ]; then
+        echo "worker: then in $checkout: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt" >&2
+    fi
+    if [ "${ECLOUD_START_MODULE:-}" = worker.debug ]; then
+        echo "Python:      WRONG: none is here that is 3.10 or later: install one"
+        echo "verdict: a worker can't work here; wrong: Python"
+    fi
     exit 1
 fi
 
-# Found from any directory; tasks do not get to see it (worker/jobs.py takes it out again).
-PYTHONPATH="$checkout${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m "${ECLOUD_START_MODULE:-worker}" "$@"
+# Found from any directory; tasks do not get to see it (worker/jobs.py takes it out again). Code that the boss brought
+# has its packages beside it.
+ours=$checkout
+if [ -d "$checkout/packages" ]; then ours=$checkout:$checkout/packages; fi
+PYTHONPATH="$ours${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m "${ECLOUD_START_MODULE:-worker}" "$@"

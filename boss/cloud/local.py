@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,8 @@ from ecloud.settings import ROOT
 
 END_GRACE_S = 20.0
 """Between TERM, which lets a worker end what it runs, and KILL."""
+TERM_S = 15.0
+"""The same where all are ended together and somebody waits."""
 HOST = "127.0.0.1"
 
 
@@ -114,7 +116,7 @@ class LocalCloud:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
-    def list(self) -> list[VmFound]:
+    def list(self, known: Mapping[str, int] = {}) -> list[VmFound]:
         """See `provider.Provider.list`. Clears away what is gone and has delivered everything."""
         found = []
         for process in self._recorded():
@@ -152,7 +154,7 @@ class LocalCloud:
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
         """See `provider.Provider.end_all`: also for a boss that leaves with its cluster."""
         processes = [process for process in self._recorded() if _lives(process)]
-        for number, wait in ((signal.SIGTERM, wait_s), (signal.SIGKILL, 2.0)):
+        for number, wait in ((signal.SIGTERM, min(wait_s, TERM_S)), (signal.SIGKILL, 2.0)):
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)

@@ -22,12 +22,13 @@ import requests
 from pyone.server_xrpc import OneServerXRPC
 
 from boss.cloud import opennebula_words as words
-from boss.cloud.opennebula_room import address_bound, host_bound, quota_bounds
-from boss.cloud.opennebula_template import Template, Worker, choose, order_text, read_template
+from boss.cloud.opennebula_find import TemplateFinder, refusal
+from boss.cloud.opennebula_limits import read_room
+from boss.cloud.opennebula_no import InTrouble, No, NoSuch, NotAllowed, WrongState
+from boss.cloud.opennebula_template import Worker, order_text
 from boss.cloud.opennebula_transport import Endpoint, Transport, no_way, refused_by_http
 from boss.cloud.opennebula_vms import SeenVm, read_vms
 from boss.cloud.provider import (
-    AskForLess,
     CredentialsWrong,
     GivePoolUp,
     Gone,
@@ -46,10 +47,12 @@ log = logging.getLogger("boss")
 _T = TypeVar("_T")
 RENEW_SHARE = 0.75
 """A token is renewed after this share of its life."""
-TEMPLATE_KEPT_S = 60.0
-"""How long a template that was read is used: hundreds of VMs asked for together read it once."""
 END_GRACE_S = 30.0
 """After the first ask to end a VM: how long until it is ended hard."""
+ENDS_KEPT, ENDS_KEPT_S = 1000, 3600.0
+"""With more ends in mind than these, those that were first asked for longer ago are forgotten."""
+LOOKED_FOR_AT_ONCE = 20
+"""VMs that were there and are not shown, of which a list asks one by one what became of them."""
 DETAILS_AT_ONCE = 100
 """VMs of which a list reads what the cloud says about them; those that wait or failed only."""
 MINE, VISIBLE = -3, -2
@@ -61,6 +64,12 @@ _REFUSALS = {
     0x0800: pyone.OneActionException,
     0x1000: pyone.OneApiException,
     0x2000: pyone.OneInternalException,
+}
+_NOES = {
+    pyone.OneAuthorizationException: NotAllowed,
+    pyone.OneNoExistsException: NoSuch,
+    pyone.OneActionException: WrongState,
+    pyone.OneInternalException: InTrouble,
 }
 _ODD = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, ExpatError, xmlrpc.client.Error)
 """What parsing raises where an answer is not OpenNebula's."""
@@ -114,7 +123,7 @@ class Connection:
 
     def call(self, method: str, *arguments: object) -> Any:
         """What the cloud answers. Raises `CredentialsWrong`; `TryLater` where the call surely had no effect;
-        `Unanswered` where that is not known; and `pyone.OneException` where the cloud answered with a no."""
+        `Unanswered` where that is not known; and `No` where the cloud answered with one."""
         return self._with_session(lambda session: self._once(session, method, arguments))
 
     def vms(self, method: str, *arguments: object) -> list[SeenVm]:
@@ -140,9 +149,11 @@ class Connection:
         try:
             server = _Server(self._endpoint, session)
             return getattr(server, method)(*arguments) if read is None else read(server.text(method, *arguments))
+        except pyone.OneAuthenticationException:
+            raise
         except pyone.OneException as error:
             if "<Fault " not in str(error):
-                raise
+                raise _NOES.get(type(error), No)(str(error)) from error
             raise GivePoolUp(
                 f"{self.name} does not understand our calls ({error}): is it an OpenNebula 6.8 or later?"
             ) from error
@@ -173,7 +184,7 @@ class Connection:
         except pyone.OneAuthenticationException as error:
             self._token = ""
             raise CredentialsWrong(self._not_let_in()) from error
-        except pyone.OneException as error:
+        except No as error:
             # Some ways of logging in know no tokens; and a user can have a limited number of them.
             log.warning("%s gives user %s no token, the password is used: %s", self.name, self.user, error)
             self._token = ""
@@ -205,6 +216,10 @@ class Connection:
 # --- the provider ---------------------------------------------------------------------------------
 
 
+_NOTHING = SeenVm(-1, -1, "", "", words.DONE, 0, 0.0, "", {})
+"""What is seen of a VM that the cloud knows nothing of any more."""
+
+
 class OpenNebulaCloud:
     """VMs of one template, for one pool. See `provider.Provider`."""
 
@@ -221,100 +236,30 @@ class OpenNebulaCloud:
     ) -> None:
         self._connection = connection
         self._cluster_id = cluster_id
-        self._wanted = template
+        self._template = TemplateFinder(connection, template)
         self._access_of = access_of
         self._worker = Worker(boss_gone_exit_s, keep_dirs, code, public_key)
-        self._known: Template | None = None
-        self._read_at = 0.0
         self._asked_at: dict[int, float] = {}
         self._lock = threading.Lock()
-        self._reading = threading.Lock()
-        """Held while the template is read, so that of many who want it one reads it."""
 
     # --- start ----------------------------------------------------------------------------------------
 
     def start(self, order: VmOrder) -> str:
         """See `provider.Provider.start`."""
-        template = self._template()
+        template = self._template.get()
         access = self._access_of(f"vm-{order.vm_no}")
         text = order_text(template, order, self._cluster_id, access, self._worker)
         name = words.name_of(self._cluster_id, order.vm_no)
         try:
             answer = self._connection.call("template.instantiate", template.id, name, False, text, False)
-        except pyone.OneException as error:
-            refusal = self._refusal(error)
-            if isinstance(refusal, GivePoolUp):  # a person may mend the template at any time
-                self._known = None
-            raise refusal from error
+        except No as error:
+            no = refusal(error, self._connection, self._template.what)
+            if isinstance(no, GivePoolUp):  # a person may mend the template at any time
+                self._template.forget()
+            raise no from error
         if type(answer) is not int:
             raise Unanswered(f"{self._connection.name} gave no number for the VM that it made; its list will tell")
         return str(answer)
-
-    def _refusal(self, error: Exception) -> Exception:
-        """What a no to `template.instantiate` means."""
-        text, cloud = words.said(error), self._connection.name
-        low = text.lower()
-        if "quota" in low and ("limit" in low or "exceed" in low):
-            return AskForLess(f"{cloud} gives no more VMs of {self._what()}: {text}; others must end first")
-        if "lease" in low:
-            return AskForLess(f"{cloud} has no free address for VMs of {self._what()}: {text}; others must end first")
-        if isinstance(error, pyone.OneAuthorizationException):
-            if "locked" in low:
-                return TryLater(f"{self._what()} is locked: {text}; it must be unlocked")
-            return GivePoolUp(f"user {self._connection.user} may not use {self._what()}: {text}; ask for the rights")
-        if isinstance(error, pyone.OneNoExistsException):
-            return GivePoolUp(f"{cloud} has no {self._what()}; set the pool's template to one of its names or ids")
-        if isinstance(error, pyone.OneActionException):
-            return TryLater(f"{cloud} can't start {self._what()} now: {text}; it is asked again")
-        wrong = "pars" in low or "syntax" in low
-        if isinstance(error, pyone.OneInternalException) and not wrong:
-            return TryLater(f"{cloud} is in trouble: {text}; it is asked again")
-        return GivePoolUp(f"{self._what()} can't be started: {text}; mend the template, or set another")
-
-    def _what(self, template: Template | None = None) -> str:
-        wanted = template.name if template is not None else self._wanted
-        return f"template {wanted}"
-
-    # --- the template ---------------------------------------------------------------------------------
-
-    def _template(self) -> Template:
-        known = self._known
-        if known is None or time.monotonic() - self._read_at > TEMPLATE_KEPT_S:
-            with self._reading:
-                if self._known is known:
-                    self._known = None  # one that is wrong must not be used once more
-                    self._known = self._read_template()
-                    self._read_at = time.monotonic()
-                known = self._known
-        if known is None:  # another thread found it wrong
-            return self._template()
-        return known
-
-    def _read_template(self) -> Template:
-        wanted = self._wanted
-        number = int(wanted) if wanted.isascii() and wanted.isdecimal() else self._template_named(wanted)
-        try:
-            found = self._connection.call("template.info", number)
-            if "PASSWORD" in (found.TEMPLATE.get("CONTEXT") or ()):
-                # It is shown encrypted, and what is sent back is encrypted once more.
-                found = self._connection.call("template.info", number, False, True)
-        except pyone.OneException as error:
-            raise self._refusal(error) from error
-        return read_template(found)
-
-    def _template_named(self, name: str) -> int:
-        connection = self._connection
-        try:
-            every = connection.call("templatepool.info", VISIBLE, -1, -1).VMTEMPLATE
-        except pyone.OneException as error:
-            raise self._refusal(error) from error
-        number = choose(every, name, connection.uid)
-        if number is None:
-            there = ", ".join(sorted({template.NAME for template in every})[:10]) or "none"
-            raise GivePoolUp(
-                f"{connection.name} has no template {name} that user {connection.user} sees; there: {there}"
-            )
-        return number
 
     # --- end ------------------------------------------------------------------------------------------
 
@@ -330,6 +275,7 @@ class OpenNebulaCloud:
         lcm = _lcm_name(vm.lcm)
         state = words.cloud_state(vm.state, lcm)
         with self._lock:
+            self._forget_old_ends()
             asked_at = self._asked_at.setdefault(number, time.monotonic())
         hard = time.monotonic() - asked_at > END_GRACE_S
         if words.state_of(vm.state, lcm) is VmState.ENDING and not (hard and vm.lcm == words.LCM_SHUTDOWN):
@@ -338,23 +284,29 @@ class OpenNebulaCloud:
         action = "terminate-hard" if hard or words.state_of(vm.state, lcm) is VmState.UNKNOWN else "terminate"
         try:
             self._connection.call("vm.action", action, number)
-        except pyone.OneNoExistsException:
+        except NoSuch:
             return
-        except pyone.OneActionException as error:
+        except WrongState as error:
             raise TryLater(f"VM {cloud_id} can't be ended while it is in {state}; it is asked again") from error
-        except pyone.OneException as error:
+        except No as error:
             raise TryLater(f"VM {cloud_id} can't be ended: {words.said(error)}; it is asked again") from error
+
+    def _forget_old_ends(self) -> None:
+        # Numbers are never used twice. One whose end takes longer than that is asked softly once more.
+        if len(self._asked_at) > ENDS_KEPT:
+            now = time.monotonic()
+            self._asked_at = {number: at for number, at in self._asked_at.items() if now - at < ENDS_KEPT_S}
 
     def _find(self, number: int) -> SeenVm | None:
         if number < 0:
             return None
         try:
             return next(iter(self._connection.vms("vm.info", number)), None)
-        except pyone.OneNoExistsException:
+        except NoSuch:
             return None
-        except pyone.OneAuthorizationException as error:
+        except NotAllowed as error:
             raise Gone(f"VM {number} is somebody else's: it is left alone ({words.said(error)})") from error
-        except pyone.OneException as error:
+        except No as error:
             raise TryLater(f"{self._connection.name} does not show VM {number}: {words.said(error)}") from error
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
@@ -385,7 +337,7 @@ class OpenNebulaCloud:
                 found.append(Stranger(str(vm.id), vm.name, vm.owner, "it has our name or label only"))
         return found
 
-    def list(self) -> list[VmFound]:
+    def list(self, known: Mapping[str, int] = {}) -> list[VmFound]:
         """See `provider.Provider.list`."""
         vms, details = self._looking_like_ours(MINE)
         ours: dict[int, VmFound] = {}
@@ -393,31 +345,59 @@ class OpenNebulaCloud:
             vm_no = self._vm_no(vm, details.get(vm.id))
             if vm_no is not None and vm_no not in ours:  # a copy that somebody made of it comes later
                 ours[vm_no] = _found(vm_no, vm, details.get(vm.id, {}))
-        with self._lock:
-            alive = {int(vm.cloud_id) for vm in ours.values()}
-            self._asked_at = {number: at for number, at in self._asked_at.items() if number in alive}
-        return list(ours.values())
+        shown = {int(vm.cloud_id) for vm in ours.values()}.union(vm.id for vm in vms)
+        missing = {int(cloud_id): no for cloud_id, no in known.items() if cloud_id.isdecimal()}
+        for number in shown & missing.keys():
+            del missing[number]
+        return [*ours.values(), *self._not_shown(missing)]
+
+    def _not_shown(self, missing: Mapping[int, int]) -> Iterator[VmFound]:
+        """Of VMs that were there and are not shown (intents by id): those that may still be there."""
+        if not missing:
+            return
+        there = {vm.id: vm for vm in self._read_vms("vmpool.infoset", ",".join(map(str, missing)), True)}
+        for number in [number for number in missing if number not in there][:LOOKED_FOR_AT_ONCE]:
+            try:
+                there.update({vm.id: vm for vm in self._connection.vms("vm.info", number)})
+            except NoSuch:
+                there[number] = _NOTHING
+            except No as error:
+                log.debug("VM %d is not shown: %s", number, error)
+        user = self._connection.user
+        for number, vm_no in missing.items():
+            vm = there.get(number)
+            if vm is None or (vm.state != words.DONE and self._vm_no(vm, vm.attributes) != vm_no):
+                why = (
+                    f"VM {number} is not shown to user {user}, who asks, and may still run: was OPENNEBULA_USER "
+                    "changed? Set it back until its VMs are gone, or have their owner end them"
+                )
+                yield VmFound(vm_no, str(number), VmState.UNKNOWN, text=why)
+            elif vm.state != words.DONE:  # somebody gave it another name, or another owner
+                yield _found(vm_no, vm, vm.attributes)
 
     def _looking_like_ours(self, flag: int) -> tuple[Sequence[SeenVm], dict[int, dict[str, str]]]:
         """VMs that show our cluster in their name or labels; and by their ids the attributes of those that need a
         second look."""
         cluster = self._cluster_id
+        vms = [
+            vm
+            for vm in self._read_vms("vmpool.info", flag, -1, -1, -1)
+            if words.vm_no_in_name(cluster, vm.name) is not None
+            or words.vm_no_in_labels(cluster, vm.labels) is not None
+        ]
+        unclear = [vm.id for vm in vms if self._vm_no(vm, None) is None]
+        unclear += [vm.id for vm in vms if _has_a_reason(vm)][:DETAILS_AT_ONCE]
+        if not unclear:
+            return vms, {}
+        extended = self._read_vms("vmpool.infoset", ",".join(map(str, dict.fromkeys(unclear))), True)
+        return vms, {vm.id: vm.attributes for vm in extended}
+
+    def _read_vms(self, method: str, *arguments: object) -> Sequence[SeenVm]:
         try:
-            vms = [
-                vm
-                for vm in self._connection.vms("vmpool.info", flag, -1, -1, -1)
-                if words.vm_no_in_name(cluster, vm.name) is not None
-                or words.vm_no_in_labels(cluster, vm.labels) is not None
-            ]
-            unclear = [vm.id for vm in vms if self._vm_no(vm, None) is None]
-            unclear += [vm.id for vm in vms if _has_a_reason(vm)][:DETAILS_AT_ONCE]
-            if not unclear:
-                return vms, {}
-            extended = self._connection.vms("vmpool.infoset", ",".join(map(str, dict.fromkeys(unclear))), True)
-            return vms, {vm.id: vm.attributes for vm in extended}
-        except (pyone.OneAuthorizationException, pyone.OneNoExistsException) as error:
+            return self._connection.vms(method, *arguments)
+        except (NotAllowed, NoSuch) as error:
             raise CredentialsWrong(f"user {self._connection.user} may not list VMs: {words.said(error)}") from error
-        except pyone.OneException as error:
+        except No as error:
             raise TryLater(f"{self._connection.name} does not list our VMs: {words.said(error)}") from error
 
     def _vm_no(self, vm: SeenVm, attributes: Mapping[str, str] | None) -> int | None:
@@ -432,55 +412,8 @@ class OpenNebulaCloud:
     # --- room -----------------------------------------------------------------------------------------
 
     def room(self) -> Room:
-        """See `provider.Provider.room`. Quotas of groups are not looked at: users often can't read them."""
-        template = self._template()
-        try:
-            bounds = [
-                *quota_bounds(self._connection.call("user.info", -1), template.cpu, template.memory_mb),
-                *self._address_bounds(template),
-                *self._host_bounds(template),
-            ]
-        except pyone.OneException as error:
-            raise TryLater(f"{self._connection.name} does not tell its limits: {words.said(error)}") from error
-        if not bounds:
-            return Room()
-        vms, reason = min(bounds)
-        return Room(vms, reason)
-
-    def _address_bounds(self, template: Template) -> Iterator[tuple[int, str]]:
-        for nic in template.nics:
-            if nic.get("NETWORK_MODE", "").lower() == "auto":
-                continue
-            network = self._network(template, nic)
-            if network is not None:
-                yield address_bound(network)
-
-    def _network(self, template: Template, nic: Mapping[str, str]) -> Any:
-        number, name = nic.get("NETWORK_ID", ""), nic.get("NETWORK", "")
-        try:
-            if not number and name:
-                every = self._connection.call("vnpool.info", VISIBLE, -1, -1, -1).VNET
-                owner = nic.get("NETWORK_UNAME", "")
-                number = next((str(net.ID) for net in every if name == net.NAME and owner in ("", net.UNAME)), "")
-                if not number:
-                    raise GivePoolUp(f"{self._what(template)} names network {name}, which is not there; mend it")
-            return self._connection.call("vn.info", int(number)) if number.isdecimal() else None
-        except pyone.OneNoExistsException as error:
-            raise GivePoolUp(f"{self._what(template)} names network {number}, which is not there; mend it") from error
-        except pyone.OneAuthorizationException as error:
-            raise GivePoolUp(
-                f"user {self._connection.user} may not use network {number or name} of {self._what(template)}: "
-                f"{words.said(error)}; ask for the rights"
-            ) from error
-
-    def _host_bounds(self, template: Template) -> Iterator[tuple[int, str]]:
-        """Few users may see hosts; for the others they bound nothing."""
-        try:
-            hosts = self._connection.call("hostpool.info").HOST
-        except (pyone.OneException, GivePoolUp, AttributeError):
-            return
-        if hosts:
-            yield host_bound(hosts, template.cpu, template.memory_mb)
+        """See `provider.Provider.room`."""
+        return read_room(self._connection, self._template.get())
 
 
 # --- what pyone gives -----------------------------------------------------------------------------

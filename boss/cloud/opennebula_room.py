@@ -17,8 +17,18 @@ Bound = tuple[int, str]
 
 def quota_bounds(user: Any, cpu: float, memory_mb: float) -> Iterator[Bound]:
     """What the user's own quotas leave for VMs of that size. Quotas of single clusters are left out."""
-    defaults = _quotas(getattr(user.DEFAULT_USER_QUOTAS, "VM_QUOTA", None))
-    for quota in _quotas(user.VM_QUOTA):
+    return _bounds(f"user {user.NAME}", user.VM_QUOTA, getattr(user, "DEFAULT_USER_QUOTAS", None), cpu, memory_mb)
+
+
+def group_bounds(group: Any, cpu: float, memory_mb: float) -> Iterator[Bound]:
+    """What the quotas of the user's group leave, all its users together."""
+    defaults = getattr(group, "DEFAULT_GROUP_QUOTAS", None)
+    return _bounds(f"group {group.NAME}", group.VM_QUOTA, defaults, cpu, memory_mb)
+
+
+def _bounds(whose: str, quotas: Any, of_all: Any, cpu: float, memory_mb: float) -> Iterator[Bound]:
+    defaults = _quotas(getattr(of_all, "VM_QUOTA", None))
+    for quota in _quotas(quotas):
         if getattr(quota, "CLUSTER_IDS", ""):
             continue
         for kind, each in (("VMS", 1.0), ("RUNNING_VMS", 1.0), ("CPU", cpu), ("MEMORY", memory_mb)):
@@ -27,7 +37,7 @@ def quota_bounds(user: Any, cpu: float, memory_mb: float) -> Iterator[Bound]:
                 limit = number_of(getattr(defaults[0], kind, None), UNLIMITED) if defaults else UNLIMITED
             if limit >= 0 and each > 0:
                 free = limit - number_of(getattr(quota, f"{kind}_USED", None))
-                yield max(0, int(free / each + _ALMOST)), f"user {user.NAME} has a quota of {limit:g} for {kind}"
+                yield max(0, int(free / each + _ALMOST)), f"{whose} has a quota of {limit:g} for {kind}"
 
 
 def address_bound(network: Any) -> Bound:

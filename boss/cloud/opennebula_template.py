@@ -13,6 +13,9 @@ from boss.cloud.provider import GivePoolUp, VmOrder
 from boss.cloud.start_script import TooLarge, merged_context, variables
 from ecloud.secrets import AccessFile
 
+POWEROFF_AFTER_S = 60.0
+"""Between a worker that has left and its machine that is off: time for the boss, if there is one, to end it."""
+
 
 class Template(msgspec.Struct, frozen=True):
     """A template as it was read. `name`: with its id, for people; `nics`: what its VMs are connected to."""
@@ -80,6 +83,7 @@ def order_text(template: Template, order: VmOrder, cluster_id: str, access: Acce
         boss=f"{access.host}:{access.port}",
         options=_options(order, worker),
         code=worker.code,
+        poweroff_after_s=min(POWEROFF_AFTER_S, worker.boss_gone_exit_s),
     )
     attributes: dict[str, str | Mapping[str, str]] = {
         **words.attributes_of(cluster_id, order.vm_no, order.pool),

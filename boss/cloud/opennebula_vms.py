@@ -25,6 +25,8 @@ class SeenVm(msgspec.Struct, frozen=True):
     since: float
     address: str
     attributes: dict[str, str]
+    template: int = -1
+    """What it was made from, where that was shown."""
 
     @property
     def labels(self) -> str:
@@ -61,4 +63,5 @@ def _read(vm: etree._Element) -> SeenVm:
         since=float(vm.findtext("STIME", "0")),
         address=next((ip.text for ip in vm.iterfind("TEMPLATE/NIC/IP") if ip.text), ""),
         attributes=attributes,
+        template=int(vm.findtext("TEMPLATE/TEMPLATE_ID", "-1")),
     )

@@ -7,7 +7,7 @@ next; the text of each is one sentence that says what happened, to which thing, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -118,9 +118,13 @@ class Provider(Protocol):
         and does not carry our cluster id (it is not touched), `CredentialsWrong`.
         """
 
-    def list(self) -> list[VmFound]:
-        """All our VMs that are not gone, one per intent. Raises `TryLater`, `CredentialsWrong`; never an incomplete
-        list."""
+    def list(self, known: Mapping[str, int] = {}) -> list[VmFound]:
+        """All our VMs that are not gone, one per intent, of all the cloud's pools. Raises `TryLater`,
+        `CredentialsWrong`; never an incomplete list.
+
+        `known`: intents of VMs that were there, by cloud id. One of them that is not shown is UNKNOWN, with words,
+        unless the cloud says that it is gone: what is not shown may as well be somebody else's by now.
+        """
 
     def strangers(self) -> Sequence[Stranger]:
         """VMs that carry our name or tag and are not ours. Raises as `list` does."""

@@ -1,7 +1,8 @@
 """The script that turns a booted guest into a worker: what an OpenNebula guest runs as its START_SCRIPT.
 
-Pure text. For an image with ECLOUD inside: it starts `worker/start.sh` of that code as a unit of its own and returns at
-once, so that nothing that the guest still has to do is held up. The guest runs it at each boot **and again whenever a
+Pure text. It starts `worker/start.sh` of the image's code as a unit of its own and returns at once, so that nothing
+that the guest still has to do is held up. Where the image has no ECLOUD inside, the boss brings it by SSH and runs the
+same script again (`boss/cloud/preparing.py`). The guest runs it at each boot **and again whenever a
 NIC or disk is attached**, so a second run does nothing. Everything that differs from VM to VM comes in variables of the
 context (`variables`), which the guest exports; all text is in Base64, since the guest sources them unescaped.
 
@@ -41,6 +42,12 @@ fi
 home=$root/var/lib/ecloud
 mkdir -p "$home" || exit 1
 say() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) $*" | tee -a "$home/start.log"; }
+boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+step() {  # when something was done first since the machine started, in seconds of its own: below the boot's id
+    [ "$(head -n 1 "$home/steps" 2>/dev/null)" = "boot $boot" ] || echo "boot $boot" >"$home/steps"
+    grep -q " $1\$" "$home/steps" || { read -r now rest </proc/uptime && echo "$now $1" >>"$home/steps"; }
+}
+step context
 decode() { printf '%s' "$1" | base64 -d; }
 
 own() {  # the template's own start script, run as the guest would have run it
@@ -69,16 +76,25 @@ running() {  # whether the agent of this very boot order is alive
 
 units=no
 if [ -z "$root" ] && [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then units=yes; fi
-[ -n "${ECLOUD_COPIED_CODE:-}" ] || own
+if [ -z "${ECLOUD_COPIED_CODE:-}" ]; then own; step own; fi
 # One run at a time looks whether there is an agent and starts it: who makes the directory. Named after this boot, so
 # that none of an earlier boot is in the way; one left behind by a run that was killed is so for a moment only.
-lock=$home/starting-$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+lock=$home/starting-$boot
 tries=0
 until mkdir "$lock" 2>/dev/null || [ "$tries" -ge 20 ]; do tries=$((tries + 1)); sleep 1; done
 trap 'rmdir "$lock" 2>/dev/null' EXIT
 if running; then say "the agent runs already"; exit 0; fi
-code=$root${ECLOUD_COPIED_CODE:-${ECLOUD_CODE:-/opt/ecloud}}
-if [ ! -r "$code/worker/start.sh" ]; then
+copied=${ECLOUD_COPIED_CODE:-}
+if [ -n "${ECLOUD_CODE_BY_SSH:-}" ]; then
+    # After a reboot what was brought before the last one is there still.
+    [ -z "$copied" ] || echo "$copied" >"$home/copied_code"
+    copied=$(cat "$home/copied_code" 2>/dev/null)
+    if [ -z "$copied" ]; then say "waiting for the boss, which brings the code by SSH"; exit 0; fi
+fi
+code=$root${copied:-${ECLOUD_CODE:-/opt/ecloud}}
+if [ -r "$code/worker/start.sh" ]; then
+    step code
+else
     say "there is no ECLOUD in $code of this image: use an image that has it, or one that the boss reaches by SSH"
     exit 1
 fi
@@ -98,7 +114,7 @@ set --
 while IFS= read -r option; do set -- "\$@" "\$option"; done <'$home/options'
 crashes=0
 while [ "\$crashes" -lt 5 ]; do
-    sh '$code/worker/start.sh' '$home/access' --home '$home/worker' "\$@" &
+    sh '$code/worker/start.sh' '$home/access' --home '$home/worker' --boot_steps '$home/steps' "\$@" &
     agent=\$!
     trap 'kill -TERM \$agent' TERM INT
     wait "\$agent"
@@ -155,7 +171,8 @@ def variables(
     """What the context of one VM gets besides the script, by name.
 
     `access`: its access file's bytes; `boss`: host:port of its broker, for people and probes; `options`: further
-    options of `python -m worker`; `code`: where the image has ECLOUD; `poweroff_after_s`: after the agent has left.
+    options of `python -m worker`; `code`: where the image has ECLOUD, empty where the boss brings it;
+    `poweroff_after_s`: after the agent has left.
     """
     for name, value in (("cluster id", cluster_id), ("boot nonce", boot_nonce)):
         assert _SAFE.match(value), f"a {name} that a shell could misread: {value!r}"
@@ -168,7 +185,7 @@ def variables(
         "ECLOUD_BOSS_BASE64": encoded(boss),
         "ECLOUD_ACCESS_BASE64": encoded(access),
         "ECLOUD_OPTIONS_BASE64": encoded("".join(f"{option}\n" for option in every)),
-        "ECLOUD_CODE": _plain(code),
+        **({"ECLOUD_CODE": _plain(code)} if code else {"ECLOUD_CODE_BY_SSH": "yes"}),
         "ECLOUD_POWEROFF_AFTER_S": f"{poweroff_after_s:g}",
     }
 

@@ -6,6 +6,8 @@ still good; whatever got lost on the way is made good by the next one.
 
 from __future__ import annotations
 
+import msgspec
+
 from boss.core.effects import SignKey, UseDatastore
 from boss.core.fleet import Fleet, Worker
 from boss.core.outbox import Outbox
@@ -16,6 +18,8 @@ RENEW_BELOW = 0.5
 """Part of its life below which access is granted again."""
 ASK_AGAIN_S = 30.0
 """A signature that was asked for and has not come by then is asked for again."""
+FREE_SPACE = "datastore/free"
+"""The note of how many MB were free over SSH, and when: seconds since 1970."""
 LIVES_S = 3600.0
 """How long access is good, unless its signature says otherwise."""
 
@@ -33,6 +37,11 @@ class Access:
     def datastore(self) -> DatastoreAccess:
         """Where it is."""
         return self._sessions.datastore
+
+    @property
+    def usual(self) -> str:
+        """The address where files are when nobody says where."""
+        return self._sessions.usual_datastore
 
     def on_heartbeat(self, worker: Worker, access_s: float | None, now: float) -> None:
         """Ask for a signature where this worker has no access, or soon will have none."""
@@ -53,13 +62,21 @@ class Access:
             return
         worker.access_asked_at = None
         if worker.conversation is not None and self.datastore.host_key:
-            access = DatastoreAccess(self.datastore.address, certificate, self.datastore.host_key)
+            access = msgspec.structs.replace(self.datastore, credential=certificate)
             self._outbox.say(worker.conversation, DatastoreGranted(access, lives_s))
+
+    def on_free_space(self, address: str, free_mb: float, now: float) -> None:
+        """For people to see, with its age."""
+        if address == self.datastore.address:
+            self._outbox.writes.context[FREE_SPACE] = f"{free_mb:.0f} {now:.0f}"
 
     def move(self, use: UseDatastore) -> None:
         """Files are somewhere else from now on: everybody is told."""
-        access = self._sessions.datastore = DatastoreAccess(use.address, host_key=use.host_key)
+        access = self._sessions.datastore = DatastoreAccess(
+            use.address, host_key=use.host_key, by_sftp=bool(use.host_key) and not use.gate
+        )
         self._outbox.call(use)
+        self._outbox.writes.context[FREE_SPACE] = None
         for worker in self._fleet.workers.values():
             worker.access_asked_at = None
             if worker.conversation is not None:

@@ -308,6 +308,7 @@ class Attempts:
             names.append(AttemptName(attempt.task_no, attempt.number))
         if names and worker.conversation is not None:
             worker.slow = True
+            self._fleet.touched[worker.name] = None
             self._outbox.say(worker.conversation, ReturnTasks(tuple(names)))
 
     def lose(self, worker: Worker, reason: str, now: float) -> None:
@@ -347,8 +348,7 @@ class Attempts:
             if attempt is None:
                 continue
             self._publishing.difference_update(_names(attempt))
-            if error is not None:
-                attempt.reason = error
+            attempt.reason = error or ""
             self._over(attempt, _ENDED, now)
             node = self._wanted(attempt)
             if node is None:
@@ -357,6 +357,15 @@ class Attempts:
                 self._book.end(node, TaskState.SUCCEEDED, "", now)
             else:
                 self._fail_or_retry(node, Cause.RESULT, error, now)
+
+    def on_promotion_delayed(self, promotions: Iterable[Promote], reason: str) -> None:
+        """The datastore can't be used now: those who ask why are told."""
+        self.datastore_trouble = reason
+        for item in promotions:
+            attempt = self.promoting.get((item.task_no, item.number))
+            if attempt is not None and attempt.reason != reason:
+                attempt.reason = reason
+                self._write(attempt)
 
     def roll_forward(self) -> None:
         """After a start: promote again what was recorded and not yet promoted."""

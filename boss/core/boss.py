@@ -16,6 +16,7 @@ import msgspec
 
 from boss.core.access import Access
 from boss.core.attempts import Attempts
+from boss.core.balance import Balance
 from boss.core.config import BossConfig
 from boss.core.duty import Duty
 from boss.core.effects import Effects, FindResults, ListStages, PromoteFiles
@@ -25,17 +26,20 @@ from boss.core.events import (
     DatastoreFailed,
     Event,
     FilesPromoted,
+    FreeSpaceSeen,
     KeySigned,
     MessageArrived,
     ResultsFound,
+    RoomSeen,
     RunLoaded,
     StagesListed,
     TasksSelected,
     VmRefused,
     VmsListed,
     VmStarted,
+    VmVisited,
 )
-from boss.core.fleet import Attempt, Fleet, Worker, how_many
+from boss.core.fleet import Fleet, Worker
 from boss.core.graph import Node
 from boss.core.merging import Allocation
 from boss.core.outbox import Conversation, Outbox
@@ -46,22 +50,20 @@ from boss.core.pushes import Pushes
 from boss.core.requests import Requests
 from boss.core.restoring import restore
 from boss.core.rows import Snapshot
+from boss.core.run_spending import RunSpending
 from boss.core.runtimes import Runtimes
 from boss.core.sessions import Sessions
+from boss.core.shouting import Shouting
 from boss.core.stages import Stages
 from boss.core.taskbook import TaskBook
 from boss.core.timers import Timers
 from boss.core.vms import Vms
 from boss.core.watchers import Watchers
 from ecloud import wire
-from ecloud.tasks import AttemptState
 
 LATE_S = 1.0
 """A batch later than its deadline by more than this was late through no fault of the workers: their leases are
 extended."""
-RETURN_AFTER_S = 1.0
-"""What waits ahead at a busy worker for longer than this, while another idles, is asked back."""
-BALANCE_EVERY_S = 0.1
 FIRST_BACKOFF_S = 0.5
 """Before a datastore call is made again; doubled each time up to `LAST_BACKOFF_S`."""
 LAST_BACKOFF_S = 30.0
@@ -88,24 +90,28 @@ class Boss:
         self.permits = Permits(self._tell_worker, config.transfer_lanes, config.transfer_bytes, opens_at)
         self._timers.set(opens_at, self.permits.grant)
         self._lanes = {row.worker: (row.lane_since, row.lane_wanted_since) for row in snapshot.workers}
-        outlook = Outlook(self.fleet, self.book, self.attempts, self.runtimes)
+        self.run_spending = RunSpending(self._outbox, self.book, self.fleet, config.vm_hours_per_run, snapshot.context)
+        outlook = Outlook(self.fleet, self.book, self.attempts, self.runtimes, self.run_spending)
         self.vms = Vms(self._outbox, self.fleet, outlook, self.duty, self._timers, config, snapshot.next_vm_no)
+        self.shouting = Shouting(
+            self._outbox, self.vms, self.attempts, self.run_spending, self._timers, snapshot.context, now
+        )
         self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config)
         self.stages = Stages(self._outbox, self.attempts, self._timers, config)
         self.clients: dict[str, Conversation] = {}
         self.revoked_keys = set(snapshot.revoked_keys)
         allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
-        self.pushes = Pushes(self._outbox, self.book, self.attempts, config, allocation)
+        self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_spending, config, allocation)
         self.requests = Requests(
             self._outbox, self.book, self.attempts, self.fleet, self.duty, self.vms, self.watchers, self.access,
             self.clients, self.revoked_keys,
         )  # fmt: skip
         self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
+        self._balance = Balance(self.fleet, self.attempts, self._timers, config)
         self._expected_at: float | None = None
         self._failures: Counter[str] = Counter()
-        self._balance_set = False
-        self._balance_at = 0.0
         restore(snapshot, self.book, self.attempts, self.fleet, self.duty, self.vms, now)
+        self.run_spending.begin(self.vms.alive, now)
         self._timers.set(now + ARCHIVE_EVERY_S, self._let_old_runs_go)
         self._timers.set(now + config.lease_s, self._forget_silent_clients)
         self.stages.begin(now)
@@ -120,9 +126,10 @@ class Boss:
             self._apply(event, now)
         self._timers.ring(now)
         self._placement.place(lambda worker, node, guess_s: self._assign(worker, node, guess_s, now), self._refuses)
-        self._balance(now)
+        self._balance.settle(now)
         self.attempts.send_orders()
         self.book.settle(now)
+        self.run_spending.settle(now)
         self.vms.scale(now)
         self._notice_stuck_runs(now)
         self.permits.settle(self.fleet.workers, now)
@@ -155,6 +162,8 @@ class Boss:
                 self._on_datastore_failed(call, reason, now)
             case StagesListed(stages):
                 self.stages.on_listed(stages, now)
+            case FreeSpaceSeen(address, free_mb):
+                self.access.on_free_space(address, free_mb, now)
             case BrokerFound():
                 self.duty.on_broker_found(now)
             case BrokerLost():
@@ -167,9 +176,16 @@ class Boss:
                 self.vms.on_refused(vm_no, reason, retry_s, cause, now)
             case VmsListed():
                 self.vms.on_listed(event, now)
+            case RoomSeen():
+                self.vms.openings.on_room(event, now)
+            case VmVisited():
+                self.vms.on_visited(event, now)
 
     def _on_message(self, event: MessageArrived, now: float) -> None:
         message = event.envelope.message
+        if self.vms.is_over(event.key_name):
+            self.sessions.ignored["key"] += 1
+            return
         if isinstance(message, wire.Hello):
             self.sessions.on_hello(event, message)
             return
@@ -210,6 +226,7 @@ class Boss:
             case wire.Heartbeat():
                 self.duty.on_heartbeat(worker, number, message, now)
                 self.access.on_heartbeat(worker, message.access_s, now)
+                self.watchers.on_moving(worker, message.moving)
                 self._on_lane_told(worker, message, now)
             case wire.TransfersWanted(wanted_bytes):
                 self.permits.on_wanted(worker.name, wanted_bytes, now)
@@ -272,7 +289,7 @@ class Boss:
         kind = "promote" if isinstance(call, PromoteFiles) else "find"
         if isinstance(call, ListStages):
             return  # asked again at the next sweep
-        self.attempts.datastore_trouble = reason
+        self.attempts.on_promotion_delayed(call.promotions if isinstance(call, PromoteFiles) else (), reason)
         backoff_s = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** self._failures[kind])
         self._failures[kind] += 1
         if isinstance(call, (PromoteFiles, FindResults)):
@@ -290,34 +307,6 @@ class Boss:
             return True
         inits = self.book.runs[run_no].inits
         return bool(inits) and any(worker.inits.get(task_no) == "failed" for task_no in inits)
-
-    def _balance(self, now: float) -> None:
-        """Ask back what waits long at a busy worker while another idles."""
-        if now < self._balance_at:
-            return  # what waits too long is late by no more than this: each look costs a look at every worker
-        self._balance_at = now + BALANCE_EVERY_S
-        waiting = [worker for worker in self.fleet.workers.values() if worker.ahead]
-        if not waiting:
-            return
-        idle = [worker for worker in self.fleet.workers.values() if worker.takes_tasks and not worker.held]
-        if not idle:
-            return
-        for worker in waiting:
-            late: list[Attempt] = [
-                attempt
-                for attempt in worker.ahead.values()
-                if attempt.state is AttemptState.ASSIGNED
-                and not attempt.returning
-                and now - attempt.assigned_at >= RETURN_AFTER_S
-                and any(how_many(other.free, attempt.shape, 1) for other in idle)
-            ]
-            self.attempts.ask_back(worker, late)
-        if not self._balance_set:
-            self._balance_set = True
-            self._timers.set(now + RETURN_AFTER_S, self._balance_again)
-
-    def _balance_again(self, now: float) -> None:
-        self._balance_set = False  # the batch that this alarm makes balances again
 
     def _notice_stuck_runs(self, now: float) -> None:
         """Runs whose init task failed in every worker process there is, where no other is to be had."""
@@ -371,3 +360,4 @@ class Boss:
         self.sessions.check()
         self.vms.check()
         self.permits.check()
+        self._placement.shelves.check()

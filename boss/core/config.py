@@ -12,7 +12,10 @@ class PoolConfig(msgspec.Struct, frozen=True):
     """VMs of one kind. `size`: what one offers; `order` of preference is the order in `BossConfig.pools`.
 
     `spillover` pools are used only for tasks that fit no other pool. `idle_s`: how long one may idle before it ends.
-    `boot_s`: a guess of the time from asking for one to its worker, until boots were seen.
+    `boot_s`: a guess of the time from asking for one to its worker, until boots were seen. `cloud`: pools of the same
+    one share its list of VMs; empty for one that has a cloud to itself. `tells_room`: whether that cloud can be asked
+    how many more it would give. `visited`: whether its VMs can be reached by SSH; `prepared`: whether the boss brings
+    them their code that way.
     """
 
     name: str
@@ -23,6 +26,10 @@ class PoolConfig(msgspec.Struct, frozen=True):
     idle_s: float = 60.0
     spillover: bool = False
     boot_s: float = 1.0
+    cloud: str = ""
+    tells_room: bool = False
+    visited: bool = False
+    prepared: bool = False
 
 
 class BossConfig(msgspec.Struct, frozen=True):
@@ -36,6 +43,8 @@ class BossConfig(msgspec.Struct, frozen=True):
     max_tasks_per_push: int = 2_000_000
     keep_runs_s: float = 30 * 86400.0
     datastore: DatastoreAccess = DatastoreAccess("")
+    usual_datastore: str = ""
+    """Where files are when nobody says where."""
     shell: str = "/bin/sh"
     pools: tuple[PoolConfig, ...] = ()
     worker_settings: dict[str, float] = {}
@@ -53,11 +62,22 @@ class BossConfig(msgspec.Struct, frozen=True):
     sweep_every_s: float = 600.0
     """How often stages that belong to nobody are looked for."""
     list_vms_every_s: float = 10.0
+    list_idle_every_s: float = 60.0
+    """While no VM of ours is known: what a lost answer left behind shows up in a list only."""
     boot_deadline_s: float = 300.0
     """A VM whose worker has not reported for duty by then is ended."""
+    pending_s: float = 120.0
+    """A VM that its cloud finds no place for is withdrawn after this: room that is there elsewhere is of more use."""
+    adoption_grace_s: float = 90.0
+    """How long an intent outlives the last call that may have made its VM: the cloud may work on that call for as long
+    as it is given for an answer (30 s), and the list that tells takes as long at worst."""
+    orphan_grace_s: float = 120.0
+    """How long a VM that shows our cluster and no living intent may be listed before it is ended."""
     starts_under_way: int = 100
     """VMs of one pool that the autoscaler lets be intended or booting at a time. A person is not bound by it."""
     starts_a_minute: int = 300
     """VMs of one pool that the autoscaler asks for in a minute: a cloud answers 20 to 80 calls a second at best."""
     vm_hours_per_day: float = 0.0
     """VM-hours in any 24 hours after which the autoscaler starts none; 0: no limit."""
+    vm_hours_per_run: float = 0.0
+    """VM-hours of a run's work after which the autoscaler starts none for it; 0: no limit."""

@@ -111,22 +111,23 @@ class Duty:
         worker.row = msgspec.structs.replace(worker.row, trouble=text)
         self._write(worker)
 
-    def drain(self, worker: Worker, reason: str, then_exit: bool) -> bool:
-        """Give it nothing more; False where nothing changes."""
+    def drain(self, worker: Worker, reason: str, then_exit: bool, now: float | None = None) -> bool:
+        """Give it nothing more; False where nothing changes. `now`: where a person asks since when."""
         if worker.row.state == "draining" and worker.leaving >= then_exit:
             return False
         worker.leaving = worker.leaving or then_exit
-        worker.row = msgspec.structs.replace(worker.row, state="draining", reason=reason)
+        since = worker.row.since if now is None or worker.row.state == "draining" else now
+        worker.row = msgspec.structs.replace(worker.row, state="draining", reason=reason, since=since)
         self._write(worker)
         if worker.conversation is not None:
             self._outbox.say(worker.conversation, Drain(reason, then_exit=worker.leaving))
         return True
 
-    def undrain(self, worker: Worker) -> bool:
+    def undrain(self, worker: Worker, now: float) -> bool:
         """Give it tasks again; False where it was not draining or is leaving."""
         if worker.row.state != "draining" or worker.leaving:
             return False
-        worker.row = msgspec.structs.replace(worker.row, state="up", reason="")
+        worker.row = msgspec.structs.replace(worker.row, state="up", reason="", since=now)
         self._write(worker)
         self.say_undrain(worker)
         return True
@@ -181,3 +182,4 @@ class Duty:
 
     def _write(self, worker: Worker) -> None:
         self._outbox.writes.workers[worker.name] = worker.row
+        self._fleet.touched[worker.name] = None

@@ -81,21 +81,53 @@ class StartVm(msgspec.Struct, frozen=True):
 
 
 class EndVm(msgspec.Struct, frozen=True):
-    """End a VM. Confirmed by `VmsListed` only."""
+    """End a VM. Confirmed by `VmsListed` only. `pool`: any of its cloud. `why`: where no row says it."""
 
     vm_no: int
     pool: str
     cloud_id: str
+    why: str = ""
 
 
 class ListVms(msgspec.Struct, frozen=True):
-    """What does the pool's cloud say? Answered by `VmsListed`."""
+    """What does the pool's cloud say, of the VMs of all its pools? Answered by `VmsListed`. `known`: intents of those
+    that were there, by their cloud ids: none of them is gone only because it is not shown."""
+
+    pool: str
+    known: dict[str, int] = {}
+
+
+class VisitVm(msgspec.Struct, frozen=True):
+    """Go to a VM by SSH and look; where `prepare`, bring code and packages and start its worker. `host_key`: the one
+    that was pinned, empty at the first visit. Answered by `VmVisited`; may be made again after any end."""
+
+    vm_no: int
+    pool: str
+    address: str
+    boot_nonce: str
+    host_key: str
+    prepare: bool
+
+
+class AskRoom(msgspec.Struct, frozen=True):
+    """How many more VMs would the pool's cloud give? Answered by `RoomSeen`."""
 
     pool: str
 
 
+class TellPerson(msgspec.Struct, frozen=True):
+    """Something is wrong that nobody but a person can mend, or that lasts: to the log and to HOOK_COMMAND. No answer.
+
+    `cause`: the same for the same trouble, e.g. end/POOL, pool/POOL, budget, datastore.
+    """
+
+    cause: str
+    text: str
+
+
 Call = (
-    PromoteFiles | FindResults | ListStages | DropStages | SignKey | UseDatastore | StartVm | EndVm | ListVms
+    PromoteFiles | FindResults | ListStages | DropStages | SignKey | UseDatastore | StartVm | EndVm | ListVms |
+    AskRoom | TellPerson | VisitVm
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from boss.core.rows import RunImage
+from ecloud.causes import Visit
 from ecloud.wire import Envelope
 
 
@@ -68,6 +69,14 @@ class StagesListed(msgspec.Struct, frozen=True):
     stages: tuple[str, ...]
 
 
+class FreeSpaceSeen(msgspec.Struct, frozen=True):
+    """So much can be written at the datastore `address`, which is over SSH: asked when something else was asked anyway,
+    seldom."""
+
+    address: str
+    free_mb: float
+
+
 class KeySigned(msgspec.Struct, frozen=True):
     """Answer to `SignKey`: a certificate that is good for `lives_s`."""
 
@@ -94,18 +103,44 @@ class VmRefused(msgspec.Struct, frozen=True):
 
 
 class VmsListed(msgspec.Struct, frozen=True):
-    """What the cloud of `pool` says it runs of ours: cloud ids that live. Anything else of ours there is DONE.
+    """What the cloud of `pool` says it runs of ours, of all its pools: cloud ids that live. Anything else of ours there
+    is DONE.
 
     `seen`: of those that do not simply run, or about which the cloud has something to say: state and text by intent.
+    `since`: when the cloud made them, epoch seconds, by intent, where it says so. `starting`: intents for which a call
+    is under way or waits for its turn. `addresses`: of those that run, by intent.
     """
 
     pool: str
     alive: frozenset[str]
     by_vm_no: dict[int, str]
     seen: dict[int, tuple[str, str]] = {}
+    since: dict[int, float] = {}
+    starting: frozenset[int] = frozenset()
+    addresses: dict[int, str] = {}
+
+
+class VmVisited(msgspec.Struct, frozen=True):
+    """Answer to `VisitVm`. `host_key`: the pinned one, or what it showed at the first visit; `ago_s`: seconds since
+    each step was seen to be done."""
+
+    vm_no: int
+    address: str
+    host_key: str
+    visit: Visit
+    ago_s: dict[str, float] = {}
+
+
+class RoomSeen(msgspec.Struct, frozen=True):
+    """The cloud of `pool` would give so many more VMs, None where it does not say, for the reason that bounds it."""
+
+    pool: str
+    vms: int | None
+    reason: str = ""
 
 
 Event = (
     MessageArrived | BrokerFound | BrokerLost | RunLoaded | TasksSelected | FilesPromoted | ResultsFound |
-    DatastoreFailed | StagesListed | KeySigned | VmStarted | VmRefused | VmsListed
+    DatastoreFailed | StagesListed | FreeSpaceSeen | KeySigned | VmStarted | VmRefused | VmsListed |
+    RoomSeen | VmVisited
 )  # fmt: skip

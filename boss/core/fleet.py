@@ -8,6 +8,7 @@ The worker applies the same rule to the same queue: first in order that fits.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,6 +16,7 @@ from boss.core.graph import Shape
 from boss.core.outbox import Conversation
 from boss.core.rows import AttemptRow, WorkerRow
 from ecloud.tasks import AttemptState, Outcome, Resources
+from ecloud.wire import Moving
 
 _ROUNDING = 1e-6
 """Amounts are sums of decimal fractions; a difference below this is none."""
@@ -98,6 +100,7 @@ class Worker(msgspec.Struct, eq=False):
     idle_since: float | None = None
     leaving: bool = False
     slow: bool = False
+    moving: Moving | None = None
 
     @property
     def name(self) -> str:
@@ -175,10 +178,15 @@ class Fleet:
         self.workers: dict[str, Worker] = {}
         self.by_home: dict[str, Worker] = {}
         self.held_cpus: dict[int, float] = {}
+        self.touched: dict[str, None] = {}
+        """Workers whose room, or whose leave to take tasks, may have changed since `Shelves.settle`."""
+        self.follow: Callable[[int, int, int, float], None] | None = None
+        """Told of attempts that VMs' workers get (1) and are rid of (-1): VM, run, change, when."""
 
     def add(self, worker: Worker) -> None:
         """A worker is counted on from now."""
         self.workers[worker.name] = worker
+        self.touched[worker.name] = None
         if worker.row.hello.home:
             self.by_home[worker.row.hello.home] = worker
 
@@ -186,17 +194,24 @@ class Fleet:
         """It is counted on no more. It must hold nothing."""
         assert not worker.held, f"worker {worker.name} still holds attempts"
         self.workers.pop(worker.name, None)
+        self.touched[worker.name] = None
         if self.by_home.get(worker.row.hello.home) is worker:
             del self.by_home[worker.row.hello.home]
 
     def give(self, worker: Worker, attempt: Attempt) -> None:
         """The worker gets an attempt."""
         worker.take(attempt)
+        if self.follow is not None and worker.row.vm_no is not None:
+            self.follow(worker.row.vm_no, attempt.run_no, 1, attempt.assigned_at)
+        self.touched[worker.name] = None
         self.held_cpus[attempt.run_no] = self.held_cpus.get(attempt.run_no, 0.0) + weight(attempt.shape)
 
     def free(self, worker: Worker, attempt: Attempt, now: float) -> None:
         """The worker holds the attempt no more."""
         worker.release(attempt, now)
+        if self.follow is not None and worker.row.vm_no is not None:
+            self.follow(worker.row.vm_no, attempt.run_no, -1, now)
+        self.touched[worker.name] = None
         left = self.held_cpus.get(attempt.run_no, 0.0) - weight(attempt.shape)
         if left > _ROUNDING:
             self.held_cpus[attempt.run_no] = left

@@ -12,6 +12,7 @@ from boss.core.attempts import Attempts
 from boss.core.fleet import Fleet, Worker, how_many
 from boss.core.graph import Node, Shape
 from boss.core.rows import VmRow
+from boss.core.run_spending import RunSpending
 from boss.core.runtimes import Runtimes
 from boss.core.scaling import Demand, IdleVm, PoolNow, Room, Situation
 from boss.core.taskbook import TaskBook
@@ -31,7 +32,10 @@ NOBODY_KNOWS_S = 1e9
 class Outlook:
     """The state, seen by whoever plans capacity."""
 
-    def __init__(self, fleet: Fleet, book: TaskBook, attempts: Attempts, runtimes: Runtimes) -> None:
+    def __init__(
+        self, fleet: Fleet, book: TaskBook, attempts: Attempts, runtimes: Runtimes, run_spending: RunSpending
+    ) -> None:
+        self.run_spending = run_spending
         self._fleet = fleet
         self._book = book
         self._attempts = attempts
@@ -52,13 +56,21 @@ class Outlook:
         ]
         if demands:
             rooms = [*self._workers(now), *rooms]
-        return Situation(demands, rooms, pools, self._idle(vms, now))
+        return Situation(demands, rooms, pools, self._idle(vms, now), self._notes())
+
+    def _notes(self) -> list[str]:
+        """Why nothing starts for what is ready all the same."""
+        broke = self.run_spending.exhausted
+        ready = {group.run_no for group in self._book.ready.placeable()} if broke else set()
+        return [f"no VM starts for a run: {broke[run_no]}" for run_no in sorted(ready & broke.keys())]
 
     # --- work ------------------------------------------------------------------------------------
 
     def _ready(self) -> list[Demand]:
         counts: dict[tuple[int, Shape], tuple[int, float | None]] = {}
         for group in self._book.ready.placeable():
+            if group.run_no in self.run_spending.exhausted:
+                continue  # what is there works on; nothing starts for it
             nodes = [node for node in islice(group.nodes, COUNTED_READY) if _waits(node)]
             count = len(nodes) + max(0, len(group.nodes) - COUNTED_READY)
             if not count:
@@ -90,7 +102,7 @@ class Outlook:
         parents: dict[int, Shape] = {}
         for attempt in islice(self._attempts.active.values(), LOOKED_AHEAD):
             node = nodes.get(attempt.task_no)
-            if node is None or not node.dependents:
+            if node is None or not node.dependents or node.run_no in self.run_spending.exhausted:
                 continue
             left_s = self._left_s(node, attempt.started_at, now) if attempt.state is AttemptState.STARTED else None
             if left_s is None or left_s > horizon_s:
@@ -120,13 +132,16 @@ class Outlook:
     # --- room ------------------------------------------------------------------------------------
 
     def _workers(self, now: float) -> list[Room]:
-        failing = [task_no for run_no in self._book.failing_runs for task_no in self._book.runs[run_no].init_failures]
+        failing = self._failing_inits()
         return [
             Room(worker.free, worker.capacity, self._busy_s(worker, now))
             for worker in self._fleet.workers.values()
-            # One in which a run can't be prepared is no room for that run's tasks: another process may do better.
-            if worker.takes_tasks and not any(worker.inits.get(task_no) == "failed" for task_no in failing)
+            if worker.takes_tasks and _is_prepared(worker, failing)
         ]
+
+    def _failing_inits(self) -> list[int]:
+        """Init tasks that failed somewhere, of runs that go on all the same."""
+        return [task_no for run_no in self._book.failing_runs for task_no in self._book.runs[run_no].init_failures]
 
     def _busy_s(self, worker: Worker, now: float) -> float:
         """When it is likely to begin something new."""
@@ -141,19 +156,26 @@ class Outlook:
         return (sum(left) + worker.ahead_s) / len(left) if left else 0.0
 
     def _idle(self, vms: Iterable[VmRow], now: float) -> list[IdleVm]:
-        idle = []
+        idle, failing = [], self._failing_inits()
         for vm in vms:
             worker = self._fleet.workers.get(vm.worker)
             if vm.state != "running" or vm.keep_alive or worker is None or worker.leaving:
                 continue
             if worker.idle_since is not None:
-                idle.append(IdleVm(vm.vm_no, vm.pool, now - worker.idle_since, worker.capacity))
+                # One in which a run can't be prepared is not kept for what waits: its place may be another's.
+                offers = worker.capacity if _is_prepared(worker, failing) else {}
+                idle.append(IdleVm(vm.vm_no, vm.pool, now - worker.idle_since, offers))
         return idle
 
 
 def _up_in_s(vm: VmRow, boot_s: float, now: float) -> float:
     """When a VM that boots is likely up. Another boss may have begun it, with a clock that was set otherwise."""
     return min(boot_s, max(0.0, vm.intended_at + boot_s - now))
+
+
+def _is_prepared(worker: Worker, failing: list[int]) -> bool:
+    """No room for a run's tasks is where the run can't be prepared: another process may do better."""
+    return not any(worker.inits.get(task_no) == "failed" for task_no in failing)
 
 
 def _waits(node: Node) -> bool:

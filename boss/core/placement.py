@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -18,12 +18,15 @@ from boss.core.config import BossConfig
 from boss.core.fleet import Fleet, Worker, how_many
 from boss.core.graph import Node, Shape
 from boss.core.runtimes import Runtimes
+from boss.core.shelves import Shelves
 from ecloud.tasks import TaskState
 
 _READY = TaskState.READY
 SHORT = 8
 """A task that is guessed to take longer than this many `ahead_s` is not queued ahead: it would wait behind another's
 slowness."""
+CPUS_ROUNDED = 0.001
+"""A shelf whose CPUs are short by less is looked at closely."""
 
 
 class Group(msgspec.Struct, eq=False):
@@ -90,24 +93,24 @@ class ReadyTasks:
 
 Assign = Callable[[Worker, Node, float], None]
 """Make an attempt of the node on the worker; the float is the guess of its run-time in seconds."""
+Refuses = Callable[[Worker, int], bool]
 
 
 class Placement:
-    """Places what is ready on who has room. Owns no state beyond one call of `place`."""
+    """Places what is ready on who has room. Owns the shelves, and no other state beyond one call of `place`."""
 
     def __init__(self, ready: ReadyTasks, fleet: Fleet, runtimes: Runtimes, config: BossConfig) -> None:
         self._ready = ready
         self._fleet = fleet
         self._runtimes = runtimes
         self._config = config
+        self.shelves = Shelves(fleet, config)
 
-    def place(self, assign: Assign, refuses: Callable[[Worker, int], bool]) -> None:
+    def place(self, assign: Assign, refuses: Refuses) -> None:
         """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
+        self.shelves.settle()
         groups = self._ready.placeable()
         if not groups:
-            return
-        workers = [worker for worker in self._fleet.workers.values() if worker.takes_tasks]
-        if not workers:
             return
         by_priority: dict[int, list[Group]] = {}
         for group in groups:
@@ -115,16 +118,11 @@ class Placement:
         reserved: dict[str, Group] = {}
         for in_slots in (True, False):
             for priority in sorted(by_priority, reverse=True):
-                self._place_priority(by_priority[priority], workers, reserved, in_slots, assign, refuses)
+                self._place_priority(by_priority[priority], reserved, in_slots, assign, refuses)
+                self.shelves.settle()
 
     def _place_priority(
-        self,
-        groups: list[Group],
-        workers: list[Worker],
-        reserved: dict[str, Group],
-        in_slots: bool,
-        assign: Assign,
-        refuses: Callable[[Worker, int], bool],
+        self, groups: list[Group], reserved: dict[str, Group], in_slots: bool, assign: Assign, refuses: Refuses
     ) -> None:
         held = self._fleet.held_cpus
         # (held CPUs of the run, run, oldest task): the fair order; a group comes back until it is stuck.
@@ -132,7 +130,7 @@ class Placement:
         for group in groups:
             node = self._ready.first(group)
             if node is not None:
-                room = _Room(self, group, workers, reserved, in_slots, refuses)
+                room = _Room(self, group, reserved, in_slots, refuses)
                 queue.append((held.get(group.run_no, 0.0), group.run_no, node.task_no, group, room))
         heapq.heapify(queue)
         while queue:
@@ -142,7 +140,7 @@ class Placement:
                 worker = room.next_worker(node)
                 if worker is None:
                     if in_slots:
-                        self._reserve(group, workers, reserved, refuses)
+                        self._reserve(group, reserved, refuses)
                     break
                 group.nodes.popleft()
                 assign(worker, node, self.guess_s(node))
@@ -152,36 +150,30 @@ class Placement:
                         heapq.heappush(queue, (held.get(run_no, 0.0), run_no, following.task_no, group, room))
                     break
 
-    def _reserve(
-        self,
-        group: Group,
-        workers: list[Worker],
-        reserved: dict[str, Group],
-        refuses: Callable[[Worker, int], bool],
-    ) -> None:
+    def _reserve(self, group: Group, reserved: dict[str, Group], refuses: Refuses) -> None:
         """Keep the worker that will have room soonest for a task that found none; once per shape and call."""
         if any(other.shape is group.shape for other in reserved.values()):
             return
-        best: tuple[float, str] | None = None
-        for worker in workers:
-            if (
-                worker.name in reserved
-                or not how_many(worker.capacity, group.shape, 1)
-                or refuses(worker, group.run_no)
-            ):
+        asks = group.shape.asks
+        best, best_share = "", -1.0
+        for shelf in self.shelves.all:
+            share = min((shelf.free.get(name, 0.0) / amount for name, amount in asks), default=1.0)
+            if share <= best_share or not how_many(shelf.kind.capacity, group.shape, 1):
                 continue
-            share = min(
-                (worker.free.get(name, 0.0) / amount for name, amount in group.shape.asks),
-                default=1.0,
-            )
-            if best is None or (share, worker.name) > best:
-                best = (share, worker.name)
-        if best is not None:
-            reserved[best[1]] = group
+            for name, worker in shelf.workers.items():
+                if name not in reserved and not refuses(worker, group.run_no):
+                    best, best_share = name, share
+                    break
+        if best:
+            reserved[best] = group
 
     def guess_s(self, node: Node) -> float:
         """How long it may run: what its user said, what was learned, or a second."""
         return self._runtimes.guess_s(node)
+
+    def is_short(self, node: Node) -> bool:
+        """Whether it may be queued behind another."""
+        return self.guess_s(node) <= SHORT * self._config.ahead_s
 
     def ahead_room(self, worker: Worker, shape: Shape, guess_s: float) -> int:
         """How many more tasks of that guess may be queued at the worker beyond what runs."""
@@ -193,31 +185,32 @@ class Placement:
 
 
 class _Room:
-    """Workers with room for one group, emptiest first, those with rare resources it does not need last. Built when
-    first asked."""
+    """Workers with room for one group, emptiest first, those with rare resources it does not need last; each in turn.
+    Looks at no more of them than it is asked for."""
 
     def __init__(
-        self,
-        placement: Placement,
-        group: Group,
-        workers: Iterable[Worker],
-        reserved: dict[str, Group],
-        in_slots: bool,
-        refuses: Callable[[Worker, int], bool],
+        self, placement: Placement, group: Group, reserved: dict[str, Group], in_slots: bool, refuses: Refuses
     ) -> None:
         self._placement = placement
         self._group = group
-        self._workers = workers
         self._reserved = reserved
         self._in_slots = in_slots
         self._refuses = refuses
-        self._turn: deque[Worker] | None = None
+        self._turn: deque[Worker] = deque()
+        """Those that had their turn and may have room yet."""
+        self._fresh: Iterator[Worker] | None = None
 
     def next_worker(self, node: Node) -> Worker | None:
         """The next worker in turn that still has room; None when no one has."""
-        if self._turn is None:
-            self._turn = deque(self._candidates())
-        turn = self._turn
+        if not (self._in_slots or self._placement.is_short(node)):
+            return None
+        if self._fresh is None:
+            self._fresh = self._in_order()
+        run_no, turn = self._group.run_no, self._turn
+        for worker in self._fresh:
+            if self._has_room(worker, node) and not self._refuses(worker, run_no):
+                turn.append(worker)
+                return worker
         while turn:
             worker = turn[0]
             if self._has_room(worker, node):
@@ -226,16 +219,25 @@ class _Room:
             turn.popleft()
         return None
 
-    def _candidates(self) -> list[Worker]:
-        group, needs = self._group, {name for name, _ in self._group.shape.asks}
-        candidates = [
-            worker
-            for worker in self._workers
-            if how_many(worker.free if self._in_slots else worker.capacity, group.shape, 1)
-            and not self._refuses(worker, group.run_no)
-        ]
-        candidates.sort(key=lambda worker: (_unneeded(worker, needs), -worker.free.get("cpus", 0.0), worker.name))
-        return candidates
+    def _in_order(self) -> Iterator[Worker]:
+        """Everybody who had room when the batch's placing began."""
+        shape, needs = self._group.shape, {name for name, _ in self._group.shape.asks}
+        if self._in_slots:
+            cpus = next((amount for name, amount in shape.asks if name == "cpus"), 0.0)
+            shelves = [
+                (len(shelf.kind.rare - needs), -shelf.cpus, number, shelf.workers)
+                for number, shelf in enumerate(self._placement.shelves.all)
+                if shelf.cpus >= cpus - CPUS_ROUNDED and how_many(shelf.free, shape, 1)
+            ]
+        else:
+            shelves = [
+                (len(kind.rare - needs), 0.0, number, kind.hungry)
+                for number, kind in enumerate(self._placement.shelves.kinds)
+                if kind.hungry and how_many(kind.capacity, shape, 1)
+            ]
+        shelves.sort()
+        for *_, workers in shelves:
+            yield from workers.values()
 
     def _has_room(self, worker: Worker, node: Node) -> bool:
         keeper = self._reserved.get(worker.name)
@@ -244,10 +246,3 @@ class _Room:
         if self._in_slots:
             return how_many(worker.free, self._group.shape, 1) > 0
         return self._placement.ahead_room(worker, self._group.shape, self._placement.guess_s(node)) > 0
-
-
-_USUAL = frozenset({"cpus", "memory_mb"})
-
-
-def _unneeded(worker: Worker, needs: set[str]) -> int:
-    return sum(1 for name, amount in worker.capacity.items() if amount and name not in _USUAL and name not in needs)

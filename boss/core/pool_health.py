@@ -24,6 +24,8 @@ LAST_REST_S = 600.0
 LONGEST_BACKOFF_S = 300.0
 """After refusals; the first rest is what the call said, doubled for each cause while it lasts."""
 MINUTE_S = 60.0
+FOR_A_PERSON = ("pool", "credentials", "unset")
+"""Causes of refusals that do not pass by themselves."""
 
 
 class PoolHealth:
@@ -54,6 +56,16 @@ class PoolHealth:
     def closed(self, now: float) -> str:
         """Why none may start now, in words that stay true; empty where some may."""
         return self._why if now < self._rests_until else ""
+
+    @property
+    def failing(self) -> bool:
+        """Whether nothing but a person is likely to mend it: boots fail one after another, or it is set wrongly."""
+        return self._failed_boots >= FAILED_BOOTS or any(cause in self._refused for cause in FOR_A_PERSON)
+
+    @property
+    def why(self) -> str:
+        """Why it rested last."""
+        return self._why
 
     def may_start(self, under_way: int, now: float) -> int:
         """How many more may start now, with so many under way."""

@@ -16,6 +16,7 @@ from boss.core.effects import FindResults, LoadRun
 from boss.core.merging import Allocation, merge
 from boss.core.outbox import Conversation, Outbox
 from boss.core.rows import PushAnswered, RunImage, RunRow
+from boss.core.run_spending import RunSpending
 from boss.core.taskbook import TaskBook
 from ecloud.formats import check
 from ecloud.tasks import TaskDefinition
@@ -26,6 +27,7 @@ MAX_OPEN_PUSHES = 64
 ANSWERS_KEPT = 1_000
 """Answers remembered, for a client that did not get its own."""
 MAX_CHUNKS = 100_000
+MAX_VM_HOURS = 1e9
 
 
 class Push(msgspec.Struct, eq=False):
@@ -49,8 +51,15 @@ class Pushes:
     """Pushes by id."""
 
     def __init__(
-        self, outbox: Outbox, book: TaskBook, attempts: Attempts, config: BossConfig, allocation: Allocation
+        self,
+        outbox: Outbox,
+        book: TaskBook,
+        attempts: Attempts,
+        run_spending: RunSpending,
+        config: BossConfig,
+        allocation: Allocation,
     ) -> None:
+        self._run_spending = run_spending
         self._outbox = outbox
         self._book = book
         self._attempts = attempts
@@ -94,6 +103,8 @@ class Pushes:
             problems = [f"run name {push.options.run[:40]!r}: 1 to 255 characters", *problems]
         if push.options.merge_strategy not in ("keep_succeeded", "replace"):
             problems = [f"merge strategy {push.options.merge_strategy!r}: keep_succeeded or replace", *problems]
+        if push.options.vm_hours is not None and not 0 <= push.options.vm_hours < MAX_VM_HOURS:
+            problems = [f"vm_hours {push.options.vm_hours:g}: 0 or more", *problems]
         if problems:
             self._reject(push, problems)
             return
@@ -135,6 +146,8 @@ class Pushes:
         overlay(image, self._book.graph)
         merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
         apply(merged, image, self._outbox, self._book, self._attempts, now)
+        if push.options.vm_hours is not None:
+            self._run_spending.on_pushed(image.run.run_no, push.options.vm_hours, now)
         states = {state.value: count for state, count in merged.states.items() if count}
         self._outbox.writes.pushes.append(PushAnswered(push.push_id, image.run.run_no, states, merged.decisions))
         self._answer(push, RunAccepted(push.push_id, push.options.run, image.run.run_no, states, merged.decisions))

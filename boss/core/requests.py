@@ -317,11 +317,11 @@ class Requests:
 
     def _drain(self, request: Request, now: float) -> Answer:
         reason = str(request.arguments.get("reason") or "a person asked for it")
-        drained = [worker.name for worker in self._workers(request) if self._duty.drain(worker, reason, False)]
+        drained = [worker.name for worker in self._workers(request) if self._duty.drain(worker, reason, False, now)]
         return len(drained), f"{len(drained)} draining", tuple(drained)
 
     def _undrain(self, request: Request, now: float) -> Answer:
-        undrained = [worker.name for worker in self._workers(request) if self._duty.undrain(worker)]
+        undrained = [worker.name for worker in self._workers(request) if self._duty.undrain(worker, now)]
         return len(undrained), f"{len(undrained)} take tasks again", tuple(undrained)
 
     def _kill(self, request: Request, now: float) -> Answer:
@@ -353,20 +353,23 @@ class Requests:
 
     def _drop_context(self, request: Request, now: float) -> Answer:
         keys = [str(key) for key in _list(request, "keys")] or ["boss_address", *DATASTORE_NOTES]
+        usual, moved = self._access.usual, ""
+        if usual not in ("", self._access.datastore.address) and not set(keys).isdisjoint(DATASTORE_NOTES):
+            self._refuse_while_files_move()
+            keys = list(dict.fromkeys([*keys, *DATASTORE_NOTES]))
+            self._access.move(UseDatastore(usual, "", "", ""))
+            moved = f"; the datastore is {usual} from now on"
         for key in keys:
             if key != "cluster_id":
                 self._outbox.writes.context[key] = None
-        return len(keys), f"{len(keys)} dropped", tuple(keys)
+        return len(keys), f"{len(keys)} dropped{moved}", tuple(keys)
 
     def _set_datastore(self, request: Request, now: float) -> Answer:
         address = str(request.arguments.get("address") or "")
         if not address:
             raise RequestRefused("request", "set_datastore needs an address")
-        if self._attempts.active and address != self._access.datastore.address:
-            count = len(self._attempts.active)
-            raise RequestRefused(
-                "busy", f"{count} attempts are under way, with files where they are now: wait, or cancel"
-            )
+        if address != self._access.datastore.address:
+            self._refuse_while_files_move()
         use = UseDatastore(
             address, *(str(request.arguments.get(name) or "") for name in ("host_key", "python", "gate"))
         )
@@ -374,6 +377,12 @@ class Requests:
         self._outbox.writes.context.update({name: value or None for name, value in zip(DATASTORE_NOTES, values)})
         self._access.move(use)
         return 1, f"the datastore is {address}", ()
+
+    def _refuse_while_files_move(self) -> None:
+        if count := len(self._attempts.active):
+            raise RequestRefused(
+                "busy", f"{count} attempts are under way, with files where they are now: wait, or cancel"
+            )
 
     def _revoke_key(self, request: Request, now: float) -> Answer:
         name = str(request.arguments.get("name") or "")

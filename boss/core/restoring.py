@@ -43,6 +43,7 @@ def restore(
             book.offer(node, now)
     attempts.roll_forward()
     attempts.lose_orphans(now)
+    vms.boots.load(snapshot.boots)
     vms.load(snapshot.vms, snapshot.past_vms, now)
 
 

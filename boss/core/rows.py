@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ecloud.causes import Visit
 from ecloud.tasks import AttemptState, Condition, Outcome, Resources, Retries, TaskDefinition, TaskState
 from ecloud.wire import Hello
 
@@ -116,6 +117,17 @@ class VmRow(msgspec.Struct):
     said: str = ""
 
 
+class BootRow(msgspec.Struct):
+    """The record of a VM's boot. `address`: where its cloud last said it is; `host_key`: pinned at the first visit;
+    `steps`: when each was done first; `visit`: what the last one found."""
+
+    vm_no: int
+    address: str = ""
+    host_key: str = ""
+    steps: dict[str, float] = {}
+    visit: Visit | None = None
+
+
 class PoolRow(msgspec.Struct):
     """How a pool fares, for people. `closed`: why no VM of it starts now, with `since` and `until`, or empty. Boot
     times are seconds from asking to a worker: of `boots` seen lately, else a guess."""
@@ -165,6 +177,7 @@ class Writes(msgspec.Struct):
     workers: dict[str, WorkerRow] = msgspec.field(default_factory=dict)
     vms: dict[int, VmRow] = msgspec.field(default_factory=dict)
     pools: dict[str, PoolRow] = msgspec.field(default_factory=dict)
+    boots: dict[int, BootRow] = msgspec.field(default_factory=dict)
     pushes: list[PushAnswered] = msgspec.field(default_factory=list)
     context: dict[str, str | None] = msgspec.field(default_factory=dict)
     revoked_keys: set[str] = msgspec.field(default_factory=set)
@@ -207,6 +220,7 @@ class Snapshot(msgspec.Struct):
     workers: list[WorkerRow] = []
     vms: list[VmRow] = []
     past_vms: list[VmRow] = []
+    boots: list[BootRow] = []
     states: dict[int, dict[str, int]] = {}
     context: dict[str, str] = {}
     revoked_keys: set[str] = set()

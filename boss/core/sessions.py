@@ -39,6 +39,7 @@ class Sessions:
         self.open: dict[str, Conversation] = {}
         self.of_peer: dict[str, Conversation] = {}
         self.datastore = config.datastore
+        self.usual_datastore = config.usual_datastore
         self.ignored: Counter[str] = Counter()
         self._counter = 0
 

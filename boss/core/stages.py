@@ -8,6 +8,10 @@ from boss.core.effects import DropStages, ListStages
 from boss.core.outbox import Outbox
 from boss.core.timers import Timers
 
+PEOPLES = "put/"
+"""Stages of what people upload, who may take hours, and go on later."""
+PEOPLES_LIFE_S = 86_400.0
+
 
 class Stages:
     """What is staged belongs to an attempt that is not over, or goes. It must be seen twice before it goes."""
@@ -18,6 +22,8 @@ class Stages:
         self._timers = timers
         self._every_s = config.sweep_every_s
         self._suspects: set[str] = set()
+        self._peoples: dict[str, float] = {}
+        """When each was seen first."""
 
     def begin(self, now: float) -> None:
         """Look after each `sweep_every_s`."""
@@ -30,8 +36,11 @@ class Stages:
     def on_listed(self, stages: tuple[str, ...], now: float) -> None:
         """Drop those that belonged to nobody at the last look either."""
         living = {stage_name(attempt.worker, key) for key, attempt in self._attempts.active.items()}
-        orphans = {stage for stage in stages if stage not in living}
+        orphans = {stage for stage in stages if stage not in living and not stage.startswith(PEOPLES)}
         doomed = orphans & self._suspects
         self._suspects = orphans - doomed
+        peoples = {stage: self._peoples.get(stage, now) for stage in stages if stage.startswith(PEOPLES)}
+        doomed |= {stage for stage, seen_at in peoples.items() if now - seen_at >= PEOPLES_LIFE_S}
+        self._peoples = {stage: seen_at for stage, seen_at in peoples.items() if stage not in doomed}
         if doomed:
             self._outbox.call(DropStages(tuple(sorted(doomed))))

@@ -11,29 +11,26 @@ from functools import partial
 
 import msgspec
 
+from boss.core.boots import Boots
 from boss.core.config import BossConfig, PoolConfig
 from boss.core.duty import Duty
 from boss.core.effects import EndVm, ListVms, StartVm
-from boss.core.events import VmsListed
+from boss.core.events import VmsListed, VmVisited
 from boss.core.fleet import Fleet, Worker
+from boss.core.openings import COMING, Openings
+from boss.core.orphans import Orphans
 from boss.core.outbox import Outbox
 from boss.core.outlook import Outlook
-from boss.core.pool_health import PoolHealth
 from boss.core.rows import PoolRow, VmRow
 from boss.core.scaling import Plan, PoolNow, Situation, plan
 from boss.core.spending import Spending
 from boss.core.timers import Timers
 
-ADOPTION_GRACE_S = 30.0
-"""After a start, how long an intent without an answer waits for the cloud's list to show its VM."""
 ASK_AGAIN_S = 15.0
 """An end that the cloud's list does not confirm is asked for again."""
-PENDING_S = 120.0
-"""A VM that its cloud finds no place for is withdrawn after this: room that is there elsewhere is of more use."""
 MANY_WORKERS = 50
 """With more than these, capacity is planned less often: a plan looks at each of them, which costs 15 µs."""
 PLAN_EVERY_S_A_WORKER = 0.001
-COMING = ("intended", "booting")
 ENDED_BY_HAND = "all VMs were ended by a person; python admin.py instantiate_worker starts some, or a new boss"
 
 
@@ -58,15 +55,21 @@ class Vms:
         self._config = config
         self._next_vm_no = next_vm_no
         self.pools = {pool.name: pool for pool in config.pools}
-        self.health = {pool.name: PoolHealth(pool, config) for pool in config.pools}
+        self.openings = Openings(outbox, config)
+        self.health = self.openings.health
         self.spending = Spending(config.vm_hours_per_day)
         self.rule: Callable[[Situation], Plan] = plan
         self.alive: dict[int, VmRow] = {}
         self._asked_at: dict[int, float] = {}
-        self._told: dict[str, PoolRow] = {}
+        self._called_at: dict[int, float] = {}
+        """When a call for an intent without an answer was last known to be under way."""
+        self._shown_by: dict[int, str] = {}
+        """Of a VM whose pool is not set any more: a pool of the cloud that lists it."""
+        self._orphans = Orphans(outbox, fleet, duty, config)
+        self.boots = Boots(outbox, timers, config.boot_deadline_s)
         self._plan_at: float | None = None
         self._not_planned_before = 0.0
-        self._listing = False
+        self._list_at: float | None = None
         self._held = False
         """All were ended by a person: none is started by itself until the boss's next start."""
 
@@ -78,10 +81,12 @@ class Vms:
             self.spending.remember(row)
         for row in rows:
             self.alive[row.vm_no] = row
+            if not row.cloud_id:
+                self._called_at[row.vm_no] = now  # an earlier boss's call may still be worked on
             if row.state == "ending":
                 self._ask_end(row, now)
             self._timers.set(now + self._config.boot_deadline_s, partial(self._look_at_boot, row.vm_no))
-        self._keep_listing(now)
+        self._list_no_later(now)
 
     def start(self, pool: PoolConfig, count: int, keep_alive: bool, reason: str, now: float) -> int:
         """Write `count` intents and ask for their VMs, up to the pool's maximum; how many."""
@@ -101,11 +106,13 @@ class Vms:
                 intended_at=now,
             )
             self.alive[vm_no] = row
+            self._called_at[vm_no] = now
             self._write(row)
             self._outbox.call(StartVm(vm_no, pool.name, row.size, row.boot_nonce))
             self._timers.set(now + self._config.boot_deadline_s, partial(self._look_at_boot, vm_no))
         if count:
-            self._keep_listing(now)
+            self.openings.rooms[pool.name].on_start(count)
+            self._list_no_later(now + self._config.list_vms_every_s)
         return count
 
     def may_bring_workers(self, now: float) -> bool:
@@ -114,8 +121,12 @@ class Vms:
         for vm in self.alive.values():
             if vm.state in ("intended", "booting"):
                 return True
-            counts[vm.pool] = counts.get(vm.pool, 0) + 1
-        return not self._held and any(counts.get(pool.name, 0) < pool.maximum for pool in self._config.pools)
+            # What ends makes room for another.
+            counts[vm.pool] = counts.get(vm.pool, 0) + (vm.state != "ending")
+        return not self._held and any(
+            counts.get(pool.name, 0) < pool.maximum and self.openings.rooms[pool.name].left != 0
+            for pool in self._config.pools
+        )
 
     # --- scaling ---------------------------------------------------------------------------------
 
@@ -123,7 +134,7 @@ class Vms:
         """Start what is missing for the work; let idle ones go."""
         if not self._config.pools:
             return
-        self._tell_of_pools(now)
+        self.openings.tell(self._closed_all(now), now)
         pools = self._pools_now(now)
         may_start = any(not pool.closed and pool.may_start and pool.alive < pool.config.maximum for pool in pools)
         if not may_start and not any(vm.state == "running" for vm in self.alive.values()):
@@ -136,6 +147,8 @@ class Vms:
             self._not_planned_before = now + PLAN_EVERY_S_A_WORKER * len(self._fleet.workers)
         made = self.rule(self._outlook.situation(self.alive.values(), pools, now))
         for start in made.starts:
+            if self.openings.asks_room_first(start.pool, self.alive.values(), now):
+                continue
             self.health[start.pool].on_asked(now)
             self.start(self.pools[start.pool], 1, False, start.reason, now)
         for end in made.ends:
@@ -150,49 +163,21 @@ class Vms:
 
     def pool_rows(self, now: float) -> list[PoolRow]:
         """How each pool fares."""
-        rows = [health.row(now) for health in self.health.values()]
-        closed = self._closed_all(now)
-        return [msgspec.structs.replace(row, closed=closed) if closed and not row.closed else row for row in rows]
+        return self.openings.rows(self._closed_all(now), now)
 
     def _pools_now(self, now: float) -> list[PoolNow]:
-        counts: dict[str, int] = {}
-        coming: dict[str, int] = {}
-        for vm in self.alive.values():
-            counts[vm.pool] = counts.get(vm.pool, 0) + 1
-            coming[vm.pool] = coming.get(vm.pool, 0) + (vm.state in COMING)
-        closed = self._closed_all(now)
-        return [
-            PoolNow(
-                pool,
-                counts.get(pool.name, 0),
-                self.health[pool.name].may_start(coming.get(pool.name, 0), now),
-                closed or self.health[pool.name].closed(now),
-                self.health[pool.name].boot_s(),
-            )
-            for pool in self._config.pools
-        ]
+        return self.openings.now(self.alive.values(), self._closed_all(now), now)
 
     def _closed_all(self, now: float) -> str:
         """Why nothing starts in any pool."""
         return ENDED_BY_HAND if self._held else self.spending.exhausted(self.alive.values(), now)
 
-    def _tell_of_pools(self, now: float) -> None:
-        for row in self.pool_rows(now):
-            if row.closed and row.since is None:  # a reason that all pools share begins when it is first seen
-                told = self._told.get(row.pool)
-                row.since = told.since if told is not None and told.closed == row.closed else now
-            if self._told.get(row.pool) != row:
-                self._told[row.pool] = row
-                self._outbox.writes.pools[row.pool] = msgspec.structs.replace(row)
-
     def _plan_again(self, now: float) -> None:
         """When time alone lets more start."""
         if self.spending.exhausted(self.alive.values(), now):
             self._wake_at(now + self.spending.LOOK_AGAIN_S, now)
-        for health in self.health.values():
-            at = health.free_again_at(now)
-            if at is not None:
-                self._wake_at(at, now)
+        for at in self.openings.free_again_at(now):
+            self._wake_at(at, now)
 
     def _wake_at(self, when: float, now: float) -> None:
         if self._plan_at is None or self._plan_at <= now or when < self._plan_at:
@@ -224,7 +209,8 @@ class Vms:
 
     def end_all(self, reason: str, now: float) -> int:
         """End every VM now, whatever it runs; how many."""
-        self._held = True
+        self._held = self._orphans.at_once = True
+        self._list_no_later(now)
         vms = tuple(self.alive.values())
         for vm in vms:
             self.kill(vm, reason, now)
@@ -234,7 +220,7 @@ class Vms:
         if vm.cloud_id:
             self._asked_at[vm.vm_no] = now
             self._replace(vm, end_asked=vm.end_asked + 1)
-            self._outbox.call(EndVm(vm.vm_no, vm.pool, vm.cloud_id))
+            self._outbox.call(EndVm(vm.vm_no, self._shown_by.get(vm.vm_no, vm.pool), vm.cloud_id))
 
     # --- facts -----------------------------------------------------------------------------------
 
@@ -244,12 +230,22 @@ class Vms:
         vm = self.alive.get(int(number)) if prefix == "vm" and number.isdecimal() else None
         return vm if vm is not None and vm.boot_nonce == boot_nonce else None
 
+    def is_over(self, key_name: str) -> bool:
+        """Whether this is the key of a VM that is gone: it opens nothing any more."""
+        prefix, _, number = key_name.partition("-")
+        if prefix != "vm" or not number.isdecimal():
+            return False
+        # A number that no intent of ours had yet comes from a database that was lost.
+        return int(number) < self._next_vm_no and int(number) not in self.alive
+
     def on_worker(self, vm: VmRow, worker: Worker, now: float) -> None:
         """The VM's worker reports for duty."""
         if vm.state in COMING:
             self._change(vm, "running", vm.reason, now)
         if vm.hello_at is None and vm.pool in self.health:
             self.health[vm.pool].on_booted(now - vm.intended_at)
+        if vm.hello_at is None:
+            self.boots.on_worker(vm, worker.row.hello.boot_s, now)
         if vm.worker != worker.name or vm.hello_at is None:
             vm = self._replace(vm, worker=worker.name, hello_at=vm.hello_at or now)
         if vm.state == "ending":
@@ -263,6 +259,7 @@ class Vms:
         if vm.pool in self.health:
             self.health[vm.pool].on_started(now)
         vm = self._replace(vm, cloud_id=cloud_id, started_at=vm.started_at if vm.started_at is not None else now)
+        self._outlook.run_spending.on_made(vm, now)
         if vm.state == "intended":
             self._change(vm, "booting", vm.reason, now)
         elif vm.state == "ending":
@@ -275,20 +272,52 @@ class Vms:
             return
         if vm.pool in self.health:
             self._wake_at(self.health[vm.pool].on_refused(cause, reason, retry_s, now), now)
+            self.openings.rooms[vm.pool].forget()
         self._gone(vm, reason, now, cause=f"refused: {cause}"[:16])
 
     def on_listed(self, listed: VmsListed, now: float) -> None:
         """What the cloud says: adopt what is ours and was unanswered; what it lacks is gone, with all it held."""
-        for vm in [vm for vm in self.alive.values() if vm.pool == listed.pool]:
+        cloud = self._cloud_of(listed.pool)
+        self._orphans.on_listed(cloud, listed, self.alive, ASK_AGAIN_S, now)
+        if self._orphans.any:
+            self._list_no_later(now + self._config.list_vms_every_s)
+        for vm_no in listed.starting & self._called_at.keys():
+            self._called_at[vm_no] = now
+        for vm in tuple(self.alive.values()):
+            if vm.pool not in self.pools and vm.vm_no in listed.by_vm_no:
+                self._shown_by[vm.vm_no] = listed.pool
+            if self._cloud_of(self._shown_by.get(vm.vm_no, vm.pool)) != cloud:
+                continue
             cloud_id = vm.cloud_id or listed.by_vm_no.get(vm.vm_no, "")
             if cloud_id and not vm.cloud_id:
-                self.on_started(vm.vm_no, cloud_id, now)
+                self._adopt(vm, cloud_id, listed.since.get(vm.vm_no, 0.0), now)
             elif vm.cloud_id and vm.cloud_id not in listed.alive:
                 self._on_vanished(vm, now)
-            elif not vm.cloud_id and now - vm.since > ADOPTION_GRACE_S:
+            elif not vm.cloud_id and now - self._called_at.get(vm.vm_no, now) > self._config.adoption_grace_s:
                 self._gone(vm, "the cloud has no VM of this intent", now, cause="unanswered")
             else:
                 self._on_seen(vm, *listed.seen.get(vm.vm_no, ("", "")), now)
+                pool, address = self.pools.get(vm.pool), listed.addresses.get(vm.vm_no)
+                if pool is not None and address:
+                    self.boots.on_listed(vm, address, pool, self.health[vm.pool].boot_s(0.95), now)
+
+    def on_visited(self, event: VmVisited, now: float) -> None:
+        """Somebody went there by SSH."""
+        vm = self.alive.get(event.vm_no)
+        pool = self.pools.get(vm.pool) if vm is not None else None
+        if vm is not None and pool is not None:
+            self.boots.on_visited(vm, event, pool, now)
+
+    def _cloud_of(self, pool: str) -> str:
+        """A name for the cloud that a pool's VMs are listed by."""
+        config = self.pools.get(pool)
+        return config.cloud if config is not None and config.cloud else f"pool {pool}"
+
+    def _adopt(self, vm: VmRow, cloud_id: str, since: float, now: float) -> None:
+        """It was made, and the answer got lost. Its life began when the cloud says, by the cloud's clock."""
+        if since > 0:
+            self._replace(vm, started_at=max(vm.intended_at, min(since, now)))
+        self.on_started(vm.vm_no, cloud_id, now)
 
     def _on_vanished(self, vm: VmRow, now: float) -> None:
         worker = self._fleet.workers.get(vm.worker)
@@ -307,6 +336,8 @@ class Vms:
             idle = worker is None or not worker.held
             if idle and now - self._asked_at.get(vm.vm_no, 0.0) >= ASK_AGAIN_S:
                 self._ask_end(vm, now)
+        elif vm.pool not in self.pools and vm.cloud_id:
+            self.end(vm, f"its pool {vm.pool} is not set any more", now)
         elif vm.state == "running" and vm.worker not in self._fleet.workers:
             # Its lease ended and no other process came: nobody would ever tell it to leave.
             self.end(vm, "its worker was lost", now)
@@ -314,11 +345,11 @@ class Vms:
             reason = f"its cloud says that it failed{': ' + text if text else ''}"
             self._boot_failed(vm, reason, "failed", now)
             self.end(vm, reason, now)
-        elif vm.state == "booting" and state == "pending" and now - vm.since > PENDING_S:
-            reason = f"its cloud found no place for it in {PENDING_S:.0f} s{': ' + text if text else ''}"
+        elif vm.state == "booting" and state == "pending" and now - vm.since > self._config.pending_s:
+            reason = f"its cloud found no place for it in {self._config.pending_s:.0f} s{': ' + text if text else ''}"
             self._replace(vm, cause="no_place")
             if vm.pool in self.health:
-                self._wake_at(self.health[vm.pool].on_refused("less", reason, PENDING_S, now), now)
+                self._wake_at(self.health[vm.pool].on_refused("less", reason, self._config.pending_s, now), now)
             self.end(vm, reason, now)
 
     def on_task(self, worker: Worker, now: float) -> None:
@@ -339,7 +370,10 @@ class Vms:
         vm = self.alive.get(vm_no)
         if vm is not None and vm.state in COMING:
             reason = f"no worker reported for duty within {self._config.boot_deadline_s:.0f} s"
-            self._boot_failed(vm, reason, "silent", now)
+            cause = self.boots.cause(vm)
+            if cause is not None:
+                reason += f": {cause.text}"
+            self._boot_failed(vm, reason, cause.name if cause is not None else "silent", now)
             self.end(vm, reason, now)
 
     def _boot_failed(self, vm: VmRow, reason: str, cause: str, now: float) -> None:
@@ -349,16 +383,25 @@ class Vms:
             if at is not None:
                 self._wake_at(at, now)
 
-    def _keep_listing(self, now: float) -> None:
-        if not self._listing and self.alive:
-            self._listing = True
-            self._timers.set(now + self._config.list_vms_every_s, self._list)
+    def _list_no_later(self, when: float) -> None:
+        """Every cloud is asked for its list then, if not before, and on and on."""
+        if self.pools and (self._list_at is None or when < self._list_at):
+            self._list_at = when
+            self._timers.set(when, partial(self._list, when))
 
-    def _list(self, now: float) -> None:
-        self._listing = False
-        for pool in {vm.pool for vm in self.alive.values()}:
-            self._outbox.call(ListVms(pool))
-        self._keep_listing(now)
+    def _list(self, when: float, now: float) -> None:
+        if self._list_at != when:
+            return  # it was brought forward
+        self._list_at = None
+        known: dict[str, dict[str, int]] = {}
+        for vm in self.alive.values():
+            if vm.cloud_id:
+                cloud = self._cloud_of(self._shown_by.get(vm.vm_no, vm.pool))
+                known.setdefault(cloud, {})[vm.cloud_id] = vm.vm_no
+        for cloud, pool in {self._cloud_of(pool): pool for pool in self.pools}.items():
+            self._outbox.call(ListVms(pool, known.get(cloud, {})))
+        busy = self.alive or self._orphans.any
+        self._list_no_later(now + (self._config.list_vms_every_s if busy else self._config.list_idle_every_s))
 
     # --- rows ------------------------------------------------------------------------------------
 
@@ -379,8 +422,12 @@ class Vms:
     def _gone(self, vm: VmRow, reason: str, now: float, cause: str = "") -> None:
         self._replace(vm, state="gone", reason=reason, since=now, gone_at=now, cause=cause or vm.cause)
         self.spending.remember(vm)
+        self._outlook.run_spending.on_gone(vm.vm_no, now)
+        self.boots.forget(vm.vm_no)
         self.alive.pop(vm.vm_no, None)
-        self._asked_at.pop(vm.vm_no, None)
+        self.openings.on_gone(vm)
+        for memory in (self._asked_at, self._called_at, self._shown_by):
+            memory.pop(vm.vm_no, None)
 
     def _write(self, vm: VmRow) -> None:
         self._outbox.writes.vms[vm.vm_no] = msgspec.structs.replace(vm)

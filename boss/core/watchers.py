@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from boss.core.config import BossConfig
-from boss.core.fleet import Fleet
+from boss.core.fleet import Fleet, Worker
 from boss.core.outbox import Conversation, Outbox
 from boss.core.taskbook import Run, TaskBook
 from boss.core.timers import Timers
 from ecloud.tasks import TaskState
-from ecloud.wire import RunChanged
+from ecloud.wire import Moving, RunChanged
 
 RUNNING_NAMED = 8
 """Running tasks named in one `RunChanged`."""
@@ -91,4 +91,22 @@ class Watchers:
             workers=sum(worker.takes_tasks for worker in self._fleet.workers.values()),
             over=run.left == 0,
             held=run.row.held or run.stuck,
+            moving=self._moving(run_no),
         )
+
+    def on_moving(self, worker: Worker, moving: Moving | None) -> None:
+        """A heartbeat tells what the worker moves."""
+        if moving or worker.moving:
+            worker.moving = moving
+            self._book.changed_runs.update(attempt.run_no for attempt in worker.held.values())
+
+    def _moving(self, run_no: int) -> Moving | None:
+        """The sum of what workers move that hold something of this run."""
+        told = [
+            worker.moving
+            for worker in self._fleet.workers.values()
+            if worker.moving and any(attempt.run_no == run_no for attempt in worker.held.values())
+        ]
+        if not told:
+            return None
+        return Moving(*(sum(getattr(moving, name) for moving in told) for name in Moving.__struct_fields__))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from doors import Doors, ended
+from pages import Page
 from services import Daemon, wait_until
 from sshd import Sshd
 
@@ -18,11 +19,21 @@ from ecloud.datastores import boss_key
 @pytest.fixture
 def far(own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Doors:
     """A cluster whose boss may get into the machine where files are to be."""
+    return let_in(own_sshd, daemons, tmp_path)
+
+
+def let_in(sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Doors:
     daemon = daemons().start()
-    with own_sshd.authorized_keys.open("a") as file:
+    with sshd.authorized_keys.open("a") as file:
         file.write(public_line(boss_key(daemon.home)) + "\n")
     (tmp_path / "root").mkdir()
     return Doors(tmp_path / "place", daemon)
+
+
+@pytest.fixture
+def far_and_bare(own_bare_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Doors:
+    """The same, where the machine has no python3."""
+    return let_in(own_bare_sshd, daemons, tmp_path)
 
 
 def address(sshd: Sshd, root: Path) -> str:
@@ -70,6 +81,30 @@ def test_files_travel_over_ssh(far: Doors, own_sshd: Sshd, tmp_path: Path) -> No
     )
 
 
+def test_a_machine_without_python_is_a_datastore_too(far_and_bare: Doors, own_bare_sshd: Sshd, tmp_path: Path) -> None:
+    far, root = far_and_bare, tmp_path / "root"
+    told = far.admin("set_datastore", address(own_bare_sshd, root))
+    assert "has no python3" in told.err
+    assert "WARNING: by SFTP a worker may do with files there whatever" in told.err
+    assert far.admin("show_context", "--json").json["datastore_by"].startswith("SFTP, as there is no python3")
+    assert "7 succeeded" in far.push(far.write("t.json", PIPELINE), "--wait").out
+    assert {path.name: path.read_text() for path in (root / "counts").iterdir()} == {
+        f"n{i}": "1000\n2\n" for i in range(6)
+    }
+    far.admin("get", "counts/n3", "here")
+    assert (far.place / "here").read_text() == "1000\n2\n"
+    assert "SFTP" in far.admin("doctor").out
+    own_bare_sshd.stop()
+    far.push(far.write("late.json", [{"id": "late", "commands": "seq 9 > r", "results": ["r"]}]))
+    wait_until(lambda: "stored" in far.admin("why", "late", "--all").out, 60, "why says what is waited for")
+    own_bare_sshd.start()
+    assert ended(far, "late") == {"late": "succeeded"}
+    assert (root / "r").read_text() == "".join(f"{i}\n" for i in range(1, 10))
+    wait_until(
+        lambda: not [p for p in (root / ".ecloud" / "staging").rglob("*") if p.is_file()], what="staging is empty"
+    )
+
+
 def test_a_datastore_that_is_away_is_waited_for_and_costs_no_retry(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
     set_up(far, own_sshd, tmp_path / "root")
     gate = far.place / "gate"
@@ -89,6 +124,33 @@ def test_a_datastore_that_is_away_is_waited_for_and_costs_no_retry(far: Doors, o
     own_sshd.start()
     assert ended(far, "t") == {"late": "succeeded", "after": "succeeded"}
     assert len(far.admin("show_task", "late", "--json").json["attempts"]) == 1
+
+
+def test_another_datastore_is_used_at_once(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
+    def where(name: str) -> str:
+        task = {"id": "t", "commands": "echo 1 > r", "results": [["r", f"{name}.txt"]]}
+        assert "1 succeeded" in far.push(far.write(f"{name}.json", [task]), "--wait").out
+        places = {"far": tmp_path / "root", "other": tmp_path / "other", "usual": far.daemon.home.datastore}
+        return ", ".join(place for place, path in places.items() if (path / f"{name}.txt").exists())
+
+    assert far.daemon is not None
+    set_up(far, own_sshd, tmp_path / "root")
+    assert where("a") == "far"
+    wait_until(lambda: "free, seen" in far.admin("status").out, what="its free space is shown with its age")
+    far.admin("set_datastore", tmp_path / "other")
+    assert where("b") == "other"
+    set_up(far, own_sshd, tmp_path / "root")
+    assert where("c") == "far"
+    dropped = far.admin("drop_context").out
+    assert f"the datastore is dir:{far.daemon.home.datastore} from now on" in dropped.replace("\n", " ")
+    assert where("d") == "usual"
+    gate = far.place / "gate"
+    task = {"id": "long", "commands": f"while [ ! -e '{gate}' ]; do sleep 0.1; done"}
+    far.push(far.write("busy.json", [task]))
+    wait_until(lambda: far.admin("show_task_status", "long", "--json").json["state"] == "running")
+    assert "under way" in far.admin("set_datastore", tmp_path / "other", code=2).err
+    gate.write_text("")
+    assert ended(far, "busy") == {"long": "succeeded"}
 
 
 def test_another_host_key_is_refused_loudly(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
@@ -128,3 +190,21 @@ def test_a_workers_key_opens_no_shell(far: Doors, own_sshd: Sshd, tmp_path: Path
         done = subprocess.run([*words, "id"], capture_output=True, timeout=30)
         assert done.returncode == 255
         assert b"uid=" not in done.stdout
+
+
+def test_what_the_docs_show_of_ssh_is_true(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
+    readme = Page("README.md").marked("over SSH").splitlines()
+    page = [command for command, _ in Page("docs/data.md").sessions()]
+    assert len(readme) == 3
+    tasks = [{"id": "t", "commands": "wc -c < a > r", "requirements": ["a"], "results": [["r", "results/report"]]}]
+    (far.place / "inputs").mkdir()
+    (far.place / "inputs/a").write_text("12345")
+    far.write("tasks.json", tasks)
+    for command in (*readme, *page):
+        words = command.replace("user@host:/srv/data", address(own_sshd, tmp_path / "root")).split()
+        assert words[0] == "python"
+        (far.place / "report").unlink(missing_ok=True)
+        done = far.run(*words[1:])
+        if words[-2:] == ["results/report", "."]:
+            assert (far.place / "report").read_text() == "5\n"
+        assert done.out

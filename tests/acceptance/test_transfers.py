@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -128,3 +129,57 @@ def test_workers_take_turns_so_that_none_is_turned_away(far_of_five: Far, own_ss
     moved = far.proxy.passed - before
     assert moved < (len(workers) + len(tasks)) * SIZE + 4 * SLACK, "each worker fetched the input once"
     assert "MaxStartups" not in (own_sshd.directory / "log").read_text(), "the sshd turned somebody away"
+
+
+def test_who_waits_sees_files_on_their_way(far: Far) -> None:
+    (far.root / "input").write_bytes(os.urandom(SIZE))
+    tasks = [{"id": "t", "commands": "wc -c < in > out", "requirements": [["input", "in"]], "results": ["out"]}]
+    far.doors.push(far.doors.write("first.json", [{"id": "f", "commands": "true", "results": []}]), "--wait")
+    far.proxy.bytes_per_s = SIZE / 9  # seconds in which heartbeats tell of it
+    watching = far.doors.begin("push_tasks.py", far.doors.write("t.json", tasks), "--wait")
+    told = watching.communicate(timeout=90)[0].decode()
+    assert re.search(r"fetching 1 file, [\d.]+( MB| kB| B)? of 5 MB, \d+", told), told
+    assert "1 succeeded" in told
+
+
+def test_a_person_who_interrupts_goes_on_where_it_was(far: Far) -> None:
+    size = 24_000_000
+    place = far.doors.place
+    (place / "up").mkdir()
+    (place / "up/large").write_bytes(os.urandom(size))
+    for number in range(300):
+        (place / f"up/small{number}").write_text(str(number))
+    task = [{"id": "t", "commands": "cat small7 > r", "requirements": ["small7", "large"], "results": ["r"]}]
+    list_file = far.doors.write("t.json", task)
+    staging = far.root / ".ecloud/staging/put"
+
+    def arrived() -> int:
+        return sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+
+    far.proxy.bytes_per_s = size / 8
+    uploading = far.doors.begin("push_tasks.py", list_file, "--upload", "up")
+    wait_until(lambda: (far.root / "small299").exists() and arrived() > size / 4, what="a part of it arrived")
+    uploading.send_signal(signal.SIGINT)
+    told = uploading.communicate(timeout=60)[0].decode()
+    assert uploading.returncode == 130
+    assert "interrupted: 300 of 301 files arrived; the next time goes on there" in told
+    far.proxy.bytes_per_s, before = 0.0, far.proxy.passed
+    done = far.doors.push(list_file, "--upload", "up", "--wait")
+    assert "uploaded 1 file, 300 were there" in done.err
+    assert "1 succeeded" in done.out
+    # The worker fetches it too; of the upload a quarter at least did not travel again.
+    assert far.proxy.passed - before < 1.75 * size + SLACK
+    assert (far.root / "large").read_bytes() == (place / "up/large").read_bytes()
+
+
+def test_a_file_is_put_into_a_directory_and_not_in_its_place(far: Far) -> None:
+    (far.doors.place / "a").write_text("a")
+    (far.root / "in").mkdir()
+    (far.root / "in/old").write_text("old")
+    assert "in/a:" in far.doors.admin("put", "a", "in").out
+    assert "new/a:" in far.doors.admin("put", "a", "new/").out
+    assert {str(path.relative_to(far.root)) for path in far.root.rglob("*") if path.is_file()} >= {
+        "in/a", "in/old", "new/a",
+    }  # fmt: skip
+    for arguments in (("ls", "none"), ("get", "none", "to"), ("du", "none")):
+        assert "none is not in the datastore" in far.doors.admin(*arguments, code=2).err

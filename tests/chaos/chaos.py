@@ -1,8 +1,7 @@
-"""Faults on real processes: a cluster of a boss, agents, a Mosquitto and a MariaDB, and a schedule, drawn from one
-seed, of what is killed or frozen, when and for how long.
+"""Faults on real processes: a cluster of a boss, agents, a Mosquitto, a MariaDB and an sshd with the datastore, and a
+schedule, drawn from one seed, of what is killed or frozen, when and for how long.
 
-Owns the processes it starts and what it did to them: after `healed` nothing is down or stopped. Knows nothing of tasks.
-The datastore is a directory here; an sshd is one more `Part` once workers reach their datastore through one.
+Owns the processes it starts and what it did to them: after `heal` nothing is down or stopped. Knows nothing of tasks.
 """
 
 from __future__ import annotations
@@ -21,6 +20,10 @@ from typing import Any
 
 from databases import MariaDb
 from services import DEADLINE_S, ROOT, Daemon, Mosquitto, wait_until
+from sshd import Sshd
+
+from datastore.keys import public_line
+from ecloud.datastores import boss_key
 
 LEAVE_S = 60.0
 """A worker that is told to leave has done so."""
@@ -65,10 +68,12 @@ LONGEST_S: dict[tuple[str, str], float] = {
     ("broker", "frozen"): 5.0,
     ("database", "killed"): 4.0,
     ("database", "frozen"): 5.0,
+    ("sshd", "killed"): 4.0,
+    ("sshd", "frozen"): 6.0,
 }
 """What may happen to which part, and for how long at most. An agent starts again in its home; a worker is a VM of the
 pool, which the boss replaces; a broker that was killed has forgotten everything."""
-HEALING = ("database", "broker", "boss", "agent", "worker")
+HEALING = ("database", "broker", "sshd", "boss", "agent", "worker")
 """Parts in the order in which they come back: a boss leads only with its database."""
 TOGETHER = 0.25
 """How often a second part fails at the same time."""
@@ -142,10 +147,13 @@ class Agent:
 class Cluster:
     """All processes, and what is wrong with which."""
 
-    def __init__(self, daemon: Daemon, broker: Mosquitto, database: MariaDb, agents: int) -> None:
+    def __init__(self, daemon: Daemon, broker: Mosquitto, database: MariaDb, sshd: Sshd, agents: int) -> None:
         self.daemon = daemon
         self.broker = broker
         self.database = database
+        self.sshd = sshd
+        self.root = daemon.directory / "files"
+        """The datastore's, behind the sshd."""
         self.agents = [Agent(daemon, f"a{index}", "--cpus", "2", "--memory_mb", "500") for index in range(agents)]
         self.struck: Counter[str] = Counter()
         self.story: list[str] = []
@@ -157,6 +165,7 @@ class Cluster:
         """From the start of everything to the end of everything, with the story printed, for when the test fails."""
         try:
             self.daemon.start()
+            self._set_datastore()
             for agent in self.agents:
                 agent.start()
             yield self
@@ -166,6 +175,17 @@ class Cluster:
             for agent in self.agents:
                 if agent.process is not None and agent.process.poll() is None:
                     agent.kill()
+
+    def _set_datastore(self) -> None:
+        """Workers reach their files through the sshd only."""
+        self.root.mkdir()
+        with self.sshd.authorized_keys.open("a") as file:
+            file.write(public_line(boss_key(self.daemon.home)) + "\n")
+        command = [sys.executable, "admin.py", "set_datastore", str(self.sshd.address(self.root))]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.daemon.environment, capture_output=True, text=True, timeout=DEADLINE_S
+        )
+        assert done.returncode == 0, done.stderr
 
     def tell(self, text: str) -> None:
         """A line of the story."""
@@ -197,6 +217,8 @@ class Cluster:
             daemon = self.daemon
             assert not daemon.is_over, f"the boss has left by itself: {daemon.words}{daemon.log[-3000:]}"
             struck = self._strike_process(fault, daemon.process, daemon.kill, daemon.start)
+        elif fault.part == "sshd":
+            struck = self._strike_sshd(fault)
         elif fault.part == "broker":
             struck = self._strike_process(fault, self.broker.process, self.broker.kill, self.broker.start)
         else:
@@ -233,6 +255,16 @@ class Cluster:
         self._down["worker"] = lambda: _let_go_on(pid)
         return True
 
+    def _strike_sshd(self, fault: Fault) -> bool:
+        """With all connections, as when its machine is off or hangs."""
+        if fault.what == "killed":
+            self.sshd.stop()
+            self._down["sshd"] = self.sshd.start
+        else:
+            self.sshd.signal(signal.SIGSTOP)
+            self._down["sshd"] = lambda: self.sshd.signal(signal.SIGCONT)
+        return True
+
     @property
     def pool_workers(self) -> dict[int, str]:
         """Worker processes that the boss started as VMs: number and command line."""
@@ -256,6 +288,7 @@ class Cluster:
         for process in (self.database.process, self.broker.process, self.daemon.process):
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGCONT)
+        self.sshd.signal(signal.SIGCONT)
         if self.database.process is not None and self.database.process.poll() is not None:
             self.database.start()  # it is the whole session's
 

@@ -119,9 +119,8 @@ def each_attempt_has_one_outcome(daemon: Daemon, count: int) -> Counter[str]:
 # --- the files ------------------------------------------------------------------------------------
 
 
-def results_are_right(daemon: Daemon, load: Load) -> None:
-    """Every file holds what it must, of the recorded attempt, and there is no other."""
-    root = daemon.home.datastore
+def results_are_right(daemon: Daemon, root: Path, load: Load) -> None:
+    """Every file holds what it must, of the recorded attempt, and there is no other. `root`: the datastore's."""
     wrong = [name for name, text in load.hashes.items() if _text(root / "hash" / name) != text]
     assert not wrong, f"{len(wrong)} results are wrong: {wrong[:5]}"
     query = "SELECT t.id, a.number FROM attempts a JOIN tasks t USING (task_no) WHERE a.cause = 'success'"
@@ -133,9 +132,9 @@ def results_are_right(daemon: Daemon, load: Load) -> None:
         assert {path.name for path in (root / directory).iterdir()} == set(load.hashes)
 
 
-def staged(daemon: Daemon) -> list[str]:
-    """What is left in the staging area."""
-    staging = daemon.home.datastore / STAGING
+def staged(root: Path) -> list[str]:
+    """What is left in the staging area of the datastore."""
+    staging = root / STAGING
     return sorted(str(path.relative_to(staging)) for path in staging.rglob("*"))
 
 

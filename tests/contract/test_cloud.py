@@ -181,6 +181,12 @@ def test_an_ended_vm_leaves_the_list_and_so_does_its_agent(cloud: Provider, kind
     assert kind.agents(cloud_id) == []
 
 
+def test_one_that_was_known_and_is_gone_is_not_listed_and_one_that_lives_is_listed_once(cloud: Provider) -> None:
+    gone, lives = cloud.start(order(1)), cloud.start(order(2))
+    end(cloud, gone)
+    assert [(vm.vm_no, vm.cloud_id) for vm in cloud.list({gone: 1, lives: 2})] == [(2, lives)]
+
+
 def test_a_vm_may_be_ended_before_it_is_up(cloud: Provider) -> None:
     end(cloud, cloud.start(order(1)))
     assert listed(cloud) == {}

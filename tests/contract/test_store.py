@@ -140,7 +140,9 @@ def test_after_a_resignation_nobody_waits(new_store: Callable[[], AnyStore]) -> 
 def test_a_deposed_boss_writes_nothing(new_store: Callable[[], AnyStore]) -> None:
     first, second = new_store(), new_store()
     first.lead("one:1", NOW)
+    assert first.leads()
     second.lead("two:2", NOW, replace=True)
+    assert (first.leads(), second.leads()) == (False, True)
     with pytest.raises(Deposed):
         first.commit(1, Writes(runs={1: RunRow(1, "r", NOW)}), NOW)
     with pytest.raises(Deposed):

@@ -14,8 +14,9 @@ from services import HOST, wait_until
 from boss.calls import Calls
 from boss.cloud.opennebula import Connection, OpenNebulaCloud
 from boss.cloud.opennebula_transport import Endpoint
-from boss.core.effects import EndVm, ListVms, StartVm
-from boss.core.events import Event, VmRefused, VmsListed, VmStarted
+from boss.core.effects import AskRoom, EndVm, ListVms, StartVm
+from boss.core.events import Event, RoomSeen, VmRefused, VmsListed, VmStarted
+from boss.statements import StoreAway
 from boss.storage import Storage
 from ecloud.home import Home
 from ecloud.secrets import AccessFile
@@ -37,13 +38,24 @@ class Desk:
             lambda name: AccessFile("c0ffee", HOST, 1883, name, "00" * 32),
             60.0,
         )
+        small = OpenNebulaCloud(cloud._connection, "c0ffee", "worker", lambda name: cloud._access_of(name), 60.0)
+        self.leads: bool | None = True
+        self.looked = 0
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         storage = Storage(Home(directory), "c0ffee")
         storage.use(f"dir:{directory}/datastore")
-        self.calls = Calls(storage, {"big": cloud}, {"big": ("fast",)}, self._inbox.put)
+        self.calls = Calls(
+            storage, {"big": cloud, "small": small}, {"big": ("fast",)}, self._inbox.put, leads=self._leads
+        )
 
-    def start(self, vm_no: int) -> None:
-        self.calls.make(StartVm(vm_no, "big", {"cpus": 1.0}, f"1-{vm_no}"))
+    def _leads(self) -> bool:
+        self.looked += 1
+        if self.leads is None:
+            raise StoreAway("the database does not answer")
+        return self.leads
+
+    def start(self, vm_no: int, pool: str = "big") -> None:
+        self.calls.make(StartVm(vm_no, pool, {"cpus": 1.0}, f"1-{vm_no}"))
 
     def next(self) -> Event:
         """What comes into the inbox next."""
@@ -116,3 +128,67 @@ def test_an_end_that_is_refused_says_nothing_to_the_boss(desk: Desk) -> None:
     wait_until(lambda: desk.double.calls["vm.action"] == 1)
     desk.calls.make(ListVms("big"))
     assert desk.listed() == {1: "0"}
+
+
+def test_one_list_shows_the_vms_of_all_pools_of_a_cloud(desk: Desk) -> None:
+    desk.start(1, "big")
+    desk.start(2, "small")
+    started = {desk.next(), desk.next()}
+    assert {event.vm_no for event in started if isinstance(event, VmStarted)} == {1, 2}
+    desk.calls.make(ListVms("big"))
+    assert set(desk.listed()) == {1, 2}
+    assert desk.double.calls["vmpool.info"] == 1
+
+
+def test_a_list_says_which_starts_are_still_under_way(desk: Desk) -> None:
+    desk.double.faults.next_calls.append(("template.instantiate", "late"))
+    desk.start(1)
+    wait_until(lambda: desk.double.vms, what="the VM is made, and its answer on its way")
+    desk.calls.make(ListVms("big"))
+    listed = desk.next()
+    assert isinstance(listed, VmsListed)
+    assert (listed.by_vm_no, listed.starting) == ({1: "0"}, frozenset({1}))
+    assert listed.since[1] >= desk.double.vms[0].made_at
+    desk.double.let_go.set()
+    assert desk.next() == VmStarted(1, "0")
+    desk.calls.make(ListVms("big"))
+    listed = desk.next()
+    assert isinstance(listed, VmsListed)
+    assert listed.starting == frozenset()
+
+
+def test_a_deposed_boss_makes_no_call_that_was_queued(desk: Desk) -> None:
+    desk.start(1)
+    assert desk.next() == VmStarted(1, "0")
+    desk.leads = False
+    desk.start(2)
+    desk.calls.make(EndVm(1, "big", "0"))
+    desk.calls.make(ListVms("big"))
+    desk.calls.make(AskRoom("big"))
+    wait_until(lambda: desk.looked == 5, what="each call looks who leads")
+    desk.leads = True
+    desk.start(3)
+    assert desk.next() == VmStarted(3, "1")
+    assert desk.double.calls["template.instantiate"] == 2
+    assert desk.double.calls["vm.action"] == 0
+    assert desk.double.calls["vmpool.info"] == 0
+
+
+def test_while_the_database_can_t_tell_who_leads_nothing_is_asked_of_the_cloud(desk: Desk) -> None:
+    desk.leads = None
+    desk.start(1)
+    refused = desk.next()
+    assert isinstance(refused, VmRefused)
+    assert refused.reason == "the database can't tell whether this boss still leads: the database does not answer"
+    desk.calls.make(AskRoom("big"))
+    assert desk.next() == RoomSeen("big", None)
+    assert not desk.double.vms
+
+
+def test_room_is_told_with_its_reason_and_what_can_t_be_read_bounds_nothing(desk: Desk) -> None:
+    desk.double.alice.quota["VMS"] = "3"
+    desk.calls.make(AskRoom("big"))
+    assert desk.next() == RoomSeen("big", 3, "user alice has a quota of 3 for VMS")
+    desk.double.faults.next_calls.append(("user.info", "500"))
+    desk.calls.make(AskRoom("big"))
+    assert desk.next() == RoomSeen("big", None)

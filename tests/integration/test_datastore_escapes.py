@@ -318,3 +318,27 @@ def test_the_key_alone_without_its_certificate_opens_nothing(sshd: Sshd, root: P
     with pytest.raises(DatastoreAway, match="refuses"):
         bare.listing()
     bare.close()
+
+
+def test_an_access_that_has_expired_opens_nothing(sshd: Sshd, root: Path) -> None:
+    """Neither to a new connection, nor on one that was opened in time."""
+    before = tree(root)
+    late = ssh_command(sshd.address(root), sshd.access(root, "w1", lives_s=-60))
+    told = subprocess.run(late, input=b"", capture_output=True, timeout=60, check=False)
+    assert told.returncode == 255
+    assert b"Permission denied" in told.stderr
+    assert MAGIC not in told.stdout
+    opened = ssh_command(sshd.address(root), sshd.access(root, "w1", until_s=1.0))
+    request = b'{"do":"get_many","names":["open"]}'
+    assert converse(opened, HEAD.pack(len(request), 0) + request) == []
+    assert tree(root) == before
+
+
+def test_a_certificate_opens_nothing_for_another_key(sshd: Sshd, root: Path) -> None:
+    mine, theirs = sshd.access(root, "w1"), sshd.access(root, "w2")
+    mixed = Access(mine.key, mine.known_hosts, theirs.certificate)
+    told = subprocess.run(
+        ssh_command(sshd.address(root), mixed), input=b"", capture_output=True, timeout=60, check=False
+    )
+    assert told.returncode == 255
+    assert MAGIC not in told.stdout

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -21,6 +21,7 @@ from services import HOST, wait_until
 from sshd import GATE, Sshd
 
 from datastore import installing, keys
+from datastore.connection import Answer, Connection
 from datastore.directory import DirectoryDatastore
 from datastore.link import ask
 from datastore.port import BadName, DatastoreAway, NotThere, Promotion
@@ -107,11 +108,21 @@ def test_many_threads_share_one_connection(sshd: Sshd, root: Path, local: Path, 
     boss.close()
 
 
-def test_ten_thousand_names_are_one_request(sshd: Sshd, root: Path, local: Path) -> None:
+def test_ten_thousand_names_are_one_request(sshd: Sshd, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask_really = Connection.ask
+
+    def noted(connection: Connection, request: dict[str, Any], body: bytes = b"") -> Future[Answer]:
+        asked.append(request["do"])
+        return ask_really(connection, request, body)
+
+    monkeypatch.setattr(Connection, "ask", noted)
+    (root / "out").mkdir()
+    (root / "out/there").write_text("result")
     boss = sshd.boss(root)
-    boss.put(big_file(local / "a", 10), "there")
-    [frame] = ask(boss._link, {"do": "stat", "names": [*(f"none/{n}" for n in range(9_999)), "there"]})
-    assert [row is None for row in frame["rows"]] == [True] * 9_999 + [False]
+    found = boss.stat([f"out/{number}" for number in range(9_999)] + ["out/there"])
+    assert [entry is not None for entry in found] == [False] * 9_999 + [True]
+    assert asked == ["stat"]
 
 
 def test_a_directory_of_large_and_small_files_travels(sshd: Sshd, root: Path, local: Path) -> None:

@@ -141,6 +141,37 @@ def test_odd_outcomes_of_a_task_that_it_has_harm_its_task_alone(besieged: Daemon
     is_calm(besieged)
 
 
+def test_a_worker_publishes_nothing_that_its_task_does_not_declare(besieged: Daemon, tmp_path: Path) -> None:
+    """It really staged what it tells of: under the name of another task's result, and under one of nobody's."""
+    result = (Result("out", "mine/out"),)
+    tasks = [TaskDefinition(id, ("true",), results=result, resources={"lies": 1.0}) for id in ("first", "second")]
+    tasks[1] = msgspec.structs.replace(tasks[1], results=(Result("*.dat", "mine"),))
+    names = iter(["before/0", "mine/out.exe"])
+    with Stranger(besieged, "liar", INVITED) as liar, besieged.client() as client:
+        liar.hello("worker", resources={"cpus": 100.0, "memory_mb": 1e6, "lies": 100.0}, **odd_names("liar"))
+        liar.say(Heartbeat(0))
+        client.push(tasks, PushOptions("theft"))
+        ends = 0
+        while ends < len(tasks):
+            for order in liar.hears(StartTasks).attempts:
+                name = next(names)
+                staged = besieged.home.datastore / f".ecloud/staging/liar/{order.task_no}-{order.number}" / name
+                staged.parent.mkdir(parents=True)
+                staged.write_text("stolen")
+                liar.say(TasksStarted((StartedAttempt(order.task_no, order.number, 0.0),)))
+                manifest = (ManifestEntry(name, staged.stat().st_size),)
+                liar.say(TasksEnded((Outcome(order.task_no, order.number, Cause.SUCCESS, manifest=manifest),)))
+                ends += 1
+        assert watch_to_the_end(client, "theft").states == {"failed": 2}
+        liar.say(Goodbye())
+    assert (besieged.home.datastore / "before/0").read_text() == "hello\n"
+    assert not (besieged.home.datastore / "mine").exists()
+    told = Doors(tmp_path / "place", besieged).admin("why", "theft:first").text.replace("\n", " ")
+    assert "its worker staged 'before/0', which is none of the results that the task declares" in told
+    a_run_succeeds(besieged, "after")
+    is_calm(besieged)
+
+
 # --- keys that open less --------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opennebula_double import ACTIVE, DONE, POWEROFF, RUNNING, SHUTDOWN, UNKNOWN, OpenNebula, Vm
+from opennebula_double import ACTIVE, DONE, POWEROFF, RUNNING, SHUTDOWN, UNKNOWN, OpenNebula, User, Vm
 from services import HOST, Authority, free_port, wait_until
 
 from boss.cloud import opennebula
@@ -294,6 +294,42 @@ def test_one_that_waits_for_a_host_says_why(double: OpenNebula, cloud: OpenNebul
     assert list(cloud.end_all(20)) == []
 
 
+def test_one_that_was_there_and_is_not_shown_is_gone_only_where_the_cloud_says_so(
+    double: OpenNebula, cloud: OpenNebulaCloud, new_cloud: NewCloud
+) -> None:
+    """OPENNEBULA_USER was changed: each user lists its own VMs."""
+    double.users["carol"] = User(7, "carol", "PASSWORD")
+    vms = [start(cloud, double, vm_no) for vm_no in (1, 2, 3)]
+    known = {str(vm.id): vm_no for vm_no, vm in enumerate(vms, 1)}
+    carol = new_cloud(user="carol")
+    assert carol.list() == []
+    told = carol.list(known)
+    assert [(vm.vm_no, vm.cloud_id, vm.state) for vm in told] == [(n, str(n - 1), VmState.UNKNOWN) for n in (1, 2, 3)]
+    assert told[0].text == (
+        "VM 0 is not shown to user carol, who asks, and may still run: was OPENNEBULA_USER changed? "
+        "Set it back until its VMs are gone, or have their owner end them"
+    )
+    double.vanish(vms[0])
+    assert [vm.vm_no for vm in cloud.list(known)] == [2, 3]
+    assert [vm.vm_no for vm in cloud.list({**known, "4711": 9})] == [2, 3], "of that one the cloud knows nothing"
+
+
+def test_one_that_somebody_renamed_and_relabelled_is_not_taken_for_gone(
+    double: OpenNebula, cloud: OpenNebulaCloud
+) -> None:
+    vm = start(cloud, double)
+    vm.name, vm.user_template["LABELS"] = "mine", ""
+    assert cloud.list() == []
+    assert [(seen.vm_no, seen.state) for seen in cloud.list({"0": 1})] == [(1, VmState.UNKNOWN)]
+
+
+def test_a_lost_list_of_missing_vms_is_no_list(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+    start(cloud, double)
+    double.faults.next_calls.append(("vmpool.infoset", "reset"))
+    with pytest.raises(TryLater):
+        cloud.list({"0": 1, "77": 2})
+
+
 def test_one_that_vanished_is_not_listed(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
     double.vanish(start(cloud, double))
     assert cloud.list() == []
@@ -369,6 +405,18 @@ def test_a_quota_asks_for_less(double: OpenNebula, cloud: OpenNebulaCloud) -> No
     with pytest.raises(AskForLess, match="limit of 2 reached for VMS quota in VM; others must end first") as error:
         cloud.start(order(3))
     assert "template worker" in sentence(error)
+
+
+def test_a_quota_of_the_group_bounds_all_its_users_together(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+    double.add_vm(50, "bob's", User(3, "bob", "x"), state=ACTIVE, lcm=RUNNING)
+    double.group_quotas["users"] = {"VMS": "3"}
+    assert (cloud.room().vms, cloud.room().reason) == (2, "group users has a quota of 3 for VMS")
+    cloud.start(order(1))
+    cloud.start(order(2))
+    with pytest.raises(AskForLess, match=r"limit of 3 reached for VMS quota"):
+        cloud.start(order(3))
+    double.faults.groups_are_hidden = True
+    assert cloud.room().vms == 248, "a group that a user may not see bounds nothing that is known"
 
 
 def test_an_empty_address_pool_asks_for_less(double: OpenNebula, cloud: OpenNebulaCloud) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opennebula_double import ACTIVE, RUNNING, OpenNebula
+from doors import Doors
+from opennebula_double import ACTIVE, DONE, PENDING, RUNNING, OpenNebula, User
 from services import Daemon, wait_until, watch_to_the_end
 
 from ecloud.database import make_engine
@@ -160,3 +161,116 @@ def test_a_cloud_that_can_t_be_used_is_one_sentence_and_the_boss_goes_on(
         assert sentence in wait_until(reasons, START_S, "the cloud's no")[0]
     assert "Traceback" not in daemon.log
     assert not daemon.is_over
+
+
+def test_stop_with_vms_waits_until_the_cloud_s_own_list_is_empty(
+    new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path
+) -> None:
+    """Also of what the boss has no row for; and only of what carries our cluster."""
+    daemon = new_daemon(VM_ORPHAN_S=600.0).start()
+    double.times["shutdown_s"] = 1.0
+    with daemon.client() as client:
+        client.push(chain(1, 2, tmp_path / "journal", sleep_s=60.0), PushOptions("r"))
+        wait_until(lambda: len(double.alive) == 2, START_S, "two VMs are asked for")
+    ours = double.vms[0]
+    copied = {**ours.user_template, "LABELS": ours.user_template["LABELS"].replace("ecloud-vm-1", "ecloud-vm-77")}
+    lost = double.add_vm(60, ours.name[:-1] + "77", double.alice, state=ACTIVE, lcm=RUNNING, user_template=copied)
+    theirs = double.add_vm(50, "ecloud-somebody-1", double.alice, state=ACTIVE, lcm=RUNNING)
+    told = Doors(tmp_path / "place", daemon).admin("stop", "--vms")
+    assert "2 VMs are being ended" in told.err
+    assert double.alive == [theirs]
+    assert lost.state == DONE
+    assert daemon.is_over
+
+
+def test_stop_with_vms_says_what_is_left_when_its_time_is_up(
+    new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path
+) -> None:
+    daemon = new_daemon(END_VMS_S=3.0, pool={"maximum": 1}).start()
+    with daemon.client() as client:
+        client.push(chain(1, 1, tmp_path / "journal", sleep_s=60.0), PushOptions("r"))
+        wait_until(lambda: double.alive, START_S, "a VM is asked for")
+    double.faults.terminate_lies = True
+    told = Doors(tmp_path / "place", daemon).admin("stop", "--vms", code=3)
+    assert "not ended after 3 s (END_VMS_S): VM 1 (ending); the boss goes on ending them" in told.err
+    assert not daemon.is_over
+
+
+def test_of_300_vms_that_a_person_asks_for_255_get_an_address_and_one_sentence_says_why(
+    new_daemon: NewDaemon, double: OpenNebula
+) -> None:
+    """Light ones: they run, and no guest starts in them."""
+    double.networks[0].size = 255
+    double.faults.unplugged = True
+    daemon = new_daemon(pool={"maximum": 300}).start()
+    with daemon.client() as client:
+        assert client.request("instantiate_worker", n=300, keep_alive=True).count == 300
+        counts = "SELECT state, count(*) FROM vms GROUP BY state ORDER BY state"
+        wait_until(lambda: rows(daemon, counts) == [("booting", 255), ("gone", 45)], START_S, "all were asked for")
+        ((closed, why),) = rows(daemon, "SELECT closed, reason FROM pools, vms WHERE state = 'gone' LIMIT 1")
+        assert closed == why
+        assert why.startswith(f"the cloud at {double.url} has no free address for VMs of template worker: ")
+        assert why.endswith("Cannot get IP/MAC lease from virtual network 0; others must end first")
+        assert len(double.alive) == 255
+        assert {cause for (cause,) in rows(daemon, "SELECT cause FROM vms WHERE state = 'gone'")} == {"refused: less"}
+
+
+def test_the_autoscaler_asks_for_no_more_than_there_is_room_for(
+    new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path
+) -> None:
+    double.alice.quota["VMS"] = "2"
+    daemon = new_daemon(pool={"maximum": 9}).start()
+    with daemon.client() as client:
+        client.push(chain(2, 6, tmp_path / "journal", sleep_s=0.4), PushOptions("r"))
+        sentence = "pool big has room for no more VMs (user alice has a quota of 2 for VMS)"
+        wait_until(lambda: rows(daemon, "SELECT closed FROM pools") == [(sentence,)], START_S, "the pool says so")
+        assert watch_to_the_end(client, "r", START_S).states == {"succeeded": 12}
+    assert double.calls["template.instantiate"] == 2
+    wait_until(lambda: not double.alive, START_S, "the cloud's own list is empty")
+
+
+@pytest.mark.parametrize("kind", ["no capacity", "no address for an automatic network"])
+def test_a_vm_that_waits_for_ever_is_withdrawn_and_another_pool_takes_over(
+    new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path, kind: str
+) -> None:
+    if kind == "no capacity":
+        double.faults.nothing_fits = True
+        words = "Not enough CPU on hosts"
+    else:
+        double.networks[0].size = 0
+        double.templates[0].attributes["NIC"] = {"NETWORK_MODE": "auto"}
+        words = "Unavailable leases"
+    big = {"name": "big", "cloud": "opennebula", "template": "worker", "maximum": 1, "memory_mb": 500}
+    daemon = new_daemon(POOLS=(big, {"name": "local", "maximum": 1}), VM_PENDING_S=2.0).start()
+    with daemon.client() as client:
+        client.push(chain(1, 1, tmp_path / "journal"), PushOptions("r"))
+        wait_until(lambda: [vm.state for vm in double.alive] == [PENDING], START_S, "it waits")
+        assert watch_to_the_end(client, "r", START_S).states == {"succeeded": 1}
+    wait_until(lambda: not double.alive, START_S, "it is withdrawn")
+    ((reason, cause),) = rows(daemon, "SELECT reason, cause FROM vms WHERE pool = 'big'")
+    assert reason.startswith("its cloud found no place for it in 2 s: ")
+    assert words in reason
+    assert cause == "no_place"
+
+
+def test_vms_of_another_opennebula_user_are_not_taken_for_gone(
+    new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path
+) -> None:
+    double.users["carol"] = User(7, "carol", "PASSWORD")
+    daemon = new_daemon(pool={"maximum": 1}).start()
+    with daemon.client() as client:
+        client.push(chain(1, 1, tmp_path / "journal", sleep_s=3.0), PushOptions("r"))
+        wait_until(lambda: rows(daemon, "SELECT state FROM vms") == [("running",)], START_S, "a VM works")
+        daemon.kill()
+        text = daemon.settings_file.read_text()
+        daemon.settings_file.write_text(text.replace("'alice'", "'carol'"))
+        daemon.start()
+        said = "SELECT state FROM vms WHERE said LIKE '%is not shown to user carol%OPENNEBULA_USER%'"
+        wait_until(lambda: rows(daemon, said), START_S, "the boss says what it can't see")
+        assert watch_to_the_end(client, "r", START_S).states == {"succeeded": 1}
+        assert len(double.alive) == 1
+        daemon.kill()
+        daemon.settings_file.write_text(text)
+        daemon.start()
+        wait_until(lambda: not double.alive, START_S, "the VM is ended by its owner")
+    assert len(double.vms) == 1

@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from boss.core.merging import row_of
-from boss.core.rows import AttemptRow, PoolRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
+from boss.core.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
 from boss.store import Store
 from ecloud import queries
 from ecloud.answers import Reasons, Status
+from ecloud.causes import Visit
 from ecloud.database import make_engine, migrate
 from ecloud.explain import NoSuchThing, why
 from ecloud.explain_task import Pool
@@ -88,7 +89,7 @@ class Cluster:
     def vm(self, vm_no: int, state: str, **fields: Any) -> None:
         """A VM of pool local, asked for 200 s ago."""
         fields = {"pool": "local", "since": self.now - 100, "intended_at": self.now - 200, **fields}
-        self.write(vms={vm_no: VmRow(vm_no, state=state, size={"cpus": 1.0}, boot_nonce="n", **fields)})
+        self.write(vms={vm_no: VmRow(vm_no, state=state, size={"cpus": 1.0}, **{"boot_nonce": "n", **fields})})
 
     def status(self) -> Status:
         """Everything on one screen."""
@@ -364,10 +365,13 @@ def test_ready_but_no_worker_has_so_much(film: Cluster) -> None:
 def test_ready_behind_others(film: Cluster) -> None:
     reasons = film.why("next", "film")
     assert reasons.sentence == "task next waits its turn: 1 worker that fits it is busy"
-    assert reasons.layers == (
-        "of the workers it fits, some take no tasks: w2 is draining (told to leave); w4 says: the disk is full",
-        "VM 2 of pool local has been booting for 1 min 40 s",
+    takers, boots = reasons.layers
+    assert (
+        takers
+        == "of the workers it fits, some take no tasks: w2 is draining (told to leave); w4 says: the disk is full"
     )
+    assert boots.startswith("pool local has its maximum of 2 VMs since ")
+    assert boots.endswith("; VM 2 of pool local has been booting for 1 min 40 s")
     given = film.why("given")
     assert given.sentence == (
         "task given was given to worker w1 on host-of-w1 1 min ago and waits there behind 1 running task"
@@ -532,10 +536,32 @@ def test_why_speaks_from_the_record_of_boots(cluster: Cluster) -> None:
     cluster.vm(1, "booting")
     assert "VM 1 of pool local has been booting for 1 min 40 s; usual time 1 min 34 s" in cluster.why("a").layers
     cluster.vm(2, "intended")
-    boots = "2 VMs of pool local boot, the first for 3 min 20 s; usual time 1 min 34 s"
-    assert boots in cluster.why("a").layers
+    boots = "; 2 VMs of pool local boot, the first for 3 min 20 s; usual time 1 min 34 s"
+    (layer,) = cluster.why("a").layers
+    assert layer.startswith("pool local has its maximum of 2 VMs since ")
+    assert layer.endswith(boots)
     cluster.vm(3, "gone", started_at=cluster.now - 199, gone_at=cluster.now, cause="failed", said="no such image 7")
     layers = cluster.why("vm/3").layers
     assert any(layer.endswith("made by its cloud after 1 s, gone after 3 min 20 s") for layer in layers)
     assert "its cloud could not run it" in layers
     assert "its cloud last said of it: no such image 7" in layers
+
+
+def test_why_speaks_from_a_visit_to_a_vm_that_does_not_come_up(cluster: Cluster) -> None:
+    cluster.run(1, "r")
+    cluster.task("a", TaskState.READY)
+    cluster.vm(1, "booting", boot_nonce="4-1")
+    visit = Visit("ok", clock_s=90.2, python="3.9", vm="1", boot_nonce="4-1", log="one\ntwo: \udcff\n")
+    steps = {"address": cluster.now - 80, "ssh": cluster.now - 70}
+    cluster.write(boots={1: BootRow(1, "10.0.0.7", "ssh-ed25519 AAAA", steps, visit)})
+    reasons = cluster.why("vm/1")
+    assert any("its Python is 3.9; a worker needs 3.10 or later" in layer for layer in reasons.layers)
+    assert "its clock is 1 min 30 s ahead of the boss's" in reasons.layers
+    assert "the last words of its start log: one | two: ?" in reasons.layers
+    assert any("seen running at its address after" in layer for layer in reasons.layers)
+    assert any("VM 1: its Python is 3.9" in layer for layer in cluster.why("a").layers)
+    # The record is kept when the VM is gone, and silent where its worker came up after all.
+    cluster.vm(1, "gone", boot_nonce="4-1", cause="python")
+    assert any("its Python is 3.9" in layer for layer in cluster.why("vm/1").layers)
+    cluster.vm(1, "running", boot_nonce="4-1", hello_at=cluster.now)
+    assert not any("its Python is 3.9" in layer for layer in cluster.why("vm/1").layers)

@@ -85,6 +85,16 @@ def test_a_changed_context_runs_the_script_again_and_starts_nothing(guest: Guest
     assert agent(guest) == pid
 
 
+def test_its_steps_are_written_down_once(guest: Guest) -> None:
+    guest.boot(context())
+    agent(guest)
+    guest.boot(context())
+    wait_until(lambda: "the agent runs already" in guest.start_log)
+    boot, *steps = (guest.root / "var/lib/ecloud/steps").read_text().splitlines()
+    assert boot == "boot " + Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert [step.split()[1] for step in steps] == ["context", "own", "code"]
+
+
 def test_two_runs_at_once_start_one_agent(guest: Guest) -> None:
     for _ in range(3):
         guest.boot(context())

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from cutting_proxy import CuttingProxy
+from services import wait_until
 from sshd import Sshd
 
-from datastore.port import Entry
+from datastore.port import DatastoreAway, Entry
 from datastore.ssh import SshDatastore
 from worker.cache import Cache, key_of
 
@@ -26,10 +27,11 @@ SLACK = 300_000
 class Bench:
     """A datastore behind a counting proxy, and a worker's cache."""
 
-    def __init__(self, directory: Path, store: SshDatastore, boss: SshDatastore, proxy: CuttingProxy) -> None:
+    def __init__(self, directory: Path, sshd: Sshd, store: SshDatastore, proxy: CuttingProxy) -> None:
         self.directory = directory
+        self.sshd = sshd
         self.root = directory / "root"
-        self.boss = boss
+        self.boss = sshd.boss(self.root)
         self.store = store
         self.proxy = proxy
         self.cache = self.opened()
@@ -66,7 +68,7 @@ def bench(sshd: Sshd, tmp_path: Path) -> Iterator[Bench]:
     (tmp_path / "root").mkdir()
     with CuttingProxy(sshd.port) as proxy:
         store = sshd.worker(tmp_path / "root", "w1", port=proxy.port)
-        yield Bench(tmp_path, store, sshd.boss(tmp_path / "root"), proxy)
+        yield Bench(tmp_path, sshd, store, proxy)
         store.close()
 
 
@@ -166,6 +168,65 @@ def test_the_least_recently_used_goes_first_and_the_limit_is_kept(bench: Bench) 
     assert bench.fetch("a", "4a") == KEPT, "0 is off"
     bench.cache.shrink()
     assert bench.cache.used_bytes == 0
+
+
+@pytest.mark.parametrize("limit_bytes", [1_000_000_000, 1_000_000], ids=["kept", "too large to be kept"])
+def test_what_was_cut_off_goes_on_when_it_is_asked_for_again(bench: Bench, limit_bytes: int) -> None:
+    """By another task, in another directory, after the first was told that the datastore is away."""
+    size = 30_000_000
+    bench.put("input", data := os.urandom(size))
+    bench.opened(limit_bytes)
+    bench.store = bench.sshd.worker(bench.root, "w1", bench.proxy.port, patience_s=0.2)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(bench.fetch, "input", "a")
+        wait_until(lambda: bench.proxy.passed > size // 2, what="half of it is here")
+        bench.proxy.cut_every = 1
+        assert isinstance(first.exception(60), DatastoreAway)
+    bench.proxy.cut_every = 0
+    before = bench.proxy.passed
+    bench.fetch("input", "b")
+    assert bench.proxy.passed - before < size * 3 // 4
+    assert bench.read("b") == data
+    assert not list((bench.directory / "cache").glob("new-*"))
+    assert not (bench.directory / "a").exists()
+
+
+def test_what_was_cut_off_and_replaced_meanwhile_is_fetched_anew(bench: Bench) -> None:
+    size = 20_000_000
+    path = bench.root / "input"
+    path.write_bytes(os.urandom(size))
+    bench.store = bench.sshd.worker(bench.root, "w1", bench.proxy.port, patience_s=0.2)
+    entries = bench.entries("input")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(bench.store.fetch, "input", bench.directory / "a")
+        wait_until(lambda: bench.proxy.passed > size // 2, what="half of it is here")
+        bench.proxy.cut_every = 1
+        assert isinstance(first.exception(60), DatastoreAway)
+    assert [item.suffix for item in bench.directory.glob(".*")] == [".part"]
+    bench.proxy.cut_every = 0
+    path.write_bytes(data := os.urandom(size))
+    assert bench.entries("input") != entries
+    assert bench.store.fetch("input", bench.directory / "a") == size
+    assert bench.read("a") == data
+    assert not list(bench.directory.glob(".*"))
+
+
+def test_what_was_cut_off_goes_before_what_is_kept(bench: Bench) -> None:
+    bench.put("kept", bytes(KEPT))
+    bench.fetch("kept", "a")
+    bench.put("cut", os.urandom(KEPT))
+
+    def cuts(path: Path) -> int:
+        path.with_name(".part").write_bytes(bytes(KEPT // 2))
+        raise DatastoreAway("cut")
+
+    with pytest.raises(DatastoreAway):
+        bench.cache.fetch("s-cut", bench.entries("cut"), bench.directory / "b", cuts)
+    assert bench.cache.used_bytes == KEPT + KEPT // 2
+    bench.cache.limit_bytes = KEPT + 1
+    bench.cache.shrink()
+    assert bench.cache.used_bytes == KEPT
+    assert bench.fetch("kept", "c") == 0
 
 
 def test_who_waits_for_a_transfer_that_fails_tries_by_itself(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from worker_script import WorkerScript, names_of, order
 from ecloud import wire
 from ecloud.tasks import Cause, Outcome
 from ecloud.wire import AttemptOrder, Envelope
-from worker.events import AttemptEnded, AttemptReturned, MessageArrived, TransfersChanged
+from worker.events import AttemptEnded, AttemptReturned, CommandsEnded, MessageArrived, TransfersChanged
 
 CPUS = 3.0
 GPUS = (0, 2, 5)
@@ -33,6 +33,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.orders: dict[int, AttemptOrder] = {}
         self.begun: dict[int, tuple[int, ...]] = {}
         self.over: set[int] = set()
+        self.staging: set[int] = set()
         self.spooled: set[int] = set()
         self.given_back: set[int] = set()
         self.hellos: list[wire.Hello] = []
@@ -59,10 +60,10 @@ class WorkerMachine(RuleBasedStateMachine):
             assert task_no not in self.given_back, "what was given back began"
             assert start.gpus is not None
             assert len(start.gpus) == start.order.asks.get("gpus", 0)
-            for other in self.running():
+            for other in self.in_place():
                 assert not set(start.gpus) & set(self.begun[other]), "a GPU has two attempts"
             self.begun[task_no] = start.gpus
-        asked = sum(self.orders[task_no].asks["cpus"] for task_no in self.running())
+        asked = sum(self.orders[task_no].asks["cpus"] for task_no in self.in_place())
         assert asked <= CPUS + 0.001
         for envelope in done.says:
             self.note(envelope)
@@ -88,6 +89,10 @@ class WorkerMachine(RuleBasedStateMachine):
 
     def running(self) -> list[int]:
         return [task_no for task_no in self.begun if task_no not in self.over]
+
+    def in_place(self) -> list[int]:
+        """Those whose commands run."""
+        return [task_no for task_no in self.running() if task_no not in self.staging]
 
     def hear(self, message: wire.Message) -> None:
         """In the session, as the boss would say it; kept, so that it can be repeated."""
@@ -221,8 +226,15 @@ class WorkerMachine(RuleBasedStateMachine):
         assert set(ends) <= self.spooled
 
     @rule(data=st.data())
+    def stage_some(self, data: st.DataObject) -> None:
+        for task_no in self.some(data, self.in_place()):
+            self.staging.add(task_no)
+            self.script.handle(CommandsEnded(task_no, 1))
+            self.absorb()
+
+    @rule(data=st.data())
     def fail_to_run(self, data: st.DataObject) -> None:
-        for task_no in self.some(data, self.running()):
+        for task_no in self.some(data, self.in_place()):
             self.over.add(task_no)
             self.script.handle(AttemptReturned(task_no, 1, "no room"))
             self.absorb()

@@ -8,6 +8,9 @@ import itertools
 import random
 from collections import Counter
 
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from boss.core.permits import SLICE_S, Permits, Said
 from ecloud import wire
 from worker.events import TransfersChanged
@@ -238,3 +241,32 @@ def test_messages_that_are_lost_cost_time_and_nothing_else() -> None:
         sea.sail(3600.0 + IDLE_S + 20.0)
         assert not sea.permits.lanes, "idle lanes are given back"
         assert not sea.permits.waiting
+
+
+@given(
+    sizes=st.lists(st.integers(0, 150), min_size=1, max_size=1000),
+    lanes=st.integers(1, 16),
+    order=st.randoms(use_true_random=False),
+)
+@example(sizes=[0] * 1000, lanes=8, order=random.Random(1))
+@example(sizes=[1, 150] * 500, lanes=8, order=random.Random(2))
+@settings(max_examples=30, deadline=None)
+def test_all_that_start_at_once_are_served_in_their_order_and_never_more_than_there_is_room_for(
+    sizes: list[int], lanes: int, order: random.Random
+) -> None:
+    rule = Rule(lanes=lanes, most_bytes=100)
+    for number, size in enumerate(sizes):
+        rule.permits.on_wanted(f"w{number}", size, 0.0)
+    rule.grants(0.0)
+    served: list[str] = []
+    while rule.permits.lanes or rule.permits.waiting:
+        held = list(rule.permits.lanes.values())
+        assert 0 < len(held) <= lanes, "somebody always has a turn"
+        assert len(held) == 1 or sum(lane.bytes for lane in held) <= 100
+        served += [lane.worker for lane in held if lane.worker not in served[-lanes:] and lane.worker not in served]
+        rule.ends(order.choice(held).worker)
+    assert sorted(served, key=lambda name: int(name[1:])) == [f"w{number}" for number in range(len(sizes))]
+    granted = [lane for _, lane, _ in rule.said]
+    first_words = {name: lane for name, lane, _ in reversed(rule.said)}
+    assert max(granted) == len(sizes), "one lane each"
+    assert [first_words[f"w{number}"] for number in range(len(sizes))] == list(range(1, len(sizes) + 1))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
-from boss_script import BossScript, Peer, task
+from boss_script import BossScript, task
+from vm_script import made, script_with_one, started, vm_worker
 
 from boss.core.config import PoolConfig
 from boss.core.effects import EndVm, StartVm
@@ -74,6 +75,20 @@ def test_vms_that_boot_count_as_what_they_will_be() -> None:
     assert starts(planned(pool(cpus=4, boot_s=60), demands=[ready(5, 600.0)], rooms=[booting])) == {"p": 1}
 
 
+@pytest.mark.parametrize("task_s", [0.5, 3.0, 7.0, 20.0, 100.0, 900.0])
+@pytest.mark.parametrize("cpus", [1.0, 4.0])
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_looking_again_asks_for_nothing_more(task_s: float, cpus: float, count: int) -> None:
+    demands = [ready(count, task_s)]
+    first = starts(planned(pool(cpus=cpus, maximum=60, boot_s=94), demands=demands)).get("p", 0)
+    assert first
+    for until_s in (94.0, 50.0, 0.0):
+        booting = [Room({"cpus": cpus}, {"cpus": cpus}, until_s) for _ in range(first)]
+        assert (
+            starts(planned(pool(cpus=cpus, maximum=60, alive=first, boot_s=94), demands=demands, rooms=booting)) == {}
+        )
+
+
 def test_no_vm_starts_whose_work_would_be_done_before_it_is_up() -> None:
     made = planned(pool(boot_s=60), demands=[ready(8, 2.0)], rooms=[room(free=1)])
     assert starts(made) == {}
@@ -81,16 +96,16 @@ def test_no_vm_starts_whose_work_would_be_done_before_it_is_up() -> None:
 
 
 def test_the_same_work_starts_one_where_nobody_is_there_to_do_it() -> None:
-    assert starts(planned(pool(boot_s=60), demands=[ready(8, 2.0)])) == {"p": 1}
+    assert starts(planned(pool(boot_s=60), demands=[ready(4, 2.0)])) == {"p": 1}
 
 
 def test_a_worker_that_is_busy_for_long_does_none_of_it() -> None:
-    made = planned(pool(boot_s=60), demands=[ready(8, 2.0)], rooms=[room(until_s=3600)])
+    made = planned(pool(boot_s=60), demands=[ready(4, 2.0)], rooms=[room(until_s=3600)])
     assert starts(made) == {"p": 1}
 
 
 def test_short_tasks_share_vms_and_long_ones_get_their_own() -> None:
-    assert starts(planned(pool(maximum=1000, boot_s=60), demands=[ready(600, 1.0)])) == {"p": 40}
+    assert starts(planned(pool(maximum=1000, boot_s=60), demands=[ready(320, 1.0)])) == {"p": 40}
     assert starts(planned(pool(maximum=1000, boot_s=60), demands=[ready(30, 600.0)])) == {"p": 30}
 
 
@@ -157,29 +172,6 @@ def test_work_that_it_does_not_fit_keeps_no_vm() -> None:
 # --- the whole core -------------------------------------------------------------------------------
 
 
-def vm_worker(script: BossScript, vm_no: int) -> Peer:
-    """The VM's worker reports for duty."""
-    vm = script.store.vms[vm_no]
-    peer = Peer(f"w{vm_no}", "worker")
-    hello = wire.Hello("n", "worker", resources=vm.size, boot_nonce=vm.boot_nonce, vm="x", home=f"h{vm_no}")
-    script.handle(MessageArrived(Envelope(1, peer.name, "", 0, hello), f"vm-{vm_no}"))
-    peer.session = script.take(peer, wire.Welcome).session
-    peer.number = 1
-    script.handle(MessageArrived(Envelope(1, peer.name, peer.session, 1, wire.Heartbeat(0)), f"vm-{vm_no}"))
-    return peer
-
-
-def started(script: BossScript) -> list[int]:
-    """Intents asked of the cloud since the last look."""
-    asked = [call.vm_no for call in script.calls if isinstance(call, StartVm)]
-    script.calls = [call for call in script.calls if not isinstance(call, StartVm)]
-    return asked
-
-
-def made(script: BossScript, *vm_nos: int) -> None:
-    script.handle(*(VmStarted(vm_no, f"cloud-{vm_no}") for vm_no in vm_nos))
-
-
 def test_a_broken_image_costs_few_vms_not_hundreds_and_another_pool_takes_over() -> None:
     script = BossScript().pool("bad", maximum=400).pool("good", maximum=400)
     script.push("r", *(task(f"t{i}") for i in range(300)))
@@ -232,15 +224,6 @@ def test_where_the_cloud_says_no_less_is_asked_for_and_more_again_when_it_gives(
         vm_worker(script, no)
     assert len(started(script)) == 4
     assert script.store.vms[vm_no].state == "running"
-
-
-def script_with_one(script: BossScript) -> int:
-    """A pool of which one VM came up."""
-    script.ask("instantiate_worker", n=1)
-    (vm_no,) = started(script)
-    made(script, vm_no)
-    vm_worker(script, vm_no)
-    return vm_no
 
 
 def test_a_back_off_grows_while_the_cloud_says_no_and_is_forgotten_when_it_gives() -> None:

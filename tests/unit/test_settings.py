@@ -222,6 +222,10 @@ def test_a_pool_of_an_opennebula(settings_file: Path) -> None:
         (OPENNEBULA + 'OPENNEBULA_URL = ""\n', "OPENNEBULA_URL is needed by the pools of an OpenNebula"),
         (OPENNEBULA + 'OPENNEBULA_URL = "cloud:2633"\n', "OPENNEBULA_URL = 'cloud:2633': an address that begins with"),
         (OPENNEBULA + 'OPENNEBULA_USER = "a:b"\n', "OPENNEBULA_USER: a name without a colon"),
+        (OPENNEBULA.replace('"cpus"', '"code": "rsync", "cpus"'), "POOLS: big: code = 'rsync': one of image, ssh"),
+        (OPENNEBULA.replace('"cpus"', '"ssh_user": "a b", "cpus"'), "POOLS: big: ssh_user = 'a b': the name of a user"),
+        (OPENNEBULA.replace('"cpus"', '"ssh_port": 0, "cpus"'), "POOLS: big: ssh_port = 0: a port, 22 in most images"),
+        ('POOLS = ({"name": "here", "code": "ssh"},)', "POOLS: here: code = 'ssh': for pools of cloud opennebula only"),
         ('POOLS = ({"name": "here", "template": "worker"},)', "POOLS: here: template = 'worker': for pools of cloud"),
     ],
 )
@@ -229,3 +233,14 @@ def test_a_wrong_pool_of_an_opennebula_is_named(settings_file: Path, text: str, 
     (found,) = problems(settings_file, text)
     assert found.startswith(problem)
     assert "not to be shown" not in found
+
+
+def test_templates_of_machines_need_a_cloud_and_a_place(settings_file: Path) -> None:
+    settings_file.write_text(
+        'DATASTORE_TEMPLATE = "files"\nDATASTORE_AT = "ecloud@host:/srv"\nBOSS_TEMPLATE = "boss"\n'
+    )
+    with pytest.raises(SettingsWrong) as wrong:
+        load_settings()
+    told = "\n".join(wrong.value.problems)
+    assert "DATASTORE_AT = 'ecloud@host:/srv': where on the machine of DATASTORE_TEMPLATE files are" in told
+    assert "OPENNEBULA_URL is needed" in told

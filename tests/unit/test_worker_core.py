@@ -7,7 +7,8 @@ from worker_script import WorkerScript, names_of, order
 
 from ecloud import wire
 from ecloud.tasks import Cause, Outcome
-from worker.attempts import FLUSH_COUNT, FLUSH_S
+from worker.attempts import FLUSH_COUNT, FLUSH_S, STAGING_MOST
+from worker.events import CommandsEnded
 
 
 def test_it_reports_for_duty_runs_and_tells() -> None:
@@ -344,3 +345,24 @@ def test_the_wait_for_a_lease_costs_nothing() -> None:
     script.orders(1, 2).begins(1).forget_all().lose().wait(1000.0)
     deadline = script.core.next_deadline()
     assert deadline is None or deadline > script.now
+
+
+def test_while_small_results_are_staged_another_has_the_place() -> None:
+    script = WorkerScript(cpus=1.0, gpus=(0,)).on_duty()
+    script.orders(order(1), order(2)).begins(1).nothing_else()
+    script.handle(CommandsEnded(1, 1)).begins(2).nothing_else()
+    script.handle(CommandsEnded(1, 1)).nothing_else()
+    assert {(item.task_no, item.state) for item in script.core.inventory} == {(1, "running"), (2, "running")}
+    script.ends(2).spools(2).wait(FLUSH_S).says_started(1).says_ended(2).nothing_else()
+    script.ends(1).spools(1).says_ended(1).nothing_else()
+    assert script.core.attempts.free == dict(script.core.config.resources)
+
+
+def test_only_so_many_stage_without_a_place() -> None:
+    script = WorkerScript(cpus=1.0).on_duty()
+    script.orders(*range(1, STAGING_MOST + 3)).begins(1)
+    for task_no in range(1, STAGING_MOST + 1):
+        script.handle(CommandsEnded(task_no, 1)).begins(task_no + 1)
+    script.handle(CommandsEnded(STAGING_MOST + 1, 1)).begins()
+    script.ends(1).begins()
+    script.handle(CommandsEnded(STAGING_MOST + 1, 1)).begins(STAGING_MOST + 2)

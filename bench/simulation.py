@@ -1,0 +1,62 @@
+"""How fast the simulation itself is: task completions per CPU second, 1,000 workers, nothing going wrong.
+
+Everything as in `make sim`: the real cores, every message through the real wire, the checker after each event. Each turn
+runs in a process of its own; what counts is its CPU time, from the first push until all is settled.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+from bench.report import Figure, seconds
+
+WORKERS, TASKS, RUNS = 1_000, 20_000, 3
+SEED = 4
+"""Of a world without pools and without SSH: the workers are there, and nothing else takes time."""
+LEAST_RATE = 5_000
+REPEATS = 3
+
+
+def measure() -> list[Figure]:
+    """The best of some turns: others on the machine only take from it."""
+    found = [_in_a_process() for _ in range(REPEATS)]
+    best = max(found, key=lambda one: one["rate"])
+    return [
+        Figure(
+            f"simulation: {TASKS * RUNS:,} tasks, {WORKERS:,} workers, faults off",
+            seconds(best["wall_s"]),
+            seconds(best["cpu_s"]),
+            f"{best['rate']:,.0f}/CPU s",
+            f"at least {LEAST_RATE:,}",
+            best["rate"] >= LEAST_RATE,
+        )
+    ]
+
+
+def _in_a_process() -> dict[str, float]:
+    answer = subprocess.run([sys.executable, "-m", "bench.simulation"], check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(answer.stdout)
+    return result
+
+
+def _one_turn() -> dict[str, float]:
+    from sim import simulation
+    from sim.scenario import Size
+
+    size = Size(
+        tasks=(TASKS, TASKS), runs=(RUNS, RUNS), wishes=(0, 0), workers=(WORKERS, WORKERS), troubled_s=20.0, task_s=0.5,
+        most_steps=10_000_000,
+    )  # fmt: skip
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = simulation.run(SEED, ("none",), size, fails=False)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    assert not result.problem, result.problem
+    assert result.completions >= TASKS * RUNS, "not every task came to its end"
+    return {"rate": result.completions / cpu, "cpu_s": cpu, "wall_s": wall, "passed_s": result.passed_s}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_one_turn()))

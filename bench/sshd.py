@@ -1,0 +1,119 @@
+"""A private sshd on a loopback port to measure against, and plain rsync over it. CPU time of both ends is read from
+the processes themselves.
+
+Ends what it started, by process id, and nothing else.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from bench.services import NotInstalled, children_cpu_s, plain_environment
+from datastore import keys
+from datastore.ssh import ALIAS, Access, SshAddress, SshDatastore, gate_command
+
+GATE = Path(__file__).resolve().parent.parent / "datastore" / "gate.py"
+HOST = "127.0.0.1"
+START_S = 20.0
+LEAVE_S = 20.0
+"""Time for sessions to end after their client left."""
+
+
+class Sshd:
+    """Lets in this user with one key, to anything; who logs in has its home below `directory`."""
+
+    def __init__(self, directory: Path, *more: str) -> None:
+        self.directory = directory
+        self.key, self.known_hosts = directory / "key", directory / "known_hosts"
+        self.authorized_keys = directory / ".ssh" / "authorized_keys"
+        self.authorized_keys.parent.mkdir(mode=0o700, parents=True)
+        self.authorized_keys.write_text(keys.make_key(self.key, "bench") + "\n")
+        host_key = directory / "host_key"
+        keys.write_known_hosts(self.known_hosts, ALIAS, keys.make_key(host_key, "host"))
+        self.port = _free_port()
+        lines = [
+            f"Port {self.port}", f"ListenAddress {HOST}", f'HostKey "{host_key}"', "PidFile none", "UsePAM no",
+            f'AuthorizedKeysFile "{self.authorized_keys}"', "StrictModes no", "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no", "PermitRootLogin yes", "LogLevel ERROR", "Subsystem sftp internal-sftp",
+            f'SetEnv "HOME={directory}"' + "".join(f' "{line}"' for line in more),
+        ]  # fmt: skip
+        config = directory / "sshd_config"
+        config.write_text("\n".join(lines) + "\n")
+        self.process = self._start(config)
+
+    def _start(self, config: Path) -> subprocess.Popen[bytes]:
+        program = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+        if program is None:
+            raise NotInstalled("sshd is not installed")
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        with (self.directory / "log").open("ab") as log:
+            process = subprocess.Popen([program, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log)
+        deadline = time.monotonic() + START_S
+        while not _listens(self.port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                raise RuntimeError(f"sshd does not start: {(self.directory / 'log').read_text(errors='replace')}")
+            time.sleep(0.02)
+        return process
+
+    def __enter__(self) -> Sshd:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def address(self, root: Path) -> str:
+        """A directory behind it, as a user names it."""
+        return str(SshAddress(getpass.getuser(), HOST, self.port, str(root)))
+
+    def datastore(self, root: Path) -> SshDatastore:
+        """A directory behind it as a datastore, as the boss sees it."""
+        gate = gate_command(sys.executable, str(GATE), str(root))
+        return SshDatastore(SshAddress.parse(self.address(root)), Access(self.key, self.known_hosts, gate=gate))
+
+    def rsync(self, source: Path, target: Path, to_it: bool, cipher: str = "") -> None:
+        """Plain `rsync -a -e ssh`, there or back."""
+        if shutil.which("rsync") is None:
+            raise NotInstalled("rsync is not installed")
+        options = [f"-p {self.port}", f"-i {self.key}", f"-o UserKnownHostsFile={self.known_hosts}", "-F none"]
+        options += [f"-o HostKeyAlias={ALIAS}", "-o IdentitiesOnly=yes", "-o BatchMode=yes"]
+        if cipher:
+            options.append(f"-c {cipher}")
+        far, near = (str(target), str(source)) if to_it else (str(source), str(target))
+        there = f"{getpass.getuser()}@{HOST}:{far}"
+        ways = [near, there] if to_it else [there, near]
+        command = ["rsync", "-a", "-e", " ".join(["ssh", *options]), *ways]
+        subprocess.run(command, check=True, env=plain_environment(), stdin=subprocess.DEVNULL)
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all sessions that are over and of this process with its children, once no session is left."""
+        deadline = time.monotonic() + LEAVE_S
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        while children.read_text().strip() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children_cpu_s(self.process) + time.process_time() + used.ru_utime + used.ru_stime
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        return int(free.getsockname()[1])

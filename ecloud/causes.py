@@ -1,0 +1,198 @@
+"""Why a VM did not come up: from what a visit by SSH found there and what its start log says to a cause, with what to
+do about it. Pure: no clock, no I/O.
+
+The causes are those that are known of guests of an OpenNebula; what is recognised is named by a short word that the
+database keeps.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+CLOCK_OFF_S = 60.0
+"""A clock that is further away than this is wrong: certificates and time-outs of tasks would be too."""
+LEAST_DISK_MB = 300.0
+"""Below this a worker has no room for its code and starts nothing."""
+LOG_CHARS = 6000
+LEAST_PYTHON = (3, 10)
+
+
+class Visit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was found when a VM was visited by SSH.
+
+    `contact`: ok, silent (nothing answers), shut (nobody listens), closed (before or at the exchange of keys), denied
+    (our key is not let in), changed (another host key than at the first visit) or broken (it broke off). `said`: the
+    words of that. What follows is known for `ok` only, None or empty where it could not be seen: `clock_s`: how far its
+    clock is ahead of the boss's; `python`: the version of its newest usable Python, else of any; `context`: whether it
+    has one; `vm`, `boot_nonce`: whose context it is; `starting`: what of its own start still runs; `disk_mb`: what is
+    free where a worker lives; `home`: "" or why a worker can't live there; `dns`, `broker`: whether the broker's name
+    is resolved there and answers; `agent`: whether a worker process runs; `by_ssh`: whether the boss brings the code;
+    `code`: what was brought there, "" for none; `problem`: why it could not be prepared; `log`: the last lines of its
+    start log and its agent's.
+    """
+
+    contact: str
+    said: str = ""
+    clock_s: float | None = None
+    python: str = ""
+    context: bool = True
+    vm: str = ""
+    boot_nonce: str = ""
+    starting: str = ""
+    disk_mb: float | None = None
+    home: str = ""
+    dns: bool | None = None
+    broker: bool | None = None
+    agent: bool = False
+    by_ssh: bool = False
+    code: str = ""
+    problem: str = ""
+    log: str = ""
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """`name`: at most 16 characters; `text`: what is the matter, with the remedy."""
+
+    name: str
+    text: str
+
+
+def recognise(visit: Visit, vm_no: int, boot_nonce: str) -> Cause | None:
+    """Why this VM is no worker yet, as far as the visit tells; None where it tells nothing. `boot_nonce`: what its
+    context should hold."""
+    if visit.contact != "ok":
+        return _without_contact(visit)
+    return (
+        _another_machine(visit, vm_no, boot_nonce)
+        or _unfinished_start(visit)
+        or _unfit(visit)
+        or _unconnected(visit)
+        or _failed(visit)
+    )
+
+
+def _without_contact(visit: Visit) -> Cause | None:
+    said = f" ({visit.said})" if visit.said else ""
+    if visit.contact == "changed":
+        return Cause(
+            "another machine",
+            f"its address now belongs to another machine, or somebody is in between: it shows another host key than at "
+            f"the first visit{said}; nothing was sent there. Look at the cloud's leases; end the VM if it is not it",
+        )
+    if visit.contact == "denied":
+        return Cause(
+            "key refused",
+            f"its sshd does not let the boss in{said}: the boss's public key is not installed (yet). Its image must "
+            "have contextualization packages, and its template must not set USERNAME to somebody else",
+        )
+    if visit.contact == "closed":
+        return Cause(
+            "no host keys",
+            f"its port for SSH is open and closes before a key was shown{said}: its host keys are missing or sshd is "
+            "overloaded. The image must make host keys at its first boot (ssh-keygen -A)",
+        )
+    if visit.contact in ("silent", "shut"):
+        what = "nothing answers at its address" if visit.contact == "silent" else "nobody listens for SSH there"
+        return Cause(
+            "no context",
+            f"its cloud says that it runs, but {what}{said}: a guest without contextualization packages, or whose "
+            "CONTEXT disk is missing, has no network and no start script. Look at its console, its NIC and its image",
+        )
+    return None
+
+
+def _another_machine(visit: Visit, vm_no: int, boot_nonce: str) -> Cause | None:
+    if not visit.context:
+        return Cause(
+            "no context",
+            "it runs and has no context: its image lacks contextualization packages, or the CONTEXT disk was not "
+            "attached. Install one-context in the image; the template needs a CONTEXT",
+        )
+    if visit.boot_nonce and (visit.vm, visit.boot_nonce) != (str(vm_no), boot_nonce):
+        return Cause(
+            "another machine",
+            f"at its address answers VM {visit.vm} (boot {visit.boot_nonce}): the address was changed or given to "
+            "another one. Look at the cloud's leases; end what is left over there",
+        )
+    return None
+
+
+def _unfinished_start(visit: Visit) -> Cause | None:
+    low = visit.log.lower()
+    if "lock-frontend" in low or "could not get lock" in low or "/var/lib/dpkg/lock" in low:
+        return Cause(
+            "package lock",
+            "its start script waits for the package lock, which updates of the first boot hold: install packages when "
+            "the image is made, or switch unattended upgrades off in it, or let apt wait (-o DPkg::Lock::Timeout=300)",
+        )
+    if visit.starting and not visit.agent:
+        return Cause(
+            "still starting",
+            f"its own start is not over ({visit.starting}): what the template's start script does takes that long; do "
+            "it when the image is made, or give it more time",
+        )
+    return None
+
+
+def _unfit(visit: Visit) -> Cause | None:
+    if not visit.python or version(visit.python) < LEAST_PYTHON:
+        what = f"its Python is {visit.python}" if visit.python else "it has no Python"
+        return Cause(
+            "python",
+            f"{what}; a worker needs 3.10 or later: take an image that has it, or install it in the template's start "
+            "script (Alma and Rocky 9: dnf install python3.11; Alpine: apk add python3)",
+        )
+    if visit.disk_mb is not None and visit.disk_mb < LEAST_DISK_MB:
+        return Cause(
+            "disk",
+            f"its disk has {visit.disk_mb:.0f} MB free, {LEAST_DISK_MB:.0f} are needed: it was not grown (growpart in "
+            "the image), or the template's disk is too small (SIZE)",
+        )
+    if visit.home:
+        return Cause("home", f"a worker can't live there: {visit.home}")
+    if (visit.clock_s is not None and abs(visit.clock_s) > CLOCK_OFF_S) or "not yet valid" in visit.log:
+        off = ""
+        if visit.clock_s is not None:
+            off = f" by {abs(visit.clock_s):.0f} s ({'ahead' if visit.clock_s > 0 else 'behind'})"
+        return Cause(
+            "clock",
+            f"its clock is wrong{off}, so that certificates seem not yet valid or too old: let the image keep time "
+            "(chrony or systemd-timesyncd), or the host's clock is wrong",
+        )
+    if visit.problem:
+        return Cause("preparing", f"the boss could not prepare it: {visit.problem}")
+    return None
+
+
+def _unconnected(visit: Visit) -> Cause | None:
+    if visit.dns is False:
+        return Cause(
+            "dns",
+            "it can't resolve the broker's name: its name server is wrong or not up yet. Set DNS in the template's "
+            "network, or BROKER_HOST to an address",
+        )
+    if visit.broker is False:
+        return Cause(
+            "broker",
+            "it can be reached by SSH and can't reach the broker: a firewall, a security group, or a broker that "
+            "listens elsewhere. Open the broker's port to it, or set BROKER_HOST to an address that VMs reach",
+        )
+    return None
+
+
+def _failed(visit: Visit) -> Cause | None:
+    last = next((line for line in reversed(visit.log.splitlines()) if line.strip()), "")
+    if visit.agent:
+        return Cause("broker", f"a worker runs there and is not heard; its last words: {last or 'none'}")
+    if visit.by_ssh and not visit.code:
+        return None
+    return Cause(
+        "start script",
+        f"its start script came to nothing; its last words: {last or 'none'}. Run worker/debug.sh there",
+    )
+
+
+def version(text: str) -> tuple[int, ...]:
+    """`3.11` as numbers; what is no version is older than all."""
+    parts = text.split(".")
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else (0,)

@@ -1,0 +1,158 @@
+"""Where the time of one VM went, and whose it was: a pure function of what is known of its life.
+
+A VM's life is from when its cloud made it until it was gone. Each moment of it is exactly one of the parts below, and
+belongs to the runs whose attempts were there: times are whole microseconds, so that everything adds up and nothing is
+rounded away.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+PARTS = ("booting", "staging", "running", "idle", "draining", "lost")
+"""booting: from being made to its worker's first word. running: commands of at least one attempt ran. staging: no
+commands ran, but an attempt fetched what it requires, or its results were on their way. lost: only attempts were there
+that came to nothing, or the VM went without any worker having reported. draining: no attempt was there, and its end was
+decided. idle: the rest."""
+MICRO = 1_000_000
+
+
+class VmLife(msgspec.Struct, frozen=True):
+    """What is known of one VM. `hello_at`, `ending_at`, `gone_at`: None while it has not come to that."""
+
+    vm_no: int
+    pool: str
+    started_at: float
+    hello_at: float | None = None
+    ending_at: float | None = None
+    gone_at: float | None = None
+
+
+class Ran(msgspec.Struct, frozen=True):
+    """An attempt on the VM. `ended_at` None: it is there still. `run_s` None: how long its commands ran is not known,
+    then it is all but what it fetched."""
+
+    run_no: int
+    started_at: float
+    ended_at: float | None = None
+    lost: bool = False
+    fetch_s: float = 0.0
+    run_s: float | None = None
+
+
+class Division(msgspec.Struct, frozen=True):
+    """A life in microseconds: `parts` add up to it. `runs`: each part by run_no; what is of no run is that of a VM on
+    which nothing ever was.
+
+    At each moment the attempts that were there share it equally. What a VM booted is of those that came first; what it
+    idled and drained, of those that were there last.
+    """
+
+    parts: dict[str, int]
+    runs: dict[int, dict[str, int]]
+
+
+class _Here(msgspec.Struct, frozen=True):
+    """An attempt in microseconds: there from `start` to `end`, its commands from `begins` to `ceases`."""
+
+    run_no: int
+    lost: bool
+    start: int
+    begins: int
+    ceases: int
+    end: int
+
+
+def micros(at: float) -> int:
+    """Seconds as whole microseconds."""
+    return round(at * MICRO)
+
+
+def divide(vm: VmLife, ran: Sequence[Ran], now: float) -> Division:
+    """The parts of a VM's life until `now`, and the runs they belong to."""
+    born = micros(vm.started_at)
+    over = max(born, micros(vm.gone_at if vm.gone_at is not None else now))
+    hello = over if vm.hello_at is None else min(max(micros(vm.hello_at), born), over)
+    leaving = over if vm.ending_at is None else min(max(micros(vm.ending_at), hello), over)
+    parts = dict.fromkeys(PARTS, 0)
+    runs: dict[int, dict[str, int]] = {}
+    before: list[int] = []
+    unclaimed: dict[str, int] = {}
+    for start, end, going in _moments(born, over, (hello, leaving), ran):
+        length = end - start
+        part = _part(going, start, hello, leaving, vm)
+        parts[part] += length
+        if going:
+            before = [attempt.run_no for attempt in going]
+            for other, amount in unclaimed.items():
+                _share(runs, before, other, amount)
+            unclaimed = {}
+            for run_no, amount in _shares([attempt.run_no for attempt in going], length):
+                lost = all(attempt.lost for attempt in going if attempt.run_no == run_no)
+                _add(runs, run_no, "lost" if lost else part, amount)
+        elif before:
+            _share(runs, before, part, length)
+        else:
+            unclaimed[part] = unclaimed.get(part, 0) + length
+    return Division(parts, runs)
+
+
+def _part(going: list[_Here], start: int, hello: int, leaving: int, vm: VmLife) -> str:
+    good = [attempt for attempt in going if not attempt.lost]
+    if good:
+        return "running" if any(attempt.begins <= start < attempt.ceases for attempt in good) else "staging"
+    if going:
+        return "lost"
+    if start < hello:
+        return "lost" if vm.hello_at is None and vm.gone_at is not None else "booting"
+    return "draining" if start >= leaving else "idle"
+
+
+def _shares(run_nos: list[int], length: int) -> Iterator[tuple[int, int]]:
+    """Whole microseconds for each run, by its number of attempts; they add up to the length."""
+    counts = [(run_no, len(list(same))) for run_no, same in itertools.groupby(sorted(run_nos))]
+    given = counted = 0
+    for run_no, count in counts:
+        counted += count
+        upto = length * counted // len(run_nos)
+        yield run_no, upto - given
+        given = upto
+
+
+def _share(runs: dict[int, dict[str, int]], run_nos: list[int], part: str, length: int) -> None:
+    for run_no, amount in _shares(run_nos, length):
+        _add(runs, run_no, part, amount)
+
+
+def _add(runs: dict[int, dict[str, int]], run_no: int, part: str, amount: int) -> None:
+    runs.setdefault(run_no, dict.fromkeys(PARTS, 0))[part] += amount
+
+
+def _moments(born: int, over: int, marks: Iterable[int], ran: Sequence[Ran]) -> Iterator[tuple[int, int, list[_Here]]]:
+    """The life cut wherever something begins or ends: from, to, and what was there all the while."""
+    begins: dict[int, list[_Here]] = {}
+    ends: dict[int, list[_Here]] = {}
+    cuts = {born, over, *marks}
+    for attempt in ran:
+        here = _here(attempt, born, over)
+        if here.start < here.end:
+            begins.setdefault(here.start, []).append(here)
+            ends.setdefault(here.end, []).append(here)
+            cuts.update((here.start, here.begins, here.ceases, here.end))
+    going: dict[int, _Here] = {}
+    for start, end in itertools.pairwise(sorted(cuts)):
+        for here in ends.get(start, ()):
+            going.pop(id(here), None)
+        going.update({id(here): here for here in begins.get(start, ())})
+        yield start, end, list(going.values())
+
+
+def _here(attempt: Ran, born: int, over: int) -> _Here:
+    start = min(max(born, micros(attempt.started_at)), over)
+    end = over if attempt.ended_at is None else min(over, micros(attempt.ended_at))
+    begins = min(max(start, start + micros(attempt.fetch_s)), max(start, end))
+    ceases = end if attempt.run_s is None else min(end, begins + micros(attempt.run_s))
+    return _Here(attempt.run_no, attempt.lost, start, begins, max(begins, ceases), end)

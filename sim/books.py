@@ -1,0 +1,36 @@
+"""Whether the ledger balances at the end of a scenario: every microsecond of every VM is in exactly one part, and is of
+the runs whose attempts were there. Owns nothing; reads the tables as `ecloud.ledger` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ecloud.tasks import AttemptState
+from ecloud.vm_life import Ran, VmLife, divide, micros
+from sim.store import Tables
+
+
+def wrong(tables: Tables) -> Iterator[str]:
+    """What does not add up, whatever went wrong there: lost answers, clocks that differ, bosses that died."""
+    homes = {worker.worker: worker.vm_no for worker in tables.workers.values() if worker.vm_no is not None}
+    ran: dict[int, list[Ran]] = {}
+    for attempt in tables.attempts.values():
+        vm_no = homes.get(attempt.worker)
+        if vm_no is not None and attempt.started_at is not None:
+            lost = attempt.state is AttemptState.LOST
+            outcome = attempt.outcome
+            times = (outcome.fetch_s, outcome.run_s) if outcome is not None else (0.0, None)
+            ran.setdefault(vm_no, []).append(Ran(attempt.run_no, attempt.started_at, attempt.ended_at, lost, *times))
+    for row in tables.vms.values():
+        if row.started_at is None:
+            if row.cloud_id:
+                yield f"VM {row.vm_no} was made by its cloud, and nobody knows when"
+            continue
+        now = row.gone_at if row.gone_at is not None else max(row.since, row.started_at)
+        life = VmLife(row.vm_no, row.pool, row.started_at, row.hello_at, row.ending_at, row.gone_at)
+        division = divide(life, ran.get(row.vm_no, ()), now)
+        whole = max(0, micros(now) - micros(row.started_at))
+        if sum(division.parts.values()) != whole:
+            yield f"the parts of VM {row.vm_no} are {division.parts}, its life {whole} µs"
+        if division.runs and sum(sum(parts.values()) for parts in division.runs.values()) != whole:
+            yield f"of the {whole} µs of VM {row.vm_no} its runs took {division.runs}"

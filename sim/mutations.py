@@ -1,0 +1,324 @@
+"""What the mutants do: each function makes of a true method one that lacks a protection. Owns no list of them.
+
+Each is named by what is wrong with the method it makes.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import msgspec
+
+from boss.core.access import Access
+from boss.core.attempts import Attempts as BossAttempts
+from boss.core.effects import StartVm
+from boss.core.graph import TaskGraph
+from boss.core.pushes import Pushes
+from boss.core.vms import Vms
+from ecloud import wire
+from ecloud.tasks import AttemptState
+from sim.boss_shell import BossProcess
+from sim.store import Store
+from sim.worker_shell import WorkerProcess
+from worker.attempts import Attempts as WorkerAttempts
+from worker.core import WorkerCore
+
+# --- fencing, leases, sessions -------------------------------------------------------------------------
+
+
+def any_attempt_of_the_task(true: Any) -> Any:
+    def on_ended(self: BossAttempts, worker: Any, outcomes: Any, now: float) -> None:
+        taken = []
+        for outcome in outcomes:
+            node = self._book.graph.nodes.get(outcome.task_no)
+            number = outcome.number
+            if node is not None and (outcome.task_no, number) not in worker.held and node.assigned:
+                other = self._fleet.workers.get(self.holder(self.active[(outcome.task_no, node.assigned)]))
+                if other is not None:
+                    renamed = msgspec.structs.replace(outcome, number=node.assigned)
+                    true(self, other, [renamed], now)
+            taken.append(outcome)
+        true(self, worker, taken, now)
+
+    return on_ended
+
+
+def lost_at_once(true: Any) -> Any:
+    return property(lambda self: self._config.heartbeat_s * 1.5)
+
+
+def starts_without_lease(true: Any) -> Any:
+    def may_start(self: WorkerCore, now: float) -> bool:
+        kept, self._lease_until = self._lease_until, now + 1.0
+        try:
+            return bool(true(self, now))
+        finally:
+            self._lease_until = kept
+
+    return may_start
+
+
+def keeps_its_queue(true: Any) -> Any:
+    def on_welcome(self: WorkerCore, envelope: Any, welcome: Any, now: float) -> None:
+        give_back = self.attempts.give_back_queue
+        self.attempts.give_back_queue = lambda: None  # type: ignore[method-assign]
+        try:
+            true(self, envelope, welcome, now)
+        finally:
+            self.attempts.give_back_queue = give_back  # type: ignore[method-assign]
+
+    return on_welcome
+
+
+def hears_numbers_again(true: Any) -> Any:
+    def on_message(self: WorkerCore, envelope: Any, now: float) -> None:
+        seen, self._seen = self._seen, 0
+        true(self, envelope, now)
+        self._seen = max(seen, self._seen)
+
+    return on_message
+
+
+def takes_what_is_in_flight_for_lost(true: Any) -> Any:
+    def reconcile(self: BossAttempts, worker: Any, inventory: Any, orders_seen: int, now: float) -> None:
+        true(self, worker, inventory, 1 << 60, now)
+
+    return reconcile
+
+
+def any_process_replaces(true: Any) -> Any:
+    return lambda self, conversation, hello: False
+
+
+# --- what is written, said and kept ----------------------------------------------------------------------
+
+
+def speaks_first(true: Any) -> Any:
+    def carry_out(self: BossProcess, effects: Any) -> Any:
+        bodies = self._bodies(effects.sends)
+        for send in effects.sends:
+            self._publish(send, bodies)
+        effects.sends = []
+        yield from true(self, effects)
+
+    return carry_out
+
+
+def asks_the_cloud_first(true: Any) -> Any:
+    def carry_out(self: BossProcess, effects: Any) -> Any:
+        for call in effects.calls:
+            if isinstance(call, StartVm):
+                self._call(call)
+        effects.calls = [call for call in effects.calls if not isinstance(call, StartVm)]
+        yield 0.02
+        yield from true(self, effects)
+
+    return carry_out
+
+
+def forgets_what_it_said(true: Any) -> Any:
+    def say_ended(self: WorkerAttempts, unsaid: Any, now: float) -> None:
+        items = list(unsaid)
+        true(self, items, now)
+        self.on_stored([wire.AttemptName(item.outcome.task_no, item.outcome.number) for item in items])
+
+    return say_ended
+
+
+def forgets_its_spool(true: Any) -> Any:
+    def begin(self: WorkerCore, config: Any, now: float) -> None:
+        true(self, msgspec.structs.replace(config, spooled=()), now)
+
+    return begin
+
+
+def does_nothing(true: Any) -> Any:
+    return lambda self, *arguments, **named: None
+
+
+def answers_all(true: Any) -> Any:
+    def record(self: BossAttempts, worker: Any, attempt: Any, outcome: Any, now: float) -> None:
+        if outcome.task_no % 7:
+            true(self, worker, attempt, outcome, now)
+
+    return record
+
+
+def anybody_leads(true: Any) -> Any:
+    def require_leading(self: Store) -> None:
+        self._epoch = self._epoch
+
+    return require_leading
+
+
+def takes_every_push(true: Any) -> Any:
+    def on_chunk(self: Pushes, client: Any, chunk: Any) -> None:
+        self._answers.pop(chunk.push_id, None)
+        true(self, client, chunk)
+
+    return on_chunk
+
+
+def finds_no_push(true: Any) -> Any:
+    def on_run_loaded(self: Pushes, token: int, image: Any, now: float) -> None:
+        if image is not None:
+            image.pushes = []
+        true(self, token, image, now)
+
+    return on_run_loaded
+
+
+def counts_a_chunk_twice(true: Any) -> Any:
+    def on_chunk(self: Pushes, client: Any, chunk: Any) -> None:
+        push = self._open.get(chunk.push_id)
+        if push is not None and push.stage == "collecting" and chunk.k in push.chunks:
+            push.chunks[chunk.k] += chunk.tasks
+        true(self, client, chunk)
+
+    return on_chunk
+
+
+def remembers_its_question(true: Any) -> Any:
+    def on_answer(self: Pushes, token: int, *answer: Any) -> None:
+        push_id = self._by_token.get(token)
+        true(self, token, *answer)
+        if push_id is not None:
+            self._by_token[token] = push_id
+
+    return on_answer
+
+
+# --- what waits for what ------------------------------------------------------------------------------------
+
+
+def forgets_the_last_edge(true: Any) -> Any:
+    def rewire(self: TaskGraph, rows: Any) -> None:
+        hasty = [copy(row) if len(row.dependencies) > 1 else row for row in rows]
+        for row in hasty:
+            if len(row.dependencies) > 1:
+                row.dependencies = row.dependencies[:-1]
+        true(self, hasty)
+
+    return rewire
+
+
+def gives_at_once_what_it_asks_back(true: Any) -> Any:
+    def ask_back(self: BossAttempts, worker: Any, attempts: Any) -> None:
+        asked = list(attempts)
+        true(self, worker, asked)
+        for attempt in asked:
+            node = self._book.graph.nodes.get(attempt.task_no)
+            if node is not None and node.assigned == attempt.number:
+                node.assigned = 0
+                self._book.make_ready(node, attempt.assigned_at + 1.0)
+
+    return ask_back
+
+
+def starts_what_is_to_stop(true: Any) -> Any:
+    def on_started(self: BossAttempts, worker: Any, started: Any, now: float) -> None:
+        for item in started:
+            attempt = worker.held.get((item.task_no, item.number))
+            if attempt is not None and attempt.state is AttemptState.STOPPING:
+                attempt.state = AttemptState.STARTED
+                self._write(attempt)
+        true(self, worker, started, now)
+
+    return on_started
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def publishes_itself(true: Any) -> Any:
+    def store(self: WorkerProcess, key: Any, job: Any) -> None:
+        if not job.over and not self.datastore.away:
+            for result in job.body.results:
+                self.datastore.publish(result.path, f"{self.name}:{key[0]}-{key[1]}")
+        true(self, key, job)
+
+    return store
+
+
+def finds_whatever_it_looks_for(true: Any) -> Any:
+    def on_results_found(self: Pushes, token: int, existing: Any) -> None:
+        push = self._open.get(self._by_token.get(token, ""))
+        paths = [result.path for task in push.definitions for result in task.results] if push is not None else ()
+        true(self, token, frozenset(paths))
+
+    return on_results_found
+
+
+def gives_one_certificate_to_all(true: Any) -> Any:
+    def on_signed(self: Access, name: str, certificate: str, lives_s: float) -> None:
+        true(self, name, self.__dict__.setdefault("_first_signed", certificate), lives_s)
+
+    return on_signed
+
+
+def succeeds_before_publishing(true: Any) -> Any:
+    def record(self: BossAttempts, worker: Any, attempt: Any, outcome: Any, now: float) -> None:
+        true(self, worker, attempt, outcome, now)
+        key = (attempt.task_no, attempt.number)
+        if key in self.promoting:
+            self.on_promoted([(*key, None)], now)
+
+    return record
+
+
+def publishes_in_any_order(true: Any) -> Any:
+    def promote(self: BossAttempts) -> None:
+        self._publishing = set()
+        kept = self._to_promote
+        self._to_promote = []
+        for attempt in reversed(kept):
+            self._to_promote = [attempt]
+            self._publishing = set()
+            true(self)
+
+    return promote
+
+
+# --- machines ---------------------------------------------------------------------------------------------
+
+
+def adopts_none(true: Any) -> Any:
+    def on_listed(self: Vms, listed: Any, now: float) -> None:
+        true(self, msgspec.structs.replace(listed, by_vm_no={}), now)
+
+    return on_listed
+
+
+def asks_for_one_too_many(true: Any) -> Any:
+    def start(self: Vms, pool: Any, *arguments: Any) -> int:
+        return int(true(self, msgspec.structs.replace(pool, maximum=pool.maximum + 1), *arguments))
+
+    return start
+
+
+def ends_what_works(true: Any) -> Any:
+    def scale(self: Vms, now: float) -> None:
+        true(self, now)
+        for vm in self.alive.values():
+            worker = self._fleet.workers.get(vm.worker)
+            if worker is not None and worker.held:
+                self._ask_end(vm, now)
+
+    return scale
+
+
+def takes_the_lost_for_running(true: Any) -> Any:
+    def on_seen(self: Vms, vm: Any, state: str, text: str, now: float) -> None:
+        if vm.state != "running":
+            true(self, vm, state, text, now)
+
+    return on_seen
+
+
+def starts_unprepared(true: Any) -> Any:
+    return lambda self, order: True
+
+
+def overfills(true: Any) -> Any:
+    return staticmethod(lambda asks, offers: True)

@@ -1,0 +1,94 @@
+"""The machine with the files in bad weather. Whatever happens: no torn or stale file is under a
+final name, no task has succeeded without its results, `why` tells the reason meanwhile, and after the repair everything
+goes on, with no retry used up."""
+
+from __future__ import annotations
+
+import pytest
+from services import wait_until
+from weather import LINE, PATIENCE_S, Weather, lines_of
+
+from ecloud.lookup import task
+
+
+def test_a_machine_that_restarts_under_two_hundred_uploads(weather: Weather) -> None:
+    ids = [f"up{number}" for number in range(200)]
+    run = weather.begin(*(weather.makes(id) for id in ids))
+    for share in (20, 90):
+        wait_until(lambda share=share: len(weather.made()) > share, PATIENCE_S, "some are there")
+        weather.sshd.stop()
+        weather.nothing_is_torn()
+        weather.sshd.start()
+    weather.ends(run, *ids)
+
+
+@pytest.mark.parametrize("size", [100_000_000, pytest.param(1_000_000_000, marks=pytest.mark.long)])
+def test_sshd_killed_while_a_result_is_on_its_way(weather: Weather, size: int) -> None:
+    """Up and down: the second task reads what the first one made."""
+    big, reads = f"big{size}", f"reads{size}"
+    lines = lines_of(big, size)
+    after = {"dependencies": [big], "requirements": [[f"made/{big}", "in"]], "retries": 0}
+    before = weather.proxy.passed
+    run = weather.begin(weather.makes(big, lines), {"id": reads, "commands": "wc -c < in", **after})
+    for way in ("up", "down"):
+        begun, stopped_at = weather.proxy.passed, size // 3
+        wait_until(lambda: weather.proxy.passed - begun > stopped_at, PATIENCE_S, f"a third has gone {way}")  # noqa: B023
+        weather.sshd.stop()
+        if way == "up":
+            weather.why(big, "results can't be stored", "the datastore", "onnection")
+            assert big not in weather.made()
+        else:
+            weather.why(reads, "the datastore", "onnection")
+        weather.sshd.start()
+        if way == "up":
+            wait_until(lambda: big in weather.made(), PATIENCE_S, "it is published")
+    weather.ends(run, big, reads, lines=lines)
+    assert weather.proxy.passed - before < 2 * size * 1.4, "each went on where it was"
+    (weather.root / "made" / big).unlink()
+
+
+def test_a_disk_that_is_full_at_nine_tenths(weather: Weather) -> None:
+    lines = lines_of("full", size := 3_000_000)
+    run = weather.begin(weather.makes("full", lines, gate="full"))
+    weather.runs("full")
+    weather.largest_file(size * 9 // 10)
+    weather.open("full")
+    weather.why("full", "results can't be stored", "the datastore", "File too large")
+    assert "full" not in weather.made()
+    weather.largest_file(None)
+    weather.ends(run, "full", lines=lines)
+
+
+def test_permission_denied_where_results_go(weather: Weather) -> None:
+    """What is staged can't be published, and what is published can't be read."""
+    closed = weather.root / "closed"
+    closed.mkdir()
+    (closed / "input").write_text("input\n")
+    write = weather.makes("write", gate="write")
+    write["results"] = [["out", "closed/write"]]
+    run = weather.begin(write)
+    weather.runs("write")
+    closed.chmod(0o500)
+    weather.open("write")
+    weather.why("write", "results are being put into the datastore", "Permission denied")
+    assert not (closed / "write").exists()
+    closed.chmod(0o000)
+    weather.begin({"id": "read", "commands": "cat in", "requirements": [["closed/input", "in"]], "retries": 0})
+    weather.why("read", "Permission denied")
+    closed.chmod(0o700)
+    wait_until(lambda: task(weather.engine, "read").state == "succeeded", PATIENCE_S, "read succeeded")
+    wait_until(lambda: task(weather.engine, "write", run).state == "succeeded", PATIENCE_S, "write succeeded")
+    assert (closed / "write").read_text() == LINE.format(id="write", attempt=1) * 100
+
+
+def test_another_host_key_is_refused_until_a_person_says_so(weather: Weather) -> None:
+    run = weather.begin(weather.makes("trusts", gate="trusts"))
+    weather.runs("trusts")
+    weather.sshd.stop()
+    weather.sshd.new_host_key()
+    weather.sshd.start()
+    weather.open("trusts")
+    weather.why("trusts", "REFUSED: the host key of the datastore", "SHA256:", "set_datastore", "--new_host_key")
+    assert "trusts" not in weather.made()
+    weather.doors.admin("set_datastore", weather.address, "--new_host_key")
+    weather.ends(run, "trusts")

@@ -1,0 +1,70 @@
+"""The processes on both sides of the files die or freeze at the worst moment. See `test_bad_weather`."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from services import wait_until
+from weather import PATIENCE_S, Weather, lines_of
+
+from ecloud.lookup import task
+
+FILES = 1500
+
+
+def staged(weather: Weather) -> list[Path]:
+    """Stages that are there, the clients' locks left out."""
+    staging = weather.root / ".ecloud" / "staging"
+    return [path for path in staging.glob("*/*") if not path.name.startswith(".")]
+
+
+def test_a_boss_killed_while_it_publishes(weather: Weather) -> None:
+    """Some of a task's files are under their final names, some are not: nobody sees them until all are."""
+    write = f'i=0; while [ $i -lt {FILES} ]; do echo "$ECLOUD_ATTEMPT" > f$i; i=$((i+1)); done'
+    many = {"id": "many", "commands": write, "results": [["f*", "many"]], "retries": 0}
+    count = {"id": "count", "commands": f"test $(ls in | wc -l) -eq {FILES}", "dependencies": ["many"]}
+    run = weather.begin(many, {**count, "requirements": [["many", "in"]], "retries": 0})
+    published = weather.root / "many"
+    staging = weather.root / ".ecloud/staging"
+    wait_until(
+        lambda: published.exists() or len(list(staging.glob("*/*/many/*"))) == FILES, PATIENCE_S, "all is staged"
+    )
+    deadline = time.monotonic() + PATIENCE_S
+    while not published.exists() and time.monotonic() < deadline:
+        pass  # a matter of milliseconds
+    weather.sshd.cut()
+    weather.daemon.kill()
+    there = len(list(published.iterdir()))
+    assert task(weather.engine, "many").state == "running"
+    assert task(weather.engine, "count").state == "waiting", f"{there} files are there"
+    weather.daemon.start()
+    weather.is_over(run, 2)
+    assert {path.read_text() for path in published.iterdir()} == {"1\n"}
+    assert len(list(published.iterdir())) == FILES
+
+
+def test_a_worker_frozen_in_the_middle_of_its_upload(weather: Weather) -> None:
+    """It is given up, its task is done by the other one, and when it thaws a day later it disturbs nothing."""
+    lines = lines_of("slow", size := 40_000_000)
+    before = weather.proxy.passed
+    run = weather.begin(weather.makes("slow", lines))
+    wait_until(lambda: weather.proxy.passed - before > size // 4, PATIENCE_S, "a quarter of it has passed")
+    holder = task(weather.engine, "slow").attempts[0].worker
+    frozen = weather.agent_of(holder)
+    frozen.send_signal(signal.SIGSTOP)
+    weather.sshd.stop()
+    try:
+        weather.why("slow", "not heard for")
+        weather.sshd.start()
+        weather.ends(run, "slow", lines=lines)
+        second = task(weather.engine, "slow").attempts[-1]
+        assert second.worker != holder
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+    wait_until(lambda: holder in weather.workers(), PATIENCE_S, "it is on duty again")
+    after = weather.begin(*(weather.makes(f"after{number}") for number in range(8)))
+    weather.ends(after, *(f"after{number}" for number in range(8)))
+    weather.is_whole(run, "slow", lines)
+    wait_until(lambda: not staged(weather), PATIENCE_S, f"what it staged in vain is swept: {staged(weather)}")

@@ -1,0 +1,62 @@
+"""HOOK_COMMAND, run for real: what it gets, and that whatever becomes of it does not matter to the boss."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from boss.core.effects import TellPerson
+from boss.hook import Hook
+
+
+def eventually(what: Callable[[], bool], limit_s: float = 20.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_the_command_gets_the_text_by_stdin_and_environment(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    hook = Hook(f'(cat; echo "$ECLOUD_CAUSE $ECLOUD_CLUSTER $ECLOUD_TEXT") > {out}.new; mv {out}.new {out}', "c1")
+    hook.tell(TellPerson("end/big", "VM 7 does not end; $(touch never) 'quoted'"))
+    eventually(out.exists)
+    text = "VM 7 does not end; $(touch never) 'quoted'"
+    assert out.read_text() == f"{text}\nend/big c1 {text}\n"
+    hook.close()
+
+
+def test_one_that_fails_or_hangs_is_logged_and_the_next_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "boss")
+    out = tmp_path / "out"
+    command = f"case $ECLOUD_CAUSE in fails) echo no mail here >&2; exit 3;; hangs) sleep 300;; *) touch {out};; esac"
+    hook = Hook(command, limit_s=1.0)
+    began = time.monotonic()
+    for cause in ("fails", "hangs", "works"):
+        hook.tell(TellPerson(cause, f"{cause} happened"))
+    assert time.monotonic() - began < 1.0, "nobody waits for it"
+    eventually(out.exists)
+    assert "HOOK_COMMAND, told of fails, ended with 3: no mail here" in caplog.messages
+    assert "HOOK_COMMAND, told of hangs, had not ended after 1 s and was killed" in caplog.messages
+    assert "works happened" in caplog.messages
+    hook.close()
+
+
+def test_a_command_that_is_not_there_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    hook = Hook("no-such-program --now")
+    hook.tell(TellPerson("budget", "it is used up"))
+    eventually(lambda: any("told of budget, ended with 127" in message for message in caplog.messages))
+    hook.close()
+
+
+def test_without_a_command_the_log_alone_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    hook = Hook("")
+    hook.tell(TellPerson("budget", "it is used up"))
+    assert caplog.messages == ["it is used up"]
+    hook.close()

@@ -1,0 +1,68 @@
+"""What a worker may publish: what its task declares, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from boss.core.effects import Promote, PromoteFiles
+from boss.core.manifests import declared_of, undeclared
+from ecloud.tasks import ManifestEntry, Result, TaskDefinition
+from worker.files import matches
+
+
+def told(path: str, *results: tuple[str, str]) -> bool:
+    return undeclared([ManifestEntry(path)], [Result(*result) for result in results]) is None
+
+
+@pytest.mark.parametrize(("path", "result"), [
+    ("out", ("out", "out")), ("final/out", ("out", "final/out")), ("made/a/b", ("dir", "made")),
+    ("x.dat", ("*.dat", ".")), ("parts/x.dat", ("*.dat", "parts")), ("parts/x.dat/deep", ("*.dat", "parts")),
+    ("c/x.png", ("a/b/*.png", "c")), ("c/d/x.png", ("a/*/x.png", "c")), ("all/a/b/c.txt", ("**/*.txt", "all")),
+    ("all/c.txt", ("**/*.txt", "all")), ("all/a/b", ("**", "all")), ("f1", ("f[12]", ".")),
+])  # fmt: skip
+def test_what_a_result_explains(path: str, result: tuple[str, str]) -> None:
+    assert told(path, ("else", "else"), result)
+
+
+@pytest.mark.parametrize(("path", "result"), [
+    ("other", ("out", "out")),
+    ("outer", ("out", "out")), ("out", ("out", "final/out")), ("final", ("out", "final/out")),
+    ("x.exe", ("*.dat", ".")), ("other/x.dat", ("*.dat", "parts")), ("parts", ("*.dat", "parts")),
+    ("made/../other", ("dir", "made")), ("../out", ("*", ".")), ("c/d/x.png", ("a/b/*.png", "c")),
+    ("all/c.exe", ("**/*.txt", "all")), ("all", ("**", "all")), ("f3", ("f[12]", ".")), ("", ("*", "d")),
+])  # fmt: skip
+def test_what_it_does_not(path: str, result: tuple[str, str]) -> None:
+    assert not told(path, result)
+
+
+def test_no_entry_needs_no_result_and_without_results_none_may_be_there() -> None:
+    assert undeclared([], []) is None
+    assert undeclared([ManifestEntry("out")], []) == (
+        "its worker staged 'out', which is none of the results that the task declares"
+    )
+
+
+def test_what_is_refused_is_answered_and_the_rest_is_published() -> None:
+    definitions = {number: msgspec.json.encode(TaskDefinition(str(number), ("true",))) for number in (1, 2)}
+    definitions[2] = msgspec.json.encode(TaskDefinition("2", ("true",), results=(Result("out", "out"),)))
+    manifest = (ManifestEntry("out"),)
+    call = PromoteFiles(tuple(Promote(number, 1, f"w/{number}-1", manifest) for number in (1, 2, 3)))
+    published, answered = declared_of(call, definitions)
+    assert [item.task_no for item in published.promotions] == [2]
+    told = "its worker staged 'out', which is none of the results that the task declares"
+    assert answered.results == ((1, 1, told), (3, 1, told))
+
+
+@pytest.mark.parametrize("pattern", ["*", "*/*", "**", "**/*.c", "a/**", "a/*", "[ab]/x.c", "a/b/?.c"])
+@pytest.mark.parametrize("to", [".", "there", "the/re"])
+def test_whatever_a_worker_finds_is_explained(tmp_path: Path, pattern: str, to: str) -> None:
+    for name in ("x.c", "a/x.c", "a/b/y.c", "a/b/c/z.c", "b/x.c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    result = Result(pattern, to)
+    found = [path.rstrip("/") for _, path in matches(result, tmp_path) if path]
+    assert found
+    assert [path for path in found if undeclared([ManifestEntry(path)], [result])] == []

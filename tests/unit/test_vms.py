@@ -1,0 +1,304 @@
+"""VMs whose answers got lost, lists that show more or less than is known, and the room that a cloud says it has."""
+
+from __future__ import annotations
+
+import msgspec
+from boss_script import BossScript, Peer, task
+
+from boss.core.effects import AskRoom, EndVm, ListVms, StartVm
+from boss.core.events import BrokerLost, MessageArrived, RoomSeen, VmRefused, VmsListed, VmStarted
+from ecloud import wire
+from ecloud.wire import Envelope
+
+EMPTY = VmsListed("p", frozenset(), {})
+
+
+def one_pool(maximum: int = 1, **config: float) -> BossScript:
+    return BossScript(**config).pool("p", maximum=maximum)
+
+
+def asked(script: BossScript) -> list[int]:
+    """The intents that the cloud was asked for since the last look."""
+    found = [call.vm_no for call in script.calls if isinstance(call, StartVm)]
+    script.calls = [call for call in script.calls if not isinstance(call, StartVm)]
+    return found
+
+
+def ended(script: BossScript) -> list[str]:
+    """The VMs whose end was asked for since the last look."""
+    found = [call.cloud_id for call in script.calls if isinstance(call, EndVm)]
+    script.calls = [call for call in script.calls if not isinstance(call, EndVm)]
+    return found
+
+
+def lists(script: BossScript) -> int:
+    """How often the cloud was asked for its list since the last look."""
+    count = sum(1 for call in script.calls if isinstance(call, ListVms))
+    script.calls = [call for call in script.calls if not isinstance(call, ListVms)]
+    return count
+
+
+def shown(**vms: int) -> VmsListed:
+    """A list that shows these, each by its cloud id with its intent."""
+    return VmsListed("p", frozenset(vms), {vm_no: cloud_id for cloud_id, vm_no in vms.items()})
+
+
+def agent(script: BossScript, vm_no: int, nonce: str = "") -> Peer:
+    """A worker with the key of that VM reports for duty."""
+    peer = script.peers[f"w{vm_no}"] = Peer(f"w{vm_no}", "worker")
+    hello = wire.Hello("n", "worker", resources={"cpus": 1.0}, boot_nonce=nonce, home=f"h{vm_no}")
+    script.handle(MessageArrived(Envelope(wire.PROTOCOL_VERSION, peer.name, "", 0, hello), f"vm-{vm_no}"))
+    peer.session = script.take(peer, wire.Welcome).session
+    says(script, peer, vm_no, 1)
+    return peer
+
+
+def says(script: BossScript, peer: Peer, vm_no: int, number: int) -> None:
+    beat = Envelope(wire.PROTOCOL_VERSION, peer.name, peer.session, number, wire.Heartbeat(0))
+    script.handle(MessageArrived(beat, f"vm-{vm_no}"))
+
+
+# --- an answer that is lost -----------------------------------------------------------------------
+
+
+def test_an_intent_waits_as_long_as_its_call_may_be_under_way() -> None:
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    for _ in range(6):  # the call hangs, behind others in the queue
+        script.wait(40.0)
+        script.handle(msgspec.structs.replace(EMPTY, starting=frozenset({vm_no})))
+    assert script.store.vms[vm_no].state == "intended"
+    script.wait(60.0)
+    script.handle(EMPTY)
+    assert script.store.vms[vm_no].state != "gone", "the cloud may still work on a call that was given up"
+    script.wait(40.0)
+    script.handle(EMPTY)
+    vm = script.store.vms[vm_no]
+    assert (vm.state, vm.cause, vm.reason) == ("gone", "unanswered", "the cloud has no VM of this intent")
+
+
+def test_a_boss_that_was_killed_in_the_middle_of_a_call_waits_for_the_list_to_show_its_vm() -> None:
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    intended_at = script.now
+    script.wait(200.0)
+    script.start()
+    script.handle(EMPTY)
+    assert script.store.vms[vm_no].state == "intended"
+    script.wait(30.0)
+    script.handle(msgspec.structs.replace(shown(late=vm_no), since={vm_no: intended_at + 210.0}))
+    vm = script.store.vms[vm_no]
+    assert (vm.state, vm.cloud_id) == ("booting", "late")
+    assert vm.started_at == intended_at + 210.0, "its life began when the cloud says, not when it was found"
+    assert asked(script) == []
+
+
+def test_a_clock_of_the_cloud_that_is_wrong_does_not_bend_a_vms_life() -> None:
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    intended_at = script.now
+    script.wait(5.0)
+    script.handle(msgspec.structs.replace(shown(late=vm_no), since={vm_no: 1.0}))
+    assert script.store.vms[vm_no].started_at == intended_at
+
+
+# --- VMs that nobody owns -------------------------------------------------------------------------
+
+
+def test_a_vm_that_nobody_owns_is_ended_after_a_grace_and_asked_again_until_it_is_gone() -> None:
+    script = one_pool()
+    script.handle(shown(lost=77))
+    assert ended(script) == []
+    script.wait(100.0)
+    assert lists(script) >= 8, "where something is wrong it looks often"
+    script.handle(shown(lost=77))
+    assert ended(script) == []
+    for _ in range(3):
+        script.wait(25.0)
+        script.handle(shown(lost=77))
+        assert ended(script) == ["lost"]
+    script.handle(EMPTY)
+    script.wait(200.0)
+    assert ended(script) == []
+
+
+def test_a_vm_that_came_up_after_its_intent_was_given_up_is_ended() -> None:
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    script.wait(100.0)
+    script.handle(EMPTY)
+    assert script.store.vms[vm_no].state == "gone"
+    (second,) = asked(script)
+    script.handle(VmStarted(second, "second"))
+    for _ in range(3):
+        script.wait(70.0)
+        script.handle(shown(lost=vm_no, second=second))
+    assert ended(script) == ["lost"]
+
+
+def test_a_vm_that_nobody_owns_may_finish_what_its_agent_runs_and_is_ended_when_that_has_left() -> None:
+    script = one_pool()
+    peer = agent(script, 77)
+    script.handle(shown(lost=77))
+    assert script.take(peer, wire.Drain).then_exit
+    for number in range(2, 12):
+        script.wait(30.0)
+        says(script, peer, 77, number)
+        script.handle(shown(lost=77))
+    assert ended(script) == []
+    goodbye = Envelope(wire.PROTOCOL_VERSION, peer.name, peer.session, 12, wire.Goodbye("drained"))
+    script.handle(MessageArrived(goodbye, "vm-77"))
+    script.handle(shown(lost=77))
+    assert ended(script) == ["lost"]
+
+
+def test_while_nobody_can_be_heard_no_vm_is_taken_for_nobodys() -> None:
+    script = one_pool()
+    script.handle(BrokerLost("no route"))
+    for _ in range(5):
+        script.wait(60.0)
+        script.handle(shown(lost=77))
+    assert ended(script) == []
+
+
+def test_the_cloud_is_asked_for_its_list_at_the_start_and_now_and_then_while_no_vm_is_known() -> None:
+    script = one_pool(list_idle_every_s=60.0)
+    script.wait(181.0)
+    assert lists(script) == 3
+    assert lists(BossScript().wait(1000.0)) == 0, "without a cloud there is nothing to ask"
+
+
+# --- one list for all pools of a cloud ------------------------------------------------------------
+
+
+def two_pools() -> BossScript:
+    script = BossScript().pool("p", maximum=2, cloud="one").pool("q", maximum=2, cloud="one", cpus=8.0)
+    return script.pool("here", maximum=2, cloud="local", cpus=16.0)
+
+
+def test_one_list_serves_all_pools_of_a_cloud() -> None:
+    script = two_pools()
+    script.push("r", task("a"), task("b", resources={"cpus": 8.0}), task("c", resources={"cpus": 16.0}))
+    small, large, here = asked(script)
+    script.handle(VmStarted(small, "1"), VmStarted(large, "2"), VmStarted(here, "3"))
+    script.wait(10.0)
+    assert lists(script) == 2
+    script.handle(VmsListed("q", frozenset({"2"}), {large: "2"}))
+    states = {no: script.store.vms[no].state for no in (small, large, here)}
+    assert states == {small: "gone", large: "booting", here: "booting"}
+
+
+def test_vms_of_a_pool_that_is_not_set_any_more_are_ended() -> None:
+    script = two_pools()
+    script.push("r", task("b", resources={"cpus": 8.0}))
+    (large,) = asked(script)
+    script.handle(VmStarted(large, "2"))
+    script.config = msgspec.structs.replace(script.config, pools=script.config.pools[:1])
+    script.start()
+    script.handle(VmsListed("p", frozenset({"2"}), {large: "2"}))
+    assert script.store.vms[large].reason == "its pool q is not set any more"
+    assert script.call(EndVm) == EndVm(large, "p", "2")
+    script.handle(EMPTY)
+    assert script.store.vms[large].state == "gone"
+
+
+# --- room -----------------------------------------------------------------------------------------
+
+
+def telling(maximum: int = 300) -> BossScript:
+    """A boss whose cloud tells how much room it has."""
+    script = BossScript(starts_under_way=400, starts_a_minute=1000).pool("p", maximum=maximum, tells_room=True)
+    with_one = script.ask("instantiate_worker", n=1)
+    assert isinstance(with_one, wire.RequestDone)
+    (first,) = asked(script)
+    script.handle(VmStarted(first, f"cloud-{first}"))
+    agent(script, first, script.store.vms[first].boot_nonce)
+    return script
+
+
+def notes(script: BossScript) -> list[str]:
+    answer = script.ask("plan")
+    assert isinstance(answer, wire.RequestDone)
+    return msgspec.json.decode(answer.text)["notes"]  # type: ignore[no-any-return]
+
+
+def test_room_is_read_before_anything_is_asked_for_and_bounds_it() -> None:
+    script = telling()
+    script.push("r", *(task(f"t{i}") for i in range(20)))
+    assert asked(script) == []
+    assert script.call(AskRoom).pool == "p"
+    script.handle(RoomSeen("p", 3, "network lab has 3 free addresses of 255"))
+    three = asked(script)
+    assert len(three) == 3
+    assert notes(script) == [
+        "pool p has room for 3 more VMs (network lab has 3 free addresses of 255); 3 asked for since"
+    ]
+    for vm_no in three:
+        script.handle(VmStarted(vm_no, f"cloud-{vm_no}"))
+    script.wait(3.0)
+    assert script.call(AskRoom).pool == "p"
+    script.handle(RoomSeen("p", 0, "network lab has 0 free addresses of 255"))
+    assert asked(script) == []
+    closed = script.store.tables.pools["p"]
+    assert closed.closed == "pool p has room for no more VMs (network lab has 0 free addresses of 255)"
+
+
+def test_a_plan_says_how_much_room_there_is_while_there_is_less_than_it_would_ask_for() -> None:
+    script = telling()
+    script.push("r", *(task(f"t{i}") for i in range(20)))
+    script.call(AskRoom)
+    script.handle(RoomSeen("p", 3, "user alice has a quota of 4 for VMS"))
+    assert len(asked(script)) == 3
+    assert "user alice has a quota of 4 for VMS" in notes(script)[0]
+
+
+def test_a_full_cloud_is_asked_less_and_less_often_and_recovers_by_itself() -> None:
+    script = telling()
+    script.push("r", *(task(f"t{i}") for i in range(20)))
+    waits = []
+    for _ in range(5):
+        script.call(AskRoom)
+        script.handle(RoomSeen("p", 0, "the hosts have room for 0"))
+        began = script.now
+        while not any(isinstance(call, AskRoom) for call in script.calls):
+            script.wait(1.0)
+            assert script.now - began < 500
+        waits.append(round(script.now - began))
+    assert waits == [15, 30, 60, 120, 120]
+    script.call(AskRoom)
+    script.handle(RoomSeen("p", 50, "the hosts have room for 50"))
+    assert len(asked(script)) > 1
+    assert script.store.tables.pools["p"].closed == ""
+
+
+def test_a_cloud_that_does_not_say_how_much_room_it_has_is_asked_for_vms() -> None:
+    script = telling()
+    script.push("r", *(task(f"t{i}") for i in range(20)))
+    script.call(AskRoom)
+    script.handle(RoomSeen("p", None))
+    assert len(asked(script)) == 18
+
+
+def test_a_refusal_makes_what_was_known_of_the_room_void() -> None:
+    script = telling()
+    script.push("r", *(task(f"t{i}") for i in range(5)))
+    script.call(AskRoom)
+    script.handle(RoomSeen("p", 50, "the hosts have room for 50"))
+    for vm_no in asked(script):
+        script.handle(VmRefused(vm_no, "no free address", 10.0, "less"))
+    script.wait(11.0)
+    assert asked(script) == []
+    assert script.call(AskRoom).pool == "p"
+
+
+def test_a_vm_that_ends_makes_room() -> None:
+    script = telling(maximum=4)
+    script.push("r", *(task(f"t{i}") for i in range(20)))
+    script.call(AskRoom)
+    script.handle(RoomSeen("p", 0, "the quota"))
+    script.handle(VmsListed("p", frozenset(), {}))
+    assert script.call(AskRoom).pool == "p"

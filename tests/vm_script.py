@@ -1,0 +1,42 @@
+"""What VMs do in a script for the boss: they are asked for, made, and their workers report."""
+
+from __future__ import annotations
+
+from boss_script import BossScript, Peer
+
+from boss.core.effects import StartVm
+from boss.core.events import MessageArrived, VmStarted
+from ecloud import wire
+from ecloud.wire import Envelope
+
+
+def vm_worker(script: BossScript, vm_no: int) -> Peer:
+    """The VM's worker reports for duty."""
+    vm = script.store.vms[vm_no]
+    peer = Peer(f"w{vm_no}", "worker")
+    hello = wire.Hello("n", "worker", resources=vm.size, boot_nonce=vm.boot_nonce, vm="x", home=f"h{vm_no}")
+    script.handle(MessageArrived(Envelope(1, peer.name, "", 0, hello), f"vm-{vm_no}"))
+    peer.session = script.take(peer, wire.Welcome).session
+    peer.number = 1
+    script.handle(MessageArrived(Envelope(1, peer.name, peer.session, 1, wire.Heartbeat(0)), f"vm-{vm_no}"))
+    return peer
+
+
+def started(script: BossScript) -> list[int]:
+    """Intents asked of the cloud since the last look."""
+    asked = [call.vm_no for call in script.calls if isinstance(call, StartVm)]
+    script.calls = [call for call in script.calls if not isinstance(call, StartVm)]
+    return asked
+
+
+def made(script: BossScript, *vm_nos: int) -> None:
+    script.handle(*(VmStarted(vm_no, f"cloud-{vm_no}") for vm_no in vm_nos))
+
+
+def script_with_one(script: BossScript) -> int:
+    """A pool of which one VM came up."""
+    script.ask("instantiate_worker", n=1)
+    (vm_no,) = started(script)
+    made(script, vm_no)
+    vm_worker(script, vm_no)
+    return vm_no

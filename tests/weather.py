@@ -1,0 +1,229 @@
+"""A whole cluster whose datastore is behind an sshd in bad weather: boss, two workers, a proxy in between that
+the tests command. Owns what it starts, tells a whole file under a final name from a torn or stale one, and asks `why`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cutting_proxy import CuttingProxy
+from doors import Doors
+from services import ROOT, Daemon, wait_until
+from sshd import Sshd
+
+from datastore.keys import public_line
+from ecloud import queries
+from ecloud.client import RequestRefused
+from ecloud.database import make_engine
+from ecloud.datastores import boss_key
+from ecloud.explain import why
+from ecloud.lookup import task
+
+WORKERS = 2
+PATIENCE_S = 90.0
+LINE = "{id} of attempt {attempt}\n"
+
+
+def lines_of(id: str, size: int) -> int:
+    """So many lines of a task are so many bytes."""
+    return size // len(LINE.format(id=id, attempt=1))
+
+
+def repeats(path: Path) -> str:
+    """The line of which a file is made, empty where it is made of several or has none whole."""
+    with path.open("rb") as file:
+        line = file.readline()
+        file.seek(0)
+        many = line * (1 << 20 - 5)
+        while piece := file.read(len(many)):
+            if piece != many[: len(piece)] or not piece.endswith(b"\n"):
+                return ""
+    return line.decode()
+
+
+class Weather:
+    """A boss, two workers, and a datastore on a machine of its own behind a proxy."""
+
+    def __init__(self, place: Path, **settings: Any) -> None:
+        self.place = place
+        self.root = place / "root"
+        self.root.mkdir()
+        self.gates = place / "gates"
+        self.gates.mkdir()
+        self.sshd = Sshd(place / "far away")
+        self.proxy = CuttingProxy(self.sshd.port)
+        # An sshd of root's, and what it starts, may be refused by a directory as anybody else.
+        if os.geteuid() == 0:
+            self.sshd.lacks = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+        self.daemon = Daemon(place / "daemon", POOLS=[{"name": "local", "maximum": 0}], **settings)
+        self.doors = Doors(place / "doors", self.daemon)
+        self.engine = make_engine(f"sqlite:///{self.daemon.home.database}")
+        self.address = str(self.sshd.address(self.root, self.proxy.port))
+        self.agents: list[subprocess.Popen[bytes]] = []
+        self._runs = 0
+
+    def start(self) -> None:
+        """Everything is up, and the boss knows where files are."""
+        self.sshd.start()
+        self.daemon.start()
+        self.agents = [self._agent(f"a{number}") for number in range(WORKERS)]
+        with self.sshd.authorized_keys.open("a") as file:
+            file.write(public_line(boss_key(self.daemon.home)) + "\n")
+        self.doors.admin("set_datastore", self.address)
+        wait_until(lambda: len(self.workers()) == WORKERS, what="the workers are on duty")
+
+    def end(self) -> None:
+        self.engine.dispose()
+        for agent in self.agents:
+            agent.kill()
+            agent.wait()
+        self.daemon.end()
+        self.proxy.close()
+        self.sshd.close()
+
+    def _agent(self, name: str) -> subprocess.Popen[bytes]:
+        """A worker that is no VM: nobody ends it but its test."""
+        command = [sys.executable, "-m", "worker", str(self.daemon.home.client_access), "--gpus", "", "--cpus", "4"]
+        command += ["--home", str(self.place / "daemon" / name), "--memory_mb", "500"]
+        with (self.place / f"{name}.stderr").open("ab") as words:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self.daemon.environment, stdin=subprocess.DEVNULL, stdout=words, stderr=words
+            )
+
+    def workers(self) -> list[str]:
+        """Those on duty."""
+        return [worker.worker for worker in queries.workers(self.engine, ("up",))]
+
+    def agent_of(self, worker: str) -> subprocess.Popen[bytes]:
+        """The process behind a name."""
+        (row,) = (row for row in queries.workers(self.engine) if row.worker == worker)
+        (agent,) = (agent for agent in self.agents if agent.pid == row.pid)
+        return agent
+
+    # --- weather ------------------------------------------------------------------------------------
+
+    def clear_up(self) -> None:
+        """Whatever was wrong is right again."""
+        self.proxy.let_go()
+        self.proxy.cut_every = self.proxy.delay_s = 0
+        if self.sshd.process is None:
+            self.sshd.start()
+
+    def largest_file(self, size: int | None) -> None:
+        """The datastore takes no more of any file, as if its disk were full; None: there is room again."""
+        process = self.sshd.process
+        assert process is not None
+        _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard if size is None else size, hard))
+        self.sshd.cut()
+
+    def move_to(self, address: str) -> None:
+        """The boss is told of an address that nobody tries first; it refuses while an attempt is under way."""
+        noted = queries.context(self.engine)
+        told = {name: noted[f"datastore_{name}"] for name in ("host_key", "python", "gate")}
+
+        def is_done() -> bool:
+            with contextlib.suppress(RequestRefused), self.daemon.client() as client:
+                return bool(client.request("set_datastore", address=address, **told).text)
+            return False
+
+        wait_until(is_done, PATIENCE_S, f"files are at {address}")
+
+    # --- tasks --------------------------------------------------------------------------------------
+
+    def begin(self, *tasks: dict[str, Any]) -> str:
+        """Push a run; its name."""
+        self._runs += 1
+        run = f"run{self._runs}"
+        self.doors.push(self.doors.write(f"{run}.json", list(tasks)))
+        return run
+
+    def makes(self, id: str, lines: int = 100, gate: str = "", **fields: Any) -> dict[str, Any]:
+        """A task with one result of so many lines that tell task and attempt; first it waits until `gate` is open."""
+        wait = f"while [ ! -e '{self.gates / gate}' ]; do sleep 0.1; done" if gate else "true"
+        made = f'yes "{id} of attempt $ECLOUD_ATTEMPT" | head -n {lines} > out'
+        return {"id": id, "commands": [wait, made], "results": [["out", f"made/{id}"]], "retries": 0, **fields}
+
+    def open(self, gate: str) -> None:
+        (self.gates / gate).touch()
+
+    def runs(self, *tasks: str) -> None:
+        wait_until(lambda: all(task(self.engine, id).state == "running" for id in tasks), what=f"{tasks} run")
+
+    def why(self, id: str, *told: str) -> None:
+        """The reason that a person gets."""
+        said = ""
+
+        def is_told() -> bool:
+            nonlocal said
+            reasons = why(self.engine, id)
+            said = "\n".join((reasons.sentence, *reasons.layers))
+            return all(word in said for word in told)
+
+        try:
+            wait_until(is_told, PATIENCE_S)
+        except pytest.fail.Exception:
+            pytest.fail(f"why {id} says {said!r}, not {told}")
+
+    def is_over(self, run: str, count: int) -> None:
+        """All its tasks succeeded."""
+
+        def states() -> dict[str, int]:
+            counts = queries.run_status(self.engine, run).states
+            return {state: count for state, count in counts.items() if count}
+
+        wait_until(lambda: states().keys() <= {"succeeded", "failed", "aborted"}, PATIENCE_S, f"{run} is over")
+        assert states() == {"succeeded": count}
+
+    def ends(self, run: str, *ids: str, lines: int = 100) -> None:
+        """All succeeded, whole, and without a retry."""
+        self.is_over(run, len(ids))
+        for id in ids:
+            self.is_whole(run, id, lines)
+        self.nothing_is_torn()
+
+    def is_whole(self, run: str, id: str, lines: int) -> None:
+        told = task(self.engine, id, run)
+        assert told.retries_used == 0
+        if not told.definition.results:
+            return
+        attempt = max(attempt.number for attempt in told.attempts if attempt.state == "ended")
+        path, line = self.root / "made" / id, LINE.format(id=id, attempt=attempt)
+        assert path.stat().st_size == len(line) * lines, f"{id} is torn or stale"
+        assert repeats(path) == line, f"{id} is torn or stale"
+
+    def made(self) -> list[str]:
+        """What is under a final name."""
+        made = self.root / "made"
+        return os.listdir(made) if made.exists() else []
+
+    def nothing_is_torn(self) -> None:
+        """Every file under a final name is of one task and one attempt, from its first to its last line."""
+        for path in [self.root / "made" / name for name in self.made()]:
+            assert repeats(path).startswith(f"{path.name} of attempt "), f"{path} is torn"
+
+
+@pytest.fixture(scope="module")
+def weathered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weather]:
+    """One for all stories of a file."""
+    weather = Weather(tmp_path_factory.mktemp("weather"), DATASTORE_STALL_S=2.0)
+    try:
+        weather.start()
+        yield weather
+    finally:
+        weather.end()
+
+
+@pytest.fixture
+def weather(weathered: Weather) -> Iterator[Weather]:
+    """It is fine again after each story."""
+    yield weathered
+    weathered.clear_up()
