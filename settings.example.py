@@ -43,8 +43,8 @@ OPENNEBULA_PASSWORD = ""
 OPENNEBULA_CA = ""
 OPENNEBULA_PROXY = ""
 
-# Templates of the machines that the cluster rests on, where these are VMs too: `admin.py start` finds the one VM of each
-# that runs and notes its address; `start --create` makes it where there is none. Nothing ever ends them.
+# Templates of the machines that the cluster rests on, where these are VMs too: `admin.py start` finds the one VM of
+# each that runs and notes its address; `start --create` makes it where there is none. Nothing ever ends them.
 # The broker's machine, in place of BROKER_HOST.
 BOSS_TEMPLATE = ""
 # The datastore's, in place of DATASTORE; DATASTORE_AT is its address as for set_datastore, with * for the host:
@@ -81,8 +81,8 @@ VM_ORPHAN_S = 120.0
 END_VMS_S = 900.0
 # VM-hours in any 24 hours after which none is started by itself; 0: no limit. What a person asks for is started.
 VM_HOURS_PER_DAY = 0.0
-# VM-hours that the tasks of one run may take, after which none is started for its work; what runs goes on. `push_tasks.py
-# --vm_hours H` asks for another for its run. 0: no limit. docs/scaling.md says what counts.
+# VM-hours that the tasks of one run may take, after which none is started for its work; what runs goes on.
+# `push_tasks.py --vm_hours H` asks for another limit for its run. 0: no limit. docs/scaling.md says what counts.
 VM_HOURS_PER_RUN = 0.0
 # A shell command that tells a person of what only a person can mend: VMs that do not end, a pool whose boots fail, a
 # budget that is used up, a datastore that is long away. It gets the text on its standard input and in ECLOUD_TEXT, what

@@ -1,7 +1,7 @@
 """How fast the simulation itself is: task completions per CPU second, 1,000 workers, nothing going wrong.
 
-Everything as in `make sim`: the real cores, every message through the real wire, the checker after each event. Each turn
-runs in a process of its own; what counts is its CPU time, from the first push until all is settled.
+Everything as in `make sim`: the real cores, every message through the real wire, the checker after each event. Each
+turn runs in a process of its own; what counts is its CPU time, until all is settled.
 """
 
 from __future__ import annotations

@@ -132,6 +132,8 @@ class Calls:
         self._datastore_pool.shutdown(wait=False, cancel_futures=True)
         self._cloud_pool.shutdown(wait=False, cancel_futures=True)
         self._visit_pool.shutdown(wait=False, cancel_futures=True)
+        for visitor in self._visitors.values():
+            visitor.close()
 
     def _safely(self, call: Call, make: Callable[[Call], Event | None]) -> None:
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datastore.directory import parts_of, remove
+from datastore.fetching_small import write_new
 from datastore.gate import PIECE
 from datastore.link import Again, Link, Pipeline
 from datastore.port import BadName, DatastoreAway, Entry, NotThere
@@ -294,14 +295,14 @@ class _Fetch:
             frames, body, names = self._pipeline.take()
         except NotThere as gone:
             raise Again(str(gone)) from gone
-        at = 0
+        view, at = memoryview(body), 0
         for name, (row, length) in zip(names, frames[0]["files"]):
             if length < 0 or row[1] != rows[name][1] or row[3] != rows[name][3]:
                 raise Again(f"{name} was replaced while it was read")
-            file = self._open[name] = _File(self._path(name), row)
-            file.write({}, body[at : at + length])
-            del self._open[name]
-            file.finish()
+            data = view[at : at + length]
+            if len(data) != row[1] or (row[4] and hashlib.sha256(data).hexdigest() != row[4]):
+                raise Again(f"{name} did not arrive as it was sent")
+            write_new(self._path(name), data, row[2], row[3])
             at += length
 
     def _one_of_tree(self, name: str, listed: Row) -> None:

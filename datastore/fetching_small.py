@@ -39,11 +39,12 @@ def fetch_small(link: Link, wanted: list[tuple[str, Path]], most_bytes: int) -> 
         pieces.append(data)
         at += length
     for (_, to), data, (row, _) in zip(wanted, pieces, frames[0]["files"]):
-        _write(to, data, row[2], row[3])
+        write_new(to, data, row[2], row[3])
     return found
 
 
-def _write(to: Path, data: memoryview, mode: int, mtime_ns: int) -> None:
+def write_new(to: Path, data: memoryview, mode: int, mtime_ns: int) -> None:
+    """A new file with these bytes, or none."""
     flags = os.O_CREAT | os.O_EXCL | WRITE
     try:
         handle = os.open(to, flags, 0o600)

@@ -71,7 +71,7 @@ def recognise(visit: Visit, vm_no: int, boot_nonce: str) -> Cause | None:
     )
 
 
-def _without_contact(visit: Visit) -> Cause | None:
+def _without_contact(visit: Visit) -> Cause:
     said = f" ({visit.said})" if visit.said else ""
     if visit.contact == "changed":
         return Cause(
@@ -98,7 +98,7 @@ def _without_contact(visit: Visit) -> Cause | None:
             f"its cloud says that it runs, but {what}{said}: a guest without contextualization packages, or whose "
             "CONTEXT disk is missing, has no network and no start script. Look at its console, its NIC and its image",
         )
-    return None
+    return Cause("broken visit", f"a visit by SSH broke off{said}; it is made again")
 
 
 def _another_machine(visit: Visit, vm_no: int, boot_nonce: str) -> Cause | None:

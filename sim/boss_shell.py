@@ -255,7 +255,7 @@ class BossProcess:
         except CommitRefused as error:
             self.world.tell(self.name, f"leaves a batch out: {error}")
             self._begin()
-        if self.world.now - self._renewed_at >= RENEW_S:
+        if self.world.now >= self._renewed_at + RENEW_S:
             self._renewed_at = self.world.now
             if self.world.now >= self.store_parted_until:
                 self.store.renew(self.now)

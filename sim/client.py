@@ -14,7 +14,8 @@ from sim.world import World
 AGAIN_S = 2.0
 """What is not answered is said again after this."""
 HEARTBEAT_S = 3.0
-CHUNK = 8
+CHUNK, MOST_CHUNKS = 8, 40
+"""Tasks in a chunk, as small as makes several of a small push; a large one is cut like a real one's, into as many."""
 
 
 class Wish(msgspec.Struct, eq=False):
@@ -43,7 +44,8 @@ class Client:
 
     def push(self, push_id: str, options: wire.PushOptions, tasks: list[TaskDefinition]) -> None:
         """Wish that these tasks are taken."""
-        pieces = [tuple(tasks[start : start + CHUNK]) for start in range(0, len(tasks), CHUNK)]
+        size = max(CHUNK, len(tasks) // MOST_CHUNKS)
+        pieces = [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
         self._wish(
             push_id,
             tuple(wire.SubmitTasks(push_id, k, len(pieces), options, piece) for k, piece in enumerate(pieces)),

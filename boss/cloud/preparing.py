@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,6 +35,8 @@ VISIT_S = 180.0
 """A whole visit; a bundle of 1 MB over a slow line is the longest part."""
 MAX_ANSWER_BYTES = 100_000
 CHUNK_BYTES = 65_536
+NO_EXIT_CODE = -1
+"""What paramiko says where a channel was closed without one."""
 
 
 class Broken(Exception):
@@ -52,20 +55,41 @@ class Visitor:
         self._bundles = bundles
         self._user = user
         self._port = port
+        self._lock = threading.Lock()
+        self._guests: set[Guest] = set()
+        """Those that are visited now."""
+        self._closed = False
+
+    def close(self) -> None:
+        """Break off every visit, so that none holds up a boss that leaves; begin none any more."""
+        with self._lock:
+            self._closed = True
+            guests = tuple(self._guests)
+        for guest in guests:
+            guest.close()
 
     def visit(self, call: VisitVm) -> VmVisited:
         """Look, and prepare where the call says so. Never raises for what is the guest's fault."""
         begun = time.monotonic()
         done: dict[str, float] = {}
         guest = Guest(call.address, self._port, self._user, self._key, call.host_key, begun + VISIT_S)
+        with self._lock:
+            self._guests.add(guest)
+            closed = self._closed
         try:
+            if closed:
+                raise Broken("broken", "the boss leaves")
             guest.open()
             done["ssh"] = time.monotonic()
             visit = self._inside(guest, call, done)
         except Broken as error:
             visit = Visit(error.contact, said=str(error))
+        except Refused as error:  # a guest that can't even be looked at
+            visit = Visit("broken", said=f"what is there can't be looked at: {error}")
         finally:
             guest.close()
+            with self._lock:
+                self._guests.discard(guest)
         now = time.monotonic()
         ago_s = {step: now - at for step, at in done.items()}
         host_key = call.host_key or (guest.shown if visit.contact == "ok" else "")
@@ -221,6 +245,8 @@ class Guest:
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise Broken("broken", f"{self._where}: {_words(error)}") from error
         text = told.decode("utf-8", "replace")
+        if code == NO_EXIT_CODE:
+            raise Broken("broken", f"{self._where}: the connection was cut, or the command killed")
         if code != 0:
             last = text.strip().splitlines()[-1:] or [f"exit code {code}"]
             raise Refused(last[0])

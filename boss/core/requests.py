@@ -346,7 +346,7 @@ class Requests:
 
     def _set_context(self, request: Request, now: float) -> Answer:
         key, value = str(request.arguments.get("key") or ""), str(request.arguments.get("value") or "")
-        if not key or len(key) > 100 or key == "cluster_id":
+        if not key or len(key) > 100 or key == "cluster_id" or "/" in key:  # names with a stroke are the boss's own
             raise RequestRefused("request", f"{key!r} can't be set in the context")
         self._outbox.writes.context[key] = value
         return 1, f"{key} set", (key,)

@@ -37,10 +37,8 @@ def test_one_that_fails_or_hangs_is_logged_and_the_next_is_told(
     out = tmp_path / "out"
     command = f"case $ECLOUD_CAUSE in fails) echo no mail here >&2; exit 3;; hangs) sleep 300;; *) touch {out};; esac"
     hook = Hook(command, limit_s=1.0)
-    began = time.monotonic()
     for cause in ("fails", "hangs", "works"):
         hook.tell(TellPerson(cause, f"{cause} happened"))
-    assert time.monotonic() - began < 1.0, "nobody waits for it"
     eventually(out.exists)
     assert "HOOK_COMMAND, told of fails, ended with 3: no mail here" in caplog.messages
     assert "HOOK_COMMAND, told of hangs, had not ended after 1 s and was killed" in caplog.messages

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import getpass
 import os
+import queue
 import signal
-from collections.abc import Callable, Iterator
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -14,13 +17,18 @@ import pytest
 from guests import Guest
 from services import HOST, free_port, wait_until
 
+from boss.calls import Calls
+from boss.cloud.local import LocalCloud
 from boss.cloud.preparing import Visitor
+from boss.cloud.provider import VmFound
 from boss.cloud.start_script import encoded, merged_context, variables
-from boss.core.effects import VisitVm
-from boss.core.events import VmVisited
+from boss.core.effects import ListVms, VisitVm
+from boss.core.events import Event, VmsListed, VmVisited
+from boss.storage import Storage
 from boss.wheels import Bundles
 from datastore.keys import make_key
 from ecloud.causes import recognise
+from ecloud.home import Home
 from ecloud.secrets import AccessFile
 
 NewGuest = Callable[..., Guest]
@@ -32,12 +40,24 @@ class Boss:
     """What the boss needs for visits: a key and bundles."""
 
     def __init__(self, home: Path) -> None:
-        self.public_key = make_key(home / "vm.key", "boss")
+        self.home = home
+        self.key = home / "vm.key"
+        self.public_key = make_key(self.key, "boss")
         self.bundles = Bundles(home)
-        self.visitor = Visitor(home / "vm.key", self.bundles, getpass.getuser(), PORT)
+        self.visitor = Visitor(self.key, self.bundles, getpass.getuser(), PORT)
 
     def visit(self, guest: Guest, host_key: str = "", prepare: bool = True, boot_nonce: str = NONCE) -> VmVisited:
         return self.visitor.visit(VisitVm(1, "big", guest.address, boot_nonce, host_key, prepare))
+
+
+class NoVms(LocalCloud):
+    """A cloud that lists none."""
+
+    def __init__(self) -> None:
+        """It needs nothing."""
+
+    def list(self, known: Mapping[str, int] = {}) -> list[VmFound]:
+        return []
 
 
 @pytest.fixture
@@ -238,3 +258,41 @@ def test_a_home_that_can_t_be_written(new_guest: NewGuest, boss: Boss) -> None:
     visited = boss.visit(guest)
     assert "can't be written" in visited.visit.home
     assert guest.agents() == {}
+
+
+def test_fifty_vms_that_never_answer_hold_up_no_other_call(boss: Boss) -> None:
+    """Each takes a connection and says nothing."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with socket.create_server((HOST, 0), backlog=64) as silent:
+        visitor = Visitor(boss.key, boss.bundles, getpass.getuser(), silent.getsockname()[1])
+        calls = Calls(Storage(Home(boss.home), "c0ffee"), {"big": NoVms()}, {}, events.put, visitors={"big": visitor})
+        for vm_no in range(50):
+            calls.make(VisitVm(vm_no, "big", HOST, NONCE, "", True))
+        calls.make(ListVms("big"))
+        first = events.get(timeout=30)
+        calls.close()
+    assert isinstance(first, VmsListed)
+    visited = events.get(timeout=60)
+    assert isinstance(visited, VmVisited)
+    assert visited.visit.contact != "ok"
+
+
+def test_a_boss_that_leaves_breaks_its_visits_off(new_guest: NewGuest, boss: Boss) -> None:
+    guest = new_guest()
+    slow = guest.root / "root/.bashrc"  # what a shell that is entered by SSH runs first
+    slow.write_text("touch $HOME/entered; sleep 100\n")
+    found: queue.SimpleQueue[VmVisited] = queue.SimpleQueue()
+    thread = threading.Thread(target=lambda: found.put(boss.visit(guest)))
+    thread.start()
+    wait_until((guest.root / "root/entered").exists, what="a visit that is under way")
+    boss.visitor.close()
+    assert found.get(timeout=30).visit.contact == "broken"
+    thread.join(30)
+    assert boss.visit(guest).visit.said == "the boss leaves"
+
+
+def test_a_guest_that_runs_no_command_is_said_to_be_so(new_guest: NewGuest, boss: Boss) -> None:
+    guest = new_guest()
+    (guest.root / "root/.bashrc").write_text("echo 'This account is not available.'; exit 1\n")
+    visited = boss.visit(guest)
+    assert visited.visit.said == "what is there can't be looked at: This account is not available."

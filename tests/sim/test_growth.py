@@ -44,13 +44,19 @@ class SteadyDay(Simulation):
             "rows of attempts": len(tables.attempts),
             "rows of pushes": len(tables.pushes),
             "rows of workers": len(tables.workers),
+            "rows of VMs": len(tables.vms),
+            "rows of pools": len(tables.pools),
+            "rows of boots": len(tables.boots),
+            "rows of the context": len(tables.context),
             "definitions": len(tables.stored),
+            "labels": len(tables.labels),
+            "times of change": len(tables.changed_at),
         }
         return {**memory.sizes(core), **rows}
 
 
 def test_a_day_of_steady_load_leaves_memory_and_tables_flat() -> None:
-    size = Size(runs=(0, 0), wishes=(0, 0), workers=(3, 3), troubled_s=1e9)
+    size = Size(runs=(0, 0), wishes=(0, 0), workers=(3, 3), troubled_s=1e9, most_steps=1_000_000)
     sim = SteadyDay(5, Faults(), size)
     most: dict[str, list[int]] = {}
     pushes = 0

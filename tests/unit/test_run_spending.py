@@ -138,3 +138,10 @@ def test_it_reckons_as_the_ledger_does() -> None:
     for run_no, seconds in zip((1, 2), reckoned):
         assert sum(division.runs[run_no].values()) / MICRO == pytest.approx(seconds, abs=6.0)
     assert sum(reckoned) == pytest.approx(script.now - vm.started_at, abs=6.0)
+
+
+def test_the_boss_s_own_notes_are_nobody_s_to_set() -> None:
+    script = BossScript(vm_hours_per_run=1.0).pool("p", maximum=1)
+    answer = script.ask("set_context", key="spent/1", value="much")
+    assert isinstance(answer, wire.Refused)
+    assert script.start().store.tables.context.keys() == {"cluster_id"}

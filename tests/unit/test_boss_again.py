@@ -1,0 +1,82 @@
+"""What is said again because it got lost, and what must never be given again: stories of the boss's core."""
+
+from __future__ import annotations
+
+import pytest
+from boss_script import BossScript, task
+
+from boss.core.balance import MOST_EACH
+from ecloud import wire
+from ecloud.tasks import Cause
+
+
+@pytest.fixture
+def script() -> BossScript:
+    return BossScript()
+
+
+def numbers(script: BossScript, id: str) -> list[int]:
+    """Of all attempts of the task that were ever given."""
+    return sorted(number for task_no, number in script.store.attempts if task_no == script.names[id])
+
+
+def test_an_undrain_that_got_lost_is_said_again_to_who_gives_tasks_back(script: BossScript) -> None:
+    """The worker rests and the boss does not know: what it is given comes back with that reason."""
+    w1 = script.worker("w1")
+    script.ask("drain_worker", workers=["w1"])
+    script.take(w1, wire.Drain)
+    script.push("r", task("a"))
+    script.ask("undrain_worker", workers=["w1"])
+    script.take(w1, wire.Undrain)  # lost on its way
+    script.starts(w1, "a").returned(w1, "a", reason=wire.DRAINING)
+    script.take(w1, wire.Undrain)
+    script.nothing_else().states(a="ready")
+    script.beats(w1).starts(w1, "a").ended(w1, "a").stored(w1, "a").states(a="succeeded")
+
+
+def test_a_drain_that_got_lost_is_said_again_with_each_heartbeat(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    script.ask("drain_worker", workers=["w1"])
+    script.take(w1, wire.Drain)  # lost on its way
+    script.beats(w1).take(w1, wire.Drain)
+    script.nothing_else()
+
+
+def test_a_cancelled_task_that_is_done_again_has_a_new_number_with_the_next_boss(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    script.push("r", task("a"))
+    script.starts(w1, "a").started(w1, "a")
+    script.ask("cancel", run="r")
+    script.stops(w1, "a").ended(w1, "a", cause=Cause.STOPPED).stored(w1, "a").states(a="cancelled")
+    script.start()
+    w2 = script.worker("w2")
+    script.ask("redo_task", run="r")
+    script.starts(w2, "a")
+    assert numbers(script, "a") == [1, 2]
+
+
+def test_an_attempt_that_nobody_waits_for_any_more_keeps_its_number_for_itself(script: BossScript) -> None:
+    """Replaced while it was given; its end is written with the count, although the task has gone on without it."""
+    w1 = script.worker("w1")
+    script.push("r", task("a"))
+    script.starts(w1, "a")
+    script.push("r", task("a", commands=("false",)), merge_strategy="replace")
+    script.stops(w1, "a")
+    script.hear(w1, wire.Goodbye("its machine ends"))
+    given = numbers(script, "a")
+    script.start()
+    w2 = script.worker("w2")
+    script.starts(w2, "a")
+    assert len(numbers(script, "a")) == len(given) + 1
+    assert numbers(script, "a")[-1] > given[-1]
+
+
+def test_no_more_is_asked_back_than_the_idle_ones_would_begin(script: BossScript) -> None:
+    """Guesses are poor where short tasks have waited long: the idle worker gets some, not all that wait anywhere."""
+    w1 = script.worker("w1")
+    ids = [f"t{index}" for index in range(100)]
+    script.push("r", *(task(id, runtime_s=0.001) for id in ids))
+    script.starts(w1, *ids).started(w1, "t0")
+    script.worker("w2")
+    script.wait(1.1)
+    assert len(script.take(w1, wire.ReturnTasks).attempts) == MOST_EACH
