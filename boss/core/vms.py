@@ -28,6 +28,8 @@ from boss.core.timers import Timers
 
 ASK_AGAIN_S = 15.0
 """An end that the cloud's list does not confirm is asked for again."""
+CONFIRM_S = 2.0
+"""After an end was asked for, the list that may confirm it comes no later than this: who stops all VMs waits for it."""
 MANY_WORKERS = 50
 """With more than these, capacity is planned less often: a plan looks at each of them, which costs 15 µs."""
 PLAN_EVERY_S_A_WORKER = 0.001
@@ -221,6 +223,7 @@ class Vms:
             self._asked_at[vm.vm_no] = now
             self._replace(vm, end_asked=vm.end_asked + 1)
             self._outbox.call(EndVm(vm.vm_no, self._shown_by.get(vm.vm_no, vm.pool), vm.cloud_id))
+            self._list_no_later(now + CONFIRM_S)
 
     # --- facts -----------------------------------------------------------------------------------
 
