@@ -275,6 +275,17 @@ class Writing:
             part = [text(name) for name in writes.dropped_workers[start : start + ROWS_A_STATEMENT]]
             marks = ", ".join("?" * len(part))
             connection.exec_driver_sql(self._sql(f"DELETE FROM workers WHERE worker IN ({marks})"), tuple(part))
+        if writes.gone_before:
+            self._forget_machines(writes.gone_before)
+
+    def _forget_machines(self, gone_before: float) -> None:
+        over = "SELECT vm_no FROM vms WHERE state = 'gone' AND gone_at < ?"
+        for statement in (
+            f"DELETE FROM boots WHERE vm_no IN ({over})",
+            "DELETE FROM vms WHERE state = 'gone' AND gone_at < ?",
+            "DELETE FROM workers WHERE state IN ('gone', 'lost') AND since < ?",
+        ):
+            self._connection.exec_driver_sql(self._sql(statement), (gone_before,))
 
     def _drop(self, writes: Writes) -> None:
         self._drop_tasks(writes.dropped_tasks)

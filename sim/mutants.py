@@ -122,7 +122,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "newest-process": Mutant(
         "the order of Hellos: a late word of a dead process replaces the one that lives",
-        ("fenced", "outcome-kept"),
+        ("fenced", "outcome-kept", "settles"),
         ((Duty, "is_outdated", mutations.any_process_replaces),),
         faults.Faults(delay=0.3, worker_death=0.1, boss_death=0.01),
     ),
@@ -158,7 +158,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "epoch": Mutant(
         "the epoch: a boss that was deposed goes on writing",
-        ("one-boss",),
+        ("one-boss", "write-then-speak"),
         ((Store, "_require_leading", mutations.anybody_leads),),
     ),
     "push-id": Mutant(

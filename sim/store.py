@@ -185,6 +185,15 @@ class Store:
         tables.revoked_keys |= writes.revoked_keys
         for worker in writes.dropped_workers:
             tables.workers.pop(worker, None)
+        over = [vm for vm in tables.vms.values() if vm.state == "gone" and (vm.gone_at or 0.0) < writes.gone_before]
+        for vm in over if writes.gone_before else ():
+            del tables.vms[vm.vm_no]
+            tables.boots.pop(vm.vm_no, None)
+        if writes.gone_before:
+            left = [row for row in tables.workers.values() if row.state in ("gone", "lost")]
+            for row in left:
+                if row.since < writes.gone_before:
+                    del tables.workers[row.worker]
 
     def _drop(self, writes: Writes) -> None:
         tables = self.tables

@@ -68,6 +68,9 @@ FIRST_BACKOFF_S = 0.5
 """Before a datastore call is made again; doubled each time up to `LAST_BACKOFF_S`."""
 LAST_BACKOFF_S = 30.0
 ARCHIVE_EVERY_S = 600.0
+LEAST_KEPT_S = 2 * 86400.0
+"""VMs and workers that are over are kept for as long as runs, and for this at least: the budget of a day is counted
+from them."""
 
 
 class Boss:
@@ -339,6 +342,7 @@ class Boss:
                 self.book.forget_run(run_no)
                 self.runtimes.forget_run(run_no)
                 self.watchers.forget_run(run_no)
+        self._outbox.writes.gone_before = max(0.0, now - max(self.config.keep_runs_s, LEAST_KEPT_S))
 
     def _forget_silent_clients(self, now: float) -> None:
         self._timers.set(now + self.config.lease_s, self._forget_silent_clients)

@@ -184,6 +184,8 @@ class Writes(msgspec.Struct):
     dropped_tasks: list[int] = msgspec.field(default_factory=list)
     dropped_runs: list[int] = msgspec.field(default_factory=list)
     dropped_workers: list[str] = msgspec.field(default_factory=list)
+    gone_before: float = 0.0
+    """VMs and workers that were over before this are forgotten; 0: none are."""
 
     @property
     def is_empty(self) -> bool:

@@ -15,6 +15,7 @@ from boss.core.effects import SelectTasks
 from boss.core.merging import row_of
 from boss.core.rows import (
     AttemptRow,
+    BootRow,
     PushAnswered,
     RunRow,
     TaskMoved,
@@ -224,6 +225,24 @@ def test_workers_and_vms_come_back_as_they_went_while_they_live(store: AnyStore)
     assert snapshot.next_vm_no == 3
     write(store, dropped_workers=["w1", "w2"])
     assert store.load().workers == []
+
+
+def test_machines_that_were_gone_long_ago_are_forgotten_and_no_other(store: AnyStore) -> None:
+    vm = VmRow(1, "local", "gone", NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", gone_at=NOW)
+    later = msgspec.structs.replace(vm, vm_no=2, gone_at=NOW + 9)
+    alive = msgspec.structs.replace(vm, vm_no=3, state="ending", gone_at=None)
+    worker = WorkerRow("w1", "vm-1", "up", NOW, NOW, Hello("n", "worker"), 3)
+    write(
+        store,
+        workers={"w1": worker, "w2": msgspec.structs.replace(worker, worker="w2", state="lost")},
+        vms={1: vm, 2: later, 3: alive},
+        boots={no: BootRow(no) for no in (1, 2, 3)},
+    )
+    write(store, gone_before=NOW + 5)
+    snapshot = store.load()
+    assert (snapshot.past_vms, snapshot.vms, snapshot.next_vm_no) == ([later], [alive], 4)
+    assert [row.vm_no for row in snapshot.boots] == [3]
+    assert [row.worker for row in snapshot.workers] == ["w1"]
 
 
 def test_runs_pushes_context_and_keys_come_back(store: AnyStore) -> None:
