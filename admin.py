@@ -426,7 +426,7 @@ def drop_context(keys: tuple[str, ...], as_json: bool) -> int:
     """Forget notes of the context [boss_address and the datastore: files are in the usual place from now on]."""
     from ecloud import asking
 
-    return asking.ask("drop_context", as_json, keys=list(keys))
+    return asking.drop_context(keys, as_json)
 
 
 @action

@@ -20,6 +20,7 @@ from ecloud.broker import BrokerAddress, BrokerConnection
 from ecloud.client import Client
 from ecloud.secrets import AccessFile
 from ecloud.tasks import Cause, Dependency, Outcome, TaskDefinition
+from ecloud.topics import boss_topic, peer_topic
 from ecloud.wire import AttemptName, Envelope, HeldAttempt, PushOptions
 
 TASKS = 40_000
@@ -42,8 +43,8 @@ class SimulatedWorker:
         self.is_on_duty = threading.Event()
         self._access = access
         self._key = access.key_bytes
-        self._to_boss = wire.boss_topic(access.cluster_id, name)
-        self._from_boss = wire.peer_topic(access.cluster_id, name)
+        self._to_boss = boss_topic(access.cluster_id, name)
+        self._from_boss = peer_topic(access.cluster_id, name)
         self._session = ""
         self._number = self._seen = 0
         self._unanswered: dict[tuple[int, int], None] = {}

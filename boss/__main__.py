@@ -412,7 +412,7 @@ def _pool(pool: PoolSettings, settings: Settings) -> PoolConfig:
         cloud=pool.cloud,
         tells_room=pool.cloud != "local",
         visited=pool.cloud == "opennebula",
-        prepared=pool.code == "ssh",
+        gets_code=pool.code == "ssh",
     )
 
 

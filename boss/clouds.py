@@ -180,14 +180,14 @@ def _say(pool: str, cloud: Provider) -> Said:
     try:
         room = cloud.room()
     except CredentialsWrong as error:
-        return Said(pool, str(error), "mend OPENNEBULA_USER and OPENNEBULA_PASSWORD")
+        return Said(pool, str(error), "mend settings.py; nothing starts there until then")
     except GivePoolUp as error:
         return Said(pool, str(error), "mend the pool in POOLS, or its template")
     except (TryLater, AskForLess, Gone) as error:
         return Said(pool, str(error), "mend OPENNEBULA_URL where that is wrong; else it is tried again by itself")
     if room.vms is None:
         return Said(pool, "lets us in")
-    text = f"has room for {room.vms} VMs ({room.reason})"
+    text = f"has room for {room.vms} {'VM' if room.vms == 1 else 'VMs'} ({room.reason})"
     return Said(pool, text, "" if room.vms else "make room there, or let another pool take over")
 
 

@@ -135,12 +135,6 @@ def select(connection: Connection, wanted: SelectTasks) -> tuple[list[RunImage],
     return [_image(connection, _run(row)) for row in rows], chosen.task_nos, chosen.problem
 
 
-def labelled(label: str) -> sa.ColumnElement[bool]:
-    """Tasks with that label."""
-    text = msgspec.json.encode(label).decode()
-    return sa.func.instr(schema.tasks.c.labels, sa.bindparam(None, text, type_=schema.Utf8())) > 0
-
-
 class _Finder:
     """The tables, as `boss.selecting` asks them. Always by run: the index of ids begins with it."""
 
@@ -161,7 +155,7 @@ class _Finder:
         tasks = schema.tasks
         conditions: list[sa.ColumnElement[bool]] = [tasks.c.run_no.in_(run_nos)]
         conditions += [tasks.c.state == state] if state else []
-        conditions += [labelled(label)] if label else []
+        conditions += [schema.labelled(label)] if label else []
         query = sa.select(tasks.c.task_no, tasks.c.run_no, tasks.c.state, tasks.c.init).where(*conditions)
         for row in self._connection.execute(query):
             yield Found(row.task_no, row.run_no, "", row.state, bool(row.init), ())
@@ -242,11 +236,10 @@ def _attach(rows: dict[int, TaskRow], edges: Iterable[Any]) -> None:
 def _attempts(connection: Connection, condition: sa.ColumnElement[bool]) -> list[AttemptRow]:
     attempts = schema.attempts
     query = sa.select(attempts).where(condition).order_by(attempts.c.task_no, attempts.c.number)
-    return [attempt_row(row) for row in connection.execute(query)]
+    return [_attempt(row) for row in connection.execute(query)]
 
 
-def attempt_row(row: Any) -> AttemptRow:
-    """One row of `attempts` as a value."""
+def _attempt(row: Any) -> AttemptRow:
     outcome = None
     if row.cause is not None:
         manifest = msgspec.json.decode(row.manifest, type=tuple[ManifestEntry, ...]) if row.manifest else ()
@@ -310,7 +303,7 @@ PAST_VMS = 2_000
 def _vms(connection: Connection) -> list[VmRow]:
     vms = schema.vms
     query = sa.select(vms).where(vms.c.state != "gone").order_by(vms.c.vm_no)
-    return [_vm(row) for row in connection.execute(query)]
+    return [VmRow(**schema.vm_values(row)) for row in connection.execute(query)]
 
 
 def _boots(connection: Connection) -> list[BootRow]:
@@ -331,28 +324,4 @@ def _boots(connection: Connection) -> list[BootRow]:
 def _past_vms(connection: Connection) -> list[VmRow]:
     vms = schema.vms
     query = sa.select(vms).where(vms.c.state == "gone").order_by(vms.c.vm_no.desc()).limit(PAST_VMS)
-    return [_vm(row) for row in connection.execute(query)][::-1]
-
-
-def _vm(row: Any) -> VmRow:
-    return VmRow(
-        vm_no=row.vm_no,
-        pool=row.pool,
-        state=row.state,
-        since=row.since,
-        size=msgspec.json.decode(row.size),
-        boot_nonce=row.boot_nonce,
-        cloud_id=row.cloud_id,
-        worker=row.worker,
-        keep_alive=bool(row.keep_alive),
-        reason=row.reason,
-        intended_at=row.intended_at,
-        hello_at=row.hello_at,
-        gone_at=row.gone_at,
-        started_at=row.started_at,
-        first_task_at=row.first_task_at,
-        ending_at=row.ending_at,
-        end_asked=row.end_asked,
-        cause=row.cause,
-        said=row.said or "",
-    )
+    return [VmRow(**schema.vm_values(row)) for row in connection.execute(query)][::-1]

@@ -29,6 +29,7 @@ from boss.store import CommitRefused, Deposed, Store, StoreAway
 from ecloud import wire
 from ecloud.broker import BrokerAddress, BrokerConnection
 from ecloud.secrets import derive_key
+from ecloud.topics import peer_topic
 from ecloud.wire import AttemptOrder, Envelope, Unreadable
 
 log = logging.getLogger("boss")
@@ -224,7 +225,7 @@ class Runtime:
                 continue
             if isinstance(envelope.message, wire.StartTasks):
                 envelope = _with_bodies(envelope, bodies)
-            topic = wire.peer_topic(self._cluster_id, envelope.peer)
+            topic = peer_topic(self._cluster_id, envelope.peer)
             self._broker.publish(topic, wire.encode(envelope, topic, send.key_name, key))
 
     def _bodies(self, sends: Sequence[Send]) -> dict[int, bytes]:
@@ -273,7 +274,7 @@ class Runtime:
         if error.why == "version" and key is not None:
             refused = wire.Refused("version", f"{error}: install the same ECLOUD on both sides")
             envelope = Envelope(wire.PROTOCOL_VERSION, peer, "", 0, refused, self._store.epoch)
-            reply_topic = wire.peer_topic(self._cluster_id, peer)
+            reply_topic = peer_topic(self._cluster_id, peer)
             self._broker.publish(reply_topic, wire.encode(envelope, reply_topic, error.key_name, key))
 
     def _on_broker_lost(self, reason: str) -> None:

@@ -45,8 +45,8 @@ class Lost(Exception):
 class Channel:
     """Starts `command` and reads what it says in a thread of its own, until it ends or stalls.
 
-    Who speaks over it says how: `converse` reads without end, `waits` whether anything is awaited, `ended` tells all
-    that wait why it is over.
+    Who speaks over it says how: `greet` begins, `converse` reads without end, `waits` whether anything is awaited,
+    `ended` tells all that wait why it is over.
     """
 
     moved_bytes = 0
@@ -78,6 +78,10 @@ class Channel:
                 fcntl.fcntl(handle, _SET_PIPE_SIZE, PIECE)
         self._reader = threading.Thread(target=self._read_all, name="datastore", daemon=True)
         self._reader.start()
+
+    def greet(self) -> None:
+        """Wait until it can be asked. Raises `Lost`."""
+        raise NotImplementedError
 
     def converse(self) -> None:
         """Read, and answer who waits. Never returns; raises `EOFError`, `OSError`, `ValueError` at the end."""

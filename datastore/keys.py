@@ -140,7 +140,8 @@ def read_host_key(host: str, port: int, timeout_s: float = 10.0) -> str:
         for key in keys:
             if len(key) == 2 and key[0] == wanted:
                 return " ".join(key)
-    raise DatastoreAway(f"no SSH server tells its key at {host}:{port}: {told.stderr.strip() or 'nothing answers'}")
+    reason = (told.stderr.strip() or "nothing answers").splitlines()[-1]  # it says the same for each kind of key
+    raise DatastoreAway(f"no SSH server tells its key at {host}:{port}: {reason}")
 
 
 def write_known_hosts(path: Path, alias: str, host_key: str) -> None:

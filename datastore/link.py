@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from datastore.connection import Answer, Connection, Lost
+from datastore.connection import Answer, Channel, Connection, Lost
 from datastore.port import BadName, DatastoreAway, NotThere
 
 FIRST_PAUSE_S = 0.1
@@ -24,30 +24,29 @@ WINDOW_BYTES = 6 << 20
 """On their way at once: enough for 0.15 s at 40 MB/s, little enough to be sent again."""
 WINDOW_COUNT = 32
 
+C = TypeVar("C", bound=Channel)
+
 
 class Again(Exception):
     """The gate asks to begin this transfer again from its start."""
 
 
-class Link:
-    """Makes connections by `connect` (the command may differ each time: an access is renewed)."""
+class Kept(Generic[C]):
+    """The living connection of its kind: made by `connect` when needed, and again after a cut."""
 
-    def __init__(self, command: Callable[[], list[str]], where: str, stall_s: float, patience_s: float) -> None:
-        self.where = where
-        self.patience_s = patience_s
-        self._command = command
-        self._stall_s = stall_s
+    def __init__(self, connect: Callable[[], C]) -> None:
+        self._connect = connect
         self._lock = threading.Lock()
-        self._connection: Connection | None = None
+        self._connection: C | None = None
 
-    def connected(self) -> Connection:
+    def connected(self) -> C:
         """The living connection, made where there is none. Raises `Lost`."""
         with self._lock:
             if self._connection is not None:
                 if self._connection.is_alive:
                     return self._connection
                 self._connection.close()
-            self._connection = Connection(self._command(), self.where, self._stall_s)
+            self._connection = self._connect()
             self._connection.greet()
             return self._connection
 
@@ -57,6 +56,14 @@ class Link:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
+
+
+class Link(Kept[Connection]):
+    """The connection to a gate. `command` may differ each time: an access is renewed."""
+
+    def __init__(self, command: Callable[[], list[str]], where: str, stall_s: float, patience_s: float) -> None:
+        super().__init__(lambda: Connection(command(), where, stall_s))
+        self.patience_s = patience_s
 
 
 class Patience:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,9 +21,9 @@ from datastore import sftp_connection as sftp
 from datastore import sftp_promoting
 from datastore.connection import Lost
 from datastore.directory import remove
-from datastore.link import Again, Patience
+from datastore.link import Again, Kept, Patience
 from datastore.port import STAGING, DatastoreAway, Entry, NotThere, Promotion
-from datastore.sftp_connection import Missing, SftpLink
+from datastore.sftp_connection import Missing, SftpConnection
 from datastore.sftp_fetching import Fetching
 from datastore.sftp_storing import Storing
 from datastore.sftp_sums import Shell
@@ -68,7 +69,8 @@ class SftpDatastore(OverSsh):
         super().__init__(address, access)
         self.durable = durable
         self._patience_s = patience_s
-        self._link = SftpLink(lambda: sftp_command(address, self.access()), f"the datastore {address}", stall_s)
+        where = f"the datastore {address}"
+        self._link = Kept(lambda: SftpConnection(sftp_command(address, self.access()), where, stall_s))
         self._shell = Shell(lambda: ssh_command(address, replace(self.access(), gate="exec /bin/sh")), stall_s)
 
     def close(self) -> None:
@@ -121,7 +123,7 @@ class SftpDatastore(OverSsh):
                     remove(aside)
                     fetching = Fetching(source, aside)
                     with suppress(Again):
-                        copied = self._do(lambda tree: self._fetched(tree, fetching))  # noqa: B023
+                        copied = self._do(partial(self._fetched, fetching))
                         remove(to)
                         os.rename(aside, to)
                         return copied
@@ -130,7 +132,7 @@ class SftpDatastore(OverSsh):
                 remove(aside)
                 raise
 
-    def _fetched(self, tree: Tree, fetching: Fetching) -> int:
+    def _fetched(self, fetching: Fetching, tree: Tree) -> int:
         tree.require_root()
         tree.refuse_links([fetching.name])
         return fetching.run(tree)

@@ -1,13 +1,12 @@
 """One connection to an SFTP server (protocol 3 with OpenSSH's extensions): requests by number, many under way at once.
 
-Knows no root and no stage. Like a gate's connection it never connects again; its `Link` makes the next one.
+Knows no root and no stage. Like a gate's connection it never connects again; who keeps it makes the next one
+(`datastore/link.py`).
 """
 
 from __future__ import annotations
 
 import struct
-import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -248,32 +247,3 @@ class SftpConnection(Channel):
             self._greeted.set_exception(lost)
         for future, _ in sent.values():
             future.set_exception(lost)
-
-
-class SftpLink:
-    """The living connection, made when needed and again after a cut."""
-
-    def __init__(self, command: Callable[[], list[str]], where: str, stall_s: float) -> None:
-        self.where = where
-        self._command = command
-        self._stall_s = stall_s
-        self._lock = threading.Lock()
-        self._connection: SftpConnection | None = None
-
-    def connected(self) -> SftpConnection:
-        """Raises `Lost`."""
-        with self._lock:
-            if self._connection is not None:
-                if self._connection.is_alive:
-                    return self._connection
-                self._connection.close()
-            self._connection = SftpConnection(self._command(), self.where, self._stall_s)
-            self._connection.greet()
-            return self._connection
-
-    def close(self) -> None:
-        """End the connection; the next request makes another."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None

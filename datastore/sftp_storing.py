@@ -9,7 +9,6 @@ import os
 import stat
 import struct
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from datastore.link import Again
 from datastore.port import DatastoreAway, Entry
 from datastore.sftp_connection import Refused, Reply, string
 from datastore.sftp_tree import AT_ONCE, Tree, at, kind_of, raw, stage_place, unfinished_place
+from datastore.storing import walk
 
 SMALL = 1 << 15
 """Files up to this size travel in one request, many together."""
@@ -52,7 +52,7 @@ class Storing:
         entries: list[Entry] = []
         directories: list[tuple[str, os.stat_result]] = []
         small: list[tuple[Path, str, os.stat_result]] = []
-        for local, name, info in _walk(self._local, self._path):
+        for local, name, info in walk(self._local, self._path):
             staged, mode = f"{self._place}/{name}", stat.S_IMODE(info.st_mode)
             if stat.S_ISLNK(info.st_mode):
                 points_to = os.readlink(local)
@@ -150,14 +150,6 @@ class Storing:
             tree.remove(staged)
         _done(name, tree.rename(part, staged))
         return digest.hexdigest()
-
-
-def _walk(local: Path, name: str) -> Iterator[tuple[Path, str, os.stat_result]]:
-    info = local.lstat()
-    yield local, name, info
-    if stat.S_ISDIR(info.st_mode):
-        for item in sorted(os.listdir(local)):
-            yield from _walk(local / item, f"{name}/{item}")
 
 
 def _kept(info: os.stat_result) -> bytes:

@@ -13,7 +13,6 @@ import re
 import secrets
 import shlex
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -323,11 +322,3 @@ def told_apart(local: Path) -> Iterator[None]:
         if error.errno in AWAY:
             raise DatastoreAway(f"{local} can't be copied: {error.strerror}") from error
         raise
-
-
-def is_ssh_there() -> bool:
-    """Whether this machine has the OpenSSH client."""
-    try:
-        return subprocess.run(["ssh", "-V"], capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False

@@ -35,12 +35,13 @@ def store(link: Link, client: str, stage: str, local: Path, path: str) -> list[E
     raise OSError(errno.EAGAIN, f"{local} can't be stored: {told}")
 
 
-def _walk(local: Path, name: str) -> Iterator[tuple[Path, str, os.stat_result]]:
+def walk(local: Path, name: str) -> Iterator[tuple[Path, str, os.stat_result]]:
+    """Local files and directories, parents first, each with its future name."""
     info = local.lstat()
     yield local, name, info
     if stat.S_ISDIR(info.st_mode):
         for item in sorted(os.listdir(local)):
-            yield from _walk(local / item, f"{name}/{item}")
+            yield from walk(local / item, f"{name}/{item}")
 
 
 class _Store:
@@ -59,7 +60,7 @@ class _Store:
     def run(self) -> list[Entry]:
         """What was staged. Raises `Again`."""
         directories: list[list[Any]] = []
-        for local, name, info in _walk(self._local, self._path):
+        for local, name, info in walk(self._local, self._path):
             if stat.S_ISLNK(info.st_mode):
                 target = os.readlink(local)
                 self._add(["link", name, target])

@@ -17,6 +17,7 @@ from ecloud import wire
 from ecloud.conversation import Conversation
 from ecloud.secrets import AccessFile, derive_key
 from ecloud.tasks import ENDED, TaskDefinition
+from ecloud.topics import logs_topic
 from ecloud.wire import (
     BATCH_BYTES,
     BATCH_COUNT,
@@ -367,7 +368,7 @@ class _Following:
                 answer = self._client.request("logs", ids=[self._task], run=self._run or None)
                 if self._task_no is None and answer.names:
                     self._task_no = int(answer.names[0])
-                    topics.append(wire.logs_topic(cluster_id, self._task_no))
+                    topics.append(logs_topic(cluster_id, self._task_no))
                     self._talk.subscribe(topics[1])
                     self._talk.unsubscribe(topics.pop(0))
                 yield from self._arrived()

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from ecloud import wire
 from ecloud.broker import BrokerAddress, BrokerConnection
 from ecloud.secrets import AccessFile
+from ecloud.topics import boss_topic, peer_topic
 from ecloud.wire import Envelope, Heartbeat, HeartbeatAnswered, Hello, Message, Refused, Unreadable, Welcome
 
 FIRST_HELLO_AGAIN_S = 1.0
@@ -58,8 +59,8 @@ class Conversation:
         """Called with what comes on topics that `subscribe` named."""
         self._watchdog = watchdog or (lambda: None)
         self._key = access.key_bytes
-        self._hello_topic = wire.boss_topic(access.cluster_id, self.peer)
-        self._own_topic = wire.peer_topic(access.cluster_id, self.peer)
+        self._hello_topic = boss_topic(access.cluster_id, self.peer)
+        self._own_topic = peer_topic(access.cluster_id, self.peer)
         self._inbox: SimpleQueue[_Arrived | _Found | _Lost] = SimpleQueue()
         self._nonce = ""
         self._hellos = 0

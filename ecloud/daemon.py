@@ -16,6 +16,7 @@ from ecloud import clouds, doors
 from ecloud.doors import Fault
 from ecloud.home import Home
 from ecloud.settings import ROOT, Settings, load_settings
+from ecloud.words import counted
 
 START_S = 20.0
 SAYS_WAITING_S = 6.0
@@ -114,11 +115,17 @@ def stop(vms: bool, as_json: bool) -> int:
 def _end_vms(settings: Settings) -> None:
     """Ask for the end of all and wait until the clouds' own lists are empty."""
     from ecloud import queries
+    from ecloud.files import told_when_interrupted
 
     with doors.boss(settings) as client:
         print(client.request("end_vms").text, file=sys.stderr)
     engine = doors.database(settings)
     cluster_id = queries.context(engine).get("cluster_id", "")
+    with told_when_interrupted(lambda: "the boss stays, and goes on ending them; to wait: python admin.py stop --vms"):
+        _wait_until_ended(settings, engine, cluster_id)
+
+
+def _wait_until_ended(settings: Settings, engine: Engine, cluster_id: str) -> None:
     deadline = time.monotonic() + settings.end_vms_s
     tell_at = time.monotonic() + SAYS_LEFT_S
     while left := _left_by_rows(engine) or _left_in_clouds(settings, cluster_id):
@@ -173,10 +180,10 @@ def _still_there(settings: Settings) -> str:
     if not vms and not workers:
         return "; nothing else runs"
     others = sum(worker.vm_no is None for worker in workers)
-    parts = [f"{len(vms)} VMs"] if vms else []
-    parts += [f"{others} invited workers"] if others else []
-    busy = sum(len(worker.running) for worker in workers)
-    text = f"; still there: {' and '.join(parts)}, which finish {busy} running tasks and wait for the boss's return"
+    parts = [counted(len(vms), "VM")] if vms else []
+    parts += [counted(others, "invited worker")] if others else []
+    busy = counted(sum(len(worker.running) for worker in workers), "running task")
+    text = f"; still there: {' and '.join(parts)}, which finish {busy} and wait for the boss's return"
     return text + ("; stop --vms ends VMs, too" if vms else "")
 
 
@@ -186,4 +193,4 @@ def _say(as_json: bool, about: dict[str, Any], text: str) -> None:
 
         print_json({**about, "text": text})
     else:
-        print(text)
+        print(text, flush=True)  # what comes to stderr later is read after it, also through a pipe

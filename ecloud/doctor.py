@@ -43,6 +43,7 @@ MIN_PACKET_BYTES = 16 * 2**20
 NO_DELAY_S = 0.02
 """A round trip on one machine takes 0.5 ms; with Nagle's algorithm in the broker 44 ms and more."""
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "glusterfs", "ceph", "fuse.sshfs", "lustre", "9p")
+_MACHINE = "python admin.py start looks for it, start --create makes it where none runs"
 PACKAGES = ("paho-mqtt", "sqlalchemy", "pymysql", "alembic", "msgspec", "click", "rich", "psutil", "networkx")
 
 
@@ -251,14 +252,20 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         try:
             access = read_access(settings.home_directory.client_access)
         except AccessWrong:
-            yield Finding("broker", "embedded: starts with the boss")
+            if settings.boss_template:
+                yield Finding("broker", f"the machine of BOSS_TEMPLATE ({settings.boss_template}) is not set", _MACHINE)
+            else:
+                yield Finding("broker", "embedded: starts with the boss")
             return
         address = BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
         topic = f"ecloud/{access.cluster_id}/{topic.partition('/')[2]}"
     problem = probe(address)
     if problem is not None:
         text, _, remedy = problem.rpartition(": ")
-        remedy = "python admin.py start" if not settings.broker_host else remedy
+        if settings.boss_template and not settings.broker_host:
+            remedy = "start it there; where its machine has another address now, set BROKER_HOST to that"
+        elif not settings.broker_host:
+            remedy = "python admin.py start"
         yield Finding("broker", text or problem, remedy or "see its log")
         return
     yield from _broker_rules(address, topic)
@@ -294,6 +301,10 @@ def _clouds(settings: Settings) -> Iterator[Finding]:
 def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
     try:
         context = queries.context(engine) if engine is not None else {}
+        if settings.datastore_template and not settings.datastore and not context.get("datastore_address"):
+            text = f"the machine of DATASTORE_TEMPLATE ({settings.datastore_template}) is not set"
+            yield Finding("datastore", text, _MACHINE)
+            return
         address = datastore_address(settings, context)
         datastore = open_datastore(settings, address)
         if is_ssh(address):

@@ -88,7 +88,9 @@ def _runs(worker: WorkerView) -> str:
 
 def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
     views = vm_views(connection, gone=True)
-    found = next((vm for vm in views if str(vm.vm_no) == name or (vm.cloud_id and vm.cloud_id == name)), None)
+    # Our number goes before a cloud's id: a cloud counts its VMs, too.
+    named = [vm for vm in views if str(vm.vm_no) == name] or [vm for vm in views if vm.cloud_id and vm.cloud_id == name]
+    found = named[0] if named else None
     if found is None:
         raise NoSuchThing(f"there is no VM {name!r}" + near(name, [str(vm.vm_no) for vm in views[-100:]]))
     boot = boot_views(connection, [found.vm_no]).get(found.vm_no)

@@ -8,8 +8,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from datastore.directory import DirectoryDatastore
 from datastore.port import Entry, Promotion, Publisher
 from ecloud import doors, lookup, queries
 from ecloud.datastores import NOTES, is_ssh, open_publisher
@@ -41,12 +42,16 @@ def open_datastore(settings: Settings, address: str) -> Publisher:
 
 def upload(directory: Path, datastore: Publisher) -> tuple[int, int]:
     """Put every file below `directory` under its relative name; how many were sent, and how many were there already.
+    A datastore that lies below it is not sent into itself.
 
     Raises `Fault` where `directory` is none, `DatastoreAway`, `OSError`.
     """
     if not directory.is_dir():
         raise Fault(f"--upload {directory}: there is no such directory")
-    files = sorted(path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    own = _below(directory, datastore)
+    found = (path for path in directory.rglob("*") if own is None or not path.is_relative_to(own))
+    files = sorted(path for path in found if path.is_symlink() or not path.is_dir())
+    _refuse_below_a_file(datastore, {path.relative_to(directory).as_posix() for path in files})
     missing: list[tuple[Path, str, int]] = []
     for start in range(0, len(files), NAMES_A_REQUEST):
         part = files[start : start + NAMES_A_REQUEST]
@@ -71,6 +76,25 @@ def upload(directory: Path, datastore: Publisher) -> tuple[int, int]:
                 datastore.put(path, name)
                 sent += 1
     return len(missing), len(files) - len(missing)
+
+
+def _below(directory: Path, datastore: Publisher) -> Path | None:
+    """Where the datastore is a directory in `directory`, or is `directory`: its path from there."""
+    if isinstance(datastore, DirectoryDatastore):
+        place, root = directory.resolve(), datastore.root.resolve()
+        if root.is_relative_to(place):
+            return directory / root.relative_to(place)
+    return None
+
+
+def _refuse_below_a_file(datastore: Publisher, names: Iterable[str]) -> None:
+    """Raises `Fault` where a name leads through what is a file there."""
+    above = sorted({str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."})
+    for start in range(0, len(above), NAMES_A_REQUEST):
+        part = above[start : start + NAMES_A_REQUEST]
+        for name, entry in zip(part, datastore.stat(part)):
+            if entry is not None and entry.kind == "file":
+                raise Fault(f"{name} is a file in the datastore, and nothing can be put below it: name another path")
 
 
 def _put_together(datastore: Publisher, files: list[tuple[Path, str, int]]) -> None:
@@ -177,6 +201,10 @@ def put(local: str, path: str, as_json: bool) -> int:
     name = source.resolve().name
     if path.endswith("/") or (path and not source.is_dir() and _is_directory(datastore, path)):
         path = f"{path.rstrip('/')}/{name}"  # as with cp: a file goes into a directory, never in its place
+    if source.is_dir() and _below(source, datastore) is not None:
+        raise Fault(f"the datastore lies in {local}, and is not put into itself: name directories beside it")
+    if datastore.stat([path or name]) == [None]:
+        _refuse_below_a_file(datastore, [path or name])
     with (
         told_when_interrupted(lambda: "what arrived is kept for a day: put it again and it goes on there"),
         transfer(doors.console(to_stderr=True), "sending", _size_below(source)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,9 @@ def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
     if settings.datastore:
         raise Fault(f"DATASTORE = {settings.datastore!r} in the settings goes before: take it out first")
     if not is_ssh(address):
-        address = f"dir:{directory_of(address).absolute()}"
+        if not address.strip():
+            raise Fault("set_datastore where? A directory, or user@host:/root")
+        address = f"dir:{os.path.abspath(directory_of(address))}"
         open_publisher(settings.home_directory, address)
         return asking.ask("set_datastore", as_json, address=address)
     try:

@@ -274,7 +274,7 @@ def tasks(
         if states:
             conditions.append(rows.c.state.in_(states))
         if label:
-            conditions.append(labelled(label))
+            conditions.append(schema.labelled(label))
         total = int(connection.execute(sa.select(sa.func.count()).select_from(rows).where(*conditions)).scalar() or 0)
         order = rows.c.task_no.desc() if newest else rows.c.task_no
         # First the page, then its attempts: joined before, the database would look at the attempts of all.
@@ -294,12 +294,6 @@ def tasks(
             .order_by(page.c.task_no.desc() if newest else page.c.task_no)
         )
         return TaskPage([_task_line(row) for row in connection.execute(query)], total)
-
-
-def labelled(label: str) -> sa.ColumnElement[bool]:
-    """Tasks with that label: labels are kept as a JSON list."""
-    text = msgspec.json.encode(label.encode("utf-8", "replace").decode()).decode()
-    return sa.func.instr(schema.tasks.c.labels, sa.bindparam(None, text, type_=schema.Utf8())) > 0
 
 
 def _task_line(row: Any) -> TaskLine:
@@ -451,30 +445,7 @@ def vm_views(connection: Connection, gone: bool = False) -> list[VmView]:
     rows = schema.vms
     query = sa.select(rows).order_by(rows.c.vm_no)
     query = query if gone else query.where(rows.c.state != "gone")
-    return [
-        VmView(
-            vm_no=row.vm_no,
-            pool=row.pool,
-            state=row.state,
-            since=row.since,
-            size=msgspec.json.decode(row.size),
-            cloud_id=row.cloud_id,
-            worker=row.worker,
-            keep_alive=bool(row.keep_alive),
-            reason=row.reason,
-            intended_at=row.intended_at,
-            hello_at=row.hello_at,
-            gone_at=row.gone_at,
-            started_at=row.started_at,
-            first_task_at=row.first_task_at,
-            ending_at=row.ending_at,
-            end_asked=row.end_asked,
-            cause=row.cause,
-            said=row.said or "",
-            boot_nonce=row.boot_nonce,
-        )
-        for row in connection.execute(query)
-    ]
+    return [VmView(**schema.vm_values(row)) for row in connection.execute(query)]
 
 
 def context(engine: Engine) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
@@ -244,3 +245,18 @@ archived_runs = sa.Table(
     sa.Column("states", Utf8(), nullable=False),
     **_OPTIONS,
 )  # fmt: skip
+
+
+# --- how rows are asked for and read ------------------------------------------------------------
+
+
+def labelled(label: str) -> sa.ColumnElement[bool]:
+    """Tasks with that label: labels are kept as a JSON list."""
+    text = msgspec.json.encode(label.encode("utf-8", "replace").decode()).decode()
+    return sa.func.instr(tasks.c.labels, sa.bindparam(None, text, type_=Utf8())) > 0
+
+
+def vm_values(row: Any) -> dict[str, Any]:
+    """A whole row of `vms` by the names of its columns, for the boss and for people alike."""
+    size, keep_alive = msgspec.json.decode(row.size), bool(row.keep_alive)
+    return {**row._mapping, "size": size, "keep_alive": keep_alive, "said": row.said or ""}

@@ -171,7 +171,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     if path.exists():
         values.update(_read(path))
     elif os.environ.get("ECLOUD_SETTINGS"):
-        raise SettingsWrong([f"ECLOUD_SETTINGS names {path}, which does not exist"])
+        raise SettingsWrong([f"ECLOUD_SETTINGS names {path}, which does not exist: write it, or unset ECLOUD_SETTINGS"])
     if os.environ.get("ECLOUD_HOME"):
         values["home"] = os.environ["ECLOUD_HOME"]
     values.update({name: value for name, value in (overrides or {}).items() if value is not None})

@@ -273,15 +273,3 @@ _encoder = msgspec.json.Encoder(order="sorted")
 def definition_json(definition: TaskDefinition) -> bytes:
     """The canonical JSON of a definition: the same definition gives the same bytes on any machine."""
     return _encoder.encode(definition)
-
-
-def body_of(definition: TaskDefinition) -> TaskBody:
-    """The part of `definition` that a worker needs."""
-    return TaskBody(
-        id=definition.id,
-        commands=definition.commands,
-        requirements=definition.requirements,
-        results=definition.results,
-        timeout_s=definition.timeout_s,
-        env=definition.env,
-    )

@@ -1,4 +1,4 @@
-"""What boss, workers and clients say to each other: messages, topics, envelope, signature, protocol version.
+"""What boss, workers and clients say to each other: messages, envelope, signature, protocol version.
 
 Owns the bytes on the wire. `decode` answers any bytes with an `Envelope` or with one error, `Unreadable`.
 Never connects, never looks at a clock. docs/protocol.md is drawn from these classes.
@@ -28,34 +28,6 @@ BATCH_COUNT = 512
 """A batch is closed at this many items."""
 MAX_NAME_CHARS = 64
 """Longest peer name, key name, session, nonce or cluster id."""
-
-
-# --- topics -------------------------------------------------------------------------------------
-
-
-def boss_topic(cluster_id: str, peer: str) -> str:
-    """Where `peer` speaks to the boss."""
-    return f"ecloud/{cluster_id}/boss/{peer}"
-
-
-def peer_topic(cluster_id: str, peer: str) -> str:
-    """Where the boss speaks to `peer`."""
-    return f"ecloud/{cluster_id}/peer/{peer}"
-
-
-def presence_topic(cluster_id: str, peer: str) -> str:
-    """Where the broker says that `peer` is gone (its last will): a hint, never evidence."""
-    return f"ecloud/{cluster_id}/presence/{peer}"
-
-
-def logs_topic(cluster_id: str, task_no: int) -> str:
-    """Where a worker sends the output of a running task while somebody asks for it."""
-    return f"ecloud/{cluster_id}/logs/{task_no}"
-
-
-def events_topic(cluster_id: str) -> str:
-    """Where the boss says what changed, for whoever wants to look on."""
-    return f"ecloud/{cluster_id}/events"
 
 
 # --- values inside messages ---------------------------------------------------------------------
@@ -465,8 +437,7 @@ _MAGIC = b"ecloud"
 
 def _signature(key: bytes, topic: str, text: bytes) -> bytes:
     """Keyed BLAKE2b over topic and text: a message can't be replayed on another topic. 0.85 us for 300 bytes."""
-    digest = hashlib.blake2b(topic.encode(), key=key[:64], digest_size=32)
-    digest.update(b"\n")
+    digest = hashlib.blake2b(b"%b\n" % topic.encode(), key=key[:64], digest_size=32)
     digest.update(text)
     return digest.hexdigest().encode()
 
@@ -498,22 +469,27 @@ def decode(payload: bytes, topic: str, key_of: Callable[[str], bytes | None]) ->
     if not hmac.compare_digest(words[2], _signature(key, topic, text)):
         raise Unreadable("signature", f"the signature is not that of key {key_name!r} for this topic")
     try:
-        version = _version_decoder.decode(text).v
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise Unreadable("malformed", str(error)) from None
-    if version != PROTOCOL_VERSION and version != OUTCOMES_ACCEPTED_FROM_VERSION:
-        raise _other_version(version, key_name)
-    try:
         envelope = _decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise (
-            Unreadable("malformed", str(error)) if version == PROTOCOL_VERSION else _other_version(version, key_name)
-        ) from None
-    if version != PROTOCOL_VERSION and not isinstance(envelope.message, TasksEnded):
+        raise _why_unreadable(text, str(error), key_name) from None
+    version = envelope.v
+    if version != PROTOCOL_VERSION and (
+        version != OUTCOMES_ACCEPTED_FROM_VERSION or not isinstance(envelope.message, TasksEnded)
+    ):
         raise _other_version(version, key_name)
     if max(len(envelope.peer), len(envelope.session)) > MAX_NAME_CHARS:
         raise Unreadable("malformed", "peer or session name too long")
     return envelope, key_name
+
+
+def _why_unreadable(text: bytes, problem: str, key_name: str) -> Unreadable:
+    """Of what does not fit our messages: perhaps it is of another version, where they look different. Only then the
+    version is looked for by itself: looking first cost every message a second reading."""
+    try:
+        version = _version_decoder.decode(text).v
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        return Unreadable("malformed", str(error))
+    return Unreadable("malformed", problem) if version == PROTOCOL_VERSION else _other_version(version, key_name)
 
 
 def _other_version(version: int, key_name: str) -> Unreadable:

@@ -49,6 +49,7 @@ from boss.core.events import (
 from boss.store import AnotherBossLeads, CommitRefused, Deposed, StoreAway
 from datastore.port import DatastoreAway
 from ecloud import wire
+from ecloud.topics import peer_topic
 from ecloud.wire import Envelope
 from sim.checker import Checker
 from sim.cloud import LATE_S, Cloud, Refused
@@ -339,7 +340,7 @@ class BossProcess:
             )
             envelope = msgspec.structs.replace(envelope, message=wire.StartTasks(orders))
         self.places.checker.on_said(self.name, envelope)
-        self.link.publish(self.name, envelope, send.key_name, wire.peer_topic(CLUSTER_ID, envelope.peer))
+        self.link.publish(self.name, envelope, send.key_name, peer_topic(CLUSTER_ID, envelope.peer))
 
     def _answer(self, read: Read) -> Event:
         if isinstance(read, LoadRun):

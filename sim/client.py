@@ -6,6 +6,7 @@ import msgspec
 
 from ecloud import wire
 from ecloud.tasks import TaskDefinition
+from ecloud.topics import boss_topic, peer_topic
 from ecloud.wire import Envelope
 from sim.network import Network
 from sim.store import CLUSTER_ID
@@ -36,9 +37,9 @@ class Client:
         self._session = ""
         self._epoch = 0
         self._nonce = self._number = self._heard = 0
-        self._topic = wire.boss_topic(CLUSTER_ID, name)
+        self._topic = boss_topic(CLUSTER_ID, name)
         self.link = network.connect(
-            wire.peer_topic(CLUSTER_ID, name), lambda envelope, _: self._hear(envelope), self._say_hello, self._lost
+            peer_topic(CLUSTER_ID, name), lambda envelope, _: self._hear(envelope), self._say_hello, self._lost
         )
         self.world.after(AGAIN_S, self._again)
 

@@ -27,6 +27,10 @@ class Datastore:
         self.faults = faults
         self.staged: dict[str, dict[str, str]] = {}
         self.final: dict[str, str] = {}
+        self.big: dict[str, int] = {}
+        """Bytes of those that take time to fetch, and are kept by who did."""
+        self.moved_bytes = 0
+        """What was fetched of them."""
         self.away = False
         self.full = False
         self.parted: set[str] = set()
@@ -78,6 +82,14 @@ class Datastore:
         """Whether a file is published under that name."""
         self.require(who)
         return path in self.final
+
+    def fetch(self, paths: Iterable[str], kept: set[str]) -> tuple[int, int]:
+        """Bytes of the big ones, and how many of them had to be moved since they were not `kept` yet: they are now."""
+        sizes = {path: self.big[path] for path in paths if path in self.big}
+        moved = sum(size for path, size in sizes.items() if path not in kept)
+        kept.update(sizes)
+        self.moved_bytes += moved
+        return sum(sizes.values()), moved
 
     def existing(self, paths: Iterable[str]) -> frozenset[str]:
         """Those of the names that are published."""

@@ -11,6 +11,7 @@ from functools import cache
 
 from ecloud import wire
 from ecloud.secrets import derive_key
+from ecloud.topics import boss_topic
 from ecloud.wire import Envelope
 from sim.faults import Faults
 from sim.store import CLUSTER_ID
@@ -26,7 +27,7 @@ its clusters."""
 SECRET = b"the cluster secret of a simulation"
 
 _EVERYDAY = ("Heartbeat", "HeartbeatAnswered")
-_BOSS_TOPIC = wire.boss_topic(CLUSTER_ID, "")
+_BOSS_TOPIC = boss_topic(CLUSTER_ID, "")
 
 
 @cache

@@ -13,6 +13,7 @@ import msgspec
 from datastore.port import DatastoreAway
 from ecloud import wire
 from ecloud.tasks import Cause, ManifestEntry, Outcome, Resources, TaskBody
+from ecloud.topics import boss_topic, peer_topic
 from ecloud.wire import AttemptOrder, Envelope
 from sim.checker import Checker
 from sim.datastore import Datastore
@@ -39,6 +40,8 @@ from worker.events import (
 
 RETRY_S = 0.5
 """A datastore that is away is asked again after this."""
+BYTES_PER_S = 100e6
+"""How fast big inputs come to a worker."""
 CHECKED_ALWAYS, CHECKED_EACH = 40, 40
 """A core is checked after each of its first batches, later after each so many."""
 Key = tuple[int, int]
@@ -57,6 +60,8 @@ class WorkerHome(msgspec.Struct):
     gpus: tuple[int, ...] = ()
     ssh_key: str = ""
     disk_full: bool = False
+    kept: set[str] = set()
+    """Big inputs that it fetched."""
     address: str = ""
 
 
@@ -77,6 +82,7 @@ class Job(msgspec.Struct, eq=False):
     body: TaskBody
     stopped: str = ""
     over: bool = False
+    fetch_bytes: int = 0
 
 
 class WorkerProcess:
@@ -102,7 +108,7 @@ class WorkerProcess:
         self._later: list[Callable[[], None]] = []
         self._woken = False
         self._wake_at: float | None = None
-        self._topic = wire.boss_topic(CLUSTER_ID, self.name)
+        self._topic = boss_topic(CLUSTER_ID, self.name)
         config = WorkerConfig(
             peer=self.name,
             home=home.name,
@@ -116,7 +122,7 @@ class WorkerProcess:
         )
         self.core = WorkerCore(config, self._now)
         self.link = places.network.connect(
-            wire.peer_topic(CLUSTER_ID, self.name),
+            peer_topic(CLUSTER_ID, self.name),
             lambda envelope, _: self._hear(envelope),
             lambda: self._put(ConnectionFound()),
             lambda reason: self._put(ConnectionLost(reason)),
@@ -304,6 +310,16 @@ class WorkerProcess:
             self.checker.on_missing(self.name, job.order, missing)
             self._end(key, job, Cause.REQUIREMENT, f"{missing[0]} is not in the datastore")
             return
+        wanted = [item.path for item in job.body.requirements]
+        job.fetch_bytes, moved_bytes = self.datastore.fetch(wanted, self.home.kept)
+        if moved_bytes:
+            self._after(moved_bytes / BYTES_PER_S, lambda: self._run(key, job))
+        else:
+            self._run(key, job)
+
+    def _run(self, key: Key, job: Job) -> None:
+        if job.over:
+            return
         seconds, fails = _plan(job.body.commands)
         run_s = seconds * self.world.random.uniform(0.5, 1.5)
         limit = job.body.timeout_s
@@ -364,7 +380,7 @@ class WorkerProcess:
 
     def _end(self, key: Key, job: Job, cause: Cause, error: str, manifest: tuple[ManifestEntry, ...] = ()) -> None:
         if not job.over:
-            outcome = Outcome(*key, cause, error=error, manifest=manifest)
+            outcome = Outcome(*key, cause, error=error, manifest=manifest, fetch_bytes=job.fetch_bytes)
             self.checker.on_came_to(self.name, job.order, outcome)
             self._over(key, job, AttemptEnded(outcome))
 

@@ -7,13 +7,15 @@ from `World.random`, so that the same seed gives the same trace to the last bit.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import random
 from collections import Counter, deque
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 STORY_LINES = 2_000
 """Lines of the trace that are kept for the story of a failure."""
+HASHED_AT_ONCE = 500
+"""Lines that go into the trace's hash together."""
 TICK_S = 1e-6
 """What a deadline loses by the rounding between two clocks is less than this."""
 START = 1_000_000.0
@@ -36,6 +38,8 @@ class World:
         self._heap: list[tuple[float, int, Action]] = []
         self._sequence = 0
         self._hash = hashlib.blake2b(digest_size=16)
+        self._told: list[str] = []
+        """Lines that are not in the hash yet."""
 
     @property
     def passed_s(self) -> float:
@@ -45,29 +49,32 @@ class World:
     @property
     def trace_hash(self) -> str:
         """Of everything told so far."""
+        self._hash_told()
         return self._hash.hexdigest()
 
     def at(self, when: float, action: Action) -> None:
         """Let `action` happen at `when`, or now where that has passed. What is put first happens first."""
         self._sequence += 1
-        heapq.heappush(self._heap, (max(when, self.now), self._sequence, action))
+        now = self.now
+        heappush(self._heap, (now if when < now else when, self._sequence, action))
 
     def after(self, seconds: float, action: Action) -> None:
-        """Let `action` happen in `seconds`."""
-        self.at(self.now + seconds, action)
+        """Let `action` happen in `seconds`, which are not negative."""
+        self._sequence += 1
+        heappush(self._heap, (self.now + seconds, self._sequence, action))
 
     def step(self) -> bool:
         """Let the next thing happen; False when nothing is left."""
         if not self._heap:
             return False
-        self.now, _, action = heapq.heappop(self._heap)
+        self.now, _, action = heappop(self._heap)
         self.steps += 1
         action()
         return True
 
     def run(self, until: float, most_steps: int) -> None:
         """Let things happen up to the first at or after `until`, or beyond so many steps."""
-        heap, pop = self._heap, heapq.heappop
+        heap, pop = self._heap, heappop
         while self.now < until and self.steps <= most_steps and heap:
             self.now, _, action = pop(heap)
             self.steps += 1
@@ -75,9 +82,17 @@ class World:
 
     def tell(self, who: str, text: str, in_story: bool = True) -> None:
         """Write a line of the trace; `in_story`: it is worth telling to a person, too."""
-        self._hash.update(f"{self.now:.6f} {who} {text}\n".encode())
+        now = self.now
+        told = self._told
+        told.append(f"{now:.6f} {who} {text}\n")
+        if len(told) >= HASHED_AT_ONCE:
+            self._hash_told()
         if in_story:
-            self.lines.append((self.now, who, text))
+            self.lines.append((now, who, text))
+
+    def _hash_told(self) -> None:
+        self._hash.update("".join(self._told).encode())
+        self._told.clear()
 
     def chance(self, probability: float) -> bool:
         """Whether something of that probability happens now. Draws nothing where it is impossible."""

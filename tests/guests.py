@@ -57,7 +57,7 @@ class Guest:
             (self.root / "old").mkdir(exist_ok=True)
             (self.root / "old/sitecustomize.py").write_text('import sys\nsys.version_info = (3, 6, 8, "final", 0)\n')
             python = self.root / "sbin/python3"
-            python.write_text(f'#!/bin/sh\nPYTHONPATH={self.root}/old exec {sys.executable} "$@"\n')
+            python.write_text(f"#!/bin/sh\nPYTHONPATH='{self.root}/old' exec '{sys.executable}' \"$@\"\n")
             python.chmod(0o755)
 
     def boot(self, context: Mapping[str, str]) -> None:

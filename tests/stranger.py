@@ -21,6 +21,7 @@ from ecloud.broker import BrokerAddress, BrokerConnection
 from ecloud.database import make_engine, migrate
 from ecloud.secrets import cluster_secret, derive_key, read_access
 from ecloud.tasks import Result, TaskDefinition
+from ecloud.topics import boss_topic, peer_topic
 from ecloud.wire import Envelope, Goodbye, Hello, Message, PushOptions, Unreadable, Welcome
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"
@@ -36,8 +37,8 @@ class Stranger:
         self.peer = peer
         self.key_name = key_name
         self.key = derive_key(cluster_secret(daemon.home), key_name)
-        self.topic = wire.boss_topic(self.access.cluster_id, peer)
-        self.own_topic = wire.peer_topic(self.access.cluster_id, peer)
+        self.topic = boss_topic(self.access.cluster_id, peer)
+        self.own_topic = peer_topic(self.access.cluster_id, peer)
         self.session = ""
         self.overheard: list[tuple[str, bytes]] = []
         self._heard: queue.SimpleQueue[Envelope] = queue.SimpleQueue()

@@ -241,11 +241,12 @@ def say_hello(access: AccessFile, wait_s: float) -> Welcome | Refused | None:
     """What the boss answers to a `Hello` of a peer that nobody will hear of again."""
     from ecloud import wire
     from ecloud.broker import BrokerConnection
+    from ecloud.topics import boss_topic, peer_topic
     from worker.__main__ import new_peer_name
 
     peer, key = new_peer_name(), access.key_bytes
-    nonce, own_topic = f"{peer}-1", wire.peer_topic(access.cluster_id, peer)
-    boss_topic = wire.boss_topic(access.cluster_id, peer)
+    nonce, own_topic = f"{peer}-1", peer_topic(access.cluster_id, peer)
+    topic_to_boss = boss_topic(access.cluster_id, peer)
     answers: queue.SimpleQueue[Welcome | Refused] = queue.SimpleQueue()
     connected = threading.Event()
 
@@ -269,7 +270,7 @@ def say_hello(access: AccessFile, wait_s: float) -> Welcome | Refused | None:
         hello = wire.Hello(nonce=nonce, kind="worker", host=socket.gethostname())
         envelope = wire.Envelope(wire.PROTOCOL_VERSION, peer, "", 0, hello)
         while (left_s := deadline - time.monotonic()) > 0:
-            connection.publish(boss_topic, wire.encode(envelope, boss_topic, access.key_name, key))
+            connection.publish(topic_to_boss, wire.encode(envelope, topic_to_boss, access.key_name, key))
             try:
                 return answers.get(timeout=min(1.0, left_s))
             except queue.Empty:
@@ -281,11 +282,11 @@ def say_hello(access: AccessFile, wait_s: float) -> Welcome | Refused | None:
 
 def boss_is_heard(access: AccessFile, wait_s: float) -> bool:
     """Whether a boss says anything to anybody in this cluster."""
-    from ecloud import wire
     from ecloud.broker import BrokerConnection
+    from ecloud.topics import peer_topic
 
     heard = threading.Event()
-    everybody = wire.peer_topic(access.cluster_id, "+")
+    everybody = peer_topic(access.cluster_id, "+")
     listener = BrokerConnection(
         _address(access), "debug-" + os.urandom(5).hex(), [everybody], lambda topic, payload: heard.set(),
         lambda: None, lambda reason: None,

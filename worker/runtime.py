@@ -19,6 +19,7 @@ from ecloud import machine, wire
 from ecloud.broker import BrokerAddress, BrokerConnection
 from ecloud.secrets import AccessFile
 from ecloud.tasks import Outcome
+from ecloud.topics import boss_topic, logs_topic, peer_topic, presence_topic
 from ecloud.wire import Envelope, Unreadable
 from worker.core import WorkerCore
 from worker.events import (
@@ -82,8 +83,8 @@ class WorkerRuntime:
         self._unspooled: list[Outcome] = []
         self._checking: Future[None] | None = None
         self._status = self._session = ""
-        self._peer_topic = wire.peer_topic(access.cluster_id, config.peer)
-        self._boss_topic = wire.boss_topic(access.cluster_id, config.peer)
+        self._peer_topic = peer_topic(access.cluster_id, config.peer)
+        self._boss_topic = boss_topic(access.cluster_id, config.peer)
         address = BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
         self._broker = BrokerConnection(
             address,
@@ -92,7 +93,7 @@ class WorkerRuntime:
             lambda topic, payload: self._put((topic, payload)),
             lambda: self._put(ConnectionFound()),
             lambda reason: self._put(ConnectionLost(reason)),
-            will=(wire.presence_topic(access.cluster_id, config.peer), b"gone"),
+            will=(presence_topic(access.cluster_id, config.peer), b"gone"),
         )
 
     # --- the loop -----------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ class WorkerRuntime:
             text = piece.decode("utf-8", "replace")
             message = wire.LogLines(task_no, number, stream, start, text, ended)
             envelope = Envelope(wire.PROTOCOL_VERSION, self._core.config.peer, self._core.session, 0, message)
-            self._publish(wire.logs_topic(self._access.cluster_id, task_no), envelope)
+            self._publish(logs_topic(self._access.cluster_id, task_no), envelope)
 
     # --- looking after itself -----------------------------------------------------------------------
 

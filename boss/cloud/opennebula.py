@@ -1,4 +1,4 @@
-"""A cloud that is an OpenNebula, over its XML-RPC interface: the only file that knows pyone.
+"""A cloud that is an OpenNebula, over its XML-RPC interface: the only file that imports pyone.
 
 `Connection` makes calls, each within a time limit, with a token that is renewed before it ends; what goes wrong on the
 way there and back it says in one sentence. `OpenNebulaCloud` is the provider for one pool: one template. It never

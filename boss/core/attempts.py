@@ -12,6 +12,7 @@ from boss.core.config import BossConfig
 from boss.core.effects import DropStages, Promote, PromoteFiles
 from boss.core.fleet import Attempt, Fleet, Worker, how_many
 from boss.core.graph import Node
+from boss.core.inputs import note_fetched, note_given
 from boss.core.outbox import Outbox
 from boss.core.runtimes import Runtimes
 from boss.core.taskbook import TaskBook
@@ -73,6 +74,8 @@ class Attempts:
         node.attempts += 1
         if not node.init:
             node.assigned = node.attempts
+        if node.inputs is not None and node.inputs.big:
+            note_given(worker, node.inputs)
         attempt = Attempt(
             task_no=node.task_no,
             number=node.attempts,
@@ -187,6 +190,7 @@ class Attempts:
         was_stopping = attempt.state is _STOPPING
         self._fleet.free(worker, attempt, now)
         attempt.outcome = outcome
+        self._learn_inputs(worker, outcome)
         run_s = min(max(outcome.run_s, 0.0), now - attempt.assigned_at)  # whatever the worker says
         if attempt.started_at is None:
             attempt.started_at = max(attempt.assigned_at, now - run_s)
@@ -216,6 +220,11 @@ class Attempts:
             self._book.make_ready(maybe, now, outcome.error)
         else:
             self._fail_or_retry(maybe, outcome.cause, outcome.error, now)
+
+    def _learn_inputs(self, worker: Worker, outcome: Outcome) -> None:
+        node = self._book.graph.nodes.get(outcome.task_no) if outcome.fetch_bytes else None
+        if node is not None and node.inputs is not None and node.assigned == outcome.number:
+            note_fetched(worker, node.inputs, outcome.fetch_bytes)
 
     def _fail_or_retry(self, node: Node, cause: Cause, error: str, now: float) -> None:
         if cause in node.retries.on and node.retries_used < node.retries.max:
@@ -428,6 +437,8 @@ class Attempts:
         for key, attempt in self.active.items():
             assert (attempt.state is _PROMOTING) == (key in self.promoting)
         for node in self._book.graph.nodes.values():
+            if node.inputs is not None:
+                assert node.inputs.holders.keys() <= self._fleet.workers.keys(), "a worker that is gone has inputs"
             if node.assigned:
                 attempt = self.active[(node.task_no, node.assigned)]
                 assert attempt.state is not _STOPPING, f"task {node.id} counts on an attempt that is being stopped"

@@ -18,7 +18,7 @@ from boss.core.timers import Timers
 from ecloud.causes import Cause, recognise
 
 VISIT_AGAIN_S = 5.0
-"""Between visits to a VM that is not prepared yet, as those who boot machines by SSH do it."""
+"""Between visits to a VM that has no code yet, as those who boot machines by SSH do it."""
 LOOK_AGAIN_S = 30.0
 """Between visits to a VM that has everything and does not report, or that time alone will not mend."""
 LATE_S = 45.0
@@ -63,11 +63,11 @@ class Boots:
         if vm.state != "booting" or not pool.visited or now < self._visited_at.get(vm.vm_no, 0.0):
             return
         late_s = min(max(LATE_S, usual_s), LAST_MOMENT * self._boot_deadline_s)
-        if not pool.prepared and now - vm.intended_at < late_s:
+        if not pool.gets_code and now - vm.intended_at < late_s:
             return
         row = self._row(vm)
         self._visited_at[vm.vm_no] = now + ANSWER_S
-        self._outbox.call(VisitVm(vm.vm_no, vm.pool, row.address, vm.boot_nonce, row.host_key, pool.prepared))
+        self._outbox.call(VisitVm(vm.vm_no, vm.pool, row.address, vm.boot_nonce, row.host_key, pool.gets_code))
 
     def on_visited(self, vm: VmRow, event: VmVisited, pool: PoolConfig, now: float) -> None:
         """A visit is over."""
@@ -78,7 +78,7 @@ class Boots:
             self._step(row, step, now - max(0.0, ago_s))
         self._write(row)
         visit = event.visit
-        soon = pool.prepared and not (visit.agent or visit.problem or visit.contact == "changed")
+        soon = pool.gets_code and not (visit.agent or visit.problem or visit.contact == "changed")
         again_s = VISIT_AGAIN_S if soon else LOOK_AGAIN_S
         self._visited_at[vm.vm_no] = now + again_s
         if vm.state == "booting":

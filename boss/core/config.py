@@ -14,7 +14,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     `spillover` pools are used only for tasks that fit no other pool. `idle_s`: how long one may idle before it ends.
     `boot_s`: a guess of the time from asking for one to its worker, until boots were seen. `cloud`: pools of the same
     one share its list of VMs; empty for one that has a cloud to itself. `tells_room`: whether that cloud can be asked
-    how many more it would give. `visited`: whether its VMs can be reached by SSH; `prepared`: whether the boss brings
+    how many more it would give. `visited`: whether its VMs can be reached by SSH; `gets_code`: whether the boss brings
     them their code that way.
     """
 
@@ -29,7 +29,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     cloud: str = ""
     tells_room: bool = False
     visited: bool = False
-    prepared: bool = False
+    gets_code: bool = False
 
 
 class BossConfig(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from boss.core.graph import Shape
+from boss.core.graph import Inputs, Shape
 from boss.core.outbox import Conversation
 from boss.core.rows import AttemptRow, WorkerRow
 from ecloud.tasks import AttemptState, Outcome, Resources
@@ -82,7 +82,8 @@ class Worker(msgspec.Struct, eq=False):
 
     `inits`: init tasks by how they stand in this process: "given", "succeeded", "failed". `resting`: runs it gave back,
     until its next heartbeat. `slow`: something was asked back and nothing ended since: no queue ahead. `conversation`
-    is None from a boss's start until the worker is heard again.
+    is None from a boss's start until the worker is heard again. `fetched`: big inputs it has or is fetching, the
+    latest last.
     """
 
     row: WorkerRow
@@ -101,6 +102,7 @@ class Worker(msgspec.Struct, eq=False):
     leaving: bool = False
     slow: bool = False
     moving: Moving | None = None
+    fetched: dict[Inputs, None] = msgspec.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -165,6 +167,7 @@ class Worker(msgspec.Struct, eq=False):
             if attempt.in_slot:
                 for name, amount in attempt.shape.asks:
                     taken[name] = taken.get(name, 0.0) + amount
+        assert all(self.name in inputs.holders for inputs in self.fetched), f"{self.name} is not known to have inputs"
         for name, amount in taken.items():
             assert amount <= self.capacity.get(name, 0.0) + 0.001, f"{self.name}: {amount} {name} taken"
         for name, amount in self.capacity.items():
@@ -195,6 +198,8 @@ class Fleet:
         assert not worker.held, f"worker {worker.name} still holds attempts"
         self.workers.pop(worker.name, None)
         self.touched[worker.name] = None
+        for inputs in worker.fetched:
+            inputs.holders.pop(worker.name, None)
         if self.by_home.get(worker.row.hello.home) is worker:
             del self.by_home[worker.row.hello.home]
 

@@ -42,6 +42,15 @@ class Shapes:
         return shape
 
 
+class Inputs(msgspec.Struct, eq=False, weakref=True):
+    """Requirements that several tasks of a push share. `big`: known to be worth a thought where a task goes; `holders`:
+    workers that fetched them. Kept by `boss.core.inputs`."""
+
+    paths: tuple[str, ...]
+    big: bool = False
+    holders: dict[str, None] = msgspec.field(default_factory=dict)
+
+
 class Node(msgspec.Struct, gc=False):
     """An unfinished task in memory: about 400 bytes with its id and two edges.
 
@@ -68,6 +77,7 @@ class Node(msgspec.Struct, gc=False):
     init: bool = False
     keep_dir: bool = False
     dependents: list[tuple[int, Condition]] | None = None
+    inputs: Inputs | None = None
 
 
 class Freed(msgspec.Struct, frozen=True):

@@ -3,11 +3,16 @@
 Order: priority first; within a priority the run that holds the fewest CPUs now; within a run the order of the list.
 First everything that can start at once, then short queues ahead. A large task that finds no room gets a worker
 reserved, so that small ones don't starve it.
+
+A task whose big inputs some worker has goes there, if there is room now; else the worker whose turn it is may take one
+from close behind it whose inputs it has. Nobody waits for a worker and no worker for a task; a task is passed so often
+and not more.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +21,7 @@ import msgspec
 
 from boss.core.config import BossConfig
 from boss.core.fleet import Fleet, Worker, how_many
-from boss.core.graph import Node, Shape
+from boss.core.graph import Inputs, Node, Shape
 from boss.core.runtimes import Runtimes
 from boss.core.shelves import Shelves
 from ecloud.tasks import TaskState
@@ -25,18 +30,39 @@ _READY = TaskState.READY
 SHORT = 8
 """A task that is guessed to take longer than this many `ahead_s` is not queued ahead: it would wait behind another's
 slowness."""
+HOLDERS = 16
+"""Workers that have a task's inputs and are asked for room, at most."""
+BEHIND = 64
+"""Tasks behind the first that are looked at for one whose inputs a worker has; so often is the first passed at most."""
 CPUS_ROUNDED = 0.001
 """A shelf whose CPUs are short by less is looked at closely."""
 
 
 class Group(msgspec.Struct, eq=False):
     """Ready tasks of one run, priority and shape, in order. Entries may be void (cancelled, assigned): looked at when
-    taken."""
+    taken. `passed`: how many went before the first since one was first."""
 
     priority: int
     run_no: int
     shape: Shape
     nodes: deque[Node]
+    passed: int = 0
+
+    def is_due(self, node: Node) -> bool:
+        """Whether the entry is not void."""
+        return (
+            node.state is _READY and not node.assigned and node.priority == self.priority and node.shape is self.shape
+        )
+
+    def take(self, index: int) -> Node:
+        """The entry at `index` is placed."""
+        if index:
+            self.passed += 1
+            node = self.nodes[index]
+            del self.nodes[index]
+            return node
+        self.passed = 0
+        return self.nodes.popleft()
 
 
 class ReadyTasks:
@@ -54,11 +80,6 @@ class ReadyTasks:
             group = self.groups[key] = Group(node.priority, node.run_no, node.shape, deque())
         group.nodes.append(node)
 
-    def put_first(self, node: Node) -> None:
-        """A task that was placed could not be kept there: it goes before those that came after it."""
-        self.put(node)
-        self.groups[(node.priority, node.run_no, node.shape)].nodes.rotate(1)
-
     def hold(self, run_no: int) -> None:
         """Place nothing of this run."""
         self.held_runs.add(run_no)
@@ -72,11 +93,7 @@ class ReadyTasks:
         nodes = group.nodes
         while nodes:
             node = nodes[0]
-            if (
-                node.state is _READY
-                and not node.assigned
-                and (node.priority, node.shape) == (group.priority, group.shape)
-            ):
+            if group.is_due(node):
                 return node
             nodes.popleft()
         self.groups.pop((group.priority, group.run_no, group.shape), None)
@@ -142,7 +159,11 @@ class Placement:
                     if in_slots:
                         self._reserve(group, reserved, refuses)
                     break
-                group.nodes.popleft()
+                if node.inputs is not None and node.inputs.big:
+                    worker, index = room.nearer(worker, node, node.inputs)
+                    node = group.take(index)
+                else:
+                    group.take(0)
                 assign(worker, node, self.guess_s(node))
                 if not alone:
                     following = self._ready.first(group)
@@ -166,6 +187,10 @@ class Placement:
                     break
         if best:
             reserved[best] = group
+
+    def worker(self, name: str) -> Worker:
+        """One that stands on a shelf."""
+        return self._fleet.workers[name]
 
     def guess_s(self, node: Node) -> float:
         """How long it may run: what its user said, what was learned, or a second."""
@@ -218,6 +243,25 @@ class _Room:
                 return worker
             turn.popleft()
         return None
+
+    def nearer(self, worker: Worker, node: Node, inputs: Inputs) -> tuple[Worker, int]:
+        """`worker` could take the first task, `node`: one with room that has its inputs, and 0; else `worker`, and the
+        index of a task behind it whose inputs `worker` has, or 0."""
+        if worker.name in inputs.holders:
+            return worker, 0
+        shelves, needs = self._placement.shelves, {name for name, _ in self._group.shape.asks}
+        rare = len((shelves.rare_at(worker.name) or frozenset()) - needs)
+        for name in itertools.islice(inputs.holders, HOLDERS):
+            offers = shelves.rare_at(name)
+            if offers is not None and len(offers - needs) <= rare:
+                other = self._placement.worker(name)
+                if self._has_room(other, node) and not self._refuses(other, self._group.run_no):
+                    return other, 0
+        if worker.fetched and self._group.passed < BEHIND:
+            for index, later in enumerate(itertools.islice(self._group.nodes, BEHIND)):
+                if later.inputs in worker.fetched and self._group.is_due(later) and self._has_room(worker, later):
+                    return worker, index
+        return worker, 0
 
     def _in_order(self) -> Iterator[Worker]:
         """Everybody who had room when the batch's placing began."""

@@ -340,7 +340,7 @@ class Requests:
 
     def _end_vms(self, request: Request, now: float) -> Answer:
         count = self._vms.end_all("ended: a person asked for it", now)
-        return count, f"{count} VMs are being ended", ()
+        return count, f"{count} {'VM is' if count == 1 else 'VMs are'} being ended", ()
 
     # --- context ---------------------------------------------------------------------------------
 
@@ -353,6 +353,8 @@ class Requests:
 
     def _drop_context(self, request: Request, now: float) -> Answer:
         keys = [str(key) for key in _list(request, "keys")] or ["boss_address", *DATASTORE_NOTES]
+        if kept := [key for key in keys if key == "cluster_id" or "/" in key]:
+            raise RequestRefused("request", f"{kept[0]!r} can't be dropped: VMs and keys of this cluster go by it")
         usual, moved = self._access.usual, ""
         if usual not in ("", self._access.datastore.address) and not set(keys).isdisjoint(DATASTORE_NOTES):
             self._refuse_while_files_move()
@@ -360,8 +362,7 @@ class Requests:
             self._access.move(UseDatastore(usual, "", "", ""))
             moved = f"; the datastore is {usual} from now on"
         for key in keys:
-            if key != "cluster_id":
-                self._outbox.writes.context[key] = None
+            self._outbox.writes.context[key] = None
         return len(keys), f"{len(keys)} dropped{moved}", tuple(keys)
 
     def _set_datastore(self, request: Request, now: float) -> Answer:

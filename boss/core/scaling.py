@@ -146,7 +146,7 @@ class _Planning:
         if not fitting:
             if count:
                 self._plan.unmet.append(demand.shape)
-                self._note(f"{_tasks(demand)} fit no pool")
+                self._note(f"{_tasks(demand)} {'fits' if demand.count == 1 else 'fit'} no pool")
             return
         able = [pool for pool in fitting if not pool.closed]
         usual = [pool for pool in able if not pool.config.spillover] or able
@@ -314,5 +314,9 @@ def _seconds(seconds: float) -> str:
 
 
 def describe(shape: Shape) -> str:
-    """A shape in words: "2 cpus, 1 gpus"."""
-    return ", ".join(f"{amount:g} {name}" for name, amount in shape.asks) or "nothing"
+    """A shape in words: "2 cpus, 1 gpu"."""
+    return ", ".join(f"{amount:g} {_unit(name, amount)}" for name, amount in shape.asks) or "nothing"
+
+
+def _unit(name: str, amount: float) -> str:
+    return name.removesuffix("s") if amount == 1 and name in ("cpus", "gpus") else name

@@ -60,6 +60,11 @@ class Shelves:
         """Of the workers there are."""
         return list(self._kinds.values())
 
+    def rare_at(self, worker: str) -> frozenset[str] | None:
+        """What this worker offers and not every one does; None where it takes no tasks."""
+        shelf = self._shelf_of.get(worker)
+        return None if shelf is None else shelf.kind.rare
+
     def settle(self) -> None:
         """Put those whose room changed where they belong now."""
         touched, self._fleet.touched = self._fleet.touched, {}

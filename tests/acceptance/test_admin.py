@@ -73,7 +73,7 @@ def test_a_cluster_from_start_to_stop(doors: Doors) -> None:
         assert "1 succeeded" in doors.push(tasks, "--wait").out
         assert doors.admin("ls", "--json").json[0]["path"] == "out"
         text = doors.admin("stop").out
-        assert "still there: 1 VMs" in text
+        assert "still there: 1 VM," in text
         assert "not running" in doors.admin("status").out
         doors.admin("start")
     finally:
@@ -225,11 +225,18 @@ def test_files_and_context(cluster: Doors) -> None:
     assert "exists" in cluster.admin("get", "out/made", "here", code=2).err
     assert "not in the datastore" in cluster.admin("get", "nowhere", code=2).err
     assert cluster.admin("du", "--json").json["bytes"] == 10
+    below = cluster.admin("put", "in.txt", "in/deep.txt/x", code=2).err
+    assert "in/deep.txt is a file in the datastore" in below
+    assert "the datastore lies in" in cluster.admin("put", cluster.daemon.home.path, code=2).err
     context = cluster.admin("show_context", "--json").json
     assert len(context["cluster_id"]) == 16
     assert str(cluster.daemon and cluster.daemon.home.datastore) in context["datastore_address"]
-    cluster.admin("set_datastore", cluster.place / "elsewhere")
+    assert "set_datastore where?" in cluster.admin("set_datastore", "", code=2).err
+    cluster.admin("set_datastore", cluster.place / "../elsewhere")
+    assert ".." not in cluster.admin("show_context", "--json").json["datastore_address"]
     assert "elsewhere" in cluster.admin("show_context").out
+    assert "there is no note 'nope'" in cluster.admin("drop_context", "nope", code=2).err
+    assert "'cluster_id' can't be dropped" in cluster.admin("drop_context", "cluster_id", code=None).err
     assert "dropped" in cluster.admin("drop_context").out
     assert "elsewhere" not in cluster.admin("show_context").out
 

@@ -157,6 +157,14 @@ def test_files_are_uploaded_first(doors: Doors) -> None:
     assert (doors.place / "ecloud-data" / "out").read_text() == "42"
 
 
+def test_a_datastore_is_not_uploaded_into_itself(doors: Doors) -> None:
+    tasks = doors.write("t.json", [{"id": "a", "commands": "echo 42 > out", "results": ["out"]}])
+    for _ in range(2):
+        doors.push(tasks, "--local", "--upload", ".")
+    assert (doors.place / "ecloud-data" / "t.json").exists()
+    assert not (doors.place / "ecloud-data" / "ecloud-data").exists()
+
+
 def test_a_list_that_no_worker_here_could_run_is_refused_by_name(doors: Doors) -> None:
     tasks = [{"id": "a", "commands": "true"}, {"id": "huge", "commands": "true", "resources": {"gpus": 99}}]
     text = doors.push(doors.write("t.json", tasks), "--local", code=2).err

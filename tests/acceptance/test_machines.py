@@ -40,7 +40,7 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
 
 
 @pytest.fixture
-def cluster(daemons: Callable[..., Daemon], double: OpenNebula, broker: Mosquitto, tmp_path: Path) -> Iterator[Doors]:
+def hosted(daemons: Callable[..., Daemon], double: OpenNebula, broker: Mosquitto, tmp_path: Path) -> Iterator[Doors]:
     daemon = daemons(
         OPENNEBULA_URL=double.url,
         OPENNEBULA_USER="alice",
@@ -66,61 +66,64 @@ def words(done: Any) -> str:
     return " ".join(done.text.split())
 
 
-def test_they_are_made_once_found_again_and_never_ended(cluster: Doors, double: OpenNebula, tmp_path: Path) -> None:
-    lacking = words(cluster.admin("start", code=3))
+def test_they_are_made_once_found_again_and_never_ended(hosted: Doors, double: OpenNebula, tmp_path: Path) -> None:
+    lacking = words(hosted.admin("start", code=3))
     assert "BROKER_HOST can't be found: no VM of template boss runs: start one, or say python admin.py start" in lacking
     assert double.vms == {}
+    doctor = words(hosted.admin("doctor", code=3))
+    for lacking in ("BOSS_TEMPLATE (boss)", "DATASTORE_TEMPLATE (files)"):
+        assert f"the machine of {lacking} is not set; python admin.py start looks for it" in doctor
 
-    made = cluster.admin("start", "--create")
+    made = hosted.admin("start", "--create")
     assert f"BROKER_HOST: made VM 0 of template boss at {BROKER}" in words(made)
     assert f"DATASTORE: made VM 1 of template files at {DATASTORE}" in words(made)
     assert f"the datastore is {getpass.getuser()}@{DATASTORE}:{double.ssh_port}:{tmp_path}/files" in words(made)
-    context = cluster.admin("show_context", "--json").json
+    context = hosted.admin("show_context", "--json").json
     assert context["boss_address"] == BROKER
     assert DATASTORE in context["datastore_address"]
 
     task = {"id": "a", "commands": "echo one > out", "results": ["out"]}
-    cluster.push(cluster.write("film.json", [task]), "--wait")
+    hosted.push(hosted.write("film.json", [task]), "--wait")
     assert (tmp_path / "files/out").read_text() == "one\n"
 
     # The addresses are noted: nobody is asked again.
-    cluster.admin("stop", "--vms")
+    hosted.admin("stop", "--vms")
     calls = dict(double.calls)
-    assert "the boss runs" in cluster.admin("start").out
+    assert "the boss runs" in hosted.admin("start").out
     assert double.calls == calls
-    cluster.admin("stop")
+    hosted.admin("stop")
     # Where they are not, what runs is found.
-    cluster.admin("start")
-    cluster.admin("drop_context", "boss_address")
-    cluster.admin("stop")
-    assert f"BROKER_HOST: found VM 0 of template boss at {BROKER}" in words(cluster.admin("start", "--create"))
-    cluster.admin("stop", "--vms")
+    hosted.admin("start")
+    hosted.admin("drop_context", "boss_address")
+    hosted.admin("stop")
+    assert f"BROKER_HOST: found VM 0 of template boss at {BROKER}" in words(hosted.admin("start", "--create"))
+    hosted.admin("stop", "--vms")
     assert len(double.alive) == len(double.vms) == 2, "they are not the cluster's to end"
 
 
-def test_what_is_wrong_is_one_sentence(cluster: Doors, double: OpenNebula) -> None:
-    assert cluster.daemon is not None
+def test_what_is_wrong_is_one_sentence(hosted: Doors, double: OpenNebula) -> None:
+    assert hosted.daemon is not None
     for number in (7, 8):
         double.add_vm(number, f"boss-{number}", owner=double.alice, state=3, lcm=3)
-    wrong = words(cluster.admin("start", "--create", code=3))
+    wrong = words(hosted.admin("start", "--create", code=3))
     assert "2 VMs of template boss run: 7" in wrong
     assert len(double.vms) == 2
-    text = cluster.daemon.settings_file.read_text()
-    cluster.daemon.settings_file.write_text(text.replace("'PASSWORD'", "'wrong'"))
-    assert "BROKER_HOST can't be found: the cloud at" in words(cluster.admin("start", code=3))
-    cluster.daemon.settings_file.write_text(text.replace("@*:", "@host:"))
-    assert "DATASTORE_AT" in words(cluster.admin("start", code=2))
-    cluster.daemon.settings_file.write_text(text.replace("BOSS_TEMPLATE = 'boss'", "").replace("'files'", "''"))
-    assert "settings.py names neither" in words(cluster.admin("start", "--create", code=2))
+    text = hosted.daemon.settings_file.read_text()
+    hosted.daemon.settings_file.write_text(text.replace("'PASSWORD'", "'wrong'"))
+    assert "BROKER_HOST can't be found: the cloud at" in words(hosted.admin("start", code=3))
+    hosted.daemon.settings_file.write_text(text.replace("@*:", "@host:"))
+    assert "DATASTORE_AT" in words(hosted.admin("start", code=2))
+    hosted.daemon.settings_file.write_text(text.replace("BOSS_TEMPLATE = 'boss'", "").replace("'files'", "''"))
+    assert "settings.py names neither" in words(hosted.admin("start", "--create", code=2))
 
 
 @pytest.mark.long
 def test_a_datastore_that_does_not_let_us_in_is_one_sentence_and_the_boss_works(
-    cluster: Doors, double: OpenNebula
+    hosted: Doors, double: OpenNebula
 ) -> None:
     double.templates[1].attributes["CONTEXT"]["SSH_PUBLIC_KEY"] = ""  # type: ignore[index]
-    done = cluster.admin("start", "--create", code=3)
+    done = hosted.admin("start", "--create", code=3)
     assert "authorise" in words(done)
     assert "the boss runs" in done.out
-    assert cluster.admin("status", "--json").json["boss"]["leads"]
+    assert hosted.admin("status", "--json").json["boss"]["leads"]
     wait_until(lambda: len(double.alive) == 2)

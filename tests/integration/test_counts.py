@@ -32,6 +32,7 @@ from ecloud.client import Client
 from ecloud.home import Home
 from ecloud.secrets import AccessFile, derive_key, write_access
 from ecloud.tasks import Cause, Dependency, Outcome, TaskDefinition
+from ecloud.topics import boss_topic, peer_topic
 from ecloud.wire import Envelope, Heartbeat, Hello, Message, PushOptions, StartTasks, TasksEnded, Welcome
 
 TASKS = 1_000
@@ -50,7 +51,7 @@ class QuickWorker:
         self._seen = 0
         self.orders: list[int] = []
         """How many attempts each order named."""
-        topic = wire.peer_topic(cluster_id, self._name)
+        topic = peer_topic(cluster_id, self._name)
         self._connection = BrokerConnection(address, self._name, [topic], self._hear, self._hello, lambda reason: None)
         self._connection.start()
 
@@ -60,7 +61,7 @@ class QuickWorker:
     def _say(self, message: Message) -> None:
         if self._session:
             self._number += 1
-        topic = wire.boss_topic(self._cluster_id, self._name)
+        topic = boss_topic(self._cluster_id, self._name)
         envelope = Envelope(wire.PROTOCOL_VERSION, self._name, self._session, self._number, message)
         self._connection.publish(
             topic, wire.encode(envelope, topic, self._key_name, derive_key(SECRET, self._key_name))

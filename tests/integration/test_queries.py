@@ -101,7 +101,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(engine: Engine) -> Cluster:
+def story(engine: Engine) -> Cluster:
     """A boss that leads, and nothing else."""
     return Cluster(engine)
 
@@ -118,54 +118,54 @@ def film(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def own_film(cluster: Cluster) -> Cluster:
+def own_film(story: Cluster) -> Cluster:
     """The same for those who change it."""
-    return fill(cluster)
+    return fill(story)
 
 
-def fill(cluster: Cluster) -> Cluster:
+def fill(story: Cluster) -> Cluster:
     """Run `film` half-way, run `held` that waits for a person, run `old` that is over; four workers, three VMs."""
     busy = AttemptState.STARTED
     ended = AttemptState.ENDED
-    cluster.run(1, "film")
-    cluster.task("prepare", TaskState.RUNNING, init=True, attempt=cluster.attempt("w1", ended, cause=Cause.SUCCESS))
-    good = cluster.attempt("w1", ended, cause=Cause.SUCCESS, exit_code=0, run_s=2.5)
-    cut = cluster.task("cut", TaskState.SUCCEEDED, attempt=good)
-    mix = cluster.task("mix", TaskState.RUNNING, labels=("audio",), attempt=cluster.attempt("w1", busy))
-    show = cluster.task("show", TaskState.WAITING, after={mix: SUCCESS, cut: SUCCESS})
-    cluster.task("archive", TaskState.WAITING, after={show: SUCCESS})
-    bad = cluster.attempt(
+    story.run(1, "film")
+    story.task("prepare", TaskState.RUNNING, init=True, attempt=story.attempt("w1", ended, cause=Cause.SUCCESS))
+    good = story.attempt("w1", ended, cause=Cause.SUCCESS, exit_code=0, run_s=2.5)
+    cut = story.task("cut", TaskState.SUCCEEDED, attempt=good)
+    mix = story.task("mix", TaskState.RUNNING, labels=("audio",), attempt=story.attempt("w1", busy))
+    show = story.task("show", TaskState.WAITING, after={mix: SUCCESS, cut: SUCCESS})
+    story.task("archive", TaskState.WAITING, after={show: SUCCESS})
+    bad = story.attempt(
         "w3", ended, 2, cause=Cause.EXIT, exit_code=3, error="command 1 of 1 ended with exit code 3",
         command="grade --fast", stderr="reading\n\nno such colour: ultra\n",
     )  # fmt: skip
-    colour = cluster.task("colour", TaskState.FAILED, attempt=bad, reason="exit code 3", retries_used=1)
-    poster = cluster.task("poster", TaskState.ABORTED, after={colour: SUCCESS}, reason="task colour failed")
-    cluster.task("print", TaskState.ABORTED, after={cut: SUCCESS, poster: SUCCESS}, reason="task colour failed")
-    cluster.task("alone", TaskState.CANCELLED, reason="cancelled")
-    cluster.task("big", TaskState.READY, resources={"cpus": 64.0}, labels=("audio", "large"))
-    cluster.task("next", TaskState.READY, priority=5)
-    flaky = cluster.attempt("w1", ended, cause=Cause.EXIT, exit_code=1, error="exit code 1")
-    cluster.task("again", TaskState.READY, not_before=cluster.now + 30, attempt=flaky, retries_used=1)
-    cluster.task("given", TaskState.READY, attempt=cluster.attempt("w1", AttemptState.ASSIGNED))
-    cluster.run(2, "held", held="init task x failed in 3 worker processes: no disk")
-    cluster.task("next", TaskState.READY, run_no=2)
-    cluster.run(3, "old", ended_at=cluster.now - 500)
-    cluster.task("fine", TaskState.SUCCEEDED, run_no=3, reason="skipped: its results exist")
-    cluster.worker("w1", vm_no=1)
-    cluster.worker("w2", "draining", cpus=2.0, reason="told to leave")
-    cluster.worker("w3", "lost", reason="nothing heard for 60 s")
-    cluster.worker("w4", trouble="the disk is full")
-    cluster.vm(1, "running", worker="w1", cloud_id="c-1", hello_at=cluster.now - 90, reason="2 tasks are ready")
-    cluster.vm(2, "booting", cloud_id="c-2", reason="1 task is ready")
-    cluster.vm(3, "gone", reason="it ended while it booted", gone_at=cluster.now - 50)
-    return cluster
+    colour = story.task("colour", TaskState.FAILED, attempt=bad, reason="exit code 3", retries_used=1)
+    poster = story.task("poster", TaskState.ABORTED, after={colour: SUCCESS}, reason="task colour failed")
+    story.task("print", TaskState.ABORTED, after={cut: SUCCESS, poster: SUCCESS}, reason="task colour failed")
+    story.task("alone", TaskState.CANCELLED, reason="cancelled")
+    story.task("big", TaskState.READY, resources={"cpus": 64.0}, labels=("audio", "large"))
+    story.task("next", TaskState.READY, priority=5)
+    flaky = story.attempt("w1", ended, cause=Cause.EXIT, exit_code=1, error="exit code 1")
+    story.task("again", TaskState.READY, not_before=story.now + 30, attempt=flaky, retries_used=1)
+    story.task("given", TaskState.READY, attempt=story.attempt("w1", AttemptState.ASSIGNED))
+    story.run(2, "held", held="init task x failed in 3 worker processes: no disk")
+    story.task("next", TaskState.READY, run_no=2)
+    story.run(3, "old", ended_at=story.now - 500)
+    story.task("fine", TaskState.SUCCEEDED, run_no=3, reason="skipped: its results exist")
+    story.worker("w1", vm_no=1)
+    story.worker("w2", "draining", cpus=2.0, reason="told to leave")
+    story.worker("w3", "lost", reason="nothing heard for 60 s")
+    story.worker("w4", trouble="the disk is full")
+    story.vm(1, "running", worker="w1", cloud_id="c-1", hello_at=story.now - 90, reason="2 tasks are ready")
+    story.vm(2, "booting", cloud_id="c-2", reason="1 task is ready")
+    story.vm(3, "gone", reason="it ended while it booted", gone_at=story.now - 50)
+    return story
 
 
 # --- status -------------------------------------------------------------------------------------
 
 
-def test_an_empty_store_has_nothing_to_say_but_who_leads(cluster: Cluster) -> None:
-    status = cluster.status()
+def test_an_empty_store_has_nothing_to_say_but_who_leads(story: Cluster) -> None:
+    status = story.status()
     assert set(status.tasks.values()) == {0}
     assert (status.runs, status.vms, status.troubles, status.left_s) == ([], {}, [], None)
     assert status.workers == {"up": 0, "draining": 0}
@@ -200,11 +200,11 @@ def test_a_run_tells_how_much_is_left(film: Cluster) -> None:
     assert (old.left, old.ended_at) == (0, film.now - 500)
 
 
-def test_without_a_rate_the_users_guesses_tell_how_much_is_left(cluster: Cluster) -> None:
-    cluster.run(1, "r")
-    cluster.task("a", TaskState.RUNNING, runtime_s=60.0, attempt=cluster.attempt("w1", AttemptState.STARTED))
-    cluster.task("b", TaskState.READY, runtime_s=30.0)
-    run = queries.run_status(cluster.engine, "r", cluster.now)
+def test_without_a_rate_the_users_guesses_tell_how_much_is_left(story: Cluster) -> None:
+    story.run(1, "r")
+    story.task("a", TaskState.RUNNING, runtime_s=60.0, attempt=story.attempt("w1", AttemptState.STARTED))
+    story.task("b", TaskState.READY, runtime_s=30.0)
+    run = queries.run_status(story.engine, "r", story.now)
     assert (run.left_s, run.left_from) == (90.0, "by runtime_s of its tasks")
 
 
@@ -330,29 +330,29 @@ def test_waiting_names_what_is_waited_for_and_what_holds_that_up(film: Cluster) 
     assert (archive.subject, archive.state, archive.layers) == ("task archive", "waiting", ())
 
 
-def test_waiting_on_what_no_worker_can_run_says_so(cluster: Cluster) -> None:
-    cluster.run(1, "r")
-    big = cluster.task("big", TaskState.READY, resources={"gpus": 8.0})
-    quick = cluster.task("quick", TaskState.RUNNING, attempt=cluster.attempt("w1", AttemptState.STARTED))
-    cluster.task("last", TaskState.WAITING, after={quick: SUCCESS, big: FAILURE})
-    cluster.worker("w1")
-    reasons = cluster.why("last")
+def test_waiting_on_what_no_worker_can_run_says_so(story: Cluster) -> None:
+    story.run(1, "r")
+    big = story.task("big", TaskState.READY, resources={"gpus": 8.0})
+    quick = story.task("quick", TaskState.RUNNING, attempt=story.attempt("w1", AttemptState.STARTED))
+    story.task("last", TaskState.WAITING, after={quick: SUCCESS, big: FAILURE})
+    story.worker("w1")
+    reasons = story.why("last")
     assert "waits for task big (ready) to fail and for 1 other task; task big needs 8 gpus" in reasons.sentence
     assert "it waits for task quick (running) to succeed" in reasons.layers
 
 
-def test_ready_without_any_worker(cluster: Cluster) -> None:
-    cluster.run(1, "r")
-    cluster.task("a", TaskState.READY)
-    assert cluster.why("a").sentence == "task a waits: no worker is on duty; pool local can start one that fits"
-    cluster.vm(1, "intended")
-    cluster.vm(2, "gone", reason="the cloud refused: no addresses left")
-    reasons = cluster.why("a")
+def test_ready_without_any_worker(story: Cluster) -> None:
+    story.run(1, "r")
+    story.task("a", TaskState.READY)
+    assert story.why("a").sentence == "task a waits: no worker is on duty; pool local can start one that fits"
+    story.vm(1, "intended")
+    story.vm(2, "gone", reason="the cloud refused: no addresses left")
+    reasons = story.why("a")
     assert reasons.layers == (
         "VM 1 of pool local was asked for 1 min 40 s ago",
         "the last VM of pool local did not come up: the cloud refused: no addresses left",
     )
-    alone = why(cluster.engine, "a", now=cluster.now)  # where no pool may start anything
+    alone = why(story.engine, "a", now=story.now)  # where no pool may start anything
     assert alone.sentence == "task a needs 1 cpu; no worker is on duty, no pool has any"
 
 
@@ -388,34 +388,34 @@ def test_ready_while_its_retry_is_not_due(film: Cluster) -> None:
     assert film.why("again").sentence == "task again is tried again in 30 s: attempt 1 failed: exit code 1"
 
 
-def test_ready_where_no_worker_takes_tasks(cluster: Cluster) -> None:
-    cluster.run(1, "r")
-    cluster.task("a", TaskState.READY)
-    cluster.worker("w1", trouble="the datastore is away")
-    assert cluster.why("a").sentence == (
+def test_ready_where_no_worker_takes_tasks(story: Cluster) -> None:
+    story.run(1, "r")
+    story.task("a", TaskState.READY)
+    story.worker("w1", trouble="the datastore is away")
+    assert story.why("a").sentence == (
         "task a waits: of the workers it fits, none takes tasks now: w1 says: the datastore is away"
     )
 
 
-def test_ready_where_the_init_task_failed(cluster: Cluster) -> None:
-    cluster.run(1, "r")
-    bad = cluster.attempt("w1", AttemptState.ENDED, cause=Cause.EXIT, error="no module")
-    cluster.task("prepare", TaskState.READY, init=True, attempt=bad)
-    cluster.task("a", TaskState.READY)
-    cluster.worker("w1")
-    assert "init task failed on every worker it fits: prepare on w1: no module" in cluster.why("a").sentence
-    assert "prepares each worker process" in cluster.why("prepare").sentence
+def test_ready_where_the_init_task_failed(story: Cluster) -> None:
+    story.run(1, "r")
+    bad = story.attempt("w1", AttemptState.ENDED, cause=Cause.EXIT, error="no module")
+    story.task("prepare", TaskState.READY, init=True, attempt=bad)
+    story.task("a", TaskState.READY)
+    story.worker("w1")
+    assert "init task failed on every worker it fits: prepare on w1: no module" in story.why("a").sentence
+    assert "prepares each worker process" in story.why("prepare").sentence
 
 
 def test_running(film: Cluster) -> None:
     assert film.why("mix").sentence == "task mix runs on worker w1 on host-of-w1 for 58 s now"
 
 
-def test_running_while_results_are_put_into_the_datastore(cluster: Cluster) -> None:
-    cluster.run(1, "r")
-    promoting = cluster.attempt("w1", AttemptState.PROMOTING, cause=Cause.SUCCESS, run_s=1.0)
-    cluster.task("a", TaskState.RUNNING, attempt=promoting)
-    sentence = cluster.why("a").sentence
+def test_running_while_results_are_put_into_the_datastore(story: Cluster) -> None:
+    story.run(1, "r")
+    promoting = story.attempt("w1", AttemptState.PROMOTING, cause=Cause.SUCCESS, run_s=1.0)
+    story.task("a", TaskState.RUNNING, attempt=promoting)
+    sentence = story.why("a").sentence
     assert "its results are being put into the datastore; that takes long" in sentence
 
 
@@ -438,12 +438,12 @@ def test_aborted_names_the_culprit_however_far_up_it_is(film: Cluster) -> None:
     assert "the command was: grade --fast" in reasons.layers
 
 
-def test_aborted_because_what_should_have_failed_did_not(cluster: Cluster) -> None:
-    cluster.run(1, "r")
-    well = cluster.task("well", TaskState.SUCCEEDED)
+def test_aborted_because_what_should_have_failed_did_not(story: Cluster) -> None:
+    story.run(1, "r")
+    well = story.task("well", TaskState.SUCCEEDED)
     reason = "task well succeeded; this one runs only if it does not"
-    cluster.task("mend", TaskState.ABORTED, after={well: FAILURE}, reason=reason)
-    assert cluster.why("mend").sentence == f"task mend was aborted: {reason}"
+    story.task("mend", TaskState.ABORTED, after={well: FAILURE}, reason=reason)
+    assert story.why("mend").sentence == f"task mend was aborted: {reason}"
 
 
 def test_cancelled_and_succeeded(film: Cluster) -> None:
@@ -514,54 +514,56 @@ def test_a_worker_or_vm_that_is_not_there(film: Cluster, subject: str, says: str
         film.why(subject)
 
 
-def test_what_the_cloud_will_not_do_is_shouted_about(cluster: Cluster) -> None:
-    cluster.vm(1, "ending", cloud_id="c-1", ending_at=cluster.now - 100, end_asked=12)
-    cluster.vm(2, "ending", cloud_id="c-2", ending_at=cluster.now - 100, end_asked=2)
-    assert cluster.status().cloud_troubles == [
+def test_what_the_cloud_will_not_do_is_shouted_about(story: Cluster) -> None:
+    story.vm(1, "ending", cloud_id="c-1", ending_at=story.now - 100, end_asked=12)
+    story.vm(2, "ending", cloud_id="c-2", ending_at=story.now - 100, end_asked=2)
+    assert story.status().cloud_troubles == [
         "VM 1 of pool local (its cloud calls it c-1) does not end: asked for 12 times in 1 min 40 s; end it by hand "
         "in the cloud if it costs money"
     ]
-    assert "its end was asked for 12 times" in cluster.why("vm/1").layers
-    closed = PoolRow("local", "3 boots in a row failed", cluster.now - 60, cluster.now + 60, 5, 94.0, 120.0)
-    cluster.write(pools={"local": closed})
-    trouble = cluster.status().cloud_troubles[0]
+    assert "its end was asked for 12 times" in story.why("vm/1").layers
+    closed = PoolRow("local", "3 boots in a row failed", story.now - 60, story.now + 60, 5, 94.0, 120.0)
+    story.write(pools={"local": closed})
+    trouble = story.status().cloud_troubles[0]
     assert trouble.startswith("pool local starts no VM since ")
     assert ": 3 boots in a row failed; it is tried again at " in trouble
 
 
-def test_why_speaks_from_the_record_of_boots(cluster: Cluster) -> None:
-    cluster.run(1, "r")
-    cluster.task("a", TaskState.READY)
-    cluster.write(pools={"local": PoolRow("local", "", None, None, 5, 94.0, 120.0)})
-    cluster.vm(1, "booting")
-    assert "VM 1 of pool local has been booting for 1 min 40 s; usual time 1 min 34 s" in cluster.why("a").layers
-    cluster.vm(2, "intended")
+def test_why_speaks_from_the_record_of_boots(story: Cluster) -> None:
+    story.run(1, "r")
+    story.task("a", TaskState.READY)
+    story.write(pools={"local": PoolRow("local", "", None, None, 5, 94.0, 120.0)})
+    story.vm(1, "booting")
+    assert "VM 1 of pool local has been booting for 1 min 40 s; usual time 1 min 34 s" in story.why("a").layers
+    story.vm(2, "intended")
     boots = "; 2 VMs of pool local boot, the first for 3 min 20 s; usual time 1 min 34 s"
-    (layer,) = cluster.why("a").layers
+    (layer,) = story.why("a").layers
     assert layer.startswith("pool local has its maximum of 2 VMs since ")
     assert layer.endswith(boots)
-    cluster.vm(3, "gone", started_at=cluster.now - 199, gone_at=cluster.now, cause="failed", said="no such image 7")
-    layers = cluster.why("vm/3").layers
+    story.vm(3, "gone", started_at=story.now - 199, gone_at=story.now, cause="failed", said="no such image 7")
+    story.vm(4, "gone", cloud_id="3")
+    assert story.why("vm/3").subject == "VM 3", "our number goes before a cloud's"
+    layers = story.why("vm/3").layers
     assert any(layer.endswith("made by its cloud after 1 s, gone after 3 min 20 s") for layer in layers)
     assert "its cloud could not run it" in layers
     assert "its cloud last said of it: no such image 7" in layers
 
 
-def test_why_speaks_from_a_visit_to_a_vm_that_does_not_come_up(cluster: Cluster) -> None:
-    cluster.run(1, "r")
-    cluster.task("a", TaskState.READY)
-    cluster.vm(1, "booting", boot_nonce="4-1")
+def test_why_speaks_from_a_visit_to_a_vm_that_does_not_come_up(story: Cluster) -> None:
+    story.run(1, "r")
+    story.task("a", TaskState.READY)
+    story.vm(1, "booting", boot_nonce="4-1")
     visit = Visit("ok", clock_s=90.2, python="3.9", vm="1", boot_nonce="4-1", log="one\ntwo: \udcff\n")
-    steps = {"address": cluster.now - 80, "ssh": cluster.now - 70}
-    cluster.write(boots={1: BootRow(1, "10.0.0.7", "ssh-ed25519 AAAA", steps, visit)})
-    reasons = cluster.why("vm/1")
+    steps = {"address": story.now - 80, "ssh": story.now - 70}
+    story.write(boots={1: BootRow(1, "10.0.0.7", "ssh-ed25519 AAAA", steps, visit)})
+    reasons = story.why("vm/1")
     assert any("its Python is 3.9; a worker needs 3.10 or later" in layer for layer in reasons.layers)
     assert "its clock is 1 min 30 s ahead of the boss's" in reasons.layers
     assert "the last words of its start log: one | two: ?" in reasons.layers
     assert any("seen running at its address after" in layer for layer in reasons.layers)
-    assert any("VM 1: its Python is 3.9" in layer for layer in cluster.why("a").layers)
+    assert any("VM 1: its Python is 3.9" in layer for layer in story.why("a").layers)
     # The record is kept when the VM is gone, and silent where its worker came up after all.
-    cluster.vm(1, "gone", boot_nonce="4-1", cause="python")
-    assert any("its Python is 3.9" in layer for layer in cluster.why("vm/1").layers)
-    cluster.vm(1, "running", boot_nonce="4-1", hello_at=cluster.now)
-    assert not any("its Python is 3.9" in layer for layer in cluster.why("vm/1").layers)
+    story.vm(1, "gone", boot_nonce="4-1", cause="python")
+    assert any("its Python is 3.9" in layer for layer in story.why("vm/1").layers)
+    story.vm(1, "running", boot_nonce="4-1", hello_at=story.now)
+    assert not any("its Python is 3.9" in layer for layer in story.why("vm/1").layers)

@@ -15,7 +15,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from boss.core.effects import PromoteFiles
 from boss.core.events import FilesPromoted
 from ecloud import wire
-from ecloud.tasks import ENDED, AttemptState, Cause, ManifestEntry, Outcome, Retries, TaskDefinition, TaskState
+from ecloud.tasks import (
+    ENDED,
+    AttemptState,
+    Cause,
+    ManifestEntry,
+    Outcome,
+    Requirement,
+    Retries,
+    TaskDefinition,
+    TaskState,
+)
 from ecloud.wire import AttemptName, HeldAttempt
 
 CAUSES = [Cause.SUCCESS, Cause.SUCCESS, Cause.EXIT, Cause.TIMEOUT, Cause.SIGNAL]
@@ -86,6 +96,7 @@ class BossMachine(RuleBasedStateMachine):
                     resources={"cpus": float(data.draw(st.integers(1, 2)))},
                     retries=Retries(data.draw(st.integers(0, 1))),
                     runtime_s=data.draw(st.sampled_from([0.01, 60.0])),
+                    requirements=data.draw(st.sampled_from([(), (Requirement("a", "a"),), (Requirement("b", "b"),)])),
                 )
             )
         if data.draw(st.booleans()):
@@ -115,7 +126,7 @@ class BossMachine(RuleBasedStateMachine):
         for key in sorted(peer.holds)[: data.draw(st.integers(0, 4))]:
             manifest = (ManifestEntry("x", 1, "aa"),) if data.draw(st.booleans()) else ()
             outcome = self.recorded.setdefault(
-                key, Outcome(*key, data.draw(st.sampled_from(CAUSES)), error="e", manifest=manifest)
+                key, Outcome(*key, data.draw(st.sampled_from(CAUSES)), error="e", manifest=manifest, fetch_bytes=10**8)
             )
             outcomes.append(outcome)
             peer.holds[key] = "ended"

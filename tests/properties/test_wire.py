@@ -15,10 +15,11 @@ from msgspec import inspect as shapes
 from ecloud import wire
 from ecloud.secrets import derive_key
 from ecloud.tasks import TaskDefinition, definition_json
+from ecloud.topics import boss_topic
 from ecloud.wire import MAX_NAME_CHARS, PROTOCOL_VERSION, Envelope, Unreadable, decode, encode
 
 SECRET = b"s" * 32
-TOPIC = wire.boss_topic("cluster", "w1")
+TOPIC = boss_topic("cluster", "w1")
 KEYS = {name: derive_key(SECRET, name) for name in ("client", "vm-1", "invite-0011aabb")}
 REASONS = {"oversized", "malformed", "unknown_key", "signature", "version"}
 MESSAGES = typing.get_args(wire.Message)
@@ -147,7 +148,7 @@ def test_a_message_with_bytes_changed_is_refused_or_still_a_message(envelope: En
 @settings(max_examples=100, deadline=None)
 def test_a_message_counts_on_its_own_topic_alone(envelope: Envelope, key_name: str, peer: str) -> None:
     payload = encode(envelope, TOPIC, key_name, KEYS[key_name])
-    other = wire.boss_topic("cluster", peer)
+    other = boss_topic("cluster", peer)
     if other != TOPIC:
         with pytest.raises(Unreadable) as problem:
             decode(payload, other, KEYS.get)

@@ -20,9 +20,9 @@ HERE = "10.0.0.7"
 OLD_PYTHON: dict[str, Any] = {"contact": "ok", "clock_s": 0.0, "python": "3.9", "vm": "1", "by_ssh": True}
 
 
-def boss_of(prepared: bool = True, **config: Any) -> BossScript:
+def boss_of(gets_code: bool = True, **config: Any) -> BossScript:
     """A boss of one pool, one VM of which was made."""
-    pool = PoolConfig("big", {"cpus": 1.0, "memory_mb": 500.0}, maximum=2, visited=True, prepared=prepared)
+    pool = PoolConfig("big", {"cpus": 1.0, "memory_mb": 500.0}, maximum=2, visited=True, gets_code=gets_code)
     made_boss = BossScript(pools=(pool,), **config)
     made_boss.ask("instantiate_worker", n=1)
     assert started(made_boss) == [1]
@@ -81,7 +81,7 @@ def test_the_first_host_key_is_kept_whatever_is_shown_later() -> None:
 
 
 def test_a_vm_with_the_code_inside_is_visited_only_when_it_is_late() -> None:
-    boss = boss_of(prepared=False)
+    boss = boss_of(gets_code=False)
     lists(boss)
     assert visits(boss) == []
     boss.wait(46)

@@ -117,7 +117,7 @@ def test_gpus_come_from_the_pool_that_has_them_and_only_for_those_who_ask() -> N
 def test_what_fits_no_pool_is_named() -> None:
     made = planned(pool(), demands=[ready(3, shape=GPU)])
     assert made.unmet == [GPU]
-    assert made.notes == ["3 tasks of 1 cpus, 1 gpus fit no pool"]
+    assert made.notes == ["3 tasks of 1 cpu, 1 gpu fit no pool"]
 
 
 def test_a_pool_that_rests_starts_none_says_why_and_another_takes_over() -> None:
@@ -125,7 +125,7 @@ def test_a_pool_that_rests_starts_none_says_why_and_another_takes_over() -> None
     assert starts(planned(broken, pool("b", spillover=True), demands=[ready(2)])) == {"b": 2}
     made = planned(broken, demands=[ready(2)])
     assert starts(made) == {}
-    assert made.notes == ["no VM of pool a starts for 2 tasks of 1 cpus: 3 boots in a row failed"]
+    assert made.notes == ["no VM of pool a starts for 2 tasks of 1 cpu: 3 boots in a row failed"]
 
 
 def test_limits_hold_and_are_named() -> None:
@@ -159,7 +159,7 @@ def test_an_idle_vm_is_kept_when_the_next_wave_comes_sooner_than_a_boot() -> Non
     idle = [IdleVm(1, "p", 70.0, {"cpus": 1.0}), IdleVm(2, "p", 90.0, {"cpus": 1.0})]
     made = planned(pool(alive=2, boot_s=94), demands=[ready(1, 60.0, in_s=40.0)], idle=idle)
     assert [end.vm_no for end in made.ends] == [2], "one task needs one VM"
-    assert made.notes[-1] == "VM 1 idles and is kept: 1 task of 1 cpus is ready in 40 s"
+    assert made.notes[-1] == "VM 1 idles and is kept: 1 task of 1 cpu is ready in 40 s"
     late = planned(pool(alive=2, boot_s=30), demands=[ready(1, 60.0, in_s=40.0)], idle=idle)
     assert len(late.ends) == 2
 
@@ -346,5 +346,5 @@ def test_plan_tells_what_would_be_done_and_changes_nothing() -> None:
     assert started(script) == []
     assert told["starts"] == []
     assert "pool p is at its maximum of 1 VMs" in told["notes"]
-    assert "1 task of 64 cpus fit no pool" in told["notes"]
+    assert "1 task of 64 cpus fits no pool" in told["notes"]
     assert told["lines"][0] == "start nothing, end nothing"

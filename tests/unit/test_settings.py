@@ -79,7 +79,8 @@ def test_the_environment_goes_before_the_file_and_the_command_line_before_both(
 
 def test_a_file_that_is_named_and_missing_is_said(settings_file: Path) -> None:
     settings_file.unlink()
-    with pytest.raises(SettingsWrong, match=re.escape(f"ECLOUD_SETTINGS names {settings_file}, which does not exist")):
+    says = f"ECLOUD_SETTINGS names {settings_file}, which does not exist: write it"
+    with pytest.raises(SettingsWrong, match=re.escape(says)):
         load_settings()
 
 

@@ -10,6 +10,7 @@ import pytest
 from ecloud import wire
 from ecloud.secrets import derive_key
 from ecloud.tasks import Cause, Outcome, TaskBody, TaskDefinition
+from ecloud.topics import boss_topic, logs_topic, peer_topic, presence_topic
 from ecloud.wire import (
     MAX_MESSAGE_BYTES,
     MAX_NAME_CHARS,
@@ -31,7 +32,7 @@ from ecloud.wire import (
 )
 
 SECRET = b"s" * 32
-TOPIC = wire.boss_topic("cluster", "w1")
+TOPIC = boss_topic("cluster", "w1")
 
 
 def key_of(name: str) -> bytes | None:
@@ -108,11 +109,11 @@ def test_fields_that_a_later_version_adds_are_passed_over() -> None:
 def test_topics_differ_by_cluster_peer_and_direction() -> None:
     topics = {
         make(cluster, peer)
-        for make in (wire.boss_topic, wire.peer_topic, wire.presence_topic)
+        for make in (boss_topic, peer_topic, presence_topic)
         for cluster in ("a", "b")
         for peer in ("w1", "w2")
     }
-    assert len(topics | {wire.logs_topic("a", 1), wire.events_topic("a")}) == 14
+    assert len(topics | {logs_topic("a", 1)}) == 13
 
 
 # --- who says it ----------------------------------------------------------------------------------
@@ -120,9 +121,9 @@ def test_topics_differ_by_cluster_peer_and_direction() -> None:
 
 def test_a_message_on_another_topic_is_not_believed() -> None:
     payload = said(Goodbye())
-    assert why(payload, wire.boss_topic("cluster", "w2")) == "signature"
-    assert why(payload, wire.peer_topic("cluster", "w1")) == "signature"
-    assert why(payload, wire.boss_topic("other", "w1")) == "signature"
+    assert why(payload, boss_topic("cluster", "w2")) == "signature"
+    assert why(payload, peer_topic("cluster", "w1")) == "signature"
+    assert why(payload, boss_topic("other", "w1")) == "signature"
 
 
 def test_a_message_under_anothers_name_is_not_believed() -> None:
