@@ -1,8 +1,11 @@
-"""Where the VMs of each pool come from. `python -m boss.clouds` asks each cloud for room and prints what it says as
-JSON, for `admin.py doctor`; with `--left CLUSTER_ID` it prints that cluster's VMs by the clouds' own lists, for
-`admin.py stop --vms`, with `--strangers CLUSTER_ID` what looks like them
-and is not, for `admin.py show_vms`. With `--machine TEMPLATE` it finds the machine of a
-template, for `admin.py start`. It ends nothing, and starts something with `--machine TEMPLATE --create` alone."""
+"""Where the VMs of each pool come from.
+
+`python -m boss.clouds` asks each cloud for room and prints what it says as JSON, for `admin.py doctor`. With
+`--left CLUSTER_ID` it prints that cluster's VMs by the clouds' own lists, for `admin.py stop --vms`; with
+`--strangers CLUSTER_ID` what looks like them and is not, for `admin.py show_vms`; with `--machine TEMPLATE` it finds
+the machine of a template, for `admin.py start`. It ends nothing, and starts something with
+`--machine TEMPLATE --create` alone.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +128,7 @@ def look_for_left(settings: Settings, cluster_id: str) -> list[Left]:
     return left
 
 
-class Unknown(msgspec.Struct, frozen=True):
+class StrangerSaid(msgspec.Struct, frozen=True):
     """A VM that looks like ours and is not, which is never touched; or why a cloud does not tell, in `problem`."""
 
     cloud_id: str = ""
@@ -135,14 +138,14 @@ class Unknown(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
-def look_for_strangers(settings: Settings, cluster_id: str) -> list[Unknown]:
+def look_for_strangers(settings: Settings, cluster_id: str) -> list[StrangerSaid]:
     """What the clouds show that carries that cluster's name or tag and is not its."""
     found = []
     for cloud in _remote(settings, cluster_id):
         try:
-            found += [Unknown(vm.cloud_id, vm.name, vm.owner, vm.why) for vm in cloud.strangers()]
+            found += [StrangerSaid(vm.cloud_id, vm.name, vm.owner, vm.why) for vm in cloud.strangers()]
         except (TryLater, CredentialsWrong) as error:
-            found.append(Unknown(problem=str(error)))
+            found.append(StrangerSaid(problem=str(error)))
     return found
 
 

@@ -80,6 +80,17 @@ def drop_workers(workers: Sequence[str], everyone: bool, as_json: bool) -> int:
     return ask("drop_workers", as_json, workers=list(names))
 
 
+def drop_context(keys: Sequence[str], as_json: bool) -> int:
+    """Forget notes: those named, or where the broker and the datastore are. Raises `Fault` where there is none."""
+    from ecloud import queries
+
+    if keys:
+        there = queries.context(doors.database(load_settings()))
+        if missing := [key for key in keys if key not in there]:
+            raise Fault(f"there is no note {missing[0]!r}: python admin.py show_context")
+    return ask("drop_context", as_json, keys=list(keys))
+
+
 # --- invitations ------------------------------------------------------------------------------------
 
 

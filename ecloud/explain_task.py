@@ -183,7 +183,7 @@ class TaskReasons:
         fitting = [worker for worker in self.workers if _fits(worker.resources, asks)]
         pools = [pool for pool in self.pools if pool.maximum > 0 and _fits(pool.offers, asks)]
         if not fitting:
-            yield self._nobody_fits(name, asks, pools)
+            yield self._nobody_fits(name, asks, pools, row.run_no)
             yield from self._boots(pools, row.run_no)
             return
         takers = [worker for worker in fitting if worker.state == "up" and not worker.trouble]
@@ -203,9 +203,9 @@ class TaskReasons:
             yield f"of the workers it fits, some take no tasks: {some(idle)}"
         yield from self._boots(pools, row.run_no)
 
-    def _nobody_fits(self, name: str, asks: Resources, pools: Sequence[Pool]) -> str:
+    def _nobody_fits(self, name: str, asks: Resources, pools: Sequence[Pool], run_no: int) -> str:
         if not self.workers and pools:
-            return f"{name} waits: no worker is on duty; pool {pools[0].name} can start one that fits"
+            return f"{name} waits: no worker is on duty; {self._who_can_start(pools, run_no)}"
         lacking = []
         for wanted, amount in asks.items():
             most = max((worker.resources.get(wanted, 0.0) for worker in self.workers), default=0.0)
@@ -218,6 +218,17 @@ class TaskReasons:
         if not lacking:
             return f"{name} needs {amounts(asks)} in one worker, and no worker has all of it"
         return f"{name} {'; '.join(lacking)}"
+
+    def _who_can_start(self, pools: Sequence[Pool], run_no: int) -> str:
+        """Which of these pools can start a VM for it, or why none does."""
+        broke = boots.budgets(self.connection).get(run_no)
+        if broke:
+            return f"no VM starts for it: {broke}"
+        rests = [view for pool in pools if (view := self.pool_views.get(pool.name)) is not None and view.closed]
+        if len(rests) == len(pools):
+            return boots.closed(rests[0], self.now)
+        able = next(pool for pool in pools if pool.name not in {view.pool for view in rests})
+        return f"pool {able.name} can start one that fits"
 
     def _boots(self, pools: Sequence[Pool], run_no: int) -> Iterator[str]:
         """What becomes of VMs that could run it."""

@@ -254,7 +254,9 @@ class Checker:
         running = self.running.setdefault(worker, {})
         running[key] = order.asks
         for resource, amount in capacity.items():
-            taken = sum(asks.get(resource, 0.0) for asks in running.values())
+            taken = 0.0
+            for asks in running.values():
+                taken += asks.get(resource, 0.0)
             if taken > amount + _ROUNDING:
                 raise Violation("resources", f"{worker} uses {taken:g} {resource} of {amount:g}")
         held = self.gpus.setdefault(worker, {}) if gpus else {}
@@ -267,6 +269,8 @@ class Checker:
     def _must_be_prepared(self, worker: str, order: AttemptOrder) -> None:
         if order.init:
             self.prepared.setdefault(worker, set()).discard(order.task_no)
+        if not order.after_init:
+            return
         missing = [task_no for task_no in order.after_init if task_no not in self.prepared.get(worker, ())]
         if missing:
             name = _name((order.task_no, order.number))

@@ -59,12 +59,13 @@ class Link:
     def publish(self, who: str, envelope: Envelope, key_name: str, topic: str) -> None:
         """Say it, if there is a connection; else it is dropped."""
         if self.connected and not self.closed:
-            if self.mute_until > self.network.world.now:
+            network = self.network
+            if self.mute_until > network.world.now:
                 return
             to = "the boss" if topic.startswith(_BOSS_TOPIC) else topic.rpartition("/")[2]
             words = in_words(envelope.message)
-            self.network.world.tell(who, f"to {to}: {words}", words not in _EVERYDAY)
-            self.network.carry(topic, wire.encode(envelope, topic, key_name, key_of(key_name)))
+            network.world.tell(who, f"to {to}: {words}", words not in _EVERYDAY)
+            network.carry(topic, wire.encode(envelope, topic, key_name, key_of(key_name)))
 
     def close(self) -> None:
         """The process is gone."""
@@ -89,8 +90,10 @@ class Link:
 def in_words(message: wire.Message) -> str:
     """A message for the story: its kind, and the attempts that it is about."""
     kind = type(message).__name__
+    if kind == "HeartbeatAnswered":
+        return kind
     items = getattr(message, "outcomes", None) or getattr(message, "attempts", ())
-    return f"{kind} {' '.join(f'{item.task_no}-{item.number}' for item in items)}" if items else kind
+    return " ".join([kind, *[f"{item.task_no}-{item.number}" for item in items]]) if items else kind
 
 
 class Network:
@@ -162,22 +165,24 @@ class Network:
         world, faults = self.world, self.faults
         listening = "" if topic.startswith(_BOSS_TOPIC) else topic
         for link in self.links.get(listening, ()):
-            if link.deaf_until > world.now or world.fault("lose", faults.lose):
+            if link.deaf_until > world.now or (faults.lose and world.fault("lose", faults.lose)):
                 continue
             waits = link.under_way + link.backlog() if faults.queue_full else 0
             if waits > QUEUE_LIMIT and world.fault("queue_full", faults.queue_full):
                 continue
             self._send(link, topic, payload)
-            if world.fault("duplicate", faults.duplicate):
+            if faults.duplicate and world.fault("duplicate", faults.duplicate):
                 self._send(link, topic, payload, late_s=world.random.uniform(0, LATE_S))
 
     def _send(self, link: Link, topic: str, payload: bytes, late_s: float = 0.0) -> None:
         world = self.world
         arrival = world.now + world.random.uniform(FASTEST_S, SLOWEST_S)
-        if late_s or world.fault("delay", self.faults.delay):
+        delay = self.faults.delay
+        if late_s or (delay and world.fault("delay", delay)):
             arrival += late_s or world.random.uniform(0, LATE_S)
         else:
-            arrival = link.last_arrival = max(arrival, link.last_arrival)
+            # They come in the order in which they were sent.
+            arrival = link.last_arrival = arrival if arrival > link.last_arrival else link.last_arrival
         generation = link.generation
         link.under_way += 1
 

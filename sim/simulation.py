@@ -288,8 +288,8 @@ def run(seed: int, allowed: tuple[str, ...] = faults_of.NAMES, size: Size | None
 
     What it draws of the others is the same whatever is allowed.
     """
-    # A world makes many objects and few cycles: looking for those while it lives costs a third of the time, or a twelfth
-    # at best. So they are looked for between two worlds; what is young then is the world before, which is one.
+    # A world makes many objects and few cycles: looking for those while it lives costs a third of the time, or a
+    # twelfth at best. So they are looked for between two worlds; what is young then is the world before, which is one.
     gc.collect(0)
     gc.disable()
     try:

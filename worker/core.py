@@ -87,10 +87,11 @@ class WorkerCore:
         """When `handle` must be called again, whatever happens."""
         deadlines = [self.attempts.flush_at, self.lane.deadline, self._leave_at, self._ends_soon_at]
         if self.connected:
-            deadlines += [self._hello_at, self._heartbeat_at]
+            deadlines += (self._hello_at, self._heartbeat_at)
         if self.config.boss_gone_exit_s is not None and not self.leaving:
             deadlines.append(self._heard_at + self.config.boss_gone_exit_s)
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        set_ones = [deadline for deadline in deadlines if deadline is not None]
+        return min(set_ones) if set_ones else None
 
     # --- events -------------------------------------------------------------------------------------
 

@@ -49,15 +49,17 @@ def test_from_a_push_to_done(
     assert (daemon.home.datastore / "out2").read_text() == "one\ntwo\n"
     wait_until(lambda: not ssh_cloud.alive, START_S, "the cloud's own list is empty")
     kept = record(daemon)
-    assert kept.address == "127.77.0.10"
+    assert kept.address == "127.77.0.10" or (code == "image" and not kept.address)
     seen = STEPS_OF_ALL | ({"ssh", "clock"} if code == "ssh" else set())
     assert set(kept.steps) >= seen - {"address"} if code == "image" else seen
     guest = ssh_cloud.vms[0].guest
     assert guest is not None
     assert kept.host_key == (guest.host_key if code == "ssh" else "")
     told = reasons(daemon, "vm/1")
-    for step in ("seen running at its address after", "had the code after", "its worker reported after", "first task"):
+    for step in ("had the code after", "its worker reported after", "first task"):
         assert step in told
+    if code == "ssh":  # one with ECLOUD inside may be at work before a list shows its address
+        assert "seen running at its address after" in told
 
 
 def test_a_guest_whose_python_is_too_old_is_said_to_be_so(

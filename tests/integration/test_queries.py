@@ -345,6 +345,14 @@ def test_ready_without_any_worker(story: Cluster) -> None:
     story.run(1, "r")
     story.task("a", TaskState.READY)
     assert story.why("a").sentence == "task a waits: no worker is on duty; pool local can start one that fits"
+    rest = ("3 boots in a row failed", story.now - 60, story.now + 60)
+    story.write(pools={"local": PoolRow("local", *rest)})
+    assert story.why("a").sentence.endswith("pool whole can start one that fits")
+    story.write(pools={"whole": PoolRow("whole", *rest)})
+    rests = story.why("a").sentence
+    assert rests.startswith("task a waits: no worker is on duty; pool local starts no VM since ")
+    assert ": 3 boots in a row failed; it is tried again at " in rests
+    story.write(pools={"local": PoolRow("local"), "whole": PoolRow("whole")})
     story.vm(1, "intended")
     story.vm(2, "gone", reason="the cloud refused: no addresses left")
     reasons = story.why("a")

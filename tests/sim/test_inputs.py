@@ -1,0 +1,81 @@
+"""Big inputs in the simulation: tasks go where these are, so less is fetched, and nobody pays for it with his time."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+
+from boss.core.config import BossConfig
+from boss.core.inputs import SharedInputs
+from ecloud.tasks import Requirement, TaskDefinition
+from ecloud.wire import PushOptions
+from sim import faults as faults_of
+from sim import story
+from sim.faults import Faults
+from sim.scenario import Size
+from sim.simulation import Simulation
+from sim.worker_shell import command
+
+BIG, INPUTS, TASKS = 200_000_000, 8, 240
+SIZE = Size(runs=(0, 0), wishes=(0, 0), workers=(0, 0), troubled_s=1.0)
+LONGEST = 1.1
+"""Of the time it takes without the preference: which task comes last is chance."""
+
+
+class World(Simulation):
+    """Eight machines; 240 tasks of some seconds in a list that mixes eight inputs, which take 2 s to fetch."""
+
+    def _make_config(self) -> BossConfig:
+        # Simulated outcomes tell no run-time: nothing is to be taken for short and queued ahead.
+        return msgspec.structs.replace(super()._make_config(), pools=(), ahead_s=0.0)
+
+    def begin(self) -> World:
+        for _ in range(8):
+            self.add_machine()
+        self.datastore.big = {f"big/{number}": BIG for number in range(INPUTS)}
+        self.datastore.final.update(dict.fromkeys(self.datastore.big, "big"))
+        chance = random.Random(self.world.seed)
+        tasks = []
+        for number in range(TASKS):
+            path = f"big/{chance.randrange(INPUTS)}"
+            seconds = chance.uniform(2.0, 6.0)
+            tasks.append(
+                TaskDefinition(
+                    f"t{number}",
+                    (command(seconds, 0.0),),
+                    requirements=(Requirement(path, "in"),),
+                    runtime_s=seconds,
+                )
+            )
+        self.clients[0].push("push", PushOptions(run="mixed"), tasks)
+        return self
+
+    def took_s(self) -> float:
+        """From the first task that was given to the end of the last."""
+        rows = self.tables.attempts.values()
+        return max(row.ended_at or 0.0 for row in rows) - min(row.assigned_at for row in rows)
+
+
+def _run(seed: int, faults: Faults, size: Size = SIZE) -> World:
+    world = World(seed, faults, size, fails=False).begin()
+    result = world.run()
+    assert not result.problem, story.tell(result)
+    assert all(task.state == "succeeded" for task in world.tables.tasks.values())
+    return world
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_less_is_fetched_and_it_takes_no_longer(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    preferring = _run(seed, Faults())
+    monkeypatch.setattr(SharedInputs, "on_pushed", lambda *_: None)
+    anywhere = _run(seed, Faults())
+    assert preferring.datastore.moved_bytes <= 0.6 * anywhere.datastore.moved_bytes
+    assert preferring.took_s() <= LONGEST * anywhere.took_s()
+
+
+@pytest.mark.parametrize("seed", range(4, 10))
+def test_whatever_goes_wrong_every_task_gets_its_turn(seed: int) -> None:
+    faults = faults_of.draw(random.Random(seed + 1), faults_of.NAMES)
+    _run(seed, faults, msgspec.structs.replace(SIZE, troubled_s=40.0))

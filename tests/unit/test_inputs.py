@@ -1,0 +1,201 @@
+"""Tasks that share big inputs go where these are, and nobody waits for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from boss_script import BossScript, Peer, task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from boss.core.inputs import BIG_BYTES, KEPT
+from boss.core.placement import BEHIND
+from ecloud import wire
+from ecloud.tasks import Requirement, TaskDefinition
+
+
+def needs(id: str, *paths: str, **fields: Any) -> TaskDefinition:
+    """A task with these requirements."""
+    return task(id, requirements=tuple(Requirement(path, path) for path in paths), **fields)
+
+
+def ends(script: BossScript, peer: Peer, id: str, fetched: int = BIG_BYTES) -> BossScript:
+    """The task ends, and had fetched so many bytes."""
+    return script.ended(peer, id, fetch_bytes=fetched).stored(peer, id)
+
+
+@pytest.fixture
+def script() -> BossScript:
+    return BossScript(ahead_s=0.0)  # nothing is queued ahead
+
+
+def two_workers_that_fetched(script: BossScript, fetched: int = BIG_BYTES) -> tuple[Peer, Peer]:
+    """w1 has `a`, w2 has `b`; two more tasks need `b`, then two more `a`."""
+    w1, w2 = script.worker("w1"), script.worker("w2")
+    rest = [needs("b2", "b"), needs("b3", "b"), needs("a2", "a"), needs("a3", "a")]
+    script.push("r", needs("a1", "a"), needs("b1", "b"), *rest)
+    script.starts(w1, "a1").starts(w2, "b1").started(w1, "a1").started(w2, "b1").wait(1)
+    ends_first = script.ended(w2, "b1", fetch_bytes=fetched).stored(w2, "b1")
+    ends_first.starts(w2, "b2")
+    return w1, w2
+
+
+def test_a_worker_with_room_takes_the_task_whose_inputs_it_has(script: BossScript) -> None:
+    w1, w2 = two_workers_that_fetched(script)
+    ends(script, w1, "a1").starts(w1, "a2")
+    ends(script, w2, "b2").starts(w2, "b3").nothing_else()
+
+
+def test_of_two_with_room_it_goes_to_the_one_that_has_its_inputs(script: BossScript) -> None:
+    w1, w2 = script.worker("w1"), script.worker("w2")
+    script.push("r", needs("x"), needs("a1", "a"), needs("a2", "a", after="x a1"))
+    script.starts(w1, "x").starts(w2, "a1")
+    ends(script, w2, "a1")
+    script.ended(w1, "x").stored(w1, "x").starts(w2, "a2").nothing_else()
+
+
+def test_small_inputs_change_no_order(script: BossScript) -> None:
+    w1, _ = two_workers_that_fetched(script, fetched=BIG_BYTES - 1)
+    ends(script, w1, "a1", fetched=BIG_BYTES - 1).starts(w1, "b3")
+
+
+def test_inputs_of_one_task_alone_are_not_remembered(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    script.push("r", needs("a1", "own"), needs("a2", "other"))
+    ends(script.starts(w1, "a1"), w1, "a1").starts(w1, "a2")
+    assert not script.boss.fleet.workers["w1"].fetched
+
+
+def test_a_busy_holder_is_not_waited_for(script: BossScript) -> None:
+    w1, w2 = two_workers_that_fetched(script)
+    ends(script, w1, "a1").starts(w1, "a2")
+    ends(script, w1, "a2").starts(w1, "a3")
+    ends(script, w1, "a3").starts(w1, "b3").nothing_else()  # w2 has b, and is busy
+    assert ends(script, w2, "b2").said == []
+
+
+def test_a_holder_that_is_drained_or_gone_is_passed_over(script: BossScript) -> None:
+    w1, w2, w3 = (script.worker(name) for name in ("w1", "w2", "w3"))
+    script.push("r", *(needs(f"a{number}", "a") for number in (1, 2, 3)), needs("x"))
+    script.starts(w1, "a1").starts(w2, "a2").starts(w3, "a3")
+    ends(script, w2, "a2").starts(w2, "x")
+    script.ask("drain_worker", workers=["w2"])
+    script.take(w2, wire.Drain)
+    ends(script, w3, "a3")
+    script.push("s", needs("a4", "a"), needs("a5", "a"))
+    script.starts(w3, "a4")
+    script.hear(w3, wire.Goodbye("its machine ends"))
+    assert all("w3" not in node.inputs.holders for node in script.boss.book.graph.nodes.values() if node.inputs)
+    ends(script, w1, "a1").starts(w1, "a5").nothing_else()
+
+
+def test_one_with_a_gpu_is_not_filled_for_the_sake_of_files(script: BossScript) -> None:
+    rare, plain = script.worker("w1", gpus=1.0), script.worker("w2")
+    script.push("r", needs("x"), needs("a1", "a", resources={"gpus": 1.0}), needs("a2", "a", after="a1"))
+    script.starts(plain, "x").starts(rare, "a1")
+    script.ended(plain, "x").stored(plain, "x")
+    ends(script, rare, "a1").starts(plain, "a2").nothing_else()
+
+
+def test_a_new_boss_knows_nothing_of_it_and_goes_on(script: BossScript) -> None:
+    w1, w2 = two_workers_that_fetched(script)
+    script.start()
+    for peer in (w1, w2):
+        script.hello(peer, resources={"cpus": 1.0}, home=f"home-{peer.name}").beats(peer)
+    ends(script, w1, "a1").starts(w1, "b3")
+    assert not script.boss.fleet.workers["w1"].fetched
+    script.push("s", needs("c1", "c"), needs("c2", "c"))
+    ends(script, w1, "b3").starts(w1, "c1")
+    ends(script, w1, "c1").starts(w1, "c2")
+    assert [inputs.paths for inputs in script.boss.fleet.workers["w1"].fetched] == [("c",)], "learned anew"
+
+
+def test_a_path_that_is_published_anew_is_fetched_anew_and_nothing_else(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    script.push("r", needs("a1", "a"), needs("a2", "a"))
+    ends(script.starts(w1, "a1"), w1, "a1").starts(w1, "a2")
+    script.push("s", task("make", results=("a",)), needs("a3", "a", after="make"))
+    ends(script, w1, "a2", fetched=2 * BIG_BYTES).starts(w1, "make")
+
+
+def test_no_more_is_remembered_of_a_worker_than_so_many_sets(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    names = [f"{path}{k}" for path in range(KEPT + 5) for k in "xy"]
+    script.push("r", *(needs(name, name[:-1]) for name in names))
+    for name in names:
+        ends(script.starts(w1, name), w1, name)
+    assert len(script.boss.fleet.workers["w1"].fetched) == KEPT
+
+
+def test_priority_goes_before_files(script: BossScript) -> None:
+    w1, _ = two_workers_that_fetched(script)
+    script.push("urgent", needs("b4", "b", priority=5), needs("c", "c", priority=5))
+    ends(script, w1, "a1").starts(w1, "b4")
+    ends(script, w1, "b4").starts(w1, "c")
+
+
+def _order_at(script: BossScript, peer: Peer, last: str, count: int) -> list[str]:
+    """What the worker is given, one after another."""
+    by_no = {}
+    order = []
+    for _ in range(count):
+        ends(script, peer, last)
+        orders = script.take(peer, wire.StartTasks).attempts
+        by_no.update({number: id for id, number in script.names.items()})
+        last = by_no[orders[0].task_no]
+        peer.holds[(orders[0].task_no, orders[0].number)] = "queued"
+        order.append(last)
+    return order
+
+
+def test_a_task_whose_inputs_a_busy_worker_has_gets_its_turn(script: BossScript) -> None:
+    w1, w2 = script.worker("w1"), script.worker("w2")
+    many = [needs(f"a{number}", "a") for number in range(2, 200)]
+    script.push("r", needs("b1", "b"), needs("a1", "a"), needs("b2", "b"), needs("b3", "b"), *many)
+    script.starts(w1, "b1").starts(w2, "a1")
+    ends(script, w1, "b1").starts(w1, "b2")  # and works on it for ever
+    order = _order_at(script, w2, "a1", 150)
+    assert order.index("b3") == BEHIND
+    assert [id for id in order if id != "b3"] == [f"a{number}" for number in range(2, 151)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_comes_nobody_idles_while_a_task_waits_and_none_is_passed_too_often(data: st.DataObject) -> None:
+    script = BossScript(ahead_s=0.0)
+    workers = [script.worker(f"w{number}") for number in range(data.draw(st.integers(1, 4)))]
+    pushed: list[str] = []
+    begun: list[str] = []
+    running: dict[str, str] = {}
+
+    def look() -> None:
+        by_no = {number: id for id, number in script.names.items()}
+        for peer in workers:
+            while any(
+                s.envelope.peer == peer.name and isinstance(s.envelope.message, wire.StartTasks) for s in script.said
+            ):
+                for order in script.take(peer, wire.StartTasks).attempts:
+                    assert peer.name not in running
+                    running[peer.name] = by_no[order.task_no]
+                    begun.append(by_no[order.task_no])
+        waiting = [id for id in pushed if id not in begun]
+        assert not waiting or len(running) == len(workers), "a worker idles while a task waits"
+        for id in waiting:
+            passed = sum(pushed.index(other) > pushed.index(id) for other in begun)
+            assert passed <= BEHIND + pushed.index(id), f"{id} was passed {passed} times"
+
+    for _ in range(data.draw(st.integers(1, 25))):
+        if data.draw(st.booleans()) or not running:
+            ids = [f"t{len(pushed) + k}" for k in range(data.draw(st.integers(2, 12)))]
+            script.push("r", *(needs(id, data.draw(st.sampled_from("abcd"))) for id in ids))
+            pushed += ids
+        else:
+            peer = script.peers[data.draw(st.sampled_from(sorted(running)))]
+            ends(script, peer, running.pop(peer.name))
+        look()
+    while running:
+        peer = script.peers[min(running)]
+        ends(script, peer, running.pop(peer.name))
+        look()
+    assert sorted(begun) == sorted(pushed)
