@@ -43,12 +43,14 @@ def _in_a_process() -> dict[str, float]:
 
 
 def _one_turn() -> dict[str, float]:
+    from boss.core.config import BossConfig
     from sim import simulation
     from sim.scenario import Size
 
     size = Size(
         tasks=(TASKS, TASKS), runs=(RUNS, RUNS), wishes=(0, 0), workers=(WORKERS, WORKERS), troubled_s=20.0, task_s=0.5,
         most_steps=10_000_000,
+        heartbeat_s=BossConfig().heartbeat_s,
     )  # fmt: skip
     wall, cpu = time.perf_counter(), time.process_time()
     result = simulation.run(SEED, ("none",), size, fails=False)

@@ -33,6 +33,8 @@ class Size(msgspec.Struct, frozen=True):
     """The longest task, about."""
     most_steps: int = 300_000
     """A scenario that takes more has no end."""
+    heartbeat_s: float | None = None
+    """How often peers say that they live; None: drawn, and more often than outside."""
 
 
 def make_tasks(world: World, run: str, count: int, size: Size, fails: bool = True) -> list[TaskDefinition]:

@@ -139,9 +139,10 @@ class Simulation:
             pools = (PoolConfig("vms", size, minimum=minimum, maximum=3, idle_s=idle_s, tells_room=True),)
             self.cloud.most = chance.choice((None, None, 2))
         over_ssh = chance.random() < 0.3
+        heartbeat_s = chance.uniform(1.0, 3.0)
         return BossConfig(
             datastore=DatastoreAccess("files@host:/root", host_key="a host key") if over_ssh else DatastoreAccess(""),
-            heartbeat_s=chance.uniform(1.0, 3.0),
+            heartbeat_s=heartbeat_s if self.size.heartbeat_s is None else self.size.heartbeat_s,
             lease_s=chance.uniform(8.0, 15.0),
             lease_margin_s=2.0,
             stop_grace_s=2.0,

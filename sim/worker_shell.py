@@ -123,7 +123,7 @@ class WorkerProcess:
         self.core = WorkerCore(config, self._now)
         self.link = places.network.connect(
             peer_topic(CLUSTER_ID, self.name),
-            lambda envelope, _: self._hear(envelope),
+            self._hear,
             lambda: self._put(ConnectionFound()),
             lambda reason: self._put(ConnectionLost(reason)),
         )
@@ -181,7 +181,7 @@ class WorkerProcess:
     def _now(self) -> float:
         return self.world.now + self._clock_s
 
-    def _hear(self, envelope: Envelope) -> None:
+    def _hear(self, envelope: Envelope, key_name: str) -> None:
         message = envelope.message
         if isinstance(message, wire.HeartbeatAnswered) and envelope.session == self._said_in and not self.frozen:
             sent_at = self._sent.pop((envelope.session, message.number), None)
