@@ -188,18 +188,13 @@ class Checker:
             self._succeeded(task_no, moved.attempts)
 
     def _succeeded(self, task_no: int, attempts: int) -> None:
-        ended = [
-            row
-            for number in range(attempts, 0, -1)
-            if (row := self.tables.attempts.get((task_no, number))) is not None
-            and row.state is AttemptState.ENDED
-            and row.outcome is not None
-            and row.outcome.cause is Cause.SUCCESS
-        ]
-        if not ended:
+        for number in range(attempts, 0, -1):
+            row = self.tables.attempts.get((task_no, number))
+            outcome = row.outcome if row is not None and row.state is AttemptState.ENDED else None
+            if outcome is not None and outcome.cause is Cause.SUCCESS:
+                break
+        else:
             raise Violation("files-whole", f"task {task_no} succeeded without an attempt that did")
-        outcome = ended[0].outcome
-        assert outcome is not None
         for entry in outcome.manifest:
             found = self.datastore.final.get(entry.path)
             if found != entry.sha256:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from boss.core.effects import SelectTasks
 from boss.core.rows import (
     AttemptRow,
@@ -129,11 +131,11 @@ class Store:
         tables.batch, tables.renewed_at = batch, now
         self._write_runs(writes)
         self._write_tasks(writes, now)
-        tables.attempts.update({key: copy(row) for key, row in writes.attempts.items()})
-        tables.workers.update({name: copy(row) for name, row in writes.workers.items()})
-        tables.vms.update({vm_no: copy(row) for vm_no, row in writes.vms.items()})
-        tables.pools.update({name: copy(row) for name, row in writes.pools.items()})
-        tables.boots.update({vm_no: copy(row) for vm_no, row in writes.boots.items()})
+        tables.attempts.update({key: replace(row) for key, row in writes.attempts.items()})
+        tables.workers.update({name: replace(row) for name, row in writes.workers.items()})
+        tables.vms.update({vm_no: replace(row) for vm_no, row in writes.vms.items()})
+        tables.pools.update({name: replace(row) for name, row in writes.pools.items()})
+        tables.boots.update({vm_no: replace(row) for vm_no, row in writes.boots.items()})
         tables.next_vm_no = max([tables.next_vm_no, *(vm_no + 1 for vm_no in writes.vms)])
         self._write_small(writes)
         self._drop(writes)
@@ -154,14 +156,14 @@ class Store:
     def _write_runs(self, writes: Writes) -> None:
         tables = self.tables
         for run_no, row in writes.runs.items():
-            tables.runs[run_no] = copy(row)
+            tables.runs[run_no] = replace(row)
             tables.next_run_no = max(tables.next_run_no, run_no + 1)
 
     def _write_tasks(self, writes: Writes, now: float) -> None:
         tables = self.tables
         for task in writes.stored:
             task_no = task.row.task_no
-            tables.tasks[task_no] = copy(task.row)
+            tables.tasks[task_no] = replace(task.row)
             tables.changed_at[task_no] = now
             tables.stored[task_no] = definition_json(task.definition)
             tables.labels[task_no] = task.definition.labels

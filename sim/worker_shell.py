@@ -248,10 +248,12 @@ class WorkerProcess:
         self.world.after(seconds, happen)
 
     def _carry_out(self, effects: WorkerEffects) -> None:
-        self._spool(effects.spool)
+        if effects.spool or self._unspooled:
+            self._spool(effects.spool)
         for key in effects.forget:
             self.home.spool.pop(key, None)
-            self._unspooled = [item for item in self._unspooled if (item.task_no, item.number) != key]
+            if self._unspooled:
+                self._unspooled = [item for item in self._unspooled if (item.task_no, item.number) != key]
         for stop in effects.stops:
             self._stop(stop)
         for start in effects.starts:

@@ -143,6 +143,8 @@ class Attempts:
         if order.init:
             busy = any(running.order.init and running.order.run_no == order.run_no for running in self.running.values())
             return None if busy else True
+        if not order.after_init:
+            return True
         states = [self.inits.get(task_no, "unknown") for task_no in order.after_init]
         if any(state in ("failed", "unknown") for state in states):
             return False

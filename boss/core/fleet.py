@@ -68,7 +68,9 @@ class Attempt(msgspec.Struct, eq=False):
 def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:
     """How many tasks of `shape` fit side by side into `offers`."""
     for name, amount in shape.asks:
-        at_most = min(at_most, int((offers.get(name, 0.0) + _ROUNDING) / amount))
+        room = int((offers.get(name, 0.0) + _ROUNDING) / amount)
+        if room < at_most:
+            at_most = room
     return at_most
 
 

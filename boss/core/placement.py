@@ -24,29 +24,30 @@ from boss.core.fleet import Fleet, Worker, how_many
 from boss.core.graph import Inputs, Node, Shape
 from boss.core.runtimes import Runtimes
 from boss.core.shelves import Shelves
-from ecloud.tasks import TaskState
+from ecloud.tasks import Retries, TaskState
 
 _READY = TaskState.READY
+_VOID = Node(0, 0, "", TaskState.CANCELLED, Shape(()), Retries(), "")
+"""Stands where an entry was taken from the middle."""
 SHORT = 8
 """A task that is guessed to take longer than this many `ahead_s` is not queued ahead: it would wait behind another's
 slowness."""
 HOLDERS = 16
 """Workers that have a task's inputs and are asked for room, at most."""
 BEHIND = 64
-"""Tasks behind the first that are looked at for one whose inputs a worker has; so often is the first passed at most."""
+"""Entries, with the first, that are looked at for one whose inputs a worker has: no task is passed by more."""
 CPUS_ROUNDED = 0.001
 """A shelf whose CPUs are short by less is looked at closely."""
 
 
 class Group(msgspec.Struct, eq=False):
     """Ready tasks of one run, priority and shape, in order. Entries may be void (cancelled, assigned): looked at when
-    taken. `passed`: how many went before the first since one was first."""
+    taken."""
 
     priority: int
     run_no: int
     shape: Shape
     nodes: deque[Node]
-    passed: int = 0
 
     def is_due(self, node: Node) -> bool:
         """Whether the entry is not void."""
@@ -55,14 +56,12 @@ class Group(msgspec.Struct, eq=False):
         )
 
     def take(self, index: int) -> Node:
-        """The entry at `index` is placed."""
-        if index:
-            self.passed += 1
-            node = self.nodes[index]
-            del self.nodes[index]
-            return node
-        self.passed = 0
-        return self.nodes.popleft()
+        """The entry at `index` is placed. In the middle a void one stays in its stead: what is looked at does not slide
+        on while the first stays."""
+        if not index:
+            return self.nodes.popleft()
+        node, self.nodes[index] = self.nodes[index], _VOID
+        return node
 
 
 class ReadyTasks:
@@ -257,7 +256,7 @@ class _Room:
                 other = self._placement.worker(name)
                 if self._has_room(other, node) and not self._refuses(other, self._group.run_no):
                     return other, 0
-        if worker.fetched and self._group.passed < BEHIND:
+        if worker.fetched:
             for index, later in enumerate(itertools.islice(self._group.nodes, BEHIND)):
                 if later.inputs in worker.fetched and self._group.is_due(later) and self._has_room(worker, later):
                     return worker, index
