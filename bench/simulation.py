@@ -13,7 +13,9 @@ import time
 
 from bench.report import Figure, seconds
 
-WORKERS, TASKS, RUNS = 1_000, 20_000, 3
+WORKERS = 1_000
+WORLDS = ((30_000, 1), (20_000, 3))
+"""Tasks of a run, and runs. The aim is for one; three that share the workers ask much back and give it anew."""
 SEED = 4
 """Of a world without pools and without SSH: the workers are there, and nothing else takes time."""
 LEAST_RATE = 5_000
@@ -21,34 +23,38 @@ REPEATS = 3
 
 
 def measure() -> list[Figure]:
-    """The best of some turns: others on the machine only take from it."""
-    found = [_in_a_process() for _ in range(REPEATS)]
-    best = max(found, key=lambda one: one["rate"])
-    return [
-        Figure(
-            f"simulation: {TASKS * RUNS:,} tasks, {WORKERS:,} workers, faults off",
-            seconds(best["wall_s"]),
-            seconds(best["cpu_s"]),
-            f"{best['rate']:,.0f}/CPU s",
-            f"at least {LEAST_RATE:,}",
-            best["rate"] >= LEAST_RATE,
+    """The best of some turns of each: others on the machine only take from it."""
+    figures = []
+    for tasks, runs in WORLDS:
+        best = max((_in_a_process(tasks, runs) for _ in range(REPEATS)), key=lambda one: one["rate"])
+        aimed = runs == 1
+        figures.append(
+            Figure(
+                f"simulation: {runs} x {tasks:,} tasks, {WORKERS:,} workers, faults off",
+                seconds(best["wall_s"]),
+                seconds(best["cpu_s"]),
+                f"{best['rate']:,.0f}/CPU s",
+                f"at least {LEAST_RATE:,}" if aimed else "",
+                best["rate"] >= LEAST_RATE if aimed else None,
+            )
         )
-    ]
+    return figures
 
 
-def _in_a_process() -> dict[str, float]:
-    answer = subprocess.run([sys.executable, "-m", "bench.simulation"], check=True, capture_output=True, text=True)
+def _in_a_process(tasks: int, runs: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.simulation", str(tasks), str(runs)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, float] = json.loads(answer.stdout)
     return result
 
 
-def _one_turn() -> dict[str, float]:
+def _one_turn(tasks: int, runs: int) -> dict[str, float]:
     from boss.core.config import BossConfig
     from sim import simulation
     from sim.scenario import Size
 
     size = Size(
-        tasks=(TASKS, TASKS), runs=(RUNS, RUNS), wishes=(0, 0), workers=(WORKERS, WORKERS), troubled_s=20.0, task_s=0.5,
+        tasks=(tasks, tasks), runs=(runs, runs), wishes=(0, 0), workers=(WORKERS, WORKERS), troubled_s=20.0, task_s=0.5,
         most_steps=10_000_000,
         heartbeat_s=BossConfig().heartbeat_s,
     )  # fmt: skip
@@ -56,9 +62,9 @@ def _one_turn() -> dict[str, float]:
     result = simulation.run(SEED, ("none",), size, fails=False)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert not result.problem, result.problem
-    assert result.completions >= TASKS * RUNS, "not every task came to its end"
+    assert result.completions >= tasks * runs, "not every task came to its end"
     return {"rate": result.completions / cpu, "cpu_s": cpu, "wall_s": wall, "passed_s": result.passed_s}
 
 
 if __name__ == "__main__":
-    print(json.dumps(_one_turn()))
+    print(json.dumps(_one_turn(*map(int, sys.argv[1:]))))

@@ -180,7 +180,7 @@ def test_the_plan_tells_what_would_start_and_why(cluster: Doors) -> None:
     cluster.push(cluster.write("wide.json", [{"id": "wide", "commands": "true", "resources": {"cpus": 640}}]))
     told = cluster.admin("plan", "--json").json
     assert told["starts"] == told["ends"] == []
-    assert "1 task of 640 cpus fit no pool" in told["notes"]
+    assert "1 task of 640 cpus fits no pool" in told["notes"]
     assert {pool["pool"] for pool in told["pools"]} >= {"local"}
     assert "pool local: " in cluster.admin("plan").out
     assert cluster.admin("show_vms", "--json").json == []
