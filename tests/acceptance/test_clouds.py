@@ -34,6 +34,7 @@ def words(done: Any) -> str:
     return " ".join(done.text.split())
 
 
+@pytest.mark.long
 def test_workers_of_a_cloud_from_the_first_to_the_bill(
     daemons: Callable[..., Daemon], double: OpenNebula, tmp_path: Path
 ) -> None:
