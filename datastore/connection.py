@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
@@ -42,7 +43,7 @@ class Lost(Exception):
         self.for_good = for_good
 
 
-class Channel:
+class Channel(ABC):
     """Starts `command` and reads what it says in a thread of its own, until it ends or stalls.
 
     Who speaks over it says how: `greet` begins, `converse` reads without end, `waits` whether anything is awaited,
@@ -79,21 +80,21 @@ class Channel:
         self._reader = threading.Thread(target=self._read_all, name="datastore", daemon=True)
         self._reader.start()
 
+    @abstractmethod
     def greet(self) -> None:
         """Wait until it can be asked. Raises `Lost`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def converse(self) -> None:
         """Read, and answer who waits. Never returns; raises `EOFError`, `OSError`, `ValueError` at the end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def waits(self) -> bool:
         """Whether silence is a stall."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self, lost: Lost) -> None:
         """Tell all that wait."""
-        raise NotImplementedError
 
     @property
     def is_alive(self) -> bool:

@@ -13,6 +13,7 @@ import re
 import secrets
 import shlex
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -113,7 +114,7 @@ def _quoted(path: Path) -> str:
     return '"' + str(path.absolute()).replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-class OverSsh:
+class OverSsh(ABC):
     """What is the same of every datastore over SSH, whatever serves it there."""
 
     address: SshAddress
@@ -130,21 +131,21 @@ class OverSsh:
         """How many connections its sshd takes in at once; None where that can't be read."""
         return read_limits(ssh_command(self.address, replace(self.access(), gate="exec /bin/sh")))
 
+    @abstractmethod
     def close(self) -> None:
         """End the connection; a further call makes another."""
-        raise NotImplementedError
 
+    @abstractmethod
     def listing(self, name: str = "", recursive: bool = False) -> list[Entry]:
         """See `port.Reader.listing`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def store(self, stage: str, local: Path, path: str) -> list[Entry]:
         """See `port.Stager.store`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def promote(self, promotions: list[Promotion]) -> list[str | None]:
         """See `port.Publisher.promote`."""
-        raise NotImplementedError
 
     def put(self, local: Path, path: str) -> list[Entry]:
         """See `port.Publisher.put`. One that was cut off goes on where it was when it is put again from here."""
