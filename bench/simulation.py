@@ -15,7 +15,7 @@ from bench.report import Figure, seconds
 
 WORKERS = 1_000
 WORLDS = ((30_000, 1), (20_000, 3))
-"""Tasks of a run, and runs. The aim is for one; three that share the workers ask much back and give it anew."""
+"""Tasks of a run, and runs. The aim is for both; three that share the workers ask much back and give it anew."""
 SEED = 4
 """Of a world without pools and without SSH: the workers are there, and nothing else takes time."""
 LEAST_RATE = 5_000
@@ -27,15 +27,14 @@ def measure() -> list[Figure]:
     figures = []
     for tasks, runs in WORLDS:
         best = max((_in_a_process(tasks, runs) for _ in range(REPEATS)), key=lambda one: one["rate"])
-        aimed = runs == 1
         figures.append(
             Figure(
                 f"simulation: {runs} x {tasks:,} tasks, {WORKERS:,} workers, faults off",
                 seconds(best["wall_s"]),
                 seconds(best["cpu_s"]),
                 f"{best['rate']:,.0f}/CPU s",
-                f"at least {LEAST_RATE:,}" if aimed else "",
-                best["rate"] >= LEAST_RATE if aimed else None,
+                f"at least {LEAST_RATE:,}",
+                best["rate"] >= LEAST_RATE,
             )
         )
     return figures

@@ -7,7 +7,6 @@ which takes as long for each call as a real OpenNebula took at its best and wors
 
 from __future__ import annotations
 
-import gc
 import importlib
 import sys
 import tempfile
@@ -43,8 +42,6 @@ def measure() -> list[Figure]:
     fleet = Fleet()
     fleet.begin()
     fleet.live(WARM_S)
-    gc.collect()
-    gc.freeze()  # as a boss does that starts with all this
     fleet.cpu_s, fleet.longest_s = 0.0, 0.0
     began = time.monotonic()
     fleet.live(SIMULATED_S)
