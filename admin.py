@@ -349,7 +349,7 @@ def instantiate_worker(n: int, pool: str, keep_alive: bool, yes: bool, as_json: 
         if not sys.stdin.isatty():
             raise doors.Fault(f"{n} are many: say --yes where nobody can be asked")
         click.confirm(f"Start {n} VMs?", abort=True)
-    return asking.ask("instantiate_worker", as_json, n=n, pool=pool or None, keep_alive=keep_alive)
+    return asking.instantiate(n, pool, keep_alive, as_json)
 
 
 @action

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.report import Figure, table
 from bench.services import NotInstalled
 
-MEASURES = ("core", "simulation", "throughput", "simulated", "push", "doors", "data", "vms")
+MEASURES = ("core", "simulation", "throughput", "simulated", "push", "doors", "carriers", "data", "vms")
 
 
 def main() -> int:

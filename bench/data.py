@@ -51,14 +51,14 @@ def measure(profiles: Path | None = None) -> list[Figure]:
         (directory / "sshd").mkdir()
         with Sshd(directory / "sshd") as sshd:
             figures = _Copies(directory, sshd).large()
-            with tempfile.TemporaryDirectory(prefix="ecloud-bench-data-", dir=_memory()) as place:
+            with tempfile.TemporaryDirectory(prefix="ecloud-bench-data-", dir=memory()) as place:
                 figures += _Copies(Path(place), sshd).small()
         return figures + data_tasks.measure(directory, profiles)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _memory() -> str | None:
+def memory() -> str | None:
     """Where small files are in memory: on a disk, the journal's work for what went before makes whoever comes second
     two to four times as slow. None where there is no such place."""
     memory = Path("/dev/shm")

@@ -41,6 +41,7 @@ from boss.core.effects import (
 )
 from boss.core.events import (
     DatastoreFailed,
+    DatastoreUsed,
     Event,
     FilesPromoted,
     FreeSpaceSeen,
@@ -151,10 +152,11 @@ class Calls:
         try:
             if isinstance(call, UseDatastore):
                 self._storage.use(call.address, call.host_key, call.python, call.gate)
+                self._put(DatastoreUsed(call.address))
                 self._look_at_free_space()
                 return None
             if isinstance(call, SignKey):
-                return KeySigned(call.worker, *self._storage.sign(call.worker, call.public_key))
+                return KeySigned(call.worker, *self._storage.sign(call.worker, call.public_key, call.refused))
             datastore = self._storage.publisher
             if isinstance(call, PromoteFiles):
                 return self._promote(datastore, call)
@@ -283,24 +285,40 @@ class Calls:
         with self._lock:
             self._listing += 1
             starting = set(self._starting)
-        found = None
+        told = None
         try:
-            found = cloud.list(call.known)
+            told = cloud.list(call.known, call.lost)
         finally:
             with self._lock:
                 by_vm_no = {vm_no: cloud_id for cloud_id, vm_no in self._started.items()}
                 self._listing -= 1
                 if not self._listing:
                     self._started.clear()
-                if found is not None:
+                if told is not None:
+                    found = [vm for vm in told if vm.state is not VmState.GONE]
                     by_vm_no.update({vm.vm_no: vm.cloud_id for vm in found})
                     alive = frozenset(by_vm_no.values()).union(vm.cloud_id for vm in found)
                     seen = {vm.vm_no: (vm.state.value, vm.text) for vm in found if vm.text or vm.state not in _HEALTHY}
-                    since = {vm.vm_no: vm.since for vm in found if vm.since > 0}
                     starting |= self._starting
                     running = {vm.vm_no: vm.address for vm in found if vm.address and vm.state is VmState.RUNNING}
                     self._tell_of_hidden(call.pool, [vm for vm in found if vm.state is VmState.UNKNOWN and vm.text])
-                    self._put(VmsListed(call.pool, alive, by_vm_no, seen, since, frozenset(starting), running))
+                    since = {vm.cloud_id: vm.since for vm in told if vm.since > 0}
+                    gone = {vm.cloud_id: vm.vm_no for vm in told if vm.state is VmState.GONE}
+                    ended = {vm.cloud_id: vm.ended for vm in told if vm.ended > 0}
+                    event = VmsListed(
+                        call.pool,
+                        alive,
+                        by_vm_no,
+                        seen,
+                        since,
+                        frozenset(starting),
+                        running,
+                        gone,
+                        ended,
+                        asked=frozenset(call.known),
+                        sought=call.lost,
+                    )
+                    self._put(event)
 
     def _tell_of_hidden(self, pool: str, hidden: Sequence[VmFound]) -> None:
         """What needs a person is said, but not with every list."""

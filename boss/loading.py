@@ -17,6 +17,7 @@ from boss.core.rows import AttemptRow, BootRow, PushAnswered, RunImage, RunRow, 
 from boss.selecting import Found, choose
 from ecloud import schema
 from ecloud.causes import Visit
+from ecloud.holdings import Moving
 from ecloud.tasks import (
     ATTEMPT_OVER,
     ENDED,
@@ -181,6 +182,7 @@ def _tasks(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[in
     """Rows by number, in order. Texts are taken raw from the driver: the types' own conversion would double the
     time."""
     asks, retries, label = _Parsed(dict[str, float]), _Parsed(Retries), _Parsed(tuple[str, ...])
+    inputs = _Parsed(tuple[str, ...])
     states = {state.value: state for state in TaskState}
     tasks = schema.tasks
     columns = [sa.type_coerce(tasks.c[name], sa.types.NullType()).label(name) for name in _RAW]
@@ -190,13 +192,13 @@ def _tasks(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[in
     result = connection.execute(query, execution_options={"stream_results": True, "max_row_buffer": 10_000})
     for (
         task_no, run_no, state, attempts, retries_used, not_before, init, priority, runtime_s, keep_dir, body_bytes,
-        definition_hash, id, reason, asked, retried, labels,
+        definition_hash, id, reason, asked, retried, labels, wanted,
     ) in result:  # fmt: skip
         names = label(labels)
         found[task_no] = TaskRow(
             task_no, run_no, _text(id), states[state], _text(reason), attempts, retries_used, not_before, init == 1,
             priority, asks(asked), runtime_s, names[0] if names else "", retries(retried), keep_dir == 1, body_bytes,
-            definition_hash,
+            definition_hash, inputs=inputs(wanted) if wanted else (),
         )  # fmt: skip
     return found
 
@@ -205,7 +207,7 @@ _PLAIN = (
     "task_no", "run_no", "state", "attempts", "retries_used", "not_before", "init", "priority", "runtime_s", "keep_dir",
     "body_bytes", "definition_hash",
 )  # fmt: skip
-_RAW = ("id", "reason", "asks", "retries", "labels")
+_RAW = ("id", "reason", "asks", "retries", "labels", "inputs")
 
 
 def _text(value: str | bytes) -> str:
@@ -291,6 +293,8 @@ def _workers(connection: Connection) -> list[WorkerRow]:
             trouble=row.trouble,
             lane_since=row.lane_since,
             lane_wanted_since=row.lane_wanted_since,
+            moving=msgspec.json.decode(row.moving, type=Moving) if row.moving else None,
+            moving_at=row.moving_at,
         )
         for row in connection.execute(query)
     ]
@@ -323,5 +327,8 @@ def _boots(connection: Connection) -> list[BootRow]:
 
 def _past_vms(connection: Connection) -> list[VmRow]:
     vms = schema.vms
-    query = sa.select(vms).where(vms.c.state == "gone").order_by(vms.c.vm_no.desc()).limit(PAST_VMS)
-    return [VmRow(**schema.vm_values(row)) for row in connection.execute(query)][::-1]
+    query = sa.select(vms).where(vms.c.state == "gone")
+    last = query.order_by(vms.c.vm_no.desc()).limit(PAST_VMS)
+    seen = query.where(vms.c.gone_at.is_(None))
+    rows = {row.vm_no: row for one in (seen, last) for row in connection.execute(one)}
+    return [VmRow(**schema.vm_values(row)) for _, row in sorted(rows.items())]

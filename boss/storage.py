@@ -1,4 +1,5 @@
-"""The datastore as the boss uses it: where it is, opened with the boss's key, and signatures that let workers in."""
+"""The datastore as the boss uses it: where it is, opened with the boss's key through fabric, and signatures that let
+workers in."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import logging
 import threading
 import time
 
+from datastore.fabric_carrier import by_fabric
 from datastore.keys import LIVES_S
 from datastore.port import DatastoreAway, Publisher
 from datastore.ssh import STALL_S, SshDatastore
@@ -16,6 +18,9 @@ from ecloud.wire import DatastoreAccess
 log = logging.getLogger("boss")
 UNSURE_S = 60.0
 """What a worker is told that its access lasts while the datastore's clock is not known: it soon asks again."""
+ANEW_S = 20.0
+"""So long a clock that was looked at because of a refusal is believed: who is refused for another reason connects us
+anew no more often."""
 
 
 class Storage:
@@ -33,7 +38,9 @@ class Storage:
     def use(self, address: str, host_key: str = "", python: str = "", gate: str = "") -> DatastoreAccess:
         """From now on files are there; what workers are told. Raises `DatastoreAway`, `OSError`."""
         self._python, self._gate = python, gate
-        self._publisher = open_publisher(self._home, address, host_key, python, gate, stall_s=self._stall_s)
+        self._publisher = open_publisher(
+            self._home, address, host_key, python, gate, stall_s=self._stall_s, carry=by_fabric
+        )
         self._clock = _Clock(self._publisher)
         self.access = DatastoreAccess(address, host_key=host_key, by_sftp=is_by_sftp(address, gate))
         return self.access
@@ -44,15 +51,16 @@ class Storage:
         assert self._publisher is not None, "use() comes first"
         return self._publisher
 
-    def sign(self, worker: str, public_key: str) -> tuple[str, float]:
+    def sign(self, worker: str, public_key: str, refused: bool = False) -> tuple[str, float]:
         """A certificate for the key of that worker, and for how many seconds it is good: by the datastore's clock,
-        which may be hours off. A connection that it opened ends with it.
+        which may be hours off. A connection that it opened ends with it. `refused`: the one before is not taken: that
+        clock is looked at anew.
 
         Raises `KeyToolFailed`, and `ValueError` for what is no key.
         """
         address = self.access.address
         assert is_ssh(address), "only a datastore over SSH wants signatures"
-        ahead_s, is_sure = self._clock.ahead_s()
+        ahead_s, is_sure = self._clock.ahead_s(anew=refused)
         until_s = time.time() + ahead_s + LIVES_S
         command = workers_command(address, self._python, self._gate, worker, until_s)
         certificate = authority(self._home, self._cluster_id).sign(public_key, worker, command, LIVES_S, ahead_s)
@@ -67,12 +75,18 @@ class _Clock:
         self._publisher = publisher
         self._lock = threading.Lock()
         self._ahead_s: float | None = None
-        self._again_at_s = 0.0
+        self._again_at_s = self._anew_at_s = 0.0
 
-    def ahead_s(self) -> tuple[float, bool]:
-        """It, and whether it is known. The datastore is not waited for by more than one thread."""
-        if self._lock.acquire(blocking=self._ahead_s is None):
+    def ahead_s(self, anew: bool = False) -> tuple[float, bool]:
+        """It, and whether it is known. The datastore is not waited for by more than one thread.
+
+        `anew`: it may have been set: connect again, which tells it. Once for all who ask at about the same time.
+        """
+        if self._lock.acquire(blocking=anew or self._ahead_s is None):
             try:
+                if anew and time.monotonic() >= self._anew_at_s and isinstance(self._publisher, SshDatastore):
+                    self._publisher.close()
+                    self._anew_at_s = time.monotonic() + ANEW_S
                 if time.monotonic() >= self._again_at_s:
                     self._look()
             finally:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.engine import Connection
 
-from boss.core.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
+from boss.core.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, VmSpan, WorkerRow, Writes
 from boss.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
 from ecloud.tasks import FAILURE_TAIL_BYTES, definition_json
 from ecloud.wire import MAX_NAME_CHARS
@@ -35,7 +35,7 @@ _MOVE = "UPDATE tasks SET state = ?, reason = ?, attempts = ?, retries_used = ?,
 _RUN_COLUMNS = ("run_no", "name", "created_at", "held", "ended_at")
 _TASK_COLUMNS = (
     "task_no", "run_no", "id", "state", "reason", "attempts", "retries_used", "not_before", "changed_at", "init",
-    "priority", "asks", "runtime_s", "labels", "retries", "keep_dir", "body_bytes", "definition_hash",
+    "priority", "asks", "runtime_s", "labels", "retries", "keep_dir", "body_bytes", "definition_hash", "inputs",
 )  # fmt: skip
 _ATTEMPT_COLUMNS = (
     "task_no", "number", "run_no", "worker", "state", "assigned_at", "started_at", "ended_at", "reason", "cause",
@@ -44,7 +44,7 @@ _ATTEMPT_COLUMNS = (
 )  # fmt: skip
 _WORKER_COLUMNS = (
     "worker", "key_name", "state", "since", "heard_at", "hello", "vm_no", "reason", "trouble", "lane_since",
-    "lane_wanted_since",
+    "lane_wanted_since", "moving", "moving_at",
 )  # fmt: skip
 _VM_COLUMNS = (
     "vm_no", "pool", "state", "since", "size", "boot_nonce", "cloud_id", "worker", "keep_alive", "reason",
@@ -74,6 +74,7 @@ class Writing:
         self._moves(writes, now)
         self._attempts(writes.attempts.values())
         self._workers(writes.workers.values())
+        self._spans(writes.spans.values())
         self._pools(writes.pools.values())
         self._boots(writes.boots.values())
         self._small(writes)
@@ -128,7 +129,7 @@ class Writing:
             row.task_no, row.run_no, text(row.id), row.state.value, self._reason(row.reason), row.attempts,
             row.retries_used, row.not_before, now, int(row.init), _whole(row.priority), text(_json(row.asks)),
             _finite(row.runtime_s), text(_json(task.definition.labels)), text(_json(row.retries)), int(row.keep_dir),
-            row.body_bytes, row.definition_hash,
+            row.body_bytes, row.definition_hash, text(_json(row.inputs)) if row.inputs else None,
         )  # fmt: skip
 
     def _vms(self, vms: Iterable[VmRow]) -> None:
@@ -143,6 +144,15 @@ class Writing:
             for row in vms
         ]  # fmt: skip
         write_many(self._connection, self._sql.upsert("vms", _VM_COLUMNS, ("vm_no",)), rows)
+
+    def _spans(self, spans: Iterable[VmSpan]) -> None:
+        update = self._sql(
+            "UPDATE vms SET cloud_id = ?, started_at = ?, gone_at = ? WHERE vm_no = ? AND state = 'gone' AND "
+            "(cloud_id = '' OR cloud_id = ?)"
+        )
+        named = [(self._sql.text(span.cloud_id[:MAX_CLOUD_ID_CHARS]), span) for span in spans]
+        rows = [(cloud_id, span.started_at, span.ended_at, span.vm_no, cloud_id) for cloud_id, span in named]
+        write_many(self._connection, update, rows)
 
     def _pools(self, pools: Iterable[PoolRow]) -> None:
         rows = [
@@ -228,7 +238,7 @@ class Writing:
             (
                 text(row.worker), text(row.key_name), row.state, row.since, row.heard_at, _encode(row.hello), row.vm_no,
                 self._reason(row.reason), self._reason(row.trouble), row.lane_since,
-                row.lane_wanted_since,
+                row.lane_wanted_since, text(_json(row.moving)) if row.moving is not None else None, row.moving_at,
             )
             for row in workers
         ]  # fmt: skip
@@ -279,10 +289,10 @@ class Writing:
             self._forget_machines(writes.gone_before)
 
     def _forget_machines(self, gone_before: float) -> None:
-        over = "SELECT vm_no FROM vms WHERE state = 'gone' AND gone_at < ?"
+        over = "SELECT vm_no FROM vms WHERE state = 'gone' AND since < ?"
         for statement in (
             f"DELETE FROM boots WHERE vm_no IN ({over})",
-            "DELETE FROM vms WHERE state = 'gone' AND gone_at < ?",
+            "DELETE FROM vms WHERE state = 'gone' AND since < ?",
             "DELETE FROM workers WHERE state IN ('gone', 'lost') AND since < ?",
         ):
             self._connection.exec_driver_sql(self._sql(statement), (gone_before,))

@@ -1,18 +1,14 @@
-"""One connection to a gate: an `ssh` process, frames in and out of it, many requests on their way at once.
+"""One connection to a gate: frames in and out of what carries them, many requests on their way at once.
 
-It never connects again: who holds it makes a new one (`datastore/link.py`). It ends what stalls, counted from the last
-progress, and says in the user's words why it ended.
+What carries them is its starter's choice (`datastore/carrier.py`). It never connects again: who holds it makes a new
+one (`datastore/link.py`). It ends what stalls, counted from the last progress, and says in the user's words why it
+ended.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import select
 import struct
-import subprocess
-import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -21,7 +17,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from datastore.gate import HEAD, MAGIC, MAX_BODY, MAX_JSON, PIECE, VERSION
+from datastore.carrier import Lost, Start, stalled
+from datastore.gate import HEAD, MAGIC, MAX_BODY, MAX_JSON, VERSION
 
 SLICE = 1 << 16
 """Written at once: progress is seen at this grain."""
@@ -29,22 +26,15 @@ SLOWEST = 100_000
 """Bytes per second: what is on its way may take so long before silence counts as a stall."""
 GREETING_BYTES = 1 << 16
 """What a login shell may print before the gate speaks."""
-_SET_PIPE_SIZE = 1031
+LOOK_S = 1.0
+"""How often silence is looked at."""
 
 Answer = tuple[list[dict[str, Any]], bytearray]
 """The frames of one answer, and the bytes of the last."""
 
 
-class Lost(Exception):
-    """The connection is gone; the text says why. `for_good`: trying again is of no use."""
-
-    def __init__(self, reason: str, for_good: bool = False) -> None:
-        super().__init__(reason)
-        self.for_good = for_good
-
-
 class Channel(ABC):
-    """Starts `command` and reads what it says in a thread of its own, until it ends or stalls.
+    """Has a carrier started and reads what it brings in a thread of its own, until it ends or stalls.
 
     Who speaks over it says how: `greet` begins, `converse` reads without end, `waits` whether anything is awaited,
     `ended` tells all that wait why it is over.
@@ -53,30 +43,16 @@ class Channel(ABC):
     moved_bytes = 0
     """Of all channels of this process, both ways: about, as threads may count at the same moment."""
 
-    def __init__(self, command: list[str], where: str, stall_s: float) -> None:
+    def __init__(self, start: Start, where: str, stall_s: float) -> None:
         self.where = where
         self.stall_s = stall_s
         self.under_way = 0
         """Bytes on their way, in both directions."""
         self.lost: Lost | None = None
-        self._errors = tempfile.TemporaryFile()
         self._lock = threading.Lock()
         self._stalled = False
+        self._carrier = start()
         self.progressed()
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            self._errors.close()
-            raise Lost(f"{command[0]} can't be started: {error.strerror}; install the OpenSSH client", True) from error
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
-        for handle in (self._in, self._out):
-            with suppress(OSError):
-                fcntl.fcntl(handle, _SET_PIPE_SIZE, PIECE)
         self._reader = threading.Thread(target=self._read_all, name="datastore", daemon=True)
         self._reader.start()
 
@@ -106,12 +82,12 @@ class Channel(ABC):
         self._progress_s = time.monotonic()
 
     def write(self, *parts: bytes | memoryview) -> None:
-        """With the lock held. Blocks while the pipe is full."""
+        """With the lock held. Blocks while the way is full."""
         with suppress(OSError):  # the reader finds out why, and tells all that wait
             for data in parts:
                 view = memoryview(data)
                 while view:
-                    count = os.write(self._in, view[:SLICE])
+                    count = self._carrier.write(view[:SLICE])
                     view = view[count:]
                     Channel.moved_bytes += count
                     self.progressed()
@@ -127,13 +103,12 @@ class Channel(ABC):
     def read(self, length: int) -> bytearray:
         """So many bytes. Raises `EOFError`."""
         data = bytearray(length)
-        view, poll = memoryview(data), select.poll()
-        poll.register(self._out, select.POLLIN)
+        view = memoryview(data)
         while view:
-            if not poll.poll(1000):
+            count = self._carrier.read_into(view, LOOK_S)
+            if count is None:
                 self._look_for_stall()
                 continue
-            count = os.readv(self._out, [view])
             if not count:
                 raise EOFError
             Channel.moved_bytes += count
@@ -145,42 +120,30 @@ class Channel(ABC):
         silent_s = time.monotonic() - self._progress_s
         if self.waits() and silent_s > self.stall_s + self.under_way / SLOWEST:
             self._stalled = True
-            self._process.kill()
+            self._carrier.kill()
 
     def _end(self) -> None:
-        self._process.kill()
+        self._carrier.kill()
         with self._lock:
-            self._process.wait()
-            self.lost = self._why()
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            with suppress(OSError):
-                self._process.stdin.close()
-            self._process.stdout.close()
-            self._errors.close()
+            told = self._carrier.bury()
+            self.lost = stalled(self.where, self.stall_s) if self._stalled else told
         self.ended(self.lost)
-
-    def _why(self) -> Lost:
-        if self._stalled:
-            return Lost(f"{self.where} stalled: nothing moved for {self.stall_s:g} s")
-        self._errors.seek(0)
-        return explain(self.where, self._errors.read(1 << 16).decode("utf-8", "replace"))
 
     def close(self) -> None:
         """End it; who waits gets `Lost`. May be called again."""
-        self._process.kill()
+        self._carrier.kill()
         if threading.current_thread() is not self._reader:
             self._reader.join()
 
 
 class Connection(Channel):
-    """Speaks with the gate at the other end of `command`. Any thread may `ask`."""
+    """Speaks with the gate that `start` starts. Any thread may `ask`."""
 
-    def __init__(self, command: list[str], where: str, stall_s: float) -> None:
+    def __init__(self, start: Start, where: str, stall_s: float) -> None:
         self.hello: dict[str, Any] = {}
         self._waiting: deque[tuple[Future[Answer], int]] = deque()
         self._greeted: Future[dict[str, Any]] = Future()
-        super().__init__(command, where, stall_s)
+        super().__init__(start, where, stall_s)
 
     def greet(self) -> None:
         """Wait for the gate's first frame. Raises `Lost`."""
@@ -256,24 +219,3 @@ class Connection(Channel):
             self._greeted.set_exception(lost)
         for future, _ in waiting:
             future.set_exception(lost)
-
-
-def explain(where: str, told: str) -> Lost:
-    """What `ssh` printed before it ended, as a reason."""
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    last = lines[-1] if lines else "the connection was cut"
-    if "HOST IDENTIFICATION HAS CHANGED" in told or "Host key verification failed" in told:
-        offered = next((line for line in lines if "SHA256:" in line), "an unknown one").strip(" .")
-        return Lost(
-            f"REFUSED: the host key of {where} is not the one that was pinned ({offered} is offered now)."
-            " Somebody may be in between, or the machine was installed anew."
-            " If you know that it was: python admin.py set_datastore ADDRESS --new_host_key",
-            for_good=True,
-        )
-    if ("Permission denied" in told and "publickey" in told) or "Too many authentication failures" in told:
-        return Lost(f"{where} refuses this key or certificate: it is not authorised there, or it expired", True)
-    if "Could not resolve hostname" in told:
-        return Lost(f"the name of {where} can't be resolved: {last}")
-    if "can't open file" in told or "python3: not found" in told or "command not found" in told:
-        return Lost(f"{where} has no gate or no python3 ({last}): python admin.py set_datastore again", True)
-    return Lost(f"{where}: {last}")

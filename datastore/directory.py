@@ -24,6 +24,8 @@ LOCK = ".client-"
 """How a gate that serves the same root names its clients' locks."""
 PIECE = 1 << 20
 """Bytes read and hashed at once."""
+COPIED_AT_ONCE = 64 << 20
+"""Bytes that the kernel is asked to copy: between, it is seen how far it came."""
 _AWAY = frozenset({
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE,
     errno.ENFILE, errno.EACCES, errno.EPERM,
@@ -66,6 +68,9 @@ def _told_apart(root: Path) -> Iterator[None]:
 
 class DirectoryDatastore:
     """All of `port.Publisher` on a local or mounted directory."""
+
+    copied_bytes = 0
+    """By this process, both ways: about, as threads may count at the same moment."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).absolute()
@@ -348,6 +353,7 @@ def _copy_file(source: Path, target: Path, hashing: bool) -> str:
                 writer.seek(len(piece), os.SEEK_CUR)
             else:
                 writer.write(piece)
+            DirectoryDatastore.copied_bytes += len(piece)
         if end_in_hole:
             writer.truncate()
     return digest.hexdigest() if hashing else ""
@@ -361,10 +367,11 @@ def _copy_in_kernel(source: int, target: int) -> bool:
     copied = 0
     try:
         while copied < size:
-            count = os.copy_file_range(source, target, size - copied)
+            count = os.copy_file_range(source, target, min(size - copied, COPIED_AT_ONCE))
             if count == 0:
                 break
             copied += count
+            DirectoryDatastore.copied_bytes += count
     except OSError:
         os.ftruncate(target, 0)
         os.lseek(target, 0, os.SEEK_SET)

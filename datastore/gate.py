@@ -333,7 +333,7 @@ class Reading:
         return {"free": told.f_bavail * told.f_frsize, "total": told.f_blocks * told.f_frsize}
 
 
-def walk(handle: int, prefix: bytes, recursive: bool) -> Iterator[Row]:
+def walk(handle: int, prefix: bytes, recursive: bool, with_sums: bool = False) -> Iterator[Row]:
     """Rows of what is below an open directory, which it closes."""
     try:
         for item in sorted(os.fsencode(item) for item in os.listdir(handle)):
@@ -342,12 +342,12 @@ def walk(handle: int, prefix: bytes, recursive: bool) -> Iterator[Row]:
             name = prefix + b"/" + item if prefix else item
             try:
                 info = os.lstat(item, dir_fd=handle)
-                yield [text_of(name)] + row_of(info, handle, item)
+                yield [text_of(name)] + row_of(info, handle, item, with_sums)
                 below = os.open(item, DIRECTORY, dir_fd=handle) if recursive and stat.S_ISDIR(info.st_mode) else -1
             except (FileNotFoundError, NotADirectoryError):
                 continue  # gone or replaced meanwhile
             if below >= 0:
-                yield from walk(below, name, recursive)
+                yield from walk(below, name, recursive, with_sums)
     finally:
         os.close(handle)
 
@@ -549,6 +549,24 @@ class Staging(Reading):
         self.hold(stage, request["client"])
         info = self.tree.info(self.part_key(stage, request["path"], request["size"], request["mtime_ns"]))
         return {"have": 0 if info is None else info.st_size}
+
+    def staged(self, request: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+        """client, stage, path (a directory) -> rows as of `list` of what is staged below it, with the sums noted"""
+        stage = self.stage_of(request["stage"])
+        self.tree.directory(())
+        self.hold(stage, request["client"])
+        target = stage + parts_of(request["path"])
+        rows: List[Row] = []
+        try:
+            below = walk(os.dup(self.tree.directory(target)), b"/".join(target[len(stage) :]), True, True)
+        except (FileNotFoundError, NotADirectoryError):
+            below = iter(())
+        for row in below:
+            rows.append(row)
+            if len(rows) >= MANY:
+                yield {"rows": rows, "more": True}
+                rows = []
+        yield {"rows": rows}
 
     def finish(self, handle: int, item: Row, digest: Any) -> None:
         """Times, the noted sum, permissions: in this order, as a file that can't be written takes no note."""
@@ -860,7 +878,7 @@ class Gate:
         self.until_s = until_s
         self.tree = Tree(root)
         self.actor = Publishing(self.tree, None) if owner is None else Staging(self.tree, owner)
-        plain = ["stat", "get", "get_many", "list", "free", "part", "drop_stage"]
+        plain = ["stat", "get", "get_many", "list", "free", "part", "staged", "drop_stage"]
         if owner is None:
             plain += ["promote", "stages"]
         self.verbs: Dict[str, Callable[..., Any]] = {name: getattr(self.actor, name) for name in plain}
@@ -932,6 +950,7 @@ def main(argv: List[str]) -> int:
     os.umask(0o022)
     FRAMES = Frames(os.fdopen(os.dup(0), "rb", 1 << 18), sink)
     hello = {"gate": VERSION, "role": rest[0], "name": rest[-1], "clock_s": time.time(), "pid": os.getpid()}
+    hello["can"] = ["staged"]  # what gates of this version did not know from the beginning
     hello["python"] = "%d.%d.%d" % sys.version_info[:3]
     try:
         os.write(sink, MAGIC)

@@ -15,8 +15,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from datastore.connection import Answer, Channel, Connection, Lost
-from datastore.port import BadName, DatastoreAway, NotThere
+from datastore.carrier import Lost, Start
+from datastore.connection import Answer, Channel, Connection
+from datastore.port import AccessRefused, BadName, DatastoreAway, NotThere
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 3.0
@@ -59,10 +60,10 @@ class Kept(Generic[C]):
 
 
 class Link(Kept[Connection]):
-    """The connection to a gate. `command` may differ each time: an access is renewed."""
+    """The connection to a gate. What is started may differ each time: an access is renewed."""
 
-    def __init__(self, command: Callable[[], list[str]], where: str, stall_s: float, patience_s: float) -> None:
-        super().__init__(lambda: Connection(command(), where, stall_s))
+    def __init__(self, start: Start, where: str, stall_s: float, patience_s: float) -> None:
+        super().__init__(lambda: Connection(start, where, stall_s))
         self.patience_s = patience_s
 
 
@@ -83,7 +84,7 @@ class Patience:
         pause_s = self._pause_s * random.uniform(0.5, 1.5)
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
         if lost.for_good or time.monotonic() + pause_s > self._deadline_s:
-            raise DatastoreAway(str(lost)) from lost
+            raise (AccessRefused if lost.is_refusal else DatastoreAway)(str(lost)) from lost
         time.sleep(pause_s)
 
 

@@ -19,6 +19,10 @@ class DatastoreAway(Exception):
     """The datastore can't be reached or can't write now. Wait and try again; costs no retry."""
 
 
+class AccessRefused(DatastoreAway):
+    """It takes this key or certificate not, or not any more: another one may open it."""
+
+
 class BadName(Exception):
     """A name that leads out of the root or into the staging area, is absolute, empty, or holds a NUL."""
 

@@ -7,11 +7,9 @@ leads through a link is refused here, by the client.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +17,11 @@ from typing import TypeVar
 
 from datastore import sftp_connection as sftp
 from datastore import sftp_promoting
-from datastore.connection import Lost
-from datastore.directory import remove
+from datastore.carrier import Lost
 from datastore.link import Again, Kept, Patience
+from datastore.partial import Part
 from datastore.port import STAGING, DatastoreAway, Entry, NotThere, Promotion
+from datastore.sftp_comparing import unlike
 from datastore.sftp_connection import Missing, SftpConnection
 from datastore.sftp_fetching import Fetching
 from datastore.sftp_storing import Storing
@@ -32,8 +31,10 @@ from datastore.ssh import (
     PATIENCE_S,
     STALL_S,
     Access,
+    Carry,
     OverSsh,
     SshAddress,
+    by_process,
     normalised,
     ssh_command,
     told_apart,
@@ -48,14 +49,8 @@ WORKERS_COMMAND = "internal-sftp"
 T = TypeVar("T")
 
 
-def sftp_command(address: SshAddress, access: Access) -> list[str]:
-    """The OpenSSH client that asks for the server's SFTP."""
-    words = ssh_command(address, replace(access, gate="sftp"))
-    return [words[0], "-s", *words[1:]]
-
-
 class SftpDatastore(OverSsh):
-    """See `datastore.port`; `stall_s`, `patience_s`, `durable`: see `datastore.ssh.SshDatastore`."""
+    """See `datastore.port`; `stall_s`, `patience_s`, `durable`, `carry`: see `datastore.ssh.SshDatastore`."""
 
     def __init__(
         self,
@@ -65,12 +60,15 @@ class SftpDatastore(OverSsh):
         stall_s: float = STALL_S,
         patience_s: float = PATIENCE_S,
         durable: bool = True,
+        carry: Carry = by_process,
     ) -> None:
         super().__init__(address, access)
         self.durable = durable
         self._patience_s = patience_s
         where = f"the datastore {address}"
-        self._link = Kept(lambda: SftpConnection(sftp_command(address, self.access()), where, stall_s))
+        self._link = Kept(
+            lambda: SftpConnection(lambda: carry(address, self.access(), where, stall_s, by_sftp=True), where, stall_s)
+        )
         self._shell = Shell(lambda: ssh_command(address, replace(self.access(), gate="exec /bin/sh")), stall_s)
 
     def close(self) -> None:
@@ -114,23 +112,27 @@ class SftpDatastore(OverSsh):
     def fetch(self, name: str, to: Path) -> int:
         """See `port.Reader.fetch`."""
         source = normalised(name)
-        digest = hashlib.blake2b(os.fsencode(to.name), digest_size=8).hexdigest()
-        aside = to.parent / f".{os.getpid()}-{digest}.part"
+        # A worker's certificate starts nothing but SFTP.
+        shell = self._shell if self.access().certificate is None else None
         with told_apart(to):
             to.parent.mkdir(parents=True, exist_ok=True)
+            part = Part(to)
             try:
                 for _ in range(TIMES):
-                    remove(aside)
-                    fetching = Fetching(source, aside)
-                    with suppress(Again):
+                    fetching = Fetching(source, str(self.address), part, partial(unlike, shell))
+                    try:
                         copied = self._do(partial(self._fetched, fetching))
-                        remove(to)
-                        os.rename(aside, to)
-                        return copied
+                    except Again:
+                        part.again()
+                        continue
+                    part.finish()
+                    return copied
                 raise DatastoreAway(f"{name} changed {TIMES} times while it was read")
-            except BaseException:
-                remove(aside)
+            except BaseException as error:
+                part.leave(error)
                 raise
+            finally:
+                part.close()
 
     def _fetched(self, fetching: Fetching, tree: Tree) -> int:
         tree.require_root()

@@ -10,7 +10,8 @@ import struct
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from datastore.connection import Channel, Lost
+from datastore.carrier import Lost, Start
+from datastore.connection import Channel
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT, SETSTAT, FSETSTAT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, READLINK, SYMLINK = 11, 12, 13, 14, 15, 19, 20
@@ -167,16 +168,16 @@ class _Reader:
 
 
 class SftpConnection(Channel):
-    """Starts `command` and speaks with the server at its other end. Any thread may `send`."""
+    """Speaks with the SFTP server that `start` starts. Any thread may `send`."""
 
-    def __init__(self, command: list[str], where: str, stall_s: float) -> None:
+    def __init__(self, start: Start, where: str, stall_s: float) -> None:
         self.piece = SMALL_PIECE
         self.extensions: frozenset[bytes] = frozenset()
         self.answers = 0
         self._number = 0
         self._sent: dict[int, tuple[Future[Reply], int]] = {}
         self._greeted: Future[frozenset[bytes]] = Future()
-        super().__init__(command, where, stall_s)
+        super().__init__(start, where, stall_s)
 
     def greet(self) -> None:
         """Agree on the protocol. Raises `Lost`."""

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from datastore import sftp_connection as sftp
 from datastore.link import Again
+from datastore.partial import sum_of
 from datastore.port import DatastoreAway, Entry
-from datastore.sftp_connection import Refused, Reply, string
+from datastore.sftp_connection import Attributes, Missing, Refused, Reply, string
 from datastore.sftp_tree import AT_ONCE, Tree, at, kind_of, raw, stage_place, unfinished_place
-from datastore.storing import walk
+from datastore.storing import ASKED_FROM, Item, walk
 
 SMALL = 1 << 15
 """Files up to this size travel in one request, many together."""
@@ -46,13 +47,14 @@ class Storing:
         # Links that were staged before lie only below the stage: nobody but us makes what is above.
         tree.refuse_links([target])
         tree.make([target.rpartition("/")[0], *([self._unfinished] if top.st_size > SMALL else [])])
+        items = list(walk(self._local, self._path))
         if not self._is_cleared:
-            tree.remove(target)
+            self._clear(tree, target, items)
             self._is_cleared = True
         entries: list[Entry] = []
         directories: list[tuple[str, os.stat_result]] = []
         small: list[tuple[Path, str, os.stat_result]] = []
-        for local, name, info in walk(self._local, self._path):
+        for local, name, info in items:
             staged, mode = f"{self._place}/{name}", stat.S_IMODE(info.st_mode)
             if stat.S_ISLNK(info.st_mode):
                 points_to = os.readlink(local)
@@ -85,6 +87,33 @@ class Storing:
             Entry(e.path, e.kind, e.size, e.mode, e.mtime_s, sums[e.path] if e.kind == "file" else e.sha256)
             for e in entries
         ]
+
+    def _clear(self, tree: Tree, target: str, items: list[Item]) -> None:
+        """What was staged goes, but the files that an earlier call staged of this very directory. Small ones are sent
+        again: they were written in place."""
+        total = sum(info.st_size for _, _, info in items if stat.S_ISREG(info.st_mode))
+        if not stat.S_ISDIR(items[0][2].st_mode) or total < ASKED_FROM:
+            tree.remove(target)
+            return
+        try:
+            there = tree.below(target, recursive=True)
+        except Missing:
+            tree.remove(target)
+            return
+        _done(target, tree.send(sftp.SETSTAT, target, sftp.attributes(mode=0o755)))
+        wanted = {f"{self._place}/{name}": (local, name, info) for local, name, info in items}
+        gone = ""
+        for staged, found in there.items():
+            local, name, info = wanted.get(staged, (self._local, "", None))
+            if gone and staged.startswith(f"{gone}/"):
+                continue
+            if info is not None and kind_of(found) == "directory" and stat.S_ISDIR(info.st_mode):
+                _done(staged, tree.send(sftp.SETSTAT, staged, sftp.attributes(mode=0o755)))
+            elif info is not None and _is_same(found, info):
+                self._whole[name] = (info.st_mtime_ns, sum_of(local))
+            else:
+                tree.remove(staged)
+                gone = staged
 
     def _many(self, tree: Tree, files: list[tuple[Path, str, os.stat_result]]) -> None:
         """Small files at once. They are written in place: promotion compares the sums."""
@@ -150,6 +179,13 @@ class Storing:
             tree.remove(staged)
         _done(name, tree.rename(part, staged))
         return digest.hexdigest()
+
+
+def _is_same(found: Attributes, info: os.stat_result) -> bool:
+    if kind_of(found) != "file" or not stat.S_ISREG(info.st_mode) or info.st_size <= SMALL:
+        return False
+    wanted = (info.st_size, int(info.st_mtime), stat.S_IMODE(info.st_mode) & MODES)
+    return (found.size, found.mtime_s, stat.S_IMODE(found.mode)) == wanted
 
 
 def _kept(info: os.stat_result) -> bytes:

@@ -18,13 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from datastore import fetching, fetching_small, storing
-from datastore.connection import Lost
+from datastore.carrier import Carrier, Lost
 from datastore.directory import parts_of
 from datastore.gate import AWAY
 from datastore.link import Link, Pipeline, ask
 from datastore.port import DatastoreAway, Entry, NotThere, Promotion
+from datastore.process_carrier import ProcessCarrier
 from datastore.sshd_limits import Limits, read_limits
 
 ALIAS = "ecloud-datastore"
@@ -109,6 +111,29 @@ def ssh_command(address: SshAddress, access: Access) -> list[str]:
     return [*words, "-p", str(address.port), "-l", address.user, "--", address.host, access.gate or "gate"]
 
 
+def sftp_command(address: SshAddress, access: Access) -> list[str]:
+    """The OpenSSH client that asks for the server's SFTP."""
+    words = ssh_command(address, replace(access, gate="sftp"))
+    return [words[0], "-s", *words[1:]]
+
+
+class Carry(Protocol):
+    """Starts what serves a datastore and carries the bytes: `by_process`, or `fabric_carrier.by_fabric`."""
+
+    def __call__(
+        self, address: SshAddress, access: Access, where: str, stall_s: float, *, by_sftp: bool = False
+    ) -> Carrier:
+        """`where`: its name for people; `stall_s`: how long to wait for a connection; `by_sftp`: the server's SFTP is
+        wanted, not the gate. Raises `Lost`."""
+
+
+def by_process(
+    address: SshAddress, access: Access, where: str, stall_s: float, *, by_sftp: bool = False
+) -> ProcessCarrier:
+    """By an OpenSSH process. It starts at once: whether it gets there, its greeting tells."""
+    return ProcessCarrier(sftp_command(address, access) if by_sftp else ssh_command(address, access), where)
+
+
 def _quoted(path: Path) -> str:
     """A path as a value of ssh's options: spaces are kept, percent signs mean themselves."""
     return '"' + str(path.absolute()).replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -144,6 +169,10 @@ class OverSsh(ABC):
         """See `port.Stager.store`."""
 
     @abstractmethod
+    def drop_stage(self, stage: str) -> None:
+        """See `port.Stager.drop_stage`."""
+
+    @abstractmethod
     def promote(self, promotions: list[Promotion]) -> list[str | None]:
         """See `port.Publisher.promote`."""
 
@@ -154,6 +183,7 @@ class OverSsh(ABC):
         entries = self.store(stage, local, path)
         problem = self.promote([Promotion(stage, tuple(entries))])[0]
         if problem is not None:
+            self.drop_stage(stage)  # it is of no use to go on with
             raise DatastoreAway(problem)
         return entries
 
@@ -162,7 +192,8 @@ class SshDatastore(OverSsh):
     """See `datastore.port`. `stall_s`: a connection on which nothing moves for so long is ended and made again;
     `patience_s`: a call that makes no progress for so long raises `DatastoreAway`, with the reason.
 
-    `durable`: what is promoted is on the datastore's disk before it gets its final name.
+    `durable`: what is promoted is on the datastore's disk before it gets its final name. `carry`: what its bytes go
+    through.
     """
 
     def __init__(
@@ -173,11 +204,12 @@ class SshDatastore(OverSsh):
         stall_s: float = STALL_S,
         patience_s: float = PATIENCE_S,
         durable: bool = True,
+        carry: Carry = by_process,
     ) -> None:
         super().__init__(address, access)
         self.durable = durable
         where = f"the datastore {address}"
-        self._link = Link(lambda: ssh_command(address, self.access()), where, stall_s, patience_s)
+        self._link = Link(lambda: carry(address, self.access(), where, stall_s), where, stall_s, patience_s)
         self._client = secrets.token_hex(8)
 
     def close(self) -> None:

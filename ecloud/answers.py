@@ -54,10 +54,19 @@ class RunStatus(msgspec.Struct, frozen=True):
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """A worker that holds a lane to a datastore over SSH."""
+    """What a worker moves, as it told at `told_at`: so many files for tasks that begin, so many of tasks that ended,
+    and the bytes of both together, as near as can be said. `since`: when the first of what is on its way began.
+    `tasks`: run and id of those whose files they are, where it named them."""
 
     worker: str
     since: float
+    told_at: float
+    tasks: list[str] = []
+    fetching: int = 0
+    storing: int = 0
+    bytes: int = 0
+    moved_bytes: int = 0
+    bytes_per_s: int = 0
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -74,9 +83,13 @@ class Status(msgspec.Struct, frozen=True):
     cloud_troubles: list[str] = []
     """What workers say that keeps them from running anything."""
     transfers: list[Transfer] = []
-    """Who moves files over SSH now."""
+    """Who moves files now."""
+    transfers_turns: int = 0
+    """Workers that hold their turn to move files over SSH, whether they move any or not."""
     transfers_waiting: int = 0
     """Workers that wait for their turn."""
+    at: float = 0.0
+    """When this was so."""
     datastore_free_mb: float | None = None
     """None where nobody looked yet."""
     datastore_seen_s: float = 0.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +18,8 @@ from ecloud.settings import load_settings
 if TYPE_CHECKING:
     from ecloud.client import Argument
 
+REFUSED_WITHIN_S = 3.0
+"""How long a cloud's no is waited for where VMs are asked for: most answer within 0.1 s."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -35,6 +40,30 @@ def ask(verb: str, as_json: bool, **arguments: Argument) -> int:
 
         print(f"  {some(answer.names, total=max(answer.count, len(answer.names)))}")
     return doors.DONE
+
+
+def instantiate(n: int, pool: str, keep_alive: bool, as_json: bool) -> int:
+    """Start workers; says what their cloud refused at once. Raises as `ask` does."""
+    if os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no database
+        return ask("instantiate_worker", as_json, n=n, pool=pool or None, keep_alive=keep_alive)
+    from ecloud import queries
+    from ecloud.words import counted, visible
+
+    engine = doors.database(load_settings())
+    before = max((vm.vm_no for vm in queries.vms(engine, gone=True)), default=0)
+    code = ask("instantiate_worker", as_json, n=n, pool=pool or None, keep_alive=keep_alive)
+    until = time.monotonic() + REFUSED_WITHIN_S
+    while True:
+        asked = [vm for vm in queries.vms(engine, gone=True) if vm.vm_no > before]
+        if time.monotonic() > until or (asked and all(vm.state != "intended" for vm in asked)):
+            break
+        time.sleep(0.05)
+    refused = [vm for vm in asked if vm.state == "gone" and vm.cause.startswith("refused")]
+    if not refused:
+        return code
+    were = "was" if len(refused) == 1 else "were"
+    print(f"admin.py: {counted(len(refused), 'VM')} {were} refused: {visible(refused[-1].reason)}", file=sys.stderr)
+    return doors.PART_AWAY if len(refused) == len(asked) else code
 
 
 def plan(as_json: bool) -> int:

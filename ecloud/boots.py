@@ -5,7 +5,7 @@ Reads the rows that the boss writes; decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from ecloud import schema
 from ecloud.answers import BootView, VmView
 from ecloud.causes import Visit, recognise
+from ecloud.vm_life import ahead_s
 from ecloud.words import counted, duration, when
 
 STUCK_ASKS = 8
@@ -39,7 +40,7 @@ CAUSES = {
     "failed": "its cloud could not run it",
     "vanished": "it disappeared while it booted",
     "no_place": "its cloud had no place for it",
-    "unanswered": "its cloud never answered, and has no such VM",
+    "unanswered": "its cloud did not answer, and showed no such VM until it was given up",
     "refused: later": "its cloud was away, slow or busy",
     "refused: less": "a quota, the addresses or the hosts of its cloud were used up",
     "refused: pool": "no VM of its pool can start as it is set: a person must mend the template or network",
@@ -147,22 +148,16 @@ def trouble(vm: VmView, boot: BootView | None) -> str:
     return cause.text if cause is not None else ""
 
 
+def last_step(vm: VmView, boot: BootView | None, now: float) -> str:
+    """How far a boot has come, as far as is known."""
+    steps = _steps(vm, boot.steps if boot is not None else {}, now)
+    what = f"its last step: {steps[-1][0]} {duration(now - steps[-1][1])} ago; " if steps else ""
+    return f"{what}no worker of it has reported for duty yet"
+
+
 def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
     """The steps of a VM's life with their times, and what it came to nothing for."""
-    known = boot.steps if boot is not None else {}
-    steps = [
-        (name, at)
-        for name, at in (
-            ("made by its cloud", vm.started_at),
-            *((words, known.get(step)) for step, words in STEPS.items()),
-            ("its worker reported", vm.hello_at),
-            ("its first task", vm.first_task_at),
-            ("its end decided", vm.ending_at),
-            ("gone", vm.gone_at),
-        )
-        if at is not None
-    ]
-    steps.sort(key=lambda step: step[1])
+    steps = _steps(vm, boot.steps if boot is not None else {}, now)
     if steps:
         told = ", ".join(f"{name} after {duration(at - vm.intended_at)}" for name, at in steps)
         yield f"asked for at {when(vm.intended_at, now)}; {told}"
@@ -181,6 +176,25 @@ def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
         yield f"its cloud last said of it: {vm.said}"
     if vm.state == "ending" and vm.end_asked > 1:
         yield f"its end was asked for {vm.end_asked} times"
+
+
+def _steps(vm: VmView, known: Mapping[str, float], now: float) -> list[tuple[str, float]]:
+    """What was done when, by the boss's clock, the first first. Of the cloud's own times, which are whole seconds of a
+    clock that may be off, what can't be is mended."""
+    ahead = 0.0
+    if vm.started_at is not None:
+        ahead = ahead_s(vm.intended_at, vm.started_at, vm.hello_at if vm.hello_at is not None else now)
+    told = (
+        ("made by its cloud", max(vm.intended_at, vm.started_at - ahead) if vm.started_at is not None else None),
+        *((words, known.get(step)) for step, words in STEPS.items()),
+        ("its worker reported", vm.hello_at),
+        ("its first task", vm.first_task_at),
+        ("its end decided", vm.ending_at),
+    )
+    steps = sorted(((name, at) for name, at in told if at is not None), key=lambda step: step[1])
+    if vm.gone_at is not None:
+        steps.append(("gone", max([vm.gone_at - ahead, vm.intended_at, *(at for _, at in steps)])))
+    return steps
 
 
 def _clock(ahead_s: float) -> str:

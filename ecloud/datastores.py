@@ -9,7 +9,7 @@ from datastore.directory import DirectoryDatastore
 from datastore.keys import Authority, make_key, write_known_hosts
 from datastore.port import DatastoreAway, Publisher
 from datastore.sftp import WORKERS_COMMAND, SftpDatastore
-from datastore.ssh import ALIAS, STALL_S, Access, SshAddress, SshDatastore, gate_command
+from datastore.ssh import ALIAS, STALL_S, Access, Carry, SshAddress, SshDatastore, by_process, gate_command
 from ecloud.home import Home
 
 NOTES = ("datastore_address", "datastore_host_key", "datastore_python", "datastore_gate")
@@ -47,9 +47,19 @@ def workers_command(address: str, python: str, gate: str, worker: str, until_s: 
 
 
 def open_publisher(
-    home: Home, address: str, host_key: str = "", python: str = "", gate: str = "", *, stall_s: float = STALL_S
+    home: Home,
+    address: str,
+    host_key: str = "",
+    python: str = "",
+    gate: str = "",
+    *,
+    stall_s: float = STALL_S,
+    carry: Carry = by_process,
 ) -> Publisher:
-    """The datastore, for reading, staging and publishing. Raises `DatastoreAway`; one over SSH connects when asked."""
+    """The datastore, for reading, staging and publishing; `carry`: what the bytes of one over SSH go through.
+
+    Raises `DatastoreAway`; one over SSH connects when asked.
+    """
     if not is_ssh(address):
         return DirectoryDatastore(directory_of(address)).make()
     if not host_key:
@@ -61,9 +71,10 @@ def open_publisher(
     known_hosts = home.secrets / "datastore.known_hosts"
     write_known_hosts(known_hosts, ALIAS, host_key)
     if is_by_sftp(address, gate):
-        return SftpDatastore(parsed, Access(boss_key(home), known_hosts), stall_s=stall_s)
+        return SftpDatastore(parsed, Access(boss_key(home), known_hosts), stall_s=stall_s, carry=carry)
     command = gate_command(python, gate, parsed.root)
-    return SshDatastore(parsed, Access(boss_key(home), known_hosts, gate=command), stall_s=stall_s)
+    access = Access(boss_key(home), known_hosts, gate=command)
+    return SshDatastore(parsed, access, stall_s=stall_s, carry=carry)
 
 
 def boss_key(home: Home) -> Path:

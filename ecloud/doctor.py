@@ -11,6 +11,7 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ MIN_PACKET_BYTES = 16 * 2**20
 NO_DELAY_S = 0.02
 """A round trip on one machine takes 0.5 ms; with Nagle's algorithm in the broker 44 ms and more."""
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "glusterfs", "ceph", "fuse.sshfs", "lustre", "9p")
+_ANOTHER = "python admin.py set_datastore DIR, or DATASTORE in settings.py"
 _MACHINE = "python admin.py start looks for it, start --create makes it where none runs"
 PACKAGES = ("paho-mqtt", "sqlalchemy", "pymysql", "alembic", "msgspec", "click", "rich", "psutil", "networkx")
 
@@ -306,27 +308,21 @@ def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
             yield Finding("datastore", text, _MACHINE)
             return
         address = datastore_address(settings, context)
+        if not is_ssh(address):
+            yield _directory(address)
+            return
         datastore = open_datastore(settings, address)
-        if is_ssh(address):
-            text = f"over SSH by {way_of(context)}, host key {fingerprint(context.get('datastore_host_key', ''))}"
-        else:
-            text = "can be written"
-            probe_file = directory_of(address) / ".ecloud" / f"doctor-{secrets.token_hex(4)}"
-            probe_file.parent.mkdir(parents=True, exist_ok=True)
-            probe_file.write_bytes(b"probe")
-            probe_file.unlink()
-            _remove_if_empty(probe_file.parent)
+        text = f"over SSH by {way_of(context)}, host key {fingerprint(context.get('datastore_host_key', ''))}"
         free_mb = datastore.free_mb()
     except Exception as error:
         if doors.fault_of(error) is None and not isinstance(error, OSError):
             raise
-        remedy = "python admin.py set_datastore DIR, or DATASTORE in settings.py"
+        remedy = _ANOTHER
         if isinstance(error, DatastoreAway) and is_ssh(address) and "set_datastore" not in str(error):
             remedy = "when it is back all goes on by itself"
         yield Finding("datastore", str(error), "as it says" if "set_datastore" in str(error) else remedy)
         return
-    remedy = "" if free_mb >= MIN_FREE_MB else f"make room: {megabytes(MIN_FREE_MB)} at least"
-    yield Finding("datastore", f"{address}, {text}, {megabytes(free_mb)} free", remedy)
+    yield _roomy(f"{address}, {text}", free_mb)
     if isinstance(datastore, OverSsh):
         yield _lanes(settings.transfer_lanes, datastore.limits())
         datastore.close()
@@ -346,8 +342,22 @@ def _lanes(lanes: int, limits: Limits | None) -> Finding:
     return Finding("datastore", text, f"{lower}MaxStartups {wanted}:30:{10 * wanted} in its sshd_config")
 
 
-def _remove_if_empty(directory: Path) -> None:
+def _roomy(text: str, free_mb: float) -> Finding:
+    remedy = "" if free_mb >= MIN_FREE_MB else f"make room: {megabytes(MIN_FREE_MB)} at least"
+    return Finding("datastore", f"{text}, {megabytes(free_mb)} free", remedy)
+
+
+def _directory(address: str) -> Finding:
+    """A datastore that is a directory. The boss makes it; nothing is left there by looking."""
+    directory = directory_of(address)
     try:
-        directory.rmdir()
-    except OSError:
-        return
+        if not directory.exists():
+            above = next(place for place in directory.absolute().parents if place.exists())
+            if not os.access(above, os.W_OK | os.X_OK):
+                return Finding("datastore", f"{address} is not there and can't be made in {above}", _ANOTHER)
+            return _roomy(f"{address} is made by the boss", shutil.disk_usage(above).free / 1e6)
+        with tempfile.TemporaryFile(dir=directory) as probe_file:
+            probe_file.write(b"probe")
+        return _roomy(f"{address}, can be written", shutil.disk_usage(directory).free / 1e6)
+    except OSError as error:
+        return Finding("datastore", f"the datastore {directory} can't be used: {error.strerror}", _ANOTHER)

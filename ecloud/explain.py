@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from sqlalchemy.engine import Connection, Engine
 
 from ecloud.answers import BootView, BossStatus, Reasons, VmView, WorkerView
-from ecloud.boots import boot_views, record
+from ecloud.boots import PoolView, boot_views, last_step, pool_views, record, trouble, usual
 from ecloud.database import database_now
 from ecloud.explain_task import Pool, TaskReasons, no_boss, some
 from ecloud.lookup import find_task
@@ -94,23 +94,25 @@ def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
     if found is None:
         raise NoSuchThing(f"there is no VM {name!r}" + near(name, [str(vm.vm_no) for vm in views[-100:]]))
     boot = boot_views(connection, [found.vm_no]).get(found.vm_no)
-    layers = list(_vm_layers(found, boot, boss_status(connection, now), now))
+    pool = pool_views(connection).get(found.pool)
+    layers = list(_vm_layers(found, boot, boss_status(connection, now), pool, now))
     return Reasons(f"VM {found.vm_no}", found.state, layers[0], tuple(layers[1:]))
 
 
-def _vm_layers(vm: VmView, boot: BootView | None, boss: BossStatus, now: float) -> Iterator[str]:
+def _vm_layers(vm: VmView, boot: BootView | None, boss: BossStatus, pool: PoolView | None, now: float) -> Iterator[str]:
     name = f"VM {vm.vm_no} of pool {vm.pool}"
     since = f"for {duration(now - vm.since)}"
     if vm.state == "intended":
         yield f"{name} was asked of its cloud {duration(now - vm.since)} ago, which has not answered yet: {vm.reason}"
     elif vm.state == "booting":
-        yield f"{name} has been booting {since}; no worker of it has reported for duty yet"
+        yield f"{name} has been booting {since}{usual(pool)}; {trouble(vm, boot) or last_step(vm, boot, now)}"
     elif vm.state == "running":
         yield f"{name} has been running {since} as worker {vm.worker}: {vm.reason}"
     elif vm.state == "ending":
         yield f"{name} has been ending {since}: {vm.reason}"
     else:
-        never = "" if vm.hello_at is not None else "; its worker never reported for duty"
+        silent = vm.hello_at is None and not vm.cause.startswith("refused")
+        never = "; its worker never reported for duty" if silent else ""
         yield f"{name} has been gone {since}: {vm.reason}{never}"
     if not boss.leads and vm.state != "gone":
         yield no_boss(boss, now)

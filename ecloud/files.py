@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from datastore.directory import DirectoryDatastore
 from datastore.port import Entry, Promotion, Publisher
+from datastore.ssh import OverSsh
 from ecloud import doors, lookup, queries
 from ecloud.datastores import NOTES, is_ssh, open_publisher
 from ecloud.doors import Fault
@@ -44,10 +46,8 @@ def upload(directory: Path, datastore: Publisher) -> tuple[int, int]:
     """Put every file below `directory` under its relative name; how many were sent, and how many were there already.
     A datastore that lies below it is not sent into itself.
 
-    Raises `Fault` where `directory` is none, `DatastoreAway`, `OSError`.
+    Raises `DatastoreAway`, `OSError`; `Fault` where a name leads through a file there.
     """
-    if not directory.is_dir():
-        raise Fault(f"--upload {directory}: there is no such directory")
     own = _below(directory, datastore)
     found = (path for path in directory.rglob("*") if own is None or not path.is_relative_to(own))
     files = sorted(path for path in found if path.is_symlink() or not path.is_dir())
@@ -172,24 +172,40 @@ def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
         names = [path]
     target = Path(to)
     fetched: list[str] = []
-    size = sum(entry.size for entry in datastore.stat(names) if entry is not None)
+    entries = dict(zip(names, datastore.stat(names)))
+    size = sum(entry.size for entry in entries.values() if entry is not None)
+    goes_on = "what arrived is kept beside it as .*.part: get it again and it goes on there"
     with (
-        told_when_interrupted(lambda: "what had not arrived whole is removed"),
+        told_when_interrupted(
+            lambda: goes_on if isinstance(datastore, OverSsh) else "what had not arrived whole is removed"
+        ),
         transfer(doors.console(to_stderr=True), "fetching", size),
     ):
-        _get(datastore, names, target, fetched)
+        _get(datastore, entries, target, fetched)
     print_json({"fetched": fetched}) if as_json else print("\n".join(fetched))
     return doors.DONE
 
 
-def _get(datastore: Publisher, names: list[str], target: Path, fetched: list[str]) -> None:
-    for name in names:
-        local = target / Path(name).name if target.is_dir() or len(names) > 1 else target
-        if local.exists():
+def _get(datastore: Publisher, entries: dict[str, Entry | None], target: Path, fetched: list[str]) -> None:
+    for name, entry in entries.items():
+        local = target / Path(name).name if target.is_dir() or len(entries) > 1 else target
+        if os.path.lexists(local):
+            if len(entries) > 1 and entry is not None and _is_same(local, entry):
+                fetched.append(str(local))  # by an earlier command, which was interrupted
+                continue
             raise Fault(f"{local} exists: remove it, or name another place")
         local.parent.mkdir(parents=True, exist_ok=True)
         datastore.fetch(name, local)
         fetched.append(str(local))
+
+
+def _is_same(local: Path, entry: Entry) -> bool:
+    """By kind, size and time, as far as these are kept."""
+    status = os.lstat(local)
+    is_kind = {"file": stat.S_ISREG, "directory": stat.S_ISDIR, "link": stat.S_ISLNK}[entry.kind]
+    if not is_kind(status.st_mode) or (entry.kind == "file" and status.st_size != entry.size):
+        return False
+    return entry.kind == "link" or abs(entry.mtime_s - status.st_mtime) < SAME_TIME_S
 
 
 def put(local: str, path: str, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 from ecloud import schema
 from ecloud.queries import find_run, snapshot
 from ecloud.tasks import AttemptState
-from ecloud.vm_life import MICRO, PARTS, Division, Ran, VmLife, divide
+from ecloud.vm_life import MICRO, PARTS, Division, Ran, VmLife, ahead_s, divide
 
 _VMS_A_QUERY = 200
 
@@ -89,7 +89,7 @@ def divisions(
     connection: Connection, now: float, vm_nos: Sequence[int] | None = None
 ) -> Iterator[tuple[VmLife, Division]]:
     """Each VM that its cloud made (of these), and how its life is divided."""
-    lives = _lives(connection)
+    lives = _lives(connection, now)
     if vm_nos is not None:
         wanted = frozenset(vm_nos)
         lives = [vm for vm in lives if vm.vm_no in wanted]
@@ -100,11 +100,19 @@ def divisions(
             yield vm, divide(vm, ran.get(vm.vm_no, ()), now)
 
 
-def _lives(connection: Connection) -> list[VmLife]:
+def _lives(connection: Connection, now: float) -> list[VmLife]:
     vms = schema.vms
     query = sa.select(vms).where(vms.c.started_at.is_not(None)).order_by(vms.c.vm_no)
     return [
-        VmLife(row.vm_no, row.pool, row.started_at, row.hello_at, row.ending_at, row.gone_at)
+        VmLife(
+            row.vm_no,
+            row.pool,
+            row.started_at,
+            row.hello_at,
+            row.ending_at,
+            row.gone_at,
+            ahead_s(row.intended_at, row.started_at, row.hello_at if row.hello_at is not None else now),
+        )
         for row in connection.execute(query)
     ]
 

@@ -12,9 +12,10 @@ from rich.live import Live
 from rich.text import Text
 
 from datastore.connection import Channel
+from ecloud.moving import moving_line
 from ecloud.tasks import TaskState
 from ecloud.views import STYLES, state_bar
-from ecloud.wire import Moving, RunChanged
+from ecloud.wire import RunChanged
 from ecloud.words import about, byte_size, counted, visible
 
 LINE_EVERY_S = 5.0
@@ -168,22 +169,6 @@ def transfer(console: Console, verb: str, total_bytes: int) -> Iterator[None]:
 
     with Live(console=console, refresh_per_second=REFRESHES_PER_S, transient=True, get_renderable=line):
         yield
-
-
-def moving_line(moving: Moving) -> str:
-    """ "fetching 3 files, 1.2 of 4 GB, 85 MB/s"."""
-    parts = [
-        f"{verb} {counted(count, 'file')}"
-        for verb, count in (("fetching", moving.fetching), ("storing", moving.storing))
-        if count
-    ]
-    total, so_far = byte_size(moving.bytes), byte_size(moving.moved_bytes)
-    if total.split()[1:] == so_far.split()[1:]:
-        so_far = so_far.split()[0]
-    parts.append(f"{so_far} of {total}" if moving.moved_bytes < moving.bytes else total)
-    if moving.bytes_per_s:
-        parts.append(f"{byte_size(moving.bytes_per_s)}/s")
-    return ", ".join(parts)
 
 
 def _ended(states: dict[str, int]) -> int:

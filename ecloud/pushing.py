@@ -63,6 +63,8 @@ def push(wish: Wish) -> int:
         raise Fault("--datastore goes with --local; the cluster's is set with python admin.py set_datastore")
     if wish.local is not None and wish.create_workers is not None:
         raise Fault("--create_workers starts workers of the cluster; with --local say --local N")
+    if wish.upload is not None and not Path(wish.upload).is_dir():
+        raise Fault(f"--upload {wish.upload}: there is no such directory")
     settings = load_settings()
     tasks = read(wish, settings)
     for note in tasks.notes:

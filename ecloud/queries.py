@@ -24,7 +24,6 @@ from ecloud.answers import (
     Status,
     TaskLine,
     TaskPage,
-    Transfer,
     VmView,
     WorkerView,
 )
@@ -32,6 +31,7 @@ from ecloud.database import DatabaseAway, database_now, database_url, explain, m
 from ecloud.makers import with_maker
 from ecloud.settings import Settings
 from ecloud.tasks import TaskState
+from ecloud.transfers import transfers
 from ecloud.wire import Hello
 
 BOSS_SILENT_S = 15.0
@@ -101,10 +101,12 @@ def status(engine: Engine, now: float | None = None) -> Status:
             runs=runs,
             boss=boss,
             left_s=_left_of_all(runs),
-            transfers=[Transfer(row.worker, row.lane_since) for row in on_duty if row.lane_since is not None],
+            transfers=transfers(connection),
+            transfers_turns=sum(row.lane_since is not None for row in on_duty),
             transfers_waiting=sum(row.lane_wanted_since is not None for row in on_duty),
             troubles=[f"worker {row.worker}: {row.trouble}" for row in on_duty if row.trouble],
             cloud_troubles=boots.troubles(connection, now) if boss.leads else [],
+            at=now,
         )
 
 

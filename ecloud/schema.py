@@ -15,7 +15,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0004"
+REVISION = "0005"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -118,6 +118,7 @@ tasks = sa.Table(
     sa.Column("keep_dir", sa.SmallInteger, nullable=False),
     sa.Column("body_bytes", sa.Integer, nullable=False),
     sa.Column("definition_hash", sa.String(32), nullable=False),
+    sa.Column("inputs", Utf8()),
     sa.UniqueConstraint("run_no", "id", name="tasks_id"),
     sa.Index("tasks_by_state", "run_no", "init", "state"),
     sa.Index("tasks_unfinished", "state"),
@@ -183,6 +184,8 @@ workers = sa.Table(
     sa.Column("trouble", Utf8(), nullable=False),
     sa.Column("lane_since", _TIME),
     sa.Column("lane_wanted_since", _TIME),
+    sa.Column("moving", Utf8()),
+    sa.Column("moving_at", _TIME),
     sa.Index("workers_by_state", "state"),
     **_OPTIONS,
 )  # fmt: skip

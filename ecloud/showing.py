@@ -427,7 +427,11 @@ def context(as_json: bool) -> int:
     settings = load_settings()
     found = queries.context(doors.database(settings))
     found = {name: value for name, value in found.items() if "/" not in name}  # those are the boss's own
-    found.setdefault("datastore_address", datastore_address(settings, found))
+    wanted = settings.datastore_template
+    if wanted and not settings.datastore and not found.get("datastore_address"):
+        found["datastore_machine"] = f"that of DATASTORE_TEMPLATE ({wanted}) is not set yet: python admin.py start"
+    else:
+        found.setdefault("datastore_address", datastore_address(settings, found))
     if found.get("datastore_host_key"):
         found["datastore_host_key"] = fingerprint(found["datastore_host_key"])
         found["datastore_by"] = way_of(found)

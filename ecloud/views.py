@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ecloud.answers import RunStatus, Status
+from ecloud.moving import transfer_line
 from ecloud.tasks import TaskState
 from ecloud.words import about, counted, duration, megabytes, visible
 
@@ -26,6 +27,7 @@ STYLES = {
 """Colours of task states; in this order a bar shows them."""
 WORKER_STYLES = {"up": "green", "draining": "yellow", "lost": "red", "gone": "bright_black"}
 BAR_CHARS = 40
+TRANSFERS_SHOWN = 10
 
 
 def print_json(value: object) -> None:
@@ -112,10 +114,7 @@ def print_status(console: Console, status: Status, runs_shown: int) -> None:
     if status.datastore_free_mb is not None:
         age = f", seen {duration(status.datastore_seen_s)} ago" if status.datastore_seen_s else ""
         console.print(f"datastore  {megabytes(status.datastore_free_mb)} free{age}")
-    if status.transfers:
-        count = counted(len(status.transfers), "worker moves files", "workers move files")
-        waiting = f", {status.transfers_waiting:,} wait for their turn" if status.transfers_waiting else ""
-        console.print(f"transfers  {count} over SSH now{waiting}")
+    _print_transfers(console, status)
     for trouble in [*status.cloud_troubles[:5], *status.troubles[:5]]:
         console.print(Text(visible(trouble), "yellow"))
     if status.runs:
@@ -124,6 +123,23 @@ def print_status(console: Console, status: Status, runs_shown: int) -> None:
         _print_run(console, run)
     if len(status.runs) > runs_shown:
         console.print(f"and {len(status.runs) - runs_shown:,} more runs: --all shows them")
+
+
+def _print_transfers(console: Console, status: Status) -> None:
+    """What moves now, who waits for its turn; nothing where nothing moves and nobody waits."""
+    moving, turns, waiting = len(status.transfers), status.transfers_turns, status.transfers_waiting
+    if not (moving or turns or waiting):
+        return
+    parts = [counted(moving, "worker moves files", "workers move files") if moving else "nothing moves"]
+    if turns:
+        parts.append(f"{turns:,} {'holds its turn' if turns == 1 else 'hold their turn'} over SSH")
+    if waiting:
+        parts.append(f"{waiting:,} {'waits' if waiting == 1 else 'wait'} for {'its' if waiting == 1 else 'their'} turn")
+    console.print(Text(f"transfers  {', '.join(parts)}"))
+    for transfer in status.transfers[:TRANSFERS_SHOWN]:
+        console.print(Text(f"  {transfer_line(transfer, status.at)}"))
+    if moving > TRANSFERS_SHOWN:
+        console.print(f"  and {counted(moving - TRANSFERS_SHOWN, 'other worker')}")
 
 
 def _print_run(console: Console, run: RunStatus) -> None:

@@ -18,10 +18,16 @@ commands ran, but an attempt fetched what it requires, or its results were on th
 that came to nothing, or the VM went without any worker having reported. draining: no attempt was there, and its end was
 decided. idle: the rest."""
 MICRO = 1_000_000
+CLOUD_COUNTS_S = 1.0
+"""Clouds count whole seconds."""
 
 
 class VmLife(msgspec.Struct, frozen=True):
-    """What is known of one VM. `hello_at`, `ending_at`, `gone_at`: None while it has not come to that."""
+    """What is known of one VM. `hello_at`, `ending_at`, `gone_at`: None while it has not come to that.
+
+    `started_at` and `gone_at` are by the clock of its cloud, all other times by the boss's: `ahead_s` is by how much
+    the cloud's is ahead of that.
+    """
 
     vm_no: int
     pool: str
@@ -29,6 +35,7 @@ class VmLife(msgspec.Struct, frozen=True):
     hello_at: float | None = None
     ending_at: float | None = None
     gone_at: float | None = None
+    ahead_s: float = 0.0
 
 
 class Ran(msgspec.Struct, frozen=True):
@@ -66,22 +73,32 @@ class _Here(msgspec.Struct, frozen=True):
     end: int
 
 
+def ahead_s(intended_at: float, started_at: float, seen_at: float) -> float:
+    """By how much the clock of a VM's cloud seems to be ahead of the boss's, in seconds: not at all where the VM was
+    made (by the cloud's clock) after it was asked for and before it was first seen to be there (both by the boss's), as
+    whole seconds go; else by as much as makes it the moment at which it was asked for."""
+    if intended_at - CLOUD_COUNTS_S <= started_at <= max(intended_at, seen_at) + CLOUD_COUNTS_S:
+        return 0.0
+    return started_at - intended_at
+
+
 def micros(at: float) -> int:
     """Seconds as whole microseconds."""
     return round(at * MICRO)
 
 
 def divide(vm: VmLife, ran: Sequence[Ran], now: float) -> Division:
-    """The parts of a VM's life until `now`, and the runs they belong to."""
-    born = micros(vm.started_at)
-    over = max(born, micros(vm.gone_at if vm.gone_at is not None else now))
-    hello = over if vm.hello_at is None else min(max(micros(vm.hello_at), born), over)
-    leaving = over if vm.ending_at is None else min(max(micros(vm.ending_at), hello), over)
+    """The parts of a VM's life until `now`, and the runs they belong to. What does not fit into the life, by clocks
+    that differ, is cut off: the life is the cloud's."""
+    born, ahead = micros(vm.started_at), micros(vm.ahead_s)
+    over = max(born, micros(vm.gone_at) if vm.gone_at is not None else micros(now) + ahead)
+    hello = over if vm.hello_at is None else min(max(micros(vm.hello_at) + ahead, born), over)
+    leaving = over if vm.ending_at is None else min(max(micros(vm.ending_at) + ahead, hello), over)
     parts = dict.fromkeys(PARTS, 0)
     runs: dict[int, dict[str, int]] = {}
     before: list[int] = []
     unclaimed: dict[str, int] = {}
-    for start, end, going in _moments(born, over, (hello, leaving), ran):
+    for start, end, going in _moments(born, over, (hello, leaving), ran, ahead):
         length = end - start
         part = _part(going, start, hello, leaving, vm)
         parts[part] += length
@@ -131,13 +148,15 @@ def _add(runs: dict[int, dict[str, int]], run_no: int, part: str, amount: int) -
     runs.setdefault(run_no, dict.fromkeys(PARTS, 0))[part] += amount
 
 
-def _moments(born: int, over: int, marks: Iterable[int], ran: Sequence[Ran]) -> Iterator[tuple[int, int, list[_Here]]]:
+def _moments(
+    born: int, over: int, marks: Iterable[int], ran: Sequence[Ran], ahead: int
+) -> Iterator[tuple[int, int, list[_Here]]]:
     """The life cut wherever something begins or ends: from, to, and what was there all the while."""
     begins: dict[int, list[_Here]] = {}
     ends: dict[int, list[_Here]] = {}
     cuts = {born, over, *marks}
     for attempt in ran:
-        here = _here(attempt, born, over)
+        here = _here(attempt, born, over, ahead)
         if here.start < here.end:
             begins.setdefault(here.start, []).append(here)
             ends.setdefault(here.end, []).append(here)
@@ -150,9 +169,9 @@ def _moments(born: int, over: int, marks: Iterable[int], ran: Sequence[Ran]) -> 
         yield start, end, list(going.values())
 
 
-def _here(attempt: Ran, born: int, over: int) -> _Here:
-    start = min(max(born, micros(attempt.started_at)), over)
-    end = over if attempt.ended_at is None else min(over, micros(attempt.ended_at))
+def _here(attempt: Ran, born: int, over: int, ahead: int) -> _Here:
+    start = min(max(born, micros(attempt.started_at) + ahead), over)
+    end = over if attempt.ended_at is None else min(over, micros(attempt.ended_at) + ahead)
     begins = min(max(start, start + micros(attempt.fetch_s)), max(start, end))
     ceases = end if attempt.run_s is None else min(end, begins + micros(attempt.run_s))
     return _Here(attempt.run_no, attempt.lost, start, begins, max(begins, ceases), end)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from ecloud.holdings import HeldInput, Moving
 from ecloud.tasks import Int32, Int64, Outcome, Resources, TaskBody, TaskDefinition
 
 PROTOCOL_VERSION = 1
@@ -140,24 +141,14 @@ class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     shell: str = "/bin/sh"
 
 
-class Moving(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Files on their way over SSH: so many for tasks that begin, so many of tasks that ended; `moved_bytes` of `bytes`
-    so far, as near as can be said."""
-
-    fetching: Int64 = 0
-    storing: Int64 = 0
-    bytes: Int64 = 0
-    moved_bytes: Int64 = 0
-    bytes_per_s: Int64 = 0
-
-
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """I live. `orders_seen`: number of the last boss message handled; `attempts`: everything the worker holds.
 
-    `trouble` is a sentence when the worker can't start anything now (disk full, datastore away). `access_s`: how long
-    its access to the datastore is still good; None where it has none and needs none. `lane`: the lane it holds, 0 for
-    none; `wants_bytes`: what it has to move and has no lane for, as far as it is known, None for nothing. `moving`:
-    what it moves now.
+    `trouble` is a sentence when the worker can't start anything now (disk full, datastore away). `access_s`: how
+    long its access to the datastore is still good, 0 where that is not taken there; None where it has none and
+    needs none. `lane`: the lane it holds, 0 for none; `wants_bytes`: what it has to move and has no lane for, as
+    far as it is known, None for nothing. `moving`: what it moves now. `inputs`: the big ones that it keeps, used
+    last first; None where nothing changed since it told in this session, or it keeps none and never told of any.
     """
 
     orders_seen: Int64
@@ -169,6 +160,14 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     access_s: float | None = None
     lane: Int64 = 0
     wants_bytes: Int64 | None = None
+    moving: Moving | None = None
+    inputs: tuple[HeldInput, ...] | None = None
+
+
+class MovingChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Between heartbeats, and never answered: what the worker moves now, where it has moved for long; None when nothing
+    moves any more of which it told."""
+
     moving: Moving | None = None
 
 
@@ -233,7 +232,7 @@ class StopTasks(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class TasksStarted(msgspec.Struct, frozen=True, tag=True):
-    """These run. What ended within the same flush is only in `TasksEnded`."""
+    """These run. Said of what has run for 0.2 s: of shorter ones only `TasksEnded` tells."""
 
     attempts: tuple[StartedAttempt, ...]
 
@@ -390,10 +389,10 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 Message = (
-    Hello | Welcome | Heartbeat | HeartbeatAnswered | DatastoreGranted | TransfersWanted | TransfersGranted |
-    TransfersEnded | StartTasks | ReturnTasks | TasksReturned | StopTasks | TasksStarted | TasksEnded |
-    OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye | DrainWanted | SubmitTasks |
-    ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused | RunChanged
+    Hello | Welcome | Heartbeat | MovingChanged | HeartbeatAnswered | DatastoreGranted | TransfersWanted |
+    TransfersGranted | TransfersEnded | StartTasks | ReturnTasks | TasksReturned | StopTasks | TasksStarted |
+    TasksEnded | OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye | DrainWanted |
+    SubmitTasks | ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused | RunChanged
 )  # fmt: skip
 
 

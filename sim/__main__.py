@@ -11,9 +11,12 @@ from functools import partial
 import click
 
 from sim import faults, mutants, simulation, story
+from sim.invariants import INVARIANTS
 
 ENOUGH_SEEDS = 200
 """In so many seeds every fault that may happen does; one that did not is an error."""
+ENOUGH_FOR_ALL = 1_000
+"""In so many every invariant could have been broken; one that could not is an error."""
 
 
 def _allowed(names: str) -> tuple[str, ...]:
@@ -66,6 +69,10 @@ def _run(seeds: int, first: int, allowed: tuple[str, ...], suffix: str, lines: i
     never = [name for name in faults.NAMES if name in allowed and not any(result.fired.get(name) for result in results)]
     if never and seeds >= ENOUGH_SEEDS and len(allowed) == len(faults.NAMES):
         click.echo(f"never happened, though it may: {', '.join(never)}", err=True)
+        return 1
+    idle = [name for name in INVARIANTS if not any(result.looked.get(name) for result in results)]
+    if idle and seeds >= ENOUGH_FOR_ALL and len(allowed) == len(faults.NAMES):
+        click.echo(f"nothing happened that could break it: {', '.join(idle)}", err=True)
         return 1
     return 1 if wrong else 0
 

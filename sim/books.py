@@ -1,17 +1,36 @@
 """Whether the ledger balances at the end of a scenario: every microsecond of every VM is in exactly one part, and is of
-the runs whose attempts were there. Owns nothing; reads the tables as `ecloud.ledger` does."""
+the runs whose attempts were there; and each life is what the cloud's own list says, to the second. Owns nothing; reads
+the tables as `ecloud.ledger` does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ecloud.tasks import AttemptState
-from ecloud.vm_life import Ran, VmLife, divide, micros
+from ecloud.vm_life import Ran, VmLife, ahead_s, divide, micros
+from sim.cloud import Cloud
 from sim.store import Tables
 
 
-def wrong(tables: Tables) -> Iterator[str]:
+def wrong(tables: Tables, cloud: Cloud) -> Iterator[str]:
     """What does not add up, whatever went wrong there: lost answers, clocks that differ, bosses that died."""
+    yield from _not_divided(tables)
+    yield from _not_the_clouds(tables, cloud)
+
+
+def _not_the_clouds(tables: Tables, cloud: Cloud) -> Iterator[str]:
+    """VMs whose life is not what the cloud's own list says, and VMs that nobody counted."""
+    counted = {row.cloud_id: row for row in tables.vms.values() if row.cloud_id}
+    for cloud_id, life in cloud.lives.items():
+        row = counted.pop(cloud_id, None)
+        if row is None:
+            yield f"{cloud_id} (intent {life.vm_no}) is in no row"
+        elif (row.started_at, row.gone_at) != (life.since, life.ended_at):
+            yield f"VM {row.vm_no} lived from {row.started_at} to {row.gone_at}, by the cloud's own list {life}"
+    yield from (f"VM {row.vm_no} is {cloud_id}, which its cloud never made" for cloud_id, row in counted.items())
+
+
+def _not_divided(tables: Tables) -> Iterator[str]:
     homes = {worker.worker: worker.vm_no for worker in tables.workers.values() if worker.vm_no is not None}
     ran: dict[int, list[Ran]] = {}
     for attempt in tables.attempts.values():
@@ -27,9 +46,11 @@ def wrong(tables: Tables) -> Iterator[str]:
                 yield f"VM {row.vm_no} was made by its cloud, and nobody knows when"
             continue
         now = row.gone_at if row.gone_at is not None else max(row.since, row.started_at)
-        life = VmLife(row.vm_no, row.pool, row.started_at, row.hello_at, row.ending_at, row.gone_at)
+        ahead = ahead_s(row.intended_at, row.started_at, row.hello_at if row.hello_at is not None else now)
+        life = VmLife(row.vm_no, row.pool, row.started_at, row.hello_at, row.ending_at, row.gone_at, ahead)
         division = divide(life, ran.get(row.vm_no, ()), now)
-        whole = max(0, micros(now) - micros(row.started_at))
+        over = micros(row.gone_at) if row.gone_at is not None else micros(now) + micros(ahead)
+        whole = max(0, over - micros(row.started_at))
         if sum(division.parts.values()) != whole:
             yield f"the parts of VM {row.vm_no} are {division.parts}, its life {whole} µs"
         if division.runs and sum(sum(parts.values()) for parts in division.runs.values()) != whole:

@@ -28,6 +28,7 @@ from boss.core.effects import (
     Send,
     SignKey,
     StartVm,
+    VisitVm,
 )
 from boss.core.events import (
     BrokerFound,
@@ -45,14 +46,16 @@ from boss.core.events import (
     VmRefused,
     VmsListed,
     VmStarted,
+    VmVisited,
 )
 from boss.store import AnotherBossLeads, CommitRefused, Deposed, StoreAway
 from datastore.port import DatastoreAway
 from ecloud import wire
+from ecloud.causes import Visit
 from ecloud.topics import peer_topic
 from ecloud.wire import Envelope
 from sim.checker import Checker
-from sim.cloud import LATE_S, Cloud, Refused
+from sim.cloud import LATE_S, Cloud, Refused, host_key
 from sim.datastore import Datastore
 from sim.faults import Faults
 from sim.network import Network
@@ -383,6 +386,8 @@ class BossProcess:
     def _make(self, call: Call) -> Event | None:
         if isinstance(call, (StartVm, EndVm, ListVms, AskRoom)):
             return self._to_cloud(call)
+        if isinstance(call, VisitVm):
+            return self._visit(call)
         if isinstance(call, SignKey):
             if self.world.fault("sign_lost", self.faults.sign_lost):
                 return None
@@ -421,7 +426,7 @@ class BossProcess:
             return _not_asked(call, "the cloud can't be reached")
         match call:
             case StartVm(vm_no, pool, size, nonce):
-                self.places.checker.fleet.on_start_vm(self.name, vm_no)
+                self.places.checker.fleet.on_start_vm(self.name, self.store.epoch, vm_no)
                 try:
                     cloud_id = cloud.start(vm_no, pool, size, nonce)
                     parted = self.world.now < self.cloud_parted_until
@@ -431,13 +436,35 @@ class BossProcess:
             case EndVm(vm_no, _, cloud_id, why):
                 if why:
                     self.world.tell(self.name, f"ends {cloud_id} (intent {vm_no}): {why}")
-                self.places.checker.fleet.on_end_vm(self.name, vm_no)
+                if cloud_id in cloud.living:  # else it is ended in vain
+                    made_at = cloud.lives[cloud_id].since - cloud.ahead_s
+                    self.places.checker.fleet.on_end_vm(self.name, self.store.epoch, vm_no, made_at)
                 cloud.end(cloud_id)
-            case ListVms(pool):
-                alive = cloud.list()
+            case ListVms(pool, known, lost):
+                alive, gone = cloud.list(), cloud.gone(known, lost)
+                lives = {cloud_id: cloud.lives[cloud_id] for cloud_id in (*alive.values(), *gone)}
+                since = {cloud_id: float(life.since) for cloud_id, life in lives.items()}
+                ended = {
+                    cloud_id: float(life.ended_at) for cloud_id, life in lives.items() if life.ended_at is not None
+                }
                 addresses = {vm_no: cloud.addresses[cloud_id] for vm_no, cloud_id in alive.items()}
                 starting = frozenset(self._starting)
-                return VmsListed(pool, frozenset(alive.values()), alive, {}, {}, starting, addresses)
+                ids = frozenset(alive.values())
+                return VmsListed(pool, ids, alive, {}, since, starting, addresses, gone, ended, frozenset(known), lost)
             case AskRoom(pool):
                 return RoomSeen(pool, *cloud.room())
         return None
+
+    def _visit(self, call: VisitVm) -> Event:
+        """By SSH: who is there is one of those that have that address."""
+        cloud, vms = self.places.cloud, self.places.tables.vms
+        there = [cloud_id for cloud_id, address in cloud.addresses.items() if address == call.address]
+        if not there:
+            return VmVisited(call.vm_no, call.address, call.host_key, Visit("silent"))
+        met = self.world.random.choice(there)
+        self.places.checker.looked["identity"] += len(there) > 1
+        if call.host_key and call.host_key != host_key(met):
+            return VmVisited(call.vm_no, call.address, call.host_key, Visit("changed"))
+        vm_no = cloud.living[met][0]
+        visit = Visit("ok", vm=str(vm_no), boot_nonce=vms[vm_no].boot_nonce)
+        return VmVisited(call.vm_no, call.address, host_key(met), visit, {"ssh": 0.0})

@@ -13,6 +13,7 @@ import msgspec
 
 from boss.core.config import BossConfig
 from boss.core.rows import AttemptRow, TaskMoved, Writes
+from boss.store import Deposed
 from ecloud import wire
 from ecloud.tasks import (
     ATTEMPT_OVER,
@@ -80,6 +81,7 @@ class Checker:
         self.accepted: dict[str, str] = {}
         """Runs by push that were said to be accepted."""
         self.completions = 0
+        self.looked = world.looked
 
     # --- what is committed -----------------------------------------------------------------------
 
@@ -91,7 +93,11 @@ class Checker:
         stored = {task.row.task_no for task in writes.stored}
         attempts = {key: tables.attempts[key].state for key in writes.attempts if key in tables.attempts}
         batch = tables.batch
-        yield
+        try:
+            yield
+        except Deposed:
+            self.looked["one-boss"] += 1
+            raise
         if tables.batch == batch:
             return  # it had landed before
         if epoch != tables.epoch:
@@ -108,13 +114,15 @@ class Checker:
         for key, row in writes.attempts.items():
             self._attempt_moved(key, attempts.get(key), row)
         for push in writes.pushes:
+            self.looked["wanted"] += 1
             if push.push_id in self.taken:
                 raise Violation("push-once", f"{boss} takes push {push.push_id} a second time")
             self.taken.add(push.push_id)
         for worker in writes.workers.values():
             self.fleet.on_worker_row(boss, worker)
         if writes.vms:
-            self.fleet.on_vm_rows(boss)
+            self.fleet.on_vm_rows(boss, writes.vms)
+        self.fleet.on_boot_rows(boss, writes.boots)
         if writes.dropped_tasks or writes.dropped_runs:
             self._forget_dropped()
 
@@ -125,6 +133,7 @@ class Checker:
         self.started = {key: value for key, value in self.started.items() if key[0] in tasks}
 
     def _attempt_moved(self, key: Key, before: AttemptState | None, row: AttemptRow) -> None:
+        self.looked["legal-moves"] += 1
         if before is not None and before is not row.state and (before, row.state) not in _ATTEMPT_MOVES:
             raise Violation("legal-moves", f"attempt {_name(key)} moved from {before} to {row.state}")
         if before is row.state and before in ATTEMPT_OVER and self.outcomes.get(key) != row.outcome:
@@ -136,6 +145,8 @@ class Checker:
         if row.outcome is not None:
             if before not in RECORDED and self.came_to.get(key) != row.outcome and key in self.started:
                 raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")
+            self.looked["true-outcome"] += 1
+            self.looked["one-outcome"] += key in self.outcomes
             known = self.outcomes.setdefault(key, row.outcome)
             if known != row.outcome:
                 raise Violation("one-outcome", f"attempt {_name(key)} has two outcomes: {known} and {row.outcome}")
@@ -144,10 +155,23 @@ class Checker:
 
     def _given_up(self, key: Key, row: AttemptRow) -> None:
         """Work that was done is not thrown away while the worker that did it is on duty."""
-        worker = self.tables.workers.get(row.worker)
-        on_duty = worker is not None and worker.state in ON_DUTY
-        if key in self.came_to and on_duty and row.worker not in self.spools_lost:
+        self.looked["fenced"] += key not in self.started
+        if key not in self.started:
+            return
+        on_duty = self._holder(key, row.worker)
+        self.looked["outcome-kept"] += bool(on_duty)
+        if key in self.came_to and on_duty and on_duty not in self.spools_lost:
             raise Violation("outcome-kept", f"attempt {_name(key)} came to an outcome, and is {row.state}")
+
+    def _holder(self, key: Key, given_to: str) -> str:
+        """Which process on duty has it: the one it was given to, or one that came later and said so in its Hello."""
+        workers = self.tables.workers
+        if given_to in workers and workers[given_to].state in ON_DUTY:
+            return given_to
+        for row in workers.values():
+            if row.state in ON_DUTY and any((item.task_no, item.number) == key for item in row.hello.attempts):
+                return row.worker
+        return ""
 
     def _given(self, key: Key, row: AttemptRow) -> None:
         """A new attempt: what its task waits for must allow it."""
@@ -156,6 +180,8 @@ class Checker:
             return
         if task.state in ENDED and not task.init:
             raise Violation("dependencies", f"attempt {_name(key)} is given although task {task.id} is {task.state}")
+        self.looked["dependencies"] += bool(task.dependencies)
+        self.looked["one-attempt"] += key[1] > 1 and not task.init
         for other_no, condition in task.dependencies:
             other = self.tables.tasks[other_no]
             # One that ran already when its dependency was done again runs on, and is tried again however that one ends.
@@ -195,6 +221,7 @@ class Checker:
                 break
         else:
             raise Violation("files-whole", f"task {task_no} succeeded without an attempt that did")
+        self.looked["files-whole"] += bool(outcome.manifest)
         for entry in outcome.manifest:
             found = self.datastore.final.get(entry.path)
             if found != entry.sha256:
@@ -209,6 +236,7 @@ class Checker:
         message = envelope.message
         attempts = self.tables.attempts
         if isinstance(message, wire.StartTasks):
+            self.looked["write-then-speak"] += 1
             for order in message.attempts:
                 if (order.task_no, order.number) not in attempts and order.task_no in self.tables.tasks:
                     raise Violation(
@@ -228,6 +256,7 @@ class Checker:
         elif isinstance(message, wire.RunAccepted):
             if message.push_id not in self.tables.pushes and message.run_no in self.tables.runs:
                 raise Violation("write-then-speak", f"{boss} accepts push {message.push_id}: not committed")
+            self.looked["push-once"] += message.push_id in self.accepted
             self.accepted[message.push_id] = message.run
 
     # --- what workers do -------------------------------------------------------------------------
@@ -242,11 +271,13 @@ class Checker:
             raise Violation("ordered", f"{worker} starts attempt {_name(key)}, which is {row.worker}'s")
         if key in self.started:
             raise Violation("ordered", f"{worker} starts attempt {_name(key)} twice")
+        self.looked["ordered"] += 1
         self.started[key] = worker
         if row is not None and row.state in GIVEN_UP:
             raise Violation("fenced", f"{worker} starts attempt {_name(key)}, which was recorded as {row.state}")
         self._must_be_prepared(worker, order)
         running = self.running.setdefault(worker, {})
+        self.looked["resources"] += bool(running)
         running[key] = order.asks
         for resource, amount in capacity.items():
             taken = 0.0
@@ -266,6 +297,7 @@ class Checker:
             self.prepared.setdefault(worker, set()).discard(order.task_no)
         if not order.after_init:
             return
+        self.looked["prepared"] += 1
         missing = [task_no for task_no in order.after_init if task_no not in self.prepared.get(worker, ())]
         if missing:
             name = _name((order.task_no, order.number))
@@ -300,6 +332,7 @@ class Checker:
         task_no, number = content.rpartition(":")[2].split("-")
         key = (int(task_no), int(number))
         row = self.tables.attempts.get(key)
+        self.looked["published-by-record"] += key[0] in self.tables.tasks
         if key[0] in self.tables.tasks and (row is None or row.state not in RECORDED):
             state = "not known" if row is None else row.state
             raise Violation("published-by-record", f"{path} is published of attempt {_name(key)}, which is {state}")

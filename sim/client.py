@@ -35,6 +35,7 @@ class Client:
         self.wishes: list[Wish] = []
         self.answers: dict[str, wire.Message] = {}
         self._session = ""
+        self._left = False
         self._epoch = 0
         self._nonce = self._number = self._heard = 0
         self._topic = boss_topic(CLUSTER_ID, name)
@@ -55,6 +56,13 @@ class Client:
     def ask(self, request_id: str, verb: str, **arguments: str | int | bool | None | list[str | int]) -> None:
         """Wish something of the boss."""
         self._wish(request_id, (wire.Request(request_id, verb, dict(arguments)),))
+
+    def leave(self, politely: bool) -> None:
+        """The program ends: it says so, or it is just not there any more."""
+        if politely and self._session:
+            self._say(wire.Goodbye())
+        self._left = True
+        self.link.close()
 
     def _wish(self, id: str, messages: tuple[wire.Message, ...]) -> None:
         self.wishes.append(Wish(id, messages))
@@ -84,6 +92,8 @@ class Client:
 
     def _again(self) -> None:
         """Every so often: hello where there is no session, else a heartbeat and what is not answered."""
+        if self._left:
+            return
         self.world.after(AGAIN_S, self._again)
         if not self._session:
             self._say_hello()

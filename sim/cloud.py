@@ -1,8 +1,12 @@
-"""The simulated cloud: a VM that is asked for becomes a worker after a boot time. Owns which VMs live."""
+"""The simulated cloud: a VM that is asked for becomes a worker after a boot time. Owns which VMs live, and which ever
+lived, by a clock of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import random
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from ecloud.tasks import Resources
 from sim.faults import Faults
@@ -16,12 +20,29 @@ QUOTA_S = (5.0, 30.0)
 LATE_S = (1.0, 240.0)
 """How long a call waits for its turn, or is worked on after nobody waits for its answer: longer than any grace."""
 
+CLOCKS_S = (0.0, 0.0, 0.4, 3_600.0, -3_600.0)
+"""By how much the clock of a cloud may be ahead of everybody else's."""
+
 Boot = Callable[[int, str, Resources, str, str], Callable[[], None]]
 """(vm_no, cloud_id, size, boot_nonce, address) -> how to end the machine."""
 
 
 class Refused(Exception):
     """The cloud has no room now."""
+
+
+def host_key(cloud_id: str) -> str:
+    """What the machine shows to who comes by SSH."""
+    return f"host key of {cloud_id}"
+
+
+@dataclass
+class Life:
+    """A VM by the cloud's own list: epoch seconds by its clock, whole ones. `ended_at` None: it is there."""
+
+    vm_no: int
+    since: int
+    ended_at: int | None = None
 
 
 class Cloud:
@@ -37,6 +58,9 @@ class Cloud:
         """Addresses of what is gone: given to the next."""
         self.faults = faults
         self._boot = boot
+        self.lives: dict[str, Life] = {}
+        """All VMs that there ever were, by the cloud's name."""
+        self.ahead_s = random.Random(world.seed + 2).choice(CLOCKS_S)
         self._vms: dict[str, tuple[int, str]] = {}
         self._ends: dict[str, Callable[[], None]] = {}
         self._count = 0
@@ -55,6 +79,7 @@ class Cloud:
         self._count += 1
         cloud_id = f"vm{self._count}"
         self._vms[cloud_id] = (vm_no, pool)
+        self.lives[cloud_id] = Life(vm_no, self._clock())
         self.addresses[cloud_id] = self._address()
         self.world.tell("cloud", f"starts {cloud_id} for intent {vm_no}")
 
@@ -69,12 +94,16 @@ class Cloud:
         self.world.after(self.world.random.uniform(*(SLOW_BOOT_S if slow else BOOT_S)), boot)
         return cloud_id
 
+    def _clock(self) -> int:
+        return math.floor(self.world.now + self.ahead_s)
+
     def _address(self) -> str:
         if self.addresses and self.world.fault("vm_address", self.faults.vm_address):
             return self.world.random.choice(list(self.addresses.values()))
         return self._free.pop() if self._free else f"10.0.{self._count // 250}.{self._count % 250}"
 
     def _release(self, cloud_id: str) -> None:
+        self.lives[cloud_id].ended_at = self._clock()
         address = self.addresses.pop(cloud_id)
         if address not in self.addresses.values():
             self._free.append(address)
@@ -106,6 +135,12 @@ class Cloud:
     def list(self) -> dict[int, str]:
         """What lives: cloud ids by vm_no."""
         return {vm_no: cloud_id for cloud_id, (vm_no, _) in self._vms.items()}
+
+    def gone(self, known: Mapping[str, int], lost: Collection[int]) -> dict[str, int]:
+        """Of those that were there, or were made for intents that are `lost`, the ones that are no more: intents by the
+        cloud's name."""
+        past = {cloud_id: life.vm_no for cloud_id, life in self.lives.items() if life.vm_no in lost} if lost else {}
+        return {cloud_id: vm_no for cloud_id, vm_no in {**past, **known}.items() if cloud_id not in self._vms}
 
     def room(self) -> tuple[int | None, str]:
         """How many more it would give, and why not more."""

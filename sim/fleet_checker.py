@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import Counter
 
 from boss.core.config import BossConfig
-from boss.core.rows import VmRow, WorkerRow
+from boss.core.rows import BootRow, VmRow, WorkerRow
 from ecloud.tasks import AttemptState
-from sim.cloud import Cloud
+from sim.budgets import over_day, runs_over
+from sim.cloud import Cloud, host_key
 from sim.invariants import Violation
 from sim.store import ON_DUTY, Tables
 from sim.world import World
@@ -35,6 +36,12 @@ class FleetChecker:
         """When the boss first answered a worker."""
         self.hearing_since: dict[str, float] = {}
         """Since when a boss has a connection over which it could hear."""
+        self.looked = world.looked
+        self.config = config
+        self.given_up_at: dict[int, float] = {}
+        """Since when no row owns a VM of that number."""
+        self.known: set[int] = set()
+        """VMs that were intended."""
 
     # --- workers ---------------------------------------------------------------------------------
 
@@ -54,6 +61,8 @@ class FleetChecker:
     def on_worker_row(self, boss: str, row: WorkerRow) -> None:
         """A worker that may believe in its lease is not given up."""
         left_s = self.leases.get(row.worker, 0.0) - self.world.now
+        self.looked["lease"] += row.state == "lost" and row.worker in self.leases
+        self.looked["patience"] += row.state == "lost"
         if row.state == "lost" and left_s > _ROUNDING:
             raise Violation("lease", f"{boss} gives {row.worker} up, whose lease lives for {left_s:.3f} s more")
         heard_s = self.world.now - self.hearing_since.get(boss, self.world.now)
@@ -62,31 +71,75 @@ class FleetChecker:
 
     # --- VMs -------------------------------------------------------------------------------------
 
-    def on_vm_rows(self, boss: str) -> None:
-        """VM rows changed: never more than a pool's maximum."""
+    def on_vm_rows(self, boss: str, rows: dict[int, VmRow]) -> None:
+        """VM rows changed: never more than a pool's maximum, nor one more than the budgets allow."""
+        for row in rows.values():
+            if row.state == "gone":
+                self.given_up_at.setdefault(row.vm_no, self.world.now)
+            elif row.vm_no not in self.known:
+                self._on_intent(boss, row)
+            self.known.add(row.vm_no)
         counts = Counter(row.pool for row in self.tables.vms.values() if row.state != "gone")
         for pool, count in counts.items():
+            self.looked["maximum"] += count == self.most.get(pool, 0)
             if count > self.most.get(pool, 0):
                 raise Violation("maximum", f"{boss} has {count} VMs of {pool}, of {self.most.get(pool, 0)} at most")
 
-    def on_start_vm(self, boss: str, vm_no: int) -> None:
+    def on_boot_rows(self, boss: str, rows: dict[int, BootRow]) -> None:
+        """What is recorded of a boot was seen at the VM itself."""
+        for row in rows.values():
+            vm = self.tables.vms.get(row.vm_no)
+            if vm is not None and vm.cloud_id and row.host_key not in ("", host_key(vm.cloud_id)):
+                raise Violation(
+                    "identity", f"{boss} takes the {row.host_key} for that of VM {row.vm_no}, {vm.cloud_id}"
+                )
+
+    def on_start_vm(self, boss: str, epoch: int, vm_no: int) -> None:
         """The cloud is asked for a VM."""
+        self._must_lead(boss, epoch, f"asks for VM {vm_no}")
+        self.looked["intent"] += 1
         if vm_no not in self.tables.vms:
             raise Violation("intent", f"{boss} asks for VM {vm_no}, whose intent is not committed")
 
-    def on_end_vm(self, boss: str, vm_no: int) -> None:
+    def _on_intent(self, boss: str, row: VmRow) -> None:
+        """One more VM is intended."""
+        if "person" in row.reason:
+            return
+        self.looked["budget"] += bool(self.config.vm_hours_per_day or self.config.vm_hours_per_run)
+        over = over_day(self.tables, self.config.vm_hours_per_day, row)
+        if not over and "minimum" not in row.reason:
+            over = runs_over(self.tables)
+        if over:
+            raise Violation("budget", f"{boss} intends VM {row.vm_no} ({row.reason}) although {over}")
+
+    def on_end_vm(self, boss: str, epoch: int, vm_no: int, made_at: float) -> None:
         """The cloud is asked to end a VM: it was given up in a row, and nothing that counts runs there."""
+        self._must_lead(boss, epoch, f"ends VM {vm_no}")
         row = self.tables.vms.get(vm_no)
         if row is None or row.state not in ("ending", "gone"):
             state = "unknown" if row is None else row.state
             raise Violation("no-harm", f"{boss} ends VM {vm_no}, which is {state}")
         if row.state == "gone":
             self._leave_agents_alone(boss, vm_no)
-        if self._may_be_harmed(row):
+            self.looked["grace"] += 1
+            orphan_s = self.world.now - max(made_at, self.given_up_at[vm_no])
+            if orphan_s < self.config.orphan_grace_s - _ROUNDING:
+                raise Violation("grace", f"{boss} ends VM {vm_no}, which nobody has owned for {orphan_s:.1f} s only")
+        # All its processes: what a newer one took over is recorded as given to the one before it.
+        processes = {
+            worker.worker: worker for worker in self.tables.workers.values() if worker.key_name == f"vm-{vm_no}"
+        }
+        if "person" in row.reason or not any(worker.state in ON_DUTY for worker in processes.values()):
             return
+        self.looked["no-harm"] += 1
         for key, attempt in self.tables.attempts.items():
-            if attempt.worker == row.worker and attempt.state in (AttemptState.ASSIGNED, AttemptState.STARTED):
+            if attempt.worker in processes and attempt.state in (AttemptState.ASSIGNED, AttemptState.STARTED):
                 raise Violation("no-harm", f"{boss} ends VM {vm_no} ({row.reason}), which runs attempt {key}")
+
+    def _must_lead(self, boss: str, epoch: int, does: str) -> None:
+        """Between a commit and the call that follows it, another boss may have begun to lead."""
+        if epoch != self.tables.epoch:
+            raise Violation("one-boss", f"{boss} {does} in epoch {epoch}, which is over: {self.tables.epoch} leads")
 
     def _leave_agents_alone(self, boss: str, vm_no: int) -> None:
         """A VM that no intent owns is not ended while an agent of it is on duty, but for one that came just now."""
@@ -95,10 +148,6 @@ class FleetChecker:
             came_s = self.world.now - self.first_leases.get(worker.worker, self.world.now)
             if ours and came_s > JUST_NOW_S and self.leases.get(worker.worker, 0.0) > self.world.now:
                 raise Violation("no-harm", f"{boss} ends VM {vm_no}, whose agent {worker.worker} is on duty")
-
-    def _may_be_harmed(self, row: VmRow) -> bool:
-        worker = self.tables.workers.get(row.worker)
-        return worker is None or worker.state not in ON_DUTY or "person" in row.reason
 
     # --- in the end ------------------------------------------------------------------------------
 

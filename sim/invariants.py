@@ -36,10 +36,13 @@ INVARIANTS: dict[str, str] = {
     "maximum": "there are never more VMs of a pool than its maximum allows",
     "owned": "after the faults heal every VM that exists is owned by a row that is not gone",
     "no-harm": "no VM is ended that runs work, but by a person's word or once it was given up",
+    "grace": "a VM that no intent owns is ended only after its grace",
+    "budget": "no VM starts by itself while the budget of the day, or of every run that goes on, is used up",
+    "identity": "a VM is known by its number and boot nonce, and never by its address",
     # At last
     "settles": "after the faults heal everything ends: tasks, wishes, spools, stages",
     "floor": "after the faults heal the fleet is back at its floor",
-    "books": "each moment of a VM's life is in one part of the ledger, and the parts add up to it exactly",
+    "books": "a VM's life is what the cloud's own list says, and the parts of the ledger add up to it exactly",
     "memory": "after the faults heal the boss holds in memory only what waits",
 }
 

@@ -11,20 +11,26 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import msgspec
 
+from boss.core import restoring
 from boss.core.access import Access
 from boss.core.attempts import Attempts as BossAttempts
+from boss.core.boots import Boots
 from boss.core.duty import Duty
 from boss.core.graph import TaskGraph
 from boss.core.orphans import Orphans
 from boss.core.pushes import Pushes
+from boss.core.run_spending import RunSpending
+from boss.core.spending import Spending
 from boss.core.stages import Stages
 from boss.core.vms import Vms
 from sim import faults, mutations, simulation
 from sim.boss_shell import BossProcess
+from sim.scenario import Size
 from sim.simulation import Result
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
@@ -33,8 +39,8 @@ from worker.core import WorkerCore
 
 SEEDS = 200
 """Within so many seeds each must be found."""
-Patch = tuple[type, str, Callable[[Any], Any]]
-"""A class, the name of its method, and what makes the mutant's method of the true one."""
+Patch = tuple[type | ModuleType, str, Callable[[Any], Any]]
+"""A class or module, the name of its function, and what makes the mutant's function of the true one."""
 
 
 class Mutant(msgspec.Struct, frozen=True):
@@ -46,6 +52,8 @@ class Mutant(msgspec.Struct, frozen=True):
     patches: tuple[Patch, ...]
     under: faults.Faults | None = None
     """What goes wrong in its seeds; without it, whatever they draw."""
+    size: Size | None = None
+    """How large its scenarios are, where it is rare in those of the usual size."""
 
 
 class Hunt(msgspec.Struct, frozen=True):
@@ -83,7 +91,7 @@ def hunt(name: str, seeds: int = SEEDS, first: int = 1) -> Hunt:
     with patched(mutant):
         for seed in range(first, first + seeds):
             drawn = mutant.under or faults.draw(random.Random(seed + 1))
-            result = simulation.Simulation(seed, msgspec.structs.replace(drawn)).run()
+            result = simulation.Simulation(seed, msgspec.structs.replace(drawn), mutant.size).run()
             if result.problem:
                 return Hunt(name, seed - first + 1, result)
     return Hunt(name, seeds, None)
@@ -97,7 +105,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "lease": Mutant(
         "the lease: what a silent worker holds is given again after a heartbeat and a half",
-        ("lease", "fenced", "outcome-kept"),
+        ("lease", "patience", "fenced", "outcome-kept"),
         ((Duty, "_patience_s", mutations.lost_at_once),),
     ),
     "own-lease": Mutant(
@@ -124,7 +132,8 @@ MUTANTS: dict[str, Mutant] = {
         "the order of Hellos: a late word of a dead process replaces the one that lives",
         ("fenced", "outcome-kept", "settles"),
         ((Duty, "is_outdated", mutations.any_process_replaces),),
-        faults.Faults(delay=0.3, worker_death=0.1, boss_death=0.01),
+        faults.Faults(delay=0.4, worker_death=0.4),
+        Size(tasks=(80, 120), workers=(6, 8), troubled_s=120.0),
     ),
     "write-then-speak": Mutant(
         "write, then speak: messages go before the commit",
@@ -140,6 +149,12 @@ MUTANTS: dict[str, Mutant] = {
         "the spool until stored: an outcome is forgotten once it is said",
         ("outcome-kept", "settles"),
         ((WorkerAttempts, "_say_ended", mutations.forgets_what_it_said),),
+    ),
+    "heirs": Mutant(
+        "what a newer process of a home took over: a boss that starts takes it for lost",
+        ("outcome-kept",),
+        ((restoring, "_taken_over", mutations.knows_no_heirs),),
+        faults.Faults(boss_death=0.04, second_boss=0.06, worker_death=0.06, datastore_away=0.06),
     ),
     "spool-on-disk": Mutant(
         "the spool on disk: a new process forgets what the one before it left",
@@ -160,6 +175,12 @@ MUTANTS: dict[str, Mutant] = {
         "the epoch: a boss that was deposed goes on writing",
         ("one-boss", "write-then-speak"),
         ((Store, "_require_leading", mutations.anybody_leads),),
+    ),
+    "epoch-of-calls": Mutant(
+        "the epoch before each cloud call: a boss that was deposed after its commit asks the cloud all the same",
+        ("one-boss",),
+        ((Store, "leads", mutations.always_leads),),
+        faults.Faults(vm_late=0.5, second_boss=0.06, call_lost=0.7, boss_death=0.02),
     ),
     "push-id": Mutant(
         "the push id: a push that is said again is taken again",
@@ -203,6 +224,37 @@ MUTANTS: dict[str, Mutant] = {
         ("owned",),
         ((Orphans, "on_listed", mutations.does_nothing),),
         faults.Faults(vm_late=0.5),
+    ),
+    "orphan-grace": Mutant(
+        "the grace of VMs that no intent owns: they are ended when they are seen first",
+        ("grace",),
+        ((Orphans, "on_listed", mutations.ends_orphans_at_once),),
+        faults.Faults(vm_late=0.5),
+    ),
+    "budget-of-a-day": Mutant(
+        "the budget of a day",
+        ("budget",),
+        ((Spending, "exhausted", mutations.knows_no_budget),),
+        faults.Faults(vm_vanishes=0.1),
+        Size(runs=(1, 1), workers=(0, 0), task_s=20.0, troubled_s=120.0),
+    ),
+    "budget-of-a-run": Mutant(
+        "the budget of a run: that it is used up is told, and VMs start for it all the same",
+        ("budget",),
+        ((RunSpending, "settle", mutations.starts_for_exhausted_runs),),
+        faults.Faults(vm_vanishes=0.1),
+        Size(runs=(1, 1), workers=(0, 0), task_s=20.0, troubled_s=120.0),
+    ),
+    "times-of-the-cloud": Mutant(
+        "the cloud's own times: a VM's life begins when the boss hears of it",
+        ("books",),
+        ((Vms, "_live_since", mutations.does_nothing),),
+    ),
+    "met-at-its-address": Mutant(
+        "the boot nonce: who is met at the address of a VM is taken for it",
+        ("identity",),
+        ((Boots, "_is_of", mutations.takes_anybody),),
+        faults.Faults(vm_address=0.5, vm_slow=0.5, vm_vanishes=0.02),
     ),
     "maximum": Mutant(
         "the maximum of a pool",

@@ -14,7 +14,9 @@ from boss.core.access import Access
 from boss.core.attempts import Attempts as BossAttempts
 from boss.core.effects import StartVm
 from boss.core.graph import TaskGraph
+from boss.core.orphans import Orphans
 from boss.core.pushes import Pushes
+from boss.core.run_spending import RunSpending
 from boss.core.vms import Vms
 from ecloud import wire
 from ecloud.tasks import AttemptState
@@ -126,6 +128,10 @@ def forgets_what_it_said(true: Any) -> Any:
     return say_ended
 
 
+def knows_no_heirs(true: Any) -> Any:
+    return lambda fleet: {}
+
+
 def forgets_its_spool(true: Any) -> Any:
     def begin(self: WorkerCore, config: Any, now: float) -> None:
         true(self, msgspec.structs.replace(config, spooled=()), now)
@@ -150,6 +156,10 @@ def anybody_leads(true: Any) -> Any:
         self._epoch = self._epoch
 
     return require_leading
+
+
+def always_leads(true: Any) -> Any:
+    return lambda self: True
 
 
 def takes_every_push(true: Any) -> Any:
@@ -288,6 +298,30 @@ def adopts_none(true: Any) -> Any:
         true(self, msgspec.structs.replace(listed, by_vm_no={}), now)
 
     return on_listed
+
+
+def takes_anybody(true: Any) -> Any:
+    return lambda self, vm, row, event: True
+
+
+def ends_orphans_at_once(true: Any) -> Any:
+    def on_listed(self: Orphans, *arguments: Any) -> None:
+        self._config = msgspec.structs.replace(self._config, orphan_grace_s=0.0)
+        true(self, *arguments)
+
+    return on_listed
+
+
+def knows_no_budget(true: Any) -> Any:
+    return lambda self, alive, now: ""
+
+
+def starts_for_exhausted_runs(true: Any) -> Any:
+    def settle(self: RunSpending, now: float) -> None:
+        true(self, now)
+        self.exhausted = {}
+
+    return settle
 
 
 def asks_for_one_too_many(true: Any) -> Any:

@@ -35,6 +35,8 @@ from sim.worker_shell import Places as WorkerPlaces
 from sim.worker_shell import WorkerHome, WorkerProcess
 from sim.world import World
 
+BUDGETS_H = (0.003, 0.05)
+"""VM-hours, where there is a budget: some of these are used up by a scenario."""
 SETTLE_S = 900.0
 """Everything must have ended this long after things healed: many leases, boots and back-offs."""
 
@@ -49,6 +51,7 @@ class Result(msgspec.Struct, frozen=True):
     passed_s: float
     completions: int
     fired: dict[str, int]
+    looked: dict[str, int]
     lines: tuple[tuple[float, str, str], ...] = ()
 
 
@@ -132,12 +135,20 @@ class Simulation:
     def _make_config(self) -> BossConfig:
         chance = self.world.random
         pools: tuple[PoolConfig, ...] = ()
-        if chance.random() < 0.3:
+        if chance.random() < 0.5:
             size = {"cpus": 2.0, "memory_mb": 4000.0, **({"gpus": float(self.gpus)} if self.gpus else {})}
             minimum = chance.choice((0, 0, 0, 1))
             idle_s = chance.uniform(5, 60)
-            pools = (PoolConfig("vms", size, minimum=minimum, maximum=3, idle_s=idle_s, tells_room=True),)
+            visited = random.Random(self.world.seed + 4).random() < 0.5
+            pools = (
+                PoolConfig(
+                    "vms", size, minimum=minimum, maximum=3, idle_s=idle_s, tells_room=True, visited=visited,
+                    gets_code=visited,
+                ),
+            )  # fmt: skip
             self.cloud.most = chance.choice((None, None, 2))
+        budget = random.Random(self.world.seed + 3)
+        per_day, per_run = (budget.choice((0.0, 0.0, budget.uniform(*BUDGETS_H))) for _ in range(2))
         over_ssh = chance.random() < 0.3
         heartbeat_s = chance.uniform(1.0, 3.0)
         return BossConfig(
@@ -149,6 +160,8 @@ class Simulation:
             retry_backoff_s=0.5,
             sweep_every_s=60.0,
             pools=pools,
+            vm_hours_per_day=per_day if pools else 0.0,
+            vm_hours_per_run=per_run if pools else 0.0,
         )
 
     # --- machines --------------------------------------------------------------------------------
@@ -202,8 +215,17 @@ class Simulation:
             if machine.process is not None:
                 machine.process.thaw()
         self.scenario.make_peace()
+        self._take_budgets_back()
         if not self.config.pools and not self.machines:
             self.add_machine()
+
+    def _take_budgets_back(self) -> None:
+        """Else what is used up would keep the work waiting for a day. Budgets are set when a boss starts."""
+        if self.config.vm_hours_per_day or self.config.vm_hours_per_run:
+            self.config = msgspec.structs.replace(self.config, vm_hours_per_day=0.0, vm_hours_per_run=0.0)
+            self.checker.fleet.config = self.config
+            for boss in list(self.bosses):
+                boss.die("a person sets no budgets any more")
 
     # --- to the end ------------------------------------------------------------------------------
 
@@ -214,6 +236,9 @@ class Simulation:
             while self.healed_at is None or not self._is_settled():
                 self._step_for(1.0)
             self.checker.at_last()
+            self.world.looked.update(("settles", "memory"))
+            if self.cloud.lives:
+                self.world.looked.update(("floor", "books", "owned"))
         except AssertionError as error:
             problem = f"{type(error).__name__}: {error}" if str(error) else _place_of(error)
         except Exception as error:
@@ -226,6 +251,7 @@ class Simulation:
             passed_s=self.world.passed_s,
             completions=self.checker.completions,
             fired=dict(self.world.fired),
+            looked=dict(self.world.looked),
             lines=tuple(self.world.lines),
         )
 
@@ -267,7 +293,7 @@ class Simulation:
             *(("settles", text) for text in left),
             *(("owned", text) for text in self.checker.fleet.not_owned(self.cloud)),
             *(("floor", text) for text in self.checker.fleet.not_at_the_floor()),
-            *(("books", text) for text in books.wrong(self.tables)),
+            *(("books", text) for text in books.wrong(self.tables, self.cloud)),
             *(("memory", f"the boss remembers {what}") for what in memory.not_forgotten(core, self._there())),
         ]
 

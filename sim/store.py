@@ -134,6 +134,10 @@ class Store:
         tables.attempts.update({key: replace(row) for key, row in writes.attempts.items()})
         tables.workers.update({name: replace(row) for name, row in writes.workers.items()})
         tables.vms.update({vm_no: replace(row) for vm_no, row in writes.vms.items()})
+        for span in writes.spans.values():
+            row = tables.vms.get(span.vm_no)
+            if row is not None and row.state == "gone" and row.cloud_id in ("", span.cloud_id):
+                row.cloud_id, row.started_at, row.gone_at = span.cloud_id, span.started_at, span.ended_at
         tables.pools.update({name: replace(row) for name, row in writes.pools.items()})
         tables.boots.update({vm_no: replace(row) for vm_no, row in writes.boots.items()})
         tables.next_vm_no = max([tables.next_vm_no, *(vm_no + 1 for vm_no in writes.vms)])
@@ -187,7 +191,7 @@ class Store:
         tables.revoked_keys |= writes.revoked_keys
         for worker in writes.dropped_workers:
             tables.workers.pop(worker, None)
-        over = [vm for vm in tables.vms.values() if vm.state == "gone" and (vm.gone_at or 0.0) < writes.gone_before]
+        over = [vm for vm in tables.vms.values() if vm.state == "gone" and vm.since < writes.gone_before]
         for vm in over if writes.gone_before else ():
             del tables.vms[vm.vm_no]
             tables.boots.pop(vm.vm_no, None)
@@ -250,7 +254,7 @@ class Store:
             workers=[row for row in _in_order(tables.workers) if row.state in ON_DUTY],
             vms=[row for row in _in_order(tables.vms) if row.state != "gone"],
             boots=[row for row in _in_order(tables.boots) if tables.vms[row.vm_no].state != "gone"],
-            past_vms=[row for row in _in_order(tables.vms) if row.state == "gone"][-PAST_VMS:],
+            past_vms=_past(tables),
             states=self._counts(),
             context=dict(tables.context),
             revoked_keys=set(tables.revoked_keys),
@@ -299,6 +303,11 @@ class Store:
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
         """The stored definition of each task, as JSON."""
         return {task_no: self.tables.stored[task_no] for task_no in task_nos if task_no in self.tables.stored}
+
+
+def _past(tables: Tables) -> list[VmRow]:
+    gone = [row for row in _in_order(tables.vms) if row.state == "gone"]
+    return [row for row in gone[:-PAST_VMS] if row.gone_at is None] + gone[-PAST_VMS:]
 
 
 class _Finder:

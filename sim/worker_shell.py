@@ -187,11 +187,15 @@ class WorkerProcess:
             sent_at = self._sent.pop((envelope.session, message.number), None)
             if sent_at is not None:
                 self.checker.fleet.on_lease(self.name, sent_at)
+        self._hand(MessageArrived(envelope))
+
+    def _hand(self, event: Event) -> None:
+        """Taken at once, unless it waits for others or stands still."""
         if self.alive and not self._woken and not self.frozen:
-            self._inbox.append(MessageArrived(envelope))
+            self._inbox.append(event)
             self._take()
         else:
-            self._put(MessageArrived(envelope))
+            self._put(event)
 
     def _put(self, event: Event) -> None:
         """Taken a moment later, with whatever comes meanwhile."""
@@ -308,6 +312,8 @@ class WorkerProcess:
             self._after(RETRY_S, self._look_again)
             self._over(key, job, AttemptReturned(*key, str(error)))
             return
+        if job.body.requirements:
+            self.checker.looked["promised-there"] += 1
         if missing:
             self.checker.on_missing(self.name, job.order, missing)
             self._end(key, job, Cause.REQUIREMENT, f"{missing[0]} is not in the datastore")
@@ -351,6 +357,7 @@ class WorkerProcess:
         if not (wanted and access.host_key):
             return
         key, _, until = access.credential.partition(" ")
+        self.checker.looked["access"] += 1
         if key != self.home.ssh_key:
             self.checker.on_no_access(self.name, access.credential)
         if float(until) < self.world.now:
@@ -390,7 +397,7 @@ class WorkerProcess:
         job.over = True
         self.jobs.pop(key, None)
         self.checker.on_over(self.name, key)
-        self._put(event)
+        self._hand(event)
 
 
 def command(seconds: float, fails: float) -> str:

@@ -34,6 +34,8 @@ class World:
         self.steps = 0
         self.fired: Counter[str] = Counter()
         """Faults that truly happened, by name."""
+        self.looked: Counter[str] = Counter()
+        """Invariants by how often there was something that could have broken them."""
         self.lines: deque[tuple[float, str, str]] = deque(maxlen=STORY_LINES)
         self._heap: list[tuple[float, int, Action]] = []
         self._sequence = 0

@@ -128,10 +128,10 @@ class Guest:
         (place / "sshd_config").write_text("\n".join(lines) + "\n")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
-        program = shutil.which("sshd") or "/usr/sbin/sshd"
+        command = self.sshd_command()
         with (self.root / "sshd.log").open("ab") as log:
             process = subprocess.Popen(
-                [program, "-D", "-e", "-f", str(place / "sshd_config")],
+                command,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -140,6 +140,11 @@ class Guest:
             )
         self._sshd = process
         threading.Thread(target=process.wait, daemon=True).start()
+
+    def sshd_command(self) -> list[str]:
+        """What starts its sshd, whose configuration is written."""
+        program = shutil.which("sshd") or "/usr/sbin/sshd"
+        return [program, "-D", "-e", "-f", str(self.root / "etc/ssh/sshd_config")]
 
     def change_host_key(self) -> None:
         """Another machine answers at its address: the same guest with a new host key."""

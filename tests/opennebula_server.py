@@ -41,6 +41,8 @@ class Faults:
     """VMs run, but no guest starts: an image without context."""
     only_admin_sees_hosts: bool = True
     groups_are_hidden: bool = False
+    sets_lack_done: bool = False
+    """`vmpool.infoset` leaves out VMs that are DONE, as `vmpool.info` does."""
 
 
 def make_server(cloud: Any, tls: tuple[Path, Path] | None) -> ThreadingHTTPServer:

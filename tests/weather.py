@@ -52,8 +52,9 @@ def repeats(path: Path) -> str:
 class Weather:
     """A boss, two workers, and a datastore on a machine of its own behind a proxy."""
 
-    def __init__(self, place: Path, **settings: Any) -> None:
+    def __init__(self, place: Path, workers: int = WORKERS, **settings: Any) -> None:
         self.place = place
+        self.count = workers
         self.root = place / "root"
         self.root.mkdir()
         self.gates = place / "gates"
@@ -74,11 +75,11 @@ class Weather:
         """Everything is up, and the boss knows where files are."""
         self.sshd.start()
         self.daemon.start()
-        self.agents = [self._agent(f"a{number}") for number in range(WORKERS)]
+        self.agents = [self._agent(f"a{number}") for number in range(self.count)]
         with self.sshd.authorized_keys.open("a") as file:
             file.write(public_line(boss_key(self.daemon.home)) + "\n")
         self.doors.admin("set_datastore", self.address)
-        wait_until(lambda: len(self.workers()) == WORKERS, what="the workers are on duty")
+        wait_until(lambda: len(self.workers()) == self.count, what="the workers are on duty")
 
     def end(self) -> None:
         self.engine.dispose()
@@ -97,6 +98,15 @@ class Weather:
             return subprocess.Popen(
                 command, cwd=ROOT, env=self.daemon.environment, stdin=subprocess.DEVNULL, stdout=words, stderr=words
             )
+
+    def kill_agent(self, number: int) -> None:
+        """One worker's process ends at once."""
+        self.agents[number].kill()
+        self.agents[number].wait()
+
+    def start_agent(self, number: int) -> None:
+        """It is started again in its home."""
+        self.agents[number] = self._agent(f"a{number}")
 
     def workers(self) -> list[str]:
         """Those on duty."""

@@ -6,7 +6,6 @@ What it says of an attempt is true when it is said.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -19,8 +18,9 @@ from worker.events import StartAttempt, StopAttempt, WorkerConfig, WorkerEffects
 FLUSH_COUNT = 64
 """Outcomes that are said at once (facts: one outcome a message costs almost half of the speed)."""
 FLUSH_S = 0.02
-"""Longest time an outcome waits for others, while something runs or waits. What began later than this before a flush
-is said with the next one: of most short tasks the boss hears only that they ended."""
+"""Longest time an outcome waits for others, while something runs or waits."""
+STARTED_S = 0.2
+"""What runs so long is said to have started: of most short tasks the boss hears only that they ended."""
 _ROUNDING = 1e-6
 
 FLUSH_BUSY_COUNT = 192
@@ -33,6 +33,9 @@ FLUSH_STEADY_S = 0.05
 SHORT_S = 1.0
 """An attempt that ran shorter may be written together with others."""
 
+INITS_KEPT = 1_000
+"""Init tasks whose end is remembered, those ordered last: a worker may live for months, and the boss orders one again
+where it is told that it is not known."""
 STAGING_MOST = 64
 """Attempts that stage results without keeping what they asked for."""
 
@@ -112,9 +115,18 @@ class Attempts:
             self._queued_without_cpus += not _asks_cpus(order)
             self.starts_changed = True
             if order.init:
-                self.inits[order.task_no] = "queued"
+                self.inits.pop(order.task_no, None)
+                self.inits[order.task_no] = "queued"  # the last one now
+        if len(self.inits) > INITS_KEPT:
+            self._forget_old_inits()
         if back:
             self._say_returned(back, "" if takes else wire.DRAINING)
+
+    def _forget_old_inits(self) -> None:
+        wanted = {task_no for order in self.queue.values() for task_no in (order.task_no, *order.after_init)}
+        wanted |= {task_no for task_no, _ in self.running}
+        for task_no in [task_no for task_no in self.inits if task_no not in wanted][: len(self.inits) - INITS_KEPT]:
+            del self.inits[task_no]
 
     def start(self, now: float) -> None:
         """Start the first in the queue that fit, in order."""
@@ -162,7 +174,7 @@ class Attempts:
             self.inits[order.task_no] = "running"
         self.effects.starts.append(StartAttempt(order, gpus if self.config.gpus else None))
         if self.flush_at is None:
-            self.flush_at = now + self._flush_s
+            self.flush_at = now + STARTED_S
 
     def _unqueue(self, key: Key) -> AttemptOrder:
         order = self.queue.pop(key)
@@ -309,8 +321,9 @@ class Attempts:
         due = self.flush_at is not None and now >= self.flush_at
         enough = FLUSH_BUSY_COUNT if self._is_busy else FLUSH_COUNT
         if not (due or len(unsaid) >= enough or (unsaid and idle)):
-            if unsaid and self.flush_at is None:
-                self.flush_at = now + self._flush_s
+            if unsaid:
+                latest = now + self._flush_s
+                self.flush_at = latest if self.flush_at is None else min(self.flush_at, latest)
             return
         self.flush_at = None
         self._spool()
@@ -323,8 +336,9 @@ class Attempts:
         for key, running in self.running.items():
             if running.said:
                 continue
-            if now < running.started_at + FLUSH_S:
-                self.flush_at = min(self.flush_at or math.inf, running.started_at + self._flush_s)
+            tells_at = running.started_at + STARTED_S
+            if now < tells_at:
+                self.flush_at = tells_at if self.flush_at is None else min(self.flush_at, tells_at)
                 continue
             running.said = True
             started.append(wire.StartedAttempt(*key, now - running.started_at))
@@ -346,24 +360,29 @@ class Attempts:
 
     def check(self) -> None:
         """Invariants: an attempt is in one place; resources add up; GPUs are given once."""
-        places = [*self.queue, *self.running, *self.ended]
-        assert len(places) == len(set(places)), "an attempt is in two places"
-        assert self._unsaid.keys() <= self.ended.keys(), "what was answered waits to be said"
-        assert self._queued_without_cpus == sum(not _asks_cpus(order) for order in self.queue.values())
+        queue, running, ended = self.queue, self.running, self.ended
+        assert ended.keys().isdisjoint(queue), "an attempt is in two places"
+        assert ended.keys().isdisjoint(running), "an attempt is in two places"
+        assert running.keys().isdisjoint(queue), "an attempt is in two places"
+        assert self._unsaid.keys() <= ended.keys(), "what was answered waits to be said"
+        assert self._queued_without_cpus == sum([not _asks_cpus(order) for order in queue.values()])
         taken: Resources = {}
-        gpus = list(self.free_gpus)
-        assert self._staging == sum(running.staging for running in self.running.values())
-        for running in self.running.values():
-            if running.staging:
+        gpus = [*self.free_gpus]
+        staging = 0
+        for attempt in running.values():
+            if attempt.staging:
+                staging += 1
                 continue
-            gpus += running.gpus
-            for name, amount in running.order.asks.items():
+            gpus += attempt.gpus
+            for name, amount in attempt.order.asks.items():
                 taken[name] = taken.get(name, 0.0) + amount
+        assert self._staging == staging
         assert sorted(gpus) == sorted(self.config.gpus), "a GPU is lost or given twice"
+        has = self.config.resources
         for name, amount in taken.items():
-            assert amount <= self.config.resources.get(name, 0.0) + 0.001, f"more {name} taken than there are"
-        for name, amount in self.config.resources.items():
-            assert abs(self.free[name] + taken.get(name, 0.0) - amount) < 0.001, f"{name} does not add up"
+            assert amount <= has.get(name, 0.0) + 0.001, f"more {name} taken than there are"
+        for name, amount in has.items():
+            assert -0.001 < self.free[name] + taken.get(name, 0.0) - amount < 0.001, f"{name} does not add up"
 
 
 def _asks_cpus(order: AttemptOrder) -> bool:

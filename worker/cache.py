@@ -4,7 +4,8 @@ An entry is a directory `<key>.<bytes>` that holds the file or tree as `it`; its
 it survives the process. Who fetches gets a copy, sharing blocks where the filesystem can: a task may change it. It
 never decides what is asked for, and never keeps anything whose content it can't tell apart.
 
-What was cut off in the middle stays as `new-<key>` until it is asked for again, and goes before any entry does.
+What was cut off in the middle, by the network or by the end of this process, stays as `new-<key>` until it is asked for
+again; it goes before any entry does, and when nobody asked for a day.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import os
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from datastore.directory import DirectoryDatastore, remove
 from datastore.port import DatastoreAway, Entry, NotThere
+from ecloud.holdings import BIG_INPUT_BYTES, INPUTS_TOLD, HeldInput
 
 PART_OF_DISK = 0.5
 """Of the space that is free or the cache's own it never takes more than this."""
@@ -30,7 +33,12 @@ COPIES = 3
 """So many copies of what is kept must have room: what a machine has no room for is fetched without being kept."""
 TIMES = 3
 """How often an entry that vanished under our hands is fetched again before it goes past the cache."""
+CUT_S = 86_400.0
+"""What was cut off so long before this process began is not asked for again."""
 IT = "it"
+PATH = "path"
+"""Beside what is big: the path that it was fetched from, to be told after a restart, too."""
+_NEW = "new-"
 _PIECE = 1 << 20
 
 
@@ -51,20 +59,42 @@ class Cache:
         """Bytes by key of what was cut off, the oldest first."""
         self._in_use: Counter[str] = Counter()
         self._trusted: set[str] = set()
+        self._paths: dict[str, str] = {}
+        """By key of what is big, the path that it was fetched from."""
+        self._told: tuple[HeldInput, ...] | None = ()
         self._load()
 
     def _load(self) -> None:
         self._top.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = []
-        for path in self._top.iterdir():
+        for path in sorted(self._top.iterdir(), key=lambda path: path.lstat().st_mtime_ns):
+            if path.name.startswith(_NEW) and _is_recent(path):
+                self._cut[path.name[len(_NEW) :]] = _bytes_below(path)
+                continue
             key, _, count = path.name.rpartition(".")
             if key and count.isdigit() and os.path.lexists(path / IT):
                 found.append((path.stat().st_mtime_ns, key, int(count)))
+                self._load_path(path / PATH, key)
             else:
                 remove(path)
         for _, key, size in sorted(found):
             self._entries[key] = size
             self._total += size
+
+    def _load_path(self, file: Path, key: str) -> None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            self._paths[key] = file.read_text("utf-8")
+            self._told = None
+
+    def big_inputs(self) -> tuple[HeldInput, ...]:
+        """What is big of it, used last first, and no more than is told."""
+        told = self._told
+        if told is None:
+            with self._lock:
+                keys = [key for key in self._entries if key in self._paths]
+                sizes = {self._paths[key]: self._entries[key] for key in keys}
+                told = self._told = tuple(HeldInput(path, sizes[path]) for path in reversed(sizes))[:INPUTS_TOLD]
+        return told
 
     @property
     def used_bytes(self) -> int:
@@ -85,7 +115,7 @@ class Cache:
         with self._kept(key):
             for _ in range(TIMES):
                 if not self._holds(key, entries):
-                    moved += self._bring(key, size, transfer)
+                    moved += self._bring(key, size, entries[0].path, transfer)
                 try:
                     DirectoryDatastore(self._path(key, size)).fetch(IT, to)
                 except (NotThere, DatastoreAway):
@@ -140,7 +170,7 @@ class Cache:
             self._trusted.add(key)
         return True
 
-    def _bring(self, key: str, size: int, transfer: Callable[[Path], int]) -> int:
+    def _bring(self, key: str, size: int, path: str, transfer: Callable[[Path], int]) -> int:
         """Fetch it, or wait for who does. Raises what `transfer` raises."""
         with self._lock:
             other = self._under_way.get(key)
@@ -153,7 +183,7 @@ class Cache:
             other.exception()  # where it failed, this one finds nothing there and tries by itself
             return 0
         try:
-            return self._transfer(key, size, transfer)
+            return self._transfer(key, size, path, transfer)
         finally:
             with self._lock:
                 del self._under_way[key], self._coming[key]
@@ -177,7 +207,7 @@ class Cache:
             mine.set_result(None)
 
     def _aside(self, key: str) -> Path:
-        return self._top / f"new-{key}"
+        return self._top / f"{_NEW}{key}"
 
     def _put_together(self, key: str, transfer: Callable[[Path], int]) -> int:
         """Fetch it to its place aside, going on where it was cut off. Raises what `transfer` raises."""
@@ -188,7 +218,7 @@ class Cache:
             aside.mkdir(mode=0o700, exist_ok=True)
             return transfer(aside / IT)
         except DatastoreAway:
-            here = sum(path.stat().st_size for path in aside.iterdir())
+            here = _bytes_below(aside)
             with self._lock:
                 self._cut[key] = here
             raise
@@ -196,10 +226,13 @@ class Cache:
             remove(aside)
             raise
 
-    def _transfer(self, key: str, size: int, transfer: Callable[[Path], int]) -> int:
+    def _transfer(self, key: str, size: int, path: str, transfer: Callable[[Path], int]) -> int:
         self.shrink()
         moved = self._put_together(key, transfer)
+        is_told = size >= BIG_INPUT_BYTES and _is_text(path)
         try:
+            if is_told:
+                (self._aside(key) / PATH).write_text(path, "utf-8")
             os.rename(self._aside(key), self._path(key, size))
         except OSError:
             remove(self._aside(key))
@@ -209,6 +242,8 @@ class Cache:
             self._entries[key] = size
             self._total += size
             self._trusted.add(key)
+            if is_told:
+                self._paths[key], self._told = path, None
         return moved
 
     def _use(self, key: str, size: int) -> None:
@@ -249,6 +284,8 @@ class Cache:
     def _forget(self, key: str) -> None:
         with self._lock:
             size = self._entries.pop(key, None)
+            if self._paths.pop(key, None) is not None:
+                self._told = None
             self._total -= size or 0
             self._trusted.discard(key)
         if size is not None:
@@ -256,6 +293,15 @@ class Cache:
             with contextlib.suppress(OSError):
                 os.rename(self._path(key, size), gone)
             remove(gone)
+
+
+def _is_text(path: str) -> bool:
+    """Whether it can be said: a name on disk may be any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def key_of(where: str, entries: list[Entry]) -> str:
@@ -269,6 +315,15 @@ def key_of(where: str, entries: list[Entry]) -> str:
         told = f"\0{entry.path}\0{entry.kind}\0{entry.size}\0{entry.mode}\0{entry.mtime_s!r}\0{entry.sha256}"
         digest.update(os.fsencode(told))
     return f"p-{digest.hexdigest()}"
+
+
+def _bytes_below(directory: Path) -> int:
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _is_recent(directory: Path) -> bool:
+    times_s = [path.lstat().st_mtime for path in directory.rglob("*.part")]
+    return max(times_s, default=0.0) > time.time() - CUT_S
 
 
 def _is_whole(path: Path, entries: list[Entry]) -> bool:

@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ecloud import wire
+from ecloud.holdings import HeldInput
 from ecloud.wire import Envelope, HeldAttempt
 from worker.attempts import Attempts
 from worker.events import (
+    AccessEnded,
     AttemptEnded,
     AttemptReturned,
     CommandsEnded,
@@ -21,6 +23,7 @@ from worker.events import (
     Event,
     Leave,
     MessageArrived,
+    MovingMeasured,
     StateMeasured,
     StreamOutput,
     TermReceived,
@@ -30,6 +33,7 @@ from worker.events import (
     WorkerEffects,
 )
 from worker.lane import Lane
+from worker.shown import Shown
 
 FIRST_HELLO_S = 1.0
 LAST_HELLO_S = 10.0
@@ -66,8 +70,10 @@ class WorkerCore:
         self._heard_at = now
         self._steps = config.boot_steps
         self._state = StateMeasured()
+        self._inputs_told: tuple[HeldInput, ...] = ()
         self.attempts = Attempts(config, self._say)
         self.lane = Lane(self._say)
+        self.shown = Shown(self._say)
 
     # --- the one verb -------------------------------------------------------------------------------
 
@@ -115,6 +121,11 @@ class WorkerCore:
                 self.connected = False
                 self.session = ""
                 self._hello_at = self._heartbeat_at = None
+            case AccessEnded():
+                if self._access_until is not None and self._access_until > now:
+                    self._access_until = now
+                    if self.session:
+                        self._heartbeat_at = now  # the boss gives another
             case TroubleChanged(text):
                 if text != self.trouble:
                     self.trouble = text
@@ -125,6 +136,8 @@ class WorkerCore:
                 self._on_term(now)
             case StateMeasured():
                 self._state = event
+            case MovingMeasured(moving):
+                self.shown.on_measured(moving, now)
             case TransfersChanged():
                 self.lane.on_changed(event)
 
@@ -199,6 +212,7 @@ class WorkerCore:
         self._number = self._seen = 0
         self._hello_at, self._hello_wait_s = None, FIRST_HELLO_S
         self._heartbeats.clear()
+        self._inputs_told = ()
         if self._lease_until is None or now >= self._lease_until:
             # What waited here when the lease ended may have been given to others: it is not started, but given back.
             # A lease that lives is renewed by answered heartbeats only: this Welcome may be all that the boss can say.
@@ -276,9 +290,12 @@ class WorkerCore:
                 access_s=None if self._access_until is None else max(0.0, self._access_until - now),
                 lane=self.lane.number,
                 wants_bytes=self.lane.wants_bytes,
-                moving=self._state.moving,
+                moving=self.shown.moving,
+                inputs=None if self._state.inputs == self._inputs_told else self._state.inputs,
             )
         )
+        self.shown.on_heartbeat(now)
+        self._inputs_told = self._state.inputs
         self._heartbeats[self._number] = now
         while len(self._heartbeats) > 100:
             del self._heartbeats[next(iter(self._heartbeats))]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from ecloud.holdings import HeldInput, Moving
 from ecloud.tasks import Outcome, Resources
-from ecloud.wire import AttemptOrder, Envelope, Moving
+from ecloud.wire import AttemptOrder, Envelope
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
@@ -72,6 +73,10 @@ class AttemptReturned(msgspec.Struct, frozen=True):
     reason: str
 
 
+class AccessEnded(msgspec.Struct, frozen=True):
+    """The datastore does not take this worker's certificate, whatever the time left to it by the clock here."""
+
+
 class TroubleChanged(msgspec.Struct, frozen=True):
     """Nothing can be started here for this reason; empty: it is over."""
 
@@ -83,10 +88,16 @@ class TermReceived(msgspec.Struct, frozen=True):
 
 
 class StateMeasured(msgspec.Struct, frozen=True):
-    """What heartbeats tell besides."""
+    """What heartbeats tell besides. `inputs`: the big ones that are kept here, used last first."""
 
     free_disk_mb: float | None = None
     load: float | None = None
+    inputs: tuple[HeldInput, ...] = ()
+
+
+class MovingMeasured(msgspec.Struct, frozen=True):
+    """What moves now; None for nothing."""
+
     moving: Moving | None = None
 
 
@@ -100,7 +111,7 @@ class TransfersChanged(msgspec.Struct, frozen=True):
 
 Event = (
     ConnectionFound | ConnectionLost | MessageArrived | AttemptEnded | CommandsEnded | AttemptReturned |
-    TroubleChanged | TermReceived | StateMeasured | TransfersChanged
+    AccessEnded | TroubleChanged | TermReceived | StateMeasured | MovingMeasured | TransfersChanged
 )  # fmt: skip
 
 

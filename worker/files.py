@@ -23,6 +23,7 @@ from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager
 from datastore.sftp import SftpDatastore
 from datastore.ssh import ALIAS, PATIENCE_S, STALL_S, Access, OverSsh, SshAddress, SshDatastore
 from ecloud.formats.paths import is_glob
+from ecloud.holdings import HeldInput
 from ecloud.tasks import ManifestEntry, Result, TaskBody
 from ecloud.wire import DatastoreAccess
 from ecloud.words import byte_size
@@ -171,7 +172,7 @@ class Files:
             if moved:
                 self._hang_up()
                 self._datastore = None
-                self._transfers.needs_lane = bool(access.host_key)
+                self._transfers.needs_lane = self.meter.is_far = bool(access.host_key)
             elif self._datastore is not None and access.credential:
                 write_certificate(access, self._ssh)
         if lane != self._lane and self._lane:
@@ -185,6 +186,11 @@ class Files:
         if limit_bytes != self._cache.limit_bytes:
             self._cache.limit_bytes = limit_bytes
             self.pool.submit(self._cache.shrink)
+
+    @property
+    def inputs(self) -> tuple[HeldInput, ...]:
+        """The big ones that are kept here, used last first."""
+        return self._cache.big_inputs()
 
     def _hang_up(self) -> None:
         """The lane is given back, and its connection with it; the next one makes another."""
@@ -206,12 +212,12 @@ class Files:
 
         return self._transfers.submit(probe)
 
-    def fetch(self, body: TaskBody, directory: Path) -> Future[Fetched]:
+    def fetch(self, body: TaskBody, directory: Path, task_no: int = 0) -> Future[Fetched]:
         """Bring the requirements into the working directory. Fails with `RequirementMissing`, `NoRoom`,
         `DatastoreAway`, `OSError`. One that still waits for a lane can be cancelled."""
-        return self._transfers.submit(lambda: self._fetch(body, directory))
+        return self._transfers.submit(lambda: self._fetch(body, directory, task_no))
 
-    def _fetch(self, body: TaskBody, directory: Path) -> Fetched:
+    def _fetch(self, body: TaskBody, directory: Path, task_no: int) -> Fetched:
         store = self._store()
         small = self._fetch_small(store, body, directory)
         if small is not None:
@@ -220,17 +226,13 @@ class Files:
         sizes = [sum(entry.size for entry in entries) for entries in wanted]
         self._look_for_room(sum(sizes), directory)
         moved = 0
-        with self._metered(store, "fetch", len(body.requirements), sum(sizes)):
+        with self.meter.moving("fetch", len(body.requirements), sum(sizes), task_no):
             for requirement, entries, size in zip(body.requirements, wanted, sizes):
                 try:
                     moved += self._fetch_one(store, entries, directory / requirement.local, size)
                 except NotThere:
                     raise RequirementMissing(f"requirement {requirement.path} is not in the datastore") from None
         return Fetched(max(sum(sizes), moved), moved)  # a directory that is read directly tells no size before
-
-    def _metered(self, store: Stager, way: str, files: int, size: int) -> contextlib.AbstractContextManager[None]:
-        """What goes over SSH is shown."""
-        return self.meter.moving(way, files, size) if isinstance(store, OverSsh) else contextlib.nullcontext()
 
     def _fetch_small(self, store: Stager, body: TaskBody, directory: Path) -> Fetched | None:
         """All in one request over SSH, where they are files too small to be kept; else None."""
@@ -272,14 +274,14 @@ class Files:
                 f" {directory.parent}, of which {byte_size(kept)} must stay so"
             )
 
-    def stage(self, stage: str, body: TaskBody, directory: Path) -> Future[tuple[ManifestEntry, ...]]:
+    def stage(self, stage: str, body: TaskBody, directory: Path, task_no: int = 0) -> Future[tuple[ManifestEntry, ...]]:
         """Put the results below a stage; the manifest. Fails with `ResultMissing`, `DatastoreAway`, `OSError`."""
-        return self._transfers.submit(lambda: self._stage(stage, body, directory), _size_of(body, directory))
+        return self._transfers.submit(lambda: self._stage(stage, body, directory, task_no), _size_of(body, directory))
 
-    def _stage(self, stage: str, body: TaskBody, directory: Path) -> tuple[ManifestEntry, ...]:
+    def _stage(self, stage: str, body: TaskBody, directory: Path, task_no: int) -> tuple[ManifestEntry, ...]:
         store = self._store()
         manifest: list[ManifestEntry] = []
-        with self._metered(store, "store", len(body.results), _size_of(body, directory)):
+        with self.meter.moving("store", len(body.results), _size_of(body, directory), task_no):
             for result in body.results:
                 for local, path in matches(result, directory):
                     try:

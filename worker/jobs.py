@@ -17,10 +17,19 @@ from typing import Any
 
 import msgspec
 
-from datastore.port import DatastoreAway
+from datastore.port import AccessRefused, DatastoreAway
 from ecloud.tasks import Cause, Outcome, TaskBody
 from worker.commands import failed_step, forget_control, outcome_of, shell_argv
-from worker.events import AttemptEnded, AttemptReturned, CommandsEnded, Event, StartAttempt, StopAttempt, TroubleChanged
+from worker.events import (
+    AccessEnded,
+    AttemptEnded,
+    AttemptReturned,
+    CommandsEnded,
+    Event,
+    StartAttempt,
+    StopAttempt,
+    TroubleChanged,
+)
 from worker.files import Fetched, Files, NoRoom, RequirementMissing, ResultMissing, WorkingDirectories, are_small
 from worker.home import WorkerHome
 from worker.process import Finished, Process, Processes
@@ -103,7 +112,7 @@ class Jobs:
         self.under_way[job.key] = job
         if job.body.requirements:
             job.began_at = time.monotonic()
-            job.fetching = future = self._files.fetch(job.body, directory)
+            job.fetching = future = self._files.fetch(job.body, directory, order.task_no)
             future.add_done_callback(lambda done: self._later(lambda: self._fetched(job, done)))
         else:
             self._run(job)
@@ -133,6 +142,7 @@ class Jobs:
         elif isinstance(error, RequirementMissing):
             self._end(job, self._bare(job, Cause.REQUIREMENT, str(error)))
         else:
+            self._note_refusal(error)
             self._give_back(job, _sentence(error))
 
     def _run(self, job: Job) -> None:
@@ -179,7 +189,7 @@ class Jobs:
 
     def _stage(self, job: Job) -> None:
         job.began_at = time.monotonic()
-        future = self._files.stage(self._stage_name(job), job.body, job.directory)
+        future = self._files.stage(self._stage_name(job), job.body, job.directory, job.key[0])
         future.add_done_callback(lambda done: self._later(lambda: self._staged(job, done)))
 
     def _staged(self, job: Job, done: Future[Any]) -> None:
@@ -198,9 +208,14 @@ class Jobs:
             self._end(job, outcome)
         else:
             # The work is done: it is kept, and stored when that can be done again.
+            self._note_refusal(error)
             self.events.append(TroubleChanged(f"results can't be stored: {_sentence(error)}"))
             self._at(job.wait_s, lambda: self._stage(job))
             job.wait_s = min(LAST_WAIT_S, job.wait_s * 2)
+
+    def _note_refusal(self, error: BaseException) -> None:
+        if isinstance(error, AccessRefused):
+            self.events.append(AccessEnded())
 
     def _clear_trouble(self, job: Job) -> None:
         if job.wait_s > FIRST_WAIT_S:

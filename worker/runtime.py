@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from datastore.port import DatastoreAway
+from datastore.port import AccessRefused, DatastoreAway
 from ecloud import machine, wire
 from ecloud.broker import BrokerAddress, BrokerConnection
 from ecloud.secrets import AccessFile
@@ -23,11 +23,13 @@ from ecloud.topics import boss_topic, logs_topic, peer_topic, presence_topic
 from ecloud.wire import Envelope, Unreadable
 from worker.core import WorkerCore
 from worker.events import (
+    AccessEnded,
     ConnectionFound,
     ConnectionLost,
     Event,
     Leave,
     MessageArrived,
+    MovingMeasured,
     StateMeasured,
     StreamOutput,
     TermReceived,
@@ -75,6 +77,9 @@ class WorkerRuntime:
         self._sequence = itertools.count()
         self._processes = Processes(self._poll, self._on_output)
         self._files = Files(home.ssh, home.cache, self._put, self._put)
+        self._files.meter.stopped = lambda: self._put(
+            lambda: self._inbox.append(MovingMeasured(self._files.meter.read()))
+        )
         directories = WorkingDirectories(home.path, self._files.pool)
         self._jobs = Jobs(
             config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs
@@ -280,7 +285,8 @@ class WorkerRuntime:
     def _look(self) -> None:
         self._after(LOOK_EVERY_S, self._look)
         free_mb = free_disk_mb(self._home.path)
-        self._inbox.append(StateMeasured(round(free_mb, 1), machine.load(), self._files.meter.read()))
+        self._inbox.append(StateMeasured(round(free_mb, 1), machine.load(), self._files.inputs))
+        self._inbox.append(MovingMeasured(self._files.meter.read()))
         trouble = self._core.trouble
         if free_mb < MIN_FREE_MB:
             text = f"disk full: {free_mb:.0f} MB are left in {self._home.path}, {MIN_FREE_MB:.0f} are needed"
@@ -313,6 +319,8 @@ class WorkerRuntime:
         if error is None and not storing:
             self._inbox.append(TroubleChanged(""))
         elif error is not None:
+            if isinstance(error, AccessRefused):
+                self._inbox.append(AccessEnded())
             text = str(error) if isinstance(error, DatastoreAway) else f"the disk can't be written: {error}"
             text = f"results can't be stored: {text}" if storing else text
             self._inbox.append(TroubleChanged(text))

@@ -11,6 +11,7 @@ import shlex
 
 import msgspec
 
+from boss.cloud.start_script import HOME
 from ecloud.causes import LOG_CHARS, Visit
 
 OWN_SCRIPT = "the template's own start script"
@@ -18,7 +19,7 @@ OWN_SCRIPT = "the template's own start script"
 
 PROBE = r"""
 root=${ECLOUD_ROOT:-}
-home=$root/var/lib/ecloud
+@HOME@
 tell() { printf '%s %s\n' "$1" "$2"; }
 limited() { if command -v timeout >/dev/null; then timeout "$@"; else shift; "$@"; fi; }
 tell date "$(date +%s)"
@@ -33,11 +34,17 @@ for file in "$root/run/one-context/one_env" "$root/var/run/one-context/one_env";
             boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
             steps=$(cat "$home/steps" 2>/dev/null)
             case "$steps " in "boot $boot"*" own"*) over=yes ;; *) over= ;; esac
+            # Root ran it, in a home that is shut to others.
+            if [ "$home" != "$root/var/lib/ecloud" ]; then over=yes; fi
             if [ -n "${ECLOUD_OWN_SCRIPT:-}${ECLOUD_OWN_SCRIPT_BASE64:-}" ] && [ -z "$over" ]; then
                 tell starting "@OWN@"
             fi
         )
         boss=$(. "$file" >/dev/null 2>&1; printf '%s' "${ECLOUD_BOSS_BASE64:-}" | base64 -d 2>/dev/null)
+        break
+    elif [ -d "${file%/*}" ] && [ "$(id -u)" != 0 ]; then
+        tell context yes
+        tell unfit "its context is shut to $(id -un): let it be root, or let it use sudo without a password"
         break
     fi
 done
@@ -61,14 +68,14 @@ sys.exit(sys.version_info < (3, 10))' 2>/dev/null) && python=$candidate
     if [ -n "$python" ]; then break; fi
 done
 tell python "${older:-}"
-if (umask 077; mkdir -p "$home") 2>/dev/null && (printf '#!/bin/sh\n' >"$home/try") 2>/dev/null; then
+if [ -n "$home" ] && (printf '#!/bin/sh\n' >"$home/try") 2>/dev/null; then
     chmod 700 "$home/try" 2>/dev/null
     "$home/try" 2>/dev/null || tell unfit "programs in $home can't be run: it is mounted with noexec"
     rm -f "$home/try"
     set -- $(df -Pm "$home" 2>/dev/null | tail -n 1)
     tell disk "${4:-}"
 else
-    tell unfit "$home can't be written by $(id -un): let it be root, or make room"
+    tell unfit "$root/var/lib/ecloud can't be written by $(id -un), nor its own home: let it be root, or make room"
 fi
 if [ -n "$python" ] && [ -n "${boss:-}" ]; then
     limited 12 "$python" -c '
@@ -91,7 +98,7 @@ for family, kind, number, _, address in found[:2]:
         pass
 print("broker no")' "$boss" || [ $? != 124 ] || tell dns no
 fi
-if [ -z "$root" ] && [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then
+if [ -z "$root" ] && [ "$(id -u)" = 0 ] && [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then
     if systemctl is-active --quiet ecloud-worker; then tell agent yes; fi
 else
     pid=$(cat "$home/agent.pid" 2>/dev/null)
@@ -104,7 +111,7 @@ done
 echo log
 for file in start.log agent.log; do tail -n 25 "$home/$file" 2>/dev/null | tail -c 3000; done
 exit 0
-""".replace("@OWN@", OWN_SCRIPT)
+""".replace("@OWN@", OWN_SCRIPT).replace("@HOME@", HOME)
 """Says what Visit asks for: a word and a value a line, then `log` and the tails of the logs. Changes nothing but that
 it makes the home."""
 
@@ -180,10 +187,17 @@ def unpack_command(python: str, home: str, name: str) -> str:
     return f"umask 077; exec {shlex.quote(python)} -c {shlex.quote(_UNPACK)} {shlex.quote(home)} {shlex.quote(name)}"
 
 
-def start_command(name: str) -> str:
-    """The command that runs the start script from its input, with the code that was brought."""
+def start_command(home: str, name: str) -> str:
+    """The command that runs the start script from its input, with the code that was brought to `home`."""
     assert re.fullmatch(r"[0-9a-f]+", name), name
-    return f"ECLOUD_COPIED_CODE=/var/lib/ecloud/code-{name} exec sh -s"
+    return f"ECLOUD_COPIED_CODE={shlex.quote(f'{home}/code-{name}')} exec sh -s"
+
+
+def as_root(command: str) -> str:
+    """The same command by root, where whoever came in is not root and may be without a password; else by himself."""
+    words = f"sh -c {shlex.quote(command)}"
+    may = '[ "$(id -u)" != 0 ] && sudo -n true </dev/null >/dev/null 2>&1'
+    return f'if {may}; then exec sudo -n env ECLOUD_ROOT="${{ECLOUD_ROOT:-}}" {words}; else exec {words}; fi'
 
 
 def _number(text: str) -> float | None:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,11 +33,13 @@ HOST = "127.0.0.1"
 
 
 class _Process(msgspec.Struct, frozen=True):
-    """A process that can't be mistaken for another that got its number later."""
+    """A process that can't be mistaken for another that got its number later. `since`: when it was started, epoch
+    seconds."""
 
     pid: int
     start_time: str
     vm_no: int
+    since: float = 0.0
 
 
 class LocalCloud:
@@ -57,6 +59,11 @@ class LocalCloud:
         self._boss_gone_exit_s = boss_gone_exit_s
         self._keep_dirs = keep_dirs
         self._asked_at: dict[str, float] = {}
+        self._told: set[str] = set()
+        """Those of which a list told that they are gone."""
+        self._seen: set[str] = set()
+        """Those that lived when a list was made."""
+        self._ended: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def start(self, order: VmOrder) -> str:
@@ -78,10 +85,17 @@ class LocalCloud:
                 )
         except OSError as error:
             raise TryLater(f"no worker process can be started: {error.strerror}: {error.filename}") from error
-        threading.Thread(target=popen.wait, name=f"vm-{order.vm_no}", daemon=True).start()
-        process = _Process(popen.pid, _start_time(popen.pid) or "gone", order.vm_no)
+        start_time = _start_time(popen.pid) or "gone"
+        process = _Process(popen.pid, start_time, order.vm_no, _started(start_time) or time.time())
+        cloud_id = _cloud_id(process)
+        threading.Thread(target=self._await, args=(popen, cloud_id), name=f"vm-{order.vm_no}", daemon=True).start()
         (directory / "vm.json").write_bytes(msgspec.json.encode(process))
-        return _cloud_id(process)
+        return cloud_id
+
+    def _await(self, popen: subprocess.Popen[bytes], cloud_id: str) -> None:
+        popen.wait()
+        with self._lock:
+            self._ended[cloud_id] = time.time()
 
     def _command(self, order: VmOrder, directory: Path, access: Path) -> list[str]:
         command = [sys.executable, "-m", "worker", str(access), "--home", str(directory / "home")]
@@ -116,16 +130,41 @@ class LocalCloud:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
-    def list(self, known: Mapping[str, int] = {}) -> list[VmFound]:
-        """See `provider.Provider.list`. Clears away what is gone and has delivered everything."""
+    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
+        """See `provider.Provider.list`. Tells once of each that is gone, asked or not; then clears it away, unless it
+        is asked about still, or has not delivered everything."""
         found = []
-        for process in self._recorded():
+        recorded = {_cloud_id(process): process for process in self._recorded()}
+        for cloud_id, process in recorded.items():
             if _lives(process):
-                since = _started(process.start_time)
-                found.append(VmFound(process.vm_no, _cloud_id(process), VmState.RUNNING, "process", HOST, since))
-            else:
+                self._seen.add(cloud_id)
+                since = process.since or _started(process.start_time)
+                found.append(VmFound(process.vm_no, cloud_id, VmState.RUNNING, "process", HOST, since))
+            elif cloud_id in self._told and cloud_id not in known:
+                self._told.discard(cloud_id)
                 self._clear(process)
+            else:
+                self._told.add(cloud_id)
+                found.append(self._gone(cloud_id, process.vm_no, process))
+        told = {vm.cloud_id for vm in found}
+        found += [self._gone(cloud_id, vm_no, None) for cloud_id, vm_no in known.items() if cloud_id not in told]
+        with self._lock:
+            kept = known.keys() | recorded.keys()
+            self._ended = {cloud_id: at for cloud_id, at in self._ended.items() if cloud_id in kept}
         return found
+
+    def _gone(self, cloud_id: str, vm_no: int, process: _Process | None) -> VmFound:
+        """Of the processes of an earlier boss nobody keeps when they ended: it is when that was seen first, where lists
+        were made all the while; else when the process last wrote something."""
+        since = process.since if process is not None else 0.0
+        with self._lock:
+            if cloud_id not in self._ended and cloud_id in self._seen:
+                self._ended[cloud_id] = time.time()
+            elif cloud_id not in self._ended and process is not None:
+                self._ended[cloud_id] = max(since, _last_written(self._home.workers / str(process.vm_no)))
+            self._seen.discard(cloud_id)
+            ended = self._ended.get(cloud_id, 0.0)
+        return VmFound(vm_no, cloud_id, VmState.GONE, "process", since=since, ended=ended)
 
     def _recorded(self) -> Sequence[_Process]:
         found = []
@@ -162,7 +201,9 @@ class LocalCloud:
             while any(map(_lives, processes)) and time.monotonic() < deadline:
                 time.sleep(0.02)
             processes = [process for process in processes if _lives(process)]
-        return self.list()
+        if self._tied:  # nobody will ever ask what became of them
+            self._told.update(map(_cloud_id, self._recorded()))
+        return [vm for vm in self.list() if vm.state is not VmState.GONE]
 
 
 def _cloud_id(process: _Process) -> str:
@@ -177,6 +218,15 @@ def _started(ticks: str) -> float:
         return time.time() - up_s + float(ticks) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return 0.0
+
+
+def _last_written(directory: Path) -> float:
+    """When anything in a worker's directory changed last, epoch seconds; 0 where nothing is left of it."""
+    times = [0.0]
+    for path in (directory / "log", directory / "vm.json", *directory.glob("home/*")):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _lives(process: _Process) -> bool:

@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.parsers.expat import ExpatError
@@ -23,12 +23,14 @@ from pyone.server_xrpc import OneServerXRPC
 
 from boss.cloud import opennebula_words as words
 from boss.cloud.opennebula_find import TemplateFinder, refusal
-from boss.cloud.opennebula_limits import read_room
+from boss.cloud.opennebula_limits import lacks_network, read_room
+from boss.cloud.opennebula_missing import look_for
 from boss.cloud.opennebula_no import InTrouble, No, NoSuch, NotAllowed, WrongState
-from boss.cloud.opennebula_template import Worker, order_text
+from boss.cloud.opennebula_template import Template, Worker, order_text
 from boss.cloud.opennebula_transport import Endpoint, Transport, no_way, refused_by_http
 from boss.cloud.opennebula_vms import SeenVm, read_vms
 from boss.cloud.provider import (
+    AskForLess,
     CredentialsWrong,
     GivePoolUp,
     Gone,
@@ -51,8 +53,6 @@ END_GRACE_S = 30.0
 """After the first ask to end a VM: how long until it is ended hard."""
 ENDS_KEPT, ENDS_KEPT_S = 1000, 3600.0
 """With more ends in mind than these, those that were first asked for longer ago are forgotten."""
-LOOKED_FOR_AT_ONCE = 20
-"""VMs that were there and are not shown, of which a list asks one by one what became of them."""
 DETAILS_AT_ONCE = 100
 """VMs of which a list reads what the cloud says about them; those that wait or failed only."""
 MINE, VISIBLE = -3, -2
@@ -216,10 +216,6 @@ class Connection:
 # --- the provider ---------------------------------------------------------------------------------
 
 
-_NOTHING = SeenVm(-1, -1, "", "", words.DONE, 0, 0.0, "", {})
-"""What is seen of a VM that the cloud knows nothing of any more."""
-
-
 class OpenNebulaCloud:
     """VMs of one template, for one pool. See `provider.Provider`."""
 
@@ -240,6 +236,8 @@ class OpenNebulaCloud:
         self._access_of = access_of
         self._worker = Worker(boss_gone_exit_s, keep_dirs, code, public_key)
         self._asked_at: dict[int, float] = {}
+        self._has_networks: Template | None = None
+        """A template whose networks were looked at after a no: those that follow are of a wave."""
         self._lock = threading.Lock()
 
     # --- start ----------------------------------------------------------------------------------------
@@ -254,6 +252,10 @@ class OpenNebulaCloud:
             answer = self._connection.call("template.instantiate", template.id, name, False, text, False)
         except No as error:
             no = refusal(error, self._connection, self._template.what)
+            if isinstance(no, AskForLess) and self._has_networks is not template:
+                lacking = lacks_network(self._connection, template)
+                no = GivePoolUp(lacking) if lacking else no
+                self._has_networks = None if lacking else template
             if isinstance(no, GivePoolUp):  # a person may mend the template at any time
                 self._template.forget()
             raise no from error
@@ -337,7 +339,7 @@ class OpenNebulaCloud:
                 found.append(Stranger(str(vm.id), vm.name, vm.owner, "it has our name or label only"))
         return found
 
-    def list(self, known: Mapping[str, int] = {}) -> list[VmFound]:
+    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
         """See `provider.Provider.list`."""
         vms, details = self._looking_like_ours(MINE)
         ours: dict[int, VmFound] = {}
@@ -345,35 +347,40 @@ class OpenNebulaCloud:
             vm_no = self._vm_no(vm, details.get(vm.id))
             if vm_no is not None and vm_no not in ours:  # a copy that somebody made of it comes later
                 ours[vm_no] = _found(vm_no, vm, details.get(vm.id, {}))
-        shown = {int(vm.cloud_id) for vm in ours.values()}.union(vm.id for vm in vms)
+        shown = {vm.id for vm in vms}
         missing = {int(cloud_id): no for cloud_id, no in known.items() if cloud_id.isdecimal()}
         for number in shown & missing.keys():
             del missing[number]
-        return [*ours.values(), *self._not_shown(missing)]
+        over = self._over(frozenset(lost) - ours.keys()) if lost else ()
+        return [*ours.values(), *self._not_shown(missing), *over]
 
     def _not_shown(self, missing: Mapping[int, int]) -> Iterator[VmFound]:
-        """Of VMs that were there and are not shown (intents by id): those that may still be there."""
-        if not missing:
-            return
-        there = {vm.id: vm for vm in self._read_vms("vmpool.infoset", ",".join(map(str, missing)), True)}
-        for number in [number for number in missing if number not in there][:LOOKED_FOR_AT_ONCE]:
-            try:
-                there.update({vm.id: vm for vm in self._connection.vms("vm.info", number)})
-            except NoSuch:
-                there[number] = _NOTHING
-            except No as error:
-                log.debug("VM %d is not shown: %s", number, error)
+        """What became of VMs that were there and are not shown: intents by id."""
+        there = look_for(self._read_vms, self._connection.vms, missing) if missing else {}
         user = self._connection.user
         for number, vm_no in missing.items():
             vm = there.get(number)
-            if vm is None or (vm.state != words.DONE and self._vm_no(vm, vm.attributes) != vm_no):
+            if number in there and (vm is None or vm.state == words.DONE):
+                yield VmFound(vm_no, str(number), VmState.GONE, "DONE") if vm is None else _gone(vm_no, vm)
+            elif vm is None or self._vm_no(vm, vm.attributes) != vm_no:
                 why = (
                     f"VM {number} is not shown to user {user}, who asks, and may still run: was OPENNEBULA_USER "
                     "changed? Set it back until its VMs are gone, or have their owner end them"
                 )
                 yield VmFound(vm_no, str(number), VmState.UNKNOWN, text=why)
-            elif vm.state != words.DONE:  # somebody gave it another name, or another owner
+            else:  # somebody gave it another name, or another owner
                 yield _found(vm_no, vm, vm.attributes)
+
+    def _over(self, lost: Collection[int]) -> Sequence[VmFound]:
+        """VMs of these intents that are done, of which nobody knows a number: all that are done are looked at. A cloud
+        that has too many for that is not waited for."""
+        try:
+            done = self._read_vms("vmpool.info", MINE, -1, -1, words.DONE)
+        except TryLater as error:
+            log.warning("whether VMs were made whose start was not answered is not known: %s", error)
+            return ()
+        shown = {self._vm_no(vm, vm.attributes): vm for vm in done}
+        return [_gone(vm_no, vm) for vm_no, vm in shown.items() if vm_no is not None and vm_no in lost]
 
     def _looking_like_ours(self, flag: int) -> tuple[Sequence[SeenVm], dict[int, dict[str, str]]]:
         """VMs that show our cluster in their name or labels; and by their ids the attributes of those that need a
@@ -429,6 +436,10 @@ def _lcm_name(lcm: int) -> str:
 def _has_a_reason(vm: SeenVm) -> bool:
     """Whether the cloud may have said why this VM is no further."""
     return words.state_of(vm.state, _lcm_name(vm.lcm)) in (VmState.PENDING, VmState.FAILED)
+
+
+def _gone(vm_no: int, vm: SeenVm) -> VmFound:
+    return VmFound(vm_no, str(vm.id), VmState.GONE, "DONE", since=vm.since, ended=vm.ended)
 
 
 def _found(vm_no: int, vm: SeenVm, details: Mapping[str, str]) -> VmFound:

@@ -10,7 +10,7 @@ from boss.cloud import opennebula_words as words
 from boss.cloud.opennebula_no import Asks, No, NoSuch, NotAllowed
 from boss.cloud.opennebula_room import Bound, address_bound, group_bounds, host_bound, quota_bounds
 from boss.cloud.opennebula_template import Template
-from boss.cloud.provider import GivePoolUp, Room, TryLater
+from boss.cloud.provider import CredentialsWrong, GivePoolUp, Room, TryLater
 
 VISIBLE = -2
 OWN = -1
@@ -38,6 +38,19 @@ def _group_bounds(cloud: Asks, template: Template) -> Iterator[Bound]:
     except (No, GivePoolUp):
         return
     yield from group_bounds(group, template.cpu, template.memory_mb)
+
+
+def lacks_network(cloud: Asks, template: Template) -> str:
+    """Why no VM of the template will ever have an address; empty where all its networks are there, or can't be asked
+    for. OpenNebula refuses a VM of a network that is not there in the words of one that is full."""
+    try:
+        for _ in _address_bounds(cloud, template):
+            pass
+    except GivePoolUp as error:
+        return str(error)
+    except (No, TryLater, CredentialsWrong):
+        pass
+    return ""
 
 
 def _address_bounds(cloud: Asks, template: Template) -> Iterator[Bound]:

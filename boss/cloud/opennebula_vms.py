@@ -13,8 +13,8 @@ _POOL, _VM = "VM_POOL", "VM"
 
 
 class SeenVm(msgspec.Struct, frozen=True):
-    """A VM. `attributes`: those of its USER_TEMPLATE that were shown; a list shows LABELS alone. `since`: epoch
-    seconds, by the cloud's clock."""
+    """A VM. `attributes`: those of its USER_TEMPLATE that were shown; a list shows LABELS alone. `since`,
+    `ended`: epoch seconds, by the cloud's clock; 0 for what is not over."""
 
     id: int
     uid: int
@@ -25,6 +25,7 @@ class SeenVm(msgspec.Struct, frozen=True):
     since: float
     address: str
     attributes: dict[str, str]
+    ended: float = 0.0
     template: int = -1
     """What it was made from, where that was shown."""
 
@@ -63,5 +64,6 @@ def _read(vm: etree._Element) -> SeenVm:
         since=float(vm.findtext("STIME", "0")),
         address=next((ip.text for ip in vm.iterfind("TEMPLATE/NIC/IP") if ip.text), ""),
         attributes=attributes,
+        ended=float(vm.findtext("ETIME", "0")),
         template=int(vm.findtext("TEMPLATE/TEMPLATE_ID", "-1")),
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from boss.cloud.guest_scripts import OWN_SCRIPT, PROBE, Probed, read_probe, start_command, unpack_command
+from boss.cloud.guest_scripts import OWN_SCRIPT, PROBE, Probed, as_root, read_probe, start_command, unpack_command
 from boss.cloud.start_script import SCRIPT
 from boss.core.effects import VisitVm
 from boss.core.events import VmVisited
@@ -113,7 +113,7 @@ class Visitor:
                 guest.send(unpack_command(probed.python[4], probed.home, bundle.name), bundle.archive)
             done["code"] = time.monotonic()
             visit = msgspec.structs.replace(visit, code=bundle.name)
-            said = guest.run(start_command(bundle.name), SCRIPT.encode())
+            said = guest.run(start_command(probed.home, bundle.name), SCRIPT.encode())
         except (NoBundle, Refused) as error:
             return msgspec.structs.replace(visit, problem=str(error))
         return msgspec.structs.replace(visit, agent=True, log=f"{visit.log}\n{said}".strip())
@@ -234,7 +234,7 @@ class Guest:
             try:
                 channel.set_combine_stderr(True)
                 self._limit(channel)
-                channel.exec_command(command)
+                channel.exec_command(as_root(command))
                 with suppress(BrokenPipeError):  # it ended before it had read everything: it says why
                     give(channel)
                     channel.shutdown_write()

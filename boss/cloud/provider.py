@@ -7,7 +7,7 @@ next; the text of each is one sentence that says what happened, to which thing, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -54,6 +54,8 @@ class VmState(Enum):
     """Said to be off. A running one may be called so for a while."""
     UNKNOWN = "unknown"
     """The cloud has lost sight of it."""
+    GONE = "gone"
+    """It is no more."""
 
 
 class VmOrder(msgspec.Struct, frozen=True):
@@ -68,11 +70,12 @@ class VmOrder(msgspec.Struct, frozen=True):
 
 
 class VmFound(msgspec.Struct, frozen=True):
-    """A VM of ours as the cloud lists it. One that is done is not listed.
+    """A VM of ours as the cloud lists it.
 
-    `cloud_state`: the cloud's own word for its state. `address`: empty until it has one. `since`: when the cloud made
-    it, epoch seconds by the cloud's clock, 0 where it does not say. `text`: what the cloud says about it, e.g. why it
-    waits; healthy VMs have such texts too: judge by `state`.
+    `cloud_state`: the cloud's own word for its state. `address`: empty until it has one. `since`, `ended`: when the
+    cloud made it, and when it was gone, epoch seconds by the cloud's clock, 0 where it does not say: nothing may wait
+    for a time by that clock. `text`: what the cloud says about it, e.g. why it waits; healthy VMs have such texts too:
+    judge by `state`.
     """
 
     vm_no: int
@@ -82,6 +85,7 @@ class VmFound(msgspec.Struct, frozen=True):
     address: str = ""
     since: float = 0.0
     text: str = ""
+    ended: float = 0.0
 
 
 class Stranger(msgspec.Struct, frozen=True):
@@ -118,12 +122,16 @@ class Provider(Protocol):
         and does not carry our cluster id (it is not touched), `CredentialsWrong`.
         """
 
-    def list(self, known: Mapping[str, int] = {}) -> list[VmFound]:
+    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
         """All our VMs that are not gone, one per intent, of all the cloud's pools. Raises `TryLater`,
         `CredentialsWrong`; never an incomplete list.
 
-        `known`: intents of VMs that were there, by cloud id. One of them that is not shown is UNKNOWN, with words,
-        unless the cloud says that it is gone: what is not shown may as well be somebody else's by now.
+        `known`: intents of VMs that were there, by cloud id. One of them that is not there any more is told too, as
+        GONE, with `since` and `ended` as far as the cloud has kept them, as often as it is asked about. One that is
+        neither shown nor said to be gone is UNKNOWN, with words: it may as well be somebody else's by now.
+
+        `lost`: intents whose call was never answered, and that will be given up unless this list shows their VMs. One
+        that was made and is gone already is told as GONE, too, as far as the cloud can be asked for it.
         """
 
     def strangers(self) -> Sequence[Stranger]:

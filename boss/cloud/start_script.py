@@ -28,10 +28,18 @@ class TooLarge(Exception):
     """A context that no guest could export: which variable, how large, how much is allowed."""
 
 
+HOME = r"""home=
+for place in "$root/var/lib/ecloud" "${XDG_DATA_HOME:-${HOME:-/nonexistent}/.local/share}/ecloud"; do
+    if (umask 077; mkdir -p "$place") 2>/dev/null && [ -w "$place" ]; then home=$place; break; fi
+    if [ "$(id -u)" = 0 ]; then break; fi
+done"""
+"""Shell that finds where a worker lives: what is the machine's for root, a person's own for whom that is shut; empty
+where neither can be had."""
+
 SCRIPT = r"""#!/bin/sh
 # Makes this machine a worker of an ECLOUD cluster. Safe to run twice; what it does stands in $home/start.log.
 # ECLOUD_ROOT: a directory that stands for /; empty on a real machine. ECLOUD_COPIED_CODE: where somebody who runs this
-# by SSH, after the boot, has put the code.
+# by SSH, after the boot, has put the code. Who is not root has a home of his own for it.
 umask 077
 root=${ECLOUD_ROOT:-}
 if [ -z "${ECLOUD_ACCESS_BASE64:-}" ]; then
@@ -39,8 +47,8 @@ if [ -z "${ECLOUD_ACCESS_BASE64:-}" ]; then
         if [ -r "$file" ]; then . "$file"; break; fi
     done
 fi
-home=$root/var/lib/ecloud
-mkdir -p "$home" || exit 1
+@HOME@
+if [ -z "$home" ]; then echo "neither /var/lib/ecloud nor a place in ${HOME:-a home} can be written"; exit 1; fi
 say() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) $*" | tee -a "$home/start.log"; }
 boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
 step() {  # when something was done first since the machine started, in seconds of its own: below the boot's id
@@ -75,7 +83,9 @@ running() {  # whether the agent of this very boot order is alive
 }
 
 units=no
-if [ -z "$root" ] && [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then units=yes; fi
+if [ -z "$root" ] && [ "$(id -u)" = 0 ] && [ -d /run/systemd/system ] && command -v systemd-run >/dev/null; then
+    units=yes
+fi
 if [ -z "${ECLOUD_COPIED_CODE:-}" ]; then own; step own; fi
 # One run at a time looks whether there is an agent and starts it: who makes the directory. Named after this boot, so
 # that none of an earlier boot is in the way; one left behind by a run that was killed is so for a moment only.
@@ -91,7 +101,7 @@ if [ -n "${ECLOUD_CODE_BY_SSH:-}" ]; then
     copied=$(cat "$home/copied_code" 2>/dev/null)
     if [ -z "$copied" ]; then say "waiting for the boss, which brings the code by SSH"; exit 0; fi
 fi
-code=$root${copied:-${ECLOUD_CODE:-/opt/ecloud}}
+code=${copied:-$root${ECLOUD_CODE:-/opt/ecloud}}
 if [ -r "$code/worker/start.sh" ]; then
     step code
 else
@@ -104,29 +114,40 @@ if [ ! -s "$home/access" ]; then
     say "the context holds no access file: was it changed by hand?"
     exit 1
 fi
+persons=/root
+if [ "$(id -u)" != 0 ]; then persons=${HOME:-$home}; fi
 cat >"$home/agent" <<END
 #!/bin/sh
 # Runs the agent, again when it crashes. When it has left, nobody needs this machine: powers it off.
 ECLOUD_ROOT='$root'
-HOME=\${HOME:-/root}
+HOME=\${HOME:-$persons}
 export ECLOUD_ROOT HOME
 set --
 while IFS= read -r option; do set -- "\$@" "\$option"; done <'$home/options'
 crashes=0
-while [ "\$crashes" -lt 5 ]; do
+# Told to end: this machine goes down, or somebody stops the unit. Nothing waits then, and nothing is powered off.
+told=
+trap 'told=yes; kill -TERM "\$agent" 2>/dev/null' TERM INT
+pause() {
+    sleep "\$1" &
+    wait "\$!"
+    if [ "\$told" = yes ]; then kill "\$!" 2>/dev/null; exit 0; fi
+}
+while [ "\$crashes" -lt 5 ] && [ -z "\$told" ]; do
     sh '$code/worker/start.sh' '$home/access' --home '$home/worker' --boot_steps '$home/steps' "\$@" &
     agent=\$!
-    trap 'kill -TERM \$agent' TERM INT
+    [ -z "\$told" ] || kill -TERM "\$agent"
     wait "\$agent"
     exit_code=\$?
     while kill -0 "\$agent" 2>/dev/null; do wait "\$agent"; exit_code=\$?; done
     echo "\$(date -u +%Y-%m-%dT%H:%M:%SZ) the agent left with exit code \$exit_code" >>'$home/start.log'
+    if [ "\$told" = yes ]; then exit 0; fi
     if [ "\$exit_code" = 0 ]; then
-        sleep ${ECLOUD_POWEROFF_AFTER_S:-60}
+        pause ${ECLOUD_POWEROFF_AFTER_S:-60}
         if [ '$units' = yes ]; then exec systemctl poweroff; else exec poweroff; fi
     fi
     crashes=\$((crashes + 1))
-    sleep 5
+    pause 5
 done
 END
 chmod 700 "$home/agent"
@@ -149,7 +170,7 @@ else
 fi
 if [ "$result" = 0 ]; then say "started the agent"; else say "the agent can't be started"; fi
 exit "$result"
-"""
+""".replace("@HOME@", HOME)
 
 
 def encoded(text: str | bytes) -> str:

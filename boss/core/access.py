@@ -44,15 +44,26 @@ class Access:
         return self._sessions.usual_datastore
 
     def on_heartbeat(self, worker: Worker, access_s: float | None, now: float) -> None:
-        """Ask for a signature where this worker has no access, or soon will have none."""
+        """Ask for a signature where this worker has no access (0: what it has is refused), or soon will have none."""
         public_key = worker.row.hello.ssh_key
         if not (self.datastore.host_key and public_key):
             return
         if access_s is not None and access_s > RENEW_BELOW * self._lives_s:
             return
         if worker.access_asked_at is None or now - worker.access_asked_at >= ASK_AGAIN_S:
-            worker.access_asked_at = now
-            self._outbox.call(SignKey(worker.name, public_key))
+            self._ask(worker, now, refused=access_s is not None and access_s <= 0)
+
+    def _ask(self, worker: Worker, now: float, refused: bool = False) -> None:
+        worker.access_asked_at = now
+        self._outbox.call(SignKey(worker.name, worker.row.hello.ssh_key, refused=refused))
+
+    def on_used(self, address: str, now: float) -> None:
+        """The boss's own side is there: nobody waits for his next heartbeat to be let in."""
+        if address != self.datastore.address or not self.datastore.host_key:
+            return
+        for worker in self._fleet.workers.values():
+            if worker.conversation is not None and worker.row.hello.ssh_key and worker.access_asked_at is None:
+                self._ask(worker, now)
 
     def on_signed(self, name: str, certificate: str, lives_s: float) -> None:
         """Give a worker its certificate."""

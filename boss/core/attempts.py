@@ -59,6 +59,8 @@ class Attempts:
         self._orders: dict[str, list[Attempt]] = {}
         self._to_promote: list[Attempt] = []
         self._publishing: set[str] = set()
+        self._inits_of: dict[int, set[int]] = {}
+        """Init tasks that workers were given, by run: what workers are known to have prepared ends with the run."""
 
     # --- giving ----------------------------------------------------------------------------------
 
@@ -66,7 +68,7 @@ class Attempts:
         """Give a ready task to a worker; before the first of its run, the run's init tasks."""
         for init in self._book.runs[node.run_no].inits.values():
             if init.task_no not in worker.inits:
-                worker.inits[init.task_no] = "given"
+                self.note_init(worker, node.run_no, init.task_no, "given")
                 self._give(worker, init, 0.0, now)
         self._give(worker, node, guess_s, now)
 
@@ -74,7 +76,7 @@ class Attempts:
         node.attempts += 1
         if not node.init:
             node.assigned = node.attempts
-        if node.inputs is not None and node.inputs.big:
+        if node.inputs is not None:
             note_given(worker, node.inputs)
         attempt = Attempt(
             task_no=node.task_no,
@@ -222,7 +224,8 @@ class Attempts:
             self._fail_or_retry(maybe, outcome.cause, outcome.error, now)
 
     def _learn_inputs(self, worker: Worker, outcome: Outcome) -> None:
-        node = self._book.graph.nodes.get(outcome.task_no) if outcome.fetch_bytes else None
+        told = outcome.fetch_bytes or outcome.cause is Cause.SUCCESS  # else it may have ended before it fetched any
+        node = self._book.graph.nodes.get(outcome.task_no) if told else None
         if node is not None and node.inputs is not None and node.assigned == outcome.number:
             note_fetched(worker, node.inputs, outcome.fetch_bytes)
 
@@ -238,12 +241,11 @@ class Attempts:
     def _init_ended(self, worker: Worker, attempt: Attempt, outcome: Outcome, now: float) -> None:
         run = self._book.runs.get(attempt.run_no)
         node = self._book.graph.nodes.get(attempt.task_no)
-        if outcome.cause is Cause.SUCCESS:
-            worker.inits[attempt.task_no] = "succeeded"
-        elif outcome.cause is Cause.STOPPED:
+        if run is None or outcome.cause is Cause.STOPPED:
             worker.inits.pop(attempt.task_no, None)
-        else:
-            worker.inits[attempt.task_no] = "failed"
+        elif attempt.worker == worker.name:  # what prepared the process before this one says nothing of it
+            stands = "succeeded" if outcome.cause is Cause.SUCCESS else "failed"
+            self.note_init(worker, attempt.run_no, attempt.task_no, stands)
         if run is None or node is None or not node.init:
             return
         if outcome.cause is Cause.SUCCESS:
@@ -265,8 +267,16 @@ class Attempts:
             attempt = worker.held.get((name.task_no, name.number))
             if attempt is not None:
                 if reason == "init":
-                    worker.resting.add(attempt.run_no)
+                    self._on_unprepared(worker, attempt.run_no)
                 self._take_back(worker, attempt, AttemptState.RETURNED, reason, now)
+
+    def _on_unprepared(self, worker: Worker, run_no: int) -> None:
+        """It is given nothing of that run for a while. What succeeded there long ago it may have forgotten."""
+        worker.resting.add(run_no)
+        run = self._book.runs.get(run_no)
+        for task_no in run.inits if run is not None else ():
+            if worker.inits.get(task_no) == "succeeded":
+                del worker.inits[task_no]
 
     def reconcile(self, worker: Worker, inventory: Iterable[HeldAttempt], orders_seen: int, now: float) -> None:
         """Correct what a heartbeat shows to differ, for orders the worker has seen; one still in flight is not taken
@@ -341,9 +351,23 @@ class Attempts:
             if key[0] in task_nos:
                 attempt.forgotten = True
 
+    def note_init(self, worker: Worker, run_no: int, task_no: int, stands: str) -> None:
+        """How an init task stands in a worker process."""
+        worker.inits[task_no] = stands
+        self._inits_of.setdefault(run_no, set()).add(task_no)
+
+    def forget_run(self, run_no: int) -> None:
+        """The run is dropped: nobody was ever prepared for it."""
+        self.forget_inits(self._inits_of.pop(run_no, set()))
+        self._runtimes.forget_run(run_no)
+
     def forget_inits(self, task_nos: set[int]) -> None:
         """These init tasks are to be done anew in every worker process."""
-        for worker in self._fleet.workers.values() if task_nos else ():
+        if not task_nos:
+            return
+        for known in self._inits_of.values():
+            known -= task_nos
+        for worker in self._fleet.workers.values():
             for task_no in task_nos:
                 worker.inits.pop(task_no, None)
 
@@ -390,6 +414,9 @@ class Attempts:
                 node = self._wanted(attempt)
                 if node is not None:
                     self._book.make_ready(node, now, attempt.reason)
+                elif attempt.task_no in self._book.graph.nodes:
+                    # With its count of attempts: a later boss must not give the same number again.
+                    self._book.write(self._book.graph.nodes[attempt.task_no])
 
     # --- ends ------------------------------------------------------------------------------------
 
@@ -420,8 +447,6 @@ class Attempts:
         """The task, if this attempt is the one that counts for it; it is assigned no more."""
         node = self._book.graph.nodes.get(attempt.task_no)
         if node is None or node.assigned != attempt.number:
-            if node is not None:
-                self._book.write(node)  # with its count of attempts: a later boss must not give the same number again
             return None
         node.assigned = 0
         return node
@@ -438,7 +463,8 @@ class Attempts:
             assert (attempt.state is _PROMOTING) == (key in self.promoting)
         for node in self._book.graph.nodes.values():
             if node.inputs is not None:
-                assert node.inputs.holders.keys() <= self._fleet.workers.keys(), "a worker that is gone has inputs"
+                holders = {name for part in node.inputs.parts for name in part.holders}
+                assert holders <= self._fleet.workers.keys(), "a worker that is gone has inputs"
             if node.assigned:
                 attempt = self.active[(node.task_no, node.assigned)]
                 assert attempt.state is not _STOPPING, f"task {node.id} counts on an attempt that is being stopped"

@@ -73,9 +73,10 @@ class Boots:
         """A visit is over."""
         row = self._row(vm)
         row.visit = event.visit
-        row.host_key = row.host_key or event.host_key
-        for step, ago_s in event.ago_s.items():
-            self._step(row, step, now - max(0.0, ago_s))
+        if self._is_of(vm, row, event):
+            row.host_key = row.host_key or event.host_key
+            for step, ago_s in event.ago_s.items():
+                self._step(row, step, now - max(0.0, ago_s))
         self._write(row)
         visit = event.visit
         soon = pool.gets_code and not (visit.agent or visit.problem or visit.contact == "changed")
@@ -83,6 +84,13 @@ class Boots:
         self._visited_at[vm.vm_no] = now + again_s
         if vm.state == "booting":
             self._timers.set(now + again_s, lambda then: self._again(vm, pool, then))
+
+    def _is_of(self, vm: VmRow, row: BootRow, event: VmVisited) -> bool:
+        """Whether it was this VM that was met: an address may be another's by then, whose host key and steps say
+        nothing of this one."""
+        visit = event.visit
+        another = bool(visit.boot_nonce) and (visit.vm, visit.boot_nonce) != (str(vm.vm_no), vm.boot_nonce)
+        return not another and event.address == row.address
 
     def _again(self, vm: VmRow, pool: PoolConfig, now: float) -> None:
         if vm.vm_no in self.rows:

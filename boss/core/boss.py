@@ -24,6 +24,7 @@ from boss.core.events import (
     BrokerFound,
     BrokerLost,
     DatastoreFailed,
+    DatastoreUsed,
     Event,
     FilesPromoted,
     FreeSpaceSeen,
@@ -41,6 +42,7 @@ from boss.core.events import (
 )
 from boss.core.fleet import Fleet, Worker
 from boss.core.graph import Node
+from boss.core.inputs import note_told
 from boss.core.merging import Allocation
 from boss.core.outbox import Conversation, Outbox
 from boss.core.outlook import Outlook
@@ -68,9 +70,6 @@ FIRST_BACKOFF_S = 0.5
 """Before a datastore call is made again; doubled each time up to `LAST_BACKOFF_S`."""
 LAST_BACKOFF_S = 30.0
 ARCHIVE_EVERY_S = 600.0
-LEAST_KEPT_S = 2 * 86400.0
-"""VMs and workers that are over are kept for as long as runs, and for this at least: the budget of a day is counted
-from them."""
 
 
 class Boss:
@@ -171,6 +170,8 @@ class Boss:
                 self.duty.on_broker_found(now)
             case BrokerLost():
                 self.duty.on_broker_lost()
+            case DatastoreUsed(address):
+                self.access.on_used(address, now)
             case KeySigned(worker, certificate, lives_s):
                 self.access.on_signed(worker, certificate, lives_s)
             case VmStarted(vm_no, cloud_id):
@@ -229,8 +230,12 @@ class Boss:
             case wire.Heartbeat():
                 self.duty.on_heartbeat(worker, number, message, now)
                 self.access.on_heartbeat(worker, message.access_s, now)
-                self.watchers.on_moving(worker, message.moving)
+                self.watchers.on_moving(worker, message.moving, now)
+                if message.inputs is not None:
+                    note_told(worker, message.inputs, self.book.graph)
                 self._on_lane_told(worker, message, now)
+            case wire.MovingChanged(moving):
+                self.watchers.on_moving(worker, moving, now)
             case wire.TransfersWanted(wanted_bytes):
                 self.permits.on_wanted(worker.name, wanted_bytes, now)
             case wire.TransfersEnded(lane):
@@ -340,9 +345,10 @@ class Boss:
             if ended_at is not None and now - ended_at > self.config.keep_runs_s and not run.inits:
                 self._outbox.writes.dropped_runs.append(run_no)
                 self.book.forget_run(run_no)
-                self.runtimes.forget_run(run_no)
+                self.attempts.forget_run(run_no)
                 self.watchers.forget_run(run_no)
-        self._outbox.writes.gone_before = max(0.0, now - max(self.config.keep_runs_s, LEAST_KEPT_S))
+        kept_s = max(self.config.keep_runs_s, self.config.keep_machines_s)
+        self._outbox.writes.gone_before = max(0.0, now - kept_s)
 
     def _forget_silent_clients(self, now: float) -> None:
         self._timers.set(now + self.config.lease_s, self._forget_silent_clients)

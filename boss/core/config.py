@@ -42,6 +42,9 @@ class BossConfig(msgspec.Struct, frozen=True):
     retry_backoff_s: float = 1.0
     max_tasks_per_push: int = 2_000_000
     keep_runs_s: float = 30 * 86400.0
+    keep_machines_s: float = 2 * 86400.0
+    """VMs and workers that are over are kept for as long as runs, and for this at least: the budget of a day is counted
+    from them."""
     datastore: DatastoreAccess = DatastoreAccess("")
     usual_datastore: str = ""
     """Where files are when nobody says where."""

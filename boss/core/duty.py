@@ -149,7 +149,7 @@ class Duty:
         """It is gone or lost, and all it held with it."""
         self._attempts.lose(worker, reason, now)
         self._fleet.remove(worker)
-        worker.row = msgspec.structs.replace(worker.row, state=state, reason=reason, since=now, trouble="")
+        worker.row = msgspec.structs.replace(worker.row, state=state, reason=reason, since=now, trouble="", moving=None)
         self._write(worker)
         if worker.conversation is not None:
             self._sessions.close(worker.conversation)

@@ -56,14 +56,17 @@ class DropStages(msgspec.Struct, frozen=True):
 
 class SignKey(msgspec.Struct, frozen=True):
     """A certificate for a worker's key, which opens the datastore for it alone. Answered by `KeySigned` or, where that
-    fails, not at all: the worker's next heartbeat asks again."""
+    fails, not at all: the worker's next heartbeat asks again. `refused`: the datastore does not take the one it has, as
+    when its clock was set since it was looked at."""
 
     worker: str
     public_key: str
+    refused: bool = False
 
 
 class UseDatastore(msgspec.Struct, frozen=True):
-    """From now on files are there. No answer: calls that can't be made there say so themselves."""
+    """From now on files are there. Answered by `DatastoreUsed`; or not: calls that can't be made there say so
+    themselves."""
 
     address: str
     host_key: str = ""
@@ -91,10 +94,12 @@ class EndVm(msgspec.Struct, frozen=True):
 
 class ListVms(msgspec.Struct, frozen=True):
     """What does the pool's cloud say, of the VMs of all its pools? Answered by `VmsListed`. `known`: intents of those
-    that were there, by their cloud ids: none of them is gone only because it is not shown."""
+    that were there, by their cloud ids: none of them is gone only because it is not shown. `lost`: intents that were
+    never answered and are given up unless the list shows a VM of theirs, or one that is gone already."""
 
     pool: str
     known: dict[str, int] = {}
+    lost: frozenset[int] = frozenset()
 
 
 class VisitVm(msgspec.Struct, frozen=True):

@@ -77,6 +77,12 @@ class FreeSpaceSeen(msgspec.Struct, frozen=True):
     free_mb: float
 
 
+class DatastoreUsed(msgspec.Struct, frozen=True):
+    """Answer to `UseDatastore`: from now on signatures are good there."""
+
+    address: str
+
+
 class KeySigned(msgspec.Struct, frozen=True):
     """Answer to `SignKey`: a certificate that is good for `lives_s`."""
 
@@ -107,17 +113,25 @@ class VmsListed(msgspec.Struct, frozen=True):
     is DONE.
 
     `seen`: of those that do not simply run, or about which the cloud has something to say: state and text by intent.
-    `since`: when the cloud made them, epoch seconds, by intent, where it says so. `starting`: intents for which a call
-    is under way or waits for its turn. `addresses`: of those that run, by intent.
+    `since`: when the cloud made them, epoch seconds, by cloud id, where it says so. `starting`: intents for which a
+    call is under way or waits for its turn. `addresses`: of those that run, by intent. `gone`: cloud ids of those that
+    were asked about and are no more, and their intents; `ended`: when, epoch seconds, where the cloud says so. Its
+    clock may be any: what waits never looks at `since` and `ended`. `asked`: cloud ids that the list was asked about;
+    it proves nothing of others, which may be younger than itself. `sought`: unanswered intents of which VMs that are
+    gone were looked for. Either None: about all.
     """
 
     pool: str
     alive: frozenset[str]
     by_vm_no: dict[int, str]
     seen: dict[int, tuple[str, str]] = {}
-    since: dict[int, float] = {}
+    since: dict[str, float] = {}
     starting: frozenset[int] = frozenset()
     addresses: dict[int, str] = {}
+    gone: dict[str, int] = {}
+    ended: dict[str, float] = {}
+    asked: frozenset[str] | None = None
+    sought: frozenset[int] | None = None
 
 
 class VmVisited(msgspec.Struct, frozen=True):
@@ -141,6 +155,6 @@ class RoomSeen(msgspec.Struct, frozen=True):
 
 Event = (
     MessageArrived | BrokerFound | BrokerLost | RunLoaded | TasksSelected | FilesPromoted | ResultsFound |
-    DatastoreFailed | StagesListed | FreeSpaceSeen | KeySigned | VmStarted | VmRefused | VmsListed |
+    DatastoreFailed | StagesListed | FreeSpaceSeen | DatastoreUsed | KeySigned | VmStarted | VmRefused | VmsListed |
     RoomSeen | VmVisited
 )  # fmt: skip

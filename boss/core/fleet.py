@@ -12,11 +12,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from boss.core.graph import Inputs, Shape
+from boss.core.graph import Input, Shape
 from boss.core.outbox import Conversation
 from boss.core.rows import AttemptRow, WorkerRow
 from ecloud.tasks import AttemptState, Outcome, Resources
-from ecloud.wire import Moving
 
 _ROUNDING = 1e-6
 """Amounts are sums of decimal fractions; a difference below this is none."""
@@ -103,8 +102,7 @@ class Worker(msgspec.Struct, eq=False):
     idle_since: float | None = None
     leaving: bool = False
     slow: bool = False
-    moving: Moving | None = None
-    fetched: dict[Inputs, None] = msgspec.field(default_factory=dict)
+    fetched: dict[Input, None] = msgspec.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -169,7 +167,7 @@ class Worker(msgspec.Struct, eq=False):
             if attempt.in_slot:
                 for name, amount in attempt.shape.asks:
                     taken[name] = taken.get(name, 0.0) + amount
-        assert all(self.name in inputs.holders for inputs in self.fetched), f"{self.name} is not known to have inputs"
+        assert all(self.name in part.holders for part in self.fetched), f"{self.name} is not known to have inputs"
         for name, amount in taken.items():
             assert amount <= self.capacity.get(name, 0.0) + 0.001, f"{self.name}: {amount} {name} taken"
         for name, amount in self.capacity.items():
@@ -200,8 +198,8 @@ class Fleet:
         assert not worker.held, f"worker {worker.name} still holds attempts"
         self.workers.pop(worker.name, None)
         self.touched[worker.name] = None
-        for inputs in worker.fetched:
-            inputs.holders.pop(worker.name, None)
+        for part in worker.fetched:
+            part.holders.pop(worker.name, None)
         if self.by_home.get(worker.row.hello.home) is worker:
             del self.by_home[worker.row.hello.home]
 

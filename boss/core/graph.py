@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from boss.core.rows import TaskRow
+from ecloud.holdings import BIG_INPUT_BYTES
 from ecloud.tasks import ENDED, Condition, Resources, Retries, TaskState
 
 _WAITING, _READY = TaskState.WAITING, TaskState.READY
@@ -42,13 +44,61 @@ class Shapes:
         return shape
 
 
-class Inputs(msgspec.Struct, eq=False, weakref=True):
-    """Requirements that several tasks of a push share. `big`: known to be worth a thought where a task goes; `holders`:
-    workers that fetched them. Kept by `boss.core.inputs`."""
+class Input(msgspec.Struct, eq=False, weakref=True):
+    """A path that several tasks require, or a worker keeps. `bytes`: as far as it is known, -1 where it is not;
+    `holders`: workers that have it or are fetching it. Kept by `boss.core.inputs`."""
 
-    paths: tuple[str, ...]
-    big: bool = False
+    path: str
+    bytes: int = -1
     holders: dict[str, None] = msgspec.field(default_factory=dict)
+
+    def worth(self, unknown: int) -> int:
+        """What it saves not to fetch it: its bytes where it is big, else nothing."""
+        return self.bytes if self.bytes >= BIG_INPUT_BYTES else unknown if self.bytes < 0 else 0
+
+
+class Inputs(msgspec.Struct, eq=False, weakref=True):
+    """The requirements of a task that others have, too."""
+
+    parts: tuple[Input, ...]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether they are known not to be worth a thought where a task goes."""
+        return not any(part.bytes < 0 or part.bytes >= BIG_INPUT_BYTES for part in self.parts)
+
+    def big_bytes(self, unknown: int) -> int:
+        """Of the big ones together; one whose size is not known counts as `unknown` bytes."""
+        return sum([part.worth(unknown) for part in self.parts])
+
+    def held_bytes(self, worker: str, unknown: int) -> int:
+        """So much of that has this worker."""
+        return sum([part.worth(unknown) for part in self.parts if worker in part.holders])
+
+
+class KnownInputs:
+    """Each path and each set of them once, while a task or a worker has it."""
+
+    def __init__(self) -> None:
+        self._parts: WeakValueDictionary[str, Input] = WeakValueDictionary()
+        self._sets: WeakValueDictionary[tuple[str, ...], Inputs] = WeakValueDictionary()
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._parts
+
+    def part(self, path: str) -> Input:
+        """The one `Input` of this path."""
+        part = self._parts.get(path)
+        if part is None:
+            part = self._parts[path] = Input(path)
+        return part
+
+    def of(self, paths: tuple[str, ...]) -> Inputs:
+        """The one `Inputs` of these paths."""
+        inputs = self._sets.get(paths)
+        if inputs is None:
+            inputs = self._sets[paths] = Inputs(tuple([self.part(path) for path in paths]))
+        return inputs
 
 
 class Node(msgspec.Struct, gc=False):
@@ -94,6 +144,7 @@ class TaskGraph:
     def __init__(self) -> None:
         self.nodes: dict[int, Node] = {}
         self.shapes = Shapes()
+        self.known_inputs = KnownInputs()
 
     def add(self, rows: Iterable[TaskRow]) -> list[Node]:
         """Take in unfinished tasks. Dependencies on tasks that are not in the graph (after all rows are in) count as
@@ -119,6 +170,7 @@ class TaskGraph:
                 body_bytes=row.body_bytes,
                 init=row.init,
                 keep_dir=row.keep_dir,
+                inputs=self.known_inputs.of(row.inputs) if row.inputs else None,
             )
             nodes[row.task_no] = node
             added.append(node)

@@ -65,7 +65,12 @@ class Openings:
         """How each pool fares, for people."""
         rows = [health.row(now) for health in self.health.values()]
         for row in rows:
-            row.closed = row.closed or closed or self.rooms[row.pool].full(now)
+            full = self.rooms[row.pool].full(now)
+            if (
+                full and not closed and not self.health[row.pool].failing
+            ):  # says more, and shorter, than the cloud's last no
+                row.closed, row.until = full, None
+            row.closed = row.closed or closed
         return rows
 
     def free_again_at(self, now: float) -> Iterator[float]:
@@ -78,6 +83,11 @@ class Openings:
             if room.left == 0 and not room.is_asked(now) and room.holds_until > now:
                 yield room.holds_until
 
+    def too_little_room(self, pool: str, count: int, now: float) -> str:
+        """Why a cloud would not give so many, by its last word; empty where that is not known."""
+        room = self.rooms[pool]
+        return room.why if room.left is not None and room.left < count and not room.asks_first(now) else ""
+
     # --- what is done ----------------------------------------------------------------------------
 
     def asks_room_first(self, pool: str, vms: Collection[VmRow], now: float) -> bool:
@@ -89,6 +99,13 @@ class Openings:
             room.on_ask(sum(1 for vm in vms if vm.pool == pool and vm.state == "intended"), now)
             self._outbox.call(AskRoom(pool))
         return True
+
+    def look_for_room(self, vms: Collection[VmRow], now: float) -> None:
+        """Ask clouds that refused what a person asked for whether they are still full, so that people are told what is
+        so. Once a wave is over: each of its refusals would ask."""
+        for name, room in self.rooms.items():
+            if room.refused and not any(vm.pool == name and vm.state == "intended" for vm in vms):
+                self.asks_room_first(name, vms, now)
 
     def tell(self, closed: str, now: float) -> None:
         """Write the rows that changed."""

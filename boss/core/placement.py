@@ -24,6 +24,7 @@ from boss.core.fleet import Fleet, Worker, how_many
 from boss.core.graph import Inputs, Node, Shape
 from boss.core.runtimes import Runtimes
 from boss.core.shelves import Shelves
+from ecloud.holdings import BIG_INPUT_BYTES
 from ecloud.tasks import Retries, TaskState
 
 _READY = TaskState.READY
@@ -158,7 +159,7 @@ class Placement:
                     if in_slots:
                         self._reserve(group, reserved, refuses)
                     break
-                if node.inputs is not None and node.inputs.big:
+                if node.inputs is not None:
                     worker, index = room.nearer(worker, node, node.inputs)
                     node = group.take(index)
                 else:
@@ -244,23 +245,64 @@ class _Room:
         return None
 
     def nearer(self, worker: Worker, node: Node, inputs: Inputs) -> tuple[Worker, int]:
-        """`worker` could take the first task, `node`: one with room that has its inputs, and 0; else `worker`, and the
-        index of a task behind it whose inputs `worker` has, or 0."""
-        if worker.name in inputs.holders:
+        """`worker` could take the first task, `node`: one with room that has more of its inputs, and 0; else `worker`,
+        and the index of a task behind it whose inputs `worker` has where it has none of the first's, or 0."""
+        for part in inputs.parts:
+            if worker.name not in part.holders:
+                break
+        else:
             return worker, 0
+        if inputs.is_small:
+            return worker, 0
+        unknown = 0 if self._in_slots else BIG_INPUT_BYTES
+        wanted, held = inputs.big_bytes(unknown), inputs.held_bytes(worker.name, unknown)
+        if held < wanted:
+            other = self._holder(worker, node, inputs, unknown, held, wanted)
+            if other is not None:
+                return other, 0
+        if not worker.fetched or inputs.held_bytes(worker.name, BIG_INPUT_BYTES):
+            return worker, 0
+        return worker, self._behind(worker)
+
+    def _holder(
+        self, worker: Worker, node: Node, inputs: Inputs, unknown: int, held: int, wanted: int
+    ) -> Worker | None:
+        """Of the first that have some of these inputs, the one with room that has most, and more than `held`."""
         shelves, needs = self._placement.shelves, {name for name, _ in self._group.shape.asks}
         rare = len((shelves.rare_at(worker.name) or frozenset()) - needs)
-        for name in itertools.islice(inputs.holders, HOLDERS):
-            offers = shelves.rare_at(name)
-            if offers is not None and len(offers - needs) <= rare:
-                other = self._placement.worker(name)
-                if self._has_room(other, node) and not self._refuses(other, self._group.run_no):
-                    return other, 0
-        if worker.fetched:
-            for index, later in enumerate(itertools.islice(self._group.nodes, BEHIND)):
-                if later.inputs in worker.fetched and self._group.is_due(later) and self._has_room(worker, later):
-                    return worker, index
-        return worker, 0
+        best: Worker | None = None
+        for part in inputs.parts:
+            if not part.worth(unknown):
+                continue
+            for name in itertools.islice(part.holders, HOLDERS):
+                here = inputs.held_bytes(name, unknown)
+                offers = shelves.rare_at(name) if here > held else None
+                if offers is not None and len(offers - needs) <= rare:
+                    other = self._placement.worker(name)
+                    if self._has_room(other, node) and not self._refuses(other, self._group.run_no):
+                        if here == wanted:
+                            return other
+                        best, held = other, here
+        return best
+
+    def _behind(self, worker: Worker) -> int:
+        """The index of a task close behind the first all of whose inputs the worker has; else of one with some of
+        them, or 0."""
+        some = 0
+        has: dict[Inputs, int] = {}
+        for index, later in enumerate(itertools.islice(self._group.nodes, BEHIND)):
+            inputs = later.inputs
+            if inputs is None:
+                continue
+            held = has.get(inputs)
+            if held is None:
+                here = inputs.held_bytes(worker.name, BIG_INPUT_BYTES)
+                held = has[inputs] = 0 if not here else 2 if here == inputs.big_bytes(BIG_INPUT_BYTES) else 1
+            if held and (held == 2 or not some) and self._group.is_due(later) and self._has_room(worker, later):
+                if held == 2:
+                    return index
+                some = index
+        return some
 
     def _in_order(self) -> Iterator[Worker]:
         """Everybody who had room when the batch's placing began."""

@@ -9,6 +9,7 @@ import msgspec
 
 from boss.core.rows import PoolRow
 from boss.core.scaling import Plan
+from ecloud.words import counted
 
 
 def tell(plan: Plan, pools: list[PoolRow], alive: dict[str, int], maxima: dict[str, int], now: float) -> str:
@@ -37,7 +38,7 @@ def _pool(row: PoolRow, alive: int, maximum: int, now: float) -> str:
     boot = f"usual boot time {row.boot_s_p50:.1f} s, 95 % within {row.boot_s_p95:.1f} s" if row.boots else (
         f"no boot seen yet, {row.boot_s_p50:g} s assumed"
     )  # fmt: skip
-    text = f"pool {row.pool}: {alive} of {maximum} VMs, {boot}"
+    text = f"pool {row.pool}: {alive} of {counted(maximum, 'VM')}, {boot}"
     if row.closed:
         text += f"; rests: {row.closed}"
         text += f", for {max(0.0, row.until - now):.0f} s more" if row.until is not None else ""

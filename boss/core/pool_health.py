@@ -121,9 +121,10 @@ class PoolHealth:
     def on_booted(self, boot_s: float) -> None:
         """A worker reported for duty."""
         self.learn(boot_s)
+        if self._failed_boots >= FAILED_BOOTS:  # a rest after refusals is not over by this: the cloud said no to others
+            self._rests_until = 0.0
+            self._since = None
         self._failed_boots = 0
-        self._rests_until = 0.0
-        self._since = None
 
     def on_refused(self, cause: str, reason: str, retry_s: float, now: float) -> float:
         """The cloud said no: fewer are asked for, later; until when it rests. Many noes to one wave are one."""

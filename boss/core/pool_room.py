@@ -32,6 +32,8 @@ class PoolRoom:
         self._taken_next = 0
         """The same for the answer that is on its way."""
         self._full_s = FULL_S
+        self.refused = 0
+        """VMs that the cloud had no room for since it last had some."""
 
     @property
     def left(self) -> int | None:
@@ -50,7 +52,11 @@ class PoolRoom:
     def full(self, now: float) -> str:
         """Why none can be had, in words; empty where some can, or where that is long unknown."""
         known = self._seen_at is not None and now < self._seen_at + 2 * FULL_LONGEST_S
-        return self.why if known and self._vms == 0 else ""
+        if not known or self._vms != 0:
+            return ""
+        return self.why + (
+            f"; {self.refused} asked for {'was' if self.refused == 1 else 'were'} refused" if self.refused else ""
+        )
 
     def asks_first(self, now: float) -> bool:
         """Whether the cloud must be asked before anything is started."""
@@ -87,6 +93,13 @@ class PoolRoom:
         self._full_s = min(FULL_LONGEST_S, self._full_s * 2) if again else FULL_S
         self._vms, self._reason, self._taken = vms, reason, self._taken_next
         self._seen_at, self._asked_at = now, None
+        if vms != 0:
+            self.refused = 0
+
+    def on_refused(self, for_lack_of_room: bool) -> None:
+        """The cloud said no to one VM."""
+        self.refused += for_lack_of_room
+        self.forget()
 
     def forget(self) -> None:
         """Something changed: the cloud refused, or a VM is gone. It is asked again before the next start."""

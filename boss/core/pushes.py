@@ -13,7 +13,7 @@ from boss.core.attempts import Attempts
 from boss.core.config import BossConfig
 from boss.core.decisions import apply, overlay
 from boss.core.effects import FindResults, LoadRun
-from boss.core.inputs import SharedInputs
+from boss.core.inputs import note_shared
 from boss.core.merging import Allocation, merge
 from boss.core.outbox import Conversation, Outbox
 from boss.core.rows import PushAnswered, RunImage, RunRow
@@ -66,7 +66,6 @@ class Pushes:
         self._attempts = attempts
         self._config = config
         self._allocation = allocation
-        self._inputs = SharedInputs()
         self._open: dict[str, Push] = {}
         self._by_token: dict[int, str] = {}
         self._tokens = 0
@@ -147,8 +146,8 @@ class Pushes:
             return
         overlay(image, self._book.graph)
         merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
+        note_shared(push.definitions, merged, self._book.graph.known_inputs)
         apply(merged, image, self._outbox, self._book, self._attempts, now)
-        self._inputs.on_pushed(push.definitions, merged.planted, self._book.graph)
         if push.options.vm_hours is not None:
             self._run_spending.on_pushed(image.run.run_no, push.options.vm_hours, now)
         states = {state.value: count for state, count in merged.states.items() if count}

@@ -28,6 +28,7 @@ from boss.core.vms import Vms
 from boss.core.watchers import Watchers
 from ecloud.tasks import ENDED, TaskState
 from ecloud.wire import Refused, Request, RequestDone, StreamLogs
+from ecloud.words import counted
 
 ANSWERS_KEPT = 1_000
 MAX_TEXT_CHARS = 4_096
@@ -247,6 +248,7 @@ class Requests:
         for task_no in run.inits:
             self._outbox.writes.tasks.pop(task_no, None)
         self._outbox.writes.dropped_runs.append(run_no)
+        self._attempts.forget_run(run_no)
         return set(run.inits)
 
     def _logs(self, request: Request, images: list[RunImage], task_nos: frozenset[int], now: float) -> Answer:
@@ -285,10 +287,13 @@ class Requests:
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise RequestRefused("request", f"{count!r} is not a number of workers: 1 or more")
         keep_alive = bool(request.arguments.get("keep_alive"))
+        little = self._vms.openings.too_little_room(name, count, now) or self._vms.health[name].closed(now)
         started = self._vms.start(pool, count, keep_alive, "a person asked for it", now)
         text = f"{started} asked for in pool {name}"
         if started < count:
-            text += f"; its maximum of {pool.maximum} VMs allows no more"
+            text += f"; its maximum of {counted(pool.maximum, 'VM')} allows no more"
+        if started and little:
+            text += f"; {little}"
         return started, text, ()
 
     def _plan(self, request: Request, now: float) -> Answer:

@@ -30,10 +30,12 @@ def restore(
         task.not_before = min(task.not_before, now + MAX_BACKOFF_S)
     book.graph.add(snapshot.tasks)
     _restore_workers(snapshot, fleet, duty, now)
+    taken_over = _taken_over(fleet)
     for attempt in snapshot.attempts:
-        _restore_attempt(attempt, book, attempts, fleet)
+        holder = fleet.workers.get(attempt.worker) or taken_over.get((attempt.task_no, attempt.number))
+        _restore_attempt(attempt, holder, book, attempts, fleet)
     for attempt in snapshot.init_attempts:
-        _restore_init(attempt, book, fleet)
+        _restore_init(attempt, book, attempts, fleet)
     for node in book.graph.nodes.values():
         if node.init:
             book.runs[node.run_no].inits[node.task_no] = node
@@ -56,7 +58,13 @@ def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Duty, now: float) -
             duty.expect(worker, now)
 
 
-def _restore_attempt(row: AttemptRow, book: TaskBook, attempts: Attempts, fleet: Fleet) -> None:
+def _taken_over(fleet: Fleet) -> dict[tuple[int, int], Worker]:
+    """What processes took over from those before them in their homes: it stays recorded as given to the latter."""
+    workers = fleet.workers.values()
+    return {(item.task_no, item.number): worker for worker in workers for item in worker.row.hello.attempts}
+
+
+def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, attempts: Attempts, fleet: Fleet) -> None:
     node = book.graph.nodes.get(row.task_no)
     shape = node.shape if node is not None and not node.init else book.graph.shapes.of({})
     attempt = Attempt(
@@ -83,19 +91,19 @@ def _restore_attempt(row: AttemptRow, book: TaskBook, attempts: Attempts, fleet:
     if row.state is AttemptState.PROMOTING:
         attempts.promoting[key] = attempt
         return
-    worker = fleet.workers.get(row.worker)
     if worker is not None:
         fleet.give(worker, attempt)
-        if attempt.init:
-            worker.inits[row.task_no] = "given"
+        if attempt.init and worker.name == row.worker:
+            attempts.note_init(worker, row.run_no, row.task_no, "given")
 
 
-def _restore_init(row: AttemptRow, book: TaskBook, fleet: Fleet) -> None:
+def _restore_init(row: AttemptRow, book: TaskBook, attempts: Attempts, fleet: Fleet) -> None:
     if row.outcome is None or row.outcome.cause is Cause.STOPPED:
         return
     worker = fleet.workers.get(row.worker)
     if worker is not None:
-        worker.inits[row.task_no] = "succeeded" if row.outcome.cause is Cause.SUCCESS else "failed"
+        stands = "succeeded" if row.outcome.cause is Cause.SUCCESS else "failed"
+        attempts.note_init(worker, row.run_no, row.task_no, stands)
     run = book.runs.get(row.run_no)
     if run is None:
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from ecloud.causes import Visit
+from ecloud.holdings import Moving
 from ecloud.tasks import AttemptState, Condition, Outcome, Resources, Retries, TaskDefinition, TaskState
 from ecloud.wire import Hello
 
@@ -17,7 +18,7 @@ class TaskRow(msgspec.Struct, gc=False):
 
     `attempts`: number of the last attempt; `retries_used` counts only those that cost one. `label`: what its run-time
     is learned by. `not_before`: when a retry may start. `definition_hash`: hex. `body_bytes`: size of the stored
-    definition.
+    definition. `inputs`: requirements that other tasks have, too.
     """
 
     task_no: int
@@ -38,6 +39,7 @@ class TaskRow(msgspec.Struct, gc=False):
     body_bytes: int = 0
     definition_hash: str = ""
     dependencies: tuple[tuple[int, Condition], ...] = ()
+    inputs: tuple[str, ...] = ()
 
 
 class RunRow(msgspec.Struct):
@@ -82,9 +84,12 @@ class WorkerRow(msgspec.Struct):
     reason: str = ""
     trouble: str = ""
     lane_since: float | None = None
-    """Since when it moves files over SSH; None while it does not."""
+    """Since when it holds its turn to move files over SSH; None while it holds none."""
     lane_wanted_since: float | None = None
     """Since when it waits for its turn to do so."""
+    moving: Moving | None = None
+    """What it moves, as it told at `moving_at`; None for nothing."""
+    moving_at: float | None = None
 
 
 class VmRow(msgspec.Struct):
@@ -92,8 +97,9 @@ class VmRow(msgspec.Struct):
 
     `cloud_id` is the cloud's name for it, empty until the cloud answered. `size`: what it offers. Times are those of
     its life, in this order: intended, started (the cloud made it), hello (its worker reported), first task, ending,
-    gone. `end_asked`: how often its end was asked for. `cause`: why it came to nothing, as far as that is recognised;
-    `said`: the cloud's last words about it, kept when it is gone.
+    gone. `started_at` and `gone_at` are the cloud's, by its clock, once it told them; all others are the boss's: what
+    waits looks at those, or at `lived`. `end_asked`: how often its end was asked for. `cause`: why it came to nothing,
+    as far as that is recognised; `said`: the cloud's last words about it, kept when it is gone.
     """
 
     vm_no: int
@@ -115,6 +121,25 @@ class VmRow(msgspec.Struct):
     end_asked: int = 0
     cause: str = ""
     said: str = ""
+
+    def lived(self, now: float) -> tuple[float, float] | None:
+        """From when until when it has been there, by the boss's clock: since it was asked for, or where it is over as
+        long as the cloud says. None where the cloud never made it, as far as is known."""
+        if self.started_at is None:
+            return None
+        if self.state == "gone":
+            return self.since - max(0.0, (self.gone_at or self.started_at) - self.started_at), self.since
+        return self.intended_at, now
+
+
+class VmSpan(msgspec.Struct, frozen=True):
+    """How long a VM was there that its intent had been given up for: written to the row of that intent, which is gone
+    and knows no other VM. `ended_at` None: it is there still."""
+
+    vm_no: int
+    cloud_id: str
+    started_at: float
+    ended_at: float | None = None
 
 
 class BootRow(msgspec.Struct):
@@ -176,6 +201,7 @@ class Writes(msgspec.Struct):
     attempts: dict[tuple[int, int], AttemptRow] = msgspec.field(default_factory=dict)
     workers: dict[str, WorkerRow] = msgspec.field(default_factory=dict)
     vms: dict[int, VmRow] = msgspec.field(default_factory=dict)
+    spans: dict[int, VmSpan] = msgspec.field(default_factory=dict)
     pools: dict[str, PoolRow] = msgspec.field(default_factory=dict)
     boots: dict[int, BootRow] = msgspec.field(default_factory=dict)
     pushes: list[PushAnswered] = msgspec.field(default_factory=list)
@@ -206,8 +232,8 @@ class Snapshot(msgspec.Struct):
 
     `tasks`: unfinished ones, and all init tasks of runs that are not over; their `dependencies` name unfinished tasks
     only. `attempts`: those not over. `init_attempts`: ended attempts of init tasks on workers that are up or draining,
-    plus failed ones of unfinished runs. `past_vms`: the last of those that are gone, oldest first. `states`: task
-    counts per run and state, init tasks left out.
+    plus failed ones of unfinished runs. `past_vms`: the last of those that are gone, oldest first, and all whose
+    machine was there still. `states`: task counts per run and state, init tasks left out.
     """
 
     cluster_id: str

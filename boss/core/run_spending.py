@@ -73,11 +73,17 @@ class RunSpending:
     def begin(self, alive: Mapping[int, VmRow], now: float) -> None:
         """VMs and what they hold are known. What went by since an earlier boss reckoned last is reckoned now."""
         self._alive = alive
-        if not (self._hours_per_run or self._own) or self._fleet.follow is not None:
+        if not (self._hours_per_run or self._own):
+            for run_no in self._told.keys() | self._spent_s.keys():  # of budgets that an earlier boss had
+                self._forget_run(run_no)
+            self.exhausted = {}
+            return
+        if self._fleet.follow is not None:
             return
         self._fleet.follow = self._on_held
         for vm in alive.values():
-            self.on_made(vm, now)
+            if vm.started_at is not None:
+                self._accounts.setdefault(vm.vm_no, _Account(min(now, max(vm.intended_at, self._saved_at))))
         for worker in self._fleet.workers.values():
             account = self._accounts.get(worker.row.vm_no) if worker.row.vm_no is not None else None
             if account is not None:
@@ -85,8 +91,8 @@ class RunSpending:
 
     def on_made(self, vm: VmRow, now: float) -> None:
         """The cloud made it."""
-        if self._fleet.follow is not None and vm.started_at is not None:
-            self._accounts.setdefault(vm.vm_no, _Account(min(now, max(vm.started_at, self._saved_at))))
+        if self._fleet.follow is not None:
+            self._accounts.setdefault(vm.vm_no, _Account(now))
 
     def on_gone(self, vm_no: int, now: float) -> None:
         """The VM is no more."""

@@ -11,6 +11,8 @@ SAMPLES = 31
 """Run-times kept per kind of task: enough for a median that follows a change within a few dozen tasks."""
 UNKNOWN_S = 1.0
 """The guess for a kind of task that nobody described and that never ran."""
+KINDS_KEPT = 10_000
+"""Kinds of task that are remembered, those that ended something last: labels may be as many as runs."""
 SHORTEST_S = 0.0005
 """No process starts and ends in less."""
 
@@ -26,9 +28,10 @@ class Runtimes:
     def learn(self, node: Node, run_s: float) -> None:
         """A task of this kind took `run_s` seconds."""
         kind = _kind(node)
-        samples = self._samples.get(kind)
+        samples = self._samples.pop(kind, None)
         if samples is None:
-            samples = self._samples[kind] = deque(maxlen=SAMPLES)
+            samples = deque(maxlen=SAMPLES)
+        self._samples[kind] = samples  # the last one now
         samples.append(run_s)
         news = self._news.get(kind, 0) + 1
         # The median of few samples is cheap and matters; later once in SAMPLES outcomes is enough.
@@ -36,6 +39,8 @@ class Runtimes:
             self._medians[kind] = max(SHORTEST_S, statistics.median(samples))
             news = 0
         self._news[kind] = news
+        if len(self._samples) > KINDS_KEPT:
+            self._forget(next(iter(self._samples)))
 
     def guess_s(self, node: Node) -> float:
         """Seconds that a task like this one may take. What was seen is believed before what was said."""
@@ -52,8 +57,10 @@ class Runtimes:
     def forget_run(self, run_no: int) -> None:
         """A run was dropped."""
         for kind in [kind for kind in self._samples if isinstance(kind, tuple) and kind[0] == run_no]:
-            del self._samples[kind], self._medians[kind]
-            self._news.pop(kind, None)
+            self._forget(kind)
+
+    def _forget(self, kind: object) -> None:
+        del self._samples[kind], self._medians[kind], self._news[kind]
 
 
 def _kind(node: Node) -> object:

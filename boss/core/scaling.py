@@ -18,6 +18,7 @@ from boss.core.config import PoolConfig
 from boss.core.fleet import how_many
 from boss.core.graph import Shape
 from ecloud.tasks import Resources
+from ecloud.words import counted
 
 WORTH = 0.125
 """A VM is worth its boot where it has work for at least this share of the boot time. Measured (bench/scaling.py): with
@@ -182,7 +183,7 @@ class _Planning:
             _fill(room.free, demand.shape, taken)
             room.until_s += taken / slots * (demand.task_s or 0.0)
         if left > 0 and self._alive[name] >= pool.config.maximum:
-            self._note(f"pool {name} is at its maximum of {pool.config.maximum} VMs")
+            self._note(f"pool {name} is at its maximum of {counted(pool.config.maximum, 'VM')}")
         elif left > 0:
             limit = f"no more VMs of pool {name} just now: its limit of starts under way is reached"
             self._note(pool.room if pool.room_bounds else limit)

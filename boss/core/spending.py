@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -9,6 +10,8 @@ from boss.core.rows import VmRow
 
 DAY_S = 86_400.0
 HOUR_S = 3_600.0
+LOOK_EVERY_S = 1.0
+"""The sum is made anew this often at most: it is of all VMs of a day, and asked for with each batch."""
 
 
 class Spending:
@@ -20,22 +23,28 @@ class Spending:
     def __init__(self, hours_per_day: float) -> None:
         self._hours_per_day = hours_per_day
         self._past: deque[tuple[float, float]] = deque()
+        self._looked_at = -math.inf
+        self._hours = 0.0
 
     def remember(self, vm: VmRow) -> None:
         """A VM is gone. One that the cloud never made cost nothing."""
-        if self._hours_per_day and vm.started_at is not None and vm.gone_at is not None:
-            self._past.append((vm.started_at, vm.gone_at))
+        lived = vm.lived(vm.since)
+        if self._hours_per_day and lived is not None:
+            self._past.append(lived)
+            self._looked_at = -math.inf
 
     def hours(self, alive: Iterable[VmRow], now: float) -> float:
         """VM-hours of the last 24 hours."""
         while self._past and self._past[0][1] <= now - DAY_S:
             self._past.popleft()
-        lives = [*self._past, *((vm.started_at, now) for vm in alive if vm.started_at is not None)]
+        lives = [*self._past, *filter(None, (vm.lived(now) for vm in alive))]
         return sum(max(0.0, end - max(start, now - DAY_S)) for start, end in lives) / HOUR_S
 
     def exhausted(self, alive: Iterable[VmRow], now: float) -> str:
         """Why no VM may start for the budget's sake; empty where some may."""
-        if not self._hours_per_day or self.hours(alive, now) < self._hours_per_day:
+        if self._hours_per_day and now >= self._looked_at + LOOK_EVERY_S:
+            self._looked_at, self._hours = now, self.hours(alive, now)
+        if self._hours < self._hours_per_day or not self._hours_per_day:
             return ""
         return (
             f"the budget of {self._hours_per_day:g} VM-hours in 24 hours is used up (VM_HOURS_PER_DAY in settings.py)"

@@ -21,10 +21,11 @@ from boss.core.openings import COMING, Openings
 from boss.core.orphans import Orphans
 from boss.core.outbox import Outbox
 from boss.core.outlook import Outlook
-from boss.core.rows import PoolRow, VmRow
+from boss.core.rows import PoolRow, VmRow, VmSpan
 from boss.core.scaling import Plan, PoolNow, Situation, plan
 from boss.core.spending import Spending
 from boss.core.timers import Timers
+from ecloud.vm_life import ahead_s
 
 ASK_AGAIN_S = 15.0
 """An end that the cloud's list does not confirm is asked for again."""
@@ -76,7 +77,12 @@ class Vms:
         """All were ended by a person: none is started by itself until the boss's next start."""
 
     def load(self, rows: list[VmRow], past: list[VmRow], now: float) -> None:
-        """After a start: what is known, adopted again when the cloud's list shows it; what was learned from others."""
+        """After a start: what is known, adopted again when the cloud's list shows it; what was learned from others. Of
+        those that were given up the cloud may have had some still."""
+        for row in past:
+            if row.started_at is not None and row.gone_at is None:
+                span = VmSpan(row.vm_no, row.cloud_id, row.started_at)
+                self._orphans.remember(self._cloud_of(row.pool), span, row.pool in self.pools, now)
         for row in sorted([*past, *rows], key=lambda row: row.vm_no):
             if row.hello_at is not None and row.pool in self.health:
                 self.health[row.pool].learn(row.hello_at - row.intended_at)
@@ -136,6 +142,7 @@ class Vms:
         """Start what is missing for the work; let idle ones go."""
         if not self._config.pools:
             return
+        self.openings.look_for_room(self.alive.values(), now)
         self.openings.tell(self._closed_all(now), now)
         pools = self._pools_now(now)
         may_start = any(not pool.closed and pool.may_start and pool.alive < pool.config.maximum for pool in pools)
@@ -275,7 +282,7 @@ class Vms:
             return
         if vm.pool in self.health:
             self._wake_at(self.health[vm.pool].on_refused(cause, reason, retry_s, now), now)
-            self.openings.rooms[vm.pool].forget()
+            self.openings.rooms[vm.pool].on_refused(cause == "less")
         self._gone(vm, reason, now, cause=f"refused: {cause}"[:16])
 
     def on_listed(self, listed: VmsListed, now: float) -> None:
@@ -286,17 +293,24 @@ class Vms:
             self._list_no_later(now + self._config.list_vms_every_s)
         for vm_no in listed.starting & self._called_at.keys():
             self._called_at[vm_no] = now
+        gone = {vm_no: cloud_id for cloud_id, vm_no in listed.gone.items()}
         for vm in tuple(self.alive.values()):
             if vm.pool not in self.pools and vm.vm_no in listed.by_vm_no:
                 self._shown_by[vm.vm_no] = listed.pool
             if self._cloud_of(self._shown_by.get(vm.vm_no, vm.pool)) != cloud:
                 continue
             cloud_id = vm.cloud_id or listed.by_vm_no.get(vm.vm_no, "")
+            self._live_since(vm, listed.since.get(cloud_id))
             if cloud_id and not vm.cloud_id:
-                self._adopt(vm, cloud_id, listed.since.get(vm.vm_no, 0.0), now)
+                self.on_started(vm.vm_no, cloud_id, now)  # it was made, and the answer got lost
             elif vm.cloud_id and vm.cloud_id not in listed.alive:
-                self._on_vanished(vm, now)
-            elif not vm.cloud_id and now - self._called_at.get(vm.vm_no, now) > self._config.adoption_grace_s:
+                if listed.asked is None or vm.cloud_id in listed.asked:
+                    self._on_vanished(vm, listed.ended.get(vm.cloud_id), now)
+            elif not vm.cloud_id and vm.vm_no in gone:
+                self.on_started(vm.vm_no, gone[vm.vm_no], now)  # and was gone before anybody saw it
+                self._live_since(vm, listed.since.get(gone[vm.vm_no]))
+                self._on_vanished(vm, listed.ended.get(gone[vm.vm_no]), now)
+            elif not vm.cloud_id and self._is_lost(vm, now) and (listed.sought is None or vm.vm_no in listed.sought):
                 self._gone(vm, "the cloud has no VM of this intent", now, cause="unanswered")
             else:
                 self._on_seen(vm, *listed.seen.get(vm.vm_no, ("", "")), now)
@@ -316,19 +330,22 @@ class Vms:
         config = self.pools.get(pool)
         return config.cloud if config is not None and config.cloud else f"pool {pool}"
 
-    def _adopt(self, vm: VmRow, cloud_id: str, since: float, now: float) -> None:
-        """It was made, and the answer got lost. Its life began when the cloud says, by the cloud's clock."""
-        if since > 0:
-            self._replace(vm, started_at=max(vm.intended_at, min(since, now)))
-        self.on_started(vm.vm_no, cloud_id, now)
+    def _is_lost(self, vm: VmRow, now: float) -> bool:
+        """Whether the call for it ended so long ago that its VM would be there."""
+        return now - self._called_at.get(vm.vm_no, now) > self._config.adoption_grace_s
 
-    def _on_vanished(self, vm: VmRow, now: float) -> None:
+    def _live_since(self, vm: VmRow, since: float | None) -> None:
+        """Its life begins when its cloud says, by the cloud's clock; until that says so, when we heard of it."""
+        if since is not None and vm.started_at != since:
+            self._replace(vm, started_at=since)
+
+    def _on_vanished(self, vm: VmRow, ended: float | None, now: float) -> None:
         worker = self._fleet.workers.get(vm.worker)
         if worker is not None:
             self._duty.remove(worker, "gone", "its VM is gone", now)
         if vm.state in COMING:
             self._boot_failed(vm, "the VM vanished", "vanished", now)
-        self._gone(vm, vm.reason if vm.state == "ending" else "the VM vanished", now)
+        self._gone(vm, vm.reason if vm.state == "ending" else "the VM vanished", now, ended=ended)
 
     def _on_seen(self, vm: VmRow, state: str, text: str, now: float) -> None:
         """The cloud says more of it than that it is there."""
@@ -397,12 +414,16 @@ class Vms:
             return  # it was brought forward
         self._list_at = None
         known: dict[str, dict[str, int]] = {}
+        lost: dict[str, set[int]] = {}
         for vm in self.alive.values():
+            cloud = self._cloud_of(self._shown_by.get(vm.vm_no, vm.pool))
             if vm.cloud_id:
-                cloud = self._cloud_of(self._shown_by.get(vm.vm_no, vm.pool))
                 known.setdefault(cloud, {})[vm.cloud_id] = vm.vm_no
+            elif self._is_lost(vm, now):
+                lost.setdefault(cloud, set()).add(vm.vm_no)
         for cloud, pool in {self._cloud_of(pool): pool for pool in self.pools}.items():
-            self._outbox.call(ListVms(pool, known.get(cloud, {})))
+            asked = self._orphans.known(cloud) | known.get(cloud, {})
+            self._outbox.call(ListVms(pool, asked, frozenset(lost.get(cloud, ()))))
         busy = self.alive or self._orphans.any
         self._list_no_later(now + (self._config.list_vms_every_s if busy else self._config.list_idle_every_s))
 
@@ -422,8 +443,12 @@ class Vms:
         self._write(vm)
         return vm
 
-    def _gone(self, vm: VmRow, reason: str, now: float, cause: str = "") -> None:
-        self._replace(vm, state="gone", reason=reason, since=now, gone_at=now, cause=cause or vm.cause)
+    def _gone(self, vm: VmRow, reason: str, now: float, cause: str = "", ended: float | None = None) -> None:
+        """`ended`: when, by its cloud's clock, where that says so."""
+        gone_at = ended
+        if gone_at is None:  # by the same clock as its beginning
+            gone_at = now + (ahead_s(vm.intended_at, vm.started_at, now) if vm.started_at is not None else 0.0)
+        self._replace(vm, state="gone", reason=reason, since=now, gone_at=gone_at, cause=cause or vm.cause)
         self.spending.remember(vm)
         self._outlook.run_spending.on_gone(vm.vm_no, now)
         self.boots.forget(vm.vm_no)

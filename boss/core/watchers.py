@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from boss.core.config import BossConfig
 from boss.core.fleet import Fleet, Worker
 from boss.core.outbox import Conversation, Outbox
 from boss.core.taskbook import Run, TaskBook
 from boss.core.timers import Timers
+from ecloud.holdings import Moving
 from ecloud.tasks import TaskState
-from ecloud.wire import Moving, RunChanged
+from ecloud.wire import RunChanged
 
 RUNNING_NAMED = 8
 """Running tasks named in one `RunChanged`."""
+SUMMED = ("fetching", "storing", "bytes", "moved_bytes", "bytes_per_s")
+MAX_COUNT = 2**53
+"""No worker moves more of anything, and sums of it stay exact."""
+MAX_SINCE_S = 1e8
+TASKS_NAMED = 16
+"""Tasks of one worker whose files move, as they are kept: a worker has fewer threads for it."""
 
 
 class Watchers:
@@ -94,19 +103,28 @@ class Watchers:
             moving=self._moving(run_no),
         )
 
-    def on_moving(self, worker: Worker, moving: Moving | None) -> None:
-        """A heartbeat tells what the worker moves."""
-        if moving or worker.moving:
-            worker.moving = moving
+    def on_moving(self, worker: Worker, moving: Moving | None, now: float) -> None:
+        """The worker tells what it moves."""
+        if moving or worker.row.moving:
+            told = None if moving is None else bounded(moving)
+            worker.row = msgspec.structs.replace(worker.row, moving=told, moving_at=now)
+            self._outbox.writes.workers[worker.name] = worker.row
             self._book.changed_runs.update(attempt.run_no for attempt in worker.held.values())
 
     def _moving(self, run_no: int) -> Moving | None:
         """The sum of what workers move that hold something of this run."""
         told = [
-            worker.moving
+            worker.row.moving
             for worker in self._fleet.workers.values()
-            if worker.moving and any(attempt.run_no == run_no for attempt in worker.held.values())
+            if worker.row.moving and any(attempt.run_no == run_no for attempt in worker.held.values())
         ]
         if not told:
             return None
-        return Moving(*(sum(getattr(moving, name) for moving in told) for name in Moving.__struct_fields__))
+        return Moving(*(sum(getattr(moving, name) for moving in told) for name in SUMMED))
+
+
+def bounded(moving: Moving) -> Moving:
+    """As it is believed and kept, whatever the worker said."""
+    counts = {name: min(max(0, getattr(moving, name)), MAX_COUNT) for name in SUMMED}
+    since_s = moving.since_s if 0.0 <= moving.since_s <= MAX_SINCE_S else 0.0
+    return Moving(**counts, tasks=moving.tasks[:TASKS_NAMED], since_s=since_s)

@@ -279,7 +279,9 @@ def test_the_doctor_looks_at_every_part(cluster: Doors) -> None:
 
 
 def test_the_doctor_says_what_is_wrong(doors: Doors) -> None:
-    assert "ok" in doors.admin("doctor", code=3).out
+    first = doors.admin("doctor", code=3).out
+    assert "datastore is made by the boss" in first
+    assert not (doors.place / "home").exists(), "looking makes nothing"
     settings = doors.place / "no-settings.py"
     for line, part in (
         ("DATABASE_URL = 'mysql://u:secret@127.0.0.1:1/x'", "127.0.0.1:1"),

@@ -146,6 +146,26 @@ def test_what_is_wrong_with_a_cloud_is_one_sentence(
     assert len(finding["text"]) < 400
 
 
+def test_what_a_cloud_refuses_is_said_where_it_is_asked_for(
+    daemons: Callable[..., Daemon], double: OpenNebula, tmp_path: Path
+) -> None:
+    double.add_template('NAME="bad network"\nCPU="1"\nMEMORY="512"\nNIC=[NETWORK_ID="77"]\nCONTEXT=[NETWORK="YES"]')
+    double.alice.quota["VMS"] = "1"
+    values = settings(double)
+    lost = {**values["POOLS"][0], "name": "lost", "template": "bad network"}
+    doors = Doors(tmp_path / "place", daemons(**{**values, "POOLS": (*values["POOLS"], lost)}).start())
+    wrong = doors.admin("instantiate_worker", "--pool", "lost", code=3)
+    assert "1 VM was refused: template bad network (1) names network 77, which is not there; mend it" in words(wrong)
+    again = doors.admin("instantiate_worker", "--pool", "lost", code=None)
+    assert "1 asked for in pool lost; template bad network (1) names network 77" in words(again)
+    some = doors.admin("instantiate_worker", 2)
+    assert "2 asked for in pool big" in some.out
+    assert "1 VM was refused: the cloud at" in words(some)
+    assert "limit of 1 reached" in words(some)
+    doors.admin("stop", "--vms")
+    assert double.alive == []
+
+
 class Told(Doors):
     """Doors with an environment that is given."""
 

@@ -157,6 +157,12 @@ def test_files_are_uploaded_first(doors: Doors) -> None:
     assert (doors.place / "ecloud-data" / "out").read_text() == "42"
 
 
+def test_a_directory_that_is_not_there_is_told_before_anything_else(doors: Doors) -> None:
+    """No boss runs here, and none is asked for."""
+    tasks = doors.write("t.json", [{"id": "a", "commands": "true"}])
+    assert "--upload nodir: there is no such directory" in doors.push(tasks, "--upload", "nodir", code=2).err
+
+
 def test_a_datastore_is_not_uploaded_into_itself(doors: Doors) -> None:
     tasks = doors.write("t.json", [{"id": "a", "commands": "echo 42 > out", "results": ["out"]}])
     for _ in range(2):

@@ -126,4 +126,7 @@ def test_a_datastore_that_does_not_let_us_in_is_one_sentence_and_the_boss_works(
     assert "authorise" in words(done)
     assert "the boss runs" in done.out
     assert hosted.admin("status", "--json").json["boss"]["leads"]
+    context = hosted.admin("show_context", "--json").json
+    assert "DATASTORE_TEMPLATE (files) is not set yet" in context["datastore_machine"]
+    assert "datastore_address" not in context
     wait_until(lambda: len(double.alive) == 2)

@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cutting_proxy import CuttingProxy
@@ -36,14 +37,21 @@ def far(own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Itera
 
 
 @pytest.fixture
+def far_and_bare(own_bare_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Iterator[Far]:
+    yield from made(own_bare_sshd, daemons, tmp_path, workers=1)
+
+
+@pytest.fixture
 def far_of_five(own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Iterator[Far]:
     yield from made(own_sshd, daemons, tmp_path, workers=5)
 
 
-def made(own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path, workers: int) -> Iterator[Far]:
+def made(
+    own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path, workers: int, **settings: float
+) -> Iterator[Far]:
     """With one lane for all workers."""
     pools = [{"name": "local", "cloud": "local", "minimum": workers, "maximum": workers, "cpus": 4}]
-    daemon = daemons(POOLS=pools, TRANSFER_LANES=1, HEARTBEAT_S=0.5).start()
+    daemon = daemons(POOLS=pools, **{"TRANSFER_LANES": 1, "HEARTBEAT_S": 0.5, **settings}).start()
     with own_sshd.authorized_keys.open("a") as file:
         file.write(public_line(boss_key(daemon.home)) + "\n")
     root = tmp_path / "root"
@@ -66,10 +74,29 @@ def test_an_input_of_a_hundred_tasks_leaves_the_datastore_once_for_their_worker(
     shown = far.doors.admin("show_task", "t99").out
     assert "fetching 5 MB in" in shown
     assert "5 MB of it were there already" in shown
-    (transfer,) = far.doors.admin("status", "--json").json["transfers"]
-    (worker,) = far.doors.admin("show_workers", "--json").json
-    assert transfer["worker"] == worker["worker"], "nobody waits: it keeps its lane"
-    assert "1 worker moves files over SSH now" in far.doors.admin("status").out
+    status = far.doors.admin("status", "--json").json
+    assert status["transfers_turns"] == 1, "nobody waits: it keeps its lane"
+    wait_until(lambda: not far.doors.admin("status", "--json").json["transfers"], what="nothing moves any more")
+    assert "transfers  nothing moves, 1 holds its turn over SSH" in far.doors.admin("status").out
+
+
+@pytest.fixture
+def far_and_quiet(own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Iterator[Far]:
+    """Heartbeats are further apart than anything takes here."""
+    yield from made(own_sshd, daemons, tmp_path, workers=1, HEARTBEAT_S=600, LEASE_S=6_000)
+
+
+def test_the_first_tasks_after_a_move_wait_for_no_heartbeat(far_and_quiet: Far, own_sshd: Sshd) -> None:
+    far = far_and_quiet
+    far.doors.push(far.doors.write("first.json", [{"id": "f", "commands": "true"}]), "--wait")
+    far.root = far.root.with_name("moved")
+    far.root.mkdir()
+    (far.root / "input").write_text("here")
+    far.doors.admin("set_datastore", str(own_sshd.address(far.root, far.proxy.port)))
+    task = {"id": "t", "commands": "cat in > out", "requirements": [["input", "in"]], "results": ["out"]}
+    far.doors.push(far.doors.write("t.json", [task]))
+    assert ended(far.doors, "t") == {"t": "succeeded"}
+    assert (far.root / "out").read_text() == "here"
 
 
 def test_a_missing_requirement_fails_at_once_and_names_who_should_have_made_it(far: Far) -> None:
@@ -142,7 +169,51 @@ def test_who_waits_sees_files_on_their_way(far: Far) -> None:
     assert "1 succeeded" in told
 
 
-def test_a_person_who_interrupts_goes_on_where_it_was(far: Far) -> None:
+def test_status_shows_what_moves_while_it_moves_and_not_a_moment_longer(far: Far) -> None:
+    (far.root / "input").write_bytes(os.urandom(SIZE))
+    commands = "wc -c < in > out; head -c 6000000 /dev/urandom > made; while ! test -e $GO; do sleep 0.1; done"
+    tasks = [
+        {"id": "t", "commands": commands, "requirements": [["input", "in"]], "results": ["out", "made"],
+         "env": {"GO": str(far.doors.place / "go")}},
+    ]  # fmt: skip
+    far.doors.push(far.doors.write("first.json", [{"id": "f", "commands": "true", "results": []}]), "--wait")
+    far.proxy.bytes_per_s = SIZE / 9
+    far.doors.push(far.doors.write("big.json", tasks))
+
+    def moving(what: str) -> dict[str, Any]:
+        """The transfer in progress, once part of it is done."""
+        shown: list[dict[str, Any]] = []
+
+        def begun() -> bool:
+            shown[:] = far.doors.admin("status", "--json").json["transfers"]
+            return any(transfer[what] and transfer["moved_bytes"] for transfer in shown)
+
+        wait_until(begun, 60, f"{what} is shown")
+        assert len(shown) == 1
+        return shown[0]
+
+    def rests() -> bool:
+        return not far.doors.admin("status", "--json").json["transfers"]
+
+    fetching = moving("fetching")
+    assert (fetching["tasks"], fetching["fetching"], fetching["storing"]) == (["big/t"], 1, 0)
+    assert fetching["bytes"] == SIZE
+    assert 0 < fetching["moved_bytes"] < SIZE
+    told = far.doors.admin("status").out
+    assert re.search(r"transfers  1 worker moves files, 1 holds its turn over SSH\n", told), told
+    assert re.search(r"\n  w\w+  fetching 1 file, .* of 5 MB, [^\n]*, for [^\n]*: big/t\n", told), told
+    wait_until(lambda: "running" in far.doors.admin("show_task", "t").out and rests(), 60, "its commands run")
+    (far.doors.place / "go").touch()
+    storing = moving("storing")
+    assert (storing["tasks"], storing["fetching"], storing["storing"]) == (["big/t"], 0, 2)
+    far.proxy.bytes_per_s = 0.0
+    assert ended(far.doors, "big") == {"t": "succeeded"}
+    wait_until(rests, 20, "nothing moves any more")
+
+
+@pytest.mark.parametrize("by", ["far", "far_and_bare"])
+def test_a_person_who_interrupts_goes_on_where_it_was(by: str, request: pytest.FixtureRequest) -> None:
+    far: Far = request.getfixturevalue(by)
     size = 24_000_000
     place = far.doors.place
     (place / "up").mkdir()
@@ -170,6 +241,40 @@ def test_a_person_who_interrupts_goes_on_where_it_was(far: Far) -> None:
     # The worker fetches it too; of the upload a quarter at least did not travel again.
     assert far.proxy.passed - before < 1.75 * size + SLACK
     assert (far.root / "large").read_bytes() == (place / "up/large").read_bytes()
+
+
+@pytest.mark.parametrize("by", ["far", "far_and_bare"])
+def test_a_person_who_interrupts_a_get_goes_on_where_it_was(by: str, request: pytest.FixtureRequest) -> None:
+    far: Far = request.getfixturevalue(by)
+    size, files = 1_000_000, 20
+    (far.root / "out").mkdir()
+    for number in range(files):
+        (far.root / f"out/{number:02}").write_bytes(os.urandom(size))
+    place, before = far.doors.place, far.proxy.passed
+    far.proxy.bytes_per_s = files * size / 4
+    getting = far.doors.begin("admin.py", "get", "out", "here")
+    wait_until(lambda: far.proxy.passed - before > 0.6 * files * size, what="more than half of it is here")
+    getting.send_signal(signal.SIGINT)
+    told = getting.communicate(timeout=60)[0].decode()
+    assert getting.returncode == 130
+    assert "interrupted: what arrived is kept beside it as .*.part: get it again and it goes on there" in told
+    assert not (place / "here").exists()
+    far.proxy.bytes_per_s, before = 0.0, far.proxy.passed
+    far.doors.admin("get", "out", "here")
+    assert far.proxy.passed - before < 0.6 * files * size + SLACK
+    for path in (far.root / "out").iterdir():
+        assert (place / "here" / path.name).read_bytes() == path.read_bytes()
+    assert list(place.glob(".*.part")) == []
+
+
+def test_a_get_of_all_results_goes_on_with_those_that_lack(far: Far) -> None:
+    task = {"id": "t", "commands": "echo 1 > a; echo 2 > b", "results": [["a", "out/a"], ["b", "out/b"]]}
+    far.doors.push(far.doors.write("t.json", [task]), "--wait")
+    (far.doors.place / "here").mkdir()
+    far.doors.admin("get", "out/a", "here")
+    assert far.doors.admin("get", "--task", "t", "here").out.split() == ["here/a", "here/b"]
+    (far.doors.place / "here/b").write_text("mine, and longer")
+    assert "here/b exists" in far.doors.admin("get", "--task", "t", "here", code=2).err
 
 
 def test_a_file_is_put_into_a_directory_and_not_in_its_place(far: Far) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -97,7 +98,7 @@ def order(vm_no: int) -> VmOrder:
 
 
 def listed(cloud: Provider) -> dict[int, str]:
-    return {vm.vm_no: vm.cloud_id for vm in cloud.list()}
+    return {vm.vm_no: vm.cloud_id for vm in cloud.list() if vm.state is not VmState.GONE}
 
 
 def end(cloud: Provider, cloud_id: str) -> None:
@@ -181,10 +182,39 @@ def test_an_ended_vm_leaves_the_list_and_so_does_its_agent(cloud: Provider, kind
     assert kind.agents(cloud_id) == []
 
 
-def test_one_that_was_known_and_is_gone_is_not_listed_and_one_that_lives_is_listed_once(cloud: Provider) -> None:
-    gone, lives = cloud.start(order(1)), cloud.start(order(2))
+def test_one_that_was_known_and_is_gone_is_told_with_its_times_as_long_as_it_is_asked_about(cloud: Provider) -> None:
+    asked_at = time.time()
+    ids = {cloud.start(order(vm_no)): vm_no for vm_no in (1, 2)}
+    gone, lives = ids
+    since = {vm.cloud_id: vm.since for vm in cloud.list(ids)}
     end(cloud, gone)
-    assert [(vm.vm_no, vm.cloud_id) for vm in cloud.list({gone: 1, lives: 2})] == [(2, lives)]
+    for _ in range(3):
+        told = {vm.cloud_id: vm for vm in cloud.list(ids)}
+        assert told.keys() == ids.keys()
+        assert (told[gone].vm_no, told[gone].state, told[gone].since) == (1, VmState.GONE, since[gone])
+        assert math.floor(asked_at) <= told[gone].since <= told[gone].ended <= time.time()
+        assert (told[lives].since, told[lives].ended) == (since[lives], 0.0)
+        assert told[lives].state is not VmState.GONE
+
+
+def test_one_that_was_gone_while_no_boss_was_there_is_told_with_its_times(cloud: Provider, kind: Kind) -> None:
+    cloud_id = cloud.start(order(1))
+    (since,) = [vm.since for vm in cloud.list({cloud_id: 1})]
+    end(cloud, cloud_id)
+    ended_before = time.time()
+    (told,) = kind.provider("one").list({cloud_id: 1})
+    assert (told.vm_no, told.state, told.since) == (1, VmState.GONE, since)
+    assert since <= told.ended <= ended_before
+
+
+def test_one_that_was_made_and_gone_before_anybody_saw_it_is_told_to_who_looks_for_it(
+    cloud: Provider, kind: Kind
+) -> None:
+    cloud_id = cloud.start(order(3))
+    cloud.end_all(30)
+    told = [vm for vm in kind.provider("one").list(lost=(3, 4)) if vm.state is VmState.GONE]
+    assert [(vm.vm_no, vm.cloud_id) for vm in told] == [(3, cloud_id)]
+    assert 0.0 < told[0].since <= told[0].ended
 
 
 def test_a_vm_may_be_ended_before_it_is_up(cloud: Provider) -> None:

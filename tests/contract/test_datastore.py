@@ -17,12 +17,15 @@ from pathlib import Path
 import pytest
 
 from datastore.directory import DirectoryDatastore
+from datastore.fabric_carrier import by_fabric
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Promotion, Publisher
 
 MAKERS: dict[str, Callable[[Path, pytest.FixtureRequest], Publisher]] = {
     "directory": lambda root, request: DirectoryDatastore(root).make(),
     "ssh": lambda root, request: request.getfixturevalue("sshd").boss(root),
+    "ssh by fabric": lambda root, request: request.getfixturevalue("sshd").boss(root, carry=by_fabric),
     "sftp": lambda root, request: request.getfixturevalue("bare_sshd").boss_by_sftp(root),
+    "sftp by fabric": lambda root, request: request.getfixturevalue("bare_sshd").boss_by_sftp(root, carry=by_fabric),
     "sftp alone": lambda root, request: request.getfixturevalue("sftp_sshd").boss_by_sftp(root),
 }
 STAGE = "w1/7-1"

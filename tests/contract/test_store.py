@@ -22,6 +22,7 @@ from boss.core.rows import (
     TaskRow,
     TaskStored,
     VmRow,
+    VmSpan,
     WorkerRow,
     Writes,
 )
@@ -228,8 +229,9 @@ def test_workers_and_vms_come_back_as_they_went_while_they_live(store: AnyStore)
 
 
 def test_machines_that_were_gone_long_ago_are_forgotten_and_no_other(store: AnyStore) -> None:
-    vm = VmRow(1, "local", "gone", NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", gone_at=NOW)
-    later = msgspec.structs.replace(vm, vm_no=2, gone_at=NOW + 9)
+    # By the boss's clock, whatever the cloud's said.
+    vm = VmRow(1, "local", "gone", NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", gone_at=NOW + 3_600)
+    later = msgspec.structs.replace(vm, vm_no=2, since=NOW + 9)
     alive = msgspec.structs.replace(vm, vm_no=3, state="ending", gone_at=None)
     worker = WorkerRow("w1", "vm-1", "up", NOW, NOW, Hello("n", "worker"), 3)
     write(
@@ -243,6 +245,21 @@ def test_machines_that_were_gone_long_ago_are_forgotten_and_no_other(store: AnyS
     assert (snapshot.past_vms, snapshot.vms, snapshot.next_vm_no) == ([later], [alive], 4)
     assert [row.vm_no for row in snapshot.boots] == [3]
     assert [row.worker for row in snapshot.workers] == ["w1"]
+
+
+def test_the_life_of_a_vm_that_was_given_up_is_told_later_and_of_no_other_vm(store: AnyStore) -> None:
+    given_up = VmRow(1, "local", "gone", NOW, {"cpus": 1.0}, "nonce", gone_at=NOW, cause="unanswered")
+    other = msgspec.structs.replace(given_up, vm_no=2, cloud_id="c-2", started_at=NOW - 9)
+    alive = msgspec.structs.replace(given_up, vm_no=3, state="intended", gone_at=None)
+    write(store, vms={1: given_up, 2: other, 3: alive})
+    write(store, spans={no: VmSpan(no, "c-1", NOW - 60) for no in (1, 2, 3, 4)})
+    seen = msgspec.structs.replace(given_up, cloud_id="c-1", started_at=NOW - 60, gone_at=None)
+    assert (store.load().past_vms, store.load().vms) == ([seen, other], [alive])
+    write(store, spans={1: VmSpan(1, "c-1", NOW - 61, NOW + 4)})
+    assert store.load().past_vms == [
+        msgspec.structs.replace(seen, started_at=NOW - 61, gone_at=NOW + 4),
+        other,
+    ]
 
 
 def test_runs_pushes_context_and_keys_come_back(store: AnyStore) -> None:

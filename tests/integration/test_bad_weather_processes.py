@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import signal
 import time
 from pathlib import Path
@@ -68,3 +70,30 @@ def test_a_worker_frozen_in_the_middle_of_its_upload(weather: Weather) -> None:
     weather.ends(after, *(f"after{number}" for number in range(8)))
     weather.is_whole(run, "slow", lines)
     wait_until(lambda: not staged(weather), PATIENCE_S, f"what it staged in vain is swept: {staged(weather)}")
+
+
+def test_a_worker_killed_while_it_fetches_a_directory(weather: Weather) -> None:
+    """Started again, it goes on with the files that are whole and the one that is not."""
+    size, files = 1_000_000, 30
+    inputs = weather.root / "inputs"
+    inputs.mkdir()
+    for number in range(files):
+        (inputs / f"{number:02}").write_bytes(os.urandom(size))
+    weather.kill_agent(1)
+    wait_until(lambda: len(weather.workers()) == 1, PATIENCE_S, "one worker is left")
+    weather.proxy.bytes_per_s, before = 10e6, weather.proxy.passed
+    uses = {"id": "uses", "commands": "cat in/* | sha256sum > out", "requirements": [["inputs", "in"]]}
+    run = weather.begin({**uses, "results": [["out", "sums"]], "retries": 0})
+    wait_until(
+        lambda: weather.proxy.passed - before > 0.6 * files * size, PATIENCE_S, "more than half of it has passed"
+    )
+    weather.kill_agent(0)
+    weather.proxy.bytes_per_s, before = 0.0, weather.proxy.passed
+    weather.start_agent(0)
+    weather.is_over(run, 1)
+    assert task(weather.engine, "uses", run).retries_used == 0
+    assert weather.proxy.passed - before < 0.7 * files * size, "what was whole travelled again"
+    whole = hashlib.sha256(b"".join((inputs / f"{number:02}").read_bytes() for number in range(files)))
+    assert (weather.root / "sums").read_text().split()[0] == whole.hexdigest()
+    weather.start_agent(1)
+    wait_until(lambda: len(weather.workers()) == 2, PATIENCE_S, "both are on duty again")

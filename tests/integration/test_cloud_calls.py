@@ -148,13 +148,27 @@ def test_a_list_says_which_starts_are_still_under_way(desk: Desk) -> None:
     listed = desk.next()
     assert isinstance(listed, VmsListed)
     assert (listed.by_vm_no, listed.starting) == ({1: "0"}, frozenset({1}))
-    assert listed.since[1] >= desk.double.vms[0].made_at
+    assert listed.since["0"] == desk.double.vms[0].made_at
     desk.double.let_go.set()
     assert desk.next() == VmStarted(1, "0")
     desk.calls.make(ListVms("big"))
     listed = desk.next()
     assert isinstance(listed, VmsListed)
     assert listed.starting == frozenset()
+
+
+def test_a_list_tells_of_those_that_it_was_asked_about_when_they_were_gone(desk: Desk) -> None:
+    for vm_no, cloud_id in ((1, "0"), (2, "1")):
+        desk.start(vm_no)
+        assert desk.next() == VmStarted(vm_no, cloud_id)
+    gone = desk.double.vms[0]
+    desk.double.vanish(gone)
+    desk.calls.make(ListVms("big", {"0": 1, "1": 2}, frozenset({7})))
+    listed = desk.next()
+    assert isinstance(listed, VmsListed)
+    assert (listed.alive, listed.by_vm_no, listed.gone) == (frozenset({"1"}), {2: "1"}, {"0": 1})
+    assert (listed.since["0"], listed.ended) == (gone.made_at, {"0": gone.ended_at})
+    assert (listed.asked, listed.sought) == (frozenset({"0", "1"}), frozenset({7}))
 
 
 def test_a_deposed_boss_makes_no_call_that_was_queued(desk: Desk) -> None:

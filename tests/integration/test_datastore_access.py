@@ -33,9 +33,12 @@ class Signing:
         self.home = Home(directory / "home")
         self.root = directory / "root"
         self.root.mkdir()
+        self.ahead = directory / "ahead"
+        self.ahead.write_text(str(ahead_s))
         gate = directory / "gate.py"
         gate.write_text(
-            f"import time\nreal = time.time\ntime.time = lambda: real() + {ahead_s}\n"
+            f"import time\nreal = time.time\n"
+            f"time.time = lambda: real() + float(open({str(self.ahead)!r}).read())\n"
             f"exec(compile(open({str(GATE)!r}).read(), 'gate', 'exec'))\n"
         )
         self.storage = Storage(self.home, CLUSTER)
@@ -111,6 +114,25 @@ def test_while_it_is_away_access_is_granted_for_a_short_time_and_then_by_its_clo
     worker.close()
     signing.sshd.stop()  # once known, it is remembered
     assert signing.storage.sign("w2", signing.public)[1] == LIVES_S
+
+
+@pytest.mark.parametrize("signing", [0.0], indirect=True)
+def test_a_clock_that_was_set_is_looked_at_anew_when_access_is_refused(
+    signing: Signing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends_in_s(refused: bool) -> float:
+        return signing.valid(signing.storage.sign("w1", signing.public, refused)[0])[1]
+
+    assert ends_in_s(refused=False) == pytest.approx(LIVES_S, abs=300)
+    signing.ahead.write_text(str(5 * HOUR_S))
+    assert ends_in_s(refused=False) == pytest.approx(LIVES_S, abs=300), "nothing says so yet"
+    assert ends_in_s(refused=True) == pytest.approx(5 * HOUR_S + LIVES_S, abs=300)
+    assert ends_in_s(refused=False) == pytest.approx(5 * HOUR_S + LIVES_S, abs=300)
+    # Whoever is refused for another reason does not make the boss connect again and again.
+    signing.ahead.write_text("0")
+    assert ends_in_s(refused=True) == pytest.approx(5 * HOUR_S + LIVES_S, abs=300)
+    monkeypatch.setattr(signing.storage._clock, "_anew_at_s", 0.0)
+    assert ends_in_s(refused=True) == pytest.approx(LIVES_S, abs=300)
 
 
 @pytest.mark.parametrize("signing", [0.0], indirect=True)

@@ -15,9 +15,10 @@ from services import HOST
 from sshd import Sshd
 
 from datastore import installing, keys
+from datastore.fabric_carrier import by_fabric
 from datastore.port import DatastoreAway, Promotion
-from datastore.sftp import SftpDatastore, sftp_command
-from datastore.ssh import Access, ssh_command
+from datastore.sftp import SftpDatastore
+from datastore.ssh import Access, Carry, by_process, sftp_command, ssh_command
 
 MB = 1 << 20
 STAGE = "w1/1-1"
@@ -125,20 +126,24 @@ def test_a_name_that_is_no_utf_8_is_a_name(bare_sshd: Sshd, root: Path, local: P
     assert os.listdir(os.fsencode(local / "tree")) == [b"\xff\xfe"]
 
 
-def test_a_server_that_goes_silent_is_told(bare_sshd: Sshd, root: Path, local: Path) -> None:
+@pytest.mark.parametrize("carry", [by_fabric, by_process])
+def test_a_server_that_goes_silent_is_told(bare_sshd: Sshd, root: Path, local: Path, carry: Carry) -> None:
     with CuttingProxy(bare_sshd.port, stall_after=300_000) as proxy:
-        boss = bare_sshd.boss_by_sftp(root, proxy.port, stall_s=0.5, patience_s=30)
+        boss = bare_sshd.boss_by_sftp(root, proxy.port, stall_s=1.0, patience_s=30, carry=carry)
         boss.put(big_file(local / "a", 600_000), "a")
         assert proxy.connections >= 2
         proxy.hold()
-        boss = bare_sshd.boss_by_sftp(root, proxy.port, stall_s=0.3, patience_s=0.3)
+        boss = bare_sshd.boss_by_sftp(root, proxy.port, stall_s=0.3, patience_s=0.3, carry=carry)
         with pytest.raises(DatastoreAway, match="stalled"):
             boss.listing()
         boss.close()
 
 
-def test_a_machine_that_is_gone_is_away_and_another_host_key_is_refused(own_bare_sshd: Sshd, root: Path) -> None:
-    boss = own_bare_sshd.boss_by_sftp(root, patience_s=0.3)
+@pytest.mark.parametrize("carry", [by_fabric, by_process])
+def test_a_machine_that_is_gone_is_away_and_another_host_key_is_refused(
+    own_bare_sshd: Sshd, root: Path, carry: Carry
+) -> None:
+    boss = own_bare_sshd.boss_by_sftp(root, patience_s=0.3, carry=carry)
     boss.stat(["a"])
     own_bare_sshd.stop()
     with pytest.raises(DatastoreAway):

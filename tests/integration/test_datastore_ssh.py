@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -280,36 +279,6 @@ def test_a_download_goes_on_when_sshd_was_killed_and_is_back(
     assert os.listdir(local) == ["a"]
 
 
-def test_a_link_that_is_cut_again_and_again_brings_everything(own_sshd: Sshd, root: Path, local: Path) -> None:
-    path = big_file(local / "a", 50 * MB)
-    with CuttingProxy(own_sshd.port, cut_every=12 * MB) as proxy:
-        boss = own_sshd.boss(root, proxy.port, patience_s=60)
-        boss.put(path, "a")
-        before = proxy.connections
-        assert before > 3
-        boss.fetch("a", local / "b")
-        assert proxy.connections > before + 2
-        boss.close()
-    assert (local / "b").read_bytes() == path.read_bytes()
-
-
-@pytest.mark.parametrize("way", ["up", "down"])
-def test_a_link_that_stalls_is_made_anew(
-    own_sshd: Sshd, root: Path, local: Path, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("datastore.connection.SLOWEST", 100 * MB)
-    path = big_file((local if way == "up" else root) / "a", 20 * MB)
-    with CuttingProxy(own_sshd.port, stall_after=6 * MB) as proxy:
-        boss = own_sshd.boss(root, proxy.port, stall_s=1.0, patience_s=60)
-        if way == "up":
-            boss.put(path, "a")
-        else:
-            boss.fetch("a", local / "a")
-        assert proxy.stalled.is_set()
-        boss.close()
-    assert (local / "a").read_bytes() == (root / "a").read_bytes()
-
-
 def test_an_upload_that_was_given_up_goes_on_where_it_was(
     own_sshd: Sshd, root: Path, local: Path, pool: ThreadPoolExecutor
 ) -> None:
@@ -491,20 +460,6 @@ def test_setting_up_refuses_another_host_key(own_sshd: Sshd, root: Path, tmp_pat
         installing.install(own_sshd.address(root), tmp_path / "other", host_key, "line", str(tmp_path / "file"))
 
 
-def test_a_datastore_without_its_gate_says_what_to_do(own_sshd: Sshd, root: Path) -> None:
-    boss = own_sshd.boss(root, patience_s=60)
-    own_sshd.gate.unlink()
-    with pytest.raises(DatastoreAway, match="set_datastore"):
-        boss.listing()
-
-
-def test_a_shell_that_prints_at_login_does_no_harm(sshd: Sshd, root: Path) -> None:
-    command = f"echo Welcome to the machine; {gate_command('python3', str(sshd.gate), str(root))}"
-    boss = SshDatastore(sshd.address(root), Access(sshd.boss_key, sshd.known_hosts, None, command))
-    assert boss.listing() == []
-    boss.close()
-
-
 def test_the_gate_is_one_file_of_an_old_python() -> None:
     tree = ast.parse(GATE.read_text(), feature_version=(3, 6))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -537,14 +492,3 @@ def test_addresses_are_read(text: str, expected: SshAddress) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="datastore"):
         SshAddress.parse(text)
-
-
-def test_threads_do_not_wait_for_a_gate_that_never_speaks(sshd: Sshd, root: Path) -> None:
-    command = "exec sleep 600"
-    boss = SshDatastore(
-        sshd.address(root), Access(sshd.boss_key, sshd.known_hosts, None, command), stall_s=0.5, patience_s=0.5
-    )
-    with pytest.raises(DatastoreAway, match="stalled"):
-        boss.listing()
-    boss.close()
-    assert threading.active_count() < 50

@@ -21,12 +21,14 @@ from stranger import (
     worker_of,
 )
 
+from ecloud.holdings import HeldInput, Moving
 from ecloud.tasks import Cause, ManifestEntry, Outcome, Result, TaskDefinition
 from ecloud.wire import (
     AttemptName,
     Goodbye,
     Heartbeat,
     HeldAttempt,
+    MovingChanged,
     OutcomesStored,
     PushOptions,
     Refused,
@@ -40,6 +42,7 @@ from ecloud.wire import (
 
 INVITED = "invite-0badc0de"
 HUGE = 1e308
+ODD_MOVING = Moving(-1, 2**63 - 1, 2**63 - 1, -(2**63), 2**63 - 1, tuple(range(-5, 100_000)), HUGE)
 ODD_OFFERS: list[dict[str, float]] = [
     {},
     {"cpus": HUGE, "memory_mb": HUGE, "gpus": HUGE, ESCAPE: HUGE},
@@ -72,6 +75,10 @@ def test_outcomes_of_tasks_that_it_never_had_change_nothing(
                 liar.hello("worker", **odd_names(peer))
                 held = tuple(HeldAttempt(*name, ESCAPE) for name in names)
                 liar.say(Heartbeat(2**63 - 1, held, -1, -HUGE, HUGE, ESCAPE))
+                kept = tuple(HeldInput(f"{ESCAPE}{number}", 2**63 - number) for number in range(1, 100_000))
+                liar.say(Heartbeat(2**63 - 1, moving=ODD_MOVING, inputs=kept))
+                liar.say(MovingChanged(ODD_MOVING))
+                shows_no_escapes(Doors(tmp_path / "place", besieged).admin("status").text)
                 liar.say(TasksStarted(tuple(StartedAttempt(*name, -HUGE) for name in names)))
                 for cause in (Cause.SUCCESS, Cause.EXIT):
                     told = {"stdout": ESCAPE, "error": ESCAPE, "manifest": manifest, "run_s": -HUGE}

@@ -3,6 +3,7 @@ and the work is done. The boss, the agents and the guests' scripts are the real 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from opennebula_double import ACTIVE, BOOT, RUNNING, SHUTDOWN, OpenNebula
 from services import Daemon, wait_until, watch_to_the_end
 
 from ecloud.database import make_engine
+from ecloud.ledger import ledger
 from ecloud.tasks import TaskDefinition
 from ecloud.wire import PushOptions
 
@@ -43,6 +45,14 @@ class Life:
         finally:
             engine.dispose()
         return rows[0][0] if rows else None
+
+    def counted(self) -> list[float]:
+        """Seconds of each VM by the ledger."""
+        engine = make_engine(f"sqlite:///{self.daemon.home.database}")
+        try:
+            return [vm.life_s for vm in ledger(engine, now=time.time()).vms]
+        finally:
+            engine.dispose()
 
     def where(self, *states: int) -> bool:
         """Whether the cloud has a VM in that state."""
@@ -113,6 +123,8 @@ def live_through(life: Life, step: str) -> None:
     wait_until(lambda: life.vm == "gone", START_S, "the boss knows")
     assert life.ran() == ["begun", "done"]
     assert len(life.double.vms) == 1, "a second VM was asked for"
+    vm = life.double.vms[0]
+    assert life.counted() == [vm.ended_at - vm.made_at], "the ledger is the cloud's own list"
     guest = life.double.vms[0].guest
     assert guest is None or guest.processes() == {}
 

@@ -9,7 +9,7 @@ import queue
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -56,7 +56,7 @@ class NoVms(LocalCloud):
     def __init__(self) -> None:
         """It needs nothing."""
 
-    def list(self, known: Mapping[str, int] = {}) -> list[VmFound]:
+    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
         return []
 
 

@@ -563,8 +563,14 @@ def test_why_speaks_from_a_visit_to_a_vm_that_does_not_come_up(story: Cluster) -
     story.vm(1, "booting", boot_nonce="4-1")
     visit = Visit("ok", clock_s=90.2, python="3.9", vm="1", boot_nonce="4-1", log="one\ntwo: \udcff\n")
     steps = {"address": story.now - 80, "ssh": story.now - 70}
+    story.write(boots={1: BootRow(1, "10.0.0.7", "ssh-ed25519 AAAA", steps)})
+    assert story.why("vm/1").sentence == (
+        "VM 1 of pool local has been booting for 1 min 40 s; its last step: let us in by SSH 1 min 10 s ago; "
+        "no worker of it has reported for duty yet"
+    )
     story.write(boots={1: BootRow(1, "10.0.0.7", "ssh-ed25519 AAAA", steps, visit)})
     reasons = story.why("vm/1")
+    assert reasons.sentence.startswith("VM 1 of pool local has been booting for 1 min 40 s; its Python is 3.9; a")
     assert any("its Python is 3.9; a worker needs 3.10 or later" in layer for layer in reasons.layers)
     assert "its clock is 1 min 30 s ahead of the boss's" in reasons.layers
     assert "the last words of its start log: one | two: ?" in reasons.layers

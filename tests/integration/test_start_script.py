@@ -164,7 +164,7 @@ def test_code_that_was_copied_later_is_started_by_the_same_script(tmp_path: Path
     assert guest.agents() == {}
     copied = guest.root / "var/lib/ecloud/code"
     copied.symlink_to(ROOT)
-    guest.run(SCRIPT, ECLOUD_COPIED_CODE="/var/lib/ecloud/code")
+    guest.run(SCRIPT, ECLOUD_COPIED_CODE=str(copied))
     wait_until(guest.agents, what="an agent")
     assert (guest.root / "own").read_text() == "again\n"
     guest.end()

@@ -15,7 +15,9 @@ from boss.core.rows import AttemptRow, RunRow, TaskStored, WorkerRow, Writes
 from boss.store import Store
 from ecloud import queries
 from ecloud.explain import why
+from ecloud.holdings import Moving
 from ecloud.lookup import task
+from ecloud.moving import transfer_line
 from ecloud.tasks import AttemptState, Cause, Condition, Outcome, Requirement, Result, TaskDefinition, TaskState
 from ecloud.wire import Hello
 
@@ -78,12 +80,30 @@ def test_turns_are_shown(shelf: Shelf) -> None:
     running = AttemptRow(0, 1, 1, "w2", AttemptState.STARTED, shelf.now - 95, shelf.now - 94)
     shelf.task("t", TaskState.RUNNING, running)
     status = queries.status(shelf.engine)
-    assert [transfer.worker for transfer in status.transfers] == ["w1"]
-    assert status.transfers_waiting == 1
+    assert (status.transfers, status.transfers_turns, status.transfers_waiting) == ([], 1, 1), "nothing moves"
     reasons = why(shelf.engine, "t", "", (), shelf.now)
     assert any(
         "w2 has waited for its turn to move files" in layer and "1 worker has" in layer for layer in reasons.layers
     )
+
+
+def test_what_moves_is_shown_by_those_on_duty_alone(shelf: Shelf) -> None:
+    number = shelf.task("t", TaskState.RUNNING, AttemptRow(0, 1, 1, "w1", AttemptState.STARTED, shelf.now, shelf.now))
+    fetching = Moving(1, 0, 300_000_000, 120_000_000, 20_000_000, tasks=(number,), since_s=6.0)
+    shelf.worker("w1", moving=fetching, moving_at=shelf.now - 1, lane_since=shelf.now - 9)
+    shelf.worker(
+        "w2", moving=Moving(0, 40, 4_000, 1_000, tasks=(number, 77, 78, 79), since_s=60.0), moving_at=shelf.now - 30
+    )
+    shelf.worker("w3", moving=None, moving_at=shelf.now)
+    shelf.worker("w4", moving=fetching, moving_at=shelf.now)
+    shelf.write(workers={"w4": WorkerRow("w4", "client", "lost", 0.0, 0.0, Hello("n", "worker"), moving=fetching)})
+    status = queries.status(shelf.engine, shelf.now)
+    assert [transfer_line(transfer, shelf.now) for transfer in status.transfers] == [
+        "w2  storing 40 files, 1 of 4 kB, for 1 min: r/t, task 77 and 2 others (told 30 s ago)",
+        "w1  fetching 1 file, 120 of 300 MB, 20 MB/s, for 6 s: r/t",
+    ]
+    kept = {row.worker: (row.moving, row.moving_at) for row in shelf.store.load().workers}
+    assert kept["w1"] == (fetching, shelf.now - 1)
 
 
 def test_what_an_attempt_moved_is_kept(shelf: Shelf) -> None:

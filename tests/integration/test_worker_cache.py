@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +23,22 @@ from worker.cache import Cache, key_of
 SIZE = 3_000_000
 KEPT = 100_000
 """Bytes that are worth keeping."""
+FILES = 20
+REPOSITORY = Path(__file__).resolve().parents[2]
+_FETCHES = """
+import sys
+from pathlib import Path
+from datastore.ssh import Access, SshAddress, SshDatastore
+from worker.cache import Cache, key_of
+
+address, key, known_hosts, certificate, directory, limit_bytes, name = sys.argv[1:]
+store = SshDatastore(SshAddress.parse(address), Access(Path(key), Path(known_hosts), Path(certificate)))
+(top,) = store.stat([name])
+entries = [top, *store.listing(name, recursive=True)]
+cache = Cache(Path(directory) / "cache")
+cache.limit_bytes = int(limit_bytes)
+cache.fetch(key_of("here", entries), entries, Path(directory) / "a", lambda path: store.fetch(name, path))
+"""
 SLACK = 300_000
 """Bytes of handshakes and questions."""
 
@@ -58,6 +77,15 @@ class Bench:
         entries, target = self.entries(name), self.directory / to
         key = key_of("here", entries)
         return self.cache.fetch(key, entries, target, lambda path: self.store.fetch(name, path))
+
+    def begun_by_another_process(self, name: str, limit_bytes: int) -> subprocess.Popen[bytes]:
+        """The same as `fetch`, by a process that can be killed."""
+        access = self.store.access()
+        words = [
+            self.sshd.address(self.root, self.proxy.port), access.key, access.known_hosts, access.certificate,
+            self.directory, limit_bytes, name,
+        ]  # fmt: skip
+        return subprocess.Popen([sys.executable, "-c", _FETCHES, *map(str, words)], cwd=REPOSITORY)
 
     def read(self, to: str) -> bytes:
         return (self.directory / to).read_bytes()
@@ -189,6 +217,41 @@ def test_what_was_cut_off_goes_on_when_it_is_asked_for_again(bench: Bench, limit
     assert bench.read("b") == data
     assert not list((bench.directory / "cache").glob("new-*"))
     assert not (bench.directory / "a").exists()
+
+
+@pytest.mark.parametrize("limit_bytes", [1_000_000_000, 1_000_000], ids=["kept", "too large to be kept"])
+def test_a_directory_that_a_killed_worker_had_begun_goes_on_with_the_next_process(
+    bench: Bench, limit_bytes: int
+) -> None:
+    (bench.root / "tree").mkdir()
+    for number in range(FILES):
+        bench.put(f"tree/{number:02}", os.urandom(1_000_000))
+    bench.proxy.bytes_per_s = 30e6
+    fetching = bench.begun_by_another_process("tree", limit_bytes)
+    before = bench.proxy.passed
+    wait_until(lambda: bench.proxy.passed - before > FILES * 700_000, what="more than half of it is here")
+    fetching.kill()
+    fetching.wait(30)
+    bench.proxy.bytes_per_s, before = 0.0, bench.proxy.passed
+    assert bench.opened(limit_bytes).used_bytes > FILES * 400_000, "what is here counts"
+    bench.fetch("tree", "b")
+    assert bench.proxy.passed - before < FILES * 600_000 + SLACK
+    for number in range(FILES):
+        assert bench.read(f"b/{number:02}") == (bench.root / f"tree/{number:02}").read_bytes()
+    assert not list((bench.directory / "cache").glob("new-*"))
+
+
+def test_what_was_cut_off_long_ago_is_not_kept_over_a_start(bench: Bench) -> None:
+    for name, age_s in (("new-s-old", 2 * 86_400.0), ("new-s-fresh", 60.0)):
+        part = bench.directory / "cache" / name / ".x.part"
+        part.parent.mkdir()
+        part.write_bytes(bytes(KEPT))
+        os.utime(part, (time.time() - age_s, time.time() - age_s))
+    assert bench.opened().used_bytes == KEPT
+    assert os.listdir(bench.directory / "cache") == ["new-s-fresh"]
+    bench.cache.limit_bytes = KEPT // 2
+    bench.cache.shrink()
+    assert os.listdir(bench.directory / "cache") == []
 
 
 def test_what_was_cut_off_and_replaced_meanwhile_is_fetched_anew(bench: Bench) -> None:

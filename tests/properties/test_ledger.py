@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from boss.core.rows import VmRow
-from ecloud.vm_life import MICRO, PARTS, Ran, VmLife, divide, micros
+from ecloud.vm_life import MICRO, PARTS, Ran, VmLife, ahead_s, divide, micros
 from sim import books
+from sim.cloud import Cloud
+from sim.faults import Faults
 from sim.simulation import Simulation
 from sim.store import Tables
+from sim.world import World
 
 EPOCH = 1_700_000_000.0
 moments = st.floats(0.0, 5_000.0).map(lambda seconds: EPOCH + seconds)
 perhaps = st.none() | moments
 spans = st.floats(0.0, 3_000.0)
 attempts = st.builds(Ran, st.integers(1, 3), moments, perhaps, st.booleans(), spans, st.none() | spans)
-lives = st.builds(VmLife, st.just(1), st.just("p"), moments, perhaps, perhaps, perhaps)
+ahead = st.sampled_from((0.0, 3_600.0, -3_600.0, 0.3))
+lives = st.builds(VmLife, st.just(1), st.just("p"), moments, perhaps, perhaps, perhaps, ahead)
 
 
 @given(lives, st.lists(attempts, max_size=12), moments)
 def test_the_parts_are_the_life(vm: VmLife, ran: list[Ran], now: float) -> None:
     parts = divide(vm, ran, now).parts
-    end = vm.gone_at if vm.gone_at is not None else now
-    assert sum(parts.values()) == max(0, micros(end) - micros(vm.started_at))
+    end = micros(vm.gone_at) if vm.gone_at is not None else micros(now) + micros(vm.ahead_s)
+    assert sum(parts.values()) == max(0, end - micros(vm.started_at))
     assert set(parts) == set(PARTS)
     assert all(amount >= 0 for amount in parts.values())
 
@@ -61,6 +66,20 @@ def test_a_life_in_its_parts() -> None:
     assert in_seconds(division.runs[2]) == {"lost": 10.0, "idle": 50.0, "draining": 10.0}
 
 
+@pytest.mark.parametrize("off_s", [3_600.0, -3_600.0])
+def test_a_life_by_a_clock_that_is_an_hour_off_has_the_same_parts(off_s: float) -> None:
+    ran = [Ran(1, 170.0, 200.0), Ran(2, 240.0, 250.0, lost=True)]
+    right = VmLife(1, "p", 101.0, 160.0, 300.0, 310.0, ahead_s(100.0, 101.0, 160.0))
+    off = VmLife(1, "p", 100.0 + off_s, 160.0, 300.0, 309.0 + off_s, ahead_s(100.0, 100.0 + off_s, 160.0))
+    assert (right.ahead_s, off.ahead_s) == (0.0, off_s)
+    same = {"running": 30.0, "idle": 100.0, "lost": 10.0}
+    assert in_seconds(divide(right, ran, 999.0).parts) == {"booting": 59.0, **same, "draining": 10.0}
+    assert in_seconds(divide(off, ran, 999.0).parts) == {"booting": 60.0, **same, "draining": 9.0}
+    # While it is there its life goes on by that clock, too.
+    boots = VmLife(1, "p", 100.0 + off_s, ahead_s=ahead_s(100.0, 100.0 + off_s, 130.0))
+    assert in_seconds(divide(boots, [], 130.0).parts) == {"booting": 30.0}
+
+
 def test_fetching_and_storing_is_staging_where_nothing_else_runs() -> None:
     vm = VmLife(1, "p", started_at=100.0, hello_at=100.0)
     one = Ran(1, 100.0, 130.0, fetch_s=5.0, run_s=15.0)
@@ -92,7 +111,7 @@ def test_the_books_of_simulated_clusters_balance() -> None:
         world = Simulation(seed)
         result = world.run()
         assert not result.problem
-        assert list(books.wrong(world.tables)) == []
+        assert list(books.wrong(world.tables, world.cloud)) == []
         lives += sum(vm.started_at is not None for vm in world.tables.vms.values())
         ran += sum(worker.vm_no is not None for worker in world.tables.workers.values())
     assert lives > 10
@@ -100,6 +119,21 @@ def test_the_books_of_simulated_clusters_balance() -> None:
 
 
 def test_books_that_do_not_balance_are_found() -> None:
-    tables = Tables()
-    tables.vms[1] = VmRow(1, "p", "gone", 100.0, {}, "n", cloud_id="cloud-1")
-    assert list(books.wrong(tables)) == ["VM 1 was made by its cloud, and nobody knows when"]
+    world = World(1)
+    cloud, tables = Cloud(world, Faults(), lambda *_: lambda: None), Tables()
+    row = tables.vms[1] = VmRow(1, "p", "gone", 100.0, {}, "n", cloud_id="vm1")
+    assert list(books.wrong(tables, cloud)) == [
+        "VM 1 was made by its cloud, and nobody knows when",
+        "VM 1 is vm1, which its cloud never made",
+    ]
+    assert cloud.start(1, "p", {}, "n") == "vm1"
+    since = cloud.lives["vm1"].since
+    row.started_at, row.gone_at = float(since), None
+    assert list(books.wrong(tables, cloud)) == []
+    cloud.vanish("vm1")
+    (told,) = books.wrong(tables, cloud)
+    assert told.startswith(f"VM 1 lived from {since}.0 to None, by the cloud's own list Life(")
+    row.gone_at = float(since)
+    assert list(books.wrong(tables, cloud)) == []
+    del tables.vms[1]
+    assert list(books.wrong(tables, cloud)) == ["vm1 (intent 1) is in no row"]

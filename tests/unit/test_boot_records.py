@@ -80,6 +80,24 @@ def test_the_first_host_key_is_kept_whatever_is_shown_later() -> None:
     assert (visit.address, visit.host_key) == ("10.0.0.8", "ssh-ed25519 A")
 
 
+def test_of_another_vm_that_is_met_at_its_address_neither_key_nor_steps_are_taken() -> None:
+    boss = boss_of()
+    lists(boss)
+    answer(boss, Visit("ok", vm="7", boot_nonce="1-7"), ssh=1.0)
+    assert (row(boss).host_key, "ssh" in row(boss).steps) == ("", False)
+    assert row(boss).visit is not None, "why it is no worker yet is told from that"
+    answer(boss, Visit("ok", vm="1", boot_nonce=boss.store.vms[1].boot_nonce), host_key="ssh-ed25519 B", ssh=1.0)
+    assert (row(boss).host_key, "ssh" in row(boss).steps) == ("ssh-ed25519 B", True)
+
+
+def test_an_answer_from_an_address_that_it_has_no_more_is_not_taken_for_it() -> None:
+    boss = boss_of()
+    lists(boss)
+    lists(boss, "10.0.0.8")
+    answer(boss, Visit("ok"), ssh=1.0)
+    assert (row(boss).host_key, "ssh" in row(boss).steps) == ("", False)
+
+
 def test_a_vm_with_the_code_inside_is_visited_only_when_it_is_late() -> None:
     boss = boss_of(gets_code=False)
     lists(boss)

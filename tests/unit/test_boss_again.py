@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from boss_script import BossScript, task
+from boss_script import BossScript, Peer, task
 
 from boss.core.balance import MOST_EACH
 from ecloud import wire
-from ecloud.tasks import Cause
+from ecloud.tasks import Cause, Outcome
 
 
 @pytest.fixture
@@ -80,3 +80,50 @@ def test_no_more_is_asked_back_than_the_idle_ones_would_begin(script: BossScript
     script.worker("w2")
     script.wait(1.1)
     assert len(script.take(w1, wire.ReturnTasks).attempts) == MOST_EACH
+
+
+def test_what_a_newer_process_took_over_goes_on_through_a_restart_of_the_boss() -> None:
+    script = BossScript()
+    w1 = script.worker("w1", home="h")
+    script.push("r", task("a"))
+    script.started(w1, "a")
+    newer = script.peers["w2"] = Peer("w2", "worker")
+    newer.holds = {script.key("a"): "running"}
+    script.hello(newer, home="h", resources={"cpus": 1.0})
+    script.beats(newer)
+    script.start()
+    script.states(a="running")
+    script.hello(newer, home="h", resources={"cpus": 1.0})
+    script.beats(newer).nothing_else()
+    script.ended(newer, "a").states(a="succeeded")
+    assert script.key("a")[1] == 1
+
+
+def test_what_prepared_a_process_says_nothing_of_the_next_one_in_its_home() -> None:
+    script = BossScript()
+    script.worker("w1", home="h")
+    script.push("r", task("i", init=True), task("a"))
+    key = script.key("i", 1)
+    newer = script.peers["w2"] = Peer("w2", "worker")
+    newer.holds = {key: "ended"}
+    script.hello(newer, home="h", resources={"cpus": 1.0})
+    script.beats(newer)
+    script.hear(newer, wire.TasksEnded((Outcome(*key, Cause.SUCCESS),)))
+    given = [key for key, row in script.store.attempts.items() if row.worker == "w2" and key[0] == script.names["i"]]
+    assert given == [(script.names["i"], 2)]
+    assert script.boss.fleet.workers["w2"].inits == {script.names["i"]: "given"}
+
+
+def test_the_number_of_an_init_attempt_that_nobody_holds_is_not_given_twice() -> None:
+    """It is given, its task's row does not say so yet, and its worker is not there when a boss begins; nor another."""
+    script = BossScript()
+    script.worker("w1", home="h")
+    script.push("r", task("i", init=True), task("a"))
+    assert script.store.tasks[script.names["i"]].attempts == 0
+    script.store.workers["w1"].state = "gone"
+    script.start()
+    script.handle()
+    script.start()
+    script.worker("w2")
+    given = {row.number: row.worker for key, row in script.store.attempts.items() if key[0] == script.names["i"]}
+    assert given == {1: "w1", 2: "w2"}

@@ -9,9 +9,11 @@ from boss_script import BossScript, Peer, task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boss.core.inputs import BIG_BYTES, KEPT
+from boss.core.inputs import KEPT, SHARED_MOST
 from boss.core.placement import BEHIND
 from ecloud import wire
+from ecloud.holdings import BIG_INPUT_BYTES as BIG_BYTES
+from ecloud.holdings import INPUTS_TOLD, HeldInput
 from ecloud.tasks import Requirement, TaskDefinition
 
 
@@ -60,6 +62,21 @@ def test_small_inputs_change_no_order(script: BossScript) -> None:
     ends(script, w1, "a1", fetched=BIG_BYTES - 1).starts(w1, "b3")
 
 
+def test_inputs_of_unknown_size_keep_their_order_where_they_start_and_wait_where_they_are_fetched() -> None:
+    script = BossScript(ahead_s=1.0)
+    w1, w2 = script.worker("w1"), script.worker("w2")
+    ids = ["a1", "b1", "b2", "a2", "b3", "a3"]
+    script.push("r", *(needs(id, id[0], runtime_s=0.5) for id in ids))
+    script.starts(w1, "a1", "a2", "a3").starts(w2, "b1", "b2", "b3").nothing_else()
+
+
+def test_the_same_small_file_for_all_changes_nothing() -> None:
+    script = BossScript(ahead_s=1.0)
+    w1, w2 = script.worker("w1"), script.worker("w2")
+    script.push("r", *(needs(f"t{number}", "small", runtime_s=0.5) for number in range(4)))
+    script.starts(w1, "t0", "t2").starts(w2, "t1", "t3").nothing_else()
+
+
 def test_inputs_of_one_task_alone_are_not_remembered(script: BossScript) -> None:
     w1 = script.worker("w1")
     script.push("r", needs("a1", "own"), needs("a2", "other"))
@@ -86,7 +103,11 @@ def test_a_holder_that_is_drained_or_gone_is_passed_over(script: BossScript) -> 
     script.push("s", needs("a4", "a"), needs("a5", "a"))
     script.starts(w3, "a4")
     script.hear(w3, wire.Goodbye("its machine ends"))
-    assert all("w3" not in node.inputs.holders for node in script.boss.book.graph.nodes.values() if node.inputs)
+    assert not any(
+        "w3" in part.holders
+        for node in script.boss.book.graph.nodes.values()
+        for part in (node.inputs.parts if node.inputs else ())
+    )
     ends(script, w1, "a1").starts(w1, "a5").nothing_else()
 
 
@@ -98,17 +119,65 @@ def test_one_with_a_gpu_is_not_filled_for_the_sake_of_files(script: BossScript) 
     ends(script, rare, "a1").starts(plain, "a2").nothing_else()
 
 
-def test_a_new_boss_knows_nothing_of_it_and_goes_on(script: BossScript) -> None:
+def test_a_new_boss_knows_what_tasks_share_and_hears_who_has_it(script: BossScript) -> None:
     w1, w2 = two_workers_that_fetched(script)
     script.start()
-    for peer in (w1, w2):
-        script.hello(peer, resources={"cpus": 1.0}, home=f"home-{peer.name}").beats(peer)
-    ends(script, w1, "a1").starts(w1, "b3")
-    assert not script.boss.fleet.workers["w1"].fetched
-    script.push("s", needs("c1", "c"), needs("c2", "c"))
-    ends(script, w1, "b3").starts(w1, "c1")
-    ends(script, w1, "c1").starts(w1, "c2")
-    assert [inputs.paths for inputs in script.boss.fleet.workers["w1"].fetched] == [("c",)], "learned anew"
+    for peer, path in ((w1, "a"), (w2, "b")):
+        script.hello(peer, resources={"cpus": 1.0}, home=f"home-{peer.name}")
+        script.beats(peer, inputs=(HeldInput(path, BIG_BYTES),))
+    ends(script, w1, "a1").starts(w1, "a2")
+    ends(script, w2, "b2").starts(w2, "b3").nothing_else()
+
+
+def test_what_a_worker_keeps_from_an_earlier_run_draws_tasks_of_a_later_one(script: BossScript) -> None:
+    w1, w2 = script.worker("w1"), script.worker("w2")
+    script.beats(w2, inputs=(HeldInput("old", BIG_BYTES),))
+    script.push("r", needs("x"), needs("y", "old"))
+    script.starts(w1, "x").starts(w2, "y").nothing_else()
+    script.push("s", needs("z"), needs("again", "old"))
+    ends(script, w1, "x").starts(w1, "z")
+    ends(script, w2, "y").starts(w2, "again").nothing_else()
+
+
+def test_what_a_worker_let_go_is_forgotten_and_what_it_is_fetching_is_not(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    script.push("r", needs("a1", "a"), needs("a2", "a"), needs("b1", "b"), needs("b2", "b"))
+    ends(script.starts(w1, "a1"), w1, "a1").starts(w1, "a2")
+    script.beats(w1, inputs=(HeldInput("c", BIG_BYTES),))
+    assert fetched(script, "w1") == ["c", "a"], "it runs a task that fetches a"
+    ends(script, w1, "a2").starts(w1, "b1")
+    script.beats(w1, inputs=(HeldInput("d", BIG_BYTES), HeldInput("c", BIG_BYTES)))
+    assert fetched(script, "w1") == ["c", "d", "b"], "and now one that fetches b"
+    script.beats(w1)
+    assert fetched(script, "w1") == ["c", "d", "b"], "nothing changed"
+
+
+def test_who_has_one_of_two_inputs_goes_before_who_has_none_and_who_has_the_larger_before_both(
+    script: BossScript,
+) -> None:
+    w1, w2, w3 = (script.worker(name) for name in ("w1", "w2", "w3"))
+    script.beats(w2, inputs=(HeldInput("a", BIG_BYTES),)).beats(w3, inputs=(HeldInput("b", 5 * BIG_BYTES),))
+    script.push("r", needs("t1", "a", "b", "small"), needs("t2", "a", "b"), needs("t3", "a", "b"))
+    script.starts(w3, "t1").starts(w2, "t2").starts(w1, "t3").nothing_else()
+
+
+def test_a_worker_says_anything_and_little_is_believed(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    told = [HeldInput(f"p{number}", BIG_BYTES) for number in range(1_000)]
+    script.beats(w1, inputs=tuple(told))
+    assert len(fetched(script, "w1")) == INPUTS_TOLD
+    script.beats(w1, inputs=(HeldInput("huge", 2**63 - 1), HeldInput("none", -1), HeldInput("small", 5)))
+    assert fetched(script, "w1") == []
+    assert "p1" not in script.boss.book.graph.known_inputs, "nobody has it"
+    script.push("r", needs("t", *(f"q{number}" for number in range(50))), needs("u", *(f"q{k}" for k in range(50))))
+    (node,) = [node for node in script.boss.book.graph.nodes.values() if node.id == "t"]
+    assert node.inputs is not None
+    assert len(node.inputs.parts) == SHARED_MOST
+
+
+def fetched(script: BossScript, worker: str) -> list[str]:
+    """Paths that the worker is believed to have, the latest last."""
+    return [part.path for part in script.boss.fleet.workers[worker].fetched]
 
 
 def test_a_path_that_is_published_anew_is_fetched_anew_and_nothing_else(script: BossScript) -> None:

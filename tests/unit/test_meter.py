@@ -7,8 +7,8 @@ import pytest
 from datastore.connection import Channel
 from datastore.sshd_limits import understand
 from ecloud.doctor import _lanes
-from ecloud.progress import moving_line
-from ecloud.wire import Moving
+from ecloud.holdings import Moving
+from ecloud.moving import moving_line
 from worker.meter import Meter
 
 MB = 1_000_000

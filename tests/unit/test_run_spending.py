@@ -110,6 +110,19 @@ def test_the_next_boss_goes_on_reckoning_and_does_not_forget() -> None:
     assert spent_h(script) == pytest.approx(before + 600.0 / HOUR_S, rel=0.02)
 
 
+def test_a_budget_that_is_set_no_more_when_the_next_boss_starts_stops_nothing() -> None:
+    script = BossScript(vm_hours_per_run=1.0).pool("p", maximum=2)
+    script.push("film", task("a", runtime_s=8000.0))
+    made(script, *started(script))
+    beats(script, [vm_worker(script, 1)], HOUR_S + 10)
+    script.push("film", task("a", runtime_s=8000.0), task("b", runtime_s=8000.0))
+    assert started(script) == []
+    script.config = msgspec.structs.replace(script.config, vm_hours_per_run=0.0)
+    script.start()
+    assert len(started(script)) == 1
+    assert not [name for name in script.store.tables.context if name.startswith(("budget/", "spent/"))]
+
+
 def test_it_reckons_as_the_ledger_does() -> None:
     """Two runs on one VM: boot, alone, together, idle."""
     script = BossScript(vm_hours_per_run=100.0).pool("p", maximum=1, cpus=2.0, idle_s=7200.0)

@@ -345,6 +345,6 @@ def test_plan_tells_what_would_be_done_and_changes_nothing() -> None:
     assert script.store.vms == before
     assert started(script) == []
     assert told["starts"] == []
-    assert "pool p is at its maximum of 1 VMs" in told["notes"]
+    assert "pool p is at its maximum of 1 VM" in told["notes"]
     assert "1 task of 64 cpus fits no pool" in told["notes"]
     assert told["lines"][0] == "start nothing, end nothing"

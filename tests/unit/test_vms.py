@@ -88,21 +88,11 @@ def test_a_boss_that_was_killed_in_the_middle_of_a_call_waits_for_the_list_to_sh
     script.handle(EMPTY)
     assert script.store.vms[vm_no].state == "intended"
     script.wait(30.0)
-    script.handle(msgspec.structs.replace(shown(late=vm_no), since={vm_no: intended_at + 210.0}))
+    script.handle(msgspec.structs.replace(shown(late=vm_no), since={"late": intended_at + 210.0}))
     vm = script.store.vms[vm_no]
     assert (vm.state, vm.cloud_id) == ("booting", "late")
     assert vm.started_at == intended_at + 210.0, "its life began when the cloud says, not when it was found"
     assert asked(script) == []
-
-
-def test_a_clock_of_the_cloud_that_is_wrong_does_not_bend_a_vms_life() -> None:
-    script = one_pool()
-    script.push("r", task("a"))
-    (vm_no,) = asked(script)
-    intended_at = script.now
-    script.wait(5.0)
-    script.handle(msgspec.structs.replace(shown(late=vm_no), since={vm_no: 1.0}))
-    assert script.store.vms[vm_no].started_at == intended_at
 
 
 # --- VMs that nobody owns -------------------------------------------------------------------------
@@ -293,6 +283,52 @@ def test_a_refusal_makes_what_was_known_of_the_room_void() -> None:
     script.wait(11.0)
     assert asked(script) == []
     assert script.call(AskRoom).pool == "p"
+
+
+def test_what_a_full_cloud_refused_is_told_while_it_is_full() -> None:
+    script = telling()
+    script.ask("instantiate_worker", n=5)
+    two, three = (numbers := asked(script))[:2], numbers[2:]
+    for vm_no in two:
+        script.handle(VmStarted(vm_no, f"cloud-{vm_no}"))
+    for vm_no in three[:2]:
+        script.handle(VmRefused(vm_no, "no free address", 10.0, "less"))
+    assert not any(isinstance(call, AskRoom) for call in script.calls), "the last may still be given"
+    script.handle(VmRefused(three[2], "no free address", 10.0, "less"))
+    assert script.call(AskRoom).pool == "p"
+    script.handle(RoomSeen("p", 0, "network lab has 0 free addresses of 3"))
+    full = "pool p has room for no more VMs (network lab has 0 free addresses of 3)"
+    assert script.store.tables.pools["p"].closed == f"{full}; 3 asked for were refused"
+    again = script.ask("instantiate_worker", n=1)
+    assert isinstance(again, wire.RequestDone)
+    assert again.text == f"1 asked for in pool p; {full}"
+    script.handle(VmRefused(asked(script)[0], "no free address", 10.0, "less"))
+    script.call(AskRoom)
+    script.handle(RoomSeen("p", 0, "network lab has 0 free addresses of 3"))
+    assert script.store.tables.pools["p"].closed == f"{full}; 4 asked for were refused"
+    for _ in range(2):  # nobody wants more, and still it is looked whether that is so
+        script.wait(61.0)
+        script.call(AskRoom)
+        script.handle(RoomSeen("p", 0, "network lab has 0 free addresses of 3"))
+    script.wait(121.0)
+    script.call(AskRoom)
+    script.handle(RoomSeen("p", 1, "network lab has 1 free address of 3"))
+    assert script.store.tables.pools["p"].closed == ""
+    script.wait(300.0)
+    assert not any(isinstance(call, AskRoom) for call in script.calls)
+
+
+def test_boots_between_the_refusals_of_one_wave_do_not_make_its_rest_longer() -> None:
+    script = telling()
+    script.ask("instantiate_worker", n=40)
+    numbers = asked(script)
+    for vm_no, full in zip(numbers[:20], numbers[20:], strict=True):
+        script.handle(VmStarted(vm_no, f"cloud-{vm_no}"))
+        script.handle(VmRefused(full, "no free address", 10.0, "less"))
+        agent(script, vm_no, script.store.vms[vm_no].boot_nonce)
+    closed = script.store.tables.pools["p"]
+    assert closed.until is not None
+    assert closed.until <= script.now + 10.0
 
 
 def test_a_vm_that_ends_makes_room() -> None:

@@ -7,7 +7,7 @@ from worker_script import WorkerScript, names_of, order
 
 from ecloud import wire
 from ecloud.tasks import Cause, Outcome
-from worker.attempts import FLUSH_COUNT, FLUSH_S, STAGING_MOST
+from worker.attempts import FLUSH_COUNT, FLUSH_S, STAGING_MOST, STARTED_S
 from worker.events import CommandsEnded
 
 
@@ -19,9 +19,11 @@ def test_it_reports_for_duty_runs_and_tells() -> None:
     script.welcome(hello)
     script.beats()
     script.orders(1, 2).begins(1).nothing_else()
-    script.wait(FLUSH_S).says_started(1).nothing_else()
+    script.wait(FLUSH_S).nothing_else()
+    script.wait(STARTED_S).says_started(1).nothing_else()
     script.ends(1).spools(1).begins(2).nothing_else()
-    script.wait(FLUSH_S).says_started(2).says_ended(1).nothing_else()
+    script.wait(FLUSH_S).says_ended(1).nothing_else()
+    script.wait(STARTED_S).says_started(2).nothing_else()
     script.stores(1).forgets(1).nothing_else()
     script.ends(2, cause=Cause.EXIT, exit_code=3).spools(2).says_ended(2).nothing_else()
     script.stores(2).forgets(2).nothing_else()
@@ -162,7 +164,8 @@ def test_outcomes_are_told_in_batches() -> None:
     script.ends(FLUSH_COUNT).spools(FLUSH_COUNT)
     script.says_ended(*range(1, FLUSH_COUNT + 1)).nothing_else()
     # The one that runs began a moment ago: it may end before it is worth a word.
-    script.wait(FLUSH_S).says_started(FLUSH_COUNT + 1).nothing_else()
+    script.wait(FLUSH_S).nothing_else()
+    script.wait(STARTED_S).says_started(FLUSH_COUNT + 1).nothing_else()
 
 
 def test_a_message_stays_below_its_limits() -> None:
@@ -261,7 +264,7 @@ def test_what_the_machine_cannot_run_is_given_back_without_blame() -> None:
     script.trouble("")
     script.begins(2)
     assert script.beats(t2="queued").trouble == ""
-    script.wait(FLUSH_S).says_started(2).nothing_else()
+    script.wait(STARTED_S).says_started(2).nothing_else()
 
 
 def test_trouble_before_the_welcome_is_told_with_the_first_heartbeat() -> None:
@@ -353,7 +356,8 @@ def test_while_small_results_are_staged_another_has_the_place() -> None:
     script.handle(CommandsEnded(1, 1)).begins(2).nothing_else()
     script.handle(CommandsEnded(1, 1)).nothing_else()
     assert {(item.task_no, item.state) for item in script.core.inventory} == {(1, "running"), (2, "running")}
-    script.ends(2).spools(2).wait(FLUSH_S).says_started(1).says_ended(2).nothing_else()
+    script.ends(2).spools(2).wait(FLUSH_S).says_ended(2).nothing_else()
+    script.wait(STARTED_S).says_started(1).nothing_else()
     script.ends(1).spools(1).says_ended(1).nothing_else()
     assert script.core.attempts.free == dict(script.core.config.resources)
 

@@ -1,0 +1,304 @@
+"""The boss's datastore through both that may carry it, an OpenSSH process and fabric: the same answers, the same words,
+the same bad weather.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from cutting_proxy import CuttingProxy
+from services import wait_until
+from sshd import Sshd
+
+from boss.storage import Storage
+from datastore import keys
+from datastore.carrier import Lost
+from datastore.directory import DirectoryDatastore
+from datastore.fabric_carrier import by_fabric
+from datastore.port import DatastoreAway, Promotion
+from datastore.ssh import Access, Carry, SshAddress, SshDatastore, by_process, gate_command
+from ecloud.datastores import authority, boss_key
+from ecloud.home import Home
+
+MB = 1 << 20
+CARRIERS: dict[str, Carry] = {"fabric": by_fabric, "process": by_process}
+
+
+@pytest.fixture(params=sorted(CARRIERS))
+def carry(request: pytest.FixtureRequest) -> Carry:
+    return CARRIERS[request.param]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    path = tmp_path / "local"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(16) as pool:
+        yield pool
+
+
+@pytest.fixture
+def opened(carry: Carry) -> Iterator[Callable[..., SshDatastore]]:
+    """The boss's datastore with this access, closed with the test."""
+    made: list[SshDatastore] = []
+
+    def open_it(address: SshAddress, access: Access, patience_s: float = 0.3, stall_s: float = 60.0) -> SshDatastore:
+        made.append(SshDatastore(address, access, patience_s=patience_s, stall_s=stall_s, carry=carry))
+        return made[-1]
+
+    yield open_it
+    for datastore in made:
+        datastore.close()
+
+
+def big_file(path: Path, size: int) -> Path:
+    """Bytes that don't repeat."""
+    path.write_bytes(os.urandom(size))
+    return path
+
+
+def boss_access(server: Sshd, root: Path) -> Access:
+    gate = gate_command(sys.executable, str(server.gate), str(root))
+    return Access(server.boss_key, server.known_hosts, gate=gate)
+
+
+# --- bad weather --------------------------------------------------------------------------------------
+
+
+def test_a_link_that_is_cut_again_and_again_brings_everything(
+    own_sshd: Sshd, root: Path, local: Path, carry: Carry
+) -> None:
+    path = big_file(local / "a", 12 * MB)
+    with CuttingProxy(own_sshd.port, cut_every=5 * MB) as proxy:
+        boss = own_sshd.boss(root, proxy.port, patience_s=60, carry=carry)
+        boss.put(path, "a")
+        before = proxy.connections
+        assert before > 3
+        boss.fetch("a", local / "b")
+        assert proxy.connections > before + 2
+        boss.close()
+    assert (local / "b").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_link_that_stalls_is_made_anew(
+    own_sshd: Sshd, root: Path, local: Path, way: str, carry: Carry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datastore.connection.SLOWEST", 100 * MB)
+    path = big_file((local if way == "up" else root) / "a", 12 * MB)
+    with CuttingProxy(own_sshd.port, stall_after=4 * MB) as proxy:
+        boss = own_sshd.boss(root, proxy.port, stall_s=2.0, patience_s=60, carry=carry)
+        if way == "up":
+            boss.put(path, "a")
+        else:
+            boss.fetch("a", local / "a")
+        assert proxy.stalled.is_set()
+        boss.close()
+    assert (local / "a").read_bytes() == (root / "a").read_bytes()
+
+
+def test_a_link_that_is_silent_from_the_start_is_given_up(
+    own_sshd: Sshd, root: Path, opened: Callable[..., SshDatastore]
+) -> None:
+    with CuttingProxy(own_sshd.port) as proxy:
+        proxy.hold()
+        boss = opened(own_sshd.address(root, proxy.port), boss_access(own_sshd, root), stall_s=1.0)
+        with pytest.raises(DatastoreAway, match="stalled: nothing moved for 1 s"):
+            boss.listing()
+        boss.close()
+
+
+def test_a_promotion_goes_on_when_sshd_was_killed_and_is_back(
+    own_sshd: Sshd, root: Path, local: Path, carry: Carry, pool: ThreadPoolExecutor
+) -> None:
+    for number in range(1_000):
+        (local / f"{number:04d}").write_bytes(b"%d" % number)
+    entries = DirectoryDatastore(root).store("w1/1-1", local, "out")
+    boss = own_sshd.boss(root, patience_s=60, carry=carry)
+    assert boss.listing() == []
+    told = pool.submit(boss.promote, [Promotion("w1/1-1", tuple(entries))])
+    own_sshd.stop()
+    assert not told.done() or told.result() == [None]
+    own_sshd.start()
+    assert told.result(60) == [None]
+    assert sorted(os.listdir(root / "out")) == sorted(os.listdir(local))
+    assert boss.stages() == []
+
+
+def test_many_threads_share_one_connection_and_lose_it_together(
+    own_sshd: Sshd, root: Path, carry: Carry, pool: ThreadPoolExecutor
+) -> None:
+    for number in range(200):
+        (root / f"{number}").write_bytes(b"x" * number)
+    with CuttingProxy(own_sshd.port) as proxy:
+        boss = own_sshd.boss(root, proxy.port, patience_s=60, carry=carry)
+
+        def look(number: int) -> int:
+            if number == 100:
+                own_sshd.cut()
+            [entry] = boss.stat([f"{number}"])
+            assert entry is not None
+            return entry.size
+
+        assert list(pool.map(look, range(200))) == list(range(200))
+        assert proxy.connections == 2
+        boss.close()
+
+
+# --- what it says -------------------------------------------------------------------------------------
+
+
+def test_a_machine_that_is_away_is_named_with_the_reason(
+    own_sshd: Sshd, root: Path, opened: Callable[..., SshDatastore]
+) -> None:
+    boss = opened(own_sshd.address(root), boss_access(own_sshd, root))
+    own_sshd.stop()
+    with pytest.raises(DatastoreAway, match=f"the datastore .*{own_sshd.port}:.*: .*Connection refused"):
+        boss.listing()
+    own_sshd.start()
+    assert boss.listing() == []
+    nowhere = opened(SshAddress("nobody", "no-such-host.invalid", 22, "/"), boss_access(own_sshd, root))
+    with pytest.raises(
+        DatastoreAway, match=r"the name of the datastore nobody@no-such-host\.invalid:/ can't be resolved"
+    ):
+        nowhere.listing()
+
+
+def test_another_host_key_is_refused_loudly_and_for_good(own_sshd: Sshd, root: Path, carry: Carry) -> None:
+    boss = own_sshd.boss(root, patience_s=60, carry=carry)
+    assert boss.listing() == []
+    own_sshd.stop()
+    own_sshd.new_host_key()
+    own_sshd.start()
+    with pytest.raises(DatastoreAway, match=r"REFUSED: the host key of .* --new_host_key") as told:
+        boss.listing()
+    assert keys.fingerprint(keys.public_line(own_sshd.host_key)) in str(told.value)
+    own_sshd.pin()
+    assert boss.listing() == []
+
+
+def test_a_host_key_of_another_kind_is_refused_as_well(own_sshd: Sshd, root: Path, carry: Carry) -> None:
+    own_sshd.stop()
+    own_sshd.host_key.unlink()
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", str(own_sshd.host_key)], check=True, input=b"y\n"
+    )
+    own_sshd.start()
+    with pytest.raises(DatastoreAway, match=r"REFUSED: the host key of .* --new_host_key"):
+        own_sshd.boss(root, patience_s=60, carry=carry).listing()
+    own_sshd.pin()
+    assert own_sshd.boss(root, carry=carry).listing() == []
+
+
+def test_a_key_that_is_not_authorised_is_not_tried_again(
+    own_sshd: Sshd, root: Path, tmp_path: Path, opened: Callable[..., SshDatastore]
+) -> None:
+    other = tmp_path / "other"
+    keys.make_key(other, "other")
+    with CuttingProxy(own_sshd.port) as proxy:
+        access = Access(other, own_sshd.known_hosts, gate="gate")
+        boss = opened(own_sshd.address(root, proxy.port), access, patience_s=60)
+        with pytest.raises(DatastoreAway, match="refuses this key or certificate: it is not authorised there"):
+            boss.listing()
+        assert proxy.connections == 1
+        boss.close()
+
+
+def test_a_datastore_without_its_gate_says_what_to_do(
+    own_sshd: Sshd, root: Path, opened: Callable[..., SshDatastore]
+) -> None:
+    boss = opened(own_sshd.address(root), boss_access(own_sshd, root), patience_s=60)
+    own_sshd.gate.unlink()
+    with pytest.raises(DatastoreAway, match=r"has no gate or no python3 .*set_datastore"):
+        boss.listing()
+
+
+def test_a_shell_that_prints_at_login_does_no_harm(sshd: Sshd, root: Path, opened: Callable[..., SshDatastore]) -> None:
+    access = boss_access(sshd, root)
+    noisy = Access(access.key, access.known_hosts, gate=f"echo Welcome; echo to all >&2; {access.gate}")
+    assert opened(sshd.address(root), noisy).listing() == []
+
+
+def test_threads_do_not_wait_for_a_gate_that_never_speaks(
+    sshd: Sshd, root: Path, opened: Callable[..., SshDatastore]
+) -> None:
+    access = Access(sshd.boss_key, sshd.known_hosts, gate="exec sleep 600")
+    boss = opened(sshd.address(root), access, stall_s=2.0, patience_s=0.5)
+    before = threading.active_count()
+    with pytest.raises(DatastoreAway, match="stalled"):
+        boss.listing()
+    boss.close()
+    assert threading.active_count() <= before
+
+
+# --- fabric -------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_fabrics_failures_is_printed_or_left_behind(
+    own_sshd: Sshd, root: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = set(threading.enumerate())
+    boss = own_sshd.boss(root, patience_s=0.3, carry=by_fabric)
+    with caplog.at_level(logging.DEBUG):
+        assert boss.listing() == []
+        own_sshd.cut()
+        assert boss.listing() == []
+        own_sshd.stop()
+        with pytest.raises(DatastoreAway):
+            boss.listing()
+        boss.close()
+    wait_until(lambda: set(threading.enumerate()) <= before, what="its threads have ended")
+    assert capfd.readouterr().err == ""
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_requests_do_not_wait_for_acknowledgements(sshd: Sshd, root: Path) -> None:
+    carrier = by_fabric(sshd.address(root), boss_access(sshd, root), "the datastore", 60.0)
+    [transport] = [thread for thread in threading.enumerate() if type(thread).__name__ == "Transport"]
+    dialled: socket.socket = transport.sock  # type: ignore[attr-defined]
+    assert dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+    carrier.kill()
+    assert isinstance(carrier.bury(), Lost)
+
+
+def test_the_boss_reaches_it_through_fabric_alone(own_sshd: Sshd, root: Path, tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    storage = Storage(home, "c0ffee")
+    line = authority(home, "c0ffee").authorized_line()
+    with own_sshd.authorized_keys.open("a") as file:
+        file.write(f"{keys.public_line(boss_key(home))}\n{line}\n")
+    (root / "a").write_text("here")
+    storage.use(str(own_sshd.address(root)), keys.public_line(own_sshd.host_key), sys.executable, str(own_sshd.gate))
+    assert isinstance(storage.publisher, SshDatastore)
+    assert [entry.path for entry in storage.publisher.listing()] == ["a"]
+    assert [child for child in psutil.Process().children() if child.name() == "ssh"] == []
+    assert own_sshd.process is not None
+    assert len(psutil.Process(own_sshd.process.pid).children()) == 1
+    storage.publisher.close()
+
+
+def test_fabric_is_loaded_when_a_datastore_over_ssh_is_first_asked() -> None:
+    code = "import sys, boss.storage, datastore.fabric_carrier; assert not {'fabric', 'paramiko'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,37 @@
+"""Access to a datastore in the two cores: a certificate that is not taken is replaced, whatever its time says."""
+
+from __future__ import annotations
+
+from boss_script import BossScript, Peer
+from worker_script import WorkerScript
+
+from boss.core.effects import SignKey
+from ecloud import wire
+from ecloud.wire import DatastoreAccess
+from worker.events import AccessEnded
+
+THERE = DatastoreAccess("u@host:/root", host_key="ssh-ed25519 AAAA")
+HOUR_S = 3600.0
+
+
+def test_a_worker_whose_access_is_refused_says_so_at_once_and_once() -> None:
+    script = WorkerScript().on_duty(datastore=THERE)
+    script.hear(wire.DatastoreGranted(DatastoreAccess("u@host:/root", "certificate", THERE.host_key), HOUR_S))
+    script.wait(5.0)
+    assert script.beats().access_s == HOUR_S - 5.0
+    script.handle(AccessEnded()).handle(AccessEnded())
+    assert script.beats().access_s == 0.0
+    script.handle(AccessEnded()).nothing_else()
+    script.hear(wire.DatastoreGranted(DatastoreAccess("u@host:/root", "another", THERE.host_key), HOUR_S))
+    script.wait(5.0)
+    assert script.beats().access_s == HOUR_S - 5.0
+
+
+def test_the_boss_signs_for_who_is_refused_and_tells_that_from_who_has_none_yet() -> None:
+    script = BossScript(datastore=THERE)
+    worker = Peer("w1", "worker")
+    script.hello(worker, resources={"cpus": 1.0}, home="home", ssh_key="its key").beats(worker)
+    assert script.call(SignKey) == SignKey("w1", "its key")
+    script.beats(worker, access_s=HOUR_S - 1.0).nothing_else()
+    script.wait(60.0).beats(worker, access_s=0.0)
+    assert script.call(SignKey) == SignKey("w1", "its key", refused=True)

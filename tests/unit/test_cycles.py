@@ -1,0 +1,99 @@
+"""What the core forgets goes at once, so that a boss need not search all that it remembers for cycles."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from boss import cycles
+from boss.cycles import Cycles
+from sim import faults
+from sim.simulation import Simulation
+
+SEEDS = range(20)
+
+
+@pytest.fixture(autouse=True)
+def _own_collector() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+    gc.enable()
+    gc.collect()
+
+
+def _of_the_boss(thing: object) -> bool:
+    maker = thing if callable(thing) and hasattr(thing, "__module__") else type(thing)
+    return str(maker.__module__ or "").startswith("boss")
+
+
+def test_the_core_makes_no_cycles() -> None:
+    """Whole runs of the simulation, pushes to ends: nothing of the boss is left for Python's search to find."""
+    found: list[str] = []
+    lived = 0
+    for seed in SEEDS:
+        gc.collect()
+        gc.disable()
+        world = Simulation(seed, faults.draw(random.Random(seed + 1), ("none",)))
+        assert not world.run().problem
+        one_boss = world.tables.epoch == 1  # one that was replaced is a cycle by itself, and its process is over
+        lived += one_boss
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        gc.set_debug(0)
+        found += [repr(thing)[:200] for thing in gc.garbage if one_boss and _of_the_boss(thing)]
+        gc.garbage.clear()
+        del world
+    assert lived > 5
+    assert not found
+
+
+class _Knot:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_grew_old_is_set_aside_and_searched_again_at_rest() -> None:
+    """Also the knot of a library that had grown old is found, once there is nothing else to do."""
+    collector = Cycles()
+    collector.begin(0.0)
+    before = gc.get_freeze_count()
+    knot = _Knot()
+    gone: list[str] = []
+    knot.__dict__["told"] = _Tells(gone)
+    kept = []
+    for number in range(200_000):
+        kept.append([number])
+        collector.after_batch()
+    assert gc.get_freeze_count() > before + 100_000
+    del knot, kept
+    gc.collect()
+    assert not gone, "it is set aside"
+    collector.at_rest(cycles.SEARCHED_EVERY_S - 1)
+    assert not gone
+    collector.at_rest(cycles.SEARCHED_EVERY_S)
+    assert gone == ["gone"]
+
+
+class _Tells:
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def __del__(self) -> None:
+        self._told.append("gone")
+
+
+def test_a_boss_that_remembers_much_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold the loop."""
+    monkeypatch.setattr(cycles, "FEW_OBJECTS", 0)
+    collector = Cycles()
+    collector.begin(0.0)
+    count = gc.get_freeze_count()
+    kept = [[number] for number in range(1_000)]
+    collector.at_rest(10 * cycles.SEARCHED_EVERY_S)
+    assert gc.get_freeze_count() == count
+    assert kept
