@@ -64,7 +64,7 @@ format: $(VENV)/.development ## rewrite the code in its format
 	$(VENV)/bin/ruff format --quiet .
 
 test: $(VENV)/.development services ## every test but the long ones (installs what is missing)
-	@$(PY) -m pytest -q -n 2 --dist worksteal -m "not long"
+	@$(PY) -m pytest -q -n 3 --dist worksteal -m "not long"
 
 test-long: $(VENV)/.development services ## the long ones
 	@$(PY) -m pytest -q -m long --timeout 1800

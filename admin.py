@@ -146,7 +146,7 @@ def plan(as_json: bool) -> int:
 @action
 @run_option
 def ledger(run: str, as_json: bool) -> int:
-    """Where every VM-second went: booting, running, idle, draining, lost."""
+    """Where every VM-second went: booting, staging, running, idle, draining, lost."""
     from ecloud import showing
 
     return showing.ledger(run, as_json)

@@ -301,7 +301,8 @@ class Start:
         try:
             storage.use(address, *((host_key, python, gate) if address == noted else ("", "", "")))
         except (DatastoreAway, OSError) as error:
-            raise CantStart(f"{error}; set DATASTORE or python admin.py set_datastore DIR", 2) from None
+            text = str(error) if isinstance(error, DatastoreAway) else f"{address} can't be made: {error.strerror}"
+            raise CantStart(f"{text}; set DATASTORE or python admin.py set_datastore DIR", 2) from None
         return storage
 
     def _access(self, cluster_id: str, address: BrokerAddress, secret: bytes, key_name: str) -> AccessFile:

@@ -161,7 +161,8 @@ class Runtime:
         except CommitRefused as error:
             kinds = Counter(type(event).__name__ for event in events)
             log.error("the database refuses a batch of %s, which is left out: %s", dict(kinds), error)
-            self._boss = self._begin()
+            del self._boss  # else all that it remembers is kept for good with what the next one does
+            self._boss = self._patiently(self._begin)
 
     def _carry_out(self, effects: Effects) -> None:
         if not effects.writes.is_empty:

@@ -10,7 +10,7 @@ import time
 from datastore.fabric_carrier import by_fabric
 from datastore.keys import LIVES_S
 from datastore.port import DatastoreAway, Publisher
-from datastore.ssh import STALL_S, SshDatastore
+from datastore.ssh import STALL_S, OverSsh, SshDatastore
 from ecloud.datastores import authority, is_by_sftp, is_ssh, open_publisher, workers_command
 from ecloud.home import Home
 from ecloud.wire import DatastoreAccess
@@ -37,12 +37,14 @@ class Storage:
 
     def use(self, address: str, host_key: str = "", python: str = "", gate: str = "") -> DatastoreAccess:
         """From now on files are there; what workers are told. Raises `DatastoreAway`, `OSError`."""
-        self._python, self._gate = python, gate
+        self._python, self._gate, before = python, gate, self._publisher
         self._publisher = open_publisher(
             self._home, address, host_key, python, gate, stall_s=self._stall_s, carry=by_fabric
         )
         self._clock = _Clock(self._publisher)
         self.access = DatastoreAccess(address, host_key=host_key, by_sftp=is_by_sftp(address, gate))
+        if isinstance(before, OverSsh):
+            before.close()  # a call that is under way there connects again
         return self.access
 
     @property

@@ -209,7 +209,10 @@ class Connection(Channel):
         length, body_length = HEAD.unpack(self.read(HEAD.size))
         if length > MAX_JSON or body_length > MAX_BODY:
             raise ValueError
-        return json.loads(self.read(length)), self.read(body_length)
+        frame = json.loads(self.read(length))
+        if not isinstance(frame, dict):
+            raise ValueError
+        return frame, self.read(body_length)
 
     def ended(self, lost: Lost) -> None:
         """See `Channel`."""

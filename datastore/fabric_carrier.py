@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import logging
 import socket
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from datastore.carrier import TOLD_BYTES, Carrier, Lost, changed, explain, not_authorised, stalled
@@ -42,10 +44,11 @@ def by_fabric(
     try:
         connection.connect_kwargs["sock"] = _dialled(address, where, patience_s)
         channel = _opened(connection, where, patience_s)
-        if by_sftp:
-            channel.invoke_subsystem("sftp")
-        else:
-            channel.exec_command(access.gate or "gate")
+        with _ended_after(patience_s, connection.transport):
+            if by_sftp:
+                channel.invoke_subsystem("sftp")
+            else:
+                channel.exec_command(access.gate or "gate")
     except Exception as error:  # paramiko raises many kinds, some of them bare
         connection.client.close()
         if isinstance(error, Lost):
@@ -60,7 +63,7 @@ class FabricCarrier(Carrier):
     """A channel on which a command was started, and the connection that is its own."""
 
     def __init__(self, connection: Connection, channel: Any, where: str) -> None:
-        self._connection = connection
+        self._connection = connection  # kept: paramiko ends a transport whose client nobody holds
         self._transport = connection.transport
         self._channel = channel
         self._where = where
@@ -70,10 +73,11 @@ class FabricCarrier(Carrier):
     def read_into(self, view: memoryview, wait_s: float) -> int | None:
         """See `Carrier`. What came is taken whole: to take little of much costs paramiko a copy of the rest."""
         if not self._came:
-            self._listen()
             self._channel.settimeout(wait_s)
             try:
-                self._came = memoryview(self._channel.recv(READ_BYTES))
+                with _told_as_cut():
+                    self._listen()
+                    self._came = memoryview(self._channel.recv(READ_BYTES))
             except TimeoutError:
                 return None
         count = min(len(view), len(self._came))
@@ -85,15 +89,17 @@ class FabricCarrier(Carrier):
         """See `Carrier`."""
         while True:
             try:
-                return int(self._channel.send(data))
+                with _told_as_cut():
+                    return int(self._channel.send(data))
             except TimeoutError:  # the window is full
                 continue
-            except EOFError as error:
-                raise ConnectionError("the connection was cut") from error
+            except ConnectionError:
+                self.kill()  # of a frame a part may be sent: nothing can follow it
+                raise
 
     def kill(self) -> None:
-        """See `Carrier`."""
-        self._connection.client.close()
+        """See `Carrier`. Not by the client: two threads that close it at once are too many for it."""
+        self._transport.close()
 
     def bury(self) -> Lost:
         """See `Carrier`."""
@@ -107,24 +113,35 @@ class FabricCarrier(Carrier):
             self._told = (self._told + self._channel.recv_stderr(TOLD_BYTES))[-TOLD_BYTES:]
 
 
+@contextmanager
+def _told_as_cut() -> Iterator[None]:
+    """Also keys that were not renewed in time: paramiko tells it by an error of no kind that others raise."""
+    import paramiko  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except (EOFError, paramiko.SSHException) as error:
+        raise ConnectionError(f"the connection was cut: {_words(error)}") from error
+
+
 # --- connecting -----------------------------------------------------------------------------------------
 
 
 def _made(address: SshAddress, access: Access, where: str, patience_s: float) -> Connection:
     """Not connected yet; knows the one key that the host may show. Raises `Lost`."""
     import fabric
-    import paramiko  # type: ignore[import-untyped]
+    import paramiko
 
     options = {
         "transport_factory": _transport, "key_filename": str(access.key), "look_for_keys": False, "allow_agent": False,
         "banner_timeout": patience_s, "auth_timeout": patience_s, "channel_timeout": patience_s,
     }  # fmt: skip
-    config = fabric.Config(overrides={"load_ssh_configs": False, "timeouts": {"connect": patience_s}})
+    config = fabric.Config(lazy=True, overrides={"load_ssh_configs": False, "timeouts": {"connect": patience_s}})
     connection = fabric.Connection(address.host, address.user, address.port, config=config, connect_kwargs=options)
     try:
         _, kind, blob = access.known_hosts.read_text().split()[:3]
         pinned = paramiko.PKey.from_type_string(kind, base64.b64decode(blob))
-    except (OSError, ValueError, paramiko.SSHException) as error:
+    except (OSError, ValueError, paramiko.SSHException, paramiko.UnknownKeyType) as error:
         raise Lost(f"the pinned host key of {where} can't be read: {_words(error)}", True) from error
     name = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
     connection.client.get_host_keys().add(name, kind, pinned)
@@ -174,6 +191,18 @@ def _opened(connection: Connection, where: str, patience_s: float) -> Any:
         raise not_authorised(where) from error
     connection.transport.set_keepalive(ALIVE_S)
     return connection.transport.open_session(timeout=patience_s)
+
+
+@contextmanager
+def _ended_after(patience_s: float, transport: Any) -> Iterator[None]:
+    """What paramiko waits for without end is ended then."""
+    timer = threading.Timer(patience_s, transport.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _words(error: Exception) -> str:

@@ -551,16 +551,19 @@ class Staging(Reading):
         return {"have": 0 if info is None else info.st_size}
 
     def staged(self, request: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
-        """client, stage, path (a directory) -> rows as of `list` of what is staged below it, with the sums noted"""
+        """client, stage, path -> rows as of `list` of what is staged there and below it, with the sums noted"""
         stage = self.stage_of(request["stage"])
         self.tree.directory(())
         self.hold(stage, request["client"])
         target = stage + parts_of(request["path"])
+        info = self.tree.info(target)
         rows: List[Row] = []
-        try:
-            below = walk(os.dup(self.tree.directory(target)), b"/".join(target[len(stage) :]), True, True)
-        except (FileNotFoundError, NotADirectoryError):
-            below = iter(())
+        below: Iterator[Row] = iter(())
+        if info is not None:
+            name = b"/".join(target[len(stage) :])
+            rows.append([text_of(name)] + row_of(info, self.tree.directory(target[:-1]), target[-1], True))
+            if stat.S_ISDIR(info.st_mode):
+                below = walk(os.dup(self.tree.directory(target)), name, True, True)
         for row in below:
             rows.append(row)
             if len(rows) >= MANY:

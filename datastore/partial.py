@@ -91,8 +91,12 @@ class Part:
     def finish(self) -> None:
         """It is whole: it gets its name, in place of what is there."""
         remove(self._to)
-        os.rename(self.path if self._tree is None else self._tree.top, self._to)
-        self.drop()
+        if self._tree is None:
+            os.rename(self.path, self._to)
+            self.close()  # what has its old name from now on is another's
+        else:
+            os.rename(self._tree.top, self._to)
+            self.drop()
 
     def again(self) -> None:
         """What the datastore has is another by now: nothing of a file is of use, of a directory what did not change."""
@@ -116,9 +120,9 @@ class Part:
             self.drop()
 
     def drop(self) -> None:
-        """Remove it."""
-        self.close()
+        """Remove it; while it is held, as another may take up what it finds."""
         remove(self.path)
+        self.close()
         self._tree = None
 
     def close(self) -> None:
@@ -184,6 +188,8 @@ class PartTree:
 
     def opened(self, path: Path, size: int, has_sum: bool) -> int:
         """A handle of an unfinished file, opened for what is lacking."""
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(path, 0o600)  # where it was cut off after it was sealed
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         info = os.fstat(handle)
         if info.st_size > size or (not has_sum and is_doubtful(info)):
@@ -233,15 +239,45 @@ def _locked(path: Path, directory: bool) -> int | None:
         flags = os.O_RDONLY | os.O_DIRECTORY
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o600)
+    except PermissionError as denied:
+        if not _is_unsealed(path, denied):
+            return None
+        handle = os.open(path, flags, 0o600)
+    return handle if _is_held(handle, path) else None
+
+
+def _is_held(handle: int, path: Path) -> bool:
+    """Whether it is ours alone now; else it is closed."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(handle).st_nlink:  # else who had it has just finished it
-            return handle
+        # Else who had it has just finished it, and it has another name by now.
+        if os.path.samestat(os.fstat(handle), os.lstat(path)):
+            return True
     except OSError:
         pass
     os.close(handle)
-    return None
+    return False
+
+
+def _is_unsealed(path: Path, denied: PermissionError) -> bool:
+    """Have a file written again that was sealed, and cut off before it got its name. False where another has it just
+    now; raises `denied` where that was not why."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        raise denied from None
+    if not _is_held(handle, path):
+        return False
+    try:
+        os.fchmod(handle, 0o600)
+    except OSError:
+        raise denied from None
+    finally:
+        os.close(handle)
+    return True
 
 
 def _is_nobodys(path: Path) -> bool:

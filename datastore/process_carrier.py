@@ -1,4 +1,4 @@
-"""Bytes by an OpenSSH process: a worker's way, and that of large files from the console. Standard library alone.
+"""Bytes by an OpenSSH process: a worker's way, and that of a person's own files. Standard library alone.
 
 OpenSSH encrypts in a process of its own, so Python's threads don't wait for it.
 """

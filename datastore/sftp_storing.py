@@ -16,7 +16,7 @@ from datastore import sftp_connection as sftp
 from datastore.link import Again
 from datastore.partial import sum_of
 from datastore.port import DatastoreAway, Entry
-from datastore.sftp_connection import Attributes, Missing, Refused, Reply, string
+from datastore.sftp_connection import Attributes, Refused, Reply, string
 from datastore.sftp_tree import AT_ONCE, Tree, at, kind_of, raw, stage_place, unfinished_place
 from datastore.storing import ASKED_FROM, Item, walk
 
@@ -92,14 +92,13 @@ class Storing:
         """What was staged goes, but the files that an earlier call staged of this very directory. Small ones are sent
         again: they were written in place."""
         total = sum(info.st_size for _, _, info in items if stat.S_ISREG(info.st_mode))
-        if not stat.S_ISDIR(items[0][2].st_mode) or total < ASKED_FROM:
+        top = tree.looked_at([target])[target]
+        # A link would be followed: what it leads to is not ours.
+        is_kept = top is not None and kind_of(top) == "directory" and total >= ASKED_FROM
+        if not is_kept or not stat.S_ISDIR(items[0][2].st_mode):
             tree.remove(target)
             return
-        try:
-            there = tree.below(target, recursive=True)
-        except Missing:
-            tree.remove(target)
-            return
+        there = tree.below(target, recursive=True)
         _done(target, tree.send(sftp.SETSTAT, target, sftp.attributes(mode=0o755)))
         wanted = {f"{self._place}/{name}": (local, name, info) for local, name, info in items}
         gone = ""

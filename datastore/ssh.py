@@ -7,6 +7,7 @@ made when first needed, and again after a cut. Nothing asks for a password, an a
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -179,13 +180,16 @@ class OverSsh(ABC):
     def put(self, local: Path, path: str) -> list[Entry]:
         """See `port.Publisher.put`. One that was cut off goes on where it was when it is put again from here."""
         where = f"{socket.gethostname()}\0{local.absolute()}\0{path}"
-        stage = f"put/{hashlib.sha256(os.fsencode(where)).hexdigest()[:24]}"
-        entries = self.store(stage, local, path)
-        problem = self.promote([Promotion(stage, tuple(entries))])[0]
-        if problem is not None:
-            self.drop_stage(stage)  # it is of no use to go on with
-            raise DatastoreAway(problem)
-        return entries
+        with _held(local) as alone:
+            # What another command puts just now is left to it: two that write one unfinished file would spoil it.
+            whose = hashlib.sha256(os.fsencode(where)).hexdigest()[:24] if alone else secrets.token_hex(12)
+            stage = f"put/{whose}"
+            entries = self.store(stage, local, path)
+            problem = self.promote([Promotion(stage, tuple(entries))])[0]
+            if problem is not None:
+                self.drop_stage(stage)  # it is of no use to go on with
+                raise DatastoreAway(problem)
+            return entries
 
 
 class SshDatastore(OverSsh):
@@ -342,6 +346,25 @@ def _rows(promotion: Promotion) -> list[list[object]]:
             top = entry.path
         rows.append([entry.path, entry.kind, entry.size, entry.sha256 if entry.kind == "file" else ""])
     return rows
+
+
+@contextmanager
+def _held(local: Path) -> Iterator[bool]:
+    """Whether nobody else on this machine holds it; meanwhile nobody else does."""
+    try:
+        handle = os.open(local, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield False  # a link, or what can't be read
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 @contextmanager

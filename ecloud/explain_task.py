@@ -335,10 +335,9 @@ class TaskReasons:
             host = f" on {attempt.host}" if attempt.host else ""
             number = f" (attempt {attempt.number})" if attempt.number > 1 else ""
             since = self._past(attempt.started_at or attempt.assigned_at)
-            yield f"{name} runs{number} on worker {attempt.worker}{host} for {since} now"
             worker = next((worker for worker in self.workers if worker.worker == attempt.worker), None)
-            if worker is not None and worker.trouble:
-                yield f"worker {worker.worker} says: {worker.trouble}"
+            trouble = f"; the worker says: {worker.trouble}" if worker is not None and worker.trouble else ""
+            yield f"{name} runs{number} on worker {attempt.worker}{host} for {since} now{trouble}"
             if worker is not None and worker.lane_wanted_since is not None:
                 moving = sum(other.lane_since is not None for other in self.workers)
                 has = counted(moving, "worker has", "workers have")

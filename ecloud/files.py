@@ -117,6 +117,11 @@ def told_when_interrupted(text: Callable[[], str]) -> Iterator[None]:
         raise
 
 
+def _kept(datastore: Publisher, over_ssh: str) -> str:
+    """What became of a copy that was interrupted; one to or from a directory begins again."""
+    return over_ssh if isinstance(datastore, OverSsh) else "what had not arrived whole is removed"
+
+
 def make_initial_inputs(inputs: Iterable[tuple[str, int]], scale: float, datastore: Publisher) -> int:
     """Write the files that no task of a scaled WfFormat list makes; how many were missing."""
     inputs = list(inputs)
@@ -176,9 +181,7 @@ def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
     size = sum(entry.size for entry in entries.values() if entry is not None)
     goes_on = "what arrived is kept beside it as .*.part: get it again and it goes on there"
     with (
-        told_when_interrupted(
-            lambda: goes_on if isinstance(datastore, OverSsh) else "what had not arrived whole is removed"
-        ),
+        told_when_interrupted(lambda: _kept(datastore, goes_on)),
         transfer(doors.console(to_stderr=True), "fetching", size),
     ):
         _get(datastore, entries, target, fetched)
@@ -219,10 +222,17 @@ def put(local: str, path: str, as_json: bool) -> int:
         path = f"{path.rstrip('/')}/{name}"  # as with cp: a file goes into a directory, never in its place
     if source.is_dir() and _below(source, datastore) is not None:
         raise Fault(f"the datastore lies in {local}, and is not put into itself: name directories beside it")
-    if datastore.stat([path or name]) == [None]:
+    there = datastore.stat([path or name])[0]
+    if there is None:
         _refuse_below_a_file(datastore, [path or name])
+    elif source.is_dir() and there.kind != "directory":
+        raise Fault(
+            f"{there.path} is a {there.kind} in the datastore, and no directory is put there: name another path"
+        )
     with (
-        told_when_interrupted(lambda: "what arrived is kept for a day: put it again and it goes on there"),
+        told_when_interrupted(
+            lambda: _kept(datastore, "what arrived is kept for a day: put it again and it goes on there")
+        ),
         transfer(doors.console(to_stderr=True), "sending", _size_below(source)),
     ):
         entries = datastore.put(source, path or name)

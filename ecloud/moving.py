@@ -12,7 +12,7 @@ OLD_S = 12.0
 
 
 def transfer_line(transfer: Transfer, now: float) -> str:
-    """ "w4c2  fetching 1 file, 120 of 300 MB, 20 MB/s, for 6 s: big/t7"."""
+    """ "w4c2  fetching 1 file, 120 of 300 MB, 20 MB/s, for 6 s: big:t7"."""
     moving = Moving(transfer.fetching, transfer.storing, transfer.bytes, transfer.moved_bytes, transfer.bytes_per_s)
     since = f", for {duration(transfer.told_at - transfer.since)}"
     tasks = ", ".join(visible(name) for name in transfer.tasks[:TASKS_NAMED])

@@ -27,7 +27,7 @@ def transfers(connection: Connection) -> list[Transfer]:
     if wanted:
         query = sa.select(tasks.task_no, tasks.id, runs.name).join(schema.runs, runs.run_no == tasks.run_no)
         for row in connection.execute(query.where(tasks.task_no.in_(wanted))):
-            names[row.task_no] = f"{row.name}/{row.id}"
+            names[row.task_no] = f"{row.name}:{row.id}"
     return sorted(
         (
             Transfer(

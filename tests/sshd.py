@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,6 +164,35 @@ class Sshd:
         """End every connection, then itself."""
         self.close_clients()
         self.stop()
+
+
+def big_file(path: Path, size: int) -> Path:
+    """Bytes that don't repeat."""
+    path.write_bytes(os.urandom(size))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """An empty directory to be served."""
+    path = tmp_path / "root"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """An empty directory of who reads and stores."""
+    path = tmp_path / "local"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """For calls that go on meanwhile."""
+    with ThreadPoolExecutor(16) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,11 +96,19 @@ class Stranger:
         self.throw(self.topic, wire.encode(Envelope(message=message, **fields), self.topic, self.key_name, self.key))
 
     def hello(self, kind: str, patience_s: float = DEADLINE_S, **fields: Any) -> Welcome:
-        """Open, and go on in the session that the boss names."""
+        """Open, and go on in the session that the boss names. Said again until it is heard: a boss that was started
+        again a moment ago may not listen yet."""
         self.session = ""
         nonce = f"nonce-{self._number}"
-        self.say(Hello(nonce=nonce, kind=kind, **fields))
-        welcome: Welcome = self.hears(Welcome, patience_s=patience_s)
+        deadline = time.monotonic() + patience_s
+        while True:
+            self.say(Hello(nonce=nonce, kind=kind, **fields))
+            try:
+                welcome: Welcome = self.hears(Welcome, patience_s=min(patience_s, 2.0))
+                break
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
         assert welcome.nonce == nonce
         self.session, self._number = welcome.session, 0
         return welcome

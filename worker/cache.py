@@ -34,7 +34,7 @@ COPIES = 3
 TIMES = 3
 """How often an entry that vanished under our hands is fetched again before it goes past the cache."""
 CUT_S = 86_400.0
-"""What was cut off so long before this process began is not asked for again."""
+"""What was cut off so long ago is not asked for again."""
 IT = "it"
 PATH = "path"
 """Beside what is big: the path that it was fetched from, to be told after a restart, too."""
@@ -140,6 +140,11 @@ class Cache:
         while self.used_bytes > self._limit() and self._evict():
             pass
 
+    def sweep(self) -> None:
+        """What was cut off and that nobody asked for since, for so long, goes."""
+        while self._drop_cut(old=True):
+            pass
+
     # --- one entry -----------------------------------------------------------------------------------
 
     def _path(self, key: str, size: int) -> Path:
@@ -218,9 +223,11 @@ class Cache:
             aside.mkdir(mode=0o700, exist_ok=True)
             return transfer(aside / IT)
         except DatastoreAway:
-            here = _bytes_below(aside)
-            with self._lock:
-                self._cut[key] = here
+            if here := _bytes_below(aside):
+                with self._lock:
+                    self._cut[key] = here
+            else:
+                remove(aside)
             raise
         except BaseException:
             remove(aside)
@@ -266,19 +273,26 @@ class Cache:
 
     def _evict(self) -> bool:
         """What was cut off, else the least recently used that nobody copies just now; whether there was one."""
-        with self._lock:
-            cut = next((key for key in self._cut if key not in self._under_way), "")
-            gone = self._top / f"gone-{cut}"
-            if cut:
-                del self._cut[cut]
-                os.rename(self._aside(cut), gone)
-        if cut:
-            remove(gone)
+        if self._drop_cut():
             return True
         with self._lock:
             key = next((key for key in self._entries if key not in self._in_use), "")
         if key:
             self._forget(key)
+        return bool(key)
+
+    def _drop_cut(self, old: bool = False) -> bool:
+        """The first that was cut off, `old`: that nobody asked for since; whether there was one."""
+        with self._lock:
+            keys = (key for key in self._cut if key not in self._under_way)
+            key = next((key for key in keys if not (old and _is_recent(self._aside(key)))), "")
+            gone = self._top / f"gone-{key}"
+            if key:
+                del self._cut[key]
+                with contextlib.suppress(OSError):  # somebody emptied the directory
+                    os.rename(self._aside(key), gone)
+        if key:
+            remove(gone)
         return bool(key)
 
     def _forget(self, key: str) -> None:

@@ -187,6 +187,10 @@ class Files:
             self._cache.limit_bytes = limit_bytes
             self.pool.submit(self._cache.shrink)
 
+    def sweep(self) -> None:
+        """What was cut off long ago goes."""
+        self.pool.submit(self._cache.sweep)
+
     @property
     def inputs(self) -> tuple[HeldInput, ...]:
         """The big ones that are kept here, used last first."""

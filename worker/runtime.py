@@ -46,6 +46,8 @@ log = logging.getLogger("worker")
 READY_AT_ONCE = 256
 LOOK_EVERY_S = 1.0
 """How often disk, trouble and long-running processes are looked at."""
+SWEEP_EVERY_S = 3600.0
+"""How often what nobody asks for any more is looked for."""
 GOODBYE_S = 1.0
 """Time for the last words to leave."""
 
@@ -112,6 +114,7 @@ class WorkerRuntime:
         if left_over:
             log.info("ended %d process groups that an earlier process had left", left_over)
         self._look()
+        self._after(SWEEP_EVERY_S, self._sweep)
         self._broker.start()
         self._say_status(f"waiting for the broker at {self._access.host}:{self._access.port}")
         while True:
@@ -281,6 +284,10 @@ class WorkerRuntime:
             self._publish(logs_topic(self._access.cluster_id, task_no), envelope)
 
     # --- looking after itself -----------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        self._after(SWEEP_EVERY_S, self._sweep)
+        self._files.sweep()
 
     def _look(self) -> None:
         self._after(LOOK_EVERY_S, self._look)

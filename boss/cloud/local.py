@@ -89,7 +89,11 @@ class LocalCloud:
         process = _Process(popen.pid, start_time, order.vm_no, _started(start_time) or time.time())
         cloud_id = _cloud_id(process)
         threading.Thread(target=self._await, args=(popen, cloud_id), name=f"vm-{order.vm_no}", daemon=True).start()
-        (directory / "vm.json").write_bytes(msgspec.json.encode(process))
+        try:
+            (directory / "vm.json").write_bytes(msgspec.json.encode(process))
+        except OSError as error:
+            popen.kill()  # nobody would find it
+            raise TryLater(f"no worker process can be recorded: {error.strerror}: {error.filename}") from error
         return cloud_id
 
     def _await(self, popen: subprocess.Popen[bytes], cloud_id: str) -> None:

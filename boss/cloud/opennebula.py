@@ -310,6 +310,8 @@ class OpenNebulaCloud:
             raise Gone(f"VM {number} is somebody else's: it is left alone ({words.said(error)})") from error
         except No as error:
             raise TryLater(f"{self._connection.name} does not show VM {number}: {words.said(error)}") from error
+        except GivePoolUp as error:
+            raise TryLater(str(error)) from error
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
         """See `provider.Provider.end_all`."""
@@ -347,12 +349,11 @@ class OpenNebulaCloud:
             vm_no = self._vm_no(vm, details.get(vm.id))
             if vm_no is not None and vm_no not in ours:  # a copy that somebody made of it comes later
                 ours[vm_no] = _found(vm_no, vm, details.get(vm.id, {}))
-        shown = {vm.id for vm in vms}
-        missing = {int(cloud_id): no for cloud_id, no in known.items() if cloud_id.isdecimal()}
-        for number in shown & missing.keys():
-            del missing[number]
-        over = self._over(frozenset(lost) - ours.keys()) if lost else ()
-        return [*ours.values(), *self._not_shown(missing), *over]
+        told = {int(vm.cloud_id) for vm in ours.values()}
+        numbers = {int(cloud_id): vm_no for cloud_id, vm_no in known.items() if cloud_id.isdecimal()}
+        missing = {number: vm_no for number, vm_no in numbers.items() if number not in told}
+        unseen = frozenset(lost) - ours.keys()
+        return [*ours.values(), *self._not_shown(missing), *(self._over(unseen) if unseen else ())]
 
     def _not_shown(self, missing: Mapping[int, int]) -> Iterator[VmFound]:
         """What became of VMs that were there and are not shown: intents by id."""
@@ -362,10 +363,17 @@ class OpenNebulaCloud:
             vm = there.get(number)
             if number in there and (vm is None or vm.state == words.DONE):
                 yield VmFound(vm_no, str(number), VmState.GONE, "DONE") if vm is None else _gone(vm_no, vm)
-            elif vm is None or self._vm_no(vm, vm.attributes) != vm_no:
+            elif vm is None:
                 why = (
                     f"VM {number} is not shown to user {user}, who asks, and may still run: was OPENNEBULA_USER "
                     "changed? Set it back until its VMs are gone, or have their owner end them"
+                )
+                yield VmFound(vm_no, str(number), VmState.UNKNOWN, text=why)
+            elif self._vm_no(vm, vm.attributes) != vm_no:
+                labels = words.labels_of(self._cluster_id, vm_no)
+                why = (
+                    f"VM {number} ({vm.name}, of {vm.owner}) does not carry our cluster id any more, and may still "
+                    f"run: give it back its labels ({labels}), or end it by hand"
                 )
                 yield VmFound(vm_no, str(number), VmState.UNKNOWN, text=why)
             else:  # somebody gave it another name, or another owner
@@ -406,6 +414,8 @@ class OpenNebulaCloud:
             raise CredentialsWrong(f"user {self._connection.user} may not list VMs: {words.said(error)}") from error
         except No as error:
             raise TryLater(f"{self._connection.name} does not list our VMs: {words.said(error)}") from error
+        except GivePoolUp as error:  # it does not know the call
+            raise TryLater(str(error)) from error
 
     def _vm_no(self, vm: SeenVm, attributes: Mapping[str, str] | None) -> int | None:
         """The intent of a VM that shows it twice: in two of its name, its labels and its attributes."""

@@ -41,7 +41,7 @@ class Gone(Exception):
 
 
 class VmState(Enum):
-    """What the cloud says of a VM, in our words. None of them is a proof that what it runs has ended."""
+    """What the cloud says of a VM, in our words. None but the last is a proof that what it runs has ended."""
 
     PENDING = "pending"
     """Waits for a host or an address, perhaps for ever."""

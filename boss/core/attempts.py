@@ -241,9 +241,10 @@ class Attempts:
     def _init_ended(self, worker: Worker, attempt: Attempt, outcome: Outcome, now: float) -> None:
         run = self._book.runs.get(attempt.run_no)
         node = self._book.graph.nodes.get(attempt.task_no)
-        if run is None or outcome.cause is Cause.STOPPED:
+        own = attempt.worker == worker.name  # what prepared the process before this one says nothing of it
+        if own and (run is None or outcome.cause is Cause.STOPPED):
             worker.inits.pop(attempt.task_no, None)
-        elif attempt.worker == worker.name:  # what prepared the process before this one says nothing of it
+        elif own:
             stands = "succeeded" if outcome.cause is Cause.SUCCESS else "failed"
             self.note_init(worker, attempt.run_no, attempt.task_no, stands)
         if run is None or node is None or not node.init:
@@ -427,7 +428,8 @@ class Attempts:
             state = AttemptState.LOST
         self._over(attempt, state, now)
         if attempt.init:
-            worker.inits.pop(attempt.task_no, None)
+            if attempt.worker == worker.name:
+                worker.inits.pop(attempt.task_no, None)
             init = self._book.graph.nodes.get(attempt.task_no)
             if init is not None and init.init:
                 if init.state is _RUNNING:

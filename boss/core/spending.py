@@ -27,8 +27,8 @@ class Spending:
         self._hours = 0.0
 
     def remember(self, vm: VmRow) -> None:
-        """A VM is gone. One that the cloud never made cost nothing."""
-        lived = vm.lived(vm.since)
+        """A VM, if it is gone. One that the cloud never made cost nothing."""
+        lived = vm.lived(vm.since) if vm.state == "gone" else None
         if self._hours_per_day and lived is not None:
             self._past.append(lived)
             self._looked_at = -math.inf

@@ -306,7 +306,7 @@ class Vms:
             elif vm.cloud_id and vm.cloud_id not in listed.alive:
                 if listed.asked is None or vm.cloud_id in listed.asked:
                     self._on_vanished(vm, listed.ended.get(vm.cloud_id), now)
-            elif not vm.cloud_id and vm.vm_no in gone:
+            elif not vm.cloud_id and vm.vm_no in gone and vm.vm_no not in listed.starting:  # else its answer is to come
                 self.on_started(vm.vm_no, gone[vm.vm_no], now)  # and was gone before anybody saw it
                 self._live_since(vm, listed.since.get(gone[vm.vm_no]))
                 self._on_vanished(vm, listed.ended.get(gone[vm.vm_no]), now)

@@ -57,6 +57,20 @@ def test_where_no_boss_has_run_each_action_says_what_to_do(doors: Doors) -> None
     assert "python admin.py start" in doors.push(doors.write("t.json", [{"id": "a", "commands": "true"}]), code=3).err
 
 
+def test_who_interrupts_a_copy_into_a_directory_is_not_told_that_it_goes_on(cluster: Doors) -> None:
+    with (cluster.place / "huge").open("wb") as file:
+        file.truncate(100 << 30)  # a hole: it takes a minute to read, and no room
+    assert cluster.daemon is not None
+    staging = cluster.daemon.home.datastore / ".ecloud/staging/put"
+    putting = cluster.begin("admin.py", "put", "huge")
+    wait_until(lambda: list(staging.rglob(".*.part")), what="it is on its way")
+    putting.send_signal(signal.SIGINT)
+    told = putting.communicate(timeout=60)[0].decode()
+    assert putting.returncode == 130
+    assert "interrupted: what had not arrived whole is removed" in told
+    assert not list(staging.rglob("*.part"))
+
+
 def test_wrong_words_name_the_nearest(doors: Doors) -> None:
     assert "did you mean retry_failed?" in doors.admin("retry-failed", code=2).err
     assert "--stat" in doors.admin("show_tasks", "--stat", "x", code=2).err

@@ -7,6 +7,7 @@ import getpass
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from doors import Doors
 from opennebula_double import OpenNebula
 from pages import Page, type_all
@@ -19,6 +20,7 @@ BROKER = "127.77.0.10"
 """What the double gives to the first VM."""
 
 
+@pytest.mark.long
 def test_the_clouds_page_does_what_it_shows(daemons: Callable[..., Daemon], tmp_path: Path) -> None:
     page = Page("docs/clouds.md")
     double = OpenNebula(tmp_path / "cloud")

@@ -183,7 +183,7 @@ def test_an_ended_vm_leaves_the_list_and_so_does_its_agent(cloud: Provider, kind
 
 
 def test_one_that_was_known_and_is_gone_is_told_with_its_times_as_long_as_it_is_asked_about(cloud: Provider) -> None:
-    asked_at = time.time()
+    asked_at = time.time() - 0.02  # a process's start is known to a hundredth of a second
     ids = {cloud.start(order(vm_no)): vm_no for vm_no in (1, 2)}
     gone, lives = ids
     since = {vm.cloud_id: vm.since for vm in cloud.list(ids)}
@@ -215,6 +215,26 @@ def test_one_that_was_made_and_gone_before_anybody_saw_it_is_told_to_who_looks_f
     told = [vm for vm in kind.provider("one").list(lost=(3, 4)) if vm.state is VmState.GONE]
     assert [(vm.vm_no, vm.cloud_id) for vm in told] == [(3, cloud_id)]
     assert 0.0 < told[0].since <= told[0].ended
+
+
+def test_a_process_that_can_t_be_recorded_does_not_go_on(tmp_path: Path) -> None:
+    """No list would ever show it."""
+    processes = LocalKind(tmp_path)
+    cloud = processes.provider("one")
+    record = Home(tmp_path / "one").workers / "1" / "vm.json"
+    record.mkdir(parents=True)
+    with pytest.raises(TryLater, match=f"no worker process can be recorded: .*{record}"):
+        cloud.start(order(1))
+    wait_until(lambda: not started_in(record.parent), what="the end of the process")
+
+
+def started_in(directory: Path) -> list[str]:
+    """Processes whose command names that directory."""
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            commands.append(path.read_bytes().decode(errors="replace"))
+    return [command for command in commands if str(directory) in command]
 
 
 def test_a_vm_may_be_ended_before_it_is_up(cloud: Provider) -> None:

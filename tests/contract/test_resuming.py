@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cutting_proxy import CuttingProxy
@@ -31,9 +31,15 @@ OPENERS: dict[str, Callable[[pytest.FixtureRequest, Path, int], Opened]] = {
     "a worker by SFTP": lambda ask, root, port: ask.getfixturevalue("sftp_sshd").worker_by_sftp(
         root, "w1", port, **IMPATIENT
     ),
+    "the boss by the gate": lambda ask, root, port: ask.getfixturevalue("sshd").boss(root, port, **IMPATIENT),
     "the boss by SFTP": lambda ask, root, port: ask.getfixturevalue("bare_sshd").boss_by_sftp(root, port, **IMPATIENT),
 }
-SERVERS = {"a worker by the gate": "sshd", "a worker by SFTP": "sftp_sshd", "the boss by SFTP": "bare_sshd"}
+SERVERS = {
+    "a worker by the gate": "sshd",
+    "a worker by SFTP": "sftp_sshd",
+    "the boss by the gate": "sshd",
+    "the boss by SFTP": "bare_sshd",
+}
 IMPATIENT: dict[str, Any] = {"patience_s": 0.2}
 STAGE = "w1/7-1"
 
@@ -114,6 +120,17 @@ def contents(top: Path) -> dict[str, tuple[int, str]]:
 USUAL = ["a worker by SFTP", "a worker by the gate"]
 
 
+def change_the_first(deep: Path) -> None:
+    """The first files of a tree become others, and other things."""
+    (deep / "00").write_bytes(os.urandom(MB + 1))
+    (deep / "01").unlink()
+    (deep / "02").unlink()
+    (deep / "02").mkdir()
+    (deep / "02/within").write_text("a directory where a file was")
+    (deep / "03").rename(deep / "another name")
+    (deep / "03").symlink_to("04")
+
+
 @pytest.fixture(params=USUAL)
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     for name in ("root", "local"):
@@ -155,13 +172,7 @@ def test_what_changed_meanwhile_is_fetched_as_it_is_now(site: Site) -> None:
     site.tree()
     site.cut_at(12 * MB, lambda store: store.fetch("tree", site.local / "tree"))
     deep = site.root / "tree/deep"
-    (deep / "00").write_bytes(os.urandom(MB + 1))  # these were whole already
-    (deep / "01").unlink()
-    (deep / "02").unlink()
-    (deep / "02").mkdir()
-    (deep / "02/within").write_text("a directory where a file was")
-    (deep / "03").rename(deep / "another name")
-    (deep / "03").symlink_to("04")
+    change_the_first(deep)  # which were whole already
     for number in range(4, FILES):  # and one of these was on its way
         os.utime(deep / f"{number:02}", (2e9 + number, 2e9 + number))
     (site.root / "tree/link").unlink()
@@ -182,7 +193,7 @@ def test_a_file_that_was_replaced_meanwhile_begins_anew(site: Site) -> None:
     assert site.is_like("a")
 
 
-@pytest.mark.parametrize("site", sorted(OPENERS), indirect=True)
+@pytest.mark.parametrize("site", [*USUAL, "the boss by SFTP"], indirect=True)
 @pytest.mark.parametrize("name", ["a", "tree/deep/a"])
 def test_other_contents_of_the_same_size_and_time_are_never_mixed(site: Site, name: str) -> None:
     """A task that is done again in the same second may leave another file of the same size."""
@@ -199,7 +210,7 @@ def test_other_contents_of_the_same_size_and_time_are_never_mixed(site: Site, na
     assert site.is_like(top)
 
 
-@pytest.mark.parametrize("site", sorted(OPENERS), indirect=True)
+@pytest.mark.parametrize("site", [*USUAL, "the boss by SFTP"], indirect=True)
 def test_a_part_that_was_spoiled_on_this_machine_is_told_by_the_datastores_sum(site: Site) -> None:
     """Where no sum is known, pieces are compared: here all of the beginning is wrong."""
     site.publish("a", 10 * MB)
@@ -264,13 +275,7 @@ def test_of_a_directory_that_changed_meanwhile_what_it_is_now_is_stored(site: Si
     (site.root / "tree").rename(site.local / "tree")
     site.cut_at(12 * MB, lambda store: store.store(STAGE, site.local / "tree", "tree"))
     deep = site.local / "tree/deep"
-    (deep / "00").write_bytes(os.urandom(MB + 1))  # these were staged already
-    (deep / "01").unlink()
-    (deep / "02").unlink()
-    (deep / "02").mkdir()
-    (deep / "02/within").write_text("a directory where a file was")
-    (deep / "03").rename(deep / "another name")
-    (deep / "03").symlink_to("04")
+    change_the_first(deep)  # which were staged already
     (deep / "04").chmod(0o600)
     (site.local / "tree/deep/empty").rmdir()
     (site.local / "tree/deep/empty").write_text("a file where a directory was")
@@ -288,3 +293,29 @@ def test_a_directory_that_was_staged_whole_is_staged_again_at_once(site: Site) -
         site.opened().store(STAGE, site.local / "tree", "tree")
         assert site.staged("tree") == contents(site.local / "tree")
     (site.local / "tree").chmod(0o755)
+
+
+@pytest.mark.parametrize("site", ["the boss by SFTP", "the boss by the gate"], indirect=True)
+def test_what_another_command_puts_just_now_is_left_to_it(site: Site) -> None:
+    (site.local / "a").write_bytes(os.urandom(16 * MB))
+    site.cut_at(11 * MB, lambda store: cast(Opened, store).put(site.local / "a", "a"))
+    with (site.local / "a").open() as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        assert site.travelled(lambda store: cast(Opened, store).put(site.local / "a", "a")) > 16 * MB
+    assert contents(site.root / "a") == contents(site.local / "a")
+    assert len(unfinished := [path for path in (site.root / ".ecloud/staging/put").rglob("*") if path.is_file()]) == 1
+    assert site.travelled(lambda store: cast(Opened, store).put(site.local / "a", "a")) < 5 * MB + SLACK
+    assert not unfinished[0].exists()
+
+
+def test_a_link_that_was_staged_gives_way_to_the_large_directory_of_its_name(site: Site) -> None:
+    (site.root / "elsewhere").mkdir()
+    (site.root / "elsewhere/kept").write_text("of somebody else")
+    (site.local / "tree").symlink_to(site.root / "elsewhere")
+    site.opened().store(STAGE, site.local / "tree", "tree")
+    (site.local / "tree").unlink()
+    (site.local / "tree").mkdir()
+    (site.local / "tree/a").write_bytes(os.urandom(9 * MB))
+    site.opened().store(STAGE, site.local / "tree", "tree")
+    assert site.staged("tree") == contents(site.local / "tree")
+    assert (site.root / "elsewhere/kept").exists()

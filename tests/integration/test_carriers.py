@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -18,13 +19,14 @@ import psutil
 import pytest
 from cutting_proxy import CuttingProxy
 from services import wait_until
-from sshd import Sshd
+from sshd import Sshd, big_file
 
 from boss.storage import Storage
 from datastore import keys
 from datastore.carrier import Lost
 from datastore.directory import DirectoryDatastore
 from datastore.fabric_carrier import by_fabric
+from datastore.gate import HEAD, MAGIC, VERSION
 from datastore.port import DatastoreAway, Promotion
 from datastore.ssh import Access, Carry, SshAddress, SshDatastore, by_process, gate_command
 from ecloud.datastores import authority, boss_key
@@ -40,26 +42,6 @@ def carry(request: pytest.FixtureRequest) -> Carry:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    path = tmp_path / "root"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Path:
-    path = tmp_path / "local"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(16) as pool:
-        yield pool
-
-
-@pytest.fixture
 def opened(carry: Carry) -> Iterator[Callable[..., SshDatastore]]:
     """The boss's datastore with this access, closed with the test."""
     made: list[SshDatastore] = []
@@ -71,12 +53,6 @@ def opened(carry: Carry) -> Iterator[Callable[..., SshDatastore]]:
     yield open_it
     for datastore in made:
         datastore.close()
-
-
-def big_file(path: Path, size: int) -> Path:
-    """Bytes that don't repeat."""
-    path.write_bytes(os.urandom(size))
-    return path
 
 
 def boss_access(server: Sshd, root: Path) -> Access:
@@ -241,6 +217,19 @@ def test_a_shell_that_prints_at_login_does_no_harm(sshd: Sshd, root: Path, opene
     assert opened(sshd.address(root), noisy).listing() == []
 
 
+def test_what_speaks_no_frames_is_a_connection_that_ended(
+    sshd: Sshd, root: Path, opened: Callable[..., SshDatastore], pool: ThreadPoolExecutor
+) -> None:
+    hello = f'{{"gate":{VERSION}}}'
+    spoken = MAGIC + HEAD.pack(len(hello), 0) + hello.encode() + HEAD.pack(1, 0) + b"1"
+    code = f"import os,time; os.write(1, {spoken!r}); time.sleep(600)"
+    access = Access(sshd.boss_key, sshd.known_hosts, gate=shlex.join(["exec", sys.executable, "-c", code]))
+    boss = opened(sshd.address(root), access)
+    told = pool.submit(boss.listing).exception(60)
+    assert isinstance(told, DatastoreAway)
+    assert "the connection was cut" in str(told)
+
+
 def test_threads_do_not_wait_for_a_gate_that_never_speaks(
     sshd: Sshd, root: Path, opened: Callable[..., SshDatastore]
 ) -> None:
@@ -274,9 +263,41 @@ def test_nothing_of_fabrics_failures_is_printed_or_left_behind(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+def test_a_link_that_stalls_when_the_gate_is_asked_for_is_given_up(
+    own_sshd: Sshd, root: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import paramiko
+
+    asks = paramiko.Channel.exec_command
+    with CuttingProxy(own_sshd.port) as proxy:
+
+        def asks_in_vain(channel: paramiko.Channel, command: str) -> None:
+            proxy.hold()
+            asks(channel, command)
+
+        monkeypatch.setattr(paramiko.Channel, "exec_command", asks_in_vain)
+        boss = own_sshd.boss(root, proxy.port, patience_s=0.3, stall_s=2.0, carry=by_fabric)
+        told = pool.submit(boss.listing).exception(60)
+        assert isinstance(told, DatastoreAway)
+        assert "stalled: nothing moved for 2 s" in str(told)
+        boss.close()
+
+
+def test_keys_that_are_not_renewed_in_time_are_a_cut_as_any_other(sshd: Sshd, root: Path) -> None:
+    before = set(threading.enumerate())
+    boss = sshd.boss(root, patience_s=60, carry=by_fabric)
+    assert boss.listing() == []
+    [transport] = [thread for thread in set(threading.enumerate()) - before if type(thread).__name__ == "Transport"]
+    transport.clear_to_send_timeout = 0.1  # type: ignore[attr-defined]
+    transport.clear_to_send.clear()  # type: ignore[attr-defined]
+    assert boss.listing() == []
+    wait_until(lambda: not transport.is_alive(), what="the connection that took no more was ended")
+
+
 def test_requests_do_not_wait_for_acknowledgements(sshd: Sshd, root: Path) -> None:
+    before = set(threading.enumerate())
     carrier = by_fabric(sshd.address(root), boss_access(sshd, root), "the datastore", 60.0)
-    [transport] = [thread for thread in threading.enumerate() if type(thread).__name__ == "Transport"]
+    [transport] = [thread for thread in set(threading.enumerate()) - before if type(thread).__name__ == "Transport"]
     dialled: socket.socket = transport.sock  # type: ignore[attr-defined]
     assert dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
     carrier.kill()
@@ -295,8 +316,10 @@ def test_the_boss_reaches_it_through_fabric_alone(own_sshd: Sshd, root: Path, tm
     assert [entry.path for entry in storage.publisher.listing()] == ["a"]
     assert [child for child in psutil.Process().children() if child.name() == "ssh"] == []
     assert own_sshd.process is not None
-    assert len(psutil.Process(own_sshd.process.pid).children()) == 1
-    storage.publisher.close()
+    serving = psutil.Process(own_sshd.process.pid)
+    assert len(serving.children()) == 1
+    storage.use(str(tmp_path / "elsewhere"))
+    wait_until(lambda: serving.children() == [], what="the datastore that is left is not held any more")
 
 
 def test_fabric_is_loaded_when_a_datastore_over_ssh_is_first_asked() -> None:

@@ -141,6 +141,7 @@ class House:
 
     def __init__(self, engine: Engine, address: BrokerAddress, datastore: Path) -> None:
         self._address = address
+        self._thresholds = gc.get_threshold()
         clock = Clock()
         store = Store(engine)
         store.lead("the test", clock())
@@ -177,6 +178,7 @@ class House:
         self._runtime.stop()
         self._thread.join(DEADLINE_S)
         gc.unfreeze()  # the loop froze what was there, which here is all of the tests
+        gc.set_threshold(*self._thresholds)
 
 
 @pytest.fixture

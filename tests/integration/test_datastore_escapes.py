@@ -82,14 +82,15 @@ def test_no_name_leads_out(worker: SshDatastore, root: Path, name: str) -> None:
         {"do": "get_many", "names": [name]},
         *([{"do": "list", "name": name, "recursive": True}] if name else []),
         {"do": "part", "client": "aa", "stage": "w1/1-1", "path": name, "size": 1, "mtime_ns": 1},
+        {"do": "staged", "client": "aa", "stage": "w1/1-1", "path": name},
     ):
         try:
             answer = ask(worker._link, dict(request))
         except BadName:
             continue
         # A name of a stage: nothing of what the root's link leads to.
-        assert request["do"] == "part"
-        assert answer == [{"have": 0}]
+        assert request["do"] in ("part", "staged")
+        assert answer in ([{"have": 0}], [{"rows": []}])
     if not name.startswith("way_out"):  # below a stage that is a name as any other
         for item in (["piece", name, 0, 0o644, 0, 0, 0, ""], ["directory", name], ["clear", name], ["link", name, "x"]):
             with pytest.raises(BadName):
@@ -134,6 +135,11 @@ def test_nothing_is_written_through_a_link_of_ones_own(worker: SshDatastore, roo
     ):
         with pytest.raises(BadName):
             put(worker, "w1/1-1", item)
+    staged = {"do": "staged", "client": "aa", "stage": "w1/1-1"}
+    [told] = ask(worker._link, {**staged, "path": "door"})
+    assert [(name, kind) for name, kind, *_ in told["rows"]] == [("door", "link")]
+    with pytest.raises(BadName):
+        ask(worker._link, {**staged, "path": "door/secret"})
     put(worker, "w1/1-1", [*data[:1], "file", *data[2:]])  # replaces the link itself
     assert not (root / ".ecloud/staging/w1/1-1/file").is_symlink()
     assert outside(root) == before
@@ -150,6 +156,7 @@ def test_anothers_staging_is_out_of_reach(worker: SshDatastore, root: Path, stag
         lambda: ask(
             worker._link, {"do": "part", "client": "aa", "stage": stage, "path": "x", "size": 1, "mtime_ns": 1}
         ),
+        lambda: ask(worker._link, {"do": "staged", "client": "aa", "stage": stage, "path": "theirs"}),
     ):
         with pytest.raises(BadName):
             call()

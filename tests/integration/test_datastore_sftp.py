@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cutting_proxy import CuttingProxy
 from services import HOST
-from sshd import Sshd
+from sshd import Sshd, big_file
 
 from datastore import installing, keys
 from datastore.fabric_carrier import by_fabric
@@ -24,30 +24,11 @@ MB = 1 << 20
 STAGE = "w1/1-1"
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    path = tmp_path / "root"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Path:
-    path = tmp_path / "local"
-    path.mkdir()
-    return path
-
-
 @pytest.fixture(params=["bare_sshd", "sftp_sshd"])
 def server(request: pytest.FixtureRequest) -> Sshd:
     """With a shell that has sha256sum, and without a shell."""
     found: Sshd = request.getfixturevalue(request.param)
     return found
-
-
-def big_file(path: Path, size: int) -> Path:
-    path.write_bytes(os.urandom(size))
-    return path
 
 
 def test_a_cut_upload_goes_on_where_it_was(server: Sshd, root: Path, local: Path) -> None:

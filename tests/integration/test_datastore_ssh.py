@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ import psutil
 import pytest
 from cutting_proxy import CuttingProxy
 from services import HOST, wait_until
-from sshd import GATE, Sshd
+from sshd import GATE, Sshd, big_file
 
 from datastore import installing, keys
 from datastore.connection import Answer, Connection
@@ -28,32 +28,6 @@ from datastore.ssh import Access, SshAddress, SshDatastore, gate_command
 
 MB = 1 << 20
 _Result = TypeVar("_Result")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    path = tmp_path / "root"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> Path:
-    path = tmp_path / "local"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(16) as pool:
-        yield pool
-
-
-def big_file(path: Path, size: int) -> Path:
-    """Bytes that don't repeat."""
-    path.write_bytes(os.urandom(size))
-    return path
 
 
 def arrived(root: Path, stage: str = "w1/1-1") -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from xmlrpc.server import SimpleXMLRPCServer
 
 import pytest
 from opennebula_double import ACTIVE, DONE, POWEROFF, RUNNING, SHUTDOWN, UNKNOWN, OpenNebula, User, Vm
@@ -356,6 +357,27 @@ def test_one_that_somebody_renamed_and_relabelled_is_not_taken_for_gone(
     assert [(seen.vm_no, seen.state) for seen in cloud.list({"0": 1})] == [(1, VmState.UNKNOWN)]
 
 
+def test_one_that_somebody_gave_other_attributes_is_not_taken_for_gone(
+    double: OpenNebula, cloud: OpenNebulaCloud
+) -> None:
+    """Its name alone is left of what marks it: `onevm update` replaces all of its USER_TEMPLATE."""
+    vm = start(cloud, double)
+    vm.user_template = {}
+    assert cloud.list() == []
+    (seen,) = cloud.list({str(vm.id): 1})
+    assert (seen.vm_no, seen.cloud_id, seen.state) == (1, str(vm.id), VmState.UNKNOWN)
+    assert f"give it back its labels (ecloud-{CLUSTER},ecloud-vm-1)" in seen.text
+    double.vanish(vm)
+    assert gone(cloud.list({str(vm.id): 1})) == [(1, str(vm.id), vm.made_at, vm.ended_at)]
+
+
+def test_of_two_that_show_the_same_intent_none_is_taken_for_gone(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+    """One of them comes from a database that was lost."""
+    older, newer = start(cloud, double), start(cloud, double)
+    known = {str(newer.id): 1}
+    assert {vm.cloud_id for vm in cloud.list(known)} == {str(older.id), str(newer.id)}
+
+
 def test_a_lost_list_of_missing_vms_is_no_list(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
     start(cloud, double)
     double.faults.next_calls.append(("vmpool.infoset", "reset"))
@@ -542,6 +564,20 @@ def test_another_cloud_than_expected_is_said(double: OpenNebula, new_cloud: NewC
         with pytest.raises(CredentialsWrong, match=expected) as error:
             new_cloud(url=url).list()
         sentence(error)
+
+
+def test_what_speaks_xml_rpc_and_is_no_opennebula_is_one_sentence_for_each_call(new_cloud: NewCloud) -> None:
+    with SimpleXMLRPCServer((HOST, 0), logRequests=False) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        cloud = new_cloud(url=f"http://{HOST}:{server.server_address[1]}/RPC2")
+        calls: list[Callable[[], object]] = [cloud.list, lambda: cloud.list({"7": 1}), lambda: cloud.end("7")]
+        try:
+            for call in calls:
+                with pytest.raises(TryLater, match=r"does not understand our calls .*is it an OpenNebula") as error:
+                    call()
+                sentence(error)
+        finally:
+            server.shutdown()
 
 
 # --- the way there --------------------------------------------------------------------------------

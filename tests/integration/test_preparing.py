@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
-import msgspec
 import pytest
+from contexts import NONCE, variables_of_a_vm
 from guests import Guest
 from services import HOST, free_port, wait_until
 
@@ -21,7 +21,7 @@ from boss.calls import Calls
 from boss.cloud.local import LocalCloud
 from boss.cloud.preparing import Visitor
 from boss.cloud.provider import VmFound
-from boss.cloud.start_script import encoded, merged_context, variables
+from boss.cloud.start_script import encoded, merged_context
 from boss.core.effects import ListVms, VisitVm
 from boss.core.events import Event, VmsListed, VmVisited
 from boss.storage import Storage
@@ -29,10 +29,8 @@ from boss.wheels import Bundles
 from datastore.keys import make_key
 from ecloud.causes import recognise
 from ecloud.home import Home
-from ecloud.secrets import AccessFile
 
 NewGuest = Callable[..., Guest]
-NONCE = "4-1"
 PORT = free_port()
 
 
@@ -75,16 +73,7 @@ def new_guest(tmp_path: Path, boss: Boss) -> Iterator[NewGuest]:
     ) -> Guest:
         guest = Guest(tmp_path / f"vm-{len(made)}", f"127.77.9.{len(made) + 1}", image, PORT)
         made.append(guest)
-        access = AccessFile("c0ffee", HOST, free_port(), "vm-1", "5ec2e7" + "0" * 58)
-        ours = variables(
-            cluster_id="c0ffee",
-            vm_no=1,
-            boot_nonce=NONCE,
-            access=msgspec.json.encode(access),
-            boss=f"{access.host}:{access.port}",
-            options=["--cpus", "1"],
-            code="",
-        )
+        ours = variables_of_a_vm(["--cpus", "1"], code="")
         template = {"SSH_PUBLIC_KEY": boss.public_key if key is None else key}
         if own:
             template["START_SCRIPT_BASE64"] = encoded(own)

@@ -8,24 +8,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
+from contexts import NONCE, variables_of_a_vm
 from guests import Guest
-from services import HOST, free_port, wait_until
+from services import free_port, wait_until
 from unprivileged import NUMBER, USER, UnprivilegedGuest, why_not
 
 from boss.cloud.preparing import Visitor
-from boss.cloud.start_script import merged_context, variables
+from boss.cloud.start_script import merged_context
 from boss.core.effects import VisitVm
 from boss.core.events import VmVisited
 from boss.wheels import Bundles
 from datastore.keys import make_key
 from ecloud.causes import recognise
-from ecloud.secrets import AccessFile
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be made")
 NewGuest = Callable[..., Guest]
-NONCE = "4-1"
 
 
 @pytest.fixture
@@ -64,16 +62,7 @@ def new_guest(place: Path, boss: Boss) -> Iterator[NewGuest]:
     def make(context_mode: int = 0o644, sudo: str = "") -> Guest:
         guest = UnprivilegedGuest(place / "vm", "127.77.10.1", boss.port, sudo)
         made.append(guest)
-        access = AccessFile("c0ffee", HOST, free_port(), "vm-1", "5ec2e7" + "0" * 58)
-        ours = variables(
-            cluster_id="c0ffee",
-            vm_no=1,
-            boot_nonce=NONCE,
-            access=msgspec.json.encode(access),
-            boss=f"{access.host}:{access.port}",
-            options=["--cpus", "1"],
-            code="",
-        )
+        ours = variables_of_a_vm(["--cpus", "1"], code="")
         guest.boot(merged_context({"SSH_PUBLIC_KEY": boss.public_key}, ours))
         (guest.root / "run/one-context/one_env").chmod(context_mode)
         wait_until(lambda: guest.start_script_is_over, what="the guest has started")

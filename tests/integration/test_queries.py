@@ -419,6 +419,13 @@ def test_running(film: Cluster) -> None:
     assert film.why("mix").sentence == "task mix runs on worker w1 on host-of-w1 for 58 s now"
 
 
+def test_running_at_a_worker_that_something_hinders(story: Cluster) -> None:
+    story.run(1, "r")
+    story.worker("w1", trouble="the datastore is away")
+    story.task("a", TaskState.RUNNING, attempt=story.attempt("w1", AttemptState.ASSIGNED))
+    assert story.why("a").sentence.endswith(" now; the worker says: the datastore is away")
+
+
 def test_running_while_results_are_put_into_the_datastore(story: Cluster) -> None:
     story.run(1, "r")
     promoting = story.attempt("w1", AttemptState.PROMOTING, cause=Cause.SUCCESS, run_s=1.0)

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from contexts import KEY, variables_of_a_vm
 from guests import Guest
-from services import HOST, ROOT, free_port, wait_until
+from services import ROOT, wait_until
 
-from boss.cloud.start_script import MAX_VALUE_BYTES, SCRIPT, TooLarge, encoded, merged_context, variables
-from ecloud.secrets import AccessFile
-
-KEY = "5ec2e7" + "0" * 58
+from boss.cloud.start_script import MAX_VALUE_BYTES, SCRIPT, TooLarge, encoded, merged_context
 
 
 @pytest.fixture
@@ -31,16 +29,8 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 
 def context(own: dict[str, str] | None = None, poweroff_after_s: float = 3600.0) -> dict[str, str]:
     """What a VM gets, for a broker that is not there."""
-    access = AccessFile("c0ffee", HOST, free_port(), "vm-1", KEY, password='a "quoted" $(secret)')
-    ours = variables(
-        cluster_id="c0ffee",
-        vm_no=1,
-        boot_nonce="4-1",
-        access=msgspec.json.encode(access),
-        boss=f"{access.host}:{access.port}",
-        options=["--label", "two words", "--cpus", "1"],
-        poweroff_after_s=poweroff_after_s,
-    )
+    options = ["--label", "two words", "--cpus", "1"]
+    ours = variables_of_a_vm(options, 'a "quoted" $(secret)', poweroff_after_s=poweroff_after_s)
     return merged_context({"NETWORK": "YES", **(own or {})}, ours)
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
-from services import HOST, wait_until
+from contexts import KEY, variables_of_a_vm
+from services import wait_until
 from systemd_machine import Machine, Refused
 
 from boss.cloud.guest_scripts import PROBE, read_probe
-from boss.cloud.start_script import SCRIPT, merged_context, variables
-from ecloud.secrets import AccessFile
+from boss.cloud.start_script import SCRIPT, merged_context
 
 pytestmark = pytest.mark.long
 UNIT = "ecloud-worker"
 HOME = "/var/lib/ecloud"
-KEY = "5ec2e7" + "0" * 58
 
 
 @pytest.fixture
@@ -34,16 +32,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 def boot(machine: Machine, poweroff_after_s: float = 3600.0) -> str:
     """Run START_SCRIPT as one-context runs it: with its context sourced, and waited for. What it said."""
-    access = AccessFile("c0ffee", HOST, 1, "vm-1", KEY, password="secret")
-    ours = variables(
-        cluster_id="c0ffee",
-        vm_no=1,
-        boot_nonce="4-1",
-        access=msgspec.json.encode(access),
-        boss=f"{access.host}:{access.port}",
-        options=["--label", "two words"],
-        poweroff_after_s=poweroff_after_s,
-    )
+    ours = variables_of_a_vm(["--label", "two words"], "secret", poweroff_after_s=poweroff_after_s)
     lines = (f'export {name}="{value}"\n' for name, value in merged_context({"NETWORK": "YES"}, ours).items())
     machine.write("/run/one-context/one_env", "".join(lines))
     machine.write("/run/one-context/start_script", SCRIPT)

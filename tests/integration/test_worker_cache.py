@@ -254,6 +254,19 @@ def test_what_was_cut_off_long_ago_is_not_kept_over_a_start(bench: Bench) -> Non
     assert os.listdir(bench.directory / "cache") == []
 
 
+def test_a_worker_that_lives_on_does_not_keep_what_was_cut_off_long_ago(bench: Bench) -> None:
+    part = bench.directory / "cache/new-s-cut/.x.part"
+    part.parent.mkdir()
+    part.write_bytes(bytes(KEPT))
+    cache = bench.opened()
+    cache.sweep()
+    assert cache.used_bytes == KEPT
+    os.utime(part, (time.time() - 2 * 86_400, time.time() - 2 * 86_400))
+    cache.sweep()
+    assert os.listdir(bench.directory / "cache") == []
+    assert cache.used_bytes == 0
+
+
 def test_what_was_cut_off_and_replaced_meanwhile_is_fetched_anew(bench: Bench) -> None:
     size = 20_000_000
     path = bench.root / "input"
@@ -290,6 +303,28 @@ def test_what_was_cut_off_goes_before_what_is_kept(bench: Bench) -> None:
     bench.cache.shrink()
     assert bench.cache.used_bytes == KEPT
     assert bench.fetch("kept", "c") == 0
+
+
+def test_of_what_was_cut_off_before_anything_came_nothing_is_left(bench: Bench) -> None:
+    bench.put("cut", os.urandom(KEPT))
+
+    def cuts(path: Path) -> int:
+        raise DatastoreAway("cut")
+
+    with pytest.raises(DatastoreAway):
+        bench.cache.fetch("s-cut", bench.entries("cut"), bench.directory / "b", cuts)
+    assert os.listdir(bench.directory / "cache") == []
+
+
+def test_a_directory_that_somebody_emptied_holds_nobody_up(bench: Bench) -> None:
+    part = bench.directory / "cache/new-s-cut/.x.part"
+    part.parent.mkdir()
+    part.write_bytes(bytes(KEPT))
+    cache = bench.opened(limit_bytes=KEPT - 1)
+    part.unlink()
+    part.parent.rmdir()
+    cache.shrink()
+    assert cache.used_bytes == 0
 
 
 def test_who_waits_for_a_transfer_that_fails_tries_by_itself(bench: Bench) -> None:

@@ -114,6 +114,27 @@ def test_what_prepared_a_process_says_nothing_of_the_next_one_in_its_home() -> N
     assert script.boss.fleet.workers["w2"].inits == {script.names["i"]: "given"}
 
 
+@pytest.mark.parametrize("comes_to", ["stopped", "nothing"])
+def test_how_the_init_task_of_an_earlier_process_ended_makes_no_process_do_its_own_twice(comes_to: str) -> None:
+    script = BossScript()
+    script.worker("w1", home="h")
+    script.push("r", task("i", init=True), task("a"), task("b"))
+    init = script.names["i"]
+    newer = script.peers["w2"] = Peer("w2", "worker")
+    newer.holds = {(init, 1): "ended"}
+    script.hello(newer, home="h", resources={"cpus": 1.0})
+    script.beats(newer)
+    if comes_to == "stopped":
+        script.hear(newer, wire.TasksEnded((Outcome(init, 1, Cause.STOPPED),)))
+    else:
+        del newer.holds[init, 1]
+        script.beats(newer)
+    script.ended(newer, "a")
+    script.push("r", task("c"))
+    assert script.store.tasks[script.names["c"]].attempts or script.boss.book.graph.nodes[script.names["c"]].assigned
+    assert numbers(script, "i") == [1, 2]
+
+
 def test_the_number_of_an_init_attempt_that_nobody_holds_is_not_given_twice() -> None:
     """It is given, its task's row does not say so yet, and its worker is not there when a boss begins; nor another."""
     script = BossScript()

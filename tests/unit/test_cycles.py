@@ -57,8 +57,9 @@ class _Knot:
         self.itself = self
 
 
-def test_what_grew_old_is_set_aside_and_searched_again_at_rest() -> None:
+def test_what_grew_old_is_set_aside_and_searched_again_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the knot of a library that had grown old is found, once there is nothing else to do."""
+    monkeypatch.setattr(cycles, "FEW_OBJECTS", 100_000_000)  # a process that tests has more than a boss at rest
     collector = Cycles()
     collector.begin(0.0)
     before = gc.get_freeze_count()
@@ -97,3 +98,18 @@ def test_a_boss_that_remembers_much_is_not_searched(monkeypatch: pytest.MonkeyPa
     collector.at_rest(10 * cycles.SEARCHED_EVERY_S)
     assert gc.get_freeze_count() == count
     assert kept
+
+
+def test_how_much_is_remembered_is_not_counted_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting walks all of it, and a boss is at rest many times a second."""
+    monkeypatch.setattr(cycles, "FEW_OBJECTS", 0)
+    counted: list[int] = []
+    count = gc.get_freeze_count
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: counted.append(count()) or counted[-1])
+    collector = Cycles()
+    collector.begin(0.0)
+    for tenth in range(100):
+        collector.at_rest(cycles.SEARCHED_EVERY_S + tenth / 10)
+    assert len(counted) == 1
+    collector.at_rest(2 * cycles.SEARCHED_EVERY_S)
+    assert len(counted) == 2

@@ -330,6 +330,18 @@ def test_the_budget_stops_new_starts_with_a_sentence_and_lets_go_after_a_day() -
     assert len(started(script)) == 1
 
 
+def test_what_lives_when_the_next_boss_starts_counts_once() -> None:
+    script = BossScript(vm_hours_per_day=1.0).pool("p", maximum=1, idle_s=7200.0)
+    script.ask("instantiate_worker", n=1)
+    (vm_no,) = started(script)
+    made(script, vm_no)
+    script.wait(60.0)
+    vm_worker(script, vm_no)
+    script.start()
+    vms = script.boss.vms
+    assert vms.spending.hours(vms.alive.values(), script.now) == pytest.approx(60.0 / 3600.0)
+
+
 def plan_of(script: BossScript) -> dict[str, list[str]]:
     answer = script.ask("plan")
     assert isinstance(answer, wire.RequestDone)

@@ -96,6 +96,18 @@ def test_one_that_was_never_answered_and_is_gone_already_is_looked_for_before_it
     assert (vm.state, vm.cloud_id, life(vm)) == ("gone", "x", (1002.0, 1050.0))
 
 
+def test_what_is_gone_under_the_number_of_an_intent_that_is_being_asked_for_is_not_its_vm() -> None:
+    """A directory of a worker process that an earlier database knew."""
+    script = BossScript().pool("p", maximum=1)
+    script.push("r", task("a"))
+    (vm_no,) = started(script)
+    gone = {"gone": {"old": vm_no}, "since": {"old": 2.0}, "ended": {"old": 50.0}}
+    script.handle(msgspec.structs.replace(EMPTY, starting=frozenset({vm_no}), **gone))
+    made(script, vm_no)
+    vm = script.store.vms[vm_no]
+    assert (vm.state, vm.cloud_id, life(vm)) == ("booting", "cloud-1", (1000.0, None))
+
+
 # --- VMs whose intent was given up ----------------------------------------------------------------
 
 

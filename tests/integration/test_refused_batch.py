@@ -1,0 +1,58 @@
+"""A batch that the database refuses: the boss begins anew from its tables, and the one before leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from services import HOST, free_port
+from sqlalchemy.engine import Engine
+
+from boss.calls import Calls
+from boss.core.config import BossConfig, PoolConfig
+from boss.core.events import Event
+from boss.runtime import Clock, Runtime
+from boss.storage import Storage
+from boss.store import Store
+from ecloud import wire
+from ecloud.broker import BrokerAddress
+from ecloud.home import Home
+
+
+@pytest.fixture
+def runtime(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Runtime]:
+    """A boss's loop that nobody runs, at a broker that is not there."""
+    thresholds = gc.get_threshold()
+    clock, store = Clock(), Store(sqlite_engine)
+    store.lead("the test", clock())
+    cluster_id = store.load().cluster_id
+    storage = Storage(Home(tmp_path), cluster_id)
+    storage.use(f"dir:{tmp_path}")
+    pools = (PoolConfig("p", {"cpus": 1.0}, minimum=0, maximum=1),)
+    config = BossConfig(datastore=wire.DatastoreAccess(f"dir:{tmp_path}"), pools=pools)
+    calls: list[Calls] = []
+
+    def make_calls(put: Callable[[Event], None]) -> Calls:
+        calls.append(Calls(storage, {}, {}, put))
+        return calls[0]
+
+    address = BrokerAddress(HOST, free_port())
+    yield Runtime(store, config, cluster_id, b"s" * 32, address, make_calls, None, clock)
+    calls[0].close()
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+
+
+def test_of_a_boss_whose_batch_was_refused_nothing_is_remembered(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = weakref.ref(runtime._boss)
+    runtime._batch += 1  # a batch that does not follow the last one
+    runtime._decide([])
+    assert "the database refuses a batch" in caplog.text
+    assert before() is None
+    runtime._decide([])
+    assert caplog.text.count("refuses") == 1, "the next one goes on"
