@@ -17,7 +17,7 @@ from ecloud.wire import DatastoreAccess, DatastoreGranted
 RENEW_BELOW = 0.5
 """Part of its life below which access is granted again."""
 ASK_AGAIN_S = 30.0
-"""A signature that was asked for and has not come by then is asked for again."""
+"""A signature that was asked for and has not come by then is asked for again; so is one that is refused at once."""
 FREE_SPACE = "datastore/free"
 """The note of how many MB were free over SSH, and when: seconds since 1970."""
 LIVES_S = 3600.0
@@ -50,10 +50,13 @@ class Access:
             return
         if access_s is not None and access_s > RENEW_BELOW * self._lives_s:
             return
-        if worker.access_asked_at is None or now - worker.access_asked_at >= ASK_AGAIN_S:
-            self._ask(worker, now, refused=access_s is not None and access_s <= 0)
+        refused = access_s is not None and access_s <= 0
+        last = worker.refused_at if refused and worker.refused_at is not None else worker.access_asked_at
+        if last is None or now - last >= ASK_AGAIN_S:
+            worker.refused_at = now if refused else None
+            self._ask(worker, now, refused)
 
-    def _ask(self, worker: Worker, now: float, refused: bool = False) -> None:
+    def _ask(self, worker: Worker, now: float, refused: bool) -> None:
         worker.access_asked_at = now
         self._outbox.call(SignKey(worker.name, worker.row.hello.ssh_key, refused=refused))
 
@@ -63,7 +66,7 @@ class Access:
             return
         for worker in self._fleet.workers.values():
             if worker.conversation is not None and worker.row.hello.ssh_key and worker.access_asked_at is None:
-                self._ask(worker, now)
+                self._ask(worker, now, False)
 
     def on_signed(self, name: str, certificate: str, lives_s: float) -> None:
         """Give a worker its certificate."""
@@ -89,6 +92,6 @@ class Access:
         self._outbox.call(use)
         self._outbox.writes.context[FREE_SPACE] = None
         for worker in self._fleet.workers.values():
-            worker.access_asked_at = None
+            worker.access_asked_at = worker.refused_at = None
             if worker.conversation is not None:
                 self._outbox.say(worker.conversation, DatastoreGranted(access))

@@ -95,6 +95,8 @@ class Worker(msgspec.Struct, eq=False):
     held: dict[tuple[int, int], Attempt] = msgspec.field(default_factory=dict)
     access_asked_at: float | None = None
     """When a signature for its key was asked for that has not come."""
+    refused_at: float | None = None
+    """When one was asked for because the one before was refused."""
     ahead: dict[tuple[int, int], Attempt] = msgspec.field(default_factory=dict)
     ahead_s: float = 0.0
     inits: dict[int, str] = msgspec.field(default_factory=dict)

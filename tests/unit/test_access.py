@@ -6,6 +6,7 @@ from boss_script import BossScript, Peer
 from worker_script import WorkerScript
 
 from boss.core.effects import SignKey
+from boss.core.events import KeySigned
 from ecloud import wire
 from ecloud.wire import DatastoreAccess
 from worker.events import AccessEnded
@@ -35,3 +36,21 @@ def test_the_boss_signs_for_who_is_refused_and_tells_that_from_who_has_none_yet(
     script.beats(worker, access_s=HOUR_S - 1.0).nothing_else()
     script.wait(60.0).beats(worker, access_s=0.0)
     assert script.call(SignKey) == SignKey("w1", "its key", refused=True)
+
+
+def test_who_is_refused_whatever_is_signed_for_him_is_not_signed_for_without_end() -> None:
+    """The line of the authority may be gone from the datastore: each signature is a process of the boss's machine."""
+    script = BossScript(datastore=THERE)
+    worker = Peer("w1", "worker")
+    script.hello(worker, resources={"cpus": 1.0}, home="home", ssh_key="its key").beats(worker)
+    script.call(SignKey)
+    script.handle(KeySigned("w1", "certificate", HOUR_S))
+    asked = 0
+    for _ in range(90):
+        script.wait(1.0)
+        script.beats(worker, access_s=0.0)
+        if any(isinstance(call, SignKey) for call in script.calls):
+            script.call(SignKey)
+            script.handle(KeySigned("w1", "another", HOUR_S))
+            asked += 1
+    assert asked == 3
