@@ -279,8 +279,8 @@ class Checker:
         running = self.running.setdefault(worker, {})
         self.looked["resources"] += bool(running)
         running[key] = order.asks
-        for resource, amount in capacity.items():
-            taken = 0.0
+        for resource in order.asks:  # of others no more is taken than before
+            amount, taken = capacity.get(resource, 0.0), 0.0
             for asks in running.values():
                 taken += asks.get(resource, 0.0)
             if taken > amount + _ROUNDING:

@@ -43,7 +43,8 @@ RETRY_S = 0.5
 BYTES_PER_S = 100e6
 """How fast big inputs come to a worker."""
 CHECKED_ALWAYS, CHECKED_EACH = 40, 40
-"""A core is checked after each of its first batches, later after each so many."""
+"""A core is checked after each of its first batches, later after each so many; where many live, after each so many."""
+MANY = 200
 Key = tuple[int, int]
 
 
@@ -94,6 +95,7 @@ class WorkerProcess:
         self.home = home
         self.world, self.faults = places.world, places.faults
         self.datastore, self.checker = places.datastore, places.checker
+        self.network = places.network
         self.alive = True
         self.frozen = False
         self.jobs: dict[Key, Job] = {}
@@ -216,7 +218,7 @@ class WorkerProcess:
         effects = self.core.handle(events, self._now)
         self._carry_out(effects)
         self._handled += 1
-        if self._handled < CHECKED_ALWAYS or self._handled % CHECKED_EACH == 0:
+        if self._handled % CHECKED_EACH == 0 or (self._handled < CHECKED_ALWAYS and len(self.network.links) < MANY):
             self.core.check()
         if self.alive:
             self._set_alarm()

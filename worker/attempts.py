@@ -6,6 +6,7 @@ What it says of an attempt is true when it is said.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -134,13 +135,16 @@ class Attempts:
             return
         self.starts_changed = False
         unready: list[Key] = []
-        for key in tuple(self.queue):
-            order = self.queue[key]
-            if self.free.get("cpus", 0.0) <= _ROUNDING:
-                if not self._queued_without_cpus:
+        too_many = math.inf  # CPUs, asked for in vain: who asks for as many is passed over
+        for key, order in tuple(self.queue.items()):
+            cpus = order.asks.get("cpus", 0.0)
+            if cpus >= too_many:
+                continue
+            if cpus > self.free.get("cpus", 0.0) + _ROUNDING:
+                if not self._queued_without_cpus and self.free.get("cpus", 0.0) <= _ROUNDING:
                     break  # a long queue is not looked through for each task that ends
-                if _asks_cpus(order):
-                    continue
+                too_many = cpus
+                continue
             ready = self._init_stands(order)
             if ready is False:
                 unready.append(key)

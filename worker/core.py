@@ -6,6 +6,7 @@ The rules are those of docs/protocol.md. What it hears is obeyed only in the ses
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -91,13 +92,17 @@ class WorkerCore:
 
     def next_deadline(self) -> float | None:
         """When `handle` must be called again, whatever happens."""
-        deadlines = [self.attempts.flush_at, self.lane.deadline, self._leave_at, self._ends_soon_at]
-        if self.connected:
-            deadlines += (self._hello_at, self._heartbeat_at)
-        if self.config.boss_gone_exit_s is not None and not self.leaving:
-            deadlines.append(self._heard_at + self.config.boss_gone_exit_s)
-        set_ones = [deadline for deadline in deadlines if deadline is not None]
-        return min(set_ones) if set_ones else None
+        hello_at, heartbeat_at = (self._hello_at, self._heartbeat_at) if self.connected else (None, None)
+        gone_s = self.config.boss_gone_exit_s
+        gone_at = None if gone_s is None or self.leaving else self._heard_at + gone_s
+        soonest = math.inf
+        for deadline in (
+            self.attempts.flush_at, self.lane.deadline, self._leave_at, self._ends_soon_at, hello_at, heartbeat_at,
+            gone_at,
+        ):  # fmt: skip
+            if deadline is not None and deadline < soonest:
+                soonest = deadline
+        return None if soonest == math.inf else soonest
 
     # --- events -------------------------------------------------------------------------------------
 

@@ -59,6 +59,8 @@ class Lane:
     def look(self, now: float) -> None:
         """Give back what is due, ask for what is needed."""
         busy = bool(self.transfers.waiting or self.transfers.under_way)
+        if not (busy or self.number or self._asked or self._idle_since is None):
+            return
         self._idle_since = None if busy else now if self._idle_since is None else self._idle_since
         if self.number:
             self._closed = self._closed or (self._until is not None and (now >= self._until or not busy))

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import worker.attempts as worker_attempts
-from boss.core import pushes, requests, runtimes, sessions, spending
+from boss.core import inputs, pushes, requests, runtimes, sessions, spending
 from boss.core.config import BossConfig, PoolConfig
 from ecloud.tasks import TaskDefinition
 from ecloud.wire import PushOptions
@@ -124,6 +124,7 @@ class CloudyDays(Simulation):
 def lower_limits(patch: pytest.MonkeyPatch) -> None:
     """What is bounded by a number or by a day reaches its bound within the first hours."""
     for module, name, value in (
+        (inputs, "KEPT", 6),
         (pushes, "ANSWERS_KEPT", 4),
         (requests, "ANSWERS_KEPT", 4),
         (runtimes, "KINDS_KEPT", 40),
