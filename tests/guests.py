@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,8 +203,9 @@ class Guest:
         return found
 
     def agents(self) -> dict[int, str]:
-        """The worker processes in it."""
-        return {pid: command for pid, command in self.processes().items() if " -m worker " in f"{command} "}
+        """The agents in it."""
+        found = {pid: command for pid, command in self.processes().items() if " -m worker " in f"{command} "}
+        return {pid: command for pid, command in found.items() if not is_copy(pid, found)}
 
     def end(self, number: int = signal.SIGKILL) -> None:
         """Power cut, or, with TERM, what a shutdown does; returns when no process is left."""
@@ -217,6 +218,15 @@ class Guest:
                 raise AssertionError(f"processes of a guest can't be ended: {left}")
             time.sleep(0.02)
             number = signal.SIGKILL
+
+
+def is_copy(pid: int, others: Container[int]) -> bool:
+    """Whether it has ended, or is the child of one of the others: one that begins a program is its parent's copy for a
+    moment, command line and all."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1]) in others
+    except OSError:
+        return True
 
 
 def _replace(path: Path, text: str, mode: int = 0o600) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from doors import Doors
+from guests import is_copy
 from opennebula_double import OpenNebula
 from services import Daemon, wait_until, watch_to_the_end
 
@@ -24,15 +25,17 @@ def double(tmp_path: Path) -> Iterator[OpenNebula]:
 
 
 def agents(double: OpenNebula) -> list[str]:
-    """Command lines of all that runs for this cloud's guests, found by one look at the machine."""
-    found = []
+    """Command lines of all agents of this cloud's guests, found by one look at the machine."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-    return [command for command in found if str(double.directory) in command and " -m worker " in command]
+            if str(double.directory) in command and " -m worker " in command:
+                found[int(entry.name)] = command
+    return [command for pid, command in found.items() if not is_copy(pid, found)]
 
 
 @pytest.mark.parametrize(
