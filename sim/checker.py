@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import msgspec
 
 from boss.core.config import BossConfig
-from boss.core.rows import AttemptRow, TaskMoved, Writes
+from boss.core.rows import AttemptRow, TaskMoved, TaskRow, Writes
 from boss.store import Deposed
 from ecloud import wire
 from ecloud.tasks import (
@@ -89,9 +89,10 @@ class Checker:
     def committing(self, boss: str, epoch: int, writes: Writes) -> Iterator[None]:
         """Around a commit: the moves from what was to what is."""
         tables = self.tables
-        tasks = {no: tables.tasks[no].state for no in writes.tasks if no in tables.tasks}
+        known, given = tables.tasks, tables.attempts
+        tasks = {no: row.state for no in writes.tasks if (row := known.get(no)) is not None}
         stored = {task.row.task_no for task in writes.stored}
-        attempts = {key: tables.attempts[key].state for key in writes.attempts if key in tables.attempts}
+        before = [given.get(key) for key in writes.attempts]
         batch = tables.batch
         try:
             yield
@@ -108,11 +109,11 @@ class Checker:
             waits_anew = moved.state is TaskState.WAITING and tasks.get(task_no) is not TaskState.RUNNING
             if waits_anew or moved.state in ENDED:
                 self.allowed.discard(task_no)
-            if task_no in tables.tasks:
-                before = tasks.get(task_no) if task_no not in stored else None
-                self._task_moved(task_no, before, moved)
-        for key, row in writes.attempts.items():
-            self._attempt_moved(key, attempts.get(key), row)
+            task = known.get(task_no)
+            if task is not None:
+                self._task_moved(task, tasks.get(task_no) if task_no not in stored else None, moved)
+        for (key, attempt), was in zip(writes.attempts.items(), before, strict=True):
+            self._attempt_moved(key, None if was is None else was.state, attempt)
         for push in writes.pushes:
             self.looked["wanted"] += 1
             if push.push_id in self.taken:
@@ -148,7 +149,7 @@ class Checker:
             self.looked["true-outcome"] += 1
             self.looked["one-outcome"] += key in self.outcomes
             known = self.outcomes.setdefault(key, row.outcome)
-            if known != row.outcome:
+            if known is not row.outcome and known != row.outcome:
                 raise Violation("one-outcome", f"attempt {_name(key)} has two outcomes: {known} and {row.outcome}")
         elif row.state in (AttemptState.PROMOTING, AttemptState.ENDED):
             raise Violation("one-outcome", f"attempt {_name(key)} is {row.state} without an outcome")
@@ -192,26 +193,19 @@ class Checker:
                     f"attempt {_name(key)} is given although {other.id} is {other.state}, not {condition}",
                 )
         self.allowed.add(key[0])
-        live = [
-            number
-            for number in range(max(1, key[1] - 8), key[1])
-            if (found := self.tables.attempts.get((key[0], number))) is not None
-            and found.state in (AttemptState.ASSIGNED, AttemptState.STARTED)
-        ]
-        if live and not task.init:
-            raise Violation(
-                "one-attempt", f"attempt {_name(key)} is given although attempt {live[0]} of the task goes on"
-            )
+        for number in range(max(1, key[1] - 8), key[1]) if not task.init else ():
+            found = self.tables.attempts.get((key[0], number))
+            if found is not None and found.state in (AttemptState.ASSIGNED, AttemptState.STARTED):
+                raise Violation("one-attempt", f"attempt {_name(key)} is given although attempt {number} of it goes on")
 
-    def _task_moved(self, task_no: int, before: TaskState | None, moved: TaskMoved) -> None:
+    def _task_moved(self, task: TaskRow, before: TaskState | None, moved: TaskMoved) -> None:
         if before is not None and before is not moved.state and (before, moved.state) not in _TASK_MOVES:
-            raise Violation("legal-moves", f"task {task_no} moved from {before} to {moved.state}")
+            raise Violation("legal-moves", f"task {task.task_no} moved from {before} to {moved.state}")
         if moved.state not in ENDED or before is moved.state:
             return
         self.completions += 1
-        task = self.tables.tasks[task_no]
         if moved.state is TaskState.SUCCEEDED and not task.init and not moved.reason.startswith("skipped"):
-            self._succeeded(task_no, moved.attempts)
+            self._succeeded(task.task_no, moved.attempts)
 
     def _succeeded(self, task_no: int, attempts: int) -> None:
         for number in range(attempts, 0, -1):

@@ -26,7 +26,7 @@ def sizes(core: Boss) -> dict[str, int]:
         "push answers": len(core.pushes._answers),
         "requests": len(core.requests._waiting),
         "request answers": len(core.requests._answers),
-        "kinds of task": len(core.runtimes._samples),
+        "kinds of task": len(core.runtimes.kinds),
         "watched runs": len(core.watchers._watching),
         "told runs": len(core.watchers._told_at),
         "alarms": len(core._timers._heap),

@@ -131,7 +131,7 @@ class Store:
         tables.batch, tables.renewed_at = batch, now
         self._write_runs(writes)
         self._write_tasks(writes, now)
-        tables.attempts.update({key: replace(row) for key, row in writes.attempts.items()})
+        tables.attempts.update(writes.attempts)
         tables.workers.update({name: replace(row) for name, row in writes.workers.items()})
         tables.vms.update({vm_no: replace(row) for vm_no, row in writes.vms.items()})
         for span in writes.spans.values():

@@ -84,6 +84,9 @@ class Job(msgspec.Struct, eq=False):
     stopped: str = ""
     over: bool = False
     fetch_bytes: int = 0
+    began_at: float | None = None
+    """When its commands began."""
+    run_s: float = 0.0
 
 
 class WorkerProcess:
@@ -330,6 +333,7 @@ class WorkerProcess:
     def _run(self, key: Key, job: Job) -> None:
         if job.over:
             return
+        job.began_at = self.world.now
         seconds, fails = _plan(job.body.commands)
         run_s = seconds * self.world.random.uniform(0.5, 1.5)
         limit = job.body.timeout_s
@@ -369,6 +373,8 @@ class WorkerProcess:
         """Stage the results; again and again while the datastore is away."""
         if job.over:
             return
+        if not job.run_s:
+            job.run_s = self._ran_s(job)
         try:
             paths = [result.path for result in job.body.results]
             content = f"{self.name}:{key[0]}-{key[1]}"
@@ -391,9 +397,13 @@ class WorkerProcess:
 
     def _end(self, key: Key, job: Job, cause: Cause, error: str, manifest: tuple[ManifestEntry, ...] = ()) -> None:
         if not job.over:
-            outcome = Outcome(*key, cause, error=error, manifest=manifest, fetch_bytes=job.fetch_bytes)
+            run_s = job.run_s or self._ran_s(job)
+            outcome = Outcome(*key, cause, error=error, run_s=run_s, manifest=manifest, fetch_bytes=job.fetch_bytes)
             self.checker.on_came_to(self.name, job.order, outcome)
             self._over(key, job, AttemptEnded(outcome))
+
+    def _ran_s(self, job: Job) -> float:
+        return 0.0 if job.began_at is None else self.world.now - job.began_at
 
     def _over(self, key: Key, job: Job, event: Event) -> None:
         job.over = True

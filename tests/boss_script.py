@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from boss.core.answers import ANSWER_S
 from boss.core.boss import Boss
 from boss.core.config import BossConfig, PoolConfig
 from boss.core.effects import Call, Effects, ListVms, LoadRun, Send
@@ -214,7 +215,10 @@ class BossScript:
         return self
 
     def stored(self, peer: Peer, *ids: str) -> BossScript:
-        """The boss answered the outcomes of these."""
+        """The boss answers the outcomes of these: at once where the worker holds nothing more, else a moment later."""
+        said = [send.envelope for send in self.said]
+        if not any(one.peer == peer.name and isinstance(one.message, wire.OutcomesStored) for one in said):
+            self.wait(ANSWER_S)
         names = self.take(peer, wire.OutcomesStored).attempts
         assert sorted(name.task_no for name in names) == sorted(self.names[id] for id in ids)
         for name in names:

@@ -134,9 +134,10 @@ class Attempts:
         if not self.starts_changed or not self.queue:
             return
         self.starts_changed = False
+        started: list[Key] = []
         unready: list[Key] = []
         too_many = math.inf  # CPUs, asked for in vain: who asks for as many is passed over
-        for key, order in tuple(self.queue.items()):
+        for key, order in self.queue.items():
             cpus = order.asks.get("cpus", 0.0)
             if cpus >= too_many:
                 continue
@@ -150,6 +151,9 @@ class Attempts:
                 unready.append(key)
             elif ready and self._fits(order.asks, self.free):
                 self._start_one(key, order, now)
+                started.append(key)
+        for key in started:
+            self._unqueue(key)
         if unready:
             self.give_back(unready, "init")
 
@@ -167,7 +171,6 @@ class Attempts:
         return None if any(state != "succeeded" for state in states) else True
 
     def _start_one(self, key: Key, order: AttemptOrder, now: float) -> None:
-        self._unqueue(key)
         for name, amount in order.asks.items():
             self.free[name] = self.free.get(name, 0.0) - amount
         wanted = int(order.asks.get("gpus", 0))
@@ -204,7 +207,8 @@ class Attempts:
     def _free(self, running: Running) -> None:
         for name, amount in running.order.asks.items():
             self.free[name] += amount
-        self.free_gpus = sorted([*self.free_gpus, *running.gpus])
+        if running.gpus:
+            self.free_gpus = sorted([*self.free_gpus, *running.gpus])
         self.starts_changed = True
 
     def on_commands_ended(self, key: Key) -> None:
@@ -321,8 +325,10 @@ class Attempts:
             self._spool()
             return
         unsaid = self._unsaid
-        idle = self.is_idle
         due = self.flush_at is not None and now >= self.flush_at
+        if not (due or unsaid):
+            return
+        idle = self.is_idle
         enough = FLUSH_BUSY_COUNT if self._is_busy else FLUSH_COUNT
         if not (due or len(unsaid) >= enough or (unsaid and idle)):
             if unsaid:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from boss.core.answers import Answers
 from boss.core.config import BossConfig
 from boss.core.effects import DropStages, Promote, PromoteFiles
 from boss.core.fleet import Attempt, Fleet, Worker, how_many
@@ -24,7 +25,6 @@ from ecloud.wire import (
     AttemptName,
     AttemptOrder,
     HeldAttempt,
-    OutcomesStored,
     ReturnTasks,
     StartedAttempt,
     StartTasks,
@@ -45,12 +45,20 @@ class Attempts:
     """All attempts that are not over, by (task_no, number)."""
 
     def __init__(
-        self, outbox: Outbox, book: TaskBook, fleet: Fleet, runtimes: Runtimes, timers: Timers, config: BossConfig
+        self,
+        outbox: Outbox,
+        book: TaskBook,
+        fleet: Fleet,
+        runtimes: Runtimes,
+        answers: Answers,
+        timers: Timers,
+        config: BossConfig,
     ) -> None:
         self._outbox = outbox
         self._book = book
         self._fleet = fleet
         self._runtimes = runtimes
+        self._answers = answers
         self._timers = timers
         self._config = config
         self.active: dict[Key, Attempt] = {}
@@ -183,9 +191,7 @@ class Attempts:
                 stale_stages.append(stage_name(worker.name, key))
         if stale_stages:
             self._outbox.call(DropStages(tuple(stale_stages)))
-        if worker.conversation is not None:
-            names = tuple(AttemptName(outcome.task_no, outcome.number) for outcome in outcomes)
-            self._outbox.say(worker.conversation, OutcomesStored(names))
+        self._answers.add(worker, outcomes, now)
 
     def _record(self, worker: Worker, attempt: Attempt, outcome: Outcome, now: float) -> None:
         key = (attempt.task_no, attempt.number)

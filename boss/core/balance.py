@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from boss.core.attempts import Attempts
 from boss.core.config import BossConfig
-from boss.core.fleet import Attempt, Fleet, Worker, how_many
+from boss.core.fleet import Attempt, Fleet, Worker, fits
 from boss.core.graph import Shape
 from boss.core.timers import Timers
 from ecloud.tasks import AttemptState, Resources
@@ -83,12 +83,12 @@ class _Room:
         for index in range(self._first.get(attempt.shape, 0), len(self._free)):
             self._first[attempt.shape] = index
             free = self._free[index]
-            if how_many(free, attempt.shape, 1):
+            if fits(free, attempt.shape):
                 for name, amount in attempt.shape.asks:
                     free[name] -= amount
                 return True
         self._first[attempt.shape] = len(self._free)
-        if self._ahead_s <= 0 or not any(how_many(worker.capacity, attempt.shape, 1) for worker in self._idle):
+        if self._ahead_s <= 0 or not any(fits(worker.capacity, attempt.shape) for worker in self._idle):
             return False
         self._ahead_s -= attempt.ahead_s
         return True

@@ -73,6 +73,15 @@ def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:
     return at_most
 
 
+def fits(offers: Resources, shape: Shape) -> bool:
+    """Whether one task of `shape` fits into `offers`."""
+    # Asked some times for each task; with `all` it costs twice as much.
+    for name, amount in shape.asks:  # noqa: SIM110
+        if offers.get(name, 0.0) + _ROUNDING < amount:
+            return False
+    return True
+
+
 def believed(offer: Resources) -> Resources:
     """What a worker offers, within what a machine can: no other amounts are reckoned with."""
     return {name: min(max(float(amount), 0.0), MAX_AMOUNT) for name, amount in offer.items()}
@@ -121,7 +130,7 @@ class Worker(msgspec.Struct, eq=False):
         key = (attempt.task_no, attempt.number)
         self.held[key] = attempt
         self.idle_since = None
-        if how_many(self.free, attempt.shape, 1):
+        if fits(self.free, attempt.shape):
             self._occupy(attempt)
         else:
             self.ahead[key] = attempt
@@ -149,7 +158,7 @@ class Worker(msgspec.Struct, eq=False):
     def _move_up(self) -> None:
         # Nearly always the first fits; looking at all 256 for each outcome would cost more than placing.
         for key, attempt in list(itertools.islice(self.ahead.items(), LOOKED_AT)):
-            if how_many(self.free, attempt.shape, 1):
+            if fits(self.free, attempt.shape):
                 del self.ahead[key]
                 self.ahead_s -= attempt.ahead_s
                 self._occupy(attempt)

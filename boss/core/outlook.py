@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from boss.core.attempts import Attempts
-from boss.core.fleet import Fleet, Worker, how_many
+from boss.core.fleet import Fleet, Worker, fits
 from boss.core.graph import Node, Shape
 from boss.core.rows import VmRow
 from boss.core.run_spending import RunSpending
@@ -118,7 +118,7 @@ class Outlook:
                 waves.setdefault(dependent.shape, []).append(dependent)
         demands = []
         for shape, wave in waves.items():
-            way = sum(1 for parent in parents.values() if how_many(parent.as_resources, shape, 1))
+            way = sum(1 for parent in parents.values() if fits(parent.as_resources, shape))
             if len(wave) > way:
                 in_s = sum(ready_in[node.task_no] for node in wave) / len(wave)
                 demands.append(Demand(shape, len(wave) - way, self._mean_s(wave), max(0.001, in_s)))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from boss.core.config import BossConfig
-from boss.core.fleet import Fleet, Worker, how_many
+from boss.core.fleet import Fleet, Worker, fits, how_many
 from boss.core.graph import Inputs, Node, Shape
 from boss.core.runtimes import Runtimes
 from boss.core.shelves import Shelves
@@ -122,10 +122,12 @@ class Placement:
         self._runtimes = runtimes
         self._config = config
         self.shelves = Shelves(fleet, config)
+        self._side_by_side: dict[Shape, int] = {}
 
     def place(self, assign: Assign, refuses: Refuses) -> None:
         """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
         self.shelves.settle()
+        self._side_by_side = {}
         groups = self._ready.placeable()
         if not groups:
             return
@@ -179,7 +181,7 @@ class Placement:
         best, best_share = "", -1.0
         for shelf in self.shelves.all:
             share = min((shelf.free.get(name, 0.0) / amount for name, amount in asks), default=1.0)
-            if share <= best_share or not how_many(shelf.kind.capacity, group.shape, 1):
+            if share <= best_share or not fits(shelf.kind.capacity, group.shape):
                 continue
             for name, worker in shelf.workers.items():
                 if name not in reserved and not refuses(worker, group.run_no):
@@ -194,7 +196,10 @@ class Placement:
 
     def guess_s(self, node: Node) -> float:
         """How long it may run: what its user said, what was learned, or a second."""
-        return self._runtimes.guess_s(node)
+        side_by_side = self._side_by_side.get(node.shape)
+        if side_by_side is None:
+            side_by_side = self._side_by_side[node.shape] = self.shelves.side_by_side(node.shape)
+        return self._runtimes.guess_s(node, side_by_side)
 
     def is_short(self, node: Node) -> bool:
         """Whether it may be queued behind another."""
@@ -312,22 +317,23 @@ class _Room:
             shelves = [
                 (len(shelf.kind.rare - needs), -shelf.cpus, number, shelf.workers)
                 for number, shelf in enumerate(self._placement.shelves.all)
-                if shelf.cpus >= cpus - CPUS_ROUNDED and how_many(shelf.free, shape, 1)
+                if shelf.cpus >= cpus - CPUS_ROUNDED and fits(shelf.free, shape)
             ]
         else:
             shelves = [
                 (len(kind.rare - needs), 0.0, number, kind.hungry)
                 for number, kind in enumerate(self._placement.shelves.kinds)
-                if kind.hungry and how_many(kind.capacity, shape, 1)
+                if kind.hungry and fits(kind.capacity, shape)
             ]
         shelves.sort()
         for *_, workers in shelves:
             yield from workers.values()
 
     def _has_room(self, worker: Worker, node: Node) -> bool:
-        keeper = self._reserved.get(worker.name)
-        if keeper is not None and keeper.shape is not self._group.shape and keeper.priority >= self._group.priority:
-            return False
+        if self._reserved:
+            keeper = self._reserved.get(worker.name)
+            if keeper is not None and keeper.shape is not self._group.shape and keeper.priority >= self._group.priority:
+                return False
         if self._in_slots:
-            return how_many(worker.free, self._group.shape, 1) > 0
+            return fits(worker.free, self._group.shape)
         return self._placement.ahead_room(worker, self._group.shape, self._placement.guess_s(node)) > 0

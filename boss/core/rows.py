@@ -52,7 +52,7 @@ class RunRow(msgspec.Struct):
     ended_at: float | None = None
 
 
-class AttemptRow(msgspec.Struct):
+class AttemptRow(msgspec.Struct, frozen=True):
     """One try. Written whole, each time it changes. `outcome` from `promoting` on."""
 
     task_no: int

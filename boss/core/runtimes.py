@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
+import msgspec
+
 from boss.core.graph import Node
 
 SAMPLES = 31
@@ -17,50 +19,59 @@ SHORTEST_S = 0.0005
 """No process starts and ends in less."""
 
 
+class _Kind(msgspec.Struct, eq=False):
+    """What was seen of one kind. `ended`: how many in all; `news`: how many since the median was looked for."""
+
+    samples: deque[float]
+    median: float = SHORTEST_S
+    ended: int = 0
+    news: int = 0
+
+
 class Runtimes:
     """Medians by kind: the label where a task has one, else its run and shape."""
 
     def __init__(self) -> None:
-        self._samples: dict[object, deque[float]] = {}
-        self._medians: dict[object, float] = {}
-        self._news: dict[object, int] = {}
+        self.kinds: dict[object, _Kind] = {}
 
     def learn(self, node: Node, run_s: float) -> None:
         """A task of this kind took `run_s` seconds."""
-        kind = _kind(node)
-        samples = self._samples.pop(kind, None)
-        if samples is None:
-            samples = deque(maxlen=SAMPLES)
-        self._samples[kind] = samples  # the last one now
-        samples.append(run_s)
-        news = self._news.get(kind, 0) + 1
+        name = _kind(node)
+        kind = self.kinds.pop(name, None)
+        if kind is None:
+            kind = _Kind(deque(maxlen=SAMPLES))
+        self.kinds[name] = kind  # the last one now
+        kind.samples.append(run_s)
+        kind.ended += 1
+        kind.news += 1
         # The median of few samples is cheap and matters; later once in SAMPLES outcomes is enough.
-        if len(samples) < SAMPLES or news >= SAMPLES:
-            self._medians[kind] = max(SHORTEST_S, statistics.median(samples))
-            news = 0
-        self._news[kind] = news
-        if len(self._samples) > KINDS_KEPT:
-            self._forget(next(iter(self._samples)))
+        if len(kind.samples) < SAMPLES or kind.news >= SAMPLES:
+            kind.median = max(SHORTEST_S, statistics.median(kind.samples))
+            kind.news = 0
+        if len(self.kinds) > KINDS_KEPT:
+            del self.kinds[next(iter(self.kinds))]
 
-    def guess_s(self, node: Node) -> float:
-        """Seconds that a task like this one may take. What was seen is believed before what was said."""
-        known = self.known_s(node)
-        return UNKNOWN_S if known is None else known
+    def guess_s(self, node: Node, side_by_side: int) -> float:
+        """Seconds that a task like this one may take, where so many of them can run at once. What was seen is believed
+        before what was said; but the first to end are the shortest, and before as many ended as began together, no
+        less is guessed than without them."""
+        kind = self.kinds.get(_kind(node))
+        if kind is not None and kind.ended >= side_by_side:
+            return kind.median
+        said = UNKNOWN_S if node.runtime_s is None else max(SHORTEST_S, node.runtime_s)
+        return said if kind is None else max(said, kind.median)
 
     def known_s(self, node: Node) -> float | None:
-        """The same; None where nothing was seen or said."""
-        learned = self._medians.get(_kind(node))
-        if learned is not None:
-            return learned
+        """What was seen so far, or said; None where nothing was."""
+        kind = self.kinds.get(_kind(node))
+        if kind is not None:
+            return kind.median
         return max(SHORTEST_S, node.runtime_s) if node.runtime_s is not None else None
 
     def forget_run(self, run_no: int) -> None:
         """A run was dropped."""
-        for kind in [kind for kind in self._samples if isinstance(kind, tuple) and kind[0] == run_no]:
-            self._forget(kind)
-
-    def _forget(self, kind: object) -> None:
-        del self._samples[kind], self._medians[kind], self._news[kind]
+        for name in [name for name in self.kinds if isinstance(name, tuple) and name[0] == run_no]:
+            del self.kinds[name]
 
 
 def _kind(node: Node) -> object:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from boss.core.config import PoolConfig
-from boss.core.fleet import how_many
+from boss.core.fleet import fits, how_many
 from boss.core.graph import Shape
 from ecloud.tasks import Resources
 from ecloud.words import counted
@@ -143,7 +143,7 @@ class _Planning:
 
     def _meet(self, demand: Demand) -> None:
         count = demand.count - self._take_free(demand)
-        fitting = [pool for pool in self._pools if how_many(pool.config.size, demand.shape, 1)]
+        fitting = [pool for pool in self._pools if fits(pool.config.size, demand.shape)]
         if not fitting:
             if count:
                 self._plan.unmet.append(demand.shape)

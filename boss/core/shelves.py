@@ -9,7 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from boss.core.config import BossConfig
-from boss.core.fleet import Fleet, Worker
+from boss.core.fleet import Fleet, Worker, how_many
+from boss.core.graph import Shape
 from ecloud.tasks import Resources
 
 _USUAL = frozenset({"cpus", "memory_mb"})
@@ -59,6 +60,11 @@ class Shelves:
     def kinds(self) -> list[Kind]:
         """Of the workers there are."""
         return list(self._kinds.values())
+
+    def side_by_side(self, shape: Shape) -> int:
+        """How many tasks of `shape` all workers can run at once, were they empty."""
+        most = self._config.ahead_max
+        return sum([kind.workers * how_many(kind.capacity, shape, most) for kind in self._kinds.values()])
 
     def rare_at(self, worker: str) -> frozenset[str] | None:
         """What this worker offers and not every one does; None where it takes no tasks."""

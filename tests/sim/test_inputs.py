@@ -9,7 +9,6 @@ import pytest
 
 from boss.core import pushes
 from boss.core.config import BossConfig
-from boss.core.runtimes import Runtimes
 from ecloud.tasks import Requirement, TaskDefinition
 from ecloud.wire import PushOptions
 from sim import faults as faults_of
@@ -66,12 +65,6 @@ class ShortWorld(World):
 
     shortest_s, longest_s = 0.05, 0.5
     ahead_s = BossConfig().ahead_s
-
-
-@pytest.fixture(autouse=True)
-def said_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulated outcomes tell no run-time: learned from, all tasks would be taken for short, and queued ahead."""
-    monkeypatch.setattr(Runtimes, "learn", lambda *_: None)
 
 
 def _run(seed: int, faults: Faults, size: Size = SIZE, kind: type[World] = World) -> World:

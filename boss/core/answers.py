@@ -1,0 +1,77 @@
+"""Telling workers which of their outcomes are stored: soon, and of several at once. Owns what waits to be told.
+
+Nobody is held up meanwhile: a worker keeps an outcome until it is named, and does other things. An answer for each
+would be a third of all messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from boss.core.fleet import Fleet, Worker
+from boss.core.outbox import Outbox
+from boss.core.timers import Timers
+from ecloud.tasks import Outcome
+from ecloud.wire import BATCH_COUNT, AttemptName, OutcomesStored
+
+ANSWER_S = 0.5
+"""No outcome that is stored waits longer for its answer."""
+ANSWER_COUNT = 64
+"""So many of one worker wait for no others."""
+
+
+class _Waiting(msgspec.Struct, eq=False):
+    """What one worker was not told yet, and since when."""
+
+    since: float
+    names: list[AttemptName]
+
+
+class Answers:
+    """By worker. What is added in one batch is committed with it, and said after that at the soonest."""
+
+    def __init__(self, outbox: Outbox, fleet: Fleet, timers: Timers) -> None:
+        self._outbox = outbox
+        self._fleet = fleet
+        self._timers = timers
+        self._waiting: dict[str, _Waiting] = {}
+        """Who waits longest is first."""
+        self._touched: dict[str, None] = {}
+        self._alarm_set = False
+
+    def add(self, worker: Worker, outcomes: Iterable[Outcome], now: float) -> None:
+        """These are stored, or stale, or of attempts that nobody knows."""
+        waiting = self._waiting.get(worker.name)
+        if waiting is None:
+            waiting = self._waiting[worker.name] = _Waiting(now, [])
+        waiting.names.extend([AttemptName(outcome.task_no, outcome.number) for outcome in outcomes])
+        self._touched[worker.name] = None
+
+    def settle(self, now: float) -> None:
+        """At the end of a batch: answer at once who holds nothing more, and may want to leave, or waits for many; the
+        others when they have waited long enough."""
+        touched, self._touched = self._touched, {}
+        for name in touched:
+            worker = self._fleet.workers.get(name)
+            if worker is None or not worker.held or len(self._waiting[name].names) >= ANSWER_COUNT:
+                self._say(name)
+        while self._waiting:
+            name, waiting = next(iter(self._waiting.items()))
+            if now < waiting.since + ANSWER_S:
+                break
+            self._say(name)
+        if self._waiting and not self._alarm_set:
+            self._alarm_set = True
+            self._timers.set(next(iter(self._waiting.values())).since + ANSWER_S, self._ring)
+
+    def _ring(self, now: float) -> None:
+        self._alarm_set = False  # the batch that this alarm makes settles
+
+    def _say(self, name: str) -> None:
+        names = self._waiting.pop(name).names
+        worker = self._fleet.workers.get(name)
+        if worker is not None and worker.conversation is not None:  # else it says them again when it is heard again
+            for start in range(0, len(names), BATCH_COUNT):
+                self._outbox.say(worker.conversation, OutcomesStored(tuple(names[start : start + BATCH_COUNT])))
