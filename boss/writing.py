@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from boss.core.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, VmSpan, WorkerRow, Writes
 from boss.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
-from ecloud.tasks import FAILURE_TAIL_BYTES, definition_json
+from ecloud.tasks import FAILURE_TAIL_BYTES
 from ecloud.wire import MAX_NAME_CHARS
 
 MOVES_ALIKE = 20
@@ -116,7 +116,7 @@ class Writing:
             if row.task_no < next_no:
                 replaced.append(row.task_no)
             rows.append(self._task_values(task, now))
-            definitions.append((row.task_no, definition_json(task.definition)))
+            definitions.append((row.task_no, task.json))
             edges += [(row.task_no, on_task_no, met_by.value) for on_task_no, met_by in row.dependencies]
         delete_rows(self._connection, "dependencies", "task_no", replaced)
         self._put("tasks", _TASK_COLUMNS, rows, next_no)

@@ -358,8 +358,8 @@ def _name(key: Key) -> str:
 
 def _sizes(writes: Writes) -> str:
     """What a batch holds, in words; single rows by name, for the story."""
-    parts = [f" {_name(key)}:{row.state.value}" for key, row in writes.attempts.items()]
-    parts += [f" task{no}:{moved.state.value}" for no, moved in writes.tasks.items()]
+    parts = [f" {_name(key)}:{row.state!s}" for key, row in writes.attempts.items()]
+    parts += [f" task{no}:{moved.state!s}" for no, moved in writes.tasks.items()]
     parts += [f" {row.worker}:{row.state}" for row in writes.workers.values()]
     parts += [f" vm{row.vm_no}:{row.state}" for row in writes.vms.values()]
     parts += [f" +{len(writes.stored)} tasks" if writes.stored else ""]

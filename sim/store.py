@@ -30,7 +30,7 @@ from boss.core.rows import (
 from boss.loading import PAST_VMS
 from boss.selecting import Found, choose
 from boss.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
-from ecloud.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause, definition_json
+from ecloud.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause
 
 CLUSTER_ID = "simulated"
 ON_DUTY = frozenset({"up", "draining"})
@@ -169,7 +169,7 @@ class Store:
             task_no = task.row.task_no
             tables.tasks[task_no] = replace(task.row)
             tables.changed_at[task_no] = now
-            tables.stored[task_no] = definition_json(task.definition)
+            tables.stored[task_no] = task.json
             tables.labels[task_no] = task.definition.labels
             tables.next_task_no = max(tables.next_task_no, task_no + 1)
         for task_no, moved in writes.tasks.items():

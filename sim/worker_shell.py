@@ -7,6 +7,7 @@ the core gives them: what is said is in the spool before it is said.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -233,7 +234,7 @@ class WorkerProcess:
         at = deadline - self._clock_s + TICK_S
         if self._wake_at is None or at < self._wake_at or self._wake_at <= self.world.now:
             self._wake_at = at
-            self.world.at(at, lambda: self._ring(at))
+            self.world.at(at, partial(self._ring, at))
 
     def _ring(self, at: float) -> None:
         if self._wake_at == at:
@@ -247,14 +248,14 @@ class WorkerProcess:
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         """Unless it is dead by then; later where it stands still then."""
 
-        def happen() -> None:
-            if self.alive:
-                if self.frozen:
-                    self._later.append(action)
-                else:
-                    action()
+        self.world.after(seconds, partial(self._happen, action))
 
-        self.world.after(seconds, happen)
+    def _happen(self, action: Callable[[], None]) -> None:
+        if self.alive:
+            if self.frozen:
+                self._later.append(action)
+            else:
+                action()
 
     def _carry_out(self, effects: WorkerEffects) -> None:
         if effects.spool or self._unspooled:
@@ -304,7 +305,7 @@ class WorkerProcess:
         key = (order.task_no, order.number)
         job = self.jobs[key] = Job(order, order.body)
         self.checker.on_started(self.name, order, self.home.resources, start.gpus or ())
-        self._after(self.world.random.uniform(0.0001, 0.002), lambda: self._fetch(key, job))
+        self._after(self.world.random.uniform(0.0001, 0.002), partial(self._fetch, key, job))
 
     def _fetch(self, key: Key, job: Job) -> None:
         if job.over:
@@ -326,7 +327,7 @@ class WorkerProcess:
         wanted = [item.path for item in job.body.requirements]
         job.fetch_bytes, moved_bytes = self.datastore.fetch(wanted, self.home.kept)
         if moved_bytes:
-            self._after(moved_bytes / BYTES_PER_S, lambda: self._run(key, job))
+            self._after(moved_bytes / BYTES_PER_S, partial(self._run, key, job))
         else:
             self._run(key, job)
 
@@ -338,11 +339,11 @@ class WorkerProcess:
         run_s = seconds * self.world.random.uniform(0.5, 1.5)
         limit = job.body.timeout_s
         if limit is not None and run_s > limit:
-            self._after(limit, lambda: self._end(key, job, Cause.TIMEOUT, f"over {limit:g} s"))
+            self._after(limit, partial(self._end, key, job, Cause.TIMEOUT, f"over {limit:g} s"))
         elif self.world.chance(fails):
-            self._after(run_s, lambda: self._end(key, job, Cause.EXIT, "exit code 1"))
+            self._after(run_s, partial(self._end, key, job, Cause.EXIT, "exit code 1"))
         else:
-            self._after(run_s, lambda: self._store(key, job))
+            self._after(run_s, partial(self._store, key, job))
 
     def _look_again(self) -> None:
         try:
@@ -384,7 +385,7 @@ class WorkerProcess:
         except DatastoreAway as error:
             self._put(TroubleChanged(str(error)))
             self._after(RETRY_S, self._look_again)
-            self._after(RETRY_S, lambda: self._store(key, job))
+            self._after(RETRY_S, partial(self._store, key, job))
             return
         self._end(key, job, Cause.SUCCESS, "", manifest)
 
@@ -393,7 +394,7 @@ class WorkerProcess:
         job = self.jobs.get(key)
         if job is not None and not job.over:
             after_s = self.world.random.uniform(0.001, stop.grace_s)
-            self._after(after_s, lambda: self._end(key, job, Cause.STOPPED, stop.reason))
+            self._after(after_s, partial(self._end, key, job, Cause.STOPPED, stop.reason))
 
     def _end(self, key: Key, job: Job, cause: Cause, error: str, manifest: tuple[ManifestEntry, ...] = ()) -> None:
         if not job.over:

@@ -20,7 +20,7 @@ FLUSH_COUNT = 64
 """Outcomes that are said at once (facts: one outcome a message costs almost half of the speed)."""
 FLUSH_S = 0.02
 """Longest time an outcome waits for others, while something runs or waits."""
-STARTED_S = 0.2
+STARTED_S = 0.5
 """What runs so long is said to have started: of most short tasks the boss hears only that they ended."""
 _ROUNDING = 1e-6
 
@@ -130,9 +130,7 @@ class Attempts:
             del self.inits[task_no]
 
     def start(self, now: float) -> None:
-        """Start the first in the queue that fit, in order."""
-        if not self.starts_changed or not self.queue:
-            return
+        """Start the first in the queue that fit, in order. Nothing more could start before `starts_changed` again."""
         self.starts_changed = False
         started: list[Key] = []
         unready: list[Key] = []

@@ -83,11 +83,13 @@ class WorkerCore:
         for event in events:
             self._apply(event, now)
         self._pass_deadlines(now)
-        if self._may_start(now):
-            self.attempts.start(now)
-        self.attempts.flush(now, in_session=bool(self.session))
-        self._maybe_leave(now)
-        effects, self.attempts.effects = self.attempts.effects, WorkerEffects()
+        attempts = self.attempts
+        if attempts.starts_changed and attempts.queue and self._may_start(now):
+            attempts.start(now)
+        attempts.flush(now, in_session=bool(self.session))
+        if self.then_exit:
+            self._maybe_leave(now)
+        effects, attempts.effects = attempts.effects, WorkerEffects()
         return effects
 
     def next_deadline(self) -> float | None:

@@ -56,10 +56,10 @@ class Merge(msgspec.Struct):
     decisions: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-def row_of(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bool) -> TaskRow:
-    """The scheduling row of a new task, without dependencies."""
-    stored = definition_json(definition)
-    return TaskRow(
+def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bool) -> TaskStored:
+    """A task with its scheduling row, without dependencies."""
+    json = definition_json(definition)
+    row = TaskRow(
         task_no=task_no,
         run_no=run_no,
         id=definition.id,
@@ -70,9 +70,10 @@ def row_of(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bool
         label=definition.labels[0] if definition.labels else "",
         retries=definition.retries,
         keep_dir=keep_dir,
-        body_bytes=len(stored),
-        definition_hash=hashlib.blake2b(stored, digest_size=16).hexdigest(),
+        body_bytes=len(json),
+        definition_hash=hashlib.blake2b(json, digest_size=16).hexdigest(),
     )
+    return TaskStored(row, definition, json)
 
 
 def merge(
@@ -93,7 +94,8 @@ def merge(
     by_id = {definition.id: definition for definition in definitions}
     for definition in _in_order(definitions):
         before = old.get(definition.id)
-        row = row_of(definition, 0, image.run.run_no, options.keep_dirs)
+        task = new_task(definition, 0, image.run.run_no, options.keep_dirs)
+        row = task.row
         decision = _decide(before, row, definition, options, changed)
         decisions[decision] += 1
         if decision == "kept":
@@ -112,7 +114,7 @@ def merge(
         )
         if _results_exist(definition, options, existing_results):
             skipped.add(row.task_no)
-        merged.stored.append(TaskStored(row, definition))
+        merged.stored.append(task)
     if options.merge_strategy == "replace":
         merged.dropped = [row.task_no for row in image.tasks if row.id not in by_id]
         decisions["dropped"] = len(merged.dropped)

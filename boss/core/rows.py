@@ -177,10 +177,12 @@ class TaskMoved(msgspec.Struct, gc=False):
 
 
 class TaskStored(msgspec.Struct):
-    """A task that a push makes or replaces (same task_no, its attempts kept, its dependencies replaced)."""
+    """A task that a push makes or replaces (same task_no, its attempts kept, its dependencies replaced). `json`: of the
+    definition, as it is kept."""
 
     row: TaskRow
     definition: TaskDefinition
+    json: bytes
 
 
 class PushAnswered(msgspec.Struct):

@@ -70,13 +70,11 @@ def find_problems(
         problems.add("", "", "the list has no tasks")
     ids: set[str] = set()
     makers: dict[str, str] = {}
-    where = ""
 
     def say(field: str, text: str) -> None:
-        problems.add(where, field, text)
+        problems.add(f"task {shown(task.id)}", field, text)
 
     for task in tasks:
-        where = f"task {shown(task.id)}"
         _check_task(task, say)
         if task.id in ids:
             say("id", "more than one task has this id")
@@ -217,7 +215,7 @@ def _check_numbers(task: TaskDefinition, say: Say) -> None:
         say("timeout_s", f"{task.timeout_s:g}: seconds, more than 0, at most ten years")
     if not 0 <= task.retries.max <= MAX_RETRIES:
         say("retries", f"{task.retries.max:,}: from 0 to {MAX_RETRIES:,}")
-    if not set(RETRIABLE).issuperset(task.retries.on):
+    if task.retries.on != RETRIABLE and not set(RETRIABLE).issuperset(task.retries.on):
         say("retries", f"on: only {', '.join(cause.value for cause in RETRIABLE)} can be tried again")
 
 

@@ -12,6 +12,8 @@ MAX_PART_BYTES = 255
 """NAME_MAX of every common filesystem."""
 RESERVED = ".ecloud"
 """The datastore's own directory, where results are staged."""
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+"""What most paths look like, and what is surely none of those that can't be."""
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -40,6 +42,8 @@ def fixed_part(pattern: str) -> str:
 
 def path_problem(path: str, in_datastore: bool = True) -> str | None:
     """Why a path can't be a name below the datastore's root (or in a working directory); None where it can."""
+    if len(path) <= MAX_PART_BYTES and _PLAIN.fullmatch(path):
+        return None
     if not path:
         return "an empty path"
     if path[0] == "/":

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from boss.core.boss import Boss
 from boss.core.config import BossConfig
 from boss.core.effects import SelectTasks
-from boss.core.merging import row_of
+from boss.core.merging import new_task
 from boss.core.rows import (
     AttemptRow,
     BootRow,
@@ -70,10 +70,10 @@ def stored(task_no: int, id: str, *, after: dict[int, Condition] | None = None, 
     """A task of run 1 (or `run_no`) as a push stores it."""
     run_no, state = fields.pop("run_no", 1), fields.pop("state", TaskState.READY)
     definition = TaskDefinition(id=id, **{"commands": ("true",), **fields})
-    row = row_of(definition, task_no, run_no, keep_dir=False)
-    row.state = state
-    row.dependencies = tuple((after or {}).items())
-    return TaskStored(row, definition)
+    task = new_task(definition, task_no, run_no, keep_dir=False)
+    task.row.state = state
+    task.row.dependencies = tuple((after or {}).items())
+    return task
 
 
 def push(store: AnyStore, *tasks: TaskStored, run: RunRow | None = None, **fields: Any) -> None:

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from sqlalchemy.engine import Engine
 
-from boss.core.merging import row_of
-from boss.core.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, WorkerRow, Writes
+from boss.core.merging import new_task
+from boss.core.rows import AttemptRow, BootRow, PoolRow, RunRow, VmRow, WorkerRow, Writes
 from boss.store import Store
 from ecloud import queries
 from ecloud.answers import Reasons, Status
@@ -56,8 +56,9 @@ class Cluster:
         row_fields = {name: more.pop(name) for name in ("reason", "not_before", "retries_used") if name in more}
         dependencies = tuple(Dependency(str(number), on) for number, on in (after or {}).items())
         definition = TaskDefinition(id, ("true",), dependencies=dependencies, **more)
-        row = msgspec.structs.replace(
-            row_of(definition, self._tasks, run_no, keep_dir=False),
+        task = new_task(definition, self._tasks, run_no, keep_dir=False)
+        task.row = msgspec.structs.replace(
+            task.row,
             state=state,
             dependencies=tuple((after or {}).items()),
             attempts=attempt.number if attempt is not None else 0,
@@ -70,7 +71,7 @@ class Cluster:
             )
             attempt = msgspec.structs.replace(attempt, task_no=self._tasks, run_no=run_no, outcome=outcome)
             attempts = {(self._tasks, attempt.number): attempt}
-        self.write(stored=[TaskStored(row, definition)], attempts=attempts)
+        self.write(stored=[task], attempts=attempts)
         return self._tasks
 
     def attempt(self, worker: str, state: AttemptState, number: int = 1, **outcome: Any) -> AttemptRow:

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from boss.core.merging import row_of
-from boss.core.rows import AttemptRow, RunRow, TaskMoved, TaskStored, WorkerRow, Writes
+from boss.core.merging import new_task
+from boss.core.rows import AttemptRow, RunRow, TaskMoved, WorkerRow, Writes
 from boss.statements import transaction
 from boss.store import CommitRefused, Store, StoreAway
 from ecloud import queries, schema
@@ -33,9 +33,9 @@ def store(engine: Engine) -> Store:
     stored = []
     for number in range(1, 1_001):
         definition = TaskDefinition(str(number), ("true",))
-        row = row_of(definition, number, 1, keep_dir=False)
-        row.state = TaskState.RUNNING
-        stored.append(TaskStored(row, definition))
+        task = new_task(definition, number, 1, keep_dir=False)
+        task.row.state = TaskState.RUNNING
+        stored.append(task)
     store.commit(1, Writes(runs={1: RunRow(1, "r", NOW)}, stored=stored), NOW)
     return store
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from sqlalchemy.engine import Engine
 
-from boss.core.merging import row_of
-from boss.core.rows import AttemptRow, RunRow, TaskStored, WorkerRow, Writes
+from boss.core.merging import new_task
+from boss.core.rows import AttemptRow, RunRow, WorkerRow, Writes
 from boss.store import Store
 from ecloud import queries
 from ecloud.explain import why
@@ -42,8 +42,9 @@ class Shelf:
         """A task; its number."""
         self.count += 1
         definition = TaskDefinition(id, ("true",), **more)
-        row = msgspec.structs.replace(
-            row_of(definition, self.count, 1, keep_dir=False),
+        task = new_task(definition, self.count, 1, keep_dir=False)
+        task.row = msgspec.structs.replace(
+            task.row,
             state=state,
             dependencies=tuple((number, Condition.SUCCESS) for number in after),
             attempts=int(attempt is not None),
@@ -52,7 +53,7 @@ class Shelf:
         if attempt is not None:
             outcome = attempt.outcome and msgspec.structs.replace(attempt.outcome, task_no=self.count)
             attempts = {(self.count, 1): msgspec.structs.replace(attempt, task_no=self.count, outcome=outcome)}
-        self.write(stored=[TaskStored(row, definition)], attempts=attempts)
+        self.write(stored=[task], attempts=attempts)
         return self.count
 
     def lacking(self, id: str, path: str, after: tuple[int, ...] = ()) -> int:
