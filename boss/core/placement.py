@@ -175,13 +175,14 @@ class Placement:
 
     def _reserve(self, group: Group, reserved: dict[str, Group], refuses: Refuses) -> None:
         """Keep the worker that will have room soonest for a task that found none; once per shape and call."""
-        if any(other.shape is group.shape for other in reserved.values()):
-            return
-        asks = group.shape.asks
+        shape = group.shape
+        for other in reserved.values():
+            if other.shape is shape:
+                return
         best, best_share = "", -1.0
         for shelf in self.shelves.all:
-            share = min((shelf.free.get(name, 0.0) / amount for name, amount in asks), default=1.0)
-            if share <= best_share or not fits(shelf.kind.capacity, group.shape):
+            share = _share(shelf.free, shape, best_share)
+            if share <= best_share or not fits(shelf.kind.capacity, shape):
                 continue
             for name, worker in shelf.workers.items():
                 if name not in reserved and not refuses(worker, group.run_no):
@@ -212,6 +213,19 @@ class Placement:
         slots = how_many(worker.capacity, shape, self._config.ahead_max)
         by_time = math.ceil((self._config.ahead_s - worker.ahead_s) * slots / guess_s)
         return max(0, min(by_time, self._config.ahead_max - len(worker.ahead)))
+
+
+def _share(free: Resources, shape: Shape, least: float) -> float:
+    """The part of what a task of `shape` asks for that is free, of the resource that lacks most; any number up to
+    `least` where it is no more than that."""
+    share = math.inf if shape.asks else 1.0
+    for name, amount in shape.asks:
+        part = free.get(name, 0.0) / amount
+        if part < share:
+            share = part
+            if share <= least:
+                break
+    return share
 
 
 class _Room:
