@@ -37,6 +37,8 @@ from sim.world import World
 Key = tuple[int, int]
 _ROUNDING = 1e-6
 RECORDED = ATTEMPT_OVER | {AttemptState.PROMOTING}
+MOST_NAMED = 100
+"""Rows of one batch that a story tells by name."""
 GIVEN_UP = (AttemptState.LOST, AttemptState.RETURNED)
 
 
@@ -357,9 +359,11 @@ def _name(key: Key) -> str:
 
 
 def _sizes(writes: Writes) -> str:
-    """What a batch holds, in words; single rows by name, for the story."""
-    parts = [f" {_name(key)}:{row.state!s}" for key, row in writes.attempts.items()]
-    parts += [f" task{no}:{moved.state!s}" for no, moved in writes.tasks.items()]
+    """What a batch holds, in words; single rows by name, for the story, where they are not too many to read."""
+    parts = [f" {len(writes.attempts)} attempts", f" {len(writes.tasks)} tasks"]
+    if len(writes.attempts) <= MOST_NAMED:
+        parts = [f" {_name(key)}:{row.state!s}" for key, row in writes.attempts.items()]
+        parts += [f" task{no}:{moved.state!s}" for no, moved in writes.tasks.items()]
     parts += [f" {row.worker}:{row.state}" for row in writes.workers.values()]
     parts += [f" vm{row.vm_no}:{row.state}" for row in writes.vms.values()]
     parts += [f" +{len(writes.stored)} tasks" if writes.stored else ""]

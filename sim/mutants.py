@@ -173,7 +173,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "epoch": Mutant(
         "the epoch: a boss that was deposed goes on writing",
-        ("one-boss", "write-then-speak"),
+        ("one-boss", "write-then-speak", "published-by-record"),
         ((Store, "_require_leading", mutations.anybody_leads),),
     ),
     "epoch-of-calls": Mutant(

@@ -305,26 +305,28 @@ class WorkerProcess:
         key = (order.task_no, order.number)
         job = self.jobs[key] = Job(order, order.body)
         self.checker.on_started(self.name, order, self.home.resources, start.gpus or ())
-        self._after(self.world.random.uniform(0.0001, 0.002), partial(self._fetch, key, job))
+        if job.body.requirements:
+            self._after(self.world.random.uniform(0.0001, 0.002), partial(self._fetch, key, job))
+        else:
+            self._run(key, job)
 
     def _fetch(self, key: Key, job: Job) -> None:
         if job.over:
             return
+        wanted = [item.path for item in job.body.requirements]
         try:
-            self._require_access(bool(job.body.requirements))
-            missing = [item.path for item in job.body.requirements if not self.datastore.has(self.name, item.path)]
+            self._require_access()
+            missing = [path for path in wanted if not self.datastore.has(self.name, path)]
         except DatastoreAway as error:
             self._put(TroubleChanged(str(error)))
             self._after(RETRY_S, self._look_again)
             self._over(key, job, AttemptReturned(*key, str(error)))
             return
-        if job.body.requirements:
-            self.checker.looked["promised-there"] += 1
+        self.checker.looked["promised-there"] += 1
         if missing:
             self.checker.on_missing(self.name, job.order, missing)
             self._end(key, job, Cause.REQUIREMENT, f"{missing[0]} is not in the datastore")
             return
-        wanted = [item.path for item in job.body.requirements]
         job.fetch_bytes, moved_bytes = self.datastore.fetch(wanted, self.home.kept)
         if moved_bytes:
             self._after(moved_bytes / BYTES_PER_S, partial(self._run, key, job))
@@ -347,7 +349,8 @@ class WorkerProcess:
 
     def _look_again(self) -> None:
         try:
-            self._require_access(bool(self.core.datastore.credential))
+            if self.core.datastore.credential:
+                self._require_access()
             self.datastore.require(self.name)
         except DatastoreAway:
             self._after(RETRY_S, self._look_again)
@@ -358,10 +361,10 @@ class WorkerProcess:
         self._spool([])
         self._put(TroubleChanged(""))
 
-    def _require_access(self, wanted: bool) -> None:
+    def _require_access(self) -> None:
         """Over SSH a certificate for the own key is needed that is still good: sshd refuses any other."""
         access = self.core.datastore
-        if not (wanted and access.host_key):
+        if not access.host_key:
             return
         key, _, until = access.credential.partition(" ")
         self.checker.looked["access"] += 1
@@ -376,12 +379,15 @@ class WorkerProcess:
             return
         if not job.run_s:
             job.run_s = self._ran_s(job)
+        paths = [result.path for result in job.body.results]
+        if not paths:
+            self._end(key, job, Cause.SUCCESS, "")
+            return
         try:
-            paths = [result.path for result in job.body.results]
             content = f"{self.name}:{key[0]}-{key[1]}"
             stage = f"{self.name}/{key[0]}-{key[1]}"
-            self._require_access(bool(paths))
-            manifest = self.datastore.store(self.name, stage, paths, content) if paths else ()
+            self._require_access()
+            manifest = self.datastore.store(self.name, stage, paths, content)
         except DatastoreAway as error:
             self._put(TroubleChanged(str(error)))
             self._after(RETRY_S, self._look_again)

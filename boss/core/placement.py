@@ -25,7 +25,7 @@ from boss.core.graph import Inputs, Node, Shape
 from boss.core.runtimes import Runtimes
 from boss.core.shelves import Shelves
 from ecloud.holdings import BIG_INPUT_BYTES
-from ecloud.tasks import Retries, TaskState
+from ecloud.tasks import Resources, Retries, TaskState
 
 _READY = TaskState.READY
 _VOID = Node(0, 0, "", TaskState.CANCELLED, Shape(()), Retries(), "")

@@ -12,7 +12,7 @@ from sim.invariants import INVARIANTS
 from sim.scenario import Size
 from sim.simulation import Result, Simulation
 
-SEEDS = 200
+SEEDS = 400
 OFTEN = 2
 CLOUDY = Faults(vm_late=0.5, vm_address=0.8, vm_never=0.3, vm_slow=0.5, boss_death=0.02)
 
