@@ -7,7 +7,7 @@ restarts, and what a dead connection had under way, is lost, as with the real on
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from ecloud import wire
 from ecloud.secrets import derive_key
@@ -183,12 +183,12 @@ class Network:
         else:
             # They come in the order in which they were sent.
             arrival = link.last_arrival = arrival if arrival > link.last_arrival else link.last_arrival
-        generation = link.generation
         link.under_way += 1
+        world.at(arrival, partial(_arrive, link, link.generation, topic, payload))
 
-        def arrive() -> None:
-            link.under_way -= 1
-            if link.connected and link.generation == generation and not link.closed:
-                link.hear(*wire.decode(payload, topic, key_of))
 
-        world.at(arrival, arrive)
+def _arrive(link: Link, generation: int, topic: str, payload: bytes) -> None:
+    """Unless the connection it travelled on has ended."""
+    link.under_way -= 1
+    if link.connected and link.generation == generation and not link.closed:
+        link.hear(*wire.decode(payload, topic, key_of))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from boss.core.config import BossConfig
-from boss.core.fleet import Fleet, Worker, fits, how_many
+from boss.core.fleet import Fleet, Worker, fits
 from boss.core.graph import Inputs, Node, Shape
 from boss.core.runtimes import Runtimes
 from boss.core.shelves import Shelves
@@ -162,7 +162,7 @@ class Placement:
                         self._reserve(group, reserved, refuses)
                     break
                 if node.inputs is not None:
-                    worker, index = room.nearer(worker, node, node.inputs)
+                    worker, index = room.nearer(worker, node.inputs)
                     node = group.take(index)
                 else:
                     group.take(0)
@@ -206,13 +206,11 @@ class Placement:
         """Whether it may be queued behind another."""
         return self.guess_s(node) <= SHORT * self._config.ahead_s
 
-    def ahead_room(self, worker: Worker, shape: Shape, guess_s: float) -> int:
-        """How many more tasks of that guess may be queued at the worker beyond what runs."""
-        if worker.slow or guess_s > SHORT * self._config.ahead_s:
-            return 0
-        slots = how_many(worker.capacity, shape, self._config.ahead_max)
-        by_time = math.ceil((self._config.ahead_s - worker.ahead_s) * slots / guess_s)
-        return max(0, min(by_time, self._config.ahead_max - len(worker.ahead)))
+    def may_wait_at(self, worker: Worker, shape: Shape) -> bool:
+        """Whether one more short task may be queued at the worker beyond what runs."""
+        if worker.slow or worker.ahead_s >= self._config.ahead_s or len(worker.ahead) >= self._config.ahead_max:
+            return False
+        return fits(worker.capacity, shape)
 
 
 def _share(free: Resources, shape: Shape, least: float) -> float:
@@ -252,19 +250,19 @@ class _Room:
             self._fresh = self._in_order()
         run_no, turn = self._group.run_no, self._turn
         for worker in self._fresh:
-            if self._has_room(worker, node) and not self._refuses(worker, run_no):
+            if self._has_room(worker) and not self._refuses(worker, run_no):
                 turn.append(worker)
                 return worker
         while turn:
             worker = turn[0]
-            if self._has_room(worker, node):
+            if self._has_room(worker):
                 turn.rotate(-1)
                 return worker
             turn.popleft()
         return None
 
-    def nearer(self, worker: Worker, node: Node, inputs: Inputs) -> tuple[Worker, int]:
-        """`worker` could take the first task, `node`: one with room that has more of its inputs, and 0; else `worker`,
+    def nearer(self, worker: Worker, inputs: Inputs) -> tuple[Worker, int]:
+        """`worker` could take the first task: one with room that has more of its `inputs`, and 0; else `worker`,
         and the index of a task behind it whose inputs `worker` has where it has none of the first's, or 0."""
         for part in inputs.parts:
             if worker.name not in part.holders:
@@ -276,16 +274,14 @@ class _Room:
         unknown = 0 if self._in_slots else BIG_INPUT_BYTES
         wanted, held = inputs.big_bytes(unknown), inputs.held_bytes(worker.name, unknown)
         if held < wanted:
-            other = self._holder(worker, node, inputs, unknown, held, wanted)
+            other = self._holder(worker, inputs, unknown, held, wanted)
             if other is not None:
                 return other, 0
         if not worker.fetched or inputs.held_bytes(worker.name, BIG_INPUT_BYTES):
             return worker, 0
         return worker, self._behind(worker)
 
-    def _holder(
-        self, worker: Worker, node: Node, inputs: Inputs, unknown: int, held: int, wanted: int
-    ) -> Worker | None:
+    def _holder(self, worker: Worker, inputs: Inputs, unknown: int, held: int, wanted: int) -> Worker | None:
         """Of the first that have some of these inputs, the one with room that has most, and more than `held`."""
         shelves, needs = self._placement.shelves, {name for name, _ in self._group.shape.asks}
         rare = len((shelves.rare_at(worker.name) or frozenset()) - needs)
@@ -298,7 +294,7 @@ class _Room:
                 offers = shelves.rare_at(name) if here > held else None
                 if offers is not None and len(offers - needs) <= rare:
                     other = self._placement.worker(name)
-                    if self._has_room(other, node) and not self._refuses(other, self._group.run_no):
+                    if self._has_room(other) and not self._refuses(other, self._group.run_no):
                         if here == wanted:
                             return other
                         best, held = other, here
@@ -317,7 +313,8 @@ class _Room:
             if held is None:
                 here = inputs.held_bytes(worker.name, BIG_INPUT_BYTES)
                 held = has[inputs] = 0 if not here else 2 if here == inputs.big_bytes(BIG_INPUT_BYTES) else 1
-            if held and (held == 2 or not some) and self._group.is_due(later) and self._has_room(worker, later):
+            may_take = held and (held == 2 or not some) and self._group.is_due(later)
+            if may_take and (self._in_slots or self._placement.is_short(later)):
                 if held == 2:
                     return index
                 some = index
@@ -343,11 +340,11 @@ class _Room:
         for *_, workers in shelves:
             yield from workers.values()
 
-    def _has_room(self, worker: Worker, node: Node) -> bool:
+    def _has_room(self, worker: Worker) -> bool:
         if self._reserved:
             keeper = self._reserved.get(worker.name)
             if keeper is not None and keeper.shape is not self._group.shape and keeper.priority >= self._group.priority:
                 return False
         if self._in_slots:
             return fits(worker.free, self._group.shape)
-        return self._placement.ahead_room(worker, self._group.shape, self._placement.guess_s(node)) > 0
+        return self._placement.may_wait_at(worker, self._group.shape)
