@@ -163,10 +163,14 @@ class Attempts:
             return None if busy else True
         if not order.after_init:
             return True
-        states = [self.inits.get(task_no, "unknown") for task_no in order.after_init]
-        if any(state in ("failed", "unknown") for state in states):
-            return False
-        return None if any(state != "succeeded" for state in states) else True
+        stands: bool | None = True
+        for task_no in order.after_init:
+            state = self.inits.get(task_no, "unknown")
+            if state in ("failed", "unknown"):
+                return False
+            if state != "succeeded":
+                stands = None
+        return stands
 
     def _start_one(self, key: Key, order: AttemptOrder, now: float) -> None:
         for name, amount in order.asks.items():

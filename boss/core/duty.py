@@ -65,7 +65,7 @@ class Duty:
         row = WorkerRow(conversation.peer, conversation.key_name, "up", now, now, hello, vm_no)
         if worker is None:
             capacity = believed(hello.resources)
-            worker = Worker(row, capacity, dict(capacity), now, idle_since=now)
+            worker = Worker(row.worker, row, capacity, dict(capacity), now, idle_since=now)
             if older is not None:
                 self._replace(older, worker, hello, now)
             self._fleet.add(worker)

@@ -88,7 +88,7 @@ def believed(offer: Resources) -> Resources:
 
 
 class Worker(msgspec.Struct, eq=False):
-    """A worker process. `held`: its attempts by (task_no, number), in the order they were given.
+    """A worker process; `name`: as a peer. `held`: its attempts by (task_no, number), in the order they were given.
 
     `inits`: init tasks by how they stand in this process: "given", "succeeded", "failed". `resting`: runs it gave back,
     until its next heartbeat. `slow`: something was asked back and nothing ended since: no queue ahead. `conversation`
@@ -96,6 +96,7 @@ class Worker(msgspec.Struct, eq=False):
     latest last.
     """
 
+    name: str
     row: WorkerRow
     capacity: Resources
     free: Resources
@@ -114,11 +115,6 @@ class Worker(msgspec.Struct, eq=False):
     leaving: bool = False
     slow: bool = False
     fetched: dict[Input, None] = msgspec.field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The peer name."""
-        return self.row.worker
 
     @property
     def takes_tasks(self) -> bool:

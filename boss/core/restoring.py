@@ -53,7 +53,7 @@ def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Duty, now: float) -
     for row in snapshot.workers:
         if row.state in _ON_DUTY:
             capacity = believed(row.hello.resources)
-            worker = Worker(row, capacity, dict(capacity), now, idle_since=now)
+            worker = Worker(row.worker, row, capacity, dict(capacity), now, idle_since=now)
             fleet.add(worker)
             duty.expect(worker, now)
 
