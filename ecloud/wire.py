@@ -233,7 +233,7 @@ class StopTasks(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class TasksStarted(msgspec.Struct, frozen=True, tag=True):
-    """These run. Said of what has run for 0.2 s: of shorter ones only `TasksEnded` tells."""
+    """These run. Said of what has run for 0.5 s: of shorter ones only `TasksEnded` tells."""
 
     attempts: tuple[StartedAttempt, ...]
 

@@ -305,16 +305,6 @@ class Attempts:
                 self._unsaid[key] = ended
                 self.flush_at = now
 
-    @property
-    def _is_busy(self) -> bool:
-        return len(self.queue) >= FLUSH_BUSY_COUNT
-
-    @property
-    def _flush_s(self) -> float:
-        if self._is_busy:
-            return FLUSH_BUSY_S
-        return FLUSH_STEADY_S if len(self.queue) >= FLUSH_STEADY_COUNT else FLUSH_S
-
     def _spool(self) -> None:
         if self._unspooled:
             self.effects.spool.extend(self._unspooled)
@@ -327,16 +317,14 @@ class Attempts:
             self._spool()
             return
         unsaid = self._unsaid
-        due = self.flush_at is not None and now >= self.flush_at
-        if not (due or unsaid):
-            return
-        idle = self.is_idle
-        enough = FLUSH_BUSY_COUNT if self._is_busy else FLUSH_COUNT
-        if not (due or len(unsaid) >= enough or (unsaid and idle)):
-            if unsaid:
-                latest = now + self._flush_s
+        if self.flush_at is None or now < self.flush_at:  # not due yet
+            if not unsaid:
+                return
+            enough, wait_s = _pace(len(self.queue))
+            if len(unsaid) < enough and not self.is_idle:
+                latest = now + wait_s
                 self.flush_at = latest if self.flush_at is None else min(self.flush_at, latest)
-            return
+                return
         self.flush_at = None
         self._spool()
         self._say_started(now)
@@ -395,6 +383,13 @@ class Attempts:
             assert amount <= has.get(name, 0.0) + 0.001, f"more {name} taken than there are"
         for name, amount in has.items():
             assert -0.001 < self.free[name] + taken.get(name, 0.0) - amount < 0.001, f"{name} does not add up"
+
+
+def _pace(waiting: int) -> tuple[int, float]:
+    """How many outcomes are said at once, and how long they wait for so many, where so many attempts wait to start."""
+    if waiting >= FLUSH_BUSY_COUNT:
+        return FLUSH_BUSY_COUNT, FLUSH_BUSY_S
+    return FLUSH_COUNT, FLUSH_STEADY_S if waiting >= FLUSH_STEADY_COUNT else FLUSH_S
 
 
 def _asks_cpus(order: AttemptOrder) -> bool:
