@@ -361,7 +361,7 @@ def _name(key: Key) -> str:
 def _sizes(writes: Writes) -> str:
     """What a batch holds, in words; single rows by name, for the story, where they are not too many to read."""
     parts = [f" {len(writes.attempts)} attempts", f" {len(writes.tasks)} tasks"]
-    if len(writes.attempts) <= MOST_NAMED:
+    if len(writes.attempts) + len(writes.tasks) <= MOST_NAMED:
         parts = [f" {_name(key)}:{row.state!s}" for key, row in writes.attempts.items()]
         parts += [f" task{no}:{moved.state!s}" for no, moved in writes.tasks.items()]
     parts += [f" {row.worker}:{row.state}" for row in writes.workers.values()]

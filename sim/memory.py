@@ -24,6 +24,7 @@ def sizes(core: Boss) -> dict[str, int]:
         "pushes": len(core.pushes._open),
         "push tokens": len(core.pushes._by_token),
         "push answers": len(core.pushes._answers),
+        "unanswered outcomes": core.answers.count,
         "requests": len(core.requests._waiting),
         "request answers": len(core.requests._answers),
         "kinds of task": len(core.runtimes.kinds),
@@ -33,10 +34,14 @@ def sizes(core: Boss) -> dict[str, int]:
     }
 
 
+_PASSING = ("promotions", "push tokens", "requests", "unanswered outcomes")
+"""None of these is left where nothing goes on."""
+
+
 def not_forgotten(core: Boss, living: set[str]) -> list[str]:
     """What it should have forgotten. `living`: the worker processes there are."""
     held = sizes(core)
-    left = [f"{held[kind]} {kind}" for kind in ("promotions", "push tokens", "requests") if held[kind]]
+    left = [f"{held[kind]} {kind}" for kind in _PASSING if held[kind]]
     left += [f"worker {name}, which is gone" for name in core.fleet.workers if name not in living]
     left += [f"what {worker.name} held" for worker in core.fleet.workers.values() if worker.held]
     most = ALARMS_ALWAYS + ALARMS_EACH * (held["workers"] + held["VMs"] + held["runs"])

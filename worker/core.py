@@ -337,7 +337,7 @@ class WorkerCore:
         self._say(wire.DrainWanted(reason))
 
     def _maybe_leave(self, now: float) -> None:
-        if not self.then_exit or self.leaving or not self.attempts.is_idle:
+        if self.leaving or not self.attempts.is_idle:
             if self._leave_at is not None:
                 self._leave_at = max(self._leave_at, now + DRAIN_WITHOUT_BOSS_S)
             return

@@ -6,10 +6,12 @@ would be a third of all messages.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import msgspec
 
+from boss.core.config import BossConfig
 from boss.core.fleet import Fleet, Worker
 from boss.core.outbox import Outbox
 from boss.core.timers import Timers
@@ -32,10 +34,12 @@ class _Waiting(msgspec.Struct, eq=False):
 class Answers:
     """By worker. What is added in one batch is committed with it, and said after that at the soonest."""
 
-    def __init__(self, outbox: Outbox, fleet: Fleet, timers: Timers) -> None:
+    def __init__(self, outbox: Outbox, fleet: Fleet, timers: Timers, config: BossConfig) -> None:
         self._outbox = outbox
         self._fleet = fleet
         self._timers = timers
+        self._wait_s = min(ANSWER_S, config.heartbeat_s)
+        """Before a worker says them again, which it does after two heartbeats."""
         self._waiting: dict[str, _Waiting] = {}
         """Who waits longest is first."""
         self._touched: dict[str, None] = {}
@@ -50,21 +54,28 @@ class Answers:
         self._touched[worker.name] = None
 
     def settle(self, now: float) -> None:
-        """At the end of a batch: answer at once who holds nothing more, and may want to leave, or waits for many; the
-        others when they have waited long enough."""
+        """At the end of a batch: answer at once whose outcomes were all it held, so that it may leave, and who waits
+        for many; the others when one has waited long enough, with it those that have waited half as long."""
         touched, self._touched = self._touched, {}
         for name in touched:
             worker = self._fleet.workers.get(name)
             if worker is None or not worker.held or len(self._waiting[name].names) >= ANSWER_COUNT:
                 self._say(name)
-        while self._waiting:
-            name, waiting = next(iter(self._waiting.items()))
-            if now < waiting.since + ANSWER_S:
-                break
-            self._say(name)
+        if self._longest_since + self._wait_s <= now:
+            while self._longest_since + self._wait_s / 2 <= now:
+                self._say(next(iter(self._waiting)))
         if self._waiting and not self._alarm_set:
             self._alarm_set = True
-            self._timers.set(next(iter(self._waiting.values())).since + ANSWER_S, self._ring)
+            self._timers.set(self._longest_since + self._wait_s, self._ring)
+
+    @property
+    def _longest_since(self) -> float:
+        return next((waiting.since for waiting in self._waiting.values()), math.inf)
+
+    @property
+    def count(self) -> int:
+        """Outcomes that wait for their answer."""
+        return sum(len(waiting.names) for waiting in self._waiting.values())
 
     def _ring(self, now: float) -> None:
         self._alarm_set = False  # the batch that this alarm makes settles

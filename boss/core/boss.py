@@ -85,10 +85,8 @@ class Boss:
         self.runtimes = Runtimes()
         self.book = TaskBook(self._outbox, self._timers, self.ready)
         self.sessions = Sessions(self._outbox, config, now)
-        self._answers = Answers(self._outbox, self.fleet, self._timers)
-        self.attempts = Attempts(
-            self._outbox, self.book, self.fleet, self.runtimes, self._answers, self._timers, config
-        )
+        self.answers = Answers(self._outbox, self.fleet, self._timers, config)
+        self.attempts = Attempts(self._outbox, self.book, self.fleet, self.runtimes, self.answers, self._timers, config)
         self.duty = Duty(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
         self.access = Access(self._outbox, self.fleet, self.sessions)
         # Workers that an earlier boss let move files tell of it with their first heartbeat.
@@ -134,7 +132,7 @@ class Boss:
         self._placement.place(lambda worker, node, guess_s: self._assign(worker, node, guess_s, now), self._refuses)
         self._balance.settle(now)
         self.attempts.send_orders()
-        self._answers.settle(now)
+        self.answers.settle(now)
         self.book.settle(now)
         self.run_spending.settle(now)
         self.vms.scale(now)

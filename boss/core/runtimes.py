@@ -1,4 +1,4 @@
-"""How long tasks take: what users said, else the median of what was seen lately. Owns the samples."""
+"""How long tasks take: the median of what was seen lately, else what users said. Owns the samples."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ SHORTEST_S = 0.0005
 
 
 class _Kind(msgspec.Struct, eq=False):
-    """What was seen of one kind. `ended`: how many in all; `news`: how many since the median was looked for."""
+    """What was seen of one kind. `ended`: how many in all; `news`: how many since the median was looked for;
+    `believed`: the median was once that of as many as ran at once."""
 
     samples: deque[float]
     median: float = SHORTEST_S
     ended: int = 0
     news: int = 0
+    believed: bool = False
 
 
 class Runtimes:
@@ -56,7 +58,8 @@ class Runtimes:
         before what was said; but the first to end are the shortest, and before as many ended as began together, no
         less is guessed than without them."""
         kind = self.kinds.get(_kind(node))
-        if kind is not None and kind.ended >= side_by_side:
+        if kind is not None and (kind.believed or kind.ended >= side_by_side):
+            kind.believed = True
             return kind.median
         said = UNKNOWN_S if node.runtime_s is None else max(SHORTEST_S, node.runtime_s)
         return said if kind is None else max(said, kind.median)

@@ -62,7 +62,7 @@ class Shelves:
         return list(self._kinds.values())
 
     def side_by_side(self, shape: Shape) -> int:
-        """How many tasks of `shape` all workers can run at once, were they empty."""
+        """How many tasks of `shape` all workers could run at once, were they empty; `ahead_max` at most each."""
         most = self._config.ahead_max
         return sum([kind.workers * how_many(kind.capacity, shape, most) for kind in self._kinds.values()])
 

@@ -41,6 +41,11 @@ def test_of_many_that_began_together_the_first_to_end_are_the_shortest() -> None
     assert few.guess_s(node(), 3) == 0.02
 
 
+def test_what_was_believed_once_is_believed_when_more_workers_come() -> None:
+    known = learned(*[0.01] * 10)
+    assert known.guess_s(node(), 10) == known.guess_s(node(), 100) == 0.01
+
+
 def test_the_median_follows_a_change() -> None:
     known = learned(*[1.0] * 100, *[5.0] * 2 * SAMPLES)
     assert known.guess_s(node(), 1) == known.known_s(node()) == 5.0

@@ -126,6 +126,15 @@ def test_a_message_on_another_topic_is_not_believed() -> None:
     assert why(payload, boss_topic("other", "w1")) == "signature"
 
 
+def test_nothing_is_remembered_of_topics_that_anybody_invents() -> None:
+    wire._begun.cache_clear()
+    for letter in "abc":
+        assert why(said(wire.Undrain()), letter * 60_000) == "signature"
+    assert wire._begun.cache_info().currsize == 1, "only what was said on our own topic"
+    invented = "x" * 60_000
+    assert decode(said(wire.Undrain(), invented), invented, key_of)[0].message == wire.Undrain()
+
+
 def test_a_message_under_anothers_name_is_not_believed() -> None:
     assert why(said(Goodbye()).replace(b" vm-1 ", b" client ")) == "signature"
 
