@@ -8,6 +8,7 @@ from boss_script import BossScript, Peer, task
 from boss.core.balance import MOST_EACH
 from ecloud import wire
 from ecloud.tasks import Cause, Outcome
+from ecloud.wire import HeldAttempt
 
 
 @pytest.fixture
@@ -148,3 +149,27 @@ def test_the_number_of_an_init_attempt_that_nobody_holds_is_not_given_twice() ->
     script.worker("w2")
     given = {row.number: row.worker for key, row in script.store.attempts.items() if key[0] == script.names["i"]}
     assert given == {1: "w1", 2: "w2"}
+
+
+@pytest.mark.parametrize("seen_s", [None, 1.9], ids=["never-seen", "seen-by-a-heartbeat"])
+def test_what_was_not_said_to_have_started_began_before_all_that_it_did(seen_s: float | None) -> None:
+    script = BossScript()
+    worker = script.worker("w")
+    script.push("r", task("a"))
+    if seen_s is not None:
+        script.now += seen_s
+        script.beats(worker, orders_seen=1, attempts=(HeldAttempt(*script.key("a"), "running"),))
+    script.now = 1002.0
+    script.ended(worker, "a", fetch_s=0.2, run_s=0.3, store_s=0.1)
+    assert script.store.attempts[script.key("a")].started_at == pytest.approx(1001.4)
+
+
+def test_what_was_said_to_have_started_began_then_however_late_its_outcome_comes() -> None:
+    script = BossScript()
+    worker = script.worker("w")
+    script.push("r", task("a"))
+    script.now += 1.0
+    script.started(worker, "a")
+    script.now += 60.0
+    script.ended(worker, "a", run_s=0.3)
+    assert script.store.attempts[script.key("a")].started_at == 1001.0
