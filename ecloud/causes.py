@@ -22,13 +22,14 @@ class Visit(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `contact`: ok, silent (nothing answers), shut (nobody listens), closed (before or at the exchange of keys), denied
     (our key is not let in), changed (another host key than at the first visit) or broken (it broke off). `said`: the
-    words of that. What follows is known for `ok` only, None or empty where it could not be seen: `clock_s`: how far its
-    clock is ahead of the boss's; `python`: the version of its newest usable Python, else of any; `context`: whether it
-    has one; `vm`, `boot_nonce`: whose context it is; `starting`: what of its own start still runs; `disk_mb`: what is
-    free where a worker lives; `home`: "" or why a worker can't live there; `dns`, `broker`: whether the broker's name
-    is resolved there and answers; `agent`: whether a worker process runs; `by_ssh`: whether the boss brings the code;
-    `code`: what was brought there, "" for none; `problem`: why it could not be prepared; `log`: the last lines of its
-    start log and its agent's.
+    words of that. What follows is known for `ok` only (where it broke off, `vm` and `boot_nonce` may be, too), None
+    or empty where it could not be seen: `clock_s`: how far its clock is ahead of the boss's; `python`: the version
+    of its newest usable Python, else of any; `context`: whether it has one; `vm`, `boot_nonce`: whose context it
+    is; `starting`: what of its own start still runs; `disk_mb`: what is free where a worker lives; `home`: "" or
+    why a worker can't live there; `dns`, `broker`: whether the broker's name is resolved there and answers;
+    `agent`: whether a worker process runs; `by_ssh`: whether the boss brings the code; `code`: what was brought
+    there, "" for none; `problem`: why it could not be prepared; `log`: the last lines of its start log and its
+    agent's.
     """
 
     contact: str

@@ -83,7 +83,7 @@ class Visitor:
             done["ssh"] = time.monotonic()
             visit = self._inside(guest, call, done)
         except Broken as error:
-            visit = Visit(error.contact, said=str(error))
+            visit = Visit(error.contact, said=str(error), vm=guest.vm, boot_nonce=guest.boot_nonce)
         except Refused as error:  # a guest that can't even be looked at
             visit = Visit("broken", said=f"what is there can't be looked at: {error}")
         finally:
@@ -92,12 +92,15 @@ class Visitor:
                 self._guests.discard(guest)
         now = time.monotonic()
         ago_s = {step: now - at for step, at in done.items()}
-        host_key = call.host_key or (guest.shown if visit.contact == "ok" else "")
+        # Where it broke off later, as when the VM ends meanwhile, it had said already who it is.
+        known = visit.contact == "ok" or (visit.vm, visit.boot_nonce) == (str(call.vm_no), call.boot_nonce)
+        host_key = call.host_key or (guest.shown if known else "")
         return VmVisited(call.vm_no, call.address, host_key, visit, ago_s)
 
     def _inside(self, guest: Guest, call: VisitVm, done: dict[str, float]) -> Visit:
         asked = time.time()
         probed = read_probe(guest.run("sh -s", PROBE.encode()))
+        guest.vm, guest.boot_nonce = probed.visit.vm, probed.visit.boot_nonce
         # It tells whole seconds, when the script begins.
         ahead_s = probed.date - asked if probed.date is not None else None
         visit = msgspec.structs.replace(probed.visit, clock_s=ahead_s, by_ssh=call.prepare)
@@ -147,7 +150,7 @@ class Refused(Exception):
 
 
 class Guest:
-    """A connection to one guest. `shown`: its host key, as `type base64`."""
+    """A connection to one guest. `shown`: its host key, as `type base64`; `vm`, `boot_nonce`: who it said it is."""
 
     def __init__(self, address: str, port: int, user: str, key: Path, host_key: str, until: float) -> None:
         self._where = address if port == 22 else f"{address}:{port}"
@@ -158,7 +161,7 @@ class Guest:
         self._host_key = host_key
         self._until = until
         self._connection: Any = None
-        self.shown = ""
+        self.shown = self.vm = self.boot_nonce = ""
 
     def open(self) -> None:
         """Connect, look at the host key, be let in. Raises `Broken`."""

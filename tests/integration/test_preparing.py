@@ -280,6 +280,24 @@ def test_a_boss_that_leaves_breaks_its_visits_off(new_guest: NewGuest, boss: Bos
     assert boss.visit(guest).visit.said == "the boss leaves"
 
 
+def test_a_visit_that_breaks_off_after_the_guest_said_who_it_is_pins_its_host_key(
+    new_guest: NewGuest, boss: Boss
+) -> None:
+    """As where a VM has done its work and ends before its start command came back."""
+    guest = new_guest()
+    again = 'n=$(cat $HOME/n 2>/dev/null); echo 1 >$HOME/n; [ -z "$n" ] || { touch $HOME/entered; sleep 100; }\n'
+    (guest.root / "root/.bashrc").write_text(again)  # the second command does not come back
+    found: queue.SimpleQueue[VmVisited] = queue.SimpleQueue()
+    thread = threading.Thread(target=lambda: found.put(boss.visit(guest)))
+    thread.start()
+    wait_until((guest.root / "root/entered").exists, what="a visit that has asked who it is")
+    boss.visitor.close()
+    visited = found.get(timeout=30)
+    thread.join(30)
+    assert (visited.visit.contact, visited.visit.vm, visited.visit.boot_nonce) == ("broken", "1", NONCE)
+    assert visited.host_key == guest.host_key
+
+
 def test_a_guest_that_runs_no_command_is_said_to_be_so(new_guest: NewGuest, boss: Boss) -> None:
     guest = new_guest()
     (guest.root / "root/.bashrc").write_text("echo 'This account is not available.'; exit 1\n")
