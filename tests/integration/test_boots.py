@@ -13,7 +13,7 @@ from ssh_cloud import START_S, PoolDaemon, push
 from boss.core.rows import BootRow
 from ecloud.boots import boot_views
 from ecloud.database import make_engine
-from ecloud.explain import why
+from ecloud.explain import NoSuchThing, why
 from ecloud.explain_task import Pool
 
 STEPS_OF_ALL = {"address", "context", "code", "python", "broker"}
@@ -31,11 +31,13 @@ def record(daemon: Daemon, vm_no: int = 1) -> BootRow:
 
 
 def reasons(daemon: Daemon, subject: str) -> str:
-    """What `admin.py why` says."""
+    """What `admin.py why` says; nothing of what is not there yet."""
     engine = make_engine(f"sqlite:///{daemon.home.database}")
     try:
         found = why(engine, subject, pools=[Pool("big", {"cpus": 1.0, "memory_mb": 500.0}, 1)])
         return "\n".join((found.sentence, *found.layers))
+    except NoSuchThing:
+        return ""  # not yet
     finally:
         engine.dispose()
 
