@@ -40,6 +40,9 @@ RECORDED = ATTEMPT_OVER | {AttemptState.PROMOTING}
 MOST_NAMED = 100
 """Rows of one batch that a story tells by name."""
 GIVEN_UP = (AttemptState.LOST, AttemptState.RETURNED)
+_WAITING, _RUNNING, _SUCCEEDED = TaskState.WAITING, TaskState.RUNNING, TaskState.SUCCEEDED
+_ASSIGNED, _STARTED = AttemptState.ASSIGNED, AttemptState.STARTED
+_PROMOTING, _ENDED = AttemptState.PROMOTING, AttemptState.ENDED
 
 
 def _closure(moves: frozenset[tuple[AttemptState, AttemptState]]) -> frozenset[tuple[AttemptState, AttemptState]]:
@@ -72,6 +75,8 @@ class Checker:
         self.spools_lost: set[str] = set()
         """Homes, and processes on them, whose disks lost what they held."""
         self.running: dict[str, dict[Key, Resources]] = {}
+        """What each worker process runs, and of its machine what that takes together."""
+        self.in_use: dict[str, Resources] = {}
         self.gpus: dict[str, dict[int, Key]] = {}
         self.prepared: dict[str, set[int]] = {}
         """Init tasks that succeeded, by worker process."""
@@ -92,9 +97,9 @@ class Checker:
         """Around a commit: the moves from what was to what is."""
         tables = self.tables
         known, given = tables.tasks, tables.attempts
-        tasks = {no: row.state for no in writes.tasks if (row := known.get(no)) is not None}
         stored = {task.row.task_no for task in writes.stored}
-        before = [given.get(key) for key in writes.attempts]
+        tasks_before = [None if (row := known.get(task_no)) is None else row.state for task_no in writes.tasks]
+        attempts_before = [None if (was := given.get(key)) is None else was.state for key in writes.attempts]
         batch = tables.batch
         try:
             yield
@@ -107,15 +112,16 @@ class Checker:
             raise Violation("one-boss", f"{boss} writes in epoch {epoch}, which is over: {tables.epoch} leads")
         self.world.tell(boss, f"commits batch {tables.batch}{_sizes(writes)}")
         self.allowed -= stored
-        for task_no, moved in writes.tasks.items():
-            waits_anew = moved.state is TaskState.WAITING and tasks.get(task_no) is not TaskState.RUNNING
+        for (task_no, moved), state in zip(writes.tasks.items(), tasks_before, strict=True):
+            waits_anew = moved.state is _WAITING and state is not _RUNNING
             if waits_anew or moved.state in ENDED:
                 self.allowed.discard(task_no)
             task = known.get(task_no)
             if task is not None:
-                self._task_moved(task, tasks.get(task_no) if task_no not in stored else None, moved)
-        for (key, attempt), was in zip(writes.attempts.items(), before, strict=True):
-            self._attempt_moved(key, None if was is None else was.state, attempt)
+                self._task_moved(task, state if task_no not in stored else None, moved)
+        self.looked["legal-moves"] += len(writes.attempts)
+        for (key, attempt), before in zip(writes.attempts.items(), attempts_before, strict=True):
+            self._attempt_moved(key, before, attempt)
         for push in writes.pushes:
             self.looked["wanted"] += 1
             if push.push_id in self.taken:
@@ -136,25 +142,29 @@ class Checker:
         self.started = {key: value for key, value in self.started.items() if key[0] in tasks}
 
     def _attempt_moved(self, key: Key, before: AttemptState | None, row: AttemptRow) -> None:
-        self.looked["legal-moves"] += 1
-        if before is not None and before is not row.state and (before, row.state) not in _ATTEMPT_MOVES:
-            raise Violation("legal-moves", f"attempt {_name(key)} moved from {before} to {row.state}")
-        if before is row.state and before in ATTEMPT_OVER and self.outcomes.get(key) != row.outcome:
-            raise Violation("one-outcome", f"attempt {_name(key)} was {before} and is changed")
+        state, outcome = row.state, row.outcome
         if before is None:
             self._given(key, row)
-        if row.state in GIVEN_UP:
+        elif before is state:
+            if state in ATTEMPT_OVER and self.outcomes.get(key) != outcome:
+                raise Violation("one-outcome", f"attempt {_name(key)} was {before} and is changed")
+        elif (before, state) not in _ATTEMPT_MOVES:
+            raise Violation("legal-moves", f"attempt {_name(key)} moved from {before} to {state}")
+        if state in GIVEN_UP:
             self._given_up(key, row)
-        if row.outcome is not None:
-            if before not in RECORDED and self.came_to.get(key) != row.outcome and key in self.started:
+        if outcome is not None:
+            looked, known = self.looked, self.outcomes.get(key)
+            if before not in RECORDED and self.came_to.get(key) != outcome and key in self.started:
                 raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")
-            self.looked["true-outcome"] += 1
-            self.looked["one-outcome"] += key in self.outcomes
-            known = self.outcomes.setdefault(key, row.outcome)
-            if known is not row.outcome and known != row.outcome:
-                raise Violation("one-outcome", f"attempt {_name(key)} has two outcomes: {known} and {row.outcome}")
-        elif row.state in (AttemptState.PROMOTING, AttemptState.ENDED):
-            raise Violation("one-outcome", f"attempt {_name(key)} is {row.state} without an outcome")
+            looked["true-outcome"] += 1
+            if known is None:
+                self.outcomes[key] = outcome
+                return
+            looked["one-outcome"] += 1
+            if known is not outcome and known != outcome:
+                raise Violation("one-outcome", f"attempt {_name(key)} has two outcomes: {known} and {outcome}")
+        elif state is _PROMOTING or state is _ENDED:
+            raise Violation("one-outcome", f"attempt {_name(key)} is {state} without an outcome")
 
     def _given_up(self, key: Key, row: AttemptRow) -> None:
         """Work that was done is not thrown away while the worker that did it is on duty."""
@@ -178,48 +188,58 @@ class Checker:
 
     def _given(self, key: Key, row: AttemptRow) -> None:
         """A new attempt: what its task waits for must allow it."""
-        task = self.tables.tasks.get(key[0])
-        if task is None or row.state is not AttemptState.ASSIGNED:
+        task_no, last = key
+        tasks, attempts, looked = self.tables.tasks, self.tables.attempts, self.looked
+        task = tasks.get(task_no)
+        if task is None or row.state is not _ASSIGNED:
             return
         if task.state in ENDED and not task.init:
             raise Violation("dependencies", f"attempt {_name(key)} is given although task {task.id} is {task.state}")
-        self.looked["dependencies"] += bool(task.dependencies)
-        self.looked["one-attempt"] += key[1] > 1 and not task.init
+        looked["dependencies"] += bool(task.dependencies)
         for other_no, condition in task.dependencies:
-            other = self.tables.tasks[other_no]
+            other = tasks[other_no]
             # One that ran already when its dependency was done again runs on, and is tried again however that one ends.
-            ran_on = other.state in ENDED and key[0] in self.allowed
+            ran_on = other.state in ENDED and task_no in self.allowed
             if not (other.state in ENDED and condition.met_by(other.state)) and not ran_on:
                 raise Violation(
                     "dependencies",
                     f"attempt {_name(key)} is given although {other.id} is {other.state}, not {condition}",
                 )
-        self.allowed.add(key[0])
-        for number in range(max(1, key[1] - 8), key[1]) if not task.init else ():
-            found = self.tables.attempts.get((key[0], number))
-            if found is not None and found.state in (AttemptState.ASSIGNED, AttemptState.STARTED):
+        self.allowed.add(task_no)
+        if last == 1 or task.init:
+            return
+        looked["one-attempt"] += 1
+        for number in range(max(1, last - 8), last):
+            found = attempts.get((task_no, number))
+            if found is not None and (found.state is _ASSIGNED or found.state is _STARTED):
                 raise Violation("one-attempt", f"attempt {_name(key)} is given although attempt {number} of it goes on")
 
     def _task_moved(self, task: TaskRow, before: TaskState | None, moved: TaskMoved) -> None:
-        if before is not None and before is not moved.state and (before, moved.state) not in _TASK_MOVES:
-            raise Violation("legal-moves", f"task {task.task_no} moved from {before} to {moved.state}")
-        if moved.state not in ENDED or before is moved.state:
+        state = moved.state
+        if before is state:
+            return
+        if before is not None and (before, state) not in _TASK_MOVES:
+            raise Violation("legal-moves", f"task {task.task_no} moved from {before} to {state}")
+        if state not in ENDED:
             return
         self.completions += 1
-        if moved.state is TaskState.SUCCEEDED and not task.init and not moved.reason.startswith("skipped"):
+        if state is _SUCCEEDED and not task.init and not moved.reason.startswith("skipped"):
             self._succeeded(task.task_no, moved.attempts)
 
     def _succeeded(self, task_no: int, attempts: int) -> None:
         for number in range(attempts, 0, -1):
             row = self.tables.attempts.get((task_no, number))
-            outcome = row.outcome if row is not None and row.state is AttemptState.ENDED else None
+            outcome = row.outcome if row is not None and row.state is _ENDED else None
             if outcome is not None and outcome.cause is Cause.SUCCESS:
                 break
         else:
             raise Violation("files-whole", f"task {task_no} succeeded without an attempt that did")
-        self.looked["files-whole"] += bool(outcome.manifest)
+        if not outcome.manifest:
+            return
+        self.looked["files-whole"] += 1
+        final = self.datastore.final
         for entry in outcome.manifest:
-            found = self.datastore.final.get(entry.path)
+            found = final.get(entry.path)
             if found != entry.sha256:
                 raise Violation(
                     "files-whole", f"task {task_no} succeeded, but {entry.path} is of {found}, not of {entry.sha256}"
@@ -272,15 +292,17 @@ class Checker:
         if row is not None and row.state in GIVEN_UP:
             raise Violation("fenced", f"{worker} starts attempt {_name(key)}, which was recorded as {row.state}")
         self._must_be_prepared(worker, order)
-        running = self.running.setdefault(worker, {})
-        self.looked["resources"] += bool(running)
+        running = self.running.get(worker)
+        if not running:
+            running, in_use = self.running[worker], self.in_use[worker] = {}, {}
+        else:
+            self.looked["resources"] += 1
+            in_use = self.in_use[worker]
         running[key] = order.asks
-        for resource in order.asks:  # of others no more is taken than before
-            amount, taken = capacity.get(resource, 0.0), 0.0
-            for asks in running.values():
-                taken += asks.get(resource, 0.0)
-            if taken > amount + _ROUNDING:
-                raise Violation("resources", f"{worker} uses {taken:g} {resource} of {amount:g}")
+        for resource, asked in order.asks.items():
+            in_use[resource] = total = in_use.get(resource, 0.0) + asked
+            if total > capacity.get(resource, 0.0) + _ROUNDING:
+                raise Violation("resources", f"{worker} uses {total:g} {resource} of {capacity.get(resource, 0.0):g}")
         held = self.gpus.setdefault(worker, {}) if gpus else {}
         if len(gpus) != int(order.asks.get("gpus", 0)):
             raise Violation("resources", f"{worker} gives {len(gpus)} GPUs to attempt {_name(key)}")
@@ -307,7 +329,11 @@ class Checker:
 
     def on_over(self, worker: str, key: Key) -> None:
         """It runs no more."""
-        self.running.get(worker, {}).pop(key, None)
+        asks = self.running.get(worker, {}).pop(key, None)
+        if asks is not None:
+            in_use = self.in_use[worker]
+            for resource, asked in asks.items():
+                in_use[resource] -= asked
         held = self.gpus.get(worker)
         if held:
             self.gpus[worker] = {gpu: by for gpu, by in held.items() if by != key}
@@ -315,6 +341,7 @@ class Checker:
     def on_worker_dead(self, worker: str) -> None:
         """Nothing of it runs any more."""
         self.running.pop(worker, None)
+        self.in_use.pop(worker, None)
         self.gpus.pop(worker, None)
         self.prepared.pop(worker, None)
         self.fleet.on_dead(worker)

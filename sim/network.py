@@ -58,14 +58,13 @@ class Link:
 
     def publish(self, who: str, envelope: Envelope, key_name: str, topic: str) -> None:
         """Say it, if there is a connection; else it is dropped."""
-        if self.connected and not self.closed:
-            network = self.network
-            if self.mute_until > network.world.now:
-                return
-            to = "the boss" if topic.startswith(_BOSS_TOPIC) else topic.rpartition("/")[2]
-            words = in_words(envelope.message)
-            network.world.tell(who, f"to {to}: {words}", words not in _EVERYDAY)
-            network.carry(topic, wire.encode(envelope, topic, key_name, key_of(key_name)))
+        network = self.network
+        if not self.connected or self.closed or self.mute_until > network.world.now:
+            return
+        to = "the boss" if topic.startswith(_BOSS_TOPIC) else topic.rpartition("/")[2]
+        words = in_words(envelope.message)
+        network.world.tell(who, f"to {to}: {words}", words not in _EVERYDAY)
+        network.carry(topic, wire.encode(envelope, topic, key_name, key_of(key_name)))
 
     def close(self) -> None:
         """The process is gone."""

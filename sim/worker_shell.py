@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -219,8 +220,7 @@ class WorkerProcess:
         if not self.alive or self.frozen:
             return
         events, self._inbox = self._inbox, []
-        effects = self.core.handle(events, self._now)
-        self._carry_out(effects)
+        self._carry_out(self.core.handle(events, self.world.now + self._clock_s))
         self._handled += 1
         if self._handled % CHECKED_EACH == 0 or (self._handled < CHECKED_ALWAYS and len(self.network.links) < MANY):
             self.core.check()
@@ -245,17 +245,16 @@ class WorkerProcess:
                 else:
                     self._take()
 
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+    def _after(self, seconds: float, action: Callable[..., None], *of: Any) -> None:
         """Unless it is dead by then; later where it stands still then."""
+        self.world.after(seconds, partial(self._happen, action, *of))
 
-        self.world.after(seconds, partial(self._happen, action))
-
-    def _happen(self, action: Callable[[], None]) -> None:
+    def _happen(self, action: Callable[..., None], *of: Any) -> None:
         if self.alive:
             if self.frozen:
-                self._later.append(action)
+                self._later.append(partial(action, *of))
             else:
-                action()
+                action(*of)
 
     def _carry_out(self, effects: WorkerEffects) -> None:
         if effects.spool or self._unspooled:
@@ -269,11 +268,12 @@ class WorkerProcess:
         for start in effects.starts:
             self._start(start)
         for envelope in effects.says:
-            if isinstance(envelope.message, wire.Heartbeat):
+            kind = type(envelope.message)
+            if kind is wire.Heartbeat:
                 if envelope.session != self._said_in:
                     self._said_in, self._sent = envelope.session, {}
                 self._sent[(envelope.session, envelope.number)] = self.world.now
-            elif isinstance(envelope.message, wire.Hello):
+            elif kind is wire.Hello:
                 self._said_in = ""
             self.link.publish(self.name, envelope, self.home.key_name, self._topic)
         if effects.leave is not None:
@@ -306,7 +306,7 @@ class WorkerProcess:
         job = self.jobs[key] = Job(order, order.body)
         self.checker.on_started(self.name, order, self.home.resources, start.gpus or ())
         if job.body.requirements:
-            self._after(self.world.random.uniform(0.0001, 0.002), partial(self._fetch, key, job))
+            self._after(self.world.random.uniform(0.0001, 0.002), self._fetch, key, job)
         else:
             self._run(key, job)
 
@@ -329,7 +329,7 @@ class WorkerProcess:
             return
         job.fetch_bytes, moved_bytes = self.datastore.fetch(wanted, self.home.kept)
         if moved_bytes:
-            self._after(moved_bytes / BYTES_PER_S, partial(self._run, key, job))
+            self._after(moved_bytes / BYTES_PER_S, self._run, key, job)
         else:
             self._run(key, job)
 
@@ -341,11 +341,11 @@ class WorkerProcess:
         run_s = seconds * self.world.random.uniform(0.5, 1.5)
         limit = job.body.timeout_s
         if limit is not None and run_s > limit:
-            self._after(limit, partial(self._end, key, job, Cause.TIMEOUT, f"over {limit:g} s"))
+            self._after(limit, self._end, key, job, Cause.TIMEOUT, f"over {limit:g} s")
         elif self.world.chance(fails):
-            self._after(run_s, partial(self._end, key, job, Cause.EXIT, "exit code 1"))
+            self._after(run_s, self._end, key, job, Cause.EXIT, "exit code 1")
         else:
-            self._after(run_s, partial(self._store, key, job))
+            self._after(run_s, self._store, key, job)
 
     def _look_again(self) -> None:
         try:
@@ -391,7 +391,7 @@ class WorkerProcess:
         except DatastoreAway as error:
             self._put(TroubleChanged(str(error)))
             self._after(RETRY_S, self._look_again)
-            self._after(RETRY_S, partial(self._store, key, job))
+            self._after(RETRY_S, self._store, key, job)
             return
         self._end(key, job, Cause.SUCCESS, "", manifest)
 
@@ -400,7 +400,7 @@ class WorkerProcess:
         job = self.jobs.get(key)
         if job is not None and not job.over:
             after_s = self.world.random.uniform(0.001, stop.grace_s)
-            self._after(after_s, partial(self._end, key, job, Cause.STOPPED, stop.reason))
+            self._after(after_s, self._end, key, job, Cause.STOPPED, stop.reason)
 
     def _end(self, key: Key, job: Job, cause: Cause, error: str, manifest: tuple[ManifestEntry, ...] = ()) -> None:
         if not job.over:

@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections import Counter, deque
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 STORY_LINES = 2_000
 """Lines of the trace that are kept for the story of a failure."""
@@ -20,8 +20,13 @@ TICK_S = 1e-6
 """What a deadline loses by the rounding between two clocks is less than this."""
 START = 1_000_000.0
 """Seconds of the simulated clock when a world begins."""
+SLICES_A_SECOND = 200
+"""What comes later than in the slice of time at hand lies in a list for its slice, and becomes the heap when that
+begins: one heap of all that waits is large, and each look into it costs a walk through cold memory."""
 
 Action = Callable[[], None]
+_Coming = tuple[float, int, Action]
+"""When something happens, its number among all that was put, and what."""
 
 
 class World:
@@ -37,7 +42,12 @@ class World:
         self.looked: Counter[str] = Counter()
         """Invariants by how often there was something that could have broken them."""
         self.lines: deque[tuple[float, str, str]] = deque(maxlen=STORY_LINES)
-        self._heap: list[tuple[float, int, Action]] = []
+        self._heap: list[_Coming] = []
+        """What comes in the slice at hand."""
+        self._slice = int(START * SLICES_A_SECOND)
+        self._later: dict[int, list[_Coming]] = {}
+        """What comes after it, by slice, and the slices in which anything does."""
+        self._slices: list[int] = []
         self._sequence = 0
         self._hash = hashlib.blake2b(digest_size=16)
         self._told: list[str] = []
@@ -56,18 +66,27 @@ class World:
 
     def at(self, when: float, action: Action) -> None:
         """Let `action` happen at `when`, or now where that has passed. What is put first happens first."""
+        if when < self.now:
+            when = self.now
         self._sequence += 1
-        now = self.now
-        heappush(self._heap, (now if when < now else when, self._sequence, action))
+        number = int(when * SLICES_A_SECOND)
+        if number <= self._slice:
+            heappush(self._heap, (when, self._sequence, action))
+            return
+        coming = self._later.get(number)
+        if coming is None:
+            self._later[number] = [(when, self._sequence, action)]
+            heappush(self._slices, number)
+        else:
+            coming.append((when, self._sequence, action))
 
     def after(self, seconds: float, action: Action) -> None:
         """Let `action` happen in `seconds`, which are not negative."""
-        self._sequence += 1
-        heappush(self._heap, (self.now + seconds, self._sequence, action))
+        self.at(self.now + seconds, action)
 
     def step(self) -> bool:
         """Let the next thing happen; False when nothing is left."""
-        if not self._heap:
+        if not self._heap and not self._next_slice():
             return False
         self.now, _, action = heappop(self._heap)
         self.steps += 1
@@ -76,11 +95,24 @@ class World:
 
     def run(self, until: float, most_steps: int) -> None:
         """Let things happen up to the first at or after `until`, or beyond so many steps."""
-        heap, pop = self._heap, heappop
-        while self.now < until and self.steps <= most_steps and heap:
-            self.now, _, action = pop(heap)
-            self.steps += 1
-            action()
+        pop = heappop
+        while self._heap or self._next_slice():
+            heap = self._heap
+            while heap:
+                if self.now >= until or self.steps > most_steps:
+                    return
+                self.now, _, action = pop(heap)
+                self.steps += 1
+                action()
+
+    def _next_slice(self) -> bool:
+        """Begin the next slice in which anything comes; False where there is none."""
+        if not self._slices:
+            return False
+        self._slice = heappop(self._slices)
+        self._heap = self._later.pop(self._slice)
+        heapify(self._heap)
+        return True
 
     def tell(self, who: str, text: str, in_story: bool = True) -> None:
         """Write a line of the trace; `in_story`: it is worth telling to a person, too."""

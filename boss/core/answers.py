@@ -18,7 +18,7 @@ from boss.core.timers import Timers
 from ecloud.tasks import Outcome
 from ecloud.wire import BATCH_COUNT, AttemptName, OutcomesStored
 
-ANSWER_S = 0.5
+ANSWER_S = 2.0
 """No outcome that is stored waits longer for its answer."""
 ANSWER_COUNT = 64
 """So many of one worker wait for no others."""

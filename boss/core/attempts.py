@@ -201,7 +201,7 @@ class Attempts:
         self._learn_inputs(worker, outcome)
         run_s = min(max(outcome.run_s, 0.0), now - attempt.assigned_at)  # whatever the worker says
         # Nobody may have said when it started, or a heartbeat showed only that it runs.
-        began_at = now - sum(max(seconds, 0.0) for seconds in (outcome.fetch_s, outcome.run_s, outcome.store_s))
+        began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
         if outcome.cause is Cause.SUCCESS and outcome.manifest and not was_stopping and not attempt.init:
             attempt.state = _PROMOTING

@@ -82,6 +82,12 @@ def fits(offers: Resources, shape: Shape) -> bool:
     return True
 
 
+def covers(shape: Shape, other: Shape) -> bool:
+    """Whether `shape` asks for all that `other` does, and as much of it."""
+    asks = dict(shape.asks)
+    return all(asks.get(name, 0.0) >= amount for name, amount in other.asks)
+
+
 def believed(offer: Resources) -> Resources:
     """What a worker offers, within what a machine can: no other amounts are reckoned with."""
     return {name: min(max(float(amount), 0.0), MAX_AMOUNT) for name, amount in offer.items()}

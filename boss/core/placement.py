@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from boss.core.config import BossConfig
-from boss.core.fleet import Fleet, Worker, fits
+from boss.core.fleet import Fleet, Worker, covers, fits
 from boss.core.graph import Inputs, Node, Shape
 from boss.core.runtimes import Runtimes
 from boss.core.shelves import Shelves
@@ -123,6 +123,8 @@ class Placement:
         self._config = config
         self.shelves = Shelves(fleet, config)
         self._side_by_side: dict[Shape, int] = {}
+        self._full: list[Shape] = []
+        """Found no room since placing in slots, or ahead, began."""
 
     def place(self, assign: Assign, refuses: Refuses) -> None:
         """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
@@ -136,9 +138,11 @@ class Placement:
             by_priority.setdefault(group.priority, []).append(group)
         reserved: dict[str, Group] = {}
         for in_slots in (True, False):
+            self._full = []
             for priority in sorted(by_priority, reverse=True):
                 self._place_priority(by_priority[priority], reserved, in_slots, assign, refuses)
-                self.shelves.settle()
+                if in_slots:  # who has room changed; whose queue ahead has, is looked at when its turn comes
+                    self.shelves.settle()
 
     def _place_priority(
         self, groups: list[Group], reserved: dict[str, Group], in_slots: bool, assign: Assign, refuses: Refuses
@@ -156,7 +160,11 @@ class Placement:
             _, run_no, _, group, room = heapq.heappop(queue)
             alone = not queue
             while (node := self._ready.first(group)) is not None:
-                worker = room.next_worker(node)
+                worker = None
+                if (in_slots or self.is_short(node)) and not self._is_hopeless(group.shape):
+                    worker = room.next_worker()
+                    if worker is None and not room.refused:
+                        self._full.append(group.shape)
                 if worker is None:
                     if in_slots:
                         self._reserve(group, reserved, refuses)
@@ -172,6 +180,11 @@ class Placement:
                     if following is not None:
                         heapq.heappush(queue, (held.get(run_no, 0.0), run_no, following.task_no, group, room))
                     break
+
+    def _is_hopeless(self, shape: Shape) -> bool:
+        """Whether a smaller one found no room a moment ago, and was refused by nobody: there is less and less. What is
+        reserved, is for one that found none either, of at least the same priority."""
+        return any(covers(shape, full) for full in self._full)
 
     def _reserve(self, group: Group, reserved: dict[str, Group], refuses: Refuses) -> None:
         """Keep the worker that will have room soonest for a task that found none; once per shape and call."""
@@ -241,16 +254,19 @@ class _Room:
         self._turn: deque[Worker] = deque()
         """Those that had their turn and may have room yet."""
         self._fresh: Iterator[Worker] | None = None
+        self.refused = False
+        """Some have room, but not for this run."""
 
-    def next_worker(self, node: Node) -> Worker | None:
+    def next_worker(self) -> Worker | None:
         """The next worker in turn that still has room; None when no one has."""
-        if not (self._in_slots or self._placement.is_short(node)):
-            return None
         if self._fresh is None:
             self._fresh = self._in_order()
         run_no, turn = self._group.run_no, self._turn
         for worker in self._fresh:
-            if self._has_room(worker) and not self._refuses(worker, run_no):
+            if self._has_room(worker):
+                if self._refuses(worker, run_no):
+                    self.refused = True
+                    continue
                 turn.append(worker)
                 return worker
         while turn:

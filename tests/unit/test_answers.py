@@ -52,7 +52,7 @@ def test_who_has_waited_half_as_long_as_the_first_is_answered_with_it() -> None:
     of = {script.store.attempts[script.key(id)].worker: id for id in names(1, 6)}
     script.ended(workers["one"], of["one"]).wait(0.4 * ANSWER_S)
     script.ended(workers["two"], of["two"]).wait(0.2 * ANSWER_S)
-    script.ended(workers["three"], of["three"]).wait(0.4 * ANSWER_S)
+    script.ended(workers["three"], of["three"]).wait(0.41 * ANSWER_S)
     assert [name for name, _ in answers(script)] == ["one", "two"]
     script.wait(0.6 * ANSWER_S)
     assert [name for name, _ in answers(script)] == ["three"]

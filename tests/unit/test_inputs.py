@@ -248,6 +248,8 @@ def test_whatever_comes_nobody_idles_while_a_task_waits_and_none_is_passed_too_o
                     assert peer.name not in running
                     running[peer.name] = by_no[order.task_no]
                     begun.append(by_no[order.task_no])
+                    peer.holds[(order.task_no, order.number)] = "running"
+            script.beats(peer)
         waiting = [id for id in pushed if id not in begun]
         assert not waiting or len(running) == len(workers), "a worker idles while a task waits"
         for id in waiting:
