@@ -219,12 +219,13 @@ class BossProcess:
         """Take the turn at hand as far as it goes without time passing."""
         if not self.alive or self.frozen or self._turn is None:
             return self._wake() if self.alive and not self.frozen else None
+        deadly = self.faults.boss_death
         try:
             for seconds in self._turn:
                 if seconds > 0:
                     self.world.after(seconds, self._go_on)
                     return None
-                if self.world.fault("boss_death", self.faults.boss_death):
+                if deadly and self.world.fault("boss_death", deadly):
                     return self.die("killed between two effects")
         except Deposed as error:
             return self.die(str(error))

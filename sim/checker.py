@@ -60,6 +60,15 @@ _TASK_MOVES = LEGAL_TASK_MOVES | {(a, d) for a, b in LEGAL_TASK_MOVES for c, d i
 """Two events of one batch may move a task twice (ended and done anew, made ready and cancelled)."""
 
 
+class Seen(msgspec.Struct, eq=False):
+    """What was seen of an attempt: whether a worker started it, what it came to there, whether anybody heard of that or
+    not, and what is recorded."""
+
+    started: bool = False
+    came_to: Outcome | None = None
+    recorded: Outcome | None = None
+
+
 class Checker:
     """Raises `Violation`. Owns what was recorded of each attempt, and what runs where."""
 
@@ -69,9 +78,7 @@ class Checker:
         self.datastore = datastore
         datastore.on_published = self.on_published
         self.fleet = FleetChecker(world, tables, config)
-        self.outcomes: dict[Key, Outcome] = {}
-        self.came_to: dict[Key, Outcome] = {}
-        """What workers came to, whether anybody heard of it or not."""
+        self.seen: dict[Key, Seen] = {}
         self.spools_lost: set[str] = set()
         """Homes, and processes on them, whose disks lost what they held."""
         self.running: dict[str, dict[Key, Resources]] = {}
@@ -82,7 +89,6 @@ class Checker:
         """Init tasks that succeeded, by worker process."""
         self.allowed: set[int] = set()
         """Tasks that were given while their dependencies allowed it, and have not ended or been made to wait since."""
-        self.started: dict[Key, str] = {}
         self.taken: set[str] = set()
         """Pushes that were committed."""
         self.accepted: dict[str, str] = {}
@@ -137,43 +143,51 @@ class Checker:
 
     def _forget_dropped(self) -> None:
         tasks = self.tables.tasks
-        self.outcomes = {key: value for key, value in self.outcomes.items() if key[0] in tasks}
-        self.came_to = {key: value for key, value in self.came_to.items() if key[0] in tasks}
-        self.started = {key: value for key, value in self.started.items() if key[0] in tasks}
+        self.seen = {key: seen for key, seen in self.seen.items() if key[0] in tasks}
+
+    def _seen(self, key: Key) -> Seen:
+        seen = self.seen.get(key)
+        if seen is None:
+            seen = self.seen[key] = Seen()
+        return seen
 
     def _attempt_moved(self, key: Key, before: AttemptState | None, row: AttemptRow) -> None:
         state, outcome = row.state, row.outcome
         if before is None:
             self._given(key, row)
-        elif before is state:
-            if state in ATTEMPT_OVER and self.outcomes.get(key) != outcome:
-                raise Violation("one-outcome", f"attempt {_name(key)} was {before} and is changed")
-        elif (before, state) not in _ATTEMPT_MOVES:
+        elif before is not state and (before, state) not in _ATTEMPT_MOVES:
             raise Violation("legal-moves", f"attempt {_name(key)} moved from {before} to {state}")
         if state in GIVEN_UP:
             self._given_up(key, row)
-        if outcome is not None:
-            looked, known = self.looked, self.outcomes.get(key)
-            if before not in RECORDED and self.came_to.get(key) != outcome and key in self.started:
-                raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")
-            looked["true-outcome"] += 1
-            if known is None:
-                self.outcomes[key] = outcome
+        if outcome is None:
+            if state is _PROMOTING or state is _ENDED:
+                raise Violation("one-outcome", f"attempt {_name(key)} is {state} without an outcome")
+            if before is not state:
                 return
-            looked["one-outcome"] += 1
-            if known is not outcome and known != outcome:
-                raise Violation("one-outcome", f"attempt {_name(key)} has two outcomes: {known} and {outcome}")
-        elif state is _PROMOTING or state is _ENDED:
-            raise Violation("one-outcome", f"attempt {_name(key)} is {state} without an outcome")
+        seen, looked = self._seen(key), self.looked
+        if before is state and state in ATTEMPT_OVER and seen.recorded != outcome:
+            raise Violation("one-outcome", f"attempt {_name(key)} was {before} and is changed")
+        if outcome is None:
+            return
+        if before not in RECORDED and seen.started and seen.came_to != outcome:
+            raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")
+        looked["true-outcome"] += 1
+        if seen.recorded is None:
+            seen.recorded = outcome
+            return
+        looked["one-outcome"] += 1
+        if seen.recorded is not outcome and seen.recorded != outcome:
+            raise Violation("one-outcome", f"attempt {_name(key)} has two outcomes: {seen.recorded} and {outcome}")
 
     def _given_up(self, key: Key, row: AttemptRow) -> None:
         """Work that was done is not thrown away while the worker that did it is on duty."""
-        self.looked["fenced"] += key not in self.started
-        if key not in self.started:
+        seen = self._seen(key)
+        self.looked["fenced"] += not seen.started
+        if not seen.started:
             return
         on_duty = self._holder(key, row.worker)
         self.looked["outcome-kept"] += bool(on_duty)
-        if key in self.came_to and on_duty and on_duty not in self.spools_lost:
+        if seen.came_to is not None and on_duty and on_duty not in self.spools_lost:
             raise Violation("outcome-kept", f"attempt {_name(key)} came to an outcome, and is {row.state}")
 
     def _holder(self, key: Key, given_to: str) -> str:
@@ -285,10 +299,11 @@ class Checker:
             raise Violation("ordered", f"{worker} starts attempt {_name(key)}, which is not committed")
         if row is not None and row.worker != worker:
             raise Violation("ordered", f"{worker} starts attempt {_name(key)}, which is {row.worker}'s")
-        if key in self.started:
+        seen = self._seen(key)
+        if seen.started:
             raise Violation("ordered", f"{worker} starts attempt {_name(key)} twice")
         self.looked["ordered"] += 1
-        self.started[key] = worker
+        seen.started = True
         if row is not None and row.state in GIVEN_UP:
             raise Violation("fenced", f"{worker} starts attempt {_name(key)}, which was recorded as {row.state}")
         self._must_be_prepared(worker, order)
@@ -323,7 +338,7 @@ class Checker:
 
     def on_came_to(self, worker: str, order: AttemptOrder, outcome: Outcome) -> None:
         """An attempt ended at a worker."""
-        self.came_to[(outcome.task_no, outcome.number)] = outcome
+        self._seen((outcome.task_no, outcome.number)).came_to = outcome
         if order.init and outcome.cause is Cause.SUCCESS:
             self.prepared.setdefault(worker, set()).add(order.task_no)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 from ecloud import wire
 from ecloud.secrets import derive_key
@@ -26,7 +27,10 @@ QUEUE_LIMIT = 6
 its clusters."""
 SECRET = b"the cluster secret of a simulation"
 
-_EVERYDAY = ("Heartbeat", "HeartbeatAnswered")
+MARK_BYTES = 128
+"""Of a message, for the hash of the trace: its signature is there, which depends on all of it."""
+
+_EVERYDAY = (wire.Heartbeat, wire.HeartbeatAnswered)
 _BOSS_TOPIC = boss_topic(CLUSTER_ID, "")
 
 
@@ -61,10 +65,11 @@ class Link:
         network = self.network
         if not self.connected or self.closed or self.mute_until > network.world.now:
             return
-        to = "the boss" if topic.startswith(_BOSS_TOPIC) else topic.rpartition("/")[2]
-        words = in_words(envelope.message)
-        network.world.tell(who, f"to {to}: {words}", words not in _EVERYDAY)
-        network.carry(topic, wire.encode(envelope, topic, key_name, key_of(key_name)))
+        payload = wire.encode(envelope, topic, key_name, key_of(key_name))
+        message = envelope.message
+        words = None if type(message) in _EVERYDAY else partial(in_words, topic, message)
+        network.world.note(payload[:MARK_BYTES], who, words)
+        network.carry(topic, payload)
 
     def close(self) -> None:
         """The process is gone."""
@@ -86,13 +91,11 @@ class Link:
             self.network.world.after(seconds, self.network.reconnect(self))
 
 
-def in_words(message: wire.Message) -> str:
-    """A message for the story: its kind, and the attempts that it is about."""
-    kind = type(message).__name__
-    if kind == "HeartbeatAnswered":
-        return kind
-    items = getattr(message, "outcomes", None) or getattr(message, "attempts", ())
-    return " ".join([kind, *[f"{item.task_no}-{item.number}" for item in items]]) if items else kind
+def in_words(topic: str, message: wire.Message) -> str:
+    """A message for the story: to whom, its kind, and the attempts that it is about."""
+    to = "the boss" if topic.startswith(_BOSS_TOPIC) else topic.rpartition("/")[2]
+    items: Any = getattr(message, "outcomes", None) or getattr(message, "attempts", ())
+    return " ".join([f"to {to}: {type(message).__name__}", *[f"{item.task_no}-{item.number}" for item in items]])
 
 
 class Network:
@@ -175,7 +178,7 @@ class Network:
 
     def _send(self, link: Link, topic: str, payload: bytes, late_s: float = 0.0) -> None:
         world = self.world
-        arrival = world.now + world.random.uniform(FASTEST_S, SLOWEST_S)
+        arrival = world.now + FASTEST_S + (SLOWEST_S - FASTEST_S) * world.random.random()
         delay = self.faults.delay
         if late_s or (delay and world.fault("delay", delay)):
             arrival += late_s or world.random.uniform(0, LATE_S)

@@ -37,6 +37,13 @@ class Size(msgspec.Struct, frozen=True):
     """How often peers say that they live; None: drawn, and more often than outside."""
 
 
+REACH = {"wide": 0.3, "deep": 3.0, "any": 1.2}
+"""Tasks that one waits for, on average, by the shape of the graph."""
+CONDITIONS = (Condition.SUCCESS, Condition.ANY, Condition.FAILURE)
+CONDITION_WEIGHTS = (12, 15, 16)
+"""Added up: one in 16 waits for a failure."""
+
+
 def make_tasks(world: World, run: str, count: int, size: Size, fails: bool = True) -> list[TaskDefinition]:
     """A random graph. A task that waits for the success of another may require what that one publishes."""
     chance = world.random
@@ -55,11 +62,11 @@ def _make_task(
     world: World, run: str, number: int, earlier: list[TaskDefinition], shape: str, size: Size, fails: bool
 ) -> TaskDefinition:
     chance = world.random
-    reach = {"wide": 0.3, "deep": 3.0, "any": 1.2}[shape]
-    wanted = min(len(earlier), int(chance.expovariate(1 / reach)) if reach else 0)
     dependencies, requirements = [], []
-    for before in chance.sample(earlier[-12:], min(wanted, len(earlier[-12:]))):
-        condition = chance.choices((Condition.SUCCESS, Condition.ANY, Condition.FAILURE), (12, 3, 1))[0]
+    near = earlier[-12:]
+    wanted = min(len(near), int(chance.expovariate(1 / REACH[shape])))
+    for before in chance.sample(near, wanted) if wanted else ():
+        condition = chance.choices(CONDITIONS, cum_weights=CONDITION_WEIGHTS)[0]
         dependencies.append(Dependency(before.id, condition))
         if condition is Condition.SUCCESS and before.results and chance.random() < 0.5:
             requirements.append(Requirement(before.results[0].path, f"from/{before.id}"))
@@ -72,7 +79,7 @@ def _make_task(
         commands=(command(seconds, 0.3 if fails and chance.random() < 0.15 else 0.0),),
         dependencies=tuple(dependencies),
         requirements=tuple(requirements),
-        results=tuple(Result("out", f"{run}/t{number}/{k}") for k in range(chance.choice((0, 1, 1, 3)))),
+        results=tuple([Result("out", f"{run}/t{number}/{k}") for k in range(chance.choice((0, 1, 1, 3)))]),
         overwrite_result=True,
         resources=resources,
         priority=chance.choice((0, 0, 0, 5)),

@@ -236,9 +236,8 @@ class Simulation:
             while self.healed_at is None or not self._is_settled():
                 self._step_for(1.0)
             self.checker.at_last()
-            self.world.looked.update(("settles", "memory"))
-            if self.cloud.lives:
-                self.world.looked.update(("floor", "books", "owned"))
+            for name in ("settles", "memory", *(("floor", "books", "owned") if self.cloud.lives else ())):
+                self.world.looked[name] += 1
         except AssertionError as error:
             problem = f"{type(error).__name__}: {error}" if str(error) else _place_of(error)
         except Exception as error:
@@ -252,7 +251,7 @@ class Simulation:
             completions=self.checker.completions,
             fired=dict(self.world.fired),
             looked=dict(self.world.looked),
-            lines=tuple(self.world.lines),
+            lines=self.world.lines,
         )
 
     def _step_for(self, seconds: float) -> None:

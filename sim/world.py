@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import random
+import struct
 from collections import Counter, deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
+
+from sim.invariants import INVARIANTS
 
 STORY_LINES = 2_000
 """Lines of the trace that are kept for the story of a failure."""
 HASHED_AT_ONCE = 500
 """Lines that go into the trace's hash together."""
+_TIME = struct.Struct("<d")
 TICK_S = 1e-6
 """What a deadline loses by the rounding between two clocks is less than this."""
 START = 1_000_000.0
@@ -39,9 +43,9 @@ class World:
         self.steps = 0
         self.fired: Counter[str] = Counter()
         """Faults that truly happened, by name."""
-        self.looked: Counter[str] = Counter()
+        self.looked = dict.fromkeys(INVARIANTS, 0)
         """Invariants by how often there was something that could have broken them."""
-        self.lines: deque[tuple[float, str, str]] = deque(maxlen=STORY_LINES)
+        self._lines: deque[tuple[float, str, str | Callable[[], str]]] = deque(maxlen=STORY_LINES)
         self._heap: list[_Coming] = []
         """What comes in the slice at hand."""
         self._slice = int(START * SLICES_A_SECOND)
@@ -50,8 +54,8 @@ class World:
         self._slices: list[int] = []
         self._sequence = 0
         self._hash = hashlib.blake2b(digest_size=16)
-        self._told: list[str] = []
-        """Lines that are not in the hash yet."""
+        self._told: list[bytes] = []
+        """What is not in the hash yet."""
 
     @property
     def passed_s(self) -> float:
@@ -114,18 +118,32 @@ class World:
         heapify(self._heap)
         return True
 
-    def tell(self, who: str, text: str, in_story: bool = True) -> None:
-        """Write a line of the trace; `in_story`: it is worth telling to a person, too."""
+    @property
+    def lines(self) -> tuple[tuple[float, str, str], ...]:
+        """The last that were told: when, who, what."""
+        return tuple([(at, who, text if isinstance(text, str) else text()) for at, who, text in self._lines])
+
+    def tell(self, who: str, text: str) -> None:
+        """Write a line of the trace."""
         now = self.now
-        told = self._told
-        told.append(f"{now:.6f} {who} {text}\n")
-        if len(told) >= HASHED_AT_ONCE:
+        self._lines.append((now, who, text))
+        self._mark(f"{now:.6f} {who} {text}\n".encode())
+
+    def note(self, mark: bytes, who: str, words: Callable[[], str] | None) -> None:
+        """Something that happens often: `mark` is what the hash knows of it, beside when it happened; `words`, where it
+        is worth telling to a person, are made when somebody reads them."""
+        now = self.now
+        if words is not None:
+            self._lines.append((now, who, words))
+        self._mark(_TIME.pack(now) + mark)
+
+    def _mark(self, told: bytes) -> None:
+        self._told.append(told)
+        if len(self._told) >= HASHED_AT_ONCE:
             self._hash_told()
-        if in_story:
-            self.lines.append((now, who, text))
 
     def _hash_told(self) -> None:
-        self._hash.update("".join(self._told).encode())
+        self._hash.update(b"".join(self._told))
         self._told.clear()
 
     def chance(self, probability: float) -> bool:

@@ -72,7 +72,7 @@ class Attempts:
 
     # --- giving ----------------------------------------------------------------------------------
 
-    def assign(self, worker: Worker, node: Node, guess_s: float, now: float) -> None:
+    def assign(self, now: float, worker: Worker, node: Node, guess_s: float) -> None:
         """Give a ready task to a worker; before the first of its run, the run's init tasks."""
         for init in self._book.runs[node.run_no].inits.values():
             if init.task_no not in worker.inits:

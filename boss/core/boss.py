@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
@@ -42,7 +43,6 @@ from boss.core.events import (
     VmVisited,
 )
 from boss.core.fleet import Fleet, Worker
-from boss.core.graph import Node
 from boss.core.inputs import note_told
 from boss.core.merging import Allocation
 from boss.core.outbox import Conversation, Outbox
@@ -129,7 +129,7 @@ class Boss:
         for event in events:
             self._apply(event, now)
         self._timers.ring(now)
-        self._placement.place(lambda worker, node, guess_s: self._assign(worker, node, guess_s, now), self._refuses)
+        self._placement.place(partial(self.attempts.assign, now), self._refuses)
         self._balance.settle(now)
         self.attempts.send_orders()
         self.answers.settle(now)
@@ -307,9 +307,6 @@ class Boss:
             self._timers.set(now + backoff_s, lambda at: self._outbox.call(call))
 
     # --- deciding --------------------------------------------------------------------------------
-
-    def _assign(self, worker: Worker, node: Node, guess_s: float, now: float) -> None:
-        self.attempts.assign(worker, node, guess_s, now)
 
     def _refuses(self, worker: Worker, run_no: int) -> bool:
         """Whether the worker may not have tasks of that run: an init task failed there, or it gave some back a moment

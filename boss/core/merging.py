@@ -107,11 +107,14 @@ def merge(
         row.task_no = before.task_no if before is not None else allocation.next_task_no()
         row.attempts = before.attempts if before is not None else 0
         rows[definition.id] = fresh[row.task_no] = row
-        row.dependencies = tuple(
-            {
-                rows[wanted.id].task_no: wanted.on for wanted in definition.dependencies if not by_id[wanted.id].init
-            }.items()
-        )
+        if definition.dependencies:
+            row.dependencies = tuple(
+                {
+                    rows[wanted.id].task_no: wanted.on
+                    for wanted in definition.dependencies
+                    if not by_id[wanted.id].init
+                }.items()
+            )
         if _results_exist(definition, options, existing_results):
             skipped.add(row.task_no)
         merged.stored.append(task)
@@ -172,7 +175,7 @@ def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped
     todo = deque(
         row
         for row in unsettled
-        if row.task_no in skipped or open_of[row.task_no] == 0 or _settle(row, rows, ended)[0] in ENDED
+        if open_of[row.task_no] == 0 or row.task_no in skipped or (ended and _settle(row, rows, ended)[0] in ENDED)
     )
     settled: dict[int, tuple[TaskState, str]] = {}
     while todo:

@@ -17,8 +17,8 @@ _USUAL = frozenset({"cpus", "memory_mb"})
 REFILLED_BELOW = 0.75
 """Part of `ahead_s` below which more is queued ahead: some at once, not one for each that ends, since every order to a
 worker costs a look into the database and a message."""
-_DIGITS = 6
-"""Amounts are sums of decimal fractions: what differs later than this is the same."""
+_EXACT = 1e6
+"""Amounts are sums of decimal fractions: what differs by less than a part of this is the same."""
 
 
 class Kind(msgspec.Struct, eq=False):
@@ -83,7 +83,7 @@ class Shelves:
                 continue
             # A worker that said Hello anew under its name is another object, and may offer something else.
             kind = old.kind if old is not None and old.workers[name] is worker else self._kind(worker)
-            key = (id(kind), *[round(amount, _DIGITS) for amount in worker.free.values()])
+            key = (id(kind), *[int(amount * _EXACT + 0.5) for amount in worker.free.values()])
             if old is None or old.key != key or old.workers[name] is not worker:
                 if old is not None:
                     self._take_off(name, old)

@@ -5,6 +5,7 @@ The boss trusts no client. Owns the limits. 100,000 tasks with 200,000 dependenc
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -113,7 +114,8 @@ def _check_maker(task: TaskDefinition, path: str, makers: dict[str, str], say: S
 def _check_task(task: TaskDefinition, say: Say) -> None:
     """What is wrong with one task by itself."""
     _check_id(task.id, say)
-    _check_commands(task.commands, say)
+    characters = sum(map(len, task.commands))
+    _check_commands(task.commands, characters, say)
     if task.dependencies:
         _check_dependencies(task, say)
     if task.requirements or task.results:
@@ -134,7 +136,7 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
         _check_labels(task.labels, say)
     if task.env:
         _check_env(task.env, say)
-    if _may_be_large(task):
+    if characters > 200_000 or _has_many_parts(task):
         _check_size(task, say)
 
 
@@ -148,18 +150,17 @@ def _check_id(name: str, say: Say) -> None:
             say("id", "it is not valid Unicode (a lone surrogate)")
 
 
-def _check_commands(commands: Sequence[str], say: Say) -> None:
+def _check_commands(commands: Sequence[str], characters: int, say: Say) -> None:
     if len(commands) > MAX_COMMANDS:
         say("commands", f"{len(commands):,} commands; at most {MAX_COMMANDS:,} are allowed")
-    total = sum(map(len, commands))
+    total = characters
     if total > MAX_COMMANDS_BYTES // 4:
         total = sum(len(command.encode("utf-8", "surrogatepass")) for command in commands)
     if total > MAX_COMMANDS_BYTES:
         say("commands", f"{total:,} bytes; at most {MAX_COMMANDS_BYTES:,} are allowed: put long ones into a file")
     for number, command in enumerate(commands, 1):
-        problem = text_problem(command, f"command {number}")
-        if problem:
-            say("commands", problem)
+        if text_problem(command, ""):
+            say("commands", text_problem(command, f"command {number}") or "")
 
 
 def _check_dependencies(task: TaskDefinition, say: Say) -> None:
@@ -198,12 +199,18 @@ def _check_resources(resources: dict[str, float], say: Say) -> None:
     if len(resources) > MAX_RESOURCES:
         say("resources", f"{len(resources):,}; at most {MAX_RESOURCES} are allowed")
     for name, amount in resources.items():
-        if not 1 <= len(name) <= MAX_RESOURCE_CHARS or _CONTROL.search(name) or text_problem(name, ""):
+        if not 1 <= len(name) <= MAX_RESOURCE_CHARS or _spoiled(name):
             say("resources", f"{shown(name)!r}: a name has 1 to {MAX_RESOURCE_CHARS} characters")
         if not math.isfinite(amount) or not MIN_AMOUNT <= amount <= MAX_AMOUNT:
             say("resources", f"{shown(name)} = {amount:g}: more than 0 ({MIN_AMOUNT:g}), at most {MAX_AMOUNT:g}")
         elif name == "gpus" and amount != int(amount):
             say("resources", f"gpus = {amount:g}: whole GPUs only")
+
+
+@functools.lru_cache(maxsize=1_000)
+def _spoiled(name: str) -> bool:
+    """Whether a resource can't have this name: it is short, there are few, and many tasks name them."""
+    return bool(_CONTROL.search(name) or text_problem(name, ""))
 
 
 def _check_numbers(task: TaskDefinition, say: Say) -> None:
@@ -247,10 +254,9 @@ def _check_env(env: dict[str, str], say: Say) -> None:
         say("env", f"{total:,} bytes in all; at most {MAX_ENV_TOTAL_BYTES:,} are allowed")
 
 
-def _may_be_large(task: TaskDefinition) -> bool:
-    """Whether its JSON might exceed the limit (a character takes up to six bytes): seldom, so it is seldom encoded."""
-    counted = len(task.dependencies) + len(task.requirements) + len(task.results) + len(task.labels) + len(task.env)
-    return counted > 20 or sum(map(len, task.commands)) > 200_000
+def _has_many_parts(task: TaskDefinition) -> bool:
+    """Whether its JSON might exceed the limit though its commands are short: seldom, so it is seldom encoded."""
+    return len(task.dependencies) + len(task.requirements) + len(task.results) + len(task.labels) + len(task.env) > 20
 
 
 def _check_size(task: TaskDefinition, say: Say) -> None:
