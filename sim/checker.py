@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import msgspec
 
@@ -69,6 +70,13 @@ class Seen(msgspec.Struct, eq=False):
     recorded: Outcome | None = None
 
 
+class Busy(msgspec.Struct, eq=False):
+    """What a worker process runs, by attempt what that asked for, and what it takes of the machine together."""
+
+    asks: dict[Key, Resources] = {}
+    taken: Resources = {}
+
+
 class Checker:
     """Raises `Violation`. Owns what was recorded of each attempt, and what runs where."""
 
@@ -81,9 +89,7 @@ class Checker:
         self.seen: dict[Key, Seen] = {}
         self.spools_lost: set[str] = set()
         """Homes, and processes on them, whose disks lost what they held."""
-        self.running: dict[str, dict[Key, Resources]] = {}
-        """What each worker process runs, and of its machine what that takes together."""
-        self.in_use: dict[str, Resources] = {}
+        self.busy: dict[str, Busy] = {}
         self.gpus: dict[str, dict[int, Key]] = {}
         self.prepared: dict[str, set[int]] = {}
         """Init tasks that succeeded, by worker process."""
@@ -306,20 +312,26 @@ class Checker:
         seen.started = True
         if row is not None and row.state in GIVEN_UP:
             raise Violation("fenced", f"{worker} starts attempt {_name(key)}, which was recorded as {row.state}")
-        self._must_be_prepared(worker, order)
-        running = self.running.get(worker)
-        if not running:
-            running, in_use = self.running[worker], self.in_use[worker] = {}, {}
-        else:
+        if order.init or order.after_init:
+            self._must_be_prepared(worker, order)
+        busy = self.busy.get(worker)
+        if busy is None:
+            busy = self.busy[worker] = Busy()
+        if busy.asks:
             self.looked["resources"] += 1
-            in_use = self.in_use[worker]
-        running[key] = order.asks
-        for resource, asked in order.asks.items():
-            in_use[resource] = total = in_use.get(resource, 0.0) + asked
+        else:
+            busy.taken.clear()  # sums of fractions
+        asks, taken = order.asks, busy.taken
+        busy.asks[key] = asks
+        for resource, asked in asks.items():
+            taken[resource] = total = taken.get(resource, 0.0) + asked
             if total > capacity.get(resource, 0.0) + _ROUNDING:
                 raise Violation("resources", f"{worker} uses {total:g} {resource} of {capacity.get(resource, 0.0):g}")
-        held = self.gpus.setdefault(worker, {}) if gpus else {}
-        if len(gpus) != int(order.asks.get("gpus", 0)):
+        wanted = int(asks.get("gpus", 0))
+        if not wanted and not gpus:
+            return
+        held = self.gpus.setdefault(worker, {})
+        if len(gpus) != wanted:
             raise Violation("resources", f"{worker} gives {len(gpus)} GPUs to attempt {_name(key)}")
         for gpu in gpus:
             if held.setdefault(gpu, key) != key:
@@ -344,19 +356,17 @@ class Checker:
 
     def on_over(self, worker: str, key: Key) -> None:
         """It runs no more."""
-        asks = self.running.get(worker, {}).pop(key, None)
-        if asks is not None:
-            in_use = self.in_use[worker]
-            for resource, asked in asks.items():
-                in_use[resource] -= asked
+        busy = self.busy.get(worker)
+        if busy is not None:
+            for resource, asked in busy.asks.pop(key, {}).items():
+                busy.taken[resource] -= asked
         held = self.gpus.get(worker)
         if held:
             self.gpus[worker] = {gpu: by for gpu, by in held.items() if by != key}
 
     def on_worker_dead(self, worker: str) -> None:
         """Nothing of it runs any more."""
-        self.running.pop(worker, None)
-        self.in_use.pop(worker, None)
+        self.busy.pop(worker, None)
         self.gpus.pop(worker, None)
         self.prepared.pop(worker, None)
         self.fleet.on_dead(worker)
@@ -367,11 +377,12 @@ class Checker:
 
     def on_published(self, path: str, content: str) -> None:
         """Something comes under its final name: of an attempt whose outcome is recorded."""
-        task_no, number = content.rpartition(":")[2].split("-")
-        key = (int(task_no), int(number))
+        key = _made_by(content)
+        if key[0] not in self.tables.tasks:
+            return
+        self.looked["published-by-record"] += 1
         row = self.tables.attempts.get(key)
-        self.looked["published-by-record"] += key[0] in self.tables.tasks
-        if key[0] in self.tables.tasks and (row is None or row.state not in RECORDED):
+        if row is None or row.state not in RECORDED:
             state = "not known" if row is None else row.state
             raise Violation("published-by-record", f"{path} is published of attempt {_name(key)}, which is {state}")
 
@@ -394,6 +405,13 @@ class Checker:
         for task_no, task in self.tables.tasks.items():
             if task.state is TaskState.SUCCEEDED and not task.init and not task.reason.startswith("skipped"):
                 self._succeeded(task_no, task.attempts)
+
+
+@lru_cache(maxsize=1_000)
+def _made_by(content: str) -> Key:
+    """The attempt that a worker made this content for."""
+    task_no, number = content.rpartition(":")[2].split("-")
+    return int(task_no), int(number)
 
 
 def _name(key: Key) -> str:

@@ -76,7 +76,7 @@ class Datastore:
         self.require(who)
         self._require_room()
         self.staged.setdefault(stage, {}).update(dict.fromkeys(paths, content))
-        return tuple(ManifestEntry(path, SIZE, content) for path in paths)
+        return tuple([ManifestEntry(path, SIZE, content) for path in paths])
 
     def has(self, who: str, path: str) -> bool:
         """Whether a file is published under that name."""
@@ -113,16 +113,17 @@ class Datastore:
         return [self._promote(item) for item in promotions]
 
     def _promote(self, item: Promote) -> str | None:
+        stage = self.staged.get(item.stage, {})
+        cut = self.faults.promotion_cut
         for entry in item.manifest:
             self.require(BOSS)
             self._require_room()
-            stage = self.staged.get(item.stage, {})
             content = stage.pop(entry.path, None)
             if content is not None:
                 self.publish(entry.path, content)
             elif entry.path not in self.final:
                 return f"result {entry.path} is neither staged nor published"
-            if self.world.fault("promotion_cut", self.faults.promotion_cut):
+            if cut and self.world.fault("promotion_cut", cut):
                 self.go_away(self.world.random.uniform(0.1, 5.0))
         self.require(BOSS)
         self.staged.pop(item.stage, None)

@@ -127,7 +127,7 @@ class World:
         """Write a line of the trace."""
         now = self.now
         self._lines.append((now, who, text))
-        self._mark(f"{now:.6f} {who} {text}\n".encode())
+        self._told.append(f"{now:.6f} {who} {text}\n".encode())
 
     def note(self, mark: bytes, who: str, words: Callable[[], str] | None) -> None:
         """Something that happens often: `mark` is what the hash knows of it, beside when it happened; `words`, where it
@@ -135,10 +135,7 @@ class World:
         now = self.now
         if words is not None:
             self._lines.append((now, who, words))
-        self._mark(_TIME.pack(now) + mark)
-
-    def _mark(self, told: bytes) -> None:
-        self._told.append(told)
+        self._told.append(_TIME.pack(now) + mark)
         if len(self._told) >= HASHED_AT_ONCE:
             self._hash_told()
 

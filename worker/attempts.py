@@ -113,7 +113,8 @@ class Attempts:
                 back.append(key)
                 continue
             self.queue[key] = order
-            self._queued_without_cpus += not _asks_cpus(order)
+            if not order.asks.get("cpus"):
+                self._queued_without_cpus += 1
             self.starts_changed = True
             if order.init:
                 self.inits.pop(order.task_no, None)
@@ -187,7 +188,8 @@ class Attempts:
 
     def _unqueue(self, key: Key) -> AttemptOrder:
         order = self.queue.pop(key)
-        self._queued_without_cpus -= not _asks_cpus(order)
+        if not order.asks.get("cpus"):
+            self._queued_without_cpus -= 1
         return order
 
     @staticmethod
@@ -369,7 +371,7 @@ class Attempts:
         assert ended.keys().isdisjoint(running), "an attempt is in two places"
         assert running.keys().isdisjoint(queue), "an attempt is in two places"
         assert self._unsaid.keys() <= ended.keys(), "what was answered waits to be said"
-        assert self._queued_without_cpus == sum([not _asks_cpus(order) for order in queue.values()])
+        assert self._queued_without_cpus == sum([not order.asks.get("cpus") for order in queue.values()])
         taken: Resources = {}
         gpus = [*self.free_gpus]
         staging = 0
@@ -394,7 +396,3 @@ def _pace(waiting: int) -> tuple[int, float]:
     if waiting >= FLUSH_BUSY_COUNT:
         return FLUSH_BUSY_COUNT, FLUSH_BUSY_S
     return FLUSH_COUNT, FLUSH_STEADY_S if waiting >= FLUSH_STEADY_COUNT else FLUSH_S
-
-
-def _asks_cpus(order: AttemptOrder) -> bool:
-    return order.asks.get("cpus", 0.0) > 0

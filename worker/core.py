@@ -95,12 +95,12 @@ class WorkerCore:
     def next_deadline(self) -> float | None:
         """When `handle` must be called again, whatever happens."""
         hello_at, heartbeat_at = (self._hello_at, self._heartbeat_at) if self.connected else (None, None)
+        lane_at = None if self.lane.sleeps else self.lane.deadline
         gone_s = self.config.boss_gone_exit_s
         gone_at = None if gone_s is None or self.leaving else self._heard_at + gone_s
         soonest = math.inf
         for deadline in (
-            self.attempts.flush_at, self.lane.deadline, self._leave_at, self._ends_soon_at, hello_at, heartbeat_at,
-            gone_at,
+            self.attempts.flush_at, lane_at, self._leave_at, self._ends_soon_at, hello_at, heartbeat_at, gone_at,
         ):  # fmt: skip
             if deadline is not None and deadline < soonest:
                 soonest = deadline
@@ -311,7 +311,8 @@ class WorkerCore:
     # --- time ---------------------------------------------------------------------------------------
 
     def _pass_deadlines(self, now: float) -> None:
-        self.lane.look(now)
+        if not self.lane.sleeps:
+            self.lane.look(now)
         if self.connected and self._hello_at is not None and now >= self._hello_at:
             self._say_hello(now)
         if self.session and self._heartbeat_at is not None and now >= self._heartbeat_at:

@@ -26,6 +26,8 @@ class Lane:
         self._asked = False
         self._ended = 0
         self._idle_since: float | None = None
+        self.sleeps = False
+        """Nothing is to be looked after until something changes."""
 
     @property
     def is_open(self) -> bool:
@@ -40,12 +42,14 @@ class Lane:
     def on_changed(self, transfers: TransfersChanged) -> None:
         """Something began, ended, or waits. What follows is decided when the whole batch was heard."""
         self.transfers = transfers
+        self.sleeps = False
 
     def on_granted(self, number: int, lives_s: float | None, now: float) -> None:
         """The boss gives a lane, or says until when."""
         if number <= self._ended:
             self._say(TransfersEnded(number))  # it was on its way while the lane was given back
             return
+        self.sleeps = False
         if number != self.number:
             self._idle_since, self._closed = now, False
         self.number, self._asked = number, False
@@ -55,12 +59,11 @@ class Lane:
         """The first heartbeat of a session tells what is held and wanted; lanes are numbered anew."""
         self._ended = 0
         self._asked = self.wants_bytes is not None
+        self.sleeps = False
 
     def look(self, now: float) -> None:
         """Give back what is due, ask for what is needed."""
         busy = bool(self.transfers.waiting or self.transfers.under_way)
-        if not (busy or self.number or self._asked or self._idle_since is None):
-            return
         self._idle_since = None if busy else now if self._idle_since is None else self._idle_since
         if self.number:
             self._closed = self._closed or (self._until is not None and (now >= self._until or not busy))
@@ -73,6 +76,7 @@ class Lane:
             self._say(TransfersWanted(self.transfers.bytes))
         if not self.transfers.waiting:
             self._asked = False
+        self.sleeps = not (busy or self.number or self._asked)
 
     @property
     def deadline(self) -> float | None:

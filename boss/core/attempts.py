@@ -129,7 +129,7 @@ class Attempts:
             if (attempt.task_no, attempt.number) not in self.promoting:
                 continue  # a call of the core before this one, in the same process, did it
             names = _names(attempt)
-            if any(name in self._publishing or name in waited_for for name in names):
+            if not (self._publishing.isdisjoint(names) and waited_for.isdisjoint(names)):
                 waited_for.update(names)
                 later.append(attempt)
             else:

@@ -313,8 +313,8 @@ class Boss:
         ago."""
         if run_no in worker.resting:
             return True
-        inits = self.book.runs[run_no].inits
-        return bool(inits) and any(worker.inits.get(task_no) == "failed" for task_no in inits)
+        known = worker.inits
+        return bool(known) and any(known.get(task_no) == "failed" for task_no in self.book.runs[run_no].inits)
 
     def _notice_stuck_runs(self, now: float) -> None:
         """Runs whose init task failed in every worker process there is, where no other is to be had."""

@@ -84,6 +84,8 @@ def fits(offers: Resources, shape: Shape) -> bool:
 
 def covers(shape: Shape, other: Shape) -> bool:
     """Whether `shape` asks for all that `other` does, and as much of it."""
+    if shape is other:
+        return True
     asks = dict(shape.asks)
     return all(asks.get(name, 0.0) >= amount for name, amount in other.asks)
 
@@ -222,7 +224,7 @@ class Fleet:
         if self.follow is not None and worker.row.vm_no is not None:
             self.follow(worker.row.vm_no, attempt.run_no, 1, attempt.assigned_at)
         self.touched[worker.name] = None
-        self.held_cpus[attempt.run_no] = self.held_cpus.get(attempt.run_no, 0.0) + weight(attempt.shape)
+        self.held_cpus[attempt.run_no] = self.held_cpus.get(attempt.run_no, 0.0) + attempt.shape.weight
 
     def free(self, worker: Worker, attempt: Attempt, now: float) -> None:
         """The worker holds the attempt no more."""
@@ -230,7 +232,7 @@ class Fleet:
         if self.follow is not None and worker.row.vm_no is not None:
             self.follow(worker.row.vm_no, attempt.run_no, -1, now)
         self.touched[worker.name] = None
-        left = self.held_cpus.get(attempt.run_no, 0.0) - weight(attempt.shape)
+        left = self.held_cpus.get(attempt.run_no, 0.0) - attempt.shape.weight
         if left > _ROUNDING:
             self.held_cpus[attempt.run_no] = left
         else:
@@ -240,11 +242,3 @@ class Fleet:
         """Invariants of every worker."""
         for worker in self.workers.values():
             worker.check()
-
-
-def weight(shape: Shape) -> float:
-    """What a task counts for in the fair sharing between runs: its CPUs, or a little where it asks for none."""
-    for name, amount in shape.asks:
-        if name == "cpus":
-            return amount
-    return 0.01

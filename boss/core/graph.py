@@ -22,6 +22,8 @@ class Shape(msgspec.Struct, frozen=True, eq=False):
     """What tasks ask of a worker. Interned by `Shapes`: compared and hashed by identity."""
 
     asks: tuple[tuple[str, float], ...]
+    weight: float
+    """What a task counts for in the fair sharing between runs: its CPUs, or a little where it asks for none."""
 
     @property
     def as_resources(self) -> Resources:
@@ -37,10 +39,10 @@ class Shapes:
 
     def of(self, asks: Resources) -> Shape:
         """The one `Shape` of these amounts. Amounts of 0 ask for nothing."""
-        key = tuple(sorted((name, float(amount)) for name, amount in asks.items() if amount))
+        key = tuple(sorted([(name, float(amount)) for name, amount in asks.items() if amount]))
         shape = self._known.get(key)
         if shape is None:
-            shape = self._known[key] = Shape(key)
+            shape = self._known[key] = Shape(key, dict(key).get("cpus", 0.01))
         return shape
 
 

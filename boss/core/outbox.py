@@ -31,12 +31,12 @@ class Outbox:
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
-        self._effects = Effects()
+        self._begin()
 
-    @property
-    def writes(self) -> Writes:
+    def _begin(self) -> None:
+        self._effects = Effects()
+        self.writes: Writes = self._effects.writes
         """The transaction of this batch."""
-        return self._effects.writes
 
     def say(self, to: Conversation, message: Message) -> int:
         """Speak in a session; the message's number."""
@@ -60,5 +60,6 @@ class Outbox:
 
     def take(self) -> Effects:
         """This batch's effects; the next batch begins empty."""
-        effects, self._effects = self._effects, Effects()
+        effects = self._effects
+        self._begin()
         return effects

@@ -28,7 +28,7 @@ from ecloud.holdings import BIG_INPUT_BYTES
 from ecloud.tasks import Resources, Retries, TaskState
 
 _READY = TaskState.READY
-_VOID = Node(0, 0, "", TaskState.CANCELLED, Shape(()), Retries(), "")
+_VOID = Node(0, 0, "", TaskState.CANCELLED, Shape((), 0.0), Retries(), "")
 """Stands where an entry was taken from the middle."""
 SHORT = 8
 """A task that is guessed to take longer than this many `ahead_s` is not queued ahead: it would wait behind another's
@@ -123,8 +123,8 @@ class Placement:
         self._config = config
         self.shelves = Shelves(fleet, config)
         self._side_by_side: dict[Shape, int] = {}
-        self._full: list[Shape] = []
-        """Found no room since placing in slots, or ahead, began."""
+        self._hopeless: set[Shape] = set()
+        """For which there is no room since placing in slots, or ahead, began."""
 
     def place(self, assign: Assign, refuses: Refuses) -> None:
         """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
@@ -138,7 +138,7 @@ class Placement:
             by_priority.setdefault(group.priority, []).append(group)
         reserved: dict[str, Group] = {}
         for in_slots in (True, False):
-            self._full = []
+            self._hopeless.clear()
             for priority in sorted(by_priority, reverse=True):
                 self._place_priority(by_priority[priority], reserved, in_slots, assign, refuses)
                 if in_slots:  # who has room changed; whose queue ahead has, is looked at when its turn comes
@@ -161,10 +161,10 @@ class Placement:
             alone = not queue
             while (node := self._ready.first(group)) is not None:
                 worker = None
-                if (in_slots or self.is_short(node)) and not self._is_hopeless(group.shape):
+                if group.shape not in self._hopeless and (in_slots or self.is_short(node)):
                     worker = room.next_worker()
                     if worker is None and not room.refused:
-                        self._full.append(group.shape)
+                        self._give_up(group.shape)
                 if worker is None:
                     if in_slots:
                         self._reserve(group, reserved, refuses)
@@ -181,10 +181,9 @@ class Placement:
                         heapq.heappush(queue, (held.get(run_no, 0.0), run_no, following.task_no, group, room))
                     break
 
-    def _is_hopeless(self, shape: Shape) -> bool:
-        """Whether a smaller one found no room a moment ago, and was refused by nobody: there is less and less. What is
-        reserved, is for one that found none either, of at least the same priority."""
-        return any(covers(shape, full) for full in self._full)
+    def _give_up(self, shape: Shape) -> None:
+        """There is no room for `shape`, nor for what asks for as much or more, and there will be less and less."""
+        self._hopeless.update([other for _, _, other in self._ready.groups if covers(other, shape)])
 
     def _reserve(self, group: Group, reserved: dict[str, Group], refuses: Refuses) -> None:
         """Keep the worker that will have room soonest for a task that found none; once per shape and call."""
@@ -255,7 +254,8 @@ class _Room:
         """Those that had their turn and may have room yet."""
         self._fresh: Iterator[Worker] | None = None
         self.refused = False
-        """Some have room, but not for this run."""
+        """Some have room, but not for this run, or they are reserved for others, who may queue there. (Who has a slot
+        reserved found none, so that it makes no difference there.)"""
 
     def next_worker(self) -> Worker | None:
         """The next worker in turn that still has room; None when no one has."""
@@ -360,6 +360,7 @@ class _Room:
         if self._reserved:
             keeper = self._reserved.get(worker.name)
             if keeper is not None and keeper.shape is not self._group.shape and keeper.priority >= self._group.priority:
+                self.refused = self.refused or not self._in_slots
                 return False
         if self._in_slots:
             return fits(worker.free, self._group.shape)

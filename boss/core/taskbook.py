@@ -102,7 +102,8 @@ class TaskBook:
         self.move(node, state, reason)
         if node.init:
             return
-        self._hint(node, reason)
+        if state is not TaskState.SUCCEEDED:
+            self._hint(node, reason)
         because = f"task {node.id} {'succeeded' if state is TaskState.SUCCEEDED else state.value}"
         for freed in self.graph.end(node.task_no, state, because):
             if freed.state is _READY:
@@ -112,10 +113,9 @@ class TaskBook:
                 self._hint(freed.node, freed.reason)
 
     def _hint(self, node: Node, reason: str) -> None:
-        if node.state is not TaskState.SUCCEEDED:
-            self.runs[node.run_no].ended_hints.append(
-                TaskEnded(node.task_no, node.id, node.state.value, reason[:MAX_REASON_CHARS])
-            )
+        self.runs[node.run_no].ended_hints.append(
+            TaskEnded(node.task_no, node.id, node.state.value, reason[:MAX_REASON_CHARS])
+        )
 
     def _count(self, node: Node, before: TaskState | None, after: TaskState | None) -> None:
         run = self.runs[node.run_no]

@@ -242,8 +242,10 @@ class Vms:
 
     def is_over(self, key_name: str) -> bool:
         """Whether this is the key of a VM that is gone: it opens nothing any more."""
-        prefix, _, number = key_name.partition("-")
-        if prefix != "vm" or not number.isdecimal():
+        if not key_name.startswith("vm-"):
+            return False
+        number = key_name[3:]
+        if not number.isdecimal():
             return False
         # A number that no intent of ours had yet comes from a database that was lost.
         return int(number) < self._next_vm_no and int(number) not in self.alive
