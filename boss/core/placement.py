@@ -218,11 +218,10 @@ class Placement:
         """Whether it may be queued behind another."""
         return self.guess_s(node) <= SHORT * self._config.ahead_s
 
-    def may_wait_at(self, worker: Worker, shape: Shape) -> bool:
-        """Whether one more short task may be queued at the worker beyond what runs."""
-        if worker.slow or worker.ahead_s >= self._config.ahead_s or len(worker.ahead) >= self._config.ahead_max:
-            return False
-        return fits(worker.capacity, shape)
+    def may_wait_at(self, worker: Worker) -> bool:
+        """Whether one more short task that it could run may be queued at the worker beyond what runs."""
+        config = self._config
+        return worker.ahead_s < config.ahead_s and len(worker.ahead) < config.ahead_max and not worker.slow
 
 
 def _share(free: Resources, shape: Shape, least: float) -> float:
@@ -263,12 +262,13 @@ class _Room:
             self._fresh = self._in_order()
         run_no, turn = self._group.run_no, self._turn
         for worker in self._fresh:
-            if self._has_room(worker):
-                if self._refuses(worker, run_no):
-                    self.refused = True
-                    continue
-                turn.append(worker)
-                return worker
+            if self._reserved and self._is_kept(worker):
+                continue
+            if self._refuses(worker, run_no):
+                self.refused = True
+                continue
+            turn.append(worker)
+            return worker
         while turn:
             worker = turn[0]
             if self._has_room(worker):
@@ -337,7 +337,7 @@ class _Room:
         return some
 
     def _in_order(self) -> Iterator[Worker]:
-        """Everybody who had room when the batch's placing began."""
+        """Everybody who had room when the batch's placing began, and has it still; those reserved for others, too."""
         shape, needs = self._group.shape, {name for name, _ in self._group.shape.asks}
         if self._in_slots:
             cpus = next((amount for name, amount in shape.asks if name == "cpus"), 0.0)
@@ -353,15 +353,24 @@ class _Room:
                 if kind.hungry and fits(kind.capacity, shape)
             ]
         shelves.sort()
+        # Groups pass by the same workers, most of whom others have filled meanwhile.
+        may_wait_at = self._placement.may_wait_at
         for *_, workers in shelves:
-            yield from workers.values()
+            for worker in workers.values():
+                if fits(worker.free, shape) if self._in_slots else may_wait_at(worker):
+                    yield worker
+
+    def _is_kept(self, worker: Worker) -> bool:
+        """Whether it is reserved for another group that goes before this one."""
+        keeper = self._reserved.get(worker.name)
+        if keeper is None or keeper.shape is self._group.shape or keeper.priority < self._group.priority:
+            return False
+        self.refused = self.refused or not self._in_slots
+        return True
 
     def _has_room(self, worker: Worker) -> bool:
-        if self._reserved:
-            keeper = self._reserved.get(worker.name)
-            if keeper is not None and keeper.shape is not self._group.shape and keeper.priority >= self._group.priority:
-                self.refused = self.refused or not self._in_slots
-                return False
+        if self._reserved and self._is_kept(worker):
+            return False
         if self._in_slots:
             return fits(worker.free, self._group.shape)
-        return self._placement.may_wait_at(worker, self._group.shape)
+        return self._placement.may_wait_at(worker) and fits(worker.capacity, self._group.shape)
