@@ -487,7 +487,7 @@ def decode(payload: bytes, topic: str, key_of: Callable[[str], bytes | None]) ->
         version != OUTCOMES_ACCEPTED_FROM_VERSION or not isinstance(envelope.message, TasksEnded)
     ):
         raise _other_version(version, key_name)
-    if max(len(envelope.peer), len(envelope.session)) > MAX_NAME_CHARS:
+    if len(envelope.peer) > MAX_NAME_CHARS or len(envelope.session) > MAX_NAME_CHARS:
         raise Unreadable("malformed", "peer or session name too long")
     return envelope, key_name
 

@@ -171,7 +171,8 @@ class Store:
             tables.changed_at[task_no] = now
             tables.stored[task_no] = task.json
             tables.labels[task_no] = task.definition.labels
-            tables.next_task_no = max(tables.next_task_no, task_no + 1)
+        if writes.stored:
+            tables.next_task_no = max(tables.next_task_no, 1 + max([task.row.task_no for task in writes.stored]))
         for task_no, moved in writes.tasks.items():
             row = tables.tasks.get(task_no)
             if row is None:

@@ -136,21 +136,23 @@ class Attempts:
         started: list[Key] = []
         unready: list[Key] = []
         too_many = math.inf  # CPUs, asked for in vain: who asks for as many is passed over
+        free_cpus = self.free.get("cpus", 0.0)
         for key, order in self.queue.items():
             cpus = order.asks.get("cpus", 0.0)
             if cpus >= too_many:
                 continue
-            if cpus > self.free.get("cpus", 0.0) + _ROUNDING:
-                if not self._queued_without_cpus and self.free.get("cpus", 0.0) <= _ROUNDING:
+            if cpus > free_cpus + _ROUNDING:
+                if not self._queued_without_cpus and free_cpus <= _ROUNDING:
                     break  # a long queue is not looked through for each task that ends
                 too_many = cpus
                 continue
-            ready = self._init_stands(order)
+            ready = self._init_stands(order) if order.init or order.after_init else True
             if ready is False:
                 unready.append(key)
             elif ready and self._fits(order.asks, self.free):
                 self._start_one(key, order, now)
                 started.append(key)
+                free_cpus = self.free.get("cpus", 0.0)
         for key in started:
             self._unqueue(key)
         if unready:
@@ -162,8 +164,6 @@ class Attempts:
         if order.init:
             busy = any(running.order.init and running.order.run_no == order.run_no for running in self.running.values())
             return None if busy else True
-        if not order.after_init:
-            return True
         stands: bool | None = True
         for task_no in order.after_init:
             state = self.inits.get(task_no, "unknown")

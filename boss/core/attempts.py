@@ -15,6 +15,7 @@ from boss.core.fleet import Attempt, Fleet, Worker, how_many
 from boss.core.graph import Node
 from boss.core.inputs import note_fetched, note_given
 from boss.core.outbox import Outbox
+from boss.core.rows import AttemptRow
 from boss.core.runtimes import Runtimes
 from boss.core.taskbook import TaskBook
 from boss.core.timers import Timers
@@ -461,8 +462,21 @@ class Attempts:
         return node
 
     def _write(self, attempt: Attempt, ended_at: float | None = None) -> None:
-        if not attempt.forgotten:
-            self._outbox.writes.attempts[(attempt.task_no, attempt.number)] = attempt.row(ended_at)
+        """The row that says where it stands now."""
+        if attempt.forgotten:
+            return
+        self._outbox.writes.attempts[(attempt.task_no, attempt.number)] = AttemptRow(
+            task_no=attempt.task_no,
+            number=attempt.number,
+            run_no=attempt.run_no,
+            worker=attempt.worker,
+            state=attempt.state,
+            assigned_at=attempt.assigned_at,
+            started_at=attempt.started_at,
+            ended_at=ended_at,
+            reason=attempt.reason,
+            outcome=attempt.outcome,
+        )
 
     def check(self) -> None:
         """Invariants: held and active agree; a task's assigned attempt exists and is wanted."""

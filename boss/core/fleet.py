@@ -14,7 +14,7 @@ import msgspec
 
 from boss.core.graph import Input, Shape
 from boss.core.outbox import Conversation
-from boss.core.rows import AttemptRow, WorkerRow
+from boss.core.rows import WorkerRow
 from ecloud.tasks import AttemptState, Outcome, Resources
 
 _ROUNDING = 1e-6
@@ -47,21 +47,6 @@ class Attempt(msgspec.Struct, eq=False):
     forgotten: bool = False
     reason: str = ""
     outcome: Outcome | None = None
-
-    def row(self, ended_at: float | None = None) -> AttemptRow:
-        """The row that says where it stands now."""
-        return AttemptRow(
-            task_no=self.task_no,
-            number=self.number,
-            run_no=self.run_no,
-            worker=self.worker,
-            state=self.state,
-            assigned_at=self.assigned_at,
-            started_at=self.started_at,
-            ended_at=ended_at,
-            reason=self.reason,
-            outcome=self.outcome,
-        )
 
 
 def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:

@@ -243,9 +243,9 @@ def _finish(
     for row in rows.values():
         if row.init or row.state in ENDED:
             continue
-        open_ones: tuple[tuple[int, Condition], ...] = tuple(
-            edge for edge in row.dependencies if edge[0] in rows and edge[0] not in ended
-        )
+        open_ones: tuple[tuple[int, Condition], ...] = ()
+        if row.dependencies:
+            open_ones = tuple([edge for edge in row.dependencies if edge[0] in rows and edge[0] not in ended])
         if row.task_no in merged.disturbed:
             merged.planted.append(msgspec.structs.replace(row, dependencies=open_ones))
         elif row.state is TaskState.RUNNING and any(edge[0] in merged.disturbed for edge in row.dependencies):
@@ -255,11 +255,14 @@ def _finish(
 def _in_order(definitions: Sequence[TaskDefinition]) -> list[TaskDefinition]:
     """Dependencies first; the list's order where it is free (Kahn)."""
     position = {definition.id: index for index, definition in enumerate(definitions)}
-    open_of = [len({wanted.id for wanted in definition.dependencies}) for definition in definitions]
+    open_of = [0] * len(definitions)
     dependents: dict[int, list[int]] = {}
     for index, definition in enumerate(definitions):
-        for wanted_id in {wanted.id for wanted in definition.dependencies}:
-            dependents.setdefault(position[wanted_id], []).append(index)
+        if definition.dependencies:
+            wanted_ids = {wanted.id for wanted in definition.dependencies}
+            open_of[index] = len(wanted_ids)
+            for wanted_id in wanted_ids:
+                dependents.setdefault(position[wanted_id], []).append(index)
     todo = deque(index for index, count in enumerate(open_of) if count == 0)
     ordered = []
     while todo:

@@ -67,9 +67,15 @@ class TaskBook:
 
     def move(self, node: Node, state: TaskState, reason: str = "") -> None:
         """One legal move. An end goes through `end`."""
-        if node.state is not state:
-            assert (node.state, state) in LEGAL_TASK_MOVES, f"task {node.id}: {node.state} to {state}"
-            self._count(node, node.state, state)
+        before = node.state
+        if before is not state:
+            assert (before, state) in LEGAL_TASK_MOVES, f"task {node.id}: {before} to {state}"
+            run = self.runs[node.run_no]
+            if not node.init:
+                run.states[before] = run.states.get(before, 0) - 1
+                run.states[state] = run.states.get(state, 0) + 1
+            run.changed = True
+            self.changed_runs.add(node.run_no)
             node.state = state
         node.reason = reason[:MAX_REASON_CHARS]
         self.write(node)
@@ -116,16 +122,6 @@ class TaskBook:
         self.runs[node.run_no].ended_hints.append(
             TaskEnded(node.task_no, node.id, node.state.value, reason[:MAX_REASON_CHARS])
         )
-
-    def _count(self, node: Node, before: TaskState | None, after: TaskState | None) -> None:
-        run = self.runs[node.run_no]
-        if not node.init:
-            if before is not None:
-                run.states[before] = run.states.get(before, 0) - 1
-            if after is not None:
-                run.states[after] = run.states.get(after, 0) + 1
-        run.changed = True
-        self.changed_runs.add(node.run_no)
 
     # --- tasks that come and go ------------------------------------------------------------------
 
