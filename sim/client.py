@@ -20,10 +20,17 @@ CHUNK, MOST_CHUNKS = 8, 40
 
 
 class Wish(msgspec.Struct, eq=False):
-    """Something to say until it is answered: a push in chunks, or a request."""
+    """Something to say until it is answered: a push in chunks, or a request. `received`: numbers of the chunks that the
+    boss holds, as it said in this session."""
 
     id: str
     messages: tuple[wire.Message, ...]
+    received: set[int] = set()
+
+    @property
+    def due(self) -> list[wire.Message]:
+        """What the boss does not hold; the last one where it holds all and has not answered, as `ecloud.client` does."""
+        return [said for k, said in enumerate(self.messages) if k not in self.received] or [self.messages[-1]]
 
 
 class Client:
@@ -71,7 +78,7 @@ class Client:
 
     def _say_wish(self) -> None:
         if self.wishes and self._session:
-            for message in self.wishes[0].messages:
+            for message in self.wishes[0].due:
                 self._say(message)
 
     def _say(self, message: wire.Message) -> None:
@@ -110,6 +117,8 @@ class Client:
                 self._session, self._epoch = message.session, envelope.epoch
                 self._number = self._heard = 0
                 self._say(wire.Heartbeat(orders_seen=0))
+                for wish in self.wishes:
+                    wish.received.clear()
                 self._say_wish()
         elif isinstance(message, wire.Refused) and message.code == "session":
             if message.about == self._session:
@@ -122,6 +131,9 @@ class Client:
         about = ""
         if isinstance(message, (wire.RunAccepted, wire.RunRejected)):
             about = message.push_id
+        elif isinstance(message, wire.ChunkReceived):
+            if self.wishes and message.push_id == self.wishes[0].id:
+                self.wishes[0].received.add(message.k)
         elif isinstance(message, wire.RequestDone):
             about = message.request_id
         elif isinstance(message, wire.Refused) and message.code != "busy":
