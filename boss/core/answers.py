@@ -1,7 +1,7 @@
 """Telling workers which of their outcomes are stored: soon, and of several at once. Owns what waits to be told.
 
 Nobody is held up meanwhile: a worker keeps an outcome until it is named, and does other things. An answer for each
-would be a third of all messages.
+would be a third of all messages; within half a second instead of two it is a seventh instead of a fifteenth.
 """
 
 from __future__ import annotations
