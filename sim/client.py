@@ -26,6 +26,7 @@ class Wish(msgspec.Struct, eq=False):
     id: str
     messages: tuple[wire.Message, ...]
     received: set[int] = set()
+    said_at: float = 0.0
 
     @property
     def due(self) -> list[wire.Message]:
@@ -78,6 +79,7 @@ class Client:
 
     def _say_wish(self) -> None:
         if self.wishes and self._session:
+            self.wishes[0].said_at = self.world.now
             for message in self.wishes[0].due:
                 self._say(message)
 
@@ -106,7 +108,8 @@ class Client:
             self._say_hello()
             return
         self._say(wire.Heartbeat(orders_seen=self._heard))
-        self._say_wish()
+        if self.wishes and self.world.now - self.wishes[0].said_at >= AGAIN_S:
+            self._say_wish()
 
     def _hear(self, envelope: Envelope) -> None:
         message = envelope.message

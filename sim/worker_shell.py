@@ -115,6 +115,8 @@ class WorkerProcess:
         self._later: list[Callable[[], None]] = []
         self._woken = False
         self._wake_at: float | None = None
+        self._alarms: set[float] = set()
+        """When it will be rung, though it may be for nothing then."""
         self._topic = boss_topic(CLUSTER_ID, self.name)
         config = WorkerConfig(
             peer=self.name,
@@ -234,9 +236,12 @@ class WorkerProcess:
         at = deadline - self._clock_s + TICK_S
         if self._wake_at is None or at < self._wake_at or self._wake_at <= self.world.now:
             self._wake_at = at
-            self.world.at(at, partial(self._ring, at))
+            if at not in self._alarms:
+                self._alarms.add(at)
+                self.world.at(at, partial(self._ring, at))
 
     def _ring(self, at: float) -> None:
+        self._alarms.discard(at)
         if self._wake_at == at:
             self._wake_at = None
             if self.alive:
