@@ -30,7 +30,7 @@ class Wish(msgspec.Struct, eq=False):
 
     @property
     def due(self) -> list[wire.Message]:
-        """What the boss does not hold; the last one where it holds all and has not answered, as `ecloud.client` does."""
+        """What the boss does not hold; the last where it holds all and has not answered. So does `ecloud.client`."""
         return [said for k, said in enumerate(self.messages) if k not in self.received] or [self.messages[-1]]
 
 

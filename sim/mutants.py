@@ -184,7 +184,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "push-id": Mutant(
         "the push id: a push that is said again is taken again",
-        ("push-once",),
+        ("push-once", "settles"),
         ((Pushes, "on_chunk", mutations.takes_every_push), (Pushes, "on_run_loaded", mutations.finds_no_push)),
     ),
     "promotion-by-boss": Mutant(

@@ -380,6 +380,13 @@ class Attempts:
             for task_no in task_nos:
                 worker.inits.pop(task_no, None)
 
+    def try_inits_again(self, task_nos: Iterable[int]) -> None:
+        """These init tasks may be tried again where they failed."""
+        failed = set(task_nos)
+        for worker in self._fleet.workers.values():
+            for task_no in [no for no, stands in worker.inits.items() if stands == "failed" and no in failed]:
+                del worker.inits[task_no]
+
     # --- publishing ------------------------------------------------------------------------------
 
     def on_promoted(self, results: Iterable[tuple[int, int, str | None]], now: float) -> None:

@@ -162,7 +162,7 @@ class TaskBook:
         self.failing_runs.discard(run.row.run_no)
 
     def release(self, run: Run) -> None:
-        """A held run goes on: its init tasks may be tried in three more worker processes."""
+        """A held run goes on: its init tasks may fail in three more worker processes, or once more in the same."""
         self._forget_init_failures(run)
         if run.row.held:
             run.row = msgspec.structs.replace(run.row, held="")

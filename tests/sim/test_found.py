@@ -175,3 +175,23 @@ def test_a_retry_does_not_wait_for_the_clock_of_another_boss() -> None:
     script.worker("w1")
     script.wait(90.0)
     assert script.store.attempts[(script.names["a"], 2)]
+
+
+def test_an_init_task_that_failed_in_the_last_worker_is_tried_there_again_when_a_person_tries_again() -> None:
+    """It succeeded elsewhere, so that its run was neither held nor stuck; that worker is gone."""
+    script = BossScript()
+    w1, w2 = script.worker("w1"), script.worker("w2")
+    script.push("r", task("prepare", init=True), task("a"), task("b"))
+    script.starts(w1, "prepare", "a").starts(w2, "prepare", "b")
+    for peer, cause in ((w1, Cause.EXIT), (w2, Cause.SUCCESS)):
+        number = max(number for task_no, number in peer.holds if task_no == script.names["prepare"])
+        script.hear(peer, wire.TasksEnded((Outcome(script.names["prepare"], number, cause),)))
+    script.returned(w1, "a", reason="init")
+    script.ended(w2, "b", cause=Cause.EXIT)
+    script.starts(w2, "a").ended(w2, "a")
+    script.states(a="succeeded", b="failed")
+    script.hear(w2, wire.Goodbye("its machine ends"))
+    w1.holds.clear()
+    script.beats(w1).said.clear()
+    script.ask("retry_failed", run="r")
+    script.starts(w1, "prepare", "b")
