@@ -222,7 +222,7 @@ class WorkerProcess:
         if not self.alive or self.frozen:
             return
         events, self._inbox = self._inbox, []
-        self._carry_out(self.core.handle(events, self.world.now + self._clock_s))
+        self._carry_out(self.core.handle(events, self._now))
         self._handled += 1
         if self._handled % CHECKED_EACH == 0 or (self._handled < CHECKED_ALWAYS and len(self.network.links) < MANY):
             self.core.check()

@@ -161,7 +161,8 @@ class Placement:
             alone = not queue
             while (node := self._ready.first(group)) is not None:
                 worker = None
-                if group.shape not in self._hopeless and (in_slots or self.is_short(node)):
+                # How long it takes is asked first: what was learned is believed from the first time that it is asked.
+                if (in_slots or self.is_short(node)) and group.shape not in self._hopeless:
                     worker = room.next_worker()
                     if worker is None and not room.refused:
                         self._give_up(group.shape)
