@@ -41,6 +41,7 @@ from opennebula_xml import (
     VM_ATTRIBUTES,
     Attributes,
     SyntaxWrong,
+    check_variables,
     failure,
     fault,
     parse_template,
@@ -417,6 +418,10 @@ class OpenNebula:
             raise No(f"Error allocating a new virtual machine template. {text}", ALLOCATE)
         self._check_quota(user)
         vm = self._make_vm(self.next_vm, name, user, template, attributes)
+        try:
+            check_variables(vm.template.get("CONTEXT", {}))
+        except SyntaxWrong as error:
+            raise No(f"Error allocating a new virtual machine template. {error}", ALLOCATE) from None
         for nic in many(vm.template.get("NIC")):
             if nic.get("NETWORK_MODE", "").lower() != "auto":
                 self._lease(vm, nic, self._network_number(nic))
@@ -452,7 +457,7 @@ class OpenNebula:
         """Make its context what the guest sees."""
         if "CONTEXT" not in vm.template:
             return
-        known = {"$NAME": vm.name, "$VMID": str(vm.id), "$USER[SSH_PUBLIC_KEY]": ""}
+        known = {"$NAME": vm.name, "$VMID": str(vm.id), "$USER[SSH_PUBLIC_KEY]": vm.owner.public_key}
         context = dict(vm.template["CONTEXT"])
         for key, value in context.items():
             for variable, text in known.items():

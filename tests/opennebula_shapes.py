@@ -24,6 +24,8 @@ class User:
     tokens: dict[str, float] = field(default_factory=dict)
     """Each with the time of the monotonic clock at which it ends."""
     quota: Attributes = field(default_factory=dict)
+    public_key: str = ""
+    """What `$USER[SSH_PUBLIC_KEY]` stands for in a template."""
 
 
 @dataclass

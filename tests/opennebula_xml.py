@@ -28,6 +28,7 @@ class SyntaxWrong(Exception):
 
 # --- templates ------------------------------------------------------------------------------------
 
+_VARIABLE_BEFORE_NEWLINE = re.compile(r"\$\w+(\[[^\]]*\])?([\r\n]|\$\{)")
 _NAME = re.compile(r"\s*([A-Za-z0-9_]+)[ \t]*=[ \t]*")
 _QUOTED = re.compile(r'"((?:\\"|[^"])*)"')
 _BARE = re.compile(r"[^=#\s,\[\]]+")
@@ -60,6 +61,13 @@ def parse_template(text: str) -> Attributes:
             at, value = _value(text, at)
             _add(found, name.upper(), value)
     return found
+
+
+def check_variables(context: Attributes) -> None:
+    """Raises `SyntaxWrong` where oned's parser has no rule for what follows a variable. Like oned, it echoes all."""
+    if any(_VARIABLE_BEFORE_NEWLINE.search(value) for value in context.values()):
+        whole = ",\n".join(f'{key}="{value}"' for key, value in context.items())
+        raise SyntaxWrong(f"Error parsing: {whole}. syntax error, unexpected VARIABLE, expecting EOA")
 
 
 def _take(pattern: re.Pattern[str], text: str, at: int, what: str) -> tuple[int, str]:

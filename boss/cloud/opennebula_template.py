@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from ecloud.secrets import AccessFile
 
 POWEROFF_AFTER_S = 60.0
 """Between a worker that has left and its machine that is off: time for the boss, if there is one, to end it."""
+_VARIABLE_AT_LINE_END = re.compile(r"(\$\{?\w+\}?(?:\[[^\]]*\])?)(?=\r?\n)")
+"""What oned's parser takes for a variable, where a line ends right after it: a syntax error there."""
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -99,10 +102,12 @@ def order_text(template: Template, order: VmOrder, cluster_id: str, access: Acce
 
 
 def _let_in(template: Template, public_key: str) -> dict[str, str]:
+    """Our key before the template's own: oned refuses a variable that a newline follows, and the usual value is
+    `$USER[SSH_PUBLIC_KEY]`. Within the template's own lines a space between the two is enough."""
     if not public_key:
         return {}
-    own = template.context.get("SSH_PUBLIC_KEY", "")
-    return {"SSH_PUBLIC_KEY": f"{own}\n{public_key.strip()}".strip()}
+    own = _VARIABLE_AT_LINE_END.sub(r"\1 ", template.context.get("SSH_PUBLIC_KEY", "").strip())
+    return {"SSH_PUBLIC_KEY": f"{public_key.strip()}\n{own}".strip()}
 
 
 def _options(order: VmOrder, worker: Worker) -> list[str]:

@@ -183,6 +183,29 @@ def test_a_bare_image_lets_the_boss_in_by_ssh(double: OpenNebula, new_cloud: New
     assert len({vm.guest.host_key for vm in vms if vm.guest is not None}) == 2
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_vms_start_from_every_way_to_write_a_public_key(double: OpenNebula, new_cloud: NewCloud, newline: str) -> None:
+    """oned refuses a variable that a newline follows. The template as docs/clouds.md writes it, and its relatives."""
+    double.alice.public_key = "ssh-ed25519 ALICE alice@home"
+    ways = {
+        "documented": "$USER[SSH_PUBLIC_KEY]",
+        "newline-at-end": f"$USER[SSH_PUBLIC_KEY]{newline}",
+        "variable-first": f"$USER[SSH_PUBLIC_KEY]{newline}ssh-ed25519 BOB bob@home",
+        "variables": f"$USER[SSH_PUBLIC_KEY]{newline}$NAME{newline}$USER[SSH_PUBLIC_KEY]",
+        "key": "ssh-ed25519 ALICE alice@home",
+        "none": "",
+    }
+    for name, value in ways.items():
+        double.add_template(
+            f'NAME="{name}"\nCPU="1"\nNIC=[NETWORK_ID="0"]\nCONTEXT=[NETWORK="YES",SSH_PUBLIC_KEY="{value}"]\n'
+        )
+        vm = double.vms[int(new_cloud(name, public_key="ssh-ed25519 BOSS boss@cluster\n").start(order(1)))]
+        keys = [line.strip() for line in vm.template["CONTEXT"]["SSH_PUBLIC_KEY"].splitlines()]
+        assert keys[0] == "ssh-ed25519 BOSS boss@cluster", name
+        assert ("ssh-ed25519 ALICE alice@home" in keys) == (name != "none"), (name, keys)
+        assert ("ssh-ed25519 BOB bob@home" in keys) == (name == "variable-first"), (name, keys)
+
+
 def test_a_network_that_is_attached_later_changes_nothing(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
     """The guest runs its START_SCRIPT again."""
     double.faults.unplugged = False

@@ -95,3 +95,24 @@ def test_what_a_request_does_not_send_stays_and_what_it_sends_replaces(cloud: Op
     assert [nic["NETWORK_ID"] for nic in vm.template["NIC"]] == ["1"]
     assert "START_SCRIPT_BASE64" not in vm.template["CONTEXT"]
     assert vm.user_template == {"ECLOUD_POOL": "x", "ECLOUD_NODE": "n-1", "LABELS": "ecloud", "FOO": "tmplfoo"}
+
+
+@pytest.mark.parametrize(
+    ("value", "parses"),
+    [
+        ("$USER[SSH_PUBLIC_KEY]\nkey", False),
+        ("$USER[SSH_PUBLIC_KEY]\r\nkey", False),
+        ("$USER[SSH_PUBLIC_KEY]${NAME}", False),
+        ("$USER[SSH_PUBLIC_KEY] \nkey", True),
+        ("key\n$USER[SSH_PUBLIC_KEY]", True),
+    ],
+)
+def test_a_variable_before_a_newline_is_a_syntax_error(tmp_path: Path, value: str, parses: bool) -> None:
+    """As a real oned refused it, echoing the whole context."""
+    cloud = OpenNebula(tmp_path)
+    number = cloud.add_template(f'NAME="t"\nCONTEXT=[SECRET="echoed",SSH_PUBLIC_KEY="{value}"]\n')
+    request = xmlrpc.client.dumps(("alice:PASSWORD", number, "", False, "", False), "one.template.instantiate")
+    answer = cloud.answer(request.encode())
+    assert ("unexpected VARIABLE, expecting EOA" in answer) == (not parses)
+    assert ("echoed" in answer) == (not parses)
+    cloud.end()
