@@ -8,7 +8,7 @@ import sys
 try:
     import click
 
-    from ecloud import doors
+    from ecloud.cli import app
 except ImportError as error:
     sys.exit(
         f"admin.py: the Python at {sys.executable} lacks {error.name}: "
@@ -84,7 +84,7 @@ task_argument = click.argument("task", metavar="TASK")
 @click.option("--create", is_flag=True, help="Make the machines of BOSS_TEMPLATE, DATASTORE_TEMPLATE where none runs.")
 def start(create: bool, as_json: bool) -> int:
     """Start the boss in the background."""
-    from ecloud import daemon
+    from ecloud.cli import daemon
 
     return daemon.start(create, as_json)
 
@@ -93,7 +93,7 @@ def start(create: bool, as_json: bool) -> int:
 @click.option("--vms", is_flag=True, help="First end all VMs, with what they run.")
 def stop(vms: bool, as_json: bool) -> int:
     """Stop the boss; says what still runs."""
-    from ecloud import daemon
+    from ecloud.cli import daemon
 
     return daemon.stop(vms, as_json)
 
@@ -103,15 +103,15 @@ def stop(vms: bool, as_json: bool) -> int:
 @click.option("--all", "all_runs", is_flag=True, help="All runs, not only the first ten.")
 def status(watch: bool, all_runs: bool, as_json: bool) -> int:
     """Tasks, runs, workers and boss on one screen."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.status(watch, all_runs, as_json)
+    return show.status(watch, all_runs, as_json)
 
 
 @action
 def doctor(as_json: bool) -> int:
     """Look at every part: ok, or what to do."""
-    from ecloud import doctor
+    from ecloud.cli import doctor
 
     return doctor.examine(as_json)
 
@@ -119,9 +119,9 @@ def doctor(as_json: bool) -> int:
 @action
 def migrate(as_json: bool) -> int:
     """Bring the database's tables to the version of this ECLOUD."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.migrate(as_json)
+    return show.migrate(as_json)
 
 
 @action
@@ -130,26 +130,26 @@ def migrate(as_json: bool) -> int:
 @click.option("--revoke", metavar="NAME", help="Invite nobody: make this invitation worthless.")
 def invite(file: str, host: str | None, revoke: str | None, as_json: bool) -> int:
     """Write the access file that a worker or client on another machine needs."""
-    from ecloud import asking
+    from ecloud.cli import request
 
-    return asking.revoke(revoke, as_json) if revoke else asking.invite(file, host, as_json)
+    return request.revoke(revoke, as_json) if revoke else request.invite(file, host, as_json)
 
 
 @action
 def plan(as_json: bool) -> int:
     """VMs that the autoscaler would start and end now, and why; changes nothing."""
-    from ecloud import asking
+    from ecloud.cli import request
 
-    return asking.plan(as_json)
+    return request.plan(as_json)
 
 
 @action
 @run_option
 def ledger(run: str, as_json: bool) -> int:
     """Where every VM-second went: booting, staging, running, idle, draining, lost."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.ledger(run, as_json)
+    return show.ledger(run, as_json)
 
 
 # --- tasks: questions ---------------------------------------------------------------------------------
@@ -163,9 +163,9 @@ def ledger(run: str, as_json: bool) -> int:
 @newest_option
 def show_tasks(state: str, run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
     """Tasks, one a line."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.tasks((state,) if state else (), run, label, limit, newest, as_json)
+    return show.tasks((state,) if state else (), run, label, limit, newest, as_json)
 
 
 @action
@@ -175,9 +175,9 @@ def show_tasks(state: str, run: str, label: str, limit: int, newest: bool, as_js
 @newest_option
 def show_queued(run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
     """Tasks that wait: for others, or for a worker."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.tasks(("ready", "waiting"), run, label, limit, newest, as_json)
+    return show.tasks(("ready", "waiting"), run, label, limit, newest, as_json)
 
 
 @action
@@ -187,9 +187,9 @@ def show_queued(run: str, label: str, limit: int, newest: bool, as_json: bool) -
 @newest_option
 def show_in_progress(run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
     """Tasks that run now, and where."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.tasks(("running",), run, label, limit, newest, as_json)
+    return show.tasks(("running",), run, label, limit, newest, as_json)
 
 
 @action
@@ -197,9 +197,9 @@ def show_in_progress(run: str, label: str, limit: int, newest: bool, as_json: bo
 @limit_option
 def show_failed(run: str, limit: int, as_json: bool) -> int:
     """Failed tasks, each with its error and last words."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.failed(run, limit, as_json)
+    return show.failed(run, limit, as_json)
 
 
 @action
@@ -209,9 +209,9 @@ def show_failed(run: str, limit: int, as_json: bool) -> int:
 @newest_option
 def show_succeeded(run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
     """Tasks that succeeded."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.tasks(("succeeded",), run, label, limit, newest, as_json)
+    return show.tasks(("succeeded",), run, label, limit, newest, as_json)
 
 
 @action
@@ -219,9 +219,9 @@ def show_succeeded(run: str, label: str, limit: int, newest: bool, as_json: bool
 @run_option
 def show_task(task: str, run: str, as_json: bool) -> int:
     """A task whole: what was asked, where it stands, every attempt."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.task(task, run, as_json)
+    return show.task(task, run, as_json)
 
 
 @action
@@ -229,9 +229,9 @@ def show_task(task: str, run: str, as_json: bool) -> int:
 @run_option
 def show_task_commands(task: str, run: str, as_json: bool) -> int:
     """A task's commands."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.task_commands(task, run, as_json)
+    return show.task_commands(task, run, as_json)
 
 
 @action
@@ -239,9 +239,9 @@ def show_task_commands(task: str, run: str, as_json: bool) -> int:
 @run_option
 def show_task_status(task: str, run: str, as_json: bool) -> int:
     """A task's state, in one line."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.task_status(task, run, as_json)
+    return show.task_status(task, run, as_json)
 
 
 @action
@@ -249,9 +249,9 @@ def show_task_status(task: str, run: str, as_json: bool) -> int:
 @run_option
 def show_task_dependencies(task: str, run: str, as_json: bool) -> int:
     """What a task waits for, and what waits for it."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.task_dependencies(task, run, as_json)
+    return show.task_dependencies(task, run, as_json)
 
 
 @action
@@ -261,9 +261,9 @@ def show_task_dependencies(task: str, run: str, as_json: bool) -> int:
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of the n-th attempt [the last].")
 def logs(task: str, run: str, follow: bool, attempt: int | None, as_json: bool) -> int:
     """A task's output."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.follow(task, run, as_json) if follow else showing.logs(task, run, attempt, as_json)
+    return show.follow(task, run, as_json) if follow else show.logs(task, run, attempt, as_json)
 
 
 @action
@@ -272,9 +272,9 @@ def logs(task: str, run: str, follow: bool, attempt: int | None, as_json: bool) 
 @click.option("--all", "all_layers", is_flag=True, help="All reasons, from the nearest to the farthest.")
 def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
     """Why a task does not run, or a worker or VM is not there."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.why(subject, run, all_layers, as_json)
+    return show.why(subject, run, all_layers, as_json)
 
 
 # --- tasks: orders ------------------------------------------------------------------------------------
@@ -291,38 +291,38 @@ def about_tasks(function: Callable[..., int | None]) -> click.Command:
 @click.option("--reason", default="", help="Kept with the tasks.")
 def cancel(tasks: tuple[str, ...], run: str, state: str, label: str, reason: str, as_json: bool) -> int:
     """Cancel tasks that have not ended; what runs is stopped."""
-    from ecloud import asking
+    from ecloud.cli import request
 
-    return asking.about_tasks("cancel", tasks, run, state, label, as_json, reason=reason)
+    return request.about_tasks("cancel", tasks, run, state, label, as_json, reason=reason)
 
 
 @about_tasks
 def retry_failed(tasks: tuple[str, ...], run: str, state: str, label: str, as_json: bool) -> int:
     """Do failed tasks again [all], and what was aborted because of them."""
-    from ecloud import asking
+    from ecloud.cli import request
 
     state = state if tasks or run or label else "failed"
-    return asking.about_tasks("retry_failed", tasks, run, state, label, as_json)
+    return request.about_tasks("retry_failed", tasks, run, state, label, as_json)
 
 
 @about_tasks
 @click.option("--below", is_flag=True, help="And all tasks that depend on them.")
 def redo_task(tasks: tuple[str, ...], run: str, state: str, label: str, below: bool, as_json: bool) -> int:
     """Do tasks again that have ended."""
-    from ecloud import asking
+    from ecloud.cli import request
 
-    return asking.about_tasks("redo_task", tasks, run, state, label, as_json, below=below)
+    return request.about_tasks("redo_task", tasks, run, state, label, as_json, below=below)
 
 
 @about_tasks
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def drop_tasks(tasks: tuple[str, ...], run: str, state: str, label: str, yes: bool, as_json: bool) -> int:
     """Forget tasks, with their attempts and outputs; what runs is stopped. Result files stay."""
-    from ecloud import asking
+    from ecloud.cli import request
 
     if not yes and not tasks and sys.stdin.isatty():
         click.confirm("Forget these tasks for good?", abort=True)
-    return asking.about_tasks("drop_tasks", tasks, run, state, label, as_json)
+    return request.about_tasks("drop_tasks", tasks, run, state, label, as_json)
 
 
 # --- workers ------------------------------------------------------------------------------------------
@@ -343,22 +343,22 @@ def number_of_workers(context: click.Context, param: click.Parameter, value: str
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def instantiate_worker(n: int, pool: str, keep_alive: bool, yes: bool, as_json: bool) -> int:
     """Start N workers."""
-    from ecloud import asking
+    from ecloud.cli import request
 
     if n > 20 and not yes:
         if not sys.stdin.isatty():
-            raise doors.Fault(f"{n} are many: say --yes where nobody can be asked")
+            raise app.Fault(f"{n} are many: say --yes where nobody can be asked")
         click.confirm(f"Start {n} VMs?", abort=True)
-    return asking.instantiate(n, pool, keep_alive, as_json)
+    return request.instantiate(n, pool, keep_alive, as_json)
 
 
 @action
 @click.option("--all", "everyone", is_flag=True, help="Also those that are gone.")
 def show_workers(everyone: bool, as_json: bool) -> int:
     """Workers: address, state, since when, doing what."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.workers(everyone, as_json)
+    return show.workers(everyone, as_json)
 
 
 def about_workers(function: Callable[..., int | None]) -> click.Command:
@@ -371,42 +371,42 @@ def about_workers(function: Callable[..., int | None]) -> click.Command:
 @click.option("--reason", default="", help="Kept with the workers.")
 def drain_worker(workers: tuple[str, ...], everyone: bool, reason: str, as_json: bool) -> int:
     """Give workers no more tasks; what they run goes on."""
-    from ecloud import asking
+    from ecloud.cli import request
 
-    return asking.about_workers("drain_worker", workers, everyone, as_json, reason=reason)
+    return request.about_workers("drain_worker", workers, everyone, as_json, reason=reason)
 
 
 @about_workers
 def undrain_worker(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
     """Let draining workers take tasks again."""
-    from ecloud import asking
+    from ecloud.cli import request
 
-    return asking.about_workers("undrain_worker", workers, everyone, as_json)
+    return request.about_workers("undrain_worker", workers, everyone, as_json)
 
 
 @about_workers
 def kill_worker(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
     """End workers at once; their tasks are given to others."""
-    from ecloud import asking
+    from ecloud.cli import request
 
-    return asking.about_workers("kill_worker", workers, everyone, as_json)
+    return request.about_workers("kill_worker", workers, everyone, as_json)
 
 
 @about_workers
 def drop_workers(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
     """Forget workers that are gone or lost."""
-    from ecloud import asking
+    from ecloud.cli import request
 
-    return asking.drop_workers(workers, everyone, as_json)
+    return request.drop_workers(workers, everyone, as_json)
 
 
 @action
 @click.option("--all", "everyone", is_flag=True, help="Also those that are gone.")
 def show_vms(everyone: bool, as_json: bool) -> int:
     """VMs that a cloud started for us, or was asked for."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.vms(everyone, as_json)
+    return show.vms(everyone, as_json)
 
 
 # --- data ---------------------------------------------------------------------------------------------
@@ -415,18 +415,18 @@ def show_vms(everyone: bool, as_json: bool) -> int:
 @action
 def show_context(as_json: bool) -> int:
     """The cluster's own notes: its id, the datastore's address."""
-    from ecloud import showing
+    from ecloud.cli import show
 
-    return showing.context(as_json)
+    return show.context(as_json)
 
 
 @action
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 def drop_context(keys: tuple[str, ...], as_json: bool) -> int:
     """Forget notes of the context [boss_address and the datastore: files are in the usual place from now on]."""
-    from ecloud import asking
+    from ecloud.cli import request
 
-    return asking.drop_context(keys, as_json)
+    return request.drop_context(keys, as_json)
 
 
 @action
@@ -434,9 +434,9 @@ def drop_context(keys: tuple[str, ...], as_json: bool) -> int:
 @click.option("--new_host_key", is_flag=True, help="Over SSH: believe a key other than the one that was pinned.")
 def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
     """Where files are kept: a directory that boss and workers see, or a machine over SSH."""
-    from ecloud import placing
+    from ecloud.cli import set_datastore as setting
 
-    return placing.set_datastore(address, new_host_key, as_json)
+    return setting.set_datastore(address, new_host_key, as_json)
 
 
 @action
@@ -446,7 +446,7 @@ def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
 @click.option("-r", "--recursive", is_flag=True, help="With all that lies below.")
 def ls(path: str, task: str, run: str, recursive: bool, as_json: bool) -> int:
     """List the datastore below PATH."""
-    from ecloud import files
+    from ecloud.cli import files
 
     return files.ls(path, task, run, recursive, as_json)
 
@@ -458,7 +458,7 @@ def ls(path: str, task: str, run: str, recursive: bool, as_json: bool) -> int:
 @run_option
 def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
     """Copy a file or directory of the datastore to TO."""
-    from ecloud import files
+    from ecloud.cli import files
 
     return files.get(path, to, task, run, as_json)
 
@@ -468,7 +468,7 @@ def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
 @click.argument("path", default="")
 def put(local: str, path: str, as_json: bool) -> int:
     """Copy the file or directory LOCAL into the datastore as PATH."""
-    from ecloud import files
+    from ecloud.cli import files
 
     return files.put(local, path, as_json)
 
@@ -477,10 +477,10 @@ def put(local: str, path: str, as_json: bool) -> int:
 @click.argument("path", default="")
 def du(path: str, as_json: bool) -> int:
     """How many bytes lie below PATH, and how many are free."""
-    from ecloud import files
+    from ecloud.cli import files
 
     return files.du(path, as_json)
 
 
 if __name__ == "__main__":
-    doors.enter(main, "admin.py")
+    app.enter(main, "admin.py")

@@ -8,14 +8,14 @@ import sys
 try:
     import click
 
-    from ecloud import doors
+    from ecloud.cli import app
 except ImportError as error:
     sys.exit(
         f"push_tasks.py: the Python at {sys.executable} lacks {error.name}: "
         "run `make install`, then .venv/bin/python push_tasks.py"
     )
 
-from ecloud import pushing
+from ecloud.cli import push
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,8 +68,8 @@ def main(
 
     Exit codes: 0 done, 1 some task did not succeed, 2 the input is wrong, 3 a part can't be reached, 130 interrupted.
     """
-    return pushing.push(
-        pushing.Wish(
+    return push.push(
+        push.Wish(
             file=file,
             wait=wait,
             local=local,
@@ -90,5 +90,5 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = pushing.with_local_number(sys.argv[1:])
-    doors.enter(main, "push_tasks.py")
+    sys.argv[1:] = push.with_local_number(sys.argv[1:])
+    app.enter(main, "push_tasks.py")

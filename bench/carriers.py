@@ -21,17 +21,17 @@ from typing import NamedTuple
 from bench.data import memory
 from bench.report import Figure, micro, seconds
 from bench.sshd import GATE, Sshd
-from boss.calls import Calls
-from boss.core.effects import FindResults
-from boss.core.events import Event, ResultsFound
-from boss.storage import Storage
+from boss.core.model.effects import FindResults
+from boss.core.model.events import Event, ResultsFound
+from boss.shell.calls import Calls
+from boss.shell.storage import Storage
 from datastore.directory import DirectoryDatastore
-from datastore.fabric_carrier import by_fabric
 from datastore.keys import public_line
 from datastore.port import Promotion
-from datastore.ssh import Carry, SshDatastore, by_process
-from ecloud.datastores import boss_key
-from ecloud.home import Home
+from datastore.ssh.datastore import Carry, SshDatastore, by_process
+from datastore.ssh.fabric_carrier import by_fabric
+from ecloud.config.datastore_address import boss_key
+from ecloud.config.home import Home
 
 NAMES, STAGED, QUESTIONS = 10_000, 5_000, 500
 TURNS, LASTS_S = 7, 40.0

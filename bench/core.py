@@ -16,13 +16,13 @@ from collections.abc import Iterator
 
 from bench.report import Figure, micro
 from boss.core.boss import Boss
-from boss.core.config import BossConfig, PoolConfig
-from boss.core.effects import Effects
-from boss.core.events import Event, MessageArrived
-from boss.core.rows import RunRow, Snapshot, TaskRow
-from ecloud import wire
-from ecloud.tasks import Cause, Condition, Outcome, TaskState
-from ecloud.wire import Envelope
+from boss.core.model.config import BossConfig, PoolConfig
+from boss.core.model.effects import Effects
+from boss.core.model.events import Event, MessageArrived
+from boss.core.model.rows import RunRow, Snapshot, TaskRow
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Condition, Outcome, TaskState
+from ecloud.model.wire import Envelope
 
 SMALL, LARGE = 100_000, 1_000_000
 DONE = 20_000

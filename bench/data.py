@@ -22,7 +22,7 @@ from bench import data_tasks
 from bench.report import Figure, seconds
 from bench.services import NotInstalled, process_cpu_s
 from bench.sshd import Sshd
-from datastore.ssh import SshDatastore
+from datastore.ssh.datastore import SshDatastore
 
 LARGE_BYTES = 2 << 30
 LARGE_TURNS = 3

@@ -21,10 +21,10 @@ from bench.services import ROOT, Services, children_cpu_s, cpu_s, plain_environm
 from bench.sshd import Sshd
 from bench.throughput import wait_until_over
 from datastore.keys import public_line
-from ecloud.client import Client
-from ecloud.datastores import boss_key
-from ecloud.tasks import Requirement, Result, TaskDefinition
-from ecloud.wire import PushOptions
+from ecloud.client.client import Client
+from ecloud.config.datastore_address import boss_key
+from ecloud.model.tasks import Requirement, Result, TaskDefinition
+from ecloud.model.wire import PushOptions
 
 TASKS, FILE_BYTES = 1_000, 1 << 10
 TURNS, LAST_S = 4, 40.0

@@ -8,9 +8,9 @@ from pathlib import Path
 from bench.report import Figure, micro, seconds
 from bench.services import Services, cpu_s
 from bench.simulated import graph
-from ecloud import queries
-from ecloud.client import Client
-from ecloud.wire import PushOptions
+from ecloud.client.client import Client
+from ecloud.model.wire import PushOptions
+from ecloud.queries import status as queries
 
 TASKS = 100_000
 WIDTH = 50

@@ -19,19 +19,19 @@ from typing import Any
 
 import msgspec
 
+from boss.core.autoscale.scaling import End, FleetSnapshot, Plan, Start, plan
 from boss.core.boss import Boss
-from boss.core.config import BossConfig, PoolConfig
-from boss.core.effects import EndVm, ListVms, LoadRun, StartVm
-from boss.core.events import Event, MessageArrived, RunLoaded, VmsListed, VmStarted
-from boss.core.fleet import how_many
-from boss.core.scaling import End, Plan, Situation, Start, plan
-from ecloud import wire
+from boss.core.model.config import BossConfig, PoolConfig
+from boss.core.model.effects import EndVm, ListVms, LoadRun, StartVm
+from boss.core.model.events import Event, MessageArrived, RunLoaded, VmsListed, VmStarted
+from boss.core.model.fleet import how_many
 from ecloud.formats import read_task_list
-from ecloud.tasks import Cause, Dependency, Outcome, TaskDefinition
-from ecloud.wire import AttemptName, Envelope
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Dependency, Outcome, TaskDefinition
+from ecloud.model.wire import AttemptName, Envelope
 from sim.store import Store
 
-Rule = Callable[[Situation], Plan]
+Rule = Callable[[FleetSnapshot], Plan]
 MAXIMUM = 64
 IDLE_S = 60.0
 CLOUD_S = 1.0
@@ -216,7 +216,7 @@ class Bench:
 # --- rules --------------------------------------------------------------------------------------------
 
 
-def queue_depth(situation: Situation) -> Plan:
+def queue_depth(situation: FleetSnapshot) -> Plan:
     """A place for each ready task, up to the maximum; what idled for a fixed time ends. What the peers do."""
     made = Plan()
     pool = situation.pools[0]

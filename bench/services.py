@@ -21,10 +21,10 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from ecloud.broker import BrokerAddress, probe
-from ecloud.database import make_engine, migrate
-from ecloud.home import Home
-from ecloud.secrets import AccessFile, cluster_secret, derive_key, read_access, write_access
+from ecloud.client.broker import BrokerAddress, probe
+from ecloud.config.home import Home
+from ecloud.config.secrets import AccessFile, cluster_secret, derive_key, read_access, write_access
+from ecloud.db.database import make_engine, migrate
 
 START_S = 60.0
 STOP_S = 30.0

@@ -15,13 +15,13 @@ from queue import SimpleQueue
 from bench.report import Figure, micro, seconds
 from bench.services import Services, cpu_s
 from bench.throughput import wait_until_over
-from ecloud import wire
-from ecloud.broker import BrokerAddress, BrokerConnection
-from ecloud.client import Client
-from ecloud.secrets import AccessFile
-from ecloud.tasks import Cause, Dependency, Outcome, TaskDefinition
-from ecloud.topics import boss_topic, peer_topic
-from ecloud.wire import AttemptName, Envelope, HeldAttempt, PushOptions
+from ecloud.client.broker import BrokerAddress, BrokerConnection
+from ecloud.client.client import Client
+from ecloud.config.secrets import AccessFile
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Dependency, Outcome, TaskDefinition
+from ecloud.model.topics import boss_topic, peer_topic
+from ecloud.model.wire import AttemptName, Envelope, HeldAttempt, PushOptions
 
 TASKS = 40_000
 WIDTH = 4_000

@@ -67,7 +67,7 @@ def _in_a_process(tasks: int, runs: int) -> dict[str, float]:
 
 
 def _one_turn(tasks: int, runs: int) -> dict[str, float]:
-    from boss.core.config import BossConfig
+    from boss.core.model.config import BossConfig
     from sim import faults, simulation
     from sim.scenario import Size
 

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from bench.services import NotInstalled, children_cpu_s, plain_environment
 from datastore import keys
-from datastore.ssh import ALIAS, Access, Carry, SshAddress, SshDatastore, by_process, gate_command
+from datastore.ssh.datastore import ALIAS, Access, Carry, SshAddress, SshDatastore, by_process, gate_command
 
 GATE = Path(__file__).resolve().parent.parent / "datastore" / "gate.py"
 HOST = "127.0.0.1"

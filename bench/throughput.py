@@ -16,9 +16,9 @@ from pathlib import Path
 
 from bench.report import Figure, micro, seconds
 from bench.services import Services, children_cpu_s, cpu_s, machine_cpu_s, plain_environment
-from ecloud.client import Client
-from ecloud.tasks import TaskDefinition
-from ecloud.wire import PushOptions
+from ecloud.client.client import Client
+from ecloud.model.tasks import TaskDefinition
+from ecloud.model.wire import PushOptions
 
 TASKS = 4_000
 SLOTS = 2

@@ -18,13 +18,13 @@ from pathlib import Path
 from bench.report import Figure, seconds
 from bench.services import ROOT, NotInstalled
 from boss.core.boss import Boss
-from boss.core.config import BossConfig, PoolConfig
-from boss.core.effects import Effects, ListVms, LoadRun, StartVm
-from boss.core.events import Event, MessageArrived, RunLoaded, VmsListed, VmStarted
-from boss.cycles import Cycles
-from ecloud import wire
-from ecloud.tasks import Cause, Outcome, TaskDefinition
-from ecloud.wire import Envelope
+from boss.core.model.config import BossConfig, PoolConfig
+from boss.core.model.effects import Effects, ListVms, LoadRun, StartVm
+from boss.core.model.events import Event, MessageArrived, RunLoaded, VmsListed, VmStarted
+from boss.shell.gc_pauses import Cycles
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Outcome, TaskDefinition
+from ecloud.model.wire import Envelope
 from sim.store import Store
 
 VMS, WARM_S, SIMULATED_S, STEP_S = 2_000, 10, 60, 1.0

@@ -23,26 +23,26 @@ import click
 import msgspec
 from sqlalchemy.engine import Engine
 
-from boss.calls import Calls
-from boss.cloud.provider import CredentialsWrong, Provider, TryLater
-from boss.clouds import open_clouds, open_visitors
-from boss.core.config import BossConfig, PoolConfig
-from boss.core.events import Event
-from boss.embedded_broker import BrokerWontStart, EmbeddedBroker
-from boss.hook import Hook
-from boss.runtime import Clock, Runtime
-from boss.storage import Storage
-from boss.store import AnotherBossLeads, CommitRefused, Store, StoreAway
+from boss.core.model.config import BossConfig, PoolConfig
+from boss.core.model.events import Event
+from boss.providers.provider import CredentialsWrong, Provider, TryLater
+from boss.providers.registry import open_clouds, open_visitors
+from boss.shell.calls import Calls
+from boss.shell.embedded_broker import BrokerWontStart, EmbeddedBroker
+from boss.shell.hook import Hook
+from boss.shell.runtime import Clock, Runtime
+from boss.shell.storage import Storage
+from boss.store.store import AnotherBossLeads, CommitRefused, Store, StoreAway
 from datastore.directory import DirectoryDatastore
 from datastore.keys import KeyToolFailed
 from datastore.port import DatastoreAway
-from ecloud.broker import BrokerAddress, external_broker
-from ecloud.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
-from ecloud.datastores import NOTES, directory_of, is_ssh
-from ecloud.home import Home
-from ecloud.secrets import CLIENT_KEY_NAME, AccessFile, AccessWrong, cluster_secret, derive_key, write_access
-from ecloud.settings import PoolSettings, Settings, SettingsWrong, default_pools, load_settings, size_of
-from ecloud.wire import DatastoreAccess
+from ecloud.client.broker import BrokerAddress, external_broker
+from ecloud.config.datastore_address import NOTES, directory_of, is_ssh
+from ecloud.config.home import Home
+from ecloud.config.secrets import CLIENT_KEY_NAME, AccessFile, AccessWrong, cluster_secret, derive_key, write_access
+from ecloud.config.settings import PoolSettings, Settings, SettingsWrong, default_pools, load_settings, size_of
+from ecloud.db.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
+from ecloud.model.wire import DatastoreAccess
 
 log = logging.getLogger("boss")
 LOG_BYTES = 10_000_000

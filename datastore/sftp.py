@@ -17,8 +17,6 @@ from typing import TypeVar
 
 from datastore import sftp_connection as sftp
 from datastore import sftp_promoting
-from datastore.carrier import Lost
-from datastore.link import Again, Kept, Patience
 from datastore.partial import Part
 from datastore.port import STAGING, DatastoreAway, Entry, NotThere, Promotion
 from datastore.sftp_comparing import unlike
@@ -27,7 +25,8 @@ from datastore.sftp_fetching import Fetching
 from datastore.sftp_storing import Storing
 from datastore.sftp_sums import Shell
 from datastore.sftp_tree import Tree, kind_of
-from datastore.ssh import (
+from datastore.ssh.carrier import Lost
+from datastore.ssh.datastore import (
     PATIENCE_S,
     STALL_S,
     Access,
@@ -39,6 +38,7 @@ from datastore.ssh import (
     ssh_command,
     told_apart,
 )
+from datastore.ssh.link import Again, Kept, Patience
 
 TIMES = 3
 """How often to begin again where a file changes while it is read."""
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 class SftpDatastore(OverSsh):
-    """See `datastore.port`; `stall_s`, `patience_s`, `durable`, `carry`: see `datastore.ssh.SshDatastore`."""
+    """See `datastore.port`; `stall_s`, `patience_s`, `durable`, `carry`: see `datastore.ssh.datastore.SshDatastore`."""
 
     def __init__(
         self,

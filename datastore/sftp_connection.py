@@ -1,7 +1,7 @@
 """One connection to an SFTP server (protocol 3 with OpenSSH's extensions): requests by number, many under way at once.
 
 Knows no root and no stage. Like a gate's connection it never connects again; who keeps it makes the next one
-(`datastore/link.py`).
+(`datastore/ssh/link.py`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import struct
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from datastore.carrier import Lost, Start
-from datastore.connection import Channel
+from datastore.ssh.carrier import Lost, Start
+from datastore.ssh.connection import Channel
 
 INIT, VERSION, OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT, SETSTAT, FSETSTAT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 OPENDIR, READDIR, REMOVE, MKDIR, RMDIR, READLINK, SYMLINK = 11, 12, 13, 14, 15, 19, 20

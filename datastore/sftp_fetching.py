@@ -20,11 +20,11 @@ from pathlib import Path
 
 from datastore import sftp_connection as sftp
 from datastore.directory import parts_of
-from datastore.link import Again
 from datastore.partial import LARGE, Listed, Part, PartTree, is_doubtful, seal
 from datastore.port import BadName, DatastoreAway, NotThere
 from datastore.sftp_connection import Attributes, Missing, Refused, Reply, string
 from datastore.sftp_tree import AT_ONCE, Tree, at, kind_of, text
+from datastore.ssh.link import Again
 
 WINDOW_BYTES = 4 << 20
 """Asked for at once: enough for 0.1 s at 40 MB/s."""

@@ -13,12 +13,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from datastore import sftp_connection as sftp
-from datastore.link import Again
 from datastore.partial import sum_of
 from datastore.port import DatastoreAway, Entry
 from datastore.sftp_connection import Attributes, Refused, Reply, string
 from datastore.sftp_tree import AT_ONCE, Tree, at, kind_of, raw, stage_place, unfinished_place
-from datastore.storing import ASKED_FROM, Item, walk
+from datastore.ssh.link import Again
+from datastore.ssh.storing import ASKED_FROM, Item, walk
 
 SMALL = 1 << 15
 """Files up to this size travel in one request, many together."""

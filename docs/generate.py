@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from ecloud import holdings, tasks, wire
+from ecloud.model import tasks, transfer_status, wire
 
 DOCS = Path(__file__).parent
 MARKERS = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -55,7 +55,8 @@ def values() -> str:
     lines = ["| value | what it is | fields |", "|---|---|---|"]
     for value in (
         wire.Envelope, wire.HeldAttempt, wire.AttemptName, wire.AttemptOrder, wire.StartedAttempt, wire.TaskEnded,
-        wire.DatastoreAccess, holdings.Moving, holdings.HeldInput, wire.PushOptions, tasks.Outcome, tasks.ManifestEntry,
+        wire.DatastoreAccess, transfer_status.Moving, transfer_status.HeldInput,
+        wire.PushOptions, tasks.Outcome, tasks.ManifestEntry,
         tasks.TaskDefinition, tasks.TaskBody,
     ):  # fmt: skip
         shape = "array" if msgspec.inspect.type_info(value).array_like else "object"  # type: ignore[attr-defined]
@@ -71,8 +72,8 @@ def limits() -> str:
         ("largest message, bytes", f"{wire.MAX_MESSAGE_BYTES:,}"),
         ("a batch is closed at, bytes", f"{wire.BATCH_BYTES:,}"),
         ("a batch is closed at, items", wire.BATCH_COUNT),
-        ("big inputs that a worker tells of", holdings.INPUTS_TOLD),
-        ("a big input, bytes", f"{holdings.BIG_INPUT_BYTES:,}"),
+        ("big inputs that a worker tells of", transfer_status.INPUTS_TOLD),
+        ("a big input, bytes", f"{transfer_status.BIG_INPUT_BYTES:,}"),
         ("longest peer, key, session, nonce", wire.MAX_NAME_CHARS),
         ("output kept of a success, bytes a stream", f"{tasks.SUCCESS_TAIL_BYTES:,}"),
         ("output kept of anything else, bytes a stream", f"{tasks.FAILURE_TAIL_BYTES:,}"),

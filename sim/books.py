@@ -1,13 +1,13 @@
 """Whether the ledger balances at the end of a scenario: every microsecond of every VM is in exactly one part, and is of
 the runs whose attempts were there; and each life is what the cloud's own list says, to the second. Owns nothing; reads
-the tables as `ecloud.ledger` does."""
+the tables as `ecloud.queries.ledger` does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ecloud.tasks import AttemptState
-from ecloud.vm_life import Ran, VmLife, ahead_s, divide, micros
+from ecloud.model.tasks import AttemptState
+from ecloud.model.vm_life import Ran, VmLife, ahead_s, divide, micros
 from sim.cloud import Cloud
 from sim.store import Tables
 

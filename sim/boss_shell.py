@@ -1,4 +1,4 @@
-"""The shell of a simulated boss: the real core, driven as `boss.runtime` drives it, and killed between any two effects.
+"""A simulated boss: the real core, driven as `boss.shell.runtime` drives it, and killed between any two effects.
 
 A turn is a generator: what it yields is how long the next thing takes. Between any two effects it may be the last thing
 that this process ever did. What survives is what the store holds.
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from boss.core.boss import Boss
-from boss.core.config import BossConfig
-from boss.core.effects import (
+from boss.core.model.config import BossConfig
+from boss.core.model.effects import (
     AskRoom,
     Call,
     DropStages,
@@ -30,7 +30,7 @@ from boss.core.effects import (
     StartVm,
     VisitVm,
 )
-from boss.core.events import (
+from boss.core.model.events import (
     BrokerFound,
     BrokerLost,
     DatastoreFailed,
@@ -48,12 +48,12 @@ from boss.core.events import (
     VmStarted,
     VmVisited,
 )
-from boss.store import AnotherBossLeads, CommitRefused, Deposed, StoreAway
+from boss.store.store import AnotherBossLeads, CommitRefused, Deposed, StoreAway
 from datastore.port import DatastoreAway
-from ecloud import wire
-from ecloud.causes import Visit
-from ecloud.topics import peer_topic
-from ecloud.wire import Envelope
+from ecloud.model import wire
+from ecloud.model.boot_diagnosis import Visit
+from ecloud.model.topics import peer_topic
+from ecloud.model.wire import Envelope
 from sim.checker import Checker
 from sim.cloud import LATE_S, Cloud, Refused, host_key
 from sim.datastore import Datastore

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from boss.core.rows import VmRow
-from boss.core.run_spending import NOTE
-from boss.core.spending import DAY_S, HOUR_S, LOOK_EVERY_S
-from ecloud.tasks import ENDED
+from boss.core.autoscale.daily_budget import DAY_S, HOUR_S, LOOK_EVERY_S
+from boss.core.autoscale.run_budgets import NOTE
+from boss.core.model.rows import VmRow
+from ecloud.model.tasks import ENDED
 from sim.store import Tables
 
 

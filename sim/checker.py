@@ -12,11 +12,11 @@ from functools import lru_cache
 
 import msgspec
 
-from boss.core.config import BossConfig
-from boss.core.rows import AttemptRow, TaskMoved, TaskRow, Writes
-from boss.store import Deposed
-from ecloud import wire
-from ecloud.tasks import (
+from boss.core.model.config import BossConfig
+from boss.core.model.rows import AttemptRow, TaskMoved, TaskRow, Writes
+from boss.store.store import Deposed
+from ecloud.model import wire
+from ecloud.model.tasks import (
     ATTEMPT_OVER,
     ENDED,
     LEGAL_ATTEMPT_MOVES,
@@ -28,7 +28,7 @@ from ecloud.tasks import (
     TaskBody,
     TaskState,
 )
-from ecloud.wire import AttemptOrder, Envelope
+from ecloud.model.wire import AttemptOrder, Envelope
 from sim.datastore import Datastore
 from sim.fleet_checker import FleetChecker
 from sim.invariants import Violation

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from ecloud import wire
-from ecloud.tasks import TaskDefinition
-from ecloud.topics import boss_topic, peer_topic
-from ecloud.wire import Envelope
+from ecloud.model import wire
+from ecloud.model.tasks import TaskDefinition
+from ecloud.model.topics import boss_topic, peer_topic
+from ecloud.model.wire import Envelope
 from sim.network import Network
 from sim.store import CLUSTER_ID
 from sim.world import World
@@ -30,7 +30,7 @@ class Wish(msgspec.Struct, eq=False):
 
     @property
     def due(self) -> list[wire.Message]:
-        """What the boss does not hold; the last where it holds all and has not answered. So does `ecloud.client`."""
+        """What the boss does not hold; the last where it holds all and has not answered. So does the real client."""
         return [said for k, said in enumerate(self.messages) if k not in self.received] or [self.messages[-1]]
 
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from ecloud.tasks import Resources
+from ecloud.model.tasks import Resources
 from sim.faults import Faults
 from sim.world import World
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from boss.core.effects import Promote
+from boss.core.model.effects import Promote
 from datastore.port import DatastoreAway
-from ecloud.tasks import ManifestEntry
+from ecloud.model.tasks import ManifestEntry
 from sim.faults import Faults
 from sim.world import World
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from boss.core.config import BossConfig
-from boss.core.rows import BootRow, VmRow, WorkerRow
-from ecloud.tasks import AttemptState
+from boss.core.model.config import BossConfig
+from boss.core.model.rows import BootRow, VmRow, WorkerRow
+from ecloud.model.tasks import AttemptState
 from sim.budgets import over_day, runs_over
 from sim.cloud import Cloud, host_key
 from sim.invariants import Violation

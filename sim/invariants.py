@@ -7,7 +7,7 @@ from __future__ import annotations
 
 INVARIANTS: dict[str, str] = {
     # Tasks and attempts
-    "legal-moves": "tasks and attempts move only along the tables of ecloud/tasks.py",
+    "legal-moves": "tasks and attempts move only along the tables of ecloud/model/tasks.py",
     "dependencies": "no attempt is given before what its task waits for has ended as it must",
     "one-attempt": "no attempt is given while an earlier one of the task is believed to go on",
     "one-outcome": "an attempt has one recorded outcome, and it never changes",

@@ -17,25 +17,25 @@ from typing import Any
 import msgspec
 
 from boss.core import restoring
-from boss.core.access import Access
-from boss.core.attempts import Attempts as BossAttempts
-from boss.core.boots import Boots
-from boss.core.duty import Duty
-from boss.core.graph import TaskGraph
-from boss.core.orphans import Orphans
-from boss.core.pushes import Pushes
-from boss.core.run_spending import RunSpending
-from boss.core.spending import Spending
-from boss.core.stages import Stages
-from boss.core.vms import Vms
+from boss.core.autoscale.boot_log import BootLog
+from boss.core.autoscale.daily_budget import DailyBudget
+from boss.core.autoscale.orphans import Orphans
+from boss.core.autoscale.run_budgets import RunBudgets
+from boss.core.autoscale.vms import Vms
+from boss.core.clients.pushes import Pushes
+from boss.core.model.graph import TaskGraph
+from boss.core.tasks.attempts import Attempts as BossAttempts
+from boss.core.tasks.staging_sweeper import StagingSweeper
+from boss.core.workers.datastore_access import Access
+from boss.core.workers.leases import Leases
 from sim import faults, mutations, simulation
 from sim.boss_shell import BossProcess
 from sim.scenario import Size
 from sim.simulation import Result
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
-from worker.attempts import Attempts as WorkerAttempts
-from worker.core import WorkerCore
+from worker.core.attempts import Attempts as WorkerAttempts
+from worker.core.worker_core import WorkerCore
 
 SEEDS = 200
 """Within so many seeds each must be found."""
@@ -106,7 +106,7 @@ MUTANTS: dict[str, Mutant] = {
     "lease": Mutant(
         "the lease: what a silent worker holds is given again after a heartbeat and a half",
         ("lease", "patience", "fenced", "outcome-kept"),
-        ((Duty, "_patience_s", mutations.lost_at_once),),
+        ((Leases, "_patience_s", mutations.lost_at_once),),
     ),
     "own-lease": Mutant(
         "the worker's own lease: it starts what waits there whether the boss counts on it or not",
@@ -131,7 +131,7 @@ MUTANTS: dict[str, Mutant] = {
     "newest-process": Mutant(
         "the order of Hellos: a late word of a dead process replaces the one that lives",
         ("fenced", "outcome-kept", "settles"),
-        ((Duty, "is_outdated", mutations.any_process_replaces),),
+        ((Leases, "is_outdated", mutations.any_process_replaces),),
         faults.Faults(delay=0.4, worker_death=0.4),
         Size(tasks=(80, 120), workers=(6, 8), troubled_s=120.0),
     ),
@@ -211,7 +211,7 @@ MUTANTS: dict[str, Mutant] = {
     "sweep": Mutant(
         "the sweep: stages of dead attempts are left",
         ("settles",),
-        ((Stages, "on_listed", mutations.does_nothing),),
+        ((StagingSweeper, "on_listed", mutations.does_nothing),),
     ),
     "adoption": Mutant(
         "adoption: a VM whose answer got lost is not recognised in the cloud's list",
@@ -234,14 +234,14 @@ MUTANTS: dict[str, Mutant] = {
     "budget-of-a-day": Mutant(
         "the budget of a day",
         ("budget",),
-        ((Spending, "exhausted", mutations.knows_no_budget),),
+        ((DailyBudget, "exhausted", mutations.knows_no_budget),),
         faults.Faults(vm_vanishes=0.1),
         Size(runs=(1, 1), workers=(0, 0), task_s=20.0, troubled_s=120.0),
     ),
     "budget-of-a-run": Mutant(
         "the budget of a run: that it is used up is told, and VMs start for it all the same",
         ("budget",),
-        ((RunSpending, "settle", mutations.starts_for_exhausted_runs),),
+        ((RunBudgets, "settle", mutations.starts_for_exhausted_runs),),
         faults.Faults(vm_vanishes=0.1),
         Size(runs=(1, 1), workers=(0, 0), task_s=20.0, troubled_s=120.0),
     ),
@@ -253,7 +253,7 @@ MUTANTS: dict[str, Mutant] = {
     "met-at-its-address": Mutant(
         "the boot nonce: who is met at the address of a VM is taken for it",
         ("identity",),
-        ((Boots, "_is_of", mutations.takes_anybody),),
+        ((BootLog, "_is_of", mutations.takes_anybody),),
         faults.Faults(vm_address=0.5, vm_slow=0.5, vm_vanishes=0.02),
     ),
     "maximum": Mutant(
@@ -323,6 +323,6 @@ MUTANTS: dict[str, Mutant] = {
     "forgiveness": Mutant(
         "forgiving: silence while there was no broker counts against workers",
         ("patience",),
-        ((Duty, "forgive", mutations.does_nothing),),
+        ((Leases, "forgive", mutations.does_nothing),),
     ),
 }

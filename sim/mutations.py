@@ -10,21 +10,21 @@ from typing import Any
 
 import msgspec
 
-from boss.core.access import Access
-from boss.core.attempts import Attempts as BossAttempts
-from boss.core.effects import StartVm
-from boss.core.graph import TaskGraph
-from boss.core.orphans import Orphans
-from boss.core.pushes import Pushes
-from boss.core.run_spending import RunSpending
-from boss.core.vms import Vms
-from ecloud import wire
-from ecloud.tasks import AttemptState
+from boss.core.autoscale.orphans import Orphans
+from boss.core.autoscale.run_budgets import RunBudgets
+from boss.core.autoscale.vms import Vms
+from boss.core.clients.pushes import Pushes
+from boss.core.model.effects import StartVm
+from boss.core.model.graph import TaskGraph
+from boss.core.tasks.attempts import Attempts as BossAttempts
+from boss.core.workers.datastore_access import Access
+from ecloud.model import wire
+from ecloud.model.tasks import AttemptState
 from sim.boss_shell import BossProcess
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
-from worker.attempts import Attempts as WorkerAttempts
-from worker.core import WorkerCore
+from worker.core.attempts import Attempts as WorkerAttempts
+from worker.core.worker_core import WorkerCore
 
 # --- fencing, leases, sessions -------------------------------------------------------------------------
 
@@ -317,7 +317,7 @@ def knows_no_budget(true: Any) -> Any:
 
 
 def starts_for_exhausted_runs(true: Any) -> Any:
-    def settle(self: RunSpending, now: float) -> None:
+    def settle(self: RunBudgets, now: float) -> None:
         true(self, now)
         self.exhausted = {}
 

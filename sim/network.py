@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from ecloud import wire
-from ecloud.secrets import derive_key
-from ecloud.topics import boss_topic
-from ecloud.wire import Envelope
+from ecloud.config.secrets import derive_key
+from ecloud.model import wire
+from ecloud.model.topics import boss_topic
+from ecloud.model.wire import Envelope
 from sim.faults import Faults
 from sim.store import CLUSTER_ID
 from sim.world import World

@@ -10,8 +10,8 @@ from functools import partial
 
 import msgspec
 
-from ecloud.tasks import Condition, Dependency, Requirement, Result, Retries, TaskDefinition
-from ecloud.wire import PushOptions
+from ecloud.model.tasks import Condition, Dependency, Requirement, Result, Retries, TaskDefinition
+from ecloud.model.wire import PushOptions
 from sim.client import Client
 from sim.worker_shell import command
 from sim.world import World

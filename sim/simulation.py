@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from boss.core.config import BossConfig, PoolConfig
-from ecloud.tasks import ENDED, Resources
-from ecloud.wire import DatastoreAccess
+from boss.core.model.config import BossConfig, PoolConfig
+from ecloud.model.tasks import ENDED, Resources
+from ecloud.model.wire import DatastoreAccess
 from sim import books, memory
 from sim import faults as faults_of
 from sim.boss_shell import BossProcess, Places

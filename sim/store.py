@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from boss.core.effects import SelectTasks
-from boss.core.rows import (
+from boss.core.model.effects import SelectTasks
+from boss.core.model.rows import (
     AttemptRow,
     BootRow,
     PoolRow,
@@ -27,10 +27,10 @@ from boss.core.rows import (
     WorkerRow,
     Writes,
 )
-from boss.loading import PAST_VMS
-from boss.selecting import Found, choose
-from boss.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
-from ecloud.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause
+from boss.store.loading import PAST_VMS
+from boss.store.selecting import Found, choose
+from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
+from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause
 
 CLUSTER_ID = "simulated"
 ON_DUTY = frozenset({"up", "draining"})
@@ -312,7 +312,7 @@ def _past(tables: Tables) -> list[VmRow]:
 
 
 class _Finder:
-    """The tables, as `boss.selecting` asks them."""
+    """The tables, as `boss.store.selecting` asks them."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables

@@ -13,18 +13,17 @@ from typing import Any
 import msgspec
 
 from datastore.port import DatastoreAway
-from ecloud import wire
-from ecloud.tasks import Cause, ManifestEntry, Outcome, Resources, TaskBody
-from ecloud.topics import boss_topic, peer_topic
-from ecloud.wire import AttemptOrder, Envelope
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, ManifestEntry, Outcome, Resources, TaskBody
+from ecloud.model.topics import boss_topic, peer_topic
+from ecloud.model.wire import AttemptOrder, Envelope
 from sim.checker import Checker
 from sim.datastore import Datastore
 from sim.faults import Faults
 from sim.network import Network
 from sim.store import CLUSTER_ID
 from sim.world import TICK_S, World
-from worker.core import WorkerCore
-from worker.events import (
+from worker.core.events import (
     AttemptEnded,
     AttemptReturned,
     ConnectionFound,
@@ -39,6 +38,7 @@ from worker.events import (
     WorkerConfig,
     WorkerEffects,
 )
+from worker.core.worker_core import WorkerCore
 
 RETRY_S = 0.5
 """A datastore that is away is asked again after this."""

@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from boss.core.answers import ANSWER_S
 from boss.core.boss import Boss
-from boss.core.config import BossConfig, PoolConfig
-from boss.core.effects import Call, Effects, ListVms, LoadRun, Send
-from boss.core.events import Event, MessageArrived, RunLoaded, TasksSelected
-from ecloud import wire
-from ecloud.tasks import Cause, Condition, Dependency, Outcome, Result, TaskDefinition, TaskState
-from ecloud.wire import AttemptName, Envelope, HeldAttempt
+from boss.core.model.config import BossConfig, PoolConfig
+from boss.core.model.effects import Call, Effects, ListVms, LoadRun, Send
+from boss.core.model.events import Event, MessageArrived, RunLoaded, TasksSelected
+from boss.core.tasks.outcome_acks import ANSWER_S
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Condition, Dependency, Outcome, Result, TaskDefinition, TaskState
+from ecloud.model.wire import AttemptName, Envelope, HeldAttempt
 from sim.store import Store
 
 

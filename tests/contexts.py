@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from services import HOST, free_port
 
-from boss.cloud.start_script import variables
-from ecloud.secrets import AccessFile
+from boss.bootstrap.start_script import variables
+from ecloud.config.secrets import AccessFile
 
 KEY = "5ec2e7" + "0" * 58
 NONCE = "4-1"

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from ecloud.database import make_engine, migrate
+from ecloud.db.database import make_engine, migrate
 
 START_S = 60.0
 _TIED = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []

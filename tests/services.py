@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from ecloud.broker import BrokerAddress
-from ecloud.client import Client
-from ecloud.home import Home
-from ecloud.secrets import read_access
-from ecloud.wire import RunChanged
+from ecloud.client.broker import BrokerAddress
+from ecloud.client.client import Client
+from ecloud.config.home import Home
+from ecloud.config.secrets import read_access
+from ecloud.model.wire import RunChanged
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"

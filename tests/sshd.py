@@ -21,7 +21,7 @@ from services import HOST, free_port, listens, wait_until
 
 from datastore import keys
 from datastore.sftp import WORKERS_COMMAND, SftpDatastore
-from datastore.ssh import ALIAS, Access, OverSsh, SshAddress, SshDatastore, gate_command
+from datastore.ssh.datastore import ALIAS, Access, OverSsh, SshAddress, SshDatastore, gate_command
 
 GATE = Path(__file__).resolve().parent.parent / "datastore/gate.py"
 CLUSTER = "c-test"

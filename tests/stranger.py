@@ -18,13 +18,14 @@ from databases import MariaDb
 from doors import Doors
 from services import DEADLINE_S, Daemon, Mosquitto, wait_until, watch_to_the_end
 
-from ecloud import schema, wire
-from ecloud.broker import BrokerAddress, BrokerConnection
-from ecloud.database import make_engine, migrate
-from ecloud.secrets import cluster_secret, derive_key, read_access
-from ecloud.tasks import Result, TaskDefinition
-from ecloud.topics import boss_topic, peer_topic
-from ecloud.wire import Envelope, Goodbye, Hello, Message, PushOptions, Unreadable, Welcome
+from ecloud.client.broker import BrokerAddress, BrokerConnection
+from ecloud.config.secrets import cluster_secret, derive_key, read_access
+from ecloud.db import schema
+from ecloud.db.database import make_engine, migrate
+from ecloud.model import wire
+from ecloud.model.tasks import Result, TaskDefinition
+from ecloud.model.topics import boss_topic, peer_topic
+from ecloud.model.wire import Envelope, Goodbye, Hello, Message, PushOptions, Unreadable, Welcome
 
 ESCAPE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"
 """Clears a screen, names a window, colours, and turns the writing round."""

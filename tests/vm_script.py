@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from boss_script import BossScript, Peer
 
-from boss.core.effects import StartVm
-from boss.core.events import MessageArrived, VmStarted
-from ecloud import wire
-from ecloud.wire import Envelope
+from boss.core.model.effects import StartVm
+from boss.core.model.events import MessageArrived, VmStarted
+from ecloud.model import wire
+from ecloud.model.wire import Envelope
 
 
 def vm_worker(script: BossScript, vm_no: int) -> Peer:

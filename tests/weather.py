@@ -20,12 +20,12 @@ from services import ROOT, Daemon, wait_until
 from sshd import Sshd
 
 from datastore.keys import public_line
-from ecloud import queries
-from ecloud.client import RequestRefused
-from ecloud.database import make_engine
-from ecloud.datastores import boss_key
-from ecloud.explain import why
-from ecloud.lookup import task
+from ecloud.client.client import RequestRefused
+from ecloud.config.datastore_address import boss_key
+from ecloud.db.database import make_engine
+from ecloud.queries import status
+from ecloud.queries.lookup import task
+from ecloud.queries.why import why
 
 WORKERS = 2
 PATIENCE_S = 90.0
@@ -110,11 +110,11 @@ class Weather:
 
     def workers(self) -> list[str]:
         """Those on duty."""
-        return [worker.worker for worker in queries.workers(self.engine, ("up",))]
+        return [worker.worker for worker in status.workers(self.engine, ("up",))]
 
     def agent_of(self, worker: str) -> subprocess.Popen[bytes]:
         """The process behind a name."""
-        (row,) = (row for row in queries.workers(self.engine) if row.worker == worker)
+        (row,) = (row for row in status.workers(self.engine) if row.worker == worker)
         (agent,) = (agent for agent in self.agents if agent.pid == row.pid)
         return agent
 
@@ -137,7 +137,7 @@ class Weather:
 
     def move_to(self, address: str) -> None:
         """The boss is told of an address that nobody tries first; it refuses while an attempt is under way."""
-        noted = queries.context(self.engine)
+        noted = status.context(self.engine)
         told = {name: noted[f"datastore_{name}"] for name in ("host_key", "python", "gate")}
 
         def is_done() -> bool:
@@ -187,7 +187,7 @@ class Weather:
         """All its tasks succeeded."""
 
         def states() -> dict[str, int]:
-            counts = queries.run_status(self.engine, run).states
+            counts = status.run_status(self.engine, run).states
             return {state: count for state, count in counts.items() if count}
 
         wait_until(lambda: states().keys() <= {"succeeded", "failed", "aborted"}, PATIENCE_S, f"{run} is over")

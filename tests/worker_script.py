@@ -15,11 +15,10 @@ from typing import Any
 
 import msgspec
 
-from ecloud import wire
-from ecloud.tasks import Cause, Outcome, Resources, TaskBody
-from ecloud.wire import AttemptName, AttemptOrder, Envelope
-from worker.core import WorkerCore
-from worker.events import (
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Outcome, Resources, TaskBody
+from ecloud.model.wire import AttemptName, AttemptOrder, Envelope
+from worker.core.events import (
     AttemptEnded,
     AttemptReturned,
     ConnectionFound,
@@ -31,6 +30,7 @@ from worker.events import (
     WorkerConfig,
     WorkerEffects,
 )
+from worker.core.worker_core import WorkerCore
 
 PEER = "w1"
 

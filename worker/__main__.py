@@ -15,14 +15,14 @@ import click
 import msgspec
 
 from datastore.keys import KeyToolFailed, make_key
-from ecloud import machine
-from ecloud.home import Home
-from ecloud.secrets import AccessFile, AccessWrong, read_access
-from ecloud.tasks import Resources
-from worker.events import WorkerConfig
-from worker.home import HomeTaken, Spool, WorkerHome
-from worker.process import die_with_parent
-from worker.runtime import WorkerRuntime
+from ecloud.config import this_host
+from ecloud.config.home import Home
+from ecloud.config.secrets import AccessFile, AccessWrong, read_access
+from ecloud.model.tasks import Resources
+from worker.core.events import WorkerConfig
+from worker.shell.home import HomeTaken, Spool, WorkerHome
+from worker.shell.process import die_with_parent
+from worker.shell.runtime import WorkerRuntime
 
 MAX_STEPS = 100
 """Lines of the file of steps that are read: each run of the start script adds a few."""
@@ -45,15 +45,15 @@ def offered(
 ) -> tuple[Resources, tuple[int, ...]]:
     """What this worker offers, and which GPUs. Raises `click.BadParameter`."""
     if gpus is None:
-        indices = machine.gpus()
+        indices = this_host.gpus()
     else:
         try:
             indices = tuple(int(item) for item in gpus.split(",") if item.strip())
         except ValueError:
             raise click.BadParameter(f"{gpus!r} is not a list of indices like 0,1", param_hint="--gpus") from None
     resources: Resources = {
-        "cpus": cpus if cpus is not None else machine.cpus(),
-        "memory_mb": memory_mb if memory_mb is not None else machine.memory_mb(),
+        "cpus": cpus if cpus is not None else this_host.cpus(),
+        "memory_mb": memory_mb if memory_mb is not None else this_host.memory_mb(),
         "gpus": float(len(indices)),
     }
     for item in named:
@@ -127,8 +127,8 @@ def main(
         resources=resources,
         gpus=indices,
         host=socket.gethostname(),
-        addresses=machine.addresses(),
-        boot_id=machine.boot_id(),
+        addresses=this_host.addresses(),
+        boot_id=this_host.boot_id(),
         pid=os.getpid(),
         vm="" if vm_no is None else str(vm_no),
         boot_nonce=boot_nonce,

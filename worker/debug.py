@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
-    from ecloud.broker import BrokerAddress
-    from ecloud.secrets import AccessFile
-    from ecloud.wire import DatastoreAccess, Refused, Welcome
+    from ecloud.client.broker import BrokerAddress
+    from ecloud.config.secrets import AccessFile
+    from ecloud.model.wire import DatastoreAccess, Refused, Welcome
 
 ROOT = Path(__file__).resolve().parent.parent
 DNS_S = 4.0
@@ -92,8 +92,8 @@ def check_access(found: Found) -> str:
     _need_packages()
     import click
 
-    from ecloud.home import Home
-    from ecloud.secrets import AccessWrong
+    from ecloud.config.home import Home
+    from ecloud.config.secrets import AccessWrong
     from worker.__main__ import find_access, main
 
     try:
@@ -113,9 +113,9 @@ def check_access(found: Found) -> str:
 def check_address(found: Found) -> str:
     """What this machine is called and where it looks for the broker."""
     _need_packages()
-    from ecloud import machine
+    from ecloud.config import this_host
 
-    own = ", ".join(machine.addresses())
+    own = ", ".join(this_host.addresses())
     access = _need_access(found)
     if own == "127.0.0.1" and access.host not in ("127.0.0.1", "::1", "localhost"):
         raise Wrong(f"this machine has no address but 127.0.0.1: connect it to the network of {access.host}")
@@ -151,7 +151,7 @@ def check_clock(found: Found) -> str:
 
 def check_broker(found: Found) -> str:
     """TCP, TLS, user and password."""
-    from ecloud.broker import probe
+    from ecloud.client.broker import probe
 
     access = _need_access(found)
     trouble = probe(_address(access), BROKER_S)
@@ -165,7 +165,7 @@ def check_broker(found: Found) -> str:
 
 def check_boss(found: Found) -> str:
     """Hello is answered by Welcome, signed with our key. A Hello that is not followed up changes nothing."""
-    from ecloud.wire import Refused
+    from ecloud.model.wire import Refused
 
     access = _need_broker(found)
     answer = say_hello(access, BOSS_S)
@@ -208,7 +208,7 @@ def check_datastore(found: Found) -> str:
 def check_disk(found: Found) -> str:
     """Room below the home."""
     _need_packages()
-    from worker.files import MIN_FREE_MB, free_disk_mb
+    from worker.shell.files import MIN_FREE_MB, free_disk_mb
 
     home = found.home or Path("~/.ecloud/worker").expanduser()
     there = next((path for path in (home, *home.parents) if path.is_dir()), Path("/"))
@@ -239,9 +239,9 @@ CHECKS: tuple[tuple[str, Callable[[Found], str]], ...] = (
 
 def say_hello(access: AccessFile, wait_s: float) -> Welcome | Refused | None:
     """What the boss answers to a `Hello` of a peer that nobody will hear of again."""
-    from ecloud import wire
-    from ecloud.broker import BrokerConnection
-    from ecloud.topics import boss_topic, peer_topic
+    from ecloud.client.broker import BrokerConnection
+    from ecloud.model import wire
+    from ecloud.model.topics import boss_topic, peer_topic
     from worker.__main__ import new_peer_name
 
     peer, key = new_peer_name(), access.key_bytes
@@ -282,8 +282,8 @@ def say_hello(access: AccessFile, wait_s: float) -> Welcome | Refused | None:
 
 def boss_is_heard(access: AccessFile, wait_s: float) -> bool:
     """Whether a boss says anything to anybody in this cluster."""
-    from ecloud.broker import BrokerConnection
-    from ecloud.topics import peer_topic
+    from ecloud.client.broker import BrokerConnection
+    from ecloud.model.topics import peer_topic
 
     heard = threading.Event()
     everybody = peer_topic(access.cluster_id, "+")
@@ -313,7 +313,7 @@ def _try_datastore(access: DatastoreAccess) -> None:
 def _try_host(access: DatastoreAccess) -> None:
     """A certificate is only given to a worker on duty: what can be seen before is whether the right host answers."""
     from datastore.keys import read_host_key
-    from datastore.ssh import SshAddress
+    from datastore.ssh.datastore import SshAddress
 
     address = SshAddress.parse(access.address)
     if read_host_key(address.host, address.port) != access.host_key:
@@ -321,7 +321,7 @@ def _try_host(access: DatastoreAccess) -> None:
 
 
 def _try_directory(access: DatastoreAccess) -> None:
-    from worker.files import open_datastore
+    from worker.shell.files import open_datastore
 
     stage = f"debug-{os.urandom(5).hex()}/0-0"
     with tempfile.TemporaryDirectory() as directory:
@@ -336,7 +336,7 @@ def _try_directory(access: DatastoreAccess) -> None:
 
 
 def _address(access: AccessFile) -> BrokerAddress:
-    from ecloud.broker import BrokerAddress
+    from ecloud.client.broker import BrokerAddress
 
     return BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
 

@@ -25,7 +25,7 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
-# Found from any directory; tasks do not get to see it (worker/jobs.py takes it out again). Code that the boss brought
+# Found from any directory; tasks do not get to see it (worker/shell/jobs.py takes it out again). Code that the boss brought
 # has its packages beside it.
 ours=$checkout
 if [ -d "$checkout/packages" ]; then ours=$checkout:$checkout/packages; fi

@@ -15,14 +15,16 @@ from functools import partial
 
 import msgspec
 
-from boss.core.access import Access
-from boss.core.answers import Answers
-from boss.core.attempts import Attempts
-from boss.core.balance import Balance
-from boss.core.config import BossConfig
-from boss.core.duty import Duty
-from boss.core.effects import Effects, FindResults, ListStages, PromoteFiles
-from boss.core.events import (
+from boss.core.autoscale.demand import DemandEstimate
+from boss.core.autoscale.run_budgets import RunBudgets
+from boss.core.autoscale.vms import Vms
+from boss.core.clients.alerts import Alerts
+from boss.core.clients.pushes import Pushes
+from boss.core.clients.requests import Requests
+from boss.core.clients.watchers import Watchers
+from boss.core.model.config import BossConfig
+from boss.core.model.effects import Effects, FindResults, ListStages, PromoteFiles
+from boss.core.model.events import (
     BrokerFound,
     BrokerLost,
     DatastoreFailed,
@@ -42,27 +44,26 @@ from boss.core.events import (
     VmStarted,
     VmVisited,
 )
-from boss.core.fleet import Fleet, Worker
-from boss.core.inputs import note_told
-from boss.core.merging import Allocation
-from boss.core.outbox import Conversation, Outbox
-from boss.core.outlook import Outlook
-from boss.core.permits import Permits, Said
-from boss.core.placement import Placement, ReadyTasks
-from boss.core.pushes import Pushes
-from boss.core.requests import Requests
+from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.outbox import Conversation, Outbox
+from boss.core.model.ready_tasks import ReadyTasks
+from boss.core.model.rows import Snapshot
+from boss.core.model.runtime_estimates import Runtimes
+from boss.core.model.timers import Timers
+from boss.core.placement.placement import Placement
+from boss.core.placement.stealing import WorkStealing
 from boss.core.restoring import restore
-from boss.core.rows import Snapshot
-from boss.core.run_spending import RunSpending
-from boss.core.runtimes import Runtimes
-from boss.core.sessions import Sessions
-from boss.core.shouting import Shouting
-from boss.core.stages import Stages
-from boss.core.taskbook import TaskBook
-from boss.core.timers import Timers
-from boss.core.vms import Vms
-from boss.core.watchers import Watchers
-from ecloud import wire
+from boss.core.tasks.attempts import Attempts
+from boss.core.tasks.input_locality import note_told
+from boss.core.tasks.merging import Allocation
+from boss.core.tasks.outcome_acks import OutcomeAcks
+from boss.core.tasks.staging_sweeper import StagingSweeper
+from boss.core.tasks.taskbook import TaskBook
+from boss.core.workers.datastore_access import Access
+from boss.core.workers.leases import Leases
+from boss.core.workers.sessions import Sessions
+from boss.core.workers.transfer_slots import Said, TransferSlots
+from ecloud.model import wire
 
 LATE_S = 1.0
 """A batch later than its deadline by more than this was late through no fault of the workers: their leases are
@@ -85,23 +86,23 @@ class Boss:
         self.runtimes = Runtimes()
         self.book = TaskBook(self._outbox, self._timers, self.ready)
         self.sessions = Sessions(self._outbox, config, now)
-        self.answers = Answers(self._outbox, self.fleet, self._timers, config)
+        self.answers = OutcomeAcks(self._outbox, self.fleet, self._timers, config)
         self.attempts = Attempts(self._outbox, self.book, self.fleet, self.runtimes, self.answers, self._timers, config)
-        self.duty = Duty(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
+        self.duty = Leases(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
         self.access = Access(self._outbox, self.fleet, self.sessions)
         # Workers that an earlier boss let move files tell of it with their first heartbeat.
         opens_at = now + 2 * config.heartbeat_s if snapshot.workers else now
-        self.permits = Permits(self._tell_worker, config.transfer_lanes, config.transfer_bytes, opens_at)
+        self.permits = TransferSlots(self._tell_worker, config.transfer_lanes, config.transfer_bytes, opens_at)
         self._timers.set(opens_at, self.permits.grant)
         self._lanes = {row.worker: (row.lane_since, row.lane_wanted_since) for row in snapshot.workers}
-        self.run_spending = RunSpending(self._outbox, self.book, self.fleet, config.vm_hours_per_run, snapshot.context)
-        outlook = Outlook(self.fleet, self.book, self.attempts, self.runtimes, self.run_spending)
+        self.run_spending = RunBudgets(self._outbox, self.book, self.fleet, config.vm_hours_per_run, snapshot.context)
+        outlook = DemandEstimate(self.fleet, self.book, self.attempts, self.runtimes, self.run_spending)
         self.vms = Vms(self._outbox, self.fleet, outlook, self.duty, self._timers, config, snapshot.next_vm_no)
-        self.shouting = Shouting(
+        self.shouting = Alerts(
             self._outbox, self.vms, self.attempts, self.run_spending, self._timers, snapshot.context, now
         )
         self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config)
-        self.stages = Stages(self._outbox, self.attempts, self._timers, config)
+        self.stages = StagingSweeper(self._outbox, self.attempts, self._timers, config)
         self.clients: dict[str, Conversation] = {}
         self.revoked_keys = set(snapshot.revoked_keys)
         allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
@@ -111,7 +112,7 @@ class Boss:
             self.clients, self.revoked_keys,
         )  # fmt: skip
         self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
-        self._balance = Balance(self.fleet, self.attempts, self._timers, config)
+        self._balance = WorkStealing(self.fleet, self.attempts, self._timers, config)
         self._expected_at: float | None = None
         self._failures: Counter[str] = Counter()
         restore(snapshot, self.book, self.attempts, self.fleet, self.duty, self.vms, now)

@@ -3,19 +3,19 @@ intents."""
 
 from __future__ import annotations
 
-from boss.core.attempts import MAX_BACKOFF_S, Attempts
-from boss.core.duty import Duty
-from boss.core.fleet import Attempt, Fleet, Worker, believed
-from boss.core.rows import AttemptRow, Snapshot
-from boss.core.taskbook import TaskBook
-from boss.core.vms import Vms
-from ecloud.tasks import AttemptState, Cause, TaskState
+from boss.core.autoscale.vms import Vms
+from boss.core.model.fleet import Attempt, Fleet, Worker, believed
+from boss.core.model.rows import AttemptRow, Snapshot
+from boss.core.tasks.attempts import MAX_BACKOFF_S, Attempts
+from boss.core.tasks.taskbook import TaskBook
+from boss.core.workers.leases import Leases
+from ecloud.model.tasks import AttemptState, Cause, TaskState
 
 _ON_DUTY = frozenset({"up", "draining"})
 
 
 def restore(
-    snapshot: Snapshot, book: TaskBook, attempts: Attempts, fleet: Fleet, duty: Duty, vms: Vms, now: float
+    snapshot: Snapshot, book: TaskBook, attempts: Attempts, fleet: Fleet, duty: Leases, vms: Vms, now: float
 ) -> None:
     """Fill the parts of a new core. Workers get a lease to be heard; attempts of workers that are gone are lost at
     once."""
@@ -49,7 +49,7 @@ def restore(
     vms.load(snapshot.vms, snapshot.past_vms, now)
 
 
-def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Duty, now: float) -> None:
+def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Leases, now: float) -> None:
     for row in snapshot.workers:
         if row.state in _ON_DUTY:
             capacity = believed(row.hello.resources)

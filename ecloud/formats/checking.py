@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from ecloud.formats.cycles import find_cycles
 from ecloud.formats.paths import is_glob, path_problem, text_problem
 from ecloud.formats.problems import Problems, shown
-from ecloud.tasks import MAX_ID_CHARS, RETRIABLE, TaskDefinition, definition_json
+from ecloud.model.tasks import MAX_ID_CHARS, RETRIABLE, TaskDefinition, definition_json
 
 MAX_TASKS = 2_000_000
 """Where settings say nothing else: what one boss holds in about 2 GB."""

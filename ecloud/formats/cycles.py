@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ecloud.tasks import TaskDefinition
+from ecloud.model.tasks import TaskDefinition
 
 
 def find_cycles(tasks: Sequence[TaskDefinition]) -> Iterator[list[str]]:

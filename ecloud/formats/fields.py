@@ -11,7 +11,7 @@ from typing import Any
 
 from ecloud.formats.paths import fixed_part, is_glob, normalised
 from ecloud.formats.problems import Problems, shown
-from ecloud.tasks import RETRIABLE, Cause, Condition, Dependency, Requirement, Result, Retries, TaskDefinition
+from ecloud.model.tasks import RETRIABLE, Cause, Condition, Dependency, Requirement, Result, Retries, TaskDefinition
 
 FIELDS = TaskDefinition.__struct_fields__
 EARLIER_NAMES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ecloud.tasks import TaskDefinition
+from ecloud.model.tasks import TaskDefinition
 
 MAX_PROBLEMS = 1_000
 """Listed; the rest is counted: nobody reads more, and a wrong generator makes millions."""

@@ -17,7 +17,7 @@ from ecloud.formats.fields import FieldReader, WrongKind, kind_of, read_id
 from ecloud.formats.paths import text_problem
 from ecloud.formats.problems import Problem, Problems, TaskList, TaskListWrong, shown
 from ecloud.formats.wfformat import is_wfformat, read_wfformat
-from ecloud.tasks import MAX_ID_CHARS, Condition, TaskDefinition
+from ecloud.model.tasks import MAX_ID_CHARS, Condition, TaskDefinition
 
 KEYS = ("name", "defaults", "tasks")
 """Of a document that is an object."""

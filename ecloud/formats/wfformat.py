@@ -17,7 +17,7 @@ from ecloud.formats.checking import size_problem
 from ecloud.formats.paths import is_glob, normalised, path_problem
 from ecloud.formats.problems import Problem, Problems, TaskList, TaskListWrong, shown
 from ecloud.formats.scaled import INITIAL, ScaledFile, scaled_commands
-from ecloud.tasks import MAX_ID_CHARS, Dependency, Requirement, Result, TaskDefinition
+from ecloud.model.tasks import MAX_ID_CHARS, Dependency, Requirement, Result, TaskDefinition
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=@-]+")
 _NUMBERED = re.compile(r"_(ID)?\d+$")

@@ -1,4 +1,4 @@
-"""The first schema, frozen: what this file makes never changes again, whatever `ecloud.schema` becomes.
+"""The first schema, frozen: what this file makes never changes again, whatever `ecloud.db.schema` becomes.
 
 MySQL and MariaDB commit each statement that makes a table or an index, so a migration may be cut off half-way. Each
 step looks first whether it is done.

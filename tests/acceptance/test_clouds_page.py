@@ -14,7 +14,7 @@ from pages import Page, type_all
 from services import PASSWORD, USER, Daemon, Mosquitto, free_port
 
 from datastore.keys import public_line
-from ecloud.datastores import boss_key
+from ecloud.config.datastore_address import boss_key
 
 BROKER = "127.77.0.10"
 """What the double gives to the first VM."""

@@ -13,7 +13,7 @@ from services import Daemon, wait_until
 from sshd import Sshd
 
 from datastore.keys import make_key, public_line
-from ecloud.datastores import boss_key
+from ecloud.config.datastore_address import boss_key
 
 
 @pytest.fixture

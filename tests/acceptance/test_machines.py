@@ -14,7 +14,7 @@ from opennebula_double import OpenNebula
 from services import PASSWORD, USER, Daemon, Mosquitto, free_port, wait_until
 
 from datastore.keys import public_line
-from ecloud.datastores import boss_key
+from ecloud.config.datastore_address import boss_key
 
 BROKER, DATASTORE = "127.77.0.10", "127.77.0.11"
 

@@ -14,7 +14,7 @@ from services import ROOT, Daemon, Mosquitto
 
 import admin
 import push_tasks
-from ecloud.tasks import TaskDefinition
+from ecloud.model.tasks import TaskDefinition
 
 
 def test_the_readme_does_what_it_shows(doors: Doors) -> None:

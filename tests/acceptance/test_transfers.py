@@ -17,7 +17,7 @@ from services import Daemon, wait_until
 from sshd import Sshd
 
 from datastore.keys import public_line
-from ecloud.datastores import boss_key
+from ecloud.config.datastore_address import boss_key
 
 SIZE = 5_000_000
 SLACK = 1_000_000

@@ -23,7 +23,7 @@ from services import DEADLINE_S, ROOT, Daemon, Mosquitto, wait_until
 from sshd import Sshd
 
 from datastore.keys import public_line
-from ecloud.datastores import boss_key
+from ecloud.config.datastore_address import boss_key
 
 LEAVE_S = 60.0
 """A worker that is told to leave has done so."""

@@ -16,8 +16,8 @@ from typing import Any
 from services import Daemon
 
 from datastore.port import STAGING
-from ecloud.database import make_engine
-from ecloud.tasks import Dependency, Requirement, Result, TaskDefinition
+from ecloud.db.database import make_engine
+from ecloud.model.tasks import Dependency, Requirement, Result, TaskDefinition
 
 FARTHEST = 40
 """A task depends on some of the tasks just before it: the graph is deep and wide."""

@@ -29,9 +29,9 @@ from databases import MariaDb
 from services import Daemon, Mosquitto, wait_until
 from sshd import Sshd
 
-from ecloud.database import make_engine, migrate
-from ecloud.tasks import Outcome, Result, TaskDefinition
-from ecloud.wire import PushOptions
+from ecloud.db.database import make_engine, migrate
+from ecloud.model.tasks import Outcome, Result, TaskDefinition
+from ecloud.model.wire import PushOptions
 
 PATIENCE_S = 180.0
 """For the next part of the tasks: two cores, other tests, and a lease or two."""

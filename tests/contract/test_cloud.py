@@ -1,4 +1,4 @@
-"""What every cloud promises (boss/cloud/provider.py): processes of this machine, and an OpenNebula."""
+"""What every cloud promises (boss/providers/provider.py): processes of this machine, and an OpenNebula."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from opennebula_double import OpenNebula
 from services import HOST, free_port, wait_until
 
-from boss.cloud.local import LocalCloud
-from boss.cloud.opennebula import Connection, OpenNebulaCloud
-from boss.cloud.opennebula_transport import Endpoint
-from boss.cloud.provider import Gone, Provider, Room, TryLater, VmFound, VmOrder, VmState
-from ecloud.home import Home
-from ecloud.secrets import AccessFile
+from boss.providers.local import LocalCloud
+from boss.providers.opennebula.provider import Connection, OpenNebulaCloud
+from boss.providers.opennebula.transport import Endpoint
+from boss.providers.provider import Capacity, Gone, Provider, TryLater, VmFound, VmOrder, VmState
+from ecloud.config.home import Home
+from ecloud.config.secrets import AccessFile
 
 SIZE = {"cpus": 1.0, "memory_mb": 100.0, "gpus": 0.0}
 
@@ -270,7 +270,7 @@ def test_all_are_ended_together(cloud: Provider) -> None:
 
 def test_room_is_a_number_or_unknown(cloud: Provider) -> None:
     room = cloud.room()
-    assert isinstance(room, Room)
+    assert isinstance(room, Capacity)
     assert room.vms is None or room.vms > 0
 
 

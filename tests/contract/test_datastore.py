@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from datastore.directory import DirectoryDatastore
-from datastore.fabric_carrier import by_fabric
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Promotion, Publisher
+from datastore.ssh.fabric_carrier import by_fabric
 
 MAKERS: dict[str, Callable[[Path, pytest.FixtureRequest], Publisher]] = {
     "directory": lambda root, request: DirectoryDatastore(root).make(),

@@ -19,7 +19,7 @@ from services import wait_until
 
 from datastore.port import DatastoreAway, Stager
 from datastore.sftp import SftpDatastore
-from datastore.ssh import SshDatastore
+from datastore.ssh.datastore import SshDatastore
 
 MB = 1 << 20
 FILES = 16

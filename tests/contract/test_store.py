@@ -10,10 +10,9 @@ import pytest
 import sqlalchemy as sa
 
 from boss.core.boss import Boss
-from boss.core.config import BossConfig
-from boss.core.effects import SelectTasks
-from boss.core.merging import new_task
-from boss.core.rows import (
+from boss.core.model.config import BossConfig
+from boss.core.model.effects import SelectTasks
+from boss.core.model.rows import (
     AttemptRow,
     BootRow,
     PushAnswered,
@@ -26,9 +25,10 @@ from boss.core.rows import (
     WorkerRow,
     Writes,
 )
-from boss.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed, Store
-from ecloud import schema
-from ecloud.tasks import (
+from boss.core.tasks.merging import new_task
+from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed, Store
+from ecloud.db import schema
+from ecloud.model.tasks import (
     AttemptState,
     Cause,
     Condition,
@@ -39,7 +39,7 @@ from ecloud.tasks import (
     TaskState,
     definition_json,
 )
-from ecloud.wire import Hello
+from ecloud.model.wire import Hello
 from sim.store import Store as Twin
 from sim.store import Tables
 

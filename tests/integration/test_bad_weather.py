@@ -8,7 +8,7 @@ import pytest
 from services import wait_until
 from weather import LINE, PATIENCE_S, Weather, lines_of
 
-from ecloud.lookup import task
+from ecloud.queries.lookup import task
 
 
 def test_a_machine_that_restarts_under_two_hundred_uploads(weather: Weather) -> None:

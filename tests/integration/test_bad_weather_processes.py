@@ -11,7 +11,7 @@ from pathlib import Path
 from services import wait_until
 from weather import PATIENCE_S, Weather, lines_of
 
-from ecloud.lookup import task
+from ecloud.queries.lookup import task
 
 FILES = 1500
 

@@ -10,11 +10,11 @@ from opennebula_double import OpenNebula
 from services import Daemon, wait_until
 from ssh_cloud import START_S, PoolDaemon, push
 
-from boss.core.rows import BootRow
-from ecloud.boots import boot_views
-from ecloud.database import make_engine
-from ecloud.explain import NoSuchThing, why
-from ecloud.explain_task import Pool
+from boss.core.model.rows import BootRow
+from ecloud.db.database import make_engine
+from ecloud.queries.boot_history import boot_views
+from ecloud.queries.why import NoSuchThing, why
+from ecloud.queries.why_task import Pool
 
 STEPS_OF_ALL = {"address", "context", "code", "python", "broker"}
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from services import HOST, PASSWORD, ROOT, Authority, Mosquitto, free_port, listens, wait_until
 
-from ecloud.broker import (
+from ecloud.client.broker import (
     BrokerAddress,
     BrokerConnection,
     check_will,
@@ -21,7 +21,7 @@ from ecloud.broker import (
     measure_round_trip,
     probe,
 )
-from ecloud.settings import Settings, SettingsWrong
+from ecloud.config.settings import Settings, SettingsWrong
 
 
 class PipBroker:
@@ -36,7 +36,7 @@ class PipBroker:
 
     def start(self) -> PipBroker:
         """Start it, or start it again on the same port; returns when it listens."""
-        command = [sys.executable, "-m", "boss.pip_broker", str(self.port), str(self.directory)]
+        command = [sys.executable, "-m", "boss.shell.pip_broker", str(self.port), str(self.directory)]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(lambda: listens(self.port), what="the broker from pip listens")

@@ -21,16 +21,16 @@ from cutting_proxy import CuttingProxy
 from services import wait_until
 from sshd import Sshd, big_file
 
-from boss.storage import Storage
+from boss.shell.storage import Storage
 from datastore import keys
-from datastore.carrier import Lost
 from datastore.directory import DirectoryDatastore
-from datastore.fabric_carrier import by_fabric
 from datastore.gate import HEAD, MAGIC, VERSION
 from datastore.port import DatastoreAway, Promotion
-from datastore.ssh import Access, Carry, SshAddress, SshDatastore, by_process, gate_command
-from ecloud.datastores import authority, boss_key
-from ecloud.home import Home
+from datastore.ssh.carrier import Lost
+from datastore.ssh.datastore import Access, Carry, SshAddress, SshDatastore, by_process, gate_command
+from datastore.ssh.fabric_carrier import by_fabric
+from ecloud.config.datastore_address import authority, boss_key
+from ecloud.config.home import Home
 
 MB = 1 << 20
 CARRIERS: dict[str, Carry] = {"fabric": by_fabric, "process": by_process}
@@ -82,7 +82,7 @@ def test_a_link_that_is_cut_again_and_again_brings_everything(
 def test_a_link_that_stalls_is_made_anew(
     own_sshd: Sshd, root: Path, local: Path, way: str, carry: Carry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datastore.connection.SLOWEST", 100 * MB)
+    monkeypatch.setattr("datastore.ssh.connection.SLOWEST", 100 * MB)
     path = big_file((local if way == "up" else root) / "a", 12 * MB)
     with CuttingProxy(own_sshd.port, stall_after=4 * MB) as proxy:
         boss = own_sshd.boss(root, proxy.port, stall_s=2.0, patience_s=60, carry=carry)
@@ -323,5 +323,6 @@ def test_the_boss_reaches_it_through_fabric_alone(own_sshd: Sshd, root: Path, tm
 
 
 def test_fabric_is_loaded_when_a_datastore_over_ssh_is_first_asked() -> None:
-    code = "import sys, boss.storage, datastore.fabric_carrier; assert not {'fabric', 'paramiko'} & set(sys.modules)"
+    code = "import sys, boss.shell.storage, datastore.ssh.fabric_carrier\n"
+    code += "assert not {'fabric', 'paramiko'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,15 +11,15 @@ import pytest
 from opennebula_double import OpenNebula
 from services import HOST, wait_until
 
-from boss.calls import Calls
-from boss.cloud.opennebula import Connection, OpenNebulaCloud
-from boss.cloud.opennebula_transport import Endpoint
-from boss.core.effects import AskRoom, EndVm, ListVms, StartVm
-from boss.core.events import Event, RoomSeen, VmRefused, VmsListed, VmStarted
-from boss.statements import StoreAway
-from boss.storage import Storage
-from ecloud.home import Home
-from ecloud.secrets import AccessFile
+from boss.core.model.effects import AskRoom, EndVm, ListVms, StartVm
+from boss.core.model.events import Event, RoomSeen, VmRefused, VmsListed, VmStarted
+from boss.providers.opennebula.provider import Connection, OpenNebulaCloud
+from boss.providers.opennebula.transport import Endpoint
+from boss.shell.calls import Calls
+from boss.shell.storage import Storage
+from boss.store.statements import StoreAway
+from ecloud.config.home import Home
+from ecloud.config.secrets import AccessFile
 
 DEADLINE_S = 30.0
 

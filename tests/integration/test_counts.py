@@ -20,20 +20,20 @@ import sqlalchemy as sa
 from services import DEADLINE_S, ROOT, Mosquitto, wait_until, watch_to_the_end
 from sqlalchemy.engine import Engine
 
-from boss.calls import Calls
-from boss.core.config import BossConfig
-from boss.core.events import Event
-from boss.runtime import Clock, Runtime
-from boss.storage import Storage
-from boss.store import Store
-from ecloud import wire
-from ecloud.broker import BrokerAddress, BrokerConnection
-from ecloud.client import Client
-from ecloud.home import Home
-from ecloud.secrets import AccessFile, derive_key, write_access
-from ecloud.tasks import Cause, Dependency, Outcome, TaskDefinition
-from ecloud.topics import boss_topic, peer_topic
-from ecloud.wire import Envelope, Heartbeat, Hello, Message, PushOptions, StartTasks, TasksEnded, Welcome
+from boss.core.model.config import BossConfig
+from boss.core.model.events import Event
+from boss.shell.calls import Calls
+from boss.shell.runtime import Clock, Runtime
+from boss.shell.storage import Storage
+from boss.store.store import Store
+from ecloud.client.broker import BrokerAddress, BrokerConnection
+from ecloud.client.client import Client
+from ecloud.config.home import Home
+from ecloud.config.secrets import AccessFile, derive_key, write_access
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Dependency, Outcome, TaskDefinition
+from ecloud.model.topics import boss_topic, peer_topic
+from ecloud.model.wire import Envelope, Heartbeat, Hello, Message, PushOptions, StartTasks, TasksEnded, Welcome
 
 TASKS = 1_000
 SECRET = b"s" * 32

@@ -15,9 +15,9 @@ import pytest
 from databases import MariaDb
 from services import Daemon, Mosquitto, free_port, wait_until, watch_to_the_end
 
-from ecloud.database import make_engine, migrate
-from ecloud.tasks import Dependency, Result, TaskDefinition
-from ecloud.wire import PushOptions
+from ecloud.db.database import make_engine, migrate
+from ecloud.model.tasks import Dependency, Result, TaskDefinition
+from ecloud.model.wire import PushOptions
 
 NewDaemon = Callable[..., Daemon]
 LONG_LEASE_S = 15.0

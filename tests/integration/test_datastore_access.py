@@ -13,14 +13,14 @@ from services import Daemon, wait_until
 from sshd import CLUSTER, GATE, PYTHON, Sshd
 from weather import Weather
 
-from boss.storage import UNSURE_S, Storage
+from boss.shell.storage import UNSURE_S, Storage
 from datastore import keys
 from datastore.keys import LIVES_S, make_key, public_line
 from datastore.port import DatastoreAway
-from datastore.ssh import Access, SshDatastore
-from ecloud.datastores import authority, boss_key
-from ecloud.home import Home
-from ecloud.lookup import task
+from datastore.ssh.datastore import Access, SshDatastore
+from ecloud.config.datastore_address import authority, boss_key
+from ecloud.config.home import Home
+from ecloud.queries.lookup import task
 
 HOUR_S = 3600.0
 
@@ -105,7 +105,7 @@ def test_while_it_is_away_access_is_granted_for_a_short_time_and_then_by_its_clo
     assert lives_s == UNSURE_S
     assert signing.valid(certificate)[1] == pytest.approx(LIVES_S, abs=300)
     signing.sshd.start()
-    monkeypatch.setattr("boss.storage.UNSURE_S", 0.0)
+    monkeypatch.setattr("boss.shell.storage.UNSURE_S", 0.0)
     signing.storage._clock._again_at_s = 0.0
     certificate, lives_s = signing.storage.sign("w1", signing.public)
     assert lives_s == LIVES_S
@@ -137,7 +137,7 @@ def test_a_clock_that_was_set_is_looked_at_anew_when_access_is_refused(
 
 @pytest.mark.parametrize("signing", [0.0], indirect=True)
 def test_access_and_its_connections_end_together(signing: Signing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("boss.storage.LIVES_S", 3.0)
+    monkeypatch.setattr("boss.shell.storage.LIVES_S", 3.0)
     worker = signing.worker(signing.storage.sign("w1", signing.public)[0])
     assert worker.listing() == []
 
@@ -159,7 +159,8 @@ class BriefDaemon(Daemon):
 
     program = (
         "-c",
-        "import boss.storage, runpy; boss.storage.LIVES_S = 3.0; runpy.run_module('boss', run_name='__main__')",
+        "import runpy; from boss.shell import storage; storage.LIVES_S = 3.0\n"
+        "runpy.run_module('boss', run_name='__main__')",
     )
 
 

@@ -16,7 +16,7 @@ from services import wait_until
 from sshd import Sshd
 from weather import PATIENCE_S, Weather
 
-from ecloud.lookup import task
+from ecloud.queries.lookup import task
 
 HOUR_S = 3600
 COMPILER = shutil.which("cc") or shutil.which("gcc")

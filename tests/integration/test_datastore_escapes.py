@@ -18,9 +18,9 @@ from services import HOST, free_port, wait_until
 from sshd import Sshd
 
 from datastore.gate import HEAD, MAGIC, MAX_BODY, MAX_JSON
-from datastore.link import ask
 from datastore.port import BadName, DatastoreAway
-from datastore.ssh import Access, SshDatastore, ssh_command
+from datastore.ssh.datastore import Access, SshDatastore, ssh_command
+from datastore.ssh.link import ask
 
 EVIL = [
     "../secret", "a/../../secret", "/etc/passwd", "..", "a/..", "", ".", "nul\0x", "way_out/secret",

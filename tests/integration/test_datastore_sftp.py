@@ -14,11 +14,12 @@ from cutting_proxy import CuttingProxy
 from services import HOST
 from sshd import Sshd, big_file
 
-from datastore import installing, keys
-from datastore.fabric_carrier import by_fabric
+from datastore import keys
 from datastore.port import DatastoreAway, Promotion
 from datastore.sftp import SftpDatastore
-from datastore.ssh import Access, Carry, by_process, sftp_command, ssh_command
+from datastore.ssh import installing
+from datastore.ssh.datastore import Access, Carry, by_process, sftp_command, ssh_command
+from datastore.ssh.fabric_carrier import by_fabric
 
 MB = 1 << 20
 STAGE = "w1/1-1"

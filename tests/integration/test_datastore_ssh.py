@@ -19,12 +19,13 @@ from cutting_proxy import CuttingProxy
 from services import HOST, wait_until
 from sshd import GATE, Sshd, big_file
 
-from datastore import installing, keys
-from datastore.connection import Answer, Connection
+from datastore import keys
 from datastore.directory import DirectoryDatastore
-from datastore.link import ask
 from datastore.port import BadName, DatastoreAway, NotThere, Promotion
-from datastore.ssh import Access, SshAddress, SshDatastore, gate_command
+from datastore.ssh import installing
+from datastore.ssh.connection import Answer, Connection
+from datastore.ssh.datastore import Access, SshAddress, SshDatastore, gate_command
+from datastore.ssh.link import ask
 
 MB = 1 << 20
 _Result = TypeVar("_Result")

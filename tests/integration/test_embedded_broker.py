@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from services import HOST, Daemon, free_port, listens, wait_until, watch_to_the_end
 
-from boss import embedded_broker
-from boss.embedded_broker import BrokerWontStart, EmbeddedBroker
-from ecloud.broker import probe
-from ecloud.home import Home
-from ecloud.tasks import Dependency, TaskDefinition
-from ecloud.wire import PushOptions
+from boss.shell import embedded_broker
+from boss.shell.embedded_broker import BrokerWontStart, EmbeddedBroker
+from ecloud.client.broker import probe
+from ecloud.config.home import Home
+from ecloud.model.tasks import Dependency, TaskDefinition
+from ecloud.model.wire import PushOptions
 
 WITHOUT_MOSQUITTO = """
 from boss import embedded_broker
@@ -136,8 +136,8 @@ def test_one_that_does_not_start_is_said(tmp_path: Path, monkeypatch: pytest.Mon
 def test_it_ends_with_its_boss(home: Home, tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
-        "from boss.embedded_broker import EmbeddedBroker\n"
-        "from ecloud.home import Home\n"
+        "from boss.shell.embedded_broker import EmbeddedBroker\n"
+        "from ecloud.config.home import Home\n"
         "EmbeddedBroker(Home(sys.argv[1])).start()\n"
         "print('ready', flush=True)\n"
         "time.sleep(600)\n"
@@ -162,7 +162,7 @@ def test_a_run_where_there_is_no_mosquitto(tmp_path: Path) -> None:
     try:
         daemon.start()
         broker_pid = int((daemon.home.broker / "pid").read_text())
-        assert "boss.pip_broker" in daemon.processes()[broker_pid]
+        assert "boss.shell.pip_broker" in daemon.processes()[broker_pid]
         journal = tmp_path / "journal"
         middle = [f"middle-{index}" for index in range(12)]
         commands = ("sleep 0.2", f"echo done >> {journal}")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from boss.core.effects import TellPerson
-from boss.hook import Hook
+from boss.core.model.effects import TellPerson
+from boss.shell.hook import Hook
 
 
 def eventually(what: Callable[[], bool], limit_s: float = 20.0) -> None:

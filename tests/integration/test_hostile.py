@@ -11,9 +11,9 @@ from typing import Any
 from services import Daemon, wait_until
 from stranger import ESCAPE, Stranger, a_run_succeeds, is_heard_out, nothing_changes, shows_no_escapes, worker_of
 
-from ecloud import wire
-from ecloud.tasks import Result, TaskDefinition
-from ecloud.wire import PushOptions, Refused, Request, RequestDone, RunAccepted, RunRejected, SubmitTasks
+from ecloud.model import wire
+from ecloud.model.tasks import Result, TaskDefinition
+from ecloud.model.wire import PushOptions, Refused, Request, RequestDone, RunAccepted, RunRejected, SubmitTasks
 
 # --- noise ----------------------------------------------------------------------------------------
 

@@ -21,9 +21,9 @@ from stranger import (
     worker_of,
 )
 
-from ecloud.holdings import HeldInput, Moving
-from ecloud.tasks import Cause, ManifestEntry, Outcome, Result, TaskDefinition
-from ecloud.wire import (
+from ecloud.model.tasks import Cause, ManifestEntry, Outcome, Result, TaskDefinition
+from ecloud.model.transfer_status import HeldInput, Moving
+from ecloud.model.wire import (
     AttemptName,
     Goodbye,
     Heartbeat,

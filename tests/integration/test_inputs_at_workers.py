@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from services import wait_until
 from weather import PATIENCE_S, Weather
 
-from boss.core.placement import BEHIND
-from ecloud import queries, schema
+from boss.core.placement.placement import BEHIND
+from ecloud.db import schema
+from ecloud.queries import status
 
 WORKERS, SIZE = 3, 12_000_000
 INPUTS = "ABCDEF"
@@ -100,4 +101,4 @@ def test_few_workers_fetch_each_input_nobody_starves_and_it_is_known_after_all_w
 
 def pids(weather: Weather) -> set[int]:
     """Of those on duty."""
-    return {worker.pid for worker in queries.workers(weather.engine, ("up",))}
+    return {worker.pid for worker in status.workers(weather.engine, ("up",))}

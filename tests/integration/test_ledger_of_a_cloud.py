@@ -13,11 +13,11 @@ from doors import Doors
 from opennebula_double import ACTIVE, BOOT, RUNNING, OpenNebula
 from services import Daemon, wait_until, watch_to_the_end
 
-from ecloud.database import make_engine
-from ecloud.ledger import ledger
-from ecloud.tasks import TaskDefinition
-from ecloud.vm_life import PARTS
-from ecloud.wire import PushOptions
+from ecloud.db.database import make_engine
+from ecloud.model.tasks import TaskDefinition
+from ecloud.model.vm_life import PARTS
+from ecloud.model.wire import PushOptions
+from ecloud.queries.ledger import ledger
 
 NewDaemon = Callable[..., Daemon]
 START_S = 60.0

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sshd import Sshd
 
-from boss.core.permits import Permits, Said
-from ecloud import wire
+from boss.core.workers.transfer_slots import Said, TransferSlots
+from ecloud.model import wire
 
 WORKERS = 40
 STARTUPS = 4
@@ -19,7 +19,7 @@ class Boss:
     """The rule with a lock round it: who is granted a lane hears it at once."""
 
     def __init__(self, lanes: int) -> None:
-        self.permits = Permits(self._say, lanes, 1 << 40)
+        self.permits = TransferSlots(self._say, lanes, 1 << 40)
         self.most = 0
         self._lock = threading.Lock()
         self._granted = {f"w{number}": threading.Event() for number in range(WORKERS)}

@@ -17,10 +17,10 @@ import pytest
 from opennebula_double import ACTIVE, DONE, POWEROFF, RUNNING, SHUTDOWN, UNKNOWN, OpenNebula, User, Vm
 from services import HOST, Authority, free_port, wait_until
 
-from boss.cloud import opennebula
-from boss.cloud.opennebula import Connection, OpenNebulaCloud
-from boss.cloud.opennebula_transport import Endpoint
-from boss.cloud.provider import (
+from boss.providers.opennebula import provider
+from boss.providers.opennebula.provider import Connection, OpenNebulaCloud
+from boss.providers.opennebula.transport import Endpoint
+from boss.providers.provider import (
     AskForLess,
     CredentialsWrong,
     GivePoolUp,
@@ -31,7 +31,7 @@ from boss.cloud.provider import (
     VmOrder,
     VmState,
 )
-from ecloud.secrets import AccessFile
+from ecloud.config.secrets import AccessFile
 
 CLUSTER = "c0ffee"
 SIZE = {"cpus": 1.0, "memory_mb": 100.0, "gpus": 0.0}
@@ -445,7 +445,7 @@ def test_a_shutdown_that_fails_is_ended_hard_in_time(
     vm = start(cloud, double)
     cloud.end(str(vm.id))
     wait_until(lambda: vm.where == (ACTIVE, RUNNING), what="it is back without a word")
-    monkeypatch.setattr(opennebula, "END_GRACE_S", 0.0)
+    monkeypatch.setattr(provider, "END_GRACE_S", 0.0)
     cloud.end(str(vm.id))
     assert vm.state == DONE
 
@@ -459,7 +459,7 @@ def test_one_that_is_shutting_down_is_let_alone_for_a_while(
         cloud.end(str(vm.id))
     assert vm.where == (ACTIVE, SHUTDOWN)
     assert double.calls["vm.action"] == 1
-    monkeypatch.setattr(opennebula, "END_GRACE_S", 0.0)
+    monkeypatch.setattr(provider, "END_GRACE_S", 0.0)
     cloud.end(str(vm.id))
     assert vm.state == DONE
 

@@ -13,9 +13,9 @@ from doors import Doors
 from opennebula_double import ACTIVE, DONE, PENDING, RUNNING, OpenNebula, User
 from services import Daemon, wait_until, watch_to_the_end
 
-from ecloud.database import make_engine
-from ecloud.tasks import Dependency, TaskDefinition
-from ecloud.wire import PushOptions
+from ecloud.db.database import make_engine
+from ecloud.model.tasks import Dependency, TaskDefinition
+from ecloud.model.wire import PushOptions
 
 NewDaemon = Callable[..., Daemon]
 START_S = 60.0

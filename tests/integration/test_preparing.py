@@ -17,18 +17,18 @@ from contexts import NONCE, variables_of_a_vm
 from guests import Guest
 from services import HOST, free_port, wait_until
 
-from boss.calls import Calls
-from boss.cloud.local import LocalCloud
-from boss.cloud.preparing import Visitor
-from boss.cloud.provider import VmFound
-from boss.cloud.start_script import encoded, merged_context
-from boss.core.effects import ListVms, VisitVm
-from boss.core.events import Event, VmsListed, VmVisited
-from boss.storage import Storage
-from boss.wheels import Bundles
+from boss.bootstrap.bundle import Bundles
+from boss.bootstrap.start_script import encoded, merged_context
+from boss.bootstrap.visit import Visitor
+from boss.core.model.effects import ListVms, VisitVm
+from boss.core.model.events import Event, VmsListed, VmVisited
+from boss.providers.local import LocalCloud
+from boss.providers.provider import VmFound
+from boss.shell.calls import Calls
+from boss.shell.storage import Storage
 from datastore.keys import make_key
-from ecloud.causes import recognise
-from ecloud.home import Home
+from ecloud.config.home import Home
+from ecloud.model.boot_diagnosis import recognise
 
 NewGuest = Callable[..., Guest]
 PORT = free_port()

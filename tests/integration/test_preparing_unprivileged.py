@@ -14,13 +14,13 @@ from guests import Guest
 from services import free_port, wait_until
 from unprivileged import NUMBER, USER, UnprivilegedGuest, why_not
 
-from boss.cloud.preparing import Visitor
-from boss.cloud.start_script import merged_context
-from boss.core.effects import VisitVm
-from boss.core.events import VmVisited
-from boss.wheels import Bundles
+from boss.bootstrap.bundle import Bundles
+from boss.bootstrap.start_script import merged_context
+from boss.bootstrap.visit import Visitor
+from boss.core.model.effects import VisitVm
+from boss.core.model.events import VmVisited
 from datastore.keys import make_key
-from ecloud.causes import recognise
+from ecloud.model.boot_diagnosis import recognise
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be made")
 NewGuest = Callable[..., Guest]

@@ -10,18 +10,18 @@ import msgspec
 import pytest
 from sqlalchemy.engine import Engine
 
-from boss.core.merging import new_task
-from boss.core.rows import AttemptRow, BootRow, PoolRow, RunRow, VmRow, WorkerRow, Writes
-from boss.store import Store
-from ecloud import queries
-from ecloud.answers import Reasons, Status
-from ecloud.causes import Visit
-from ecloud.database import make_engine, migrate
-from ecloud.explain import NoSuchThing, why
-from ecloud.explain_task import Pool
-from ecloud.lookup import NoSuchTask, task
-from ecloud.tasks import AttemptState, Cause, Condition, Dependency, Outcome, TaskDefinition, TaskState
-from ecloud.wire import Hello
+from boss.core.model.rows import AttemptRow, BootRow, PoolRow, RunRow, VmRow, WorkerRow, Writes
+from boss.core.tasks.merging import new_task
+from boss.store.store import Store
+from ecloud.db.database import make_engine, migrate
+from ecloud.model.boot_diagnosis import Visit
+from ecloud.model.tasks import AttemptState, Cause, Condition, Dependency, Outcome, TaskDefinition, TaskState
+from ecloud.model.wire import Hello
+from ecloud.queries import status as queries
+from ecloud.queries.lookup import NoSuchTask, task
+from ecloud.queries.views import Reasons, Status
+from ecloud.queries.why import NoSuchThing, why
+from ecloud.queries.why_task import Pool
 
 SUCCESS, FAILURE = Condition.SUCCESS, Condition.FAILURE
 POOLS = (Pool("local", {"cpus": 1.0, "memory_mb": 2_000.0}, 2), Pool("whole", {"cpus": 4.0, "memory_mb": 8_000.0}, 1))

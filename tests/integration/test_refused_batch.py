@@ -11,15 +11,15 @@ import pytest
 from services import HOST, free_port
 from sqlalchemy.engine import Engine
 
-from boss.calls import Calls
-from boss.core.config import BossConfig, PoolConfig
-from boss.core.events import Event
-from boss.runtime import Clock, Runtime
-from boss.storage import Storage
-from boss.store import Store
-from ecloud import wire
-from ecloud.broker import BrokerAddress
-from ecloud.home import Home
+from boss.core.model.config import BossConfig, PoolConfig
+from boss.core.model.events import Event
+from boss.shell.calls import Calls
+from boss.shell.runtime import Clock, Runtime
+from boss.shell.storage import Storage
+from boss.store.store import Store
+from ecloud.client.broker import BrokerAddress
+from ecloud.config.home import Home
+from ecloud.model import wire
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from databases import MariaDb
 from doors import Doors
 from services import Daemon, Mosquitto, free_port, wait_until
 
-from ecloud.database import make_engine, migrate
-from ecloud.secrets import read_access
+from ecloud.config.secrets import read_access
+from ecloud.db.database import make_engine, migrate
 
 DATABASE_PASSWORD = "Wq7-database-zP3"
 PRIVATE = stat.S_IRWXG | stat.S_IRWXO

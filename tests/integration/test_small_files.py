@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from sshd import Sshd
 
-from boss.calls import Calls
-from boss.core.effects import Promote, PromoteFiles
-from boss.core.events import DatastoreFailed, Event, FilesPromoted
-from boss.storage import Storage
+from boss.core.model.effects import Promote, PromoteFiles
+from boss.core.model.events import DatastoreFailed, Event, FilesPromoted
+from boss.shell.calls import Calls
+from boss.shell.storage import Storage
 from datastore.directory import DirectoryDatastore
 from datastore.port import BadName, DatastoreAway, Promotion
-from ecloud.home import Home
-from ecloud.tasks import ManifestEntry
+from ecloud.config.home import Home
+from ecloud.model.tasks import ManifestEntry
 
 DEADLINE_S = 30.0
 ODD = ("plain", "with space", "-dash", "new\nline", "x" * 255, "deep/er/file")

@@ -16,7 +16,7 @@ from contexts import KEY, variables_of_a_vm
 from guests import Guest
 from services import ROOT, wait_until
 
-from boss.cloud.start_script import MAX_VALUE_BYTES, SCRIPT, TooLarge, encoded, merged_context
+from boss.bootstrap.start_script import MAX_VALUE_BYTES, SCRIPT, TooLarge, encoded, merged_context
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from contexts import KEY, variables_of_a_vm
 from services import wait_until
 from systemd_machine import Machine, Refused
 
-from boss.cloud.guest_scripts import PROBE, read_probe
-from boss.cloud.start_script import SCRIPT, merged_context
+from boss.bootstrap.guest_scripts import PROBE, read_probe
+from boss.bootstrap.start_script import SCRIPT, merged_context
 
 pytestmark = pytest.mark.long
 UNIT = "ecloud-worker"

@@ -11,14 +11,15 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from boss.core.merging import new_task
-from boss.core.rows import AttemptRow, RunRow, TaskMoved, WorkerRow, Writes
-from boss.statements import transaction
-from boss.store import CommitRefused, Store, StoreAway
-from ecloud import queries, schema
-from ecloud.database import make_engine
-from ecloud.tasks import AttemptState, Cause, ManifestEntry, Outcome, TaskDefinition, TaskState
-from ecloud.wire import Hello
+from boss.core.model.rows import AttemptRow, RunRow, TaskMoved, WorkerRow, Writes
+from boss.core.tasks.merging import new_task
+from boss.store.statements import transaction
+from boss.store.store import CommitRefused, Store, StoreAway
+from ecloud.db import schema
+from ecloud.db.database import make_engine
+from ecloud.model.tasks import AttemptState, Cause, ManifestEntry, Outcome, TaskDefinition, TaskState
+from ecloud.model.wire import Hello
+from ecloud.queries import status
 
 NOW = 1_700_000_000.25
 STATEMENTS_A_BATCH = 15
@@ -70,9 +71,9 @@ ODD = {
 def test_an_odd_outcome_is_stored_with_all_others_of_its_batch(store: Store, fields: dict[str, object]) -> None:
     moved = {number: TaskMoved(TaskState.FAILED, str(fields.get("error", "")), 1) for number in (1, 2, 3)}
     write(store, tasks=moved, attempts={(1, 1): ended(1), (2, 1): ended(2, **fields), (3, 1): ended(3)})
-    page = queries.tasks(store.engine, ["failed"])
+    page = status.tasks(store.engine, ["failed"])
     assert [line.id for line in page.tasks] == ["1", "2", "3"]
-    assert [failure.id for failure in queries.failures(store.engine)] == ["1", "2", "3"]
+    assert [failure.id for failure in status.failures(store.engine)] == ["1", "2", "3"]
     # What a boss reads back at its start can be read, too.
     row = msgspec.structs.replace(ended(2, **fields), state=AttemptState.PROMOTING)
     write(store, attempts={(2, 1): row})
@@ -87,7 +88,7 @@ def test_what_an_odd_worker_says_of_itself_is_stored(store: Store) -> None:
     well = WorkerRow("w2", "k", "up", NOW, NOW, Hello("n", "worker"))
     write(store, workers={"w1": odd, "w2": well})
     assert [row.worker for row in store.load().workers] == ["w1", "w2"]
-    assert [view.host for view in queries.workers(store.engine)] == ["?", ""]
+    assert [view.host for view in status.workers(store.engine)] == ["?", ""]
 
 
 def test_a_value_that_no_driver_can_send_is_refused_and_the_store_goes_on(store: Store) -> None:
@@ -102,13 +103,13 @@ def test_a_value_that_no_driver_can_send_is_refused_and_the_store_goes_on(store:
 
 def test_a_reader_never_holds_the_boss_up_and_sees_one_state(store: Store) -> None:
     count = sa.select(sa.func.count()).where(schema.tasks.c.state == "failed")
-    with queries.snapshot(store.engine) as reading:
+    with status.snapshot(store.engine) as reading:
         assert reading.execute(count).scalar() == 0
         for number in range(1, 6):
             write(store, tasks={number: TaskMoved(TaskState.FAILED)}, attempts={(number, 1): ended(number)})
         write(store, dropped_tasks=[1])
         assert reading.execute(count).scalar() == 0
-    with queries.snapshot(store.engine) as reading:
+    with status.snapshot(store.engine) as reading:
         assert reading.execute(count).scalar() == 4
 
 
@@ -117,8 +118,8 @@ def test_a_reader_does_not_wait_for_a_batch_under_way(store: Store) -> None:
 
     def ask() -> None:
         other = make_engine(store.engine.url)
-        assert queries.status(other, NOW).tasks["running"] == 1_000
-        assert queries.run_status(other, "r", NOW).left == 1_000
+        assert status.status(other, NOW).tasks["running"] == 1_000
+        assert status.run_status(other, "r", NOW).left == 1_000
         other.dispose()
         answered.set()
 

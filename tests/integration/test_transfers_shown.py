@@ -10,16 +10,16 @@ import msgspec
 import pytest
 from sqlalchemy.engine import Engine
 
-from boss.core.merging import new_task
-from boss.core.rows import AttemptRow, RunRow, WorkerRow, Writes
-from boss.store import Store
-from ecloud import queries
-from ecloud.explain import why
-from ecloud.holdings import Moving
-from ecloud.lookup import task
-from ecloud.moving import transfer_line
-from ecloud.tasks import AttemptState, Cause, Condition, Outcome, Requirement, Result, TaskDefinition, TaskState
-from ecloud.wire import Hello
+from boss.core.model.rows import AttemptRow, RunRow, WorkerRow, Writes
+from boss.core.tasks.merging import new_task
+from boss.store.store import Store
+from ecloud.cli.transfer_text import transfer_line
+from ecloud.model.tasks import AttemptState, Cause, Condition, Outcome, Requirement, Result, TaskDefinition, TaskState
+from ecloud.model.transfer_status import Moving
+from ecloud.model.wire import Hello
+from ecloud.queries import status as queries
+from ecloud.queries.lookup import task
+from ecloud.queries.why import why
 
 
 class Shelf:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from other_pythons import machine_of, other_pythons, registry_answers
 
-from boss.wheels import Bundle, Bundles, NoBundle
+from boss.bootstrap.bundle import Bundle, Bundles, NoBundle
 
 pytestmark = pytest.mark.long
 PYTHONS = other_pythons()

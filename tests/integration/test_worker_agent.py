@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from services import DEADLINE_S, ROOT, Daemon, Mosquitto, wait_until, watch_to_the_end
 
-from ecloud.database import make_engine
-from ecloud.tasks import Result, TaskDefinition
-from ecloud.wire import PushOptions
+from ecloud.db.database import make_engine
+from ecloud.model.tasks import Result, TaskDefinition
+from ecloud.model.wire import PushOptions
 
 NOBODY = ({"name": "nobody", "maximum": 0},)
 """No VM is started: whoever works is the worker of the test."""

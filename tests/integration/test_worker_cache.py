@@ -17,8 +17,8 @@ from services import wait_until
 from sshd import Sshd
 
 from datastore.port import DatastoreAway, Entry
-from datastore.ssh import SshDatastore
-from worker.cache import Cache, key_of
+from datastore.ssh.datastore import SshDatastore
+from worker.shell.cache import Cache, key_of
 
 SIZE = 3_000_000
 KEPT = 100_000

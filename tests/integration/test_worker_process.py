@@ -17,13 +17,13 @@ import pytest
 from services import wait_until
 
 from datastore.directory import DirectoryDatastore
-from ecloud.tasks import FAILURE_TAIL_BYTES, SUCCESS_TAIL_BYTES, Cause, Outcome, Requirement, Result, TaskBody
-from ecloud.wire import AttemptOrder, DatastoreAccess
-from worker.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
-from worker.files import Files, WorkingDirectories
-from worker.home import WorkerHome
-from worker.jobs import Jobs
-from worker.process import PR_SET_CHILD_SUBREAPER, Processes, adopt_orphans
+from ecloud.model.tasks import FAILURE_TAIL_BYTES, SUCCESS_TAIL_BYTES, Cause, Outcome, Requirement, Result, TaskBody
+from ecloud.model.wire import AttemptOrder, DatastoreAccess
+from worker.core.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
+from worker.shell.files import Files, WorkingDirectories
+from worker.shell.home import WorkerHome
+from worker.shell.jobs import Jobs
+from worker.shell.process import PR_SET_CHILD_SUBREAPER, Processes, adopt_orphans
 
 DEADLINE_S = 30.0
 

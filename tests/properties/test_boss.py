@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from boss.core.effects import PromoteFiles
-from boss.core.events import FilesPromoted
-from ecloud import wire
-from ecloud.tasks import (
+from boss.core.model.effects import PromoteFiles
+from boss.core.model.events import FilesPromoted
+from ecloud.model import wire
+from ecloud.model.tasks import (
     ENDED,
     AttemptState,
     Cause,
@@ -26,7 +26,7 @@ from ecloud.tasks import (
     TaskDefinition,
     TaskState,
 )
-from ecloud.wire import AttemptName, HeldAttempt
+from ecloud.model.wire import AttemptName, HeldAttempt
 
 CAUSES = [Cause.SUCCESS, Cause.SUCCESS, Cause.EXIT, Cause.TIMEOUT, Cause.SIGNAL]
 names = st.sampled_from([f"t{number}" for number in range(8)])

@@ -6,9 +6,9 @@ import networkx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boss.core.graph import TaskGraph
-from boss.core.rows import TaskRow
-from ecloud.tasks import ENDED, Condition, TaskState
+from boss.core.model.graph import TaskGraph
+from boss.core.model.rows import TaskRow
+from ecloud.model.tasks import ENDED, Condition, TaskState
 
 
 @st.composite

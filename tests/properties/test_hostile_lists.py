@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
 from ecloud.formats import TaskList, TaskListWrong, read_task_list
-from ecloud.tasks import definition_json
+from ecloud.model.tasks import definition_json
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boss.core.rows import VmRow
-from ecloud.vm_life import MICRO, PARTS, Ran, VmLife, ahead_s, divide, micros
+from boss.core.model.rows import VmRow
+from ecloud.model.vm_life import MICRO, PARTS, Ran, VmLife, ahead_s, divide, micros
 from sim import books
 from sim.cloud import Cloud
 from sim.faults import Faults

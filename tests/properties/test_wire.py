@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from msgspec import inspect as shapes
 
-from ecloud import wire
-from ecloud.secrets import derive_key
-from ecloud.tasks import TaskDefinition, definition_json
-from ecloud.topics import boss_topic
-from ecloud.wire import MAX_NAME_CHARS, PROTOCOL_VERSION, Envelope, Unreadable, decode, encode
+from ecloud.config.secrets import derive_key
+from ecloud.model import wire
+from ecloud.model.tasks import TaskDefinition, definition_json
+from ecloud.model.topics import boss_topic
+from ecloud.model.wire import MAX_NAME_CHARS, PROTOCOL_VERSION, Envelope, Unreadable, decode, encode
 
 SECRET = b"s" * 32
 TOPIC = boss_topic("cluster", "w1")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from worker_script import WorkerScript, names_of, order
 
-from ecloud import wire
-from ecloud.tasks import Cause, Outcome
-from ecloud.wire import AttemptOrder, Envelope
-from worker.events import AttemptEnded, AttemptReturned, CommandsEnded, MessageArrived, TransfersChanged
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Outcome
+from ecloud.model.wire import AttemptOrder, Envelope
+from worker.core.events import AttemptEnded, AttemptReturned, CommandsEnded, MessageArrived, TransfersChanged
 
 CPUS = 3.0
 GPUS = (0, 2, 5)

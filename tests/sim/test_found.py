@@ -6,15 +6,15 @@ import pytest
 from boss_script import BossScript, Peer, task
 from worker_script import WorkerScript
 
-from boss.core.effects import PromoteFiles, SelectTasks
-from boss.core.events import DatastoreFailed, FilesPromoted
-from boss.store import Deposed
-from ecloud import wire
-from ecloud.tasks import Cause, Condition, Dependency, ManifestEntry, Outcome, Retries, TaskDefinition
-from ecloud.wire import Envelope
+from boss.core.model.effects import PromoteFiles, SelectTasks
+from boss.core.model.events import DatastoreFailed, FilesPromoted
+from boss.store.store import Deposed
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Condition, Dependency, ManifestEntry, Outcome, Retries, TaskDefinition
+from ecloud.model.wire import Envelope
 from sim.store import Store
-from worker.core import WorkerCore
-from worker.events import ConnectionFound, ConnectionLost, MessageArrived, WorkerConfig
+from worker.core.events import ConnectionFound, ConnectionLost, MessageArrived, WorkerConfig
+from worker.core.worker_core import WorkerCore
 
 FILE = (ManifestEntry("x", 1, "aa"),)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from boss.core.config import BossConfig
-from ecloud.wire import PushOptions
+from boss.core.model.config import BossConfig
+from ecloud.model.wire import PushOptions
 from sim import memory
 from sim.faults import Faults
 from sim.scenario import Size, make_tasks

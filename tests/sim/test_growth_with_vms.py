@@ -12,11 +12,15 @@ from collections import Counter
 import msgspec
 import pytest
 
-import worker.attempts as worker_attempts
-from boss.core import inputs, pushes, requests, runtimes, sessions, spending
-from boss.core.config import BossConfig, PoolConfig
-from ecloud.tasks import TaskDefinition
-from ecloud.wire import PushOptions
+import worker.core.attempts as worker_attempts
+from boss.core.autoscale import daily_budget
+from boss.core.clients import pushes, requests
+from boss.core.model import runtime_estimates
+from boss.core.model.config import BossConfig, PoolConfig
+from boss.core.tasks import input_locality
+from boss.core.workers import sessions
+from ecloud.model.tasks import TaskDefinition
+from ecloud.model.wire import PushOptions
 from sim import client, containers
 from sim.boss_shell import BossProcess
 from sim.client import Client
@@ -124,12 +128,12 @@ class CloudyDays(Simulation):
 def lower_limits(patch: pytest.MonkeyPatch) -> None:
     """What is bounded by a number or by a day reaches its bound within the first hours."""
     for module, name, value in (
-        (inputs, "KEPT", 6),
+        (input_locality, "KEPT", 6),
         (pushes, "ANSWERS_KEPT", 4),
         (requests, "ANSWERS_KEPT", 4),
-        (runtimes, "KINDS_KEPT", 40),
+        (runtime_estimates, "KINDS_KEPT", 40),
         (sessions, "MAX_PENDING", 20),
-        (spending, "DAY_S", HOUR_S),
+        (daily_budget, "DAY_S", HOUR_S),
         (worker_attempts, "INITS_KEPT", 10),
     ):
         patch.setattr(module, name, value)

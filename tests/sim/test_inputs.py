@@ -7,10 +7,10 @@ import random
 import msgspec
 import pytest
 
-from boss.core import pushes
-from boss.core.config import BossConfig
-from ecloud.tasks import Requirement, TaskDefinition
-from ecloud.wire import PushOptions
+from boss.core.clients import pushes
+from boss.core.model.config import BossConfig
+from ecloud.model.tasks import Requirement, TaskDefinition
+from ecloud.model.wire import PushOptions
 from sim import faults as faults_of
 from sim import story
 from sim.faults import Faults

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from boss.core.placement import Placement
+from boss.core.placement.placement import Placement
 from sim import simulation
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from boss.core.config import BossConfig, PoolConfig
-from ecloud.tasks import TaskDefinition
-from ecloud.wire import PushOptions
+from boss.core.model.config import BossConfig, PoolConfig
+from ecloud.model.tasks import TaskDefinition
+from ecloud.model.wire import PushOptions
 from sim import story
 from sim.faults import Faults
 from sim.scenario import Size

@@ -11,15 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from boss.core.attempts import Attempts
-from boss.core.graph import TaskGraph
-from boss.core.rows import TaskRow
-from boss.core.sessions import Sessions
-from ecloud.tasks import Outcome
+from boss.core.model.graph import TaskGraph
+from boss.core.model.rows import TaskRow
+from boss.core.tasks.attempts import Attempts
+from boss.core.workers.sessions import Sessions
+from ecloud.model.tasks import Outcome
 from sim import faults, simulation, story
 from sim.world import World
-from worker.core import WorkerCore
-from worker.events import WorkerConfig
+from worker.core.events import WorkerConfig
+from worker.core.worker_core import WorkerCore
 
 
 def first_wrong(seeds: Iterable[int], allowed: tuple[str, ...] = faults.NAMES) -> simulation.Result | None:

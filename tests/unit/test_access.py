@@ -5,11 +5,11 @@ from __future__ import annotations
 from boss_script import BossScript, Peer
 from worker_script import WorkerScript
 
-from boss.core.effects import SignKey
-from boss.core.events import KeySigned
-from ecloud import wire
-from ecloud.wire import DatastoreAccess
-from worker.events import AccessEnded
+from boss.core.model.effects import SignKey
+from boss.core.model.events import KeySigned
+from ecloud.model import wire
+from ecloud.model.wire import DatastoreAccess
+from worker.core.events import AccessEnded
 
 THERE = DatastoreAccess("u@host:/root", host_key="ssh-ed25519 AAAA")
 HOUR_S = 3600.0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from boss_script import BossScript, task
 
-from boss.core.answers import ANSWER_COUNT, ANSWER_S
-from ecloud import wire
+from boss.core.tasks.outcome_acks import ANSWER_COUNT, ANSWER_S
+from ecloud.model import wire
 
 
 def answers(script: BossScript) -> list[tuple[str, list[int]]]:

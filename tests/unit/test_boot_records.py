@@ -8,13 +8,13 @@ import msgspec
 from boss_script import BossScript, Peer
 from vm_script import made, started
 
-from boss.core.config import PoolConfig
-from boss.core.effects import VisitVm
-from boss.core.events import MessageArrived, VmsListed, VmVisited
-from boss.core.rows import BootRow
-from ecloud import wire
-from ecloud.causes import Visit
-from ecloud.wire import Envelope
+from boss.core.model.config import PoolConfig
+from boss.core.model.effects import VisitVm
+from boss.core.model.events import MessageArrived, VmsListed, VmVisited
+from boss.core.model.rows import BootRow
+from ecloud.model import wire
+from ecloud.model.boot_diagnosis import Visit
+from ecloud.model.wire import Envelope
 
 HERE = "10.0.0.7"
 OLD_PYTHON: dict[str, Any] = {"contact": "ok", "clock_s": 0.0, "python": "3.9", "vm": "1", "by_ssh": True}

@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 from boss_script import BossScript, task
 
-from boss.core.effects import DropStages, EndVm, FindResults, ListVms, PromoteFiles, StartVm
-from boss.core.events import BrokerFound, BrokerLost, FilesPromoted, MessageArrived, ResultsFound, VmsListed, VmStarted
-from ecloud import wire
-from ecloud.tasks import AttemptState, Cause, ManifestEntry, Retries, TaskState
-from ecloud.wire import Envelope
+from boss.core.model.effects import DropStages, EndVm, FindResults, ListVms, PromoteFiles, StartVm
+from boss.core.model.events import (
+    BrokerFound,
+    BrokerLost,
+    FilesPromoted,
+    MessageArrived,
+    ResultsFound,
+    VmsListed,
+    VmStarted,
+)
+from ecloud.model import wire
+from ecloud.model.tasks import AttemptState, Cause, ManifestEntry, Retries, TaskState
+from ecloud.model.wire import Envelope
 
 
 @pytest.fixture

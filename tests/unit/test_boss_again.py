@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from boss_script import BossScript, Peer, task
 
-from boss.core.balance import MOST_EACH
-from ecloud import wire
-from ecloud.tasks import Cause, Outcome
-from ecloud.wire import HeldAttempt
+from boss.core.placement.stealing import MOST_EACH
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Outcome
+from ecloud.model.wire import HeldAttempt
 
 
 @pytest.fixture

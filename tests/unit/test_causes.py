@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ecloud.causes import Cause, Visit, recognise, version
+from ecloud.model.boot_diagnosis import Cause, Visit, recognise, version
 
 GOOD: dict[str, Any] = {
     "contact": "ok", "clock_s": 0.4, "python": "3.11", "vm": "7", "boot_nonce": "4-7", "disk_mb": 9000.0, "dns": True,

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from boss import cycles
-from boss.cycles import Cycles
+from boss.shell import gc_pauses
+from boss.shell.gc_pauses import Cycles
 from sim import faults
 from sim.simulation import Simulation
 
@@ -59,7 +59,7 @@ class _Knot:
 
 def test_what_grew_old_is_set_aside_and_searched_again_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the knot of a library that had grown old is found, once there is nothing else to do."""
-    monkeypatch.setattr(cycles, "FEW_OBJECTS", 100_000_000)  # a process that tests has more than a boss at rest
+    monkeypatch.setattr(gc_pauses, "FEW_OBJECTS", 100_000_000)  # a process that tests has more than a boss at rest
     collector = Cycles()
     collector.begin(0.0)
     before = gc.get_freeze_count()
@@ -74,9 +74,9 @@ def test_what_grew_old_is_set_aside_and_searched_again_at_rest(monkeypatch: pyte
     del knot, kept
     gc.collect()
     assert not gone, "it is set aside"
-    collector.at_rest(cycles.SEARCHED_EVERY_S - 1)
+    collector.at_rest(gc_pauses.SEARCHED_EVERY_S - 1)
     assert not gone
-    collector.at_rest(cycles.SEARCHED_EVERY_S)
+    collector.at_rest(gc_pauses.SEARCHED_EVERY_S)
     assert gone == ["gone"]
 
 
@@ -90,26 +90,26 @@ class _Tells:
 
 def test_a_boss_that_remembers_much_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would hold the loop."""
-    monkeypatch.setattr(cycles, "FEW_OBJECTS", 0)
+    monkeypatch.setattr(gc_pauses, "FEW_OBJECTS", 0)
     collector = Cycles()
     collector.begin(0.0)
     count = gc.get_freeze_count()
     kept = [[number] for number in range(1_000)]
-    collector.at_rest(10 * cycles.SEARCHED_EVERY_S)
+    collector.at_rest(10 * gc_pauses.SEARCHED_EVERY_S)
     assert gc.get_freeze_count() == count
     assert kept
 
 
 def test_how_much_is_remembered_is_not_counted_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting walks all of it, and a boss is at rest many times a second."""
-    monkeypatch.setattr(cycles, "FEW_OBJECTS", 0)
+    monkeypatch.setattr(gc_pauses, "FEW_OBJECTS", 0)
     counted: list[int] = []
     count = gc.get_freeze_count
     monkeypatch.setattr(gc, "get_freeze_count", lambda: counted.append(count()) or counted[-1])
     collector = Cycles()
     collector.begin(0.0)
     for tenth in range(100):
-        collector.at_rest(cycles.SEARCHED_EVERY_S + tenth / 10)
+        collector.at_rest(gc_pauses.SEARCHED_EVERY_S + tenth / 10)
     assert len(counted) == 1
-    collector.at_rest(2 * cycles.SEARCHED_EVERY_S)
+    collector.at_rest(2 * gc_pauses.SEARCHED_EVERY_S)
     assert len(counted) == 2

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ecloud.settings import ROOT
+from ecloud.config.settings import ROOT
 
 GENERATE = "docs/generate.py"
 

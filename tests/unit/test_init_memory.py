@@ -7,9 +7,9 @@ from boss_script import BossScript, Peer, task
 from worker_script import WorkerScript, order
 
 from boss.core.boss import ARCHIVE_EVERY_S
-from ecloud import wire
-from ecloud.tasks import Cause, Outcome
-from worker import attempts
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Outcome
+from worker.core import attempts
 
 
 def init_ends(script: BossScript, peer: Peer, id: str, cause: Cause = Cause.SUCCESS) -> None:

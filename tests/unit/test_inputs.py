@@ -9,12 +9,12 @@ from boss_script import BossScript, Peer, task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boss.core.inputs import KEPT, SHARED_MOST
-from boss.core.placement import BEHIND
-from ecloud import wire
-from ecloud.holdings import BIG_INPUT_BYTES as BIG_BYTES
-from ecloud.holdings import INPUTS_TOLD, HeldInput
-from ecloud.tasks import Requirement, TaskDefinition
+from boss.core.placement.placement import BEHIND
+from boss.core.tasks.input_locality import KEPT, SHARED_MOST
+from ecloud.model import wire
+from ecloud.model.tasks import Requirement, TaskDefinition
+from ecloud.model.transfer_status import BIG_INPUT_BYTES as BIG_BYTES
+from ecloud.model.transfer_status import INPUTS_TOLD, HeldInput
 
 
 def needs(id: str, *paths: str, **fields: Any) -> TaskDefinition:

@@ -9,9 +9,9 @@ import pytest
 from worker_script import WorkerScript
 
 from datastore.port import Entry
-from ecloud.holdings import BIG_INPUT_BYTES, INPUTS_TOLD, HeldInput
-from worker.cache import Cache, key_of
-from worker.events import StateMeasured
+from ecloud.model.transfer_status import BIG_INPUT_BYTES, INPUTS_TOLD, HeldInput
+from worker.core.events import StateMeasured
+from worker.shell.cache import Cache, key_of
 
 
 def keeps(cache: Cache, to: Path, name: str, size: int = BIG_INPUT_BYTES) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from boss_script import BossScript
 from worker_script import WorkerScript
 
-from boss.core.permits import SLICE_S
-from ecloud import wire
-from worker.events import TransfersChanged
-from worker.lane import IDLE_S
+from boss.core.workers.transfer_slots import SLICE_S
+from ecloud.model import wire
+from worker.core.events import TransfersChanged
+from worker.core.transfer_slot import IDLE_S
 
 
 def moving(waiting: int = 0, under_way: int = 0, size: int = 0) -> TransfersChanged:

@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from boss.core.effects import Promote, PromoteFiles
-from boss.core.manifests import declared_of, undeclared
-from ecloud.tasks import ManifestEntry, Result, TaskDefinition
-from worker.files import matches
+from boss.core.model.effects import Promote, PromoteFiles
+from boss.core.tasks.manifests import declared_of, undeclared
+from ecloud.model.tasks import ManifestEntry, Result, TaskDefinition
+from worker.shell.files import matches
 
 
 def told(path: str, *results: tuple[str, str]) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from datastore.connection import Channel
-from datastore.sshd_limits import understand
-from ecloud.doctor import _lanes
-from ecloud.holdings import Moving
-from ecloud.moving import moving_line
-from worker.meter import Meter
+from datastore.ssh.connection import Channel
+from datastore.ssh.sshd_limits import understand
+from ecloud.cli.doctor import _lanes
+from ecloud.cli.transfer_text import moving_line
+from ecloud.model.transfer_status import Moving
+from worker.shell.meter import Meter
 
 MB = 1_000_000
 

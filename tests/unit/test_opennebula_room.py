@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from boss.cloud.opennebula_room import address_bound, host_bound, number_of, quota_bounds
+from boss.providers.opennebula.capacity import address_bound, host_bound, number_of, quota_bounds
 
 
 def user(defaults: dict[str, str] | None = None, **quota: str) -> Any:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opennebula_xml import parse_template
 
-from boss.cloud import opennebula_words as words
-from boss.cloud.opennebula_vms import read_vms
-from boss.cloud.provider import VmState
+from boss.providers.opennebula import naming as words
+from boss.providers.opennebula.vm_list import read_vms
+from boss.providers.provider import VmState
 
 NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,8}", fullmatch=True)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")).filter(

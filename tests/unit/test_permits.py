@@ -11,10 +11,10 @@ from collections import Counter
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from boss.core.permits import SLICE_S, Permits, Said
-from ecloud import wire
-from worker.events import TransfersChanged
-from worker.lane import IDLE_S, Lane
+from boss.core.workers.transfer_slots import SLICE_S, Said, TransferSlots
+from ecloud.model import wire
+from worker.core.events import TransfersChanged
+from worker.core.transfer_slot import IDLE_S, Lane
 
 
 class Rule:
@@ -23,7 +23,7 @@ class Rule:
     def __init__(self, lanes: int = 2, most_bytes: int = 100, opens_at: float = 0.0) -> None:
         self.said: list[tuple[str, int, float | None]] = []
         self.numbers: Counter[str] = Counter()
-        self.permits = Permits(self.say, lanes, most_bytes, opens_at)
+        self.permits = TransferSlots(self.say, lanes, most_bytes, opens_at)
 
     def say(self, worker: str, message: wire.Message) -> Said:
         assert isinstance(message, wire.TransfersGranted)
@@ -152,7 +152,7 @@ class Sea:
         self._heap: list[tuple[float, int, object]] = []
         self._order = itertools.count()
         self.numbers: Counter[str] = Counter()
-        self.permits = Permits(self.to_worker, lanes, 1 << 60)
+        self.permits = TransferSlots(self.to_worker, lanes, 1 << 60)
         self.messages = 0
         self.most = 0
         self.holding: set[str] = set()

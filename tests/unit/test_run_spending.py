@@ -7,11 +7,11 @@ import pytest
 from boss_script import BossScript, Peer, task
 from vm_script import made, started, vm_worker
 
-from boss.core.events import MessageArrived, VmsListed
-from ecloud import wire
-from ecloud.tasks import Cause, Outcome
-from ecloud.vm_life import MICRO, Ran, VmLife, divide
-from ecloud.wire import Envelope
+from boss.core.model.events import MessageArrived, VmsListed
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Outcome
+from ecloud.model.vm_life import MICRO, Ran, VmLife, divide
+from ecloud.model.wire import Envelope
 
 HOUR_S = 3600.0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from boss_script import BossScript, task
 
-from boss.core import runtimes
-from boss.core.graph import Node, Shapes
-from boss.core.runtimes import SAMPLES, SHORTEST_S, UNKNOWN_S, Runtimes
-from ecloud.tasks import Retries, TaskState
+from boss.core.model import runtime_estimates
+from boss.core.model.graph import Node, Shapes
+from boss.core.model.runtime_estimates import SAMPLES, SHORTEST_S, UNKNOWN_S, Runtimes
+from ecloud.model.tasks import Retries, TaskState
 
 SHAPE = Shapes().of({"cpus": 1.0})
 
@@ -59,7 +59,7 @@ def test_kinds_are_labels_or_shapes_of_a_run_and_end_with_it(monkeypatch: pytest
     assert known.known_s(node("", run_no=5)) is None
     known.forget_run(4)
     assert (known.known_s(node("", run_no=4)), known.known_s(node())) == (None, 2.0)
-    monkeypatch.setattr(runtimes, "KINDS_KEPT", 2)
+    monkeypatch.setattr(runtime_estimates, "KINDS_KEPT", 2)
     for label in ("b", "c"):
         known.learn(node(label), 1.0)
     assert list(known.kinds) == ["b", "c"]

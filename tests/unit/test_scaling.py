@@ -9,13 +9,13 @@ import pytest
 from boss_script import BossScript, task
 from vm_script import made, script_with_one, started, vm_worker
 
-from boss.core.config import PoolConfig
-from boss.core.effects import EndVm, StartVm
-from boss.core.events import MessageArrived, VmRefused, VmsListed, VmStarted
-from boss.core.graph import Shape, Shapes
-from boss.core.scaling import Demand, IdleVm, Plan, PoolNow, Room, Situation, plan
-from ecloud import wire
-from ecloud.wire import Envelope
+from boss.core.autoscale.scaling import Demand, FleetSnapshot, IdleVm, Plan, PoolNow, Spot, plan
+from boss.core.model.config import PoolConfig
+from boss.core.model.effects import EndVm, StartVm
+from boss.core.model.events import MessageArrived, VmRefused, VmsListed, VmStarted
+from boss.core.model.graph import Shape, Shapes
+from ecloud.model import wire
+from ecloud.model.wire import Envelope
 
 SHAPES = Shapes()
 CPU = SHAPES.of({"cpus": 1})
@@ -32,14 +32,14 @@ def ready(count: int, task_s: float | None = None, shape: Shape = CPU, in_s: flo
     return Demand(shape, count, task_s, in_s)
 
 
-def room(cpus: float = 1.0, free: float = 0.0, until_s: float = 0.0) -> Room:
-    return Room({"cpus": free}, {"cpus": cpus}, until_s)
+def room(cpus: float = 1.0, free: float = 0.0, until_s: float = 0.0) -> Spot:
+    return Spot({"cpus": free}, {"cpus": cpus}, until_s)
 
 
 def planned(
-    *pools: PoolNow, demands: Sequence[Demand], rooms: Sequence[Room] = (), idle: Sequence[IdleVm] = ()
+    *pools: PoolNow, demands: Sequence[Demand], rooms: Sequence[Spot] = (), idle: Sequence[IdleVm] = ()
 ) -> Plan:
-    return plan(Situation(demands, rooms, pools, idle))
+    return plan(FleetSnapshot(demands, rooms, pools, idle))
 
 
 def starts(made: Plan) -> dict[str, int]:
@@ -70,7 +70,7 @@ def test_a_minimum_is_kept_without_any_work() -> None:
 
 
 def test_vms_that_boot_count_as_what_they_will_be() -> None:
-    booting = Room({"cpus": 4.0}, {"cpus": 4.0}, until_s=50.0)
+    booting = Spot({"cpus": 4.0}, {"cpus": 4.0}, until_s=50.0)
     assert starts(planned(pool(cpus=4, boot_s=60), demands=[ready(4, 600.0)], rooms=[booting])) == {}
     assert starts(planned(pool(cpus=4, boot_s=60), demands=[ready(5, 600.0)], rooms=[booting])) == {"p": 1}
 
@@ -83,7 +83,7 @@ def test_looking_again_asks_for_nothing_more(task_s: float, cpus: float, count: 
     first = starts(planned(pool(cpus=cpus, maximum=60, boot_s=94), demands=demands)).get("p", 0)
     assert first
     for until_s in (94.0, 50.0, 0.0):
-        booting = [Room({"cpus": cpus}, {"cpus": cpus}, until_s) for _ in range(first)]
+        booting = [Spot({"cpus": cpus}, {"cpus": cpus}, until_s) for _ in range(first)]
         assert (
             starts(planned(pool(cpus=cpus, maximum=60, alive=first, boot_s=94), demands=demands, rooms=booting)) == {}
         )

@@ -14,8 +14,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Engine
 
-from ecloud import schema
-from ecloud.database import (
+from ecloud.config.settings import Settings, SettingsWrong
+from ecloud.db import schema
+from ecloud.db.database import (
     MIGRATIONS,
     DatabaseAway,
     SchemaWrong,
@@ -26,7 +27,6 @@ from ecloud.database import (
     require_schema,
     where,
 )
-from ecloud.settings import Settings, SettingsWrong
 
 
 def test_the_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ecloud.home import Home
-from ecloud.secrets import (
+from ecloud.config.home import Home
+from ecloud.config.secrets import (
     AccessFile,
     AccessWrong,
     cluster_secret,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ecloud.settings import ROOT, PoolSettings, Settings, SettingsWrong, default_pools, load_settings
+from ecloud.config.settings import ROOT, PoolSettings, Settings, SettingsWrong, default_pools, load_settings
 
 EXAMPLE = ROOT / "settings.example.py"
 
@@ -183,7 +183,7 @@ def test_a_password_in_a_wrong_setting_is_not_told(settings_file: Path) -> None:
 
 def test_pools_as_dicts_and_as_values_are_the_same(settings_file: Path) -> None:
     settings_file.write_text(
-        "from ecloud.settings import PoolSettings\n"
+        "from ecloud.config.settings import PoolSettings\n"
         "POOLS = [{'name': 'a', 'cpus': 2, 'labels': ['x']}, PoolSettings('b', maximum=3)]\n"
     )
     assert load_settings().all_pools == (PoolSettings("a", cpus=2.0, labels=("x",)), PoolSettings("b", maximum=3))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from boss_script import BossScript, task
 from vm_script import made, script_with_one, started, vm_worker
 
-from boss.core.effects import TellPerson
-from boss.core.events import DatastoreFailed, VmRefused, VmsListed
-from boss.core.rows import VmRow
-from ecloud.tasks import ManifestEntry
+from boss.core.model.effects import TellPerson
+from boss.core.model.events import DatastoreFailed, VmRefused, VmsListed
+from boss.core.model.rows import VmRow
+from ecloud.model.tasks import ManifestEntry
 
 
 def told(script: BossScript) -> list[TellPerson]:

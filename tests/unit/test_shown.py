@@ -8,13 +8,13 @@ from pathlib import Path
 
 from boss_script import BossScript
 
-from boss.core.watchers import MAX_COUNT, TASKS_NAMED
+from boss.core.clients.watchers import MAX_COUNT, TASKS_NAMED
 from datastore.directory import DirectoryDatastore
-from ecloud import wire
-from ecloud.holdings import Moving
-from ecloud.wire import Heartbeat, Message, MovingChanged
-from worker.meter import Meter
-from worker.shown import Shown
+from ecloud.model import wire
+from ecloud.model.transfer_status import Moving
+from ecloud.model.wire import Heartbeat, Message, MovingChanged
+from worker.core.transfer_status import Shown
+from worker.shell.meter import Meter
 
 
 def test_what_moves_long_is_told_now_and_then_and_its_end_at_once() -> None:

@@ -9,10 +9,10 @@ import pytest
 from boss_script import BossScript, task
 from vm_script import made, started, vm_worker
 
-from boss.core.effects import EndVm, ListVms, StartVm
-from boss.core.events import VmsListed
-from boss.core.rows import VmRow
-from ecloud import wire
+from boss.core.model.effects import EndVm, ListVms, StartVm
+from boss.core.model.events import VmsListed
+from boss.core.model.rows import VmRow
+from ecloud.model import wire
 
 EMPTY = VmsListed("p", frozenset(), {})
 AN_HOUR_S = 3600.0

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ecloud.answers import VmView
-from ecloud.boots import record
+from ecloud.queries.boot_history import record
+from ecloud.queries.views import VmView
 
 ASKED_AT = 1_700_000_000.5
 

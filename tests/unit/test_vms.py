@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 from boss_script import BossScript, Peer, task
 
-from boss.core.effects import AskRoom, EndVm, ListVms, StartVm
-from boss.core.events import BrokerLost, MessageArrived, RoomSeen, VmRefused, VmsListed, VmStarted
-from ecloud import wire
-from ecloud.wire import Envelope
+from boss.core.model.effects import AskRoom, EndVm, ListVms, StartVm
+from boss.core.model.events import BrokerLost, MessageArrived, RoomSeen, VmRefused, VmsListed, VmStarted
+from ecloud.model import wire
+from ecloud.model.wire import Envelope
 
 EMPTY = VmsListed("p", frozenset(), {})
 

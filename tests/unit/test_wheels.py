@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from boss.wheels import PACKAGES, Bundles, Machine, NoBundle, code_files, fits, pip_target, this_machine
+from boss.bootstrap.bundle import PACKAGES, Bundles, Machine, NoBundle, code_files, fits, pip_target, this_machine
 
 DEBIAN = Machine((3, 11), "x86_64", "glibc", (2, 36))
 ALPINE = Machine((3, 12), "x86_64", "musl", (1, 2))
@@ -63,7 +63,7 @@ def test_a_worker_starts_from_a_bundle_alone_and_the_boss_is_not_in_it(tmp_path:
     assert b"ACCESS_FILE" in done.stdout, done.stderr
     assert os.access(place / "worker/start.sh", os.X_OK)
     assert not {"boss", "sim", "tests"} & {path.name for path in place.iterdir()}
-    assert not (place / "ecloud/database.py").exists()
+    assert not (place / "ecloud/db/database.py").exists()
 
 
 def test_the_same_code_makes_the_same_bundle(tmp_path: Path, no_registry: None) -> None:
@@ -111,4 +111,4 @@ def test_every_package_that_a_worker_imports_is_among_them() -> None:
 
     assert set(IMPORTED.values()) == set(PACKAGES)
     names = {str(path) for path in code_files()}
-    assert {"worker/start.sh", "worker/debug.sh", "ecloud/wire.py", "datastore/gate.py"} <= names
+    assert {"worker/start.sh", "worker/debug.sh", "ecloud/model/wire.py", "datastore/gate.py"} <= names

@@ -7,11 +7,11 @@ import json
 import msgspec
 import pytest
 
-from ecloud import wire
-from ecloud.secrets import derive_key
-from ecloud.tasks import Cause, Outcome, TaskBody, TaskDefinition
-from ecloud.topics import boss_topic, logs_topic, peer_topic, presence_topic
-from ecloud.wire import (
+from ecloud.config.secrets import derive_key
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Outcome, TaskBody, TaskDefinition
+from ecloud.model.topics import boss_topic, logs_topic, peer_topic, presence_topic
+from ecloud.model.wire import (
     MAX_MESSAGE_BYTES,
     MAX_NAME_CHARS,
     PROTOCOL_VERSION,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from worker_script import WorkerScript, names_of, order
 
-from ecloud import wire
-from ecloud.tasks import Cause, Outcome
-from worker.attempts import FLUSH_COUNT, FLUSH_S, STAGING_MOST, STARTED_S
-from worker.events import CommandsEnded
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Outcome
+from worker.core.attempts import FLUSH_COUNT, FLUSH_S, STAGING_MOST, STARTED_S
+from worker.core.events import CommandsEnded
 
 
 def test_it_reports_for_duty_runs_and_tells() -> None:

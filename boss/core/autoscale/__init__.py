@@ -1,0 +1,1 @@
+"""Decides how many VMs each pool should have, and follows every VM from intent to end. Pure."""

@@ -1,0 +1,51 @@
+"""The budget in VM-hours of any 24 hours. Owns the lives of VMs that are gone, for as long as they count."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+from boss.core.model.rows import VmRow
+
+DAY_S = 86_400.0
+HOUR_S = 3_600.0
+LOOK_EVERY_S = 1.0
+"""The sum is made anew this often at most: it is of all VMs of a day, and asked for with each batch."""
+
+
+class DailyBudget:
+    """What VMs took lately. `hours_per_day` 0: no limit, and nothing is remembered."""
+
+    LOOK_AGAIN_S = 60.0
+    """While the budget is used up: hours fall out of the last 24 all the time."""
+
+    def __init__(self, hours_per_day: float) -> None:
+        self._hours_per_day = hours_per_day
+        self._past: deque[tuple[float, float]] = deque()
+        self._looked_at = -math.inf
+        self._hours = 0.0
+
+    def remember(self, vm: VmRow) -> None:
+        """A VM, if it is gone. One that the cloud never made cost nothing."""
+        lived = vm.lived(vm.since) if vm.state == "gone" else None
+        if self._hours_per_day and lived is not None:
+            self._past.append(lived)
+            self._looked_at = -math.inf
+
+    def hours(self, alive: Iterable[VmRow], now: float) -> float:
+        """VM-hours of the last 24 hours."""
+        while self._past and self._past[0][1] <= now - DAY_S:
+            self._past.popleft()
+        lives = [*self._past, *filter(None, (vm.lived(now) for vm in alive))]
+        return sum(max(0.0, end - max(start, now - DAY_S)) for start, end in lives) / HOUR_S
+
+    def exhausted(self, alive: Iterable[VmRow], now: float) -> str:
+        """Why no VM may start for the budget's sake; empty where some may."""
+        if self._hours_per_day and now >= self._looked_at + LOOK_EVERY_S:
+            self._looked_at, self._hours = now, self.hours(alive, now)
+        if self._hours < self._hours_per_day or not self._hours_per_day:
+            return ""
+        return (
+            f"the budget of {self._hours_per_day:g} VM-hours in 24 hours is used up (VM_HOURS_PER_DAY in settings.py)"
+        )

@@ -1,0 +1,97 @@
+"""VMs that show our cluster in the cloud's list and that no living intent owns: what a lost answer left behind.
+
+Owns since when each of them is seen, and tells how long it was there: it has cost, too. Ends one after a grace, and
+asks again until the list lacks it; never while an agent with the key of that VM is on duty, which is told to finish and
+to leave, and never while nobody can be heard.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container
+
+import msgspec
+
+from boss.core.model.config import BossConfig
+from boss.core.model.effects import EndVm
+from boss.core.model.events import VmsListed
+from boss.core.model.fleet import Fleet
+from boss.core.model.outbox import Outbox
+from boss.core.model.rows import VmSpan
+from boss.core.workers.leases import Leases
+
+NO_INTENT = "no intent owns its VM: it was given up while the cloud still made it, or comes from a lost database"
+
+
+class Orphans:
+    """What the lists showed and nobody owns."""
+
+    def __init__(self, outbox: Outbox, fleet: Fleet, duty: Leases, config: BossConfig) -> None:
+        self._outbox = outbox
+        self._fleet = fleet
+        self._duty = duty
+        self._config = config
+        self._since: dict[tuple[str, str], float] = {}
+        self._asked_at: dict[tuple[str, str], float] = {}
+        self._spans: dict[tuple[str, str], VmSpan] = {}
+        self.at_once = False
+        """All VMs are being ended: these too, whoever answers there."""
+
+    @property
+    def any(self) -> bool:
+        """Whether the last lists showed one."""
+        return bool(self._since)
+
+    def remember(self, cloud: str, span: VmSpan, is_set: bool, now: float) -> None:
+        """An earlier boss saw this one, and not its end. Of a cloud that is not set any more none will be heard."""
+        if is_set:
+            self._since[cloud, span.cloud_id] = now
+            self._spans[cloud, span.cloud_id] = span
+        else:
+            self._outbox.writes.spans[span.vm_no] = msgspec.structs.replace(span, ended_at=now)
+
+    def known(self, cloud: str) -> dict[str, int]:
+        """Those that the last lists of that cloud showed: intents by cloud id."""
+        return {cloud_id: span.vm_no for (name, cloud_id), span in self._spans.items() if name == cloud}
+
+    def on_listed(self, cloud: str, listed: VmsListed, owned: Container[int], ask_again_s: float, now: float) -> None:
+        """Look at what a list of that cloud shows besides what is `owned`."""
+        shown = {
+            (cloud, cloud_id): vm_no
+            for vm_no, cloud_id in listed.by_vm_no.items()
+            if vm_no not in owned and vm_no not in listed.starting
+        }
+        for key in [key for key in self._since if key[0] == cloud and key not in shown]:
+            if listed.asked is None or key[1] in listed.asked:
+                self._on_gone(key, listed, now)
+        for key, vm_no in shown.items():
+            self._on_seen(key, vm_no, listed, now)
+            since = self._since.setdefault(key, now)
+            grace_s = 0.0 if self.at_once else self._config.orphan_grace_s
+            if self._duty.deaf and not self.at_once:  # its agent may well be alive
+                self._since[key] = now
+            elif self._agent_leaves(vm_no) and not self.at_once:
+                continue
+            elif now >= max(since + grace_s, self._asked_at.get(key, -math.inf) + ask_again_s):
+                self._asked_at[key] = now
+                self._outbox.call(EndVm(vm_no, listed.pool, key[1], NO_INTENT))
+
+    def _on_seen(self, key: tuple[str, str], vm_no: int, listed: VmsListed, now: float) -> None:
+        known = self._spans.get(key)
+        started = listed.since.get(key[1], known.started_at if known is not None else now)
+        if known is None or known.started_at != started:
+            self._spans[key] = self._outbox.writes.spans[vm_no] = VmSpan(vm_no, key[1], started)
+
+    def _on_gone(self, key: tuple[str, str], listed: VmsListed, now: float) -> None:
+        del self._since[key]
+        self._asked_at.pop(key, None)
+        span = self._spans.pop(key)
+        started, ended = listed.since.get(key[1], span.started_at), listed.ended.get(key[1], now)
+        self._outbox.writes.spans[span.vm_no] = VmSpan(span.vm_no, key[1], started, ended)
+
+    def _agent_leaves(self, vm_no: int) -> bool:
+        """Whether an agent of that VM is on duty: it may finish what it runs, and leaves."""
+        agents = [worker for worker in self._fleet.workers.values() if worker.row.key_name == f"vm-{vm_no}"]
+        for worker in agents:
+            self._duty.drain(worker, NO_INTENT, then_exit=True)
+        return bool(agents)

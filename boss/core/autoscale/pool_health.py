@@ -1,0 +1,155 @@
+"""How a pool fares: what its cloud refused, which boots failed, how long boots take, what was started lately.
+
+Owns the memory that `scaling.plan` is told about a pool: why it is closed and until when, how many starts its limits
+allow, its usual boot time. Starts nothing and ends nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from boss.core.model.config import BossConfig, PoolConfig
+from boss.core.model.rows import PoolRow
+
+BOOTS_KEPT = 50
+"""Boot times remembered: enough for a P95 that is no single outlier."""
+FAILED_BOOTS = 3
+"""Boots in a row that failed, after which the pool rests: few, so that a broken image costs few VMs."""
+UNPROVEN = 10
+"""Starts under way in a pool of which no VM ever came up."""
+FIRST_REST_S = 60.0
+"""After `FAILED_BOOTS`; doubled with each further failed boot up to `LAST_REST_S`."""
+LAST_REST_S = 600.0
+LONGEST_BACKOFF_S = 300.0
+"""After refusals; the first rest is what the call said, doubled for each cause while it lasts."""
+MINUTE_S = 60.0
+FOR_A_PERSON = ("pool", "credentials", "unset")
+"""Causes of refusals that do not pass by themselves."""
+
+
+class PoolHealth:
+    """One pool's past, as far as it matters for the next start."""
+
+    def __init__(self, config: PoolConfig, limits: BossConfig) -> None:
+        self._config = config
+        self._limits = limits
+        self._boots: deque[float] = deque(maxlen=BOOTS_KEPT)
+        self._ordered: list[float] = []
+        self._started_at: deque[float] = deque(maxlen=max(1, limits.starts_a_minute))
+        self._window = float(limits.starts_under_way)
+        self._refused: dict[str, int] = {}
+        self._failed_boots = 0
+        self._rests_until = 0.0
+        self._why = ""
+        self._since: float | None = None
+
+    # --- questions -------------------------------------------------------------------------------
+
+    def boot_s(self, share: float = 0.5) -> float:
+        """The time from asking to a worker that `share` of the boots did not exceed; a guess before any was seen."""
+        ordered = self._ordered
+        if not ordered:
+            return self._config.boot_s
+        return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+    def closed(self, now: float) -> str:
+        """Why none may start now, in words that stay true; empty where some may."""
+        return self._why if now < self._rests_until else ""
+
+    @property
+    def failing(self) -> bool:
+        """Whether nothing but a person is likely to mend it: boots fail one after another, or it is set wrongly."""
+        return self._failed_boots >= FAILED_BOOTS or any(cause in self._refused for cause in FOR_A_PERSON)
+
+    @property
+    def why(self) -> str:
+        """Why it rested last."""
+        return self._why
+
+    def may_start(self, under_way: int, now: float) -> int:
+        """How many more may start now, with so many under way."""
+        if self.closed(now):
+            return 0
+        window = math.floor(self._window)
+        if self._failed_boots >= FAILED_BOOTS:
+            window = 1  # a single one shows whether the pool is well again
+        elif not self._boots:
+            window = min(window, max(UNPROVEN, self._config.minimum))
+        a_minute = self._limits.starts_a_minute - sum(1 for at in self._started_at if now < at + MINUTE_S)
+        return max(0, min(window - under_way, a_minute))
+
+    def free_again_at(self, now: float) -> float | None:
+        """When a limit of time will allow more; None where none holds."""
+        if now < self._rests_until:
+            return self._rests_until
+        full = len(self._started_at) == self._started_at.maxlen and now < self._started_at[0] + MINUTE_S
+        return self._started_at[0] + MINUTE_S if full else None
+
+    def row(self, now: float) -> PoolRow:
+        """What people are told of it."""
+        closed = self.closed(now)
+        return PoolRow(
+            self._config.name,
+            closed,
+            self._since if closed else None,
+            self._rests_until if closed else None,
+            len(self._boots),
+            self.boot_s(),
+            self.boot_s(0.95),
+        )
+
+    # --- facts -----------------------------------------------------------------------------------
+
+    def learn(self, boot_s: float) -> None:
+        """A boot took so long, some time ago."""
+        # No boot outlives its deadline: what seems longer was begun by a boss whose clock was set otherwise.
+        self._boots.append(min(max(0.0, boot_s), self._limits.boot_deadline_s))
+        self._ordered = sorted(self._boots)
+
+    def on_asked(self, now: float) -> None:
+        """A start was asked for."""
+        self._started_at.append(now)
+
+    def on_started(self, now: float) -> None:
+        """The cloud made one: whatever it refused before, it gives now."""
+        self._refused.clear()
+        self._window = min(float(self._limits.starts_under_way), max(1.0, self._window) * 2)
+        if not self._failed_boots and now >= self._rests_until:
+            self._since = None
+
+    def on_booted(self, boot_s: float) -> None:
+        """A worker reported for duty."""
+        self.learn(boot_s)
+        if self._failed_boots >= FAILED_BOOTS:  # a rest after refusals is not over by this: the cloud said no to others
+            self._rests_until = 0.0
+            self._since = None
+        self._failed_boots = 0
+
+    def on_refused(self, cause: str, reason: str, retry_s: float, now: float) -> float:
+        """The cloud said no: fewer are asked for, later; until when it rests. Many noes to one wave are one."""
+        if now < self._rests_until:
+            return self._rests_until
+        times = self._refused.get(cause, 0)
+        self._refused[cause] = times + 1
+        if cause == "less":
+            self._window = max(1.0, self._window / 2)
+        rest_s = max(retry_s, min(LONGEST_BACKOFF_S, retry_s * 2.0**times))
+        return self._rest(rest_s, reason, now)
+
+    def on_boot_failed(self, reason: str, now: float) -> float | None:
+        """A VM came to nothing; until when the pool rests now, None where it goes on. What fails while it rests was
+        of the same wave."""
+        if now < self._rests_until:
+            return None
+        self._failed_boots += 1
+        if self._failed_boots < FAILED_BOOTS:
+            return None
+        rest_s = min(LAST_REST_S, FIRST_REST_S * 2.0 ** (self._failed_boots - FAILED_BOOTS))
+        return self._rest(rest_s, f"{self._failed_boots} boots in a row failed, the last: {reason}", now)
+
+    def _rest(self, rest_s: float, why: str, now: float) -> float:
+        self._rests_until = now + rest_s
+        self._why = why
+        self._since = self._since if self._since is not None else now
+        return self._rests_until

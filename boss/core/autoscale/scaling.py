@@ -1,0 +1,323 @@
+"""How many VMs there should be: a pure function of what is ready, what is there, and what pools allow.
+
+Recomputed from the whole state each time, never a counter that could drift. Owns no state, knows no VM by more than
+its number, and does nothing: `plan` answers with a list of starts and ends, each with its reason in words.
+
+The rule: work is laid on the rooms that are there (workers, and VMs that boot as what they will be); what these would
+not have begun by the time a new VM is up, and that is worth a boot, gets imaginary VMs, pool by pool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from boss.core.model.config import PoolConfig
+from boss.core.model.fleet import fits, how_many
+from boss.core.model.graph import Shape
+from ecloud.model.tasks import Resources
+from ecloud.model.text import counted
+
+WORTH = 0.125
+"""A VM is worth its boot where it has work for at least this share of the boot time. Measured (bench/scaling.py): with
+0.25 there are 2 % fewer VM-hours and 3 % more makespan, with 0.1 it is the other way round."""
+MOST_STARTS = 50
+"""VMs asked for by one plan, so that one mistaken plan can't ask for hundreds."""
+
+AT_ONCE_S = 0.001
+"""What is left of an idle time below this is none: clocks of epoch seconds round."""
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """`count` tasks of one shape that no worker has taken. `task_s`: what one may take, None where nobody knows (then
+    each is worth a place of its own). `in_s`: they are ready in so many seconds, 0 for now."""
+
+    shape: Shape
+    count: int
+    task_s: float | None = None
+    in_s: float = 0.0
+
+
+class Spot(msgspec.Struct):
+    """A worker, or a VM that boots. `free`: what may be taken at once; `until_s`: when it is likely through with what
+    it has, or up."""
+
+    free: Resources
+    capacity: Resources
+    until_s: float = 0.0
+    pool: str = ""
+
+
+class IdleVm(msgspec.Struct, frozen=True):
+    """A VM that does nothing and may end. `idle_s`: for how long now."""
+
+    vm_no: int
+    pool: str
+    idle_s: float
+    capacity: Resources
+
+
+class PoolNow(msgspec.Struct, frozen=True):
+    """A pool as it stands. `alive`: VMs that are not gone; `may_start`: how many more its limits allow just now;
+    `closed`: why none may start, or empty; `boot_s`: the usual time from asking to a worker;
+    `room`: what the cloud has room for, in words, where it says so; `room_bounds`: whether that allows no more."""
+
+    config: PoolConfig
+    alive: int = 0
+    may_start: int = MOST_STARTS
+    closed: str = ""
+    boot_s: float = 0.0
+    room: str = ""
+    room_bounds: bool = False
+
+
+class FleetSnapshot(msgspec.Struct, frozen=True):
+    """Everything a plan is made of. `demands`: in the order in which they are placed."""
+
+    demands: Sequence[Demand] = ()
+    rooms: Sequence[Spot] = ()
+    pools: Sequence[PoolNow] = ()
+    idle: Sequence[IdleVm] = ()
+    notes: Sequence[str] = ()
+    """What is not asked for, and why: passed on into the plan."""
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Start one VM of `pool`."""
+
+    pool: str
+    reason: str
+
+
+class End(msgspec.Struct, frozen=True):
+    """End an idle VM."""
+
+    vm_no: int
+    pool: str
+    reason: str
+
+
+class Plan(msgspec.Struct):
+    """What to do now. `notes`: what is not done, and why; `unmet` shapes fit no pool at all; `next_s`: when an idle
+    VM's time will be over, None without one."""
+
+    starts: list[Start] = msgspec.field(default_factory=list)
+    ends: list[End] = msgspec.field(default_factory=list)
+    notes: list[str] = msgspec.field(default_factory=list)
+    unmet: list[Shape] = msgspec.field(default_factory=list)
+    next_s: float | None = None
+
+
+def plan(situation: FleetSnapshot) -> Plan:
+    """What to start and what to end. Pools are tried in order; a spillover pool only for what fits no other that is
+    open."""
+    return _Planning(situation).made()
+
+
+class _Planning:
+    """One plan in the making."""
+
+    def __init__(self, situation: FleetSnapshot) -> None:
+        self._situation = situation
+        self._pools = situation.pools
+        self._alive = {pool.config.name: pool.alive for pool in self._pools}
+        self._left = {pool.config.name: pool.may_start for pool in self._pools}
+        self._rooms = [Spot(dict(r.free), r.capacity, r.until_s, r.pool) for r in situation.rooms]
+        self._plan = Plan(notes=list(situation.notes))
+
+    def made(self) -> Plan:
+        self._keep_minimum()
+        for demand in self._situation.demands:
+            self._meet(demand)
+        self._end_idle()
+        return self._plan
+
+    # --- starting --------------------------------------------------------------------------------
+
+    def _keep_minimum(self) -> None:
+        for pool in self._pools:
+            while self._alive[pool.config.name] < pool.config.minimum and self._may_start(pool):
+                self._start(pool, f"pool {pool.config.name} is below its minimum of {pool.config.minimum}")
+
+    def _meet(self, demand: Demand) -> None:
+        count = demand.count - self._take_free(demand)
+        fitting = [pool for pool in self._pools if fits(pool.config.size, demand.shape)]
+        if not fitting:
+            if count:
+                self._plan.unmet.append(demand.shape)
+                self._note(f"{_tasks(demand)} {'fits' if demand.count == 1 else 'fit'} no pool")
+            return
+        able = [pool for pool in fitting if not pool.closed]
+        usual = [pool for pool in able if not pool.config.spillover] or able
+        if not able and count:
+            for pool in fitting:
+                self._note(f"no VM of pool {pool.config.name} starts for {_tasks(demand)}: {pool.closed}")
+        for pool in usual:
+            if count <= 0:
+                return
+            count = self._meet_from(pool, demand, count)
+
+    def _meet_from(self, pool: PoolNow, demand: Demand, count: int) -> int:
+        """Start what the pool may give; how many tasks are left for the next one."""
+        name, slots = pool.config.name, how_many(pool.config.size, demand.shape)
+        if demand.in_s > pool.boot_s:
+            return count  # a VM asked for later is there in time
+        left = count - self._worked_off(demand, count, pool.boot_s)
+        if left <= 0:
+            self._note(
+                f"{_tasks(demand)} wait for room that is there sooner than a new VM of pool {name} "
+                f"(usual time {pool.boot_s:.0f} s)"
+            )
+            return 0
+        # Amounts that a task does not ask for bound nothing: then one VM takes whatever it is given at a time.
+        a_vm = min(slots, left) if demand.task_s is None else slots * max(1, math.ceil(self._worth(pool, demand)))
+        asked = len(self._plan.starts)
+        while left > 0 and self._alive[name] < pool.config.maximum and self._may_start(pool):
+            if a_vm > slots and len(self._plan.starts) > asked and left < a_vm / 2:
+                return 0  # the rest is not worth one more: those that start take it
+            taken = min(left, a_vm)
+            left -= taken
+            room = self._start(pool, self._reason(pool, demand, taken))
+            _fill(room.free, demand.shape, taken)
+            room.until_s += taken / slots * (demand.task_s or 0.0)
+        if left > 0 and self._alive[name] >= pool.config.maximum:
+            self._note(f"pool {name} is at its maximum of {counted(pool.config.maximum, 'VM')}")
+        elif left > 0:
+            limit = f"no more VMs of pool {name} just now: its limit of starts under way is reached"
+            self._note(pool.room if pool.room_bounds else limit)
+        return left
+
+    def _worth(self, pool: PoolNow, demand: Demand) -> float:
+        """How many tasks, one after another, make a place in a new VM worth its boot."""
+        return WORTH * pool.boot_s / demand.task_s if demand.task_s else 1.0
+
+    def _reason(self, pool: PoolNow, demand: Demand, taken: int) -> str:
+        when = "ready" if demand.in_s <= 0 else f"ready in {demand.in_s:.0f} s"
+        each = "" if demand.task_s is None else f", about {_seconds(demand.task_s)} each"
+        return (
+            f"{demand.count} {'task is' if demand.count == 1 else 'tasks are'} {when} for "
+            f"{describe(demand.shape)}{each}; room for {taken} by a new VM in about {_seconds(pool.boot_s)}"
+        )
+
+    def _may_start(self, pool: PoolNow) -> bool:
+        return not pool.closed and self._left[pool.config.name] > 0 and len(self._plan.starts) < MOST_STARTS
+
+    def _start(self, pool: PoolNow, reason: str) -> Spot:
+        name = pool.config.name
+        self._alive[name] += 1
+        self._left[name] -= 1
+        room = Spot(dict(pool.config.size), pool.config.size, pool.boot_s, name)
+        self._rooms.append(room)
+        self._plan.starts.append(Start(name, reason))
+        return room
+
+    # --- what is there ---------------------------------------------------------------------------
+
+    def _take_free(self, demand: Demand) -> int:
+        """Tasks that begin at once on what is free, or as soon as what boots is up."""
+        taken = 0
+        for room in self._rooms:
+            if taken == demand.count:
+                break
+            here = _fill(room.free, demand.shape, demand.count - taken)
+            if here:
+                taken += here
+                room.until_s = max(room.until_s, demand.in_s) + (demand.task_s or 0.0) * here / max(
+                    1, how_many(room.capacity, demand.shape)
+                )
+        return taken
+
+    def _worked_off(self, demand: Demand, count: int, boot_s: float) -> int:
+        """Of `count` tasks: those that need no new VM. Rooms that are there or boot begin them before it would be up,
+        or, where tasks are short, before it would have been worth its boot."""
+        if demand.task_s is None:
+            return 0
+        task_s, worth_s = max(demand.task_s, 1e-6), WORTH * boot_s
+        short = task_s <= worth_s
+        until_s = boot_s + worth_s if short else boot_s
+        taken, slots = 0, 0
+        for room in self._rooms:
+            here = how_many(room.capacity, demand.shape)
+            left_s = until_s - max(room.until_s, demand.in_s)
+            if not here or left_s <= 0:
+                continue
+            slots += here
+            tasks = min(count - taken, here * math.ceil(left_s / task_s) if short else int(here * left_s / task_s))
+            room.until_s = until_s - left_s + tasks / here * task_s
+            taken += tasks
+        # What is left over and no full share of a VM, or soon after begun by those that are through then.
+        spare_s = worth_s / 2 if short else worth_s * slots
+        return count if slots and (count - taken) * task_s <= spare_s else taken
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    def _end_idle(self) -> None:
+        """Longest idle first; never below a minimum, nor what waiting work or the next wave would need."""
+        pools = {pool.config.name: pool for pool in self._pools}
+        idle = sorted(self._situation.idle, key=lambda vm: (-vm.idle_s, vm.vm_no))
+        wanted = self._wanted(idle, pools)
+        for vm in idle:
+            pool = pools.get(vm.pool)
+            if pool is None or self._alive[vm.pool] <= pool.config.minimum:
+                continue
+            left_s = pool.config.idle_s - vm.idle_s
+            if left_s > AT_ONCE_S:
+                self._plan.next_s = min(left_s, self._plan.next_s if self._plan.next_s is not None else left_s)
+            elif vm.vm_no in wanted:
+                demand = wanted[vm.vm_no]
+                self._note(f"VM {vm.vm_no} idles and is kept: {_tasks(demand)} {_when(demand)}")
+            else:
+                self._alive[vm.pool] -= 1
+                self._plan.ends.append(End(vm.vm_no, vm.pool, f"idle for {pool.config.idle_s:g} s"))
+
+    def _wanted(self, idle: Sequence[IdleVm], pools: dict[str, PoolNow]) -> dict[int, Demand]:
+        """Which idle VMs to keep, and for what: work that waits, or that comes sooner than a new VM would. Those that
+        idle shortest are kept first."""
+        wanted: dict[int, Demand] = {}
+        for demand in self._situation.demands:
+            count = demand.count
+            for vm in reversed(idle):
+                if count <= 0:
+                    break
+                if vm.vm_no not in wanted and vm.pool in pools and demand.in_s <= pools[vm.pool].boot_s:
+                    slots = how_many(vm.capacity, demand.shape)
+                    if slots:
+                        wanted[vm.vm_no] = demand
+                        count -= slots
+        return wanted
+
+    def _note(self, text: str) -> None:
+        if text not in self._plan.notes:
+            self._plan.notes.append(text)
+
+
+def _fill(room: Resources, shape: Shape, count: int) -> int:
+    taken = how_many(room, shape, count)
+    if taken:
+        for name, amount in shape.asks:
+            room[name] = room.get(name, 0.0) - amount * taken
+    return taken
+
+
+def _tasks(demand: Demand) -> str:
+    return f"{demand.count} {'task' if demand.count == 1 else 'tasks'} of {describe(demand.shape)}"
+
+
+def _when(demand: Demand) -> str:
+    verb = "waits" if demand.count == 1 else "wait"
+    return verb if demand.in_s <= 0 else f"{'is' if demand.count == 1 else 'are'} ready in {demand.in_s:.0f} s"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def describe(shape: Shape) -> str:
+    """A shape in words: "2 cpus, 1 gpu"."""
+    return ", ".join(f"{amount:g} {_unit(name, amount)}" for name, amount in shape.asks) or "nothing"
+
+
+def _unit(name: str, amount: float) -> str:
+    return name.removesuffix("s") if amount == 1 and name in ("cpus", "gpus") else name

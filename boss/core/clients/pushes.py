@@ -1,0 +1,178 @@
+"""Task lists coming in: chunks until they are whole, then one decision, one commit, one answer.
+
+Owns pushes that are not answered yet. What a push means for each task of its run is `merging.merge`, a function.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import msgspec
+
+from boss.core.autoscale.run_budgets import RunBudgets
+from boss.core.model.config import BossConfig
+from boss.core.model.effects import FindResults, LoadRun
+from boss.core.model.outbox import Conversation, Outbox
+from boss.core.model.rows import PushAnswered, RunImage, RunRow
+from boss.core.tasks.apply_merge import apply, overlay
+from boss.core.tasks.attempts import Attempts
+from boss.core.tasks.input_locality import note_shared
+from boss.core.tasks.merging import Allocation, merge
+from boss.core.tasks.taskbook import TaskBook
+from ecloud.formats import check
+from ecloud.model.tasks import TaskDefinition
+from ecloud.model.wire import ChunkReceived, PushOptions, Refused, RunAccepted, RunRejected, SubmitTasks
+
+MAX_OPEN_PUSHES = 64
+"""Pushes that may be under way at once; each holds its chunks in memory."""
+ANSWERS_KEPT = 1_000
+"""Answers remembered, for a client that did not get its own."""
+MAX_CHUNKS = 100_000
+MAX_VM_HOURS = 1e9
+
+
+class Push(msgspec.Struct, eq=False):
+    """A push under way. `stage`: collecting, looking (which results exist), loading (its run)."""
+
+    push_id: str
+    options: PushOptions
+    n: int
+    peer: str
+    chunks: dict[int, tuple[TaskDefinition, ...]] = msgspec.field(default_factory=dict)
+    stage: str = "collecting"
+    existing: frozenset[str] = frozenset()
+
+    @property
+    def definitions(self) -> list[TaskDefinition]:
+        """All tasks, in order."""
+        return [task for k in range(self.n) for task in self.chunks[k]]
+
+
+class Pushes:
+    """Pushes by id."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        book: TaskBook,
+        attempts: Attempts,
+        run_spending: RunBudgets,
+        config: BossConfig,
+        allocation: Allocation,
+    ) -> None:
+        self._run_spending = run_spending
+        self._outbox = outbox
+        self._book = book
+        self._attempts = attempts
+        self._config = config
+        self._allocation = allocation
+        self._open: dict[str, Push] = {}
+        self._by_token: dict[int, str] = {}
+        self._tokens = 0
+        self._answers: OrderedDict[str, RunAccepted | RunRejected] = OrderedDict()
+        self.conversations: dict[str, Conversation] = {}
+
+    def on_chunk(self, client: Conversation, chunk: SubmitTasks) -> None:
+        """Hold a chunk; when all are there, begin. A push already answered is answered as before."""
+        answer = self._answers.get(chunk.push_id)
+        if answer is not None:
+            self._outbox.say(client, answer)
+            return
+        push = self._open.get(chunk.push_id)
+        if push is None:
+            if len(self._open) >= MAX_OPEN_PUSHES:
+                reason = f"{MAX_OPEN_PUSHES} pushes are under way: try again in a moment"
+                self._outbox.say(client, Refused("busy", reason, about=chunk.push_id))
+                return
+            push = Push(chunk.push_id, chunk.options, chunk.n, client.peer)
+            self._open[chunk.push_id] = push
+        push.peer = client.peer
+        self.conversations[client.peer] = client
+        if not (0 <= chunk.k < push.n <= MAX_CHUNKS and chunk.n == push.n):
+            self._reject(push, [f"chunk {chunk.k} of {chunk.n} does not fit a push of {push.n} chunks"])
+            return
+        if push.stage == "collecting":
+            push.chunks.setdefault(chunk.k, chunk.tasks)
+        self._outbox.say(client, ChunkReceived(chunk.push_id, chunk.k))
+        if push.stage == "collecting" and len(push.chunks) == push.n:
+            self._begin(push)
+
+    def _begin(self, push: Push) -> None:
+        definitions = push.definitions
+        problems = check(definitions, self._config.max_tasks_per_push)
+        if not push.options.run or len(push.options.run) > 255:
+            problems = [f"run name {push.options.run[:40]!r}: 1 to 255 characters", *problems]
+        if push.options.merge_strategy not in ("keep_succeeded", "replace"):
+            problems = [f"merge strategy {push.options.merge_strategy!r}: keep_succeeded or replace", *problems]
+        if push.options.vm_hours is not None and not 0 <= push.options.vm_hours < MAX_VM_HOURS:
+            problems = [f"vm_hours {push.options.vm_hours:g}: 0 or more", *problems]
+        if problems:
+            self._reject(push, problems)
+            return
+        wanted = [
+            result.path
+            for task in definitions
+            if push.options.skip_existing or not task.overwrite_result
+            for result in task.results
+        ]
+        if wanted:
+            push.stage = "looking"
+            self._outbox.call(FindResults(self._token(push), tuple(wanted)))
+        else:
+            self._load(push)
+
+    def on_results_found(self, token: int, existing: frozenset[str]) -> None:
+        """The datastore told which of the results are there already."""
+        push = self._open.get(self._by_token.pop(token, ""))
+        if push is not None:
+            push.existing = existing
+            self._load(push)
+
+    def _load(self, push: Push) -> None:
+        push.stage = "loading"
+        self._outbox.read(LoadRun(self._token(push), push.options.run))
+
+    def on_run_loaded(self, token: int, image: RunImage | None, now: float) -> None:
+        """The run as it stands: decide, write, answer."""
+        push = self._open.get(self._by_token.pop(token, ""))
+        if push is None:
+            return
+        if image is None:
+            image = RunImage(RunRow(self._allocation.next_run_no(), push.options.run, created_at=now), [])
+        answered = next((answer for answer in image.pushes if answer.push_id == push.push_id), None)
+        if answered is not None:
+            states, decisions = answered.states, answered.decisions
+            self._answer(push, RunAccepted(push.push_id, push.options.run, image.run.run_no, states, decisions))
+            return
+        overlay(image, self._book.graph)
+        merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
+        note_shared(push.definitions, merged, self._book.graph.known_inputs)
+        apply(merged, image, self._outbox, self._book, self._attempts, now)
+        if push.options.vm_hours is not None:
+            self._run_spending.on_pushed(image.run.run_no, push.options.vm_hours, now)
+        states = {state.value: count for state, count in merged.states.items() if count}
+        self._outbox.writes.pushes.append(PushAnswered(push.push_id, image.run.run_no, states, merged.decisions))
+        self._answer(push, RunAccepted(push.push_id, push.options.run, image.run.run_no, states, merged.decisions))
+
+    def _reject(self, push: Push, problems: list[str]) -> None:
+        self._answer(push, RunRejected(push.push_id, tuple(problems[:1_000])))
+
+    def _answer(self, push: Push, answer: RunAccepted | RunRejected) -> None:
+        self._open.pop(push.push_id, None)
+        self._answers[push.push_id] = answer
+        while len(self._answers) > ANSWERS_KEPT:
+            self._answers.popitem(last=False)
+        client = self.conversations.pop(push.peer, None)
+        if client is not None:
+            self._outbox.say(client, answer)
+
+    def forget(self, peer: str) -> None:
+        """A client left: what it had not pushed whole is dropped."""
+        self.conversations.pop(peer, None)
+        for push in [push for push in self._open.values() if push.peer == peer and push.stage == "collecting"]:
+            del self._open[push.push_id]
+
+    def _token(self, push: Push) -> int:
+        self._tokens += 1
+        self._by_token[self._tokens] = push.push_id
+        return self._tokens

@@ -1,0 +1,130 @@
+"""Clients that watch runs: told what changed, a few times a second at most."""
+
+from __future__ import annotations
+
+import msgspec
+
+from boss.core.model.config import BossConfig
+from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.outbox import Conversation, Outbox
+from boss.core.model.timers import Timers
+from boss.core.tasks.taskbook import Run, TaskBook
+from ecloud.model.tasks import TaskState
+from ecloud.model.transfer_status import Moving
+from ecloud.model.wire import RunChanged
+
+RUNNING_NAMED = 8
+"""Running tasks named in one `RunChanged`."""
+SUMMED = ("fetching", "storing", "bytes", "moved_bytes", "bytes_per_s")
+MAX_COUNT = 2**53
+"""No worker moves more of anything, and sums of it stay exact."""
+MAX_SINCE_S = 1e8
+TASKS_NAMED = 16
+"""Tasks of one worker whose files move, as they are kept: a worker has fewer threads for it."""
+
+
+class Watchers:
+    """Who watches which run."""
+
+    def __init__(self, outbox: Outbox, book: TaskBook, fleet: Fleet, timers: Timers, config: BossConfig) -> None:
+        self._outbox = outbox
+        self._book = book
+        self._fleet = fleet
+        self._timers = timers
+        self._every_s = config.watch_every_s
+        self._watching: dict[int, dict[str, Conversation]] = {}
+        self._told_at: dict[int, float] = {}
+        self._timer_set = False
+
+    def watch(self, client: Conversation, run: Run, now: float) -> None:
+        """Tell the client of this run from now on, and once at once."""
+        self._watching.setdefault(run.row.run_no, {})[client.peer] = client
+        self._outbox.say(client, self._picture(run))
+
+    def forget(self, peer: str) -> None:
+        """The client left."""
+        for run_no in [run_no for run_no, clients in self._watching.items() if peer in clients]:
+            del self._watching[run_no][peer]
+            if not self._watching[run_no]:
+                del self._watching[run_no]
+
+    def forget_run(self, run_no: int) -> None:
+        """The run is archived: nobody is told of it any more."""
+        self._watching.pop(run_no, None)
+        self._told_at.pop(run_no, None)
+
+    def tell(self, now: float) -> None:
+        """At the end of a batch: tell of runs that changed, unless they were told of a moment ago."""
+        later = False
+        for run_no in tuple(self._book.changed_runs):
+            clients = self._watching.get(run_no)
+            run = self._book.runs.get(run_no)
+            if not clients or run is None:
+                self._book.changed_runs.discard(run_no)
+                if run is not None:
+                    run.ended_hints.clear()
+                continue
+            if now < self._told_at.get(run_no, 0.0) + self._every_s and run.left:
+                later = True
+                continue
+            self._told_at[run_no] = now
+            picture = self._picture(run)
+            for client in clients.values():
+                self._outbox.say(client, picture)
+            run.ended_hints.clear()
+            self._book.changed_runs.discard(run_no)
+        if later and not self._timer_set:
+            self._timer_set = True
+            self._timers.set(now + self._every_s, self._ring)
+
+    def _ring(self, now: float) -> None:
+        self._timer_set = False  # the batch that this alarm makes ends with `tell`
+
+    def _picture(self, run: Run) -> RunChanged:
+        run_no = run.row.run_no
+        running: list[str] = []
+        for worker in self._fleet.workers.values():
+            for attempt in worker.held.values():
+                if attempt.run_no == run_no and attempt.started_at is not None and len(running) < RUNNING_NAMED:
+                    node = self._book.graph.nodes.get(attempt.task_no)
+                    if node is not None and node.state is TaskState.RUNNING:
+                        running.append(node.id)
+            if len(running) >= RUNNING_NAMED:
+                break
+        return RunChanged(
+            run=run.row.name,
+            run_no=run_no,
+            states={state.value: count for state, count in run.states.items() if count},
+            ended=tuple(run.ended_hints),
+            running=tuple(running),
+            workers=sum(worker.takes_tasks for worker in self._fleet.workers.values()),
+            over=run.left == 0,
+            held=run.row.held or run.stuck,
+            moving=self._moving(run_no),
+        )
+
+    def on_moving(self, worker: Worker, moving: Moving | None, now: float) -> None:
+        """The worker tells what it moves."""
+        if moving or worker.row.moving:
+            told = None if moving is None else bounded(moving)
+            worker.row = msgspec.structs.replace(worker.row, moving=told, moving_at=now)
+            self._outbox.writes.workers[worker.name] = worker.row
+            self._book.changed_runs.update(attempt.run_no for attempt in worker.held.values())
+
+    def _moving(self, run_no: int) -> Moving | None:
+        """The sum of what workers move that hold something of this run."""
+        told = [
+            worker.row.moving
+            for worker in self._fleet.workers.values()
+            if worker.row.moving and any(attempt.run_no == run_no for attempt in worker.held.values())
+        ]
+        if not told:
+            return None
+        return Moving(*(sum(getattr(moving, name) for moving in told) for name in SUMMED))
+
+
+def bounded(moving: Moving) -> Moving:
+    """As it is believed and kept, whatever the worker said."""
+    counts = {name: min(max(0, getattr(moving, name)), MAX_COUNT) for name in SUMMED}
+    since_s = moving.since_s if 0.0 <= moving.since_s <= MAX_SINCE_S else 0.0
+    return Moving(**counts, tasks=moving.tasks[:TASKS_NAMED], since_s=since_s)

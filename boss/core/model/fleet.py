@@ -1,0 +1,229 @@
+"""The workers as the boss sees them: what each offers, what it holds, how long it may be counted on.
+
+Owns `Worker`s and `Attempt`s that are not over, and the accounting of resources. An attempt is either *in a slot* (its
+resources are taken) or *ahead* (queued at the worker beyond what runs, so that the worker never waits for the boss).
+The worker applies the same rule to the same queue: first in order that fits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import msgspec
+
+from boss.core.model.graph import Input, Shape
+from boss.core.model.outbox import Conversation
+from boss.core.model.rows import WorkerRow
+from ecloud.model.tasks import AttemptState, Outcome, Resources
+
+_ROUNDING = 1e-6
+"""Amounts are sums of decimal fractions; a difference below this is none."""
+
+MAX_AMOUNT = 1e9
+"""The most of anything that a worker is believed to offer: no machine has more, and sums of it stay exact."""
+LOOKED_AT = 8
+"""Attempts ahead that are considered when a slot becomes free."""
+
+
+class Attempt(msgspec.Struct, eq=False):
+    """One try that is not over. `worker`: the process it was given to, which names its stage. `order`: number of the
+    message of `session` that ordered it; `ahead_s`: its guess, while ahead."""
+
+    task_no: int
+    number: int
+    run_no: int
+    worker: str
+    shape: Shape
+    state: AttemptState
+    assigned_at: float
+    started_at: float | None = None
+    session: str = ""
+    order: int = 0
+    in_slot: bool = False
+    ahead_s: float = 0.0
+    init: bool = False
+    returning: bool = False
+    forgotten: bool = False
+    reason: str = ""
+    outcome: Outcome | None = None
+
+
+def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:
+    """How many tasks of `shape` fit side by side into `offers`."""
+    for name, amount in shape.asks:
+        room = int((offers.get(name, 0.0) + _ROUNDING) / amount)
+        if room < at_most:
+            at_most = room
+    return at_most
+
+
+def fits(offers: Resources, shape: Shape) -> bool:
+    """Whether one task of `shape` fits into `offers`."""
+    # Asked some times for each task; with `all` it costs twice as much.
+    for name, amount in shape.asks:  # noqa: SIM110
+        if offers.get(name, 0.0) + _ROUNDING < amount:
+            return False
+    return True
+
+
+def covers(shape: Shape, other: Shape) -> bool:
+    """Whether `shape` asks for all that `other` does, and as much of it."""
+    if shape is other:
+        return True
+    asks = dict(shape.asks)
+    return all(asks.get(name, 0.0) >= amount for name, amount in other.asks)
+
+
+def believed(offer: Resources) -> Resources:
+    """What a worker offers, within what a machine can: no other amounts are reckoned with."""
+    return {name: min(max(float(amount), 0.0), MAX_AMOUNT) for name, amount in offer.items()}
+
+
+class Worker(msgspec.Struct, eq=False):
+    """A worker process; `name`: as a peer. `held`: its attempts by (task_no, number), in the order they were given.
+
+    `inits`: init tasks by how they stand in this process: "given", "succeeded", "failed". `resting`: runs it gave back,
+    until its next heartbeat. `slow`: something was asked back and nothing ended since: no queue ahead. `conversation`
+    is None from a boss's start until the worker is heard again. `fetched`: big inputs it has or is fetching, the
+    latest last.
+    """
+
+    name: str
+    row: WorkerRow
+    capacity: Resources
+    free: Resources
+    lease_until: float
+    conversation: Conversation | None = None
+    held: dict[tuple[int, int], Attempt] = msgspec.field(default_factory=dict)
+    access_asked_at: float | None = None
+    """When a signature for its key was asked for that has not come."""
+    refused_at: float | None = None
+    """When one was asked for because the one before was refused."""
+    ahead: dict[tuple[int, int], Attempt] = msgspec.field(default_factory=dict)
+    ahead_s: float = 0.0
+    inits: dict[int, str] = msgspec.field(default_factory=dict)
+    resting: set[int] = msgspec.field(default_factory=set)
+    idle_since: float | None = None
+    leaving: bool = False
+    slow: bool = False
+    fetched: dict[Input, None] = msgspec.field(default_factory=dict)
+
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether it may be given anything now."""
+        return self.conversation is not None and self.row.state == "up" and not self.row.trouble
+
+    def take(self, attempt: Attempt) -> None:
+        """Account for an attempt given to it: in a slot where it fits, else ahead."""
+        key = (attempt.task_no, attempt.number)
+        self.held[key] = attempt
+        self.idle_since = None
+        if fits(self.free, attempt.shape):
+            self._occupy(attempt)
+        else:
+            self.ahead[key] = attempt
+            self.ahead_s += attempt.ahead_s
+
+    def release(self, attempt: Attempt, now: float) -> None:
+        """Account for an attempt it holds no more; what was ahead moves up, first in order that fits."""
+        key = (attempt.task_no, attempt.number)
+        del self.held[key]
+        if attempt.in_slot:
+            attempt.in_slot = False
+            self.slow = False
+            free = self.free
+            for name, amount in attempt.shape.asks:
+                free[name] += amount
+            if self.ahead:
+                self._move_up()
+        elif self.ahead.pop(key, None) is not None:
+            self.ahead_s -= attempt.ahead_s
+        if not self.held:
+            self.free = dict(self.capacity)
+            self.ahead_s = 0.0
+            self.idle_since = now
+
+    def _move_up(self) -> None:
+        # Nearly always the first fits; looking at all 256 for each outcome would cost more than placing.
+        for key, attempt in list(itertools.islice(self.ahead.items(), LOOKED_AT)):
+            if fits(self.free, attempt.shape):
+                del self.ahead[key]
+                self.ahead_s -= attempt.ahead_s
+                self._occupy(attempt)
+
+    def _occupy(self, attempt: Attempt) -> None:
+        attempt.in_slot = True
+        free = self.free
+        for name, amount in attempt.shape.asks:
+            free[name] -= amount
+
+    def check(self) -> None:
+        """Invariants: never more in slots than it has; free + taken = capacity."""
+        taken: Resources = {}
+        for key, attempt in self.held.items():
+            assert key == (attempt.task_no, attempt.number)
+            assert attempt.in_slot != (key in self.ahead), f"{key} is neither in a slot nor ahead"
+            if attempt.in_slot:
+                for name, amount in attempt.shape.asks:
+                    taken[name] = taken.get(name, 0.0) + amount
+        assert all(self.name in part.holders for part in self.fetched), f"{self.name} is not known to have inputs"
+        for name, amount in taken.items():
+            assert amount <= self.capacity.get(name, 0.0) + 0.001, f"{self.name}: {amount} {name} taken"
+        for name, amount in self.capacity.items():
+            assert abs(self.free[name] + taken.get(name, 0.0) - amount) < 0.001, f"{self.name}: {name} does not add up"
+
+
+class Fleet:
+    """All workers that may hold attempts."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Worker] = {}
+        self.by_home: dict[str, Worker] = {}
+        self.held_cpus: dict[int, float] = {}
+        self.touched: dict[str, None] = {}
+        """Workers whose room, or whose leave to take tasks, may have changed since `CapacityIndex.settle`."""
+        self.follow: Callable[[int, int, int, float], None] | None = None
+        """Told of attempts that VMs' workers get (1) and are rid of (-1): VM, run, change, when."""
+
+    def add(self, worker: Worker) -> None:
+        """A worker is counted on from now."""
+        self.workers[worker.name] = worker
+        self.touched[worker.name] = None
+        if worker.row.hello.home:
+            self.by_home[worker.row.hello.home] = worker
+
+    def remove(self, worker: Worker) -> None:
+        """It is counted on no more. It must hold nothing."""
+        assert not worker.held, f"worker {worker.name} still holds attempts"
+        self.workers.pop(worker.name, None)
+        self.touched[worker.name] = None
+        for part in worker.fetched:
+            part.holders.pop(worker.name, None)
+        if self.by_home.get(worker.row.hello.home) is worker:
+            del self.by_home[worker.row.hello.home]
+
+    def give(self, worker: Worker, attempt: Attempt) -> None:
+        """The worker gets an attempt."""
+        worker.take(attempt)
+        if self.follow is not None and worker.row.vm_no is not None:
+            self.follow(worker.row.vm_no, attempt.run_no, 1, attempt.assigned_at)
+        self.touched[worker.name] = None
+        self.held_cpus[attempt.run_no] = self.held_cpus.get(attempt.run_no, 0.0) + attempt.shape.weight
+
+    def free(self, worker: Worker, attempt: Attempt, now: float) -> None:
+        """The worker holds the attempt no more."""
+        worker.release(attempt, now)
+        if self.follow is not None and worker.row.vm_no is not None:
+            self.follow(worker.row.vm_no, attempt.run_no, -1, now)
+        self.touched[worker.name] = None
+        left = self.held_cpus.get(attempt.run_no, 0.0) - attempt.shape.weight
+        if left > _ROUNDING:
+            self.held_cpus[attempt.run_no] = left
+        else:
+            self.held_cpus.pop(attempt.run_no, None)
+
+    def check(self) -> None:
+        """Invariants of every worker."""
+        for worker in self.workers.values():
+            worker.check()

@@ -1,0 +1,65 @@
+"""What one batch has decided so far: the only way for the core's parts to write, to speak and to call.
+
+Owns the `Effects` of the batch at hand and the numbers of what is said in each session.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from boss.core.model.effects import Call, Effects, Read, Send
+from boss.core.model.rows import Writes
+from ecloud.model.wire import PROTOCOL_VERSION, Envelope, Message
+
+
+class Conversation(msgspec.Struct, eq=False):
+    """A session with a peer. `heard`, `said`: the last number of each direction. `kind`: worker or client. `hello`: of
+    two sessions that one boss opened, the one with the higher number came of the later Hello."""
+
+    peer: str
+    key_name: str
+    session: str
+    kind: str
+    heard: int = 0
+    said: int = 0
+    heard_at: float = 0.0
+    hello: int = 0
+
+
+class Outbox:
+    """Collects one batch's effects; `take` hands them over and begins anew."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._begin()
+
+    def _begin(self) -> None:
+        self._effects = Effects()
+        self.writes: Writes = self._effects.writes
+        """The transaction of this batch."""
+
+    def say(self, to: Conversation, message: Message) -> int:
+        """Speak in a session; the message's number."""
+        to.said += 1
+        envelope = Envelope(PROTOCOL_VERSION, to.peer, to.session, to.said, message, self.epoch)
+        self._effects.sends.append(Send(envelope, to.key_name))
+        return to.said
+
+    def say_outside(self, peer: str, key_name: str, session: str, message: Message) -> None:
+        """Speak before a session counts, or about one that does not: number 0."""
+        envelope = Envelope(PROTOCOL_VERSION, peer, session, 0, message, self.epoch)
+        self._effects.sends.append(Send(envelope, key_name))
+
+    def call(self, call: Call) -> None:
+        """Ask datastore or cloud for something, after the commit."""
+        self._effects.calls.append(call)
+
+    def read(self, read: Read) -> None:
+        """Ask the store a question, answered before the next event."""
+        self._effects.reads.append(read)
+
+    def take(self) -> Effects:
+        """This batch's effects; the next batch begins empty."""
+        effects = self._effects
+        self._begin()
+        return effects

@@ -1,0 +1,81 @@
+"""Ready tasks that no worker has yet, in groups of one run, priority and shape."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from boss.core.model.graph import Node, Shape
+from ecloud.model.tasks import Retries, TaskState
+
+_READY = TaskState.READY
+_VOID = Node(0, 0, "", TaskState.CANCELLED, Shape((), 0.0), Retries(), "")
+"""Stands where an entry was taken from the middle."""
+
+
+class Group(msgspec.Struct, eq=False):
+    """Ready tasks of one run, priority and shape, in order. Entries may be void (cancelled, assigned): looked at when
+    taken."""
+
+    priority: int
+    run_no: int
+    shape: Shape
+    nodes: deque[Node]
+
+    def is_due(self, node: Node) -> bool:
+        """Whether the entry is not void."""
+        return (
+            node.state is _READY and not node.assigned and node.priority == self.priority and node.shape is self.shape
+        )
+
+    def take(self, index: int) -> Node:
+        """The entry at `index` is placed. In the middle a void one stays in its stead: what is looked at does not slide
+        on while the first stays."""
+        if not index:
+            return self.nodes.popleft()
+        node, self.nodes[index] = self.nodes[index], _VOID
+        return node
+
+
+class ReadyTasks:
+    """All ready tasks, grouped."""
+
+    def __init__(self) -> None:
+        self.groups: dict[tuple[int, int, Shape], Group] = {}
+        self.held_runs: set[int] = set()
+
+    def put(self, node: Node) -> None:
+        """A task became ready."""
+        key = (node.priority, node.run_no, node.shape)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(node.priority, node.run_no, node.shape, deque())
+        group.nodes.append(node)
+
+    def hold(self, run_no: int) -> None:
+        """Place nothing of this run."""
+        self.held_runs.add(run_no)
+
+    def release(self, run_no: int) -> None:
+        """Place this run's tasks again."""
+        self.held_runs.discard(run_no)
+
+    def first(self, group: Group) -> Node | None:
+        """The first that is still ready and not assigned; void entries before it are dropped. Empty groups go."""
+        nodes = group.nodes
+        while nodes:
+            node = nodes[0]
+            if group.is_due(node):
+                return node
+            nodes.popleft()
+        self.groups.pop((group.priority, group.run_no, group.shape), None)
+        return None
+
+    def placeable(self) -> list[Group]:
+        """Groups with something to place, of runs that are not held."""
+        return [
+            group
+            for group in tuple(self.groups.values())
+            if group.run_no not in self.held_runs and self.first(group) is not None
+        ]

@@ -1,0 +1,1 @@
+"""Decides which worker runs which ready task, and moves queued attempts to idle workers. Pure."""

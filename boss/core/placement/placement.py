@@ -1,0 +1,306 @@
+"""Which ready task goes to which worker. Places batches: costs what it assigns, not what waits.
+
+Order: priority first; within a priority the run that holds the fewest CPUs now; within a run the order of the list.
+First everything that can start at once, then short queues ahead. A large task that finds no room gets a worker
+reserved, so that small ones don't starve it.
+
+A task whose big inputs some worker has goes there, if there is room now; else the worker whose turn it is may take one
+from close behind it whose inputs it has. Nobody waits for a worker and no worker for a task; a task is passed so often
+and not more.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from boss.core.model.config import BossConfig
+from boss.core.model.fleet import Fleet, Worker, covers, fits
+from boss.core.model.graph import Inputs, Node, Shape
+from boss.core.model.ready_tasks import Group, ReadyTasks
+from boss.core.model.runtime_estimates import Runtimes
+from boss.core.placement.capacity_index import CapacityIndex
+from ecloud.model.tasks import Resources
+from ecloud.model.transfer_status import BIG_INPUT_BYTES
+
+SHORT = 8
+"""A task that is guessed to take longer than this many `ahead_s` is not queued ahead: it would wait behind another's
+slowness."""
+HOLDERS = 16
+"""Workers that have a task's inputs and are asked for room, at most."""
+BEHIND = 64
+"""Entries, with the first, that are looked at for one whose inputs a worker has: no task is passed by more."""
+CPUS_ROUNDED = 0.001
+"""A shelf whose CPUs are short by less is looked at closely."""
+
+
+Assign = Callable[[Worker, Node, float], None]
+"""Make an attempt of the node on the worker; the float is the guess of its run-time in seconds."""
+Refuses = Callable[[Worker, int], bool]
+
+
+class Placement:
+    """Places what is ready on who has room. Owns the shelves, and no other state beyond one call of `place`."""
+
+    def __init__(self, ready: ReadyTasks, fleet: Fleet, runtimes: Runtimes, config: BossConfig) -> None:
+        self._ready = ready
+        self._fleet = fleet
+        self._runtimes = runtimes
+        self._config = config
+        self.shelves = CapacityIndex(fleet, config)
+        self._side_by_side: dict[Shape, int] = {}
+        self._hopeless: set[Shape] = set()
+        """For which there is no room since placing in slots, or ahead, began."""
+
+    def place(self, assign: Assign, refuses: Refuses) -> None:
+        """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
+        self.shelves.settle()
+        self._side_by_side = {}
+        groups = self._ready.placeable()
+        if not groups:
+            return
+        by_priority: dict[int, list[Group]] = {}
+        for group in groups:
+            by_priority.setdefault(group.priority, []).append(group)
+        reserved: dict[str, Group] = {}
+        for in_slots in (True, False):
+            self._hopeless.clear()
+            for priority in sorted(by_priority, reverse=True):
+                self._place_priority(by_priority[priority], reserved, in_slots, assign, refuses)
+                if in_slots:  # who has room changed; whose queue ahead has, is looked at when its turn comes
+                    self.shelves.settle()
+
+    def _place_priority(
+        self, groups: list[Group], reserved: dict[str, Group], in_slots: bool, assign: Assign, refuses: Refuses
+    ) -> None:
+        held = self._fleet.held_cpus
+        # (held CPUs of the run, run, oldest task): the fair order; a group comes back until it is stuck.
+        queue: list[tuple[float, int, int, Group, _Room]] = []
+        for group in groups:
+            node = self._ready.first(group)
+            if node is not None:
+                room = _Room(self, group, reserved, in_slots, refuses)
+                queue.append((held.get(group.run_no, 0.0), group.run_no, node.task_no, group, room))
+        heapq.heapify(queue)
+        while queue:
+            _, run_no, _, group, room = heapq.heappop(queue)
+            alone = not queue
+            while (node := self._ready.first(group)) is not None:
+                worker = None
+                # How long it takes is asked first: what was learned is believed from the first time that it is asked.
+                if (in_slots or self.is_short(node)) and group.shape not in self._hopeless:
+                    worker = room.next_worker()
+                    if worker is None and not room.refused:
+                        self._give_up(group.shape)
+                if worker is None:
+                    if in_slots:
+                        self._reserve(group, reserved, refuses)
+                    break
+                if node.inputs is not None:
+                    worker, index = room.nearer(worker, node.inputs)
+                    node = group.take(index)
+                else:
+                    group.take(0)
+                assign(worker, node, self.guess_s(node))
+                if not alone:
+                    following = self._ready.first(group)
+                    if following is not None:
+                        heapq.heappush(queue, (held.get(run_no, 0.0), run_no, following.task_no, group, room))
+                    break
+
+    def _give_up(self, shape: Shape) -> None:
+        """There is no room for `shape`, nor for what asks for as much or more, and there will be less and less."""
+        self._hopeless.update([other for _, _, other in self._ready.groups if covers(other, shape)])
+
+    def _reserve(self, group: Group, reserved: dict[str, Group], refuses: Refuses) -> None:
+        """Keep the worker that will have room soonest for a task that found none; once per shape and call."""
+        shape = group.shape
+        for other in reserved.values():
+            if other.shape is shape:
+                return
+        best, best_share = "", -1.0
+        for shelf in self.shelves.all:
+            share = _share(shelf.free, shape, best_share)
+            if share <= best_share or not fits(shelf.kind.capacity, shape):
+                continue
+            for name, worker in shelf.workers.items():
+                if name not in reserved and not refuses(worker, group.run_no):
+                    best, best_share = name, share
+                    break
+        if best:
+            reserved[best] = group
+
+    def worker(self, name: str) -> Worker:
+        """One that stands on a shelf."""
+        return self._fleet.workers[name]
+
+    def guess_s(self, node: Node) -> float:
+        """How long it may run: what its user said, what was learned, or a second."""
+        side_by_side = self._side_by_side.get(node.shape)
+        if side_by_side is None:
+            side_by_side = self._side_by_side[node.shape] = self.shelves.side_by_side(node.shape)
+        return self._runtimes.guess_s(node, side_by_side)
+
+    def is_short(self, node: Node) -> bool:
+        """Whether it may be queued behind another."""
+        return self.guess_s(node) <= SHORT * self._config.ahead_s
+
+    def may_wait_at(self, worker: Worker) -> bool:
+        """Whether one more short task that it could run may be queued at the worker beyond what runs."""
+        config = self._config
+        return worker.ahead_s < config.ahead_s and len(worker.ahead) < config.ahead_max and not worker.slow
+
+
+def _share(free: Resources, shape: Shape, least: float) -> float:
+    """The part of what a task of `shape` asks for that is free, of the resource that lacks most; any number up to
+    `least` where it is no more than that."""
+    share = math.inf if shape.asks else 1.0
+    for name, amount in shape.asks:
+        part = free.get(name, 0.0) / amount
+        if part < share:
+            share = part
+            if share <= least:
+                break
+    return share
+
+
+class _Room:
+    """Workers with room for one group, emptiest first, those with rare resources it does not need last; each in turn.
+    Looks at no more of them than it is asked for."""
+
+    def __init__(
+        self, placement: Placement, group: Group, reserved: dict[str, Group], in_slots: bool, refuses: Refuses
+    ) -> None:
+        self._placement = placement
+        self._group = group
+        self._reserved = reserved
+        self._in_slots = in_slots
+        self._refuses = refuses
+        self._turn: deque[Worker] = deque()
+        """Those that had their turn and may have room yet."""
+        self._fresh: Iterator[Worker] | None = None
+        self.refused = False
+        """Some have room, but not for this run, or they are reserved for others, who may queue there. (Who has a slot
+        reserved found none, so that it makes no difference there.)"""
+
+    def next_worker(self) -> Worker | None:
+        """The next worker in turn that still has room; None when no one has."""
+        if self._fresh is None:
+            self._fresh = self._in_order()
+        run_no, turn = self._group.run_no, self._turn
+        for worker in self._fresh:
+            if self._reserved and self._is_kept(worker):
+                continue
+            if self._refuses(worker, run_no):
+                self.refused = True
+                continue
+            turn.append(worker)
+            return worker
+        while turn:
+            worker = turn[0]
+            if self._has_room(worker):
+                turn.rotate(-1)
+                return worker
+            turn.popleft()
+        return None
+
+    def nearer(self, worker: Worker, inputs: Inputs) -> tuple[Worker, int]:
+        """`worker` could take the first task: one with room that has more of its `inputs`, and 0; else `worker`,
+        and the index of a task behind it whose inputs `worker` has where it has none of the first's, or 0."""
+        for part in inputs.parts:
+            if worker.name not in part.holders:
+                break
+        else:
+            return worker, 0
+        if inputs.is_small:
+            return worker, 0
+        unknown = 0 if self._in_slots else BIG_INPUT_BYTES
+        wanted, held = inputs.big_bytes(unknown), inputs.held_bytes(worker.name, unknown)
+        if held < wanted:
+            other = self._holder(worker, inputs, unknown, held, wanted)
+            if other is not None:
+                return other, 0
+        if not worker.fetched or inputs.held_bytes(worker.name, BIG_INPUT_BYTES):
+            return worker, 0
+        return worker, self._behind(worker)
+
+    def _holder(self, worker: Worker, inputs: Inputs, unknown: int, held: int, wanted: int) -> Worker | None:
+        """Of the first that have some of these inputs, the one with room that has most, and more than `held`."""
+        shelves, needs = self._placement.shelves, {name for name, _ in self._group.shape.asks}
+        rare = len((shelves.rare_at(worker.name) or frozenset()) - needs)
+        best: Worker | None = None
+        for part in inputs.parts:
+            if not part.worth(unknown):
+                continue
+            for name in itertools.islice(part.holders, HOLDERS):
+                here = inputs.held_bytes(name, unknown)
+                offers = shelves.rare_at(name) if here > held else None
+                if offers is not None and len(offers - needs) <= rare:
+                    other = self._placement.worker(name)
+                    if self._has_room(other) and not self._refuses(other, self._group.run_no):
+                        if here == wanted:
+                            return other
+                        best, held = other, here
+        return best
+
+    def _behind(self, worker: Worker) -> int:
+        """The index of a task close behind the first all of whose inputs the worker has; else of one with some of
+        them, or 0."""
+        some = 0
+        has: dict[Inputs, int] = {}
+        for index, later in enumerate(itertools.islice(self._group.nodes, BEHIND)):
+            inputs = later.inputs
+            if inputs is None:
+                continue
+            held = has.get(inputs)
+            if held is None:
+                here = inputs.held_bytes(worker.name, BIG_INPUT_BYTES)
+                held = has[inputs] = 0 if not here else 2 if here == inputs.big_bytes(BIG_INPUT_BYTES) else 1
+            may_take = held and (held == 2 or not some) and self._group.is_due(later)
+            if may_take and (self._in_slots or self._placement.is_short(later)):
+                if held == 2:
+                    return index
+                some = index
+        return some
+
+    def _in_order(self) -> Iterator[Worker]:
+        """Everybody who had room when the batch's placing began, and has it still; those reserved for others, too."""
+        shape, needs = self._group.shape, {name for name, _ in self._group.shape.asks}
+        if self._in_slots:
+            cpus = next((amount for name, amount in shape.asks if name == "cpus"), 0.0)
+            shelves = [
+                (len(shelf.kind.rare - needs), -shelf.cpus, number, shelf.workers)
+                for number, shelf in enumerate(self._placement.shelves.all)
+                if shelf.cpus >= cpus - CPUS_ROUNDED and fits(shelf.free, shape)
+            ]
+        else:
+            shelves = [
+                (len(kind.rare - needs), 0.0, number, kind.hungry)
+                for number, kind in enumerate(self._placement.shelves.kinds)
+                if kind.hungry and fits(kind.capacity, shape)
+            ]
+        shelves.sort()
+        # Groups pass by the same workers, most of whom others have filled meanwhile.
+        may_wait_at = self._placement.may_wait_at
+        for *_, workers in shelves:
+            for worker in workers.values():
+                if fits(worker.free, shape) if self._in_slots else may_wait_at(worker):
+                    yield worker
+
+    def _is_kept(self, worker: Worker) -> bool:
+        """Whether it is reserved for another group that goes before this one."""
+        keeper = self._reserved.get(worker.name)
+        if keeper is None or keeper.shape is self._group.shape or keeper.priority < self._group.priority:
+            return False
+        self.refused = self.refused or not self._in_slots
+        return True
+
+    def _has_room(self, worker: Worker) -> bool:
+        if self._reserved and self._is_kept(worker):
+            return False
+        if self._in_slots:
+            return fits(worker.free, self._group.shape)
+        return self._placement.may_wait_at(worker) and fits(worker.capacity, self._group.shape)

@@ -1,0 +1,94 @@
+"""Asking back what waits long at a busy worker while another idles: no more than the idle ones have room for.
+
+Owns when it looked last. Places nothing: what comes back is ready again, and placed like anything else.
+"""
+
+from __future__ import annotations
+
+from boss.core.model.config import BossConfig
+from boss.core.model.fleet import Attempt, Fleet, Worker, fits
+from boss.core.model.graph import Shape
+from boss.core.model.timers import Timers
+from boss.core.tasks.attempts import Attempts
+from ecloud.model.tasks import AttemptState, Resources
+
+RETURN_AFTER_S = 1.0
+"""What waits ahead at a busy worker for longer than this, while another idles, is asked back."""
+BALANCE_EVERY_S = 0.1
+"""What waits too long is late by no more than this: each look costs a look at every worker."""
+
+MOST_EACH = 32
+"""Asked back at most for each idle worker in one look: guesses are poor where what they say was so has waited long."""
+
+
+class WorkStealing:
+    """Looks at the end of a batch, after placing."""
+
+    def __init__(self, fleet: Fleet, attempts: Attempts, timers: Timers, config: BossConfig) -> None:
+        self._config = config
+        self._fleet = fleet
+        self._attempts = attempts
+        self._timers = timers
+        self._alarm_set = False
+        self._not_before = 0.0
+
+    def settle(self, now: float) -> None:
+        """Ask back what an idle worker would begin at once."""
+        if now < self._not_before:
+            return
+        self._not_before = now + BALANCE_EVERY_S
+        waiting = [worker for worker in self._fleet.workers.values() if worker.ahead]
+        if not waiting:
+            return
+        idle = [worker for worker in self._fleet.workers.values() if worker.takes_tasks and not worker.held]
+        if not idle:
+            return
+        room = _Room(idle, self._config.ahead_s)
+        for worker in waiting:  # what was asked back before and is on its way goes first
+            for attempt in worker.ahead.values():
+                if attempt.returning:
+                    room.take(attempt)
+        for worker in waiting:
+            self._attempts.ask_back(worker, [a for a in worker.ahead.values() if _is_late(a, now) and room.take(a)])
+        if not self._alarm_set:
+            self._alarm_set = True
+            self._timers.set(now + RETURN_AFTER_S, self._look_again)
+
+    def _look_again(self, now: float) -> None:
+        self._alarm_set = False  # the batch that this alarm makes balances again
+
+
+def _is_late(attempt: Attempt, now: float) -> bool:
+    return (
+        attempt.state is AttemptState.ASSIGNED and not attempt.returning and now - attempt.assigned_at >= RETURN_AFTER_S
+    )
+
+
+class _Room:
+    """What the idle ones would begin at once, and what would be queued ahead there."""
+
+    def __init__(self, idle: list[Worker], ahead_s: float) -> None:
+        self._idle = idle
+        self._left = MOST_EACH * len(idle)
+        self._free: list[Resources] = [dict(worker.free) for worker in idle]
+        self._ahead_s = ahead_s * len(idle)
+        self._first: dict[Shape, int] = {}
+        """The first idle one that may still have room for the shape: those before it only get fuller."""
+
+    def take(self, attempt: Attempt) -> bool:
+        """Whether there is room for it; it is taken."""
+        self._left -= 1
+        if self._left < 0:
+            return False
+        for index in range(self._first.get(attempt.shape, 0), len(self._free)):
+            self._first[attempt.shape] = index
+            free = self._free[index]
+            if fits(free, attempt.shape):
+                for name, amount in attempt.shape.asks:
+                    free[name] -= amount
+                return True
+        self._first[attempt.shape] = len(self._free)
+        if self._ahead_s <= 0 or not any(fits(worker.capacity, attempt.shape) for worker in self._idle):
+            return False
+        self._ahead_s -= attempt.ahead_s
+        return True

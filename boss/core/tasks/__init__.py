@@ -1,0 +1,1 @@
+"""Follows tasks and their attempts from assignment to a recorded outcome. Pure."""

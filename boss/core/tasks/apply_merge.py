@@ -1,0 +1,55 @@
+"""Making a decision about a whole run real: rows, graph, counts, attempts. Shared by pushes and by what people ask
+for."""
+
+from __future__ import annotations
+
+from boss.core.model.graph import TaskGraph
+from boss.core.model.outbox import Outbox
+from boss.core.model.rows import RunImage
+from boss.core.tasks.attempts import Attempts
+from boss.core.tasks.merging import Merge
+from boss.core.tasks.taskbook import TaskBook
+from ecloud.model.tasks import ENDED
+
+
+def overlay(image: RunImage, graph: TaskGraph) -> None:
+    """Let the image tell what only memory knows: the number of an attempt that is assigned is not in its task's row."""
+    for row in image.tasks:
+        node = graph.nodes.get(row.task_no)
+        if node is not None:
+            row.state, row.reason = node.state, node.reason
+            row.attempts, row.retries_used, row.not_before = node.attempts, node.retries_used, node.not_before
+
+
+def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attempts: Attempts, now: float) -> None:
+    """Write the decision, stop attempts of what is done anew or dropped, and plant what is to be done."""
+    writes, nodes = outbox.writes, book.graph.nodes
+    run = book.run_of(image.run)
+    writes.runs[run.row.run_no] = run.row
+    book.release(run)
+    writes.stored.extend(merged.stored)
+    writes.tasks.update(merged.moved)
+    writes.dropped_tasks.extend(merged.dropped)
+    known = {task_no for task_no in merged.disturbed if task_no in nodes}
+    unwanted = []
+    for task_no in known:
+        node = nodes[task_no]
+        if node.assigned:
+            unwanted.append(attempts.active[(task_no, node.assigned)])
+            node.assigned = 0
+    attempts.stop(unwanted, "its task is done anew or dropped")
+    again = known & set(run.inits)
+    for task_no in again:
+        del run.inits[task_no]
+        run.init_done.discard(task_no)
+    attempts.forget_inits(again)
+    attempts.try_inits_again([row.task_no for row in image.tasks if row.init])
+    # A task that ended early (cancelled) is not in the graph, but what it waited for may still name it.
+    rewired = {row.task_no for row in merged.rewired}
+    book.graph.cut_edges_into({row.task_no for row in image.tasks} & merged.disturbed | rewired)
+    book.graph.remove(known)
+    book.plant(merged.planted, now)
+    book.graph.rewire(merged.rewired)
+    if any(count for state, count in merged.states.items() if state not in ENDED):
+        book.plant([row for row in merged.inits if row.task_no not in nodes], now)
+    book.recount(run, merged.states)

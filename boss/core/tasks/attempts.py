@@ -1,0 +1,521 @@
+"""The life of an attempt: given, started, ended, returned, stopped, lost, promoted. Decides what each means for its
+task.
+
+Owns every attempt that is not over. An attempt ends once; whatever is said of it later is answered and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from boss.core.model.config import BossConfig
+from boss.core.model.effects import DropStages, Promote, PromoteFiles
+from boss.core.model.fleet import Attempt, Fleet, Worker, how_many
+from boss.core.model.graph import Node
+from boss.core.model.outbox import Outbox
+from boss.core.model.rows import AttemptRow
+from boss.core.model.runtime_estimates import Runtimes
+from boss.core.model.timers import Timers
+from boss.core.tasks.input_locality import note_fetched, note_given
+from boss.core.tasks.outcome_acks import OutcomeAcks
+from boss.core.tasks.taskbook import TaskBook
+from ecloud.model.tasks import AttemptState, Cause, Outcome, TaskState
+from ecloud.model.wire import (
+    BATCH_BYTES,
+    BATCH_COUNT,
+    AttemptName,
+    AttemptOrder,
+    HeldAttempt,
+    ReturnTasks,
+    StartedAttempt,
+    StartTasks,
+    StopTasks,
+)
+
+MAX_BACKOFF_S = 60.0
+"""Longest wait before a retry of a task or of a datastore call."""
+
+_ASSIGNED, _STARTED, _STOPPING = AttemptState.ASSIGNED, AttemptState.STARTED, AttemptState.STOPPING
+_PROMOTING, _ENDED = AttemptState.PROMOTING, AttemptState.ENDED
+_READY, _RUNNING = TaskState.READY, TaskState.RUNNING
+
+Key = tuple[int, int]
+
+
+class Attempts:
+    """All attempts that are not over, by (task_no, number)."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        book: TaskBook,
+        fleet: Fleet,
+        runtimes: Runtimes,
+        answers: OutcomeAcks,
+        timers: Timers,
+        config: BossConfig,
+    ) -> None:
+        self._outbox = outbox
+        self._book = book
+        self._fleet = fleet
+        self._runtimes = runtimes
+        self._answers = answers
+        self._timers = timers
+        self._config = config
+        self.active: dict[Key, Attempt] = {}
+        self.promoting: dict[Key, Attempt] = {}
+        self.datastore_trouble = ""
+        self._orders: dict[str, list[Attempt]] = {}
+        self._to_promote: list[Attempt] = []
+        self._publishing: set[str] = set()
+        self._inits_of: dict[int, set[int]] = {}
+        """Init tasks that workers were given, by run: what workers are known to have prepared ends with the run."""
+
+    # --- giving ----------------------------------------------------------------------------------
+
+    def assign(self, now: float, worker: Worker, node: Node, guess_s: float) -> None:
+        """Give a ready task to a worker; before the first of its run, the run's init tasks."""
+        for init in self._book.runs[node.run_no].inits.values():
+            if init.task_no not in worker.inits:
+                self.note_init(worker, node.run_no, init.task_no, "given")
+                self._give(worker, init, 0.0, now)
+        self._give(worker, node, guess_s, now)
+
+    def _give(self, worker: Worker, node: Node, guess_s: float, now: float) -> None:
+        node.attempts += 1
+        if not node.init:
+            node.assigned = node.attempts
+        if node.inputs is not None:
+            note_given(worker, node.inputs)
+        attempt = Attempt(
+            task_no=node.task_no,
+            number=node.attempts,
+            run_no=node.run_no,
+            worker=worker.name,
+            shape=self._book.graph.shapes.of({}) if node.init else node.shape,
+            state=_ASSIGNED,
+            assigned_at=now,
+            ahead_s=guess_s / max(1, how_many(worker.capacity, node.shape, self._config.ahead_max)),
+            init=node.init,
+        )
+        self.active[(attempt.task_no, attempt.number)] = attempt
+        self._fleet.give(worker, attempt)
+        self._write(attempt)
+        self._orders.setdefault(worker.name, []).append(attempt)
+
+    def send_orders(self) -> None:
+        """Say what this batch assigned: one message per worker and 1 MiB. Then ask for what is to be promoted."""
+        for name, attempts in self._orders.items():
+            worker = self._fleet.workers[name]
+            batch: list[Attempt] = []
+            batch_bytes = 0
+            for attempt in attempts:
+                size = self._book.graph.nodes[attempt.task_no].body_bytes
+                if batch and (len(batch) >= BATCH_COUNT or batch_bytes + size > BATCH_BYTES):
+                    self._order(worker, batch)
+                    batch, batch_bytes = [], 0
+                batch.append(attempt)
+                batch_bytes += size
+            self._order(worker, batch)
+        self._orders = {}
+        if self._to_promote:
+            self._promote_what_may()
+
+    def _promote_what_may(self) -> None:
+        # Of two attempts that publish under the same name (the task was done anew) the later must have the last word.
+        now_: list[Attempt] = []
+        later: list[Attempt] = []
+        waited_for: set[str] = set()
+        for attempt in self._to_promote:
+            if (attempt.task_no, attempt.number) not in self.promoting:
+                continue  # a call of the core before this one, in the same process, did it
+            names = _names(attempt)
+            if not (self._publishing.isdisjoint(names) and waited_for.isdisjoint(names)):
+                waited_for.update(names)
+                later.append(attempt)
+            else:
+                self._publishing.update(names)
+                now_.append(attempt)
+        for start in range(0, len(now_), BATCH_COUNT):
+            self._outbox.call(PromoteFiles(tuple(map(_promotion, now_[start : start + BATCH_COUNT]))))
+        self._to_promote = later
+
+    def _order(self, worker: Worker, attempts: Sequence[Attempt]) -> None:
+        assert worker.conversation is not None
+        orders = []
+        for attempt in attempts:
+            node = self._book.graph.nodes[attempt.task_no]
+            run = self._book.runs[attempt.run_no]
+            orders.append(
+                AttemptOrder(
+                    task_no=attempt.task_no,
+                    number=attempt.number,
+                    run=run.row.name,
+                    run_no=attempt.run_no,
+                    asks=node.shape.as_resources,
+                    init=attempt.init,
+                    after_init=() if attempt.init else tuple(run.inits),
+                    keep_dir=node.keep_dir,
+                )
+            )
+        number = self._outbox.say(worker.conversation, StartTasks(tuple(orders)))
+        for attempt in attempts:
+            attempt.session, attempt.order = worker.conversation.session, number
+
+    # --- what a worker says ----------------------------------------------------------------------
+
+    def on_started(self, worker: Worker, started: Iterable[StartedAttempt], now: float) -> None:
+        """Attempts that run. Those already over, or stopping, stay as they are."""
+        for item in started:
+            attempt = worker.held.get((item.task_no, item.number))
+            if attempt is not None and attempt.state is _ASSIGNED:
+                self._start(attempt, now - min(max(item.ago_s, 0.0), now - attempt.assigned_at))
+
+    def _start(self, attempt: Attempt, at: float) -> None:
+        attempt.state = _STARTED
+        attempt.started_at = at
+        attempt.returning = False
+        self._write(attempt)
+        node = self._book.graph.nodes.get(attempt.task_no)
+        if node is not None and node.state is _READY:
+            self._book.move(node, _RUNNING)
+
+    def on_ended(self, worker: Worker, outcomes: Sequence[Outcome], now: float) -> None:
+        """Record each outcome once; answer all, so that the spool empties."""
+        stale_stages: list[str] = []
+        for outcome in outcomes:
+            key = (outcome.task_no, outcome.number)
+            attempt = worker.held.get(key)
+            if attempt is not None:
+                self._record(worker, attempt, outcome, now)
+            elif outcome.manifest and key not in self.promoting:
+                stale_stages.append(stage_name(worker.name, key))
+        if stale_stages:
+            self._outbox.call(DropStages(tuple(stale_stages)))
+        self._answers.add(worker, outcomes, now)
+
+    def _record(self, worker: Worker, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        key = (attempt.task_no, attempt.number)
+        was_stopping = attempt.state is _STOPPING
+        self._fleet.free(worker, attempt, now)
+        attempt.outcome = outcome
+        self._learn_inputs(worker, outcome)
+        run_s = min(max(outcome.run_s, 0.0), now - attempt.assigned_at)  # whatever the worker says
+        # Nobody may have said when it started, or a heartbeat showed only that it runs.
+        began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
+        attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
+        if outcome.cause is Cause.SUCCESS and outcome.manifest and not was_stopping and not attempt.init:
+            attempt.state = _PROMOTING
+            self.promoting[key] = attempt
+            self._to_promote.append(attempt)
+            self._write(attempt)
+            node = self._book.graph.nodes[attempt.task_no]
+            self._runtimes.learn(node, run_s)
+            if node.state is _READY:
+                self._book.move(node, _RUNNING)
+            return
+        self._over(attempt, _ENDED, now)
+        if outcome.manifest:
+            self._outbox.call(DropStages((stage_name(attempt.worker, key),)))
+        if attempt.init:
+            self._init_ended(worker, attempt, outcome, now)
+            return
+        maybe = self._wanted(attempt)
+        if maybe is None:
+            return
+        if outcome.cause is Cause.SUCCESS:
+            self._runtimes.learn(maybe, run_s)
+            self._book.end(maybe, TaskState.SUCCEEDED, "", now)
+        elif outcome.cause is Cause.STOPPED:
+            self._book.make_ready(maybe, now, outcome.error)
+        else:
+            self._fail_or_retry(maybe, outcome.cause, outcome.error, now)
+
+    def _learn_inputs(self, worker: Worker, outcome: Outcome) -> None:
+        told = outcome.fetch_bytes or outcome.cause is Cause.SUCCESS  # else it may have ended before it fetched any
+        node = self._book.graph.nodes.get(outcome.task_no) if told else None
+        if node is not None and node.inputs is not None and node.assigned == outcome.number:
+            note_fetched(worker, node.inputs, outcome.fetch_bytes)
+
+    def _fail_or_retry(self, node: Node, cause: Cause, error: str, now: float) -> None:
+        if cause in node.retries.on and node.retries_used < node.retries.max:
+            backoff_s = min(MAX_BACKOFF_S, self._config.retry_backoff_s * 2**node.retries_used)
+            node.retries_used += 1
+            node.not_before = now + backoff_s
+            self._book.make_ready(node, now, error)
+        else:
+            self._book.end(node, TaskState.FAILED, error, now)
+
+    def _init_ended(self, worker: Worker, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        run = self._book.runs.get(attempt.run_no)
+        node = self._book.graph.nodes.get(attempt.task_no)
+        own = attempt.worker == worker.name  # what prepared the process before this one says nothing of it
+        if own and (run is None or outcome.cause is Cause.STOPPED):
+            worker.inits.pop(attempt.task_no, None)
+        elif own:
+            stands = "succeeded" if outcome.cause is Cause.SUCCESS else "failed"
+            self.note_init(worker, attempt.run_no, attempt.task_no, stands)
+        if run is None or node is None or not node.init:
+            return
+        if outcome.cause is Cause.SUCCESS:
+            run.init_done.add(node.task_no)
+            if node.state is _READY:
+                self._book.move(node, _RUNNING)
+            if node.state is _RUNNING:
+                self._book.move(node, TaskState.SUCCEEDED)
+        elif outcome.cause is Cause.STOPPED:
+            if node.state is _RUNNING:
+                self._book.move(node, _READY)
+        elif node.state in (_READY, _RUNNING, TaskState.SUCCEEDED):
+            self._book.init_failed(run, node, worker.name, outcome.error)
+        self._book.write(node)
+
+    def on_returned(self, worker: Worker, names: Iterable[AttemptName], reason: str, now: float) -> None:
+        """Attempts given back unstarted, or that could not be run there."""
+        for name in names:
+            attempt = worker.held.get((name.task_no, name.number))
+            if attempt is not None:
+                if reason == "init":
+                    self._on_unprepared(worker, attempt.run_no)
+                self._take_back(worker, attempt, AttemptState.RETURNED, reason, now)
+
+    def _on_unprepared(self, worker: Worker, run_no: int) -> None:
+        """It is given nothing of that run for a while. What succeeded there long ago it may have forgotten."""
+        worker.resting.add(run_no)
+        run = self._book.runs.get(run_no)
+        for task_no in run.inits if run is not None else ():
+            if worker.inits.get(task_no) == "succeeded":
+                del worker.inits[task_no]
+
+    def reconcile(self, worker: Worker, inventory: Iterable[HeldAttempt], orders_seen: int, now: float) -> None:
+        """Correct what a heartbeat shows to differ, for orders the worker has seen; one still in flight is not taken
+        for lost."""
+        assert worker.conversation is not None
+        held = {(item.task_no, item.number): item.state for item in inventory}
+        stop: list[AttemptName] = []
+        for key, attempt in tuple(worker.held.items()):
+            state = held.pop(key, None)
+            if state is None:
+                in_flight = attempt.session == worker.conversation.session and attempt.order > orders_seen
+                if not in_flight:
+                    over = AttemptState.RETURNED if attempt.state is _ASSIGNED else AttemptState.LOST
+                    self._take_back(worker, attempt, over, "the worker no longer has it", now)
+            elif attempt.state is _STOPPING:
+                if state != "ended":
+                    stop.append(AttemptName(*key))
+            elif state == "running" and attempt.state is _ASSIGNED:
+                self._start(attempt, now)
+        stop.extend(AttemptName(*key) for key, state in held.items() if state != "ended")
+        if stop:
+            order = StopTasks(tuple(stop), self._config.stop_grace_s, "the boss does not want it any more")
+            self._outbox.say(worker.conversation, order)
+
+    # --- what the boss wants ---------------------------------------------------------------------
+
+    def stop(self, attempts: Iterable[Attempt], reason: str) -> None:
+        """Stop attempts whose tasks are cancelled or replaced. They keep their resources until they have ended."""
+        by_worker: dict[str, list[AttemptName]] = {}
+        for attempt in attempts:
+            if attempt.state in (_ASSIGNED, _STARTED):
+                attempt.state = _STOPPING
+                attempt.reason = reason
+                self._write(attempt)
+                by_worker.setdefault(self.holder(attempt), []).append(AttemptName(attempt.task_no, attempt.number))
+        for name, names in by_worker.items():
+            worker = self._fleet.workers.get(name)
+            if worker is not None and worker.conversation is not None:
+                for start in range(0, len(names), BATCH_COUNT):
+                    order = StopTasks(tuple(names[start : start + BATCH_COUNT]), self._config.stop_grace_s, reason)
+                    self._outbox.say(worker.conversation, order)
+
+    def ask_back(self, worker: Worker, attempts: Iterable[Attempt]) -> None:
+        """Ask for attempts that wait at one worker while another idles."""
+        names = []
+        for attempt in attempts:
+            attempt.returning = True
+            names.append(AttemptName(attempt.task_no, attempt.number))
+        if names and worker.conversation is not None:
+            worker.slow = True
+            self._fleet.touched[worker.name] = None
+            self._outbox.say(worker.conversation, ReturnTasks(tuple(names)))
+
+    def lose(self, worker: Worker, reason: str, now: float) -> None:
+        """The worker is gone with all it held. This costs no task a retry."""
+        for attempt in tuple(worker.held.values()):
+            self._take_back(worker, attempt, AttemptState.LOST, reason, now)
+
+    def holder(self, attempt: Attempt) -> str:
+        """The worker process that holds it: the one it was given to, or a newer one of the same home."""
+        key = (attempt.task_no, attempt.number)
+        worker = self._fleet.workers.get(attempt.worker)
+        if worker is not None and key in worker.held:
+            return attempt.worker
+        return next((name for name, other in self._fleet.workers.items() if key in other.held), attempt.worker)
+
+    def forget_tasks(self, task_nos: set[int]) -> None:
+        """The rows of these tasks are being deleted: what their attempts still come to is not written."""
+        writes = self._outbox.writes
+        writes.attempts = {key: row for key, row in writes.attempts.items() if key[0] not in task_nos}
+        for key, attempt in self.active.items():
+            if key[0] in task_nos:
+                attempt.forgotten = True
+
+    def note_init(self, worker: Worker, run_no: int, task_no: int, stands: str) -> None:
+        """How an init task stands in a worker process."""
+        worker.inits[task_no] = stands
+        self._inits_of.setdefault(run_no, set()).add(task_no)
+
+    def forget_run(self, run_no: int) -> None:
+        """The run is dropped: nobody was ever prepared for it."""
+        self.forget_inits(self._inits_of.pop(run_no, set()))
+        self._runtimes.forget_run(run_no)
+
+    def forget_inits(self, task_nos: set[int]) -> None:
+        """These init tasks are to be done anew in every worker process."""
+        if not task_nos:
+            return
+        for known in self._inits_of.values():
+            known -= task_nos
+        for worker in self._fleet.workers.values():
+            for task_no in task_nos:
+                worker.inits.pop(task_no, None)
+
+    def try_inits_again(self, task_nos: Iterable[int]) -> None:
+        """These init tasks may be tried again where they failed."""
+        failed = set(task_nos)
+        for worker in self._fleet.workers.values():
+            for task_no in [no for no, stands in worker.inits.items() if stands == "failed" and no in failed]:
+                del worker.inits[task_no]
+
+    # --- publishing ------------------------------------------------------------------------------
+
+    def on_promoted(self, results: Iterable[tuple[int, int, str | None]], now: float) -> None:
+        """Results are under their final names, or can't be put there: the task ends."""
+        self.datastore_trouble = ""
+        for task_no, number, error in results:
+            attempt = self.promoting.pop((task_no, number), None)
+            if attempt is None:
+                continue
+            self._publishing.difference_update(_names(attempt))
+            attempt.reason = error or ""
+            self._over(attempt, _ENDED, now)
+            node = self._wanted(attempt)
+            if node is None:
+                continue
+            if error is None:
+                self._book.end(node, TaskState.SUCCEEDED, "", now)
+            else:
+                self._fail_or_retry(node, Cause.RESULT, error, now)
+
+    def on_promotion_delayed(self, promotions: Iterable[Promote], reason: str) -> None:
+        """The datastore can't be used now: those who ask why are told."""
+        self.datastore_trouble = reason
+        for item in promotions:
+            attempt = self.promoting.get((item.task_no, item.number))
+            if attempt is not None and attempt.reason != reason:
+                attempt.reason = reason
+                self._write(attempt)
+
+    def roll_forward(self) -> None:
+        """After a start: promote again what was recorded and not yet promoted."""
+        self._to_promote.extend(self.promoting.values())
+
+    def lose_orphans(self, now: float) -> None:
+        """After a start: attempts that no worker on duty holds are lost."""
+        held = {key for worker in self._fleet.workers.values() for key in worker.held}
+        for key, attempt in tuple(self.active.items()):
+            if key not in held and key not in self.promoting:
+                attempt.reason = attempt.reason or "its worker is gone"
+                self._over(attempt, AttemptState.LOST, now)
+                node = self._wanted(attempt)
+                if node is not None:
+                    self._book.make_ready(node, now, attempt.reason)
+                elif attempt.task_no in self._book.graph.nodes:
+                    # With its count of attempts: a later boss must not give the same number again.
+                    self._book.write(self._book.graph.nodes[attempt.task_no])
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _take_back(self, worker: Worker, attempt: Attempt, state: AttemptState, reason: str, now: float) -> None:
+        self._fleet.free(worker, attempt, now)
+        attempt.reason = attempt.reason or reason
+        if attempt.state is _STARTED and state is AttemptState.RETURNED and attempt.init:
+            state = AttemptState.LOST
+        self._over(attempt, state, now)
+        if attempt.init:
+            if attempt.worker == worker.name:
+                worker.inits.pop(attempt.task_no, None)
+            init = self._book.graph.nodes.get(attempt.task_no)
+            if init is not None and init.init:
+                if init.state is _RUNNING:
+                    self._book.move(init, _READY)
+                self._book.write(init)
+            return
+        node = self._wanted(attempt)
+        if node is not None:
+            self._book.make_ready(node, now, reason)
+
+    def _over(self, attempt: Attempt, state: AttemptState, now: float) -> None:
+        attempt.state = state
+        self.active.pop((attempt.task_no, attempt.number), None)
+        self._write(attempt, now)
+
+    def _wanted(self, attempt: Attempt) -> Node | None:
+        """The task, if this attempt is the one that counts for it; it is assigned no more."""
+        node = self._book.graph.nodes.get(attempt.task_no)
+        if node is None or node.assigned != attempt.number:
+            return None
+        node.assigned = 0
+        return node
+
+    def _write(self, attempt: Attempt, ended_at: float | None = None) -> None:
+        """The row that says where it stands now."""
+        if attempt.forgotten:
+            return
+        self._outbox.writes.attempts[(attempt.task_no, attempt.number)] = AttemptRow(
+            task_no=attempt.task_no,
+            number=attempt.number,
+            run_no=attempt.run_no,
+            worker=attempt.worker,
+            state=attempt.state,
+            assigned_at=attempt.assigned_at,
+            started_at=attempt.started_at,
+            ended_at=ended_at,
+            reason=attempt.reason,
+            outcome=attempt.outcome,
+        )
+
+    def check(self) -> None:
+        """Invariants: held and active agree; a task's assigned attempt exists and is wanted."""
+        held = {key for worker in self._fleet.workers.values() for key in worker.held}
+        assert held | set(self.promoting) == set(self.active), "held and active attempts differ"
+        for key, attempt in self.active.items():
+            assert (attempt.state is _PROMOTING) == (key in self.promoting)
+        for node in self._book.graph.nodes.values():
+            if node.inputs is not None:
+                holders = {name for part in node.inputs.parts for name in part.holders}
+                assert holders <= self._fleet.workers.keys(), "a worker that is gone has inputs"
+            if node.assigned:
+                attempt = self.active[(node.task_no, node.assigned)]
+                assert attempt.state is not _STOPPING, f"task {node.id} counts on an attempt that is being stopped"
+                if node.state is _READY:
+                    assert attempt.state is _ASSIGNED
+            else:
+                assert node.init or node.state is not _RUNNING, f"task {node.id} runs without an attempt"
+
+
+def stage_name(worker: str, key: Key) -> str:
+    """Where a worker process stages the results of an attempt."""
+    return f"{worker}/{key[0]}-{key[1]}"
+
+
+def _names(attempt: Attempt) -> list[str]:
+    """Final names of what it publishes; a directory may be of many."""
+    assert attempt.outcome is not None
+    return [entry.path for entry in attempt.outcome.manifest if entry.kind != "directory"]
+
+
+def _promotion(attempt: Attempt) -> Promote:
+    assert attempt.outcome is not None
+    key = (attempt.task_no, attempt.number)
+    return Promote(attempt.task_no, attempt.number, stage_name(attempt.worker, key), attempt.outcome.manifest)

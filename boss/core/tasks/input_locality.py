@@ -1,0 +1,100 @@
+"""Big inputs, and which workers have them: learned from pushes, outcomes and what workers tell of their caches.
+
+Never decides who gets a task (`placement` does), and stores nothing but which inputs a task shares. It is a hint: a
+worker that has let an input go, or has an older version of a path, fetches it like any other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from boss.core.model.fleet import Worker
+from boss.core.model.graph import Input, Inputs, KnownInputs, TaskGraph
+from boss.core.tasks.merging import Merge
+from ecloud.model.tasks import TaskDefinition
+from ecloud.model.transfer_status import BIG_INPUT_BYTES, INPUTS_TOLD, HeldInput
+
+KEPT = 64
+"""Inputs that are remembered of a worker: those it was given last."""
+SHARED_MOST = 8
+"""Paths that are remembered of a task: those that most others of its push require, too."""
+MOST_BYTES = 2**50
+"""No input is believed to be larger."""
+
+
+def note_shared(definitions: Sequence[TaskDefinition], merged: Merge, known: KnownInputs) -> None:
+    """Tasks of a push are about to be stored and planted: those with requirements that other tasks have too, or that
+    are known to be at a worker, are told so."""
+    uses = Counter(path for definition in definitions for path in {wanted.path for wanted in definition.requirements})
+    if not uses:
+        return
+    found = {}
+    for task in merged.stored:
+        paths = {wanted.path for wanted in task.definition.requirements}
+        shared = [path for path in paths if uses[path] > 1 or path in known]
+        if shared:
+            shared.sort(key=lambda path: (-uses[path], path))
+            found[task.row.task_no] = task.row.inputs = tuple(sorted(shared[:SHARED_MOST]))
+    for row in merged.planted:
+        if row.task_no in found:
+            row.inputs = found[row.task_no]
+
+
+def note_fetched(worker: Worker, inputs: Inputs, fetched_bytes: int) -> None:
+    """A task with these inputs ended at the worker, and had fetched so much, its other requirements with it."""
+    fetched_bytes = min(fetched_bytes, MOST_BYTES)
+    if fetched_bytes < BIG_INPUT_BYTES:
+        for part in inputs.parts:  # none is larger
+            part.bytes = fetched_bytes
+        return
+    if not any(part.bytes >= BIG_INPUT_BYTES for part in inputs.parts):
+        for part in inputs.parts:
+            if part.bytes < 0 or len(inputs.parts) == 1:
+                part.bytes = fetched_bytes
+    note_given(worker, inputs)
+
+
+def note_given(worker: Worker, inputs: Inputs) -> None:
+    """The worker has these, or is about to fetch them for what it was given; what it was given longest ago goes."""
+    for part in inputs.parts:
+        if part.bytes < 0 or part.bytes >= BIG_INPUT_BYTES:
+            _add(worker, part)
+
+
+def note_told(worker: Worker, told: Sequence[HeldInput], graph: TaskGraph) -> None:
+    """The worker tells what it keeps, used last first. What it does not tell of it has not, but for what it is fetching
+    for tasks that it holds."""
+    kept = [one for one in told[:INPUTS_TOLD] if BIG_INPUT_BYTES <= one.bytes <= MOST_BYTES]
+    parts = []
+    for one in reversed(kept):
+        part = graph.known_inputs.part(one.path)
+        part.bytes = one.bytes
+        parts.append(part)
+    of_held = set(_of_held(worker, graph))
+    coming = [part for part in worker.fetched if part in of_held]
+    for part in tuple(worker.fetched):
+        _remove(worker, part)
+    for part in (*parts, *coming):
+        _add(worker, part)
+
+
+def _of_held(worker: Worker, graph: TaskGraph) -> Iterable[Input]:
+    for attempt in worker.held.values():
+        node = graph.nodes.get(attempt.task_no)
+        if node is not None and node.inputs is not None:
+            yield from node.inputs.parts
+
+
+def _add(worker: Worker, part: Input) -> None:
+    fetched = worker.fetched
+    fetched.pop(part, None)
+    fetched[part] = None
+    part.holders[worker.name] = None
+    if len(fetched) > KEPT:
+        _remove(worker, next(iter(fetched)))
+
+
+def _remove(worker: Worker, part: Input) -> None:
+    del worker.fetched[part]
+    part.holders.pop(worker.name, None)

@@ -1,0 +1,82 @@
+"""Whether what a worker staged is what its task declares: nothing is published under any other name.
+
+Owns that one rule. It never asks for a definition: the shell brings them, as it does for orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from boss.core.model.effects import Promote, PromoteFiles
+from boss.core.model.events import FilesPromoted
+from ecloud.formats.paths import fixed_part, is_glob
+from ecloud.model.tasks import ManifestEntry, Result
+
+
+class _Declared(msgspec.Struct):
+    """Of a definition what is read here."""
+
+    results: tuple[Result, ...] = ()
+
+
+_DEFINITIONS = msgspec.json.Decoder(_Declared)
+
+
+def declared_of(call: PromoteFiles, definitions: Mapping[int, bytes]) -> tuple[PromoteFiles, FilesPromoted]:
+    """What may be published, and the answer for the rest. `definitions`: by task_no, as JSON; one that is missing (its
+    task was dropped) declares nothing."""
+    kept: list[Promote] = []
+    refused: list[tuple[int, int, str | None]] = []
+    for item in call.promotions:
+        raw = definitions.get(item.task_no)
+        problem = undeclared(item.manifest, _DEFINITIONS.decode(raw).results if raw is not None else ())
+        if problem is None:
+            kept.append(item)
+        else:
+            refused.append((item.task_no, item.number, problem))
+    return PromoteFiles(tuple(kept)), FilesPromoted(tuple(refused))
+
+
+def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> str | None:
+    """A sentence about the first entry that no declared result explains; None where all are explained.
+
+    A result explains its path and, where that is a directory, all below it; a glob explains what it may match below the
+    directory that its matches go to, and all below that.
+    """
+    plain: set[str] = set()
+    globs: list[tuple[tuple[str, ...], list[str]]] = []
+    for result in results:
+        if is_glob(result.local):
+            fixed = fixed_part(result.local)
+            pattern = result.local if fixed == "." else result.local[len(fixed) + 1 :]
+            top = () if result.path == "." else tuple(result.path.split("/"))
+            globs.append((top, pattern.split("/")))
+        else:
+            plain.add(result.path)
+    for entry in manifest:
+        parts = tuple(entry.path.split("/"))
+        if ".." in parts or not _is_explained(parts, plain, globs):
+            return f"its worker staged {entry.path!r}, which is none of the results that the task declares"
+    return None
+
+
+def _is_explained(parts: tuple[str, ...], plain: set[str], globs: list[tuple[tuple[str, ...], list[str]]]) -> bool:
+    if any("/".join(parts[:count]) in plain for count in range(len(parts), 0, -1)):
+        return True
+    return any(parts[: len(top)] == top and _matches(parts[len(top) :], pattern) for top, pattern in globs)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the pattern matches the name or a directory above it. `**` stands for any number of directories."""
+    lengths = {0}
+    """Of those beginnings of the name that the pattern so far matches."""
+    for position, part in enumerate(pattern):
+        if part == "**":
+            least = min(lengths, default=len(parts) + 1) + (position == len(pattern) - 1)
+            lengths = set(range(least, len(parts) + 1))
+        else:
+            lengths = {at + 1 for at in lengths if at < len(parts) and fnmatchcase(parts[at], part)}
+    return bool(lengths)

@@ -1,0 +1,276 @@
+"""What a push, a redo or a drop means for each task of a run: functions from a run's image to a decision.
+
+The table of design: under `keep_succeeded` what has the same definition is kept unless it failed; what changed, or lies
+below what changed, is replaced; under `replace` everything is, and what the list lacks is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from boss.core.model.rows import RunImage, TaskMoved, TaskRow, TaskStored
+from ecloud.model.tasks import ENDED, Condition, TaskDefinition, TaskState, definition_json
+from ecloud.model.wire import PushOptions
+
+_AGAIN = frozenset({TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED})
+
+
+class Allocation:
+    """Numbers not used before."""
+
+    def __init__(self, task_no: int, run_no: int) -> None:
+        self._task_no = task_no
+        self._run_no = run_no
+
+    def next_task_no(self) -> int:
+        """A number for a new task."""
+        self._task_no += 1
+        return self._task_no - 1
+
+    def next_run_no(self) -> int:
+        """A number for a new run."""
+        self._run_no += 1
+        return self._run_no - 1
+
+
+class Merge(msgspec.Struct):
+    """A decision about a run. `stored`: rows to write with their definition; `moved`: state changes of rows that stay.
+
+    `planted`: rows for the graph, with dependencies on unfinished tasks; `disturbed`: task_nos whose present node (and
+    attempt) goes; `rewired`: rows of tasks that run on although what they waited for is done again (tried again, they
+    wait for it); `inits`: all init rows; `states`: counts afterwards, init tasks left out.
+    """
+
+    stored: list[TaskStored] = msgspec.field(default_factory=list)
+    moved: dict[int, TaskMoved] = msgspec.field(default_factory=dict)
+    dropped: list[int] = msgspec.field(default_factory=list)
+    planted: list[TaskRow] = msgspec.field(default_factory=list)
+    disturbed: set[int] = msgspec.field(default_factory=set)
+    rewired: list[TaskRow] = msgspec.field(default_factory=list)
+    inits: list[TaskRow] = msgspec.field(default_factory=list)
+    states: dict[TaskState, int] = msgspec.field(default_factory=dict)
+    decisions: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bool) -> TaskStored:
+    """A task with its scheduling row, without dependencies."""
+    json = definition_json(definition)
+    row = TaskRow(
+        task_no=task_no,
+        run_no=run_no,
+        id=definition.id,
+        init=definition.init,
+        priority=definition.priority,
+        asks=definition.asks,
+        runtime_s=definition.runtime_s,
+        label=definition.labels[0] if definition.labels else "",
+        retries=definition.retries,
+        keep_dir=keep_dir,
+        body_bytes=len(json),
+        definition_hash=hashlib.blake2b(json, digest_size=16).hexdigest(),
+    )
+    return TaskStored(row, definition, json)
+
+
+def merge(
+    image: RunImage,
+    definitions: Sequence[TaskDefinition],
+    options: PushOptions,
+    existing_results: frozenset[str],
+    allocation: Allocation,
+) -> Merge:
+    """Put checked `definitions` (ids unique, no cycle, dependencies among themselves) into the run."""
+    merged = Merge()
+    old = {row.id: row for row in image.tasks}
+    rows: dict[str, TaskRow] = {}
+    fresh: dict[int, TaskRow] = {}
+    skipped: set[int] = set()
+    changed: set[str] = set()
+    decisions: Counter[str] = Counter()
+    by_id = {definition.id: definition for definition in definitions}
+    for definition in _in_order(definitions):
+        before = old.get(definition.id)
+        task = new_task(definition, 0, image.run.run_no, options.keep_dirs)
+        row = task.row
+        decision = _decide(before, row, definition, options, changed)
+        decisions[decision] += 1
+        if decision == "kept":
+            assert before is not None
+            rows[definition.id] = before
+            continue
+        if decision in ("new", "replaced"):
+            changed.add(definition.id)
+        row.task_no = before.task_no if before is not None else allocation.next_task_no()
+        row.attempts = before.attempts if before is not None else 0
+        rows[definition.id] = fresh[row.task_no] = row
+        if definition.dependencies:
+            row.dependencies = tuple(
+                {
+                    rows[wanted.id].task_no: wanted.on
+                    for wanted in definition.dependencies
+                    if not by_id[wanted.id].init
+                }.items()
+            )
+        if _results_exist(definition, options, existing_results):
+            skipped.add(row.task_no)
+        merged.stored.append(task)
+    if options.merge_strategy == "replace":
+        merged.dropped = [row.task_no for row in image.tasks if row.id not in by_id]
+        decisions["dropped"] = len(merged.dropped)
+    decisions["skipped"] = len(skipped)
+    gone = set(merged.dropped)
+    staying = [row for row in image.tasks if row.task_no not in gone and row.task_no not in fresh]
+    merged.disturbed |= gone
+    replant(merged, [*staying, *fresh.values()], set(fresh), skipped)
+    for task in merged.stored:
+        merged.moved.pop(task.row.task_no, None)
+    merged.decisions = {decision: count for decision, count in decisions.items() if count}
+    return merged
+
+
+def _decide(
+    before: TaskRow | None, row: TaskRow, definition: TaskDefinition, options: PushOptions, changed: set[str]
+) -> str:
+    if before is None:
+        return "new"
+    if options.merge_strategy == "replace":
+        return "replaced"
+    if before.definition_hash != row.definition_hash or any(other.id in changed for other in definition.dependencies):
+        return "replaced"
+    return "anew" if before.state in _AGAIN else "kept"
+
+
+def _results_exist(definition: TaskDefinition, options: PushOptions, existing: frozenset[str]) -> bool:
+    if not definition.results or (definition.overwrite_result and not options.skip_existing):
+        return False
+    return all(result.path in existing for result in definition.results)
+
+
+def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped: Iterable[int] = ()) -> None:
+    """Work out the state of `fresh` tasks (to be done, or done again) and of those that wait, and what goes into the
+    graph.
+
+    `run_rows`: the whole run as it will be. They are changed in place; `skipped` ones count as succeeded.
+    """
+    rows = {row.task_no: row for row in run_rows}
+    skipped = set(skipped)
+    ended: dict[int, TaskState] = {no: row.state for no, row in rows.items() if no not in fresh and row.state in ENDED}
+    open_of: dict[int, int] = {}
+    dependents: dict[int, list[TaskRow]] = {}
+    unsettled = [
+        row for row in rows.values() if row.task_no in fresh or row.state in (TaskState.WAITING, TaskState.READY)
+    ]
+    for row in unsettled:
+        count = 0
+        for on_task_no, _ in row.dependencies:
+            if on_task_no in rows and on_task_no not in ended:
+                count += 1
+                dependents.setdefault(on_task_no, []).append(row)
+        open_of[row.task_no] = count
+    # One that a dependency has made impossible is not kept waiting for the others.
+    todo = deque(
+        row
+        for row in unsettled
+        if open_of[row.task_no] == 0 or row.task_no in skipped or (ended and _settle(row, rows, ended)[0] in ENDED)
+    )
+    settled: dict[int, tuple[TaskState, str]] = {}
+    while todo:
+        row = todo.popleft()
+        if row.task_no in settled:
+            continue
+        if row.task_no in skipped:
+            state, reason = TaskState.SUCCEEDED, "skipped: its results exist"
+        else:
+            state, reason = _settle(row, rows, ended)
+        settled[row.task_no] = (state, reason)
+        if state in ENDED:
+            ended[row.task_no] = state
+            for dependent in dependents.get(row.task_no, ()):
+                open_of[dependent.task_no] -= 1
+                decided = open_of[dependent.task_no] == 0 or _settle(dependent, rows, ended)[0] in ENDED
+                if decided and dependent.task_no not in settled:
+                    todo.append(dependent)
+    for row in unsettled:
+        state, reason = settled.get(row.task_no, (TaskState.WAITING, ""))
+        _place_row(merged, row, state, reason, row.task_no in fresh)
+    _finish(merged, rows, ended, dependents)
+
+
+def _settle(row: TaskRow, rows: dict[int, TaskRow], ended: dict[int, TaskState]) -> tuple[TaskState, str]:
+    for on_task_no, condition in row.dependencies:
+        state = ended.get(on_task_no)
+        if state is not None and not condition.met_by(state):
+            return TaskState.ABORTED, _because(rows[on_task_no], state)
+    return TaskState.READY, ""
+
+
+def _because(dependency: TaskRow, state: TaskState) -> str:
+    if state is TaskState.ABORTED and dependency.reason:
+        return dependency.reason
+    text = f"task {dependency.id} {state.value}"
+    return text if state is not TaskState.SUCCEEDED else f"{text}; this one runs only if it does not"
+
+
+def _place_row(merged: Merge, row: TaskRow, state: TaskState, reason: str, fresh: bool) -> None:
+    if fresh:
+        merged.disturbed.add(row.task_no)
+        row.retries_used, row.not_before = 0, 0.0
+    elif row.state is state:
+        return
+    else:
+        merged.disturbed.add(row.task_no)
+    row.state, row.reason = state, reason
+    merged.moved[row.task_no] = TaskMoved(state, reason, row.attempts, row.retries_used, row.not_before)
+
+
+def _finish(
+    merged: Merge, rows: dict[int, TaskRow], ended: dict[int, TaskState], dependents: dict[int, list[TaskRow]]
+) -> None:
+    """Rows for the graph: what was disturbed and has not ended, and whoever waits for such a one; then counts."""
+    # A node planted anew has lost its edges to those that wait for it: they are planted anew too, and so on.
+    todo = list(merged.disturbed)
+    while todo:
+        for row in dependents.get(todo.pop(), ()):
+            if row.task_no not in merged.disturbed and row.state is TaskState.WAITING:
+                merged.disturbed.add(row.task_no)
+                todo.append(row.task_no)
+    merged.inits = [row for row in rows.values() if row.init]
+    merged.states = dict(Counter(row.state for row in rows.values() if not row.init))
+    for row in rows.values():
+        if row.init or row.state in ENDED:
+            continue
+        open_ones: tuple[tuple[int, Condition], ...] = ()
+        if row.dependencies:
+            open_ones = tuple([edge for edge in row.dependencies if edge[0] in rows and edge[0] not in ended])
+        if row.task_no in merged.disturbed:
+            merged.planted.append(msgspec.structs.replace(row, dependencies=open_ones))
+        elif row.state is TaskState.RUNNING and any(edge[0] in merged.disturbed for edge in row.dependencies):
+            merged.rewired.append(msgspec.structs.replace(row, dependencies=open_ones))
+
+
+def _in_order(definitions: Sequence[TaskDefinition]) -> list[TaskDefinition]:
+    """Dependencies first; the list's order where it is free (Kahn)."""
+    position = {definition.id: index for index, definition in enumerate(definitions)}
+    open_of = [0] * len(definitions)
+    dependents: dict[int, list[int]] = {}
+    for index, definition in enumerate(definitions):
+        if definition.dependencies:
+            wanted_ids = {wanted.id for wanted in definition.dependencies}
+            open_of[index] = len(wanted_ids)
+            for wanted_id in wanted_ids:
+                dependents.setdefault(position[wanted_id], []).append(index)
+    todo = deque(index for index, count in enumerate(open_of) if count == 0)
+    ordered = []
+    while todo:
+        index = todo.popleft()
+        ordered.append(definitions[index])
+        for dependent in dependents.get(index, ()):
+            open_of[dependent] -= 1
+            if open_of[dependent] == 0:
+                todo.append(dependent)
+    assert len(ordered) == len(definitions), "a cycle got past the check"
+    return ordered

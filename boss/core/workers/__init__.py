@@ -1,0 +1,1 @@
+"""Follows workers: sessions, leases, transfer slots, access to the datastore. Pure."""

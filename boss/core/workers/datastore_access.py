@@ -1,0 +1,97 @@
+"""Who may reach the datastore. Over SSH each worker gets a certificate for a key of its own, renewed before it ends.
+
+Owns where the datastore is and which workers were given what. A worker says with each heartbeat how long its access is
+still good; whatever got lost on the way is made good by the next one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from boss.core.model.effects import SignKey, UseDatastore
+from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.outbox import Outbox
+from boss.core.workers.sessions import Sessions
+from ecloud.model.wire import DatastoreAccess, DatastoreGranted
+
+RENEW_BELOW = 0.5
+"""Part of its life below which access is granted again."""
+ASK_AGAIN_S = 30.0
+"""A signature that was asked for and has not come by then is asked for again; so is one that is refused at once."""
+FREE_SPACE = "datastore/free"
+"""The note of how many MB were free over SSH, and when: seconds since 1970."""
+LIVES_S = 3600.0
+"""How long access is good, unless its signature says otherwise."""
+
+
+class Access:
+    """Access of all workers to the datastore."""
+
+    def __init__(self, outbox: Outbox, fleet: Fleet, sessions: Sessions) -> None:
+        self._outbox = outbox
+        self._fleet = fleet
+        self._sessions = sessions
+        self._lives_s = LIVES_S
+
+    @property
+    def datastore(self) -> DatastoreAccess:
+        """Where it is."""
+        return self._sessions.datastore
+
+    @property
+    def usual(self) -> str:
+        """The address where files are when nobody says where."""
+        return self._sessions.usual_datastore
+
+    def on_heartbeat(self, worker: Worker, access_s: float | None, now: float) -> None:
+        """Ask for a signature where this worker has no access (0: what it has is refused), or soon will have none."""
+        public_key = worker.row.hello.ssh_key
+        if not (self.datastore.host_key and public_key):
+            return
+        if access_s is not None and access_s > RENEW_BELOW * self._lives_s:
+            return
+        refused = access_s is not None and access_s <= 0
+        last = worker.refused_at if refused and worker.refused_at is not None else worker.access_asked_at
+        if last is None or now - last >= ASK_AGAIN_S:
+            worker.refused_at = now if refused else None
+            self._ask(worker, now, refused)
+
+    def _ask(self, worker: Worker, now: float, refused: bool) -> None:
+        worker.access_asked_at = now
+        self._outbox.call(SignKey(worker.name, worker.row.hello.ssh_key, refused=refused))
+
+    def on_used(self, address: str, now: float) -> None:
+        """The boss's own side is there: nobody waits for his next heartbeat to be let in."""
+        if address != self.datastore.address or not self.datastore.host_key:
+            return
+        for worker in self._fleet.workers.values():
+            if worker.conversation is not None and worker.row.hello.ssh_key and worker.access_asked_at is None:
+                self._ask(worker, now, False)
+
+    def on_signed(self, name: str, certificate: str, lives_s: float) -> None:
+        """Give a worker its certificate."""
+        self._lives_s = lives_s
+        worker = self._fleet.workers.get(name)
+        if worker is None:
+            return
+        worker.access_asked_at = None
+        if worker.conversation is not None and self.datastore.host_key:
+            access = msgspec.structs.replace(self.datastore, credential=certificate)
+            self._outbox.say(worker.conversation, DatastoreGranted(access, lives_s))
+
+    def on_free_space(self, address: str, free_mb: float, now: float) -> None:
+        """For people to see, with its age."""
+        if address == self.datastore.address:
+            self._outbox.writes.context[FREE_SPACE] = f"{free_mb:.0f} {now:.0f}"
+
+    def move(self, use: UseDatastore) -> None:
+        """Files are somewhere else from now on: everybody is told."""
+        access = self._sessions.datastore = DatastoreAccess(
+            use.address, host_key=use.host_key, by_sftp=bool(use.host_key) and not use.gate
+        )
+        self._outbox.call(use)
+        self._outbox.writes.context[FREE_SPACE] = None
+        for worker in self._fleet.workers.values():
+            worker.access_asked_at = worker.refused_at = None
+            if worker.conversation is not None:
+                self._outbox.say(worker.conversation, DatastoreGranted(access))

@@ -1,0 +1,185 @@
+"""Workers reporting for duty: they come, are heard, fall silent, drain and leave.
+
+Owns leases. Frees what a worker held only by the rules of docs/protocol.md: a newer process of the same home, Goodbye,
+the end of the lease plus a margin, or the cloud saying that the machine is gone. A last will frees nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from boss.core.model.config import BossConfig
+from boss.core.model.fleet import Fleet, Worker, believed
+from boss.core.model.outbox import Conversation, Outbox
+from boss.core.model.rows import WorkerRow
+from boss.core.model.timers import Timers
+from boss.core.tasks.attempts import Attempts
+from boss.core.workers.sessions import Sessions
+from ecloud.model.wire import Drain, Exit, Heartbeat, HeartbeatAnswered, Hello, Undrain
+
+_REPLACED = "a newer process of the same home took over"
+
+
+class Leases:
+    """Who is on duty, and until when that may be believed."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        fleet: Fleet,
+        attempts: Attempts,
+        sessions: Sessions,
+        timers: Timers,
+        config: BossConfig,
+    ) -> None:
+        self._outbox = outbox
+        self._fleet = fleet
+        self._attempts = attempts
+        self._sessions = sessions
+        self._timers = timers
+        self._config = config
+        self.deaf = False
+        """No broker: nobody can be heard, and silence means nothing."""
+
+    @property
+    def _patience_s(self) -> float:
+        return self._config.lease_s + self._config.lease_margin_s
+
+    def expect(self, worker: Worker, now: float) -> None:
+        """Count on a worker for one lease from now, heard or not."""
+        worker.lease_until = now + self._patience_s
+        self._timers.set(worker.lease_until, lambda at: self._look_at_lease(worker.name, at))
+
+    def is_outdated(self, conversation: Conversation, hello: Hello) -> bool:
+        """Whether a later process of the same home said Hello since, and is on duty: what was heard just now was under
+        way for long, and its process is gone."""
+        known = self._fleet.by_home.get(hello.home) if hello.home else None
+        if known is None or known.name == conversation.peer or known.conversation is None:
+            return False
+        return known.conversation.hello > conversation.hello
+
+    def on_opened(self, conversation: Conversation, hello: Hello, vm_no: int | None, now: float) -> Worker:
+        """A worker follows its Hello up: it is on duty from now."""
+        older = self._fleet.by_home.get(hello.home) if hello.home else None
+        worker = self._fleet.workers.get(conversation.peer)
+        row = WorkerRow(conversation.peer, conversation.key_name, "up", now, now, hello, vm_no)
+        if worker is None:
+            capacity = believed(hello.resources)
+            worker = Worker(row.worker, row, capacity, dict(capacity), now, idle_since=now)
+            if older is not None:
+                self._replace(older, worker, hello, now)
+            self._fleet.add(worker)
+            self.expect(worker, now)
+        else:
+            row = msgspec.structs.replace(
+                worker.row, key_name=conversation.key_name, heard_at=now, hello=hello, trouble=""
+            )
+        worker.row = row
+        worker.conversation = conversation
+        self._write(worker)
+        if row.state == "draining":
+            self._outbox.say(conversation, Drain(row.reason, then_exit=worker.leaving))
+        return worker
+
+    def _replace(self, older: Worker, newer: Worker, hello: Hello, now: float) -> None:
+        # The newer process ended what the older one had left behind, but for what it lists: that goes on.
+        goes_on = {(item.task_no, item.number) for item in hello.attempts}
+        for key in [key for key in older.held if key in goes_on]:
+            attempt = older.held[key]
+            self._fleet.free(older, attempt, now)
+            attempt.session = ""
+            self._fleet.give(newer, attempt)
+        self.remove(older, "gone", _REPLACED, now)
+
+    def on_heard(self, worker: Worker, now: float) -> None:
+        """Any message of the worker: it lives."""
+        worker.lease_until = now + self._patience_s
+
+    def on_heartbeat(self, worker: Worker, number: int, heartbeat: Heartbeat, now: float) -> None:
+        """Renew the lease, correct what differs, note what troubles it."""
+        worker.resting.clear()
+        self._attempts.reconcile(worker, heartbeat.attempts, heartbeat.orders_seen, now)
+        if heartbeat.trouble != worker.row.trouble:
+            self.trouble(worker, heartbeat.trouble)
+        assert worker.conversation is not None
+        self._outbox.say(worker.conversation, HeartbeatAnswered(number))
+        if worker.row.state == "draining":  # it may not have heard of it
+            self._outbox.say(worker.conversation, Drain(worker.row.reason, then_exit=worker.leaving))
+
+    def trouble(self, worker: Worker, text: str) -> None:
+        """The worker can't run anything for now, or can again where `text` is empty."""
+        worker.row = msgspec.structs.replace(worker.row, trouble=text)
+        self._write(worker)
+
+    def drain(self, worker: Worker, reason: str, then_exit: bool, now: float | None = None) -> bool:
+        """Give it nothing more; False where nothing changes. `now`: where a person asks since when."""
+        if worker.row.state == "draining" and worker.leaving >= then_exit:
+            return False
+        worker.leaving = worker.leaving or then_exit
+        since = worker.row.since if now is None or worker.row.state == "draining" else now
+        worker.row = msgspec.structs.replace(worker.row, state="draining", reason=reason, since=since)
+        self._write(worker)
+        if worker.conversation is not None:
+            self._outbox.say(worker.conversation, Drain(reason, then_exit=worker.leaving))
+        return True
+
+    def undrain(self, worker: Worker, now: float) -> bool:
+        """Give it tasks again; False where it was not draining or is leaving."""
+        if worker.row.state != "draining" or worker.leaving:
+            return False
+        worker.row = msgspec.structs.replace(worker.row, state="up", reason="", since=now)
+        self._write(worker)
+        self.say_undrain(worker)
+        return True
+
+    def say_undrain(self, worker: Worker) -> None:
+        """Tell it that it may start tasks: for the first time, or because it did not hear of it."""
+        if worker.conversation is not None:
+            self._outbox.say(worker.conversation, Undrain())
+
+    def kill(self, worker: Worker, reason: str) -> None:
+        """Tell it to stop all and leave. What it held is freed when it says Goodbye or its lease ends."""
+        worker.leaving = True
+        worker.row = msgspec.structs.replace(worker.row, state="draining", reason=reason)
+        self._write(worker)
+        if worker.conversation is not None:
+            self._outbox.say(worker.conversation, Exit(reason))
+
+    def remove(self, worker: Worker, state: str, reason: str, now: float) -> None:
+        """It is gone or lost, and all it held with it."""
+        self._attempts.lose(worker, reason, now)
+        self._fleet.remove(worker)
+        worker.row = msgspec.structs.replace(worker.row, state=state, reason=reason, since=now, trouble="", moving=None)
+        self._write(worker)
+        if worker.conversation is not None:
+            self._sessions.close(worker.conversation)
+
+    def on_broker_lost(self) -> None:
+        """Nobody can be heard."""
+        self.deaf = True
+
+    def on_broker_found(self, now: float) -> None:
+        """Everybody gets a whole lease to be heard again."""
+        self.deaf = False
+        self.forgive(self._patience_s, now)
+
+    def forgive(self, silence_s: float, now: float) -> None:
+        """Silence that was not the workers' counts against none of them."""
+        for worker in self._fleet.workers.values():
+            worker.lease_until = max(worker.lease_until, now + silence_s)
+
+    def _look_at_lease(self, name: str, now: float) -> None:
+        worker = self._fleet.workers.get(name)
+        if worker is None:
+            return
+        if self.deaf:
+            self._timers.set(now + self._patience_s, lambda at: self._look_at_lease(name, at))
+        elif worker.lease_until > now:
+            self._timers.set(worker.lease_until, lambda at: self._look_at_lease(name, at))
+        else:
+            silent_s = now - (worker.lease_until - self._patience_s)
+            self.remove(worker, "lost", f"not heard for {silent_s:.0f} s", now)
+
+    def _write(self, worker: Worker) -> None:
+        self._outbox.writes.workers[worker.name] = worker.row
+        self._fleet.touched[worker.name] = None

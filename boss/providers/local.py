@@ -1,0 +1,246 @@
+"""A cloud whose VMs are worker processes on this machine. They outlive the boss (unless tied to it) and are found
+again by their files.
+
+One directory per VM in the home: its access file, the worker's home, its log, and `vm.json` with the process that it
+is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from boss.providers.provider import Capacity, Stranger, TryLater, VmFound, VmOrder, VmState
+from ecloud.config.home import Home
+from ecloud.config.secrets import AccessFile, write_access
+from ecloud.config.settings import ROOT
+
+END_GRACE_S = 20.0
+"""Between TERM, which lets a worker end what it runs, and KILL."""
+TERM_S = 15.0
+"""The same where all are ended together and somebody waits."""
+HOST = "127.0.0.1"
+
+
+class _Process(msgspec.Struct, frozen=True):
+    """A process that can't be mistaken for another that got its number later. `since`: when it was started, epoch
+    seconds."""
+
+    pid: int
+    start_time: str
+    vm_no: int
+    since: float = 0.0
+
+
+class LocalCloud:
+    """Worker processes of this machine as VMs."""
+
+    def __init__(
+        self,
+        home: Home,
+        access_of: Callable[[str], AccessFile],
+        tied: bool,
+        boss_gone_exit_s: float,
+        keep_dirs: bool = False,
+    ) -> None:
+        self._home = home
+        self._access_of = access_of
+        self._tied = tied
+        self._boss_gone_exit_s = boss_gone_exit_s
+        self._keep_dirs = keep_dirs
+        self._asked_at: dict[str, float] = {}
+        self._told: set[str] = set()
+        """Those of which a list told that they are gone."""
+        self._seen: set[str] = set()
+        """Those that lived when a list was made."""
+        self._ended: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def start(self, order: VmOrder) -> str:
+        """See `provider.Provider.start`."""
+        directory = self._home.workers / str(order.vm_no)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            access = directory / "access"
+            write_access(access, self._access_of(f"vm-{order.vm_no}"))
+            with (directory / "log").open("ab") as log:
+                # Directories of the checkout first, so that `-m worker` is found wherever the boss was started.
+                popen = subprocess.Popen(
+                    self._command(order, directory, access),
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise TryLater(f"no worker process can be started: {error.strerror}: {error.filename}") from error
+        start_time = _start_time(popen.pid) or "gone"
+        process = _Process(popen.pid, start_time, order.vm_no, _started(start_time) or time.time())
+        cloud_id = _cloud_id(process)
+        threading.Thread(target=self._await, args=(popen, cloud_id), name=f"vm-{order.vm_no}", daemon=True).start()
+        try:
+            (directory / "vm.json").write_bytes(msgspec.json.encode(process))
+        except OSError as error:
+            popen.kill()  # nobody would find it
+            raise TryLater(f"no worker process can be recorded: {error.strerror}: {error.filename}") from error
+        return cloud_id
+
+    def _await(self, popen: subprocess.Popen[bytes], cloud_id: str) -> None:
+        popen.wait()
+        with self._lock:
+            self._ended[cloud_id] = time.time()
+
+    def _command(self, order: VmOrder, directory: Path, access: Path) -> list[str]:
+        command = [sys.executable, "-m", "worker", str(access), "--home", str(directory / "home")]
+        command += ["--vm_no", str(order.vm_no), "--boot_nonce", order.boot_nonce]
+        command += [
+            "--cpus",
+            f"{order.size.get('cpus', 1.0):g}",
+            "--memory_mb",
+            f"{order.size.get('memory_mb', 0.0):g}",
+        ]
+        command += ["--gpus", ",".join(str(index) for index in range(int(order.size.get("gpus", 0.0))))]
+        for name, amount in order.size.items():
+            if name not in ("cpus", "memory_mb", "gpus"):
+                command += ["--resource", f"{name}={amount:g}"]
+        for label in order.labels:
+            command += ["--label", label]
+        command += ["--boss_gone_exit_s", f"{self._boss_gone_exit_s:g}"]
+        if self._tied:
+            command.append("--tied")
+        if self._keep_dirs:
+            command.append("--keep_dirs")
+        return command
+
+    def end(self, cloud_id: str) -> None:
+        """See `provider.Provider.end`. TERM; KILL when asked again after a while."""
+        process = next((process for process in self._recorded() if _cloud_id(process) == cloud_id), None)
+        if process is None or not _lives(process):
+            return
+        with self._lock:
+            asked_at = self._asked_at.setdefault(cloud_id, time.monotonic())
+        number = signal.SIGKILL if time.monotonic() - asked_at > END_GRACE_S else signal.SIGTERM
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
+        """See `provider.Provider.list`. Tells once of each that is gone, asked or not; then clears it away, unless it
+        is asked about still, or has not delivered everything."""
+        found = []
+        recorded = {_cloud_id(process): process for process in self._recorded()}
+        for cloud_id, process in recorded.items():
+            if _lives(process):
+                self._seen.add(cloud_id)
+                since = process.since or _started(process.start_time)
+                found.append(VmFound(process.vm_no, cloud_id, VmState.RUNNING, "process", HOST, since))
+            elif cloud_id in self._told and cloud_id not in known:
+                self._told.discard(cloud_id)
+                self._clear(process)
+            else:
+                self._told.add(cloud_id)
+                found.append(self._gone(cloud_id, process.vm_no, process))
+        told = {vm.cloud_id for vm in found}
+        found += [self._gone(cloud_id, vm_no, None) for cloud_id, vm_no in known.items() if cloud_id not in told]
+        with self._lock:
+            kept = known.keys() | recorded.keys()
+            self._ended = {cloud_id: at for cloud_id, at in self._ended.items() if cloud_id in kept}
+        return found
+
+    def _gone(self, cloud_id: str, vm_no: int, process: _Process | None) -> VmFound:
+        """Of the processes of an earlier boss nobody keeps when they ended: it is when that was seen first, where lists
+        were made all the while; else when the process last wrote something."""
+        since = process.since if process is not None else 0.0
+        with self._lock:
+            if cloud_id not in self._ended and cloud_id in self._seen:
+                self._ended[cloud_id] = time.time()
+            elif cloud_id not in self._ended and process is not None:
+                self._ended[cloud_id] = max(since, _last_written(self._home.workers / str(process.vm_no)))
+            self._seen.discard(cloud_id)
+            ended = self._ended.get(cloud_id, 0.0)
+        return VmFound(vm_no, cloud_id, VmState.GONE, "process", since=since, ended=ended)
+
+    def _recorded(self) -> Sequence[_Process]:
+        found = []
+        for path in self._home.workers.glob("*/vm.json"):
+            with contextlib.suppress(OSError, msgspec.MsgspecError):
+                found.append(msgspec.json.decode(path.read_bytes(), type=_Process))
+        return found
+
+    def _clear(self, process: _Process) -> None:
+        directory = self._home.workers / str(process.vm_no)
+        spool = directory / "home" / "spool.jsonl"
+        kept = directory / "home" / "kept"
+        if kept.exists() or (spool.exists() and spool.stat().st_size):
+            (directory / "vm.json").unlink(missing_ok=True)  # outcomes, or directories that somebody wants, stay
+        else:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def strangers(self) -> Sequence[Stranger]:
+        """See `provider.Provider.strangers`. A home is one boss's own."""
+        return []
+
+    def room(self) -> Capacity:
+        """See `provider.Provider.room`. The pool's maximum is the only bound."""
+        return Capacity()
+
+    def end_all(self, wait_s: float) -> Sequence[VmFound]:
+        """See `provider.Provider.end_all`: also for a boss that leaves with its cluster."""
+        processes = [process for process in self._recorded() if _lives(process)]
+        for number, wait in ((signal.SIGTERM, min(wait_s, TERM_S)), (signal.SIGKILL, 2.0)):
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+            deadline = time.monotonic() + wait
+            while any(map(_lives, processes)) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            processes = [process for process in processes if _lives(process)]
+        if self._tied:  # nobody will ever ask what became of them
+            self._told.update(map(_cloud_id, self._recorded()))
+        return [vm for vm in self.list() if vm.state is not VmState.GONE]
+
+
+def _cloud_id(process: _Process) -> str:
+    return f"{process.pid}:{process.start_time}"
+
+
+def _started(ticks: str) -> float:
+    """Epoch seconds of a process's start, given in clock ticks after the machine's; 0 where that is not known."""
+    try:
+        with open("/proc/uptime") as uptime:
+            up_s = float(uptime.read().split()[0])
+        return time.time() - up_s + float(ticks) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _last_written(directory: Path) -> float:
+    """When anything in a worker's directory changed last, epoch seconds; 0 where nothing is left of it."""
+    times = [0.0]
+    for path in (directory / "log", directory / "vm.json", *directory.glob("home/*")):
+        with contextlib.suppress(OSError):
+            times.append(path.stat().st_mtime)
+    return max(times)
+
+
+def _lives(process: _Process) -> bool:
+    return _start_time(process.pid) == process.start_time
+
+
+def _start_time(pid: int) -> str | None:
+    """Clock ticks after boot; None for a process that is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else fields[19].decode()

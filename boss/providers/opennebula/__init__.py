@@ -1,0 +1,1 @@
+"""VMs of an OpenNebula, through its XML-RPC interface."""

@@ -1,0 +1,90 @@
+"""How much more an OpenNebula would give, asked call by call: quotas of the user and of its group, free leases, free
+hosts. What the answers mean is in `opennebula_room`. Reads only; asks for no VM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from boss.providers.opennebula import naming as words
+from boss.providers.opennebula.capacity import Bound, address_bound, group_bounds, host_bound, quota_bounds
+from boss.providers.opennebula.errors import Asks, No, NoSuch, NotAllowed
+from boss.providers.opennebula.template import Template
+from boss.providers.provider import Capacity, CredentialsWrong, GivePoolUp, TryLater
+
+VISIBLE = -2
+OWN = -1
+"""In the place of an id: the user that asks, or its group."""
+
+
+def read_room(cloud: Asks, template: Template) -> Capacity:
+    """How many more VMs of that template there would be, and what says so. Raises as `provider.Provider.room`."""
+    try:
+        bounds = [
+            *quota_bounds(cloud.call("user.info", OWN), template.cpu, template.memory_mb),
+            *_group_bounds(cloud, template),
+            *_address_bounds(cloud, template),
+            *_host_bounds(cloud, template),
+        ]
+    except No as error:
+        raise TryLater(f"{cloud.name} does not tell its limits: {words.said(error)}") from error
+    return Capacity(*min(bounds)) if bounds else Capacity()
+
+
+def _group_bounds(cloud: Asks, template: Template) -> Iterator[Bound]:
+    """A user may be kept from seeing its own group; then the group bounds nothing that we could know."""
+    try:
+        group = cloud.call("group.info", OWN)
+    except (No, GivePoolUp):
+        return
+    yield from group_bounds(group, template.cpu, template.memory_mb)
+
+
+def lacks_network(cloud: Asks, template: Template) -> str:
+    """Why no VM of the template will ever have an address; empty where all its networks are there, or can't be asked
+    for. OpenNebula refuses a VM of a network that is not there in the words of one that is full."""
+    try:
+        for _ in _address_bounds(cloud, template):
+            pass
+    except GivePoolUp as error:
+        return str(error)
+    except (No, TryLater, CredentialsWrong):
+        pass
+    return ""
+
+
+def _address_bounds(cloud: Asks, template: Template) -> Iterator[Bound]:
+    for nic in template.nics:
+        if nic.get("NETWORK_MODE", "").lower() == "auto":
+            continue
+        network = _network(cloud, template, nic)
+        if network is not None:
+            yield address_bound(network)
+
+
+def _network(cloud: Asks, template: Template, nic: Mapping[str, str]) -> Any:
+    number, name, what = nic.get("NETWORK_ID", ""), nic.get("NETWORK", ""), f"template {template.name}"
+    try:
+        if not number and name:
+            every = cloud.call("vnpool.info", VISIBLE, -1, -1, -1).VNET
+            owner = nic.get("NETWORK_UNAME", "")
+            number = next((str(net.ID) for net in every if name == net.NAME and owner in ("", net.UNAME)), "")
+            if not number:
+                raise GivePoolUp(f"{what} names network {name}, which is not there; mend it")
+        return cloud.call("vn.info", int(number)) if number.isdecimal() else None
+    except NoSuch as error:
+        raise GivePoolUp(f"{what} names network {number}, which is not there; mend it") from error
+    except NotAllowed as error:
+        raise GivePoolUp(
+            f"user {cloud.user} may not use network {number or name} of {what}: {words.said(error)}; ask for the rights"
+        ) from error
+
+
+def _host_bounds(cloud: Asks, template: Template) -> Iterator[Bound]:
+    """Few users may see hosts; for the others they bound nothing."""
+    try:
+        hosts = cloud.call("hostpool.info").HOST
+    except (No, GivePoolUp, AttributeError):
+        return
+    if hosts:
+        yield host_bound(hosts, template.cpu, template.memory_mb)

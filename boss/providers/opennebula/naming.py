@@ -1,0 +1,152 @@
+"""OpenNebula's words: how our VMs are named and tagged, what its states mean, how a template is written. Pure.
+
+A VM of ours carries its cluster and its intent twice, in NAME and in LABELS, because the list of VMs shows nothing else
+of what we gave it; and a third time in attributes of its own, which are read where the first two disagree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from boss.providers.provider import VmState
+
+ACTIVE, DONE = 3, 6
+"""Numbers of VM states that are decided by."""
+LCM_SHUTDOWN = 12
+MAX_NAME_CHARS = 128
+NAMES = (
+    *("INIT", "PENDING", "HOLD", "ACTIVE", "STOPPED", "SUSPENDED", "DONE", "FAILED", "POWEROFF", "UNDEPLOYED"),
+    *("CLONING", "CLONING_FAILURE"),
+)
+_STATES = {
+    "INIT": VmState.PENDING,
+    "PENDING": VmState.PENDING,
+    "HOLD": VmState.PENDING,
+    "CLONING": VmState.PENDING,
+    "FAILED": VmState.FAILED,
+    "CLONING_FAILURE": VmState.FAILED,
+    "STOPPED": VmState.OFF,
+    "SUSPENDED": VmState.OFF,
+    "POWEROFF": VmState.OFF,
+    "UNDEPLOYED": VmState.OFF,
+}
+_ENDING = ("SHUTDOWN", "EPILOG", "CANCEL", "CLEANUP_DELETE")
+_BOOTING = ("LCM_INIT", "CLEANUP_RESUBMIT")
+_GOING_OFF = ("SAVE_STOP", "SAVE_SUSPEND", "EPILOG_STOP", "SHUTDOWN_POWEROFF", "SHUTDOWN_UNDEPLOY", "EPILOG_UNDEPLOY")
+_RUNNING = ("RUNNING", "MIGRATE", "SAVE_MIGRATE", "PROLOG_MIGRATE", "BOOT_MIGRATE")
+
+
+class CantBeWritten(Exception):
+    """A value that a template can't hold: of which attribute, and why."""
+
+
+def state_of(state: int, lcm: str) -> VmState:
+    """What a VM's numbers mean: `lcm` is the name of its LCM_STATE, which counts only while it is ACTIVE.
+
+    A name that nobody knows yet is UNKNOWN: neither a proof of life nor of an end.
+    """
+    if state != ACTIVE:
+        return _STATES.get(NAMES[state] if 0 <= state < len(NAMES) else "", VmState.UNKNOWN)
+    if lcm.endswith("FAILURE"):
+        return VmState.FAILED
+    if lcm in _ENDING:
+        return VmState.ENDING
+    if lcm in _GOING_OFF or lcm.endswith(("_POWEROFF", "_SUSPENDED", "_UNDEPLOYED", "_STOPPED")):
+        return VmState.BOOTING if lcm.startswith(("BOOT", "PROLOG")) else VmState.OFF
+    if lcm in _RUNNING or lcm.startswith(("HOTPLUG", "DISK_")):
+        return VmState.RUNNING
+    if lcm in _BOOTING or lcm.startswith(("BOOT", "PROLOG")):
+        return VmState.BOOTING
+    return VmState.UNKNOWN
+
+
+def cloud_state(state: int, lcm: str) -> str:
+    """The cloud's own word, as its pages show it."""
+    if state == ACTIVE:
+        return lcm
+    return NAMES[state] if 0 <= state < len(NAMES) else f"state {state}"
+
+
+# --- whose is it? ---------------------------------------------------------------------------------
+
+
+def name_of(cluster_id: str, vm_no: int) -> str:
+    """The NAME of a VM of ours."""
+    name = f"ecloud-{cluster_id}-{vm_no}"
+    assert len(name) <= MAX_NAME_CHARS, name
+    assert not re.search(r"[$:/]", name), name
+    return name
+
+
+def labels_of(cluster_id: str, vm_no: int, own: str = "") -> str:
+    """The LABELS of a VM of ours, after those of its template."""
+    return ",".join(filter(None, [own, f"ecloud-{cluster_id}", f"ecloud-vm-{vm_no}"]))
+
+
+def attributes_of(cluster_id: str, vm_no: int, pool: str) -> dict[str, str]:
+    """What else a VM of ours says of itself."""
+    return {"ECLOUD_CLUSTER": cluster_id, "ECLOUD_VM_NO": str(vm_no), "ECLOUD_POOL": pool}
+
+
+def vm_no_in_name(cluster_id: str, name: str) -> int | None:
+    """The intent that a VM's NAME shows, where it is a name of our cluster."""
+    prefix = f"ecloud-{cluster_id}-"
+    number = name[len(prefix) :] if name.startswith(prefix) else ""
+    return int(number) if number.isascii() and number.isdecimal() else None
+
+
+def vm_no_in_labels(cluster_id: str, labels: str) -> int | None:
+    """The intent that a VM's LABELS show, where our cluster is among them."""
+    parts = [part.strip() for part in labels.split(",")]
+    if f"ecloud-{cluster_id}" not in parts:
+        return None
+    numbers = [part.removeprefix("ecloud-vm-") for part in parts if part.startswith("ecloud-vm-")]
+    return int(numbers[0]) if len(numbers) == 1 and numbers[0].isascii() and numbers[0].isdecimal() else None
+
+
+def vm_no_in_attributes(cluster_id: str, attributes: Mapping[str, object]) -> int | None:
+    """The intent that a VM's own attributes show, where they name our cluster."""
+    number = str(attributes.get("ECLOUD_VM_NO") or "")
+    ours = attributes.get("ECLOUD_CLUSTER") == cluster_id
+    return int(number) if ours and number.isascii() and number.isdecimal() else None
+
+
+# --- templates ------------------------------------------------------------------------------------
+
+
+def template_text(attributes: Mapping[str, str | Mapping[str, str]]) -> str:
+    """Attributes, and attributes of attributes, as lines of K="v" and K=[A="v",…]. Raises `CantBeWritten`.
+
+    Only the quote is escaped, for OpenNebula reads a backslash as itself.
+    """
+    lines = []
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            lines.append(f"{name}={_quoted(name, value)}")
+        else:
+            inner = ",".join(f"{key}={_quoted(f'{name}/{key}', text)}" for key, text in value.items())
+            lines.append(f"{name}=[{inner}]")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _quoted(name: str, value: str) -> str:
+    if value.endswith("\\"):
+        raise CantBeWritten(f"{name} ends with a backslash, which OpenNebula reads as one with the quote after it")
+    if "]]>" in value:
+        raise CantBeWritten(f"{name} holds ]]>, which OpenNebula does not take")
+    if "\0" in value:
+        raise CantBeWritten(f"{name} holds a zero byte")
+    return '"' + value.replace('"', '\\"') + '"'
+
+
+def as_list(value: object) -> Sequence[Mapping[str, str]]:
+    """What stands once, several times or not at all in a template, as a list: a NIC, a network's address range."""
+    found = value if isinstance(value, list) else [value]
+    return [item for item in found if isinstance(item, Mapping)]
+
+
+def said(error: Exception) -> str:
+    """What the cloud says in a no, without the name of the call."""
+    text = str(error).strip()
+    return (text.partition("] ")[2] if text.startswith("[one.") else text).rstrip(".") or "no reason given"

@@ -1,0 +1,124 @@
+"""One VM template of an OpenNebula: what was read of it, and what is sent to start a VM from it. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from boss.bootstrap.start_script import TooLarge, merged_context, variables
+from boss.providers.opennebula import naming as words
+from boss.providers.opennebula.capacity import number_of
+from boss.providers.provider import GivePoolUp, VmOrder
+from ecloud.config.secrets import AccessFile
+
+POWEROFF_AFTER_S = 60.0
+"""Between a worker that has left and its machine that is off: time for the boss, if there is one, to end it."""
+_VARIABLE_AT_LINE_END = re.compile(r"(\$\{?\w+\}?(?:\[[^\]]*\])?)(?=\r?\n)")
+"""What oned's parser takes for a variable, where a line ends right after it: a syntax error there."""
+
+
+class Template(msgspec.Struct, frozen=True):
+    """A template as it was read. `name`: with its id, for people; `nics`: what its VMs are connected to."""
+
+    id: int
+    name: str
+    context: dict[str, str]
+    labels: str
+    nics: tuple[dict[str, str], ...]
+    cpu: float
+    memory_mb: float
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """What every worker of a pool is told. `code`: where its image has ECLOUD; `public_key`: whom its sshd lets in,
+    besides those whom its template names."""
+
+    boss_gone_exit_s: float
+    keep_dirs: bool
+    code: str
+    public_key: str = ""
+
+
+def read_template(found: Any) -> Template:
+    """From what pyone gives. Raises `GivePoolUp` for one from which no worker can come."""
+    inner = found.TEMPLATE
+    name = f"{found.NAME} ({found.ID})"
+    context = inner.get("CONTEXT")
+    if not isinstance(context, Mapping):
+        what = "more than one CONTEXT" if context else "no CONTEXT"
+        raise GivePoolUp(f'template {name} has {what}: give it one, with NETWORK="YES", or its VMs hear nothing')
+    nics = tuple(dict(nic) for nic in words.as_list(inner.get("NIC")))
+    if not nics:
+        raise GivePoolUp(f"template {name} has no network: give it a NIC, or no VM of it reaches the boss")
+    return Template(
+        id=int(found.ID),
+        name=name,
+        context={key: value if isinstance(value, str) else "" for key, value in context.items()},
+        labels=str(inner.get("LABELS") or ""),
+        nics=nics,
+        cpu=number_of(inner.get("CPU")),
+        memory_mb=number_of(inner.get("MEMORY")),
+    )
+
+
+def choose(every: Sequence[Any], name: str, uid: int) -> int | None:
+    """The id of the template of that name; of several the user's own. None where there is none. Raises `GivePoolUp`
+    where it is not clear which is meant."""
+    named = [template for template in every if name == template.NAME]
+    if len(named) > 1:
+        named = [template for template in named if uid == template.UID] or named
+    if len(named) > 1:
+        ids = ", ".join(str(template.ID) for template in named)
+        raise GivePoolUp(f"several templates are named {name}: set the pool's template to one of {ids}")
+    return int(named[0].ID) if named else None
+
+
+def order_text(template: Template, order: VmOrder, cluster_id: str, access: AccessFile, worker: Worker) -> str:
+    """What is sent besides the template's id. Raises `GivePoolUp`."""
+    ours = variables(
+        cluster_id=cluster_id,
+        vm_no=order.vm_no,
+        boot_nonce=order.boot_nonce,
+        access=msgspec.json.encode(access),
+        boss=f"{access.host}:{access.port}",
+        options=_options(order, worker),
+        code=worker.code,
+        poweroff_after_s=min(POWEROFF_AFTER_S, worker.boss_gone_exit_s),
+    )
+    attributes: dict[str, str | Mapping[str, str]] = {
+        **words.attributes_of(cluster_id, order.vm_no, order.pool),
+        "LABELS": words.labels_of(cluster_id, order.vm_no, template.labels),
+    }
+    try:
+        # A top-level attribute that is sent replaces the template's whole: its CONTEXT is sent again, its NICs are
+        # left alone.
+        attributes["CONTEXT"] = merged_context({**template.context, **_let_in(template, worker.public_key)}, ours)
+        return words.template_text(attributes)
+    except (TooLarge, words.CantBeWritten) as error:
+        raise GivePoolUp(f"template {template.name} can't be used: {error}; change it") from None
+
+
+def _let_in(template: Template, public_key: str) -> dict[str, str]:
+    """Our key before the template's own: oned refuses a variable that a newline follows, and the usual value is
+    `$USER[SSH_PUBLIC_KEY]`. Within the template's own lines a space between the two is enough."""
+    if not public_key:
+        return {}
+    own = _VARIABLE_AT_LINE_END.sub(r"\1 ", template.context.get("SSH_PUBLIC_KEY", "").strip())
+    return {"SSH_PUBLIC_KEY": f"{public_key.strip()}\n{own}".strip()}
+
+
+def _options(order: VmOrder, worker: Worker) -> list[str]:
+    options = ["--boss_gone_exit_s", f"{worker.boss_gone_exit_s:g}"]
+    for name, amount in order.size.items():
+        if name == "gpus":
+            options += ["--gpus", ",".join(str(index) for index in range(int(amount)))]
+        elif name in ("cpus", "memory_mb"):
+            options += [f"--{name}", f"{amount:g}"]
+        else:
+            options += ["--resource", f"{name}={amount:g}"]
+    for label in order.labels:
+        options += ["--label", label]
+    return [*options, "--keep_dirs"] if worker.keep_dirs else options

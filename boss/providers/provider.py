@@ -1,0 +1,146 @@
+"""What every cloud can do. Its comments are the contract that tests/contract/test_cloud.py runs.
+
+A provider starts, ends and lists VMs; it decides nothing and remembers nothing that its cloud does not. All calls
+block, each for a limited time; they are made from a small pool, never from the loop. Errors are named by what to do
+next; the text of each is one sentence that says what happened, to which thing, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
+from typing import Protocol
+
+import msgspec
+
+from ecloud.model.tasks import Resources
+
+
+class TryLater(Exception):
+    """The cloud is away, slow or busy. The same call may succeed later."""
+
+
+class Unanswered(TryLater):
+    """The answer was lost: nobody knows whether the VM was started. `list` tells; asking again could start a second."""
+
+
+class AskForLess(Exception):
+    """A quota, an address pool or the hosts are exhausted: fewer VMs may still be had."""
+
+
+class GivePoolUp(Exception):
+    """No VM of this pool can ever start as it is set: its template or network is wrong. A person must act."""
+
+
+class CredentialsWrong(Exception):
+    """The cloud does not let us in, or we do not trust it. A person must act."""
+
+
+class Gone(Exception):
+    """There is no such VM of ours (any more)."""
+
+
+class VmState(Enum):
+    """What the cloud says of a VM, in our words. None but the last is a proof that what it runs has ended."""
+
+    PENDING = "pending"
+    """Waits for a host or an address, perhaps for ever."""
+    BOOTING = "booting"
+    RUNNING = "running"
+    ENDING = "ending"
+    FAILED = "failed"
+    """It will not come up by itself."""
+    OFF = "off"
+    """Said to be off. A running one may be called so for a while."""
+    UNKNOWN = "unknown"
+    """The cloud has lost sight of it."""
+    GONE = "gone"
+    """It is no more."""
+
+
+class VmOrder(msgspec.Struct, frozen=True):
+    """One VM to start. `vm_no`: its intent, which the VM must carry so that it is found again; `size`: what it is to
+    offer."""
+
+    vm_no: int
+    pool: str
+    size: Resources
+    boot_nonce: str
+    labels: tuple[str, ...] = ()
+
+
+class VmFound(msgspec.Struct, frozen=True):
+    """A VM of ours as the cloud lists it.
+
+    `cloud_state`: the cloud's own word for its state. `address`: empty until it has one. `since`, `ended`: when the
+    cloud made it, and when it was gone, epoch seconds by the cloud's clock, 0 where it does not say: nothing may wait
+    for a time by that clock. `text`: what the cloud says about it, e.g. why it waits; healthy VMs have such texts too:
+    judge by `state`.
+    """
+
+    vm_no: int
+    cloud_id: str
+    state: VmState = VmState.RUNNING
+    cloud_state: str = ""
+    address: str = ""
+    since: float = 0.0
+    text: str = ""
+    ended: float = 0.0
+
+
+class Stranger(msgspec.Struct, frozen=True):
+    """A VM that looks like ours and is not: shown to people, never adopted, never ended. `why`: what it lacks."""
+
+    cloud_id: str
+    name: str
+    owner: str
+    why: str
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """How many more VMs of a pool the cloud would give now, by what it says. `vms`: None where nothing bounds it that
+    the cloud tells; `reason`: what bounds it most, in words."""
+
+    vms: int | None = None
+    reason: str = ""
+
+
+class Provider(Protocol):
+    """One cloud, for one pool."""
+
+    def start(self, order: VmOrder) -> str:
+        """Ask for one VM; the cloud's id for it. The intent is committed before.
+
+        After a crash between this call and its answer, or after `Unanswered`, the VM is found by `list`. Every other
+        error says that no VM was made. Raises all errors but `Gone`.
+        """
+
+    def end(self, cloud_id: str) -> None:
+        """Ask for a VM's end; asked again after a while it is ended hard. Returning is no proof: `list` is.
+
+        Ending what is gone is no error. Raises `TryLater` where its state refuses now, `Gone` for a VM that is there
+        and does not carry our cluster id (it is not touched), `CredentialsWrong`.
+        """
+
+    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
+        """All our VMs that are not gone, one per intent, of all the cloud's pools. Raises `TryLater`,
+        `CredentialsWrong`; never an incomplete list.
+
+        `known`: intents of VMs that were there, by cloud id. One of them that is not there any more is told too, as
+        GONE, with `since` and `ended` as far as the cloud has kept them, as often as it is asked about. One that is
+        neither shown nor said to be gone is UNKNOWN, with words: it may as well be somebody else's by now.
+
+        `lost`: intents whose call was never answered, and that will be given up unless this list shows their VMs. One
+        that was made and is gone already is told as GONE, too, as far as the cloud can be asked for it.
+        """
+
+    def strangers(self) -> Sequence[Stranger]:
+        """VMs that carry our name or tag and are not ours. Raises as `list` does."""
+
+    def room(self) -> Capacity:
+        """Quotas, free addresses and free hosts, read and not asked for. Raises all errors but `Gone` and
+        `AskForLess`."""
+
+    def end_all(self, wait_s: float) -> Sequence[VmFound]:
+        """End every VM of ours and wait, `wait_s` seconds at most, until `list` is empty; what is left. Raises as
+        `list` does."""

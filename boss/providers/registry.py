@@ -1,0 +1,218 @@
+"""Where the VMs of each pool come from.
+
+`python -m boss.providers.registry` asks each cloud for room and prints what it says as JSON, for `admin.py doctor`.
+With `--left CLUSTER_ID` it prints that cluster's VMs by the clouds' own lists, for `admin.py stop --vms`; with
+`--strangers CLUSTER_ID` what looks like them and is not, for `admin.py show_vms`; with `--machine TEMPLATE` it finds
+the machine of a template, for `admin.py start`. It ends nothing, and starts something with
+`--machine TEMPLATE --create` alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from boss.bootstrap.bundle import Bundles
+from boss.bootstrap.start_script import CODE_DIRECTORY
+from boss.bootstrap.visit import Visitor
+from boss.providers.local import LocalCloud
+from boss.providers.provider import AskForLess, CredentialsWrong, GivePoolUp, Gone, Provider, TryLater
+from datastore.keys import KeyToolFailed, make_key
+from ecloud.config.home import Home
+from ecloud.config.secrets import AccessFile
+from ecloud.config.settings import Settings, SettingsWrong, load_settings
+
+if TYPE_CHECKING:
+    from boss.providers.opennebula.provider import Connection
+
+
+def open_clouds(
+    settings: Settings,
+    home: Home,
+    cluster_id: str,
+    access_of: Callable[[str], AccessFile],
+    tied: bool = False,
+    keep_dirs: bool = False,
+    public_key: str = "",
+) -> dict[str, Provider]:
+    """The provider of each pool, by the pool's name. Asks no cloud anything yet. `public_key`: whom the sshd of a VM is
+    to let in."""
+    local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs)
+    clouds: dict[str, Provider] = {pool.name: local for pool in settings.all_pools}
+    remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
+    if remote:
+        from boss.providers.opennebula.provider import OpenNebulaCloud  # costs time that others need not spend
+
+        connection = _connection(settings)
+        for pool in remote:
+            clouds[pool.name] = OpenNebulaCloud(
+                connection,
+                cluster_id,
+                pool.template,
+                access_of,
+                settings.boss_gone_exit_s,
+                keep_dirs,
+                "" if pool.code == "ssh" else CODE_DIRECTORY,
+                public_key,
+            )
+    return clouds
+
+
+def open_visitors(settings: Settings, home: Home, cluster_id: str) -> tuple[str, dict[str, Visitor]]:
+    """The public key that VMs are to let in, and who visits those of each pool. No key, and nobody, where no pool has
+    VMs that could be visited. Raises `KeyToolFailed` where the boss must bring code to some and can't have a key."""
+    remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
+    if not remote:
+        return "", {}
+    key = home.secrets / "vm.key"
+    try:
+        public_key = make_key(key, f"ecloud-{cluster_id}-boss")
+    except KeyToolFailed:
+        if any(pool.code == "ssh" for pool in remote):
+            raise
+        return "", {}
+    bundles = Bundles(home.path)
+    return public_key, {pool.name: Visitor(key, bundles, pool.ssh_user, pool.ssh_port) for pool in remote}
+
+
+def _connection(settings: Settings) -> Connection:
+    from boss.providers.opennebula.provider import Connection  # costs time that others need not spend
+    from boss.providers.opennebula.transport import Endpoint
+
+    return Connection(
+        Endpoint(
+            url=settings.opennebula_url,
+            user=settings.opennebula_user,
+            password=settings.opennebula_password,
+            ca=str(Path(settings.opennebula_ca).expanduser()) if settings.opennebula_ca else "",
+            proxy=settings.opennebula_proxy,
+        )
+    )
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What the cloud of a pool says. `remedy`: what to do; empty where all is well."""
+
+    pool: str
+    text: str
+    remedy: str = ""
+
+
+def ask(settings: Settings) -> list[Said]:
+    """Every pool that is not of this machine."""
+    clouds = open_clouds(settings, settings.home_directory, "doctor", _nobody)
+    return [_say(pool.name, clouds[pool.name]) for pool in settings.all_pools if pool.cloud != "local"]
+
+
+class Left(msgspec.Struct, frozen=True):
+    """A VM of ours in a cloud's own list; or why a cloud does not tell, in `problem`."""
+
+    vm_no: int = 0
+    cloud_id: str = ""
+    state: str = ""
+    problem: str = ""
+
+
+def look_for_left(settings: Settings, cluster_id: str) -> list[Left]:
+    """What the clouds that are not of this machine list of that cluster."""
+    left = []
+    for cloud in _remote(settings, cluster_id):
+        try:
+            left += [Left(vm.vm_no, vm.cloud_id, vm.cloud_state or vm.state.value) for vm in cloud.list()]
+        except (TryLater, CredentialsWrong) as error:
+            left.append(Left(problem=str(error)))
+    return left
+
+
+class StrangerSaid(msgspec.Struct, frozen=True):
+    """A VM that looks like ours and is not, which is never touched; or why a cloud does not tell, in `problem`."""
+
+    cloud_id: str = ""
+    name: str = ""
+    owner: str = ""
+    why: str = ""
+    problem: str = ""
+
+
+def look_for_strangers(settings: Settings, cluster_id: str) -> list[StrangerSaid]:
+    """What the clouds show that carries that cluster's name or tag and is not its."""
+    found = []
+    for cloud in _remote(settings, cluster_id):
+        try:
+            found += [StrangerSaid(vm.cloud_id, vm.name, vm.owner, vm.why) for vm in cloud.strangers()]
+        except (TryLater, CredentialsWrong) as error:
+            found.append(StrangerSaid(problem=str(error)))
+    return found
+
+
+def _remote(settings: Settings, cluster_id: str) -> list[Provider]:
+    """One provider of each cloud that is not this machine: it finds the VMs of all its pools."""
+    clouds = open_clouds(settings, settings.home_directory, cluster_id, _nobody)
+    return list({pool.cloud: clouds[pool.name] for pool in settings.all_pools if pool.cloud != "local"}.values())
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The machine of a template; or why there is none, in `problem`."""
+
+    cloud_id: str = ""
+    address: str = ""
+    made: bool = False
+    problem: str = ""
+
+
+def find_machine(settings: Settings, template: str, create: bool) -> Found:
+    """The VM of that template that runs; made where there is none and `create` says so."""
+    from boss.providers.opennebula.machines import Machines
+
+    try:
+        machine = Machines(_connection(settings), template).find(create)
+    except (TryLater, AskForLess, GivePoolUp, CredentialsWrong) as error:
+        return Found(problem=str(error))
+    return Found(machine.cloud_id, machine.address, machine.made)
+
+
+def _nobody(name: str) -> AccessFile:
+    return AccessFile("doctor", "127.0.0.1", 1, name, "00" * 32)
+
+
+def _say(pool: str, cloud: Provider) -> Said:
+    try:
+        room = cloud.room()
+    except CredentialsWrong as error:
+        return Said(pool, str(error), "mend settings.py; nothing starts there until then")
+    except GivePoolUp as error:
+        return Said(pool, str(error), "mend the pool in POOLS, or its template")
+    except (TryLater, AskForLess, Gone) as error:
+        return Said(pool, str(error), "mend OPENNEBULA_URL where that is wrong; else it is tried again by itself")
+    if room.vms is None:
+        return Said(pool, "lets us in")
+    text = f"has room for {room.vms} {'VM' if room.vms == 1 else 'VMs'} ({room.reason})"
+    return Said(pool, text, "" if room.vms else "make room there, or let another pool take over")
+
+
+def main() -> int:
+    """Print what each cloud says."""
+    try:
+        settings = load_settings()
+    except SettingsWrong as error:
+        print("; ".join(error.problems), file=sys.stderr)
+        return 2
+    match sys.argv[1:]:
+        case ["--left", cluster_id]:
+            text = msgspec.json.encode(look_for_left(settings, cluster_id))
+        case ["--strangers", cluster_id]:
+            text = msgspec.json.encode(look_for_strangers(settings, cluster_id))
+        case ["--machine", template, *create]:
+            text = msgspec.json.encode([find_machine(settings, template, create == ["--create"])])
+        case _:
+            text = msgspec.json.encode(ask(settings))
+    sys.stdout.write(text.decode() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Runs the core: the loop, threads for calls, the broker, the hook."""

@@ -1,0 +1,357 @@
+"""Calls that block: datastore and clouds. Made from two small pools; each ends as an event for the loop, whatever
+happens."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from boss.bootstrap.visit import Visitor
+from boss.core.model.effects import (
+    AskRoom,
+    Call,
+    DropStages,
+    EndVm,
+    FindResults,
+    ListStages,
+    ListVms,
+    Promote,
+    PromoteFiles,
+    SignKey,
+    StartVm,
+    TellPerson,
+    UseDatastore,
+    VisitVm,
+)
+from boss.core.model.events import (
+    DatastoreFailed,
+    DatastoreUsed,
+    Event,
+    FilesPromoted,
+    FreeSpaceSeen,
+    KeySigned,
+    ResultsFound,
+    RoomSeen,
+    StagesListed,
+    VmRefused,
+    VmsListed,
+    VmStarted,
+)
+from boss.providers.provider import (
+    AskForLess,
+    CredentialsWrong,
+    GivePoolUp,
+    Gone,
+    Provider,
+    TryLater,
+    Unanswered,
+    VmFound,
+    VmOrder,
+    VmState,
+)
+from boss.shell.hook import Hook
+from boss.shell.storage import Storage
+from boss.store.statements import StoreAway
+from datastore.port import BadName, DatastoreAway, Entry, Promotion, Publisher
+from datastore.ssh.datastore import OverSsh
+
+log = logging.getLogger("boss")
+DATASTORE_THREADS = 4
+CLOUD_THREADS = 8
+VISIT_THREADS = 16
+"""Visits to VMs by SSH wait most of their time; each ends by itself within minutes. They have a pool of their own, so
+that no other call waits for them."""
+PROMOTED_AT_ONCE = 2_000
+"""Attempts in one call."""
+RETRY_S = 10.0
+TELL_EVERY_S = 600.0
+GIVEN_UP_S = 300.0
+_HEALTHY = (VmState.BOOTING, VmState.RUNNING, VmState.ENDING)
+"""States of a VM about which there is nothing to say."""
+
+
+class Calls:
+    """Makes calls and puts what comes of them into the inbox."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        clouds: Mapping[str, Provider],
+        labels: Mapping[str, tuple[str, ...]],
+        put: Callable[[Event], None],
+        hook: Hook | None = None,
+        leads: Callable[[], bool] = lambda: True,
+        visitors: Mapping[str, Visitor] = {},
+    ) -> None:
+        self._visitors = visitors
+        self._storage = storage
+        self._leads = leads
+        self._hook = hook or Hook("")
+        self._clouds = clouds
+        self._labels = labels
+        self._put = put
+        self._datastore_pool = ThreadPoolExecutor(DATASTORE_THREADS, "datastore")
+        self._cloud_pool = ThreadPoolExecutor(CLOUD_THREADS, "cloud")
+        self._visit_pool = ThreadPoolExecutor(VISIT_THREADS, "visit")
+        self._lock = threading.Lock()
+        self._to_promote: deque[PromoteFiles] = deque()
+        self._promoting = False
+        self._starting: set[int] = set()
+        """Intents for which a call is under way or waits for its turn."""
+        self._started: dict[str, int] = {}
+        """VMs that were started while a list was being made, which may lack them: intents by cloud id."""
+        self._listing = 0
+        self._told_at = -TELL_EVERY_S
+
+    def make(self, call: Call) -> None:
+        """Hand a call to its pool."""
+        if isinstance(call, TellPerson):
+            self._hook.tell(call)
+        elif isinstance(call, VisitVm):
+            self._visit_pool.submit(self._safely, call, self._to_vm)
+        elif isinstance(call, (StartVm, EndVm, ListVms, AskRoom)):
+            if isinstance(call, StartVm):
+                with self._lock:
+                    self._starting.add(call.vm_no)
+            self._cloud_pool.submit(self._safely, call, self._to_cloud)
+        elif isinstance(call, PromoteFiles):
+            self._to_promote.append(call)
+            with self._lock:
+                begins, self._promoting = not self._promoting, True
+            if begins:
+                self._datastore_pool.submit(self._promote_waiting)
+        else:
+            self._datastore_pool.submit(self._safely, call, self._to_datastore)
+
+    def close(self) -> None:
+        """Begin no call any more."""
+        self._hook.close()
+        self._datastore_pool.shutdown(wait=False, cancel_futures=True)
+        self._cloud_pool.shutdown(wait=False, cancel_futures=True)
+        self._visit_pool.shutdown(wait=False, cancel_futures=True)
+        for visitor in self._visitors.values():
+            visitor.close()
+
+    def _safely(self, call: Call, make: Callable[[Call], Event | None]) -> None:
+        try:
+            event = make(call)
+        except Exception as error:
+            log.exception("%s failed", type(call).__name__)
+            event = _unexpected(call, error)
+        if event is not None:
+            self._put(event)
+        if isinstance(call, StartVm):  # only now: until its answer is put, no list may say that none is under way
+            with self._lock:
+                self._starting.discard(call.vm_no)
+
+    def _to_datastore(self, call: Call) -> Event | None:
+        try:
+            if isinstance(call, UseDatastore):
+                self._storage.use(call.address, call.host_key, call.python, call.gate)
+                self._put(DatastoreUsed(call.address))
+                self._look_at_free_space()
+                return None
+            if isinstance(call, SignKey):
+                return KeySigned(call.worker, *self._storage.sign(call.worker, call.public_key, call.refused))
+            datastore = self._storage.publisher
+            if isinstance(call, PromoteFiles):
+                return self._promote(datastore, call)
+            if isinstance(call, FindResults):
+                found = datastore.stat(list(call.paths))
+                return ResultsFound(
+                    call.token, frozenset(p for p, entry in zip(call.paths, found) if entry is not None)
+                )
+            if isinstance(call, ListStages):
+                self._look_at_free_space()
+                return StagesListed(tuple(datastore.stages()))
+            if isinstance(call, DropStages):
+                for stage in call.stages:
+                    datastore.drop_stage(stage)
+        except (DatastoreAway, BadName, OSError) as error:
+            if isinstance(call, DropStages):
+                log.warning("stages are left for the next sweep: %s", error)
+                return None
+            if isinstance(call, (SignKey, UseDatastore)):
+                log.error("the datastore: %s", error)
+                return None
+            return DatastoreFailed(call, str(error))
+        return None
+
+    def _look_at_free_space(self) -> None:
+        """Seldom, and never by itself. A directory is asked by who wants to know."""
+        datastore = self._storage.publisher
+        if isinstance(datastore, OverSsh):
+            self._put(FreeSpaceSeen(str(datastore.address), datastore.free_mb()))
+
+    def _promote_waiting(self) -> None:
+        """One call at a time: what comes meanwhile goes with the next, so that fewer, fuller ones are made under load
+        (datastore and database are asked once for all of them)."""
+        while True:
+            promotions: list[Promote] = []
+            with self._lock:
+                while self._to_promote and len(promotions) < PROMOTED_AT_ONCE:
+                    promotions += self._to_promote.popleft().promotions
+                if not promotions:
+                    self._promoting = False
+                    return
+            self._safely(PromoteFiles(tuple(promotions)), self._to_datastore)
+
+    def _promote(self, datastore: Publisher, call: PromoteFiles) -> Event:
+        promotions = [
+            Promotion(
+                item.stage,
+                tuple(Entry(e.path, e.kind, e.size, e.mode, 0.0, e.sha256) for e in item.manifest),
+            )
+            for item in call.promotions
+        ]
+        problems = datastore.promote(promotions)
+        return FilesPromoted(
+            tuple((item.task_no, item.number, problem) for item, problem in zip(call.promotions, problems))
+        )
+
+    def _to_vm(self, call: Call) -> Event | None:
+        assert isinstance(call, VisitVm)
+        visitor = self._visitors.get(call.pool)
+        try:
+            if visitor is None or not self._leads():
+                return None
+        except StoreAway:
+            return None  # the next list of the cloud leads there again
+        event = visitor.visit(call)
+        if event.visit.contact == "changed":
+            log.error("VM %s is refused: it shows another host key: %s", call.vm_no, event.visit.said)
+        elif event.visit.problem:
+            log.warning("VM %s at %s can't be prepared: %s", call.vm_no, call.address, event.visit.problem)
+        return event
+
+    def _to_cloud(self, call: Call) -> Event | None:
+        assert isinstance(call, (StartVm, EndVm, ListVms, AskRoom))
+        cloud = self._clouds.get(call.pool)
+        try:
+            # A call may have waited long for its turn: another boss may lead now, and knows better.
+            if not self._leads():
+                log.warning("no call to the cloud of pool %s any more: another boss leads", call.pool)
+                return None
+        except StoreAway as error:
+            return _not_asked(call, f"the database can't tell whether this boss still leads: {error}")
+        if cloud is None:
+            reason = f"no pool {call.pool} is set any more"
+            return VmRefused(call.vm_no, reason, GIVEN_UP_S, "unset") if isinstance(call, StartVm) else None
+        if isinstance(call, StartVm):
+            return self._start(call, cloud)
+        if isinstance(call, AskRoom):
+            return _ask_room(call, cloud)
+        try:
+            if isinstance(call, EndVm):
+                if call.why:
+                    log.warning("VM %s (%s) is ended: %s", call.vm_no, call.cloud_id, call.why)
+                cloud.end(call.cloud_id)
+            else:
+                self._list(call, cloud)
+        except (TryLater, CredentialsWrong, Gone) as error:
+            log.warning("pool %s: %s", call.pool, error)
+        return None
+
+    def _start(self, call: StartVm, cloud: Provider) -> Event | None:
+        order = VmOrder(call.vm_no, call.pool, call.size, call.boot_nonce, self._labels.get(call.pool, ()))
+        try:
+            self._put_started(call, cloud.start(order))
+            return None
+        except Unanswered as error:  # its intent stays until the cloud's list has shown the VM, or long has not
+            log.warning("a VM of pool %s may have been started: %s", call.pool, error)
+            return None
+        except TryLater as error:
+            return VmRefused(call.vm_no, str(error), RETRY_S, "later")
+        except AskForLess as error:
+            return VmRefused(call.vm_no, str(error), RETRY_S, "less")
+        except GivePoolUp as error:
+            return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "pool")
+        except CredentialsWrong as error:
+            return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "credentials")
+
+    def _put_started(self, call: StartVm, cloud_id: str) -> None:
+        with self._lock:
+            if self._listing:
+                self._started[cloud_id] = call.vm_no
+            self._put(VmStarted(call.vm_no, cloud_id))
+
+    def _list(self, call: ListVms, cloud: Provider) -> None:
+        """What the cloud says, and what was started while it said so: a VM that is missing in a list that is older than
+        itself is not gone."""
+        with self._lock:
+            self._listing += 1
+            starting = set(self._starting)
+        told = None
+        try:
+            told = cloud.list(call.known, call.lost)
+        finally:
+            with self._lock:
+                by_vm_no = {vm_no: cloud_id for cloud_id, vm_no in self._started.items()}
+                self._listing -= 1
+                if not self._listing:
+                    self._started.clear()
+                if told is not None:
+                    found = [vm for vm in told if vm.state is not VmState.GONE]
+                    by_vm_no.update({vm.vm_no: vm.cloud_id for vm in found})
+                    alive = frozenset(by_vm_no.values()).union(vm.cloud_id for vm in found)
+                    seen = {vm.vm_no: (vm.state.value, vm.text) for vm in found if vm.text or vm.state not in _HEALTHY}
+                    starting |= self._starting
+                    running = {vm.vm_no: vm.address for vm in found if vm.address and vm.state is VmState.RUNNING}
+                    self._tell_of_hidden(call.pool, [vm for vm in found if vm.state is VmState.UNKNOWN and vm.text])
+                    since = {vm.cloud_id: vm.since for vm in told if vm.since > 0}
+                    gone = {vm.cloud_id: vm.vm_no for vm in told if vm.state is VmState.GONE}
+                    ended = {vm.cloud_id: vm.ended for vm in told if vm.ended > 0}
+                    event = VmsListed(
+                        call.pool,
+                        alive,
+                        by_vm_no,
+                        seen,
+                        since,
+                        frozenset(starting),
+                        running,
+                        gone,
+                        ended,
+                        asked=frozenset(call.known),
+                        sought=call.lost,
+                    )
+                    self._put(event)
+
+    def _tell_of_hidden(self, pool: str, hidden: Sequence[VmFound]) -> None:
+        """What needs a person is said, but not with every list."""
+        if hidden and time.monotonic() - self._told_at > TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            log.error(
+                "pool %s: of %d VMs the cloud does not tell whether they run: %s", pool, len(hidden), hidden[0].text
+            )
+
+
+def _ask_room(call: AskRoom, cloud: Provider) -> Event:
+    """What can't be read bounds nothing: asking for a VM will tell."""
+    try:
+        room = cloud.room()
+    except (TryLater, CredentialsWrong, GivePoolUp) as error:
+        log.warning("pool %s does not say how many VMs it has room for: %s", call.pool, error)
+        return RoomSeen(call.pool, None)
+    return RoomSeen(call.pool, room.vms, room.reason)
+
+
+def _not_asked(call: Call, reason: str) -> Event | None:
+    log.warning("the cloud is not asked: %s", reason)
+    if isinstance(call, StartVm):
+        return VmRefused(call.vm_no, reason, RETRY_S)
+    return RoomSeen(call.pool, None) if isinstance(call, AskRoom) else None
+
+
+def _unexpected(call: Call, error: Exception) -> Event | None:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(call, StartVm):
+        return VmRefused(call.vm_no, text, RETRY_S)
+    if isinstance(call, AskRoom):
+        return RoomSeen(call.pool, None)
+    if isinstance(call, (PromoteFiles, FindResults)):
+        return DatastoreFailed(call, text)
+    return None

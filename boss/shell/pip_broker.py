@@ -1,0 +1,34 @@
+"""`python -m boss.shell.pip_broker PORT DIRECTORY`: the broker from pip (rumqttd in iotcore) without Mosquitto.
+
+Loopback only. DIRECTORY only names the home that it works for, for whoever looks at the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from iotcore.iotcore import IotCoreBroker
+
+from ecloud.model.wire import MAX_MESSAGE_BYTES
+
+HOST = "127.0.0.1"
+IN_FLIGHT = 200
+
+
+def main() -> None:
+    """Serve until ended."""
+    logging.basicConfig(level=logging.WARNING)
+    # rumqttd logs a record for each packet.
+    logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
+    broker = IotCoreBroker(
+        listen=HOST,
+        port=int(sys.argv[1]),
+        max_payload_size=MAX_MESSAGE_BYTES + 4096,
+        max_inflight_count=IN_FLIGHT,
+    )
+    broker.run_forever()
+
+
+if __name__ == "__main__":
+    main()

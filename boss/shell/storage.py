@@ -1,0 +1,106 @@
+"""The datastore as the boss uses it: where it is, opened with the boss's key through fabric, and signatures that let
+workers in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from datastore.keys import LIVES_S
+from datastore.port import DatastoreAway, Publisher
+from datastore.ssh.datastore import STALL_S, OverSsh, SshDatastore
+from datastore.ssh.fabric_carrier import by_fabric
+from ecloud.config.datastore_address import authority, is_by_sftp, is_ssh, open_publisher, workers_command
+from ecloud.config.home import Home
+from ecloud.model.wire import DatastoreAccess
+
+log = logging.getLogger("boss")
+UNSURE_S = 60.0
+"""What a worker is told that its access lasts while the datastore's clock is not known: it soon asks again."""
+ANEW_S = 20.0
+"""So long a clock that was looked at because of a refusal is believed: who is refused for another reason connects us
+anew no more often."""
+
+
+class Storage:
+    """One datastore at a time. `use` may be called again; calls under way end where they began."""
+
+    def __init__(self, home: Home, cluster_id: str, stall_s: float = STALL_S) -> None:
+        self._stall_s = stall_s
+        self._home = home
+        self._cluster_id = cluster_id
+        self._python = ""
+        self._gate = ""
+        self.access = DatastoreAccess("")
+        self._publisher: Publisher | None = None
+
+    def use(self, address: str, host_key: str = "", python: str = "", gate: str = "") -> DatastoreAccess:
+        """From now on files are there; what workers are told. Raises `DatastoreAway`, `OSError`."""
+        self._python, self._gate, before = python, gate, self._publisher
+        self._publisher = open_publisher(
+            self._home, address, host_key, python, gate, stall_s=self._stall_s, carry=by_fabric
+        )
+        self._clock = _Clock(self._publisher)
+        self.access = DatastoreAccess(address, host_key=host_key, by_sftp=is_by_sftp(address, gate))
+        if isinstance(before, OverSsh):
+            before.close()  # a call that is under way there connects again
+        return self.access
+
+    @property
+    def publisher(self) -> Publisher:
+        """The datastore itself."""
+        assert self._publisher is not None, "use() comes first"
+        return self._publisher
+
+    def sign(self, worker: str, public_key: str, refused: bool = False) -> tuple[str, float]:
+        """A certificate for the key of that worker, and for how many seconds it is good: by the datastore's clock,
+        which may be hours off. A connection that it opened ends with it. `refused`: the one before is not taken: that
+        clock is looked at anew.
+
+        Raises `KeyToolFailed`, and `ValueError` for what is no key.
+        """
+        address = self.access.address
+        assert is_ssh(address), "only a datastore over SSH wants signatures"
+        ahead_s, is_sure = self._clock.ahead_s(anew=refused)
+        until_s = time.time() + ahead_s + LIVES_S
+        command = workers_command(address, self._python, self._gate, worker, until_s)
+        certificate = authority(self._home, self._cluster_id).sign(public_key, worker, command, LIVES_S, ahead_s)
+        return certificate, LIVES_S if is_sure else min(LIVES_S, UNSURE_S)
+
+
+class _Clock:
+    """How far the datastore's clock is ahead of this machine's: looked at with each connection, remembered while it is
+    away."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._lock = threading.Lock()
+        self._ahead_s: float | None = None
+        self._again_at_s = self._anew_at_s = 0.0
+
+    def ahead_s(self, anew: bool = False) -> tuple[float, bool]:
+        """It, and whether it is known. The datastore is not waited for by more than one thread.
+
+        `anew`: it may have been set: connect again, which tells it. Once for all who ask at about the same time.
+        """
+        if self._lock.acquire(blocking=anew or self._ahead_s is None):
+            try:
+                if anew and time.monotonic() >= self._anew_at_s and isinstance(self._publisher, SshDatastore):
+                    self._publisher.close()
+                    self._anew_at_s = time.monotonic() + ANEW_S
+                if time.monotonic() >= self._again_at_s:
+                    self._look()
+            finally:
+                self._lock.release()
+        return self._ahead_s or 0.0, self._ahead_s is not None
+
+    def _look(self) -> None:
+        try:
+            if isinstance(self._publisher, SshDatastore):
+                self._ahead_s = float(str(self._publisher.hello()["ahead_s"]))
+            else:
+                self._ahead_s = 0.0  # no gate, no clock: one that is slow by a day will do
+        except DatastoreAway as error:
+            self._again_at_s = time.monotonic() + UNSURE_S / 2
+            log.warning("the datastore's clock can't be read: %s", error)

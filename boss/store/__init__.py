@@ -1,0 +1,1 @@
+"""The tables that the leading boss writes: statements, writing, loading."""

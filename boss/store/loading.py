@@ -1,0 +1,344 @@
+"""Reading the tables back into the core's rows. Streams: a million unfinished tasks are loaded without being held
+twice."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from boss.core.model.effects import SelectTasks
+from boss.core.model.rows import (
+    AttemptRow,
+    BootRow,
+    PushAnswered,
+    RunImage,
+    RunRow,
+    Snapshot,
+    TaskRow,
+    VmRow,
+    WorkerRow,
+)
+from boss.store.selecting import Found, choose
+from ecloud.db import schema
+from ecloud.model.boot_diagnosis import Visit
+from ecloud.model.tasks import (
+    ATTEMPT_OVER,
+    ENDED,
+    AttemptState,
+    Cause,
+    Condition,
+    ManifestEntry,
+    Outcome,
+    Retries,
+    TaskState,
+)
+from ecloud.model.transfer_status import Moving
+from ecloud.model.wire import Hello
+
+IDS_COMPARED = 20_000
+"""Ids looked through for a near miss."""
+IDS_A_QUERY = 500
+
+_UNFINISHED = [state.value for state in TaskState if state not in ENDED]
+_LIVE_ATTEMPTS = [state.value for state in AttemptState if state not in ATTEMPT_OVER]
+_ON_DUTY = ["up", "draining"]
+
+
+class _Parsed:
+    """JSON texts of which there are few different ones: parsed once each."""
+
+    def __init__(self, kind: Any) -> None:
+        self._decoder = msgspec.json.Decoder(kind)
+        self._known: dict[str | bytes, Any] = {}
+
+    def __call__(self, text: str | bytes) -> Any:
+        value = self._known.get(text)
+        if value is None:
+            value = self._known[text] = self._decoder.decode(text)
+        return value
+
+
+def load(connection: Connection, epoch: int) -> Snapshot:
+    """Everything a boss starts from."""
+    tasks, runs, attempts = schema.tasks, schema.runs, schema.attempts
+    going_on = sa.select(runs.c.run_no).where(runs.c.ended_at.is_(None))
+    unfinished = tasks.c.state.in_(_UNFINISHED)
+    rows = _tasks(connection, sa.or_(unfinished, sa.and_(tasks.c.init == 1, tasks.c.run_no.in_(going_on))))
+    _add_open_dependencies(connection, rows)
+    context = {row.name: row.value for row in connection.execute(sa.select(schema.context))}
+    leader = connection.execute(sa.select(schema.leader)).one()
+    return Snapshot(
+        cluster_id=context["cluster_id"],
+        epoch=epoch,
+        next_task_no=leader.next_task_no,
+        next_run_no=leader.next_run_no,
+        next_vm_no=leader.next_vm_no,
+        runs=[_run(row) for row in connection.execute(sa.select(runs).order_by(runs.c.run_no))],
+        tasks=list(rows.values()),
+        attempts=_attempts(connection, attempts.c.state.in_(_LIVE_ATTEMPTS)),
+        init_attempts=_init_attempts(connection, going_on),
+        workers=_workers(connection),
+        vms=_vms(connection),
+        past_vms=_past_vms(connection),
+        boots=_boots(connection),
+        states=_counts(connection),
+        context=context,
+        revoked_keys={row.name for row in connection.execute(sa.select(schema.revoked_keys))},
+    )
+
+
+def _counts(connection: Connection) -> dict[int, dict[str, int]]:
+    tasks = schema.tasks
+    query = sa.select(tasks.c.run_no, tasks.c.state, sa.func.count()).where(tasks.c.init == 0)
+    counts: dict[int, dict[str, int]] = {}
+    for run_no, state, count in connection.execute(query.group_by(tasks.c.run_no, tasks.c.state)):
+        counts.setdefault(run_no, {})[state] = count
+    return counts
+
+
+def _init_attempts(connection: Connection, going_on: sa.Select[Any]) -> list[AttemptRow]:
+    """Which workers on duty are prepared, and how often it failed in runs that go on."""
+    attempts, workers = schema.attempts, schema.workers
+    on_duty = sa.select(workers.c.worker).where(workers.c.state.in_(_ON_DUTY))
+    failed = sa.and_(attempts.c.run_no.in_(going_on), attempts.c.cause.is_not(None), attempts.c.cause != "success")
+    told = sa.or_(attempts.c.worker.in_(on_duty), failed)
+    found: list[AttemptRow] = []
+    inits = list(connection.execute(sa.select(schema.tasks.c.task_no).where(schema.tasks.c.init == 1)).scalars())
+    for start in range(0, len(inits), IDS_A_QUERY):
+        part = attempts.c.task_no.in_(inits[start : start + IDS_A_QUERY])
+        found += _attempts(connection, sa.and_(part, attempts.c.state == AttemptState.ENDED.value, told))
+    return found
+
+
+def load_run(connection: Connection, name: str) -> RunImage | None:
+    """A run with all its tasks and dependencies."""
+    row = connection.execute(sa.select(schema.runs).where(schema.runs.c.name == name)).first()
+    return None if row is None else _image(connection, _run(row))
+
+
+def _image(connection: Connection, run: RunRow) -> RunImage:
+    tasks, dependencies = schema.tasks, schema.dependencies
+    rows = _tasks(connection, tasks.c.run_no == run.run_no)
+    joined = dependencies.join(tasks, tasks.c.task_no == dependencies.c.task_no)
+    query = sa.select(dependencies).select_from(joined).where(tasks.c.run_no == run.run_no)
+    _attach(rows, connection.execute(_in_order(query)))
+    pushes = schema.pushes
+    answered = [
+        PushAnswered(push.push_id, push.run_no, msgspec.json.decode(push.states), msgspec.json.decode(push.decisions))
+        for push in connection.execute(
+            sa.select(pushes).where(pushes.c.run_no == run.run_no).order_by(pushes.c.push_id)
+        )
+    ]
+    return RunImage(run, list(rows.values()), answered)
+
+
+def select(connection: Connection, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
+    """What a person meant: runs, task numbers, or a sentence on why nothing could be found."""
+    chosen = choose(wanted, _Finder(connection))
+    runs = schema.runs
+    rows = connection.execute(sa.select(runs).where(runs.c.run_no.in_(chosen.run_nos)).order_by(runs.c.run_no)).all()
+    return [_image(connection, _run(row)) for row in rows], chosen.task_nos, chosen.problem
+
+
+class _Finder:
+    """The tables, as `boss.store.selecting` asks them. Always by run: the index of ids begins with it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def runs(self) -> dict[str, int]:
+        runs = schema.runs
+        return {row.name: row.run_no for row in self._connection.execute(sa.select(runs.c.name, runs.c.run_no))}
+
+    def named(self, run_nos: Sequence[int], ids: Sequence[str]) -> Iterator[Found]:
+        tasks = schema.tasks
+        for start in range(0, len(ids), IDS_A_QUERY):
+            part = ids[start : start + IDS_A_QUERY]
+            yield from self._ask(sa.and_(tasks.c.run_no.in_(run_nos), tasks.c.id.in_(part)))
+
+    def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterator[Found]:
+        tasks = schema.tasks
+        conditions: list[sa.ColumnElement[bool]] = [tasks.c.run_no.in_(run_nos)]
+        conditions += [tasks.c.state == state] if state else []
+        conditions += [schema.labelled(label)] if label else []
+        query = sa.select(tasks.c.task_no, tasks.c.run_no, tasks.c.state, tasks.c.init).where(*conditions)
+        for row in self._connection.execute(query):
+            yield Found(row.task_no, row.run_no, "", row.state, bool(row.init), ())
+
+    def some_ids(self, run_nos: Sequence[int]) -> Iterator[str]:
+        tasks = schema.tasks
+        query = sa.select(tasks.c.id).where(tasks.c.run_no.in_(run_nos)).limit(IDS_COMPARED)
+        yield from self._connection.execute(query).scalars()
+
+    def _ask(self, condition: sa.ColumnElement[bool]) -> Iterator[Found]:
+        tasks = schema.tasks
+        columns = (tasks.c.task_no, tasks.c.run_no, tasks.c.id, tasks.c.state, tasks.c.init, tasks.c.labels)
+        for row in self._connection.execute(sa.select(*columns).where(condition)):
+            labels = msgspec.json.decode(row.labels, type=tuple[str, ...])
+            yield Found(row.task_no, row.run_no, row.id, row.state, bool(row.init), labels)
+
+
+def _run(row: Any) -> RunRow:
+    return RunRow(row.run_no, row.name, row.created_at, row.held, row.ended_at)
+
+
+def _tasks(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[int, TaskRow]:
+    """Rows by number, in order. Texts are taken raw from the driver: the types' own conversion would double the
+    time."""
+    asks, retries, label = _Parsed(dict[str, float]), _Parsed(Retries), _Parsed(tuple[str, ...])
+    inputs = _Parsed(tuple[str, ...])
+    states = {state.value: state for state in TaskState}
+    tasks = schema.tasks
+    columns = [sa.type_coerce(tasks.c[name], sa.types.NullType()).label(name) for name in _RAW]
+    numbers = [tasks.c[name] for name in _PLAIN]
+    query = sa.select(*numbers, *columns).where(condition).order_by(tasks.c.task_no)
+    found: dict[int, TaskRow] = {}
+    result = connection.execute(query, execution_options={"stream_results": True, "max_row_buffer": 10_000})
+    for (
+        task_no, run_no, state, attempts, retries_used, not_before, init, priority, runtime_s, keep_dir, body_bytes,
+        definition_hash, id, reason, asked, retried, labels, wanted,
+    ) in result:  # fmt: skip
+        names = label(labels)
+        found[task_no] = TaskRow(
+            task_no, run_no, _text(id), states[state], _text(reason), attempts, retries_used, not_before, init == 1,
+            priority, asks(asked), runtime_s, names[0] if names else "", retries(retried), keep_dir == 1, body_bytes,
+            definition_hash, inputs=inputs(wanted) if wanted else (),
+        )  # fmt: skip
+    return found
+
+
+_PLAIN = (
+    "task_no", "run_no", "state", "attempts", "retries_used", "not_before", "init", "priority", "runtime_s", "keep_dir",
+    "body_bytes", "definition_hash",
+)  # fmt: skip
+_RAW = ("id", "reason", "asks", "retries", "labels", "inputs")
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _add_open_dependencies(connection: Connection, rows: dict[int, TaskRow]) -> None:
+    """Only those on unfinished tasks: the others are met, or the task would have been aborted with them."""
+    dependencies, tasks = schema.dependencies, schema.tasks
+    joined = dependencies.join(tasks, tasks.c.task_no == dependencies.c.task_no)
+    query = sa.select(dependencies).select_from(joined).where(tasks.c.state.in_(_UNFINISHED))
+    result = connection.execute(_in_order(query), execution_options={"stream_results": True, "max_row_buffer": 10_000})
+    open_nos = {task_no for task_no, row in rows.items() if row.state not in ENDED}
+    _attach(rows, (edge for edge in result if edge[1] in open_nos))
+
+
+def _in_order(edges: sa.Select[Any]) -> sa.Select[Any]:
+    return edges.order_by(schema.dependencies.c.task_no, schema.dependencies.c.on_task_no)
+
+
+def _attach(rows: dict[int, TaskRow], edges: Iterable[Any]) -> None:
+    """Give each row its dependencies. Edges come ordered by task."""
+    conditions = {condition.value: condition for condition in Condition}
+    for task_no, group in itertools.groupby(edges, key=operator.itemgetter(0)):
+        rows[task_no].dependencies = tuple((on_task_no, conditions[met_by]) for _, on_task_no, met_by in group)
+
+
+def _attempts(connection: Connection, condition: sa.ColumnElement[bool]) -> list[AttemptRow]:
+    attempts = schema.attempts
+    query = sa.select(attempts).where(condition).order_by(attempts.c.task_no, attempts.c.number)
+    return [_attempt(row) for row in connection.execute(query)]
+
+
+def _attempt(row: Any) -> AttemptRow:
+    outcome = None
+    if row.cause is not None:
+        manifest = msgspec.json.decode(row.manifest, type=tuple[ManifestEntry, ...]) if row.manifest else ()
+        outcome = Outcome(
+            task_no=row.task_no,
+            number=row.number,
+            cause=Cause(row.cause),
+            exit_code=row.exit_code,
+            signal=row.signal,
+            error=row.error or "",
+            command=row.command or "",
+            stdout=row.stdout or "",
+            stderr=row.stderr or "",
+            fetch_s=row.fetch_s,
+            run_s=row.run_s,
+            store_s=row.store_s,
+            max_rss_mb=row.max_rss_mb,
+            manifest=manifest,
+            fetch_bytes=row.fetch_bytes or 0,
+            cached_bytes=row.cached_bytes or 0,
+        )
+    return AttemptRow(
+        task_no=row.task_no,
+        number=row.number,
+        run_no=row.run_no,
+        worker=row.worker,
+        state=AttemptState(row.state),
+        assigned_at=row.assigned_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        reason=row.reason or "",
+        outcome=outcome,
+    )
+
+
+def _workers(connection: Connection) -> list[WorkerRow]:
+    workers = schema.workers
+    query = sa.select(workers).where(workers.c.state.in_(_ON_DUTY)).order_by(workers.c.worker)
+    return [
+        WorkerRow(
+            worker=row.worker,
+            key_name=row.key_name,
+            state=row.state,
+            since=row.since,
+            heard_at=row.heard_at,
+            hello=msgspec.json.decode(row.hello, type=Hello),
+            vm_no=row.vm_no,
+            reason=row.reason,
+            trouble=row.trouble,
+            lane_since=row.lane_since,
+            lane_wanted_since=row.lane_wanted_since,
+            moving=msgspec.json.decode(row.moving, type=Moving) if row.moving else None,
+            moving_at=row.moving_at,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+PAST_VMS = 2_000
+"""Of the VMs that are gone: enough for boot times and a day's hours."""
+
+
+def _vms(connection: Connection) -> list[VmRow]:
+    vms = schema.vms
+    query = sa.select(vms).where(vms.c.state != "gone").order_by(vms.c.vm_no)
+    return [VmRow(**schema.vm_values(row)) for row in connection.execute(query)]
+
+
+def _boots(connection: Connection) -> list[BootRow]:
+    boots, vms = schema.boots, schema.vms
+    query = sa.select(boots).join(vms, vms.c.vm_no == boots.c.vm_no).where(vms.c.state != "gone")
+    return [
+        BootRow(
+            vm_no=row.vm_no,
+            address=row.address,
+            host_key=row.host_key,
+            steps=msgspec.json.decode(row.steps),
+            visit=msgspec.json.decode(row.visit, type=Visit) if row.visit else None,
+        )
+        for row in connection.execute(query.order_by(boots.c.vm_no))
+    ]
+
+
+def _past_vms(connection: Connection) -> list[VmRow]:
+    vms = schema.vms
+    query = sa.select(vms).where(vms.c.state == "gone")
+    last = query.order_by(vms.c.vm_no.desc()).limit(PAST_VMS)
+    seen = query.where(vms.c.gone_at.is_(None))
+    rows = {row.vm_no: row for one in (seen, last) for row in connection.execute(one)}
+    return [VmRow(**schema.vm_values(row)) for _, row in sorted(rows.items())]

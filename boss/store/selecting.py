@@ -1,0 +1,118 @@
+"""Which tasks a person means: ids, RUN:ID, a run, a state, a label. The rule alone; a `Finder` knows where tasks are.
+
+One rule for the database and for its twin in the simulation: both give the same answers and the same sentences.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from boss.core.model.effects import SelectTasks
+from ecloud.model.tasks import TaskState
+
+NAMES_SHOWN = 5
+"""Runs or tasks named in a problem."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A task that a selection may mean."""
+
+    task_no: int
+    run_no: int
+    id: str
+    state: str
+    init: bool
+    labels: tuple[str, ...]
+
+
+class Finder(Protocol):
+    """Questions about what is stored. `run_nos` names at least one run."""
+
+    def runs(self) -> dict[str, int]:
+        """Number of every run, by name."""
+
+    def named(self, run_nos: Sequence[int], ids: Sequence[str]) -> Iterable[Found]:
+        """Tasks of these runs that have one of these ids."""
+
+    def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterable[Found]:
+        """Tasks of these runs in that state, with that label; empty means any. Their `labels` may be left out."""
+
+    def some_ids(self, run_nos: Sequence[int]) -> Iterable[str]:
+        """Ids to look for a near miss in: a bounded number."""
+
+
+class Selection(msgspec.Struct):
+    """What was meant: runs to read whole, tasks in them, or a sentence on why nothing could be found."""
+
+    run_nos: list[int] = []
+    task_nos: set[int] = set()
+    problem: str = ""
+
+
+def choose(wanted: SelectTasks, finder: Finder) -> Selection:
+    """Resolve a selection. Init tasks are meant only where they are named; a run in which nothing else matches is still
+    read, since what is asked of its failed tasks concerns its init tasks too."""
+    runs = finder.runs()
+    states = [state.value for state in TaskState]
+    if wanted.state and wanted.state not in states:
+        return Selection(problem=f"there is no state {wanted.state!r}; the states are {', '.join(states)}")
+    if wanted.run and wanted.run not in runs:
+        return Selection(problem=f"there is no run {wanted.run!r}{near(wanted.run, runs)}")
+    run_nos = [runs[wanted.run]] if wanted.run else sorted(runs.values())
+    if wanted.ids:
+        return _by_ids(wanted, finder, runs, run_nos)
+    found = list(finder.matching(run_nos, wanted.state, wanted.label)) if run_nos else []
+    reads = {task.run_no for task in found}
+    if wanted.run:
+        reads.add(runs[wanted.run])
+    return Selection(sorted(reads), {task.task_no for task in found if not task.init})
+
+
+def _by_ids(wanted: SelectTasks, finder: Finder, runs: dict[str, int], run_nos: list[int]) -> Selection:
+    names = {run_no: name for name, run_no in runs.items()}
+    ids = dict.fromkeys(wanted.ids)
+    asked = {id: _readings(id, runs, run_nos) for id in ids}
+    spelled = {task_id for readings in asked.values() for _, task_id in readings}
+    known: dict[tuple[int, str], Found] = {}
+    if run_nos:
+        known = {(task.run_no, task.id): task for task in finder.named(run_nos, sorted(spelled))}
+    selection = Selection([], set())
+    reads: set[int] = set()
+    for id, readings in asked.items():
+        matches = {known[reading].task_no: known[reading] for reading in readings if reading in known}
+        if not matches:
+            close = near(id, finder.some_ids(run_nos) if run_nos else ())
+            where = f" in run {wanted.run!r}" if wanted.run else ""
+            return Selection(problem=f"there is no task {id!r}{where}{close}")
+        if len(matches) > 1:
+            full = sorted(f"{names[task.run_no]}:{task.id}" for task in matches.values())
+            shown = ", ".join(full[:NAMES_SHOWN]) + (", …" if len(full) > NAMES_SHOWN else "")
+            return Selection(problem=f"task {id!r} is in {len(full)} runs: name one as {shown}, or give the run")
+        (task,) = matches.values()
+        if (not wanted.state or task.state == wanted.state) and (not wanted.label or wanted.label in task.labels):
+            selection.task_nos.add(task.task_no)
+            reads.add(task.run_no)
+    selection.run_nos = sorted(reads)
+    return selection
+
+
+def _readings(id: str, runs: dict[str, int], run_nos: Sequence[int]) -> list[tuple[int, str]]:
+    """How an id may be meant: as it stands in any of the runs, or split at one of its colons into RUN:ID."""
+    readings = [(run_no, id) for run_no in run_nos]
+    colon = id.find(":")
+    while colon >= 0:
+        run_no = runs.get(id[:colon])
+        if run_no in run_nos and run_no is not None:
+            readings.append((run_no, id[colon + 1 :]))
+        colon = id.find(":", colon + 1)
+    return readings
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A hint at names like this one, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), 3)
+    return f"; near to it: {', '.join(nearest)}" if nearest else ""

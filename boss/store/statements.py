@@ -1,0 +1,174 @@
+"""SQL as both kinds of database take it, and what the drivers' errors mean for the boss. Knows no table by heart.
+
+Many rows travel in one statement (9 to 24 us per outcome instead of 174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from ecloud.db.database import explain, where
+from ecloud.db.schema import to_database
+
+ROWS_A_STATEMENT = 1_000
+DELETES_A_STATEMENT = 5_000
+BYTES_A_STATEMENT = 1024 * 1024
+"""Text in one statement of many rows: escaped, which may double it, far below max_allowed_packet."""
+LONG_BYTES = 2 * 1024 * 1024
+"""A longer value is sent in pieces: escaped, which may double it, a piece stays far below max_allowed_packet (16
+MB)."""
+_RESERVED = frozenset({"signal"})
+
+
+class StoreAway(Exception):
+    """The database can't be written now. The same batch is committed again later."""
+
+
+class CommitRefused(Exception):
+    """The database will never take this batch. A fault of ours: the boss starts anew from the store."""
+
+
+class Statements:
+    """SQL for one dialect; each text is made once."""
+
+    def __init__(self, dialect: str) -> None:
+        self.sqlite = dialect == "sqlite"
+        self._dialect = dialect
+        self._made: dict[object, str] = {}
+        self.for_update = "" if self.sqlite else " FOR UPDATE"
+
+    def __call__(self, sql: str) -> str:
+        """Question marks as this driver wants them."""
+        return sql if self.sqlite else sql.replace("?", "%s")
+
+    def text(self, text: str) -> str | bytes:
+        """A text as this driver wants it."""
+        return to_database(text, self._dialect)
+
+    def clock(self, now: float) -> str:
+        """The time by which a leader's silence is told: the server's, since machines' clocks differ; `now` for a
+        file."""
+        return repr(float(now)) if self.sqlite else "UNIX_TIMESTAMP(NOW(6))"
+
+    def insert(self, table: str, columns: Sequence[str]) -> str:
+        """A row that is not there."""
+        return self._cached((table, columns), lambda: self._insert(table, columns))
+
+    def insert_missing(self, table: str, columns: Sequence[str]) -> str:
+        """A row that may be there, and stays as it is then."""
+        return self._insert(table, columns).replace("INSERT", "INSERT OR IGNORE" if self.sqlite else "INSERT IGNORE", 1)
+
+    def upsert(self, table: str, columns: Sequence[str], key: Sequence[str]) -> str:
+        """A row that may be there. `VALUES()` keeps PyMySQL's way of joining rows into one statement."""
+        return self._cached((table, columns, key), lambda: self._upsert(table, columns, key))
+
+    def _insert(self, table: str, columns: Sequence[str]) -> str:
+        marks = ", ".join("?" * len(columns))
+        return self(f"INSERT INTO {table} ({', '.join(_quoted(columns))}) VALUES ({marks})")
+
+    def _upsert(self, table: str, columns: Sequence[str], key: Sequence[str]) -> str:
+        others = [column for column in _quoted(columns) if column not in key] or list(key)
+        if self.sqlite:
+            changes = ", ".join(f"{column} = excluded.{column}" for column in others)
+            return self._insert(table, columns) + f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
+        changes = ", ".join(f"{column} = VALUES({column})" for column in others)
+        return self._insert(table, columns) + f" ON DUPLICATE KEY UPDATE {changes}"
+
+    def _cached(self, key: object, make: Callable[[], str]) -> str:
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = make()
+        return made
+
+
+def _quoted(columns: Sequence[str]) -> list[str]:
+    """MySQL reserves `signal`; SQLite takes backticks too."""
+    return [f"`{column}`" if column in _RESERVED else column for column in columns]
+
+
+def write_many(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """One statement for all rows, or a few where they are many or long."""
+    if not rows:
+        return
+    if connection.dialect.name == "sqlite" or " VALUES (" not in statement:
+        connection.exec_driver_sql(statement, list(rows))
+    else:
+        _write_as_text(connection, statement, rows)
+
+
+def _write_as_text(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Numbers stand in the text, only texts go behind placeholders: PyMySQL needs 0.5 us for each value that it looks
+    at, and an attempt has 21."""
+    head, _, tail = statement.partition(" VALUES (")
+    tail = tail[tail.index(")") + 1 :]
+    texts: list[str] = []
+    values: list[Any] = []
+    size = 0
+    for row in rows:
+        row_bytes = sum([len(value) for value in row if type(value) is bytes])
+        if texts and (len(texts) >= ROWS_A_STATEMENT or size + row_bytes > BYTES_A_STATEMENT):
+            connection.exec_driver_sql(f"{head} VALUES {','.join(texts)}{tail}", tuple(values))
+            texts, values, size = [], [], 0
+        texts.append(_row_text(row, values))
+        size += row_bytes
+    connection.exec_driver_sql(f"{head} VALUES {','.join(texts)}{tail}", tuple(values))
+
+
+def _row_text(row: tuple[Any, ...], values: list[Any]) -> str:
+    parts: list[str] = []
+    for value in row:
+        if value is None:
+            parts.append("NULL")
+        elif type(value) is int or (type(value) is float and isfinite(value)):
+            parts.append(repr(value))
+        else:
+            parts.append("%s")
+            values.append(value)
+    return f"({','.join(parts)})"
+
+
+def delete_rows(connection: Connection, table: str, column: str, numbers: Sequence[int]) -> None:
+    """Delete by numbers, in bounded statements. Numbers stand in the text: thousands of placeholders cost more."""
+    for start in range(0, len(numbers), DELETES_A_STATEMENT):
+        part = in_list(numbers[start : start + DELETES_A_STATEMENT])
+        connection.exec_driver_sql(f"DELETE FROM {table} WHERE {column} IN ({part})")
+
+
+def in_list(numbers: Sequence[int]) -> str:
+    """Whole numbers between commas."""
+    return ",".join(map(str, map(int, numbers)))
+
+
+@contextmanager
+def transaction(engine: Engine, writes: bool = True) -> Iterator[Connection]:
+    """Begin and commit, with the driver's errors told apart by what can be done: `StoreAway` or `CommitRefused`."""
+    try:
+        with engine.connect() as connection:
+            if writes and engine.dialect.name == "sqlite":
+                connection = connection.execution_options(writes=True)
+            with connection.begin():
+                yield connection
+    except sa.exc.SQLAlchemyError as error:
+        sentence = explain(error, engine.url)
+        if _is_ours(error):
+            raise CommitRefused(sentence) from error
+        raise StoreAway(sentence) from error
+    except (OverflowError, UnicodeError) as error:  # a driver's word on a value that it can't send
+        raise CommitRefused(f"{where(engine.url)} can't take a value: {error}") from error
+
+
+_PACKET_TOO_LARGE = 1153
+
+
+def _is_ours(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether trying again can't help: the data or the statement is wrong, not the database's state."""
+    if isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.NotSupportedError)):
+        return True
+    original = getattr(error, "orig", None)
+    return bool(original is not None and original.args and original.args[0] == _PACKET_TOO_LARGE)

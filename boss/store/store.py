@@ -1,0 +1,176 @@
+"""The store: the only writer. One transaction per batch, the leader's row locked in each. Owns leadership and commits.
+
+How a batch becomes statements is in `boss.store.writing`; reading back is in `boss.store.loading`. The simulation has
+a twin of this class (`sim.store`); tests/contract runs one suite against both.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+
+from sqlalchemy.engine import Connection, Engine
+
+from boss.core.model.effects import SelectTasks
+from boss.core.model.rows import RunImage, Snapshot, Writes
+from boss.store import loading
+from boss.store.statements import ROWS_A_STATEMENT, CommitRefused, Statements, StoreAway, in_list, transaction
+from boss.store.writing import Writing
+
+__all__ = ["AnotherBossLeads", "CommitRefused", "Deposed", "Store", "StoreAway"]
+
+LONG_COMMIT_S = 1.0
+LEADER_SILENT_S = 15.0
+"""A leader that has not written for this long is taken for dead, where nothing better is known."""
+
+
+class Deposed(Exception):
+    """Another boss leads. Nothing was written; this one leaves."""
+
+
+class AnotherBossLeads(Exception):
+    """Another boss leads and lives; the text says who, where and since when."""
+
+
+class Store:
+    """The tables behind one boss. Called from one thread. `archive`: keep a summary of runs that are dropped."""
+
+    def __init__(self, engine: Engine, archive: bool = True) -> None:
+        self.engine = engine
+        self._archive = archive
+        self._epoch = 0
+        self._sql = Statements(engine.dialect.name)
+
+    # --- leading ---------------------------------------------------------------------------------
+
+    def lead(self, holder: str, now: float, replace: bool = False) -> int:
+        """Become the leader: a new epoch. `holder` says who and where, for people. `now`: epoch seconds.
+
+        Raises `AnotherBossLeads` where one wrote lately, unless it is known to be dead (`replace`); `StoreAway`.
+        """
+        sql = self._sql
+        columns = ("id", "epoch", "batch", "holder", "since", "renewed_at", "next_task_no", "next_run_no", "next_vm_no")
+        with transaction(self.engine) as connection:
+            connection.exec_driver_sql(sql.insert_missing("leader", columns), (1, 0, 0, sql.text(""), 0, 0, 1, 1, 1))
+            query = f"SELECT epoch, holder, {sql.clock(now)} - renewed_at FROM leader WHERE id = 1{sql.for_update}"
+            epoch, held_by, silent_s = connection.exec_driver_sql(query).one()
+            held_by = held_by.decode("utf-8", "replace") if isinstance(held_by, bytes) else held_by
+            if not replace and held_by and silent_s < LEADER_SILENT_S:
+                raise AnotherBossLeads(f"a boss leads already: {held_by}, heard {max(0.0, silent_s):.0f} s ago")
+            update = f"UPDATE leader SET epoch = ?, holder = ?, since = ?, renewed_at = {sql.clock(now)} WHERE id = 1"
+            connection.exec_driver_sql(sql(update), (epoch + 1, sql.text(holder[:255]), now))
+            self._make_cluster_id(connection)
+        self._epoch = int(epoch) + 1
+        return self._epoch
+
+    def _make_cluster_id(self, connection: Connection) -> None:
+        insert = self._sql.insert_missing("context", ("name", "value"))
+        connection.exec_driver_sql(insert, (self._sql.text("cluster_id"), self._sql.text(secrets.token_hex(8))))
+
+    @property
+    def epoch(self) -> int:
+        """The leadership that `lead` began."""
+        return self._epoch
+
+    def holder(self) -> str:
+        """Who leads by the tables; empty where nobody does. Raises `StoreAway`."""
+        with transaction(self.engine, writes=False) as connection:
+            found = connection.exec_driver_sql("SELECT holder FROM leader WHERE id = 1").scalar() or ""
+        return found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
+
+    def renew(self, now: float) -> None:
+        """Say that the leader lives, when there is nothing to commit. Raises `Deposed`, `StoreAway`."""
+        with transaction(self.engine) as connection:
+            update = f"UPDATE leader SET renewed_at = {self._sql.clock(now)} WHERE id = 1 AND epoch = ?"
+            if connection.exec_driver_sql(self._sql(update), (self._epoch,)).rowcount != 1:
+                raise self._deposed()
+
+    def leads(self) -> bool:
+        """Whether this boss still leads. From any thread. Raises `StoreAway`."""
+        with transaction(self.engine, writes=False) as connection:
+            return bool(connection.exec_driver_sql("SELECT epoch FROM leader WHERE id = 1").scalar() == self._epoch)
+
+    def resign(self) -> None:
+        """The next boss need not wait. Raises `StoreAway`."""
+        with transaction(self.engine) as connection:
+            update = "UPDATE leader SET holder = ?, renewed_at = 0 WHERE id = 1 AND epoch = ?"
+            connection.exec_driver_sql(self._sql(update), (self._sql.text(""), self._epoch))
+
+    def last_batch(self) -> int:
+        """The number of the last batch that was committed: did my commit land? Raises `StoreAway`."""
+        with transaction(self.engine, writes=False) as connection:
+            return int(connection.exec_driver_sql("SELECT batch FROM leader WHERE id = 1").scalar() or 0)
+
+    # --- one batch -------------------------------------------------------------------------------
+
+    def commit(self, batch: int, writes: Writes, now: float) -> None:
+        """Write batch number `batch` (one more than the last) as one transaction.
+
+        Raises `StoreAway`, `CommitRefused`, `Deposed`; nothing is written then. After `StoreAway` the commit may have
+        landed all the same: `last_batch` tells, and committing the same batch again is harmless: it is written once.
+        """
+        began = time.monotonic()
+        with transaction(self.engine) as connection:
+            if self._take_turn(connection, batch, now):
+                Writing(connection, self._sql, self._archive).all(writes, now)
+                took_s = time.monotonic() - began
+                if took_s > LONG_COMMIT_S:
+                    # A standby sees the row when this ends: it must not take the time of our work for silence.
+                    update = f"UPDATE leader SET renewed_at = {self._sql.clock(now + took_s)} WHERE id = 1"
+                    connection.exec_driver_sql(self._sql(update))
+
+    def _take_turn(self, connection: Connection, batch: int, now: float) -> bool:
+        """Lock the leader's row and count the batch; False where this batch is in the tables already."""
+        update = (
+            f"UPDATE leader SET batch = ?, renewed_at = {self._sql.clock(now)} WHERE id = 1 AND epoch = ? AND batch = ?"
+        )
+        if connection.exec_driver_sql(self._sql(update), (batch, self._epoch, batch - 1)).rowcount == 1:
+            return True
+        query = f"SELECT epoch, batch FROM leader WHERE id = 1{self._sql.for_update}"
+        epoch, present = connection.exec_driver_sql(query).one()
+        if epoch != self._epoch:
+            raise self._deposed()
+        if present != batch:
+            raise CommitRefused(f"batch {batch} does not follow {present}")
+        return False
+
+    def _require_leading(self, connection: Connection) -> None:
+        """What another boss wrote since would not fit what this one remembers."""
+        if connection.exec_driver_sql("SELECT epoch FROM leader WHERE id = 1").scalar() != self._epoch:
+            raise self._deposed()
+
+    def _deposed(self) -> Deposed:
+        return Deposed(f"epoch {self._epoch} is over: another boss leads")
+
+    # --- reading for the core --------------------------------------------------------------------
+
+    def load(self) -> Snapshot:
+        """Everything unfinished, for a boss that starts. Raises `StoreAway`."""
+        with transaction(self.engine, writes=False) as connection:
+            return loading.load(connection, self._epoch)
+
+    def load_run(self, name: str) -> RunImage | None:
+        """A run whole; None where there is none of that name. Raises `StoreAway`, `Deposed`."""
+        with transaction(self.engine, writes=False) as connection:
+            self._require_leading(connection)
+            return loading.load_run(connection, name)
+
+    def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
+        """The runs in which a selection lies, the tasks meant, and a sentence where none could be found.
+
+        Raises `StoreAway`, `Deposed`.
+        """
+        with transaction(self.engine, writes=False) as connection:
+            self._require_leading(connection)
+            return loading.select(connection, wanted)
+
+    def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
+        """The stored definition of each task, as JSON. Tasks that are gone are left out. Raises `StoreAway`."""
+        found: dict[int, bytes] = {}
+        with transaction(self.engine, writes=False) as connection:
+            for start in range(0, len(task_nos), ROWS_A_STATEMENT):
+                part = in_list(task_nos[start : start + ROWS_A_STATEMENT])
+                query = f"SELECT task_no, definition FROM definitions WHERE task_no IN ({part})"
+                found.update((row[0], row[1]) for row in connection.exec_driver_sql(query))
+        return found

@@ -1,0 +1,347 @@
+"""A batch's rows as statements: bulk ones only, none per task. Runs inside the store's transaction.
+
+Nothing that a peer said may make a row that the database refuses: texts are cut and mended, numbers are bounded here.
+A run or task is inserted, never upserted: `ON DUPLICATE KEY` would change whichever row has the same name, and that may
+be another's. One that is there is deleted by its number first. Which is there is told by the numbers given out so far,
+which the leader's row keeps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy.engine import Connection
+
+from boss.core.model.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, VmSpan, WorkerRow, Writes
+from boss.store.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
+from ecloud.model.tasks import FAILURE_TAIL_BYTES
+from ecloud.model.wire import MAX_NAME_CHARS
+
+MOVES_ALIKE = 20
+"""From so many tasks that moved alike on, they get a statement of their own."""
+CASES_A_STATEMENT = 100
+MAX_COMMAND_CHARS = 4 * 1024 * 1024
+MAX_ERROR_CHARS = 64 * 1024
+MAX_REASON_CHARS = 4 * 1024
+"""A hundred of them, escaped, stay far below max_allowed_packet."""
+MAX_CLOUD_ID_CHARS = 128
+_MAX_INT = 2**31 - 1
+_MAX_FLOAT = 1e300
+
+_MOVE = "UPDATE tasks SET state = ?, reason = ?, attempts = ?, retries_used = ?, not_before = ?, changed_at = ? "
+_RUN_COLUMNS = ("run_no", "name", "created_at", "held", "ended_at")
+_TASK_COLUMNS = (
+    "task_no", "run_no", "id", "state", "reason", "attempts", "retries_used", "not_before", "changed_at", "init",
+    "priority", "asks", "runtime_s", "labels", "retries", "keep_dir", "body_bytes", "definition_hash", "inputs",
+)  # fmt: skip
+_ATTEMPT_COLUMNS = (
+    "task_no", "number", "run_no", "worker", "state", "assigned_at", "started_at", "ended_at", "reason", "cause",
+    "exit_code", "signal", "error", "command", "stdout", "stderr", "fetch_s", "run_s", "store_s", "max_rss_mb",
+    "manifest", "fetch_bytes", "cached_bytes",
+)  # fmt: skip
+_WORKER_COLUMNS = (
+    "worker", "key_name", "state", "since", "heard_at", "hello", "vm_no", "reason", "trouble", "lane_since",
+    "lane_wanted_since", "moving", "moving_at",
+)  # fmt: skip
+_VM_COLUMNS = (
+    "vm_no", "pool", "state", "since", "size", "boot_nonce", "cloud_id", "worker", "keep_alive", "reason",
+    "intended_at", "hello_at", "gone_at", "started_at", "first_task_at", "ending_at", "end_asked", "cause", "said",
+)  # fmt: skip
+_BOOT_COLUMNS = ("vm_no", "address", "host_key", "steps", "visit")
+_POOL_COLUMNS = ("pool", "closed", "since", "until", "boots", "boot_s_p50", "boot_s_p95")
+_PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions")
+_ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
+_NO_OUTCOME = (None,) * 14
+
+_Values = tuple[Any, ...]
+
+
+class Writing:
+    """One batch on its way into the tables."""
+
+    def __init__(self, connection: Connection, sql: Statements, archive: bool) -> None:
+        self._connection = connection
+        self._sql = sql
+        self._archive = archive
+
+    def all(self, writes: Writes, now: float) -> None:
+        """Everything, in the order of the fields of `Writes`."""
+        if writes.stored or writes.runs or writes.vms:
+            self._numbered(writes, now)
+        self._moves(writes, now)
+        self._attempts(writes.attempts.values())
+        self._workers(writes.workers.values())
+        self._spans(writes.spans.values())
+        self._pools(writes.pools.values())
+        self._boots(writes.boots.values())
+        self._small(writes)
+        if writes.dropped_tasks or writes.dropped_runs:
+            self._drop(writes)
+
+    # --- rows with numbers of ours -----------------------------------------------------------------
+
+    def _numbered(self, writes: Writes, now: float) -> None:
+        query = "SELECT next_task_no, next_run_no, next_vm_no FROM leader WHERE id = 1"
+        row = self._connection.exec_driver_sql(query).one()
+        next_task_no, next_run_no, next_vm_no = (int(number) for number in row)
+        self._runs(writes.runs.values(), next_run_no)
+        self._stored(writes.stored, next_task_no, now)
+        self._vms(writes.vms.values())
+        after = (
+            max([next_task_no, *(task.row.task_no + 1 for task in writes.stored)]),
+            max([next_run_no, *(run_no + 1 for run_no in writes.runs)]),
+            max([next_vm_no, *(vm_no + 1 for vm_no in writes.vms)]),
+        )
+        if after != (next_task_no, next_run_no, next_vm_no):
+            update = "UPDATE leader SET next_task_no = ?, next_run_no = ?, next_vm_no = ? WHERE id = 1"
+            self._connection.exec_driver_sql(self._sql(update), after)
+
+    def _put(self, table: str, columns: tuple[str, ...], rows: Sequence[_Values], next_no: int) -> None:
+        """Rows whose first column is their number: those below `next_no` may be there already."""
+        delete_rows(self._connection, table, columns[0], [row[0] for row in rows if row[0] < next_no])
+        write_many(self._connection, self._sql.insert(table, columns), rows)
+
+    def _runs(self, runs: Iterable[RunRow], next_no: int) -> None:
+        text = self._sql.text
+        rows = [(run.run_no, text(run.name), run.created_at, text(run.held), run.ended_at) for run in runs]
+        self._put("runs", _RUN_COLUMNS, rows, next_no)
+
+    def _stored(self, stored: Sequence[TaskStored], next_no: int, now: float) -> None:
+        rows, definitions, edges, replaced = [], [], [], []
+        for task in stored:
+            row = task.row
+            if row.task_no < next_no:
+                replaced.append(row.task_no)
+            rows.append(self._task_values(task, now))
+            definitions.append((row.task_no, task.json))
+            edges += [(row.task_no, on_task_no, met_by.value) for on_task_no, met_by in row.dependencies]
+        delete_rows(self._connection, "dependencies", "task_no", replaced)
+        self._put("tasks", _TASK_COLUMNS, rows, next_no)
+        self._write_long("definitions", ("task_no", "definition"), ("task_no",), definitions)
+        write_many(self._connection, self._sql.insert("dependencies", ("task_no", "on_task_no", "met_by")), edges)
+
+    def _task_values(self, task: TaskStored, now: float) -> _Values:
+        row, text = task.row, self._sql.text
+        return (
+            row.task_no, row.run_no, text(row.id), row.state.value, self._reason(row.reason), row.attempts,
+            row.retries_used, row.not_before, now, int(row.init), _whole(row.priority), text(_json(row.asks)),
+            _finite(row.runtime_s), text(_json(task.definition.labels)), text(_json(row.retries)), int(row.keep_dir),
+            row.body_bytes, row.definition_hash, text(_json(row.inputs)) if row.inputs else None,
+        )  # fmt: skip
+
+    def _vms(self, vms: Iterable[VmRow]) -> None:
+        text = self._sql.text
+        rows = [
+            (
+                row.vm_no, text(row.pool[:MAX_NAME_CHARS]), row.state, row.since, text(_json(row.size)),
+                text(row.boot_nonce), text(row.cloud_id[:MAX_CLOUD_ID_CHARS]), text(row.worker), int(row.keep_alive),
+                self._reason(row.reason), row.intended_at, row.hello_at, row.gone_at, row.started_at,
+                row.first_task_at, row.ending_at, row.end_asked, row.cause, self._reason(row.said),
+            )
+            for row in vms
+        ]  # fmt: skip
+        write_many(self._connection, self._sql.upsert("vms", _VM_COLUMNS, ("vm_no",)), rows)
+
+    def _spans(self, spans: Iterable[VmSpan]) -> None:
+        update = self._sql(
+            "UPDATE vms SET cloud_id = ?, started_at = ?, gone_at = ? WHERE vm_no = ? AND state = 'gone' AND "
+            "(cloud_id = '' OR cloud_id = ?)"
+        )
+        named = [(self._sql.text(span.cloud_id[:MAX_CLOUD_ID_CHARS]), span) for span in spans]
+        rows = [(cloud_id, span.started_at, span.ended_at, span.vm_no, cloud_id) for cloud_id, span in named]
+        write_many(self._connection, update, rows)
+
+    def _pools(self, pools: Iterable[PoolRow]) -> None:
+        rows = [
+            (
+                self._sql.text(row.pool[:MAX_NAME_CHARS]), self._reason(row.closed), row.since, row.until, row.boots,
+                row.boot_s_p50, row.boot_s_p95,
+            )
+            for row in pools
+        ]  # fmt: skip
+        write_many(self._connection, self._sql.upsert("pools", _POOL_COLUMNS, ("pool",)), rows)
+
+    def _boots(self, boots: Iterable[BootRow]) -> None:
+        text = self._sql.text
+        rows = [
+            (
+                row.vm_no, text(row.address), text(row.host_key), text(_json(row.steps)),
+                text(_json(row.visit)) if row.visit is not None else None,
+            )
+            for row in boots
+        ]  # fmt: skip
+        write_many(self._connection, self._sql.upsert("boots", _BOOT_COLUMNS, ("vm_no",)), rows)
+
+    # --- what moves with every batch ---------------------------------------------------------------
+
+    def _moves(self, writes: Writes, now: float) -> None:
+        """One statement for all tasks that moved alike: nearly always one or two in a batch."""
+        groups: dict[tuple[str, str, int, int, float], list[int]] = {}
+        for task_no, move in writes.tasks.items():
+            key = (move.state.value, move.reason, move.attempts, move.retries_used, move.not_before)
+            groups.setdefault(key, []).append(task_no)
+        unlike: list[tuple[int, _Values]] = []
+        for (state, reason, *counts), numbers in groups.items():
+            values = (state, self._reason(reason), *counts)
+            if len(numbers) < MOVES_ALIKE and len(groups) > 1:
+                unlike += [(number, values) for number in numbers]
+                continue
+            for start in range(0, len(numbers), ROWS_A_STATEMENT):
+                part = in_list(numbers[start : start + ROWS_A_STATEMENT])
+                self._connection.exec_driver_sql(self._sql(_MOVE + f"WHERE task_no IN ({part})"), (*values, now))
+        for start in range(0, len(unlike), CASES_A_STATEMENT):
+            self._move_unlike(unlike[start : start + CASES_A_STATEMENT], now)
+
+    def _move_unlike(self, moves: Sequence[tuple[int, _Values]], now: float) -> None:
+        """Tasks that moved each in its own way: one statement by CASE for many, in words that every dialect knows."""
+        cases, values = [], []
+        for index, column in enumerate(("state", "reason", "attempts", "retries_used", "not_before")):
+            cases.append(f"{column} = CASE task_no " + "".join(f"WHEN {number} THEN ? " for number, _ in moves) + "END")
+            values += [move[index] for _, move in moves]
+        part = in_list([number for number, _ in moves])
+        statement = f"UPDATE tasks SET {', '.join(cases)}, changed_at = ? WHERE task_no IN ({part})"
+        self._connection.exec_driver_sql(self._sql(statement), (*values, now))
+
+    def _attempts(self, attempts: Iterable[AttemptRow]) -> None:
+        rows = [self._attempt_values(attempt) for attempt in attempts]
+        self._write_long("attempts", _ATTEMPT_COLUMNS, ("task_no", "number"), rows)
+
+    def _attempt_values(self, attempt: AttemptRow) -> _Values:
+        text, outcome = self._sql.text, attempt.outcome
+        base = (
+            attempt.task_no, attempt.number, attempt.run_no, text(attempt.worker), attempt.state.value,
+            attempt.assigned_at, attempt.started_at, attempt.ended_at,
+            self._reason(attempt.reason) if attempt.reason else None,
+        )  # fmt: skip
+        if outcome is None:
+            return base + _NO_OUTCOME
+        return (
+            *base, outcome.cause.value, _whole(outcome.exit_code), _whole(outcome.signal),
+            text(outcome.error[:MAX_ERROR_CHARS]) if outcome.error else None,
+            text(outcome.command[:MAX_COMMAND_CHARS]) if outcome.command else None,
+            text(outcome.stdout[-FAILURE_TAIL_BYTES:]) if outcome.stdout else None,
+            text(outcome.stderr[-FAILURE_TAIL_BYTES:]) if outcome.stderr else None,
+            _finite(outcome.fetch_s), _finite(outcome.run_s), _finite(outcome.store_s), _finite(outcome.max_rss_mb),
+            _encode(outcome.manifest) if outcome.manifest else None,
+            max(0, outcome.fetch_bytes), max(0, outcome.cached_bytes),
+        )  # fmt: skip
+
+    def _reason(self, reason: str) -> str | bytes:
+        return self._sql.text(reason[:MAX_REASON_CHARS])
+
+    def _workers(self, workers: Iterable[WorkerRow]) -> None:
+        text = self._sql.text
+        rows = [
+            (
+                text(row.worker), text(row.key_name), row.state, row.since, row.heard_at, _encode(row.hello), row.vm_no,
+                self._reason(row.reason), self._reason(row.trouble), row.lane_since,
+                row.lane_wanted_since, text(_json(row.moving)) if row.moving is not None else None, row.moving_at,
+            )
+            for row in workers
+        ]  # fmt: skip
+        self._write_long("workers", _WORKER_COLUMNS, ("worker",), rows)
+
+    def _write_long(self, table: str, columns: tuple[str, ...], key: tuple[str, ...], rows: Sequence[_Values]) -> None:
+        """Upsert rows of which some may hold values too long for one statement: what is too long follows in pieces."""
+        statement = self._sql.upsert(table, columns, key)
+        if self._sql.sqlite or not any(_longest(row) > LONG_BYTES for row in rows):
+            write_many(self._connection, statement, rows)
+            return
+        heads, tails = [], []
+        for row in rows:
+            heads.append(tuple(value[:LONG_BYTES] if isinstance(value, bytes) else value for value in row))
+            tails += [
+                (column, value[start : start + LONG_BYTES], row[: len(key)])
+                for column, value in zip(columns, row, strict=True)
+                if isinstance(value, bytes)
+                for start in range(LONG_BYTES, len(value), LONG_BYTES)
+            ]
+        for head in heads:
+            write_many(self._connection, statement, [head])
+        where = " AND ".join(f"{column} = ?" for column in key)
+        for column, piece, numbers in tails:
+            append = f"UPDATE {table} SET {column} = CONCAT({column}, ?) WHERE {where}"
+            self._connection.exec_driver_sql(self._sql(append), (piece, *numbers))
+
+    # --- what changes now and then -----------------------------------------------------------------
+
+    def _small(self, writes: Writes) -> None:
+        text, connection = self._sql.text, self._connection
+        pushes = [
+            (text(push.push_id[:MAX_NAME_CHARS]), push.run_no, text(_json(push.states)), text(_json(push.decisions)))
+            for push in writes.pushes
+        ]
+        write_many(connection, self._sql.upsert("pushes", _PUSH_COLUMNS, ("push_id",)), pushes)
+        kept = [(text(name), text(value)) for name, value in writes.context.items() if value is not None]
+        write_many(connection, self._sql.upsert("context", ("name", "value"), ("name",)), kept)
+        gone = [(text(name),) for name, value in writes.context.items() if value is None]
+        write_many(connection, self._sql("DELETE FROM context WHERE name = ?"), gone)
+        revoked = [(text(name[:MAX_NAME_CHARS]),) for name in sorted(writes.revoked_keys)]
+        write_many(connection, self._sql.insert_missing("revoked_keys", ("name",)), revoked)
+        for start in range(0, len(writes.dropped_workers), ROWS_A_STATEMENT):
+            part = [text(name) for name in writes.dropped_workers[start : start + ROWS_A_STATEMENT]]
+            marks = ", ".join("?" * len(part))
+            connection.exec_driver_sql(self._sql(f"DELETE FROM workers WHERE worker IN ({marks})"), tuple(part))
+        if writes.gone_before:
+            self._forget_machines(writes.gone_before)
+
+    def _forget_machines(self, gone_before: float) -> None:
+        over = "SELECT vm_no FROM vms WHERE state = 'gone' AND since < ?"
+        for statement in (
+            f"DELETE FROM boots WHERE vm_no IN ({over})",
+            "DELETE FROM vms WHERE state = 'gone' AND since < ?",
+            "DELETE FROM workers WHERE state IN ('gone', 'lost') AND since < ?",
+        ):
+            self._connection.exec_driver_sql(self._sql(statement), (gone_before,))
+
+    def _drop(self, writes: Writes) -> None:
+        self._drop_tasks(writes.dropped_tasks)
+        for run_no in writes.dropped_runs:
+            if self._archive:
+                self._archive_run(run_no)
+            query = self._sql("SELECT task_no FROM tasks WHERE run_no = ?")
+            self._drop_tasks([row[0] for row in self._connection.exec_driver_sql(query, (run_no,))])
+        delete_rows(self._connection, "pushes", "run_no", writes.dropped_runs)
+        delete_rows(self._connection, "runs", "run_no", writes.dropped_runs)
+
+    def _drop_tasks(self, numbers: Sequence[int]) -> None:
+        for table in ("tasks", "definitions", "dependencies", "attempts"):
+            delete_rows(self._connection, table, "task_no", numbers)
+        delete_rows(self._connection, "dependencies", "on_task_no", numbers)
+
+    def _archive_run(self, run_no: int) -> None:
+        query = self._sql("SELECT name, created_at, ended_at FROM runs WHERE run_no = ?")
+        run = self._connection.exec_driver_sql(query, (run_no,)).first()
+        query = self._sql("SELECT state, COUNT(*) FROM tasks WHERE run_no = ? AND init = 0 GROUP BY state")
+        states = {row[0]: row[1] for row in self._connection.exec_driver_sql(query, (run_no,))}
+        if run is not None and states:
+            values = [(run_no, run.name, run.created_at, run.ended_at, self._sql.text(_json(states)))]
+            statement = self._sql.upsert("archived_runs", _ARCHIVE_COLUMNS, ("run_no",))
+            write_many(self._connection, statement, values)
+
+
+def _encode(value: object) -> bytes:
+    """JSON. A text in it that is no valid Unicode is mended, as `to_database` does."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _json(value: object) -> str:
+    return _encode(value).decode()
+
+
+def _longest(row: _Values) -> int:
+    return max((len(value) for value in row if isinstance(value, bytes)), default=0)
+
+
+def _whole(number: int | None) -> int | None:
+    return None if number is None else max(-_MAX_INT, min(_MAX_INT, number))
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is None or -_MAX_FLOAT < number < _MAX_FLOAT else 0.0

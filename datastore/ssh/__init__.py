@@ -1,0 +1,1 @@
+"""A datastore on another machine, over SSH."""

@@ -1,0 +1,224 @@
+"""One connection to a gate: frames in and out of what carries them, many requests on their way at once.
+
+What carries them is its starter's choice (`datastore/ssh/carrier.py`). It never connects again: who holds it makes a
+new one (`datastore/ssh/link.py`). It ends what stalls, counted from the last progress, and says in the user's words
+why it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from datastore.gate import HEAD, MAGIC, MAX_BODY, MAX_JSON, VERSION
+from datastore.ssh.carrier import Lost, Start, stalled
+
+SLICE = 1 << 16
+"""Written at once: progress is seen at this grain."""
+SLOWEST = 100_000
+"""Bytes per second: what is on its way may take so long before silence counts as a stall."""
+GREETING_BYTES = 1 << 16
+"""What a login shell may print before the gate speaks."""
+LOOK_S = 1.0
+"""How often silence is looked at."""
+
+Answer = tuple[list[dict[str, Any]], bytearray]
+"""The frames of one answer, and the bytes of the last."""
+
+
+class Channel(ABC):
+    """Has a carrier started and reads what it brings in a thread of its own, until it ends or stalls.
+
+    Who speaks over it says how: `greet` begins, `converse` reads without end, `waits` whether anything is awaited,
+    `ended` tells all that wait why it is over.
+    """
+
+    moved_bytes = 0
+    """Of all channels of this process, both ways: about, as threads may count at the same moment."""
+
+    def __init__(self, start: Start, where: str, stall_s: float) -> None:
+        self.where = where
+        self.stall_s = stall_s
+        self.under_way = 0
+        """Bytes on their way, in both directions."""
+        self.lost: Lost | None = None
+        self._lock = threading.Lock()
+        self._stalled = False
+        self._carrier = start()
+        self.progressed()
+        self._reader = threading.Thread(target=self._read_all, name="datastore", daemon=True)
+        self._reader.start()
+
+    @abstractmethod
+    def greet(self) -> None:
+        """Wait until it can be asked. Raises `Lost`."""
+
+    @abstractmethod
+    def converse(self) -> None:
+        """Read, and answer who waits. Never returns; raises `EOFError`, `OSError`, `ValueError` at the end."""
+
+    @abstractmethod
+    def waits(self) -> bool:
+        """Whether silence is a stall."""
+
+    @abstractmethod
+    def ended(self, lost: Lost) -> None:
+        """Tell all that wait."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self.lost is None
+
+    def progressed(self) -> None:
+        """Something moved."""
+        self._progress_s = time.monotonic()
+
+    def write(self, *parts: bytes | memoryview) -> None:
+        """With the lock held. Blocks while the way is full."""
+        with suppress(OSError):  # the reader finds out why, and tells all that wait
+            for data in parts:
+                view = memoryview(data)
+                while view:
+                    count = self._carrier.write(view[:SLICE])
+                    view = view[count:]
+                    Channel.moved_bytes += count
+                    self.progressed()
+
+    # --- the reader's thread ------------------------------------------------------------------------------
+
+    def _read_all(self) -> None:
+        try:
+            self.converse()
+        except (EOFError, OSError, ValueError, LookupError, struct.error):
+            self._end()
+
+    def read(self, length: int) -> bytearray:
+        """So many bytes. Raises `EOFError`."""
+        data = bytearray(length)
+        view = memoryview(data)
+        while view:
+            count = self._carrier.read_into(view, LOOK_S)
+            if count is None:
+                self._look_for_stall()
+                continue
+            if not count:
+                raise EOFError
+            Channel.moved_bytes += count
+            self.progressed()
+            view = view[count:]
+        return data
+
+    def _look_for_stall(self) -> None:
+        silent_s = time.monotonic() - self._progress_s
+        if self.waits() and silent_s > self.stall_s + self.under_way / SLOWEST:
+            self._stalled = True
+            self._carrier.kill()
+
+    def _end(self) -> None:
+        self._carrier.kill()
+        with self._lock:
+            told = self._carrier.bury()
+            self.lost = stalled(self.where, self.stall_s) if self._stalled else told
+        self.ended(self.lost)
+
+    def close(self) -> None:
+        """End it; who waits gets `Lost`. May be called again."""
+        self._carrier.kill()
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
+
+
+class Connection(Channel):
+    """Speaks with the gate that `start` starts. Any thread may `ask`."""
+
+    def __init__(self, start: Start, where: str, stall_s: float) -> None:
+        self.hello: dict[str, Any] = {}
+        self._waiting: deque[tuple[Future[Answer], int]] = deque()
+        self._greeted: Future[dict[str, Any]] = Future()
+        super().__init__(start, where, stall_s)
+
+    def greet(self) -> None:
+        """Wait for the gate's first frame. Raises `Lost`."""
+        self.hello = self._greeted.result()
+        self.hello["ahead_s"] = float(self.hello.get("clock_s", time.time())) - time.time()
+        if self.hello.get("gate") != VERSION:
+            found = self.hello.get("gate")
+            text = f"the gate of {self.where} is of version {found}, not {VERSION}: python admin.py set_datastore again"
+            self.close()
+            raise Lost(text, True)
+
+    def ask(self, request: dict[str, Any], body: bytes | memoryview = b"") -> Future[Answer]:
+        """Send a request; its answer will come, or `Lost`. Blocks while what is on its way fills the pipe."""
+        future: Future[Answer] = Future()
+        text = json.dumps(request, separators=(",", ":")).encode("ascii")
+        head = HEAD.pack(len(text), len(body)) + text
+        length = len(head) + len(body)
+        with self._lock:
+            if self.lost is not None:
+                future.set_exception(self.lost)
+                return future
+            if not self._waiting:
+                self.progressed()
+            self._waiting.append((future, length))
+            self.under_way += length
+            if body and length <= SLICE:
+                self.write(head + body)
+            else:
+                self.write(head, body)
+        return future
+
+    # --- the reader's thread ------------------------------------------------------------------------------
+
+    def waits(self) -> bool:
+        """See `Channel`."""
+        return bool(self._waiting) or not self._greeted.done()
+
+    def converse(self) -> None:
+        """See `Channel`."""
+        self._skip_greeting()
+        self._greeted.set_result(self._read_frame()[0])
+        frames: list[dict[str, Any]] = []
+        while True:
+            frame, body = self._read_frame()
+            if "busy" in frame:
+                continue
+            frames.append(frame)
+            if "more" not in frame:
+                with_length, length = self._waiting.popleft()
+                self.under_way -= length
+                with_length.set_result((frames, body))
+                frames = []
+
+    def _skip_greeting(self) -> None:
+        seen = b""
+        while not seen.endswith(MAGIC):
+            if len(seen) > GREETING_BYTES:
+                raise ValueError
+            # Byte by byte only until the mark has been seen.
+            seen += bytes(self.read(1))
+
+    def _read_frame(self) -> tuple[dict[str, Any], bytearray]:
+        length, body_length = HEAD.unpack(self.read(HEAD.size))
+        if length > MAX_JSON or body_length > MAX_BODY:
+            raise ValueError
+        frame = json.loads(self.read(length))
+        if not isinstance(frame, dict):
+            raise ValueError
+        return frame, self.read(body_length)
+
+    def ended(self, lost: Lost) -> None:
+        """See `Channel`."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, deque()
+        if not self._greeted.done():
+            self._greeted.set_exception(lost)
+        for future, _ in waiting:
+            future.set_exception(lost)

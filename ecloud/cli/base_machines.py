@@ -1,0 +1,97 @@
+"""The machines that a cluster rests on, where they are VMs of a cloud: the broker's and the datastore's. Their
+addresses are found by their templates where the context lacks them, and noted there; one is made only where a person
+says so."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import time
+
+from ecloud.cli import app, cloud_probe
+from ecloud.cli import set_datastore as placing
+from ecloud.cli.app import Fault
+from ecloud.config.settings import Settings
+from ecloud.queries import status
+
+SSH_S = 120.0
+"""For the sshd of a machine that was just made to listen."""
+NOTE = "boss_address"
+
+
+def check(settings: Settings, create: bool) -> None:
+    """Raises `Fault` where machines are to be made and none is named."""
+    if create and not (settings.boss_template or settings.datastore_template):
+        raise Fault("--create makes machines of BOSS_TEMPLATE and DATASTORE_TEMPLATE: settings.py names neither")
+
+
+def broker_host(settings: Settings, create: bool) -> str:
+    """Where the broker is, by the context, else by its template; empty where the settings say so. Raises `Fault`."""
+    if settings.broker_host or not settings.boss_template:
+        return ""
+    return _noted(settings).get(NOTE) or _address(settings.boss_template, "BROKER_HOST", create)
+
+
+def note_broker(settings: Settings, host: str) -> None:
+    """The boss runs: its context tells the next one."""
+    if host and _noted(settings).get(NOTE) != host:
+        with app.boss(settings) as client:
+            client.request("set_context", key=NOTE, value=host)
+
+
+def set_datastore(settings: Settings, create: bool) -> None:
+    """Where there is none but its template: set as by `admin.py set_datastore`. The boss runs. Raises `Fault`."""
+    if settings.datastore or not settings.datastore_template or _noted(settings).get("datastore_address"):
+        return
+    host = _address(settings.datastore_template, "DATASTORE", create)
+    address = settings.datastore_at.replace("*", f"[{host}]" if ":" in host else host)
+    _wait_for_sshd(address)
+    with contextlib.redirect_stdout(sys.stderr):  # what `start` prints is about the boss
+        placing.set_datastore(address, new_host_key=False, as_json=False)
+
+
+def _noted(settings: Settings) -> dict[str, str]:
+    try:
+        return status.context(app.database(settings))
+    except Exception as error:
+        if app.fault_of(error) is None:
+            raise
+        return {}  # there is no database yet: nothing is noted
+
+
+def _address(template: str, setting: str, create: bool) -> str:
+    try:
+        (found,) = cloud_probe.ask(
+            "--machine", template, *(["--create"] if create else []), limit_s=cloud_probe.MACHINE_S
+        )
+    except cloud_probe.CloudsAway as error:
+        raise Fault(f"{setting} can't be found: the cloud {error}; {error.remedy}", app.PART_AWAY) from None
+    if found.get("problem"):
+        raise Fault(f"{setting} can't be found: {found['problem']}", app.PART_AWAY)
+    what = "made" if found.get("made") else "found"
+    print(f"{setting}: {what} VM {found['cloud_id']} of template {template} at {found['address']}", file=sys.stderr)
+    return str(found["address"])
+
+
+def _wait_for_sshd(address: str) -> None:
+    from datastore.ssh.datastore import SshAddress
+
+    try:
+        parsed = SshAddress.parse(address)
+    except ValueError as error:
+        raise Fault(f"DATASTORE_AT: {error}") from None
+    deadline = time.monotonic() + SSH_S
+    while True:
+        try:
+            socket.create_connection((parsed.host, parsed.port), 5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                reason = error.strerror or error
+                raise Fault(
+                    f"no sshd listens at {parsed.host}:{parsed.port} after {SSH_S:.0f} s ({reason}); once it does: "
+                    f"python admin.py set_datastore {address}",
+                    app.PART_AWAY,
+                ) from None
+        time.sleep(0.5)

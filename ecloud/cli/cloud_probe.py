@@ -1,0 +1,43 @@
+"""What clouds say, asked by a process of the boss's code: clouds are its business, and a door that waits for one must
+not need what only the boss needs. Starts and ends nothing by itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import msgspec
+
+from ecloud.config.settings import ROOT, Settings
+
+CLOUDS_S = 60.0
+MACHINE_S = 400.0
+"""For a VM to be made and get its address."""
+
+
+class CloudsAway(Exception):
+    """No answer; its text says why. `remedy`: what to do."""
+
+    def __init__(self, text: str, remedy: str) -> None:
+        super().__init__(text)
+        self.remedy = remedy
+
+
+def has_clouds(settings: Settings) -> bool:
+    """Whether any pool is of a cloud that is not this machine."""
+    return any(pool.cloud != "local" for pool in settings.all_pools)
+
+
+def ask(*arguments: str, limit_s: float = CLOUDS_S) -> list[dict[str, Any]]:
+    """What `python -m boss.providers.registry` says: rows of a table. Raises `CloudsAway`."""
+    command = [sys.executable, "-m", "boss.providers.registry", *arguments]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=limit_s, stdin=subprocess.DEVNULL)
+        found: list[dict[str, Any]] = msgspec.json.decode(done.stdout)
+        return found
+    except subprocess.TimeoutExpired:
+        raise CloudsAway(f"does not answer within {limit_s:.0f} s", "check OPENNEBULA_URL and the network") from None
+    except msgspec.MsgspecError:
+        words = done.stderr.decode(errors="replace").strip()[-300:]
+        raise CloudsAway(words or "left no word", "mend the settings") from None

@@ -1,0 +1,196 @@
+"""The boss in the background: start it and see that it came up, stop it and say what still runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from sqlalchemy.engine import Engine
+
+from ecloud.cli import app, cloud_probe
+from ecloud.cli.app import Fault
+from ecloud.config.home import Home
+from ecloud.config.settings import ROOT, Settings, load_settings
+from ecloud.model.text import counted
+
+START_S = 20.0
+SAYS_WAITING_S = 6.0
+"""A boss that is not up by then waits for something, and says for what."""
+STOP_S = 30.0
+SAYS_LEFT_S = 10.0
+"""How often it is told which VMs have not ended yet."""
+
+
+def start(create: bool, as_json: bool) -> int:
+    """Start the boss; 0 when it is up. `create`: machines that the cluster rests on, where none runs.
+
+    Raises `Fault`."""
+    from ecloud.cli import base_machines
+
+    settings = load_settings()
+    base_machines.check(settings, create)
+    home = settings.home_directory
+    about = app.running_boss(home)
+    if about is not None:
+        _say(as_json, about, f"a boss runs already in {home.path} (pid {about.get('pid', 'unknown')})")
+        base_machines.set_datastore(settings, create)
+        return app.DONE
+    broker_host = base_machines.broker_host(settings, create)
+    try:
+        home.make()
+        home.boss_pid.unlink(missing_ok=True)
+        log = (home.path / "start.log").open("wb")
+    except OSError as error:
+        raise Fault(
+            f"the home {home.path} can't be used: {error.strerror}; set HOME in settings.py or ECLOUD_HOME"
+        ) from None
+    with log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "boss", *(["--broker_host", broker_host] if broker_host else [])],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "ECLOUD_HOME": str(home.path)},
+        )
+    _wait_until_up(home, process)
+    about = app.running_boss(home) or {}
+    _say(as_json, about, f"the boss runs (pid {process.pid}); its log: {home.log}")
+    base_machines.note_broker(settings, broker_host)
+    base_machines.set_datastore(settings, create)
+    return app.DONE
+
+
+def _wait_until_up(home: Home, process: subprocess.Popen[bytes]) -> None:
+    began = time.monotonic()
+    while not home.boss_pid.exists():
+        words = _last_line(home)
+        if process.poll() is not None:
+            raise Fault(f"the boss does not start: {words or 'it left no word'}; see {home.log}", app.PART_AWAY)
+        waited_s = time.monotonic() - began
+        if waited_s > START_S or (words and waited_s > SAYS_WAITING_S):
+            raise Fault(f"the boss (pid {process.pid}) is not up yet: {words or 'no word from it'}; "
+                        f"it goes on trying: python admin.py doctor", app.PART_AWAY)  # fmt: skip
+        time.sleep(0.02)
+
+
+def _last_line(home: Home) -> str:
+    with contextlib.suppress(OSError):
+        return (home.path / "start.log").read_text(errors="replace").strip().split("\n")[-1].removeprefix("boss: ")
+    return ""
+
+
+def stop(vms: bool, as_json: bool) -> int:
+    """Stop the boss; 0 when it is gone. Raises `Fault`."""
+    settings = load_settings()
+    home = settings.home_directory
+    about = app.running_boss(home)
+    if about is None:
+        if vms:
+            raise Fault("no boss runs that could end VMs: python admin.py start, then stop --vms", app.PART_AWAY)
+        _say(as_json, {}, f"no boss runs in {home.path}{_still_there(settings)}")
+        return app.DONE
+    if vms:
+        _end_vms(settings)
+    pid = about.get("pid")
+    if not isinstance(pid, int):
+        raise Fault(f"{home.boss_pid} does not tell the boss's process: end it by hand", app.PART_AWAY)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    while app.running_boss(home) is not None:
+        if time.monotonic() > deadline:
+            raise Fault(f"the boss (pid {pid}) has not left after {STOP_S:.0f} s; see {home.log}", app.PART_AWAY)
+        time.sleep(0.02)
+    _say(as_json, about, f"the boss (pid {pid}) has left{_still_there(settings)}")
+    return app.DONE
+
+
+def _end_vms(settings: Settings) -> None:
+    """Ask for the end of all and wait until the clouds' own lists are empty."""
+    from ecloud.cli.files import told_when_interrupted
+    from ecloud.queries import status as queries
+
+    with app.boss(settings) as client:
+        print(client.request("end_vms").text, file=sys.stderr)
+    engine = app.database(settings)
+    cluster_id = queries.context(engine).get("cluster_id", "")
+    with told_when_interrupted(lambda: "the boss stays, and goes on ending them; to wait: python admin.py stop --vms"):
+        _wait_until_ended(settings, engine, cluster_id)
+
+
+def _wait_until_ended(settings: Settings, engine: Engine, cluster_id: str) -> None:
+    deadline = time.monotonic() + settings.end_vms_s
+    tell_at = time.monotonic() + SAYS_LEFT_S
+    while left := _left_by_rows(engine) or _left_in_clouds(settings, cluster_id):
+        if time.monotonic() > deadline:
+            raise Fault(
+                f"not ended after {settings.end_vms_s:.0f} s (END_VMS_S): {_some(left)}; the boss goes on ending them: "
+                "python admin.py show_vms",
+                app.PART_AWAY,
+            )
+        if time.monotonic() > tell_at:
+            tell_at = time.monotonic() + SAYS_LEFT_S
+            print(f"waiting for the end of {_some(left)}", file=sys.stderr)
+        time.sleep(0.1)
+
+
+def _left_by_rows(engine: Engine) -> list[str]:
+    from ecloud.queries import status as queries
+
+    return [f"VM {vm.vm_no} ({vm.state})" for vm in queries.vms(engine)]
+
+
+def _left_in_clouds(settings: Settings, cluster_id: str) -> list[str]:
+    """What the clouds list of ours."""
+    if not cloud_probe.has_clouds(settings):
+        return []
+    try:
+        left = cloud_probe.ask("--left", cluster_id)
+    except cloud_probe.CloudsAway as error:
+        return [f"what a cloud runs that {error}"]
+    return [
+        item.get("problem") or f"VM {item['vm_no']} ({item['state']} by the cloud, there {item['cloud_id']})"
+        for item in left
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def _still_there(settings: Settings) -> str:
+    """What goes on without a boss, as the end of a sentence."""
+    from ecloud.queries import status as queries
+
+    try:
+        engine = app.database(settings)
+        vms, workers = queries.vms(engine), queries.workers(engine, ("up", "draining"))
+    except Exception as error:
+        if app.fault_of(error) is None:
+            raise
+        return ""
+    if not vms and not workers:
+        return "; nothing else runs"
+    others = sum(worker.vm_no is None for worker in workers)
+    parts = [counted(len(vms), "VM")] if vms else []
+    parts += [counted(others, "invited worker")] if others else []
+    busy = counted(sum(len(worker.running) for worker in workers), "running task")
+    text = f"; still there: {' and '.join(parts)}, which finish {busy} and wait for the boss's return"
+    return text + ("; stop --vms ends VMs, too" if vms else "")
+
+
+def _say(as_json: bool, about: dict[str, Any], text: str) -> None:
+    if as_json:
+        from ecloud.cli.tables import print_json
+
+        print_json({**about, "text": text})
+    else:
+        print(text, flush=True)  # what comes to stderr later is read after it, also through a pipe

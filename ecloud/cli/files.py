@@ -1,0 +1,290 @@
+"""A person's files: into the datastore before tasks ask for them, out of it afterwards, and what lies there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from datastore.directory import DirectoryDatastore
+from datastore.port import Entry, Promotion, Publisher
+from datastore.ssh.datastore import OverSsh
+from ecloud.cli import app
+from ecloud.cli.app import Fault
+from ecloud.cli.progress import transfer
+from ecloud.cli.tables import print_json, print_table
+from ecloud.config.datastore_address import NOTES, is_ssh, open_publisher
+from ecloud.config.settings import Settings, load_settings
+from ecloud.formats.scaled import initial_input_bytes
+from ecloud.model.text import byte_size, counted, megabytes, when
+from ecloud.queries import lookup
+from ecloud.queries import status as queries
+
+NAMES_A_REQUEST = 1_000
+TOGETHER = 200
+TOGETHER_BYTES = 1_000_000
+"""Files up to this size are published together."""
+SAME_TIME_S = 1.0
+"""Times may be kept in whole seconds."""
+
+
+def open_datastore(settings: Settings, address: str) -> Publisher:
+    """The datastore at `address`, with the boss's own key where it is over SSH. Raises `Fault`, `DatastoreAway`."""
+    if not is_ssh(address):
+        return open_publisher(settings.home_directory, address)
+    notes = queries.context(app.database(settings))
+    if notes.get("datastore_address") != address:
+        raise Fault(f"the datastore {address} is not set up: python admin.py set_datastore {address}", app.PART_AWAY)
+    address, host_key, python, gate = (notes.get(name, "") for name in NOTES)
+    return open_publisher(settings.home_directory, address, host_key, python, gate)
+
+
+def upload(directory: Path, datastore: Publisher) -> tuple[int, int]:
+    """Put every file below `directory` under its relative name; how many were sent, and how many were there already.
+    A datastore that lies below it is not sent into itself.
+
+    Raises `DatastoreAway`, `OSError`; `Fault` where a name leads through a file there.
+    """
+    own = _below(directory, datastore)
+    found = (path for path in directory.rglob("*") if own is None or not path.is_relative_to(own))
+    files = sorted(path for path in found if path.is_symlink() or not path.is_dir())
+    _refuse_below_a_file(datastore, {path.relative_to(directory).as_posix() for path in files})
+    missing: list[tuple[Path, str, int]] = []
+    for start in range(0, len(files), NAMES_A_REQUEST):
+        part = files[start : start + NAMES_A_REQUEST]
+        names = [path.relative_to(directory).as_posix() for path in part]
+        for path, name, entry in zip(part, names, datastore.stat(names)):
+            status = os.lstat(path)
+            if entry is None or entry.size != status.st_size or abs(entry.mtime_s - status.st_mtime) >= SAME_TIME_S:
+                missing.append((path, name, status.st_size))
+    sent = 0
+    with (
+        told_when_interrupted(
+            lambda: f"{sent:,} of {counted(len(missing), 'file')} arrived; the next time goes on there"
+        ),
+        transfer(app.console(to_stderr=True), "uploading", sum(size for _, _, size in missing)),
+    ):
+        small = [item for item in missing if item[2] <= TOGETHER_BYTES]
+        for start in range(0, len(small), TOGETHER):
+            _put_together(datastore, small[start : start + TOGETHER])
+            sent += len(small[start : start + TOGETHER])
+        for path, name, size in missing:
+            if size > TOGETHER_BYTES:
+                datastore.put(path, name)
+                sent += 1
+    return len(missing), len(files) - len(missing)
+
+
+def _below(directory: Path, datastore: Publisher) -> Path | None:
+    """Where the datastore is a directory in `directory`, or is `directory`: its path from there."""
+    if isinstance(datastore, DirectoryDatastore):
+        place, root = directory.resolve(), datastore.root.resolve()
+        if root.is_relative_to(place):
+            return directory / root.relative_to(place)
+    return None
+
+
+def _refuse_below_a_file(datastore: Publisher, names: Iterable[str]) -> None:
+    """Raises `Fault` where a name leads through what is a file there."""
+    above = sorted({str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."})
+    for start in range(0, len(above), NAMES_A_REQUEST):
+        part = above[start : start + NAMES_A_REQUEST]
+        for name, entry in zip(part, datastore.stat(part)):
+            if entry is not None and entry.kind == "file":
+                raise Fault(f"{name} is a file in the datastore, and nothing can be put below it: name another path")
+
+
+def _put_together(datastore: Publisher, files: list[tuple[Path, str, int]]) -> None:
+    """Small files: published in one go, so that each does not wait for the disk by itself."""
+    stage = f"put/{secrets.token_hex(12)}"
+    entries = [entry for path, name, _ in files for entry in datastore.store(stage, path, name)]
+    problem = datastore.promote([Promotion(stage, tuple(entries))])[0]
+    if problem is not None:
+        datastore.drop_stage(stage)
+        raise Fault(problem)
+
+
+@contextmanager
+def told_when_interrupted(text: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C: what became of it, and what to do."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted: {text()}", file=sys.stderr)
+        raise
+
+
+def _kept(datastore: Publisher, over_ssh: str) -> str:
+    """What became of a copy that was interrupted; one to or from a directory begins again."""
+    return over_ssh if isinstance(datastore, OverSsh) else "what had not arrived whole is removed"
+
+
+def make_initial_inputs(inputs: Iterable[tuple[str, int]], scale: float, datastore: Publisher) -> int:
+    """Write the files that no task of a scaled WfFormat list makes; how many were missing."""
+    inputs = list(inputs)
+    made = 0
+    for (path, size), entry in zip(inputs, datastore.stat([path for path, _ in inputs])):
+        header = next(initial_input_bytes(path, size, scale))
+        if entry is not None and entry.size == max(len(header), int(size * scale)):
+            continue
+        with tempfile.NamedTemporaryFile() as file:
+            for piece in initial_input_bytes(path, size, scale):
+                file.write(piece)
+            file.flush()
+            os.chmod(file.name, 0o644)
+            datastore.put(Path(file.name), path)
+        made += 1
+    return made
+
+
+# --- ls, get, put, du -------------------------------------------------------------------------------
+
+
+def ls(path: str, task: str, run: str, recursive: bool, as_json: bool) -> int:
+    """List what lies below `path`, or the results of a task."""
+    datastore = _datastore()
+    if task:
+        found = [entry for entry in datastore.stat(_results_of(task, run)) if entry is not None]
+    else:
+        found = datastore.listing(path, recursive)
+    if as_json:
+        print_json([{"path": e.path, "kind": e.kind, "size": e.size, "mtime_s": e.mtime_s} for e in found])
+        return app.DONE
+    rows = [
+        (_size(entry), when(entry.mtime_s), entry.path + ("/" if entry.kind == "directory" else "")) for entry in found
+    ]
+    print_table(app.console(), ("size", "changed", "path"), rows, right=("size",))
+    return app.DONE
+
+
+def _size(entry: Entry) -> str:
+    return "" if entry.kind == "directory" else byte_size(entry.size)
+
+
+def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
+    """Copy `path`, or the results of a task, to the local `to`: its new name, or a directory to copy into."""
+    datastore = _datastore()
+    if bool(path) == bool(task) and not (task and path):
+        raise Fault("get what? A path, or --task TASK")
+    if task:
+        names, to = _results_of(task, run), path or to
+        if not names:
+            raise Fault(f"task {task} has no results")
+    else:
+        names = [path]
+    target = Path(to)
+    fetched: list[str] = []
+    entries = dict(zip(names, datastore.stat(names)))
+    size = sum(entry.size for entry in entries.values() if entry is not None)
+    goes_on = "what arrived is kept beside it as .*.part: get it again and it goes on there"
+    with (
+        told_when_interrupted(lambda: _kept(datastore, goes_on)),
+        transfer(app.console(to_stderr=True), "fetching", size),
+    ):
+        _get(datastore, entries, target, fetched)
+    print_json({"fetched": fetched}) if as_json else print("\n".join(fetched))
+    return app.DONE
+
+
+def _get(datastore: Publisher, entries: dict[str, Entry | None], target: Path, fetched: list[str]) -> None:
+    for name, entry in entries.items():
+        local = target / Path(name).name if target.is_dir() or len(entries) > 1 else target
+        if os.path.lexists(local):
+            if len(entries) > 1 and entry is not None and _is_same(local, entry):
+                fetched.append(str(local))  # by an earlier command, which was interrupted
+                continue
+            raise Fault(f"{local} exists: remove it, or name another place")
+        local.parent.mkdir(parents=True, exist_ok=True)
+        datastore.fetch(name, local)
+        fetched.append(str(local))
+
+
+def _is_same(local: Path, entry: Entry) -> bool:
+    """By kind, size and time, as far as these are kept."""
+    status = os.lstat(local)
+    is_kind = {"file": stat.S_ISREG, "directory": stat.S_ISDIR, "link": stat.S_ISLNK}[entry.kind]
+    if not is_kind(status.st_mode) or (entry.kind == "file" and status.st_size != entry.size):
+        return False
+    return entry.kind == "link" or abs(entry.mtime_s - status.st_mtime) < SAME_TIME_S
+
+
+def put(local: str, path: str, as_json: bool) -> int:
+    """Copy a local file or directory into the datastore."""
+    source = Path(local)
+    if not source.exists():
+        raise Fault(f"{local}: there is no such file")
+    datastore = _datastore()
+    name = source.resolve().name
+    if path.endswith("/") or (path and not source.is_dir() and _is_directory(datastore, path)):
+        path = f"{path.rstrip('/')}/{name}"  # as with cp: a file goes into a directory, never in its place
+    if source.is_dir() and _below(source, datastore) is not None:
+        raise Fault(f"the datastore lies in {local}, and is not put into itself: name directories beside it")
+    there = datastore.stat([path or name])[0]
+    if there is None:
+        _refuse_below_a_file(datastore, [path or name])
+    elif source.is_dir() and there.kind != "directory":
+        raise Fault(
+            f"{there.path} is a {there.kind} in the datastore, and no directory is put there: name another path"
+        )
+    with (
+        told_when_interrupted(
+            lambda: _kept(datastore, "what arrived is kept for a day: put it again and it goes on there")
+        ),
+        transfer(app.console(to_stderr=True), "sending", _size_below(source)),
+    ):
+        entries = datastore.put(source, path or name)
+    if as_json:
+        print_json([{"path": entry.path, "kind": entry.kind, "size": entry.size} for entry in entries])
+    else:
+        print(
+            f"{entries[0].path}: {counted(len(entries), 'entry', 'entries')}, {byte_size(sum(e.size for e in entries))}"
+        )
+    return app.DONE
+
+
+def _is_directory(datastore: Publisher, path: str) -> bool:
+    found = datastore.stat([path])[0]
+    return found is not None and found.kind == "directory"
+
+
+def _size_below(source: Path) -> int:
+    if not source.is_dir():
+        return source.lstat().st_size
+    return sum(path.lstat().st_size for path in source.rglob("*") if path.is_file() or path.is_symlink())
+
+
+def du(path: str, as_json: bool) -> int:
+    """Bytes below `path`, and what is free."""
+    datastore = _datastore()
+    entries = datastore.listing(path, recursive=True)
+    total = sum(entry.size for entry in entries if entry.kind == "file")
+    free_mb = datastore.free_mb()
+    if as_json:
+        print_json({"bytes": total, "entries": len(entries), "free_mb": free_mb})
+    else:
+        print(f"{byte_size(total)} in {counted(len(entries), 'entry', 'entries')}; {megabytes(free_mb)} free")
+    return app.DONE
+
+
+def datastore_address(settings: Settings, context: dict[str, str]) -> str:
+    """Where the boss keeps files: what the settings say, else the context, else its home."""
+    return settings.datastore or context.get("datastore_address", "") or f"dir:{settings.home_directory.datastore}"
+
+
+def _datastore() -> Publisher:
+    settings = load_settings()
+    context = {} if settings.datastore else queries.context(app.database(settings))
+    return open_datastore(settings, datastore_address(settings, context))
+
+
+def _results_of(task: str, run: str) -> list[str]:
+    detail = lookup.task(app.database(load_settings()), task, run)
+    last = detail.last_attempt
+    stored = [entry.path for entry in last.results] if last is not None else []
+    tops = [path for path in stored if not any(path.startswith(other + "/") for other in stored)]
+    return tops or [result.path for result in detail.definition.results]

@@ -1,0 +1,106 @@
+"""A whole cluster for one task list: a boss in a temporary home, which ends with the program that asked for it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ecloud.config.home import Home
+from ecloud.config.secrets import AccessFile, read_access
+from ecloud.config.settings import ROOT, Settings, load_settings
+
+START_S = 30.0
+STOP_S = 20.0
+"""The boss ends its workers and its broker; after this it is killed, and they with it."""
+
+
+class LocalClusterFailed(Exception):
+    """The local cluster does not start, or ended by itself; the text has its last words."""
+
+
+class LocalCluster:
+    """A boss, a broker, a database and `workers` workers over the directory `datastore`."""
+
+    def __init__(self, datastore: Path, workers: int, keep_dirs: bool = False) -> None:
+        self.datastore = datastore
+        self._workers = workers
+        self._keep_dirs = keep_dirs
+        self.home = Home(tempfile.mkdtemp(prefix="ecloud-"))
+        self._log = self.home.path / "start.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """To ask its database with."""
+        return load_settings({"home": str(self.home.path), "database_url": "", "broker_host": ""})
+
+    def start(self) -> AccessFile:
+        """Start the boss; how to reach it. Raises `LocalClusterFailed`."""
+        command = [sys.executable, "-m", "boss", "--tied", "--home", str(self.home.path)]
+        command += ["--datastore", str(self.datastore.absolute())]
+        command += ["--local", str(self._workers)]
+        if self._keep_dirs:
+            command.append("--keep_dirs")
+        with self._log.open("wb") as log:
+            # In a session of its own: Ctrl-C is for us, who stop it in order.
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + START_S
+        while not self.home.boss_pid.exists():  # written when all else is there
+            self.require()
+            if time.monotonic() > deadline:
+                raise LocalClusterFailed(
+                    f"the local cluster did not start within {START_S:.0f} s: {self._last_words()}"
+                )
+            time.sleep(0.01)
+        return read_access(self.home.client_access)
+
+    def require(self) -> None:
+        """Raises `LocalClusterFailed` where its boss is no more."""
+        if self._process is not None and self._process.poll() is not None:
+            raise LocalClusterFailed(f"the local cluster ended (code {self._process.returncode}): {self._last_words()}")
+
+    def stop(self) -> None:
+        """End everything in order. Interrupted, or after a while: at once."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                self._kill(process)
+        if self._keep_dirs:
+            self._save_directories()
+        shutil.rmtree(self.home.path, ignore_errors=True)
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        # Its workers and its broker are tied to it: the kernel ends them.
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2.0)
+
+    @property
+    def kept(self) -> Path:
+        """Where working directories are that were to be kept."""
+        return self.datastore.absolute().parent / f"{self.datastore.name}-dirs"
+
+    def _save_directories(self) -> None:
+        for directory in self.home.workers.glob("*/home/kept/*"):
+            target = self.kept / directory.name
+            self.kept.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.move(directory, target)
+
+    def _last_words(self) -> str:
+        for log in (self._log, self.home.log):
+            with contextlib.suppress(OSError):
+                lines = log.read_text(errors="replace").strip().split("\n")
+                if lines[-1]:
+                    return lines[-1].removeprefix("boss: ")
+        return "it left no word"

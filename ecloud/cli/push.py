@@ -1,0 +1,281 @@
+"""What `push_tasks.py` does: read a list, push it to a cluster or run it here, watch it, tell how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ecloud.cli import app
+from ecloud.cli.app import Fault
+from ecloud.cli.run_summary import tell_end
+from ecloud.config import this_host
+from ecloud.config.settings import Settings, default_pools, load_settings
+
+if TYPE_CHECKING:
+    from ecloud.cli.local_cluster import LocalCluster
+    from ecloud.cli.progress import Progress
+    from ecloud.client.client import Client
+    from ecloud.formats import TaskList
+    from ecloud.model.wire import RunAccepted, RunChanged
+
+DEFAULT_DATASTORE = "ecloud-data"
+MAX_FILE_BYTES = 2_000_000_000
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """The options of `push_tasks.py`. `local`: workers on this machine, 0 for one per core, None for the cluster."""
+
+    file: str
+    wait: bool = False
+    local: int | None = None
+    datastore: str | None = None
+    run: str | None = None
+    merge_strategy: str = "keep_succeeded"
+    skip_existing: bool = False
+    create_ids: bool = False
+    create_workers: int | None = None
+    upload: str | None = None
+    scale: float | None = None
+    keep_dirs: bool = False
+    vm_hours: float | None = None
+    dry_run: bool = False
+    as_json: bool = False
+
+
+def with_local_number(arguments: list[str]) -> list[str]:
+    """`--local` may stand alone: then 0, one worker per core, is meant."""
+    found = list(arguments)
+    for index, argument in enumerate(found):
+        if argument == "--":
+            break
+        if argument == "--local" and not (index + 1 < len(found) and found[index + 1].lstrip("-").isdigit()):
+            found[index] = "--local=0"
+    return found
+
+
+def push(wish: Wish) -> int:
+    """Do it; the exit code. Raises what `doors.fault_of` knows."""
+    if wish.local is None and wish.datastore is not None:
+        raise Fault("--datastore goes with --local; the cluster's is set with python admin.py set_datastore")
+    if wish.local is not None and wish.create_workers is not None:
+        raise Fault("--create_workers starts workers of the cluster; with --local say --local N")
+    if wish.upload is not None and not Path(wish.upload).is_dir():
+        raise Fault(f"--upload {wish.upload}: there is no such directory")
+    settings = load_settings()
+    tasks = read(wish, settings)
+    for note in tasks.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if wish.dry_run:
+        return show_plan(tasks, wish)
+    if wish.local is not None:
+        return _run_here(wish, tasks)
+    return _push_to_cluster(wish, tasks, settings)
+
+
+def read(wish: Wish, settings: Settings) -> TaskList:
+    """The list, checked. Raises `TaskListWrong`, `Fault`."""
+    from ecloud.formats import TaskListWrong, read_task_list
+
+    try:
+        if wish.file == "-":
+            data, stem = sys.stdin.buffer.read(), "tasks"
+        else:
+            path = Path(wish.file)
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise Fault(f"{wish.file} is larger than {MAX_FILE_BYTES / 1e9:g} GB: split it into several lists")
+            data, stem = path.read_bytes(), path.stem
+    except OSError as error:
+        raise Fault(f"{wish.file}: {error.strerror}") from None
+    try:
+        tasks = read_task_list(
+            data, stem, scale=wish.scale, create_ids=wish.create_ids, max_tasks=settings.max_tasks_per_push
+        )
+    except TaskListWrong as error:
+        raise Fault([f"{wish.file}: {line}" for line in error.lines] + ["nothing was pushed"]) from None
+    return msgspec.structs.replace(tasks, name=wish.run) if wish.run else tasks
+
+
+def show_plan(tasks: TaskList, wish: Wish) -> int:
+    """What would run, before anything does."""
+    from ecloud.cli.dry_run import survey
+    from ecloud.cli.tables import print_json, some
+    from ecloud.model.text import counted, duration
+
+    plan = survey(tasks.tasks)
+    if wish.as_json:
+        print_json({"run": tasks.name, **msgspec.structs.asdict(plan)})
+        return app.DONE
+    print(
+        f"run {tasks.name}: {counted(plan.tasks, 'task')}, {counted(plan.dependencies, 'dependency', 'dependencies')}"
+    )
+    if plan.inits:
+        print(f"init tasks, once in each worker: {plan.inits}")
+    levels = ", ".join(f"{count:,}" for count in plan.levels[:20]) + (", …" if len(plan.levels) > 20 else "")
+    print(f"levels: {len(plan.levels)} ({levels}); width: {plan.width:,} at once")
+    guess = f" ({counted(plan.guessed, 'task')} without runtime_s counted as 1 s)" if plan.guessed else ""
+    print(f"critical path: {duration(plan.critical_s)} of {duration(plan.total_s)} in all{guess}")
+    print(f"  {some(plan.critical_path, 12)}")
+    print(f"files: {plan.requirements:,} required, {plan.results:,} made")
+    if plan.missing_inputs:
+        print(f"must be in the datastore before: {some(plan.missing_inputs, 8)}")
+    return app.DONE
+
+
+# --- on the cluster ---------------------------------------------------------------------------------
+
+
+def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
+    from ecloud.cli.progress import Progress
+
+    with app.boss(settings) as client, Progress(app.console(to_stderr=True), len(tasks.tasks)) as progress:
+        client.on_trouble = progress.trouble
+        try:
+            _prepare(wish, tasks, settings, client.datastore_address)
+            accepted = _hand_over(wish, tasks, client, progress)
+            if wish.create_workers:
+                answer = client.request("instantiate_worker", n=wish.create_workers)
+                print(f"workers: {answer.text}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\ninterrupted before the boss answered: pushing the same file again is harmless", file=sys.stderr)
+            return app.INTERRUPTED
+        if not wish.wait:
+            progress.close()
+            _tell_accepted(accepted, wish)
+            return app.DONE
+        try:
+            last = _watch(client, accepted, progress)
+        except KeyboardInterrupt:
+            print(f"\nthe run goes on without us; to watch it: python admin.py status --watch, "
+                  f"to stop it: python admin.py cancel --run {accepted.run}", file=sys.stderr)  # fmt: skip
+            return app.INTERRUPTED
+    return tell_end(tasks, last, progress, wish.as_json, settings, client.datastore_address)
+
+
+def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> None:
+    """Files that must be in the datastore before the tasks."""
+    if wish.upload is None and not (wish.scale is not None and tasks.initial_inputs):
+        return
+    from ecloud.cli.files import make_initial_inputs, open_datastore, upload
+    from ecloud.model.text import counted
+
+    datastore = open_datastore(settings, address)
+    if wish.upload is not None:
+        sent, there = upload(Path(wish.upload), datastore)
+        print(f"uploaded {counted(sent, 'file')}, {there:,} were there", file=sys.stderr)
+    if wish.scale is not None and tasks.initial_inputs:
+        made = make_initial_inputs(tasks.initial_inputs, wish.scale, datastore)
+        print(f"made {made:,} initial input files", file=sys.stderr)
+
+
+def _hand_over(wish: Wish, tasks: TaskList, client: Client, progress: Progress) -> RunAccepted:
+    from ecloud.model.wire import PushOptions
+
+    options = PushOptions(tasks.name, wish.merge_strategy, wish.skip_existing, wish.keep_dirs, wish.vm_hours)
+    return client.push(tasks.tasks, options, progress.pushed)
+
+
+def _tell_accepted(accepted: RunAccepted, wish: Wish) -> None:
+    from ecloud.cli.tables import counts, print_json
+
+    if wish.as_json:
+        print_json({"run": accepted.run, "states": accepted.states, "decisions": accepted.decisions})
+        return
+    decisions = ", ".join(f"{count:,} {name}" for name, count in accepted.decisions.items() if count)
+    print(f"run {accepted.run}: {decisions or 'nothing to do'}; now {counts(accepted.states).plain}")
+    print("to watch it: python admin.py status --watch")
+
+
+def _watch(client: Client, accepted: RunAccepted, progress: Progress) -> RunChanged:
+    """Show progress until nothing more will happen."""
+    for picture in client.watch(accepted.run):
+        progress.changed(picture)
+        if picture.over or picture.held:
+            return picture
+    raise AssertionError("a watch does not end by itself")
+
+
+# --- here -------------------------------------------------------------------------------------------
+
+
+def _run_here(wish: Wish, tasks: TaskList) -> int:
+    from ecloud.cli.local_cluster import LocalCluster
+
+    workers = wish.local or int(this_host.cpus())
+    _require_room(tasks, workers)
+    datastore = Path(wish.datastore or DEFAULT_DATASTORE)
+    cluster = LocalCluster(datastore, workers, wish.keep_dirs)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return _run_on(cluster, wish, tasks)
+    except KeyboardInterrupt:
+        print("\nstopping (again Ctrl-C: at once)", file=sys.stderr)
+        _tell_interrupted(cluster, wish, tasks)
+        return app.INTERRUPTED
+    finally:
+        _stop(cluster)
+        if wish.keep_dirs and cluster.kept.exists():
+            print(f"working directories in {cluster.kept}", file=sys.stderr)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stop(cluster: LocalCluster) -> None:
+    try:
+        cluster.stop()
+    except KeyboardInterrupt:
+        cluster.stop()  # what it interrupted has killed the boss; this clears away
+
+
+def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
+    from ecloud.cli.progress import Progress
+    from ecloud.client.client import Client
+
+    with (
+        Progress(app.console(to_stderr=True), len(tasks.tasks)) as progress,
+        Client(cluster.start(), progress.trouble, cluster.require) as client,
+    ):
+        client.connect()
+        _prepare(wish, tasks, cluster.settings, client.datastore_address)
+        accepted = _hand_over(wish, tasks, client, progress)
+        last = _watch(client, accepted, progress)
+        progress.close()
+        return tell_end(tasks, last, progress, wish.as_json, cluster.settings, client.datastore_address)
+
+
+def _require_room(tasks: TaskList, workers: int) -> None:
+    """A list that this machine can't run would wait for ever. Raises `Fault`, every such task named."""
+    from ecloud.model.text import amounts
+    from ecloud.queries.why import pools_of
+
+    offers = [pool.offers for pool in pools_of(Settings(pools=default_pools(workers)))]
+    problems = []
+    for task in tasks.tasks:
+        if not any(all(offer.get(name, 0.0) >= amount for name, amount in task.asks.items()) for offer in offers):
+            problems.append(f"task {task.id}: resources: it asks for {amounts(task.asks)}")
+    if problems:
+        largest = amounts(offers[-1])
+        rest = [f"and {len(problems) - 20:,} more"] if len(problems) > 20 else []
+        advice = f"the largest worker here has {largest}; --local N with a larger N makes one with N cpus"
+        raise Fault([*problems[:20], *rest, advice])
+
+
+def _tell_interrupted(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> None:
+    from ecloud.cli.tables import counts
+    from ecloud.queries.status import open_database, run_status
+
+    with contextlib.suppress(Exception):
+        states = run_status(open_database(cluster.settings), tasks.name).states
+        print(f"run {tasks.name}: {counts(states).plain}", file=sys.stderr)
+    print(
+        f"what was finished is in {cluster.datastore.absolute()}; to go on: the same command with --skip_existing "
+        "(tasks whose results all exist are not run again)",
+        file=sys.stderr,
+    )

@@ -1,0 +1,163 @@
+"""What `admin.py` asks of the boss: orders about tasks, workers, invitations. Prints the answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ecloud.cli import app
+from ecloud.cli.app import Fault
+from ecloud.config.settings import load_settings
+
+if TYPE_CHECKING:
+    from ecloud.client.client import Argument
+
+REFUSED_WITHIN_S = 3.0
+"""How long a cloud's no is waited for where VMs are asked for: most answer within 0.1 s."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def ask(verb: str, as_json: bool, **arguments: Argument) -> int:
+    """One request, and its answer printed. Raises `RequestRefused`, `BossAway`, `BrokerAway`, `Fault`."""
+    from ecloud.model.text import visible
+
+    with app.boss(load_settings()) as client:
+        answer = client.request(verb, **arguments)
+    if as_json:
+        from ecloud.cli.tables import print_json
+
+        print_json({"count": answer.count, "text": answer.text, "names": answer.names})
+        return app.DONE
+    print(visible(answer.text))
+    if answer.names and answer.count:
+        from ecloud.cli.tables import some
+
+        print(f"  {some(answer.names, total=max(answer.count, len(answer.names)))}")
+    return app.DONE
+
+
+def instantiate(n: int, pool: str, keep_alive: bool, as_json: bool) -> int:
+    """Start workers; says what their cloud refused at once. Raises as `ask` does."""
+    if os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no database
+        return ask("instantiate_worker", as_json, n=n, pool=pool or None, keep_alive=keep_alive)
+    from ecloud.model.text import counted, visible
+    from ecloud.queries import status as queries
+
+    engine = app.database(load_settings())
+    before = max((vm.vm_no for vm in queries.vms(engine, gone=True)), default=0)
+    code = ask("instantiate_worker", as_json, n=n, pool=pool or None, keep_alive=keep_alive)
+    until = time.monotonic() + REFUSED_WITHIN_S
+    while True:
+        asked = [vm for vm in queries.vms(engine, gone=True) if vm.vm_no > before]
+        if time.monotonic() > until or (asked and all(vm.state != "intended" for vm in asked)):
+            break
+        time.sleep(0.05)
+    refused = [vm for vm in asked if vm.state == "gone" and vm.cause.startswith("refused")]
+    if not refused:
+        return code
+    were = "was" if len(refused) == 1 else "were"
+    print(f"admin.py: {counted(len(refused), 'VM')} {were} refused: {visible(refused[-1].reason)}", file=sys.stderr)
+    return app.PART_AWAY if len(refused) == len(asked) else code
+
+
+def plan(as_json: bool) -> int:
+    """What the boss would start and end now, and why. Raises as `ask` does."""
+    from ecloud.cli.tables import print_json
+    from ecloud.model.text import visible
+
+    with app.boss(load_settings()) as client:
+        document = msgspec.json.decode(client.request("plan").text)
+    lines = document.pop("lines")
+    if as_json:
+        print_json(document)
+    else:
+        print("\n".join(visible(line) for line in lines))
+    return app.DONE
+
+
+def about_tasks(
+    verb: str, tasks: Sequence[str], run: str, state: str, label: str, as_json: bool, **arguments: Argument
+) -> int:
+    """An order about tasks: those named, or all that match. Raises `Fault` where it is not said which."""
+    if not (tasks or run or state or label):
+        raise Fault(f"{verb} which tasks? Name them, or say --run, --state or --label")
+    return ask(verb, as_json, ids=list(tasks), run=run or None, state=state or None, label=label or None, **arguments)
+
+
+def about_workers(verb: str, workers: Sequence[str], everyone: bool, as_json: bool, **arguments: Argument) -> int:
+    """An order about workers: those named, or all. Raises `Fault` where it is not said which."""
+    if bool(workers) == everyone:
+        raise Fault(f"{verb} which workers? Name them (python admin.py show_workers), or say --all")
+    return ask(verb, as_json, workers=list(workers), **arguments)
+
+
+def drop_workers(workers: Sequence[str], everyone: bool, as_json: bool) -> int:
+    """Forget workers that are no more: the boss remembers them for their tasks' history alone."""
+    from ecloud.queries import status as queries
+
+    known = [view.worker for view in queries.workers(app.database(load_settings()), ("lost", "gone"))]
+    names = [name for name in known if everyone or not workers or any(name.startswith(given) for given in workers)]
+    wrong = [given for given in workers if not any(name.startswith(given) for name in known)]
+    if wrong:
+        raise Fault(f"no worker {wrong[0]} is gone or lost: python admin.py show_workers --all")
+    return ask("drop_workers", as_json, workers=list(names))
+
+
+def drop_context(keys: Sequence[str], as_json: bool) -> int:
+    """Forget notes: those named, or where the broker and the datastore are. Raises `Fault` where there is none."""
+    from ecloud.queries import status as queries
+
+    if keys:
+        there = queries.context(app.database(load_settings()))
+        if missing := [key for key in keys if key not in there]:
+            raise Fault(f"there is no note {missing[0]!r}: python admin.py show_context")
+    return ask("drop_context", as_json, keys=list(keys))
+
+
+# --- invitations ------------------------------------------------------------------------------------
+
+
+def invite(file: str, host: str | None, as_json: bool) -> int:
+    """Write an access file with a key of its own. Raises `Fault`, `AccessWrong`."""
+    from ecloud.config.secrets import cluster_secret, derive_key, new_invite_name, write_access
+
+    settings = load_settings()
+    own = app.find_access(settings)
+    home = settings.home_directory
+    if not home.cluster_key.exists():
+        raise Fault(f"{home.cluster_key} is missing: invitations are made where the boss runs", app.PART_AWAY)
+    name = new_invite_name()
+    key = derive_key(cluster_secret(home), name).hex()
+    access = msgspec.structs.replace(own, key_name=name, key=key, host=host or own.host)
+    path = Path(file).absolute()
+    if path.exists():
+        raise Fault(f"{path} exists: name another file, or remove it")
+    try:
+        write_access(path, access)
+    except OSError as error:
+        raise Fault(f"{path}: {error.strerror}") from None
+    if as_json:
+        from ecloud.cli.tables import print_json
+
+        print_json({"file": str(path), "name": name, "host": access.host, "port": access.port})
+        return app.DONE
+    print(f"{path} lets its holder in as {name}: copy it there (it is a secret), then")
+    print(f"  python -m worker {path.name}            a worker")
+    print(f"  ECLOUD_ACCESS={path.name} python push_tasks.py FILE   a client")
+    print(f"to take it back: python admin.py invite --revoke {name}")
+    if access.host in LOOPBACK:
+        print(
+            f"but {access.host} is this machine alone: from others, use an external broker (BROKER_HOST in settings.py)"
+        )
+    return app.DONE
+
+
+def revoke(name: str, as_json: bool) -> int:
+    """Make an invitation worthless."""
+    return ask("revoke_key", as_json, name=name)

@@ -1,0 +1,98 @@
+"""How a run ended, as the person who pushed it sees it: what failed and why, and where the results lie."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from ecloud.cli import app
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from ecloud.cli.progress import Progress
+    from ecloud.config.settings import Settings
+    from ecloud.formats import TaskList
+    from ecloud.model.wire import RunChanged
+    from ecloud.queries.views import Failure
+
+FAILURES_SHOWN = 20
+RESULTS_SHOWN = 8
+
+
+def tell_end(
+    tasks: TaskList, last: RunChanged, progress: Progress, as_json: bool, settings: Settings, address: str
+) -> int:
+    """The final table, or one JSON document; the exit code. `address`: of the datastore."""
+    from ecloud.db.database import DatabaseAway, SchemaWrong
+    from ecloud.queries.status import NoSuchRun, failures, open_database
+
+    failed: list[Failure] = []
+    aborted: list[tuple[str, str, str]] = []
+    if not os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no database: what it was told stands above
+        with contextlib.suppress(DatabaseAway, SchemaWrong, NoSuchRun):
+            engine = open_database(settings)
+            failed = failures(engine, last.run, FAILURES_SHOWN)
+            aborted = _aborted(engine, last.run)
+    code = app.DONE if set(last.states) <= {"succeeded"} else app.NOT_ALL_SUCCEEDED
+    if as_json:
+        from ecloud.cli.tables import print_json
+
+        print_json({"run": last.run, "states": last.states, "failed": failed, "held": last.held, "datastore": address})
+        return code
+    _print_end(tasks, last, progress, failed, aborted)
+    _print_results(tasks, settings, address)
+    return code
+
+
+def _aborted(engine: Engine, run: str) -> list[tuple[str, str, str]]:
+    from ecloud.queries.status import tasks
+
+    page = tasks(engine, ("aborted", "cancelled"), run, limit=FAILURES_SHOWN)
+    return [(line.id, line.state, line.reason) for line in page.tasks]
+
+
+def _print_end(
+    tasks: TaskList,
+    last: RunChanged,
+    progress: Progress,
+    failed: list[Failure],
+    aborted: list[tuple[str, str, str]],
+) -> None:
+    from ecloud.cli.tables import ended_line, print_table
+
+    console = app.console()
+    if failed or aborted:
+        rows = [(failure.id, "failed", failure.error) for failure in failed]
+        rows += [(id, state, reason) for id, state, reason in aborted]
+        console.print()
+        print_table(console, ("task", "state", "why"), rows)
+        more = sum(last.states.get(name, 0) for name in ("failed", "aborted", "cancelled")) - len(rows)
+        if more > 0:
+            console.print(f"and {more:,} more: python admin.py show_failed --run {last.run}")
+        console.print()
+    if last.held:
+        console.print(f"held: {last.held}")
+    console.print(ended_line(last.run, last.states, progress.elapsed_s))
+
+
+def _print_results(tasks: TaskList, settings: Settings, address: str) -> None:
+    """Where the results lie: the last ones of the list first, since those are what people want."""
+    from ecloud.cli.files import open_datastore
+    from ecloud.model.text import byte_size, visible
+
+    paths = list(dict.fromkeys(result.path for task in reversed(tasks.tasks) for result in task.results))
+    if not paths:
+        return
+    with contextlib.suppress(Exception):
+        found = open_datastore(settings, address).stat(paths[:1000])
+        there = [(path, entry) for path, entry in zip(paths, found) if entry is not None]
+        if not there:
+            return
+        print(f"results in {address.removeprefix('dir:')}:")
+        for path, entry in there[:RESULTS_SHOWN]:
+            size = "directory" if entry.kind == "directory" else byte_size(entry.size)
+            print(f"  {visible(path)}  ({size})")
+        if len(there) > RESULTS_SHOWN:
+            print(f"  and {len(there) - RESULTS_SHOWN:,} more")

@@ -1,0 +1,433 @@
+"""The connection to the broker. The only file that imports paho.
+
+Each connection gets a new paho client: one that reconnects by itself would deliver what was queued for a session long
+over. The owner's callbacks only put facts into an inbox: what they raise is logged, never let through to paho's thread.
+Owns no message: what is dropped here is made good by the protocol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.reasoncodes import ReasonCode
+
+from ecloud.config.settings import Settings, SettingsWrong
+
+log = logging.getLogger("ecloud.client.broker")
+
+KEEPALIVE_S = 20
+"""A broker that is frozen, or a network that swallows everything, is noticed after at most twice this."""
+FIRST_WAIT_S = 0.2
+LAST_WAIT_S = 5.0
+"""Longest pause between two attempts to connect; each is shortened at random, so that not all come at once."""
+CONNECT_TIMEOUT_S = 5.0
+"""For TCP and TLS, and once more for the broker's answer."""
+IN_FLIGHT = 1_000
+"""QoS-1 messages on the way at once; paho's default of 20 throttles batches."""
+QUEUED = 20_000
+"""Messages that wait for a slow broker; beyond it `publish` drops and says so."""
+QOS = 1
+
+
+class BrokerAddress(msgspec.Struct, frozen=True):
+    """Where a broker listens and how to be let in. `ca`: PEM text of the authority that signed its certificate."""
+
+    host: str
+    port: int
+    user: str = ""
+    password: str = ""
+    ca: str = ""
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def external_broker(settings: Settings) -> BrokerAddress | None:
+    """The broker that the settings name; None where the boss is to run one of its own. Raises `SettingsWrong`."""
+    if not settings.broker_host:
+        return None
+    ca = ""
+    if settings.broker_ca:
+        try:
+            ca = Path(settings.broker_ca).expanduser().read_text()
+            ssl.create_default_context(cadata=ca)
+        except (ssl.SSLError, ValueError):
+            raise SettingsWrong([f"BROKER_CA = {settings.broker_ca!r}: it holds no certificate in PEM form"]) from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise SettingsWrong([f"BROKER_CA = {settings.broker_ca!r}: {reason}"]) from None
+    return BrokerAddress(
+        host=settings.broker_host,
+        port=settings.broker_port,
+        user=settings.broker_user,
+        password=settings.broker_password,
+        ca=ca,
+        tls=settings.broker_tls or bool(ca),  # an authority to check against says that TLS is meant
+    )
+
+
+def describe_failure(address: BrokerAddress, error: BaseException | ReasonCode | None) -> str:
+    """One sentence on why the broker can't be used, and what to look at. None: it closed before it answered."""
+    if error is None or isinstance(error, ConnectionResetError):
+        hint = "it speaks no TLS (BROKER_TLS)" if address.tls else "it wants TLS (BROKER_TLS)"
+        hint = f"a refused user or password, or {hint}"
+        return f"the broker at {address} closed the connection without an answer: {hint}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = error.verify_message.rstrip(".") or str(error)
+        return f"the certificate of the broker at {address} is not accepted: {reason}; check BROKER_CA and BROKER_HOST"
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        return f"the broker at {address} and this machine do not agree on TLS: {reason}; check BROKER_TLS, BROKER_PORT"
+    if isinstance(error, socket.gaierror):
+        return f"the broker's name {address.host} can't be resolved: check BROKER_HOST and DNS"
+    if isinstance(error, TimeoutError):
+        return f"the broker at {address} does not answer: check the address and the firewall"
+    if isinstance(error, ConnectionRefusedError):
+        return f"no broker listens at {address}: start it, or check BROKER_HOST and BROKER_PORT"
+    if isinstance(error, OSError):
+        return f"the broker at {address} can't be reached: {error.strerror or error}"
+    text = str(error)
+    if "authorized" in text.lower() or "bad user name" in text.lower():
+        user = f"the password of user {address.user!r}" if address.user else "a connection without a user"
+        return f"the broker at {address} refused {user}: check BROKER_USER and BROKER_PASSWORD"
+    return f"the connection to the broker at {address} ended: {text}"
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """A socket that is closed where TLS fails: paho forgets it then."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Agree on TLS."""
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+class _Client(mqtt.Client):
+    """paho's client, which tells when its thread is over, however that came about."""
+
+    def __init__(self, address: BrokerAddress, client_id: str, over: Callable[[], None]) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True, reconnect_on_failure=False
+        )
+        self.suppress_exceptions = True  # an exception in a callback would end paho's thread without a word
+        self.max_inflight_messages_set(IN_FLIGHT)
+        self.max_queued_messages_set(QUEUED)
+        self.connect_timeout = CONNECT_TIMEOUT_S
+        if address.user:
+            self.username_pw_set(address.user, address.password)
+        if address.tls:
+            context = ssl.create_default_context(cadata=address.ca or None)
+            context.sslsocket_class = _TlsSocket
+            self.tls_set_context(context)
+        self.on_socket_open = _no_delay
+        self._over = over
+
+    def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
+        """What paho's thread runs. A malformed packet can make it raise."""
+        try:
+            return super().loop_forever(timeout, retry_first_connection)
+        except Exception:
+            log.exception("the connection's thread failed; a new connection is made")
+            return MQTTErrorCode.MQTT_ERR_UNKNOWN
+        finally:
+            self._over()
+
+    def cut(self) -> None:
+        """Close the socket under it: whatever waits on it wakes up."""
+        sock = self.socket()
+        if isinstance(sock, socket.socket):
+            with contextlib.suppress(OSError):  # it may be closed already
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+def _no_delay(client: mqtt.Client, userdata: object, sock: object) -> None:
+    # Without it a QoS-1 request and its reply take 44 to 88 ms instead of 0.5: Nagle waits for the other side.
+    if isinstance(sock, socket.socket):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class BrokerConnection:
+    """One peer's connection, made again for ever.
+
+    `on_found()` after each connection (subscriptions go out before it), `on_lost(reason)` after each loss or failed
+    attempt with one sentence for a person, `on_message(topic, payload)`: all from threads of this object. They must
+    not block: what they hold up is the connection. `will`: (topic, payload) that the broker publishes when we vanish.
+    `start` once, `stop` once, from any thread but the callbacks'.
+    """
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        subscriptions: list[str],
+        on_message: Callable[[str, bytes], None],
+        on_found: Callable[[], None],
+        on_lost: Callable[[str], None],
+        will: tuple[str, bytes] | None = None,
+    ) -> None:
+        self.address = address
+        self._client_id = client_id
+        self._subscriptions = set(subscriptions)
+        self._subscribing = threading.Lock()
+        self._on_message = on_message
+        self._on_found = on_found
+        self._on_lost = on_lost
+        self._will = will
+        self._client: _Client | None = None
+        self._last: mqtt.MQTTMessageInfo | None = None
+        """What was handed over last, of this connection."""
+        self._connected = False
+        self._reason = ""
+        self._stopping = threading.Event()
+        self._changed = threading.Event()
+        """Set when the broker answered and when paho's thread ended."""
+        self._over = False
+        self._thread = threading.Thread(target=self._supervise, name=f"broker-{client_id}", daemon=True)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether messages can be sent now."""
+        return self._connected
+
+    def start(self) -> None:
+        """Connect, now and whenever the connection ends."""
+        self._thread.start()
+
+    def publish(self, topic: str, payload: bytes) -> bool:
+        """Hand a message to the broker; False (and dropped: the protocol heals) where that is impossible now."""
+        client = self._client
+        if client is None or not self._connected:
+            return False
+        handed_over = client.publish(topic, payload, qos=QOS)
+        if handed_over.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return False
+        self._last = handed_over
+        return True
+
+    def subscribe(self, topic: str) -> None:
+        """Also listen to `topic`, now and after each reconnection."""
+        with self._subscribing:
+            self._subscriptions.add(topic)
+        client = self._client
+        if client is not None and self._connected:
+            client.subscribe(topic, qos=QOS)
+
+    def unsubscribe(self, topic: str) -> None:
+        """Listen to `topic` no more."""
+        with self._subscribing:
+            self._subscriptions.discard(topic)
+        client = self._client
+        if client is not None and self._connected:
+            client.unsubscribe(topic)
+
+    def stop(self, wait_s: float = 2.0) -> None:
+        """Say goodbye to the broker, after what was handed over, and end the threads; cut off after `wait_s`."""
+        self._stopping.set()
+        client, last = self._client, self._last
+        if client is not None:
+            if self._connected and last is not None:
+                # Closed with answers unread, the socket would be reset: the broker would lose what it had not read yet.
+                with contextlib.suppress(RuntimeError, ValueError):
+                    last.wait_for_publish(wait_s)
+            client.disconnect()
+        if self._thread.is_alive():
+            self._thread.join(wait_s)
+            if self._thread.is_alive() and client is not None:
+                client.cut()
+                self._thread.join(wait_s)
+
+    def cut(self) -> None:
+        """Lose the connection as a failing network would: the broker publishes the will, we connect again."""
+        if self._client is not None:
+            self._client.cut()
+
+    # --- the thread ---------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        wait_s = FIRST_WAIT_S
+        while not self._stopping.is_set():
+            was_connected = self._connect_and_wait()
+            wait_s = FIRST_WAIT_S if was_connected else min(LAST_WAIT_S, wait_s * 2)
+            self._stopping.wait(wait_s * random.uniform(0.5, 1.0))
+
+    def _connect_and_wait(self) -> bool:
+        """One connection from its first packet to its end; whether the broker let us in."""
+        self._over, self._reason = False, ""
+        self._changed.clear()
+        try:
+            client = self._make_client()
+            client.connect(self.address.host, self.address.port, keepalive=KEEPALIVE_S)
+        except Exception as error:
+            self._tell_lost(describe_failure(self.address, error))
+            return False
+        self._client, self._last = client, None
+        client.loop_start()
+        if not self._changed.wait(CONNECT_TIMEOUT_S):
+            self._reason = describe_failure(self.address, TimeoutError())
+            client.cut()
+        if self._stopping.is_set():
+            client.disconnect()  # stop() came before there was a client that it could have disconnected
+        while not self._over:
+            self._changed.wait()
+            self._changed.clear()
+        client.loop_stop()
+        found, self._connected, self._client = self._connected, False, None
+        client.cut()
+        if not self._stopping.is_set():
+            self._tell_lost(self._reason or (self._ended_text() if found else describe_failure(self.address, None)))
+        return found
+
+    def _make_client(self) -> _Client:
+        client = _Client(self.address, self._client_id, self._loop_over)
+        client.on_connect = self._answered
+        client.on_message = self._message_arrived
+        client.on_subscribe = self._subscribed
+        if self._will is not None:
+            client.will_set(*self._will, qos=0)
+        return client
+
+    def _ended_text(self) -> str:
+        return f"the connection to the broker at {self.address} was lost"
+
+    def _tell_lost(self, reason: str) -> None:
+        try:
+            self._on_lost(reason)
+        except Exception:
+            log.exception("on_lost failed")
+
+    # --- called from paho's thread ------------------------------------------------------------------
+
+    def _loop_over(self) -> None:
+        self._over = True
+        self._changed.set()
+
+    def _answered(
+        self, client: mqtt.Client, userdata: object, flags: object, reason: ReasonCode, properties: object
+    ) -> None:
+        if reason.is_failure:
+            self._reason = describe_failure(self.address, reason)
+            client.disconnect()
+            return
+        self._connected = True  # before the set is read: what is subscribed to from now on goes out by itself
+        with self._subscribing:
+            subscriptions = sorted(self._subscriptions)
+        if subscriptions:
+            client.subscribe([(topic, QOS) for topic in subscriptions])
+        self._changed.set()
+        try:
+            self._on_found()
+        except Exception:
+            log.exception("on_found failed")
+
+    def _subscribed(
+        self, client: mqtt.Client, userdata: object, mid: int, reasons: list[ReasonCode], properties: object
+    ) -> None:
+        if any(reason.is_failure for reason in reasons):
+            user = repr(self.address.user) if self.address.user else "a peer without user"
+            self._reason = f"the broker at {self.address} lets {user} not subscribe: check its access rules (ACL)"
+            client.disconnect()
+
+    def _message_arrived(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
+        try:
+            self._on_message(message.topic, bytes(message.payload))
+        except Exception:
+            log.exception("on_message failed")
+
+
+# --- questions of doctor and of the boss's own broker --------------------------------------------
+
+
+def _one_off(
+    address: BrokerAddress,
+    subscriptions: list[str],
+    on_message: Callable[[str, bytes], None],
+    on_found: Callable[[], None],
+    on_lost: Callable[[str], None] = lambda reason: None,
+    will: tuple[str, bytes] | None = None,
+) -> BrokerConnection:
+    name = f"probe-{random.getrandbits(40):x}"
+    return BrokerConnection(address, name, subscriptions, on_message, on_found, on_lost, will)
+
+
+def probe(address: BrokerAddress, timeout_s: float = 5.0) -> str | None:
+    """None when the broker lets us in; else why not, in one sentence. Takes at most `timeout_s`."""
+    answers: list[str | None] = []
+    done = threading.Event()
+
+    def answer(text: str | None) -> None:
+        answers.append(text)
+        done.set()
+
+    connection = _one_off(address, [], lambda topic, payload: None, lambda: answer(None), answer)
+    connection.start()
+    if not done.wait(timeout_s):
+        answer(f"the broker at {address} does not answer within {timeout_s:g} s: check the address and the firewall")
+    connection.stop(0.2)
+    return answers[0]
+
+
+def measure_round_trip(
+    address: BrokerAddress, topic: str, payload_bytes: int = 100, timeout_s: float = 5.0
+) -> float | None:
+    """Seconds for a message of that size to come back through the wildcard `topic`/+, the best of five.
+
+    None when none comes back: no connection, no rights, or a size limit that drops it. More than 0.02 s on one machine
+    means that TCP_NODELAY is off in the broker.
+    """
+    connected, arrived = threading.Event(), threading.Event()
+    connection = _one_off(address, [f"{topic}/+"], lambda t, payload: arrived.set(), connected.set)
+    connection.start()
+    best: float | None = None
+    try:
+        if not connected.wait(timeout_s):
+            return None
+        for _ in range(5):
+            arrived.clear()
+            began = time.monotonic()
+            connection.publish(f"{topic}/probe", b"x" * payload_bytes)
+            if not arrived.wait(timeout_s):
+                return best
+            took = time.monotonic() - began
+            best = took if best is None else min(best, took)
+        return best
+    finally:
+        connection.stop(0.2)
+
+
+def check_will(address: BrokerAddress, topic: str, timeout_s: float = 5.0) -> bool:
+    """Whether the broker publishes on `topic` the last will of a peer that vanishes."""
+    listening, arrived, ready, found = (threading.Event() for _ in range(4))
+
+    def hear(_: str, payload: bytes) -> None:
+        (arrived if payload == b"gone" else listening).set()
+
+    listener = _one_off(address, [topic], hear, found.set)
+    mortal = _one_off(address, [], lambda t, payload: None, ready.set, will=(topic, b"gone"))
+    listener.start()
+    mortal.start()
+    try:
+        if not (found.wait(timeout_s) and ready.wait(timeout_s)):
+            return False
+        listener.publish(topic, b"here")  # it hears itself: its subscription is in force
+        if not listening.wait(timeout_s):
+            return False
+        mortal.cut()
+        return arrived.wait(timeout_s)
+    finally:
+        mortal.stop(0.2)
+        listener.stop(0.2)

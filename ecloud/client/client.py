@@ -1,0 +1,414 @@
+"""What a person's program asks of the boss: push tasks, watch a run, request something, follow a task's output.
+
+Everything is repeated until it is answered, so that boss and broker may restart meanwhile. Owns no settings and
+prints nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from ecloud.client.conversation import Conversation
+from ecloud.config.secrets import AccessFile, derive_key
+from ecloud.model import wire
+from ecloud.model.tasks import ENDED, TaskDefinition
+from ecloud.model.topics import logs_topic
+from ecloud.model.wire import (
+    BATCH_BYTES,
+    BATCH_COUNT,
+    ChunkReceived,
+    Goodbye,
+    LogLines,
+    PushOptions,
+    Refused,
+    Request,
+    RequestDone,
+    RunAccepted,
+    RunChanged,
+    RunRejected,
+    SubmitTasks,
+    Unreadable,
+    Welcome,
+)
+
+CONNECT_S = 8.0
+"""A door that reaches nobody has said so within 10 s; the rest is its own start."""
+REPEAT_S = 5.0
+"""What is not answered for so long is said again."""
+WINDOW = 4
+"""Chunks on the way at once: enough to hide the round trip, few enough to keep 4 MiB in the broker."""
+PATIENCE_S = 60.0
+"""How long a boss that was reached may say nothing before a push or a request gives up."""
+PATIENCE_TASKS_PER_S = 2_000
+"""Storing a large push takes the boss its time; more slowly than this it never was."""
+BUSY_S = 1.0
+WATCH_AGAIN_S = 10.0
+"""A watcher that hears nothing of its run for so long asks again: a lost message is made good."""
+LOGS_AGAIN_S = 15.0
+"""A worker streams for 30 s unless it is asked again."""
+LOGS_LOOK_S = 1.0
+"""How often a task whose output is not streamed now is looked at."""
+
+Argument = str | int | float | bool | list[str | int] | None
+
+
+class PartAway(Exception):
+    """A part can't be reached: which, where, what was tried, what to do."""
+
+
+class BrokerAway(PartAway):
+    """The broker can't be reached."""
+
+
+class BossAway(PartAway):
+    """The broker answers, the boss does not."""
+
+
+class PushRejected(Exception):
+    """The boss stored nothing of a push. `problems`: every one, in words."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems[:3]))
+        self.problems = problems
+
+
+class RequestRefused(Exception):
+    """The boss will not; its text says why. `code`: request, no_such_task, no_such_run, no_pool, …"""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Client:
+    """A client of one boss. Use from one thread. `watchdog` is called at least once a second while waiting, and may
+    raise.
+
+    `on_trouble` hears in one sentence what is waited for, and "" when it is over.
+    """
+
+    def __init__(
+        self,
+        access: AccessFile,
+        on_trouble: Callable[[str], None] | None = None,
+        watchdog: Callable[[], None] | None = None,
+    ) -> None:
+        self.access = access
+        self._conversation = Conversation(access, watchdog)
+        self.on_trouble = on_trouble or (lambda text: None)
+        self._trouble = ""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # --- beginning and end --------------------------------------------------------------------------
+
+    def connect(self, timeout_s: float = CONNECT_S) -> Welcome:
+        """Say Hello until the boss answers. Raises `BrokerAway` or `BossAway` after `timeout_s` seconds."""
+        talk = self._conversation
+        talk.start()
+        deadline = time.monotonic() + timeout_s
+        while not talk.session:
+            self._require_welcome()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise self._away(timeout_s)
+            talk.wait(left_s)
+        assert talk.welcome is not None
+        return talk.welcome
+
+    def close(self) -> None:
+        """Say Goodbye and disconnect. What the boss was told and did not answer may still happen."""
+        self._conversation.say(Goodbye())
+        self._conversation.stop()
+
+    @property
+    def datastore_address(self) -> str:
+        """Where the boss says the datastore is; empty before it welcomed us."""
+        welcome = self._conversation.welcome
+        return welcome.datastore.address if welcome is not None else ""
+
+    def _require_welcome(self) -> None:
+        if self._conversation.refusal:
+            raise BossAway(f"{self._conversation.refusal}; bring both to the same version")
+
+    def _away(self, tried_s: float) -> PartAway:
+        talk, place = self._conversation, f"{self.access.host}:{self.access.port}"
+        if talk.broker_trouble or not talk.was_connected:
+            reason = talk.broker_trouble or f"the broker at {place} does not answer"
+            advice = "is the boss running? python admin.py start; python admin.py doctor looks at every part"
+            return BrokerAway(f"{reason} (tried for {tried_s:.0f} s); {advice}")
+        advice = (
+            "it may be down (python admin.py start), waiting for its database (python admin.py doctor), "
+            "or have revoked this access file"
+        )
+        return BossAway(f"the broker at {place} answers, the boss does not (tried for {tried_s:.0f} s): {advice}")
+
+    # --- pushing ------------------------------------------------------------------------------------
+
+    def push(
+        self,
+        tasks: Sequence[TaskDefinition],
+        options: PushOptions,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> RunAccepted:
+        """Hand a checked list over; the boss's answer once it is stored. `on_progress` hears how many tasks have
+        arrived.
+
+        Raises `PushRejected`, `BossAway` or `BrokerAway`. After these the push may still be stored: pushing again is
+        harmless.
+        """
+        return _Push(self, tasks, options, on_progress or (lambda count: None)).run()
+
+    # --- requests -----------------------------------------------------------------------------------
+
+    def request(self, verb: str, **arguments: Argument) -> RequestDone:
+        """Ask for something once. Raises `RequestRefused`, `BossAway`, `BrokerAway`."""
+        talk = self._conversation
+        request = Request(secrets.token_hex(12), verb, dict(arguments))
+        began, said_in, said_at = time.monotonic(), 0, 0.0
+        while True:
+            now = time.monotonic()
+            if talk.session and (said_in != talk.sessions or now - said_at >= REPEAT_S):
+                talk.say(request)
+                said_in, said_at = talk.sessions, now
+            message = talk.wait(REPEAT_S)
+            if isinstance(message, RequestDone) and message.request_id == request.request_id:
+                return message
+            if isinstance(message, Refused) and message.about == request.request_id:
+                raise RequestRefused(message.code, message.reason)
+            self._keep_patience(began, PATIENCE_S)
+
+    def _keep_patience(self, began: float, patience_s: float) -> None:
+        """Say what is waited for; give up where nothing was heard for `patience_s`."""
+        self._require_welcome()
+        talk = self._conversation
+        silent_s = time.monotonic() - max(began, talk.heard_at)
+        self._say_trouble(silent_s)
+        if silent_s > patience_s:
+            raise self._away(patience_s)
+
+    def _say_trouble(self, silent_s: float) -> None:
+        talk, text = self._conversation, ""
+        if talk.broker_trouble:
+            text = f"waiting for the broker: {talk.broker_trouble}"
+        elif not talk.session:
+            text = "waiting for the boss: the broker answers, the boss does not"
+        elif talk.welcome is not None and silent_s > 3 * talk.welcome.heartbeat_s:
+            text = f"waiting for the boss: silent for {silent_s:.0f} s"
+        if bool(text) != bool(self._trouble) or text.split(":")[0] != self._trouble.split(":")[0]:
+            self._trouble = text
+            self.on_trouble(text)
+
+    # --- watching -----------------------------------------------------------------------------------
+
+    def watch(self, run: str, again_s: float = WATCH_AGAIN_S) -> Iterator[RunChanged]:
+        """Pictures of a run as it changes, for ever: the caller stops after the one that is `over`.
+
+        The last picture comes again after `again_s` without news. Survives restarts of boss and broker.
+        Raises `RequestRefused` where there is no such run, `BossAway` where the boss will not talk with us any more.
+        """
+        talk = self._conversation
+        asked_in, asked_at, yielded_at = 0, 0.0, time.monotonic()
+        request_id, picture = "", None
+        while True:
+            now = time.monotonic()
+            if talk.session and (asked_in != talk.sessions or now - max(asked_at, yielded_at) >= WATCH_AGAIN_S):
+                request_id = secrets.token_hex(12)
+                talk.say(Request(request_id, "watch", {"run": run}))
+                asked_in, asked_at = talk.sessions, now
+            message = talk.wait(min(again_s, WATCH_AGAIN_S))
+            self._require_welcome()
+            self._say_trouble(talk.silent_s)
+            if isinstance(message, Refused) and message.about == request_id:
+                raise RequestRefused(message.code, message.reason)
+            if isinstance(message, RunChanged) and message.run == run:
+                picture = message
+                yielded_at = asked_at = time.monotonic()
+                yield picture
+            elif picture is not None and time.monotonic() - yielded_at >= again_s:
+                yielded_at = time.monotonic()
+                # `ended` is news; it was told already.
+                yield msgspec.structs.replace(picture, ended=())
+
+    def logs(self, task: str, secret: bytes, run: str = "", attempts: int | None = None) -> Iterator[LogLines]:
+        """A task's output as it is written, from what its worker still holds on, until the task has ended.
+
+        `secret`: the cluster's (`cluster_secret`): workers sign their lines with keys derived from it. `attempts`
+        limits how many are followed. Raises `RequestRefused` for a task that is not there.
+        """
+        return _Following(self, task, secret, run, attempts).lines()
+
+
+class _Push:
+    """One push under way."""
+
+    def __init__(
+        self, client: Client, tasks: Sequence[TaskDefinition], options: PushOptions, on_progress: Callable[[int], None]
+    ) -> None:
+        self._client = client
+        self._talk = client._conversation
+        self._tasks = tasks
+        self._options = options
+        self._on_progress = on_progress
+        self._bounds, digest = _cut(tasks)
+        # A nonce: only a repetition of this very call is the same push; the same file pushed later is a new one.
+        content = digest + msgspec.json.encode(options) + secrets.token_bytes(16)
+        self.push_id = hashlib.blake2b(content, digest_size=16).hexdigest()
+        self._said_in = 0
+        self._on_the_way: dict[int, float] = {}
+        self._received: set[int] = set()
+        self._next = 0
+        self._nudged_at = 0.0
+
+    def run(self) -> RunAccepted:
+        """Until the answer."""
+        began = time.monotonic()
+        patience_s = PATIENCE_S + len(self._tasks) / PATIENCE_TASKS_PER_S
+        while True:
+            if self._talk.session:
+                self._send_what_is_due(time.monotonic())
+            message = self._talk.wait(LONG_WAIT_S)
+            if isinstance(message, ChunkReceived) and message.push_id == self.push_id:
+                self._on_received(message.k)
+            elif isinstance(message, RunAccepted) and message.push_id == self.push_id:
+                return message
+            elif isinstance(message, RunRejected) and message.push_id == self.push_id:
+                raise PushRejected(message.problems)
+            elif isinstance(message, Refused) and message.about == self.push_id:
+                # Too many pushes at once: what was said is said again in a moment.
+                self._on_the_way = {k: time.monotonic() - REPEAT_S + BUSY_S for k in self._on_the_way}
+            self._client._keep_patience(began, patience_s)
+
+    def _send_what_is_due(self, now: float) -> None:
+        if self._said_in != self._talk.sessions:
+            # Another session: whoever speaks in it may know nothing of this push.
+            self._said_in, self._next, self._nudged_at = self._talk.sessions, 0, now
+            self._on_the_way.clear()
+            self._received.clear()
+        for k, said_at in tuple(self._on_the_way.items()):
+            if now - said_at >= REPEAT_S:
+                self._send(k, now)
+        while self._next < len(self._bounds) and len(self._on_the_way) < WINDOW:
+            self._send(self._next, now)
+            self._next += 1
+        if len(self._received) == len(self._bounds) and now - self._nudged_at >= REPEAT_S:
+            # All is there and the answer is not: it may be lost. A chunk that comes again is answered with it.
+            self._nudged_at = now
+            self._send(len(self._bounds) - 1, now, counted=False)
+
+    def _send(self, k: int, now: float, counted: bool = True) -> None:
+        start, end = self._bounds[k]
+        self._talk.say(SubmitTasks(self.push_id, k, len(self._bounds), self._options, tuple(self._tasks[start:end])))
+        if counted:
+            self._on_the_way[k] = now
+
+    def _on_received(self, k: int) -> None:
+        self._on_the_way.pop(k, None)
+        if 0 <= k < len(self._bounds) and k not in self._received:
+            self._received.add(k)
+            self._nudged_at = time.monotonic()
+            self._on_progress(sum(end - start for start, end in (self._bounds[k] for k in self._received)))
+
+
+LONG_WAIT_S = 1.0
+"""Between looks at what is due in a push."""
+
+
+def _cut(tasks: Sequence[TaskDefinition]) -> tuple[list[tuple[int, int]], bytes]:
+    """Chunks of a list as (start, end), each at most `BATCH_COUNT` tasks and `BATCH_BYTES` (but a larger task travels
+    alone); and a hash of it all."""
+    bounds, digest = [], hashlib.blake2b(digest_size=32)
+    encode = msgspec.json.Encoder().encode
+    start = size = 0
+    for index, task in enumerate(tasks):
+        data = encode(task)
+        digest.update(data)
+        if index > start and (index - start >= BATCH_COUNT or size + len(data) > BATCH_BYTES):
+            bounds.append((start, index))
+            start, size = index, 0
+        size += len(data)
+    bounds.append((start, len(tasks)))
+    return bounds, digest.digest()
+
+
+class _Following:
+    """One task's output followed."""
+
+    def __init__(self, client: Client, task: str, secret: bytes, run: str, attempts: int | None) -> None:
+        self._client = client
+        self._talk = client._conversation
+        self._task = task
+        self._secret = secret
+        self._run = run
+        self._attempts_left = attempts
+        self._pending: list[LogLines] = []
+        self._task_no: int | None = None
+        self._last: dict[tuple[int, str], int] = {}
+        self._ended: set[tuple[int, str]] = set()
+
+    def lines(self) -> Iterator[LogLines]:
+        """See `Client.logs`."""
+        cluster_id = self._client.access.cluster_id
+        # Until the boss has told the task's number, every task's lines are heard: the first come with its answer.
+        every = f"ecloud/{cluster_id}/logs/+"
+        self._talk.subscribe(every)
+        self._talk.on_other = self._take
+        topics = [every]
+        try:
+            while True:
+                answer = self._client.request("logs", ids=[self._task], run=self._run or None)
+                if self._task_no is None and answer.names:
+                    self._task_no = int(answer.names[0])
+                    topics.append(logs_topic(cluster_id, self._task_no))
+                    self._talk.subscribe(topics[1])
+                    self._talk.unsubscribe(topics.pop(0))
+                yield from self._arrived()
+                if not answer.count and answer.text in {state.value for state in ENDED}:
+                    return
+                yield from self._listen(LOGS_AGAIN_S if answer.count else LOGS_LOOK_S)
+                if self._attempts_left is not None and len({n for n, _ in self._ended}) >= self._attempts_left:
+                    return
+        finally:
+            self._talk.on_other = lambda topic, payload: None
+            for topic in topics:
+                self._talk.unsubscribe(topic)
+
+    def _listen(self, most_s: float) -> Iterator[LogLines]:
+        """What comes in `most_s` seconds, or until the attempt has ended."""
+        until, ended, sessions = time.monotonic() + most_s, len(self._ended), self._talk.sessions
+        while (left_s := until - time.monotonic()) > 0 and self._talk.sessions == sessions:
+            self._talk.wait(min(left_s, 0.1))
+            yield from self._arrived()
+            if len(self._ended) - ended >= 2:
+                until = min(until, time.monotonic() + LOGS_LOOK_S)
+
+    def _arrived(self) -> Iterator[LogLines]:
+        if self._task_no is None:
+            return
+        pending, self._pending = self._pending, []
+        for lines in pending:
+            key = (lines.number, lines.stream)
+            if lines.task_no != self._task_no or (lines.start <= self._last.get(key, -1) and not lines.ended):
+                continue  # another task's, or heard already
+            self._last[key] = lines.start
+            if lines.ended:
+                self._ended.add(key)
+            yield lines
+
+    def _take(self, topic: str, payload: bytes) -> None:
+        try:
+            envelope, _ = wire.decode(payload, topic, lambda name: derive_key(self._secret, name))
+        except Unreadable as error:
+            self._talk.ignored[error.why] += 1
+            return
+        if isinstance(envelope.message, LogLines):
+            self._pending.append(envelope.message)

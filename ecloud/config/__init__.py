@@ -1,0 +1,1 @@
+"""Settings, secrets, and where a cluster keeps its files on this machine."""

@@ -1,0 +1,298 @@
+"""Every setting, its unit, its default: read from `settings.py`, the environment and the command line, checked, then
+frozen."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import runpy
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ecloud.config import this_host
+from ecloud.config.home import Home
+from ecloud.model.tasks import Resources
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class SettingsWrong(Exception):
+    """The settings can't be used. `problems`: every one, with the setting's name and what to do."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """VMs of one kind. `cpus` 0: all of the machine; `memory_mb` 0: the machine's share. `template`: of an OpenNebula,
+    by name or id. `code`: how a VM gets ours: its image has it, or the boss brings it by SSH, as `ssh_user` at
+    `ssh_port`."""
+
+    name: str
+    cloud: str = "local"
+    minimum: int = 0
+    maximum: int = 1
+    cpus: float = 1.0
+    memory_mb: float = 0.0
+    gpus: float = 0.0
+    labels: tuple[str, ...] = ()
+    spillover: bool = False
+    template: str = ""
+    code: str = "image"
+    ssh_user: str = "root"
+    ssh_port: int = 22
+
+
+def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
+    """Local workers: one per core, and one of all cores and GPUs for tasks that fit no other."""
+    cores, gpus = cores or int(this_host.cpus()), len(this_host.gpus())
+    pools = [PoolSettings("local", maximum=cores)]
+    if cores > 1 or gpus:
+        pools.append(PoolSettings("local_whole", maximum=1, cpus=float(cores), gpus=float(gpus), spillover=True))
+    return tuple(pools)
+
+
+def size_of(pool: PoolSettings) -> Resources:
+    """What one VM of a pool offers, with this machine's amounts where the pool leaves them open."""
+    cores = this_host.cpus()
+    cpus = pool.cpus or cores
+    memory_mb = pool.memory_mb or float(int(this_host.memory_mb() * min(1.0, cpus / cores)))
+    return {"cpus": cpus, "memory_mb": memory_mb, "gpus": pool.gpus}
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All settings, lower-case. Times in seconds. What each means stands in settings.example.py."""
+
+    home: str = "~/.ecloud"
+    database_url: str = ""
+    broker_host: str = ""
+    broker_port: int = 1883
+    broker_user: str = ""
+    broker_password: str = ""
+    broker_tls: bool = False
+    broker_ca: str = ""
+    datastore: str = ""
+    boss_template: str = ""
+    datastore_template: str = ""
+    datastore_at: str = ""
+    pools: tuple[PoolSettings, ...] = ()
+    opennebula_url: str = ""
+    opennebula_user: str = ""
+    opennebula_password: str = ""
+    opennebula_ca: str = ""
+    opennebula_proxy: str = ""
+    shell: str = "/bin/sh"
+    heartbeat_s: float = 5.0
+    lease_s: float = 60.0
+    lease_margin_s: float = 5.0
+    stop_grace_s: float = 10.0
+    retry_backoff_s: float = 1.0
+    idle_vm_s: float = 60.0
+    vm_boot_s: float = 300.0
+    vm_pending_s: float = 120.0
+    vm_unanswered_s: float = 90.0
+    vm_orphan_s: float = 120.0
+    end_vms_s: float = 900.0
+    vm_hours_per_day: float = 0.0
+    vm_hours_per_run: float = 0.0
+    hook_command: str = ""
+    boss_gone_exit_s: float = 3600.0
+    max_tasks_per_push: int = 2_000_000
+    cache_mb: float = 10_000.0
+    transfer_lanes: int = 8
+    datastore_stall_s: float = 60.0
+    keep_runs_days: float = 30.0
+    on_old_runs: str = "archive"
+    log_level: str = "INFO"
+
+    @property
+    def home_directory(self) -> Home:
+        """The home as paths."""
+        return Home(self.home)
+
+    @property
+    def all_pools(self) -> tuple[PoolSettings, ...]:
+        """The pools that are set, else those of this machine."""
+        return self.pools or default_pools()
+
+
+_CHOICES = {
+    "on_old_runs": ("archive", "drop"),
+    "log_level": ("DEBUG", "INFO", "WARNING", "ERROR"),
+}
+_AT_LEAST: dict[str, float] = {
+    "heartbeat_s": 0.05,
+    "lease_s": 0.2,
+    "lease_margin_s": 0.0,
+    "stop_grace_s": 0.0,
+    "retry_backoff_s": 0.0,
+    "idle_vm_s": 0.0,
+    "vm_boot_s": 1.0,
+    "vm_pending_s": 1.0,
+    "vm_unanswered_s": 1.0,
+    "vm_orphan_s": 1.0,
+    "end_vms_s": 1.0,
+    "vm_hours_per_day": 0.0,
+    "vm_hours_per_run": 0.0,
+    "boss_gone_exit_s": 1.0,
+    "max_tasks_per_push": 1,
+    "cache_mb": 0.0,
+    "transfer_lanes": 1,
+    "datastore_stall_s": 1.0,
+    "keep_runs_days": 0.0,
+    "broker_port": 1,
+}
+_AT_MOST: dict[str, float] = {"broker_port": 65_535}
+_SECRET = ("broker_password", "database_url", "opennebula_password", "opennebula_proxy")
+"""Never shown, not even where they are wrong."""
+MAX_POOL_NAME_CHARS = 64
+_SSH_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+CLOUDS = ("local", "opennebula")
+WAYS_OF_CODE = ("image", "ssh")
+
+
+def settings_path() -> Path:
+    """The settings file that is read where it exists: `$ECLOUD_SETTINGS`, else settings.py beside admin.py."""
+    named = os.environ.get("ECLOUD_SETTINGS")
+    return Path(named).expanduser() if named else ROOT / "settings.py"
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings file, then `$ECLOUD_HOME`, then `overrides` (None values count as not given). Raises `SettingsWrong`."""
+    values: dict[str, Any] = {}
+    path = settings_path()
+    if path.exists():
+        values.update(_read(path))
+    elif os.environ.get("ECLOUD_SETTINGS"):
+        raise SettingsWrong([f"ECLOUD_SETTINGS names {path}, which does not exist: write it, or unset ECLOUD_SETTINGS"])
+    if os.environ.get("ECLOUD_HOME"):
+        values["home"] = os.environ["ECLOUD_HOME"]
+    values.update({name: value for name, value in (overrides or {}).items() if value is not None})
+    return _checked(values, str(path) if path.exists() else "settings")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        module = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else line
+        raise SettingsWrong([f"{path}{line}: {type(error).__name__}: {error}"]) from None
+    return {name.lower(): value for name, value in module.items() if name.isupper() and not name.startswith("_")}
+
+
+def _checked(values: dict[str, Any], where: str) -> Settings:
+    problems = []
+    known = Settings.__struct_fields__
+    for name in sorted(set(values) - set(known)):
+        nearest = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {nearest[0].upper()}?" if nearest else "; see settings.example.py"
+        problems.append(f"{where}: {name.upper()} is no setting{hint}")
+    usable = {}
+    for name in known:
+        if name in values:
+            try:
+                usable[name] = _converted(name, values[name])
+            except (msgspec.ValidationError, ValueError, TypeError) as error:
+                shown = "" if name in _SECRET else f" = {values[name]!r}"
+                problems.append(f"{where}: {name.upper()}{shown}: {error}")
+    for name, value in usable.items():
+        if problem := _out_of_bounds(name, value):
+            problems.append(f"{where}: {name.upper()} = {value!r}: {problem}")
+    pools = usable.get("pools", ())
+    problems += [f"{where}: POOLS: {problem}" for problem in _pool_problems(pools)]
+    problems += [f"{where}: {problem}" for problem in _machine_problems(usable)]
+    machines = usable.get("boss_template") or usable.get("datastore_template")
+    if machines or any(pool.cloud == "opennebula" for pool in pools):
+        problems += [f"{where}: {problem}" for problem in _opennebula_problems(usable)]
+    if not problems and usable.get("lease_s", 60.0) < 2 * usable.get("heartbeat_s", 5.0):
+        problems.append(
+            f"{where}: LEASE_S must be at least twice HEARTBEAT_S, or a single late heartbeat loses a worker"
+        )
+    if problems:
+        raise SettingsWrong(problems)
+    return Settings(**usable)
+
+
+def _out_of_bounds(name: str, value: Any) -> str:
+    """What is wrong with a value of the right type, or nothing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if value < _AT_LEAST.get(name, value):
+        return f"at least {_AT_LEAST[name]:g}"
+    if value > _AT_MOST.get(name, value):
+        return f"at most {_AT_MOST[name]:g}"
+    if value not in _CHOICES.get(name, (value,)):
+        return f"one of {', '.join(_CHOICES[name])}"
+    return ""
+
+
+def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
+    names = [pool.name for pool in pools]
+    yield from (f"two pools are named {name}" for name in sorted(set(names)) if names.count(name) > 1)
+    for pool in pools:
+        if not 0 < len(pool.name) <= MAX_POOL_NAME_CHARS:
+            yield f"a pool's name has 1 to {MAX_POOL_NAME_CHARS} characters, not {len(pool.name)}"
+        if pool.cloud not in CLOUDS:
+            yield f"{pool.name}: cloud = {pool.cloud!r}: one of {', '.join(CLOUDS)}"
+        for field in ("minimum", "maximum", "cpus", "memory_mb", "gpus"):
+            amount = getattr(pool, field)
+            if not 0 <= amount < math.inf:
+                yield f"{pool.name}: {field} = {amount!r}: a finite number, at least 0"
+        if pool.gpus % 1:
+            yield f"{pool.name}: gpus = {pool.gpus:g}: a whole number"
+        if pool.cloud == "opennebula":
+            if not pool.template.strip():
+                yield f"{pool.name}: template: the name or id of an OpenNebula template"
+            if not (pool.cpus and pool.memory_mb):
+                yield f"{pool.name}: cpus and memory_mb: how much a VM of its template has to offer"
+            if pool.code not in WAYS_OF_CODE:
+                yield f"{pool.name}: code = {pool.code!r}: one of {', '.join(WAYS_OF_CODE)}"
+            if not _SSH_USER.fullmatch(pool.ssh_user):
+                yield f"{pool.name}: ssh_user = {pool.ssh_user!r}: the name of a user of its VMs, root in most images"
+            if not 0 < pool.ssh_port <= 65_535:
+                yield f"{pool.name}: ssh_port = {pool.ssh_port!r}: a port, 22 in most images"
+        elif pool.code != "image":
+            yield f"{pool.name}: code = {pool.code!r}: for pools of cloud opennebula only"
+        elif pool.template:
+            yield f"{pool.name}: template = {pool.template!r}: for pools of cloud opennebula only"
+        if pool.minimum > pool.maximum:
+            yield f"{pool.name}: minimum {pool.minimum} is more than maximum {pool.maximum}"
+
+
+def _opennebula_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, example in (("url", "http://HOST:2633/RPC2"), ("user", "ecloud"), ("password", "the user's")):
+        if not values.get(f"opennebula_{name}"):
+            yield f"OPENNEBULA_{name.upper()} is needed by the pools of an OpenNebula, e.g. {example}"
+    url = values.get("opennebula_url", "")
+    if url and not url.startswith(("http://", "https://")):
+        yield f"OPENNEBULA_URL = {url!r}: an address that begins with http:// or https://, e.g. http://HOST:2633/RPC2"
+    if ":" in values.get("opennebula_user", ""):
+        yield "OPENNEBULA_USER: a name without a colon; the password has a setting of its own"
+
+
+def _machine_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    at = values.get("datastore_at", "")
+    if values.get("datastore_template") and not (at.count("*") == 1 and "@*" in at and ":/" in at):
+        yield f"DATASTORE_AT = {at!r}: where on the machine of DATASTORE_TEMPLATE files are, e.g. ecloud@*:/srv/ecloud"
+
+
+def _converted(name: str, value: Any) -> Any:
+    kind = Settings.__annotations__[name]
+    if name == "pools":
+        return tuple(pool if isinstance(pool, PoolSettings) else msgspec.convert(pool, PoolSettings) for pool in value)
+    if isinstance(value, Path):
+        value = str(value)
+    types: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
+    wanted = types[kind]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    return msgspec.convert(value, wanted)

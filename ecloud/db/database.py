@@ -1,0 +1,240 @@
+"""From settings to a database that can be asked: engines, their pragmas, and errors in words people can act on.
+
+Owns no tables (`ecloud.db.schema`) and no migrations (`migrate` below runs those of migrations/). Never writes a row.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+
+from ecloud.config.settings import ROOT, Settings, SettingsWrong
+from ecloud.db.schema import REVISION
+
+BUSY_S = 10.0
+"""How long a reader or writer of SQLite waits for another."""
+CONNECT_S = 5
+PING_AFTER_S = 1.0
+ANSWER_S = 120.0
+"""How long a server may take for one statement; a door that must answer soon asks for less."""
+BACKUPS_KEPT = 5
+MIGRATIONS = ROOT / "migrations"
+
+_SESSION = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00'"
+"""What does not fit is refused, not cut; the server's clock is read in UTC."""
+
+
+class DatabaseAway(Exception):
+    """The database can't be asked now: which, where, why, and what to do."""
+
+
+class SchemaWrong(Exception):
+    """The tables are of another version than this code; the text says what to run."""
+
+
+def database_url(settings: Settings) -> URL:
+    """Where the tables are: the setting, or SQLite in the home. Raises `SettingsWrong`."""
+    if not settings.database_url:
+        return URL.create("sqlite", database=str(settings.home_directory.database))
+    example = "write it as mysql://USER:PASSWORD@HOST:3306/DATABASE or sqlite:////path/to/file"
+    try:
+        url = make_url(settings.database_url)
+    except (sa.exc.ArgumentError, ValueError):  # their text would show the password
+        raise SettingsWrong([f"DATABASE_URL can't be read: {example}"]) from None
+    kind = url.drivername
+    if url.get_backend_name() not in ("sqlite", "mysql", "mariadb"):
+        raise SettingsWrong([f"DATABASE_URL names {kind}; ECLOUD knows MySQL, MariaDB and SQLite: {example}"])
+    if not url.database:
+        raise SettingsWrong([f"DATABASE_URL names no database: {example}"])
+    return url.set(drivername="mysql+pymysql") if kind in ("mysql", "mariadb", "mariadb+pymysql") else url
+
+
+def make_engine(url: URL | str, answer_s: float = ANSWER_S) -> Engine:
+    """An engine that connects when first asked. Raises nothing for a server that is away: see `explain`."""
+    url = make_url(url)
+    if url.get_backend_name() == "sqlite":
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
+        sa.event.listen(engine, "connect", _set_pragmas)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    arguments = {
+        "connect_timeout": CONNECT_S,
+        "read_timeout": answer_s,
+        "write_timeout": answer_s,
+        "charset": "utf8mb4",
+        "init_command": _SESSION,
+    }
+    # No ROLLBACK when a connection comes back: every transaction is ended by then, and each word is a round trip.
+    engine = sa.create_engine(url, connect_args=arguments, pool_recycle=3600, pool_reset_on_return=None)
+    sa.event.listen(engine, "checkin", _note_rest)
+    sa.event.listen(engine, "checkout", _ping_after_rest)
+    return engine
+
+
+def _note_rest(connection: Any, record: Any) -> None:
+    record.info["rests_since"] = time.monotonic()
+
+
+def _ping_after_rest(connection: Any, record: Any, proxy: object) -> None:
+    """A connection that rested may be dead: then another is made. One that was used just now is not asked."""
+    if time.monotonic() - record.info.get("rests_since", -math.inf) < PING_AFTER_S:
+        return
+    try:
+        connection.ping(False)
+    except Exception as error:
+        raise sa.exc.DisconnectionError from error
+
+
+def _set_pragmas(connection: Any, record: object) -> None:
+    connection.isolation_level = None  # transactions are ours to begin
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA cache_size=-65536")
+    cursor.execute("PRAGMA journal_size_limit=67108864")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A writer takes the lock at once: one that reads first could lose it to another and fail for good.
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def database_now(connection: Connection) -> float:
+    """Epoch seconds by the clock that `leader.renewed_at` is written with: the server's, or ours for a file."""
+    if connection.dialect.name == "sqlite":
+        return time.time()
+    return float(connection.exec_driver_sql("SELECT UNIX_TIMESTAMP(NOW(6))").scalar_one())
+
+
+def where(url: URL) -> str:
+    """The database in words, without its password."""
+    if url.get_backend_name() == "sqlite":
+        return f"the SQLite file {url.database}"
+    return f"the database {url.database} at {url.host or 'localhost'}:{url.port or 3306}"
+
+
+_SERVER_ADVICE = {
+    1040: "it has no connection left: raise its max_connections",
+    1044: "grant the user rights on it",
+    1045: "check the user and password in DATABASE_URL",
+    1142: "grant the user rights on its tables",
+    1146: "its tables are missing: python admin.py migrate",
+    1153: "raise its max_allowed_packet to 16 MB or more",
+    2003: "check DATABASE_URL and that the server runs",
+    2005: "check the host in DATABASE_URL",
+    2013: "check that the server runs",
+}
+_FILE_ADVICE = (
+    ("no such table", "its tables are missing: python admin.py migrate"),
+    ("not a database", "move it away, or put back one of the backups"),
+    ("malformed", "put back one of the backups"),
+    ("locked", "another process writes it; try again"),
+    ("full", "make room on its disk"),
+    ("", "check its directory, its disk and your rights"),
+)
+
+
+def explain(error: BaseException, url: URL) -> str:
+    """One sentence on a database error: which database, what happened, what to do."""
+    original = getattr(error, "orig", None) or error
+    arguments: tuple[object, ...] = getattr(original, "args", ())
+    text = str(arguments[1]) if len(arguments) > 1 else str(original)
+    if url.get_backend_name() == "sqlite":
+        advice: str | None = next(advice for words, advice in _FILE_ADVICE if words in text)
+    elif arguments and arguments[0] == 1049:
+        advice = f"make it: CREATE DATABASE {url.database}"
+    else:
+        advice = _SERVER_ADVICE.get(arguments[0] if arguments and isinstance(arguments[0], int) else -1)
+    return f"{where(url)} can't be used: {text}" + (f"; {advice}" if advice else "")
+
+
+# --- the tables' revision -------------------------------------------------------------------------
+
+
+def present_revision(engine: Engine) -> str | None:
+    """The schema's revision; None for an empty database. Raises `DatabaseAway`."""
+    try:
+        with engine.connect() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+            return None if found is None else str(found)
+    except sa.exc.SQLAlchemyError as error:
+        raise DatabaseAway(explain(error, engine.url)) from None
+
+
+def require_schema(engine: Engine) -> None:
+    """Raises `SchemaWrong` unless the tables are of this code's revision."""
+    _require(engine, present_revision(engine))
+
+
+def _require(engine: Engine, present: str | None) -> None:
+    if present == REVISION:
+        return
+    place = where(engine.url)
+    if present is not None and present > REVISION:
+        raise SchemaWrong(
+            f"{place} has schema {present}, newer than {REVISION} of this ECLOUD, and python admin.py migrate "
+            "leads forward only: update ECLOUD"
+        )
+    state = f"schema {present}" if present else "no tables yet"
+    raise SchemaWrong(f"{place} has {state}; this ECLOUD needs {REVISION}: run python admin.py migrate")
+
+
+def migrate(engine: Engine, backups: Path | None = None) -> str | None:
+    """Bring the tables to this code's revision; an older SQLite file is copied into `backups` first. The copy's path.
+
+    What was cut off half-way is gone on with. Raises `DatabaseAway`, `SchemaWrong` for a database newer than this code
+    or of a revision that no migration leads from.
+    """
+    present = present_revision(engine)
+    if present == REVISION:
+        return None
+    if present is not None and present > REVISION:
+        _require(engine, present)
+    backup = None
+    if present is not None and engine.url.get_backend_name() == "sqlite" and backups is not None:
+        try:
+            backup = _back_up(Path(str(engine.url.database)), backups, present)
+        except (OSError, sqlite3.Error) as error:
+            told = f"{where(engine.url)} can't be copied into {backups}: {error}"
+            raise DatabaseAway(f"{told}; it was left as it is: make room and see to your rights") from None
+    from alembic import command  # here, since it takes a quarter of a second to import
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    try:
+        with engine.connect().execution_options(writes=True) as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+    except sa.exc.SQLAlchemyError as error:
+        raise DatabaseAway(explain(error, engine.url)) from None
+    except CommandError as error:
+        raise SchemaWrong(
+            f"{where(engine.url)} has schema {present}, which can't be brought to {REVISION}: {error}"
+        ) from None
+    return backup
+
+
+def _back_up(file: Path, backups: Path, revision: str) -> str:
+    """A whole copy, whoever writes meanwhile; the oldest copies beyond `BACKUPS_KEPT` go."""
+    backups.mkdir(mode=0o700, parents=True, exist_ok=True)
+    to = backups / f"ecloud-{revision}-{time.strftime('%Y%m%d-%H%M%S')}.db"
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(to)) as copy:
+        source.backup(copy)
+    to.chmod(0o600)
+    for old in sorted(backups.glob("ecloud-*.db"), key=lambda path: path.stat().st_mtime)[:-BACKUPS_KEPT]:
+        old.unlink()
+    return str(to)

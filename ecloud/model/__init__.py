@@ -1,0 +1,1 @@
+"""What boss, workers and clients share: messages, tasks, topics, states. Pure."""

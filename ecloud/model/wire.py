@@ -1,0 +1,506 @@
+"""What boss, workers and clients say to each other: messages, envelope, signature, protocol version.
+
+Owns the bytes on the wire. `decode` answers any bytes with an `Envelope` or with one error, `Unreadable`.
+Never connects, never looks at a clock. docs/protocol.md is drawn from these classes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+from collections.abc import Callable
+
+import msgspec
+
+from ecloud.model.tasks import Int32, Int64, Outcome, Resources, TaskBody, TaskDefinition
+from ecloud.model.transfer_status import HeldInput, Moving
+
+PROTOCOL_VERSION = 1
+OUTCOMES_ACCEPTED_FROM_VERSION = 0
+"""Outcomes of the version before ours are accepted, so that an upgrade loses no finished work."""
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Refused above. A task of 1 MB of commands, escaped at worst six-fold, still fits in one message."""
+BATCH_BYTES = 1024 * 1024
+"""A batch is closed when it reaches this size; a single item larger than it travels alone."""
+DRAINING = "it is being drained"
+"""Why a worker gives back what it was just given. A boss that knows nothing of that says `Undrain` again."""
+BATCH_COUNT = 512
+"""A batch is closed at this many items."""
+MAX_NAME_CHARS = 64
+"""Longest peer name, key name, session, nonce or cluster id."""
+
+
+# --- values inside messages ---------------------------------------------------------------------
+
+
+class HeldAttempt(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
+    """One attempt in a worker's inventory. `state`: queued, running or ended (its outcome is in the spool)."""
+
+    task_no: Int64
+    number: Int32
+    state: str
+
+
+class AttemptName(msgspec.Struct, frozen=True, array_like=True):
+    """(task_no, number): the fencing token."""
+
+    task_no: Int64
+    number: Int32
+
+
+class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One attempt to run. `init` tells that it prepares the worker process for its run and goes before all others of
+    that run.
+
+    `after_init`: the init tasks that must have succeeded in this worker process; without them the attempt is given
+    back. `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the worker picks the
+    indices. `keep_dir` keeps the working directory.
+    """
+
+    task_no: Int64
+    number: Int32
+    run: str
+    run_no: Int64
+    asks: Resources
+    init: bool = False
+    after_init: tuple[Int64, ...] = ()
+    keep_dir: bool = False
+    body: TaskBody | None = None
+
+
+class StartedAttempt(msgspec.Struct, frozen=True, array_like=True):
+    """An attempt that started `ago_s` seconds before the message was sent."""
+
+    task_no: Int64
+    number: Int32
+    ago_s: float
+
+
+class TaskEnded(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line for those who watch a run. `state` is the task's, `text` says why where it did not succeed."""
+
+    task_no: Int64
+    id: str
+    state: str
+    text: str = ""
+
+
+class DatastoreAccess(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where files are and what opens it. `address`: `dir:/path`, or `user@host[:port]:/root` over SSH; then `host_key`
+    is the only one to be believed there, and `credential` a certificate for the key that the worker's `Hello` named.
+    `by_sftp`: there is no gate.
+    """
+
+    address: str
+    credential: str = ""
+    host_key: str = ""
+    by_sftp: bool = False
+
+    def is_same_place(self, other: DatastoreAccess) -> bool:
+        """Whether they differ in nothing but the credential."""
+        return (self.address, self.host_key, self.by_sftp) == (other.address, other.host_key, other.by_sftp)
+
+
+class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """A peer opens. It changes nothing until a message in the session that `Welcome` names follows.
+
+    `kind`: worker or client. `home`: name of the worker's locked home directory, so that a newer process of the same
+    home speaks for the older one. `lives_s`: seconds until this machine ends, if it is known. `ssh_key`: the public key
+    that is to open the datastore. `boot_s`: what was done at this machine's start, and how many seconds
+    before this Hello.
+    """
+
+    nonce: str
+    kind: str
+    software: str = ""
+    host: str = ""
+    addresses: tuple[str, ...] = ()
+    boot_id: str = ""
+    home: str = ""
+    pid: Int64 = 0
+    vm: str = ""
+    boot_nonce: str = ""
+    resources: Resources = {}
+    labels: tuple[str, ...] = ()
+    lives_s: float | None = None
+    attempts: tuple[HeldAttempt, ...] = ()
+    ssh_key: str = ""
+    boot_s: dict[str, float] = {}
+
+
+class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """The boss answers a `Hello`. The session counts from the peer's next message."""
+
+    nonce: str
+    session: str
+    heartbeat_s: float
+    lease_s: float
+    datastore: DatastoreAccess = DatastoreAccess("")
+    settings: dict[str, float] = {}
+    shell: str = "/bin/sh"
+
+
+class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """I live. `orders_seen`: number of the last boss message handled; `attempts`: everything the worker holds.
+
+    `trouble` is a sentence when the worker can't start anything now (disk full, datastore away). `access_s`: how
+    long its access to the datastore is still good, 0 where that is not taken there; None where it has none and
+    needs none. `lane`: the lane it holds, 0 for none; `wants_bytes`: what it has to move and has no lane for, as
+    far as it is known, None for nothing. `moving`: what it moves now. `inputs`: the big ones that it keeps, used
+    last first; None where nothing changed since it told in this session, or it keeps none and never told of any.
+    """
+
+    orders_seen: Int64
+    attempts: tuple[HeldAttempt, ...] = ()
+    spooled: Int64 = 0
+    free_disk_mb: float | None = None
+    load: float | None = None
+    trouble: str = ""
+    access_s: float | None = None
+    lane: Int64 = 0
+    wants_bytes: Int64 | None = None
+    moving: Moving | None = None
+    inputs: tuple[HeldInput, ...] | None = None
+
+
+class MovingChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Between heartbeats, and never answered: what the worker moves now, where it has moved for long; None when nothing
+    moves any more of which it told."""
+
+    moving: Moving | None = None
+
+
+class HeartbeatAnswered(msgspec.Struct, frozen=True, tag=True):
+    """Renews the lease, counted by the worker from sending heartbeat number `number`."""
+
+    number: Int64
+
+
+class DatastoreGranted(msgspec.Struct, frozen=True, tag=True):
+    """Access to the datastore, good for `lives_s` from now; or that it is somewhere else from now on."""
+
+    datastore: DatastoreAccess
+    lives_s: float = 0.0
+
+
+class TransfersWanted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """A worker has something to move over SSH and no lane. `bytes`: how much, as far as it is known."""
+
+    bytes: Int64 = 0
+
+
+class TransfersGranted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Lane `lane` is the worker's: one connection to the datastore. None for `lives_s`: while nobody waits; else others
+    wait, and it begins nothing more on it after `lives_s`. Said again of the same lane when that changes."""
+
+    lane: Int64
+    lives_s: float | None = None
+
+
+class TransfersEnded(msgspec.Struct, frozen=True, tag=True):
+    """The lane is given back: its connection is closed."""
+
+    lane: Int64
+
+
+class StartTasks(msgspec.Struct, frozen=True, tag=True):
+    """Run these, in this order as far as resources allow."""
+
+    attempts: tuple[AttemptOrder, ...]
+
+
+class ReturnTasks(msgspec.Struct, frozen=True, tag=True):
+    """Give these back unless they started."""
+
+    attempts: tuple[AttemptName, ...]
+
+
+class TasksReturned(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """These are given back: they did not start, or could not be run here through no fault of the task."""
+
+    attempts: tuple[AttemptName, ...]
+    reason: str = ""
+
+
+class StopTasks(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """End these: TERM to everything they started, KILL after `grace_s`. Each still gets an outcome."""
+
+    attempts: tuple[AttemptName, ...]
+    grace_s: float
+    reason: str = ""
+
+
+class TasksStarted(msgspec.Struct, frozen=True, tag=True):
+    """These run. Said of what has run for 0.5 s: of shorter ones only `TasksEnded` tells."""
+
+    attempts: tuple[StartedAttempt, ...]
+
+
+class TasksEnded(msgspec.Struct, frozen=True, tag=True):
+    """Outcomes, repeated from the spool until `OutcomesStored` names them."""
+
+    outcomes: tuple[Outcome, ...]
+
+
+class OutcomesStored(msgspec.Struct, frozen=True, tag=True):
+    """These outcomes are committed, stale or unknown: drop them from the spool. Said only after the commit."""
+
+    attempts: tuple[AttemptName, ...]
+
+
+class StreamLogs(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Send the output of a running task to its logs topic, for `seconds` from now (0: stop)."""
+
+    task_no: Int64
+    number: Int32
+    seconds: float
+
+
+class LogLines(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """A piece of a running task's output. `start`: bytes of that stream before it; `ended` with the last one."""
+
+    task_no: Int64
+    number: Int32
+    stream: str
+    start: Int64
+    text: str
+    ended: bool = False
+
+
+class Drain(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Start nothing more; end what runs. With `then_exit`, leave when idle."""
+
+    reason: str = ""
+    then_exit: bool = False
+
+
+class Undrain(msgspec.Struct, frozen=True, tag=True):
+    """Start tasks again."""
+
+
+class Exit(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Stop what runs (its attempts are lost) and leave now."""
+
+    reason: str = ""
+
+
+class Goodbye(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """A peer leaves; a worker that says so holds nothing more. Outcomes it could not deliver come with it."""
+
+    reason: str = ""
+
+
+class DrainWanted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """A worker asks to be drained: it got SIGTERM, or its machine is about to end. It starts nothing more."""
+
+    reason: str = ""
+
+
+class PushOptions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a task list goes into its run."""
+
+    run: str
+    merge_strategy: str = "keep_succeeded"
+    skip_existing: bool = False
+    keep_dirs: bool = False
+    vm_hours: float | None = None
+    """A budget for the run's work, 0 for none; None leaves what was asked for before."""
+
+
+class SubmitTasks(msgspec.Struct, frozen=True, tag=True):
+    """Chunk `k` of `n` of a push. `push_id`: hash of options and content, so that a repeated push is known as one."""
+
+    push_id: str
+    k: Int64
+    n: Int64
+    options: PushOptions
+    tasks: tuple[TaskDefinition, ...]
+
+
+class ChunkReceived(msgspec.Struct, frozen=True, tag=True):
+    """The boss holds chunk `k` (not yet stored: repeat all chunks after a new `Welcome`)."""
+
+    push_id: str
+    k: Int64
+
+
+class RunAccepted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """The push is committed. `states`: tasks of the run per state; `decisions`: kept, new, anew, replaced, dropped,
+    skipped."""
+
+    push_id: str
+    run: str
+    run_no: Int64
+    states: dict[str, Int64] = {}
+    decisions: dict[str, Int64] = {}
+
+
+class RunRejected(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Nothing of the push is stored. Every problem, at most 1,000 of them."""
+
+    push_id: str
+    problems: tuple[str, ...] = ()
+
+
+class Request(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """A person asks for something: `verb` and its arguments. Repeated with the same `request_id` until answered."""
+
+    request_id: str
+    verb: str
+    arguments: dict[str, str | Int64 | float | bool | None | list[str | Int64]] = {}
+
+
+class RequestDone(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """The request is committed. `count`: how many things it changed; `names`: which, where they are few."""
+
+    request_id: str
+    count: Int64
+    text: str
+    names: tuple[str, ...] = ()
+
+
+class Refused(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """The boss will not. `code`: session (say Hello again), version, request, no_such_task, ...; `about`: request id
+    or session."""
+
+    code: str
+    reason: str
+    about: str = ""
+
+
+class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """For those who watch: task counts by state now, the tasks that ended since the last one (a hint, the database
+    knows all).
+
+    `over` when nothing more will happen by itself; `held` says why nothing happens although tasks are left. `moving`:
+    the files that its workers move.
+    """
+
+    run: str
+    run_no: Int64
+    states: dict[str, Int64]
+    ended: tuple[TaskEnded, ...] = ()
+    running: tuple[str, ...] = ()
+    workers: Int64 = 0
+    over: bool = False
+    held: str = ""
+    moving: Moving | None = None
+
+
+Message = (
+    Hello | Welcome | Heartbeat | MovingChanged | HeartbeatAnswered | DatastoreGranted | TransfersWanted |
+    TransfersGranted | TransfersEnded | StartTasks | ReturnTasks | TasksReturned | StopTasks | TasksStarted |
+    TasksEnded | OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye | DrainWanted |
+    SubmitTasks | ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused | RunChanged
+)  # fmt: skip
+
+
+# --- envelope -----------------------------------------------------------------------------------
+
+
+class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What every message travels in. `peer` is the worker or client of the conversation, also in what the boss says.
+
+    `number` increases within a session, for each direction by itself. `epoch` is the boss's; 0 from a peer.
+    """
+
+    v: Int64
+    peer: str
+    session: str
+    number: Int64
+    message: Message
+    epoch: Int64 = 0
+
+
+class _Version(msgspec.Struct):
+    v: Int64
+
+
+class Unreadable(Exception):
+    """Bytes that are no message for us. `why` is one of oversized, malformed, unknown_key, signature, version."""
+
+    def __init__(self, why: str, text: str, key_name: str = "") -> None:
+        super().__init__(text)
+        self.why = why
+        self.key_name = key_name
+        """The key that rightly signed it, where `why` is version: that peer can be told."""
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Envelope)
+_version_decoder = msgspec.json.Decoder(_Version)
+
+_MAGIC = b"ecloud"
+
+
+_LONGEST_KEPT = 256
+"""Characters of a topic whose digest is remembered: ours are shorter, and anybody can invent others."""
+
+
+@functools.lru_cache(maxsize=10_000)
+def _begun(key: bytes, topic: str) -> hashlib.blake2b:
+    """The digest of every message of that key on that topic, as far as it is the same."""
+    return hashlib.blake2b(b"%b\n" % topic.encode(), key=key[:64], digest_size=32)
+
+
+def _signature(key: bytes, topic: str, text: bytes) -> bytes:
+    """Keyed BLAKE2b over topic and text: a message can't be replayed on another topic. 0.65 us for 300 bytes."""
+    digest = (_begun if len(topic) <= _LONGEST_KEPT else _begun.__wrapped__)(key, topic).copy()
+    digest.update(text)
+    return digest.hexdigest().encode()
+
+
+def encode(envelope: Envelope, topic: str, key_name: str, key: bytes) -> bytes:
+    """`ecloud <key name> <signature>`, a line feed, then readable JSON. `key`: at most 64 bytes are used."""
+    text = _encoder.encode(envelope)
+    return b"%b %b %b\n%b" % (_MAGIC, key_name.encode(), _signature(key, topic, text), text)
+
+
+def decode(payload: bytes, topic: str, key_of: Callable[[str], bytes | None]) -> tuple[Envelope, str]:
+    """The envelope and the name of the key that signed it. Raises `Unreadable`, and nothing else, for any bytes.
+
+    `key_of` gives the key of that name, or None where there is no such key (any more).
+    """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise Unreadable("oversized", f"{len(payload):,} bytes, at most {MAX_MESSAGE_BYTES:,} are read")
+    head, separator, text = payload.partition(b"\n")
+    words = head.split(b" ") if len(head) <= 256 else []
+    if not separator or len(words) != 3 or words[0] != _MAGIC:
+        raise Unreadable("malformed", "no signature line")
+    try:
+        key_name = words[1].decode("ascii")
+    except UnicodeDecodeError:
+        raise Unreadable("malformed", "key name is not ASCII") from None
+    key = key_of(key_name) if 0 < len(key_name) <= MAX_NAME_CHARS else None
+    if key is None:
+        raise Unreadable("unknown_key", f"no key is named {key_name[:MAX_NAME_CHARS]!r}")
+    if not hmac.compare_digest(words[2], _signature(key, topic, text)):
+        raise Unreadable("signature", f"the signature is not that of key {key_name!r} for this topic")
+    try:
+        envelope = _decoder.decode(text)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise _why_unreadable(text, str(error), key_name) from None
+    version = envelope.v
+    if version != PROTOCOL_VERSION and (
+        version != OUTCOMES_ACCEPTED_FROM_VERSION or not isinstance(envelope.message, TasksEnded)
+    ):
+        raise _other_version(version, key_name)
+    if len(envelope.peer) > MAX_NAME_CHARS or len(envelope.session) > MAX_NAME_CHARS:
+        raise Unreadable("malformed", "peer or session name too long")
+    return envelope, key_name
+
+
+def _why_unreadable(text: bytes, problem: str, key_name: str) -> Unreadable:
+    """Of what does not fit our messages: perhaps it is of another version, where they look different. Only then the
+    version is looked for by itself: looking first cost every message a second reading."""
+    try:
+        version = _version_decoder.decode(text).v
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        return Unreadable("malformed", str(error))
+    return Unreadable("malformed", problem) if version == PROTOCOL_VERSION else _other_version(version, key_name)
+
+
+def _other_version(version: int, key_name: str) -> Unreadable:
+    return Unreadable("version", f"protocol version {version}; this side speaks {PROTOCOL_VERSION}", key_name)

@@ -1,0 +1,203 @@
+"""What people are told of VMs and pools: the steps of a VM's life, why a pool starts none, which ends don't end.
+
+Reads the rows that the boss writes; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ecloud.db import schema
+from ecloud.model.boot_diagnosis import Visit, recognise
+from ecloud.model.text import counted, duration, when
+from ecloud.model.vm_life import ahead_s
+from ecloud.queries.views import BootView, VmView
+
+STUCK_ASKS = 8
+"""Asks after which an end that its cloud does not confirm is shouted about: two minutes."""
+STUCK_S = 600.0
+LAST_LINES = 5
+"""Lines of a start log that are shown."""
+STEPS = {
+    "address": "seen running at its address",
+    "context": "its start script ran",
+    "ssh": "let us in by SSH",
+    "clock": "told its clock",
+    "code": "had the code",
+    "python": "ran Python",
+    "broker": "reached the broker",
+}
+"""Steps of a boot, in the order in which they mostly come, in words."""
+COMING = ("intended", "booting")
+BUDGET = "budget/"
+"""Before a run's number, as a name in the context."""
+CAUSES = {
+    "silent": "it booted and no worker of it ever reported: its image, its network or its start log tells why",
+    "failed": "its cloud could not run it",
+    "vanished": "it disappeared while it booted",
+    "no_place": "its cloud had no place for it",
+    "unanswered": "its cloud did not answer, and showed no such VM until it was given up",
+    "refused: later": "its cloud was away, slow or busy",
+    "refused: less": "a quota, the addresses or the hosts of its cloud were used up",
+    "refused: pool": "no VM of its pool can start as it is set: a person must mend the template or network",
+    "refused: credent": "its cloud does not let us in: a person must look at its user and password",
+    "refused: unset": "its pool is not in the settings any more",
+}
+"""What the recorded causes of a failed boot mean."""
+
+
+class PoolView(msgspec.Struct, frozen=True):
+    """How a pool fares, as the boss last wrote it. `closed`: why it starts no VM, or empty."""
+
+    pool: str
+    closed: str
+    since: float | None
+    until: float | None
+    boots: int
+    boot_s_p50: float
+    boot_s_p95: float
+
+
+def pool_views(connection: Connection) -> dict[str, PoolView]:
+    """Pools by name; of one that no boss has looked at yet there is none."""
+    rows = connection.execute(sa.select(schema.pools).order_by(schema.pools.c.pool))
+    return {
+        row.pool: PoolView(row.pool, row.closed, row.since, row.until, row.boots, row.boot_s_p50, row.boot_s_p95)
+        for row in rows
+    }
+
+
+def troubles(connection: Connection, now: float) -> list[str]:
+    """What a person should know: pools that start nothing, ends that are not confirmed."""
+    vms = schema.vms
+    # A cloud that does not even list its VMs is asked once only: then time tells, from when no worker is left there.
+    on_duty = sa.exists().where(schema.workers.c.vm_no == vms.c.vm_no, schema.workers.c.state.in_(("up", "draining")))
+    silent = sa.and_(vms.c.end_asked > 0, vms.c.since < now - STUCK_S, ~on_duty)
+    late = sa.or_(vms.c.end_asked >= STUCK_ASKS, silent)
+    stuck = sa.select(vms).where(vms.c.state == "ending", late).order_by(vms.c.vm_no)
+    told = [closed(pool, now) for pool in pool_views(connection).values() if pool.closed]
+    told += [f"no VM starts for a run: {text}" for text in budgets(connection).values()]
+    for row in connection.execute(stuck):
+        past = duration(now - (row.ending_at if row.ending_at is not None else row.since))
+        told.append(
+            f"VM {row.vm_no} of pool {row.pool} (its cloud calls it {row.cloud_id}) does not end: asked for "
+            f"{counted(row.end_asked, 'time')} in {past}; end it by hand in the cloud if it costs money"
+        )
+    return told
+
+
+def budgets(connection: Connection) -> dict[int, str]:
+    """Runs by number whose budget is used up, as the boss noted it, in words."""
+    rows = connection.execute(sa.select(schema.context).order_by(schema.context.c.name))
+    return {int(row.name.removeprefix(BUDGET)): row.value for row in rows if row.name.startswith(BUDGET)}
+
+
+def closed(pool: PoolView, now: float) -> str:
+    """Why it starts none, since when, until when."""
+    since = f" since {when(pool.since, now)}" if pool.since is not None else ""
+    until = f"; it is tried again at {when(pool.until, now)}" if pool.until is not None and pool.until > now else ""
+    return f"pool {pool.pool} starts no VM{since}: {pool.closed}{until}"
+
+
+def usual(pool: PoolView | None) -> str:
+    """ ", usual time 94 s", where boots were seen."""
+    return f"; usual time {duration(pool.boot_s_p50)}" if pool is not None and pool.boots else ""
+
+
+def coming(vms: Sequence[VmView], pool: PoolView | None, now: float) -> str:
+    """What boots in a pool."""
+    first = vms[0]
+    past = duration(now - first.since)
+    if len(vms) > 1:
+        longest = duration(now - min(vm.intended_at for vm in vms))
+        return f"{counted(len(vms), 'VM')} of pool {first.pool} boot, the first for {longest}{usual(pool)}"
+    stage = f"was asked for {past} ago" if first.state == "intended" else f"has been booting for {past}"
+    return f"VM {first.vm_no} of pool {first.pool} {stage}{usual(pool)}"
+
+
+def full(name: str, maximum: int, alive: Sequence[VmView], now: float) -> str:
+    """That a pool has as many VMs as it may, and since when."""
+    since = when(max(vm.intended_at for vm in alive), now) if alive else ""
+    return f"pool {name} has its maximum of {counted(maximum, 'VM')}" + (f" since {since}" if since else "")
+
+
+def boot_views(connection: Connection, vm_nos: Sequence[int]) -> dict[int, BootView]:
+    """The records of their boots, by VM."""
+    boots = schema.boots
+    return {
+        row.vm_no: BootView(
+            row.vm_no,
+            row.address,
+            row.host_key,
+            msgspec.json.decode(row.steps),
+            msgspec.json.decode(row.visit, type=Visit) if row.visit else None,
+        )
+        for row in connection.execute(sa.select(boots).where(boots.c.vm_no.in_(vm_nos)))
+    }
+
+
+def trouble(vm: VmView, boot: BootView | None) -> str:
+    """Why it is no worker, as far as a visit told; empty where none did, or where its worker reported."""
+    if boot is None or boot.visit is None or vm.hello_at is not None:
+        return ""
+    cause = recognise(boot.visit, vm.vm_no, vm.boot_nonce)
+    return cause.text if cause is not None else ""
+
+
+def last_step(vm: VmView, boot: BootView | None, now: float) -> str:
+    """How far a boot has come, as far as is known."""
+    steps = _steps(vm, boot.steps if boot is not None else {}, now)
+    what = f"its last step: {steps[-1][0]} {duration(now - steps[-1][1])} ago; " if steps else ""
+    return f"{what}no worker of it has reported for duty yet"
+
+
+def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
+    """The steps of a VM's life with their times, and what it came to nothing for."""
+    steps = _steps(vm, boot.steps if boot is not None else {}, now)
+    if steps:
+        told = ", ".join(f"{name} after {duration(at - vm.intended_at)}" for name, at in steps)
+        yield f"asked for at {when(vm.intended_at, now)}; {told}"
+    found = trouble(vm, boot)
+    if found:
+        yield found
+    elif vm.cause:
+        yield CAUSES.get(vm.cause, vm.cause)
+    visit = boot.visit if boot is not None and vm.hello_at is None else None
+    if visit is not None and visit.clock_s is not None:
+        yield f"its clock is {_clock(visit.clock_s)}"
+    if visit is not None and visit.log:
+        last = visit.log.splitlines()[-LAST_LINES:]
+        yield f"the last words of its start log: {' | '.join(line.strip() for line in last if line.strip())}"
+    if vm.said:
+        yield f"its cloud last said of it: {vm.said}"
+    if vm.state == "ending" and vm.end_asked > 1:
+        yield f"its end was asked for {vm.end_asked} times"
+
+
+def _steps(vm: VmView, known: Mapping[str, float], now: float) -> list[tuple[str, float]]:
+    """What was done when, by the boss's clock, the first first. Of the cloud's own times, which are whole seconds of a
+    clock that may be off, what can't be is mended."""
+    ahead = 0.0
+    if vm.started_at is not None:
+        ahead = ahead_s(vm.intended_at, vm.started_at, vm.hello_at if vm.hello_at is not None else now)
+    told = (
+        ("made by its cloud", max(vm.intended_at, vm.started_at - ahead) if vm.started_at is not None else None),
+        *((words, known.get(step)) for step, words in STEPS.items()),
+        ("its worker reported", vm.hello_at),
+        ("its first task", vm.first_task_at),
+        ("its end decided", vm.ending_at),
+    )
+    steps = sorted(((name, at) for name, at in told if at is not None), key=lambda step: step[1])
+    if vm.gone_at is not None:
+        steps.append(("gone", max([vm.gone_at - ahead, vm.intended_at, *(at for _, at in steps)])))
+    return steps
+
+
+def _clock(ahead_s: float) -> str:
+    if abs(ahead_s) < 2.0:  # it tells whole seconds
+        return "right"
+    return f"{duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'} the boss's"

@@ -1,0 +1,155 @@
+"""The ledger: where every second of every VM went, and what each run took. Computed from the rows of VMs and attempts,
+read only; how a life is divided is `vm_life`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from ecloud.db import schema
+from ecloud.model.tasks import AttemptState
+from ecloud.model.vm_life import MICRO, PARTS, Division, Ran, VmLife, ahead_s, divide
+from ecloud.queries.status import find_run, snapshot
+
+_VMS_A_QUERY = 200
+
+
+class VmAccount(msgspec.Struct, frozen=True):
+    """A VM's seconds. `of_run`: those of the run that was asked about."""
+
+    vm_no: int
+    pool: str
+    life_s: float
+    parts: dict[str, float]
+    of_run: dict[str, float] = {}
+
+
+class PoolAccount(msgspec.Struct, frozen=True):
+    """All VMs of a pool together."""
+
+    pool: str
+    vms: int
+    life_s: float
+    parts: dict[str, float]
+
+
+class RunAccount(msgspec.Struct, frozen=True):
+    """What one run took, in VM-seconds: the parts of all VMs on which its attempts were, as far as they are its."""
+
+    run: str
+    vms: int
+    taken_s: float
+    parts: dict[str, float]
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """Everything, in seconds."""
+
+    vms: list[VmAccount]
+    pools: list[PoolAccount]
+    total: PoolAccount
+    run: RunAccount | None = None
+
+
+# --- from the database --------------------------------------------------------------------------------
+
+
+def ledger(engine: Engine, run: str = "", now: float = 0.0) -> Ledger:
+    """Where the seconds of all VMs went; with `run` of those that ran its tasks, and what it took.
+
+    Raises `NoSuchRun`, `DatabaseAway`.
+    """
+    with snapshot(engine) as connection:
+        run_no = find_run(connection, run) if run else None
+        divided = [
+            (vm, division) for vm, division in divisions(connection, now) if run_no is None or run_no in division.runs
+        ]
+    accounts = [
+        VmAccount(
+            vm.vm_no,
+            vm.pool,
+            sum(division.parts.values()) / MICRO,
+            _seconds(division.parts),
+            _seconds(division.runs[run_no]) if run_no is not None else {},
+        )
+        for vm, division in divided
+    ]
+    pools = [_together(name, divided) for name in sorted({vm.pool for vm, _ in divided})]
+    of_run = None
+    if run_no is not None:
+        taken = _sum(division.runs[run_no] for _, division in divided)
+        of_run = RunAccount(run, len(divided), sum(taken.values()) / MICRO, _seconds(taken))
+    return Ledger(accounts, pools, _together("", divided), of_run)
+
+
+def divisions(
+    connection: Connection, now: float, vm_nos: Sequence[int] | None = None
+) -> Iterator[tuple[VmLife, Division]]:
+    """Each VM that its cloud made (of these), and how its life is divided."""
+    lives = _lives(connection, now)
+    if vm_nos is not None:
+        wanted = frozenset(vm_nos)
+        lives = [vm for vm in lives if vm.vm_no in wanted]
+    for start in range(0, len(lives), _VMS_A_QUERY):
+        some = lives[start : start + _VMS_A_QUERY]
+        ran = _ran(connection, [vm.vm_no for vm in some])
+        for vm in some:
+            yield vm, divide(vm, ran.get(vm.vm_no, ()), now)
+
+
+def _lives(connection: Connection, now: float) -> list[VmLife]:
+    vms = schema.vms
+    query = sa.select(vms).where(vms.c.started_at.is_not(None)).order_by(vms.c.vm_no)
+    return [
+        VmLife(
+            row.vm_no,
+            row.pool,
+            row.started_at,
+            row.hello_at,
+            row.ending_at,
+            row.gone_at,
+            ahead_s(row.intended_at, row.started_at, row.hello_at if row.hello_at is not None else now),
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def _ran(connection: Connection, vm_nos: Sequence[int]) -> dict[int, list[Ran]]:
+    """What ran on each VM, also where the row of its worker was dropped."""
+    attempts, workers, vms = schema.attempts, schema.workers, schema.vms
+    homes: dict[str, int] = {}
+    for table in (workers, vms):
+        query = sa.select(table.c.worker, table.c.vm_no).where(table.c.vm_no.in_(vm_nos))
+        homes.update({row.worker: row.vm_no for row in connection.execute(query) if row.worker})
+    found: dict[int, list[Ran]] = {}
+    if not homes:
+        return found
+    names = ("worker", "run_no", "started_at", "ended_at", "state", "fetch_s", "run_s")
+    told = sa.select(*(attempts.c[name] for name in names))
+    told = told.where(attempts.c.worker.in_(list(homes)), attempts.c.started_at.is_not(None))
+    for row in connection.execute(told):
+        lost = row.state == AttemptState.LOST.value
+        ran = Ran(row.run_no, row.started_at, row.ended_at, lost, row.fetch_s or 0.0, row.run_s)
+        found.setdefault(homes[row.worker], []).append(ran)
+    return found
+
+
+def _together(name: str, divided: Sequence[tuple[VmLife, Division]]) -> PoolAccount:
+    of_pool = [division.parts for vm, division in divided if not name or vm.pool == name]
+    micro = _sum(of_pool)
+    return PoolAccount(name, len(of_pool), sum(micro.values()) / MICRO, _seconds(micro))
+
+
+def _sum(many: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total = dict.fromkeys(PARTS, 0)
+    for parts in many:
+        for part, amount in parts.items():
+            total[part] += amount
+    return total
+
+
+def _seconds(micro: Mapping[str, int]) -> dict[str, float]:
+    return {part: amount / MICRO for part, amount in micro.items()}

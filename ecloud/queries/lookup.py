@@ -1,0 +1,154 @@
+"""One task, found by the name that its user gave it, and everything known of it. Reads a snapshot, never writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from ecloud.db import schema
+from ecloud.model.tasks import ManifestEntry, TaskDefinition
+from ecloud.model.wire import Hello
+from ecloud.queries.status import NoSuchRun, find_run, near, snapshot
+from ecloud.queries.views import AttemptView, Neighbour, TaskDetail
+
+IDS_COMPARED = 20_000
+"""Ids looked through for a near miss."""
+NEIGHBOURS_SHOWN = 1_000
+"""Dependents of one task that are listed; a task can have a million."""
+
+
+class NoSuchTask(Exception):
+    """No task, or more than one, is called that; the text names near ones or the runs."""
+
+
+def find_task(connection: Connection, name: str, run: str = "") -> Any:
+    """The row of the task called `name` (its id, or RUN:ID). Raises `NoSuchTask`, `NoSuchRun`."""
+    rows = schema.tasks
+    run_no = find_run(connection, run) if run else None
+    query = sa.select(rows).where(rows.c.id == name)
+    found = connection.execute(query if run_no is None else query.where(rows.c.run_no == run_no)).all()
+    if len(found) > 1:
+        runs = {row.run_no: row.name for row in connection.execute(sa.select(schema.runs.c.run_no, schema.runs.c.name))}
+        names = ", ".join(f"{runs.get(row.run_no, row.run_no)}:{row.id}" for row in found[:5])
+        raise NoSuchTask(f"task {name!r} is in {len(found)} runs: say which, {names}, or use --run")
+    if found:
+        return found[0]
+    row = _in_named_run(connection, name) if run_no is None else None
+    if row is not None:
+        return row
+    known = sa.select(rows.c.id).limit(IDS_COMPARED)
+    ids = connection.execute(known if run_no is None else known.where(rows.c.run_no == run_no)).scalars().all()
+    inside = f" in run {run!r}" if run else ""
+    raise NoSuchTask(f"there is no task {name!r}{inside}" + near(name, ids))
+
+
+def _in_named_run(connection: Connection, name: str) -> Any:
+    """RUN:ID, wherever the colon is that makes sense of it: runs and ids may have colons themselves."""
+    rows, runs = schema.tasks, schema.runs
+    parts = name.split(":")
+    for cut in range(1, len(parts)):
+        run, id = ":".join(parts[:cut]), ":".join(parts[cut:])
+        query = sa.select(rows).join(runs, runs.c.run_no == rows.c.run_no).where(runs.c.name == run, rows.c.id == id)
+        row = connection.execute(query).first()
+        if row is not None:
+            return row
+    return None
+
+
+def task(engine: Engine, name: str, run: str = "") -> TaskDetail:
+    """Everything known of a task. Raises `NoSuchTask`, `NoSuchRun`, `DatabaseAway`."""
+    with snapshot(engine) as connection:
+        return detail(connection, find_task(connection, name, run))
+
+
+def detail(connection: Connection, row: Any) -> TaskDetail:
+    """A row of `tasks`, with all that hangs on it."""
+    definition = connection.execute(
+        sa.select(schema.definitions.c.definition).where(schema.definitions.c.task_no == row.task_no)
+    ).scalar_one()
+    edges = schema.dependencies.c
+    dependents, total = _neighbours(connection, edges.task_no, edges.on_task_no == row.task_no)
+    dependencies, _ = _neighbours(connection, edges.on_task_no, edges.task_no == row.task_no)
+    run = connection.execute(sa.select(schema.runs.c.name).where(schema.runs.c.run_no == row.run_no)).scalar_one()
+    return TaskDetail(
+        run=run,
+        run_no=row.run_no,
+        id=row.id,
+        task_no=row.task_no,
+        state=row.state,
+        reason=row.reason,
+        changed_at=row.changed_at,
+        not_before=row.not_before,
+        retries_used=row.retries_used,
+        definition=msgspec.json.decode(definition, type=TaskDefinition),
+        attempts=attempts_of(connection, row.task_no),
+        dependencies=dependencies,
+        dependents=dependents,
+        dependents_total=total,
+    )
+
+
+def _neighbours(
+    connection: Connection, other: sa.ColumnElement[int], condition: sa.ColumnElement[bool]
+) -> tuple[list[Neighbour], int]:
+    """Tasks at the other end of the edges that match, and how many there are in all."""
+    edges, rows = schema.dependencies, schema.tasks
+    query = (
+        sa.select(rows.c.task_no, rows.c.id, rows.c.state, rows.c.reason, edges.c.met_by)
+        .select_from(edges)
+        .join(rows, rows.c.task_no == other)
+        .where(condition)
+        .order_by(rows.c.task_no)
+        .limit(NEIGHBOURS_SHOWN)
+    )
+    found = [Neighbour(row.task_no, row.id, row.state, row.met_by, row.reason) for row in connection.execute(query)]
+    if len(found) < NEIGHBOURS_SHOWN:
+        return found, len(found)
+    total = connection.execute(sa.select(sa.func.count()).select_from(edges).where(condition)).scalar()
+    return found, int(total or 0)
+
+
+def attempts_of(connection: Connection, task_no: int) -> list[AttemptView]:
+    """Every try of a task, first to last."""
+    attempts, workers = schema.attempts, schema.workers
+    query = (
+        sa.select(attempts, workers.c.hello)
+        .outerjoin(workers, workers.c.worker == attempts.c.worker)
+        .where(attempts.c.task_no == task_no)
+        .order_by(attempts.c.number)
+    )
+    return [_attempt(row) for row in connection.execute(query)]
+
+
+def _attempt(row: Any) -> AttemptView:
+    manifest = msgspec.json.decode(row.manifest, type=tuple[ManifestEntry, ...]) if row.manifest else ()
+    return AttemptView(
+        number=row.number,
+        worker=row.worker,
+        host=msgspec.json.decode(row.hello, type=Hello).host if row.hello else "",
+        state=row.state,
+        assigned_at=row.assigned_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        reason=row.reason or "",
+        cause=row.cause,
+        exit_code=row.exit_code,
+        signal=row.signal,
+        error=row.error or "",
+        command=row.command or "",
+        stdout=row.stdout or "",
+        stderr=row.stderr or "",
+        fetch_s=row.fetch_s,
+        run_s=row.run_s,
+        store_s=row.store_s,
+        max_rss_mb=row.max_rss_mb,
+        results=manifest,
+        fetch_bytes=row.fetch_bytes,
+        cached_bytes=row.cached_bytes,
+    )
+
+
+__all__ = ["NoSuchRun", "NoSuchTask", "attempts_of", "detail", "find_task", "task"]

@@ -1,0 +1,98 @@
+"""Which task of a run should have made a file. Reads definitions in one snapshot, never writes."""
+
+from __future__ import annotations
+
+import fnmatch
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ecloud.db import schema
+from ecloud.model.tasks import Cause, Result, TaskDefinition
+
+LOOKED_AT = 1_000
+"""Definitions that are read, of those that may mention the path."""
+
+
+def with_maker(connection: Connection, task_no: int, cause: str | None, error: str, wide: bool = True) -> str:
+    """What an attempt ended with; where a requirement is missing, with who should have made it. `wide`: look
+    through the whole run where no dependency makes it."""
+    path = _missing(connection, task_no, error) if cause == Cause.REQUIREMENT.value else ""
+    if not path:
+        return error
+    maker = maker_of(connection, task_no, path, wide)
+    if maker is None and not wide:
+        return error
+    if maker is None:
+        return f"{error}; no task of its run makes it: push_tasks.py --upload DIR or admin.py put bring it there"
+    identity, state = maker
+    return f"{error}; task {identity} ({state}) should have made it"
+
+
+def _missing(connection: Connection, task_no: int, error: str) -> str:
+    if not error.startswith("requirement "):
+        return ""
+    requirements = _definitions(connection, [task_no])[task_no].requirements
+    named = [item.path for item in requirements if error.startswith(f"requirement {item.path} is not in")]
+    return max(named, key=len, default="")
+
+
+def maker_of(connection: Connection, task_no: int, path: str, wide: bool) -> tuple[str, str] | None:
+    """(id, state) of the task whose result `path` is: among those that `task_no` waits for, else in its run."""
+    rows, edges = schema.tasks, schema.dependencies
+    before = (
+        sa.select(edges.c.on_task_no.label("task_no")).where(edges.c.task_no == task_no).order_by(edges.c.on_task_no)
+    )
+    found = _first(connection, before.limit(LOOKED_AT), path)
+    if found is None and wide:
+        run_no = sa.select(rows.c.run_no).where(rows.c.task_no == task_no).scalar_subquery()
+        # A result is the path itself, or a directory above it.
+        parts = path.split("/")
+        names = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+        mentions = sa.or_(*(sa.func.instr(schema.definitions.c.definition, _json(name)) > 0 for name in names))
+        others = (
+            sa.select(rows.c.task_no)
+            .join(schema.definitions, schema.definitions.c.task_no == rows.c.task_no)
+            .where(rows.c.run_no == run_no, rows.c.task_no != task_no, mentions)
+            .order_by(rows.c.task_no)
+        )
+        found = _first(connection, others.limit(LOOKED_AT), path)
+    if found is None:
+        return None
+    row = connection.execute(sa.select(rows.c.id, rows.c.state).where(rows.c.task_no == found)).one()
+    return row.id, row.state
+
+
+def _json(name: str) -> bytes:
+    """As it stands in a definition."""
+    return msgspec.json.encode(name)
+
+
+def _first(connection: Connection, query: sa.Select[tuple[int]], path: str) -> int | None:
+    task_nos = [int(row.task_no) for row in connection.execute(query)]
+    for task_no, definition in _definitions(connection, task_nos).items():
+        if any(_makes(result, path) for result in definition.results):
+            return task_no
+    return None
+
+
+def _makes(result: Result, path: str) -> bool:
+    if path == result.path or path.startswith(result.path + "/"):
+        return True
+    # A pattern's results go below its path, under the names that the pattern's last part matches.
+    pattern = result.local.rsplit("/", 1)[-1]
+    inside = result.path == "." or path.startswith(result.path + "/")
+    return (
+        any(sign in result.local for sign in "*?[") and inside and fnmatch.fnmatchcase(path.rsplit("/", 1)[-1], pattern)
+    )
+
+
+def _definitions(connection: Connection, task_nos: list[int]) -> dict[int, TaskDefinition]:
+    table = schema.definitions
+    found: dict[int, TaskDefinition] = {}
+    for start in range(0, len(task_nos), 500):
+        query = sa.select(table).where(table.c.task_no.in_(task_nos[start : start + 500])).order_by(table.c.task_no)
+        for row in connection.execute(query):
+            found[row.task_no] = msgspec.json.decode(row.definition, type=TaskDefinition)
+    return found

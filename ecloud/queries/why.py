@@ -1,0 +1,122 @@
+"""Why a task does not run, or a worker or VM is not there: one sentence with the nearest reason, and the layers
+behind it.
+
+Reads what the database shows. What only a living boss has in its memory (when it asks a cloud or the datastore again)
+is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy.engine import Connection, Engine
+
+from ecloud.config.settings import Settings, size_of
+from ecloud.db.database import database_now
+from ecloud.model.text import counted, duration
+from ecloud.queries.boot_history import PoolView, boot_views, last_step, pool_views, record, trouble, usual
+from ecloud.queries.lookup import find_task
+from ecloud.queries.status import boss_status, near, snapshot, vm_views, worker_views
+from ecloud.queries.views import BootView, BossStatus, Reasons, VmView, WorkerView
+from ecloud.queries.why_task import Pool, TaskReasons, no_boss, some
+
+
+class NoSuchThing(Exception):
+    """No worker or VM is called that; the text names near ones."""
+
+
+def pools_of(settings: Settings) -> list[Pool]:
+    """The pools as settings name them, with the machine's own amounts where those are left open."""
+    return [Pool(pool.name, size_of(pool), pool.maximum) for pool in settings.all_pools]
+
+
+def why(engine: Engine, subject: str, run: str = "", pools: Sequence[Pool] = (), now: float | None = None) -> Reasons:
+    """Why `subject` (a task, `worker/ID` or `vm/ID`) stands where it stands.
+
+    Raises `NoSuchTask`, `NoSuchRun`, `NoSuchThing`, `DatabaseAway`.
+    """
+    kind, _, name = subject.partition("/")
+    with snapshot(engine) as connection:
+        now = database_now(connection) if now is None else now
+        if kind == "worker" and name:
+            return _why_worker(connection, name, now)
+        if kind == "vm" and name:
+            return _why_vm(connection, name, now)
+        return TaskReasons(connection, pools, now).of(find_task(connection, subject, run))
+
+
+# --- workers and VMs -----------------------------------------------------------------------------
+
+
+def _why_worker(connection: Connection, name: str, now: float) -> Reasons:
+    views = worker_views(connection, ("up", "draining", "lost", "gone"))
+    found = [worker for worker in views if worker.worker == name]
+    found = found or [worker for worker in views if worker.worker.startswith(name)]
+    if len(found) != 1:
+        known = [worker.worker for worker in views]
+        what = f"{len(found)} workers are called {name}…" if found else f"there is no worker {name!r}"
+        raise NoSuchThing(what + near(name, known))
+    worker = found[0]
+    layers = list(_worker_layers(worker, boss_status(connection, now), now))
+    return Reasons(f"worker {worker.worker}", worker.state, layers[0], tuple(layers[1:]))
+
+
+def _worker_layers(worker: WorkerView, boss: BossStatus, now: float) -> Iterator[str]:
+    name = f"worker {worker.worker}" + (f" on {worker.host}" if worker.host else "")
+    since = f"for {duration(now - worker.since)}"
+    if not boss.leads and worker.state in ("up", "draining"):
+        yield f"{name} was {worker.state} when a boss last looked; {no_boss(boss, now)}"
+    if worker.state in ("lost", "gone"):
+        yield f"{name} has been {worker.state} {since}" + (f": {worker.reason}" if worker.reason else "")
+    elif worker.trouble:
+        yield f"{name} starts nothing now: {worker.trouble}"
+    if worker.state == "draining":
+        yield f"{name} is draining: {worker.reason}" + _runs(worker)
+    elif worker.state == "up" and (worker.running or worker.queued):
+        yield f"{name} has been up {since}" + _runs(worker)
+    elif worker.state == "up":
+        yield f"{name} has been up {since} and is idle: no ready task that it fits has been given to it"
+    if worker.vm_no is not None:
+        yield f"it is the worker of VM {worker.vm_no}"
+
+
+def _runs(worker: WorkerView) -> str:
+    running = f" and runs {some(worker.running)}" if worker.running else ""
+    queued = f"; {counted(worker.queued, 'more task')} {'waits' if worker.queued == 1 else 'wait'} there"
+    return running + (queued if worker.queued else "")
+
+
+def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
+    views = vm_views(connection, gone=True)
+    # Our number goes before a cloud's id: a cloud counts its VMs, too.
+    named = [vm for vm in views if str(vm.vm_no) == name] or [vm for vm in views if vm.cloud_id and vm.cloud_id == name]
+    found = named[0] if named else None
+    if found is None:
+        raise NoSuchThing(f"there is no VM {name!r}" + near(name, [str(vm.vm_no) for vm in views[-100:]]))
+    boot = boot_views(connection, [found.vm_no]).get(found.vm_no)
+    pool = pool_views(connection).get(found.pool)
+    layers = list(_vm_layers(found, boot, boss_status(connection, now), pool, now))
+    return Reasons(f"VM {found.vm_no}", found.state, layers[0], tuple(layers[1:]))
+
+
+def _vm_layers(vm: VmView, boot: BootView | None, boss: BossStatus, pool: PoolView | None, now: float) -> Iterator[str]:
+    name = f"VM {vm.vm_no} of pool {vm.pool}"
+    since = f"for {duration(now - vm.since)}"
+    if vm.state == "intended":
+        yield f"{name} was asked of its cloud {duration(now - vm.since)} ago, which has not answered yet: {vm.reason}"
+    elif vm.state == "booting":
+        yield f"{name} has been booting {since}{usual(pool)}; {trouble(vm, boot) or last_step(vm, boot, now)}"
+    elif vm.state == "running":
+        yield f"{name} has been running {since} as worker {vm.worker}: {vm.reason}"
+    elif vm.state == "ending":
+        yield f"{name} has been ending {since}: {vm.reason}"
+    else:
+        silent = vm.hello_at is None and not vm.cause.startswith("refused")
+        never = "; its worker never reported for duty" if silent else ""
+        yield f"{name} has been gone {since}: {vm.reason}{never}"
+    if not boss.leads and vm.state != "gone":
+        yield no_boss(boss, now)
+    yield from record(vm, boot, now)
+    if vm.cloud_id:
+        at = f", at {boot.address}" if boot is not None and boot.address else ""
+        yield f"its cloud calls it {vm.cloud_id}{at}"

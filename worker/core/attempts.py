@@ -1,0 +1,398 @@
+"""What a worker holds: the queue, what runs, resources, init tasks, and outcomes until they are answered. Owns no
+clock, file or process, and nothing of the conversation: it speaks through `say`, which its owner gives it.
+
+What it says of an attempt is true when it is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from ecloud.model import wire
+from ecloud.model.tasks import Cause, Outcome, Resources
+from ecloud.model.wire import AttemptName, AttemptOrder, HeldAttempt
+from worker.core.events import StartAttempt, StopAttempt, WorkerConfig, WorkerEffects
+
+FLUSH_COUNT = 64
+"""Outcomes that are said at once (facts: one outcome a message costs almost half of the speed)."""
+FLUSH_S = 0.02
+"""Longest time an outcome waits for others, while something runs or waits."""
+STARTED_S = 0.5
+"""What runs so long is said to have started: of most short tasks the boss hears only that they ended."""
+_ROUNDING = 1e-6
+
+FLUSH_BUSY_COUNT = 192
+FLUSH_BUSY_S = 0.15
+"""The same while at least so many attempts wait here: then nobody is short of work, and fewer, fuller messages cost
+boss and database half as much."""
+FLUSH_STEADY_COUNT = 32
+FLUSH_STEADY_S = 0.05
+"""And while at least so many wait: tasks that move files end at a pace at which each would be said by itself."""
+SHORT_S = 1.0
+"""An attempt that ran shorter may be written together with others."""
+
+INITS_KEPT = 1_000
+"""Init tasks whose end is remembered, those ordered last: a worker may live for months, and the boss orders one again
+where it is told that it is not known."""
+STAGING_MOST = 64
+"""Attempts that stage results without keeping what they asked for."""
+
+Key = tuple[int, int]
+
+
+class Running(msgspec.Struct, eq=False):
+    """An attempt that was started here. `said`: whether the boss was told; `staging`: its commands are over, what it
+    asked for is free again."""
+
+    order: AttemptOrder
+    gpus: tuple[int, ...]
+    started_at: float
+    said: bool = False
+    stopping: bool = False
+    staging: bool = False
+
+
+class Ended(msgspec.Struct, eq=False):
+    """An outcome that the boss has not answered, and when it was last said."""
+
+    outcome: Outcome
+    size: int
+    said_at: float = 0.0
+
+
+class Attempts:
+    """Everything held by one worker process. `effects`: what is to be carried out; its owner takes it."""
+
+    def __init__(self, config: WorkerConfig, say: Callable[[wire.Message], None]) -> None:
+        self.config = config
+        self.queue: dict[Key, AttemptOrder] = {}
+        self.running: dict[Key, Running] = {}
+        self._staging = 0
+        self.ended: dict[Key, Ended] = {}
+        self.inits: dict[int, str] = {}
+        self.free: Resources = dict(config.resources)
+        self.free_gpus = list(config.gpus)
+        self.effects = WorkerEffects()
+        self.starts_changed = False
+        self.flush_at: float | None = None
+        self._say = say
+        self._queued_without_cpus = 0
+        self._unsaid: dict[Key, Ended] = {}
+        self._unspooled: list[Outcome] = []
+        """Short ones that ended since the last flush: written together, before they are said."""
+        for outcome in config.spooled:
+            self._keep(outcome)
+
+    @property
+    def inventory(self) -> tuple[HeldAttempt, ...]:
+        """Everything held here."""
+        return (
+            *(HeldAttempt(*key, "queued") for key in self.queue),
+            *(HeldAttempt(*key, "running") for key in self.running),
+            *(HeldAttempt(*key, "ended") for key in self.ended),
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs or waits to."""
+        return not self.queue and not self.running
+
+    # --- orders and facts --------------------------------------------------------------------------
+
+    def on_start_tasks(self, orders: Iterable[AttemptOrder], takes: bool) -> None:
+        """Queue these; what is held already is ordered in vain. `takes`: whether anything new is taken."""
+        back: list[Key] = []
+        for order in orders:
+            key = (order.task_no, order.number)
+            if key in self.queue or key in self.running or key in self.ended:
+                continue
+            if not takes or not self._fits(order.asks, self.config.resources):
+                back.append(key)
+                continue
+            self.queue[key] = order
+            if not order.asks.get("cpus"):
+                self._queued_without_cpus += 1
+            self.starts_changed = True
+            if order.init:
+                self.inits.pop(order.task_no, None)
+                self.inits[order.task_no] = "queued"  # the last one now
+        if len(self.inits) > INITS_KEPT:
+            self._forget_old_inits()
+        if back:
+            self._say_returned(back, "" if takes else wire.DRAINING)
+
+    def _forget_old_inits(self) -> None:
+        wanted = {task_no for order in self.queue.values() for task_no in (order.task_no, *order.after_init)}
+        wanted |= {task_no for task_no, _ in self.running}
+        for task_no in [task_no for task_no in self.inits if task_no not in wanted][: len(self.inits) - INITS_KEPT]:
+            del self.inits[task_no]
+
+    def start(self, now: float) -> None:
+        """Start the first in the queue that fit, in order. Nothing more could start before `starts_changed` again."""
+        self.starts_changed = False
+        started: list[Key] = []
+        unready: list[Key] = []
+        too_many = math.inf  # CPUs, asked for in vain: who asks for as many is passed over
+        free_cpus = self.free.get("cpus", 0.0)
+        for key, order in self.queue.items():
+            cpus = order.asks.get("cpus", 0.0)
+            if cpus >= too_many:
+                continue
+            if cpus > free_cpus + _ROUNDING:
+                if not self._queued_without_cpus and free_cpus <= _ROUNDING:
+                    break  # a long queue is not looked through for each task that ends
+                too_many = cpus
+                continue
+            ready = self._init_stands(order) if order.init or order.after_init else True
+            if ready is False:
+                unready.append(key)
+            elif ready and self._fits(order.asks, self.free):
+                self._start_one(key, order, now)
+                started.append(key)
+                free_cpus = self.free.get("cpus", 0.0)
+        for key in started:
+            self._unqueue(key)
+        if unready:
+            self.give_back(unready, "init")
+
+    def _init_stands(self, order: AttemptOrder) -> bool | None:
+        """Whether what must go before it has succeeded here: True, None (not yet), False (it failed, or is not known
+        here)."""
+        if order.init:
+            busy = any(running.order.init and running.order.run_no == order.run_no for running in self.running.values())
+            return None if busy else True
+        stands: bool | None = True
+        for task_no in order.after_init:
+            state = self.inits.get(task_no, "unknown")
+            if state in ("failed", "unknown"):
+                return False
+            if state != "succeeded":
+                stands = None
+        return stands
+
+    def _start_one(self, key: Key, order: AttemptOrder, now: float) -> None:
+        for name, amount in order.asks.items():
+            self.free[name] = self.free.get(name, 0.0) - amount
+        wanted = int(order.asks.get("gpus", 0))
+        gpus = tuple(self.free_gpus[:wanted])
+        del self.free_gpus[:wanted]
+        self.running[key] = Running(order, gpus, now)
+        if order.init:
+            self.inits[order.task_no] = "running"
+        self.effects.starts.append(StartAttempt(order, gpus if self.config.gpus else None))
+        if self.flush_at is None:
+            self.flush_at = now + STARTED_S
+
+    def _unqueue(self, key: Key) -> AttemptOrder:
+        order = self.queue.pop(key)
+        if not order.asks.get("cpus"):
+            self._queued_without_cpus -= 1
+        return order
+
+    @staticmethod
+    def _fits(asks: Resources, offers: Resources) -> bool:
+        # Asked twice for each task; with `all` it costs twice as much.
+        for name, amount in asks.items():  # noqa: SIM110
+            if offers.get(name, 0.0) + _ROUNDING < amount:
+                return False
+        return True
+
+    def _release(self, key: Key) -> Running | None:
+        running = self.running.pop(key, None)
+        if running is None:
+            return None
+        if running.staging:
+            self._staging -= 1
+        else:
+            self._free(running)
+        if not self.running:
+            self.free = dict(self.config.resources)
+        return running
+
+    def _free(self, running: Running) -> None:
+        for name, amount in running.order.asks.items():
+            self.free[name] += amount
+        if running.gpus:
+            self.free_gpus = sorted([*self.free_gpus, *running.gpus])
+        self.starts_changed = True
+
+    def on_commands_ended(self, key: Key) -> None:
+        """Its results are being staged: meanwhile others may have its place. Not of too many at once: what a datastore
+        that is away can't take lies on this machine's disk."""
+        running = self.running.get(key)
+        if running is not None and not running.staging and self._staging < STAGING_MOST:
+            running.staging = True
+            self._staging += 1
+            self._free(running)
+
+    def on_ended(self, outcome: Outcome) -> None:
+        """Nothing of it runs any more: keep its outcome until it is answered."""
+        key = (outcome.task_no, outcome.number)
+        running = self._release(key)
+        if running is None:
+            return
+        # What took long is on disk at once; of many short ones, what a death within a moment would cost is as little.
+        waits = len(self.queue) >= FLUSH_STEADY_COUNT and outcome.run_s < SHORT_S
+        (self._unspooled if waits else self.effects.spool).append(outcome)
+        self._keep(outcome)
+        if running.order.init:
+            succeeded = outcome.cause is Cause.SUCCESS
+            self.inits[outcome.task_no] = "succeeded" if succeeded else "failed"
+            if not succeeded:
+                run_no = running.order.run_no
+                self.give_back([other for other, order in self.queue.items() if order.run_no == run_no], "init")
+
+    def _keep(self, outcome: Outcome) -> None:
+        size = 300 + len(outcome.stdout) + len(outcome.stderr) + len(outcome.command) + 150 * len(outcome.manifest)
+        key = (outcome.task_no, outcome.number)
+        self.ended[key] = self._unsaid[key] = Ended(outcome, size)
+
+    def on_returned(self, key: Key, reason: str) -> None:
+        """It could not be run here: its resources are free again, and the boss hears why."""
+        running = self._release(key)
+        if running is not None:
+            if running.order.init:
+                self.inits.pop(key[0], None)
+            self._say_returned([key], reason)
+
+    def on_stored(self, names: Iterable[AttemptName]) -> None:
+        """The boss has these outcomes."""
+        for name in names:
+            key = (name.task_no, name.number)
+            self._unsaid.pop(key, None)
+            if self.ended.pop(key, None) is not None:
+                self.effects.forget.append(key)
+
+    def on_stop(self, names: Iterable[AttemptName], grace_s: float, reason: str) -> None:
+        """End what runs of these, give back what waits."""
+        self.give_back([(name.task_no, name.number) for name in names], "")
+        for name in names:
+            running = self.running.get((name.task_no, name.number))
+            if running is not None and not running.stopping:
+                running.stopping = True
+                self.effects.stops.append(StopAttempt(name.task_no, name.number, grace_s, reason))
+
+    def give_back(self, keys: Iterable[Key], reason: str) -> None:
+        """Give back what waits of these."""
+        back = [key for key in keys if key in self.queue]
+        for key in back:
+            order = self._unqueue(key)
+            if order.init:
+                self.inits.pop(order.task_no, None)
+        if back:
+            self._say_returned(back, reason)
+
+    def give_back_queue(self) -> None:
+        """Give back everything that waits here."""
+        self.give_back(list(self.queue), "")
+
+    def _say_returned(self, keys: Sequence[Key], reason: str) -> None:
+        for start in range(0, len(keys), wire.BATCH_COUNT):
+            names = tuple(AttemptName(*key) for key in keys[start : start + wire.BATCH_COUNT])
+            self._say(wire.TasksReturned(names, reason))
+
+    # --- saying -------------------------------------------------------------------------------------
+
+    def on_session(self, now: float) -> None:
+        """A new session hears every outcome again; what runs is told by the inventory of its first heartbeat."""
+        self._unsaid = dict(self.ended)
+        for running in self.running.values():
+            running.said = True
+        if self.ended:
+            self.flush_at = now
+
+    def repeat(self, older_s: float, now: float) -> None:
+        """Say again what was said longer ago than that, and was not answered."""
+        for key, ended in self.ended.items():
+            if key not in self._unsaid and now - ended.said_at >= older_s:
+                self._unsaid[key] = ended
+                self.flush_at = now
+
+    def _spool(self) -> None:
+        if self._unspooled:
+            self.effects.spool.extend(self._unspooled)
+            self._unspooled = []
+
+    def flush(self, now: float, in_session: bool) -> None:
+        """Say what started and what ended, in batches; soon, not at once, so that there are batches."""
+        if not in_session:
+            self.flush_at = None
+            self._spool()
+            return
+        unsaid = self._unsaid
+        if self.flush_at is None or now < self.flush_at:  # not due yet
+            if not unsaid:
+                return
+            enough, wait_s = _pace(len(self.queue))
+            if len(unsaid) < enough and not self.is_idle:
+                latest = now + wait_s
+                self.flush_at = latest if self.flush_at is None else min(self.flush_at, latest)
+                return
+        self.flush_at = None
+        self._spool()
+        self._say_started(now)
+        self._unsaid = {}
+        self._say_ended(unsaid.values(), now)
+
+    def _say_started(self, now: float) -> None:
+        started = []
+        for key, running in self.running.items():
+            if running.said:
+                continue
+            tells_at = running.started_at + STARTED_S
+            if now < tells_at:
+                self.flush_at = tells_at if self.flush_at is None else min(self.flush_at, tells_at)
+                continue
+            running.said = True
+            started.append(wire.StartedAttempt(*key, now - running.started_at))
+        if started:
+            self._say(wire.TasksStarted(tuple(started)))
+
+    def _say_ended(self, unsaid: Iterable[Ended], now: float) -> None:
+        batch: list[Outcome] = []
+        size = 0
+        for ended in unsaid:
+            if batch and (len(batch) >= wire.BATCH_COUNT or size + ended.size > wire.BATCH_BYTES):
+                self._say(wire.TasksEnded(tuple(batch)))
+                batch, size = [], 0
+            batch.append(ended.outcome)
+            size += ended.size
+            ended.said_at = now
+        if batch:
+            self._say(wire.TasksEnded(tuple(batch)))
+
+    def check(self) -> None:
+        """Invariants: an attempt is in one place; resources add up; GPUs are given once."""
+        queue, running, ended = self.queue, self.running, self.ended
+        assert ended.keys().isdisjoint(queue), "an attempt is in two places"
+        assert ended.keys().isdisjoint(running), "an attempt is in two places"
+        assert running.keys().isdisjoint(queue), "an attempt is in two places"
+        assert self._unsaid.keys() <= ended.keys(), "what was answered waits to be said"
+        assert self._queued_without_cpus == sum([not order.asks.get("cpus") for order in queue.values()])
+        taken: Resources = {}
+        gpus = [*self.free_gpus]
+        staging = 0
+        for attempt in running.values():
+            if attempt.staging:
+                staging += 1
+                continue
+            gpus += attempt.gpus
+            for name, amount in attempt.order.asks.items():
+                taken[name] = taken.get(name, 0.0) + amount
+        assert self._staging == staging
+        assert sorted(gpus) == sorted(self.config.gpus), "a GPU is lost or given twice"
+        has = self.config.resources
+        for name, amount in taken.items():
+            assert amount <= has.get(name, 0.0) + 0.001, f"more {name} taken than there are"
+        for name, amount in has.items():
+            assert -0.001 < self.free[name] + taken.get(name, 0.0) - amount < 0.001, f"{name} does not add up"
+
+
+def _pace(waiting: int) -> tuple[int, float]:
+    """How many outcomes are said at once, and how long they wait for so many, where so many attempts wait to start."""
+    if waiting >= FLUSH_BUSY_COUNT:
+        return FLUSH_BUSY_COUNT, FLUSH_BUSY_S
+    return FLUSH_COUNT, FLUSH_STEADY_S if waiting >= FLUSH_STEADY_COUNT else FLUSH_S

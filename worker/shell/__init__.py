@@ -1,0 +1,1 @@
+"""Runs the worker's core: processes, files, the broker, what is kept on disk."""

@@ -1,0 +1,358 @@
+"""What this worker fetched over SSH, kept for the next attempt that asks for it: by content, within a limit of bytes.
+
+An entry is a directory `<key>.<bytes>` that holds the file or tree as `it`; its time is that of its last use, so all of
+it survives the process. Who fetches gets a copy, sharing blocks where the filesystem can: a task may change it. It
+never decides what is asked for, and never keeps anything whose content it can't tell apart.
+
+What was cut off in the middle, by the network or by the end of this process, stays as `new-<key>` until it is asked for
+again; it goes before any entry does, and when nobody asked for a day.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+from datastore.directory import DirectoryDatastore, remove
+from datastore.port import DatastoreAway, Entry, NotThere
+from ecloud.model.transfer_status import BIG_INPUT_BYTES, INPUTS_TOLD, HeldInput
+
+PART_OF_DISK = 0.5
+"""Of the space that is free or the cache's own it never takes more than this."""
+SMALL_BYTES = 1 << 16
+"""Less than this is not kept: to fetch it costs no more than to ask whether it is still the same."""
+COPIES = 3
+"""So many copies of what is kept must have room: what a machine has no room for is fetched without being kept."""
+TIMES = 3
+"""How often an entry that vanished under our hands is fetched again before it goes past the cache."""
+CUT_S = 86_400.0
+"""What was cut off so long ago is not asked for again."""
+IT = "it"
+PATH = "path"
+"""Beside what is big: the path that it was fetched from, to be told after a restart, too."""
+_NEW = "new-"
+_PIECE = 1 << 20
+
+
+class Cache:
+    """Entries by key. Any thread may ask; whoever asks for what is being fetched waits for that transfer."""
+
+    def __init__(self, directory: Path) -> None:
+        self.limit_bytes = 0
+        self._top = directory
+        self._lock = threading.Lock()
+        self._total = 0
+        self._under_way: dict[str, Future[None]] = {}
+        self._entries: dict[str, int] = {}
+        """Bytes by key, the least recently used first."""
+        self._coming: dict[str, int] = {}
+        """Bytes by key of what is being fetched."""
+        self._cut: dict[str, int] = {}
+        """Bytes by key of what was cut off, the oldest first."""
+        self._in_use: Counter[str] = Counter()
+        self._trusted: set[str] = set()
+        self._paths: dict[str, str] = {}
+        """By key of what is big, the path that it was fetched from."""
+        self._told: tuple[HeldInput, ...] | None = ()
+        self._load()
+
+    def _load(self) -> None:
+        self._top.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = []
+        for path in sorted(self._top.iterdir(), key=lambda path: path.lstat().st_mtime_ns):
+            if path.name.startswith(_NEW) and _is_recent(path):
+                self._cut[path.name[len(_NEW) :]] = _bytes_below(path)
+                continue
+            key, _, count = path.name.rpartition(".")
+            if key and count.isdigit() and os.path.lexists(path / IT):
+                found.append((path.stat().st_mtime_ns, key, int(count)))
+                self._load_path(path / PATH, key)
+            else:
+                remove(path)
+        for _, key, size in sorted(found):
+            self._entries[key] = size
+            self._total += size
+
+    def _load_path(self, file: Path, key: str) -> None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            self._paths[key] = file.read_text("utf-8")
+            self._told = None
+
+    def big_inputs(self) -> tuple[HeldInput, ...]:
+        """What is big of it, used last first, and no more than is told."""
+        told = self._told
+        if told is None:
+            with self._lock:
+                keys = [key for key in self._entries if key in self._paths]
+                sizes = {self._paths[key]: self._entries[key] for key in keys}
+                told = self._told = tuple(HeldInput(path, sizes[path]) for path in reversed(sizes))[:INPUTS_TOLD]
+        return told
+
+    @property
+    def used_bytes(self) -> int:
+        """What all entries hold, what is on its way, and what was cut off."""
+        with self._lock:
+            return self._total + sum(self._coming.values()) + sum(self._cut.values())
+
+    def fetch(self, key: str, entries: list[Entry], to: Path, transfer: Callable[[Path], int]) -> int:
+        """Put what `key` means to the new path `to`; the bytes that crossed the network: 0 where it was here already.
+
+        `entries`: the top first, as the datastore tells them now. `transfer` fetches it to a path, and raises what
+        `port.Reader.fetch` does.
+        """
+        size = sum(entry.size for entry in entries)
+        if not self._may_hold(key, size):
+            return transfer(to) if size < SMALL_BYTES else self._pass_on(key, size, to, transfer)
+        moved = 0
+        with self._kept(key):
+            for _ in range(TIMES):
+                if not self._holds(key, entries):
+                    moved += self._bring(key, size, entries[0].path, transfer)
+                try:
+                    DirectoryDatastore(self._path(key, size)).fetch(IT, to)
+                except (NotThere, DatastoreAway):
+                    if (self._path(key, size) / IT).exists():
+                        raise  # the disk is full, or can't be written
+                    self._forget(key)  # who was waited for failed, or somebody emptied the directory
+                    continue
+                if entries[0].kind == "file":  # the same content may be there under several times and modes
+                    os.utime(to, (entries[0].mtime_s, entries[0].mtime_s))
+                    os.chmod(to, entries[0].mode)
+                self._use(key, size)
+                return moved
+        return moved + transfer(to)
+
+    def make_room(self, wanted_bytes: int) -> None:
+        """Evict until so much is free, or nothing is left."""
+        while shutil.disk_usage(self._top).free < wanted_bytes and self._evict():
+            pass
+
+    def shrink(self) -> None:
+        """Down to the limit, which may have changed."""
+        while self.used_bytes > self._limit() and self._evict():
+            pass
+
+    def sweep(self) -> None:
+        """What was cut off and that nobody asked for since, for so long, goes."""
+        while self._drop_cut(old=True):
+            pass
+
+    # --- one entry -----------------------------------------------------------------------------------
+
+    def _path(self, key: str, size: int) -> Path:
+        return self._top / f"{key}.{size}"
+
+    @contextlib.contextmanager
+    def _kept(self, key: str) -> Iterator[None]:
+        """It is not evicted meanwhile."""
+        with self._lock:
+            self._in_use[key] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_use[key] -= 1
+                if not self._in_use[key]:
+                    del self._in_use[key]
+
+    def _holds(self, key: str, entries: list[Entry]) -> bool:
+        """Whether it is here; one of an earlier process is looked at once, and read where its hash is known."""
+        size = self._entries.get(key)
+        if size is None:
+            return False
+        if key not in self._trusted:
+            if not _is_whole(self._path(key, size) / IT, entries):
+                self._forget(key)
+                return False
+            self._trusted.add(key)
+        return True
+
+    def _bring(self, key: str, size: int, path: str, transfer: Callable[[Path], int]) -> int:
+        """Fetch it, or wait for who does. Raises what `transfer` raises."""
+        with self._lock:
+            other = self._under_way.get(key)
+            if other is None:
+                if key in self._entries:
+                    return 0
+                mine = self._under_way[key] = Future()
+                self._coming[key] = size
+        if other is not None:
+            other.exception()  # where it failed, this one finds nothing there and tries by itself
+            return 0
+        try:
+            return self._transfer(key, size, path, transfer)
+        finally:
+            with self._lock:
+                del self._under_way[key], self._coming[key]
+            mine.set_result(None)
+
+    def _pass_on(self, key: str, size: int, to: Path, transfer: Callable[[Path], int]) -> int:
+        """Fetch what is not kept. It is put together here all the same, where it goes on after a cut."""
+        mine: Future[None] = Future()
+        with self._lock:
+            is_mine = self._under_way.setdefault(key, mine) is mine
+        if not is_mine:
+            return transfer(to)
+        try:
+            moved = self._put_together(key, transfer)
+            shutil.move(self._aside(key) / IT, to)
+            remove(self._aside(key))
+            return moved
+        finally:
+            with self._lock:
+                del self._under_way[key]
+            mine.set_result(None)
+
+    def _aside(self, key: str) -> Path:
+        return self._top / f"{_NEW}{key}"
+
+    def _put_together(self, key: str, transfer: Callable[[Path], int]) -> int:
+        """Fetch it to its place aside, going on where it was cut off. Raises what `transfer` raises."""
+        aside = self._aside(key)
+        with self._lock:
+            self._cut.pop(key, None)
+        try:
+            aside.mkdir(mode=0o700, exist_ok=True)
+            return transfer(aside / IT)
+        except DatastoreAway:
+            if here := _bytes_below(aside):
+                with self._lock:
+                    self._cut[key] = here
+            else:
+                remove(aside)
+            raise
+        except BaseException:
+            remove(aside)
+            raise
+
+    def _transfer(self, key: str, size: int, path: str, transfer: Callable[[Path], int]) -> int:
+        self.shrink()
+        moved = self._put_together(key, transfer)
+        is_told = size >= BIG_INPUT_BYTES and _is_text(path)
+        try:
+            if is_told:
+                (self._aside(key) / PATH).write_text(path, "utf-8")
+            os.rename(self._aside(key), self._path(key, size))
+        except OSError:
+            remove(self._aside(key))
+            raise
+        with self._lock:
+            self._coming[key] = 0
+            self._entries[key] = size
+            self._total += size
+            self._trusted.add(key)
+            if is_told:
+                self._paths[key], self._told = path, None
+        return moved
+
+    def _use(self, key: str, size: int) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if key in self._entries:
+                self._entries[key] = self._entries.pop(key)
+            os.utime(self._path(key, size))
+
+    # --- limits --------------------------------------------------------------------------------------
+
+    def _limit(self) -> float:
+        free = shutil.disk_usage(self._top).free
+        return min(float(self.limit_bytes), PART_OF_DISK * (free + self.used_bytes))
+
+    def _may_hold(self, key: str, size: int) -> bool:
+        """Whether it is here, or worth keeping and small enough: the copy that is handed out needs room as well."""
+        if not SMALL_BYTES <= size <= self._limit():
+            return False
+        return key in self._entries or COPIES * size <= shutil.disk_usage(self._top).free + self.used_bytes
+
+    def _evict(self) -> bool:
+        """What was cut off, else the least recently used that nobody copies just now; whether there was one."""
+        if self._drop_cut():
+            return True
+        with self._lock:
+            key = next((key for key in self._entries if key not in self._in_use), "")
+        if key:
+            self._forget(key)
+        return bool(key)
+
+    def _drop_cut(self, old: bool = False) -> bool:
+        """The first that was cut off, `old`: that nobody asked for since; whether there was one."""
+        with self._lock:
+            keys = (key for key in self._cut if key not in self._under_way)
+            key = next((key for key in keys if not (old and _is_recent(self._aside(key)))), "")
+            gone = self._top / f"gone-{key}"
+            if key:
+                del self._cut[key]
+                with contextlib.suppress(OSError):  # somebody emptied the directory
+                    os.rename(self._aside(key), gone)
+        if key:
+            remove(gone)
+        return bool(key)
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            size = self._entries.pop(key, None)
+            if self._paths.pop(key, None) is not None:
+                self._told = None
+            self._total -= size or 0
+            self._trusted.discard(key)
+        if size is not None:
+            gone = self._top / f"gone-{key}"
+            with contextlib.suppress(OSError):
+                os.rename(self._path(key, size), gone)
+            remove(gone)
+
+
+def _is_text(path: str) -> bool:
+    """Whether it can be said: a name on disk may be any bytes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def key_of(where: str, entries: list[Entry]) -> str:
+    """What stands for this content: a file's hash where the datastore knows it, else names, sizes and times in the
+    datastore `where`."""
+    top = entries[0]
+    if top.kind == "file" and top.sha256:
+        return f"s-{top.sha256}"
+    digest = hashlib.blake2b(os.fsencode(where), digest_size=24)
+    for entry in entries:
+        told = f"\0{entry.path}\0{entry.kind}\0{entry.size}\0{entry.mode}\0{entry.mtime_s!r}\0{entry.sha256}"
+        digest.update(os.fsencode(told))
+    return f"p-{digest.hexdigest()}"
+
+
+def _bytes_below(directory: Path) -> int:
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _is_recent(directory: Path) -> bool:
+    times_s = [path.lstat().st_mtime for path in directory.rglob("*.part")]
+    return max(times_s, default=0.0) > time.time() - CUT_S
+
+
+def _is_whole(path: Path, entries: list[Entry]) -> bool:
+    """Whether a file or tree is what the datastore says, as far as it says it: after a crash it may not be."""
+    top = entries[0]
+    try:
+        for entry in entries:
+            if entry.kind == "file" and (path / entry.path[len(top.path) + 1 :]).lstat().st_size != entry.size:
+                return False
+        if not top.sha256:
+            return True
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError:
+        return False
+    return digest.hexdigest() == top.sha256

@@ -1,0 +1,390 @@
+"""Directories and files of attempts: working directories, requirements in, results out. Everything that blocks runs
+in a pool.
+
+Publishes nothing: results are staged; the boss promotes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from datastore.directory import DirectoryDatastore
+from datastore.keys import write_known_hosts
+from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager
+from datastore.sftp import SftpDatastore
+from datastore.ssh.datastore import ALIAS, PATIENCE_S, STALL_S, Access, OverSsh, SshAddress, SshDatastore
+from ecloud.formats.paths import is_glob
+from ecloud.model.tasks import ManifestEntry, Result, TaskBody
+from ecloud.model.text import byte_size
+from ecloud.model.transfer_status import HeldInput
+from ecloud.model.wire import DatastoreAccess
+from worker.core.events import TransfersChanged
+from worker.shell.cache import SMALL_BYTES, Cache, key_of
+from worker.shell.meter import Meter
+from worker.shell.transfers import Transfers
+
+EMPTY_KEPT = 64
+"""Empty working directories kept for the next attempts (facts: 5 us instead of 50)."""
+NAMED = 5
+"""Missing requirements that are named."""
+MIN_FREE_MB = 50.0
+"""Below this nothing is started: an outcome must still fit."""
+
+
+class RequirementMissing(Exception):
+    """A required file is not in the datastore; the text names it."""
+
+
+class NoRoom(Exception):
+    """The requirements do not fit on this machine's disk now; the text says how much is lacking."""
+
+
+class ResultMissing(Exception):
+    """A promised result was not there after the commands; the text names it."""
+
+
+def open_datastore(access: DatastoreAccess, ssh: Path, stall_s: float = STALL_S) -> Stager:
+    """The datastore that the boss named. `ssh`: the directory with this worker's key; the certificate is written there.
+    `stall_s`: see `SshDatastore`.
+
+    Raises `DatastoreAway` where it can't be used from here.
+    """
+    if access.address.startswith("dir:"):
+        root = Path(access.address[4:])
+        if not root.is_dir():
+            raise DatastoreAway(f"the datastore directory {root} is not on this machine: mount it here too")
+        return DirectoryDatastore(root)
+    try:
+        address = SshAddress.parse(access.address)
+    except ValueError as error:
+        raise DatastoreAway(str(error)) from None
+    if not (ssh / "key").exists():
+        raise DatastoreAway("this worker has no SSH key: install the OpenSSH client here, and start it again")
+    known_hosts, certificate = ssh / "known_hosts", ssh / "certificate.pub"
+    write_known_hosts(known_hosts, ALIAS, access.host_key)
+    write_certificate(access, ssh)
+    kind = SftpDatastore if access.by_sftp else SshDatastore
+    return kind(
+        address, Access(ssh / "key", known_hosts, certificate), stall_s=stall_s, patience_s=min(stall_s, PATIENCE_S)
+    )
+
+
+def write_certificate(access: DatastoreAccess, ssh: Path) -> None:
+    """Renewed access, for connections that are made from now on."""
+    aside = ssh / "certificate.new"
+    aside.write_text(access.credential + "\n")
+    aside.replace(ssh / "certificate.pub")
+
+
+class WorkingDirectories:
+    """Empty directories, one per attempt, used again while they stay empty."""
+
+    def __init__(self, home: Path, pool: ThreadPoolExecutor) -> None:
+        self._top = home / "work"
+        self._kept = home / "kept"
+        self._pool = pool
+        self._empty: list[Path] = []
+        self._count = 0
+        shutil.rmtree(self._top, ignore_errors=True)
+        self._top.mkdir(parents=True)
+
+    def take(self) -> Path:
+        """An empty directory. Raises `OSError`."""
+        if self._empty:
+            return self._empty.pop()
+        self._count += 1
+        path = self._top / f"d{self._count}"
+        path.mkdir()
+        return path
+
+    def give_back(self, path: Path, keep_as: str = "") -> None:
+        """The attempt is over; `keep_as` keeps it under that name."""
+        if keep_as:
+            self._kept.mkdir(exist_ok=True)
+            os.rename(path, self._kept / keep_as)
+            return
+        try:
+            # The cheapest look: an empty directory can be removed, but then it must be made again.
+            with os.scandir(path) as items:
+                is_empty = next(items, None) is None
+        except OSError:
+            return
+        if is_empty and len(self._empty) < EMPTY_KEPT:
+            self._empty.append(path)
+        else:
+            self._pool.submit(_remove, path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, onerror=_make_writable)
+
+
+def _make_writable(function: Callable[[str], object], name: str, error: object) -> None:
+    with contextlib.suppress(OSError):
+        os.chmod(Path(name).parent, 0o700)
+        os.chmod(name, 0o700)
+        function(name)
+
+
+class Fetched(NamedTuple):
+    """What the requirements of an attempt were: their bytes, and how many of them crossed the network."""
+
+    bytes: int
+    moved_bytes: int
+
+
+class Files:
+    """Transfers of attempts. Called from the loop; `later` and `tell`: see `worker.shell.transfers`."""
+
+    def __init__(
+        self,
+        ssh: Path,
+        cache: Path,
+        later: Callable[[Callable[[], None]], None],
+        tell: Callable[[TransfersChanged], None],
+    ) -> None:
+        self._transfers = Transfers(later, tell)
+        self.pool = self._transfers.pool
+        self._ssh = ssh
+        self._cache = Cache(cache)
+        self._access = DatastoreAccess("")
+        self._datastore: Stager | None = None
+        self._opening = threading.Lock()
+        self._lane = 0
+        self.stall_s = STALL_S
+        self.meter = Meter()
+
+    def use(self, access: DatastoreAccess, lane: int = 0, lane_is_open: bool = False) -> None:
+        """Where the datastore is from now on, what opens it, and which lane is held to it, on which transfers may
+        begin or not."""
+        if access != self._access:
+            moved = not access.is_same_place(self._access)
+            self._access = access
+            if moved:
+                self._hang_up()
+                self._datastore = None
+                self._transfers.needs_lane = self.meter.is_far = bool(access.host_key)
+            elif self._datastore is not None and access.credential:
+                write_certificate(access, self._ssh)
+        if lane != self._lane and self._lane:
+            self._hang_up()
+        self._lane = lane
+        self._transfers.begin(lane_is_open)
+
+    def limit_cache(self, limit_mb: float) -> None:
+        """How much may be kept of what was fetched over SSH."""
+        limit_bytes = int(limit_mb * 1e6)
+        if limit_bytes != self._cache.limit_bytes:
+            self._cache.limit_bytes = limit_bytes
+            self.pool.submit(self._cache.shrink)
+
+    def sweep(self) -> None:
+        """What was cut off long ago goes."""
+        self.pool.submit(self._cache.sweep)
+
+    @property
+    def inputs(self) -> tuple[HeldInput, ...]:
+        """The big ones that are kept here, used last first."""
+        return self._cache.big_inputs()
+
+    def _hang_up(self) -> None:
+        """The lane is given back, and its connection with it; the next one makes another."""
+        if isinstance(self._datastore, OverSsh):
+            self.pool.submit(self._datastore.close)
+
+    def _store(self) -> Stager:
+        with self._opening:
+            if self._datastore is None:
+                self._datastore = open_datastore(self._access, self._ssh, self.stall_s)
+            return self._datastore
+
+    def probe(self) -> Future[None]:
+        """Ask the datastore something. Fails with `DatastoreAway`."""
+
+        def probe() -> None:
+            if self._access.address:
+                self._store().stat(["probe"])
+
+        return self._transfers.submit(probe)
+
+    def fetch(self, body: TaskBody, directory: Path, task_no: int = 0) -> Future[Fetched]:
+        """Bring the requirements into the working directory. Fails with `RequirementMissing`, `NoRoom`,
+        `DatastoreAway`, `OSError`. One that still waits for a lane can be cancelled."""
+        return self._transfers.submit(lambda: self._fetch(body, directory, task_no))
+
+    def _fetch(self, body: TaskBody, directory: Path, task_no: int) -> Fetched:
+        store = self._store()
+        small = self._fetch_small(store, body, directory)
+        if small is not None:
+            return small
+        wanted = [self._below(store, entry) for entry in _found(store, body)]
+        sizes = [sum(entry.size for entry in entries) for entries in wanted]
+        self._look_for_room(sum(sizes), directory)
+        moved = 0
+        with self.meter.moving("fetch", len(body.requirements), sum(sizes), task_no):
+            for requirement, entries, size in zip(body.requirements, wanted, sizes):
+                try:
+                    moved += self._fetch_one(store, entries, directory / requirement.local, size)
+                except NotThere:
+                    raise RequirementMissing(f"requirement {requirement.path} is not in the datastore") from None
+        return Fetched(max(sum(sizes), moved), moved)  # a directory that is read directly tells no size before
+
+    def _fetch_small(self, store: Stager, body: TaskBody, directory: Path) -> Fetched | None:
+        """All in one request over SSH, where they are files too small to be kept; else None."""
+        if not isinstance(store, SshDatastore):
+            return None
+        self._look_for_room(SMALL_BYTES * len(body.requirements), directory)
+        wanted = [(requirement.path, directory / requirement.local) for requirement in body.requirements]
+        try:
+            found = store.fetch_small(wanted, SMALL_BYTES - 1)
+        except BadName:
+            return None  # told apart by name
+        size = sum(entry.size for entry in found or ())
+        return None if found is None else Fetched(size, size)
+
+    def _below(self, store: Stager, entry: Entry) -> list[Entry]:
+        """It, and over SSH all that it holds."""
+        if entry.kind == "directory" and isinstance(store, OverSsh):
+            with contextlib.suppress(NotThere):
+                return [entry, *store.listing(entry.path, recursive=True)]
+        return [entry]
+
+    def _fetch_one(self, store: Stager, entries: list[Entry], to: Path, size: int) -> int:
+        """The bytes that crossed the network."""
+        top = entries[0]
+        if isinstance(store, OverSsh) and top.kind != "link":
+            key = key_of(str(store.address), entries)
+            return self._cache.fetch(key, entries, to, lambda path: _verified(store, top, path))
+        return _verified(store, top, to)
+
+    def _look_for_room(self, size: int, directory: Path) -> None:
+        """Raises `NoRoom`."""
+        kept = int(MIN_FREE_MB * 1e6)
+        if size + kept > shutil.disk_usage(directory).free:
+            self._cache.make_room(size + kept)
+        free = shutil.disk_usage(directory).free
+        if size + kept > free:
+            raise NoRoom(
+                f"no room for its requirements: {byte_size(size)} are to be fetched, {byte_size(free)} are free in"
+                f" {directory.parent}, of which {byte_size(kept)} must stay so"
+            )
+
+    def stage(self, stage: str, body: TaskBody, directory: Path, task_no: int = 0) -> Future[tuple[ManifestEntry, ...]]:
+        """Put the results below a stage; the manifest. Fails with `ResultMissing`, `DatastoreAway`, `OSError`."""
+        return self._transfers.submit(lambda: self._stage(stage, body, directory, task_no), _size_of(body, directory))
+
+    def _stage(self, stage: str, body: TaskBody, directory: Path, task_no: int) -> tuple[ManifestEntry, ...]:
+        store = self._store()
+        manifest: list[ManifestEntry] = []
+        with self.meter.moving("store", len(body.results), _size_of(body, directory), task_no):
+            for result in body.results:
+                for local, path in matches(result, directory):
+                    try:
+                        entries = store.store(stage, local, path)
+                    except NotThere:
+                        raise ResultMissing(f"result {result.local} was not there after the commands") from None
+                    except BadName as error:
+                        raise ResultMissing(f"result {result.local} can't be stored: {error}") from None
+                    manifest.extend(_manifest_entry(result, entry) for entry in entries)
+        return tuple(manifest)
+
+    def drop(self, stage: str) -> None:
+        """Remove what an attempt staged in vain; what can't be removed now is swept by the boss."""
+
+        def drop() -> None:
+            with contextlib.suppress(DatastoreAway, OSError):
+                self._store().drop_stage(stage)
+
+        self._transfers.submit(drop)
+
+
+def _found(store: Stager, body: TaskBody) -> list[Entry]:
+    """One entry per requirement, all asked for at once. Raises `RequirementMissing`, which names every one."""
+    try:
+        found = store.stat([requirement.path for requirement in body.requirements])
+    except BadName as error:
+        raise RequirementMissing(f"a requirement can't be: {error}") from None
+    missing = [requirement.path for requirement, entry in zip(body.requirements, found) if entry is None]
+    if missing:
+        more = f", nor {len(missing) - 1} more: {', '.join(missing[1:NAMED])}" if len(missing) > 1 else ""
+        raise RequirementMissing(f"requirement {missing[0]} is not in the datastore{more}")
+    return [entry for entry in found if entry is not None]
+
+
+def _verified(store: Stager, top: Entry, to: Path) -> int:
+    """Fetch; what arrived has the size that the datastore tells (over SSH its hash was compared on the way)."""
+    moved = store.fetch(top.path, to)
+    if top.kind == "file" and os.lstat(to).st_size != top.size:
+        again = store.stat([top.path])[0]
+        if again is None or again.size != os.lstat(to).st_size:
+            raise DatastoreAway(f"{top.path} did not arrive whole: {moved} bytes of {top.size}")
+    return moved
+
+
+def _size_of(body: TaskBody, directory: Path) -> int:
+    """Bytes of the results that are files under names of their own: enough to know what is large."""
+    total = 0
+    for result in body.results:
+        with contextlib.suppress(OSError):
+            total += os.lstat(directory / result.local).st_size
+    return total
+
+
+def are_small(body: TaskBody, directory: Path) -> bool:
+    """Whether all results are files of which even many do no harm to this machine's disk while they wait."""
+    for result in body.results:
+        try:
+            info = os.lstat(directory / result.local)
+        except OSError:
+            return False
+        if not stat.S_ISREG(info.st_mode) or info.st_size > SMALL_BYTES:
+            return False
+    return True
+
+
+def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
+    """(local path, name in the datastore) of each file or directory that a result means. Raises `ResultMissing`."""
+    if not is_glob(result.local):
+        return [(directory / result.local, result.path)]
+    found = sorted(glob.glob(result.local, root_dir=directory, recursive=True))
+    fixed = []
+    for part in result.local.split("/")[:-1]:
+        if is_glob(part):
+            break
+        fixed.append(part)
+    prefix = "/".join(fixed)
+    pairs = []
+    for name in found:
+        relative = name[len(prefix) + 1 :] if prefix else name
+        if not relative:
+            continue  # `a/**` means a itself too, all of which is matched by itself
+        pairs.append((directory / name, relative if result.path == "." else f"{result.path}/{relative}"))
+    if not pairs:
+        raise ResultMissing(f"result {result.local} matched nothing after the commands")
+    return pairs
+
+
+def _manifest_entry(result: Result, entry: Entry) -> ManifestEntry:
+    """Raises `ResultMissing` for a name that no message can carry."""
+    try:
+        (entry.path + entry.sha256).encode()
+    except UnicodeEncodeError:
+        named = ascii(entry.path)
+        raise ResultMissing(
+            f"result {result.local}: the name {named} is not UTF-8: rename it in the commands"
+        ) from None
+    return ManifestEntry(entry.path, entry.size, entry.sha256, entry.kind, entry.mode)
+
+
+def free_disk_mb(path: Path) -> float:
+    """Free space, in MB."""
+    return shutil.disk_usage(path).free / 1e6

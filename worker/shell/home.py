@@ -1,0 +1,195 @@
+"""A worker's home: locked by one process, with the spool of outcomes and the record of what runs, for the process
+after it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import time
+from pathlib import Path
+
+import msgspec
+
+from ecloud.model.tasks import Outcome
+
+COMPACT_BYTES = 8 * 1024 * 1024
+"""The spool is rewritten when it is larger than this and more than half of it was answered."""
+KILL_WAIT_S = 5.0
+
+
+class HomeTaken(Exception):
+    """Another worker process uses this home."""
+
+
+class WorkerHome:
+    """A directory for one worker process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise HomeTaken(f"another worker process uses {self.path}: give this one its own --home") from None
+        self.name = self._name()
+        self.shared = self.path / "shared"
+        self.control = self.path / "control"
+        self.ssh = self.path / "ssh"
+        self.cache = self.path / "cache"
+        for directory in (self.shared, self.control, self.ssh):
+            directory.mkdir(exist_ok=True, mode=0o700)
+
+    def _name(self) -> str:
+        path = self.path / "name"
+        if not path.exists():
+            path.write_text("h" + secrets.token_hex(8))
+        return path.read_text().strip()
+
+
+class RunningRecord:
+    """Process groups that run, on disk: (pid, start time), so that a later process can end what an earlier one left."""
+
+    def __init__(self, home: WorkerHome) -> None:
+        self._shared = home.shared
+        self._directory = home.path / "running"
+        self._directory.mkdir(exist_ok=True)
+
+    def add(self, pid: int) -> None:
+        """A group leader was started."""
+        with contextlib.suppress(OSError):
+            os.symlink(_start_time(pid), self._directory / str(pid))
+
+    def remove(self, pid: int) -> None:
+        """It ended, and all of its group."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._directory / str(pid))
+
+    def end_left_over(self) -> int:
+        """KILL what an earlier process left: the groups it recorded, and whatever else still carries this home in its
+        environment (it had begun a moment before, or had left its group). How many there were."""
+        ended = 0
+        for item in list(self._directory.iterdir()):
+            ended += self._end_group(int(item.name), os.readlink(item))
+            item.unlink()
+        deadline = time.monotonic() + KILL_WAIT_S
+        seen: set[int] = set()
+        while (left := _of_home(self._shared)) and time.monotonic() < deadline:
+            seen |= left
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        return ended + len(seen)
+
+    def _end_group(self, pid: int, started: str) -> bool:
+        if _start_time(pid) != started:
+            # The leader is gone; what it left may still be in its group, if no other took the number.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if not Path(f"/proc/{pid}").exists():
+                    os.killpg(pid, signal.SIGKILL)
+            return False
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        deadline = time.monotonic() + KILL_WAIT_S
+        while _start_time(pid) == started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return True
+
+
+def _of_home(shared: Path) -> set[int]:
+    """Live processes whose environment names this home's shared directory: attempts of a process before us."""
+    wanted = b"ECLOUD_WORKER_DIR=" + os.fsencode(shared)
+    found = set()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry.name))
+    return found
+
+
+def _start_time(pid: int) -> str:
+    """Field 22 of /proc/PID/stat: clock ticks after boot; "gone" for a dead or zombie process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return "gone"
+    return "gone" if fields[0] == b"Z" else fields[19].decode()
+
+
+class Spool:
+    """Outcomes on disk until the boss has answered them: one append per batch; a torn last line is skipped."""
+
+    def __init__(self, home: WorkerHome) -> None:
+        self._path = home.path / "spool.jsonl"
+        self._held: dict[tuple[int, int], Outcome] = {}
+        self._answered = 0
+        self._encoder = msgspec.json.Encoder()
+        self.found = tuple(self._read())
+        self._file = open(self._path, "ab", buffering=0)
+        self._rewrite()
+
+    def _read(self) -> list[Outcome]:
+        try:
+            lines = self._path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        for line in lines:
+            with contextlib.suppress(msgspec.MsgspecError):
+                outcome = msgspec.json.decode(line, type=Outcome)
+                self._held[(outcome.task_no, outcome.number)] = outcome
+        return list(self._held.values())
+
+    def add(self, outcomes: list[Outcome]) -> None:
+        """Keep these. Raises `OSError` (a full disk): then they are not said."""
+        data = b"".join(self._encoder.encode(outcome) + b"\n" for outcome in outcomes)
+        position = self._file.tell()
+        try:
+            written = self._file.write(data)
+            if written != len(data):
+                raise OSError(28, "No space left on device")
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(position)
+            raise
+        self._held.update({(outcome.task_no, outcome.number): outcome for outcome in outcomes})
+
+    def forget(self, keys: list[tuple[int, int]]) -> None:
+        """The boss answered these."""
+        for key in keys:
+            if self._held.pop(key, None) is not None:
+                self._answered += 1
+        size = self._file.tell()
+        if (not self._held and size > 0 and self._answered > 256) or (
+            size > COMPACT_BYTES and self._answered > len(self._held)
+        ):
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        self._answered = 0
+        if not self._held:
+            self._file.truncate(0)
+            self._file.seek(0)
+            return
+        temporary = self._path.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            temporary.write_bytes(b"".join(self._encoder.encode(outcome) + b"\n" for outcome in self._held.values()))
+            os.replace(temporary, self._path)
+            self._file.close()
+            self._file = open(self._path, "ab", buffering=0)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything was answered."""
+        return not self._held
+
+    def close(self) -> None:
+        """Leave the file as it must be found."""
+        if not self._held:
+            with contextlib.suppress(OSError):
+                self._file.truncate(0)
+        self._file.close()

@@ -1,0 +1,289 @@
+"""One attempt from order to outcome on this machine: fetch, run, stage. Owns the attempts under way and nothing of
+the conversation.
+
+What happens goes out as events of `worker.core.events`; every blocking step is a future of the pool, answered through
+`later`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from datastore.port import AccessRefused, DatastoreAway
+from ecloud.model.tasks import Cause, Outcome, TaskBody
+from worker.core.events import (
+    AccessEnded,
+    AttemptEnded,
+    AttemptReturned,
+    CommandsEnded,
+    Event,
+    StartAttempt,
+    StopAttempt,
+    TroubleChanged,
+)
+from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
+from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, ResultMissing, WorkingDirectories, are_small
+from worker.shell.home import WorkerHome
+from worker.shell.process import Finished, Process, Processes
+
+log = logging.getLogger("worker")
+FIRST_WAIT_S = 0.5
+LAST_WAIT_S = 15.0
+Key = tuple[int, int]
+_CHECKOUT = str(Path(__file__).resolve().parents[2])
+_SECRETS = ("ECLOUD_SETTINGS", "ECLOUD_HOME", "ECLOUD_ACCESS")
+
+
+class Job:
+    """One attempt under way."""
+
+    def __init__(self, order: StartAttempt, directory: Path, control: str) -> None:
+        body = order.order.body
+        assert body is not None
+        self.order = order.order
+        self.gpus = order.gpus
+        self.body: TaskBody = body
+        self.directory = directory
+        self.control = control
+        self.fetch_s = 0.0
+        self.fetched = Fetched(0, 0)
+        self.fetching: Future[Fetched] | None = None
+        self.began_at = 0.0
+        self.stop_reason: str | None = None
+        self.outcome: Outcome | None = None
+        self.wait_s = FIRST_WAIT_S
+
+    @property
+    def key(self) -> Key:
+        """(task_no, number)."""
+        return self.order.task_no, self.order.number
+
+
+class Jobs:
+    """All attempts under way."""
+
+    def __init__(
+        self,
+        peer: str,
+        home: WorkerHome,
+        files: Files,
+        directories: WorkingDirectories,
+        processes: Processes,
+        later: Callable[[Callable[[], None]], None],
+        at: Callable[[float, Callable[[], None]], None],
+        keep_dirs: bool,
+    ) -> None:
+        self._peer = peer
+        self._home = home
+        self._files = files
+        self._directories = directories
+        self._processes = processes
+        self._later = later
+        self._at = at
+        self._keep_dirs = keep_dirs
+        inherited = {**_inherited(), "ECLOUD_WORKER": peer, "ECLOUD_WORKER_DIR": str(home.shared)}
+        self._base_env = _encoded(inherited)  # once: for a short task the names of its environment cost as much as it
+        self.shell = "/bin/sh"
+        self.stop_grace_s = 10.0
+        self.under_way: dict[Key, Job] = {}
+        self.events: list[Event] = []
+        self._control = str(home.control)
+        self._used: list[tuple[Path, str]] = []
+
+    # --- orders -------------------------------------------------------------------------------------
+
+    def start(self, start: StartAttempt) -> None:
+        """Begin an attempt: fetch what it requires, or run at once."""
+        order = start.order
+        try:
+            directory = self._directories.take()
+        except OSError as error:
+            self._impossible((order.task_no, order.number), f"no working directory can be made: {error.strerror}")
+            return
+        job = Job(start, directory, f"{self._control}/{order.task_no}-{order.number}")
+        self.under_way[job.key] = job
+        if job.body.requirements:
+            job.began_at = time.monotonic()
+            job.fetching = future = self._files.fetch(job.body, directory, order.task_no)
+            future.add_done_callback(lambda done: self._later(lambda: self._fetched(job, done)))
+        else:
+            self._run(job)
+
+    def stop(self, stop: StopAttempt) -> None:
+        """End an attempt, whatever it is doing."""
+        job = self.under_way.get((stop.task_no, stop.number))
+        if job is None:
+            return
+        job.stop_reason = stop.reason or "the boss asked for it"
+        process = self._processes.running.get(job.key)
+        if process is not None:
+            self._processes.stop(process, "stopped", stop.grace_s, time.monotonic())
+        elif job.fetching is not None:
+            job.fetching.cancel()  # in vain where it has begun: then it goes on to its end
+
+    # --- steps --------------------------------------------------------------------------------------
+
+    def _fetched(self, job: Job, done: Future[Fetched]) -> None:
+        job.fetch_s = time.monotonic() - job.began_at
+        error = CancelledError() if done.cancelled() else done.exception()
+        if job.stop_reason is not None:
+            self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
+        elif error is None:
+            job.fetched = done.result()
+            self._run(job)
+        elif isinstance(error, RequirementMissing):
+            self._end(job, self._bare(job, Cause.REQUIREMENT, str(error)))
+        else:
+            self._note_refusal(error)
+            self._give_back(job, _sentence(error))
+
+    def _run(self, job: Job) -> None:
+        try:
+            argv = shell_argv(self.shell, job.body, job.control)
+            env = self._environment(job)
+            now = time.monotonic()
+            self._processes.start(job.key, argv, job.directory, env, job.body.timeout_s, now)
+        except OSError as error:
+            if error.errno == 7:
+                text = "its environment and commands are too long for this machine"
+                self._end(job, self._bare(job, Cause.EXIT, text))
+            else:
+                self._give_back(job, f"no process can be started: {error.strerror}")
+        except ValueError as error:
+            self._end(job, self._bare(job, Cause.EXIT, f"its commands can't be run: {error}"))
+
+    def _environment(self, job: Job) -> dict[bytes, bytes]:
+        order = job.order
+        own = {
+            **job.body.env,
+            "ECLOUD_TASK": job.body.id,
+            "ECLOUD_RUN": order.run,
+            "ECLOUD_ATTEMPT": str(order.number),
+        }
+        if job.gpus is not None:
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.gpus))
+        return {**self._base_env, **_encoded(own)}
+
+    def finished(self, finished: Finished, process: Process) -> None:
+        """Its processes are gone: stage the results, or end."""
+        job = self.under_way[finished.key]
+        step = failed_step(job.body, job.control)
+        outcome = outcome_of(finished, job.body, process.tails, step, job.stop_reason or "")
+        outcome = _with_fetched(outcome, job)
+        forget_control(job.body, job.control)
+        if outcome.cause is Cause.SUCCESS and job.body.results:
+            job.outcome = outcome
+            self._stage(job)
+            if are_small(job.body, job.directory):
+                self.events.append(CommandsEnded(*job.key))
+        else:
+            self._end(job, outcome)
+
+    def _stage(self, job: Job) -> None:
+        job.began_at = time.monotonic()
+        future = self._files.stage(self._stage_name(job), job.body, job.directory, job.key[0])
+        future.add_done_callback(lambda done: self._later(lambda: self._staged(job, done)))
+
+    def _staged(self, job: Job, done: Future[Any]) -> None:
+        assert job.outcome is not None
+        error = done.exception()
+        store_s = round(time.monotonic() - job.began_at, 6)
+        if job.stop_reason is not None:
+            self._files.drop(self._stage_name(job))
+            self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
+        elif error is None:
+            self._clear_trouble(job)
+            self._end(job, msgspec.structs.replace(job.outcome, manifest=done.result(), store_s=store_s))
+        elif isinstance(error, ResultMissing):
+            self._files.drop(self._stage_name(job))
+            outcome = msgspec.structs.replace(job.outcome, cause=Cause.RESULT, error=str(error), store_s=store_s)
+            self._end(job, outcome)
+        else:
+            # The work is done: it is kept, and stored when that can be done again.
+            self._note_refusal(error)
+            self.events.append(TroubleChanged(f"results can't be stored: {_sentence(error)}"))
+            self._at(job.wait_s, lambda: self._stage(job))
+            job.wait_s = min(LAST_WAIT_S, job.wait_s * 2)
+
+    def _note_refusal(self, error: BaseException) -> None:
+        if isinstance(error, AccessRefused):
+            self.events.append(AccessEnded())
+
+    def _clear_trouble(self, job: Job) -> None:
+        if job.wait_s > FIRST_WAIT_S:
+            self.events.append(TroubleChanged(""))
+
+    def _stage_name(self, job: Job) -> str:
+        return f"{self._peer}/{job.order.task_no}-{job.order.number}"
+
+    # --- ends ---------------------------------------------------------------------------------------
+
+    def _bare(self, job: Job, cause: Cause, error: str) -> Outcome:
+        bare = Outcome(job.order.task_no, job.order.number, cause, error=error)
+        return _with_fetched(bare, job)
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        self._forget(job)
+        self.events.append(AttemptEnded(outcome))
+
+    def _give_back(self, job: Job, reason: str) -> None:
+        self._forget(job)
+        self._impossible(job.key, reason)
+
+    def _impossible(self, key: Key, reason: str) -> None:
+        log.warning("attempt %d-%d is given back: %s", *key, reason)
+        self.events.append(TroubleChanged(reason))
+        self.events.append(AttemptReturned(*key, reason))
+
+    def _forget(self, job: Job) -> None:
+        del self.under_way[job.key]
+        keep = f"{job.order.run}-{job.body.id}-{job.order.number}" if job.order.keep_dir or self._keep_dirs else ""
+        self._used.append((job.directory, keep.replace("/", "_")[:200]))
+
+    def tidy(self) -> None:
+        """Make working directories of attempts that are over ready for others."""
+        used, self._used = self._used, []
+        for directory, keep_as in used:
+            try:
+                self._directories.give_back(directory, keep_as)
+            except OSError as error:
+                log.warning("working directory %s is left: %s", directory, error)
+
+
+def _encoded(env: dict[str, str]) -> dict[bytes, bytes]:
+    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
+
+
+def _inherited() -> dict[str, str]:
+    """What tasks see of our own environment: no secrets, and not the path by which start.sh lets us be found."""
+    env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    paths = env.pop("PYTHONPATH", "").split(os.pathsep)
+    ours = (_CHECKOUT, os.path.join(_CHECKOUT, "packages"))
+    others = os.pathsep.join(path for path in paths if path and path not in ours)
+    return {**env, "PYTHONPATH": others} if others else env
+
+
+def _with_fetched(outcome: Outcome, job: Job) -> Outcome:
+    fetched = job.fetched
+    return msgspec.structs.replace(
+        outcome,
+        fetch_s=round(job.fetch_s, 6),
+        fetch_bytes=fetched.bytes,
+        cached_bytes=max(0, fetched.bytes - fetched.moved_bytes),
+    )
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, (DatastoreAway, NoRoom)):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    return f"{type(error).__name__}: {error}"

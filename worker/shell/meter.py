@@ -1,0 +1,92 @@
+"""What this worker moves now, for people to see: how many files of which tasks, how many bytes of them, how fast.
+
+Owns sums, and decides nothing. Bytes on their way are counted by those who move them; so a cut that sends some again
+counts them again, and what was in the cache counts as moved when its task has it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from datastore.directory import DirectoryDatastore
+from datastore.ssh.connection import Channel
+from ecloud.model.transfer_status import Moving
+
+TASKS_NAMED = 8
+
+
+class Meter:
+    """Transfers tell it when they begin and end, from any thread; the loop asks. `stopped`: called, by any thread, when
+    nothing moves any more of which `read` told."""
+
+    def __init__(self) -> None:
+        self.stopped: Callable[[], None] = lambda: None
+        self.is_far = True
+        """Whether what goes over SSH counts, or what is copied here: not both, as the cache copies, too."""
+        self._lock = threading.Lock()
+        self._tickets = itertools.count()
+        self._under_way: dict[int, tuple[int, float]] = {}
+        """The task and the beginning of each transfer, who came first is first."""
+        self._files = {"fetch": 0, "store": 0}
+        self._total = 0
+        self._ended = 0
+        self._counted_from = 0
+        self._seen = (time.monotonic(), 0)
+        self._was_read = False
+
+    def _moved_bytes(self) -> int:
+        """By this process since it began."""
+        return Channel.moved_bytes if self.is_far else DirectoryDatastore.copied_bytes
+
+    @contextmanager
+    def moving(self, way: str, files: int, size: int, task_no: int = 0) -> Iterator[None]:
+        """While so many files of so many bytes are on their way. `way`: fetch or store."""
+        ticket = next(self._tickets)
+        with self._lock:
+            if not self._under_way:
+                self._total = self._ended = 0
+                self._counted_from = self._moved_bytes()
+                self._seen = (time.monotonic(), self._counted_from)
+            self._under_way[ticket] = (task_no, time.monotonic())
+            self._files[way] += files
+            self._total += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._under_way[ticket]
+                self._files[way] -= files
+                self._ended += size
+                self._counted_from = self._moved_bytes()
+                over = self._was_read and not self._under_way
+                self._was_read = self._was_read and not over
+            if over:
+                self.stopped()
+
+    def read(self) -> Moving | None:
+        """As it is now; the speed is that since it was read last. None while nothing moves."""
+        with self._lock:
+            if not self._under_way:
+                return None
+            self._was_read = True
+            now_s, moved = time.monotonic(), self._moved_bytes()
+            seen_s, seen = self._seen
+            self._seen = (now_s, moved)
+            under_way = max(0, self._ended + moved - self._counted_from)
+            self._total = max(
+                self._total, under_way if self._files["store"] else 0
+            )  # directories: nobody counted before
+            tasks = {task_no: None for task_no, _ in self._under_way.values() if task_no}
+            return Moving(
+                fetching=self._files["fetch"],
+                storing=self._files["store"],
+                bytes=self._total,
+                moved_bytes=min(self._total, under_way),
+                bytes_per_s=int((moved - seen) / max(0.001, now_s - seen_s)),
+                tasks=tuple(tasks)[:TASKS_NAMED],
+                since_s=round(now_s - min(began for _, began in self._under_way.values()), 3),
+            )

@@ -1,0 +1,352 @@
+"""The worker's loop: one thread, one epoll. Feeds facts to the core, carries its orders out, in the order the core
+gives them."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from datastore.port import AccessRefused, DatastoreAway
+from ecloud.client.broker import BrokerAddress, BrokerConnection
+from ecloud.config import this_host
+from ecloud.config.secrets import AccessFile
+from ecloud.model import wire
+from ecloud.model.tasks import Outcome
+from ecloud.model.topics import boss_topic, logs_topic, peer_topic, presence_topic
+from ecloud.model.wire import Envelope, Unreadable
+from worker.core.events import (
+    AccessEnded,
+    ConnectionFound,
+    ConnectionLost,
+    Event,
+    Leave,
+    MessageArrived,
+    MovingMeasured,
+    StateMeasured,
+    StreamOutput,
+    TermReceived,
+    TroubleChanged,
+    WorkerConfig,
+    WorkerEffects,
+)
+from worker.core.worker_core import WorkerCore
+from worker.shell.files import MIN_FREE_MB, Files, WorkingDirectories, free_disk_mb
+from worker.shell.home import RunningRecord, Spool, WorkerHome
+from worker.shell.jobs import Jobs
+from worker.shell.process import Process, Processes, adopt_orphans
+
+log = logging.getLogger("worker")
+READY_AT_ONCE = 256
+LOOK_EVERY_S = 1.0
+"""How often disk, trouble and long-running processes are looked at."""
+SWEEP_EVERY_S = 3600.0
+"""How often what nobody asks for any more is looked for."""
+GOODBYE_S = 1.0
+"""Time for the last words to leave."""
+
+
+class WorkerRuntime:
+    """One worker process."""
+
+    def __init__(
+        self,
+        access: AccessFile,
+        config: WorkerConfig,
+        home: WorkerHome,
+        spool: Spool,
+        keep_dirs: bool = False,
+        tied: bool = False,
+    ) -> None:
+        self._access = access
+        self._key = access.key_bytes
+        self._home = home
+        self._spool = spool
+        self._tied = tied
+        self._core = WorkerCore(config, time.monotonic())
+        self._record = RunningRecord(home)
+        self._poll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._wake, select.EPOLLIN)
+        self._inbox: deque[Event | tuple[str, bytes] | Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = itertools.count()
+        self._processes = Processes(self._poll, self._on_output)
+        self._files = Files(home.ssh, home.cache, self._put, self._put)
+        self._files.meter.stopped = lambda: self._put(
+            lambda: self._inbox.append(MovingMeasured(self._files.meter.read()))
+        )
+        directories = WorkingDirectories(home.path, self._files.pool)
+        self._jobs = Jobs(
+            config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs
+        )
+        self._recorded: dict[tuple[int, int], int] = {}
+        self._unspooled: list[Outcome] = []
+        self._checking: Future[None] | None = None
+        self._status = self._session = ""
+        self._peer_topic = peer_topic(access.cluster_id, config.peer)
+        self._boss_topic = boss_topic(access.cluster_id, config.peer)
+        address = BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
+        self._broker = BrokerConnection(
+            address,
+            config.peer,
+            [self._peer_topic],
+            lambda topic, payload: self._put((topic, payload)),
+            lambda: self._put(ConnectionFound()),
+            lambda reason: self._put(ConnectionLost(reason)),
+            will=(presence_topic(access.cluster_id, config.peer), b"gone"),
+        )
+
+    # --- the loop -----------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Work until told to leave; the exit code."""
+        adopt_orphans()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._on_signal())
+        left_over = self._record.end_left_over()
+        if left_over:
+            log.info("ended %d process groups that an earlier process had left", left_over)
+        self._look()
+        self._after(SWEEP_EVERY_S, self._sweep)
+        self._broker.start()
+        self._say_status(f"waiting for the broker at {self._access.host}:{self._access.port}")
+        while True:
+            events = self._wait()
+            now = time.monotonic()
+            self._processes.pass_deadlines(self._jobs.stop_grace_s, now)
+            events += self._jobs.events
+            self._jobs.events = []
+            effects = self._core.handle(events, now)
+            leave = self._carry_out(effects)
+            if leave is not None:
+                return self._end(leave)
+
+    def _wait(self) -> list[Event]:
+        """Wait for something to do; what happened."""
+        timeout = self._timeout()
+        events: list[Event] = []
+        for descriptor, _ in self._poll.poll(timeout, READY_AT_ONCE):
+            if descriptor == self._wake:
+                os.eventfd_read(self._wake)
+            elif self._processes.owns(descriptor):
+                self._on_descriptor(descriptor)
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, tuple):
+                self._decode(item[0], item[1], events)
+            elif callable(item):
+                item()
+            else:
+                self._note(item)
+                events.append(item)
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+        return events
+
+    def _timeout(self) -> float:
+        if self._inbox or self._jobs.events:
+            return 0.0
+        deadlines = [
+            self._core.next_deadline(),
+            self._processes.next_deadline(),
+            self._timers[0][0] if self._timers else None,
+        ]
+        nearest = min((at for at in deadlines if at is not None), default=None)
+        return -1 if nearest is None else max(0.0, nearest - time.monotonic())
+
+    def _on_descriptor(self, descriptor: int) -> None:
+        process = self._processes._by_fd[descriptor]
+        finished = self._processes.on_ready(descriptor, time.monotonic())
+        if finished is None:
+            return
+        pid = self._recorded.pop(finished.key, None)
+        if pid is not None:
+            self._record.remove(pid)
+        if process.stream_until:
+            for stream in ("stdout", "stderr"):
+                tail = process.tails[stream]
+                self._publish_lines(process, stream, tail.dropped + len(tail.data), b"", ended=True)
+        self._jobs.finished(finished, process)
+
+    def _put(self, item: Event | tuple[str, bytes] | Callable[[], None]) -> None:
+        """From any thread: something for the loop."""
+        self._inbox.append(item)
+        os.eventfd_write(self._wake, 1)
+
+    def _after(self, wait_s: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + wait_s, next(self._sequence), action))
+
+    def _on_signal(self) -> None:
+        self._put(TermReceived())
+        if self._tied:
+            self._put(TermReceived())
+
+    # --- what comes in ------------------------------------------------------------------------------
+
+    def _decode(self, topic: str, payload: bytes, events: list[Event]) -> None:
+        try:
+            envelope, _ = wire.decode(payload, topic, lambda name: self._key if name == self._access.key_name else None)
+        except Unreadable as error:
+            log.warning("a message on %s is ignored: %s: %s", topic, error.why, error)
+            return
+        message = envelope.message
+        if isinstance(message, wire.Refused) and message.code != "session":
+            log.warning("the boss refuses: %s", message.reason)
+        events.append(MessageArrived(envelope))
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, ConnectionLost):
+            self._say_status(f"waiting for the broker: {event.reason}")
+        elif isinstance(event, ConnectionFound):
+            self._say_status("waiting for the boss: the broker answers, the boss does not yet")
+        elif isinstance(event, TermReceived):
+            self._say_status("told to leave: what runs goes on to its end")
+        elif isinstance(event, TroubleChanged) and event.text:
+            log.warning("starts nothing now: %s", event.text)
+
+    def _say_status(self, text: str) -> None:
+        if text != self._status:
+            self._status = text
+            log.info("%s", text)
+
+    # --- what goes out ------------------------------------------------------------------------------
+
+    def _carry_out(self, effects: WorkerEffects) -> Leave | None:
+        self._files.use(self._core.datastore, self._core.lane.number, self._core.lane.is_open)
+        for stop in effects.stops:
+            self._jobs.stop(stop)
+        for start in effects.starts:  # first of all: a free slot must not wait for what could be done beside a shell
+            self._jobs.start(start)
+        if effects.spool or self._unspooled:
+            self._write_spool(effects.spool)
+        if effects.forget:
+            self._spool.forget(effects.forget)
+        for stream in effects.streams:
+            self._stream(stream)
+        for envelope in effects.says:
+            self._publish(self._boss_topic, envelope)
+        self._jobs.tidy()
+        core = self._core
+        if core.session and core.session != self._session:
+            self._session = core.session
+            self._say_status(f"on duty as {core.config.peer} (boss epoch {core.epoch})")
+            self._jobs.shell = core.shell
+            self._jobs.stop_grace_s = core.settings.get("stop_grace_s", self._jobs.stop_grace_s)
+            self._files.limit_cache(core.settings.get("cache_mb", 0.0))
+            self._files.stall_s = core.settings.get("stall_s", self._files.stall_s)
+        return effects.leave
+
+    def _write_spool(self, outcomes: list[Outcome]) -> None:
+        """On disk before it is said; where the disk is full it is said all the same, and written when there is room."""
+        self._unspooled += outcomes
+        try:
+            self._spool.add(self._unspooled)
+            self._unspooled = []
+        except OSError as error:
+            self._put(TroubleChanged(f"outcomes can't be kept on disk: {error.strerror}"))
+
+    def _publish(self, topic: str, envelope: Envelope) -> None:
+        self._broker.publish(topic, wire.encode(envelope, topic, self._access.key_name, self._key))
+
+    # --- live output --------------------------------------------------------------------------------
+
+    def _stream(self, order: StreamOutput) -> None:
+        process = self._processes.running.get((order.task_no, order.number))
+        if process is None:
+            return
+        first = not process.stream_until
+        process.stream_until = time.monotonic() + order.seconds if order.seconds else 0.0
+        if first:
+            for stream in ("stdout", "stderr"):
+                tail = process.tails[stream]
+                self._publish_lines(process, stream, tail.dropped, bytes(tail.data))
+
+    def _on_output(self, process: Process, stream: str, start: int, piece: bytes) -> None:
+        if time.monotonic() < process.stream_until:
+            self._publish_lines(process, stream, start, piece)
+        else:
+            process.stream_until = 0.0
+
+    def _publish_lines(self, process: Process, stream: str, start: int, piece: bytes, ended: bool = False) -> None:
+        if piece or ended:
+            task_no, number = process.key
+            text = piece.decode("utf-8", "replace")
+            message = wire.LogLines(task_no, number, stream, start, text, ended)
+            envelope = Envelope(wire.PROTOCOL_VERSION, self._core.config.peer, self._core.session, 0, message)
+            self._publish(logs_topic(self._access.cluster_id, task_no), envelope)
+
+    # --- looking after itself -----------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        self._after(SWEEP_EVERY_S, self._sweep)
+        self._files.sweep()
+
+    def _look(self) -> None:
+        self._after(LOOK_EVERY_S, self._look)
+        free_mb = free_disk_mb(self._home.path)
+        self._inbox.append(StateMeasured(round(free_mb, 1), this_host.load(), self._files.inputs))
+        self._inbox.append(MovingMeasured(self._files.meter.read()))
+        trouble = self._core.trouble
+        if free_mb < MIN_FREE_MB:
+            text = f"disk full: {free_mb:.0f} MB are left in {self._home.path}, {MIN_FREE_MB:.0f} are needed"
+            self._inbox.append(TroubleChanged(text))
+        elif trouble and self._checking is None:
+            self._checking = self._can_work_again()
+            self._checking.add_done_callback(lambda done: self._put(lambda: self._checked(done)))
+        now = time.monotonic()
+        for key, process in self._processes.running.items():
+            if key not in self._recorded and now - process.started_at >= LOOK_EVERY_S:
+                self._recorded[key] = process.pid
+                self._record.add(process.pid)
+
+    def _can_work_again(self) -> Future[None]:
+        """Fails with what is still wrong."""
+        probe = self._home.path / "probe"
+        try:
+            probe.write_bytes(b"x" * 65536)
+            probe.unlink()
+        except OSError as error:
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            return failed
+        return self._files.probe()
+
+    def _checked(self, done: Future[None]) -> None:
+        self._checking = None
+        error = done.exception()
+        storing = any(job.outcome is not None for job in self._jobs.under_way.values())
+        if error is None and not storing:
+            self._inbox.append(TroubleChanged(""))
+        elif error is not None:
+            if isinstance(error, AccessRefused):
+                self._inbox.append(AccessEnded())
+            text = str(error) if isinstance(error, DatastoreAway) else f"the disk can't be written: {error}"
+            text = f"results can't be stored: {text}" if storing else text
+            self._inbox.append(TroubleChanged(text))
+
+    def _end(self, leave: Leave) -> int:
+        """End what runs, let the last words out, leave."""
+        self._say_status(f"leaving: {leave.reason}")
+        deadline = time.monotonic() + GOODBYE_S + self._jobs.stop_grace_s
+        for process in tuple(self._processes.running.values()):
+            self._processes.stop(process, "stopped", 0.0, time.monotonic())
+        while self._processes.running and time.monotonic() < deadline:
+            self._processes.pass_deadlines(0.0, time.monotonic())
+            for descriptor, _ in self._poll.poll(0.1, READY_AT_ONCE):
+                if self._processes.owns(descriptor):
+                    self._processes.on_ready(descriptor, time.monotonic())
+        for pid in self._recorded.values():
+            self._record.remove(pid)
+        self._broker.stop(GOODBYE_S)
+        self._files.pool.shutdown(wait=False, cancel_futures=True)
+        self._spool.close()
+        return leave.code
