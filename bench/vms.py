@@ -181,7 +181,7 @@ class Fleet:
 def _ask(call_s: float) -> float:
     """Seconds from the command to the last of its calls, of a boss and a cloud without guests. The cloud is the
     tests' double."""
-    sys.path.insert(0, str(ROOT / "tests"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     double, services = importlib.import_module("opennebula_double"), importlib.import_module("services")
     with tempfile.TemporaryDirectory(prefix="ecloud-bench-") as directory:
         cloud = double.OpenNebula(Path(directory) / "cloud").start()

@@ -1,4 +1,4 @@
-"""What every cloud can do. Its comments are the contract that tests/contract/test_cloud.py runs.
+"""What every cloud can do. Its comments are the contract that tests/contract/test_provider.py runs.
 
 A provider starts, ends and lists VMs; it decides nothing and remembers nothing that its cloud does not. All calls
 block, each for a limited time; they are made from a small pool, never from the loop. Errors are named by what to do

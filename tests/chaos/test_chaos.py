@@ -14,8 +14,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from chaos.chaos import LONGEST_S, QUICK, Cluster, schedule
-from chaos.load import (
+from databases import MariaDb
+from killed_cluster import LONGEST_S, QUICK, Cluster, schedule
+from killed_load import (
     Load,
     each_attempt_has_one_outcome,
     random_load,
@@ -25,7 +26,6 @@ from chaos.load import (
     states,
     succeeded,
 )
-from databases import MariaDb
 from services import Daemon, Mosquitto, wait_until
 from sshd import Sshd
 

@@ -23,7 +23,7 @@ from datastore import keys
 from datastore.sftp import WORKERS_COMMAND, SftpDatastore
 from datastore.ssh.datastore import ALIAS, Access, OverSsh, SshAddress, SshDatastore, gate_command
 
-GATE = Path(__file__).resolve().parent.parent / "datastore/gate.py"
+GATE = Path(__file__).resolve().parents[2] / "datastore/gate.py"
 CLUSTER = "c-test"
 PYTHON = os.environ.get("ECLOUD_TEST_GATE_PYTHON", sys.executable)
 """What runs the gate: another one shows that the gate needs no newer."""

@@ -22,7 +22,7 @@ from ecloud.config.home import Home
 from ecloud.config.secrets import read_access
 from ecloud.model.wire import RunChanged
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 USER = "ecloud"
 PASSWORD = "not a secret"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Container, Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 END_S = 20.0
 
 

@@ -24,7 +24,7 @@ SIZE = 3_000_000
 KEPT = 100_000
 """Bytes that are worth keeping."""
 FILES = 20
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 _FETCHES = """
 import sys
 from pathlib import Path

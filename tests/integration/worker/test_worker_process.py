@@ -231,7 +231,7 @@ def test_a_task_knows_who_it_is(bench: Bench) -> None:
 
 
 def test_a_task_sees_no_secrets_of_the_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkout = Path(__file__).resolve().parents[2]
+    checkout = Path(__file__).resolve().parents[3]
     monkeypatch.setenv("ECLOUD_ACCESS", "hidden-access")
     monkeypatch.setenv("ECLOUD_SETTINGS", "hidden-settings")
     monkeypatch.setenv("PYTHONPATH", f"{checkout}:/somewhere")

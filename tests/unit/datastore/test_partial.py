@@ -12,7 +12,7 @@ import pytest
 
 from datastore.partial import Part, seal
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 _GOES_ON = """
 import os
 import sys

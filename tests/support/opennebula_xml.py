@@ -111,7 +111,7 @@ def _from_xml(root: ElementTree.Element) -> Attributes:
 
 # --- objects --------------------------------------------------------------------------------------
 
-RECORDINGS = Path(__file__).resolve().parent / "inputs" / "opennebula"
+RECORDINGS = Path(__file__).resolve().parents[1] / "inputs" / "opennebula"
 
 
 @cache
