@@ -1,0 +1,77 @@
+"""Requests about what the whole cluster shares: notes in the context, the datastore, revoked keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
+from boss.core.model.effects import UseDatastore
+from boss.core.model.outbox import Outbox
+from boss.core.tasks.attempts import Attempts
+from boss.core.workers.datastore_access import Access
+from ecloud.model.wire import Request
+
+DATASTORE_NOTES = ("datastore_address", "datastore_host_key", "datastore_python", "datastore_gate")
+
+
+class ContextRequests:
+    """Carries out requests about the cluster. `verbs`: by name, called with the request and `now`."""
+
+    def __init__(self, outbox: Outbox, attempts: Attempts, access: Access, revoked_keys: set[str]) -> None:
+        self._outbox = outbox
+        self._attempts = attempts
+        self._access = access
+        self._revoked_keys = revoked_keys
+        self.verbs: dict[str, Callable[[Request, float], Answer]] = {
+            "set_context": self._set_context,
+            "drop_context": self._drop_context,
+            "set_datastore": self._set_datastore,
+            "revoke_key": self._revoke_key,
+        }
+
+    def _set_context(self, request: Request, now: float) -> Answer:
+        key, value = text_of(request, "key"), text_of(request, "value")
+        if not key or len(key) > 100 or key == "cluster_id" or "/" in key:  # names with a stroke are the boss's own
+            raise RequestRefused("request", f"{key!r} can't be set in the context")
+        self._outbox.writes.context[key] = value
+        return 1, f"{key} set", (key,)
+
+    def _drop_context(self, request: Request, now: float) -> Answer:
+        keys = [str(key) for key in listed(request, "keys")] or ["boss_address", *DATASTORE_NOTES]
+        if kept := [key for key in keys if key == "cluster_id" or "/" in key]:
+            raise RequestRefused("request", f"{kept[0]!r} can't be dropped: VMs and keys of this cluster go by it")
+        usual, moved = self._access.usual, ""
+        if usual not in ("", self._access.datastore.address) and not set(keys).isdisjoint(DATASTORE_NOTES):
+            self._refuse_while_files_move()
+            keys = list(dict.fromkeys([*keys, *DATASTORE_NOTES]))
+            self._access.move(UseDatastore(usual, "", "", ""))
+            moved = f"; the datastore is {usual} from now on"
+        for key in keys:
+            self._outbox.writes.context[key] = None
+        return len(keys), f"{len(keys)} dropped{moved}", tuple(keys)
+
+    def _set_datastore(self, request: Request, now: float) -> Answer:
+        address = text_of(request, "address")
+        if not address:
+            raise RequestRefused("request", "set_datastore needs an address")
+        if address != self._access.datastore.address:
+            self._refuse_while_files_move()
+        use = UseDatastore(address, *(text_of(request, name) for name in ("host_key", "python", "gate")))
+        values = (use.address, use.host_key, use.python, use.gate)
+        self._outbox.writes.context.update({name: value or None for name, value in zip(DATASTORE_NOTES, values)})
+        self._access.move(use)
+        return 1, f"the datastore is {address}", ()
+
+    def _refuse_while_files_move(self) -> None:
+        if count := len(self._attempts.active):
+            raise RequestRefused(
+                "busy", f"{count} attempts are under way, with files where they are now: wait, or cancel"
+            )
+
+    def _revoke_key(self, request: Request, now: float) -> Answer:
+        name = text_of(request, "name")
+        if not name.startswith(("invite-", "vm-")):
+            raise RequestRefused("request", f"{name!r} is not the name of an invitation")
+        self._revoked_keys.add(name)
+        self._outbox.writes.revoked_keys.add(name)
+        return 1, f"{name} opens nothing any more", (name,)

@@ -1,0 +1,29 @@
+"""What a request is answered with, and how its arguments are read. Shared by the files that carry requests out."""
+
+from __future__ import annotations
+
+from ecloud.model.wire import Request
+
+Answer = tuple[int, str, tuple[str, ...]]
+"""How many things changed, a sentence for the person who asked, and the names of what changed."""
+
+
+class RequestRefused(Exception):
+    """The request can't be carried out; the text says why and what to do."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def listed(request: Request, name: str) -> list[str | int]:
+    """An argument that may be a list, a single value or absent."""
+    value = request.arguments.get(name)
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [str(value)]
+
+
+def text_of(request: Request, name: str, otherwise: str = "") -> str:
+    """An argument as text; `otherwise` where it is absent or empty."""
+    return str(request.arguments.get(name) or otherwise)
