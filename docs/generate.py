@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from ecloud.model import tasks, transfer_status, wire
+from ecloud.model import tasks, transfer_status, wire, worker_states
 
 DOCS = Path(__file__).parent
 MARKERS = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -96,6 +96,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "limits": limits,
     "task_states": lambda: diagram(tasks.MOVES),
     "attempt_states": lambda: diagram(tasks.ATTEMPT_MOVES),
+    "worker_states": lambda: diagram(worker_states.WORKER_MOVES),
 }
 
 

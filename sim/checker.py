@@ -29,10 +29,11 @@ from ecloud.model.tasks import (
     TaskState,
 )
 from ecloud.model.wire import AttemptOrder, Envelope
+from ecloud.model.worker_states import ON_DUTY
 from sim.datastore import Datastore
 from sim.fleet_checker import FleetChecker
 from sim.invariants import Violation
-from sim.store import ON_DUTY, Tables
+from sim.store import Tables
 from sim.world import World
 
 Key = tuple[int, int]

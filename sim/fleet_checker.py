@@ -10,10 +10,11 @@ from collections import Counter
 from boss.core.model.config import BossConfig
 from boss.core.model.rows import BootRow, VmRow, WorkerRow
 from ecloud.model.tasks import AttemptState
+from ecloud.model.worker_states import ON_DUTY
 from sim.budgets import over_day, runs_over
 from sim.cloud import Cloud, host_key
 from sim.invariants import Violation
-from sim.store import ON_DUTY, Tables
+from sim.store import Tables
 from sim.world import World
 
 _ROUNDING = 1e-6

@@ -18,6 +18,7 @@ import msgspec
 from boss.core.model.config import BossConfig, PoolConfig
 from ecloud.model.tasks import ENDED, Resources
 from ecloud.model.wire import DatastoreAccess
+from ecloud.model.worker_states import ON_DUTY
 from sim import books, memory
 from sim import faults as faults_of
 from sim.boss_shell import BossProcess, Places
@@ -29,7 +30,7 @@ from sim.faults import Faults
 from sim.invariants import Violation
 from sim.network import Network
 from sim.scenario import Scenario, Size
-from sim.store import ON_DUTY, Tables
+from sim.store import Tables
 from sim.trouble import Trouble
 from sim.worker_shell import Places as WorkerPlaces
 from sim.worker_shell import WorkerHome, WorkerProcess

@@ -31,9 +31,9 @@ from boss.store.loading import PAST_VMS
 from boss.store.selecting import Found, choose
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
 from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause
+from ecloud.model.worker_states import ON_DUTY
 
 CLUSTER_ID = "simulated"
-ON_DUTY = frozenset({"up", "draining"})
 
 _Row = TypeVar("_Row")
 

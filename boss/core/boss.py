@@ -64,6 +64,7 @@ from boss.core.workers.leases import Leases
 from boss.core.workers.sessions import Sessions
 from boss.core.workers.transfer_slots import Said, TransferSlots
 from ecloud.model import wire
+from ecloud.model.worker_states import WorkerState
 
 LATE_S = 1.0
 """A batch later than its deadline by more than this was late through no fault of the workers: their leases are
@@ -246,7 +247,7 @@ class Boss:
                 self.permits.on_ended(worker.name, lane)
             case wire.TasksReturned(attempts, reason):
                 self.attempts.on_returned(worker, attempts, reason, now)
-                if reason and reason != "init" and worker.row.state == "up":
+                if reason and reason != "init" and worker.row.state is WorkerState.UP:
                     self.duty.trouble(worker, reason)
                     if reason == wire.DRAINING:
                         self.duty.say_undrain(worker)
@@ -254,7 +255,7 @@ class Boss:
                 self.duty.drain(worker, reason, then_exit=True)
             case wire.Goodbye(reason):
                 decided = worker.row.reason if worker.leaving else ""  # why we sent it away goes before what it says
-                self.duty.remove(worker, "gone", decided or reason, now)
+                self.duty.remove(worker, WorkerState.GONE, decided or reason, now)
                 self.vms.on_worker_left(worker, now)
             case _:
                 self.sessions.ignored["message"] += 1

@@ -10,8 +10,7 @@ from boss.core.tasks.attempts import MAX_BACKOFF_S, Attempts
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.leases import Leases
 from ecloud.model.tasks import AttemptState, Cause, TaskState
-
-_ON_DUTY = frozenset({"up", "draining"})
+from ecloud.model.worker_states import ON_DUTY
 
 
 def restore(
@@ -51,7 +50,7 @@ def restore(
 
 def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Leases, now: float) -> None:
     for row in snapshot.workers:
-        if row.state in _ON_DUTY:
+        if row.state in ON_DUTY:
             capacity = believed(row.hello.resources)
             worker = Worker(row.worker, row, capacity, dict(capacity), now, idle_since=now)
             fleet.add(worker)

@@ -40,6 +40,7 @@ from ecloud.model.tasks import (
 )
 from ecloud.model.transfer_status import Moving
 from ecloud.model.wire import Hello
+from ecloud.model.worker_states import ON_DUTY, WorkerState
 
 IDS_COMPARED = 20_000
 """Ids looked through for a near miss."""
@@ -47,7 +48,7 @@ IDS_A_QUERY = 500
 
 _UNFINISHED = [state.value for state in TaskState if state not in ENDED]
 _LIVE_ATTEMPTS = [state.value for state in AttemptState if state not in ATTEMPT_OVER]
-_ON_DUTY = ["up", "draining"]
+_ON_DUTY = sorted(str(state) for state in ON_DUTY)
 
 
 class _Parsed:
@@ -294,7 +295,7 @@ def _workers(connection: Connection) -> list[WorkerRow]:
         WorkerRow(
             worker=row.worker,
             key_name=row.key_name,
-            state=row.state,
+            state=WorkerState(row.state),
             since=row.since,
             heard_at=row.heard_at,
             hello=msgspec.json.decode(row.hello, type=Hello),

@@ -236,9 +236,9 @@ class Writing:
         text = self._sql.text
         rows = [
             (
-                text(row.worker), text(row.key_name), row.state, row.since, row.heard_at, _encode(row.hello), row.vm_no,
-                self._reason(row.reason), self._reason(row.trouble), row.lane_since,
-                row.lane_wanted_since, text(_json(row.moving)) if row.moving is not None else None, row.moving_at,
+                text(row.worker), text(row.key_name), str(row.state), row.since, row.heard_at, _encode(row.hello),
+                row.vm_no, self._reason(row.reason), self._reason(row.trouble), row.lane_since, row.lane_wanted_since,
+                text(_json(row.moving)) if row.moving is not None else None, row.moving_at,
             )
             for row in workers
         ]  # fmt: skip

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection, Engine
 from ecloud.config.settings import Settings, size_of
 from ecloud.db.database import database_now
 from ecloud.model.text import counted, duration
+from ecloud.model.worker_states import ON_DUTY, WorkerState
 from ecloud.queries.boot_history import PoolView, boot_views, last_step, pool_views, record, trouble, usual
 from ecloud.queries.lookup import find_task
 from ecloud.queries.status import boss_status, near, snapshot, vm_views, worker_views
@@ -49,7 +50,7 @@ def why(engine: Engine, subject: str, run: str = "", pools: Sequence[Pool] = (),
 
 
 def _why_worker(connection: Connection, name: str, now: float) -> Reasons:
-    views = worker_views(connection, ("up", "draining", "lost", "gone"))
+    views = worker_views(connection, tuple(WorkerState))
     found = [worker for worker in views if worker.worker == name]
     found = found or [worker for worker in views if worker.worker.startswith(name)]
     if len(found) != 1:
@@ -64,17 +65,17 @@ def _why_worker(connection: Connection, name: str, now: float) -> Reasons:
 def _worker_layers(worker: WorkerView, boss: BossStatus, now: float) -> Iterator[str]:
     name = f"worker {worker.worker}" + (f" on {worker.host}" if worker.host else "")
     since = f"for {duration(now - worker.since)}"
-    if not boss.leads and worker.state in ("up", "draining"):
+    if not boss.leads and worker.state in ON_DUTY:
         yield f"{name} was {worker.state} when a boss last looked; {no_boss(boss, now)}"
-    if worker.state in ("lost", "gone"):
+    if worker.state in (WorkerState.LOST, WorkerState.GONE):
         yield f"{name} has been {worker.state} {since}" + (f": {worker.reason}" if worker.reason else "")
     elif worker.trouble:
         yield f"{name} starts nothing now: {worker.trouble}"
-    if worker.state == "draining":
+    if worker.state == WorkerState.DRAINING:
         yield f"{name} is draining: {worker.reason}" + _runs(worker)
-    elif worker.state == "up" and (worker.running or worker.queued):
+    elif worker.state == WorkerState.UP and (worker.running or worker.queued):
         yield f"{name} has been up {since}" + _runs(worker)
-    elif worker.state == "up":
+    elif worker.state == WorkerState.UP:
         yield f"{name} has been up {since} and is idle: no ready task that it fits has been given to it"
     if worker.vm_no is not None:
         yield f"it is the worker of VM {worker.vm_no}"

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from ecloud.db import schema
 from ecloud.model.tasks import Condition, Resources, TaskState
 from ecloud.model.text import amounts, counted, duration, when
+from ecloud.model.worker_states import WorkerState
 from ecloud.queries import boot_history
 from ecloud.queries.lookup import attempts_of
 from ecloud.queries.producers import with_maker
@@ -187,7 +188,7 @@ class TaskReasons:
             yield self._nobody_fits(name, asks, pools, row.run_no)
             yield from self._boots(pools, row.run_no)
             return
-        takers = [worker for worker in fitting if worker.state == "up" and not worker.trouble]
+        takers = [worker for worker in fitting if worker.state == WorkerState.UP and not worker.trouble]
         if not takers:
             told = [f"{worker.worker} {_why_not(worker)}" for worker in fitting]
             yield f"{name} waits: of the workers it fits, none takes tasks now: {some(told)}"
@@ -199,7 +200,11 @@ class TaskReasons:
             yield f"{name} waits: its run's init task failed on every worker it fits: {some(list(failed.values()))}"
         else:
             yield self._busy(row, name, asks, takers)
-        idle = [f"{worker.worker} {_why_not(worker)}" for worker in fitting if worker.state != "up" or worker.trouble]
+        idle = [
+            f"{worker.worker} {_why_not(worker)}"
+            for worker in fitting
+            if worker.state != WorkerState.UP or worker.trouble
+        ]
         if idle:
             yield f"of the workers it fits, some take no tasks: {some(idle)}"
         yield from self._boots(pools, row.run_no)
@@ -449,7 +454,7 @@ def some(texts: Sequence[str]) -> str:
 
 
 def _why_not(worker: WorkerView) -> str:
-    if worker.state != "up":
+    if worker.state != WorkerState.UP:
         return f"is {worker.state}" + (f" ({worker.reason})" if worker.reason else "")
     return f"says: {worker.trouble}"
 

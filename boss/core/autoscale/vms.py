@@ -26,6 +26,7 @@ from boss.core.model.rows import PoolRow, VmRow, VmSpan
 from boss.core.model.timers import Timers
 from boss.core.workers.leases import Leases
 from ecloud.model.vm_life import ahead_s
+from ecloud.model.worker_states import WorkerState
 
 ASK_AGAIN_S = 15.0
 """An end that the cloud's list does not confirm is asked for again."""
@@ -344,7 +345,7 @@ class Vms:
     def _on_vanished(self, vm: VmRow, ended: float | None, now: float) -> None:
         worker = self._fleet.workers.get(vm.worker)
         if worker is not None:
-            self._duty.remove(worker, "gone", "its VM is gone", now)
+            self._duty.remove(worker, WorkerState.GONE, "its VM is gone", now)
         if vm.state in COMING:
             self._boot_failed(vm, "the VM vanished", "vanished", now)
         self._gone(vm, vm.reason if vm.state == "ending" else "the VM vanished", now, ended=ended)

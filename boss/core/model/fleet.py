@@ -16,6 +16,7 @@ from boss.core.model.graph import Input, Shape
 from boss.core.model.outbox import Conversation
 from boss.core.model.rows import WorkerRow
 from ecloud.model.tasks import AttemptState, Outcome, Resources
+from ecloud.model.worker_states import LEGAL_WORKER_MOVES, WorkerState
 
 _ROUNDING = 1e-6
 """Amounts are sums of decimal fractions; a difference below this is none."""
@@ -112,7 +113,12 @@ class Worker(msgspec.Struct, eq=False):
     @property
     def takes_tasks(self) -> bool:
         """Whether it may be given anything now."""
-        return self.conversation is not None and self.row.state == "up" and not self.row.trouble
+        return self.conversation is not None and self.row.state is WorkerState.UP and not self.row.trouble
+
+    def move(self, state: WorkerState, reason: str, since: float) -> None:
+        """Change its state. The caller writes the row."""
+        assert (self.row.state, state) in LEGAL_WORKER_MOVES, f"worker {self.name}: {self.row.state} to {state}"
+        self.row = msgspec.structs.replace(self.row, state=state, reason=reason, since=since)
 
     def take(self, attempt: Attempt) -> None:
         """Account for an attempt given to it: in a slot where it fits, else ahead."""

@@ -11,6 +11,7 @@ from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.tasks import AttemptState, Condition, Outcome, Resources, Retries, TaskDefinition, TaskState
 from ecloud.model.transfer_status import Moving
 from ecloud.model.wire import Hello
+from ecloud.model.worker_states import WorkerState
 
 
 class TaskRow(msgspec.Struct, gc=False):
@@ -68,7 +69,7 @@ class AttemptRow(msgspec.Struct, frozen=True):
 
 
 class WorkerRow(msgspec.Struct):
-    """A worker process. `state`: up, draining, lost (lease over) or gone (said goodbye, or replaced).
+    """A worker process. Its state changes by `Worker.move` only.
 
     `vm_no` where it is a VM that we started; `heard_at` is written at state changes and now and then, not per
     heartbeat.
@@ -76,7 +77,7 @@ class WorkerRow(msgspec.Struct):
 
     worker: str
     key_name: str
-    state: str
+    state: WorkerState
     since: float
     heard_at: float
     hello: Hello

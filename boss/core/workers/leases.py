@@ -16,6 +16,7 @@ from boss.core.model.timers import Timers
 from boss.core.tasks.attempts import Attempts
 from boss.core.workers.sessions import Sessions
 from ecloud.model.wire import Drain, Exit, Heartbeat, HeartbeatAnswered, Hello, Undrain
+from ecloud.model.worker_states import WorkerState
 
 _REPLACED = "a newer process of the same home took over"
 
@@ -62,7 +63,7 @@ class Leases:
         """A worker follows its Hello up: it is on duty from now."""
         older = self._fleet.by_home.get(hello.home) if hello.home else None
         worker = self._fleet.workers.get(conversation.peer)
-        row = WorkerRow(conversation.peer, conversation.key_name, "up", now, now, hello, vm_no)
+        row = WorkerRow(conversation.peer, conversation.key_name, WorkerState.UP, now, now, hello, vm_no)
         if worker is None:
             capacity = believed(hello.resources)
             worker = Worker(row.worker, row, capacity, dict(capacity), now, idle_since=now)
@@ -77,7 +78,7 @@ class Leases:
         worker.row = row
         worker.conversation = conversation
         self._write(worker)
-        if row.state == "draining":
+        if row.state is WorkerState.DRAINING:
             self._outbox.say(conversation, Drain(row.reason, then_exit=worker.leaving))
         return worker
 
@@ -89,7 +90,7 @@ class Leases:
             self._fleet.free(older, attempt, now)
             attempt.session = ""
             self._fleet.give(newer, attempt)
-        self.remove(older, "gone", _REPLACED, now)
+        self.remove(older, WorkerState.GONE, _REPLACED, now)
 
     def on_heard(self, worker: Worker, now: float) -> None:
         """Any message of the worker: it lives."""
@@ -103,7 +104,7 @@ class Leases:
             self.trouble(worker, heartbeat.trouble)
         assert worker.conversation is not None
         self._outbox.say(worker.conversation, HeartbeatAnswered(number))
-        if worker.row.state == "draining":  # it may not have heard of it
+        if worker.row.state is WorkerState.DRAINING:  # it may not have heard of it
             self._outbox.say(worker.conversation, Drain(worker.row.reason, then_exit=worker.leaving))
 
     def trouble(self, worker: Worker, text: str) -> None:
@@ -113,11 +114,11 @@ class Leases:
 
     def drain(self, worker: Worker, reason: str, then_exit: bool, now: float | None = None) -> bool:
         """Give it nothing more; False where nothing changes. `now`: where a person asks since when."""
-        if worker.row.state == "draining" and worker.leaving >= then_exit:
+        if worker.row.state is WorkerState.DRAINING and worker.leaving >= then_exit:
             return False
         worker.leaving = worker.leaving or then_exit
-        since = worker.row.since if now is None or worker.row.state == "draining" else now
-        worker.row = msgspec.structs.replace(worker.row, state="draining", reason=reason, since=since)
+        since = worker.row.since if now is None or worker.row.state is WorkerState.DRAINING else now
+        worker.move(WorkerState.DRAINING, reason, since)
         self._write(worker)
         if worker.conversation is not None:
             self._outbox.say(worker.conversation, Drain(reason, then_exit=worker.leaving))
@@ -125,9 +126,9 @@ class Leases:
 
     def undrain(self, worker: Worker, now: float) -> bool:
         """Give it tasks again; False where it was not draining or is leaving."""
-        if worker.row.state != "draining" or worker.leaving:
+        if worker.row.state is not WorkerState.DRAINING or worker.leaving:
             return False
-        worker.row = msgspec.structs.replace(worker.row, state="up", reason="", since=now)
+        worker.move(WorkerState.UP, "", now)
         self._write(worker)
         self.say_undrain(worker)
         return True
@@ -140,16 +141,17 @@ class Leases:
     def kill(self, worker: Worker, reason: str) -> None:
         """Tell it to stop all and leave. What it held is freed when it says Goodbye or its lease ends."""
         worker.leaving = True
-        worker.row = msgspec.structs.replace(worker.row, state="draining", reason=reason)
+        worker.move(WorkerState.DRAINING, reason, worker.row.since)
         self._write(worker)
         if worker.conversation is not None:
             self._outbox.say(worker.conversation, Exit(reason))
 
-    def remove(self, worker: Worker, state: str, reason: str, now: float) -> None:
+    def remove(self, worker: Worker, state: WorkerState, reason: str, now: float) -> None:
         """It is gone or lost, and all it held with it."""
         self._attempts.lose(worker, reason, now)
         self._fleet.remove(worker)
-        worker.row = msgspec.structs.replace(worker.row, state=state, reason=reason, since=now, trouble="", moving=None)
+        worker.move(state, reason, now)
+        worker.row = msgspec.structs.replace(worker.row, trouble="", moving=None)
         self._write(worker)
         if worker.conversation is not None:
             self._sessions.close(worker.conversation)
@@ -178,7 +180,7 @@ class Leases:
             self._timers.set(worker.lease_until, lambda at: self._look_at_lease(name, at))
         else:
             silent_s = now - (worker.lease_until - self._patience_s)
-            self.remove(worker, "lost", f"not heard for {silent_s:.0f} s", now)
+            self.remove(worker, WorkerState.LOST, f"not heard for {silent_s:.0f} s", now)
 
     def _write(self, worker: Worker) -> None:
         self._outbox.writes.workers[worker.name] = worker.row
