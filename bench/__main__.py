@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.report import Figure, table
 from bench.services import NotInstalled
 
-MEASURES = ("core", "simulation", "throughput", "simulated", "push", "doors", "carriers", "data", "vms")
+MEASURES = ("core", "simulation", "throughput", "simulated", "push", "doors", "over_ssh", "data", "vms")
 
 
 def main() -> int:

@@ -19,7 +19,8 @@ from types import TracebackType
 
 from bench.services import NotInstalled, children_cpu_s, plain_environment
 from datastore import keys
-from datastore.ssh.datastore import ALIAS, Access, Carry, SshAddress, SshDatastore, by_process, gate_command
+from datastore.ssh.access import ALIAS, Access, SshAddress, gate_command
+from datastore.ssh.datastore import SshDatastore
 
 GATE = Path(__file__).resolve().parent.parent / "datastore" / "gate.py"
 HOST = "127.0.0.1"
@@ -79,11 +80,11 @@ class Sshd:
         """A directory behind it, as a user names it."""
         return str(SshAddress(getpass.getuser(), HOST, self.port, str(root)))
 
-    def datastore(self, root: Path, carry: Carry = by_process) -> SshDatastore:
+    def datastore(self, root: Path) -> SshDatastore:
         """A directory behind it as a datastore, with the rights of the boss."""
         gate = gate_command(sys.executable, str(GATE), str(root))
         access = Access(self.key, self.known_hosts, gate=gate)
-        return SshDatastore(SshAddress.parse(self.address(root)), access, carry=carry)
+        return SshDatastore(SshAddress.parse(self.address(root)), access)
 
     def rsync(self, source: Path, target: Path, to_it: bool, cipher: str = "") -> None:
         """Plain `rsync -a -e ssh`, there or back."""

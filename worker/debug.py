@@ -313,7 +313,7 @@ def _try_datastore(access: DatastoreAccess) -> None:
 def _try_host(access: DatastoreAccess) -> None:
     """A certificate is only given to a worker on duty: what can be seen before is whether the right host answers."""
     from datastore.keys import read_host_key
-    from datastore.ssh.datastore import SshAddress
+    from datastore.ssh.access import SshAddress
 
     address = SshAddress.parse(access.address)
     if read_host_key(address.host, address.port) != access.host_key:

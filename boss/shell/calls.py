@@ -57,7 +57,7 @@ from boss.shell.hook import Hook
 from boss.shell.storage import Storage
 from boss.store.statements import StoreAway
 from datastore.port import BadName, DatastoreAway, Entry, Promotion, Publisher
-from datastore.ssh.datastore import OverSsh
+from datastore.ssh.datastore import SshDatastore
 
 log = logging.getLogger("boss")
 DATASTORE_THREADS = 4
@@ -184,7 +184,7 @@ class Calls:
     def _look_at_free_space(self) -> None:
         """Seldom, and never by itself. A directory is asked by who wants to know."""
         datastore = self._storage.publisher
-        if isinstance(datastore, OverSsh):
+        if isinstance(datastore, SshDatastore):
             self._put(FreeSpaceSeen(str(datastore.address), datastore.free_mb()))
 
     def _promote_waiting(self) -> None:

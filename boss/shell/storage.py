@@ -1,5 +1,4 @@
-"""The datastore as the boss uses it: where it is, opened with the boss's key through fabric, and signatures that let
-workers in."""
+"""The datastore as the boss uses it: where it is, opened with the boss's key, and the workers' certificates."""
 
 from __future__ import annotations
 
@@ -9,9 +8,9 @@ import time
 
 from datastore.keys import LIVES_S
 from datastore.port import DatastoreAway, Publisher
-from datastore.ssh.datastore import STALL_S, OverSsh, SshDatastore
-from datastore.ssh.fabric_carrier import by_fabric
-from ecloud.config.datastore_address import authority, is_by_sftp, is_ssh, open_publisher, workers_command
+from datastore.ssh.access import SshAddress, gate_command
+from datastore.ssh.datastore import STALL_S, SshDatastore
+from ecloud.config.datastore_address import authority, is_ssh, open_publisher
 from ecloud.config.home import Home
 from ecloud.model.wire import DatastoreAccess
 
@@ -38,12 +37,10 @@ class Storage:
     def use(self, address: str, host_key: str = "", python: str = "", gate: str = "") -> DatastoreAccess:
         """From now on files are there; what workers are told. Raises `DatastoreAway`, `OSError`."""
         self._python, self._gate, before = python, gate, self._publisher
-        self._publisher = open_publisher(
-            self._home, address, host_key, python, gate, stall_s=self._stall_s, carry=by_fabric
-        )
+        self._publisher = open_publisher(self._home, address, host_key, python, gate, stall_s=self._stall_s)
         self._clock = _Clock(self._publisher)
-        self.access = DatastoreAccess(address, host_key=host_key, by_sftp=is_by_sftp(address, gate))
-        if isinstance(before, OverSsh):
+        self.access = DatastoreAccess(address, host_key=host_key)
+        if isinstance(before, SshDatastore):
             before.close()  # a call that is under way there connects again
         return self.access
 
@@ -64,7 +61,7 @@ class Storage:
         assert is_ssh(address), "only a datastore over SSH wants signatures"
         ahead_s, is_sure = self._clock.ahead_s(anew=refused)
         until_s = time.time() + ahead_s + LIVES_S
-        command = workers_command(address, self._python, self._gate, worker, until_s)
+        command = gate_command(self._python, self._gate, SshAddress.parse(address).root, worker, until_s)
         certificate = authority(self._home, self._cluster_id).sign(public_key, worker, command, LIVES_S, ahead_s)
         return certificate, LIVES_S if is_sure else min(LIVES_S, UNSURE_S)
 
@@ -97,10 +94,8 @@ class _Clock:
 
     def _look(self) -> None:
         try:
-            if isinstance(self._publisher, SshDatastore):
-                self._ahead_s = float(str(self._publisher.hello()["ahead_s"]))
-            else:
-                self._ahead_s = 0.0  # no gate, no clock: one that is slow by a day will do
+            assert isinstance(self._publisher, SshDatastore), "a directory wants no signatures"
+            self._ahead_s = float(str(self._publisher.hello()["ahead_s"]))
         except DatastoreAway as error:
             self._again_at_s = time.monotonic() + UNSURE_S / 2
             log.warning("the datastore's clock can't be read: %s", error)

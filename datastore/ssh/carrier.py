@@ -1,16 +1,24 @@
-"""What carries the bytes of a connection to a command on the datastore's machine, and in what words its end is told.
+"""What carries the bytes of a connection to the datastore's machine: an OpenSSH process, and the words for its end.
 
-One of two: an OpenSSH process (`process_carrier.py`), which needs nothing but the standard library, and a channel of
-fabric (`fabric_carrier.py`), the boss's. Knows no protocol, and never connects again.
+OpenSSH encrypts in a process of its own, so Python's threads do not wait for it. Standard library alone: a worker
+has nothing else. Knows no protocol, and never connects again.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import fcntl
+import os
+import select
+import subprocess
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+
+from datastore.gate import PIECE
 
 TOLD_BYTES = 1 << 16
-"""Of what the other end printed as its last words, so much is read."""
+"""How much is read of what the other end printed as its last words."""
+_SET_PIPE_SIZE = 1031
 
 
 class Lost(Exception):
@@ -23,24 +31,54 @@ class Lost(Exception):
         self.is_refusal = is_refusal
 
 
-class Carrier(ABC):
-    """A command that runs on the datastore's machine. One thread reads, one at a time writes, any may `kill`."""
+class Carrier:
+    """Runs `command`, an `ssh` that starts something at its other end. One thread reads, one at a time writes, any may
+    `kill`. Raises `Lost` where there is no such program."""
 
-    @abstractmethod
+    def __init__(self, command: list[str], where: str) -> None:
+        self._where = where
+        self._errors = tempfile.TemporaryFile()
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            self._errors.close()
+            raise Lost(f"{command[0]} can't be started: {error.strerror}; install the OpenSSH client", True) from error
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        for handle in (self._in, self._out):
+            with suppress(OSError):
+                fcntl.fcntl(handle, _SET_PIPE_SIZE, PIECE)
+        self._poll = select.poll()
+        self._poll.register(self._out, select.POLLIN)
+
     def read_into(self, view: memoryview, wait_s: float) -> int | None:
-        """How many bytes came, 0 at the end, None where none came for so long. Raises `OSError`."""
+        """How many bytes came, 0 at the end, None where none came within `wait_s`. Raises `OSError`."""
+        return os.readv(self._out, [view]) if self._poll.poll(wait_s * 1000) else None
 
-    @abstractmethod
     def write(self, data: memoryview) -> int:
-        """How many bytes were taken; blocks until that is one at least. Raises `OSError` when it is over."""
+        """How many bytes were taken; blocks until that is one at least. Raises `OSError` when it has ended."""
+        return os.write(self._in, data)
 
-    @abstractmethod
     def kill(self) -> None:
-        """End it; who reads or writes is woken. May be called again."""
+        """End it; a thread that reads or writes is woken. May be called again."""
+        self._process.kill()
 
-    @abstractmethod
     def bury(self) -> Lost:
-        """After `kill`, once and by the one who reads: let go of everything, and say why it ended."""
+        """After `kill`, once and by the reading thread: release everything, and say why it ended."""
+        self._process.wait()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._errors.seek(0)
+        told = self._errors.read(TOLD_BYTES).decode("utf-8", "replace")
+        self._errors.close()
+        return explain(self._where, told)
 
 
 Start = Callable[[], Carrier]

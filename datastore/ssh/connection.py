@@ -1,8 +1,7 @@
 """One connection to a gate: frames in and out of what carries them, many requests on their way at once.
 
-What carries them is its starter's choice (`datastore/ssh/carrier.py`). It never connects again: who holds it makes a
-new one (`datastore/ssh/link.py`). It ends what stalls, counted from the last progress, and says in the user's words
-why it ended.
+It never connects again: its owner makes a new one (`datastore/ssh/link.py`). It ends what stalls, counted from the
+last progress, and says in the user's words why it ended.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import struct
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
@@ -33,117 +31,33 @@ Answer = tuple[list[dict[str, Any]], bytearray]
 """The frames of one answer, and the bytes of the last."""
 
 
-class Channel(ABC):
-    """Has a carrier started and reads what it brings in a thread of its own, until it ends or stalls.
-
-    Who speaks over it says how: `greet` begins, `converse` reads without end, `waits` whether anything is awaited,
-    `ended` tells all that wait why it is over.
-    """
+class Connection:
+    """Has a carrier started and speaks with the gate at its other end. A thread of its own reads until the connection
+    ends or stalls. Any thread may `ask`."""
 
     moved_bytes = 0
-    """Of all channels of this process, both ways: about, as threads may count at the same moment."""
+    """Of all connections of this process, both ways: about, as threads may count at the same moment."""
 
     def __init__(self, start: Start, where: str, stall_s: float) -> None:
         self.where = where
         self.stall_s = stall_s
+        self.hello: dict[str, Any] = {}
         self.under_way = 0
         """Bytes on their way, in both directions."""
         self.lost: Lost | None = None
+        self._waiting: deque[tuple[Future[Answer], int]] = deque()
+        self._greeted: Future[dict[str, Any]] = Future()
         self._lock = threading.Lock()
         self._stalled = False
         self._carrier = start()
-        self.progressed()
+        self._progressed()
         self._reader = threading.Thread(target=self._read_all, name="datastore", daemon=True)
         self._reader.start()
-
-    @abstractmethod
-    def greet(self) -> None:
-        """Wait until it can be asked. Raises `Lost`."""
-
-    @abstractmethod
-    def converse(self) -> None:
-        """Read, and answer who waits. Never returns; raises `EOFError`, `OSError`, `ValueError` at the end."""
-
-    @abstractmethod
-    def waits(self) -> bool:
-        """Whether silence is a stall."""
-
-    @abstractmethod
-    def ended(self, lost: Lost) -> None:
-        """Tell all that wait."""
 
     @property
     def is_alive(self) -> bool:
         """Whether it can be asked."""
         return self.lost is None
-
-    def progressed(self) -> None:
-        """Something moved."""
-        self._progress_s = time.monotonic()
-
-    def write(self, *parts: bytes | memoryview) -> None:
-        """With the lock held. Blocks while the way is full."""
-        with suppress(OSError):  # the reader finds out why, and tells all that wait
-            for data in parts:
-                view = memoryview(data)
-                while view:
-                    count = self._carrier.write(view[:SLICE])
-                    view = view[count:]
-                    Channel.moved_bytes += count
-                    self.progressed()
-
-    # --- the reader's thread ------------------------------------------------------------------------------
-
-    def _read_all(self) -> None:
-        try:
-            self.converse()
-        except (EOFError, OSError, ValueError, LookupError, struct.error):
-            self._end()
-
-    def read(self, length: int) -> bytearray:
-        """So many bytes. Raises `EOFError`."""
-        data = bytearray(length)
-        view = memoryview(data)
-        while view:
-            count = self._carrier.read_into(view, LOOK_S)
-            if count is None:
-                self._look_for_stall()
-                continue
-            if not count:
-                raise EOFError
-            Channel.moved_bytes += count
-            self.progressed()
-            view = view[count:]
-        return data
-
-    def _look_for_stall(self) -> None:
-        silent_s = time.monotonic() - self._progress_s
-        if self.waits() and silent_s > self.stall_s + self.under_way / SLOWEST:
-            self._stalled = True
-            self._carrier.kill()
-
-    def _end(self) -> None:
-        self._carrier.kill()
-        with self._lock:
-            told = self._carrier.bury()
-            self.lost = stalled(self.where, self.stall_s) if self._stalled else told
-        self.ended(self.lost)
-
-    def close(self) -> None:
-        """End it; who waits gets `Lost`. May be called again."""
-        self._carrier.kill()
-        if threading.current_thread() is not self._reader:
-            self._reader.join()
-
-
-class Connection(Channel):
-    """Speaks with the gate that `start` starts. Any thread may `ask`."""
-
-    def __init__(self, start: Start, where: str, stall_s: float) -> None:
-        self.hello: dict[str, Any] = {}
-        self._waiting: deque[tuple[Future[Answer], int]] = deque()
-        self._greeted: Future[dict[str, Any]] = Future()
-        super().__init__(start, where, stall_s)
 
     def greet(self) -> None:
         """Wait for the gate's first frame. Raises `Lost`."""
@@ -166,23 +80,79 @@ class Connection(Channel):
                 future.set_exception(self.lost)
                 return future
             if not self._waiting:
-                self.progressed()
+                self._progressed()
             self._waiting.append((future, length))
             self.under_way += length
             if body and length <= SLICE:
-                self.write(head + body)
+                self._write(head + body)
             else:
-                self.write(head, body)
+                self._write(head, body)
         return future
+
+    def _progressed(self) -> None:
+        """Something moved."""
+        self._progress_s = time.monotonic()
+
+    def _write(self, *parts: bytes | memoryview) -> None:
+        """With the lock held. Blocks while the way is full."""
+        with suppress(OSError):  # the reader finds out why, and tells all that wait
+            for data in parts:
+                view = memoryview(data)
+                while view:
+                    count = self._carrier.write(view[:SLICE])
+                    view = view[count:]
+                    Connection.moved_bytes += count
+                    self._progressed()
 
     # --- the reader's thread ------------------------------------------------------------------------------
 
-    def waits(self) -> bool:
-        """See `Channel`."""
+    def _read_all(self) -> None:
+        try:
+            self._converse()
+        except (EOFError, OSError, ValueError, LookupError, struct.error):
+            self._end()
+
+    def _read(self, length: int) -> bytearray:
+        """So many bytes. Raises `EOFError`."""
+        data = bytearray(length)
+        view = memoryview(data)
+        while view:
+            count = self._carrier.read_into(view, LOOK_S)
+            if count is None:
+                self._look_for_stall()
+                continue
+            if not count:
+                raise EOFError
+            Connection.moved_bytes += count
+            self._progressed()
+            view = view[count:]
+        return data
+
+    def _look_for_stall(self) -> None:
+        silent_s = time.monotonic() - self._progress_s
+        if self._waits() and silent_s > self.stall_s + self.under_way / SLOWEST:
+            self._stalled = True
+            self._carrier.kill()
+
+    def _end(self) -> None:
+        self._carrier.kill()
+        with self._lock:
+            told = self._carrier.bury()
+            self.lost = stalled(self.where, self.stall_s) if self._stalled else told
+        self._tell_all(self.lost)
+
+    def close(self) -> None:
+        """End it; who waits gets `Lost`. May be called again."""
+        self._carrier.kill()
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
+
+    def _waits(self) -> bool:
+        """Whether silence is a stall."""
         return bool(self._waiting) or not self._greeted.done()
 
-    def converse(self) -> None:
-        """See `Channel`."""
+    def _converse(self) -> None:
+        """Read answers for those who wait. Never returns; raises `EOFError`, `OSError`, `ValueError` at the end."""
         self._skip_greeting()
         self._greeted.set_result(self._read_frame()[0])
         frames: list[dict[str, Any]] = []
@@ -203,19 +173,19 @@ class Connection(Channel):
             if len(seen) > GREETING_BYTES:
                 raise ValueError
             # Byte by byte only until the mark has been seen.
-            seen += bytes(self.read(1))
+            seen += bytes(self._read(1))
 
     def _read_frame(self) -> tuple[dict[str, Any], bytearray]:
-        length, body_length = HEAD.unpack(self.read(HEAD.size))
+        length, body_length = HEAD.unpack(self._read(HEAD.size))
         if length > MAX_JSON or body_length > MAX_BODY:
             raise ValueError
-        frame = json.loads(self.read(length))
+        frame = json.loads(self._read(length))
         if not isinstance(frame, dict):
             raise ValueError
-        return frame, self.read(body_length)
+        return frame, self._read(body_length)
 
-    def ended(self, lost: Lost) -> None:
-        """See `Channel`."""
+    def _tell_all(self, lost: Lost) -> None:
+        """Tell all that wait."""
         with self._lock:
             waiting, self._waiting = self._waiting, deque()
         if not self._greeted.done():

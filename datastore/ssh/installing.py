@@ -3,43 +3,41 @@ the boss's certificates. What is there already is left; nothing is started."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import shlex
-import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from datastore.port import DatastoreAway
-from datastore.ssh.datastore import SshAddress
-
-if TYPE_CHECKING:
-    from fabric import Connection  # type: ignore[import-untyped]
+from datastore.port import AccessRefused, DatastoreAway
+from datastore.ssh.access import SshAddress
+from datastore.ssh.remote import Broken, Login, Remote, Unreachable
 
 GATE = Path(__file__).resolve().parents[1] / "gate.py"
 PYTHONS = ("python3", "/usr/libexec/platform-python")
 """On the path, or where Red Hat keeps its own."""
 OLDEST_PYTHON = (3, 6)
-CONNECT_S = 20
 COMMAND_S = 60
+AUTHORIZED_KEYS = ".ssh/authorized_keys"
+"""Below the account's home, where sshd looks unless its `AuthorizedKeysFile` says otherwise."""
 _SHELL = "ecloud-shell"
 _PROBE = "import os, sys; print(sys.executable, *sys.version_info[:2])"
 
 
+class CannotServe(Exception):
+    """The machine lacks what a datastore needs; the text says what to install or change there."""
+
+
 @dataclass(frozen=True)
 class Installed:
-    """What `set_datastore` found and made. `python` and `gate` are empty where the machine has none that serves the
-    gate: SFTP it is. `has_shell`: commands can be run there at all."""
+    """What `install` found and made. `wrote_line`: it added the line, which was not there before."""
 
     python: str
     python_version: str
     gate: str
-    is_authorised: bool
-    has_shell: bool = True
+    wrote_line: bool
 
 
 def gate_name() -> str:
@@ -48,127 +46,122 @@ def gate_name() -> str:
 
 
 @contextmanager
-def connected(address: SshAddress, key: Path, host_key: str) -> Iterator[Connection]:
-    """A connection of the boss's key to a host that must show `host_key` (`type base64`). Raises `DatastoreAway`."""
-    import fabric
-    import paramiko  # type: ignore[import-untyped]
-
-    connection = fabric.Connection(
-        address.host,
-        user=address.user,
-        port=address.port,
-        config=fabric.Config(overrides={"load_ssh_configs": False, "timeouts": {"connect": CONNECT_S}}),
-        connect_kwargs={"key_filename": str(key), "look_for_keys": False, "allow_agent": False},
-    )
-    kind, blob = host_key.split()[:2]
-    name = address.host if address.port == 22 else f"[{address.host}]:{address.port}"
-    pinned = paramiko.PKey.from_type_string(kind, base64.b64decode(blob))
-    connection.client.get_host_keys().add(name, kind, pinned)
-    connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+def connected(address: SshAddress, key: Path, host_key: str) -> Iterator[Remote]:
+    """A connection of the boss's key to a host that must show `host_key` (`type base64`). Raises `DatastoreAway`;
+    `AccessRefused` where that key is not authorised."""
+    remote = Remote(Login(address.host, address.user, key, address.port, host_key))
     try:
-        connection.open()
-        # Without it each command waits 40 ms for an acknowledgement.
-        connection.transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield connection
-    except paramiko.BadHostKeyException as error:
-        text = f"REFUSED: {address.host} shows another host key than the one that was pinned"
-        raise DatastoreAway(f"{text}: somebody may be in between, or it was installed anew") from error
-    except paramiko.AuthenticationException as error:
-        raise DatastoreAway(f"{address} does not authorise the boss's key: add its line to authorized_keys") from error
-    except (OSError, EOFError, paramiko.SSHException) as error:
+        remote.open()
+        yield remote
+    except Unreachable as error:
+        if error.contact == "changed":
+            text = f"REFUSED: {address.host} shows another host key than the one that was pinned"
+            raise DatastoreAway(f"{text}: somebody may be in between, or it was installed anew") from error
+        if error.contact == "denied":
+            raise AccessRefused(f"{address.user}@{address.host} does not accept the boss's key") from error
         raise DatastoreAway(f"{address} can't be reached: {error}") from error
+    except Broken as error:
+        raise DatastoreAway(str(error)) from error
     finally:
-        connection.close()
+        remote.close()
 
 
 def install(
-    address: SshAddress, key: Path, host_key: str, authorized_line: str, authorized_keys: str = ".ssh/authorized_keys"
+    address: SshAddress, key: Path, host_key: str, authorized_line: str, authorized_keys: str = AUTHORIZED_KEYS
 ) -> Installed:
-    """Make it a datastore. `authorized_keys` is relative to the user's home. Raises `DatastoreAway`."""
+    """Make it a datastore. `authorized_keys` is relative to the account's home, or absolute.
+
+    Raises `CannotServe`, `DatastoreAway`.
+    """
     directory = f"{address.root.rstrip('/')}/.ecloud"
-    with connected(address, key, host_key) as connection:
-        if not _has_shell(connection):
-            is_authorised = _install_by_sftp(connection, directory, authorized_line, authorized_keys)
-            return Installed("", "", "", is_authorised, has_shell=False)
-        python, version = _python(connection)
+    with connected(address, key, host_key) as remote:
+        _require_shell(remote, address)
+        python, version = _python(remote, address)
         gate = f"{directory}/{gate_name()}"
-        _sh(connection, f"mkdir -p {shlex.quote(directory + '/staging')} && test -w {shlex.quote(address.root)}")
-        if not python:
-            return Installed("", "", "", _authorise(connection, authorized_line, authorized_keys))
-        if not _says(connection, f"cat {shlex.quote(gate)}", GATE.read_bytes()):
-            aside = f"{gate}.new"
-            connection.put(io.BytesIO(GATE.read_bytes()), aside)
-            _sh(connection, f"mv -f {shlex.quote(aside)} {shlex.quote(gate)}")
-        return Installed(python, version, gate, _authorise(connection, authorized_line, authorized_keys))
+        _sh(remote, f"mkdir -p {shlex.quote(directory + '/staging')} && test -w {shlex.quote(address.root)}")
+        if not _holds(remote, gate, GATE.read_bytes()):
+            # Not by SFTP: a server may have none.
+            aside = shlex.quote(f"{gate}.new")
+            _sh(remote, f"cat > {aside} && mv -f {aside} {shlex.quote(gate)}", GATE.read_bytes())
+        return Installed(python, version, gate, _sh(remote, adding(authorized_line, authorized_keys)) == ADDED)
 
 
-def _has_shell(connection: Connection) -> bool:
-    """Whether it runs commands: some accounts are for SFTP alone."""
-    done = connection.run(f"echo {_SHELL}", hide=True, warn=True, timeout=COMMAND_S, in_stream=False)
-    return _SHELL in str(done.stdout)
+def take_back(address: SshAddress, key: Path, host_key: str, line: str, authorized_keys: str = AUTHORIZED_KEYS) -> None:
+    """Remove a line that `install` wrote. Raises `DatastoreAway`."""
+    with connected(address, key, host_key) as remote:
+        _sh(remote, removing(line, authorized_keys))
 
 
-def _install_by_sftp(connection: Connection, directory: str, line: str, authorized_keys: str) -> bool:
-    """What can be done without a shell; whether the line is among the authorised keys now."""
-    sftp = connection.sftp()
-    try:
-        for path in (directory, f"{directory}/staging"):
-            try:
-                sftp.stat(path)
-            except FileNotFoundError:
-                sftp.mkdir(path)
-    except OSError as error:
-        raise DatastoreAway(f"{connection.host}: {directory} can't be made by SFTP: {error}") from error
-    try:
-        with sftp.open(authorized_keys, "a+") as file:
-            file.seek(0)
-            known = file.read().decode("utf-8", "replace")
-            if line not in known.splitlines():
-                file.write(("" if known.endswith("\n") or not known else "\n") + line + "\n")
-    except OSError:
-        return False
-    return True
+# --- authorized_keys -------------------------------------------------------------------------------------
+
+ADDED = "added"
+"""What the script of `adding` prints where the line was not there."""
 
 
-def _sh(connection: Connection, command: str) -> str:
-    """Run in a plain shell, whatever the user's login shell is. Raises `DatastoreAway` with what it said."""
-    done = connection.run(
-        f"/bin/sh -c {shlex.quote(command)}", hide=True, warn=True, timeout=COMMAND_S, in_stream=False
+def adding(line: str, authorized_keys: str = AUTHORIZED_KEYS) -> str:
+    """A shell command that adds a line where it is not there yet."""
+    file, wanted = _file(authorized_keys), shlex.quote(line)
+    return (
+        f'umask 077; mkdir -p "$(dirname {file})" && touch {file} && (grep -qxF {wanted} {file}'
+        # A file whose last line has no end would otherwise swallow ours.
+        f" || {{ test -z \"$(tail -c 1 {file})\" || echo >> {file}; printf '%s\\n' {wanted} >> {file}"
+        f" && printf {ADDED}; }})"
     )
-    if not done.ok:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise DatastoreAway(f"{connection.host}: {said[-1] if said else 'a command failed'} ({command.split()[0]})")
-    return str(done.stdout)
 
 
-def _says(connection: Connection, command: str, expected: bytes) -> bool:
-    done = connection.run(
-        f"/bin/sh -c {shlex.quote(command)}", hide=True, warn=True, timeout=COMMAND_S, in_stream=False
+def removing(line: str, authorized_keys: str = AUTHORIZED_KEYS) -> str:
+    """A shell command that removes a line. The file stays the same one, with its owner and permissions."""
+    file = _file(authorized_keys)
+    return f'rest=$(grep -vxF {shlex.quote(line)} {file}); test $? -lt 2 && printf "%s" "${{rest:+$rest\n}}" > {file}'
+
+
+def _file(authorized_keys: str) -> str:
+    return (
+        shlex.quote(authorized_keys) if authorized_keys.startswith("/") else f'"$HOME"/{shlex.quote(authorized_keys)}'
     )
-    return bool(done.ok) and str(done.stdout).strip() == expected.decode().strip()
 
 
-def _python(connection: Connection) -> tuple[str, str]:
-    """The path and version of the first Python that serves; two empty texts where there is none."""
+# --- commands --------------------------------------------------------------------------------------------
+
+
+def _require_shell(remote: Remote, address: SshAddress) -> None:
+    """Some accounts are for SFTP alone. Raises `CannotServe`."""
+    if _SHELL not in remote.run(f"echo {_SHELL}", until=time.monotonic() + COMMAND_S)[1]:
+        raise CannotServe(
+            f"{address.host} runs no command for {address.user}: a datastore needs an account with a shell"
+            " (no ForceCommand in sshd_config, no /usr/sbin/nologin)"
+        )
+
+
+def _sh(remote: Remote, command: str, given: bytes = b"") -> str:
+    """What it prints in a plain shell, whatever the account's login shell is. Raises `DatastoreAway` with what it
+    said."""
+    code, told = remote.run(f"/bin/sh -c {shlex.quote(command)}", given, time.monotonic() + COMMAND_S)
+    if code != 0:
+        said = told.strip().splitlines()
+        where = remote.login.where
+        raise DatastoreAway(f"{where}: {said[-1] if said else 'a command failed'} ({command.split()[0]})")
+    return told
+
+
+def _holds(remote: Remote, path: str, contents: bytes) -> bool:
+    """Whether the file there is this one."""
+    command = f"test -e {shlex.quote(path)} && cmp -s - {shlex.quote(path)}"
+    return remote.run(f"/bin/sh -c {shlex.quote(command)}", contents, time.monotonic() + COMMAND_S)[0] == 0
+
+
+def _python(remote: Remote, address: SshAddress) -> tuple[str, str]:
+    """The path and version of the first Python that serves. Raises `CannotServe`."""
+    older = ""
     for name in PYTHONS:
         probe = f"{name} -IS -c {shlex.quote(_PROBE)} 2>/dev/null || true"
-        words = _sh(connection, probe).split()
+        words = _sh(remote, probe).split()
         if len(words) == 3 and (int(words[1]), int(words[2])) >= OLDEST_PYTHON:
             return words[0], f"{words[1]}.{words[2]}"
-    return "", ""
-
-
-def _authorise(connection: Connection, line: str, path: str) -> bool:
-    """Add the line where it is not there yet; whether it is there now."""
-    file = shlex.quote(path) if path.startswith("/") else f'"$HOME"/{shlex.quote(path)}'
-    wanted = shlex.quote(line)
-    try:
-        _sh(
-            connection,
-            f'umask 077; mkdir -p "$(dirname {file})" && touch {file} && (grep -qxF {wanted} {file}'
-            # A file whose last line has no end would otherwise swallow ours.
-            f" || (test -z \"$(tail -c 1 {file})\" || echo >> {file}; printf '%s\\n' {wanted} >> {file}))",
-        )
-    except DatastoreAway:
-        return False
-    return True
+        if len(words) == 3:
+            older = f", only {words[1]}.{words[2]}"
+    raise CannotServe(
+        f"{address.host} has no python3 of {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or newer{older}, which a datastore"
+        " needs. Install it there (apt-get install python3, dnf install python3, apk add python3), then run"
+        f" python admin.py set_datastore {address} again"
+    )

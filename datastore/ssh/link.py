@@ -10,14 +10,13 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from datastore.port import AccessRefused, BadName, DatastoreAway, NotThere
 from datastore.ssh.carrier import Lost, Start
-from datastore.ssh.connection import Answer, Channel, Connection
+from datastore.ssh.connection import Answer, Connection
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 3.0
@@ -25,29 +24,31 @@ WINDOW_BYTES = 6 << 20
 """On their way at once: enough for 0.15 s at 40 MB/s, little enough to be sent again."""
 WINDOW_COUNT = 32
 
-C = TypeVar("C", bound=Channel)
-
 
 class Again(Exception):
     """The gate asks to begin this transfer again from its start."""
 
 
-class Kept(Generic[C]):
-    """The living connection of its kind: made by `connect` when needed, and again after a cut."""
+class Link:
+    """The living connection to a gate: made when needed, and again after a cut. What `start` starts may differ each
+    time, as an access is renewed. `stall_s`, `patience_s`: see `SshDatastore`."""
 
-    def __init__(self, connect: Callable[[], C]) -> None:
-        self._connect = connect
+    def __init__(self, start: Start, where: str, stall_s: float, patience_s: float) -> None:
+        self._start = start
+        self._where = where
+        self._stall_s = stall_s
+        self.patience_s = patience_s
         self._lock = threading.Lock()
-        self._connection: C | None = None
+        self._connection: Connection | None = None
 
-    def connected(self) -> C:
+    def connected(self) -> Connection:
         """The living connection, made where there is none. Raises `Lost`."""
         with self._lock:
             if self._connection is not None:
                 if self._connection.is_alive:
                     return self._connection
                 self._connection.close()
-            self._connection = self._connect()
+            self._connection = Connection(self._start, self._where, self._stall_s)
             self._connection.greet()
             return self._connection
 
@@ -57,14 +58,6 @@ class Kept(Generic[C]):
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
-
-
-class Link(Kept[Connection]):
-    """The connection to a gate. What is started may differ each time: an access is renewed."""
-
-    def __init__(self, start: Start, where: str, stall_s: float, patience_s: float) -> None:
-        super().__init__(lambda: Connection(start, where, stall_s))
-        self.patience_s = patience_s
 
 
 class Patience:

@@ -75,7 +75,7 @@ def _address(template: str, setting: str, create: bool) -> str:
 
 
 def _wait_for_sshd(address: str) -> None:
-    from datastore.ssh.datastore import SshAddress
+    from datastore.ssh.access import SshAddress
 
     try:
         parsed = SshAddress.parse(address)

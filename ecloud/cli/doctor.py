@@ -23,13 +23,13 @@ from sqlalchemy.engine import Engine
 
 from datastore.keys import fingerprint
 from datastore.port import DatastoreAway
-from datastore.ssh.datastore import OverSsh
+from datastore.ssh.datastore import SshDatastore
 from datastore.ssh.sshd_limits import Limits
 from ecloud.cli import app, cloud_probe
 from ecloud.cli.files import datastore_address, open_datastore
 from ecloud.cli.tables import print_json
 from ecloud.client.broker import BrokerAddress, check_will, external_broker, measure_round_trip, probe
-from ecloud.config.datastore_address import directory_of, is_ssh, way_of
+from ecloud.config.datastore_address import directory_of, is_ssh
 from ecloud.config.secrets import AccessWrong, read_access
 from ecloud.config.settings import Settings, SettingsWrong, load_settings, settings_path
 from ecloud.db.database import DatabaseAway, SchemaWrong, database_url, explain, make_engine, require_schema, where
@@ -313,7 +313,7 @@ def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
             yield _directory(address)
             return
         datastore = open_datastore(settings, address)
-        text = f"over SSH by {way_of(context)}, host key {fingerprint(context.get('datastore_host_key', ''))}"
+        text = f"over SSH, host key {fingerprint(context.get('datastore_host_key', ''))}"
         free_mb = datastore.free_mb()
     except Exception as error:
         if app.fault_of(error) is None and not isinstance(error, OSError):
@@ -324,7 +324,7 @@ def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
         yield Finding("datastore", str(error), "as it says" if "set_datastore" in str(error) else remedy)
         return
     yield _roomy(f"{address}, {text}", free_mb)
-    if isinstance(datastore, OverSsh):
+    if isinstance(datastore, SshDatastore):
         yield _lanes(settings.transfer_lanes, datastore.limits())
         datastore.close()
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from datastore.directory import DirectoryDatastore
 from datastore.port import Entry, Promotion, Publisher
-from datastore.ssh.datastore import OverSsh
+from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app
 from ecloud.cli.app import Fault
 from ecloud.cli.progress import transfer
@@ -121,7 +121,7 @@ def told_when_interrupted(text: Callable[[], str]) -> Iterator[None]:
 
 def _kept(datastore: Publisher, over_ssh: str) -> str:
     """What became of a copy that was interrupted; one to or from a directory begins again."""
-    return over_ssh if isinstance(datastore, OverSsh) else "what had not arrived whole is removed"
+    return over_ssh if isinstance(datastore, SshDatastore) else "what had not arrived whole is removed"
 
 
 def make_initial_inputs(inputs: Iterable[tuple[str, int]], scale: float, datastore: Publisher) -> int:

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from datastore.ssh.connection import Channel
+from datastore.ssh.connection import Connection
 from ecloud.cli.tables import STYLES, state_bar
 from ecloud.cli.transfer_text import moving_line
 from ecloud.model.tasks import TaskState
@@ -157,10 +157,10 @@ def transfer(console: Console, verb: str, total_bytes: int) -> Iterator[None]:
     if not console.is_terminal:
         yield
         return
-    began_s, before = time.monotonic(), Channel.moved_bytes
+    began_s, before = time.monotonic(), Connection.moved_bytes
 
     def line() -> Text:
-        moved = Channel.moved_bytes - before
+        moved = Connection.moved_bytes - before
         speed = byte_size(moved / max(0.1, time.monotonic() - began_s))
         so_far = (
             f"{byte_size(min(moved, total_bytes))} of {byte_size(total_bytes)}" if total_bytes else byte_size(moved)

@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 
 from datastore.keys import KeyToolFailed, fingerprint, make_key, public_line, read_host_key, write_known_hosts
-from datastore.port import DatastoreAway
-from datastore.sftp import SftpDatastore
+from datastore.port import AccessRefused, DatastoreAway
 from datastore.ssh import installing
-from datastore.ssh.datastore import ALIAS, Access, SshAddress, SshDatastore
+from datastore.ssh.access import ALIAS, Access, SshAddress, gate_command
+from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app, request
 from ecloud.cli.app import Fault
-from ecloud.config.datastore_address import authority, boss_key, directory_of, is_ssh, open_publisher, workers_command
+from ecloud.config.datastore_address import authority, boss_key, directory_of, is_ssh, open_publisher
 from ecloud.config.home import Home
 from ecloud.config.settings import Settings, load_settings
 from ecloud.queries import status
@@ -23,16 +23,17 @@ from ecloud.queries import status
 INSTALL_S = 60
 PROBE_S = 10.0
 PROBE_LIVES_S = 120.0
+KEYS_FILE = f"~/{installing.AUTHORIZED_KEYS}"
 
 
 def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
-    """Set up what is at `address` and tell the boss. `new_host_key`: a key other than the pinned one is believed.
+    """Set up what is at `address` and tell the boss. `new_host_key`: a key other than the pinned one is accepted.
 
     Raises `Fault`, `DatastoreAway`, `RequestRefused`.
     """
     settings = load_settings()
     if settings.datastore:
-        raise Fault(f"DATASTORE = {settings.datastore!r} in the settings goes before: take it out first")
+        raise Fault(f"DATASTORE = {settings.datastore!r} in the settings takes precedence: remove it there first")
     if not is_ssh(address):
         if not address.strip():
             raise Fault("set_datastore where? A directory, or user@host:/root")
@@ -46,44 +47,21 @@ def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
     context = status.context(app.database(settings))
     try:
         return _set_up(settings, parsed, context, new_host_key, as_json)
-    except KeyToolFailed as error:
+    except (KeyToolFailed, installing.CannotServe) as error:
         raise Fault(str(error), app.PART_AWAY) from None
 
 
 def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], new_host_key: bool, as_json: bool) -> int:
     home = settings.home_directory
-    key = boss_key(home)
     host_key = read_host_key(address.host, address.port)
-    pinned = context.get("datastore_host_key", "")
-    if context.get("datastore_address") == str(address) and pinned not in ("", host_key) and not new_host_key:
-        shown, known = fingerprint(host_key), fingerprint(pinned)
-        raise Fault(
-            [
-                f"REFUSED: {address.host} shows the host key {shown}, but {known} was pinned",
-                "somebody may be in between, or it was installed anew; if you know why: --new_host_key",
-            ],
-            app.PART_AWAY,
-        )
-    print(f"{address.host} shows the host key {fingerprint(host_key)}, which is pinned", file=sys.stderr)
-    line = authority(home, context["cluster_id"]).authorized_line()
-    try:
-        installed = installing.install(address, key, host_key, line)
-    except DatastoreAway as error:
-        if "authorise" not in str(error) or not _authorise(address, public_line(key)):
-            raise Fault([str(error), *_how_to(address, public_line(key), error)], app.PART_AWAY) from None
-        installed = installing.install(address, key, host_key, line)
-    if not installed.gate:
-        for warning in by_sftp(address, installed.has_shell):
-            print(warning, file=sys.stderr)
-    if not _lets_workers_in(home, context["cluster_id"], address, host_key, installed):
-        raise Fault(
-            [
-                f"{address.host} lets no worker in: its sshd does not read the line below in ~/.ssh/authorized_keys",
-                f"add it to the file that AuthorizedKeysFile of its sshd_config names for {address.user}:",
-                line,
-            ],
-            app.PART_AWAY,
-        )
+    _compare_host_key(address, context, host_key, new_host_key)
+    _say(f"{address.host} shows the host key {fingerprint(host_key)}, which is pinned")
+    lines = _Lines(address, public_line(boss_key(home)), authority(home, context["cluster_id"]).authorized_line())
+    installed = _install(home, lines, host_key)
+    if not _accepts_workers(home, context["cluster_id"], address, host_key, installed):
+        if installed.wrote_line:
+            installing.take_back(address, boss_key(home), host_key, lines.workers)
+        raise Fault(lines.advice("accepts no worker's certificate", installed.wrote_line), app.PART_AWAY)
     return request.ask(
         "set_datastore",
         as_json,
@@ -94,20 +72,84 @@ def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], ne
     )
 
 
-def _lets_workers_in(
+def _compare_host_key(address: SshAddress, context: dict[str, str], host_key: str, new_host_key: bool) -> None:
+    pinned = context.get("datastore_host_key", "")
+    if context.get("datastore_address") == str(address) and pinned not in ("", host_key) and not new_host_key:
+        shown, known = fingerprint(host_key), fingerprint(pinned)
+        raise Fault(
+            [
+                f"REFUSED: {address.host} shows the host key {shown}, but {known} was pinned",
+                "somebody may be in between, or it was installed anew; if you know why: --new_host_key",
+            ],
+            app.PART_AWAY,
+        )
+
+
+class _Lines:
+    """The two lines that the account's `authorized_keys` needs: `boss` opens a shell for the boss, `workers` accepts
+    certificates that this cluster signed, each for the gate alone."""
+
+    def __init__(self, address: SshAddress, boss: str, workers: str) -> None:
+        self.address = address
+        self.boss = boss
+        self.workers = workers
+
+    def advice(self, problem: str, took_back: bool) -> list[str]:
+        """What to do where sshd accepts neither or one of them: both lines, ready to paste."""
+        account = f"{self.address.user}@{self.address.host}"
+        told = [f"{account} {problem}"]
+        if took_back:
+            told[0] += f"; what was written into {KEYS_FILE} there did not help and was removed again"
+        return [
+            *told,
+            f"run this there as {self.address.user} (the first line is the boss's key, the second accepts workers by"
+            " certificates for the gate alone), then set_datastore again:",
+            f"mkdir -p -m 700 ~/.ssh && cat >> {KEYS_FILE} <<'END'",
+            self.boss,
+            self.workers,
+            "END",
+            f"where AuthorizedKeysFile in its sshd_config names another file for {self.address.user}, both lines belong"
+            " into that one",
+        ]
+
+
+def _install(home: Home, lines: _Lines, host_key: str) -> installing.Installed:
+    """The gate is there and the lines are written. Raises `Fault`, `CannotServe`, `DatastoreAway`."""
+    key, address = boss_key(home), lines.address
+    account = f"{address.user}@{address.host}"
+    try:
+        installed = installing.install(address, key, host_key, lines.workers)
+    except AccessRefused:
+        wrote = _by_own_ssh(address, installing.adding(lines.boss))
+        if wrote is None:
+            raise Fault(lines.advice("does not accept the boss's key", False), app.PART_AWAY) from None
+        try:
+            installed = installing.install(address, key, host_key, lines.workers)
+        except AccessRefused:
+            took_back = wrote == installing.ADDED and (
+                _by_own_ssh(address, installing.removing(lines.boss)) is not None
+            )
+            raise Fault(lines.advice("does not accept the boss's key", took_back), app.PART_AWAY) from None
+        if wrote == installing.ADDED:
+            _say(f"wrote into {KEYS_FILE} of {account}, for the boss: {lines.boss}")
+    if installed.wrote_line:
+        _say(f"wrote into {KEYS_FILE} of {account}, for workers' certificates: {lines.workers}")
+    return installed
+
+
+def _accepts_workers(
     home: Home, cluster_id: str, address: SshAddress, host_key: str, installed: installing.Installed
 ) -> bool:
-    """Whether a certificate such as workers get opens it."""
+    """Whether a certificate such as workers get opens the gate."""
     with tempfile.TemporaryDirectory(prefix="ecloud-") as directory:
         place = Path(directory)
-        command = workers_command(str(address), installed.python, installed.gate, "probe")
+        command = gate_command(installed.python, installed.gate, address.root, "probe")
         certificate = place / "certificate.pub"
         public = make_key(place / "key", "probe")
         certificate.write_text(authority(home, cluster_id).sign(public, "probe", command, PROBE_LIVES_S) + "\n")
         write_known_hosts(place / "known_hosts", ALIAS, host_key)
         access = Access(place / "key", place / "known_hosts", certificate)
-        kind = SshDatastore if installed.gate else SftpDatastore
-        datastore = kind(address, access, patience_s=PROBE_S)
+        datastore = SshDatastore(address, access, patience_s=PROBE_S)
         try:
             datastore.hello()
         except DatastoreAway:
@@ -117,28 +159,16 @@ def _lets_workers_in(
         return True
 
 
-def by_sftp(address: SshAddress, has_shell: bool = True) -> list[str]:
-    """What a person should know of a datastore that has no gate."""
-    why = "has no python3 of 3.6 or newer for the gate" if has_shell else f"gives {address.user} no shell for the gate"
-    return [
-        f"{address.host} {why}: files go by SFTP, which is slower",
-        f"WARNING: by SFTP a worker may do with files there whatever {address.user} may: use an account that can write"
-        f" nothing but {address.root}, or install python3 and say this again (docs/data.md)",
-    ]
-
-
-def _how_to(address: SshAddress, line: str, error: DatastoreAway) -> list[str]:
-    if "authorise" not in str(error):
-        return []
-    return [f"the line for ~/.ssh/authorized_keys of {address.user}@{address.host}:", line]
-
-
-def _authorise(address: SshAddress, line: str) -> bool:
-    """Add the boss's key by the user's own ssh, where that gets in without a question; whether it did."""
-    script = 'umask 077; mkdir -p "$HOME/.ssh" && cat >> "$HOME/.ssh/authorized_keys"'
-    command = ["ssh", "-o", "BatchMode=yes", "-p", str(address.port), "-l", address.user, "--", address.host, script]
+def _by_own_ssh(address: SshAddress, script: str) -> str | None:
+    """What a script prints that the user's own ssh runs there; None where it fails, or where ssh would have to ask
+    the user something."""
+    command = ["ssh", "-o", "BatchMode=yes", "-p", str(address.port), "-l", address.user, "--", address.host, "sh -s"]
     try:
-        done = subprocess.run(command, input=line.encode() + b"\n", capture_output=True, timeout=INSTALL_S, check=False)
+        done = subprocess.run(command, input=script.encode(), capture_output=True, timeout=INSTALL_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        return None
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -424,7 +424,6 @@ def context(as_json: bool) -> int:
     """The cluster's notes."""
     from datastore.keys import fingerprint
     from ecloud.cli.files import datastore_address
-    from ecloud.config.datastore_address import way_of
 
     settings = load_settings()
     found = queries.context(app.database(settings))
@@ -436,6 +435,5 @@ def context(as_json: bool) -> int:
         found.setdefault("datastore_address", datastore_address(settings, found))
     if found.get("datastore_host_key"):
         found["datastore_host_key"] = fingerprint(found["datastore_host_key"])
-        found["datastore_by"] = way_of(found)
     print_json(found) if as_json else print_table(app.console(), ("key", "value"), sorted(found.items()))
     return app.DONE

@@ -90,17 +90,15 @@ class TaskEnded(msgspec.Struct, frozen=True, omit_defaults=True):
 class DatastoreAccess(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where files are and what opens it. `address`: `dir:/path`, or `user@host[:port]:/root` over SSH; then `host_key`
     is the only one to be believed there, and `credential` a certificate for the key that the worker's `Hello` named.
-    `by_sftp`: there is no gate.
     """
 
     address: str
     credential: str = ""
     host_key: str = ""
-    by_sftp: bool = False
 
     def is_same_place(self, other: DatastoreAccess) -> bool:
         """Whether they differ in nothing but the credential."""
-        return (self.address, self.host_key, self.by_sftp) == (other.address, other.host_key, other.by_sftp)
+        return (self.address, self.host_key) == (other.address, other.host_key)
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from doors import Doors, ended
 from pages import Page
 from services import Daemon, wait_until
-from sshd import Sshd
+from sshd import Sshd, bare
 
 from datastore.keys import make_key, public_line
 from ecloud.config.datastore_address import boss_key
@@ -28,12 +29,6 @@ def let_in(sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Doors:
         file.write(public_line(boss_key(daemon.home)) + "\n")
     (tmp_path / "root").mkdir()
     return Doors(tmp_path / "place", daemon)
-
-
-@pytest.fixture
-def far_and_bare(own_bare_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path) -> Doors:
-    """The same, where the machine has no python3."""
-    return let_in(own_bare_sshd, daemons, tmp_path)
 
 
 def address(sshd: Sshd, root: Path) -> str:
@@ -81,28 +76,30 @@ def test_files_travel_over_ssh(far: Doors, own_sshd: Sshd, tmp_path: Path) -> No
     )
 
 
-def test_a_machine_without_python_is_a_datastore_too(far_and_bare: Doors, own_bare_sshd: Sshd, tmp_path: Path) -> None:
-    far, root = far_and_bare, tmp_path / "root"
-    told = far.admin("set_datastore", address(own_bare_sshd, root))
-    assert "has no python3" in told.err
-    assert "WARNING: by SFTP a worker may do with files there whatever" in told.err
-    assert far.admin("show_context", "--json").json["datastore_by"].startswith("SFTP, as there is no python3")
-    assert "7 succeeded" in far.push(far.write("t.json", PIPELINE), "--wait").out
-    assert {path.name: path.read_text() for path in (root / "counts").iterdir()} == {
-        f"n{i}": "1000\n2\n" for i in range(6)
-    }
-    far.admin("get", "counts/n3", "here")
-    assert (far.place / "here").read_text() == "1000\n2\n"
-    assert "SFTP" in far.admin("doctor").out
-    own_bare_sshd.stop()
-    far.push(far.write("late.json", [{"id": "late", "commands": "seq 9 > r", "results": ["r"]}]))
-    wait_until(lambda: "stored" in far.admin("why", "late", "--all").out, 60, "why says what is waited for")
-    own_bare_sshd.start()
-    assert ended(far, "late") == {"late": "succeeded"}
-    assert (root / "r").read_text() == "".join(f"{i}\n" for i in range(1, 10))
-    wait_until(
-        lambda: not [p for p in (root / ".ecloud" / "staging").rglob("*") if p.is_file()], what="staging is empty"
-    )
+def test_a_machine_without_python_is_refused_with_what_to_install(
+    daemons: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    server = bare(tmp_path / "bare sshd").start()
+    try:
+        far = let_in(server, daemons, tmp_path)
+        before = far.admin("show_context", "--json").json["datastore_address"]
+        told = far.admin("set_datastore", address(server, tmp_path / "root"), code=3).err.replace("\n", " ")
+        assert "127.0.0.1 has no python3 of 3.6 or newer, which a datastore needs" in told
+        assert "apt-get install python3" in told
+        assert list((tmp_path / "root").iterdir()) == [], "nothing is left there"
+        assert far.admin("show_context", "--json").json["datastore_address"] == before
+    finally:
+        server.close()
+
+
+def test_an_account_for_sftp_alone_is_refused(daemons: Callable[..., Daemon], tmp_path: Path) -> None:
+    server = Sshd(tmp_path / "sftp sshd", "ForceCommand internal-sftp").start()
+    try:
+        far = let_in(server, daemons, tmp_path)
+        told = far.admin("set_datastore", address(server, tmp_path / "root"), code=3).err.replace("\n", " ")
+        assert "a datastore needs an account with a shell" in told
+    finally:
+        server.close()
 
 
 def test_a_datastore_that_is_away_is_waited_for_and_costs_no_retry(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:
@@ -166,15 +163,53 @@ def test_another_host_key_is_refused_loudly(far: Doors, own_sshd: Sshd, tmp_path
     assert "1 succeeded" in far.push(far.write("t.json", PIPELINE[:1]), "--wait").out
 
 
-def test_who_is_not_authorised_is_told_the_line_to_add(
+def test_both_lines_are_printed_ready_to_paste_where_the_boss_is_not_authorised(
     own_sshd: Sshd, daemons: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     doors = Doors(tmp_path / "place", daemons().start())
-    refused = doors.admin("set_datastore", address(own_sshd, tmp_path), code=3)
-    assert "authorized_keys" in refused.err
-    assert "ssh-ed25519" in refused.err
+    (tmp_path / "root").mkdir()
+    where = address(own_sshd, tmp_path / "root")
+    refused = doors.admin("set_datastore", where, code=3).err
+    pasted = "\n".join(line.removeprefix("admin.py: ") for line in refused.splitlines())
+    begin = pasted.index("mkdir -p -m 700")
+    script = pasted[begin : pasted.index("\nEND\n", begin) + 5]
+    home = own_sshd.directory
+    subprocess.run(["sh", "-c", script], env={**os.environ, "HOME": str(home)}, check=True, timeout=30)
+    assert doors.admin("set_datastore", where).code == 0
     assert doors.admin("set_datastore", "nobody@127.0.0.1:1:/x", code=3).err
     assert doors.admin("set_datastore", "user@host:relative", code=2).err
+
+
+def test_it_says_what_it_writes_into_authorized_keys_and_only_the_first_time(
+    far: Doors, own_sshd: Sshd, tmp_path: Path
+) -> None:
+    where = address(own_sshd, tmp_path / "root")
+    written = [line for line in far.admin("set_datastore", where).err.splitlines() if "wrote into" in line]
+    [line] = written
+    assert "~/.ssh/authorized_keys of" in line
+    assert line.split("certificates: ")[1] in own_sshd.authorized_keys.read_text().splitlines()
+    assert "wrote into" not in far.admin("set_datastore", where).err
+
+
+def test_a_line_that_did_not_help_is_taken_back(daemons: Callable[..., Daemon], tmp_path: Path) -> None:
+    """sshd reads another file than ~/.ssh/authorized_keys."""
+    server = Sshd(tmp_path / "sshd", f'AuthorizedKeysFile "{tmp_path}/elsewhere"').start()
+    try:
+        daemon = daemons().start()
+        (tmp_path / "root").mkdir()
+        (tmp_path / "elsewhere").write_text(public_line(boss_key(daemon.home)) + "\n")
+        server.authorized_keys.write_text("# of somebody else")
+        doors = Doors(tmp_path / "place", daemon)
+        told = doors.admin("set_datastore", address(server, tmp_path / "root"), code=3).err
+        assert "did not help and was removed again" in told.replace("\n", " ")
+        assert server.authorized_keys.read_text() == "# of somebody else\n"
+        lines = [line.removeprefix("admin.py: ") for line in told.splitlines()]
+        [line] = [line for line in lines if line.startswith("cert-authority")]
+        with (tmp_path / "elsewhere").open("a") as file:
+            file.write(line + "\n")
+        assert doors.admin("set_datastore", address(server, tmp_path / "root")).code == 0
+    finally:
+        server.close()
 
 
 def test_a_workers_key_opens_no_shell(far: Doors, own_sshd: Sshd, tmp_path: Path) -> None:

@@ -18,15 +18,10 @@ import pytest
 
 from datastore.directory import DirectoryDatastore
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Promotion, Publisher
-from datastore.ssh.fabric_carrier import by_fabric
 
 MAKERS: dict[str, Callable[[Path, pytest.FixtureRequest], Publisher]] = {
     "directory": lambda root, request: DirectoryDatastore(root).make(),
     "ssh": lambda root, request: request.getfixturevalue("sshd").boss(root),
-    "ssh by fabric": lambda root, request: request.getfixturevalue("sshd").boss(root, carry=by_fabric),
-    "sftp": lambda root, request: request.getfixturevalue("bare_sshd").boss_by_sftp(root),
-    "sftp by fabric": lambda root, request: request.getfixturevalue("bare_sshd").boss_by_sftp(root, carry=by_fabric),
-    "sftp alone": lambda root, request: request.getfixturevalue("sftp_sshd").boss_by_sftp(root),
 }
 STAGE = "w1/7-1"
 
@@ -38,8 +33,6 @@ class Site:
     store: Publisher
     root: Path
     local: Path
-    times_s: float = 0.01
-    """How exactly it keeps times."""
 
     def write(self, name: str, data: bytes = b"data", mode: int = 0o644, mtime_s: float | None = None) -> Path:
         """A local file."""
@@ -76,8 +69,7 @@ class Site:
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
     for name in ("root", "local"):
         (tmp_path / name).mkdir()
-    times_s = 1.0 if "sftp" in request.param else 0.01  # SFTP knows whole seconds
-    return Site(MAKERS[request.param](tmp_path / "root", request), tmp_path / "root", tmp_path / "local", times_s)
+    return Site(MAKERS[request.param](tmp_path / "root", request), tmp_path / "root", tmp_path / "local")
 
 
 def sha256(data: bytes) -> str:
@@ -301,7 +293,7 @@ def test_permissions_and_times_are_kept(site: Site) -> None:
     for top in (site.root / "tree", site.fetched("tree")):
         modes = {name: stat.S_IMODE((top / name).stat().st_mode) for name in ("run.sh", "closed", "closed/secret")}
         assert modes == {"run.sh": 0o750, "closed": 0o500, "closed/secret": 0o400}
-        assert (top / "run.sh").stat().st_mtime == pytest.approx(1_000_000_000.25, abs=site.times_s)
+        assert (top / "run.sh").stat().st_mtime == pytest.approx(1_000_000_000.25, abs=0.01)
         assert top.stat().st_mtime == pytest.approx(1_200_000_000, abs=1)
     [entry] = site.store.stat(["tree/run.sh"])
     assert entry is not None

@@ -18,27 +18,15 @@ from cutting_proxy import CuttingProxy
 from services import wait_until
 
 from datastore.port import DatastoreAway, Stager
-from datastore.sftp import SftpDatastore
 from datastore.ssh.datastore import SshDatastore
 
 MB = 1 << 20
 FILES = 16
 SLACK = 3 * MB
 """Bytes of handshakes and questions, and of what was on its way when it was cut."""
-Opened = SshDatastore | SftpDatastore
-OPENERS: dict[str, Callable[[pytest.FixtureRequest, Path, int], Opened]] = {
+OPENERS: dict[str, Callable[[pytest.FixtureRequest, Path, int], SshDatastore]] = {
     "a worker by the gate": lambda ask, root, port: ask.getfixturevalue("sshd").worker(root, "w1", port, **IMPATIENT),
-    "a worker by SFTP": lambda ask, root, port: ask.getfixturevalue("sftp_sshd").worker_by_sftp(
-        root, "w1", port, **IMPATIENT
-    ),
     "the boss by the gate": lambda ask, root, port: ask.getfixturevalue("sshd").boss(root, port, **IMPATIENT),
-    "the boss by SFTP": lambda ask, root, port: ask.getfixturevalue("bare_sshd").boss_by_sftp(root, port, **IMPATIENT),
-}
-SERVERS = {
-    "a worker by the gate": "sshd",
-    "a worker by SFTP": "sftp_sshd",
-    "the boss by the gate": "sshd",
-    "the boss by SFTP": "bare_sshd",
 }
 IMPATIENT: dict[str, Any] = {"patience_s": 0.2}
 STAGE = "w1/7-1"
@@ -48,7 +36,7 @@ STAGE = "w1/7-1"
 class Site:
     """A datastore behind a proxy, the directory it serves, and one for local files."""
 
-    opened: Callable[[], Opened]
+    opened: Callable[[], SshDatastore]
     root: Path
     local: Path
     proxy: CuttingProxy
@@ -117,7 +105,7 @@ def contents(top: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-USUAL = ["a worker by SFTP", "a worker by the gate"]
+USUAL = ["a worker by the gate"]
 
 
 def change_the_first(deep: Path) -> None:
@@ -135,7 +123,7 @@ def change_the_first(deep: Path) -> None:
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     for name in ("root", "local"):
         (tmp_path / name).mkdir()
-    with CuttingProxy(request.getfixturevalue(SERVERS[request.param]).port) as proxy:
+    with CuttingProxy(request.getfixturevalue("sshd").port) as proxy:
         opener = OPENERS[request.param]
         yield Site(lambda: opener(request, tmp_path / "root", proxy.port), tmp_path / "root", tmp_path / "local", proxy)
 
@@ -193,7 +181,7 @@ def test_a_file_that_was_replaced_meanwhile_begins_anew(site: Site) -> None:
     assert site.is_like("a")
 
 
-@pytest.mark.parametrize("site", [*USUAL, "the boss by SFTP"], indirect=True)
+@pytest.mark.parametrize("site", [*USUAL, "the boss by the gate"], indirect=True)
 @pytest.mark.parametrize("name", ["a", "tree/deep/a"])
 def test_other_contents_of_the_same_size_and_time_are_never_mixed(site: Site, name: str) -> None:
     """A task that is done again in the same second may leave another file of the same size."""
@@ -210,7 +198,7 @@ def test_other_contents_of_the_same_size_and_time_are_never_mixed(site: Site, na
     assert site.is_like(top)
 
 
-@pytest.mark.parametrize("site", [*USUAL, "the boss by SFTP"], indirect=True)
+@pytest.mark.parametrize("site", [*USUAL, "the boss by the gate"], indirect=True)
 def test_a_part_that_was_spoiled_on_this_machine_is_told_by_the_datastores_sum(site: Site) -> None:
     """Where no sum is known, pieces are compared: here all of the beginning is wrong."""
     site.publish("a", 10 * MB)
@@ -295,18 +283,18 @@ def test_a_directory_that_was_staged_whole_is_staged_again_at_once(site: Site) -
     (site.local / "tree").chmod(0o755)
 
 
-@pytest.mark.parametrize("site", ["the boss by SFTP", "the boss by the gate"], indirect=True)
+@pytest.mark.parametrize("site", ["the boss by the gate"], indirect=True)
 def test_what_another_command_puts_just_now_is_left_to_it(site: Site) -> None:
     (site.local / "a").write_bytes(os.urandom(16 * MB))
-    site.cut_at(11 * MB, lambda store: cast(Opened, store).put(site.local / "a", "a"))
+    site.cut_at(11 * MB, lambda store: cast(SshDatastore, store).put(site.local / "a", "a"))
     with (site.local / "a").open() as theirs:
         fcntl.flock(theirs, fcntl.LOCK_EX)
-        assert site.travelled(lambda store: cast(Opened, store).put(site.local / "a", "a")) > 16 * MB
+        assert site.travelled(lambda store: cast(SshDatastore, store).put(site.local / "a", "a")) > 16 * MB
     assert contents(site.root / "a") == contents(site.local / "a")
     staged = (site.root / ".ecloud/staging/put").rglob("*")
     unfinished = [path for path in staged if path.is_file() and not path.name.startswith(".client-")]
     assert len(unfinished) == 1
-    assert site.travelled(lambda store: cast(Opened, store).put(site.local / "a", "a")) < 5 * MB + SLACK
+    assert site.travelled(lambda store: cast(SshDatastore, store).put(site.local / "a", "a")) < 5 * MB + SLACK
     assert not unfinished[0].exists()
 
 

@@ -13,22 +13,21 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 from services import HOST, free_port, listens, wait_until
 
 from datastore import keys
-from datastore.sftp import WORKERS_COMMAND, SftpDatastore
-from datastore.ssh.datastore import ALIAS, Access, OverSsh, SshAddress, SshDatastore, gate_command
+from datastore.ssh.access import ALIAS, Access, SshAddress, gate_command
+from datastore.ssh.datastore import SshDatastore
 
 GATE = Path(__file__).resolve().parents[2] / "datastore/gate.py"
 CLUSTER = "c-test"
 PYTHON = os.environ.get("ECLOUD_TEST_GATE_PYTHON", sys.executable)
 """What runs the gate: another one shows that the gate needs no newer."""
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
-D = TypeVar("D", bound=OverSsh)
 _TIED = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
@@ -65,7 +64,7 @@ class Sshd:
         self.process: subprocess.Popen[bytes] | None = None
         self.lacks: list[str] = []
         """Words before its command, by which it lacks what it would have otherwise."""
-        self._handed_out: list[OverSsh] = []
+        self._handed_out: list[SshDatastore] = []
 
     def new_host_key(self) -> None:
         """As a machine that is installed anew; told to nobody."""
@@ -116,16 +115,6 @@ class Sshd:
         """Of a directory behind it."""
         return SshAddress(getpass.getuser(), HOST, port or self.port, str(root))
 
-    def boss_by_sftp(self, root: Path, port: int = 0, **options: Any) -> SftpDatastore:
-        """The datastore for the boss, without the gate."""
-        access = Access(self.boss_key, self.known_hosts)
-        return self._keep(SftpDatastore(self.address(root, port), access, **options))
-
-    def worker_by_sftp(self, root: Path, name: str, port: int = 0, **options: Any) -> SftpDatastore:
-        """The datastore for a worker, without the gate."""
-        access = self._certified(name, WORKERS_COMMAND, keys.LIVES_S)
-        return self._keep(SftpDatastore(self.address(root, port), access, **options))
-
     def boss(self, root: Path, port: int = 0, **options: Any) -> SshDatastore:
         """The datastore for the boss."""
         gate = gate_command(PYTHON, str(self.gate), str(root))
@@ -150,7 +139,7 @@ class Sshd:
         """The datastore for a worker."""
         return self._keep(SshDatastore(self.address(root, port), self.access(root, name, lives_s), **options))
 
-    def _keep(self, datastore: D) -> D:
+    def _keep(self, datastore: SshDatastore) -> SshDatastore:
         self._handed_out.append(datastore)
         return datastore
 
@@ -224,36 +213,6 @@ def bare(directory: Path, *extra: str) -> Sshd:
     lines = [line for line in server.config.read_text().splitlines() if not line.startswith("SetEnv")]
     server.config.write_text("\n".join([*lines, without_python(directory)]) + "\n")
     return server
-
-
-@pytest.fixture(scope="session")
-def shared_bare_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """One without python3 for the session."""
-    server = bare(tmp_path_factory.mktemp("bare")).start()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def bare_sshd(shared_bare_sshd: Sshd) -> Iterator[Sshd]:
-    """One without python3; the test's connections end with it."""
-    yield shared_bare_sshd
-    shared_bare_sshd.close_clients()
-
-
-@pytest.fixture(scope="session")
-def shared_sftp_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """One whose account has no shell either, for the session."""
-    server = Sshd(tmp_path_factory.mktemp("sftp"), "ForceCommand internal-sftp").start()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def sftp_sshd(shared_sftp_sshd: Sshd) -> Iterator[Sshd]:
-    """One for SFTP alone; the test's connections end with it."""
-    yield shared_sftp_sshd
-    shared_sftp_sshd.close_clients()
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from typing import NamedTuple
 from datastore.directory import DirectoryDatastore
 from datastore.keys import write_known_hosts
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager
-from datastore.sftp import SftpDatastore
-from datastore.ssh.datastore import ALIAS, PATIENCE_S, STALL_S, Access, OverSsh, SshAddress, SshDatastore
+from datastore.ssh.access import ALIAS, Access, SshAddress
+from datastore.ssh.datastore import PATIENCE_S, STALL_S, SshDatastore
 from ecloud.formats.paths import is_glob
 from ecloud.model.tasks import ManifestEntry, Result, TaskBody
 from ecloud.model.text import byte_size
@@ -72,8 +72,7 @@ def open_datastore(access: DatastoreAccess, ssh: Path, stall_s: float = STALL_S)
     known_hosts, certificate = ssh / "known_hosts", ssh / "certificate.pub"
     write_known_hosts(known_hosts, ALIAS, access.host_key)
     write_certificate(access, ssh)
-    kind = SftpDatastore if access.by_sftp else SshDatastore
-    return kind(
+    return SshDatastore(
         address, Access(ssh / "key", known_hosts, certificate), stall_s=stall_s, patience_s=min(stall_s, PATIENCE_S)
     )
 
@@ -198,7 +197,7 @@ class Files:
 
     def _hang_up(self) -> None:
         """The lane is given back, and its connection with it; the next one makes another."""
-        if isinstance(self._datastore, OverSsh):
+        if isinstance(self._datastore, SshDatastore):
             self.pool.submit(self._datastore.close)
 
     def _store(self) -> Stager:
@@ -253,7 +252,7 @@ class Files:
 
     def _below(self, store: Stager, entry: Entry) -> list[Entry]:
         """It, and over SSH all that it holds."""
-        if entry.kind == "directory" and isinstance(store, OverSsh):
+        if entry.kind == "directory" and isinstance(store, SshDatastore):
             with contextlib.suppress(NotThere):
                 return [entry, *store.listing(entry.path, recursive=True)]
         return [entry]
@@ -261,7 +260,7 @@ class Files:
     def _fetch_one(self, store: Stager, entries: list[Entry], to: Path, size: int) -> int:
         """The bytes that crossed the network."""
         top = entries[0]
-        if isinstance(store, OverSsh) and top.kind != "link":
+        if isinstance(store, SshDatastore) and top.kind != "link":
             key = key_of(str(store.address), entries)
             return self._cache.fetch(key, entries, to, lambda path: _verified(store, top, path))
         return _verified(store, top, to)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from datastore.directory import DirectoryDatastore
-from datastore.ssh.connection import Channel
+from datastore.ssh.connection import Connection
 from ecloud.model.transfer_status import Moving
 
 TASKS_NAMED = 8
@@ -40,7 +40,7 @@ class Meter:
 
     def _moved_bytes(self) -> int:
         """By this process since it began."""
-        return Channel.moved_bytes if self.is_far else DirectoryDatastore.copied_bytes
+        return Connection.moved_bytes if self.is_far else DirectoryDatastore.copied_bytes
 
     @contextmanager
     def moving(self, way: str, files: int, size: int, task_no: int = 0) -> Iterator[None]:

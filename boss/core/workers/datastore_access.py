@@ -86,9 +86,7 @@ class Access:
 
     def move(self, use: UseDatastore) -> None:
         """Files are somewhere else from now on: everybody is told."""
-        access = self._sessions.datastore = DatastoreAccess(
-            use.address, host_key=use.host_key, by_sftp=bool(use.host_key) and not use.gate
-        )
+        access = self._sessions.datastore = DatastoreAccess(use.address, host_key=use.host_key)
         self._outbox.call(use)
         self._outbox.writes.context[FREE_SPACE] = None
         for worker in self._fleet.workers.values():

@@ -17,7 +17,8 @@ from boss.shell.storage import UNSURE_S, Storage
 from datastore import keys
 from datastore.keys import LIVES_S, make_key, public_line
 from datastore.port import DatastoreAway
-from datastore.ssh.datastore import Access, SshDatastore
+from datastore.ssh.access import Access
+from datastore.ssh.datastore import SshDatastore
 from ecloud.config.datastore_address import authority, boss_key
 from ecloud.config.home import Home
 from ecloud.queries.lookup import task

@@ -19,7 +19,8 @@ from sshd import Sshd
 
 from datastore.gate import HEAD, MAGIC, MAX_BODY, MAX_JSON
 from datastore.port import BadName, DatastoreAway
-from datastore.ssh.datastore import Access, SshDatastore, ssh_command
+from datastore.ssh.access import Access, ssh_command
+from datastore.ssh.datastore import SshDatastore
 from datastore.ssh.link import ask
 
 EVIL = [

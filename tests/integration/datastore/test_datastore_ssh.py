@@ -23,8 +23,9 @@ from datastore import keys
 from datastore.directory import DirectoryDatastore
 from datastore.port import BadName, DatastoreAway, NotThere, Promotion
 from datastore.ssh import installing
+from datastore.ssh.access import Access, SshAddress, gate_command
 from datastore.ssh.connection import Answer, Connection
-from datastore.ssh.datastore import Access, SshAddress, SshDatastore, gate_command
+from datastore.ssh.datastore import SshDatastore
 from datastore.ssh.link import ask
 
 MB = 1 << 20
@@ -411,10 +412,10 @@ def test_a_machine_is_made_a_datastore_once(own_sshd: Sshd, tmp_path: Path, loca
     host_key = keys.read_host_key(HOST, own_sshd.port)
     assert keys.fingerprint(host_key) == keys.fingerprint(keys.public_line(own_sshd.host_key))
     line = own_sshd.authority.authorized_line()
-    for _ in range(2):
+    for wrote_line in (True, False):
         made = installing.install(own_sshd.address(root), own_sshd.boss_key, host_key, line, str(authorized))
         assert made.python
-        assert made.is_authorised
+        assert made.wrote_line == wrote_line
     assert Path(made.gate).read_bytes() == GATE.read_bytes()
     assert authorized.read_text().splitlines() == ["# no line end", line]
     command = gate_command(made.python, made.gate, str(root))
@@ -431,7 +432,7 @@ def test_setting_up_refuses_another_host_key(own_sshd: Sshd, root: Path, tmp_pat
     with pytest.raises(DatastoreAway, match="REFUSED"):
         installing.install(own_sshd.address(root), own_sshd.boss_key, other, "line", str(tmp_path / "file"))
     host_key = keys.read_host_key(HOST, own_sshd.port)
-    with pytest.raises(DatastoreAway, match="authorise"):
+    with pytest.raises(DatastoreAway, match="does not accept the boss's key"):
         installing.install(own_sshd.address(root), tmp_path / "other", host_key, "line", str(tmp_path / "file"))
 
 

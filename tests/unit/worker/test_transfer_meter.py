@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datastore.ssh.connection import Channel
+from datastore.ssh.connection import Connection
 from datastore.ssh.sshd_limits import understand
 from ecloud.cli.doctor import _lanes
 from ecloud.cli.transfer_text import moving_line
@@ -23,21 +23,21 @@ def test_nothing_moves_at_first_and_at_the_end() -> None:
 
 
 def test_bytes_on_their_way_are_told_and_never_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Channel, "moved_bytes", 700)
+    monkeypatch.setattr(Connection, "moved_bytes", 700)
     meter = Meter()
     with meter.moving("fetch", 3, 10 * MB):
-        Channel.moved_bytes += 4 * MB
+        Connection.moved_bytes += 4 * MB
         told = meter.read()
         assert told is not None
         assert (told.fetching, told.storing, told.bytes, told.moved_bytes) == (3, 0, 10 * MB, 4 * MB)
         with meter.moving("store", 1, 2 * MB):  # was there already: nothing moves
             pass
-        Channel.moved_bytes += 20 * MB
+        Connection.moved_bytes += 20 * MB
         told = meter.read()
         assert told is not None
         assert (told.bytes, told.moved_bytes) == (12 * MB, 12 * MB)
     with meter.moving("store", 1, 0):  # a directory, of which nobody knows the size
-        Channel.moved_bytes += 3 * MB
+        Connection.moved_bytes += 3 * MB
         told = meter.read()
         assert told is not None
         assert (told.storing, told.bytes, told.moved_bytes) == (1, 3 * MB, 3 * MB)

@@ -1,13 +1,9 @@
-"""The boss's datastore through both that may carry it, an OpenSSH process and fabric: the same answers, the same words,
-the same bad weather.
-"""
+"""The boss's connection to a datastore over SSH, an OpenSSH process: bad links, and what it says when it ends."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import threading
@@ -26,28 +22,21 @@ from datastore import keys
 from datastore.directory import DirectoryDatastore
 from datastore.gate import HEAD, MAGIC, VERSION
 from datastore.port import DatastoreAway, Promotion
-from datastore.ssh.carrier import Lost
-from datastore.ssh.datastore import Access, Carry, SshAddress, SshDatastore, by_process, gate_command
-from datastore.ssh.fabric_carrier import by_fabric
+from datastore.ssh.access import Access, SshAddress, gate_command
+from datastore.ssh.datastore import SshDatastore
 from ecloud.config.datastore_address import authority, boss_key
 from ecloud.config.home import Home
 
 MB = 1 << 20
-CARRIERS: dict[str, Carry] = {"fabric": by_fabric, "process": by_process}
-
-
-@pytest.fixture(params=sorted(CARRIERS))
-def carry(request: pytest.FixtureRequest) -> Carry:
-    return CARRIERS[request.param]
 
 
 @pytest.fixture
-def opened(carry: Carry) -> Iterator[Callable[..., SshDatastore]]:
+def opened() -> Iterator[Callable[..., SshDatastore]]:
     """The boss's datastore with this access, closed with the test."""
     made: list[SshDatastore] = []
 
     def open_it(address: SshAddress, access: Access, patience_s: float = 0.3, stall_s: float = 60.0) -> SshDatastore:
-        made.append(SshDatastore(address, access, patience_s=patience_s, stall_s=stall_s, carry=carry))
+        made.append(SshDatastore(address, access, patience_s=patience_s, stall_s=stall_s))
         return made[-1]
 
     yield open_it
@@ -63,12 +52,10 @@ def boss_access(server: Sshd, root: Path) -> Access:
 # --- bad weather --------------------------------------------------------------------------------------
 
 
-def test_a_link_that_is_cut_again_and_again_brings_everything(
-    own_sshd: Sshd, root: Path, local: Path, carry: Carry
-) -> None:
+def test_a_link_that_is_cut_again_and_again_brings_everything(own_sshd: Sshd, root: Path, local: Path) -> None:
     path = big_file(local / "a", 12 * MB)
     with CuttingProxy(own_sshd.port, cut_every=5 * MB) as proxy:
-        boss = own_sshd.boss(root, proxy.port, patience_s=60, carry=carry)
+        boss = own_sshd.boss(root, proxy.port, patience_s=60)
         boss.put(path, "a")
         before = proxy.connections
         assert before > 3
@@ -80,12 +67,12 @@ def test_a_link_that_is_cut_again_and_again_brings_everything(
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_link_that_stalls_is_made_anew(
-    own_sshd: Sshd, root: Path, local: Path, way: str, carry: Carry, monkeypatch: pytest.MonkeyPatch
+    own_sshd: Sshd, root: Path, local: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datastore.ssh.connection.SLOWEST", 100 * MB)
     path = big_file((local if way == "up" else root) / "a", 12 * MB)
     with CuttingProxy(own_sshd.port, stall_after=4 * MB) as proxy:
-        boss = own_sshd.boss(root, proxy.port, stall_s=2.0, patience_s=60, carry=carry)
+        boss = own_sshd.boss(root, proxy.port, stall_s=2.0, patience_s=60)
         if way == "up":
             boss.put(path, "a")
         else:
@@ -107,12 +94,12 @@ def test_a_link_that_is_silent_from_the_start_is_given_up(
 
 
 def test_a_promotion_goes_on_when_sshd_was_killed_and_is_back(
-    own_sshd: Sshd, root: Path, local: Path, carry: Carry, pool: ThreadPoolExecutor
+    own_sshd: Sshd, root: Path, local: Path, pool: ThreadPoolExecutor
 ) -> None:
     for number in range(1_000):
         (local / f"{number:04d}").write_bytes(b"%d" % number)
     entries = DirectoryDatastore(root).store("w1/1-1", local, "out")
-    boss = own_sshd.boss(root, patience_s=60, carry=carry)
+    boss = own_sshd.boss(root, patience_s=60)
     assert boss.listing() == []
     told = pool.submit(boss.promote, [Promotion("w1/1-1", tuple(entries))])
     own_sshd.stop()
@@ -124,12 +111,12 @@ def test_a_promotion_goes_on_when_sshd_was_killed_and_is_back(
 
 
 def test_many_threads_share_one_connection_and_lose_it_together(
-    own_sshd: Sshd, root: Path, carry: Carry, pool: ThreadPoolExecutor
+    own_sshd: Sshd, root: Path, pool: ThreadPoolExecutor
 ) -> None:
     for number in range(200):
         (root / f"{number}").write_bytes(b"x" * number)
     with CuttingProxy(own_sshd.port) as proxy:
-        boss = own_sshd.boss(root, proxy.port, patience_s=60, carry=carry)
+        boss = own_sshd.boss(root, proxy.port, patience_s=60)
 
         def look(number: int) -> int:
             if number == 100:
@@ -162,8 +149,8 @@ def test_a_machine_that_is_away_is_named_with_the_reason(
         nowhere.listing()
 
 
-def test_another_host_key_is_refused_loudly_and_for_good(own_sshd: Sshd, root: Path, carry: Carry) -> None:
-    boss = own_sshd.boss(root, patience_s=60, carry=carry)
+def test_another_host_key_is_refused_loudly_and_for_good(own_sshd: Sshd, root: Path) -> None:
+    boss = own_sshd.boss(root, patience_s=60)
     assert boss.listing() == []
     own_sshd.stop()
     own_sshd.new_host_key()
@@ -175,7 +162,7 @@ def test_another_host_key_is_refused_loudly_and_for_good(own_sshd: Sshd, root: P
     assert boss.listing() == []
 
 
-def test_a_host_key_of_another_kind_is_refused_as_well(own_sshd: Sshd, root: Path, carry: Carry) -> None:
+def test_a_host_key_of_another_kind_is_refused_as_well(own_sshd: Sshd, root: Path) -> None:
     own_sshd.stop()
     own_sshd.host_key.unlink()
     subprocess.run(
@@ -183,9 +170,9 @@ def test_a_host_key_of_another_kind_is_refused_as_well(own_sshd: Sshd, root: Pat
     )
     own_sshd.start()
     with pytest.raises(DatastoreAway, match=r"REFUSED: the host key of .* --new_host_key"):
-        own_sshd.boss(root, patience_s=60, carry=carry).listing()
+        own_sshd.boss(root, patience_s=60).listing()
     own_sshd.pin()
-    assert own_sshd.boss(root, carry=carry).listing() == []
+    assert own_sshd.boss(root).listing() == []
 
 
 def test_a_key_that_is_not_authorised_is_not_tried_again(
@@ -242,69 +229,10 @@ def test_threads_do_not_wait_for_a_gate_that_never_speaks(
     assert threading.active_count() <= before
 
 
-# --- fabric -------------------------------------------------------------------------------------------
+# --- processes ----------------------------------------------------------------------------------------
 
 
-def test_nothing_of_fabrics_failures_is_printed_or_left_behind(
-    own_sshd: Sshd, root: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    before = set(threading.enumerate())
-    boss = own_sshd.boss(root, patience_s=0.3, carry=by_fabric)
-    with caplog.at_level(logging.DEBUG):
-        assert boss.listing() == []
-        own_sshd.cut()
-        assert boss.listing() == []
-        own_sshd.stop()
-        with pytest.raises(DatastoreAway):
-            boss.listing()
-        boss.close()
-    wait_until(lambda: set(threading.enumerate()) <= before, what="its threads have ended")
-    assert capfd.readouterr().err == ""
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-
-
-def test_a_link_that_stalls_when_the_gate_is_asked_for_is_given_up(
-    own_sshd: Sshd, root: Path, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import paramiko
-
-    asks = paramiko.Channel.exec_command
-    with CuttingProxy(own_sshd.port) as proxy:
-
-        def asks_in_vain(channel: paramiko.Channel, command: str) -> None:
-            proxy.hold()
-            asks(channel, command)
-
-        monkeypatch.setattr(paramiko.Channel, "exec_command", asks_in_vain)
-        boss = own_sshd.boss(root, proxy.port, patience_s=0.3, stall_s=2.0, carry=by_fabric)
-        told = pool.submit(boss.listing).exception(60)
-        assert isinstance(told, DatastoreAway)
-        assert "stalled: nothing moved for 2 s" in str(told)
-        boss.close()
-
-
-def test_keys_that_are_not_renewed_in_time_are_a_cut_as_any_other(sshd: Sshd, root: Path) -> None:
-    before = set(threading.enumerate())
-    boss = sshd.boss(root, patience_s=60, carry=by_fabric)
-    assert boss.listing() == []
-    [transport] = [thread for thread in set(threading.enumerate()) - before if type(thread).__name__ == "Transport"]
-    transport.clear_to_send_timeout = 0.1  # type: ignore[attr-defined]
-    transport.clear_to_send.clear()  # type: ignore[attr-defined]
-    assert boss.listing() == []
-    wait_until(lambda: not transport.is_alive(), what="the connection that took no more was ended")
-
-
-def test_requests_do_not_wait_for_acknowledgements(sshd: Sshd, root: Path) -> None:
-    before = set(threading.enumerate())
-    carrier = by_fabric(sshd.address(root), boss_access(sshd, root), "the datastore", 60.0)
-    [transport] = [thread for thread in set(threading.enumerate()) - before if type(thread).__name__ == "Transport"]
-    dialled: socket.socket = transport.sock  # type: ignore[attr-defined]
-    assert dialled.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
-    carrier.kill()
-    assert isinstance(carrier.bury(), Lost)
-
-
-def test_the_boss_reaches_it_through_fabric_alone(own_sshd: Sshd, root: Path, tmp_path: Path) -> None:
+def test_the_boss_keeps_one_connection_until_it_goes_elsewhere(own_sshd: Sshd, root: Path, tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     storage = Storage(home, "c0ffee")
     line = authority(home, "c0ffee").authorized_line()
@@ -313,16 +241,17 @@ def test_the_boss_reaches_it_through_fabric_alone(own_sshd: Sshd, root: Path, tm
     (root / "a").write_text("here")
     storage.use(str(own_sshd.address(root)), keys.public_line(own_sshd.host_key), sys.executable, str(own_sshd.gate))
     assert isinstance(storage.publisher, SshDatastore)
-    assert [entry.path for entry in storage.publisher.listing()] == ["a"]
-    assert [child for child in psutil.Process().children() if child.name() == "ssh"] == []
+    for _ in range(3):
+        assert [entry.path for entry in storage.publisher.listing()] == ["a"]
     assert own_sshd.process is not None
     serving = psutil.Process(own_sshd.process.pid)
     assert len(serving.children()) == 1
     storage.use(str(tmp_path / "elsewhere"))
-    wait_until(lambda: serving.children() == [], what="the datastore that is left is not held any more")
+    wait_until(lambda: serving.children() == [], what="the connection to the former datastore is closed")
+    assert [child for child in psutil.Process().children() if child.name() == "ssh"] == []
 
 
-def test_fabric_is_loaded_when_a_datastore_over_ssh_is_first_asked() -> None:
-    code = "import sys, boss.shell.storage, datastore.ssh.fabric_carrier\n"
+def test_a_process_that_opens_no_shell_on_another_machine_loads_no_fabric() -> None:
+    code = "import sys, boss.shell.storage, boss.bootstrap.visit, datastore.ssh.installing\n"
     code += "assert not {'fabric', 'paramiko'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
