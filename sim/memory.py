@@ -24,7 +24,7 @@ def sizes(core: Boss) -> dict[str, int]:
         "pushes": len(core.pushes._open),
         "push tokens": len(core.pushes._by_token),
         "push answers": len(core.pushes._answers),
-        "unanswered outcomes": core.answers.count,
+        "unanswered outcomes": core.outcome_acks.count,
         "requests": len(core.requests._waiting),
         "request answers": len(core.requests._answers),
         "kinds of task": len(core.runtimes.kinds),

@@ -34,6 +34,7 @@ from sim.scenario import Size
 from sim.simulation import Result
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
+from worker.core import attempts as worker_attempts
 from worker.core.attempts import Attempts as WorkerAttempts
 from worker.core.worker_core import WorkerCore
 
@@ -280,7 +281,7 @@ MUTANTS: dict[str, Mutant] = {
     "resources": Mutant(
         "resources: a worker starts whatever it is given",
         ("resources",),
-        ((WorkerAttempts, "_fits", mutations.overfills),),
+        ((worker_attempts, "fits", mutations.overfills),),
     ),
     "edges": Mutant(
         "waiting for all: of several dependencies the last is not waited for",
@@ -290,7 +291,7 @@ MUTANTS: dict[str, Mutant] = {
     "asked-back": Mutant(
         "the answer to ReturnTasks: what is asked back is given to another at once",
         ("one-attempt",),
-        ((BossAttempts, "ask_back", mutations.gives_at_once_what_it_asks_back),),
+        ((BossAttempts, "retract", mutations.gives_at_once_what_it_asks_back),),
     ),
     "stopping": Mutant(
         "what is being stopped stays so, whatever late word comes of its start",

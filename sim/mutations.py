@@ -214,7 +214,7 @@ def forgets_the_last_edge(true: Any) -> Any:
 
 
 def gives_at_once_what_it_asks_back(true: Any) -> Any:
-    def ask_back(self: BossAttempts, worker: Any, attempts: Any) -> None:
+    def retract(self: BossAttempts, worker: Any, attempts: Any) -> None:
         asked = list(attempts)
         true(self, worker, asked)
         for attempt in asked:
@@ -223,7 +223,7 @@ def gives_at_once_what_it_asks_back(true: Any) -> Any:
                 node.assigned = 0
                 self._book.make_ready(node, attempt.assigned_at + 1.0)
 
-    return ask_back
+    return retract
 
 
 def starts_what_is_to_stop(true: Any) -> Any:
@@ -355,4 +355,4 @@ def starts_unprepared(true: Any) -> Any:
 
 
 def overfills(true: Any) -> Any:
-    return staticmethod(lambda asks, offers: True)
+    return lambda offers, asks: True

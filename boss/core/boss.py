@@ -54,6 +54,7 @@ from boss.core.placement.placement import Placement
 from boss.core.placement.stealing import WorkStealing
 from boss.core.restoring import restore
 from boss.core.tasks.attempts import Attempts
+from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_told
 from boss.core.tasks.merging import Allocation
 from boss.core.tasks.outcome_acks import OutcomeAcks
@@ -87,8 +88,11 @@ class Boss:
         self.runtimes = Runtimes()
         self.book = TaskBook(self._outbox, self._timers, self.ready)
         self.sessions = Sessions(self._outbox, config, now)
-        self.answers = OutcomeAcks(self._outbox, self.fleet, self._timers, config)
-        self.attempts = Attempts(self._outbox, self.book, self.fleet, self.runtimes, self.answers, self._timers, config)
+        self.outcome_acks = OutcomeAcks(self._outbox, self.fleet, self._timers, config)
+        inits = InitTasks(self.book, self.fleet)
+        self.attempts = Attempts(
+            self._outbox, self.book, self.fleet, self.runtimes, inits, self.outcome_acks, self._timers, config
+        )
         self.duty = Leases(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
         self.access = Access(self._outbox, self.fleet, self.sessions)
         # Workers that an earlier boss let move files tell of it with their first heartbeat.
@@ -113,7 +117,7 @@ class Boss:
             self.clients, self.revoked_keys,
         )  # fmt: skip
         self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
-        self._balance = WorkStealing(self.fleet, self.attempts, self._timers, config)
+        self._stealing = WorkStealing(self.fleet, self.attempts, self._timers, config)
         self._expected_at: float | None = None
         self._failures: Counter[str] = Counter()
         restore(snapshot, self.book, self.attempts, self.fleet, self.duty, self.vms, now)
@@ -131,10 +135,10 @@ class Boss:
         for event in events:
             self._apply(event, now)
         self._timers.ring(now)
-        self._placement.place(partial(self.attempts.assign, now), self._refuses)
-        self._balance.settle(now)
+        self._placement.place(partial(self.attempts.assign, now), self.attempts.inits.refuses)
+        self._stealing.settle(now)
         self.attempts.send_orders()
-        self.answers.settle(now)
+        self.outcome_acks.settle(now)
         self.book.settle(now)
         self.run_spending.settle(now)
         self.vms.scale(now)
@@ -310,32 +314,13 @@ class Boss:
 
     # --- deciding --------------------------------------------------------------------------------
 
-    def _refuses(self, worker: Worker, run_no: int) -> bool:
-        """Whether the worker may not have tasks of that run: an init task failed there, or it gave some back a moment
-        ago."""
-        if run_no in worker.resting:
-            return True
-        known = worker.inits
-        return bool(known) and any(known.get(task_no) == "failed" for task_no in self.book.runs[run_no].inits)
-
     def _notice_stuck_runs(self, now: float) -> None:
         """Runs whose init task failed in every worker process there is, where no other is to be had."""
         for run_no in tuple(self.book.failing_runs):
             run = self.book.runs[run_no]
-            reason = ""
-            failed = {task_no: where for task_no, where in run.init_failures.items() if task_no in run.inits}
-            # Two init tasks may each have failed where the other succeeded: then no worker is prepared for the run.
-            able = any(
-                worker.takes_tasks and not any(worker.inits.get(task_no) == "failed" for task_no in run.inits)
-                for worker in self.fleet.workers.values()
-            )
-            if failed and not able and not self.vms.may_bring_workers(now):
-                where = set().union(*failed.values())
-                nodes = [run.inits[task_no] for task_no in failed]
-                what = f"init task{'s' if len(nodes) > 1 else ''} {', '.join(node.id for node in nodes)}"
-                count = f"{len(where)} worker process{'es' if len(where) > 1 else ''}, all there are"
-                why = next((node.reason for node in nodes if node.reason), "")
-                reason = f"{what} failed in {count}" + (f": {why}" if why else "")
+            reason = self.attempts.inits.stuck_reason(run)
+            if reason and self.vms.may_bring_workers(now):
+                reason = ""
             self.book.say_stuck(run, reason)
 
     # --- housekeeping ----------------------------------------------------------------------------
@@ -372,4 +357,4 @@ class Boss:
         self.sessions.check()
         self.vms.check()
         self.permits.check()
-        self._placement.shelves.check()
+        self._placement.capacity_index.check()

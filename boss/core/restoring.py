@@ -9,7 +9,7 @@ from boss.core.model.rows import AttemptRow, Snapshot
 from boss.core.tasks.attempts import MAX_BACKOFF_S, Attempts
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.leases import Leases
-from ecloud.model.tasks import AttemptState, Cause, TaskState
+from ecloud.model.tasks import AttemptState, TaskState
 from ecloud.model.worker_states import ON_DUTY
 
 
@@ -34,7 +34,7 @@ def restore(
         holder = fleet.workers.get(attempt.worker) or taken_over.get((attempt.task_no, attempt.number))
         _restore_attempt(attempt, holder, book, attempts, fleet)
     for attempt in snapshot.init_attempts:
-        _restore_init(attempt, book, attempts, fleet)
+        attempts.inits.restore(attempt)
     for node in book.graph.nodes.values():
         if node.init:
             book.runs[node.run_no].inits[node.task_no] = node
@@ -93,22 +93,4 @@ def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, att
     if worker is not None:
         fleet.give(worker, attempt)
         if attempt.init and worker.name == row.worker:
-            attempts.note_init(worker, row.run_no, row.task_no, "given")
-
-
-def _restore_init(row: AttemptRow, book: TaskBook, attempts: Attempts, fleet: Fleet) -> None:
-    if row.outcome is None or row.outcome.cause is Cause.STOPPED:
-        return
-    worker = fleet.workers.get(row.worker)
-    if worker is not None:
-        stands = "succeeded" if row.outcome.cause is Cause.SUCCESS else "failed"
-        attempts.note_init(worker, row.run_no, row.task_no, stands)
-    run = book.runs.get(row.run_no)
-    if run is None:
-        return
-    if row.outcome.cause is Cause.SUCCESS:
-        run.init_done.add(row.task_no)
-    else:
-        run.init_failures.setdefault(row.task_no, set()).add(row.worker)
-        if not run.row.held:
-            book.failing_runs.add(row.run_no)
+            attempts.inits.note(worker, row.run_no, row.task_no, "given")

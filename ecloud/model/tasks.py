@@ -5,6 +5,7 @@ Owns the state tables. Never does I/O, never looks at a clock, never draws a ran
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Annotated
 
@@ -148,6 +149,17 @@ RETRIABLE = (Cause.EXIT, Cause.SIGNAL, Cause.TIMEOUT, Cause.REQUIREMENT, Cause.R
 
 Resources = dict[str, float]
 """Amounts by name: `cpus` (default 1), `memory_mb`, `gpus` (whole), and any name the users agree on."""
+ROUNDING = 1e-6
+"""Amounts are sums of decimal fractions: a smaller difference is none."""
+
+
+def fits(offers: Resources, asks: Iterable[tuple[str, float]]) -> bool:
+    """Whether what is asked for, as (name, amount), fits into what is offered."""
+    # Called several times for each task; `all` would cost twice as much.
+    for name, amount in asks:  # noqa: SIM110
+        if offers.get(name, 0.0) + ROUNDING < amount:
+            return False
+    return True
 
 
 class Dependency(msgspec.Struct, frozen=True, omit_defaults=True):

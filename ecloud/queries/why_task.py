@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ecloud.db import schema
-from ecloud.model.tasks import Condition, Resources, TaskState
+from ecloud.model.tasks import ROUNDING, Condition, Resources, TaskState, fits
 from ecloud.model.text import amounts, counted, duration, when
 from ecloud.model.worker_states import WorkerState
 from ecloud.queries import boot_history
@@ -25,7 +25,7 @@ NAMED = 5
 LINES = 5
 """Last lines of an error output that are shown."""
 SLOW_PROMOTION_S = 10.0
-ENOUGH = 1e-6
+
 """Amounts are sums of decimal fractions; a difference below this is none."""
 
 
@@ -182,8 +182,8 @@ class TaskReasons:
             yield no_boss(self.boss, self.now)
 
     def _no_room(self, row: Any, name: str, asks: Resources) -> Iterator[str]:
-        fitting = [worker for worker in self.workers if _fits(worker.resources, asks)]
-        pools = [pool for pool in self.pools if pool.maximum > 0 and _fits(pool.offers, asks)]
+        fitting = [worker for worker in self.workers if fits(worker.resources, asks.items())]
+        pools = [pool for pool in self.pools if pool.maximum > 0 and fits(pool.offers, asks.items())]
         if not fitting:
             yield self._nobody_fits(name, asks, pools, row.run_no)
             yield from self._boots(pools, row.run_no)
@@ -215,7 +215,7 @@ class TaskReasons:
         lacking = []
         for wanted, amount in asks.items():
             most = max((worker.resources.get(wanted, 0.0) for worker in self.workers), default=0.0)
-            if most + ENOUGH >= amount:
+            if most + ROUNDING >= amount:
                 continue
             offered = max((pool.offers.get(wanted, 0.0) for pool in self.pools), default=0.0)
             pool = "no pool has any" if not offered else f"the largest pool offers {_amount(wanted, offered)}"
@@ -287,7 +287,7 @@ class TaskReasons:
 
     def _busy(self, row: Any, name: str, asks: Resources, takers: Sequence[WorkerView]) -> str:
         free = self._free(takers)
-        roomy = [worker for worker in takers if _fits(free[worker.worker], asks)]
+        roomy = [worker for worker in takers if fits(free[worker.worker], asks.items())]
         rows = schema.tasks.c
         ready = sa.select(sa.func.count()).where(rows.state == TaskState.READY.value, rows.init == 0)
         higher = int(self.connection.execute(ready.where(rows.priority > row.priority)).scalar() or 0)
@@ -438,10 +438,6 @@ class TaskReasons:
 
 def _wish(other: Neighbour) -> str:
     return {"success": "succeed", "failure": "fail"}.get(other.on, "end")
-
-
-def _fits(offers: Resources, asks: Resources) -> bool:
-    return all(offers.get(name, 0.0) + ENOUGH >= amount for name, amount in asks.items())
 
 
 def _amount(name: str, amount: float) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from ecloud.model import wire
-from ecloud.model.tasks import Cause, Outcome, Resources
+from ecloud.model.tasks import ROUNDING, Cause, Outcome, Resources, fits
 from ecloud.model.wire import AttemptName, AttemptOrder, HeldAttempt
 from worker.core.events import StartAttempt, StopAttempt, WorkerConfig, WorkerEffects
 
@@ -22,7 +22,6 @@ FLUSH_S = 0.02
 """Longest time an outcome waits for others, while something runs or waits."""
 STARTED_S = 0.5
 """What runs so long is said to have started: of most short tasks the boss hears only that they ended."""
-_ROUNDING = 1e-6
 
 FLUSH_BUSY_COUNT = 192
 FLUSH_BUSY_S = 0.15
@@ -109,7 +108,7 @@ class Attempts:
             key = (order.task_no, order.number)
             if key in self.queue or key in self.running or key in self.ended:
                 continue
-            if not takes or not self._fits(order.asks, self.config.resources):
+            if not takes or not fits(self.config.resources, order.asks.items()):
                 back.append(key)
                 continue
             self.queue[key] = order
@@ -141,15 +140,15 @@ class Attempts:
             cpus = order.asks.get("cpus", 0.0)
             if cpus >= too_many:
                 continue
-            if cpus > free_cpus + _ROUNDING:
-                if not self._queued_without_cpus and free_cpus <= _ROUNDING:
+            if cpus > free_cpus + ROUNDING:
+                if not self._queued_without_cpus and free_cpus <= ROUNDING:
                     break  # a long queue is not looked through for each task that ends
                 too_many = cpus
                 continue
             ready = self._init_stands(order) if order.init or order.after_init else True
             if ready is False:
                 unready.append(key)
-            elif ready and self._fits(order.asks, self.free):
+            elif ready and fits(self.free, order.asks.items()):
                 self._start_one(key, order, now)
                 started.append(key)
                 free_cpus = self.free.get("cpus", 0.0)
@@ -191,14 +190,6 @@ class Attempts:
         if not order.asks.get("cpus"):
             self._queued_without_cpus -= 1
         return order
-
-    @staticmethod
-    def _fits(asks: Resources, offers: Resources) -> bool:
-        # Asked twice for each task; with `all` it costs twice as much.
-        for name, amount in asks.items():  # noqa: SIM110
-            if offers.get(name, 0.0) + _ROUNDING < amount:
-                return False
-        return True
 
     def _release(self, key: Key) -> Running | None:
         running = self.running.pop(key, None)

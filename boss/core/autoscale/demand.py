@@ -10,13 +10,13 @@ from itertools import islice
 
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.scaling import Demand, FleetSnapshot, IdleVm, PoolNow, Spot
-from boss.core.model.fleet import Fleet, Worker, fits
+from boss.core.model.fleet import Fleet, Worker
 from boss.core.model.graph import Node, Shape
 from boss.core.model.rows import VmRow
 from boss.core.model.runtime_estimates import Runtimes
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.taskbook import TaskBook
-from ecloud.model.tasks import AttemptState, TaskState
+from ecloud.model.tasks import AttemptState, TaskState, fits
 
 COUNTED_READY = 1_000
 """Ready tasks of a kind that are counted one by one in a batch; of more, void entries in the queue are counted too."""
@@ -118,7 +118,7 @@ class DemandEstimate:
                 waves.setdefault(dependent.shape, []).append(dependent)
         demands = []
         for shape, wave in waves.items():
-            way = sum(1 for parent in parents.values() if fits(parent.as_resources, shape))
+            way = sum(1 for parent in parents.values() if fits(parent.as_resources, shape.asks))
             if len(wave) > way:
                 in_s = sum(ready_in[node.task_no] for node in wave) / len(wave)
                 demands.append(Demand(shape, len(wave) - way, self._mean_s(wave), max(0.001, in_s)))

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import msgspec
 
 from boss.core.model.config import PoolConfig
-from boss.core.model.fleet import fits, how_many
+from boss.core.model.fleet import how_many
 from boss.core.model.graph import Shape
-from ecloud.model.tasks import Resources
+from ecloud.model.tasks import Resources, fits
 from ecloud.model.text import counted
 
 WORTH = 0.125
@@ -143,7 +143,7 @@ class _Planning:
 
     def _meet(self, demand: Demand) -> None:
         count = demand.count - self._take_free(demand)
-        fitting = [pool for pool in self._pools if fits(pool.config.size, demand.shape)]
+        fitting = [pool for pool in self._pools if fits(pool.config.size, demand.shape.asks)]
         if not fitting:
             if count:
                 self._plan.unmet.append(demand.shape)

@@ -15,11 +15,8 @@ import msgspec
 from boss.core.model.graph import Input, Shape
 from boss.core.model.outbox import Conversation
 from boss.core.model.rows import WorkerRow
-from ecloud.model.tasks import AttemptState, Outcome, Resources
+from ecloud.model.tasks import ROUNDING, AttemptState, Outcome, Resources, fits
 from ecloud.model.worker_states import LEGAL_WORKER_MOVES, WorkerState
-
-_ROUNDING = 1e-6
-"""Amounts are sums of decimal fractions; a difference below this is none."""
 
 MAX_AMOUNT = 1e9
 """The most of anything that a worker is believed to offer: no machine has more, and sums of it stay exact."""
@@ -53,19 +50,10 @@ class Attempt(msgspec.Struct, eq=False):
 def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:
     """How many tasks of `shape` fit side by side into `offers`."""
     for name, amount in shape.asks:
-        room = int((offers.get(name, 0.0) + _ROUNDING) / amount)
+        room = int((offers.get(name, 0.0) + ROUNDING) / amount)
         if room < at_most:
             at_most = room
     return at_most
-
-
-def fits(offers: Resources, shape: Shape) -> bool:
-    """Whether one task of `shape` fits into `offers`."""
-    # Asked some times for each task; with `all` it costs twice as much.
-    for name, amount in shape.asks:  # noqa: SIM110
-        if offers.get(name, 0.0) + _ROUNDING < amount:
-            return False
-    return True
 
 
 def covers(shape: Shape, other: Shape) -> bool:
@@ -125,7 +113,7 @@ class Worker(msgspec.Struct, eq=False):
         key = (attempt.task_no, attempt.number)
         self.held[key] = attempt
         self.idle_since = None
-        if fits(self.free, attempt.shape):
+        if fits(self.free, attempt.shape.asks):
             self._occupy(attempt)
         else:
             self.ahead[key] = attempt
@@ -153,7 +141,7 @@ class Worker(msgspec.Struct, eq=False):
     def _move_up(self) -> None:
         # Nearly always the first fits; looking at all 256 for each outcome would cost more than placing.
         for key, attempt in list(itertools.islice(self.ahead.items(), LOOKED_AT)):
-            if fits(self.free, attempt.shape):
+            if fits(self.free, attempt.shape.asks):
                 del self.ahead[key]
                 self.ahead_s -= attempt.ahead_s
                 self._occupy(attempt)
@@ -224,7 +212,7 @@ class Fleet:
             self.follow(worker.row.vm_no, attempt.run_no, -1, now)
         self.touched[worker.name] = None
         left = self.held_cpus.get(attempt.run_no, 0.0) - attempt.shape.weight
-        if left > _ROUNDING:
+        if left > ROUNDING:
             self.held_cpus[attempt.run_no] = left
         else:
             self.held_cpus.pop(attempt.run_no, None)

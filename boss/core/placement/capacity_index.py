@@ -1,7 +1,7 @@
-"""Workers by what is free at them, so that placing looks at those that have room and not at all there are.
+"""An index of workers by their free resources, so that placement looks only at workers with room.
 
-A shelf holds workers of one capacity with the same amounts free. `Fleet.touched` names the workers whose room may have
-changed; `settle` puts only these where they belong. Decides nothing: `placement` does.
+A `FreeGroup` holds workers of equal capacity with equal free amounts. `Fleet.touched` names the workers whose free
+amounts may have changed; `settle` moves only these. Decides nothing: `placement` does.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class CapacityIndex:
         self._fleet = fleet
         self._config = config
         self._kinds: dict[tuple[tuple[str, float], ...], WorkerKind] = {}
-        self._shelves: dict[tuple[object, ...], FreeGroup] = {}
-        self._shelf_of: dict[str, FreeGroup] = {}
+        self._groups: dict[tuple[object, ...], FreeGroup] = {}
+        self._group_of: dict[str, FreeGroup] = {}
 
     @property
-    def all(self) -> list[FreeGroup]:
-        """Those with somebody on them."""
-        return list(self._shelves.values())
+    def groups(self) -> list[FreeGroup]:
+        """Groups with at least one worker."""
+        return list(self._groups.values())
 
     @property
     def kinds(self) -> list[WorkerKind]:
@@ -68,14 +68,14 @@ class CapacityIndex:
 
     def rare_at(self, worker: str) -> frozenset[str] | None:
         """What this worker offers and not every one does; None where it takes no tasks."""
-        shelf = self._shelf_of.get(worker)
-        return None if shelf is None else shelf.kind.rare
+        free_group = self._group_of.get(worker)
+        return None if free_group is None else free_group.kind.rare
 
     def settle(self) -> None:
         """Put those whose room changed where they belong now."""
         touched, self._fleet.touched = self._fleet.touched, {}
         for name in touched:
-            old = self._shelf_of.get(name)
+            old = self._group_of.get(name)
             worker = self._fleet.workers.get(name)
             if worker is None or not worker.takes_tasks:
                 if old is not None:
@@ -102,22 +102,22 @@ class CapacityIndex:
         return kind
 
     def _put_on(self, name: str, worker: Worker, kind: WorkerKind, key: tuple[object, ...]) -> None:
-        shelf = self._shelves.get(key)
-        if shelf is None:
-            shelf = self._shelves[key] = FreeGroup(kind, key, dict(worker.free), worker.free.get("cpus", 0.0), {})
-        shelf.workers[name] = worker
+        free_group = self._groups.get(key)
+        if free_group is None:
+            free_group = self._groups[key] = FreeGroup(kind, key, dict(worker.free), worker.free.get("cpus", 0.0), {})
+        free_group.workers[name] = worker
         kind.workers += 1
-        self._shelf_of[name] = shelf
+        self._group_of[name] = free_group
 
-    def _take_off(self, name: str, shelf: FreeGroup) -> None:
-        del shelf.workers[name], self._shelf_of[name]
-        kind = shelf.kind
+    def _take_off(self, name: str, free_group: FreeGroup) -> None:
+        del free_group.workers[name], self._group_of[name]
+        kind = free_group.kind
         kind.hungry.pop(name, None)
         kind.workers -= 1
         if not kind.workers:
             self._kinds.pop(kind.key, None)
-        if not shelf.workers:
-            del self._shelves[shelf.key]
+        if not free_group.workers:
+            del self._groups[free_group.key]
 
     def _is_hungry(self, worker: Worker) -> bool:
         """Whether anything short may be queued at it beyond what runs."""
@@ -131,9 +131,11 @@ class CapacityIndex:
         there = {name: worker for name, worker in self._fleet.workers.items() if worker.takes_tasks}
         for name, worker in there.items():
             if name not in self._fleet.touched:
-                shelf = self._shelf_of[name]
-                assert shelf.workers[name] is worker
+                free_group = self._group_of[name]
+                assert free_group.workers[name] is worker
                 for what, amount in worker.free.items():
-                    assert abs(shelf.free[what] - amount) < 0.001, f"{name} lies on the wrong shelf"
-                assert (name in shelf.kind.hungry) == self._is_hungry(worker), f"{name}: its hunger is not known"
-        assert not self._shelf_of.keys() - there.keys() - self._fleet.touched.keys(), "shelves hold who takes nothing"
+                    assert abs(free_group.free[what] - amount) < 0.001, f"{name} lies in the wrong group"
+                assert (name in free_group.kind.hungry) == self._is_hungry(worker), f"{name}: its hunger is not known"
+        assert not self._group_of.keys() - there.keys() - self._fleet.touched.keys(), (
+            "the index holds workers that take no tasks"
+        )

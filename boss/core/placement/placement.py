@@ -18,12 +18,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from boss.core.model.config import BossConfig
-from boss.core.model.fleet import Fleet, Worker, covers, fits
+from boss.core.model.fleet import Fleet, Worker, covers
 from boss.core.model.graph import Inputs, Node, Shape
 from boss.core.model.ready_tasks import Group, ReadyTasks
 from boss.core.model.runtime_estimates import Runtimes
 from boss.core.placement.capacity_index import CapacityIndex
-from ecloud.model.tasks import Resources
+from ecloud.model.tasks import Resources, fits
 from ecloud.model.transfer_status import BIG_INPUT_BYTES
 
 SHORT = 8
@@ -34,7 +34,7 @@ HOLDERS = 16
 BEHIND = 64
 """Entries, with the first, that are looked at for one whose inputs a worker has: no task is passed by more."""
 CPUS_ROUNDED = 0.001
-"""A shelf whose CPUs are short by less is looked at closely."""
+"""A group whose free CPUs are short by less than this is compared exactly."""
 
 
 Assign = Callable[[Worker, Node, float], None]
@@ -43,21 +43,21 @@ Refuses = Callable[[Worker, int], bool]
 
 
 class Placement:
-    """Places what is ready on who has room. Owns the shelves, and no other state beyond one call of `place`."""
+    """Places what is ready on who has room. Owns the index, and no other state beyond one call of `place`."""
 
     def __init__(self, ready: ReadyTasks, fleet: Fleet, runtimes: Runtimes, config: BossConfig) -> None:
         self._ready = ready
         self._fleet = fleet
         self._runtimes = runtimes
         self._config = config
-        self.shelves = CapacityIndex(fleet, config)
+        self.capacity_index = CapacityIndex(fleet, config)
         self._side_by_side: dict[Shape, int] = {}
         self._hopeless: set[Shape] = set()
         """For which there is no room since placing in slots, or ahead, began."""
 
     def place(self, assign: Assign, refuses: Refuses) -> None:
         """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
-        self.shelves.settle()
+        self.capacity_index.settle()
         self._side_by_side = {}
         groups = self._ready.placeable()
         if not groups:
@@ -71,7 +71,7 @@ class Placement:
             for priority in sorted(by_priority, reverse=True):
                 self._place_priority(by_priority[priority], reserved, in_slots, assign, refuses)
                 if in_slots:  # who has room changed; whose queue ahead has, is looked at when its turn comes
-                    self.shelves.settle()
+                    self.capacity_index.settle()
 
     def _place_priority(
         self, groups: list[Group], reserved: dict[str, Group], in_slots: bool, assign: Assign, refuses: Refuses
@@ -122,11 +122,11 @@ class Placement:
             if other.shape is shape:
                 return
         best, best_share = "", -1.0
-        for shelf in self.shelves.all:
-            share = _share(shelf.free, shape, best_share)
-            if share <= best_share or not fits(shelf.kind.capacity, shape):
+        for free_group in self.capacity_index.groups:
+            share = _share(free_group.free, shape, best_share)
+            if share <= best_share or not fits(free_group.kind.capacity, shape.asks):
                 continue
-            for name, worker in shelf.workers.items():
+            for name, worker in free_group.workers.items():
                 if name not in reserved and not refuses(worker, group.run_no):
                     best, best_share = name, share
                     break
@@ -134,14 +134,14 @@ class Placement:
             reserved[best] = group
 
     def worker(self, name: str) -> Worker:
-        """One that stands on a shelf."""
+        """The worker of that name."""
         return self._fleet.workers[name]
 
     def guess_s(self, node: Node) -> float:
         """How long it may run: what its user said, what was learned, or a second."""
         side_by_side = self._side_by_side.get(node.shape)
         if side_by_side is None:
-            side_by_side = self._side_by_side[node.shape] = self.shelves.side_by_side(node.shape)
+            side_by_side = self._side_by_side[node.shape] = self.capacity_index.side_by_side(node.shape)
         return self._runtimes.guess_s(node, side_by_side)
 
     def is_short(self, node: Node) -> bool:
@@ -229,15 +229,15 @@ class _Room:
 
     def _holder(self, worker: Worker, inputs: Inputs, unknown: int, held: int, wanted: int) -> Worker | None:
         """Of the first that have some of these inputs, the one with room that has most, and more than `held`."""
-        shelves, needs = self._placement.shelves, {name for name, _ in self._group.shape.asks}
-        rare = len((shelves.rare_at(worker.name) or frozenset()) - needs)
+        index, needs = self._placement.capacity_index, {name for name, _ in self._group.shape.asks}
+        rare = len((index.rare_at(worker.name) or frozenset()) - needs)
         best: Worker | None = None
         for part in inputs.parts:
             if not part.worth(unknown):
                 continue
             for name in itertools.islice(part.holders, HOLDERS):
                 here = inputs.held_bytes(name, unknown)
-                offers = shelves.rare_at(name) if here > held else None
+                offers = index.rare_at(name) if here > held else None
                 if offers is not None and len(offers - needs) <= rare:
                     other = self._placement.worker(name)
                     if self._has_room(other) and not self._refuses(other, self._group.run_no):
@@ -271,23 +271,23 @@ class _Room:
         shape, needs = self._group.shape, {name for name, _ in self._group.shape.asks}
         if self._in_slots:
             cpus = next((amount for name, amount in shape.asks if name == "cpus"), 0.0)
-            shelves = [
-                (len(shelf.kind.rare - needs), -shelf.cpus, number, shelf.workers)
-                for number, shelf in enumerate(self._placement.shelves.all)
-                if shelf.cpus >= cpus - CPUS_ROUNDED and fits(shelf.free, shape)
+            candidates = [
+                (len(free_group.kind.rare - needs), -free_group.cpus, number, free_group.workers)
+                for number, free_group in enumerate(self._placement.capacity_index.groups)
+                if free_group.cpus >= cpus - CPUS_ROUNDED and fits(free_group.free, shape.asks)
             ]
         else:
-            shelves = [
+            candidates = [
                 (len(kind.rare - needs), 0.0, number, kind.hungry)
-                for number, kind in enumerate(self._placement.shelves.kinds)
-                if kind.hungry and fits(kind.capacity, shape)
+                for number, kind in enumerate(self._placement.capacity_index.kinds)
+                if kind.hungry and fits(kind.capacity, shape.asks)
             ]
-        shelves.sort()
+        candidates.sort()
         # Groups pass by the same workers, most of whom others have filled meanwhile.
         may_wait_at = self._placement.may_wait_at
-        for *_, workers in shelves:
+        for *_, workers in candidates:
             for worker in workers.values():
-                if fits(worker.free, shape) if self._in_slots else may_wait_at(worker):
+                if fits(worker.free, shape.asks) if self._in_slots else may_wait_at(worker):
                     yield worker
 
     def _is_kept(self, worker: Worker) -> bool:
@@ -302,5 +302,5 @@ class _Room:
         if self._reserved and self._is_kept(worker):
             return False
         if self._in_slots:
-            return fits(worker.free, self._group.shape)
-        return self._placement.may_wait_at(worker) and fits(worker.capacity, self._group.shape)
+            return fits(worker.free, self._group.shape.asks)
+        return self._placement.may_wait_at(worker) and fits(worker.capacity, self._group.shape.asks)

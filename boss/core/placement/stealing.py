@@ -1,24 +1,24 @@
-"""Asking back what waits long at a busy worker while another idles: no more than the idle ones have room for.
+"""Work stealing: retracts queued attempts from busy workers when others idle, no more than the idle ones have room for.
 
-Owns when it looked last. Places nothing: what comes back is ready again, and placed like anything else.
+Owns the time of the last look. Places nothing: a returned task is ready again and is placed like any other.
 """
 
 from __future__ import annotations
 
 from boss.core.model.config import BossConfig
-from boss.core.model.fleet import Attempt, Fleet, Worker, fits
+from boss.core.model.fleet import Attempt, Fleet, Worker
 from boss.core.model.graph import Shape
 from boss.core.model.timers import Timers
 from boss.core.tasks.attempts import Attempts
-from ecloud.model.tasks import AttemptState, Resources
+from ecloud.model.tasks import AttemptState, Resources, fits
 
 RETURN_AFTER_S = 1.0
-"""What waits ahead at a busy worker for longer than this, while another idles, is asked back."""
-BALANCE_EVERY_S = 0.1
-"""What waits too long is late by no more than this: each look costs a look at every worker."""
+"""A queued attempt that waits longer than this at a busy worker, while another idles, is retracted."""
+STEAL_EVERY_S = 0.1
+"""Shortest time between two looks: each costs a look at every worker."""
 
 MOST_EACH = 32
-"""Asked back at most for each idle worker in one look: guesses are poor where what they say was so has waited long."""
+"""Attempts retracted in one look for each idle worker: where attempts wait long, guesses of run-times are poor."""
 
 
 class WorkStealing:
@@ -33,10 +33,10 @@ class WorkStealing:
         self._not_before = 0.0
 
     def settle(self, now: float) -> None:
-        """Ask back what an idle worker would begin at once."""
+        """Retract what an idle worker would start at once."""
         if now < self._not_before:
             return
-        self._not_before = now + BALANCE_EVERY_S
+        self._not_before = now + STEAL_EVERY_S
         waiting = [worker for worker in self._fleet.workers.values() if worker.ahead]
         if not waiting:
             return
@@ -44,18 +44,18 @@ class WorkStealing:
         if not idle:
             return
         room = _Room(idle, self._config.ahead_s)
-        for worker in waiting:  # what was asked back before and is on its way goes first
+        for worker in waiting:  # what is already on its way back comes first
             for attempt in worker.ahead.values():
                 if attempt.returning:
                     room.take(attempt)
         for worker in waiting:
-            self._attempts.ask_back(worker, [a for a in worker.ahead.values() if _is_late(a, now) and room.take(a)])
+            self._attempts.retract(worker, [a for a in worker.ahead.values() if _is_late(a, now) and room.take(a)])
         if not self._alarm_set:
             self._alarm_set = True
             self._timers.set(now + RETURN_AFTER_S, self._look_again)
 
     def _look_again(self, now: float) -> None:
-        self._alarm_set = False  # the batch that this alarm makes balances again
+        self._alarm_set = False  # the batch that this alarm makes calls `settle`
 
 
 def _is_late(attempt: Attempt, now: float) -> bool:
@@ -83,12 +83,12 @@ class _Room:
         for index in range(self._first.get(attempt.shape, 0), len(self._free)):
             self._first[attempt.shape] = index
             free = self._free[index]
-            if fits(free, attempt.shape):
+            if fits(free, attempt.shape.asks):
                 for name, amount in attempt.shape.asks:
                     free[name] -= amount
                 return True
         self._first[attempt.shape] = len(self._free)
-        if self._ahead_s <= 0 or not any(fits(worker.capacity, attempt.shape) for worker in self._idle):
+        if self._ahead_s <= 0 or not any(fits(worker.capacity, attempt.shape.asks) for worker in self._idle):
             return False
         self._ahead_s -= attempt.ahead_s
         return True

@@ -42,8 +42,8 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
     for task_no in again:
         del run.inits[task_no]
         run.init_done.discard(task_no)
-    attempts.forget_inits(again)
-    attempts.try_inits_again([row.task_no for row in image.tasks if row.init])
+    attempts.inits.forget(again)
+    attempts.inits.try_again([row.task_no for row in image.tasks if row.init])
     # A task that ended early (cancelled) is not in the graph, but what it waited for may still name it.
     rewired = {row.task_no for row in merged.rewired}
     book.graph.cut_edges_into({row.task_no for row in image.tasks} & merged.disturbed | rewired)

@@ -16,10 +16,11 @@ from boss.core.model.outbox import Outbox
 from boss.core.model.rows import AttemptRow
 from boss.core.model.runtime_estimates import Runtimes
 from boss.core.model.timers import Timers
+from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_fetched, note_given
 from boss.core.tasks.outcome_acks import OutcomeAcks
 from boss.core.tasks.taskbook import TaskBook
-from ecloud.model.tasks import AttemptState, Cause, Outcome, TaskState
+from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, Outcome, TaskState
 from ecloud.model.wire import (
     BATCH_BYTES,
     BATCH_COUNT,
@@ -51,7 +52,8 @@ class Attempts:
         book: TaskBook,
         fleet: Fleet,
         runtimes: Runtimes,
-        answers: OutcomeAcks,
+        inits: InitTasks,
+        acks: OutcomeAcks,
         timers: Timers,
         config: BossConfig,
     ) -> None:
@@ -59,7 +61,8 @@ class Attempts:
         self._book = book
         self._fleet = fleet
         self._runtimes = runtimes
-        self._answers = answers
+        self.inits = inits
+        self._acks = acks
         self._timers = timers
         self._config = config
         self.active: dict[Key, Attempt] = {}
@@ -68,17 +71,13 @@ class Attempts:
         self._orders: dict[str, list[Attempt]] = {}
         self._to_promote: list[Attempt] = []
         self._publishing: set[str] = set()
-        self._inits_of: dict[int, set[int]] = {}
-        """Init tasks that workers were given, by run: what workers are known to have prepared ends with the run."""
 
     # --- giving ----------------------------------------------------------------------------------
 
     def assign(self, now: float, worker: Worker, node: Node, guess_s: float) -> None:
         """Give a ready task to a worker; before the first of its run, the run's init tasks."""
-        for init in self._book.runs[node.run_no].inits.values():
-            if init.task_no not in worker.inits:
-                self.note_init(worker, node.run_no, init.task_no, "given")
-                self._give(worker, init, 0.0, now)
+        for init in self.inits.take_missing(worker, node.run_no):
+            self._give(worker, init, 0.0, now)
         self._give(worker, node, guess_s, now)
 
     def _give(self, worker: Worker, node: Node, guess_s: float, now: float) -> None:
@@ -172,7 +171,7 @@ class Attempts:
                 self._start(attempt, now - min(max(item.ago_s, 0.0), now - attempt.assigned_at))
 
     def _start(self, attempt: Attempt, at: float) -> None:
-        attempt.state = _STARTED
+        self._move(attempt, _STARTED)
         attempt.started_at = at
         attempt.returning = False
         self._write(attempt)
@@ -192,7 +191,7 @@ class Attempts:
                 stale_stages.append(stage_name(worker.name, key))
         if stale_stages:
             self._outbox.call(DropStages(tuple(stale_stages)))
-        self._answers.add(worker, outcomes, now)
+        self._acks.add(worker, outcomes, now)
 
     def _record(self, worker: Worker, attempt: Attempt, outcome: Outcome, now: float) -> None:
         key = (attempt.task_no, attempt.number)
@@ -205,7 +204,7 @@ class Attempts:
         began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
         if outcome.cause is Cause.SUCCESS and outcome.manifest and not was_stopping and not attempt.init:
-            attempt.state = _PROMOTING
+            self._move(attempt, _PROMOTING)
             self.promoting[key] = attempt
             self._to_promote.append(attempt)
             self._write(attempt)
@@ -218,7 +217,7 @@ class Attempts:
         if outcome.manifest:
             self._outbox.call(DropStages((stage_name(attempt.worker, key),)))
         if attempt.init:
-            self._init_ended(worker, attempt, outcome, now)
+            self.inits.on_ended(worker, attempt, outcome)
             return
         maybe = self._wanted(attempt)
         if maybe is None:
@@ -246,46 +245,14 @@ class Attempts:
         else:
             self._book.end(node, TaskState.FAILED, error, now)
 
-    def _init_ended(self, worker: Worker, attempt: Attempt, outcome: Outcome, now: float) -> None:
-        run = self._book.runs.get(attempt.run_no)
-        node = self._book.graph.nodes.get(attempt.task_no)
-        own = attempt.worker == worker.name  # what prepared the process before this one says nothing of it
-        if own and (run is None or outcome.cause is Cause.STOPPED):
-            worker.inits.pop(attempt.task_no, None)
-        elif own:
-            stands = "succeeded" if outcome.cause is Cause.SUCCESS else "failed"
-            self.note_init(worker, attempt.run_no, attempt.task_no, stands)
-        if run is None or node is None or not node.init:
-            return
-        if outcome.cause is Cause.SUCCESS:
-            run.init_done.add(node.task_no)
-            if node.state is _READY:
-                self._book.move(node, _RUNNING)
-            if node.state is _RUNNING:
-                self._book.move(node, TaskState.SUCCEEDED)
-        elif outcome.cause is Cause.STOPPED:
-            if node.state is _RUNNING:
-                self._book.move(node, _READY)
-        elif node.state in (_READY, _RUNNING, TaskState.SUCCEEDED):
-            self._book.init_failed(run, node, worker.name, outcome.error)
-        self._book.write(node)
-
     def on_returned(self, worker: Worker, names: Iterable[AttemptName], reason: str, now: float) -> None:
         """Attempts given back unstarted, or that could not be run there."""
         for name in names:
             attempt = worker.held.get((name.task_no, name.number))
             if attempt is not None:
                 if reason == "init":
-                    self._on_unprepared(worker, attempt.run_no)
+                    self.inits.on_unprepared(worker, attempt.run_no)
                 self._take_back(worker, attempt, AttemptState.RETURNED, reason, now)
-
-    def _on_unprepared(self, worker: Worker, run_no: int) -> None:
-        """It is given nothing of that run for a while. What succeeded there long ago it may have forgotten."""
-        worker.resting.add(run_no)
-        run = self._book.runs.get(run_no)
-        for task_no in run.inits if run is not None else ():
-            if worker.inits.get(task_no) == "succeeded":
-                del worker.inits[task_no]
 
     def reconcile(self, worker: Worker, inventory: Iterable[HeldAttempt], orders_seen: int, now: float) -> None:
         """Correct what a heartbeat shows to differ, for orders the worker has seen; one still in flight is not taken
@@ -317,7 +284,7 @@ class Attempts:
         by_worker: dict[str, list[AttemptName]] = {}
         for attempt in attempts:
             if attempt.state in (_ASSIGNED, _STARTED):
-                attempt.state = _STOPPING
+                self._move(attempt, _STOPPING)
                 attempt.reason = reason
                 self._write(attempt)
                 by_worker.setdefault(self.holder(attempt), []).append(AttemptName(attempt.task_no, attempt.number))
@@ -328,8 +295,8 @@ class Attempts:
                     order = StopTasks(tuple(names[start : start + BATCH_COUNT]), self._config.stop_grace_s, reason)
                     self._outbox.say(worker.conversation, order)
 
-    def ask_back(self, worker: Worker, attempts: Iterable[Attempt]) -> None:
-        """Ask for attempts that wait at one worker while another idles."""
+    def retract(self, worker: Worker, attempts: Iterable[Attempt]) -> None:
+        """Ask a worker to return attempts that wait there while another worker idles."""
         names = []
         for attempt in attempts:
             attempt.returning = True
@@ -360,32 +327,10 @@ class Attempts:
             if key[0] in task_nos:
                 attempt.forgotten = True
 
-    def note_init(self, worker: Worker, run_no: int, task_no: int, stands: str) -> None:
-        """How an init task stands in a worker process."""
-        worker.inits[task_no] = stands
-        self._inits_of.setdefault(run_no, set()).add(task_no)
-
     def forget_run(self, run_no: int) -> None:
-        """The run is dropped: nobody was ever prepared for it."""
-        self.forget_inits(self._inits_of.pop(run_no, set()))
+        """The run is dropped: forget who was prepared for it and how long its tasks took."""
+        self.inits.forget_run(run_no)
         self._runtimes.forget_run(run_no)
-
-    def forget_inits(self, task_nos: set[int]) -> None:
-        """These init tasks are to be done anew in every worker process."""
-        if not task_nos:
-            return
-        for known in self._inits_of.values():
-            known -= task_nos
-        for worker in self._fleet.workers.values():
-            for task_no in task_nos:
-                worker.inits.pop(task_no, None)
-
-    def try_inits_again(self, task_nos: Iterable[int]) -> None:
-        """These init tasks may be tried again where they failed."""
-        failed = set(task_nos)
-        for worker in self._fleet.workers.values():
-            for task_no in [no for no, stands in worker.inits.items() if stands == "failed" and no in failed]:
-                del worker.inits[task_no]
 
     # --- publishing ------------------------------------------------------------------------------
 
@@ -443,20 +388,22 @@ class Attempts:
             state = AttemptState.LOST
         self._over(attempt, state, now)
         if attempt.init:
-            if attempt.worker == worker.name:
-                worker.inits.pop(attempt.task_no, None)
-            init = self._book.graph.nodes.get(attempt.task_no)
-            if init is not None and init.init:
-                if init.state is _RUNNING:
-                    self._book.move(init, _READY)
-                self._book.write(init)
+            self.inits.on_taken_back(worker, attempt)
             return
         node = self._wanted(attempt)
         if node is not None:
             self._book.make_ready(node, now, reason)
 
-    def _over(self, attempt: Attempt, state: AttemptState, now: float) -> None:
+    @staticmethod
+    def _move(attempt: Attempt, state: AttemptState) -> None:
+        """One legal move: the only place where the state of an attempt changes."""
+        assert (attempt.state, state) in LEGAL_ATTEMPT_MOVES, (
+            f"attempt {attempt.task_no}-{attempt.number}: {attempt.state} to {state}"
+        )
         attempt.state = state
+
+    def _over(self, attempt: Attempt, state: AttemptState, now: float) -> None:
+        self._move(attempt, state)
         self.active.pop((attempt.task_no, attempt.number), None)
         self._write(attempt, now)
 

@@ -16,7 +16,7 @@ from boss.core.model.outbox import Outbox
 from boss.core.model.ready_tasks import ReadyTasks
 from boss.core.model.rows import RunRow, TaskMoved, TaskRow
 from boss.core.model.timers import Timers
-from ecloud.model.tasks import INIT_FAILURES_ALLOWED, LEGAL_TASK_MOVES, TaskState
+from ecloud.model.tasks import LEGAL_TASK_MOVES, TaskState
 from ecloud.model.wire import TaskEnded
 
 MAX_ENDED_HINTS = 20
@@ -185,19 +185,6 @@ class TaskBook:
         self._outbox.writes.runs[run.row.run_no] = run.row
         run.changed = True
         self.changed_runs.add(run.row.run_no)
-
-    def init_failed(self, run: Run, node: Node, worker: str, error: str) -> None:
-        """An init task failed in one worker process. In the third, without success anywhere, the run is held."""
-        failures = run.init_failures.setdefault(node.task_no, set())
-        failures.add(worker)
-        self.failing_runs.add(run.row.run_no)
-        if len(failures) >= INIT_FAILURES_ALLOWED and node.task_no not in run.init_done:
-            self.move(node, TaskState.FAILED, error)
-            self.hold(
-                run, f"init task {node.id} failed in {len(failures)} worker processes: {error}"[:MAX_REASON_CHARS]
-            )
-        elif node.state is not TaskState.SUCCEEDED:  # else it did elsewhere
-            self.move(node, _READY, error)
 
     def settle(self, now: float) -> None:
         """After a batch: note which runs are over, or no longer over."""
