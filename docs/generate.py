@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pictures
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from ecloud.model import tasks, transfer_status, wire, worker_states
@@ -101,16 +102,18 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def main() -> int:
-    """Rewrite or check every file with markers."""
+    """Rewrite or check every file with markers, and every picture."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for path in sorted(DOCS.glob("*.md")):
-        text = path.read_text()
-        fresh = MARKERS.sub(lambda match: f"{match[1]}{PARTS[match['name']]()}{match[3]}", text)
-        if fresh != text:
+    fresh = {
+        path: MARKERS.sub(lambda match: f"{match[1]}{PARTS[match['name']]()}{match[3]}", path.read_text())
+        for path in sorted(DOCS.glob("*.md"))
+    }
+    for path, text in {**fresh, **pictures.draw()}.items():
+        if not path.exists() or path.read_text() != text:
             stale.append(path.name)
             if not check:
-                path.write_text(fresh)
+                path.write_text(text)
     if check and stale:
         print(f"docs differ from the code: {', '.join(stale)}; run `make docs`")
         return 1
