@@ -18,6 +18,7 @@ import msgspec
 import pictures
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from ecloud.model import tasks, transfer_status, wire, worker_states
 
 DOCS = Path(__file__).parent

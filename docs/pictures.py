@@ -49,10 +49,10 @@ def architecture(theme: str) -> str:
         )
 
     for colour in ("line", "words", "files"):
-        for end, path in (("end", "M0,0 L8,4 L0,8 z"), ("start", "M8,0 L0,4 L8,8 z")):
+        for end, tip_x, path in (("end", 7, "M0,0 L8,4 L0,8 z"), ("start", 1, "M8,0 L0,4 L8,8 z")):
             parts.append(
-                f'<marker id="{colour}-{end}" markerWidth="8" markerHeight="8" refX="{7 if end == "end" else 1}" refY="4" '
-                f'orient="auto" markerUnits="userSpaceOnUse"><path d="{path}" fill="{colours[colour]}"/></marker>'
+                f'<marker id="{colour}-{end}" markerWidth="8" markerHeight="8" refX="{tip_x}" refY="4" orient="auto" '
+                f'markerUnits="userSpaceOnUse"><path d="{path}" fill="{colours[colour]}"/></marker>'
             )
     box(20, 40, 200, 96, "push_tasks.py", ("task lists, sweeps, WfFormat:", "names every problem at once"))
     box(20, 176, 200, 96, "admin.py", ("status, why, logs, retry, plan;", "reads work without the boss"))
