@@ -22,7 +22,7 @@ from ecloud.model.tasks import Dependency, TaskDefinition
 from ecloud.model.wire import PushOptions
 
 WITHOUT_MOSQUITTO = """
-from boss import embedded_broker
+from boss.shell import embedded_broker
 from boss.__main__ import main
 embedded_broker.shutil.which = lambda *_, **__: None
 main()

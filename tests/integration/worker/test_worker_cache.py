@@ -28,8 +28,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 _FETCHES = """
 import sys
 from pathlib import Path
-from datastore.ssh import Access, SshAddress, SshDatastore
-from worker.cache import Cache, key_of
+from datastore.ssh.datastore import Access, SshAddress, SshDatastore
+from worker.shell.cache import Cache, key_of
 
 address, key, known_hosts, certificate, directory, limit_bytes, name = sys.argv[1:]
 store = SshDatastore(SshAddress.parse(address), Access(Path(key), Path(known_hosts), Path(certificate)))
