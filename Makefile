@@ -63,6 +63,10 @@ format: $(VENV)/.development ## rewrite the code in its format
 	@$(VENV)/bin/ruff check --quiet --fix . || true
 	$(VENV)/bin/ruff format --quiet .
 
+test-fast: $(VENV)/.development ## cores, properties, simulation, contracts that need no server: about a minute
+	@$(PY) -m pytest -q -n 2 --dist worksteal -m "not long" -k "not mariadb" tests/unit tests/properties tests/sim \
+	  tests/contract/test_store.py
+
 test: $(VENV)/.development services ## every test but the long ones (installs what is missing)
 	@$(PY) -m pytest -q -n 3 --dist worksteal -m "not long"
 
