@@ -33,6 +33,7 @@ from ecloud.cli import push
 )
 @click.option("--skip_existing", is_flag=True, help="Tasks whose results all exist succeed at once.")
 @click.option("--create_ids", is_flag=True, help="Tasks without an id get one from their position.")
+@click.option("--infer_dependencies", is_flag=True, help="A task waits for the tasks that produce what it requires.")
 @click.option("--create_workers", type=click.IntRange(1), metavar="N", help="Also start N workers.")
 @click.option(
     "--vm_hours", type=click.FloatRange(0), metavar="H", help="Start no VM for it after H VM-hours; 0: no limit."
@@ -51,6 +52,7 @@ def main(
     merge_strategy: str,
     skip_existing: bool,
     create_ids: bool,
+    infer_dependencies: bool,
     create_workers: int | None,
     vm_hours: float | None,
     upload: str | None,
@@ -78,6 +80,7 @@ def main(
             merge_strategy=merge_strategy,
             skip_existing=skip_existing,
             create_ids=create_ids,
+            infer_dependencies=infer_dependencies,
             create_workers=create_workers,
             vm_hours=vm_hours,
             upload=upload,

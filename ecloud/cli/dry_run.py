@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import msgspec
+import networkx
 
+from ecloud.formats.graph import predecessors_of
+from ecloud.formats.paths import above
 from ecloud.model.tasks import TaskDefinition
 
 UNKNOWN_S = 1.0
-"""What a task without `runtime_s` counts."""
+"""Counted for a task without `runtime_s`."""
+_START = -1
+"""A node before all others, so that run-times of tasks can be weights of edges."""
 
 
 class Survey(msgspec.Struct, frozen=True):
     """`levels`: tasks per level (longest way from a start); `width`: the largest; `critical_path`: ids, in order.
 
     `critical_s`, `total_s`: seconds along that path and of all tasks; `guessed`: tasks without `runtime_s`;
-    `requirements`, `results`: how many different ones; `missing_inputs`: requirements that no task makes.
-    Init tasks are counted in `inits` only.
+    `requirements`, `results`: how many different ones; `missing_inputs`: requirements that no task produces.
+    Init tasks are counted in `inits` only. `first`, `last`: ids in list order.
     """
 
     tasks: int
@@ -33,57 +37,58 @@ class Survey(msgspec.Struct, frozen=True):
     results: int
     missing_inputs: list[str]
     guessed: int
+    first: str = ""
+    last: str = ""
 
 
 def survey(tasks: Sequence[TaskDefinition]) -> Survey:
     """Look over a checked list."""
     work = [task for task in tasks if not task.init]
-    position = {task.id: index for index, task in enumerate(work)}
-    before = [[position[d.id] for d in task.dependencies if d.id in position] for task in work]
-    dependents: list[list[int]] = [[] for _ in work]
-    open_of = [len(indices) for indices in before]
-    for index, indices in enumerate(before):
-        for other in indices:
-            dependents[other].append(index)
+    before = predecessors_of(work)
     seconds = [task.runtime_s if task.runtime_s is not None else UNKNOWN_S for task in work]
-    level, end_s, via = [0] * len(work), list(seconds), [-1] * len(work)
-    todo = deque(index for index, count in enumerate(open_of) if count == 0)
-    while todo:
-        index = todo.popleft()
-        for other in dependents[index]:
-            level[other] = max(level[other], level[index] + 1)
-            if end_s[index] + seconds[other] > end_s[other]:
-                end_s[other], via[other] = end_s[index] + seconds[other], index
-            open_of[other] -= 1
-            if open_of[other] == 0:
-                todo.append(other)
-    levels = [0] * (max(level, default=-1) + 1)
-    for number in level:
-        levels[number] += 1
+    levels, path = _levels_and_critical_path(before, seconds)
     made = {result.path for task in tasks for result in task.results}
-    above = {"/".join(path.split("/")[:count]) for path in made for count in range(1, path.count("/") + 1)}
+    directories = {name for path_ in made for name in above(path_)}
     wanted = dict.fromkeys(requirement.path for task in tasks for requirement in task.requirements)
-    last = max(range(len(work)), key=end_s.__getitem__, default=-1)
-    path = []
-    while last >= 0:
-        path.append(work[last].id)
-        last = via[last]
     return Survey(
         tasks=len(work),
         inits=len(tasks) - len(work),
         dependencies=sum(map(len, before)),
         levels=levels,
         width=max(levels, default=0),
-        critical_path=path[::-1],
-        critical_s=max(end_s, default=0.0),
+        critical_path=[work[index].id for index in path],
+        critical_s=sum(seconds[index] for index in path),
         total_s=sum(seconds),
         requirements=len(wanted),
         results=len(made),
-        missing_inputs=[name for name in wanted if name not in made and name not in above and not _below(name, made)],
+        missing_inputs=[name for name in wanted if name not in directories and not _is_made(name, made)],
         guessed=sum(task.runtime_s is None for task in work),
+        first=work[0].id if work else "",
+        last=work[-1].id if work else "",
     )
 
 
-def _below(name: str, made: set[str]) -> bool:
-    parts = name.split("/")
-    return "." in made or any("/".join(parts[:count]) in made for count in range(1, len(parts)))
+def _levels_and_critical_path(before: list[list[int]], seconds: list[float]) -> tuple[list[int], list[int]]:
+    """Tasks per level, and the positions along the path that takes longest. Tasks without edges stay out of the graph:
+    a sweep may have a million of them."""
+    graph = networkx.DiGraph()
+    for index, others in enumerate(before):
+        graph.add_weighted_edges_from(((other, index, seconds[index]) for other in others), weight="seconds")
+    starts = [index for index in graph if not before[index]]
+    alone = len(before) - len(graph)
+    longest_alone = max(
+        (index for index in range(len(before)) if index not in graph), key=seconds.__getitem__, default=-1
+    )
+    graph.add_weighted_edges_from(((_START, index, seconds[index]) for index in starts), weight="seconds")
+    if longest_alone >= 0:
+        graph.add_edge(_START, longest_alone, seconds=seconds[longest_alone])
+        alone -= 1
+    if not graph:
+        return [], []
+    levels = [len(generation) for generation in networkx.topological_generations(graph)][1:]
+    levels[0] += alone
+    return levels, networkx.dag_longest_path(graph, weight="seconds")[1:]
+
+
+def _is_made(name: str, made: set[str]) -> bool:
+    return name in made or "." in made or any(directory in made for directory in above(name))

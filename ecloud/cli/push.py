@@ -38,6 +38,7 @@ class Wish(msgspec.Struct, frozen=True):
     merge_strategy: str = "keep_succeeded"
     skip_existing: bool = False
     create_ids: bool = False
+    infer_dependencies: bool = False
     create_workers: int | None = None
     upload: str | None = None
     scale: float | None = None
@@ -93,7 +94,12 @@ def read(wish: Wish, settings: Settings) -> TaskList:
         raise Fault(f"{wish.file}: {error.strerror}") from None
     try:
         tasks = read_task_list(
-            data, stem, scale=wish.scale, create_ids=wish.create_ids, max_tasks=settings.max_tasks_per_push
+            data,
+            stem,
+            scale=wish.scale,
+            create_ids=wish.create_ids,
+            infer_dependencies=wish.infer_dependencies,
+            max_tasks=settings.max_tasks_per_push,
         )
     except TaskListWrong as error:
         raise Fault([f"{wish.file}: {line}" for line in error.lines] + ["nothing was pushed"]) from None
@@ -113,6 +119,7 @@ def show_plan(tasks: TaskList, wish: Wish) -> int:
     print(
         f"run {tasks.name}: {counted(plan.tasks, 'task')}, {counted(plan.dependencies, 'dependency', 'dependencies')}"
     )
+    print(f"first: {plan.first}; last: {plan.last}")
     if plan.inits:
         print(f"init tasks, once in each worker: {plan.inits}")
     levels = ", ".join(f"{count:,}" for count in plan.levels[:20]) + (", …" if len(plan.levels) > 20 else "")

@@ -10,7 +10,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from ecloud.formats.cycles import find_cycles
+from ecloud.formats.file_conflicts import find_file_conflicts
+from ecloud.formats.graph import find_cycles
 from ecloud.formats.paths import is_glob, path_problem, text_problem
 from ecloud.formats.problems import Problems, shown
 from ecloud.model.tasks import MAX_ID_CHARS, RETRIABLE, TaskDefinition, definition_json
@@ -62,15 +63,17 @@ def check(tasks: Sequence[TaskDefinition], max_tasks: int = MAX_TASKS) -> list[s
 
 def find_problems(
     tasks: Sequence[TaskDefinition], problems: Problems, max_tasks: int = MAX_TASKS, all_named: bool = True
-) -> None:
-    """Add what is wrong. `all_named` False: some tasks have no readable id, so that a missing one may be there."""
+) -> list[str]:
+    """Add what is wrong; notes about what may go wrong.
+
+    `all_named` False: some tasks have no readable id, so that a missing one may be there.
+    """
     if len(tasks) > max_tasks:
         problems.add("", "", size_problem(len(tasks), max_tasks))
-        return
+        return []
     if not tasks and problems.is_empty:
         problems.add("", "", "the list has no tasks")
     ids: set[str] = set()
-    makers: dict[str, str] = {}
 
     def say(field: str, text: str) -> None:
         problems.add(f"task {shown(task.id)}", field, text)
@@ -80,9 +83,6 @@ def find_problems(
         if task.id in ids:
             say("id", "more than one task has this id")
         ids.add(task.id)
-        for result in task.results:
-            if not is_glob(result.local):
-                _check_maker(task, result.path, makers, say)
     if all_named:
         for task in tasks:
             for dependency in task.dependencies:
@@ -94,21 +94,12 @@ def find_problems(
         if len(names) > MAX_CYCLE_SHOWN:
             names[MAX_CYCLE_SHOWN:-1] = [f"({len(names) - 1 - MAX_CYCLE_SHOWN:,} more)"]
         problems.add(f"task {names[0]}", "dependencies", f"these wait for each other: {' -> '.join(names)}")
+    return find_file_conflicts(tasks, problems)
 
 
 def size_problem(count: int, max_tasks: int) -> str:
     """The sentence for a list that is too large."""
     return f"{count:,} tasks; at most {max_tasks:,} are taken at once (MAX_TASKS_PER_PUSH)"
-
-
-def _check_maker(task: TaskDefinition, path: str, makers: dict[str, str], say: Say) -> None:
-    maker = makers.get(path)
-    if maker is None:
-        makers[path] = task.id
-    elif maker == task.id:
-        say("results", f"{shown(path)!r} is named twice")
-    else:
-        say("results", f"{shown(path)!r} is also a result of task {shown(maker)}")
 
 
 def _check_task(task: TaskDefinition, say: Say) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 
 from ecloud.formats.problems import shown
 
@@ -38,6 +40,37 @@ def fixed_part(pattern: str) -> str:
             break
         parts.append(part)
     return "/".join(parts) or "."
+
+
+def above(path: str) -> Iterator[str]:
+    """The directories that hold a path, the nearest first: a/b/c is in a/b and in a. Not the root."""
+    while (cut := path.rfind("/")) > 0:
+        path = path[:cut]
+        yield path
+
+
+def pattern_of(glob: str) -> list[str]:
+    """The parts of a glob after its fixed part."""
+    fixed = fixed_part(glob)
+    return (glob if fixed == "." else glob[len(fixed) + 1 :]).split("/")
+
+
+def matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a pattern matches a name or a directory above it. `**` stands for any number of directories.
+
+    A name that equals the pattern letter by letter matches, too: `sample[1].txt` is `sample[1].txt`.
+    """
+    if list(parts[: len(pattern)]) == list(pattern):
+        return True
+    lengths = {0}
+    """Of those beginnings of the name that the pattern so far matches."""
+    for position, part in enumerate(pattern):
+        if part == "**":
+            least = min(lengths, default=len(parts) + 1) + (position == len(pattern) - 1)
+            lengths = set(range(least, len(parts) + 1))
+        else:
+            lengths = {at + 1 for at in lengths if at < len(parts) and fnmatchcase(parts[at], part)}
+    return bool(lengths)
 
 
 def path_problem(path: str, in_datastore: bool = True) -> str | None:

@@ -14,24 +14,32 @@ import msgspec
 
 from ecloud.formats.checking import MAX_TASKS, find_problems, size_problem
 from ecloud.formats.fields import FieldReader, WrongKind, kind_of, read_id
-from ecloud.formats.paths import text_problem
+from ecloud.formats.file_conflicts import missing_dependencies
+from ecloud.formats.paths import is_glob, normalised, text_problem
 from ecloud.formats.problems import Problem, Problems, TaskList, TaskListWrong, shown
 from ecloud.formats.wfformat import is_wfformat, read_wfformat
-from ecloud.model.tasks import MAX_ID_CHARS, Condition, TaskDefinition
+from ecloud.model.tasks import MAX_ID_CHARS, Condition, Dependency, TaskDefinition
 
-KEYS = ("name", "defaults", "tasks")
+KEYS = ("name", "defaults", "merged", "tasks")
 """Of a document that is an object."""
 MAX_SCALE = 1e9
 """Of recorded sizes and run-times: their products stay numbers that a shell can be told."""
 
 
 def read_task_list(
-    data: bytes, name: str, *, scale: float | None = None, create_ids: bool = False, max_tasks: int = MAX_TASKS
+    data: bytes,
+    name: str,
+    *,
+    scale: float | None = None,
+    create_ids: bool = False,
+    infer_dependencies: bool = False,
+    max_tasks: int = MAX_TASKS,
 ) -> TaskList:
     """The tasks in `data`, checked. `name`: the run's, where the file does not give one. Raises `TaskListWrong`.
 
     `scale`: for WfFormat, sleep for the recorded run-times times `scale` and write files of the recorded sizes times
-    `scale`. `create_ids`: tasks without an id get one from their position. Above `max_tasks` the list is refused.
+    `scale`. `create_ids`: tasks without an id get one from their position. `infer_dependencies`: a task that requires
+    what another one produces waits for it. Above `max_tasks` the list is refused.
     """
     if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
         raise TaskListWrong([Problem("", "--scale", f"a number from 0 to {MAX_SCALE:,.0f}")])
@@ -39,14 +47,37 @@ def read_task_list(
     problems = Problems()
     if isinstance(document, dict) and is_wfformat(document):
         read = read_wfformat(document, name, scale, max_tasks, problems)
-        find_problems(read.tasks, problems, max_tasks)
     elif scale is not None:
         raise TaskListWrong([Problem("", "--scale", "is for WfFormat files, which record run-times and sizes")])
     else:
         read = _read_own(document, name, create_ids, max_tasks, problems)
+    if infer_dependencies:
+        read = with_inferred_dependencies(read)
+    notes = find_problems(read.tasks, problems, max_tasks, read.all_named)
     if not problems.is_empty:
         raise TaskListWrong(problems.kept, problems.more)
-    return read
+    return msgspec.structs.replace(read, notes=(*read.notes, *notes))
+
+
+def with_inferred_dependencies(read: TaskList) -> TaskList:
+    """The list in which each task waits for those that produce what it requires; a note names what was added."""
+    added: dict[int, dict[int, None]] = {}
+    for user, maker, _ in missing_dependencies(read.tasks):
+        if not read.tasks[user].init:
+            added.setdefault(user, {})[maker] = None
+    if not added:
+        return read
+    tasks = list(read.tasks)
+    for user, makers in added.items():
+        inferred = tuple(Dependency(tasks[maker].id) for maker in makers)
+        tasks[user] = msgspec.structs.replace(tasks[user], dependencies=(*tasks[user].dependencies, *inferred))
+    pairs = [
+        f"{shown(tasks[user].id)} -> {shown(tasks[maker].id)}" for user, makers in added.items() for maker in makers
+    ]
+    listed = ", ".join(pairs[:5]) + (f" and {len(pairs) - 5:,} more" if len(pairs) > 5 else "")
+    return msgspec.structs.replace(
+        read, tasks=tasks, notes=(*read.notes, f"dependencies inferred from files: {listed}")
+    )
 
 
 def _parse(data: bytes) -> Any:
@@ -86,10 +117,12 @@ def _read_own(document: Any, name: str, create_ids: bool, max_tasks: int, proble
     """Our own format: a list, or {"name", "defaults", "tasks"}."""
     reader = FieldReader(problems)
     defaults: dict[str, Any] = {}
+    merged: list[str] = []
     if isinstance(document, dict):
         _check_keys(document)
         name = _run_name(document["name"], problems) if "name" in document else name
         defaults = _defaults(document.get("defaults", {}), reader, problems)
+        merged = _merged(document.get("merged", []), problems)
         document = document["tasks"]
     if not isinstance(document, list):
         raise TaskListWrong([Problem("", "", f"expected a list of tasks, not {kind_of(document)}")])
@@ -104,8 +137,37 @@ def _read_own(document: Any, name: str, create_ids: bool, max_tasks: int, proble
     notes: tuple[str, ...] = ()
     if any(task.init for task in tasks):
         tasks, notes = _without_init_dependencies(tasks, problems)
-    find_problems(tasks, problems, max_tasks, all_named=len(tasks) == len(document))
-    return TaskList(name, tasks, notes)
+    if merged:
+        tasks = _with_merged(tasks, merged, problems)
+    return TaskList(name, tasks, notes, all_named=len(tasks) == len(document))
+
+
+def _merged(value: Any, problems: Problems) -> list[str]:
+    """Directories whose files are put together from results of several tasks."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        problems.add("", "merged", "expected a list of datastore paths of directories")
+        return []
+    return [normalised(item) for item in value]
+
+
+def _with_merged(tasks: list[TaskDefinition], merged: list[str], problems: Problems) -> list[TaskDefinition]:
+    left = set(merged)
+    found = []
+    for task in tasks:
+        if any(result.path in merged and not is_glob(result.local) for result in task.results):
+            results = tuple(
+                msgspec.structs.replace(result, merge=True)
+                if result.path in merged and not is_glob(result.local)
+                else result
+                for result in task.results
+            )
+            left.difference_update(result.path for result in results)
+            task = msgspec.structs.replace(task, results=results)
+        found.append(task)
+    for path in merged:
+        if path in left:
+            problems.add("", "merged", f"{shown(path)!r} is a result of no task")
+    return found
 
 
 def _check_keys(document: dict[str, Any]) -> None:

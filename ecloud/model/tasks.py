@@ -182,11 +182,13 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     datastore's root.
 
     Where `local` is a glob, `path` is the directory that its matches go to, each under its name relative to the
-    glob's fixed part.
+    glob's fixed part. `merge`: a directory whose files are added to those that other tasks published below `path`,
+    instead of replacing the directory.
     """
 
     local: str
     path: str
+    merge: bool = False
 
 
 class Retries(msgspec.Struct, frozen=True, omit_defaults=True):

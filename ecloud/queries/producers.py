@@ -1,8 +1,9 @@
-"""Which task of a run should have made a file. Reads definitions in one snapshot, never writes."""
+"""Which task of a run produces a file, for sentences about a missing one. Reads one snapshot, never writes."""
 
 from __future__ import annotations
 
 import fnmatch
+from typing import NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -11,6 +12,8 @@ from sqlalchemy.engine import Connection
 from ecloud.db import schema
 from ecloud.model.tasks import Cause, Result, TaskDefinition
 
+LAYERS_LOOKED_AT = 100
+"""Of the graph above a task."""
 LOOKED_AT = 1_000
 """Definitions that are read, of those that may mention the path."""
 
@@ -21,13 +24,17 @@ def with_maker(connection: Connection, task_no: int, cause: str | None, error: s
     path = _missing(connection, task_no, error) if cause == Cause.REQUIREMENT.value else ""
     if not path:
         return error
-    maker = maker_of(connection, task_no, path, wide)
-    if maker is None and not wide:
+    found = producer_of(connection, task_no, path, wide)
+    if found is None and not wide:
         return error
-    if maker is None:
+    if found is None:
         return f"{error}; no task of its run makes it: push_tasks.py --upload DIR or admin.py put bring it there"
-    identity, state = maker
-    return f"{error}; task {identity} ({state}) should have made it"
+    if not found.comes_before:
+        return (
+            f"{error}; task {found.id} ({found.state}) makes it, but this task does not wait for it: "
+            f"add {found.id} to its dependencies, or push with --infer_dependencies"
+        )
+    return f"{error}; task {found.id} ({found.state}) should have made it"
 
 
 def _missing(connection: Connection, task_no: int, error: str) -> str:
@@ -38,13 +45,22 @@ def _missing(connection: Connection, task_no: int, error: str) -> str:
     return max(named, key=len, default="")
 
 
-def maker_of(connection: Connection, task_no: int, path: str, wide: bool) -> tuple[str, str] | None:
-    """(id, state) of the task whose result `path` is: among those that `task_no` waits for, else in its run."""
+class Producer(NamedTuple):
+    """The task that produces a file. `comes_before`: whether the task that asks waits for it, also through others."""
+
+    id: str
+    state: str
+    comes_before: bool
+
+
+def producer_of(connection: Connection, task_no: int, path: str, wide: bool) -> Producer | None:
+    """The task whose result `path` is: among those that `task_no` waits for, else (`wide`) in its run."""
     rows, edges = schema.tasks, schema.dependencies
     before = (
         sa.select(edges.c.on_task_no.label("task_no")).where(edges.c.task_no == task_no).order_by(edges.c.on_task_no)
     )
     found = _first(connection, before.limit(LOOKED_AT), path)
+    is_direct = found is not None
     if found is None and wide:
         run_no = sa.select(rows.c.run_no).where(rows.c.task_no == task_no).scalar_subquery()
         # A result is the path itself, or a directory above it.
@@ -61,7 +77,22 @@ def maker_of(connection: Connection, task_no: int, path: str, wide: bool) -> tup
     if found is None:
         return None
     row = connection.execute(sa.select(rows.c.id, rows.c.state).where(rows.c.task_no == found)).one()
-    return row.id, row.state
+    return Producer(row.id, row.state, is_direct or _comes_before(connection, found, task_no))
+
+
+def _comes_before(connection: Connection, first: int, last: int) -> bool:
+    """Whether `last` waits for `first` through others. What is too far away to be looked at counts as waited for."""
+    edges = schema.dependencies.c
+    seen, layer = {last}, [last]
+    for _ in range(LAYERS_LOOKED_AT):
+        query = sa.select(edges.on_task_no).where(edges.task_no.in_(layer[:500])).distinct()
+        layer = [number for number in connection.execute(query).scalars() if number not in seen]
+        seen.update(layer)
+        if first in seen:
+            return True
+        if not layer:
+            return False
+    return True
 
 
 def _json(name: str) -> bytes:

@@ -22,7 +22,7 @@ from datastore.keys import write_known_hosts
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager
 from datastore.ssh.access import ALIAS, Access, SshAddress
 from datastore.ssh.datastore import PATIENCE_S, STALL_S, SshDatastore
-from ecloud.formats.paths import is_glob
+from ecloud.formats.paths import fixed_part, is_glob
 from ecloud.model.tasks import ManifestEntry, Result, TaskBody
 from ecloud.model.text import byte_size
 from ecloud.model.transfer_status import HeldInput
@@ -285,15 +285,19 @@ class Files:
         store = self._store()
         manifest: list[ManifestEntry] = []
         with self.meter.moving("store", len(body.results), _size_of(body, directory), task_no):
-            for result in body.results:
-                for local, path in matches(result, directory):
-                    try:
-                        entries = store.store(stage, local, path)
-                    except NotThere:
-                        raise ResultMissing(f"result {result.local} was not there after the commands") from None
-                    except BadName as error:
-                        raise ResultMissing(f"result {result.local} can't be stored: {error}") from None
-                    manifest.extend(_manifest_entry(result, entry) for entry in entries)
+            found = [(path, local, result) for result in body.results for local, path in matches(result, directory)]
+            # Directories before files inside them: published in turn, none replaces what another one brought.
+            for path, local, result in sorted(found, key=lambda item: item[0].split("/")):
+                try:
+                    entries = store.store(stage, local, path)
+                except NotThere:
+                    raise ResultMissing(f"result {result.local} was not there after the commands") from None
+                except BadName as error:
+                    raise ResultMissing(f"result {result.local} can't be stored: {error}") from None
+                if result.merge:
+                    # Only files: a directory in the manifest is published whole, in place of what is there.
+                    entries = [entry for entry in entries if entry.kind != "directory"]
+                manifest.extend(_manifest_entry(result, entry) for entry in entries)
         return tuple(manifest)
 
     def drop(self, stage: str) -> None:
@@ -351,16 +355,20 @@ def are_small(body: TaskBody, directory: Path) -> bool:
 
 
 def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
-    """(local path, name in the datastore) of each file or directory that a result means. Raises `ResultMissing`."""
+    """(local path, name in the datastore) of each file or directory that a result means. Raises `ResultMissing`.
+
+    A file whose name is exactly that of the result is preferred to what the name matches as a pattern.
+    """
     if not is_glob(result.local):
         return [(directory / result.local, result.path)]
-    found = sorted(glob.glob(result.local, root_dir=directory, recursive=True))
-    fixed = []
-    for part in result.local.split("/")[:-1]:
-        if is_glob(part):
-            break
-        fixed.append(part)
-    prefix = "/".join(fixed)
+    fixed = fixed_part(result.local)
+    prefix = "" if fixed == "." else fixed
+    if os.path.lexists(directory / result.local):
+        if result.path != fixed and not (directory / result.local).is_dir():
+            return [(directory / result.local, result.path)]
+        found = [result.local]
+    else:
+        found = sorted(glob.glob(result.local, root_dir=directory, recursive=True))
     pairs = []
     for name in found:
         relative = name[len(prefix) + 1 :] if prefix else name

@@ -5,14 +5,13 @@ Owns that one rule. It never asks for a definition: the shell brings them, as it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from boss.core.model.effects import Promote, PromoteFiles
 from boss.core.model.events import FilesPromoted
-from ecloud.formats.paths import fixed_part, is_glob
+from ecloud.formats.paths import fixed_part, is_glob, matches_pattern, pattern_of
 from ecloud.model.tasks import ManifestEntry, Result
 
 
@@ -44,21 +43,25 @@ def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> 
     """A sentence about the first entry that no declared result explains; None where all are explained.
 
     A result explains its path and, where that is a directory, all below it; a glob explains what it may match below the
-    directory that its matches go to, and all below that.
+    directory that its matches go to, and all below that. A file whose name is the pattern itself is explained, too.
     """
     plain: set[str] = set()
+    renamed: set[str] = set()
+    """Where a file goes whose name is like a glob, and which the task renames."""
     globs: list[tuple[tuple[str, ...], list[str]]] = []
     for result in results:
         if is_glob(result.local):
-            fixed = fixed_part(result.local)
-            pattern = result.local if fixed == "." else result.local[len(fixed) + 1 :]
             top = () if result.path == "." else tuple(result.path.split("/"))
-            globs.append((top, pattern.split("/")))
+            globs.append((top, pattern_of(result.local)))
+            if result.path != fixed_part(result.local):
+                renamed.add(result.path)
         else:
             plain.add(result.path)
     for entry in manifest:
         parts = tuple(entry.path.split("/"))
-        if ".." in parts or not _is_explained(parts, plain, globs):
+        if ".." in parts or not (
+            (entry.path in renamed and entry.kind != "directory") or _is_explained(parts, plain, globs)
+        ):
             return f"its worker staged {entry.path!r}, which is none of the results that the task declares"
     return None
 
@@ -66,17 +69,4 @@ def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> 
 def _is_explained(parts: tuple[str, ...], plain: set[str], globs: list[tuple[tuple[str, ...], list[str]]]) -> bool:
     if any("/".join(parts[:count]) in plain for count in range(len(parts), 0, -1)):
         return True
-    return any(parts[: len(top)] == top and _matches(parts[len(top) :], pattern) for top, pattern in globs)
-
-
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the pattern matches the name or a directory above it. `**` stands for any number of directories."""
-    lengths = {0}
-    """Of those beginnings of the name that the pattern so far matches."""
-    for position, part in enumerate(pattern):
-        if part == "**":
-            least = min(lengths, default=len(parts) + 1) + (position == len(pattern) - 1)
-            lengths = set(range(least, len(parts) + 1))
-        else:
-            lengths = {at + 1 for at in lengths if at < len(parts) and fnmatchcase(parts[at], part)}
-    return bool(lengths)
+    return any(parts[: len(top)] == top and matches_pattern(parts[len(top) :], pattern) for top, pattern in globs)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from boss.core.model.rows import RunImage, TaskMoved, TaskRow, TaskStored
+from ecloud.formats.graph import dependency_order, predecessors_of
 from ecloud.model.tasks import ENDED, Condition, TaskDefinition, TaskState, definition_json
 from ecloud.model.wire import PushOptions
 
@@ -253,24 +254,7 @@ def _finish(
 
 
 def _in_order(definitions: Sequence[TaskDefinition]) -> list[TaskDefinition]:
-    """Dependencies first; the list's order where it is free (Kahn)."""
-    position = {definition.id: index for index, definition in enumerate(definitions)}
-    open_of = [0] * len(definitions)
-    dependents: dict[int, list[int]] = {}
-    for index, definition in enumerate(definitions):
-        if definition.dependencies:
-            wanted_ids = {wanted.id for wanted in definition.dependencies}
-            open_of[index] = len(wanted_ids)
-            for wanted_id in wanted_ids:
-                dependents.setdefault(position[wanted_id], []).append(index)
-    todo = deque(index for index, count in enumerate(open_of) if count == 0)
-    ordered = []
-    while todo:
-        index = todo.popleft()
-        ordered.append(definitions[index])
-        for dependent in dependents.get(index, ()):
-            open_of[dependent] -= 1
-            if open_of[dependent] == 0:
-                todo.append(dependent)
-    assert len(ordered) == len(definitions), "a cycle got past the check"
-    return ordered
+    """Dependencies first; the list's order where it is free."""
+    order = dependency_order(predecessors_of(definitions))
+    assert len(order) == len(definitions), "a cycle got past the check"
+    return [definitions[index] for index in order]

@@ -22,6 +22,8 @@ def told(path: str, *results: tuple[str, str]) -> bool:
     ("x.dat", ("*.dat", ".")), ("parts/x.dat", ("*.dat", "parts")), ("parts/x.dat/deep", ("*.dat", "parts")),
     ("c/x.png", ("a/b/*.png", "c")), ("c/d/x.png", ("a/*/x.png", "c")), ("all/a/b/c.txt", ("**/*.txt", "all")),
     ("all/c.txt", ("**/*.txt", "all")), ("all/a/b", ("**", "all")), ("f1", ("f[12]", ".")),
+    ("f[12]", ("f[12]", ".")), ("d/f[12]", ("f[12]", "d")), ("renamed", ("f[12]", "renamed")),
+    ("r[1]/x", ("r[1]", ".")),
 ])  # fmt: skip
 def test_what_a_result_explains(path: str, result: tuple[str, str]) -> None:
     assert told(path, ("else", "else"), result)
@@ -30,9 +32,9 @@ def test_what_a_result_explains(path: str, result: tuple[str, str]) -> None:
 @pytest.mark.parametrize(("path", "result"), [
     ("other", ("out", "out")),
     ("outer", ("out", "out")), ("out", ("out", "final/out")), ("final", ("out", "final/out")),
-    ("x.exe", ("*.dat", ".")), ("other/x.dat", ("*.dat", "parts")), ("parts", ("*.dat", "parts")),
+    ("x.exe", ("*.dat", ".")), ("other/x.dat", ("*.dat", "parts")), ("parts/y", ("*.dat", "parts")),
     ("made/../other", ("dir", "made")), ("../out", ("*", ".")), ("c/d/x.png", ("a/b/*.png", "c")),
-    ("all/c.exe", ("**/*.txt", "all")), ("all", ("**", "all")), ("f3", ("f[12]", ".")), ("", ("*", "d")),
+    ("all/c.exe", ("**/*.txt", "all")), ("f3", ("f[12]", ".")), ("", ("*", "d")),
 ])  # fmt: skip
 def test_what_it_does_not(path: str, result: tuple[str, str]) -> None:
     assert not told(path, result)
