@@ -109,11 +109,12 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
 
 
 @action
-def doctor(as_json: bool) -> int:
+@click.option("--boot", is_flag=True, help="Start one VM of each pool, wait for its worker, end it again.")
+def doctor(boot: bool, as_json: bool) -> int:
     """Look at every part: ok, or what to do."""
     from ecloud.cli import doctor
 
-    return doctor.examine(as_json)
+    return doctor.examine(as_json, boot)
 
 
 @action

@@ -178,15 +178,19 @@ class Start:
         address = self._start_broker(snapshot.context)
         storage = self._open_datastore(cluster_id, snapshot.context)
         pools = self._settings.all_pools
+
+        def access_of(key_name: str) -> AccessFile:
+            return self._access(cluster_id, address, secret, key_name)
+
         try:
-            public_key, visitors = open_visitors(self._settings, self._home, cluster_id)
+            public_key, visitors = open_visitors(self._settings, self._home, cluster_id, access_of)
         except KeyToolFailed as error:
             raise CantStart(f"the boss has no key for its VMs: {error}", 2) from None
         clouds = open_clouds(
             self._settings,
             self._home,
             cluster_id,
-            lambda key_name: self._access(cluster_id, address, secret, key_name),
+            access_of,
             self._tied,
             self._keep_dirs,
             public_key,
@@ -355,6 +359,8 @@ class Start:
     def _leave(self, store: Store, clouds: Mapping[str, Provider], storage: Storage) -> None:
         if self._end_vms:
             self._end_all(clouds)
+        for cloud in clouds.values():
+            cloud.close()
         if self._embedded is not None:
             self._embedded.stop()
         if self._tied and isinstance(storage.publisher, DirectoryDatastore):

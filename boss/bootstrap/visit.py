@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,8 @@ from boss.core.model.effects import VisitVm
 from boss.core.model.events import VmVisited
 from datastore.ssh import remote
 from datastore.ssh.remote import Login, Remote, Unreachable
-from ecloud.model.boot_diagnosis import LEAST_DISK_MB, LEAST_PYTHON, Visit, version
+from ecloud.model.boot_diagnosis import LEAST_DISK_MB, LEAST_PYTHON, LOG_CHARS, Visit, version
+from ecloud.model.foreign_text import Cleaner
 
 log = logging.getLogger("boss")
 VISIT_S = 180.0
@@ -38,9 +40,18 @@ class Broken(Exception):
 
 
 class Visitor:
-    """Visits VMs of one pool. `key`: the private key that their sshd lets in; `user` and `port`: at their addresses."""
+    """Visits VMs of one pool. `key`: the private key that their sshd lets in; `user` and `port`: at their addresses;
+    `secrets_of`: what a VM was sent that nobody may be shown, by its number."""
 
-    def __init__(self, key: Path, bundles: Bundles, user: str = "root", port: int = 22) -> None:
+    def __init__(
+        self,
+        key: Path,
+        bundles: Bundles,
+        user: str = "root",
+        port: int = 22,
+        secrets_of: Callable[[int], Iterable[str]] = lambda vm_no: (),
+    ) -> None:
+        self._secrets_of = secrets_of
         self._key = key
         self._bundles = bundles
         self._user = user
@@ -85,7 +96,13 @@ class Visitor:
         # Where it broke off later, as when the VM ends meanwhile, it had said already who it is.
         known = visit.contact == "ok" or (visit.vm, visit.boot_nonce) == (str(call.vm_no), call.boot_nonce)
         host_key = call.host_key or (guest.shown if known else "")
-        return VmVisited(call.vm_no, call.address, host_key, visit, ago_s)
+        return VmVisited(call.vm_no, call.address, host_key, self._cleaned(visit, call.vm_no), ago_s)
+
+    def _cleaned(self, visit: Visit, vm_no: int) -> Visit:
+        """What the guest wrote, without what it was sent in confidence: a start script may have printed it."""
+        cleaner = Cleaner(self._secrets_of(vm_no))
+        short = {name: cleaner(getattr(visit, name)) for name in ("said", "starting", "home", "problem")}
+        return msgspec.structs.replace(visit, **short, log=cleaner.clean(visit.log)[-LOG_CHARS:])
 
     def _inside(self, guest: Guest, call: VisitVm, done: dict[str, float]) -> Visit:
         asked = time.time()

@@ -106,7 +106,7 @@ class Boss:
         self.shouting = Alerts(
             self._outbox, self.vms, self.attempts, self.run_spending, self._timers, snapshot.context, now
         )
-        self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config)
+        self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config, self.vms.why_none_starts)
         self.stages = StagingSweeper(self._outbox, self.attempts, self._timers, config)
         self.clients: dict[str, Conversation] = {}
         self.revoked_keys = set(snapshot.revoked_keys)

@@ -209,6 +209,9 @@ class LocalCloud:
             self._told.update(map(_cloud_id, self._recorded()))
         return [vm for vm in self.list() if vm.state is not VmState.GONE]
 
+    def close(self) -> None:
+        """See `provider.Provider.close`. Nothing is held."""
+
 
 def _cloud_id(process: _Process) -> str:
     return f"{process.pid}:{process.start_time}"

@@ -144,3 +144,7 @@ class Provider(Protocol):
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
         """End every VM of ours and wait, `wait_s` seconds at most, until `list` is empty; what is left. Raises as
         `list` does."""
+
+    def close(self) -> None:
+        """Give back what the cloud counts, such as login tokens. Never raises for a cloud that is away; calls that are
+        made afterwards still work."""

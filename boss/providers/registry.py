@@ -38,16 +38,17 @@ def open_clouds(
     tied: bool = False,
     keep_dirs: bool = False,
     public_key: str = "",
+    with_tokens: bool = True,
 ) -> dict[str, Provider]:
     """The provider of each pool, by the pool's name. Asks no cloud anything yet. `public_key`: whom the sshd of a VM is
-    to let in."""
+    to let in. `with_tokens`: log in by tokens, which `Provider.close` gives back."""
     local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs)
     clouds: dict[str, Provider] = {pool.name: local for pool in settings.all_pools}
     remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
     if remote:
         from boss.providers.opennebula.provider import OpenNebulaCloud  # costs time that others need not spend
 
-        connection = _connection(settings)
+        connection = _connection(settings, with_tokens)
         for pool in remote:
             clouds[pool.name] = OpenNebulaCloud(
                 connection,
@@ -62,9 +63,12 @@ def open_clouds(
     return clouds
 
 
-def open_visitors(settings: Settings, home: Home, cluster_id: str) -> tuple[str, dict[str, Visitor]]:
-    """The public key that VMs are to let in, and who visits those of each pool. No key, and nobody, where no pool has
-    VMs that could be visited. Raises `KeyToolFailed` where the boss must bring code to some and can't have a key."""
+def open_visitors(
+    settings: Settings, home: Home, cluster_id: str, access_of: Callable[[str], AccessFile]
+) -> tuple[str, dict[str, Visitor]]:
+    """The public key that VMs are to accept, and the visitor of each pool. No key and no visitor where no pool has VMs
+    that could be visited. `access_of`: what a VM was sent, which no visit may repeat. Raises `KeyToolFailed` where the
+    boss must bring code to some and can't have a key."""
     remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
     if not remote:
         return "", {}
@@ -76,12 +80,19 @@ def open_visitors(settings: Settings, home: Home, cluster_id: str) -> tuple[str,
             raise
         return "", {}
     bundles = Bundles(home.path)
-    return public_key, {pool.name: Visitor(key, bundles, pool.ssh_user, pool.ssh_port) for pool in remote}
+
+    def secrets_of(vm_no: int) -> tuple[str, ...]:
+        access = access_of(f"vm-{vm_no}")
+        return access.password, access.key
+
+    return public_key, {pool.name: Visitor(key, bundles, pool.ssh_user, pool.ssh_port, secrets_of) for pool in remote}
 
 
-def _connection(settings: Settings) -> Connection:
+def _connection(settings: Settings, with_token: bool) -> Connection:
+    """`with_token`: for a boss, which makes many calls and gives the token back; a door uses the password for its
+    few."""
     from boss.providers.opennebula.provider import Connection  # costs time that others need not spend
-    from boss.providers.opennebula.transport import Endpoint
+    from boss.providers.opennebula.transport import TOKEN_S, Endpoint
 
     return Connection(
         Endpoint(
@@ -90,6 +101,7 @@ def _connection(settings: Settings) -> Connection:
             password=settings.opennebula_password,
             ca=str(Path(settings.opennebula_ca).expanduser()) if settings.opennebula_ca else "",
             proxy=settings.opennebula_proxy,
+            token_s=TOKEN_S if with_token else 0.0,
         )
     )
 
@@ -104,7 +116,7 @@ class Said(msgspec.Struct, frozen=True):
 
 def ask(settings: Settings) -> list[Said]:
     """Every pool that is not of this machine."""
-    clouds = open_clouds(settings, settings.home_directory, "doctor", _nobody)
+    clouds = open_clouds(settings, settings.home_directory, "doctor", _nobody, with_tokens=False)
     return [_say(pool.name, clouds[pool.name]) for pool in settings.all_pools if pool.cloud != "local"]
 
 
@@ -151,7 +163,7 @@ def look_for_strangers(settings: Settings, cluster_id: str) -> list[StrangerSaid
 
 def _remote(settings: Settings, cluster_id: str) -> list[Provider]:
     """One provider of each cloud that is not this machine: it finds the VMs of all its pools."""
-    clouds = open_clouds(settings, settings.home_directory, cluster_id, _nobody)
+    clouds = open_clouds(settings, settings.home_directory, cluster_id, _nobody, with_tokens=False)
     return list({pool.cloud: clouds[pool.name] for pool in settings.all_pools if pool.cloud != "local"}.values())
 
 
@@ -169,7 +181,7 @@ def find_machine(settings: Settings, template: str, create: bool) -> Found:
     from boss.providers.opennebula.machines import Machines
 
     try:
-        machine = Machines(_connection(settings), template).find(create)
+        machine = Machines(_connection(settings, False), template).find(create)
     except (TryLater, AskForLess, GivePoolUp, CredentialsWrong) as error:
         return Found(problem=str(error))
     return Found(machine.cloud_id, machine.address, machine.made)

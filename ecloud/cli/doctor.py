@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -63,11 +64,12 @@ class Finding(msgspec.Struct, frozen=True):
         return not self.remedy
 
 
-def examine(as_json: bool) -> int:
-    """Look at everything; 0 where all is well, 3 where something must be done."""
+def examine(as_json: bool, boot: bool = False) -> int:
+    """Look at everything; 0 where all is well, 3 where something must be done. `boot`: also start a VM of each pool,
+    wait for its worker and end it."""
     findings = []
     console = app.console()
-    for finding in look():
+    for finding in chain(look(), _boots() if boot else ()):
         findings.append(finding)
         if not as_json:
             mark, style = ("ok", "green") if finding.is_ok else ("!!", "red")
@@ -299,6 +301,20 @@ def _clouds(settings: Settings) -> Iterator[Finding]:
         return
     for item in said:
         yield Finding("cloud", f"pool {item['pool']}: {item['text']}", item.get("remedy", ""))
+
+
+def _boots() -> Iterator[Finding]:
+    """A VM of each pool, started and ended again."""
+    from ecloud.cli import boot_check
+
+    try:
+        for booted in boot_check.boot(load_settings()):
+            yield Finding("boot", f"pool {booted.pool}: {booted.text}", booted.remedy)
+    except Exception as error:
+        fault = app.fault_of(error)
+        if fault is None:
+            raise
+        yield Finding("boot", "; ".join(fault.lines), "VMs are started by a boss: python admin.py start")
 
 
 def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:

@@ -43,6 +43,8 @@ class Progress:
         self._ended_told = 0
         self._told: set[int] = set()
         self._trouble = ""
+        self._waits = ""
+        self._waits_told_at = -LINE_EVERY_S
         self.last: RunChanged | None = None
 
     def __enter__(self) -> Progress:
@@ -92,7 +94,15 @@ class Progress:
         if self._live is not None:
             self._show()
         else:
+            self._tell_waits(picture.waits)
             self._tell(picture)
+
+    def _tell_waits(self, text: str) -> None:
+        """A line in a pipe: why no VM starts, when that changes."""
+        late = time.monotonic() - self._waits_told_at >= LINE_EVERY_S
+        if text and text != self._waits and (late or not self._waits):
+            self._waits, self._waits_told_at = text, time.monotonic()
+            print(visible(text), file=self._console.file, flush=True)
 
     def _tell(self, picture: RunChanged) -> None:
         """A line in a pipe: now and then, and seldom where nothing changes."""
@@ -124,6 +134,8 @@ class Progress:
                 lines.append(Text(moving_line(picture.moving), "dim"))
             if picture.held:
                 lines.append(Text(visible(picture.held), "yellow"))
+            elif picture.waits:
+                lines.append(Text(visible(picture.waits), "yellow"))
         if self._trouble:
             lines.append(Text(visible(self._trouble), "yellow"))
         self._live.update(Group(*lines))

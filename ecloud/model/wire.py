@@ -373,7 +373,8 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     knows all).
 
     `over` when nothing more will happen by itself; `held` says why nothing happens although tasks are left. `moving`:
-    the files that its workers move.
+    the files that its workers move. `waits`: while tasks are ready, what keeps pools from starting VMs for them; empty
+    where nothing does.
     """
 
     run: str
@@ -385,6 +386,7 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     over: bool = False
     held: str = ""
     moving: Moving | None = None
+    waits: str = ""
 
 
 Message = (

@@ -20,6 +20,9 @@ from ecloud.queries.views import BootView, VmView
 STUCK_ASKS = 8
 """Asks after which an end that its cloud does not confirm is shouted about: two minutes."""
 STUCK_S = 600.0
+SLOW_S = 15.0
+"""VMs that boot for longer than this are looked at for a reason."""
+SLOW_LOOKED_AT = 500
 LAST_LINES = 5
 """Lines of a start log that are shown."""
 STEPS = {
@@ -81,6 +84,7 @@ def troubles(connection: Connection, now: float) -> list[str]:
     stuck = sa.select(vms).where(vms.c.state == "ending", late).order_by(vms.c.vm_no)
     told = [closed(pool, now) for pool in pool_views(connection).values() if pool.closed]
     told += [f"no VM starts for a run: {text}" for text in budgets(connection).values()]
+    told += _slow(connection, now)
     for row in connection.execute(stuck):
         past = duration(now - (row.ending_at if row.ending_at is not None else row.since))
         told.append(
@@ -88,6 +92,25 @@ def troubles(connection: Connection, now: float) -> list[str]:
             f"{counted(row.end_asked, 'time')} in {past}; end it by hand in the cloud if it costs money"
         )
     return told
+
+
+def _slow(connection: Connection, now: float) -> Iterator[str]:
+    """VMs that boot and of which something is known that keeps them from it, by pool and reason."""
+    rows = connection.execute(
+        sa.select(schema.vms)
+        .where(schema.vms.c.state.in_(COMING), schema.vms.c.intended_at < now - SLOW_S)
+        .order_by(schema.vms.c.vm_no)
+        .limit(SLOW_LOOKED_AT)
+    )
+    vms = [VmView(**schema.vm_values(row)) for row in rows]
+    boots = boot_views(connection, [vm.vm_no for vm in vms])
+    groups: dict[tuple[str, str], list[VmView]] = {}
+    for vm in vms:
+        if text := trouble(vm, boots.get(vm.vm_no)) or vm.said:
+            groups.setdefault((vm.pool, text), []).append(vm)
+    for (pool, text), same in groups.items():
+        are, past = "is" if len(same) == 1 else "are", duration(now - same[0].intended_at)
+        yield f"{counted(len(same), 'VM')} of pool {pool} {are} not up after {past}: {text}"
 
 
 def budgets(connection: Connection) -> dict[int, str]:

@@ -57,6 +57,8 @@ ACTION, API, INTERNAL, ALLOCATE = 0x800, 0x1000, 0x2000, 0x4000
 PROLOG, BOOT, RUNNING, EPILOG, SHUTDOWN, UNKNOWN = 1, 2, 3, 11, 12, 16
 BOOT_FAILURE, PROLOG_FAILURE = 36, 39
 TICK_S = 0.02
+MAX_TOKENS = 10
+"""Of one user."""
 LCM_NAMES = {PROLOG: "PROLOG", BOOT: "BOOT", EPILOG: "EPILOG", SHUTDOWN: "SHUTDOWN", RUNNING: "RUNNING"}
 
 CONTEXT_OF_NIC = (
@@ -302,8 +304,17 @@ class OpenNebula:
     def _user_login(self, user: User, name: str, token: str, seconds: int, group: int = -1) -> str:
         if self.no_tokens:
             raise No("Tokens are not enabled.", AUTHORIZATION)
+        tokens, now = self.users[name].tokens, time.monotonic()
+        for ended in [key for key, until in tokens.items() if until <= now]:
+            del tokens[ended]
+        if seconds == 0:
+            if tokens.pop(token, None) is None:
+                raise No("Could not find token.", INTERNAL)
+            return token
+        if len(tokens) >= MAX_TOKENS:
+            raise No("Max number of tokens limit reached.", INTERNAL)
         made = token or secrets.token_hex(32)
-        self.users[name].tokens[made] = time.monotonic() + seconds
+        tokens[made] = now + seconds
         return made
 
     def _user_info(self, user: User, number: int, decrypt: bool = False) -> Any:

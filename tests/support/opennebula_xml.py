@@ -66,7 +66,7 @@ def parse_template(text: str) -> Attributes:
 def check_variables(context: Attributes) -> None:
     """Raises `SyntaxWrong` where oned's parser has no rule for what follows a variable. Like oned, it echoes all."""
     if any(_VARIABLE_BEFORE_NEWLINE.search(value) for value in context.values()):
-        whole = ",\n".join(f'{key}="{value}"' for key, value in context.items())
+        whole = ",\n".join(f'{key}="{value}"' for key, value in sorted(context.items()))
         raise SyntaxWrong(f"Error parsing: {whole}. syntax error, unexpected VARIABLE, expecting EOA")
 
 

@@ -73,6 +73,15 @@ class Pools:
             row.closed = row.closed or closed
         return rows
 
+    def troubles(self, now: float) -> Iterator[str]:
+        """Why pools start none, in one sentence each. A pool that is tried with one more VM after its boots failed is
+        no better yet."""
+        for row in self.rows("", now):
+            health = self.health[row.pool]
+            why = row.closed or (health.why if health.failing else "")
+            if why:
+                yield f"pool {row.pool} starts no VM: {why}"
+
     def free_again_at(self, now: float) -> Iterator[float]:
         """When time alone lets more start."""
         for health in self.health.values():

@@ -25,6 +25,7 @@ from boss.core.model.outbox import Outbox
 from boss.core.model.rows import PoolRow, VmRow, VmSpan
 from boss.core.model.timers import Timers
 from boss.core.workers.leases import Leases
+from ecloud.model.text import counted
 from ecloud.model.vm_life import ahead_s
 from ecloud.model.worker_states import WorkerState
 
@@ -32,6 +33,10 @@ ASK_AGAIN_S = 15.0
 """An end that the cloud's list does not confirm is asked for again."""
 CONFIRM_S = 2.0
 """After an end was asked for, the list that may confirm it comes no later than this: who stops all VMs waits for it."""
+SLOW_S = 15.0
+"""What a cloud says of a VM that boots is passed on after this: before, it says that of all."""
+TOLD_TOGETHER = 3
+"""Reasons why no VM comes that are told at once."""
 MANY_WORKERS = 50
 """With more than these, capacity is planned less often: a plan looks at each of them, which costs 15 µs."""
 PLAN_EVERY_S_A_WORKER = 0.001
@@ -74,6 +79,8 @@ class Vms:
         self._plan_at: float | None = None
         self._not_planned_before = 0.0
         self._list_at: float | None = None
+        self._why_none: str | None = None
+        """What this batch found to keep VMs from starting."""
         self._held = False
         """All were ended by a person: none is started by itself until the boss's next start."""
 
@@ -97,12 +104,13 @@ class Vms:
             self._timers.set(now + self._config.boot_deadline_s, partial(self._look_at_boot, row.vm_no))
         self._list_no_later(now)
 
-    def start(self, pool: PoolConfig, count: int, keep_alive: bool, reason: str, now: float) -> int:
-        """Write `count` intents and ask for their VMs, up to the pool's maximum; how many."""
+    def start(self, pool: PoolConfig, count: int, keep_alive: bool, reason: str, now: float) -> list[int]:
+        """Write `count` intents and ask for their VMs, up to the pool's maximum; their numbers."""
         room = pool.maximum - sum(1 for vm in self.alive.values() if vm.pool == pool.name)
         count = max(0, min(count, room))
-        for _ in range(count):
-            vm_no, self._next_vm_no = self._next_vm_no, self._next_vm_no + 1
+        vm_nos = list(range(self._next_vm_no, self._next_vm_no + count))
+        self._next_vm_no += count
+        for vm_no in vm_nos:
             row = VmRow(
                 vm_no=vm_no,
                 pool=pool.name,
@@ -122,7 +130,7 @@ class Vms:
         if count:
             self.openings.rooms[pool.name].on_start(count)
             self._list_no_later(now + self._config.list_vms_every_s)
-        return count
+        return vm_nos
 
     def may_bring_workers(self, now: float) -> bool:
         """Whether a VM boots, or one more may be started."""
@@ -140,7 +148,8 @@ class Vms:
     # --- scaling ---------------------------------------------------------------------------------
 
     def scale(self, now: float) -> None:
-        """Start what is missing for the work; let idle ones go."""
+        """Start what is missing for the work; end idle VMs."""
+        self._why_none = None
         if not self._config.pools:
             return
         self.openings.look_for_room(self.alive.values(), now)
@@ -174,6 +183,36 @@ class Vms:
     def pool_rows(self, now: float) -> list[PoolRow]:
         """How each pool fares."""
         return self.openings.rows(self._closed_all(now), now)
+
+    def why_none_starts(self, run_no: int, now: float) -> str:
+        """What keeps VMs from starting for a run's ready tasks, or from coming up; empty where nothing does."""
+        if self._config.pools and run_no in self._outlook.run_spending.exhausted:
+            return f"no VM starts for it: {self._outlook.run_spending.exhausted[run_no]}"
+        if self._why_none is None:  # a batch asks for each run that is watched
+            self._why_none = self._why_no_vm_comes(now)
+        return self._why_none
+
+    def _why_no_vm_comes(self, now: float) -> str:
+        if not self._config.pools:
+            return ""
+        closed = self._closed_all(now)
+        if closed:
+            return f"no VM starts: {closed}"
+        told = list(self.openings.troubles(now))
+        waits: dict[tuple[str, str], int] = {}
+        for vm in self.alive.values():
+            if vm.state in COMING and (text := self._why_not_up(vm, now)):
+                waits[vm.pool, text] = waits.get((vm.pool, text), 0) + 1
+        for (pool, text), count in waits.items():
+            told.append(f"{counted(count, 'VM')} of pool {pool} {'is' if count == 1 else 'are'} not up yet: {text}")
+        return "; ".join(told[:TOLD_TOGETHER])
+
+    def _why_not_up(self, vm: VmRow, now: float) -> str:
+        """What its cloud says of a VM that boots, or what a visit found there; empty where it has just begun."""
+        cause = self.boots.cause(vm)
+        if cause is not None:
+            return cause.text
+        return vm.said if now - vm.intended_at >= SLOW_S else ""
 
     def _pools_now(self, now: float) -> list[PoolNow]:
         return self.openings.now(self.alive.values(), self._closed_all(now), now)

@@ -15,6 +15,7 @@ from boss.core.autoscale.vms import Vms
 from boss.core.clients.context_requests import ContextRequests
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
 from boss.core.clients.task_requests import TaskRequests
+from boss.core.clients.vm_requests import VmRequests
 from boss.core.clients.watchers import Watchers
 from boss.core.clients.worker_requests import WorkerRequests
 from boss.core.model.effects import SelectTasks
@@ -68,6 +69,7 @@ class Requests:
         self._about_tasks = TaskRequests(outbox, book, attempts, fleet).verbs
         self._about_others: dict[str, Callable[[Request, float], Answer]] = {
             **WorkerRequests(outbox, fleet, leases, vms).verbs,
+            **VmRequests(vms).verbs,
             **ContextRequests(outbox, attempts, access, revoked_keys).verbs,
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from boss.core.model.config import BossConfig
@@ -19,6 +21,8 @@ SUMMED = ("fetching", "storing", "bytes", "moved_bytes", "bytes_per_s")
 MAX_COUNT = 2**53
 """No worker moves more of anything, and sums of it stay exact."""
 MAX_SINCE_S = 1e8
+WAITS_CHARS = 600
+"""Of the reason why no VM starts: a cloud may have said much."""
 TASKS_NAMED = 16
 """Tasks of one worker whose files move, as they are kept: a worker has fewer threads for it."""
 
@@ -26,7 +30,18 @@ TASKS_NAMED = 16
 class Watchers:
     """Who watches which run."""
 
-    def __init__(self, outbox: Outbox, book: TaskBook, fleet: Fleet, timers: Timers, config: BossConfig) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        book: TaskBook,
+        fleet: Fleet,
+        timers: Timers,
+        config: BossConfig,
+        why_no_vm: Callable[[int, float], str] = lambda run_no, now: "",
+    ) -> None:
+        self._why_no_vm = why_no_vm
+        self._waits: dict[int, str] = {}
+        """What keeps VMs from starting for a watched run, as it was told last."""
         self._outbox = outbox
         self._book = book
         self._fleet = fleet
@@ -39,6 +54,7 @@ class Watchers:
     def watch(self, client: Conversation, run: Run, now: float) -> None:
         """Tell the client of this run from now on, and once at once."""
         self._watching.setdefault(run.row.run_no, {})[client.peer] = client
+        self._waits[run.row.run_no] = self._waits_now(run, now)
         self._outbox.say(client, self._picture(run))
 
     def forget(self, peer: str) -> None:
@@ -46,15 +62,20 @@ class Watchers:
         for run_no in [run_no for run_no, clients in self._watching.items() if peer in clients]:
             del self._watching[run_no][peer]
             if not self._watching[run_no]:
-                del self._watching[run_no]
+                self._stop_watching(run_no)
 
     def forget_run(self, run_no: int) -> None:
         """The run is archived: nobody is told of it any more."""
-        self._watching.pop(run_no, None)
+        self._stop_watching(run_no)
         self._told_at.pop(run_no, None)
+
+    def _stop_watching(self, run_no: int) -> None:
+        self._watching.pop(run_no, None)
+        self._waits.pop(run_no, None)
 
     def tell(self, now: float) -> None:
         """At the end of a batch: tell of runs that changed, unless they were told of a moment ago."""
+        self._notice_waits(now)
         later = False
         for run_no in tuple(self._book.changed_runs):
             clients = self._watching.get(run_no)
@@ -76,6 +97,20 @@ class Watchers:
         if later and not self._timer_set:
             self._timer_set = True
             self._timers.set(now + self._every_s, self._ring)
+
+    def _notice_waits(self, now: float) -> None:
+        """Runs for which the reason that no VM starts has changed are reported like those whose tasks moved."""
+        for run_no in self._watching:
+            run = self._book.runs.get(run_no)
+            waits = "" if run is None else self._waits_now(run, now)
+            if run is not None and waits != self._waits.get(run_no, ""):
+                self._waits[run_no] = waits
+                self._book.changed_runs.add(run_no)
+
+    def _waits_now(self, run: Run, now: float) -> str:
+        if not run.states[TaskState.READY] or run.row.held or run.stuck:
+            return ""
+        return self._why_no_vm(run.row.run_no, now)[:WAITS_CHARS]
 
     def _ring(self, now: float) -> None:
         self._timer_set = False  # the batch that this alarm makes ends with `tell`
@@ -101,6 +136,7 @@ class Watchers:
             over=run.left == 0,
             held=run.row.held or run.stuck,
             moving=self._moving(run_no),
+            waits=self._waits.get(run_no, ""),
         )
 
     def on_moving(self, worker: Worker, moving: Moving | None, now: float) -> None:

@@ -1,22 +1,19 @@
-"""Requests about workers and VMs: start, plan, drain, kill, forget, end."""
+"""Requests about workers: drain, kill, forget."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from boss.core.autoscale.vms import Vms
-from boss.core.clients import plan_report
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
 from boss.core.model.fleet import Fleet, Worker
 from boss.core.model.outbox import Outbox
 from boss.core.workers.leases import Leases
-from ecloud.model.text import counted
 from ecloud.model.wire import Request
 
 
 class WorkerRequests:
-    """Carries out requests about workers and VMs. `verbs`: by name, called with the request and `now`."""
+    """Carries out requests about workers. `verbs`: by name, called with the request and `now`."""
 
     def __init__(self, outbox: Outbox, fleet: Fleet, leases: Leases, vms: Vms) -> None:
         self._outbox = outbox
@@ -24,41 +21,11 @@ class WorkerRequests:
         self._leases = leases
         self._vms = vms
         self.verbs: dict[str, Callable[[Request, float], Answer]] = {
-            "instantiate_worker": self._instantiate,
-            "plan": self._plan,
             "drain_worker": self._drain,
             "undrain_worker": self._undrain,
             "kill_worker": self._kill,
             "drop_workers": self._drop_workers,
-            "end_vms": self._end_vms,
         }
-
-    def _instantiate(self, request: Request, now: float) -> Answer:
-        count = request.arguments.get("n", 1)
-        if not self._vms.pools:
-            raise RequestRefused("no_pool", "no pool is set: name one in POOLS of settings.py")
-        name = str(request.arguments.get("pool") or next(iter(self._vms.pools)))
-        pool = self._vms.pools.get(name)
-        if pool is None:
-            raise RequestRefused("no_pool", f"there is no pool {name!r}; there are {', '.join(self._vms.pools)}")
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise RequestRefused("request", f"{count!r} is not a number of workers: 1 or more")
-        keep_alive = bool(request.arguments.get("keep_alive"))
-        little = self._vms.openings.too_little_room(name, count, now) or self._vms.health[name].closed(now)
-        started = self._vms.start(pool, count, keep_alive, "a person asked for it", now)
-        text = f"{started} asked for in pool {name}"
-        if started < count:
-            text += f"; its maximum of {counted(pool.maximum, 'VM')} allows no more"
-        if started and little:
-            text += f"; {little}"
-        return started, text, ()
-
-    def _plan(self, request: Request, now: float) -> Answer:
-        made = self._vms.plan(now)
-        alive = Counter(vm.pool for vm in self._vms.alive.values())
-        maxima = {name: pool.maximum for name, pool in self._vms.pools.items()}
-        text = plan_report.tell(made, self._vms.pool_rows(now), alive, maxima, now)
-        return len(made.starts) + len(made.ends), text, ()
 
     def _workers(self, request: Request) -> list[Worker]:
         wanted = [str(item) for item in listed(request, "workers")]
@@ -99,7 +66,3 @@ class WorkerRequests:
         names = [str(item) for item in listed(request, "workers") if str(item) not in self._fleet.workers]
         self._outbox.writes.dropped_workers.extend(names)
         return len(names), f"{len(names)} forgotten", tuple(names)
-
-    def _end_vms(self, request: Request, now: float) -> Answer:
-        count = self._vms.end_all("ended: a person asked for it", now)
-        return count, f"{count} {'VM is' if count == 1 else 'VMs are'} being ended", ()

@@ -3,6 +3,7 @@ exceptions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 
@@ -41,5 +42,6 @@ class Asks(Protocol):
     def uid(self) -> int:
         """The number of who asks. Raises as `call` does."""
 
-    def call(self, method: str, *arguments: object) -> Any:
-        """What the cloud answers. Raises `No` and the errors of `provider.Provider`."""
+    def call(self, method: str, *arguments: object, secrets: Sequence[str] = ()) -> Any:
+        """What the cloud answers. `secrets`: those in the arguments, which no error may repeat. Raises `No` and the
+        errors of `provider.Provider`."""

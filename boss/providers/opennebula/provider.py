@@ -44,6 +44,7 @@ from boss.providers.provider import (
     VmState,
 )
 from ecloud.config.secrets import AccessFile
+from ecloud.model.foreign_text import Cleaner, bounded
 
 log = logging.getLogger("boss")
 _T = TypeVar("_T")
@@ -121,10 +122,11 @@ class Connection:
             self._uid = int(self.call("user.info", -1).ID)
         return self._uid
 
-    def call(self, method: str, *arguments: object) -> Any:
-        """What the cloud answers. Raises `CredentialsWrong`; `TryLater` where the call surely had no effect;
-        `Unanswered` where that is not known; and `No` where the cloud answered with one."""
-        return self._with_session(lambda session: self._once(session, method, arguments))
+    def call(self, method: str, *arguments: object, secrets: Sequence[str] = ()) -> Any:
+        """What the cloud answers. `secrets`: those in the arguments, which no error may repeat. Raises
+        `CredentialsWrong`; `TryLater` where the call surely had no effect; `Unanswered` where that is not known; and
+        `No` where the cloud answered with one."""
+        return self._with_session(lambda session: self._once(session, method, arguments, secrets=secrets))
 
     def vms(self, method: str, *arguments: object) -> list[SeenVm]:
         """The VMs that the cloud shows, all of them. Raises as `call` does."""
@@ -141,7 +143,12 @@ class Connection:
         raise AssertionError
 
     def _once(
-        self, session: str, method: str, arguments: Sequence[object], read: Callable[[str], Any] | None = None
+        self,
+        session: str,
+        method: str,
+        arguments: Sequence[object],
+        read: Callable[[str], Any] | None = None,
+        secrets: Sequence[str] = (),
     ) -> Any:
         ca = self._endpoint.ca
         if ca and not Path(ca).is_file():
@@ -152,20 +159,27 @@ class Connection:
         except pyone.OneAuthenticationException:
             raise
         except pyone.OneException as error:
-            if "<Fault " not in str(error):
-                raise _NOES.get(type(error), No)(str(error)) from error
+            # oned repeats what it could not read, CONTEXT and all: never chain its own text.
+            text = self._cleaner(session, arguments, secrets)(str(error))
+            if "<Fault " not in text:
+                raise _NOES.get(type(error), No)(text) from None
             raise GivePoolUp(
-                f"{self.name} does not understand our calls ({error}): is it an OpenNebula 6.8 or later?"
-            ) from error
+                f"{self.name} does not understand our calls ({text}): is it an OpenNebula 6.8 or later?"
+            ) from None
         except requests.exceptions.RequestException as error:
             raise no_way(self._endpoint, error) from error
         except xmlrpc.client.ProtocolError as error:
             raise refused_by_http(self._endpoint, error) from error
         except (ssl.SSLError, OSError) as error:
-            raise TryLater(f"{self.name} can't be reached: {error}") from error
+            raise TryLater(f"{self.name} can't be reached: {bounded(str(error))}") from error
         except _ODD as error:
-            text = f"{self.name} answered with something that is not OpenNebula's ({type(error).__name__}: {error})"
-            raise Unanswered(f"{text}; if that stays so, look at OPENNEBULA_URL") from error
+            told = self._cleaner(session, arguments, secrets)(str(error))
+            text = f"{self.name} answered with something that is not OpenNebula's ({type(error).__name__}: {told})"
+            raise Unanswered(f"{text}; if that stays so, look at OPENNEBULA_URL") from None
+
+    def _cleaner(self, session: str, arguments: Sequence[object], secrets: Sequence[str]) -> Cleaner:
+        sent = [text for text in arguments if isinstance(text, str)]
+        return Cleaner([self._endpoint.password, session.partition(":")[2], *secrets], sent)
 
     # --- tokens ---------------------------------------------------------------------------------------
 
@@ -194,6 +208,17 @@ class Connection:
             return  # the old one still holds; the next call tries again
         self._renew_at = now + RENEW_SHARE * endpoint.token_s
         self._ends_at = now + endpoint.token_s
+
+    def close(self) -> None:
+        """Give the token back: a user can have ten. Tried once; a cloud that is away lets it end with its time."""
+        with self._lock:
+            token, self._token, self._renew_at = self._token, "", 0.0
+        if token:
+            try:
+                session = f"{self._endpoint.user}:{self._endpoint.password}"
+                self._once(session, "user.login", (self._endpoint.user, token, 0, -1), secrets=[token])
+            except (pyone.OneAuthenticationException, No, TryLater, GivePoolUp, CredentialsWrong) as error:
+                log.info("a token of user %s is not given back and ends within the hour: %s", self.user, error)
 
     def _forget(self, session: str) -> bool:
         """Let go of the token that was refused: whether a new one is worth a try."""
@@ -247,9 +272,12 @@ class OpenNebulaCloud:
         template = self._template.get()
         access = self._access_of(f"vm-{order.vm_no}")
         text = order_text(template, order, self._cluster_id, access, self._worker)
+        secrets = (access.password, access.key)
         name = words.name_of(self._cluster_id, order.vm_no)
         try:
-            answer = self._connection.call("template.instantiate", template.id, name, False, text, False)
+            answer = self._connection.call(
+                "template.instantiate", template.id, name, False, text, False, secrets=secrets
+            )
         except No as error:
             no = refusal(error, self._connection, self._template.what)
             if isinstance(no, AskForLess) and self._has_networks is not template:
@@ -348,7 +376,7 @@ class OpenNebulaCloud:
         for vm in sorted(vms, key=lambda vm: vm.id):
             vm_no = self._vm_no(vm, details.get(vm.id))
             if vm_no is not None and vm_no not in ours:  # a copy that somebody made of it comes later
-                ours[vm_no] = _found(vm_no, vm, details.get(vm.id, {}))
+                ours[vm_no] = self._found(vm_no, vm, details.get(vm.id, {}))
         told = {int(vm.cloud_id) for vm in ours.values()}
         numbers = {int(cloud_id): vm_no for cloud_id, vm_no in known.items() if cloud_id.isdecimal()}
         missing = {number: vm_no for number, vm_no in numbers.items() if number not in told}
@@ -377,7 +405,7 @@ class OpenNebulaCloud:
                 )
                 yield VmFound(vm_no, str(number), VmState.UNKNOWN, text=why)
             else:  # somebody gave it another name, or another owner
-                yield _found(vm_no, vm, vm.attributes)
+                yield self._found(vm_no, vm, vm.attributes)
 
     def _over(self, lost: Collection[int]) -> Sequence[VmFound]:
         """VMs of these intents that are done, of which nobody knows a number: all that are done are looked at. A cloud
@@ -426,11 +454,24 @@ class OpenNebulaCloud:
         ]
         return next((number for number in shown if number is not None and shown.count(number) > 1), None)
 
+    def _found(self, vm_no: int, vm: SeenVm, details: Mapping[str, str]) -> VmFound:
+        lcm = _lcm_name(vm.lcm)
+        state = words.state_of(vm.state, lcm)
+        text = details.get("SCHED_MESSAGE" if state is VmState.PENDING else "ERROR", "")
+        if text:  # an ERROR may repeat the VM's context
+            access = self._access_of(f"vm-{vm_no}")
+            text = Cleaner([access.password, access.key])(text)
+        return VmFound(vm_no, str(vm.id), state, words.cloud_state(vm.state, lcm), vm.address, vm.since, text)
+
     # --- room -----------------------------------------------------------------------------------------
 
     def room(self) -> Capacity:
         """See `provider.Provider.room`."""
         return read_room(self._connection, self._template.get())
+
+    def close(self) -> None:
+        """See `provider.Provider.close`."""
+        self._connection.close()
 
 
 # --- what pyone gives -----------------------------------------------------------------------------
@@ -450,10 +491,3 @@ def _has_a_reason(vm: SeenVm) -> bool:
 
 def _gone(vm_no: int, vm: SeenVm) -> VmFound:
     return VmFound(vm_no, str(vm.id), VmState.GONE, "DONE", since=vm.since, ended=vm.ended)
-
-
-def _found(vm_no: int, vm: SeenVm, details: Mapping[str, str]) -> VmFound:
-    lcm = _lcm_name(vm.lcm)
-    state = words.state_of(vm.state, lcm)
-    text = details.get("SCHED_MESSAGE" if state is VmState.PENDING else "ERROR", "")
-    return VmFound(vm_no, str(vm.id), state, words.cloud_state(vm.state, lcm), vm.address, vm.since, text)

@@ -714,6 +714,35 @@ def test_a_token_is_renewed_before_it_ends(double: OpenNebula, new_cloud: NewClo
     wait_until(renewed, what="two renewals")
 
 
+def test_a_token_is_given_back_and_the_next_call_makes_another(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+    cloud.list()
+    assert len(double.alice.tokens) == 1
+    cloud.close()
+    cloud.close()
+    assert double.alice.tokens == {}
+    assert cloud.list() == []
+
+
+def test_bosses_that_come_and_go_use_up_no_tokens(double: OpenNebula, new_cloud: NewCloud) -> None:
+    for _ in range(12):
+        cloud = new_cloud()
+        cloud.list()
+        cloud.close()
+    assert double.alice.tokens == {}
+
+
+def test_a_user_whose_tokens_are_used_up_works_with_the_password(double: OpenNebula, new_cloud: NewCloud) -> None:
+    for _ in range(12):
+        new_cloud().list()
+    assert len(double.alice.tokens) == 10
+
+
+def test_a_cloud_that_is_away_does_not_hold_up_who_leaves(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+    cloud.list()
+    double.stop_answering()
+    cloud.close()
+
+
 def test_a_token_that_was_taken_away_is_replaced(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
     cloud.list()
     double.alice.tokens.clear()

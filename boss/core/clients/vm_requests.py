@@ -1,0 +1,74 @@
+"""Requests about VMs: start, plan, end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from boss.core.autoscale.vms import Vms
+from boss.core.clients import plan_report
+from boss.core.clients.request_answers import Answer, RequestRefused, listed
+from boss.core.model.rows import VmRow
+from ecloud.model.text import counted
+from ecloud.model.wire import Request
+
+ASKED_FOR = "a person asked for it"
+
+
+class VmRequests:
+    """Carries out requests about VMs. `verbs`: by name, called with the request and `now`."""
+
+    def __init__(self, vms: Vms) -> None:
+        self._vms = vms
+        self.verbs: dict[str, Callable[[Request, float], Answer]] = {
+            "instantiate_worker": self._instantiate,
+            "plan": self._plan,
+            "end_vms": self._end,
+        }
+
+    def _instantiate(self, request: Request, now: float) -> Answer:
+        count = request.arguments.get("n", 1)
+        if not self._vms.pools:
+            raise RequestRefused("no_pool", "no pool is set: name one in POOLS of settings.py")
+        name = str(request.arguments.get("pool") or next(iter(self._vms.pools)))
+        pool = self._vms.pools.get(name)
+        if pool is None:
+            raise RequestRefused("no_pool", f"there is no pool {name!r}; there are {', '.join(self._vms.pools)}")
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise RequestRefused("request", f"{count!r} is not a number of workers: 1 or more")
+        keep_alive = bool(request.arguments.get("keep_alive"))
+        little = self._vms.openings.too_little_room(name, count, now) or self._vms.health[name].closed(now)
+        vm_nos = self._vms.start(pool, count, keep_alive, ASKED_FOR, now)
+        started = len(vm_nos)
+        text = f"{started} asked for in pool {name}"
+        if started < count:
+            text += f"; its maximum of {counted(pool.maximum, 'VM')} allows no more"
+        if started and little:
+            text += f"; {little}"
+        return started, text, tuple(f"vm/{vm_no}" for vm_no in vm_nos)
+
+    def _plan(self, request: Request, now: float) -> Answer:
+        made = self._vms.plan(now)
+        alive = Counter(vm.pool for vm in self._vms.alive.values())
+        maxima = {name: pool.maximum for name, pool in self._vms.pools.items()}
+        text = plan_report.tell(made, self._vms.pool_rows(now), alive, maxima, now)
+        return len(made.starts) + len(made.ends), text, ()
+
+    def _end(self, request: Request, now: float) -> Answer:
+        reason = f"ended: {ASKED_FOR}"
+        if named := listed(request, "vms"):
+            vms = [self._vm(str(name)) for name in named]
+            for vm in vms:
+                self._vms.kill(vm, reason, now)
+            count = len(vms)
+        else:
+            count = self._vms.end_all(reason, now)
+        return count, f"{count} {'VM is' if count == 1 else 'VMs are'} being ended", ()
+
+    def _vm(self, name: str) -> VmRow:
+        """The VM that is called vm/N, or N. Raises `RequestRefused` where there is none, or it is gone."""
+        number = name.removeprefix("vm/")
+        vm = self._vms.alive.get(int(number)) if number.isascii() and number.isdecimal() else None
+        if vm is None:
+            raise RequestRefused("no_such_vm", f"there is no VM {name}, or it is gone: python admin.py show_vms")
+        return vm
