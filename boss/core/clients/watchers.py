@@ -108,7 +108,7 @@ class Watchers:
                 self._book.changed_runs.add(run_no)
 
     def _waits_now(self, run: Run, now: float) -> str:
-        if not run.states[TaskState.READY] or run.row.held or run.stuck:
+        if not run.states.get(TaskState.READY) or run.row.held or run.stuck:
             return ""
         return self._why_no_vm(run.row.run_no, now)[:WAITS_CHARS]
 
