@@ -187,6 +187,7 @@ def task(name: str, run: str, as_json: bool) -> int:
         ("timeout", duration(definition.timeout_s) if definition.timeout_s else ""),
         ("retries", f"{detail.retries_used} of {definition.retries.max} used" if definition.retries.max else ""),
         ("labels", ", ".join(definition.labels)),
+        ("shell", definition.shell),
     ]
     for title, text in lines:
         if text:

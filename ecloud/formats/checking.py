@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import shlex
 from collections.abc import Callable, Sequence
 
 from ecloud.formats.file_conflicts import find_file_conflicts
@@ -27,6 +28,7 @@ MAX_FILES = 10_000
 """Requirements, and results, of one task."""
 MAX_DEPENDENCIES = 100_000
 MAX_LABELS = 100
+MAX_SHELL_CHARS = 1_000
 MAX_ENV = 1_000
 MAX_ENV_BYTES = 100_000
 """One variable: Linux starts no process with a longer one (128 KiB)."""
@@ -127,6 +129,8 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
         _check_labels(task.labels, say)
     if task.env:
         _check_env(task.env, say)
+    if task.shell:
+        _check_shell(task.shell, say)
     if characters > 200_000 or _has_many_parts(task):
         _check_size(task, say)
 
@@ -223,6 +227,15 @@ def _check_labels(labels: Sequence[str], say: Say) -> None:
     for label in labels:
         if not 1 <= len(label) <= MAX_ID_CHARS or _CONTROL.search(label) or text_problem(label, ""):
             say("labels", f"{shown(label)!r}: 1 to {MAX_ID_CHARS} characters, none of them a control character")
+
+
+def _check_shell(shell: str, say: Say) -> None:
+    try:
+        is_command = bool(shlex.split(shell)) and len(shell) <= MAX_SHELL_CHARS
+    except ValueError:  # an open quote
+        is_command = False
+    if not is_command or text_problem(shell, "") or _CONTROL.search(shell):
+        say("shell", f"{shown(shell)!r} is not a shell and its options, such as 'bash -euo pipefail'")
 
 
 def _check_env(env: dict[str, str], say: Say) -> None:

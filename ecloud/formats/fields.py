@@ -225,4 +225,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "retries": _retries,
     "env": _env,
     "labels": _texts,
+    "shell": _text,
 }

@@ -218,6 +218,8 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     retries: Retries = Retries()
     env: dict[str, str] = {}
     labels: tuple[str, ...] = ()
+    shell: str = ""
+    """A POSIX shell with its options, such as `bash -euo pipefail`; empty: the setting `SHELL`."""
 
     @property
     def asks(self) -> Resources:
@@ -234,6 +236,7 @@ class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):
     results: tuple[Result, ...] = ()
     timeout_s: float | None = None
     env: dict[str, str] = {}
+    shell: str = ""
 
 
 class ManifestEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -276,7 +279,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     cached_bytes: Int64 = 0
 
 
-SUCCESS_TAIL_BYTES = 4 * 1024
+SUCCESS_TAIL_BYTES = 64 * 1024
 """Kept of each output stream of a success."""
 FAILURE_TAIL_BYTES = 64 * 1024
 """Kept of each output stream of anything else."""

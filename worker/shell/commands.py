@@ -1,42 +1,72 @@
-"""From a task's commands to what a shell runs, and from how it ended to words. Pure, but for the script file it may
-need."""
+"""Turns a task's commands into one shell script, and the way it ended into an outcome.
+
+Pure, but for the script file that a long script needs.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 import shlex
 import signal
 from pathlib import Path
 
 from ecloud.model.tasks import FAILURE_TAIL_BYTES, SUCCESS_TAIL_BYTES, Cause, Outcome, TaskBody
-from worker.shell.process import Finished, Tail
+from worker.shell.process import Finished
+from worker.shell.tail import Tail
 
 MAX_ARGUMENT_BYTES = 100_000
 """Linux refuses an argument of more than 128 KiB."""
 SHOWN_CHARS = 200
 LAST_LINES = 3
+STOP_AT_FAILURE = "case $? in 0) ;; *) exit $? ;; esac"
+"""Between two commands. No `||` and no function: both would switch off `set -e` and ERR traps inside the command."""
+_OPEN_BACKSLASH = re.compile(r"(?<!\\)((?:\\\\)*)\\\Z")
+"""At the very end of a command: it would join the next line to it."""
+_QUOTED = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
+_RUNS_ON = re.compile(r"""['"`\\]|<<|(?:&&|\||\(|\{)\s*$""")
+"""What is left of a command outside its quotes, where the next line of a script might belong to it."""
 
 
 def shell_argv(shell: str, body: TaskBody, control: str) -> list[str]:
-    """What to run. One command goes as it is; of several, each notes its number in `control` before it runs.
+    """The argv that runs the commands. `shell`: a POSIX shell and its options, unless the task names its own.
 
-    All run in one shell, so that `cd` and `export` carry over; the first that fails ends it. Raises `OSError`.
+    One command is passed unchanged. Several become one script, so that `cd`, `export`, `set` and `trap` carry over. It
+    notes each command's number in a file of `control` and ends at the first command that fails. Raises `OSError`, and
+    `ValueError` where the name of the shell has an open quote.
     """
     commands = body.commands
-    if len(commands) <= 1:
-        script = commands[0] if commands else ":"
-    else:
-        lines = []
-        note = shlex.quote(control + ".step")
-        for number, command in enumerate(commands, 1):
-            lines.append(f"echo {number} > {note}")
-            lines.append(f"eval {shlex.quote(command)} || exit $?")
-        script = "\n".join(lines)
+    argv = _words(body.shell or shell)
+    script = (commands[0] if commands else ":") if len(commands) <= 1 else _script(commands, control)
     if len(script) * 4 > MAX_ARGUMENT_BYTES and len(script.encode()) > MAX_ARGUMENT_BYTES:
         path = Path(control + ".script")
         path.write_text(script)
-        return [shell, str(path)]
-    return [shell, "-c", script]
+        return [*argv, str(path)]
+    return [*argv, "-c", script]
+
+
+@functools.lru_cache(maxsize=100)
+def _words(shell: str) -> list[str]:
+    return shlex.split(shell)
+
+
+def _script(commands: tuple[str, ...], control: str) -> str:
+    note = shlex.quote(control + ".step")
+    lines = []
+    for number, written in enumerate(commands, 1):
+        command = _OPEN_BACKSLASH.sub(r"\1", written)
+        # `>|`: the task may have set noclobber. The redirection of the group hides the line from `set -x`.
+        lines.append(f"{{ echo {number} >| {note}; }} 2>/dev/null")
+        lines.append(command if _ends_with_its_line(command) else f"eval {shlex.quote(command)}")
+        lines.append(STOP_AT_FAILURE)
+    return "\n".join(lines)
+
+
+def _ends_with_its_line(command: str) -> bool:
+    """Whether the shell certainly takes the next line for a new command. Of anything else, `eval` makes certain; it is
+    not used for all, since an ERR trap runs twice where a command in it fails."""
+    return not _RUNS_ON.search(_QUOTED.sub("", command))
 
 
 def failed_step(body: TaskBody, control: str) -> int:
@@ -86,14 +116,28 @@ def _cause(finished: Finished) -> tuple[Cause, int | None]:
         return Cause.STOPPED, None
     if finished.code == 0:
         return Cause.SUCCESS, None
-    # A shell tells of a command that a signal ended by 128 + its number.
-    number = -finished.code if finished.code < 0 else finished.code - 128
-    if finished.code < 0 or number in _SIGNALS:
-        return Cause.SIGNAL, number
+    if finished.code < 0:
+        return Cause.SIGNAL, -finished.code
     return Cause.EXIT, None
 
 
-_SIGNALS = frozenset(int(number) for number in signal.Signals)
+_SIGNALS = {int(number): number.name for number in signal.Signals}
+_KNOWN_CODES = {126: "found, but it cannot be executed", 127: "command not found"}
+
+
+def _signal_name(number: int) -> str:
+    return _SIGNALS.get(number, f"signal {number}")
+
+
+def _hint(code: int) -> str:
+    """What an exit code often means. 128 + N stays an exit code: shells say so of a signal, programs of anything."""
+    if code in _KNOWN_CODES:
+        return f" ({_KNOWN_CODES[code]})"
+    if code - 128 not in _SIGNALS:
+        return ""
+    name = _signal_name(code - 128)
+    memory = ", perhaps out of memory" if name == "SIGKILL" else ""
+    return f" (128 + {code - 128}: shells say so of a command that {name} ended{memory})"
 
 
 def _sentence(
@@ -115,10 +159,9 @@ def _sentence(
         return f"{which} ran longer than timeout_s = {body.timeout_s:g} s: {shown}"
     if cause is Cause.SIGNAL:
         assert number is not None
-        name = signal.Signals(number).name if number in _SIGNALS else f"signal {number}"
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        text = f"{which} was ended by {name}{hint}: {shown}"
+        hint = " (out of memory?)" if number == signal.SIGKILL else ""
+        text = f"{which} was ended by {_signal_name(number)}{hint}: {shown}"
     else:
-        text = f"{which} failed with exit code {finished.code}: {shown}"
+        text = f"{which} failed with exit code {finished.code}{_hint(finished.code)}: {shown}"
     last = [line for line in stderr.strip().split("\n") if line.strip()][-LAST_LINES:]
     return f"{text}: {' / '.join(last)}" if last else text

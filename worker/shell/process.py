@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ecloud.model.tasks import FAILURE_TAIL_BYTES
+from worker.shell.tail import Decoder, Tail
 
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_PDEATHSIG = 1
@@ -45,26 +45,6 @@ def adopt_orphans() -> None:
 def die_with_parent(signal_number: int = signal.SIGTERM) -> None:
     """Get a signal when the process that started this one ends."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
-
-
-@dataclass
-class Tail:
-    """The end of an output stream. `dropped`: bytes before it."""
-
-    data: bytearray = field(default_factory=bytearray)
-    dropped: int = 0
-
-    def add(self, piece: bytes) -> None:
-        """Keep the last `FAILURE_TAIL_BYTES` of all that came."""
-        self.data += piece
-        excess = len(self.data) - FAILURE_TAIL_BYTES
-        if excess > FAILURE_TAIL_BYTES:
-            del self.data[:excess]
-            self.dropped += excess
-
-    def text(self, limit: int) -> str:
-        """The last `limit` bytes as text, whatever they are."""
-        return bytes(self.data[-limit:]).decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
 @dataclass(frozen=True)
@@ -93,6 +73,7 @@ class Process:
     stopped: str = ""
     kill_at: float | None = None
     stream_until: float = 0.0
+    decoders: dict[str, Decoder] = field(default_factory=lambda: {"stdout": Decoder(), "stderr": Decoder()})
 
 
 class Processes:

@@ -279,8 +279,8 @@ class WorkerRuntime:
     def _publish_lines(self, process: Process, stream: str, start: int, piece: bytes, ended: bool = False) -> None:
         if piece or ended:
             task_no, number = process.key
-            text = piece.decode("utf-8", "replace")
-            message = wire.LogLines(task_no, number, stream, start, text, ended)
+            before, text = process.decoders[stream].add(piece, ended)
+            message = wire.LogLines(task_no, number, stream, start - before, text, ended)
             envelope = Envelope(wire.PROTOCOL_VERSION, self._core.config.peer, self._core.session, 0, message)
             self._publish(logs_topic(self._access.cluster_id, task_no), envelope)
 
