@@ -52,7 +52,7 @@ BOSS_TEMPLATE = ""
 DATASTORE_TEMPLATE = ""
 DATASTORE_AT = ""
 
-# The POSIX shell that runs the commands of a task, with options: "/bin/bash -euo pipefail". A task's field `shell` wins.
+# The POSIX shell, with options, that runs a task's commands: "/bin/bash -euo pipefail". A task's field `shell` wins.
 SHELL = "/bin/sh"
 
 # --- times, in seconds ---------------------------------------------------------------------------

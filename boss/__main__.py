@@ -39,6 +39,7 @@ from datastore.port import DatastoreAway
 from ecloud.client.broker import BrokerAddress, external_broker
 from ecloud.config.datastore_address import NOTES, directory_of, is_ssh
 from ecloud.config.home import Home
+from ecloud.config.processes import die_with_parent
 from ecloud.config.secrets import CLIENT_KEY_NAME, AccessFile, AccessWrong, cluster_secret, derive_key, write_access
 from ecloud.config.settings import PoolSettings, Settings, SettingsWrong, default_pools, load_settings, size_of
 from ecloud.db.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
@@ -50,7 +51,6 @@ LOGS_KEPT = 3
 BOOT_S = {"local": 1.0, "opennebula": 60.0}
 """How long a VM of a cloud is guessed to take until its worker reports, before any did."""
 WAIT_S = 2.0
-PR_SET_PDEATHSIG = 1
 _T = TypeVar("_T")
 
 
@@ -88,7 +88,7 @@ def main(
     """The boss: keeps tasks in the database, gives ready ones to workers, starts and ends VMs. Runs until told to
     stop."""
     if tied:
-        _die_with_parent()
+        die_with_parent()
     try:
         overrides: dict[str, object] = {"home": home, "datastore": datastore, "broker_host": broker_host}
         if local_workers is not None:
@@ -132,15 +132,6 @@ def _start_log(settings: Settings, home: Home, tied: bool) -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers
     )
     logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def _die_with_parent() -> None:
-    import ctypes
-
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        raise SystemExit(0)
 
 
 class Start:

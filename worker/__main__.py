@@ -17,11 +17,11 @@ import msgspec
 from datastore.keys import KeyToolFailed, make_key
 from ecloud.config import this_host
 from ecloud.config.home import Home
+from ecloud.config.processes import die_with_parent
 from ecloud.config.secrets import AccessFile, AccessWrong, read_access
 from ecloud.model.tasks import Resources
 from worker.core.events import WorkerConfig
 from worker.shell.home import HomeTaken, Spool, WorkerHome
-from worker.shell.process import die_with_parent
 from worker.shell.runtime import WorkerRuntime
 
 MAX_STEPS = 100

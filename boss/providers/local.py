@@ -22,6 +22,7 @@ import msgspec
 
 from boss.providers.provider import Capacity, Stranger, TryLater, VmFound, VmOrder, VmState
 from ecloud.config.home import Home
+from ecloud.config.processes import start_time
 from ecloud.config.secrets import AccessFile, write_access
 from ecloud.config.settings import ROOT
 
@@ -85,8 +86,8 @@ class LocalCloud:
                 )
         except OSError as error:
             raise TryLater(f"no worker process can be started: {error.strerror}: {error.filename}") from error
-        start_time = _start_time(popen.pid) or "gone"
-        process = _Process(popen.pid, start_time, order.vm_no, _started(start_time) or time.time())
+        started = start_time(popen.pid) or "gone"
+        process = _Process(popen.pid, started, order.vm_no, _started(started) or time.time())
         cloud_id = _cloud_id(process)
         threading.Thread(target=self._await, args=(popen, cloud_id), name=f"vm-{order.vm_no}", daemon=True).start()
         try:
@@ -237,13 +238,4 @@ def _last_written(directory: Path) -> float:
 
 
 def _lives(process: _Process) -> bool:
-    return _start_time(process.pid) == process.start_time
-
-
-def _start_time(pid: int) -> str | None:
-    """Clock ticks after boot; None for a process that is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else fields[19].decode()
+    return start_time(process.pid) == process.start_time

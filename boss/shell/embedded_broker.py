@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
 import hashlib
 import logging
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from ecloud.client.broker import BrokerAddress
 from ecloud.config.home import Home
+from ecloud.config.processes import die_with_parent
 from ecloud.config.secrets import write_private
 from ecloud.config.settings import ROOT
 
@@ -36,7 +36,6 @@ MAX_QUEUED_BYTES = 512 * 1024 * 1024
 IN_FLIGHT = 1_000
 PBKDF2_ROUNDS = 101
 """Mosquitto's own; the password is random and 32 bytes long."""
-PR_SET_PDEATHSIG = 1
 
 
 class BrokerWontStart(Exception):
@@ -210,9 +209,6 @@ def _user_name() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
-_prctl = ctypes.CDLL(None).prctl
-
-
 def _die_with_boss() -> None:
     # One fork at the start of a small process: the rule against preexec_fn is for tasks.
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    die_with_parent()

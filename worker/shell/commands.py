@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ecloud.model.tasks import FAILURE_TAIL_BYTES, SUCCESS_TAIL_BYTES, Cause, Outcome, TaskBody
 from worker.shell.process import Finished
-from worker.shell.tail import Tail
 
 MAX_ARGUMENT_BYTES = 100_000
 """Linux refuses an argument of more than 128 KiB."""
@@ -87,12 +86,12 @@ def forget_control(body: TaskBody, control: str) -> None:
                 Path(control + ending).unlink(missing_ok=True)
 
 
-def outcome_of(finished: Finished, body: TaskBody, tails: dict[str, Tail], step: int, stop_reason: str) -> Outcome:
+def outcome_of(finished: Finished, body: TaskBody, step: int, stop_reason: str) -> Outcome:
     """The outcome of a shell that ended: cause, the command that failed, and a sentence a person can act on."""
     cause, number = _cause(finished)
     success = cause is Cause.SUCCESS
     limit = SUCCESS_TAIL_BYTES if success else FAILURE_TAIL_BYTES
-    stdout, stderr = tails["stdout"].text(limit), tails["stderr"].text(limit)
+    stdout, stderr = finished.stdout.text(limit), finished.stderr.text(limit)
     command = "" if success or not body.commands else body.commands[min(step, len(body.commands)) - 1]
     return Outcome(
         task_no=finished.key[0],
@@ -160,6 +159,8 @@ def _sentence(
     if cause is Cause.SIGNAL:
         assert number is not None
         hint = " (out of memory?)" if number == signal.SIGKILL else ""
+        if finished.is_lost:
+            hint = " with the process that had started it (by the task itself? out of memory?)"
         text = f"{which} was ended by {_signal_name(number)}{hint}: {shown}"
     else:
         text = f"{which} failed with exit code {finished.code}{_hint(finished.code)}: {shown}"

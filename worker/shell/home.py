@@ -7,17 +7,15 @@ import contextlib
 import fcntl
 import os
 import secrets
-import signal
-import time
 from pathlib import Path
 
 import msgspec
 
+from ecloud.config import left_overs
 from ecloud.model.tasks import Outcome
 
 COMPACT_BYTES = 8 * 1024 * 1024
 """The spool is rewritten when it is larger than this and more than half of it was answered."""
-KILL_WAIT_S = 5.0
 
 
 class HomeTaken(Exception):
@@ -51,74 +49,33 @@ class WorkerHome:
 
 
 class RunningRecord:
-    """Process groups that run, on disk: (pid, start time), so that a later process can end what an earlier one left."""
+    """What runs, on disk: (pid, start time) of each shell, so that a later process can end what this one left."""
 
     def __init__(self, home: WorkerHome) -> None:
-        self._shared = home.shared
-        self._directory = home.path / "running"
-        self._directory.mkdir(exist_ok=True)
+        self._home = home.path
+        self._directory = home.path / left_overs.RUNNING
+        with contextlib.suppress(FileExistsError):
+            self._directory.mkdir()
 
     def add(self, pid: int) -> None:
         """A group leader was started."""
         with contextlib.suppress(OSError):
-            os.symlink(_start_time(pid), self._directory / str(pid))
+            os.symlink(left_overs.trace(pid), self._directory / str(pid))
 
     def remove(self, pid: int) -> None:
         """It ended, and all of its group."""
         with contextlib.suppress(OSError):
             os.unlink(self._directory / str(pid))
 
+    def clear(self) -> None:
+        """Nothing runs any more."""
+        with contextlib.suppress(OSError):
+            for item in os.listdir(self._directory):
+                self.remove(int(item))
+
     def end_left_over(self) -> int:
-        """KILL what an earlier process left: the groups it recorded, and whatever else still carries this home in its
-        environment (it had begun a moment before, or had left its group). How many there were."""
-        ended = 0
-        for item in list(self._directory.iterdir()):
-            ended += self._end_group(int(item.name), os.readlink(item))
-            item.unlink()
-        deadline = time.monotonic() + KILL_WAIT_S
-        seen: set[int] = set()
-        while (left := _of_home(self._shared)) and time.monotonic() < deadline:
-            seen |= left
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
-        return ended + len(seen)
-
-    def _end_group(self, pid: int, started: str) -> bool:
-        if _start_time(pid) != started:
-            # The leader is gone; what it left may still be in its group, if no other took the number.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if not Path(f"/proc/{pid}").exists():
-                    os.killpg(pid, signal.SIGKILL)
-            return False
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        deadline = time.monotonic() + KILL_WAIT_S
-        while _start_time(pid) == started and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return True
-
-
-def _of_home(shared: Path) -> set[int]:
-    """Live processes whose environment names this home's shared directory: attempts of a process before us."""
-    wanted = b"ECLOUD_WORKER_DIR=" + os.fsencode(shared)
-    found = set()
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if wanted in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                    found.add(int(entry.name))
-    return found
-
-
-def _start_time(pid: int) -> str:
-    """Field 22 of /proc/PID/stat: clock ticks after boot; "gone" for a dead or zombie process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return "gone"
-    return "gone" if fields[0] == b"Z" else fields[19].decode()
+        """KILL what an earlier process of this home left; how many processes there were."""
+        return left_overs.end(self._home)
 
 
 class Spool:

@@ -7,6 +7,7 @@ What happens goes out as events of `worker.core.events`; every blocking step is 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -30,16 +31,15 @@ from worker.core.events import (
     TroubleChanged,
 )
 from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
+from worker.shell.environment import encoded, of_resources
 from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, ResultMissing, WorkingDirectories, are_small
 from worker.shell.home import WorkerHome
-from worker.shell.process import Finished, Process, Processes
+from worker.shell.process import Finished, Processes
 
 log = logging.getLogger("worker")
 FIRST_WAIT_S = 0.5
 LAST_WAIT_S = 15.0
 Key = tuple[int, int]
-_CHECKOUT = str(Path(__file__).resolve().parents[2])
-_SECRETS = ("ECLOUD_SETTINGS", "ECLOUD_HOME", "ECLOUD_ACCESS")
 
 
 class Job:
@@ -77,6 +77,7 @@ class Jobs:
         files: Files,
         directories: WorkingDirectories,
         processes: Processes,
+        environment: dict[bytes, bytes],
         later: Callable[[Callable[[], None]], None],
         at: Callable[[float, Callable[[], None]], None],
         keep_dirs: bool,
@@ -89,8 +90,7 @@ class Jobs:
         self._later = later
         self._at = at
         self._keep_dirs = keep_dirs
-        inherited = {**_inherited(), "ECLOUD_WORKER": peer, "ECLOUD_WORKER_DIR": str(home.shared)}
-        self._base_env = _encoded(inherited)  # once: for a short task the names of its environment cost as much as it
+        self._base_env = environment
         self.shell = "/bin/sh"
         self.stop_grace_s = 10.0
         self.under_way: dict[Key, Job] = {}
@@ -152,13 +152,21 @@ class Jobs:
             now = time.monotonic()
             self._processes.start(job.key, argv, job.directory, env, job.body.timeout_s, now)
         except OSError as error:
-            if error.errno == 7:
-                text = "its environment and commands are too long for this machine"
-                self._end(job, self._bare(job, Cause.EXIT, text))
-            else:
-                self._give_back(job, f"no process can be started: {error.strerror}")
+            self._give_back(job, f"no process can be started: {error.strerror}")
         except ValueError as error:
-            self._end(job, self._bare(job, Cause.EXIT, f"its commands can't be run: {error}"))
+            self._end(job, self._bare(job, Cause.EXIT, f"its commands cannot be run: {error}"))
+
+    def _not_started(self, job: Job, number: int) -> None:
+        """The machine refused to start the shell: some reasons are the task's own."""
+        if job.stop_reason is not None:
+            self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
+        elif number == errno.E2BIG:
+            self._end(job, self._bare(job, Cause.EXIT, "its environment and commands are too long for this machine"))
+        elif job.body.shell and number in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR):
+            text = f"its shell cannot be started on this machine: {job.body.shell}: {os.strerror(number)}"
+            self._end(job, self._bare(job, Cause.EXIT, text))
+        else:
+            self._give_back(job, f"no process can be started: {os.strerror(number)}")
 
     def _environment(self, job: Job) -> dict[bytes, bytes]:
         order = job.order
@@ -170,13 +178,17 @@ class Jobs:
         }
         if job.gpus is not None:
             own["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.gpus))
-        return {**self._base_env, **_encoded(own)}
+        return {**self._base_env, **of_resources(order.asks), **encoded(own)}
 
-    def finished(self, finished: Finished, process: Process) -> None:
+    def finished(self, finished: Finished) -> None:
         """Its processes are gone: stage the results, or end."""
         job = self.under_way[finished.key]
+        if finished.failed_errno:
+            forget_control(job.body, job.control)
+            self._not_started(job, finished.failed_errno)
+            return
         step = failed_step(job.body, job.control)
-        outcome = outcome_of(finished, job.body, process.tails, step, job.stop_reason or "")
+        outcome = outcome_of(finished, job.body, step, job.stop_reason or "")
         outcome = _with_fetched(outcome, job)
         forget_control(job.body, job.control)
         if outcome.cause is Cause.SUCCESS and job.body.results:
@@ -256,19 +268,6 @@ class Jobs:
                 self._directories.give_back(directory, keep_as)
             except OSError as error:
                 log.warning("working directory %s is left: %s", directory, error)
-
-
-def _encoded(env: dict[str, str]) -> dict[bytes, bytes]:
-    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
-
-
-def _inherited() -> dict[str, str]:
-    """What tasks see of our own environment: no secrets, and not the path by which start.sh lets us be found."""
-    env = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-    paths = env.pop("PYTHONPATH", "").split(os.pathsep)
-    ours = (_CHECKOUT, os.path.join(_CHECKOUT, "packages"))
-    others = os.pathsep.join(path for path in paths if path and path not in ours)
-    return {**env, "PYTHONPATH": others} if others else env
 
 
 def _with_fetched(outcome: Outcome, job: Job) -> Outcome:

@@ -1,75 +1,87 @@
-"""Running commands: one shell per attempt, in a session of its own, watched by one epoll. Nothing it starts outlives
-it.
+"""The agent's side of its launchers (`worker/launcher.py`): one runs one task at a time, watched by one epoll.
 
-Owns processes and their output pipes. Decides nothing: what to run comes as `Launch`, what happened goes out as
-`Finished`. One thread, no preexec_fn (a real fork costs 2 to 20 ms; facts), no waiting for end-of-file (a left-over
-process may hold a pipe).
+Owns the launchers' sockets and the deadlines of what runs. Decides nothing: what to run comes by `start`, what happened
+goes out as `Finished`. When this process ends, however it ends, its launchers end all tasks at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
+import errno
+import logging
+import marshal
 import os
 import select
 import signal
+import socket
+import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from worker.shell.tail import Decoder, Tail
 
-PR_SET_CHILD_SUBREAPER = 36
-PR_SET_PDEATHSIG = 1
-READ_BYTES = 65_536
-SHORT_READ_BYTES = 2_048
-"""A list of children that is shorter than half a page came whole."""
-READ_AFTER_S = 0.05
-"""Output is watched from then on: most short tasks end before, and what they wrote waits in the pipe. One that fills
-it (64 KiB) sooner waits until then."""
-REAP_ROUNDS = 200
-REAP_WAIT_S = 0.005
-# Put into the environment of everything an attempt starts: what left its process group is known again by it.
+log = logging.getLogger("worker")
+READ_BYTES = 262_144
+IDLE_KEPT = 2
+"""Launchers that are kept however long they are idle."""
+IDLE_S = 60.0
+END_WAIT_S = 5.0
+"""How long to wait, at the end, until all launchers have ended their tasks."""
 MARK = b"ECLOUD_MARK"
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+"""In the environment of everything that an attempt starts: for people who look at processes."""
+LAUNCHER = str(Path(__file__).resolve().parents[1] / "launcher.py")
 Key = tuple[int, int]
-
-
-def adopt_orphans() -> None:
-    """Processes that lose their parent become ours, so that they can be found and ended. Linux; needs no rights."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def die_with_parent(signal_number: int = signal.SIGTERM) -> None:
-    """Get a signal when the process that started this one ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A shell ended, and everything it had started. `code`: exit code, negative for a signal. `run_s`: wall seconds."""
+    """A shell ended, and everything that it had started.
+
+    `code`: exit code, negative for a signal. `run_s`: wall seconds. `failed_errno`: no process could be started.
+    `exceeded_mb`: it held that much memory, more than its limit. `is_lost`: its launcher was killed.
+    """
 
     key: Key
-    code: int
-    run_s: float
-    max_rss_mb: float
-    stopped: str
+    code: int = 0
+    run_s: float = 0.0
+    max_rss_mb: float = 0.0
+    stopped: str = ""
+    stdout: Tail = field(default_factory=Tail)
+    stderr: Tail = field(default_factory=Tail)
+    failed_errno: int = 0
+    exceeded_mb: float = 0.0
+    is_lost: bool = False
+
+
+class Slot:
+    """One launcher, seen from here."""
+
+    def __init__(self, control: socket.socket, now: float) -> None:
+        self.control = control
+        self.inbox = b""
+        self.process: Process | None = None
+        self.idle_since = now
+        self.pid = 0
+        """Of the launcher; 0 until the spare launcher has told it."""
+
+    def send(self, *frame: Any) -> None:
+        """Raises `OSError` where the launcher is gone."""
+        data = marshal.dumps(frame)
+        self.control.sendall(len(data).to_bytes(4, "little") + data)
 
 
 @dataclass
 class Process:
-    """One shell that runs."""
+    """One shell that runs. `pid`: 0 until it has run for a second."""
 
     key: Key
-    pid: int
-    pidfd: int
-    streams: dict[int, tuple[str, Tail]]
-    tails: dict[str, Tail]
+    slot: Slot
     started_at: float
     timeout_at: float | None
-    mark: bytes
+    pid: int = 0
     stopped: str = ""
     kill_at: float | None = None
     stream_until: float = 0.0
@@ -77,230 +89,291 @@ class Process:
 
 
 class Processes:
-    """All shells of this worker, in one epoll that others may add their descriptors to."""
+    """All shells of this worker, in one epoll that others may add their descriptors to.
 
-    def __init__(self, poll: select.epoll, on_output: Callable[[Process, str, int, bytes], None]) -> None:
+    `environment`: that of the launchers. `on_output(process, stream, start, bytes)`: output of a process that streams;
+    `on_long(process)`: it has run for a second, and has a `pid`.
+    """
+
+    def __init__(
+        self,
+        poll: select.epoll,
+        environment: dict[bytes, bytes],
+        on_output: Callable[[Process, str, int, bytes], None],
+        on_long: Callable[[Process], None] = lambda process: None,
+    ) -> None:
         self._poll = poll
+        self._environment = environment
         self._on_output = on_output
-        self._by_fd: dict[int, Process] = {}
+        self._on_long = on_long
         self.running: dict[Key, Process] = {}
-        self._pids: set[int] = set()
-        self._unread: deque[tuple[float, Process]] = deque()
-        """Shells whose output is not watched yet, by when it will be."""
-        # Opened once: each costs as much as a pipe, and a short task costs little else.
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._own_directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._children = _open_children()
-        _inherit_nothing()
+        self._slots: dict[int, Slot] = {}
+        """By the descriptor of their socket."""
+        self._idle: list[Slot] = []
+        self._unnamed: deque[Slot] = deque()
+        """Slots whose launcher's pid is not known yet, in the order of their making."""
+        self._lost: dict[int, Process] = {}
+        """By the pid of a launcher that was killed: its task, until nothing of it is left."""
+        self._spare = self._start_spare()
 
-    def start(
-        self, key: Key, argv: list[str], directory: Path, env: dict[bytes, bytes], timeout_s: float | None, now: float
-    ) -> Process:
-        """Start a shell. Raises `OSError` where the machine can't."""
-        mark = f"{key[0]}-{key[1]}"
-        out_read, out_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        fcntl.fcntl(out_write, fcntl.F_SETFL, 0)  # theirs blocks, ours does not
-        fcntl.fcntl(err_write, fcntl.F_SETFL, 0)
+    # --- launchers ----------------------------------------------------------------------------------
+
+    def _start_spare(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        os.set_inheritable(theirs.fileno(), True)
+        argv = [sys.executable, "-I", "-S", LAUNCHER, str(theirs.fileno())]
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            pid = self._spawn(argv, directory, {**env, MARK: mark.encode()}, out_write, err_write)
+            self._spare_pid = os.posix_spawn(
+                sys.executable, argv, self._environment, file_actions=[(os.POSIX_SPAWN_DUP2, null, 0)], setsid=True
+            )
         except BaseException:
-            os.close(out_read)
-            os.close(err_read)
+            ours.close()
             raise
         finally:
-            os.close(out_write)
-            os.close(err_write)
-        tails = {"stdout": Tail(), "stderr": Tail()}
-        process = Process(
-            key=key,
-            pid=pid,
-            pidfd=os.pidfd_open(pid),
-            streams={out_read: ("stdout", tails["stdout"]), err_read: ("stderr", tails["stderr"])},
-            tails=tails,
-            started_at=now,
-            timeout_at=None if timeout_s is None else now + timeout_s,
-            mark=MARK + b"=" + mark.encode(),
-        )
-        self._by_fd[process.pidfd] = process
-        self._poll.register(process.pidfd, select.EPOLLIN)
-        self._unread.append((now + READ_AFTER_S, process))
-        self.running[key] = process
-        self._pids.add(process.pid)
+            os.close(null)
+            theirs.close()
+        self._poll.register(ours.fileno(), select.EPOLLIN)
+        return ours
+
+    def prepare(self, count: int, now: float) -> None:
+        """Start launchers beforehand, so that the first tasks need not wait for them."""
+        while len(self._slots) < count:
+            self._idle.append(self._new_slot(now))
+
+    def _new_slot(self, now: float) -> Slot:
+        """Raises `OSError`."""
+        ours, theirs = socket.socketpair()
+        try:
+            try:
+                socket.send_fds(self._spare, [b"x"], [theirs.fileno()])
+            except OSError:  # it was killed: what is left of it is seen when its socket is read
+                self._replace_spare()
+                socket.send_fds(self._spare, [b"x"], [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        slot = Slot(ours, now)
+        self._slots[ours.fileno()] = slot
+        self._unnamed.append(slot)
+        self._poll.register(ours.fileno(), select.EPOLLIN)
+        return slot
+
+    def _replace_spare(self) -> None:
+        log.warning("the spare launcher was killed: another one is started")
+        _wait_for(self._spare_pid)
+        old, self._spare = self._spare, self._start_spare()
+        self._poll.unregister(old.fileno())
+        old.close()
+        self._unnamed.clear()
+
+    def trim(self, now: float) -> None:
+        """End launchers that nobody has needed for a while."""
+        while len(self._idle) > IDLE_KEPT and now - self._idle[0].idle_since > IDLE_S:
+            self._drop(self._idle.pop(0))
+
+    def _drop(self, slot: Slot) -> None:
+        self._poll.unregister(slot.control.fileno())
+        del self._slots[slot.control.fileno()]
+        slot.control.close()
+
+    # --- orders -------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        key: Key,
+        argv: list[str],
+        directory: Path,
+        env: dict[bytes, bytes],
+        timeout_s: float | None,
+        now: float,
+        limit_bytes: int = 0,
+    ) -> Process:
+        """Start a shell; `limit_bytes`: of memory, 0 for none. Raises `OSError` where no launcher can be started."""
+        env[MARK] = b"%d-%d" % key
+        while True:
+            slot = self._idle.pop() if self._idle else self._new_slot(now)
+            try:
+                slot.send("run", argv, str(directory), env, limit_bytes)
+                break
+            except OSError:  # it was killed while it was idle
+                self._drop(slot)
+        process = Process(key, slot, now, None if timeout_s is None else now + timeout_s)
+        slot.process = self.running[key] = process
         return process
 
-    def _spawn(self, argv: list[str], directory: Path, env: dict[bytes, bytes], stdout: int, stderr: int) -> int:
-        """A process in a session of its own; its pid. `posix_spawn` costs a short task 20 us less than `Popen`.
-
-        It knows no working directory: ours is changed for that moment. Nothing here uses relative paths.
-        """
-        streams = ((self._null, 0), (stdout, 1), (stderr, 2))
-        os.chdir(directory)
-        try:
-            return os.posix_spawnp(
-                argv[0],
-                argv,
-                env,
-                file_actions=[(os.POSIX_SPAWN_DUP2, descriptor, number) for descriptor, number in streams],
-                setsid=True,
-                setsigdef=_IGNORED_BY_PYTHON,
-            )
-        finally:
-            os.fchdir(self._own_directory)
-
-    def owns(self, descriptor: int) -> bool:
-        """Whether an event of the epoll is for us. An event of a descriptor closed a moment ago is for nobody."""
-        return descriptor in self._by_fd
-
-    def on_ready(self, descriptor: int, now: float) -> Finished | None:
-        """Read output, or notice an end."""
-        process = self._by_fd[descriptor]
-        if descriptor == process.pidfd:
-            return self._finish(process, now)
-        if not self._read(process, descriptor):
-            self._close(descriptor, process)
-        return None
-
     def stop(self, process: Process, why: str, grace_s: float, now: float) -> None:
-        """TERM to all it started; KILL after `grace_s`. `why` tells the outcome's cause."""
+        """TERM to all that it started; KILL after `grace_s`. `why` becomes the outcome's cause."""
         if not process.stopped:
             process.stopped = why
             process.kill_at = now + grace_s
-            _signal_group(process.pid, signal.SIGTERM)
-            for pid in self._left_behind(process):
-                _signal_group(pid, signal.SIGTERM)
+            self._signal(process, signal.SIGTERM)
         process.kill_at = min(process.kill_at or now, now + grace_s)
+
+    def stream(self, process: Process, until: float) -> None:
+        """Report its output until then, beginning with what is kept; 0: no longer."""
+        if bool(until) != bool(process.stream_until):
+            with contextlib.suppress(OSError):
+                process.slot.send("stream", bool(until))
+        process.stream_until = until
+
+    def _signal(self, process: Process, number: int) -> None:
+        with contextlib.suppress(OSError):  # the launcher is gone, which is seen when its socket is read
+            process.slot.send("signal", int(number))
+
+    # --- events and time ----------------------------------------------------------------------------
+
+    def owns(self, descriptor: int) -> bool:
+        """Whether an event of the epoll is for us. An event of a descriptor closed a moment ago is for nobody."""
+        return descriptor in self._slots or descriptor == self._spare.fileno()
+
+    def on_ready(self, descriptor: int, now: float) -> list[tuple[Process, Finished]]:
+        """Read what a launcher says; what ended."""
+        if descriptor == self._spare.fileno():
+            return self._hear_spare(now)
+        slot = self._slots[descriptor]
+        try:
+            data = slot.control.recv(READ_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            return self._lose(slot)
+        slot.inbox += data
+        ended = []
+        while len(slot.inbox) >= 4:
+            end = 4 + int.from_bytes(slot.inbox[:4], "little")
+            if len(slot.inbox) < end:
+                break
+            frame = marshal.loads(slot.inbox[4:end])
+            slot.inbox = slot.inbox[end:]
+            finished = self._hear(slot, frame, now)
+            if finished is not None:
+                ended.append(finished)
+        return ended
+
+    def _hear(self, slot: Slot, frame: tuple[Any, ...], now: float) -> tuple[Process, Finished] | None:
+        process = slot.process
+        assert process is not None, "a launcher without a task speaks"
+        match frame:
+            case ("ended", int(status), float(run_s), int(peak_kib), int(exceeded), *tails):
+                return self._free(slot, process, Finished(
+                    process.key, os.waitstatus_to_exitcode(status), run_s, peak_kib * 1024 / 1e6, process.stopped,
+                    Tail(*tails[:2]), Tail(*tails[2:]), exceeded_mb=exceeded / 1e6,
+                ), now)  # fmt: skip
+            case ("failed", int(number)):
+                return self._free(
+                    slot, process, Finished(process.key, stopped=process.stopped, failed_errno=number), now
+                )
+            case ("output", str(stream), int(start), bytes(piece)):
+                if now >= process.stream_until:
+                    self.stream(process, 0.0)
+                else:
+                    self._on_output(process, stream, start, piece)
+            case ("long", int(pid)):
+                process.pid = pid
+                self._on_long(process)
+        return None
+
+    def _free(self, slot: Slot, process: Process, finished: Finished, now: float) -> tuple[Process, Finished]:
+        slot.process = None
+        slot.idle_since = now
+        self._idle.append(slot)
+        del self.running[process.key]
+        return process, finished
 
     def pass_deadlines(self, grace_s: float, now: float) -> None:
         """End what ran out of time; KILL what ignored TERM."""
-        while self._unread and self._unread[0][0] <= now:
-            self._watch_output(self._unread.popleft()[1])
         for process in self.running.values():
             if process.timeout_at is not None and now >= process.timeout_at and not process.stopped:
                 self.stop(process, "timeout", grace_s, now)
             if process.kill_at is not None and now >= process.kill_at:
                 process.kill_at = None
-                _signal_group(process.pid, signal.SIGKILL)
-
-    def _watch_output(self, process: Process) -> None:
-        if self.running.get(process.key) is process:
-            for descriptor in process.streams:
-                self._by_fd[descriptor] = process
-                self._poll.register(descriptor, select.EPOLLIN)
+                self._signal(process, signal.SIGKILL)
 
     def next_deadline(self) -> float | None:
         """When `pass_deadlines` has something to do."""
-        while self._unread and self.running.get(self._unread[0][1].key) is not self._unread[0][1]:
-            self._unread.popleft()
         times = [
             at
             for process in self.running.values()
             for at in (process.kill_at, None if process.stopped else process.timeout_at)
             if at is not None
         ]
-        if self._unread:
-            times.append(self._unread[0][0])
         return min(times, default=None)
 
-    # --- ends ---------------------------------------------------------------------------------------
+    # --- launchers that were killed -----------------------------------------------------------------
 
-    def _finish(self, process: Process, now: float) -> Finished | None:
-        try:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        except ChildProcessError:
-            pid, status, usage = process.pid, 0, None
-        if pid == 0:
-            return None
-        self._pids.discard(process.pid)
-        _signal_group(process.pid, signal.SIGKILL)
-        self._end_left_behind(process)
-        for descriptor in tuple(process.streams):
-            while self._read(process, descriptor):
-                pass
-            self._close(descriptor, process)
-        self._close(process.pidfd, process)
-        del self.running[process.key]
-        max_rss_mb = usage.ru_maxrss / 1000 if usage is not None else 0.0
-        code = os.waitstatus_to_exitcode(status)
-        return Finished(process.key, code, now - process.started_at, max_rss_mb, process.stopped)
-
-    def _read(self, process: Process, descriptor: int) -> bool:
-        """Take what is there; False at the end, or when there is nothing now."""
-        try:
-            piece = os.read(descriptor, READ_BYTES)
-        except BlockingIOError:
-            return False
-        if not piece:
-            return False
-        name, tail = process.streams[descriptor]
-        if process.stream_until:
-            self._on_output(process, name, tail.dropped + len(tail.data), piece)
-        tail.add(piece)
-        return True
-
-    def _close(self, descriptor: int, process: Process) -> None:
-        if self._by_fd.pop(descriptor, None) is not None:
-            self._poll.unregister(descriptor)
-        process.streams.pop(descriptor, None)
-        os.close(descriptor)
-
-    def _end_left_behind(self, process: Process) -> None:
-        """KILL what left the group, also daemons; their children become ours in turn, so look until there is none."""
-        for _ in range(REAP_ROUNDS):
-            left = list(self._left_behind(process))
-            if not left:
-                return
-            for pid in left:
-                _signal_group(pid, signal.SIGKILL)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                        select.select([], [], [], REAP_WAIT_S)
-
-    def _our_children(self) -> list[int]:
-        if self._children is None:
+    def _lose(self, slot: Slot) -> list[tuple[Process, Finished]]:
+        """Its launcher is gone. Its task is over when the spare launcher has ended what was left of it."""
+        self._drop(slot)
+        if slot in self._idle:
+            self._idle.remove(slot)
+        if slot.process is None:
             return []
-        data = b""
-        while piece := os.pread(self._children, READ_BYTES, len(data)):
-            data += piece
-            if len(piece) < SHORT_READ_BYTES:
-                break
-        return [int(pid) for pid in data.split()]
+        if slot.pid:
+            self._lost[slot.pid] = slot.process
+            return []
+        process = slot.process  # the spare launcher was killed before it made this launcher
+        del self.running[process.key]
+        return [(process, Finished(process.key, stopped=process.stopped, failed_errno=errno.EAGAIN))]
 
-    def _left_behind(self, process: Process) -> Iterator[int]:
-        """Our children that no running shell is: orphans we adopted, of this attempt by their environment."""
-        for pid in self._our_children():
-            if pid in self._pids:
-                continue
-            try:
-                environment = Path(f"/proc/{pid}/environ").read_bytes()
-            except OSError:
-                continue
-            if not environment:
-                # A zombie, or one without any environment: reaped where it is dead.
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
-            elif process.mark in environment.split(b"\0"):
-                yield pid
+    def _give_up(self, process: Process) -> tuple[Process, Finished]:
+        del self.running[process.key]
+        return process, Finished(process.key, -signal.SIGKILL, stopped=process.stopped, is_lost=True)
+
+    def _hear_spare(self, now: float) -> list[tuple[Process, Finished]]:
+        try:
+            data = self._spare.recv(5, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+            if len(data) == 5:
+                self._spare.recv(5)
+            elif data:
+                return []
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            lost, self._lost = self._lost, {}
+            self._replace_spare()
+            return [self._give_up(process) for process in lost.values()]
+        pid = int.from_bytes(data[1:], "little")
+        if data[:1] == b"+":
+            if self._unnamed:
+                self._unnamed.popleft().pid = pid
+            return []
+        ended: list[tuple[Process, Finished]] = []
+        for descriptor in [descriptor for descriptor, slot in self._slots.items() if slot.pid == pid]:
+            while descriptor in self._slots:  # first what it said before it ended
+                ended += self.on_ready(descriptor, now)
+        process = self._lost.pop(pid, None)
+        return ended if process is None else [*ended, self._give_up(process)]
+
+    def end_all(self) -> None:
+        """End every task at once, and the launchers. For an agent that leaves, whatever the reason."""
+        for slot in self._slots.values():
+            with contextlib.suppress(OSError):
+                slot.control.shutdown(socket.SHUT_WR)
+        for slot in tuple(self._slots.values()):
+            slot.control.settimeout(END_WAIT_S)
+            with contextlib.suppress(OSError):
+                while slot.control.recv(READ_BYTES):
+                    pass
+            self._drop(slot)
+        self._spare.close()
+        _wait_for(self._spare_pid)
+        self.running.clear()
+        self._idle.clear()
 
 
-def _open_children() -> int | None:
-    """The list of our children. Orphans are given to a process's first thread, whichever had started their parents."""
-    try:
-        return os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None  # a kernel that does not tell
-
-
-def _inherit_nothing() -> None:
-    """What this process was started with beyond the standard streams is not for tasks. What Python opens never is."""
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            if int(name) > 2:
-                os.set_inheritable(int(name), False)
-
-
-def _signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
+def _wait_for(pid: int) -> None:
+    """Until this child ended, within limits."""
+    with contextlib.suppress(ChildProcessError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            select.select([descriptor], [], [], END_WAIT_S)
+        finally:
+            os.close(descriptor)
+        os.waitpid(pid, os.WNOHANG)

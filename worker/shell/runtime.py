@@ -38,10 +38,11 @@ from worker.core.events import (
     WorkerEffects,
 )
 from worker.core.worker_core import WorkerCore
+from worker.shell.environment import encoded, inherited
 from worker.shell.files import MIN_FREE_MB, Files, WorkingDirectories, free_disk_mb
 from worker.shell.home import RunningRecord, Spool, WorkerHome
 from worker.shell.jobs import Jobs
-from worker.shell.process import Process, Processes, adopt_orphans
+from worker.shell.process import Process, Processes
 
 log = logging.getLogger("worker")
 READY_AT_ONCE = 256
@@ -78,16 +79,17 @@ class WorkerRuntime:
         self._inbox: deque[Event | tuple[str, bytes] | Callable[[], None]] = deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = itertools.count()
-        self._processes = Processes(self._poll, self._on_output)
+        own = {"ECLOUD_WORKER": config.peer, "ECLOUD_WORKER_DIR": str(home.shared)}
+        environment = encoded({**inherited(os.environ), **own})
+        self._processes = Processes(self._poll, environment, self._on_output, self._on_long)
         self._files = Files(home.ssh, home.cache, self._put, self._put)
         self._files.meter.stopped = lambda: self._put(
             lambda: self._inbox.append(MovingMeasured(self._files.meter.read()))
         )
         directories = WorkingDirectories(home.path, self._files.pool)
         self._jobs = Jobs(
-            config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs
+            config.peer, home, self._files, directories, self._processes, environment, self._put, self._after, keep_dirs
         )
-        self._recorded: dict[tuple[int, int], int] = {}
         self._unspooled: list[Outcome] = []
         self._checking: Future[None] | None = None
         self._status = self._session = ""
@@ -108,7 +110,6 @@ class WorkerRuntime:
 
     def run(self) -> int:
         """Work until told to leave; the exit code."""
-        adopt_orphans()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._on_signal())
         left_over = self._record.end_left_over()
@@ -164,18 +165,16 @@ class WorkerRuntime:
         return -1 if nearest is None else max(0.0, nearest - time.monotonic())
 
     def _on_descriptor(self, descriptor: int) -> None:
-        process = self._processes._by_fd[descriptor]
-        finished = self._processes.on_ready(descriptor, time.monotonic())
-        if finished is None:
-            return
-        pid = self._recorded.pop(finished.key, None)
-        if pid is not None:
-            self._record.remove(pid)
-        if process.stream_until:
-            for stream in ("stdout", "stderr"):
-                tail = process.tails[stream]
-                self._publish_lines(process, stream, tail.dropped + len(tail.data), b"", ended=True)
-        self._jobs.finished(finished, process)
+        for process, finished in self._processes.on_ready(descriptor, time.monotonic()):
+            if process.pid:
+                self._record.remove(process.pid)
+            if process.stream_until:
+                for stream, tail in (("stdout", finished.stdout), ("stderr", finished.stderr)):
+                    self._publish_lines(process, stream, tail.dropped + len(tail.data), b"", ended=True)
+            self._jobs.finished(finished)
+
+    def _on_long(self, process: Process) -> None:
+        self._record.add(process.pid)
 
     def _put(self, item: Event | tuple[str, bytes] | Callable[[], None]) -> None:
         """From any thread: something for the loop."""
@@ -261,20 +260,11 @@ class WorkerRuntime:
 
     def _stream(self, order: StreamOutput) -> None:
         process = self._processes.running.get((order.task_no, order.number))
-        if process is None:
-            return
-        first = not process.stream_until
-        process.stream_until = time.monotonic() + order.seconds if order.seconds else 0.0
-        if first:
-            for stream in ("stdout", "stderr"):
-                tail = process.tails[stream]
-                self._publish_lines(process, stream, tail.dropped, bytes(tail.data))
+        if process is not None:
+            self._processes.stream(process, time.monotonic() + order.seconds if order.seconds else 0.0)
 
     def _on_output(self, process: Process, stream: str, start: int, piece: bytes) -> None:
-        if time.monotonic() < process.stream_until:
-            self._publish_lines(process, stream, start, piece)
-        else:
-            process.stream_until = 0.0
+        self._publish_lines(process, stream, start, piece)
 
     def _publish_lines(self, process: Process, stream: str, start: int, piece: bytes, ended: bool = False) -> None:
         if piece or ended:
@@ -302,11 +292,7 @@ class WorkerRuntime:
         elif trouble and self._checking is None:
             self._checking = self._can_work_again()
             self._checking.add_done_callback(lambda done: self._put(lambda: self._checked(done)))
-        now = time.monotonic()
-        for key, process in self._processes.running.items():
-            if key not in self._recorded and now - process.started_at >= LOOK_EVERY_S:
-                self._recorded[key] = process.pid
-                self._record.add(process.pid)
+        self._processes.trim(time.monotonic())
 
     def _can_work_again(self) -> Future[None]:
         """Fails with what is still wrong."""
@@ -344,8 +330,8 @@ class WorkerRuntime:
             for descriptor, _ in self._poll.poll(0.1, READY_AT_ONCE):
                 if self._processes.owns(descriptor):
                     self._processes.on_ready(descriptor, time.monotonic())
-        for pid in self._recorded.values():
-            self._record.remove(pid)
+        self._processes.end_all()
+        self._record.clear()
         self._broker.stop(GOODBYE_S)
         self._files.pool.shutdown(wait=False, cancel_futures=True)
         self._spool.close()

@@ -11,9 +11,9 @@ NOTICE_BYTES = 80
 class Tail:
     """The last bytes of a stream."""
 
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.dropped = 0
+    def __init__(self, dropped: int = 0, data: bytes = b"") -> None:
+        self.data = bytearray(data)
+        self.dropped = dropped
         """Bytes before `data`."""
 
     def add(self, piece: bytes) -> None:

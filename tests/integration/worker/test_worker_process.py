@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import heapq
 import os
 import re
@@ -21,10 +20,11 @@ from datastore.directory import DirectoryDatastore
 from ecloud.model.tasks import FAILURE_TAIL_BYTES, SUCCESS_TAIL_BYTES, Cause, Outcome, Requirement, Result, TaskBody
 from ecloud.model.wire import AttemptOrder, DatastoreAccess
 from worker.core.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
+from worker.shell.environment import encoded, inherited
 from worker.shell.files import Files, WorkingDirectories
 from worker.shell.home import WorkerHome
 from worker.shell.jobs import Jobs
-from worker.shell.process import PR_SET_CHILD_SUBREAPER, Processes, adopt_orphans
+from worker.shell.process import Processes
 
 DEADLINE_S = 30.0
 
@@ -42,10 +42,20 @@ class Bench:
         self.timers: list[tuple[float, int, Callable[[], None]]] = []
         self.files = Files(self.home.ssh, self.home.cache, self.later.put, lambda _: None)
         self.files.use(DatastoreAccess(f"dir:{self.store.root}"))
-        self.processes = Processes(self.poll, lambda *_: None)
+        own = {"ECLOUD_WORKER": "w1", "ECLOUD_WORKER_DIR": str(self.home.shared)}
+        environment = encoded({**inherited(os.environ), **own})
+        self.processes = Processes(self.poll, environment, lambda *_: None)
         directories = WorkingDirectories(self.home.path, self.files.pool)
         self.jobs = Jobs(
-            "w1", self.home, self.files, directories, self.processes, self.later.put, self._at, keep_dirs=False
+            "w1",
+            self.home,
+            self.files,
+            directories,
+            self.processes,
+            environment,
+            self.later.put,
+            self._at,
+            keep_dirs=False,
         )
         self.jobs.stop_grace_s = 0.3
         self.events: list[Event] = []
@@ -68,10 +78,8 @@ class Bench:
         """Once through what a worker's loop does."""
         for descriptor, _ in self.poll.poll(0.02):
             if self.processes.owns(descriptor):
-                process = self.processes._by_fd[descriptor]
-                finished = self.processes.on_ready(descriptor, time.monotonic())
-                if finished is not None:
-                    self.jobs.finished(finished, process)
+                for _, finished in self.processes.on_ready(descriptor, time.monotonic()):
+                    self.jobs.finished(finished)
         try:
             while True:
                 self.later.get_nowait()()
@@ -112,6 +120,7 @@ class Bench:
         for process in tuple(self.processes.running.values()):
             self.processes.stop(process, "stopped", 0.0, time.monotonic())
         self.until(lambda: not self.processes.running)
+        self.processes.end_all()
         self.files.pool.shutdown()
         self.poll.close()
         os.close(self.home._lock)
@@ -119,11 +128,9 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    adopt_orphans()
     bench = Bench(tmp_path)
     yield bench
     bench.close()
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def is_alive(pid: int) -> bool:
@@ -308,10 +315,10 @@ def test_a_timeout_ends_all_even_a_daemon_and_what_ignores_term(bench: Bench) ->
 
 
 def test_stop_asks_first_and_then_insists(bench: Bench) -> None:
-    asked = bench.begin("trap 'echo tidied; exit 0' TERM; echo ready; while :; do sleep 0.05; done")
-    deaf = bench.begin("trap '' TERM; echo ready; while :; do sleep 0.05; done")
-    running = bench.processes.running
-    bench.until(lambda: all(b"ready" in running[(no, 1)].tails["stdout"].data for no in (asked, deaf)))
+    asked = bench.begin("trap 'echo tidied; exit 0' TERM; echo ready; touch ready; while :; do sleep 0.05; done")
+    deaf = bench.begin("trap '' TERM; touch ready; while :; do sleep 0.05; done")
+    jobs = bench.jobs.under_way.values()
+    bench.until(lambda: all((job.directory / "ready").exists() for job in jobs))
     bench.jobs.stop(StopAttempt(asked, 1, 20.0, "cancelled"))
     bench.jobs.stop(StopAttempt(deaf, 1, 0.2, ""))
     outcome = bench.outcome(asked)

@@ -1,0 +1,122 @@
+"""Finds and ends what a worker process left running on this machine, from its home alone.
+
+Normally there is nothing: a worker's launchers end its tasks at once when it dies. This is for agents and launchers
+that were killed at the same moment. Four traces lead to what they left, since none alone always does:
+
+- the launchers themselves, and all their descendants;
+- the process groups and sessions that the home's record names (by pid and start time);
+- processes whose environment names the home;
+- descendants and companions (same session) of all of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from ecloud.config import this_host
+from ecloud.config.processes import start_time
+
+RUNNING = "running"
+"""Below a worker's home: a link per long-running shell, named by its pid; its target is what `trace` tells."""
+SHARED = "shared"
+"""Below a worker's home: what tasks know as `$ECLOUD_WORKER_DIR`."""
+END_S = 5.0
+
+
+class _Process(NamedTuple):
+    pid: int
+    parent: int
+    group: int
+    session: int
+    started: str
+    is_zombie: bool
+
+
+def end(home: Path, wait_s: float = END_S) -> int:
+    """KILL everything that tasks of this worker home left; how many processes there were.
+
+    The caller makes sure that no agent uses the home. Never ends this process or one of its ancestors.
+    """
+    seen: set[int] = set()
+    deadline = time.monotonic() + wait_s
+    while (left := find(home)) and time.monotonic() < deadline:
+        seen |= left
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    with contextlib.suppress(OSError):
+        for item in os.listdir(home / RUNNING):
+            (home / RUNNING / item).unlink(missing_ok=True)
+    return len(seen)
+
+
+def trace(pid: int) -> str:
+    """What the record keeps of a shell beside its pid: the machine's boot and the shell's start."""
+    return f"{this_host.boot_id()}:{start_time(pid) or 'gone'}"
+
+
+def find(home: Path) -> set[int]:
+    """Pids of what is left, without zombies."""
+    table = _table()
+    recorded = _recorded(home, table)
+    wanted = b"ECLOUD_WORKER_DIR=" + os.fsencode(home / SHARED)
+    found = {pid for pid in table if pid in recorded or _carries(pid, wanted)}
+    spared = _ancestors(os.getpid(), table)
+    while True:
+        sessions = {table[pid].session for pid in found} | recorded
+        more = {
+            process.pid
+            for process in table.values()
+            if process.pid not in found and (process.parent in found or process.session in sessions)
+        } - spared
+        if not more:
+            return {pid for pid in found - spared if not table[pid].is_zombie}
+        found |= more
+
+
+def _recorded(home: Path, table: dict[int, _Process]) -> set[int]:
+    """Sessions that the record names. Where the leader is gone, its number still names the session of what it left: the
+    kernel gives no pid anew that is in use as a session."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for item in os.listdir(home / RUNNING):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(item)
+                boot, _, started = os.readlink(home / RUNNING / item).partition(":")
+                if boot == this_host.boot_id() and (pid not in table or table[pid].started == started):
+                    found.add(pid)
+    return found
+
+
+def _carries(pid: int, wanted: bytes) -> bool:
+    try:
+        return wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def _ancestors(pid: int, table: dict[int, _Process]) -> set[int]:
+    found = set()
+    while pid in table and pid not in found:
+        found.add(pid)
+        pid = table[pid].parent
+    return found
+
+
+def _table() -> dict[int, _Process]:
+    found = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError, IndexError):
+                fields = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
+                parent, group, session = map(int, fields[1:4])
+                found[int(name)] = _Process(
+                    int(name), parent, group, session, fields[19].decode(), fields[0] in (b"Z", b"X")
+                )
+    return found

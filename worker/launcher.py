@@ -1,0 +1,428 @@
+"""Launchers: each runs one task at a time, and ends everything that the task started.
+
+`python -I -S launcher.py FD` is the spare launcher. For each socket that the agent sends it through FD it forks a
+launcher that serves this socket. A launcher is a child subreaper: whatever its task starts, daemons included, stays its
+descendant, so nothing needs a name or an environment to be found. It ends all descendants with the task, or at once
+when the agent is gone (its end of the socket closes). The spare launcher is a subreaper, too: it ends what a killed
+launcher left.
+
+Standard library only, and nothing of ECLOUD: it must start in milliseconds and stay small.
+
+Frames in both directions: four bytes of length, then a `marshal`led tuple whose first item names it.
+
+    agent -> launcher   ("run", argv, directory, environment, memory limit in bytes or 0)
+                        ("signal", number)     to every process of the task
+                        ("stream", is_on)      send output while it comes, beginning with what is kept
+    launcher -> agent   ("output", stream, start, bytes)
+                        ("long", pid)          the task has run for LONG_S
+                        ("ended", wait status, seconds, peak RSS in KiB, memory exceeded in bytes or 0,
+                                  stdout dropped, stdout tail, stderr dropped, stderr tail)
+                        ("failed", errno)      no process could be started
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import marshal
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+PR_SET_CHILD_SUBREAPER = 36
+TAIL_BYTES = 65_536
+READ_BYTES = 65_536
+LONG_S = 1.0
+"""A task that ran so long is reported with its pid. Memory is looked at as often."""
+END_ROUNDS = 400
+END_WAIT_S = 0.005
+"""How often, and after which pause, it looks whether killed processes are gone. Then it gives up, and exits."""
+OOM_SCORE = 300
+"""Inherited by tasks: where memory runs out, the kernel ends a task, not the agent."""
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""The agent alone decides when a launcher ends."""
+DEFAULT_IN_TASKS = (*IGNORED, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
+
+
+class AgentGone(Exception):
+    """The agent closed its end of the socket, or died."""
+
+
+class Stream:
+    """One output stream of the task: a pipe that serves all tasks of this launcher, and the end of what came."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.read_end, False)
+        self.data = bytearray()
+        self.dropped = 0
+
+    def read(self) -> bytes:
+        """What is there now; empty where nothing is."""
+        try:
+            return os.read(self.read_end, READ_BYTES)
+        except BlockingIOError:
+            return b""
+
+    def keep(self, piece: bytes) -> None:
+        """Keep at least the last `TAIL_BYTES`."""
+        self.data += piece
+        if len(self.data) > 2 * TAIL_BYTES:
+            excess = len(self.data) - TAIL_BYTES
+            del self.data[:excess]
+            self.dropped += excess
+
+
+class Launcher:
+    """One launcher process."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._inbox = b""
+        self._streams = (Stream("stdout"), Stream("stderr"))
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._poll = select.poll()
+        for descriptor in (control.fileno(), self._wake, *(stream.read_end for stream in self._streams)):
+            self._poll.register(descriptor, select.POLLIN)
+        self._pid = 0
+        self._began_at = 0.0
+        self._look_at = 0.0
+        self._is_told = self._is_streaming = False
+        self._limit = self._exceeded = 0
+        self._end: tuple[int, int] | None = None
+        """Wait status and peak RSS of the shell, once it ended."""
+
+    def serve(self) -> None:
+        """Run tasks until the agent is gone."""
+        try:
+            while True:
+                for descriptor, _ in self._poll.poll(self._timeout_ms()):
+                    if descriptor == self._control.fileno():
+                        self._receive()
+                    elif descriptor == self._wake:
+                        os.read(self._wake, 4096)
+                        self._reap()
+                    else:
+                        self._read(self._streams[descriptor == self._streams[1].read_end])
+                if self._end is not None:
+                    self._finish(*self._end)
+                elif self._pid and time.monotonic() >= self._look_at:
+                    self._look()
+        except (AgentGone, OSError):
+            self._is_streaming = False
+            self._end_all()
+
+    def _timeout_ms(self) -> float | None:
+        return max(0.0, self._look_at - time.monotonic()) * 1000 + 1 if self._pid and self._look_at else None
+
+    # --- the agent ----------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        data = self._control.recv(READ_BYTES)
+        if not data:
+            raise AgentGone
+        self._inbox += data
+        while len(self._inbox) >= 4:
+            size = int.from_bytes(self._inbox[:4], "little")
+            while len(self._inbox) < 4 + size:
+                data = self._control.recv(size)
+                if not data:
+                    raise AgentGone
+                self._inbox += data
+            frame = marshal.loads(self._inbox[4 : 4 + size])
+            self._inbox = self._inbox[4 + size :]
+            getattr(self, "_on_" + frame[0])(*frame[1:])
+
+    def _send(self, *frame: Any) -> None:
+        data = marshal.dumps(frame)
+        self._control.sendall(len(data).to_bytes(4, "little") + data)
+
+    def _on_run(self, argv: list[str], directory: str, environment: dict[bytes, bytes], limit: int) -> None:
+        stdout, stderr = self._streams
+        self._limit, self._exceeded, self._is_told, self._is_streaming = limit, 0, False, False
+        try:
+            os.chdir(directory)  # posix_spawn knows no directory; nothing here uses relative paths
+            self._pid = os.posix_spawnp(
+                argv[0],
+                argv,
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, self._null, 0),
+                    (os.POSIX_SPAWN_DUP2, stdout.write_end, 1),
+                    (os.POSIX_SPAWN_DUP2, stderr.write_end, 2),
+                ],
+                setsid=True,
+                setsigdef=DEFAULT_IN_TASKS,
+            )
+        except OSError as error:
+            self._send("failed", error.errno)
+            return
+        self._began_at = time.monotonic()
+        self._look_at = self._began_at + LONG_S
+
+    def _on_signal(self, number: int) -> None:
+        if self._pid:
+            signal_group(self._pid, number)
+            for pid in descendants(os.getpid()):
+                signal_process(pid, number)
+
+    def _on_stream(self, is_on: bool) -> None:
+        if self._pid:
+            for stream in self._streams:
+                if is_on and not self._is_streaming:
+                    self._send("output", stream.name, stream.dropped, bytes(stream.data))
+            self._is_streaming = is_on
+
+    # --- the task -----------------------------------------------------------------------------------
+
+    def _read(self, stream: Stream) -> bool:
+        piece = stream.read()
+        if piece and self._is_streaming:
+            self._send("output", stream.name, stream.dropped + len(stream.data), piece)
+        if piece:
+            stream.keep(piece)
+        return bool(piece)
+
+    def _reap(self) -> bool:
+        """Take every child that ended, so that no zombie counts against a limit. Whether any child is left."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._pid:
+                self._end = (status, usage.ru_maxrss)
+
+    def _look(self) -> None:
+        self._look_at = time.monotonic() + LONG_S
+        if not self._is_told:
+            self._is_told = True
+            self._send("long", self._pid)
+        if self._limit and not self._exceeded:
+            used = sum(resident_bytes(pid) for pid in descendants(os.getpid()))
+            if used > self._limit:
+                self._exceeded = used
+                self._on_signal(signal.SIGKILL)
+        elif not self._limit:
+            self._look_at = 0.0  # nothing more to look at
+
+    def _finish(self, status: int, peak: int) -> None:
+        run_s = time.monotonic() - self._began_at
+        signal_group(self._pid, signal.SIGKILL)
+        is_clean = self._end_all()
+        for stream in self._streams:
+            while self._read(stream):
+                pass
+        tails = [item for stream in self._streams for item in (stream.dropped, bytes(stream.data))]
+        self._pid, self._end, self._look_at = 0, None, 0.0
+        self._send("ended", status, run_s, peak, self._exceeded, *tails)
+        if not is_clean:
+            raise AgentGone  # what cannot be killed must not be taken for a part of the next task
+        for stream in self._streams:
+            stream.data, stream.dropped = bytearray(), 0
+
+    def _end_all(self) -> bool:
+        """KILL all descendants, and whatever comes up in their place. False where some do not end."""
+        for _ in range(END_ROUNDS):
+            if not self._reap():
+                return True
+            for pid in descendants(os.getpid()):
+                signal_process(pid, signal.SIGKILL)
+            if not self._reap():
+                return True
+            for stream in self._streams:  # a writer that waits for room ends as well, but need not wait
+                self._read(stream)
+            time.sleep(END_WAIT_S)
+        return False
+
+
+# --- processes ----------------------------------------------------------------------------------------
+
+
+def signal_group(pid: int, number: int) -> None:
+    """To a process group, if it is there."""
+    with suppress(OSError):
+        os.killpg(pid, number)
+
+
+def signal_process(pid: int, number: int) -> None:
+    """To one process, if it is there and ours."""
+    with suppress(OSError):
+        os.kill(pid, number)
+
+
+def children(pid: int) -> list[int]:
+    """Pids of the children of a process, zombies included."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += map(int, file.read().split())
+    except FileNotFoundError:
+        if os.path.exists(f"/proc/{pid}") and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+            return _children_by_parent(pid)  # a kernel without CONFIG_PROC_CHILDREN
+    except OSError:
+        pass
+    return found
+
+
+def _children_by_parent(parent: int) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    if int(file.read().rpartition(b")")[2].split()[1]) == parent:
+                        found.append(int(name))
+            except OSError:
+                pass
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Pids of all descendants, parents before their children."""
+    found: list[int] = []
+    todo = children(pid)
+    while todo:
+        found += todo
+        todo = [child for parent in todo for child in children(parent)]
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process holds and shares with no file; 0 where it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            _, resident, shared = map(int, file.read().split()[:3])
+    except (OSError, ValueError):
+        return 0
+    return max(0, resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+# --- the spare launcher -------------------------------------------------------------------------------
+
+
+def become_subreaper() -> None:
+    """Orphans among the descendants of this process become its children. Linux; needs no rights."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class Spare:
+    """Forks a launcher for each socket that comes, and ends what a killed launcher left.
+
+    It answers each socket by `+` and the launcher's pid, and says `-` and the pid when a launcher ended and nothing of
+    its task is left. A pid has four bytes.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._launchers: set[int] = set()
+        self._ended: list[int] = []
+        self._wake, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> None:
+        """Until the agent is gone, and everything that its tasks left."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._serve()
+        self._ended.append(0)  # from now on, whatever is no launcher is a stranger
+        for _ in range(2 * END_ROUNDS):
+            self._reap()
+            if not self._end_strangers() and not self._launchers:
+                return
+            time.sleep(END_WAIT_S)
+
+    def _serve(self) -> None:
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        poll = select.poll()
+        poll.register(self._control.fileno(), select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll(END_WAIT_S * 1000 if self._ended else None):
+                if descriptor == self._wake:
+                    os.read(self._wake, 4096)
+                elif not self._fork():
+                    return
+            self._reap()
+            if not self._end_strangers():
+                for pid in self._ended:
+                    self._say(b"-", pid)
+                self._ended = []
+
+    def _fork(self) -> bool:
+        data, sockets, _, _ = socket.recv_fds(self._control, 1, 1)
+        if not data:
+            return False
+        for descriptor in sockets:
+            os.set_inheritable(descriptor, False)  # recv_fds of Python 3.11 ignores MSG_CMSG_CLOEXEC
+            pid = os.fork()
+            if pid == 0:
+                for own in (self._control.fileno(), self._wake, self._wake_write):
+                    os.close(own)
+                become_subreaper()
+                Launcher(socket.socket(fileno=descriptor)).serve()
+                os._exit(0)
+            self._launchers.add(pid)
+            os.close(descriptor)
+            self._say(b"+", pid)
+        return True
+
+    def _say(self, what: bytes, pid: int) -> None:
+        self._control.sendall(what + pid.to_bytes(4, "little"))
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._launchers:
+                self._launchers.discard(pid)
+                self._ended.append(pid)
+
+    def _end_strangers(self) -> bool:
+        """KILL children that are no launchers: orphans of killed ones. Whether there were any."""
+        if not self._ended:
+            return False
+        strangers = [pid for pid in children(os.getpid()) if pid not in self._launchers]
+        for pid in strangers:
+            for process in (pid, *descendants(pid)):
+                signal_process(process, signal.SIGKILL)
+        return bool(strangers)
+
+
+def main() -> None:
+    """The spare launcher, until the agent is gone."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(OOM_SCORE))
+    except OSError:
+        pass  # the agent has a higher score already, or /proc is read-only
+    become_subreaper()
+    gc.freeze()
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    for name in os.listdir("/proc/self/fd"):  # what the agent was started with is not for tasks
+        if int(name) not in (0, 1, 2, control.fileno()):
+            with suppress(OSError):
+                os.close(int(name))
+    Spare(control).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What a task sees of the worker's environment, and what the worker adds to it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from ecloud.model.tasks import Resources
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SECRETS = ("ECLOUD_SETTINGS", "ECLOUD_HOME", "ECLOUD_ACCESS")
+THREADS = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "JULIA_NUM_THREADS",
+)  # fmt: skip
+"""By each of these a library learns how many threads to start. Without them each task starts as many as the machine has
+CPUs."""
+
+
+def inherited(environment: Mapping[str, str], prefix: str = sys.prefix) -> dict[str, str]:
+    """What tasks see of the worker's own environment.
+
+    No secrets; neither the path by which `start.sh` lets Python find our code, nor our own `.venv`: `python3` in a task
+    is the machine's, or that of the user's own environment.
+    """
+    env = {name: value for name, value in environment.items() if name not in SECRETS}
+    ours = (str(CHECKOUT), str(CHECKOUT / "packages"))
+    others = [path for path in env.pop("PYTHONPATH", "").split(os.pathsep) if path and path not in ours]
+    if others:
+        env["PYTHONPATH"] = os.pathsep.join(others)
+    if _is_own_venv(env.get("VIRTUAL_ENV", "")):
+        del env["VIRTUAL_ENV"]
+        env.pop("VIRTUAL_ENV_PROMPT", None)
+    if "PATH" in env:
+        paths = env["PATH"].split(os.pathsep)
+        env["PATH"] = os.pathsep.join(path for path in paths if not _is_own_venv(os.path.dirname(path.rstrip("/"))))
+    return env
+
+
+def _is_own_venv(path: str) -> bool:
+    """Whether a directory is the virtual environment of our checkout, also by another name of it."""
+    if not path or not os.path.isfile(os.path.join(path, "pyvenv.cfg")):
+        return False
+    own = CHECKOUT / ".venv"
+    return Path(path).parent.resolve() == CHECKOUT or os.path.realpath(path) == os.path.realpath(own)
+
+
+@functools.lru_cache(maxsize=1_000)
+def of_cpus(cpus: float) -> dict[bytes, bytes]:
+    """How many CPUs a task has, for itself and for the libraries that start threads."""
+    threads = b"%d" % max(1, int(cpus))
+    return {b"ECLOUD_CPUS": b"%g" % cpus, **{name.encode(): threads for name in THREADS}}
+
+
+def of_resources(asks: Resources) -> dict[bytes, bytes]:
+    """See `of_cpus`. A task that asks for no CPU has one thread."""
+    return of_cpus(asks.get("cpus", 0.0))
+
+
+def encoded(env: Mapping[str, str]) -> dict[bytes, bytes]:
+    """As a process gets it."""
+    return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}
