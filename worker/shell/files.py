@@ -7,10 +7,9 @@ Publishes nothing: results are staged; the boss promotes them.
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import shutil
-import stat
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,6 @@ from datastore.keys import write_known_hosts
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager
 from datastore.ssh.access import ALIAS, Access, SshAddress
 from datastore.ssh.datastore import PATIENCE_S, STALL_S, SshDatastore
-from ecloud.formats.paths import fixed_part, is_glob
 from ecloud.model.tasks import ManifestEntry, Result, TaskBody
 from ecloud.model.text import byte_size
 from ecloud.model.transfer_status import HeldInput
@@ -30,6 +28,7 @@ from ecloud.model.wire import DatastoreAccess
 from worker.core.events import TransfersChanged
 from worker.shell.cache import SMALL_BYTES, Cache, key_of
 from worker.shell.meter import Meter
+from worker.shell.results import ResultUnusable, found, size_of
 from worker.shell.transfers import Transfers
 
 EMPTY_KEPT = 64
@@ -46,10 +45,6 @@ class RequirementMissing(Exception):
 
 class NoRoom(Exception):
     """The requirements do not fit on this machine's disk now; the text says how much is lacking."""
-
-
-class ResultMissing(Exception):
-    """A promised result was not there after the commands; the text names it."""
 
 
 def open_datastore(access: DatastoreAccess, ssh: Path, stall_s: float = STALL_S) -> Stager:
@@ -124,7 +119,10 @@ class WorkingDirectories:
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path, onerror=_make_writable)
+    try:
+        shutil.rmtree(path, onerror=_make_writable)
+    except RecursionError:  # too deep for Python
+        subprocess.run(["rm", "-rf", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
 
 
 def _make_writable(function: Callable[[str], object], name: str, error: object) -> None:
@@ -278,22 +276,22 @@ class Files:
             )
 
     def stage(self, stage: str, body: TaskBody, directory: Path, task_no: int = 0) -> Future[tuple[ManifestEntry, ...]]:
-        """Put the results below a stage; the manifest. Fails with `ResultMissing`, `DatastoreAway`, `OSError`."""
-        return self._transfers.submit(lambda: self._stage(stage, body, directory, task_no), _size_of(body, directory))
+        """Put the results below a stage; the manifest. Fails with `ResultUnusable`, `DatastoreAway`, `OSError`."""
+        return self._transfers.submit(lambda: self._stage(stage, body, directory, task_no), size_of(body, directory))
 
     def _stage(self, stage: str, body: TaskBody, directory: Path, task_no: int) -> tuple[ManifestEntry, ...]:
         store = self._store()
         manifest: list[ManifestEntry] = []
-        with self.meter.moving("store", len(body.results), _size_of(body, directory), task_no):
-            found = [(path, local, result) for result in body.results for local, path in matches(result, directory)]
+        with self.meter.moving("store", len(body.results), size_of(body, directory), task_no):
+            stored = [(path, local, result) for result in body.results for local, path in found(result, directory)]
             # Directories before files inside them: published in turn, none replaces what another one brought.
-            for path, local, result in sorted(found, key=lambda item: item[0].split("/")):
+            for path, local, result in sorted(stored, key=lambda item: item[0].split("/")):
                 try:
                     entries = store.store(stage, local, path)
                 except NotThere:
-                    raise ResultMissing(f"result {result.local} was not there after the commands") from None
+                    raise ResultUnusable(f"result {result.local} was not there after the commands") from None
                 except BadName as error:
-                    raise ResultMissing(f"result {result.local} can't be stored: {error}") from None
+                    raise ResultUnusable(f"result {result.local} can't be stored: {error}") from None
                 if result.merge:
                     # Only files: a directory in the manifest is published whole, in place of what is there.
                     entries = [entry for entry in entries if entry.kind != "directory"]
@@ -333,60 +331,13 @@ def _verified(store: Stager, top: Entry, to: Path) -> int:
     return moved
 
 
-def _size_of(body: TaskBody, directory: Path) -> int:
-    """Bytes of the results that are files under names of their own: enough to know what is large."""
-    total = 0
-    for result in body.results:
-        with contextlib.suppress(OSError):
-            total += os.lstat(directory / result.local).st_size
-    return total
-
-
-def are_small(body: TaskBody, directory: Path) -> bool:
-    """Whether all results are files of which even many do no harm to this machine's disk while they wait."""
-    for result in body.results:
-        try:
-            info = os.lstat(directory / result.local)
-        except OSError:
-            return False
-        if not stat.S_ISREG(info.st_mode) or info.st_size > SMALL_BYTES:
-            return False
-    return True
-
-
-def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
-    """(local path, name in the datastore) of each file or directory that a result means. Raises `ResultMissing`.
-
-    A file whose name is exactly that of the result is preferred to what the name matches as a pattern.
-    """
-    if not is_glob(result.local):
-        return [(directory / result.local, result.path)]
-    fixed = fixed_part(result.local)
-    prefix = "" if fixed == "." else fixed
-    if os.path.lexists(directory / result.local):
-        if result.path != fixed and not (directory / result.local).is_dir():
-            return [(directory / result.local, result.path)]
-        found = [result.local]
-    else:
-        found = sorted(glob.glob(result.local, root_dir=directory, recursive=True))
-    pairs = []
-    for name in found:
-        relative = name[len(prefix) + 1 :] if prefix else name
-        if not relative:
-            continue  # `a/**` means a itself too, all of which is matched by itself
-        pairs.append((directory / name, relative if result.path == "." else f"{result.path}/{relative}"))
-    if not pairs:
-        raise ResultMissing(f"result {result.local} matched nothing after the commands")
-    return pairs
-
-
 def _manifest_entry(result: Result, entry: Entry) -> ManifestEntry:
-    """Raises `ResultMissing` for a name that no message can carry."""
+    """Raises `ResultUnusable` for a name that no message can carry."""
     try:
         (entry.path + entry.sha256).encode()
     except UnicodeEncodeError:
         named = ascii(entry.path)
-        raise ResultMissing(
+        raise ResultUnusable(
             f"result {result.local}: the name {named} is not UTF-8: rename it in the commands"
         ) from None
     return ManifestEntry(entry.path, entry.size, entry.sha256, entry.kind, entry.mode)

@@ -32,9 +32,10 @@ from worker.core.events import (
 )
 from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
 from worker.shell.environment import encoded, of_resources
-from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, ResultMissing, WorkingDirectories, are_small
+from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories
 from worker.shell.home import WorkerHome
 from worker.shell.process import Finished, Processes
+from worker.shell.results import ResultUnusable, are_small
 
 log = logging.getLogger("worker")
 FIRST_WAIT_S = 0.5
@@ -214,9 +215,11 @@ class Jobs:
         elif error is None:
             self._clear_trouble(job)
             self._end(job, msgspec.structs.replace(job.outcome, manifest=done.result(), store_s=store_s))
-        elif isinstance(error, ResultMissing):
+        elif not isinstance(error, (DatastoreAway, ConnectionError, TimeoutError)):
+            # Waiting mends nothing here: a fault of the task's own, and no reason to hold up the others.
             self._files.drop(self._stage_name(job))
-            outcome = msgspec.structs.replace(job.outcome, cause=Cause.RESULT, error=str(error), store_s=store_s)
+            text = str(error) if isinstance(error, ResultUnusable) else f"results cannot be stored: {_sentence(error)}"
+            outcome = msgspec.structs.replace(job.outcome, cause=Cause.RESULT, error=text, store_s=store_s)
             self._end(job, outcome)
         else:
             # The work is done: it is kept, and stored when that can be done again.

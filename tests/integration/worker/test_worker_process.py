@@ -351,8 +351,8 @@ def test_requirements_come_in_and_results_are_staged(bench: Bench) -> None:
         results=(Result("sorted", "out/sorted"), Result("parts/*", "out/parts")),
     )
     assert outcome.cause is Cause.SUCCESS, outcome.error
-    assert [entry.path for entry in outcome.manifest] == ["out/sorted", "out/parts/1", "out/parts/2"]
-    assert outcome.manifest[0].size == 4
+    assert [entry.path for entry in outcome.manifest] == ["out/parts/1", "out/parts/2", "out/sorted"]
+    assert outcome.manifest[2].size == 4
     assert not (bench.store.root / "out").exists()
     assert bench.store.stages() == [f"w1/{outcome.task_no}-1"]
 

@@ -10,7 +10,7 @@ import pytest
 from boss.core.model.effects import Promote, PromoteFiles
 from boss.core.tasks.manifests import declared_of, undeclared
 from ecloud.model.tasks import ManifestEntry, Result, TaskDefinition
-from worker.shell.files import matches
+from worker.shell.results import matches
 
 
 def told(path: str, *results: tuple[str, str]) -> bool:
