@@ -28,8 +28,8 @@ from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.tasks.staging_sweeper import StagingSweeper
 from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
+from boss.shell.driver import Driver
 from sim import faults, mutations, simulation
-from sim.boss_shell import BossProcess
 from sim.scenario import Size
 from sim.simulation import Result
 from sim.store import Store
@@ -139,12 +139,12 @@ MUTANTS: dict[str, Mutant] = {
     "write-then-speak": Mutant(
         "write, then speak: messages go before the commit",
         ("write-then-speak",),
-        ((BossProcess, "_carry_out", mutations.speaks_first),),
+        ((Driver, "_carry_out", mutations.speaks_first),),
     ),
     "intent": Mutant(
         "the intent before the cloud call: calls go before the commit",
         ("intent",),
-        ((BossProcess, "_carry_out", mutations.asks_the_cloud_first),),
+        ((Driver, "_carry_out", mutations.asks_the_cloud_first),),
     ),
     "spool-until-stored": Mutant(
         "the spool until stored: an outcome is forgotten once it is said",

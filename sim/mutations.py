@@ -18,9 +18,9 @@ from boss.core.model.effects import StartVm
 from boss.core.model.graph import TaskGraph
 from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.workers.datastore_access import Access
+from boss.shell.driver import Driver, Pause
 from ecloud.model import wire
 from ecloud.model.tasks import AttemptState
-from sim.boss_shell import BossProcess
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
 from worker.core.attempts import Attempts as WorkerAttempts
@@ -97,10 +97,8 @@ def any_process_replaces(true: Any) -> Any:
 
 
 def speaks_first(true: Any) -> Any:
-    def carry_out(self: BossProcess, effects: Any) -> Any:
-        bodies = self._bodies(effects.sends)
-        for send in effects.sends:
-            self._publish(send, bodies)
+    def carry_out(self: Driver, effects: Any) -> Any:
+        yield from self._publish(effects.sends)
         effects.sends = []
         yield from true(self, effects)
 
@@ -108,12 +106,12 @@ def speaks_first(true: Any) -> Any:
 
 
 def asks_the_cloud_first(true: Any) -> Any:
-    def carry_out(self: BossProcess, effects: Any) -> Any:
+    def carry_out(self: Driver, effects: Any) -> Any:
         for call in effects.calls:
             if isinstance(call, StartVm):
-                self._call(call)
+                self._calls.make(call)
         effects.calls = [call for call in effects.calls if not isinstance(call, StartVm)]
-        yield 0.02
+        yield Pause(0.02)
         yield from true(self, effects)
 
     return carry_out

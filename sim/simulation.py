@@ -11,33 +11,20 @@ from __future__ import annotations
 import gc
 import random
 from collections import Counter
-from collections.abc import Callable
 
 import msgspec
 
-from boss.core.model.config import BossConfig, PoolConfig
-from ecloud.model.tasks import ENDED, Resources
-from ecloud.model.wire import DatastoreAccess
+from ecloud.model.tasks import ENDED
 from ecloud.model.worker_states import ON_DUTY
 from sim import books, memory
 from sim import faults as faults_of
-from sim.boss_shell import BossProcess, Places
-from sim.checker import Checker
 from sim.client import Client
-from sim.cloud import Cloud
-from sim.datastore import Datastore
+from sim.cluster import Cluster
 from sim.faults import Faults
 from sim.invariants import Violation
-from sim.network import Network
 from sim.scenario import Scenario, Size
-from sim.store import Tables
 from sim.trouble import Trouble
-from sim.worker_shell import Places as WorkerPlaces
-from sim.worker_shell import WorkerHome, WorkerProcess
-from sim.world import World
 
-BUDGETS_H = (0.003, 0.05)
-"""VM-hours, where there is a budget: some of these are used up by a scenario."""
 SETTLE_S = 900.0
 """Everything must have ended this long after things healed: many leases, boots and back-offs."""
 
@@ -56,73 +43,12 @@ class Result(msgspec.Struct, frozen=True):
     lines: tuple[tuple[float, str, str], ...] = ()
 
 
-class Machine:
-    """A place where worker processes live, one after another, as long as it stands."""
-
-    def __init__(self, sim: Simulation, home: WorkerHome, of_cloud: bool) -> None:
-        self.sim = sim
-        self.home = home
-        self.of_cloud = of_cloud
-        self.stands = True
-        self.off = False
-        self.process: WorkerProcess | None = None
-        self.begin()
-
-    def begin(self) -> None:
-        """A process on this home, if none lives."""
-        if self.stands and not self.off and (self.process is None or not self.process.alive):
-            self.process = WorkerProcess(self.home, self.sim.worker_places, self.ended)
-
-    def ended(self, why: str) -> None:
-        """Its process ended; another comes by and by. A VM that was told to leave has done its work."""
-        if self.stands and not (self.of_cloud and why == "left" and not self.home.spool):
-            self.sim.world.after(self.sim.world.random.uniform(0.1, 15.0), self.begin)
-
-    def switch_off(self) -> None:
-        """Nothing runs there any more; the disk keeps what it has."""
-        self.off = True
-        if self.process is not None:
-            self.process.die("its machine is off")
-
-    def switch_on(self) -> None:
-        """It boots again."""
-        self.off = False
-        self.begin()
-
-    def end(self) -> None:
-        """The machine is gone with its disk."""
-        self.stands = False
-        self.sim.machines.pop(self.home.name, None)
-        if self.process is not None:
-            self.process.die("its machine is gone")
-
-
-class Simulation:
+class Simulation(Cluster):
     """All of one seed."""
 
     def __init__(self, seed: int, faults: Faults | None = None, size: Size | None = None, fails: bool = True) -> None:
-        self.world = World(seed)
+        super().__init__(seed, faults, size)
         chance = self.world.random
-        self.faults = faults if faults is not None else faults_of.draw(random.Random(seed + 1))
-        self.size = size if size is not None else Size()
-        self.tables = Tables()
-        self.network = Network(self.world, self.faults)
-        self.datastore = Datastore(self.world, self.faults)
-        self.cloud = Cloud(self.world, self.faults, self._boot)
-        self.gpus = chance.choice((0, 0, 0, 2))
-        """How many each machine has."""
-        self.config = self._make_config()
-        self.checker = Checker(self.world, self.tables, self.datastore, self.config)
-        self.worker_places = WorkerPlaces(self.world, self.faults, self.network, self.datastore, self.checker)
-        self.boss_places = Places(
-            self.world, self.faults, self.network, self.tables, self.datastore, self.cloud, self.checker
-        )
-        self.bosses: list[BossProcess] = []
-        self.machines: dict[str, Machine] = {}
-        self._count = self._boss_count = 0
-        self.healed_at: float | None = None
-        self.world.tell("seed", f"{seed}: {_words(self.faults)}")
-        self.begin_boss(replace=True)
         few = bool(self.config.pools) and chance.random() < 0.5
         for _ in range(0 if few else chance.randint(*self.size.workers)):
             self.world.after(chance.uniform(0.0, 3.0), self.add_machine)
@@ -132,70 +58,6 @@ class Simulation:
         if self.faults.any:
             Trouble(self)
         self.world.after(self.size.troubled_s, self.heal)
-
-    def _make_config(self) -> BossConfig:
-        chance = self.world.random
-        pools: tuple[PoolConfig, ...] = ()
-        if chance.random() < 0.5:
-            size = {"cpus": 2.0, "memory_mb": 4000.0, **({"gpus": float(self.gpus)} if self.gpus else {})}
-            minimum = chance.choice((0, 0, 0, 1))
-            idle_s = chance.uniform(5, 60)
-            visited = random.Random(self.world.seed + 4).random() < 0.5
-            pools = (
-                PoolConfig(
-                    "vms", size, minimum=minimum, maximum=3, idle_s=idle_s, tells_room=True, visited=visited,
-                    gets_code=visited,
-                ),
-            )  # fmt: skip
-            self.cloud.most = chance.choice((None, None, 2))
-        budget = random.Random(self.world.seed + 3)
-        per_day, per_run = (budget.choice((0.0, 0.0, budget.uniform(*BUDGETS_H))) for _ in range(2))
-        over_ssh = chance.random() < 0.3
-        heartbeat_s = chance.uniform(1.0, 3.0)
-        return BossConfig(
-            datastore=DatastoreAccess("files@host:/root", host_key="a host key") if over_ssh else DatastoreAccess(""),
-            heartbeat_s=heartbeat_s if self.size.heartbeat_s is None else self.size.heartbeat_s,
-            lease_s=chance.uniform(8.0, 15.0),
-            lease_margin_s=2.0,
-            stop_grace_s=2.0,
-            retry_backoff_s=0.5,
-            sweep_every_s=60.0,
-            pools=pools,
-            vm_hours_per_day=per_day if pools else 0.0,
-            vm_hours_per_run=per_run if pools else 0.0,
-        )
-
-    # --- machines --------------------------------------------------------------------------------
-
-    def begin_boss(self, replace: bool) -> None:
-        """One more boss, which takes the lead where it is to `replace` the one that has it."""
-        self._boss_count += 1
-        name = f"boss{self._boss_count}"
-
-        def gone(why: str) -> None:
-            if not any(boss.alive for boss in self.bosses):
-                self.world.after(self.world.random.uniform(0.05, 5.0), lambda: self.begin_boss(replace=True))
-
-        self.bosses = [boss for boss in self.bosses if boss.alive]
-        self.bosses.append(BossProcess(name, self.boss_places, self.config, replace, gone))
-
-    def add_machine(self) -> None:
-        """A machine that somebody set up."""
-        self._count += 1
-        chance = self.world.random
-        resources: Resources = {"cpus": float(chance.choice((2, 2, 4))), "memory_mb": 4000.0}
-        if self.gpus:
-            resources["gpus"] = float(self.gpus)
-        name = f"m{self._count}"
-        home = WorkerHome(name, resources, f"invite-{name}", gpus=tuple(range(self.gpus)), ssh_key=f"key-of-{name}")
-        self.machines[name] = Machine(self, home, False)
-
-    def _boot(self, vm_no: int, cloud_id: str, size: Resources, nonce: str, address: str) -> Callable[[], None]:
-        home = WorkerHome(cloud_id, dict(size), f"vm-{vm_no}", cloud_id, nonce)
-        home.gpus, home.ssh_key = tuple(range(self.gpus)), f"key-of-{cloud_id}"
-        home.address = address
-        machine = self.machines[cloud_id] = Machine(self, home, True)
-        return machine.end
 
     # --- the turn for the better -------------------------------------------------------------------
 
@@ -209,7 +71,7 @@ class Simulation:
         self.datastore.make_room()
         self.datastore.parted.clear()
         for boss in self.bosses:
-            boss.store_parted_until = boss.cloud_parted_until = 0.0
+            boss.store.parted_until = boss.calls.parted_until = 0.0
             boss.thaw()
         for machine in list(self.machines.values()):
             machine.home.disk_full = False
@@ -323,11 +185,6 @@ def run(seed: int, allowed: tuple[str, ...] = faults_of.NAMES, size: Size | None
         return Simulation(seed, faults_of.draw(random.Random(seed + 1), allowed), size, fails).run()
     finally:
         gc.enable()
-
-
-def _words(faults: Faults) -> str:
-    named = [f"{name}={getattr(faults, name):.4f}" for name in faults_of.NAMES if getattr(faults, name)]
-    return " ".join(named) or "nothing goes wrong"
 
 
 def _place_of(error: BaseException) -> str:

@@ -27,6 +27,7 @@ from boss.core.model.rows import (
     WorkerRow,
     Writes,
 )
+from boss.core.tasks.manifests import declared_results
 from boss.store.loading import PAST_VMS
 from boss.store.selecting import Found, choose
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
@@ -242,6 +243,10 @@ class Store:
             if row.task_no in open_nos or (row.init and row.run_no in going_on):
                 row.dependencies = tuple(edge for edge in row.dependencies if edge[0] in open_nos)
                 tasks.append(row)
+        attempts = [row for row in _in_order(tables.attempts) if row.state not in ATTEMPT_OVER]
+        checked = AttemptState.PROMOTING  # its manifest was checked when it ended
+        live = {row.task_no for row in attempts if row.state is not checked} & tables.stored.keys()
+        declared = {task_no: declared_results(tables.stored[task_no]) for task_no in sorted(live)}
         return Snapshot(
             cluster_id=tables.context["cluster_id"],
             epoch=self._epoch,
@@ -250,7 +255,8 @@ class Store:
             next_vm_no=tables.next_vm_no,
             runs=_in_order(tables.runs),
             tasks=tasks,
-            attempts=[row for row in _in_order(tables.attempts) if row.state not in ATTEMPT_OVER],
+            attempts=attempts,
+            declared={task_no: results for task_no, results in declared.items() if results},
             init_attempts=self._init_attempts(going_on),
             workers=[row for row in _in_order(tables.workers) if row.state in ON_DUTY],
             vms=[row for row in _in_order(tables.vms) if row.state != "gone"],

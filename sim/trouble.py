@@ -6,14 +6,11 @@ What can go wrong at the moment something is done (a message, a commit, a call) 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from sim.boss_shell import BossProcess
+from sim.cluster import Cluster, Machine
 from sim.datastore import BOSS
 from sim.network import Link
-
-if TYPE_CHECKING:
-    from sim.boss_shell import BossProcess
-    from sim.simulation import Machine, Simulation
 
 LOOK_S = 1.0
 """How often what goes wrong is drawn."""
@@ -24,31 +21,31 @@ LONGEST_PARTITION_S = 25.0
 class Trouble:
     """Makes things go wrong until they heal."""
 
-    def __init__(self, sim: Simulation) -> None:
-        self.sim = sim
-        self.world, self.faults = sim.world, sim.faults
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world, self.faults = cluster.world, cluster.faults
         self.world.after(LOOK_S, self._look)
 
     def _look(self) -> None:
         """Once a second: what befalls whom."""
-        sim, world, faults = self.sim, self.world, self.faults
-        if sim.healed_at is not None:
+        cluster, world, faults = self.cluster, self.world, self.faults
+        if cluster.healed_at is not None:
             return
         world.after(LOOK_S, self._look)
         if world.fault("broker_restart", faults.broker_restart):
-            sim.network.restart()
+            cluster.network.restart()
         if world.fault("datastore_away", faults.datastore_away):
-            sim.datastore.go_away(world.random.uniform(0.5, 20.0))
+            cluster.datastore.go_away(world.random.uniform(0.5, 20.0))
         if world.fault("datastore_full", faults.datastore_full):
-            sim.datastore.fill_up(world.random.uniform(0.5, 20.0))
+            cluster.datastore.fill_up(world.random.uniform(0.5, 20.0))
         if world.fault("second_boss", faults.second_boss):
-            sim.begin_boss(replace=True)
-        for boss in list(sim.bosses):
+            cluster.begin_boss(replace=True)
+        for boss in list(cluster.bosses):
             if boss.alive:
                 self._befall_boss(boss)
         if world.chance(faults.partition):
             self._part()
-        for machine in list(sim.machines.values()):
+        for machine in list(cluster.machines.values()):
             if machine.process is not None and machine.process.alive:
                 self._befall_worker(machine)
             if machine.of_cloud and machine.stands:
@@ -60,11 +57,11 @@ class Trouble:
             boss.freeze(world.random.expovariate(1 / 5.0))
         if world.fault("store_parted", faults.store_parted):
             seconds = world.random.uniform(0.5, LONGEST_PARTITION_S)
-            boss.store_parted_until = world.now + seconds
+            boss.store.parted_until = world.now + seconds
             world.tell("world", f"parts {boss.name} from its database for {seconds:.1f} s")
-        if self.sim.config.pools and world.fault("cloud_parted", faults.cloud_parted):
+        if self.cluster.config.pools and world.fault("cloud_parted", faults.cloud_parted):
             seconds = world.random.uniform(0.5, LONGEST_PARTITION_S)
-            boss.cloud_parted_until = world.now + seconds
+            boss.calls.parted_until = world.now + seconds
             world.tell("world", f"parts {boss.name} from its cloud for {seconds:.1f} s")
 
     def _befall_worker(self, machine: Machine) -> None:
@@ -73,7 +70,7 @@ class Trouble:
         if world.fault("worker_death", faults.worker_death):
             process.die("killed")
         elif world.fault("spool_lost", faults.spool_lost):
-            self.sim.checker.spools_lost.add(process.name)
+            self.cluster.checker.spools_lost.add(process.name)
             machine.home.spool = {}
             process.die("killed, and its disk is empty")
         elif world.fault("worker_gone", faults.worker_gone):
@@ -102,25 +99,25 @@ class Trouble:
 
     def _end_machine(self, machine: Machine) -> None:
         machine.end()
-        self.sim.cloud.vanish(machine.home.name)
+        self.cluster.cloud.vanish(machine.home.name)
         if not machine.of_cloud:
-            self.world.after(self.world.random.uniform(0.5, 20.0), self.sim.add_machine)
+            self.world.after(self.world.random.uniform(0.5, 20.0), self.cluster.add_machine)
 
     def _part(self) -> None:
         """Two of them do not reach each other for a while, and nobody is told."""
-        world, sim = self.world, self.sim
-        links = [link for _, links in sorted(sim.network.links.items()) for link in links if link.connected]
+        world, cluster = self.world, self.cluster
+        links = [link for _, links in sorted(cluster.network.links.items()) for link in links if link.connected]
         pairs: list[tuple[str, str, Link | None]] = [(link.topic or "every boss", "the broker", link) for link in links]
-        workers = [machine.process.name for machine in sim.machines.values() if machine.process is not None]
+        workers = [machine.process.name for machine in cluster.machines.values() if machine.process is not None]
         pairs += [(who, "the datastore", None) for who in [BOSS, *workers]]
         who, whom, link = world.random.choice(pairs)
         seconds = world.random.uniform(0.5, LONGEST_PARTITION_S)
         if link is not None:
             mute, deaf = world.random.choice(((True, True), (True, False), (False, True)))
             link.part(seconds, mute, deaf)
-        elif who not in sim.datastore.parted:
-            sim.datastore.parted.add(who)
-            world.after(seconds, _discard(sim.datastore.parted, who))
+        elif who not in cluster.datastore.parted:
+            cluster.datastore.parted.add(who)
+            world.after(seconds, _discard(cluster.datastore.parted, who))
         else:
             return
         world.fired["partition"] += 1

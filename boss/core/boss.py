@@ -2,16 +2,18 @@
 
     effects = boss.handle(events, now)
 
-applies each event, lets deadlines pass, then places and scales *once*. The caller commits `effects.writes`, then
-publishes `effects.sends`, then makes `effects.calls` and answers `effects.reads` (see `effects`). A timer is an empty
-batch. This file connects the parts and dispatches; what each message means is in the part named after it.
+applies each event, then runs the phases, which ring alarms, place tasks and scale the fleet *once*. The caller commits
+`effects.writes`, publishes `effects.sends`, makes `effects.calls` and answers `effects.reads` (see `effects`, and
+`boss.shell.driver`, which does so). A timer is an empty batch. This file connects the parts and dispatches messages to
+them; what each message means is in the part named after it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,6 +27,7 @@ from boss.core.clients.watchers import Watchers
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import Effects, FindResults, ListStages, PromoteFiles
 from boss.core.model.events import (
+    AttemptsDeclared,
     BrokerFound,
     BrokerLost,
     DatastoreFailed,
@@ -76,6 +79,14 @@ LAST_BACKOFF_S = 30.0
 ARCHIVE_EVERY_S = 600.0
 
 
+class Phase(NamedTuple):
+    """A step that ends each batch. `why` says why it stands where it does."""
+
+    name: str
+    run: Callable[[float], None]
+    why: str
+
+
 class Boss:
     """Decides. Not safe for threads; owns no clock: `now` never steps back."""
 
@@ -93,61 +104,70 @@ class Boss:
         self.attempts = Attempts(
             self._outbox, self.book, self.fleet, self.runtimes, inits, self.outcome_acks, self._timers, config
         )
-        self.duty = Leases(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
+        self.leases = Leases(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
         self.access = Access(self._outbox, self.fleet, self.sessions)
         # Workers that an earlier boss let move files tell of it with their first heartbeat.
         opens_at = now + 2 * config.heartbeat_s if snapshot.workers else now
-        self.permits = TransferSlots(self._tell_worker, config.transfer_lanes, config.transfer_bytes, opens_at)
-        self._timers.set(opens_at, self.permits.grant)
+        self.transfer_slots = TransferSlots(self._tell_worker, config.transfer_lanes, config.transfer_bytes, opens_at)
+        self._timers.set(opens_at, self.transfer_slots.grant)
         self._lanes = {row.worker: (row.lane_since, row.lane_wanted_since) for row in snapshot.workers}
-        self.run_spending = RunBudgets(self._outbox, self.book, self.fleet, config.vm_hours_per_run, snapshot.context)
-        outlook = DemandEstimate(self.fleet, self.book, self.attempts, self.runtimes, self.run_spending)
-        self.vms = Vms(self._outbox, self.fleet, outlook, self.duty, self._timers, config, snapshot.next_vm_no)
-        self.shouting = Alerts(
-            self._outbox, self.vms, self.attempts, self.run_spending, self._timers, snapshot.context, now
+        self.run_budgets = RunBudgets(self._outbox, self.book, self.fleet, config.vm_hours_per_run, snapshot.context)
+        demand = DemandEstimate(self.fleet, self.book, self.attempts, self.runtimes, self.run_budgets)
+        self.vms = Vms(self._outbox, self.fleet, demand, self.leases, self._timers, config, snapshot.next_vm_no)
+        self.alerts = Alerts(
+            self._outbox, self.vms, self.attempts, self.run_budgets, self._timers, snapshot.context, now
         )
         self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config, self.vms.why_none_starts)
-        self.stages = StagingSweeper(self._outbox, self.attempts, self._timers, config)
+        self.staging_sweeper = StagingSweeper(self._outbox, self.attempts, self._timers, config)
         self.clients: dict[str, Conversation] = {}
         self.revoked_keys = set(snapshot.revoked_keys)
         allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
-        self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_spending, config, allocation)
+        self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_budgets, config, allocation)
         self.requests = Requests(
-            self._outbox, self.book, self.attempts, self.fleet, self.duty, self.vms, self.watchers, self.access,
+            self._outbox, self.book, self.attempts, self.fleet, self.leases, self.vms, self.watchers, self.access,
             self.clients, self.revoked_keys,
         )  # fmt: skip
         self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
         self._stealing = WorkStealing(self.fleet, self.attempts, self._timers, config)
+        self._phases = self._list_phases()
         self._expected_at: float | None = None
         self._failures: Counter[str] = Counter()
-        restore(snapshot, self.book, self.attempts, self.fleet, self.duty, self.vms, now)
-        self.run_spending.begin(self.vms.alive, now)
-        self._timers.set(now + ARCHIVE_EVERY_S, self._let_old_runs_go)
+        restore(snapshot, self.book, self.attempts, self.fleet, self.leases, self.vms, now)
+        self.run_budgets.begin(self.vms.alive, now)
+        self._timers.set(now + ARCHIVE_EVERY_S, self._archive_old_runs)
         self._timers.set(now + config.lease_s, self._forget_silent_clients)
-        self.stages.begin(now)
+        self.staging_sweeper.begin(now)
 
     # --- the one verb ----------------------------------------------------------------------------
 
     def handle(self, events: Sequence[Event], now: float) -> Effects:
         """Apply a batch and decide. Never raises for anything a peer said."""
         if self._expected_at is not None and now - self._expected_at > LATE_S:
-            self.duty.forgive(now - self._expected_at, now)
+            self.leases.forgive(now - self._expected_at, now)
         for event in events:
             self._apply(event, now)
-        self._timers.ring(now)
-        self._placement.place(partial(self.attempts.assign, now), self.attempts.inits.refuses)
-        self._stealing.settle(now)
-        self.attempts.send_orders()
-        self.outcome_acks.settle(now)
-        self.book.settle(now)
-        self.run_spending.settle(now)
-        self.vms.scale(now)
-        self._notice_stuck_runs(now)
-        self.permits.settle(self.fleet.workers, now)
-        self._write_lanes()
-        self.watchers.tell(now)
+        for phase in self._phases:
+            phase.run(now)
         self._expected_at = self.next_deadline()
         return self._outbox.take()
+
+    def _list_phases(self) -> tuple[Phase, ...]:
+        """What happens once at the end of each batch, in this order."""
+        return (
+            Phase("alarms", self._timers.ring, "after the events: a deadline that an event has moved does not pass"),
+            Phase("placement", self._place, "after alarms, which end back-offs; each ready task is looked at once"),
+            Phase("work stealing", self._stealing.settle, "after placement: idle workers are those it left idle"),
+            Phase("orders", self._send_orders, "after placement: one message to each worker, whatever it was given"),
+            Phase(
+                "outcome acks", self.outcome_acks.settle, "after orders: a worker that is left idle is acked at once"
+            ),
+            Phase("runs", self.book.settle, "after all that moves tasks: a run ends when none of its tasks is left"),
+            Phase("run budgets", self.run_budgets.settle, "before scaling, which starts nothing for exhausted runs"),
+            Phase("scaling", self.vms.scale, "after placement: VMs are for the ready tasks that fit nowhere"),
+            Phase("stuck runs", self._notice_stuck_runs, "after scaling: a run is stuck only where no worker can come"),
+            Phase("transfer slots", self._grant_slots, "after the workers that left are removed: their slots are free"),
+            Phase("watchers", self.watchers.tell, "last: clients hear how everything above came out"),
+        )
 
     def next_deadline(self) -> float | None:
         """When `handle` must be called again, with or without events."""
@@ -159,6 +179,8 @@ class Boss:
         match event:
             case MessageArrived():
                 self._on_message(event, now)
+            case AttemptsDeclared(results):
+                self.attempts.on_declared(results)
             case FilesPromoted(results):
                 self._failures.pop("promote", None)
                 self.attempts.on_promoted(results, now)
@@ -172,13 +194,13 @@ class Boss:
             case DatastoreFailed(call, reason):
                 self._on_datastore_failed(call, reason, now)
             case StagesListed(stages):
-                self.stages.on_listed(stages, now)
+                self.staging_sweeper.on_listed(stages, now)
             case FreeSpaceSeen(address, free_mb):
                 self.access.on_free_space(address, free_mb, now)
             case BrokerFound():
-                self.duty.on_broker_found(now)
+                self.leases.on_broker_found(now)
             case BrokerLost():
-                self.duty.on_broker_lost()
+                self.leases.on_broker_lost()
             case DatastoreUsed(address):
                 self.access.on_used(address, now)
             case KeySigned(worker, certificate, lives_s):
@@ -205,7 +227,7 @@ class Boss:
         conversation, opened = self.sessions.accept(event, now)
         if conversation is None:
             return
-        if opened is not None and conversation.kind == "worker" and self.duty.is_outdated(conversation, opened):
+        if opened is not None and conversation.kind == "worker" and self.leases.is_outdated(conversation, opened):
             self.sessions.close(conversation)
             return
         if opened is not None and conversation.kind == "worker":
@@ -215,7 +237,7 @@ class Boss:
                 self.sessions.close(conversation)
                 return
             vm = self.vms.recognise(conversation.key_name, opened.boot_nonce)
-            worker = self.duty.on_opened(conversation, opened, vm.vm_no if vm else None, now)
+            worker = self.leases.on_opened(conversation, opened, vm.vm_no if vm else None, now)
             if vm is not None:
                 self.vms.on_worker(vm, worker, now)
         elif opened is not None:
@@ -225,7 +247,7 @@ class Boss:
             return
         on_duty = self.fleet.workers.get(conversation.peer)
         if on_duty is not None:
-            self.duty.on_heard(on_duty, now)
+            self.leases.on_heard(on_duty, now)
             self._on_worker(on_duty, event.envelope.number, message, now)
 
     def _on_worker(self, worker: Worker, number: int, message: wire.Message, now: float) -> None:
@@ -237,7 +259,7 @@ class Boss:
                 self.vms.on_task(worker, now)
                 self.attempts.on_started(worker, attempts, now)
             case wire.Heartbeat():
-                self.duty.on_heartbeat(worker, number, message, now)
+                self.leases.on_heartbeat(worker, number, message, now)
                 self.access.on_heartbeat(worker, message.access_s, now)
                 self.watchers.on_moving(worker, message.moving, now)
                 if message.inputs is not None:
@@ -246,33 +268,33 @@ class Boss:
             case wire.MovingChanged(moving):
                 self.watchers.on_moving(worker, moving, now)
             case wire.TransfersWanted(wanted_bytes):
-                self.permits.on_wanted(worker.name, wanted_bytes, now)
+                self.transfer_slots.on_wanted(worker.name, wanted_bytes, now)
             case wire.TransfersEnded(lane):
-                self.permits.on_ended(worker.name, lane)
+                self.transfer_slots.on_ended(worker.name, lane)
             case wire.TasksReturned(attempts, reason):
                 self.attempts.on_returned(worker, attempts, reason, now)
                 if reason and reason != "init" and worker.row.state is WorkerState.UP:
-                    self.duty.trouble(worker, reason)
+                    self.leases.trouble(worker, reason)
                     if reason == wire.DRAINING:
-                        self.duty.say_undrain(worker)
+                        self.leases.say_undrain(worker)
             case wire.DrainWanted(reason):
-                self.duty.drain(worker, reason, then_exit=True)
+                self.leases.drain(worker, reason, then_exit=True)
             case wire.Goodbye(reason):
                 decided = worker.row.reason if worker.leaving else ""  # why we sent it away goes before what it says
-                self.duty.remove(worker, WorkerState.GONE, decided or reason, now)
+                self.leases.remove(worker, WorkerState.GONE, decided or reason, now)
                 self.vms.on_worker_left(worker, now)
             case _:
                 self.sessions.ignored["message"] += 1
 
     def _on_lane_told(self, worker: Worker, heartbeat: wire.Heartbeat, now: float) -> None:
         assert worker.conversation is not None
-        self.permits.on_heartbeat(worker.name, worker.conversation.session, heartbeat, now)
+        self.transfer_slots.on_heartbeat(worker.name, worker.conversation.session, heartbeat, now)
 
     def _write_lanes(self) -> None:
-        """Who moves files now is to be seen in the database."""
+        """Record in the database which workers move files now."""
         lanes: dict[str, tuple[float | None, float | None]] = {
-            **{name: (lane.since, None) for name, lane in self.permits.lanes.items()},
-            **{name: (None, waiting.since) for name, waiting in self.permits.waiting.items()},
+            **{name: (lane.since, None) for name, lane in self.transfer_slots.lanes.items()},
+            **{name: (None, waiting.since) for name, waiting in self.transfer_slots.waiting.items()},
         }
         if lanes != self._lanes:
             for name in lanes.keys() | self._lanes.keys():
@@ -312,7 +334,17 @@ class Boss:
         if isinstance(call, (PromoteFiles, FindResults)):
             self._timers.set(now + backoff_s, lambda at: self._outbox.call(call))
 
-    # --- deciding --------------------------------------------------------------------------------
+    # --- phases ----------------------------------------------------------------------------------
+
+    def _place(self, now: float) -> None:
+        self._placement.place(partial(self.attempts.assign, now), self.attempts.inits.refuses)
+
+    def _send_orders(self, now: float) -> None:
+        self.attempts.send_orders()
+
+    def _grant_slots(self, now: float) -> None:
+        self.transfer_slots.settle(self.fleet.workers, now)
+        self._write_lanes()
 
     def _notice_stuck_runs(self, now: float) -> None:
         """Runs whose init task failed in every worker process there is, where no other is to be had."""
@@ -325,8 +357,8 @@ class Boss:
 
     # --- housekeeping ----------------------------------------------------------------------------
 
-    def _let_old_runs_go(self, now: float) -> None:
-        self._timers.set(now + ARCHIVE_EVERY_S, self._let_old_runs_go)
+    def _archive_old_runs(self, now: float) -> None:
+        self._timers.set(now + ARCHIVE_EVERY_S, self._archive_old_runs)
         for run_no, run in tuple(self.book.runs.items()):
             ended_at = run.row.ended_at
             if ended_at is not None and now - ended_at > self.config.keep_runs_s and not run.inits:
@@ -356,5 +388,5 @@ class Boss:
         self.attempts.check()
         self.sessions.check()
         self.vms.check()
-        self.permits.check()
+        self.transfer_slots.check()
         self._placement.capacity_index.check()

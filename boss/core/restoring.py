@@ -33,6 +33,7 @@ def restore(
     for attempt in snapshot.attempts:
         holder = fleet.workers.get(attempt.worker) or taken_over.get((attempt.task_no, attempt.number))
         _restore_attempt(attempt, holder, book, attempts, fleet)
+        attempts.on_declared({(attempt.task_no, attempt.number): snapshot.declared.get(attempt.task_no, ())})
     for attempt in snapshot.init_attempts:
         attempts.inits.restore(attempt)
     for node in book.graph.nodes.values():

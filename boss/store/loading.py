@@ -24,6 +24,7 @@ from boss.core.model.rows import (
     VmRow,
     WorkerRow,
 )
+from boss.core.tasks.manifests import declared_results
 from boss.store.selecting import Found, choose
 from ecloud.db import schema
 from ecloud.model.boot_diagnosis import Visit
@@ -35,6 +36,7 @@ from ecloud.model.tasks import (
     Condition,
     ManifestEntry,
     Outcome,
+    Result,
     Retries,
     TaskState,
 )
@@ -74,6 +76,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
     _add_open_dependencies(connection, rows)
     context = {row.name: row.value for row in connection.execute(sa.select(schema.context))}
     leader = connection.execute(sa.select(schema.leader)).one()
+    live_attempts = _attempts(connection, attempts.c.state.in_(_LIVE_ATTEMPTS))
     return Snapshot(
         cluster_id=context["cluster_id"],
         epoch=epoch,
@@ -82,7 +85,8 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         next_vm_no=leader.next_vm_no,
         runs=[_run(row) for row in connection.execute(sa.select(runs).order_by(runs.c.run_no))],
         tasks=list(rows.values()),
-        attempts=_attempts(connection, attempts.c.state.in_(_LIVE_ATTEMPTS)),
+        attempts=live_attempts,
+        declared=_declared(connection, live_attempts),
         init_attempts=_init_attempts(connection, going_on),
         workers=_workers(connection),
         vms=_vms(connection),
@@ -92,6 +96,20 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         context=context,
         revoked_keys={row.name for row in connection.execute(sa.select(schema.revoked_keys))},
     )
+
+
+def _declared(connection: Connection, live_attempts: Sequence[AttemptRow]) -> dict[int, tuple[Result, ...]]:
+    """What may still be published. The manifest of an attempt that is being promoted was checked when it ended."""
+    definitions = schema.definitions
+    task_nos = sorted({row.task_no for row in live_attempts if row.state is not AttemptState.PROMOTING})
+    declared: dict[int, tuple[Result, ...]] = {}
+    for start in range(0, len(task_nos), IDS_A_QUERY):
+        part = definitions.c.task_no.in_(task_nos[start : start + IDS_A_QUERY])
+        for task_no, definition in connection.execute(sa.select(definitions).where(part)):
+            results = declared_results(definition)
+            if results:
+                declared[task_no] = results
+    return declared
 
 
 def _counts(connection: Connection) -> dict[int, dict[str, int]]:

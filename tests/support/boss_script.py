@@ -17,9 +17,11 @@ import msgspec
 
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig, PoolConfig
-from boss.core.model.effects import Call, Effects, ListVms, LoadRun, Send
-from boss.core.model.events import Event, MessageArrived, RunLoaded, TasksSelected
+from boss.core.model.effects import Call, Effects, ListVms, Send
+from boss.core.model.events import Event, MessageArrived
+from boss.core.model.rows import Snapshot
 from boss.core.tasks.outcome_acks import ANSWER_S
+from boss.shell.driver import Driver, Pause, Turn
 from ecloud.model import wire
 from ecloud.model.tasks import Cause, Condition, Dependency, Outcome, Result, TaskDefinition, TaskState
 from ecloud.model.wire import AttemptName, Envelope, HeldAttempt
@@ -32,6 +34,14 @@ def task(id: str, *, after: str = "", on: str = "success", **fields: Any) -> Tas
     results = tuple(Result(path, path) for path in fields.pop("results", ()))
     fields.setdefault("commands", ("true",))
     return TaskDefinition(id=id, dependencies=dependencies, results=results, **fields)
+
+
+def _fail(level: int, text: str) -> None:
+    raise AssertionError(text)
+
+
+def _check(core: Boss, effects: Effects) -> None:
+    core.check()
 
 
 class Peer:
@@ -58,36 +68,51 @@ class BossScript:
         self.calls: list[Call] = []
         self.peers: dict[str, Peer] = {}
         self.names: dict[str, int] = {}
-        self.batch = 0
         self.start()
 
     def start(self) -> BossScript:
         """A new boss on the same store."""
         self.store.lead("test", self.now, replace=True)
-        self.batch = self.store.last_batch()
-        self.boss = Boss(self.store.load(), self.config, self.now)
+        self.driver = Driver(
+            self.store,
+            self,
+            self,
+            self._make_core,
+            lambda: self.now,
+            _fail,
+            _check,
+        )
+        self._run(self.driver.begin())
         self.said, self.calls = [], []
         self.handle()
         # What each start asks first: which VMs are there.
         self.calls = [call for call in self.calls if not isinstance(call, ListVms)]
         return self
 
-    def handle(self, *events: Event) -> Effects:
-        """One batch, carried out as the contract says."""
-        effects = self.boss.handle(list(events), self.now)
-        self.boss.check()
-        if not effects.writes.is_empty:
-            self.batch += 1
-            self.store.commit(self.batch, effects.writes, self.now)
-        self.said += effects.sends
-        self.calls += effects.calls
-        for read in effects.reads:
-            if isinstance(read, LoadRun):
-                self.handle(RunLoaded(read.token, self.store.load_run(read.name)))
-            else:
-                images, task_nos, problem = self.store.select(read)
-                self.handle(TasksSelected(read.token, tuple(images), frozenset(task_nos), problem))
-        return effects
+    def _make_core(self, snapshot: Snapshot) -> Boss:
+        return Boss(snapshot, self.config, self.now)
+
+    @property
+    def boss(self) -> Boss:
+        """The core."""
+        assert self.driver.core is not None
+        return self.driver.core
+
+    def handle(self, *events: Event) -> None:
+        """One batch, carried out by the product's own loop."""
+        self._run(self.driver.turn(list(events)))
+
+    def _run(self, turn: Turn) -> None:
+        for step in turn:
+            assert not isinstance(step, Pause)
+
+    def publish(self, envelope: Envelope, key_name: str) -> None:
+        """What the boss says (the driver's `SpeakPort`)."""
+        self.said.append(Send(envelope, key_name))
+
+    def make(self, call: Call) -> None:
+        """A call that it makes (the driver's `CallPort`)."""
+        self.calls.append(call)
 
     def wait(self, seconds: float) -> BossScript:
         """Let time pass, deadline by deadline."""
@@ -142,7 +167,7 @@ class BossScript:
     def push(self, run: str, *tasks: TaskDefinition, **options: Any) -> wire.RunAccepted:
         """A push, accepted."""
         client = self.client()
-        push_id = f"push-{self.batch}-{len(self.names)}-{self.now}"
+        push_id = f"push-{self.store.last_batch()}-{len(self.names)}-{self.now}"
         options_ = wire.PushOptions(run=run, **options)
         self.hear(client, wire.SubmitTasks(push_id, 0, 1, options_, tasks))
         self.take(client, wire.ChunkReceived)

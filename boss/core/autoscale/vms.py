@@ -76,9 +76,7 @@ class Vms:
         """Of a VM whose pool is not set any more: a pool of the cloud that lists it."""
         self._orphans = Orphans(outbox, fleet, duty, config)
         self.boots = BootLog(outbox, timers, config.boot_deadline_s)
-        self._plan_at: float | None = None
         self._not_planned_before = 0.0
-        self._list_at: float | None = None
         self._why_none: str | None = None
         """What this batch found to keep VMs from starting."""
         self._held = False
@@ -161,7 +159,7 @@ class Vms:
             return
         if len(self._fleet.workers) > MANY_WORKERS:
             if now < self._not_planned_before:
-                self._wake_at(self._not_planned_before, now)
+                self._wake_at(self._not_planned_before)
                 return
             self._not_planned_before = now + PLAN_EVERY_S_A_WORKER * len(self._fleet.workers)
         made = self.rule(self._outlook.situation(self.alive.values(), pools, now))
@@ -173,7 +171,7 @@ class Vms:
         for end in made.ends:
             self.end(self.alive[end.vm_no], end.reason, now)
         if made.next_s is not None:
-            self._wake_at(now + made.next_s, now)
+            self._wake_at(now + made.next_s)
         self._plan_again(now)
 
     def plan(self, now: float) -> Plan:
@@ -224,14 +222,12 @@ class Vms:
     def _plan_again(self, now: float) -> None:
         """When time alone lets more start."""
         if self.spending.exhausted(self.alive.values(), now):
-            self._wake_at(now + self.spending.LOOK_AGAIN_S, now)
+            self._wake_at(now + self.spending.LOOK_AGAIN_S)
         for at in self.openings.free_again_at(now):
-            self._wake_at(at, now)
+            self._wake_at(at)
 
-    def _wake_at(self, when: float, now: float) -> None:
-        if self._plan_at is None or self._plan_at <= now or when < self._plan_at:
-            self._plan_at = when
-            self._timers.set(when, _nothing)
+    def _wake_at(self, when: float) -> None:
+        self._timers.once("scaling", when)
 
     # --- ending ----------------------------------------------------------------------------------
 
@@ -323,7 +319,7 @@ class Vms:
         if vm is None:
             return
         if vm.pool in self.health:
-            self._wake_at(self.health[vm.pool].on_refused(cause, reason, retry_s, now), now)
+            self._wake_at(self.health[vm.pool].on_refused(cause, reason, retry_s, now))
             self.openings.rooms[vm.pool].on_refused(cause == "less")
         self._gone(vm, reason, now, cause=f"refused: {cause}"[:16])
 
@@ -411,7 +407,7 @@ class Vms:
             reason = f"its cloud found no place for it in {self._config.pending_s:.0f} s{': ' + text if text else ''}"
             self._replace(vm, cause="no_place")
             if vm.pool in self.health:
-                self._wake_at(self.health[vm.pool].on_refused("less", reason, self._config.pending_s, now), now)
+                self._wake_at(self.health[vm.pool].on_refused("less", reason, self._config.pending_s, now))
             self.end(vm, reason, now)
 
     def on_task(self, worker: Worker, now: float) -> None:
@@ -443,18 +439,14 @@ class Vms:
         if vm.pool in self.health:
             at = self.health[vm.pool].on_boot_failed(f"VM {vm.vm_no}: {reason}", now)
             if at is not None:
-                self._wake_at(at, now)
+                self._wake_at(at)
 
     def _list_no_later(self, when: float) -> None:
         """Every cloud is asked for its list then, if not before, and on and on."""
-        if self.pools and (self._list_at is None or when < self._list_at):
-            self._list_at = when
-            self._timers.set(when, partial(self._list, when))
+        if self.pools:
+            self._timers.once("list of VMs", when, self._list)
 
-    def _list(self, when: float, now: float) -> None:
-        if self._list_at != when:
-            return  # it was brought forward
-        self._list_at = None
+    def _list(self, now: float) -> None:
         known: dict[str, dict[str, int]] = {}
         lost: dict[str, set[int]] = {}
         for vm in self.alive.values():
@@ -511,7 +503,3 @@ class Vms:
         for name, count in counts.items():
             if name in self.pools:
                 assert count <= max(self.pools[name].maximum, self.pools[name].minimum), f"pool {name} has {count} VMs"
-
-
-def _nothing(now: float) -> None:
-    """An alarm that only makes a batch happen: scaling looks at everything again."""

@@ -49,7 +49,6 @@ class Watchers:
         self._every_s = config.watch_every_s
         self._watching: dict[int, dict[str, Conversation]] = {}
         self._told_at: dict[int, float] = {}
-        self._timer_set = False
 
     def watch(self, client: Conversation, run: Run, now: float) -> None:
         """Tell the client of this run from now on, and once at once."""
@@ -94,9 +93,8 @@ class Watchers:
                 self._outbox.say(client, picture)
             run.ended_hints.clear()
             self._book.changed_runs.discard(run_no)
-        if later and not self._timer_set:
-            self._timer_set = True
-            self._timers.set(now + self._every_s, self._ring)
+        if later:
+            self._timers.once("watchers", now + self._every_s)
 
     def _notice_waits(self, now: float) -> None:
         """Runs for which the reason that no VM starts has changed are reported like those whose tasks moved."""
@@ -111,9 +109,6 @@ class Watchers:
         if not run.states.get(TaskState.READY) or run.row.held or run.stuck:
             return ""
         return self._why_no_vm(run.row.run_no, now)[:WAITS_CHARS]
-
-    def _ring(self, now: float) -> None:
-        self._timer_set = False  # the batch that this alarm makes ends with `tell`
 
     def _picture(self, run: Run) -> RunChanged:
         run_no = run.row.run_no

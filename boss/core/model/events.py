@@ -6,6 +6,7 @@ import msgspec
 
 from boss.core.model.rows import RunImage
 from ecloud.model.boot_diagnosis import Visit
+from ecloud.model.tasks import Result
 from ecloud.model.wire import Envelope
 
 
@@ -41,6 +42,13 @@ class TasksSelected(msgspec.Struct, frozen=True):
     images: tuple[RunImage, ...]
     task_nos: frozenset[int]
     problem: str = ""
+
+
+class AttemptsDeclared(msgspec.Struct, frozen=True):
+    """What attempts declare that were ordered in the batch before, by (task_no, number): the results in the definition
+    that their orders carried. Heard before any other event; attempts that declare no results are left out."""
+
+    results: dict[tuple[int, int], tuple[Result, ...]]
 
 
 class FilesPromoted(msgspec.Struct, frozen=True):
@@ -154,7 +162,7 @@ class RoomSeen(msgspec.Struct, frozen=True):
 
 
 Event = (
-    MessageArrived | BrokerFound | BrokerLost | RunLoaded | TasksSelected | FilesPromoted | ResultsFound |
-    DatastoreFailed | StagesListed | FreeSpaceSeen | DatastoreUsed | KeySigned | VmStarted | VmRefused | VmsListed |
-    RoomSeen | VmVisited
+    MessageArrived | AttemptsDeclared | BrokerFound | BrokerLost | RunLoaded | TasksSelected | FilesPromoted |
+    ResultsFound | DatastoreFailed | StagesListed | FreeSpaceSeen | DatastoreUsed | KeySigned | VmStarted |
+    VmRefused | VmsListed | RoomSeen | VmVisited
 )  # fmt: skip

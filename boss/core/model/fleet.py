@@ -15,7 +15,7 @@ import msgspec
 from boss.core.model.graph import Input, Shape
 from boss.core.model.outbox import Conversation
 from boss.core.model.rows import WorkerRow
-from ecloud.model.tasks import ROUNDING, AttemptState, Outcome, Resources, fits
+from ecloud.model.tasks import ROUNDING, AttemptState, Outcome, Resources, Result, fits
 from ecloud.model.worker_states import LEGAL_WORKER_MOVES, WorkerState
 
 MAX_AMOUNT = 1e9
@@ -26,7 +26,8 @@ LOOKED_AT = 8
 
 class Attempt(msgspec.Struct, eq=False):
     """One try that is not over. `worker`: the process it was given to, which names its stage. `order`: number of the
-    message of `session` that ordered it; `ahead_s`: its guess, while ahead."""
+    message of `session` that ordered it; `ahead_s`: its guess, while ahead; `declares`: the results that its order
+    declared, the only ones that it may publish."""
 
     task_no: int
     number: int
@@ -45,6 +46,7 @@ class Attempt(msgspec.Struct, eq=False):
     forgotten: bool = False
     reason: str = ""
     outcome: Outcome | None = None
+    declares: tuple[Result, ...] = ()
 
 
 def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:

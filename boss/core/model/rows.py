@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from ecloud.model.boot_diagnosis import Visit
-from ecloud.model.tasks import AttemptState, Condition, Outcome, Resources, Retries, TaskDefinition, TaskState
+from ecloud.model.tasks import AttemptState, Condition, Outcome, Resources, Result, Retries, TaskDefinition, TaskState
 from ecloud.model.transfer_status import Moving
 from ecloud.model.wire import Hello
 from ecloud.model.worker_states import WorkerState
@@ -234,9 +234,10 @@ class Snapshot(msgspec.Struct):
     """What a boss starts from: everything unfinished.
 
     `tasks`: unfinished ones, and all init tasks of runs that are not over; their `dependencies` name unfinished tasks
-    only. `attempts`: those not over. `init_attempts`: ended attempts of init tasks on workers that are up or draining,
-    plus failed ones of unfinished runs. `past_vms`: the last of those that are gone, oldest first, and all whose
-    machine was there still. `states`: task counts per run and state, init tasks left out.
+    only. `attempts`: those not over; `declared`: the results that their tasks declare, by task_no, where they do.
+    `init_attempts`: ended attempts of init tasks on workers that are up or draining, plus failed ones of unfinished
+    runs. `past_vms`: the last of those that are gone, oldest first, and all whose machine was there still. `states`:
+    task counts per run and state, init tasks left out.
     """
 
     cluster_id: str
@@ -247,6 +248,7 @@ class Snapshot(msgspec.Struct):
     runs: list[RunRow] = []
     tasks: list[TaskRow] = []
     attempts: list[AttemptRow] = []
+    declared: dict[int, tuple[Result, ...]] = {}
     init_attempts: list[AttemptRow] = []
     workers: list[WorkerRow] = []
     vms: list[VmRow] = []

@@ -4,32 +4,57 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 Alarm = Callable[[float], None]
 """Called with `now`. Looks again at what it was set for: a deadline may have moved or become void since."""
 
 
+def only_wake(now: float) -> None:
+    """An alarm that only makes a batch happen: each part looks at everything again at its end."""
+
+
 class Timers:
-    """Alarms by time. Setting one is cheap; none is ever cancelled: the alarm itself finds out that it is void."""
+    """Alarms by time. Setting one is cheap. `set` alarms are never cancelled: the alarm itself finds out that it is
+    void. Of `once` alarms with the same key only the earliest counts."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Alarm]] = []
+        self._heap: list[tuple[float, int, Alarm, Hashable]] = []
         self._sequence = itertools.count()
+        self._once: dict[Hashable, float] = {}
+        """When the alarm of each key is due."""
 
     def set(self, when: float, alarm: Alarm) -> None:
         """Call `alarm` in the first batch at or after `when`."""
-        heapq.heappush(self._heap, (when, next(self._sequence), alarm))
+        heapq.heappush(self._heap, (when, next(self._sequence), alarm, None))
+
+    def once(self, key: Hashable, when: float, alarm: Alarm = only_wake) -> None:
+        """The same for a deadline that is set again and again: one alarm of that key is due at a time. A later one
+        changes nothing, an earlier one replaces it. After it rang, the next one counts."""
+        due = self._once.get(key)
+        if due is None or when < due:
+            self._once[key] = when
+            heapq.heappush(self._heap, (when, next(self._sequence), alarm, key))
 
     @property
     def next(self) -> float | None:
         """When the next alarm is due; None without any."""
+        while self._heap and self._is_void(self._heap[0]):
+            heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
+
+    def _is_void(self, entry: tuple[float, int, Alarm, Hashable]) -> bool:
+        when, _, _, key = entry
+        return key is not None and self._once.get(key) != when
 
     def ring(self, now: float) -> None:
         """Call what is due. An alarm set meanwhile for a time that has passed rings in the next batch."""
         due: list[Alarm] = []
         while self._heap and self._heap[0][0] <= now:
-            due.append(heapq.heappop(self._heap)[2])
+            entry = heapq.heappop(self._heap)
+            if not self._is_void(entry):
+                if entry[3] is not None:
+                    del self._once[entry[3]]
+                due.append(entry[2])
         for alarm in due:
             alarm(now)

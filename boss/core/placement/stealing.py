@@ -29,7 +29,6 @@ class WorkStealing:
         self._fleet = fleet
         self._attempts = attempts
         self._timers = timers
-        self._alarm_set = False
         self._not_before = 0.0
 
     def settle(self, now: float) -> None:
@@ -50,12 +49,7 @@ class WorkStealing:
                     room.take(attempt)
         for worker in waiting:
             self._attempts.retract(worker, [a for a in worker.ahead.values() if _is_late(a, now) and room.take(a)])
-        if not self._alarm_set:
-            self._alarm_set = True
-            self._timers.set(now + RETURN_AFTER_S, self._look_again)
-
-    def _look_again(self, now: float) -> None:
-        self._alarm_set = False  # the batch that this alarm makes calls `settle`
+        self._timers.once("work stealing", now + RETURN_AFTER_S)
 
 
 def _is_late(attempt: Attempt, now: float) -> bool:

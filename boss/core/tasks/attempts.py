@@ -6,7 +6,7 @@ Owns every attempt that is not over. An attempt ends once; whatever is said of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import DropStages, Promote, PromoteFiles
@@ -18,9 +18,10 @@ from boss.core.model.runtime_estimates import Runtimes
 from boss.core.model.timers import Timers
 from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_fetched, note_given
+from boss.core.tasks.manifests import undeclared
 from boss.core.tasks.outcome_acks import OutcomeAcks
 from boss.core.tasks.taskbook import TaskBook
-from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, Outcome, TaskState
+from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, Outcome, Result, TaskState
 from ecloud.model.wire import (
     BATCH_BYTES,
     BATCH_COUNT,
@@ -161,6 +162,13 @@ class Attempts:
         for attempt in attempts:
             attempt.session, attempt.order = worker.conversation.session, number
 
+    def on_declared(self, declared: Mapping[Key, tuple[Result, ...]]) -> None:
+        """The results that these attempts declare, as their orders said."""
+        for key, results in declared.items():
+            attempt = self.active.get(key)
+            if attempt is not None:
+                attempt.declares = results
+
     # --- what a worker says ----------------------------------------------------------------------
 
     def on_started(self, worker: Worker, started: Iterable[StartedAttempt], now: float) -> None:
@@ -203,7 +211,9 @@ class Attempts:
         # Nobody may have said when it started, or a heartbeat showed only that it runs.
         began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
-        if outcome.cause is Cause.SUCCESS and outcome.manifest and not was_stopping and not attempt.init:
+        publishes = outcome.cause is Cause.SUCCESS and outcome.manifest and not was_stopping and not attempt.init
+        problem = undeclared(outcome.manifest, attempt.declares) if publishes else None
+        if publishes and problem is None:
             self._move(attempt, _PROMOTING)
             self.promoting[key] = attempt
             self._to_promote.append(attempt)
@@ -213,6 +223,7 @@ class Attempts:
             if node.state is _READY:
                 self._book.move(node, _RUNNING)
             return
+        attempt.reason = problem or attempt.reason
         self._over(attempt, _ENDED, now)
         if outcome.manifest:
             self._outbox.call(DropStages((stage_name(attempt.worker, key),)))
@@ -222,7 +233,9 @@ class Attempts:
         maybe = self._wanted(attempt)
         if maybe is None:
             return
-        if outcome.cause is Cause.SUCCESS:
+        if problem is not None:
+            self._fail_or_retry(maybe, Cause.RESULT, problem, now)
+        elif outcome.cause is Cause.SUCCESS:
             self._runtimes.learn(maybe, run_s)
             self._book.end(maybe, TaskState.SUCCEEDED, "", now)
         elif outcome.cause is Cause.STOPPED:

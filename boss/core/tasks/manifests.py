@@ -1,16 +1,14 @@
-"""Whether what a worker staged is what its task declares: nothing is published under any other name.
+"""Whether what a worker staged is what its attempt declares: nothing is published under any other name.
 
-Owns that one rule. It never asks for a definition: the shell brings them, as it does for orders.
+Owns that one rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
-from boss.core.model.effects import Promote, PromoteFiles
-from boss.core.model.events import FilesPromoted
 from ecloud.formats.paths import fixed_part, is_glob, matches_pattern, pattern_of
 from ecloud.model.tasks import ManifestEntry, Result
 
@@ -24,19 +22,9 @@ class _Declared(msgspec.Struct):
 _DEFINITIONS = msgspec.json.Decoder(_Declared)
 
 
-def declared_of(call: PromoteFiles, definitions: Mapping[int, bytes]) -> tuple[PromoteFiles, FilesPromoted]:
-    """What may be published, and the answer for the rest. `definitions`: by task_no, as JSON; one that is missing (its
-    task was dropped) declares nothing."""
-    kept: list[Promote] = []
-    refused: list[tuple[int, int, str | None]] = []
-    for item in call.promotions:
-        raw = definitions.get(item.task_no)
-        problem = undeclared(item.manifest, _DEFINITIONS.decode(raw).results if raw is not None else ())
-        if problem is None:
-            kept.append(item)
-        else:
-            refused.append((item.task_no, item.number, problem))
-    return PromoteFiles(tuple(kept)), FilesPromoted(tuple(refused))
+def declared_results(definition: bytes) -> tuple[Result, ...]:
+    """The results in a stored definition, which is JSON."""
+    return _DEFINITIONS.decode(definition).results
 
 
 def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> str | None:

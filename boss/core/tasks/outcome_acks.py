@@ -43,7 +43,6 @@ class OutcomeAcks:
         self._waiting: dict[str, _Waiting] = {}
         """Who waits longest is first."""
         self._touched: dict[str, None] = {}
-        self._alarm_set = False
 
     def add(self, worker: Worker, outcomes: Iterable[Outcome], now: float) -> None:
         """These are stored, or stale, or of attempts that nobody knows."""
@@ -64,9 +63,8 @@ class OutcomeAcks:
         if self._longest_since + self._wait_s <= now:
             while self._longest_since + self._wait_s / 2 <= now:
                 self._say(next(iter(self._waiting)))
-        if self._waiting and not self._alarm_set:
-            self._alarm_set = True
-            self._timers.set(self._longest_since + self._wait_s, self._ring)
+        if self._waiting:
+            self._timers.once("outcome acks", self._longest_since + self._wait_s)
 
     @property
     def _longest_since(self) -> float:
@@ -76,9 +74,6 @@ class OutcomeAcks:
     def count(self) -> int:
         """Outcomes that wait for their answer."""
         return sum(len(waiting.names) for waiting in self._waiting.values())
-
-    def _ring(self, now: float) -> None:
-        self._alarm_set = False  # the batch that this alarm makes settles
 
     def _say(self, name: str) -> None:
         names = self._waiting.pop(name).names

@@ -49,10 +49,13 @@ def runtime(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Runtime]:
 def test_of_a_boss_whose_batch_was_refused_nothing_is_remembered(
     runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = weakref.ref(runtime._boss)
-    runtime._batch += 1  # a batch that does not follow the last one
-    runtime._decide([])
+    driver = runtime._driver
+    assert runtime._drive(driver.begin())
+    assert driver.core is not None
+    before = weakref.ref(driver.core)
+    driver._batch += 1  # a batch that does not follow the last one
+    assert runtime._drive(driver.turn([]))
     assert "the database refuses a batch" in caplog.text
     assert before() is None
-    runtime._decide([])
+    assert runtime._drive(driver.turn([]))
     assert caplog.text.count("refuses") == 1, "the next one goes on"

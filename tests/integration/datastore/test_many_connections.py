@@ -63,8 +63,8 @@ def test_forty_workers_that_start_at_once_are_not_turned_away(tmp_path: Path) ->
         with ThreadPoolExecutor(WORKERS) as pool:
             assert list(pool.map(work, stores)) == [1000] * WORKERS
         assert boss.most <= STARTUPS - 1
-        assert not boss.permits.lanes
-        assert not boss.permits.waiting
+        assert not boss.transfer_slots.lanes
+        assert not boss.transfer_slots.waiting
         assert "MaxStartups" not in (server.directory / "log").read_text()
     finally:
         server.close()

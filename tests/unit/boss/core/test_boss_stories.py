@@ -505,3 +505,31 @@ def test_old_runs_go_in_time() -> None:
     script.starts(w1, "a").ended(w1, "a").stored(w1, "a")
     script.wait(3 * 3600)
     assert script.store.runs == {}
+
+
+def test_what_its_attempt_does_not_declare_is_not_published_and_fails_the_task(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    script.push("r", task("a", results=("out",)))
+    script.starts(w1, "a").started(w1, "a").ended(w1, "a", manifest=(ManifestEntry("other", 1, "aa"),)).stored(w1, "a")
+    script.states(a="failed")
+    assert script.store.tasks[script.names["a"]].reason == (
+        "its worker staged 'other', which is none of the results that the task declares"
+    )
+    assert script.call(DropStages).stages == (f"w1/{script.names['a']}-1",)
+    script.nothing_else()
+
+
+def test_a_boss_that_starts_knows_what_attempts_declared_that_run_on(script: BossScript) -> None:
+    w1 = script.worker("w1", cpus=2)
+    script.push("r", task("a", results=("out",)), task("b", results=("b",)))
+    script.starts(w1, "a", "b").started(w1, "a", "b")
+    script.start().hello(w1).beats(w1)
+    script.ended(w1, "a", manifest=(ManifestEntry("out", 1, "aa"),))
+    assert [item.manifest[0].path for item in script.call(PromoteFiles).promotions] == ["out"]
+    script.ended(w1, "b", manifest=(ManifestEntry("out", 1, "aa"),)).states(b="failed")
+
+
+def test_phases_have_names_and_reasons(script: BossScript) -> None:
+    phases = script.boss._phases
+    assert len({phase.name for phase in phases}) == len(phases)
+    assert all(phase.why.startswith(("after", "before", "last")) for phase in phases)

@@ -7,8 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from boss.core.model.effects import Promote, PromoteFiles
-from boss.core.tasks.manifests import declared_of, undeclared
+from boss.core.tasks.manifests import declared_results, undeclared
 from ecloud.model.tasks import ManifestEntry, Result, TaskDefinition
 from worker.shell.results import matches
 
@@ -47,15 +46,10 @@ def test_no_entry_needs_no_result_and_without_results_none_may_be_there() -> Non
     )
 
 
-def test_what_is_refused_is_answered_and_the_rest_is_published() -> None:
-    definitions = {number: msgspec.json.encode(TaskDefinition(str(number), ("true",))) for number in (1, 2)}
-    definitions[2] = msgspec.json.encode(TaskDefinition("2", ("true",), results=(Result("out", "out"),)))
-    manifest = (ManifestEntry("out"),)
-    call = PromoteFiles(tuple(Promote(number, 1, f"w/{number}-1", manifest) for number in (1, 2, 3)))
-    published, answered = declared_of(call, definitions)
-    assert [item.task_no for item in published.promotions] == [2]
-    told = "its worker staged 'out', which is none of the results that the task declares"
-    assert answered.results == ((1, 1, told), (3, 1, told))
+def test_the_results_in_a_stored_definition() -> None:
+    results = (Result("a", "b"), Result("*.dat", "parts"))
+    assert declared_results(msgspec.json.encode(TaskDefinition("1", ("true",), results=results))) == results
+    assert declared_results(msgspec.json.encode(TaskDefinition("2", ("true",)))) == ()
 
 
 @pytest.mark.parametrize("pattern", ["*", "*/*", "**", "**/*.c", "a/**", "a/*", "[ab]/x.c", "a/b/?.c"])

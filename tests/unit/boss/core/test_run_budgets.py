@@ -42,7 +42,7 @@ def ends(script: BossScript, worker: Peer, id: str) -> None:
 
 def spent_h(script: BossScript, run_no: int = 1) -> float:
     script.wait(6.0)
-    return script.boss.run_spending.spent_s(run_no) / HOUR_S
+    return script.boss.run_budgets.spent_s(run_no) / HOUR_S
 
 
 def plan_notes(script: BossScript) -> list[str]:
@@ -142,7 +142,7 @@ def test_it_reckons_as_the_ledger_does() -> None:
     beats(script, [worker], 120.0)
     vm = script.store.vms[1]
     assert vm.started_at is not None
-    reckoned = [script.boss.run_spending.spent_s(no) for no in (1, 2)]
+    reckoned = [script.boss.run_budgets.spent_s(no) for no in (1, 2)]
     ran = [
         Ran(row.run_no, row.assigned_at, row.ended_at) for row in script.store.attempts.values() if row.worker == "w1"
     ]

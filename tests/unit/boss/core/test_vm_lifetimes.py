@@ -207,7 +207,7 @@ class Story:
         rows = [msgspec.structs.replace(vm, started_at=None, gone_at=None) for vm in script.store.vms.values()]
         plan = script.ask("plan")
         assert isinstance(plan, wire.RequestDone)
-        spending, runs = script.boss.vms.spending, script.boss.run_spending
+        spending, runs = script.boss.vms.spending, script.boss.run_budgets
         hours = round(spending.hours(script.boss.vms.alive.values(), script.now), 2)
         pools = [msgspec.structs.replace(pool) for pool in script.store.tables.pools.values()]
         self.told.append((script.now, calls, rows, plan.text, hours, round(runs.spent_s(1) / 36, 0), pools))

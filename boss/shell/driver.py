@@ -1,0 +1,290 @@
+"""The loop between a core and the world: a batch of events in, one decision, one commit, then messages, calls, reads.
+
+    driver = Driver(store, calls, speaker, make_core, clock)
+    for step in driver.begin(): ...
+    for step in driver.turn(events): ...
+
+The product and the simulation run this code over three ports: `StorePort`, `CallPort`, `SpeakPort`. The driver owns the
+core, the number of the batch, the reads that are not answered yet, and the order of effects. It owns no inbox, thread,
+socket or clock.
+
+A turn is a generator. It yields what it is about to do; at a `Pause` its caller lets that time pass. A process may end
+between any two steps: what survives is what the store holds. The simulation kills it there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
+from enum import Enum
+from functools import partial
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from boss.core.boss import Boss
+from boss.core.model.effects import Call, Effects, LoadRun, Read, SelectTasks, Send
+from boss.core.model.events import AttemptsDeclared, Event, RunLoaded, TasksSelected
+from boss.core.model.rows import RunImage, Snapshot, Writes
+from boss.core.tasks.manifests import declared_results
+from boss.store.store import CommitRefused, StoreAway
+from ecloud.model.tasks import Result
+from ecloud.model.wire import AttemptOrder, Envelope, StartTasks
+
+RENEW_S = 5.0
+"""A leader that has nothing to commit says this often that it lives."""
+FIRST_WAIT_S = 0.1
+"""Before the database is asked again after it did not answer; doubled each time up to `LAST_WAIT_S`."""
+LAST_WAIT_S = 5.0
+
+_Answer = TypeVar("_Answer")
+
+
+class StorePort(Protocol):
+    """The tables. Each method raises `StoreAway` where the database does not answer; the driver asks again."""
+
+    @property
+    def epoch(self) -> int:
+        """The leadership in which this boss writes."""
+
+    def last_batch(self) -> int:
+        """The number of the last batch that was committed."""
+
+    def load(self) -> Snapshot:
+        """Everything unfinished."""
+
+    def commit(self, batch: int, writes: Writes, now: float) -> None:
+        """One transaction; writing the same batch again is harmless. Raises `CommitRefused`, `Deposed`."""
+
+    def renew(self, now: float) -> None:
+        """The leader lives. Raises `Deposed`."""
+
+    def load_run(self, name: str) -> RunImage | None:
+        """A whole run. Raises `Deposed`."""
+
+    def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
+        """What a person's selection means. Raises `Deposed`."""
+
+    def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
+        """Stored definitions by task_no, as JSON; tasks that are gone are left out."""
+
+
+class CallPort(Protocol):
+    """Calls to the datastore and to clouds. Their answers come back as events of later turns."""
+
+    def make(self, call: Call) -> None:
+        """Begin the call and return at once."""
+
+
+class SpeakPort(Protocol):
+    """The broker."""
+
+    def publish(self, envelope: Envelope, key_name: str) -> None:
+        """Send to `envelope.peer`, signed with this key. Delivery is not guaranteed."""
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """Step: the driver is about to commit these rows."""
+
+    writes: Writes
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """Step: the database does not answer; the driver asks again after `seconds`."""
+
+    seconds: float
+
+
+class Next(Enum):
+    """Steps that carry nothing: what the driver is about to do."""
+
+    READ = "read"
+    SEND = "send"
+    CALL = "call"
+
+
+Step = Commit | Pause | Next
+Turn = Generator[Step, None, None]
+Report = Callable[[int, str], None]
+"""Takes a level of `logging` and a sentence."""
+
+
+class Driver:
+    """Carries out what one core decides. A core that the database refuses is replaced by a new one from the tables."""
+
+    def __init__(
+        self,
+        store: StorePort,
+        calls: CallPort,
+        speaker: SpeakPort,
+        make_core: Callable[[Snapshot], Boss],
+        clock: Callable[[], float],
+        report: Report,
+        decided: Callable[[Boss, Effects], None] = lambda core, effects: None,
+    ) -> None:
+        """`make_core` makes a core from a snapshot; `decided` is called after each decision, before its commit."""
+        self._store = store
+        self._calls = calls
+        self._speaker = speaker
+        self._make_core = make_core
+        self._clock = clock
+        self._report = report
+        self._decided = decided
+        self.core: Boss | None = None
+        self._batch = 0
+        self._events: Sequence[Event] = ()
+        """Those of the decision that is being carried out."""
+        self._reads: deque[Read] = deque()
+        self._learned: list[Event] = []
+        """What the driver learned while it carried out the last decision: the core hears it before anything else."""
+        self._renewed_at = clock()
+
+    # --- turns --------------------------------------------------------------------------------------
+
+    def begin(self) -> Turn:
+        """Make a core from what the store holds. The caller then runs a turn without events."""
+        self._reads.clear()
+        self._learned = []
+        self.core = None  # two cores at once would need twice the memory
+        self._batch = yield from self._ask(self._store.last_batch)
+        snapshot = yield from self._ask(self._store.load)
+        self.core = self._make_core(snapshot)
+
+    def turn(self, events: Sequence[Event]) -> Turn:
+        """Decide on a batch of events and carry everything out; reads are answered before it ends.
+
+        Raises `Deposed` where another boss leads.
+        """
+        try:
+            yield from self._carry_out(self._decide(events))
+            while self._reads:
+                yield Next.READ
+                answer = yield from self._ask(partial(self._answer, self._reads.popleft()))
+                yield from self._carry_out(self._decide([answer]))
+        except CommitRefused as error:
+            kinds = dict(Counter(type(event).__name__ for event in self._events))
+            self._report(logging.ERROR, f"the database refuses a batch of {kinds}, which is left out: {error}")
+            yield from self.begin()
+        self._renew()
+
+    @property
+    def wakes_at(self) -> float:
+        """When the next turn is due, with or without events, by the clock."""
+        assert self.core is not None
+        deadline = self.core.next_deadline()
+        renewal = self._renewed_at + RENEW_S
+        return renewal if deadline is None or renewal < deadline else deadline
+
+    def _decide(self, events: Sequence[Event]) -> Effects:
+        assert self.core is not None
+        if self._learned:
+            events = [*self._learned, *events]
+            self._learned = []
+        self._events = events
+        effects = self.core.handle(events, self._clock())
+        self._decided(self.core, effects)
+        return effects
+
+    # --- carrying out -------------------------------------------------------------------------------
+
+    def _carry_out(self, effects: Effects) -> Turn:
+        """Write, then speak, then call: nobody hears of anything that is not committed."""
+        if not effects.writes.is_empty:
+            yield from self._commit(effects.writes)
+        yield from self._publish(effects.sends)
+        for call in effects.calls:
+            yield Next.CALL
+            self._calls.make(call)
+        self._reads.extend(effects.reads)
+
+    def _commit(self, writes: Writes) -> Turn:
+        batch = self._batch + 1
+        # After a lost answer the store knows whether this batch landed, and whether this boss still leads.
+        yield from self._ask(lambda: self._store.commit(batch, writes, self._clock()), Commit(writes))
+        self._batch = batch
+        self._renewed_at = self._clock()
+
+    def _publish(self, sends: Sequence[Send]) -> Turn:
+        assert self.core is not None
+        orders = [send.envelope.message for send in sends if isinstance(send.envelope.message, StartTasks)]
+        bodies: dict[int, bytes] = {}
+        if orders:
+            bodies = yield from self._ask(
+                partial(self._store.definitions, [order.task_no for message in orders for order in message.attempts])
+            )
+            self._learn_declared(orders, bodies)
+        for send in sends:
+            yield Next.SEND
+            if send.key_name not in self.core.revoked_keys:
+                envelope = send.envelope
+                if isinstance(envelope.message, StartTasks):
+                    filled = _with_bodies(envelope.message, bodies)
+                    envelope = msgspec.structs.replace(envelope, message=filled)
+                self._speaker.publish(envelope, send.key_name)
+
+    def _learn_declared(self, messages: Sequence[StartTasks], bodies: dict[int, bytes]) -> None:
+        """What each ordered attempt declares is what its order said: the core checks its outcome against that."""
+        declared: dict[tuple[int, int], tuple[Result, ...]] = {}
+        for message in messages:
+            for order in message.attempts:
+                body = bodies.get(order.task_no)
+                results = declared_results(body) if body is not None else ()
+                if results:
+                    declared[(order.task_no, order.number)] = results
+        if declared:
+            self._learned.append(AttemptsDeclared(declared))
+
+    def _answer(self, read: Read) -> Event:
+        if isinstance(read, LoadRun):
+            return RunLoaded(read.token, self._store.load_run(read.name))
+        images, task_nos, problem = self._store.select(read)
+        return TasksSelected(read.token, tuple(images), frozenset(task_nos), problem)
+
+    # --- the database -------------------------------------------------------------------------------
+
+    def _ask(self, question: Callable[[], _Answer], before: Step | None = None) -> Generator[Step, None, _Answer]:
+        """Ask until there is an answer, with a pause after each failure. `before`: the step that begins each try."""
+        wait_s = FIRST_WAIT_S
+        told = False
+        while True:
+            if before is not None:
+                yield before
+            try:
+                answer = question()
+            except StoreAway as error:
+                if not told:
+                    self._report(logging.ERROR, f"waiting for the database: {error}")
+                    told = True
+            else:
+                if told:
+                    self._report(logging.INFO, "the database is back")
+                return answer
+            yield Pause(wait_s)
+            wait_s = min(LAST_WAIT_S, wait_s * 2)
+
+    def _renew(self) -> None:
+        """Say that this leader lives, where it committed nothing for a while."""
+        now = self._clock()
+        if now < self._renewed_at + RENEW_S:
+            return
+        self._renewed_at = now
+        try:
+            self._store.renew(now)
+        except StoreAway as error:
+            self._report(logging.WARNING, f"the database does not answer: {error}")
+
+
+def _with_bodies(message: StartTasks, bodies: dict[int, bytes]) -> StartTasks:
+    """The orders with what the worker runs. The stored JSON is embedded as it is: msgspec writes Raw without looking
+    at it.
+
+    An order whose definition is gone (its task was dropped a moment ago) is left out; its attempt is taken back when
+    the worker's next heartbeat lacks it.
+    """
+    orders: list[AttemptOrder] = []
+    for order in message.attempts:
+        body = bodies.get(order.task_no)
+        if body is not None:
+            orders.append(msgspec.structs.replace(order, body=msgspec.Raw(body)))
+    return StartTasks(tuple(orders))

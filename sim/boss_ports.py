@@ -1,0 +1,281 @@
+"""What a simulated boss works with: a database that fails, a datastore and a cloud that answer late, a broker.
+
+These are the three ports of `boss.shell.driver`. Each draws what goes wrong at the moment of the call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from boss.core.model.effects import (
+    AskRoom,
+    Call,
+    DropStages,
+    EndVm,
+    FindResults,
+    ListStages,
+    ListVms,
+    PromoteFiles,
+    SelectTasks,
+    SignKey,
+    StartVm,
+    VisitVm,
+)
+from boss.core.model.events import (
+    DatastoreFailed,
+    Event,
+    FilesPromoted,
+    KeySigned,
+    ResultsFound,
+    RoomSeen,
+    StagesListed,
+    VmRefused,
+    VmsListed,
+    VmStarted,
+    VmVisited,
+)
+from boss.core.model.rows import RunImage, Snapshot, Writes
+from boss.store.store import CommitRefused, StoreAway
+from datastore.port import DatastoreAway
+from ecloud.model.boot_diagnosis import Visit
+from sim.checker import Checker
+from sim.cloud import LATE_S, Cloud, Refused, host_key
+from sim.datastore import Datastore
+from sim.faults import Faults
+from sim.network import Network
+from sim.store import Store, Tables
+from sim.world import World
+
+COMMIT_S, ROW_S = 0.002, 0.00005
+"""What a commit takes, and each row of it more: one under load has larger batches, like a real one."""
+SLOW_COMMIT_S = 8.0
+ARRIVES = 0.3
+"""How often a call for a VM arrives although its answer can't."""
+CERTIFICATE_LIVES_S = (8.0, 60.0)
+
+
+def certificate(public_key: str, until: float) -> str:
+    """What opens the datastore for the holder of that key until then."""
+    return f"{public_key} {until!r}"
+
+
+class Places(msgspec.Struct):
+    """What all bosses of a world share."""
+
+    world: World
+    faults: Faults
+    network: Network
+    tables: Tables
+    datastore: Datastore
+    cloud: Cloud
+    checker: Checker
+
+
+class BossStore:
+    """One boss's connection to the tables: what is asked fails while it is parted from them."""
+
+    def __init__(self, boss: str, places: Places) -> None:
+        self._boss = boss
+        self._world = places.world
+        self._faults = places.faults
+        self._checker = places.checker
+        self.store = Store(places.tables)
+        self.parted_until = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """The leadership in which this boss writes."""
+        return self.store.epoch
+
+    def _reach(self) -> Store:
+        if self._world.now < self.parted_until:
+            raise StoreAway("the database is away")
+        return self.store
+
+    def commit_takes_s(self, writes: Writes) -> float:
+        """How long the commit of these rows will take."""
+        if self._world.fault("commit_slow", self._faults.commit_slow):
+            return SLOW_COMMIT_S * self._world.random.random()
+        return COMMIT_S + ROW_S * (len(writes.attempts) + len(writes.tasks) + len(writes.stored))
+
+    def commit(self, batch: int, writes: Writes, now: float) -> None:
+        """Commit, or fail in one of the ways a database fails."""
+        world, faults = self._world, self._faults
+        if world.fault("commit_fails", faults.commit_fails):
+            raise StoreAway("the database is away")
+        store = self._reach()
+        if world.fault("commit_refused", faults.commit_refused):
+            raise CommitRefused("the database refuses")
+        with self._checker.committing(self._boss, store.epoch, writes):
+            store.commit(batch, writes, now)
+        if world.fault("commit_unanswered", faults.commit_unanswered):
+            raise StoreAway("the answer got lost")
+
+    def last_batch(self) -> int:
+        """The number of the last batch that was committed."""
+        return self._reach().last_batch()
+
+    def load(self) -> Snapshot:
+        """Everything unfinished."""
+        return self._reach().load()
+
+    def renew(self, now: float) -> None:
+        """The leader lives."""
+        self._reach().renew(now)
+
+    def load_run(self, name: str) -> RunImage | None:
+        """A whole run."""
+        return self._reach().load_run(name)
+
+    def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
+        """What a person's selection means."""
+        return self._reach().select(wanted)
+
+    def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
+        """Stored definitions."""
+        return self._reach().definitions(task_nos)
+
+
+class BossCalls:
+    """Calls of one boss, made a moment later by a thread; an answer comes back if the process still lives then."""
+
+    def __init__(
+        self, boss: str, places: Places, store: BossStore, put: Callable[[Event], None], lives: Callable[[], bool]
+    ) -> None:
+        self._boss = boss
+        self._places = places
+        self._world = places.world
+        self._faults = places.faults
+        self._store = store
+        self._put = put
+        self._lives = lives
+        self.parted_until = 0.0
+        """It does not reach its cloud before then."""
+        self._starting: set[int] = set()
+        """Intents whose call waits for its turn."""
+
+    def make(self, call: Call) -> None:
+        """Begin the call."""
+
+        def make() -> None:
+            if not self._lives() and not self._world.fault("call_lost", self._faults.call_lost):
+                return
+            event = self._make(call)
+            if event is not None:
+                self._world.after(self._world.random.uniform(0.0005, 0.005), lambda: self._put(event))
+
+        delay_s = self._world.random.uniform(0.0005, 0.01)
+        if isinstance(call, StartVm) and self._world.fault("vm_late", self._faults.vm_late):
+            delay_s = self._world.random.uniform(*LATE_S)
+            if self._world.random.random() < 0.5:
+                self._give_up_on(call, delay_s)
+                return
+        if isinstance(call, StartVm):
+            self._starting.add(call.vm_no)
+        self._world.after(delay_s, make)
+
+    def _give_up_on(self, call: StartVm, seconds: float) -> None:
+        """The request has arrived, and nobody waits any more when the cloud gets to it."""
+        self._world.tell(self._boss, f"hears nothing of its call for intent {call.vm_no}")
+
+        def make() -> None:
+            with contextlib.suppress(Refused):
+                self._places.cloud.start(call.vm_no, call.pool, call.size, call.boot_nonce)
+
+        self._world.after(seconds, make)
+
+    def _make(self, call: Call) -> Event | None:
+        if isinstance(call, (StartVm, EndVm, ListVms, AskRoom)):
+            return self._to_cloud(call)
+        if isinstance(call, VisitVm):
+            return self._visit(call)
+        if isinstance(call, SignKey):
+            if self._world.fault("sign_lost", self._faults.sign_lost):
+                return None
+            lives_s = self._world.random.uniform(*CERTIFICATE_LIVES_S)
+            return KeySigned(call.worker, certificate(call.public_key, self._world.now + lives_s), lives_s)
+        try:
+            return self._to_datastore(call)
+        except DatastoreAway as error:
+            return None if isinstance(call, DropStages) else DatastoreFailed(call, str(error))
+
+    def _to_datastore(self, call: Call) -> Event | None:
+        datastore = self._places.datastore
+        match call:
+            case PromoteFiles(promotions):
+                problems = datastore.promote(promotions)
+                return FilesPromoted(tuple((p.task_no, p.number, text) for p, text in zip(promotions, problems)))
+            case FindResults(token, paths):
+                return ResultsFound(token, datastore.existing(paths))
+            case ListStages():
+                return StagesListed(datastore.stages())
+            case DropStages(stages):
+                datastore.drop(stages)
+        return None
+
+    def _to_cloud(self, call: StartVm | EndVm | ListVms | AskRoom) -> Event | None:
+        cloud = self._places.cloud
+        if isinstance(call, StartVm):
+            self._starting.discard(call.vm_no)
+        if self._world.now < self._store.parted_until:
+            return _not_asked(call, "the database can't tell whether this boss still leads")
+        if not self._store.store.leads():
+            return None
+        if self._world.now < self.parted_until and not (
+            isinstance(call, StartVm) and self._world.random.random() < ARRIVES
+        ):
+            return _not_asked(call, "the cloud can't be reached")
+        match call:
+            case StartVm(vm_no, pool, size, nonce):
+                self._places.checker.fleet.on_start_vm(self._boss, self._store.epoch, vm_no)
+                try:
+                    cloud_id = cloud.start(vm_no, pool, size, nonce)
+                    parted = self._world.now < self.parted_until
+                    return None if parted else VmStarted(vm_no, cloud_id)
+                except Refused as error:
+                    return VmRefused(vm_no, str(error), 5.0, "less")
+            case EndVm(vm_no, _, cloud_id, why):
+                if why:
+                    self._world.tell(self._boss, f"ends {cloud_id} (intent {vm_no}): {why}")
+                if cloud_id in cloud.living:  # else it is ended in vain
+                    made_at = cloud.lives[cloud_id].since - cloud.ahead_s
+                    self._places.checker.fleet.on_end_vm(self._boss, self._store.epoch, vm_no, made_at)
+                cloud.end(cloud_id)
+            case ListVms(pool, known, lost):
+                alive, gone = cloud.list(), cloud.gone(known, lost)
+                lives = {cloud_id: cloud.lives[cloud_id] for cloud_id in (*alive.values(), *gone)}
+                since = {cloud_id: float(life.since) for cloud_id, life in lives.items()}
+                ended = {
+                    cloud_id: float(life.ended_at) for cloud_id, life in lives.items() if life.ended_at is not None
+                }
+                addresses = {vm_no: cloud.addresses[cloud_id] for vm_no, cloud_id in alive.items()}
+                starting = frozenset(self._starting)
+                ids = frozenset(alive.values())
+                return VmsListed(pool, ids, alive, {}, since, starting, addresses, gone, ended, frozenset(known), lost)
+            case AskRoom(pool):
+                return RoomSeen(pool, *cloud.room())
+        return None
+
+    def _visit(self, call: VisitVm) -> Event:
+        """By SSH: who is there is one of those that have that address."""
+        cloud, vms = self._places.cloud, self._places.tables.vms
+        there = [cloud_id for cloud_id, address in cloud.addresses.items() if address == call.address]
+        if not there:
+            return VmVisited(call.vm_no, call.address, call.host_key, Visit("silent"))
+        met = self._world.random.choice(there)
+        self._places.checker.looked["identity"] += len(there) > 1
+        if call.host_key and call.host_key != host_key(met):
+            return VmVisited(call.vm_no, call.address, call.host_key, Visit("changed"))
+        vm_no = cloud.living[met][0]
+        visit = Visit("ok", vm=str(vm_no), boot_nonce=vms[vm_no].boot_nonce)
+        return VmVisited(call.vm_no, call.address, host_key(met), visit, {"ssh": 0.0})
+
+
+def _not_asked(call: StartVm | EndVm | ListVms | AskRoom, reason: str) -> Event | None:
+    """What the boss hears of a call that was not made."""
+    if isinstance(call, StartVm):
+        return VmRefused(call.vm_no, reason, 5.0, "later")
+    return RoomSeen(call.pool, None) if isinstance(call, AskRoom) else None
