@@ -57,7 +57,7 @@ def test_of_two_attempts_the_later_has_the_last_word_on_their_files() -> None:
     assert not [call for call in script.calls if isinstance(call, PromoteFiles)]
     script.wait(1.0)
     assert script.call(PromoteFiles) == first
-    script.handle(FilesPromoted(((script.names["a"], 1, None),))).sends.clear()
+    script.handle(FilesPromoted(((script.names["a"], 1, None),)))
     assert script.call(PromoteFiles).promotions[0].number == 2
     script.states(a="running")
     script.handle(FilesPromoted(((script.names["a"], 2, None),)))
@@ -79,7 +79,7 @@ def test_a_core_that_begins_anew_in_the_same_epoch_uses_new_names_of_sessions() 
     script = BossScript()
     before = script.worker("w1").session
     script.now += 0.001
-    script.boss = type(script.boss)(script.store.load(), script.config, script.now)
+    script.begin_anew()
     assert script.worker("w1").session != before
 
 

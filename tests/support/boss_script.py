@@ -82,12 +82,16 @@ class BossScript:
             _fail,
             _check,
         )
-        self._run(self.driver.begin())
+        self.begin_anew()
         self.said, self.calls = [], []
         self.handle()
         # What each start asks first: which VMs are there.
         self.calls = [call for call in self.calls if not isinstance(call, ListVms)]
         return self
+
+    def begin_anew(self) -> None:
+        """A new core in the same process, as after a batch that the database refused."""
+        self._run(self.driver.begin())
 
     def _make_core(self, snapshot: Snapshot) -> Boss:
         return Boss(snapshot, self.config, self.now)
