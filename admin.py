@@ -457,11 +457,12 @@ def ls(path: str, task: str, run: str, recursive: bool, as_json: bool) -> int:
 @click.argument("to", default=".")
 @click.option("--task", default="", metavar="TASK", help="The results of this task.")
 @run_option
-def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
+@click.option("--force", is_flag=True, help="Replace what is at TO.")
+def get(path: str, to: str, task: str, run: str, force: bool, as_json: bool) -> int:
     """Copy a file or directory of the datastore to TO."""
     from ecloud.cli import files
 
-    return files.get(path, to, task, run, as_json)
+    return files.get(path, to, task, run, force, as_json)
 
 
 @action

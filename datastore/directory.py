@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from datastore.local_tree import Item, walk
 from datastore.port import STAGING, BadName, DatastoreAway, Entry, NotThere, Promotion
 
 OWN = STAGING.partition("/")[0]
@@ -109,8 +110,9 @@ class DirectoryDatastore:
             source = self._path(name)
             if not os.path.lexists(source):
                 raise NotThere(name)
+            items = list(walk(source, ""))
             to.parent.mkdir(parents=True, exist_ok=True)
-            return _copy_whole(source, to, None)
+            return _copy_whole(items, to, None)
 
     def listing(self, name: str = "", recursive: bool = False) -> list[Entry]:
         """See `port.Reader.listing`."""
@@ -148,10 +150,11 @@ class DirectoryDatastore:
         with _told_apart(self.root):
             self._require_root()
             target = _below(self._stage(stage), path)
+            items = list(walk(local, ""))
             target.parent.mkdir(parents=True, exist_ok=True)
             remove(target)
             entries: list[Entry] = []
-            _copy_whole(local, target, entries)
+            _copy_whole(items, target, entries)
             name = "/".join(parts_of(path))
             return [_renamed(entry, name) for entry in entries]
 
@@ -196,20 +199,21 @@ class DirectoryDatastore:
         may be moved."""
         moves: list[tuple[Path, Path]] = []
         top = ""
+        declared = {entry.path for entry in entries}
         for entry in entries:
-            # Below a directory that moves whole there is nothing left to move.
-            if top and entry.path.startswith(top + "/"):
+            staged = _below(stage, entry.path)
+            if not os.path.lexists(staged):
+                if not self._stands(entry):
+                    return f"result {entry.path} is neither staged nor published"
                 continue
+            wrong = _unlike(staged, entry, declared)
+            if wrong:
+                return f"result {entry.path} {wrong}"
+            if top and entry.path.startswith(top + "/"):
+                continue  # below a directory that moves whole
             if entry.kind == "directory":
                 top = entry.path
-            staged, final = _below(stage, entry.path), self._path(entry.path)
-            if os.path.lexists(staged):
-                size = staged.lstat().st_size
-                if entry.kind == "file" and size != entry.size:
-                    return f"result {entry.path} has {size} bytes where it was staged, not {entry.size}"
-                moves.append((staged, final))
-            elif not self._stands(entry):
-                return f"result {entry.path} is neither staged nor published"
+            moves.append((staged, self._path(entry.path)))
         return moves
 
     def _stands(self, entry: Entry) -> bool:
@@ -247,9 +251,15 @@ class DirectoryDatastore:
     def put(self, local: Path, path: str) -> list[Entry]:
         """See `port.Publisher.put`."""
         stage = f"put/{os.getpid()}-{hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()}"
-        entries = self.store(stage, local, path)
-        problem = self.promote([Promotion(stage, tuple(entries))])[0]
+        try:
+            entries = self.store(stage, local, path)
+            problem = self.promote([Promotion(stage, tuple(entries))])[0]
+        except BaseException:
+            with suppress(Exception):
+                self.drop_stage(stage)
+            raise
         if problem is not None:
+            self.drop_stage(stage)
             raise DatastoreAway(problem)
         return entries
 
@@ -268,6 +278,22 @@ class DirectoryDatastore:
                         with suppress(OSError):
                             os.rmdir(item.path)
                 directory.rmdir()
+
+
+def _unlike(staged: Path, entry: Entry, declared: set[str]) -> str:
+    """In what a staged thing differs from the manifest; empty where it does not."""
+    found = _entry_of(entry.path, staged)
+    if found.kind != entry.kind:
+        return f"was staged as a {found.kind}, not a {entry.kind}"
+    if found.kind == "link" and found.sha256 != entry.sha256:
+        return f"is a link to {found.sha256} where it was staged, not to {entry.sha256}"
+    if found.kind == "file" and found.size != entry.size:
+        return f"has {found.size} bytes where it was staged, not {entry.size}"
+    if found.kind == "directory":
+        for name in os.listdir(staged):
+            if f"{entry.path}/{name}" not in declared:
+                return f"holds {name} where it was staged, which its worker did not report"
+    return ""
 
 
 def _discard(stage: Path) -> None:
@@ -292,15 +318,15 @@ def _renamed(entry: Entry, top: str) -> Entry:
     return Entry(path, entry.kind, entry.size, entry.mode, entry.mtime_s, entry.sha256)
 
 
-def _copy_whole(source: Path, target: Path, entries: list[Entry] | None) -> int:
+def _copy_whole(items: list[Item], target: Path, entries: list[Entry] | None) -> int:
     """Copy under a name of its own, then rename: `target` appears whole. `entries`: what was copied, hashed,
-    relative."""
+    relative. The bytes copied."""
     # Short, whatever the name: 255 bytes are all that a name may have.
     digest = hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
     aside = target.parent / f".{os.getpid()}-{digest}.part"
     remove(aside)
     try:
-        copied = _copy(source, aside, "", entries)
+        copied = _copy(items, aside, entries)
         remove(target)
         os.rename(aside, target)
     except BaseException:
@@ -309,33 +335,36 @@ def _copy_whole(source: Path, target: Path, entries: list[Entry] | None) -> int:
     return copied
 
 
-def _copy(source: Path, target: Path, name: str, entries: list[Entry] | None) -> int:
-    info = source.lstat()
-    if stat.S_ISLNK(info.st_mode):
-        os.symlink(os.readlink(source), target)
+def _copy(items: list[Item], top: Path, entries: list[Entry] | None) -> int:
+    copied = 0
+    for item in items:
+        target = top / item.name if item.name else top
+        sha256 = ""
+        if item.is_directory:
+            target.mkdir()
+        elif item.is_file:
+            sha256 = _copy_file(item.local, target, hashing=entries is not None)
+            copied += item.info.st_size
+            _seal(target, item)
+        else:
+            os.symlink(item.target, target)
         if entries is not None:
-            entries.append(_entry_of(name, target))
-        return 0
-    if stat.S_ISDIR(info.st_mode):
-        target.mkdir()
-        if entries is not None:
-            entries.append(_entry_of(name, source))
-        copied = sum(
-            _copy(source / item, target / item, f"{name}/{item}" if name else item, entries)
-            for item in sorted(os.listdir(source))
-        )
-    elif stat.S_ISREG(info.st_mode):
-        sha256 = _copy_file(source, target, hashing=entries is not None)
-        copied = info.st_size
-        if entries is not None:
-            entries.append(_entry_of(name, target, sha256))
-    else:
-        raise OSError(errno.EINVAL, f"{source} is neither file, directory nor link")
-    os.chmod(target, stat.S_IMODE(info.st_mode))
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
-    if entries is not None and stat.S_ISREG(info.st_mode):
-        entries[-1] = _entry_of(name, target, entries[-1].sha256)
+            entries.append(_staged_entry(item, target, sha256))
+    for item in reversed(items):  # last, as a directory that lacks rights takes nothing
+        if item.is_directory:
+            _seal(top / item.name if item.name else top, item)
     return copied
+
+
+def _staged_entry(item: Item, target: Path, sha256: str) -> Entry:
+    if item.is_directory:
+        return Entry(item.name, "directory", 0, stat.S_IMODE(item.info.st_mode), item.info.st_mtime)
+    return _entry_of(item.name, target, sha256)
+
+
+def _seal(target: Path, item: Item) -> None:
+    os.chmod(target, stat.S_IMODE(item.info.st_mode))
+    os.utime(target, ns=(item.info.st_atime_ns, item.info.st_mtime_ns))
 
 
 def _copy_file(source: Path, target: Path, hashing: bool) -> str:

@@ -54,6 +54,10 @@ SUM = "user.ecloud.sum"
 SUM_FORMAT = struct.Struct("!QQ32s")
 """Size, mtime in ns and SHA-256 of a file as it was written: valid for as long as size and mtime are still these."""
 LOCK = b".client-"
+HOLD_S = 10.0
+"""How long to wait for the lock of a client whose earlier gate still ends."""
+UNLISTED = "*"
+"""In place of a sum: what is below this directory is not in the request."""
 MODES = 0o777
 """No worker makes a file that runs as the datastore's user."""
 ZEROS = bytes(PIECE)
@@ -262,7 +266,7 @@ class Reading:
             if row[0] != "file":
                 return {"row": row, "token": str(info.st_ino)}, b""
             if not stat.S_ISREG(info.st_mode):
-                raise Refused("failed", "%s is neither file, directory nor link" % request["name"])
+                raise Refused("unfit", "%s is neither file, directory nor link" % request["name"])
             handle = os.open(parts[-1], READ, dir_fd=parent)
             info = os.fstat(handle)
             now = "%d.%d.%d" % (info.st_ino, info.st_size, info.st_mtime_ns)
@@ -295,7 +299,13 @@ class Reading:
         for name in request["names"]:
             self.tree.trim()
             parts = parts_of(name)
-            handle = os.open(parts[-1], READ, dir_fd=self.tree.directory(parts[:-1]))
+            try:
+                handle = os.open(parts[-1], READ, dir_fd=self.tree.directory(parts[:-1]))
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                told.append([["file", 0, 0, 0, ""], -1])  # a socket: `get` names it
+                continue
             try:
                 info = os.fstat(handle)
                 row = ["file", info.st_size, stat.S_IMODE(info.st_mode), info.st_mtime_ns, known_sum(handle, info)]
@@ -403,7 +413,7 @@ class Staging(Reading):
         except FileNotFoundError:
             self.tree.forget()  # swept as empty just now
             handle = os.open(name, os.O_CREAT | WRITE, 0o600, dir_fd=self.tree.directory(owner, make=True))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HOLD_S
         while not is_locked(handle):
             if time.monotonic() > deadline:
                 os.close(handle)
@@ -483,15 +493,19 @@ class Staging(Reading):
             os.close(handle)
 
     def piece(self, stage: Parts, target: Parts, item: Row, data: memoryview) -> None:
-        """["piece", path, size, mode, mtime in ns, at, count, SHA-256 of all with the last one]; -count: zeros."""
+        """["piece", path, size, mode, mtime in ns, at, count, SHA-256 of all with the last one]; -count: zeros.
+
+        A piece has 1 MB at most, also one of zeros: a claim costs no more than what is sent.
+        """
         path, size, mtime_ns, at, count, wanted = item[1], item[2], item[4], item[5], item[6], item[7]
+        if at < 0 or not -PIECE <= count <= PIECE or at + abs(count) > size:
+            raise BadFrame("a piece of %d bytes at %d of %d" % (count, at, size))
         key = self.part_key(stage, path, size, mtime_ns)
         part = self.parts.get(key)
         if part is None or at != part.at:
             part = self.reopen(key, path, at)
         if count < 0:
-            for start in range(0, -count, PIECE):
-                part.digest.update(ZEROS[: min(PIECE, -count - start)])
+            part.digest.update(ZEROS[:-count])
             part.at += -count
             os.ftruncate(part.handle, part.at)
         else:
@@ -630,7 +644,7 @@ class Publishing(Staging):
     """What the boss alone may ask."""
 
     def promote(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        """promotions: [stage, [[path, kind, size, SHA-256]]] -> null or a sentence each
+        """promotions: [stage, [[path, kind, size, SHA-256 or a link's target]]] -> null or a sentence each
 
         `sync`: what is published is on the disk first.
         """
@@ -666,6 +680,7 @@ class Publishing(Staging):
         """What is still to be moved; a sentence where something is missing, and then nothing may be moved."""
         moves: List[Tuple[Parts, Parts]] = []
         top: Parts = ()
+        children = children_of(entries)
         for path, kind, size, wanted in entries:
             self.tree.trim()
             final = parts_of(path)
@@ -676,6 +691,8 @@ class Publishing(Staging):
                     return [], "result %s is neither staged nor published" % path
                 continue
             wrong = self.unlike(stage + final, info, kind, size, wanted)
+            if not wrong and kind == "directory" and wanted != UNLISTED:
+                wrong = self.unreported(stage + final, children.get(final, set()))
             if wrong:
                 return [], "result %s %s" % (path, wrong)
             if not inside:
@@ -696,6 +713,9 @@ class Publishing(Staging):
         """In what a staged file differs from what the boss was told; empty where it is the same."""
         if kind_of(info) != kind:
             return "was staged as a %s, not a %s" % (kind_of(info), kind)
+        if kind == "link":
+            target = text_of(os.readlink(staged[-1], dir_fd=self.tree.directory(staged[:-1])))
+            return "" if target == wanted else "is a link to %s where it was staged, not to %s" % (target, wanted)
         if kind != "file":
             return ""
         if info.st_size != size:
@@ -711,6 +731,15 @@ class Publishing(Staging):
         finally:
             os.close(handle)
         return "" if found == wanted else "has other contents where it was staged than its sum tells"
+
+    def unreported(self, staged: Parts, reported: Set[bytes]) -> str:
+        """What a staged directory holds beyond the manifest: it would be published with it."""
+        try:
+            found = {os.fsencode(name) for name in os.listdir(self.tree.directory(staged))}
+        except PermissionError:
+            return ""  # it can't be listed by whoever reads it later, either
+        more = sorted(found - reported)
+        return "holds %s where it was staged, which its worker did not report" % text_of(more[0]) if more else ""
 
     def move(self, staged: Parts, final: Parts) -> None:
         """Rename, with whatever stands there replaced."""
@@ -783,6 +812,15 @@ class Publishing(Staging):
                 pass
             self.tree.forget()
         return found
+
+
+def children_of(entries: List[Row]) -> Dict[Parts, Set[bytes]]:
+    """The reported names in each directory."""
+    children: Dict[Parts, Set[bytes]] = {}
+    for row in entries:
+        parts = parts_of(row[0])
+        children.setdefault(parts[:-1], set()).add(parts[-1])
+    return children
 
 
 def kind_of(info: os.stat_result) -> str:

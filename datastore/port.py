@@ -35,6 +35,11 @@ class NotThere(Exception):
         self.name = name
 
 
+class Unfit(Exception):
+    """Something that no datastore can hold: neither file, directory nor link, not readable, nested too deep, a path
+    that is too long. Waiting does not help; the text names it."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One thing in the datastore. `kind`: file, directory or link. `size` in bytes, `mode` permission bits, `mtime_s`
@@ -69,8 +74,8 @@ class Reader(Protocol):
     def fetch(self, name: str, to: Path) -> int:
         """Copy a file, or a directory with all below it, to the new local path `to`; the bytes copied.
 
-        Raises `NotThere`. Permissions, times and links are kept. `to` appears whole or not at all. Never a hard link:
-        a task may change what it fetched.
+        Permissions, times and links are kept. `to` appears whole or not at all. Never a hard link: a task may change
+        what it fetched. Raises `NotThere`, `Unfit`.
         """
 
     def listing(self, name: str = "", recursive: bool = False) -> list[Entry]:
@@ -84,7 +89,8 @@ class Stager(Reader, Protocol):
         """Put the local file or directory below `stage` under its future final name `path`; what was staged, parents
         first.
 
-        Hashes while copying, once. Storing the same `path` again replaces it. Raises `NotThere` if `local` is missing.
+        Hashes while copying, once. Storing the same `path` again replaces it. Links stay links. Raises `NotThere`
+        if `local` is missing, and `Unfit` before anything is copied.
         """
 
     def drop_stage(self, stage: str) -> None:
@@ -108,7 +114,7 @@ class Publisher(Stager, Protocol):
         """Names of all stages."""
 
     def put(self, local: Path, path: str) -> list[Entry]:
-        """Store and promote one file or directory for a person."""
+        """Store and promote one file or directory for a person. Raises as `store`, and leaves no stage behind."""
 
     def free_mb(self) -> float:
         """Free space below the root, in MB."""

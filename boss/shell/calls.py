@@ -56,6 +56,7 @@ from boss.providers.provider import (
 from boss.shell.hook import Hook
 from boss.shell.storage import Storage
 from boss.store.statements import StoreAway
+from datastore.existing import existing
 from datastore.port import BadName, DatastoreAway, Entry, Promotion, Publisher
 from datastore.ssh.datastore import SshDatastore
 
@@ -161,10 +162,7 @@ class Calls:
             if isinstance(call, PromoteFiles):
                 return self._promote(datastore, call)
             if isinstance(call, FindResults):
-                found = datastore.stat(list(call.paths))
-                return ResultsFound(
-                    call.token, frozenset(p for p, entry in zip(call.paths, found) if entry is not None)
-                )
+                return ResultsFound(call.token, existing(datastore, list(call.paths)))
             if isinstance(call, ListStages):
                 self._look_at_free_space()
                 return StagesListed(tuple(datastore.stages()))

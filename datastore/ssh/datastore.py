@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datastore.directory import parts_of
-from datastore.gate import AWAY
+from datastore.gate import AWAY, UNLISTED
 from datastore.port import DatastoreAway, Entry, NotThere, Promotion
 from datastore.ssh import fetching, fetching_small, storing
 from datastore.ssh.access import Access, SshAddress, ssh_command
@@ -198,16 +198,19 @@ def _bounded(names: list[str]) -> Iterator[list[str]]:
 
 
 def _rows(promotion: Promotion) -> list[list[object]]:
-    """Entries for the gate. Of a very large directory only what moves: its files were verified as they arrived."""
+    """Entries for the gate. Of a very large promotion only what moves: its files were verified as they arrived."""
     rows: list[list[object]] = []
     top = ""
+    unlisted = len(promotion.entries) > PROMOTED_AT_ONCE
     for entry in promotion.entries:
         inside = bool(top) and entry.path.startswith(top + "/")
-        if inside and len(promotion.entries) > PROMOTED_AT_ONCE:
+        if inside and unlisted:
             continue
         if entry.kind == "directory" and not inside:
             top = entry.path
-        rows.append([entry.path, entry.kind, entry.size, entry.sha256 if entry.kind == "file" else ""])
+        rows.append(
+            [entry.path, entry.kind, entry.size, UNLISTED if entry.kind == "directory" and unlisted else entry.sha256]
+        )
     return rows
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from datastore.port import AccessRefused, BadName, DatastoreAway, NotThere
+from datastore.port import AccessRefused, BadName, DatastoreAway, NotThere, Unfit
 from datastore.ssh.carrier import Lost, Start
 from datastore.ssh.connection import Answer, Connection
 
@@ -162,8 +162,10 @@ def _raised(told: dict[str, Any], name: str) -> Exception:
         return NotThere(name)
     if code == "bad_name":
         return BadName(text)
+    if code == "unfit":
+        return Unfit(text)
     if code == "away":
         return DatastoreAway(text)
     if code in ("changed", "gap", "torn"):
         return Again(text)
-    return OSError(told.get("errno", 5), text)
+    return OSError(told.get("errno", 5), text, name or None)

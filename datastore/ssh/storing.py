@@ -7,11 +7,11 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from datastore.gate import MODES, PIECE
+from datastore.local_tree import Item, walk
 from datastore.partial import sum_of
 from datastore.port import Entry
 from datastore.ssh.carrier import Lost
@@ -28,76 +28,62 @@ TIMES = 3
 KINDS = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "link": stat.S_IFLNK}
 _ZEROS = bytes(PIECE)
 
-Item = tuple[Path, str, os.stat_result]
-
 
 def store(link: Link, client: str, stage: str, local: Path, path: str) -> list[Entry]:
     """Put `local` below the stage under its future name; what was staged, parents first."""
     for _ in range(TIMES):
         try:
-            return _Store(link, client, stage, local, path).run()
+            return _Store(link, client, stage, list(walk(local, path))).run()
         except Again as again:
             told = str(again)
     raise OSError(errno.EAGAIN, f"{local} can't be stored: {told}")
 
 
-def walk(local: Path, name: str) -> Iterator[tuple[Path, str, os.stat_result]]:
-    """Local files and directories, parents first, each with its future name."""
-    info = local.lstat()
-    yield local, name, info
-    if stat.S_ISDIR(info.st_mode):
-        for item in sorted(os.listdir(local)):
-            yield from walk(local / item, f"{name}/{item}")
-
-
 class _Store:
     """One local file or directory into one stage."""
 
-    def __init__(self, link: Link, client: str, stage: str, local: Path, path: str) -> None:
+    def __init__(self, link: Link, client: str, stage: str, items: list[Item]) -> None:
         self._link = link
         self._pipeline = Pipeline(link)
         self._client = client
         self._stage = stage
-        self._local = local
-        self._path = path
-        self._items: list[Any] = []
+        self._items = items
+        self._path = items[0].name
+        self._batch: list[Any] = []
         self._body = bytearray()
         self._entries: list[Entry] = []
 
     def run(self) -> list[Entry]:
         """What was staged. Raises `Again`."""
         directories: list[list[Any]] = []
-        items = list(walk(self._local, self._path))
-        staged = self._staged(items)
-        for local, name, info in items:
-            if stat.S_ISLNK(info.st_mode):
-                target = os.readlink(local)
-                self._add(["link", name, target])
-                self._entries.append(Entry(name, "link", 0, 0o777, info.st_mtime, target))
-            elif stat.S_ISDIR(info.st_mode):
+        staged = self._staged()
+        for item in self._items:
+            local, name, info = item.local, item.name, item.info
+            mode = stat.S_IMODE(info.st_mode)
+            if item.is_directory:
                 if name == self._path:
-                    self._clear(items, staged)
+                    self._clear(staged)
                 self._add(["directory", name])
-                directories.append(["seal", name, stat.S_IMODE(info.st_mode), info.st_mtime_ns])
-                self._entries.append(Entry(name, "directory", 0, stat.S_IMODE(info.st_mode), info.st_mtime))
-            elif stat.S_ISREG(info.st_mode):
+                directories.append(["seal", name, mode, info.st_mtime_ns])
+                self._entries.append(Entry(name, "directory", 0, mode, info.st_mtime))
+            elif item.is_file:
                 sha256 = _there(local, info, staged.get(name))
                 if not sha256:
                     sha256 = self._small(local, name, info) if info.st_size <= SMALL else self._large(local, name, info)
-                mode = stat.S_IMODE(info.st_mode)
                 self._entries.append(Entry(name, "file", info.st_size, mode, info.st_mtime, sha256))
             else:
-                raise OSError(errno.EINVAL, f"{local} is neither file, directory nor link")
-        for item in reversed(directories):
-            self._add(item)
+                self._add(["link", name, item.target])
+                self._entries.append(Entry(name, "link", 0, 0o777, info.st_mtime, item.target))
+        for seal in reversed(directories):
+            self._add(seal)
         self._flush()
         self._drain()
         return self._entries
 
-    def _staged(self, items: list[Item]) -> dict[str, list[Any]]:
+    def _staged(self) -> dict[str, list[Any]]:
         """Rows by name of what an earlier call staged of a large directory, where the gate can tell."""
-        total = sum(info.st_size for _, _, info in items if stat.S_ISREG(info.st_mode))
-        if not stat.S_ISDIR(items[0][2].st_mode) or total < ASKED_FROM:
+        total = sum(item.info.st_size for item in self._items if item.is_file)
+        if not self._items[0].is_directory or total < ASKED_FROM:
             return {}
         try:
             if "staged" not in self._link.connected().hello.get("can", ()):
@@ -109,12 +95,12 @@ class _Store:
         sealed = any(row[0] == "directory" and row[2] & 0o700 != 0o700 for row in rows.values())
         return {} if sealed else rows
 
-    def _clear(self, items: list[Item], staged: dict[str, list[Any]]) -> None:
+    def _clear(self, staged: dict[str, list[Any]]) -> None:
         """What was staged goes, but what is staged of this very directory."""
         if not staged:
             self._add(["clear", self._path])
             return
-        kinds = {name: stat.S_IFMT(info.st_mode) for _, name, info in items}
+        kinds = {item.name: stat.S_IFMT(item.info.st_mode) for item in self._items}
         gone = ""
         for name, row in staged.items():
             if (not gone or not name.startswith(f"{gone}/")) and kinds.get(name) != KINDS[row[0]]:
@@ -122,15 +108,15 @@ class _Store:
                 gone = name
 
     def _add(self, item: list[Any], data: bytes = b"") -> None:
-        if len(self._body) + len(data) > BATCH_BYTES or len(self._items) >= BATCH_ITEMS:
+        if len(self._body) + len(data) > BATCH_BYTES or len(self._batch) >= BATCH_ITEMS:
             self._flush()
-        self._items.append(item)
+        self._batch.append(item)
         self._body += data
 
     def _flush(self) -> None:
-        if self._items:
-            self._send(self._items, self._body)
-            self._items, self._body = [], bytearray()
+        if self._batch:
+            self._send(self._batch, self._body)
+            self._batch, self._body = [], bytearray()
 
     def _send(self, items: list[Any], body: bytes | bytearray) -> None:
         while self._pipeline.is_full:
@@ -169,7 +155,7 @@ class _Store:
                     else:
                         self._send([_piece(name, info, done, len(data), sha256)], data)
                 done += len(data)
-        if local.lstat().st_mtime_ns != info.st_mtime_ns:
+        if local.stat().st_mtime_ns != info.st_mtime_ns:
             raise Again(f"{local} changed while it was read")
         return digest.hexdigest()
 

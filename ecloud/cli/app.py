@@ -108,6 +108,7 @@ _CODES = {
     "SchemaWrong": PART_AWAY,
     "LocalClusterFailed": PART_AWAY,
     "BadName": INPUT_WRONG,
+    "Unfit": INPUT_WRONG,
     "NotThere": INPUT_WRONG,
     "NoSuchRun": INPUT_WRONG,
     "NoSuchTask": INPUT_WRONG,

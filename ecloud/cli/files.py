@@ -8,10 +8,11 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from datastore.directory import DirectoryDatastore
+from datastore.local_tree import Item, walk
 from datastore.port import Entry, Promotion, Publisher
 from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app
@@ -48,34 +49,32 @@ def upload(directory: Path, datastore: Publisher) -> tuple[int, int]:
     """Put every file below `directory` under its relative name; how many were sent, and how many were there already.
     A datastore that lies below it is not sent into itself.
 
-    Raises `DatastoreAway`, `OSError`; `Fault` where a name leads through a file there.
+    Raises `Unfit` before anything is sent, `DatastoreAway`, `OSError`; `Fault` where a name leads through a file there.
     """
     own = _below(directory, datastore)
-    found = (path for path in directory.rglob("*") if own is None or not path.is_relative_to(own))
-    files = sorted(path for path in found if path.is_symlink() or not path.is_dir())
-    _refuse_below_a_file(datastore, {path.relative_to(directory).as_posix() for path in files})
-    missing: list[tuple[Path, str, int]] = []
+    files = [item for item in walk(directory, "", leave_out=own) if not item.is_directory]
+    _refuse_below_a_file(datastore, {item.name for item in files})
+    missing: list[Item] = []
     for start in range(0, len(files), NAMES_A_REQUEST):
         part = files[start : start + NAMES_A_REQUEST]
-        names = [path.relative_to(directory).as_posix() for path in part]
-        for path, name, entry in zip(part, names, datastore.stat(names)):
-            status = os.lstat(path)
-            if entry is None or entry.size != status.st_size or abs(entry.mtime_s - status.st_mtime) >= SAME_TIME_S:
-                missing.append((path, name, status.st_size))
+        for item, entry in zip(part, datastore.stat([item.name for item in part])):
+            size, mtime_s = item.info.st_size, item.info.st_mtime
+            if entry is None or entry.size != size or abs(entry.mtime_s - mtime_s) >= SAME_TIME_S:
+                missing.append(item)
     sent = 0
     with (
         told_when_interrupted(
             lambda: f"{sent:,} of {counted(len(missing), 'file')} arrived; the next time goes on there"
         ),
-        transfer(app.console(to_stderr=True), "uploading", sum(size for _, _, size in missing)),
+        transfer(app.console(to_stderr=True), "uploading", sum(item.info.st_size for item in missing)),
     ):
-        small = [item for item in missing if item[2] <= TOGETHER_BYTES]
+        small = [item for item in missing if item.info.st_size <= TOGETHER_BYTES]
         for start in range(0, len(small), TOGETHER):
             _put_together(datastore, small[start : start + TOGETHER])
             sent += len(small[start : start + TOGETHER])
-        for path, name, size in missing:
-            if size > TOGETHER_BYTES:
-                datastore.put(path, name)
+        for item in missing:
+            if item.info.st_size > TOGETHER_BYTES:
+                datastore.put(item.local, item.name)
                 sent += 1
     return len(missing), len(files) - len(missing)
 
@@ -99,14 +98,18 @@ def _refuse_below_a_file(datastore: Publisher, names: Iterable[str]) -> None:
                 raise Fault(f"{name} is a file in the datastore, and nothing can be put below it: name another path")
 
 
-def _put_together(datastore: Publisher, files: list[tuple[Path, str, int]]) -> None:
-    """Small files: published in one go, so that each does not wait for the disk by itself."""
+def _put_together(datastore: Publisher, files: list[Item]) -> None:
+    """Small files: published in one go, so that each does not wait for the disk by itself. Leaves no stage behind."""
     stage = f"put/{secrets.token_hex(12)}"
-    entries = [entry for path, name, _ in files for entry in datastore.store(stage, path, name)]
-    problem = datastore.promote([Promotion(stage, tuple(entries))])[0]
-    if problem is not None:
-        datastore.drop_stage(stage)
-        raise Fault(problem)
+    try:
+        entries = [entry for item in files for entry in datastore.store(stage, item.local, item.name)]
+        problem = datastore.promote([Promotion(stage, tuple(entries))])[0]
+        if problem is not None:
+            raise Fault(problem)
+    except BaseException:
+        with suppress(Exception):
+            datastore.drop_stage(stage)
+        raise
 
 
 @contextmanager
@@ -166,8 +169,11 @@ def _size(entry: Entry) -> str:
     return "" if entry.kind == "directory" else byte_size(entry.size)
 
 
-def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
-    """Copy `path`, or the results of a task, to the local `to`: its new name, or a directory to copy into."""
+def get(path: str, to: str, task: str, run: str, force: bool, as_json: bool) -> int:
+    """Copy `path`, or the results of a task, to the local `to`: its new name, or a directory to copy into.
+
+    `force`: replaces what is there.
+    """
     datastore = _datastore()
     if bool(path) == bool(task) and not (task and path):
         raise Fault("get what? A path, or --task TASK")
@@ -186,19 +192,22 @@ def get(path: str, to: str, task: str, run: str, as_json: bool) -> int:
         told_when_interrupted(lambda: _kept(datastore, goes_on)),
         transfer(app.console(to_stderr=True), "fetching", size),
     ):
-        _get(datastore, entries, target, fetched)
+        _get(datastore, entries, target, force, fetched)
     print_json({"fetched": fetched}) if as_json else print("\n".join(fetched))
     return app.DONE
 
 
-def _get(datastore: Publisher, entries: dict[str, Entry | None], target: Path, fetched: list[str]) -> None:
+def _get(datastore: Publisher, entries: dict[str, Entry | None], target: Path, force: bool, fetched: list[str]) -> None:
     for name, entry in entries.items():
         local = target / Path(name).name if target.is_dir() or len(entries) > 1 else target
         if os.path.lexists(local):
             if len(entries) > 1 and entry is not None and _is_same(local, entry):
                 fetched.append(str(local))  # by an earlier command, which was interrupted
                 continue
-            raise Fault(f"{local} exists: remove it, or name another place")
+            if not force:
+                raise Fault(f"{local} exists: name another place, or replace it with --force")
+            if local.is_dir() and not local.is_symlink() and entry is not None and entry.kind != "directory":
+                raise Fault(f"{local} is a directory and {name} is not: name another place")
         local.parent.mkdir(parents=True, exist_ok=True)
         datastore.fetch(name, local)
         fetched.append(str(local))
@@ -231,11 +240,12 @@ def put(local: str, path: str, as_json: bool) -> int:
         raise Fault(
             f"{there.path} is a {there.kind} in the datastore, and no directory is put there: name another path"
         )
+    size = sum(item.info.st_size for item in walk(source, "") if not item.is_directory)
     with (
         told_when_interrupted(
             lambda: _kept(datastore, "what arrived is kept for a day: put it again and it goes on there")
         ),
-        transfer(app.console(to_stderr=True), "sending", _size_below(source)),
+        transfer(app.console(to_stderr=True), "sending", size),
     ):
         entries = datastore.put(source, path or name)
     if as_json:
@@ -250,12 +260,6 @@ def put(local: str, path: str, as_json: bool) -> int:
 def _is_directory(datastore: Publisher, path: str) -> bool:
     found = datastore.stat([path])[0]
     return found is not None and found.kind == "directory"
-
-
-def _size_below(source: Path) -> int:
-    if not source.is_dir():
-        return source.lstat().st_size
-    return sum(path.lstat().st_size for path in source.rglob("*") if path.is_file() or path.is_symlink())
 
 
 def du(path: str, as_json: bool) -> int:

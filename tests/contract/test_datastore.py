@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from datastore.directory import DirectoryDatastore
-from datastore.port import BadName, DatastoreAway, Entry, NotThere, Promotion, Publisher
+from datastore.existing import existing
+from datastore.port import BadName, DatastoreAway, Entry, NotThere, Promotion, Publisher, Unfit
 
 MAKERS: dict[str, Callable[[Path, pytest.FixtureRequest], Publisher]] = {
     "directory": lambda root, request: DirectoryDatastore(root).make(),
@@ -337,6 +342,113 @@ def test_a_link_stays_a_link(site: Site) -> None:
     [entry] = site.store.stat(["tree/to_a"])
     assert entry is not None
     assert entry.kind == "link"
+
+
+def test_a_link_counts_as_there_where_it_leads_to_something(site: Site) -> None:
+    (site.root / "d").mkdir()
+    (site.root / "d/a").write_text("a")
+    for name, target in (
+        ("to_a", "d/a"), ("d/again", "../to_a"), ("dangling", "none"), ("out", "../local"), ("absolute", "/etc/passwd"),
+        ("self", "self"),
+    ):  # fmt: skip
+        (site.root / name).symlink_to(target)
+    names = ["d", "d/a", "to_a", "d/again", "dangling", "out", "absolute", "self", "none"]
+    assert existing(site.store, names) == {"d", "d/a", "to_a", "d/again"}
+    assert existing(site.store, []) == frozenset()
+
+
+# --- what can't be stored -------------------------------------------------------------------------
+
+
+def make_unfit(top: Path, kind: str) -> str:
+    """Something that no datastore holds below a directory; what is said of it."""
+    (top / "a").write_text("fine")
+    if kind == "fifo":
+        os.mkfifo(top / "p")
+        return "p is a FIFO"
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(top / "s"))
+        return "s is a socket"
+    place = os.open(top, os.O_RDONLY)
+    count, length = (520, 1) if kind == "deep" else (20, 250)
+    for _ in range(count):
+        os.mkdir("d" * length, dir_fd=place)
+        below = os.open("d" * length, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    return "nested deeper than 500 directories" if kind == "deep" else "path over 4,096 bytes"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "deep", "long"])
+def test_what_no_datastore_holds_is_named_before_anything_is_copied(site: Site, kind: str) -> None:
+    (site.local / "tree").mkdir()
+    why = make_unfit(site.local / "tree", kind)
+    with pytest.raises(Unfit, match=why):
+        site.stage(site.local / "tree", "tree")
+    with pytest.raises(Unfit, match=why):
+        site.store.put(site.local / "tree", "tree")
+    assert site.store.stages() == []
+    assert site.names() == []
+    subprocess.run(["rm", "-rf", str(site.local / "tree")], check=True)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket"])
+def test_what_somebody_put_there_that_is_no_file_is_named_when_it_is_fetched(site: Site, kind: str) -> None:
+    (site.root / "tree").mkdir()
+    make_unfit(site.root / "tree", kind)
+    name = {"fifo": "p", "socket": "s"}[kind]
+    for wanted in ("tree", f"tree/{name}"):
+        with pytest.raises(Unfit, match=f"{name} is "):
+            site.store.fetch(wanted, site.local / "to")
+        assert list(site.local.iterdir()) == []
+
+
+def test_what_may_not_be_read_is_named(site: Site) -> None:
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("root reads everything")
+    site.write("tree/closed/a", mode=0)
+    code = "import sys, pathlib; from datastore.local_tree import walk; from datastore.port import Unfit\n"
+    code += "try: list(walk(pathlib.Path(sys.argv[1]), 'x'))\nexcept Unfit as error: print(error)"
+    words = [sys.executable, "-c", code, str(site.local / "tree")]
+    if os.geteuid() == 0:
+        words = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *words]
+    for closed in (site.local / "tree/closed/a", site.local / "tree/closed"):
+        closed.chmod(0)
+        said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert said == f"{closed} may not be read by this account\n"
+    (site.local / "tree/closed").chmod(0o700)
+
+
+# --- manifests ------------------------------------------------------------------------------------
+
+
+def test_a_link_that_was_changed_where_it_was_staged_is_not_published(site: Site) -> None:
+    (site.local / "tree").mkdir()
+    (site.local / "tree/link").symlink_to("a")
+    site.write("tree/a")
+    entries = site.stage(site.local / "tree", "tree")
+    staged = site.root / ".ecloud/staging" / STAGE / "tree"
+    (staged / "link").unlink()
+    (staged / "link").symlink_to("/etc/passwd")
+    assert site.promote(*entries) == "result tree/link is a link to /etc/passwd where it was staged, not to a"
+    (staged / "link").unlink()
+    (staged / "link").write_text("a file")
+    assert site.promote(*entries) == "result tree/link was staged as a file, not a link"
+    assert site.names() == []
+
+
+def test_what_a_worker_did_not_report_is_not_published_with_its_directory(site: Site) -> None:
+    site.write("tree/sub/a")
+    entries = site.stage(site.local / "tree", "tree")
+    staged = site.root / ".ecloud/staging" / STAGE / "tree"
+    (staged / "sub/more").symlink_to("/etc/passwd")
+    told = site.promote(*entries)
+    assert told == "result tree/sub holds more where it was staged, which its worker did not report"
+    assert site.names() == []
+    (staged / "sub/more").unlink()
+    assert site.promote(*entries) is None
 
 
 def test_a_link_out_of_the_root_leads_nowhere(site: Site, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from datastore.directory import DirectoryDatastore
 from datastore.keys import write_known_hosts
-from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager
+from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager, Unfit
 from datastore.ssh.access import ALIAS, Access, SshAddress
 from datastore.ssh.datastore import PATIENCE_S, STALL_S, SshDatastore
 from ecloud.model.tasks import ManifestEntry, Result, TaskBody
@@ -233,6 +233,8 @@ class Files:
                     moved += self._fetch_one(store, entries, directory / requirement.local, size)
                 except NotThere:
                     raise RequirementMissing(f"requirement {requirement.path} is not in the datastore") from None
+                except Unfit as error:
+                    raise RequirementMissing(f"requirement {requirement.path} can't be fetched: {error}") from None
         return Fetched(max(sum(sizes), moved), moved)  # a directory that is read directly tells no size before
 
     def _fetch_small(self, store: Stager, body: TaskBody, directory: Path) -> Fetched | None:
@@ -290,7 +292,7 @@ class Files:
                     entries = store.store(stage, local, path)
                 except NotThere:
                     raise ResultUnusable(f"result {result.local} was not there after the commands") from None
-                except BadName as error:
+                except (BadName, Unfit) as error:
                     raise ResultUnusable(f"result {result.local} can't be stored: {error}") from None
                 if result.merge:
                     # Only files: a directory in the manifest is published whole, in place of what is there.
