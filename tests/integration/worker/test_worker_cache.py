@@ -28,7 +28,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 _FETCHES = """
 import sys
 from pathlib import Path
-from datastore.ssh.datastore import Access, SshAddress, SshDatastore
+from datastore.ssh.access import Access, SshAddress
+from datastore.ssh.datastore import SshDatastore
 from worker.shell.cache import Cache, key_of
 
 address, key, known_hosts, certificate, directory, limit_bytes, name = sys.argv[1:]
