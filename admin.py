@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import sys
 
+from datastore.problem import Problem
+
 try:
     import click
 
@@ -348,7 +350,7 @@ def instantiate_worker(n: int, pool: str, keep_alive: bool, yes: bool, as_json: 
 
     if n > 20 and not yes:
         if not sys.stdin.isatty():
-            raise app.Fault(f"{n} are many: say --yes where nobody can be asked")
+            raise Problem(f"{n} are many: say --yes where nobody can be asked")
         click.confirm(f"Start {n} VMs?", abort=True)
     return request.instantiate(n, pool, keep_alive, as_json)
 

@@ -28,7 +28,7 @@ from boss.core.model.events import Event
 from boss.providers.provider import CredentialsWrong, Provider, TryLater
 from boss.providers.registry import open_clouds, open_visitors
 from boss.shell.calls import Calls
-from boss.shell.embedded_broker import BrokerWontStart, EmbeddedBroker
+from boss.shell.embedded_broker import EmbeddedBroker
 from boss.shell.hook import Hook
 from boss.shell.runtime import Clock, Runtime
 from boss.shell.storage import Storage
@@ -36,12 +36,13 @@ from boss.store.store import AnotherBossLeads, CommitRefused, Store, StoreAway
 from datastore.directory import DirectoryDatastore
 from datastore.keys import KeyToolFailed
 from datastore.port import DatastoreAway
+from datastore.problem import DONE, INTERRUPTED, PART_AWAY, Problem
 from ecloud.client.broker import BrokerAddress, external_broker
 from ecloud.config.datastore_address import NOTES, directory_of, is_ssh
 from ecloud.config.home import Home
 from ecloud.config.processes import die_with_parent
-from ecloud.config.secrets import CLIENT_KEY_NAME, AccessFile, AccessWrong, cluster_secret, derive_key, write_access
-from ecloud.config.settings import PoolSettings, Settings, SettingsWrong, default_pools, load_settings, size_of
+from ecloud.config.secrets import CLIENT_KEY_NAME, AccessFile, cluster_secret, derive_key, write_access
+from ecloud.config.settings import PoolSettings, Settings, default_pools, load_settings, size_of
 from ecloud.db.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
 from ecloud.model.wire import DatastoreAccess
 
@@ -52,14 +53,6 @@ BOOT_S = {"local": 1.0, "opennebula": 60.0}
 """How long a VM of a cloud is guessed to take until its worker reports, before any did."""
 WAIT_S = 2.0
 _T = TypeVar("_T")
-
-
-class CantStart(Exception):
-    """The boss can't start; its text says why and what to do. `code`: 2 for wrong input, 3 for a part that is away."""
-
-    def __init__(self, text: str, code: int = 3) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,17 +92,14 @@ def main(
         place = _make_home(settings)
         _start_log(settings, place, tied)
         code = Start(settings, place, standby, end_vms or tied, tied, keep_dirs).run()
-    except SettingsWrong as error:
-        for problem in error.problems:
-            print(f"boss: {problem}", file=sys.stderr)
-        code = 2
-    except CantStart as error:
-        print(f"boss: {error}", file=sys.stderr)
+    except Problem as error:
+        for line in error.lines:
+            print(f"boss: {line}", file=sys.stderr)
         if log.hasHandlers():  # a home that can't be made has no log
             log.error("%s", error)
-        code = error.code
+        code = error.exit_code
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
     raise SystemExit(code)
 
 
@@ -117,9 +107,7 @@ def _make_home(settings: Settings) -> Home:
     try:
         return settings.home_directory.make()
     except OSError as error:
-        raise CantStart(
-            f"the home {settings.home} can't be made: {error.strerror}; set HOME or ECLOUD_HOME", 2
-        ) from None
+        raise Problem(f"the home {settings.home} can't be made: {error.strerror}", "set HOME or ECLOUD_HOME") from None
 
 
 def _start_log(settings: Settings, home: Home, tied: bool) -> None:
@@ -157,10 +145,7 @@ class Start:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop())
         self._lock_home()
-        try:
-            secret = cluster_secret(self._home)
-        except AccessWrong as error:
-            raise CantStart(str(error), 2) from None
+        secret = cluster_secret(self._home)
         engine = self._open_database()
         store = Store(engine, archive=self._settings.on_old_runs == "archive")
         self._lead(store)
@@ -176,7 +161,7 @@ class Start:
         try:
             public_key, visitors = open_visitors(self._settings, self._home, cluster_id, access_of)
         except KeyToolFailed as error:
-            raise CantStart(f"the boss has no key for its VMs: {error}", 2) from None
+            raise Problem(f"the boss has no key for its VMs: {error}") from None
         clouds = open_clouds(
             self._settings,
             self._home,
@@ -222,12 +207,14 @@ class Start:
             except OSError:
                 text = f"a boss runs already in {self._home.path}{_who(self._home.boss_pid)}"
                 if not self._standby:
-                    raise CantStart(f"{text}; stop it with python admin.py stop, or wait with --standby") from None
+                    raise Problem(
+                        text, "stop it with python admin.py stop, or wait with --standby", PART_AWAY
+                    ) from None
                 if not told:
                     print(f"boss: {text}; waiting until it is gone", file=sys.stderr)
                     told = True
             if self._stopping:
-                raise CantStart("told to stop before it could lead", 0)
+                raise Problem("stopped before it could lead", exit_code=DONE)
             time.sleep(0.5)
 
     def _open_database(self) -> Engine:
@@ -245,7 +232,7 @@ class Start:
         try:
             return self._patiently(open_it)
         except SchemaWrong as error:
-            raise CantStart(str(error), 2) from None
+            raise Problem(error.texts, error.remedy) from None
 
     def _lead(self, store: Store) -> None:
         holder = f"pid {os.getpid()} on {socket.gethostname()}"
@@ -257,12 +244,12 @@ class Start:
                 return
             except AnotherBossLeads as error:
                 if not self._standby:
-                    raise CantStart(f"{error}; it must be stopped first, or wait with --standby") from None
+                    raise Problem(error.texts, "stop it first, or wait with --standby", PART_AWAY) from None
                 if not told:
                     print(f"boss: {error}; waiting until it is gone", file=sys.stderr)
                     told = True
             if self._stopping:
-                raise CantStart("told to stop before it could lead", 0)
+                raise Problem("stopped before it could lead", exit_code=DONE)
             time.sleep(1.0)
 
     def _is_dead_neighbour(self, store: Store) -> bool:
@@ -278,16 +265,13 @@ class Start:
         if settings.boss_template and not settings.broker_host and not self._tied:
             noted = context.get("boss_address", "")
             if not noted:
-                raise CantStart("no boss_address is noted for the broker of BOSS_TEMPLATE: python admin.py start", 2)
+                raise Problem("no boss_address is noted for the broker of BOSS_TEMPLATE", "python admin.py start")
             settings = msgspec.structs.replace(settings, broker_host=noted)
         external = external_broker(settings)
         if external is not None:
             return external
         self._embedded = EmbeddedBroker(self._home)
-        try:
-            return self._embedded.start()
-        except BrokerWontStart as error:
-            raise CantStart(str(error)) from None
+        return self._embedded.start()
 
     def _open_datastore(self, cluster_id: str, context: Mapping[str, str]) -> Storage:
         noted, host_key, python, gate = (context.get(name, "") for name in NOTES)
@@ -297,7 +281,7 @@ class Start:
             storage.use(address, *((host_key, python, gate) if address == noted else ("", "", "")))
         except (DatastoreAway, OSError) as error:
             text = str(error) if isinstance(error, DatastoreAway) else f"{address} can't be made: {error.strerror}"
-            raise CantStart(f"{text}; set DATASTORE or python admin.py set_datastore DIR", 2) from None
+            raise Problem(text, "set DATASTORE, or run python admin.py set_datastore DIR") from None
         return storage
 
     def _access(self, cluster_id: str, address: BrokerAddress, secret: bytes, key_name: str) -> AccessFile:
@@ -382,13 +366,13 @@ class Start:
                 return action()
             except (StoreAway, DatabaseAway) as error:
                 if not self._settings.database_url:
-                    raise CantStart(str(error)) from None
+                    raise
                 if not told:
                     print(f"boss: waiting for the database: {error}", file=sys.stderr)
                     log.error("waiting for the database: %s", error)
                     told = True
             if self._stopping:
-                raise CantStart("told to stop while it waited for the database", 0)
+                raise Problem("stopped while it waited for the database", exit_code=DONE)
             time.sleep(WAIT_S)
 
 

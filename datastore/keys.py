@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datastore.port import DatastoreAway
+from datastore.problem import PartAway
 
 LIVES_S = 3600.0
 """How long a worker's certificate opens the gate."""
@@ -26,7 +27,7 @@ KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "ssh-rsa")
 """Host keys, the preferred first."""
 
 
-class KeyToolFailed(Exception):
+class KeyToolFailed(PartAway):
     """ssh-keygen is missing or refused; the text says what it said."""
 
 

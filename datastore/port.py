@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from datastore.problem import PartAway, Problem
+
 STAGING = ".ecloud/staging"
 """Below the root; hidden from listings."""
 
 
-class DatastoreAway(Exception):
+class DatastoreAway(PartAway):
     """The datastore can't be reached or can't write now. Wait and try again; costs no retry."""
 
 
@@ -23,11 +25,11 @@ class AccessRefused(DatastoreAway):
     """It takes this key or certificate not, or not any more: another one may open it."""
 
 
-class BadName(Exception):
+class BadName(Problem):
     """A name that leads out of the root or into the staging area, is absolute, empty, or holds a NUL."""
 
 
-class NotThere(Exception):
+class NotThere(Problem):
     """No file or directory of that name."""
 
     def __init__(self, name: str) -> None:
@@ -35,7 +37,7 @@ class NotThere(Exception):
         self.name = name
 
 
-class Unfit(Exception):
+class Unfit(Problem):
     """Something that no datastore can hold: neither file, directory nor link, not readable, nested too deep, a path
     that is too long. Waiting does not help; the text names it."""
 

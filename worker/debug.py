@@ -11,7 +11,6 @@ import importlib
 import logging
 import os
 import queue
-import re
 import socket
 import sys
 import tempfile
@@ -22,6 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from datastore.problem import Problem
 
 if TYPE_CHECKING:
     from ecloud.client.broker import BrokerAddress
@@ -49,10 +50,6 @@ INSTALL = (
 _Answer = TypeVar("_Answer")
 
 
-class Wrong(Exception):
-    """A check failed; its text says what is wrong and what to do."""
-
-
 class NotTried(Exception):
     """A check needs another that failed; its text names it."""
 
@@ -75,7 +72,7 @@ def check_python(found: Found) -> str:
     """Version and packages."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < LEAST_PYTHON:
-        raise Wrong(f"{sys.executable} is {version}, 3.10 or later is needed: install one, then {INSTALL}")
+        raise Problem(f"{sys.executable} is {version}, 3.10 or later is needed: install one, then {INSTALL}")
     missing = []
     for module, package in PACKAGES.items():
         try:
@@ -83,7 +80,7 @@ def check_python(found: Found) -> str:
         except ImportError:
             missing.append(package)
     if missing:
-        raise Wrong(f"{sys.executable} lacks {', '.join(missing)}: {INSTALL}")
+        raise Problem(f"{sys.executable} lacks {', '.join(missing)}: {INSTALL}")
     return f"{version} at {sys.executable}, with {', '.join(PACKAGES.values())}"
 
 
@@ -93,7 +90,6 @@ def check_access(found: Found) -> str:
     import click
 
     from ecloud.config.home import Home
-    from ecloud.config.secrets import AccessWrong
     from worker.__main__ import find_access, main
 
     try:
@@ -101,12 +97,9 @@ def check_access(found: Found) -> str:
     except click.exceptions.Exit:
         raise NotTried("the help was asked for") from None
     except click.ClickException as error:
-        raise Wrong(f"{error.format_message()}: see python -m worker --help") from None
+        raise Problem(f"{error.format_message()}: see python -m worker --help") from None
     found.home = Path(given["home"] or Home(os.environ.get("ECLOUD_HOME", "~/.ecloud")).path / "worker").absolute()
-    try:
-        found.access = access = find_access(given["access_file"], given["boss"])
-    except AccessWrong as error:
-        raise Wrong(str(error)) from None
+    found.access = access = find_access(given["access_file"], given["boss"])
     return f"key {access.key_name} of cluster {access.cluster_id}, broker {access.host}:{access.port}"
 
 
@@ -118,7 +111,7 @@ def check_address(found: Found) -> str:
     own = ", ".join(this_host.addresses())
     access = _need_access(found)
     if own == "127.0.0.1" and access.host not in ("127.0.0.1", "::1", "localhost"):
-        raise Wrong(f"this machine has no address but 127.0.0.1: connect it to the network of {access.host}")
+        raise Problem(f"this machine has no address but 127.0.0.1: connect it to the network of {access.host}")
     return f"this machine {socket.gethostname()} has {own}; the broker is at {access.host}:{access.port}"
 
 
@@ -128,10 +121,12 @@ def check_dns(found: Found) -> str:
     try:
         answers = _within(DNS_S, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
     except TimeoutError:
-        raise Wrong(f"no name server answers for {host}: check /etc/resolv.conf, or --boss with an address") from None
+        raise Problem(f"no name server answers for {host}: check /etc/resolv.conf, or --boss with an address") from None
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise Wrong(f"{host} can't be resolved ({reason}): check the name and DNS, or --boss with an address") from None
+        raise Problem(
+            f"{host} can't be resolved ({reason}): check the name and DNS, or --boss with an address"
+        ) from None
     found_addresses = ", ".join(dict.fromkeys(str(answer[4][0]) for answer in answers))
     return (
         "not needed: the broker is named by its address" if found_addresses == host else f"{host} is {found_addresses}"
@@ -145,7 +140,9 @@ def check_clock(found: Found) -> str:
     told = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     if now < installed - 86_400:
         since = time.strftime("%Y-%m-%d", time.gmtime(installed))
-        raise Wrong(f"it says {told}, before this software was installed ({since}): set it (timedatectl set-ntp true)")
+        raise Problem(
+            f"it says {told}, before this software was installed ({since}): set it (timedatectl set-ntp true)"
+        )
     return told
 
 
@@ -156,9 +153,9 @@ def check_broker(found: Found) -> str:
     access = _need_access(found)
     trouble = probe(_address(access), BROKER_S)
     if trouble is not None:
-        remedy = "is the boss running? (python admin.py status); is the access file the newest?"
-        # Settings are the boss's business: on a worker's machine the same things stand in the access file.
-        raise Wrong(f"{_in_terms_of_access(trouble)}; {remedy}")
+        # Its remedy names settings of the boss; on a worker's machine their values are in the access file.
+        remedy = "check that the boss runs (python admin.py status there) and that the access file is its newest"
+        raise Problem(trouble.texts, f"{remedy}: host, port, user, password, ca and tls in it must be the broker's")
     found.broker_answers = True
     return f"{access.host}:{access.port} lets us in" + (" through TLS" if access.tls else "")
 
@@ -172,12 +169,12 @@ def check_boss(found: Found) -> str:
     if answer is None:
         if boss_is_heard(access, LISTEN_S):
             return "it speaks with others (see key)"
-        raise Wrong(
+        raise Problem(
             f"no answer within {BOSS_S:g} s, and it was not heard speaking with others: start it"
-            " (python admin.py start_daemon), or see key"
+            " (python admin.py start), or see key"
         )
     if isinstance(answer, Refused):
-        raise Wrong(f"it refuses: {answer.reason}")
+        raise Problem(f"it refuses: {answer.reason}")
     found.welcome = answer
     return f"it welcomes us; heartbeats every {answer.heartbeat_s:g} s, lease {answer.lease_s:g} s"
 
@@ -186,7 +183,7 @@ def check_key(found: Found) -> str:
     """Whether boss and access file mean the same key: a boss does not answer one that it does not know."""
     access = _need_broker(found)
     if found.welcome is None:
-        raise Wrong(
+        raise Problem(
             f"nothing that is signed with {access.key_name} was answered: where the boss runs, this key is not"
             " (or no longer) one of its cluster: make a new access file (python admin.py invite)"
         )
@@ -201,7 +198,7 @@ def check_datastore(found: Found) -> str:
     try:
         _within(DATASTORE_S, lambda: _try_datastore(access))
     except TimeoutError:
-        raise Wrong(f"{access.address} does not answer within {DATASTORE_S:g} s: is its mount hanging?") from None
+        raise Problem(f"{access.address} does not answer within {DATASTORE_S:g} s: is its mount hanging?") from None
     return f"{access.address} " + ("shows its pinned key" if access.host_key else "can be read and staged to")
 
 
@@ -214,9 +211,11 @@ def check_disk(found: Found) -> str:
     there = next((path for path in (home, *home.parents) if path.is_dir()), Path("/"))
     free_mb = free_disk_mb(there)
     if free_mb < MIN_FREE_MB:
-        raise Wrong(f"{free_mb:.0f} MB are free for {home}, {MIN_FREE_MB:.0f} are needed: make room, or give a --home")
+        raise Problem(
+            f"{free_mb:.0f} MB are free for {home}, {MIN_FREE_MB:.0f} are needed: make room, or give a --home"
+        )
     if not os.access(there, os.W_OK | os.X_OK):
-        raise Wrong(f"{there} can't be written by this user: give a --home that can")
+        raise Problem(f"{there} can't be written by this user: give a --home that can")
     return f"{free_mb:,.0f} MB are free for {home}"
 
 
@@ -299,15 +298,10 @@ def boss_is_heard(access: AccessFile, wait_s: float) -> bool:
 
 
 def _try_datastore(access: DatastoreAccess) -> None:
-    from datastore.port import DatastoreAway
-
-    try:
-        if access.host_key:
-            _try_host(access)
-        else:
-            _try_directory(access)
-    except DatastoreAway as error:
-        raise Wrong(str(error)) from None
+    if access.host_key:
+        _try_host(access)
+    else:
+        _try_directory(access)
 
 
 def _try_host(access: DatastoreAccess) -> None:
@@ -317,7 +311,9 @@ def _try_host(access: DatastoreAccess) -> None:
 
     address = SshAddress.parse(access.address)
     if read_host_key(address.host, address.port) != access.host_key:
-        raise Wrong(f"{address.host} shows another host key than the boss pinned: python admin.py set_datastore there")
+        raise Problem(
+            f"{address.host} shows another host key than the boss pinned: python admin.py set_datastore there"
+        )
 
 
 def _try_directory(access: DatastoreAccess) -> None:
@@ -339,13 +335,6 @@ def _address(access: AccessFile) -> BrokerAddress:
     from ecloud.client.broker import BrokerAddress
 
     return BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
-
-
-def _in_terms_of_access(text: str) -> str:
-    """On a worker's machine there are no settings: what they say stands in the access file."""
-    names = r"BROKER_(?:HOST|PORT|USER|PASSWORD|TLS|CA)"
-    told = re.compile(rf"{names}(?:(?:,| and| or) {names})*")
-    return told.sub(lambda match: match[0].replace("BROKER_", "").lower() + " of the access file", text)
 
 
 def _need_packages() -> None:
@@ -402,7 +391,7 @@ def examine(arguments: Sequence[str]) -> int:
             mark, text = "ok", check(found)
         except NotTried as reason:
             mark, text = "not tried", str(reason)
-        except Wrong as problem:
+        except Problem as problem:
             mark, text = "WRONG", str(problem)
         except Exception as error:
             mark, text = "WRONG", f"it can't be checked: {type(error).__name__}: {error}"

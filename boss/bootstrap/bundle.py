@@ -26,6 +26,8 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from datastore.problem import Problem
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("click", "msgspec", "paho-mqtt", "psutil")
 """What a worker imports besides our code; each is whole without further packages."""
@@ -42,7 +44,7 @@ _TAG = re.compile(r"(many|musl)linux_(\d+)_(\d+)_(.+)\Z")
 _OLD_NAMES = {"manylinux1": "manylinux_2_5", "manylinux2010": "manylinux_2_12", "manylinux2014": "manylinux_2_17"}
 
 
-class NoBundle(Exception):
+class NoBundle(Problem):
     """A machine that nothing can be sent to; the text says what is missing and what to do."""
 
 

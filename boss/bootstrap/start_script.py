@@ -15,6 +15,8 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 
+from datastore.problem import Problem
+
 CODE_DIRECTORY = "/opt/ecloud"
 """Where an image with ECLOUD inside has it."""
 MAX_VALUE_BYTES = 120_000
@@ -24,7 +26,7 @@ MAX_CONTEXT_BYTES = 1_000_000
 _SAFE = re.compile(r"[A-Za-z0-9._:+-]*\Z")
 
 
-class TooLarge(Exception):
+class TooLarge(Problem):
     """A context that no guest could export: which variable, how large, how much is allowed."""
 
 

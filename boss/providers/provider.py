@@ -13,10 +13,11 @@ from typing import Protocol
 
 import msgspec
 
+from datastore.problem import PartAway, Problem
 from ecloud.model.tasks import Resources
 
 
-class TryLater(Exception):
+class TryLater(PartAway):
     """The cloud is away, slow or busy. The same call may succeed later."""
 
 
@@ -24,19 +25,19 @@ class Unanswered(TryLater):
     """The answer was lost: nobody knows whether the VM was started. `list` tells; asking again could start a second."""
 
 
-class AskForLess(Exception):
+class AskForLess(PartAway):
     """A quota, an address pool or the hosts are exhausted: fewer VMs may still be had."""
 
 
-class GivePoolUp(Exception):
+class GivePoolUp(Problem):
     """No VM of this pool can ever start as it is set: its template or network is wrong. A person must act."""
 
 
-class CredentialsWrong(Exception):
+class CredentialsWrong(Problem):
     """The cloud does not let us in, or we do not trust it. A person must act."""
 
 
-class Gone(Exception):
+class Gone(Problem):
     """There is no such VM of ours (any more)."""
 
 

@@ -211,7 +211,7 @@ def main() -> int:
     try:
         settings = load_settings()
     except SettingsWrong as error:
-        print("; ".join(error.problems), file=sys.stderr)
+        print("; ".join(error.texts), file=sys.stderr)
         return 2
     match sys.argv[1:]:
         case ["--left", cluster_id]:

@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+from datastore.problem import PartAway
 from ecloud.client.broker import BrokerAddress
 from ecloud.config.home import Home
 from ecloud.config.processes import die_with_parent
@@ -38,7 +39,7 @@ PBKDF2_ROUNDS = 101
 """Mosquitto's own; the password is random and 32 bytes long."""
 
 
-class BrokerWontStart(Exception):
+class BrokerWontStart(PartAway):
     """The embedded broker does not start; the text says why and what to do."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from datastore.problem import PartAway
 from ecloud.db.database import explain, where
 from ecloud.db.schema import to_database
 
@@ -26,7 +27,7 @@ MB)."""
 _RESERVED = frozenset({"signal"})
 
 
-class StoreAway(Exception):
+class StoreAway(PartAway):
     """The database can't be written now. The same batch is committed again later."""
 
 

@@ -17,6 +17,7 @@ from boss.core.model.rows import RunImage, Snapshot, Writes
 from boss.store import loading
 from boss.store.statements import ROWS_A_STATEMENT, CommitRefused, Statements, StoreAway, in_list, transaction
 from boss.store.writing import Writing
+from datastore.problem import PartAway
 
 __all__ = ["AnotherBossLeads", "CommitRefused", "Deposed", "Store", "StoreAway"]
 
@@ -29,7 +30,7 @@ class Deposed(Exception):
     """Another boss leads. Nothing was written; this one leaves."""
 
 
-class AnotherBossLeads(Exception):
+class AnotherBossLeads(PartAway):
     """Another boss leads and lives; the text says who, where and since when."""
 
 

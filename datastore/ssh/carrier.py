@@ -15,18 +15,19 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from datastore.gate import PIECE
+from datastore.problem import PartAway
 
 TOLD_BYTES = 1 << 16
 """How much is read of what the other end printed as its last words."""
 _SET_PIPE_SIZE = 1031
 
 
-class Lost(Exception):
-    """The connection is gone; the text says why. `for_good`: trying again is of no use; `is_refusal`: with this key or
+class Lost(PartAway):
+    """The connection ended; the text says why. `for_good`: trying again is of no use; `is_refusal`: with this key or
     certificate."""
 
-    def __init__(self, reason: str, for_good: bool = False, is_refusal: bool = False) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, for_good: bool = False, is_refusal: bool = False, remedy: str = "") -> None:
+        super().__init__(reason, remedy)
         self.for_good = for_good
         self.is_refusal = is_refusal
 
@@ -96,7 +97,9 @@ def explain(where: str, told: str) -> Lost:
     if "Could not resolve hostname" in told:
         return Lost(f"the name of {where} can't be resolved: {last}")
     if "can't open file" in told or "python3: not found" in told or "command not found" in told:
-        return Lost(f"{where} has no gate or no python3 ({last}): python admin.py set_datastore again", True)
+        return Lost(
+            f"{where} has no gate or no python3 ({last})", True, remedy="run python admin.py set_datastore again"
+        )
     return Lost(f"{where}: {last}")
 
 
@@ -109,9 +112,9 @@ def changed(where: str, offered: str) -> Lost:
     """Another host key than the pinned one was shown."""
     return Lost(
         f"REFUSED: the host key of {where} is not the one that was pinned ({offered} is offered now)."
-        " Somebody may be in between, or the machine was installed anew."
-        " If you know that it was: python admin.py set_datastore ADDRESS --new_host_key",
+        " Another machine may answer in its place, or it was reinstalled",
         for_good=True,
+        remedy="if you know that it was reinstalled: python admin.py set_datastore ADDRESS --new_host_key",
     )
 
 

@@ -78,7 +78,7 @@ class SshDatastore:
         try:
             return dict(self._link.connected().hello)
         except Lost as lost:
-            raise DatastoreAway(str(lost)) from lost
+            raise DatastoreAway(lost.text, lost.remedy) from lost
 
     # --- reading ------------------------------------------------------------------------------------
 

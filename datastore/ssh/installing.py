@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datastore.port import AccessRefused, DatastoreAway
+from datastore.problem import PartAway
 from datastore.ssh.access import SshAddress
 from datastore.ssh.remote import Broken, Login, Remote, Unreachable
 
@@ -26,7 +27,7 @@ _SHELL = "ecloud-shell"
 _PROBE = "import os, sys; print(sys.executable, *sys.version_info[:2])"
 
 
-class CannotServe(Exception):
+class CannotServe(PartAway):
     """The machine lacks what a datastore needs; the text says what to install or change there."""
 
 

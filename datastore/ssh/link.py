@@ -77,7 +77,7 @@ class Patience:
         pause_s = self._pause_s * random.uniform(0.5, 1.5)
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
         if lost.for_good or time.monotonic() + pause_s > self._deadline_s:
-            raise (AccessRefused if lost.is_refusal else DatastoreAway)(str(lost)) from lost
+            raise (AccessRefused if lost.is_refusal else DatastoreAway)(lost.text, lost.remedy) from lost
         time.sleep(pause_s)
 
 

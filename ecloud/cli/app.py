@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from datastore.problem import DONE, INPUT_WRONG, INTERRUPTED, PART_AWAY, Problem
+
 if TYPE_CHECKING:
     from rich.console import Console
     from sqlalchemy.engine import Engine
@@ -27,23 +29,8 @@ if TYPE_CHECKING:
     from ecloud.config.secrets import AccessFile
     from ecloud.config.settings import Settings
 
-DONE = 0
-NOT_ALL_SUCCEEDED = 1
-INPUT_WRONG = 2
-PART_AWAY = 3
-INTERRUPTED = 130
-
 ANSWER_S = 8.0
 """How long a door waits for the database's answer; with its own start it has spoken within 10 s."""
-
-
-class Fault(Exception):
-    """What a door ends with: lines for a person, and the exit code."""
-
-    def __init__(self, lines: str | list[str], code: int = INPUT_WRONG) -> None:
-        self.lines = [lines] if isinstance(lines, str) else lines
-        super().__init__("; ".join(self.lines))
-        self.code = code
 
 
 def enter(door: click.Command, name: str) -> NoReturn:
@@ -61,10 +48,10 @@ def enter(door: click.Command, name: str) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = DONE
     except Exception as error:
-        fault = fault_of(error)
-        if fault is None:
+        problem = problem_of(error)
+        if problem is None:
             raise
-        code = report(fault, name)
+        code = report(problem, name)
     sys.exit(code)
 
 
@@ -72,64 +59,38 @@ def _on_term(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def report(fault: Fault, name: str) -> int:
+def report(problem: Problem, name: str) -> int:
     """Print what went wrong; the exit code."""
     from ecloud.model.text import visible
 
-    for line in fault.lines:
+    for line in problem.lines:
         print(f"{name}: {visible(line)}", file=sys.stderr)
-    return fault.code
+    return problem.exit_code
 
 
-def fault_of(error: Exception) -> Fault | None:
-    """The sentence and the exit code of an error that is no fault of the program; None for any other."""
-    if isinstance(error, Fault):
+def problem_of(error: BaseException) -> Problem | None:
+    """An error as users see it; None for a fault of the program."""
+    if isinstance(error, Problem):
         return error
-    name = type(error).__name__
-    if name in _LISTS:
-        lines = getattr(error, "lines", None) or getattr(error, "problems", None) or [str(error)]
-        return Fault(list(lines), INPUT_WRONG)
-    if name in _CODES:
-        return Fault(str(error), _CODES[name])
     if isinstance(error, OSError) and error.filename is not None:
-        return Fault(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        return Problem(f"{os.fsdecode(error.filename)}: {error.strerror}")
     return None
-
-
-# By name, so that a door need not import what it does not use.
-_LISTS = ("SettingsWrong", "TaskListWrong", "PushRejected")
-_CODES = {
-    "AccessWrong": PART_AWAY,
-    "BossAway": PART_AWAY,
-    "BrokerAway": PART_AWAY,
-    "PartAway": PART_AWAY,
-    "DatabaseAway": PART_AWAY,
-    "DatastoreAway": PART_AWAY,
-    "SchemaWrong": PART_AWAY,
-    "LocalClusterFailed": PART_AWAY,
-    "BadName": INPUT_WRONG,
-    "Unfit": INPUT_WRONG,
-    "NotThere": INPUT_WRONG,
-    "NoSuchRun": INPUT_WRONG,
-    "NoSuchTask": INPUT_WRONG,
-    "NoSuchThing": INPUT_WRONG,
-    "RequestRefused": INPUT_WRONG,
-}
 
 
 # --- where things are -------------------------------------------------------------------------------
 
 
 def find_access(settings: Settings) -> AccessFile:
-    """How the boss is reached: `$ECLOUD_ACCESS`, else what the boss left in its home. Raises `AccessWrong`, `Fault`."""
+    """How the boss is reached: `$ECLOUD_ACCESS`, else what the boss left in its home. Raises `Problem`."""
     from ecloud.config.secrets import read_access
 
     named = os.environ.get("ECLOUD_ACCESS")
     path = Path(named).expanduser() if named else settings.home_directory.client_access
     if not named and not path.exists():
-        raise Fault(
-            f"no boss has run in {settings.home_directory.path} yet: python admin.py start; where it is elsewhere "
-            "ECLOUD_ACCESS=FILE, with a file from python admin.py invite there",
+        raise Problem(
+            f"no boss has run in {settings.home_directory.path} yet",
+            "python admin.py start; where the boss is elsewhere, set ECLOUD_ACCESS to an access file "
+            "(python admin.py invite there makes one)",
             PART_AWAY,
         )
     return read_access(path)
@@ -152,12 +113,12 @@ def running_boss(home: Home) -> dict[str, Any] | None:
 
 @contextmanager
 def boss(settings: Settings, watchdog: Callable[[], None] | None = None) -> Iterator[Client]:
-    """A conversation with the boss. Raises `Fault`, `BrokerAway`, `BossAway`."""
+    """A conversation with the boss. Raises `Problem`, `BrokerAway`, `BossAway`."""
     from ecloud.client.client import Client
 
     access = find_access(settings)
     if not os.environ.get("ECLOUD_ACCESS") and running_boss(settings.home_directory) is None:
-        raise Fault(f"no boss runs in {settings.home_directory.path}: python admin.py start", PART_AWAY)
+        raise Problem(f"no boss runs in {settings.home_directory.path}", "python admin.py start", PART_AWAY)
     client = Client(access, say_trouble, watchdog)
     client.connect()
     try:

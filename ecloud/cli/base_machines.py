@@ -9,9 +9,9 @@ import socket
 import sys
 import time
 
+from datastore.problem import PART_AWAY, Problem
 from ecloud.cli import app, cloud_probe
 from ecloud.cli import set_datastore as placing
-from ecloud.cli.app import Fault
 from ecloud.config.settings import Settings
 from ecloud.queries import status
 
@@ -21,13 +21,13 @@ NOTE = "boss_address"
 
 
 def check(settings: Settings, create: bool) -> None:
-    """Raises `Fault` where machines are to be made and none is named."""
+    """Raises `Problem` where machines are to be made and none is named."""
     if create and not (settings.boss_template or settings.datastore_template):
-        raise Fault("--create makes machines of BOSS_TEMPLATE and DATASTORE_TEMPLATE: settings.py names neither")
+        raise Problem("--create makes machines of BOSS_TEMPLATE and DATASTORE_TEMPLATE: settings.py names neither")
 
 
 def broker_host(settings: Settings, create: bool) -> str:
-    """Where the broker is, by the context, else by its template; empty where the settings say so. Raises `Fault`."""
+    """Where the broker is, by the context, else by its template; empty where the settings say so. Raises `Problem`."""
     if settings.broker_host or not settings.boss_template:
         return ""
     return _noted(settings).get(NOTE) or _address(settings.boss_template, "BROKER_HOST", create)
@@ -41,7 +41,7 @@ def note_broker(settings: Settings, host: str) -> None:
 
 
 def set_datastore(settings: Settings, create: bool) -> None:
-    """Where there is none but its template: set as by `admin.py set_datastore`. The boss runs. Raises `Fault`."""
+    """Where there is none but its template: set as by `admin.py set_datastore`. The boss runs. Raises `Problem`."""
     if settings.datastore or not settings.datastore_template or _noted(settings).get("datastore_address"):
         return
     host = _address(settings.datastore_template, "DATASTORE", create)
@@ -55,7 +55,7 @@ def _noted(settings: Settings) -> dict[str, str]:
     try:
         return status.context(app.database(settings))
     except Exception as error:
-        if app.fault_of(error) is None:
+        if app.problem_of(error) is None:
             raise
         return {}  # there is no database yet: nothing is noted
 
@@ -66,9 +66,9 @@ def _address(template: str, setting: str, create: bool) -> str:
             "--machine", template, *(["--create"] if create else []), limit_s=cloud_probe.MACHINE_S
         )
     except cloud_probe.CloudsAway as error:
-        raise Fault(f"{setting} can't be found: the cloud {error}; {error.remedy}", app.PART_AWAY) from None
+        raise Problem(f"{setting} can't be found: the cloud {error.text}", error.remedy, PART_AWAY) from None
     if found.get("problem"):
-        raise Fault(f"{setting} can't be found: {found['problem']}", app.PART_AWAY)
+        raise Problem(f"{setting} can't be found: {found['problem']}", exit_code=PART_AWAY)
     what = "made" if found.get("made") else "found"
     print(f"{setting}: {what} VM {found['cloud_id']} of template {template} at {found['address']}", file=sys.stderr)
     return str(found["address"])
@@ -80,7 +80,7 @@ def _wait_for_sshd(address: str) -> None:
     try:
         parsed = SshAddress.parse(address)
     except ValueError as error:
-        raise Fault(f"DATASTORE_AT: {error}") from None
+        raise Problem(f"DATASTORE_AT: {error}") from None
     deadline = time.monotonic() + SSH_S
     while True:
         try:
@@ -89,9 +89,9 @@ def _wait_for_sshd(address: str) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 reason = error.strerror or error
-                raise Fault(
+                raise Problem(
                     f"no sshd listens at {parsed.host}:{parsed.port} after {SSH_S:.0f} s ({reason}); once it does: "
                     f"python admin.py set_datastore {address}",
-                    app.PART_AWAY,
+                    exit_code=PART_AWAY,
                 ) from None
         time.sleep(0.5)

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from datastore.problem import PartAway
 from ecloud.config.settings import ROOT, Settings
 
 CLOUDS_S = 60.0
@@ -16,12 +17,8 @@ MACHINE_S = 400.0
 """For a VM to be made and get its address."""
 
 
-class CloudsAway(Exception):
-    """No answer; its text says why. `remedy`: what to do."""
-
-    def __init__(self, text: str, remedy: str) -> None:
-        super().__init__(text)
-        self.remedy = remedy
+class CloudsAway(PartAway):
+    """No answer from a cloud; its text says why."""
 
 
 def has_clouds(settings: Settings) -> bool:

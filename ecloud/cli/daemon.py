@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy.engine import Engine
 
+from datastore.problem import DONE, PART_AWAY, Problem
 from ecloud.cli import app, cloud_probe
-from ecloud.cli.app import Fault
 from ecloud.config.home import Home
 from ecloud.config.settings import ROOT, Settings, load_settings
 from ecloud.model.text import counted
@@ -29,7 +29,7 @@ SAYS_LEFT_S = 10.0
 def start(create: bool, as_json: bool) -> int:
     """Start the boss; 0 when it is up. `create`: machines that the cluster rests on, where none runs.
 
-    Raises `Fault`."""
+    Raises `Problem`."""
     from ecloud.cli import base_machines
 
     settings = load_settings()
@@ -39,14 +39,14 @@ def start(create: bool, as_json: bool) -> int:
     if about is not None:
         _say(as_json, about, f"a boss runs already in {home.path} (pid {about.get('pid', 'unknown')})")
         base_machines.set_datastore(settings, create)
-        return app.DONE
+        return DONE
     broker_host = base_machines.broker_host(settings, create)
     try:
         home.make()
         home.boss_pid.unlink(missing_ok=True)
         log = (home.path / "start.log").open("wb")
     except OSError as error:
-        raise Fault(
+        raise Problem(
             f"the home {home.path} can't be used: {error.strerror}; set HOME in settings.py or ECLOUD_HOME"
         ) from None
     with log:
@@ -64,7 +64,7 @@ def start(create: bool, as_json: bool) -> int:
     _say(as_json, about, f"the boss runs (pid {process.pid}); its log: {home.log}")
     base_machines.note_broker(settings, broker_host)
     base_machines.set_datastore(settings, create)
-    return app.DONE
+    return DONE
 
 
 def _wait_until_up(home: Home, process: subprocess.Popen[bytes]) -> None:
@@ -72,11 +72,11 @@ def _wait_until_up(home: Home, process: subprocess.Popen[bytes]) -> None:
     while not home.boss_pid.exists():
         words = _last_line(home)
         if process.poll() is not None:
-            raise Fault(f"the boss does not start: {words or 'it left no word'}; see {home.log}", app.PART_AWAY)
+            raise Problem(f"the boss does not start: {words or 'it left no word'}; see {home.log}", exit_code=PART_AWAY)
         waited_s = time.monotonic() - began
         if waited_s > START_S or (words and waited_s > SAYS_WAITING_S):
-            raise Fault(f"the boss (pid {process.pid}) is not up yet: {words or 'no word from it'}; "
-                        f"it goes on trying: python admin.py doctor", app.PART_AWAY)  # fmt: skip
+            raise Problem(f"the boss (pid {process.pid}) is not up yet: {words or 'no word from it'}; "
+                        f"it goes on trying: python admin.py doctor", exit_code=PART_AWAY)  # fmt: skip
         time.sleep(0.02)
 
 
@@ -87,29 +87,33 @@ def _last_line(home: Home) -> str:
 
 
 def stop(vms: bool, as_json: bool) -> int:
-    """Stop the boss; 0 when it is gone. Raises `Fault`."""
+    """Stop the boss; 0 when it is gone. Raises `Problem`."""
     settings = load_settings()
     home = settings.home_directory
     about = app.running_boss(home)
     if about is None:
         if vms:
-            raise Fault("no boss runs that could end VMs: python admin.py start, then stop --vms", app.PART_AWAY)
+            raise Problem(
+                "no boss runs that could end VMs: python admin.py start, then stop --vms", exit_code=PART_AWAY
+            )
         _say(as_json, {}, f"no boss runs in {home.path}{_still_there(settings)}")
-        return app.DONE
+        return DONE
     if vms:
         _end_vms(settings)
     pid = about.get("pid")
     if not isinstance(pid, int):
-        raise Fault(f"{home.boss_pid} does not tell the boss's process: end it by hand", app.PART_AWAY)
+        raise Problem(f"{home.boss_pid} does not tell the boss's process: end it by hand", exit_code=PART_AWAY)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
     while app.running_boss(home) is not None:
         if time.monotonic() > deadline:
-            raise Fault(f"the boss (pid {pid}) has not left after {STOP_S:.0f} s; see {home.log}", app.PART_AWAY)
+            raise Problem(
+                f"the boss (pid {pid}) has not left after {STOP_S:.0f} s; see {home.log}", exit_code=PART_AWAY
+            )
         time.sleep(0.02)
     _say(as_json, about, f"the boss (pid {pid}) has left{_still_there(settings)}")
-    return app.DONE
+    return DONE
 
 
 def _end_vms(settings: Settings) -> None:
@@ -130,10 +134,10 @@ def _wait_until_ended(settings: Settings, engine: Engine, cluster_id: str) -> No
     tell_at = time.monotonic() + SAYS_LEFT_S
     while left := _left_by_rows(engine) or _left_in_clouds(settings, cluster_id):
         if time.monotonic() > deadline:
-            raise Fault(
+            raise Problem(
                 f"not ended after {settings.end_vms_s:.0f} s (END_VMS_S): {_some(left)}; the boss goes on ending them: "
                 "python admin.py show_vms",
-                app.PART_AWAY,
+                exit_code=PART_AWAY,
             )
         if time.monotonic() > tell_at:
             tell_at = time.monotonic() + SAYS_LEFT_S
@@ -154,7 +158,7 @@ def _left_in_clouds(settings: Settings, cluster_id: str) -> list[str]:
     try:
         left = cloud_probe.ask("--left", cluster_id)
     except cloud_probe.CloudsAway as error:
-        return [f"what a cloud runs that {error}"]
+        return [f"what a cloud runs that {error.text}"]
     return [
         item.get("problem") or f"VM {item['vm_no']} ({item['state']} by the cloud, there {item['cloud_id']})"
         for item in left
@@ -174,7 +178,7 @@ def _still_there(settings: Settings) -> str:
         engine = app.database(settings)
         vms, workers = queries.vms(engine), queries.workers(engine, ("up", "draining"))
     except Exception as error:
-        if app.fault_of(error) is None:
+        if app.problem_of(error) is None:
             raise
         return ""
     if not vms and not workers:

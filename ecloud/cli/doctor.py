@@ -24,6 +24,7 @@ from sqlalchemy.engine import Engine
 
 from datastore.keys import fingerprint
 from datastore.port import DatastoreAway
+from datastore.problem import DONE, PART_AWAY, Problem
 from datastore.ssh.datastore import SshDatastore
 from datastore.ssh.sshd_limits import Limits
 from ecloud.cli import app, cloud_probe
@@ -33,7 +34,15 @@ from ecloud.client.broker import BrokerAddress, check_will, external_broker, mea
 from ecloud.config.datastore_address import directory_of, is_ssh
 from ecloud.config.secrets import AccessWrong, read_access
 from ecloud.config.settings import Settings, SettingsWrong, load_settings, settings_path
-from ecloud.db.database import DatabaseAway, SchemaWrong, database_url, explain, make_engine, require_schema, where
+from ecloud.db.database import (
+    DatabaseAway,
+    SchemaWrong,
+    database_away,
+    database_url,
+    make_engine,
+    require_schema,
+    where,
+)
 from ecloud.model.text import duration, megabytes, visible
 from ecloud.model.wire import MAX_MESSAGE_BYTES
 from ecloud.queries import status as queries
@@ -80,7 +89,7 @@ def examine(as_json: bool, boot: bool = False) -> int:
     well = all(finding.is_ok for finding in findings)
     if as_json:
         print_json({"ok": well, "findings": findings})
-    return app.DONE if well else app.PART_AWAY
+    return DONE if well else PART_AWAY
 
 
 def look() -> Iterator[Finding]:
@@ -89,8 +98,8 @@ def look() -> Iterator[Finding]:
     try:
         settings = load_settings()
     except SettingsWrong as error:
-        for problem in error.problems:
-            yield Finding("settings", problem, f"mend {settings_path()}; settings.example.py has every setting")
+        for text in error.texts:
+            yield Finding("settings", text, f"correct {settings_path()}; settings.example.py has every setting")
         return
     file = settings_path()
     yield Finding("settings", f"from {file}" if file.exists() else "none: SQLite, a broker and workers of this machine")
@@ -156,7 +165,7 @@ def _database(settings: Settings) -> Iterator[tuple[Finding, Engine | None]]:
     try:
         url = database_url(settings)
     except SettingsWrong as error:
-        yield Finding("database", error.problems[0], "mend DATABASE_URL"), None
+        yield Finding("database", error.text, "mend DATABASE_URL"), None
         return
     is_file = url.get_backend_name() == "sqlite"
     if is_file and not Path(str(url.database)).exists():
@@ -169,14 +178,11 @@ def _database(settings: Settings) -> Iterator[tuple[Finding, Engine | None]]:
             yield from (
                 (finding, engine) for finding in (_sqlite if is_file else _server)(connection, Path(str(url.database)))
             )
-    except SchemaWrong as error:
-        text, _, remedy = str(error).rpartition(": ")
-        yield Finding("database", text, remedy), None
-    except DatabaseAway as error:
-        text, _, remedy = str(error).rpartition("; ")
-        yield Finding("database", text or str(error), remedy or "see its log"), None
+    except (SchemaWrong, DatabaseAway) as error:
+        yield Finding("database", error.text, error.remedy or "see its log"), None
     except sa.exc.SQLAlchemyError as error:
-        yield Finding("database", explain(error, engine.url), "see its log"), None
+        away = database_away(error, engine.url)
+        yield Finding("database", away.text, away.remedy or "see its log"), None
 
 
 def _sqlite(connection: sa.Connection, file: Path) -> Iterator[Finding]:
@@ -250,7 +256,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     try:
         address = external_broker(settings)
     except SettingsWrong as error:
-        yield Finding("broker", error.problems[0], "mend BROKER_CA")
+        yield Finding("broker", error.text, "mend BROKER_CA")
         return
     topic = f"ecloud/doctor/{secrets.token_hex(4)}"
     if address is None:
@@ -266,12 +272,12 @@ def _broker(settings: Settings) -> Iterator[Finding]:
         topic = f"ecloud/{access.cluster_id}/{topic.partition('/')[2]}"
     problem = probe(address)
     if problem is not None:
-        text, _, remedy = problem.rpartition(": ")
+        remedy = problem.remedy
         if settings.boss_template and not settings.broker_host:
             remedy = "start it there; where its machine has another address now, set BROKER_HOST to that"
         elif not settings.broker_host:
             remedy = "python admin.py start"
-        yield Finding("broker", text or problem, remedy or "see its log")
+        yield Finding("broker", problem.text, remedy or "see its log")
         return
     yield from _broker_rules(address, topic)
 
@@ -297,7 +303,7 @@ def _clouds(settings: Settings) -> Iterator[Finding]:
     try:
         said = cloud_probe.ask()
     except cloud_probe.CloudsAway as error:
-        yield Finding("cloud", str(error), error.remedy)
+        yield Finding("cloud", error.text, error.remedy)
         return
     for item in said:
         yield Finding("cloud", f"pool {item['pool']}: {item['text']}", item.get("remedy", ""))
@@ -332,12 +338,11 @@ def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
         text = f"over SSH, host key {fingerprint(context.get('datastore_host_key', ''))}"
         free_mb = datastore.free_mb()
     except Exception as error:
-        if app.fault_of(error) is None and not isinstance(error, OSError):
+        if app.problem_of(error) is None and not isinstance(error, OSError):
             raise
-        remedy = _ANOTHER
-        if isinstance(error, DatastoreAway) and is_ssh(address) and "set_datastore" not in str(error):
-            remedy = "when it is back all goes on by itself"
-        yield Finding("datastore", str(error), "as it says" if "set_datastore" in str(error) else remedy)
+        text, remedy = (error.text, error.remedy) if isinstance(error, Problem) else (str(error), "")
+        away = isinstance(error, DatastoreAway) and is_ssh(address)
+        yield Finding("datastore", text, remedy or ("work resumes when it is back" if away else _ANOTHER))
         return
     yield _roomy(f"{address}, {text}", free_mb)
     if isinstance(datastore, SshDatastore):

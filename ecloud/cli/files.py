@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from datastore.directory import DirectoryDatastore
 from datastore.local_tree import Item, walk
 from datastore.port import Entry, Promotion, Publisher
+from datastore.problem import DONE, PART_AWAY, Problem
 from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app
-from ecloud.cli.app import Fault
 from ecloud.cli.progress import transfer
 from ecloud.cli.tables import print_json, print_table
 from ecloud.config.datastore_address import NOTES, is_ssh, open_publisher
@@ -35,12 +35,14 @@ SAME_TIME_S = 1.0
 
 
 def open_datastore(settings: Settings, address: str) -> Publisher:
-    """The datastore at `address`, with the boss's own key where it is over SSH. Raises `Fault`, `DatastoreAway`."""
+    """The datastore at `address`, with the boss's own key where it is over SSH. Raises `Problem`, `DatastoreAway`."""
     if not is_ssh(address):
         return open_publisher(settings.home_directory, address)
     notes = queries.context(app.database(settings))
     if notes.get("datastore_address") != address:
-        raise Fault(f"the datastore {address} is not set up: python admin.py set_datastore {address}", app.PART_AWAY)
+        raise Problem(
+            f"the datastore {address} is not set up: python admin.py set_datastore {address}", exit_code=PART_AWAY
+        )
     address, host_key, python, gate = (notes.get(name, "") for name in NOTES)
     return open_publisher(settings.home_directory, address, host_key, python, gate)
 
@@ -49,7 +51,7 @@ def upload(directory: Path, datastore: Publisher) -> tuple[int, int]:
     """Put every file below `directory` under its relative name; how many were sent, and how many were there already.
     A datastore that lies below it is not sent into itself.
 
-    Raises `Unfit` before anything is sent, `DatastoreAway`, `OSError`; `Fault` where a name leads through a file there.
+    Raises `Unfit` before anything is sent, `DatastoreAway`, `OSError`; `Problem` where a name leads through a file there.
     """
     own = _below(directory, datastore)
     files = [item for item in walk(directory, "", leave_out=own) if not item.is_directory]
@@ -89,13 +91,13 @@ def _below(directory: Path, datastore: Publisher) -> Path | None:
 
 
 def _refuse_below_a_file(datastore: Publisher, names: Iterable[str]) -> None:
-    """Raises `Fault` where a name leads through what is a file there."""
+    """Raises `Problem` where a name leads through what is a file there."""
     above = sorted({str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."})
     for start in range(0, len(above), NAMES_A_REQUEST):
         part = above[start : start + NAMES_A_REQUEST]
         for name, entry in zip(part, datastore.stat(part)):
             if entry is not None and entry.kind == "file":
-                raise Fault(f"{name} is a file in the datastore, and nothing can be put below it: name another path")
+                raise Problem(f"{name} is a file in the datastore, and nothing can be put below it: name another path")
 
 
 def _put_together(datastore: Publisher, files: list[Item]) -> None:
@@ -105,7 +107,7 @@ def _put_together(datastore: Publisher, files: list[Item]) -> None:
         entries = [entry for item in files for entry in datastore.store(stage, item.local, item.name)]
         problem = datastore.promote([Promotion(stage, tuple(entries))])[0]
         if problem is not None:
-            raise Fault(problem)
+            raise Problem(problem)
     except BaseException:
         with suppress(Exception):
             datastore.drop_stage(stage)
@@ -157,12 +159,12 @@ def ls(path: str, task: str, run: str, recursive: bool, as_json: bool) -> int:
         found = datastore.listing(path, recursive)
     if as_json:
         print_json([{"path": e.path, "kind": e.kind, "size": e.size, "mtime_s": e.mtime_s} for e in found])
-        return app.DONE
+        return DONE
     rows = [
         (_size(entry), when(entry.mtime_s), entry.path + ("/" if entry.kind == "directory" else "")) for entry in found
     ]
     print_table(app.console(), ("size", "changed", "path"), rows, right=("size",))
-    return app.DONE
+    return DONE
 
 
 def _size(entry: Entry) -> str:
@@ -176,11 +178,11 @@ def get(path: str, to: str, task: str, run: str, force: bool, as_json: bool) -> 
     """
     datastore = _datastore()
     if bool(path) == bool(task) and not (task and path):
-        raise Fault("get what? A path, or --task TASK")
+        raise Problem("get what? A path, or --task TASK")
     if task:
         names, to = _results_of(task, run), path or to
         if not names:
-            raise Fault(f"task {task} has no results")
+            raise Problem(f"task {task} has no results")
     else:
         names = [path]
     target = Path(to)
@@ -194,7 +196,7 @@ def get(path: str, to: str, task: str, run: str, force: bool, as_json: bool) -> 
     ):
         _get(datastore, entries, target, force, fetched)
     print_json({"fetched": fetched}) if as_json else print("\n".join(fetched))
-    return app.DONE
+    return DONE
 
 
 def _get(datastore: Publisher, entries: dict[str, Entry | None], target: Path, force: bool, fetched: list[str]) -> None:
@@ -205,9 +207,9 @@ def _get(datastore: Publisher, entries: dict[str, Entry | None], target: Path, f
                 fetched.append(str(local))  # by an earlier command, which was interrupted
                 continue
             if not force:
-                raise Fault(f"{local} exists: name another place, or replace it with --force")
+                raise Problem(f"{local} exists: name another place, or replace it with --force")
             if local.is_dir() and not local.is_symlink() and entry is not None and entry.kind != "directory":
-                raise Fault(f"{local} is a directory and {name} is not: name another place")
+                raise Problem(f"{local} is a directory and {name} is not: name another place")
         local.parent.mkdir(parents=True, exist_ok=True)
         datastore.fetch(name, local)
         fetched.append(str(local))
@@ -226,18 +228,18 @@ def put(local: str, path: str, as_json: bool) -> int:
     """Copy a local file or directory into the datastore."""
     source = Path(local)
     if not source.exists():
-        raise Fault(f"{local}: there is no such file")
+        raise Problem(f"{local}: there is no such file")
     datastore = _datastore()
     name = source.resolve().name
     if path.endswith("/") or (path and not source.is_dir() and _is_directory(datastore, path)):
         path = f"{path.rstrip('/')}/{name}"  # as with cp: a file goes into a directory, never in its place
     if source.is_dir() and _below(source, datastore) is not None:
-        raise Fault(f"the datastore lies in {local}, and is not put into itself: name directories beside it")
+        raise Problem(f"the datastore lies in {local}, and is not put into itself: name directories beside it")
     there = datastore.stat([path or name])[0]
     if there is None:
         _refuse_below_a_file(datastore, [path or name])
     elif source.is_dir() and there.kind != "directory":
-        raise Fault(
+        raise Problem(
             f"{there.path} is a {there.kind} in the datastore, and no directory is put there: name another path"
         )
     size = sum(item.info.st_size for item in walk(source, "") if not item.is_directory)
@@ -254,7 +256,7 @@ def put(local: str, path: str, as_json: bool) -> int:
         print(
             f"{entries[0].path}: {counted(len(entries), 'entry', 'entries')}, {byte_size(sum(e.size for e in entries))}"
         )
-    return app.DONE
+    return DONE
 
 
 def _is_directory(datastore: Publisher, path: str) -> bool:
@@ -272,7 +274,7 @@ def du(path: str, as_json: bool) -> int:
         print_json({"bytes": total, "entries": len(entries), "free_mb": free_mb})
     else:
         print(f"{byte_size(total)} in {counted(len(entries), 'entry', 'entries')}; {megabytes(free_mb)} free")
-    return app.DONE
+    return DONE
 
 
 def datastore_address(settings: Settings, context: dict[str, str]) -> str:

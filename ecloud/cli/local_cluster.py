@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from datastore.problem import PartAway
 from ecloud.config.home import Home
 from ecloud.config.secrets import AccessFile, read_access
 from ecloud.config.settings import ROOT, Settings, load_settings
@@ -19,7 +20,7 @@ STOP_S = 20.0
 """The boss ends its workers and its broker; after this it is killed, and they with it."""
 
 
-class LocalClusterFailed(Exception):
+class LocalClusterFailed(PartAway):
     """The local cluster does not start, or ended by itself; the text has its last words."""
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from datastore.problem import DONE, INTERRUPTED, Problem
 from ecloud.cli import app
-from ecloud.cli.app import Fault
 from ecloud.cli.run_summary import tell_end
 from ecloud.config import this_host
 from ecloud.config.settings import Settings, default_pools, load_settings
@@ -60,13 +60,13 @@ def with_local_number(arguments: list[str]) -> list[str]:
 
 
 def push(wish: Wish) -> int:
-    """Do it; the exit code. Raises what `doors.fault_of` knows."""
+    """Do it; the exit code. Raises what `app.problem_of` knows."""
     if wish.local is None and wish.datastore is not None:
-        raise Fault("--datastore goes with --local; the cluster's is set with python admin.py set_datastore")
+        raise Problem("--datastore goes with --local; the cluster's is set with python admin.py set_datastore")
     if wish.local is not None and wish.create_workers is not None:
-        raise Fault("--create_workers starts workers of the cluster; with --local say --local N")
+        raise Problem("--create_workers starts workers of the cluster; with --local say --local N")
     if wish.upload is not None and not Path(wish.upload).is_dir():
-        raise Fault(f"--upload {wish.upload}: there is no such directory")
+        raise Problem(f"--upload {wish.upload}: there is no such directory")
     settings = load_settings()
     tasks = read(wish, settings)
     for note in tasks.notes:
@@ -79,7 +79,7 @@ def push(wish: Wish) -> int:
 
 
 def read(wish: Wish, settings: Settings) -> TaskList:
-    """The list, checked. Raises `TaskListWrong`, `Fault`."""
+    """The list, checked. Raises `TaskListWrong`, `Problem`."""
     from ecloud.formats import TaskListWrong, read_task_list
 
     try:
@@ -88,10 +88,10 @@ def read(wish: Wish, settings: Settings) -> TaskList:
         else:
             path = Path(wish.file)
             if path.stat().st_size > MAX_FILE_BYTES:
-                raise Fault(f"{wish.file} is larger than {MAX_FILE_BYTES / 1e9:g} GB: split it into several lists")
+                raise Problem(f"{wish.file} is larger than {MAX_FILE_BYTES / 1e9:g} GB: split it into several lists")
             data, stem = path.read_bytes(), path.stem
     except OSError as error:
-        raise Fault(f"{wish.file}: {error.strerror}") from None
+        raise Problem(f"{wish.file}: {error.strerror}") from None
     try:
         tasks = read_task_list(
             data,
@@ -102,7 +102,7 @@ def read(wish: Wish, settings: Settings) -> TaskList:
             max_tasks=settings.max_tasks_per_push,
         )
     except TaskListWrong as error:
-        raise Fault([f"{wish.file}: {line}" for line in error.lines] + ["nothing was pushed"]) from None
+        raise Problem([f"{wish.file}: {line}" for line in error.lines] + ["nothing was pushed"]) from None
     return msgspec.structs.replace(tasks, name=wish.run) if wish.run else tasks
 
 
@@ -115,7 +115,7 @@ def show_plan(tasks: TaskList, wish: Wish) -> int:
     plan = survey(tasks.tasks)
     if wish.as_json:
         print_json({"run": tasks.name, **msgspec.structs.asdict(plan)})
-        return app.DONE
+        return DONE
     print(
         f"run {tasks.name}: {counted(plan.tasks, 'task')}, {counted(plan.dependencies, 'dependency', 'dependencies')}"
     )
@@ -130,7 +130,7 @@ def show_plan(tasks: TaskList, wish: Wish) -> int:
     print(f"files: {plan.requirements:,} required, {plan.results:,} made")
     if plan.missing_inputs:
         print(f"must be in the datastore before: {some(plan.missing_inputs, 8)}")
-    return app.DONE
+    return DONE
 
 
 # --- on the cluster ---------------------------------------------------------------------------------
@@ -149,17 +149,17 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
                 print(f"workers: {answer.text}", file=sys.stderr)
         except KeyboardInterrupt:
             print("\ninterrupted before the boss answered: pushing the same file again is harmless", file=sys.stderr)
-            return app.INTERRUPTED
+            return INTERRUPTED
         if not wish.wait:
             progress.close()
             _tell_accepted(accepted, wish)
-            return app.DONE
+            return DONE
         try:
             last = _watch(client, accepted, progress)
         except KeyboardInterrupt:
             print(f"\nthe run goes on without us; to watch it: python admin.py status --watch, "
                   f"to stop it: python admin.py cancel --run {accepted.run}", file=sys.stderr)  # fmt: skip
-            return app.INTERRUPTED
+            return INTERRUPTED
     return tell_end(tasks, last, progress, wish.as_json, settings, client.datastore_address)
 
 
@@ -223,7 +223,7 @@ def _run_here(wish: Wish, tasks: TaskList) -> int:
     except KeyboardInterrupt:
         print("\nstopping (again Ctrl-C: at once)", file=sys.stderr)
         _tell_interrupted(cluster, wish, tasks)
-        return app.INTERRUPTED
+        return INTERRUPTED
     finally:
         _stop(cluster)
         if wish.keep_dirs and cluster.kept.exists():
@@ -258,7 +258,7 @@ def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
 
 
 def _require_room(tasks: TaskList, workers: int) -> None:
-    """A list that this machine can't run would wait for ever. Raises `Fault`, every such task named."""
+    """A list that this machine can't run would wait for ever. Raises `Problem`, every such task named."""
     from ecloud.model.text import amounts
     from ecloud.queries.why import pools_of
 
@@ -271,7 +271,7 @@ def _require_room(tasks: TaskList, workers: int) -> None:
         largest = amounts(offers[-1])
         rest = [f"and {len(problems) - 20:,} more"] if len(problems) > 20 else []
         advice = f"the largest worker here has {largest}; --local N with a larger N makes one with N cpus"
-        raise Fault([*problems[:20], *rest, advice])
+        raise Problem([*problems[:20], *rest, advice])
 
 
 def _tell_interrupted(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> None:

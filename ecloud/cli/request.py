@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from datastore.problem import DONE, PART_AWAY, Problem
 from ecloud.cli import app
-from ecloud.cli.app import Fault
 from ecloud.config.settings import load_settings
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def ask(verb: str, as_json: bool, **arguments: Argument) -> int:
-    """One request, and its answer printed. Raises `RequestRefused`, `BossAway`, `BrokerAway`, `Fault`."""
+    """One request, and its answer printed. Raises `RequestRefused`, `BossAway`, `BrokerAway`, `Problem`."""
     from ecloud.model.text import visible
 
     with app.boss(load_settings()) as client:
@@ -33,13 +33,13 @@ def ask(verb: str, as_json: bool, **arguments: Argument) -> int:
         from ecloud.cli.tables import print_json
 
         print_json({"count": answer.count, "text": answer.text, "names": answer.names})
-        return app.DONE
+        return DONE
     print(visible(answer.text))
     if answer.names and answer.count:
         from ecloud.cli.tables import some
 
         print(f"  {some(answer.names, total=max(answer.count, len(answer.names)))}")
-    return app.DONE
+    return DONE
 
 
 def instantiate(n: int, pool: str, keep_alive: bool, as_json: bool) -> int:
@@ -63,7 +63,7 @@ def instantiate(n: int, pool: str, keep_alive: bool, as_json: bool) -> int:
         return code
     were = "was" if len(refused) == 1 else "were"
     print(f"admin.py: {counted(len(refused), 'VM')} {were} refused: {visible(refused[-1].reason)}", file=sys.stderr)
-    return app.PART_AWAY if len(refused) == len(asked) else code
+    return PART_AWAY if len(refused) == len(asked) else code
 
 
 def plan(as_json: bool) -> int:
@@ -78,22 +78,22 @@ def plan(as_json: bool) -> int:
         print_json(document)
     else:
         print("\n".join(visible(line) for line in lines))
-    return app.DONE
+    return DONE
 
 
 def about_tasks(
     verb: str, tasks: Sequence[str], run: str, state: str, label: str, as_json: bool, **arguments: Argument
 ) -> int:
-    """An order about tasks: those named, or all that match. Raises `Fault` where it is not said which."""
+    """An order about tasks: those named, or all that match. Raises `Problem` where it is not said which."""
     if not (tasks or run or state or label):
-        raise Fault(f"{verb} which tasks? Name them, or say --run, --state or --label")
+        raise Problem(f"{verb} which tasks? Name them, or say --run, --state or --label")
     return ask(verb, as_json, ids=list(tasks), run=run or None, state=state or None, label=label or None, **arguments)
 
 
 def about_workers(verb: str, workers: Sequence[str], everyone: bool, as_json: bool, **arguments: Argument) -> int:
-    """An order about workers: those named, or all. Raises `Fault` where it is not said which."""
+    """An order about workers: those named, or all. Raises `Problem` where it is not said which."""
     if bool(workers) == everyone:
-        raise Fault(f"{verb} which workers? Name them (python admin.py show_workers), or say --all")
+        raise Problem(f"{verb} which workers? Name them (python admin.py show_workers), or say --all")
     return ask(verb, as_json, workers=list(workers), **arguments)
 
 
@@ -105,18 +105,18 @@ def drop_workers(workers: Sequence[str], everyone: bool, as_json: bool) -> int:
     names = [name for name in known if everyone or not workers or any(name.startswith(given) for given in workers)]
     wrong = [given for given in workers if not any(name.startswith(given) for name in known)]
     if wrong:
-        raise Fault(f"no worker {wrong[0]} is gone or lost: python admin.py show_workers --all")
+        raise Problem(f"no worker {wrong[0]} is gone or lost: python admin.py show_workers --all")
     return ask("drop_workers", as_json, workers=list(names))
 
 
 def drop_context(keys: Sequence[str], as_json: bool) -> int:
-    """Forget notes: those named, or where the broker and the datastore are. Raises `Fault` where there is none."""
+    """Forget notes: those named, or where the broker and the datastore are. Raises `Problem` where there is none."""
     from ecloud.queries import status as queries
 
     if keys:
         there = queries.context(app.database(load_settings()))
         if missing := [key for key in keys if key not in there]:
-            raise Fault(f"there is no note {missing[0]!r}: python admin.py show_context")
+            raise Problem(f"there is no note {missing[0]!r}: python admin.py show_context")
     return ask("drop_context", as_json, keys=list(keys))
 
 
@@ -124,29 +124,29 @@ def drop_context(keys: Sequence[str], as_json: bool) -> int:
 
 
 def invite(file: str, host: str | None, as_json: bool) -> int:
-    """Write an access file with a key of its own. Raises `Fault`, `AccessWrong`."""
+    """Write an access file with a key of its own. Raises `Problem`, `AccessWrong`."""
     from ecloud.config.secrets import cluster_secret, derive_key, new_invite_name, write_access
 
     settings = load_settings()
     own = app.find_access(settings)
     home = settings.home_directory
     if not home.cluster_key.exists():
-        raise Fault(f"{home.cluster_key} is missing: invitations are made where the boss runs", app.PART_AWAY)
+        raise Problem(f"{home.cluster_key} is missing: invitations are made where the boss runs", exit_code=PART_AWAY)
     name = new_invite_name()
     key = derive_key(cluster_secret(home), name).hex()
     access = msgspec.structs.replace(own, key_name=name, key=key, host=host or own.host)
     path = Path(file).absolute()
     if path.exists():
-        raise Fault(f"{path} exists: name another file, or remove it")
+        raise Problem(f"{path} exists: name another file, or remove it")
     try:
         write_access(path, access)
     except OSError as error:
-        raise Fault(f"{path}: {error.strerror}") from None
+        raise Problem(f"{path}: {error.strerror}") from None
     if as_json:
         from ecloud.cli.tables import print_json
 
         print_json({"file": str(path), "name": name, "host": access.host, "port": access.port})
-        return app.DONE
+        return DONE
     print(f"{path} lets its holder in as {name}: copy it there (it is a secret), then")
     print(f"  python -m worker {path.name}            a worker")
     print(f"  ECLOUD_ACCESS={path.name} python push_tasks.py FILE   a client")
@@ -155,7 +155,7 @@ def invite(file: str, host: str | None, as_json: bool) -> int:
         print(
             f"but {access.host} is this machine alone: from others, use an external broker (BROKER_HOST in settings.py)"
         )
-    return app.DONE
+    return DONE
 
 
 def revoke(name: str, as_json: bool) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from datastore.problem import DONE, NOT_ALL_SUCCEEDED
 from ecloud.cli import app
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def tell_end(
             engine = open_database(settings)
             failed = failures(engine, last.run, FAILURES_SHOWN)
             aborted = _aborted(engine, last.run)
-    code = app.DONE if set(last.states) <= {"succeeded"} else app.NOT_ALL_SUCCEEDED
+    code = DONE if set(last.states) <= {"succeeded"} else NOT_ALL_SUCCEEDED
     if as_json:
         from ecloud.cli.tables import print_json
 

@@ -8,13 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from datastore.keys import KeyToolFailed, fingerprint, make_key, public_line, read_host_key, write_known_hosts
+from datastore.keys import fingerprint, make_key, public_line, read_host_key, write_known_hosts
 from datastore.port import AccessRefused, DatastoreAway
+from datastore.problem import PART_AWAY, Problem
 from datastore.ssh import installing
 from datastore.ssh.access import ALIAS, Access, SshAddress, gate_command
 from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app, request
-from ecloud.cli.app import Fault
 from ecloud.config.datastore_address import authority, boss_key, directory_of, is_ssh, open_publisher
 from ecloud.config.home import Home
 from ecloud.config.settings import Settings, load_settings
@@ -29,26 +29,23 @@ KEYS_FILE = f"~/{installing.AUTHORIZED_KEYS}"
 def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
     """Set up what is at `address` and tell the boss. `new_host_key`: a key other than the pinned one is accepted.
 
-    Raises `Fault`, `DatastoreAway`, `RequestRefused`.
+    Raises `Problem`, `DatastoreAway`, `RequestRefused`.
     """
     settings = load_settings()
     if settings.datastore:
-        raise Fault(f"DATASTORE = {settings.datastore!r} in the settings takes precedence: remove it there first")
+        raise Problem(f"DATASTORE = {settings.datastore!r} in the settings takes precedence: remove it there first")
     if not is_ssh(address):
         if not address.strip():
-            raise Fault("set_datastore where? A directory, or user@host:/root")
+            raise Problem("set_datastore where? A directory, or user@host:/root")
         address = f"dir:{os.path.abspath(directory_of(address))}"
         open_publisher(settings.home_directory, address)
         return request.ask("set_datastore", as_json, address=address)
     try:
         parsed = SshAddress.parse(address)
     except ValueError as error:
-        raise Fault(str(error)) from None
+        raise Problem(str(error)) from None
     context = status.context(app.database(settings))
-    try:
-        return _set_up(settings, parsed, context, new_host_key, as_json)
-    except (KeyToolFailed, installing.CannotServe) as error:
-        raise Fault(str(error), app.PART_AWAY) from None
+    return _set_up(settings, parsed, context, new_host_key, as_json)
 
 
 def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], new_host_key: bool, as_json: bool) -> int:
@@ -61,7 +58,7 @@ def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], ne
     if not _accepts_workers(home, context["cluster_id"], address, host_key, installed):
         if installed.wrote_line:
             installing.take_back(address, boss_key(home), host_key, lines.workers)
-        raise Fault(lines.advice("accepts no worker's certificate", installed.wrote_line), app.PART_AWAY)
+        raise Problem(lines.advice("accepts no worker's certificate", installed.wrote_line), exit_code=PART_AWAY)
     return request.ask(
         "set_datastore",
         as_json,
@@ -76,12 +73,12 @@ def _compare_host_key(address: SshAddress, context: dict[str, str], host_key: st
     pinned = context.get("datastore_host_key", "")
     if context.get("datastore_address") == str(address) and pinned not in ("", host_key) and not new_host_key:
         shown, known = fingerprint(host_key), fingerprint(pinned)
-        raise Fault(
+        raise Problem(
             [
                 f"REFUSED: {address.host} shows the host key {shown}, but {known} was pinned",
                 "somebody may be in between, or it was installed anew; if you know why: --new_host_key",
             ],
-            app.PART_AWAY,
+            exit_code=PART_AWAY,
         )
 
 
@@ -114,7 +111,7 @@ class _Lines:
 
 
 def _install(home: Home, lines: _Lines, host_key: str) -> installing.Installed:
-    """The gate is there and the lines are written. Raises `Fault`, `CannotServe`, `DatastoreAway`."""
+    """The gate is there and the lines are written. Raises `Problem`, `CannotServe`, `DatastoreAway`."""
     key, address = boss_key(home), lines.address
     account = f"{address.user}@{address.host}"
     try:
@@ -122,14 +119,14 @@ def _install(home: Home, lines: _Lines, host_key: str) -> installing.Installed:
     except AccessRefused:
         wrote = _by_own_ssh(address, installing.adding(lines.boss))
         if wrote is None:
-            raise Fault(lines.advice("does not accept the boss's key", False), app.PART_AWAY) from None
+            raise Problem(lines.advice("does not accept the boss's key", False), exit_code=PART_AWAY) from None
         try:
             installed = installing.install(address, key, host_key, lines.workers)
         except AccessRefused:
             took_back = wrote == installing.ADDED and (
                 _by_own_ssh(address, installing.removing(lines.boss)) is not None
             )
-            raise Fault(lines.advice("does not accept the boss's key", took_back), app.PART_AWAY) from None
+            raise Problem(lines.advice("does not accept the boss's key", took_back), exit_code=PART_AWAY) from None
         if wrote == installing.ADDED:
             _say(f"wrote into {KEYS_FILE} of {account}, for the boss: {lines.boss}")
     if installed.wrote_line:

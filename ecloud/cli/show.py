@@ -13,8 +13,8 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from datastore.problem import DONE, NOT_ALL_SUCCEEDED, PART_AWAY, Problem
 from ecloud.cli import app
-from ecloud.cli.app import Fault
 from ecloud.cli.tables import print_json, print_status, print_table, some
 from ecloud.config.settings import Settings, load_settings
 from ecloud.model.text import amounts, byte_size, counted, duration, visible, when
@@ -44,7 +44,7 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
     if not watch:
         found = _with_free_space(queries.status(engine), engine)
         print_json(found) if as_json else print_status(console, found, shown)
-        return app.DONE
+        return DONE
     try:
         with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
             while True:
@@ -57,7 +57,7 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
                     print(captured.get(), flush=True)
                 time.sleep(WATCH_EVERY_S)
     except KeyboardInterrupt:
-        return app.DONE
+        return DONE
 
 
 def _with_free_space(found: Status, engine: Engine) -> Status:
@@ -93,7 +93,7 @@ def migrate(as_json: bool) -> int:
         try:
             settings.home_directory.make()
         except OSError as error:
-            raise Fault(f"the home {settings.home} can't be made: {error.strerror}") from None
+            raise Problem(f"the home {settings.home} can't be made: {error.strerror}") from None
     before = present_revision(engine)
     backup = bring_forward(engine, settings.home_directory.backups)
     if as_json:
@@ -102,7 +102,7 @@ def migrate(as_json: bool) -> int:
         print(f"{where(engine.url)} has schema {REVISION} already")
     else:
         print(f"{where(engine.url)} has schema {REVISION} now" + (f"; the file as it was: {backup}" if backup else ""))
-    return app.DONE
+    return DONE
 
 
 # --- tasks --------------------------------------------------------------------------------------------
@@ -112,11 +112,11 @@ def tasks(states: Sequence[str], run: str, label: str, limit: int, newest: bool,
     """Tasks, one a line."""
     wrong = [state for state in states if state not in TASK_STATES]
     if wrong:
-        raise Fault(f"there is no state {wrong[0]!r}; there are {', '.join(TASK_STATES)}")
+        raise Problem(f"there is no state {wrong[0]!r}; there are {', '.join(TASK_STATES)}")
     page = queries.tasks(app.database(load_settings()), states, run, label, limit, newest=newest)
     if as_json:
         print_json(page)
-        return app.DONE
+        return DONE
     now = time.time()
     rows = [
         (line.run, line.id, line.state, line.attempts, _took(line, now), line.worker, line.reason)
@@ -130,7 +130,7 @@ def tasks(states: Sequence[str], run: str, label: str, limit: int, newest: bool,
         print(f"and {page.more:,} more: --limit {page.total} shows them")
     if not page.total:
         print("no such tasks")
-    return app.DONE
+    return DONE
 
 
 def _took(line: TaskLine, now: float) -> str:
@@ -144,7 +144,7 @@ def failed(run: str, limit: int, as_json: bool) -> int:
     found = queries.failures(app.database(load_settings()), run, limit)
     if as_json:
         print_json(found)
-        return app.DONE
+        return DONE
     console = app.console()
     for failure in found:
         name = Text(visible(f"{failure.run}:{failure.id}"), "bold red")
@@ -161,7 +161,7 @@ def failed(run: str, limit: int, as_json: bool) -> int:
         print("no task has failed")
     elif len(found) == limit:
         print(f"the first {limit}; --limit shows more")
-    return app.DONE
+    return DONE
 
 
 def task(name: str, run: str, as_json: bool) -> int:
@@ -169,7 +169,7 @@ def task(name: str, run: str, as_json: bool) -> int:
     detail = _detail(name, run)
     if as_json:
         print_json(detail)
-        return app.DONE
+        return DONE
     console = app.console()
     definition = detail.definition
     now = time.time()
@@ -194,7 +194,7 @@ def task(name: str, run: str, as_json: bool) -> int:
             console.print(Text(f"{title:<10} ", "bold").append(Text(visible(text)[:2000], "not bold")))
     for attempt in detail.attempts:
         _print_attempt(attempt, now)
-    return app.DONE
+    return DONE
 
 
 def _print_attempt(attempt: AttemptView, now: float) -> None:
@@ -230,7 +230,7 @@ def task_commands(name: str, run: str, as_json: bool) -> int:
     """A task's commands, as they can be pasted."""
     detail = _detail(name, run)
     print_json(detail.definition.commands) if as_json else print("\n".join(detail.definition.commands))
-    return app.DONE
+    return DONE
 
 
 def task_status(name: str, run: str, as_json: bool) -> int:
@@ -240,7 +240,7 @@ def task_status(name: str, run: str, as_json: bool) -> int:
         print_json({"run": detail.run, "id": detail.id, "state": detail.state, "reason": detail.reason})
     else:
         print(visible(detail.state + (f": {detail.reason}" if detail.reason else "")))
-    return app.DONE
+    return DONE
 
 
 def task_dependencies(name: str, run: str, as_json: bool) -> int:
@@ -248,14 +248,14 @@ def task_dependencies(name: str, run: str, as_json: bool) -> int:
     detail = _detail(name, run)
     if as_json:
         print_json({"dependencies": detail.dependencies, "dependents": detail.dependents})
-        return app.DONE
+        return DONE
     rows = [("waits for", n.id, n.state, n.on, n.reason) for n in detail.dependencies]
     rows += [("needed by", n.id, n.state, n.on, n.reason) for n in detail.dependents]
     if rows:
         print_table(app.console(), ("", "task", "state", "on", "reason"), rows)
     else:
         print("it waits for nothing, and nothing waits for it")
-    return app.DONE
+    return DONE
 
 
 def _detail(name: str, run: str) -> TaskDetail:
@@ -267,17 +267,17 @@ def logs(name: str, run: str, attempt: int | None, as_json: bool) -> int:
     detail = _detail(name, run)
     found = [view for view in detail.attempts if attempt is None or view.number == attempt]
     if not found:
-        raise Fault(f"task {name} has had {counted(len(detail.attempts), 'attempt')}: {detail.state}")
+        raise Problem(f"task {name} has had {counted(len(detail.attempts), 'attempt')}: {detail.state}")
     view = found[-1]
     if as_json:
         print_json({"attempt": view.number, "state": view.state, "stdout": view.stdout, "stderr": view.stderr})
-        return app.DONE
+        return DONE
     if view.cause is None:
         print(f"attempt {view.number} is {view.state}: its output so far comes with -f", file=sys.stderr)
     sys.stdout.write(visible(view.stdout, lines=True))
     sys.stdout.flush()
     sys.stderr.write(visible(view.stderr, lines=True))
-    return app.DONE
+    return DONE
 
 
 def follow(name: str, run: str, as_json: bool) -> int:
@@ -287,7 +287,7 @@ def follow(name: str, run: str, as_json: bool) -> int:
     settings = load_settings()
     home = settings.home_directory
     if not home.cluster_key.exists():
-        raise Fault(f"{home.cluster_key} is missing: output is followed where the boss runs", app.PART_AWAY)
+        raise Problem(f"{home.cluster_key} is missing: output is followed where the boss runs", exit_code=PART_AWAY)
     with app.boss(settings) as client:
         for lines in client.logs(name, cluster_secret(home), run):
             if as_json:
@@ -299,7 +299,7 @@ def follow(name: str, run: str, as_json: bool) -> int:
     detail = _detail(name, run)
     last = detail.last_attempt
     print(f"{detail.state}" + (f": {last.error}" if last is not None and last.error else ""), file=sys.stderr)
-    return app.DONE if detail.state == "succeeded" else app.NOT_ALL_SUCCEEDED
+    return DONE if detail.state == "succeeded" else NOT_ALL_SUCCEEDED
 
 
 def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
@@ -311,11 +311,11 @@ def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
     reasons = explain(app.database(settings), subject, run, pools_of(settings))
     if as_json:
         print_json(reasons)
-        return app.DONE
+        return DONE
     print(visible(reasons.sentence))
     for layer in reasons.layers if all_layers else ():
         print(f"  {visible(layer)}")
-    return app.DONE
+    return DONE
 
 
 # --- workers, VMs, context ----------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def workers(everyone: bool, as_json: bool) -> int:
     found = queries.workers(app.database(load_settings()), states)
     if as_json:
         print_json(found)
-        return app.DONE
+        return DONE
     now = time.time()
     rows = []
     for worker in found:
@@ -345,7 +345,7 @@ def workers(everyone: bool, as_json: bool) -> int:
         print_table(app.console(), ("worker", "address", "VM", "state", "since", "offers", "doing"), rows, ("VM",))
     else:
         print("no workers")
-    return app.DONE
+    return DONE
 
 
 def vms(everyone: bool, as_json: bool) -> int:
@@ -356,7 +356,7 @@ def vms(everyone: bool, as_json: bool) -> int:
     strangers = _strangers(settings, engine)
     if as_json:
         print_json([*found, *({"stranger": True, **stranger} for stranger in strangers)])
-        return app.DONE
+        return DONE
     now = time.time()
     rows: list[tuple[object, ...]] = [
         (vm.vm_no, vm.pool, vm.state, duration(now - vm.since), vm.cloud_id, vm.worker, vm.reason) for vm in found
@@ -368,7 +368,7 @@ def vms(everyone: bool, as_json: bool) -> int:
         print_table(app.console(), ("VM", "pool", "state", "since", "cloud's id", "worker", "reason"), rows, ("VM",))
     else:
         print("no VMs")
-    return app.DONE
+    return DONE
 
 
 def _strangers(settings: Settings, engine: Engine) -> list[dict[str, str]]:
@@ -380,7 +380,7 @@ def _strangers(settings: Settings, engine: Engine) -> list[dict[str, str]]:
     try:
         said = cloud_probe.ask("--strangers", queries.context(engine).get("cluster_id", ""), limit_s=STRANGERS_S)
     except cloud_probe.CloudsAway as error:
-        said = [{"problem": f"the cloud {error}; {error.remedy}"}]
+        said = [{"problem": f"the cloud {error}"}]
     for item in said:
         if item.get("problem"):
             print(f"whether strangers look like ours is not known: {visible(item['problem'])}", file=sys.stderr)
@@ -399,10 +399,10 @@ def ledger(run: str, as_json: bool) -> int:
     found = ledger(engine, run, now)
     if as_json:
         print_json(found)
-        return app.DONE
+        return DONE
     if not found.vms:
         print(f"no VM ran a task of run {run}" if run else "no VMs yet")
-        return app.DONE
+        return DONE
     rows = [
         (pool.pool or "all", pool.vms, *(f"{seconds:.1f}" for seconds in (*pool.parts.values(), pool.life_s)))
         for pool in [*found.pools, found.total]
@@ -418,7 +418,7 @@ def ledger(run: str, as_json: bool) -> int:
             f"run {visible(run)} took {found.run.taken_s / 3600:.3g} VM-hours of {counted(found.run.vms, 'VM')}; "
             f"{100 * useful / max(found.run.taken_s, 1e-6):.0f} % of it ran its tasks or moved their files"
         )
-    return app.DONE
+    return DONE
 
 
 def context(as_json: bool) -> int:
@@ -437,4 +437,4 @@ def context(as_json: bool) -> int:
     if found.get("datastore_host_key"):
         found["datastore_host_key"] = fingerprint(found["datastore_host_key"])
     print_json(found) if as_json else print_table(app.console(), ("key", "value"), sorted(found.items()))
-    return app.DONE
+    return DONE

@@ -22,6 +22,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
+from datastore.problem import PartAway
 from ecloud.config.settings import Settings, SettingsWrong
 
 log = logging.getLogger("ecloud.client.broker")
@@ -78,31 +79,33 @@ def external_broker(settings: Settings) -> BrokerAddress | None:
     )
 
 
-def describe_failure(address: BrokerAddress, error: BaseException | ReasonCode | None) -> str:
-    """One sentence on why the broker can't be used, and what to look at. None: it closed before it answered."""
+def describe_failure(address: BrokerAddress, error: BaseException | ReasonCode | None) -> PartAway:
+    """Why the broker can't be used; only the remedy names settings. None: it closed before it answered."""
     if error is None or isinstance(error, ConnectionResetError):
-        hint = "it speaks no TLS (BROKER_TLS)" if address.tls else "it wants TLS (BROKER_TLS)"
-        hint = f"a refused user or password, or {hint}"
-        return f"the broker at {address} closed the connection without an answer: {hint}"
+        hint = "it does not use TLS" if address.tls else "it requires TLS"
+        text = f"the broker at {address} closed the connection without an answer: a refused user or password, or {hint}"
+        return PartAway(text, "check BROKER_TLS, BROKER_USER and BROKER_PASSWORD")
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = error.verify_message.rstrip(".") or str(error)
-        return f"the certificate of the broker at {address} is not accepted: {reason}; check BROKER_CA and BROKER_HOST"
+        text = f"the certificate of the broker at {address} is not accepted: {reason}"
+        return PartAway(text, "check BROKER_CA and BROKER_HOST")
     if isinstance(error, ssl.SSLError):
         reason = (error.reason or str(error)).replace("_", " ").lower()
-        return f"the broker at {address} and this machine do not agree on TLS: {reason}; check BROKER_TLS, BROKER_PORT"
+        text = f"the broker at {address} and this machine do not agree on TLS: {reason}"
+        return PartAway(text, "check BROKER_TLS, BROKER_PORT")
     if isinstance(error, socket.gaierror):
-        return f"the broker's name {address.host} can't be resolved: check BROKER_HOST and DNS"
+        return PartAway(f"the broker's name {address.host} can't be resolved", "check BROKER_HOST and DNS")
     if isinstance(error, TimeoutError):
-        return f"the broker at {address} does not answer: check the address and the firewall"
+        return PartAway(f"the broker at {address} does not answer", "check the address and the firewall")
     if isinstance(error, ConnectionRefusedError):
-        return f"no broker listens at {address}: start it, or check BROKER_HOST and BROKER_PORT"
+        return PartAway(f"no broker listens at {address}", "start it, or check BROKER_HOST and BROKER_PORT")
     if isinstance(error, OSError):
-        return f"the broker at {address} can't be reached: {error.strerror or error}"
+        return PartAway(f"the broker at {address} can't be reached: {error.strerror or error}")
     text = str(error)
-    if "authorized" in text.lower() or "bad user name" in text.lower():
+    if "authorized" in text.lower() or "bad user name" in text.lower():  # of paho, which has no code for it
         user = f"the password of user {address.user!r}" if address.user else "a connection without a user"
-        return f"the broker at {address} refused {user}: check BROKER_USER and BROKER_PASSWORD"
-    return f"the connection to the broker at {address} ended: {text}"
+        return PartAway(f"the broker at {address} refused {user}", "check BROKER_USER and BROKER_PASSWORD")
+    return PartAway(f"the connection to the broker at {address} ended: {text}")
 
 
 class _TlsSocket(ssl.SSLSocket):
@@ -192,7 +195,9 @@ class BrokerConnection:
         self._last: mqtt.MQTTMessageInfo | None = None
         """What was handed over last, of this connection."""
         self._connected = False
-        self._reason = ""
+        self._reason: PartAway | None = None
+        self.trouble: PartAway | None = None
+        """Why it is or was without a broker."""
         self._stopping = threading.Event()
         self._changed = threading.Event()
         """Set when the broker answered and when paho's thread ended."""
@@ -267,7 +272,7 @@ class BrokerConnection:
 
     def _connect_and_wait(self) -> bool:
         """One connection from its first packet to its end; whether the broker let us in."""
-        self._over, self._reason = False, ""
+        self._over, self._reason = False, None
         self._changed.clear()
         try:
             client = self._make_client()
@@ -289,7 +294,7 @@ class BrokerConnection:
         found, self._connected, self._client = self._connected, False, None
         client.cut()
         if not self._stopping.is_set():
-            self._tell_lost(self._reason or (self._ended_text() if found else describe_failure(self.address, None)))
+            self._tell_lost(self._reason or (self._ended() if found else describe_failure(self.address, None)))
         return found
 
     def _make_client(self) -> _Client:
@@ -301,12 +306,13 @@ class BrokerConnection:
             client.will_set(*self._will, qos=0)
         return client
 
-    def _ended_text(self) -> str:
-        return f"the connection to the broker at {self.address} was lost"
+    def _ended(self) -> PartAway:
+        return PartAway(f"the connection to the broker at {self.address} was lost")
 
-    def _tell_lost(self, reason: str) -> None:
+    def _tell_lost(self, trouble: PartAway) -> None:
+        self.trouble = trouble
         try:
-            self._on_lost(reason)
+            self._on_lost(str(trouble))
         except Exception:
             log.exception("on_lost failed")
 
@@ -339,7 +345,8 @@ class BrokerConnection:
     ) -> None:
         if any(reason.is_failure for reason in reasons):
             user = repr(self.address.user) if self.address.user else "a peer without user"
-            self._reason = f"the broker at {self.address} lets {user} not subscribe: check its access rules (ACL)"
+            text = f"the broker at {self.address} does not let {user} subscribe"
+            self._reason = PartAway(text, "check its access rules (ACL)")
             client.disconnect()
 
     def _message_arrived(self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage) -> None:
@@ -364,21 +371,17 @@ def _one_off(
     return BrokerConnection(address, name, subscriptions, on_message, on_found, on_lost, will)
 
 
-def probe(address: BrokerAddress, timeout_s: float = 5.0) -> str | None:
-    """None when the broker lets us in; else why not, in one sentence. Takes at most `timeout_s`."""
-    answers: list[str | None] = []
+def probe(address: BrokerAddress, timeout_s: float = 5.0) -> PartAway | None:
+    """None when the broker accepts a connection; else why not. Takes at most `timeout_s`."""
     done = threading.Event()
-
-    def answer(text: str | None) -> None:
-        answers.append(text)
-        done.set()
-
-    connection = _one_off(address, [], lambda topic, payload: None, lambda: answer(None), answer)
+    connection = _one_off(address, [], lambda topic, payload: None, done.set, lambda reason: done.set())
     connection.start()
-    if not done.wait(timeout_s):
-        answer(f"the broker at {address} does not answer within {timeout_s:g} s: check the address and the firewall")
+    answered, trouble = done.wait(timeout_s), connection.trouble
     connection.stop(0.2)
-    return answers[0]
+    if answered:
+        return trouble
+    text = f"the broker at {address} does not answer within {timeout_s:g} s"
+    return PartAway(text, "check the address and the firewall")
 
 
 def measure_round_trip(

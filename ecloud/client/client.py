@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from datastore.problem import PartAway, Problem
 from ecloud.client.conversation import Conversation
 from ecloud.config.secrets import AccessFile, derive_key
 from ecloud.model import wire
@@ -57,10 +58,6 @@ LOGS_LOOK_S = 1.0
 Argument = str | int | float | bool | list[str | int] | None
 
 
-class PartAway(Exception):
-    """A part can't be reached: which, where, what was tried, what to do."""
-
-
 class BrokerAway(PartAway):
     """The broker can't be reached."""
 
@@ -69,15 +66,11 @@ class BossAway(PartAway):
     """The broker answers, the boss does not."""
 
 
-class PushRejected(Exception):
-    """The boss stored nothing of a push. `problems`: every one, in words."""
-
-    def __init__(self, problems: tuple[str, ...]) -> None:
-        super().__init__("; ".join(problems[:3]))
-        self.problems = problems
+class PushRejected(Problem):
+    """The boss stored nothing of a push. `texts`: every problem."""
 
 
-class RequestRefused(Exception):
+class RequestRefused(Problem):
     """The boss will not; its text says why. `code`: request, no_such_task, no_such_run, no_pool, …"""
 
     def __init__(self, code: str, reason: str) -> None:
@@ -138,19 +131,19 @@ class Client:
 
     def _require_welcome(self) -> None:
         if self._conversation.refusal:
-            raise BossAway(f"{self._conversation.refusal}; bring both to the same version")
+            raise BossAway(self._conversation.refusal, "install the same version of ECLOUD on both sides")
 
     def _away(self, tried_s: float) -> PartAway:
         talk, place = self._conversation, f"{self.access.host}:{self.access.port}"
         if talk.broker_trouble or not talk.was_connected:
             reason = talk.broker_trouble or f"the broker at {place} does not answer"
             advice = "is the boss running? python admin.py start; python admin.py doctor looks at every part"
-            return BrokerAway(f"{reason} (tried for {tried_s:.0f} s); {advice}")
+            return BrokerAway(f"{reason} (tried for {tried_s:.0f} s)", advice)
         advice = (
             "it may be down (python admin.py start), waiting for its database (python admin.py doctor), "
             "or have revoked this access file"
         )
-        return BossAway(f"the broker at {place} answers, the boss does not (tried for {tried_s:.0f} s): {advice}")
+        return BossAway(f"the broker at {place} answers, the boss does not (tried for {tried_s:.0f} s)", advice)
 
     # --- pushing ------------------------------------------------------------------------------------
 

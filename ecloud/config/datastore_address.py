@@ -38,7 +38,7 @@ def open_publisher(
     if not is_ssh(address):
         return DirectoryDatastore(directory_of(address)).make()
     if not host_key or not gate:
-        raise DatastoreAway(f"the datastore {address} is not set up: python admin.py set_datastore {address}")
+        raise DatastoreAway(f"the datastore {address} is not set up", f"python admin.py set_datastore {address}")
     try:
         parsed = SshAddress.parse(address)
     except ValueError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from datastore.problem import INPUT_WRONG, PartAway
 from ecloud.config.home import Home
 
 SECRET_BYTES = 32
@@ -21,7 +22,7 @@ CLIENT_KEY_NAME = "client"
 """Who may read the boss's home speaks as this one."""
 
 
-class AccessWrong(Exception):
+class AccessWrong(PartAway):
     """The access file can't be used: which, why, and where a good one comes from."""
 
 
@@ -72,7 +73,7 @@ def cluster_secret(home: Home) -> bytes:
         secret = b""
     if len(secret) != SECRET_BYTES:  # a short key would let strangers in
         remedy = "put it back from a backup, or delete it: a new one is made, and all access files must be made anew"
-        raise AccessWrong(f"the cluster's key {path} is damaged; {remedy}")
+        raise AccessWrong(f"the cluster's key {path} is damaged", remedy, INPUT_WRONG)
     return secret
 
 
@@ -92,13 +93,13 @@ def read_access(path: Path | str) -> AccessFile:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise AccessWrong(f"access file {path}: {error.strerror}; {remedy}") from None
+        raise AccessWrong(f"access file {path}: {error.strerror}", remedy) from None
     try:
         access = msgspec.json.decode(data, type=AccessFile)
         if len(access.key_bytes) != 32:
             raise ValueError("its key is not 32 bytes long")
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise AccessWrong(f"access file {path} is damaged: {error}; {remedy}") from None
+        raise AccessWrong(f"access file {path} is damaged: {error}", remedy) from None
     return access
 
 

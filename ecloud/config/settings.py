@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from datastore.problem import Problem
 from ecloud.config import this_host
 from ecloud.config.home import Home
 from ecloud.model.tasks import Resources
@@ -22,12 +23,8 @@ from ecloud.model.tasks import Resources
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class SettingsWrong(Exception):
-    """The settings can't be used. `problems`: every one, with the setting's name and what to do."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
+class SettingsWrong(Problem):
+    """The settings can't be used. `texts`: every problem, with the setting's name and what to do."""
 
 
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

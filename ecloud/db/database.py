@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
+from datastore.problem import PartAway
 from ecloud.config.settings import ROOT, Settings, SettingsWrong
 from ecloud.db.schema import REVISION
 
@@ -31,11 +32,11 @@ _SESSION = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', t
 """What does not fit is refused, not cut; the server's clock is read in UTC."""
 
 
-class DatabaseAway(Exception):
+class DatabaseAway(PartAway):
     """The database can't be asked now: which, where, why, and what to do."""
 
 
-class SchemaWrong(Exception):
+class SchemaWrong(PartAway):
     """The tables are of another version than this code; the text says what to run."""
 
 
@@ -143,8 +144,8 @@ _FILE_ADVICE = (
 )
 
 
-def explain(error: BaseException, url: URL) -> str:
-    """One sentence on a database error: which database, what happened, what to do."""
+def database_away(error: BaseException, url: URL) -> DatabaseAway:
+    """A database error as users see it: which database, what happened, what to do."""
     original = getattr(error, "orig", None) or error
     arguments: tuple[object, ...] = getattr(original, "args", ())
     text = str(arguments[1]) if len(arguments) > 1 else str(original)
@@ -154,7 +155,12 @@ def explain(error: BaseException, url: URL) -> str:
         advice = f"make it: CREATE DATABASE {url.database}"
     else:
         advice = _SERVER_ADVICE.get(arguments[0] if arguments and isinstance(arguments[0], int) else -1)
-    return f"{where(url)} can't be used: {text}" + (f"; {advice}" if advice else "")
+    return DatabaseAway(f"{where(url)} can't be used: {text}", advice or "")
+
+
+def explain(error: BaseException, url: URL) -> str:
+    """The same in one sentence."""
+    return str(database_away(error, url))
 
 
 # --- the tables' revision -------------------------------------------------------------------------
@@ -169,7 +175,7 @@ def present_revision(engine: Engine) -> str | None:
             found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
             return None if found is None else str(found)
     except sa.exc.SQLAlchemyError as error:
-        raise DatabaseAway(explain(error, engine.url)) from None
+        raise database_away(error, engine.url) from None
 
 
 def require_schema(engine: Engine) -> None:
@@ -182,12 +188,9 @@ def _require(engine: Engine, present: str | None) -> None:
         return
     place = where(engine.url)
     if present is not None and present > REVISION:
-        raise SchemaWrong(
-            f"{place} has schema {present}, newer than {REVISION} of this ECLOUD, and python admin.py migrate "
-            "leads forward only: update ECLOUD"
-        )
+        raise SchemaWrong(f"{place} has schema {present}, newer than {REVISION} of this ECLOUD", "update ECLOUD")
     state = f"schema {present}" if present else "no tables yet"
-    raise SchemaWrong(f"{place} has {state}; this ECLOUD needs {REVISION}: run python admin.py migrate")
+    raise SchemaWrong(f"{place} has {state}; this ECLOUD needs {REVISION}", "run python admin.py migrate")
 
 
 def migrate(engine: Engine, backups: Path | None = None) -> str | None:
@@ -206,8 +209,8 @@ def migrate(engine: Engine, backups: Path | None = None) -> str | None:
         try:
             backup = _back_up(Path(str(engine.url.database)), backups, present)
         except (OSError, sqlite3.Error) as error:
-            told = f"{where(engine.url)} can't be copied into {backups}: {error}"
-            raise DatabaseAway(f"{told}; it was left as it is: make room and see to your rights") from None
+            text = f"{where(engine.url)} can't be copied into {backups}: {error}; it was not changed"
+            raise DatabaseAway(text, "make room there and check your rights") from None
     from alembic import command  # here, since it takes a quarter of a second to import
     from alembic.config import Config
     from alembic.util import CommandError
@@ -220,7 +223,7 @@ def migrate(engine: Engine, backups: Path | None = None) -> str | None:
             command.upgrade(config, "head")
             connection.commit()
     except sa.exc.SQLAlchemyError as error:
-        raise DatabaseAway(explain(error, engine.url)) from None
+        raise database_away(error, engine.url) from None
     except CommandError as error:
         raise SchemaWrong(
             f"{where(engine.url)} has schema {present}, which can't be brought to {REVISION}: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from datastore import problem
 from ecloud.model.tasks import TaskDefinition
 
 MAX_PROBLEMS = 1_000
@@ -85,11 +86,11 @@ class _Group:
         return [f"{head}{', '.join(names)} and {self._count - MAX_EQUAL:,} more ({self._count:,} in all)"]
 
 
-class TaskListWrong(Exception):
+class TaskListWrong(problem.Problem):
     """Nothing of the list is used. `problems`: what is wrong, the first 1,000; `more`: how many there are besides."""
 
     def __init__(self, problems: list[Problem], more: int = 0) -> None:
-        super().__init__("; ".join(str(problem) for problem in problems[:3]))
+        super().__init__([str(problem) for problem in problems[:3]])
         self.problems = problems
         self.more = more
 

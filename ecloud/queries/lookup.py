@@ -8,6 +8,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from datastore.problem import Problem
 from ecloud.db import schema
 from ecloud.model.tasks import ManifestEntry, TaskDefinition
 from ecloud.model.wire import Hello
@@ -20,7 +21,7 @@ NEIGHBOURS_SHOWN = 1_000
 """Dependents of one task that are listed; a task can have a million."""
 
 
-class NoSuchTask(Exception):
+class NoSuchTask(Problem):
     """No task, or more than one, is called that; the text names near ones or the runs."""
 
 

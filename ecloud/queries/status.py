@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from datastore.problem import Problem
 from ecloud.config.settings import Settings
 from ecloud.db import schema
 from ecloud.db.database import DatabaseAway, database_now, database_url, explain, make_engine, require_schema, where
@@ -49,7 +50,7 @@ TAIL_CHARS = 2_000
 RUNNING_ATTEMPTS = ("started", "promoting", "stopping")
 
 
-class NoSuchRun(Exception):
+class NoSuchRun(Problem):
     """There is no run of that name; the text names near ones."""
 
 
@@ -60,7 +61,7 @@ def open_database(settings: Settings) -> Engine:
     """The database as settings name it, to be asked. Raises `DatabaseAway` where there is none, `SchemaWrong`."""
     url = database_url(settings)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
-        raise DatabaseAway(f"{where(url)} does not exist: no boss has run here yet; start one: python admin.py start")
+        raise DatabaseAway(f"{where(url)} does not exist: no boss has run here yet", "python admin.py start")
     engine = make_engine(url)
     require_schema(engine)
     return engine

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from sqlalchemy.engine import Connection, Engine
 
+from datastore.problem import Problem
 from ecloud.config.settings import Settings, size_of
 from ecloud.db.database import database_now
 from ecloud.model.text import counted, duration
@@ -22,7 +23,7 @@ from ecloud.queries.views import BootView, BossStatus, Reasons, VmView, WorkerVi
 from ecloud.queries.why_task import Pool, TaskReasons, no_boss, some
 
 
-class NoSuchThing(Exception):
+class NoSuchThing(Problem):
     """No worker or VM is called that; the text names near ones."""
 
 

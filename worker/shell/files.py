@@ -19,6 +19,7 @@ from typing import NamedTuple
 from datastore.directory import DirectoryDatastore
 from datastore.keys import write_known_hosts
 from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager, Unfit
+from datastore.problem import Problem
 from datastore.ssh.access import ALIAS, Access, SshAddress
 from datastore.ssh.datastore import PATIENCE_S, STALL_S, SshDatastore
 from ecloud.model.tasks import ManifestEntry, Result, TaskBody
@@ -39,11 +40,11 @@ MIN_FREE_MB = 50.0
 """Below this nothing is started: an outcome must still fit."""
 
 
-class RequirementMissing(Exception):
+class RequirementMissing(Problem):
     """A required file is not in the datastore; the text names it."""
 
 
-class NoRoom(Exception):
+class NoRoom(Problem):
     """The requirements do not fit on this machine's disk now; the text says how much is lacking."""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from datastore.problem import PartAway
 from ecloud.config import left_overs
 from ecloud.model.tasks import Outcome
 
@@ -18,7 +19,7 @@ COMPACT_BYTES = 8 * 1024 * 1024
 """The spool is rewritten when it is larger than this and more than half of it was answered."""
 
 
-class HomeTaken(Exception):
+class HomeTaken(PartAway):
     """Another worker process uses this home."""
 
 

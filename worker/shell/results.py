@@ -13,6 +13,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from datastore.problem import Problem
 from ecloud.formats.paths import fixed_part, is_glob
 from ecloud.model.tasks import Result, TaskBody
 from worker.shell.cache import SMALL_BYTES
@@ -31,7 +32,7 @@ _KINDS = (
 )
 
 
-class ResultUnusable(Exception):
+class ResultUnusable(Problem):
     """A promised result is missing, or cannot be stored; the text names it and the reason."""
 
 

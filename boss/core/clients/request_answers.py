@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datastore.problem import Problem
 from ecloud.model.wire import Request
 
 Answer = tuple[int, str, tuple[str, ...]]
 """How many things changed, a sentence for the person who asked, and the names of what changed."""
 
 
-class RequestRefused(Exception):
+class RequestRefused(Problem):
     """The request can't be carried out; the text says why and what to do."""
 
     def __init__(self, code: str, reason: str) -> None:

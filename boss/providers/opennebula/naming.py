@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from boss.providers.provider import VmState
+from datastore.problem import Problem
 
 ACTIVE, DONE = 3, 6
 """Numbers of VM states that are decided by."""
@@ -37,7 +38,7 @@ _GOING_OFF = ("SAVE_STOP", "SAVE_SUSPEND", "EPILOG_STOP", "SHUTDOWN_POWEROFF", "
 _RUNNING = ("RUNNING", "MIGRATE", "SAVE_MIGRATE", "PROLOG_MIGRATE", "BOOT_MIGRATE")
 
 
-class CantBeWritten(Exception):
+class CantBeWritten(Problem):
     """A value that a template can't hold: of which attribute, and why."""
 
 

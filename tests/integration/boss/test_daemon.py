@@ -394,7 +394,7 @@ def test_a_damaged_key_is_one_sentence(daemons: NewDaemon) -> None:
     daemon.home.make().cluster_key.write_text("damaged")
     code, words = daemon.run()
     assert code == 2
-    assert f"the cluster's key {daemon.home.cluster_key} is damaged; put it back from a backup" in words
+    assert f"the cluster's key {daemon.home.cluster_key} is damaged: put it back from a backup" in words
     assert "Traceback" not in words
 
 

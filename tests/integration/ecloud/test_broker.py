@@ -254,11 +254,11 @@ def test_a_wrong_password_is_said(mosquitto: Mosquitto) -> None:
     place = f"{HOST}:{mosquitto.port}"
     assert probe(mosquitto.address) is None
     wrong = msgspec.structs.replace(mosquitto.address, password="wrong")
-    assert probe(wrong) == (
+    assert str(probe(wrong)) == (
         f"the broker at {place} refused the password of user 'ecloud': check BROKER_USER and BROKER_PASSWORD"
     )
     nobody = msgspec.structs.replace(mosquitto.address, user="", password="")
-    assert probe(nobody) == (
+    assert str(probe(nobody)) == (
         f"the broker at {place} refused a connection without a user: check BROKER_USER and BROKER_PASSWORD"
     )
 
@@ -270,41 +270,41 @@ def test_a_wrong_authority_is_said(mosquitto_tls: Mosquitto, tmp_path: Path) -> 
         msgspec.structs.replace(mosquitto_tls.address, ca=stranger.pem),
         msgspec.structs.replace(mosquitto_tls.address, ca=""),  # the system's authorities
     ):
-        sentence = probe(address) or ""
+        sentence = str(probe(address))
         assert sentence.startswith(f"the certificate of the broker at {HOST}:{mosquitto_tls.port} is not accepted: ")
         assert sentence.endswith("; check BROKER_CA and BROKER_HOST")
 
 
 def test_a_certificate_for_another_name_is_said(mosquitto_tls: Mosquitto) -> None:
     assert probe(msgspec.structs.replace(mosquitto_tls.address, host="localhost")) is None
-    sentence = probe(msgspec.structs.replace(mosquitto_tls.address, host="127.1")) or ""  # the same address
+    sentence = str(probe(msgspec.structs.replace(mosquitto_tls.address, host="127.1")))  # the same address
     assert "Hostname mismatch" in sentence
     assert sentence.endswith("; check BROKER_CA and BROKER_HOST")
 
 
 def test_tls_on_one_side_only_is_said(mosquitto: Mosquitto, mosquitto_tls: Mosquitto) -> None:
     plain_here = msgspec.structs.replace(mosquitto_tls.address, tls=False, ca="")
-    assert "BROKER_TLS" in (probe(plain_here) or "")
+    assert "BROKER_TLS" in str(probe(plain_here))
     plain_there = msgspec.structs.replace(mosquitto.address, tls=True)
-    assert "BROKER_TLS" in (probe(plain_there, 10.0) or "")
+    assert "BROKER_TLS" in str(probe(plain_there, 10.0))
 
 
 def test_nothing_that_listens_is_said() -> None:
     port = free_port()
-    assert probe(BrokerAddress(HOST, port)) == (
+    assert str(probe(BrokerAddress(HOST, port))) == (
         f"no broker listens at {HOST}:{port}: start it, or check BROKER_HOST and BROKER_PORT"
     )
 
 
 def test_an_unknown_name_is_said() -> None:
     sentence = "the broker's name no.such.host.invalid can't be resolved: check BROKER_HOST and DNS"
-    assert probe(BrokerAddress("no.such.host.invalid", 1883), 20.0) == sentence
+    assert str(probe(BrokerAddress("no.such.host.invalid", 1883), 20.0)) == sentence
 
 
 def test_silence_is_said(mosquitto: Mosquitto) -> None:
     mosquitto.freeze()
     try:
-        sentence = probe(mosquitto.address, 20.0)
+        sentence = str(probe(mosquitto.address, 20.0))
     finally:
         mosquitto.thaw()
     place = f"{HOST}:{mosquitto.port}"
@@ -322,9 +322,9 @@ def test_a_stranger_that_is_no_broker_is_said() -> None:
         thread = threading.Thread(target=talk)
         thread.start()
         port = stranger.getsockname()[1]
-        sentence = probe(BrokerAddress(HOST, port), 20.0)
+        sentence = str(probe(BrokerAddress(HOST, port), 20.0))
         thread.join()
-    assert sentence is not None
+    assert sentence != "None"
     assert f"{HOST}:{port}" in sentence
 
 

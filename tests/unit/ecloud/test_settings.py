@@ -29,7 +29,7 @@ def problems(file: Path, text: str) -> list[str]:
     file.write_text(text)
     with pytest.raises(SettingsWrong) as found:
         load_settings()
-    return [problem.removeprefix(f"{file}: ").removeprefix(str(file)) for problem in found.value.problems]
+    return [problem.removeprefix(f"{file}: ").removeprefix(str(file)) for problem in found.value.texts]
 
 
 # --- the example ----------------------------------------------------------------------------------
@@ -242,6 +242,6 @@ def test_templates_of_machines_need_a_cloud_and_a_place(settings_file: Path) -> 
     )
     with pytest.raises(SettingsWrong) as wrong:
         load_settings()
-    told = "\n".join(wrong.value.problems)
+    told = "\n".join(wrong.value.texts)
     assert "DATASTORE_AT = 'ecloud@host:/srv': where on the machine of DATASTORE_TEMPLATE files are" in told
     assert "OPENNEBULA_URL is needed" in told

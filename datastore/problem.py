@@ -1,0 +1,55 @@
+"""The one shape of an error that users may see. It lies here because everything else may import this package.
+
+Decides nothing and prints nothing: a command prints `lines` and ends with `exit_code`; `doctor` shows `text` and
+`remedy` apart. Nobody parses a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+DONE = 0
+NOT_ALL_SUCCEEDED = 1
+INPUT_WRONG = 2
+PART_AWAY = 3
+INTERRUPTED = 130
+"""Exit codes of every command."""
+
+
+class Problem(Exception):
+    """What happened, to which thing (`text`; several sentences where several things are wrong), what to do (`remedy`),
+    and the exit code of a command that ends with it.
+
+    A class sets `exit_code` for all its errors; one error may differ.
+    """
+
+    exit_code: int = INPUT_WRONG
+
+    def __init__(self, text: str | Sequence[str], remedy: str = "", exit_code: int | None = None) -> None:
+        self.texts: tuple[str, ...] = (text,) if isinstance(text, str) else tuple(text)
+        self.remedy = remedy
+        if exit_code is not None:
+            self.exit_code = exit_code
+        super().__init__(text, remedy)
+
+    @property
+    def text(self) -> str:
+        """What happened, without the remedy."""
+        return "; ".join(self.texts)
+
+    @property
+    def lines(self) -> list[str]:
+        """As a command prints it: one line for each thing that is wrong; the last one says what to do."""
+        *lines, last = self.texts or ("",)
+        if self.remedy:
+            last += (f"; {self.remedy}" if ": " in last else f": {self.remedy}") if last else self.remedy
+        return [*lines, last]
+
+    def __str__(self) -> str:
+        return "; ".join(self.lines)
+
+
+class PartAway(Problem):
+    """A part can't be reached or can't work now: which, where, what was tried."""
+
+    exit_code = PART_AWAY
