@@ -317,10 +317,10 @@ def _boots() -> Iterator[Finding]:
         for booted in boot_check.boot(load_settings()):
             yield Finding("boot", f"pool {booted.pool}: {booted.text}", booted.remedy)
     except Exception as error:
-        fault = app.fault_of(error)
-        if fault is None:
+        problem = app.problem_of(error)
+        if problem is None:
             raise
-        yield Finding("boot", "; ".join(fault.lines), "VMs are started by a boss: python admin.py start")
+        yield Finding("boot", problem.text, problem.remedy or "VMs are started by a boss: python admin.py start")
 
 
 def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
