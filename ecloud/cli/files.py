@@ -51,7 +51,7 @@ def upload(directory: Path, datastore: Publisher) -> tuple[int, int]:
     """Put every file below `directory` under its relative name; how many were sent, and how many were there already.
     A datastore that lies below it is not sent into itself.
 
-    Raises `Unfit` before anything is sent, `DatastoreAway`, `OSError`; `Problem` where a name leads through a file there.
+    Raises `Unfit` before anything is sent, `DatastoreAway`, `OSError`; `Problem` where a name leads through a file.
     """
     own = _below(directory, datastore)
     files = [item for item in walk(directory, "", leave_out=own) if not item.is_directory]
