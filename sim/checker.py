@@ -91,7 +91,7 @@ class Checker:
         self.spools_lost: set[str] = set()
         """Homes, and processes on them, whose disks lost what they held."""
         self.busy: dict[str, Busy] = {}
-        self.gpus: dict[str, dict[int, Key]] = {}
+        self.gpus: dict[str, dict[str, Key]] = {}
         self.prepared: dict[str, set[int]] = {}
         """Init tasks that succeeded, by worker process."""
         self.allowed: set[int] = set()
@@ -298,7 +298,7 @@ class Checker:
 
     # --- what workers do -------------------------------------------------------------------------
 
-    def on_started(self, worker: str, order: AttemptOrder, capacity: Resources, gpus: tuple[int, ...] = ()) -> None:
+    def on_started(self, worker: str, order: AttemptOrder, capacity: Resources, gpus: tuple[str, ...] = ()) -> None:
         """A worker starts only what was committed for it, and never more than it has room for."""
         key = (order.task_no, order.number)
         row = self.tables.attempts.get(key)

@@ -149,12 +149,12 @@ class Cluster:
         if self.gpus:
             resources["gpus"] = float(self.gpus)
         name = f"m{self._count}"
-        home = WorkerHome(name, resources, f"invite-{name}", gpus=tuple(range(self.gpus)), ssh_key=f"key-of-{name}")
+        home = WorkerHome(name, resources, f"invite-{name}", gpus=tuple(map(str, range(self.gpus))), ssh_key=f"key-of-{name}")
         self.machines[name] = Machine(self, home, False)
 
     def _boot(self, vm_no: int, cloud_id: str, size: Resources, nonce: str, address: str) -> Callable[[], None]:
         home = WorkerHome(cloud_id, dict(size), f"vm-{vm_no}", cloud_id, nonce)
-        home.gpus, home.ssh_key = tuple(range(self.gpus)), f"key-of-{cloud_id}"
+        home.gpus, home.ssh_key = tuple(map(str, range(self.gpus))), f"key-of-{cloud_id}"
         home.address = address
         machine = self.machines[cloud_id] = Machine(self, home, True)
         return machine.end

@@ -60,7 +60,7 @@ class WorkerHome(msgspec.Struct):
     boot_nonce: str = ""
     spool: dict[Key, Outcome] = {}
     processes: int = 0
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
     ssh_key: str = ""
     disk_full: bool = False
     kept: set[str] = set()

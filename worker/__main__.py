@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -24,6 +25,7 @@ from worker.core.events import WorkerConfig
 from worker.shell.home import HomeTaken, Spool, WorkerHome
 from worker.shell.runtime import WorkerRuntime
 
+log = logging.getLogger("worker")
 MAX_STEPS = 100
 """Lines of the file of steps that are read: each run of the start script adds a few."""
 
@@ -42,15 +44,14 @@ def find_access(path: str | None, boss: str | None) -> AccessFile:
 
 def offered(
     cpus: float | None, memory_mb: float | None, gpus: str | None, named: tuple[str, ...]
-) -> tuple[Resources, tuple[int, ...]]:
+) -> tuple[Resources, tuple[str, ...]]:
     """What this worker offers, and which GPUs. Raises `click.BadParameter`."""
     if gpus is None:
         indices = this_host.gpus()
     else:
-        try:
-            indices = tuple(int(item) for item in gpus.split(",") if item.strip())
-        except ValueError:
-            raise click.BadParameter(f"{gpus!r} is not a list of indices like 0,1", param_hint="--gpus") from None
+        indices = tuple(dict.fromkeys(item.strip() for item in gpus.split(",") if item.strip()))
+        if not all(re.fullmatch(r"\d{1,4}|(GPU|MIG)-[\w/-]+", item) for item in indices):
+            raise click.BadParameter(f"{gpus!r} is not a list of indices or UUIDs like 0,1", param_hint="--gpus")
     resources: Resources = {
         "cpus": cpus if cpus is not None else this_host.cpus(),
         "memory_mb": memory_mb if memory_mb is not None else this_host.memory_mb(),
@@ -73,7 +74,7 @@ def offered(
 @click.option("--home", metavar="DIR", help="This worker's own directory [~/.ecloud/worker].")
 @click.option("--cpus", type=click.FloatRange(0.01), help="CPUs to offer [all].")
 @click.option("--memory_mb", type=click.FloatRange(0), help="Memory to offer, in MB [all].")
-@click.option("--gpus", metavar="0,1", help="GPUs to offer, by index [what nvidia-smi shows].")
+@click.option("--gpus", metavar="0,1", help="GPUs to offer, by index or UUID [what nvidia-smi or rocm-smi show].")
 @click.option("--resource", multiple=True, metavar="NAME=N", help="Anything else this machine offers. Repeatable.")
 @click.option("--label", multiple=True, help="A name for this kind of worker. Repeatable.")
 @click.option("--lives_s", type=click.FloatRange(0), help="Seconds until this machine ends, where that is known.")
@@ -116,6 +117,9 @@ def main(
         raise SystemExit(_fail(str(error), 3)) from None
     except OSError as error:
         raise SystemExit(_fail(f"home {home}: {error.strerror}", 3)) from None
+    if place.copied_from:
+        text = "%s is a copy of the home of worker %s: this worker is a new one, %s"
+        log.warning(text, place.path, place.copied_from, place.name)
     spool = Spool(place)
     try:
         ssh_key = make_key(place.ssh / "key", f"ecloud-worker-{place.name}")

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from boss.providers.provider import Capacity, Stranger, TryLater, VmFound, VmOrder, VmState
+from ecloud.config import this_host
 from ecloud.config.home import Home
 from ecloud.config.processes import start_time
 from ecloud.config.secrets import AccessFile, write_access
@@ -111,7 +112,8 @@ class LocalCloud:
             "--memory_mb",
             f"{order.size.get('memory_mb', 0.0):g}",
         ]
-        command += ["--gpus", ",".join(str(index) for index in range(int(order.size.get("gpus", 0.0))))]
+        gpus = int(order.size.get("gpus", 0.0))
+        command += ["--gpus", ",".join(this_host.gpus()[:gpus]) if gpus else ""]
         for name, amount in order.size.items():
             if name not in ("cpus", "memory_mb", "gpus"):
                 command += ["--resource", f"{name}={amount:g}"]

@@ -1,65 +1,196 @@
-"""What this machine is and offers: CPUs, memory, GPUs, names. Reads /proc, cgroups and nvidia-smi; changes nothing."""
+"""What this machine is and offers to one process: CPUs, memory, GPUs, names. Changes nothing.
+
+CPUs and memory are what the affinity mask, the control groups (v1 and v2, this one and all above it) and a Slurm
+allocation leave of the machine.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
 
-NVIDIA_SMI_S = 10.0
+SMI_S = 10.0
+CGROUPS = Path("/sys/fs/cgroup")
+LEAST_CPUS = 1.0
+"""Offered even where less is allowed: tasks ask for one CPU, unless they say otherwise."""
+SYSTEMCTL_S = 2.0
 
 
-def cpus() -> float:
-    """CPUs this process may use: affinity, and the cgroup's quota where there is one."""
-    allowed = float(len(os.sched_getaffinity(0)))
-    quota = _cgroup_quota()
-    return min(allowed, quota) if quota else allowed
+# --- CPUs and memory ------------------------------------------------------------------------------------
 
 
-def _cgroup_quota() -> float | None:
+def cpus(environment: Mapping[str, str] = os.environ) -> float:
+    """CPUs that this process may use."""
+    limits = [float(len(os.sched_getaffinity(0))), *_cgroup_cpus()]
+    limits += _slurm(environment, "SLURM_CPUS_ON_NODE")
+    return max(LEAST_CPUS, min(limits))
+
+
+def memory_mb(environment: Mapping[str, str] = os.environ) -> float:
+    """Memory that this process may use, in MB (10^6 bytes)."""
+    limits = [float(psutil.virtual_memory().total), *_cgroup_memory()]
+    per_node = _slurm(environment, "SLURM_MEM_PER_NODE")
+    per_cpu = _slurm(environment, "SLURM_MEM_PER_CPU")
+    limits += [amount * 1024 * 1024 for amount in per_node]  # Slurm's megabytes are 2^20 bytes
+    limits += [amount * 1024 * 1024 * cpus(environment) for amount in per_cpu]
+    return float(int(min(limits) / 1e6))
+
+
+def _slurm(environment: Mapping[str, str], name: str) -> list[float]:
+    """A number of the job that this process belongs to; empty where there is none. Slurm says 0 for all of a node."""
+    if "SLURM_JOB_ID" not in environment:
+        return []
     try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
-        return None if limit == "max" else max(1.0, int(limit) / int(period))
-    except (OSError, ValueError):
-        pass
-    try:
-        quota = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
-        period_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
-        return None if quota <= 0 else max(1.0, quota / period_us)
-    except (OSError, ValueError):
-        return None
+        amount = float(environment.get(name, ""))
+    except ValueError:
+        return []
+    return [amount] if amount > 0 else []
 
 
-def memory_mb() -> float:
-    """Memory, or the cgroup's limit, in MB."""
-    total = psutil.virtual_memory().total
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(path).read_text()))
-        except (OSError, ValueError):
+def _cgroup_cpus() -> Iterator[float]:
+    for group in _own_groups("cpu"):
+        limit, _, period = _read(group / "cpu.max").partition(" ")  # v2
+        if limit.isdigit() and period.isdigit():
+            yield int(limit) / int(period)
+        quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")  # v1
+        if quota.isdigit() and period.isdigit() and int(quota) > 0:
+            yield int(quota) / int(period)
+
+
+def _cgroup_memory() -> Iterator[float]:
+    for group in _own_groups("memory"):
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+            if (limit := _read(group / name)).isdigit():
+                yield float(limit)
+
+
+def _own_groups(controller: str) -> Iterator[Path]:
+    """Directories of the control groups of this process that may limit it: its own, and all above it."""
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if names and controller not in names.split(","):
             continue
-    return float(int(total / 1e6))
+        top = _mounted_at(names)
+        if top is None:
+            continue
+        mounted, root = top
+        # In a container the mount may show a part of the tree only, whose top has another name outside.
+        inside = os.path.relpath(path, root) if path == root or path.startswith(root.rstrip("/") + "/") else "."
+        group = Path(os.path.normpath(mounted / inside))
+        while group.is_relative_to(mounted):
+            yield group
+            group = group.parent
 
 
-def gpus() -> tuple[int, ...]:
-    """Indices of NVIDIA GPUs; none where nvidia-smi is missing or fails."""
+def _mounted_at(names: str) -> tuple[Path, str] | None:
+    """Where the hierarchy of these controllers (none: v2) is mounted, and which of its groups is the top there."""
+    for line in _read("/proc/self/mountinfo").splitlines():
+        fields, _, kind = line.partition(" - ")
+        parts, (kind_name, *options) = fields.split(), kind.split()
+        if names and kind_name == "cgroup" and set(names.split(",")) & set(options[-1].split(",")):
+            return Path(parts[4]), parts[3]
+        if not names and kind_name == "cgroup2":
+            return Path(parts[4]), parts[3]
+    return None
+
+
+def _read(path: Path | str) -> str:
     try:
-        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True)
-        return tuple(int(line) for line in found.stdout.split())
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return ()
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+# --- GPUs -----------------------------------------------------------------------------------------------
+
+
+def gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them: by index, or by UUID where it does.
+
+    All that `nvidia-smi` shows, or `rocm-smi`; of these the ones that the environment makes visible.
+    """
+    present = nvidia_gpus()
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        if name in environment and (present or not name.startswith("CUDA")):
+            return _visible(environment[name], present or dict.fromkeys(amd_gpus(), ""))
+    return tuple(present) or amd_gpus()
+
+
+def _visible(named: str, present: Mapping[str, str]) -> tuple[str, ...]:
+    """Those of a list that are present. `present`: UUIDs by index. As for CUDA, the first that is not there ends it."""
+    found: list[str] = []
+    for item in named.split(","):
+        name = item.strip()
+        is_uuid = name.startswith(("GPU-", "MIG-")) and any(
+            uuid.startswith(name) or name.startswith("MIG-") for uuid in present.values()
+        )
+        if not (name in present or is_uuid) or name in found:
+            break
+        found.append(name)
+    return tuple(found)
+
+
+def nvidia_gpus() -> dict[str, str]:
+    """UUIDs by index; MIG instances by UUID. Lines about a GPU that does not answer are passed over, and the exit code
+    that comes of them."""
+    lines = _output("nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader")
+    found = {}
+    for line in lines:
+        index, _, uuid = (part.strip() for part in line.partition(","))
+        if re.fullmatch(r"\d{1,4}", index):
+            found[index] = uuid
+    return _with_instances(found) if found else {}
+
+
+def _with_instances(present: dict[str, str]) -> dict[str, str]:
+    """A GPU that is divided (MIG) can be used by its instances only: their UUIDs stand in its place."""
+    instances: dict[str, list[str]] = {}
+    index = ""
+    for line in _output("nvidia-smi", "-L"):
+        if top := re.match(r"GPU (\d+):", line):
+            index = top[1]
+        elif instance := re.match(r"\s+MIG .*\(UUID: (MIG-[^)\s]+)\)", line):
+            instances.setdefault(index, []).append(instance[1])
+    found: dict[str, str] = {}
+    for gpu, uuid in present.items():
+        if gpu in instances:
+            found.update((instance, instance) for instance in instances[gpu])
+        else:
+            found[gpu] = uuid
+    return found
+
+
+def amd_gpus() -> tuple[str, ...]:
+    """Indices of AMD's GPUs."""
+    found = (re.match(r"GPU\[(\d+)\]", line) for line in _output("rocm-smi", "--showid"))
+    return tuple(dict.fromkeys(match[1] for match in found if match))
+
+
+def _output(*command: str) -> list[str]:
+    """Lines that a program prints; none where it is not here or does not end."""
+    if shutil.which(command[0]) is None:
+        return []
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=SMI_S, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.decode("utf-8", "replace").splitlines()
+
+
+# --- names and state ------------------------------------------------------------------------------------
 
 
 def boot_id() -> str:
     """Changes with each boot."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+    return _read("/proc/sys/kernel/random/boot_id")
 
 
 def addresses() -> tuple[str, ...]:
@@ -76,3 +207,16 @@ def addresses() -> tuple[str, ...]:
 def load() -> float:
     """The load average of the last minute."""
     return round(os.getloadavg()[0], 2)
+
+
+def machine_is_stopping() -> bool:
+    """Whether this machine shuts down, as systemd knows; False where there is no systemd."""
+    if not os.path.isdir("/run/systemd/system"):
+        return False
+    try:
+        done = subprocess.run(
+            ["systemctl", "is-system-running"], capture_output=True, text=True, timeout=SYSTEMCTL_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.stdout.strip() == "stopping"

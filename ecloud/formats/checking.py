@@ -198,8 +198,8 @@ def _check_resources(resources: dict[str, float], say: Say) -> None:
             say("resources", f"{shown(name)!r}: a name has 1 to {MAX_RESOURCE_CHARS} characters")
         if not math.isfinite(amount) or not MIN_AMOUNT <= amount <= MAX_AMOUNT:
             say("resources", f"{shown(name)} = {amount:g}: more than 0 ({MIN_AMOUNT:g}), at most {MAX_AMOUNT:g}")
-        elif name == "gpus" and amount != int(amount):
-            say("resources", f"gpus = {amount:g}: whole GPUs only")
+        elif name == "gpus" and amount > 1 and amount != int(amount):
+            say("resources", f"gpus = {amount:g}: a part of one GPU (0.5), or whole ones")
 
 
 @functools.lru_cache(maxsize=1_000)

@@ -17,7 +17,7 @@ from ecloud.model.wire import AttemptOrder, Envelope
 from worker.core.events import AttemptEnded, AttemptReturned, CommandsEnded, MessageArrived, TransfersChanged
 
 CPUS = 3.0
-GPUS = (0, 2, 5)
+GPUS = ("0", "2", "5")
 INITS = (1, 2)
 """Tasks that prepare the worker for run 1."""
 causes = st.sampled_from([Cause.SUCCESS, Cause.SUCCESS, Cause.EXIT, Cause.STOPPED])

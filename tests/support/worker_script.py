@@ -46,7 +46,7 @@ def order(task_no: int, *, number: int = 1, cpus: float = 1.0, run_no: int = 1, 
 class WorkerScript:
     """The worker's core, the boss's half of its conversation, and everything it did that no assertion took yet."""
 
-    def __init__(self, *, cpus: float = 1.0, gpus: tuple[int, ...] = (), now: float = 1000.0, **config: Any) -> None:
+    def __init__(self, *, cpus: float = 1.0, gpus: tuple[str, ...] = (), now: float = 1000.0, **config: Any) -> None:
         offers: Resources = {"cpus": cpus, "gpus": float(len(gpus)), **config.pop("resources", {})}
         self.config = WorkerConfig(peer=PEER, home="home-1", resources=offers, gpus=gpus, **config)
         self.now = now

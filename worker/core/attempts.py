@@ -47,7 +47,7 @@ class Running(msgspec.Struct, eq=False):
     asked for is free again."""
 
     order: AttemptOrder
-    gpus: tuple[int, ...]
+    gpus: tuple[str, ...]
     started_at: float
     said: bool = False
     stopping: bool = False
@@ -73,7 +73,8 @@ class Attempts:
         self.ended: dict[Key, Ended] = {}
         self.inits: dict[int, str] = {}
         self.free: Resources = dict(config.resources)
-        self.free_gpus = list(config.gpus)
+        self.free_gpus = dict.fromkeys(config.gpus, 1.0)
+        """The free part of each."""
         self.effects = WorkerEffects()
         self.starts_changed = False
         self.flush_at: float | None = None
@@ -148,8 +149,8 @@ class Attempts:
             ready = self._init_stands(order) if order.init or order.after_init else True
             if ready is False:
                 unready.append(key)
-            elif ready and fits(self.free, order.asks.items()):
-                self._start_one(key, order, now)
+            elif ready and fits(self.free, order.asks.items()) and (gpus := self._pick_gpus(order.asks)) is not None:
+                self._start_one(key, order, gpus, now)
                 started.append(key)
                 free_cpus = self.free.get("cpus", 0.0)
         for key in started:
@@ -172,12 +173,22 @@ class Attempts:
                 stands = None
         return stands
 
-    def _start_one(self, key: Key, order: AttemptOrder, now: float) -> None:
+    def _pick_gpus(self, asks: Resources) -> tuple[str, ...] | None:
+        """GPUs for one attempt: whole ones, or a part of the fullest that has room. None where none fit."""
+        wanted = asks.get("gpus", 0.0)
+        if not wanted:
+            return ()
+        if wanted < 1:
+            room = {gpu: free for gpu, free in self.free_gpus.items() if free + ROUNDING >= wanted}
+            return (min(room, key=room.__getitem__),) if room else None
+        whole = [gpu for gpu, free in self.free_gpus.items() if free > 1 - ROUNDING]
+        return tuple(whole[: int(wanted)]) if len(whole) >= int(wanted) else None
+
+    def _start_one(self, key: Key, order: AttemptOrder, gpus: tuple[str, ...], now: float) -> None:
         for name, amount in order.asks.items():
             self.free[name] = self.free.get(name, 0.0) - amount
-        wanted = int(order.asks.get("gpus", 0))
-        gpus = tuple(self.free_gpus[:wanted])
-        del self.free_gpus[:wanted]
+        for gpu in gpus:
+            self.free_gpus[gpu] -= min(1.0, order.asks["gpus"])
         self.running[key] = Running(order, gpus, now)
         if order.init:
             self.inits[order.task_no] = "running"
@@ -206,8 +217,9 @@ class Attempts:
     def _free(self, running: Running) -> None:
         for name, amount in running.order.asks.items():
             self.free[name] += amount
-        if running.gpus:
-            self.free_gpus = sorted([*self.free_gpus, *running.gpus])
+        for gpu in running.gpus:
+            free = self.free_gpus[gpu] + min(1.0, running.order.asks["gpus"])
+            self.free_gpus[gpu] = 1.0 if free > 1 - ROUNDING else free
         self.starts_changed = True
 
     def on_commands_ended(self, key: Key) -> None:
@@ -364,17 +376,19 @@ class Attempts:
         assert self._unsaid.keys() <= ended.keys(), "what was answered waits to be said"
         assert self._queued_without_cpus == sum([not order.asks.get("cpus") for order in queue.values()])
         taken: Resources = {}
-        gpus = [*self.free_gpus]
+        gpus = dict(self.free_gpus)
         staging = 0
         for attempt in running.values():
             if attempt.staging:
                 staging += 1
                 continue
-            gpus += attempt.gpus
+            for gpu in attempt.gpus:
+                gpus[gpu] += min(1.0, attempt.order.asks["gpus"])
             for name, amount in attempt.order.asks.items():
                 taken[name] = taken.get(name, 0.0) + amount
         assert self._staging == staging
-        assert sorted(gpus) == sorted(self.config.gpus), "a GPU is lost or given twice"
+        assert gpus.keys() == set(self.config.gpus), "a GPU is lost"
+        assert all(abs(share - 1) < 0.001 for share in gpus.values()), "a GPU is given twice"
         has = self.config.resources
         for name, amount in taken.items():
             assert amount <= has.get(name, 0.0) + 0.001, f"more {name} taken than there are"

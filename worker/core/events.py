@@ -10,7 +10,7 @@ from ecloud.model.wire import AttemptOrder, Envelope
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """What the core is told at the start. `peer`: the process id; `gpus`: indices offered; `spooled`: outcomes left
+    """What the core is told at the start. `peer`: the process id; `gpus`: those offered; `spooled`: outcomes left
     by an older process; `ssh_key`: the public key that is to open a datastore over SSH.
 
     `lives_s`: seconds until the machine ends, None when unknown. `boot_steps`: what its start did, and when, on
@@ -20,7 +20,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     peer: str
     home: str
     resources: Resources
-    gpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
     host: str = ""
     addresses: tuple[str, ...] = ()
     boot_id: str = ""
@@ -116,10 +116,10 @@ Event = (
 
 
 class StartAttempt(msgspec.Struct, frozen=True):
-    """Run this. `gpus`: indices it may use; None where the worker has none."""
+    """Run this. `gpus`: those that it may use, by index or UUID; None where the worker has none."""
 
     order: AttemptOrder
-    gpus: tuple[int, ...] | None = None
+    gpus: tuple[str, ...] | None = None
 
 
 class StopAttempt(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ecloud.model.tasks import Resources
@@ -58,6 +58,16 @@ def of_cpus(cpus: float) -> dict[bytes, bytes]:
 def of_resources(asks: Resources) -> dict[bytes, bytes]:
     """See `of_cpus`. A task that asks for no CPU has one thread."""
     return of_cpus(asks.get("cpus", 0.0))
+
+
+def of_gpus(gpus: Sequence[str]) -> dict[str, str]:
+    """Which GPUs a task may use, for NVIDIA's and AMD's libraries. Indices count as `nvidia-smi` does."""
+    named = ",".join(gpus)
+    return {
+        "CUDA_VISIBLE_DEVICES": named,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "ROCR_VISIBLE_DEVICES": named,
+    }
 
 
 def encoded(env: Mapping[str, str]) -> dict[bytes, bytes]:

@@ -7,12 +7,13 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 import msgspec
 
 from datastore.problem import PartAway
-from ecloud.config import left_overs
+from ecloud.config import identity, left_overs
 from ecloud.model.tasks import Outcome
 
 COMPACT_BYTES = 8 * 1024 * 1024
@@ -34,6 +35,8 @@ class WorkerHome:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise HomeTaken(f"another worker process uses {self.path}: give this one its own --home") from None
+        self.copied_from = ""
+        """The name of the home that this one is a copy of, where it was found to be one by this process."""
         self.name = self._name()
         self.shared = self.path / "shared"
         self.control = self.path / "control"
@@ -43,10 +46,33 @@ class WorkerHome:
             directory.mkdir(exist_ok=True, mode=0o700)
 
     def _name(self) -> str:
-        path = self.path / "name"
-        if not path.exists():
-            path.write_text("h" + secrets.token_hex(8))
-        return path.read_text().strip()
+        """The identity of this home. A copy gets a new one: two workers of one name would take each other's place."""
+        path, here = self.path / "name", identity.of(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            name, _, mark = path.read_text().strip().partition("\n")
+            if not mark or identity.is_same(mark, here):
+                self._write_name(path, name, here)
+                return name
+            self.copied_from = name
+            self._forget_the_original()
+        name = "h" + secrets.token_hex(8)
+        self._write_name(path, name, here)
+        return name
+
+    @staticmethod
+    def _write_name(path: Path, name: str, here: str) -> None:
+        aside = path.with_suffix(".new")
+        aside.write_text(f"{name}\n{here}\n")
+        aside.replace(path)
+
+    def _forget_the_original(self) -> None:
+        """Its outcomes, its record of what runs and its key stay its own."""
+        for item in ("spool.jsonl", left_overs.RUNNING, "ssh", "work", "control"):
+            path = self.path / item
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 class RunningRecord:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from datastore.port import AccessRefused, DatastoreAway
+from ecloud.config.this_host import machine_is_stopping
 from ecloud.model.tasks import Cause, Outcome, TaskBody
 from worker.core.events import (
     AccessEnded,
@@ -30,8 +31,8 @@ from worker.core.events import (
     StopAttempt,
     TroubleChanged,
 )
-from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
-from worker.shell.environment import encoded, of_resources
+from worker.shell.commands import failed_step, forget_control, is_term, outcome_of, shell_argv
+from worker.shell.environment import encoded, of_gpus, of_resources
 from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories
 from worker.shell.home import WorkerHome
 from worker.shell.process import Finished, Processes
@@ -40,6 +41,8 @@ from worker.shell.results import ResultUnusable, are_small
 log = logging.getLogger("worker")
 FIRST_WAIT_S = 0.5
 LAST_WAIT_S = 15.0
+SHUTDOWN_HEARD_S = 1.0
+"""A machine that shuts down sends SIGTERM to all processes at once: how long until this one has heard of it, too."""
 Key = tuple[int, int]
 
 
@@ -92,6 +95,8 @@ class Jobs:
         self._at = at
         self._keep_dirs = keep_dirs
         self._base_env = environment
+        self.is_leaving: Callable[[], bool] = lambda: False
+        """Whether this worker was told to leave."""
         self.shell = "/bin/sh"
         self.stop_grace_s = 10.0
         self.under_way: dict[Key, Job] = {}
@@ -178,7 +183,7 @@ class Jobs:
             "ECLOUD_ATTEMPT": str(order.number),
         }
         if job.gpus is not None:
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, job.gpus))
+            own.update(of_gpus(job.gpus))
         return {**self._base_env, **of_resources(order.asks), **encoded(own)}
 
     def finished(self, finished: Finished) -> None:
@@ -192,6 +197,20 @@ class Jobs:
         outcome = outcome_of(finished, job.body, step, job.stop_reason or "")
         outcome = _with_fetched(outcome, job)
         forget_control(job.body, job.control)
+        if is_term(outcome):
+            # Its machine may be shutting down: then this process is about to hear of it, too.
+            wait_s = 0.0 if self.is_leaving() else SHUTDOWN_HEARD_S
+            self._at(wait_s, lambda: self._after_term(job, outcome))
+        else:
+            self._commands_ended(job, outcome)
+
+    def _after_term(self, job: Job, outcome: Outcome) -> None:
+        if job.stop_reason is None and (self.is_leaving() or machine_is_stopping()):
+            self._give_back(job, "its worker was told to leave, or its machine shuts down", is_trouble=False)
+        else:
+            self._commands_ended(job, outcome)
+
+    def _commands_ended(self, job: Job, outcome: Outcome) -> None:
         if outcome.cause is Cause.SUCCESS and job.body.results:
             job.outcome = outcome
             self._stage(job)
@@ -249,13 +268,14 @@ class Jobs:
         self._forget(job)
         self.events.append(AttemptEnded(outcome))
 
-    def _give_back(self, job: Job, reason: str) -> None:
+    def _give_back(self, job: Job, reason: str, is_trouble: bool = True) -> None:
         self._forget(job)
-        self._impossible(job.key, reason)
+        self._impossible(job.key, reason, is_trouble)
 
-    def _impossible(self, key: Key, reason: str) -> None:
+    def _impossible(self, key: Key, reason: str, is_trouble: bool = True) -> None:
         log.warning("attempt %d-%d is given back: %s", *key, reason)
-        self.events.append(TroubleChanged(reason))
+        if is_trouble:
+            self.events.append(TroubleChanged(reason))
         self.events.append(AttemptReturned(*key, reason))
 
     def _forget(self, job: Job) -> None:

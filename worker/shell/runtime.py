@@ -3,6 +3,7 @@ gives them."""
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -11,7 +12,7 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 from datastore.port import AccessRefused, DatastoreAway
@@ -90,6 +91,7 @@ class WorkerRuntime:
         self._jobs = Jobs(
             config.peer, home, self._files, directories, self._processes, environment, self._put, self._after, keep_dirs
         )
+        self._jobs.is_leaving = lambda: self._core.then_exit or self._core.leaving
         self._unspooled: list[Outcome] = []
         self._checking: Future[None] | None = None
         self._status = self._session = ""
@@ -109,12 +111,21 @@ class WorkerRuntime:
     # --- the loop -----------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Work until told to leave; the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._on_signal())
+        """Work until told to leave; the exit code. Ends all tasks, whatever this process dies of."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, lambda *_: self._on_signal())
+        try:
+            return self._work()
+        except BaseException:
+            log.exception("this worker cannot go on: its tasks are ended")
+            self._processes.end_all()
+            raise
+
+    def _work(self) -> int:
         left_over = self._record.end_left_over()
         if left_over:
-            log.info("ended %d process groups that an earlier process had left", left_over)
+            log.warning("ended %d processes that an earlier process of this home had left", left_over)
         self._look()
         self._after(SWEEP_EVERY_S, self._sweep)
         self._broker.start()
@@ -220,7 +231,8 @@ class WorkerRuntime:
     # --- what goes out ------------------------------------------------------------------------------
 
     def _carry_out(self, effects: WorkerEffects) -> Leave | None:
-        self._files.use(self._core.datastore, self._core.lane.number, self._core.lane.is_open)
+        with self._disk_faults_reported():
+            self._files.use(self._core.datastore, self._core.lane.number, self._core.lane.is_open)
         for stop in effects.stops:
             self._jobs.stop(stop)
         for start in effects.starts:  # first of all: a free slot must not wait for what could be done beside a shell
@@ -228,7 +240,8 @@ class WorkerRuntime:
         if effects.spool or self._unspooled:
             self._write_spool(effects.spool)
         if effects.forget:
-            self._spool.forget(effects.forget)
+            with self._disk_faults_reported():
+                self._spool.forget(effects.forget)
         for stream in effects.streams:
             self._stream(stream)
         for envelope in effects.says:
@@ -243,6 +256,14 @@ class WorkerRuntime:
             self._files.limit_cache(core.settings.get("cache_mb", 0.0))
             self._files.stall_s = core.settings.get("stall_s", self._files.stall_s)
         return effects.leave
+
+    @contextlib.contextmanager
+    def _disk_faults_reported(self) -> Iterator[None]:
+        """The home may be gone, or its disk: then nothing starts, and what runs continues."""
+        try:
+            yield
+        except OSError as error:
+            self._put(TroubleChanged(f"its home {self._home.path} cannot be used: {error.strerror or error}"))
 
     def _write_spool(self, outcomes: list[Outcome]) -> None:
         """On disk before it is said; where the disk is full it is said all the same, and written when there is room."""
@@ -282,6 +303,11 @@ class WorkerRuntime:
 
     def _look(self) -> None:
         self._after(LOOK_EVERY_S, self._look)
+        self._processes.trim(time.monotonic())
+        with self._disk_faults_reported():
+            self._look_at_disk()
+
+    def _look_at_disk(self) -> None:
         free_mb = free_disk_mb(self._home.path)
         self._inbox.append(StateMeasured(round(free_mb, 1), this_host.load(), self._files.inputs))
         self._inbox.append(MovingMeasured(self._files.meter.read()))
@@ -292,7 +318,6 @@ class WorkerRuntime:
         elif trouble and self._checking is None:
             self._checking = self._can_work_again()
             self._checking.add_done_callback(lambda done: self._put(lambda: self._checked(done)))
-        self._processes.trim(time.monotonic())
 
     def _can_work_again(self) -> Future[None]:
         """Fails with what is still wrong."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,28 @@ def test_a_killed_worker_leaves_nothing_running_and_its_task_is_done_again(
     agent.start()
     assert is_over(daemon) == {"succeeded": 1}
     assert (tmp_path / "journal").read_text() == "done\n"
+
+
+def test_an_agent_whose_home_was_removed_lives_and_says_so(
+    daemon: Daemon, agents: Callable[[Daemon], Agent], tmp_path: Path
+) -> None:
+    agent = agents(daemon).start()
+    push(daemon, f"echo $$ > {tmp_path}/shell; until test -e {tmp_path}/gate; do sleep 0.05; done")
+    shell = number_in(tmp_path / "shell")
+    shutil.rmtree(agent.home, ignore_errors=True)
+    wait_until(lambda: "cannot be used" in agent.words)
+    assert is_alive(shell)
+    (tmp_path / "gate").touch()
+    assert is_over(daemon) == {"succeeded": 1}
+    agent.term()
+    assert agent.code() == 0
+
+
+def test_hangup_is_a_clean_stop(daemon: Daemon, agents: Callable[[Daemon], Agent], tmp_path: Path) -> None:
+    agent = agents(daemon).start()
+    wait_until(lambda: "on duty" in agent.words)
+    agent.processes[-1].send_signal(signal.SIGHUP)
+    assert agent.code() == 0
 
 
 def test_what_ended_while_no_boss_was_there_is_told_by_the_next_process(

@@ -64,7 +64,7 @@ class Bench:
     def _at(self, wait_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self.timers, (time.monotonic() + wait_s, len(self.timers), action))
 
-    def begin(self, *commands: str, gpus: tuple[int, ...] | None = None, **fields: Any) -> int:
+    def begin(self, *commands: str, gpus: tuple[str, ...] | None = None, **fields: Any) -> int:
         """Start an attempt; its task number."""
         self.count += 1
         of_order = {name: fields.pop(name) for name in ("number", "run", "keep_dir") if name in fields}
@@ -268,7 +268,7 @@ def test_a_task_sees_no_secrets_of_the_worker(bench: Bench, monkeypatch: pytest.
 def test_gpus_are_shown_by_index(bench: Bench) -> None:
     show = 'echo "${CUDA_VISIBLE_DEVICES-unset}"'
     env = {"CUDA_VISIBLE_DEVICES": "7"}
-    assert bench.run(show, gpus=(1, 3)).stdout == "1,3\n"
+    assert bench.run(show, gpus=("1", "3")).stdout == "1,3\n"
     assert bench.run(show, gpus=(), env=env).stdout == "\n"
     assert bench.run(show, gpus=None, env=env).stdout == "7\n"
 
@@ -336,6 +336,35 @@ def test_two_attempts_do_not_end_each_others_daemons(bench: Bench) -> None:
     (bench.jobs.under_way[(long, 1)].directory / "stop").touch()
     assert bench.outcome(long).cause is Cause.SUCCESS
     assert not is_alive(pid_in(pid_file))
+
+
+# --- a machine that shuts down --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["kill -TERM $$; sleep 10", "exit 143"])
+def test_term_that_comes_with_the_shutdown_gives_the_attempt_back(bench: Bench, command: str) -> None:
+    task_no = bench.begin(command)
+    bench.jobs.is_leaving = lambda: True
+    bench.until(lambda: any(isinstance(event, AttemptReturned) for event in bench.events))
+    assert [type(event) for event in bench.events] == [AttemptReturned]
+    assert not bench.jobs.under_way, task_no
+
+
+def test_term_at_any_other_time_fails_the_task(bench: Bench) -> None:
+    assert bench.run("kill -TERM $$; sleep 10").cause is Cause.SIGNAL
+    assert bench.run("exit 143").exit_code == 143
+
+
+def test_a_failure_of_its_own_counts_while_the_worker_leaves(bench: Bench) -> None:
+    bench.jobs.is_leaving = lambda: True
+    assert bench.run("exit 3").exit_code == 3
+
+
+def test_a_shell_that_is_not_there_fails_its_task_and_no_other(bench: Bench) -> None:
+    outcome = bench.run("true", shell="no-such-shell -e")
+    assert outcome.cause is Cause.EXIT
+    assert "no-such-shell" in outcome.error
+    assert bench.run("true").cause is Cause.SUCCESS
 
 
 # --- files ----------------------------------------------------------------------------------------

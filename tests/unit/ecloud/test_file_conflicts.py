@@ -127,7 +127,9 @@ def test_an_inferred_cycle_is_named() -> None:
 
 def test_equal_problems_are_told_once_with_their_number() -> None:
     lines = refused(*({"id": f"t{number}", "resources": {"gpus": 1.5}} for number in range(300)))
-    assert lines == ["tasks t0, t1, t2 and 297 more (300 in all), resources: gpus = 1.5: whole GPUs only"]
+    assert lines == [
+        "tasks t0, t1, t2 and 297 more (300 in all), resources: gpus = 1.5: a part of one GPU (0.5), or whole ones"
+    ]
     assert len(refused(*({"id": f"t{number}", "resources": {"gpus": 1.5}} for number in range(3)))) == 3
 
 

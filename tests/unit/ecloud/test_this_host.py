@@ -21,7 +21,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_gpus_are_those_that_nvidia_smi_lists(nvidia_smi: Path) -> None:
-    assert this_host.gpus() == (0, 1)
+    assert this_host.gpus() == ("0", "1")
     assert default_pools(4)[-1].gpus == 2.0
 
 

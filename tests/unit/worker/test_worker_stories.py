@@ -201,13 +201,20 @@ def test_what_can_never_fit_is_given_back() -> None:
     script.orders(order(1, cpus=3), order(2, licence=1), order(3)).returns(1, 2).begins(3).nothing_else()
 
 
+def test_parts_of_a_gpu_are_put_together_and_whole_ones_wait() -> None:
+    script = WorkerScript(cpus=8, gpus=("0", "1")).on_duty()
+    script.orders(order(1, gpus=0.5), order(2, gpus=0.25), order(3, gpus=1), order(4, gpus=0.5), order(5, gpus=0.25))
+    given = {start.order.task_no: start.gpus for start in script.done.starts}
+    assert given == {1: ("0",), 2: ("0",), 3: ("1",), 5: ("0",)}
+
+
 def test_gpus_are_given_by_index_once() -> None:
-    script = WorkerScript(cpus=8, gpus=(0, 1, 3)).on_duty()
+    script = WorkerScript(cpus=8, gpus=("0", "1", "3")).on_duty()
     script.orders(order(1, gpus=2), order(2), order(3, gpus=2), order(4, gpus=1))
     given = {start.order.task_no: start.gpus for start in script.done.starts}
-    assert given == {1: (0, 1), 2: (), 4: (3,)}
+    assert given == {1: ("0", "1"), 2: (), 4: ("3",)}
     script.begins(1, 2, 4).ends(1)
-    assert script.done.starts[0].gpus == (0, 1)
+    assert script.done.starts[0].gpus == ("0", "1")
     script.begins(3)
     without = WorkerScript(cpus=1).on_duty().orders(1)
     assert without.done.starts[0].gpus is None
@@ -351,7 +358,7 @@ def test_the_wait_for_a_lease_costs_nothing() -> None:
 
 
 def test_while_small_results_are_staged_another_has_the_place() -> None:
-    script = WorkerScript(cpus=1.0, gpus=(0,)).on_duty()
+    script = WorkerScript(cpus=1.0, gpus=("0",)).on_duty()
     script.orders(order(1), order(2)).begins(1).nothing_else()
     script.handle(CommandsEnded(1, 1)).begins(2).nothing_else()
     script.handle(CommandsEnded(1, 1)).nothing_else()
