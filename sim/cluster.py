@@ -149,7 +149,9 @@ class Cluster:
         if self.gpus:
             resources["gpus"] = float(self.gpus)
         name = f"m{self._count}"
-        home = WorkerHome(name, resources, f"invite-{name}", gpus=tuple(map(str, range(self.gpus))), ssh_key=f"key-of-{name}")
+        home = WorkerHome(
+            name, resources, f"invite-{name}", gpus=tuple(map(str, range(self.gpus))), ssh_key=f"key-of-{name}"
+        )
         self.machines[name] = Machine(self, home, False)
 
     def _boot(self, vm_no: int, cloud_id: str, size: Resources, nonce: str, address: str) -> Callable[[], None]:

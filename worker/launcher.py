@@ -11,6 +11,7 @@ Standard library only, and nothing of ECLOUD: it must start in milliseconds and 
 Frames in both directions: four bytes of length, then a `marshal`led tuple whose first item names it.
 
     agent -> launcher   ("run", argv, directory, environment, memory limit in bytes or 0)
+                                               the environment is added to the launcher's own
                         ("signal", number)     to every process of the task
                         ("stream", is_on)      send output while it comes, beginning with what is kept
     launcher -> agent   ("output", stream, start, bytes)
@@ -90,9 +91,17 @@ class Launcher:
         self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        self._poll = select.poll()
-        for descriptor in (control.fileno(), self._wake, *(stream.read_end for stream in self._streams)):
+        self._poll, self._output = select.poll(), select.poll()
+        for descriptor in (control.fileno(), self._wake):
             self._poll.register(descriptor, select.POLLIN)
+        for stream in self._streams:
+            self._poll.register(stream.read_end, select.POLLIN)
+            self._output.register(stream.read_end, select.POLLIN)
+        self._environment = dict(os.environb)
+        self._file_actions = [
+            (os.POSIX_SPAWN_DUP2, self._null, 0),
+            *((os.POSIX_SPAWN_DUP2, stream.write_end, number) for number, stream in enumerate(self._streams, 1)),
+        ]
         self._pid = 0
         self._began_at = 0.0
         self._look_at = 0.0
@@ -100,6 +109,8 @@ class Launcher:
         self._limit = self._exceeded = 0
         self._end: tuple[int, int] | None = None
         """Wait status and peak RSS of the shell, once it ended."""
+        self._has_children = False
+        """When children were looked for last."""
 
     def serve(self) -> None:
         """Run tasks until the agent is gone."""
@@ -147,19 +158,14 @@ class Launcher:
         self._control.sendall(len(data).to_bytes(4, "little") + data)
 
     def _on_run(self, argv: list[str], directory: str, environment: dict[bytes, bytes], limit: int) -> None:
-        stdout, stderr = self._streams
         self._limit, self._exceeded, self._is_told, self._is_streaming = limit, 0, False, False
         try:
             os.chdir(directory)  # posix_spawn knows no directory; nothing here uses relative paths
             self._pid = os.posix_spawnp(
                 argv[0],
                 argv,
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, self._null, 0),
-                    (os.POSIX_SPAWN_DUP2, stdout.write_end, 1),
-                    (os.POSIX_SPAWN_DUP2, stderr.write_end, 2),
-                ],
+                {**self._environment, **environment},
+                file_actions=self._file_actions,
                 setsid=True,
                 setsigdef=DEFAULT_IN_TASKS,
             )
@@ -198,8 +204,10 @@ class Launcher:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
+                self._has_children = False
                 return False
             if pid == 0:
+                self._has_children = True
                 return True
             if pid == self._pid:
                 self._end = (status, usage.ru_maxrss)
@@ -219,18 +227,22 @@ class Launcher:
 
     def _finish(self, status: int, peak: int) -> None:
         run_s = time.monotonic() - self._began_at
-        signal_group(self._pid, signal.SIGKILL)
-        is_clean = self._end_all()
-        for stream in self._streams:
-            while self._read(stream):
-                pass
+        is_clean = True
+        if self._has_children:  # else nothing is left of the task: whatever it started would be a child by now
+            signal_group(self._pid, signal.SIGKILL)
+            is_clean = self._end_all()
+        if self._output.poll(0):
+            for stream in self._streams:
+                while self._read(stream):
+                    pass
         tails = [item for stream in self._streams for item in (stream.dropped, bytes(stream.data))]
         self._pid, self._end, self._look_at = 0, None, 0.0
         self._send("ended", status, run_s, peak, self._exceeded, *tails)
         if not is_clean:
             raise AgentGone  # what cannot be killed must not be taken for a part of the next task
         for stream in self._streams:
-            stream.data, stream.dropped = bytearray(), 0
+            if stream.data:
+                stream.data, stream.dropped = bytearray(), 0
 
     def _end_all(self) -> bool:
         """KILL all descendants, and whatever comes up in their place. False where some do not end."""
@@ -414,7 +426,7 @@ def main() -> None:
     except OSError:
         pass  # the agent has a higher score already, or /proc is read-only
     become_subreaper()
-    gc.freeze()
+    gc.disable()  # nothing here makes cycles
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     for name in os.listdir("/proc/self/fd"):  # what the agent was started with is not for tasks

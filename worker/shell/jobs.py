@@ -81,7 +81,6 @@ class Jobs:
         files: Files,
         directories: WorkingDirectories,
         processes: Processes,
-        environment: dict[bytes, bytes],
         later: Callable[[Callable[[], None]], None],
         at: Callable[[float, Callable[[], None]], None],
         keep_dirs: bool,
@@ -94,7 +93,6 @@ class Jobs:
         self._later = later
         self._at = at
         self._keep_dirs = keep_dirs
-        self._base_env = environment
         self.is_leaving: Callable[[], bool] = lambda: False
         """Whether this worker was told to leave."""
         self.shell = "/bin/sh"
@@ -184,7 +182,7 @@ class Jobs:
         }
         if job.gpus is not None:
             own.update(of_gpus(job.gpus))
-        return {**self._base_env, **of_resources(order.asks), **encoded(own)}
+        return {**of_resources(order.asks), **encoded(own)}
 
     def finished(self, finished: Finished) -> None:
         """Its processes are gone: stage the results, or end."""

@@ -91,7 +91,7 @@ class Process:
 class Processes:
     """All shells of this worker, in one epoll that others may add their descriptors to.
 
-    `environment`: that of the launchers. `on_output(process, stream, start, bytes)`: output of a process that streams;
+    `environment`: that of the launchers, and of all that they start. `on_output(process, stream, start, bytes)`: output of a process that streams;
     `on_long(process)`: it has run for a second, and has a `pid`.
     """
 
@@ -191,8 +191,11 @@ class Processes:
         now: float,
         limit_bytes: int = 0,
     ) -> Process:
-        """Start a shell; `limit_bytes`: of memory, 0 for none. Raises `OSError` where no launcher can be started."""
-        env[MARK] = b"%d-%d" % key
+        """Start a shell. `env`: its own variables; `limit_bytes`: of memory, 0 for none.
+
+        Raises `OSError` where no launcher can be started.
+        """
+        env = {**env, MARK: b"%d-%d" % key}
         while True:
             slot = self._idle.pop() if self._idle else self._new_slot(now)
             try:

@@ -89,7 +89,7 @@ class WorkerRuntime:
         )
         directories = WorkingDirectories(home.path, self._files.pool)
         self._jobs = Jobs(
-            config.peer, home, self._files, directories, self._processes, environment, self._put, self._after, keep_dirs
+            config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs
         )
         self._jobs.is_leaving = lambda: self._core.then_exit or self._core.leaving
         self._unspooled: list[Outcome] = []
