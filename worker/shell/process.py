@@ -91,8 +91,8 @@ class Process:
 class Processes:
     """All shells of this worker, in one epoll that others may add their descriptors to.
 
-    `environment`: that of the launchers, and of all that they start. `on_output(process, stream, start, bytes)`: output of a process that streams;
-    `on_long(process)`: it has run for a second, and has a `pid`.
+    `environment`: that of the launchers, and of all that they start. `on_output(process, stream, start, bytes)`: output
+    of a process that streams. `on_long(process)`: it has run for a second, and has a `pid`.
     """
 
     def __init__(

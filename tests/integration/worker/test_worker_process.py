@@ -52,7 +52,6 @@ class Bench:
             self.files,
             directories,
             self.processes,
-            environment,
             self.later.put,
             self._at,
             keep_dirs=False,
