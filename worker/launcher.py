@@ -39,7 +39,9 @@ PR_SET_CHILD_SUBREAPER = 36
 TAIL_BYTES = 65_536
 READ_BYTES = 65_536
 LONG_S = 1.0
-"""A task that ran so long is reported with its pid. Memory is looked at as often."""
+"""A task that ran so long is reported with its pid."""
+MEMORY_LOOK_S = 0.2
+"""How often the memory of a task is looked at that has a limit."""
 END_ROUNDS = 400
 END_WAIT_S = 0.005
 """How often, and after which pause, it looks whether killed processes are gone. Then it gives up, and exits."""
@@ -173,7 +175,7 @@ class Launcher:
             self._send("failed", error.errno)
             return
         self._began_at = time.monotonic()
-        self._look_at = self._began_at + LONG_S
+        self._look_at = self._began_at + (MEMORY_LOOK_S if limit else LONG_S)
 
     def _on_signal(self, number: int) -> None:
         if self._pid:
@@ -213,8 +215,9 @@ class Launcher:
                 self._end = (status, usage.ru_maxrss)
 
     def _look(self) -> None:
-        self._look_at = time.monotonic() + LONG_S
-        if not self._is_told:
+        now = time.monotonic()
+        self._look_at = now + MEMORY_LOOK_S
+        if not self._is_told and now >= self._began_at + LONG_S:
             self._is_told = True
             self._send("long", self._pid)
         if self._limit and not self._exceeded:

@@ -29,6 +29,7 @@ MAX_FILES = 10_000
 MAX_DEPENDENCIES = 100_000
 MAX_LABELS = 100
 MAX_SHELL_CHARS = 1_000
+MAX_GROW = 100
 MAX_ENV = 1_000
 MAX_ENV_BYTES = 100_000
 """One variable: Linux starts no process with a longer one (128 KiB)."""
@@ -217,6 +218,8 @@ def _check_numbers(task: TaskDefinition, say: Say) -> None:
         say("timeout_s", f"{task.timeout_s:g}: seconds, more than 0, at most ten years")
     if not 0 <= task.retries.max <= MAX_RETRIES:
         say("retries", f"{task.retries.max:,}: from 0 to {MAX_RETRIES:,}")
+    if not 1 <= task.retries.grow <= MAX_GROW:
+        say("retries", f"grow = {task.retries.grow:g}: from 1 to {MAX_GROW}")
     if task.retries.on != RETRIABLE and not set(RETRIABLE).issuperset(task.retries.on):
         say("retries", f"on: only {', '.join(cause.value for cause in RETRIABLE)} can be tried again")
 

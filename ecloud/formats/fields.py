@@ -192,15 +192,15 @@ def _resources(value: Any) -> dict[str, float]:
 def _retries(value: Any) -> Retries:
     if type(value) is not dict:
         return Retries(_int(value))
-    if not {"max"} <= set(value) <= {"max", "on"}:
-        raise WrongKind('a number, or {"max", "on"}')
+    if not {"max"} <= set(value) <= {"max", "on", "grow"}:
+        raise WrongKind('a number, or {"max", "on", "grow"}')
     causes: tuple[Cause, ...] = RETRIABLE
     if "on" in value:
         names = _texts(value["on"])
         if not set(names) <= set(_CAUSES):
             raise WrongKind(f"on: {_KNOWN_CAUSES}")
         causes = tuple(cause for cause in RETRIABLE if cause.value in names)
-    return Retries(_int(value["max"]), causes)
+    return Retries(_int(value["max"]), causes, _number(value.get("grow", 1.0)))
 
 
 def _env(value: Any) -> dict[str, str]:

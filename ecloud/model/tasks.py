@@ -139,13 +139,15 @@ class Cause(str, Enum):
     """A required file is not in the datastore."""
     RESULT = "result"
     """A promised result file was not there after the commands."""
+    MEMORY = "memory"
+    """Its processes held more memory than the `memory_mb` that the task asks for."""
     STOPPED = "stopped"
     """The boss asked for it: cancelled, replaced."""
 
     __str__ = str.__str__
 
 
-RETRIABLE = (Cause.EXIT, Cause.SIGNAL, Cause.TIMEOUT, Cause.REQUIREMENT, Cause.RESULT)
+RETRIABLE = (Cause.EXIT, Cause.SIGNAL, Cause.TIMEOUT, Cause.REQUIREMENT, Cause.RESULT, Cause.MEMORY)
 
 Resources = dict[str, float]
 """Amounts by name: `cpus` (default 1), `memory_mb`, `gpus` (whole), and any name the users agree on."""
@@ -192,10 +194,14 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Retries(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How many times a task is tried again, and after which causes. A lost worker costs none."""
+    """How many times a task is tried again, and after which causes. A lost worker costs none.
+
+    `grow`: after cause `memory` the task asks for so many times as much memory, within what any worker or pool has.
+    """
 
     max: Int32 = 0
     on: tuple[Cause, ...] = RETRIABLE
+    grow: float = 1.0
 
 
 class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -113,6 +113,8 @@ def _cause(finished: Finished) -> tuple[Cause, int | None]:
         return Cause.TIMEOUT, None
     if finished.stopped:
         return Cause.STOPPED, None
+    if finished.exceeded_mb:
+        return Cause.MEMORY, None
     if finished.code == 0:
         return Cause.SUCCESS, None
     if finished.code < 0:
@@ -162,6 +164,8 @@ def _sentence(
         return f"stopped: {stop_reason}" if stop_reason else "stopped"
     if cause is Cause.TIMEOUT:
         return f"{which} ran longer than timeout_s = {body.timeout_s:g} s: {shown}"
+    if cause is Cause.MEMORY:
+        return f"{which} held {finished.exceeded_mb:,.0f} MB, more than the memory_mb that the task asks for: {shown}"
     if cause is Cause.SIGNAL:
         assert number is not None
         hint = " (out of memory?)" if number == signal.SIGKILL else ""

@@ -154,7 +154,8 @@ class Jobs:
             argv = shell_argv(self.shell, job.body, job.control)
             env = self._environment(job)
             now = time.monotonic()
-            self._processes.start(job.key, argv, job.directory, env, job.body.timeout_s, now)
+            limit_bytes = int(job.order.asks.get("memory_mb", 0.0) * 1e6)
+            self._processes.start(job.key, argv, job.directory, env, job.body.timeout_s, now, limit_bytes)
         except OSError as error:
             self._give_back(job, f"no process can be started: {error.strerror}")
         except ValueError as error:

@@ -253,10 +253,25 @@ class Attempts:
         if cause in node.retries.on and node.retries_used < node.retries.max:
             backoff_s = min(MAX_BACKOFF_S, self._config.retry_backoff_s * 2**node.retries_used)
             node.retries_used += 1
+            if cause is Cause.MEMORY:
+                self._grow(node)
             node.not_before = now + backoff_s
             self._book.make_ready(node, now, error)
         else:
             self._book.end(node, TaskState.FAILED, error, now)
+
+    def _grow(self, node: Node) -> None:
+        """Ask for more memory the next time, within what any worker or pool has.
+
+        A boss that starts anew begins with what the task itself asks for.
+        """
+        asks = node.shape.as_resources
+        offers = [worker.capacity for worker in self._fleet.workers.values()]
+        offers += [pool.size for pool in self._config.pools if pool.maximum]
+        most_mb = max((offer.get("memory_mb", 0.0) for offer in offers), default=0.0)
+        wanted_mb = min(asks.get("memory_mb", 0.0) * node.retries.grow, most_mb)
+        if wanted_mb > asks.get("memory_mb", 0.0) > 0:
+            node.shape = self._book.graph.shapes.of({**asks, "memory_mb": wanted_mb})
 
     def on_returned(self, worker: Worker, names: Iterable[AttemptName], reason: str, now: float) -> None:
         """Attempts given back unstarted, or that could not be run there."""

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,13 +64,15 @@ class Bench:
     def _at(self, wait_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self.timers, (time.monotonic() + wait_s, len(self.timers), action))
 
-    def begin(self, *commands: str, gpus: tuple[str, ...] | None = None, **fields: Any) -> int:
+    def begin(
+        self, *commands: str, gpus: tuple[str, ...] | None = None, asks: dict[str, float] | None = None, **fields: Any
+    ) -> int:
         """Start an attempt; its task number."""
         self.count += 1
         of_order = {name: fields.pop(name) for name in ("number", "run", "keep_dir") if name in fields}
         of_order = {"number": 1, "run": "run-a", **of_order}
         body = TaskBody(id=fields.pop("id", f"task-{self.count}"), commands=commands, **fields)
-        order = AttemptOrder(task_no=self.count, run_no=1, asks={"cpus": 1.0}, body=body, **of_order)
+        order = AttemptOrder(task_no=self.count, run_no=1, asks={"cpus": 1.0, **(asks or {})}, body=body, **of_order)
         self.jobs.start(StartAttempt(order, gpus))
         return self.count
 
@@ -311,6 +314,23 @@ def test_a_timeout_ends_all_even_a_daemon_and_what_ignores_term(bench: Bench) ->
     assert (outcome.cause, outcome.stdout) == (Cause.TIMEOUT, "begun\n")
     assert "ran longer than timeout_s = 3 s" in outcome.error
     assert not is_alive(pid_in(pid_file))
+
+
+EATER = "x = bytearray(150_000_000); import time; time.sleep(1000)"
+
+
+@pytest.mark.parametrize("how", ["exec", "", "setsid"])
+def test_more_memory_than_asked_for_ends_the_task(bench: Bench, how: str) -> None:
+    hidden = f"{how} {sys.executable} -c '{EATER}'" + (" & sleep 1000" if how == "setsid" else "")
+    outcome = bench.run(hidden, asks={"memory_mb": 100.0})
+    assert outcome.cause is Cause.MEMORY
+    assert "more than the memory_mb that the task asks for" in outcome.error
+
+
+def test_memory_is_free_where_none_is_asked_for_and_up_to_the_limit(bench: Bench) -> None:
+    small = f"{sys.executable} -c 'x = bytearray(50_000_000); import time; time.sleep(0.5)'"
+    assert bench.run(small, asks={"memory_mb": 300.0}).cause is Cause.SUCCESS
+    assert bench.run(small).cause is Cause.SUCCESS
 
 
 def test_stop_asks_first_and_then_insists(bench: Bench) -> None:

@@ -100,6 +100,19 @@ def test_a_retry_waits_for_its_back_off_and_counts_on(script: BossScript) -> Non
     script.ended(w1, "a", cause=Cause.EXIT, exit_code=1, error="no luck again").stored(w1, "a").states(a="failed")
 
 
+def test_a_task_that_needs_more_memory_asks_for_more_within_what_there_is(script: BossScript) -> None:
+    w1 = script.worker("w1", cpus=2.0, memory_mb=350.0)
+    retries = Retries(3, (Cause.MEMORY,), grow=2)
+    script.push("r", task("a", retries=retries, resources={"memory_mb": 100.0}))
+    asked = [100.0]
+    for wait_s in (2, 4, 8):
+        script.starts(w1, "a").ended(w1, "a", cause=Cause.MEMORY, error="too much").stored(w1, "a").states(a="ready")
+        asked.append(script.boss.book.graph.nodes[script.names["a"]].shape.as_resources["memory_mb"])
+        script.wait(wait_s)
+    assert asked == [100.0, 200.0, 350.0, 350.0]
+    script.starts(w1, "a").ended(w1, "a", cause=Cause.MEMORY, error="too much").states(a="failed")
+
+
 def test_a_cause_that_is_not_listed_is_not_retried(script: BossScript) -> None:
     w1 = script.worker("w1")
     script.push("r", task("a", retries=Retries(5, (Cause.TIMEOUT,))))
