@@ -130,12 +130,16 @@ def migrate(as_json: bool) -> int:
 @action
 @click.argument("file", default="worker.access")
 @click.option("--host", metavar="HOST", help="The broker's address as the other machine sees it.")
-@click.option("--revoke", metavar="NAME", help="Invite nobody: make this invitation worthless.")
-def invite(file: str, host: str | None, revoke: str | None, as_json: bool) -> int:
+@click.option(
+    "--role", type=click.Choice(["worker", "submit", "admin"]), default="worker", show_default=True,
+    help="What its holder may do: run tasks; push, watch and cancel; everything.",
+)  # fmt: skip
+@click.option("--revoke", metavar="NAME", help="Revoke this invitation: what uses it is dropped at once.")
+def invite(file: str, host: str | None, role: str, revoke: str | None, as_json: bool) -> int:
     """Write the access file that a worker or client on another machine needs."""
     from ecloud.cli import request
 
-    return request.revoke(revoke, as_json) if revoke else request.invite(file, host, as_json)
+    return request.revoke(revoke, as_json) if revoke else request.invite(file, host, role, as_json)
 
 
 @action

@@ -96,6 +96,10 @@ BOSS_GONE_EXIT_S = 3600.0
 
 # Larger task lists are refused by name.
 MAX_TASKS_PER_PUSH = 2_000_000
+
+# A task fails when so many workers were lost while it ran on them, the last time alone: it may kill them (memory,
+# a reboot, pkill). Workers that were told to leave or that we ended do not count. 0: it is tried for ever.
+MAX_LOST_WORKERS = 3
 # What a worker keeps of the files it fetched over SSH, for later tasks that ask for the same; at most half of the disk
 # space that is free. 0: nothing. A datastore that is a directory is read directly.
 CACHE_MB = 10_000.0

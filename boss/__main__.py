@@ -305,6 +305,7 @@ class Start:
             lease_margin_s=settings.lease_margin_s,
             stop_grace_s=settings.stop_grace_s,
             retry_backoff_s=settings.retry_backoff_s,
+            max_lost_workers=settings.max_lost_workers,
             max_tasks_per_push=settings.max_tasks_per_push,
             keep_runs_s=settings.keep_runs_days * 86400.0,
             datastore=datastore,

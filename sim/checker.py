@@ -13,7 +13,7 @@ from functools import lru_cache
 import msgspec
 
 from boss.core.model.config import BossConfig
-from boss.core.model.rows import AttemptRow, TaskMoved, TaskRow, Writes
+from boss.core.model.rows import AttemptRow, SuspectRow, TaskMoved, TaskRow, Writes
 from boss.store.store import Deposed
 from ecloud.model import wire
 from ecloud.model.tasks import (
@@ -84,6 +84,7 @@ class Checker:
     def __init__(self, world: World, tables: Tables, datastore: Datastore, config: BossConfig) -> None:
         self.world = world
         self.tables = tables
+        self.config = config
         self.datastore = datastore
         datastore.on_published = self.on_published
         self.fleet = FleetChecker(world, tables, config)
@@ -94,6 +95,10 @@ class Checker:
         self.gpus: dict[str, dict[str, Key]] = {}
         self.prepared: dict[str, set[int]] = {}
         """Init tasks that succeeded, by worker process."""
+        self.ran_at_death: dict[str, set[Key]] = {}
+        """What ran in a worker process when it died."""
+        self.liars: set[str] = set()
+        """They are told that what others hold is known, so that they drop it: nothing of theirs is."""
         self.allowed: set[int] = set()
         """Tasks that were given while their dependencies allowed it, and have not ended or been made to wait since."""
         self.taken: set[str] = set()
@@ -104,6 +109,19 @@ class Checker:
         self.looked = world.looked
 
     # --- what is committed -----------------------------------------------------------------------
+
+    def _failed_for_lost_workers(self, boss: str, suspect: SuspectRow) -> None:
+        """A task fails for the workers it lost after as many as allowed, and for none that another may have killed."""
+        self.looked["suspects"] += 1
+        attempts = self.tables.attempts
+        lost = [key for key in attempts if key[0] == suspect.task_no and attempts[key].state is AttemptState.LOST]
+        if len(lost) < self.config.max_lost_workers:
+            raise Violation("suspects", f"{boss} fails task {suspect.task_no}, which lost {len(lost)} workers")
+        last = max(lost)
+        beside = self.ran_at_death.get(attempts[last].worker, set()) - {last}
+        if beside:
+            others = ", ".join(map(_name, sorted(beside)))
+            raise Violation("suspects", f"{boss} fails task {suspect.task_no} for a worker that {others} ran on, too")
 
     @contextmanager
     def committing(self, boss: str, epoch: int, writes: Writes) -> Iterator[None]:
@@ -135,6 +153,9 @@ class Checker:
         self.looked["legal-moves"] += len(writes.attempts)
         for (key, attempt), before in zip(writes.attempts.items(), attempts_before, strict=True):
             self._attempt_moved(key, before, attempt)
+        for suspect in writes.suspects.values():
+            if suspect is not None and suspect.failed:
+                self._failed_for_lost_workers(boss, suspect)
         for push in writes.pushes:
             self.looked["wanted"] += 1
             if push.push_id in self.taken:
@@ -280,7 +301,7 @@ class Checker:
                         "write-then-speak",
                         f"{boss} orders attempt {_name((order.task_no, order.number))}: not committed",
                     )
-        elif isinstance(message, wire.OutcomesStored):
+        elif isinstance(message, wire.OutcomesStored) and envelope.peer not in self.liars:
             for name in message.attempts:
                 row = attempts.get((name.task_no, name.number))
                 if row is not None and row.state not in RECORDED:
@@ -365,8 +386,9 @@ class Checker:
         if held:
             self.gpus[worker] = {gpu: by for gpu, by in held.items() if by != key}
 
-    def on_worker_dead(self, worker: str) -> None:
-        """Nothing of it runs any more."""
+    def on_worker_dead(self, worker: str, ran: set[Key]) -> None:
+        """Nothing of it runs any more. `ran`: what did when it died."""
+        self.ran_at_death[worker] = ran
         self.busy.pop(worker, None)
         self.gpus.pop(worker, None)
         self.prepared.pop(worker, None)

@@ -87,6 +87,11 @@ class Faults(msgspec.Struct):
     sign_lost: float = 0.0
     """Per certificate asked for: it never comes."""
 
+    liar: float = 0.0
+    """Per second: a peer with a key of its own lies of what is others', or somebody says again what others said."""
+    poison: float = 0.0
+    """Per push of a run: one of its tasks kills every worker process that it runs on, also after things heal."""
+
     @property
     def any(self) -> bool:
         """Whether anything may go wrong."""
@@ -135,6 +140,8 @@ MOST = Faults(
     spool_lost=0.03,
     clock_steps=0.7,
     sign_lost=0.4,
+    liar=0.5,
+    poison=0.7,
 )
 """The highest probability of each; a seed draws which of them it has, and how much."""
 

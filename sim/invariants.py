@@ -30,6 +30,7 @@ INVARIANTS: dict[str, str] = {
     "prepared": "no task starts in a worker process before the init tasks of its run succeeded there",
     "access": "a worker touches the datastore only with access of its own that is still good",
     "lease": "no worker is recorded as lost while a lease that the boss answered lives",
+    "suspects": "a task fails for lost workers only after as many as allowed, and alone on the last of them",
     "patience": "silence while the boss had no broker counts against no worker",
     # Machines
     "intent": "no VM is asked for without a committed intent",

@@ -26,6 +26,7 @@ from boss.core.clients.pushes import Pushes
 from boss.core.model.graph import TaskGraph
 from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.tasks.staging_sweeper import StagingSweeper
+from boss.core.tasks.suspects import Suspects
 from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from boss.shell.driver import Driver
@@ -108,6 +109,24 @@ MUTANTS: dict[str, Mutant] = {
         "the lease: what a silent worker holds is given again after a heartbeat and a half",
         ("lease", "patience", "fenced", "outcome-kept"),
         ((Leases, "_patience_s", mutations.lost_at_once),),
+    ),
+    "home-and-key": Mutant(
+        "a home is its key's: a peer with another key takes over what the process of a home held",
+        ("true-outcome", "outcome-kept", "one-attempt", "one-outcome", "fenced", "legal-moves", "lease", "assertion"),
+        ((Leases, "_of_home", mutations.homes_of_any_key),),
+        under=faults.Faults(liar=0.5),
+    ),
+    "poison": Mutant(
+        "counting lost workers: a task that kills its workers is tried for ever",
+        ("settles",),
+        ((Suspects, "charge", mutations.charges_nobody),),
+        under=faults.Faults(poison=1.0),
+    ),
+    "apart": Mutant(
+        "the last try alone on a worker: a bystander fails for what another task did",
+        ("suspects",),
+        ((Suspects, "_runs_apart", mutations.keeps_nobody_apart),),
+        under=faults.Faults(poison=1.0),
     ),
     "own-lease": Mutant(
         "the worker's own lease: it starts what waits there whether the boss counts on it or not",

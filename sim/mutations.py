@@ -18,6 +18,7 @@ from boss.core.model.effects import StartVm
 from boss.core.model.graph import TaskGraph
 from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.workers.datastore_access import Access
+from boss.core.workers.leases import Leases
 from boss.shell.driver import Driver, Pause
 from ecloud.model import wire
 from ecloud.model.tasks import AttemptState
@@ -44,6 +45,22 @@ def any_attempt_of_the_task(true: Any) -> Any:
         true(self, worker, taken, now)
 
     return on_ended
+
+
+def homes_of_any_key(true: Any) -> Any:
+    def of_home(self: Leases, conversation: Any, hello: Any) -> Any:
+        others = [one for one in self._fleet.workers.values() if one.name != conversation.peer and hello.home]
+        return next((one for one in others if one.row.hello.home == hello.home), None)
+
+    return of_home
+
+
+def charges_nobody(true: Any) -> Any:
+    return lambda self, worker, reason, now: []
+
+
+def keeps_nobody_apart(true: Any) -> Any:
+    return lambda self, row: False
 
 
 def lost_at_once(true: Any) -> Any:

@@ -27,6 +27,7 @@ QUEUE_LIMIT = 6
 its clusters."""
 SECRET = b"the cluster secret of a simulation"
 
+HELLOS_KEPT = 20
 MARK_BYTES = 128
 """Of a message, for the hash of the trace: its signature is there, which depends on all of it."""
 
@@ -69,6 +70,9 @@ class Link:
         message = envelope.message
         words = None if type(message) in _EVERYDAY else partial(in_words, topic, message)
         network.world.note(payload[:MARK_BYTES], who, words)
+        if type(message) is wire.Hello:
+            network.hellos.append((topic, payload))
+            del network.hellos[:-HELLOS_KEPT]
         network.carry(topic, payload)
 
     def close(self) -> None:
@@ -107,6 +111,8 @@ class Network:
         self.up = True
         self.links: dict[str, list[Link]] = {}
         self.carried = 0
+        self.hellos: list[tuple[str, bytes]] = []
+        """The last ones: anybody at the broker may have kept them."""
 
     def connect(self, topic: str, hear: Callable[[Envelope, str], None], found: Callable[[], None],
                 lost: Callable[[str], None]) -> Link:  # fmt: skip

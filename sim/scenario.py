@@ -5,6 +5,7 @@ Everything is drawn from the world's chance. Owns no time but that of its own wi
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +14,7 @@ import msgspec
 from ecloud.model.tasks import Condition, Dependency, Requirement, Result, Retries, TaskDefinition
 from ecloud.model.wire import PushOptions
 from sim.client import Client
-from sim.worker_shell import command
+from sim.worker_shell import command, poison
 from sim.world import World
 
 ABOUT_TASKS = ("cancel", "retry_failed", "redo_task", "cancel", "drop_tasks", "watch", "logs")
@@ -101,6 +102,7 @@ class Scenario:
         fails: bool,
         gpus: int,
         workers: Callable[[], list[str]],
+        poison: float = 0.0,
     ) -> None:
         self.world = world
         self.clients = clients
@@ -108,6 +110,9 @@ class Scenario:
         self.fails = fails
         self.gpus = gpus
         self.workers = workers
+        self.poison = poison
+        self._poisons = random.Random(world.seed + 5)
+        """A chance of its own: what else is drawn stays the same."""
         self.runs: dict[str, list[TaskDefinition]] = {}
         self._count = 0
         chance = world.random
@@ -138,6 +143,9 @@ class Scenario:
                 if not task.init and chance.random() < 0.2:
                     asks = {**task.resources, "gpus": float(chance.randint(1, self.gpus))}
                     tasks[index] = msgspec.structs.replace(task, resources=asks)
+        if self.poison and self._poisons.random() < self.poison:
+            index = self._poisons.choice([index for index, task in enumerate(tasks) if not task.init])
+            tasks[index] = msgspec.structs.replace(tasks[index], commands=(poison(self._poisons.random()),))
         return tasks
 
     def _wish(self) -> None:

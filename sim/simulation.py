@@ -54,7 +54,9 @@ class Simulation(Cluster):
             self.world.after(chance.uniform(0.0, 3.0), self.add_machine)
         clients = chance.choice((1, 1, 2, 3))
         self.clients = [Client(f"c{number}", self.world, self.network) for number in range(1, clients + 1)]
-        self.scenario = Scenario(self.world, self.clients, self.size, fails, self.gpus, self._workers)
+        self.scenario = Scenario(
+            self.world, self.clients, self.size, fails, self.gpus, self._workers, self.faults.poison
+        )
         if self.faults.any:
             Trouble(self)
         self.world.after(self.size.troubled_s, self.heal)

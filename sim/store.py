@@ -22,6 +22,7 @@ from boss.core.model.rows import (
     RunImage,
     RunRow,
     Snapshot,
+    SuspectRow,
     TaskRow,
     VmRow,
     WorkerRow,
@@ -61,6 +62,7 @@ class Tables:
         self.pushes: dict[str, PushAnswered] = {}
         self.context: dict[str, str] = {"cluster_id": CLUSTER_ID}
         self.revoked_keys: set[str] = set()
+        self.suspects: dict[int, SuspectRow] = {}
         self.archived_runs: dict[int, dict[str, int]] = {}
 
 
@@ -191,6 +193,11 @@ class Store:
             else:
                 tables.context[name] = value
         tables.revoked_keys |= writes.revoked_keys
+        for task_no, suspect in writes.suspects.items():
+            if suspect is None:
+                tables.suspects.pop(task_no, None)
+            else:
+                tables.suspects[task_no] = replace(suspect)
         for worker in writes.dropped_workers:
             tables.workers.pop(worker, None)
         over = [vm for vm in tables.vms.values() if vm.state == "gone" and vm.since < writes.gone_before]
@@ -265,6 +272,7 @@ class Store:
             states=self._counts(),
             context=dict(tables.context),
             revoked_keys=set(tables.revoked_keys),
+            suspects=_in_order(tables.suspects),
         )
 
     def _init_attempts(self, going_on: set[int]) -> list[AttemptRow]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from sim.boss_shell import BossProcess
 from sim.cluster import Cluster, Machine
 from sim.datastore import BOSS
+from sim.liar import Liar
 from sim.network import Link
 
 LOOK_S = 1.0
@@ -24,6 +25,7 @@ class Trouble:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.world, self.faults = cluster.world, cluster.faults
+        self._liar: Liar | None = None
         self.world.after(LOOK_S, self._look)
 
     def _look(self) -> None:
@@ -45,6 +47,10 @@ class Trouble:
                 self._befall_boss(boss)
         if world.chance(faults.partition):
             self._part()
+        if world.fault("liar", faults.liar):
+            self._liar = self._liar or Liar(world, cluster.network, cluster.tables)
+            cluster.checker.liars.add(self._liar.name)
+            self._liar.lie()
         for machine in list(cluster.machines.values()):
             if machine.process is not None and machine.process.alive:
                 self._befall_worker(machine)

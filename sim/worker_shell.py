@@ -147,8 +147,8 @@ class WorkerProcess:
             self.world.tell(self.name, f"dies: {why}")
             self.alive = False
             self.link.close()
-            self.jobs = {}
-            self.checker.on_worker_dead(self.name)
+            ran, self.jobs = set(self.jobs), {}
+            self.checker.on_worker_dead(self.name, ran)
             self._ended(why)
 
     def freeze(self, seconds: float) -> None:
@@ -342,15 +342,22 @@ class WorkerProcess:
         if job.over:
             return
         job.began_at = self.world.now
-        seconds, fails = _plan(job.body.commands)
+        seconds, fails, kills = _plan(job.body.commands)
         run_s = seconds * self.world.random.uniform(0.5, 1.5)
         limit = job.body.timeout_s
-        if limit is not None and run_s > limit:
+        if kills:
+            self._after(seconds, self._kill, job)
+        elif limit is not None and run_s > limit:
             self._after(limit, self._end, key, job, Cause.TIMEOUT, f"over {limit:g} s")
         elif self.world.chance(fails):
             self._after(run_s, self._end, key, job, Cause.EXIT, "exit code 1")
         else:
             self._after(run_s, self._store, key, job)
+
+    def _kill(self, job: Job) -> None:
+        if not job.over:
+            self.world.fired["poison"] += 1
+            self.die("killed by its task")
 
     def _look_again(self) -> None:
         try:
@@ -429,6 +436,11 @@ def command(seconds: float, fails: float) -> str:
     return f"simulate {seconds:.4f} {fails:.3f}"
 
 
-def _plan(commands: tuple[str, ...]) -> tuple[float, float]:
-    _, seconds, fails = commands[0].split()
-    return float(seconds), float(fails)
+def poison(seconds: float) -> str:
+    """The command of a task that kills its worker process after so long."""
+    return f"{command(seconds, 0.0)} kills"
+
+
+def _plan(commands: tuple[str, ...]) -> tuple[float, float, bool]:
+    _, seconds, fails, *kills = commands[0].split()
+    return float(seconds), float(fails), bool(kills)

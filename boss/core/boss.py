@@ -24,6 +24,7 @@ from boss.core.clients.alerts import Alerts
 from boss.core.clients.pushes import Pushes
 from boss.core.clients.requests import Requests
 from boss.core.clients.watchers import Watchers
+from boss.core.clients.why_ready import WhyReady
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import Effects, FindResults, ListStages, PromoteFiles
 from boss.core.model.events import (
@@ -108,7 +109,10 @@ class Boss:
         self.access = Access(self._outbox, self.fleet, self.sessions)
         # Workers that an earlier boss let move files tell of it with their first heartbeat.
         opens_at = now + 2 * config.heartbeat_s if snapshot.workers else now
-        self.transfer_slots = TransferSlots(self._tell_worker, config.transfer_lanes, config.transfer_bytes, opens_at)
+        holders = {row.worker for row in snapshot.workers if row.lane_since is not None}
+        self.transfer_slots = TransferSlots(
+            self._tell_worker, config.transfer_lanes, config.transfer_bytes, opens_at, holders
+        )
         self._timers.set(opens_at, self.transfer_slots.grant)
         self._lanes = {row.worker: (row.lane_since, row.lane_wanted_since) for row in snapshot.workers}
         self.run_budgets = RunBudgets(self._outbox, self.book, self.fleet, config.vm_hours_per_run, snapshot.context)
@@ -123,9 +127,10 @@ class Boss:
         self.revoked_keys = set(snapshot.revoked_keys)
         allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
         self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_budgets, config, allocation)
+        why_ready = WhyReady(self.book, self.attempts, self.fleet, self.ready, self.vms, self.run_budgets)
         self.requests = Requests(
             self._outbox, self.book, self.attempts, self.fleet, self.leases, self.vms, self.watchers, self.access,
-            self.clients, self.revoked_keys,
+            self.clients, self._forget_client, why_ready, self.revoked_keys,
         )  # fmt: skip
         self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
         self._stealing = WorkStealing(self.fleet, self.attempts, self._timers, config)
@@ -155,6 +160,7 @@ class Boss:
         """What happens once at the end of each batch, in this order."""
         return (
             Phase("alarms", self._timers.ring, "after the events: a deadline that an event has moved does not pass"),
+            Phase("suspects", self._settle_suspects, "before placement: a task that is done anew is no suspect"),
             Phase("placement", self._place, "after alarms, which end back-offs; each ready task is looked at once"),
             Phase("work stealing", self._stealing.settle, "after placement: idle workers are those it left idle"),
             Phase("orders", self._send_orders, "after placement: one message to each worker, whatever it was given"),
@@ -222,7 +228,7 @@ class Boss:
             self.sessions.ignored["key"] += 1
             return
         if isinstance(message, wire.Hello):
-            self.sessions.on_hello(event, message)
+            self.sessions.on_hello(event, message, now)
             return
         conversation, opened = self.sessions.accept(event, now)
         if conversation is None:
@@ -234,6 +240,12 @@ class Boss:
             known = self.fleet.workers.get(conversation.peer)
             if known is not None and known.row.key_name != conversation.key_name:  # from before this boss began
                 self.sessions.ignored["peer"] += 1
+                self.sessions.close(conversation)
+                return
+            refused = self.leases.why_no_home(conversation, opened, now)
+            if refused is not None:
+                self.sessions.ignored["home"] += 1
+                self._outbox.say(conversation, refused)
                 self.sessions.close(conversation)
                 return
             vm = self.vms.recognise(conversation.key_name, opened.boot_nonce)
@@ -336,6 +348,9 @@ class Boss:
 
     # --- phases ----------------------------------------------------------------------------------
 
+    def _settle_suspects(self, now: float) -> None:
+        self.attempts.suspects.settle()
+
     def _place(self, now: float) -> None:
         self._placement.place(partial(self.attempts.assign, now), self.attempts.inits.refuses)
 
@@ -371,6 +386,7 @@ class Boss:
 
     def _forget_silent_clients(self, now: float) -> None:
         self._timers.set(now + self.config.lease_s, self._forget_silent_clients)
+        self.sessions.drop_old_hellos(now)
         for client in tuple(self.clients.values()):
             if now - client.heard_at > self.config.lease_s:
                 self._forget_client(client)

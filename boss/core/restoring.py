@@ -28,6 +28,7 @@ def restore(
         # The clock of the boss that wrote it may have stood hours ahead of ours.
         task.not_before = min(task.not_before, now + MAX_BACKOFF_S)
     book.graph.add(snapshot.tasks)
+    attempts.suspects.load(snapshot.suspects)
     _restore_workers(snapshot, fleet, duty, now)
     taken_over = _taken_over(fleet)
     for attempt in snapshot.attempts:
@@ -66,7 +67,9 @@ def _taken_over(fleet: Fleet) -> dict[tuple[int, int], Worker]:
 
 def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, attempts: Attempts, fleet: Fleet) -> None:
     node = book.graph.nodes.get(row.task_no)
-    shape = node.shape if node is not None and not node.init else book.graph.shapes.of({})
+    shape = book.graph.shapes.of({})
+    if node is not None and not node.init:
+        shape = attempts.suspects.shape_on(worker, node) if worker is not None else node.shape
     attempt = Attempt(
         task_no=row.task_no,
         number=row.number,
@@ -77,6 +80,7 @@ def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, att
         assigned_at=row.assigned_at,
         started_at=row.started_at,
         init=node is not None and node.init,
+        apart=node is not None and node.apart,
         reason=row.reason,
         outcome=row.outcome,
     )

@@ -216,12 +216,12 @@ class Driver:
             self._learn_declared(orders, bodies)
         for send in sends:
             yield Next.SEND
-            if send.key_name not in self.core.revoked_keys:
-                envelope = send.envelope
-                if isinstance(envelope.message, StartTasks):
-                    filled = _with_bodies(envelope.message, bodies)
-                    envelope = msgspec.structs.replace(envelope, message=filled)
-                self._speaker.publish(envelope, send.key_name)
+            # Also to a key that this batch revoked: its holder is told to stop. Later nothing is said to it.
+            envelope = send.envelope
+            if isinstance(envelope.message, StartTasks):
+                filled = _with_bodies(envelope.message, bodies)
+                envelope = msgspec.structs.replace(envelope, message=filled)
+            self._speaker.publish(envelope, send.key_name)
 
     def _learn_declared(self, messages: Sequence[StartTasks], bodies: dict[int, bytes]) -> None:
         """What each ordered attempt declares is what its order said: the core checks its outcome against that."""

@@ -20,6 +20,7 @@ from boss.core.model.rows import (
     RunImage,
     RunRow,
     Snapshot,
+    SuspectRow,
     TaskRow,
     VmRow,
     WorkerRow,
@@ -95,6 +96,10 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         states=_counts(connection),
         context=context,
         revoked_keys={row.name for row in connection.execute(sa.select(schema.revoked_keys))},
+        suspects=[
+            SuspectRow(row.task_no, row.run_no, row.lost, bool(row.failed), row.reason, row.at)
+            for row in connection.execute(sa.select(schema.suspects).order_by(schema.suspects.c.task_no))
+        ],
     )
 
 

@@ -53,6 +53,7 @@ _VM_COLUMNS = (
 _BOOT_COLUMNS = ("vm_no", "address", "host_key", "steps", "visit")
 _POOL_COLUMNS = ("pool", "closed", "since", "until", "boots", "boot_s_p50", "boot_s_p95")
 _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions")
+_SUSPECT_COLUMNS = ("task_no", "run_no", "lost", "failed", "reason", "at")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
 _NO_OUTCOME = (None,) * 14
 
@@ -281,6 +282,14 @@ class Writing:
         write_many(connection, self._sql("DELETE FROM context WHERE name = ?"), gone)
         revoked = [(text(name[:MAX_NAME_CHARS]),) for name in sorted(writes.revoked_keys)]
         write_many(connection, self._sql.insert_missing("revoked_keys", ("name",)), revoked)
+        suspects = [
+            (row.task_no, row.run_no, row.lost, int(row.failed), self._reason(row.reason), row.at)
+            for row in writes.suspects.values()
+            if row is not None
+        ]
+        write_many(connection, self._sql.upsert("suspects", _SUSPECT_COLUMNS, ("task_no",)), suspects)
+        cleared = [task_no for task_no, row in writes.suspects.items() if row is None]
+        delete_rows(connection, "suspects", "task_no", cleared)
         for start in range(0, len(writes.dropped_workers), ROWS_A_STATEMENT):
             part = [text(name) for name in writes.dropped_workers[start : start + ROWS_A_STATEMENT]]
             marks = ", ".join("?" * len(part))

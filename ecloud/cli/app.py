@@ -127,6 +127,36 @@ def boss(settings: Settings, watchdog: Callable[[], None] | None = None) -> Iter
         client.close()
 
 
+WHY_CONNECT_S = 3.0
+"""How long `why` tries to reach the boss before it tells what the database shows."""
+
+
+@contextmanager
+def asking_why(settings: Settings) -> Iterator[Callable[[int], list[str] | str]]:
+    """A question to the boss about ready tasks, which connects when it is first asked. It answers with the boss's
+    sentences, or with one on why the boss can't be asked."""
+    from ecloud.client.client import Client, PartAway, RequestRefused
+    from ecloud.config.secrets import AccessWrong
+
+    clients: list[Client] = []
+
+    def ask(task_no: int) -> list[str] | str:
+        try:
+            if not clients:
+                client = Client(find_access(settings))
+                clients.append(client)
+                client.connect(WHY_CONNECT_S)
+            return clients[0].why_ready(task_no)
+        except (PartAway, RequestRefused, AccessWrong, Fault) as error:
+            return str(error)
+
+    try:
+        yield ask
+    finally:
+        for client in clients:
+            client.close()
+
+
 def say_trouble(text: str) -> None:
     """What is waited for, on stderr; empty when it is over."""
     print(text or "goes on", file=sys.stderr, flush=True)

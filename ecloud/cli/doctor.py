@@ -248,6 +248,8 @@ def _boss(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
         yield Finding("boss", "does not run", "python admin.py start")
     for trouble in status.troubles:
         yield Finding("workers", trouble, "it goes on by itself when that is over")
+    for suspect in status.suspects:
+        yield Finding("tasks", suspect, "look at its output (admin.py logs); then cancel or retry_failed")
     for trouble in status.cloud_troubles:
         yield Finding("VMs", trouble, "python admin.py plan and show_vms tell more")
 

@@ -123,18 +123,19 @@ def drop_context(keys: Sequence[str], as_json: bool) -> int:
 # --- invitations ------------------------------------------------------------------------------------
 
 
-def invite(file: str, host: str | None, as_json: bool) -> int:
+def invite(file: str, host: str | None, role: str, as_json: bool) -> int:
     """Write an access file with a key of its own. Raises `Problem`, `AccessWrong`."""
     from ecloud.config.secrets import cluster_secret, derive_key, new_invite_name, write_access
+    from ecloud.model.roles import MEANING, Role
 
     settings = load_settings()
     own = app.find_access(settings)
     home = settings.home_directory
     if not home.cluster_key.exists():
         raise Problem(f"{home.cluster_key} is missing: invitations are made where the boss runs", exit_code=PART_AWAY)
-    name = new_invite_name()
+    name = new_invite_name(Role(role))
     key = derive_key(cluster_secret(home), name).hex()
-    access = msgspec.structs.replace(own, key_name=name, key=key, host=host or own.host)
+    access = msgspec.structs.replace(own, key_name=name, key=key, host=host or own.host, role=role)
     path = Path(file).absolute()
     if path.exists():
         raise Problem(f"{path} exists: name another file, or remove it")
@@ -145,12 +146,15 @@ def invite(file: str, host: str | None, as_json: bool) -> int:
     if as_json:
         from ecloud.cli.tables import print_json
 
-        print_json({"file": str(path), "name": name, "host": access.host, "port": access.port})
+        print_json({"file": str(path), "name": name, "role": role, "host": access.host, "port": access.port})
         return DONE
-    print(f"{path} lets its holder in as {name}: copy it there (it is a secret), then")
-    print(f"  python -m worker {path.name}            a worker")
-    print(f"  ECLOUD_ACCESS={path.name} python push_tasks.py FILE   a client")
-    print(f"to take it back: python admin.py invite --revoke {name}")
+    print(f"{path} holds key {name} of role {role}: it {MEANING[Role(role)]}")
+    print("copy it to the other machine (it is a secret), then run there")
+    if role != Role.SUBMIT:
+        print(f"  python -m worker {path.name}            a worker")
+    if role != Role.WORKER:
+        print(f"  ECLOUD_ACCESS={path.name} python push_tasks.py FILE   a client")
+    print(f"to revoke it: python admin.py invite --revoke {name}")
     if access.host in LOOPBACK:
         print(
             f"but {access.host} is this machine alone: from others, use an external broker (BROKER_HOST in settings.py)"

@@ -308,7 +308,8 @@ def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
     from ecloud.queries.why import why as explain
 
     settings = load_settings()
-    reasons = explain(app.database(settings), subject, run, pools_of(settings))
+    with app.asking_why(settings) as ask:
+        reasons = explain(app.database(settings), subject, run, pools_of(settings), ask=ask)
     if as_json:
         print_json(reasons)
         return DONE

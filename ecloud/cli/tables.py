@@ -115,7 +115,7 @@ def print_status(console: Console, status: Status, runs_shown: int) -> None:
         age = f", seen {duration(status.datastore_seen_s)} ago" if status.datastore_seen_s else ""
         console.print(f"datastore  {megabytes(status.datastore_free_mb)} free{age}")
     _print_transfers(console, status)
-    for trouble in [*status.cloud_troubles[:5], *status.troubles[:5]]:
+    for trouble in [*status.cloud_troubles[:5], *status.troubles[:5], *status.suspects[:5]]:
         console.print(Text(visible(trouble), "yellow"))
     if status.runs:
         console.print()

@@ -10,6 +10,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -45,6 +46,8 @@ WINDOW = 4
 """Chunks on the way at once: enough to hide the round trip, few enough to keep 4 MiB in the broker."""
 PATIENCE_S = 60.0
 """How long a boss that was reached may say nothing before a push or a request gives up."""
+WHY_PATIENCE_S = 5.0
+"""The same for a question that the database can answer, too."""
 PATIENCE_TASKS_PER_S = 2_000
 """Storing a large push takes the boss its time; more slowly than this it never was."""
 BUSY_S = 1.0
@@ -52,6 +55,8 @@ WATCH_AGAIN_S = 10.0
 """A watcher that hears nothing of its run for so long asks again: a lost message is made good."""
 LOGS_AGAIN_S = 15.0
 """A worker streams for 30 s unless it is asked again."""
+PENDING_LINES = 1_000
+"""Messages with output that are kept until the boss says that their sender holds the attempt."""
 LOGS_LOOK_S = 1.0
 """How often a task whose output is not streamed now is looked at."""
 
@@ -131,7 +136,7 @@ class Client:
 
     def _require_welcome(self) -> None:
         if self._conversation.refusal:
-            raise BossAway(self._conversation.refusal, "install the same version of ECLOUD on both sides")
+            raise BossAway(self._conversation.refusal)
 
     def _away(self, tried_s: float) -> PartAway:
         talk, place = self._conversation, f"{self.access.host}:{self.access.port}"
@@ -165,20 +170,28 @@ class Client:
 
     def request(self, verb: str, **arguments: Argument) -> RequestDone:
         """Ask for something once. Raises `RequestRefused`, `BossAway`, `BrokerAway`."""
+        return self._request(Request(secrets.token_hex(12), verb, dict(arguments)), PATIENCE_S)
+
+    def why_ready(self, task_no: int) -> list[str]:
+        """Why a ready task has not started, as the boss itself sees it, the nearest reason first; empty where it is not
+        ready or a worker has it. Raises as `request` does, sooner."""
+        answer = self._request(Request(secrets.token_hex(12), "why", {"task_no": task_no}), WHY_PATIENCE_S)
+        return msgspec.json.decode(answer.text, type=list[str])
+
+    def _request(self, request: Request, patience_s: float) -> RequestDone:
         talk = self._conversation
-        request = Request(secrets.token_hex(12), verb, dict(arguments))
         began, said_in, said_at = time.monotonic(), 0, 0.0
         while True:
             now = time.monotonic()
             if talk.session and (said_in != talk.sessions or now - said_at >= REPEAT_S):
                 talk.say(request)
                 said_in, said_at = talk.sessions, now
-            message = talk.wait(REPEAT_S)
+            message = talk.wait(min(REPEAT_S, patience_s))
             if isinstance(message, RequestDone) and message.request_id == request.request_id:
                 return message
             if isinstance(message, Refused) and message.about == request.request_id:
                 raise RequestRefused(message.code, message.reason)
-            self._keep_patience(began, PATIENCE_S)
+            self._keep_patience(began, patience_s)
 
     def _keep_patience(self, began: float, patience_s: float) -> None:
         """Say what is waited for; give up where nothing was heard for `patience_s`."""
@@ -333,6 +346,14 @@ def _cut(tasks: Sequence[TaskDefinition]) -> tuple[list[tuple[int, int]], bytes]
     return bounds, digest.digest()
 
 
+class _Holder(NamedTuple):
+    """A worker process that was given an attempt of the task."""
+
+    number: int
+    peer: str
+    key_name: str
+
+
 class _Following:
     """One task's output followed."""
 
@@ -343,7 +364,9 @@ class _Following:
         self._secret = secret
         self._run = run
         self._attempts_left = attempts
-        self._pending: list[LogLines] = []
+        self._pending: list[tuple[_Holder, LogLines]] = []
+        self._holders: set[_Holder] = set()
+        """Who held an attempt of the task, as the boss said: lines of others are not shown."""
         self._task_no: int | None = None
         self._last: dict[tuple[int, str], int] = {}
         self._ended: set[tuple[int, str]] = set()
@@ -364,6 +387,8 @@ class _Following:
                     topics.append(logs_topic(cluster_id, self._task_no))
                     self._talk.subscribe(topics[1])
                     self._talk.unsubscribe(topics.pop(0))
+                if len(answer.names) == 4:
+                    self._holders.add(_Holder(int(answer.names[1]), answer.names[2], answer.names[3]))
                 yield from self._arrived()
                 if not answer.count and answer.text in {state.value for state in ENDED}:
                     return
@@ -388,7 +413,11 @@ class _Following:
         if self._task_no is None:
             return
         pending, self._pending = self._pending, []
-        for lines in pending:
+        for holder, lines in pending:
+            if holder not in self._holders:
+                # Its worker may have been given it a moment ago: the boss's next answer tells.
+                self._pending.append((holder, lines))
+                continue
             key = (lines.number, lines.stream)
             if lines.task_no != self._task_no or (lines.start <= self._last.get(key, -1) and not lines.ended):
                 continue  # another task's, or heard already
@@ -399,9 +428,11 @@ class _Following:
 
     def _take(self, topic: str, payload: bytes) -> None:
         try:
-            envelope, _ = wire.decode(payload, topic, lambda name: derive_key(self._secret, name))
+            envelope, key_name = wire.decode(payload, topic, lambda name: derive_key(self._secret, name))
         except Unreadable as error:
             self._talk.ignored[error.why] += 1
             return
-        if isinstance(envelope.message, LogLines):
-            self._pending.append(envelope.message)
+        message = envelope.message
+        if isinstance(message, LogLines) and self._task_no in (None, message.task_no):
+            self._pending.append((_Holder(message.number, envelope.peer, key_name), message))
+            del self._pending[:-PENDING_LINES]

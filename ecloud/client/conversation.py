@@ -51,7 +51,7 @@ class Conversation:
         """Why there is no connection to the broker, else empty."""
         self.was_connected = False
         self.refusal = ""
-        """The boss will not talk with us at all, in words: another protocol version."""
+        """Why the boss will not talk with this client at all: another protocol version, a key of another role."""
         self.ignored: Counter[str] = Counter()
         self.heard_at = time.monotonic()
         """When the boss was last heard, on the monotonic clock."""
@@ -180,7 +180,7 @@ class Conversation:
         except Unreadable as error:
             self.ignored[error.why] += 1
             if error.why == "version" and error.key_name:
-                self.refusal = f"the boss speaks {error}"
+                self.refusal = f"the boss speaks {error}; bring both to the same version"
             return None
         return self._hear(envelope)
 
@@ -194,6 +194,9 @@ class Conversation:
                 self._begin_session(message, envelope)
             return None
         if isinstance(message, Refused) and message.code == "version":
+            self.refusal = f"the boss refuses this client: {message.reason}; bring both to the same version"
+            return None
+        if isinstance(message, Refused) and message.code in ("role", "peer") and message.about == self._nonce:
             self.refusal = f"the boss refuses this client: {message.reason}"
             return None
         if isinstance(message, Refused) and message.code == "session":

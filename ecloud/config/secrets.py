@@ -1,7 +1,7 @@
 """Keys: one secret of the cluster, from which each peer's own key is derived by its name. Files of mode 600.
 
-A key that is named `invite-…` or `vm-…` opens nothing but that peer's conversation with the boss; the cluster's secret
-never leaves the boss's machine.
+A key opens its peer's conversation with the boss, for what the role in its name allows (`ecloud/model/roles.py`). The
+cluster's secret never leaves the boss's machine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 
 from datastore.problem import INPUT_WRONG, PartAway
 from ecloud.config.home import Home
+from ecloud.model.roles import Role
 
 SECRET_BYTES = 32
 CLIENT_KEY_NAME = "client"
@@ -38,6 +39,8 @@ class AccessFile(msgspec.Struct, frozen=True):
     password: str = ""
     ca: str = ""
     tls: bool = False
+    role: str = ""
+    """For its reader; the boss goes by the name of the key."""
 
     @property
     def key_bytes(self) -> bytes:
@@ -82,9 +85,9 @@ def derive_key(secret: bytes, key_name: str) -> bytes:
     return hashlib.blake2b(b"peer:" + key_name.encode(), key=secret[:64], digest_size=32).digest()
 
 
-def new_invite_name() -> str:
-    """A name for the key of somebody invited."""
-    return f"invite-{secrets.token_hex(4)}"
+def new_invite_name(role: Role) -> str:
+    """A name for the key of an invitation. It tells the role, which the boss enforces."""
+    return f"{role}-{secrets.token_hex(4)}"
 
 
 def read_access(path: Path | str) -> AccessFile:

@@ -101,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vm_hours_per_run: float = 0.0
     hook_command: str = ""
     boss_gone_exit_s: float = 3600.0
+    max_lost_workers: int = 3
     max_tasks_per_push: int = 2_000_000
     cache_mb: float = 10_000.0
     transfer_lanes: int = 8
@@ -139,6 +140,7 @@ _AT_LEAST: dict[str, float] = {
     "vm_hours_per_day": 0.0,
     "vm_hours_per_run": 0.0,
     "boss_gone_exit_s": 1.0,
+    "max_lost_workers": 0,
     "max_tasks_per_push": 1,
     "cache_mb": 0.0,
     "transfer_lanes": 1,

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0005"
+REVISION = "0006"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -238,6 +238,17 @@ boots = sa.Table(
 )  # fmt: skip
 
 revoked_keys = sa.Table("revoked_keys", metadata, sa.Column("name", Utf8(64), primary_key=True), **_OPTIONS)
+
+suspects = sa.Table(
+    "suspects", metadata,
+    sa.Column("task_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("run_no", _NUMBER, nullable=False),
+    sa.Column("lost", sa.Integer, nullable=False),
+    sa.Column("failed", sa.SmallInteger, nullable=False),
+    sa.Column("reason", Utf8(), nullable=False),
+    sa.Column("at", _TIME, nullable=False),
+    **_OPTIONS,
+)  # fmt: skip
 
 archived_runs = sa.Table(
     "archived_runs", metadata,

@@ -1,7 +1,23 @@
-"""Where messages travel: the broker's topics of a cluster, each with one direction. A message is signed
-together with its topic (`ecloud/model/wire.py`)."""
+"""Where messages travel: the broker's topics of a cluster, each with one direction, and the names of peers in them.
+A message is signed together with its topic (`ecloud/model/wire.py`)."""
 
 from __future__ import annotations
+
+import re
+
+PEER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+RESERVED_PEERS = frozenset({"put", "get", "boss", "client", "worker", "tmp", "trash"})
+"""Names that mean something else where a worker's name is used: `put` holds what people upload, beside the directories
+in which workers stage results."""
+
+
+def why_no_peer_name(name: str) -> str:
+    """A sentence where no peer may be called so; empty where it may."""
+    if not PEER_NAME.fullmatch(name):
+        return f"{name[:64]!r} is no name of a peer: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
+    if name.lower() in RESERVED_PEERS:
+        return f"the peer name {name!r} is reserved"
+    return ""
 
 
 def boss_topic(cluster_id: str, peer: str) -> str:
@@ -15,10 +31,10 @@ def peer_topic(cluster_id: str, peer: str) -> str:
 
 
 def presence_topic(cluster_id: str, peer: str) -> str:
-    """Where the broker says that `peer` is gone (its last will): a hint, never evidence."""
+    """Where the broker announces that `peer` vanished (its last will): a hint, never evidence."""
     return f"ecloud/{cluster_id}/presence/{peer}"
 
 
 def logs_topic(cluster_id: str, task_no: int) -> str:
-    """Where a worker sends the output of a running task while somebody asks for it."""
+    """Where a worker sends the output of a running task while a client follows it."""
     return f"ecloud/{cluster_id}/logs/{task_no}"

@@ -104,10 +104,10 @@ class DatastoreAccess(msgspec.Struct, frozen=True, omit_defaults=True):
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """A peer opens. It changes nothing until a message in the session that `Welcome` names follows.
 
-    `kind`: worker or client. `home`: name of the worker's locked home directory, so that a newer process of the same
-    home speaks for the older one. `lives_s`: seconds until this machine ends, if it is known. `ssh_key`: the public key
-    that is to open the datastore. `boot_s`: what was done at this machine's start, and how many seconds
-    before this Hello.
+    `kind`: worker or client. `home`: name of the worker's locked home directory: a newer process of the same home,
+    with the same key, speaks for the older one. `boot_id` and `machine` tell a home from a copy of it elsewhere.
+    `lives_s`: seconds until this machine ends, if it is known. `ssh_key`: the public key that is to open the datastore.
+    `boot_s`: what was done at this machine's start, and how many seconds before this Hello.
     """
 
     nonce: str
@@ -126,6 +126,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     attempts: tuple[HeldAttempt, ...] = ()
     ssh_key: str = ""
     boot_s: dict[str, float] = {}
+    machine: str = ""
 
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
@@ -360,8 +361,8 @@ class RequestDone(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """The boss will not. `code`: session (say Hello again), version, request, no_such_task, ...; `about`: request id
-    or session."""
+    """The boss will not. `code`: session (say Hello again), version, role, peer, home (another process holds it),
+    home_unsure (ask again), request, no_such_task, ...; `about`: request id, session or nonce."""
 
     code: str
     reason: str

@@ -23,6 +23,7 @@ from ecloud.model.tasks import TaskState
 from ecloud.model.wire import Hello
 from ecloud.queries import boot_history
 from ecloud.queries.producers import with_maker
+from ecloud.queries.suspects import suspect_tasks
 from ecloud.queries.transfers import transfers
 from ecloud.queries.views import (
     UNFINISHED,
@@ -107,6 +108,7 @@ def status(engine: Engine, now: float | None = None) -> Status:
             transfers_turns=sum(row.lane_since is not None for row in on_duty),
             transfers_waiting=sum(row.lane_wanted_since is not None for row in on_duty),
             troubles=[f"worker {row.worker}: {row.trouble}" for row in on_duty if row.trouble],
+            suspects=suspect_tasks(connection),
             cloud_troubles=boot_history.troubles(connection, now) if boss.leads else [],
             at=now,
         )

@@ -90,6 +90,8 @@ class Status(msgspec.Struct, frozen=True):
     """Workers that wait for their turn."""
     at: float = 0.0
     """When this was so."""
+    suspects: list[str] = []
+    """Tasks that may kill the workers they run on."""
     datastore_free_mb: float | None = None
     """None where nobody looked yet."""
     datastore_seen_s: float = 0.0

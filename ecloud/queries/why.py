@@ -1,8 +1,7 @@
 """Why a task does not run, or a worker or VM is not there: one sentence with the nearest reason, and the layers
 behind it.
 
-Reads what the database shows. What only a living boss has in its memory (when it asks a cloud or the datastore again)
-is not here.
+Reads what the database shows. Why a ready task waits is the boss's to say, where it can be asked.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ecloud.queries.boot_history import PoolView, boot_views, last_step, pool_vi
 from ecloud.queries.lookup import find_task
 from ecloud.queries.status import boss_status, near, snapshot, vm_views, worker_views
 from ecloud.queries.views import BootView, BossStatus, Reasons, VmView, WorkerView
-from ecloud.queries.why_task import Pool, TaskReasons, no_boss, some
+from ecloud.queries.why_task import AskBoss, Pool, TaskReasons, no_boss, some
 
 
 class NoSuchThing(Problem):
@@ -32,8 +31,16 @@ def pools_of(settings: Settings) -> list[Pool]:
     return [Pool(pool.name, size_of(pool), pool.maximum) for pool in settings.all_pools]
 
 
-def why(engine: Engine, subject: str, run: str = "", pools: Sequence[Pool] = (), now: float | None = None) -> Reasons:
-    """Why `subject` (a task, `worker/ID` or `vm/ID`) stands where it stands.
+def why(
+    engine: Engine,
+    subject: str,
+    run: str = "",
+    pools: Sequence[Pool] = (),
+    now: float | None = None,
+    ask: AskBoss | None = None,
+) -> Reasons:
+    """Why `subject` (a task, `worker/ID` or `vm/ID`) stands where it stands. `ask`: for ready tasks, and whatever waits
+    for them, the boss's own placement and pools answer; the database answers the rest, and all while no boss leads.
 
     Raises `NoSuchTask`, `NoSuchRun`, `NoSuchThing`, `DatabaseAway`.
     """
@@ -44,7 +51,7 @@ def why(engine: Engine, subject: str, run: str = "", pools: Sequence[Pool] = (),
             return _why_worker(connection, name, now)
         if kind == "vm" and name:
             return _why_vm(connection, name, now)
-        return TaskReasons(connection, pools, now).of(find_task(connection, subject, run))
+        return TaskReasons(connection, pools, now, ask).of(find_task(connection, subject, run))
 
 
 # --- workers and VMs -----------------------------------------------------------------------------

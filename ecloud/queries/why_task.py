@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -10,23 +11,25 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ecloud.db import schema
-from ecloud.model.tasks import ROUNDING, Condition, Resources, TaskState, fits
+from ecloud.model.tasks import ENDED, ROUNDING, AttemptState, Condition, Resources, TaskState, fits
 from ecloud.model.text import amounts, counted, duration, when
 from ecloud.model.worker_states import WorkerState
 from ecloud.queries import boot_history
 from ecloud.queries.lookup import attempts_of
 from ecloud.queries.producers import with_maker
 from ecloud.queries.status import RUNNING_ATTEMPTS, boss_status, vm_views, worker_views
+from ecloud.queries.suspects import lost_workers
 from ecloud.queries.views import UNFINISHED, AttemptView, BossStatus, Neighbour, Reasons, VmView, WorkerView
+from ecloud.queries.why_edges import Upwards
 
-STEPS = 1_000
+STEPS = 100_000
 """Tasks followed upwards in a search for the one that holds all others up."""
+ON_THE_WAY = 3
+"""Tasks named at each end of a long way."""
 NAMED = 5
 LINES = 5
 """Last lines of an error output that are shown."""
 SLOW_PROMOTION_S = 10.0
-
-"""Amounts are sums of decimal fractions; a difference below this is none."""
 
 
 class Pool(msgspec.Struct, frozen=True):
@@ -37,10 +40,17 @@ class Pool(msgspec.Struct, frozen=True):
     maximum: int
 
 
-class TaskReasons:
-    """One question about tasks: what it has read so far is read once."""
+AskBoss = Callable[[int], "list[str] | str"]
+"""Asks the boss why a ready task, by its number, has not started: sentences, none where it is not ready any more; or a
+sentence on why the boss can't be asked."""
 
-    def __init__(self, connection: Connection, pools: Sequence[Pool], now: float) -> None:
+
+class TaskReasons:
+    """One question about tasks: what it has read so far is read once. `ask`: for ready tasks the boss knows best, where
+    it can be asked."""
+
+    def __init__(self, connection: Connection, pools: Sequence[Pool], now: float, ask: AskBoss | None = None) -> None:
+        self._ask = ask
         self.connection = connection
         self.pools = pools
         self.now = now
@@ -74,7 +84,8 @@ class TaskReasons:
     # --- waiting ----------------------------------------------------------------------------------
 
     def _waiting(self, row: Any, name: str) -> Iterator[str]:
-        unmet = self._unfinished_dependencies(row.task_no)
+        upwards = Upwards(self.connection, UNFINISHED)
+        unmet = self._unfinished_dependencies(row.task_no, upwards)
         if not unmet:
             yield f"{name} waits for nothing any more; the boss makes it ready with its next decision"
             yield from self._no_boss()
@@ -83,45 +94,39 @@ class TaskReasons:
         sentence = f"{name} waits for task {first.id} ({first.state}) to {_wish(first)}"
         if len(unmet) > 1:
             sentence += f" and for {counted(len(unmet) - 1, 'other task')}"
-        root = self._root(first)
-        if root is not None:
-            cause = next(self._layers(root))
-            sentence += f"; {cause}" if root.task_no == first.task_no else f"; at the root, {cause}"
+        root = self._root(first, upwards)
+        layers = list(self._layers(root)) if root is not None else []
+        if root is None:
+            sentence += f"; what holds that up was not found in time: ask why {first.id} waits"
+        else:
+            sentence += f"; {layers[0]}" if root.task_no == first.task_no else f"; at the root, {layers[0]}"
         yield sentence
         yield from self._no_boss()
         for other in unmet[1 : NAMED + 1]:
             yield f"it waits for task {other.id} ({other.state}) to {_wish(other)}"
-        if root is not None:
-            told = list(self._no_boss())
-            yield from [layer for layer in list(self._layers(root))[1:] if not layer.startswith(tuple(told))]
+        told = tuple(self._no_boss())
+        yield from [layer for layer in layers[1:] if not layer.startswith(told)]
 
-    def _unfinished_dependencies(self, task_no: int) -> list[Neighbour]:
-        found = [other for other in self._dependencies(task_no) if other.state in UNFINISHED]
+    def _unfinished_dependencies(self, task_no: int, upwards: Upwards) -> list[Neighbour]:
+        found = upwards.of(task_no)
         # What runs goes on by itself: the others are more of a reason.
         return sorted(found, key=lambda other: other.state == TaskState.RUNNING.value)
 
-    def _dependencies(self, task_no: int) -> list[Neighbour]:
-        edges, rows = schema.dependencies, schema.tasks
-        query = (
-            sa.select(rows.c.task_no, rows.c.id, rows.c.state, rows.c.reason, edges.c.met_by)
-            .select_from(edges)
-            .join(rows, rows.c.task_no == edges.c.on_task_no)
-            .where(edges.c.task_no == task_no)
-            .order_by(rows.c.task_no)
-        )
-        found = self.connection.execute(query)
-        return [Neighbour(row.task_no, row.id, row.state, row.met_by, row.reason) for row in found]
-
-    def _root(self, first: Neighbour) -> Any:
-        """The task that is not itself waiting, upwards from `first`."""
+    def _root(self, first: Neighbour, upwards: Upwards) -> Any:
+        """The task that is not itself waiting for another, upwards from `first`; None where it was not found in
+        time."""
         at = first
         for _ in range(STEPS):
             if at.state != TaskState.WAITING.value:
                 break
-            further = self._unfinished_dependencies(at.task_no)
+            further = self._unfinished_dependencies(at.task_no, upwards)
             if not further:
                 break
+            if upwards.is_over:
+                return None
             at = further[0]
+        else:
+            return None
         return self.connection.execute(sa.select(schema.tasks).where(schema.tasks.c.task_no == at.task_no)).first()
 
     # --- ready ------------------------------------------------------------------------------------
@@ -131,7 +136,13 @@ class TaskReasons:
             yield from self._no_boss()
             yield f"{name} prepares each worker process of its run and starts there before the run's first task"
             return
+        told = self._ask(row.task_no) if self._ask is not None and self.boss.leads else []
+        if told and not isinstance(told, str):
+            yield from told
+            return
         found = list(self._ready_layers(row, name))
+        if told:
+            found.append(f"this is what the database shows: the boss could not be asked ({told})")
         yield from found or [f"{name} is ready and is given to a worker with the boss's next decision"]
 
     def _ready_layers(self, row: Any, name: str) -> Iterator[str]:
@@ -149,6 +160,12 @@ class TaskReasons:
             yield from self._no_room(row, name, msgspec.json.decode(row.asks, type=dict[str, float]))
         if row.reason and row.not_before <= self.now:
             yield f"{name} came back: {row.reason}"
+        yield from self._suspicion(row)
+
+    def _suspicion(self, row: Any) -> Iterator[str]:
+        lost = lost_workers(self.connection, row.task_no)
+        if lost:
+            yield f"{lost}; it may kill them: at the limit (MAX_LOST_WORKERS) it fails, one before it runs alone"
 
     def _given(self, row: Any, name: str, attempt: AttemptView) -> str:
         worker = next((worker for worker in self.workers if worker.worker == attempt.worker), None)
@@ -349,12 +366,15 @@ class TaskReasons:
                 has = counted(moving, "worker has", "workers have")
                 past = self._past(worker.lane_wanted_since)
                 yield f"worker {worker.worker} has waited for its turn to move files for {past}: {has} theirs now"
+        yield from self._suspicion(row)
         if not self.boss.leads:
             yield f"{no_boss(self.boss, self.now)}; how it ends is kept by its worker until a boss listens"
 
     def _failed(self, row: Any, name: str) -> Iterator[str]:
         attempts = attempts_of(self.connection, row.task_no)
         last = next((attempt for attempt in reversed(attempts) if attempt.cause is not None), None)
+        if attempts and attempts[-1].state == AttemptState.LOST and row.reason:
+            last = None  # it failed for the workers that it lost
         error = (last.error if last is not None else "") or row.reason or "no reason was recorded"
         yield f"{name} failed: {with_maker(self.connection, row.task_no, last.cause if last else None, error)}"
         if last is None:
@@ -382,32 +402,29 @@ class TaskReasons:
         else:
             yield f"{name} was aborted because {layers[0]}"
         if len(path) > 1:
-            yield "the way there: " + " <- ".join([f"{step.id} ({step.state})" for step in reversed(path)] + [row.id])
+            steps = _shortened([f"{one.id} ({one.state})" for one in reversed(path)])
+            yield "the way there: " + " <- ".join([*steps, row.id])
         yield from layers[1:]
 
     def _culprit(self, row: Any) -> list[Neighbour]:
-        """The way up to the nearest task that ended so that this one can't run."""
-        ways: list[list[Neighbour]] = [[]]
-        seen = {row.task_no}
-        for way in ways:
-            at = way[-1].task_no if way else row.task_no
-            for other in self._ended_dependencies(at):
-                if other.task_no in seen:
+        """The way up to the nearest task that ended so that this one can't run; empty where it was not found in
+        time."""
+        upwards = Upwards(self.connection, (state.value for state in ENDED))
+        below: dict[int, Neighbour | None] = {row.task_no: None}
+        """Each task that was reached, and itself as its dependent knows it."""
+        came_from: dict[int, int] = {}
+        todo = deque([row.task_no])
+        while todo and len(below) < STEPS and not upwards.is_over:
+            at = todo.popleft()
+            for other in upwards.of(at):
+                if other.task_no in below or Condition(other.on).met_by(TaskState(other.state)):
                     continue
-                seen.add(other.task_no)
+                below[other.task_no] = other
+                came_from[other.task_no] = at
                 if other.state != TaskState.ABORTED.value:
-                    return [*way, other]
-                if len(seen) < STEPS:
-                    ways.append([*way, other])
+                    return _way(other, below, came_from)
+                todo.append(other.task_no)
         return []
-
-    def _ended_dependencies(self, task_no: int) -> list[Neighbour]:
-        """Dependencies that ended in a way their dependent can't use."""
-        return [
-            other
-            for other in self._dependencies(task_no)
-            if other.state not in UNFINISHED and not Condition(other.on).met_by(TaskState(other.state))
-        ]
 
     def _succeeded(self, row: Any, name: str) -> str:
         if row.reason:
@@ -434,6 +451,22 @@ class TaskReasons:
 
     def _past(self, at: float) -> str:
         return duration(self.now - at)
+
+
+def _way(last: Neighbour, reached: dict[int, Neighbour | None], came_from: dict[int, int]) -> list[Neighbour]:
+    """From the task that was asked about, itself left out, to `last`."""
+    way, at = [last], came_from[last.task_no]
+    while (step := reached[at]) is not None:
+        way.append(step)
+        at = came_from[at]
+    return way[::-1]
+
+
+def _shortened(names: list[str]) -> list[str]:
+    if len(names) <= 2 * ON_THE_WAY + 1:
+        return names
+    left_out = len(names) - 2 * ON_THE_WAY
+    return [*names[:ON_THE_WAY], f"{left_out:,} more", *names[-ON_THE_WAY:]]
 
 
 def _wish(other: Neighbour) -> str:

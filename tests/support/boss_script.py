@@ -50,6 +50,7 @@ class Peer:
     def __init__(self, name: str, kind: str) -> None:
         self.name = name
         self.kind = kind
+        self.key_name = f"key-{name}"
         self.session = ""
         self.number = 0
         self.seen = 0
@@ -134,14 +135,16 @@ class BossScript:
         """The peer says something in its session."""
         peer.number += 1
         envelope = Envelope(wire.PROTOCOL_VERSION, peer.name, peer.session, peer.number, message)
-        self.handle(MessageArrived(envelope, f"key-{peer.name}"))
+        self.handle(MessageArrived(envelope, peer.key_name))
         return self
 
     def hello(self, peer: Peer, **fields: Any) -> BossScript:
-        """Hello and Welcome."""
+        """Hello and Welcome. Processes of one home sign with its key, unless a test says otherwise."""
+        if fields.get("home", f"home-{peer.name}") != f"home-{peer.name}" and peer.key_name == f"key-{peer.name}":
+            peer.key_name = f"key-{fields['home']}"
         fields.setdefault("attempts", tuple(HeldAttempt(*key, state) for key, state in peer.holds.items()))
         hello = wire.Hello(nonce=f"{peer.name}-nonce", kind=peer.kind, **fields)
-        self.handle(MessageArrived(Envelope(wire.PROTOCOL_VERSION, peer.name, "", 0, hello), f"key-{peer.name}"))
+        self.handle(MessageArrived(Envelope(wire.PROTOCOL_VERSION, peer.name, "", 0, hello), peer.key_name))
         welcome = self.take(peer, wire.Welcome)
         peer.session, peer.number, peer.seen = welcome.session, 0, 0
         return self

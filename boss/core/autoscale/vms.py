@@ -152,7 +152,7 @@ class Vms:
             return
         self.openings.look_for_room(self.alive.values(), now)
         self.openings.tell(self._closed_all(now), now)
-        pools = self._pools_now(now)
+        pools = self.pools_now(now)
         may_start = any(not pool.closed and pool.may_start and pool.alive < pool.config.maximum for pool in pools)
         if not may_start and not any(vm.state == "running" for vm in self.alive.values()):
             self._plan_again(now)
@@ -176,7 +176,7 @@ class Vms:
 
     def plan(self, now: float) -> Plan:
         """What `scale` would do now, and why; changes nothing."""
-        return self.rule(self._outlook.situation(self.alive.values(), self._pools_now(now), now))
+        return self.rule(self._outlook.situation(self.alive.values(), self.pools_now(now), now))
 
     def pool_rows(self, now: float) -> list[PoolRow]:
         """How each pool fares."""
@@ -212,7 +212,8 @@ class Vms:
             return cause.text
         return vm.said if now - vm.intended_at >= SLOW_S else ""
 
-    def _pools_now(self, now: float) -> list[PoolNow]:
+    def pools_now(self, now: float) -> list[PoolNow]:
+        """Every pool as it stands."""
         return self.openings.now(self.alive.values(), self._closed_all(now), now)
 
     def _closed_all(self, now: float) -> str:
@@ -380,7 +381,8 @@ class Vms:
     def _on_vanished(self, vm: VmRow, ended: float | None, now: float) -> None:
         worker = self._fleet.workers.get(vm.worker)
         if worker is not None:
-            self._duty.remove(worker, WorkerState.GONE, "its VM is gone", now)
+            ours = vm.state == "ending"  # else something in it may have ended the machine
+            self._duty.remove(worker, WorkerState.GONE, "its VM is gone", now, explained=ours)
         if vm.state in COMING:
             self._boot_failed(vm, "the VM vanished", "vanished", now)
         self._gone(vm, vm.reason if vm.state == "ending" else "the VM vanished", now, ended=ended)

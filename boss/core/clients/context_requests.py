@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from boss.core.autoscale.vms import Vms
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
 from boss.core.model.effects import UseDatastore
-from boss.core.model.outbox import Outbox
+from boss.core.model.outbox import Conversation, Outbox
 from boss.core.tasks.attempts import Attempts
 from boss.core.workers.datastore_access import Access
+from boss.core.workers.leases import Leases
+from ecloud.model.roles import is_revocable
+from ecloud.model.text import counted
 from ecloud.model.wire import Request
 
 DATASTORE_NOTES = ("datastore_address", "datastore_host_key", "datastore_python", "datastore_gate")
@@ -17,8 +21,22 @@ DATASTORE_NOTES = ("datastore_address", "datastore_host_key", "datastore_python"
 class ContextRequests:
     """Carries out requests about the cluster. `verbs`: by name, called with the request and `now`."""
 
-    def __init__(self, outbox: Outbox, attempts: Attempts, access: Access, revoked_keys: set[str]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        attempts: Attempts,
+        access: Access,
+        leases: Leases,
+        vms: Vms,
+        clients: dict[str, Conversation],
+        forget_client: Callable[[Conversation], None],
+        revoked_keys: set[str],
+    ) -> None:
         self._outbox = outbox
+        self._leases = leases
+        self._vms = vms
+        self._clients = clients
+        self._forget_client = forget_client
         self._attempts = attempts
         self._access = access
         self._revoked_keys = revoked_keys
@@ -70,8 +88,16 @@ class ContextRequests:
 
     def _revoke_key(self, request: Request, now: float) -> Answer:
         name = text_of(request, "name")
-        if not name.startswith(("invite-", "vm-")):
-            raise RequestRefused("request", f"{name!r} is not the name of an invitation")
+        if not is_revocable(name):
+            raise RequestRefused("request", f"{name!r} is not the name of an invitation: its file has it")
         self._revoked_keys.add(name)
         self._outbox.writes.revoked_keys.add(name)
-        return 1, f"{name} opens nothing any more", (name,)
+        workers = self._leases.revoke(name, now)
+        for worker in workers:
+            self._vms.on_worker_left(worker, now)
+        clients = [client for client in self._clients.values() if client.key_name == name]
+        for client in clients:
+            self._forget_client(client)
+        dropped = [counted(len(found), what) for found, what in ((workers, "worker"), (clients, "client")) if found]
+        text = f"{name} is revoked" + (f"; dropped at once: {' and '.join(dropped)}" if dropped else "")
+        return 1, text, (name,)

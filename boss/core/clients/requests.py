@@ -17,6 +17,7 @@ from boss.core.clients.request_answers import Answer, RequestRefused, listed, te
 from boss.core.clients.task_requests import TaskRequests
 from boss.core.clients.vm_requests import VmRequests
 from boss.core.clients.watchers import Watchers
+from boss.core.clients.why_ready import WhyReady
 from boss.core.clients.worker_requests import WorkerRequests
 from boss.core.model.effects import SelectTasks
 from boss.core.model.fleet import Fleet
@@ -27,6 +28,7 @@ from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
+from ecloud.model.roles import why_not_request
 from ecloud.model.wire import Refused, Request, RequestDone
 
 ANSWERS_KEPT = 1_000
@@ -57,6 +59,8 @@ class Requests:
         watchers: Watchers,
         access: Access,
         clients: dict[str, Conversation],
+        forget_client: Callable[[Conversation], None],
+        why_ready: WhyReady,
         revoked_keys: set[str],
     ) -> None:
         self._outbox = outbox
@@ -67,10 +71,12 @@ class Requests:
         self._tokens = 0
         self._answers: OrderedDict[str, RequestDone | Refused] = OrderedDict()
         self._about_tasks = TaskRequests(outbox, book, attempts, fleet).verbs
+        self._why_ready = why_ready
         self._about_others: dict[str, Callable[[Request, float], Answer]] = {
+            "why": self._why,
             **WorkerRequests(outbox, fleet, leases, vms).verbs,
             **VmRequests(vms).verbs,
-            **ContextRequests(outbox, attempts, access, revoked_keys).verbs,
+            **ContextRequests(outbox, attempts, access, leases, vms, clients, forget_client, revoked_keys).verbs,
         }
 
     def on_request(self, client: Conversation, request: Request, now: float) -> None:
@@ -79,6 +85,8 @@ class Requests:
         if what := _too_long(request):
             reason = f"{what} is longer than {MAX_TEXT_CHARS:,} characters"
             self._outbox.say(client, Refused("request", reason, about=request.request_id[:MAX_TEXT_CHARS]))
+        elif problem := why_not_request(client.key_name, request.verb):
+            self._outbox.say(client, Refused("role", problem, about=request.request_id))
         elif known is not None:
             self._outbox.say(client, known)
         elif any(waiting.request.request_id == request.request_id for waiting in self._waiting.values()):
@@ -133,6 +141,12 @@ class Requests:
         client = self._clients.get(peer)
         if client is not None:
             self._outbox.say(client, answer)
+
+    def _why(self, request: Request, now: float) -> Answer:
+        """The reasons of a ready task, as a JSON list: rows tell those of all others."""
+        task_no = request.arguments.get("task_no")
+        layers = self._why_ready.layers(task_no, now) if isinstance(task_no, int) else []
+        return len(layers), msgspec.json.encode(layers).decode(), ()
 
     def _watch(self, client: Conversation, request: Request, now: float) -> None:
         name = text_of(request, "run")

@@ -131,9 +131,12 @@ class TaskRequests:
             return 0, row.state.value, (str(task_no),)
         attempt = self._attempts.active[(task_no, node.assigned)]
         worker = self._fleet.workers.get(self._attempts.holder(attempt))
-        if worker is not None and worker.conversation is not None:
+        if worker is None:
+            return 1, node.state.value, (str(task_no),)
+        if worker.conversation is not None:
             self._outbox.say(worker.conversation, StreamLogs(task_no, attempt.number, STREAM_LOGS_S))
-        return 1, node.state.value, (str(task_no),)
+        # Whose lines are to be believed: anybody at the broker can send some to the task's topic.
+        return 1, node.state.value, (str(task_no), str(attempt.number), worker.name, worker.row.key_name)
 
 
 def _below(rows: Iterable[TaskRow], targets: set[int], states: frozenset[TaskState]) -> set[int]:

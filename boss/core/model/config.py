@@ -40,6 +40,8 @@ class BossConfig(msgspec.Struct, frozen=True):
     lease_margin_s: float = 5.0
     stop_grace_s: float = 10.0
     retry_backoff_s: float = 1.0
+    max_lost_workers: int = 3
+    """Workers that may be lost while a task runs on them before the task fails; 0: any number."""
     max_tasks_per_push: int = 2_000_000
     keep_runs_s: float = 30 * 86400.0
     keep_machines_s: float = 2 * 86400.0

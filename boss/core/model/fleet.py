@@ -42,6 +42,7 @@ class Attempt(msgspec.Struct, eq=False):
     in_slot: bool = False
     ahead_s: float = 0.0
     init: bool = False
+    apart: bool = False
     returning: bool = False
     forgotten: bool = False
     reason: str = ""
@@ -97,7 +98,12 @@ class Worker(msgspec.Struct, eq=False):
     resting: set[int] = msgspec.field(default_factory=set)
     idle_since: float | None = None
     leaving: bool = False
+    claimed_by: str = ""
+    """A process on another machine, or after another boot, that says that it has this home, too."""
+    claimed_at: float = 0.0
     slow: bool = False
+    alone: bool = False
+    """It holds an attempt that runs alone (`Suspects`): nothing is queued behind that."""
     fetched: dict[Input, None] = msgspec.field(default_factory=dict)
 
     @property
@@ -114,6 +120,7 @@ class Worker(msgspec.Struct, eq=False):
         """Account for an attempt given to it: in a slot where it fits, else ahead."""
         key = (attempt.task_no, attempt.number)
         self.held[key] = attempt
+        self.alone = self.alone or attempt.apart
         self.idle_since = None
         if fits(self.free, attempt.shape.asks):
             self._occupy(attempt)
@@ -125,6 +132,7 @@ class Worker(msgspec.Struct, eq=False):
         """Account for an attempt it holds no more; what was ahead moves up, first in order that fits."""
         key = (attempt.task_no, attempt.number)
         del self.held[key]
+        self.alone = self.alone and not attempt.apart
         if attempt.in_slot:
             attempt.in_slot = False
             self.slow = False
@@ -175,7 +183,8 @@ class Fleet:
 
     def __init__(self) -> None:
         self.workers: dict[str, Worker] = {}
-        self.by_home: dict[str, Worker] = {}
+        self.by_home: dict[tuple[str, str], Worker] = {}
+        """By the key and the name of their homes: the holder of another key has no say in what a home holds."""
         self.held_cpus: dict[int, float] = {}
         self.touched: dict[str, None] = {}
         """Workers whose room, or whose leave to take tasks, may have changed since `CapacityIndex.settle`."""
@@ -187,7 +196,7 @@ class Fleet:
         self.workers[worker.name] = worker
         self.touched[worker.name] = None
         if worker.row.hello.home:
-            self.by_home[worker.row.hello.home] = worker
+            self.by_home[(worker.row.key_name, worker.row.hello.home)] = worker
 
     def remove(self, worker: Worker) -> None:
         """It is counted on no more. It must hold nothing."""
@@ -196,8 +205,9 @@ class Fleet:
         self.touched[worker.name] = None
         for part in worker.fetched:
             part.holders.pop(worker.name, None)
-        if self.by_home.get(worker.row.hello.home) is worker:
-            del self.by_home[worker.row.hello.home]
+        home = (worker.row.key_name, worker.row.hello.home)
+        if self.by_home.get(home) is worker:
+            del self.by_home[home]
 
     def give(self, worker: Worker, attempt: Attempt) -> None:
         """The worker gets an attempt."""

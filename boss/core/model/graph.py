@@ -128,6 +128,8 @@ class Node(msgspec.Struct, gc=False):
     assigned: int = 0
     init: bool = False
     keep_dir: bool = False
+    apart: bool = False
+    """It may have killed workers: it runs alone on one."""
     dependents: list[tuple[int, Condition]] | None = None
     inputs: Inputs | None = None
 

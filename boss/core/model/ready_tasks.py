@@ -22,11 +22,17 @@ class Group(msgspec.Struct, eq=False):
     run_no: int
     shape: Shape
     nodes: deque[Node]
+    apart: bool = False
+    """Each of them runs alone on a worker (`Suspects`)."""
 
     def is_due(self, node: Node) -> bool:
         """Whether the entry is not void."""
         return (
-            node.state is _READY and not node.assigned and node.priority == self.priority and node.shape is self.shape
+            node.state is _READY
+            and not node.assigned
+            and node.priority == self.priority
+            and node.shape is self.shape
+            and node.apart == self.apart
         )
 
     def take(self, index: int) -> Node:
@@ -42,15 +48,15 @@ class ReadyTasks:
     """All ready tasks, grouped."""
 
     def __init__(self) -> None:
-        self.groups: dict[tuple[int, int, Shape], Group] = {}
+        self.groups: dict[tuple[int, int, Shape, bool], Group] = {}
         self.held_runs: set[int] = set()
 
     def put(self, node: Node) -> None:
         """A task became ready."""
-        key = (node.priority, node.run_no, node.shape)
+        key = (node.priority, node.run_no, node.shape, node.apart)
         group = self.groups.get(key)
         if group is None:
-            group = self.groups[key] = Group(node.priority, node.run_no, node.shape, deque())
+            group = self.groups[key] = Group(node.priority, node.run_no, node.shape, deque(), node.apart)
         group.nodes.append(node)
 
     def hold(self, run_no: int) -> None:
@@ -69,7 +75,7 @@ class ReadyTasks:
             if group.is_due(node):
                 return node
             nodes.popleft()
-        self.groups.pop((group.priority, group.run_no, group.shape), None)
+        self.groups.pop((group.priority, group.run_no, group.shape, group.apart), None)
         return None
 
     def placeable(self) -> list[Group]:

@@ -68,6 +68,18 @@ class AttemptRow(msgspec.Struct, frozen=True):
     outcome: Outcome | None = None
 
 
+class SuspectRow(msgspec.Struct):
+    """A task that ran on `lost` workers when they were lost. `failed`: it failed for that; `reason`: the last one and
+    what happened to it; `at`: when."""
+
+    task_no: int
+    run_no: int
+    lost: int
+    failed: bool
+    reason: str
+    at: float
+
+
 class WorkerRow(msgspec.Struct):
     """A worker process. Its state changes by `Worker.move` only.
 
@@ -210,6 +222,7 @@ class Writes(msgspec.Struct):
     pushes: list[PushAnswered] = msgspec.field(default_factory=list)
     context: dict[str, str | None] = msgspec.field(default_factory=dict)
     revoked_keys: set[str] = msgspec.field(default_factory=set)
+    suspects: dict[int, SuspectRow | None] = msgspec.field(default_factory=dict)
     dropped_tasks: list[int] = msgspec.field(default_factory=list)
     dropped_runs: list[int] = msgspec.field(default_factory=list)
     dropped_workers: list[str] = msgspec.field(default_factory=list)
@@ -257,3 +270,4 @@ class Snapshot(msgspec.Struct):
     states: dict[int, dict[str, int]] = {}
     context: dict[str, str] = {}
     revoked_keys: set[str] = set()
+    suspects: list[SuspectRow] = []

@@ -123,7 +123,7 @@ class CapacityIndex:
         """Whether anything short may be queued at it beyond what runs."""
         config = self._config
         has_room = worker.ahead_s < REFILLED_BELOW * config.ahead_s and len(worker.ahead) < config.ahead_max
-        return has_room and not worker.slow
+        return has_room and not worker.slow and not worker.alone
 
     def check(self) -> None:
         """Invariants, where nobody was touched since: each worker that takes tasks is where it belongs, and nobody

@@ -91,7 +91,8 @@ class Placement:
             while (node := self._ready.first(group)) is not None:
                 worker = None
                 # How long it takes is asked first: what was learned is believed from the first time that it is asked.
-                if (in_slots or self.is_short(node)) and group.shape not in self._hopeless:
+                wanted = in_slots or (self.is_short(node) and not group.apart)
+                if wanted and group.shape not in self._hopeless:
                     worker = room.next_worker()
                     if worker is None and not room.refused:
                         self._give_up(group.shape)
@@ -113,13 +114,13 @@ class Placement:
 
     def _give_up(self, shape: Shape) -> None:
         """There is no room for `shape`, nor for what asks for as much or more, and there will be less and less."""
-        self._hopeless.update([other for _, _, other in self._ready.groups if covers(other, shape)])
+        self._hopeless.update([other for _, _, other, _ in self._ready.groups if covers(other, shape)])
 
     def _reserve(self, group: Group, reserved: dict[str, Group], refuses: Refuses) -> None:
         """Keep the worker that will have room soonest for a task that found none; once per shape and call."""
         shape = group.shape
         for other in reserved.values():
-            if other.shape is shape:
+            if other.shape is shape and other.apart == group.apart:
                 return
         best, best_share = "", -1.0
         for free_group in self.capacity_index.groups:
@@ -151,7 +152,8 @@ class Placement:
     def may_wait_at(self, worker: Worker) -> bool:
         """Whether one more short task that it could run may be queued at the worker beyond what runs."""
         config = self._config
-        return worker.ahead_s < config.ahead_s and len(worker.ahead) < config.ahead_max and not worker.slow
+        has_room = worker.ahead_s < config.ahead_s and len(worker.ahead) < config.ahead_max
+        return has_room and not worker.slow and not worker.alone
 
 
 def _share(free: Resources, shape: Shape, least: float) -> float:
@@ -194,7 +196,7 @@ class _Room:
         for worker in self._fresh:
             if self._reserved and self._is_kept(worker):
                 continue
-            if self._refuses(worker, run_no):
+            if self._refuses(worker, run_no) or (self._group.apart and worker.held):
                 self.refused = True
                 continue
             turn.append(worker)
@@ -293,13 +295,14 @@ class _Room:
     def _is_kept(self, worker: Worker) -> bool:
         """Whether it is reserved for another group that goes before this one."""
         keeper = self._reserved.get(worker.name)
-        if keeper is None or keeper.shape is self._group.shape or keeper.priority < self._group.priority:
+        same = keeper is not None and keeper.shape is self._group.shape and keeper.apart == self._group.apart
+        if keeper is None or same or keeper.priority < self._group.priority:
             return False
         self.refused = self.refused or not self._in_slots
         return True
 
     def _has_room(self, worker: Worker) -> bool:
-        if self._reserved and self._is_kept(worker):
+        if (self._reserved and self._is_kept(worker)) or (self._group.apart and worker.held):
             return False
         if self._in_slots:
             return fits(worker.free, self._group.shape.asks)

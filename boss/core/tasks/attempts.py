@@ -18,8 +18,9 @@ from boss.core.model.runtime_estimates import Runtimes
 from boss.core.model.timers import Timers
 from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_fetched, note_given
-from boss.core.tasks.manifests import undeclared
+from boss.core.tasks.manifests import not_staged, undeclared
 from boss.core.tasks.outcome_acks import OutcomeAcks
+from boss.core.tasks.suspects import Suspects
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, Outcome, Result, TaskState
 from ecloud.model.wire import (
@@ -40,6 +41,9 @@ MAX_BACKOFF_S = 60.0
 _ASSIGNED, _STARTED, _STOPPING = AttemptState.ASSIGNED, AttemptState.STARTED, AttemptState.STOPPING
 _PROMOTING, _ENDED = AttemptState.PROMOTING, AttemptState.ENDED
 _READY, _RUNNING = TaskState.READY, TaskState.RUNNING
+
+STOPS_A_HEARTBEAT = 4 * BATCH_COUNT
+"""Attempts of one inventory that are stopped at once, whatever the worker lists; the next heartbeat shows the rest."""
 
 Key = tuple[int, int]
 
@@ -63,6 +67,7 @@ class Attempts:
         self._fleet = fleet
         self._runtimes = runtimes
         self.inits = inits
+        self.suspects = Suspects(outbox, book, config.max_lost_workers)
         self._acks = acks
         self._timers = timers
         self._config = config
@@ -92,11 +97,12 @@ class Attempts:
             number=node.attempts,
             run_no=node.run_no,
             worker=worker.name,
-            shape=self._book.graph.shapes.of({}) if node.init else node.shape,
+            shape=self._book.graph.shapes.of({}) if node.init else self.suspects.shape_on(worker, node),
             state=_ASSIGNED,
             assigned_at=now,
             ahead_s=guess_s / max(1, how_many(worker.capacity, node.shape, self._config.ahead_max)),
             init=node.init,
+            apart=node.apart,
         )
         self.active[(attempt.task_no, attempt.number)] = attempt
         self._fleet.give(worker, attempt)
@@ -152,7 +158,7 @@ class Attempts:
                     number=attempt.number,
                     run=run.row.name,
                     run_no=attempt.run_no,
-                    asks=node.shape.as_resources,
+                    asks=node.shape.as_resources if attempt.init else attempt.shape.as_resources,
                     init=attempt.init,
                     after_init=() if attempt.init else tuple(run.inits),
                     keep_dir=node.keep_dir,
@@ -211,9 +217,12 @@ class Attempts:
         # Nobody may have said when it started, or a heartbeat showed only that it runs.
         began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
-        publishes = outcome.cause is Cause.SUCCESS and outcome.manifest and not was_stopping and not attempt.init
-        problem = undeclared(outcome.manifest, attempt.declares) if publishes else None
-        if publishes and problem is None:
+        counts = outcome.cause is Cause.SUCCESS and not was_stopping and not attempt.init
+        problem = None
+        if counts:  # what is staged is declared, and what is declared is staged
+            declares = attempt.declares
+            problem = undeclared(outcome.manifest, declares) or not_staged(outcome.manifest, declares)
+        if counts and outcome.manifest and problem is None:
             self._move(attempt, _PROMOTING)
             self.promoting[key] = attempt
             self._to_promote.append(attempt)
@@ -301,8 +310,9 @@ class Attempts:
             elif state == "running" and attempt.state is _ASSIGNED:
                 self._start(attempt, now)
         stop.extend(AttemptName(*key) for key, state in held.items() if state != "ended")
-        if stop:
-            order = StopTasks(tuple(stop), self._config.stop_grace_s, "the boss does not want it any more")
+        for start in range(0, min(len(stop), STOPS_A_HEARTBEAT), BATCH_COUNT):
+            names = tuple(stop[start : start + BATCH_COUNT])
+            order = StopTasks(names, self._config.stop_grace_s, "the boss no longer wants it")
             self._outbox.say(worker.conversation, order)
 
     # --- what the boss wants ---------------------------------------------------------------------
@@ -334,10 +344,18 @@ class Attempts:
             self._fleet.touched[worker.name] = None
             self._outbox.say(worker.conversation, ReturnTasks(tuple(names)))
 
-    def lose(self, worker: Worker, reason: str, now: float) -> None:
-        """The worker is gone with all it held. This costs no task a retry."""
-        for attempt in tuple(worker.held.values()):
+    def lose(self, worker: Worker, reason: str, now: float, by_its_tasks: bool = False) -> None:
+        """The worker is gone with all it held. This costs no task a retry. `by_its_tasks`: nothing else explains it, so
+        that a task may have killed it."""
+        over = self.suspects.charge(worker, reason, now) if by_its_tasks else []
+        held = tuple(worker.held.values())
+        for attempt in held:
             self._take_back(worker, attempt, AttemptState.LOST, reason, now)
+        prepared = next((attempt for attempt in held if attempt.init), None)  # they run one after another
+        if by_its_tasks and prepared is not None:
+            self.inits.on_worker_lost(worker, prepared, reason)
+        for node, text in over:
+            self._book.end(node, TaskState.FAILED, text, now)
 
     def holder(self, attempt: Attempt) -> str:
         """The worker process that holds it: the one it was given to, or a newer one of the same home."""
@@ -349,6 +367,7 @@ class Attempts:
 
     def forget_tasks(self, task_nos: set[int]) -> None:
         """The rows of these tasks are being deleted: what their attempts still come to is not written."""
+        self.suspects.forget_tasks(task_nos)
         writes = self._outbox.writes
         writes.attempts = {key: row for key, row in writes.attempts.items() if key[0] not in task_nos}
         for key, attempt in self.active.items():
@@ -358,6 +377,7 @@ class Attempts:
     def forget_run(self, run_no: int) -> None:
         """The run is dropped: forget who was prepared for it and how long its tasks took."""
         self.inits.forget_run(run_no)
+        self.suspects.forget_run(run_no)
         self._runtimes.forget_run(run_no)
 
     # --- publishing ------------------------------------------------------------------------------

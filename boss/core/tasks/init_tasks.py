@@ -97,6 +97,14 @@ class InitTasks:
                 self._book.move(init, _READY)
             self._book.write(init)
 
+    def on_worker_lost(self, worker: Worker, attempt: Attempt, reason: str) -> None:
+        """The worker was lost while it was prepared, and nothing else explains that: it counts as a failure there."""
+        run = self._book.runs.get(attempt.run_no)
+        node = self._book.graph.nodes.get(attempt.task_no)
+        if run is not None and node is not None and node.init and node.state is not TaskState.FAILED:
+            self._failed(run, node, worker.name, f"worker {worker.name} was lost while it ran: {reason}")
+            self._book.write(node)
+
     def on_unprepared(self, worker: Worker, run_no: int) -> None:
         """The worker returned tasks since it is not prepared: it gets none of this run until its next heartbeat. It may
         have forgotten what succeeded there long ago."""

@@ -54,6 +54,24 @@ def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> 
     return None
 
 
+def not_staged(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> str | None:
+    """A sentence about the first declared result of which the manifest has nothing; None where each is there.
+
+    A directory whose files are merged into others' may be empty, and is not listed itself.
+    """
+    paths = [tuple(entry.path.split("/")) for entry in manifest]
+    for result in results:
+        if result.merge:
+            continue
+        top = () if result.path == "." else tuple(result.path.split("/"))
+        below = [parts[len(top) :] for parts in paths if parts[: len(top)] == top]
+        pattern = pattern_of(result.local) if is_glob(result.local) else None
+        # A file whose name is like a pattern may be renamed: then it is where the result says.
+        if not any(pattern is None or not rest or matches_pattern(rest, pattern) for rest in below):
+            return f"its worker reported success without result {result.local!r}, which the task declares"
+    return None
+
+
 def _is_explained(parts: tuple[str, ...], plain: set[str], globs: list[tuple[tuple[str, ...], list[str]]]) -> bool:
     if any("/".join(parts[:count]) in plain for count in range(len(parts), 0, -1)):
         return True

@@ -15,10 +15,15 @@ from boss.core.model.rows import WorkerRow
 from boss.core.model.timers import Timers
 from boss.core.tasks.attempts import Attempts
 from boss.core.workers.sessions import Sessions
-from ecloud.model.wire import Drain, Exit, Heartbeat, HeartbeatAnswered, Hello, Undrain
+from ecloud.model.wire import Drain, Exit, Heartbeat, HeartbeatAnswered, Hello, Refused, Undrain
 from ecloud.model.worker_states import WorkerState
 
 _REPLACED = "a newer process of the same home took over"
+_REVOKED = "its key was revoked"
+CLAIM_HEARTBEATS = 3
+"""A worker that is silent for so many heartbeats after another process claimed its home has ended."""
+MAX_REASON_CHARS = 1_000
+"""Kept of a sentence that a worker says."""
 
 
 class Leases:
@@ -51,18 +56,45 @@ class Leases:
         worker.lease_until = now + self._patience_s
         self._timers.set(worker.lease_until, lambda at: self._look_at_lease(worker.name, at))
 
+    def _of_home(self, conversation: Conversation, hello: Hello) -> Worker | None:
+        """Another process on duty that has the same home and the same key."""
+        known = self._fleet.by_home.get((conversation.key_name, hello.home)) if hello.home else None
+        return None if known is None or known.name == conversation.peer else known
+
     def is_outdated(self, conversation: Conversation, hello: Hello) -> bool:
         """Whether a later process of the same home said Hello since, and is on duty: what was heard just now was under
         way for long, and its process is gone."""
-        known = self._fleet.by_home.get(hello.home) if hello.home else None
-        if known is None or known.name == conversation.peer or known.conversation is None:
+        known = self._of_home(conversation, hello)
+        if known is None or known.conversation is None or _is_elsewhere(known.row.hello, hello):
             return False
         return known.conversation.hello > conversation.hello
 
+    def why_no_home(self, conversation: Conversation, hello: Hello, now: float) -> Refused | None:
+        """Whether the process may not speak for its home: another one on duty has it, on another machine or from before
+        another boot of this one. A home was copied where that one is heard after this claim; the machine was started
+        again where it stays silent for `CLAIM_HEARTBEATS`."""
+        known = self._of_home(conversation, hello)
+        if known is None or not _is_elsewhere(known.row.hello, hello):
+            return None
+        if known.claimed_by != conversation.peer:
+            known.claimed_by, known.claimed_at = conversation.peer, now
+        where = f"worker {known.name}" + (f" on {known.row.hello.host}" if known.row.hello.host else "")
+        if known.conversation is not None and known.conversation.heard_at > known.claimed_at:
+            reason = f"{where} works with this home: it was copied; this process needs a home of its own"
+            return Refused("home", reason, about=conversation.session)
+        if now - known.claimed_at < CLAIM_HEARTBEATS * self._config.heartbeat_s:
+            reason = f"{where} may still work with this home: say Hello again"
+            return Refused("home_unsure", reason, about=conversation.session)
+        return None
+
     def on_opened(self, conversation: Conversation, hello: Hello, vm_no: int | None, now: float) -> Worker:
         """A worker follows its Hello up: it is on duty from now."""
-        older = self._fleet.by_home.get(hello.home) if hello.home else None
+        older = self._of_home(conversation, hello)
         worker = self._fleet.workers.get(conversation.peer)
+        # Of the attempts that it lists those are believed that are its own: a later boss goes by them.
+        held = worker.held if worker is not None else older.held if older is not None else {}
+        own = tuple(item for item in hello.attempts if (item.task_no, item.number) in held)
+        hello = msgspec.structs.replace(hello, attempts=own)
         row = WorkerRow(conversation.peer, conversation.key_name, WorkerState.UP, now, now, hello, vm_no)
         if worker is None:
             capacity = believed(hello.resources)
@@ -90,7 +122,7 @@ class Leases:
             self._fleet.free(older, attempt, now)
             attempt.session = ""
             self._fleet.give(newer, attempt)
-        self.remove(older, WorkerState.GONE, _REPLACED, now)
+        self.remove(older, WorkerState.GONE, _REPLACED, now, explained=False)
 
     def on_heard(self, worker: Worker, now: float) -> None:
         """Any message of the worker: it lives."""
@@ -99,17 +131,18 @@ class Leases:
     def on_heartbeat(self, worker: Worker, number: int, heartbeat: Heartbeat, now: float) -> None:
         """Renew the lease, correct what differs, note what troubles it."""
         worker.resting.clear()
-        self._attempts.reconcile(worker, heartbeat.attempts, heartbeat.orders_seen, now)
-        if heartbeat.trouble != worker.row.trouble:
-            self.trouble(worker, heartbeat.trouble)
         assert worker.conversation is not None
+        orders_seen = min(heartbeat.orders_seen, worker.conversation.said)  # no more than there are
+        self._attempts.reconcile(worker, heartbeat.attempts, orders_seen, now)
+        if (trouble := _sentence(heartbeat.trouble)) != worker.row.trouble:
+            self.trouble(worker, trouble)
         self._outbox.say(worker.conversation, HeartbeatAnswered(number))
         if worker.row.state is WorkerState.DRAINING:  # it may not have heard of it
             self._outbox.say(worker.conversation, Drain(worker.row.reason, then_exit=worker.leaving))
 
     def trouble(self, worker: Worker, text: str) -> None:
         """The worker can't run anything for now, or can again where `text` is empty."""
-        worker.row = msgspec.structs.replace(worker.row, trouble=text)
+        worker.row = msgspec.structs.replace(worker.row, trouble=_sentence(text))
         self._write(worker)
 
     def drain(self, worker: Worker, reason: str, then_exit: bool, now: float | None = None) -> bool:
@@ -117,6 +150,7 @@ class Leases:
         if worker.row.state is WorkerState.DRAINING and worker.leaving >= then_exit:
             return False
         worker.leaving = worker.leaving or then_exit
+        reason = _sentence(reason)
         since = worker.row.since if now is None or worker.row.state is WorkerState.DRAINING else now
         worker.move(WorkerState.DRAINING, reason, since)
         self._write(worker)
@@ -146,15 +180,29 @@ class Leases:
         if worker.conversation is not None:
             self._outbox.say(worker.conversation, Exit(reason))
 
-    def remove(self, worker: Worker, state: WorkerState, reason: str, now: float) -> None:
-        """It is gone or lost, and all it held with it."""
-        self._attempts.lose(worker, reason, now)
+    def remove(self, worker: Worker, state: WorkerState, reason: str, now: float, explained: bool = True) -> None:
+        """It is gone or lost, and all it held with it. `explained`: the reason tells why, and no task of it is to
+        blame; a worker that was to leave, or that this boss never heard, is always explained."""
+        reason = _sentence(reason)
+        by_its_tasks = not (explained or worker.leaving or worker.conversation is None)
+        self._attempts.lose(worker, reason, now, by_its_tasks)
         self._fleet.remove(worker)
         worker.move(state, reason, now)
         worker.row = msgspec.structs.replace(worker.row, trouble="", moving=None)
         self._write(worker)
         if worker.conversation is not None:
             self._sessions.close(worker.conversation)
+
+    def revoke(self, key_name: str, now: float) -> list[Worker]:
+        """The key opens nothing from now on: workers that sign with it are told to stop, and leave at once."""
+        self._sessions.drop_key(key_name)
+        revoked = [worker for worker in self._fleet.workers.values() if worker.row.key_name == key_name]
+        for worker in revoked:
+            worker.leaving = True
+            if worker.conversation is not None:
+                self._outbox.say(worker.conversation, Exit(_REVOKED))
+            self.remove(worker, WorkerState.GONE, _REVOKED, now)
+        return revoked
 
     def on_broker_lost(self) -> None:
         """Nobody can be heard."""
@@ -180,8 +228,19 @@ class Leases:
             self._timers.set(worker.lease_until, lambda at: self._look_at_lease(name, at))
         else:
             silent_s = now - (worker.lease_until - self._patience_s)
-            self.remove(worker, WorkerState.LOST, f"not heard for {silent_s:.0f} s", now)
+            self.remove(worker, WorkerState.LOST, f"not heard for {silent_s:.0f} s", now, explained=False)
 
     def _write(self, worker: Worker) -> None:
         self._outbox.writes.workers[worker.name] = worker.row
         self._fleet.touched[worker.name] = None
+
+
+def _is_elsewhere(known: Hello, hello: Hello) -> bool:
+    """Whether two Hellos of one home come from different machines, or from before and after a boot, as far as they
+    tell."""
+    pairs = ((known.boot_id, hello.boot_id), (known.machine, hello.machine))
+    return any(one and other and one != other for one, other in pairs)
+
+
+def _sentence(text: str) -> str:
+    return text if len(text) <= MAX_REASON_CHARS else f"{text[:MAX_REASON_CHARS]}…"

@@ -1,4 +1,4 @@
-"""Who we talk with: Hello, Welcome, sessions and numbers. Decides which messages count at all.
+"""Conversations with peers: Hello, Welcome, sessions and message numbers. Decides which messages count.
 
 Never looks into a message beyond `Hello`. What it refuses changes nothing but counters.
 """
@@ -12,18 +12,28 @@ import msgspec
 from boss.core.model.config import BossConfig
 from boss.core.model.events import MessageArrived
 from boss.core.model.outbox import Conversation, Outbox
-from ecloud.model.wire import Hello, Refused, Welcome
+from boss.core.workers.hellos import bounded
+from ecloud.model.roles import why_not_hello
+from ecloud.model.topics import why_no_peer_name
+from ecloud.model.wire import MAX_NAME_CHARS, Hello, Refused, Welcome
 
 MAX_PENDING = 10_000
-"""Hellos not followed up that are remembered; the oldest go first. Thousands of workers may start in one second."""
+"""Hellos that are kept until their peers follow them up. Thousands of workers may start in one second."""
+MAX_PENDING_BYTES = 64 * 1024 * 1024
+"""The same in bytes. Beyond either, the oldest Hello of the key with the most bytes is dropped: who floods the boss
+pushes out his own."""
+PENDING_S = 60.0
+"""A Hello that nobody followed up for so long is dropped. A peer says Hello again after at most 10 s."""
 KINDS = frozenset({"worker", "client"})
-MACHINE_KEY = "vm-"
-"""How the names of keys begin that we gave to VMs: who takes one from a machine gives no orders with it."""
+
+_encode = msgspec.json.Encoder().encode
 
 
 class _Pending(msgspec.Struct):
     hello: Hello
     conversation: Conversation
+    size: int
+    since: float
 
 
 class Sessions:
@@ -35,7 +45,11 @@ class Sessions:
         self._prefix = f"{outbox.epoch}-{int(now * 1_000_000):x}"
         self._config = config
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
-        self._pending_of_peer: dict[str, str] = {}
+        self._pending_of_key: dict[str, OrderedDict[str, int]] = {}
+        """Sizes by session, of each key."""
+        self._pending_bytes = 0
+        self._session_of_nonce: dict[tuple[str, str, str], str] = {}
+        """By peer, key and nonce: a Hello that arrives twice opens one session."""
         self.open: dict[str, Conversation] = {}
         self.of_peer: dict[str, Conversation] = {}
         self.datastore = config.datastore
@@ -43,22 +57,28 @@ class Sessions:
         self.ignored: Counter[str] = Counter()
         self._counter = 0
 
-    def on_hello(self, event: MessageArrived, hello: Hello) -> None:
-        """Answer with `Welcome`; remember the session until the peer's next message or until it is forgotten."""
-        peer = event.envelope.peer
-        if hello.kind not in KINDS or (hello.kind == "client" and event.key_name.startswith(MACHINE_KEY)):
+    # --- Hello -----------------------------------------------------------------------------------
+
+    def on_hello(self, event: MessageArrived, hello: Hello, now: float) -> None:
+        """Answer with `Welcome`; remember the session until the peer's next message or until it is dropped.
+
+        A peer may have several Hellos pending: anybody at the broker can repeat an old one, and must not push out the
+        one that its peer is about to follow up.
+        """
+        peer, key_name = event.envelope.peer, event.key_name
+        if hello.kind not in KINDS or not hello.nonce or len(hello.nonce) > MAX_NAME_CHARS:
             self.ignored["kind"] += 1
             return
-        self._counter += 1
-        session = f"{self._prefix}-{self._counter}"
-        self._pending.pop(self._pending_of_peer.get(peer, ""), None)
-        self._pending[session] = _Pending(
-            hello, Conversation(peer, event.key_name, session, hello.kind, hello=self._counter)
-        )
-        self._pending_of_peer[peer] = session
-        while len(self._pending) > MAX_PENDING:
-            _, forgotten = self._pending.popitem(last=False)
-            self._pending_of_peer.pop(forgotten.conversation.peer, None)
+        if problem := why_not_hello(key_name, hello.kind):
+            self.ignored["role"] += 1
+            self._outbox.say_outside(peer, key_name, "", Refused("role", problem, about=hello.nonce))
+            return
+        if problem := why_no_peer_name(peer):
+            self.ignored["peer"] += 1
+            self._outbox.say_outside(peer, key_name, "", Refused("peer", problem, about=hello.nonce))
+            return
+        self.drop_old_hellos(now)
+        session = self._session_of_nonce.get((peer, key_name, hello.nonce)) or self._remember(event, hello, now)
         config = self._config
         welcome = Welcome(
             nonce=hello.nonce,
@@ -69,7 +89,43 @@ class Sessions:
             settings=config.worker_settings,
             shell=config.shell,
         )
-        self._outbox.say_outside(peer, event.key_name, session, welcome)
+        self._outbox.say_outside(peer, key_name, session, welcome)
+
+    def _remember(self, event: MessageArrived, hello: Hello, now: float) -> str:
+        peer, key_name = event.envelope.peer, event.key_name
+        self._counter += 1
+        session = f"{self._prefix}-{self._counter}"
+        kept = bounded(hello)
+        size = len(_encode(kept))
+        conversation = Conversation(peer, key_name, session, hello.kind, hello=self._counter)
+        self._pending[session] = _Pending(kept, conversation, size, now)
+        self._pending_of_key.setdefault(key_name, OrderedDict())[session] = size
+        self._pending_bytes += size
+        self._session_of_nonce[(peer, key_name, hello.nonce)] = session
+        while len(self._pending) > MAX_PENDING or self._pending_bytes > MAX_PENDING_BYTES:
+            greediest = max(self._pending_of_key.values(), key=lambda sizes: sum(sizes.values()))
+            self._drop(next(iter(greediest)))
+        return session
+
+    def drop_old_hellos(self, now: float) -> None:
+        """Forget Hellos that nobody followed up in time."""
+        while self._pending:
+            session, pending = next(iter(self._pending.items()))
+            if now - pending.since < PENDING_S:
+                break
+            self._drop(session)
+
+    def _drop(self, session: str) -> None:
+        pending = self._pending.pop(session)
+        conversation = pending.conversation
+        sizes = self._pending_of_key[conversation.key_name]
+        del sizes[session]
+        if not sizes:
+            del self._pending_of_key[conversation.key_name]
+        self._pending_bytes -= pending.size
+        del self._session_of_nonce[(conversation.peer, conversation.key_name, pending.hello.nonce)]
+
+    # --- messages --------------------------------------------------------------------------------
 
     def accept(self, event: MessageArrived, now: float) -> tuple[Conversation | None, Hello | None]:
         """The session this message counts in, and the peer's `Hello` if the message opens the session; None where it
@@ -90,8 +146,13 @@ class Sessions:
             self.ignored["peer"] += 1
             return None, None
         older = self.of_peer.get(envelope.peer)
-        if older is not None and older.key_name != conversation.key_name:  # somebody else takes its name
+        if older is not None and older.key_name != conversation.key_name:  # another key takes its name
             self.ignored["peer"] += 1
+            return None, None
+        if opened is not None and older is not None and older.hello > conversation.hello:
+            # It said Hello again since, and followed that up: this was under way for long.
+            self.ignored["session"] += 1
+            self._drop(envelope.session)
             return None, None
         if envelope.number <= conversation.heard:
             self.ignored["number"] += 1
@@ -99,9 +160,7 @@ class Sessions:
         conversation.heard = envelope.number
         conversation.heard_at = now
         if opened is not None:
-            del self._pending[envelope.session]
-            self._pending_of_peer.pop(envelope.peer, None)
-            older = self.of_peer.get(envelope.peer)
+            self._drop(envelope.session)
             if older is not None:
                 del self.open[older.session]
             self.open[conversation.session] = conversation
@@ -113,6 +172,16 @@ class Sessions:
         if self.open.pop(conversation.session, None) is not None:
             self.of_peer.pop(conversation.peer, None)
 
+    def drop_key(self, key_name: str) -> list[Conversation]:
+        """The key is revoked: its pending Hellos are dropped. The open conversations signed with it, for the caller to
+        close."""
+        for session in tuple(self._pending_of_key.get(key_name, ())):
+            self._drop(session)
+        return [conversation for conversation in self.open.values() if conversation.key_name == key_name]
+
     def check(self) -> None:
-        """Invariant: one open session per peer."""
+        """Invariants: one open session per peer; pending Hellos are counted and bounded."""
         assert {c.session for c in self.of_peer.values()} == set(self.open)
+        assert self._pending_bytes == sum(pending.size for pending in self._pending.values()) <= MAX_PENDING_BYTES
+        assert len(self._pending) == len(self._session_of_nonce) <= MAX_PENDING
+        assert sum(map(len, self._pending_of_key.values())) == len(self._pending)

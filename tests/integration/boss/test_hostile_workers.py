@@ -28,6 +28,7 @@ from ecloud.model.wire import (
     Goodbye,
     Heartbeat,
     HeldAttempt,
+    Hello,
     MovingChanged,
     OutcomesStored,
     PushOptions,
@@ -63,7 +64,15 @@ def odd_names(peer: str) -> dict[str, Any]:
 # --- workers that lie -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("peers", [("liar", "..", "-oProxyCommand=x"), ("a b", "%s{}", "x" * 64)])
+def test_names_that_mean_something_elsewhere_are_refused(besieged: Daemon, tmp_path: Path) -> None:
+    with nothing_changes(besieged, tmp_path):
+        for peer in ("..", "-oProxyCommand=x", "a b", "%s{}", "put"):
+            with Stranger(besieged, peer, INVITED) as liar:
+                liar.say(Hello("n", "worker"))
+                assert liar.hears(Refused).code == "peer"
+
+
+@pytest.mark.parametrize("peers", [("liar", "x" * 64)])
 def test_outcomes_of_tasks_that_it_never_had_change_nothing(
     peers: tuple[str, ...], besieged: Daemon, tmp_path: Path
 ) -> None:
@@ -233,13 +242,13 @@ def test_no_terminal_acts_on_what_tasks_print_and_workers_are_called(besieged: D
     refused = doors.push(doors.write("odd.json", tasks), code=2)
     shows_no_escapes(refused.text)
     tasks[1]["id"] = "prints"
-    with Stranger(besieged, "w\u202eliar", INVITED) as liar:
+    with Stranger(besieged, "w-liar", INVITED) as liar:
         liar.hello("worker", resources={"cpus": 0.0}, **odd_names("liar"))
         liar.say(Heartbeat(0, trouble=ESCAPE))
         failed = doors.push(doors.write("shown.json", tasks), "--wait", code=1)
         shows_no_escapes(failed.text)
         wait_until(lambda: "liar" in doors.admin("show_workers").text, what="the liar is on duty")
         every_door_shows_no_escapes(doors, "fails", "prints")
-        shows_no_escapes(doors.admin("why", "worker/w\u202eliar", code=None).text)
+        shows_no_escapes(doors.admin("why", "worker/w-liar", code=None).text)
         liar.say(Goodbye(ESCAPE))
     is_calm(besieged)

@@ -86,14 +86,14 @@ def test_a_migration_may_be_cut_off_at_any_of_its_statements(empty_engine: Engin
                 raise PowerCut
 
     sa.event.listen(empty_engine, "before_cursor_execute", cut_off)
-    while present_revision(empty_engine) is None:
+    while present_revision(empty_engine) != schema.REVISION:
         # A server keeps each statement of a migration; in a file it is one transaction, all or nothing.
         left = 3 if empty_engine.dialect.name == "mysql" else 3 * (done + 1)
         try:
             migrate(empty_engine)
         except PowerCut:
             done += 1
-            with pytest.raises(SchemaWrong, match="no tables yet"):
+            with pytest.raises(SchemaWrong, match=r"no tables yet|has schema 00"):
                 require_schema(empty_engine)
     sa.event.remove(empty_engine, "before_cursor_execute", cut_off)
     assert done >= 3

@@ -19,6 +19,7 @@ from ecloud.config.secrets import (
     write_access,
     write_private,
 )
+from ecloud.model.roles import Role
 
 ACCESS = AccessFile("c" * 16, "broker.example", 8883, "client", "ab" * 32, "user", "secret", "-----BEGIN…", True)
 
@@ -67,9 +68,9 @@ def test_keys_differ_by_name_and_by_cluster() -> None:
 
 
 def test_invitations_have_names_of_their_own() -> None:
-    names = {new_invite_name() for _ in range(100)}
+    names = {new_invite_name(Role.SUBMIT) for _ in range(100)}
     assert len(names) == 100
-    assert all(name.startswith("invite-") and len(name) == 15 for name in names)
+    assert all(name.startswith("submit-") and len(name) == 15 for name in names)
 
 
 def test_a_private_file_is_whole_and_leaves_nothing_beside_it(home: Home) -> None:

@@ -201,7 +201,7 @@ def test_a_new_process_delivers_what_the_old_one_spooled(script: BossScript) -> 
     script.push("r", task("a"))
     script.starts(w1, "a")
     w2 = script.peers["w2"] = type(w1)("w2", "worker")
-    w2.holds = {script.key("a"): "ended"}
+    w2.key_name, w2.holds = w1.key_name, {script.key("a"): "ended"}
     script.hello(w2, resources={"cpus": 1.0}, home="h")
     script.beats(w2).ended(w2, "a").stored(w2, "a").states(a="succeeded")
 

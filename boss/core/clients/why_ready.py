@@ -1,0 +1,183 @@
+"""Why a ready task has not started: what the boss itself goes by when it places tasks and plans capacity.
+
+Reads everything, changes nothing. The same functions answer that decide: `fits`, `InitTasks.refuses`, the pools, the
+budgets and the capacity plan. Tasks in other states are explained from the database (`ecloud/queries/why_task.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from boss.core.autoscale.pools import COMING
+from boss.core.autoscale.run_budgets import RunBudgets
+from boss.core.autoscale.scaling import PoolNow
+from boss.core.autoscale.vms import Vms
+from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.graph import Node
+from boss.core.model.ready_tasks import ReadyTasks
+from boss.core.tasks.attempts import Attempts
+from boss.core.tasks.taskbook import TaskBook
+from ecloud.model.tasks import TaskState, fits
+from ecloud.model.text import amounts, counted, duration
+from ecloud.model.worker_states import WorkerState
+
+NAMED = 5
+COUNTED = 10_000
+"""Ready tasks of a group that are looked at one by one; of larger groups the rest is counted as it stands."""
+
+
+class WhyReady:
+    """Answers why a ready task waits."""
+
+    def __init__(
+        self, book: TaskBook, attempts: Attempts, fleet: Fleet, ready: ReadyTasks, vms: Vms, budgets: RunBudgets
+    ) -> None:
+        self._book = book
+        self._attempts = attempts
+        self._fleet = fleet
+        self._ready = ready
+        self._vms = vms
+        self._budgets = budgets
+
+    def layers(self, task_no: int, now: float) -> list[str]:
+        """Sentences, the nearest reason first; none where the task is not ready, or a worker has it already."""
+        node = self._book.graph.nodes.get(task_no)
+        if node is None or node.init or node.state is not TaskState.READY or node.assigned:
+            return []
+        return list(self._layers(node, now))
+
+    def _layers(self, node: Node, now: float) -> Iterator[str]:
+        name, run = f"task {node.id}", self._book.runs[node.run_no]
+        if run.row.held:
+            yield f"{name} waits because its run is held: {run.row.held}"
+        elif run.stuck:
+            yield f"{name} waits: {run.stuck}"
+        if node.not_before > now:
+            last = f": {node.reason}" if node.reason else ""
+            yield f"{name} is tried again in {duration(node.not_before - now)}{last}"
+        fitting = [one for one in self._fleet.workers.values() if fits(one.capacity, node.shape.asks)]
+        if fitting:
+            yield from self._workers(node, name, fitting)
+        else:
+            yield self._nobody_fits(node, name, now)
+        yield from self._pools(node, now)
+        suspect = self._attempts.suspects.rows.get(node.task_no)
+        if suspect is not None:
+            lost = f"{counted(suspect.lost, 'worker')} {'was' if suspect.lost == 1 else 'were'} lost while it ran"
+            yield f"{lost}, the last {suspect.reason}" + ("; it runs alone on the next" if node.apart else "")
+        if node.reason and node.not_before <= now:
+            yield f"{name} came back: {node.reason}"
+
+    # --- workers ---------------------------------------------------------------------------------
+
+    def _workers(self, node: Node, name: str, fitting: list[Worker]) -> Iterator[str]:
+        takers = [worker for worker in fitting if worker.takes_tasks]
+        closed = [f"{worker.name} {_why_closed(worker)}" for worker in fitting if not worker.takes_tasks]
+        able = [worker for worker in takers if not self._attempts.inits.refuses(worker, node.run_no)]
+        if not takers:
+            yield f"{name} waits: of the workers it fits, none takes tasks now: {_some(closed)}"
+            return
+        if not able:
+            failed = [worker.name for worker in takers]
+            yield f"{name} waits: its run can't be prepared on any worker it fits ({_some(failed)})"
+        else:
+            yield self._turn(node, name, able)
+        if closed:
+            yield f"of the workers it fits, some take no tasks: {_some(closed)}"
+
+    def _turn(self, node: Node, name: str, able: list[Worker]) -> str:
+        if node.apart:
+            idle = [worker for worker in able if not worker.held]
+            if not idle:
+                return f"{name} waits for a worker to itself, since it may have killed others: all have work"
+        roomy = [worker for worker in able if fits(worker.free, node.shape.asks)]
+        ahead = self._ahead(node)
+        if roomy and not ahead:
+            return f"{name} is ready and worker {roomy[0].name} has room: it starts with the boss's next decision"
+        fit = f"{counted(len(able), 'worker')} that {'fits' if len(able) == 1 else 'fit'} it"
+        state = "have room" if roomy else "are all busy" if len(able) > 1 else "is busy"
+        return f"{name} waits its turn: {fit} {state}" + "".join(f"; {part}" for part in ahead)
+
+    def _ahead(self, node: Node) -> list[str]:
+        """Who goes first: higher priorities, then tasks of its run that stand before it."""
+        higher = before = 0
+        for group in self._ready.placeable():
+            due = sum(group.is_due(one) for one in islice(group.nodes, COUNTED)) + max(0, len(group.nodes) - COUNTED)
+            if group.priority > node.priority:
+                higher += due
+            elif group.run_no == node.run_no and group.priority == node.priority:
+                first = islice(group.nodes, COUNTED)
+                before += sum(group.is_due(one) and one.task_no < node.task_no for one in first)
+        parts = []
+        if higher:
+            parts.append(f"{counted(higher, 'ready task')} of higher priority {'goes' if higher == 1 else 'go'} first")
+        if before:
+            parts.append(f"{counted(before, 'task')} of its run {'stands' if before == 1 else 'stand'} before it")
+        return parts
+
+    def _nobody_fits(self, node: Node, name: str, now: float) -> str:
+        workers, pools = self._fleet.workers.values(), self._vms.pools_now(now)
+        able = [pool for pool in pools if pool.config.maximum and fits(pool.config.size, node.shape.asks)]
+        if able:
+            has = "no worker fits" if self._fleet.workers else "no worker is on duty"
+            return f"{name} waits: {has}; {self._who_starts(node, able)}"
+        lacking = []
+        for wanted, amount in node.shape.asks:
+            most = max((worker.capacity.get(wanted, 0.0) for worker in workers), default=0.0)
+            offered = max((pool.config.size.get(wanted, 0.0) for pool in pools), default=0.0)
+            if max(most, offered) < amount:
+                pool = f"the largest pool offers {amounts({wanted: offered})}" if offered else "no pool has any"
+                has = f"the largest worker has {amounts({wanted: most})}" if workers else "no worker is on duty"
+                lacking.append(f"needs {amounts({wanted: amount})}; {has}, {pool}")
+        if not lacking:
+            return f"{name} needs {amounts(node.shape.as_resources)} in one worker: no worker and no pool has all of it"
+        return f"{name} {'; '.join(lacking)}"
+
+    # --- pools -----------------------------------------------------------------------------------
+
+    def _who_starts(self, node: Node, able: list[PoolNow]) -> str:
+        if broke := self._budgets.exhausted.get(node.run_no):
+            return f"no VM starts for it: {broke}"
+        opened = [pool for pool in able if not pool.closed]
+        if not opened:
+            return f"no VM of pool {able[0].config.name} starts: {able[0].closed}"
+        return f"pool {opened[0].config.name} can start one that fits"
+
+    def _pools(self, node: Node, now: float) -> Iterator[str]:
+        if broke := self._budgets.exhausted.get(node.run_no):
+            yield f"no VM starts for it: {broke}"
+        for pool in self._vms.pools_now(now):
+            name = pool.config.name
+            if not (pool.config.maximum and fits(pool.config.size, node.shape.asks)):
+                continue
+            told = []
+            if pool.closed:
+                told.append(f"no VM of pool {name} starts: {pool.closed}")
+            elif pool.alive >= pool.config.maximum:
+                told.append(f"pool {name} is at its maximum of {counted(pool.config.maximum, 'VM')}")
+            elif pool.room_bounds:
+                told.append(pool.room)
+            coming = [vm for vm in self._vms.alive.values() if vm.pool == name and vm.state in COMING]
+            if coming:
+                told.append(f"{counted(len(coming), 'VM')} of pool {name} {'boots' if len(coming) == 1 else 'boot'}")
+            if told:
+                yield "; ".join(told)
+        plan = self._vms.plan(now)
+        starts = [start for start in plan.starts if fits(self._vms.pools[start.pool].size, node.shape.asks)]
+        if starts:
+            vms = f"{counted(len(starts), 'VM')} of pool {starts[0].pool}"
+            yield f"the boss is about to start {vms}: {starts[0].reason}"
+
+
+def _why_closed(worker: Worker) -> str:
+    if worker.row.state is not WorkerState.UP:
+        return f"is {worker.row.state}" + (f" ({worker.row.reason})" if worker.row.reason else "")
+    if worker.row.trouble:
+        return f"says: {worker.row.trouble}"
+    return "was not heard since the boss started"
+
+
+def _some(texts: list[str]) -> str:
+    shown = "; ".join(texts[:NAMED])
+    return shown if len(texts) <= NAMED else f"{shown}; and {len(texts) - NAMED} more"

@@ -1,0 +1,105 @@
+"""Tasks that may have killed the workers they ran on: counted, kept apart, and failed in the end.
+
+A worker that is lost charges the tasks that ran on it, unless it was told to leave, said that its machine ends, or was
+never heard by this boss. Where some of them were charged before, only those are charged again: the others were beside
+them. A task that is one short of the limit runs alone on a worker: so that whoever fails for it was alone with the
+worker that it lost, and no bystander does.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from boss.core.model.fleet import Attempt, Worker
+from boss.core.model.graph import Node, Shape
+from boss.core.model.outbox import Outbox
+from boss.core.model.rows import SuspectRow
+from boss.core.tasks.taskbook import TaskBook
+from ecloud.model.tasks import AttemptState
+from ecloud.model.text import counted
+
+_RAN = frozenset({AttemptState.ASSIGNED, AttemptState.STARTED})
+
+
+class Suspects:
+    """Rows by task. `limit`: workers that a task may lose before it fails; 0 for any number."""
+
+    def __init__(self, outbox: Outbox, book: TaskBook, limit: int) -> None:
+        self._outbox = outbox
+        self._book = book
+        self._limit = limit
+        self.rows: dict[int, SuspectRow] = {}
+        self._nodes: dict[int, Node] = {}
+        """The tasks as they were when they were charged: one that is done anew is another node."""
+
+    def load(self, rows: list[SuspectRow]) -> None:
+        """After a start, before anything is placed."""
+        for row in rows:
+            self.rows[row.task_no] = row
+            node = self._book.graph.nodes.get(row.task_no)
+            if node is not None and not row.failed:
+                self._nodes[row.task_no] = node
+                node.apart = self._runs_apart(row)
+
+    def _runs_apart(self, row: SuspectRow) -> bool:
+        return bool(self._limit) and row.lost >= self._limit - 1
+
+    def shape_on(self, worker: Worker, node: Node) -> Shape:
+        """What an attempt of the task occupies there: all of the worker where it is to run alone."""
+        return self._book.graph.shapes.of(worker.capacity) if node.apart else node.shape
+
+    def charge(self, worker: Worker, reason: str, now: float) -> list[tuple[Node, str]]:
+        """The worker is lost with what it ran. The tasks that have lost too many now, each with a sentence."""
+        if not self._limit:
+            return []
+        ran = [node for attempt in worker.held.values() if (node := self._ran(worker, attempt)) is not None]
+        known = [node for node in ran if node.task_no in self.rows]
+        where = f"worker {worker.name}" + (f" on {worker.row.hello.host}" if worker.row.hello.host else "")
+        over = []
+        for node in known or ran:
+            before = self.rows.get(node.task_no)
+            lost = 1 if before is None else before.lost + 1
+            row = SuspectRow(node.task_no, node.run_no, lost, lost >= self._limit, f"{where}: {reason}", now)
+            self._write(row)
+            self._nodes[node.task_no] = node
+            node.apart = self._runs_apart(row)
+            if row.failed:
+                text = f"{counted(lost, 'worker')} {'was' if lost == 1 else 'were'} lost while running it"
+                over.append((node, f"{text}; the last was {where}: {reason}"))
+        return over
+
+    def _ran(self, worker: Worker, attempt: Attempt) -> Node | None:
+        """The task of an attempt that occupied its resources and was wanted; an init task of its run is still to be
+        done first, where the worker has one."""
+        node = self._book.graph.nodes.get(attempt.task_no)
+        if node is None or attempt.init or not attempt.in_slot or attempt.state not in _RAN:
+            return None
+        waits = any(other.init and other.run_no == attempt.run_no for other in worker.held.values())
+        return None if waits or node.assigned != attempt.number else node
+
+    def settle(self) -> None:
+        """At the end of a batch: forget tasks that ended otherwise, or are done anew."""
+        for task_no, row in tuple(self.rows.items()):
+            node = self._book.graph.nodes.get(task_no)
+            if (node is not None) if row.failed else (node is None or node is not self._nodes.get(task_no)):
+                self._forget(task_no)
+
+    def forget_run(self, run_no: int) -> None:
+        """The run is dropped."""
+        self.forget_tasks({row.task_no for row in self.rows.values() if row.run_no == run_no})
+
+    def forget_tasks(self, task_nos: set[int]) -> None:
+        """These tasks are dropped."""
+        for task_no in self.rows.keys() & task_nos:
+            self._forget(task_no)
+
+    def _forget(self, task_no: int) -> None:
+        del self.rows[task_no]
+        node = self._nodes.pop(task_no, None)
+        if node is not None:
+            node.apart = False
+        self._outbox.writes.suspects[task_no] = None
+
+    def _write(self, row: SuspectRow) -> None:
+        self.rows[row.task_no] = row
+        self._outbox.writes.suspects[row.task_no] = msgspec.structs.replace(row)
