@@ -135,8 +135,7 @@ WHY_CONNECT_S = 3.0
 def asking_why(settings: Settings) -> Iterator[Callable[[int], list[str] | str]]:
     """A question to the boss about ready tasks, which connects when it is first asked. It answers with the boss's
     sentences, or with one on why the boss can't be asked."""
-    from ecloud.client.client import Client, PartAway, RequestRefused
-    from ecloud.config.secrets import AccessWrong
+    from ecloud.client.client import Client
 
     clients: list[Client] = []
 
@@ -147,7 +146,7 @@ def asking_why(settings: Settings) -> Iterator[Callable[[int], list[str] | str]]
                 clients.append(client)
                 client.connect(WHY_CONNECT_S)
             return clients[0].why_ready(task_no)
-        except (PartAway, RequestRefused, AccessWrong, Fault) as error:
+        except Problem as error:
             return str(error)
 
     try:
