@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence, Set
 from enum import Enum
 from functools import partial
 from typing import Protocol, TypeVar
@@ -192,7 +192,7 @@ class Driver:
         """Write, then speak, then call: nobody hears of anything that is not committed."""
         if not effects.writes.is_empty:
             yield from self._commit(effects.writes)
-        yield from self._publish(effects.sends)
+        yield from self._publish(effects.sends, effects.writes.revoked_keys)
         for call in effects.calls:
             yield Next.CALL
             self._calls.make(call)
@@ -205,8 +205,10 @@ class Driver:
         self._batch = batch
         self._renewed_at = self._clock()
 
-    def _publish(self, sends: Sequence[Send]) -> Turn:
+    def _publish(self, sends: Sequence[Send], just_revoked: Set[str]) -> Turn:
+        """Nothing is said with a revoked key, but that it was revoked just now: its holder stops what it runs."""
         assert self.core is not None
+        silent = self.core.revoked_keys
         orders = [send.envelope.message for send in sends if isinstance(send.envelope.message, StartTasks)]
         bodies: dict[int, bytes] = {}
         if orders:
@@ -216,12 +218,12 @@ class Driver:
             self._learn_declared(orders, bodies)
         for send in sends:
             yield Next.SEND
-            # Also to a key that this batch revoked: its holder is told to stop. Later nothing is said to it.
-            envelope = send.envelope
-            if isinstance(envelope.message, StartTasks):
-                filled = _with_bodies(envelope.message, bodies)
-                envelope = msgspec.structs.replace(envelope, message=filled)
-            self._speaker.publish(envelope, send.key_name)
+            if send.key_name not in silent or send.key_name in just_revoked:
+                envelope = send.envelope
+                if isinstance(envelope.message, StartTasks):
+                    filled = _with_bodies(envelope.message, bodies)
+                    envelope = msgspec.structs.replace(envelope, message=filled)
+                self._speaker.publish(envelope, send.key_name)
 
     def _learn_declared(self, messages: Sequence[StartTasks], bodies: dict[int, bytes]) -> None:
         """What each ordered attempt declares is what its order said: the core checks its outcome against that."""

@@ -20,10 +20,12 @@ from worker.core.transfer_slot import IDLE_S, Lane
 class Rule:
     """The rule by itself: what it says, in order."""
 
-    def __init__(self, lanes: int = 2, most_bytes: int = 100, opens_at: float = 0.0) -> None:
+    def __init__(
+        self, lanes: int = 2, most_bytes: int = 100, opens_at: float = 0.0, holders: tuple[str, ...] = ()
+    ) -> None:
         self.said: list[tuple[str, int, float | None]] = []
         self.numbers: Counter[str] = Counter()
-        self.permits = TransferSlots(self.say, lanes, most_bytes, opens_at)
+        self.permits = TransferSlots(self.say, lanes, most_bytes, opens_at, holders)
 
     def say(self, worker: str, message: wire.Message) -> Said:
         assert isinstance(message, wire.TransfersGranted)
@@ -95,11 +97,20 @@ def test_a_lane_ends_with_its_worker() -> None:
 
 
 def test_a_boss_that_restarts_learns_the_lanes_there_are_before_it_grants_more() -> None:
-    rule = Rule(lanes=2, opens_at=10.0).wants("a", now=1.0).says()
+    rule = Rule(lanes=2, opens_at=10.0, holders=("b", "c")).wants("a", now=1.0).says()
     rule.beats("b", lane=7, now=2.0).beats("c", lane=9, now=3.0).says()
     rule.grants(10.0).says(("b", 7, SLICE_S - 8.0))
     rule.permits.on_ended("b", 7)
     rule.grants(11.0).says(("a", 10, None))
+
+
+def test_a_lane_that_nobody_granted_is_believed_of_no_worker() -> None:
+    rule = Rule(lanes=2, opens_at=10.0, holders=("b",)).wants("a", now=1.0)
+    rule.beats("x", lane=2**63 - 1, now=2.0).beats("b", lane=7, now=3.0).beats("y", lane=7, now=3.0)
+    assert set(rule.permits.lanes) == {"b"}
+    rule.grants(10.0).says(("a", 8, None))
+    rule.beats("a", lane=9, now=11.0)
+    assert "a" not in rule.permits.lanes, "it was granted another one"
 
 
 class Peer:
