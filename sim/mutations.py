@@ -115,7 +115,7 @@ def any_process_replaces(true: Any) -> Any:
 
 def speaks_first(true: Any) -> Any:
     def carry_out(self: Driver, effects: Any) -> Any:
-        yield from self._publish(effects.sends)
+        yield from self._publish(effects.sends, effects.writes.revoked_keys)
         effects.sends = []
         yield from true(self, effects)
 
