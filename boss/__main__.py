@@ -37,6 +37,7 @@ from datastore.directory import DirectoryDatastore
 from datastore.keys import KeyToolFailed
 from datastore.port import DatastoreAway
 from datastore.problem import DONE, INTERRUPTED, PART_AWAY, Problem
+from ecloud import VERSION
 from ecloud.client.broker import BrokerAddress, external_broker
 from ecloud.config.datastore_address import NOTES, directory_of, is_ssh
 from ecloud.config.home import Home
@@ -56,6 +57,7 @@ _T = TypeVar("_T")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, message=f"ecloud {VERSION}")
 @click.option("--home", metavar="DIR", help="Where the boss keeps its own [ECLOUD_HOME or ~/.ecloud].")
 @click.option("--datastore", metavar="DIR", help="The datastore's directory [HOME/datastore].")
 @click.option(

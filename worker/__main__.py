@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from datastore.keys import KeyToolFailed, make_key
+from ecloud import VERSION
 from ecloud.config import this_host
 from ecloud.config.home import Home
 from ecloud.config.processes import die_with_parent
@@ -69,6 +70,7 @@ def offered(
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, message=f"ecloud {VERSION}")
 @click.argument("access_file", required=False)
 @click.option("--boss", metavar="HOST", help="Beside a boss on this machine: its address; no access file is needed.")
 @click.option("--home", metavar="DIR", help="This worker's own directory [~/.ecloud/worker].")

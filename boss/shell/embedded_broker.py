@@ -204,10 +204,13 @@ def _mosquitto_hash(password: str) -> str:
 
 
 def _user_name() -> str:
-    """Mosquitto started by root would become `mosquitto` and could not read our files."""
+    """Mosquitto started by root would become `mosquitto` and could not read our files; other users stay themselves."""
     import pwd
 
-    return pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # an account without an entry, as in many containers
+        return "root"
 
 
 def _die_with_boss() -> None:

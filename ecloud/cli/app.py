@@ -1,6 +1,7 @@
-"""What the two doors share: exit codes, errors in one sentence, where the boss and the database are found.
+"""What all commands share: errors in one sentence, exit codes, where the boss and the database are found.
 
-A door parses, calls and prints. No traceback reaches a person for a mistake of theirs or for a part that is down.
+A command parses, calls and prints. `run` is the one net below all of them: whatever goes wrong, users read one sentence
+that says what happened and what to do.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import locale
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from datastore.problem import DONE, INPUT_WRONG, INTERRUPTED, PART_AWAY, Problem
+from datastore.problem import DONE, INTERRUPTED, PART_AWAY, Problem
+from ecloud.config import missing_package
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,29 +34,72 @@ if TYPE_CHECKING:
     from ecloud.config.settings import Settings
 
 ANSWER_S = 8.0
-"""How long a door waits for the database's answer; with its own start it has spoken within 10 s."""
+"""How long a command waits for the database's answer; with its own start it has spoken within 10 s."""
+OWN_FAULT = 70
+"""The exit code of an error that is a fault of ECLOUD (EX_SOFTWARE of sysexits.h)."""
+INSTALLED = "ecloud"
+"""The program of an installed package; texts that name `python admin.py` are shown with it."""
+
+_program = ""
 
 
-def enter(door: click.Command, name: str) -> NoReturn:
-    """Run a door and leave with its exit code. `name` stands before its error lines."""
+def enter(command: click.Command, name: str) -> NoReturn:
+    """Run a command and end the process with its exit code. `name` stands before its error lines."""
+    global _program
+    _program = name
+    if sys.getfilesystemencoding() != "utf-8":
+        # File names, arguments and task lists are UTF-8, whatever the locale says.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    _print_as_the_locale_can()
+    sys.exit(run(command, name))
+
+
+def run(command: click.Command, name: str) -> int:
+    """Run a command; the exit code. Raises nothing."""
     signal.signal(signal.SIGTERM, _on_term)
     try:
-        code = door.main(prog_name=name, standalone_mode=False) or DONE
+        _require_directory()
+        code = command.main(prog_name=name, standalone_mode=False) or DONE
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return int(code)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else DONE
     except click.ClickException as error:
-        error.show()
-        code = INPUT_WRONG
+        return report(Problem(f"{error.format_message()}{_help_of(error, name)}"), name)
     except (KeyboardInterrupt, click.Abort):
-        code = INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone: not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = DONE
-    except Exception as error:
-        problem = problem_of(error)
-        if problem is None:
-            raise
-        code = report(problem, name)
-    sys.exit(code)
+        # The reader of our output ended, as with `| head`: no error of this command.
+        with contextlib.suppress(OSError):
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return DONE
+    except BaseException as error:
+        return report(problem_of(error) or _own_fault(error), name)
+
+
+def _help_of(error: click.ClickException, name: str) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else name
+    return "" if "--help" in error.format_message() else f"; {as_typed(path)} --help shows what is possible"
+
+
+def _print_as_the_locale_can() -> None:
+    """Characters that the terminal's encoding lacks are printed as `?`; undecodable names never end a command."""
+    with contextlib.suppress(locale.Error):
+        locale.setlocale(locale.LC_CTYPE, "")
+    encoding = locale.nl_langinfo(locale.CODESET) or "ascii"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding=None if os.environ.get("PYTHONIOENCODING") else encoding, errors="replace")
+
+
+def _require_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise Problem("the working directory was removed", "cd to a directory that exists") from None
 
 
 def _on_term(number: int, frame: object) -> NoReturn:
@@ -63,18 +110,46 @@ def report(problem: Problem, name: str) -> int:
     """Print what went wrong; the exit code."""
     from ecloud.model.text import visible
 
-    for line in problem.lines:
-        print(f"{name}: {visible(line)}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        for line in problem.lines:
+            print(f"{name}: {visible(as_typed(line))}", file=sys.stderr)
+        sys.stderr.flush()
     return problem.exit_code
+
+
+def as_typed(text: str) -> str:
+    """A text whose commands are those that users of this program type."""
+    if _program != INSTALLED:
+        return text
+    return text.replace("python admin.py", "ecloud").replace("python push_tasks.py", "ecloud push")
 
 
 def problem_of(error: BaseException) -> Problem | None:
     """An error as users see it; None for a fault of the program."""
     if isinstance(error, Problem):
         return error
-    if isinstance(error, OSError) and error.filename is not None:
-        return Problem(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    if isinstance(error, ImportError) and not (error.name or "").startswith(("ecloud", "boss", "worker", "datastore")):
+        program = _program or "ecloud"
+        sentence = missing_package.sentence(program, error).removeprefix(f"{program}: ")
+        return Problem(sentence, exit_code=missing_package.NOT_INSTALLED)
+    if isinstance(error, UnicodeEncodeError):
+        return Problem(f"{error.object[:200]!r} is not valid UTF-8", "use a name in UTF-8")
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        return Problem(f"{place}{error.strerror}")
+    if isinstance(error, MemoryError):
+        return Problem("this machine has no memory left for it", exit_code=PART_AWAY)
     return None
+
+
+def _own_fault(error: BaseException) -> Problem:
+    """A fault of ECLOUD, in one sentence; ECLOUD_DEBUG=1 shows where it happened."""
+    if os.environ.get("ECLOUD_DEBUG"):
+        traceback.print_exception(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    text = f"a fault of ECLOUD: {type(error).__name__}: {error}{place}"
+    return Problem(text, "ECLOUD_DEBUG=1 before the command shows a traceback to report", OWN_FAULT)
 
 
 # --- where things are -------------------------------------------------------------------------------
@@ -158,7 +233,7 @@ def asking_why(settings: Settings) -> Iterator[Callable[[int], list[str] | str]]
 
 def say_trouble(text: str) -> None:
     """What is waited for, on stderr; empty when it is over."""
-    print(text or "goes on", file=sys.stderr, flush=True)
+    print(text or "resumed", file=sys.stderr, flush=True)
 
 
 def database(settings: Settings) -> Engine:
@@ -169,7 +244,11 @@ def database(settings: Settings) -> Engine:
 
 
 def console(to_stderr: bool = False) -> Console:
-    """A terminal with its colours, or a pipe with plain lines."""
+    """A terminal with its colours, or a pipe with plain lines. Texts are printed as they are: `[red]` is no markup."""
     from rich.console import Console
 
-    return Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Plain(stderr=to_stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)

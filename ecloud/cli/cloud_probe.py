@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from datastore.problem import PartAway
-from ecloud.config.settings import ROOT, Settings
+from ecloud.config.settings import ROOT, Settings, child_environment
 
 CLOUDS_S = 60.0
 MACHINE_S = 400.0
@@ -28,9 +28,11 @@ def has_clouds(settings: Settings) -> bool:
 
 def ask(*arguments: str, limit_s: float = CLOUDS_S) -> list[dict[str, Any]]:
     """What `python -m boss.providers.registry` says: rows of a table. Raises `CloudsAway`."""
-    command = [sys.executable, "-m", "boss.providers.registry", *arguments]
+    command = [sys.executable, "-X", "utf8", "-m", "boss.providers.registry", *arguments]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=limit_s, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, cwd=ROOT, env=child_environment(), capture_output=True, timeout=limit_s, stdin=subprocess.DEVNULL
+        )
         found: list[dict[str, Any]] = msgspec.json.decode(done.stdout)
         return found
     except subprocess.TimeoutExpired:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 from datastore.problem import DONE, PART_AWAY, Problem
 from ecloud.cli import app, cloud_probe
 from ecloud.config.home import Home
-from ecloud.config.settings import ROOT, Settings, load_settings
+from ecloud.config.settings import ROOT, Settings, child_environment, load_settings
 from ecloud.model.text import counted
 
 START_S = 20.0
@@ -51,13 +51,13 @@ def start(create: bool, as_json: bool) -> int:
         ) from None
     with log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "boss", *(["--broker_host", broker_host] if broker_host else [])],
+            [sys.executable, "-X", "utf8", "-m", "boss", *(["--broker_host", broker_host] if broker_host else [])],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, "ECLOUD_HOME": str(home.path)},
+            env={**child_environment(), "ECLOUD_HOME": str(home.path)},
         )
     _wait_until_up(home, process)
     about = app.running_boss(home) or {}

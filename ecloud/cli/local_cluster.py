@@ -13,9 +13,9 @@ from pathlib import Path
 from datastore.problem import PartAway
 from ecloud.config.home import Home
 from ecloud.config.secrets import AccessFile, read_access
-from ecloud.config.settings import ROOT, Settings, load_settings
+from ecloud.config.settings import ROOT, Settings, child_environment, load_settings
 
-START_S = 30.0
+START_S = 90.0
 STOP_S = 20.0
 """The boss ends its workers and its broker; after this it is killed, and they with it."""
 
@@ -42,7 +42,7 @@ class LocalCluster:
 
     def start(self) -> AccessFile:
         """Start the boss; how to reach it. Raises `LocalClusterFailed`."""
-        command = [sys.executable, "-m", "boss", "--tied", "--home", str(self.home.path)]
+        command = [sys.executable, "-X", "utf8", "-m", "boss", "--tied", "--home", str(self.home.path)]
         command += ["--datastore", str(self.datastore.absolute())]
         command += ["--local", str(self._workers)]
         if self._keep_dirs:
@@ -50,7 +50,13 @@ class LocalCluster:
         with self._log.open("wb") as log:
             # In a session of its own: Ctrl-C is for us, who stop it in order.
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=child_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + START_S
         while not self.home.boss_pid.exists():  # written when all else is there
@@ -104,4 +110,4 @@ class LocalCluster:
                 lines = log.read_text(errors="replace").strip().split("\n")
                 if lines[-1]:
                     return lines[-1].removeprefix("boss: ")
-        return "it left no word"
+        return "no output"

@@ -48,17 +48,6 @@ class Wish(msgspec.Struct, frozen=True):
     as_json: bool = False
 
 
-def with_local_number(arguments: list[str]) -> list[str]:
-    """`--local` may stand alone: then 0, one worker per core, is meant."""
-    found = list(arguments)
-    for index, argument in enumerate(found):
-        if argument == "--":
-            break
-        if argument == "--local" and not (index + 1 < len(found) and found[index + 1].lstrip("-").isdigit()):
-            found[index] = "--local=0"
-    return found
-
-
 def push(wish: Wish) -> int:
     """Do it; the exit code. Raises what `app.problem_of` knows."""
     if wish.local is None and wish.datastore is not None:

@@ -9,15 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import msgspec
 
-from datastore.problem import DONE, PART_AWAY, Problem
+from datastore.problem import DONE, NOT_ALL_SUCCEEDED, PART_AWAY, Problem
 from ecloud.cli import app
 from ecloud.config.settings import load_settings
 
 if TYPE_CHECKING:
     from ecloud.client.client import Argument
+    from ecloud.model.wire import RequestDone
 
+MANY_WORKERS = 20
+"""More are started after a question only."""
+NAMES_ASKED = 5
+"""Names of tasks in the question before they are deleted."""
 REFUSED_WITHIN_S = 3.0
 """How long a cloud's no is waited for where VMs are asked for: most answer within 0.1 s."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -25,33 +31,78 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def ask(verb: str, as_json: bool, **arguments: Argument) -> int:
     """One request, and its answer printed. Raises `RequestRefused`, `BossAway`, `BrokerAway`, `Problem`."""
-    from ecloud.model.text import visible
-
-    with app.boss(load_settings()) as client:
-        answer = client.request(verb, **arguments)
-    if as_json:
-        from ecloud.cli.tables import print_json
-
-        print_json({"count": answer.count, "text": answer.text, "names": answer.names})
-        return DONE
-    print(visible(answer.text))
-    if answer.names and answer.count:
-        from ecloud.cli.tables import some
-
-        print(f"  {some(answer.names, total=max(answer.count, len(answer.names)))}")
+    _print(_answer(verb, **arguments), as_json)
     return DONE
 
 
-def instantiate(n: int, pool: str, keep_alive: bool, as_json: bool) -> int:
-    """Start workers; says what their cloud refused at once. Raises as `ask` does."""
+def _answer(verb: str, **arguments: Argument) -> RequestDone:
+    with app.boss(load_settings()) as client:
+        return client.request(verb, **arguments)
+
+
+def _print(answer: RequestDone, as_json: bool) -> None:
+    from ecloud.cli.tables import print_json, some
+    from ecloud.model.text import visible
+
+    if as_json:
+        print_json({"count": answer.count, "text": answer.text, "names": answer.names})
+        return
+    print(visible(app.as_typed(answer.text)))
+    if answer.names and answer.count:
+        print(f"  {some(answer.names, total=max(answer.count, len(answer.names)))}")
+
+
+def drop_tasks(tasks: Sequence[str], run: str, state: str, label: str, yes: bool, as_json: bool) -> int:
+    """Delete tasks once the user has confirmed their number and names. Raises as `about_tasks` does; `Problem` where
+    nobody can be asked."""
+    from ecloud.model.text import counted
+
+    if not yes and (tasks or run or state or label):
+        names, total = _which(tasks, run, state, label)
+        if not total:
+            raise Problem("no such tasks", "python admin.py show_tasks lists them")
+        shown = f"{counted(total, 'task')} ({', '.join(names[:NAMES_ASKED])}{', …' if total > NAMES_ASKED else ''})"
+        if not sys.stdin.isatty():
+            raise Problem(f"drop_tasks deletes {shown} for good and no terminal can be asked", "confirm with --yes")
+        click.confirm(f"Delete {shown} for good?", abort=True, err=True)
+    return about_tasks("drop_tasks", tasks, run, state, label, as_json)
+
+
+def _which(tasks: Sequence[str], run: str, state: str, label: str) -> tuple[list[str], int]:
+    """The first names of the tasks that are meant, and how many there are."""
+    from ecloud.model.text import visible
+    from ecloud.queries import status as queries
+
+    if tasks:
+        return [visible(name) for name in tasks], len(tasks)
     if os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no database
-        return ask("instantiate_worker", as_json, n=n, pool=pool or None, keep_alive=keep_alive)
+        meant = ", ".join(
+            f"{word} {value}" for word, value in (("run", run), ("state", state), ("label", label)) if value
+        )
+        return [f"all of {meant}"], 1
+    page = queries.tasks(app.database(load_settings()), (state,) if state else (), run, label, NAMES_ASKED)
+    return [visible(line.id) for line in page.tasks], page.total
+
+
+def instantiate(n: int, pool: str, keep_alive: bool, yes: bool, as_json: bool) -> int:
+    """Start workers; says what their cloud refused at once. Exit code 1 where none starts. Raises as `ask` does."""
+    if n > MANY_WORKERS and not yes:
+        if not sys.stdin.isatty():
+            raise Problem(f"{n} workers are many and no terminal can be asked", "confirm with --yes")
+        click.confirm(f"Start {n} workers?", abort=True, err=True)
+    if os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no database
+        answer = _answer("instantiate_worker", n=n, pool=pool or None, keep_alive=keep_alive)
+        _print(answer, as_json)
+        return DONE if answer.count else NOT_ALL_SUCCEEDED
     from ecloud.model.text import counted, visible
     from ecloud.queries import status as queries
 
     engine = app.database(load_settings())
     before = max((vm.vm_no for vm in queries.vms(engine, gone=True)), default=0)
-    code = ask("instantiate_worker", as_json, n=n, pool=pool or None, keep_alive=keep_alive)
+    answer = _answer("instantiate_worker", n=n, pool=pool or None, keep_alive=keep_alive)
+    _print(answer, as_json)
+    if not answer.count:
+        return NOT_ALL_SUCCEEDED
     until = time.monotonic() + REFUSED_WITHIN_S
     while True:
         asked = [vm for vm in queries.vms(engine, gone=True) if vm.vm_no > before]
@@ -60,10 +111,10 @@ def instantiate(n: int, pool: str, keep_alive: bool, as_json: bool) -> int:
         time.sleep(0.05)
     refused = [vm for vm in asked if vm.state == "gone" and vm.cause.startswith("refused")]
     if not refused:
-        return code
+        return DONE
     were = "was" if len(refused) == 1 else "were"
     print(f"admin.py: {counted(len(refused), 'VM')} {were} refused: {visible(refused[-1].reason)}", file=sys.stderr)
-    return PART_AWAY if len(refused) == len(asked) else code
+    return PART_AWAY if len(refused) == len(asked) else DONE
 
 
 def plan(as_json: bool) -> int:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from datastore.problem import Problem
+
 PRIVATE = 0o700
 
 
@@ -13,7 +15,11 @@ class Home:
     """A boss's directory (`ECLOUD_HOME`, default `~/.ecloud`)."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).expanduser().absolute()
+        try:
+            self.path = Path(path).expanduser().absolute()
+        except RuntimeError:  # no HOME, and no entry for this user
+            text = f"the home {path} can't be found: HOME is not set and user {os.getuid()} has no account entry here"
+            raise Problem(text, "set HOME or ECLOUD_HOME") from None
         self.database = self.path / "ecloud.db"
         self.secrets = self.path / "secrets"
         self.cluster_key = self.secrets / "cluster.key"

@@ -158,9 +158,21 @@ WAYS_OF_CODE = ("image", "ssh")
 
 
 def settings_path() -> Path:
-    """The settings file that is read where it exists: `$ECLOUD_SETTINGS`, else settings.py beside admin.py."""
+    """The settings file: `$ECLOUD_SETTINGS`, else the first that exists of settings.py in the working directory,
+    ~/.config/ecloud/settings.py and settings.py beside admin.py. Where none exists: the place for one."""
     named = os.environ.get("ECLOUD_SETTINGS")
-    return Path(named).expanduser() if named else ROOT / "settings.py"
+    if named:
+        return Path(os.path.expanduser(named)).absolute()
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), "ecloud", "settings.py")
+    beside = [ROOT / "settings.py"] if (ROOT / "admin.py").exists() else []
+    places = [Path.cwd() / "settings.py", config, *beside]
+    return next((path for path in places if path.is_file()), places[-1])
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a process of ours that runs elsewhere: it reads the same settings file as this one."""
+    path = settings_path()
+    return {**os.environ, **({"ECLOUD_SETTINGS": str(path)} if path.is_file() else {})}
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:

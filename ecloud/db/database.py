@@ -26,7 +26,9 @@ PING_AFTER_S = 1.0
 ANSWER_S = 120.0
 """How long a server may take for one statement; a door that must answer soon asks for less."""
 BACKUPS_KEPT = 5
-MIGRATIONS = ROOT / "migrations"
+_PACKAGED = Path(__file__).parent / "migrations"
+MIGRATIONS = _PACKAGED if _PACKAGED.is_dir() else ROOT / "migrations"
+"""In an installed package beside this file; in a checkout beside the packages."""
 
 _SESSION = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00'"
 """What does not fit is refused, not cut; the server's clock is read in UTC."""

@@ -13,9 +13,10 @@ import pytest
 from doors import Doors, ended
 from services import ROOT, wait_until
 
-import admin
+from ecloud.cli.actions import GROUPS
+from ecloud.cli.main import main
 
-ACTIONS = [name for names in admin.GROUPS.values() for name in names]
+ACTIONS = [name for names in GROUPS.values() for name in names]
 SLEEPERS = [
     {"id": "long", "commands": "echo begun; sleep 100", "labels": ["slow"]},
     {"id": "after", "commands": "true", "dependencies": ["long"]},
@@ -42,12 +43,12 @@ def pushed(doors: Doors) -> Doors:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_every_action_explains_itself(doors: Doors, action: str) -> None:
     out = doors.admin(action, "--help").out
-    assert "--json" in out
+    assert "--json" in out or action == "completion"
     assert len(out.splitlines()) > 4
 
 
 def test_every_action_is_in_a_group_of_the_help() -> None:
-    assert sorted(ACTIONS) == sorted(admin.main.commands)
+    assert sorted(ACTIONS) == sorted(main.commands)
 
 
 def test_where_no_boss_has_run_each_action_says_what_to_do(doors: Doors) -> None:
@@ -360,6 +361,6 @@ def test_status_is_watched_until_an_interrupt(cluster: Doors) -> None:
 def test_a_door_with_a_python_that_lacks_the_packages_says_what_to_run(tmp_path: Path) -> None:
     for name in ("admin.py", "push_tasks.py"):
         done = subprocess.run([sys.executable, "-S", str(ROOT / name)], capture_output=True, timeout=60, cwd=tmp_path)
-        assert done.returncode == 1
+        assert done.returncode == 3
         assert b"make install" in done.stderr
         assert len(done.stderr.splitlines()) == 1

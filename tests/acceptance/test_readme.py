@@ -12,8 +12,7 @@ from doors import Doors
 from pages import Page, type_all
 from services import ROOT, Daemon, Mosquitto
 
-import admin
-import push_tasks
+from ecloud.cli import main, push_action
 from ecloud.model.tasks import TaskDefinition
 
 
@@ -61,13 +60,13 @@ def test_the_production_page_does_what_it_shows(
 DOCUMENTED = "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
 
 
-@pytest.mark.parametrize("name", sorted(admin.main.commands))
+@pytest.mark.parametrize("name", sorted(main.main.commands))
 def test_every_action_is_documented(name: str) -> None:
     assert re.search(rf"`[^`]*\b{name}\b[^`]*`", DOCUMENTED)
 
 
 def test_every_option_of_a_push_is_documented() -> None:
-    options = [option.opts[0] for option in push_tasks.main.params if option.param_type_name == "option"]
+    options = [option.opts[0] for option in push_action.push.params if option.param_type_name == "option"]
     assert [name for name in options if name not in DOCUMENTED] == []
 
 

@@ -1,0 +1,97 @@
+"""The group that all actions belong to, what each action takes, and the options that several share.
+
+An action parses and calls; what it needs is imported when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from ecloud.cli.version import version_option
+
+GROUPS = {
+    "cluster": ("start", "stop", "status", "doctor", "migrate", "invite", "plan", "ledger"),
+    "tasks": (
+        "push", "show_tasks", "show_queued", "show_in_progress", "show_failed", "show_succeeded", "show_task",
+        "show_task_commands", "show_task_status", "show_task_dependencies", "logs", "why", "cancel", "retry_failed",
+        "redo_task", "drop_tasks",
+    ),
+    "workers": (
+        "instantiate_worker", "show_workers", "drain_worker", "undrain_worker", "kill_worker", "drop_workers",
+        "show_vms",
+    ),
+    "data": ("show_context", "drop_context", "set_datastore", "ls", "get", "put", "du"),
+    "shell": ("completion",),
+}  # fmt: skip
+"""Actions as the help lists them; one that is not named here is listed under "more"."""
+
+
+class Actions(click.Group):
+    """A group whose help has sections and whose errors name the nearest action."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        listed = {name for names in GROUPS.values() for name in names}
+        more = tuple(sorted(set(self.commands) - listed))
+        for title, names in {**GROUPS, "more": more}.items():
+            if names:
+                with formatter.section(title):
+                    formatter.write_dl([(name, self.commands[name].get_short_help_str(80)) for name in names])
+
+    def resolve_command(self, context: click.Context, arguments: list[str]) -> Any:
+        try:
+            return super().resolve_command(context, arguments)
+        except click.UsageError as error:
+            nearest = difflib.get_close_matches(arguments[0], self.commands, 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"{context.command_path} --help lists them"
+            raise click.UsageError(f"there is no action {arguments[0]!r}; {hint}", context) from error
+
+
+@click.group(cls=Actions, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@version_option
+def main() -> None:
+    """Ask the cluster and tell it what to do. Each action takes --help and --json.
+
+    Exit codes: 0 done, 1 some task did not succeed, 2 the input is wrong, 3 a part can't be reached, 70 a fault of
+    ECLOUD itself, 130 interrupted.
+    """
+
+
+Function = Callable[..., int | None]
+
+
+def action(function: Function) -> click.Command:
+    """An action of that name, which takes --json."""
+    option = click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
+    return main.command(function.__name__)(option(function))
+
+
+run_option = click.option("--run", default="", metavar="RUN", help="Of this run only.")
+state_option = click.option("--state", default="", metavar="S", help="In this state only.")
+label_option = click.option("--label", default="", metavar="L", help="With this label only.")
+limit_option = click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
+newest_option = click.option("--newest", is_flag=True, help="The last ones of the lists first.")
+task_argument = click.argument("task", metavar="TASK")
+
+
+def list_options(function: Function) -> Function:
+    """What the lists of tasks take."""
+    for option in (newest_option, limit_option, label_option, run_option):
+        function = option(function)
+    return function
+
+
+def about_tasks(function: Function) -> click.Command:
+    """An action on tasks that are named, or on all of a run, a state or a label."""
+    for option in (label_option, state_option, run_option, click.argument("tasks", nargs=-1, metavar="[TASK]...")):
+        function = option(function)
+    return action(function)
+
+
+def about_workers(function: Function) -> click.Command:
+    """An action on workers that are named (the first letters suffice), or on all."""
+    function = click.option("--all", "everyone", is_flag=True, help="All workers.")(function)
+    return action(click.argument("workers", nargs=-1, metavar="[WORKER]...")(function))

@@ -1,0 +1,87 @@
+"""Actions about the cluster as a whole."""
+
+from __future__ import annotations
+
+import click
+
+from ecloud.cli.actions import action, run_option
+
+
+@action
+@click.option("--create", is_flag=True, help="Make the machines of BOSS_TEMPLATE, DATASTORE_TEMPLATE where none runs.")
+def start(create: bool, as_json: bool) -> int:
+    """Start the boss in the background."""
+    from ecloud.cli import daemon
+
+    return daemon.start(create, as_json)
+
+
+@action
+@click.option("--vms", is_flag=True, help="First end all VMs, with what they run.")
+def stop(vms: bool, as_json: bool) -> int:
+    """Stop the boss; says what still runs."""
+    from ecloud.cli import daemon
+
+    return daemon.stop(vms, as_json)
+
+
+@action
+@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C; with --json one line each time.")
+@click.option("--all", "all_runs", is_flag=True, help="All runs, not only the first ten.")
+def status(watch: bool, all_runs: bool, as_json: bool) -> int:
+    """Tasks, runs, workers and boss on one screen."""
+    from ecloud.cli import show
+
+    return show.status(watch, all_runs, as_json)
+
+
+@action
+@click.option("--boot", is_flag=True, help="Start one VM of each pool, wait for its worker, end it again.")
+def doctor(boot: bool, as_json: bool) -> int:
+    """Check every part: ok, or what to do."""
+    from ecloud.cli import doctor
+
+    return doctor.examine(as_json, boot)
+
+
+@action
+def migrate(as_json: bool) -> int:
+    """Bring the database's tables to the version of this ECLOUD."""
+    from ecloud.cli import show
+
+    return show.migrate(as_json)
+
+
+@action
+@click.argument("file", default="worker.access")
+@click.option("--host", metavar="HOST", help="The broker's address as the other machine sees it.")
+@click.option(
+    "--role",
+    type=click.Choice(["worker", "submit", "admin"]),
+    default="worker",
+    show_default=True,
+    help="What its holder may do: run tasks; push, watch and cancel; everything.",
+)
+@click.option("--revoke", metavar="NAME", help="Revoke this invitation: what uses it is dropped at once.")
+def invite(file: str, host: str | None, role: str, revoke: str | None, as_json: bool) -> int:
+    """Write the access file that a worker or client on another machine needs."""
+    from ecloud.cli import request
+
+    return request.revoke(revoke, as_json) if revoke else request.invite(file, host, role, as_json)
+
+
+@action
+def plan(as_json: bool) -> int:
+    """VMs that the autoscaler would start and end now, and why; changes nothing."""
+    from ecloud.cli import request
+
+    return request.plan(as_json)
+
+
+@action
+@run_option
+def ledger(run: str, as_json: bool) -> int:
+    """Where every VM-second went: booting, staging, running, idle, draining, lost."""
+    from ecloud.cli import show
+
+    return show.ledger(run, as_json)

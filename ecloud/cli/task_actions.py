@@ -1,0 +1,164 @@
+"""Actions about tasks: questions, then orders."""
+
+from __future__ import annotations
+
+import click
+
+from ecloud.cli.actions import (
+    about_tasks,
+    action,
+    limit_option,
+    list_options,
+    run_option,
+    state_option,
+    task_argument,
+)
+
+
+@action
+@state_option
+@list_options
+def show_tasks(state: str, run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
+    """Tasks, one a line."""
+    from ecloud.cli import show
+
+    return show.tasks((state,) if state else (), run, label, limit, newest, as_json)
+
+
+@action
+@list_options
+def show_queued(run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
+    """Tasks that wait: for others, or for a worker."""
+    from ecloud.cli import show
+
+    return show.tasks(("ready", "waiting"), run, label, limit, newest, as_json)
+
+
+@action
+@list_options
+def show_in_progress(run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
+    """Tasks that run now, and where."""
+    from ecloud.cli import show
+
+    return show.tasks(("running",), run, label, limit, newest, as_json)
+
+
+@action
+@run_option
+@limit_option
+def show_failed(run: str, limit: int, as_json: bool) -> int:
+    """Failed tasks, each with its error and the end of its output."""
+    from ecloud.cli import show
+
+    return show.failed(run, limit, as_json)
+
+
+@action
+@list_options
+def show_succeeded(run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
+    """Tasks that succeeded."""
+    from ecloud.cli import show
+
+    return show.tasks(("succeeded",), run, label, limit, newest, as_json)
+
+
+@action
+@task_argument
+@run_option
+def show_task(task: str, run: str, as_json: bool) -> int:
+    """A task whole: what was asked, where it stands, every attempt."""
+    from ecloud.cli import show
+
+    return show.task(task, run, as_json)
+
+
+@action
+@task_argument
+@run_option
+def show_task_commands(task: str, run: str, as_json: bool) -> int:
+    """A task's commands."""
+    from ecloud.cli import show
+
+    return show.task_commands(task, run, as_json)
+
+
+@action
+@task_argument
+@run_option
+def show_task_status(task: str, run: str, as_json: bool) -> int:
+    """A task's state, in one line."""
+    from ecloud.cli import show
+
+    return show.task_status(task, run, as_json)
+
+
+@action
+@task_argument
+@run_option
+def show_task_dependencies(task: str, run: str, as_json: bool) -> int:
+    """What a task waits for, and what waits for it."""
+    from ecloud.cli import show
+
+    return show.task_dependencies(task, run, as_json)
+
+
+@action
+@task_argument
+@run_option
+@click.option("-f", "--follow", is_flag=True, help="As it is written, until the task has ended.")
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of the n-th attempt [the last].")
+def logs(task: str, run: str, follow: bool, attempt: int | None, as_json: bool) -> int:
+    """A task's output."""
+    from ecloud.cli import show
+
+    return show.follow(task, run, as_json) if follow else show.logs(task, run, attempt, as_json)
+
+
+@action
+@click.argument("subject", metavar="TASK|worker/ID|vm/ID")
+@run_option
+@click.option("--all", "all_layers", is_flag=True, help="All reasons, from the nearest to the farthest.")
+def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
+    """Why a task does not run, or a worker or VM is not there."""
+    from ecloud.cli import show
+
+    return show.why(subject, run, all_layers, as_json)
+
+
+# --- orders -------------------------------------------------------------------------------------------
+
+
+@about_tasks
+@click.option("--reason", default="", help="Kept with the tasks.")
+def cancel(tasks: tuple[str, ...], run: str, state: str, label: str, reason: str, as_json: bool) -> int:
+    """Cancel tasks that have not ended; running ones are stopped."""
+    from ecloud.cli import request
+
+    return request.about_tasks("cancel", tasks, run, state, label, as_json, reason=reason)
+
+
+@about_tasks
+def retry_failed(tasks: tuple[str, ...], run: str, state: str, label: str, as_json: bool) -> int:
+    """Run failed tasks again [all], and the tasks that were aborted because of them."""
+    from ecloud.cli import request
+
+    state = state if tasks or run or label else "failed"
+    return request.about_tasks("retry_failed", tasks, run, state, label, as_json)
+
+
+@about_tasks
+@click.option("--below", is_flag=True, help="And all tasks that depend on them.")
+def redo_task(tasks: tuple[str, ...], run: str, state: str, label: str, below: bool, as_json: bool) -> int:
+    """Run tasks again that have ended."""
+    from ecloud.cli import request
+
+    return request.about_tasks("redo_task", tasks, run, state, label, as_json, below=below)
+
+
+@about_tasks
+@click.option("--yes", is_flag=True, help="Do not ask. Needed where no terminal can be asked.")
+def drop_tasks(tasks: tuple[str, ...], run: str, state: str, label: str, yes: bool, as_json: bool) -> int:
+    """Delete tasks, with their attempts and outputs; running ones are stopped. Result files stay."""
+    from ecloud.cli import request
+
+    return request.drop_tasks(tasks, run, state, label, yes, as_json)

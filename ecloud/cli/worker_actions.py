@@ -1,0 +1,78 @@
+"""Actions about workers and VMs."""
+
+from __future__ import annotations
+
+import click
+
+from ecloud.cli.actions import about_workers, action, main
+
+
+def number_of_workers(context: click.Context, param: click.Parameter, value: str) -> int:
+    """A number of workers. Names what is none, also -1, which click would take for an option."""
+    if value.isdecimal() and int(value) >= 1:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is no number of workers: 1 or more", context, param)
+
+
+@main.command("instantiate_worker", context_settings={"ignore_unknown_options": True})
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
+@click.argument("n", default="1", callback=number_of_workers)
+@click.option("--pool", default="", metavar="P", help="From this pool [the first].")
+@click.option("--keep_alive", is_flag=True, help="They stay when idle.")
+@click.option("--yes", is_flag=True, help="Do not ask. Needed for more than 20 where no terminal can be asked.")
+def instantiate_worker(n: int, pool: str, keep_alive: bool, yes: bool, as_json: bool) -> int:
+    """Start N workers."""
+    from ecloud.cli import request
+
+    return request.instantiate(n, pool, keep_alive, yes, as_json)
+
+
+@action
+@click.option("--all", "everyone", is_flag=True, help="Also those that are gone.")
+def show_workers(everyone: bool, as_json: bool) -> int:
+    """Workers: address, state, since when, doing what."""
+    from ecloud.cli import show
+
+    return show.workers(everyone, as_json)
+
+
+@about_workers
+@click.option("--reason", default="", help="Kept with the workers.")
+def drain_worker(workers: tuple[str, ...], everyone: bool, reason: str, as_json: bool) -> int:
+    """Give workers no more tasks; running tasks continue."""
+    from ecloud.cli import request
+
+    return request.about_workers("drain_worker", workers, everyone, as_json, reason=reason)
+
+
+@about_workers
+def undrain_worker(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
+    """Let draining workers take tasks again."""
+    from ecloud.cli import request
+
+    return request.about_workers("undrain_worker", workers, everyone, as_json)
+
+
+@about_workers
+def kill_worker(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
+    """End workers at once; their tasks are given to others."""
+    from ecloud.cli import request
+
+    return request.about_workers("kill_worker", workers, everyone, as_json)
+
+
+@about_workers
+def drop_workers(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
+    """Forget workers that are gone or lost."""
+    from ecloud.cli import request
+
+    return request.drop_workers(workers, everyone, as_json)
+
+
+@action
+@click.option("--all", "everyone", is_flag=True, help="Also those that are gone.")
+def show_vms(everyone: bool, as_json: bool) -> int:
+    """VMs that a cloud started for this cluster, or was asked for."""
+    from ecloud.cli import show
+
+    return show.vms(everyone, as_json)
