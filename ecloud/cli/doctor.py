@@ -28,6 +28,7 @@ from datastore.problem import DONE, PART_AWAY, Problem
 from datastore.ssh.datastore import SshDatastore
 from datastore.ssh.sshd_limits import Limits
 from ecloud.cli import app, cloud_probe
+from ecloud.cli.doctor_trust import database_encryption, task_account
 from ecloud.cli.files import datastore_address, open_datastore
 from ecloud.cli.tables import print_json
 from ecloud.client.broker import BrokerAddress, check_will, external_broker, measure_round_trip, probe
@@ -104,6 +105,8 @@ def look() -> Iterator[Finding]:
     file = settings_path()
     yield Finding("settings", f"from {file}" if file.exists() else "none: SQLite, a broker and workers of this machine")
     yield from _home(settings)
+    if account := task_account(settings):
+        yield Finding("tasks", account)
     yield from _limits()
     engine = None
     for finding, found in _database(settings):
@@ -210,6 +213,7 @@ def _server(connection: sa.Connection, _: Path) -> Iterator[Finding]:
     packet = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar() or 0)
     remedy = "" if packet >= MIN_PACKET_BYTES else f"set max_allowed_packet = {MIN_PACKET_BYTES}"
     yield Finding("database", f"max_allowed_packet {megabytes(packet / 1e6)}", remedy)
+    yield Finding("database", *database_encryption(connection))
 
 
 def file_system_of(path: Path) -> str:
