@@ -178,9 +178,9 @@ def always_leads(true: Any) -> Any:
 
 
 def takes_every_push(true: Any) -> Any:
-    def on_chunk(self: Pushes, client: Any, chunk: Any) -> None:
+    def on_chunk(self: Pushes, client: Any, chunk: Any, size: int) -> None:
         self._answers.pop(chunk.push_id, None)
-        true(self, client, chunk)
+        true(self, client, chunk, size)
 
     return on_chunk
 
@@ -195,11 +195,11 @@ def finds_no_push(true: Any) -> Any:
 
 
 def counts_a_chunk_twice(true: Any) -> Any:
-    def on_chunk(self: Pushes, client: Any, chunk: Any) -> None:
+    def on_chunk(self: Pushes, client: Any, chunk: Any, size: int) -> None:
         push = self._open.get(chunk.push_id)
         if push is not None and push.stage == "collecting" and chunk.k in push.chunks:
             push.chunks[chunk.k] += chunk.tasks
-        true(self, client, chunk)
+        true(self, client, chunk, size)
 
     return on_chunk
 

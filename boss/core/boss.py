@@ -255,7 +255,7 @@ class Boss:
         elif opened is not None:
             self.clients[conversation.peer] = conversation
         if conversation.kind == "client":
-            self._on_client(conversation, message, now)
+            self._on_client(conversation, message, event.size, now)
             return
         on_duty = self.fleet.workers.get(conversation.peer)
         if on_duty is not None:
@@ -323,10 +323,10 @@ class Boss:
             return None
         return Said(worker.conversation.session, self._outbox.say(worker.conversation, message))
 
-    def _on_client(self, client: Conversation, message: wire.Message, now: float) -> None:
+    def _on_client(self, client: Conversation, message: wire.Message, size: int, now: float) -> None:
         match message:
             case wire.SubmitTasks():
-                self.pushes.on_chunk(client, message)
+                self.pushes.on_chunk(client, message, size)
             case wire.Request():
                 self.requests.on_request(client, message, now)
             case wire.Heartbeat():

@@ -188,7 +188,7 @@ class Runtime:
         except Unreadable as error:
             self._on_unreadable(topic, peer, error)
             return
-        events.append(MessageArrived(envelope, key_name))
+        events.append(MessageArrived(envelope, key_name, len(payload)))
 
     def _on_unreadable(self, topic: str, peer: str, error: Unreadable) -> None:
         self._unreadable[error.why] += 1

@@ -377,7 +377,8 @@ def worker_views(connection: Connection, states: Sequence[str] = ("up", "drainin
     found = [(row, msgspec.json.decode(row.hello, type=Hello)) for row in connection.execute(query)]
     running, queued = _doing(connection)
     # What an older process of the same home was given goes on under the newer one.
-    heirs = {hello.home: row.worker for row, hello in found if hello.home and row.state in ("up", "draining")}
+    on_duty = [(row, hello) for row, hello in found if hello.home and row.state in ("up", "draining")]
+    heirs = {(row.key_name, hello.home): row.worker for row, hello in on_duty}
     homes = _homes(connection, set(running) | set(queued), {row.worker for row, _ in found})
     for worker, home in homes.items():
         heir = heirs.get(home)
@@ -410,12 +411,15 @@ def _worker_view(row: Any, hello: Hello, running: list[str], queued: int) -> Wor
     )
 
 
-def _homes(connection: Connection, holders: set[str], known: set[str]) -> dict[str, str]:
+def _homes(connection: Connection, holders: set[str], known: set[str]) -> dict[str, tuple[str, str]]:
     gone = sorted(holders - known)
     if not gone:
         return {}
-    query = sa.select(schema.workers.c.worker, schema.workers.c.hello).where(schema.workers.c.worker.in_(gone))
-    return {row.worker: msgspec.json.decode(row.hello, type=Hello).home for row in connection.execute(query)}
+    rows = schema.workers.c
+    query = sa.select(rows.worker, rows.key_name, rows.hello).where(rows.worker.in_(gone))
+    return {
+        row.worker: (row.key_name, msgspec.json.decode(row.hello, type=Hello).home) for row in connection.execute(query)
+    }
 
 
 def _doing(connection: Connection) -> tuple[dict[str, list[str]], dict[str, int]]:

@@ -28,6 +28,9 @@ MAX_OPEN_PUSHES = 64
 ANSWERS_KEPT = 1_000
 """Answers remembered, for a client that did not get its own."""
 MAX_CHUNKS = 100_000
+MAX_OPEN_BYTES = 2**30
+"""Of all pushes under way together, as they came. A list of a million tasks takes about 300 MB."""
+MAX_PUSH_ID_CHARS = 128
 MAX_VM_HOURS = 1e9
 
 
@@ -39,6 +42,10 @@ class Push(msgspec.Struct, eq=False):
     n: int
     peer: str
     chunks: dict[int, tuple[TaskDefinition, ...]] = msgspec.field(default_factory=dict)
+    size: int = 0
+    """Bytes of its chunks as they came."""
+    count: int = 0
+    """Tasks in them."""
     stage: str = "collecting"
     existing: frozenset[str] = frozenset()
 
@@ -72,8 +79,11 @@ class Pushes:
         self._answers: OrderedDict[str, RunAccepted | RunRejected] = OrderedDict()
         self.conversations: dict[str, Conversation] = {}
 
-    def on_chunk(self, client: Conversation, chunk: SubmitTasks) -> None:
-        """Hold a chunk; when all are there, begin. A push already answered is answered as before."""
+    def on_chunk(self, client: Conversation, chunk: SubmitTasks, size: int) -> None:
+        """Hold a chunk of `size` bytes; when all are there, begin. A push already answered is answered as before."""
+        if len(chunk.push_id) > MAX_PUSH_ID_CHARS:
+            self._outbox.say(client, Refused("request", "the push's id is too long", about=chunk.push_id[:64]))
+            return
         answer = self._answers.get(chunk.push_id)
         if answer is not None:
             self._outbox.say(client, answer)
@@ -91,11 +101,33 @@ class Pushes:
         if not (0 <= chunk.k < push.n <= MAX_CHUNKS and chunk.n == push.n):
             self._reject(push, [f"chunk {chunk.k} of {chunk.n} does not fit a push of {push.n} chunks"])
             return
-        if push.stage == "collecting":
-            push.chunks.setdefault(chunk.k, chunk.tasks)
+        if push.stage == "collecting" and chunk.k not in push.chunks:
+            if problem := self._too_much(push, chunk, size):
+                self._reject(push, [problem])
+                return
+            if self._open_bytes + size > MAX_OPEN_BYTES:
+                reason = "the boss holds as much of other pushes as it may: try again in a moment"
+                self._outbox.say(client, Refused("busy", reason, about=chunk.push_id))
+                return
+            push.chunks[chunk.k] = chunk.tasks
+            push.size += size
+            push.count += len(chunk.tasks)
         self._outbox.say(client, ChunkReceived(chunk.push_id, chunk.k))
         if push.stage == "collecting" and len(push.chunks) == push.n:
             self._begin(push)
+
+    @property
+    def _open_bytes(self) -> int:
+        return sum(push.size for push in self._open.values())
+
+    def _too_much(self, push: Push, chunk: SubmitTasks, size: int) -> str:
+        """A sentence where the push is larger than any may be: before the boss holds it all."""
+        most = self._config.max_tasks_per_push
+        if push.count + len(chunk.tasks) > most:
+            return f"the list has more than {most:,} tasks (MAX_TASKS_PER_PUSH): push it in parts"
+        if push.size + size > MAX_OPEN_BYTES:
+            return f"the list has more than {MAX_OPEN_BYTES / 1e6:,.0f} MB: push it in parts"
+        return ""
 
     def _begin(self, push: Push) -> None:
         definitions = push.definitions

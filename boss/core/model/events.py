@@ -15,6 +15,8 @@ class MessageArrived(msgspec.Struct, frozen=True):
 
     envelope: Envelope
     key_name: str
+    size: int = 0
+    """Bytes of the message as it came."""
 
 
 class BrokerFound(msgspec.Struct, frozen=True):

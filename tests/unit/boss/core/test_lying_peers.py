@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from boss_script import BossScript, Peer, task
 
+from boss.core.clients import pushes
 from boss.core.model.effects import DropStages
 from boss.core.model.events import MessageArrived
 from boss.core.workers import sessions
@@ -281,3 +282,36 @@ def test_stages_of_others_are_not_dropped_by_naming_their_attempts() -> None:
     manifest = (ManifestEntry("out", 1, "0" * 64),)
     script.hear(other, wire.TasksEnded((Outcome(*key, Cause.SUCCESS, manifest=manifest),)))
     assert script.call(DropStages).stages == (f"w2/{key[0]}-{key[1]}",), "its own, and no other"
+
+
+# --- pushes -----------------------------------------------------------------------------------------
+
+
+def chunk_of(script: BossScript, push_id: str, k: int, n: int, size: int, *tasks: Any) -> type:
+    """A client pushes a chunk of so many bytes; the kind of answer."""
+    client = script.client()
+    client.number += 1
+    message = wire.SubmitTasks(push_id, k, n, wire.PushOptions("r"), tasks or (task(f"{push_id}-{k}"),))
+    envelope = Envelope(wire.PROTOCOL_VERSION, client.name, client.session, client.number, message)
+    script.handle(MessageArrived(envelope, client.key_name, size))
+    (answer,) = [send.envelope.message for send in script.said if send.envelope.peer == client.name]
+    script.said.clear()
+    return type(answer)
+
+
+def test_a_push_is_refused_before_the_boss_holds_more_of_it_than_it_may() -> None:
+    script = BossScript(max_tasks_per_push=3)
+    assert chunk_of(script, "p", 0, 9, 100, task("a"), task("b")) is wire.ChunkReceived
+    assert chunk_of(script, "p", 1, 9, 100, task("c"), task("d")) is wire.RunRejected
+    assert chunk_of(script, "q", 0, 9, pushes.MAX_OPEN_BYTES + 1) is wire.RunRejected
+    assert not script.boss.pushes._open
+
+
+def test_pushes_under_way_are_bounded_together() -> None:
+    script = BossScript()
+    half = pushes.MAX_OPEN_BYTES // 2
+    assert chunk_of(script, "p", 0, 9, half) is wire.ChunkReceived
+    assert chunk_of(script, "q", 0, 9, half) is wire.ChunkReceived
+    assert chunk_of(script, "s", 0, 9, 10) is wire.Refused, "busy: it is said again in a moment"
+    assert chunk_of(script, "p", 0, 9, half) is wire.ChunkReceived, "what it holds already costs nothing more"
+    assert chunk_of(script, "x" * 1_000, 0, 1, 10) is wire.Refused
