@@ -243,7 +243,21 @@ def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
         accepted = _hand_over(wish, tasks, client, progress)
         last = _watch(client, accepted, progress)
         progress.close()
-        return tell_end(tasks, last, progress, wish.as_json, cluster.settings, client.datastore_address)
+        output = _kept_output(cluster, last.run, Path(wish.datastore or DEFAULT_DATASTORE))
+        return tell_end(tasks, last, progress, wish.as_json, cluster.settings, client.datastore_address, output)
+
+
+def _kept_output(cluster: LocalCluster, run: str, directory: Path) -> Path | None:
+    """The file that keeps what the tasks printed; None where they printed nothing, or it cannot be kept."""
+    from ecloud.cli.local_output import keep_output
+    from ecloud.db.database import DatabaseAway, SchemaWrong
+    from ecloud.queries.status import open_database
+
+    try:
+        return keep_output(open_database(cluster.settings), run, directory)
+    except (OSError, DatabaseAway, SchemaWrong) as error:
+        print(f"what the tasks printed is not kept: {error}", file=sys.stderr)
+        return None
 
 
 def _require_room(tasks: TaskList, workers: int) -> None:

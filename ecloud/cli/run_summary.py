@@ -10,6 +10,8 @@ from datastore.problem import DONE, NOT_ALL_SUCCEEDED
 from ecloud.cli import app
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy.engine import Engine
 
     from ecloud.cli.progress import Progress
@@ -23,9 +25,18 @@ RESULTS_SHOWN = 8
 
 
 def tell_end(
-    tasks: TaskList, last: RunChanged, progress: Progress, as_json: bool, settings: Settings, address: str
+    tasks: TaskList,
+    last: RunChanged,
+    progress: Progress,
+    as_json: bool,
+    settings: Settings,
+    address: str,
+    output: Path | None = None,
 ) -> int:
-    """The final table, or one JSON document; the exit code. `address`: of the datastore."""
+    """The final table, or one JSON document; the exit code.
+
+    `address`: of the datastore. `output`: a file with what the tasks printed, where the cluster is about to be removed.
+    """
     from ecloud.db.database import DatabaseAway, SchemaWrong
     from ecloud.queries.status import NoSuchRun, failures, open_database
 
@@ -42,7 +53,7 @@ def tell_end(
 
         print_json({"run": last.run, "states": last.states, "failed": failed, "held": last.held, "datastore": address})
         return code
-    _print_end(tasks, last, progress, failed, aborted)
+    _print_end(last, progress, failed, aborted, output)
     _print_results(tasks, settings, address)
     return code
 
@@ -55,11 +66,11 @@ def _aborted(engine: Engine, run: str) -> list[tuple[str, str, str]]:
 
 
 def _print_end(
-    tasks: TaskList,
     last: RunChanged,
     progress: Progress,
     failed: list[Failure],
     aborted: list[tuple[str, str, str]],
+    output: Path | None,
 ) -> None:
     from ecloud.cli.tables import ended_line, print_table
 
@@ -71,11 +82,15 @@ def _print_end(
         print_table(console, ("task", "state", "why"), rows)
         more = sum(last.states.get(name, 0) for name in ("failed", "aborted", "cancelled")) - len(rows)
         if more > 0:
-            console.print(f"and {more:,} more: python admin.py show_failed --run {last.run}")
+            console.print(
+                f"and {more:,} more" + (f": python admin.py show_failed --run {last.run}" if not output else "")
+            )
         console.print()
     if last.held:
         console.print(f"held: {last.held}")
     console.print(ended_line(last.run, last.states, progress.elapsed_s))
+    if output:
+        print(f"what the tasks printed: {output}")
 
 
 def _print_results(tasks: TaskList, settings: Settings, address: str) -> None:

@@ -246,3 +246,18 @@ def test_the_demo_runs_from_a_path_with_a_space_and_runs_again(tmp_path: Path) -
         assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
         assert "12 succeeded" in done.stdout.decode()
         assert "Warmest readings" in (place / "demo-results" / "final" / "report.txt").read_text()
+
+
+def test_what_the_tasks_printed_is_kept_beside_the_results(doors: Doors) -> None:
+    lines = 'for i in $(seq 30); do echo "line $i" >&2; done; exit 4'
+    tasks = [
+        {"id": "bad", "commands": lines},
+        {"id": "silent", "commands": "true"},
+        {"id": "good", "commands": "echo hi"},
+    ]
+    (doors.place / "run-x.json").write_text(json.dumps(tasks))
+    said = doors.push("run-x.json", "--local", "--wait", code=1).out
+    assert "what the tasks printed: ecloud-data/run-x.output.txt" in said
+    kept = (doors.place / "ecloud-data" / "run-x.output.txt").read_text()
+    bad = "=== task bad, attempt 1 (exit 4): stderr\n" + "".join(f"line {number}\n" for number in range(1, 31))
+    assert kept == f"{bad}=== task good, attempt 1 (success): stdout\nhi\n"

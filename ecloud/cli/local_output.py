@@ -1,0 +1,41 @@
+"""Keeps what the tasks of a `--local` run printed: its cluster is removed at the end, and `logs` with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecloud.model.text import visible
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+MAX_BYTES = 100_000_000
+"""Of the file; a run of many tasks that print much keeps the first ones."""
+
+
+def keep_output(engine: Engine, run: str, directory: Path) -> Path | None:
+    """Write what all tasks printed into one file of `directory`; None where they printed nothing.
+
+    Raises `OSError` and `DatabaseAway`.
+    """
+    from ecloud.queries.outputs import outputs
+
+    path = directory / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', run)[:100]}.output.txt"
+    size = 0
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for output in outputs(engine, run):
+            for stream, text in (("stdout", output.stdout), ("stderr", output.stderr)):
+                if not text:
+                    continue
+                if size > MAX_BYTES:
+                    file.write(f"=== more was printed: this file keeps {MAX_BYTES:,} bytes\n")
+                    return path
+                head = f"=== task {visible(output.task)}, attempt {output.number} ({output.ended}): {stream}\n"
+                end = "" if text.endswith("\n") else "\n"
+                size += file.write(f"{head}{text}{end}")
+    if not size:
+        path.unlink()
+        return None
+    return path
