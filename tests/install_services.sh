@@ -7,6 +7,8 @@ need mosquitto mosquitto
 command -v mariadbd >/dev/null 2>&1 || need mysqld mariadb-server
 need sshd openssh-server
 need rsync rsync
+need bwrap bubblewrap
+need ch-run charliecloud
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
   echo "installing$missing"

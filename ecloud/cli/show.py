@@ -188,6 +188,7 @@ def task(name: str, run: str, as_json: bool) -> int:
         ("retries", f"{detail.retries_used} of {definition.retries.max} used" if definition.retries.max else ""),
         ("labels", ", ".join(definition.labels)),
         ("shell", definition.shell),
+        ("container", definition.container.image if definition.container else ""),
     ]
     for title, text in lines:
         if text:

@@ -15,7 +15,7 @@ from ecloud.formats.file_conflicts import find_file_conflicts
 from ecloud.formats.graph import find_cycles
 from ecloud.formats.paths import is_glob, path_problem, text_problem
 from ecloud.formats.problems import Problems, shown
-from ecloud.model.tasks import MAX_ID_CHARS, RETRIABLE, TaskDefinition, definition_json
+from ecloud.model.tasks import MAX_ID_CHARS, RETRIABLE, RUNTIMES, Container, TaskDefinition, definition_json
 
 MAX_TASKS = 2_000_000
 """Where settings say nothing else: what one boss holds in about 2 GB."""
@@ -30,6 +30,7 @@ MAX_DEPENDENCIES = 100_000
 MAX_LABELS = 100
 MAX_SHELL_CHARS = 1_000
 MAX_GROW = 100
+MAX_BINDS = 100
 MAX_ENV = 1_000
 MAX_ENV_BYTES = 100_000
 """One variable: Linux starts no process with a longer one (128 KiB)."""
@@ -130,6 +131,8 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
         _check_labels(task.labels, say)
     if task.env:
         _check_env(task.env, say)
+    if task.container:
+        _check_container(task.container, say)
     if task.shell:
         _check_shell(task.shell, say)
     if characters > 200_000 or _has_many_parts(task):
@@ -230,6 +233,26 @@ def _check_labels(labels: Sequence[str], say: Say) -> None:
     for label in labels:
         if not 1 <= len(label) <= MAX_ID_CHARS or _CONTROL.search(label) or text_problem(label, ""):
             say("labels", f"{shown(label)!r}: 1 to {MAX_ID_CHARS} characters, none of them a control character")
+
+
+def _check_container(container: Container, say: Say) -> None:
+    for text in (container.image, *container.binds):
+        if not text or len(text) > MAX_SHELL_CHARS or _CONTROL.search(text) or text_problem(text, ""):
+            say("container", f"{shown(text)!r} is neither an image nor a path")
+    if container.image.startswith("-"):
+        say("container", f"{shown(container.image)!r} cannot be the name of an image")
+    if container.runtime not in RUNTIMES:
+        say("container", f"runtime {shown(container.runtime)!r}: known are {', '.join(RUNTIMES)}")
+    if len(container.binds) > MAX_BINDS:
+        say("container", f"{len(container.binds):,} binds; at most {MAX_BINDS} are allowed")
+    for bind in container.binds:
+        paths = bind.split(":")
+        if (
+            len(paths) > 3
+            or not all(path.startswith("/") for path in paths[:2])
+            or paths[2:] not in ([], ["ro"], ["rw"])
+        ):
+            say("container", f"bind {shown(bind)!r}: here, here:there or here:there:ro, absolute paths")
 
 
 def _check_shell(shell: str, say: Say) -> None:

@@ -11,7 +11,17 @@ from typing import Any
 
 from ecloud.formats.paths import fixed_part, is_glob, normalised
 from ecloud.formats.problems import Problems, shown
-from ecloud.model.tasks import RETRIABLE, Cause, Condition, Dependency, Requirement, Result, Retries, TaskDefinition
+from ecloud.model.tasks import (
+    RETRIABLE,
+    Cause,
+    Condition,
+    Container,
+    Dependency,
+    Requirement,
+    Result,
+    Retries,
+    TaskDefinition,
+)
 
 FIELDS = TaskDefinition.__struct_fields__
 EARLIER_NAMES = {
@@ -210,6 +220,22 @@ def _env(value: Any) -> dict[str, str]:
     }
 
 
+def _container(value: Any) -> Container | None:
+    if value is None:
+        return None
+    if type(value) is str:
+        return Container(value)
+    given = _object(value, 'an image, or {"image", "runtime", "binds", "gpus"}')
+    if not {"image"} <= set(given) <= set(Container.__struct_fields__):
+        raise WrongKind('an image, or {"image", "runtime", "binds", "gpus"}')
+    return Container(
+        _text(given["image"]),
+        _text(given.get("runtime", "auto")),
+        _texts(given.get("binds", [])),
+        _bool(given.get("gpus", False)),
+    )
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "id": read_id,
     "commands": _texts,
@@ -226,4 +252,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "env": _env,
     "labels": _texts,
     "shell": _text,
+    "container": _container,
 }

@@ -204,6 +204,21 @@ class Retries(msgspec.Struct, frozen=True, omit_defaults=True):
     grow: float = 1.0
 
 
+RUNTIMES = ("auto", "apptainer", "podman", "docker", "charliecloud", "bubblewrap")
+
+
+class Container(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a task's commands run. `image`: a name in a registry, a file, or a directory by its absolute path.
+
+    `binds`: `here`, `here:there` or `here:there:ro`, absolute paths. `gpus`: whether it sees the task's GPUs.
+    """
+
+    image: str
+    runtime: str = "auto"
+    binds: tuple[str, ...] = ()
+    gpus: bool = False
+
+
 class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     """One task as its user wrote it, normalised. Times in seconds, memory in MB.
 
@@ -226,6 +241,7 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     labels: tuple[str, ...] = ()
     shell: str = ""
     """A POSIX shell with its options, such as `bash -euo pipefail`; empty: the setting `SHELL`."""
+    container: Container | None = None
 
     @property
     def asks(self) -> Resources:
@@ -243,6 +259,7 @@ class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout_s: float | None = None
     env: dict[str, str] = {}
     shell: str = ""
+    container: Container | None = None
 
 
 class ManifestEntry(msgspec.Struct, frozen=True, omit_defaults=True):

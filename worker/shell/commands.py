@@ -28,20 +28,21 @@ _RUNS_ON = re.compile(r"""['"`\\]|<<|(?:&&|\||\(|\{)\s*$""")
 """What is left of a command outside its quotes, where the next line of a script might belong to it."""
 
 
-def shell_argv(shell: str, body: TaskBody, control: str) -> list[str]:
+def shell_argv(shell: str, body: TaskBody, control: str, control_inside: str = "") -> list[str]:
     """The argv that runs the commands. `shell`: a POSIX shell and its options, unless the task names its own.
 
     One command is passed unchanged. Several become one script, so that `cd`, `export`, `set` and `trap` carry over. It
-    notes each command's number in a file of `control` and ends at the first command that fails. Raises `OSError`, and
-    `ValueError` where the name of the shell has an open quote.
+    notes each command's number in a file of `control` and ends at the first command that fails. `control_inside`: what
+    a container calls `control`. Raises `OSError`, and `ValueError` where the name of the shell has an open quote.
     """
     commands = body.commands
+    inside = control_inside or control
     argv = _words(body.shell or shell)
-    script = (commands[0] if commands else ":") if len(commands) <= 1 else _script(commands, control)
+    script = (commands[0] if commands else ":") if len(commands) <= 1 else _script(commands, inside)
     if len(script) * 4 > MAX_ARGUMENT_BYTES and len(script.encode()) > MAX_ARGUMENT_BYTES:
         path = Path(control + ".script")
         path.write_text(script)
-        return [*argv, str(path)]
+        return [*argv, inside + ".script"]
     return [*argv, "-c", script]
 
 

@@ -21,6 +21,7 @@ import msgspec
 from datastore.port import AccessRefused, DatastoreAway
 from ecloud.config.this_host import machine_is_stopping
 from ecloud.model.tasks import Cause, Outcome, TaskBody
+from worker.core.containers import CONTROL, SHARED, Place
 from worker.core.events import (
     AccessEnded,
     AttemptEnded,
@@ -32,6 +33,7 @@ from worker.core.events import (
     TroubleChanged,
 )
 from worker.shell.commands import failed_step, forget_control, is_term, outcome_of, shell_argv
+from worker.shell.container_runtimes import ContainerMissing, argv_in_container, clear_away
 from worker.shell.environment import encoded, of_gpus, of_resources
 from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories
 from worker.shell.home import WorkerHome
@@ -64,6 +66,8 @@ class Job:
         self.stop_reason: str | None = None
         self.outcome: Outcome | None = None
         self.wait_s = FIRST_WAIT_S
+        self.container_argv: list[str] = []
+        self.container_name = ""
 
     @property
     def key(self) -> Key:
@@ -151,15 +155,41 @@ class Jobs:
 
     def _run(self, job: Job) -> None:
         try:
-            argv = shell_argv(self.shell, job.body, job.control)
             env = self._environment(job)
+            argv = self._argv(job, env)
             now = time.monotonic()
             limit_bytes = int(job.order.asks.get("memory_mb", 0.0) * 1e6)
             self._processes.start(job.key, argv, job.directory, env, job.body.timeout_s, now, limit_bytes)
         except OSError as error:
             self._give_back(job, f"no process can be started: {error.strerror}")
+        except ContainerMissing as error:
+            self._end(job, self._bare(job, Cause.EXIT, str(error)))
         except ValueError as error:
             self._end(job, self._bare(job, Cause.EXIT, f"its commands cannot be run: {error}"))
+
+    def _argv(self, job: Job, env: dict[bytes, bytes]) -> list[str]:
+        """Raises `OSError`, `ValueError` and `ContainerMissing`."""
+        container = job.body.container
+        if container is None:
+            return shell_argv(self.shell, job.body, job.control)
+        inside = f"{CONTROL}/{Path(job.control).name}"
+        env[b"ECLOUD_WORKER_DIR"] = SHARED.encode()
+        env[b"ECLOUD_WORKER"] = os.fsencode(self._peer)
+        if "USER" not in os.environ:  # charliecloud refuses to start without
+            env.setdefault(b"USER", b"%d" % os.geteuid())
+        place = Place(
+            directory=str(job.directory),
+            shared=str(self._home.shared),
+            control=self._control,
+            name=f"ecloud-{self._peer}-{job.order.task_no}-{job.order.number}",
+            user=os.geteuid(),
+            group=os.getegid(),
+            variables=sorted(os.fsdecode(name) for name in env),
+            gpus=job.gpus,
+        )
+        job.container_argv = argv_in_container(container, shell_argv(self.shell, job.body, job.control, inside), place)
+        job.container_name = place.name
+        return job.container_argv
 
     def _not_started(self, job: Job, number: int) -> None:
         """The machine refused to start the shell: some reasons are the task's own."""
@@ -188,6 +218,8 @@ class Jobs:
     def finished(self, finished: Finished) -> None:
         """Its processes are gone: stage the results, or end."""
         job = self.under_way[finished.key]
+        if job.container_argv:
+            self._files.pool.submit(clear_away, job.container_argv, job.container_name)
         if finished.failed_errno:
             forget_control(job.body, job.control)
             self._not_started(job, finished.failed_errno)

@@ -7,6 +7,7 @@ import os
 import re
 import select
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,16 @@ import pytest
 from services import wait_until
 
 from datastore.directory import DirectoryDatastore
-from ecloud.model.tasks import FAILURE_TAIL_BYTES, SUCCESS_TAIL_BYTES, Cause, Outcome, Requirement, Result, TaskBody
+from ecloud.model.tasks import (
+    FAILURE_TAIL_BYTES,
+    SUCCESS_TAIL_BYTES,
+    Cause,
+    Container,
+    Outcome,
+    Requirement,
+    Result,
+    TaskBody,
+)
 from ecloud.model.wire import AttemptOrder, DatastoreAccess
 from worker.core.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
 from worker.shell.environment import encoded, inherited
@@ -446,3 +456,91 @@ def test_what_cannot_be_fetched_now_is_given_back(bench: Bench) -> None:
     assert (returned.task_no, returned.number) == (task_no, 1)
     assert "datastore" in returned.reason
     assert not any(isinstance(event, AttemptEnded) for event in bench.events)
+
+
+# --- containers -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a shell, a few programs and their libraries."""
+    top = tmp_path_factory.mktemp("image") / "root"
+    programs = [
+        Path(found) for name in ("sh", "cat", "ls", "sleep", "id", "setsid", "touch") if (found := shutil.which(name))
+    ]
+    listed = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, check=True).stdout
+    libraries = {Path(word) for word in listed.split() if word.startswith("/") and not word.endswith(":")}
+    for file in (*programs, *libraries):
+        place = top / str(file.parent).lstrip("/")
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file.resolve(), place / file.name)
+    for name in ("etc", "dev", "proc", "sys", "tmp", "mnt", "root", "home", "bin"):
+        (top / name).mkdir(exist_ok=True)
+    if not (top / "bin/sh").exists():
+        shutil.copy2(Path("/bin/sh").resolve(), top / "bin/sh")
+    (top / "etc/image").write_text("the image")
+    for name in ("passwd", "group", "hosts", "resolv.conf"):
+        (top / "etc" / name).touch()
+    return top
+
+
+@pytest.mark.parametrize(("runtime", "program"), [("bubblewrap", "bwrap"), ("charliecloud", "ch-run")])
+class TestContainers:
+    """Real ones, of the runtimes that need neither a daemon nor rights."""
+
+    @pytest.fixture
+    def inside(self, runtime: str, program: str, image: Path) -> Container:
+        assert shutil.which(program), f"{program} is not here: make services"
+        return Container(str(image), runtime)
+
+    def test_it_works_as_without_one(self, bench: Bench, inside: Container) -> None:
+        (bench.store.root / "in").write_text("input")
+        outcome = bench.run(
+            "cat /etc/image in; echo", 'echo "$PWD $ECLOUD_WORKER_DIR $ECLOUD_TASK $MINE"',
+            "echo made > out", "touch $ECLOUD_WORKER_DIR/x",
+            id="t", env={"MINE": "a b"}, container=inside,
+            requirements=(Requirement("in", "in"),), results=(Result("out", "out"),),
+        )  # fmt: skip
+        assert outcome.error == ""
+        assert outcome.stdout == "the imageinput\n/ecloud/work /ecloud/shared t a b\n"
+        assert outcome.manifest[0].size == 5
+        assert (bench.home.shared / "x").exists()
+
+    def test_what_fails_is_named(self, bench: Bench, inside: Container) -> None:
+        outcome = bench.run("true", "exit 7", container=inside)
+        assert (outcome.cause, outcome.exit_code) == (Cause.EXIT, 7)
+        assert "command 2 of 2" in outcome.error
+
+    def test_nothing_is_left_of_it(self, bench: Bench, inside: Container) -> None:
+        before = sleepers()
+        daemon = "setsid sleep 77.75 > /dev/null 2>&1 &"
+        assert bench.run(f"{daemon} sleep 0.1", container=inside).cause is Cause.SUCCESS
+        assert sleepers() == before
+        stuck = bench.begin(f"{daemon} sleep 77.75", container=inside)
+        bench.until(lambda: len(sleepers()) >= len(before) + 2)
+        bench.jobs.stop(StopAttempt(stuck, 1, 0.2, "cancelled"))
+        assert bench.outcome(stuck).cause is Cause.STOPPED
+        assert sleepers() == before
+
+
+def sleepers() -> set[int]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"sleep\x0077.75\0" in path.read_bytes() and is_alive(int(path.parent.name)):
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_missing_image_or_runtime_fails_its_task_with_the_remedy(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = bench.run("true", container=Container("/no/such/image", "bubblewrap"))
+    assert outcome.cause is Cause.EXIT
+    assert "the container image /no/such/image is not on host" in outcome.error
+    monkeypatch.setenv("PATH", "/nowhere")
+    outcome = bench.run("true", container=Container("debian:12"))
+    assert outcome.cause is Cause.EXIT
+    assert "install apptainer or podman or docker there" in outcome.error
