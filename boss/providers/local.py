@@ -8,6 +8,7 @@ is.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -21,12 +22,13 @@ from pathlib import Path
 import msgspec
 
 from boss.providers.provider import Capacity, Stranger, TryLater, VmFound, VmOrder, VmState
-from ecloud.config import this_host
+from ecloud.config import left_overs, this_host
 from ecloud.config.home import Home
 from ecloud.config.processes import start_time
 from ecloud.config.secrets import AccessFile, write_access
 from ecloud.config.settings import ROOT
 
+log = logging.getLogger("boss")
 END_GRACE_S = 20.0
 """Between TERM, which lets a worker end what it runs, and KILL."""
 TERM_S = 15.0
@@ -151,6 +153,8 @@ class LocalCloud:
                 self._told.discard(cloud_id)
                 self._clear(process)
             else:
+                if cloud_id not in self._told:
+                    self._end_left_overs(process)
                 self._told.add(cloud_id)
                 found.append(self._gone(cloud_id, process.vm_no, process))
         told = {vm.cloud_id for vm in found}
@@ -159,6 +163,12 @@ class LocalCloud:
             kept = known.keys() | recorded.keys()
             self._ended = {cloud_id: at for cloud_id, at in self._ended.items() if cloud_id in kept}
         return found
+
+    def _end_left_overs(self, process: _Process) -> None:
+        """What its tasks left, where agent and launchers were killed together: before anybody gets its attempts."""
+        count = left_overs.end(self._home.workers / str(process.vm_no) / "home")
+        if count:
+            log.warning("ended %d processes that the tasks of worker process %d had left", count, process.vm_no)
 
     def _gone(self, cloud_id: str, vm_no: int, process: _Process | None) -> VmFound:
         """Of the processes of an earlier boss nobody keeps when they ended: it is when that was seen first, where lists

@@ -113,7 +113,19 @@ def stop(vms: bool, as_json: bool) -> int:
             )
         time.sleep(0.02)
     _say(as_json, about, f"the boss (pid {pid}) has left{_still_there(settings)}")
+    if vms:
+        _end_left_overs(home)
     return DONE
+
+
+def _end_left_overs(home: Home) -> None:
+    """What tasks of workers on this machine left running, where a worker was killed with all its launchers."""
+    from ecloud.config import left_overs
+    from ecloud.model.text import counted
+
+    count = left_overs.end(home.workers)
+    if count:
+        print(f"ended {counted(count, 'process', 'processes')} that tasks had left on this machine", file=sys.stderr)
 
 
 def _end_vms(settings: Settings) -> None:

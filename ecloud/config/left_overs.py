@@ -38,9 +38,9 @@ class _Process(NamedTuple):
 
 
 def end(home: Path, wait_s: float = END_S) -> int:
-    """KILL everything that tasks of this worker home left; how many processes there were.
+    """KILL everything that tasks of this worker home left, or of all homes below it; how many processes there were.
 
-    The caller makes sure that no agent uses the home. Never ends this process or one of its ancestors.
+    The caller makes sure that no agent uses them. Never ends this process or one of its ancestors.
     """
     seen: set[int] = set()
     deadline = time.monotonic() + wait_s
@@ -50,10 +50,15 @@ def end(home: Path, wait_s: float = END_S) -> int:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    with contextlib.suppress(OSError):
-        for item in os.listdir(home / RUNNING):
-            (home / RUNNING / item).unlink(missing_ok=True)
+    for record in _records(home):
+        with contextlib.suppress(OSError):
+            for item in record.iterdir():
+                item.unlink(missing_ok=True)
     return len(seen)
+
+
+def _records(home: Path) -> list[Path]:
+    return [home / RUNNING, *home.glob(f"*/home/{RUNNING}")]
 
 
 def trace(pid: int) -> str:
@@ -65,7 +70,7 @@ def find(home: Path) -> set[int]:
     """Pids of what is left, without zombies."""
     table = _table()
     recorded = _recorded(home, table)
-    wanted = b"ECLOUD_WORKER_DIR=" + os.fsencode(home / SHARED)
+    wanted = b"ECLOUD_WORKER_DIR=" + os.fsencode(home.absolute()) + b"/"
     found = {pid for pid in table if pid in recorded or _carries(pid, wanted)}
     spared = _ancestors(os.getpid(), table)
     while True:
@@ -84,21 +89,24 @@ def _recorded(home: Path, table: dict[int, _Process]) -> set[int]:
     """Sessions that the record names. Where the leader is gone, its number still names the session of what it left: the
     kernel gives no pid anew that is in use as a session."""
     found = set()
-    with contextlib.suppress(OSError):
-        for item in os.listdir(home / RUNNING):
-            with contextlib.suppress(OSError, ValueError):
-                pid = int(item)
-                boot, _, started = os.readlink(home / RUNNING / item).partition(":")
-                if boot == this_host.boot_id() and (pid not in table or table[pid].started == started):
-                    found.add(pid)
+    boot = this_host.boot_id()
+    for record in _records(home):
+        with contextlib.suppress(OSError):
+            for item in record.iterdir():
+                with contextlib.suppress(OSError, ValueError):
+                    pid = int(item.name)
+                    its_boot, _, started = os.readlink(item).partition(":")
+                    if its_boot == boot and (pid not in table or table[pid].started == started):
+                        found.add(pid)
     return found
 
 
 def _carries(pid: int, wanted: bytes) -> bool:
     try:
-        return wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
+    return any(variable.startswith(wanted) for variable in variables)
 
 
 def _ancestors(pid: int, table: dict[int, _Process]) -> set[int]:

@@ -1,0 +1,47 @@
+"""Nothing that a task started survives a killed agent, nor `stop --vms`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from doors import Doors
+from services import wait_until
+
+from worker.launcher import descendants
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in b"ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("whom", ["the agent", "agent and launchers"])
+def test_kill_9_leaves_nothing_running(doors: Doors, whom: str) -> None:
+    shell, daemon = doors.place / "shell", doors.place / "daemon"
+    hidden = doors.place / "hidden"
+    hidden.write_text(f"echo $$ > {daemon}; exec sleep 7775")
+    command = f"setsid sh {hidden} & echo $$ > {shell}; sleep 7775"
+    try:
+        doors.admin("start")
+        doors.push(doors.write("orphan.json", {"name": "orphan", "tasks": [{"id": "o1", "commands": command}]}))
+        wait_until(lambda: all(path.exists() and path.read_text().strip() for path in (shell, daemon)))
+        left = [int(path.read_text()) for path in (shell, daemon)]
+        (record,) = (doors.place / "home/workers").glob("*/vm.json")
+        agent = json.loads(record.read_text())["pid"]
+        killed = [agent]
+        if whom != "the agent":
+            killed += [pid for pid in descendants(agent) if b"launcher.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in killed:
+                os.kill(pid, number)
+        if whom == "the agent":
+            wait_until(lambda: not any(map(is_alive, left)), what="at once, whether or not a boss looks")
+    finally:
+        doors.admin("stop", "--vms", code=None)
+    assert not any(map(is_alive, left))
