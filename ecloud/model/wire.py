@@ -56,7 +56,8 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `after_init`: the init tasks that must have succeeded in this worker process; without them the attempt is given
     back. `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the worker picks the
-    indices. `keep_dir` keeps the working directory.
+    indices. `keep_dir` keeps the working directory. `tries`: which try it is, counting those that started; 0 where the
+    boss does not say.
     """
 
     task_no: Int64
@@ -68,6 +69,7 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     after_init: tuple[Int64, ...] = ()
     keep_dir: bool = False
     body: TaskBody | None = None
+    tries: Int32 = 0
 
 
 class StartedAttempt(msgspec.Struct, frozen=True, array_like=True):

@@ -293,6 +293,7 @@ def tasks(
                 attempts.c.started_at,
                 attempts.c.ended_at,
                 attempts.c.run_s,
+                _tries(page.c.task_no),
             )
             .select_from(page)
             .join(runs, runs.c.run_no == page.c.run_no)
@@ -302,6 +303,14 @@ def tasks(
         return TaskPage([_task_line(row) for row in connection.execute(query)], total)
 
 
+def _tries(task_no: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    """How many attempts of a task started: those assigned, given back or lost before that do not count."""
+    tried = schema.attempts.alias("tried")
+    unstarted = tried.c.state.in_(("assigned", "returned", "lost")) & tried.c.started_at.is_(None)
+    query = sa.select(sa.func.count()).select_from(tried).where(tried.c.task_no == task_no, ~unstarted)
+    return query.scalar_subquery().label("tries")
+
+
 def _task_line(row: Any) -> TaskLine:
     return TaskLine(
         run=row.run_name,
@@ -309,7 +318,7 @@ def _task_line(row: Any) -> TaskLine:
         task_no=row.task_no,
         state=row.state,
         reason=row.reason,
-        attempts=row.attempts,
+        attempts=row.tries,
         changed_at=row.changed_at,
         priority=row.priority,
         init=bool(row.init),
@@ -334,7 +343,7 @@ def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
             conditions.append(rows.c.run_no == find_run(connection, run))
         query = (
             sa.select(
-                runs.c.name, rows.c.id, rows.c.reason, rows.c.attempts, attempts.c.error, attempts.c.command,
+                runs.c.name, rows.c.id, rows.c.reason, _tries(rows.c.task_no), attempts.c.error, attempts.c.command,
                 attempts.c.exit_code, attempts.c.signal, attempts.c.stderr, attempts.c.worker, attempts.c.cause,
                 rows.c.task_no,
             )
@@ -354,7 +363,7 @@ def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
                 exit_code=row.exit_code,
                 signal=row.signal,
                 stderr=(row.stderr or "")[-TAIL_CHARS:],
-                attempts=row.attempts,
+                attempts=row.tries,
                 worker=row.worker or "",
             )
             for index, row in enumerate(connection.execute(query).all())

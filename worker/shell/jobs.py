@@ -209,7 +209,7 @@ class Jobs:
             **job.body.env,
             "ECLOUD_TASK": job.body.id,
             "ECLOUD_RUN": order.run,
-            "ECLOUD_ATTEMPT": str(order.number),
+            "ECLOUD_ATTEMPT": str(order.tries or order.number),
         }
         if job.gpus is not None:
             own.update(of_gpus(job.gpus))

@@ -107,7 +107,8 @@ class Node(msgspec.Struct, gc=False):
     """An unfinished task in memory: about 400 bytes with its id and two edges.
 
     `unmet` counts the dependencies still open; `dependents` are (task_no, condition) of those that wait for this one.
-    `assigned`: number of its attempt that is assigned or started, 0 without one.
+    `assigned`: number of its attempt that is assigned or started, 0 without one. `unstarted`: how many of its attempts
+    were given back or lost before they started, as far as this boss knows.
     """
 
     task_no: int
@@ -126,6 +127,7 @@ class Node(msgspec.Struct, gc=False):
     body_bytes: int = 0
     unmet: int = 0
     assigned: int = 0
+    unstarted: int = 0
     init: bool = False
     keep_dir: bool = False
     apart: bool = False

@@ -162,6 +162,7 @@ class Attempts:
                     init=attempt.init,
                     after_init=() if attempt.init else tuple(run.inits),
                     keep_dir=node.keep_dir,
+                    tries=max(1, attempt.number - node.unstarted),
                 )
             )
         number = self._outbox.say(worker.conversation, StartTasks(tuple(orders)))
@@ -440,6 +441,7 @@ class Attempts:
             return
         node = self._wanted(attempt)
         if node is not None:
+            node.unstarted += attempt.started_at is None
             self._book.make_ready(node, now, reason)
 
     @staticmethod

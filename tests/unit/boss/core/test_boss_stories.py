@@ -113,6 +113,20 @@ def test_a_task_that_needs_more_memory_asks_for_more_within_what_there_is(script
     script.starts(w1, "a").ended(w1, "a", cause=Cause.MEMORY, error="too much").states(a="failed")
 
 
+def test_only_attempts_that_started_count_as_tries(script: BossScript) -> None:
+    def tries() -> int:
+        node = script.boss.book.graph.nodes[script.names["a"]]
+        return node.attempts - node.unstarted
+
+    w1 = script.worker("w1")
+    script.push("r", task("a", retries=Retries(1)))
+    script.starts(w1, "a").returned(w1, "a", reason="no room").beats(w1).starts(w1, "a")
+    assert tries() == 1
+    script.started(w1, "a").ended(w1, "a", cause=Cause.EXIT, exit_code=1).stored(w1, "a").wait(2).starts(w1, "a")
+    assert tries() == 2
+    assert script.key("a")[1] == 3
+
+
 def test_a_cause_that_is_not_listed_is_not_retried(script: BossScript) -> None:
     w1 = script.worker("w1")
     script.push("r", task("a", retries=Retries(5, (Cause.TIMEOUT,))))
