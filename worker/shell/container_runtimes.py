@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from datastore.problem import Problem
 from ecloud.model.tasks import Container
 from worker.core.containers import (
     CONTROL,
@@ -28,7 +29,7 @@ from worker.core.containers import (
 CLEAR_S = 30.0
 
 
-class ContainerMissing(Exception):
+class ContainerMissing(Problem):
     """A task's container cannot run here; the text names the runtime or the image, the host and the remedy."""
 
 

@@ -266,7 +266,7 @@ def test_a_page_of_tasks_tells_how_many_more_there_are(film: Cluster) -> None:
 
 def test_failures_bring_what_a_person_needs_to_mend_them(film: Cluster) -> None:
     (failure,) = queries.failures(film.engine)
-    assert (failure.run, failure.id, failure.exit_code, failure.attempts) == ("film", "colour", 3, 2)
+    assert (failure.run, failure.id, failure.exit_code, failure.attempts) == ("film", "colour", 3, 1)
     assert (failure.command, failure.worker) == ("grade --fast", "w3")
     assert failure.error == "command 1 of 1 ended with exit code 3"
     assert failure.stderr.endswith("no such colour: ultra\n")
