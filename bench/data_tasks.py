@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.report import Figure, micro, seconds
-from bench.services import ROOT, Services, children_cpu_s, cpu_s, plain_environment
+from bench.services import ROOT, Services, cpu_s, plain_environment, worker_cpu_s
 from bench.sshd import Sshd
 from bench.throughput import wait_until_over
 from datastore.keys import public_line
@@ -171,7 +171,10 @@ def _push(
 
 def _cpu(parts: dict[str, list[subprocess.Popen[bytes]]]) -> dict[str, float]:
     used = {name: sum(map(cpu_s, processes)) for name, processes in parts.items()}
-    return {**used, "their shells": sum(map(children_cpu_s, parts.get("workers", [])))}
+    workers = [worker_cpu_s(worker) for worker in parts.get("workers", [])]
+    if workers:
+        used["workers"] = sum(own for own, _ in workers)
+    return {**used, "their shells": sum(shells for _, shells in workers)}
 
 
 def _small_figures(turns: dict[str, list[Turn]]) -> list[Figure]:

@@ -25,6 +25,7 @@ from ecloud.client.broker import BrokerAddress, probe
 from ecloud.config.home import Home
 from ecloud.config.secrets import AccessFile, cluster_secret, derive_key, read_access, write_access
 from ecloud.db.database import make_engine, migrate
+from worker.launcher import descendants
 
 START_S = 60.0
 STOP_S = 30.0
@@ -222,6 +223,21 @@ def children_cpu_s(process: subprocess.Popen[bytes]) -> float:
     """CPU seconds of the children it has waited for."""
     fields = _stat(process.pid)
     return (int(fields[13]) + int(fields[14])) / _TICKS
+
+
+def worker_cpu_s(worker: subprocess.Popen[bytes]) -> tuple[float, float]:
+    """CPU seconds of an agent with its launchers, and of the tasks' processes that have ended."""
+    own, tasks = cpu_s(worker), children_cpu_s(worker)
+    for pid in descendants(worker.pid):
+        try:
+            is_launcher = b"launcher.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            fields = _stat(pid)
+        except OSError:
+            continue  # it ended just now
+        if is_launcher:
+            own += (int(fields[11]) + int(fields[12])) / _TICKS
+            tasks += (int(fields[13]) + int(fields[14])) / _TICKS
+    return own, tasks
 
 
 def machine_cpu_s() -> float:

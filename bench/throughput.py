@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.report import Figure, micro, seconds
-from bench.services import Services, children_cpu_s, cpu_s, machine_cpu_s, plain_environment
+from bench.services import Services, cpu_s, machine_cpu_s, plain_environment, worker_cpu_s
 from ecloud.client.client import Client
 from ecloud.model.tasks import TaskDefinition
 from ecloud.model.wire import PushOptions
@@ -60,7 +60,8 @@ class Ours:
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds so far."""
-        return {"shells": children_cpu_s(self.worker), **{name: cpu_s(part) for name, part in self.parts.items()}}
+        own, shells = worker_cpu_s(self.worker)
+        return {"shells": shells, **{name: cpu_s(part) for name, part in self.parts.items()}, "worker": own}
 
 
 def measure(profiles: Path | None = None) -> list[Figure]:
