@@ -289,8 +289,10 @@ def follow(name: str, run: str, as_json: bool) -> int:
     home = settings.home_directory
     if not home.cluster_key.exists():
         raise Problem(f"{home.cluster_key} is missing: output is followed where the boss runs", exit_code=PART_AWAY)
+    is_heard = False
     with app.boss(settings) as client:
         for lines in client.logs(name, cluster_secret(home), run):
+            is_heard = True
             if as_json:
                 print_json(lines)
                 continue
@@ -299,6 +301,8 @@ def follow(name: str, run: str, as_json: bool) -> int:
             stream.flush()
     detail = _detail(name, run)
     last = detail.last_attempt
+    if not is_heard and last is not None:
+        logs(name, run, last.number, as_json)  # it had ended before: what is kept of it
     print(f"{detail.state}" + (f": {last.error}" if last is not None and last.error else ""), file=sys.stderr)
     return DONE if detail.state == "succeeded" else NOT_ALL_SUCCEEDED
 

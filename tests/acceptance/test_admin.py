@@ -146,6 +146,21 @@ def test_questions_and_orders_about_tasks(cluster: Doors) -> None:
     assert doors.admin("show_tasks", "--json").json["total"] == 0
 
 
+def test_characters_survive_the_way_and_an_ended_task_is_shown(cluster: Doors) -> None:
+    pieces = ["caf\\303", "\\251 \\360\\237", "\\230\\200\\n"]
+    command = "; sleep 0.3; ".join(f"printf '{piece}'" for piece in pieces)
+    until = "until test -e go; do sleep 0.05; done"
+    tasks = cluster.write("mb.json", [{"id": "mb", "commands": f"cd {cluster.place}; {until}; {command}"}])
+    cluster.push(tasks)
+    door = cluster.begin("admin.py", "logs", "mb", "-f")
+    (cluster.place / "go").touch()
+    followed = door.communicate(timeout=60)[0].decode()
+    assert "\ufffd" not in followed
+    assert "café 😀\n" in followed
+    kept = cluster.admin("logs", "mb").out
+    assert cluster.admin("logs", "mb", "-f").out == kept == "café 😀\n"
+
+
 def test_output_is_followed_as_it_is_written(cluster: Doors) -> None:
     release = cluster.place / "release"
     commands = f"echo begun; while [ ! -e '{release}' ]; do sleep 0.1; done; echo released >&2; exit 4"

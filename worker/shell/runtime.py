@@ -291,6 +291,8 @@ class WorkerRuntime:
         if piece or ended:
             task_no, number = process.key
             before, text = process.decoders[stream].add(piece, ended)
+            if not text and not ended:
+                return  # a part of one character: it comes with the rest
             message = wire.LogLines(task_no, number, stream, start - before, text, ended)
             envelope = Envelope(wire.PROTOCOL_VERSION, self._core.config.peer, self._core.session, 0, message)
             self._publish(logs_topic(self._access.cluster_id, task_no), envelope)
