@@ -74,6 +74,9 @@ class WorkerRuntime:
         self._tied = tied
         self._core = WorkerCore(config, time.monotonic())
         self._record = RunningRecord(home)
+        left_over = self._record.end_left_over()  # before the first launcher of this process
+        if left_over:
+            log.warning("ended %d processes that an earlier process of this home had left", left_over)
         self._poll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.EPOLLIN)
@@ -123,9 +126,6 @@ class WorkerRuntime:
             raise
 
     def _work(self) -> int:
-        left_over = self._record.end_left_over()
-        if left_over:
-            log.warning("ended %d processes that an earlier process of this home had left", left_over)
         self._look()
         self._after(SWEEP_EVERY_S, self._sweep)
         self._broker.start()

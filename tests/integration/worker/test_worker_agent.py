@@ -195,6 +195,8 @@ def test_hangup_is_a_clean_stop(daemon: Daemon, agents: Callable[[Daemon], Agent
     wait_until(lambda: "on duty" in agent.words)
     agent.processes[-1].send_signal(signal.SIGHUP)
     assert agent.code() == 0
+    assert "had left" not in agent.words
+    assert "launcher was killed" not in agent.words
 
 
 def test_what_ended_while_no_boss_was_there_is_told_by_the_next_process(
