@@ -304,9 +304,9 @@ def tasks(
 
 
 def _tries(task_no: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    """How many attempts of a task started: those assigned, given back or lost before that do not count."""
+    """How many attempts of a task started. One that was lost may have; one that was given back before has not."""
     tried = schema.attempts.alias("tried")
-    unstarted = tried.c.state.in_(("assigned", "returned", "lost")) & tried.c.started_at.is_(None)
+    unstarted = tried.c.state.in_(("assigned", "returned")) & tried.c.started_at.is_(None)
     query = sa.select(sa.func.count()).select_from(tried).where(tried.c.task_no == task_no, ~unstarted)
     return query.scalar_subquery().label("tries")
 

@@ -108,7 +108,7 @@ class Node(msgspec.Struct, gc=False):
 
     `unmet` counts the dependencies still open; `dependents` are (task_no, condition) of those that wait for this one.
     `assigned`: number of its attempt that is assigned or started, 0 without one. `unstarted`: how many of its attempts
-    were given back or lost before they started, as far as this boss knows.
+    were given back before they started, since this boss began.
     """
 
     task_no: int

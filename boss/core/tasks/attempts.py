@@ -441,7 +441,8 @@ class Attempts:
             return
         node = self._wanted(attempt)
         if node is not None:
-            node.unstarted += attempt.started_at is None
+            # One that was lost may have started, even where nobody heard of it.
+            node.unstarted += state is AttemptState.RETURNED and attempt.started_at is None
             self._book.make_ready(node, now, reason)
 
     @staticmethod
