@@ -63,10 +63,13 @@ def migrate(as_json: bool) -> int:
     help="What its holder may do: run tasks; push, watch and cancel; everything.",
 )
 @click.option("--revoke", metavar="NAME", help="Revoke this invitation: what uses it is dropped at once.")
-def invite(file: str, host: str | None, role: str, revoke: str | None, as_json: bool) -> int:
+@click.option("--list", "listing", is_flag=True, help="Show the invitations, their roles, and which are revoked.")
+def invite(file: str, host: str | None, role: str, revoke: str | None, listing: bool, as_json: bool) -> int:
     """Write the access file that a worker or client on another machine needs."""
     from ecloud.cli import request
 
+    if listing:
+        return request.list_invitations(as_json)
     return request.revoke(revoke, as_json) if revoke else request.invite(file, host, role, as_json)
 
 

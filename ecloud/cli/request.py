@@ -14,6 +14,7 @@ import msgspec
 
 from datastore.problem import DONE, NOT_ALL_SUCCEEDED, PART_AWAY, Problem
 from ecloud.cli import app
+from ecloud.config import invitations
 from ecloud.config.settings import load_settings
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ def invite(file: str, host: str | None, role: str, as_json: bool) -> int:
     if path.exists():
         raise Problem(f"{path} exists: name another file, or remove it")
     try:
+        invitations.record(home, name, role, str(path))
         write_access(path, access)
     except OSError as error:
         raise Problem(f"{path}: {error.strerror}") from None
@@ -210,6 +212,29 @@ def invite(file: str, host: str | None, role: str, as_json: bool) -> int:
         print(
             f"but {access.host} is this machine alone: from others, use an external broker (BROKER_HOST in settings.py)"
         )
+    return DONE
+
+
+def list_invitations(as_json: bool) -> int:
+    """Who was invited, as what, and whether that still holds. Raises `Problem`."""
+    from ecloud.cli.tables import print_json, print_table
+    from ecloud.model.text import when
+    from ecloud.queries import status as queries
+
+    settings = load_settings()
+    try:
+        found = list(invitations.invitations(settings.home_directory))
+    except OSError as error:
+        raise Problem(f"{settings.home_directory.invitations}: {error.strerror}") from None
+    revoked = queries.revoked_keys(app.database(settings))
+    if as_json:
+        print_json([{**msgspec.to_builtins(one), "revoked": one.name in revoked} for one in found])
+        return DONE
+    now = time.time()
+    rows = [
+        (one.name, one.role, when(one.at, now), "revoked" if one.name in revoked else "", one.file) for one in found
+    ]
+    print_table(app.console(), ("name", "role", "made", "", "file"), rows)
     return DONE
 
 

@@ -24,6 +24,7 @@ class Home:
         self.secrets = self.path / "secrets"
         self.cluster_key = self.secrets / "cluster.key"
         self.client_access = self.path / "client.access"
+        self.invitations = self.path / "invitations.jsonl"
         self.boss_lock = self.path / "boss.lock"
         self.boss_pid = self.path / "boss.pid"
         self.log = self.path / "boss.log"

@@ -467,6 +467,12 @@ def vm_views(connection: Connection, gone: bool = False) -> list[VmView]:
     return [VmView(**schema.vm_values(row)) for row in connection.execute(query)]
 
 
+def revoked_keys(engine: Engine) -> set[str]:
+    """Names of keys that open nothing. Raises `DatabaseAway`."""
+    with snapshot(engine) as connection:
+        return {row.name for row in connection.execute(sa.select(schema.revoked_keys))}
+
+
 def context(engine: Engine) -> dict[str, str]:
     """The cluster's key/value table. Raises `DatabaseAway`."""
     with snapshot(engine) as connection:

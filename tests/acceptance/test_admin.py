@@ -289,6 +289,9 @@ def test_a_worker_that_was_invited_works_until_it_is_no_more_wanted(cluster: Doo
         worker.kill()
         worker.communicate()
     assert name in cluster.admin("invite", "--revoke", name).out
+    shown = cluster.admin("invite", "--list", "--json").json
+    assert [(one["name"], one["role"], one["revoked"]) for one in shown] == [(name, "worker", True)]
+    assert "revoked" in cluster.admin("invite", "--list").out
     environment = {**cluster.environment, "ECLOUD_ACCESS": str(path)}
     door = [sys.executable, str(ROOT / "push_tasks.py"), str(cluster.place / "t.json")]
     refused = subprocess.run(door, env=environment, capture_output=True, timeout=60, cwd=cluster.place)
