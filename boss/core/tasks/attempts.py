@@ -290,6 +290,9 @@ class Attempts:
             if attempt is not None:
                 if reason == "init":
                     self.inits.on_unprepared(worker, attempt.run_no)
+                elif not reason and not attempt.returning:
+                    # Nobody asked for it: given again at once, it might come back at once, for ever.
+                    worker.resting.add(attempt.run_no)
                 self._take_back(worker, attempt, AttemptState.RETURNED, reason, now)
 
     def reconcile(self, worker: Worker, inventory: Iterable[HeldAttempt], orders_seen: int, now: float) -> None:

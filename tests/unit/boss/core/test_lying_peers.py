@@ -284,6 +284,15 @@ def test_stages_of_others_are_not_dropped_by_naming_their_attempts() -> None:
     assert script.call(DropStages).stages == (f"w2/{key[0]}-{key[1]}",), "its own, and no other"
 
 
+def test_what_a_worker_returns_unasked_and_without_a_reason_it_is_not_given_again_at_once() -> None:
+    script = BossScript()
+    worker = script.worker("w1")
+    script.push("r", task("a"))
+    script.starts(worker, "a").returned(worker, "a").nothing_else().states(a="ready")
+    script.beats(worker).starts(worker, "a")
+    assert script.key("a")[1] == 2
+
+
 # --- pushes -----------------------------------------------------------------------------------------
 
 
