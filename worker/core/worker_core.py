@@ -44,6 +44,10 @@ ENDS_SOON_S = 60.0
 """A machine that is about to end takes nothing more."""
 
 
+HOME_COPIED = 2
+"""Exit code of a worker whose home is a copy of another's that still works: a person gives it a home of its own."""
+
+
 class WorkerCore:
     """One worker process."""
 
@@ -202,6 +206,8 @@ class WorkerCore:
                 self._leave(0, reason or "the boss said so")
             case wire.StreamLogs(task_no, number, seconds):
                 self.attempts.effects.streams.append(StreamOutput(task_no, number, seconds))
+            case wire.Refused("home", reason):
+                self._leave(HOME_COPIED, reason)
             case wire.Refused(_, reason):
                 self.ignored[f"refused: {reason}"] += 1
             case _:

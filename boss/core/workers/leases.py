@@ -80,7 +80,7 @@ class Leases:
             known.claimed_by, known.claimed_at = conversation.peer, now
         where = f"worker {known.name}" + (f" on {known.row.hello.host}" if known.row.hello.host else "")
         if known.conversation is not None and known.conversation.heard_at > known.claimed_at:
-            reason = f"{where} works with this home: it was copied; this process needs a home of its own"
+            reason = f"{where} works with this home, of which this is a copy: start this worker with another --home"
             return Refused("home", reason, about=conversation.session)
         if now - known.claimed_at < CLAIM_HEARTBEATS * self._config.heartbeat_s:
             reason = f"{where} may still work with this home: say Hello again"

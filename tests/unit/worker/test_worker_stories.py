@@ -9,6 +9,7 @@ from ecloud.model import wire
 from ecloud.model.tasks import Cause, Outcome
 from worker.core.attempts import FLUSH_COUNT, FLUSH_S, STAGING_MOST, STARTED_S
 from worker.core.events import CommandsEnded
+from worker.core.worker_core import HOME_COPIED
 
 
 def test_it_reports_for_duty_runs_and_tells() -> None:
@@ -323,6 +324,15 @@ def test_at_once_means_at_once(how: str) -> None:
     else:
         script.term().term().take(wire.DrainWanted)
     script.leaves().take(wire.Goodbye)
+    script.nothing_else()
+
+
+def test_a_worker_whose_home_is_a_copy_leaves_and_says_why() -> None:
+    script = WorkerScript(cpus=1).on_duty()
+    script.hear(wire.Refused("home_unsure", "say Hello again"))
+    script.nothing_else()
+    script.hear(wire.Refused("home", "worker w0 on one works with this home, of which this is a copy"))
+    script.leaves(code=HOME_COPIED).take(wire.Goodbye)
     script.nothing_else()
 
 

@@ -88,6 +88,7 @@ def test_a_copied_home_replaces_nobody_and_is_told_to_take_another() -> None:
         assert refused.code == code
         script.wait(1.0).beats(old)
     assert "worker p1 on one works with this home" in refused.reason
+    assert "another --home" in refused.reason
     assert set(script.boss.fleet.workers) == {"p1"}
     script.hello(clone, resources={"cpus": 1.0}, home="h-2", boot_id="b2").hear(clone, wire.Heartbeat(0))
     assert set(script.boss.fleet.workers) == {"p1", "p2"}
