@@ -144,7 +144,10 @@ class Start:
 
     def run(self) -> int:
         """Start, lead, leave; the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        stops = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored where nohup started it
+            stops.append(signal.SIGHUP)
+        for number in stops:
             signal.signal(number, lambda *_: self._stop())
         self._lock_home()
         secret = cluster_secret(self._home)

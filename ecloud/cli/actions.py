@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ecloud.cli.app import Command
 from ecloud.cli.version import version_option
 
 GROUPS = {
@@ -32,6 +33,8 @@ GROUPS = {
 
 class Actions(click.Group):
     """A group whose help has sections and whose errors name the nearest action."""
+
+    command_class = Command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         listed = {name for names in GROUPS.values() for name in names}

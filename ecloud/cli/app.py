@@ -12,12 +12,13 @@ import json
 import locale
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -41,6 +42,20 @@ INSTALLED = "ecloud"
 """The program of an installed package; texts that name `python admin.py` are shown with it."""
 
 _program = ""
+
+
+class ReaderEnded(Exception):
+    """A closed pipe, under a name that click does not turn into an exit code."""
+
+
+class Command(click.Command):
+    """A command that ends quietly when the reader of its output has ended."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderEnded from error
 
 
 def enter(command: click.Command, name: str) -> NoReturn:
@@ -69,14 +84,19 @@ def run(command: click.Command, name: str) -> int:
         return report(Problem(f"{error.format_message()}{_help_of(error, name)}"), name)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output ended, as with `| head`: no error of this command.
-        with contextlib.suppress(OSError):
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return DONE
+    except (BrokenPipeError, ReaderEnded):
+        return _reader_ended()
     except BaseException as error:
         return report(problem_of(error) or _own_fault(error), name)
+
+
+def _reader_ended() -> int:
+    """The reader of the output ended, as with `| head`: no error of this command. What is left goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        for stream in (sys.__stdout__, sys.__stderr__):
+            if stream is not None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return DONE
 
 
 def _help_of(error: click.ClickException, name: str) -> str:
@@ -137,6 +157,9 @@ def problem_of(error: BaseException) -> Problem | None:
     if isinstance(error, OSError) and error.strerror:
         place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         return Problem(f"{place}{error.strerror}")
+    if type(error).__module__.startswith("sqlalchemy") and (cause := getattr(error, "orig", None)) is not None:
+        text = str(cause.args[1]) if len(cause.args) > 1 else str(cause)
+        return Problem(f"the database ended its answer: {text}", "python admin.py doctor", PART_AWAY)
     if isinstance(error, MemoryError):
         return Problem("this machine has no memory left for it", exit_code=PART_AWAY)
     return None
@@ -240,15 +263,36 @@ def database(settings: Settings) -> Engine:
     """The database, to be asked. Raises `DatabaseAway`, `SchemaWrong`."""
     from ecloud.queries.status import open_database
 
-    return open_database(settings)
+    return open_database(settings, ANSWER_S)
 
 
-def console(to_stderr: bool = False) -> Console:
-    """A terminal with its colours, or a pipe with plain lines. Texts are printed as they are: `[red]` is no markup."""
+def is_dead_neighbour(holder: str) -> bool:
+    """Whether a leader of record ("pid 12 on host") was a process of this machine that is gone."""
+    words = holder.split()
+    if len(words) != 4 or words[3] != socket.gethostname() or not words[1].isdecimal():
+        return False
+    return not Path(f"/proc/{words[1]}").exists()
+
+
+def console(to_stderr: bool = False, file: IO[str] | None = None, like: Console | None = None) -> Console:
+    """A terminal with its colours, or a pipe with plain lines. Texts are printed as they are: `[red]` is no markup.
+    `file`: what it writes to, as wide and as colourful as the console `like`."""
     from rich.console import Console
 
     class Plain(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return Plain(stderr=to_stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if like is None:
+        return Plain(stderr=to_stderr, file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    return Plain(
+        file=file,
+        width=like.width,
+        force_terminal=like.is_terminal,
+        color_system="truecolor" if like.color_system else None,
+        no_color=like.no_color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
+    )

@@ -91,26 +91,25 @@ def stop(vms: bool, as_json: bool) -> int:
     settings = load_settings()
     home = settings.home_directory
     about = app.running_boss(home)
+    if about is None and vms and _has_vms(settings):
+        with contextlib.redirect_stdout(sys.stderr):
+            print("no boss runs: one is started to end the VMs")
+            start(False, False)
+        about = app.running_boss(home)
     if about is None:
-        if vms:
-            raise Problem(
-                "no boss runs that could end VMs: python admin.py start, then stop --vms", exit_code=PART_AWAY
-            )
         _say(as_json, {}, f"no boss runs in {home.path}{_still_there(settings)}")
         return DONE
     if vms:
         _end_vms(settings)
     pid = about.get("pid")
     if not isinstance(pid, int):
-        raise Problem(f"{home.boss_pid} does not tell the boss's process: end it by hand", exit_code=PART_AWAY)
+        raise Problem(f"{home.boss_pid} does not name the boss's process", "end it by hand", PART_AWAY)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
     while app.running_boss(home) is not None:
         if time.monotonic() > deadline:
-            raise Problem(
-                f"the boss (pid {pid}) has not left after {STOP_S:.0f} s; see {home.log}", exit_code=PART_AWAY
-            )
+            raise Problem(f"the boss (pid {pid}) still runs after {STOP_S:.0f} s", f"see {home.log}", PART_AWAY)
         time.sleep(0.02)
     _say(as_json, about, f"the boss (pid {pid}) has left{_still_there(settings)}")
     if vms:
@@ -126,6 +125,18 @@ def _end_left_overs(home: Home) -> None:
     count = left_overs.end(home.workers)
     if count:
         print(f"ended {counted(count, 'process', 'processes')} that tasks had left on this machine", file=sys.stderr)
+
+
+def _has_vms(settings: Settings) -> bool:
+    """Whether the database knows VMs that have not ended, or a cloud lists some."""
+    from ecloud.queries import status as queries
+
+    try:
+        engine = app.database(settings)
+    except Problem:
+        return False  # no boss has ever run here, or the database is away: nothing is known
+    cluster_id = queries.context(engine).get("cluster_id", "")
+    return bool(_left_by_rows(engine) or _left_in_clouds(settings, cluster_id))
 
 
 def _end_vms(settings: Settings) -> None:

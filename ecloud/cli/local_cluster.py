@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,11 @@ STOP_S = 20.0
 """The boss ends its workers and its broker; after this it is killed, and they with it."""
 
 
+PREFIX = "ecloud-local-"
+OWNER = "owner.lock"
+"""In such a home: locked by the command that made it, for as long as that lives."""
+
+
 class LocalClusterFailed(PartAway):
     """The local cluster does not start, or ended by itself; the text has its last words."""
 
@@ -31,7 +38,9 @@ class LocalCluster:
         self.datastore = datastore
         self._workers = workers
         self._keep_dirs = keep_dirs
-        self.home = Home(tempfile.mkdtemp(prefix="ecloud-"))
+        remove_left_over_homes()
+        self.home = Home(tempfile.mkdtemp(prefix=PREFIX))
+        self._owner = _lock(self.home.path / OWNER)
         self._log = self.home.path / "start.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -85,6 +94,7 @@ class LocalCluster:
         if self._keep_dirs:
             self._save_directories()
         shutil.rmtree(self.home.path, ignore_errors=True)
+        os.close(self._owner)
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         # Its workers and its broker are tied to it: the kernel ends them.
@@ -111,3 +121,30 @@ class LocalCluster:
                 if lines[-1]:
                     return lines[-1].removeprefix("boss: ")
         return "no output"
+
+
+def _lock(path: Path) -> int:
+    """A file that is locked until it is closed or this process ends. Raises `BlockingIOError` where another has it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise
+    return file
+
+
+def remove_left_over_homes() -> None:
+    """Remove the homes of local clusters whose command was killed: no process holds their lock any more."""
+    for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # another user's, one that is in use, or one that is being made
+            if home.stat().st_uid == os.getuid() and (home / OWNER).exists() and not _is_used(home):
+                os.close(_lock(home / OWNER))
+                shutil.rmtree(home, ignore_errors=True)
+
+
+def _is_used(home: Path) -> bool:
+    """Whether a boss still runs there: it ends soon after its command."""
+    from ecloud.cli.app import running_boss
+
+    return running_boss(Home(home)) is not None

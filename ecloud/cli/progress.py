@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from datastore.ssh.connection import Connection
-from ecloud.cli.tables import STYLES, state_bar
+from ecloud.cli.tables import STYLES, is_coloured, state_bar
 from ecloud.cli.transfer_text import moving_line
 from ecloud.model.tasks import TaskState
 from ecloud.model.text import about, byte_size, counted, visible
@@ -78,7 +78,7 @@ class Progress:
         if text != self._trouble:
             self._trouble = text
             if self._live is None:
-                print(text or "goes on", file=self._console.file, flush=True)
+                print(text or "resumed", file=self._console.file, flush=True)
             else:
                 self._show()
 
@@ -121,7 +121,7 @@ class Progress:
         picture = self.last
         lines = []
         if picture is not None:
-            bar = state_bar(picture.states, min(BAR_CHARS, self._console.width // 4))
+            bar = state_bar(picture.states, min(BAR_CHARS, self._console.width // 5), is_coloured(self._console))
             bar.append(f"  {self._line(picture)}")
             lines.append(bar)
             if picture.running:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from datastore.problem import DONE, INTERRUPTED, Problem
+from datastore.problem import DONE, INTERRUPTED, NOT_ALL_SUCCEEDED, Problem
 from ecloud.cli import app
 from ecloud.cli.run_summary import tell_end
 from ecloud.config import this_host
@@ -149,7 +149,7 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
             print(f"\nthe run goes on without us; to watch it: python admin.py status --watch, "
                   f"to stop it: python admin.py cancel --run {accepted.run}", file=sys.stderr)  # fmt: skip
             return INTERRUPTED
-    return tell_end(tasks, last, progress, wish.as_json, settings, client.datastore_address)
+    return tell_end(tasks, accepted, last, progress, wish.as_json, settings, client.datastore_address)
 
 
 def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> None:
@@ -187,12 +187,20 @@ def _tell_accepted(accepted: RunAccepted, wish: Wish) -> None:
 
 
 def _watch(client: Client, accepted: RunAccepted, progress: Progress) -> RunChanged:
-    """Show progress until nothing more will happen."""
-    for picture in client.watch(accepted.run):
-        progress.changed(picture)
-        if picture.over or picture.held:
-            return picture
-    raise AssertionError("a watch does not end by itself")
+    """Show progress until nothing more will happen. Raises `Problem` where the run is dropped meanwhile."""
+    from ecloud.client.client import RequestRefused
+
+    try:
+        for picture in client.watch(accepted.run):
+            progress.changed(picture)
+            if picture.over or picture.held:
+                return picture
+    except RequestRefused as refused:
+        if refused.code != "no_such_run":
+            raise
+        text = f"run {accepted.run} was dropped while it was watched"
+        raise Problem(text, "push it again to run it", NOT_ALL_SUCCEEDED) from None
+    raise AssertionError("a watch ends only with a run")
 
 
 # --- here -------------------------------------------------------------------------------------------
@@ -244,7 +252,9 @@ def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
         last = _watch(client, accepted, progress)
         progress.close()
         output = _kept_output(cluster, last.run, Path(wish.datastore or DEFAULT_DATASTORE))
-        return tell_end(tasks, last, progress, wish.as_json, cluster.settings, client.datastore_address, output)
+        return tell_end(
+            tasks, accepted, last, progress, wish.as_json, cluster.settings, client.datastore_address, output
+        )
 
 
 def _kept_output(cluster: LocalCluster, run: str, directory: Path) -> Path | None:

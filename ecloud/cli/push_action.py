@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from ecloud.cli.actions import main
+from ecloud.cli.app import Command
 from ecloud.cli.version import version_option
 
 
-class Push(click.Command):
+class Push(Command):
     """A command whose `--local` may stand alone."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:

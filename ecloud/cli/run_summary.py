@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from datastore.problem import DONE, NOT_ALL_SUCCEEDED
 from ecloud.cli import app
@@ -17,15 +20,36 @@ if TYPE_CHECKING:
     from ecloud.cli.progress import Progress
     from ecloud.config.settings import Settings
     from ecloud.formats import TaskList
-    from ecloud.model.wire import RunChanged
+    from ecloud.model.wire import RunAccepted, RunChanged
     from ecloud.queries.views import Failure
 
 FAILURES_SHOWN = 20
 RESULTS_SHOWN = 8
 
 
+class Shares(msgspec.Struct, frozen=True):
+    """How many tasks of a run succeeded before this push, were skipped since their results exist, and ran."""
+
+    earlier: int
+    skipped: int
+    ran: int
+
+    @classmethod
+    def of(cls, accepted: RunAccepted, last: RunChanged) -> Shares:
+        """Of what the boss answered and of the run's end."""
+        skipped = accepted.decisions.get("skipped", 0)
+        earlier = max(0, accepted.states.get("succeeded", 0) - skipped)
+        not_run = sum(last.states.get(state, 0) for state in ("aborted", "cancelled"))
+        return cls(earlier, skipped, max(0, sum(last.states.values()) - earlier - skipped - not_run))
+
+    def __str__(self) -> str:
+        skipped = f", {self.skipped:,} skipped since their results exist" if self.skipped else ""
+        return f"{self.earlier:,} had succeeded earlier{skipped}, {self.ran:,} ran"
+
+
 def tell_end(
     tasks: TaskList,
+    accepted: RunAccepted,
     last: RunChanged,
     progress: Progress,
     as_json: bool,
@@ -47,14 +71,16 @@ def tell_end(
             engine = open_database(settings)
             failed = failures(engine, last.run, FAILURES_SHOWN)
             aborted = _aborted(engine, last.run)
+    shares = Shares.of(accepted, last)
     code = DONE if set(last.states) <= {"succeeded"} else NOT_ALL_SUCCEEDED
     if as_json:
         from ecloud.cli.tables import print_json
 
-        print_json({"run": last.run, "states": last.states, "failed": failed, "held": last.held, "datastore": address})
+        report = {"run": last.run, "states": last.states, "failed": failed, "held": last.held, "datastore": address}
+        print_json({**report, **msgspec.structs.asdict(shares)})
         return code
-    _print_end(last, progress, failed, aborted, output)
-    _print_results(tasks, settings, address)
+    _print_end(last, progress, failed, aborted, shares, output)
+    _print_results(tasks, last.run, shares, settings, address)
     return code
 
 
@@ -70,6 +96,7 @@ def _print_end(
     progress: Progress,
     failed: list[Failure],
     aborted: list[tuple[str, str, str]],
+    shares: Shares,
     output: Path | None,
 ) -> None:
     from ecloud.cli.tables import ended_line, print_table
@@ -88,12 +115,13 @@ def _print_end(
         console.print()
     if last.held:
         console.print(f"held: {last.held}")
-    console.print(ended_line(last.run, last.states, progress.elapsed_s))
+    line = ended_line(last.run, last.states, progress.elapsed_s)
+    console.print(line.append(f" ({shares})") if shares.earlier or shares.skipped else line)
     if output:
         print(f"what the tasks printed: {output}")
 
 
-def _print_results(tasks: TaskList, settings: Settings, address: str) -> None:
+def _print_results(tasks: TaskList, run: str, shares: Shares, settings: Settings, address: str) -> None:
     """Where the results lie: the last ones of the list first, since those are what people want."""
     from ecloud.cli.files import open_datastore
     from ecloud.model.text import byte_size, visible
@@ -104,6 +132,8 @@ def _print_results(tasks: TaskList, settings: Settings, address: str) -> None:
     with contextlib.suppress(Exception):
         found = open_datastore(settings, address).stat(paths[:1000])
         there = [(path, entry) for path, entry in zip(paths, found) if entry is not None]
+        if shares.earlier:
+            _warn_of_missing([path for path, entry in zip(paths, found) if entry is None], run)
         if not there:
             return
         print(f"results in {address.removeprefix('dir:')}:")
@@ -112,3 +142,16 @@ def _print_results(tasks: TaskList, settings: Settings, address: str) -> None:
             print(f"  {visible(path)}  ({size})")
         if len(there) > RESULTS_SHOWN:
             print(f"  and {len(there) - RESULTS_SHOWN:,} more")
+
+
+def _warn_of_missing(paths: list[str], run: str) -> None:
+    """Results of earlier successes that were removed, or are in another datastore."""
+    from ecloud.cli.tables import some
+
+    missing = [path for path in paths if not any(letter in path for letter in "*?[")]  # a pattern is no name
+    if missing:
+        print(
+            f"not in the datastore, though their tasks succeeded: {some(missing, 5)}; "
+            f"python admin.py redo_task TASK --run {run} runs a task again",
+            file=sys.stderr,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import time
@@ -9,13 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from datastore.problem import DONE, NOT_ALL_SUCCEEDED, PART_AWAY, Problem
 from ecloud.cli import app
-from ecloud.cli.tables import print_json, print_status, print_table, some
+from ecloud.cli.tables import print_json, print_json_line, print_status, print_table, some
 from ecloud.config.settings import Settings, load_settings
 from ecloud.model.text import amounts, byte_size, counted, duration, visible, when
 from ecloud.queries import lookup
@@ -42,22 +43,38 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
     shown = sys.maxsize if all_runs else RUNS_SHOWN
     console = app.console()
     if not watch:
-        found = _with_free_space(queries.status(engine), engine)
+        found = _status_now(engine)
         print_json(found) if as_json else print_status(console, found, shown)
         return DONE
     try:
-        with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        if as_json or not console.is_terminal:
             while True:
-                with console.capture() as captured:
-                    print_status(console, _with_free_space(queries.status(engine), engine), shown)
-                if console.is_terminal:
-                    text = Text.from_ansi(captured.get())
-                    live.update(Group(text, Text("\nCtrl-C ends this", "dim")), refresh=True)
-                else:
-                    print(captured.get(), flush=True)
+                found = _status_now(engine)
+                print_json_line(found) if as_json else print_status(console, found, shown)
+                sys.stdout.flush()
+                time.sleep(WATCH_EVERY_S)
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                screen = _drawn(console, _status_now(engine), shown)
+                live.update(Group(screen, Text("Ctrl-C ends this", "dim")), refresh=True)
                 time.sleep(WATCH_EVERY_S)
     except KeyboardInterrupt:
         return DONE
+
+
+def _drawn(console: Console, found: Status, shown: int) -> Text:
+    """The screen as a text, drawn on a console of its own: what is printed on that of a `Live` appears above it."""
+    paper = app.console(file=io.StringIO(), like=console)
+    print_status(paper, found, shown)
+    return Text.from_ansi(paper.file.getvalue())  # type: ignore[attr-defined]
+
+
+def _status_now(engine: Engine) -> Status:
+    found = _with_free_space(queries.status(engine), engine)
+    if found.boss.leads and app.is_dead_neighbour(found.boss.holder):
+        # The row says that it leads until its lease is over; its process on this machine is gone.
+        found = msgspec.structs.replace(found, boss=msgspec.structs.replace(found.boss, leads=False))
+    return found
 
 
 def _with_free_space(found: Status, engine: Engine) -> Status:

@@ -25,6 +25,16 @@ STYLES = {
     "failed": "red",
 }
 """Colours of task states; in this order a bar shows them."""
+PLAIN_BAR = {
+    "succeeded": "#",
+    "running": ">",
+    "ready": "-",
+    "waiting": ".",
+    "cancelled": "c",
+    "aborted": "a",
+    "failed": "!",
+}
+"""Characters of a bar without colours."""
 WORKER_STYLES = {"up": "green", "draining": "yellow", "lost": "red", "gone": "bright_black"}
 BAR_CHARS = 40
 TRANSFERS_SHOWN = 10
@@ -35,18 +45,29 @@ def print_json(value: object) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
-def state_bar(states: Mapping[str, int], width: int = BAR_CHARS) -> Text:
-    """A bar of `width` characters in which each state has its share, and none that is there is invisible."""
+def print_json_line(value: object) -> None:
+    """One JSON document in one line, for programs that read a stream of them."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+
+
+def is_coloured(console: Console) -> bool:
+    """Whether colours tell the states in a bar apart; else its characters must."""
+    return console.color_system is not None and not console.no_color
+
+
+def state_bar(states: Mapping[str, int], width: int = BAR_CHARS, coloured: bool = True) -> Text:
+    """A bar of `width` characters in which each state has its share, and none that is there is invisible. Without
+    colours each state has a character of its own, in ASCII."""
     total = sum(states.values())
     bar = Text()
     if not total:
-        return Text("─" * width, STYLES["waiting"])
+        return Text(("─" if coloured else ".") * width, STYLES["waiting"])
     present = [(name, states[name]) for name in STYLES if states.get(name)]
     shares = {name: max(1, count * width // total) for name, count in present}
     largest = max(present, key=lambda item: item[1])[0]
     shares[largest] = max(1, shares[largest] + width - sum(shares.values()))
     for name, _ in present:
-        bar.append("━" * shares[name], STYLES[name])
+        bar.append(("━" if coloured else PLAIN_BAR[name]) * shares[name], STYLES[name])
     return bar
 
 
@@ -145,7 +166,7 @@ def _print_transfers(console: Console, status: Status) -> None:
 def _print_run(console: Console, run: RunStatus) -> None:
     line = Text()
     if console.is_terminal:
-        line.append_text(state_bar(run.states))
+        line.append_text(state_bar(run.states, min(BAR_CHARS, console.width // 5), is_coloured(console)))
         line.append("  ")
     line.append(visible(run.name), "bold")
     line.append(f"  {run.total - run.left:,}/{run.total:,}: ")

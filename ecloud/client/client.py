@@ -223,11 +223,11 @@ class Client:
         Raises `RequestRefused` where there is no such run, `BossAway` where the boss will not talk with us any more.
         """
         talk = self._conversation
-        asked_in, asked_at, yielded_at = 0, 0.0, time.monotonic()
+        asked_in, asked_at, yielded_at, heard_at = 0, 0.0, time.monotonic(), 0.0
         request_id, picture = "", None
         while True:
             now = time.monotonic()
-            if talk.session and (asked_in != talk.sessions or now - max(asked_at, yielded_at) >= WATCH_AGAIN_S):
+            if talk.session and (asked_in != talk.sessions or now - max(asked_at, heard_at) >= WATCH_AGAIN_S):
                 request_id = secrets.token_hex(12)
                 talk.say(Request(request_id, "watch", {"run": run}))
                 asked_in, asked_at = talk.sessions, now
@@ -238,7 +238,7 @@ class Client:
                 raise RequestRefused(message.code, message.reason)
             if isinstance(message, RunChanged) and message.run == run:
                 picture = message
-                yielded_at = asked_at = time.monotonic()
+                yielded_at = heard_at = time.monotonic()
                 yield picture
             elif picture is not None and time.monotonic() - yielded_at >= again_s:
                 yielded_at = time.monotonic()

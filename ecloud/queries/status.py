@@ -18,7 +18,16 @@ from sqlalchemy.engine import Connection, Engine
 from datastore.problem import Problem
 from ecloud.config.settings import Settings
 from ecloud.db import schema
-from ecloud.db.database import DatabaseAway, database_now, database_url, explain, make_engine, require_schema, where
+from ecloud.db.database import (
+    ANSWER_S,
+    DatabaseAway,
+    database_now,
+    database_url,
+    explain,
+    make_engine,
+    require_schema,
+    where,
+)
 from ecloud.model.tasks import TaskState
 from ecloud.model.wire import Hello
 from ecloud.queries import boot_history
@@ -58,12 +67,13 @@ class NoSuchRun(Problem):
 # --- asking ------------------------------------------------------------------------------------
 
 
-def open_database(settings: Settings) -> Engine:
-    """The database as settings name it, to be asked. Raises `DatabaseAway` where there is none, `SchemaWrong`."""
+def open_database(settings: Settings, answer_s: float = ANSWER_S) -> Engine:
+    """The database as settings name it, to be asked; a server has `answer_s` for each answer. Raises `DatabaseAway`
+    where there is none, `SchemaWrong`."""
     url = database_url(settings)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         raise DatabaseAway(f"{where(url)} does not exist: no boss has run here yet", "python admin.py start")
-    engine = make_engine(url)
+    engine = make_engine(url, answer_s)
     require_schema(engine)
     return engine
 

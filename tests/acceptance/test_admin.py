@@ -382,3 +382,51 @@ def test_a_door_with_a_python_that_lacks_the_packages_says_what_to_run(tmp_path:
         assert done.returncode == 3
         assert b"make install" in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_tasks_are_dropped_only_where_that_is_confirmed(cluster: Doors) -> None:
+    tasks = [{"id": f"s{number}", "commands": "sleep 60"} for number in range(8)]
+    cluster.push(cluster.write("r.json", tasks))
+    refused = cluster.admin("drop_tasks", "--run", "r", code=2).err
+    assert "8 tasks (s0, s1, s2, s3, s4, …)" in refused
+    assert "--yes" in refused
+    watcher = cluster.begin("push_tasks.py", cluster.write("r.json", tasks), "--wait")
+    wait_until(lambda: cluster.admin("show_in_progress", "--run", "r", "--json").json["total"], what="some run")
+    assert "8 tasks dropped" in cluster.admin("drop_tasks", "--run", "r", "--yes").out
+    told, _ = watcher.communicate(timeout=60)
+    assert watcher.returncode == 1, told
+    assert b"run r was dropped while it was watched" in told
+
+
+def test_a_push_that_runs_nothing_says_so(cluster: Doors) -> None:
+    path = cluster.write("t.json", [{"id": "a", "commands": "echo 1 > out", "results": ["out"]}])
+    assert "earlier" not in cluster.push(path, "--wait").out
+    again = cluster.push(path, "--wait")
+    assert "(1 had succeeded earlier, 0 ran)" in again.out
+    assert cluster.daemon is not None
+    (cluster.daemon.home.datastore / "out").unlink()
+    assert "not in the datastore, though their tasks succeeded: out" in cluster.push(path, "--wait").err
+
+
+def test_a_reader_that_ends_is_no_error(cluster: Doors) -> None:
+    door = [sys.executable, str(ROOT / "admin.py")]
+    for words in ("show_tasks", "status", "status --watch --json", "--help"):
+        command = " ".join(["exec", *door, words])
+        done = subprocess.run(
+            ["bash", "-c", f"({command}) | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}"],
+            env=cluster.environment,
+            capture_output=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_vms_are_ended_also_where_no_boss_runs(cluster: Doors) -> None:
+    cluster.push(cluster.write("t.json", [{"id": "a", "commands": "sleep 100"}]))
+    wait_until(lambda: state_of(cluster, "a") == "running", what="a runs")
+    assert cluster.daemon is not None
+    cluster.daemon.kill()
+    assert "silent for" in cluster.admin("status").out, "a killed boss does not lead"
+    done = cluster.admin("stop", "--vms")
+    assert "one is started to end the VMs" in done.err
+    assert "nothing else runs" in done.out

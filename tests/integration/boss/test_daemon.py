@@ -447,3 +447,11 @@ def test_secrets_are_for_their_owner_alone(daemons: NewDaemon) -> None:
     for directory in (daemon.home.path, daemon.home.secrets, daemon.home.broker, daemon.home.workers):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700, directory
     assert daemon.home.cluster_key.read_text().strip() not in daemon.log
+
+
+def test_a_closed_terminal_is_a_clean_stop(daemons: NewDaemon) -> None:
+    daemon = daemons().start()
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGHUP)
+    assert daemon.process.wait(30) == 0
+    assert not daemon.home.boss_pid.exists(), "it has left, not died"

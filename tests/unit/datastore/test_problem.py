@@ -26,6 +26,7 @@ INTERNAL = {
     "boss.bootstrap.visit.Refused",
     "boss.bootstrap.visit._OtherKey",
     "worker.debug.NotTried",
+    "ecloud.cli.app.ReaderEnded",
     "worker.launcher.AgentGone",
     "datastore.gate.Refused",
     "datastore.gate.BadFrame",
