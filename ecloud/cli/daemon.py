@@ -98,6 +98,8 @@ def stop(vms: bool, as_json: bool) -> int:
         about = app.running_boss(home)
     if about is None:
         _say(as_json, {}, f"no boss runs in {home.path}{_still_there(settings)}")
+        if vms:
+            _end_left_overs(home)
         return DONE
     if vms:
         _end_vms(settings)
