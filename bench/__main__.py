@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.report import Figure, table
 from bench.services import NotInstalled
 
-MEASURES = ("core", "simulation", "throughput", "simulated", "push", "doors", "over_ssh", "data", "vms")
+MEASURES = ("core", "simulation", "throughput", "chains", "simulated", "push", "doors", "over_ssh", "data", "vms")
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
     for name in options.names or MEASURES:
         began = time.monotonic()
         module = importlib.import_module(f"bench.{name}")
-        takes_profiles = options.profile is not None and name in ("throughput", "simulated", "push", "data")
+        takes_profiles = options.profile is not None and name in ("throughput", "chains", "simulated", "push", "data")
         try:
             figures += module.measure(options.profile) if takes_profiles else module.measure()
         except NotInstalled as error:

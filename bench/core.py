@@ -83,7 +83,9 @@ class Workers:
             peer = f"w{number}"
             self._orders[peer] = deque()
             self._seen[peer] = 0
-            hello = wire.Hello(nonce=f"{peer}-1", kind="worker", home=peer, resources={"cpus": float(CPUS)})
+            hello = wire.Hello(
+                nonce=f"{peer}-1", kind="worker", home=peer, resources={"cpus": float(CPUS)}, chains=True
+            )
             self._tell(MessageArrived(Envelope(wire.PROTOCOL_VERSION, peer, "", 0, hello), peer))
             self._numbers[peer] = 0
         for peer in self._orders:

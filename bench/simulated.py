@@ -33,6 +33,7 @@ REPEATS = 3
 LEAST_RATE = 8_000
 HEARTBEAT_S = 5.0
 DUTY_S = 30.0
+HELLO_AGAIN_S = 1.0
 
 
 class SimulatedWorker:
@@ -46,14 +47,14 @@ class SimulatedWorker:
         self._to_boss = boss_topic(access.cluster_id, name)
         self._from_boss = peer_topic(access.cluster_id, name)
         self._session = ""
-        self._number = self._seen = 0
+        self._number = self._seen = self._hellos = 0
         self._unanswered: dict[tuple[int, int], None] = {}
         self._connection = BrokerConnection(
             BrokerAddress(access.host, access.port),
             name,
             [self._from_boss],
             lambda topic, payload: inbox.put((self, payload)),
-            self._hello,
+            self.hello,
             lambda reason: None,
         )
 
@@ -93,8 +94,11 @@ class SimulatedWorker:
         outcomes = (Outcome(name.task_no, name.number, Cause.SUCCESS, exit_code=0, run_s=RUN_S) for name in names)
         self._say(wire.TasksEnded(tuple(outcomes)))
 
-    def _hello(self) -> None:
-        hello = wire.Hello(f"{self.name}-1", "worker", home=self.name, resources={"cpus": float(CPUS)})
+    def hello(self) -> None:
+        """Open a session. Said again until the boss listens."""
+        self._hellos += 1
+        nonce, resources = f"{self.name}-{self._hellos}", {"cpus": float(CPUS)}
+        hello = wire.Hello(nonce, "worker", home=self.name, resources=resources, chains=True)
         self._publish(Envelope(wire.PROTOCOL_VERSION, self.name, "", 0, hello))
 
     def _say(self, message: wire.Message) -> None:
@@ -120,8 +124,11 @@ class Crew:
         for worker in self.workers:
             worker.start()
         for worker in self.workers:
-            if not worker.is_on_duty.wait(DUTY_S):
-                raise TimeoutError(f"the boss does not welcome {worker.name}")
+            give_up_at = time.monotonic() + DUTY_S
+            while not worker.is_on_duty.wait(HELLO_AGAIN_S):
+                if time.monotonic() > give_up_at:
+                    raise TimeoutError(f"the boss does not welcome {worker.name}")
+                worker.hello()
         return self
 
     def __exit__(self, *exception: object) -> None:

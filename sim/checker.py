@@ -23,6 +23,7 @@ from ecloud.model.tasks import (
     LEGAL_TASK_MOVES,
     AttemptState,
     Cause,
+    Condition,
     Outcome,
     Resources,
     TaskBody,
@@ -68,6 +69,12 @@ class Seen(msgspec.Struct, eq=False):
 
     started: bool = False
     came_to: Outcome | None = None
+    succeeded_at: str = ""
+    """The worker that saw it succeed, with its results complete there."""
+    chained: bool = False
+    """It was started before the ends of what it waits for were recorded."""
+    read: dict[str, str] = {}
+    """What it read of its requirements: contents by path."""
     recorded: Outcome | None = None
 
 
@@ -101,6 +108,12 @@ class Checker:
         """They are told that what others hold is known, so that they drop it: nothing of theirs is."""
         self.allowed: set[int] = set()
         """Tasks that were given while their dependencies allowed it, and have not ended or been made to wait since."""
+        self.ended_in: dict[Key, int] = {}
+        """The batch in which each attempt ended."""
+        self.met_in: dict[int, int] = {}
+        """The batch in which the dependencies of a task were last recorded as met."""
+        self.void: set[Key] = set()
+        """Chained attempts that ended although what they waited for did not succeed."""
         self.taken: set[str] = set()
         """Pushes that were committed."""
         self.accepted: dict[str, str] = {}
@@ -144,12 +157,13 @@ class Checker:
         self.world.tell(boss, f"commits batch {tables.batch}{_sizes(writes)}")
         self.allowed -= stored
         for (task_no, moved), state in zip(writes.tasks.items(), tasks_before, strict=True):
-            waits_anew = moved.state is _WAITING and state is not _RUNNING
-            if waits_anew or moved.state in ENDED:
+            if moved.state is _WAITING and state is not _RUNNING:
                 self.allowed.discard(task_no)
             task = known.get(task_no)
             if task is not None:
                 self._task_moved(task, state if task_no not in stored else None, moved)
+            if moved.state in ENDED:
+                self.allowed.discard(task_no)
         self.looked["legal-moves"] += len(writes.attempts)
         for (key, attempt), before in zip(writes.attempts.items(), attempts_before, strict=True):
             self._attempt_moved(key, before, attempt)
@@ -197,6 +211,10 @@ class Checker:
             raise Violation("one-outcome", f"attempt {_name(key)} was {before} and is changed")
         if outcome is None:
             return
+        if state is _ENDED:
+            self.ended_in.setdefault(key, self.tables.batch)
+        if state is _ENDED and seen.chained:
+            self._note_void(key)
         if before not in RECORDED and seen.started and seen.came_to != outcome:
             raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")
         looked["true-outcome"] += 1
@@ -238,16 +256,24 @@ class Checker:
         if task.state in ENDED and not task.init:
             raise Violation("dependencies", f"attempt {_name(key)} is given although task {task.id} is {task.state}")
         looked["dependencies"] += bool(task.dependencies)
+        chained = False
         for other_no, condition in task.dependencies:
             other = tasks[other_no]
             # One that ran already when its dependency was done again runs on, and is tried again however that one ends.
             ran_on = other.state in ENDED and task_no in self.allowed
-            if not (other.state in ENDED and condition.met_by(other.state)) and not ran_on:
+            if other.state in ENDED and condition.met_by(other.state):
+                continue
+            if condition is Condition.SUCCESS and self._is_held_by(row.worker, other_no):
+                looked["chain-start"] += 1
+                chained = True
+                continue
+            if not ran_on:
                 raise Violation(
                     "dependencies",
                     f"attempt {_name(key)} is given although {other.id} is {other.state}, not {condition}",
                 )
-        self.allowed.add(task_no)
+        if not chained:
+            self.allowed.add(task_no)
         if last == 1 or task.init:
             return
         looked["one-attempt"] += 1
@@ -256,19 +282,109 @@ class Checker:
             if found is not None and (found.state is _ASSIGNED or found.state is _STARTED):
                 raise Violation("one-attempt", f"attempt {_name(key)} is given although attempt {number} of it goes on")
 
+    def _is_held_by(self, worker: str, task_no: int) -> bool:
+        """Whether an attempt of the task is given to this worker and may succeed."""
+        return any(row.worker == worker and row.state in (_ASSIGNED, _STARTED) for row in self._attempts_of(task_no))
+
+    def _attempts_of(self, task_no: int) -> Iterator[AttemptRow]:
+        number = 1
+        while (row := self.tables.attempts.get((task_no, number))) is not None:
+            yield row
+            number += 1
+
+    def _may_begin(self, worker: str, order: AttemptOrder, seen: Seen) -> None:
+        """What a chained attempt waits for has succeeded: as recorded, or as seen here."""
+        task = self.tables.tasks.get(order.task_no)
+        if task is None or not order.after:
+            return
+        here = {name.task_no: self._seen((name.task_no, name.number)).succeeded_at == worker for name in order.after}
+        for other_no, condition in task.dependencies:
+            other = self.tables.tasks[other_no]
+            recorded = other.state in ENDED and condition.met_by(other.state)
+            seen.chained = seen.chained or not recorded
+            if here.get(other_no, recorded) or recorded:
+                self.looked["chain-start"] += 1
+                continue
+            row = self.tables.attempts.get((order.task_no, order.number))
+            if row is not None and row.state in (_ASSIGNED, _STARTED):
+                name = _name((order.task_no, order.number))
+                raise Violation("chain-start", f"{worker} starts {name} although {other.id} is {other.state}")
+
+    def _in_order(self, task: TaskRow) -> None:
+        """A success is recorded after those of all that the task waits for."""
+        if task.task_no in self.allowed:
+            return  # it was given after them; what was done again since changes nothing
+        for other_no, condition in task.dependencies:
+            other = self.tables.tasks[other_no]
+            self.looked["chain-record"] += 1
+            if not (other.state in ENDED and condition.met_by(other.state)):
+                raise Violation("chain-record", f"task {task.id} succeeded, and {other.id} is {other.state}")
+
+    def _read_right(self, task_no: int, key: Key) -> None:
+        """What a chained attempt read was made by attempts that are recorded as successes."""
+        seen = self._seen(key)
+        if not seen.chained:
+            return
+        for path, content in seen.read.items():
+            maker = _made_by(content)
+            if maker[0] not in self.tables.tasks:
+                continue
+            self.looked["chain-inputs"] += 1
+            row = self.tables.attempts.get(maker)
+            outcome = None if row is None or row.state is not _ENDED else row.outcome
+            if outcome is None or outcome.cause is not Cause.SUCCESS or self._is_outdated(maker, task_no):
+                raise Violation(
+                    "chain-inputs", f"task {task_no} read {path} of {_name(maker)}, which is not its success"
+                )
+
+    def _is_outdated(self, maker: Key, reader_no: int) -> bool:
+        """Whether a later attempt was recorded as the success, before the reader's dependencies counted as met. (What a
+        person has done again after that changes nothing for the reader, which runs on.)"""
+        met_in = self.met_in.get(reader_no, self.tables.batch)
+        return any(
+            row.number > maker[1] and row.state is _ENDED and row.outcome is not None and bool(row.outcome.manifest)
+            for row in self._attempts_of(maker[0])
+            if (row.task_no, row.number) not in self.void and self.ended_in.get((row.task_no, row.number), 0) <= met_in
+        )
+
+    def _note_void(self, key: Key) -> None:
+        """A chained attempt ended although what it waited for is not recorded as it must: that must cost nothing."""
+        task = self.tables.tasks.get(key[0])
+        for other_no, condition in task.dependencies if task is not None else ():
+            other = self.tables.tasks[other_no]
+            if not (other.state in ENDED and condition.met_by(other.state)) and self._seen(key).chained:
+                self.void.add(key)
+
+    def _costs_right(self, task: TaskRow, moved: TaskMoved) -> None:
+        ended = [row for row in self._attempts_of(task.task_no) if row.state is _ENDED and row.outcome is not None]
+        void = [row for row in ended if (row.task_no, row.number) in self.void]
+        self.looked["chain-cost"] += bool(void)
+        if moved.retries_used > len(ended) - len(void):
+            raise Violation(
+                "chain-cost",
+                f"task {task.id} used {moved.retries_used} retries, with {len(ended)} ends, {len(void)} of them void",
+            )
+
     def _task_moved(self, task: TaskRow, before: TaskState | None, moved: TaskMoved) -> None:
         state = moved.state
+        if moved.retries_used:
+            self._costs_right(task, moved)
         if before is state:
             return
         if before is not None and (before, state) not in _TASK_MOVES:
             raise Violation("legal-moves", f"task {task.task_no} moved from {before} to {state}")
+        if before is _WAITING and (state is TaskState.READY or state is _RUNNING):
+            self.allowed.add(task.task_no)  # what a chained attempt of it waited for is recorded
+            self.met_in[task.task_no] = self.tables.batch
         if state not in ENDED:
             return
         self.completions += 1
         if state is _SUCCEEDED and not task.init and not moved.reason.startswith("skipped"):
-            self._succeeded(task.task_no, moved.attempts)
+            self._in_order(task)
+            self._read_right(task.task_no, (task.task_no, self._succeeded(task.task_no, moved.attempts)))
 
-    def _succeeded(self, task_no: int, attempts: int) -> None:
+    def _succeeded(self, task_no: int, attempts: int) -> int:
+        """Its files are whole; the number of the attempt that made them."""
         for number in range(attempts, 0, -1):
             row = self.tables.attempts.get((task_no, number))
             outcome = row.outcome if row is not None and row.state is _ENDED else None
@@ -276,8 +392,11 @@ class Checker:
                 break
         else:
             raise Violation("files-whole", f"task {task_no} succeeded without an attempt that did")
-        if not outcome.manifest:
-            return
+        if outcome.manifest:
+            self._files_whole(task_no, outcome)
+        return number
+
+    def _files_whole(self, task_no: int, outcome: Outcome) -> None:
         self.looked["files-whole"] += 1
         final = self.datastore.final
         for entry in outcome.manifest:
@@ -334,6 +453,7 @@ class Checker:
         seen.started = True
         if row is not None and row.state in GIVEN_UP:
             raise Violation("fenced", f"{worker} starts attempt {_name(key)}, which was recorded as {row.state}")
+        self._may_begin(worker, order, seen)
         if order.init or order.after_init:
             self._must_be_prepared(worker, order)
         busy = self.busy.get(worker)
@@ -370,9 +490,17 @@ class Checker:
             name = _name((order.task_no, order.number))
             raise Violation("prepared", f"{worker} starts {name} before init task {missing[0]} succeeded there")
 
-    def on_came_to(self, worker: str, order: AttemptOrder, outcome: Outcome) -> None:
-        """An attempt ended at a worker."""
-        self._seen((outcome.task_no, outcome.number)).came_to = outcome
+    def on_complete(self, worker: str, key: Key) -> None:
+        """An attempt's commands succeeded, and its results are complete at the worker: it uses nothing any more."""
+        self._seen(key).succeeded_at = worker
+        self.on_over(worker, key)
+
+    def on_came_to(self, worker: str, order: AttemptOrder, outcome: Outcome, read: dict[str, str]) -> None:
+        """An attempt ended at a worker, having read these contents."""
+        seen = self._seen((outcome.task_no, outcome.number))
+        seen.came_to, seen.read = outcome, read
+        if outcome.cause is Cause.SUCCESS:
+            seen.succeeded_at = worker
         if order.init and outcome.cause is Cause.SUCCESS:
             self.prepared.setdefault(worker, set()).add(order.task_no)
 
@@ -415,7 +543,10 @@ class Checker:
         row = self.tables.attempts.get(key)
         if row is None or row.state not in (AttemptState.ASSIGNED, AttemptState.STARTED):
             return
-        before = [self.tables.stored[number] for number, _ in self.tables.tasks[order.task_no].dependencies]
+        near = {number for number, _ in self.tables.tasks[order.task_no].dependencies}
+        if order.after:
+            near |= {number for task_no in near for number, _ in self.tables.tasks[task_no].dependencies}
+        before = [self.tables.stored[number] for number in near]
         promised = {result.path for stored in before for result in msgspec.json.decode(stored, type=TaskBody).results}
         for path in paths:
             if path in promised:

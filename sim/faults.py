@@ -39,6 +39,8 @@ class Faults(msgspec.Struct):
     """Per second and boss: it does not reach its cloud for a while; what it asked for last may have arrived."""
     worker_death: float = 0.0
     """Per second and worker: the process dies; another starts on the same home."""
+    worker_cut: float = 0.0
+    """Per step of a chain at a worker: the process dies between this one and the next."""
     worker_gone: float = 0.0
     """Per second and worker: the machine is gone with its disk; another comes later."""
     worker_freeze: float = 0.0
@@ -117,6 +119,7 @@ MOST = Faults(
     store_parted=0.06,
     cloud_parted=0.06,
     worker_death=0.06,
+    worker_cut=0.04,
     worker_gone=0.03,
     worker_freeze=0.06,
     worker_leaves=0.03,

@@ -8,7 +8,10 @@ from __future__ import annotations
 INVARIANTS: dict[str, str] = {
     # Tasks and attempts
     "legal-moves": "tasks and attempts move only along the tables of ecloud/model/tasks.py",
-    "dependencies": "no attempt is given before what its task waits for has ended as it must",
+    "dependencies": "no attempt is given before what its task waits for has ended as it must, or is held by its worker",
+    "chain-start": "a task starts only after its dependencies succeeded: as recorded, or as seen by the worker there",
+    "chain-record": "a task is recorded as succeeded only after its dependencies are",
+    "chain-cost": "what becomes of a chained attempt whose predecessor did not succeed costs its task no retry",
     "one-attempt": "no attempt is given while an earlier one of the task is believed to go on",
     "one-outcome": "an attempt has one recorded outcome, and it never changes",
     "true-outcome": "a recorded outcome is one that a worker came to for this very attempt",
@@ -17,6 +20,7 @@ INVARIANTS: dict[str, str] = {
     # Files
     "files-whole": "a task that succeeded has all its files under their final names, from its recorded attempt",
     "published-by-record": "nothing comes under a final name but from an attempt whose outcome is recorded",
+    "chain-inputs": "what a chained attempt read of the tasks before it is of the attempts recorded as their successes",
     "promised-there": "what a task requires of one that it waits for is there when it starts",
     # What is said
     "write-then-speak": "nothing is said that is not committed",

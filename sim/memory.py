@@ -16,6 +16,7 @@ def sizes(core: Boss) -> dict[str, int]:
         "runs": len(core.book.runs),
         "attempts": len(core.attempts.active),
         "promotions": len(core.attempts.promoting),
+        "outcomes that wait": len(core.attempts._early),
         "workers": len(core.fleet.workers),
         "VMs": len(core.vms.alive),
         "clients": len(core.clients),
@@ -34,7 +35,7 @@ def sizes(core: Boss) -> dict[str, int]:
     }
 
 
-_PASSING = ("promotions", "push tokens", "requests", "unanswered outcomes")
+_PASSING = ("promotions", "outcomes that wait", "push tokens", "requests", "unanswered outcomes")
 """None of these is left where nothing goes on."""
 
 

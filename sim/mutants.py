@@ -25,6 +25,7 @@ from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
 from boss.core.model.graph import TaskGraph
 from boss.core.tasks.attempts import Attempts as BossAttempts
+from boss.core.tasks.chains import Chains
 from boss.core.tasks.staging_sweeper import StagingSweeper
 from boss.core.tasks.suspects import Suspects
 from boss.core.workers.datastore_access import Access
@@ -37,6 +38,7 @@ from sim.store import Store
 from sim.worker_shell import WorkerProcess
 from worker.core import attempts as worker_attempts
 from worker.core.attempts import Attempts as WorkerAttempts
+from worker.core.followers import Followers
 from worker.core.worker_core import WorkerCore
 
 SEEDS = 200
@@ -306,6 +308,46 @@ MUTANTS: dict[str, Mutant] = {
         "waiting for all: of several dependencies the last is not waited for",
         ("dependencies",),
         ((TaskGraph, "rewire", mutations.forgets_the_last_edge),),
+    ),
+    "chain-record": Mutant(
+        "recording in order: the outcome of a chained attempt is recorded when it is heard",
+        ("chain-record",),
+        (
+            (BossAttempts, "on_ended", mutations.records_at_once),
+            (BossAttempts, "_on_satisfied", mutations.knows_it_is_recorded),
+        ),
+    ),
+    "chain-start": Mutant(
+        "waiting at the worker: a chained attempt starts when it is ordered",
+        ("chain-start", "promised-there"),
+        ((WorkerAttempts, "_chain", mutations.waits_for_nobody),),
+    ),
+    "chain-fan-in": Mutant(
+        "waiting for all: a chained attempt starts when the first of those that it follows has succeeded",
+        ("chain-start", "promised-there"),
+        ((Followers, "on_success", mutations.starts_after_the_first),),
+    ),
+    "chain-void": Mutant(
+        "voiding: what is chained to an attempt that did not succeed goes on to count",
+        ("chain-record", "chain-inputs", "chain-start", "settles"),
+        ((BossAttempts, "_take_followers", mutations.keeps_followers),),
+    ),
+    "chain-inputs": Mutant(
+        "naming all that is not recorded: a chained attempt is told of its dependencies only, not of those before them",
+        ("chain-inputs", "promised-there"),
+        ((Chains, "after", mutations.names_the_nearest_only),),
+        None,
+        Size(wishes=(4, 10)),
+    ),
+    "chain-cost": Mutant(
+        "void at no cost: a chained attempt whose predecessor did not succeed costs its task a retry",
+        ("chain-cost",),
+        ((BossAttempts, "_take_followers", mutations.charges_followers),),
+    ),
+    "chain-results": Mutant(
+        "keeping results that others need until they have taken them",
+        ("promised-there",),
+        ((Followers, "on_success", mutations.keeps_no_results),),
     ),
     "asked-back": Mutant(
         "the answer to ReturnTasks: what is asked back is given to another at once",

@@ -21,10 +21,11 @@ from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from boss.shell.driver import Driver, Pause
 from ecloud.model import wire
-from ecloud.model.tasks import AttemptState
+from ecloud.model.tasks import AttemptState, TaskState
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
 from worker.core.attempts import Attempts as WorkerAttempts
+from worker.core.followers import Followers
 from worker.core.worker_core import WorkerCore
 
 # --- fencing, leases, sessions -------------------------------------------------------------------------
@@ -371,3 +372,78 @@ def starts_unprepared(true: Any) -> Any:
 
 def overfills(true: Any) -> Any:
     return lambda offers, asks: True
+
+
+# --- chained attempts ----------------------------------------------------------------------------------
+
+
+def records_at_once(true: Any) -> Any:
+    def on_ended(self: BossAttempts, worker: Any, outcomes: Any, now: float) -> None:
+        for outcome in outcomes:
+            attempt = worker.held.get((outcome.task_no, outcome.number))
+            if attempt is not None and attempt.chained and attempt.state is not AttemptState.STOPPING:
+                self._fleet.unchain(worker, attempt)
+                self._book.move(self._book.graph.nodes[outcome.task_no], TaskState.READY)
+                self._record(worker, attempt, outcome, now)
+        true(self, worker, outcomes, now)
+
+    return on_ended
+
+
+def knows_it_is_recorded(true: Any) -> Any:
+    def on_satisfied(self: BossAttempts, node: Any) -> None:
+        if self.active[(node.task_no, node.assigned)].chained:
+            true(self, node)
+
+    return on_satisfied
+
+
+def waits_for_nobody(true: Any) -> Any:
+    return lambda self, key, order: self._enqueue(key, order)
+
+
+def keeps_followers(true: Any) -> Any:
+    def take_followers(self: BossAttempts, attempt: Any) -> Any:
+        attempt.followers = None
+        return true(self, attempt)
+
+    return take_followers
+
+
+def names_the_nearest_only(true: Any) -> Any:
+    return lambda self, predecessors: tuple([(attempt.task_no, attempt.number) for attempt in predecessors])
+
+
+def charges_followers(true: Any) -> Any:
+    def take_followers(self: BossAttempts, attempt: Any) -> Any:
+        void = true(self, attempt)
+        for follower in void:
+            node = self._book.graph.nodes.get(follower.task_no)
+            if node is not None:
+                node.retries_used += 1
+                self._book.write(node)
+        return void
+
+    return take_followers
+
+
+def keeps_no_results(true: Any) -> Any:
+    def on_success(self: Followers, done: Any) -> Any:
+        found = true(self, done)
+        self._of.pop((done.task_no, done.number), None)
+        return found
+
+    return on_success
+
+
+def starts_after_the_first(true: Any) -> Any:
+    def on_success(self: Followers, done: Any) -> Any:
+        for key in self._of.get((done.task_no, done.number), ()):
+            follower = self.waiting.get(key)
+            if follower is not None:
+                for earlier in follower.open - {(done.task_no, done.number)}:
+                    self._let_go(earlier, key)
+                follower.open = {(done.task_no, done.number)} & follower.open
+        return true(self, done)
+
+    return on_success

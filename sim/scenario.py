@@ -71,6 +71,8 @@ def _make_task(
         dependencies.append(Dependency(before.id, condition))
         if condition is Condition.SUCCESS and before.results and chance.random() < 0.5:
             requirements.append(Requirement(before.results[0].path, f"from/{before.id}"))
+        if condition is Condition.SUCCESS and chance.random() < 0.3:
+            requirements += _of_one_before(before, near, chance)
     seconds = size.task_s * chance.random() ** 3
     resources = {"cpus": float(chance.choice((1, 1, 1, 2)))}
     if chance.random() < 0.2:
@@ -89,6 +91,16 @@ def _make_task(
         retries=Retries(chance.choice((0, 1, 2))),
         labels=("some",) if chance.random() < 0.3 else (),
     )
+
+
+def _of_one_before(task: TaskDefinition, near: list[TaskDefinition], chance: random.Random) -> list[Requirement]:
+    """A result of a task that this one waits for, which a task that waits for this one may require, too."""
+    wanted = {dependency.id for dependency in task.dependencies if dependency.on is Condition.SUCCESS}
+    makers = [other for other in near if other.id in wanted and other.results]
+    if not makers:
+        return []
+    maker = chance.choice(makers)
+    return [Requirement(maker.results[0].path, f"from/{task.id}-{maker.id}")]
 
 
 class Scenario:

@@ -20,6 +20,7 @@ from ecloud.model.wire import AttemptOrder, Envelope
 from sim.checker import Checker
 from sim.datastore import Datastore
 from sim.faults import Faults
+from sim.invariants import Violation
 from sim.network import Network
 from sim.store import CLUSTER_ID
 from sim.world import TICK_S, World
@@ -31,6 +32,7 @@ from worker.core.events import (
     Event,
     Leave,
     MessageArrived,
+    ResultsComplete,
     StartAttempt,
     StopAttempt,
     TermReceived,
@@ -85,6 +87,10 @@ class Job(msgspec.Struct, eq=False):
     body: TaskBody
     stopped: str = ""
     over: bool = False
+    own: dict[str, Key] = {}
+    """Requirements that other attempts made, in this worker's own storage."""
+    read: dict[str, str] = {}
+    """What it read of its requirements, by path."""
     fetch_bytes: int = 0
     began_at: float | None = None
     """When its commands began."""
@@ -104,6 +110,8 @@ class WorkerProcess:
         self.alive = True
         self.frozen = False
         self.jobs: dict[Key, Job] = {}
+        self.kept: dict[Key, str] = {}
+        """Results of attempts that others follow, in this worker's own storage."""
         self._ended = ended
         self._inbox: list[Event] = []
         self._handled = 0
@@ -271,7 +279,11 @@ class WorkerProcess:
         for stop in effects.stops:
             self._stop(stop)
         for start in effects.starts:
+            if not self.alive:
+                return
             self._start(start)
+        if not self.alive:
+            return
         for envelope in effects.says:
             kind = type(envelope.message)
             if kind is wire.Heartbeat:
@@ -281,6 +293,9 @@ class WorkerProcess:
             elif kind is wire.Hello:
                 self._said_in = ""
             self.link.publish(self.name, envelope, self.home.key_name, self._topic)
+        followers = self.core.attempts.followers
+        for key in [key for key in self.kept if key not in self.jobs and not followers.is_followed(key)]:
+            del self.kept[key]
         if effects.leave is not None:
             self._leave(effects.leave)
 
@@ -308,9 +323,15 @@ class WorkerProcess:
         order = start.order
         assert order.body is not None
         key = (order.task_no, order.number)
-        job = self.jobs[key] = Job(order, order.body)
+        job = self.jobs[key] = Job(order, order.body, own=start.own)
         self.checker.on_started(self.name, order, self.home.resources, start.gpus or ())
-        if job.body.requirements:
+        if order.after and self._is_cut():
+            return
+        for path, earlier in start.own.items():
+            if earlier not in self.kept:
+                raise Violation("promised-there", f"{self.name} keeps {path} of {earlier} no more for {key}")
+            job.read = {**job.read, path: self.kept[earlier]}
+        if len(job.own) < len({item.path for item in job.body.requirements}):
             self._after(self.world.random.uniform(0.0001, 0.002), self._fetch, key, job)
         else:
             self._run(key, job)
@@ -318,7 +339,7 @@ class WorkerProcess:
     def _fetch(self, key: Key, job: Job) -> None:
         if job.over:
             return
-        wanted = [item.path for item in job.body.requirements]
+        wanted = [item.path for item in job.body.requirements if item.path not in job.own]
         try:
             self._require_access()
             missing = [path for path in wanted if not self.datastore.has(self.name, path)]
@@ -332,6 +353,7 @@ class WorkerProcess:
             self.checker.on_missing(self.name, job.order, missing)
             self._end(key, job, Cause.REQUIREMENT, f"{missing[0]} is not in the datastore")
             return
+        job.read = {**job.read, **{path: self.datastore.final[path] for path in wanted}}
         job.fetch_bytes, moved_bytes = self.datastore.fetch(wanted, self.home.kept)
         if moved_bytes:
             self._after(moved_bytes / BYTES_PER_S, self._run, key, job)
@@ -352,7 +374,30 @@ class WorkerProcess:
         elif self.world.chance(fails):
             self._after(run_s, self._end, key, job, Cause.EXIT, "exit code 1")
         else:
-            self._after(run_s, self._store, key, job)
+            self._after(run_s, self._succeed, key, job)
+
+    def _is_cut(self) -> bool:
+        """Whether the process dies here, in the middle of a chain."""
+        if self.alive and self.faults.worker_cut and self.world.fault("worker_cut", self.faults.worker_cut):
+            self.die("killed between two steps of a chain")
+        return not self.alive
+
+    def _succeed(self, key: Key, job: Job) -> None:
+        """Its commands have succeeded: tell those that follow, then stage the results."""
+        if job.over:
+            return
+        job.run_s = self._ran_s(job)
+        followed = self.core.attempts.followers.is_followed(key)
+        if (followed or job.order.after) and self._is_cut():
+            return
+        if not followed or not job.body.results:
+            self._store(key, job)
+            return
+        self.checker.on_complete(self.name, key)
+        self.kept[key] = content = f"{self.name}:{key[0]}-{key[1]}"
+        self._hand(ResultsComplete(*key, {result.path: content for result in job.body.results}))
+        if not self._is_cut():
+            self._after(self.world.random.uniform(0.0005, 0.05), self._store, key, job)
 
     def _kill(self, job: Job) -> None:
         if not job.over:
@@ -418,7 +463,9 @@ class WorkerProcess:
         if not job.over:
             run_s = job.run_s or self._ran_s(job)
             outcome = Outcome(*key, cause, error=error, run_s=run_s, manifest=manifest, fetch_bytes=job.fetch_bytes)
-            self.checker.on_came_to(self.name, job.order, outcome)
+            self.checker.on_came_to(self.name, job.order, outcome, job.read)
+            if job.order.after and self._is_cut():
+                return
             self._over(key, job, AttemptEnded(outcome))
 
     def _ran_s(self, job: Job) -> float:

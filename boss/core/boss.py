@@ -160,6 +160,7 @@ class Boss:
         """What happens once at the end of each batch, in this order."""
         return (
             Phase("alarms", self._timers.ring, "after the events: a deadline that an event has moved does not pass"),
+            Phase("chains", self.attempts.settle, "before placement: early outcomes of chained attempts that are due"),
             Phase("suspects", self._settle_suspects, "before placement: a task that is done anew is no suspect"),
             Phase("placement", self._place, "after alarms, which end back-offs; each ready task is looked at once"),
             Phase("work stealing", self._stealing.settle, "after placement: idle workers are those it left idle"),
@@ -285,7 +286,7 @@ class Boss:
                 self.transfer_slots.on_ended(worker.name, lane)
             case wire.TasksReturned(attempts, reason):
                 self.attempts.on_returned(worker, attempts, reason, now)
-                if reason and reason != "init" and worker.row.state is WorkerState.UP:
+                if reason and reason not in ("init", wire.UNCHAINED) and worker.row.state is WorkerState.UP:
                     self.leases.trouble(worker, reason)
                     if reason == wire.DRAINING:
                         self.leases.say_undrain(worker)
@@ -353,6 +354,9 @@ class Boss:
 
     def _place(self, now: float) -> None:
         self._placement.place(partial(self.attempts.assign, now), self.attempts.inits.refuses)
+        self._placement.place_chained(
+            self.attempts.chains, partial(self.attempts.assign_chained, now), self.attempts.inits.refuses
+        )
 
     def _send_orders(self, now: float) -> None:
         self.attempts.send_orders()

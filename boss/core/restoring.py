@@ -44,6 +44,7 @@ def restore(
                 book.runs[node.run_no].init_done.add(node.task_no)
         elif node.state is TaskState.READY and not node.assigned:
             book.offer(node, now)
+    attempts.restore_chains()
     attempts.roll_forward()
     attempts.lose_orphans(now)
     vms.boots.load(snapshot.boots)
@@ -96,6 +97,9 @@ def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, att
         attempts.promoting[key] = attempt
         return
     if worker is not None:
+        attempt.chained = (
+            node is not None and node.state is TaskState.WAITING and node.assigned == row.number and not node.init
+        )
         fleet.give(worker, attempt)
         if attempt.init and worker.name == row.worker:
             attempts.inits.note(worker, row.run_no, row.task_no, "given")

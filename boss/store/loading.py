@@ -226,20 +226,20 @@ def _tasks(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[in
     result = connection.execute(query, execution_options={"stream_results": True, "max_row_buffer": 10_000})
     for (
         task_no, run_no, state, attempts, retries_used, not_before, init, priority, runtime_s, keep_dir, body_bytes,
-        definition_hash, id, reason, asked, retried, labels, wanted,
+        definition_hash, makes, id, reason, asked, retried, labels, wanted,
     ) in result:  # fmt: skip
         names = label(labels)
         found[task_no] = TaskRow(
             task_no, run_no, _text(id), states[state], _text(reason), attempts, retries_used, not_before, init == 1,
             priority, asks(asked), runtime_s, names[0] if names else "", retries(retried), keep_dir == 1, body_bytes,
-            definition_hash, inputs=inputs(wanted) if wanted else (),
+            definition_hash, inputs=inputs(wanted) if wanted else (), makes=makes,
         )  # fmt: skip
     return found
 
 
 _PLAIN = (
     "task_no", "run_no", "state", "attempts", "retries_used", "not_before", "init", "priority", "runtime_s", "keep_dir",
-    "body_bytes", "definition_hash",
+    "body_bytes", "definition_hash", "makes",
 )  # fmt: skip
 _RAW = ("id", "reason", "asks", "retries", "labels", "inputs")
 

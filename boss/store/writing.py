@@ -36,6 +36,7 @@ _RUN_COLUMNS = ("run_no", "name", "created_at", "held", "ended_at")
 _TASK_COLUMNS = (
     "task_no", "run_no", "id", "state", "reason", "attempts", "retries_used", "not_before", "changed_at", "init",
     "priority", "asks", "runtime_s", "labels", "retries", "keep_dir", "body_bytes", "definition_hash", "inputs",
+    "makes",
 )  # fmt: skip
 _ATTEMPT_COLUMNS = (
     "task_no", "number", "run_no", "worker", "state", "assigned_at", "started_at", "ended_at", "reason", "cause",
@@ -131,6 +132,7 @@ class Writing:
             row.retries_used, row.not_before, now, int(row.init), _whole(row.priority), text(_json(row.asks)),
             _finite(row.runtime_s), text(_json(task.definition.labels)), text(_json(row.retries)), int(row.keep_dir),
             row.body_bytes, row.definition_hash, text(_json(row.inputs)) if row.inputs else None,
+            row.makes,
         )  # fmt: skip
 
     def _vms(self, vms: Iterable[VmRow]) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0006"
+REVISION = "0007"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -119,6 +119,7 @@ tasks = sa.Table(
     sa.Column("body_bytes", sa.Integer, nullable=False),
     sa.Column("definition_hash", sa.String(32), nullable=False),
     sa.Column("inputs", Utf8()),
+    sa.Column("makes", sa.SmallInteger, nullable=False, server_default="2"),
     sa.UniqueConstraint("run_no", "id", name="tasks_id"),
     sa.Index("tasks_by_state", "run_no", "init", "state"),
     sa.Index("tasks_unfinished", "state"),

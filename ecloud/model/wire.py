@@ -26,6 +26,8 @@ BATCH_BYTES = 1024 * 1024
 """A batch is closed when it reaches this size; a single item larger than it travels alone."""
 DRAINING = "it is being drained"
 """Why a worker gives back what it was just given. A boss that knows nothing of that says `Undrain` again."""
+UNCHAINED = "chained"
+"""Why a worker gives back a chained attempt that it can't start before the boss has recorded what it waits for."""
 BATCH_COUNT = 512
 """A batch is closed at this many items."""
 MAX_NAME_CHARS = 64
@@ -55,9 +57,10 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     that run.
 
     `after_init`: the init tasks that must have succeeded in this worker process; without them the attempt is given
-    back. `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the worker picks the
-    indices. `keep_dir` keeps the working directory. `tries`: which try it is, counting those that started; 0 where the
-    boss does not say.
+    back. `after`: attempts of this worker that must succeed first, of which the boss has not recorded the ends (a
+    chained attempt). `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the
+    worker picks the indices. `keep_dir` keeps the working directory. `tries`: which try it is, counting those that
+    started; 0 where the boss does not say.
     """
 
     task_no: Int64
@@ -67,6 +70,7 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     asks: Resources
     init: bool = False
     after_init: tuple[Int64, ...] = ()
+    after: tuple[AttemptName, ...] = ()
     keep_dir: bool = False
     body: TaskBody | None = None
     tries: Int32 = 0
@@ -109,7 +113,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     `kind`: worker or client. `home`: name of the worker's locked home directory: a newer process of the same home,
     with the same key, speaks for the older one. `boot_id` and `machine` tell a home from a copy of it elsewhere.
     `lives_s`: seconds until this machine ends, if it is known. `ssh_key`: the public key that is to open the datastore.
-    `boot_s`: what was done at this machine's start, and how many seconds before this Hello.
+    `boot_s`: what was done at this machine's start, and how many seconds before this Hello. `chains`: whether
+    it knows `AttemptOrder.after`.
     """
 
     nonce: str
@@ -129,6 +134,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     ssh_key: str = ""
     boot_s: dict[str, float] = {}
     machine: str = ""
+    chains: bool = False
 
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):

@@ -14,7 +14,8 @@ import msgspec
 from ecloud.model import wire
 from ecloud.model.tasks import ROUNDING, Cause, Outcome, Resources, fits
 from ecloud.model.wire import AttemptName, AttemptOrder, HeldAttempt
-from worker.core.events import StartAttempt, StopAttempt, WorkerConfig, WorkerEffects
+from worker.core.events import ResultsComplete, StartAttempt, StopAttempt, WorkerConfig, WorkerEffects
+from worker.core.followers import Followers
 
 FLUSH_COUNT = 64
 """Outcomes that are said at once (facts: one outcome a message costs almost half of the speed)."""
@@ -70,6 +71,11 @@ class Attempts:
         self.queue: dict[Key, AttemptOrder] = {}
         self.running: dict[Key, Running] = {}
         self._staging = 0
+        self.followers = Followers()
+        self._complete: dict[Key, ResultsComplete] = {}
+        """Attempts whose results are being staged, and others may follow."""
+        self._held_back: dict[Key, AttemptOrder] = {}
+        """Outcomes of chained attempts that are said after those of what they followed."""
         self.ended: dict[Key, Ended] = {}
         self.inits: dict[int, str] = {}
         self.free: Resources = dict(config.resources)
@@ -91,6 +97,7 @@ class Attempts:
         """Everything held here."""
         return (
             *(HeldAttempt(*key, "queued") for key in self.queue),
+            *(HeldAttempt(*key, "queued") for key in self.followers.waiting),
             *(HeldAttempt(*key, "running") for key in self.running),
             *(HeldAttempt(*key, "ended") for key in self.ended),
         )
@@ -98,7 +105,7 @@ class Attempts:
     @property
     def is_idle(self) -> bool:
         """Nothing runs or waits to."""
-        return not self.queue and not self.running
+        return not self.queue and not self.running and not self.followers.waiting
 
     # --- orders and facts --------------------------------------------------------------------------
 
@@ -107,15 +114,15 @@ class Attempts:
         back: list[Key] = []
         for order in orders:
             key = (order.task_no, order.number)
-            if key in self.queue or key in self.running or key in self.ended:
+            if key in self.queue or key in self.running or key in self.ended or key in self.followers:
                 continue
             if not takes or not fits(self.config.resources, order.asks.items()):
                 back.append(key)
                 continue
-            self.queue[key] = order
-            if not order.asks.get("cpus"):
-                self._queued_without_cpus += 1
-            self.starts_changed = True
+            if order.after:
+                self._chain(key, order)
+                continue
+            self._enqueue(key, order)
             if order.init:
                 self.inits.pop(order.task_no, None)
                 self.inits[order.task_no] = "queued"  # the last one now
@@ -124,8 +131,44 @@ class Attempts:
         if back:
             self._say_returned(back, "" if takes else wire.DRAINING)
 
+    def _enqueue(self, key: Key, order: AttemptOrder) -> None:
+        self.queue[key] = order
+        if not order.asks.get("cpus"):
+            self._queued_without_cpus += 1
+        self.starts_changed = True
+
+    def _chain(self, key: Key, order: AttemptOrder) -> None:
+        """It starts when the attempts that it follows have succeeded here."""
+        self.followers.add(key, order)
+        for name in order.after:
+            earlier = (name.task_no, name.number)
+            if earlier in self._complete:
+                self._on_success(self._complete[earlier])
+            elif earlier in self.ended:
+                outcome = self.ended[earlier].outcome
+                if outcome.cause is Cause.SUCCESS:  # else the boss stops it
+                    self._on_success(_without_files(outcome))
+            elif earlier not in self.running and earlier not in self.queue and earlier not in self.followers:
+                self.give_back([key], wire.UNCHAINED)
+
+    def _on_success(self, done: ResultsComplete) -> None:
+        ready, back = self.followers.on_success(done)
+        for key, order in ready:
+            self._enqueue(key, order)
+        if back:
+            self.give_back(back, wire.UNCHAINED)
+
+    def on_results_complete(self, done: ResultsComplete) -> None:
+        """Those that follow may start: its results need not be staged for that."""
+        key = (done.task_no, done.number)
+        if key in self.running:
+            self._complete[key] = done
+            self._on_success(done)
+            self.on_commands_ended(key)
+
     def _forget_old_inits(self) -> None:
-        wanted = {task_no for order in self.queue.values() for task_no in (order.task_no, *order.after_init)}
+        orders = (*self.queue.values(), *self.followers.orders())
+        wanted = {task_no for order in orders for task_no in (order.task_no, *order.after_init)}
         wanted |= {task_no for task_no, _ in self.running}
         for task_no in [task_no for task_no in self.inits if task_no not in wanted][: len(self.inits) - INITS_KEPT]:
             del self.inits[task_no]
@@ -192,11 +235,14 @@ class Attempts:
         self.running[key] = Running(order, gpus, now)
         if order.init:
             self.inits[order.task_no] = "running"
-        self.effects.starts.append(StartAttempt(order, gpus if self.config.gpus else None))
+        own = self.followers.take(key) if order.after else {}
+        self.effects.starts.append(StartAttempt(order, gpus if self.config.gpus else None, own))
         if self.flush_at is None:
             self.flush_at = now + STARTED_S
 
     def _unqueue(self, key: Key) -> AttemptOrder:
+        if order := self.followers.remove(key):
+            return order
         order = self.queue.pop(key)
         if not order.asks.get("cpus"):
             self._queued_without_cpus -= 1
@@ -238,15 +284,43 @@ class Attempts:
         if running is None:
             return
         # What took long is on disk at once; of many short ones, what a death within a moment would cost is as little.
-        waits = len(self.queue) >= FLUSH_STEADY_COUNT and outcome.run_s < SHORT_S
+        waits = self._waiting >= FLUSH_STEADY_COUNT and outcome.run_s < SHORT_S
         (self._unspooled if waits else self.effects.spool).append(outcome)
         self._keep(outcome)
+        self._say_in_order(key, running.order)
+        if self._complete.pop(key, None) is None and outcome.cause is Cause.SUCCESS and self.followers.is_followed(key):
+            self._on_success(_without_files(outcome))
         if running.order.init:
             succeeded = outcome.cause is Cause.SUCCESS
             self.inits[outcome.task_no] = "succeeded" if succeeded else "failed"
             if not succeeded:
                 run_no = running.order.run_no
-                self.give_back([other for other, order in self.queue.items() if order.run_no == run_no], "init")
+                waiting = [(order.task_no, order.number) for order in self.followers.orders() if order.run_no == run_no]
+                back = [other for other, order in self.queue.items() if order.run_no == run_no]
+                self.give_back([*back, *waiting], "init")
+
+    @property
+    def _waiting(self) -> int:
+        return len(self.queue) + len(self.followers.waiting)
+
+    def _say_in_order(self, key: Key, order: AttemptOrder) -> None:
+        """An outcome is not said before those of what the attempt followed: the boss could not record it."""
+        if order.after:
+            self._held_back[key] = order
+            del self._unsaid[key]
+        self._release_held_back()
+
+    def _release_held_back(self) -> None:
+        """What was held back is said as soon as all that goes before it was said or is gone."""
+        again = bool(self._held_back)
+        while again:
+            again = False
+            for other, held in list(self._held_back.items()):
+                before = [(name.task_no, name.number) for name in held.after]
+                if not any(earlier in self.running or earlier in self._held_back for earlier in before):
+                    del self._held_back[other]
+                    self._unsaid[other] = self.ended[other]
+                    again = bool(self._held_back)
 
     def _keep(self, outcome: Outcome) -> None:
         size = 300 + len(outcome.stdout) + len(outcome.stderr) + len(outcome.command) + 150 * len(outcome.manifest)
@@ -256,18 +330,22 @@ class Attempts:
     def on_returned(self, key: Key, reason: str) -> None:
         """It could not be run here: its resources are free again, and the boss hears why."""
         running = self._release(key)
+        self._complete.pop(key, None)
         if running is not None:
             if running.order.init:
                 self.inits.pop(key[0], None)
             self._say_returned([key], reason)
+            self._release_held_back()
 
     def on_stored(self, names: Iterable[AttemptName]) -> None:
         """The boss has these outcomes."""
         for name in names:
             key = (name.task_no, name.number)
             self._unsaid.pop(key, None)
+            self._held_back.pop(key, None)
             if self.ended.pop(key, None) is not None:
                 self.effects.forget.append(key)
+        self._release_held_back()
 
     def on_stop(self, names: Iterable[AttemptName], grace_s: float, reason: str) -> None:
         """End what runs of these, give back what waits."""
@@ -280,7 +358,7 @@ class Attempts:
 
     def give_back(self, keys: Iterable[Key], reason: str) -> None:
         """Give back what waits of these."""
-        back = [key for key in keys if key in self.queue]
+        back = [key for key in keys if key in self.queue or key in self.followers]
         for key in back:
             order = self._unqueue(key)
             if order.init:
@@ -290,7 +368,7 @@ class Attempts:
 
     def give_back_queue(self) -> None:
         """Give back everything that waits here."""
-        self.give_back(list(self.queue), "")
+        self.give_back([*self.queue, *self.followers.waiting], "")
 
     def _say_returned(self, keys: Sequence[Key], reason: str) -> None:
         for start in range(0, len(keys), wire.BATCH_COUNT):
@@ -301,7 +379,7 @@ class Attempts:
 
     def on_session(self, now: float) -> None:
         """A new session hears every outcome again; what runs is told by the inventory of its first heartbeat."""
-        self._unsaid = dict(self.ended)
+        self._unsaid = {key: ended for key, ended in self.ended.items() if key not in self._held_back}
         for running in self.running.values():
             running.said = True
         if self.ended:
@@ -310,7 +388,7 @@ class Attempts:
     def repeat(self, older_s: float, now: float) -> None:
         """Say again what was said longer ago than that, and was not answered."""
         for key, ended in self.ended.items():
-            if key not in self._unsaid and now - ended.said_at >= older_s:
+            if key not in self._unsaid and key not in self._held_back and now - ended.said_at >= older_s:
                 self._unsaid[key] = ended
                 self.flush_at = now
 
@@ -329,8 +407,8 @@ class Attempts:
         if self.flush_at is None or now < self.flush_at:  # not due yet
             if not unsaid:
                 return
-            enough, wait_s = _pace(len(self.queue))
-            if len(unsaid) < enough and not self.is_idle:
+            enough, wait_s = _pace(self._waiting)
+            if len(unsaid) < enough and (self.queue or self.running):
                 latest = now + wait_s
                 self.flush_at = latest if self.flush_at is None else min(self.flush_at, latest)
                 return
@@ -374,6 +452,11 @@ class Attempts:
         assert ended.keys().isdisjoint(running), "an attempt is in two places"
         assert running.keys().isdisjoint(queue), "an attempt is in two places"
         assert self._unsaid.keys() <= ended.keys(), "what was answered waits to be said"
+        assert self._held_back.keys() <= ended.keys() - self._unsaid.keys(), "what is held back is said"
+        assert self._complete.keys() <= running.keys(), "results of what has ended are being staged"
+        waiting = self.followers.waiting
+        assert waiting.keys().isdisjoint({*queue, *running, *ended}), "a chained attempt is in two places"
+        self.followers.check()
         assert self._queued_without_cpus == sum([not order.asks.get("cpus") for order in queue.values()])
         taken: Resources = {}
         gpus = dict(self.free_gpus)
@@ -394,6 +477,11 @@ class Attempts:
             assert amount <= has.get(name, 0.0) + 0.001, f"more {name} taken than there are"
         for name, amount in has.items():
             assert -0.001 < self.free[name] + taken.get(name, 0.0) - amount < 0.001, f"{name} does not add up"
+
+
+def _without_files(outcome: Outcome) -> ResultsComplete:
+    """It has ended: what it made is staged, and here no more."""
+    return ResultsComplete(outcome.task_no, outcome.number, {}, tuple([entry.path for entry in outcome.manifest]))
 
 
 def _pace(waiting: int) -> tuple[int, float]:

@@ -65,6 +65,17 @@ class CommandsEnded(msgspec.Struct, frozen=True):
     number: int
 
 
+class ResultsComplete(msgspec.Struct, frozen=True):
+    """Its commands succeeded and its results are complete and hashed in this worker's own storage; they are not staged
+    yet. `files`: final name and SHA-256 of each that is a file; `others`: final names of directories and links.
+    Told only of attempts that others follow; `AttemptEnded` comes after it."""
+
+    task_no: int
+    number: int
+    files: dict[str, str] = {}
+    others: tuple[str, ...] = ()
+
+
 class AttemptReturned(msgspec.Struct, frozen=True):
     """It could not be run here through no fault of the task; nothing of it is left."""
 
@@ -110,16 +121,18 @@ class TransfersChanged(msgspec.Struct, frozen=True):
 
 
 Event = (
-    ConnectionFound | ConnectionLost | MessageArrived | AttemptEnded | CommandsEnded | AttemptReturned |
-    AccessEnded | TroubleChanged | TermReceived | StateMeasured | MovingMeasured | TransfersChanged
+    ConnectionFound | ConnectionLost | MessageArrived | AttemptEnded | CommandsEnded | ResultsComplete |
+    AttemptReturned | AccessEnded | TroubleChanged | TermReceived | StateMeasured | MovingMeasured | TransfersChanged
 )  # fmt: skip
 
 
 class StartAttempt(msgspec.Struct, frozen=True):
-    """Run this. `gpus`: those that it may use, by index or UUID; None where the worker has none."""
+    """Run this. `gpus`: those that it may use, by index or UUID; None where the worker has none. `own`: requirements
+    that are results of other attempts in this worker's own storage, by final name."""
 
     order: AttemptOrder
     gpus: tuple[str, ...] | None = None
+    own: dict[str, tuple[int, int]] = {}
 
 
 class StopAttempt(msgspec.Struct, frozen=True):

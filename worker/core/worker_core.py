@@ -25,6 +25,7 @@ from worker.core.events import (
     Leave,
     MessageArrived,
     MovingMeasured,
+    ResultsComplete,
     StateMeasured,
     StreamOutput,
     TermReceived,
@@ -120,6 +121,8 @@ class WorkerCore:
                 self._on_message(envelope, now)
             case CommandsEnded(task_no, number):
                 self.attempts.on_commands_ended((task_no, number))
+            case ResultsComplete():
+                self.attempts.on_results_complete(event)
             case AttemptReturned(task_no, number, reason):
                 self.attempts.on_returned((task_no, number), reason)
             case ConnectionFound():
@@ -281,6 +284,7 @@ class WorkerCore:
             attempts=self.inventory,
             ssh_key=config.ssh_key,
             boot_s={step: round(now - at, 3) for step, at in self._steps},
+            chains=True,
         )
         self.attempts.effects.says.append(Envelope(wire.PROTOCOL_VERSION, config.peer, "", 0, hello))
         self._hello_at = now + self._hello_wait_s

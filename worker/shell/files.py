@@ -214,10 +214,19 @@ class Files:
 
         return self._transfers.submit(probe)
 
-    def fetch(self, body: TaskBody, directory: Path, task_no: int = 0) -> Future[Fetched]:
-        """Bring the requirements into the working directory. Fails with `RequirementMissing`, `NoRoom`,
-        `DatastoreAway`, `OSError`. One that still waits for a lane can be cancelled."""
-        return self._transfers.submit(lambda: self._fetch(body, directory, task_no))
+    def fetch(
+        self, body: TaskBody, directory: Path, task_no: int = 0, own: Callable[[], int] | None = None
+    ) -> Future[Fetched]:
+        """Bring the requirements into the working directory; `own` brings others of this worker's own storage. Fails
+        with `RequirementMissing`, `NoRoom`, `DatastoreAway`, `OSError`. One that still waits for a lane can be
+        cancelled."""
+
+        def fetch() -> Fetched:
+            brought = 0 if own is None else own()
+            fetched = self._fetch(body, directory, task_no) if body.requirements else Fetched(0, 0)
+            return Fetched(fetched.bytes + brought, fetched.moved_bytes)
+
+        return self._transfers.submit(fetch) if body.requirements else self.pool.submit(fetch)
 
     def _fetch(self, body: TaskBody, directory: Path, task_no: int) -> Fetched:
         store = self._store()

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -21,6 +22,7 @@ import msgspec
 from datastore.port import AccessRefused, DatastoreAway
 from ecloud.config.this_host import machine_is_stopping
 from ecloud.model.tasks import Cause, Outcome, TaskBody
+from ecloud.model.wire import UNCHAINED
 from worker.core.containers import CONTROL, SHARED, Place
 from worker.core.events import (
     AccessEnded,
@@ -28,6 +30,7 @@ from worker.core.events import (
     AttemptReturned,
     CommandsEnded,
     Event,
+    ResultsComplete,
     StartAttempt,
     StopAttempt,
     TroubleChanged,
@@ -37,6 +40,7 @@ from worker.shell.container_runtimes import ContainerMissing, argv_in_container,
 from worker.shell.environment import encoded, of_gpus, of_resources
 from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories
 from worker.shell.home import WorkerHome
+from worker.shell.own_results import OwnResults, changed, copy, read, sources
 from worker.shell.process import Finished, Processes
 from worker.shell.results import ResultUnusable, are_small
 
@@ -68,6 +72,8 @@ class Job:
         self.wait_s = FIRST_WAIT_S
         self.container_argv: list[str] = []
         self.container_name = ""
+        self.own = order.own
+        self.made: OwnResults | None = None
 
     @property
     def key(self) -> Key:
@@ -104,7 +110,12 @@ class Jobs:
         self.under_way: dict[Key, Job] = {}
         self.events: list[Event] = []
         self._control = str(home.control)
-        self._used: list[tuple[Path, str]] = []
+        self._used: list[tuple[Key, Path, str]] = []
+        self.is_followed: Callable[[Key], bool] = lambda key: False
+        """Whether others wait for this attempt, or need its results."""
+        self._made: dict[Key, OwnResults] = {}
+        self._copied: Counter[Key] = Counter()
+        """Attempts whose results are being copied for others, and for how many."""
 
     # --- orders -------------------------------------------------------------------------------------
 
@@ -119,9 +130,7 @@ class Jobs:
         job = Job(start, directory, f"{self._control}/{order.task_no}-{order.number}")
         self.under_way[job.key] = job
         if job.body.requirements:
-            job.began_at = time.monotonic()
-            job.fetching = future = self._files.fetch(job.body, directory, order.task_no)
-            future.add_done_callback(lambda done: self._later(lambda: self._fetched(job, done)))
+            self._fetch(job)
         else:
             self._run(job)
 
@@ -139,8 +148,33 @@ class Jobs:
 
     # --- steps --------------------------------------------------------------------------------------
 
+    def _fetch(self, job: Job) -> None:
+        job.began_at = time.monotonic()
+        if not job.own:
+            future = self._files.fetch(job.body, job.directory, job.order.task_no)
+        else:
+            places = sources(job.own, self._made)
+            if places is None:
+                self._forget(job)
+                self.events.append(AttemptReturned(*job.key, UNCHAINED))
+                return
+            self._copied.update(set(job.own.values()))
+            pairs = [
+                (places[one.path], job.directory / one.local) for one in job.body.requirements if one.path in places
+            ]
+            others = tuple([one for one in job.body.requirements if one.path not in places])
+            body = msgspec.structs.replace(job.body, requirements=others)
+
+            def bring() -> int:
+                return sum([copy(source, to) for source, to in pairs])
+
+            future = self._files.fetch(body, job.directory, job.order.task_no, bring)
+        job.fetching = future
+        future.add_done_callback(lambda done: self._later(lambda: self._fetched(job, done)))
+
     def _fetched(self, job: Job, done: Future[Fetched]) -> None:
         job.fetch_s = time.monotonic() - job.began_at
+        self._copied -= Counter(set(job.own.values()))
         error = CancelledError() if done.cancelled() else done.exception()
         if job.stop_reason is not None:
             self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
@@ -244,11 +278,22 @@ class Jobs:
     def _commands_ended(self, job: Job, outcome: Outcome) -> None:
         if outcome.cause is Cause.SUCCESS and job.body.results:
             job.outcome = outcome
-            self._stage(job)
             if are_small(job.body, job.directory):
                 self.events.append(CommandsEnded(*job.key))
+            if self.is_followed(job.key):
+                future = self._files.pool.submit(read, job.body, job.directory)
+                future.add_done_callback(lambda done: self._later(lambda: self._complete(job, done)))
+            else:
+                self._stage(job)
         else:
             self._end(job, outcome)
+
+    def _complete(self, job: Job, done: Future[OwnResults]) -> None:
+        """Its results are read: those that follow may take them. What is wrong with them, staging tells."""
+        if done.exception() is None and job.stop_reason is None:
+            job.made = self._made[job.key] = done.result()
+            self.events.append(ResultsComplete(*job.key, job.made.files, job.made.others))
+        self._stage(job)
 
     def _stage(self, job: Job) -> None:
         job.began_at = time.monotonic()
@@ -262,6 +307,10 @@ class Jobs:
         if job.stop_reason is not None:
             self._files.drop(self._stage_name(job))
             self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
+        elif error is None and job.made is not None and (name := changed(job.made, done.result())):
+            self._files.drop(self._stage_name(job))
+            text = f"result {name} changed after the commands had ended"
+            self._end(job, msgspec.structs.replace(job.outcome, cause=Cause.RESULT, error=text, store_s=store_s))
         elif error is None:
             self._clear_trouble(job)
             self._end(job, msgspec.structs.replace(job.outcome, manifest=done.result(), store_s=store_s))
@@ -312,12 +361,17 @@ class Jobs:
     def _forget(self, job: Job) -> None:
         del self.under_way[job.key]
         keep = f"{job.order.run}-{job.body.id}-{job.order.number}" if job.order.keep_dir or self._keep_dirs else ""
-        self._used.append((job.directory, keep.replace("/", "_")[:200]))
+        self._used.append((job.key, job.directory, keep.replace("/", "_")[:200]))
 
     def tidy(self) -> None:
-        """Make working directories of attempts that are over ready for others."""
+        """Make working directories of attempts that are over ready for others, once nobody needs their results."""
         used, self._used = self._used, []
-        for directory, keep_as in used:
+        for key, directory, keep_as in used:
+            if key in self._made:
+                if self._copied[key] or self.is_followed(key):
+                    self._used.append((key, directory, keep_as))
+                    continue
+                del self._made[key]
             try:
                 self._directories.give_back(directory, keep_as)
             except OSError as error:

@@ -95,6 +95,7 @@ class WorkerRuntime:
             config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs
         )
         self._jobs.is_leaving = lambda: self._core.then_exit or self._core.leaving
+        self._jobs.is_followed = self._core.attempts.followers.is_followed
         self._unspooled: list[Outcome] = []
         self._checking: Future[None] | None = None
         self._status = self._session = ""

@@ -114,7 +114,7 @@ class DemandEstimate:
         waves: dict[Shape, list[Node]] = {}
         for task_no, count in met.items():
             dependent = nodes.get(task_no)
-            if dependent is not None and dependent.state is TaskState.WAITING and dependent.unmet == count:
+            if dependent is not None and _will_be_ready(dependent, count):
                 waves.setdefault(dependent.shape, []).append(dependent)
         demands = []
         for shape, wave in waves.items():
@@ -176,6 +176,11 @@ def _up_in_s(vm: VmRow, boot_s: float, now: float) -> float:
 def _is_prepared(worker: Worker, failing: list[int]) -> bool:
     """No room for a run's tasks is where the run can't be prepared: another process may do better."""
     return not any(worker.inits.get(task_no) == "failed" for task_no in failing)
+
+
+def _will_be_ready(node: Node, ended: int) -> bool:
+    """Whether the task waits for so many ends and has no chained attempt yet."""
+    return node.state is TaskState.WAITING and node.unmet == ended and not node.assigned
 
 
 def _waits(node: Node) -> bool:

@@ -27,7 +27,11 @@ LOOKED_AT = 8
 class Attempt(msgspec.Struct, eq=False):
     """One try that is not over. `worker`: the process it was given to, which names its stage. `order`: number of the
     message of `session` that ordered it; `ahead_s`: its guess, while ahead; `declares`: the results that its order
-    declared, the only ones that it may publish."""
+    declared, the only ones that it may publish.
+
+    `chained`: it was given before the ends of its task's dependencies were recorded, and they are not yet. `after`: the
+    attempts it waits for at its worker; `followers`: those that wait for it; `has_heir`: one of them takes its place.
+    """
 
     task_no: int
     number: int
@@ -43,6 +47,10 @@ class Attempt(msgspec.Struct, eq=False):
     ahead_s: float = 0.0
     init: bool = False
     apart: bool = False
+    chained: bool = False
+    after: tuple[tuple[int, int], ...] = ()
+    followers: list[tuple[int, int]] | None = None
+    has_heir: bool = False
     returning: bool = False
     forgotten: bool = False
     reason: str = ""
@@ -93,7 +101,10 @@ class Worker(msgspec.Struct, eq=False):
     refused_at: float | None = None
     """When one was asked for because the one before was refused."""
     ahead: dict[tuple[int, int], Attempt] = msgspec.field(default_factory=dict)
+    chained: dict[tuple[int, int], Attempt] = msgspec.field(default_factory=dict)
+    """Those that wait for others here: neither in a slot nor ahead until the ends of these are recorded."""
     ahead_s: float = 0.0
+    """Guesses of what is ahead and chained."""
     inits: dict[int, str] = msgspec.field(default_factory=dict)
     resting: set[int] = msgspec.field(default_factory=set)
     idle_since: float | None = None
@@ -116,17 +127,36 @@ class Worker(msgspec.Struct, eq=False):
         assert (self.row.state, state) in LEGAL_WORKER_MOVES, f"worker {self.name}: {self.row.state} to {state}"
         self.row = msgspec.structs.replace(self.row, state=state, reason=reason, since=since)
 
+    @property
+    def waiting(self) -> int:
+        """Attempts queued there beyond what runs."""
+        return len(self.ahead) + len(self.chained)
+
     def take(self, attempt: Attempt) -> None:
         """Account for an attempt given to it: in a slot where it fits, else ahead."""
         key = (attempt.task_no, attempt.number)
         self.held[key] = attempt
         self.alone = self.alone or attempt.apart
         self.idle_since = None
-        if fits(self.free, attempt.shape.asks):
+        if attempt.chained:
+            self.chained[key] = attempt
+            self.ahead_s += attempt.ahead_s
+        elif fits(self.free, attempt.shape.asks):
             self._occupy(attempt)
         else:
             self.ahead[key] = attempt
             self.ahead_s += attempt.ahead_s
+
+    def unchain(self, attempt: Attempt) -> None:
+        """What it waited for is recorded: it is like any other attempt from now."""
+        key = (attempt.task_no, attempt.number)
+        attempt.chained = False
+        del self.chained[key]
+        if fits(self.free, attempt.shape.asks):
+            self.ahead_s -= attempt.ahead_s
+            self._occupy(attempt)
+        else:
+            self.ahead[key] = attempt
 
     def release(self, attempt: Attempt, now: float) -> None:
         """Account for an attempt it holds no more; what was ahead moves up, first in order that fits."""
@@ -141,7 +171,7 @@ class Worker(msgspec.Struct, eq=False):
                 free[name] += amount
             if self.ahead:
                 self._move_up()
-        elif self.ahead.pop(key, None) is not None:
+        elif self.ahead.pop(key, None) is not None or self.chained.pop(key, None) is not None:
             self.ahead_s -= attempt.ahead_s
         if not self.held:
             self.free = dict(self.capacity)
@@ -167,7 +197,9 @@ class Worker(msgspec.Struct, eq=False):
         taken: Resources = {}
         for key, attempt in self.held.items():
             assert key == (attempt.task_no, attempt.number)
-            assert attempt.in_slot != (key in self.ahead), f"{key} is neither in a slot nor ahead"
+            places = attempt.in_slot + (key in self.ahead) + (key in self.chained)
+            assert places == 1, f"{key} is in {places} of slot, queue ahead and chain"
+            assert attempt.chained == (key in self.chained)
             if attempt.in_slot:
                 for name, amount in attempt.shape.asks:
                     taken[name] = taken.get(name, 0.0) + amount
@@ -228,6 +260,11 @@ class Fleet:
             self.held_cpus[attempt.run_no] = left
         else:
             self.held_cpus.pop(attempt.run_no, None)
+
+    def unchain(self, worker: Worker, attempt: Attempt) -> None:
+        """What a chained attempt waited for is recorded."""
+        worker.unchain(attempt)
+        self.touched[worker.name] = None
 
     def check(self) -> None:
         """Invariants of every worker."""

@@ -134,6 +134,9 @@ class Node(msgspec.Struct, gc=False):
     """It may have killed workers: it runs alone on one."""
     dependents: list[tuple[int, Condition]] | None = None
     inputs: Inputs | None = None
+    makes: int = 0
+    unchained: bool = False
+    """A worker returned a chained attempt of it: it waits for what the boss records."""
 
 
 class Freed(msgspec.Struct, frozen=True):
@@ -177,6 +180,7 @@ class TaskGraph:
                 init=row.init,
                 keep_dir=row.keep_dir,
                 inputs=self.known_inputs.of(row.inputs) if row.inputs else None,
+                makes=row.makes,
             )
             nodes[row.task_no] = node
             added.append(node)

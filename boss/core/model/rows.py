@@ -13,13 +13,17 @@ from ecloud.model.transfer_status import Moving
 from ecloud.model.wire import Hello
 from ecloud.model.worker_states import WorkerState
 
+MAKES_NOTHING, MAKES_RESULTS, MAKES_UNLESS_THERE = 0, 1, 2
+"""Whether a task has no results, results, or results that may exist already (`overwrite_result: false`). Tasks that
+were stored before this was known count as the last: they are never chained."""
+
 
 class TaskRow(msgspec.Struct, gc=False):
     """A task without its body: what the core needs to schedule it. `dependencies`: (task_no it waits for, condition).
 
     `attempts`: number of the last attempt; `retries_used` counts only those that cost one. `label`: what its run-time
     is learned by. `not_before`: when a retry may start. `definition_hash`: hex. `body_bytes`: size of the stored
-    definition. `inputs`: requirements that other tasks have, too.
+    definition. `inputs`: requirements that other tasks have, too. `makes`: whether it has results.
     """
 
     task_no: int
@@ -41,6 +45,7 @@ class TaskRow(msgspec.Struct, gc=False):
     definition_hash: str = ""
     dependencies: tuple[tuple[int, Condition], ...] = ()
     inputs: tuple[str, ...] = ()
+    makes: int = MAKES_NOTHING
 
 
 class RunRow(msgspec.Struct):

@@ -122,7 +122,7 @@ class CapacityIndex:
     def _is_hungry(self, worker: Worker) -> bool:
         """Whether anything short may be queued at it beyond what runs."""
         config = self._config
-        has_room = worker.ahead_s < REFILLED_BELOW * config.ahead_s and len(worker.ahead) < config.ahead_max
+        has_room = worker.ahead_s < REFILLED_BELOW * config.ahead_s and worker.waiting < config.ahead_max
         return has_room and not worker.slow and not worker.alone
 
     def check(self) -> None:

@@ -1,7 +1,8 @@
 """Which ready task goes to which worker. Places batches: costs what it assigns, not what waits.
 
 Order: priority first; within a priority the run that holds the fewest CPUs now; within a run the order of the list.
-First everything that can start at once, then short queues ahead. A large task that finds no room gets a worker
+First everything that can start at once, then short queues ahead, then chains: waiting tasks that follow the attempts of
+their dependencies at one worker. A large task that finds no room gets a worker
 reserved, so that small ones don't starve it.
 
 A task whose big inputs some worker has goes there, if there is room now; else the worker whose turn it is may take one
@@ -18,11 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from boss.core.model.config import BossConfig
-from boss.core.model.fleet import Fleet, Worker, covers
+from boss.core.model.fleet import Attempt, Fleet, Worker, covers
 from boss.core.model.graph import Inputs, Node, Shape
 from boss.core.model.ready_tasks import Group, ReadyTasks
 from boss.core.model.runtime_estimates import Runtimes
-from boss.core.placement.capacity_index import CapacityIndex
+from boss.core.placement.capacity_index import REFILLED_BELOW, CapacityIndex
+from boss.core.tasks.chains import Chains
 from ecloud.model.tasks import Resources, fits
 from ecloud.model.transfer_status import BIG_INPUT_BYTES
 
@@ -39,6 +41,8 @@ CPUS_ROUNDED = 0.001
 
 Assign = Callable[[Worker, Node, float], None]
 """Make an attempt of the node on the worker; the float is the guess of its run-time in seconds."""
+AssignChained = Callable[[Worker, Node, float, tuple[tuple[int, int], ...], Attempt | None], None]
+"""The same before its dependencies have ended: what it waits for there, and the attempt whose place it takes."""
 Refuses = Callable[[Worker, int], bool]
 
 
@@ -52,6 +56,10 @@ class Placement:
         self._config = config
         self.capacity_index = CapacityIndex(fleet, config)
         self._side_by_side: dict[Shape, int] = {}
+        self._reserved: dict[str, Group] = {}
+        """Workers that the tasks of a group wait for, by name, since the last `place`."""
+        self._claims: list[Group] | None = None
+        """Ready tasks that found no room; None: not looked for yet."""
         self._hopeless: set[Shape] = set()
         """For which there is no room since placing in slots, or ahead, began."""
 
@@ -59,13 +67,14 @@ class Placement:
         """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
         self.capacity_index.settle()
         self._side_by_side = {}
+        self._reserved = {}
         groups = self._ready.placeable()
         if not groups:
             return
         by_priority: dict[int, list[Group]] = {}
         for group in groups:
             by_priority.setdefault(group.priority, []).append(group)
-        reserved: dict[str, Group] = {}
+        reserved = self._reserved
         for in_slots in (True, False):
             self._hopeless.clear()
             for priority in sorted(by_priority, reverse=True):
@@ -112,6 +121,69 @@ class Placement:
                         heapq.heappush(queue, (held.get(run_no, 0.0), run_no, following.task_no, group, room))
                     break
 
+    # --- chains ----------------------------------------------------------------------------------
+
+    def place_chained(self, chains: Chains, assign: AssignChained, refuses: Refuses) -> None:
+        """After `place`: let waiting tasks follow those that they wait for, where a worker's queue ahead has room left.
+
+        Ready tasks go first: what found no room keeps its claim against chains of lower priority, and against those of
+        a run that holds more.
+        """
+        self._claims = None
+        touched, chains.touched = chains.touched, {}
+        for name in touched:
+            worker = self._fleet.workers.get(name)
+            if worker is None or not worker.takes_tasks or not worker.row.hello.chains:
+                continue
+            if worker.ahead_s < REFILLED_BELOW * self._config.ahead_s and self.may_wait_at(worker):
+                self._chain(worker, chains, assign, refuses)
+        chains.touched.clear()  # what was assigned just now was looked at
+
+    def _chain(self, worker: Worker, chains: Chains, assign: AssignChained, refuses: Refuses) -> None:
+        candidates = chains.candidates(worker)
+        while candidates.found and self.may_wait_at(worker):
+            node, predecessors = candidates.found.popleft()
+            if not self.is_short(node) or self._must_wait(worker, node, refuses):
+                continue
+            heir_of = next((one for one in predecessors if not one.has_heir and covers(one.shape, node.shape)), None)
+            if heir_of is None and self._has_room_elsewhere(worker, node.shape):
+                continue  # it starts sooner there, once it is ready
+            after = chains.after(predecessors)
+            if after is not None:
+                assign(worker, node, self.guess_s(node), after, heir_of)
+                candidates.add(worker.held[(node.task_no, node.assigned)])
+
+    def _has_room_elsewhere(self, worker: Worker, shape: Shape) -> bool:
+        for free_group in self.capacity_index.groups:
+            others = len(free_group.workers) - (worker.name in free_group.workers)
+            if others and fits(free_group.free, shape.asks):
+                return True
+        return False
+
+    def _must_wait(self, worker: Worker, node: Node, refuses: Refuses) -> bool:
+        """Whether ready tasks go before this one at the worker, or it may not have it."""
+        if not fits(worker.capacity, node.shape.asks) or refuses(worker, node.run_no):
+            return True
+        if node.run_no in self._ready.held_runs:
+            return True
+        keeper = self._reserved.get(worker.name)
+        if keeper is not None and keeper.shape is not node.shape and keeper.priority >= node.priority:
+            return True
+        if self._claims is None:
+            self._claims = self._ready.placeable()
+        held = self._fleet.held_cpus
+        for group in self._claims:
+            goes_first = group.priority > node.priority or (
+                group.priority == node.priority and held.get(group.run_no, 0.0) < held.get(node.run_no, 0.0)
+            )
+            if goes_first and group.run_no != node.run_no and fits(worker.capacity, group.shape.asks):
+                return True
+            if group.priority > node.priority and fits(worker.capacity, group.shape.asks):
+                return True
+        return False
+
+    # --- room ------------------------------------------------------------------------------------
+
     def _give_up(self, shape: Shape) -> None:
         """There is no room for `shape`, nor for what asks for as much or more, and there will be less and less."""
         self._hopeless.update([other for _, _, other, _ in self._ready.groups if covers(other, shape)])
@@ -152,7 +224,7 @@ class Placement:
     def may_wait_at(self, worker: Worker) -> bool:
         """Whether one more short task that it could run may be queued at the worker beyond what runs."""
         config = self._config
-        has_room = worker.ahead_s < config.ahead_s and len(worker.ahead) < config.ahead_max
+        has_room = worker.ahead_s < config.ahead_s and worker.waiting < config.ahead_max
         return has_room and not worker.slow and not worker.alone
 
 

@@ -49,6 +49,9 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
     book.graph.cut_edges_into({row.task_no for row in image.tasks} & merged.disturbed | rewired)
     book.graph.remove(known)
     book.plant(merged.planted, now)
+    for attempt in unwanted:
+        if attempt.task_no in nodes:  # with its count of attempts, which the row of a waiting task need not have yet
+            book.write(nodes[attempt.task_no])
     book.graph.rewire(merged.rewired)
     if any(count for state, count in merged.states.items() if state not in ENDED):
         book.plant([row for row in merged.inits if row.task_no not in nodes], now)

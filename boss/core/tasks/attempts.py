@@ -6,6 +6,7 @@ Owns every attempt that is not over. An attempt ends once; whatever is said of i
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from boss.core.model.config import BossConfig
@@ -16,6 +17,7 @@ from boss.core.model.outbox import Outbox
 from boss.core.model.rows import AttemptRow
 from boss.core.model.runtime_estimates import Runtimes
 from boss.core.model.timers import Timers
+from boss.core.tasks.chains import Chains
 from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_fetched, note_given
 from boss.core.tasks.manifests import not_staged, undeclared
@@ -26,6 +28,7 @@ from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, Outcome
 from ecloud.model.wire import (
     BATCH_BYTES,
     BATCH_COUNT,
+    UNCHAINED,
     AttemptName,
     AttemptOrder,
     HeldAttempt,
@@ -37,6 +40,8 @@ from ecloud.model.wire import (
 
 MAX_BACKOFF_S = 60.0
 """Longest wait before a retry of a task or of a datastore call."""
+
+VOID = "an attempt that it was chained to did not succeed"
 
 _ASSIGNED, _STARTED, _STOPPING = AttemptState.ASSIGNED, AttemptState.STARTED, AttemptState.STOPPING
 _PROMOTING, _ENDED = AttemptState.PROMOTING, AttemptState.ENDED
@@ -74,6 +79,12 @@ class Attempts:
         self.active: dict[Key, Attempt] = {}
         self.promoting: dict[Key, Attempt] = {}
         self.datastore_trouble = ""
+        self.chains = Chains(book.graph.nodes, self.active)
+        self._early: dict[Key, Outcome] = {}
+        """Outcomes of chained attempts that were heard before the ends of what they wait for were recorded."""
+        self._due: list[Key] = []
+        """Those of them that can be recorded, or need not be waited for any more."""
+        book.on_satisfied = self._on_satisfied
         self._orders: dict[str, list[Attempt]] = {}
         self._to_promote: list[Attempt] = []
         self._publishing: set[str] = set()
@@ -86,7 +97,17 @@ class Attempts:
             self._give(worker, init, 0.0, now)
         self._give(worker, node, guess_s, now)
 
-    def _give(self, worker: Worker, node: Node, guess_s: float, now: float) -> None:
+    def assign_chained(
+        self, now: float, worker: Worker, node: Node, guess_s: float, after: tuple[Key, ...], heir_of: Attempt | None
+    ) -> None:
+        """Give a waiting task to the worker that holds the attempts of all its open dependencies."""
+        for init in self.inits.take_missing(worker, node.run_no):
+            self._give(worker, init, 0.0, now)
+        if heir_of is not None:
+            heir_of.has_heir = True
+        self._give(worker, node, guess_s, now, after)
+
+    def _give(self, worker: Worker, node: Node, guess_s: float, now: float, after: tuple[Key, ...] = ()) -> None:
         node.attempts += 1
         if not node.init:
             node.assigned = node.attempts
@@ -103,11 +124,23 @@ class Attempts:
             ahead_s=guess_s / max(1, how_many(worker.capacity, node.shape, self._config.ahead_max)),
             init=node.init,
             apart=node.apart,
+            chained=bool(after),
+            after=after,
         )
-        self.active[(attempt.task_no, attempt.number)] = attempt
+        key = (attempt.task_no, attempt.number)
+        for earlier in after:
+            self._follow(earlier, key)
+        self.active[key] = attempt
         self._fleet.give(worker, attempt)
         self._write(attempt)
+        self.chains.touched[worker.name] = None
         self._orders.setdefault(worker.name, []).append(attempt)
+
+    def _follow(self, earlier: Key, key: Key) -> None:
+        before = self.active[earlier]
+        if before.followers is None:
+            before.followers = []
+        before.followers.append(key)
 
     def send_orders(self) -> None:
         """Say what this batch assigned: one message per worker and 1 MiB. Then ask for what is to be promoted."""
@@ -161,6 +194,7 @@ class Attempts:
                     asks=node.shape.as_resources if attempt.init else attempt.shape.as_resources,
                     init=attempt.init,
                     after_init=() if attempt.init else tuple(run.inits),
+                    after=tuple([AttemptName(*key) for key in attempt.after]),
                     keep_dir=node.keep_dir,
                     tries=max(1, attempt.number - node.unstarted),
                 )
@@ -197,19 +231,62 @@ class Attempts:
     def on_ended(self, worker: Worker, outcomes: Sequence[Outcome], now: float) -> None:
         """Record each outcome once; answer all, so that the spool empties."""
         stale_stages: list[str] = []
+        settled: list[Outcome] = []
         for outcome in outcomes:
             key = (outcome.task_no, outcome.number)
             attempt = worker.held.get(key)
+            if attempt is not None and attempt.chained and attempt.state is not _STOPPING:
+                self._early[key] = outcome  # neither recorded nor answered before what it waits for
+                continue
+            settled.append(outcome)
             if attempt is not None:
                 self._record(worker, attempt, outcome, now)
             elif outcome.manifest and key not in self.promoting:
                 stale_stages.append(stage_name(worker.name, key))
         if stale_stages:
             self._outbox.call(DropStages(tuple(stale_stages)))
-        self._acks.add(worker, outcomes, now)
+        if settled:
+            self._acks.add(worker, settled, now)
+
+    def settle(self, now: float) -> None:
+        """Before placing: record outcomes of chained attempts that waited for others, as far as these are recorded."""
+        while self._due:
+            due, self._due = self._due, []
+            for key in due:
+                attempt, outcome = self.active.get(key), self._early.pop(key, None)
+                if attempt is not None and outcome is not None:
+                    worker = self._fleet.workers[self.holder(attempt)]
+                    self._record(worker, attempt, outcome, now)
+                    self._acks.add(worker, [outcome], now)
+
+    def _on_satisfied(self, node: Node) -> None:
+        """The dependencies of a task with a chained attempt are recorded: the attempt is like any other from now."""
+        key = (node.task_no, node.assigned)
+        attempt = self.active[key]
+        self._fleet.unchain(self._fleet.workers[self.holder(attempt)], attempt)
+        if attempt.state is _STARTED:
+            self._book.move(node, _RUNNING)
+        if key in self._early:
+            self._due.append(key)
+
+    def _take_followers(self, attempt: Attempt) -> list[Attempt]:
+        """It will not succeed: the attempts that are chained to it, which no task counts on from now."""
+        keys, attempt.followers = attempt.followers or (), None
+        void = []
+        for key in keys:
+            follower = self.active.get(key)
+            if follower is None or not follower.chained or follower.state not in (_ASSIGNED, _STARTED):
+                continue
+            void.append(follower)
+            waiting = self._book.graph.nodes.get(follower.task_no)
+            if waiting is not None and waiting.assigned == follower.number:
+                waiting.assigned = 0
+                self._book.write(waiting)  # with its count of attempts
+        return void
 
     def _record(self, worker: Worker, attempt: Attempt, outcome: Outcome, now: float) -> None:
         key = (attempt.task_no, attempt.number)
+        self._early.pop(key, None)
         was_stopping = attempt.state is _STOPPING
         self._fleet.free(worker, attempt, now)
         attempt.outcome = outcome
@@ -234,7 +311,8 @@ class Attempts:
                 self._book.move(node, _RUNNING)
             return
         attempt.reason = problem or attempt.reason
-        self._over(attempt, _ENDED, now)
+        succeeded = outcome.cause is Cause.SUCCESS and problem is None and not was_stopping
+        self._over(attempt, _ENDED, now, succeeded)
         if outcome.manifest:
             self._outbox.call(DropStages((stage_name(attempt.worker, key),)))
         if attempt.init:
@@ -290,7 +368,9 @@ class Attempts:
             if attempt is not None:
                 if reason == "init":
                     self.inits.on_unprepared(worker, attempt.run_no)
-                elif not reason and not attempt.returning:
+                elif reason == UNCHAINED and name.task_no in self._book.graph.nodes:
+                    self._book.graph.nodes[name.task_no].unchained = True
+                elif not reason and not attempt.returning and attempt.state is not _STOPPING:
                     # Nobody asked for it: given again at once, it might come back at once, for ever.
                     worker.resting.add(attempt.run_no)
                 self._take_back(worker, attempt, AttemptState.RETURNED, reason, now)
@@ -322,14 +402,21 @@ class Attempts:
     # --- what the boss wants ---------------------------------------------------------------------
 
     def stop(self, attempts: Iterable[Attempt], reason: str) -> None:
-        """Stop attempts whose tasks are cancelled or replaced. They keep their resources until they have ended."""
+        """Stop attempts whose tasks are cancelled or replaced, and those chained to them. Each keeps its resources
+        until it has ended."""
         by_worker: dict[str, list[AttemptName]] = {}
-        for attempt in attempts:
+        todo = deque((attempt, reason) for attempt in attempts)
+        while todo:
+            attempt, why = todo.popleft()
+            key = (attempt.task_no, attempt.number)
             if attempt.state in (_ASSIGNED, _STARTED):
                 self._move(attempt, _STOPPING)
-                attempt.reason = reason
+                attempt.reason = why
                 self._write(attempt)
-                by_worker.setdefault(self.holder(attempt), []).append(AttemptName(attempt.task_no, attempt.number))
+                by_worker.setdefault(self.holder(attempt), []).append(AttemptName(*key))
+                if key in self._early:
+                    self._due.append(key)
+            todo.extend((follower, VOID) for follower in self._take_followers(attempt))
         for name, names in by_worker.items():
             worker = self._fleet.workers.get(name)
             if worker is not None and worker.conversation is not None:
@@ -395,7 +482,7 @@ class Attempts:
                 continue
             self._publishing.difference_update(_names(attempt))
             attempt.reason = error or ""
-            self._over(attempt, _ENDED, now)
+            self._over(attempt, _ENDED, now, succeeded=error is None)
             node = self._wanted(attempt)
             if node is None:
                 continue
@@ -416,6 +503,20 @@ class Attempts:
     def roll_forward(self) -> None:
         """After a start: promote again what was recorded and not yet promoted."""
         self._to_promote.extend(self.promoting.values())
+
+    def restore_chains(self) -> None:
+        """After a start: a waiting task that has an attempt has a chained one; it follows those of its dependencies."""
+        nodes = self._book.graph.nodes
+        for key, attempt in self.active.items():
+            node = nodes.get(attempt.task_no)
+            if node is None or node.assigned != attempt.number or attempt.state not in (_ASSIGNED, _STARTED):
+                continue
+            for dependent_no, _ in node.dependents or ():
+                dependent = nodes.get(dependent_no)
+                if dependent is not None and dependent.state is TaskState.WAITING and dependent.assigned:
+                    follower = (dependent_no, dependent.assigned)
+                    self._follow(key, follower)
+                    self.active[follower].after += (key,)
 
     def lose_orphans(self, now: float) -> None:
         """After a start: attempts that no worker on duty holds are lost."""
@@ -456,10 +557,15 @@ class Attempts:
         )
         attempt.state = state
 
-    def _over(self, attempt: Attempt, state: AttemptState, now: float) -> None:
+    def _over(self, attempt: Attempt, state: AttemptState, now: float, succeeded: bool = False) -> None:
+        key = (attempt.task_no, attempt.number)
         self._move(attempt, state)
-        self.active.pop((attempt.task_no, attempt.number), None)
+        self.active.pop(key, None)
+        self._early.pop(key, None)
         self._write(attempt, now)
+        if not succeeded and (void := self._take_followers(attempt)):
+            self.stop(void, VOID)
+        self.chains.touched[attempt.worker] = None
 
     def _wanted(self, attempt: Attempt) -> Node | None:
         """The task, if this attempt is the one that counts for it; it is assigned no more."""
@@ -490,8 +596,10 @@ class Attempts:
         """Invariants: held and active agree; a task's assigned attempt exists and is wanted."""
         held = {key for worker in self._fleet.workers.values() for key in worker.held}
         assert held | set(self.promoting) == set(self.active), "held and active attempts differ"
+        assert not self._due
         for key, attempt in self.active.items():
             assert (attempt.state is _PROMOTING) == (key in self.promoting)
+            assert key not in self._early or attempt.chained, "an outcome waits for nothing"
         for node in self._book.graph.nodes.values():
             if node.inputs is not None:
                 holders = {name for part in node.inputs.parts for name in part.holders}
@@ -501,6 +609,7 @@ class Attempts:
                 assert attempt.state is not _STOPPING, f"task {node.id} counts on an attempt that is being stopped"
                 if node.state is _READY:
                     assert attempt.state is _ASSIGNED
+                assert attempt.chained == (node.state is TaskState.WAITING), f"task {node.id} is {node.state}"
             else:
                 assert node.init or node.state is not _RUNNING, f"task {node.id} runs without an attempt"
 

@@ -12,7 +12,15 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from boss.core.model.rows import RunImage, TaskMoved, TaskRow, TaskStored
+from boss.core.model.rows import (
+    MAKES_NOTHING,
+    MAKES_RESULTS,
+    MAKES_UNLESS_THERE,
+    RunImage,
+    TaskMoved,
+    TaskRow,
+    TaskStored,
+)
 from ecloud.formats.graph import dependency_order, predecessors_of
 from ecloud.model.tasks import ENDED, Condition, TaskDefinition, TaskState, definition_json
 from ecloud.model.wire import PushOptions
@@ -72,6 +80,7 @@ def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bo
         retries=definition.retries,
         keep_dir=keep_dir,
         body_bytes=len(json),
+        makes=_makes(definition),
         definition_hash=hashlib.blake2b(json, digest_size=16).hexdigest(),
     )
     return TaskStored(row, definition, json)
@@ -143,6 +152,12 @@ def _decide(
     if before.definition_hash != row.definition_hash or any(other.id in changed for other in definition.dependencies):
         return "replaced"
     return "anew" if before.state in _AGAIN else "kept"
+
+
+def _makes(definition: TaskDefinition) -> int:
+    if not definition.results:
+        return MAKES_NOTHING
+    return MAKES_RESULTS if definition.overwrite_result else MAKES_UNLESS_THERE
 
 
 def _results_exist(definition: TaskDefinition, options: PushOptions, existing: frozenset[str]) -> bool:

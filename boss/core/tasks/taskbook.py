@@ -7,7 +7,7 @@ counted and told to whoever places tasks. Knows nothing of workers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -62,6 +62,8 @@ class TaskBook:
         self.changed_runs: set[int] = set()
         self.failing_runs: set[int] = set()
         """Runs that are not held, in which an init task failed somewhere."""
+        self.on_satisfied: Callable[[Node], None] = lambda node: None
+        """Told of a task whose dependencies are recorded when it has an attempt already."""
 
     # --- moves -----------------------------------------------------------------------------------
 
@@ -89,7 +91,9 @@ class TaskBook:
     def make_ready(self, node: Node, now: float, reason: str = "") -> None:
         """Ready again or at last; placed when its back-off is over. One whose dependency is done again waits for it."""
         self.move(node, _WAITING if node.unmet > 0 else _READY, reason)
-        if node.state is _READY and not node.init:
+        if node.state is _READY and node.assigned:
+            self.on_satisfied(node)
+        elif node.state is _READY and not node.init:
             self.offer(node, now)
 
     def offer(self, node: Node, now: float) -> None:

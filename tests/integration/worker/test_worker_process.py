@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import os
 import re
@@ -30,11 +31,20 @@ from ecloud.model.tasks import (
     TaskBody,
 )
 from ecloud.model.wire import AttemptOrder, DatastoreAccess
-from worker.core.events import AttemptEnded, AttemptReturned, Event, StartAttempt, StopAttempt, TroubleChanged
+from worker.core.events import (
+    AttemptEnded,
+    AttemptReturned,
+    Event,
+    ResultsComplete,
+    StartAttempt,
+    StopAttempt,
+    TroubleChanged,
+)
 from worker.shell.environment import encoded, inherited
 from worker.shell.files import Files, WorkingDirectories
 from worker.shell.home import WorkerHome
 from worker.shell.jobs import Jobs
+from worker.shell.own_results import copy, read
 from worker.shell.process import Processes
 
 DEADLINE_S = 30.0
@@ -544,3 +554,92 @@ def test_a_missing_image_or_runtime_fails_its_task_with_the_remedy(
     outcome = bench.run("true", container=Container("debian:12"))
     assert outcome.cause is Cause.EXIT
     assert "install apptainer or podman or docker there" in outcome.error
+
+
+# --- chained attempts: inputs come from the worker's own storage, before anything is staged ------------
+
+
+def follow(bench: Bench, command: str, own: dict[str, tuple[int, int]], *requirements: Requirement) -> int:
+    """Start an attempt that takes requirements from others here."""
+    bench.count += 1
+    body = TaskBody(
+        id=f"task-{bench.count}", commands=(command,), requirements=requirements, results=(Result("next", "next"),)
+    )
+    order = AttemptOrder(task_no=bench.count, number=1, run="run-a", run_no=1, asks={"cpus": 1.0}, body=body)
+    bench.jobs.start(StartAttempt(order, None, own))
+    return bench.count
+
+
+def made(bench: Bench, task_no: int) -> ResultsComplete:
+    """What the attempt tells of its results."""
+    found = bench.until(
+        lambda: next((e for e in bench.events if isinstance(e, ResultsComplete) and e.task_no == task_no), None)
+    )
+    assert isinstance(found, ResultsComplete)
+    return found
+
+
+def test_inputs_come_from_the_attempt_before_while_the_datastore_is_away(bench: Bench) -> None:
+    followed = {(1, 1)}
+    bench.jobs.is_followed = followed.__contains__
+    away = bench.store.root.with_name("elsewhere")
+    os.rename(bench.store.root, away)
+    first = bench.begin(
+        "echo hello > out; mkdir d; echo x > d/x", results=(Result("out", "made/out"), Result("d", "made/d"))
+    )
+    done = made(bench, first)
+    assert done.files["made/out"] == hashlib.sha256(b"hello\n").hexdigest()
+    assert set(done.files) == {"made/out", "made/d/x"}
+    assert done.others == ("made/d",)
+    second = follow(bench, "cat in > next; echo changed > in", {"made/out": (1, 1)}, Requirement("made/out", "in"))
+    followed.clear()
+    bench.until(lambda: bench.jobs.under_way[(second, 1)].outcome)
+    assert not (away / "made").exists()
+    os.rename(away, bench.store.root)
+    outcomes = [bench.outcome(first), bench.outcome(second)]
+    assert [one.cause for one in outcomes] == [Cause.SUCCESS, Cause.SUCCESS]
+    assert outcomes[1].fetch_bytes == outcomes[1].cached_bytes == 6
+    hashes = {entry.path: entry.sha256 for one in outcomes for entry in one.manifest}
+    assert hashes["made/out"] == hashes["next"] == done.files["made/out"]
+    bench.turn()
+    assert not bench.jobs._made, "nobody needs these results any more"
+
+
+def test_results_that_are_gone_are_not_replaced_by_what_the_datastore_has(bench: Bench) -> None:
+    (bench.store.root / "out").write_text("of another run")
+    number = follow(bench, "cat in > next", {"out": (77, 1)}, Requirement("out", "in"))
+    bench.until(lambda: AttemptReturned(number, 1, "chained") in bench.events)
+
+
+def test_a_result_that_changes_after_others_read_it_is_no_success(bench: Bench) -> None:
+    bench.jobs.is_followed = lambda key: True
+    away = bench.store.root.with_name("elsewhere")
+    os.rename(bench.store.root, away)
+    first = bench.begin("echo hello > out", results=(Result("out", "out"),))
+    made(bench, first)
+    (bench.jobs.under_way[(first, 1)].directory / "out").write_text("another")
+    os.rename(away, bench.store.root)
+    outcome = bench.outcome(first)
+    assert outcome.cause is Cause.RESULT
+    assert outcome.error == "result out changed after the commands had ended"
+
+
+def test_copies_share_nothing_and_keep_modes(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(3_000_000))
+    source.chmod(0o750)
+    to = tmp_path / "deep" / "to"
+    assert copy(source, to) == 3_000_000
+    assert to.read_bytes() == source.read_bytes()
+    assert to.stat().st_mode & 0o777 == 0o750
+    to.write_text("mine")
+    assert source.stat().st_size == 3_000_000
+    assert [path.name for path in to.parent.iterdir()] == ["to"]
+
+
+def test_globs_are_read_as_they_are_staged(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    for name in ("a.dat", "b.dat"):
+        (tmp_path / "parts" / name).write_text(name)
+    own = read(TaskBody(id="t", results=(Result("parts/*.dat", "all/./parts"),)), tmp_path)
+    assert set(own.files) == {"all/parts/a.dat", "all/parts/b.dat"}

@@ -1,0 +1,101 @@
+"""Chained attempts: waiting tasks whose open dependencies are all held by one worker may be given to it now.
+
+Finds them when a worker has room left, from what it holds; remembers nothing but which workers to look at. Decides
+nothing about room and fairness: `placement` does. `docs/protocol.md`, "Chained attempts", has the rules.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from itertools import islice
+
+from boss.core.model.fleet import Attempt, Worker
+from boss.core.model.graph import Node
+from boss.core.model.rows import MAKES_RESULTS, MAKES_UNLESS_THERE
+from ecloud.model.tasks import AttemptState, Condition, TaskState
+
+MOST_AFTER = 32
+"""Attempts that an order names as those it waits for, at most: it travels with each order."""
+LOOKED_AT = 64
+"""Dependents of one attempt that may be chained to it: more would not fit into a worker's queue ahead."""
+EDGES_LOOKED_AT = 2_000
+"""Edges followed in one look at a worker: a batch must not cost more where graphs are dense."""
+Key = tuple[int, int]
+
+
+class Candidates:
+    """Waiting tasks that one worker could be given, as (task, attempts of its open dependencies)."""
+
+    def __init__(self, nodes: Mapping[int, Node], worker: Worker) -> None:
+        self._nodes = nodes
+        self._worker = worker.name
+        self._edges_left = EDGES_LOOKED_AT
+        self._held: dict[int, list[Attempt]] = {}
+        self.found: deque[tuple[Node, list[Attempt]]] = deque()
+        for attempt in tuple(worker.held.values()):
+            self.add(attempt)
+
+    def add(self, attempt: Attempt) -> None:
+        """Look at what waits for the task of an attempt that the worker holds."""
+        node = self._nodes.get(attempt.task_no)
+        if node is None or node.dependents is None or node.assigned != attempt.number or not _may_succeed(attempt):
+            return
+        if attempt.worker != self._worker:
+            return  # of an earlier process of this home: only its outcome is left
+        self._edges_left -= min(LOOKED_AT, len(node.dependents))
+        if self._edges_left < 0:
+            return
+        for dependent_no, condition in islice(node.dependents, LOOKED_AT):
+            dependent = self._nodes.get(dependent_no)
+            if dependent is None or condition is not Condition.SUCCESS or not _may_be_chained(dependent):
+                continue
+            held = self._held.setdefault(dependent_no, [])
+            held.append(attempt)
+            if len(held) == dependent.unmet:
+                self.found.append((dependent, held))
+
+
+class Chains:
+    """`active`: all attempts that are not over. `touched`: workers whose attempts changed since they were looked at."""
+
+    def __init__(self, nodes: Mapping[int, Node], active: Mapping[Key, Attempt]) -> None:
+        self._nodes = nodes
+        self._active = active
+        self.touched: dict[str, None] = {}
+
+    def candidates(self, worker: Worker) -> Candidates:
+        """What could be chained at this worker."""
+        return Candidates(self._nodes, worker)
+
+    def after(self, predecessors: list[Attempt]) -> tuple[Key, ...] | None:
+        """What an order names: the predecessors, and those before them whose results are not recorded yet, since a
+        task may require what an earlier one made. None where that is too much, or not possible now."""
+        keys: dict[Key, None] = {}
+        for attempt in predecessors:
+            for key in attempt.after:
+                before = self._active.get(key)
+                node = self._nodes.get(key[0])
+                if before is not None and node is not None and node.makes == MAKES_RESULTS:
+                    if not _may_succeed(before):
+                        return None  # its outcome is recorded, its results are not published: that is a moment
+                    keys[key] = None
+            keys[(attempt.task_no, attempt.number)] = None
+        return tuple(keys) if len(keys) <= MOST_AFTER else None
+
+
+def _may_be_chained(node: Node) -> bool:
+    return (
+        node.state is TaskState.WAITING
+        and not node.assigned
+        and 0 < node.unmet <= MOST_AFTER
+        and not node.init
+        and not node.apart
+        and not node.unchained
+        and node.makes != MAKES_UNLESS_THERE
+    )
+
+
+def _may_succeed(attempt: Attempt) -> bool:
+    """Whether its worker may still do something and its success be recorded."""
+    return attempt.state is AttemptState.ASSIGNED or attempt.state is AttemptState.STARTED
