@@ -311,7 +311,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "chain-record": Mutant(
         "recording in order: the outcome of a chained attempt is recorded when it is heard",
-        ("chain-record",),
+        ("chain-record", "chain-cost"),
         (
             (BossAttempts, "on_ended", mutations.records_at_once),
             (BossAttempts, "_on_satisfied", mutations.knows_it_is_recorded),
