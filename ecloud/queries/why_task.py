@@ -317,9 +317,9 @@ class TaskReasons:
             ahead.append(f"{counted(before, 'task')} of its run {'stands' if before == 1 else 'stand'} before it")
         if roomy and not ahead:
             return f"{name} is ready and worker {roomy[0].worker} has room: it starts with the boss's next decision"
-        fits = f"{counted(len(takers), 'worker')} that {'fits' if len(takers) == 1 else 'fit'} it"
+        fit_it = f"{counted(len(takers), 'worker')} that {'fits' if len(takers) == 1 else 'fit'} it"
         state = "have room" if roomy else "are all busy" if len(takers) > 1 else "is busy"
-        return f"{name} waits its turn: {fits} {state}" + "".join(f"; {part}" for part in ahead)
+        return f"{name} waits its turn: {fit_it} {state}" + "".join(f"; {part}" for part in ahead)
 
     def _free(self, takers: Sequence[WorkerView]) -> dict[str, Resources]:
         """What is left of each worker's resources beside all that it was given."""
