@@ -21,6 +21,7 @@ import msgspec
 
 from boss.core.autoscale.scaling import End, FleetSnapshot, Plan, Start, plan
 from boss.core.boss import Boss
+from boss.core.model.cloud_vms import VmFound
 from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.effects import EndVm, ListVms, LoadRun, StartVm
 from boss.core.model.events import Event, MessageArrived, RunLoaded, VmsListed, VmStarted
@@ -73,8 +74,8 @@ class Bench:
         store = Store()
         store.lead("bench", 0.0, replace=True)
         self._boss = Boss(store.load(), config, 0.0)
-        self._boss.vms.rule = rule
-        self._boss.vms.health["p"].learn(1.1 * boot_s)  # a pool that was used before
+        self._boss.autoscaler.rule = rule
+        self._boss.vms.pools.health["p"].learn(1.1 * boot_s)  # a pool that was used before
         self._ids: dict[int, str] = {}
         self._push([task if guessed else msgspec.structs.replace(task, runtime_s=None) for task in tasks])
 
@@ -141,8 +142,7 @@ class Bench:
             self._after(CLOUD_S, self._list)
 
     def _list(self) -> None:
-        alive = {vm_no: f"cloud-{vm_no}" for vm_no in self._guests}
-        self._tell(VmsListed("p", frozenset(alive.values()), alive))
+        self._tell(VmsListed("p", tuple(VmFound(vm_no, f"cloud-{vm_no}") for vm_no in self._guests)))
 
     def _end(self, vm_no: int) -> None:
         guest = self._guests.pop(vm_no, None)

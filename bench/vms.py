@@ -18,6 +18,7 @@ from pathlib import Path
 from bench.report import Figure, seconds
 from bench.services import ROOT, NotInstalled
 from boss.core.boss import Boss
+from boss.core.model.cloud_vms import VmFound
 from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.effects import Effects, ListVms, LoadRun, StartVm
 from boss.core.model.events import Event, MessageArrived, RunLoaded, VmsListed, VmStarted
@@ -118,8 +119,7 @@ class Fleet:
 
     def live(self, for_s: int) -> None:
         """Heartbeats, ends of tasks, lists and plans: what ordinary seconds hold."""
-        alive = frozenset(f"cloud-{vm_no}" for vm_no in self._vms.values())
-        by_vm_no = {vm_no: f"cloud-{vm_no}" for vm_no in self._vms.values()}
+        listed = tuple(VmFound(vm_no, f"cloud-{vm_no}") for vm_no in self._vms.values())
         names = list(self._vms)
         share = len(names) // HEARTBEAT_S
         for step in range(for_s):
@@ -129,7 +129,7 @@ class Fleet:
             self._tell(*self._ends())
             self._tell()
             if any(isinstance(call, ListVms) for call in self._calls):
-                self._tell(VmsListed("p", alive, by_vm_no))
+                self._tell(VmsListed("p", listed))
             self._calls.clear()
 
     def _ends(self) -> list[Event]:

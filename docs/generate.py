@@ -19,7 +19,7 @@ import pictures
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from ecloud.model import tasks, transfer_status, wire, worker_states
+from ecloud.model import tasks, transfer_status, vm_states, wire, worker_states
 
 DOCS = Path(__file__).parent
 MARKERS = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -99,6 +99,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "task_states": lambda: diagram(tasks.MOVES),
     "attempt_states": lambda: diagram(tasks.ATTEMPT_MOVES),
     "worker_states": lambda: diagram(worker_states.WORKER_MOVES),
+    "vm_states": lambda: diagram(vm_states.VM_MOVES),
 }
 
 

@@ -32,6 +32,7 @@ from boss.core.model.events import (
     ResultsFound,
     RoomSeen,
     StagesListed,
+    VmListFailed,
     VmRefused,
     VmsListed,
     VmStarted,
@@ -245,16 +246,8 @@ class BossCalls:
                     self._places.checker.fleet.on_end_vm(self._boss, self._store.epoch, vm_no, made_at)
                 cloud.end(cloud_id)
             case ListVms(pool, known, lost):
-                alive, gone = cloud.list(), cloud.gone(known, lost)
-                lives = {cloud_id: cloud.lives[cloud_id] for cloud_id in (*alive.values(), *gone)}
-                since = {cloud_id: float(life.since) for cloud_id, life in lives.items()}
-                ended = {
-                    cloud_id: float(life.ended_at) for cloud_id, life in lives.items() if life.ended_at is not None
-                }
-                addresses = {vm_no: cloud.addresses[cloud_id] for vm_no, cloud_id in alive.items()}
-                starting = frozenset(self._starting)
-                ids = frozenset(alive.values())
-                return VmsListed(pool, ids, alive, {}, since, starting, addresses, gone, ended, frozenset(known), lost)
+                vms = (*cloud.list(), *cloud.gone(known, lost))
+                return VmsListed(pool, vms, frozenset(self._starting), frozenset(known), lost)
             case AskRoom(pool):
                 return RoomSeen(pool, *cloud.room())
         return None
@@ -278,4 +271,6 @@ def _not_asked(call: StartVm | EndVm | ListVms | AskRoom, reason: str) -> Event 
     """What the boss hears of a call that was not made."""
     if isinstance(call, StartVm):
         return VmRefused(call.vm_no, reason, 5.0, "later")
+    if isinstance(call, ListVms):
+        return VmListFailed(call.pool, reason)
     return RoomSeen(call.pool, None) if isinstance(call, AskRoom) else None

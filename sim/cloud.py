@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from boss.core.model.cloud_vms import CloudState, VmFound
 from ecloud.model.tasks import Resources
 from sim.faults import Faults
 from sim.world import World
@@ -16,6 +18,10 @@ BOOT_S = (0.5, 5.0)
 SLOW_BOOT_S = (30.0, 400.0)
 """Reaches beyond the time after which the boss gives a VM up."""
 QUOTA_S = (5.0, 30.0)
+PLACE_S = (40.0, 100.0)
+"""How long a cloud that places VMs one after another takes for each: less than anybody waits, several take longer."""
+PLACE_SOON_S = (0.5, 1.0)
+"""The same once all is well."""
 
 LATE_S = (1.0, 240.0)
 """How long a call waits for its turn, or is worked on after nobody waits for its answer: longer than any grace."""
@@ -63,6 +69,12 @@ class Cloud:
         self.ahead_s = random.Random(world.seed + 2).choice(CLOCKS_S)
         self._vms: dict[str, tuple[int, str]] = {}
         self._ends: dict[str, Callable[[], None]] = {}
+        self.queue: dict[str, Callable[[], None]] = {}
+        """Those that wait for their turn, in order: how they boot."""
+        self._placing = ""
+        """The one that is being placed."""
+        self.placed_at = -math.inf
+        """When the cloud last began to place one, or had placed it."""
         self._count = 0
         self._quota_until = 0.0
 
@@ -91,8 +103,31 @@ class Cloud:
             self.world.tell("cloud", f"{cloud_id} never boots")
             return cloud_id
         slow = self.world.fault("vm_slow", self.faults.vm_slow)
-        self.world.after(self.world.random.uniform(*(SLOW_BOOT_S if slow else BOOT_S)), boot)
+        boot_s = self.world.random.uniform(*(SLOW_BOOT_S if slow else BOOT_S))
+        if not (self._placing or self.queue or self.world.fault("vm_queue", self.faults.vm_queue)):
+            self.world.after(boot_s, boot)
+            return cloud_id
+        self.queue[cloud_id] = boot
+        if not self._placing:
+            self._place_next()
         return cloud_id
+
+    def _place_next(self) -> None:
+        """One VM after another: while one is placed the others wait."""
+        self._placing = ""
+        while self.queue and not self._placing:
+            cloud_id = next(iter(self.queue))
+            boot = self.queue.pop(cloud_id)
+            if cloud_id in self._vms:
+                self._placing = cloud_id
+                self.placed_at = self.world.now
+                place_s = self.world.random.uniform(*(PLACE_S if self.faults.vm_queue else PLACE_SOON_S))
+                self.world.after(place_s, partial(self._placed, boot))
+
+    def _placed(self, boot: Callable[[], None]) -> None:
+        self.placed_at = self.world.now
+        boot()
+        self._place_next()
 
     def _clock(self) -> int:
         return math.floor(self.world.now + self.ahead_s)
@@ -132,15 +167,29 @@ class Cloud:
             self._release(cloud_id)
         self._ends.pop(cloud_id, None)
 
-    def list(self) -> dict[int, str]:
-        """What lives: cloud ids by vm_no."""
-        return {vm_no: cloud_id for cloud_id, (vm_no, _) in self._vms.items()}
+    def list(self) -> Sequence[VmFound]:
+        """What lives, one for each intent."""
+        by_vm_no = {vm_no: cloud_id for cloud_id, (vm_no, _) in self._vms.items()}
+        return [self._found(vm_no, cloud_id) for vm_no, cloud_id in by_vm_no.items()]
 
-    def gone(self, known: Mapping[str, int], lost: Collection[int]) -> dict[str, int]:
-        """Of those that were there, or were made for intents that are `lost`, the ones that are no more: intents by the
-        cloud's name."""
+    def _found(self, vm_no: int, cloud_id: str) -> VmFound:
+        state = CloudState.RUNNING
+        if cloud_id in self.queue:
+            state = CloudState.QUEUED
+        elif cloud_id in self._placing:
+            state = CloudState.BOOTING
+        since = float(self.lives[cloud_id].since)
+        return VmFound(vm_no, cloud_id, state, address=self.addresses[cloud_id], since=since)
+
+    def gone(self, known: Mapping[str, int], lost: Collection[int]) -> Sequence[VmFound]:
+        """Of those that were there, or were made for intents that are `lost`, the ones that are no more."""
         past = {cloud_id: life.vm_no for cloud_id, life in self.lives.items() if life.vm_no in lost} if lost else {}
-        return {cloud_id: vm_no for cloud_id, vm_no in {**past, **known}.items() if cloud_id not in self._vms}
+        over = {cloud_id: vm_no for cloud_id, vm_no in {**past, **known}.items() if cloud_id not in self._vms}
+        return [self._ended(vm_no, self.lives.get(cloud_id), cloud_id) for cloud_id, vm_no in over.items()]
+
+    def _ended(self, vm_no: int, life: Life | None, cloud_id: str) -> VmFound:
+        since, ended = (float(life.since), float(life.ended_at or 0)) if life is not None else (0.0, 0.0)
+        return VmFound(vm_no, cloud_id, CloudState.GONE, since=since, ended=ended)
 
     def room(self) -> tuple[int | None, str]:
         """How many more it would give, and why not more."""

@@ -85,6 +85,7 @@ class Cluster:
         """How many each machine has."""
         self.config = self._make_config()
         self.checker = Checker(self.world, self.tables, self.datastore, self.config)
+        self.checker.fleet.cloud = self.cloud
         self.worker_places = WorkerPlaces(self.world, self.faults, self.network, self.datastore, self.checker)
         self.boss_places = Places(
             self.world, self.faults, self.network, self.tables, self.datastore, self.cloud, self.checker

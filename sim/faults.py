@@ -88,11 +88,12 @@ class Faults(msgspec.Struct):
     """Per start of a boss: its clock stands hours before or after that of the one before it."""
     sign_lost: float = 0.0
     """Per certificate asked for: it never comes."""
-
     liar: float = 0.0
     """Per second: a peer with a key of its own lies of what is others', or somebody says again what others said."""
     poison: float = 0.0
     """Per push of a run: one of its tasks kills every worker process that it runs on, also after things heal."""
+    vm_queue: float = 0.0
+    """Per VM asked for while none waits: the cloud places this and all that come meanwhile one after another."""
 
     @property
     def any(self) -> bool:
@@ -145,6 +146,7 @@ MOST = Faults(
     sign_lost=0.4,
     liar=0.5,
     poison=0.7,
+    vm_queue=0.4,
 )
 """The highest probability of each; a seed draws which of them it has, and how much."""
 

@@ -43,6 +43,9 @@ class FleetChecker:
         """Since when no row owns a VM of that number."""
         self.known: set[int] = set()
         """VMs that were intended."""
+        self.withdrawn: set[int] = set()
+        """VMs whose cloud found no place for them, as the boss said."""
+        self.cloud: Cloud | None = None
 
     # --- workers ---------------------------------------------------------------------------------
 
@@ -75,6 +78,7 @@ class FleetChecker:
     def on_vm_rows(self, boss: str, rows: dict[int, VmRow]) -> None:
         """VM rows changed: never more than a pool's maximum, nor one more than the budgets allow."""
         for row in rows.values():
+            self._on_withdrawn(boss, row)
             if row.state == "gone":
                 self.given_up_at.setdefault(row.vm_no, self.world.now)
             elif row.vm_no not in self.known:
@@ -85,6 +89,17 @@ class FleetChecker:
             self.looked["maximum"] += count == self.most.get(pool, 0)
             if count > self.most.get(pool, 0):
                 raise Violation("maximum", f"{boss} has {count} VMs of {pool}, of {self.most.get(pool, 0)} at most")
+
+    def _on_withdrawn(self, boss: str, row: VmRow) -> None:
+        """None is withdrawn for want of a place while its cloud, which places one after another, gets on."""
+        if row.state != "ending" or row.cause != "no_place" or row.vm_no in self.withdrawn:
+            return
+        self.withdrawn.add(row.vm_no)
+        assert self.cloud is not None
+        self.looked["turn"] += 1
+        idle_s = self.world.now - self.cloud.placed_at
+        if idle_s < self.config.pending_s - self.config.list_vms_every_s - _ROUNDING:
+            raise Violation("turn", f"{boss} withdraws VM {row.vm_no} although its cloud placed one {idle_s:.1f} s ago")
 
     def on_boot_rows(self, boss: str, rows: dict[int, BootRow]) -> None:
         """What is recorded of a boot was seen at the VM itself."""

@@ -41,6 +41,7 @@ INVARIANTS: dict[str, str] = {
     "maximum": "there are never more VMs of a pool than its maximum allows",
     "owned": "after the faults heal every VM that exists is owned by a row that is not gone",
     "no-harm": "no VM is ended that runs work, but by a person's word or once it was given up",
+    "turn": "no VM is withdrawn for want of a place while its cloud places others before it",
     "grace": "a VM that no intent owns is ended only after its grace",
     "budget": "no VM starts by itself while the budget of the day, or of every run that goes on, is used up",
     "identity": "a VM is known by its number and boot nonce, and never by its address",

@@ -17,10 +17,13 @@ from typing import Any
 import msgspec
 
 from boss.core import restoring
+from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.boot_log import BootLog
 from boss.core.autoscale.daily_budget import DailyBudget
 from boss.core.autoscale.orphans import Orphans
+from boss.core.autoscale.pool_queue import PoolQueue
 from boss.core.autoscale.run_budgets import RunBudgets
+from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
 from boss.core.model.graph import TaskGraph
@@ -270,7 +273,7 @@ MUTANTS: dict[str, Mutant] = {
     "times-of-the-cloud": Mutant(
         "the cloud's own times: a VM's life begins when the boss hears of it",
         ("books",),
-        ((Vms, "_live_since", mutations.does_nothing),),
+        ((VmLists, "_live_since", mutations.does_nothing),),
     ),
     "met-at-its-address": Mutant(
         "the boot nonce: who is met at the address of a VM is taken for it",
@@ -286,12 +289,19 @@ MUTANTS: dict[str, Mutant] = {
     "given-up-first": Mutant(
         "giving a VM up in its row before it is ended, and only one that does nothing",
         ("no-harm",),
-        ((Vms, "scale", mutations.ends_what_works),),
+        ((Autoscaler, "scale", mutations.ends_what_works),),
+    ),
+    "one-clock-for-a-queue": Mutant(
+        "the clock of VMs that wait at their cloud: each has its own, whatever the cloud places meanwhile",
+        ("turn",),
+        ((PoolQueue, "on_listed", mutations.judges_each_by_its_own_clock),),
+        faults.Faults(vm_queue=1.0),
+        Size(runs=(1, 1), workers=(0, 0), task_s=60.0, troubled_s=400.0),
     ),
     "lost-worker": Mutant(
         "ending a VM whose worker was lost",
         ("floor", "settles"),
-        ((Vms, "_on_seen", mutations.takes_the_lost_for_running),),
+        ((VmLists, "_on_seen", mutations.takes_the_lost_for_running),),
         faults.Faults(vm_off=0.05),
     ),
     "preparation": Mutant(

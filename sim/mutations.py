@@ -5,13 +5,17 @@ Each is named by what is wrong with the method it makes.
 
 from __future__ import annotations
 
+import math
 from copy import copy
 from typing import Any
 
 import msgspec
 
+from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.orphans import Orphans
+from boss.core.autoscale.pool_queue import PoolQueue
 from boss.core.autoscale.run_budgets import RunBudgets
+from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
 from boss.core.model.effects import StartVm
@@ -311,7 +315,9 @@ def publishes_in_any_order(true: Any) -> Any:
 
 def adopts_none(true: Any) -> Any:
     def on_listed(self: Vms, listed: Any, now: float) -> None:
-        true(self, msgspec.structs.replace(listed, by_vm_no={}), now)
+        known = {vm.row.cloud_id for vm in self.alive.values()}
+        seen = tuple(found for found in listed.vms if found.is_gone or found.cloud_id in known)
+        true(self, msgspec.structs.replace(listed, vms=seen), now)
 
     return on_listed
 
@@ -341,29 +347,37 @@ def starts_for_exhausted_runs(true: Any) -> Any:
 
 
 def asks_for_one_too_many(true: Any) -> Any:
-    def start(self: Vms, pool: Any, *arguments: Any) -> int:
-        return int(true(self, msgspec.structs.replace(pool, maximum=pool.maximum + 1), *arguments))
+    def start(self: Vms, pool: Any, *arguments: Any) -> Any:
+        return true(self, msgspec.structs.replace(pool, maximum=pool.maximum + 1), *arguments)
 
     return start
 
 
 def ends_what_works(true: Any) -> Any:
-    def scale(self: Vms, now: float) -> None:
+    def scale(self: Autoscaler, now: float) -> None:
         true(self, now)
-        for vm in self.alive.values():
-            worker = self._fleet.workers.get(vm.worker)
+        for vm in self._vms.alive.values():
+            worker = self._fleet.workers.get(vm.row.worker)
             if worker is not None and worker.held:
-                self._ask_end(vm, now)
+                self._vms.ask_end(vm, now)
 
     return scale
 
 
 def takes_the_lost_for_running(true: Any) -> Any:
-    def on_seen(self: Vms, vm: Any, state: str, text: str, now: float) -> None:
+    def on_seen(self: VmLists, vm: Any, found: Any, now: float) -> None:
         if vm.state != "running":
-            true(self, vm, state, text, now)
+            true(self, vm, found, now)
 
     return on_seen
+
+
+def judges_each_by_its_own_clock(true: Any) -> Any:
+    def on_listed(self: PoolQueue, waiting: int, is_busy: bool, now: float) -> None:
+        true(self, waiting, False, now)
+        self.progress_at = -math.inf
+
+    return on_listed
 
 
 def starts_unprepared(true: Any) -> Any:

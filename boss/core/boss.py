@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.demand import DemandEstimate
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vms import Vms
@@ -43,6 +44,7 @@ from boss.core.model.events import (
     RunLoaded,
     StagesListed,
     TasksSelected,
+    VmListFailed,
     VmRefused,
     VmsListed,
     VmStarted,
@@ -116,21 +118,29 @@ class Boss:
         self._timers.set(opens_at, self.transfer_slots.grant)
         self._lanes = {row.worker: (row.lane_since, row.lane_wanted_since) for row in snapshot.workers}
         self.run_budgets = RunBudgets(self._outbox, self.book, self.fleet, config.vm_hours_per_run, snapshot.context)
+        self.vms = Vms(
+            self._outbox, self.fleet, self.run_budgets, self.leases, self._timers, config, snapshot.next_vm_no,
+            snapshot.context,
+        )  # fmt: skip
         demand = DemandEstimate(self.fleet, self.book, self.attempts, self.runtimes, self.run_budgets)
-        self.vms = Vms(self._outbox, self.fleet, demand, self.leases, self._timers, config, snapshot.next_vm_no)
+        self.autoscaler = Autoscaler(self.vms, demand, self.fleet, self._timers, config)
         self.alerts = Alerts(
             self._outbox, self.vms, self.attempts, self.run_budgets, self._timers, snapshot.context, now
         )
-        self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config, self.vms.why_none_starts)
+        self.watchers = Watchers(
+            self._outbox, self.book, self.fleet, self._timers, config, self.autoscaler.why_none_starts
+        )
         self.staging_sweeper = StagingSweeper(self._outbox, self.attempts, self._timers, config)
         self.clients: dict[str, Conversation] = {}
         self.revoked_keys = set(snapshot.revoked_keys)
         allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
         self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_budgets, config, allocation)
-        why_ready = WhyReady(self.book, self.attempts, self.fleet, self.ready, self.vms, self.run_budgets)
+        why_ready = WhyReady(
+            self.book, self.attempts, self.fleet, self.ready, self.vms, self.autoscaler, self.run_budgets
+        )
         self.requests = Requests(
-            self._outbox, self.book, self.attempts, self.fleet, self.leases, self.vms, self.watchers, self.access,
-            self.clients, self._forget_client, why_ready, self.revoked_keys,
+            self._outbox, self.book, self.attempts, self.fleet, self.leases, self.vms, self.autoscaler, self.watchers,
+            self.access, self.clients, self._forget_client, why_ready, self.revoked_keys,
         )  # fmt: skip
         self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
         self._stealing = WorkStealing(self.fleet, self.attempts, self._timers, config)
@@ -170,7 +180,7 @@ class Boss:
             ),
             Phase("runs", self.book.settle, "after all that moves tasks: a run ends when none of its tasks is left"),
             Phase("run budgets", self.run_budgets.settle, "before scaling, which starts nothing for exhausted runs"),
-            Phase("scaling", self.vms.scale, "after placement: VMs are for the ready tasks that fit nowhere"),
+            Phase("scaling", self.autoscaler.scale, "after placement: VMs are for the ready tasks that fit nowhere"),
             Phase("stuck runs", self._notice_stuck_runs, "after scaling: a run is stuck only where no worker can come"),
             Phase("transfer slots", self._grant_slots, "after the workers that left are removed: their slots are free"),
             Phase("watchers", self.watchers.tell, "last: clients hear how everything above came out"),
@@ -216,10 +226,12 @@ class Boss:
                 self.vms.on_started(vm_no, cloud_id, now)
             case VmRefused(vm_no, reason, retry_s, cause):
                 self.vms.on_refused(vm_no, reason, retry_s, cause, now)
+            case VmListFailed(pool, reason):
+                self.vms.lists.on_failed(pool, reason)
             case VmsListed():
                 self.vms.on_listed(event, now)
             case RoomSeen():
-                self.vms.openings.on_room(event, now)
+                self.vms.pools.on_room(event, now)
             case VmVisited():
                 self.vms.on_visited(event, now)
 

@@ -21,12 +21,13 @@ from pathlib import Path
 
 import msgspec
 
-from boss.providers.provider import Capacity, Stranger, TryLater, VmFound, VmOrder, VmState
+from boss.providers.provider import Capacity, CloudState, Stranger, TryLater, VmFound, VmOrder
 from ecloud.config import left_overs, this_host
 from ecloud.config.home import Home
 from ecloud.config.processes import start_time
 from ecloud.config.secrets import AccessFile, write_access
 from ecloud.config.settings import ROOT
+from ecloud.model.tasks import Resources
 
 log = logging.getLogger("boss")
 END_GRACE_S = 20.0
@@ -148,7 +149,7 @@ class LocalCloud:
             if _lives(process):
                 self._seen.add(cloud_id)
                 since = process.since or _started(process.start_time)
-                found.append(VmFound(process.vm_no, cloud_id, VmState.RUNNING, "process", HOST, since))
+                found.append(VmFound(process.vm_no, cloud_id, CloudState.RUNNING, "process", HOST, since))
             elif cloud_id in self._told and cloud_id not in known:
                 self._told.discard(cloud_id)
                 self._clear(process)
@@ -181,7 +182,7 @@ class LocalCloud:
                 self._ended[cloud_id] = max(since, _last_written(self._home.workers / str(process.vm_no)))
             self._seen.discard(cloud_id)
             ended = self._ended.get(cloud_id, 0.0)
-        return VmFound(vm_no, cloud_id, VmState.GONE, "process", since=since, ended=ended)
+        return VmFound(vm_no, cloud_id, CloudState.GONE, "process", since=since, ended=ended)
 
     def _recorded(self) -> Sequence[_Process]:
         found = []
@@ -207,6 +208,10 @@ class LocalCloud:
         """See `provider.Provider.room`. The pool's maximum is the only bound."""
         return Capacity()
 
+    def misfit(self, size: Resources) -> str:
+        """See `provider.Provider.misfit`. A worker process offers what it is told to."""
+        return ""
+
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
         """See `provider.Provider.end_all`: also for a boss that leaves with its cluster."""
         processes = [process for process in self._recorded() if _lives(process)]
@@ -220,7 +225,7 @@ class LocalCloud:
             processes = [process for process in processes if _lives(process)]
         if self._tied:  # nobody will ever ask what became of them
             self._told.update(map(_cloud_id, self._recorded()))
-        return [vm for vm in self.list() if vm.state is not VmState.GONE]
+        return [vm for vm in self.list() if vm.state is not CloudState.GONE]
 
     def close(self) -> None:
         """See `provider.Provider.close`. Nothing is held."""

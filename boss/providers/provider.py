@@ -8,11 +8,12 @@ next; the text of each is one sentence that says what happened, to which thing, 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from enum import Enum
 from typing import Protocol
 
 import msgspec
 
+from boss.core.model.cloud_vms import CloudState as CloudState
+from boss.core.model.cloud_vms import VmFound as VmFound
 from datastore.problem import PartAway, Problem
 from ecloud.model.tasks import Resources
 
@@ -41,24 +42,6 @@ class Gone(Problem):
     """There is no such VM of ours (any more)."""
 
 
-class VmState(Enum):
-    """What the cloud says of a VM, in our words. None but the last is a proof that what it runs has ended."""
-
-    PENDING = "pending"
-    """Waits for a host or an address, perhaps for ever."""
-    BOOTING = "booting"
-    RUNNING = "running"
-    ENDING = "ending"
-    FAILED = "failed"
-    """It will not come up by itself."""
-    OFF = "off"
-    """Said to be off. A running one may be called so for a while."""
-    UNKNOWN = "unknown"
-    """The cloud has lost sight of it."""
-    GONE = "gone"
-    """It is no more."""
-
-
 class VmOrder(msgspec.Struct, frozen=True):
     """One VM to start. `vm_no`: its intent, which the VM must carry so that it is found again; `size`: what it is to
     offer."""
@@ -68,25 +51,6 @@ class VmOrder(msgspec.Struct, frozen=True):
     size: Resources
     boot_nonce: str
     labels: tuple[str, ...] = ()
-
-
-class VmFound(msgspec.Struct, frozen=True):
-    """A VM of ours as the cloud lists it.
-
-    `cloud_state`: the cloud's own word for its state. `address`: empty until it has one. `since`, `ended`: when the
-    cloud made it, and when it was gone, epoch seconds by the cloud's clock, 0 where it does not say: nothing may wait
-    for a time by that clock. `text`: what the cloud says about it, e.g. why it waits; healthy VMs have such texts too:
-    judge by `state`.
-    """
-
-    vm_no: int
-    cloud_id: str
-    state: VmState = VmState.RUNNING
-    cloud_state: str = ""
-    address: str = ""
-    since: float = 0.0
-    text: str = ""
-    ended: float = 0.0
 
 
 class Stranger(msgspec.Struct, frozen=True):
@@ -129,7 +93,7 @@ class Provider(Protocol):
 
         `known`: intents of VMs that were there, by cloud id. One of them that is not there any more is told too, as
         GONE, with `since` and `ended` as far as the cloud has kept them, as often as it is asked about. One that is
-        neither shown nor said to be gone is UNKNOWN, with words: it may as well be somebody else's by now.
+        neither shown nor said to be gone is HIDDEN, with words: it may as well be somebody else's by now.
 
         `lost`: intents whose call was never answered, and that will be given up unless this list shows their VMs. One
         that was made and is gone already is told as GONE, too, as far as the cloud can be asked for it.
@@ -141,6 +105,10 @@ class Provider(Protocol):
     def room(self) -> Capacity:
         """Quotas, free addresses and free hosts, read and not asked for. Raises all errors but `Gone` and
         `AskForLess`."""
+
+    def misfit(self, size: Resources) -> str:
+        """What a pool that promises VMs of that size promises too much; empty where it does not, or nobody can know.
+        Raises all errors but `Gone` and `AskForLess`."""
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
         """End every VM of ours and wait, `wait_s` seconds at most, until `list` is empty; what is left. Raises as

@@ -24,7 +24,8 @@ from boss.providers.provider import AskForLess, CredentialsWrong, GivePoolUp, Go
 from datastore.keys import KeyToolFailed, make_key
 from ecloud.config.home import Home
 from ecloud.config.secrets import AccessFile
-from ecloud.config.settings import Settings, SettingsWrong, load_settings
+from ecloud.config.settings import Settings, SettingsWrong, load_settings, size_of
+from ecloud.model.tasks import Resources
 
 if TYPE_CHECKING:
     from boss.providers.opennebula.provider import Connection
@@ -117,7 +118,7 @@ class Said(msgspec.Struct, frozen=True):
 def ask(settings: Settings) -> list[Said]:
     """Every pool that is not of this machine."""
     clouds = open_clouds(settings, settings.home_directory, "doctor", _nobody, with_tokens=False)
-    return [_say(pool.name, clouds[pool.name]) for pool in settings.all_pools if pool.cloud != "local"]
+    return [_say(pool.name, clouds[pool.name], size_of(pool)) for pool in settings.all_pools if pool.cloud != "local"]
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -191,15 +192,18 @@ def _nobody(name: str) -> AccessFile:
     return AccessFile("doctor", "127.0.0.1", 1, name, "00" * 32)
 
 
-def _say(pool: str, cloud: Provider) -> Said:
+def _say(pool: str, cloud: Provider, size: Resources) -> Said:
     try:
         room = cloud.room()
+        misfit = cloud.misfit(size)
     except CredentialsWrong as error:
         return Said(pool, str(error), "mend settings.py; nothing starts there until then")
     except GivePoolUp as error:
         return Said(pool, str(error), "mend the pool in POOLS, or its template")
     except (TryLater, AskForLess, Gone) as error:
         return Said(pool, str(error), "mend OPENNEBULA_URL where that is wrong; else it is tried again by itself")
+    if misfit:
+        return Said(pool, misfit, "set the pool's cpus and memory_mb to what the template gives, or enlarge that")
     if room.vms is None:
         return Said(pool, "lets us in")
     text = f"has room for {room.vms} {'VM' if room.vms == 1 else 'VMs'} ({room.reason})"

@@ -37,12 +37,14 @@ from boss.core.model.events import (
     ResultsFound,
     RoomSeen,
     StagesListed,
+    VmListFailed,
     VmRefused,
     VmsListed,
     VmStarted,
 )
 from boss.providers.provider import (
     AskForLess,
+    CloudState,
     CredentialsWrong,
     GivePoolUp,
     Gone,
@@ -51,7 +53,6 @@ from boss.providers.provider import (
     Unanswered,
     VmFound,
     VmOrder,
-    VmState,
 )
 from boss.shell.hook import Hook
 from boss.shell.storage import Storage
@@ -71,8 +72,6 @@ PROMOTED_AT_ONCE = 2_000
 RETRY_S = 10.0
 TELL_EVERY_S = 600.0
 GIVEN_UP_S = 300.0
-_HEALTHY = (VmState.BOOTING, VmState.RUNNING, VmState.ENDING)
-"""States of a VM about which there is nothing to say."""
 
 
 class Calls:
@@ -103,10 +102,9 @@ class Calls:
         self._promoting = False
         self._starting: set[int] = set()
         """Intents for which a call is under way or waits for its turn."""
-        self._started: dict[str, int] = {}
-        """VMs that were started while a list was being made, which may lack them: intents by cloud id."""
-        self._listing = 0
         self._told_at = -TELL_EVERY_S
+        self._away: set[str] = set()
+        """Pools whose cloud did not tell its VMs when it was last asked."""
 
     def make(self, call: Call) -> None:
         """Hand a call to its pool."""
@@ -251,14 +249,19 @@ class Calls:
             else:
                 self._list(call, cloud)
         except (TryLater, CredentialsWrong, Gone) as error:
-            log.warning("pool %s: %s", call.pool, error)
+            if not isinstance(call, ListVms):
+                log.warning("pool %s: %s", call.pool, error)
+                return None
+            if call.pool not in self._away:  # said once, and once when it is back
+                log.warning("pool %s: %s", call.pool, error)
+            self._away.add(call.pool)
+            return VmListFailed(call.pool, str(error))
         return None
 
     def _start(self, call: StartVm, cloud: Provider) -> Event | None:
         order = VmOrder(call.vm_no, call.pool, call.size, call.boot_nonce, self._labels.get(call.pool, ()))
         try:
-            self._put_started(call, cloud.start(order))
-            return None
+            return VmStarted(call.vm_no, cloud.start(order))
         except Unanswered as error:  # its intent stays until the cloud's list has shown the VM, or long has not
             log.warning("a VM of pool %s may have been started: %s", call.pool, error)
             return None
@@ -271,52 +274,18 @@ class Calls:
         except CredentialsWrong as error:
             return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "credentials")
 
-    def _put_started(self, call: StartVm, cloud_id: str) -> None:
-        with self._lock:
-            if self._listing:
-                self._started[cloud_id] = call.vm_no
-            self._put(VmStarted(call.vm_no, cloud_id))
-
     def _list(self, call: ListVms, cloud: Provider) -> None:
-        """What the cloud says, and what was started while it said so: a VM that is missing in a list that is older than
-        itself is not gone."""
+        """What the cloud says. A VM that was started meanwhile is none of those that were asked about."""
         with self._lock:
-            self._listing += 1
             starting = set(self._starting)
-        told = None
-        try:
-            told = cloud.list(call.known, call.lost)
-        finally:
-            with self._lock:
-                by_vm_no = {vm_no: cloud_id for cloud_id, vm_no in self._started.items()}
-                self._listing -= 1
-                if not self._listing:
-                    self._started.clear()
-                if told is not None:
-                    found = [vm for vm in told if vm.state is not VmState.GONE]
-                    by_vm_no.update({vm.vm_no: vm.cloud_id for vm in found})
-                    alive = frozenset(by_vm_no.values()).union(vm.cloud_id for vm in found)
-                    seen = {vm.vm_no: (vm.state.value, vm.text) for vm in found if vm.text or vm.state not in _HEALTHY}
-                    starting |= self._starting
-                    running = {vm.vm_no: vm.address for vm in found if vm.address and vm.state is VmState.RUNNING}
-                    self._tell_of_hidden(call.pool, [vm for vm in found if vm.state is VmState.UNKNOWN and vm.text])
-                    since = {vm.cloud_id: vm.since for vm in told if vm.since > 0}
-                    gone = {vm.cloud_id: vm.vm_no for vm in told if vm.state is VmState.GONE}
-                    ended = {vm.cloud_id: vm.ended for vm in told if vm.ended > 0}
-                    event = VmsListed(
-                        call.pool,
-                        alive,
-                        by_vm_no,
-                        seen,
-                        since,
-                        frozenset(starting),
-                        running,
-                        gone,
-                        ended,
-                        asked=frozenset(call.known),
-                        sought=call.lost,
-                    )
-                    self._put(event)
+        told = cloud.list(call.known, call.lost)
+        if call.pool in self._away:
+            self._away.discard(call.pool)
+            log.info("pool %s: its cloud is back", call.pool)
+        with self._lock:
+            starting |= self._starting
+        self._tell_of_hidden(call.pool, [vm for vm in told if vm.state is CloudState.HIDDEN])
+        self._put(VmsListed(call.pool, tuple(told), frozenset(starting), frozenset(call.known), call.lost))
 
     def _tell_of_hidden(self, pool: str, hidden: Sequence[VmFound]) -> None:
         """What needs a person is said, but not with every list."""

@@ -42,6 +42,7 @@ from ecloud.model.tasks import (
     TaskState,
 )
 from ecloud.model.transfer_status import Moving
+from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Hello
 from ecloud.model.worker_states import ON_DUTY, WorkerState
 
@@ -338,10 +339,15 @@ PAST_VMS = 2_000
 """Of the VMs that are gone: enough for boot times and a day's hours."""
 
 
+def _vm_row(row: Any) -> VmRow:
+    values = schema.vm_values(row)
+    return VmRow(**{**values, "state": VmState(values["state"])})
+
+
 def _vms(connection: Connection) -> list[VmRow]:
     vms = schema.vms
     query = sa.select(vms).where(vms.c.state != "gone").order_by(vms.c.vm_no)
-    return [VmRow(**schema.vm_values(row)) for row in connection.execute(query)]
+    return [_vm_row(row) for row in connection.execute(query)]
 
 
 def _boots(connection: Connection) -> list[BootRow]:
@@ -365,4 +371,4 @@ def _past_vms(connection: Connection) -> list[VmRow]:
     last = query.order_by(vms.c.vm_no.desc()).limit(PAST_VMS)
     seen = query.where(vms.c.gone_at.is_(None))
     rows = {row.vm_no: row for one in (seen, last) for row in connection.execute(one)}
-    return [VmRow(**schema.vm_values(row)) for _, row in sorted(rows.items())]
+    return [_vm_row(row) for _, row in sorted(rows.items())]

@@ -139,7 +139,7 @@ class Writing:
         text = self._sql.text
         rows = [
             (
-                row.vm_no, text(row.pool[:MAX_NAME_CHARS]), row.state, row.since, text(_json(row.size)),
+                row.vm_no, text(row.pool[:MAX_NAME_CHARS]), row.state.value, row.since, text(_json(row.size)),
                 text(row.boot_nonce), text(row.cloud_id[:MAX_CLOUD_ID_CHARS]), text(row.worker), int(row.keep_alive),
                 self._reason(row.reason), row.intended_at, row.hello_at, row.gone_at, row.started_at,
                 row.first_task_at, row.ending_at, row.end_asked, row.cause, self._reason(row.said),

@@ -23,7 +23,7 @@ GROUPS = {
     ),
     "workers": (
         "instantiate_worker", "show_workers", "drain_worker", "undrain_worker", "kill_worker", "drop_workers",
-        "show_vms",
+        "show_vms", "forget_vm",
     ),
     "data": ("show_context", "drop_context", "set_datastore", "ls", "get", "put", "du"),
     "shell": ("completion",),

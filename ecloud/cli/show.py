@@ -435,6 +435,8 @@ def ledger(run: str, as_json: bool) -> int:
         rows.append((f"run {run}", taken.vms, *(f"{s:.1f}" for s in (*taken.parts.values(), taken.taken_s))))
     columns = ("of", "VMs", *(f"{part} s" for part in PARTS), "in all s")
     print_table(app.console(), columns, rows, columns[1:])
+    if lost := [f"vm/{vm.vm_no}" for vm in found.vms if vm.written_off]:
+        print(f"the end of {counted(len(lost), 'VM')} was never confirmed, counted until written off: {some(lost)}")
     if found.run is not None:
         useful = found.run.parts["running"] + found.run.parts["staging"]
         print(

@@ -61,6 +61,15 @@ def kill_worker(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
     return request.about_workers("kill_worker", workers, everyone, as_json)
 
 
+@action
+@click.argument("vm", metavar="vm/N")
+def forget_vm(vm: str, as_json: bool) -> int:
+    """Write off a VM that does not end: it counts no longer, and may still run."""
+    from ecloud.cli import request
+
+    return request.ask("forget_vm", as_json, vm=vm)
+
+
 @about_workers
 def drop_workers(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
     """Forget workers that are gone or lost."""

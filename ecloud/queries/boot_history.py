@@ -15,6 +15,7 @@ from ecloud.db import schema
 from ecloud.model.boot_diagnosis import Visit, recognise
 from ecloud.model.text import counted, duration, when
 from ecloud.model.vm_life import ahead_s
+from ecloud.model.vm_states import COMING, VmState
 from ecloud.queries.views import BootView, VmView
 
 STUCK_ASKS = 8
@@ -35,7 +36,6 @@ STEPS = {
     "broker": "reached the broker",
 }
 """Steps of a boot, in the order in which they mostly come, in words."""
-COMING = ("intended", "booting")
 BUDGET = "budget/"
 """Before a run's number, as a name in the context."""
 CAUSES = {
@@ -43,6 +43,7 @@ CAUSES = {
     "failed": "its cloud could not run it",
     "vanished": "it disappeared while it booted",
     "no_place": "its cloud had no place for it",
+    "written off": "its cloud never confirmed its end; it may still run and cost money",
     "unanswered": "its cloud did not answer, and showed no such VM until it was given up",
     "refused: later": "its cloud was away, slow or busy",
     "refused: less": "a quota, the addresses or the hosts of its cloud were used up",
@@ -81,7 +82,7 @@ def troubles(connection: Connection, now: float) -> list[str]:
     on_duty = sa.exists().where(schema.workers.c.vm_no == vms.c.vm_no, schema.workers.c.state.in_(("up", "draining")))
     silent = sa.and_(vms.c.end_asked > 0, vms.c.since < now - STUCK_S, ~on_duty)
     late = sa.or_(vms.c.end_asked >= STUCK_ASKS, silent)
-    stuck = sa.select(vms).where(vms.c.state == "ending", late).order_by(vms.c.vm_no)
+    stuck = sa.select(vms).where(vms.c.state == VmState.ENDING.value, late).order_by(vms.c.vm_no)
     told = [closed(pool, now) for pool in pool_views(connection).values() if pool.closed]
     told += [f"no VM starts for a run: {text}" for text in budgets(connection).values()]
     told += _slow(connection, now)
@@ -89,7 +90,8 @@ def troubles(connection: Connection, now: float) -> list[str]:
         past = duration(now - (row.ending_at if row.ending_at is not None else row.since))
         told.append(
             f"VM {row.vm_no} of pool {row.pool} (its cloud calls it {row.cloud_id}) does not end: asked for "
-            f"{counted(row.end_asked, 'time')} in {past}; end it by hand in the cloud if it costs money"
+            f"{counted(row.end_asked, 'time')} in {past}; end it by hand in the cloud if it "
+            f"costs money; python admin.py forget_vm vm/{row.vm_no} counts and asks no longer"
         )
     return told
 
@@ -98,7 +100,7 @@ def _slow(connection: Connection, now: float) -> Iterator[str]:
     """VMs that boot and of which something is known that keeps them from it, by pool and reason."""
     rows = connection.execute(
         sa.select(schema.vms)
-        .where(schema.vms.c.state.in_(COMING), schema.vms.c.intended_at < now - SLOW_S)
+        .where(schema.vms.c.state.in_([state.value for state in COMING]), schema.vms.c.intended_at < now - SLOW_S)
         .order_by(schema.vms.c.vm_no)
         .limit(SLOW_LOOKED_AT)
     )
@@ -138,7 +140,7 @@ def coming(vms: Sequence[VmView], pool: PoolView | None, now: float) -> str:
     if len(vms) > 1:
         longest = duration(now - min(vm.intended_at for vm in vms))
         return f"{counted(len(vms), 'VM')} of pool {first.pool} boot, the first for {longest}{usual(pool)}"
-    stage = f"was asked for {past} ago" if first.state == "intended" else f"has been booting for {past}"
+    stage = f"was asked for {past} ago" if first.state == VmState.INTENDED else f"has been booting for {past}"
     return f"VM {first.vm_no} of pool {first.pool} {stage}{usual(pool)}"
 
 
@@ -197,7 +199,7 @@ def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
         yield f"the last words of its start log: {' | '.join(line.strip() for line in last if line.strip())}"
     if vm.said:
         yield f"its cloud last said of it: {vm.said}"
-    if vm.state == "ending" and vm.end_asked > 1:
+    if vm.state == VmState.ENDING and vm.end_asked > 1:
         yield f"its end was asked for {vm.end_asked} times"
 
 

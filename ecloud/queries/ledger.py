@@ -12,19 +12,22 @@ from sqlalchemy.engine import Connection, Engine
 from ecloud.db import schema
 from ecloud.model.tasks import AttemptState
 from ecloud.model.vm_life import MICRO, PARTS, Division, Ran, VmLife, ahead_s, divide
+from ecloud.model.vm_states import WRITTEN_OFF
 from ecloud.queries.status import find_run, snapshot
 
 _VMS_A_QUERY = 200
 
 
 class VmAccount(msgspec.Struct, frozen=True):
-    """A VM's seconds. `of_run`: those of the run that was asked about."""
+    """A VM's seconds. `of_run`: those of the run that was asked about. `written_off`: its end was never confirmed; its
+    life is counted until it was given up, and may have lasted longer."""
 
     vm_no: int
     pool: str
     life_s: float
     parts: dict[str, float]
     of_run: dict[str, float] = {}
+    written_off: bool = False
 
 
 class PoolAccount(msgspec.Struct, frozen=True):
@@ -67,6 +70,8 @@ def ledger(engine: Engine, run: str = "", now: float = 0.0) -> Ledger:
         divided = [
             (vm, division) for vm, division in divisions(connection, now) if run_no is None or run_no in division.runs
         ]
+        vms = schema.vms
+        written_off = set(connection.execute(sa.select(vms.c.vm_no).where(vms.c.cause == WRITTEN_OFF)).scalars())
     accounts = [
         VmAccount(
             vm.vm_no,
@@ -74,6 +79,7 @@ def ledger(engine: Engine, run: str = "", now: float = 0.0) -> Ledger:
             sum(division.parts.values()) / MICRO,
             _seconds(division.parts),
             _seconds(division.runs[run_no]) if run_no is not None else {},
+            vm.vm_no in written_off,
         )
         for vm, division in divided
     ]

@@ -29,6 +29,7 @@ from ecloud.db.database import (
     where,
 )
 from ecloud.model.tasks import TaskState
+from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Hello
 from ecloud.queries import boot_history
 from ecloud.queries.producers import with_maker
@@ -473,7 +474,7 @@ def vm_views(connection: Connection, gone: bool = False) -> list[VmView]:
     """The same within a snapshot."""
     rows = schema.vms
     query = sa.select(rows).order_by(rows.c.vm_no)
-    query = query if gone else query.where(rows.c.state != "gone")
+    query = query if gone else query.where(rows.c.state != VmState.GONE.value)
     return [VmView(**schema.vm_values(row)) for row in connection.execute(query)]
 
 

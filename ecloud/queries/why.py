@@ -14,6 +14,7 @@ from datastore.problem import Problem
 from ecloud.config.settings import Settings, size_of
 from ecloud.db.database import database_now
 from ecloud.model.text import counted, duration
+from ecloud.model.vm_states import VmState
 from ecloud.model.worker_states import ON_DUTY, WorkerState
 from ecloud.queries.boot_history import PoolView, boot_views, last_step, pool_views, record, trouble, usual
 from ecloud.queries.lookup import find_task
@@ -111,19 +112,19 @@ def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
 def _vm_layers(vm: VmView, boot: BootView | None, boss: BossStatus, pool: PoolView | None, now: float) -> Iterator[str]:
     name = f"VM {vm.vm_no} of pool {vm.pool}"
     since = f"for {duration(now - vm.since)}"
-    if vm.state == "intended":
+    if vm.state == VmState.INTENDED:
         yield f"{name} was asked of its cloud {duration(now - vm.since)} ago, which has not answered yet: {vm.reason}"
-    elif vm.state == "booting":
+    elif vm.state == VmState.BOOTING:
         yield f"{name} has been booting {since}{usual(pool)}; {trouble(vm, boot) or last_step(vm, boot, now)}"
-    elif vm.state == "running":
+    elif vm.state == VmState.RUNNING:
         yield f"{name} has been running {since} as worker {vm.worker}: {vm.reason}"
-    elif vm.state == "ending":
+    elif vm.state == VmState.ENDING:
         yield f"{name} has been ending {since}: {vm.reason}"
     else:
         silent = vm.hello_at is None and not vm.cause.startswith("refused")
         never = "; its worker never reported for duty" if silent else ""
         yield f"{name} has been gone {since}: {vm.reason}{never}"
-    if not boss.leads and vm.state != "gone":
+    if not boss.leads and vm.state != VmState.GONE:
         yield no_boss(boss, now)
     yield from record(vm, boot, now)
     if vm.cloud_id:

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from ecloud.db import schema
 from ecloud.model.tasks import ENDED, ROUNDING, AttemptState, Condition, Resources, TaskState, fits
 from ecloud.model.text import amounts, counted, duration, when
+from ecloud.model.vm_states import COMING, VmState
 from ecloud.model.worker_states import WorkerState
 from ecloud.queries import boot_history
 from ecloud.queries.lookup import attempts_of
@@ -260,7 +261,7 @@ class TaskReasons:
             yield f"no VM starts for it: {broke}"
         for pool in pools:
             alive = [vm for vm in self.vms if vm.pool == pool.name]
-            coming = [vm for vm in alive if vm.state in boot_history.COMING]
+            coming = [vm for vm in alive if vm.state in COMING]
             view = self.pool_views.get(pool.name)
             told = []
             if len(alive) >= pool.maximum:
@@ -273,7 +274,7 @@ class TaskReasons:
                 yield "; ".join(told)
             yield from self._troubles(coming)
             refused = self._last_refusal(pool.name)
-            if refused and not any(vm.state == "running" for vm in alive):
+            if refused and not any(vm.state == VmState.RUNNING for vm in alive):
                 yield f"the last VM of pool {pool.name} did not come up: {refused}"
 
     def _troubles(self, coming: Sequence[VmView]) -> Iterator[str]:
@@ -286,7 +287,8 @@ class TaskReasons:
 
     def _last_refusal(self, pool: str) -> str:
         rows = schema.vms
-        query = sa.select(rows).where(rows.c.pool == pool, rows.c.state == "gone").order_by(rows.c.vm_no.desc())
+        is_gone = rows.c.state == VmState.GONE.value
+        query = sa.select(rows).where(rows.c.pool == pool, is_gone).order_by(rows.c.vm_no.desc())
         row = self.connection.execute(query.limit(1)).first()
         return str(row.reason) if row is not None and row.hello_at is None else ""
 

@@ -34,7 +34,7 @@ def test_the_clouds_page_does_what_it_shows(daemons: Callable[..., Daemon], tmp_
     plain = 'CPU="1"\nMEMORY="512"\nNIC=[NETWORK_ID="0"]\n'
     double.add_template(f'NAME="ecloud-broker"\n{plain}CONTEXT=[NETWORK="YES"]')
     double.add_template(f'NAME="ecloud-files"\n{plain}CONTEXT=[NETWORK="YES",SSH_PUBLIC_KEY="{key}"]')
-    double.add_worker_template("ecloud-worker")
+    double.add_worker_template("ecloud-worker", cpus=4)
     double.start()
     settings = page.marked("settings")
     for name, value in {

@@ -17,7 +17,7 @@ from services import HOST, free_port, wait_until
 from boss.providers.local import LocalCloud
 from boss.providers.opennebula.provider import Connection, OpenNebulaCloud
 from boss.providers.opennebula.transport import Endpoint
-from boss.providers.provider import Capacity, Gone, Provider, TryLater, VmFound, VmOrder, VmState
+from boss.providers.provider import Capacity, CloudState, Gone, Provider, TryLater, VmFound, VmOrder
 from ecloud.config.home import Home
 from ecloud.config.secrets import AccessFile
 
@@ -98,7 +98,7 @@ def order(vm_no: int) -> VmOrder:
 
 
 def listed(cloud: Provider) -> dict[int, str]:
-    return {vm.vm_no: vm.cloud_id for vm in cloud.list() if vm.state is not VmState.GONE}
+    return {vm.vm_no: vm.cloud_id for vm in cloud.list() if vm.state is not CloudState.GONE}
 
 
 def end(cloud: Provider, cloud_id: str) -> None:
@@ -146,7 +146,7 @@ def test_the_list_tells_state_address_and_since_when(cloud: Provider) -> None:
     cloud_id = cloud.start(order(1))
 
     def running() -> VmFound | None:
-        return next((vm for vm in cloud.list() if vm.state is VmState.RUNNING), None)
+        return next((vm for vm in cloud.list() if vm.state is CloudState.RUNNING), None)
 
     vm = wait_until(running, what="the VM runs")
     assert (vm.vm_no, vm.cloud_id) == (1, cloud_id)
@@ -191,10 +191,10 @@ def test_one_that_was_known_and_is_gone_is_told_with_its_times_as_long_as_it_is_
     for _ in range(3):
         told = {vm.cloud_id: vm for vm in cloud.list(ids)}
         assert told.keys() == ids.keys()
-        assert (told[gone].vm_no, told[gone].state, told[gone].since) == (1, VmState.GONE, since[gone])
+        assert (told[gone].vm_no, told[gone].state, told[gone].since) == (1, CloudState.GONE, since[gone])
         assert math.floor(asked_at) <= told[gone].since <= told[gone].ended <= time.time()
         assert (told[lives].since, told[lives].ended) == (since[lives], 0.0)
-        assert told[lives].state is not VmState.GONE
+        assert told[lives].state is not CloudState.GONE
 
 
 def test_one_that_was_gone_while_no_boss_was_there_is_told_with_its_times(cloud: Provider, kind: Kind) -> None:
@@ -203,7 +203,7 @@ def test_one_that_was_gone_while_no_boss_was_there_is_told_with_its_times(cloud:
     end(cloud, cloud_id)
     ended_before = time.time()
     (told,) = kind.provider("one").list({cloud_id: 1})
-    assert (told.vm_no, told.state, told.since) == (1, VmState.GONE, since)
+    assert (told.vm_no, told.state, told.since) == (1, CloudState.GONE, since)
     assert since <= told.ended <= ended_before
 
 
@@ -212,7 +212,7 @@ def test_one_that_was_made_and_gone_before_anybody_saw_it_is_told_to_who_looks_f
 ) -> None:
     cloud_id = cloud.start(order(3))
     cloud.end_all(30)
-    told = [vm for vm in kind.provider("one").list(lost=(3, 4)) if vm.state is VmState.GONE]
+    told = [vm for vm in kind.provider("one").list(lost=(3, 4)) if vm.state is CloudState.GONE]
     assert [(vm.vm_no, vm.cloud_id) for vm in told] == [(3, cloud_id)]
     assert 0.0 < told[0].since <= told[0].ended
 

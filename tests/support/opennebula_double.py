@@ -28,10 +28,13 @@ from opennebula_shapes import (
     Template,
     User,
     Vm,
+    disk_mb,
     group_xml,
+    leases_used,
     mac,
     many,
     network_xml,
+    quota_used,
     template_xml,
     user_xml,
     vm_short_xml,
@@ -59,6 +62,15 @@ BOOT_FAILURE, PROLOG_FAILURE = 36, 39
 TICK_S = 0.02
 MAX_TOKENS = 10
 """Of one user."""
+MOVES = {
+    "hold": ((PENDING, 0), (HOLD, 0)),
+    "release": ((HOLD, 0), (PENDING, 0)),
+    "poweroff": ((ACTIVE, RUNNING), (POWEROFF, 0)),
+    "poweroff-hard": ((ACTIVE, RUNNING), (POWEROFF, 0)),
+    "resume": ((POWEROFF, 0), (ACTIVE, BOOT)),
+}
+"""Further actions: from where, and to where. Those that take a while are done at once."""
+NAMES = {PENDING: "PENDING", HOLD: "HOLD", DONE: "DONE", POWEROFF: "POWEROFF"}
 LCM_NAMES = {PROLOG: "PROLOG", BOOT: "BOOT", EPILOG: "EPILOG", SHUTDOWN: "SHUTDOWN", RUNNING: "RUNNING"}
 
 CONTEXT_OF_NIC = (
@@ -92,6 +104,13 @@ class OpenNebula:
         self.templates: dict[int, Template] = {}
         self.vms: dict[int, Vm] = {}
         self.hosts_cpu = 1000.0
+        self.hosts = 0
+        """With so many hosts VMs are placed by plans, one after another, each with one VM per host at most, as the
+        `rank` scheduler does unless told otherwise; 0: all at once."""
+        self.onegate = False
+        """Whether OneGate is set up: else a context has nothing of it, and no VMID."""
+        self.hidden_images: set[int] = set()
+        """Images that nobody but their owner may use."""
         self.no_tokens = False
         self.clock_ahead_s = 0.0
         self.ssh_port = 0
@@ -150,11 +169,12 @@ class OpenNebula:
         self.templates[number] = Template(number, name, owner or self.admin, attributes)
         return number
 
-    def add_worker_template(self, name: str = "worker", image: str = "ecloud", more: str = "") -> int:
-        """A template whose VMs have ECLOUD inside (`ecloud`), or nothing (`bare`). `more`: of its CONTEXT."""
+    def add_worker_template(self, name: str = "worker", image: str = "ecloud", more: str = "", cpus: int = 1) -> int:
+        """A template whose VMs have ECLOUD inside (`ecloud`), or nothing (`bare`). `more`: of its CONTEXT; `cpus`: what
+        a VM sees."""
         network = 0 if self.networks else self.add_network()
         return self.add_template(
-            f'NAME="{name}"\nCPU="1"\nMEMORY="512"\nLABELS="base"\nDISK=[IMAGE_ID="0",IMAGE="{image}"]\n'
+            f'NAME="{name}"\nCPU="1"\nVCPU="{cpus}"\nMEMORY="512"\nLABELS="base"\nDISK=[IMAGE_ID="0",IMAGE="{image}"]\n'
             f'NIC=[NETWORK_ID="{network}"]\nGRAPHICS=[TYPE="VNC",LISTEN="0.0.0.0"]\n'
             f'CONTEXT=[NETWORK="YES",SSH_PUBLIC_KEY="$USER[SSH_PUBLIC_KEY]",REPORT_READY="YES",VMNAME="$NAME"{more}]\n'
         )
@@ -199,10 +219,12 @@ class OpenNebula:
                 for vm in list(self.vms.values()):
                     if vm.state != DONE and vm.id >= 0:
                         self._step(vm, time.monotonic() - vm.since)
+                if self.hosts:
+                    self._plan()
 
     def _step(self, vm: Vm, for_s: float) -> None:
         times, faults = self.times, self.faults
-        if vm.state == PENDING and for_s >= times["pending_s"]:
+        if vm.state == PENDING and for_s >= times["pending_s"] and not self.hosts:
             self._deploy(vm)
         elif vm.where == (ACTIVE, PROLOG) and for_s >= times["prolog_s"] and not faults.stays_in_prolog:
             self.move(vm, ACTIVE, PROLOG_FAILURE if faults.prolog_fails else BOOT)
@@ -213,7 +235,7 @@ class OpenNebula:
             if not faults.boot_fails and not faults.unplugged:
                 self._boot(vm)
         elif vm.where == (ACTIVE, SHUTDOWN) and for_s >= times["shutdown_s"]:
-            if faults.shutdown_fails:
+            if faults.shutdown_fails and not vm.hard:
                 self.move(vm, ACTIVE, RUNNING)
             else:
                 self._end_guest(vm)
@@ -223,6 +245,19 @@ class OpenNebula:
         elif vm.where == (ACTIVE, RUNNING) and vm.guest is not None and vm.guest.has_powered_off:
             self._end_guest(vm)
             self.move(vm, POWEROFF)
+
+    def _plan(self) -> None:
+        """One plan at a time: while a VM of the last one is in PROLOG, all others wait."""
+        waiting = [vm for vm in self.vms.values() if vm.state == PENDING and vm.id >= 0]
+        if any(vm.where == (ACTIVE, PROLOG) for vm in self.vms.values()):
+            waiting, left = [], waiting
+        else:
+            waiting, left = waiting[: self.hosts], waiting[self.hosts :]
+        for vm in waiting:
+            self._deploy(vm)
+        for vm in left:
+            when = time.strftime("%a %b %d %H:%M:%S %Y")
+            vm.user_template["SCHED_MESSAGE"] = f"{when}: [HOST] Dispatch limit reached on hosts: 0"
 
     def _deploy(self, vm: Vm) -> None:
         when = time.strftime("%a %b %d %H:%M:%S %Y")
@@ -358,6 +393,14 @@ class OpenNebula:
         parse_template(text)
         return 0
 
+    def _image_info(self, user: User, number: int, decrypt: bool = False) -> Any:
+        if number in self.hidden_images and user is not self.admin:
+            raise No(f"User [{user.id}] : Not authorized to perform USE IMAGE [{number}].", AUTHORIZATION)
+        found = recorded("34-imagepool.info", "IMAGE")
+        if number != 0:
+            raise No(f"Error getting image [{number}].", NO_EXISTS, number)
+        return found
+
     def _imagepool_info(self, user: User, flag: int, start: int, end: int) -> Any:
         return recorded("34-imagepool.info")
 
@@ -421,13 +464,13 @@ class OpenNebula:
         except SyntaxWrong as error:
             raise No(f"Error parsing template: {error}", INTERNAL) from None
         name = name or f"{template.name}-{self.next_vm}"
-        if bad := re.search(r"[$:/]", name):
+        if bad := re.search(r"[$:/<&]", name):
             text = f"Invalid NAME, it contains the character {bad.group()}"
             raise No(f"Error allocating a new virtual machine template. {text}", ALLOCATE)
         if len(name) > 128:
             text = "Invalid NAME, max length is 128 characters"
             raise No(f"Error allocating a new virtual machine template. {text}", ALLOCATE)
-        self._check_quota(user)
+        self._check_quota(user, attributes)
         vm = self._make_vm(self.next_vm, name, user, template, attributes)
         try:
             check_variables(vm.template.get("CONTEXT", {}))
@@ -448,14 +491,29 @@ class OpenNebula:
             return int(nic["NETWORK_ID"])
         return next((net.id for net in self.networks.values() if net.name == nic.get("NETWORK")), -1)
 
-    def _check_quota(self, user: User) -> None:
-        limit = float(user.quota.get("VMS", -2))
-        if 0 <= limit <= sum(1 for vm in self.alive if vm.owner is user):
-            text = f"User [{user.id}] : user [{user.id}] limit of {limit:g} reached for VMS quota in VM."
-            raise No(text, AUTHORIZATION)
-        limit = float(self.group_quotas.get(user.group, {}).get("VMS", -2))
-        if 0 <= limit <= len(self._of_group(user.group)):
-            raise No(f"Group [1] : group [1] limit of {limit:g} reached for VMS quota in VM.", AUTHORIZATION)
+    def _check_quota(self, user: User, attributes: Attributes) -> None:
+        mine = [vm for vm in self.alive if vm.owner is user]
+        self._check_quotas(f"User [{user.id}] : user [{user.id}]", user.quota, mine, attributes)
+        group = self.group_quotas.get(user.group, {})
+        self._check_quotas("Group [1] : group [1]", group, self._of_group(user.group), attributes)
+        for nic in many(attributes.get("NIC")):
+            number = self._network_number(nic)
+            limit = user.network_quota.get(number)
+            if limit is not None and leases_used(mine, number) >= limit:
+                text = f"limit of {limit} reached for LEASES quota in NETWORK with ID: {number}."
+                raise No(f"User [{user.id}] : user [{user.id}] {text}", AUTHORIZATION)
+
+    def _check_quotas(self, whose: str, quota: Attributes, vms: list[Vm], attributes: Attributes) -> None:
+        cpu, memory = float(attributes.get("CPU", 1)), float(attributes.get("MEMORY", 0))
+        more = {
+            "VMS": 1.0, "RUNNING_VMS": 1.0, "CPU": cpu, "RUNNING_CPU": cpu, "MEMORY": memory,
+            "RUNNING_MEMORY": memory, "SYSTEM_DISK_SIZE": disk_mb(attributes),
+        }  # fmt: skip
+        used = quota_used(vms)
+        for kind, amount in more.items():
+            limit = float(quota.get(kind, -2))
+            if 0 <= limit < used[kind] + amount:
+                raise No(f"{whose} limit of {limit:g} reached for {kind} quota in VM.", AUTHORIZATION)
 
     def _make_vm(self, number: int, name: str, user: User, template: Template, attributes: Attributes) -> Vm:
         inner = {key: value for key, value in attributes.items() if key in VM_ATTRIBUTES}
@@ -478,7 +536,9 @@ class OpenNebula:
             for index, nic in enumerate(many(vm.template.get("NIC"))):
                 given = {"IP": nic.get("IP", ""), "MAC": nic.get("MAC", ""), "MASK": "255.0.0.0"}
                 context.update({f"ETH{index}_{part}": given.get(part, "") for part in CONTEXT_OF_NIC})
-        context.update(DISK_ID="1", TARGET="hda", VMID=str(vm.id), ONEGATE_ENDPOINT="http://127.0.0.1:5030")
+        context.update(DISK_ID="1", TARGET="hda")
+        if self.onegate:
+            context.update(VMID=str(vm.id), ONEGATE_ENDPOINT="http://127.0.0.1:5030")
         vm.template["CONTEXT"] = context
 
     # --- VMs ------------------------------------------------------------------------------------------
@@ -526,6 +586,13 @@ class OpenNebula:
 
     def _vm_action(self, user: User, action: str, number: int) -> int:
         vm = self._vm(user, number, "MANAGE")
+        if action in MOVES:
+            before, after = MOVES[action]
+            if vm.where != before:
+                state = LCM_NAMES.get(vm.lcm, NAMES[vm.state]) if vm.state == ACTIVE else NAMES[vm.state]
+                raise No(f'Error performing action "{action}": wrong state {state}.', ACTION)
+            self.move(vm, *after)
+            return number
         if action not in ("terminate", "terminate-hard"):
             raise No(f'Error performing action "{action}": unknown action.', ACTION)
         hard = action == "terminate-hard"
@@ -535,10 +602,17 @@ class OpenNebula:
             raise No(f'Error performing action "{action}": Could not terminate VM {number}, {state}', ACTION)
         if vm.state == DONE or self.faults.terminate_lies:
             return number
-        if vm.where == (ACTIVE, RUNNING) and not hard:
+        if vm.where == (ACTIVE, SHUTDOWN):  # accepted, and it is still there right afterwards
+            vm.hard = True
+        elif vm.where == (ACTIVE, RUNNING) and not hard:
             self.move(vm, ACTIVE, SHUTDOWN)
         else:
             self._done(vm)
+        return number
+
+    def _vm_chown(self, user: User, number: int, owner: int, group: int) -> int:
+        self._admins_only(user, f"perform MANAGE VM [{number}]")
+        self._vm(user, number, "MANAGE").owner = next(other for other in self.users.values() if other.id == owner)
         return number
 
     def _vm_recover(self, user: User, number: int, operation: int) -> int:

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 from guests import Guest
 from opennebula_xml import Attributes, attributes_of, fill, pool, recorded, set_attributes
 
+IMAGE_MB = 1024
+"""The size of the image that was recorded."""
 PENDING, HOLD, ACTIVE, DONE, POWEROFF = 1, 2, 3, 6, 8
 
 
@@ -24,6 +26,8 @@ class User:
     tokens: dict[str, float] = field(default_factory=dict)
     """Each with the time of the monotonic clock at which it ends."""
     quota: Attributes = field(default_factory=dict)
+    network_quota: dict[int, int] = field(default_factory=dict)
+    """Leases that it may have, by network."""
     public_key: str = ""
     """What `$USER[SSH_PUBLIC_KEY]` stands for in a template."""
 
@@ -62,6 +66,8 @@ class Vm:
     made_at: int = 0
     ended_at: int = 0
     deployed: bool = False
+    hard: bool = False
+    """Asked to end hard."""
     guest: Guest | None = None
 
     @property
@@ -75,7 +81,44 @@ def user_xml(subject: User, mine: Sequence[Vm]) -> Any:
     fill(found, ID=subject.id, NAME=subject.name, GNAME=subject.group, ENABLED=int(subject.enabled))
     if subject.quota:
         _set_quota(found, subject.quota, mine)
+    if subject.network_quota:
+        quotas = found.find("NETWORK_QUOTA")
+        assert quotas is not None
+        rows = [
+            {"ID": str(number), "LEASES": str(limit), "LEASES_USED": str(leases_used(mine, number))}
+            for number, limit in subject.network_quota.items()
+        ]
+        set_attributes(quotas, {"NETWORK": rows})
     return found
+
+
+def leases_used(vms: Sequence[Vm], network: int) -> int:
+    """Addresses of a network that these VMs have."""
+    nics = [nic for vm in vms for nic in many(vm.template.get("NIC"))]
+    return sum(1 for nic in nics if "IP" in nic and nic.get("NETWORK_ID") == str(network))
+
+
+def quota_used(vms: Sequence[Vm]) -> dict[str, float]:
+    """What VMs count for in the quotas of a user or a group. Those that wait do not run."""
+    running = [vm for vm in vms if vm.state == ACTIVE]
+
+    def total(some: Sequence[Vm], name: str, otherwise: float) -> float:
+        return sum(float(vm.template.get(name, otherwise)) for vm in some)
+
+    return {
+        "VMS": len(vms),
+        "RUNNING_VMS": len(running),
+        "CPU": total(vms, "CPU", 1),
+        "RUNNING_CPU": total(running, "CPU", 1),
+        "MEMORY": total(vms, "MEMORY", 0),
+        "RUNNING_MEMORY": total(running, "MEMORY", 0),
+        "SYSTEM_DISK_SIZE": sum(disk_mb(vm.template) for vm in vms),
+    }
+
+
+def disk_mb(template: Attributes) -> float:
+    """What the disks of a VM take on its host."""
+    return sum(float(disk.get("SIZE", IMAGE_MB)) for disk in many(template.get("DISK")))
 
 
 def group_xml(name: str, quota: Attributes, of_all: Sequence[Vm]) -> Any:
@@ -97,12 +140,7 @@ def group_xml(name: str, quota: Attributes, of_all: Sequence[Vm]) -> Any:
 
 
 def _set_quota(found: Any, own: Attributes, counted: Sequence[Vm]) -> None:
-    used = {
-        "VMS_USED": len(counted),
-        "RUNNING_VMS_USED": sum(1 for vm in counted if vm.state == ACTIVE),
-        "CPU_USED": sum(float(vm.template.get("CPU", 1)) for vm in counted),
-        "MEMORY_USED": sum(float(vm.template.get("MEMORY", 0)) for vm in counted),
-    }
+    used = {f"{kind}_USED": amount for kind, amount in quota_used(counted).items()}
     kinds = ("CPU", "MEMORY", "RUNNING_CPU", "RUNNING_MEMORY", "RUNNING_VMS", "SYSTEM_DISK_SIZE", "VMS")
     values: Attributes = {f"{kind}{end}": "-1" if not end else "0" for kind in kinds for end in ("", "_USED")}
     quota = found.find("VM_QUOTA")
@@ -178,8 +216,9 @@ def vm_short_xml(vm: Vm) -> Any:
         if "IP" not in nic:
             del shown["IP"]
         inner.append(set_attributes(pool("NIC", []), shown))
-    # Of all that a user gave it, nothing but the labels.
-    set_attributes(outer, {key: vm.user_template[key] for key in ("LABELS",) if key in vm.user_template})
+    # Of all that a user gave it the labels alone, and what the cloud says of it.
+    shown_of_it = ("ERROR", "LABELS", "SCHED_MESSAGE")
+    set_attributes(outer, {key: vm.user_template[key] for key in shown_of_it if key in vm.user_template})
     return found
 
 

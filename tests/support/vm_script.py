@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from boss_script import BossScript, Peer
 
+from boss.core.model.cloud_vms import CloudState, VmFound
 from boss.core.model.effects import StartVm
-from boss.core.model.events import MessageArrived, VmStarted
+from boss.core.model.events import MessageArrived, VmsListed, VmStarted
 from ecloud.model import wire
 from ecloud.model.wire import Envelope
+
+
+def cloud_lists(
+    pool: str,
+    by_vm_no: Mapping[int, str] = {},
+    seen: Mapping[int, tuple[str, str]] = {},
+    *,
+    since: Mapping[str, float] = {},
+    addresses: Mapping[int, str] = {},
+    gone: Mapping[str, int] = {},
+    ended: Mapping[str, float] = {},
+    **more: Any,
+) -> VmsListed:
+    """What the cloud of `pool` says: cloud ids by intent of those that are there; of some their state and text, of some
+    addresses; intents by cloud id of those that are gone; times by cloud id. `more`: as in `VmsListed`."""
+    there = [
+        VmFound(
+            vm_no,
+            cloud_id,
+            CloudState(seen[vm_no][0]) if vm_no in seen and seen[vm_no][0] else CloudState.RUNNING,
+            address=addresses.get(vm_no, ""),
+            since=since.get(cloud_id, 0.0),
+            text=seen[vm_no][1] if vm_no in seen else "",
+        )
+        for vm_no, cloud_id in by_vm_no.items()
+    ]
+    over = [
+        VmFound(vm_no, cloud_id, CloudState.GONE, since=since.get(cloud_id, 0.0), ended=ended.get(cloud_id, 0.0))
+        for cloud_id, vm_no in gone.items()
+    ]
+    return VmsListed(pool, (*there, *over), **more)
 
 
 def vm_worker(script: BossScript, vm_no: int) -> Peer:

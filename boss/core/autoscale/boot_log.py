@@ -16,6 +16,7 @@ from boss.core.model.outbox import Outbox
 from boss.core.model.rows import BootRow, VmRow
 from boss.core.model.timers import Timers
 from ecloud.model.boot_diagnosis import Cause, recognise
+from ecloud.model.vm_states import VmState
 
 VISIT_AGAIN_S = 5.0
 """Between visits to a VM that has no code yet, as those who boot machines by SSH do it."""
@@ -56,11 +57,11 @@ class BootLog:
                 self._step(row, "address", now)
             row.address = address
             self._write(row)
-        if vm.state == "booting":
+        if vm.state is VmState.BOOTING:
             self._visit(vm, pool, usual_s, now)
 
     def _visit(self, vm: VmRow, pool: PoolConfig, usual_s: float, now: float) -> None:
-        if vm.state != "booting" or not pool.visited or now < self._visited_at.get(vm.vm_no, 0.0):
+        if vm.state is not VmState.BOOTING or not pool.visited or now < self._visited_at.get(vm.vm_no, 0.0):
             return
         late_s = min(max(LATE_S, usual_s), LAST_MOMENT * self._boot_deadline_s)
         if not pool.gets_code and now - vm.intended_at < late_s:
@@ -82,7 +83,7 @@ class BootLog:
         soon = pool.gets_code and not (visit.agent or visit.problem or visit.contact == "changed")
         again_s = VISIT_AGAIN_S if soon else LOOK_AGAIN_S
         self._visited_at[vm.vm_no] = now + again_s
-        if vm.state == "booting":
+        if vm.state is VmState.BOOTING:
             self._timers.set(now + again_s, lambda then: self._again(vm, pool, then))
 
     def _is_of(self, vm: VmRow, row: BootRow, event: VmVisited) -> bool:

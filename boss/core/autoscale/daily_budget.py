@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from boss.core.model.rows import VmRow
+from ecloud.model.vm_states import VmState
 
 DAY_S = 86_400.0
 HOUR_S = 3_600.0
@@ -28,7 +29,7 @@ class DailyBudget:
 
     def remember(self, vm: VmRow) -> None:
         """A VM, if it is gone. One that the cloud never made cost nothing."""
-        lived = vm.lived(vm.since) if vm.state == "gone" else None
+        lived = vm.lived(vm.since) if vm.state is VmState.GONE else None
         if self._hours_per_day and lived is not None:
             self._past.append(lived)
             self._looked_at = -math.inf

@@ -17,6 +17,7 @@ from boss.core.model.runtime_estimates import Runtimes
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.model.tasks import AttemptState, TaskState, fits
+from ecloud.model.vm_states import COMING, VmState
 
 COUNTED_READY = 1_000
 """Ready tasks of a kind that are counted one by one in a batch; of more, void entries in the queue are counted too."""
@@ -33,9 +34,9 @@ class DemandEstimate:
     """The state, seen by whoever plans capacity."""
 
     def __init__(
-        self, fleet: Fleet, book: TaskBook, attempts: Attempts, runtimes: Runtimes, run_spending: RunBudgets
+        self, fleet: Fleet, book: TaskBook, attempts: Attempts, runtimes: Runtimes, run_budgets: RunBudgets
     ) -> None:
-        self.run_spending = run_spending
+        self.run_budgets = run_budgets
         self._fleet = fleet
         self._book = book
         self._attempts = attempts
@@ -52,7 +53,7 @@ class DemandEstimate:
         rooms = [
             Spot(dict(vm.size), vm.size, _up_in_s(vm, boots[vm.pool].boot_s, now), vm.pool)
             for vm in vms
-            if vm.state in ("intended", "booting") and vm.pool in boots
+            if vm.state in COMING and vm.pool in boots
         ]
         if demands:
             rooms = [*self._workers(now), *rooms]
@@ -60,7 +61,7 @@ class DemandEstimate:
 
     def _notes(self) -> list[str]:
         """Why nothing starts for what is ready all the same."""
-        broke = self.run_spending.exhausted
+        broke = self.run_budgets.exhausted
         ready = {group.run_no for group in self._book.ready.placeable()} if broke else set()
         return [f"no VM starts for a run: {broke[run_no]}" for run_no in sorted(ready & broke.keys())]
 
@@ -69,7 +70,7 @@ class DemandEstimate:
     def _ready(self) -> list[Demand]:
         counts: dict[tuple[int, Shape], tuple[int, float | None]] = {}
         for group in self._book.ready.placeable():
-            if group.run_no in self.run_spending.exhausted:
+            if group.run_no in self.run_budgets.exhausted:
                 continue  # what is there works on; nothing starts for it
             nodes = [node for node in islice(group.nodes, COUNTED_READY) if _waits(node)]
             count = len(nodes) + max(0, len(group.nodes) - COUNTED_READY)
@@ -102,7 +103,7 @@ class DemandEstimate:
         parents: dict[int, Shape] = {}
         for attempt in islice(self._attempts.active.values(), LOOKED_AHEAD):
             node = nodes.get(attempt.task_no)
-            if node is None or not node.dependents or node.run_no in self.run_spending.exhausted:
+            if node is None or not node.dependents or node.run_no in self.run_budgets.exhausted:
                 continue
             left_s = self._left_s(node, attempt.started_at, now) if attempt.state is AttemptState.STARTED else None
             if left_s is None or left_s > horizon_s:
@@ -159,7 +160,7 @@ class DemandEstimate:
         idle, failing = [], self._failing_inits()
         for vm in vms:
             worker = self._fleet.workers.get(vm.worker)
-            if vm.state != "running" or vm.keep_alive or worker is None or worker.leaving:
+            if vm.state is not VmState.RUNNING or vm.keep_alive or worker is None or worker.leaving:
                 continue
             if worker.idle_since is not None:
                 # One in which a run can't be prepared is not kept for what waits: its place may be another's.

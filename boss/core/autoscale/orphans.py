@@ -12,6 +12,7 @@ from collections.abc import Container
 
 import msgspec
 
+from boss.core.model.cloud_vms import VmFound
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import EndVm
 from boss.core.model.events import VmsListed
@@ -56,16 +57,18 @@ class Orphans:
 
     def on_listed(self, cloud: str, listed: VmsListed, owned: Container[int], ask_again_s: float, now: float) -> None:
         """Look at what a list of that cloud shows besides what is `owned`."""
+        told = {found.cloud_id: found for found in listed.vms}
         shown = {
-            (cloud, cloud_id): vm_no
-            for vm_no, cloud_id in listed.by_vm_no.items()
-            if vm_no not in owned and vm_no not in listed.starting
+            (cloud, found.cloud_id): found
+            for found in listed.vms
+            if not found.is_gone and found.vm_no not in owned and found.vm_no not in listed.starting
         }
         for key in [key for key in self._since if key[0] == cloud and key not in shown]:
             if listed.asked is None or key[1] in listed.asked:
-                self._on_gone(key, listed, now)
-        for key, vm_no in shown.items():
-            self._on_seen(key, vm_no, listed, now)
+                self._on_gone(key, told.get(key[1]), now)
+        for key, found in shown.items():
+            vm_no = found.vm_no
+            self._on_seen(key, found, now)
             since = self._since.setdefault(key, now)
             grace_s = 0.0 if self.at_once else self._config.orphan_grace_s
             if self._duty.deaf and not self.at_once:  # its agent may well be alive
@@ -76,17 +79,18 @@ class Orphans:
                 self._asked_at[key] = now
                 self._outbox.call(EndVm(vm_no, listed.pool, key[1], NO_INTENT))
 
-    def _on_seen(self, key: tuple[str, str], vm_no: int, listed: VmsListed, now: float) -> None:
+    def _on_seen(self, key: tuple[str, str], found: VmFound, now: float) -> None:
         known = self._spans.get(key)
-        started = listed.since.get(key[1], known.started_at if known is not None else now)
+        started = found.since or (known.started_at if known is not None else now)
         if known is None or known.started_at != started:
-            self._spans[key] = self._outbox.writes.spans[vm_no] = VmSpan(vm_no, key[1], started)
+            self._spans[key] = self._outbox.writes.spans[found.vm_no] = VmSpan(found.vm_no, key[1], started)
 
-    def _on_gone(self, key: tuple[str, str], listed: VmsListed, now: float) -> None:
+    def _on_gone(self, key: tuple[str, str], told: VmFound | None, now: float) -> None:
         del self._since[key]
         self._asked_at.pop(key, None)
         span = self._spans.pop(key)
-        started, ended = listed.since.get(key[1], span.started_at), listed.ended.get(key[1], now)
+        started = (told.since if told is not None else 0.0) or span.started_at
+        ended = (told.ended if told is not None else 0.0) or now
         self._outbox.writes.spans[span.vm_no] = VmSpan(span.vm_no, key[1], started, ended)
 
     def _agent_leaves(self, vm_no: int) -> bool:

@@ -1,6 +1,7 @@
 """What each pool would give now: bounded by how its boots fared, by our own limits, and by the room that its cloud has.
 
-Owns the pools' health and rooms, and their rows for people. Asks clouds how much room they have; starts nothing.
+Owns the pools' health, capacity and queues, and their rows for people. Asks clouds how many VMs they would give; starts
+none.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import msgspec
 
 from boss.core.autoscale.pool_capacity import PoolCapacity
 from boss.core.autoscale.pool_health import PoolHealth
+from boss.core.autoscale.pool_queue import PoolQueue
 from boss.core.autoscale.scaling import PoolNow
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import AskRoom
 from boss.core.model.events import RoomSeen
 from boss.core.model.outbox import Outbox
 from boss.core.model.rows import PoolRow, VmRow
-
-COMING = ("intended", "booting")
+from ecloud.model.vm_states import COMING, VmState
 
 
 class Pools:
@@ -28,8 +29,12 @@ class Pools:
     def __init__(self, outbox: Outbox, config: BossConfig) -> None:
         self._outbox = outbox
         self._config = config
+        self.configs = {pool.name: pool for pool in config.pools}
         self.health = {pool.name: PoolHealth(pool, config) for pool in config.pools}
-        self.rooms = {pool.name: PoolCapacity(pool.name, pool.tells_room) for pool in config.pools}
+        self.queues = {pool.name: PoolQueue(pool.name, pool.boot_s) for pool in config.pools}
+        self.capacity = {pool.name: PoolCapacity(pool.name, pool.tells_room) for pool in config.pools}
+        self.away: dict[str, str] = {}
+        """Why the cloud of a pool does not tell its VMs; empty where it does."""
         self._told: dict[str, PoolRow] = {}
 
     # --- questions -------------------------------------------------------------------------------
@@ -45,32 +50,43 @@ class Pools:
                 self._may_start(pool.name, coming[pool.name], now),
                 closed or self.health[pool.name].closed(now),
                 self.health[pool.name].boot_s(),
-                self.rooms[pool.name].why,
-                self._room_bounds(pool.name, coming[pool.name], now),
+                self._why_bounded(pool.name, now),
+                self._is_bounded(pool.name, coming[pool.name], now),
             )
             for pool in self._config.pools
         ]
 
     def _may_start(self, pool: str, coming: int, now: float) -> int:
-        left = self.rooms[pool].left
-        bounds = left is not None and self._room_bounds(pool, coming, now)
-        return left if bounds and left is not None else self.health[pool].may_start(coming, now)
+        left = self.capacity[pool].left
+        may = self.health[pool].may_start(coming, now)
+        if left is not None and self._room_bounds(pool, coming, now):
+            may = left
+        may_wait = self.queues[pool].may_wait(now)
+        return may if may_wait is None else min(may, may_wait)
 
     def _room_bounds(self, pool: str, coming: int, now: float) -> bool:
-        room = self.rooms[pool]
+        room = self.capacity[pool]
         below = room.left is not None and room.left < self.health[pool].may_start(coming, now)
         return below and not room.asks_first(now)
+
+    def _is_bounded(self, pool: str, coming: int, now: float) -> bool:
+        return self.queues[pool].may_wait(now) == 0 or self._room_bounds(pool, coming, now)
+
+    def _why_bounded(self, pool: str, now: float) -> str:
+        """What bounds it most, in words: its cloud's queue, or what that has room for."""
+        queue = self.queues[pool]
+        return queue.why(now) if queue.may_wait(now) == 0 else self.capacity[pool].why
 
     def rows(self, closed: str, now: float) -> list[PoolRow]:
         """How each pool fares, for people."""
         rows = [health.row(now) for health in self.health.values()]
         for row in rows:
-            full = self.rooms[row.pool].full(now)
+            full = self.capacity[row.pool].full(now)
             if (
                 full and not closed and not self.health[row.pool].failing
             ):  # says more, and shorter, than the cloud's last no
                 row.closed, row.until = full, None
-            row.closed = row.closed or closed
+            row.closed = row.closed or self.away.get(row.pool, "") or closed
         return rows
 
     def troubles(self, now: float) -> Iterator[str]:
@@ -88,32 +104,32 @@ class Pools:
             at = health.free_again_at(now)
             if at is not None:
                 yield at
-        for room in self.rooms.values():
+        for room in self.capacity.values():
             if room.left == 0 and not room.is_asked(now) and room.holds_until > now:
                 yield room.holds_until
 
     def too_little_room(self, pool: str, count: int, now: float) -> str:
         """Why a cloud would not give so many, by its last word; empty where that is not known."""
-        room = self.rooms[pool]
+        room = self.capacity[pool]
         return room.why if room.left is not None and room.left < count and not room.asks_first(now) else ""
 
     # --- what is done ----------------------------------------------------------------------------
 
     def asks_room_first(self, pool: str, vms: Collection[VmRow], now: float) -> bool:
         """Whether a start waits for the cloud's word on how many more it would give; it is asked for it then."""
-        room = self.rooms[pool]
+        room = self.capacity[pool]
         if not room.asks_first(now):
             return False
         if not room.is_asked(now):
-            room.on_ask(sum(1 for vm in vms if vm.pool == pool and vm.state == "intended"), now)
+            room.on_ask(sum(1 for vm in vms if vm.pool == pool and vm.state is VmState.INTENDED), now)
             self._outbox.call(AskRoom(pool))
         return True
 
     def look_for_room(self, vms: Collection[VmRow], now: float) -> None:
         """Ask clouds that refused what a person asked for whether they are still full, so that people are told what is
         so. Once a wave is over: each of its refusals would ask."""
-        for name, room in self.rooms.items():
-            if room.refused and not any(vm.pool == name and vm.state == "intended" for vm in vms):
+        for name, room in self.capacity.items():
+            if room.refused and not any(vm.pool == name and vm.state is VmState.INTENDED for vm in vms):
                 self.asks_room_first(name, vms, now)
 
     def tell(self, closed: str, now: float) -> None:
@@ -130,10 +146,26 @@ class Pools:
 
     def on_room(self, seen: RoomSeen, now: float) -> None:
         """How many more VMs the pool's cloud would give."""
-        if seen.pool in self.rooms:
-            self.rooms[seen.pool].on_seen(seen.vms, seen.reason, now)
+        if seen.pool in self.capacity:
+            self.capacity[seen.pool].on_seen(seen.vms, seen.reason, now)
+
+    def on_start(self, pool: str, count: int) -> None:
+        """So many VMs were asked for."""
+        self.capacity[pool].on_start(count)
+        self.queues[pool].on_start(count)
+
+    def on_placed(self, pool: str, now: float) -> None:
+        """Its cloud has found a host for a VM."""
+        if pool in self.queues:
+            self.queues[pool].on_placed(now)
+
+    def on_booted(self, pool: str, boot_s: float, placed_s: float) -> None:
+        """A worker reported, so long after its VM was asked for, and after it was placed."""
+        if pool in self.health:
+            self.health[pool].on_booted(boot_s)
+            self.queues[pool].on_booted(placed_s)
 
     def on_gone(self, vm: VmRow) -> None:
         """A VM that was there is gone: where there was no room, there may be some."""
-        if vm.cloud_id and vm.pool in self.rooms and self.rooms[vm.pool].left == 0:
-            self.rooms[vm.pool].forget()
+        if vm.cloud_id and vm.pool in self.capacity and self.capacity[vm.pool].left == 0:
+            self.capacity[vm.pool].forget()

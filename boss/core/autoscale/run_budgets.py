@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from boss.core.autoscale.vm import Vm
 from boss.core.model.fleet import Fleet
 from boss.core.model.outbox import Outbox
 from boss.core.model.rows import VmRow
@@ -54,7 +55,7 @@ class RunBudgets:
         self._book = book
         self._fleet = fleet
         self._hours_per_run = hours_per_run
-        self._alive: Mapping[int, VmRow] = {}
+        self._alive: Mapping[int, Vm] = {}
         self._own = {run_no: float(value) for run_no, value in _notes(context, OWN_BUDGET)}
         self._told = dict(_notes(context, NOTE))
         self._spent_s: dict[int, float] = {}
@@ -70,7 +71,7 @@ class RunBudgets:
 
     # --- facts -----------------------------------------------------------------------------------
 
-    def begin(self, alive: Mapping[int, VmRow], now: float) -> None:
+    def begin(self, alive: Mapping[int, Vm], now: float) -> None:
         """VMs and what they hold are known. What went by since an earlier boss reckoned last is reckoned now."""
         self._alive = alive
         if not (self._hours_per_run or self._own):
@@ -82,8 +83,8 @@ class RunBudgets:
             return
         self._fleet.follow = self._on_held
         for vm in alive.values():
-            if vm.started_at is not None:
-                self._accounts.setdefault(vm.vm_no, _Account(min(now, max(vm.intended_at, self._saved_at))))
+            if vm.row.started_at is not None:
+                self._accounts.setdefault(vm.vm_no, _Account(min(now, max(vm.row.intended_at, self._saved_at))))
         for worker in self._fleet.workers.values():
             account = self._accounts.get(worker.row.vm_no) if worker.row.vm_no is not None else None
             if account is not None:

@@ -15,6 +15,7 @@ from boss.core.model.outbox import Outbox
 from boss.core.model.rows import VmRow
 from boss.core.model.timers import Timers
 from boss.core.tasks.attempts import Attempts
+from ecloud.model.vm_states import VmState
 
 LOOK_EVERY_S = 10.0
 LONG_S = 600.0
@@ -76,7 +77,7 @@ class Alerts:
 
         yield from self._ends(lasts)
         yield from self._pools(lasts, now)
-        budget = self._vms.spending.exhausted(self._vms.alive.values(), now)
+        budget = self._vms.spending.exhausted(self._vms.rows, now)
         if budget:
             yield "budget", f"no VM starts by itself: {budget}"
         for run_no, text in self._run_spending.exhausted.items():
@@ -87,8 +88,8 @@ class Alerts:
 
     def _ends(self, lasts: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
         stuck: dict[str, list[VmRow]] = {}
-        for vm in self._vms.alive.values():
-            if vm.state == "ending" and vm.end_asked and (lasts(f"vm/{vm.vm_no}") or vm.end_asked >= STUCK_ASKS):
+        for vm in self._vms.rows:
+            if vm.state is VmState.ENDING and vm.end_asked and (lasts(f"vm/{vm.vm_no}") or vm.end_asked >= STUCK_ASKS):
                 stuck.setdefault(vm.pool, []).append(vm)
         for pool, vms in stuck.items():
             names = ", ".join(
@@ -103,7 +104,7 @@ class Alerts:
             )
 
     def _pools(self, lasts: Callable[[str], bool], now: float) -> Iterator[tuple[str, str]]:
-        for name, health in self._vms.health.items():
+        for name, health in self._vms.pools.health.items():
             row = health.row(now)
             # A pool that is tried with one more after a rest is no better yet.
             if health.failing or (row.closed and lasts(f"pool/{name}")):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.context_requests import ContextRequests
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
@@ -56,6 +57,7 @@ class Requests:
         fleet: Fleet,
         leases: Leases,
         vms: Vms,
+        autoscaler: Autoscaler,
         watchers: Watchers,
         access: Access,
         clients: dict[str, Conversation],
@@ -75,7 +77,7 @@ class Requests:
         self._about_others: dict[str, Callable[[Request, float], Answer]] = {
             "why": self._why,
             **WorkerRequests(outbox, fleet, leases, vms).verbs,
-            **VmRequests(vms).verbs,
+            **VmRequests(vms, autoscaler).verbs,
             **ContextRequests(outbox, attempts, access, leases, vms, clients, forget_client, revoked_keys).verbs,
         }
 

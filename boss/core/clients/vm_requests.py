@@ -1,43 +1,47 @@
-"""Requests about VMs: start, plan, end."""
+"""Requests about VMs: start, plan, end, forget."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 
+from boss.core.autoscale.autoscaler import Autoscaler
+from boss.core.autoscale.owed_vms import ASKED_FOR
+from boss.core.autoscale.vm import Vm
 from boss.core.autoscale.vms import Vms
 from boss.core.clients import plan_report
-from boss.core.clients.request_answers import Answer, RequestRefused, listed
-from boss.core.model.rows import VmRow
+from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
 from ecloud.model.text import counted
+from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Request
-
-ASKED_FOR = "a person asked for it"
 
 
 class VmRequests:
     """Carries out requests about VMs. `verbs`: by name, called with the request and `now`."""
 
-    def __init__(self, vms: Vms) -> None:
+    def __init__(self, vms: Vms, autoscaler: Autoscaler) -> None:
         self._vms = vms
+        self._autoscaler = autoscaler
         self.verbs: dict[str, Callable[[Request, float], Answer]] = {
             "instantiate_worker": self._instantiate,
             "plan": self._plan,
             "end_vms": self._end,
+            "forget_vm": self._forget,
         }
 
     def _instantiate(self, request: Request, now: float) -> Answer:
         count = request.arguments.get("n", 1)
-        if not self._vms.pools:
+        pools = self._vms.pools
+        if not pools.configs:
             raise RequestRefused("no_pool", "no pool is set: name one in POOLS of settings.py")
-        name = str(request.arguments.get("pool") or next(iter(self._vms.pools)))
-        pool = self._vms.pools.get(name)
+        name = str(request.arguments.get("pool") or next(iter(pools.configs)))
+        pool = pools.configs.get(name)
         if pool is None:
-            raise RequestRefused("no_pool", f"there is no pool {name!r}; there are {', '.join(self._vms.pools)}")
+            raise RequestRefused("no_pool", f"there is no pool {name!r}; there are {', '.join(pools.configs)}")
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise RequestRefused("request", f"{count!r} is not a number of workers: 1 or more")
         keep_alive = bool(request.arguments.get("keep_alive"))
-        little = self._vms.openings.too_little_room(name, count, now) or self._vms.health[name].closed(now)
+        little = pools.too_little_room(name, count, now) or pools.health[name].closed(now)
         vm_nos = self._vms.start(pool, count, keep_alive, ASKED_FOR, now)
         started = len(vm_nos)
         text = f"{started} asked for in pool {name}"
@@ -48,10 +52,10 @@ class VmRequests:
         return started, text, tuple(f"vm/{vm_no}" for vm_no in vm_nos)
 
     def _plan(self, request: Request, now: float) -> Answer:
-        made = self._vms.plan(now)
-        alive = Counter(vm.pool for vm in self._vms.alive.values())
-        maxima = {name: pool.maximum for name, pool in self._vms.pools.items()}
-        text = plan_report.tell(made, self._vms.pool_rows(now), alive, maxima, now)
+        made = self._autoscaler.plan(now)
+        alive = Counter(row.pool for row in self._vms.rows)
+        maxima = {name: pool.maximum for name, pool in self._vms.pools.configs.items()}
+        text = plan_report.tell(made, self._autoscaler.pool_rows(now), alive, maxima, now)
         return len(made.starts) + len(made.ends), text, ()
 
     def _end(self, request: Request, now: float) -> Answer:
@@ -65,7 +69,17 @@ class VmRequests:
             count = self._vms.end_all(reason, now)
         return count, f"{count} {'VM is' if count == 1 else 'VMs are'} being ended", ()
 
-    def _vm(self, name: str) -> VmRow:
+    def _forget(self, request: Request, now: float) -> Answer:
+        name = text_of(request, "vm")
+        vm = self._vm(name)
+        if vm.state is not VmState.ENDING:
+            raise RequestRefused(
+                "request", f"{name} is {vm.state}: end it first; only VMs that do not end are forgotten"
+            )
+        self._vms.write_off(vm, f"written off: {ASKED_FOR}", now)
+        return 1, f"{name} is written off: it may still run and cost money; look in the cloud", (name,)
+
+    def _vm(self, name: str) -> Vm:
         """The VM that is called vm/N, or N. Raises `RequestRefused` where there is none, or it is gone."""
         number = name.removeprefix("vm/")
         vm = self._vms.alive.get(int(number)) if number.isascii() and number.isdecimal() else None

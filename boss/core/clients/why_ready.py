@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from boss.core.autoscale.pools import COMING
+from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.scaling import PoolNow
 from boss.core.autoscale.vms import Vms
@@ -31,13 +31,21 @@ class WhyReady:
     """Answers why a ready task waits."""
 
     def __init__(
-        self, book: TaskBook, attempts: Attempts, fleet: Fleet, ready: ReadyTasks, vms: Vms, budgets: RunBudgets
+        self,
+        book: TaskBook,
+        attempts: Attempts,
+        fleet: Fleet,
+        ready: ReadyTasks,
+        vms: Vms,
+        autoscaler: Autoscaler,
+        budgets: RunBudgets,
     ) -> None:
         self._book = book
         self._attempts = attempts
         self._fleet = fleet
         self._ready = ready
         self._vms = vms
+        self._autoscaler = autoscaler
         self._budgets = budgets
 
     def layers(self, task_no: int, now: float) -> list[str]:
@@ -117,7 +125,7 @@ class WhyReady:
         return parts
 
     def _nobody_fits(self, node: Node, name: str, now: float) -> str:
-        workers, pools = self._fleet.workers.values(), self._vms.pools_now(now)
+        workers, pools = self._fleet.workers.values(), self._autoscaler.pools_now(now)
         able = [pool for pool in pools if pool.config.maximum and fits(pool.config.size, node.shape.asks)]
         if able:
             has = "no worker fits" if self._fleet.workers else "no worker is on duty"
@@ -147,7 +155,7 @@ class WhyReady:
     def _pools(self, node: Node, now: float) -> Iterator[str]:
         if broke := self._budgets.exhausted.get(node.run_no):
             yield f"no VM starts for it: {broke}"
-        for pool in self._vms.pools_now(now):
+        for pool in self._autoscaler.pools_now(now):
             name = pool.config.name
             if not (pool.config.maximum and fits(pool.config.size, node.shape.asks)):
                 continue
@@ -158,13 +166,13 @@ class WhyReady:
                 told.append(f"pool {name} is at its maximum of {counted(pool.config.maximum, 'VM')}")
             elif pool.room_bounds:
                 told.append(pool.room)
-            coming = [vm for vm in self._vms.alive.values() if vm.pool == name and vm.state in COMING]
+            coming = [vm for vm in self._vms.alive.values() if vm.row.pool == name and vm.is_coming]
             if coming:
                 told.append(f"{counted(len(coming), 'VM')} of pool {name} {'boots' if len(coming) == 1 else 'boot'}")
             if told:
                 yield "; ".join(told)
-        plan = self._vms.plan(now)
-        starts = [start for start in plan.starts if fits(self._vms.pools[start.pool].size, node.shape.asks)]
+        plan = self._autoscaler.plan(now)
+        starts = [start for start in plan.starts if fits(self._vms.pools.configs[start.pool].size, node.shape.asks)]
         if starts:
             vms = f"{counted(len(starts), 'VM')} of pool {starts[0].pool}"
             yield f"the boss is about to start {vms}: {starts[0].reason}"

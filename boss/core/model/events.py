@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from boss.core.model.cloud_vms import VmFound
 from boss.core.model.rows import RunImage
 from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.tasks import Result
@@ -119,29 +120,26 @@ class VmRefused(msgspec.Struct, frozen=True):
 
 
 class VmsListed(msgspec.Struct, frozen=True):
-    """What the cloud of `pool` says it runs of ours, of all its pools: cloud ids that live. Anything else of ours there
-    is DONE.
+    """What the cloud of `pool` says of our VMs, of all its pools: those that it shows, and of those that were asked
+    about the ones that are gone.
 
-    `seen`: of those that do not simply run, or about which the cloud has something to say: state and text by intent.
-    `since`: when the cloud made them, epoch seconds, by cloud id, where it says so. `starting`: intents for which a
-    call is under way or waits for its turn. `addresses`: of those that run, by intent. `gone`: cloud ids of those that
-    were asked about and are no more, and their intents; `ended`: when, epoch seconds, where the cloud says so. Its
-    clock may be any: what waits never looks at `since` and `ended`. `asked`: cloud ids that the list was asked about;
-    it proves nothing of others, which may be younger than itself. `sought`: unanswered intents of which VMs that are
-    gone were looked for. Either None: about all.
+    `starting`: intents for which a call is under way or waits for its turn. `asked`: cloud ids that the list was asked
+    about: it proves nothing of others, which may be younger than itself. `sought`: unanswered intents of which VMs that
+    are gone were looked for. Either None: about all.
     """
 
     pool: str
-    alive: frozenset[str]
-    by_vm_no: dict[int, str]
-    seen: dict[int, tuple[str, str]] = {}
-    since: dict[str, float] = {}
+    vms: tuple[VmFound, ...] = ()
     starting: frozenset[int] = frozenset()
-    addresses: dict[int, str] = {}
-    gone: dict[str, int] = {}
-    ended: dict[str, float] = {}
     asked: frozenset[str] | None = None
     sought: frozenset[int] | None = None
+
+
+class VmListFailed(msgspec.Struct, frozen=True):
+    """The cloud of `pool` did not tell what it has, for that reason: nothing is known of its VMs until it does."""
+
+    pool: str
+    reason: str
 
 
 class VmVisited(msgspec.Struct, frozen=True):
@@ -166,5 +164,5 @@ class RoomSeen(msgspec.Struct, frozen=True):
 Event = (
     MessageArrived | AttemptsDeclared | BrokerFound | BrokerLost | RunLoaded | TasksSelected | FilesPromoted |
     ResultsFound | DatastoreFailed | StagesListed | FreeSpaceSeen | DatastoreUsed | KeySigned | VmStarted |
-    VmRefused | VmsListed | RoomSeen | VmVisited
+    VmRefused | VmListFailed | VmsListed | RoomSeen | VmVisited
 )  # fmt: skip

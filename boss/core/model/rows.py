@@ -10,6 +10,7 @@ import msgspec
 from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.tasks import AttemptState, Condition, Outcome, Resources, Result, Retries, TaskDefinition, TaskState
 from ecloud.model.transfer_status import Moving
+from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Hello
 from ecloud.model.worker_states import WorkerState
 
@@ -111,7 +112,7 @@ class WorkerRow(msgspec.Struct):
 
 
 class VmRow(msgspec.Struct):
-    """A VM and the intent that owns it. `state`: intended, booting, running, ending, gone.
+    """A VM and the intent that owns it.
 
     `cloud_id` is the cloud's name for it, empty until the cloud answered. `size`: what it offers. Times are those of
     its life, in this order: intended, started (the cloud made it), hello (its worker reported), first task, ending,
@@ -122,7 +123,7 @@ class VmRow(msgspec.Struct):
 
     vm_no: int
     pool: str
-    state: str
+    state: VmState
     since: float
     size: Resources
     boot_nonce: str
@@ -145,7 +146,7 @@ class VmRow(msgspec.Struct):
         long as the cloud says. None where the cloud never made it, as far as is known."""
         if self.started_at is None:
             return None
-        if self.state == "gone":
+        if self.state is VmState.GONE:
             return self.since - max(0.0, (self.gone_at or self.started_at) - self.started_at), self.since
         return self.intended_at, now
 

@@ -15,23 +15,43 @@ Bound = tuple[int, str]
 """How many VMs more, and what says so."""
 
 
-def quota_bounds(user: Any, cpu: float, memory_mb: float) -> Iterator[Bound]:
+def quota_bounds(user: Any, cpu: float, memory_mb: float, disk_mb: float = 0.0) -> Iterator[Bound]:
     """What the user's own quotas leave for VMs of that size. Quotas of single clusters are left out."""
-    return _bounds(f"user {user.NAME}", user.VM_QUOTA, getattr(user, "DEFAULT_USER_QUOTAS", None), cpu, memory_mb)
+    defaults = getattr(user, "DEFAULT_USER_QUOTAS", None)
+    return _bounds(f"user {user.NAME}", user.VM_QUOTA, defaults, (cpu, memory_mb, disk_mb))
 
 
-def group_bounds(group: Any, cpu: float, memory_mb: float) -> Iterator[Bound]:
+def group_bounds(group: Any, cpu: float, memory_mb: float, disk_mb: float = 0.0) -> Iterator[Bound]:
     """What the quotas of the user's group leave, all its users together."""
     defaults = getattr(group, "DEFAULT_GROUP_QUOTAS", None)
-    return _bounds(f"group {group.NAME}", group.VM_QUOTA, defaults, cpu, memory_mb)
+    return _bounds(f"group {group.NAME}", group.VM_QUOTA, defaults, (cpu, memory_mb, disk_mb))
 
 
-def _bounds(whose: str, quotas: Any, of_all: Any, cpu: float, memory_mb: float) -> Iterator[Bound]:
+def lease_bounds(whose: str, quotas: Any, leases: Mapping[int, int]) -> Iterator[Bound]:
+    """What quotas of single networks leave. `leases`: how many a VM takes, by the network's number."""
+    found = getattr(quotas, "NETWORK", None)
+    for quota in found if isinstance(found, list) else [found] if found is not None else []:
+        each = leases.get(int(number_of(getattr(quota, "ID", None), -1.0)), 0)
+        limit = number_of(getattr(quota, "LEASES", None), UNLIMITED)
+        if limit >= 0 and each:
+            free = limit - number_of(getattr(quota, "LEASES_USED", None))
+            yield (
+                max(0, int(free / each + _ALMOST)),
+                f"{whose} has a quota of {limit:g} for leases of network {quota.ID}",
+            )
+
+
+def _bounds(whose: str, quotas: Any, of_all: Any, size: tuple[float, float, float]) -> Iterator[Bound]:
+    cpu, memory_mb, disk_mb = size
     defaults = _quotas(getattr(of_all, "VM_QUOTA", None))
+    needs = {
+        "VMS": 1.0, "RUNNING_VMS": 1.0, "CPU": cpu, "RUNNING_CPU": cpu, "MEMORY": memory_mb,
+        "RUNNING_MEMORY": memory_mb, "SYSTEM_DISK_SIZE": disk_mb,
+    }  # fmt: skip
     for quota in _quotas(quotas):
         if getattr(quota, "CLUSTER_IDS", ""):
             continue
-        for kind, each in (("VMS", 1.0), ("RUNNING_VMS", 1.0), ("CPU", cpu), ("MEMORY", memory_mb)):
+        for kind, each in needs.items():
             limit = number_of(getattr(quota, kind, None), UNLIMITED)
             if limit == DEFAULT:
                 limit = number_of(getattr(defaults[0], kind, None), UNLIMITED) if defaults else UNLIMITED

@@ -1,13 +1,22 @@
 """How much more an OpenNebula would give, asked call by call: quotas of the user and of its group, free leases, free
-hosts. What the answers mean is in `opennebula_room`. Reads only; asks for no VM."""
+hosts; and whether images and networks are there to be used. What the answers mean is in `capacity`. Reads only."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from boss.providers.opennebula import naming as words
-from boss.providers.opennebula.capacity import Bound, address_bound, group_bounds, host_bound, quota_bounds
+from boss.providers.opennebula.capacity import (
+    Bound,
+    address_bound,
+    group_bounds,
+    host_bound,
+    lease_bounds,
+    number_of,
+    quota_bounds,
+)
 from boss.providers.opennebula.errors import Asks, No, NoSuch, NotAllowed
 from boss.providers.opennebula.template import Template
 from boss.providers.provider import Capacity, CredentialsWrong, GivePoolUp, TryLater
@@ -20,10 +29,15 @@ OWN = -1
 def read_room(cloud: Asks, template: Template) -> Capacity:
     """How many more VMs of that template there would be, and what says so. Raises as `provider.Provider.room`."""
     try:
+        disk_mb = _disk_mb(cloud, template)
+        networks = list(_networks(cloud, template))
+        leases = Counter(int(network.ID) for network in networks)
+        user = cloud.call("user.info", OWN)
         bounds = [
-            *quota_bounds(cloud.call("user.info", OWN), template.cpu, template.memory_mb),
-            *_group_bounds(cloud, template),
-            *_address_bounds(cloud, template),
+            *quota_bounds(user, template.cpu, template.memory_mb, disk_mb),
+            *lease_bounds(f"user {user.NAME}", getattr(user, "NETWORK_QUOTA", None), leases),
+            *_group_bounds(cloud, template, disk_mb, leases),
+            *map(address_bound, networks),
             *_host_bounds(cloud, template),
         ]
     except No as error:
@@ -31,20 +45,51 @@ def read_room(cloud: Asks, template: Template) -> Capacity:
     return Capacity(*min(bounds)) if bounds else Capacity()
 
 
-def _group_bounds(cloud: Asks, template: Template) -> Iterator[Bound]:
+def _group_bounds(cloud: Asks, template: Template, disk_mb: float, leases: Mapping[int, int]) -> Iterator[Bound]:
     """A user may be kept from seeing its own group; then the group bounds nothing that we could know."""
     try:
         group = cloud.call("group.info", OWN)
     except (No, GivePoolUp):
         return
-    yield from group_bounds(group, template.cpu, template.memory_mb)
+    yield from group_bounds(group, template.cpu, template.memory_mb, disk_mb)
+    yield from lease_bounds(f"group {group.NAME}", getattr(group, "NETWORK_QUOTA", None), leases)
+
+
+def _disk_mb(cloud: Asks, template: Template) -> float:
+    """What the disks of a VM take on the hosts, in MB: the template's SIZE, else the image's. Raises `GivePoolUp` for
+    an image that is not there, or that the user may not use: no VM of the template will ever start."""
+    total = 0.0
+    for disk in template.disks:
+        size = number_of(disk.get("SIZE"))
+        image = _image(cloud, template, disk)
+        total += size or number_of(getattr(image, "SIZE", None))
+    return total
+
+
+def _image(cloud: Asks, template: Template, disk: Mapping[str, str]) -> Any:
+    number, name, what = disk.get("IMAGE_ID", ""), disk.get("IMAGE", ""), f"template {template.name}"
+    try:
+        if not number and name:
+            owner = disk.get("IMAGE_UNAME", "")
+            every = cloud.call("imagepool.info", VISIBLE, -1, -1).IMAGE
+            number = next((str(one.ID) for one in every if name == one.NAME and owner in ("", one.UNAME)), "")
+            if not number:
+                raise GivePoolUp(f"{what} names image {name}, which user {cloud.user} does not see; mend it")
+        return cloud.call("image.info", int(number)) if number.isdecimal() else None
+    except NoSuch as error:
+        raise GivePoolUp(f"{what} names image {number}, which is not there; mend it") from error
+    except NotAllowed as error:
+        raise GivePoolUp(
+            f"user {cloud.user} may not use image {name or number} of {what}: {words.said(error)}; ask for the right "
+            "to USE it"
+        ) from error
 
 
 def lacks_network(cloud: Asks, template: Template) -> str:
     """Why no VM of the template will ever have an address; empty where all its networks are there, or can't be asked
     for. OpenNebula refuses a VM of a network that is not there in the words of one that is full."""
     try:
-        for _ in _address_bounds(cloud, template):
+        for _ in _networks(cloud, template):
             pass
     except GivePoolUp as error:
         return str(error)
@@ -53,13 +98,14 @@ def lacks_network(cloud: Asks, template: Template) -> str:
     return ""
 
 
-def _address_bounds(cloud: Asks, template: Template) -> Iterator[Bound]:
+def _networks(cloud: Asks, template: Template) -> Iterator[Any]:
+    """The networks of its VMs, one for each NIC whose network is fixed."""
     for nic in template.nics:
         if nic.get("NETWORK_MODE", "").lower() == "auto":
             continue
         network = _network(cloud, template, nic)
         if network is not None:
-            yield address_bound(network)
+            yield network
 
 
 def _network(cloud: Asks, template: Template, nic: Mapping[str, str]) -> Any:

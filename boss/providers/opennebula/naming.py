@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from boss.providers.provider import VmState
+from boss.providers.provider import CloudState
 from datastore.problem import Problem
 
 ACTIVE, DONE = 3, 6
@@ -21,16 +21,16 @@ NAMES = (
     *("CLONING", "CLONING_FAILURE"),
 )
 _STATES = {
-    "INIT": VmState.PENDING,
-    "PENDING": VmState.PENDING,
-    "HOLD": VmState.PENDING,
-    "CLONING": VmState.PENDING,
-    "FAILED": VmState.FAILED,
-    "CLONING_FAILURE": VmState.FAILED,
-    "STOPPED": VmState.OFF,
-    "SUSPENDED": VmState.OFF,
-    "POWEROFF": VmState.OFF,
-    "UNDEPLOYED": VmState.OFF,
+    "INIT": CloudState.PENDING,
+    "PENDING": CloudState.PENDING,
+    "HOLD": CloudState.PENDING,
+    "CLONING": CloudState.PENDING,
+    "FAILED": CloudState.FAILED,
+    "CLONING_FAILURE": CloudState.FAILED,
+    "STOPPED": CloudState.OFF,
+    "SUSPENDED": CloudState.OFF,
+    "POWEROFF": CloudState.OFF,
+    "UNDEPLOYED": CloudState.OFF,
 }
 _ENDING = ("SHUTDOWN", "EPILOG", "CANCEL", "CLEANUP_DELETE")
 _BOOTING = ("LCM_INIT", "CLEANUP_RESUBMIT")
@@ -42,24 +42,30 @@ class CantBeWritten(Problem):
     """A value that a template can't hold: of which attribute, and why."""
 
 
-def state_of(state: int, lcm: str) -> VmState:
+def state_of(state: int, lcm: str) -> CloudState:
     """What a VM's numbers mean: `lcm` is the name of its LCM_STATE, which counts only while it is ACTIVE.
 
     A name that nobody knows yet is UNKNOWN: neither a proof of life nor of an end.
     """
     if state != ACTIVE:
-        return _STATES.get(NAMES[state] if 0 <= state < len(NAMES) else "", VmState.UNKNOWN)
+        return _STATES.get(NAMES[state] if 0 <= state < len(NAMES) else "", CloudState.UNKNOWN)
     if lcm.endswith("FAILURE"):
-        return VmState.FAILED
+        return CloudState.FAILED
     if lcm in _ENDING:
-        return VmState.ENDING
+        return CloudState.ENDING
     if lcm in _GOING_OFF or lcm.endswith(("_POWEROFF", "_SUSPENDED", "_UNDEPLOYED", "_STOPPED")):
-        return VmState.BOOTING if lcm.startswith(("BOOT", "PROLOG")) else VmState.OFF
+        return CloudState.BOOTING if lcm.startswith(("BOOT", "PROLOG")) else CloudState.OFF
     if lcm in _RUNNING or lcm.startswith(("HOTPLUG", "DISK_")):
-        return VmState.RUNNING
+        return CloudState.RUNNING
     if lcm in _BOOTING or lcm.startswith(("BOOT", "PROLOG")):
-        return VmState.BOOTING
-    return VmState.UNKNOWN
+        return CloudState.BOOTING
+    return CloudState.UNKNOWN
+
+
+def is_queued(sched_message: str) -> bool:
+    """Whether the scheduler has a host for a VM that waits, and brings up others first: it dispatches a few per host at
+    a time."""
+    return "dispatch limit" in sched_message.lower()
 
 
 def cloud_state(state: int, lcm: str) -> str:

@@ -33,6 +33,7 @@ from boss.providers.opennebula.vm_list import SeenVm, read_vms
 from boss.providers.provider import (
     AskForLess,
     Capacity,
+    CloudState,
     CredentialsWrong,
     GivePoolUp,
     Gone,
@@ -41,10 +42,10 @@ from boss.providers.provider import (
     Unanswered,
     VmFound,
     VmOrder,
-    VmState,
 )
 from ecloud.config.secrets import AccessFile
 from ecloud.model.foreign_text import Cleaner, bounded
+from ecloud.model.tasks import Resources
 
 log = logging.getLogger("boss")
 _T = TypeVar("_T")
@@ -302,22 +303,25 @@ class OpenNebulaCloud:
             return
         if vm.uid != self._connection.uid or self._vm_no(vm, vm.attributes) is None:
             raise Gone(f"VM {cloud_id} ({vm.name}, of {vm.owner}) does not carry our cluster id: it is left alone")
-        lcm = _lcm_name(vm.lcm)
-        state = words.cloud_state(vm.state, lcm)
+        state = _state(vm)
         with self._lock:
             self._forget_old_ends()
             asked_at = self._asked_at.setdefault(number, time.monotonic())
         hard = time.monotonic() - asked_at > END_GRACE_S
-        if words.state_of(vm.state, lcm) is VmState.ENDING and not (hard and vm.lcm == words.LCM_SHUTDOWN):
+        if state is CloudState.ENDING and not (hard and vm.lcm == words.LCM_SHUTDOWN):
             return
         # What the cloud has lost sight of can't be asked to shut down.
-        action = "terminate-hard" if hard or words.state_of(vm.state, lcm) is VmState.UNKNOWN else "terminate"
+        action = "terminate-hard" if hard or state is CloudState.UNKNOWN else "terminate"
         try:
             self._connection.call("vm.action", action, number)
         except NoSuch:
             return
         except WrongState as error:
-            raise TryLater(f"VM {cloud_id} can't be ended while it is in {state}; it is asked again") from error
+            # It moved on since it was looked at: the cloud names the state that refuses.
+            now = self._find(number)
+            if now is None or now.state == words.DONE or _state(now) is CloudState.ENDING:
+                return
+            raise TryLater(f"VM {cloud_id} can't be ended now: {words.said(error)}; it is asked again") from error
         except No as error:
             raise TryLater(f"VM {cloud_id} can't be ended: {words.said(error)}; it is asked again") from error
 
@@ -390,20 +394,20 @@ class OpenNebulaCloud:
         for number, vm_no in missing.items():
             vm = there.get(number)
             if number in there and (vm is None or vm.state == words.DONE):
-                yield VmFound(vm_no, str(number), VmState.GONE, "DONE") if vm is None else _gone(vm_no, vm)
+                yield VmFound(vm_no, str(number), CloudState.GONE, "DONE") if vm is None else _gone(vm_no, vm)
             elif vm is None:
                 why = (
                     f"VM {number} is not shown to user {user}, who asks, and may still run: was OPENNEBULA_USER "
                     "changed? Set it back until its VMs are gone, or have their owner end them"
                 )
-                yield VmFound(vm_no, str(number), VmState.UNKNOWN, text=why)
+                yield VmFound(vm_no, str(number), CloudState.HIDDEN, text=why)
             elif self._vm_no(vm, vm.attributes) != vm_no:
                 labels = words.labels_of(self._cluster_id, vm_no)
                 why = (
                     f"VM {number} ({vm.name}, of {vm.owner}) does not carry our cluster id any more, and may still "
                     f"run: give it back its labels ({labels}), or end it by hand"
                 )
-                yield VmFound(vm_no, str(number), VmState.UNKNOWN, text=why)
+                yield VmFound(vm_no, str(number), CloudState.HIDDEN, text=why)
             else:  # somebody gave it another name, or another owner
                 yield self._found(vm_no, vm, vm.attributes)
 
@@ -429,7 +433,7 @@ class OpenNebulaCloud:
             or words.vm_no_in_labels(cluster, vm.labels) is not None
         ]
         unclear = [vm.id for vm in vms if self._vm_no(vm, None) is None]
-        unclear += [vm.id for vm in vms if _has_a_reason(vm)][:DETAILS_AT_ONCE]
+        unclear += [vm.id for vm in vms if _has_a_hidden_reason(vm)][:DETAILS_AT_ONCE]
         if not unclear:
             return vms, {}
         extended = self._read_vms("vmpool.infoset", ",".join(map(str, dict.fromkeys(unclear))), True)
@@ -457,7 +461,10 @@ class OpenNebulaCloud:
     def _found(self, vm_no: int, vm: SeenVm, details: Mapping[str, str]) -> VmFound:
         lcm = _lcm_name(vm.lcm)
         state = words.state_of(vm.state, lcm)
-        text = details.get("SCHED_MESSAGE" if state is VmState.PENDING else "ERROR", "")
+        details = {**vm.attributes, **details}
+        text = details.get("SCHED_MESSAGE" if state is CloudState.PENDING else "ERROR", "")
+        if state is CloudState.PENDING and words.is_queued(text):
+            state = CloudState.QUEUED
         if text:  # an ERROR may repeat the VM's context
             access = self._access_of(f"vm-{vm_no}")
             text = Cleaner([access.password, access.key])(text)
@@ -468,6 +475,10 @@ class OpenNebulaCloud:
     def room(self) -> Capacity:
         """See `provider.Provider.room`."""
         return read_room(self._connection, self._template.get())
+
+    def misfit(self, size: Resources) -> str:
+        """See `provider.Provider.misfit`."""
+        return self._template.get().too_small_for(size)
 
     def close(self) -> None:
         """See `provider.Provider.close`."""
@@ -484,10 +495,16 @@ def _lcm_name(lcm: int) -> str:
         return f"state {lcm}"
 
 
-def _has_a_reason(vm: SeenVm) -> bool:
-    """Whether the cloud may have said why this VM is no further."""
-    return words.state_of(vm.state, _lcm_name(vm.lcm)) in (VmState.PENDING, VmState.FAILED)
+def _state(vm: SeenVm) -> CloudState:
+    return words.state_of(vm.state, _lcm_name(vm.lcm))
+
+
+def _has_a_hidden_reason(vm: SeenVm) -> bool:
+    """Whether the cloud may have said why this VM is no further, and its short list does not show it: older ones
+    leave it out."""
+    shown = "SCHED_MESSAGE" in vm.attributes or "ERROR" in vm.attributes
+    return not shown and _state(vm) in (CloudState.PENDING, CloudState.FAILED)
 
 
 def _gone(vm_no: int, vm: SeenVm) -> VmFound:
-    return VmFound(vm_no, str(vm.id), VmState.GONE, "DONE", since=vm.since, ended=vm.ended)
+    return VmFound(vm_no, str(vm.id), CloudState.GONE, "DONE", since=vm.since, ended=vm.ended)

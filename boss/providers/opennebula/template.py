@@ -13,6 +13,7 @@ from boss.providers.opennebula import naming as words
 from boss.providers.opennebula.capacity import number_of
 from boss.providers.provider import GivePoolUp, VmOrder
 from ecloud.config.secrets import AccessFile
+from ecloud.model.tasks import Resources
 
 POWEROFF_AFTER_S = 60.0
 """Between a worker that has left and its machine that is off: time for the boss, if there is one, to end it."""
@@ -21,7 +22,8 @@ _VARIABLE_AT_LINE_END = re.compile(r"(\$\{?\w+\}?(?:\[[^\]]*\])?)(?=\r?\n)")
 
 
 class Template(msgspec.Struct, frozen=True):
-    """A template as it was read. `name`: with its id, for people; `nics`: what its VMs are connected to."""
+    """A template as it was read. `name`: with its id, for people; `nics`: what its VMs are connected to; `vcpus`: what
+    they see of CPUs, where `cpu` is what their host sets aside."""
 
     id: int
     name: str
@@ -30,6 +32,21 @@ class Template(msgspec.Struct, frozen=True):
     nics: tuple[dict[str, str], ...]
     cpu: float
     memory_mb: float
+    vcpus: float = 0.0
+    disks: tuple[dict[str, str], ...] = ()
+
+    def too_small_for(self, size: Resources) -> str:
+        """What a pool promises of a VM that the template does not give; empty where it gives all."""
+        cpus = self.vcpus or self.cpu
+        lacks = [
+            f"{promised:g} {what} promised, the template gives {given:g} ({where})"
+            for what, promised, given, where in (
+                ("cpus", size.get("cpus", 0.0), cpus, "VCPU" if self.vcpus else "CPU"),
+                ("MB of memory", size.get("memory_mb", 0.0), self.memory_mb, "MEMORY"),
+            )
+            if 0 < given < promised
+        ]
+        return "; ".join(lacks)
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -61,6 +78,8 @@ def read_template(found: Any) -> Template:
         nics=nics,
         cpu=number_of(inner.get("CPU")),
         memory_mb=number_of(inner.get("MEMORY")),
+        vcpus=number_of(inner.get("VCPU")),
+        disks=tuple(dict(disk) for disk in words.as_list(inner.get("DISK"))),
     )
 
 

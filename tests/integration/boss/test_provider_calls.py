@@ -65,8 +65,8 @@ class Desk:
         """The VMs of the list that comes next."""
         listed = self.next()
         assert isinstance(listed, VmsListed)
-        assert (listed.pool, listed.alive) == ("big", frozenset(listed.by_vm_no.values()))
-        return listed.by_vm_no
+        assert listed.pool == "big"
+        return {vm.vm_no: vm.cloud_id for vm in listed.vms if not vm.is_gone}
 
     def end(self) -> None:
         self.double.let_go.set()
@@ -89,10 +89,9 @@ def test_a_vm_that_is_younger_than_a_slow_list_is_not_taken_for_gone(desk: Desk)
     started = desk.next()
     assert started == VmStarted(1, "0")
     desk.double.let_go.set()
-    assert desk.listed() == {1: "0"}
-    desk.double.vanish(desk.double.vms[0])
-    desk.calls.make(ListVms("big"))
-    assert desk.listed() == {}
+    listed = desk.next()
+    assert isinstance(listed, VmsListed)
+    assert (listed.vms, listed.asked) == ((), frozenset()), "it was not asked about the VM, and proves nothing of it"
 
 
 def test_a_start_whose_answer_was_lost_is_no_refusal(desk: Desk) -> None:
@@ -147,8 +146,9 @@ def test_a_list_says_which_starts_are_still_under_way(desk: Desk) -> None:
     desk.calls.make(ListVms("big"))
     listed = desk.next()
     assert isinstance(listed, VmsListed)
-    assert (listed.by_vm_no, listed.starting) == ({1: "0"}, frozenset({1}))
-    assert listed.since["0"] == desk.double.vms[0].made_at
+    (vm,) = listed.vms
+    assert (vm.vm_no, vm.cloud_id, listed.starting) == (1, "0", frozenset({1}))
+    assert vm.since == desk.double.vms[0].made_at
     desk.double.let_go.set()
     assert desk.next() == VmStarted(1, "0")
     desk.calls.make(ListVms("big"))
@@ -166,8 +166,9 @@ def test_a_list_tells_of_those_that_it_was_asked_about_when_they_were_gone(desk:
     desk.calls.make(ListVms("big", {"0": 1, "1": 2}, frozenset({7})))
     listed = desk.next()
     assert isinstance(listed, VmsListed)
-    assert (listed.alive, listed.by_vm_no, listed.gone) == (frozenset({"1"}), {2: "1"}, {"0": 1})
-    assert (listed.since["0"], listed.ended) == (gone.made_at, {"0": gone.ended_at})
+    told = {vm.cloud_id: vm for vm in listed.vms}
+    assert {cloud_id: (vm.vm_no, vm.is_gone) for cloud_id, vm in told.items()} == {"0": (1, True), "1": (2, False)}
+    assert (told["0"].since, told["0"].ended) == (gone.made_at, gone.ended_at)
     assert (listed.asked, listed.sought) == (frozenset({"0", "1"}), frozenset({7}))
 
 

@@ -274,3 +274,35 @@ def test_vms_of_another_opennebula_user_are_not_taken_for_gone(
         daemon.start()
         wait_until(lambda: not double.alive, START_S, "the VM is ended by its owner")
     assert len(double.vms) == 1
+
+
+@pytest.mark.long
+def test_a_cloud_that_places_one_vm_after_another_is_waited_for(
+    new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path
+) -> None:
+    """One host, 8 s for each VM: the third waits longer than `VM_PENDING_S`, and the cloud gets on all the while."""
+    double.hosts = 1
+    double.times["prolog_s"] = 8.0
+    daemon = new_daemon(pool={"maximum": 3}, VM_PENDING_S=15.0, IDLE_VM_S=120.0).start()
+    doors = Doors(tmp_path / "place", daemon)
+    doors.admin("instantiate_worker", 3)
+    with daemon.client() as client:
+        client.push(chain(1, 3, tmp_path / "journal", sleep_s=1.0), PushOptions("r"))
+        assert watch_to_the_end(client, "r", 3 * START_S).states == {"succeeded": 3}
+    query = "SELECT count(*) FROM vms WHERE hello_at IS NOT NULL"
+    wait_until(lambda: rows(daemon, query) == [(3,)], 3 * START_S, "all three came up")
+    assert rows(daemon, "SELECT DISTINCT cause FROM vms") == [("",)], "none was withdrawn"
+    assert len(double.vms) == 3
+    assert double.alice.tokens
+    doors.admin("stop", "--vms")
+    assert double.alice.tokens == {}, "the boss gave its token back"
+
+
+def test_a_cloud_that_is_away_is_named_by_status(new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path) -> None:
+    daemon = new_daemon(pool={"maximum": 1}, IDLE_VM_S=120.0).start()
+    doors = Doors(tmp_path / "place", daemon)
+    doors.admin("instantiate_worker")
+    wait_until(lambda: rows(daemon, "SELECT state FROM vms") == [("running",)], START_S, "a VM works")
+    double.stop_answering()
+    text = f"the cloud at {double.url} can't be reached"
+    wait_until(lambda: text in doors.admin("status").out, START_S, "status names it")

@@ -27,6 +27,7 @@ def cloud(tmp_path: Path) -> Iterator[OpenNebula]:
     made.add_template(WORKER)
     made.add_template('NAME="aw"\nCPU="0.01"\nMEMORY="8"\nNIC=[NETWORK_ID="1"]\n', made.alice)
     made.add_template('NAME="more"\nCPU="1"\n')
+    made.onegate = True
     for number, state, lcm, more in (
         (21, ACTIVE, RUNNING, OURS),
         (29, ACTIVE, BOOT, OURS),

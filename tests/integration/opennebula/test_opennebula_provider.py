@@ -22,6 +22,7 @@ from boss.providers.opennebula.provider import Connection, OpenNebulaCloud
 from boss.providers.opennebula.transport import Endpoint
 from boss.providers.provider import (
     AskForLess,
+    CloudState,
     CredentialsWrong,
     GivePoolUp,
     Gone,
@@ -29,7 +30,6 @@ from boss.providers.provider import (
     Unanswered,
     VmFound,
     VmOrder,
-    VmState,
 )
 from ecloud.config.secrets import AccessFile
 
@@ -282,15 +282,15 @@ def test_a_vm_that_a_person_renamed_is_still_ours(double: OpenNebula, cloud: Ope
 @pytest.mark.parametrize(
     ("where", "state", "word"),
     [
-        ((ACTIVE, UNKNOWN), VmState.UNKNOWN, "UNKNOWN"),
-        ((POWEROFF, 0), VmState.OFF, "POWEROFF"),
-        ((ACTIVE, 999), VmState.UNKNOWN, "state 999"),
-        ((ACTIVE, 25), VmState.RUNNING, "HOTPLUG_NIC"),
-        ((ACTIVE, SHUTDOWN), VmState.ENDING, "SHUTDOWN"),
+        ((ACTIVE, UNKNOWN), CloudState.UNKNOWN, "UNKNOWN"),
+        ((POWEROFF, 0), CloudState.OFF, "POWEROFF"),
+        ((ACTIVE, 999), CloudState.UNKNOWN, "state 999"),
+        ((ACTIVE, 25), CloudState.RUNNING, "HOTPLUG_NIC"),
+        ((ACTIVE, SHUTDOWN), CloudState.ENDING, "SHUTDOWN"),
     ],
 )
 def test_a_vm_in_a_doubtful_state_is_listed(
-    double: OpenNebula, cloud: OpenNebulaCloud, where: tuple[int, int], state: VmState, word: str
+    double: OpenNebula, cloud: OpenNebulaCloud, where: tuple[int, int], state: CloudState, word: str
 ) -> None:
     double.times["shutdown_s"] = 1e9
     vm = start(cloud, double)
@@ -302,7 +302,7 @@ def test_one_that_failed_says_why_and_can_be_ended(double: OpenNebula, cloud: Op
     for fault, word in (("boot_fails", "DEPLOY"), ("prolog_fails", "PROLOG")):
         setattr(double.faults, fault, True)
         cloud_id = cloud.start(order())
-        found = wait_until(lambda: next((vm for vm in cloud.list() if vm.state is VmState.FAILED), None))
+        found = wait_until(lambda: next((vm for vm in cloud.list() if vm.state is CloudState.FAILED), None))
         assert f": {word}: " in found.text
         cloud.end(cloud_id)
         assert cloud.list() == []
@@ -314,7 +314,7 @@ def test_one_that_waits_for_a_host_says_why(double: OpenNebula, cloud: OpenNebul
     cloud.start(order())
     text = wait_until(lambda: only(cloud).text, what="a reason")
     assert "[HOST] Not enough CPU on hosts" in text
-    assert only(cloud).state is VmState.PENDING
+    assert only(cloud).state is CloudState.PENDING
     assert list(cloud.end_all(20)) == []
 
 
@@ -328,7 +328,7 @@ def test_one_that_was_there_and_is_not_shown_is_gone_only_where_the_cloud_says_s
     carol = new_cloud(user="carol")
     assert carol.list() == []
     told = carol.list(known)
-    assert [(vm.vm_no, vm.cloud_id, vm.state) for vm in told] == [(n, str(n - 1), VmState.UNKNOWN) for n in (1, 2, 3)]
+    assert [(vm.vm_no, vm.cloud_id, vm.state) for vm in told] == [(n, str(n - 1), CloudState.HIDDEN) for n in (1, 2, 3)]
     assert told[0].text == (
         "VM 0 is not shown to user carol, who asks, and may still run: was OPENNEBULA_USER changed? "
         "Set it back until its VMs are gone, or have their owner end them"
@@ -342,7 +342,7 @@ def test_one_that_was_there_and_is_not_shown_is_gone_only_where_the_cloud_says_s
 
 def gone(told: list[VmFound]) -> list[tuple[int, str, float, float]]:
     """Those that are no more: intent, number, since when and until when they were there."""
-    return [(vm.vm_no, vm.cloud_id, vm.since, vm.ended) for vm in told if vm.state is VmState.GONE]
+    return [(vm.vm_no, vm.cloud_id, vm.since, vm.ended) for vm in told if vm.state is CloudState.GONE]
 
 
 @pytest.mark.parametrize("shows_done", [True, False])
@@ -377,7 +377,7 @@ def test_one_that_somebody_renamed_and_relabelled_is_not_taken_for_gone(
     vm = start(cloud, double)
     vm.name, vm.user_template["LABELS"] = "mine", ""
     assert cloud.list() == []
-    assert [(seen.vm_no, seen.state) for seen in cloud.list({"0": 1})] == [(1, VmState.UNKNOWN)]
+    assert [(seen.vm_no, seen.state) for seen in cloud.list({"0": 1})] == [(1, CloudState.HIDDEN)]
 
 
 def test_one_that_somebody_gave_other_attributes_is_not_taken_for_gone(
@@ -388,7 +388,7 @@ def test_one_that_somebody_gave_other_attributes_is_not_taken_for_gone(
     vm.user_template = {}
     assert cloud.list() == []
     (seen,) = cloud.list({str(vm.id): 1})
-    assert (seen.vm_no, seen.cloud_id, seen.state) == (1, str(vm.id), VmState.UNKNOWN)
+    assert (seen.vm_no, seen.cloud_id, seen.state) == (1, str(vm.id), CloudState.HIDDEN)
     assert f"give it back its labels (ecloud-{CLUSTER},ecloud-vm-1)" in seen.text
     double.vanish(vm)
     assert gone(cloud.list({str(vm.id): 1})) == [(1, str(vm.id), vm.made_at, vm.ended_at)]
@@ -423,7 +423,7 @@ def test_an_end_that_its_state_refuses_is_asked_again(
     setattr(double.faults, fault, True)
     cloud_id = cloud.start(order())
     wait_until(lambda: only(cloud).cloud_state == word)
-    with pytest.raises(TryLater, match=f"VM {cloud_id} can't be ended while it is in {word}; it is asked again"):
+    with pytest.raises(TryLater, match=f"VM {cloud_id} can't be ended now: .*wrong state {word}; it is asked again"):
         cloud.end(cloud_id)
     setattr(double.faults, fault, False)
     assert list(cloud.end_all(20)) == []
@@ -461,7 +461,9 @@ def test_one_that_is_shutting_down_is_let_alone_for_a_while(
     assert double.calls["vm.action"] == 1
     monkeypatch.setattr(provider, "END_GRACE_S", 0.0)
     cloud.end(str(vm.id))
-    assert vm.state == DONE
+    assert vm.where == (ACTIVE, SHUTDOWN), "an accepted hard end is no end yet"
+    double.times["shutdown_s"] = 0.1
+    wait_until(lambda: vm.state == DONE)
 
 
 def test_what_the_cloud_has_lost_sight_of_is_ended(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
@@ -483,6 +485,78 @@ def test_a_quota_asks_for_less(double: OpenNebula, cloud: OpenNebulaCloud) -> No
     with pytest.raises(AskForLess, match="limit of 2 reached for VMS quota in VM; others must end first") as error:
         cloud.start(order(3))
     assert "template worker" in sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "more"),
+    [("RUNNING_CPU", "2", 2), ("RUNNING_MEMORY", "1100", 2), ("SYSTEM_DISK_SIZE", "2100", 2), ("MEMORY", "600", 1)],
+)
+def test_every_quota_is_read_beforehand(
+    double: OpenNebula, cloud: OpenNebulaCloud, kind: str, limit: str, more: int
+) -> None:
+    double.alice.quota[kind] = limit
+    assert (cloud.room().vms, cloud.room().reason) == (more, f"user alice has a quota of {limit} for {kind}")
+    started = [start(cloud, double, vm_no) for vm_no in range(1, more + 1)]
+    assert cloud.room().vms == 0
+    with pytest.raises(AskForLess, match=f"reached for {kind} quota"):
+        cloud.start(order(9))
+    assert len(started) == more
+
+
+def test_a_quota_of_leases_is_read_beforehand(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+    double.alice.network_quota[0] = 1
+    assert cloud.room().vms == 1
+    start(cloud, double)
+    assert (cloud.room().vms, cloud.room().reason) == (0, "user alice has a quota of 1 for leases of network 0")
+    with pytest.raises(AskForLess, match="reached for LEASES quota"):
+        cloud.start(order(2))
+
+
+def test_an_image_that_the_user_may_not_use_gives_the_pool_up(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+    double.hidden_images.add(0)
+    with pytest.raises(GivePoolUp, match=r"user alice may not use image ecloud of template worker .*ask for the right"):
+        cloud.room()
+
+
+def test_a_pool_that_promises_more_than_its_template_gives_is_named(
+    double: OpenNebula, cloud: OpenNebulaCloud, new_cloud: NewCloud
+) -> None:
+    assert cloud.misfit({"cpus": 1.0, "memory_mb": 512.0}) == ""
+    assert cloud.misfit({"cpus": 4.0, "memory_mb": 600.0}) == (
+        "4 cpus promised, the template gives 1 (VCPU); 600 MB of memory promised, the template gives 512 (MEMORY)"
+    )
+    double.add_worker_template("large", cpus=4)
+    assert new_cloud("large").misfit({"cpus": 4.0}) == ""
+
+
+def test_vms_that_wait_for_their_turn_are_told_from_those_without_a_place(
+    double: OpenNebula, cloud: OpenNebulaCloud
+) -> None:
+    """One host, one VM at a time; the reason is in the short list, which asks for nothing more."""
+    double.hosts = 1
+    double.times["prolog_s"] = 1e9
+    for vm_no in (1, 2):
+        cloud.start(order(vm_no))
+
+    def states() -> dict[int, CloudState]:
+        return {vm.vm_no: vm.state for vm in cloud.list()}
+
+    wait_until(lambda: states() == {1: CloudState.BOOTING, 2: CloudState.QUEUED}, what="one waits for the other")
+    assert "Dispatch limit reached" in next(vm.text for vm in cloud.list() if vm.vm_no == 2)
+    assert double.calls["vmpool.infoset"] == 0
+
+
+def test_a_vm_that_was_given_away_is_hidden_and_its_end_is_somebody_else_s(
+    double: OpenNebula, cloud: OpenNebulaCloud
+) -> None:
+    vm = start(cloud, double)
+    double.users["bob"] = User(3, "bob", "PASSWORD")
+    Connection(Endpoint(double.url, "oneadmin", "PASSWORD")).call("vm.chown", vm.id, 3, -1)
+    double.vanish(vm)
+    (seen,) = cloud.list({str(vm.id): 1})
+    assert seen.state is CloudState.HIDDEN
+    with pytest.raises(Gone, match="somebody else's: it is left alone"):
+        cloud.end(str(vm.id))
 
 
 def test_a_quota_of_the_group_bounds_all_its_users_together(double: OpenNebula, cloud: OpenNebulaCloud) -> None:

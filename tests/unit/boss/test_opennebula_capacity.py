@@ -35,6 +35,8 @@ def quota(subject: Any) -> list[int]:
         ({"CPU": "7.5", "CPU_USED": "2"}, [2]),
         ({"MEMORY": "4000", "MEMORY_USED": "500", "VMS": "9"}, [9, 3]),
         ({"VMS": "3", "VMS_USED": "5"}, [0]),
+        ({"RUNNING_CPU": "9", "RUNNING_CPU_USED": "1"}, [4]),
+        ({"RUNNING_MEMORY": "2500"}, [2]),
     ],
 )
 def test_a_quota_bounds_in_what_it_counts(limits: dict[str, str], room: list[int]) -> None:

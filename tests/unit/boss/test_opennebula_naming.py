@@ -11,7 +11,7 @@ from opennebula_xml import parse_template
 
 from boss.providers.opennebula import naming as words
 from boss.providers.opennebula.vm_list import read_vms
-from boss.providers.provider import VmState
+from boss.providers.provider import CloudState
 
 NAMES = st.from_regex(r"[A-Z][A-Z0-9_]{0,8}", fullmatch=True)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")).filter(
@@ -60,8 +60,8 @@ def test_every_state_that_pyone_knows_means_something() -> None:
     for lcm in pyone.LCM_STATE:
         state = words.state_of(words.ACTIVE, lcm.name)
         if "FAILURE" in lcm.name:
-            assert state is VmState.FAILED, lcm.name
-        elif state is VmState.UNKNOWN:
+            assert state is CloudState.FAILED, lcm.name
+        elif state is CloudState.UNKNOWN:
             assert lcm.name == "UNKNOWN" or lcm.name in unclear, lcm.name
     for number, name in enumerate(words.NAMES):
         assert pyone.VM_STATE[name] == number
@@ -70,20 +70,20 @@ def test_every_state_that_pyone_knows_means_something() -> None:
 @pytest.mark.parametrize(
     ("lcm", "state"),
     [
-        ("PROLOG", VmState.BOOTING),
-        ("BOOT", VmState.BOOTING),
-        ("BOOT_POWEROFF", VmState.BOOTING),
-        ("RUNNING", VmState.RUNNING),
-        ("HOTPLUG_NIC", VmState.RUNNING),
-        ("SHUTDOWN", VmState.ENDING),
-        ("EPILOG", VmState.ENDING),
-        ("SHUTDOWN_POWEROFF", VmState.OFF),
-        ("EPILOG_FAILURE", VmState.FAILED),
-        ("UNKNOWN", VmState.UNKNOWN),
-        ("state 999", VmState.UNKNOWN),
+        ("PROLOG", CloudState.BOOTING),
+        ("BOOT", CloudState.BOOTING),
+        ("BOOT_POWEROFF", CloudState.BOOTING),
+        ("RUNNING", CloudState.RUNNING),
+        ("HOTPLUG_NIC", CloudState.RUNNING),
+        ("SHUTDOWN", CloudState.ENDING),
+        ("EPILOG", CloudState.ENDING),
+        ("SHUTDOWN_POWEROFF", CloudState.OFF),
+        ("EPILOG_FAILURE", CloudState.FAILED),
+        ("UNKNOWN", CloudState.UNKNOWN),
+        ("state 999", CloudState.UNKNOWN),
     ],
 )
-def test_what_an_active_vm_does(lcm: str, state: VmState) -> None:
+def test_what_an_active_vm_does(lcm: str, state: CloudState) -> None:
     assert words.state_of(words.ACTIVE, lcm) is state
 
 

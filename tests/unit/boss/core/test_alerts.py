@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from boss_script import BossScript, task
-from vm_script import made, script_with_one, started, vm_worker
+from vm_script import cloud_lists, made, script_with_one, started, vm_worker
 
 from boss.core.model.effects import TellPerson
-from boss.core.model.events import DatastoreFailed, VmRefused, VmsListed
+from boss.core.model.events import DatastoreFailed, VmRefused
 from boss.core.model.rows import VmRow
 from ecloud.model.tasks import ManifestEntry
 
@@ -22,7 +22,7 @@ def still_there(script: BossScript, vm: VmRow, seconds: float) -> None:
     """The cloud keeps listing it for so long."""
     for _ in range(int(seconds / 15)):
         script.wait(15.0)
-        script.handle(VmsListed("p", frozenset({vm.cloud_id}), {vm.vm_no: vm.cloud_id}))
+        script.handle(cloud_lists("p", {vm.vm_no: vm.cloud_id}))
 
 
 def test_an_end_that_fails_for_ten_minutes_is_shouted_about_and_again_after_an_hour() -> None:
@@ -51,7 +51,7 @@ def test_a_boss_that_starts_again_does_not_shout_again_within_the_hour() -> None
     script.start()
     still_there(script, vm, 700.0)
     assert told(script) == []
-    script.handle(VmsListed("p", frozenset(), {}))
+    script.handle(cloud_lists("p"))
     script.wait(3700.0)
     assert not any(name.startswith("shouted/") for name in script.store.tables.context), "forgotten when it is over"
 
@@ -70,7 +70,7 @@ def test_vms_that_end_one_after_another_are_no_trouble() -> None:
         vm_no = script_with_one(script)
         script.ask("kill_worker")
         script.wait(60.0)
-        script.handle(VmsListed("p", frozenset(), {}))
+        script.handle(cloud_lists("p"))
         assert script.store.vms[vm_no].state == "gone"
     assert told(script) == []
 
@@ -80,7 +80,7 @@ def test_a_pool_whose_boots_fail_is_shouted_about_and_not_when_it_is_well_again(
     script.push("r", *(task(f"t{i}") for i in range(10)))
     made(script, *started(script))
     script.wait(301.0)
-    script.handle(VmsListed("p", frozenset(), {}))
+    script.handle(cloud_lists("p"))
     script.wait(30.0)
     (shout,) = [call for call in script.calls if isinstance(call, TellPerson)]
     assert shout.cause == "pool/p"
@@ -89,7 +89,7 @@ def test_a_pool_whose_boots_fail_is_shouted_about_and_not_when_it_is_well_again(
     (probe,) = started(script)
     made(script, probe)
     vm_worker(script, probe)
-    assert not script.boss.vms.health["p"].failing
+    assert not script.boss.vms.pools.health["p"].failing
 
 
 def test_wrong_credentials_are_shouted_about_at_once_and_a_busy_cloud_only_when_it_lasts() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 from boss_script import BossScript, Peer
-from vm_script import made, started
+from vm_script import cloud_lists, made, started
 
 from boss.core.model.config import PoolConfig
 from boss.core.model.effects import VisitVm
-from boss.core.model.events import MessageArrived, VmsListed, VmVisited
+from boss.core.model.events import MessageArrived, VmVisited
 from boss.core.model.rows import BootRow
 from ecloud.model import wire
 from ecloud.model.boot_diagnosis import Visit
@@ -31,7 +31,7 @@ def boss_of(gets_code: bool = True, **config: Any) -> BossScript:
 
 
 def lists(boss: BossScript, address: str = HERE) -> None:
-    boss.handle(VmsListed("big", frozenset({"cloud-1"}), {1: "cloud-1"}, addresses={1: address} if address else {}))
+    boss.handle(cloud_lists("big", {1: "cloud-1"}, addresses={1: address} if address else {}))
 
 
 def visits(boss: BossScript) -> list[VisitVm]:
@@ -135,7 +135,7 @@ def test_what_a_visit_found_is_why_the_boot_failed() -> None:
     vm = boss.store.vms[1]
     assert vm.cause == "python"
     assert vm.reason.startswith("no worker reported for duty within 60 s: its Python is 3.9")
-    boss.handle(VmsListed("big", frozenset(), {}))
+    boss.handle(cloud_lists("big"))
     assert boss.store.vms[1].state == "gone"
     kept = row(boss).visit
     assert kept is not None
@@ -163,7 +163,7 @@ def test_the_key_of_a_vm_dies_with_its_intent() -> None:
     boss = boss_of(boot_deadline_s=60.0)
     nonce = boss.store.vms[1].boot_nonce
     boss.wait(61)
-    boss.handle(VmsListed("big", frozenset(), {}))
+    boss.handle(cloud_lists("big"))
     hello = wire.Hello("n", "worker", resources={"cpus": 1.0}, boot_nonce=nonce, home="h")
     boss.handle(MessageArrived(Envelope(1, "w1", "", 0, hello), "vm-1"))
     assert boss.said == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from boss_script import BossScript, task
+from vm_script import cloud_lists
 
 from boss.core.model.effects import DropStages, EndVm, FindResults, ListVms, PromoteFiles, StartVm
 from boss.core.model.events import (
@@ -12,7 +13,6 @@ from boss.core.model.events import (
     FilesPromoted,
     MessageArrived,
     ResultsFound,
-    VmsListed,
     VmStarted,
 )
 from ecloud.model import wire
@@ -483,11 +483,11 @@ def test_a_vm_is_gone_when_the_clouds_list_lacks_it() -> None:
     script.handle(VmStarted(vm_no, "cloud-1"))
     script.ask("end_vms")
     assert script.call(EndVm).cloud_id == "cloud-1"
-    script.handle(VmsListed("local", frozenset({"cloud-1"}), {vm_no: "cloud-1"}))
+    script.handle(cloud_lists("local", {vm_no: "cloud-1"}))
     assert script.store.vms[vm_no].state == "ending"
     script.wait(20)
     assert script.call(ListVms).pool == "local"
-    script.handle(VmsListed("local", frozenset(), {}))
+    script.handle(cloud_lists("local"))
     assert script.store.vms[vm_no].state == "gone"
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 from boss_script import BossScript, Peer, task
-from vm_script import made, started, vm_worker
+from vm_script import cloud_lists, made, started, vm_worker
 
-from boss.core.model.events import MessageArrived, VmsListed
+from boss.core.model.events import MessageArrived
 from ecloud.model import wire
 from ecloud.model.tasks import Cause, Outcome
 from ecloud.model.vm_life import MICRO, Ran, VmLife, divide
@@ -33,7 +33,7 @@ def beats(script: BossScript, workers: list[Peer], seconds: float) -> None:
             inventory = tuple(wire.HeldAttempt(*key, "running") for key in held)
             hear(script, worker, wire.Heartbeat(1_000_000, inventory))
         alive = {vm.vm_no: vm.cloud_id for vm in script.store.vms.values() if vm.state != "gone" and vm.cloud_id}
-        script.handle(VmsListed("p", frozenset(alive.values()), alive))
+        script.handle(cloud_lists("p", alive))
 
 
 def ends(script: BossScript, worker: Peer, id: str) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 from boss_script import BossScript, task
-from vm_script import made, script_with_one, started, vm_worker
+from vm_script import cloud_lists, made, script_with_one, started, vm_worker
 
 from boss.core.autoscale.scaling import Demand, FleetSnapshot, IdleVm, Plan, PoolNow, Spot, plan
 from boss.core.model.config import PoolConfig
 from boss.core.model.effects import EndVm, StartVm
-from boss.core.model.events import MessageArrived, VmRefused, VmsListed, VmStarted
+from boss.core.model.events import MessageArrived, VmRefused, VmStarted
 from boss.core.model.graph import Shape, Shapes
 from ecloud.model import wire
 from ecloud.model.wire import Envelope
@@ -182,7 +182,7 @@ def test_a_broken_image_costs_few_vms_not_hundreds_and_another_pool_takes_over()
         asked += new
         script.handle(*(VmStarted(no, f"cloud-{no}") for no in new if script.store.vms[no].pool == "bad"))
         script.wait(301.0)
-        script.handle(VmsListed("bad", frozenset(), {}))
+        script.handle(cloud_lists("bad"))
         told.append(script.store.tables.pools["bad"].closed)
     by_pool = [script.store.vms[no].pool for no in asked]
     assert by_pool.count("bad") <= 12
@@ -196,7 +196,7 @@ def test_a_pool_that_failed_is_tried_with_one_and_is_well_again() -> None:
     first = started(script)
     made(script, *first)
     script.wait(301.0)
-    script.handle(VmsListed("p", frozenset(), {}))
+    script.handle(cloud_lists("p"))
     assert started(script) == []
     script.wait(60.0)
     probes = started(script)
@@ -240,7 +240,7 @@ def test_a_back_off_grows_while_the_cloud_says_no_and_is_forgotten_when_it_gives
     assert waits == [10.0, 20.0, 40.0, 80.0]
     (vm_no,) = started(script)
     made(script, vm_no)
-    script.handle(VmsListed("p", frozenset(), {}))
+    script.handle(cloud_lists("p"))
     (vm_no,) = started(script)
     script.handle(VmRefused(vm_no, "busy", 10.0, "later"))
     script.wait(10.0)
@@ -252,9 +252,9 @@ def test_a_vm_that_its_cloud_calls_failed_is_ended_and_its_words_are_kept() -> N
     script.push("r", task("a"))
     (vm_no,) = started(script)
     made(script, vm_no)
-    script.handle(VmsListed("p", frozenset({"cloud-1"}), {vm_no: "cloud-1"}, {vm_no: ("failed", "no such image 7")}))
+    script.handle(cloud_lists("p", {vm_no: "cloud-1"}, {vm_no: ("failed", "no such image 7")}))
     assert script.call(EndVm).vm_no == vm_no
-    script.handle(VmsListed("p", frozenset(), {}))
+    script.handle(cloud_lists("p"))
     vm = script.store.vms[vm_no]
     assert (vm.state, vm.cause, vm.said) == ("gone", "failed", "no such image 7")
 
@@ -264,7 +264,7 @@ def test_a_vm_that_finds_no_place_is_withdrawn() -> None:
     script.push("r", task("a"))
     (vm_no,) = started(script)
     made(script, vm_no)
-    pending = VmsListed("p", frozenset({"cloud-1"}), {vm_no: "cloud-1"}, {vm_no: ("pending", "no host has room")})
+    pending = cloud_lists("p", {vm_no: "cloud-1"}, {vm_no: ("pending", "no host has room")})
     script.handle(pending)
     assert script.store.vms[vm_no].state == "booting"
     script.wait(130.0)
@@ -279,10 +279,10 @@ def test_an_end_is_asked_for_until_the_list_confirms_it_and_each_time_is_counted
     script.ask("end_vms")
     for _ in range(5):
         script.wait(16.0)
-        script.handle(VmsListed("p", frozenset({"cloud-1"}), {vm_no: "cloud-1"}))
+        script.handle(cloud_lists("p", {vm_no: "cloud-1"}))
     vm = script.store.vms[vm_no]
     assert (vm.state, vm.end_asked) == ("ending", 6)
-    script.handle(VmsListed("p", frozenset(), {}))
+    script.handle(cloud_lists("p"))
     assert script.store.vms[vm_no].gone_at == script.now
 
 
@@ -312,14 +312,14 @@ def test_boot_times_are_remembered_by_the_next_boss() -> None:
     vm_worker(script, vm_no)
     script.start()
     assert script.store.tables.pools["p"].boot_s_p50 == 42.0
-    assert script.boss.vms.health["p"].boot_s(0.95) == 42.0
+    assert script.boss.vms.pools.health["p"].boot_s(0.95) == 42.0
 
 
 def test_the_budget_stops_new_starts_with_a_sentence_and_lets_go_after_a_day() -> None:
     script = BossScript(vm_hours_per_day=1.0).pool("p", maximum=1, idle_s=7200.0)
     vm_no = script_with_one(script)
     script.wait(3700.0)
-    script.handle(VmsListed("p", frozenset(), {}))
+    script.handle(cloud_lists("p"))
     assert script.store.vms[vm_no].state == "gone"
     script.push("r", task("a"))
     assert started(script) == []
@@ -339,7 +339,7 @@ def test_what_lives_when_the_next_boss_starts_counts_once() -> None:
     vm_worker(script, vm_no)
     script.start()
     vms = script.boss.vms
-    assert vms.spending.hours(vms.alive.values(), script.now) == pytest.approx(60.0 / 3600.0)
+    assert vms.spending.hours(vms.rows, script.now) == pytest.approx(60.0 / 3600.0)
 
 
 def plan_of(script: BossScript) -> dict[str, list[str]]:

@@ -7,21 +7,21 @@ from typing import Any
 import msgspec
 import pytest
 from boss_script import BossScript, task
-from vm_script import made, started, vm_worker
+from vm_script import cloud_lists, made, started, vm_worker
 
 from boss.core.model.effects import EndVm, ListVms, StartVm
 from boss.core.model.events import VmsListed
 from boss.core.model.rows import VmRow
 from ecloud.model import wire
 
-EMPTY = VmsListed("p", frozenset(), {})
+EMPTY = cloud_lists("p")
 AN_HOUR_S = 3600.0
 
 
 def shown(*vm_nos: int, **more: Any) -> VmsListed:
     """A list that shows these VMs."""
     ids = {vm_no: f"cloud-{vm_no}" for vm_no in vm_nos}
-    return VmsListed("p", frozenset(ids.values()), ids, **more)
+    return cloud_lists("p", ids, **more)
 
 
 def life(vm: VmRow) -> tuple[float | None, float | None]:
@@ -41,9 +41,7 @@ def test_a_life_is_from_when_to_when_the_cloud_says() -> None:
     script.handle(shown(vm_no, since={"cloud-1": 1001.0}))
     assert life(script.store.vms[vm_no]) == (1001.0, None)
     script.wait(60.0)
-    script.handle(
-        msgspec.structs.replace(EMPTY, gone={"cloud-1": 1}, since={"cloud-1": 1001.0}, ended={"cloud-1": 1040.0})
-    )
+    script.handle(cloud_lists("p", gone={"cloud-1": 1}, since={"cloud-1": 1001.0}, ended={"cloud-1": 1040.0}))
     assert life(script.store.vms[vm_no]) == (1001.0, 1040.0)
 
 
@@ -63,14 +61,14 @@ def test_a_list_proves_nothing_of_a_vm_that_it_was_not_asked_about() -> None:
     script.push("r", task("a"))
     (vm_no,) = started(script)
     made(script, vm_no)
-    script.handle(msgspec.structs.replace(EMPTY, asked=frozenset()))
+    script.handle(cloud_lists("p", asked=frozenset()))
     assert script.store.vms[vm_no].state == "booting"
     script.wait(20.0)
     asked = [call for call in script.calls if isinstance(call, ListVms)][-1]
     assert asked.known == {"cloud-1": vm_no}
     script.handle(
-        msgspec.structs.replace(
-            EMPTY,
+        cloud_lists(
+            "p",
             asked=frozenset(asked.known),
             gone={"cloud-1": 1},
             since={"cloud-1": 1000.0},
@@ -88,10 +86,10 @@ def test_one_that_was_never_answered_and_is_gone_already_is_looked_for_before_it
     script.wait(100.0)
     asked = [call for call in script.calls if isinstance(call, ListVms)][-1]
     assert asked.lost == frozenset({vm_no})
-    script.handle(msgspec.structs.replace(EMPTY, sought=frozenset()))
+    script.handle(cloud_lists("p", sought=frozenset()))
     assert script.store.vms[vm_no].state == "intended", "that list was not asked about it"
     gone = {"gone": {"x": vm_no}, "since": {"x": 1002.0}, "ended": {"x": 1050.0}}
-    script.handle(msgspec.structs.replace(EMPTY, sought=asked.lost, **gone))
+    script.handle(cloud_lists("p", sought=asked.lost, **gone))
     vm = script.store.vms[vm_no]
     assert (vm.state, vm.cloud_id, life(vm)) == ("gone", "x", (1002.0, 1050.0))
 
@@ -102,7 +100,7 @@ def test_what_is_gone_under_the_number_of_an_intent_that_is_being_asked_for_is_n
     script.push("r", task("a"))
     (vm_no,) = started(script)
     gone = {"gone": {"old": vm_no}, "since": {"old": 2.0}, "ended": {"old": 50.0}}
-    script.handle(msgspec.structs.replace(EMPTY, starting=frozenset({vm_no}), **gone))
+    script.handle(cloud_lists("p", starting=frozenset({vm_no}), **gone))
     made(script, vm_no)
     vm = script.store.vms[vm_no]
     assert (vm.state, vm.cloud_id, life(vm)) == ("booting", "cloud-1", (1000.0, None))
@@ -126,7 +124,7 @@ def given_up(script: BossScript) -> int:
 def test_what_is_made_after_its_intent_was_given_up_has_a_life_too() -> None:
     script = BossScript().pool("p", maximum=1)
     vm_no = given_up(script)
-    late = VmsListed("p", frozenset({"late"}), {vm_no: "late"}, since={"late": 1190.0})
+    late = cloud_lists("p", {vm_no: "late"}, since={"late": 1190.0})
     script.handle(late)
     vm = script.store.vms[vm_no]
     assert (vm.state, vm.cause, vm.cloud_id, life(vm)) == ("gone", "unanswered", "late", (1190.0, None))
@@ -140,7 +138,7 @@ def test_what_is_made_after_its_intent_was_given_up_has_a_life_too() -> None:
     script.wait(100.0)
     script.handle(late)
     assert [call.cloud_id for call in script.calls if isinstance(call, EndVm)] == ["late"]
-    script.handle(msgspec.structs.replace(EMPTY, gone={"late": vm_no}, ended={"late": 1500.0}))
+    script.handle(cloud_lists("p", gone={"late": vm_no}, ended={"late": 1500.0}))
     assert life(script.store.vms[vm_no]) == (1190.0, 1500.0)
     script.start()
     script.wait(700.0)
@@ -194,7 +192,7 @@ class Story:
     def ends(self) -> None:
         vm_no, id = self.vm_no, f"cloud-{self.vm_no}"
         ended = {"since": {id: self.since[vm_no]}, "ended": {id: self.cloud_s()}}
-        self.script.handle(msgspec.structs.replace(EMPTY, gone={id: vm_no}, asked=frozenset({id}), **ended))
+        self.script.handle(cloud_lists("p", gone={id: vm_no}, asked=frozenset({id}), **ended))
         vm = self.script.store.vms[vm_no]
         assert life(vm) == (self.since[vm_no], self.cloud_s())
         self.note()
@@ -208,7 +206,7 @@ class Story:
         plan = script.ask("plan")
         assert isinstance(plan, wire.RequestDone)
         spending, runs = script.boss.vms.spending, script.boss.run_budgets
-        hours = round(spending.hours(script.boss.vms.alive.values(), script.now), 2)
+        hours = round(spending.hours(script.boss.vms.rows, script.now), 2)
         pools = [msgspec.structs.replace(pool) for pool in script.store.tables.pools.values()]
         self.told.append((script.now, calls, rows, plan.text, hours, round(runs.spent_s(1) / 36, 0), pools))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import msgspec
 from boss_script import BossScript, Peer, task
+from vm_script import cloud_lists
 
 from boss.core.model.effects import AskRoom, EndVm, ListVms, StartVm
 from boss.core.model.events import BrokerLost, MessageArrived, RoomSeen, VmRefused, VmsListed, VmStarted
 from ecloud.model import wire
 from ecloud.model.wire import Envelope
 
-EMPTY = VmsListed("p", frozenset(), {})
+EMPTY = cloud_lists("p")
 
 
 def one_pool(maximum: int = 1, **config: float) -> BossScript:
@@ -40,7 +41,7 @@ def lists(script: BossScript) -> int:
 
 def shown(**vms: int) -> VmsListed:
     """A list that shows these, each by its cloud id with its intent."""
-    return VmsListed("p", frozenset(vms), {vm_no: cloud_id for cloud_id, vm_no in vms.items()})
+    return cloud_lists("p", {vm_no: cloud_id for cloud_id, vm_no in vms.items()})
 
 
 def agent(script: BossScript, vm_no: int, nonce: str = "") -> Peer:
@@ -67,7 +68,7 @@ def test_an_intent_waits_as_long_as_its_call_may_be_under_way() -> None:
     (vm_no,) = asked(script)
     for _ in range(6):  # the call hangs, behind others in the queue
         script.wait(40.0)
-        script.handle(msgspec.structs.replace(EMPTY, starting=frozenset({vm_no})))
+        script.handle(cloud_lists("p", starting=frozenset({vm_no})))
     assert script.store.vms[vm_no].state == "intended"
     script.wait(60.0)
     script.handle(EMPTY)
@@ -88,7 +89,7 @@ def test_a_boss_that_was_killed_in_the_middle_of_a_call_waits_for_the_list_to_sh
     script.handle(EMPTY)
     assert script.store.vms[vm_no].state == "intended"
     script.wait(30.0)
-    script.handle(msgspec.structs.replace(shown(late=vm_no), since={"late": intended_at + 210.0}))
+    script.handle(cloud_lists("p", {vm_no: "late"}, since={"late": intended_at + 210.0}))
     vm = script.store.vms[vm_no]
     assert (vm.state, vm.cloud_id) == ("booting", "late")
     assert vm.started_at == intended_at + 210.0, "its life began when the cloud says, not when it was found"
@@ -177,7 +178,7 @@ def test_one_list_serves_all_pools_of_a_cloud() -> None:
     script.handle(VmStarted(small, "1"), VmStarted(large, "2"), VmStarted(here, "3"))
     script.wait(10.0)
     assert lists(script) == 2
-    script.handle(VmsListed("q", frozenset({"2"}), {large: "2"}))
+    script.handle(cloud_lists("q", {large: "2"}))
     states = {no: script.store.vms[no].state for no in (small, large, here)}
     assert states == {small: "gone", large: "booting", here: "booting"}
 
@@ -189,7 +190,7 @@ def test_vms_of_a_pool_that_is_not_set_any_more_are_ended() -> None:
     script.handle(VmStarted(large, "2"))
     script.config = msgspec.structs.replace(script.config, pools=script.config.pools[:1])
     script.start()
-    script.handle(VmsListed("p", frozenset({"2"}), {large: "2"}))
+    script.handle(cloud_lists("p", {large: "2"}))
     assert script.store.vms[large].reason == "its pool q is not set any more"
     assert script.call(EndVm) == EndVm(large, "p", "2")
     script.handle(EMPTY)
@@ -336,5 +337,5 @@ def test_a_vm_that_ends_makes_room() -> None:
     script.push("r", *(task(f"t{i}") for i in range(20)))
     script.call(AskRoom)
     script.handle(RoomSeen("p", 0, "the quota"))
-    script.handle(VmsListed("p", frozenset(), {}))
+    script.handle(cloud_lists("p"))
     assert script.call(AskRoom).pool == "p"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from boss_script import BossScript, task
-from vm_script import made, started, vm_worker
+from vm_script import cloud_lists, made, started, vm_worker
 
-from boss.core.model.events import VmRefused, VmsListed
+from boss.core.model.events import VmListFailed, VmRefused
 from ecloud.model import wire
 
 
@@ -39,12 +39,24 @@ def test_a_watcher_hears_what_a_cloud_says_of_vms_that_wait_and_when_that_is_ove
     (vm_no,) = watched(script)
     made(script, vm_no)
     text = "[HOST] Dispatch limit reached on hosts"
-    listed = VmsListed("big", frozenset({f"cloud-{vm_no}"}), {vm_no: f"cloud-{vm_no}"}, {vm_no: ("pending", text)})
+    listed = cloud_lists("big", {vm_no: f"cloud-{vm_no}"}, {vm_no: ("pending", text)})
     script.wait(20.0)
     script.handle(listed)
     assert waits(script) == f"1 VM of pool big is not up yet: {text}"
     vm_worker(script, vm_no)
     assert waits(script) == ""
+
+
+def test_a_cloud_that_is_away_is_named_until_it_is_back(script: BossScript) -> None:
+    (vm_no,) = watched(script)
+    made(script, vm_no)
+    script.handle(VmListFailed("big", "the cloud at http://one can't be reached: Connection refused"))
+    text = "the cloud at http://one can't be reached: Connection refused"
+    assert waits(script) == f"pool big starts no VM: {text}"
+    assert script.store.tables.pools["big"].closed == text
+    script.handle(cloud_lists("big", {vm_no: f"cloud-{vm_no}"}))
+    assert waits(script) == ""
+    assert script.store.tables.pools["big"].closed == ""
 
 
 def test_a_long_text_of_a_cloud_does_not_fill_the_message(script: BossScript) -> None:

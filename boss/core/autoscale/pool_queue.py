@@ -1,0 +1,72 @@
+"""VMs of one pool that wait at their cloud for a host: how fast the cloud places them, and how many may wait.
+
+Many clouds place VMs one after another: OpenNebula's scheduler dispatches one VM per host at a time, and a long
+transfer of an image holds up all others. Then a long queue gains nothing, and a VM that waits while others are placed
+is not refused. Owns the times of placements; starts and ends nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+LEAST_WAITING = 5
+"""VMs that may wait at a cloud which has placed none lately."""
+LEAST_BOOT_S = 30.0
+"""A boot time below this says nothing about how many VMs the cloud places meanwhile."""
+PLACED_KEPT = 500
+
+
+class PoolQueue:
+    """One pool's queue at its cloud."""
+
+    def __init__(self, pool: str, boot_s: float) -> None:
+        self._pool = pool
+        self._boot_s = boot_s
+        self._placed_at: deque[float] = deque(maxlen=PLACED_KEPT)
+        self.waiting = 0
+        """VMs that are not placed: when the cloud's last list showed that any waits, and asked for since; else 0."""
+        self.progress_at = -math.inf
+        """When the cloud was last seen to bring up VMs."""
+
+    def may_wait(self, now: float) -> int | None:
+        """How many more VMs are worth asking for while some wait; None while none does."""
+        if not self.waiting:
+            return None
+        return max(0, max(LEAST_WAITING, self._placed_lately(now)) - self.waiting)
+
+    def why(self, now: float) -> str:
+        """Why no more are asked for, in words."""
+        return (
+            f"{self.waiting} VMs of pool {self._pool} wait for a host of their cloud, which placed "
+            f"{self._placed_lately(now)} within a boot time ({self._window_s:.0f} s)"
+        )
+
+    @property
+    def _window_s(self) -> float:
+        return max(LEAST_BOOT_S, self._boot_s)
+
+    def _placed_lately(self, now: float) -> int:
+        return sum(1 for at in self._placed_at if now < at + self._window_s)
+
+    # --- facts -----------------------------------------------------------------------------------
+
+    def on_listed(self, waiting: int, is_busy: bool, now: float) -> None:
+        """So many wait. `is_busy`: the cloud brings up VMs that come before them."""
+        self.waiting = waiting
+        if is_busy:
+            self.progress_at = now
+
+    def on_start(self, count: int) -> None:
+        """So many more were asked for: they come after those that wait."""
+        if self.waiting:
+            self.waiting += count
+
+    def on_placed(self, now: float) -> None:
+        """The cloud has found a host for one."""
+        self._placed_at.append(now)
+        self.progress_at = now
+
+    def on_booted(self, boot_s: float) -> None:
+        """A worker reported so long after its VM was placed."""
+        self._boot_s = boot_s

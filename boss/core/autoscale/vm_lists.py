@@ -1,0 +1,234 @@
+"""What the clouds' own lists say of VMs: the only proof that one is gone, and how a VM is found whose answer was lost.
+
+Owns when each cloud is asked for its list. Judges VMs by what a list says of them: adopts, ends, gives up; `Vms` does
+it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from boss.core.autoscale.orphans import Orphans
+from boss.core.autoscale.vm import Vm
+from boss.core.model.cloud_vms import WAITING, CloudState, VmFound
+from boss.core.model.config import BossConfig
+from boss.core.model.effects import ListVms
+from boss.core.model.events import VmsListed
+from boss.core.model.fleet import Fleet
+from boss.core.model.outbox import Outbox
+from boss.core.model.rows import VmRow, VmSpan
+from boss.core.model.timers import Timers
+from boss.core.workers.leases import Leases
+from ecloud.model.text import duration
+from ecloud.model.vm_states import VmState
+
+if TYPE_CHECKING:
+    from boss.core.autoscale.vms import Vms
+
+ASK_AGAIN_S = 15.0
+"""An end of a VM that nobody owns is asked for again after this."""
+HIDDEN_S = 600.0
+"""A VM that is to end, and that its cloud shows no more without saying that it is gone, is written off after this."""
+_PLACED = frozenset({CloudState.BOOTING, CloudState.RUNNING})
+
+
+class VmLists:
+    """When clouds are asked for their lists, and what these mean."""
+
+    def __init__(
+        self, vms: Vms, outbox: Outbox, fleet: Fleet, leases: Leases, timers: Timers, config: BossConfig
+    ) -> None:
+        self._vms = vms
+        self._outbox = outbox
+        self._fleet = fleet
+        self._timers = timers
+        self._config = config
+        self._orphans = Orphans(outbox, fleet, leases, config)
+
+    def load(self, past: list[VmRow], now: float) -> None:
+        """VMs that are gone by our books and that their cloud may still have."""
+        for row in past:
+            if row.started_at is not None and row.gone_at is None:
+                span = VmSpan(row.vm_no, row.cloud_id, row.started_at)
+                self._orphans.remember(self._cloud_of(row.pool), span, row.pool in self._vms.pools.configs, now)
+
+    def end_all(self, now: float) -> None:
+        """All VMs are being ended: also those that nobody owns, and at once."""
+        self._orphans.at_once = True
+        self.no_later(now)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def no_later(self, when: float) -> None:
+        """Ask every cloud for its list then, if not before, and regularly afterwards."""
+        if self._config.pools:
+            self._timers.once("list of VMs", when, self._list)
+
+    def _list(self, now: float) -> None:
+        known: dict[str, dict[str, int]] = {}
+        lost: dict[str, set[int]] = {}
+        for vm in self._vms.alive.values():
+            cloud = self._cloud_of(vm.listed_by)
+            if vm.row.cloud_id:
+                known.setdefault(cloud, {})[vm.row.cloud_id] = vm.vm_no
+            elif self._is_lost(vm, now):
+                lost.setdefault(cloud, set()).add(vm.vm_no)
+        for cloud, pool in {self._cloud_of(pool.name): pool.name for pool in self._config.pools}.items():
+            asked = self._orphans.known(cloud) | known.get(cloud, {})
+            self._outbox.call(ListVms(pool, asked, frozenset(lost.get(cloud, ()))))
+        busy = self._vms.alive or self._orphans.any
+        self.no_later(now + (self._config.list_vms_every_s if busy else self._config.list_idle_every_s))
+
+    def _cloud_of(self, pool: str) -> str:
+        """A name for the cloud that a pool's VMs are listed by."""
+        config = self._vms.pools.configs.get(pool)
+        return config.cloud if config is not None and config.cloud else f"pool {pool}"
+
+    def _is_lost(self, vm: Vm, now: float) -> bool:
+        """Whether the call for it ended so long ago that its VM would be there."""
+        return vm.called_at is not None and now - vm.called_at > self._config.adoption_grace_s
+
+    def on_failed(self, pool: str, reason: str) -> None:
+        """The pool's cloud does not tell its VMs: people are told so, for all its pools."""
+        self._tell_away(self._cloud_of(pool), reason)
+
+    def _tell_away(self, cloud: str, reason: str) -> None:
+        for pool in self._config.pools:
+            if self._cloud_of(pool.name) == cloud:
+                self._vms.pools.away[pool.name] = reason
+
+    # --- what a list says ------------------------------------------------------------------------
+
+    def on_listed(self, listed: VmsListed, now: float) -> None:
+        """Adopt what is ours and was unanswered; what the list lacks is gone, with all it held."""
+        cloud = self._cloud_of(listed.pool)
+        self._tell_away(cloud, "")
+        self._orphans.on_listed(cloud, listed, self._vms.alive, ASK_AGAIN_S, now)
+        if self._orphans.any:
+            self.no_later(now + self._config.list_vms_every_s)
+        shown = {found.vm_no: found for found in listed.vms if not found.is_gone}
+        gone = {found.cloud_id: found for found in listed.vms if found.is_gone}
+        self._note_placing(cloud, shown, now)
+        for vm in tuple(self._vms.alive.values()):
+            if vm.vm_no in listed.starting and vm.called_at is not None:
+                vm.called_at = now
+            if vm.row.pool not in self._vms.pools.configs and vm.vm_no in shown:
+                vm.shown_by = listed.pool
+            if self._cloud_of(vm.listed_by) == cloud:
+                self._compare(vm, listed, shown.get(vm.vm_no), gone, now)
+
+    def _compare(self, vm: Vm, listed: VmsListed, found: VmFound | None, gone: dict[str, VmFound], now: float) -> None:
+        vms, cloud_id = self._vms, vm.row.cloud_id
+        if not cloud_id and found is not None:  # it was made, and the answer got lost
+            vms.on_started(vm.vm_no, found.cloud_id, now)
+            self._live_since(vm, found)
+            return
+        if cloud_id:
+            there = found is not None and found.cloud_id == cloud_id
+            if not there and (listed.asked is None or cloud_id in listed.asked):
+                end = gone.get(cloud_id)
+                self._live_since(vm, end)
+                vms.on_vanished(vm, end.ended or None if end is not None else None, now)
+            elif there:
+                self._live_since(vm, found)
+                self._on_seen(vm, found, now)
+            else:  # the list is older than the VM
+                self._on_seen(vm, None, now)
+            return
+        end = next((one for one in gone.values() if one.vm_no == vm.vm_no), None)
+        if end is not None and vm.vm_no not in listed.starting:  # else its answer is to come
+            vms.on_started(vm.vm_no, end.cloud_id, now)  # and was gone before any list showed it
+            self._live_since(vm, end)
+            vms.on_vanished(vm, end.ended or None, now)
+        elif self._is_lost(vm, now) and (listed.sought is None or vm.vm_no in listed.sought):
+            vms.gone(vm, "the cloud has no VM of this intent", now, cause="unanswered")
+        else:
+            self._on_seen(vm, None, now)
+
+    def _live_since(self, vm: Vm, found: VmFound | None) -> None:
+        """Its life begins when its cloud says, by the cloud's clock; until that says so, when we heard of it."""
+        if found is not None and found.since and vm.row.started_at != found.since:
+            vm.row.started_at = found.since
+            self._vms.write(vm)
+
+    def _on_seen(self, vm: Vm, found: VmFound | None, now: float) -> None:
+        """It is there, or is being made. `found`: what the cloud says of it, where it says anything."""
+        state = found.state if found is not None else None
+        if found is not None and found.text and vm.row.said != found.text:
+            vm.row.said = found.text
+            self._vms.write(vm)
+        self._note_hidden(vm, state, now)
+        if vm.state is VmState.ENDING:
+            self._on_ending(vm, now)
+        elif vm.row.pool not in self._vms.pools.configs and vm.row.cloud_id:
+            self._vms.end(vm, f"its pool {vm.row.pool} is not set any more", now)
+        elif vm.state is VmState.RUNNING and vm.row.worker not in self._fleet.workers:
+            # Its lease ended and no other process came: nobody would ever tell it to leave.
+            self._vms.end(vm, "its worker was lost", now)
+        elif found is not None and vm.state is VmState.BOOTING:
+            self._on_booting(vm, found, now)
+        self._note_address(vm, found, now)
+
+    def _on_ending(self, vm: Vm, now: float) -> None:
+        worker = self._fleet.workers.get(vm.row.worker)
+        if vm.hidden_since is not None and now - vm.hidden_since >= HIDDEN_S:
+            why = f"written off: its cloud shows it no more and does not say that it is gone, for {duration(HIDDEN_S)}"
+            self._vms.write_off(vm, why, now)
+        elif worker is None or not worker.held:
+            self._vms.ask_end(vm, now)
+
+    def _note_hidden(self, vm: Vm, state: CloudState | None, now: float) -> None:
+        if state is not CloudState.HIDDEN:
+            vm.hidden_since = None
+        elif vm.hidden_since is None:
+            vm.hidden_since = now
+
+    def _note_address(self, vm: Vm, found: VmFound | None, now: float) -> None:
+        pool = self._vms.pools.configs.get(vm.row.pool)
+        runs = found is not None and found.state is CloudState.RUNNING and bool(found.address)
+        if pool is not None and found is not None and runs and vm.vm_no in self._vms.alive:
+            usual_s = self._vms.pools.health[vm.row.pool].boot_s(0.95)
+            self._vms.boots.on_listed(vm.row, found.address, pool, usual_s, now)
+
+    # --- VMs that wait for a host ----------------------------------------------------------------
+
+    def _note_placing(self, cloud: str, shown: dict[int, VmFound], now: float) -> None:
+        """How each pool's VMs fare at their cloud: which wait, which it has begun to bring up."""
+        busy_cloud = any(found.state is CloudState.BOOTING for found in shown.values())
+        waiting: dict[str, list[CloudState]] = {}
+        busy: set[str] = set()
+        for vm_no, found in shown.items():
+            vm = self._vms.alive.get(vm_no)
+            if vm is None or not vm.is_coming:
+                continue
+            if found.state in WAITING:
+                vm.waits = True
+                waiting.setdefault(vm.row.pool, []).append(found.state)
+                continue
+            vm.waits = False
+            if found.state in _PLACED:
+                if found.state is CloudState.BOOTING:
+                    busy.add(vm.row.pool)
+                if vm.placed_at is None:
+                    self._vms.pools.on_placed(vm.row.pool, now)
+                    self._vms.on_placed(vm, now)
+        unplaced = Counter(vm.row.pool for vm in self._vms.alive.values() if vm.is_coming and vm.placed_at is None)
+        for name, queue in self._vms.pools.queues.items():
+            if self._cloud_of(name) == cloud:
+                states = waiting.get(name, [])
+                turns = busy_cloud and CloudState.QUEUED in states
+                queue.on_listed(unplaced[name] if states else 0, name in busy or turns, now)
+
+    def _on_booting(self, vm: Vm, found: VmFound, now: float) -> None:
+        text = f": {found.text}" if found.text else ""
+        if found.state is CloudState.FAILED:
+            reason = f"its cloud says that it failed{text}"
+            self._vms.boot_failed(vm, reason, "failed", now)
+            self._vms.end(vm, reason, now)
+        elif found.state in WAITING:
+            queue = self._vms.pools.queues.get(vm.row.pool)
+            since = max(vm.waits_since, queue.progress_at if queue is not None else vm.waits_since)
+            if now - since > self._config.pending_s:
+                reason = f"its cloud found no place for it in {self._config.pending_s:.0f} s{text}"
+                self._vms.withdraw(vm, reason, now)

@@ -1,0 +1,40 @@
+"""Where a VM stands for the boss, and which moves are legal. The diagram in docs/states.md is drawn from this table."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class VmState(str, Enum):
+    """Where a VM stands. `gone` is for good: its cloud's list said so, or it was given up."""
+
+    INTENDED = "intended"
+    BOOTING = "booting"
+    RUNNING = "running"
+    ENDING = "ending"
+    GONE = "gone"
+
+    __str__ = str.__str__
+
+
+COMING = frozenset({VmState.INTENDED, VmState.BOOTING})
+"""No worker of it has reported yet."""
+
+WRITTEN_OFF = "written off"
+"""Cause of a VM that was given up without a proof of its end."""
+
+VM_MOVES: tuple[tuple[VmState, VmState, str], ...] = (
+    (VmState.INTENDED, VmState.BOOTING, "its cloud made it"),
+    (VmState.INTENDED, VmState.RUNNING, "its worker reported before the cloud's answer came"),
+    (VmState.INTENDED, VmState.ENDING, "no answer within VM_BOOT_S, a person asked for its end"),
+    (VmState.INTENDED, VmState.GONE, "its cloud refused, or never answered and shows no such VM"),
+    (VmState.BOOTING, VmState.RUNNING, "its worker reported"),
+    (VmState.BOOTING, VmState.ENDING, "it failed, found no place, or no worker reported within VM_BOOT_S"),
+    (VmState.BOOTING, VmState.GONE, "it vanished from its cloud"),
+    (VmState.RUNNING, VmState.ENDING, "it idles, its worker left or was lost, a person asked for its end"),
+    (VmState.RUNNING, VmState.GONE, "it vanished from its cloud"),
+    (VmState.ENDING, VmState.GONE, "its cloud's list confirmed the end; or it was written off"),
+)
+"""(from, to, by)."""
+
+LEGAL_VM_MOVES = frozenset((before, after) for before, after, _ in VM_MOVES)
