@@ -77,6 +77,7 @@ class FleetChecker:
 
     def on_vm_rows(self, boss: str, rows: dict[int, VmRow]) -> None:
         """VM rows changed: never more than a pool's maximum, nor one more than the budgets allow."""
+        self.looked["turn"] += self.cloud is not None and bool(self.cloud.queue)
         for row in rows.values():
             self._on_withdrawn(boss, row)
             if row.state == "gone":
@@ -96,7 +97,6 @@ class FleetChecker:
             return
         self.withdrawn.add(row.vm_no)
         assert self.cloud is not None
-        self.looked["turn"] += 1
         idle_s = self.world.now - self.cloud.placed_at
         if idle_s < self.config.pending_s - self.config.list_vms_every_s - _ROUNDING:
             raise Violation("turn", f"{boss} withdraws VM {row.vm_no} although its cloud placed one {idle_s:.1f} s ago")

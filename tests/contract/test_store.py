@@ -39,6 +39,7 @@ from ecloud.model.tasks import (
     TaskState,
     definition_json,
 )
+from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Hello
 from sim.store import Store as Twin
 from sim.store import Tables
@@ -211,9 +212,9 @@ def test_an_attempt_comes_back_as_it_went(store: AnyStore, outcome: Outcome | No
 def test_workers_and_vms_come_back_as_they_went_while_they_live(store: AnyStore) -> None:
     hello = Hello("n", "worker", host="höst", resources={"cpus": 2.0}, labels=("big",))
     up = WorkerRow("w1", "vm-1", "up", NOW, NOW + 1, hello, 1, "", "disk full")
-    vm = VmRow(1, "local", "running", NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", True, "why", NOW, NOW + 1, None)
+    vm = VmRow(1, "local", VmState.RUNNING, NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", True, "why", NOW, NOW + 1, None)
     life = {"started_at": NOW, "first_task_at": NOW + 2, "ending_at": NOW + 3, "end_asked": 4, "cause": "failed"}
-    gone = msgspec.structs.replace(vm, vm_no=2, state="gone", gone_at=NOW, said="kein Platz: höst", **life)
+    gone = msgspec.structs.replace(vm, vm_no=2, state=VmState.GONE, gone_at=NOW, said="kein Platz: höst", **life)
     write(
         store,
         workers={"w1": up, "w2": msgspec.structs.replace(up, worker="w2", state="lost", vm_no=None)},
@@ -230,9 +231,9 @@ def test_workers_and_vms_come_back_as_they_went_while_they_live(store: AnyStore)
 
 def test_machines_that_were_gone_long_ago_are_forgotten_and_no_other(store: AnyStore) -> None:
     # By the boss's clock, whatever the cloud's said.
-    vm = VmRow(1, "local", "gone", NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", gone_at=NOW + 3_600)
+    vm = VmRow(1, "local", VmState.GONE, NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", gone_at=NOW + 3_600)
     later = msgspec.structs.replace(vm, vm_no=2, since=NOW + 9)
-    alive = msgspec.structs.replace(vm, vm_no=3, state="ending", gone_at=None)
+    alive = msgspec.structs.replace(vm, vm_no=3, state=VmState.ENDING, gone_at=None)
     worker = WorkerRow("w1", "vm-1", "up", NOW, NOW, Hello("n", "worker"), 3)
     write(
         store,
@@ -248,9 +249,9 @@ def test_machines_that_were_gone_long_ago_are_forgotten_and_no_other(store: AnyS
 
 
 def test_the_life_of_a_vm_that_was_given_up_is_told_later_and_of_no_other_vm(store: AnyStore) -> None:
-    given_up = VmRow(1, "local", "gone", NOW, {"cpus": 1.0}, "nonce", gone_at=NOW, cause="unanswered")
+    given_up = VmRow(1, "local", VmState.GONE, NOW, {"cpus": 1.0}, "nonce", gone_at=NOW, cause="unanswered")
     other = msgspec.structs.replace(given_up, vm_no=2, cloud_id="c-2", started_at=NOW - 9)
-    alive = msgspec.structs.replace(given_up, vm_no=3, state="intended", gone_at=None)
+    alive = msgspec.structs.replace(given_up, vm_no=3, state=VmState.INTENDED, gone_at=None)
     write(store, vms={1: given_up, 2: other, 3: alive})
     write(store, spans={no: VmSpan(no, "c-1", NOW - 60) for no in (1, 2, 3, 4)})
     seen = msgspec.structs.replace(given_up, cloud_id="c-1", started_at=NOW - 60, gone_at=None)
@@ -418,7 +419,7 @@ def test_a_name_in_use_is_refused_and_nobody_elses_row_is_touched(store: AnyStor
 def test_numbers_are_never_given_again_however_much_is_dropped(new_store: Callable[[], AnyStore]) -> None:
     first, second = new_store(), new_store()
     first.lead("one:1", NOW)
-    vm = VmRow(7, "local", "gone", NOW, {"cpus": 1.0}, "nonce")
+    vm = VmRow(7, "local", VmState.GONE, NOW, {"cpus": 1.0}, "nonce")
     push(first, stored(40, "a", run_no=9), run=RunRow(9, "r", NOW), vms={7: vm})
     write(first, dropped_runs=[9])
     second.lead("two:2", NOW, replace=True)

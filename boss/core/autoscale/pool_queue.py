@@ -65,6 +65,8 @@ class PoolQueue:
     def on_placed(self, now: float) -> None:
         """The cloud has found a host for one."""
         self._placed_at.append(now)
+        while self._placed_at[0] + self._window_s <= now:
+            self._placed_at.popleft()
         self.progress_at = now
 
     def on_booted(self, boot_s: float) -> None:

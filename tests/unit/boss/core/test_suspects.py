@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from boss_script import BossScript, Peer, task
-from vm_script import script_with_one
+from vm_script import cloud_lists, script_with_one
 
-from boss.core.model.events import VmsListed
 from ecloud.model import wire
 from ecloud.model.tasks import Cause
 
@@ -107,7 +106,7 @@ def test_a_vm_that_vanishes_charges_its_tasks_unless_we_ended_it(ours: bool) -> 
     vm_no = script_with_one(script)
     if ours:
         script.ask("end_vms")
-    script.handle(VmsListed("p", frozenset(), {}, gone={f"cloud-{vm_no}": vm_no}))
+    script.handle(cloud_lists("p", gone={f"cloud-{vm_no}": vm_no}))
     assert len(script.store.tables.suspects) == (0 if ours else 1)
 
 
