@@ -79,8 +79,8 @@ bench: $(VENV)/.development services ## how fast, side by side with peers
 bench-scaling: $(VENV)/.development ## GRAPHS="FILE..." our scaling beside fixed fleets and queue depth, simulated
 	@$(PY) -m bench.scaling $(GRAPHS)
 
-sim: $(VENV)/.development ## SEEDS=N random scenarios of the simulation
-	@$(PY) -m sim --seeds $(SEEDS)
+sim: $(VENV)/.development ## SEEDS=N new scenarios of the simulation; the same ones again with FIRST=SEED
+	@$(PY) -m sim --seeds $(SEEDS) $(if $(FIRST),--first $(FIRST))
 
 sim-mutants: $(VENV)/.development ## switch protections off, one at a time; the simulation must find each
 	@$(PY) -m sim --mutants

@@ -1,8 +1,9 @@
-"""python -m sim: run seeds on all cores, or one seed with its story; or hunt the mutants."""
+"""python -m sim: run new seeds on all cores, or one seed with its story; or hunt the mutants."""
 
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +14,8 @@ import click
 from sim import faults, mutants, simulation, story
 from sim.invariants import INVARIANTS
 
+FRESH_FROM, FRESH_TO = 1_000_000, 2_000_000_000
+"""Where new seeds begin; the tests use fixed ones below."""
 ENOUGH_SEEDS = 200
 """In so many seeds every fault that may happen does; one that did not is an error."""
 ENOUGH_FOR_ALL = 1_000
@@ -29,7 +32,7 @@ def _allowed(names: str) -> tuple[str, ...]:
 
 @click.command()
 @click.option("--seeds", default=200, show_default=True, help="How many seeds.")
-@click.option("--first", default=1, show_default=True, help="The first of them.")
+@click.option("--first", type=int, help="The first of them [new ones, drawn at random].")
 @click.option("--seed", type=int, help="Only this one, with its story.")
 @click.option("--options", default="all", show_default=True, help="Faults that may happen, by name, or none.")
 @click.option("--lines", default=60, show_default=True, help="Lines of a story.")
@@ -37,7 +40,7 @@ def _allowed(names: str) -> tuple[str, ...]:
 @click.option("--mutants", "hunting", is_flag=True, help="Switch protections off, one at a time: each must be found.")
 @click.option("--mutant", default="", help="Only this one.")
 def main(
-    seeds: int, first: int, seed: int | None, options: str, lines: int, jobs: int, hunting: bool, mutant: str
+    seeds: int, first: int | None, seed: int | None, options: str, lines: int, jobs: int, hunting: bool, mutant: str
 ) -> None:
     """Run the real cores in a simulated world, where everything goes wrong that a seed draws."""
     allowed = _allowed(options)
@@ -50,6 +53,11 @@ def main(
         click.echo(story.tell(one, suffix, lines))
         click.echo(story.summary([one], time.monotonic() - began))
         sys.exit(1 if one.problem else 0)
+    if first is None:
+        first = random.SystemRandom().randrange(FRESH_FROM, FRESH_TO)
+    click.echo(
+        f"seeds {first} to {first + seeds - 1}: again with python -m sim --seeds {seeds} --first {first}{suffix}"
+    )
     sys.exit(_run(seeds, first, allowed, suffix, lines, jobs))
 
 

@@ -38,7 +38,7 @@ from boss.core.model.events import (
     VmStarted,
     VmVisited,
 )
-from boss.core.model.rows import RunImage, Snapshot, Writes
+from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store.store import CommitRefused, StoreAway
 from datastore.port import DatastoreAway
 from ecloud.model.boot_diagnosis import Visit
@@ -130,6 +130,10 @@ class BossStore:
     def load_run(self, name: str) -> RunImage | None:
         """A whole run."""
         return self._reach().load_run(name)
+
+    def load_push(self, push_id: str) -> PushAnswered | None:
+        """What a push came to."""
+        return self._reach().load_push(push_id)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """What a person's selection means."""

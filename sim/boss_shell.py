@@ -190,6 +190,8 @@ class BossProcess:
         return ring
 
     def _decided(self, core: Boss, effects: Effects) -> None:
+        if effects.writes.workers:
+            self.places.checker.fleet.on_decided(self.name)
         self._handled += 1
         size = len(core.book.graph.nodes) + len(core.fleet.workers)
         if size < CHECKED_ALWAYS or self._handled % CHECKED_EACH == 0:

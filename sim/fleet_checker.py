@@ -37,6 +37,8 @@ class FleetChecker:
         """When the boss first answered a worker."""
         self.hearing_since: dict[str, float] = {}
         """Since when a boss has a connection over which it could hear."""
+        self.heard_s: dict[str, float] = {}
+        """How long it could hear when it decided last."""
         self.looked = world.looked
         self.config = config
         self.given_up_at: dict[int, float] = {}
@@ -62,6 +64,10 @@ class FleetChecker:
         """The boss found the broker."""
         self.hearing_since[boss] = self.world.now
 
+    def on_decided(self, boss: str) -> None:
+        """The boss decides now what it commits later: the connection may end, or be made, in between."""
+        self.heard_s[boss] = self.world.now - self.hearing_since.get(boss, self.world.now)
+
     def on_worker_row(self, boss: str, row: WorkerRow) -> None:
         """A worker that may believe in its lease is not given up."""
         left_s = self.leases.get(row.worker, 0.0) - self.world.now
@@ -69,7 +75,7 @@ class FleetChecker:
         self.looked["patience"] += row.state == "lost"
         if row.state == "lost" and left_s > _ROUNDING:
             raise Violation("lease", f"{boss} gives {row.worker} up, whose lease lives for {left_s:.3f} s more")
-        heard_s = self.world.now - self.hearing_since.get(boss, self.world.now)
+        heard_s = self.heard_s.get(boss, 0.0)
         if row.state == "lost" and heard_s < self.lease_s - _ROUNDING:
             raise Violation("patience", f"{boss} gives {row.worker} up after it could hear for {heard_s:.3f} s")
 

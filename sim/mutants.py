@@ -212,6 +212,13 @@ MUTANTS: dict[str, Mutant] = {
         ("push-once", "settles"),
         ((Pushes, "on_chunk", mutations.takes_every_push), (Pushes, "on_run_loaded", mutations.finds_no_push)),
     ),
+    "push-outlives-run": Mutant(
+        "the push id after its run was dropped: a push that is repeated then is taken again",
+        ("push-once", "settles"),
+        ((Store, "_drop", mutations.forgets_pushes_with_their_runs),),
+        faults.Faults(boss_death=0.06, delay=0.4, duplicate=0.3, lose=0.1, second_boss=0.06),
+        Size(tasks=(3, 6), runs=(2, 3), wishes=(10, 20)),
+    ),
     "promotion-by-boss": Mutant(
         "promotion by the boss: a worker publishes by itself",
         ("published-by-record",),

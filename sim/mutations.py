@@ -191,12 +191,16 @@ def takes_every_push(true: Any) -> Any:
 
 
 def finds_no_push(true: Any) -> Any:
-    def on_run_loaded(self: Pushes, token: int, image: Any, now: float) -> None:
-        if image is not None:
-            image.pushes = []
-        true(self, token, image, now)
+    return lambda self, token, image, answered, now: true(self, token, image, None, now)
 
-    return on_run_loaded
+
+def forgets_pushes_with_their_runs(true: Any) -> Any:
+    def drop(self: Store, writes: Any) -> None:
+        true(self, writes)
+        tables = self.tables
+        tables.pushes = {id: push for id, push in tables.pushes.items() if push.run_no in tables.runs}
+
+    return drop
 
 
 def counts_a_chunk_twice(true: Any) -> Any:

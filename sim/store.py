@@ -60,6 +60,8 @@ class Tables:
         self.pools: dict[str, PoolRow] = {}
         self.boots: dict[int, BootRow] = {}
         self.pushes: dict[str, PushAnswered] = {}
+        self.answered_at: dict[str, float] = {}
+        """By push."""
         self.context: dict[str, str] = {"cluster_id": CLUSTER_ID}
         self.revoked_keys: set[str] = set()
         self.suspects: dict[int, SuspectRow] = {}
@@ -144,7 +146,7 @@ class Store:
         tables.pools.update({name: replace(row) for name, row in writes.pools.items()})
         tables.boots.update({vm_no: replace(row) for vm_no, row in writes.boots.items()})
         tables.next_vm_no = max([tables.next_vm_no, *(vm_no + 1 for vm_no in writes.vms)])
-        self._write_small(writes)
+        self._write_small(writes, now)
         self._drop(writes)
 
     def _refuse_double_names(self, writes: Writes) -> None:
@@ -184,9 +186,10 @@ class Store:
             row.retries_used, row.not_before = moved.retries_used, moved.not_before
             tables.changed_at[task_no] = now
 
-    def _write_small(self, writes: Writes) -> None:
+    def _write_small(self, writes: Writes, now: float) -> None:
         tables = self.tables
         tables.pushes.update({push.push_id: copy(push) for push in writes.pushes})
+        tables.answered_at.update({push.push_id: now for push in writes.pushes})
         for name, value in writes.context.items():
             if value is None:
                 tables.context.pop(name, None)
@@ -205,6 +208,9 @@ class Store:
             del tables.vms[vm.vm_no]
             tables.boots.pop(vm.vm_no, None)
         if writes.gone_before:
+            for push in [push for push in tables.pushes.values() if push.run_no not in tables.runs]:
+                if tables.answered_at[push.push_id] < writes.gone_before:
+                    del tables.pushes[push.push_id], tables.answered_at[push.push_id]
             left = [row for row in tables.workers.values() if row.state in ("gone", "lost")]
             for row in left:
                 if row.since < writes.gone_before:
@@ -221,8 +227,6 @@ class Store:
             tables.runs.pop(run_no, None)
         if runs:
             self._drop_tasks({row.task_no for row in tables.tasks.values() if row.run_no in runs})
-            for push_id in [push.push_id for push in tables.pushes.values() if push.run_no in runs]:
-                del tables.pushes[push_id]
 
     def _drop_tasks(self, task_nos: set[int]) -> None:
         if not task_nos:
@@ -303,8 +307,13 @@ class Store:
 
     def _image(self, run_no: int) -> RunImage:
         tasks = _in_order({no: row for no, row in self.tasks.items() if row.run_no == run_no})
-        pushes = _in_order({id: push for id, push in self.tables.pushes.items() if push.run_no == run_no})
-        return RunImage(copy(self.runs[run_no]), tasks, pushes)
+        return RunImage(copy(self.runs[run_no]), tasks)
+
+    def load_push(self, push_id: str) -> PushAnswered | None:
+        """What a push came to; None for one that was never committed. Raises `Deposed`."""
+        self._require_leading()
+        found = self.tables.pushes.get(push_id)
+        return None if found is None else copy(found)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """The runs in which a selection lies, the tasks meant, and a sentence where none could be found.

@@ -201,8 +201,8 @@ class Boss:
             case FilesPromoted(results):
                 self._failures.pop("promote", None)
                 self.attempts.on_promoted(results, now)
-            case RunLoaded(token, image):
-                self.pushes.on_run_loaded(token, image, now)
+            case RunLoaded(token, image, answered):
+                self.pushes.on_run_loaded(token, image, answered, now)
             case TasksSelected(token, images, task_nos, problem):
                 self.requests.on_selected(token, images, task_nos, problem, now)
             case ResultsFound(token, existing):

@@ -26,7 +26,7 @@ import msgspec
 from boss.core.boss import Boss
 from boss.core.model.effects import Call, Effects, LoadRun, Read, SelectTasks, Send
 from boss.core.model.events import AttemptsDeclared, Event, RunLoaded, TasksSelected
-from boss.core.model.rows import RunImage, Snapshot, Writes
+from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.core.tasks.manifests import declared_results
 from boss.store.store import CommitRefused, StoreAway
 from ecloud.model.tasks import Result
@@ -62,6 +62,9 @@ class StorePort(Protocol):
 
     def load_run(self, name: str) -> RunImage | None:
         """A whole run. Raises `Deposed`."""
+
+    def load_push(self, push_id: str) -> PushAnswered | None:
+        """What a push came to; None for one that was never committed. Raises `Deposed`."""
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """What a person's selection means. Raises `Deposed`."""
@@ -239,7 +242,8 @@ class Driver:
 
     def _answer(self, read: Read) -> Event:
         if isinstance(read, LoadRun):
-            return RunLoaded(read.token, self._store.load_run(read.name))
+            answered = self._store.load_push(read.push_id) if read.push_id else None
+            return RunLoaded(read.token, self._store.load_run(read.name), answered)
         images, task_nos, problem = self._store.select(read)
         return TasksSelected(read.token, tuple(images), frozenset(task_nos), problem)
 

@@ -153,14 +153,15 @@ def _image(connection: Connection, run: RunRow) -> RunImage:
     joined = dependencies.join(tasks, tasks.c.task_no == dependencies.c.task_no)
     query = sa.select(dependencies).select_from(joined).where(tasks.c.run_no == run.run_no)
     _attach(rows, connection.execute(_in_order(query)))
-    pushes = schema.pushes
-    answered = [
-        PushAnswered(push.push_id, push.run_no, msgspec.json.decode(push.states), msgspec.json.decode(push.decisions))
-        for push in connection.execute(
-            sa.select(pushes).where(pushes.c.run_no == run.run_no).order_by(pushes.c.push_id)
-        )
-    ]
-    return RunImage(run, list(rows.values()), answered)
+    return RunImage(run, list(rows.values()))
+
+
+def load_push(connection: Connection, push_id: str) -> PushAnswered | None:
+    """A push that was committed."""
+    row = connection.execute(sa.select(schema.pushes).where(schema.pushes.c.push_id == push_id)).first()
+    if row is None:
+        return None
+    return PushAnswered(row.push_id, row.run_no, msgspec.json.decode(row.states), msgspec.json.decode(row.decisions))
 
 
 def select(connection: Connection, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:

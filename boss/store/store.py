@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sqlalchemy.engine import Connection, Engine
 
 from boss.core.model.effects import SelectTasks
-from boss.core.model.rows import RunImage, Snapshot, Writes
+from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store import loading
 from boss.store.statements import ROWS_A_STATEMENT, CommitRefused, Statements, StoreAway, in_list, transaction
 from boss.store.writing import Writing
@@ -156,6 +156,12 @@ class Store:
         with transaction(self.engine, writes=False) as connection:
             self._require_leading(connection)
             return loading.load_run(connection, name)
+
+    def load_push(self, push_id: str) -> PushAnswered | None:
+        """What a push came to; None for one that was never committed. Raises `StoreAway`, `Deposed`."""
+        with transaction(self.engine, writes=False) as connection:
+            self._require_leading(connection)
+            return loading.load_push(connection, push_id)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """The runs in which a selection lies, the tasks meant, and a sentence where none could be found.

@@ -53,7 +53,7 @@ _VM_COLUMNS = (
 )  # fmt: skip
 _BOOT_COLUMNS = ("vm_no", "address", "host_key", "steps", "visit")
 _POOL_COLUMNS = ("pool", "closed", "since", "until", "boots", "boot_s_p50", "boot_s_p95")
-_PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions")
+_PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions", "answered_at")
 _SUSPECT_COLUMNS = ("task_no", "run_no", "lost", "failed", "reason", "at")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
 _NO_OUTCOME = (None,) * 14
@@ -79,7 +79,7 @@ class Writing:
         self._spans(writes.spans.values())
         self._pools(writes.pools.values())
         self._boots(writes.boots.values())
-        self._small(writes)
+        self._small(writes, now)
         if writes.dropped_tasks or writes.dropped_runs:
             self._drop(writes)
 
@@ -271,10 +271,10 @@ class Writing:
 
     # --- what changes now and then -----------------------------------------------------------------
 
-    def _small(self, writes: Writes) -> None:
+    def _small(self, writes: Writes, now: float) -> None:
         text, connection = self._sql.text, self._connection
         pushes = [
-            (text(push.push_id[:MAX_NAME_CHARS]), push.run_no, text(_json(push.states)), text(_json(push.decisions)))
+            (text(push.push_id), push.run_no, text(_json(push.states)), text(_json(push.decisions)), now)
             for push in writes.pushes
         ]
         write_many(connection, self._sql.upsert("pushes", _PUSH_COLUMNS, ("push_id",)), pushes)
@@ -297,14 +297,15 @@ class Writing:
             marks = ", ".join("?" * len(part))
             connection.exec_driver_sql(self._sql(f"DELETE FROM workers WHERE worker IN ({marks})"), tuple(part))
         if writes.gone_before:
-            self._forget_machines(writes.gone_before)
+            self._forget_old(writes.gone_before)
 
-    def _forget_machines(self, gone_before: float) -> None:
+    def _forget_old(self, gone_before: float) -> None:
         over = "SELECT vm_no FROM vms WHERE state = 'gone' AND since < ?"
         for statement in (
             f"DELETE FROM boots WHERE vm_no IN ({over})",
             "DELETE FROM vms WHERE state = 'gone' AND since < ?",
             "DELETE FROM workers WHERE state IN ('gone', 'lost') AND since < ?",
+            "DELETE FROM pushes WHERE COALESCE(answered_at, 0) < ? AND run_no NOT IN (SELECT run_no FROM runs)",
         ):
             self._connection.exec_driver_sql(self._sql(statement), (gone_before,))
 
@@ -315,7 +316,6 @@ class Writing:
                 self._archive_run(run_no)
             query = self._sql("SELECT task_no FROM tasks WHERE run_no = ?")
             self._drop_tasks([row[0] for row in self._connection.exec_driver_sql(query, (run_no,))])
-        delete_rows(self._connection, "pushes", "run_no", writes.dropped_runs)
         delete_rows(self._connection, "runs", "run_no", writes.dropped_runs)
 
     def _drop_tasks(self, numbers: Sequence[int]) -> None:

@@ -95,6 +95,7 @@ pushes = sa.Table(
     sa.Column("run_no", _NUMBER, nullable=False, index=True),
     sa.Column("states", Utf8(), nullable=False),
     sa.Column("decisions", Utf8(), nullable=False),
+    sa.Column("answered_at", _TIME),
     **_OPTIONS,
 )  # fmt: skip
 

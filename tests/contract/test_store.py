@@ -276,7 +276,8 @@ def test_runs_pushes_context_and_keys_come_back(store: AnyStore) -> None:
     assert snapshot.revoked_keys == {"vm-1", "vm-2"}
     found = store.load_run("r")
     assert found is not None
-    assert found.pushes == [answered]
+    assert store.load_push("p1") == answered
+    assert store.load_push("P1") is None
     assert store.load_run("R") is None
 
 
@@ -398,7 +399,18 @@ def test_a_dropped_run_is_gone_and_its_name_is_free(store: AnyStore) -> None:
     push(store, stored(31, "1", run_no=3), run=RunRow(3, "r", NOW))
     found = store.load_run("r")
     assert found is not None
-    assert found.pushes == []
+    assert store.load_push("p") == PushAnswered("p", 1, {}, {}), "else it would be taken again when it is repeated"
+
+
+def test_a_push_is_forgotten_when_its_run_was_dropped_and_it_is_old(store: AnyStore) -> None:
+    push(store, stored(1, "a"), pushes=[PushAnswered("p", 1, {}, {})])
+    write(store, gone_before=NOW + 1000)
+    assert store.load_push("p") is not None, "its run is there"
+    write(store, dropped_runs=[1])
+    write(store, gone_before=NOW - 1000)
+    assert store.load_push("p") is not None, "it is young"
+    write(store, gone_before=NOW + 1000)
+    assert store.load_push("p") is None
 
 
 def test_a_name_in_use_is_refused_and_nobody_elses_row_is_touched(store: AnyStore) -> None:

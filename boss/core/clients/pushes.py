@@ -30,7 +30,7 @@ ANSWERS_KEPT = 1_000
 MAX_CHUNKS = 100_000
 MAX_OPEN_BYTES = 2**30
 """Of all pushes under way together, as they came. A list of a million tasks takes about 300 MB."""
-MAX_PUSH_ID_CHARS = 128
+MAX_PUSH_ID_CHARS = 64
 MAX_VM_HOURS = 1e9
 
 
@@ -162,20 +162,20 @@ class Pushes:
 
     def _load(self, push: Push) -> None:
         push.stage = "loading"
-        self._outbox.read(LoadRun(self._token(push), push.options.run))
+        self._outbox.read(LoadRun(self._token(push), push.options.run, push.push_id))
 
-    def on_run_loaded(self, token: int, image: RunImage | None, now: float) -> None:
-        """The run as it stands: decide, write, answer."""
+    def on_run_loaded(self, token: int, image: RunImage | None, answered: PushAnswered | None, now: float) -> None:
+        """The run as it stands: decide, write, answer. A push that was `answered` is answered as before, also where its
+        run was dropped since."""
         push = self._open.get(self._by_token.pop(token, ""))
         if push is None:
             return
+        if answered is not None:
+            run_no, states, decisions = answered.run_no, answered.states, answered.decisions
+            self._answer(push, RunAccepted(push.push_id, push.options.run, run_no, states, decisions))
+            return
         if image is None:
             image = RunImage(RunRow(self._allocation.next_run_no(), push.options.run, created_at=now), [])
-        answered = next((answer for answer in image.pushes if answer.push_id == push.push_id), None)
-        if answered is not None:
-            states, decisions = answered.states, answered.decisions
-            self._answer(push, RunAccepted(push.push_id, push.options.run, image.run.run_no, states, decisions))
-            return
         overlay(image, self._book.graph)
         merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
         note_shared(push.definitions, merged, self._book.graph.known_inputs)

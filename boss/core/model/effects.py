@@ -137,10 +137,11 @@ Call = (
 
 
 class LoadRun(msgspec.Struct, frozen=True):
-    """Read the whole run of that name. Answered by `RunLoaded`."""
+    """Read the whole run of that name, and what push `push_id` came to. Answered by `RunLoaded`."""
 
     token: int
     name: str
+    push_id: str = ""
 
 
 class SelectTasks(msgspec.Struct, frozen=True):

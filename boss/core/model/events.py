@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from boss.core.model.cloud_vms import VmFound
-from boss.core.model.rows import RunImage
+from boss.core.model.rows import PushAnswered, RunImage
 from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.tasks import Result
 from ecloud.model.wire import Envelope
@@ -31,10 +31,12 @@ class BrokerLost(msgspec.Struct, frozen=True):
 
 
 class RunLoaded(msgspec.Struct, frozen=True):
-    """Answer to `LoadRun`. `image` is None where there is no such run."""
+    """Answer to `LoadRun`. `image` is None where there is no such run; `answered`: what the push came to that was asked
+    about, where it was committed already."""
 
     token: int
     image: RunImage | None
+    answered: PushAnswered | None = None
 
 
 class TasksSelected(msgspec.Struct, frozen=True):

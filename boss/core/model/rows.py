@@ -205,7 +205,7 @@ class TaskStored(msgspec.Struct):
 
 
 class PushAnswered(msgspec.Struct):
-    """A push that was committed, so that it can be answered again."""
+    """A push that was committed, so that it can be answered again, also after its run was dropped."""
 
     push_id: str
     run_no: int
@@ -233,7 +233,8 @@ class Writes(msgspec.Struct):
     dropped_runs: list[int] = msgspec.field(default_factory=list)
     dropped_workers: list[str] = msgspec.field(default_factory=list)
     gone_before: float = 0.0
-    """VMs and workers that were over before this are forgotten; 0: none are."""
+    """VMs and workers that were over before this are forgotten, and pushes answered before this whose runs are dropped;
+    0: none are."""
 
     @property
     def is_empty(self) -> bool:
@@ -246,7 +247,6 @@ class RunImage(msgspec.Struct):
 
     run: RunRow
     tasks: list[TaskRow]
-    pushes: list[PushAnswered] = []
 
 
 class Snapshot(msgspec.Struct):

@@ -12,7 +12,7 @@ from boss.core.boss import Boss
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import Call, Effects, LoadRun
 from boss.core.model.events import AttemptsDeclared, Event, MessageArrived, RunLoaded
-from boss.core.model.rows import RunImage, Snapshot, Writes
+from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.shell.driver import FIRST_WAIT_S, LAST_WAIT_S, RENEW_S, Commit, Driver, Next, Pause, Step, Turn
 from boss.store.store import CommitRefused, StoreAway
 from ecloud.model import wire
@@ -73,6 +73,9 @@ class Ports:
     def load_run(self, name: str) -> RunImage | None:
         return self._reach(f"load run {name}").load_run(name)
 
+    def load_push(self, push_id: str) -> PushAnswered | None:
+        return self._reach("load push").load_push(push_id)
+
     def select(self, wanted: Any) -> tuple[list[RunImage], set[int], str]:
         return self._reach("select").select(wanted)
 
@@ -124,7 +127,7 @@ def ports() -> Ports:
 def test_it_writes_then_speaks_then_calls(ports: Ports) -> None:
     session = ports.hello("c1", "client")
     steps = ports.run(ports.driver.turn([heard("c1", session, 1, submit("r", TaskDefinition("a", ("true",))))]))
-    assert ports.happened == ["decide", "ChunkReceived", "load run r", "decide", "commit", "RunAccepted"]
+    assert ports.happened == ["decide", "ChunkReceived", "load push", "load run r", "decide", "commit", "RunAccepted"]
     kinds = [step if isinstance(step, Next) else type(step) for step in steps]
     assert kinds == [Next.SEND, Next.READ, Commit, Next.SEND]
 
@@ -213,7 +216,7 @@ def test_nobody_is_told_anything_with_a_revoked_key(ports: Ports) -> None:
     assert ports.driver.core is not None
     ports.driver.core.revoked_keys.add("key-c1")
     ports.run(ports.driver.turn([heard("c1", session, 1, submit("r", TaskDefinition("a", ("true",))))]))
-    assert ports.happened == ["decide", "load run r", "decide", "commit"]
+    assert ports.happened == ["decide", "load push", "load run r", "decide", "commit"]
 
 
 def test_a_leader_with_nothing_to_commit_says_that_it_lives(ports: Ports) -> None:

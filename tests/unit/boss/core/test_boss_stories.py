@@ -560,3 +560,16 @@ def test_phases_have_names_and_reasons(script: BossScript) -> None:
     phases = script.boss._phases
     assert len({phase.name for phase in phases}) == len(phases)
     assert all(phase.why.startswith(("after", "before", "last")) for phase in phases)
+
+
+def test_a_push_that_is_repeated_after_its_run_was_dropped_is_answered_and_not_taken_again(script: BossScript) -> None:
+    client = script.client()
+    chunk = wire.SubmitTasks("p", 0, 1, wire.PushOptions(run="r"), (task("a"),))
+    script.hear(client, chunk)
+    first = script.take(client, wire.RunAccepted)
+    script.ask("drop_tasks", run="r")
+    script.start()  # what the one before had in memory is gone
+    client = script.client()
+    script.hear(client, chunk)
+    assert script.take(client, wire.RunAccepted) == first
+    assert not script.store.runs
