@@ -183,9 +183,10 @@ class Start:
             return Calls(storage, clouds, labels, put, hook, store.leads, visitors)
 
         write_access(self._home.client_access, self._access(cluster_id, address, secret, CLIENT_KEY_NAME))
-        self._runtime = Runtime(
-            store, self._config(storage.access), cluster_id, secret, address, make_calls, self._embedded, self._clock
-        )
+        config = self._config(storage.access)
+        if store.value_bytes is not None:
+            config = msgspec.structs.replace(config, max_value_bytes=store.value_bytes)
+        self._runtime = Runtime(store, config, cluster_id, secret, address, make_calls, self._embedded, self._clock)
         self._write_pid(address)
         if self._stopping:
             self._runtime.stop()

@@ -19,11 +19,15 @@ from ecloud.db.schema import to_database
 
 ROWS_A_STATEMENT = 1_000
 DELETES_A_STATEMENT = 5_000
-BYTES_A_STATEMENT = 1024 * 1024
-"""Text in one statement of many rows: escaped, which may double it, far below max_allowed_packet."""
-LONG_BYTES = 2 * 1024 * 1024
-"""A longer value is sent in pieces: escaped, which may double it, a piece stays far below max_allowed_packet (16
-MB)."""
+BYTES_A_STATEMENT = 256 * 1024
+"""Text in one statement of many rows: escaped, which may double it, still below the smallest usual max_allowed_packet
+of 1 MB."""
+USUAL_PACKET_BYTES = 16 * 1024 * 1024
+"""max_allowed_packet of MariaDB and what `admin.py doctor` asks for."""
+PACKET_MARGIN_BYTES = 64 * 1024
+"""Of a packet, for what is in a statement beside one long value."""
+PIECES_A_PACKET = 16
+"""A longer part of a packet is sent in pieces: a row may have five long values, and escaping may double each."""
 _RESERVED = frozenset({"signal"})
 
 
@@ -42,7 +46,26 @@ class Statements:
         self.sqlite = dialect == "sqlite"
         self._dialect = dialect
         self._made: dict[object, str] = {}
+        self.packet_bytes = USUAL_PACKET_BYTES
+        """The server's max_allowed_packet: neither a statement nor a value may be longer."""
         self.for_update = "" if self.sqlite else " FOR UPDATE"
+
+    @property
+    def value_bytes(self) -> int | None:
+        """The longest value that can be stored; None where nothing limits it."""
+        return None if self.sqlite else self.packet_bytes - PACKET_MARGIN_BYTES
+
+    @property
+    def piece_bytes(self) -> int:
+        """A longer value is sent in pieces of this size."""
+        return self.packet_bytes // PIECES_A_PACKET
+
+    def too_long(self, what: str, size: int) -> CommitRefused:
+        """The refusal of a value that is longer than `value_bytes`."""
+        return CommitRefused(
+            f"{what} has {size:,} bytes and the database takes at most {self.value_bytes:,}: raise its "
+            f"max_allowed_packet (now {self.packet_bytes:,}) to {USUAL_PACKET_BYTES:,} or more and restart the boss"
+        )
 
     def __call__(self, sql: str) -> str:
         """Question marks as this driver wants them."""
@@ -164,7 +187,8 @@ def transaction(engine: Engine, writes: bool = True) -> Iterator[Connection]:
         raise CommitRefused(f"{where(engine.url)} can't take a value: {error}") from error
 
 
-_PACKET_TOO_LARGE = 1153
+_TOO_LARGE = frozenset({1153, 1301})
+"""A packet, and the result of CONCAT, beyond max_allowed_packet."""
 
 
 def _is_ours(error: sa.exc.SQLAlchemyError) -> bool:
@@ -172,4 +196,4 @@ def _is_ours(error: sa.exc.SQLAlchemyError) -> bool:
     if isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.NotSupportedError)):
         return True
     original = getattr(error, "orig", None)
-    return bool(original is not None and original.args and original.args[0] == _PACKET_TOO_LARGE)
+    return bool(original is not None and original.args and original.args[0] in _TOO_LARGE)

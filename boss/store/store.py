@@ -62,12 +62,19 @@ class Store:
             update = f"UPDATE leader SET epoch = ?, holder = ?, since = ?, renewed_at = {sql.clock(now)} WHERE id = 1"
             connection.exec_driver_sql(sql(update), (epoch + 1, sql.text(holder[:255]), now))
             self._make_cluster_id(connection)
+            if not sql.sqlite:
+                sql.packet_bytes = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one())
         self._epoch = int(epoch) + 1
         return self._epoch
 
     def _make_cluster_id(self, connection: Connection) -> None:
         insert = self._sql.insert_missing("context", ("name", "value"))
         connection.exec_driver_sql(insert, (self._sql.text("cluster_id"), self._sql.text(secrets.token_hex(8))))
+
+    @property
+    def value_bytes(self) -> int | None:
+        """The longest value that the database takes, as told when this boss began to lead; None: no limit."""
+        return self._sql.value_bytes
 
     @property
     def epoch(self) -> int:

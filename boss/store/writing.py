@@ -16,17 +16,17 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from boss.core.model.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, VmSpan, WorkerRow, Writes
-from boss.store.statements import LONG_BYTES, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
-from ecloud.model.tasks import FAILURE_TAIL_BYTES
+from boss.store.statements import ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
+from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Outcome
 from ecloud.model.wire import MAX_NAME_CHARS
 
 MOVES_ALIKE = 20
 """From so many tasks that moved alike on, they get a statement of their own."""
-CASES_A_STATEMENT = 100
+CASES_A_STATEMENT = 50
 MAX_COMMAND_CHARS = 4 * 1024 * 1024
 MAX_ERROR_CHARS = 64 * 1024
 MAX_REASON_CHARS = 4 * 1024
-"""A hundred of them, escaped, stay far below max_allowed_packet."""
+"""`CASES_A_STATEMENT` of them stay below 1 MB."""
 MAX_CLOUD_ID_CHARS = 128
 _MAX_INT = 2**31 - 1
 _MAX_FLOAT = 1e300
@@ -57,6 +57,7 @@ _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions", "answered_at")
 _SUSPECT_COLUMNS = ("task_no", "run_no", "lost", "failed", "reason", "at")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
 _NO_OUTCOME = (None,) * 14
+_PROMOTING = AttemptState.PROMOTING
 
 _Values = tuple[Any, ...]
 
@@ -68,6 +69,7 @@ class Writing:
         self._connection = connection
         self._sql = sql
         self._archive = archive
+        self._command_chars = min(MAX_COMMAND_CHARS, sql.packet_bytes // 8)  # up to 4 bytes each
 
     def all(self, writes: Writes, now: float) -> None:
         """Everything, in the order of the fields of `Writes`."""
@@ -224,13 +226,20 @@ class Writing:
         return (
             *base, outcome.cause.value, _whole(outcome.exit_code), _whole(outcome.signal),
             text(outcome.error[:MAX_ERROR_CHARS]) if outcome.error else None,
-            text(outcome.command[:MAX_COMMAND_CHARS]) if outcome.command else None,
+            text(outcome.command[: self._command_chars]) if outcome.command else None,
             text(outcome.stdout[-FAILURE_TAIL_BYTES:]) if outcome.stdout else None,
             text(outcome.stderr[-FAILURE_TAIL_BYTES:]) if outcome.stderr else None,
             _finite(outcome.fetch_s), _finite(outcome.run_s), _finite(outcome.store_s), _finite(outcome.max_rss_mb),
-            _encode(outcome.manifest) if outcome.manifest else None,
+            self._manifest(attempt, outcome),
             max(0, outcome.fetch_bytes), max(0, outcome.cached_bytes),
         )  # fmt: skip
+
+    def _manifest(self, attempt: AttemptRow, outcome: Outcome) -> bytes | None:
+        """Needed until its files are published; one that publishes nothing is left out where it is too long."""
+        if not outcome.manifest:
+            return None
+        manifest, most = _encode(outcome.manifest), self._sql.value_bytes
+        return None if most is not None and len(manifest) > most and attempt.state is not _PROMOTING else manifest
 
     def _reason(self, reason: str) -> str | bytes:
         return self._sql.text(reason[:MAX_REASON_CHARS])
@@ -250,17 +259,21 @@ class Writing:
     def _write_long(self, table: str, columns: tuple[str, ...], key: tuple[str, ...], rows: Sequence[_Values]) -> None:
         """Upsert rows of which some may hold values too long for one statement: what is too long follows in pieces."""
         statement = self._sql.upsert(table, columns, key)
-        if self._sql.sqlite or not any(_longest(row) > LONG_BYTES for row in rows):
+        piece_bytes, value_bytes = self._sql.piece_bytes, self._sql.value_bytes
+        longest = max(map(_longest, rows), default=0)
+        if value_bytes is not None and longest > value_bytes:
+            raise self._sql.too_long(f"a row of the table {table}", longest)
+        if self._sql.sqlite or longest <= piece_bytes:
             write_many(self._connection, statement, rows)
             return
         heads, tails = [], []
         for row in rows:
-            heads.append(tuple(value[:LONG_BYTES] if isinstance(value, bytes) else value for value in row))
+            heads.append(tuple(value[:piece_bytes] if isinstance(value, bytes) else value for value in row))
             tails += [
-                (column, value[start : start + LONG_BYTES], row[: len(key)])
+                (column, value[start : start + piece_bytes], row[: len(key)])
                 for column, value in zip(columns, row, strict=True)
                 if isinstance(value, bytes)
-                for start in range(LONG_BYTES, len(value), LONG_BYTES)
+                for start in range(piece_bytes, len(value), piece_bytes)
             ]
         for head in heads:
             write_many(self._connection, statement, [head])

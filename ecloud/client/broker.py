@@ -31,6 +31,8 @@ KEEPALIVE_S = 20
 """A broker that is frozen, or a network that swallows everything, is noticed after at most twice this."""
 FIRST_WAIT_S = 0.2
 LAST_WAIT_S = 5.0
+HELD_S = 2.0
+"""After a connection that lasted so long the next one is made at once; after a shorter one the waits grow."""
 """Longest pause between two attempts to connect; each is shortened at random, so that not all come at once."""
 CONNECT_TIMEOUT_S = 5.0
 """For TCP and TLS, and once more for the broker's answer."""
@@ -266,8 +268,11 @@ class BrokerConnection:
     def _supervise(self) -> None:
         wait_s = FIRST_WAIT_S
         while not self._stopping.is_set():
+            began = time.monotonic()
             was_connected = self._connect_and_wait()
-            wait_s = FIRST_WAIT_S if was_connected else min(LAST_WAIT_S, wait_s * 2)
+            # One that ended at once may end at once again: a message is too large for the broker, or a peer has our id.
+            held = was_connected and time.monotonic() - began >= HELD_S
+            wait_s = FIRST_WAIT_S if held else min(LAST_WAIT_S, wait_s * 2)
             self._stopping.wait(wait_s * random.uniform(0.5, 1.0))
 
     def _connect_and_wait(self) -> bool:

@@ -274,6 +274,8 @@ class _Push:
         self._received: set[int] = set()
         self._next = 0
         self._nudged_at = 0.0
+        self._cut_off = 0
+        """Connections in a row that ended while a large chunk was on the way."""
 
     def run(self) -> RunAccepted:
         """Until the answer."""
@@ -297,6 +299,7 @@ class _Push:
     def _send_what_is_due(self, now: float) -> None:
         if self._said_in != self._talk.sessions:
             # Another session: whoever speaks in it may know nothing of this push.
+            self._notice_cut_off()
             self._said_in, self._next, self._nudged_at = self._talk.sessions, 0, now
             self._on_the_way.clear()
             self._received.clear()
@@ -311,6 +314,22 @@ class _Push:
             self._nudged_at = now
             self._send(len(self._bounds) - 1, now, counted=False)
 
+    def _notice_cut_off(self) -> None:
+        """A broker ends the connection when a message is larger than it takes. Repeating that is of no use."""
+        large = [k for k in self._on_the_way if self._chunk_bytes(k) > LARGE_BYTES]
+        self._cut_off = self._cut_off + 1 if large else 0
+        if self._cut_off >= CUT_OFF_TIMES:
+            first = self._tasks[self._bounds[large[0]][0]].id
+            raise PushRejected((
+                f"the connection to the broker ended {self._cut_off} times while {self._chunk_bytes(large[0]):,} bytes "
+                f"from task {first} on were sent: the broker seems to take smaller messages only; put long commands "
+                "into a file that the task requires, or raise max_packet_size and message_size_limit of the broker",
+            ))  # fmt: skip
+
+    def _chunk_bytes(self, k: int) -> int:
+        start, end = self._bounds[k]
+        return len(msgspec.json.encode(self._tasks[start:end]))
+
     def _send(self, k: int, now: float, counted: bool = True) -> None:
         start, end = self._bounds[k]
         self._talk.say(SubmitTasks(self.push_id, k, len(self._bounds), self._options, tuple(self._tasks[start:end])))
@@ -319,12 +338,17 @@ class _Push:
 
     def _on_received(self, k: int) -> None:
         self._on_the_way.pop(k, None)
+        if self._cut_off and 0 <= k < len(self._bounds) and self._chunk_bytes(k) > LARGE_BYTES:
+            self._cut_off = 0
         if 0 <= k < len(self._bounds) and k not in self._received:
             self._received.add(k)
             self._nudged_at = time.monotonic()
             self._on_progress(sum(end - start for start, end in (self._bounds[k] for k in self._received)))
 
 
+LARGE_BYTES = 900_000
+"""A chunk that a broker may refuse: the smallest usual limit is 1 MB."""
+CUT_OFF_TIMES = 3
 LONG_WAIT_S = 1.0
 """Between looks at what is due in a push."""
 

@@ -22,8 +22,9 @@ OUTCOMES_ACCEPTED_FROM_VERSION = 0
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Refused above. A task of 1 MB of commands, escaped at worst six-fold, still fits in one message."""
-BATCH_BYTES = 1024 * 1024
-"""A batch is closed when it reaches this size; a single item larger than it travels alone."""
+BATCH_BYTES = 768 * 1024
+"""A batch is closed when it reaches this size, so that a message stays below 1 MB; a single item larger than it travels
+alone."""
 DRAINING = "it is being drained"
 """Why a worker gives back what it was just given. A boss that knows nothing of that says `Undrain` again."""
 UNCHAINED = "chained"

@@ -6,6 +6,7 @@ Owns pushes that are not answered yet. What a push means for each task of its ru
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import msgspec
 
@@ -13,7 +14,7 @@ from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import FindResults, LoadRun
 from boss.core.model.outbox import Conversation, Outbox
-from boss.core.model.rows import PushAnswered, RunImage, RunRow
+from boss.core.model.rows import PushAnswered, RunImage, RunRow, TaskStored
 from boss.core.tasks.apply_merge import apply, overlay
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.input_locality import note_shared
@@ -178,6 +179,10 @@ class Pushes:
             image = RunImage(RunRow(self._allocation.next_run_no(), push.options.run, created_at=now), [])
         overlay(image, self._book.graph)
         merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
+        too_long = self._too_long(merged.stored)
+        if too_long:
+            self._reject(push, too_long)
+            return
         note_shared(push.definitions, merged, self._book.graph.known_inputs)
         apply(merged, image, self._outbox, self._book, self._attempts, now)
         if push.options.vm_hours is not None:
@@ -185,6 +190,16 @@ class Pushes:
         states = {state.value: count for state, count in merged.states.items() if count}
         self._outbox.writes.pushes.append(PushAnswered(push.push_id, image.run.run_no, states, merged.decisions))
         self._answer(push, RunAccepted(push.push_id, push.options.run, image.run.run_no, states, merged.decisions))
+
+    def _too_long(self, stored: Sequence[TaskStored]) -> list[str]:
+        most = self._config.max_value_bytes
+        return [
+            f"task {task.row.id}: its definition has {len(task.json):,} bytes and the database takes at most {most:,}: "
+            "put long commands into a file that the task requires, or raise max_allowed_packet of the database to 16M "
+            "and restart the boss"
+            for task in stored
+            if len(task.json) > most
+        ]
 
     def _reject(self, push: Push, problems: list[str]) -> None:
         self._answer(push, RunRejected(push.push_id, tuple(problems[:1_000])))

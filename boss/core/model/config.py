@@ -43,6 +43,8 @@ class BossConfig(msgspec.Struct, frozen=True):
     max_lost_workers: int = 3
     """Workers that may be lost while a task runs on them before the task fails; 0: any number."""
     max_tasks_per_push: int = 2_000_000
+    max_value_bytes: int = 2**62
+    """The longest definition or manifest that the database takes."""
     keep_runs_s: float = 30 * 86400.0
     keep_machines_s: float = 2 * 86400.0
     """VMs and workers that are over are kept for as long as runs, and for this at least: the budget of a day is counted

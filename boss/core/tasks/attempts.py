@@ -20,11 +20,11 @@ from boss.core.model.timers import Timers
 from boss.core.tasks.chains import Chains
 from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_fetched, note_given
-from boss.core.tasks.manifests import not_staged, undeclared
+from boss.core.tasks.manifests import manifest_bytes, not_staged, undeclared
 from boss.core.tasks.outcome_acks import OutcomeAcks
 from boss.core.tasks.suspects import Suspects
 from boss.core.tasks.taskbook import TaskBook
-from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, Outcome, Result, TaskState
+from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, ManifestEntry, Outcome, Result, TaskState
 from ecloud.model.wire import (
     BATCH_BYTES,
     BATCH_COUNT,
@@ -296,10 +296,7 @@ class Attempts:
         began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
         counts = outcome.cause is Cause.SUCCESS and not was_stopping and not attempt.init
-        problem = None
-        if counts:  # what is staged is declared, and what is declared is staged
-            declares = attempt.declares
-            problem = undeclared(outcome.manifest, declares) or not_staged(outcome.manifest, declares)
+        problem = self._manifest_problem(attempt, outcome.manifest) if counts else None
         if counts and outcome.manifest and problem is None:
             self._move(attempt, _PROMOTING)
             self.promoting[key] = attempt
@@ -330,6 +327,18 @@ class Attempts:
             self._book.make_ready(maybe, now, outcome.error)
         else:
             self._fail_or_retry(maybe, outcome.cause, outcome.error, now)
+
+    def _manifest_problem(self, attempt: Attempt, manifest: Sequence[ManifestEntry]) -> str | None:
+        """Why these files can't be published; None where they can."""
+        size, most = manifest_bytes(manifest), self._config.max_value_bytes
+        if size > most:
+            return (
+                f"the list of its {len(manifest):,} result files has {size:,} bytes and the database takes at most "
+                f"{most:,}: pack them into an archive, or raise max_allowed_packet of the database to 16M and restart "
+                "the boss"
+            )
+        # What is staged is declared, and what is declared is staged.
+        return undeclared(manifest, attempt.declares) or not_staged(manifest, attempt.declares)
 
     def _learn_inputs(self, worker: Worker, outcome: Outcome) -> None:
         told = outcome.fetch_bytes or outcome.cause is Cause.SUCCESS  # else it may have ended before it fetched any

@@ -5,7 +5,7 @@ Owns that one rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -25,6 +25,15 @@ _DEFINITIONS = msgspec.json.Decoder(_Declared)
 def declared_results(definition: bytes) -> tuple[Result, ...]:
     """The results in a stored definition, which is JSON."""
     return _DEFINITIONS.decode(definition).results
+
+
+ENTRY_BYTES = 160
+"""Of an entry as JSON beside its path, about: kind, size, mode, hash."""
+
+
+def manifest_bytes(manifest: Sequence[ManifestEntry]) -> int:
+    """About as many bytes as the manifest has where it is stored, rather more."""
+    return sum([len(entry.path) for entry in manifest]) * 2 + ENTRY_BYTES * len(manifest)
 
 
 def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> str | None:

@@ -573,3 +573,33 @@ def test_a_push_that_is_repeated_after_its_run_was_dropped_is_answered_and_not_t
     script.hear(client, chunk)
     assert script.take(client, wire.RunAccepted) == first
     assert not script.store.runs
+
+
+def test_a_push_that_the_database_can_not_take_is_refused_with_the_remedy_and_others_are_taken() -> None:
+    script = BossScript(max_value_bytes=10_000)
+    big, small = script.client("big"), script.client("small")
+    submit = [
+        wire.SubmitTasks(name, 0, 1, wire.PushOptions(run=name), (task("a", commands=("x" * size,)),))
+        for name, size in (("big", 20_000), ("small", 10))
+    ]
+    script.hear(big, submit[0]).hear(small, submit[1])
+    (problem,) = script.take(big, wire.RunRejected).problems
+    assert problem.startswith("task a: its definition has 20,")
+    assert "raise max_allowed_packet" in problem
+    assert script.take(small, wire.RunAccepted).run == "small"
+    assert [run.name for run in script.store.runs.values()] == ["small"]
+
+
+def test_a_list_of_results_that_the_database_can_not_take_fails_its_task_with_the_remedy() -> None:
+    script = BossScript(max_value_bytes=10_000)
+    w1 = script.worker("w1")
+    script.push("r", task("a", results=("out",)))
+    manifest = tuple(ManifestEntry(f"out/{number}", 1, "aa") for number in range(100))
+    script.ended(w1, "a", manifest=manifest).states(a="failed")
+    assert "pack them into an archive" in script.store.tasks[script.names["a"]].reason
+
+
+def test_a_push_id_that_is_too_long_is_refused(script: BossScript) -> None:
+    client = script.client()
+    script.hear(client, wire.SubmitTasks("p" * 65, 0, 1, wire.PushOptions(run="r"), (task("a"),)))
+    assert "at most 64" in script.take(client, wire.RunRejected).problems[0]
