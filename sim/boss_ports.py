@@ -127,6 +127,10 @@ class BossStore:
         """The leader lives."""
         self._reach().renew(now)
 
+    def lead_above(self, epoch: int, now: float) -> int:
+        """Go on leading, in an epoch above."""
+        return self._reach().lead_above(epoch, now)
+
     def load_run(self, name: str) -> RunImage | None:
         """A whole run."""
         return self._reach().load_run(name)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from boss.core.model.effects import SelectTasks
+from boss.core.model.history import next_epoch
 from boss.core.model.rows import (
     AttemptRow,
     BootRow,
@@ -46,6 +47,7 @@ class Tables:
     def __init__(self) -> None:
         self.epoch = 0
         self.batch = 0
+        self.epoch_ends: dict[int, int] = {}
         self.holder = ""
         self.renewed_at = 0.0
         self.next_task_no = self.next_run_no = self.next_vm_no = 1
@@ -90,10 +92,19 @@ class Store:
         silent_s = now - tables.renewed_at
         if not replace and tables.holder and silent_s < LEADER_SILENT_S:
             raise AnotherBossLeads(f"a boss leads already: {tables.holder}, heard {max(0.0, silent_s):.0f} s ago")
-        tables.epoch += 1
-        tables.holder, tables.renewed_at = holder, now
-        self._epoch = tables.epoch
-        return self._epoch
+        return self._begin_epoch(next_epoch(tables.epoch, now), holder, now)
+
+    def _begin_epoch(self, epoch: int, holder: str, now: float) -> int:
+        tables = self.tables
+        tables.epoch_ends[tables.epoch] = tables.batch
+        tables.epoch, tables.holder, tables.renewed_at = epoch, holder, now
+        self._epoch = epoch
+        return epoch
+
+    def lead_above(self, epoch: int, now: float) -> int:
+        """Go on leading, in an epoch above `epoch`. Raises `Deposed`."""
+        self._require_leading()
+        return self._begin_epoch(next_epoch(max(epoch, self._epoch), now), self.tables.holder, now)
 
     def renew(self, now: float) -> None:
         """Say that the leader lives. Raises `Deposed`."""
@@ -207,10 +218,11 @@ class Store:
         for vm in over if writes.gone_before else ():
             del tables.vms[vm.vm_no]
             tables.boots.pop(vm.vm_no, None)
-        if writes.gone_before:
+        if writes.answered_before:
             for push in [push for push in tables.pushes.values() if push.run_no not in tables.runs]:
-                if tables.answered_at[push.push_id] < writes.gone_before:
+                if tables.answered_at[push.push_id] < writes.answered_before:
                     del tables.pushes[push.push_id], tables.answered_at[push.push_id]
+        if writes.gone_before:
             left = [row for row in tables.workers.values() if row.state in ("gone", "lost")]
             for row in left:
                 if row.since < writes.gone_before:
@@ -277,6 +289,7 @@ class Store:
             context=dict(tables.context),
             revoked_keys=set(tables.revoked_keys),
             suspects=_in_order(tables.suspects),
+            epoch_ends=dict(tables.epoch_ends),
         )
 
     def _init_attempts(self, going_on: set[int]) -> list[AttemptRow]:

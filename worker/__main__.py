@@ -143,9 +143,14 @@ def main(
         lives_s=lives_s,
         boss_gone_exit_s=boss_gone_exit_s,
         spooled=spool.found,
+        heard=spool.heard,
         ssh_key=ssh_key,
     )
-    raise SystemExit(WorkerRuntime(access, config, place, spool, keep_dirs, tied).run())
+    runtime = WorkerRuntime(access, config, place, spool, keep_dirs, tied)
+    code = runtime.run()
+    if runtime.begins_anew:
+        os.execv(sys.executable, sys.orig_argv)  # the home's lock ends with this program
+    raise SystemExit(code)
 
 
 def read_steps(path: Path) -> tuple[tuple[str, float], ...]:

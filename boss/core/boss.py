@@ -27,7 +27,7 @@ from boss.core.clients.requests import Requests
 from boss.core.clients.watchers import Watchers
 from boss.core.clients.why_ready import WhyReady
 from boss.core.model.config import BossConfig
-from boss.core.model.effects import Effects, FindResults, ListStages, PromoteFiles
+from boss.core.model.effects import Effects, FindResults, LeadAbove, ListStages, PromoteFiles, TellPerson
 from boss.core.model.events import (
     AttemptsDeclared,
     BrokerFound,
@@ -51,6 +51,7 @@ from boss.core.model.events import (
     VmVisited,
 )
 from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.history import History
 from boss.core.model.outbox import Conversation, Outbox
 from boss.core.model.ready_tasks import ReadyTasks
 from boss.core.model.rows import Snapshot
@@ -80,6 +81,8 @@ FIRST_BACKOFF_S = 0.5
 """Before a datastore call is made again; doubled each time up to `LAST_BACKOFF_S`."""
 LAST_BACKOFF_S = 30.0
 ARCHIVE_EVERY_S = 600.0
+RESTORED_NOTE = "database/restored"
+"""The note that a peer knew of more than the database: when, epoch seconds, and which peer."""
 
 
 class Phase(NamedTuple):
@@ -101,6 +104,8 @@ class Boss:
         self.fleet = Fleet()
         self.runtimes = Runtimes()
         self.book = TaskBook(self._outbox, self._timers, self.ready)
+        self.history = History(snapshot.epoch, snapshot.epoch_ends)
+        self._restored_noted = False
         self.sessions = Sessions(self._outbox, config, now)
         self.outcome_acks = OutcomeAcks(self._outbox, self.fleet, self._timers, config)
         inits = InitTasks(self.book, self.fleet)
@@ -241,7 +246,7 @@ class Boss:
             self.sessions.ignored["key"] += 1
             return
         if isinstance(message, wire.Hello):
-            self.sessions.on_hello(event, message, now)
+            self._on_hello(event, message, now)
             return
         conversation, opened = self.sessions.accept(event, now)
         if conversation is None:
@@ -274,6 +279,31 @@ class Boss:
         if on_duty is not None:
             self.leases.on_heard(on_duty, now)
             self._on_worker(on_duty, event.envelope.number, message, now)
+
+    def _on_hello(self, event: MessageArrived, hello: wire.Hello, now: float) -> None:
+        if self.history.is_behind(hello.epoch, now):
+            self._outbox.read(LeadAbove(hello.epoch))  # the peer ignores this boss, and repeats its Hello
+            return
+        other_history = not self.history.has(hello.epoch, hello.batch)
+        if other_history:
+            self._note_restored(event.envelope.peer, now)
+        if other_history and hello.kind == "worker":
+            # What it holds has numbers that are given out again. Its next process has heard of nothing.
+            welcome = wire.Welcome(hello.nonce, "", self.config.heartbeat_s, self.config.lease_s, other_history=True)
+            self._outbox.say_outside(event.envelope.peer, event.key_name, "", welcome)
+            return
+        self.sessions.on_hello(event, hello, now, other_history)
+
+    def _note_restored(self, peer: str, now: float) -> None:
+        """For people and `doctor`, once for each start of a boss."""
+        if not self._restored_noted:
+            self._restored_noted = True
+            self._outbox.writes.context[RESTORED_NOTE] = f"{now:.0f} {peer}"
+            text = (
+                f"the database lacks what {peer} heard of an earlier boss: it was restored from a backup, and what was "
+                "pushed or ended since then is not in it; workers drop what they hold and join again"
+            )
+            self._outbox.call(TellPerson("restored", text))
 
     def _on_worker(self, worker: Worker, number: int, message: wire.Message, now: float) -> None:
         match message:
@@ -399,6 +429,7 @@ class Boss:
                 self.watchers.forget_run(run_no)
         kept_s = max(self.config.keep_runs_s, self.config.keep_machines_s)
         self._outbox.writes.gone_before = max(0.0, now - kept_s)
+        self._outbox.writes.answered_before = max(0.0, now - self.config.keep_runs_s)
 
     def _forget_silent_clients(self, now: float) -> None:
         self._timers.set(now + self.config.lease_s, self._forget_silent_clients)

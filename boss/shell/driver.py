@@ -24,7 +24,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from boss.core.boss import Boss
-from boss.core.model.effects import Call, Effects, LoadRun, Read, SelectTasks, Send
+from boss.core.model.effects import Call, Effects, LeadAbove, LoadRun, Read, SelectTasks, Send
 from boss.core.model.events import AttemptsDeclared, Event, RunLoaded, TasksSelected
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.core.tasks.manifests import declared_results
@@ -34,6 +34,7 @@ from ecloud.model.wire import AttemptOrder, Envelope, StartTasks
 
 RENEW_S = 5.0
 """A leader that has nothing to commit says this often that it lives."""
+LEAD_ABOVE_EVERY_S = 10.0
 FIRST_WAIT_S = 0.1
 """Before the database is asked again after it did not answer; doubled each time up to `LAST_WAIT_S`."""
 LAST_WAIT_S = 5.0
@@ -59,6 +60,9 @@ class StorePort(Protocol):
 
     def renew(self, now: float) -> None:
         """The leader lives. Raises `Deposed`."""
+
+    def lead_above(self, epoch: int, now: float) -> int:
+        """Go on leading, in an epoch above this one; which. Raises `Deposed`."""
 
     def load_run(self, name: str) -> RunImage | None:
         """A whole run. Raises `Deposed`."""
@@ -142,6 +146,7 @@ class Driver:
         self._learned: list[Event] = []
         """What the driver learned while it carried out the last decision: the core hears it before anything else."""
         self._renewed_at = clock()
+        self._led_above_at = -LEAD_ABOVE_EVERY_S
 
     # --- turns --------------------------------------------------------------------------------------
 
@@ -163,8 +168,12 @@ class Driver:
             yield from self._carry_out(self._decide(events))
             while self._reads:
                 yield Next.READ
-                answer = yield from self._ask(partial(self._answer, self._reads.popleft()))
-                yield from self._carry_out(self._decide([answer]))
+                read = self._reads.popleft()
+                if isinstance(read, LeadAbove):
+                    yield from self._lead_above(read.epoch)
+                else:
+                    answer = yield from self._ask(partial(self._answer, read))
+                    yield from self._carry_out(self._decide([answer]))
         except CommitRefused as error:
             kinds = dict(Counter(type(event).__name__ for event in self._events))
             self._report(logging.ERROR, f"the database refuses a batch of {kinds}, which is left out: {error}")
@@ -222,10 +231,11 @@ class Driver:
         for send in sends:
             yield Next.SEND
             if send.key_name not in silent or send.key_name in just_revoked:
-                envelope = send.envelope
-                if isinstance(envelope.message, StartTasks):
-                    filled = _with_bodies(envelope.message, bodies)
-                    envelope = msgspec.structs.replace(envelope, message=filled)
+                message = send.envelope.message
+                if isinstance(message, StartTasks):
+                    message = _with_bodies(message, bodies)
+                # All that a peer hears is committed in this batch or before.
+                envelope = msgspec.structs.replace(send.envelope, message=message, batch=self._batch)
                 self._speaker.publish(envelope, send.key_name)
 
     def _learn_declared(self, messages: Sequence[StartTasks], bodies: dict[int, bytes]) -> None:
@@ -240,7 +250,17 @@ class Driver:
         if declared:
             self._learned.append(AttemptsDeclared(declared))
 
-    def _answer(self, read: Read) -> Event:
+    def _lead_above(self, epoch: int) -> Turn:
+        """A new core in a higher epoch, now and then: whoever has a key may say that it heard a high one."""
+        now = self._clock()
+        if now < self._led_above_at + LEAD_ABOVE_EVERY_S:
+            return
+        self._led_above_at = now
+        led = yield from self._ask(lambda: self._store.lead_above(epoch, now))
+        self._report(logging.WARNING, f"a peer heard epoch {epoch}, which this database never had: leading in {led}")
+        yield from self.begin()
+
+    def _answer(self, read: LoadRun | SelectTasks) -> Event:
         if isinstance(read, LoadRun):
             answered = self._store.load_push(read.push_id) if read.push_id else None
             return RunLoaded(read.token, self._store.load_run(read.name), answered)

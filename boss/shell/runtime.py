@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
+
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig
 from boss.core.model.events import BrokerFound, BrokerLost, Event, MessageArrived
@@ -22,6 +24,7 @@ from boss.shell.embedded_broker import BrokerWontStart, EmbeddedBroker
 from boss.shell.gc_pauses import Cycles
 from boss.store.store import Deposed, Store
 from ecloud.client.broker import BrokerAddress, BrokerConnection
+from ecloud.config.datastore_address import NOTES
 from ecloud.config.secrets import derive_key
 from ecloud.model import wire
 from ecloud.model.topics import peer_topic
@@ -74,6 +77,8 @@ class Runtime:
         self._unreadable: Counter[str] = Counter()
         self._told_unreadable_at = 0.0
         self._cycles = Cycles()
+        self._noted_datastore: tuple[str, ...] | None = None
+        """Address and host key that the context noted when this process started."""
         prefix = f"ecloud/{cluster_id}"
         self._broker = BrokerConnection(
             address,
@@ -86,8 +91,16 @@ class Runtime:
         self._driver = Driver(store, self._calls, self, self._make_core, clock, log.log)
 
     def _make_core(self, snapshot: Snapshot) -> Boss:
-        """A core from what the store holds."""
-        boss = Boss(snapshot, self._config, self._clock())
+        """A core from what the store holds. One that begins anew (a batch was refused) keeps to the datastore that was
+        set since the process started, which the context notes."""
+        noted = tuple(snapshot.context.get(name, "") for name in NOTES[:2])
+        if self._noted_datastore is None:
+            self._noted_datastore = noted
+        config = self._config
+        if noted != self._noted_datastore:
+            datastore = wire.DatastoreAccess(noted[0] or config.usual_datastore, host_key=noted[1])
+            config = msgspec.structs.replace(config, datastore=datastore)
+        boss = Boss(snapshot, config, self._clock())
         self._cycles.begin(self._clock())
         count = len(boss.book.graph.nodes)
         log.info("epoch %d: %d unfinished tasks, %d workers expected", snapshot.epoch, count, len(boss.fleet.workers))

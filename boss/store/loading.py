@@ -101,6 +101,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
             SuspectRow(row.task_no, row.run_no, row.lost, bool(row.failed), row.reason, row.at)
             for row in connection.execute(sa.select(schema.suspects).order_by(schema.suspects.c.task_no))
         ],
+        epoch_ends={row.epoch: row.batch for row in connection.execute(sa.select(schema.epochs))},
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from sqlalchemy.engine import Connection, Engine
 
 from boss.core.model.effects import SelectTasks
+from boss.core.model.history import next_epoch
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store import loading
 from boss.store.statements import ROWS_A_STATEMENT, CommitRefused, Statements, StoreAway, in_list, transaction
@@ -21,6 +22,8 @@ from datastore.problem import PartAway
 
 __all__ = ["AnotherBossLeads", "CommitRefused", "Deposed", "Store", "StoreAway"]
 
+EPOCHS_KEPT = 1_000
+"""Ends of epochs: a peer that heard none of these bosses is taken for one of another history."""
 LONG_COMMIT_S = 1.0
 LEADER_SILENT_S = 15.0
 """A leader that has not written for this long is taken for dead, where nothing better is known."""
@@ -41,6 +44,7 @@ class Store:
         self.engine = engine
         self._archive = archive
         self._epoch = 0
+        self._holder = ""
         self._sql = Statements(engine.dialect.name)
 
     # --- leading ---------------------------------------------------------------------------------
@@ -59,13 +63,37 @@ class Store:
             held_by = held_by.decode("utf-8", "replace") if isinstance(held_by, bytes) else held_by
             if not replace and held_by and silent_s < LEADER_SILENT_S:
                 raise AnotherBossLeads(f"a boss leads already: {held_by}, heard {max(0.0, silent_s):.0f} s ago")
-            update = f"UPDATE leader SET epoch = ?, holder = ?, since = ?, renewed_at = {sql.clock(now)} WHERE id = 1"
-            connection.exec_driver_sql(sql(update), (epoch + 1, sql.text(holder[:255]), now))
+            led = next_epoch(int(epoch), now)
+            self._begin_epoch(connection, led, holder, now)
             self._make_cluster_id(connection)
             if not sql.sqlite:
                 sql.packet_bytes = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one())
-        self._epoch = int(epoch) + 1
+        self._epoch, self._holder = led, holder
         return self._epoch
+
+    def _begin_epoch(self, connection: Connection, epoch: int, holder: str, now: float) -> None:
+        """Note where the last epoch ended, and begin this one."""
+        sql = self._sql
+        end = sql.insert_missing("epochs", ("epoch", "batch"))
+        last = connection.exec_driver_sql("SELECT epoch, batch FROM leader WHERE id = 1").one()
+        connection.exec_driver_sql(end, (int(last[0]), int(last[1])))
+        keep = "SELECT epoch FROM epochs ORDER BY epoch DESC"
+        kept = [int(row[0]) for row in connection.exec_driver_sql(f"{keep} LIMIT {EPOCHS_KEPT}")]
+        connection.exec_driver_sql(sql("DELETE FROM epochs WHERE epoch < ?"), (min(kept),))
+        update = f"UPDATE leader SET epoch = ?, holder = ?, since = ?, renewed_at = {sql.clock(now)} WHERE id = 1"
+        connection.exec_driver_sql(sql(update), (epoch, sql.text(holder[:255]), now))
+
+    def lead_above(self, epoch: int, now: float) -> int:
+        """Go on leading, in an epoch above `epoch`. Raises `StoreAway`, `Deposed`."""
+        led = next_epoch(max(epoch, self._epoch), now)
+        with transaction(self.engine) as connection:
+            query = f"SELECT epoch FROM leader WHERE id = 1{self._sql.for_update}"
+            present = connection.exec_driver_sql(query).scalar()
+            if present != self._epoch:
+                raise self._deposed()
+            self._begin_epoch(connection, led, self._holder, now)
+        self._epoch = led
+        return led
 
     def _make_cluster_id(self, connection: Connection) -> None:
         insert = self._sql.insert_missing("context", ("name", "value"))

@@ -310,15 +310,19 @@ class Writing:
             marks = ", ".join("?" * len(part))
             connection.exec_driver_sql(self._sql(f"DELETE FROM workers WHERE worker IN ({marks})"), tuple(part))
         if writes.gone_before:
-            self._forget_old(writes.gone_before)
+            self._forget_machines(writes.gone_before)
+        if writes.answered_before:
+            statement = (
+                "DELETE FROM pushes WHERE COALESCE(answered_at, 0) < ? AND run_no NOT IN (SELECT run_no FROM runs)"
+            )
+            connection.exec_driver_sql(self._sql(statement), (writes.answered_before,))
 
-    def _forget_old(self, gone_before: float) -> None:
+    def _forget_machines(self, gone_before: float) -> None:
         over = "SELECT vm_no FROM vms WHERE state = 'gone' AND since < ?"
         for statement in (
             f"DELETE FROM boots WHERE vm_no IN ({over})",
             "DELETE FROM vms WHERE state = 'gone' AND since < ?",
             "DELETE FROM workers WHERE state IN ('gone', 'lost') AND since < ?",
-            "DELETE FROM pushes WHERE COALESCE(answered_at, 0) < ? AND run_no NOT IN (SELECT run_no FROM runs)",
         ):
             self._connection.exec_driver_sql(self._sql(statement), (gone_before,))
 

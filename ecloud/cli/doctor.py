@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -52,6 +52,7 @@ MIN_FREE_MB = 1_000.0
 MIN_OPEN_FILES = 1_024
 RESERVED_STARTUPS = 2
 """Connections to a datastore that begin beside those of the workers: the boss's and a person's."""
+RESTORED_TOLD_S = 7 * 86_400.0
 MIN_PACKET_BYTES = 16 * 2**20
 NO_DELAY_S = 0.02
 """A round trip on one machine takes 0.5 ms; with Nagle's algorithm in the broker 44 ms and more."""
@@ -231,6 +232,18 @@ def file_system_of(path: Path) -> str:
     return kind
 
 
+def _restored(context: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether a peer knew lately of work that the database lacks (the boss notes it, see `boss.core.boss`)."""
+    at, _, peer = context.get("database/restored", "").partition(" ")
+    if peer and time.time() - float(at) < RESTORED_TOLD_S:
+        ago = duration(time.time() - float(at))
+        yield Finding(
+            "database",
+            f"{peer} knew {ago} ago of work that it lacks: it was restored from a backup",
+            "push again what is missing; workers have dropped what they held and joined again",
+        )
+
+
 # --- boss, broker, datastore --------------------------------------------------------------------------
 
 
@@ -250,6 +263,7 @@ def _boss(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
         yield Finding("boss", f"runs ({here}) and does not write", f"see {settings.home_directory.log}")
     else:
         yield Finding("boss", "does not run", "python admin.py start")
+    yield from _restored(queries.context(engine))
     for trouble in status.troubles:
         yield Finding("workers", trouble, "it goes on by itself when that is over")
     for suspect in status.suspects:

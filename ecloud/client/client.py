@@ -190,8 +190,12 @@ class Client:
             if isinstance(message, RequestDone) and message.request_id == request.request_id:
                 return message
             if isinstance(message, Refused) and message.about == request.request_id:
-                raise RequestRefused(message.code, message.reason)
+                raise self._refused(message)
             self._keep_patience(began, patience_s)
+
+    def _refused(self, message: Refused) -> RequestRefused:
+        lost = "; the database was restored from an older backup: push again" if self._conversation.history_lost else ""
+        return RequestRefused(message.code, message.reason + lost)
 
     def _keep_patience(self, began: float, patience_s: float) -> None:
         """Say what is waited for; give up where nothing was heard for `patience_s`."""
@@ -235,7 +239,7 @@ class Client:
             self._require_welcome()
             self._say_trouble(talk.silent_s)
             if isinstance(message, Refused) and message.about == request_id:
-                raise RequestRefused(message.code, message.reason)
+                raise self._refused(message)
             if isinstance(message, RunChanged) and message.run == run:
                 picture = message
                 yielded_at = heard_at = time.monotonic()

@@ -67,7 +67,9 @@ class Conversation:
         self._hello_at = 0.0
         self._hello_again_s = FIRST_HELLO_AGAIN_S
         self._heartbeat_at = 0.0
-        self._epoch = 0
+        self._epoch = self._batch = 0
+        self.history_lost = False
+        """The boss's database lacks what this client heard: it was restored from a backup."""
         self._said = 0
         self._heard = 0
         address = BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
@@ -149,7 +151,7 @@ class Conversation:
         self._nonce = f"{self.peer}-{self._hellos}"
         self._hello_at = now + self._hello_again_s
         self._hello_again_s = min(LAST_HELLO_AGAIN_S, 2 * self._hello_again_s)
-        hello = Hello(nonce=self._nonce, kind="client", host=socket.gethostname())
+        hello = Hello(nonce=self._nonce, kind="client", host=socket.gethostname(), epoch=self._epoch, batch=self._batch)
         self._publish(Envelope(wire.PROTOCOL_VERSION, self.peer, "", 0, hello))
 
     def _say_heartbeat(self, now: float) -> None:
@@ -207,11 +209,13 @@ class Conversation:
             self.ignored["session"] += 1
             return None
         self._heard = envelope.number
+        self._batch = max(self._batch, envelope.batch)
         self.heard_at = time.monotonic()
         return None if isinstance(message, HeartbeatAnswered) else message
 
     def _begin_session(self, welcome: Welcome, envelope: Envelope) -> None:
-        self.welcome, self._epoch = welcome, envelope.epoch
+        self.welcome, self._epoch, self._batch = welcome, envelope.epoch, envelope.batch
+        self.history_lost = self.history_lost or welcome.other_history
         self.session, self._said, self._heard = welcome.session, 0, 0
         self.sessions += 1
         self.heard_at = time.monotonic()

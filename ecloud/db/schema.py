@@ -15,7 +15,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0007"
+REVISION = "0009"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -76,6 +76,13 @@ leader = sa.Table(
     sa.Column("next_task_no", _NUMBER, nullable=False),
     sa.Column("next_run_no", _NUMBER, nullable=False),
     sa.Column("next_vm_no", _NUMBER, nullable=False),
+    **_OPTIONS,
+)  # fmt: skip
+
+epochs = sa.Table(
+    "epochs", metadata,
+    sa.Column("epoch", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("batch", _NUMBER, nullable=False),
     **_OPTIONS,
 )  # fmt: skip
 

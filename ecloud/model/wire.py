@@ -116,6 +116,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     `lives_s`: seconds until this machine ends, if it is known. `ssh_key`: the public key that is to open the datastore.
     `boot_s`: what was done at this machine's start, and how many seconds before this Hello. `chains`: whether
     it knows `AttemptOrder.after`.
+    `epoch`, `batch`: the last that the peer heard of a boss, 0 for nothing.
     """
 
     nonce: str
@@ -136,10 +137,13 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     boot_s: dict[str, float] = {}
     machine: str = ""
     chains: bool = False
+    epoch: Int64 = 0
+    batch: Int64 = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """The boss answers a `Hello`. The session counts from the peer's next message."""
+    """The boss answers a `Hello`. The session counts from the peer's next message. `other_history`: the database lacks
+    what the peer heard last, as after a restore from a backup; a worker then drops all it holds and joins anew."""
 
     nonce: str
     session: str
@@ -148,6 +152,7 @@ class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     datastore: DatastoreAccess = DatastoreAccess("")
     settings: dict[str, float] = {}
     shell: str = "/bin/sh"
+    other_history: bool = False
 
 
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
@@ -413,7 +418,8 @@ Message = (
 class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     """What every message travels in. `peer` is the worker or client of the conversation, also in what the boss says.
 
-    `number` increases within a session, for each direction by itself. `epoch` is the boss's; 0 from a peer.
+    `number` increases within a session, for each direction by itself. `epoch` is the boss's, `batch` its last commit;
+    both 0 from a peer.
     """
 
     v: Int64
@@ -422,6 +428,7 @@ class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     number: Int64
     message: Message
     epoch: Int64 = 0
+    batch: Int64 = 0
 
 
 class _Version(msgspec.Struct):

@@ -106,10 +106,29 @@ def ended(task_no: int, number: int, **fields: Any) -> AttemptRow:
 
 def test_each_leader_has_a_higher_epoch_and_the_cluster_keeps_its_id(new_store: Callable[[], AnyStore]) -> None:
     first, second = new_store(), new_store()
-    assert first.lead("one:1", NOW) == 1
-    assert second.lead("two:2", NOW, replace=True) == 2
+    epoch = first.lead("one:1", NOW)
+    assert second.lead("two:2", NOW, replace=True) == epoch + 1, "in the same millisecond"
     assert first.load().cluster_id == second.load().cluster_id != ""
-    assert second.load().epoch == 2
+    assert second.load().epoch == epoch + 1
+
+
+def test_an_epoch_has_time_in_it_and_says_where_the_one_before_ended(new_store: Callable[[], AnyStore]) -> None:
+    first, second = new_store(), new_store()
+    epoch = first.lead("one:1", NOW)
+    assert epoch == int(NOW * 1000), "it differs from each that a database had which was restored since"
+    push(first, stored(1, "a"))
+    assert second.lead("two:2", NOW + 60, replace=True) == epoch + 60_000
+    assert second.load().epoch_ends[epoch] == 1
+
+
+def test_a_leader_goes_on_in_an_epoch_above_one_that_a_peer_heard(new_store: Callable[[], AnyStore]) -> None:
+    first, second = new_store(), new_store()
+    epoch = first.lead("one:1", NOW)
+    assert first.lead_above(epoch + 5_000, NOW) == epoch + 5_001 == first.load().epoch
+    push(first, stored(1, "a"))
+    second.lead("two:2", NOW, replace=True)
+    with pytest.raises(Deposed):
+        first.lead_above(epoch + 9_000, NOW)
 
 
 def test_a_second_boss_does_not_lead_while_the_first_is_heard(new_store: Callable[[], AnyStore]) -> None:
@@ -121,7 +140,7 @@ def test_a_second_boss_does_not_lead_while_the_first_is_heard(new_store: Callabl
     with pytest.raises(AnotherBossLeads):
         second.lead("two:2", NOW + 20)
     fall_silent(first, LEADER_SILENT_S)
-    assert second.lead("two:2", NOW + 20) == 2
+    assert second.lead("two:2", NOW + 20) > first.epoch
 
 
 def fall_silent(store: AnyStore, silent_s: float) -> None:
@@ -137,7 +156,7 @@ def test_after_a_resignation_nobody_waits(new_store: Callable[[], AnyStore]) -> 
     first, second = new_store(), new_store()
     first.lead("one:1", NOW)
     first.resign()
-    assert second.lead("two:2", NOW) == 2
+    assert second.lead("two:2", NOW) > first.epoch
 
 
 def test_a_deposed_boss_writes_nothing(new_store: Callable[[], AnyStore]) -> None:
@@ -404,12 +423,12 @@ def test_a_dropped_run_is_gone_and_its_name_is_free(store: AnyStore) -> None:
 
 def test_a_push_is_forgotten_when_its_run_was_dropped_and_it_is_old(store: AnyStore) -> None:
     push(store, stored(1, "a"), pushes=[PushAnswered("p", 1, {}, {})])
-    write(store, gone_before=NOW + 1000)
+    write(store, answered_before=NOW + 1000)
     assert store.load_push("p") is not None, "its run is there"
     write(store, dropped_runs=[1])
-    write(store, gone_before=NOW - 1000)
+    write(store, answered_before=NOW - 1000)
     assert store.load_push("p") is not None, "it is young"
-    write(store, gone_before=NOW + 1000)
+    write(store, answered_before=NOW + 1000)
     assert store.load_push("p") is None
 
 

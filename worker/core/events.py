@@ -32,6 +32,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     lives_s: float | None = None
     boss_gone_exit_s: float | None = None
     spooled: tuple[Outcome, ...] = ()
+    heard: tuple[int, int] = (0, 0)
+    """Epoch and batch of the boss that were heard last before what is spooled; zeros where nothing is."""
     ssh_key: str = ""
     boot_steps: tuple[tuple[str, float], ...] = ()
 
@@ -153,10 +155,12 @@ class StreamOutput(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """End what still runs, then exit with `code`."""
+    """End what still runs, then exit with `code`. `anew`: drop what is spooled, too, and begin again as a new process:
+    the boss has another history."""
 
     code: int
     reason: str
+    anew: bool = False
 
 
 class WorkerEffects(msgspec.Struct):

@@ -56,7 +56,8 @@ class WorkerCore:
         self.config = config
         self.connected = False
         self.session = ""
-        self.epoch = 0
+        self.epoch, self.batch = config.heard
+        """Of the boss, as heard last."""
         self.heartbeat_s, self.lease_s = 5.0, 60.0
         self.datastore = wire.DatastoreAccess("")
         self.settings: dict[str, float] = {}
@@ -172,6 +173,7 @@ class WorkerCore:
             self.ignored["number"] += 1
             return
         self._seen = envelope.number
+        self.batch = max(self.batch, envelope.batch)
         self._heard_at = now
         self._obey(message, now)
 
@@ -220,7 +222,10 @@ class WorkerCore:
         if welcome.nonce != self._nonce or self._hello_at is None or envelope.epoch < self.epoch:
             self.ignored["welcome"] += 1
             return
-        self.session, self.epoch = welcome.session, envelope.epoch
+        if welcome.other_history:
+            self._leave(0, "the boss's database was restored from a backup: beginning anew", anew=True)
+            return
+        self.session, self.epoch, self.batch = welcome.session, envelope.epoch, envelope.batch
         self.heartbeat_s, self.lease_s = welcome.heartbeat_s, welcome.lease_s
         self.settings, self.shell = welcome.settings, welcome.shell
         if not welcome.datastore.is_same_place(self.datastore):
@@ -285,6 +290,8 @@ class WorkerCore:
             ssh_key=config.ssh_key,
             boot_s={step: round(now - at, 3) for step, at in self._steps},
             chains=True,
+            epoch=self.epoch,
+            batch=self.batch,
         )
         self.attempts.effects.says.append(Envelope(wire.PROTOCOL_VERSION, config.peer, "", 0, hello))
         self._hello_at = now + self._hello_wait_s
@@ -359,11 +366,11 @@ class WorkerCore:
             return
         self._leave(0, "drained")
 
-    def _leave(self, code: int, reason: str) -> None:
+    def _leave(self, code: int, reason: str, anew: bool = False) -> None:
         if not self.leaving:
             self.leaving = True
             self._say(wire.Goodbye(reason))
-            self.attempts.effects.leave = Leave(code, reason)
+            self.attempts.effects.leave = Leave(code, reason, anew)
 
     def check(self) -> None:
         """Invariants of its parts."""

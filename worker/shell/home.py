@@ -105,6 +105,13 @@ class RunningRecord:
         return left_overs.end(self._home)
 
 
+class _Heard(msgspec.Struct):
+    """A line of the spool: what had been heard of the boss when the outcomes below were written."""
+
+    epoch: int
+    batch: int
+
+
 class Spool:
     """Outcomes on disk until the boss has answered them: one append per batch; a torn last line is skipped."""
 
@@ -113,6 +120,8 @@ class Spool:
         self._held: dict[tuple[int, int], Outcome] = {}
         self._answered = 0
         self._encoder = msgspec.json.Encoder()
+        self.heard = (0, 0)
+        """Epoch and batch of the boss that were heard last when outcomes were written that are here still."""
         self.found = tuple(self._read())
         self._file = open(self._path, "ab", buffering=0)
         self._rewrite()
@@ -124,13 +133,19 @@ class Spool:
             return []
         for line in lines:
             with contextlib.suppress(msgspec.MsgspecError):
+                heard = msgspec.json.decode(line, type=_Heard)
+                self.heard = (heard.epoch, heard.batch)
+                continue
+            with contextlib.suppress(msgspec.MsgspecError):
                 outcome = msgspec.json.decode(line, type=Outcome)
                 self._held[(outcome.task_no, outcome.number)] = outcome
         return list(self._held.values())
 
-    def add(self, outcomes: list[Outcome]) -> None:
-        """Keep these. Raises `OSError` (a full disk): then they are not said."""
+    def add(self, outcomes: list[Outcome], heard: tuple[int, int]) -> None:
+        """Keep these, with what was `heard` of the boss. Raises `OSError` (a full disk): then they are not said."""
         data = b"".join(self._encoder.encode(outcome) + b"\n" for outcome in outcomes)
+        if heard != self.heard or not self._file.tell():
+            data = self._encoder.encode(_Heard(*heard)) + b"\n" + data
         position = self._file.tell()
         try:
             written = self._file.write(data)
@@ -140,6 +155,7 @@ class Spool:
             with contextlib.suppress(OSError):
                 self._file.truncate(position)
             raise
+        self.heard = heard
         self._held.update({(outcome.task_no, outcome.number): outcome for outcome in outcomes})
 
     def forget(self, keys: list[tuple[int, int]]) -> None:
@@ -156,15 +172,23 @@ class Spool:
     def _rewrite(self) -> None:
         self._answered = 0
         if not self._held:
+            self.heard = (0, 0)
             self._file.truncate(0)
             self._file.seek(0)
             return
         temporary = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):
-            temporary.write_bytes(b"".join(self._encoder.encode(outcome) + b"\n" for outcome in self._held.values()))
+            lines = [_Heard(*self.heard), *self._held.values()]
+            temporary.write_bytes(b"".join(self._encoder.encode(line) + b"\n" for line in lines))
             os.replace(temporary, self._path)
             self._file.close()
             self._file = open(self._path, "ab", buffering=0)
+
+    def drop(self) -> int:
+        """Forget all outcomes; how many there were."""
+        count = len(self._held)
+        self.forget(list(self._held))
+        return count
 
     @property
     def is_empty(self) -> bool:

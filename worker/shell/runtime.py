@@ -97,6 +97,8 @@ class WorkerRuntime:
         self._jobs.is_leaving = lambda: self._core.then_exit or self._core.leaving
         self._jobs.is_followed = self._core.attempts.followers.is_followed
         self._unspooled: list[Outcome] = []
+        self.begins_anew = False
+        """After `run`: another process is to take over."""
         self._checking: Future[None] | None = None
         self._status = self._session = ""
         self._peer_topic = peer_topic(access.cluster_id, config.peer)
@@ -270,7 +272,7 @@ class WorkerRuntime:
         """On disk before it is said; where the disk is full it is said all the same, and written when there is room."""
         self._unspooled += outcomes
         try:
-            self._spool.add(self._unspooled)
+            self._spool.add(self._unspooled, (self._core.epoch, self._core.batch))
             self._unspooled = []
         except OSError as error:
             self._put(TroubleChanged(f"outcomes can't be kept on disk: {error.strerror}"))
@@ -362,5 +364,8 @@ class WorkerRuntime:
         self._record.clear()
         self._broker.stop(GOODBYE_S)
         self._files.pool.shutdown(wait=False, cancel_futures=True)
+        if leave.anew:
+            log.info("dropping %d outcomes that the boss does not know", self._spool.drop())
         self._spool.close()
+        self.begins_anew = leave.anew
         return leave.code

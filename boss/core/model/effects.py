@@ -157,7 +157,13 @@ class SelectTasks(msgspec.Struct, frozen=True):
     label: str = ""
 
 
-Read = LoadRun | SelectTasks
+class LeadAbove(msgspec.Struct, frozen=True):
+    """Lead in an epoch above this one, which a peer has heard: it ignores this boss else. Answered by a new core."""
+
+    epoch: int
+
+
+Read = LoadRun | SelectTasks | LeadAbove
 
 
 class Effects(msgspec.Struct):

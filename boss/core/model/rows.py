@@ -233,8 +233,9 @@ class Writes(msgspec.Struct):
     dropped_runs: list[int] = msgspec.field(default_factory=list)
     dropped_workers: list[str] = msgspec.field(default_factory=list)
     gone_before: float = 0.0
-    """VMs and workers that were over before this are forgotten, and pushes answered before this whose runs are dropped;
-    0: none are."""
+    """VMs and workers that were over before this are forgotten; 0: none are."""
+    answered_before: float = 0.0
+    """Pushes that were answered before this, and whose runs are dropped, are forgotten; 0: none are."""
 
     @property
     def is_empty(self) -> bool:
@@ -277,3 +278,5 @@ class Snapshot(msgspec.Struct):
     context: dict[str, str] = {}
     revoked_keys: set[str] = set()
     suspects: list[SuspectRow] = []
+    epoch_ends: dict[int, int] = {}
+    """The last batch of each earlier epoch."""

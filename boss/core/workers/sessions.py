@@ -59,7 +59,7 @@ class Sessions:
 
     # --- Hello -----------------------------------------------------------------------------------
 
-    def on_hello(self, event: MessageArrived, hello: Hello, now: float) -> None:
+    def on_hello(self, event: MessageArrived, hello: Hello, now: float, other_history: bool = False) -> None:
         """Answer with `Welcome`; remember the session until the peer's next message or until it is dropped.
 
         A peer may have several Hellos pending: anybody at the broker can repeat an old one, and must not push out the
@@ -88,6 +88,7 @@ class Sessions:
             datastore=self.datastore,
             settings=config.worker_settings,
             shell=config.shell,
+            other_history=other_history,
         )
         self._outbox.say_outside(peer, key_name, session, welcome)
 

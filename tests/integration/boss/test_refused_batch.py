@@ -13,6 +13,7 @@ from sqlalchemy.engine import Engine
 
 from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.events import Event
+from boss.core.model.rows import Writes
 from boss.shell.calls import Calls
 from boss.shell.runtime import Clock, Runtime
 from boss.shell.storage import Storage
@@ -59,3 +60,14 @@ def test_of_a_boss_whose_batch_was_refused_nothing_is_remembered(
     assert before() is None
     assert runtime._drive(driver.turn([]))
     assert caplog.text.count("refuses") == 1, "the next one goes on"
+
+
+def test_after_a_refused_batch_the_datastore_that_was_set_since_the_start_is_kept(runtime: Runtime) -> None:
+    driver = runtime._driver
+    assert runtime._drive(driver.begin())
+    set_since = {"datastore_address": "files@host:/root", "datastore_host_key": "a key"}
+    runtime._store.commit(driver._batch + 1, Writes(context=dict(set_since)), runtime._clock())
+    driver._batch += 5  # a batch that does not follow the last one
+    assert runtime._drive(driver.turn([]))
+    assert driver.core is not None
+    assert driver.core.access.datastore == wire.DatastoreAccess("files@host:/root", host_key="a key")

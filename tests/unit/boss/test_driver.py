@@ -70,6 +70,10 @@ class Ports:
     def renew(self, now: float) -> None:
         self._reach("renew").renew(now)
 
+    def lead_above(self, epoch: int, now: float) -> int:
+        self.epoch = self._reach("lead above").lead_above(epoch, now)
+        return self.epoch
+
     def load_run(self, name: str) -> RunImage | None:
         return self._reach(f"load run {name}").load_run(name)
 

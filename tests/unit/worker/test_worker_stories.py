@@ -387,3 +387,18 @@ def test_only_so_many_stage_without_a_place() -> None:
     script.handle(CommandsEnded(STAGING_MOST + 1, 1)).begins()
     script.ends(1).begins()
     script.handle(CommandsEnded(STAGING_MOST + 1, 1)).begins(STAGING_MOST + 2)
+
+
+def test_a_worker_tells_what_it_heard_last_and_begins_anew_where_the_boss_lacks_it() -> None:
+    script = WorkerScript(heard=(1, 5)).connect()
+    assert (script.core.epoch, script.core.batch) == (1, 5)
+    script.welcome(script.hello()).answers_heartbeat()
+    script.hear(wire.Undrain(), batch=9).hear(wire.Undrain(), batch=8)
+    script.lose().connect()
+    hello = script.hello()
+    assert (hello.epoch, hello.batch) == (1, 9)
+    script.epoch = 30
+    script.welcome(hello, other_history=True)
+    assert script.done.leave is not None
+    assert script.done.leave.anew
+    assert "restored from a backup" in script.done.leave.reason
