@@ -14,10 +14,12 @@ down_revision = "0008"
 
 def upgrade() -> None:
     """Make the table where it is missing."""
+    number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     if not sa.inspect(op.get_bind()).has_table("epochs"):
         op.create_table(
             "epochs",
-            sa.Column("epoch", sa.BigInteger(), primary_key=True, autoincrement=False),
-            sa.Column("batch", sa.BigInteger(), nullable=False),
+            sa.Column("epoch", number, primary_key=True, autoincrement=False),
+            sa.Column("batch", number, nullable=False),
             mysql_engine="InnoDB",
+            mysql_charset="utf8mb4",
         )
