@@ -38,6 +38,7 @@ from boss.core.model.events import (
     VmStarted,
     VmVisited,
 )
+from boss.core.model.history import EPOCH_CHANCES
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store.store import CommitRefused, StoreAway
 from datastore.port import DatastoreAway
@@ -83,7 +84,7 @@ class BossStore:
         self._world = places.world
         self._faults = places.faults
         self._checker = places.checker
-        self.store = Store(places.tables)
+        self.store = Store(places.tables, chance=lambda: self._world.random.randrange(EPOCH_CHANCES))
         self.parted_until = 0.0
 
     @property

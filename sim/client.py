@@ -34,6 +34,10 @@ class Wish(msgspec.Struct, eq=False):
         return [said for k, said in enumerate(self.messages) if k not in self.received] or [self.messages[-1]]
 
 
+SILENT_S = 15.0
+"""A boss that is silent for so long may have another after it that leads in a lower epoch."""
+
+
 class Client:
     """One conversation. Wishes are fulfilled one after another, like those of a person."""
 
@@ -44,7 +48,8 @@ class Client:
         self.answers: dict[str, wire.Message] = {}
         self._session = ""
         self._left = False
-        self._epoch = 0
+        self._epoch = self._batch = 0
+        self._heard_at = 0.0
         self._nonce = self._number = self._heard = 0
         self._topic = boss_topic(CLUSTER_ID, name)
         self.link = network.connect(
@@ -93,7 +98,7 @@ class Client:
     def _say_hello(self) -> None:
         self._session = ""
         self._nonce += 1
-        hello = wire.Hello(nonce=f"{self.name}-{self._nonce}", kind="client")
+        hello = wire.Hello(nonce=f"{self.name}-{self._nonce}", kind="client", epoch=self._epoch, batch=self._batch)
         self._publish(Envelope(wire.PROTOCOL_VERSION, self.name, "", 0, hello))
 
     def _lost(self, reason: str) -> None:
@@ -114,10 +119,14 @@ class Client:
     def _hear(self, envelope: Envelope) -> None:
         message = envelope.message
         if envelope.epoch < self._epoch:
+            silent = self.world.now - self._heard_at > SILENT_S
+            if silent and isinstance(message, wire.Refused) and message.code == "session":
+                self._say_hello()
             return
         if isinstance(message, wire.Welcome):
             if message.nonce == f"{self.name}-{self._nonce}" and not self._session:
-                self._session, self._epoch = message.session, envelope.epoch
+                self._session, self._epoch, self._batch = message.session, envelope.epoch, envelope.batch
+                self._heard_at = self.world.now
                 self._number = self._heard = 0
                 self._say(wire.Heartbeat(orders_seen=0))
                 for wish in self.wishes:
@@ -127,7 +136,8 @@ class Client:
             if message.about == self._session:
                 self._say_hello()
         elif envelope.session == self._session and envelope.number > self._heard and envelope.epoch == self._epoch:
-            self._heard = envelope.number
+            self._heard, self._heard_at = envelope.number, self.world.now
+            self._batch = max(self._batch, envelope.batch)
             self._on_answer(message)
 
     def _on_answer(self, message: wire.Message) -> None:

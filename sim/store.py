@@ -7,7 +7,7 @@ Two stores over the same `Tables` are two bosses on one database.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Any, TypeVar
 
@@ -73,7 +73,9 @@ class Tables:
 class Store:
     """One boss's hands on the tables. `runs`, `tasks`, `attempts`, … are there for tests to look at, not to change."""
 
-    def __init__(self, tables: Tables | None = None, archive: bool = True) -> None:
+    def __init__(
+        self, tables: Tables | None = None, archive: bool = True, chance: Callable[[], int] = lambda: 0
+    ) -> None:
         self.tables = tables if tables is not None else Tables()
         self.runs = self.tables.runs
         self.tasks = self.tables.tasks
@@ -81,6 +83,7 @@ class Store:
         self.workers = self.tables.workers
         self.vms = self.tables.vms
         self._archive = archive
+        self._chance = chance
         self._epoch = 0
 
     # --- leading ---------------------------------------------------------------------------------
@@ -92,7 +95,7 @@ class Store:
         silent_s = now - tables.renewed_at
         if not replace and tables.holder and silent_s < LEADER_SILENT_S:
             raise AnotherBossLeads(f"a boss leads already: {tables.holder}, heard {max(0.0, silent_s):.0f} s ago")
-        return self._begin_epoch(next_epoch(tables.epoch, now), holder, now)
+        return self._begin_epoch(next_epoch(tables.epoch, now, self._chance()), holder, now)
 
     def _begin_epoch(self, epoch: int, holder: str, now: float) -> int:
         tables = self.tables
@@ -104,7 +107,7 @@ class Store:
     def lead_above(self, epoch: int, now: float) -> int:
         """Go on leading, in an epoch above `epoch`. Raises `Deposed`."""
         self._require_leading()
-        return self._begin_epoch(next_epoch(max(epoch, self._epoch), now), self.tables.holder, now)
+        return self._begin_epoch(next_epoch(max(epoch, self._epoch), now, self._chance()), self.tables.holder, now)
 
     def renew(self, now: float) -> None:
         """Say that the leader lives. Raises `Deposed`."""

@@ -61,6 +61,8 @@ class WorkerHome(msgspec.Struct):
     vm: str = ""
     boot_nonce: str = ""
     spool: dict[Key, Outcome] = {}
+    heard: tuple[int, int] = (0, 0)
+    """Epoch and batch of the boss, as they stand in the spool."""
     processes: int = 0
     gpus: tuple[str, ...] = ()
     ssh_key: str = ""
@@ -133,6 +135,7 @@ class WorkerProcess:
             vm=home.vm,
             boot_nonce=home.boot_nonce,
             spooled=tuple(home.spool.values()),
+            heard=home.heard if home.spool else (0, 0),
             gpus=home.gpus,
             ssh_key=home.ssh_key,
             addresses=(home.address,) if home.address else (),
@@ -309,13 +312,16 @@ class WorkerProcess:
                 self._put(TroubleChanged("outcomes can't be kept on disk"))
                 self._after(RETRY_S, self._look_again)
             return
+        self.home.heard = (self.core.epoch, self.core.batch)
         self.home.spool.update({(outcome.task_no, outcome.number): outcome for outcome in self._unspooled})
         self._unspooled = []
 
     def _leave(self, leave: Leave) -> None:
         # The last words travel before the connection ends.
         self.world.tell(self.name, f"leaves: {leave.reason}")
-        self.die("left")
+        if leave.anew:
+            self.home.spool = {}
+        self.die("begins anew" if leave.anew else "left")
 
     # --- jobs ------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sqlalchemy.engine import Connection, Engine
 
 from boss.core.model.effects import SelectTasks
-from boss.core.model.history import next_epoch
+from boss.core.model.history import EPOCH_CHANCES, next_epoch
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store import loading
 from boss.store.statements import ROWS_A_STATEMENT, CommitRefused, Statements, StoreAway, in_list, transaction
@@ -63,7 +63,7 @@ class Store:
             held_by = held_by.decode("utf-8", "replace") if isinstance(held_by, bytes) else held_by
             if not replace and held_by and silent_s < LEADER_SILENT_S:
                 raise AnotherBossLeads(f"a boss leads already: {held_by}, heard {max(0.0, silent_s):.0f} s ago")
-            led = next_epoch(int(epoch), now)
+            led = next_epoch(int(epoch), now, secrets.randbelow(EPOCH_CHANCES))
             self._begin_epoch(connection, led, holder, now)
             self._make_cluster_id(connection)
             if not sql.sqlite:
@@ -85,7 +85,7 @@ class Store:
 
     def lead_above(self, epoch: int, now: float) -> int:
         """Go on leading, in an epoch above `epoch`. Raises `StoreAway`, `Deposed`."""
-        led = next_epoch(max(epoch, self._epoch), now)
+        led = next_epoch(max(epoch, self._epoch), now, secrets.randbelow(EPOCH_CHANCES))
         with transaction(self.engine) as connection:
             query = f"SELECT epoch FROM leader WHERE id = 1{self._sql.for_update}"
             present = connection.exec_driver_sql(query).scalar()

@@ -190,6 +190,10 @@ class Conversation:
         message = envelope.message
         if envelope.epoch < self._epoch:
             self.ignored["epoch"] += 1
+            # Where the boss with the higher epoch is silent, this one may lead: it hears of that epoch by a Hello.
+            lease_s = self.welcome.lease_s if self.welcome is not None else 0.0
+            if isinstance(message, Refused) and message.code == "session" and self.silent_s > lease_s:
+                self.session, self._hello_at, self._hello_again_s = "", 0.0, FIRST_HELLO_AGAIN_S
             return None
         if isinstance(message, Welcome):
             if message.nonce == self._nonce and not self.session:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import SelectTasks
+from boss.core.model.history import EPOCH_CHANCES
 from boss.core.model.rows import (
     AttemptRow,
     BootRow,
@@ -107,28 +108,29 @@ def ended(task_no: int, number: int, **fields: Any) -> AttemptRow:
 def test_each_leader_has_a_higher_epoch_and_the_cluster_keeps_its_id(new_store: Callable[[], AnyStore]) -> None:
     first, second = new_store(), new_store()
     epoch = first.lead("one:1", NOW)
-    assert second.lead("two:2", NOW, replace=True) == epoch + 1, "in the same millisecond"
+    later = second.lead("two:2", NOW, replace=True)
+    assert later > epoch, "in the same millisecond"
     assert first.load().cluster_id == second.load().cluster_id != ""
-    assert second.load().epoch == epoch + 1
+    assert second.load().epoch == later
 
 
 def test_an_epoch_has_time_in_it_and_says_where_the_one_before_ended(new_store: Callable[[], AnyStore]) -> None:
     first, second = new_store(), new_store()
     epoch = first.lead("one:1", NOW)
-    assert epoch == int(NOW * 1000), "it differs from each that a database had which was restored since"
+    assert 0 <= epoch - int(NOW * 1000) < EPOCH_CHANCES, "it differs from each of a database that was restored since"
     push(first, stored(1, "a"))
-    assert second.lead("two:2", NOW + 60, replace=True) == epoch + 60_000
+    assert second.lead("two:2", NOW + 600, replace=True) >= int((NOW + 600) * 1000) > epoch
     assert second.load().epoch_ends[epoch] == 1
 
 
 def test_a_leader_goes_on_in_an_epoch_above_one_that_a_peer_heard(new_store: Callable[[], AnyStore]) -> None:
     first, second = new_store(), new_store()
     epoch = first.lead("one:1", NOW)
-    assert first.lead_above(epoch + 5_000, NOW) == epoch + 5_001 == first.load().epoch
+    assert first.lead_above(epoch + 500_000, NOW) == first.load().epoch > epoch + 500_000
     push(first, stored(1, "a"))
     second.lead("two:2", NOW, replace=True)
     with pytest.raises(Deposed):
-        first.lead_above(epoch + 9_000, NOW)
+        first.lead_above(epoch + 900_000, NOW)
 
 
 def test_a_second_boss_does_not_lead_while_the_first_is_heard(new_store: Callable[[], AnyStore]) -> None:

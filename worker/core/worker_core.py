@@ -162,8 +162,10 @@ class WorkerCore:
             self._on_welcome(envelope, message, now)
             return
         if isinstance(message, wire.Refused) and message.code == "session":
-            # A deposed boss that does not know it yet has no say in the session with the one that leads.
-            if message.about == self.session and self.session and self.connected and envelope.epoch >= self.epoch:
+            # A deposed boss that does not know it yet has no say in the session with the one that leads. But where none
+            # has renewed the lease, the one that speaks may lead in a lower epoch, and hears of this one by a Hello.
+            heeded = envelope.epoch >= self.epoch or self._lease_until is None or now >= self._lease_until
+            if message.about == self.session and self.session and self.connected and heeded:
                 self._say_hello(now)
             return
         if envelope.session != self.session or not self.session or envelope.epoch != self.epoch:

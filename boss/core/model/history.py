@@ -12,10 +12,14 @@ MAX_AHEAD_S = 2 * 86_400.0
 """Epochs are milliseconds of a boss's clock. One further ahead than this no boss has led in: clocks differ by hours."""
 
 
-def next_epoch(last: int, now: float) -> int:
-    """The epoch of a boss that begins to lead after epoch `last`. `now`: epoch seconds. Time is in it, so that it
-    differs from each epoch of a history that was lost."""
-    return max(last + 1, int(now * 1000))
+EPOCH_CHANCES = 60_000
+"""An epoch has this many milliseconds of chance in it."""
+
+
+def next_epoch(last: int, now: float, chance: int) -> int:
+    """The epoch of a boss that begins to lead after epoch `last`. `now`: epoch seconds; `chance`: drawn below
+    `EPOCH_CHANCES`. By time and chance it differs from each epoch of a history that was lost: clocks may stand back."""
+    return max(last + 1, int(now * 1000)) + chance
 
 
 class History:

@@ -20,10 +20,10 @@ def test_what_a_peer_heard_is_part_of_this_history_up_to_where_each_epoch_ended(
 
 
 def test_an_epoch_never_repeats_also_after_a_restore() -> None:
-    assert next_epoch(7, 100.0) == 100_000
-    assert next_epoch(100_000, 100.0) == 100_001
-    restored, led_at_the_time = next_epoch(7, 100.0), next_epoch(7, 50.0)
-    assert restored != led_at_the_time
+    assert next_epoch(7, 100.0, 5) == 100_005
+    assert next_epoch(200_000, 100.0, 5) == 200_006
+    assert next_epoch(7, 100.0, 5) != next_epoch(7, 50.0, 5), "time went on"
+    assert next_epoch(200_000, 100.0, 5) != next_epoch(200_000, 150.0, 6), "the clock is behind: chance"
 
 
 def test_a_peer_that_heard_a_later_epoch_makes_the_boss_lead_above_it_unless_it_lies() -> None:
