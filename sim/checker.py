@@ -120,8 +120,9 @@ class Checker:
         """Runs by push that were said to be accepted."""
         self.history = 0
         """How often the database was restored."""
-        self.strangers: set[str] = set()
-        """Worker processes that knew of more than the database when it was restored."""
+        self.lost: dict[Key, list[Outcome]] = {}
+        """What attempts came to whose orders the restored database lacks."""
+        self.in_backup: set[Key] = set()
         self.earlier: set[str] = set()
         """Worker processes that were there when it was restored."""
         self.ordered: set[tuple[str, Key]] = set()
@@ -133,17 +134,16 @@ class Checker:
 
     # --- what is restored ------------------------------------------------------------------------
 
-    def on_restored(self, heard: dict[str, tuple[int, int]]) -> None:
-        """The tables are those of a backup. `heard`: epoch and batch that each worker process heard last."""
+    def on_restored(self, processes: set[str]) -> None:
+        """The tables are those of a backup. `processes`: the worker processes there are."""
         tables = self.tables
         self.history += 1
-        for name, (epoch, batch) in heard.items():
-            end = tables.batch if epoch == tables.epoch else tables.epoch_ends.get(epoch, -1)
-            if epoch and batch > end:
-                self.strangers.add(name)
-        self.earlier |= heard.keys()
-        self.spools_lost |= heard.keys()
-        self.looked["history"] += len(self.strangers)
+        self.in_backup = set(tables.attempts)
+        for key, seen in self.seen.items():
+            if key not in self.in_backup and seen.came_to is not None:
+                self.lost.setdefault(key, []).append(seen.came_to)
+        self.earlier |= processes
+        self.spools_lost |= processes
         self.ordered.clear()
         self.seen = {key: Seen(recorded=row.outcome) for key, row in tables.attempts.items() if row.outcome is not None}
         self.taken = set(tables.pushes)
@@ -253,10 +253,10 @@ class Checker:
         if before not in RECORDED and seen.started and seen.came_to != outcome:
             raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")
         looked["true-outcome"] += 1
-        if before not in RECORDED and row.worker in self.strangers and (row.worker, key) not in self.ordered:
-            raise Violation(
-                "history", f"{row.worker} has an outcome recorded of attempt {_name(key)} of a lost history"
-            )
+        if before not in RECORDED and key in self.lost:
+            looked["history"] += 1
+            if outcome in self.lost[key]:
+                raise Violation("history", f"attempt {_name(key)} is recorded with what came of it in a lost history")
         if seen.recorded is None:
             seen.recorded = outcome
             return
@@ -540,11 +540,14 @@ class Checker:
 
     def on_came_to(self, worker: str, order: AttemptOrder, outcome: Outcome, read: dict[str, str]) -> None:
         """An attempt ended at a worker, having read these contents."""
-        if not self._is_earlier(worker, (outcome.task_no, outcome.number)):
-            seen = self._seen((outcome.task_no, outcome.number))
+        key = (outcome.task_no, outcome.number)
+        if not self._is_earlier(worker, key):
+            seen = self._seen(key)
             seen.came_to, seen.read = outcome, read
             if outcome.cause is Cause.SUCCESS:
                 seen.succeeded_at = worker
+        elif key not in self.in_backup:
+            self.lost.setdefault(key, []).append(outcome)
         if order.init and outcome.cause is Cause.SUCCESS:
             self.prepared.setdefault(worker, set()).add(order.task_no)
 

@@ -159,8 +159,8 @@ class Cluster:
         for boss in list(self.bosses):
             boss.die("a person restores the database")
         self.tables.__dict__.update(copy.deepcopy(self.backup))
-        processes = [machine.process for machine in self.machines.values() if machine.process is not None]
-        self.checker.on_restored({process.name: (process.core.epoch, process.core.batch) for process in processes})
+        processes = {machine.process.name for machine in self.machines.values() if machine.process is not None}
+        self.checker.on_restored(processes)
         self.checker.spools_lost.update(machine.home.name for machine in self.machines.values())
 
     def add_machine(self) -> None:
