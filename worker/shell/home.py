@@ -74,6 +74,12 @@ class WorkerHome:
             else:
                 path.unlink(missing_ok=True)
 
+    def clear_control(self) -> None:
+        """Remove notes and scripts of attempts that an earlier process left: nothing of it runs any more."""
+        for left in self.control.iterdir():
+            with contextlib.suppress(OSError):
+                left.unlink()
+
 
 class RunningRecord:
     """What runs, on disk: (pid, start time) of each shell, so that a later process can end what this one left."""

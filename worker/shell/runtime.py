@@ -47,6 +47,8 @@ from worker.shell.process import Process, Processes
 
 log = logging.getLogger("worker")
 READY_AT_ONCE = 256
+ENOUGH_AGAIN = 1.25
+"""Times what is needed on the disk is free before a worker that stopped for want of it goes on."""
 LOOK_EVERY_S = 1.0
 """How often disk, trouble and long-running processes are looked at."""
 SWEEP_EVERY_S = 3600.0
@@ -129,6 +131,7 @@ class WorkerRuntime:
             raise
 
     def _work(self) -> int:
+        self._home.clear_control()
         self._look()
         self._after(SWEEP_EVERY_S, self._sweep)
         self._broker.start()
@@ -223,7 +226,7 @@ class WorkerRuntime:
             self._say_status("waiting for the boss: the broker answers, the boss does not yet")
         elif isinstance(event, TermReceived):
             self._say_status("told to leave: what runs goes on to its end")
-        elif isinstance(event, TroubleChanged) and event.text:
+        elif isinstance(event, TroubleChanged) and event.text not in ("", self._core.trouble):
             log.warning("starts nothing now: %s", event.text)
 
     def _say_status(self, text: str) -> None:
@@ -317,8 +320,9 @@ class WorkerRuntime:
         self._inbox.append(StateMeasured(round(free_mb, 1), this_host.load(), self._files.inputs))
         self._inbox.append(MovingMeasured(self._files.meter.read()))
         trouble = self._core.trouble
-        if free_mb < MIN_FREE_MB:
-            text = f"disk full: {free_mb:.0f} MB are left in {self._home.path}, {MIN_FREE_MB:.0f} are needed"
+        # One sentence, however little is left and however that changes: it is logged and sent when it changes.
+        text = f"disk full: less than {MIN_FREE_MB:.0f} MB are left in {self._home.path}"
+        if free_mb < MIN_FREE_MB * (ENOUGH_AGAIN if trouble == text else 1.0):
             self._inbox.append(TroubleChanged(text))
         elif trouble and self._checking is None:
             self._checking = self._can_work_again()

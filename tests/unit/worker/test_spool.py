@@ -53,3 +53,10 @@ def test_what_is_dropped_is_gone(home: WorkerHome) -> None:
     spool.close()
     with closing(Spool(home)) as again:
         assert again.found == ()
+
+
+def test_notes_of_attempts_that_a_killed_process_left_are_removed(home: WorkerHome) -> None:
+    for name in ("1-1.step", "2-1.script"):
+        (home.control / name).write_text("1")
+    home.clear_control()
+    assert list(home.control.iterdir()) == []

@@ -597,9 +597,3 @@ def test_a_list_of_results_that_the_database_can_not_take_fails_its_task_with_th
     manifest = tuple(ManifestEntry(f"out/{number}", 1, "aa") for number in range(100))
     script.ended(w1, "a", manifest=manifest).states(a="failed")
     assert "pack them into an archive" in script.store.tasks[script.names["a"]].reason
-
-
-def test_a_push_id_that_is_too_long_is_refused(script: BossScript) -> None:
-    client = script.client()
-    script.hear(client, wire.SubmitTasks("p" * 65, 0, 1, wire.PushOptions(run="r"), (task("a"),)))
-    assert "at most 64" in script.take(client, wire.RunRejected).problems[0]
