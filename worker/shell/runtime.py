@@ -77,6 +77,7 @@ class WorkerRuntime:
         self._core = WorkerCore(config, time.monotonic())
         self._record = RunningRecord(home)
         left_over = self._record.end_left_over()  # before the first launcher of this process
+        home.clear_control()
         if left_over:
             log.warning("ended %d processes that an earlier process of this home had left", left_over)
         self._poll = select.epoll()
@@ -131,7 +132,6 @@ class WorkerRuntime:
             raise
 
     def _work(self) -> int:
-        self._home.clear_control()
         self._look()
         self._after(SWEEP_EVERY_S, self._sweep)
         self._broker.start()
