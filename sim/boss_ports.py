@@ -6,6 +6,7 @@ These are the three ports of `boss.shell.driver`. Each draws what goes wrong at 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -84,13 +85,17 @@ class BossStore:
         self._world = places.world
         self._faults = places.faults
         self._checker = places.checker
-        self.store = Store(places.tables, chance=lambda: self._world.random.randrange(EPOCH_CHANCES))
+        self.store = Store(places.tables, chance=self._chance)
         self.parted_until = 0.0
 
     @property
     def epoch(self) -> int:
         """The leadership in which this boss writes."""
         return self.store.epoch
+
+    def _chance(self) -> int:
+        """Chance of an epoch, drawn aside: what else the world draws does not depend on it."""
+        return random.Random(self._world.seed * 1_000_003 + self._world.steps).randrange(EPOCH_CHANCES)
 
     def _reach(self) -> Store:
         if self._world.now < self.parted_until:
