@@ -118,43 +118,8 @@ class Checker:
         """Pushes that were committed."""
         self.accepted: dict[str, str] = {}
         """Runs by push that were said to be accepted."""
-        self.history = 0
-        """How often the database was restored."""
-        self.lost: dict[Key, list[Outcome]] = {}
-        """What attempts came to whose orders the restored database lacks."""
-        self.in_backup: set[Key] = set()
-        self.earlier: set[str] = set()
-        """Worker processes that were there when it was restored."""
-        self.ordered: set[tuple[str, Key]] = set()
-        """What was ordered since it was restored, by worker process."""
-        self.kept_succeeded: set[int] = set()
-        """Tasks that had succeeded in it: their files may be of a later attempt, which it lacks."""
         self.completions = 0
         self.looked = world.looked
-
-    # --- what is restored ------------------------------------------------------------------------
-
-    def on_restored(self, processes: set[str]) -> None:
-        """The tables are those of a backup. `processes`: the worker processes there are."""
-        tables = self.tables
-        self.history += 1
-        self.in_backup = set(tables.attempts)
-        for key, seen in self.seen.items():
-            if key not in self.in_backup and seen.came_to is not None:
-                self.lost.setdefault(key, []).append(seen.came_to)
-        self.earlier |= processes
-        self.spools_lost |= processes
-        self.ordered.clear()
-        self.seen = {key: Seen(recorded=row.outcome) for key, row in tables.attempts.items() if row.outcome is not None}
-        self.taken = set(tables.pushes)
-        self.accepted = {push_id: run for push_id, run in self.accepted.items() if push_id in tables.pushes}
-        self.allowed |= {row.task_no for row in tables.tasks.values() if row.state not in ENDED}
-        self.kept_succeeded = {row.task_no for row in tables.tasks.values() if row.state is _SUCCEEDED}
-        self.fleet.leases.clear()
-
-    def _is_earlier(self, worker: str, key: Key) -> bool:
-        """Whether the order of this attempt is older than the restored database: nothing is asked of such a one."""
-        return bool(self.history) and worker in self.earlier and (worker, key) not in self.ordered
 
     # --- what is committed -----------------------------------------------------------------------
 
@@ -253,10 +218,6 @@ class Checker:
         if before not in RECORDED and seen.started and seen.came_to != outcome:
             raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")
         looked["true-outcome"] += 1
-        if before not in RECORDED and key in self.lost:
-            looked["history"] += 1
-            if outcome in self.lost[key]:
-                raise Violation("history", f"attempt {_name(key)} is recorded with what came of it in a lost history")
         if seen.recorded is None:
             seen.recorded = outcome
             return
@@ -453,8 +414,6 @@ class Checker:
         attempts = self.tables.attempts
         if isinstance(message, wire.StartTasks):
             self.looked["write-then-speak"] += 1
-            if self.history:
-                self.ordered |= {(envelope.peer, (order.task_no, order.number)) for order in message.attempts}
             for order in message.attempts:
                 if (order.task_no, order.number) not in attempts and order.task_no in self.tables.tasks:
                     raise Violation(
@@ -482,8 +441,6 @@ class Checker:
     def on_started(self, worker: str, order: AttemptOrder, capacity: Resources, gpus: tuple[str, ...] = ()) -> None:
         """A worker starts only what was committed for it, and never more than it has room for."""
         key = (order.task_no, order.number)
-        if self._is_earlier(worker, key):
-            return
         row = self.tables.attempts.get(key)
         if row is None and order.task_no in self.tables.tasks:
             raise Violation("ordered", f"{worker} starts attempt {_name(key)}, which is not committed")
@@ -540,14 +497,10 @@ class Checker:
 
     def on_came_to(self, worker: str, order: AttemptOrder, outcome: Outcome, read: dict[str, str]) -> None:
         """An attempt ended at a worker, having read these contents."""
-        key = (outcome.task_no, outcome.number)
-        if not self._is_earlier(worker, key):
-            seen = self._seen(key)
-            seen.came_to, seen.read = outcome, read
-            if outcome.cause is Cause.SUCCESS:
-                seen.succeeded_at = worker
-        elif key not in self.in_backup:
-            self.lost.setdefault(key, []).append(outcome)
+        seen = self._seen((outcome.task_no, outcome.number))
+        seen.came_to, seen.read = outcome, read
+        if outcome.cause is Cause.SUCCESS:
+            seen.succeeded_at = worker
         if order.init and outcome.cause is Cause.SUCCESS:
             self.prepared.setdefault(worker, set()).add(order.task_no)
 
@@ -578,8 +531,6 @@ class Checker:
         key = _made_by(content)
         if key[0] not in self.tables.tasks:
             return
-        if content.rpartition(":")[0] in self.earlier:
-            return  # the call of a boss that is gone
         self.looked["published-by-record"] += 1
         row = self.tables.attempts.get(key)
         if row is None or row.state not in RECORDED:
@@ -606,8 +557,7 @@ class Checker:
     def at_last(self) -> None:
         """Every task that succeeded has its files, and from its last attempt that did."""
         for task_no, task in self.tables.tasks.items():
-            skipped = task.init or task.reason.startswith("skipped") or task_no in self.kept_succeeded
-            if task.state is TaskState.SUCCEEDED and not skipped:
+            if task.state is TaskState.SUCCEEDED and not task.init and not task.reason.startswith("skipped"):
                 self._succeeded(task_no, task.attempts)
 
 

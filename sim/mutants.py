@@ -27,7 +27,6 @@ from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
 from boss.core.model.graph import TaskGraph
-from boss.core.model.history import History
 from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.tasks.chains import Chains
 from boss.core.tasks.staging_sweeper import StagingSweeper
@@ -219,12 +218,6 @@ MUTANTS: dict[str, Mutant] = {
         ((Store, "_drop", mutations.forgets_pushes_with_their_runs),),
         faults.Faults(boss_death=0.06, delay=0.4, duplicate=0.3, lose=0.1, second_boss=0.06),
         Size(tasks=(3, 6), runs=(2, 3), wishes=(10, 20)),
-    ),
-    "other-history": Mutant(
-        "telling peers that the database lacks what they heard: after a restore their attempts count for new ones",
-        ("history", "true-outcome", "ordered", "settles", "files-whole", "one-outcome"),
-        ((History, "has", mutations.knows_every_history),),
-        faults.Faults(database_restored=0.1),
     ),
     "promotion-by-boss": Mutant(
         "promotion by the boss: a worker publishes by itself",

@@ -314,10 +314,6 @@ def publishes_in_any_order(true: Any) -> Any:
     return promote
 
 
-def knows_every_history(true: Any) -> Any:
-    return lambda self, epoch, batch: True
-
-
 # --- machines ---------------------------------------------------------------------------------------------
 
 
