@@ -88,7 +88,6 @@ class Faults(msgspec.Struct):
     """Per start of a boss: its clock stands hours before or after that of the one before it."""
     sign_lost: float = 0.0
     """Per certificate asked for: it never comes."""
-
     liar: float = 0.0
     """Per second: a peer with a key of its own lies of what is others', or somebody says again what others said."""
     poison: float = 0.0
