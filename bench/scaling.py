@@ -26,7 +26,7 @@ from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.effects import EndVm, ListVms, LoadRun, StartVm
 from boss.core.model.events import Event, MessageArrived, RunLoaded, VmsListed, VmStarted
 from boss.core.model.fleet import how_many
-from ecloud.formats import read_task_list
+from ecloud.formats import ReadOptions, read_task_list
 from ecloud.model import wire
 from ecloud.model.tasks import Cause, Dependency, Outcome, TaskDefinition
 from ecloud.model.wire import AttemptName, Envelope
@@ -258,7 +258,7 @@ def generated() -> Iterator[tuple[str, list[TaskDefinition]]]:
 
 def read(path: str) -> tuple[str, list[TaskDefinition]]:
     """A task list of a file, without its files."""
-    tasks: list[TaskDefinition] = read_task_list(Path(path).read_bytes(), Path(path).stem, scale=1.0).tasks
+    tasks: list[TaskDefinition] = read_task_list(Path(path).read_bytes(), Path(path).stem, ReadOptions(scale=1.0)).tasks
     plain: dict[str, Any] = {"requirements": (), "results": (), "resources": {"cpus": 1.0}, "overwrite_result": True}
     return Path(path).stem[:24], [msgspec.structs.replace(task, **plain) for task in tasks]
 

@@ -19,7 +19,7 @@ GROUPS = {
     "tasks": (
         "push", "show_tasks", "show_queued", "show_in_progress", "show_failed", "show_succeeded", "show_task",
         "show_task_commands", "show_task_status", "show_task_dependencies", "logs", "why", "cancel", "retry_failed",
-        "redo_task", "drop_tasks",
+        "redo_task", "drop_tasks", "sweep",
     ),
     "workers": (
         "instantiate_worker", "show_workers", "drain_worker", "undrain_worker", "kill_worker", "drop_workers",

@@ -7,7 +7,7 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -47,14 +47,18 @@ def open_datastore(settings: Settings, address: str) -> Publisher:
     return open_publisher(settings.home_directory, address, host_key, python, gate)
 
 
-def upload(directory: Path, datastore: Publisher) -> tuple[int, int]:
-    """Put every file below `directory` under its relative name; how many were sent, and how many were there already.
+def upload(directory: Path, datastore: Publisher, only: Sequence[str] | None = None) -> tuple[int, int]:
+    """Put every file below `directory`, or `only` those of these relative names, under its relative name; how many were
+    sent, and how many were there already.
     A datastore that lies below it is not sent into itself.
 
     Raises `Unfit` before anything is sent, `DatastoreAway`, `OSError`; `Problem` where a name leads through a file.
     """
     own = _below(directory, datastore)
-    files = [item for item in walk(directory, "", leave_out=own) if not item.is_directory]
+    if only is not None:
+        files = [item for name in only for item in walk(directory / name, name) if not item.is_directory]
+    else:
+        files = [item for item in walk(directory, "", leave_out=own) if not item.is_directory]
     _refuse_below_a_file(datastore, {item.name for item in files})
     missing: list[Item] = []
     for start in range(0, len(files), NAMES_A_REQUEST):

@@ -13,6 +13,7 @@ import msgspec
 from datastore.problem import DONE, INTERRUPTED, NOT_ALL_SUCCEEDED, Problem
 from ecloud.cli import app
 from ecloud.cli.run_summary import tell_end
+from ecloud.cli.task_source import Source, read
 from ecloud.config import this_host
 from ecloud.config.settings import Settings, default_pools, load_settings
 
@@ -24,24 +25,19 @@ if TYPE_CHECKING:
     from ecloud.model.wire import RunAccepted, RunChanged
 
 DEFAULT_DATASTORE = "ecloud-data"
-MAX_FILE_BYTES = 2_000_000_000
 
 
 class Wish(msgspec.Struct, frozen=True):
     """The options of `push_tasks.py`. `local`: workers on this machine, 0 for one per core, None for the cluster."""
 
-    file: str
+    source: Source
     wait: bool = False
     local: int | None = None
     datastore: str | None = None
-    run: str | None = None
     merge_strategy: str = "keep_succeeded"
     skip_existing: bool = False
-    create_ids: bool = False
-    infer_dependencies: bool = False
     create_workers: int | None = None
     upload: str | None = None
-    scale: float | None = None
     keep_dirs: bool = False
     vm_hours: float | None = None
     dry_run: bool = False
@@ -57,7 +53,7 @@ def push(wish: Wish) -> int:
     if wish.upload is not None and not Path(wish.upload).is_dir():
         raise Problem(f"--upload {wish.upload}: there is no such directory")
     settings = load_settings()
-    tasks = read(wish, settings)
+    tasks = read(wish.source, settings)
     for note in tasks.notes:
         print(f"note: {note}", file=sys.stderr)
     if wish.dry_run:
@@ -67,39 +63,11 @@ def push(wish: Wish) -> int:
     return _push_to_cluster(wish, tasks, settings)
 
 
-def read(wish: Wish, settings: Settings) -> TaskList:
-    """The list, checked. Raises `TaskListWrong`, `Problem`."""
-    from ecloud.formats import TaskListWrong, read_task_list
-
-    try:
-        if wish.file == "-":
-            data, stem = sys.stdin.buffer.read(), "tasks"
-        else:
-            path = Path(wish.file)
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise Problem(f"{wish.file} is larger than {MAX_FILE_BYTES / 1e9:g} GB: split it into several lists")
-            data, stem = path.read_bytes(), path.stem
-    except OSError as error:
-        raise Problem(f"{wish.file}: {error.strerror}") from None
-    try:
-        tasks = read_task_list(
-            data,
-            stem,
-            scale=wish.scale,
-            create_ids=wish.create_ids,
-            infer_dependencies=wish.infer_dependencies,
-            max_tasks=settings.max_tasks_per_push,
-        )
-    except TaskListWrong as error:
-        raise Problem([f"{wish.file}: {line}" for line in error.lines] + ["nothing was pushed"]) from None
-    return msgspec.structs.replace(tasks, name=wish.run) if wish.run else tasks
-
-
 def show_plan(tasks: TaskList, wish: Wish) -> int:
     """What would run, before anything does."""
     from ecloud.cli.dry_run import survey
     from ecloud.cli.tables import print_json, some
-    from ecloud.model.text import counted, duration
+    from ecloud.model.text import counted, duration, visible
 
     plan = survey(tasks.tasks)
     if wish.as_json:
@@ -108,7 +76,8 @@ def show_plan(tasks: TaskList, wish: Wish) -> int:
     print(
         f"run {tasks.name}: {counted(plan.tasks, 'task')}, {counted(plan.dependencies, 'dependency', 'dependencies')}"
     )
-    print(f"first: {plan.first}; last: {plan.last}")
+    for which, task in zip(("first", "last"), (tasks.tasks[0], tasks.tasks[-1])):
+        print(f"{which}: {task.id}: {visible(' … '.join(task.commands))[:200]}")
     if plan.inits:
         print(f"init tasks, once in each worker: {plan.inits}")
     levels = ", ".join(f"{count:,}" for count in plan.levels[:20]) + (", …" if len(plan.levels) > 20 else "")
@@ -154,7 +123,7 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
 
 def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> None:
     """Files that must be in the datastore before the tasks."""
-    if wish.upload is None and not (wish.scale is not None and tasks.initial_inputs):
+    if wish.upload is None and not tasks.uploads and not (wish.source.scale is not None and tasks.initial_inputs):
         return
     from ecloud.cli.files import make_initial_inputs, open_datastore, upload
     from ecloud.model.text import counted
@@ -163,8 +132,11 @@ def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> N
     if wish.upload is not None:
         sent, there = upload(Path(wish.upload), datastore)
         print(f"uploaded {counted(sent, 'file')}, {there:,} were there", file=sys.stderr)
-    if wish.scale is not None and tasks.initial_inputs:
-        made = make_initial_inputs(tasks.initial_inputs, wish.scale, datastore)
+    if tasks.uploads:
+        sent, there = upload(Path(), datastore, only=tasks.uploads)
+        print(f"uploaded {counted(sent, 'file')}, {there:,} were there", file=sys.stderr)
+    if wish.source.scale is not None and tasks.initial_inputs:
+        made = make_initial_inputs(tasks.initial_inputs, wish.source.scale, datastore)
         print(f"made {made:,} initial input files", file=sys.stderr)
 
 

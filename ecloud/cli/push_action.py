@@ -9,6 +9,10 @@ from ecloud.cli.app import Command
 from ecloud.cli.version import version_option
 
 
+KINDS = ("auto", "tasks", "wfformat", "sweep")
+"""As `ecloud.formats` has them, which is not imported for `--help`."""
+
+
 class Push(Command):
     """A command whose `--local` may stand alone."""
 
@@ -28,7 +32,7 @@ def with_local_number(arguments: list[str]) -> list[str]:
 
 
 @main.command("push", cls=Push, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
+@click.argument("words", nargs=-1, metavar="FILE | -- COMMAND", type=click.Path(allow_dash=True))
 @click.option("--wait", is_flag=True, help="Show progress until all is done; exit code 1 where a task did not succeed.")
 @click.option("--local", type=click.IntRange(0), metavar="[N]", help="On this machine, with N workers [one per core].")
 @click.option("--datastore", metavar="DIR", type=click.Path(), help="With --local: where results go [./ecloud-data].")
@@ -49,12 +53,25 @@ def with_local_number(arguments: list[str]) -> list[str]:
 )
 @click.option("--upload", metavar="DIR", type=click.Path(), help="First send all files below DIR to the datastore.")
 @click.option("--scale", type=float, metavar="X", help="WfFormat: sleep and write files of recorded time and size x X.")
+@click.option(
+    "--format", "kind", type=click.Choice(KINDS), default="auto", help="Of FILE, where its content is unclear."
+)
+@click.option("--program", metavar="LINE", help="Of a sweep: what is run with each combination of parameters.")
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="Of a sweep with method: random: how many.")
+@click.option("--array", metavar="RANGE", help="Run COMMAND for each number: 1-1000, 1-99:2, 3,7,10-20.")
+@click.option("--each-line", "--each_line", metavar="FILE", type=click.Path(), help="Run COMMAND for each line.")
+@click.option("--each-file", "--each_file", metavar="GLOB", help="Run COMMAND for each file, which is uploaded.")
+@click.option("--from-json", "--from_json", metavar="FILE", help="Run COMMAND for each value of a JSON list.")
+@click.option(
+    "--result", "results", multiple=True, metavar="PATH", help="Of an array: a result of each; may be repeated."
+)
+@click.option("--yes", is_flag=True, help="More than a million combinations are wanted.")
 @click.option("--keep_dirs", is_flag=True, help="Keep the tasks' working directories.")
 @click.option("--dry_run", is_flag=True, help="Only say what would run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end.")
 @version_option
 def push(
-    file: str,
+    words: tuple[str, ...],
     wait: bool,
     local: int | None,
     datastore: str | None,
@@ -67,36 +84,61 @@ def push(
     vm_hours: float | None,
     upload: str | None,
     scale: float | None,
+    kind: str,
+    program: str | None,
+    samples: int | None,
+    array: str | None,
+    each_line: str | None,
+    each_file: str | None,
+    from_json: str | None,
+    results: tuple[str, ...],
+    yes: bool,
     keep_dirs: bool,
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Push the task list FILE (JSON; - is standard input) into the cluster, or with --local run it here.
+    """Push the tasks of FILE into the cluster, or with --local run them here: a task list, a sweep or WfFormat; - is
+    standard input. Or push COMMAND once for each element of an array.
 
     \b
     python push_tasks.py tasks.json                   hand it to the boss
     python push_tasks.py tasks.json --wait            and watch it to its end
     python push_tasks.py tasks.json --local --wait    run it here, on a cluster of its own
 
+    python push_tasks.py parameters.yml --program 'python train.py'    a sweep
+    python push_tasks.py --array 1-100 -- ./simulate %04d              an array
+
     Exit codes: 0 done, 1 some task did not succeed, 2 the input is wrong, 3 a part can't be reached, 130 interrupted.
     """
     from ecloud.cli import push as pushing
+    from ecloud.cli.task_source import Source
 
     return pushing.push(
         pushing.Wish(
-            file=file,
+            source=Source(
+                words=words,
+                run=run,
+                format=kind,
+                scale=scale,
+                create_ids=create_ids,
+                infer_dependencies=infer_dependencies,
+                program=program,
+                samples=samples,
+                array=array,
+                each_line=each_line,
+                each_file=each_file,
+                from_json=from_json,
+                results=results,
+                yes=yes,
+            ),
             wait=wait,
             local=local,
             datastore=datastore,
-            run=run,
             merge_strategy=merge_strategy,
             skip_existing=skip_existing,
-            create_ids=create_ids,
-            infer_dependencies=infer_dependencies,
             create_workers=create_workers,
             vm_hours=vm_hours,
             upload=upload,
-            scale=scale,
             keep_dirs=keep_dirs,
             dry_run=dry_run,
             as_json=as_json,

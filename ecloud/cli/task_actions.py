@@ -162,3 +162,30 @@ def drop_tasks(tasks: tuple[str, ...], run: str, state: str, label: str, yes: bo
     from ecloud.cli import request
 
     return request.drop_tasks(tasks, run, state, label, yes, as_json)
+
+
+@action
+@click.argument("run")
+@click.argument("file", required=False, type=click.Path())
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values.")
+@click.option("--plot", nargs=2, metavar="X Y", help="Draw column Y against column X into FILE.")
+@click.option("--by", metavar="Z", help="With --plot: a colour for each value of column Z.")
+@click.option("--sort", metavar="COLUMN", help="By this column; -COLUMN from the largest down.")
+def sweep(
+    run: str,
+    file: str | None,
+    as_csv: bool,
+    plot: tuple[str, str] | None,
+    by: str | None,
+    sort: str | None,
+    as_json: bool,
+) -> int:
+    """Parameters, states, run times and numbers of a sweep's or an array's tasks; also while it runs.
+
+    \b
+    python admin.py sweep RUN --sort -accuracy
+    python admin.py sweep RUN --plot lr accuracy --by optimizer FILE.png
+    """
+    from ecloud.cli import sweep as sweeps
+
+    return sweeps.sweep(run, as_csv, plot, by, file, sort, as_json)

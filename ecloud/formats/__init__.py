@@ -2,7 +2,17 @@
 
 from ecloud.formats.checking import check
 from ecloud.formats.problems import Problem, TaskList, TaskListWrong
-from ecloud.formats.reading import read_task_list
+from ecloud.formats.reading import FORMATS, ReadOptions, TooManyCombinations, read_task_list
 from ecloud.formats.scaled import initial_input_bytes
 
-__all__ = ["Problem", "TaskList", "TaskListWrong", "check", "initial_input_bytes", "read_task_list"]
+__all__ = [
+    "FORMATS",
+    "Problem",
+    "ReadOptions",
+    "TaskList",
+    "TaskListWrong",
+    "TooManyCombinations",
+    "check",
+    "initial_input_bytes",
+    "read_task_list",
+]

@@ -32,10 +32,15 @@ EARLIER_NAMES = {
     "requires": "requirements",
 }
 """Field names of the tool this one replaces."""
+_KNOWN = (*FIELDS, "array")
 _FIELD_OF = {**{name: name for name in FIELDS}, **EARLIER_NAMES}
 _CONDITIONS = {condition.value: condition for condition in Condition}
 _CAUSES = {cause.value: cause for cause in RETRIABLE}
 _KNOWN_CAUSES = "known causes are " + ", ".join(_CAUSES)
+
+
+class EachDependency(Dependency, frozen=True):
+    """A dependency between arrays, element by element: `{"id": "a", "each": true}`. Only until arrays are expanded."""
 
 
 class WrongKind(Exception):
@@ -55,6 +60,8 @@ class FieldReader:
         named: set[str] = set()
         for key, given in item.items():
             field = _FIELD_OF.get(key)
+            if key == "array":
+                continue  # It tells how many tasks this one is: the list's reader expands it.
             if field is None:
                 self._problems.add(where, shown(key), self._unknown_field(key))
             elif field in named:
@@ -70,8 +77,8 @@ class FieldReader:
     def _unknown_field(self, key: str) -> str:
         text = self._unknown.get(key)
         if text is None:
-            nearest = difflib.get_close_matches(key[:100], _FIELD_OF, 1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(FIELDS)}"
+            nearest = difflib.get_close_matches(key[:100], [*_FIELD_OF, "array"], 1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(_KNOWN)}"
             text = f"a task has no such field; {hint}"
             if len(self._unknown) < 1_000:
                 self._unknown[key] = text
@@ -91,6 +98,11 @@ def read_id(value: Any) -> str:
     if type(value) is int:
         return str(value)
     return _text(value)
+
+
+def read_results(value: Any) -> tuple[Result, ...]:
+    """Results as a task lists them. Raises `WrongKind`."""
+    return _results(value)
 
 
 def _text(value: Any) -> str:
@@ -157,13 +169,14 @@ def _dependencies(value: Any) -> tuple[Dependency, ...]:
 
 
 def _conditional(item: dict[str, Any]) -> Dependency:
-    if not {"id"} <= set(item) <= {"id", "on"}:
-        raise WrongKind('a dependency is an id, or {"id", "on"}')
+    if not {"id"} <= set(item) <= {"id", "on", "each"}:
+        raise WrongKind('a dependency is an id, or {"id", "on", "each"}')
     wanted = item.get("on", "success")
     condition = _CONDITIONS.get(wanted) if type(wanted) is str else None
     if condition is None:
         raise WrongKind(f"on: known are {', '.join(_CONDITIONS)}")
-    return Dependency(read_id(item["id"]), condition)
+    kind = EachDependency if _bool(item.get("each", False)) else Dependency
+    return kind(read_id(item["id"]), condition)
 
 
 def _pairs(value: Any, form: str) -> list[tuple[str, str]]:

@@ -104,6 +104,7 @@ class TaskList(msgspec.Struct, frozen=True):
     """A list that was read: its name, its tasks in order, and remarks for the user.
 
     `initial_inputs`: of WfFormat, the files that no task makes: (path below the datastore's root, recorded bytes).
+    `uploads`: files, by their path below the working directory, that are sent to the datastore before the tasks.
     `all_named`: False where a task has no readable id and is left out.
     """
 
@@ -111,6 +112,7 @@ class TaskList(msgspec.Struct, frozen=True):
     tasks: list[TaskDefinition]
     notes: tuple[str, ...] = ()
     initial_inputs: tuple[tuple[str, int], ...] = ()
+    uploads: tuple[str, ...] = ()
     all_named: bool = True
 
 

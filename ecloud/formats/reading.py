@@ -1,6 +1,6 @@
-"""JSON as users write it -> checked definitions: our own format, its earlier field names, and WfFormat.
+"""Files as users write them -> checked definitions: our own format, its earlier field names, WfFormat, sweeps.
 
-Every problem is listed, with task and field. Owns the document; fields, rules and WfFormat have files of their own.
+Every problem is listed, with its place. Owns the document; fields, rules and the other formats have files of their own.
 """
 
 from __future__ import annotations
@@ -12,51 +12,123 @@ from typing import Any
 
 import msgspec
 
+from ecloud.formats.arrays import ArrayWrong, Entry, Expansion, entries_of
 from ecloud.formats.checking import MAX_TASKS, find_problems, size_problem
-from ecloud.formats.fields import FieldReader, WrongKind, kind_of, read_id
+from ecloud.formats.fields import EachDependency, FieldReader, WrongKind, kind_of, read_id
 from ecloud.formats.file_conflicts import missing_dependencies
 from ecloud.formats.paths import is_glob, normalised, text_problem
 from ecloud.formats.problems import Problem, Problems, TaskList, TaskListWrong, shown
+from ecloud.formats.sweep import is_sweep, read_sweep, sweep_tasks
+from ecloud.formats.sweep.yaml_nodes import compose, plain_value
 from ecloud.formats.wfformat import is_wfformat, read_wfformat
 from ecloud.model.tasks import MAX_ID_CHARS, Condition, Dependency, TaskDefinition
 
 KEYS = ("name", "defaults", "merged", "tasks")
 """Of a document that is an object."""
+FORMATS = ("auto", "tasks", "wfformat", "sweep")
+"""What `--format` names."""
+ASK_ABOVE = 1_000_000
+"""Combinations of a sweep that are confirmed first."""
 MAX_SCALE = 1e9
 """Of recorded sizes and run-times: their products stay numbers that a shell can be told."""
 
 
-def read_task_list(
-    data: bytes,
-    name: str,
-    *,
-    scale: float | None = None,
-    create_ids: bool = False,
-    infer_dependencies: bool = False,
-    max_tasks: int = MAX_TASKS,
-) -> TaskList:
-    """The tasks in `data`, checked. `name`: the run's, where the file does not give one. Raises `TaskListWrong`.
-
-    `scale`: for WfFormat, sleep for the recorded run-times times `scale` and write files of the recorded sizes times
-    `scale`. `create_ids`: tasks without an id get one from their position. `infer_dependencies`: a task that requires
-    what another one produces waits for it. Above `max_tasks` the list is refused.
+class ReadOptions(msgspec.Struct, frozen=True):
+    """How a list is read. `format`: one of `FORMATS`. `scale`: for WfFormat, sleep for the recorded run-times times
+    `scale` and write files of the recorded sizes times `scale`. `create_ids`: tasks without an id get one from their
+    position. `infer_dependencies`: a task that requires what another one produces waits for it. `run`: the run's name,
+    whatever the file says. `program`, `samples`: of a sweep, instead of the file's. `confirmed`: more than
+    `ASK_ABOVE` combinations are wanted.
     """
+
+    format: str = "auto"
+    scale: float | None = None
+    create_ids: bool = False
+    infer_dependencies: bool = False
+    run: str = ""
+    program: str = ""
+    samples: int = 0
+    confirmed: bool = False
+
+
+DEFAULTS = ReadOptions()
+
+
+class TooManyCombinations(TaskListWrong):
+    """A sweep that should be confirmed first: it has `count` combinations."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__([Problem("", "", f"{count:,} combinations: confirm with --yes")])
+        self.count = count
+
+
+def read_task_list(data: bytes, name: str, options: ReadOptions = DEFAULTS, max_tasks: int = MAX_TASKS) -> TaskList:
+    """The tasks in `data`, checked. `name`: the run's, where neither options nor the file give one.
+
+    Raises `TaskListWrong`; `TooManyCombinations` where a sweep should be confirmed.
+    """
+    scale = options.scale
     if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
         raise TaskListWrong([Problem("", "--scale", f"a number from 0 to {MAX_SCALE:,.0f}")])
-    document = _parse(data)
     problems = Problems()
-    if isinstance(document, dict) and is_wfformat(document):
-        read = read_wfformat(document, name, scale, max_tasks, problems)
-    elif scale is not None:
-        raise TaskListWrong([Problem("", "--scale", "is for WfFormat files, which record run-times and sizes")])
-    else:
-        read = _read_own(document, name, create_ids, max_tasks, problems)
+    read = _read_any(_text_of(data), name, options, max_tasks, problems)
+    if options.run:
+        read = msgspec.structs.replace(read, name=options.run)
+    return checked(read, options.infer_dependencies, max_tasks, problems)
+
+
+def checked(read: TaskList, infer_dependencies: bool, max_tasks: int, problems: Problems) -> TaskList:
+    """A list after the check of all its tasks, which adds to `problems`. Raises `TaskListWrong`."""
     if infer_dependencies:
         read = with_inferred_dependencies(read)
     notes = find_problems(read.tasks, problems, max_tasks, read.all_named)
     if not problems.is_empty:
         raise TaskListWrong(problems.kept, problems.more)
     return msgspec.structs.replace(read, notes=(*read.notes, *notes))
+
+
+def _read_any(text: str, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
+    """By the format that was named, else by what the content is."""
+    if options.format == "sweep" or (options.format == "auto" and not text.lstrip().startswith(("[", "{"))):
+        return _read_yaml(text, name, options, max_tasks, problems)
+    document = _parse(text)
+    if isinstance(document, dict):
+        if options.format == "auto" and "parameters" in document and "tasks" not in document:
+            return _read_yaml(text, name, options, max_tasks, problems)
+        if options.format == "wfformat" or (options.format == "auto" and is_wfformat(document)):
+            return read_wfformat(document, name, options.scale, max_tasks, problems)
+    if options.format == "wfformat":
+        raise TaskListWrong([Problem("", "", f"expected a WfFormat object, not {kind_of(document)}")])
+    return _read_list(document, name, options, max_tasks, problems)
+
+
+def _read_list(document: Any, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
+    if options.scale is not None:
+        raise TaskListWrong([Problem("", "--scale", "is for WfFormat files, which record run-times and sizes")])
+    if options.program or options.samples:
+        raise TaskListWrong([Problem("", "", "--program and --samples are for sweeps, and this is a task list")])
+    return _read_own(document, name, options.create_ids, max_tasks, problems)
+
+
+def _read_yaml(text: str, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
+    """A sweep; or a task list that is written in YAML."""
+    node = compose(text)
+    if not is_sweep(node):
+        if node.id == "scalar":
+            raise TaskListWrong([Problem("", "", "neither JSON nor YAML: expected a list of tasks, or a sweep")])
+        if options.format == "sweep":
+            raise TaskListWrong([Problem("", "", "a task list, not a sweep")])
+        return _read_list(plain_value(node, problems), name, options, max_tasks, problems)
+    if options.scale is not None:
+        raise TaskListWrong([Problem("", "--scale", "is for WfFormat files, which record run-times and sizes")])
+    sweep = read_sweep(node, name, options.program, options.samples)
+    if options.run:
+        sweep = msgspec.structs.replace(sweep, name=options.run)
+    if sweep.count > max_tasks and not (sweep.keep or sweep.exclude or sweep.only_if):
+        raise TaskListWrong([Problem("", "", size_problem(sweep.count, max_tasks))])
+    if sweep.count > ASK_ABOVE and not options.confirmed:
+        raise TooManyCombinations(sweep.count)
+    return sweep_tasks(sweep, max_tasks)
 
 
 def with_inferred_dependencies(read: TaskList) -> TaskList:
@@ -80,13 +152,16 @@ def with_inferred_dependencies(read: TaskList) -> TaskList:
     )
 
 
-def _parse(data: bytes) -> Any:
-    """The JSON value. Raises `TaskListWrong` with the one reason why it is none."""
+def _text_of(data: bytes) -> str:
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         place = f"line {data.count(10, 0, error.start) + 1}"
         raise TaskListWrong([Problem(place, "", f"not UTF-8: byte 0x{data[error.start]:02x}")]) from None
+
+
+def _parse(text: str) -> Any:
+    """The JSON value. Raises `TaskListWrong` with the one reason why it is none."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -130,16 +205,36 @@ def _read_own(document: Any, name: str, create_ids: bool, max_tasks: int, proble
         raise TaskListWrong([Problem("", "", size_problem(len(document), max_tasks))])
     used = _ids_in(document) if create_ids else None
     tasks = []
+    arrays: dict[str, list[Entry]] = {}
     for index, item in enumerate(document, 1):
         task = _read_task(item, index, defaults, used, reader, problems)
         if task is not None:
             tasks.append(task)
+            if "array" in item:
+                arrays[task.id] = _entries(item["array"], task, problems)
+    all_named = len(tasks) == len(document)
+    if arrays or any(isinstance(other, EachDependency) for task in tasks for other in task.dependencies):
+        count = len(tasks) + sum(map(len, arrays.values()))
+        if count > max_tasks:
+            raise TaskListWrong([Problem("", "", size_problem(count, max_tasks))])
+        tasks = Expansion(arrays, problems).expand(tasks)
     notes: tuple[str, ...] = ()
     if any(task.init for task in tasks):
         tasks, notes = _without_init_dependencies(tasks, problems)
     if merged:
         tasks = _with_merged(tasks, merged, problems)
-    return TaskList(name, tasks, notes, all_named=len(tasks) == len(document))
+    return TaskList(name, tasks, notes, all_named=all_named)
+
+
+def _entries(value: Any, task: TaskDefinition, problems: Problems) -> list[Entry]:
+    """The elements of an array task; one to go on with where something is wrong."""
+    try:
+        if task.init:
+            raise ArrayWrong("an init task is no array: it runs once in each worker process")
+        return entries_of(value)
+    except ArrayWrong as wrong:
+        problems.add(f"task {shown(task.id)}", "array", str(wrong))
+        return [Entry(1, "")]
 
 
 def _merged(value: Any, problems: Problems) -> list[str]:

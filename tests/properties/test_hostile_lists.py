@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject
 
-from ecloud.formats import TaskList, TaskListWrong, read_task_list
+from ecloud.formats import ReadOptions, TaskList, TaskListWrong, read_task_list
 from ecloud.model.tasks import definition_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +98,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 def is_read_or_refused(data: bytes, **options: Any) -> TaskList | TaskListWrong:
     """Whatever `data` is, there is a list that can be stored or the one error, in words that any terminal can show."""
     try:
-        found = read_task_list(data, "run", **options)
+        found = read_task_list(data, "run", ReadOptions(**options))
     except TaskListWrong as wrong:
         refused = wrong
     else:

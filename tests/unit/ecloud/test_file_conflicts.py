@@ -10,7 +10,7 @@ from typing import Any
 import networkx
 import pytest
 
-from ecloud.formats import TaskList, TaskListWrong, read_task_list
+from ecloud.formats import ReadOptions, TaskList, TaskListWrong, read_task_list
 from ecloud.formats.graph import dependency_order, find_cycles, predecessors_of, unordered
 from ecloud.model.tasks import Dependency, TaskDefinition
 
@@ -18,7 +18,7 @@ from ecloud.model.tasks import Dependency, TaskDefinition
 def read(*tasks: dict[str, Any], infer: bool = False, **document: Any) -> TaskList:
     listed = [{"commands": "true", **task} for task in tasks]
     data = json.dumps({**document, "tasks": listed}).encode()
-    return read_task_list(data, "run", infer_dependencies=infer)
+    return read_task_list(data, "run", ReadOptions(infer_dependencies=infer))
 
 
 def refused(*tasks: dict[str, Any], **document: Any) -> list[str]:

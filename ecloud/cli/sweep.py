@@ -1,0 +1,164 @@
+"""`admin.py sweep RUN`: parameters, states and numbers of a sweep as a table, CSV, JSON or a plot."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from datastore.port import BadName, NotThere, Reader
+from datastore.ssh.datastore import SshDatastore
+from ecloud.cli import app
+from ecloud.cli.app import Fault
+from ecloud.cli.tables import print_json, print_table
+from ecloud.config.settings import Settings, load_settings
+from ecloud.queries.status import context
+from ecloud.queries.sweep import SweepTask, last_numbers, numbers_of_text, sweep_tasks
+
+TOGETHER = 200
+"""Files that are fetched in one request over SSH."""
+MAX_METRICS_BYTES = 1_000_000
+_SOURCES = ("task", "state", "run_s")
+
+Cell = str | float | None
+
+
+class SweepTable(msgspec.Struct, frozen=True):
+    """One row for each task. Columns: `task`, the parameters, `state`, `run_s`, the numbers."""
+
+    columns: list[str]
+    rows: list[list[Cell]]
+
+    def column(self, name: str) -> int:
+        """Its position. Raises `Fault`."""
+        if name not in self.columns:
+            raise Fault(f"there is no column {name!r}; there are {', '.join(self.columns)}")
+        return self.columns.index(name)
+
+
+def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, file: str | None, sort: str | None,
+          as_json: bool) -> int:  # fmt: skip
+    """Show it. Raises `Fault`, `NoSuchRun`, `DatabaseAway`, `DatastoreAway`."""
+    if (file is None) != (plot is None):
+        raise Fault("a plot needs columns and a file: --plot X Y FILE.png")
+    if by is not None and plot is None:
+        raise Fault("--by goes with --plot X Y FILE.png")
+    settings = load_settings()
+    engine = app.database(settings)
+    tasks = sweep_tasks(engine, run)
+    if not tasks:
+        raise Fault(f"the tasks of run {run} have no parameters: it is no sweep and no array")
+    numbers = _numbers(tasks, settings, context(engine))
+    table = table_of(tasks, numbers)
+    if sort:
+        table = sorted_by(table, sort)
+    if plot is not None and file is not None:
+        from ecloud.cli.sweep_plot import draw
+
+        points = draw(table, plot[0], plot[1], by, file, run)
+        print(f"{file}: {points:,} points of {len(table.rows):,} tasks")
+    elif as_json:
+        print_json([dict(zip(table.columns, row)) for row in table.rows])
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(table.columns)
+        writer.writerows(["" if cell is None else cell for cell in row] for row in table.rows)
+    else:
+        _print(table)
+    return app.DONE
+
+
+def table_of(tasks: Sequence[SweepTask], numbers: Sequence[dict[str, float]]) -> SweepTable:
+    """Parameters and numbers joined. A number that is called like a parameter is told apart by `metrics.`."""
+    parameters = list(dict.fromkeys(name for task in tasks for name in task.parameters))
+    taken = {*_SOURCES, *parameters}
+    names = list(dict.fromkeys(name for found in numbers for name in found))
+    titles = [f"metrics.{name}" if name in taken else name for name in names]
+    rows: list[list[Cell]] = []
+    for task, found in zip(tasks, numbers):
+        run_s = None if task.run_s is None else round(task.run_s, 3)
+        row: list[Cell] = [task.id, *(task.parameters.get(name) for name in parameters), task.state, run_s]
+        rows.append([*row, *(found.get(name) for name in names)])
+    return SweepTable(["task", *parameters, "state", "run_s", *titles], rows)
+
+
+def sorted_by(table: SweepTable, sort: str) -> SweepTable:
+    """By one column, `-NAME` from the largest down; numbers before texts, what is missing last. Raises `Fault`."""
+    down = sort.startswith("-") and sort not in table.columns
+    at = table.column(sort[1:] if down else sort)
+    there = [row for row in table.rows if row[at] is not None]
+    missing = [row for row in table.rows if row[at] is None]
+
+    def key(row: list[Cell]) -> tuple[bool, float, str]:
+        number = as_float(row[at])
+        return (number is None, number or 0.0, str(row[at]))
+
+    return SweepTable(table.columns, [*sorted(there, key=key, reverse=down), *missing])
+
+
+def as_float(cell: Cell) -> float | None:
+    """The number that a cell is."""
+    try:
+        return None if cell is None else float(cell)
+    except ValueError:
+        return None
+
+
+def _numbers(tasks: Sequence[SweepTask], settings: Settings, notes: dict[str, str]) -> list[dict[str, float]]:
+    """The numbers of each task: of its metrics.json, else of the last JSON line of its output."""
+    paths = [task.metrics_path for task in tasks if task.metrics_path]
+    texts = _contents(paths, settings, notes) if paths else {}
+    return [
+        numbers_of_text(texts[task.metrics_path]) if task.metrics_path in texts else last_numbers(task.stdout)
+        for task in tasks
+    ]
+
+
+def _contents(paths: Sequence[str], settings: Settings, notes: dict[str, str]) -> dict[str, str]:
+    """Small text files of the datastore by path; those that are not there any more are left out."""
+    from ecloud.cli.files import datastore_address, open_datastore
+
+    datastore = open_datastore(settings, datastore_address(settings, notes))
+    found: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="ecloud-sweep-") as directory:
+        for start in range(0, len(paths), TOGETHER):
+            part = list(dict.fromkeys(paths[start : start + TOGETHER]))
+            wanted = [(path, Path(directory) / str(start + number)) for number, path in enumerate(part)]
+            whole = isinstance(datastore, SshDatastore) and datastore.fetch_small(wanted, MAX_METRICS_BYTES) is not None
+            for path, local in wanted:
+                if whole or _fetch(datastore, path, local):
+                    found[path] = local.read_text(errors="replace")
+    return found
+
+
+def _fetch(datastore: Reader, path: str, to: Path) -> bool:
+    try:
+        (entry,) = datastore.stat([path])
+        if entry is None or entry.kind != "file" or entry.size > MAX_METRICS_BYTES:
+            return False
+        datastore.fetch(path, to)
+    except (BadName, NotThere):
+        return False
+    return True
+
+
+def _print(table: SweepTable) -> None:
+    """Without the task's id where parameters tell the same."""
+    columns = table.columns[1:] if len(table.columns) > 4 else table.columns
+    skip = len(table.columns) - len(columns)
+    rows = [["" if cell is None else _shown(cell) for cell in row[skip:]] for row in table.rows]
+    numeric = [
+        name
+        for at, name in enumerate(columns, skip)
+        if any(row[at] is not None for row in table.rows)
+        and all(row[at] is None or as_float(row[at]) is not None for row in table.rows)
+    ]
+    print_table(app.console(), columns, rows, right=numeric)
+
+
+def _shown(cell: str | float) -> str:
+    return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
