@@ -54,6 +54,7 @@ def upload(directory: Path, datastore: Publisher, only: Sequence[str] | None = N
 
     Raises `Unfit` before anything is sent, `DatastoreAway`, `OSError`; `Problem` where a name leads through a file.
     """
+    directory = directory.resolve()  # A link to a directory means the directory.
     own = _below(directory, datastore)
     if only is not None:
         files = [item for name in only for item in walk(directory / name, name) if not item.is_directory]

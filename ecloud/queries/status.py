@@ -53,6 +53,8 @@ RATE_ENDS = 1_000
 RATE_LEAST_S = 10.0
 """The rate is that of the last thousand ends, or of these seconds where that is longer; never of more than an hour."""
 RATE_MOST_S = 3_600.0
+RATE_ROWS = 4_000
+"""Ends that are counted at most."""
 GUESSED_TASKS = 200_000
 """Tasks whose guessed run-times are summed up where nothing has ended yet."""
 TAIL_CHARS = 2_000
@@ -217,6 +219,11 @@ def _rates(connection: Connection, now: float) -> dict[int, float]:
         sa.select(attempts.ended_at).where(ended).order_by(attempts.ended_at.desc()).offset(RATE_ENDS - 1).limit(1)
     ).scalar()
     since = max(min(now - RATE_LEAST_S, oldest if oldest is not None else 0.0), now - RATE_MOST_S)
+    # Each row costs a look beside its outputs: of very many ends within seconds the last ones are enough.
+    many = connection.execute(
+        sa.select(attempts.ended_at).where(ended).order_by(attempts.ended_at.desc()).offset(RATE_ROWS - 1).limit(1)
+    ).scalar()
+    since = max(since, many if many is not None else 0.0)
     query = (
         sa.select(attempts.run_no, sa.func.count(), sa.func.min(attempts.ended_at), sa.func.min(attempts.assigned_at))
         .where(attempts.ended_at >= since, attempts.state == "ended", attempts.cause != "stopped")
@@ -352,18 +359,18 @@ def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
         conditions = [rows.c.state == TaskState.FAILED.value]
         if run:
             conditions.append(rows.c.run_no == find_run(connection, run))
+        # First the page, then its attempts: joined before, the database sorts all of them with their outputs.
+        page = sa.select(rows).where(*conditions).order_by(rows.c.task_no).limit(limit).subquery()
         query = (
             sa.select(
-                runs.c.name, rows.c.id, rows.c.reason, _tries(rows.c.task_no), attempts.c.error, attempts.c.command,
+                runs.c.name, page.c.id, page.c.reason, _tries(page.c.task_no), attempts.c.error, attempts.c.command,
                 attempts.c.exit_code, attempts.c.signal, attempts.c.stderr, attempts.c.worker, attempts.c.cause,
-                rows.c.task_no,
+                page.c.task_no,
             )
-            .select_from(rows)
-            .join(runs, runs.c.run_no == rows.c.run_no)
-            .outerjoin(attempts, (attempts.c.task_no == rows.c.task_no) & (attempts.c.number == rows.c.attempts))
-            .where(*conditions)
-            .order_by(rows.c.task_no)
-            .limit(limit)
+            .select_from(page)
+            .join(runs, runs.c.run_no == page.c.run_no)
+            .outerjoin(attempts, (attempts.c.task_no == page.c.task_no) & (attempts.c.number == page.c.attempts))
+            .order_by(page.c.task_no)
         )  # fmt: skip
         return [
             Failure(
