@@ -110,7 +110,7 @@ class ResultIndex:
                         glob, name = shown(self.tasks[index].id), shown(self.tasks[makers[0][0]].id)
                         yield (
                             f"results {shown(result.local)!r} of task {glob} may match {shown(path)!r}, a result of "
-                            f"task {name}: the one that publishes it last fails"
+                            f"task {name}: one would overwrite the other"
                         )
 
     def producers(self, wanted: set[str]) -> dict[str, list[int]]:

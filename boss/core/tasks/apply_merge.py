@@ -38,6 +38,7 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
             unwanted.append(attempts.active[(task_no, node.assigned)])
             node.assigned = 0
     attempts.stop(unwanted, "its task is done anew or dropped")
+    attempts.shared_names.forget(run.row.run_no)
     again = known & set(run.inits)
     for task_no in again:
         del run.inits[task_no]

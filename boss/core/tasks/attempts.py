@@ -22,6 +22,7 @@ from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_fetched, note_given
 from boss.core.tasks.manifests import manifest_bytes, not_staged, undeclared
 from boss.core.tasks.outcome_acks import OutcomeAcks
+from boss.core.tasks.shared_names import SharedNames
 from boss.core.tasks.suspects import Suspects
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, ManifestEntry, Outcome, Result, TaskState
@@ -88,6 +89,7 @@ class Attempts:
         self._orders: dict[str, list[Attempt]] = {}
         self._to_promote: list[Attempt] = []
         self._publishing: set[str] = set()
+        self.shared_names = SharedNames()
 
     # --- giving ----------------------------------------------------------------------------------
 
@@ -297,6 +299,9 @@ class Attempts:
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
         counts = outcome.cause is Cause.SUCCESS and not was_stopping and not attempt.init
         problem = self._manifest_problem(attempt, outcome.manifest) if counts else None
+        if counts and outcome.manifest and problem is None:
+            name = self._book.graph.nodes[attempt.task_no].id
+            problem = self.shared_names.claim(attempt.run_no, name, outcome.manifest, attempt.declares)
         if counts and outcome.manifest and problem is None:
             self._move(attempt, _PROMOTING)
             self.promoting[key] = attempt
@@ -603,6 +608,7 @@ class Attempts:
 
     def check(self) -> None:
         """Invariants: held and active agree; a task's assigned attempt exists and is wanted."""
+        self.shared_names.check()
         held = {key for worker in self._fleet.workers.values() for key in worker.held}
         assert held | set(self.promoting) == set(self.active), "held and active attempts differ"
         assert not self._due
