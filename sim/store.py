@@ -363,6 +363,9 @@ class _Finder:
         wanted = set(ids)
         return [found for found in self._all(run_nos) if found.id in wanted]
 
+    def elements(self, run_nos: Sequence[int], name: str) -> Iterable[Found]:
+        return [found for found in self._all(run_nos) if found.id.startswith(f"{name}[")]
+
     def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterable[Found]:
         return [
             found

@@ -189,6 +189,10 @@ class _Finder:
             part = ids[start : start + IDS_A_QUERY]
             yield from self._ask(sa.and_(tasks.c.run_no.in_(run_nos), tasks.c.id.in_(part)))
 
+    def elements(self, run_nos: Sequence[int], name: str) -> Iterator[Found]:
+        ids = schema.tasks.c.id  # compared byte by byte: what begins with `name[` lies together in the index
+        yield from self._ask(sa.and_(schema.tasks.c.run_no.in_(run_nos), ids >= f"{name}[", ids < f"{name}\\"))
+
     def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterator[Found]:
         tasks = schema.tasks
         conditions: list[sa.ColumnElement[bool]] = [tasks.c.run_no.in_(run_nos)]

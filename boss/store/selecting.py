@@ -1,4 +1,5 @@
-"""Which tasks a person means: ids, RUN:ID, a run, a state, a label. The rule alone; a `Finder` knows where tasks are.
+"""Which tasks a person means: ids, RUN:ID, array elements, a run, a state, a label. The rule alone; a `Finder` knows
+where tasks are.
 
 One rule for the database and for its twin in the simulation: both give the same answers and the same sentences.
 """
@@ -12,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from boss.core.model.effects import SelectTasks
+from ecloud.formats.arrays import ArrayWrong, numbers_of
 from ecloud.model.tasks import TaskState
 
 NAMES_SHOWN = 5
@@ -37,6 +39,9 @@ class Finder(Protocol):
 
     def named(self, run_nos: Sequence[int], ids: Sequence[str]) -> Iterable[Found]:
         """Tasks of these runs that have one of these ids."""
+
+    def elements(self, run_nos: Sequence[int], name: str) -> Iterable[Found]:
+        """Tasks of these runs whose ids begin with `name[`: elements of the array `name`, and perhaps others."""
 
     def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterable[Found]:
         """Tasks of these runs in that state, with that label; empty means any. Their `labels` may be left out."""
@@ -85,17 +90,25 @@ def _by_ids(wanted: SelectTasks, finder: Finder, runs: dict[str, int], run_nos: 
     for id, readings in asked.items():
         matches = {known[reading].task_no: known[reading] for reading in readings if reading in known}
         if not matches:
-            close = near(id, finder.some_ids(run_nos) if run_nos else ())
-            where = f" in run {wanted.run!r}" if wanted.run else ""
-            return Selection(problem=f"there is no task {id!r}{where}{close}")
-        if len(matches) > 1:
+            elements = _elements(readings, finder)
+            if len({task.run_no for task in elements}) > 1:
+                full = sorted({f"{names[task.run_no]}:{id}" for task in elements})
+                return Selection(
+                    problem=f"array {id!r} is in several runs: name one as {', '.join(full[:NAMES_SHOWN])}"
+                )
+            matches = {task.task_no: task for task in elements}
+        elif len(matches) > 1:
             full = sorted(f"{names[task.run_no]}:{task.id}" for task in matches.values())
             shown = ", ".join(full[:NAMES_SHOWN]) + (", …" if len(full) > NAMES_SHOWN else "")
             return Selection(problem=f"task {id!r} is in {len(full)} runs: name one as {shown}, or give the run")
-        (task,) = matches.values()
-        if (not wanted.state or task.state == wanted.state) and (not wanted.label or wanted.label in task.labels):
-            selection.task_nos.add(task.task_no)
-            reads.add(task.run_no)
+        if not matches:
+            close = near(id, finder.some_ids(run_nos) if run_nos else ())
+            where = f" in run {wanted.run!r}" if wanted.run else ""
+            return Selection(problem=f"there is no task {id!r}{where}{close}")
+        for task in matches.values():
+            if (not wanted.state or task.state == wanted.state) and (not wanted.label or wanted.label in task.labels):
+                selection.task_nos.add(task.task_no)
+                reads.add(task.run_no)
     selection.run_nos = sorted(reads)
     return selection
 
@@ -110,6 +123,24 @@ def _readings(id: str, runs: dict[str, int], run_nos: Sequence[int]) -> list[tup
             readings.append((run_no, id[colon + 1 :]))
         colon = id.find(":", colon + 1)
     return readings
+
+
+def _elements(readings: Iterable[tuple[int, str]], finder: Finder) -> list[Found]:
+    """Elements of arrays: `a` means all of `a[1]`, `a[2]`, …, and `a[10-20]` these."""
+    found: list[Found] = []
+    for run_no, name in readings:
+        array, bracket, numbers = name.removesuffix("]").rpartition("[")
+        try:
+            wanted = set(numbers_of(numbers)) if bracket and name.endswith("]") else None
+        except ArrayWrong:
+            continue
+        top = name if wanted is None else array
+        for task in finder.elements([run_no], top):
+            index = task.id[len(top) + 1 : -1]
+            is_element = task.id.endswith("]") and index.isascii() and index.isdigit()
+            if is_element and (wanted is None or int(index) in wanted):
+                found.append(task)
+    return found
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -623,3 +623,30 @@ def test_a_selection_that_means_nothing_says_why(two_runs: AnyStore, wanted: Sel
     assert (images, found) == ([], set())
     for word in says:
         assert word in problem
+
+
+@pytest.mark.parametrize(
+    ("wanted", "task_nos"),
+    [
+        (SelectTasks(1, ids=("arr",)), {11, 12, 13, 14}),
+        (SelectTasks(1, ids=("q:arr",)), {11, 12, 13, 14}),
+        (SelectTasks(1, ids=("arr[2-10]",)), {12, 13}),
+        (SelectTasks(1, ids=("arr[1,30]", "arr[2]")), {11, 12, 14}),
+        (SelectTasks(1, ids=("arr[1-9:4]",)), {11}),
+        (SelectTasks(1, ids=("arr",), state="failed"), {12}),
+    ],
+)
+def test_arrays_are_named_whole_or_by_ranges(store: AnyStore, wanted: SelectTasks, task_nos: set[int]) -> None:
+    states = (TaskState.READY, TaskState.FAILED, TaskState.READY, TaskState.READY)
+    elements = [
+        stored(number, f"arr[{index}]", state=state)
+        for number, index, state in zip((11, 12, 13, 14), (1, 2, 10, 30), states)
+    ]
+    others = [stored(15, "arr[x]"), stored(16, "arr[2"), stored(17, "arrow[1]"), stored(18, "array")]
+    push(store, *elements, *others, run=RunRow(1, "q", NOW))
+    _, found, problem = store.select(wanted)
+    assert (found, problem) == (task_nos, "")
+    for missing in ("arr[3]", "arr[2-", "arr[40-50]", "ar"):
+        assert "there is no task" in store.select(SelectTasks(1, ids=(missing,)))[2]
+    push(store, stored(21, "arr[1]", run_no=2), run=RunRow(2, "p", NOW))
+    assert store.select(SelectTasks(1, ids=("arr",)))[2] == "array 'arr' is in several runs: name one as p:arr, q:arr"

@@ -484,6 +484,7 @@ class Attempts:
         self.inits.forget_run(run_no)
         self.suspects.forget_run(run_no)
         self._runtimes.forget_run(run_no)
+        self.shared_names.forget(run_no)
 
     # --- publishing ------------------------------------------------------------------------------
 
