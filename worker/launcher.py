@@ -10,13 +10,15 @@ Standard library only, and nothing of ECLOUD: it must start in milliseconds and 
 
 Frames in both directions: four bytes of length, then a `marshal`led tuple whose first item names it.
 
-    agent -> launcher   ("run", argv, directory, environment, memory limit in bytes or 0)
+    agent -> launcher   ("run", argv, directory, environment, memory limit in bytes or 0,
+                                  file for all of stdout or "", the same of stderr, whether stderr goes to stdout)
                                                the environment is added to the launcher's own
                         ("signal", number)     to every process of the task
                         ("stream", is_on)      send output while it comes, beginning with what is kept
     launcher -> agent   ("output", stream, start, bytes)
                         ("long", pid)          the task has run for LONG_S
                         ("ended", wait status, seconds, peak RSS in KiB, memory exceeded in bytes or 0,
+                                  errno with which an output file could not be written or 0,
                                   stdout dropped, stdout tail, stderr dropped, stderr tail)
                         ("failed", errno)      no process could be started
 """
@@ -65,6 +67,20 @@ class Stream:
         os.set_blocking(self.read_end, False)
         self.data = bytearray()
         self.dropped = 0
+        self.file = -1
+        self.file_errno = 0
+
+    def open(self, path: str) -> None:
+        """Write all that comes into a new file, too; "" for none. Raises `OSError`."""
+        self.file_errno = 0
+        if path:
+            self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
 
     def read(self) -> bytes:
         """What is there now; empty where nothing is."""
@@ -74,8 +90,16 @@ class Stream:
             return b""
 
     def keep(self, piece: bytes) -> None:
-        """Keep at least the last `TAIL_BYTES`."""
+        """Keep at least the last `TAIL_BYTES`, and all in the file."""
         self.data += piece
+        if self.file >= 0:
+            try:
+                left = memoryview(piece)
+                while left:
+                    left = left[os.write(self.file, left) :]
+            except OSError as error:  # such as a full disk: the task goes on, and its outcome says so
+                self.file_errno = error.errno or 5
+                self.close()
         if len(self.data) > 2 * TAIL_BYTES:
             excess = len(self.data) - TAIL_BYTES
             del self.data[:excess]
@@ -104,6 +128,7 @@ class Launcher:
             (os.POSIX_SPAWN_DUP2, self._null, 0),
             *((os.POSIX_SPAWN_DUP2, stream.write_end, number) for number, stream in enumerate(self._streams, 1)),
         ]
+        self._merging = [*self._file_actions[:2], (os.POSIX_SPAWN_DUP2, self._streams[0].write_end, 2)]
         self._pid = 0
         self._began_at = 0.0
         self._look_at = 0.0
@@ -159,19 +184,32 @@ class Launcher:
         data = marshal.dumps(frame)
         self._control.sendall(len(data).to_bytes(4, "little") + data)
 
-    def _on_run(self, argv: list[str], directory: str, environment: dict[bytes, bytes], limit: int) -> None:
+    def _on_run(
+        self,
+        argv: list[str],
+        directory: str,
+        environment: dict[bytes, bytes],
+        limit: int,
+        out: str,
+        err: str,
+        is_merged: bool,
+    ) -> None:
         self._limit, self._exceeded, self._is_told, self._is_streaming = limit, 0, False, False
         try:
+            for stream, path in zip(self._streams, (out, err)):
+                stream.open(path)
             os.chdir(directory)  # posix_spawn knows no directory; nothing here uses relative paths
             self._pid = os.posix_spawnp(
                 argv[0],
                 argv,
                 {**self._environment, **environment},
-                file_actions=self._file_actions,
+                file_actions=self._merging if is_merged else self._file_actions,
                 setsid=True,
                 setsigdef=DEFAULT_IN_TASKS,
             )
         except OSError as error:
+            for stream in self._streams:
+                stream.close()
             self._send("failed", error.errno)
             return
         self._began_at = time.monotonic()
@@ -238,9 +276,14 @@ class Launcher:
             for stream in self._streams:
                 while self._read(stream):
                     pass
+        file_errno = 0
+        for stream in self._streams:
+            file_errno = file_errno or stream.file_errno
+            if stream.file >= 0:
+                stream.close()
         tails = [item for stream in self._streams for item in (stream.dropped, bytes(stream.data))]
         self._pid, self._end, self._look_at = 0, None, 0.0
-        self._send("ended", status, run_s, peak, self._exceeded, *tails)
+        self._send("ended", status, run_s, peak, self._exceeded, file_errno, *tails)
         if not is_clean:
             raise AgentGone  # what cannot be killed must not be taken for a part of the next task
         for stream in self._streams:

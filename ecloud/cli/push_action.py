@@ -65,6 +65,7 @@ def with_local_number(arguments: list[str]) -> list[str]:
 @click.option(
     "--result", "results", multiple=True, metavar="PATH", help="Of an array: a result of each; may be repeated."
 )
+@click.option("--output", metavar="DIR", help="Keep the whole output of each task below DIR in the datastore.")
 @click.option("--yes", is_flag=True, help="More than a million combinations are wanted.")
 @click.option("--keep_dirs", is_flag=True, help="Keep the tasks' working directories.")
 @click.option("--dry_run", is_flag=True, help="Only say what would run.")
@@ -92,6 +93,7 @@ def push(
     each_file: str | None,
     from_json: str | None,
     results: tuple[str, ...],
+    output: str | None,
     yes: bool,
     keep_dirs: bool,
     dry_run: bool,
@@ -129,6 +131,7 @@ def push(
                 each_file=each_file,
                 from_json=from_json,
                 results=results,
+                output=output,
                 yes=yes,
             ),
             wait=wait,

@@ -282,6 +282,8 @@ def _detail(name: str, run: str) -> TaskDetail:
 
 def logs(name: str, run: str, attempt: int | None, as_json: bool) -> int:
     """What a task wrote, as far as it is kept."""
+    from ecloud.cli.whole_output import print_whole
+
     detail = _detail(name, run)
     found = [view for view in detail.attempts if attempt is None or view.number == attempt]
     if not found:
@@ -292,9 +294,12 @@ def logs(name: str, run: str, attempt: int | None, as_json: bool) -> int:
         return DONE
     if view.cause is None:
         print(f"attempt {view.number} is {view.state}: its output so far comes with -f", file=sys.stderr)
-    sys.stdout.write(visible(view.stdout, lines=True))
-    sys.stdout.flush()
-    sys.stderr.write(visible(view.stderr, lines=True))
+    whole = print_whole(detail, view)
+    if "stdout" not in whole:
+        sys.stdout.write(visible(view.stdout, lines=True))
+        sys.stdout.flush()
+    if "stderr" not in whole:
+        sys.stderr.write(visible(view.stderr, lines=True))
     return DONE
 
 

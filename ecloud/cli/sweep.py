@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from datastore.port import BadName, NotThere, Reader
+from datastore.problem import DONE, Problem
 from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app
-from ecloud.cli.app import Fault
 from ecloud.cli.tables import print_json, print_table
 from ecloud.config.settings import Settings, load_settings
 from ecloud.queries.status import context
@@ -34,24 +34,24 @@ class SweepTable(msgspec.Struct, frozen=True):
     rows: list[list[Cell]]
 
     def column(self, name: str) -> int:
-        """Its position. Raises `Fault`."""
+        """Its position. Raises `Problem`."""
         if name not in self.columns:
-            raise Fault(f"there is no column {name!r}; there are {', '.join(self.columns)}")
+            raise Problem(f"there is no column {name!r}; there are {', '.join(self.columns)}")
         return self.columns.index(name)
 
 
 def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, file: str | None, sort: str | None,
           as_json: bool) -> int:  # fmt: skip
-    """Show it. Raises `Fault`, `NoSuchRun`, `DatabaseAway`, `DatastoreAway`."""
+    """Show it. Raises `Problem`, `NoSuchRun`, `DatabaseAway`, `DatastoreAway`."""
     if (file is None) != (plot is None):
-        raise Fault("a plot needs columns and a file: --plot X Y FILE.png")
+        raise Problem("a plot needs columns and a file: --plot X Y FILE.png")
     if by is not None and plot is None:
-        raise Fault("--by goes with --plot X Y FILE.png")
+        raise Problem("--by goes with --plot X Y FILE.png")
     settings = load_settings()
     engine = app.database(settings)
     tasks = sweep_tasks(engine, run)
     if not tasks:
-        raise Fault(f"the tasks of run {run} have no parameters: it is no sweep and no array")
+        raise Problem(f"the tasks of run {run} have no parameters: it is no sweep and no array")
     numbers = _numbers(tasks, settings, context(engine))
     table = table_of(tasks, numbers)
     if sort:
@@ -69,7 +69,7 @@ def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, 
         writer.writerows(["" if cell is None else cell for cell in row] for row in table.rows)
     else:
         _print(table)
-    return app.DONE
+    return DONE
 
 
 def table_of(tasks: Sequence[SweepTask], numbers: Sequence[dict[str, float]]) -> SweepTable:
@@ -87,7 +87,7 @@ def table_of(tasks: Sequence[SweepTask], numbers: Sequence[dict[str, float]]) ->
 
 
 def sorted_by(table: SweepTable, sort: str) -> SweepTable:
-    """By one column, `-NAME` from the largest down; numbers before texts, what is missing last. Raises `Fault`."""
+    """By one column, `-NAME` from the largest down; numbers before texts, what is missing last. Raises `Problem`."""
     down = sort.startswith("-") and sort not in table.columns
     at = table.column(sort[1:] if down else sort)
     there = [row for row in table.rows if row[at] is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ecloud.cli.app import Fault
+from datastore.problem import Problem
 
 if TYPE_CHECKING:
     from ecloud.cli.sweep import SweepTable
@@ -21,11 +21,11 @@ Points = list[tuple[Any, float]]
 
 
 def draw(table: SweepTable, x: str, y: str, by: str | None, file: str, title: str) -> int:
-    """Points, and for each group of `by` a line through the means; how many points. Raises `Fault`."""
+    """Points, and for each group of `by` a line through the means; how many points. Raises `Problem`."""
     try:
         import matplotlib
     except ImportError:
-        raise Fault("plots need matplotlib: pip install matplotlib") from None
+        raise Problem("plots need matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -52,14 +52,14 @@ def draw(table: SweepTable, x: str, y: str, by: str | None, file: str, title: st
     try:
         figure.savefig(file)
     except (ValueError, OSError) as error:
-        raise Fault(f"{file}: {error}") from None
+        raise Problem(f"{file}: {error}") from None
     finally:
         pyplot.close(figure)
     return sum(map(len, groups.values()))
 
 
 def _groups(table: SweepTable, x: str, y: str, by: str | None) -> dict[str, Points]:
-    """Points by the value of `by`; those without both numbers are left out. Raises `Fault`."""
+    """Points by the value of `by`; those without both numbers are left out. Raises `Problem`."""
     from ecloud.cli.sweep import as_float
 
     at_x, at_y = table.column(x), table.column(y)
@@ -71,9 +71,9 @@ def _groups(table: SweepTable, x: str, y: str, by: str | None) -> dict[str, Poin
             cell = "" if at_by is None else row[at_by]
             groups.setdefault("none" if cell is None else str(cell), []).append((row[at_x], value))
     if not groups:
-        raise Fault(f"no task has numbers for both {x} and {y} yet")
+        raise Problem(f"no task has numbers for both {x} and {y} yet")
     if len(groups) > MAX_GROUPS:
-        raise Fault(f"{by} has {len(groups):,} values; at most {MAX_GROUPS} can be told apart")
+        raise Problem(f"{by} has {len(groups):,} values; at most {MAX_GROUPS} can be told apart")
     return groups
 
 

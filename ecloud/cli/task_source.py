@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from ecloud.cli.app import Fault
+from datastore.problem import Problem
 from ecloud.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Source(msgspec.Struct, frozen=True):
     each_file: str | None = None
     from_json: str | None = None
     results: tuple[str, ...] = ()
+    output: str | None = None
     yes: bool = False
 
     @property
@@ -56,32 +57,32 @@ class Source(msgspec.Struct, frozen=True):
 
 
 def read(source: Source, settings: Settings) -> TaskList:
-    """The tasks, checked. Raises `Fault`."""
+    """The tasks, checked. Raises `Problem`."""
     from ecloud.formats import TaskListWrong, TooManyCombinations
 
     try:
         if source.is_array:
             return _read_array(source, settings)
         if not source.words:
-            raise Fault("name a file with tasks, - for standard input, or --array 1-100 -- COMMAND")
+            raise Problem("name a file with tasks, - for standard input, or --array 1-100 -- COMMAND")
         if len(source.words) > 1:
-            raise Fault(
+            raise Problem(
                 f"one file is pushed at a time, not also {source.words[1]}; a command needs --array or --each-…"
             )
         if source.results:
-            raise Fault("--result is for arrays; in a task list each task has its results")
+            raise Problem("--result is for arrays; in a task list each task has its results")
         try:
             return _read_file(source, settings)
         except TooManyCombinations as many:
             _confirm(many.count, source)
             return _read_file(msgspec.structs.replace(source, yes=True), settings)
     except TaskListWrong as error:
-        raise Fault([f"{source.name}: {line}" for line in error.lines] + ["nothing was pushed"]) from None
+        raise Problem([f"{source.name}: {line}" for line in error.lines] + ["nothing was pushed"]) from None
 
 
 def _confirm(count: int, source: Source) -> None:
     if not sys.stdin.isatty() or source.words[0] == "-":
-        raise Fault(
+        raise Problem(
             [f"{source.name}: {count:,} combinations; --yes says that so many are wanted", "nothing was pushed"]
         )
     click.confirm(f"{source.name} has {count:,} combinations. Push them?", abort=True, err=True)
@@ -100,6 +101,7 @@ def _read_file(source: Source, settings: Settings) -> TaskList:
         run=source.run or "",
         program=source.program or "",
         samples=source.samples or 0,
+        output=source.output or "",
         confirmed=source.yes,
     )
     return read_task_list(data, "tasks" if file == "-" else Path(file).stem, options, settings.max_tasks_per_push)
@@ -109,10 +111,10 @@ def _bytes_of(file: str) -> bytes:
     path = Path(file)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise Fault(f"{file} is larger than {MAX_FILE_BYTES / 1e9:g} GB: split it into several lists")
+            raise Problem(f"{file} is larger than {MAX_FILE_BYTES / 1e9:g} GB: split it into several lists")
         return path.read_bytes()
     except OSError as error:
-        raise Fault(f"{file}: {error.strerror}") from None
+        raise Problem(f"{file}: {error.strerror}") from None
 
 
 def _read_array(source: Source, settings: Settings) -> TaskList:
@@ -120,22 +122,22 @@ def _read_array(source: Source, settings: Settings) -> TaskList:
     from ecloud.formats.checking import size_problem
     from ecloud.formats.fields import read_results
     from ecloud.formats.problems import Problems, TaskList
-    from ecloud.formats.reading import checked
+    from ecloud.formats.reading import ReadOptions, checked
     from ecloud.model.tasks import TaskDefinition
 
     kinds = {"--array": source.array, "--each-line": source.each_line, "--each-file": source.each_file,
              "--from-json": source.from_json}  # fmt: skip
     given = [name for name, value in kinds.items() if value is not None]
     if len(given) > 1:
-        raise Fault(f"{' and '.join(given)}: one of them at a time")
+        raise Problem(f"{' and '.join(given)}: one of them at a time")
     if not source.words:
-        raise Fault(f"{given[0]} needs a command: … {given[0]} {kinds[given[0]]} -- COMMAND")
+        raise Problem(f"{given[0]} needs a command: … {given[0]} {kinds[given[0]]} -- COMMAND")
     try:
         entries, uploads = _entries(source)
     except ArrayWrong as wrong:
-        raise Fault([f"{given[0]}: {wrong}", "nothing was pushed"]) from None
+        raise Problem([f"{given[0]}: {wrong}", "nothing was pushed"]) from None
     if len(entries) > settings.max_tasks_per_push:
-        raise Fault([size_problem(len(entries), settings.max_tasks_per_push), "nothing was pushed"])
+        raise Problem([size_problem(len(entries), settings.max_tasks_per_push), "nothing was pushed"])
     name = source.run or Path(shlex.split(source.words[0])[0] if source.words[0].strip() else "array").name
     template = TaskDefinition(
         id=name,
@@ -146,7 +148,8 @@ def _read_array(source: Source, settings: Settings) -> TaskList:
     tasks = TaskList(
         name, list(elements(template, entries, source.words if len(source.words) > 1 else ())), uploads=tuple(uploads)
     )
-    return checked(tasks, source.infer_dependencies, settings.max_tasks_per_push, Problems())
+    options = ReadOptions(infer_dependencies=source.infer_dependencies, output=source.output or "")
+    return checked(tasks, options, settings.max_tasks_per_push, Problems())
 
 
 def _requirement_of_each(source: Source) -> tuple[Requirement, ...]:
@@ -156,7 +159,7 @@ def _requirement_of_each(source: Source) -> tuple[Requirement, ...]:
 
 
 def _entries(source: Source) -> tuple[list[Entry], list[str]]:
-    """Entries of the array, and files that must be in the datastore. Raises `ArrayWrong`, `Fault`."""
+    """Entries of the array, and files that must be in the datastore. Raises `ArrayWrong`, `Problem`."""
     from ecloud.formats.arrays import ArrayWrong, Entry, entries_of, entries_of_lines
 
     if source.array is not None:
@@ -187,4 +190,4 @@ def _text_of(file: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Fault(f"{file}: not UTF-8 in line {data.count(10, 0, error.start) + 1}") from None
+        raise Problem(f"{file}: not UTF-8 in line {data.count(10, 0, error.start) + 1}") from None

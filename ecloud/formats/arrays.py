@@ -24,6 +24,8 @@ MAX_DIRECT = 1_000
 """Elements that another task waits for one by one."""
 MAX_DIRECT_EDGES = 10_000
 """Dependencies from one array as a whole to another."""
+BARRIER = ("barrier",)
+"""Labels of the tasks that stand for whole arrays."""
 FORM = 'expected a range such as "1-1000" or "1-1000:2,2000", or a list of values'
 _PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?")
 _INDEX = re.compile(r"(%?)%(0\d{1,2})d")
@@ -201,4 +203,4 @@ class Expansion:
 def _barrier(name: str, waits_for: Sequence[str], on: Condition) -> TaskDefinition:
     """A task that does nothing but wait."""
     dependencies = tuple(Dependency(other, on) for other in waits_for)
-    return TaskDefinition(name, (":",), dependencies, resources={"cpus": 0.001}, runtime_s=0.01, labels=("barrier",))
+    return TaskDefinition(name, (":",), dependencies, resources={"cpus": 0.001}, runtime_s=0.01, labels=BARRIER)

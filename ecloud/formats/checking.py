@@ -15,7 +15,16 @@ from ecloud.formats.file_conflicts import find_file_conflicts
 from ecloud.formats.graph import find_cycles
 from ecloud.formats.paths import is_glob, path_problem, text_problem
 from ecloud.formats.problems import Problems, shown
-from ecloud.model.tasks import MAX_ID_CHARS, RETRIABLE, RUNTIMES, Container, TaskDefinition, definition_json
+from ecloud.model.tasks import (
+    MAX_ID_CHARS,
+    MERGED,
+    RETRIABLE,
+    RUNTIMES,
+    Container,
+    TaskDefinition,
+    definition_json,
+    output_path,
+)
 
 MAX_TASKS = 2_000_000
 """Where settings say nothing else: what one boss holds in about 2 GB."""
@@ -115,6 +124,8 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
         _check_dependencies(task, say)
     if task.requirements or task.results:
         _check_files(task, say)
+    if task.stdout or task.stderr:
+        _check_outputs(task, say)
     if not task.overwrite_result:
         if not task.results:
             say("overwrite_result", "false needs at least one result to look for")
@@ -192,6 +203,22 @@ def _check_files(task: TaskDefinition, say: Say) -> None:
         path = None if result.path == "." and is_glob(result.local) else path_problem(result.path)
         if local or path:
             say("results", local or path or "")
+
+
+def _check_outputs(task: TaskDefinition, say: Say) -> None:
+    """Where whole outputs go."""
+    if task.init:
+        say("stdout", "the output of an init task is not kept as a file")
+    if task.stderr == MERGED and not task.stdout:
+        say("stderr", '"stdout" merges it with stdout, which this task does not keep')
+    for field, template in (("stdout", task.stdout), ("stderr", task.stderr)):
+        if template and (field, template) != ("stderr", MERGED):
+            left = template.replace("%%", "").replace("%t", "").replace("%a", "")
+            problem = path_problem(output_path(template, task.id, 1))
+            if "%" in left:
+                say(field, f"{shown(template)!r}: % is followed by t (the task), a (the attempt) or %")
+            elif problem:
+                say(field, problem)
 
 
 def _check_resources(resources: dict[str, float], say: Say) -> None:

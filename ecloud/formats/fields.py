@@ -264,6 +264,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "retries": _retries,
     "env": _env,
     "labels": _texts,
+    "stdout": _text,
+    "stderr": _text,
     "shell": _text,
     "container": _container,
 }

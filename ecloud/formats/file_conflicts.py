@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ecloud.formats.graph import dependency_order, predecessors_of, unordered
 from ecloud.formats.paths import above, is_glob, matches_pattern, pattern_of
 from ecloud.formats.problems import Problems, shown
-from ecloud.model.tasks import Result, TaskDefinition
+from ecloud.model.tasks import MERGED, Result, TaskDefinition, output_path
 
 MAX_PAIRS = 2_000_000
 """Pairs of a task that requires a file and one that produces it, of which it is asked whether they are ordered."""
@@ -46,7 +46,9 @@ class ResultIndex:
         self.plain: dict[str, list[tuple[int, Result]]] = {}
         self.globs: dict[str, list[tuple[int, Result]]] = {}
         for index, task in enumerate(tasks):
-            for result in task.results:
+            outputs = [path for path in (task.stdout, task.stderr) if path and path != MERGED]
+            kept = [Result("", output_path(path, task.id, 1)) for path in outputs]
+            for result in (*task.results, *kept) if kept else task.results:
                 where = self.globs if is_glob(result.local) else self.plain
                 where.setdefault(result.path, []).append((index, result))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from ecloud.formats.arrays import ArrayWrong, Entry, Expansion, entries_of
+from ecloud.formats.arrays import BARRIER, ArrayWrong, Entry, Expansion, entries_of
 from ecloud.formats.checking import MAX_TASKS, find_problems, size_problem
 from ecloud.formats.fields import EachDependency, FieldReader, WrongKind, kind_of, read_id
 from ecloud.formats.file_conflicts import missing_dependencies
@@ -34,11 +34,13 @@ MAX_SCALE = 1e9
 
 
 class ReadOptions(msgspec.Struct, frozen=True):
-    """How a list is read. `format`: one of `FORMATS`. `scale`: for WfFormat, sleep for the recorded run-times times
-    `scale` and write files of the recorded sizes times `scale`. `create_ids`: tasks without an id get one from their
-    position. `infer_dependencies`: a task that requires what another one produces waits for it. `run`: the run's name,
-    whatever the file says. `program`, `samples`: of a sweep, instead of the file's. `confirmed`: more than
-    `ASK_ABOVE` combinations are wanted.
+    """How a list is read.
+
+    `format`: one of `FORMATS`. `scale`: for WfFormat, sleep for the recorded run-times times `scale` and write files of
+    the recorded sizes times `scale`. `create_ids`: tasks without an id get one from their position.
+    `infer_dependencies`: a task that requires what another one produces waits for it. `run`: the run's name, whatever
+    the file says. `program`, `samples`: of a sweep, instead of the file's. `output`: a datastore directory for the
+    whole outputs of all tasks that name none. `confirmed`: more than `ASK_ABOVE` combinations are wanted.
     """
 
     format: str = "auto"
@@ -48,6 +50,7 @@ class ReadOptions(msgspec.Struct, frozen=True):
     run: str = ""
     program: str = ""
     samples: int = 0
+    output: str = ""
     confirmed: bool = False
 
 
@@ -74,12 +77,14 @@ def read_task_list(data: bytes, name: str, options: ReadOptions = DEFAULTS, max_
     read = _read_any(_text_of(data), name, options, max_tasks, problems)
     if options.run:
         read = msgspec.structs.replace(read, name=options.run)
-    return checked(read, options.infer_dependencies, max_tasks, problems)
+    return checked(read, options, max_tasks, problems)
 
 
-def checked(read: TaskList, infer_dependencies: bool, max_tasks: int, problems: Problems) -> TaskList:
+def checked(read: TaskList, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
     """A list after the check of all its tasks, which adds to `problems`. Raises `TaskListWrong`."""
-    if infer_dependencies:
+    if options.output:
+        read = msgspec.structs.replace(read, tasks=with_outputs(read.tasks, options.output))
+    if options.infer_dependencies:
         read = with_inferred_dependencies(read)
     notes = find_problems(read.tasks, problems, max_tasks, read.all_named)
     if not problems.is_empty:
@@ -129,6 +134,18 @@ def _read_yaml(text: str, name: str, options: ReadOptions, max_tasks: int, probl
     if sweep.count > ASK_ABOVE and not options.confirmed:
         raise TooManyCombinations(sweep.count)
     return sweep_tasks(sweep, max_tasks)
+
+
+def with_outputs(tasks: list[TaskDefinition], directory: str) -> list[TaskDefinition]:
+    """The tasks, each of which keeps its whole outputs below a datastore directory, unless it says where."""
+    top = normalised(directory.replace("%", "%%"))
+    both = {"stdout": f"{top}/%t.%a.out", "stderr": f"{top}/%t.%a.err"}
+    return [
+        task
+        if task.init or task.labels == BARRIER or task.stdout or task.stderr
+        else msgspec.structs.replace(task, **both)
+        for task in tasks
+    ]
 
 
 def with_inferred_dependencies(read: TaskList) -> TaskList:

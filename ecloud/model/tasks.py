@@ -5,6 +5,7 @@ Owns the state tables. Never does I/O, never looks at a clock, never draws a ran
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import Enum
 from typing import Annotated
@@ -242,6 +243,11 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     shell: str = ""
     """A POSIX shell with its options, such as `bash -euo pipefail`; empty: the setting `SHELL`."""
     container: Container | None = None
+    stdout: str = ""
+    """Where its whole output is kept: a path below the datastore's root in which `%t` is the task's id, `%a` the number
+    of the attempt, and `%%` a percent sign. Empty: only its end is kept, in the database."""
+    stderr: str = ""
+    """The same; or `stdout`: both go where `stdout` says, in the order in which they were written."""
 
     @property
     def asks(self) -> Resources:
@@ -260,6 +266,19 @@ class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):
     env: dict[str, str] = {}
     shell: str = ""
     container: Container | None = None
+    stdout: str = ""
+    stderr: str = ""
+
+
+MERGED = "stdout"
+"""`stderr` of a task whose streams are merged."""
+_OUTPUT_SIGN = re.compile("%[ta%]")
+
+
+def output_path(template: str, task: str, number: int | str) -> str:
+    """Where an output of attempt `number` of a task is kept, as the task's `stdout` or `stderr` says."""
+    signs = {"%t": task, "%a": str(number), "%%": "%"}
+    return _OUTPUT_SIGN.sub(lambda found: signs[found[0]], template)
 
 
 class ManifestEntry(msgspec.Struct, frozen=True, omit_defaults=True):

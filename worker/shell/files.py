@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -287,15 +287,24 @@ class Files:
                 f" {directory.parent}, of which {byte_size(kept)} must stay so"
             )
 
-    def stage(self, stage: str, body: TaskBody, directory: Path, task_no: int = 0) -> Future[tuple[ManifestEntry, ...]]:
-        """Put the results below a stage; the manifest. Fails with `ResultUnusable`, `DatastoreAway`, `OSError`."""
-        return self._transfers.submit(lambda: self._stage(stage, body, directory, task_no), size_of(body, directory))
+    def stage(
+        self, stage: str, body: TaskBody, directory: Path, task_no: int = 0, outputs: Sequence[Result] = ()
+    ) -> Future[tuple[ManifestEntry, ...]]:
+        """Put the results, and `outputs` (by their absolute local names), below a stage; the manifest.
 
-    def _stage(self, stage: str, body: TaskBody, directory: Path, task_no: int) -> tuple[ManifestEntry, ...]:
+        Fails with `ResultUnusable`, `DatastoreAway`, `OSError`.
+        """
+        size = size_of(body, directory) + sum(os.path.getsize(output.local) for output in outputs)
+        return self._transfers.submit(lambda: self._stage(stage, body, directory, task_no, outputs, size), size)
+
+    def _stage(
+        self, stage: str, body: TaskBody, directory: Path, task_no: int, outputs: Sequence[Result], size: int
+    ) -> tuple[ManifestEntry, ...]:
         store = self._store()
         manifest: list[ManifestEntry] = []
-        with self.meter.moving("store", len(body.results), size_of(body, directory), task_no):
+        with self.meter.moving("store", len(body.results) + len(outputs), size, task_no):
             stored = [(path, local, result) for result in body.results for local, path in found(result, directory)]
+            stored += [(output.path, Path(output.local), output) for output in outputs]
             # Directories before files inside them: published in turn, none replaces what another one brought.
             for path, local, result in sorted(stored, key=lambda item: item[0].split("/")):
                 try:

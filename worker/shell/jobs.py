@@ -21,7 +21,7 @@ import msgspec
 
 from datastore.port import AccessRefused, DatastoreAway
 from ecloud.config.this_host import machine_is_stopping
-from ecloud.model.tasks import Cause, Outcome, TaskBody
+from ecloud.model.tasks import Cause, Outcome, Result, TaskBody
 from ecloud.model.wire import UNCHAINED
 from worker.core.containers import CONTROL, SHARED, Place
 from worker.core.events import (
@@ -40,8 +40,9 @@ from worker.shell.container_runtimes import ContainerMissing, argv_in_container,
 from worker.shell.environment import encoded, of_gpus, of_resources
 from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories
 from worker.shell.home import WorkerHome
+from worker.shell.outputs import forget_outputs, output_files, outputs_of
 from worker.shell.own_results import OwnResults, changed, copy, read, sources
-from worker.shell.process import Finished, Processes
+from worker.shell.process import NO_OUTPUTS, Finished, Processes
 from worker.shell.results import ResultUnusable, are_small
 
 log = logging.getLogger("worker")
@@ -69,6 +70,7 @@ class Job:
         self.began_at = 0.0
         self.stop_reason: str | None = None
         self.outcome: Outcome | None = None
+        self.outputs: tuple[Result, ...] = ()
         self.wait_s = FIRST_WAIT_S
         self.container_argv: list[str] = []
         self.container_name = ""
@@ -193,7 +195,9 @@ class Jobs:
             argv = self._argv(job, env)
             now = time.monotonic()
             limit_bytes = int(job.order.asks.get("memory_mb", 0.0) * 1e6)
-            self._processes.start(job.key, argv, job.directory, env, job.body.timeout_s, now, limit_bytes)
+            body = job.body
+            files = output_files(body, job.control) if body.stdout or body.stderr else NO_OUTPUTS
+            self._processes.start(job.key, argv, job.directory, env, body.timeout_s, now, limit_bytes, files)
         except OSError as error:
             self._give_back(job, f"no process can be started: {error.strerror}")
         except ContainerMissing as error:
@@ -262,6 +266,9 @@ class Jobs:
         outcome = outcome_of(finished, job.body, step, job.stop_reason or "")
         outcome = _with_fetched(outcome, job)
         forget_control(job.body, job.control)
+        if outcome.cause is Cause.SUCCESS and finished.output_errno:
+            text = f"its output could not be kept whole: {os.strerror(finished.output_errno)}"
+            outcome = msgspec.structs.replace(outcome, cause=Cause.RESULT, error=text)
         if is_term(outcome):
             # Its machine may be shutting down: then this process is about to hear of it, too.
             wait_s = 0.0 if self.is_leaving() else SHUTDOWN_HEARD_S
@@ -276,11 +283,14 @@ class Jobs:
             self._commands_ended(job, outcome)
 
     def _commands_ended(self, job: Job, outcome: Outcome) -> None:
-        if outcome.cause is Cause.SUCCESS and job.body.results:
+        if job.body.stdout or job.body.stderr:
+            job.outputs = outputs_of(job.body, job.key[1], job.control)
+        is_success = outcome.cause is Cause.SUCCESS
+        if (is_success and job.body.results) or (job.outputs and job.stop_reason is None):
             job.outcome = outcome
-            if are_small(job.body, job.directory):
+            if is_success and not job.outputs and are_small(job.body, job.directory):
                 self.events.append(CommandsEnded(*job.key))
-            if self.is_followed(job.key):
+            if is_success and self.is_followed(job.key):
                 future = self._files.pool.submit(read, job.body, job.directory)
                 future.add_done_callback(lambda done: self._later(lambda: self._complete(job, done)))
             else:
@@ -296,8 +306,12 @@ class Jobs:
         self._stage(job)
 
     def _stage(self, job: Job) -> None:
+        assert job.outcome is not None
         job.began_at = time.monotonic()
-        future = self._files.stage(self._stage_name(job), job.body, job.directory, job.key[0])
+        body = job.body
+        if job.outcome.cause is not Cause.SUCCESS:
+            body = msgspec.structs.replace(body, results=())  # it failed: only what it wrote is kept
+        future = self._files.stage(self._stage_name(job), body, job.directory, job.key[0], job.outputs)
         future.add_done_callback(lambda done: self._later(lambda: self._staged(job, done)))
 
     def _staged(self, job: Job, done: Future[Any]) -> None:
@@ -317,6 +331,9 @@ class Jobs:
         elif not isinstance(error, (DatastoreAway, ConnectionError, TimeoutError)):
             # Waiting mends nothing here: a fault of the task's own, and no reason to hold up the others.
             self._files.drop(self._stage_name(job))
+            if job.outcome.cause is not Cause.SUCCESS:
+                self._end(job, job.outcome)
+                return
             text = str(error) if isinstance(error, ResultUnusable) else f"results cannot be stored: {_sentence(error)}"
             outcome = msgspec.structs.replace(job.outcome, cause=Cause.RESULT, error=text, store_s=store_s)
             self._end(job, outcome)
@@ -360,6 +377,8 @@ class Jobs:
 
     def _forget(self, job: Job) -> None:
         del self.under_way[job.key]
+        if job.body.stdout or job.body.stderr:
+            forget_outputs(job.control)
         keep = f"{job.order.run}-{job.body.id}-{job.order.number}" if job.order.keep_dir or self._keep_dirs else ""
         self._used.append((job.key, job.directory, keep.replace("/", "_")[:200]))
 

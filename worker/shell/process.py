@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from worker.shell.tail import Decoder, Tail
 
@@ -42,6 +42,7 @@ class Finished:
 
     `code`: exit code, negative for a signal. `run_s`: wall seconds. `failed_errno`: no process could be started.
     `exceeded_mb`: it held that much memory, more than its limit. `is_lost`: its launcher was killed.
+    `output_errno`: a file for its whole output could not be written.
     """
 
     key: Key
@@ -53,7 +54,19 @@ class Finished:
     stderr: Tail = field(default_factory=Tail)
     failed_errno: int = 0
     exceeded_mb: float = 0.0
+    output_errno: int = 0
     is_lost: bool = False
+
+
+class Outputs(NamedTuple):
+    """Files for all that a task writes, "" for none. `is_merged`: stderr goes to stdout."""
+
+    stdout: str = ""
+    stderr: str = ""
+    is_merged: bool = False
+
+
+NO_OUTPUTS = Outputs()
 
 
 class Slot:
@@ -190,8 +203,10 @@ class Processes:
         timeout_s: float | None,
         now: float,
         limit_bytes: int = 0,
+        outputs: Outputs = NO_OUTPUTS,
     ) -> Process:
-        """Start a shell. `env`: its own variables; `limit_bytes`: of memory, 0 for none.
+        """Start a shell. `env`: its own variables; `limit_bytes`: of memory, 0 for none; `outputs`: files for all that
+        it writes.
 
         Raises `OSError` where no launcher can be started.
         """
@@ -199,7 +214,7 @@ class Processes:
         while True:
             slot = self._idle.pop() if self._idle else self._new_slot(now)
             try:
-                slot.send("run", argv, str(directory), env, limit_bytes)
+                slot.send("run", argv, str(directory), env, limit_bytes, *outputs)
                 break
             except OSError:  # it was killed while it was idle
                 self._drop(slot)
@@ -262,10 +277,10 @@ class Processes:
         process = slot.process
         assert process is not None, "a launcher without a task speaks"
         match frame:
-            case ("ended", int(status), float(run_s), int(peak_kib), int(exceeded), *tails):
+            case ("ended", int(status), float(run_s), int(peak_kib), int(exceeded), int(file_errno), *tails):
                 return self._free(slot, process, Finished(
                     process.key, os.waitstatus_to_exitcode(status), run_s, peak_kib * 1024 / 1e6, process.stopped,
-                    Tail(*tails[:2]), Tail(*tails[2:]), exceeded_mb=exceeded / 1e6,
+                    Tail(*tails[:2]), Tail(*tails[2:]), exceeded_mb=exceeded / 1e6, output_errno=file_errno,
                 ), now)  # fmt: skip
             case ("failed", int(number)):
                 return self._free(

@@ -20,7 +20,7 @@ from boss.core.model.timers import Timers
 from boss.core.tasks.chains import Chains
 from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_fetched, note_given
-from boss.core.tasks.manifests import manifest_bytes, not_staged, undeclared
+from boss.core.tasks.manifests import manifest_bytes, not_staged, publishable, undeclared
 from boss.core.tasks.outcome_acks import OutcomeAcks
 from boss.core.tasks.shared_names import SharedNames
 from boss.core.tasks.suspects import Suspects
@@ -297,18 +297,18 @@ class Attempts:
         # Nobody may have said when it started, or a heartbeat showed only that it runs.
         began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
-        counts = outcome.cause is Cause.SUCCESS and not was_stopping and not attempt.init
-        problem = self._manifest_problem(attempt, outcome.manifest) if counts else None
-        if counts and outcome.manifest and problem is None:
-            name = self._book.graph.nodes[attempt.task_no].id
-            problem = self.shared_names.claim(attempt.run_no, name, outcome.manifest, attempt.declares)
-        if counts and outcome.manifest and problem is None:
+        is_success = outcome.cause is Cause.SUCCESS
+        publishes, problem = False, None
+        if not was_stopping and not attempt.init:
+            publishes, problem = self._may_publish(attempt, outcome)
+        if publishes and problem is None:
             self._move(attempt, _PROMOTING)
             self.promoting[key] = attempt
             self._to_promote.append(attempt)
             self._write(attempt)
             node = self._book.graph.nodes[attempt.task_no]
-            self._runtimes.learn(node, run_s)
+            if is_success:
+                self._runtimes.learn(node, run_s)
             if node.state is _READY:
                 self._book.move(node, _RUNNING)
             return
@@ -333,7 +333,22 @@ class Attempts:
         else:
             self._fail_or_retry(maybe, outcome.cause, outcome.error, now)
 
-    def _manifest_problem(self, attempt: Attempt, manifest: Sequence[ManifestEntry]) -> str | None:
+    def _may_publish(self, attempt: Attempt, outcome: Outcome) -> tuple[bool, str | None]:
+        """Whether what was staged is to be published, and why a success is none. Of a failure only whole outputs are
+        published; others are dropped, and it fails for its own reason."""
+        is_success = outcome.cause is Cause.SUCCESS
+        declares = publishable(attempt.declares, attempt.number, is_success)
+        problem = self._manifest_problem(outcome.manifest, declares, is_success)
+        if not is_success:
+            return bool(outcome.manifest) and problem is None, None
+        if problem is None and outcome.manifest:
+            name = self._book.graph.nodes[attempt.task_no].id
+            problem = self.shared_names.claim(attempt.run_no, name, outcome.manifest, declares)
+        return bool(outcome.manifest), problem
+
+    def _manifest_problem(
+        self, manifest: Sequence[ManifestEntry], declares: Sequence[Result], is_success: bool
+    ) -> str | None:
         """Why these files can't be published; None where they can."""
         size, most = manifest_bytes(manifest), self._config.max_value_bytes
         if size > most:
@@ -342,8 +357,9 @@ class Attempts:
                 f"{most:,}: pack them into an archive, or raise max_allowed_packet of the database to 16M and restart "
                 "the boss"
             )
-        # What is staged is declared, and what is declared is staged.
-        return undeclared(manifest, attempt.declares) or not_staged(manifest, attempt.declares)
+        # What is staged is declared, and of a success what is declared is staged.
+        expected = [result for result in declares if result.local] if is_success else []
+        return undeclared(manifest, declares) or not_staged(manifest, expected)
 
     def _learn_inputs(self, worker: Worker, outcome: Outcome) -> None:
         told = outcome.fetch_bytes or outcome.cause is Cause.SUCCESS  # else it may have ended before it fetched any
@@ -501,7 +517,10 @@ class Attempts:
             node = self._wanted(attempt)
             if node is None:
                 continue
-            if error is None:
+            if attempt.outcome is not None and attempt.outcome.cause is not Cause.SUCCESS:
+                # Only its outputs were published: it fails for its own reason, with or without them.
+                self._fail_or_retry(node, attempt.outcome.cause, attempt.outcome.error, now)
+            elif error is None:
                 self._book.end(node, TaskState.SUCCEEDED, "", now)
             else:
                 self._fail_or_retry(node, Cause.RESULT, error, now)

@@ -10,21 +10,39 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ecloud.formats.paths import fixed_part, is_glob, matches_pattern, pattern_of
-from ecloud.model.tasks import ManifestEntry, Result
+from ecloud.model.tasks import MERGED, ManifestEntry, Result, output_path
+
+KEEP_NUMBER = "\0"
+"""Stands for the number of the attempt in a path, where no other text can."""
 
 
 class _Declared(msgspec.Struct):
     """Of a definition what is read here."""
 
+    id: str = ""
     results: tuple[Result, ...] = ()
+    stdout: str = ""
+    stderr: str = ""
 
 
 _DEFINITIONS = msgspec.json.Decoder(_Declared)
 
 
 def declared_results(definition: bytes) -> tuple[Result, ...]:
-    """The results in a stored definition, which is JSON."""
-    return _DEFINITIONS.decode(definition).results
+    """The results in a stored definition, which is JSON. Those without a local name are whole outputs: in their path
+    `%a` stands for the number of the attempt."""
+    found = _DEFINITIONS.decode(definition)
+    outputs = [path for path in (found.stdout, found.stderr) if path and path != MERGED]
+    return (*found.results, *(Result("", output_path(path, found.id, KEEP_NUMBER)) for path in outputs))
+
+
+def publishable(results: Iterable[Result], number: int, is_success: bool) -> list[Result]:
+    """What attempt `number` may publish: its outputs, however it ended, and its results where it succeeded."""
+    return [
+        result if result.local else Result("", result.path.replace(KEEP_NUMBER, str(number)))
+        for result in results
+        if is_success or not result.local
+    ]
 
 
 ENTRY_BYTES = 160

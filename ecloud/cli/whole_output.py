@@ -1,0 +1,60 @@
+"""Whole outputs of tasks that keep them as files: read from the datastore, and printed without a limit."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+import tempfile
+from pathlib import Path
+from typing import TextIO
+
+from datastore.port import NotThere, Reader
+from ecloud.config.settings import load_settings
+from ecloud.model.tasks import MERGED, output_path
+from ecloud.model.text import visible
+from ecloud.queries.views import AttemptView, TaskDetail
+
+PIECE_BYTES = 1 << 20
+
+
+def kept_outputs(detail: TaskDetail, view: AttemptView) -> dict[str, str]:
+    """Where the whole outputs of an attempt are, by stream. Of merged streams there is only stdout."""
+    definition = detail.definition
+    published = {entry.path for entry in view.results}
+    wanted = {"stdout": definition.stdout, "stderr": "" if definition.stderr == MERGED else definition.stderr}
+    paths = {name: output_path(template, detail.id, view.number) for name, template in wanted.items() if template}
+    return {name: path for name, path in paths.items() if path in published}
+
+
+def print_whole(detail: TaskDetail, view: AttemptView) -> set[str]:
+    """Print the outputs that are kept; which streams were printed. Raises `DatastoreAway`."""
+    outputs = kept_outputs(detail, view)
+    if not outputs:
+        return set()
+    from ecloud.cli import app
+    from ecloud.cli.files import datastore_address, open_datastore
+    from ecloud.queries.status import context
+
+    settings = load_settings()
+    datastore = open_datastore(settings, datastore_address(settings, context(app.database(settings))))
+    return {
+        stream
+        for stream, path in outputs.items()
+        if _print(datastore, path, sys.stderr if stream == "stderr" else sys.stdout)
+    }
+
+
+def _print(datastore: Reader, path: str, to: TextIO) -> bool:
+    with tempfile.TemporaryDirectory(prefix="ecloud-logs-") as directory:
+        local = Path(directory) / "output"
+        try:
+            datastore.fetch(path, local)
+        except NotThere:
+            return False
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        with local.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                to.write(visible(decoder.decode(piece), lines=True))
+        to.write(visible(decoder.decode(b"", final=True), lines=True))
+        to.flush()
+    return True
