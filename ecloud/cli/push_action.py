@@ -8,7 +8,6 @@ from ecloud.cli.actions import main
 from ecloud.cli.app import Command
 from ecloud.cli.version import version_option
 
-
 KINDS = ("auto", "tasks", "wfformat", "sweep")
 """As `ecloud.formats` has them, which is not imported for `--help`."""
 
