@@ -38,6 +38,7 @@ class Wish(msgspec.Struct, frozen=True):
     skip_existing: bool = False
     create_workers: int | None = None
     upload: str | None = None
+    after: str | None = None
     keep_dirs: bool = False
     vm_hours: float | None = None
     dry_run: bool = False
@@ -50,6 +51,8 @@ def push(wish: Wish) -> int:
         raise Problem("--datastore goes with --local; the cluster's is set with python admin.py set_datastore")
     if wish.local is not None and wish.create_workers is not None:
         raise Problem("--create_workers starts workers of the cluster; with --local say --local N")
+    if wish.local is not None and wish.after is not None:
+        raise Problem("--after names a run of the cluster; with --local there is only this one")
     if wish.upload is not None and not Path(wish.upload).is_dir():
         raise Problem(f"--upload {wish.upload}: there is no such directory")
     settings = load_settings()
@@ -100,6 +103,8 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
     with app.boss(settings) as client, Progress(app.console(to_stderr=True), len(tasks.tasks)) as progress:
         client.on_trouble = progress.trouble
         try:
+            if wish.after is not None:
+                _wait_for_end(wish.after, client)
             _prepare(wish, tasks, settings, client.datastore_address)
             accepted = _hand_over(wish, tasks, client, progress)
             if wish.create_workers:
@@ -119,6 +124,17 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
                   f"to stop it: python admin.py cancel --run {accepted.run}", file=sys.stderr)  # fmt: skip
             return INTERRUPTED
     return tell_end(tasks, accepted, last, progress, wish.as_json, settings, client.datastore_address)
+
+
+def _wait_for_end(run: str, client: Client) -> None:
+    """Wait until nothing of a run is left to do, whatever its tasks ended with. Raises `RequestRefused`."""
+    told = False
+    for picture in client.watch(run):
+        if picture.over:
+            return
+        if not told:
+            told = True
+            print(f"waiting for run {run} to end", file=sys.stderr, flush=True)
 
 
 def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> None:

@@ -66,6 +66,7 @@ def with_local_number(arguments: list[str]) -> list[str]:
 )
 @click.option("--output", metavar="DIR", help="Keep the whole output of each task below DIR in the datastore.")
 @click.option("--yes", is_flag=True, help="More than a million combinations are wanted.")
+@click.option("--after", metavar="RUN", help="Wait until that run is over, then push.")
 @click.option("--keep_dirs", is_flag=True, help="Keep the tasks' working directories.")
 @click.option("--dry_run", is_flag=True, help="Only say what would run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end.")
@@ -94,6 +95,7 @@ def push(
     results: tuple[str, ...],
     output: str | None,
     yes: bool,
+    after: str | None,
     keep_dirs: bool,
     dry_run: bool,
     as_json: bool,
@@ -141,6 +143,7 @@ def push(
             create_workers=create_workers,
             vm_hours=vm_hours,
             upload=upload,
+            after=after,
             keep_dirs=keep_dirs,
             dry_run=dry_run,
             as_json=as_json,
