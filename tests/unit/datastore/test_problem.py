@@ -13,6 +13,9 @@ import worker
 from datastore.problem import INPUT_WRONG, PART_AWAY, PartAway, Problem
 
 INTERNAL = {
+    "ecloud.formats.arrays.ArrayWrong",
+    "ecloud.formats.sweep.conditions.ConditionWrong",
+    "ecloud.formats.sweep.parameters._Wrong",
     "ecloud.model.wire.Unreadable",
     "ecloud.formats.fields.WrongKind",
     "boss.providers.opennebula.errors.No",
