@@ -31,6 +31,9 @@ DATASTORE = ""
 #          "memory_mb": 7500}; `template` is a template's name or id, cpus and memory_mb what one of its VMs can offer.
 # "code": "image": its image has this code in /opt/ecloud; "ssh": it has sshd and a Python of 3.10 or later, and the
 # boss brings the rest, as "ssh_user" ("root") at "ssh_port" (22).
+# Jobs of a Slurm: {"name": "hpc", "cloud": "slurm", "partition": "", "account": "", "qos": "", "maximum": 50,
+#          "cpus": 8, "memory_mb": 16000, "gpus": 0, "time_limit": "04:00:00", "backlog": 10, "sbatch_options": [],
+#          "worker_init": "", "login": ""}; docs/slurm.md says what each means. "provider" is another name for "cloud".
 POOLS = ()
 
 # The OpenNebula of those pools: its XML-RPC address, e.g. "http://HOST:2633/RPC2", and a user that may use their

@@ -9,6 +9,8 @@ need sshd openssh-server
 need rsync rsync
 need bwrap bubblewrap
 need ch-run charliecloud
+need slurmctld slurm-wlm
+need munged munge
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
   echo "installing$missing"

@@ -24,7 +24,7 @@ from boss.providers.provider import AskForLess, CredentialsWrong, GivePoolUp, Go
 from datastore.keys import KeyToolFailed, make_key
 from ecloud.config.home import Home
 from ecloud.config.secrets import AccessFile
-from ecloud.config.settings import Settings, SettingsWrong, load_settings, size_of
+from ecloud.config.settings import ROOT, PoolSettings, Settings, SettingsWrong, load_settings, size_of
 from ecloud.model.tasks import Resources
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ def open_clouds(
     to let in. `with_tokens`: log in by tokens, which `Provider.close` gives back."""
     local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs)
     clouds: dict[str, Provider] = {pool.name: local for pool in settings.all_pools}
+    for pool in settings.all_pools:
+        if pool.cloud == "slurm":
+            clouds[pool.name] = _slurm(settings, pool, home, cluster_id, access_of, keep_dirs)
     remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
     if remote:
         from boss.providers.opennebula.provider import OpenNebulaCloud  # costs time that others need not spend
@@ -62,6 +65,33 @@ def open_clouds(
                 public_key,
             )
     return clouds
+
+
+def _slurm(
+    settings: Settings,
+    pool: PoolSettings,
+    home: Home,
+    cluster_id: str,
+    access_of: Callable[[str], AccessFile],
+    keep_dirs: bool,
+) -> Provider:
+    from boss.providers.slurm import Commands, SlurmCloud
+    from boss.providers.slurm_jobs import JobOptions
+
+    options = JobOptions(
+        python=sys.executable,
+        code=str(ROOT),
+        partition=pool.partition,
+        account=pool.account,
+        qos=pool.qos,
+        time_limit=pool.time_limit,
+        sbatch_options=pool.sbatch_options,
+        worker_init=pool.worker_init,
+        output="/dev/null" if pool.login else str(home.workers / "slurm-%j.log"),
+        boss_gone_exit_s=settings.boss_gone_exit_s,
+        keep_dirs=keep_dirs,
+    )
+    return SlurmCloud(Commands(pool.login), cluster_id, options, access_of, pool.backlog)
 
 
 def open_visitors(
@@ -201,7 +231,7 @@ def _say(pool: str, cloud: Provider, size: Resources) -> Said:
     except GivePoolUp as error:
         return Said(pool, str(error), "mend the pool in POOLS, or its template")
     except (TryLater, AskForLess, Gone) as error:
-        return Said(pool, str(error), "mend OPENNEBULA_URL where that is wrong; else it is tried again by itself")
+        return Said(pool, str(error), "mend OPENNEBULA_URL or the pool's login where that is wrong; else it is tried again")
     if misfit:
         return Said(pool, misfit, "set the pool's cpus and memory_mb to what the template gives, or enlarge that")
     if room.vms is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ecloud.cli.actions import action, run_option
+from ecloud.cli.actions import action, main, run_option
 
 
 @action
@@ -23,6 +23,31 @@ def stop(vms: bool, as_json: bool) -> int:
     from ecloud.cli import daemon
 
     return daemon.stop(vms, as_json)
+
+
+@main.group("slurm")
+def slurm() -> None:
+    """Workers as jobs of a Slurm: start -n N, stop."""
+
+
+@slurm.command("start")
+@click.option("-n", "number", default=1, metavar="N", type=click.IntRange(1, 10_000), help="How many workers [1].")
+@click.option("--pool", default="", metavar="P", help="From this pool [the first of cloud slurm].")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
+def slurm_start(number: int, pool: str, as_json: bool) -> int:
+    """Start the boss where none runs, and N workers that stay when idle."""
+    from ecloud.cli import slurm as jobs
+
+    return jobs.start(number, pool, as_json)
+
+
+@slurm.command("stop")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
+def slurm_stop(as_json: bool) -> int:
+    """End all workers, with what they run, and the boss."""
+    from ecloud.cli import daemon
+
+    return daemon.stop(True, as_json)
 
 
 @action

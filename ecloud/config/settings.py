@@ -30,7 +30,7 @@ class SettingsWrong(Problem):
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """VMs of one kind. `cpus` 0: all of the machine; `memory_mb` 0: the machine's share. `template`: of an OpenNebula,
     by name or id. `code`: how a VM gets ours: its image has it, or the boss brings it by SSH, as `ssh_user` at
-    `ssh_port`."""
+    `ssh_port`. The rest, from `partition`, is Slurm's: see docs/slurm.md."""
 
     name: str
     cloud: str = "local"
@@ -45,6 +45,14 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str = "image"
     ssh_user: str = "root"
     ssh_port: int = 22
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    time_limit: str = ""
+    backlog: int = 10
+    sbatch_options: tuple[str, ...] = ()
+    worker_init: str = ""
+    login: str = ""
 
 
 def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
@@ -153,7 +161,9 @@ _SECRET = ("broker_password", "database_url", "opennebula_password", "opennebula
 """Never shown, not even where they are wrong."""
 MAX_POOL_NAME_CHARS = 64
 _SSH_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
-CLOUDS = ("local", "opennebula")
+CLOUDS = ("local", "opennebula", "slurm")
+SLURM_FIELDS = ("partition", "account", "qos", "time_limit", "backlog", "sbatch_options", "worker_init", "login")
+_TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
 WAYS_OF_CODE = ("image", "ssh")
 
 
@@ -249,6 +259,9 @@ def _out_of_bounds(name: str, value: Any) -> str:
 def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
     names = [pool.name for pool in pools]
     yield from (f"two pools are named {name}" for name in sorted(set(names)) if names.count(name) > 1)
+    logins = sorted({pool.login for pool in pools if pool.cloud == "slurm"})
+    if len(logins) > 1:
+        yield f"all pools of cloud slurm have one login, not {', '.join(map(repr, logins))}: one Slurm is listed once"
     for pool in pools:
         if not 0 < len(pool.name) <= MAX_POOL_NAME_CHARS:
             yield f"a pool's name has 1 to {MAX_POOL_NAME_CHARS} characters, not {len(pool.name)}"
@@ -260,6 +273,7 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
                 yield f"{pool.name}: {field} = {amount!r}: a finite number, at least 0"
         if pool.gpus % 1:
             yield f"{pool.name}: gpus = {pool.gpus:g}: a whole number"
+        yield from _slurm_problems(pool)
         if pool.cloud == "opennebula":
             if not pool.template.strip():
                 yield f"{pool.name}: template: the name or id of an OpenNebula template"
@@ -279,6 +293,23 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
             yield f"{pool.name}: minimum {pool.minimum} is more than maximum {pool.maximum}"
 
 
+def _slurm_problems(pool: PoolSettings) -> Iterator[str]:
+    if pool.cloud != "slurm":
+        usual = PoolSettings(pool.name)
+        for field in SLURM_FIELDS:
+            if getattr(pool, field) != getattr(usual, field):
+                yield f"{pool.name}: {field} = {getattr(pool, field)!r}: for pools of cloud slurm only"
+        return
+    if not (pool.cpus and pool.memory_mb):
+        yield f"{pool.name}: cpus and memory_mb: how much a worker asks Slurm for"
+    if pool.cpus % 1:
+        yield f"{pool.name}: cpus = {pool.cpus:g}: Slurm gives whole CPUs"
+    if pool.backlog < 1:
+        yield f"{pool.name}: backlog = {pool.backlog}: at least 1"
+    if pool.time_limit and not _TIME_LIMIT.fullmatch(pool.time_limit):
+        yield f"{pool.name}: time_limit = {pool.time_limit!r}: as Slurm's --time, e.g. 04:00:00 or 2-00:00:00"
+
+
 def _opennebula_problems(values: Mapping[str, Any]) -> Iterator[str]:
     for name, example in (("url", "http://HOST:2633/RPC2"), ("user", "ecloud"), ("password", "the user's")):
         if not values.get(f"opennebula_{name}"):
@@ -296,10 +327,19 @@ def _machine_problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"DATASTORE_AT = {at!r}: where on the machine of DATASTORE_TEMPLATE files are, e.g. ecloud@*:/srv/ecloud"
 
 
+def _pool(fields: Any) -> PoolSettings:
+    """A pool; its cloud may be called its provider."""
+    if isinstance(fields, dict) and "provider" in fields:
+        if "cloud" in fields:
+            raise ValueError(f"{fields.get('name', '?')}: cloud and provider mean the same: set one")
+        fields = {("cloud" if name == "provider" else name): value for name, value in fields.items()}
+    return msgspec.convert(fields, PoolSettings)
+
+
 def _converted(name: str, value: Any) -> Any:
     kind = Settings.__annotations__[name]
     if name == "pools":
-        return tuple(pool if isinstance(pool, PoolSettings) else msgspec.convert(pool, PoolSettings) for pool in value)
+        return tuple(pool if isinstance(pool, PoolSettings) else _pool(pool) for pool in value)
     if isinstance(value, Path):
         value = str(value)
     types: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}

@@ -1,4 +1,4 @@
-"""What every cloud promises (boss/providers/provider.py): processes of this machine, and an OpenNebula."""
+"""What every cloud promises (boss/providers/provider.py): processes of this machine, an OpenNebula, and Slurm."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import contextlib
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from opennebula_double import OpenNebula
-from services import HOST, free_port, wait_until
+from services import HOST, ROOT, free_port, wait_until
+from slurm import Slurm
 
 from boss.providers.local import LocalCloud
 from boss.providers.opennebula.provider import Connection, OpenNebulaCloud
 from boss.providers.opennebula.transport import Endpoint
 from boss.providers.provider import Capacity, CloudState, Gone, Provider, TryLater, VmFound, VmOrder
+from boss.providers.slurm import Commands, SlurmCloud
+from boss.providers.slurm_jobs import JobOptions
 from ecloud.config.home import Home
 from ecloud.config.secrets import AccessFile
 
@@ -26,6 +30,8 @@ SIZE = {"cpus": 1.0, "memory_mb": 100.0, "gpus": 0.0}
 
 class LocalKind:
     """Processes of this machine."""
+
+    address = "127."
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -51,6 +57,8 @@ class LocalKind:
 class OpenNebulaKind:
     """VMs of the double."""
 
+    address = "127."
+
     def __init__(self, directory: Path) -> None:
         self.double = OpenNebula(directory / "cloud").start()
         self.double.add_worker_template()
@@ -73,7 +81,34 @@ class OpenNebulaKind:
         self.double.end()
 
 
-Kind = LocalKind | OpenNebulaKind
+class SlurmKind:
+    """Jobs of a real Slurm."""
+
+    address = "localhost"
+
+    def __init__(self, slurm: Slurm) -> None:
+        self._slurm = slurm
+        self._port = free_port()
+        self.backlog = 10
+
+    def provider(self, cluster_id: str) -> Provider:
+        """A boss's cloud, new at each of its starts."""
+        options = JobOptions(sys.executable, str(ROOT), time_limit="10", boss_gone_exit_s=120)
+        return SlurmCloud(
+            Commands(), cluster_id, options, lambda name: access(cluster_id, name, self._port), self.backlog
+        )
+
+    def agents(self, cloud_id: str) -> list[int]:
+        """Processes of workers in that job."""
+        return self._slurm.agents(cloud_id)
+
+    def end(self) -> None:
+        """End all that a test has left."""
+        for cluster_id in ("one", "two"):
+            self.provider(cluster_id).end_all(20)
+
+
+Kind = LocalKind | OpenNebulaKind | SlurmKind
 
 
 def access(cluster_id: str, key_name: str, port: int) -> AccessFile:
@@ -81,9 +116,9 @@ def access(cluster_id: str, key_name: str, port: int) -> AccessFile:
     return AccessFile(cluster_id, HOST, port, key_name, "00" * 32)
 
 
-@pytest.fixture(params=[LocalKind, OpenNebulaKind], ids=["local", "opennebula"])
+@pytest.fixture(params=[LocalKind, OpenNebulaKind, SlurmKind], ids=["local", "opennebula", "slurm"])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
-    made = request.param(tmp_path)
+    made = request.param(tmp_path if request.param is not SlurmKind else request.getfixturevalue("slurm"))
     yield made
     made.end()
 
@@ -141,7 +176,7 @@ def test_a_vm_becomes_a_worker(cloud: Provider, kind: Kind) -> None:
         assert words_wanted in words + " "
 
 
-def test_the_list_tells_state_address_and_since_when(cloud: Provider) -> None:
+def test_the_list_tells_state_address_and_since_when(cloud: Provider, kind: Kind) -> None:
     before = time.time()
     cloud_id = cloud.start(order(1))
 
@@ -150,7 +185,7 @@ def test_the_list_tells_state_address_and_since_when(cloud: Provider) -> None:
 
     vm = wait_until(running, what="the VM runs")
     assert (vm.vm_no, vm.cloud_id) == (1, cloud_id)
-    assert vm.address.startswith("127.")
+    assert vm.address.startswith(kind.address)
     assert before - 5 <= vm.since <= time.time() + 5
     assert vm.cloud_state
 
@@ -186,6 +221,8 @@ def test_one_that_was_known_and_is_gone_is_told_with_its_times_as_long_as_it_is_
     asked_at = time.time() - 0.02  # a process's start is known to a hundredth of a second
     ids = {cloud.start(order(vm_no)): vm_no for vm_no in (1, 2)}
     gone, lives = ids
+    running = {*ids}
+    wait_until(lambda: {vm.cloud_id for vm in cloud.list() if vm.state is CloudState.RUNNING} == running, what="both run")
     since = {vm.cloud_id: vm.since for vm in cloud.list(ids)}
     end(cloud, gone)
     for _ in range(3):
@@ -199,6 +236,7 @@ def test_one_that_was_known_and_is_gone_is_told_with_its_times_as_long_as_it_is_
 
 def test_one_that_was_gone_while_no_boss_was_there_is_told_with_its_times(cloud: Provider, kind: Kind) -> None:
     cloud_id = cloud.start(order(1))
+    wait_until(lambda: [vm for vm in cloud.list() if vm.state is CloudState.RUNNING], what="the VM runs")
     (since,) = [vm.since for vm in cloud.list({cloud_id: 1})]
     end(cloud, cloud_id)
     ended_before = time.time()

@@ -229,6 +229,7 @@ class VmLists:
         elif found.state in WAITING:
             queue = self._vms.pools.queues.get(vm.row.pool)
             since = max(vm.waits_since, queue.progress_at if queue is not None else vm.waits_since)
-            if now - since > self._config.pending_s:
+            pool = self._vms.pools.configs.get(vm.row.pool)
+            if now - since > self._config.pending_s and not (pool is not None and pool.queues):
                 reason = f"its cloud found no place for it in {self._config.pending_s:.0f} s{text}"
                 self._vms.withdraw(vm, reason, now)

@@ -15,7 +15,8 @@ class PoolConfig(msgspec.Struct, frozen=True):
     `boot_s`: a guess of the time from asking for one to its worker, until boots were seen. `cloud`: pools of the same
     one share its list of VMs; empty for one that has a cloud to itself. `tells_room`: whether that cloud can be asked
     how many more it would give. `visited`: whether its VMs can be reached by SSH; `gets_code`: whether the boss brings
-    them their code that way.
+    them their code that way. `queues`: its cloud queues jobs, perhaps for days: one that it says is pending is waited
+    for, and the time to boot counts from when it was pending last.
     """
 
     name: str
@@ -30,6 +31,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     tells_room: bool = False
     visited: bool = False
     gets_code: bool = False
+    queues: bool = False
 
 
 class BossConfig(msgspec.Struct, frozen=True):

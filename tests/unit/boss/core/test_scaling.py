@@ -360,3 +360,22 @@ def test_plan_tells_what_would_be_done_and_changes_nothing() -> None:
     assert "pool p is at its maximum of 1 VM" in told["notes"]
     assert "1 task of 64 cpus fits no pool" in told["notes"]
     assert told["lines"][0] == "start nothing, end nothing"
+
+
+def test_a_cloud_that_queues_is_waited_for_and_a_boot_counts_from_the_end_of_the_queue() -> None:
+    script = BossScript().pool("p", maximum=1, queues=True)
+    script.push("r", task("a"))
+    (vm_no,) = started(script)
+    made(script, vm_no)
+    pending = cloud_lists("p", {vm_no: "cloud-1"}, {vm_no: ("pending", "Resources")})
+    for _ in range(1_000):
+        script.handle(pending)
+        script.wait(10.0)
+    assert script.store.vms[vm_no].state == "booting"
+    assert script.store.vms[vm_no].said == "Resources"
+    script.handle(cloud_lists("p", {vm_no: "cloud-1"}))  # it left the queue, and never reports
+    script.wait(280.0)
+    assert script.store.vms[vm_no].state == "booting"
+    script.wait(30.0)
+    assert script.store.vms[vm_no].state == "ending"
+    assert "no worker reported for duty within 300 s" in script.store.vms[vm_no].reason

@@ -1,0 +1,279 @@
+"""A cloud whose VMs are Slurm jobs, each with one worker: submitted with `sbatch`, listed with one `squeue`, ended with
+`scancel`; what Slurm has forgotten is asked of `sacct` where there is accounting.
+
+Remembers nothing that Slurm knows, but what it needs to tell of a job that vanished: how it was seen last.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+
+import msgspec
+
+from boss.providers.provider import (
+    AskForLess,
+    Capacity,
+    GivePoolUp,
+    Gone,
+    Stranger,
+    TryLater,
+    Unanswered,
+    VmFound,
+    VmOrder,
+    CloudState,
+)
+from boss.providers.slurm_jobs import (
+    NAME,
+    SQUEUE_FIELDS,
+    Job,
+    JobOptions,
+    intent_of,
+    job_name,
+    read_accounts,
+    read_jobs,
+    refusal,
+    sacct_command,
+    sbatch_command,
+    worker_script,
+)
+from ecloud.config.secrets import AccessFile
+from ecloud.model.tasks import Resources
+
+COMMAND_S = 30.0
+MIN_JOB_AGE_S = 300.0
+"""For how long Slurm shows a job that ended, where it does not say."""
+ENDING_LOOK_S = 0.5
+
+
+class Commands:
+    """Slurm's commands: here, or on the login node `login`, as the user's own `ssh` reaches it."""
+
+    def __init__(self, login: str = "") -> None:
+        self.login = login
+
+    def run(self, words: Sequence[str], given: bytes = b"") -> tuple[int, str, str]:
+        """Exit code, output and errors. Raises `subprocess.TimeoutExpired`, `OSError`."""
+        command = list(words)
+        if self.login:
+            remote = "TZ=UTC SLURM_TIME_FORMAT=standard " + shlex.join(words)
+            command = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "--", self.login, remote]
+        environment = {**os.environ, "TZ": "UTC", "SLURM_TIME_FORMAT": "standard"}
+        done = subprocess.run(
+            command, input=given, capture_output=True, check=False, timeout=COMMAND_S, env=environment
+        )
+        return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+
+
+class _Missing:
+    """A job that Slurm does not show any more. `since_s`: on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.since_s = time.monotonic()
+
+
+class SlurmCloud:
+    """Jobs of one cluster in one pool. `backlog`: how many may wait in Slurm's queue at once."""
+
+    def __init__(
+        self,
+        commands: Commands,
+        cluster_id: str,
+        options: JobOptions,
+        access_of: Callable[[str], AccessFile],
+        backlog: int = 10,
+    ) -> None:
+        self._commands = commands
+        self._cluster_id = cluster_id
+        self._options = options
+        self._access_of = access_of
+        self._backlog = backlog
+        self._lock = threading.Lock()
+        self._seen: dict[str, VmFound] = {}
+        self._missing: dict[str, _Missing] = {}
+        self._min_job_age_s: float | None = None
+        self._has_accounts: bool | None = None
+        self._is_tested = False
+
+    # --- starting and ending ----------------------------------------------------------------------------
+
+    def start(self, order: VmOrder) -> str:
+        """See `provider.Provider.start`."""
+        name = job_name(self._cluster_id, order.vm_no)
+        access = msgspec.json.encode(self._access_of(f"vm-{order.vm_no}"))
+        script = worker_script(self._options, name, order, access)
+        what = f"submit {name}"
+        try:
+            code, said, errors = self._commands.run(sbatch_command(self._options, name, order), script)
+        except subprocess.TimeoutExpired as error:
+            raise Unanswered(f"Slurm did not answer within {COMMAND_S:g} s when asked to {what}") from error
+        except OSError as error:
+            raise GivePoolUp(f"{error.filename} can't be run here: install Slurm's commands, or set login") from error
+        if code == 0:
+            found = re.match(r"(\d+)(;|$)", said.strip())
+            if found is None:
+                raise Unanswered(f"sbatch did not say the id of {name}: {said.strip()[:200]!r}")
+            return found[1]
+        if self._commands.login and code == 255:
+            raise Unanswered(
+                f"the connection to {self._commands.login} ended while {name} was submitted: {errors[-300:]}"
+            )
+        raise refusal(errors or said, what)
+
+    def end(self, cloud_id: str) -> None:
+        """See `provider.Provider.end`. Slurm sends TERM, and KILL after its `KillWait`."""
+        if not cloud_id.isdigit():
+            return
+        job = next((job for job in self._jobs([f"--jobs={cloud_id}"]) if job.job_id == cloud_id), None)
+        if job is None or job.state is CloudState.GONE:
+            return
+        if intent_of(self._cluster_id, job.name) is None:
+            raise Gone(f"job {cloud_id} is called {job.name}: it is not ours")
+        self._ask(["scancel", cloud_id], f"cancel job {cloud_id}")
+
+    def end_all(self, wait_s: float) -> Sequence[VmFound]:
+        """See `provider.Provider.end_all`."""
+        until = time.monotonic() + wait_s
+        asked: set[str] = set()
+        while True:
+            left = [vm for vm in self.list() if vm.state is not CloudState.GONE]
+            new = [vm.cloud_id for vm in left if vm.cloud_id not in asked]
+            if new:
+                self._ask(["scancel", *new], f"cancel {len(new)} jobs")
+                asked.update(new)
+            if not left or time.monotonic() > until:
+                return left
+            time.sleep(ENDING_LOOK_S)
+
+    # --- looking ----------------------------------------------------------------------------------------
+
+    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
+        """See `provider.Provider.list`."""
+        shown: dict[int, Job] = {}
+        for job in self._jobs(["--me"]):
+            vm_no = intent_of(self._cluster_id, job.name)
+            if vm_no is not None and (vm_no not in shown or shown[vm_no].state is CloudState.GONE):
+                shown[vm_no] = job
+        missing = {cloud_id: vm_no for cloud_id, vm_no in known.items() if not _is(shown.get(vm_no), cloud_id)}
+        sought = [vm_no for vm_no in lost if vm_no not in shown]
+        for job in self._accounts(list(missing), [job_name(self._cluster_id, vm_no) for vm_no in sought]):
+            vm_no = intent_of(self._cluster_id, job.name)
+            if vm_no is not None and job.state is CloudState.GONE and vm_no not in shown:
+                shown[vm_no] = job
+        told = set(known.values()) | set(lost)
+        found = []
+        for vm_no, job in shown.items():
+            if job.state is not CloudState.GONE or vm_no in told:
+                found.append(job.found(vm_no))
+        here = {vm.cloud_id for vm in found}
+        found += [self._vanished(cloud_id, vm_no) for cloud_id, vm_no in missing.items() if cloud_id not in here]
+        with self._lock:
+            self._seen = {vm.cloud_id: vm for vm in found}
+            self._missing = {at: since for at, since in self._missing.items() if at in known and at not in here}
+        return found
+
+    def _vanished(self, cloud_id: str, vm_no: int) -> VmFound:
+        """A job that neither queue nor accounting shows. Slurm shows one that ended for `MinJobAge`: what is not seen
+        for longer has ended; until then the controller may have lost its state for a moment."""
+        with self._lock:
+            missing = self._missing.setdefault(cloud_id, _Missing())
+            seen = self._seen.get(cloud_id)
+        since = seen.since if seen is not None else 0.0
+        if time.monotonic() - missing.since_s < self._shown_for_s():
+            return VmFound(vm_no, cloud_id, CloudState.HIDDEN, "", "", since, "Slurm does not show its job any more")
+        ended = seen.ended if seen is not None else 0.0
+        return VmFound(vm_no, cloud_id, CloudState.GONE, "", "", since, "", ended)
+
+    def _shown_for_s(self) -> float:
+        if self._min_job_age_s is None:
+            found = re.search(r"MinJobAge\s*=\s*(\d+)", self._ask(["scontrol", "show", "config"], "show its settings"))
+            self._min_job_age_s = float(found[1]) if found else MIN_JOB_AGE_S
+        return self._min_job_age_s
+
+    def strangers(self) -> Sequence[Stranger]:
+        """See `provider.Provider.strangers`: jobs of this account whose names look like ours and carry no intent."""
+        prefix = NAME.format(cluster=self._cluster_id)
+        return [
+            Stranger(job.job_id, job.name, "", "its name carries no intent")
+            for job in self._jobs(["--me"])
+            if job.name.startswith(prefix)
+            and intent_of(self._cluster_id, job.name) is None
+            and job.state is not CloudState.GONE
+        ]
+
+    def room(self) -> Capacity:
+        """See `provider.Provider.room`: what the backlog leaves. The first time Slurm checks the pool's options."""
+        if not self._is_tested:
+            order = VmOrder(1, "", {"cpus": 1.0}, "")
+            command = sbatch_command(self._options, f"{NAME.format(cluster=self._cluster_id)}test", order)
+            with suppress(TryLater):  # also where no node is up now: a job would wait for one
+                self._ask([*command, "--test-only"], "accept the pool's options", b"#!/bin/sh\n")
+                self._is_tested = True
+        ours = [job for job in self._jobs(["--me"]) if intent_of(self._cluster_id, job.name) is not None]
+        waiting = [job for job in ours if job.state in (CloudState.PENDING, CloudState.BOOTING)]
+        reasons = sorted({job.reason for job in waiting if job.reason not in ("", "None")})
+        why = f" ({', '.join(reasons)})" if reasons else ""
+        reason = f"backlog {self._backlog}, {len(waiting)} jobs wait in Slurm's queue{why}"
+        return Capacity(max(0, self._backlog - len(waiting)), reason)
+
+    def misfit(self, size: Resources) -> str:
+        """See `provider.Provider.misfit`. A job gets what the pool asks for, or is refused."""
+        return ""
+
+    def close(self) -> None:
+        """See `provider.Provider.close`. Nothing is held."""
+
+    # --- asking -----------------------------------------------------------------------------------------
+
+    def _jobs(self, which: Sequence[str]) -> Sequence[Job]:
+        words = ["squeue", "--noheader", "--states=all", *which, f"--format={SQUEUE_FIELDS}"]
+        try:
+            return read_jobs(self._ask(words, "list jobs"))
+        except GivePoolUp as error:
+            if "Invalid job id" in str(error):
+                return ()
+            raise TryLater(str(error)) from error
+
+    def _accounts(self, ids: Sequence[str], names: Sequence[str]) -> Sequence[Job]:
+        """What the accounting has kept; nothing where there is none."""
+        found: list[Job] = []
+        for words in ([ids, []] if ids else None, [[], names] if names else None):
+            if words is None or self._has_accounts is False:
+                continue
+            try:
+                code, said, errors = self._commands.run(sacct_command(*words))
+            except (subprocess.TimeoutExpired, OSError) as error:
+                raise TryLater(f"Slurm's accounting did not answer: {error}") from error
+            if code != 0:
+                if "disabled" in errors + said:
+                    self._has_accounts = False
+                    continue
+                raise TryLater(f"Slurm's accounting did not answer: {errors.strip()[-300:]}")
+            self._has_accounts = True
+            found += read_accounts(said)
+        return found
+
+    def _ask(self, words: Sequence[str], what: str, given: bytes = b"") -> str:
+        """Raises the errors of the contract; never `Unanswered`, as nothing is made."""
+        try:
+            code, said, errors = self._commands.run(words, given)
+        except subprocess.TimeoutExpired as error:
+            raise TryLater(f"Slurm did not answer within {COMMAND_S:g} s when asked to {what}") from error
+        except OSError as error:
+            raise GivePoolUp(f"{error.filename} can't be run here: install Slurm's commands, or set login") from error
+        if code == 0:
+            return said
+        problem = refusal(errors or said, what)
+        if isinstance(problem, (Unanswered, AskForLess)) or (self._commands.login and code == 255):
+            raise TryLater(str(problem))
+        raise problem
+
+
+def _is(job: Job | None, cloud_id: str) -> bool:
+    return job is not None and job.job_id == cloud_id

@@ -1,0 +1,198 @@
+"""A real Slurm as a cloud: workers come as jobs when there is work and go when it is done; none is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from doors import Doors, ended
+from pages import Page, type_all
+from services import ROOT, Daemon, wait_until
+from slurm import Slurm
+
+from boss.providers.provider import GivePoolUp, TryLater, Unanswered, VmOrder, CloudState
+from boss.providers.slurm import Commands, SlurmCloud
+from boss.providers.slurm_jobs import JobOptions
+from ecloud.config.secrets import AccessFile
+
+pytestmark = pytest.mark.timeout(300)
+SIZE = {"cpus": 1.0, "memory_mb": 500.0, "gpus": 0.0}
+
+
+def pool(**fields: Any) -> dict[str, Any]:
+    """A pool of four workers of the test's Slurm."""
+    return {"name": "hpc", "cloud": "slurm", "maximum": 4, "cpus": 1, "memory_mb": 500, "time_limit": "30", **fields}
+
+
+@pytest.fixture
+def cluster(slurm: Slurm, daemons: Callable[..., Daemon], tmp_path: Path) -> Callable[..., Doors]:
+    """A boss whose only pool is that Slurm."""
+
+    def start(**fields: Any) -> Doors:
+        settings = {"POOLS": [pool(**fields)], "IDLE_VM_S": 1.0, "VM_BOOT_S": 60.0}
+        return Doors(tmp_path / "place", daemons(**settings).start())
+
+    return start
+
+
+def options(**fields: Any) -> JobOptions:
+    return JobOptions(sys.executable, str(ROOT), **{"time_limit": "10", **fields})
+
+
+def cloud(cluster_id: str = "c1", **fields: Any) -> SlurmCloud:
+    """As a boss has it."""
+    return SlurmCloud(
+        Commands(), cluster_id, options(**fields), lambda name: AccessFile(cluster_id, "127.0.0.1", 1, name, "00" * 32)
+    )
+
+
+def order(vm_no: int = 1) -> VmOrder:
+    return VmOrder(vm_no, "hpc", SIZE, f"1-{vm_no}")
+
+
+def test_workers_come_with_work_and_go_when_it_is_done(cluster: Callable[..., Doors], slurm: Slurm) -> None:
+    doors = cluster()
+    assert slurm.jobs() == []
+    tasks = [{"id": f"t{number}", "commands": "hostname > /dev/null; sleep 0.05"} for number in range(500)]
+    done = doors.push(doors.write("t.json", tasks), "--wait")
+    assert "500 succeeded" in done.out
+    vms = doors.admin("show_vms", "--all", "--json").json
+    assert 1 <= len(vms) <= 4
+    wait_until(lambda: slurm.jobs() == [], 60, "the jobs end")
+    wait_until(lambda: slurm.agents() == [], what="so do their workers")
+    names = slurm.ask("squeue", "-h", "--states=all", "-o", "%j").split()
+    mine = [name for name in names if name.startswith("ecloud-") and not name.startswith(("ecloud-one", "ecloud-two"))]
+    assert len(mine) == len(set(mine)) == len(doors.admin("show_vms", "--all", "--json").json)
+    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"{mine[0]}-*"))
+
+
+def test_what_a_worker_is_waited_for_and_why(cluster: Callable[..., Doors], slurm: Slurm) -> None:
+    """The queue is full: the job waits for longer than a VM may take to boot, and `why` tells Slurm's reason."""
+    slurm.ask("scontrol", "update", "NodeName=localhost", "State=DRAIN", "Reason=test")
+    try:
+        doors = cluster(backlog=1)
+        assert doors.daemon is not None
+        doors.push(doors.write("t.json", [{"id": f"t{number}", "commands": "sleep 1"} for number in range(8)]))
+        wait_until(lambda: len(slurm.jobs()) == 1, 60, "a job waits")
+        shown = wait_until(
+            lambda: [vm for vm in doors.admin("show_vms", "--json").json if vm.get("said")], 60, "its reason is known"
+        )
+        assert any(word in str(shown) for word in ("ReqNodeNotAvail", "Resources", "Nodes_required"))
+        assert len(slurm.jobs()) == 1, "the backlog is bounded"
+    finally:
+        slurm.ask("scontrol", "update", "NodeName=localhost", "State=RESUME")
+    assert set(ended(doors, "t").values()) == {"succeeded"}
+
+
+def test_a_job_cancelled_by_hand_costs_no_task(cluster: Callable[..., Doors], slurm: Slurm) -> None:
+    doors = cluster(maximum=1)
+    gate = doors.place / "gate"
+    tasks = [{"id": "t", "commands": f"while [ ! -e '{gate}' ]; do sleep 0.1; done"}]
+    doors.push(doors.write("t.json", tasks))
+    wait_until(lambda: doors.admin("show_task_status", "t", "--json").json["state"] == "running", 60)
+    [name] = slurm.jobs()
+    slurm.ask("scancel", "--name", name)
+    wait_until(lambda: slurm.jobs() not in ([], [name]), 90, "another job takes its place")
+    gate.write_text("")
+    assert ended(doors, "t") == {"t": "succeeded"}
+
+
+@pytest.mark.long
+def test_the_slurm_page_does_what_it_shows(slurm: Slurm, daemons: Callable[..., Daemon], tmp_path: Path) -> None:
+    page = Page("docs/slurm.md")
+    daemon = daemons()
+    settings = page.marked("settings").replace('"/shared/ecloud"', repr(str(tmp_path / "shared")))
+    (tmp_path / "shared").mkdir()
+    daemon.settings_file.write_text(daemon.settings_file.read_text() + settings)
+    doors = Doors(tmp_path / "place", daemon)
+    try:
+        type_all(page, doors.place, doors.environment)
+        wait_until(lambda: slurm.jobs() == [], 60, "nothing is left in the queue")
+    finally:
+        doors.admin("stop", "--vms", code=None)
+
+
+# --- the provider by itself ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "words"),
+    [
+        ({"partition": "none"}, GivePoolUp, "invalid partition"),
+        ({"sbatch_options": ("--constraint=none",)}, GivePoolUp, "invalid feature"),
+        ({"time_limit": "10", "sbatch_options": ("--no-such-option",)}, GivePoolUp, "unrecognized option"),
+    ],
+)
+def test_refusals_say_what_to_do(slurm: Slurm, fields: dict[str, Any], kind: type[Exception], words: str) -> None:
+    for ask in (lambda: cloud(**fields).start(order()), lambda: cloud(**fields).room()):
+        with pytest.raises(kind, match=f"(?i){words}"):
+            ask()
+    assert [name for name in slurm.jobs() if name.startswith("ecloud-c1-")] == []
+
+
+def test_a_controller_that_is_away_is_waited_for_and_loses_no_job(own_slurm: Slurm) -> None:
+    mine = cloud()
+    first = mine.start(order(1))
+    own_slurm.kill_controller()
+    for ask in (lambda: mine.list(), lambda: mine.start(order(2)), lambda: mine.end(first)):
+        with pytest.raises(TryLater):
+            ask()
+    own_slurm.start_controller()
+    listed = wait_until(lambda: mine.list({first: 1}, lost=(2,)), what="Slurm lists again")
+    assert [(vm.vm_no, vm.cloud_id) for vm in listed] == [(1, first)]
+    assert list(mine.end_all(30)) == []
+
+
+def test_a_job_that_slurm_forgot_is_unknown_first_and_then_gone(own_slurm: Slurm) -> None:
+    """`MinJobAge` is 2 s here, and there is no accounting."""
+    mine = cloud()
+    job_id = mine.start(order(7))
+    wait_until(lambda: [vm for vm in mine.list({job_id: 7}) if vm.state is CloudState.RUNNING], what="it runs")
+    since = mine.list({job_id: 7})[0].since
+    mine.end(job_id)
+    states: list[CloudState] = []
+
+    def is_forgotten() -> bool:
+        (vm,) = mine.list({job_id: 7})
+        if not states or states[-1] is not vm.state:
+            states.append(vm.state)
+        assert vm.since == since
+        return not own_slurm.ask("squeue", "-h", "--states=all", "-j", job_id, "-o", "%i").strip()
+
+    wait_until(is_forgotten, 120, "Slurm forgets it")
+    wait_until(lambda: mine.list({job_id: 7})[0].state is CloudState.GONE, what="it is told as gone")
+    (gone,) = mine.list({job_id: 7})
+    assert (gone.state, gone.since) == (CloudState.GONE, since)
+    assert CloudState.GONE in states, "while Slurm showed how it ended"
+    assert mine.list() == []
+
+
+def test_a_lost_answer_is_found_by_its_name(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is cut off after Slurm took the job."""
+    mine = cloud("c2")
+    run = Commands.run
+
+    def cut(self: Commands, words: Any, given: bytes = b"") -> tuple[int, str, str]:
+        run(self, words, given)
+        return 1, "", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+
+    monkeypatch.setattr(Commands, "run", cut)
+    with pytest.raises(Unanswered, match="Socket timed out"):
+        mine.start(order(5))
+    monkeypatch.setattr(Commands, "run", run)
+    (found,) = cloud("c2").list(lost=(5,))
+    assert found.vm_no == 5
+    assert list(mine.end_all(30)) == []
+
+
+def test_a_worker_knows_when_its_job_ends(slurm: Slurm) -> None:
+    mine = cloud("c3", time_limit="5")
+    job_id = mine.start(order(1))
+    (pid,) = wait_until(lambda: slurm.agents(job_id), what="its worker")
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    assert 0 < float(words[words.index("--lives_s") + 1]) <= 300
+    assert list(mine.end_all(30)) == []
