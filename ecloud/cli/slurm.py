@@ -18,7 +18,7 @@ def start(number: int, pool: str, as_json: bool) -> int:
         code = daemon.start(False, False)
         if code != DONE:
             return code
-    return request.instantiate(number, name, True, as_json)
+    return request.instantiate(number, name, True, True, as_json)
 
 
 def _pool(settings: Settings, wanted: str) -> str:
