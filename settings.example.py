@@ -34,6 +34,8 @@ DATASTORE = ""
 # Jobs of a Slurm: {"name": "hpc", "cloud": "slurm", "partition": "", "account": "", "qos": "", "maximum": 50,
 #          "cpus": 8, "memory_mb": 16000, "gpus": 0, "time_limit": "04:00:00", "backlog": 10, "sbatch_options": [],
 #          "worker_init": "", "login": ""}; docs/slurm.md says what each means. "provider" is another name for "cloud".
+# Workers on listed hosts: {"name": "lab", "cloud": "ssh_hosts", "hosts": ["user@host1", "user@host2:2222", "local"],
+#          "slots": 1, "cpus": 8, "memory_mb": 16000, "ssh_options": ["-i", "/home/me/.ssh/lab"]}; see docs/hosts.md.
 POOLS = ()
 
 # The OpenNebula of those pools: its XML-RPC address, e.g. "http://HOST:2633/RPC2", and a user that may use their

@@ -50,7 +50,7 @@ from ecloud.model.wire import DatastoreAccess
 log = logging.getLogger("boss")
 LOG_BYTES = 10_000_000
 LOGS_KEPT = 3
-BOOT_S = {"local": 1.0, "opennebula": 60.0, "slurm": 10.0}
+BOOT_S = {"local": 1.0, "opennebula": 60.0, "slurm": 10.0, "ssh_hosts": 5.0}
 """How long a VM of a cloud is guessed to take until its worker reports, before any did."""
 WAIT_S = 2.0
 _T = TypeVar("_T")

@@ -46,6 +46,8 @@ def open_clouds(
     local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs)
     clouds: dict[str, Provider] = {pool.name: local for pool in settings.all_pools}
     for pool in settings.all_pools:
+        if pool.cloud == "ssh_hosts":
+            clouds[pool.name] = _ssh_hosts(settings, pool, home, cluster_id, access_of, keep_dirs)
         if pool.cloud == "slurm":
             clouds[pool.name] = _slurm(settings, pool, home, cluster_id, access_of, keep_dirs)
     remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
@@ -65,6 +67,30 @@ def open_clouds(
                 public_key,
             )
     return clouds
+
+
+def _ssh_hosts(
+    settings: Settings,
+    pool: PoolSettings,
+    home: Home,
+    cluster_id: str,
+    access_of: Callable[[str], AccessFile],
+    keep_dirs: bool,
+) -> Provider:
+    from boss.providers.ssh_hosts import Shell, SshHosts
+
+    every = [host for other in settings.all_pools for host in other.hosts]
+    return SshHosts(
+        Shell(pool.ssh_options),
+        cluster_id,
+        pool.hosts,
+        pool.slots,
+        access_of,
+        Bundles(home.path),
+        settings.boss_gone_exit_s,
+        keep_dirs,
+        every,
+    )
 
 
 def _slurm(

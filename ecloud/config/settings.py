@@ -30,7 +30,8 @@ class SettingsWrong(Problem):
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """VMs of one kind. `cpus` 0: all of the machine; `memory_mb` 0: the machine's share. `template`: of an OpenNebula,
     by name or id. `code`: how a VM gets ours: its image has it, or the boss brings it by SSH, as `ssh_user` at
-    `ssh_port`. The rest, from `partition`, is Slurm's: see docs/slurm.md."""
+    `ssh_port`. What begins with `partition` is Slurm's
+    (docs/slurm.md), what begins with `hosts` is of listed hosts (docs/hosts.md)."""
 
     name: str
     cloud: str = "local"
@@ -53,6 +54,9 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sbatch_options: tuple[str, ...] = ()
     worker_init: str = ""
     login: str = ""
+    hosts: tuple[str, ...] = ()
+    slots: int = 1
+    ssh_options: tuple[str, ...] = ()
 
 
 def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
@@ -161,7 +165,8 @@ _SECRET = ("broker_password", "database_url", "opennebula_password", "opennebula
 """Never shown, not even where they are wrong."""
 MAX_POOL_NAME_CHARS = 64
 _SSH_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
-CLOUDS = ("local", "opennebula", "slurm")
+CLOUDS = ("local", "opennebula", "slurm", "ssh_hosts")
+_HOST = re.compile(r"(?:[A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_][\w.-]*(?::\d{1,5})?")
 SLURM_FIELDS = ("partition", "account", "qos", "time_limit", "backlog", "sbatch_options", "worker_init", "login")
 _TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
 WAYS_OF_CODE = ("image", "ssh")
@@ -262,6 +267,8 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
     logins = sorted({pool.login for pool in pools if pool.cloud == "slurm"})
     if len(logins) > 1:
         yield f"all pools of cloud slurm have one login, not {', '.join(map(repr, logins))}: one Slurm is listed once"
+    if len({pool.ssh_options for pool in pools if pool.cloud == "ssh_hosts"}) > 1:
+        yield "all pools of cloud ssh_hosts have the same ssh_options: their hosts are listed together"
     for pool in pools:
         if not 0 < len(pool.name) <= MAX_POOL_NAME_CHARS:
             yield f"a pool's name has 1 to {MAX_POOL_NAME_CHARS} characters, not {len(pool.name)}"
@@ -274,6 +281,7 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
         if pool.gpus % 1:
             yield f"{pool.name}: gpus = {pool.gpus:g}: a whole number"
         yield from _slurm_problems(pool)
+        yield from _host_problems(pool)
         if pool.cloud == "opennebula":
             if not pool.template.strip():
                 yield f"{pool.name}: template: the name or id of an OpenNebula template"
@@ -291,6 +299,22 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
             yield f"{pool.name}: template = {pool.template!r}: for pools of cloud opennebula only"
         if pool.minimum > pool.maximum:
             yield f"{pool.name}: minimum {pool.minimum} is more than maximum {pool.maximum}"
+
+
+def _host_problems(pool: PoolSettings) -> Iterator[str]:
+    if pool.cloud != "ssh_hosts":
+        if pool.hosts or pool.ssh_options or pool.slots != 1:
+            yield f"{pool.name}: hosts, slots, ssh_options: for pools of cloud ssh_hosts only"
+        return
+    if not pool.hosts:
+        yield f"{pool.name}: hosts: a list of user@host[:port], of names of your ssh configuration, or local"
+    for host in pool.hosts:
+        if not _HOST.fullmatch(host):
+            yield f"{pool.name}: hosts: {host!r} is no user@host[:port]"
+    if not (pool.cpus and pool.memory_mb):
+        yield f"{pool.name}: cpus and memory_mb: how much one worker offers"
+    if pool.slots < 1:
+        yield f"{pool.name}: slots = {pool.slots}: at least 1"
 
 
 def _slurm_problems(pool: PoolSettings) -> Iterator[str]:
@@ -333,6 +357,8 @@ def _pool(fields: Any) -> PoolSettings:
         if "cloud" in fields:
             raise ValueError(f"{fields.get('name', '?')}: cloud and provider mean the same: set one")
         fields = {("cloud" if name == "provider" else name): value for name, value in fields.items()}
+    if isinstance(fields, dict) and fields.get("cloud") == "ssh_hosts" and "maximum" not in fields:
+        fields = {**fields, "maximum": len(fields.get("hosts", ())) * fields.get("slots", 1)}
     return msgspec.convert(fields, PoolSettings)
 
 

@@ -1,8 +1,9 @@
-"""What every cloud promises (boss/providers/provider.py): processes of this machine, an OpenNebula, and Slurm."""
+"""What every cloud promises (boss/providers/provider.py): local processes, an OpenNebula, Slurm, and listed hosts."""
 
 from __future__ import annotations
 
 import contextlib
+import getpass
 import math
 import os
 import signal
@@ -15,13 +16,16 @@ import pytest
 from opennebula_double import OpenNebula
 from services import HOST, ROOT, free_port, wait_until
 from slurm import Slurm
+from sshd import Sshd
 
+from boss.bootstrap.bundle import Bundles
 from boss.providers.local import LocalCloud
 from boss.providers.opennebula.provider import Connection, OpenNebulaCloud
 from boss.providers.opennebula.transport import Endpoint
 from boss.providers.provider import Capacity, CloudState, Gone, Provider, TryLater, VmFound, VmOrder
 from boss.providers.slurm import Commands, SlurmCloud
 from boss.providers.slurm_jobs import JobOptions
+from boss.providers.ssh_hosts import Shell, SshHosts
 from ecloud.config.home import Home
 from ecloud.config.secrets import AccessFile
 
@@ -108,7 +112,55 @@ class SlurmKind:
             self.provider(cluster_id).end_all(20)
 
 
-Kind = LocalKind | OpenNebulaKind | SlurmKind
+class HostsKind:
+    """Three hosts, each an sshd of its own with a home of its own."""
+
+    address = "127."
+
+    def __init__(self, directory: Path) -> None:
+        self._port = free_port()
+        self._bundles = Bundles(directory.parent / "bundles")  # made once for all tests
+        self.servers = [Sshd(directory / f"host{number}").start() for number in range(3)]
+        for server in self.servers:
+            server.authorized_keys.write_text(self.servers[0].boss_key.with_suffix(".pub").read_text())
+        self.options = (
+            "-F", "none", "-i", str(self.servers[0].boss_key), "-o", "IdentitiesOnly=yes",
+            "-o", f"UserKnownHostsFile={directory}/known_hosts",
+        )  # fmt: skip
+
+    def host(self, number: int) -> str:
+        """As a pool lists it."""
+        return f"{getpass.getuser()}@{HOST}:{self.servers[number].port}"
+
+    def provider(self, cluster_id: str) -> Provider:
+        """A boss's cloud, new at each of its starts."""
+        hosts = [self.host(number) for number in range(3)]
+        return SshHosts(
+            Shell(self.options), cluster_id, hosts, 2, lambda name: access(cluster_id, name, self._port), self._bundles,
+            120,
+        )  # fmt: skip
+
+    def agents(self, cloud_id: str) -> list[int]:
+        """Processes of workers in that VM."""
+        host, _, vm_no = cloud_id.rpartition("#")
+        [server] = [server for server in self.servers if host.endswith(f":{server.port}")]
+        for process in server.directory.glob(f".ecloud-hosts/*/vm-{vm_no}/process"):
+            pid = int(process.read_text().split()[0])
+            if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+                return [pid]
+        return []
+
+    def end(self) -> None:
+        """End all that a test has left."""
+        try:
+            for cluster_id in ("one", "two"):
+                self.provider(cluster_id).end_all(40)
+        finally:
+            for server in self.servers:
+                server.close()
+
+
+Kind = LocalKind | OpenNebulaKind | SlurmKind | HostsKind
 
 
 def access(cluster_id: str, key_name: str, port: int) -> AccessFile:
@@ -116,7 +168,7 @@ def access(cluster_id: str, key_name: str, port: int) -> AccessFile:
     return AccessFile(cluster_id, HOST, port, key_name, "00" * 32)
 
 
-@pytest.fixture(params=[LocalKind, OpenNebulaKind, SlurmKind], ids=["local", "opennebula", "slurm"])
+@pytest.fixture(params=[LocalKind, OpenNebulaKind, SlurmKind, HostsKind], ids=["local", "opennebula", "slurm", "hosts"])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kind]:
     made = request.param(tmp_path if request.param is not SlurmKind else request.getfixturevalue("slurm"))
     yield made

@@ -1,0 +1,311 @@
+"""A cloud whose VMs are workers on listed hosts, started over the user's own `ssh`. A host is room for `slots` workers.
+
+Hosts remember: a worker's directory there carries cluster and intent, so that a boss that starts again, or whose answer
+was lost, finds it. A host that can't be reached holds up no other: its workers are unknown until it is back.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from boss.bootstrap.bundle import Bundles, Machine, NoBundle
+from boss.bootstrap.guest_scripts import unpack_command
+from boss.providers import ssh_hosts_scripts as scripts
+from boss.providers.provider import (
+    AskForLess,
+    Capacity,
+    Stranger,
+    TryLater,
+    Unanswered,
+    VmFound,
+    VmOrder,
+    VmState,
+)
+from ecloud.config.secrets import AccessFile
+
+COMMAND_S = 60.0
+SEND_S = 180.0
+"""For bringing the code over a slow line."""
+AT_ONCE = 16
+"""Hosts that are asked side by side."""
+REST_S = 60.0
+"""A host that failed is not tried again for a start before that."""
+FORGET_S = 3600.0
+"""What nobody asks about is removed from a host so long after its end."""
+LEAST_DISK_MB = 200.0
+LOCAL = "local"
+"""In a list of hosts: this machine, without SSH."""
+
+
+class Failed(Exception):
+    """A host did not do what it was told; the text says why. `connected`: the script may have run."""
+
+    def __init__(self, text: str, connected: bool = False) -> None:
+        super().__init__(text)
+        self.connected = connected
+
+
+class Shell:
+    """Runs scripts on hosts as the user's own `ssh` reaches them: aliases, jump hosts and agents work. `options`: more
+    words for ssh, e.g. `-i KEY`."""
+
+    def __init__(self, options: Sequence[str] = ()) -> None:
+        self._options = options
+
+    def run(self, host: str, script: bytes) -> str:
+        """What a script prints. Raises `Failed`."""
+        return self._run(host, "/bin/sh -s", script, None, COMMAND_S)
+
+    def send(self, host: str, command: str, file: Path) -> None:
+        """Run a command with a file as its input. Raises `Failed`."""
+        self._run(host, command, None, file, SEND_S)
+
+    def _run(self, host: str, command: str, given: bytes | None, file: Path | None, limit_s: float) -> str:
+        words = ["/bin/sh", "-c", command] if host == LOCAL else self._ssh(host, command)
+        try:
+            if file is not None:
+                with file.open("rb") as source:
+                    done = subprocess.run(words, stdin=source, capture_output=True, check=False, timeout=limit_s)
+            else:
+                done = subprocess.run(words, input=given, capture_output=True, check=False, timeout=limit_s)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"{host} did not answer within {limit_s:g} s", True) from error
+        except OSError as error:
+            raise Failed(f"{words[0]} can't be run here: install the OpenSSH client") from error
+        errors = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        said = errors[-1] if errors else f"exit code {done.returncode}"
+        if host != LOCAL and done.returncode == 255:
+            began = any(word in said for word in ("closed by", "Broken pipe", "reset", "not responding"))
+            raise Failed(f"{host}: {said}", began)
+        if done.returncode != 0:
+            raise Failed(f"{host}: {said}")
+        return done.stdout.decode("utf-8", "replace")
+
+    def _ssh(self, host: str, command: str) -> list[str]:
+        name, _, port = host.partition(":")
+        words = ["ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15"]
+        words += ["-o", "StrictHostKeyChecking=accept-new", *self._options]
+        return [*words, *(["-p", port] if port else []), "--", name, command]
+
+
+class SshHosts:
+    """Workers of one cluster in one pool. `hosts`: the pool's; `all_hosts`: those of every pool of this kind, which are
+    listed together."""
+
+    def __init__(
+        self,
+        shell: Shell,
+        cluster_id: str,
+        hosts: Sequence[str],
+        slots: int,
+        access_of: Callable[[str], AccessFile],
+        bundles: Bundles,
+        boss_gone_exit_s: float = 3600.0,
+        keep_dirs: bool = False,
+        all_hosts: Sequence[str] = (),
+    ) -> None:
+        self._shell = shell
+        self._cluster_id = cluster_id
+        self._hosts = tuple(hosts)
+        self._all_hosts = tuple(dict.fromkeys((*hosts, *all_hosts)))
+        self._slots = slots
+        self._access_of = access_of
+        self._bundles = bundles
+        self._boss_gone_exit_s = boss_gone_exit_s
+        self._keep_dirs = keep_dirs
+        self._lock = threading.Lock()
+        self._taken: dict[str, set[int]] = {}
+        """Intents on each host, as far as they were listed or started."""
+        self._starting: set[int] = set()
+        self._rests_until: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    # --- starting ---------------------------------------------------------------------------------------
+
+    def start(self, order: VmOrder) -> str:
+        """See `provider.Provider.start`. Tries one host after another."""
+        reasons: list[str] = []
+        with self._lock:
+            unknown = [host for host in self._hosts if host not in self._taken]
+        if unknown:
+            self._look(unknown)
+        while (host := self._reserve(order.vm_no)) is not None:
+            try:
+                return self._start_on(host, order)
+            except Failed as failed:
+                if failed.connected:
+                    raise Unanswered(f"{failed}: nobody knows whether its worker was started") from failed
+                reasons.append(str(failed))
+            except NoBundle as error:
+                reasons.append(f"{host}: {error}")
+            finally:
+                with self._lock:
+                    self._starting.discard(order.vm_no)
+            with self._lock:
+                self._taken[host].discard(order.vm_no)
+                self._rests_until[host] = time.monotonic() + REST_S
+        if reasons:
+            raise TryLater("no host took a worker: " + "; ".join(reasons))
+        raise AskForLess(f"all {len(self._hosts)} hosts of pool {order.pool} are taken or can't be reached now")
+
+    def _reserve(self, vm_no: int) -> str | None:
+        """The host with most free slots, one of which is taken."""
+        with self._lock:
+            now = time.monotonic()
+            free = {
+                host: self._slots - len(self._taken[host])
+                for host in self._hosts
+                if host in self._taken and now >= self._rests_until.get(host, 0.0)
+            }
+            best = max(free, key=lambda host: free[host], default=None)
+            if best is None or free[best] <= 0:
+                return None
+            self._taken[best].add(vm_no)
+            self._starting.add(vm_no)
+            return best
+
+    def _start_on(self, host: str, order: VmOrder) -> str:
+        """Raises `Failed`, `NoBundle`."""
+        probe = scripts.read_probe(self._shell.run(host, scripts.probe_script(self._cluster_id)))
+        if not probe.python:
+            raise Failed(f"{host} has no Python of 3.10 or later: install one, or name it on the PATH of /bin/sh")
+        if probe.disk_mb < LEAST_DISK_MB:
+            raise Failed(f"{host} has {probe.disk_mb:.0f} MB free where workers live: {LEAST_DISK_MB:.0f} are needed")
+        version, architecture, libc, libc_version, python = probe.python
+        bundle = self._bundles.get(Machine(_pair(version), architecture, libc, _pair(libc_version)))
+        if bundle.name not in probe.codes:
+            self._shell.send(host, unpack_command(python, probe.home, bundle.name), bundle.archive)
+        access = msgspec.json.encode(self._access_of(f"vm-{order.vm_no}"))
+        script = scripts.start_script(
+            self._cluster_id, order, access, bundle.name, python, self._boss_gone_exit_s, self._keep_dirs
+        )
+        said = self._shell.run(host, script).split()
+        if said[-1:] not in (["started"], ["there"]):
+            raise Failed(f"{host} did not say that the worker was started", True)
+        return scripts.cloud_id_of(host, order.vm_no)
+
+    # --- looking ----------------------------------------------------------------------------------------
+
+    def _look(self, hosts: Sequence[str]) -> dict[str, list[VmFound] | str]:
+        """What each host lists, or why it does not."""
+
+        def look(host: str) -> list[VmFound] | str:
+            try:
+                found = scripts.read_list(host, self._shell.run(host, scripts.list_script(self._cluster_id)))
+            except Failed as failed:
+                return str(failed)
+            return f"{host}: its list was cut off" if found is None else found
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            told = dict(zip(hosts, pool.map(look, hosts)))
+        with self._lock:
+            for host, found in told.items():
+                if isinstance(found, str):
+                    continue
+                living = {vm.vm_no for vm in found if vm.state is not VmState.GONE}
+                self._taken[host] = living | (self._taken.get(host, set()) & self._starting)
+        return told
+
+    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
+        """See `provider.Provider.list`."""
+        told = self._look(self._all_hosts)
+        found: list[VmFound] = []
+        for host, vms in told.items():
+            if isinstance(vms, str):
+                continue
+            old: list[int] = []
+            for vm in vms:
+                asked = vm.cloud_id in known or vm.vm_no in lost
+                if vm.state is not VmState.GONE or asked:
+                    found.append(vm)
+                elif vm.cloud_id in self._told or vm.ended < time.time() - FORGET_S:
+                    old.append(vm.vm_no)
+                if vm.state is VmState.GONE and asked:
+                    self._told.add(vm.cloud_id)
+            if old:
+                self._clear(host, old)
+        here = {vm.cloud_id for vm in found}
+        for cloud_id, vm_no in known.items():
+            if cloud_id in here:
+                continue
+            host = cloud_id.rpartition("#")[0]
+            why = told.get(host, f"{host} is in no list of hosts any more")
+            if isinstance(why, str):
+                found.append(VmFound(vm_no, cloud_id, VmState.UNKNOWN, "", scripts.address_of(host), 0.0, why))
+            else:
+                found.append(VmFound(vm_no, cloud_id, VmState.GONE, "", scripts.address_of(host)))
+        return found
+
+    def _clear(self, host: str, vm_nos: Sequence[int]) -> None:
+        try:
+            self._shell.run(host, scripts.clear_script(self._cluster_id, vm_nos))
+        except Failed:
+            return  # the next list tries again
+        self._told -= {scripts.cloud_id_of(host, vm_no) for vm_no in vm_nos}
+
+    def strangers(self) -> Sequence[Stranger]:
+        """See `provider.Provider.strangers`. A cluster's directory on a host is its own."""
+        return []
+
+    def room(self) -> Capacity:
+        """See `provider.Provider.room`: the free slots of hosts that answer."""
+        told = self._look(self._hosts)
+        away = [why for why in told.values() if isinstance(why, str)]
+        if len(away) == len(self._hosts):
+            raise TryLater("no host can be reached: " + "; ".join(away))
+        now = time.monotonic()
+        with self._lock:
+            free = sum(
+                max(0, self._slots - len(self._taken.get(host, ())))
+                for host, vms in told.items()
+                if not isinstance(vms, str) and now >= self._rests_until.get(host, 0.0)
+            )
+        reason = f"{len(self._hosts)} hosts with {self._slots} {'slot' if self._slots == 1 else 'slots'} each"
+        return Capacity(free, reason + ("; " + "; ".join(away) if away else ""))
+
+    # --- ending -----------------------------------------------------------------------------------------
+
+    def end(self, cloud_id: str) -> None:
+        """See `provider.Provider.end`. TERM; KILL when asked again after a while."""
+        host, _, number = cloud_id.rpartition("#")
+        if host in self._all_hosts and number.isdigit():
+            self._ask_end(host, [int(number)])
+
+    def _ask_end(self, host: str, vm_nos: Sequence[int]) -> None:
+        try:
+            self._shell.run(host, scripts.end_script(self._cluster_id, vm_nos))
+        except Failed as failed:
+            raise TryLater(str(failed)) from failed
+
+    def end_all(self, wait_s: float) -> Sequence[VmFound]:
+        """See `provider.Provider.end_all`. Hosts that can't be reached are named by an error."""
+        until = time.monotonic() + wait_s
+        while True:
+            told = self._look(self._all_hosts)
+            shown = [vm for vms in told.values() if not isinstance(vms, str) for vm in vms]
+            left = [vm for vm in shown if vm.state is not VmState.GONE]
+            hosts = {vm.cloud_id.rpartition("#")[0] for vm in left}
+            for host in hosts:
+                self._ask_end(host, [vm.vm_no for vm in left if vm.cloud_id.startswith(f"{host}#")])
+            away = [vms for vms in told.values() if isinstance(vms, str)]
+            if away and not left:
+                raise TryLater("; ".join(away))
+            if not left or time.monotonic() > until:
+                return left
+            time.sleep(0.3)
+
+    def close(self) -> None:
+        """See `provider.Provider.close`. Nothing is held."""
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, second, *_ = [*map(int, re.findall(r"\d+", text)), 0, 0]
+    return first, second
