@@ -29,6 +29,7 @@ from boss.providers.provider import (
     VmOrder,
     VmState,
 )
+from datastore.problem import Problem
 from ecloud.config.secrets import AccessFile
 
 COMMAND_S = 60.0
@@ -45,7 +46,7 @@ LOCAL = "local"
 """In a list of hosts: this machine, without SSH."""
 
 
-class Failed(Exception):
+class Failed(Problem):
     """A host did not do what it was told; the text says why. `connected`: the script may have run."""
 
     def __init__(self, text: str, connected: bool = False) -> None:
