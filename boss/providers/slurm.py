@@ -19,6 +19,7 @@ import msgspec
 from boss.providers.provider import (
     AskForLess,
     Capacity,
+    CloudState,
     GivePoolUp,
     Gone,
     Stranger,
@@ -26,7 +27,6 @@ from boss.providers.provider import (
     Unanswered,
     VmFound,
     VmOrder,
-    VmState,
 )
 from boss.providers.slurm_jobs import (
     NAME,
@@ -43,6 +43,7 @@ from boss.providers.slurm_jobs import (
     worker_script,
 )
 from ecloud.config.secrets import AccessFile
+from ecloud.model.tasks import Resources
 
 COMMAND_S = 30.0
 MIN_JOB_AGE_S = 300.0
@@ -129,7 +130,7 @@ class SlurmCloud:
         if not cloud_id.isdigit():
             return
         job = next((job for job in self._jobs([f"--jobs={cloud_id}"]) if job.job_id == cloud_id), None)
-        if job is None or job.state is VmState.GONE:
+        if job is None or job.state is CloudState.GONE:
             return
         if intent_of(self._cluster_id, job.name) is None:
             raise Gone(f"job {cloud_id} is called {job.name}: it is not ours")
@@ -140,7 +141,7 @@ class SlurmCloud:
         until = time.monotonic() + wait_s
         asked: set[str] = set()
         while True:
-            left = [vm for vm in self.list() if vm.state is not VmState.GONE]
+            left = [vm for vm in self.list() if vm.state is not CloudState.GONE]
             new = [vm.cloud_id for vm in left if vm.cloud_id not in asked]
             if new:
                 self._ask(["scancel", *new], f"cancel {len(new)} jobs")
@@ -156,18 +157,18 @@ class SlurmCloud:
         shown: dict[int, Job] = {}
         for job in self._jobs(["--me"]):
             vm_no = intent_of(self._cluster_id, job.name)
-            if vm_no is not None and (vm_no not in shown or shown[vm_no].state is VmState.GONE):
+            if vm_no is not None and (vm_no not in shown or shown[vm_no].state is CloudState.GONE):
                 shown[vm_no] = job
         missing = {cloud_id: vm_no for cloud_id, vm_no in known.items() if not _is(shown.get(vm_no), cloud_id)}
         sought = [vm_no for vm_no in lost if vm_no not in shown]
         for job in self._accounts(list(missing), [job_name(self._cluster_id, vm_no) for vm_no in sought]):
             vm_no = intent_of(self._cluster_id, job.name)
-            if vm_no is not None and job.state is VmState.GONE and vm_no not in shown:
+            if vm_no is not None and job.state is CloudState.GONE and vm_no not in shown:
                 shown[vm_no] = job
         told = set(known.values()) | set(lost)
         found = []
         for vm_no, job in shown.items():
-            if job.state is not VmState.GONE or vm_no in told:
+            if job.state is not CloudState.GONE or vm_no in told:
                 found.append(job.found(vm_no))
         here = {vm.cloud_id for vm in found}
         found += [self._vanished(cloud_id, vm_no) for cloud_id, vm_no in missing.items() if cloud_id not in here]
@@ -184,9 +185,9 @@ class SlurmCloud:
             seen = self._seen.get(cloud_id)
         since = seen.since if seen is not None else 0.0
         if time.monotonic() - missing.since_s < self._shown_for_s():
-            return VmFound(vm_no, cloud_id, VmState.UNKNOWN, "", "", since, "Slurm does not show its job any more")
+            return VmFound(vm_no, cloud_id, CloudState.HIDDEN, "", "", since, "Slurm does not show its job any more")
         ended = seen.ended if seen is not None else 0.0
-        return VmFound(vm_no, cloud_id, VmState.GONE, "", "", since, "", ended)
+        return VmFound(vm_no, cloud_id, CloudState.GONE, "", "", since, "", ended)
 
     def _shown_for_s(self) -> float:
         if self._min_job_age_s is None:
@@ -202,7 +203,7 @@ class SlurmCloud:
             for job in self._jobs(["--me"])
             if job.name.startswith(prefix)
             and intent_of(self._cluster_id, job.name) is None
-            and job.state is not VmState.GONE
+            and job.state is not CloudState.GONE
         ]
 
     def room(self) -> Capacity:
@@ -210,7 +211,7 @@ class SlurmCloud:
         if not self._is_tested:
             self._test_options()
         ours = [job for job in self._jobs(["--me"]) if intent_of(self._cluster_id, job.name) is not None]
-        waiting = [job for job in ours if job.state in (VmState.PENDING, VmState.BOOTING)]
+        waiting = [job for job in ours if job.state in (CloudState.PENDING, CloudState.BOOTING)]
         reasons = sorted({job.reason for job in waiting if job.reason not in ("", "None")})
         why = f" ({', '.join(reasons)})" if reasons else ""
         reason = f"backlog {self._backlog}, {len(waiting)} jobs wait in Slurm's queue{why}"
@@ -229,6 +230,10 @@ class SlurmCloud:
             if "configuration is not available" not in str(error):
                 raise
         self._is_tested = True
+
+    def misfit(self, size: Resources) -> str:
+        """See `provider.Provider.misfit`. A job gets what the pool asks for, or is refused."""
+        return ""
 
     def close(self) -> None:
         """See `provider.Provider.close`. Nothing is held."""

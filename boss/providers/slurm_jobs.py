@@ -15,13 +15,13 @@ import msgspec
 
 from boss.providers.provider import (
     AskForLess,
+    CloudState,
     CredentialsWrong,
     GivePoolUp,
     TryLater,
     Unanswered,
     VmFound,
     VmOrder,
-    CloudState,
 )
 
 WARN_S = 120

@@ -22,15 +22,16 @@ from boss.providers import ssh_hosts_scripts as scripts
 from boss.providers.provider import (
     AskForLess,
     Capacity,
+    CloudState,
     Stranger,
     TryLater,
     Unanswered,
     VmFound,
     VmOrder,
-    VmState,
 )
 from datastore.problem import Problem
 from ecloud.config.secrets import AccessFile
+from ecloud.model.tasks import Resources
 
 COMMAND_S = 60.0
 SEND_S = 180.0
@@ -211,7 +212,7 @@ class SshHosts:
             for host, found in told.items():
                 if isinstance(found, str):
                     continue
-                living = {vm.vm_no for vm in found if vm.state is not VmState.GONE}
+                living = {vm.vm_no for vm in found if vm.state is not CloudState.GONE}
                 self._taken[host] = living | (self._taken.get(host, set()) & self._starting)
         return told
 
@@ -225,11 +226,11 @@ class SshHosts:
             old: list[int] = []
             for vm in vms:
                 asked = vm.cloud_id in known or vm.vm_no in lost
-                if vm.state is not VmState.GONE or asked:
+                if vm.state is not CloudState.GONE or asked:
                     found.append(vm)
                 elif vm.cloud_id in self._told or vm.ended < time.time() - FORGET_S:
                     old.append(vm.vm_no)
-                if vm.state is VmState.GONE and asked:
+                if vm.state is CloudState.GONE and asked:
                     self._told.add(vm.cloud_id)
             if old:
                 self._clear(host, old)
@@ -240,9 +241,9 @@ class SshHosts:
             host = cloud_id.rpartition("#")[0]
             why = told.get(host, f"{host} is in no list of hosts any more")
             if isinstance(why, str):
-                found.append(VmFound(vm_no, cloud_id, VmState.UNKNOWN, "", scripts.address_of(host), 0.0, why))
+                found.append(VmFound(vm_no, cloud_id, CloudState.HIDDEN, "", scripts.address_of(host), 0.0, why))
             else:
-                found.append(VmFound(vm_no, cloud_id, VmState.GONE, "", scripts.address_of(host)))
+                found.append(VmFound(vm_no, cloud_id, CloudState.GONE, "", scripts.address_of(host)))
         return found
 
     def _clear(self, host: str, vm_nos: Sequence[int]) -> None:
@@ -292,7 +293,7 @@ class SshHosts:
         while True:
             told = self._look(self._all_hosts)
             shown = [vm for vms in told.values() if not isinstance(vms, str) for vm in vms]
-            left = [vm for vm in shown if vm.state is not VmState.GONE]
+            left = [vm for vm in shown if vm.state is not CloudState.GONE]
             hosts = {vm.cloud_id.rpartition("#")[0] for vm in left}
             for host in hosts:
                 self._ask_end(host, [vm.vm_no for vm in left if vm.cloud_id.startswith(f"{host}#")])
@@ -302,6 +303,10 @@ class SshHosts:
             if not left or time.monotonic() > until:
                 return left
             time.sleep(0.3)
+
+    def misfit(self, size: Resources) -> str:
+        """See `provider.Provider.misfit`. A host is not measured: the pool says what its workers offer."""
+        return ""
 
     def close(self) -> None:
         """See `provider.Provider.close`. Nothing is held."""

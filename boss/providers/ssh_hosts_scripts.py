@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from boss.providers.provider import VmFound, VmOrder, VmState
+from boss.providers.provider import CloudState, VmFound, VmOrder
 
 PLACE = ".ecloud-hosts"
 STARTS_S = 60
@@ -103,7 +103,7 @@ echo "cleared"
 """
 
 
-_STATES = {"lives": VmState.RUNNING, "starts": VmState.BOOTING, "gone": VmState.GONE}
+_STATES = {"lives": CloudState.RUNNING, "starts": CloudState.BOOTING, "gone": CloudState.GONE}
 
 
 class HostProbe(msgspec.Struct, frozen=True):
@@ -180,7 +180,7 @@ def read_list(host: str, printed: str) -> list[VmFound] | None:
             state = _STATES[words[2]]
             found.append(
                 VmFound(vm_no, cloud_id_of(host, vm_no), state, "process", address_of(host), since, "",
-                        max(since, ended) if state is VmState.GONE else 0.0)
+                        max(since, ended) if state is CloudState.GONE else 0.0)
             )  # fmt: skip
     return found if lines and lines[-1] == "listed" else None
 

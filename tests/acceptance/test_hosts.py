@@ -17,7 +17,7 @@ from services import HOST, Daemon, wait_until
 from sshd import Sshd, bare
 
 from boss.bootstrap.bundle import Bundles
-from boss.providers.provider import TryLater, VmOrder, VmState
+from boss.providers.provider import CloudState, TryLater, VmOrder
 from boss.providers.ssh_hosts import Shell, SshHosts
 from ecloud.config.secrets import AccessFile
 
@@ -137,12 +137,12 @@ def test_a_host_that_is_away_holds_up_no_other_and_is_adopted_when_it_is_back(la
     away = next(server for server in lab.servers if first.startswith(lab.address(server)))
     away.stop()
     states = {vm.cloud_id: vm for vm in mine.list(ids)}
-    assert states[first].state is VmState.UNKNOWN
+    assert states[first].state is CloudState.HIDDEN
     assert "refused" in states[first].text
-    assert {states[cloud_id].state for cloud_id in others} == {VmState.RUNNING}
+    assert {states[cloud_id].state for cloud_id in others} == {CloudState.RUNNING}
     assert "Connection refused" in lab.provider().room().reason
     away.start()
-    assert {vm.state for vm in mine.list(ids)} == {VmState.RUNNING}
+    assert {vm.state for vm in mine.list(ids)} == {CloudState.RUNNING}
     assert list(mine.end_all(60)) == []
 
 

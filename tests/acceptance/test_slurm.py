@@ -14,7 +14,7 @@ from pages import Page, type_all
 from services import ROOT, Daemon, wait_until
 from slurm import Slurm
 
-from boss.providers.provider import GivePoolUp, TryLater, Unanswered, VmOrder, CloudState
+from boss.providers.provider import CloudState, GivePoolUp, TryLater, Unanswered, VmOrder
 from boss.providers.slurm import Commands, SlurmCloud
 from boss.providers.slurm_jobs import JobOptions
 from ecloud.config.secrets import AccessFile

@@ -8,12 +8,12 @@ import pytest
 
 from boss.providers.provider import (
     AskForLess,
+    CloudState,
     CredentialsWrong,
     GivePoolUp,
     TryLater,
     Unanswered,
     VmOrder,
-    CloudState,
 )
 from boss.providers.slurm_jobs import (
     JobOptions,
