@@ -258,7 +258,7 @@ def _say(pool: str, cloud: Provider, size: Resources) -> Said:
         return Said(pool, str(error), "mend the pool in POOLS, or its template")
     except (TryLater, AskForLess, Gone) as error:
         return Said(
-            pool, str(error), "mend OPENNEBULA_URL or the pool's login where that is wrong; else it is tried again"
+            pool, str(error), "mend the address (OPENNEBULA_URL, login, hosts) if wrong; else it is tried again"
         )
     if misfit:
         return Said(pool, misfit, "set the pool's cpus and memory_mb to what the template gives, or enlarge that")

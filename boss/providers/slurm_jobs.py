@@ -37,8 +37,8 @@ _STATES = {
     "SIGNALING": CloudState.RUNNING, "SUSPENDED": CloudState.RUNNING, "STOPPED": CloudState.RUNNING,
     "COMPLETING": CloudState.ENDING, "STAGE_OUT": CloudState.ENDING,
     "COMPLETED": CloudState.GONE, "CANCELLED": CloudState.GONE, "FAILED": CloudState.GONE, "TIMEOUT": CloudState.GONE,
-    "NODE_FAIL": CloudState.GONE, "PREEMPTED": CloudState.GONE, "OUT_OF_MEMORY": CloudState.GONE, "BOOT_FAIL": CloudState.GONE,
-    "DEADLINE": CloudState.GONE, "REVOKED": CloudState.GONE, "LAUNCH_FAILED": CloudState.GONE,
+    "NODE_FAIL": CloudState.GONE, "PREEMPTED": CloudState.GONE, "OUT_OF_MEMORY": CloudState.GONE,
+    "BOOT_FAIL": CloudState.GONE, "DEADLINE": CloudState.GONE, "REVOKED": CloudState.GONE, "LAUNCH_FAILED": CloudState.GONE,
 }  # fmt: skip
 """squeue's words. A state that is none of these is HIDDEN."""
 

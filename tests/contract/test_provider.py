@@ -273,10 +273,7 @@ def test_one_that_was_known_and_is_gone_is_told_with_its_times_as_long_as_it_is_
     asked_at = time.time() - 0.02  # a process's start is known to a hundredth of a second
     ids = {cloud.start(order(vm_no)): vm_no for vm_no in (1, 2)}
     gone, lives = ids
-    running = {*ids}
-    wait_until(
-        lambda: {vm.cloud_id for vm in cloud.list() if vm.state is CloudState.RUNNING} == running, what="both run"
-    )
+    wait_until(lambda: [vm.state for vm in cloud.list()] == [CloudState.RUNNING] * 2, what="both run")
     since = {vm.cloud_id: vm.since for vm in cloud.list(ids)}
     end(cloud, gone)
     for _ in range(3):
