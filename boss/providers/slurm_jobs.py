@@ -38,7 +38,8 @@ _STATES = {
     "COMPLETING": CloudState.ENDING, "STAGE_OUT": CloudState.ENDING,
     "COMPLETED": CloudState.GONE, "CANCELLED": CloudState.GONE, "FAILED": CloudState.GONE, "TIMEOUT": CloudState.GONE,
     "NODE_FAIL": CloudState.GONE, "PREEMPTED": CloudState.GONE, "OUT_OF_MEMORY": CloudState.GONE,
-    "BOOT_FAIL": CloudState.GONE, "DEADLINE": CloudState.GONE, "REVOKED": CloudState.GONE, "LAUNCH_FAILED": CloudState.GONE,
+    "BOOT_FAIL": CloudState.GONE, "DEADLINE": CloudState.GONE, "REVOKED": CloudState.GONE,
+    "LAUNCH_FAILED": CloudState.GONE,
 }  # fmt: skip
 """squeue's words. A state that is none of these is HIDDEN."""
 
