@@ -177,7 +177,8 @@ def last_step(vm: VmView, boot: BootView | None, now: float) -> str:
     """How far a boot has come, as far as is known."""
     steps = _steps(vm, boot.steps if boot is not None else {}, now)
     what = f"its last step: {steps[-1][0]} {duration(now - steps[-1][1])} ago; " if steps else ""
-    return f"{what}no worker of it has reported for duty yet"
+    said = f"its cloud says: {vm.said}; " if vm.said else ""
+    return f"{what}{said}no worker of it has reported for duty yet"
 
 
 def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:

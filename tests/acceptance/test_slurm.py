@@ -84,8 +84,12 @@ def test_what_a_worker_is_waited_for_and_why(cluster: Callable[..., Doors], slur
             return any(vm.get("said", "").startswith(reasons) for vm in doors.admin("show_vms", "--json").json)
 
         wait_until(said, 60, "Slurm's reason is shown")
-        why = " ".join(doors.admin("why", "t7").out.split())
-        assert any(reason in why for reason in reasons), why
+
+        def why() -> bool:
+            told = " ".join(doors.admin("why", "vm/1").out.split())
+            return any(reason in told for reason in reasons)
+
+        wait_until(why, 60, "why vm/1 names it")
         assert len(slurm.jobs()) == 1, "the backlog is bounded"
     finally:
         slurm.ask("scontrol", "update", "NodeName=localhost", "State=RESUME")
