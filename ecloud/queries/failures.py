@@ -1,0 +1,89 @@
+"""Failed tasks in groups: those that failed in the same way are one line."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from ecloud.db import schema
+from ecloud.model.tasks import TaskState
+from ecloud.queries.status import find_run, snapshot
+
+FAILURES_READ = 20_000
+"""Failures of one run whose last words are read; the groups are those of the first so many, and say so."""
+LAST_CHARS = 300
+"""Characters of the error output that are read of each failure: enough for its last line."""
+_NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
+
+class FailureGroup(msgspec.Struct, frozen=True):
+    """Failures with one signature. `line`: the last line of the error output, numbers and quoted names left out;
+    `example`: the id of one such task; `text`: its own last line."""
+
+    cause: str
+    exit_code: int | None
+    signal: int | None
+    line: str
+    count: int
+    example: str
+    text: str
+
+
+class FailureGroups(msgspec.Struct, frozen=True):
+    """All groups, the largest first; `read` of `total` failures were looked at."""
+
+    groups: list[FailureGroup]
+    read: int
+    total: int
+
+
+def signature(text: str) -> str:
+    """The last line of `text` that says something, without what differs from task to task.
+
+    >>> signature("Traceback\\nKeyError: 'a17' at line 12\\n\\n")
+    'KeyError: … at line #'
+    """
+    return _NUMBERS.sub("#", _QUOTED.sub("…", last_line(text)))[:200]
+
+
+def last_line(text: str) -> str:
+    """The last line of `text` that is not empty."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def failure_groups(engine: Engine, run: str) -> FailureGroups:
+    """How the tasks of a run failed. Raises `NoSuchRun`, `DatabaseAway`."""
+    tasks, attempts = schema.tasks.c, schema.attempts.c
+    with snapshot(engine) as connection:
+        run_no = find_run(connection, run)
+        failed = sa.and_(tasks.run_no == run_no, tasks.state == TaskState.FAILED.value)
+        total = connection.execute(sa.select(sa.func.count()).select_from(schema.tasks).where(failed)).scalar() or 0
+        # A negative start counts from the end, on SQLite, MySQL and MariaDB alike; a shorter text gives nothing then.
+        tail = sa.func.coalesce(sa.func.nullif(sa.func.substr(attempts.stderr, -LAST_CHARS), ""), attempts.stderr)
+        query = (
+            sa.select(
+                tasks.id, tasks.reason, attempts.cause, attempts.exit_code, attempts.signal, attempts.error,
+                sa.type_coerce(tail, schema.Utf8()).label("tail"),
+            )
+            .select_from(schema.tasks)
+            .outerjoin(schema.attempts, (attempts.task_no == tasks.task_no) & (attempts.number == tasks.attempts))
+            .where(failed)
+            .limit(FAILURES_READ)
+        )  # fmt: skip
+        found: dict[tuple[str, int | None, int | None, str], FailureGroup] = {}
+        read = 0
+        for row in connection.execute(query):
+            read += 1
+            text = last_line(row.tail or "") or row.error or row.reason
+            key = (row.cause or "", row.exit_code, row.signal, signature(text))
+            group = found.get(key)
+            if group is None:
+                found[key] = FailureGroup(*key, 1, row.id, text[:LAST_CHARS])
+            else:
+                found[key] = msgspec.structs.replace(group, count=group.count + 1)
+    groups = sorted(found.values(), key=lambda group: -group.count)
+    return FailureGroups(groups, read, int(total))

@@ -1,0 +1,150 @@
+"""Who may see and change what: the guard before every page.
+
+A browser proves itself once, by the token in the first address, and keeps a cookie that scripts and other sites cannot
+use. Each request must name a host that this monitor answers to, so that a foreign name that resolves to this machine
+(DNS rebinding) gets nothing. A change must come by POST from a page of this monitor, with the token of its form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+COOKIE = "ecloud_monitor"
+MAX_BODY_BYTES = 64 * 1024
+"""Of a form. Every request that claims or sends more is refused."""
+OPEN = ("/static/",)
+"""Paths that need no cookie: they hold nothing of the cluster."""
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Secret:
+    """The token of one monitor, and what is derived from it. Lives as long as the process."""
+
+    def __init__(self, token: str = "") -> None:
+        self.token = token or secrets.token_urlsafe(32)
+
+    def _derived(self, what: str) -> str:
+        return hmac.new(self.token.encode(), what.encode(), hashlib.sha256).hexdigest()
+
+    @property
+    def cookie(self) -> str:
+        """What the cookie holds: not the token itself, which stands in a terminal's history."""
+        return self._derived("cookie")
+
+    @property
+    def csrf(self) -> str:
+        """What each form carries."""
+        return self._derived("csrf")
+
+    def is_token(self, given: str) -> bool:
+        """Whether the token of an address is ours; takes the same time for any."""
+        return hmac.compare_digest(given.encode(), self.token.encode())
+
+
+class Guard:
+    """ASGI middleware: host, cookie, origin, sizes; adds the security headers to every answer."""
+
+    def __init__(self, app: ASGIApp, secret: Secret, hosts: frozenset[str], read_only: bool) -> None:
+        self._app = app
+        self._secret = secret
+        self._hosts = hosts
+        self._read_only = read_only
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is None:
+            await self._app(scope, _bounded(receive), _with_headers(send))
+        else:
+            await refusal(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        host = headers.get("host", "")
+        if host not in self._hosts:
+            return PlainTextResponse("This monitor does not answer to that host name.\n", 421)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            return PlainTextResponse("The request is too large.\n", 413)
+        if path.startswith(OPEN):
+            return None
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        given = query.pop("token", [""])[0]
+        if given and self._secret.is_token(given):
+            return self._welcome(scope, query)
+        if not self._is_known(headers):
+            text = "Open the address that `admin.py monitor` printed: it holds the key to this monitor.\n"
+            return PlainTextResponse(text, 401)
+        if scope["method"] not in ("GET", "HEAD"):
+            return self._of_change(scope, headers, host)
+        return None
+
+    def _welcome(self, scope: Scope, query: dict[str, list[str]]) -> Response:
+        rest = urlencode(query, doseq=True)
+        # A path that begins with two slashes would lead to another host.
+        answer = RedirectResponse("/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
+        secure = scope["scheme"] == "https"
+        answer.set_cookie(COOKIE, self._secret.cookie, httponly=True, samesite="strict", secure=secure, path="/")
+        return answer
+
+    def _is_known(self, headers: Headers) -> bool:
+        for part in headers.get("cookie", "").split(";"):
+            name, _, value = part.strip().partition("=")
+            if name == COOKIE and hmac.compare_digest(value.encode(), self._secret.cookie.encode()):
+                return True
+        # For programs such as Prometheus.
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        return kind.lower() == "bearer" and self._secret.is_token(token)
+
+    def _of_change(self, scope: Scope, headers: Headers, host: str) -> Response | None:
+        if scope["method"] != "POST":
+            return PlainTextResponse("Only GET and POST are answered.\n", 405)
+        if self._read_only:
+            return PlainTextResponse("This monitor only shows: it was started with --read_only.\n", 403)
+        origin = headers.get("origin", "")
+        if urlsplit(origin).netloc != host or urlsplit(origin).scheme != scope["scheme"]:
+            return PlainTextResponse("A change must come from a page of this monitor.\n", 403)
+        return None
+
+
+def _bounded(receive: Receive) -> Receive:
+    """A body that is longer than its header says, or has no length, ends the request."""
+    left = MAX_BODY_BYTES
+
+    async def receive_bounded() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        return message if left >= 0 else {"type": "http.disconnect"}
+
+    return receive_bounded
+
+
+def _with_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers[name] = value
+            if "cache-control" not in headers:
+                headers["Cache-Control"] = "no-store"
+        await send(message)
+
+    return send_with_headers

@@ -1,0 +1,227 @@
+"""The monitor, as a browser and as an attacker meet it: pages of a real boss, escaped and guarded."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from urllib.parse import quote, urlencode
+
+import pytest
+from doors import Doors
+from services import ROOT, wait_until
+
+EVIL = "<script>alert(1)</script>"
+TASKS = [
+    {
+        "id": f"bad-{EVIL}",
+        "commands": "echo '</pre><script>x</script>' >&2; printf '\\033[31mred' >&2; exit 3",
+        "labels": [EVIL],
+    },
+    {"id": "fine", "commands": "echo fine; echo '<b>out</b>'"},
+    {"id": "after", "commands": "true", "dependencies": [f"bad-{EVIL}"]},
+    *({"id": f"same-{number}", "commands": f"echo 'no row {number}' >&2; exit 4"} for number in range(5)),
+]
+
+
+class Answer:
+    """What came back."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.code = response.status
+        self.headers = response.headers
+        self.text = response.read().decode("utf-8", "replace")
+
+
+class Monitor:
+    """A monitor process and a browser's cookie."""
+
+    def __init__(self, doors: Doors, *options: str) -> None:
+        command = [sys.executable, str(ROOT / "admin.py"), "monitor", "--port", "0", *options]
+        self.process = subprocess.Popen(
+            command, cwd=doors.place, env=doors.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().decode()
+        found = re.fullmatch(r"monitor: http://(127\.0\.0\.1:\d+)/\?token=(\S+)\n", line)
+        assert found, line
+        self.host, self.token = found.groups()
+        self.cookie = ""
+
+    def get(self, path: str, method: str = "GET", body: str = "", **headers: str) -> Answer:
+        connection = http.client.HTTPConnection(self.host, timeout=60)
+        sent = {"Host": self.host, **({"Cookie": self.cookie} if self.cookie else {})}
+        sent.update({name.replace("_", "-"): value for name, value in headers.items()})
+        if body:
+            sent["Content-Type"] = "application/x-www-form-urlencoded"
+        connection.request(method, path, body or None, sent)
+        answer = Answer(connection.getresponse())
+        connection.close()
+        return answer
+
+    def enter(self) -> None:
+        answer = self.get(f"/?token={self.token}")
+        assert answer.code == 303
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "samesite=strict" in cookie.lower()
+        assert self.token not in cookie
+        self.cookie = cookie.partition(";")[0]
+
+    def post(self, path: str, **fields: str) -> Answer:
+        return self.get(path, "POST", urlencode(fields), Origin=f"http://{self.host}")
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        _, errors = self.process.communicate(timeout=30)
+        assert b"Traceback" not in errors, errors.decode()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    """A cluster that ran a list with names and outputs of bad intent."""
+    doors = Doors(tmp_path_factory.mktemp("monitored"))
+    doors.admin("start")
+    doors.push(doors.write("t.json", TASKS), "--wait", "--run", f"r {EVIL}/%2e", code=1)
+    yield doors
+    doors.admin("stop", "--vms", code=None)
+
+
+@pytest.fixture
+def monitor(place: Doors) -> Iterator[Monitor]:
+    made = Monitor(place)
+    yield made
+    made.end()
+
+
+def csrf_of(page: Answer) -> str:
+    found = re.search(r'name="csrf" value="(\w+)"', page.text)
+    assert found
+    return found[1]
+
+
+def test_pages_show_what_happened_and_escape_it(monitor: Monitor) -> None:
+    monitor.enter()
+    run = quote(f"r {EVIL}/%2e", safe="")
+    bad = urlencode({"run": f"r {EVIL}/%2e", "id": f"bad-{EVIL}"})
+    some = "/tasks?state=failed&text=same"
+    paths = ("/", f"/run/{run}", "/tasks", some, f"/task?{bad}", "/machines", "/ledger")
+    pages = {path: monitor.get(path) for path in paths}
+    for path, page in pages.items():
+        assert page.code == 200, (path, page.text)
+        assert "<script>alert" not in page.text, path
+        assert "<script>x" not in page.text, path
+        assert "\x1b" not in page.text, path
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert "style=" not in page.text, "inline styles are refused by the policy"
+    assert "leads" in pages["/"].text
+    assert "no row #" in pages[f"/run/{run}"].text, "failures that differ in a number are one group"
+    assert pages[some].text.count("/task?run=") == 5
+    assert "&lt;/pre&gt;&lt;script&gt;x" in pages[f"/task?{bad}"].text
+    assert "failed" in pages[f"/task?{bad}"].text
+    assert monitor.get("/run/nope").code == 404
+    assert monitor.get("/task?id=nope").code == 404
+
+
+def test_a_fragment_is_sent_once(monitor: Monitor) -> None:
+    monitor.enter()
+    whole, part = monitor.get("/tasks"), monitor.get("/tasks", X_Fragment="1")
+    assert "<html" in whole.text
+    assert "<html" not in part.text
+    again = monitor.get("/tasks", X_Fragment="1", If_None_Match=part.headers["etag"])
+    assert (again.code, again.text) == (304, "")
+
+
+def test_strangers_and_other_sites_get_nothing(monitor: Monitor) -> None:
+    assert monitor.get("/").code == 401
+    assert monitor.get("/?token=wrong").code == 401
+    assert monitor.get("/metrics").code == 401
+    assert monitor.get("/metrics", Authorization=f"Bearer {monitor.token}").code == 200
+    monitor.enter()
+    for method in ("GET", "POST"):
+        assert monitor.get("/", method, Host="evil.example:80").code == 421, "DNS rebinding"
+    assert monitor.get(f"//evil.example/?token={monitor.token}").headers["location"] == "/evil.example/"
+    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd"):
+        assert monitor.get(path).code == 404, path
+    form = {"verb": "cancel", "run": "r", "csrf": csrf_of(monitor.get("/confirm?verb=cancel&run=r"))}
+    assert monitor.get("/do", "POST", urlencode(form)).code == 403, "no origin"
+    assert monitor.get("/do", "POST", urlencode(form), Origin="http://evil.example").code == 403
+    assert monitor.post("/do", verb="cancel", run="r", csrf="00").code == 403
+    assert monitor.get("/do", "DELETE", Origin=f"http://{monitor.host}").code == 405
+    assert monitor.get("/do").code == 405
+    assert monitor.get("/", Content_Length="100000000").code == 413
+    assert "evil" not in monitor.get("/").headers.get("access-control-allow-origin", "")
+
+
+def test_a_thousand_slow_connections_keep_nobody_out(monitor: Monitor) -> None:
+    monitor.enter()
+    host, port = monitor.host.split(":")
+    slow = [socket.create_connection((host, int(port)), 10) for _ in range(500)]
+    try:
+        for connection in slow:
+            connection.send(b"GET / HTTP/1.1\r\nHost:")
+        assert monitor.get("/").code == 200
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_failed_tasks_are_retried_from_the_page(monitor: Monitor, place: Doors) -> None:
+    monitor.enter()
+    run = f"r {EVIL}/%2e"
+    page = monitor.get("/confirm?" + urlencode({"verb": "retry_failed", "run": run, "id": "same-1"}))
+    assert "Try task same-1" in page.text
+    done = monitor.post("/do", verb="retry_failed", run=run, id="same-1", csrf=csrf_of(page))
+    assert done.code == 303, done.text
+
+    def tries() -> int:
+        return len(place.admin("show_task", f"{run}:same-1", "--json").json["attempts"])
+
+    wait_until(lambda: tries() == 2, 60, "it is tried again")
+
+
+def test_without_a_boss_it_says_so_and_shows_what_is_known(doors: Doors) -> None:
+    doors.admin("start")
+    doors.admin("stop", "--vms")
+    monitor = Monitor(doors)
+    try:
+        monitor.enter()
+        wait_until(lambda: "No boss leads" in monitor.get("/").text, 60, "the page says that no boss leads")
+        assert monitor.get("/tasks").code == 200
+        page = monitor.get("/confirm?verb=cancel&run=r")
+        answer = monitor.post("/do", verb="cancel", run="r", csrf=csrf_of(page))
+        assert answer.code == 503
+        assert "admin.py start" in answer.text
+    finally:
+        monitor.end()
+
+
+def test_read_only_changes_nothing(place: Doors) -> None:
+    monitor = Monitor(place, "--read_only")
+    try:
+        monitor.enter()
+        assert "/confirm" not in monitor.get("/machines").text
+        assert monitor.post("/do", verb="cancel", run="r", csrf="x").code == 403
+    finally:
+        monitor.end()
+
+
+def test_addresses_that_cannot_be_served_are_refused(doors: Doors) -> None:
+    assert "--tls_cert" in doors.admin("monitor", "--host", "0.0.0.0", code=2).err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "can't listen" in doors.admin("monitor", "--port", taken.getsockname()[1], code=2).err
+
+
+def test_metrics_are_bounded_and_true(monitor: Monitor) -> None:
+    text = monitor.get("/metrics", Authorization=f"Bearer {monitor.token}").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values['ecloud_tasks{state="succeeded"}']) == 1
+    assert float(values["ecloud_boss_leads"]) == 1
+    assert len(values) < 2_000
+    assert EVIL not in text
