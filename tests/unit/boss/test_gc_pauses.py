@@ -96,8 +96,8 @@ def test_a_boss_that_remembers_much_is_not_searched(monkeypatch: pytest.MonkeyPa
     count = gc.get_freeze_count()
     kept = [[number] for number in range(1_000)]
     collector.at_rest(10 * gc_pauses.SEARCHED_EVERY_S)
-    assert gc.get_freeze_count() == count
-    assert kept
+    # The kept ones are not frozen. Others may go meanwhile: a frozen object that nobody refers to is freed.
+    assert gc.get_freeze_count() < count + len(kept)
 
 
 def test_how_much_is_remembered_is_not_counted_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
