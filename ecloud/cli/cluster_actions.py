@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ecloud.cli.actions import action, main, run_option
+from ecloud.cli.actions import action, run_option
 
 
 @action
@@ -115,15 +115,17 @@ def ledger(run: str, as_json: bool) -> int:
     return show.ledger(run, as_json)
 
 
-@main.command()
+@action
 @click.option("--port", default=8787, show_default=True, help="0: any that is free.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs TLS.")
 @click.option("--read_only", is_flag=True, help="Show, and change nothing.")
 @click.option("--tls_cert", metavar="FILE", default="", help="Certificate for --host (PEM).")
 @click.option("--tls_key", metavar="FILE", default="", help="Its key (PEM).")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
-def monitor(port: int, host: str, read_only: bool, tls_cert: str, tls_key: str, open_browser: bool) -> int:
+def monitor(
+    port: int, host: str, read_only: bool, tls_cert: str, tls_key: str, open_browser: bool, as_json: bool
+) -> int:
     """Web pages and /metrics about the cluster, until Ctrl-C."""
     from ecloud.cli import monitor
 
-    return monitor.monitor(host, port, read_only, tls_cert, tls_key, open_browser)
+    return monitor.monitor(host, port, read_only, tls_cert, tls_key, open_browser, as_json)

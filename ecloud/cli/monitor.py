@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -16,7 +17,9 @@ SLOW_CONNECTIONS = 2_000
 KEEP_ALIVE_S = 15
 
 
-def monitor(host: str, port: int, read_only: bool, tls_cert: str, tls_key: str, open_browser: bool) -> int:
+def monitor(
+    host: str, port: int, read_only: bool, tls_cert: str, tls_key: str, open_browser: bool, as_json: bool
+) -> int:
     """Serve until Ctrl-C. Raises `Problem` where the address can't be used."""
     try:
         import uvicorn
@@ -54,7 +57,7 @@ def monitor(host: str, port: int, read_only: bool, tls_cert: str, tls_key: str, 
     )
     shown = f"[{host}]" if ":" in host else host
     url = f"{'https' if tls else 'http'}://{shown}:{port}/?token={secret.token}"
-    print(f"monitor: {url}", flush=True)
+    print(json.dumps({"url": url}) if as_json else f"monitor: {url}", flush=True)
     if open_browser:
         import webbrowser
 
