@@ -84,9 +84,9 @@ VM_UNANSWERED_S = 90.0
 VM_ORPHAN_S = 120.0
 # How long `stop --vms` waits until the clouds' own lists are empty.
 END_VMS_S = 900.0
-# VM-hours in any 24 hours after which none is started by itself; 0: no limit. What a person asks for is started.
+# VM-hours in any 24 hours after which none is started automatically; 0: no limit. What a person asks for is started.
 VM_HOURS_PER_DAY = 0.0
-# VM-hours that the tasks of one run may take, after which none is started for its work; what runs goes on.
+# VM-hours that the tasks of one run may take, after which none is started for its work; what runs continues.
 # `push_tasks.py --vm_hours H` asks for another limit for its run. 0: no limit. docs/scaling.md says what counts.
 VM_HOURS_PER_RUN = 0.0
 # A shell command that tells a person of what only a person can mend: VMs that do not end, a pool whose boots fail, a
@@ -94,7 +94,7 @@ VM_HOURS_PER_RUN = 0.0
 # it is about in ECLOUD_CAUSE; at most once an hour for each cause; after 60 s it is killed.
 # E.g. "mail -s ecloud admin@example.org". Empty: `status`, `doctor` and the boss's log tell.
 HOOK_COMMAND = ""
-# How long a worker that the boss started goes on without any boss before it leaves.
+# How long a worker that the boss started continues without any boss before it leaves.
 BOSS_GONE_EXIT_S = 3600.0
 
 # --- limits --------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ BOSS_GONE_EXIT_S = 3600.0
 MAX_TASKS_PER_PUSH = 2_000_000
 
 # A task fails when so many workers were lost while it ran on them, the last time alone: it may kill them (memory,
-# a reboot, pkill). Workers that were told to leave or that we ended do not count. 0: it is tried for ever.
+# a reboot, pkill). Workers that were ordered to leave or that we ended do not count. 0: it is tried for ever.
 MAX_LOST_WORKERS = 3
 # What a worker keeps of the files it fetched over SSH, for later tasks that ask for the same; at most half of the disk
 # space that is free. 0: nothing. A datastore that is a directory is read directly.
@@ -113,7 +113,7 @@ CACHE_MB = 10_000.0
 TRANSFER_LANES = 8
 # A connection to the datastore on which nothing has moved for so long is ended and made again.
 DATASTORE_STALL_S = 60.0
-# Runs that ended this many days ago are let go: "archive" keeps a line of counts, "drop" keeps nothing.
+# Runs that ended this many days ago are removed: "archive" keeps a line of counts, "drop" keeps nothing.
 KEEP_RUNS_DAYS = 30.0
 ON_OLD_RUNS = "archive"
 

@@ -270,7 +270,7 @@ class DirectoryDatastore:
             return shutil.disk_usage(self.root).free / 1e6
 
     def tidy(self) -> None:
-        """Remove the staging area where it is empty: nothing of ours stays behind."""
+        """Remove the staging area where it is empty: nothing of ECLOUD stays behind."""
         for directory in (self.root / STAGING, self.root / OWN):
             with suppress(OSError):
                 for item in os.scandir(directory):

@@ -70,7 +70,7 @@ Row = List[Any]
 
 
 class Refused(Exception):
-    """An answer that is an error; the connection goes on."""
+    """An answer that is an error; the connection continues."""
 
     def __init__(self, code: str, text: str) -> None:
         Exception.__init__(self, text)
@@ -86,7 +86,7 @@ class BadFrame(Exception):
 
 
 def parts_of(name: str) -> Parts:
-    """The parts of a relative name as bytes; nothing that leads out, nothing of ours."""
+    """The parts of a relative name as bytes; nothing that leads out, nothing of the gate itself."""
     whole = name.encode("utf-8", "surrogateescape")
     parts = tuple(part for part in whole.split(b"/") if part not in (b"", b"."))
     if not parts or whole.startswith(b"/") or b"\0" in whole or b".." in parts or parts[0] == OURS:
@@ -291,7 +291,7 @@ class Reading:
         return {"row": row, "token": token}, data
 
     def get_many(self, request: Dict[str, Any]) -> Tuple[Dict[str, Any], bytes]:
-        """names, most (bytes of a file) -> [row, bytes of it that follow] each; -1: must be asked for by itself"""
+        """names, most (bytes of a file) -> [row, bytes of it that follow] each; -1: must be asked for on its own"""
         told: List[Any] = []
         bodies: List[bytes] = []
         room = MAX_BODY
@@ -905,7 +905,7 @@ FRAMES: Optional[Frames] = None
 
 
 def working() -> None:
-    """Called in long loops: the client learns that this goes on."""
+    """Called in long loops: the client learns that this continues."""
     if FRAMES is not None and time.monotonic() - FRAMES.said_at > BUSY_S:
         signal.alarm(IDLE_S)
         FRAMES.write({"busy": True})

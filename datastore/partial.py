@@ -1,5 +1,5 @@
 """Where what is fetched is put until it is whole: beside its target, as `.*.part`, a file or a directory with all that
-came of it. What is cut off, by whatever end, stays there, and the next call for the same target goes on with it.
+came of it. What is cut off, by whatever end, stays there, and the next call for the same target resumes with it.
 
 It knows no datastore. A part is named after the very file that it is a part of; of a directory each file is held
 against the listing of the next try. Who fetches compares sums, where there are any.
@@ -21,7 +21,7 @@ from datastore.directory import remove
 from datastore.port import DatastoreAway
 
 LARGE = 1 << 18
-"""Larger files of a directory go on in their middle; others are whole or not there."""
+"""Larger files of a directory continue in their middle; others are whole or not there."""
 _PIECE = 1 << 20
 
 
@@ -104,7 +104,7 @@ class Part:
             self.drop()
 
     def leave(self, error: BaseException) -> None:
-        """It goes on another time: when the datastore is there again, or who was interrupted asks again."""
+        """It continues another time: when the datastore is there again, or who was interrupted asks again."""
         if isinstance(error, DatastoreAway) or not isinstance(error, Exception):
             self._keep()
         else:

@@ -23,7 +23,7 @@ def over_day(tables: Tables, hours: float, new: VmRow) -> str:
 
 
 def runs_over(tables: Tables) -> str:
-    """Why nothing starts for any run that goes on; empty where something may."""
+    """Why nothing starts for any run that continues; empty where something may."""
     going_on = {task.run_no for task in tables.tasks.values() if task.state not in ENDED}
     if not going_on or any(f"{NOTE}{run_no}" not in tables.context for run_no in going_on):
         return ""

@@ -13,7 +13,7 @@ from sim.store import CLUSTER_ID
 from sim.world import World
 
 AGAIN_S = 2.0
-"""What is not answered is said again after this."""
+"""What is not answered is repeated after this."""
 HEARTBEAT_S = 3.0
 CHUNK, MOST_CHUNKS = 8, 40
 """Tasks in a chunk, as small as makes several of a small push; a large one is cut like a real one's, into as many."""

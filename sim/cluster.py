@@ -47,7 +47,7 @@ class Machine:
             self.process = WorkerProcess(self.home, self.cluster.worker_places, self.ended)
 
     def ended(self, why: str) -> None:
-        """Its process ended; another comes by and by. A VM that was told to leave has done its work."""
+        """Its process ended; another comes by and by. A VM that was ordered to leave has done its work."""
         if self.stands and not (self.of_cloud and why == "left" and not self.home.spool):
             self.cluster.world.after(self.cluster.world.random.uniform(0.1, 15.0), self.begin)
 
@@ -143,7 +143,7 @@ class Cluster:
         self.bosses.append(BossProcess(name, self.boss_places, self.config, replace, gone))
 
     def add_machine(self) -> None:
-        """A machine that somebody set up."""
+        """A machine that someone set up."""
         self._count += 1
         chance = self.world.random
         resources: Resources = {"cpus": float(chance.choice((2, 2, 4))), "memory_mb": 4000.0}

@@ -1,6 +1,6 @@
 """How much a value holds, container by container, whatever it is made of. For tests of growth; changes nothing.
 
-Walks everything that is reachable from a value, so that a container that somebody adds tomorrow is looked at too.
+Walks everything that is reachable from a value, so that a container that someone adds tomorrow is looked at too.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Faults(msgspec.Struct):
     worker_freeze: float = 0.0
     """Per second and worker: it stands still, at times longer than its lease."""
     worker_leaves: float = 0.0
-    """Per second and worker: somebody tells it to leave; another comes later."""
+    """Per second and worker: someone tells it to leave; another comes later."""
     link_cut: float = 0.0
     """Per second and worker: its connection to the broker ends for a while."""
     broker_restart: float = 0.0
@@ -77,7 +77,7 @@ class Faults(msgspec.Struct):
     """Per second: two of them (a peer and the broker, a worker and the datastore, the boss and either) do not reach
     each other for a while, in one direction or both, and nobody is told."""
     queue_full: float = 0.0
-    """Per message to somebody for whom many wait: the broker drops it silently."""
+    """Per message to someone for whom many wait: the broker drops it silently."""
     datastore_full: float = 0.0
     """Per second: nothing can be stored or published for a while; what is there can be read."""
     disk_full: float = 0.0
@@ -89,7 +89,7 @@ class Faults(msgspec.Struct):
     sign_lost: float = 0.0
     """Per certificate asked for: it never comes."""
     liar: float = 0.0
-    """Per second: a peer with a key of its own lies of what is others', or somebody says again what others said."""
+    """Per second: a peer with a key of its own lies of what is others', or someone says again what others said."""
     poison: float = 0.0
     """Per push of a run: one of its tasks kills every worker process that it runs on, also after things heal."""
     vm_queue: float = 0.0

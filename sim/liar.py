@@ -1,4 +1,4 @@
-"""A peer with a good key of its own that lies: of homes, attempts, outcomes and lanes that are others'. And somebody at
+"""A peer with a good key of its own that lies: of homes, attempts, outcomes and lanes that are others'. And someone at
 the broker, without any key, who says again what others said."""
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def sizes(core: Boss) -> dict[str, int]:
 
 
 _PASSING = ("promotions", "outcomes that wait", "push tokens", "requests", "unanswered outcomes")
-"""None of these is left where nothing goes on."""
+"""None of these is left where nothing continues."""
 
 
 def not_forgotten(core: Boss, living: set[str]) -> list[str]:

@@ -95,7 +95,7 @@ class Trouble:
         if world.fault("vm_vanishes", faults.vm_vanishes):
             self._end_machine(machine)
         elif world.fault("vm_off", faults.vm_off):
-            # The cloud says POWEROFF. That is no evidence: the machine may well go on.
+            # The cloud says POWEROFF. That is no evidence: the machine may well continue.
             kind = world.random.choice(("lives on", "is off for a while", "is off for good"))
             world.tell("cloud", f"says POWEROFF of {machine.home.name}, which {kind}")
             if kind != "lives on":

@@ -131,7 +131,7 @@ class World:
 
     def note(self, mark: bytes, who: str, words: Callable[[], str] | None) -> None:
         """Something that happens often: `mark` is what the hash knows of it, beside when it happened; `words`, where it
-        is worth telling to a person, are made when somebody reads them."""
+        is worth telling to a person, are made when someone reads them."""
         now = self.now
         if words is not None:
             self._lines.append((now, who, words))

@@ -1,4 +1,4 @@
-"""`python -m worker ACCESS_FILE`: an agent on this machine, until it is told to leave."""
+"""`python -m worker ACCESS_FILE`: an agent on this machine, until it is ordered to leave."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`python -m worker.debug [ACCESS_FILE]`: could a worker work here? One line per thing it needs, then a verdict.
 
 Takes the arguments of `python -m worker` and changes nothing: no worker reports for duty, the boss's book stays as it
-is, what it stages in the datastore is removed again. Ends by itself in less than 30 s and prints no secret.
+is, what it stages in the datastore is removed again. Ends on its own in less than 30 s and prints no secret.
 Imports only what comes with Python until it knows that the packages are there.
 """
 
@@ -34,7 +34,7 @@ DNS_S = 4.0
 BROKER_S = 5.0
 BOSS_S = 5.0
 LISTEN_S = 5.5
-"""A boss says something to somebody at least this often while workers are on duty: heartbeats come every 5 s."""
+"""A boss sends something at least this often while workers are on duty: heartbeats come every 5 s."""
 DATASTORE_S = 5.0
 """Together they stay below the 30 s that are promised."""
 LEAST_PYTHON = (3, 10)

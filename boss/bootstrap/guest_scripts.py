@@ -15,7 +15,7 @@ from boss.bootstrap.start_script import HOME
 from ecloud.model.boot_diagnosis import LOG_CHARS, Visit
 
 OWN_SCRIPT = "the template's own start script"
-"""As what still runs of a guest's own start: no worker is started before it is over."""
+"""As what still runs of a guest's own start: no worker is started before it ends."""
 
 PROBE = r"""
 root=${ECLOUD_ROOT:-}

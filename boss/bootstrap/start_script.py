@@ -40,7 +40,7 @@ where neither can be had."""
 
 SCRIPT = r"""#!/bin/sh
 # Makes this machine a worker of an ECLOUD cluster. Safe to run twice; what it does stands in $home/start.log.
-# ECLOUD_ROOT: a directory that stands for /; empty on a real machine. ECLOUD_COPIED_CODE: where somebody who runs this
+# ECLOUD_ROOT: a directory that stands for /; empty on a real machine. ECLOUD_COPIED_CODE: where whoever runs this
 # by SSH, after the boot, has put the code. Who is not root has a home of his own for it.
 umask 077
 root=${ECLOUD_ROOT:-}
@@ -127,7 +127,7 @@ export ECLOUD_ROOT HOME
 set --
 while IFS= read -r option; do set -- "\$@" "\$option"; done <'$home/options'
 crashes=0
-# Told to end: this machine goes down, or somebody stops the unit. Nothing waits then, and nothing is powered off.
+# Told to end: this machine goes down, or the unit is stopped. Nothing waits then, and nothing is powered off.
 told=
 trap 'told=yes; kill -TERM "\$agent" 2>/dev/null' TERM INT
 pause() {

@@ -32,7 +32,7 @@ VISIT_S = 180.0
 
 
 class Broken(Exception):
-    """The visit could not go on; `contact` is one of those of `Visit`, the text says what happened."""
+    """The visit could not continue; `contact` is one of those of `Visit`, the text says what happened."""
 
     def __init__(self, contact: str, text: str) -> None:
         super().__init__(text)
@@ -40,7 +40,7 @@ class Broken(Exception):
 
 
 class Visitor:
-    """Visits VMs of one pool. `key`: the private key that their sshd lets in; `user` and `port`: at their addresses;
+    """Visits VMs of one pool. `key`: the private key that their sshd accepts; `user` and `port`: at their addresses;
     `secrets_of`: what a VM was sent that nobody may be shown, by its number."""
 
     def __init__(

@@ -25,7 +25,7 @@ def restore(
         if run.held:
             book.ready.hold(run.run_no)
     for task in snapshot.tasks:
-        # The clock of the boss that wrote it may have stood hours ahead of ours.
+        # The clock of the boss that wrote it may have stood hours ahead of this one.
         task.not_before = min(task.not_before, now + MAX_BACKOFF_S)
     book.graph.add(snapshot.tasks)
     attempts.suspects.load(snapshot.suspects)

@@ -33,7 +33,7 @@ log = logging.getLogger("boss")
 END_GRACE_S = 20.0
 """Between TERM, which lets a worker end what it runs, and KILL."""
 TERM_S = 15.0
-"""The same where all are ended together and somebody waits."""
+"""The same where all are ended together and a user waits."""
 HOST = "127.0.0.1"
 
 

@@ -39,7 +39,7 @@ class CredentialsWrong(Problem):
 
 
 class Gone(Problem):
-    """There is no such VM of ours (any more)."""
+    """This cluster has no such VM, or has it no more."""
 
 
 class VmOrder(msgspec.Struct, frozen=True):
@@ -93,7 +93,7 @@ class Provider(Protocol):
 
         `known`: intents of VMs that were there, by cloud id. One of them that is not there any more is told too, as
         GONE, with `since` and `ended` as far as the cloud has kept them, as often as it is asked about. One that is
-        neither shown nor said to be gone is HIDDEN, with words: it may as well be somebody else's by now.
+        neither shown nor said to be gone is HIDDEN, with words: it may as well be another's by now.
 
         `lost`: intents whose call was never answered, and that will be given up unless this list shows their VMs. One
         that was made and is gone already is told as GONE, too, as far as the cloud can be asked for it.
@@ -111,8 +111,8 @@ class Provider(Protocol):
         Raises all errors but `Gone` and `AskForLess`."""
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
-        """End every VM of ours and wait, `wait_s` seconds at most, until `list` is empty; what is left. Raises as
-        `list` does."""
+        """End every VM of this cluster and wait, `wait_s` seconds at most, until `list` is empty; what is left.
+        Raises as `list` does."""
 
     def close(self) -> None:
         """Give back what the cloud counts, such as login tokens. Never raises for a cloud that is away; calls that are

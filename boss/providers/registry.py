@@ -42,7 +42,7 @@ def open_clouds(
     with_tokens: bool = True,
 ) -> dict[str, Provider]:
     """The provider of each pool, by the pool's name. Asks no cloud anything yet. `public_key`: whom the sshd of a VM is
-    to let in. `with_tokens`: log in by tokens, which `Provider.close` gives back."""
+    to accept. `with_tokens`: log in by tokens, which `Provider.close` gives back."""
     local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs)
     clouds: dict[str, Provider] = {pool.name: local for pool in settings.all_pools}
     for pool in settings.all_pools:
@@ -178,7 +178,7 @@ def ask(settings: Settings) -> list[Said]:
 
 
 class Left(msgspec.Struct, frozen=True):
-    """A VM of ours in a cloud's own list; or why a cloud does not tell, in `problem`."""
+    """A VM of this cluster in a cloud's own list; or why a cloud does not tell, in `problem`."""
 
     vm_no: int = 0
     cloud_id: str = ""

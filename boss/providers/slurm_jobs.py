@@ -219,7 +219,7 @@ def worker_script(options: JobOptions, name: str, order: VmOrder, access: bytes)
         f'"$python" -m worker "$home/access" --home "$home/home" {shlex.join(words)} ${{lives:+--lives_s $lives}} &',
         'worker=$!; trap "kill -TERM $worker" TERM',
         "while :; do wait $worker; code=$?; kill -0 $worker 2>/dev/null || break; done",
-        # Outcomes that were not delivered, and directories that somebody wants, stay.
+        # Outcomes that were not delivered, and directories that a user wants, stay.
         '[ -s "$home/home/spool.jsonl" ] || [ -e "$home/home/kept" ] || rm -rf "$home"',
         "exit $code",
     ]

@@ -65,7 +65,7 @@ log = logging.getLogger("boss")
 DATASTORE_THREADS = 4
 CLOUD_THREADS = 8
 VISIT_THREADS = 16
-"""Visits to VMs by SSH wait most of their time; each ends by itself within minutes. They have a pool of their own, so
+"""Visits to VMs by SSH wait most of their time; each ends on its own within minutes. They have a pool of their own, so
 that no other call waits for them."""
 PROMOTED_AT_ONCE = 2_000
 """Attempts in one call."""
@@ -178,7 +178,7 @@ class Calls:
         return None
 
     def _look_at_free_space(self) -> None:
-        """Seldom, and never by itself. A directory is asked by who wants to know."""
+        """Seldom, and never unasked. A directory is asked by who wants to know."""
         datastore = self._storage.publisher
         if isinstance(datastore, SshDatastore):
             self._put(FreeSpaceSeen(str(datastore.address), datastore.free_mb()))

@@ -1,7 +1,7 @@
 """Tells a person: writes it to the log and runs HOOK_COMMAND, one at a time and each for a limited time.
 
 Decides nothing (what is told, and how often, is `boss.core.clients.alerts`'s); whatever becomes of the command, the
-boss goes on.
+boss continues.
 """
 
 from __future__ import annotations

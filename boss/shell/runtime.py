@@ -32,7 +32,7 @@ from ecloud.model.wire import Envelope, Unreadable
 
 log = logging.getLogger("boss")
 EVENTS_A_BATCH = 5_000
-"""Taken from the inbox at once: bounds a transaction; a batch grows by itself while a commit runs."""
+"""Taken from the inbox at once: bounds a transaction; a batch grows on its own while a commit runs."""
 LOG_EVERY_S = 10.0
 KEYS_KEPT = 100_000
 LOOK_AGAIN_S = 0.2

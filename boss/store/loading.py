@@ -129,7 +129,7 @@ def _counts(connection: Connection) -> dict[int, dict[str, int]]:
 
 
 def _init_attempts(connection: Connection, going_on: sa.Select[Any]) -> list[AttemptRow]:
-    """Which workers on duty are prepared, and how often it failed in runs that go on."""
+    """Which workers on duty are prepared, and how often it failed in runs that continue."""
     attempts, workers = schema.attempts, schema.workers
     on_duty = sa.select(workers.c.worker).where(workers.c.state.in_(_ON_DUTY))
     failed = sa.and_(attempts.c.run_no.in_(going_on), attempts.c.cause.is_not(None), attempts.c.cause != "success")

@@ -36,7 +36,7 @@ class StoreAway(PartAway):
 
 
 class CommitRefused(Exception):
-    """The database will never take this batch. A fault of ours: the boss starts anew from the store."""
+    """The database will never take this batch. A bug: the boss starts anew from the store."""
 
 
 class Statements:

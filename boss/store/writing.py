@@ -85,7 +85,7 @@ class Writing:
         if writes.dropped_tasks or writes.dropped_runs:
             self._drop(writes)
 
-    # --- rows with numbers of ours -----------------------------------------------------------------
+    # --- rows with numbers that the boss gives -----------------------------------------------------------------
 
     def _numbered(self, writes: Writes, now: float) -> None:
         query = "SELECT next_task_no, next_run_no, next_vm_no FROM leader WHERE id = 1"

@@ -119,5 +119,5 @@ def changed(where: str, offered: str) -> Lost:
 
 
 def not_authorised(where: str) -> Lost:
-    """The key that was shown opens nothing."""
+    """The key that was shown is refused."""
     return Lost(f"{where} refuses this key or certificate: it is not authorised there, or it expired", True, True)

@@ -160,7 +160,7 @@ class SshDatastore:
         return list(ask(self._link, {"do": "stages"})[0]["stages"])
 
     def put(self, local: Path, path: str) -> list[Entry]:
-        """See `port.Publisher.put`. One that was cut off goes on where it was when it is put again from here."""
+        """See `port.Publisher.put`. One that was cut off resumes where it was when it is put again from here."""
         where = f"{socket.gethostname()}\0{local.absolute()}\0{path}"
         with _held(local) as alone:
             # What another command puts just now is left to it: two that write one unfinished file would spoil it.

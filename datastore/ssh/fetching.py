@@ -1,6 +1,6 @@
 """Files and directories from a gate to this machine: in ranges, many on their way at once, whole or not at all.
 
-What was cut off goes on where it was (`datastore/partial.py`), also of a directory, unless it was replaced meanwhile:
+What was cut off resumes where it was (`datastore/partial.py`), also of a directory, unless it was replaced meanwhile:
 what came earlier is held against its hash, where the datastore knows it, else against its size and time.
 """
 

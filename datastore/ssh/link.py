@@ -1,6 +1,6 @@
 """A connection to a gate that comes back: connects when needed, again after a cut, and asks anew what was on its way.
 
-Every request of the gate may be asked again. So a transfer that is cut goes on where it was, and only who waits longer
+Every request of the gate may be asked again. So a transfer that is cut resumes where it was, and only who waits longer
 than its patience without any progress hears of it.
 """
 
@@ -61,7 +61,7 @@ class Link:
 
 
 class Patience:
-    """How long to go on without progress. Pauses are doubled, with jitter: many are cut off at the same moment."""
+    """How long to continue without progress. Pauses are doubled, with jitter: many are cut off at the same moment."""
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
@@ -73,7 +73,7 @@ class Patience:
         self._pause_s = FIRST_PAUSE_S
 
     def pause(self, lost: Lost) -> None:
-        """Wait before the next try. Raises `DatastoreAway` when it is over."""
+        """Wait before the next try. Raises `DatastoreAway` when it ends."""
         pause_s = self._pause_s * random.uniform(0.5, 1.5)
         self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
         if lost.for_good or time.monotonic() + pause_s > self._deadline_s:

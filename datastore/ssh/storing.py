@@ -18,7 +18,7 @@ from datastore.ssh.carrier import Lost
 from datastore.ssh.link import Again, Link, Pipeline, ask
 
 SMALL = 1 << 18
-"""Larger files travel by themselves, in pieces."""
+"""Larger files travel on their own, in pieces."""
 BATCH_BYTES = 1 << 20
 BATCH_ITEMS = 200
 ASKED_FROM = 8 << 20

@@ -255,7 +255,7 @@ def asking_why(settings: Settings) -> Iterator[Callable[[int], list[str] | str]]
 
 
 def say_trouble(text: str) -> None:
-    """What is waited for, on stderr; empty when it is over."""
+    """What is waited for, on stderr; empty when it ends."""
     print(text or "resumed", file=sys.stderr, flush=True)
 
 

@@ -1,5 +1,5 @@
 """What clouds say, asked by a process of the boss's code: clouds are its business, and a door that waits for one must
-not need what only the boss needs. Starts and ends nothing by itself."""
+not need what only the boss needs. Starts and ends nothing on its own."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ecloud.cli.actions import action, run_option
+from ecloud.cli.actions import action, main, run_option
 
 
 @action

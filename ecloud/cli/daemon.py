@@ -177,7 +177,7 @@ def _left_by_rows(engine: Engine) -> list[str]:
 
 
 def _left_in_clouds(settings: Settings, cluster_id: str) -> list[str]:
-    """What the clouds list of ours."""
+    """What the clouds list of this cluster."""
     if not cloud_probe.has_clouds(settings):
         return []
     try:
@@ -196,7 +196,7 @@ def _some(names: list[str]) -> str:
 
 
 def _still_there(settings: Settings) -> str:
-    """What goes on without a boss, as the end of a sentence."""
+    """What continues without a boss, as the end of a sentence."""
     from ecloud.queries import status as queries
 
     try:

@@ -106,7 +106,7 @@ def _refuse_below_a_file(datastore: Publisher, names: Iterable[str]) -> None:
 
 
 def _put_together(datastore: Publisher, files: list[Item]) -> None:
-    """Small files: published in one go, so that each does not wait for the disk by itself. Leaves no stage behind."""
+    """Small files: published in one go, so that each does not wait for the disk on its own. Leaves no stage behind."""
     stage = f"put/{secrets.token_hex(12)}"
     try:
         entries = [entry for item in files for entry in datastore.store(stage, item.local, item.name)]

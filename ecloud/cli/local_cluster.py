@@ -28,7 +28,7 @@ OWNER = "owner.lock"
 
 
 class LocalClusterFailed(PartAway):
-    """The local cluster does not start, or ended by itself; the text has its last words."""
+    """The local cluster does not start, or ended on its own; the text has its last words."""
 
 
 class LocalCluster:

@@ -74,7 +74,7 @@ class Progress:
             self._live.update(Text(f"pushed {count:,} of {self._total:,} tasks"))
 
     def trouble(self, text: str) -> None:
-        """What is waited for; empty when it is over."""
+        """What is waited for; empty when it ends."""
         if text != self._trouble:
             self._trouble = text
             if self._live is None:

@@ -1,6 +1,6 @@
 """The connection to the broker. The only file that imports paho.
 
-Each connection gets a new paho client: one that reconnects by itself would deliver what was queued for a session long
+Each connection gets a new paho client: one that reconnects on its own would deliver what was queued for a session long
 over. The owner's callbacks only put facts into an inbox: what they raise is logged, never let through to paho's thread.
 Owns no message: what is dropped here is made good by the protocol.
 """
@@ -44,7 +44,7 @@ QOS = 1
 
 
 class BrokerAddress(msgspec.Struct, frozen=True):
-    """Where a broker listens and how to be let in. `ca`: PEM text of the authority that signed its certificate."""
+    """Where a broker listens and how to log in. `ca`: PEM text of the authority that signed its certificate."""
 
     host: str
     port: int
@@ -123,7 +123,7 @@ class _TlsSocket(ssl.SSLSocket):
 
 
 class _Client(mqtt.Client):
-    """paho's client, which tells when its thread is over, however that came about."""
+    """paho's client, which tells when its thread ended, however that came about."""
 
     def __init__(self, address: BrokerAddress, client_id: str, over: Callable[[], None]) -> None:
         super().__init__(

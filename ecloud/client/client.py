@@ -41,7 +41,7 @@ from ecloud.model.wire import (
 CONNECT_S = 8.0
 """A door that reaches nobody has said so within 10 s; the rest is its own start."""
 REPEAT_S = 5.0
-"""What is not answered for so long is said again."""
+"""What is not answered for so long is repeated."""
 WINDOW = 4
 """Chunks on the way at once: enough to hide the round trip, few enough to keep 4 MiB in the broker."""
 PATIENCE_S = 60.0
@@ -87,7 +87,7 @@ class Client:
     """A client of one boss. Use from one thread. `watchdog` is called at least once a second while waiting, and may
     raise.
 
-    `on_trouble` hears in one sentence what is waited for, and "" when it is over.
+    `on_trouble` hears in one sentence what is waited for, and "" when it ends.
     """
 
     def __init__(
@@ -296,7 +296,7 @@ class _Push:
             elif isinstance(message, RunRejected) and message.push_id == self.push_id:
                 raise PushRejected(message.problems)
             elif isinstance(message, Refused) and message.about == self.push_id:
-                # Too many pushes at once: what was said is said again in a moment.
+                # Too many pushes at once: what was said is repeated in a moment.
                 self._on_the_way = {k: time.monotonic() - REPEAT_S + BUSY_S for k in self._on_the_way}
             self._client._keep_patience(began, patience_s)
 

@@ -12,7 +12,7 @@ from ecloud.config.home import Home
 
 
 class Invitation(msgspec.Struct, frozen=True):
-    """A key that was given to somebody. `file`: where its access file was written; `at`: when, epoch seconds."""
+    """A key that was given to a user. `file`: where its access file was written; `at`: when, epoch seconds."""
 
     name: str
     role: str

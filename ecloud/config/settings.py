@@ -185,7 +185,7 @@ def settings_path() -> Path:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process of ours that runs elsewhere: it reads the same settings file as this one."""
+    """The environment of a process of this cluster that runs elsewhere: it reads the same settings file as this one."""
     path = settings_path()
     return {**os.environ, **({"ECLOUD_SETTINGS": str(path)} if path.is_file() else {})}
 

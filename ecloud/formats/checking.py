@@ -116,7 +116,7 @@ def size_problem(count: int, max_tasks: int) -> str:
 
 
 def _check_task(task: TaskDefinition, say: Say) -> None:
-    """What is wrong with one task by itself."""
+    """What is wrong with one task on its own."""
     _check_id(task.id, say)
     characters = sum(map(len, task.commands))
     _check_commands(task.commands, characters, say)

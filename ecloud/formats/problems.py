@@ -78,7 +78,7 @@ class _Group:
 
     @property
     def places(self) -> list[str]:
-        """Each by itself, or, where there are many, one text for all of them."""
+        """Each on its own, or, where there are many, one text for all of them."""
         if self._count <= MAX_EQUAL:
             return self._first
         names = [where.removeprefix("task ") for where in self._first]

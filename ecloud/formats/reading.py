@@ -244,7 +244,7 @@ def _read_own(document: Any, name: str, create_ids: bool, max_tasks: int, proble
 
 
 def _entries(value: Any, task: TaskDefinition, problems: Problems) -> list[Entry]:
-    """The elements of an array task; one to go on with where something is wrong."""
+    """The elements of an array task; one to continue with where something is wrong."""
     try:
         if task.init:
             raise ArrayWrong("an init task is no array: it runs once in each worker process")

@@ -21,7 +21,7 @@ class Visit(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was found when a VM was visited by SSH.
 
     `contact`: ok, silent (nothing answers), shut (nobody listens), closed (before or at the exchange of keys), denied
-    (our key is not let in), changed (another host key than at the first visit) or broken (it broke off). `said`: the
+    (our key is not accepted), changed (another host key than at the first visit) or broken (it broke off). `said`: the
     words of that. What follows is known for `ok` only (where it broke off, `vm` and `boot_nonce` may be, too), None
     or empty where it could not be seen: `clock_s`: how far its clock is ahead of the boss's; `python`: the version
     of its newest usable Python, else of any; `context`: whether it has one; `vm`, `boot_nonce`: whose context it

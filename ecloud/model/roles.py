@@ -45,7 +45,7 @@ def role_of(key_name: str) -> Role:
 
 
 def is_revocable(key_name: str) -> bool:
-    """Whether the key was given to somebody; the boss's own can't be revoked."""
+    """Whether the key was given to a user; the boss's own can't be revoked."""
     return key_name.startswith((VM_PREFIX, *INVITATIONS))
 
 

@@ -22,7 +22,7 @@ INIT_FAILURES_ALLOWED = 3
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """Whole numbers that every database keeps and every encoder writes: what arrives beyond them is refused where it is
-read, not in the middle of somebody else's transaction."""
+read, not in the middle of another's transaction."""
 
 
 class TaskState(str, Enum):
@@ -40,7 +40,7 @@ class TaskState(str, Enum):
 
 
 ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED})
-"""States in which nothing more happens to a task by itself."""
+"""States in which nothing more happens to a task automatically."""
 
 MOVES: tuple[tuple[TaskState, TaskState, str], ...] = (
     (TaskState.WAITING, TaskState.READY, "last dependency satisfied"),
@@ -123,7 +123,7 @@ class Condition(str, Enum):
     __str__ = str.__str__
 
     def met_by(self, ended: TaskState) -> bool:
-        """Whether a dependency that ended in state `ended` lets the dependent go on."""
+        """Whether a dependency that ended in state `ended` lets the dependent continue."""
         return self is Condition.ANY or (ended is TaskState.SUCCEEDED) == (self is Condition.SUCCESS)
 
 

@@ -387,9 +387,9 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """For those who watch: task counts by state now, the tasks that ended since the last one (a hint, the database
     knows all).
 
-    `over` when nothing more will happen by itself; `held` says why nothing happens although tasks are left. `moving`:
-    the files that its workers move. `waits`: while tasks are ready, what keeps pools from starting VMs for them; empty
-    where nothing does.
+    `over` when nothing more will happen automatically; `held` says why nothing happens although tasks are left.
+    `moving`: the files that its workers move. `waits`: while tasks are ready, what keeps pools from starting VMs for
+    them; empty where nothing does.
     """
 
     run: str
@@ -418,7 +418,7 @@ Message = (
 class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
     """What every message travels in. `peer` is the worker or client of the conversation, also in what the boss says.
 
-    `number` increases within a session, for each direction by itself. `epoch` is the boss's, `batch` its last commit;
+    `number` increases within a session, for each direction on its own. `epoch` is the boss's, `batch` its last commit;
     both 0 from a peer.
     """
 
@@ -511,7 +511,7 @@ def decode(payload: bytes, topic: str, key_of: Callable[[str], bytes | None]) ->
 
 def _why_unreadable(text: bytes, problem: str, key_name: str) -> Unreadable:
     """Of what does not fit our messages: perhaps it is of another version, where they look different. Only then the
-    version is looked for by itself: looking first cost every message a second reading."""
+    version is looked for on its own: looking first cost every message a second reading."""
     try:
         version = _version_decoder.decode(text).v
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

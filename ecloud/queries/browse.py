@@ -1,4 +1,4 @@
-"""Tasks page by page, for somebody who looks through a million of them: each page costs what it shows."""
+"""Tasks page by page, for a user who looks through a million of them: each page costs what it shows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TaskRow(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some tasks in the order of their lists. `more_after`: the number to go on after, None at the end."""
+    """Some tasks in the order of their lists. `more_after`: the number to continue after, None at the end."""
 
     rows: list[TaskRow]
     more_after: int | None

@@ -403,7 +403,7 @@ def worker_views(connection: Connection, states: Sequence[str] = ("up", "drainin
     query = sa.select(rows).where(rows.c.state.in_(states)).order_by(rows.c.since, rows.c.worker)
     found = [(row, msgspec.json.decode(row.hello, type=Hello)) for row in connection.execute(query)]
     running, queued = _doing(connection)
-    # What an older process of the same home was given goes on under the newer one.
+    # What an older process of the same home was given continues under the newer one.
     on_duty = [(row, hello) for row, hello in found if hello.home and row.state in ("up", "draining")]
     heirs = {(row.key_name, hello.home): row.worker for row, hello in on_duty}
     homes = _homes(connection, set(running) | set(queued), {row.worker for row, _ in found})

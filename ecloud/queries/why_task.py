@@ -110,7 +110,7 @@ class TaskReasons:
 
     def _unfinished_dependencies(self, task_no: int, upwards: Upwards) -> list[Neighbour]:
         found = upwards.of(task_no)
-        # What runs goes on by itself: the others are more of a reason.
+        # What runs continues on its own: the others are more of a reason.
         return sorted(found, key=lambda other: other.state == TaskState.RUNNING.value)
 
     def _root(self, first: Neighbour, upwards: Upwards) -> Any:

@@ -30,7 +30,7 @@ FLUSH_BUSY_S = 0.15
 boss and database half as much."""
 FLUSH_STEADY_COUNT = 32
 FLUSH_STEADY_S = 0.05
-"""And while at least so many wait: tasks that move files end at a pace at which each would be said by itself."""
+"""And while at least so many wait: tasks that move files end at a pace at which each would be said on its own."""
 SHORT_S = 1.0
 """An attempt that ran shorter may be written together with others."""
 
@@ -44,7 +44,7 @@ Key = tuple[int, int]
 
 
 class Running(msgspec.Struct, eq=False):
-    """An attempt that was started here. `said`: whether the boss was told; `staging`: its commands are over, what it
+    """An attempt that was started here. `said`: whether the boss was told; `staging`: its commands ended, what it
     asked for is free again."""
 
     order: AttemptOrder

@@ -91,7 +91,7 @@ class AccessEnded(msgspec.Struct, frozen=True):
 
 
 class TroubleChanged(msgspec.Struct, frozen=True):
-    """Nothing can be started here for this reason; empty: it is over."""
+    """Nothing can be started here for this reason; empty: it ended."""
 
     text: str
 

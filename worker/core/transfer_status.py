@@ -12,7 +12,7 @@ from ecloud.model.wire import Message, MovingChanged
 
 LONG_S = 1.0
 AGAIN_S = 2.0
-"""What goes on moving is told again after this."""
+"""What continues moving is told again after this."""
 
 
 class Shown:

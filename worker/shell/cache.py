@@ -195,7 +195,7 @@ class Cache:
             mine.set_result(None)
 
     def _pass_on(self, key: str, size: int, to: Path, transfer: Callable[[Path], int]) -> int:
-        """Fetch what is not kept. It is put together here all the same, where it goes on after a cut."""
+        """Fetch what is not kept. It is put together here all the same, where it resumes after a cut."""
         mine: Future[None] = Future()
         with self._lock:
             is_mine = self._under_way.setdefault(key, mine) is mine

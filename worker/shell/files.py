@@ -102,7 +102,7 @@ class WorkingDirectories:
         return path
 
     def give_back(self, path: Path, keep_as: str = "") -> None:
-        """The attempt is over; `keep_as` keeps it under that name."""
+        """The attempt ended; `keep_as` keeps it under that name."""
         if keep_as:
             self._kept.mkdir(exist_ok=True)
             os.rename(path, self._kept / keep_as)

@@ -106,7 +106,7 @@ class Jobs:
         self._at = at
         self._keep_dirs = keep_dirs
         self.is_leaving: Callable[[], bool] = lambda: False
-        """Whether this worker was told to leave."""
+        """Whether this worker was ordered to leave."""
         self.shell = "/bin/sh"
         self.stop_grace_s = 10.0
         self.under_way: dict[Key, Job] = {}
@@ -383,7 +383,7 @@ class Jobs:
         self._used.append((job.key, job.directory, keep.replace("/", "_")[:200]))
 
     def tidy(self) -> None:
-        """Make working directories of attempts that are over ready for others, once nobody needs their results."""
+        """Make working directories of attempts that ended ready for others, once nobody needs their results."""
         used, self._used = self._used, []
         for key, directory, keep_as in used:
             if key in self._made:

@@ -1,7 +1,7 @@
 """Results in this worker's own storage, for the attempts that are chained to those that made them.
 
 Reads and hashes what an attempt left in its working directory, before anything is staged, and copies it into the
-working directories of others. Owns no directory: `jobs` keeps each as long as somebody needs it.
+working directories of others. Owns no directory: `jobs` keeps each as long as someone needs it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OwnResults(msgspec.Struct, frozen=True):
 
 
 def read(body: TaskBody, directory: Path) -> OwnResults:
-    """Find and hash results of an attempt whose commands are over. Raises `ResultUnusable`, `BadName`, `OSError`."""
+    """Find and hash results of an attempt whose commands ended. Raises `ResultUnusable`, `BadName`, `OSError`."""
     files: dict[str, str] = {}
     paths: dict[str, Path] = {}
     others: list[str] = []

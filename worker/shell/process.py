@@ -325,7 +325,7 @@ class Processes:
     # --- launchers that were killed -----------------------------------------------------------------
 
     def _lose(self, slot: Slot) -> list[tuple[Process, Finished]]:
-        """Its launcher is gone. Its task is over when the spare launcher has ended what was left of it."""
+        """Its launcher is gone. Its task ends when the spare launcher has ended what was left of it."""
         self._drop(slot)
         if slot in self._idle:
             self._idle.remove(slot)

@@ -48,7 +48,7 @@ from worker.shell.process import Process, Processes
 log = logging.getLogger("worker")
 READY_AT_ONCE = 256
 ENOUGH_AGAIN = 1.25
-"""Times what is needed on the disk is free before a worker that stopped for want of it goes on."""
+"""Times what is needed on the disk is free before a worker that stopped for want of it continues."""
 LOOK_EVERY_S = 1.0
 """How often disk, trouble and long-running processes are looked at."""
 SWEEP_EVERY_S = 3600.0
@@ -120,7 +120,7 @@ class WorkerRuntime:
     # --- the loop -----------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Work until told to leave; the exit code. Ends all tasks, whatever this process dies of."""
+        """Work until ordered to leave; the exit code. Ends all tasks, whatever this process dies of."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, lambda *_: self._on_signal())

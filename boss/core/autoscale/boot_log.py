@@ -2,7 +2,7 @@
 
 Owns the boot rows of VMs that are not gone; those of VMs that are gone stay in the database. Steps come from the
 cloud's list (address), from visits (ssh, clock, python, code) and from what the worker tells when it reports (its own
-start, on a clock that is compared with none of ours). Decides when a VM is visited; ends none.
+start, on a clock that is compared with none of the boss). Decides when a VM is visited; ends none.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class BootLog:
         self._outbox.call(VisitVm(vm.vm_no, vm.pool, row.address, vm.boot_nonce, row.host_key, pool.gets_code))
 
     def on_visited(self, vm: VmRow, event: VmVisited, pool: PoolConfig, now: float) -> None:
-        """A visit is over."""
+        """A visit ended."""
         row = self._row(vm)
         row.visit = event.visit
         if self._is_of(vm, row, event):

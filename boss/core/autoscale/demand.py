@@ -141,7 +141,7 @@ class DemandEstimate:
         ]
 
     def _failing_inits(self) -> list[int]:
-        """Init tasks that failed somewhere, of runs that go on all the same."""
+        """Init tasks that failed somewhere, of runs that continue all the same."""
         return [task_no for run_no in self._book.failing_runs for task_no in self._book.runs[run_no].init_failures]
 
     def _busy_s(self, worker: Worker, now: float) -> float:

@@ -25,7 +25,7 @@ LONGEST_BACKOFF_S = 300.0
 """After refusals; the first rest is what the call said, doubled for each cause while it lasts."""
 MINUTE_S = 60.0
 FOR_A_PERSON = ("pool", "credentials", "unset")
-"""Causes of refusals that do not pass by themselves."""
+"""Causes of refusals that do not pass without help."""
 
 
 class PoolHealth:
@@ -138,7 +138,7 @@ class PoolHealth:
         return self._rest(rest_s, reason, now)
 
     def on_boot_failed(self, reason: str, now: float) -> float | None:
-        """A VM came to nothing; until when the pool rests now, None where it goes on. What fails while it rests was
+        """A VM came to nothing; until when the pool rests now, None where it continues. What fails while it rests was
         of the same wave."""
         if now < self._rests_until:
             return None

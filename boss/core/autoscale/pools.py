@@ -127,7 +127,7 @@ class Pools:
 
     def look_for_room(self, vms: Collection[VmRow], now: float) -> None:
         """Ask clouds that refused what a person asked for whether they are still full, so that people are told what is
-        so. Once a wave is over: each of its refusals would ask."""
+        so. Once a wave ended: each of its refusals would ask."""
         for name, room in self.capacity.items():
             if room.refused and not any(vm.pool == name and vm.state is VmState.INTENDED for vm in vms):
                 self.asks_room_first(name, vms, now)

@@ -66,7 +66,7 @@ class Vms:
         self.boots = BootLog(outbox, timers, config.boot_deadline_s)
         self.owed = OwedVms(outbox, context)
         self.held = False
-        """All were ended by a person: none is started by itself until the boss's next start."""
+        """All were ended by a person: none is started automatically until the boss's next start."""
 
     @property
     def rows(self) -> list[VmRow]:
@@ -213,7 +213,7 @@ class Vms:
         number = key_name[3:]
         if not number.isdecimal():
             return False
-        # A number that no intent of ours had yet comes from a database that was lost.
+        # A number that no intent of this cluster had yet comes from a database that was lost.
         return int(number) < self._next_vm_no and int(number) not in self.alive
 
     def on_worker(self, vm: Vm, worker: Worker, now: float) -> None:
@@ -250,7 +250,7 @@ class Vms:
             self.ask_end(vm, now)
 
     def on_refused(self, vm_no: int, reason: str, retry_s: float, cause: str, now: float) -> None:
-        """The cloud said no: this intent is over; the pool rests."""
+        """The cloud said no: this intent ended; the pool rests."""
         vm = self.alive.get(vm_no)
         if vm is None:
             return

@@ -19,7 +19,7 @@ from ecloud.model.vm_states import VmState
 
 LOOK_EVERY_S = 10.0
 LONG_S = 600.0
-"""What should pass by itself is shouted about when it has lasted for this long."""
+"""What should pass without help is shouted about when it has lasted for this long."""
 STUCK_ASKS = 40
 """An end that was asked for so often, every 15 s, has failed for long: so a new boss need not wait once more."""
 AGAIN_S = 3600.0

@@ -24,7 +24,7 @@ class CloudState(Enum):
     UNKNOWN = "unknown"
     """The cloud has lost sight of it."""
     HIDDEN = "hidden"
-    """The cloud neither shows it to us nor says that it is gone: it may belong to somebody else by now."""
+    """The cloud neither shows it to us nor says that it is gone: it may belong to another user by now."""
     GONE = "gone"
     """It is no more."""
 
@@ -33,7 +33,7 @@ WAITING = frozenset({CloudState.PENDING, CloudState.QUEUED})
 
 
 class VmFound(msgspec.Struct, frozen=True):
-    """A VM of ours as its cloud lists it.
+    """A VM of this cluster as its cloud lists it.
 
     `cloud_state`: the cloud's own word for its state. `address`: empty until it has one. `since`, `ended`: when the
     cloud made it, and when it was gone, epoch seconds by the cloud's clock, 0 where it does not say: nothing may wait

@@ -49,7 +49,7 @@ class BossConfig(msgspec.Struct, frozen=True):
     """The longest definition or manifest that the database takes."""
     keep_runs_s: float = 30 * 86400.0
     keep_machines_s: float = 2 * 86400.0
-    """VMs and workers that are over are kept for as long as runs, and for this at least: the budget of a day is counted
+    """VMs and workers that ended are kept for as long as runs, and for this at least: the budget of a day is counted
     from them."""
     datastore: DatastoreAccess = DatastoreAccess("")
     usual_datastore: str = ""
@@ -72,7 +72,7 @@ class BossConfig(msgspec.Struct, frozen=True):
     """How often stages that belong to nobody are looked for."""
     list_vms_every_s: float = 10.0
     list_idle_every_s: float = 60.0
-    """While no VM of ours is known: what a lost answer left behind shows up in a list only."""
+    """While no VM of this cluster is known: what a lost answer left behind shows up in a list only."""
     boot_deadline_s: float = 300.0
     """A VM whose worker has not reported for duty by then is ended."""
     pending_s: float = 120.0

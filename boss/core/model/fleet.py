@@ -84,7 +84,7 @@ class Worker(msgspec.Struct, eq=False):
     """A worker process; `name`: as a peer. `held`: its attempts by (task_no, number), in the order they were given.
 
     `inits`: init tasks by how they stand in this process: "given", "succeeded", "failed". `resting`: runs it gave back,
-    until its next heartbeat. `slow`: something was asked back and nothing ended since: no queue ahead. `conversation`
+    until its next heartbeat. `slow`: something was retracted and nothing ended since: no queue ahead. `conversation`
     is None from a boss's start until the worker is heard again. `fetched`: big inputs it has or is fetching, the
     latest last.
     """

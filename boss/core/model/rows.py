@@ -142,7 +142,7 @@ class VmRow(msgspec.Struct):
     said: str = ""
 
     def lived(self, now: float) -> tuple[float, float] | None:
-        """From when until when it has been there, by the boss's clock: since it was asked for, or where it is over as
+        """From when until when it has been there, by the boss's clock: since it was asked for, or where it ended as
         long as the cloud says. None where the cloud never made it, as far as is known."""
         if self.started_at is None:
             return None

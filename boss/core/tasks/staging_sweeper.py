@@ -9,7 +9,7 @@ from boss.core.model.timers import Timers
 from boss.core.tasks.attempts import Attempts, stage_name
 
 PEOPLES = "put/"
-"""Stages of what people upload, who may take hours, and go on later."""
+"""Stages of what people upload, who may take hours, and continue later."""
 PEOPLES_LIFE_S = 86_400.0
 
 

@@ -1,9 +1,9 @@
 """Tasks that may have killed the workers they ran on: counted, kept apart, and failed in the end.
 
-A worker that is lost charges the tasks that ran on it, unless it was told to leave, said that its machine ends, or was
-never heard by this boss. Where some of them were charged before, only those are charged again: the others were beside
-them. A task that is one short of the limit runs alone on a worker: so that whoever fails for it was alone with the
-worker that it lost, and no bystander does.
+A worker that is lost charges the tasks that ran on it, unless it was ordered to leave, said that its machine ends, or
+was never heard by this boss. Where some of them were charged before, only those are charged again: the others were
+beside them. A task that is one short of the limit runs alone on a worker: so that whoever fails for it was alone with
+the worker that it lost, and no bystander does.
 """
 
 from __future__ import annotations

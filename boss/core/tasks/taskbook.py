@@ -89,7 +89,7 @@ class TaskBook:
         )
 
     def make_ready(self, node: Node, now: float, reason: str = "") -> None:
-        """Ready again or at last; placed when its back-off is over. One whose dependency is done again waits for it."""
+        """Ready again or at last; placed when its back-off ends. One whose dependency is done again waits for it."""
         self.move(node, _WAITING if node.unmet > 0 else _READY, reason)
         if node.state is _READY and node.assigned:
             self.on_satisfied(node)
@@ -97,7 +97,7 @@ class TaskBook:
             self.offer(node, now)
 
     def offer(self, node: Node, now: float) -> None:
-        """Offer a ready task for placement, now or when its back-off is over."""
+        """Offer a ready task for placement, now or when its back-off ends."""
         if node.not_before > now:
             self._timers.set(node.not_before, lambda at: self._offer_later(node, at))
         else:
@@ -108,7 +108,7 @@ class TaskBook:
             self.offer(node, now)
 
     def end(self, node: Node, state: TaskState, reason: str, now: float) -> None:
-        """A task ends; what waits for it goes on or is aborted."""
+        """A task ends; what waits for it continues or is aborted."""
         self.move(node, state, reason)
         if node.init:
             return
@@ -166,7 +166,7 @@ class TaskBook:
         self.failing_runs.discard(run.row.run_no)
 
     def release(self, run: Run) -> None:
-        """A held run goes on: its init tasks may fail in three more worker processes, or once more in the same."""
+        """A held run continues: its init tasks may fail in three more worker processes, or once more in the same."""
         self._forget_init_failures(run)
         if run.row.held:
             run.row = msgspec.structs.replace(run.row, held="")
@@ -179,7 +179,7 @@ class TaskBook:
         self.failing_runs.discard(run.row.run_no)
 
     def say_stuck(self, run: Run, reason: str) -> None:
-        """Why nothing of this run can start just now; empty when that is over. Told to those who watch, not written."""
+        """Why nothing of this run can start just now; empty when that ends. Told to those who watch, not written."""
         if run.stuck != reason:
             run.stuck = reason
             run.changed = True
@@ -191,7 +191,7 @@ class TaskBook:
         self.changed_runs.add(run.row.run_no)
 
     def settle(self, now: float) -> None:
-        """After a batch: note which runs are over, or no longer over."""
+        """After a batch: note which runs ended, or no longer did."""
         for run_no in tuple(self.changed_runs):
             run = self.runs.get(run_no)
             if run is None:
@@ -208,7 +208,7 @@ class TaskBook:
         self._outbox.writes.runs[run.row.run_no] = run.row
 
     def _end_inits(self, run: Run) -> None:
-        """A run that is over prepares no more worker processes."""
+        """A run that ended prepares no more worker processes."""
         for node in tuple(run.inits.values()):
             if node.state is _READY:
                 self.move(node, TaskState.SUCCEEDED, "skipped: nothing needed it")

@@ -61,7 +61,7 @@ class Access:
         self._outbox.call(SignKey(worker.name, worker.row.hello.ssh_key, refused=refused))
 
     def on_used(self, address: str, now: float) -> None:
-        """The boss's own side is there: nobody waits for his next heartbeat to be let in."""
+        """The boss's own side is there: nobody waits for his next heartbeat to log in."""
         if address != self.datastore.address or not self.datastore.host_key:
             return
         for worker in self._fleet.workers.values():

@@ -115,7 +115,7 @@ class Leases:
         return worker
 
     def _replace(self, older: Worker, newer: Worker, hello: Hello, now: float) -> None:
-        # The newer process ended what the older one had left behind, but for what it lists: that goes on.
+        # The newer process ended what the older one had left behind, but for what it lists: that continues.
         goes_on = {(item.task_no, item.number) for item in hello.attempts}
         for key in [key for key in older.held if key in goes_on]:
             attempt = older.held[key]
@@ -194,7 +194,7 @@ class Leases:
             self._sessions.close(worker.conversation)
 
     def revoke(self, key_name: str, now: float) -> list[Worker]:
-        """The key opens nothing from now on: workers that sign with it are told to stop, and leave at once."""
+        """The key is revoked from now on: workers that sign with it are told to stop, and leave at once."""
         self._sessions.drop_key(key_name)
         revoked = [worker for worker in self._fleet.workers.values() if worker.row.key_name == key_name]
         for worker in revoked:

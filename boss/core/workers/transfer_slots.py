@@ -61,7 +61,7 @@ class Lane(msgspec.Struct, eq=False):
 class TransferSlots:
     """At most `most_lanes` at once, and of those that have `most_bytes` before them together.
 
-    A worker that has more than `most_bytes` by itself gets its lane when it is the only one. `opens_at`: nothing is
+    A worker that has more than `most_bytes` on its own gets its lane when it is the only one. `opens_at`: nothing is
     granted before: workers may hold lanes that an earlier boss granted, and have not told of them yet.
     `holders`: the workers to which it granted them, as recorded; a lane that nobody granted is believed of no worker.
     """

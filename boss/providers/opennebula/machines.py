@@ -1,5 +1,5 @@
 """The machines that a cluster rests on, by their templates: found among the VMs that run, or made when a person says
-so. They carry no mark of ours, so nothing here or elsewhere ever ends them."""
+so. They carry no mark of this cluster, so nothing here or elsewhere ever ends them."""
 
 from __future__ import annotations
 

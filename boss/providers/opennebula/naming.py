@@ -1,7 +1,7 @@
 """OpenNebula's words: how our VMs are named and tagged, what its states mean, how a template is written. Pure.
 
-A VM of ours carries its cluster and its intent twice, in NAME and in LABELS, because the list of VMs shows nothing else
-of what we gave it; and a third time in attributes of its own, which are read where the first two disagree.
+A VM of this cluster carries its cluster and its intent twice, in NAME and in LABELS, because the list of VMs shows
+nothing else of what we gave it; and a third time in attributes of its own, which are read where the first two disagree.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def cloud_state(state: int, lcm: str) -> str:
 
 
 def name_of(cluster_id: str, vm_no: int) -> str:
-    """The NAME of a VM of ours."""
+    """The NAME of a VM of this cluster."""
     name = f"ecloud-{cluster_id}-{vm_no}"
     assert len(name) <= MAX_NAME_CHARS, name
     assert not re.search(r"[$:/]", name), name
@@ -87,12 +87,12 @@ def name_of(cluster_id: str, vm_no: int) -> str:
 
 
 def labels_of(cluster_id: str, vm_no: int, own: str = "") -> str:
-    """The LABELS of a VM of ours, after those of its template."""
+    """The LABELS of a VM of this cluster, after those of its template."""
     return ",".join(filter(None, [own, f"ecloud-{cluster_id}", f"ecloud-vm-{vm_no}"]))
 
 
 def attributes_of(cluster_id: str, vm_no: int, pool: str) -> dict[str, str]:
-    """What else a VM of ours says of itself."""
+    """What else a VM of this cluster says of itself."""
     return {"ECLOUD_CLUSTER": cluster_id, "ECLOUD_VM_NO": str(vm_no), "ECLOUD_POOL": pool}
 
 

@@ -50,8 +50,8 @@ class Template(msgspec.Struct, frozen=True):
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """What every worker of a pool is told. `code`: where its image has ECLOUD; `public_key`: whom its sshd lets in,
-    besides those whom its template names."""
+    """What every worker of a pool is told. `code`: where its image has ECLOUD; `public_key`: whose key its sshd
+    accepts, besides those whom its template names."""
 
     boss_gone_exit_s: float
     keep_dirs: bool
