@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import time
@@ -242,7 +243,7 @@ def test_a_boss_that_slept_while_another_took_over_leaves_and_writes_nothing(on_
     finally:
         first.process.send_signal(signal.SIGCONT)
     assert first.process.wait(30) == 3
-    assert "this boss leaves: epoch 1 is over: another boss leads" in first.log
+    assert re.search(r"this boss leaves: epoch \d+ is over: another boss leads", first.log)
     assert not second.is_over
     with second.client() as client:
         client.push([TaskDefinition("one", ("true",))], PushOptions("r"))

@@ -192,7 +192,7 @@ def test_odd_pushes_are_rejected_whole(besieged: Daemon, tmp_path: Path) -> None
             stranger.say(SubmitTasks(f"odd-{index}", 0, 1, PushOptions("odd"), (good, task)))
             rejected = stranger.hears(RunRejected, RunAccepted)
             assert isinstance(rejected, RunRejected), task.id[:50]
-            shows_no_escapes("".join(rejected.texts))
+            shows_no_escapes("".join(rejected.problems))
         for index, (k, n) in enumerate([(5, 2), (-1, 1), (0, 0), (0, -7), (0, 2**62), (2**62, 2**62)]):
             stranger.say(SubmitTasks(f"chunks-{index}", k, n, PushOptions("odd"), (good,)))
             assert isinstance(stranger.hears(RunRejected, RunAccepted), RunRejected)

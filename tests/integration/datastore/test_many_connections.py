@@ -19,7 +19,7 @@ class Boss:
     """The rule with a lock round it: who is granted a lane hears it at once."""
 
     def __init__(self, lanes: int) -> None:
-        self.permits = TransferSlots(self._say, lanes, 1 << 40)
+        self.transfer_slots = TransferSlots(self._say, lanes, 1 << 40)
         self.most = 0
         self._lock = threading.Lock()
         self._granted = {f"w{number}": threading.Event() for number in range(WORKERS)}
@@ -31,16 +31,16 @@ class Boss:
     def take(self, worker: str) -> None:
         """Ask, and wait for the turn."""
         with self._lock:
-            self.permits.on_wanted(worker, 1000, 0.0)
-            self.permits.grant(0.0)
+            self.transfer_slots.on_wanted(worker, 1000, 0.0)
+            self.transfer_slots.grant(0.0)
         assert self._granted[worker].wait(120), f"{worker} starves"
         with self._lock:
-            self.most = max(self.most, len(self.permits.lanes))
+            self.most = max(self.most, len(self.transfer_slots.lanes))
 
     def give_back(self, worker: str) -> None:
         with self._lock:
-            self.permits.on_ended(worker, self.permits.lanes[worker].number)
-            self.permits.grant(0.0)
+            self.transfer_slots.on_ended(worker, self.transfer_slots.lanes[worker].number)
+            self.transfer_slots.grant(0.0)
 
 
 def test_forty_workers_that_start_at_once_are_not_turned_away(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from boss.store.store import Store
 from ecloud.db.database import make_engine, migrate
 from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.tasks import AttemptState, Cause, Condition, Dependency, Outcome, TaskDefinition, TaskState
+from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Hello
 from ecloud.queries import status as queries
 from ecloud.queries.lookup import NoSuchTask, task
@@ -90,7 +91,7 @@ class Cluster:
     def vm(self, vm_no: int, state: str, **fields: Any) -> None:
         """A VM of pool local, asked for 200 s ago."""
         fields = {"pool": "local", "since": self.now - 100, "intended_at": self.now - 200, **fields}
-        self.write(vms={vm_no: VmRow(vm_no, state=state, size={"cpus": 1.0}, **{"boot_nonce": "n", **fields})})
+        self.write(vms={vm_no: VmRow(vm_no, state=VmState(state), size={"cpus": 1.0}, **{"boot_nonce": "n", **fields})})
 
     def status(self) -> Status:
         """Everything on one screen."""

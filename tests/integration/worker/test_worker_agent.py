@@ -63,9 +63,9 @@ class Agent:
 
     @property
     def spooled(self) -> list[str]:
-        """Lines of its spool."""
+        """Outcomes in its spool, which has lines of another kind, too: what was heard of the boss."""
         try:
-            return (self.home / "spool.jsonl").read_text().splitlines()
+            return [line for line in (self.home / "spool.jsonl").read_text().splitlines() if '"epoch"' not in line]
         except FileNotFoundError:
             return []
 
