@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from datastore.port import BadName, NotThere, Reader
 from datastore.problem import DONE, Problem
 from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app
+from ecloud.cli.sweep_plot import draw
+from ecloud.cli.sweep_table import SweepTable, as_float, sorted_by, table_of
 from ecloud.cli.tables import print_json, print_table
 from ecloud.config.settings import Settings, load_settings
 from ecloud.queries.status import context
@@ -22,22 +22,6 @@ from ecloud.queries.sweep import SweepTask, last_numbers, numbers_of_text, sweep
 TOGETHER = 200
 """Files that are fetched in one request over SSH."""
 MAX_METRICS_BYTES = 1_000_000
-_SOURCES = ("task", "state", "run_s")
-
-Cell = str | float | None
-
-
-class SweepTable(msgspec.Struct, frozen=True):
-    """One row for each task. Columns: `task`, the parameters, `state`, `run_s`, the numbers."""
-
-    columns: list[str]
-    rows: list[list[Cell]]
-
-    def column(self, name: str) -> int:
-        """Its position. Raises `Problem`."""
-        if name not in self.columns:
-            raise Problem(f"there is no column {name!r}; there are {', '.join(self.columns)}")
-        return self.columns.index(name)
 
 
 def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, file: str | None, sort: str | None,
@@ -57,8 +41,6 @@ def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, 
     if sort:
         table = sorted_by(table, sort)
     if plot is not None and file is not None:
-        from ecloud.cli.sweep_plot import draw
-
         points = draw(table, plot[0], plot[1], by, file, run)
         print(f"{file}: {points:,} points of {len(table.rows):,} tasks")
     elif as_json:
@@ -70,42 +52,6 @@ def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, 
     else:
         _print(table)
     return DONE
-
-
-def table_of(tasks: Sequence[SweepTask], numbers: Sequence[dict[str, float]]) -> SweepTable:
-    """Parameters and numbers joined. A number that is called like a parameter is told apart by `metrics.`."""
-    parameters = list(dict.fromkeys(name for task in tasks for name in task.parameters))
-    taken = {*_SOURCES, *parameters}
-    names = list(dict.fromkeys(name for found in numbers for name in found))
-    titles = [f"metrics.{name}" if name in taken else name for name in names]
-    rows: list[list[Cell]] = []
-    for task, found in zip(tasks, numbers):
-        run_s = None if task.run_s is None else round(task.run_s, 3)
-        row: list[Cell] = [task.id, *(task.parameters.get(name) for name in parameters), task.state, run_s]
-        rows.append([*row, *(found.get(name) for name in names)])
-    return SweepTable(["task", *parameters, "state", "run_s", *titles], rows)
-
-
-def sorted_by(table: SweepTable, sort: str) -> SweepTable:
-    """By one column, `-NAME` from the largest down; numbers before texts, what is missing last. Raises `Problem`."""
-    down = sort.startswith("-") and sort not in table.columns
-    at = table.column(sort[1:] if down else sort)
-    there = [row for row in table.rows if row[at] is not None]
-    missing = [row for row in table.rows if row[at] is None]
-
-    def key(row: list[Cell]) -> tuple[bool, float, str]:
-        number = as_float(row[at])
-        return (number is None, number or 0.0, str(row[at]))
-
-    return SweepTable(table.columns, [*sorted(there, key=key, reverse=down), *missing])
-
-
-def as_float(cell: Cell) -> float | None:
-    """The number that a cell is."""
-    try:
-        return None if cell is None else float(cell)
-    except ValueError:
-        return None
 
 
 def _numbers(tasks: Sequence[SweepTask], settings: Settings, notes: dict[str, str]) -> list[dict[str, float]]:

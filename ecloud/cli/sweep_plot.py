@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datastore.problem import Problem
-
-if TYPE_CHECKING:
-    from ecloud.cli.sweep import SweepTable
+from ecloud.cli.sweep_table import SweepTable, as_float
 
 MAX_GROUPS = 12
 """Colours and markers that can be told apart."""
@@ -60,8 +58,6 @@ def draw(table: SweepTable, x: str, y: str, by: str | None, file: str, title: st
 
 def _groups(table: SweepTable, x: str, y: str, by: str | None) -> dict[str, Points]:
     """Points by the value of `by`; those without both numbers are left out. Raises `Problem`."""
-    from ecloud.cli.sweep import as_float
-
     at_x, at_y = table.column(x), table.column(y)
     at_by = None if by is None else table.column(by)
     groups: dict[str, Points] = {}
@@ -79,8 +75,6 @@ def _groups(table: SweepTable, x: str, y: str, by: str | None) -> dict[str, Poin
 
 def _places(cells: list[Any]) -> tuple[dict[Any, float], bool]:
     """Where each value stands on the x axis, and whether that is its number."""
-    from ecloud.cli.sweep import as_float
-
     distinct = list(dict.fromkeys(cells))
     numbers = [as_float(cell) for cell in distinct]
     if all(number is not None and math.isfinite(number) for number in numbers):
