@@ -16,17 +16,16 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from boss.core.model.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, VmSpan, WorkerRow, Writes
-from boss.store.statements import ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
+from boss.store.statements import BYTES_A_STATEMENT, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
 from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Outcome
 from ecloud.model.wire import MAX_NAME_CHARS
 
 MOVES_ALIKE = 20
 """From so many tasks that moved alike on, they get a statement of their own."""
-CASES_A_STATEMENT = 50
+CASES_A_STATEMENT = 100
 MAX_COMMAND_CHARS = 4 * 1024 * 1024
 MAX_ERROR_CHARS = 64 * 1024
 MAX_REASON_CHARS = 4 * 1024
-"""`CASES_A_STATEMENT` of them stay below 1 MB."""
 MAX_CLOUD_ID_CHARS = 128
 _MAX_INT = 2**31 - 1
 _MAX_FLOAT = 1e300
@@ -197,8 +196,17 @@ class Writing:
             for start in range(0, len(numbers), ROWS_A_STATEMENT):
                 part = in_list(numbers[start : start + ROWS_A_STATEMENT])
                 self._connection.exec_driver_sql(self._sql(_MOVE + f"WHERE task_no IN ({part})"), (*values, now))
-        for start in range(0, len(unlike), CASES_A_STATEMENT):
-            self._move_unlike(unlike[start : start + CASES_A_STATEMENT], now)
+        piece: list[tuple[int, _Values]] = []
+        size = 0
+        for move in unlike:
+            reason_bytes = 2 * len(move[1][1])  # escaped
+            if piece and (len(piece) == CASES_A_STATEMENT or size + reason_bytes > BYTES_A_STATEMENT):
+                self._move_unlike(piece, now)
+                piece, size = [], 0
+            piece.append(move)
+            size += reason_bytes
+        if piece:
+            self._move_unlike(piece, now)
 
     def _move_unlike(self, moves: Sequence[tuple[int, _Values]], now: float) -> None:
         """Tasks that moved each in its own way: one statement by CASE for many, in words that every dialect knows."""

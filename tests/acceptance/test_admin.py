@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from doors import Doors, ended
 from services import ROOT, wait_until
@@ -43,7 +44,7 @@ def pushed(doors: Doors) -> Doors:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_every_action_explains_itself(doors: Doors, action: str) -> None:
     out = doors.admin(action, "--help").out
-    assert "--json" in out or action == "completion"
+    assert "--json" in out or action == "completion" or isinstance(main.commands[action], click.Group)
     assert len(out.splitlines()) > 4
 
 

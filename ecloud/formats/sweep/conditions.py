@@ -8,6 +8,8 @@
     product    = atom (("*" | "/" | "%") atom)*
     atom       = number | text in quotes | name | true | false | "-" atom | "(" or_test ")" | "[" or_test, ... "]"
 
+Two single quotes within a text in single quotes are one.
+
 Two values are compared as numbers where both are numbers, else as texts. `<` and arithmetic need numbers.
 """
 
@@ -26,7 +28,7 @@ MAX_DEPTH = 50
 MAX_CHARS = 10_000
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<text>'[^']*'|\"[^\"]*\")"
+    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<text>'(?:[^']|'')*'|\"[^\"]*\")"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_.]*)|(?P<sign>==|!=|<=|>=|[-<>+*/%()\[\],]))"
 )
 _WORDS = frozenset({"and", "or", "not", "in", "true", "false"})
@@ -202,7 +204,7 @@ class _Parser:
                 raise ConditionWrong(f"{word} is too large a number", column)
             return Literal(number, column)
         if kind == "text":
-            return Literal(word[1:-1], column)
+            return Literal(word[1:-1].replace("''", "'") if word.startswith("'") else word[1:-1], column)
         if kind == "bool":
             return Literal(word == "true", column)
         if kind == "name":

@@ -208,10 +208,10 @@ class _Reader:
         parts = []
         for name, key, value in pairs_of(node, self._problems, "a condition"):
             items = value.value if value.id == "sequence" else [value]
-            if any(item.id != "scalar" or {"'", '"'} <= set(item.value) for item in items):
+            if any(item.id != "scalar" for item in items):
                 self._problems.add(place_of(value), "condition", "expected a value, or a list of values")
                 continue
-            quoted = [f'"{item.value}"' if "'" in item.value else f"'{item.value}'" for item in items]
+            quoted = ["'" + item.value.replace("'", "''") + "'" for item in items]
             parts.append((f"{name} in [{', '.join(quoted)}]", key))
         try:
             condition = parse_condition(" and ".join(text for text, _ in parts))

@@ -536,7 +536,7 @@ def test_what_the_cloud_will_not_do_is_shouted_about(story: Cluster) -> None:
     story.vm(2, "ending", cloud_id="c-2", ending_at=story.now - 100, end_asked=2)
     assert story.status().cloud_troubles == [
         "VM 1 of pool local (its cloud calls it c-1) does not end: asked for 12 times in 1 min 40 s; end it by hand "
-        "in the cloud if it costs money"
+        "in the cloud if it costs money; python admin.py forget_vm vm/1 counts and asks no longer"
     ]
     assert "its end was asked for 12 times" in story.why("vm/1").layers
     closed = PoolRow("local", "3 boots in a row failed", story.now - 60, story.now + 60, 5, 94.0, 120.0)
