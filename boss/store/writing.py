@@ -198,12 +198,12 @@ class Writing:
                 self._connection.exec_driver_sql(self._sql(_MOVE + f"WHERE task_no IN ({part})"), (*values, now))
         piece: list[tuple[int, _Values]] = []
         size = 0
-        for move in unlike:
-            reason_bytes = 2 * len(move[1][1])  # escaped
+        for unlike_move in unlike:
+            reason_bytes = 2 * len(unlike_move[1][1])  # escaped
             if piece and (len(piece) == CASES_A_STATEMENT or size + reason_bytes > BYTES_A_STATEMENT):
                 self._move_unlike(piece, now)
                 piece, size = [], 0
-            piece.append(move)
+            piece.append(unlike_move)
             size += reason_bytes
         if piece:
             self._move_unlike(piece, now)
