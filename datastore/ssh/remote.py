@@ -134,7 +134,7 @@ class Remote:
                 channel.set_combine_stderr(True)
                 channel.settimeout(_left_s(until))
                 channel.exec_command(command)
-                with suppress(BrokenPipeError):  # it ended before it had read everything: it says why
+                with suppress(OSError):  # it ended before it had read everything: what it printed says why
                     _give(channel, given, until)
                     channel.shutdown_write()
                 told = _read(channel, until)

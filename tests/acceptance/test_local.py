@@ -102,6 +102,8 @@ def test_an_interrupt_stops_everything_and_says_how_to_go_on(doors: Doors) -> No
     ]
     door = doors.begin("push_tasks.py", doors.write("t.json", tasks), "--local", "--wait")
     wait_until(lambda: any("sleep 77" in command for command in leftovers(doors.place)), 30, "the slow task runs")
+    # It is chained: it starts before the boss has recorded the quick one and published its result.
+    wait_until((doors.place / "ecloud-data" / "out").exists, 30, "the quick task's result is published")
     door.send_signal(signal.SIGINT)
     out, _ = door.communicate(timeout=30)
     assert door.returncode == 130
@@ -216,7 +218,7 @@ def test_files_that_are_no_lists(doors: Doors) -> None:
         (b"[" * 100_000, "deep"),
         (b"\xff\xfe", "UTF-8"),
         (b"42", "list"),
-        (b"", "line 1, column 1"),
+        (b"", "the file is empty"),
     ):
         path.write_bytes(data)
         assert part in doors.push(path, "--local", code=2).err
