@@ -11,6 +11,7 @@ need bwrap bubblewrap
 need ch-run charliecloud
 need slurmctld slurm-wlm
 need munged munge
+need redis-server redis-server
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
   echo "installing$missing"

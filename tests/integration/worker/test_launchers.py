@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -99,7 +98,6 @@ def test_a_daemon_ends_with_its_task_however_it_hides(bench: Bench, how: str) ->
     assert not is_alive(pid_in(pid_file))
 
 
-@pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server here")
 def test_redis_ends_with_its_task(bench: Bench) -> None:
     pid_file = bench.path("redis.pid")
     server = f"redis-server --daemonize yes --port 0 --unixsocket {bench.path('s')} --pidfile {pid_file}"
