@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from doors import Doors, ended
 from services import Daemon, wait_until
 
@@ -190,7 +191,12 @@ def test_directories_and_globs_are_results_too(cluster: Doors) -> None:
     assert last(found, "use")["stdout"] == "1\n2\nx\ny\n"
 
 
-def test_gpus_are_given_by_index_and_never_twice(daemons: Callable[..., Daemon], tmp_path: Path) -> None:
+def test_gpus_are_given_by_index_and_never_twice(
+    daemons: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '0, GPU-a'\necho '1, GPU-b'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     daemon = daemons(POOLS=({"name": "local", "maximum": 1, "cpus": 8, "gpus": 2},)).start()
     doors = Doors(tmp_path / "place", daemon)
     show = 'echo "[$CUDA_VISIBLE_DEVICES]"; sleep 0.3'

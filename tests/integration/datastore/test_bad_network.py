@@ -51,11 +51,11 @@ def test_a_disk_that_is_full_at_nine_tenths(weather: Weather) -> None:
     lines = lines_of("full", size := 3_000_000)
     run = weather.begin(weather.makes("full", lines, gate="full"))
     weather.runs("full")
-    weather.largest_file(size * 9 // 10)
+    weather.room_for(size * 9 // 10)
     weather.open("full")
-    weather.why("full", "results can't be stored", "the datastore", "File too large")
+    weather.why("full", "results can't be stored", "the datastore", "No space left")
     assert "full" not in weather.made()
-    weather.largest_file(None)
+    weather.room_for(None)
     weather.ends(run, "full", lines=lines)
 
 
