@@ -71,15 +71,15 @@ from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from boss.core.workers.sessions import Sessions
 from boss.core.workers.transfer_slots import Said, TransferSlots
+from datastore.backoff import Backoff
 from ecloud.model import wire
 from ecloud.model.worker_states import WorkerState
 
 LATE_S = 1.0
 """A batch later than its deadline by more than this was late through no fault of the workers: their leases are
 extended."""
-FIRST_BACKOFF_S = 0.5
-"""Before a datastore call is made again; doubled each time up to `LAST_BACKOFF_S`."""
-LAST_BACKOFF_S = 30.0
+DATASTORE_BACKOFF = Backoff(0.5, 30.0)
+"""Between tries of a call to the datastore."""
 ARCHIVE_EVERY_S = 600.0
 RESTORED_NOTE = "database/restored"
 """The note that a peer knew of more than the database: when, epoch seconds, and which peer."""
@@ -384,7 +384,7 @@ class Boss:
         if isinstance(call, ListStages):
             return  # asked again at the next sweep
         self.attempts.on_promotion_delayed(call.promotions if isinstance(call, PromoteFiles) else (), reason)
-        backoff_s = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** self._failures[kind])
+        backoff_s = DATASTORE_BACKOFF.wait_s(self._failures[kind])
         self._failures[kind] += 1
         if isinstance(call, (PromoteFiles, FindResults)):
             self._timers.set(now + backoff_s, lambda at: self._outbox.call(call))

@@ -29,15 +29,15 @@ from boss.core.model.events import AttemptsDeclared, Event, RunLoaded, TasksSele
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.core.tasks.manifests import declared_results
 from boss.store.store import CommitRefused, StoreAway
+from datastore.backoff import Backoff
 from ecloud.model.tasks import Result
 from ecloud.model.wire import AttemptOrder, Envelope, StartTasks
 
 RENEW_S = 5.0
 """A leader that has nothing to commit says this often that it lives."""
 LEAD_ABOVE_EVERY_S = 10.0
-FIRST_WAIT_S = 0.1
-"""Before the database is asked again after it did not answer; doubled each time up to `LAST_WAIT_S`."""
-LAST_WAIT_S = 5.0
+DATABASE_BACKOFF = Backoff(0.1, 5.0)
+"""Between questions to a database that does not answer."""
 
 _Answer = TypeVar("_Answer")
 
@@ -271,23 +271,21 @@ class Driver:
 
     def _ask(self, question: Callable[[], _Answer], before: Step | None = None) -> Generator[Step, None, _Answer]:
         """Ask until there is an answer, with a pause after each failure. `before`: the step that begins each try."""
-        wait_s = FIRST_WAIT_S
-        told = False
+        failures = 0
         while True:
             if before is not None:
                 yield before
             try:
                 answer = question()
             except StoreAway as error:
-                if not told:
+                if not failures:
                     self._report(logging.ERROR, f"waiting for the database: {error}")
-                    told = True
             else:
-                if told:
+                if failures:
                     self._report(logging.INFO, "the database is back")
                 return answer
-            yield Pause(wait_s)
-            wait_s = min(LAST_WAIT_S, wait_s * 2)
+            yield Pause(DATABASE_BACKOFF.wait_s(failures))
+            failures += 1
 
     def _renew(self) -> None:
         """Say that this leader lives, where it committed nothing for a while."""

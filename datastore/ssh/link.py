@@ -14,12 +14,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from datastore.backoff import Backoff
 from datastore.port import AccessRefused, BadName, DatastoreAway, NotThere, Unfit
 from datastore.ssh.carrier import Lost, Start
 from datastore.ssh.connection import Answer, Connection
 
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 3.0
+BACKOFF = Backoff(0.1, 3.0)
+"""Between tries without progress, with jitter."""
 WINDOW_BYTES = 6 << 20
 """On their way at once: enough for 0.15 s at 40 MB/s, little enough to be sent again."""
 WINDOW_COUNT = 32
@@ -70,12 +71,12 @@ class Patience:
     def progressed(self) -> None:
         """Something was answered: all anew."""
         self._deadline_s = time.monotonic() + self._patience_s
-        self._pause_s = FIRST_PAUSE_S
+        self._failures = 0
 
     def pause(self, lost: Lost) -> None:
         """Wait before the next try. Raises `DatastoreAway` when it ends."""
-        pause_s = self._pause_s * random.uniform(0.5, 1.5)
-        self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
+        pause_s = BACKOFF.wait_s(self._failures) * random.uniform(0.5, 1.5)
+        self._failures += 1
         if lost.for_good or time.monotonic() + pause_s > self._deadline_s:
             raise (AccessRefused if lost.is_refusal else DatastoreAway)(lost.text, lost.remedy) from lost
         time.sleep(pause_s)

@@ -22,6 +22,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
+from datastore.backoff import Backoff
 from datastore.problem import PartAway
 from ecloud.config.settings import Settings, SettingsWrong
 
@@ -29,11 +30,10 @@ log = logging.getLogger("ecloud.client.broker")
 
 KEEPALIVE_S = 20
 """A broker that is frozen, or a network that swallows everything, is noticed after at most twice this."""
-FIRST_WAIT_S = 0.2
-LAST_WAIT_S = 5.0
+BACKOFF = Backoff(0.2, 5.0)
+"""Between connections to the broker, each shortened by up to a half at random."""
 HELD_S = 2.0
 """After a connection that lasted so long the next one is made at once; after a shorter one the waits grow."""
-"""Longest pause between two attempts to connect; each is shortened at random, so that not all come at once."""
 CONNECT_TIMEOUT_S = 5.0
 """For TCP and TLS, and once more for the broker's answer."""
 IN_FLIGHT = 1_000
@@ -266,14 +266,14 @@ class BrokerConnection:
     # --- the thread ---------------------------------------------------------------------------------
 
     def _supervise(self) -> None:
-        wait_s = FIRST_WAIT_S
+        failures = 0
         while not self._stopping.is_set():
             began = time.monotonic()
             was_connected = self._connect_and_wait()
             # One that ended at once may end at once again: a message is too large for the broker, or a peer has our id.
             held = was_connected and time.monotonic() - began >= HELD_S
-            wait_s = FIRST_WAIT_S if held else min(LAST_WAIT_S, wait_s * 2)
-            self._stopping.wait(wait_s * random.uniform(0.5, 1.0))
+            failures = 0 if held else failures + 1
+            self._stopping.wait(BACKOFF.wait_s(failures) * random.uniform(0.5, 1.0))
 
     def _connect_and_wait(self) -> bool:
         """One connection from its first packet to its end; whether the broker let us in."""

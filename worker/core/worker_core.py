@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from datastore.backoff import Backoff
 from ecloud.model import wire
 from ecloud.model.transfer_status import HeldInput
 from ecloud.model.wire import Envelope, HeldAttempt
@@ -37,8 +38,8 @@ from worker.core.events import (
 from worker.core.transfer_slot import Lane
 from worker.core.transfer_status import Shown
 
-FIRST_HELLO_S = 1.0
-LAST_HELLO_S = 10.0
+HELLO_BACKOFF = Backoff(1.0, 10.0)
+"""Between Hellos that the boss does not answer."""
 DRAIN_WITHOUT_BOSS_S = 5.0
 """A worker that wants to leave waits this long for the boss to hear of it, once it is idle."""
 ENDS_SOON_S = 60.0
@@ -68,7 +69,7 @@ class WorkerCore:
         self.ignored: Counter[str] = Counter()
         self._number = self._seen = self._nonces = 0
         self._hello_at: float | None = None
-        self._hello_wait_s = FIRST_HELLO_S
+        self._hellos = 0
         self._heartbeat_at: float | None = None
         self._lease_until: float | None = None
         self._heartbeats: dict[int, float] = {}
@@ -128,7 +129,7 @@ class WorkerCore:
                 self.attempts.on_returned((task_no, number), reason)
             case ConnectionFound():
                 self.connected = True
-                self._hello_wait_s = FIRST_HELLO_S
+                self._hellos = 0
                 if self._steps and self._steps is self.config.boot_steps:
                     self._steps = (*self._steps, ("broker", now))  # the first time
                 self._say_hello(now)
@@ -233,7 +234,7 @@ class WorkerCore:
         if not welcome.datastore.is_same_place(self.datastore):
             self.datastore, self._access_until = welcome.datastore, None
         self._number = self._seen = 0
-        self._hello_at, self._hello_wait_s = None, FIRST_HELLO_S
+        self._hello_at, self._hellos = None, 0
         self._heartbeats.clear()
         self._inputs_told = ()
         if self._lease_until is None or now >= self._lease_until:
@@ -296,8 +297,8 @@ class WorkerCore:
             batch=self.batch,
         )
         self.attempts.effects.says.append(Envelope(wire.PROTOCOL_VERSION, config.peer, "", 0, hello))
-        self._hello_at = now + self._hello_wait_s
-        self._hello_wait_s = min(LAST_HELLO_S, self._hello_wait_s * 2)
+        self._hello_at = now + HELLO_BACKOFF.wait_s(self._hellos)
+        self._hellos += 1
 
     @property
     def inventory(self) -> tuple[HeldAttempt, ...]:

@@ -312,7 +312,7 @@ class Files:
                 except NotThere:
                     raise ResultUnusable(f"result {result.local} was not there after the commands") from None
                 except (BadName, Unfit) as error:
-                    raise ResultUnusable(f"result {result.local} can't be stored: {error}") from None
+                    raise ResultUnusable(f"result {result.local} cannot be stored: {error}") from None
                 if result.merge:
                     # Only files: a directory in the manifest is published whole, in place of what is there.
                     entries = [entry for entry in entries if entry.kind != "directory"]

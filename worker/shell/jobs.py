@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from datastore.backoff import Backoff
 from datastore.port import AccessRefused, DatastoreAway
 from ecloud.config.this_host import machine_is_stopping
 from ecloud.model.tasks import Cause, Outcome, Result, TaskBody
@@ -46,8 +47,8 @@ from worker.shell.process import NO_OUTPUTS, Finished, Processes
 from worker.shell.results import ResultUnusable, are_small
 
 log = logging.getLogger("worker")
-FIRST_WAIT_S = 0.5
-LAST_WAIT_S = 15.0
+STORE_BACKOFF = Backoff(0.5, 15.0)
+"""Between tries to store results in a datastore that is away."""
 SHUTDOWN_HEARD_S = 1.0
 """A machine that shuts down sends SIGTERM to all processes at once: how long until this one has heard of it, too."""
 Key = tuple[int, int]
@@ -71,7 +72,7 @@ class Job:
         self.stop_reason: str | None = None
         self.outcome: Outcome | None = None
         self.outputs: tuple[Result, ...] = ()
-        self.wait_s = FIRST_WAIT_S
+        self.store_failures = 0
         self.container_argv: list[str] = []
         self.container_name = ""
         self.own = order.own
@@ -340,16 +341,16 @@ class Jobs:
         else:
             # The work is done: it is kept, and stored when that can be done again.
             self._note_refusal(error)
-            self.events.append(TroubleChanged(f"results can't be stored: {_sentence(error)}"))
-            self._at(job.wait_s, lambda: self._stage(job))
-            job.wait_s = min(LAST_WAIT_S, job.wait_s * 2)
+            self.events.append(TroubleChanged(f"results cannot be stored: {_sentence(error)}"))
+            self._at(STORE_BACKOFF.wait_s(job.store_failures), lambda: self._stage(job))
+            job.store_failures += 1
 
     def _note_refusal(self, error: BaseException) -> None:
         if isinstance(error, AccessRefused):
             self.events.append(AccessEnded())
 
     def _clear_trouble(self, job: Job) -> None:
-        if job.wait_s > FIRST_WAIT_S:
+        if job.store_failures:
             self.events.append(TroubleChanged(""))
 
     def _stage_name(self, job: Job) -> str:

@@ -350,7 +350,7 @@ class WorkerRuntime:
             if isinstance(error, AccessRefused):
                 self._inbox.append(AccessEnded())
             text = str(error) if isinstance(error, DatastoreAway) else f"the disk can't be written: {error}"
-            text = f"results can't be stored: {text}" if storing else text
+            text = f"results cannot be stored: {text}" if storing else text
             self._inbox.append(TroubleChanged(text))
 
     def _end(self, leave: Leave) -> int:

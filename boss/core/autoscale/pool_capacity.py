@@ -6,11 +6,12 @@ what is left here for the bound of its plans. A cloud that can't be asked bounds
 
 from __future__ import annotations
 
+from datastore.backoff import Backoff
+
 KEPT_S = 30.0
 """How long an answer holds: others use the cloud too."""
-FULL_S = 15.0
-"""After an answer of none: how long until it is asked again; doubled with each up to `FULL_LONGEST_S`."""
-FULL_LONGEST_S = 120.0
+FULL_BACKOFF = Backoff(15.0, 120.0)
+"""Between questions to a cloud that answered: none."""
 USED_UP_S = 2.0
 """After what was said to be left has been asked for: how long until it is asked again."""
 ANSWERED_IN_S = 60.0
@@ -31,7 +32,7 @@ class PoolCapacity:
         """VMs asked for that the last answer may not count."""
         self._taken_next = 0
         """The same for the answer that is on its way."""
-        self._full_s = FULL_S
+        self._full_before = 0
         self.refused = 0
         """VMs that the cloud had no room for since it last had some."""
 
@@ -51,7 +52,7 @@ class PoolCapacity:
 
     def full(self, now: float) -> str:
         """Why none can be had, in words; empty where some can, or where that is long unknown."""
-        known = self._seen_at is not None and now < self._seen_at + 2 * FULL_LONGEST_S
+        known = self._seen_at is not None and now < self._seen_at + 2 * FULL_BACKOFF.longest_s
         if not known or self._vms != 0:
             return ""
         return self.why + (
@@ -72,7 +73,7 @@ class PoolCapacity:
         if self._seen_at is None:
             return 0.0
         if self._vms == 0:
-            return self._seen_at + self._full_s
+            return self._seen_at + FULL_BACKOFF.wait_s(self._full_before)
         return self._seen_at + (USED_UP_S if self.left == 0 else KEPT_S)
 
     # --- facts -----------------------------------------------------------------------------------
@@ -89,8 +90,7 @@ class PoolCapacity:
 
     def on_seen(self, vms: int | None, reason: str, now: float) -> None:
         """The cloud's answer."""
-        again = vms == 0 and self._vms == 0
-        self._full_s = min(FULL_LONGEST_S, self._full_s * 2) if again else FULL_S
+        self._full_before = self._full_before + 1 if vms == 0 and self._vms == 0 else 0
         self._vms, self._reason, self._taken = vms, reason, self._taken_next
         self._seen_at, self._asked_at = now, None
         if vms != 0:

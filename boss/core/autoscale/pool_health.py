@@ -11,6 +11,7 @@ from collections import deque
 
 from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.rows import PoolRow
+from datastore.backoff import Backoff
 
 BOOTS_KEPT = 50
 """Boot times remembered: enough for a P95 that is no single outlier."""
@@ -18,11 +19,10 @@ FAILED_BOOTS = 3
 """Boots in a row that failed, after which the pool rests: few, so that a broken image costs few VMs."""
 UNPROVEN = 10
 """Starts under way in a pool of which no VM ever came up."""
-FIRST_REST_S = 60.0
-"""After `FAILED_BOOTS`; doubled with each further failed boot up to `LAST_REST_S`."""
-LAST_REST_S = 600.0
-LONGEST_BACKOFF_S = 300.0
-"""After refusals; the first rest is what the call said, doubled for each cause while it lasts."""
+REST_BACKOFF = Backoff(60.0, 600.0)
+"""How long a pool rests after `FAILED_BOOTS`, and after each further failed boot."""
+LONGEST_REFUSED_S = 300.0
+"""Longest rest after refusals; the first is what the cloud's answer asked for, doubled while its cause lasts."""
 MINUTE_S = 60.0
 FOR_A_PERSON = ("pool", "credentials", "unset")
 """Causes of refusals that do not pass without help."""
@@ -134,7 +134,7 @@ class PoolHealth:
         self._refused[cause] = times + 1
         if cause == "less":
             self._window = max(1.0, self._window / 2)
-        rest_s = max(retry_s, min(LONGEST_BACKOFF_S, retry_s * 2.0**times))
+        rest_s = max(retry_s, Backoff(retry_s, LONGEST_REFUSED_S).wait_s(times))
         return self._rest(rest_s, reason, now)
 
     def on_boot_failed(self, reason: str, now: float) -> float | None:
@@ -145,7 +145,7 @@ class PoolHealth:
         self._failed_boots += 1
         if self._failed_boots < FAILED_BOOTS:
             return None
-        rest_s = min(LAST_REST_S, FIRST_REST_S * 2.0 ** (self._failed_boots - FAILED_BOOTS))
+        rest_s = REST_BACKOFF.wait_s(self._failed_boots - FAILED_BOOTS)
         return self._rest(rest_s, f"{self._failed_boots} boots in a row failed, the last: {reason}", now)
 
     def _rest(self, rest_s: float, why: str, now: float) -> float:

@@ -25,6 +25,7 @@ from boss.core.tasks.outcome_acks import OutcomeAcks
 from boss.core.tasks.shared_names import SharedNames
 from boss.core.tasks.suspects import Suspects
 from boss.core.tasks.taskbook import TaskBook
+from datastore.backoff import Backoff
 from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, ManifestEntry, Outcome, Result, TaskState
 from ecloud.model.wire import (
     BATCH_BYTES,
@@ -40,7 +41,7 @@ from ecloud.model.wire import (
 )
 
 MAX_BACKOFF_S = 60.0
-"""Longest wait before a retry of a task or of a datastore call."""
+"""Longest wait before a retry of a task."""
 
 VOID = "an attempt that it was chained to did not succeed"
 
@@ -369,7 +370,7 @@ class Attempts:
 
     def _fail_or_retry(self, node: Node, cause: Cause, error: str, now: float) -> None:
         if cause in node.retries.on and node.retries_used < node.retries.max:
-            backoff_s = min(MAX_BACKOFF_S, self._config.retry_backoff_s * 2**node.retries_used)
+            backoff_s = Backoff(self._config.retry_backoff_s, MAX_BACKOFF_S).wait_s(node.retries_used)
             node.retries_used += 1
             if cause is Cause.MEMORY:
                 self._grow(node)

@@ -35,7 +35,7 @@ def test_sshd_killed_while_a_result_is_on_its_way(weather: Weather, size: int) -
         wait_until(lambda: weather.proxy.passed - begun > stopped_at, PATIENCE_S, f"a third has gone {way}")  # noqa: B023
         weather.sshd.stop()
         if way == "up":
-            weather.why(big, "results can't be stored", "the datastore", "onnection")
+            weather.why(big, "results cannot be stored", "the datastore", "onnection")
             assert big not in weather.made()
         else:
             weather.why(reads, "the datastore", "onnection")
@@ -53,7 +53,7 @@ def test_a_disk_that_is_full_at_nine_tenths(weather: Weather) -> None:
     weather.runs("full")
     weather.room_for(size * 9 // 10)
     weather.open("full")
-    weather.why("full", "results can't be stored", "the datastore", "No space left")
+    weather.why("full", "results cannot be stored", "the datastore", "No space left")
     assert "full" not in weather.made()
     weather.room_for(None)
     weather.ends(run, "full", lines=lines)

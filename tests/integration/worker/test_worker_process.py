@@ -449,7 +449,7 @@ def test_finished_work_waits_for_the_datastore(bench: Bench) -> None:
     shutil.rmtree(root)
     bench.until(lambda: any(isinstance(event, TroubleChanged) for event in bench.events))
     trouble = next(event for event in bench.events if isinstance(event, TroubleChanged))
-    assert "results can't be stored" in trouble.text
+    assert "results cannot be stored" in trouble.text
     assert str(root) in trouble.text
     bench.store.make()
     outcome = bench.outcome(task_no)

@@ -13,7 +13,7 @@ from boss.core.model.config import BossConfig
 from boss.core.model.effects import Call, Effects, LoadRun
 from boss.core.model.events import AttemptsDeclared, Event, MessageArrived, RunLoaded
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
-from boss.shell.driver import FIRST_WAIT_S, LAST_WAIT_S, RENEW_S, Commit, Driver, Next, Pause, Step, Turn
+from boss.shell.driver import DATABASE_BACKOFF, RENEW_S, Commit, Driver, Next, Pause, Step, Turn
 from boss.store.store import CommitRefused, StoreAway
 from ecloud.model import wire
 from ecloud.model.tasks import Result, TaskDefinition
@@ -170,7 +170,7 @@ def test_while_the_database_is_away_it_waits_longer_and_longer_and_says_so_once(
     ports.away = 9
     steps = ports.run(ports.driver.turn([heard("c1", session, 1, submit("r", TaskDefinition("a", ("true",))))]))
     pauses = [step.seconds for step in steps if isinstance(step, Pause)]
-    assert pauses == [min(LAST_WAIT_S, FIRST_WAIT_S * 2**n) for n in range(9)]
+    assert pauses == [DATABASE_BACKOFF.wait_s(n) for n in range(9)]
     assert ports.reports == ["ERROR: waiting for the database: nobody answers", "INFO: the database is back"]
     assert ports.happened[-1] == "RunAccepted"
 
