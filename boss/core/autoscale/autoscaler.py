@@ -1,6 +1,6 @@
-"""Does what `scaling.plan` says: starts VMs for work that waits, ends idle ones, and tells why none starts.
+"""Carries out `scaling.plan`: starts VMs for waiting work, ends idle VMs, and reports why none starts.
 
-Owns when the next plan is due. VMs themselves are `Vms`'s.
+Owns the time of the next plan. `Vms` owns the VMs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from ecloud.model.text import counted
 from ecloud.model.vm_states import VmState
 
 SLOW_S = 15.0
-"""What a cloud says of a VM that boots is passed on after this: before, it says that of all."""
+"""How long to wait before a booting VM's cloud state is reported as a reason: early on it says "booting" of every
+VM."""
 TOLD_TOGETHER = 3
-"""Reasons why no VM comes that are told at once."""
+"""How many reasons are reported together when no VM comes up."""
 MANY_WORKERS = 50
-"""With more than these, capacity is planned less often: a plan looks at each of them, which costs 15 µs."""
+"""With more workers than this, plans are made less often: a plan looks at each worker, which costs 15 µs."""
 PLAN_EVERY_S_A_WORKER = 0.001
 ENDED_BY_HAND = "all VMs were ended by a person; python admin.py instantiate_worker starts some, or a new boss"
 
 
 class Autoscaler:
-    """Capacity, planned again after each batch."""
+    """Plans capacity after each batch of events."""
 
     def __init__(self, vms: Vms, demand: DemandEstimate, fleet: Fleet, timers: Timers, config: BossConfig) -> None:
         self._vms = vms
@@ -41,12 +42,12 @@ class Autoscaler:
         self.rule: Callable[[FleetSnapshot], Plan] = plan
         self._not_planned_before = 0.0
         self._why_none: str | None = None
-        """What this batch found to keep VMs from starting."""
+        """What keeps VMs from starting, cached for this batch."""
 
     # --- doing -----------------------------------------------------------------------------------
 
     def scale(self, now: float) -> None:
-        """Start what is missing for the work; end idle VMs."""
+        """Start VMs that the work needs and end idle VMs."""
         self._why_none = None
         vms = self._vms
         if not self._config.pools:
@@ -80,7 +81,8 @@ class Autoscaler:
             self._timers.once(SCALING, now + made.next_s)
 
     def _start_owed(self, now: float) -> None:
-        """What a person asked for and its cloud had no place for is asked for again as soon as the pool may start."""
+        """Request again, as soon as the pool may start VMs, those that a person requested and the cloud could not
+        place."""
         vms = self._vms
         for pool in self.pools_now(now) if vms.owed else ():
             name = pool.config.name
@@ -89,21 +91,21 @@ class Autoscaler:
                 vms.start_owed(pool.config, pool.may_start, now)
 
     def plan(self, now: float) -> Plan:
-        """What `scale` would do now, and why; changes nothing."""
+        """What `scale` would do now, with reasons. Changes nothing."""
         return self.rule(self._demand.situation(self._vms.rows, self.pools_now(now), now))
 
     # --- telling ---------------------------------------------------------------------------------
 
     def pool_rows(self, now: float) -> list[PoolRow]:
-        """How each pool fares."""
+        """The state of each pool, for the database."""
         return self._vms.pools.rows(self._closed_all(now), now)
 
     def why_none_starts(self, run_no: int, now: float) -> str:
-        """What keeps VMs from starting for a run's ready tasks, or from coming up; empty where nothing does."""
+        """Why no VM starts or comes up for a run's ready tasks; empty if nothing prevents it."""
         exhausted = self._demand.run_budgets.exhausted
         if self._config.pools and run_no in exhausted:
             return f"no VM starts for it: {exhausted[run_no]}"
-        if self._why_none is None:  # a batch asks for each run that is watched
+        if self._why_none is None:  # each watched run asks within one batch
             self._why_none = self._why_no_vm_comes(now)
         return self._why_none
 
@@ -123,7 +125,7 @@ class Autoscaler:
         return "; ".join(told[:TOLD_TOGETHER])
 
     def _why_not_up(self, vm: Vm, now: float) -> str:
-        """What its cloud says of a VM that boots, or what a visit found there; empty where it has just begun."""
+        """What the cloud, or a visit, reports about a booting VM; empty for a VM that has just begun to boot."""
         cause = self._vms.boots.cause(vm.row)
         if cause is not None:
             return cause.text
@@ -136,15 +138,15 @@ class Autoscaler:
         return self._vms.spending
 
     def pools_now(self, now: float) -> list[PoolNow]:
-        """Every pool as it stands."""
+        """The current state of all pools."""
         return self._vms.pools.now(self._vms.rows, self._closed_all(now), now)
 
     def _closed_all(self, now: float) -> str:
-        """Why nothing starts in any pool."""
+        """Why no pool may start a VM."""
         return ENDED_BY_HAND if self._vms.held else self._spending.exhausted(self._vms.rows, now)
 
     def _plan_again(self, now: float) -> None:
-        """When time alone lets more start."""
+        """Set an alarm for the time at which a time limit allows more starts."""
         if self._spending.exhausted(self._vms.rows, now):
             self._timers.once(SCALING, now + self._spending.LOOK_AGAIN_S)
         for at in self._vms.pools.free_again_at(now):

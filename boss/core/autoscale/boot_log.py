@@ -1,8 +1,8 @@
-"""The record of each VM's boot: which step was done when, what a visit by SSH found, and why it came to nothing.
+"""Records each VM's boot: when each step was done, what a visit by SSH found, and why the boot failed.
 
-Owns the boot rows of VMs that are not gone; those of VMs that are gone stay in the database. Steps come from the
-cloud's list (address), from visits (ssh, clock, python, code) and from what the worker tells when it reports (its own
-start, on a clock that is compared with none of the boss). Decides when a VM is visited; ends none.
+Owns the boot rows of VMs that are not gone; rows of VMs that are gone stay in the database. Steps come from the cloud's
+list (address), from visits (ssh, clock, python, code) and from the worker's Hello (its own start, by a clock that is
+never compared with the boss's). Decides when a VM is visited. Ends no VM.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ecloud.model.boot_diagnosis import Cause, recognise
 from ecloud.model.vm_states import VmState
 
 VISIT_AGAIN_S = 5.0
-"""Between visits to a VM that has no code yet, as those who boot machines by SSH do it."""
+"""Between visits to a VM that has no code yet."""
 LOOK_AGAIN_S = 30.0
-"""Between visits to a VM that has everything and does not report, or that time alone will not mend."""
+"""Between visits to a VM that has its code and does not report, or whose problem time alone does not solve."""
 LATE_S = 45.0
-"""A VM whose image has the code is visited when its boot takes longer than this, and longer than usual …"""
+"""A VM whose image has the code is visited when its boot takes longer than this and longer than usual …"""
 LAST_MOMENT = 0.4
-"""… but no later than after this share of its time: before it is given up."""
+"""… but no later than after this share of its boot deadline."""
 ANSWER_S = 300.0
-"""A visit that has not been answered by then is forgotten: it ends within 180 s, but may wait for its turn."""
+"""When an unanswered visit is forgotten. A visit ends within 180 s but may wait for its turn."""
 TOLD = ("context", "code", "python", "broker")
-"""Steps that a worker tells when it reports."""
+"""Steps that a worker reports in its Hello."""
 
 
 class BootLog:
@@ -41,19 +41,20 @@ class BootLog:
         self._timers = timers
         self.rows: dict[int, BootRow] = {}
         self._visited_at: dict[int, float] = {}
-        """When the next visit may be made; while one is under way, when it is given up."""
+        """When the next visit may begin; during a visit, when it is given up."""
 
     def load(self, rows: list[BootRow]) -> None:
-        """After a start: those of VMs that are not gone. A visit that was under way is made again."""
+        """Load the rows of VMs that are not gone, after a start. A visit that was under way is repeated."""
         self.rows = {row.vm_no: row for row in rows}
 
     def on_listed(self, vm: VmRow, address: str, pool: PoolConfig, usual_s: float, now: float) -> None:
-        """The cloud says that this VM runs at an address. `usual_s`: how long nearly all boots of its pool take."""
+        """The cloud reports that this VM runs at an address. `usual_s`: the 95th percentile of boot times in its
+        pool."""
         row = self._row(vm)
         if address != row.address:
-            if row.address:  # steps of the machine that was there first say nothing of this one
+            if row.address:  # steps of the machine that had the old address say nothing about this one
                 self._visited_at.pop(vm.vm_no, None)
-            if vm.hello_at is None:  # else nobody saw when it had one
+            if vm.hello_at is None:  # else the time at which it got its address is unknown
                 self._step(row, "address", now)
             row.address = address
             self._write(row)
@@ -71,7 +72,7 @@ class BootLog:
         self._outbox.call(VisitVm(vm.vm_no, vm.pool, row.address, vm.boot_nonce, row.host_key, pool.gets_code))
 
     def on_visited(self, vm: VmRow, event: VmVisited, pool: PoolConfig, now: float) -> None:
-        """A visit ended."""
+        """Take the answer of a visit."""
         row = self._row(vm)
         row.visit = event.visit
         if self._is_of(vm, row, event):
@@ -87,8 +88,8 @@ class BootLog:
             self._timers.set(now + again_s, lambda then: self._again(vm, pool, then))
 
     def _is_of(self, vm: VmRow, row: BootRow, event: VmVisited) -> bool:
-        """Whether it was this VM that was met: an address may be another's by then, whose host key and steps say
-        nothing of this one."""
+        """Whether the visited machine is this VM. The address may belong to another VM by then, whose host key and
+        steps say nothing about this one."""
         visit = event.visit
         another = bool(visit.boot_nonce) and (visit.vm, visit.boot_nonce) != (str(vm.vm_no), vm.boot_nonce)
         return not another and event.address == row.address
@@ -98,26 +99,26 @@ class BootLog:
             self._visit(vm, pool, 0.0, now)
 
     def on_worker(self, vm: VmRow, steps: dict[str, float], now: float) -> None:
-        """Its worker reports. `steps`: seconds before that by which each was done, by the worker's own clock."""
+        """A worker reported. `steps`: seconds between each step and the report, by the worker's own clock."""
         row = self._row(vm)
         longest = now - vm.intended_at
         for step in TOLD:
             ago_s = steps.get(step, -1.0)
-            # What a worker says is not believed where it can't be: nothing of a VM is older than its intent.
+            # A worker may claim anything: no step of a VM is older than its intent.
             if 0.0 <= ago_s <= longest:
                 self._step(row, step, now - ago_s)
         self._write(row)
         self._visited_at.pop(vm.vm_no, None)
 
     def cause(self, vm: VmRow) -> Cause | None:
-        """Why it is no worker yet, as far as that is known."""
+        """Why the VM has no worker yet, if that is known."""
         row = self.rows.get(vm.vm_no)
         if row is None or row.visit is None:
             return None
         return recognise(row.visit, vm.vm_no, vm.boot_nonce)
 
     def forget(self, vm_no: int) -> None:
-        """It is gone: its record is in the database."""
+        """Drop the row of a VM that is gone; the database keeps it."""
         self._visited_at.pop(vm_no, None)
         self.rows.pop(vm_no, None)
 
@@ -125,7 +126,7 @@ class BootLog:
         return self.rows.setdefault(vm.vm_no, BootRow(vm.vm_no))
 
     def _step(self, row: BootRow, step: str, at: float) -> None:
-        row.steps.setdefault(step, at)  # a record tells when it was done first
+        row.steps.setdefault(step, at)  # the first time counts
 
     def _write(self, row: BootRow) -> None:
         self._outbox.writes.boots[row.vm_no] = msgspec.structs.replace(row, steps=dict(row.steps))

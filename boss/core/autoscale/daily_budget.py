@@ -1,4 +1,4 @@
-"""The budget in VM-hours of any 24 hours. Owns the lives of VMs that are gone, for as long as they count."""
+"""The budget in VM-hours of any 24 hours. Owns the lives of VMs that are gone, as long as they count."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ecloud.model.vm_states import VmState
 DAY_S = 86_400.0
 HOUR_S = 3_600.0
 LOOK_EVERY_S = 1.0
-"""The sum is made anew this often at most: it is of all VMs of a day, and asked for with each batch."""
+"""The sum over a day's VMs is computed at most this often, although each batch asks for it."""
 
 
 class DailyBudget:
-    """What VMs took lately. `hours_per_day` 0: no limit, and nothing is remembered."""
+    """VM-hours used in the last 24 hours. `hours_per_day` 0: no limit, and nothing is remembered."""
 
     LOOK_AGAIN_S = 60.0
-    """While the budget is used up: hours fall out of the last 24 all the time."""
+    """When to look again while the budget is used up: hours drop out of the last 24 all the time."""
 
     def __init__(self, hours_per_day: float) -> None:
         self._hours_per_day = hours_per_day
@@ -28,7 +28,7 @@ class DailyBudget:
         self._hours = 0.0
 
     def remember(self, vm: VmRow) -> None:
-        """A VM, if it is gone. One that the cloud never made cost nothing."""
+        """Remember a VM that is gone. A VM that the cloud never made cost nothing."""
         lived = vm.lived(vm.since) if vm.state is VmState.GONE else None
         if self._hours_per_day and lived is not None:
             self._past.append(lived)
@@ -42,7 +42,7 @@ class DailyBudget:
         return sum(max(0.0, end - max(start, now - DAY_S)) for start, end in lives) / HOUR_S
 
     def exhausted(self, alive: Iterable[VmRow], now: float) -> str:
-        """Why no VM may start for the budget's sake; empty where some may."""
+        """Why the budget allows no further VM; empty if it does."""
         if self._hours_per_day and now >= self._looked_at + LOOK_EVERY_S:
             self._looked_at, self._hours = now, self.hours(alive, now)
         if self._hours < self._hours_per_day or not self._hours_per_day:

@@ -1,6 +1,6 @@
-"""What there is to do and who is there to do it, as `scaling.plan` wants to be told. Reads everything, changes nothing.
+"""Describes waiting work and available capacity for `scaling.plan`. Reads everything, changes nothing.
 
-Looks at a bounded number of tasks: a batch must not cost more where more tasks wait.
+Looks at a bounded number of tasks, so that a batch costs no more when more tasks wait.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ecloud.model.tasks import AttemptState, TaskState, fits
 from ecloud.model.vm_states import COMING, VmState
 
 COUNTED_READY = 1_000
-"""Ready tasks of a kind that are counted one by one in a batch; of more, void entries in the queue are counted too."""
+"""Ready tasks of one kind that are counted one by one; beyond it, void queue entries are counted too."""
 GUESSED = 20
-"""Tasks of a kind whose run-times are asked for: they are alike."""
+"""Tasks of one kind whose run times are looked up: they are alike."""
 LOOKED_AHEAD = 1_000
-"""Running attempts, and edges below each, that are followed to see what will be ready."""
+"""Running attempts, and edges below each, that are followed to find tasks that will be ready soon."""
 LOOK_AHEAD_FROM_S = 5.0
-"""Where VMs are there within this, nothing is gained by thinking ahead of them."""
+"""If VMs boot within this time, looking ahead gains nothing."""
 NOBODY_KNOWS_S = 1e9
 
 
 class DemandEstimate:
-    """The state, seen by whoever plans capacity."""
+    """The state as the capacity planner sees it."""
 
     def __init__(
         self, fleet: Fleet, book: TaskBook, attempts: Attempts, runtimes: Runtimes, run_budgets: RunBudgets
@@ -43,7 +43,7 @@ class DemandEstimate:
         self._runtimes = runtimes
 
     def situation(self, vms: Iterable[VmRow], pools: list[PoolNow], now: float) -> FleetSnapshot:
-        """Everything a plan is made of."""
+        """Everything that a plan depends on."""
         vms = list(vms)
         boots = {pool.config.name: pool for pool in pools}
         horizon_s = max((pool.boot_s for pool in pools), default=0.0)
@@ -60,7 +60,7 @@ class DemandEstimate:
         return FleetSnapshot(demands, rooms, pools, self._idle(vms, now), self._notes())
 
     def _notes(self) -> list[str]:
-        """Why nothing starts for what is ready all the same."""
+        """Why nothing starts although tasks are ready."""
         broke = self.run_budgets.exhausted
         ready = {group.run_no for group in self._book.ready.placeable()} if broke else set()
         return [f"no VM starts for a run: {broke[run_no]}" for run_no in sorted(ready & broke.keys())]
@@ -71,11 +71,11 @@ class DemandEstimate:
         counts: dict[tuple[int, Shape], tuple[int, float | None]] = {}
         for group in self._book.ready.placeable():
             if group.run_no in self.run_budgets.exhausted:
-                continue  # what is there works on; nothing starts for it
+                continue  # existing workers take these; no VM starts for them
             nodes = [node for node in islice(group.nodes, COUNTED_READY) if _waits(node)]
             count = len(nodes) + max(0, len(group.nodes) - COUNTED_READY)
             if not count:
-                continue  # nothing of it waits: it says nothing of how long the others take
+                continue  # none of its tasks waits: it says nothing about how long the others take
             task_s = self._mean_s(nodes)
             key = (-group.priority, group.shape)
             if key in counts:
@@ -90,13 +90,13 @@ class DemandEstimate:
         return [Demand(shape, count, task_s) for (_, shape), (count, task_s) in ordered]
 
     def _mean_s(self, nodes: list[Node]) -> float | None:
-        """What one of these may take; None where nobody knows of some."""
+        """The expected run time of one of these tasks in seconds; None if unknown for some."""
         known = [self._runtimes.known_s(node) for node in nodes[:GUESSED]]
         told = [seconds for seconds in known if seconds is not None]
         return sum(told) / len(told) if told and len(told) == len(known) else None
 
     def _soon(self, horizon_s: float, now: float) -> list[Demand]:
-        """What will be ready within the horizon, beyond what the ends that make it ready make way for."""
+        """Tasks that will be ready within the horizon, less the slots that the ending tasks free."""
         nodes = self._book.graph.nodes
         met: dict[int, int] = {}
         ready_in: dict[int, float] = {}
@@ -126,7 +126,7 @@ class DemandEstimate:
         return demands
 
     def _left_s(self, node: Node, started_at: float | None, now: float) -> float | None:
-        """How much longer it may run; None where nobody knows."""
+        """How much longer a task may run, in seconds; None if unknown."""
         known = self._runtimes.known_s(node)
         return None if known is None or started_at is None else max(0.0, started_at + known - now)
 
@@ -141,11 +141,11 @@ class DemandEstimate:
         ]
 
     def _failing_inits(self) -> list[int]:
-        """Init tasks that failed somewhere, of runs that continue all the same."""
+        """Init tasks that failed on some worker, of runs that continue nevertheless."""
         return [task_no for run_no in self._book.failing_runs for task_no in self._book.runs[run_no].init_failures]
 
     def _busy_s(self, worker: Worker, now: float) -> float:
-        """When it is likely to begin something new."""
+        """In how many seconds the worker will probably start something new."""
         nodes = self._book.graph.nodes
         left: list[float] = []
         for attempt in islice(worker.held.values(), GUESSED):
@@ -163,24 +163,24 @@ class DemandEstimate:
             if vm.state is not VmState.RUNNING or vm.keep_alive or worker is None or worker.leaving:
                 continue
             if worker.idle_since is not None:
-                # One in which a run can't be prepared is not kept for what waits: its place may be another's.
+                # A worker that cannot be prepared for a run is not kept for its tasks: another may take its place.
                 offers = worker.capacity if _is_prepared(worker, failing) else {}
                 idle.append(IdleVm(vm.vm_no, vm.pool, now - worker.idle_since, offers))
         return idle
 
 
 def _up_in_s(vm: VmRow, boot_s: float, now: float) -> float:
-    """When a VM that boots is likely up. Another boss may have begun it, with a clock that was set otherwise."""
+    """When a booting VM is probably up. A boss with another clock may have started it."""
     return min(boot_s, max(0.0, vm.intended_at + boot_s - now))
 
 
 def _is_prepared(worker: Worker, failing: list[int]) -> bool:
-    """No room for a run's tasks is where the run can't be prepared: another process may do better."""
+    """Whether the worker can serve every run: one on which an init task failed offers no room for that run's tasks."""
     return not any(worker.inits.get(task_no) == "failed" for task_no in failing)
 
 
 def _will_be_ready(node: Node, ended: int) -> bool:
-    """Whether the task waits for so many ends and has no chained attempt yet."""
+    """Whether the task waits for this many ends and has no chained attempt yet."""
     return node.state is TaskState.WAITING and node.unmet == ended and not node.assigned
 
 

@@ -1,8 +1,8 @@
-"""VMs that show our cluster in the cloud's list and that no living intent owns: what a lost answer left behind.
+"""VMs in the cloud's list that carry our cluster's id but have no living intent: leftovers of a lost answer.
 
-Owns since when each of them is seen, and tells how long it was there: it has cost, too. Ends one after a grace, and
-asks again until the list lacks it; never while an agent with the key of that VM is on duty, which is told to finish and
-to leave, and never while nobody can be heard.
+Owns the time since when each is seen, and reports it for the ledger, because it cost money. Ends an orphan after a
+grace period and repeats the request until the list lacks the VM. While an agent with the VM's key is on duty it is told
+to finish and leave instead. Ends nothing while the boss can hear nobody.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_INTENT = "no intent owns its VM: it was given up while the cloud still made i
 
 
 class Orphans:
-    """What the lists showed and nobody owns."""
+    """VMs that the clouds' lists showed and that no intent owns."""
 
     def __init__(self, outbox: Outbox, fleet: Fleet, duty: Leases, config: BossConfig) -> None:
         self._outbox = outbox
@@ -36,15 +36,16 @@ class Orphans:
         self._asked_at: dict[tuple[str, str], float] = {}
         self._spans: dict[tuple[str, str], VmSpan] = {}
         self.at_once = False
-        """All VMs are being ended: these too, whoever answers there."""
+        """Whether orphans end at once, because all VMs are being ended."""
 
     @property
     def any(self) -> bool:
-        """Whether the last lists showed one."""
+        """Whether the last lists showed an orphan."""
         return bool(self._since)
 
     def remember(self, cloud: str, span: VmSpan, is_set: bool, now: float) -> None:
-        """An earlier boss saw this one, and not its end. Of a cloud that is not set any more none will be heard."""
+        """Take over an orphan from an earlier boss that did not see its end. The list of a removed cloud never
+        comes."""
         if is_set:
             self._since[cloud, span.cloud_id] = now
             self._spans[cloud, span.cloud_id] = span
@@ -52,11 +53,11 @@ class Orphans:
             self._outbox.writes.spans[span.vm_no] = msgspec.structs.replace(span, ended_at=now)
 
     def known(self, cloud: str) -> dict[str, int]:
-        """Those that the last lists of that cloud showed: intents by cloud id."""
+        """Orphans in the last lists of that cloud: intent numbers by cloud id."""
         return {cloud_id: span.vm_no for (name, cloud_id), span in self._spans.items() if name == cloud}
 
     def on_listed(self, cloud: str, listed: VmsListed, owned: Container[int], ask_again_s: float, now: float) -> None:
-        """Look at what a list of that cloud shows besides what is `owned`."""
+        """Process a cloud's list: everything that is not in `owned` is an orphan."""
         told = {found.cloud_id: found for found in listed.vms}
         shown = {
             (cloud, found.cloud_id): found
@@ -71,7 +72,7 @@ class Orphans:
             self._on_seen(key, found, now)
             since = self._since.setdefault(key, now)
             grace_s = 0.0 if self.at_once else self._config.orphan_grace_s
-            if self._duty.deaf and not self.at_once:  # its agent may well be alive
+            if self._duty.deaf and not self.at_once:  # its agent may be alive
                 self._since[key] = now
             elif self._agent_leaves(vm_no) and not self.at_once:
                 continue
@@ -94,7 +95,7 @@ class Orphans:
         self._outbox.writes.spans[span.vm_no] = VmSpan(span.vm_no, key[1], started, ended)
 
     def _agent_leaves(self, vm_no: int) -> bool:
-        """Whether an agent of that VM is on duty: it may finish what it runs, and leaves."""
+        """Whether an agent of that VM is on duty: it finishes its tasks and leaves."""
         agents = [worker for worker in self._fleet.workers.values() if worker.row.key_name == f"vm-{vm_no}"]
         for worker in agents:
             self._duty.drain(worker, NO_INTENT, then_exit=True)

@@ -1,6 +1,6 @@
-"""VMs that a person asked for and whose cloud found no place for them: they are asked for again.
+"""VMs that a person requested and the cloud had no place for: the boss requests them again.
 
-Owns their number by pool, kept in the context so that the next boss knows it too. Starts nothing.
+Owns their number by pool, kept in the context so that the next boss knows it. Starts nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from boss.core.model.outbox import Outbox
 
 ASKED_FOR = "a person asked for it"
-"""The reason of such a VM, by which it is known."""
+"""The reason that such a VM carries; it identifies them."""
 NOTE = "owed/"
-"""Before the pool, as a name in the context; the value: how many that may end when they idle, how many that may not."""
+"""Prefix of a name in the context, followed by the pool. The value: how many may end when idle, and how many not."""
 
 
 class OwedVms:
-    """How many VMs are owed to people."""
+    """How many VMs are owed."""
 
     def __init__(self, outbox: Outbox, context: Mapping[str, str]) -> None:
         self._outbox = outbox
@@ -29,30 +29,30 @@ class OwedVms:
                 self._counts.update({(pool, False): int(plain), (pool, True): int(kept)})
 
     def __bool__(self) -> bool:
-        """Whether any is owed."""
+        """Whether any VM is owed."""
         return any(self._counts.values())
 
     def count(self, pool: str, keep_alive: bool) -> int:
-        """How many of that pool, which may end when they idle, or may not."""
+        """How many of that pool are owed, of those that may end when idle or of those that may not."""
         return self._counts[pool, keep_alive]
 
     def of(self, pool: str) -> int:
-        """How many of that pool in all."""
+        """How many of that pool are owed in all."""
         return self._counts[pool, False] + self._counts[pool, True]
 
     def add(self, pool: str, keep_alive: bool) -> None:
-        """One more."""
+        """Owe one more."""
         self._counts[pool, keep_alive] += 1
         self._write(pool)
 
     def take(self, pool: str, keep_alive: bool, count: int) -> None:
-        """So many were asked for again."""
+        """Request this many again."""
         if count:
             self._counts[pool, keep_alive] -= count
             self._write(pool)
 
     def clear(self) -> None:
-        """A person wants none any more."""
+        """Drop all: a person no longer wants them."""
         for pool in {pool for pool, _ in self._counts}:
             self._counts[pool, False] = self._counts[pool, True] = 0
             self._write(pool)

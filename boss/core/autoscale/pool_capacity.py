@@ -1,7 +1,7 @@
-"""How many more VMs a pool's cloud said it would give, and how many were asked for since.
+"""How many more VMs a pool's cloud offered, and how many were requested since.
 
-Owns when to ask again. Asks nothing itself and starts nothing: `Vms` asks before it starts what a plan wants, and takes
-what is left here for the bound of its plans. A cloud that can't be asked bounds nothing.
+Owns the time of the next question. Asks and starts nothing: `Vms` asks before it starts what a plan wants, and limits
+its plans to what is left here. A cloud that cannot be asked limits nothing.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from datastore.backoff import Backoff
 
 KEPT_S = 30.0
-"""How long an answer holds: others use the cloud too."""
+"""How long an answer is valid: others use the cloud too."""
 FULL_BACKOFF = Backoff(15.0, 120.0)
-"""Between questions to a cloud that answered: none."""
+"""Between questions to a cloud that has no room."""
 USED_UP_S = 2.0
-"""After what was said to be left has been asked for: how long until it is asked again."""
+"""How soon to ask again after the offered VMs were all requested."""
 ANSWERED_IN_S = 60.0
-"""An answer that has not come by then is not coming."""
+"""After this time an answer is no longer expected."""
 
 
 class PoolCapacity:
@@ -29,21 +29,21 @@ class PoolCapacity:
         self._seen_at: float | None = None
         self._asked_at: float | None = None
         self._taken = 0
-        """VMs asked for that the last answer may not count."""
+        """VMs that were requested and that the last answer may not include."""
         self._taken_next = 0
-        """The same for the answer that is on its way."""
+        """The same for the answer under way."""
         self._full_before = 0
         self.refused = 0
-        """VMs that the cloud had no room for since it last had some."""
+        """Requests that the cloud refused for lack of room since it last had room."""
 
     @property
     def left(self) -> int | None:
-        """How many more may be asked for by the last answer; None for no bound, or none that is known."""
+        """How many more VMs the last answer allows; None for no limit, or an unknown one."""
         return None if self._vms is None else max(0, self._vms - self._taken)
 
     @property
     def why(self) -> str:
-        """The bound in words; empty without one."""
+        """The limit in words; empty without one."""
         if self._vms is None:
             return ""
         count = f"{self._vms or 'no'} more VM{'' if self._vms == 1 else 's'}"
@@ -51,7 +51,7 @@ class PoolCapacity:
         return f"pool {self._pool} has room for {count} ({self._reason}){asked}"
 
     def full(self, now: float) -> str:
-        """Why none can be had, in words; empty where some can, or where that is long unknown."""
+        """Why the cloud has no room, in words; empty if it has room, or if nothing is known."""
         known = self._seen_at is not None and now < self._seen_at + 2 * FULL_BACKOFF.longest_s
         if not known or self._vms != 0:
             return ""
@@ -60,16 +60,16 @@ class PoolCapacity:
         )
 
     def asks_first(self, now: float) -> bool:
-        """Whether the cloud must be asked before anything is started."""
+        """Whether the cloud must be asked before a start."""
         return self._tells and now >= self.holds_until
 
     def is_asked(self, now: float) -> bool:
-        """Whether an answer is on its way."""
+        """Whether a question is under way."""
         return self._asked_at is not None and now < self._asked_at + ANSWERED_IN_S
 
     @property
     def holds_until(self) -> float:
-        """When the last answer is too old to go by."""
+        """When the last answer expires."""
         if self._seen_at is None:
             return 0.0
         if self._vms == 0:
@@ -79,17 +79,17 @@ class PoolCapacity:
     # --- facts -----------------------------------------------------------------------------------
 
     def on_ask(self, under_way: int, now: float) -> None:
-        """The cloud is asked; `under_way` calls may be made before it looks, or after."""
+        """A question was sent; the answer may or may not include the `under_way` calls."""
         self._asked_at = now
         self._taken_next = under_way
 
     def on_start(self, count: int) -> None:
-        """So many VMs were asked for."""
+        """This many VMs were requested."""
         self._taken += count
         self._taken_next += count
 
     def on_seen(self, vms: int | None, reason: str, now: float) -> None:
-        """The cloud's answer."""
+        """Take the cloud's answer."""
         self._full_before = self._full_before + 1 if vms == 0 and self._vms == 0 else 0
         self._vms, self._reason, self._taken = vms, reason, self._taken_next
         self._seen_at, self._asked_at = now, None
@@ -97,10 +97,10 @@ class PoolCapacity:
             self.refused = 0
 
     def on_refused(self, for_lack_of_room: bool) -> None:
-        """The cloud said no to one VM."""
+        """The cloud refused a VM."""
         self.refused += for_lack_of_room
         self.forget()
 
     def forget(self) -> None:
-        """Something changed: the cloud refused, or a VM is gone. It is asked again before the next start."""
+        """Ask again before the next start, because the cloud refused or a VM is gone."""
         self._seen_at = None

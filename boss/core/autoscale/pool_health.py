@@ -1,7 +1,7 @@
-"""How a pool fares: what its cloud refused, which boots failed, how long boots take, what was started lately.
+"""The health of a pool: what its cloud refused, which boots failed, how long boots take, what was started lately.
 
-Owns the memory that `scaling.plan` is told about a pool: why it is closed and until when, how many starts its limits
-allow, its usual boot time. Starts nothing and ends nothing.
+Owns what `scaling.plan` learns about a pool: why it is closed and until when, how many starts its limits allow, its
+usual boot time. Starts and ends nothing.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from boss.core.model.rows import PoolRow
 from datastore.backoff import Backoff
 
 BOOTS_KEPT = 50
-"""Boot times remembered: enough for a P95 that is no single outlier."""
+"""Boot times remembered: enough for a 95th percentile that one outlier does not decide."""
 FAILED_BOOTS = 3
-"""Boots in a row that failed, after which the pool rests: few, so that a broken image costs few VMs."""
+"""Failed boots in a row that close the pool: few, so that a broken image costs few VMs."""
 UNPROVEN = 10
-"""Starts under way in a pool of which no VM ever came up."""
+"""Starts under way in a pool that has not yet booted a VM."""
 REST_BACKOFF = Backoff(60.0, 600.0)
 """How long a pool rests after `FAILED_BOOTS`, and after each further failed boot."""
 LONGEST_REFUSED_S = 300.0
 """Longest rest after refusals; the first is what the cloud's answer asked for, doubled while its cause lasts."""
 MINUTE_S = 60.0
 FOR_A_PERSON = ("pool", "credentials", "unset")
-"""Causes of refusals that do not pass without help."""
+"""Causes of refusals that only a person can remove."""
 
 
 class PoolHealth:
-    """One pool's past, as far as it matters for the next start."""
+    """One pool's history, as far as it matters for the next start."""
 
     def __init__(self, config: PoolConfig, limits: BossConfig) -> None:
         self._config = config
@@ -47,19 +47,19 @@ class PoolHealth:
     # --- questions -------------------------------------------------------------------------------
 
     def boot_s(self, share: float = 0.5) -> float:
-        """The time from asking to a worker that `share` of the boots did not exceed; a guess before any was seen."""
+        """Seconds from request to worker that `share` of the boots did not exceed; a guess before the first boot."""
         ordered = self._ordered
         if not ordered:
             return self._config.boot_s
         return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
     def closed(self, now: float) -> str:
-        """Why none may start now, in words that stay true; empty where some may."""
+        """Why the pool may start no VM now, in words that stay true; empty if it may."""
         return self._why if now < self._rests_until else ""
 
     @property
     def failing(self) -> bool:
-        """Whether nothing but a person is likely to mend it: boots fail one after another, or it is set wrongly."""
+        """Whether the pool probably needs a person: its boots fail in a row, or its configuration is wrong."""
         return self._failed_boots >= FAILED_BOOTS or any(cause in self._refused for cause in FOR_A_PERSON)
 
     @property
@@ -68,26 +68,26 @@ class PoolHealth:
         return self._why
 
     def may_start(self, under_way: int, now: float) -> int:
-        """How many more may start now, with so many under way."""
+        """How many more VMs may start now, with this many starts under way."""
         if self.closed(now):
             return 0
         window = math.floor(self._window)
         if self._failed_boots >= FAILED_BOOTS:
-            window = 1  # a single one shows whether the pool is well again
+            window = 1  # one VM tests whether the pool works again
         elif not self._boots:
             window = min(window, max(UNPROVEN, self._config.minimum))
         a_minute = self._limits.starts_a_minute - sum(1 for at in self._started_at if now < at + MINUTE_S)
         return max(0, min(window - under_way, a_minute))
 
     def free_again_at(self, now: float) -> float | None:
-        """When a limit of time will allow more; None where none holds."""
+        """When a time limit allows the next start; None if no time limit applies."""
         if now < self._rests_until:
             return self._rests_until
         full = len(self._started_at) == self._started_at.maxlen and now < self._started_at[0] + MINUTE_S
         return self._started_at[0] + MINUTE_S if full else None
 
     def row(self, now: float) -> PoolRow:
-        """What people are told of it."""
+        """The pool's row in the database, for status."""
         closed = self.closed(now)
         return PoolRow(
             self._config.name,
@@ -102,32 +102,33 @@ class PoolHealth:
     # --- facts -----------------------------------------------------------------------------------
 
     def learn(self, boot_s: float) -> None:
-        """A boot took so long, some time ago."""
-        # No boot outlives its deadline: what seems longer was begun by a boss whose clock was set otherwise.
+        """Learn the duration of an earlier boot."""
+        # No boot outlives its deadline: a longer one was begun by a boss with another clock.
         self._boots.append(min(max(0.0, boot_s), self._limits.boot_deadline_s))
         self._ordered = sorted(self._boots)
 
     def on_asked(self, now: float) -> None:
-        """A start was asked for."""
+        """A VM was requested."""
         self._started_at.append(now)
 
     def on_started(self, now: float) -> None:
-        """The cloud made one: whatever it refused before, it gives now."""
+        """The cloud made a VM: earlier refusals no longer count."""
         self._refused.clear()
         self._window = min(float(self._limits.starts_under_way), max(1.0, self._window) * 2)
         if not self._failed_boots and now >= self._rests_until:
             self._since = None
 
     def on_booted(self, boot_s: float) -> None:
-        """A worker reported for duty."""
+        """A worker reported."""
         self.learn(boot_s)
-        if self._failed_boots >= FAILED_BOOTS:  # a rest after refusals is not over by this: the cloud said no to others
+        if self._failed_boots >= FAILED_BOOTS:  # a rest after refusals continues: those concern other requests
             self._rests_until = 0.0
             self._since = None
         self._failed_boots = 0
 
     def on_refused(self, cause: str, reason: str, retry_s: float, now: float) -> float:
-        """The cloud said no: fewer are asked for, later; until when it rests. Many noes to one wave are one."""
+        """The cloud refused a VM: request fewer, later. Returns when the rest ends. Refusals during a rest count
+        once."""
         if now < self._rests_until:
             return self._rests_until
         times = self._refused.get(cause, 0)
@@ -138,8 +139,8 @@ class PoolHealth:
         return self._rest(rest_s, reason, now)
 
     def on_boot_failed(self, reason: str, now: float) -> float | None:
-        """A VM came to nothing; until when the pool rests now, None where it continues. What fails while it rests was
-        of the same wave."""
+        """A boot failed. Returns when the pool's rest ends, None if it does not rest. Boots that fail during a rest
+        belong to the same wave and do not count."""
         if now < self._rests_until:
             return None
         self._failed_boots += 1

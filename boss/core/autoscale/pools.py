@@ -1,6 +1,6 @@
-"""What each pool would give now: bounded by how its boots fared, by our own limits, and by the room that its cloud has.
+"""What each pool may start now: limited by its boots, by our own limits, and by the room in its cloud.
 
-Owns the pools' health, capacity and queues, and their rows for people. Asks clouds how many VMs they would give; starts
+Owns the pools' health, capacity and queues, and their rows in the database. Asks clouds how many VMs they offer; starts
 none.
 """
 
@@ -24,7 +24,7 @@ from ecloud.model.vm_states import COMING, VmState
 
 
 class Pools:
-    """All pools. `closed`, where it is asked for: why nothing starts in any of them, or empty."""
+    """All pools. The parameter `closed` of its methods: why no pool may start a VM, or empty."""
 
     def __init__(self, outbox: Outbox, config: BossConfig) -> None:
         self._outbox = outbox
@@ -34,13 +34,13 @@ class Pools:
         self.queues = {pool.name: PoolQueue(pool.name, pool.boot_s) for pool in config.pools}
         self.capacity = {pool.name: PoolCapacity(pool.name, pool.tells_room) for pool in config.pools}
         self.away: dict[str, str] = {}
-        """Why the cloud of a pool does not tell its VMs; empty where it does."""
+        """Why a pool's cloud cannot list its VMs; empty if it can."""
         self._told: dict[str, PoolRow] = {}
 
     # --- questions -------------------------------------------------------------------------------
 
     def now(self, vms: Collection[VmRow], closed: str, now: float) -> list[PoolNow]:
-        """Every pool as it stands, with the VMs that are not gone."""
+        """The state of every pool, with its VMs that are not gone."""
         counts = Counter(vm.pool for vm in vms)
         coming = Counter(vm.pool for vm in vms if vm.state in COMING)
         return [
@@ -73,25 +73,24 @@ class Pools:
         return self.queues[pool].may_wait(now) == 0 or self._room_bounds(pool, coming, now)
 
     def _why_bounded(self, pool: str, now: float) -> str:
-        """What bounds it most, in words: its cloud's queue, or what that has room for."""
+        """What limits the pool most, in words: its cloud's queue or room."""
         queue = self.queues[pool]
         return queue.why(now) if queue.may_wait(now) == 0 else self.capacity[pool].why
 
     def rows(self, closed: str, now: float) -> list[PoolRow]:
-        """How each pool fares, for people."""
+        """The row of each pool, for the database."""
         rows = [health.row(now) for health in self.health.values()]
         for row in rows:
             full = self.capacity[row.pool].full(now)
             if (
                 full and not closed and not self.health[row.pool].failing
-            ):  # says more, and shorter, than the cloud's last no
+            ):  # clearer and shorter than the cloud's last refusal
                 row.closed, row.until = full, None
             row.closed = row.closed or self.away.get(row.pool, "") or closed
         return rows
 
     def troubles(self, now: float) -> Iterator[str]:
-        """Why pools start none, in one sentence each. A pool that is tried with one more VM after its boots failed is
-        no better yet."""
+        """Why pools start no VM, one sentence each. A pool that tests one VM after failed boots is still in trouble."""
         for row in self.rows("", now):
             health = self.health[row.pool]
             why = row.closed or (health.why if health.failing else "")
@@ -99,7 +98,7 @@ class Pools:
                 yield f"pool {row.pool} starts no VM: {why}"
 
     def free_again_at(self, now: float) -> Iterator[float]:
-        """When time alone lets more start."""
+        """When time limits allow the next starts."""
         for health in self.health.values():
             at = health.free_again_at(now)
             if at is not None:
@@ -109,14 +108,14 @@ class Pools:
                 yield room.holds_until
 
     def too_little_room(self, pool: str, count: int, now: float) -> str:
-        """Why a cloud would not give so many, by its last word; empty where that is not known."""
+        """Why a cloud has no room for this many VMs, by its last answer; empty if unknown."""
         room = self.capacity[pool]
         return room.why if room.left is not None and room.left < count and not room.asks_first(now) else ""
 
     # --- what is done ----------------------------------------------------------------------------
 
     def asks_room_first(self, pool: str, vms: Collection[VmRow], now: float) -> bool:
-        """Whether a start waits for the cloud's word on how many more it would give; it is asked for it then."""
+        """Whether a start must wait for the cloud's answer about its room. Sends the question if needed."""
         room = self.capacity[pool]
         if not room.asks_first(now):
             return False
@@ -126,8 +125,8 @@ class Pools:
         return True
 
     def look_for_room(self, vms: Collection[VmRow], now: float) -> None:
-        """Ask clouds that refused what a person asked for whether they are still full, so that people are told what is
-        so. Once a wave ended: each of its refusals would ask."""
+        """Ask clouds that refused a person's request whether they are still full, so that the reported reason is
+        current. Asks once after a wave of requests ended, not for each refusal."""
         for name, room in self.capacity.items():
             if room.refused and not any(vm.pool == name and vm.state is VmState.INTENDED for vm in vms):
                 self.asks_room_first(name, vms, now)
@@ -135,7 +134,7 @@ class Pools:
     def tell(self, closed: str, now: float) -> None:
         """Write the rows that changed."""
         for row in self.rows(closed, now):
-            if row.closed and row.since is None:  # a reason that is not the pool's own begins when it is first seen
+            if row.closed and row.since is None:  # a reason from outside the pool begins when it is first seen
                 told = self._told.get(row.pool)
                 row.since = told.since if told is not None and told.closed == row.closed else now
             if self._told.get(row.pool) != row:
@@ -145,27 +144,27 @@ class Pools:
     # --- facts -----------------------------------------------------------------------------------
 
     def on_room(self, seen: RoomSeen, now: float) -> None:
-        """How many more VMs the pool's cloud would give."""
+        """Take the cloud's answer: how many more VMs it offers."""
         if seen.pool in self.capacity:
             self.capacity[seen.pool].on_seen(seen.vms, seen.reason, now)
 
     def on_start(self, pool: str, count: int) -> None:
-        """So many VMs were asked for."""
+        """This many VMs were requested."""
         self.capacity[pool].on_start(count)
         self.queues[pool].on_start(count)
 
     def on_placed(self, pool: str, now: float) -> None:
-        """Its cloud has found a host for a VM."""
+        """The cloud found a host for a VM."""
         if pool in self.queues:
             self.queues[pool].on_placed(now)
 
     def on_booted(self, pool: str, boot_s: float, placed_s: float) -> None:
-        """A worker reported, so long after its VM was asked for, and after it was placed."""
+        """A worker reported this long after its VM was requested, and after it was placed."""
         if pool in self.health:
             self.health[pool].on_booted(boot_s)
             self.queues[pool].on_booted(placed_s)
 
     def on_gone(self, vm: VmRow) -> None:
-        """A VM that was there is gone: where there was no room, there may be some."""
+        """A VM is gone: a full cloud may have room again."""
         if vm.cloud_id and vm.pool in self.capacity and self.capacity[vm.pool].left == 0:
             self.capacity[vm.pool].forget()

@@ -1,8 +1,8 @@
-"""What each run's work takes in VM-seconds, and which runs have used up their budget: for those nothing starts.
+"""VM-seconds that each run used, and runs whose budget is used up: no VM starts for those.
 
-Owns an account of each VM that is there: who it belongs to now, and until when that is reckoned. The rule is the
-ledger's (`ecloud.model.vm_life`): the attempts that a VM holds share its time; what it booted is of those that came
-first, what it idled of those that were there last.
+Owns an account for each VM: which runs hold attempts on it, and until when their shares are computed. The rule is the
+ledger's (`ecloud.model.vm_life`): attempts that share a VM share its time; boot time counts for those that came first,
+idle time for those that were there last.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from boss.core.tasks.taskbook import TaskBook
 
 HOUR_S = 3_600.0
 LOOK_EVERY_S = 5.0
-"""Accounts are brought up to date this often at most: there may be thousands."""
+"""Accounts are updated at most this often: there may be thousands."""
 SAVE_EVERY_S = 60.0
-"""A boss that dies takes what VMs that ended since then took with it."""
+"""How often accounts are stored. A boss that dies loses the shares of VMs that ended since then."""
 NOTE = "budget/"
-"""Before the run's number, as a name in the context; the value says why nothing starts for it."""
+"""Prefix of a name in the context, followed by the run's number. The value says why no VM starts for the run."""
 OWN_BUDGET = "vm_hours/"
-"""Before the run's number: the budget that its push asked for."""
+"""Prefix followed by the run's number: the budget that its push requested."""
 
 
 SPENT = "spent/"
-"""Before the run's number: VM-seconds, and until when they are reckoned."""
+"""Prefix followed by the run's number: VM-seconds, and until when they are computed."""
 
 
 class _Account(msgspec.Struct, eq=False):
-    """One VM. `held`: its attempts by run; `last`: those of the last moment at which there were any; `unclaimed_s`:
-    what went by before there were any."""
+    """One VM's account. `held`: attempts by run; `last`: those of the last moment that had any; `unclaimed_s`: time
+    before the first attempt."""
 
     at: float
     held: dict[int, int] = {}
@@ -45,8 +45,7 @@ class _Account(msgspec.Struct, eq=False):
 
 
 class RunBudgets:
-    """VM-seconds by run. `hours_per_run` 0: no limit but those that pushes ask for. Where there is no limit at all
-    nothing is reckoned."""
+    """VM-seconds by run. `hours_per_run` 0: only pushes set limits. Without any limit nothing is computed."""
 
     def __init__(
         self, outbox: Outbox, book: TaskBook, fleet: Fleet, hours_per_run: float, context: Mapping[str, str]
@@ -72,7 +71,7 @@ class RunBudgets:
     # --- facts -----------------------------------------------------------------------------------
 
     def begin(self, alive: Mapping[int, Vm], now: float) -> None:
-        """VMs and what they hold are known. What went by since an earlier boss reckoned last is reckoned now."""
+        """Take the VMs and their attempts after a start, and compute the time since the earlier boss's last update."""
         self._alive = alive
         if not (self._hours_per_run or self._own):
             for run_no in self._told.keys() | self._spent_s.keys():  # of budgets that an earlier boss had
@@ -91,18 +90,18 @@ class RunBudgets:
                 account.held = dict(Counter(attempt.run_no for attempt in worker.held.values()))
 
     def on_made(self, vm: VmRow, now: float) -> None:
-        """The cloud made it."""
+        """The cloud made a VM."""
         if self._fleet.follow is not None:
             self._accounts.setdefault(vm.vm_no, _Account(now))
 
     def on_gone(self, vm_no: int, now: float) -> None:
-        """The VM is no more."""
+        """A VM is gone."""
         account = self._accounts.pop(vm_no, None)
         if account is not None:
             self._reckon(account, now)
 
     def _on_held(self, vm_no: int, run_no: int, change: int, now: float) -> None:
-        """The VM's worker got an attempt, or is rid of one."""
+        """The VM's worker got an attempt, or lost one."""
         account = self._accounts.get(vm_no)
         if account is None:
             return
@@ -115,7 +114,7 @@ class RunBudgets:
             account.unclaimed_s = 0.0
 
     def on_pushed(self, run_no: int, vm_hours: float, now: float) -> None:
-        """A push asks for a budget of its own, or for none (0)."""
+        """A push requests a budget of its own, or none (0)."""
         self._own[run_no] = vm_hours
         self._outbox.writes.context[f"{OWN_BUDGET}{run_no}"] = f"{vm_hours:g}"
         self._looked_at = -math.inf
@@ -131,7 +130,7 @@ class RunBudgets:
     # --- what it comes to ------------------------------------------------------------------------
 
     def settle(self, now: float) -> None:
-        """Bring the accounts up to date, now and then, and tell which budgets are used up."""
+        """Update the accounts from time to time and record which budgets are used up."""
         if self._fleet.follow is None or now - self._looked_at < LOOK_EVERY_S:
             return
         self._looked_at = now
@@ -151,7 +150,7 @@ class RunBudgets:
             context.update({f"{SPENT}{run_no}": f"{spent} {now}" for run_no, spent in self._spent_s.items()})
 
     def spent_s(self, run_no: int) -> float:
-        """VM-seconds of a run, as of the last look."""
+        """VM-seconds of a run, as of the last update."""
         return self._spent_s.get(run_no, 0.0)
 
     def _why(self, run_no: int) -> str:
