@@ -1,10 +1,10 @@
-"""How many VMs there should be: a pure function of what is ready, what is there, and what pools allow.
+"""How many VMs there should be: a pure function of ready tasks, existing workers, and what pools allow.
 
-Recomputed from the whole state each time, never a counter that could drift. Owns no state, knows no VM by more than
-its number, and does nothing: `plan` answers with a list of starts and ends, each with its reason in words.
+Each plan is computed from the whole state, never from a counter that could drift. Owns no state, knows a VM only by its
+number, and does nothing: `plan` returns starts and ends, each with its reason in words.
 
-The rule: work is laid on the rooms that are there (workers, and VMs that boot as what they will be); what these would
-not have begun by the time a new VM is up, and that is worth a boot, gets imaginary VMs, pool by pool.
+The rule: place waiting tasks on workers and on booting VMs. Tasks that these would not start before a new VM is up, and
+that are worth a boot, get new VMs, pool by pool.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from ecloud.model.tasks import Resources, fits
 from ecloud.model.text import counted
 
 WORTH = 0.125
-"""A VM is worth its boot where it has work for at least this share of the boot time. Measured (bench/scaling.py): with
-0.25 there are 2 % fewer VM-hours and 3 % more makespan, with 0.1 it is the other way round."""
+"""A VM is worth its boot if it has work for at least this share of the boot time. Measured (bench/scaling.py): 0.25
+uses 2 % fewer VM-hours with a 3 % longer makespan, 0.1 the other way round."""
 MOST_STARTS = 50
-"""VMs asked for by one plan, so that one mistaken plan can't ask for hundreds."""
+"""VMs requested by one plan, so that one wrong plan cannot request hundreds."""
 
 AT_ONCE_S = 0.001
-"""What is left of an idle time below this is none: clocks of epoch seconds round."""
+"""A shorter rest of an idle time counts as none: floating-point clocks round."""
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """`count` tasks of one shape that no worker has taken. `task_s`: what one may take, None where nobody knows (then
-    each is worth a place of its own). `in_s`: they are ready in so many seconds, 0 for now."""
+    """`count` waiting tasks of one shape. `task_s`: expected run time of one, None if unknown (then each is worth a
+    slot of its own). `in_s`: seconds until they are ready, 0 for now."""
 
     shape: Shape
     count: int
@@ -41,8 +41,8 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class Spot(msgspec.Struct):
-    """A worker, or a VM that boots. `free`: what may be taken at once; `until_s`: when it is likely through with what
-    it has, or up."""
+    """A worker, or a VM that boots. `free`: resources available at once; `until_s`: in how many seconds it is probably
+    free, or up."""
 
     free: Resources
     capacity: Resources
@@ -51,7 +51,7 @@ class Spot(msgspec.Struct):
 
 
 class IdleVm(msgspec.Struct, frozen=True):
-    """A VM that does nothing and may end. `idle_s`: for how long now."""
+    """An idle VM that may end. `idle_s`: how long it has been idle."""
 
     vm_no: int
     pool: str
@@ -60,9 +60,9 @@ class IdleVm(msgspec.Struct, frozen=True):
 
 
 class PoolNow(msgspec.Struct, frozen=True):
-    """A pool as it stands. `alive`: VMs that are not gone; `may_start`: how many more its limits allow just now;
-    `closed`: why none may start, or empty; `boot_s`: the usual time from asking to a worker;
-    `room`: what the cloud has room for, in words, where it says so; `room_bounds`: whether that allows no more."""
+    """A pool's current state. `alive`: VMs that are not gone; `may_start`: how many more its limits allow now;
+    `closed`: why none may start, or empty; `boot_s`: the usual time from request to worker; `room`: the cloud's room in
+    words, if known; `room_bounds`: whether that room is what limits the pool."""
 
     config: PoolConfig
     alive: int = 0
@@ -74,14 +74,14 @@ class PoolNow(msgspec.Struct, frozen=True):
 
 
 class FleetSnapshot(msgspec.Struct, frozen=True):
-    """Everything a plan is made of. `demands`: in the order in which they are placed."""
+    """Everything a plan depends on. `demands`: in the order in which they are placed."""
 
     demands: Sequence[Demand] = ()
     rooms: Sequence[Spot] = ()
     pools: Sequence[PoolNow] = ()
     idle: Sequence[IdleVm] = ()
     notes: Sequence[str] = ()
-    """What is not asked for, and why: passed on into the plan."""
+    """What is not requested, and why: copied into the plan."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -100,8 +100,8 @@ class End(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct):
-    """What to do now. `notes`: what is not done, and why; `unmet` shapes fit no pool at all; `next_s`: when an idle
-    VM's time will be over, None without one."""
+    """What to do now. `notes`: what is not done, and why; `unmet`: shapes that fit no pool; `next_s`: seconds until an
+    idle VM's time is over, None without one."""
 
     starts: list[Start] = msgspec.field(default_factory=list)
     ends: list[End] = msgspec.field(default_factory=list)
@@ -111,13 +111,13 @@ class Plan(msgspec.Struct):
 
 
 def plan(situation: FleetSnapshot) -> Plan:
-    """What to start and what to end. Pools are tried in order; a spillover pool only for what fits no other that is
-    open."""
+    """What to start and what to end. Tries pools in order, and a spillover pool only for what fits no other open
+    pool."""
     return _Planning(situation).made()
 
 
 class _Planning:
-    """One plan in the making."""
+    """A plan in progress."""
 
     def __init__(self, situation: FleetSnapshot) -> None:
         self._situation = situation
@@ -160,10 +160,10 @@ class _Planning:
             count = self._meet_from(pool, demand, count)
 
     def _meet_from(self, pool: PoolNow, demand: Demand, count: int) -> int:
-        """Start what the pool may give; how many tasks are left for the next one."""
+        """Start VMs of this pool for `count` tasks; returns how many tasks are left for the next pool."""
         name, slots = pool.config.name, how_many(pool.config.size, demand.shape)
         if demand.in_s > pool.boot_s:
-            return count  # a VM asked for later is there in time
+            return count  # a VM requested later is up in time
         left = count - self._worked_off(demand, count, pool.boot_s)
         if left <= 0:
             self._note(
@@ -171,12 +171,12 @@ class _Planning:
                 f"(usual time {pool.boot_s:.0f} s)"
             )
             return 0
-        # Amounts that a task does not ask for bound nothing: then one VM takes whatever it is given at a time.
+        # A resource that a task does not request is no limit: one VM then takes whatever it is given at a time.
         a_vm = min(slots, left) if demand.task_s is None else slots * max(1, math.ceil(self._worth(pool, demand)))
         asked = len(self._plan.starts)
         while left > 0 and self._alive[name] < pool.config.maximum and self._may_start(pool):
             if a_vm > slots and len(self._plan.starts) > asked and left < a_vm / 2:
-                return 0  # the rest is not worth one more: those that start take it
+                return 0  # the rest is not worth another VM: the new VMs take it
             taken = min(left, a_vm)
             left -= taken
             room = self._start(pool, self._reason(pool, demand, taken))
@@ -190,7 +190,7 @@ class _Planning:
         return left
 
     def _worth(self, pool: PoolNow, demand: Demand) -> float:
-        """How many tasks, one after another, make a place in a new VM worth its boot."""
+        """How many tasks, one after another, make a slot of a new VM worth its boot."""
         return WORTH * pool.boot_s / demand.task_s if demand.task_s else 1.0
 
     def _reason(self, pool: PoolNow, demand: Demand, taken: int) -> str:
@@ -216,7 +216,7 @@ class _Planning:
     # --- what is there ---------------------------------------------------------------------------
 
     def _take_free(self, demand: Demand) -> int:
-        """Tasks that begin at once on what is free, or as soon as what boots is up."""
+        """Tasks that start at once on free resources, or as soon as booting VMs are up."""
         taken = 0
         for room in self._rooms:
             if taken == demand.count:
@@ -230,8 +230,8 @@ class _Planning:
         return taken
 
     def _worked_off(self, demand: Demand, count: int, boot_s: float) -> int:
-        """Of `count` tasks: those that need no new VM. Rooms that are there or boot begin them before it would be up,
-        or, where tasks are short, before it would have been worth its boot."""
+        """Of `count` tasks, how many need no new VM: existing or booting VMs start them before a new one would be up
+        or, for short tasks, before it would have been worth its boot."""
         if demand.task_s is None:
             return 0
         task_s, worth_s = max(demand.task_s, 1e-6), WORTH * boot_s
@@ -247,14 +247,15 @@ class _Planning:
             tasks = min(count - taken, here * math.ceil(left_s / task_s) if short else int(here * left_s / task_s))
             room.until_s = until_s - left_s + tasks / here * task_s
             taken += tasks
-        # What is left over and no full share of a VM, or soon after begun by those that are through then.
+        # A rest that does not fill its share of a VM is left to VMs that are free soon after.
         spare_s = worth_s / 2 if short else worth_s * slots
         return count if slots and (count - taken) * task_s <= spare_s else taken
 
     # --- ending ----------------------------------------------------------------------------------
 
     def _end_idle(self) -> None:
-        """Longest idle first; never below a minimum, nor what waiting work or the next wave would need."""
+        """End the VMs that have been idle longest, but never below a minimum, nor those that waiting work or the next
+        wave needs."""
         pools = {pool.config.name: pool for pool in self._pools}
         idle = sorted(self._situation.idle, key=lambda vm: (-vm.idle_s, vm.vm_no))
         wanted = self._wanted(idle, pools)
@@ -273,8 +274,8 @@ class _Planning:
                 self._plan.ends.append(End(vm.vm_no, vm.pool, f"idle for {pool.config.idle_s:g} s"))
 
     def _wanted(self, idle: Sequence[IdleVm], pools: dict[str, PoolNow]) -> dict[int, Demand]:
-        """Which idle VMs to keep, and for what: work that waits, or that comes sooner than a new VM would. Those that
-        idle shortest are kept first."""
+        """Which idle VMs to keep, and for which work: work that waits, or that is ready sooner than a new VM would be.
+        Keeps those that have been idle for the shortest time."""
         wanted: dict[int, Demand] = {}
         for demand in self._situation.demands:
             count = demand.count
@@ -315,7 +316,7 @@ def _seconds(seconds: float) -> str:
 
 
 def describe(shape: Shape) -> str:
-    """A shape in words: "2 cpus, 1 gpu"."""
+    """A shape in words, for example "2 cpus, 1 gpu"."""
     return ", ".join(f"{amount:g} {_unit(name, amount)}" for name, amount in shape.asks) or "nothing"
 
 

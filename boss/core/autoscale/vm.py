@@ -1,5 +1,5 @@
-"""One VM that is not gone: its row, and the clocks by which the boss judges it. Clocks are the boss's own and are not
-stored: a new boss begins them anew."""
+"""One VM that is not gone: its row, and the clocks by which the boss judges it. The clocks are not stored: a new boss
+starts them again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ecloud.model.vm_states import COMING, LEGAL_VM_MOVES, VmState
 class Vm(msgspec.Struct, eq=False):
     """A VM. Times are seconds of the boss's clock.
 
-    `called_at`: when a call that may still make it was last known to be under way; None once its cloud answered.
-    `boot_due`: when its worker must have reported; while its cloud has no place for it, that is not judged.
-    `end_asked_at`: when its end was asked for last. `waits`: whether its cloud's last list said that it waits for a
-    host. `waits_since`: from when on that counts. `placed_at`: when its cloud was first seen to bring it up.
-    `hidden_since`: since when its cloud shows it no more without saying that it is gone. `shown_by`: of a VM whose pool
-    is not set any more, a pool of the cloud that lists it.
+    `called_at`: when a call that may still make the VM was last known to be under way; None once its cloud answered.
+    `boot_due`: deadline for its worker's Hello; not checked while the VM waits for a host. `end_asked_at`: when its end
+    was last requested. `waits`: whether its cloud's last list showed it waiting for a host. `waits_since`: the start of
+    that wait. `placed_at`: when its cloud was first seen booting it. `hidden_since`: when its cloud's list began to
+    lack it without reporting its end. `shown_by`: if the VM's pool was removed, another pool of the cloud that lists
+    it.
     """
 
     row: VmRow
@@ -39,12 +39,12 @@ class Vm(msgspec.Struct, eq=False):
 
     @property
     def state(self) -> VmState:
-        """Where it stands."""
+        """Its state."""
         return self.row.state
 
     @property
     def is_coming(self) -> bool:
-        """Whether no worker of it has reported yet."""
+        """Whether its worker has yet to report."""
         return self.row.state in COMING
 
     @property
@@ -53,6 +53,6 @@ class Vm(msgspec.Struct, eq=False):
         return self.shown_by or self.row.pool
 
     def move(self, state: VmState, reason: str, now: float) -> None:
-        """Change its state, for a reason that people are told. A move that is not in the table is a bug."""
+        """Change its state, with a reason for people. Asserts that the move is in the table."""
         assert (self.row.state, state) in LEGAL_VM_MOVES, f"VM {self.vm_no}: {self.row.state} -> {state}"
         self.row.state, self.row.reason, self.row.since = state, reason, now

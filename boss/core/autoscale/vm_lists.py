@@ -1,7 +1,8 @@
-"""What the clouds' own lists say of VMs: the only proof that one is gone, and how a VM is found whose answer was lost.
+"""Processes the clouds' lists of VMs. Only a list proves that a VM is gone, and it is how a VM is found whose answer
+was lost.
 
-Owns when each cloud is asked for its list. Judges VMs by what a list says of them: adopts, ends, gives up; `Vms` does
-it.
+Owns when each cloud is asked for its list. Judges VMs by the list: which to adopt, end or give up. `Vms` carries that
+out.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
     from boss.core.autoscale.vms import Vms
 
 ASK_AGAIN_S = 15.0
-"""An end of a VM that nobody owns is asked for again after this."""
+"""After this the end of an orphan is requested again."""
 HIDDEN_S = 600.0
-"""A VM that is to end, and that its cloud shows no more without saying that it is gone, is written off after this."""
+"""After this a VM that should end, and that its cloud no longer lists without reporting its end, is written off."""
 _PLACED = frozenset({CloudState.BOOTING, CloudState.RUNNING})
 
 
 class VmLists:
-    """When clouds are asked for their lists, and what these mean."""
+    """When clouds are asked for their lists, and what the lists mean."""
 
     def __init__(
         self, vms: Vms, outbox: Outbox, fleet: Fleet, leases: Leases, timers: Timers, config: BossConfig
@@ -47,21 +48,21 @@ class VmLists:
         self._orphans = Orphans(outbox, fleet, leases, config)
 
     def load(self, past: list[VmRow], now: float) -> None:
-        """VMs that are gone by our books and that their cloud may still have."""
+        """Load VMs that are gone by our records and may still exist in their cloud."""
         for row in past:
             if row.started_at is not None and row.gone_at is None:
                 span = VmSpan(row.vm_no, row.cloud_id, row.started_at)
                 self._orphans.remember(self._cloud_of(row.pool), span, row.pool in self._vms.pools.configs, now)
 
     def end_all(self, now: float) -> None:
-        """All VMs are being ended: also those that nobody owns, and at once."""
+        """End all VMs, including orphans, without grace."""
         self._orphans.at_once = True
         self.no_later(now)
 
     # --- asking ----------------------------------------------------------------------------------
 
     def no_later(self, when: float) -> None:
-        """Ask every cloud for its list then, if not before, and regularly afterwards."""
+        """Ask every cloud for its list at this time at the latest, and regularly afterwards."""
         if self._config.pools:
             self._timers.once("list of VMs", when, self._list)
 
@@ -81,16 +82,16 @@ class VmLists:
         self.no_later(now + (self._config.list_vms_every_s if busy else self._config.list_idle_every_s))
 
     def _cloud_of(self, pool: str) -> str:
-        """A name for the cloud that a pool's VMs are listed by."""
+        """A name for the cloud that lists a pool's VMs."""
         config = self._vms.pools.configs.get(pool)
         return config.cloud if config is not None and config.cloud else f"pool {pool}"
 
     def _is_lost(self, vm: Vm, now: float) -> bool:
-        """Whether the call for it ended so long ago that its VM would be there."""
+        """Whether the call that made the VM ended so long ago that the VM would be listed by now."""
         return vm.called_at is not None and now - vm.called_at > self._config.adoption_grace_s
 
     def on_failed(self, pool: str, reason: str) -> None:
-        """The pool's cloud does not tell its VMs: people are told so, for all its pools."""
+        """A pool's cloud cannot list its VMs: report this for all pools of that cloud."""
         self._tell_away(self._cloud_of(pool), reason)
 
     def _tell_away(self, cloud: str, reason: str) -> None:
@@ -101,7 +102,7 @@ class VmLists:
     # --- what a list says ------------------------------------------------------------------------
 
     def on_listed(self, listed: VmsListed, now: float) -> None:
-        """Adopt what is ours and was unanswered; what the list lacks is gone, with all it held."""
+        """Process a list: adopt our VMs whose answers were lost; a VM that the list lacks is gone."""
         cloud = self._cloud_of(listed.pool)
         self._tell_away(cloud, "")
         self._orphans.on_listed(cloud, listed, self._vms.alive, ASK_AGAIN_S, now)
@@ -120,7 +121,7 @@ class VmLists:
 
     def _compare(self, vm: Vm, listed: VmsListed, found: VmFound | None, gone: dict[str, VmFound], now: float) -> None:
         vms, cloud_id = self._vms, vm.row.cloud_id
-        if not cloud_id and found is not None:  # it was made, and the answer got lost
+        if not cloud_id and found is not None:  # it was made, and the answer was lost
             vms.on_started(vm.vm_no, found.cloud_id, now)
             self._live_since(vm, found)
             return
@@ -137,8 +138,8 @@ class VmLists:
                 self._on_seen(vm, None, now)
             return
         end = next((one for one in gone.values() if one.vm_no == vm.vm_no), None)
-        if end is not None and vm.vm_no not in listed.starting:  # else its answer is to come
-            vms.on_started(vm.vm_no, end.cloud_id, now)  # and was gone before any list showed it
+        if end is not None and vm.vm_no not in listed.starting:  # else its answer is still to come
+            vms.on_started(vm.vm_no, end.cloud_id, now)  # it was gone before any list showed it
             self._live_since(vm, end)
             vms.on_vanished(vm, end.ended or None, now)
         elif self._is_lost(vm, now) and (listed.sought is None or vm.vm_no in listed.sought):
@@ -147,13 +148,13 @@ class VmLists:
             self._on_seen(vm, None, now)
 
     def _live_since(self, vm: Vm, found: VmFound | None) -> None:
-        """Its life begins when its cloud says, by the cloud's clock; until that says so, when we heard of it."""
+        """Set the begin of its life: the cloud's time, or, until that is known, when we first heard of it."""
         if found is not None and found.since and vm.row.started_at != found.since:
             vm.row.started_at = found.since
             self._vms.write(vm)
 
     def _on_seen(self, vm: Vm, found: VmFound | None, now: float) -> None:
-        """It is there, or is being made. `found`: what the cloud says of it, where it says anything."""
+        """The VM exists, or is being made. `found`: its entry in the list, if any."""
         state = found.state if found is not None else None
         if found is not None and found.text and vm.row.said != found.text:
             vm.row.said = found.text
@@ -164,7 +165,7 @@ class VmLists:
         elif vm.row.pool not in self._vms.pools.configs and vm.row.cloud_id:
             self._vms.end(vm, f"its pool {vm.row.pool} is not set any more", now)
         elif vm.state is VmState.RUNNING and vm.row.worker not in self._fleet.workers:
-            # Its lease ended and no other process came: nobody would ever tell it to leave.
+            # Its lease ended and no other process came: nothing else would ever end it.
             self._vms.end(vm, "its worker was lost", now)
         elif found is not None and vm.state is VmState.BOOTING:
             self._on_booting(vm, found, now)
@@ -194,7 +195,7 @@ class VmLists:
     # --- VMs that wait for a host ----------------------------------------------------------------
 
     def _note_placing(self, cloud: str, shown: dict[int, VmFound], now: float) -> None:
-        """How each pool's VMs fare at their cloud: which wait, which it has begun to bring up."""
+        """Note for each pool which VMs wait for a host, and which the cloud has begun to boot."""
         busy_cloud = any(found.state is CloudState.BOOTING for found in shown.values())
         waiting: dict[str, list[CloudState]] = {}
         busy: set[str] = set()

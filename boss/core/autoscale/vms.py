@@ -1,7 +1,7 @@
-"""VMs: each owned by a written intent from before it is asked for until the cloud says that it is gone.
+"""VMs. Each has a written intent from before it is requested until the cloud reports that it is gone.
 
-Owns VM rows that are not gone. Each state that should pass has a deadline. A VM is ended for good only when the cloud's
-own list says so (`vm_lists`); until then its end is asked for again. How many there should be is `Autoscaler`'s.
+Owns the rows of VMs that are not gone. Each transient state has a deadline. A VM counts as ended only when the cloud's
+list says so (`vm_lists`); until then its end is requested again. `Autoscaler` decides how many VMs there should be.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from ecloud.model.vm_states import WRITTEN_OFF, VmState
 from ecloud.model.worker_states import WorkerState
 
 ASK_AGAIN_S = 15.0
-"""An end that the cloud's list does not confirm is asked for again."""
+"""After this an end that the cloud's list does not confirm is requested again."""
 SCALING = "scaling"
 """The alarm at which capacity is planned again."""
 CONFIRM_S = 2.0
-"""After an end was asked for, the list that may confirm it comes no later than this: who stops all VMs waits for it."""
+"""How soon the list that may confirm an end is requested: `stop --vms` waits for it."""
 
 
 class Vms:
-    """All VMs that are not gone, and how each pool fares."""
+    """All VMs that are not gone, and the health of each pool."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Vms:
         self.boots = BootLog(outbox, timers, config.boot_deadline_s)
         self.owed = OwedVms(outbox, context)
         self.held = False
-        """All were ended by a person: none is started automatically until the boss's next start."""
+        """Whether a person ended all VMs: then none starts automatically until the boss restarts."""
 
     @property
     def rows(self) -> list[VmRow]:
@@ -74,15 +74,15 @@ class Vms:
         return [vm.row for vm in self.alive.values()]
 
     def load(self, rows: list[VmRow], past: list[VmRow], now: float) -> None:
-        """After a start: what is known, adopted again when the cloud's list shows it; what was learned from others. Of
-        those that were given up the cloud may have had some still."""
+        """Load known VMs after a start. The cloud's list adopts them again; pools learn from the boots of others. The
+        cloud may still have some of those that were given up."""
         self.lists.load(past, now)
         for row in sorted([*past, *rows], key=lambda row: row.vm_no):
             if row.hello_at is not None and row.pool in self.pools.health:
                 self.pools.health[row.pool].learn(row.hello_at - row.intended_at)
             self.spending.remember(row)
         for row in rows:
-            # An earlier boss's call may still be worked on.
+            # An earlier boss's call may still be under way.
             vm = self.alive[row.vm_no] = Vm(row, called_at=None if row.cloud_id else now, waits_since=now)
             if vm.state is VmState.ENDING:
                 self.ask_end(vm, now)
@@ -92,7 +92,7 @@ class Vms:
     # --- starting --------------------------------------------------------------------------------
 
     def start(self, pool: PoolConfig, count: int, keep_alive: bool, reason: str, now: float) -> list[int]:
-        """Write `count` intents and ask for their VMs, up to the pool's maximum; their numbers."""
+        """Write `count` intents and request their VMs, up to the pool's maximum. Returns their numbers."""
         room = pool.maximum - sum(1 for row in self.rows if row.pool == pool.name)
         count = max(0, min(count, room))
         vm_nos = list(range(self._next_vm_no, self._next_vm_no + count))
@@ -119,7 +119,7 @@ class Vms:
         return vm_nos
 
     def start_owed(self, pool: PoolConfig, at_most: int, now: float) -> None:
-        """Ask again for what a person asked for."""
+        """Request again VMs that a person requested."""
         for keep_alive in (False, True):
             wanted = min(self.owed.count(pool.name, keep_alive), at_most)
             started = len(self.start(pool, wanted, keep_alive, ASKED_FOR, now))
@@ -127,12 +127,12 @@ class Vms:
             self.owed.take(pool.name, keep_alive, started)
 
     def may_bring_workers(self, now: float) -> bool:
-        """Whether a VM boots, or one more may be started."""
+        """Whether a VM boots, or another may start."""
         counts: dict[str, int] = {}
         for vm in self.alive.values():
             if vm.is_coming:
                 return True
-            # What ends makes room for another.
+            # A VM that ends makes room for another.
             counts[vm.row.pool] = counts.get(vm.row.pool, 0) + (vm.state is not VmState.ENDING)
         return not self.held and any(
             counts.get(pool.name, 0) < pool.maximum and self.pools.capacity[pool.name].left != 0
@@ -142,7 +142,7 @@ class Vms:
     # --- ending ----------------------------------------------------------------------------------
 
     def end(self, vm: Vm, reason: str, now: float) -> None:
-        """End a VM: its worker drains and leaves, then the cloud is asked until its list lacks the VM."""
+        """End a VM: drain its worker, then request the end until the cloud's list lacks the VM."""
         worker = self._fleet.workers.get(vm.row.worker)
         if vm.state is not VmState.ENDING:
             self._begin_end(vm, reason, now)
@@ -161,7 +161,7 @@ class Vms:
         self.ask_end(vm, now)
 
     def end_all(self, reason: str, now: float) -> int:
-        """End every VM now, whatever it runs; how many."""
+        """End every VM now, whatever it runs. Returns their number."""
         self.held = True
         self.owed.clear()
         self.lists.end_all(now)
@@ -171,8 +171,8 @@ class Vms:
         return len(vms)
 
     def ask_end(self, vm: Vm, now: float) -> None:
-        """Ask its cloud for its end, unless that was done a moment ago: a worker that leaves because its VM is being
-        ended is no reason to ask twice."""
+        """Request the VM's end from its cloud, unless that happened a moment ago: a worker that leaves because its VM
+        ends is no reason to request it twice."""
         if vm.row.cloud_id and now - vm.end_asked_at >= ASK_AGAIN_S:
             vm.end_asked_at = now
             vm.row.end_asked += 1
@@ -181,8 +181,8 @@ class Vms:
             self.lists.no_later(now + CONFIRM_S)
 
     def withdraw(self, vm: Vm, reason: str, now: float) -> None:
-        """Give up a VM that its cloud finds no place for: capacity elsewhere is of more use. What a person asked for is
-        asked for again later."""
+        """Give up a VM that its cloud finds no host for, so that another pool can be used. A VM that a person requested
+        is requested again later."""
         vm.row.cause = "no_place"
         self.rest(vm.row.pool, "less", reason, self._config.pending_s, now)
         if vm.row.reason == ASKED_FOR and not self.held:
@@ -190,7 +190,7 @@ class Vms:
         self.end(vm, reason, now)
 
     def write_off(self, vm: Vm, why: str, now: float) -> None:
-        """Give up a VM whose end nothing can confirm: it is counted and asked for no longer."""
+        """Give up a VM whose end nothing can confirm: it no longer counts, and its end is no longer requested."""
         self.gone(vm, f"{why}; it may still run and cost money: look in the cloud", now, cause=WRITTEN_OFF)
 
     def _begin_end(self, vm: Vm, reason: str, now: float) -> None:
@@ -201,23 +201,23 @@ class Vms:
     # --- facts -----------------------------------------------------------------------------------
 
     def recognise(self, key_name: str, boot_nonce: str) -> Vm | None:
-        """The VM whose key and boot nonce a worker shows."""
+        """The VM whose key and boot nonce a worker presents."""
         prefix, _, number = key_name.partition("-")
         vm = self.alive.get(int(number)) if prefix == "vm" and number.isdecimal() else None
         return vm if vm is not None and vm.row.boot_nonce == boot_nonce else None
 
     def is_over(self, key_name: str) -> bool:
-        """Whether this is the key of a VM that is gone: it is revoked."""
+        """Whether this key belongs to a VM that is gone, and is therefore revoked."""
         if not key_name.startswith("vm-"):
             return False
         number = key_name[3:]
         if not number.isdecimal():
             return False
-        # A number that no intent of this cluster had yet comes from a database that was lost.
+        # A number that this cluster never assigned comes from a lost database.
         return int(number) < self._next_vm_no and int(number) not in self.alive
 
     def on_worker(self, vm: Vm, worker: Worker, now: float) -> None:
-        """The VM's worker reports for duty."""
+        """The VM's worker reported."""
         row = vm.row
         if vm.is_coming:
             self._move(vm, VmState.RUNNING, row.reason, now)
@@ -232,7 +232,7 @@ class Vms:
             self._leases.drain(worker, row.reason, then_exit=True)
 
     def on_started(self, vm_no: int, cloud_id: str, now: float) -> None:
-        """The cloud made it."""
+        """The cloud made the VM."""
         vm = self.alive.get(vm_no)
         if vm is None:
             return
@@ -250,7 +250,7 @@ class Vms:
             self.ask_end(vm, now)
 
     def on_refused(self, vm_no: int, reason: str, retry_s: float, cause: str, now: float) -> None:
-        """The cloud said no: this intent ended; the pool rests."""
+        """The cloud refused the VM: its intent ends and the pool rests."""
         vm = self.alive.get(vm_no)
         if vm is None:
             return
@@ -260,35 +260,35 @@ class Vms:
         self.gone(vm, reason, now, cause=f"refused: {cause}"[:16])
 
     def on_listed(self, listed: VmsListed, now: float) -> None:
-        """What the cloud says of its VMs."""
+        """Process a cloud's list."""
         self.lists.on_listed(listed, now)
 
     def on_visited(self, event: VmVisited, now: float) -> None:
-        """A visit by SSH is over."""
+        """A visit by SSH ended."""
         vm = self.alive.get(event.vm_no)
         pool = self.pools.configs.get(vm.row.pool) if vm is not None else None
         if vm is not None and pool is not None:
             self.boots.on_visited(vm.row, event, pool, now)
 
     def on_vanished(self, vm: Vm, ended: float | None, now: float) -> None:
-        """The cloud's list says that it is no more. `ended`: since when, by the cloud's clock."""
+        """The cloud's list says that the VM is gone. `ended`: since when, by the cloud's clock."""
         worker = self._fleet.workers.get(vm.row.worker)
         if worker is not None:
-            ours = vm.state is VmState.ENDING  # else something in it may have ended the machine
+            ours = vm.state is VmState.ENDING  # else something inside it may have ended the machine
             self._leases.remove(worker, WorkerState.GONE, "its VM is gone", now, explained=ours)
         if vm.is_coming:
             self.boot_failed(vm, "the VM vanished", "vanished", now)
         self.gone(vm, vm.row.reason if vm.state is VmState.ENDING else "the VM vanished", now, ended=ended)
 
     def on_task(self, worker: Worker, now: float) -> None:
-        """A worker reported on a task: of a VM's first it is remembered when."""
+        """A worker reported a task: note the time of a VM's first."""
         vm = self.alive.get(worker.row.vm_no) if worker.row.vm_no is not None else None
         if vm is not None and vm.row.first_task_at is None:
             vm.row.first_task_at = now
             self.write(vm)
 
     def on_worker_left(self, worker: Worker, now: float) -> None:
-        """The worker of a VM said Goodbye or was lost: the VM has no more use."""
+        """The VM's worker said Goodbye or was lost: the VM is of no more use."""
         vm = self.alive.get(worker.row.vm_no) if worker.row.vm_no is not None else None
         if vm is not None and vm.row.worker == worker.name:
             if vm.state is not VmState.ENDING:
@@ -296,7 +296,7 @@ class Vms:
             self.ask_end(vm, now)
 
     def on_placed(self, vm: Vm, now: float) -> None:
-        """Its cloud brings it up: from now on its worker is expected."""
+        """The cloud boots the VM: its boot deadline begins."""
         vm.placed_at = now
         self._expect_worker(vm, now)
 
@@ -308,7 +308,7 @@ class Vms:
         vm = self.alive.get(vm_no)
         if vm is None or not vm.is_coming or now < vm.boot_due:
             return
-        if vm.waits:  # for its cloud, which is judged by the clock of those that wait
+        if vm.waits:  # judged by the pool's queue instead
             self._expect_worker(vm, now)
             return
         reason = f"no worker reported for duty within {self._config.boot_deadline_s:.0f} s"
@@ -319,7 +319,7 @@ class Vms:
         self.end(vm, reason, now)
 
     def boot_failed(self, vm: Vm, reason: str, cause: str, now: float) -> None:
-        """It came to nothing: the pool may rest."""
+        """The boot failed: the pool may rest."""
         vm.row.cause = cause
         self.write(vm)
         if vm.row.pool in self.pools.health:
@@ -328,12 +328,12 @@ class Vms:
                 self._wake(at)
 
     def rest(self, pool: str, cause: str, reason: str, retry_s: float, now: float) -> None:
-        """The pool's cloud gives none now."""
+        """The pool's cloud starts no VM now."""
         if pool in self.pools.health:
             self._wake(self.pools.health[pool].on_refused(cause, reason, retry_s, now))
 
     def _wake(self, when: float) -> None:
-        """When a pool that rests may start again, the next plan is due."""
+        """Plan again when a resting pool may start VMs."""
         self._timers.once(SCALING, when)
 
     # --- rows ------------------------------------------------------------------------------------
@@ -343,10 +343,10 @@ class Vms:
         self.write(vm)
 
     def gone(self, vm: Vm, reason: str, now: float, cause: str = "", ended: float | None = None) -> None:
-        """`ended`: when, by its cloud's clock, where that says so."""
+        """Record that the VM is gone. `ended`: when, by its cloud's clock, if known."""
         row = vm.row
         gone_at = ended
-        if gone_at is None:  # by the same clock as its beginning
+        if gone_at is None:  # by the same clock as its begin
             gone_at = now + (ahead_s(row.intended_at, row.started_at, now) if row.started_at is not None else 0.0)
         row.gone_at, row.cause = gone_at, cause or row.cause
         self._move(vm, VmState.GONE, reason, now)
@@ -357,11 +357,11 @@ class Vms:
         self.pools.on_gone(row)
 
     def write(self, vm: Vm) -> None:
-        """Store its row with this batch. A row that was written belongs to its batch: a copy is."""
+        """Store its row with this batch. The batch owns the row that it writes, so later changes go to a copy."""
         self._outbox.writes.vms[vm.vm_no] = msgspec.structs.replace(vm.row)
 
     def check(self) -> None:
-        """Invariants: never more than a pool's maximum; each row is under its own number."""
+        """Invariants: no pool exceeds its maximum; each row is under its own number."""
         counts: dict[str, int] = {}
         for vm_no, vm in self.alive.items():
             assert vm.vm_no == vm_no
