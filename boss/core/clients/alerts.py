@@ -1,7 +1,7 @@
-"""What a person must hear of at once: told once per cause and hour, by the log and by HOOK_COMMAND.
+"""Operator alerts, at most one per cause and hour, by the log and HOOK_COMMAND.
 
-Looks at all others now and then; owns when each cause was seen first and told last. The latter is kept in the context,
-so that a boss that starts again and again does not shout each time. Mends nothing.
+Inspects the other parts from time to time. Owns when each cause was first seen and last reported. The latter is kept in
+the context, so that a boss that restarts often does not repeat alerts. Repairs nothing.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ecloud.model.vm_states import VmState
 
 LOOK_EVERY_S = 10.0
 LONG_S = 600.0
-"""What should pass without help is shouted about when it has lasted for this long."""
+"""A condition that should pass without help causes an alert after this time."""
 STUCK_ASKS = 40
-"""An end that was asked for so often, every 15 s, has failed for long: so a new boss need not wait once more."""
+"""An end that was requested this often, every 15 s, has failed for long, whatever a new boss's own clock says."""
 AGAIN_S = 3600.0
 NOTE = "shouted/"
-"""Before the cause, as a name in the context; the value is when."""
+"""Prefix of a name in the context, followed by the cause; the value is the time of the last alert."""
 NAMED = 5
 
 
 class Alerts:
-    """Troubles that last, by cause."""
+    """Conditions that last, by cause."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Alerts:
         timers.set(now + LOOK_EVERY_S, self.look)
 
     def look(self, now: float) -> None:
-        """Tell what has lasted too long and was not told lately."""
+        """Report what has lasted too long and was not reported lately."""
         self._timers.set(now + LOOK_EVERY_S, self.look)
         found = dict(self._lasting(now))
         for cause, text in found.items():
@@ -68,7 +68,7 @@ class Alerts:
     # --- what lasts ------------------------------------------------------------------------------
 
     def _lasting(self, now: float) -> Iterator[tuple[str, str]]:
-        """Each cause that is to be told of, and what it is."""
+        """Each cause to report, with its text."""
         before, self._since = self._since, {}
 
         def lasts(trouble: str) -> bool:
@@ -106,6 +106,6 @@ class Alerts:
     def _pools(self, lasts: Callable[[str], bool], now: float) -> Iterator[tuple[str, str]]:
         for name, health in self._vms.pools.health.items():
             row = health.row(now)
-            # A pool that is tried with one more after a rest is no better yet.
+            # A pool that tests one VM after a rest is still failing.
             if health.failing or (row.closed and lasts(f"pool/{name}")):
                 yield f"pool/{name}", f"pool {name} starts no VM: {row.closed or health.why}"

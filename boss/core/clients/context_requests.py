@@ -49,7 +49,7 @@ class ContextRequests:
 
     def _set_context(self, request: Request, now: float) -> Answer:
         key, value = text_of(request, "key"), text_of(request, "value")
-        if not key or len(key) > 100 or key == "cluster_id" or "/" in key:  # names with a stroke are the boss's own
+        if not key or len(key) > 100 or key == "cluster_id" or "/" in key:  # names with a slash belong to the boss
             raise RequestRefused("request", f"{key!r} can't be set in the context")
         self._outbox.writes.context[key] = value
         return 1, f"{key} set", (key,)

@@ -1,6 +1,6 @@
-"""Task lists coming in: chunks until they are whole, then one decision, one commit, one answer.
+"""Receives task lists: chunks until a list is whole, then one decision, one commit, one answer.
 
-Owns pushes that are not answered yet. What a push means for each task of its run is `merging.merge`, a function.
+Owns pushes without an answer. The function `merging.merge` decides what a push means for each task of its run.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ecloud.model.tasks import TaskDefinition
 from ecloud.model.wire import ChunkReceived, PushOptions, Refused, RunAccepted, RunRejected, SubmitTasks
 
 MAX_OPEN_PUSHES = 64
-"""Pushes that may be under way at once; each holds its chunks in memory."""
+"""Pushes under way at once; each holds its chunks in memory."""
 ANSWERS_KEPT = 1_000
-"""Answers remembered, for a client that did not get its own."""
+"""Answers remembered for clients that did not receive theirs."""
 MAX_CHUNKS = 100_000
 MAX_OPEN_BYTES = 2**30
-"""Of all pushes under way together, as they came. A list of a million tasks takes about 300 MB."""
+"""Bytes of all pushes under way together. A list of a million tasks takes about 300 MB."""
 MAX_PUSH_ID_CHARS = 64
 MAX_VM_HOURS = 1e9
 
 
 class Push(msgspec.Struct, eq=False):
-    """A push under way. `stage`: collecting, looking (which results exist), loading (its run)."""
+    """A push under way. `stage`: collecting (chunks), looking (which results exist), loading (its run)."""
 
     push_id: str
     options: PushOptions
@@ -44,7 +44,7 @@ class Push(msgspec.Struct, eq=False):
     peer: str
     chunks: dict[int, tuple[TaskDefinition, ...]] = msgspec.field(default_factory=dict)
     size: int = 0
-    """Bytes of its chunks as they came."""
+    """Bytes of its chunks."""
     count: int = 0
     """Tasks in them."""
     stage: str = "collecting"
@@ -81,7 +81,8 @@ class Pushes:
         self.conversations: dict[str, Conversation] = {}
 
     def on_chunk(self, client: Conversation, chunk: SubmitTasks, size: int) -> None:
-        """Hold a chunk of `size` bytes; when all are there, begin. A push already answered is answered as before."""
+        """Keep a chunk of `size` bytes. When all have arrived, begin. A push that was already answered gets the same
+        answer."""
         if len(chunk.push_id) > MAX_PUSH_ID_CHARS:
             self._outbox.say(client, Refused("request", "the push's id is too long", about=chunk.push_id[:64]))
             return
@@ -122,7 +123,7 @@ class Pushes:
         return sum(push.size for push in self._open.values())
 
     def _too_much(self, push: Push, chunk: SubmitTasks, size: int) -> str:
-        """A sentence where the push is larger than any may be: before the boss holds it all."""
+        """Why a push is too large, before the boss holds all of it; empty if it is not."""
         most = self._config.max_tasks_per_push
         if push.count + len(chunk.tasks) > most:
             return f"the list has more than {most:,} tasks (MAX_TASKS_PER_PUSH): push it in parts"
@@ -155,7 +156,7 @@ class Pushes:
             self._load(push)
 
     def on_results_found(self, token: int, existing: frozenset[str]) -> None:
-        """The datastore told which of the results are there already."""
+        """The datastore reported which results exist."""
         push = self._open.get(self._by_token.pop(token, ""))
         if push is not None:
             push.existing = existing
@@ -166,8 +167,8 @@ class Pushes:
         self._outbox.read(LoadRun(self._token(push), push.options.run, push.push_id))
 
     def on_run_loaded(self, token: int, image: RunImage | None, answered: PushAnswered | None, now: float) -> None:
-        """The run as it stands: decide, write, answer. A push that was `answered` is answered as before, also where its
-        run was dropped since."""
+        """The store returned the run: decide, write, answer. A push that was already `answered` gets the same answer,
+        even if its run was dropped since."""
         push = self._open.get(self._by_token.pop(token, ""))
         if push is None:
             return
@@ -214,7 +215,7 @@ class Pushes:
             self._outbox.say(client, answer)
 
     def forget(self, peer: str) -> None:
-        """A client left: what it had not pushed whole is dropped."""
+        """A client left: drop its unfinished pushes."""
         self.conversations.pop(peer, None)
         for push in [push for push in self._open.values() if push.peer == peer and push.stage == "collecting"]:
             del self._open[push.push_id]

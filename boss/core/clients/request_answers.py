@@ -1,4 +1,4 @@
-"""What a request is answered with, and how its arguments are read. Shared by the files that carry requests out."""
+"""Answers to requests, and how to read a request's arguments. Shared by the files that carry requests out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from datastore.problem import Problem
 from ecloud.model.wire import Request
 
 Answer = tuple[int, str, tuple[str, ...]]
-"""How many things changed, a sentence for the person who asked, and the names of what changed."""
+"""The number of changes, a sentence for the person, and the names of what changed."""
 
 
 class RequestRefused(Problem):
-    """The request can't be carried out; the text says why and what to do."""
+    """The request cannot be carried out. The text says why and what to do."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)

@@ -1,7 +1,7 @@
-"""Requests of people: which verbs there are, and that each request is answered once, and again if it is repeated.
+"""Requests of clients: one answer to each, and the same answer to a repetition.
 
-Owns the requests that wait for the store, and the last answers. Requests about tasks first read the runs concerned
-from the store, ended tasks too. What each verb does stands in task_requests, worker_requests and context_requests.
+Owns the requests that wait for the store, and the last answers. A request about tasks first reads the runs concerned
+from the store, including ended tasks. task_requests, worker_requests and context_requests carry out the verbs.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from ecloud.model.wire import Refused, Request, RequestDone
 ANSWERS_KEPT = 1_000
 """Answers remembered for clients that did not receive theirs."""
 MAX_TEXT_CHARS = 4_096
-"""Longest id, verb or argument. Longer ones name nothing, but would come back in answers and go into queries that no
-database accepts."""
+"""Longest id, verb or argument. A longer one names nothing, but would appear in answers and in queries that no database
+accepts."""
 NAMES_SHOWN = 20
 """Ids named in an answer."""
 
@@ -82,7 +82,7 @@ class Requests:
         }
 
     def on_request(self, client: Conversation, request: Request, now: float) -> None:
-        """Do it now, or once the store has told which tasks are meant."""
+        """Carry out a request now, or after the store returned the tasks that it concerns."""
         known = self._answers.get(request.request_id)
         if what := _too_long(request):
             reason = f"{what} is longer than {MAX_TEXT_CHARS:,} characters"
@@ -92,7 +92,7 @@ class Requests:
         elif known is not None:
             self._outbox.say(client, known)
         elif any(waiting.request.request_id == request.request_id for waiting in self._waiting.values()):
-            pass  # asked again while the store is being read
+            pass  # repeated while the store is being read
         elif request.verb == "watch":
             self._watch(client, request, now)
         elif request.verb in self._about_tasks:
@@ -114,7 +114,7 @@ class Requests:
     def on_selected(
         self, token: int, images: Iterable[RunImage], task_nos: frozenset[int], problem: str, now: float
     ) -> None:
-        """The store told which tasks are meant."""
+        """The store returned the tasks that a request concerns."""
         waiting = self._waiting.pop(token, None)
         if waiting is None:
             return
@@ -145,7 +145,7 @@ class Requests:
             self._outbox.say(client, answer)
 
     def _why(self, request: Request, now: float) -> Answer:
-        """The reasons of a ready task, as a JSON list: rows tell those of all others."""
+        """The reasons of a ready task, as a JSON list. The database explains all others."""
         task_no = request.arguments.get("task_no")
         layers = self._why_ready.layers(task_no, now) if isinstance(task_no, int) else []
         return len(layers), msgspec.json.encode(layers).decode(), ()
@@ -161,7 +161,7 @@ class Requests:
 
 
 def _too_long(request: Request) -> str:
-    """The part of a request that is too long to be anything, in words."""
+    """The part of a request that is too long, in words; empty if none is."""
     parts = {"the request's id": request.request_id, "the verb": request.verb}
     for part, value in [
         *parts.items(),

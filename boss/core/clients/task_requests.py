@@ -1,6 +1,6 @@
 """Requests about tasks: cancel, retry, redo, drop, follow their output.
 
-Each is carried out on run images that the store read for it, corrected by what the graph knows.
+Each works on run images that the store read for it, corrected by what the graph knows.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class TaskRequests:
 
     def _cancel_nodes(self, task_nos: Iterable[int], reason: str, now: float) -> list[Node]:
         cancelled = []
-        # Dependents first (they mostly have the higher numbers), so that they are cancelled, not aborted.
+        # Dependents first (they mostly have higher numbers), so that they are cancelled, not aborted.
         for task_no in sorted(task_nos, reverse=True):
             node = self._book.graph.nodes.get(task_no)
             if node is None or node.init or (task_no, node.assigned) in self._attempts.promoting:
-                continue  # one whose results are being published has all but succeeded
+                continue  # its results are being published: it has practically succeeded
             if node.assigned:
                 self._attempts.stop([self._attempts.active[(task_no, node.assigned)]], reason)
                 node.assigned = 0
@@ -135,7 +135,7 @@ class TaskRequests:
             return 1, node.state.value, (str(task_no),)
         if worker.conversation is not None:
             self._outbox.say(worker.conversation, StreamLogs(task_no, attempt.number, STREAM_LOGS_S))
-        # Whose lines are to be believed: anybody at the broker can send some to the task's topic.
+        # Name the worker whose lines are genuine: any peer of the broker can publish to the task's topic.
         return 1, node.state.value, (str(task_no), str(attempt.number), worker.name, worker.row.key_name)
 
 

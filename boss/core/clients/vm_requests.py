@@ -80,7 +80,7 @@ class VmRequests:
         return 1, f"{name} is written off: it may still run and cost money; look in the cloud", (name,)
 
     def _vm(self, name: str) -> Vm:
-        """The VM that is called vm/N, or N. Raises `RequestRefused` where there is none, or it is gone."""
+        """The VM named vm/N, or N. Raises `RequestRefused` if it does not exist or is gone."""
         number = name.removeprefix("vm/")
         vm = self._vms.alive.get(int(number)) if number.isascii() and number.isdecimal() else None
         if vm is None:

@@ -1,4 +1,4 @@
-"""Clients that watch runs: told what changed, a few times a second at most."""
+"""Clients that watch runs: they are sent changes a few times a second at most."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ RUNNING_NAMED = 8
 """Running tasks named in one `RunChanged`."""
 SUMMED = ("fetching", "storing", "bytes", "moved_bytes", "bytes_per_s")
 MAX_COUNT = 2**53
-"""No worker moves more of anything, and sums of it stay exact."""
+"""No worker transfers more, and sums of such numbers stay exact."""
 MAX_SINCE_S = 1e8
 WAITS_CHARS = 600
-"""Of the reason why no VM starts: a cloud may have said much."""
+"""Longest reason why no VM starts: a cloud's text may be long."""
 TASKS_NAMED = 16
-"""Tasks of one worker whose files move, as they are kept: a worker has fewer threads for it."""
+"""Tasks of one worker with transfers that are kept: a worker has fewer threads for them."""
 
 
 class Watchers:
-    """Who watches which run."""
+    """Which client watches which run."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Watchers:
     ) -> None:
         self._why_no_vm = why_no_vm
         self._waits: dict[int, str] = {}
-        """What keeps VMs from starting for a watched run, as it was told last."""
+        """The last reported reason why no VM starts for a watched run."""
         self._outbox = outbox
         self._book = book
         self._fleet = fleet
@@ -51,7 +51,7 @@ class Watchers:
         self._told_at: dict[int, float] = {}
 
     def watch(self, client: Conversation, run: Run, now: float) -> None:
-        """Tell the client of this run from now on, and once at once."""
+        """Send the client this run's progress from now on, and the current state at once."""
         self._watching.setdefault(run.row.run_no, {})[client.peer] = client
         self._waits[run.row.run_no] = self._waits_now(run, now)
         self._outbox.say(client, self._picture(run))
@@ -64,7 +64,7 @@ class Watchers:
                 self._stop_watching(run_no)
 
     def forget_run(self, run_no: int) -> None:
-        """The run is archived: nobody is told of it any more."""
+        """The run is archived: stop reporting it."""
         self._stop_watching(run_no)
         self._told_at.pop(run_no, None)
 
@@ -73,7 +73,7 @@ class Watchers:
         self._waits.pop(run_no, None)
 
     def tell(self, now: float) -> None:
-        """At the end of a batch: tell of runs that changed, unless they were told of a moment ago."""
+        """Run at the end of a batch: report runs that changed, unless they were reported a moment ago."""
         self._notice_waits(now)
         later = False
         for run_no in tuple(self._book.changed_runs):
@@ -97,7 +97,7 @@ class Watchers:
             self._timers.once("watchers", now + self._every_s)
 
     def _notice_waits(self, now: float) -> None:
-        """Runs for which the reason that no VM starts has changed are reported like those whose tasks moved."""
+        """A run whose reason for starting no VM changed is reported like one whose tasks moved."""
         for run_no in self._watching:
             run = self._book.runs.get(run_no)
             waits = "" if run is None else self._waits_now(run, now)
@@ -135,7 +135,7 @@ class Watchers:
         )
 
     def on_moving(self, worker: Worker, moving: Moving | None, now: float) -> None:
-        """The worker tells what it moves."""
+        """A worker reports its transfers."""
         if moving or worker.row.moving:
             told = None if moving is None else bounded(moving)
             worker.row = msgspec.structs.replace(worker.row, moving=told, moving_at=now)
@@ -143,7 +143,7 @@ class Watchers:
             self._book.changed_runs.update(attempt.run_no for attempt in worker.held.values())
 
     def _moving(self, run_no: int) -> Moving | None:
-        """The sum of what workers move that hold something of this run."""
+        """The sum of transfers of all workers that hold attempts of this run."""
         told = [
             worker.row.moving
             for worker in self._fleet.workers.values()
@@ -155,7 +155,7 @@ class Watchers:
 
 
 def bounded(moving: Moving) -> Moving:
-    """As it is believed and kept, whatever the worker said."""
+    """The report with each number bounded, whatever the worker sent."""
     counts = {name: min(max(0, getattr(moving, name)), MAX_COUNT) for name in SUMMED}
     since_s = moving.since_s if 0.0 <= moving.since_s <= MAX_SINCE_S else 0.0
     return Moving(**counts, tasks=moving.tasks[:TASKS_NAMED], since_s=since_s)

@@ -1,7 +1,7 @@
-"""Why a ready task has not started: what the boss itself goes by when it places tasks and plans capacity.
+"""Why a ready task has not started, by the rules that the boss itself uses to place tasks and plan capacity.
 
-Reads everything, changes nothing. The same functions answer that decide: `fits`, `InitTasks.refuses`, the pools, the
-budgets and the capacity plan. Tasks in other states are explained from the database (`ecloud/queries/why_task.py`).
+Reads everything, changes nothing. The functions that decide also answer: `fits`, `InitTasks.refuses`, the pools, the
+budgets and the capacity plan. The database explains tasks in other states (`ecloud/queries/why_task.py`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ecloud.model.worker_states import WorkerState
 
 NAMED = 5
 COUNTED = 10_000
-"""Ready tasks of a group that are looked at one by one; of larger groups the rest is counted as it stands."""
+"""Ready tasks of a group that are counted one by one; beyond it, the queue's length is used."""
 
 
 class WhyReady:
-    """Answers why a ready task waits."""
+    """Explains why a ready task waits."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class WhyReady:
         self._budgets = budgets
 
     def layers(self, task_no: int, now: float) -> list[str]:
-        """Sentences, the nearest reason first; none where the task is not ready, or a worker has it already."""
+        """Sentences, the nearest reason first; empty if the task is not ready, or a worker already has it."""
         node = self._book.graph.nodes.get(task_no)
         if node is None or node.init or node.state is not TaskState.READY or node.assigned:
             return []
@@ -108,7 +108,7 @@ class WhyReady:
         return f"{name} waits its turn: {fit} {state}" + "".join(f"; {part}" for part in ahead)
 
     def _ahead(self, node: Node) -> list[str]:
-        """Who goes first: higher priorities, then tasks of its run that stand before it."""
+        """What goes first: higher priorities, then earlier tasks of its run."""
         higher = before = 0
         for group in self._ready.placeable():
             due = sum(group.is_due(one) for one in islice(group.nodes, COUNTED)) + max(0, len(group.nodes) - COUNTED)

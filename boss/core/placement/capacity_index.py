@@ -15,14 +15,15 @@ from ecloud.model.tasks import Resources
 
 _USUAL = frozenset({"cpus", "memory_mb"})
 REFILLED_BELOW = 0.75
-"""Part of `ahead_s` below which more is queued ahead: some at once, not one for each that ends, since every order to a
-worker costs a look into the database and a message."""
+"""The queue ahead is refilled when it holds less than this share of `ahead_s`: several tasks at once, since each order
+to a worker costs a database write and a message."""
 _EXACT = 1e6
-"""Amounts are sums of decimal fractions: what differs by less than a part of this is the same."""
+"""Amounts are sums of decimal fractions: a smaller difference than one part in this is rounding."""
 
 
 class WorkerKind(msgspec.Struct, eq=False):
-    """Workers that offer the same. `rare`: what not every worker has. `hungry`: those whose queue ahead has room."""
+    """Workers with the same capacity. `rare`: resources that not every worker has. `hungry`: workers whose queue ahead
+    has room."""
 
     key: tuple[tuple[str, float], ...]
     capacity: Resources
@@ -32,7 +33,7 @@ class WorkerKind(msgspec.Struct, eq=False):
 
 
 class FreeGroup(msgspec.Struct, eq=False):
-    """Workers of one kind with the same amounts free, who came first is first."""
+    """Workers of one kind with the same free amounts, in order of arrival."""
 
     kind: WorkerKind
     key: tuple[object, ...]
@@ -42,7 +43,7 @@ class FreeGroup(msgspec.Struct, eq=False):
 
 
 class CapacityIndex:
-    """All workers that take tasks. Right after `settle`; it does not change while tasks are placed."""
+    """All workers that take tasks. Valid after `settle`; does not change while tasks are placed."""
 
     def __init__(self, fleet: Fleet, config: BossConfig) -> None:
         self._fleet = fleet
@@ -58,21 +59,21 @@ class CapacityIndex:
 
     @property
     def kinds(self) -> list[WorkerKind]:
-        """Of the workers there are."""
+        """Kinds of the present workers."""
         return list(self._kinds.values())
 
     def side_by_side(self, shape: Shape) -> int:
-        """How many tasks of `shape` all workers could run at once, were they empty; `ahead_max` at most each."""
+        """How many tasks of `shape` all workers could run at once if they were empty, at most `ahead_max` each."""
         most = self._config.ahead_max
         return sum([kind.workers * how_many(kind.capacity, shape, most) for kind in self._kinds.values()])
 
     def rare_at(self, worker: str) -> frozenset[str] | None:
-        """What this worker offers and not every one does; None where it takes no tasks."""
+        """Resources of this worker that not every worker has; None if it takes no tasks."""
         free_group = self._group_of.get(worker)
         return None if free_group is None else free_group.kind.rare
 
     def settle(self) -> None:
-        """Put those whose room changed where they belong now."""
+        """Move workers whose free amounts changed to their groups."""
         touched, self._fleet.touched = self._fleet.touched, {}
         for name in touched:
             old = self._group_of.get(name)
@@ -81,7 +82,7 @@ class CapacityIndex:
                 if old is not None:
                     self._take_off(name, old)
                 continue
-            # A worker that said Hello anew under its name is another object, and may offer something else.
+            # A worker that registered again under its name is another object and may offer something else.
             kind = old.kind if old is not None and old.workers[name] is worker else self._kind(worker)
             key = (id(kind), *[int(amount * _EXACT + 0.5) for amount in worker.free.values()])
             if old is None or old.key != key or old.workers[name] is not worker:
@@ -120,14 +121,14 @@ class CapacityIndex:
             del self._groups[free_group.key]
 
     def _is_hungry(self, worker: Worker) -> bool:
-        """Whether anything short may be queued at it beyond what runs."""
+        """Whether a short task may be queued at the worker beyond what runs."""
         config = self._config
         has_room = worker.ahead_s < REFILLED_BELOW * config.ahead_s and worker.waiting < config.ahead_max
         return has_room and not worker.slow and not worker.alone
 
     def check(self) -> None:
-        """Invariants, where nobody was touched since: each worker that takes tasks is where it belongs, and nobody
-        else is anywhere."""
+        """Invariants, valid when nothing was touched since `settle`: each worker that takes tasks is in its group, and
+        no other worker is in any."""
         there = {name: worker for name, worker in self._fleet.workers.items() if worker.takes_tasks}
         for name, worker in there.items():
             if name not in self._fleet.touched:

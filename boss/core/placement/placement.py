@@ -1,13 +1,13 @@
-"""Which ready task goes to which worker. Places batches: costs what it assigns, not what waits.
+"""Decides which ready task goes to which worker. The cost of a batch grows with what it assigns, not with what waits.
 
-Order: priority first; within a priority the run that holds the fewest CPUs now; within a run the order of the list.
-First everything that can start at once, then short queues ahead, then chains: waiting tasks that follow the attempts of
-their dependencies at one worker. A large task that finds no room gets a worker
-reserved, so that small ones don't starve it.
+Order: priority first; within a priority the run that holds the fewest CPUs; within a run the order of the list. Tasks
+that can start at once are placed first, then short queues ahead, then chains (waiting tasks that follow the attempts of
+their dependencies at one worker). A large task without room gets a worker reserved, so that small tasks do not starve
+it.
 
-A task whose big inputs some worker has goes there, if there is room now; else the worker whose turn it is may take one
-from close behind it whose inputs it has. Nobody waits for a worker and no worker for a task; a task is passed so often
-and not more.
+A task prefers a worker that has its big inputs, if that worker has room now; otherwise the next worker in turn may take
+a task from close behind whose inputs it has. No worker and no task waits for this, and a task is overtaken a bounded
+number of times.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ from ecloud.model.tasks import Resources, fits
 from ecloud.model.transfer_status import BIG_INPUT_BYTES
 
 SHORT = 8
-"""A task that is guessed to take longer than this many `ahead_s` is not queued ahead: it would wait behind another's
-slowness."""
+"""A task that is expected to take longer than this many `ahead_s` is not queued ahead: it would wait behind a slow
+one."""
 HOLDERS = 16
-"""Workers that have a task's inputs and are asked for room, at most."""
+"""Most workers with a task's inputs that are checked for room."""
 BEHIND = 64
-"""Entries, with the first, that are looked at for one whose inputs a worker has: no task is passed by more."""
+"""Entries, including the first, that are searched for a task whose inputs a worker has. No task is overtaken by
+more."""
 CPUS_ROUNDED = 0.001
 """A group whose free CPUs are short by less than this is compared exactly."""
 
 
 Assign = Callable[[Worker, Node, float], None]
-"""Make an attempt of the node on the worker; the float is the guess of its run-time in seconds."""
+"""Make an attempt of the node on the worker. The float is its expected run time in seconds."""
 AssignChained = Callable[[Worker, Node, float, tuple[tuple[int, int], ...], Attempt | None], None]
-"""The same before its dependencies have ended: what it waits for there, and the attempt whose place it takes."""
+"""The same before its dependencies have ended: the attempts that it waits for there, and the attempt that it
+replaces."""
 Refuses = Callable[[Worker, int], bool]
 
 
 class Placement:
-    """Places what is ready on who has room. Owns the index, and no other state beyond one call of `place`."""
+    """Places ready tasks on workers with room. Owns the index, and no other state beyond one call of `place`."""
 
     def __init__(self, ready: ReadyTasks, fleet: Fleet, runtimes: Runtimes, config: BossConfig) -> None:
         self._ready = ready
@@ -57,14 +59,14 @@ class Placement:
         self.capacity_index = CapacityIndex(fleet, config)
         self._side_by_side: dict[Shape, int] = {}
         self._reserved: dict[str, Group] = {}
-        """Workers that the tasks of a group wait for, by name, since the last `place`."""
+        """Workers reserved since the last `place`, by name, with the group whose tasks wait for them."""
         self._claims: list[Group] | None = None
-        """Ready tasks that found no room; None: not looked for yet."""
+        """Ready tasks that found no room; None: not searched yet."""
         self._hopeless: set[Shape] = set()
-        """For which there is no room since placing in slots, or ahead, began."""
+        """Shapes that found no room in this pass."""
 
     def place(self, assign: Assign, refuses: Refuses) -> None:
-        """Assign all that fits. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
+        """Assign all tasks that fit. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
         self.capacity_index.settle()
         self._side_by_side = {}
         self._reserved = {}
@@ -79,14 +81,14 @@ class Placement:
             self._hopeless.clear()
             for priority in sorted(by_priority, reverse=True):
                 self._place_priority(by_priority[priority], reserved, in_slots, assign, refuses)
-                if in_slots:  # who has room changed; whose queue ahead has, is looked at when its turn comes
+                if in_slots:  # free resources changed; queues ahead are checked in turn
                     self.capacity_index.settle()
 
     def _place_priority(
         self, groups: list[Group], reserved: dict[str, Group], in_slots: bool, assign: Assign, refuses: Refuses
     ) -> None:
         held = self._fleet.held_cpus
-        # (held CPUs of the run, run, oldest task): the fair order; a group comes back until it is stuck.
+        # (CPUs that the run holds, run, oldest task): the fair order; a group comes back until it finds no room.
         queue: list[tuple[float, int, int, Group, _Room]] = []
         for group in groups:
             node = self._ready.first(group)
@@ -99,7 +101,7 @@ class Placement:
             alone = not queue
             while (node := self._ready.first(group)) is not None:
                 worker = None
-                # How long it takes is asked first: what was learned is believed from the first time that it is asked.
+                # Ask for the run time first: an estimate counts as believed from its first use.
                 wanted = in_slots or (self.is_short(node) and not group.apart)
                 if wanted and group.shape not in self._hopeless:
                     worker = room.next_worker()
@@ -124,10 +126,10 @@ class Placement:
     # --- chains ----------------------------------------------------------------------------------
 
     def place_chained(self, chains: Chains, assign: AssignChained, refuses: Refuses) -> None:
-        """After `place`: let waiting tasks follow those that they wait for, where a worker's queue ahead has room left.
+        """After `place`: let waiting tasks follow their dependencies where a worker's queue ahead has room.
 
-        Ready tasks go first: what found no room keeps its claim against chains of lower priority, and against those of
-        a run that holds more.
+        Ready tasks go first: those that found no room keep their claim against chains of lower priority, and against
+        chains of a run that holds more CPUs.
         """
         self._claims = None
         touched, chains.touched = chains.touched, {}
@@ -137,7 +139,7 @@ class Placement:
                 continue
             if worker.ahead_s < REFILLED_BELOW * self._config.ahead_s and self.may_wait_at(worker):
                 self._chain(worker, chains, assign, refuses)
-        chains.touched.clear()  # what was assigned just now was looked at
+        chains.touched.clear()  # these assignments were seen already
 
     def _chain(self, worker: Worker, chains: Chains, assign: AssignChained, refuses: Refuses) -> None:
         candidates = chains.candidates(worker)
@@ -161,7 +163,7 @@ class Placement:
         return False
 
     def _must_wait(self, worker: Worker, node: Node, refuses: Refuses) -> bool:
-        """Whether ready tasks go before this one at the worker, or it may not have it."""
+        """Whether ready tasks go before this one at the worker, or the worker may not have it."""
         if not fits(worker.capacity, node.shape.asks) or refuses(worker, node.run_no):
             return True
         if node.run_no in self._ready.held_runs:
@@ -185,11 +187,12 @@ class Placement:
     # --- room ------------------------------------------------------------------------------------
 
     def _give_up(self, shape: Shape) -> None:
-        """There is no room for `shape`, nor for what asks for as much or more, and there will be less and less."""
+        """Note that `shape`, and every shape that asks for at least as much, has no room in this pass: room only
+        shrinks."""
         self._hopeless.update([other for _, _, other, _ in self._ready.groups if covers(other, shape)])
 
     def _reserve(self, group: Group, reserved: dict[str, Group], refuses: Refuses) -> None:
-        """Keep the worker that will have room soonest for a task that found none; once per shape and call."""
+        """Reserve the worker that will have room soonest for a task that found none; once per shape and call."""
         shape = group.shape
         for other in reserved.values():
             if other.shape is shape and other.apart == group.apart:
@@ -211,7 +214,7 @@ class Placement:
         return self._fleet.workers[name]
 
     def guess_s(self, node: Node) -> float:
-        """How long it may run: what its user said, what was learned, or a second."""
+        """Expected run time in seconds: what the user stated, what was learned, or one second."""
         side_by_side = self._side_by_side.get(node.shape)
         if side_by_side is None:
             side_by_side = self._side_by_side[node.shape] = self.capacity_index.side_by_side(node.shape)
@@ -222,15 +225,15 @@ class Placement:
         return self.guess_s(node) <= SHORT * self._config.ahead_s
 
     def may_wait_at(self, worker: Worker) -> bool:
-        """Whether one more short task that it could run may be queued at the worker beyond what runs."""
+        """Whether another short task that the worker could run may be queued there beyond what runs."""
         config = self._config
         has_room = worker.ahead_s < config.ahead_s and worker.waiting < config.ahead_max
         return has_room and not worker.slow and not worker.alone
 
 
 def _share(free: Resources, shape: Shape, least: float) -> float:
-    """The part of what a task of `shape` asks for that is free, of the resource that lacks most; any number up to
-    `least` where it is no more than that."""
+    """The free share of what a task of `shape` asks for, by its scarcest resource; any number up to `least` if it is no
+    more than that."""
     share = math.inf if shape.asks else 1.0
     for name, amount in shape.asks:
         part = free.get(name, 0.0) / amount
@@ -242,8 +245,8 @@ def _share(free: Resources, shape: Shape, least: float) -> float:
 
 
 class _Room:
-    """Workers with room for one group, emptiest first, those with rare resources it does not need last; each in turn.
-    Looks at no more of them than it is asked for."""
+    """Workers with room for one group, in turn: emptiest first; those with rare resources that the group does not need
+    last. Looks at no more workers than it must."""
 
     def __init__(
         self, placement: Placement, group: Group, reserved: dict[str, Group], in_slots: bool, refuses: Refuses
@@ -254,14 +257,14 @@ class _Room:
         self._in_slots = in_slots
         self._refuses = refuses
         self._turn: deque[Worker] = deque()
-        """Those that had their turn and may have room yet."""
+        """Workers that had their turn and may still have room."""
         self._fresh: Iterator[Worker] | None = None
         self.refused = False
-        """Some have room, but not for this run, or they are reserved for others, who may queue there. (Who has a slot
-        reserved found none, so that it makes no difference there.)"""
+        """Whether some workers have room but may not run this run's tasks, or are reserved for others, which may queue
+        there. (A group with a reserved worker found no room, so this does not matter to it.)"""
 
     def next_worker(self) -> Worker | None:
-        """The next worker in turn that still has room; None when no one has."""
+        """The next worker in turn that still has room; None if none has."""
         if self._fresh is None:
             self._fresh = self._in_order()
         run_no, turn = self._group.run_no, self._turn
@@ -282,8 +285,9 @@ class _Room:
         return None
 
     def nearer(self, worker: Worker, inputs: Inputs) -> tuple[Worker, int]:
-        """`worker` could take the first task: one with room that has more of its `inputs`, and 0; else `worker`,
-        and the index of a task behind it whose inputs `worker` has where it has none of the first's, or 0."""
+        """Choose by inputs, when `worker` could take the first task. Returns another worker with room that has more of
+        its `inputs`, and 0; or `worker` and the index of a later task whose inputs it has, if it has none of the first
+        task's; else `worker` and 0."""
         for part in inputs.parts:
             if worker.name not in part.holders:
                 break
@@ -302,7 +306,7 @@ class _Room:
         return worker, self._behind(worker)
 
     def _holder(self, worker: Worker, inputs: Inputs, unknown: int, held: int, wanted: int) -> Worker | None:
-        """Of the first that have some of these inputs, the one with room that has most, and more than `held`."""
+        """Of the workers that have some of these inputs, the one with room that has most, and more than `held`."""
         index, needs = self._placement.capacity_index, {name for name, _ in self._group.shape.asks}
         rare = len((index.rare_at(worker.name) or frozenset()) - needs)
         best: Worker | None = None
@@ -321,8 +325,8 @@ class _Room:
         return best
 
     def _behind(self, worker: Worker) -> int:
-        """The index of a task close behind the first all of whose inputs the worker has; else of one with some of
-        them, or 0."""
+        """The index of a task close behind the first of which the worker has all inputs, else of one with some; else
+        0."""
         some = 0
         has: dict[Inputs, int] = {}
         for index, later in enumerate(itertools.islice(self._group.nodes, BEHIND)):
@@ -341,7 +345,7 @@ class _Room:
         return some
 
     def _in_order(self) -> Iterator[Worker]:
-        """Everybody who had room when the batch's placing began, and has it still; those reserved for others, too."""
+        """Workers that had room when this pass began and still have it, including those reserved for others."""
         shape, needs = self._group.shape, {name for name, _ in self._group.shape.asks}
         if self._in_slots:
             cpus = next((amount for name, amount in shape.asks if name == "cpus"), 0.0)
@@ -357,7 +361,7 @@ class _Room:
                 if kind.hungry and fits(kind.capacity, shape.asks)
             ]
         candidates.sort()
-        # Groups pass by the same workers, most of whom others have filled meanwhile.
+        # Groups pass by the same workers, most of which others have filled meanwhile.
         may_wait_at = self._placement.may_wait_at
         for *_, workers in candidates:
             for worker in workers.values():
@@ -365,7 +369,7 @@ class _Room:
                     yield worker
 
     def _is_kept(self, worker: Worker) -> bool:
-        """Whether it is reserved for another group that goes before this one."""
+        """Whether the worker is reserved for another group that goes before this one."""
         keeper = self._reserved.get(worker.name)
         same = keeper is not None and keeper.shape is self._group.shape and keeper.apart == self._group.apart
         if keeper is None or same or keeper.priority < self._group.priority:

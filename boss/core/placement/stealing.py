@@ -1,6 +1,6 @@
-"""Work stealing: retracts queued attempts from busy workers when others idle, no more than the idle ones have room for.
+"""Work stealing: retracts queued attempts from busy workers when others idle, no more than those have room for.
 
-Owns the time of the last look. Places nothing: a returned task is ready again and is placed like any other.
+Owns the time of the last pass. Places nothing: a retracted task is ready again and is placed like any other.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ecloud.model.tasks import AttemptState, Resources, fits
 RETURN_AFTER_S = 1.0
 """A queued attempt that waits longer than this at a busy worker, while another idles, is retracted."""
 STEAL_EVERY_S = 0.1
-"""Shortest time between two looks: each costs a look at every worker."""
+"""Shortest time between two passes: each looks at every worker."""
 
 MOST_EACH = 32
-"""Attempts retracted in one look for each idle worker: where attempts wait long, guesses of run-times are poor."""
+"""Attempts retracted in one pass for each idle worker. Long queues mean that run times were guessed badly."""
 
 
 class WorkStealing:
-    """Looks at the end of a batch, after placing."""
+    """Runs at the end of a batch, after placement."""
 
     def __init__(self, fleet: Fleet, attempts: Attempts, timers: Timers, config: BossConfig) -> None:
         self._config = config
@@ -43,7 +43,7 @@ class WorkStealing:
         if not idle:
             return
         room = _Room(idle, self._config.ahead_s)
-        for worker in waiting:  # what is already on its way back comes first
+        for worker in waiting:  # count those that are already being returned
             for attempt in worker.ahead.values():
                 if attempt.returning:
                     room.take(attempt)
@@ -59,7 +59,7 @@ def _is_late(attempt: Attempt, now: float) -> bool:
 
 
 class _Room:
-    """What the idle ones would begin at once, and what would be queued ahead there."""
+    """Slots that idle workers could fill at once, and room in their queues ahead."""
 
     def __init__(self, idle: list[Worker], ahead_s: float) -> None:
         self._idle = idle
@@ -67,10 +67,10 @@ class _Room:
         self._free: list[Resources] = [dict(worker.free) for worker in idle]
         self._ahead_s = ahead_s * len(idle)
         self._first: dict[Shape, int] = {}
-        """The first idle one that may still have room for the shape: those before it only get fuller."""
+        """Index of the first idle worker that may have room for the shape: earlier ones only get fuller."""
 
     def take(self, attempt: Attempt) -> bool:
-        """Whether there is room for it; it is taken."""
+        """Whether there is room for it. If so, it is taken."""
         self._left -= 1
         if self._left < 0:
             return False
