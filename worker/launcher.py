@@ -10,9 +10,10 @@ Standard library only, and nothing of ECLOUD: it must start in milliseconds and 
 
 Frames in both directions: four bytes of length, then a `marshal`led tuple whose first item names it.
 
-    agent -> launcher   ("run", argv, directory, environment, memory limit in bytes or 0,
+    agent -> launcher   ("run", argv, directory, environment, shared environment or None, memory limit in bytes or 0,
                                   file for all of stdout or "", the same of stderr, whether stderr goes to stdout)
-                                               the environment is added to the launcher's own
+                                               both environments are added to the launcher's own; None: the shared one
+                                               of the last task
                         ("signal", number)     to every process of the task
                         ("stream", is_on)      send output while it comes, beginning with what is kept
     launcher -> agent   ("output", stream, start, bytes)
@@ -38,10 +39,16 @@ from contextlib import suppress
 from typing import Any
 
 PR_SET_CHILD_SUBREAPER = 36
+SIGSET_BYTES = 128
+"""sizeof(sigset_t) in glibc and musl."""
 TAIL_BYTES = 65_536
 READ_BYTES = 65_536
+ORDER_BYTES = 8_192
+"""Read of orders at once: few are longer."""
 LONG_S = 1.0
 """A task that ran so long is reported with its pid."""
+QUICK_S = 0.01
+"""How long the output of a new task stays in its pipes: most tasks end before, and nobody is woken for it."""
 MEMORY_LOOK_S = 0.2
 """How often the memory of a task is looked at that has a limit."""
 END_ROUNDS = 400
@@ -107,23 +114,23 @@ class Stream:
 
 
 class Launcher:
-    """One launcher process."""
+    """One launcher process. SIGCHLD is blocked and read from a descriptor: a signal handler in Python costs more."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._inbox = b""
         self._streams = (Stream("stdout"), Stream("stderr"))
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        self._poll, self._output = select.poll(), select.poll()
-        for descriptor in (control.fileno(), self._wake):
-            self._poll.register(descriptor, select.POLLIN)
+        self._ends = signal_descriptor(signal.SIGCHLD)
+        self._quick, self._poll, self._output = select.poll(), select.poll(), select.poll()
+        for poll in (self._quick, self._poll):
+            for descriptor in (self._ends, control.fileno()):
+                poll.register(descriptor, select.POLLIN)
         for stream in self._streams:
             self._poll.register(stream.read_end, select.POLLIN)
             self._output.register(stream.read_end, select.POLLIN)
-        self._environment = dict(os.environb)
+        self._own_environment = dict(os.environb)
+        self._environment = self._own_environment
         self._file_actions = [
             (os.POSIX_SPAWN_DUP2, self._null, 0),
             *((os.POSIX_SPAWN_DUP2, stream.write_end, number) for number, stream in enumerate(self._streams, 1)),
@@ -132,7 +139,7 @@ class Launcher:
         self._pid = 0
         self._began_at = 0.0
         self._look_at = 0.0
-        self._is_told = self._is_streaming = False
+        self._is_new = self._is_told = self._is_streaming = False
         self._limit = self._exceeded = 0
         self._end: tuple[int, int] | None = None
         """Wait status and peak RSS of the shell, once it ended."""
@@ -143,29 +150,40 @@ class Launcher:
         """Run tasks until the agent is gone."""
         try:
             while True:
-                for descriptor, _ in self._poll.poll(self._timeout_ms()):
-                    if descriptor == self._control.fileno():
-                        self._receive()
-                    elif descriptor == self._wake:
-                        os.read(self._wake, 4096)
-                        self._reap()
-                    else:
-                        self._read(self._streams[descriptor == self._streams[1].read_end])
-                if self._end is not None:
-                    self._finish(*self._end)
-                elif self._pid and time.monotonic() >= self._look_at:
-                    self._look()
+                self._receive()  # waits: without a task there is nothing else to hear
+                while self._pid:
+                    self._watch()
         except (AgentGone, OSError):
             self._is_streaming = False
             self._end_all()
 
+    def _watch(self) -> None:
+        """Wait for the next thing that happens to the task, and deal with it."""
+        if self._is_new:
+            self._is_new = False
+            ready = self._quick.poll(QUICK_S * 1000)
+        else:
+            ready = self._poll.poll(self._timeout_ms())
+        for descriptor, _ in ready:
+            if descriptor == self._ends:
+                os.read(descriptor, 4096)
+                self._reap()
+            elif descriptor == self._control.fileno():
+                self._receive()
+            else:
+                self._read(self._streams[descriptor == self._streams[1].read_end])
+        if self._end is not None:
+            self._finish(*self._end)
+        elif self._pid and self._look_at and time.monotonic() >= self._look_at:
+            self._look()
+
     def _timeout_ms(self) -> float | None:
-        return max(0.0, self._look_at - time.monotonic()) * 1000 + 1 if self._pid and self._look_at else None
+        return max(0.0, self._look_at - time.monotonic()) * 1000 + 1 if self._look_at else None
 
     # --- the agent ----------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        data = self._control.recv(READ_BYTES)
+        data = self._control.recv(ORDER_BYTES)
         if not data:
             raise AgentGone
         self._inbox += data
@@ -189,15 +207,19 @@ class Launcher:
         argv: list[str],
         directory: str,
         environment: dict[bytes, bytes],
+        shared: dict[bytes, bytes] | None,
         limit: int,
         out: str,
         err: str,
         is_merged: bool,
     ) -> None:
         self._limit, self._exceeded, self._is_told, self._is_streaming = limit, 0, False, False
+        if shared is not None:
+            self._environment = {**self._own_environment, **shared}
         try:
-            for stream, path in zip(self._streams, (out, err)):
-                stream.open(path)
+            if out or err:
+                for stream, path in zip(self._streams, (out, err)):
+                    stream.open(path)
             os.chdir(directory)  # posix_spawn knows no directory; nothing here uses relative paths
             self._pid = os.posix_spawnp(
                 argv[0],
@@ -205,6 +227,7 @@ class Launcher:
                 {**self._environment, **environment},
                 file_actions=self._merging if is_merged else self._file_actions,
                 setsid=True,
+                setsigmask=(),
                 setsigdef=DEFAULT_IN_TASKS,
             )
         except OSError as error:
@@ -212,6 +235,7 @@ class Launcher:
                 stream.close()
             self._send("failed", error.errno)
             return
+        self._is_new = True
         self._began_at = time.monotonic()
         self._look_at = self._began_at + (MEMORY_LOOK_S if limit else LONG_S)
 
@@ -376,6 +400,19 @@ def become_subreaper() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def signal_descriptor(number: int) -> int:
+    """Block a signal, and make a descriptor that is readable while it is pending. Raises `OSError`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    libc = ctypes.CDLL(None, use_errno=True)
+    signals = ctypes.create_string_buffer(SIGSET_BYTES)
+    libc.sigemptyset(signals)
+    libc.sigaddset(signals, int(number))
+    descriptor = libc.signalfd(-1, signals, os.O_NONBLOCK | os.O_CLOEXEC)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), "signalfd")
+    return int(descriptor)
+
+
 class Spare:
     """Forks a launcher for each socket that comes, and ends what a killed launcher left.
 
@@ -426,6 +463,8 @@ class Spare:
             os.set_inheritable(descriptor, False)  # recv_fds of Python 3.11 ignores MSG_CMSG_CLOEXEC
             pid = os.fork()
             if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for own in (self._control.fileno(), self._wake, self._wake_write):
                     os.close(own)
                 become_subreaper()

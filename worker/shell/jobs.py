@@ -192,13 +192,13 @@ class Jobs:
 
     def _run(self, job: Job) -> None:
         try:
-            env = self._environment(job)
-            argv = self._argv(job, env)
+            env, shared = self._environment(job), of_resources(job.order.asks)
+            argv = self._argv(job, env, shared)
             now = time.monotonic()
             limit_bytes = int(job.order.asks.get("memory_mb", 0.0) * 1e6)
             body = job.body
             files = output_files(body, job.control) if body.stdout or body.stderr else NO_OUTPUTS
-            self._processes.start(job.key, argv, job.directory, env, body.timeout_s, now, limit_bytes, files)
+            self._processes.start(job.key, argv, job.directory, env, body.timeout_s, now, limit_bytes, files, shared)
         except OSError as error:
             self._give_back(job, f"no process can be started: {error.strerror}")
         except ContainerMissing as error:
@@ -206,7 +206,7 @@ class Jobs:
         except ValueError as error:
             self._end(job, self._bare(job, Cause.EXIT, f"its commands cannot be run: {error}"))
 
-    def _argv(self, job: Job, env: dict[bytes, bytes]) -> list[str]:
+    def _argv(self, job: Job, env: dict[bytes, bytes], shared: dict[bytes, bytes]) -> list[str]:
         """Raises `OSError`, `ValueError` and `ContainerMissing`."""
         container = job.body.container
         if container is None:
@@ -223,7 +223,7 @@ class Jobs:
             name=f"ecloud-{self._peer}-{job.order.task_no}-{job.order.number}",
             user=os.geteuid(),
             group=os.getegid(),
-            variables=sorted(os.fsdecode(name) for name in env),
+            variables=sorted(os.fsdecode(name) for name in {**shared, **env}),
             gpus=job.gpus,
         )
         job.container_argv = argv_in_container(container, shell_argv(self.shell, job.body, job.control, inside), place)
@@ -243,6 +243,7 @@ class Jobs:
             self._give_back(job, f"no process can be started: {os.strerror(number)}")
 
     def _environment(self, job: Job) -> dict[bytes, bytes]:
+        """What goes before the variables of `of_resources`."""
         order = job.order
         own = {
             **job.body.env,
@@ -252,7 +253,7 @@ class Jobs:
         }
         if job.gpus is not None:
             own.update(of_gpus(job.gpus))
-        return {**of_resources(order.asks), **encoded(own)}
+        return encoded(own)
 
     def finished(self, finished: Finished) -> None:
         """Its processes are gone: stage the results, or end."""

@@ -15,16 +15,19 @@ import select
 import signal
 import socket
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from worker.shell.tail import Decoder, Tail
 
 log = logging.getLogger("worker")
-READ_BYTES = 262_144
+READ_BYTES = 16_384
+"""A larger buffer would cost a map and an unmap of memory with each end of a task."""
 IDLE_KEPT = 2
 """Launchers that are kept however long they are idle."""
 IDLE_S = 60.0
@@ -36,8 +39,7 @@ LAUNCHER = str(Path(__file__).resolve().parents[1] / "launcher.py")
 Key = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """A shell ended, and everything that it had started.
 
     `code`: exit code, negative for a signal. `run_s`: wall seconds. `failed_errno`: no process could be started.
@@ -50,8 +52,8 @@ class Finished:
     run_s: float = 0.0
     max_rss_mb: float = 0.0
     stopped: str = ""
-    stdout: Tail = field(default_factory=Tail)
-    stderr: Tail = field(default_factory=Tail)
+    stdout: Tail = msgspec.field(default_factory=Tail)
+    stderr: Tail = msgspec.field(default_factory=Tail)
     failed_errno: int = 0
     exceeded_mb: float = 0.0
     output_errno: int = 0
@@ -67,6 +69,7 @@ class Outputs(NamedTuple):
 
 
 NO_OUTPUTS = Outputs()
+NO_VARIABLES: dict[bytes, bytes] = {}
 
 
 class Slot:
@@ -79,6 +82,8 @@ class Slot:
         self.idle_since = now
         self.pid = 0
         """Of the launcher; 0 until the spare launcher has told it."""
+        self.shared: dict[bytes, bytes] | None = None
+        """The environment that the launcher was sent last for many tasks."""
 
     def send(self, *frame: Any) -> None:
         """Raises `OSError` where the launcher is gone."""
@@ -98,7 +103,7 @@ class Process:
     stopped: str = ""
     kill_at: float | None = None
     stream_until: float = 0.0
-    decoders: dict[str, Decoder] = field(default_factory=lambda: {"stdout": Decoder(), "stderr": Decoder()})
+    decoders: dict[str, Decoder] = field(default_factory=lambda: defaultdict(Decoder))
 
 
 class Processes:
@@ -204,17 +209,21 @@ class Processes:
         now: float,
         limit_bytes: int = 0,
         outputs: Outputs = NO_OUTPUTS,
+        shared: dict[bytes, bytes] = NO_VARIABLES,
     ) -> Process:
         """Start a shell. `env`: its own variables; `limit_bytes`: of memory, 0 for none; `outputs`: files for all that
-        it writes.
+        it writes; `shared`: variables in one object that many tasks have, which is sent when it is another one; `env`
+        goes before it.
 
         Raises `OSError` where no launcher can be started.
         """
-        env = {**env, MARK: b"%d-%d" % key}
+        env[MARK] = b"%d-%d" % key
         while True:
             slot = self._idle.pop() if self._idle else self._new_slot(now)
             try:
-                slot.send("run", argv, str(directory), env, limit_bytes, *outputs)
+                new = None if slot.shared is shared else shared
+                slot.send("run", argv, str(directory), env, new, limit_bytes, *outputs)
+                slot.shared = shared
                 break
             except OSError:  # it was killed while it was idle
                 self._drop(slot)
