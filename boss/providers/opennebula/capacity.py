@@ -1,4 +1,5 @@
-"""How much more an OpenNebula would give: reads quotas, address ranges and hosts as pyone gives them. Pure."""
+"""How many more VMs an OpenNebula would give, computed from quotas, address ranges and hosts as pyone returns them.
+Pure."""
 
 from __future__ import annotations
 
@@ -6,29 +7,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 DEFAULT, UNLIMITED = -1.0, -2.0
-"""Limits that are none: look at the defaults of all users; no limit."""
+"""Values of a limit: use the default for all users; no limit."""
 _SEEN = (1, 2)
-"""States of a host that takes VMs: being looked at, and looked at."""
+"""States of a host that takes VMs: being monitored, and monitored."""
 _ALMOST = 1e-9
 
 Bound = tuple[int, str]
-"""How many VMs more, and what says so."""
+"""How many more VMs, and what limits them."""
 
 
 def quota_bounds(user: Any, cpu: float, memory_mb: float, disk_mb: float = 0.0) -> Iterator[Bound]:
-    """What the user's own quotas leave for VMs of that size. Quotas of single clusters are left out."""
+    """What the user's quotas leave for VMs of that size. Quotas of single clusters are ignored."""
     defaults = getattr(user, "DEFAULT_USER_QUOTAS", None)
     return _bounds(f"user {user.NAME}", user.VM_QUOTA, defaults, (cpu, memory_mb, disk_mb))
 
 
 def group_bounds(group: Any, cpu: float, memory_mb: float, disk_mb: float = 0.0) -> Iterator[Bound]:
-    """What the quotas of the user's group leave, all its users together."""
+    """What the quotas of the user's group leave, shared by all its users."""
     defaults = getattr(group, "DEFAULT_GROUP_QUOTAS", None)
     return _bounds(f"group {group.NAME}", group.VM_QUOTA, defaults, (cpu, memory_mb, disk_mb))
 
 
 def lease_bounds(whose: str, quotas: Any, leases: Mapping[int, int]) -> Iterator[Bound]:
-    """What quotas of single networks leave. `leases`: how many a VM takes, by the network's number."""
+    """What quotas of single networks leave. `leases`: how many leases a VM takes, by network id."""
     found = getattr(quotas, "NETWORK", None)
     for quota in found if isinstance(found, list) else [found] if found is not None else []:
         each = leases.get(int(number_of(getattr(quota, "ID", None), -1.0)), 0)
@@ -70,7 +71,7 @@ def address_bound(network: Any) -> Bound:
 
 
 def host_bound(hosts: Sequence[Any], cpu: float, memory_mb: float) -> Bound:
-    """What fits onto the hosts that are up, each for itself. Hosts count CPU in hundredths and memory in KB."""
+    """What fits on the hosts that are up, host by host. Hosts count CPU in hundredths and memory in KB."""
     room = 0
     for host in hosts:
         if host.STATE in _SEEN:

@@ -1,5 +1,4 @@
-"""An OpenNebula's no to a call, told apart by what it is about: what the rest of the provider knows of pyone's
-exceptions."""
+"""OpenNebula's refusals, by cause: all that the rest of the provider knows about pyone's exceptions."""
 
 from __future__ import annotations
 
@@ -8,40 +7,40 @@ from typing import Any, Protocol
 
 
 class No(Exception):
-    """The cloud heard the call and refused it; the text says why, in its own words."""
+    """The cloud received the call and refused it. The text is the cloud's."""
 
 
 class NotAllowed(No):
-    """No rights, a quota that is reached, or an object that is locked: only the text tells."""
+    """No rights, a quota reached, or a locked object: only the text tells which."""
 
 
 class NoSuch(No):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 class WrongState(No):
-    """The object's state refuses it now."""
+    """The object's current state does not allow the call."""
 
 
 class InTrouble(No):
-    """The cloud could not do it; or it could not read what it was sent: only the text tells."""
+    """The cloud failed to do it, or could not parse what it was sent: only the text tells which."""
 
 
 class Asks(Protocol):
-    """What asks an OpenNebula in a user's name: `opennebula.Connection`."""
+    """A connection that calls an OpenNebula in a user's name: `opennebula.Connection`."""
 
     @property
     def name(self) -> str:
-        """The cloud, in a sentence."""
+        """The cloud, for messages."""
 
     @property
     def user(self) -> str:
-        """Who asks."""
+        """The user's name."""
 
     @property
     def uid(self) -> int:
-        """The number of who asks. Raises as `call` does."""
+        """The user's id. Raises as `call` does."""
 
     def call(self, method: str, *arguments: object, secrets: Sequence[str] = ()) -> Any:
-        """What the cloud answers. `secrets`: those in the arguments, which no error may repeat. Raises `No` and the
+        """The cloud's answer. `secrets`: secrets in the arguments, which are removed from errors. Raises `No` and the
         errors of `provider.Provider`."""

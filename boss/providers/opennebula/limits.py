@@ -1,5 +1,5 @@
-"""How much more an OpenNebula would give, asked call by call: quotas of the user and of its group, free leases, free
-hosts; and whether images and networks are there to be used. What the answers mean is in `capacity`. Reads only."""
+"""Asks an OpenNebula, call by call, how many more VMs it would give: quotas of the user and its group, free leases,
+free hosts. Also checks that images and networks may be used. `capacity` interprets the answers. Reads only."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from boss.providers.provider import Capacity, CredentialsWrong, GivePoolUp, TryL
 
 VISIBLE = -2
 OWN = -1
-"""In the place of an id: the user that asks, or its group."""
+"""Stands for the user that asks, or for its group, in place of an id."""
 
 
 def read_room(cloud: Asks, template: Template) -> Capacity:
-    """How many more VMs of that template there would be, and what says so. Raises as `provider.Provider.room`."""
+    """How many more VMs of that template there would be, and what limits them. Raises as `provider.Provider.room`."""
     try:
         disk_mb = _disk_mb(cloud, template)
         networks = list(_networks(cloud, template))
@@ -46,7 +46,7 @@ def read_room(cloud: Asks, template: Template) -> Capacity:
 
 
 def _group_bounds(cloud: Asks, template: Template, disk_mb: float, leases: Mapping[int, int]) -> Iterator[Bound]:
-    """A user may be kept from seeing its own group; then the group bounds nothing that we could know."""
+    """A user may not be allowed to see its own group; then the group's limits are unknown."""
     try:
         group = cloud.call("group.info", OWN)
     except (No, GivePoolUp):
@@ -57,7 +57,7 @@ def _group_bounds(cloud: Asks, template: Template, disk_mb: float, leases: Mappi
 
 def _disk_mb(cloud: Asks, template: Template) -> float:
     """What the disks of a VM take on the hosts, in MB: the template's SIZE, else the image's. Raises `GivePoolUp` for
-    an image that is not there, or that the user may not use: no VM of the template will ever start."""
+    an image that does not exist or that the user may not use: no VM of the template could ever start."""
     total = 0.0
     for disk in template.disks:
         size = number_of(disk.get("SIZE"))
@@ -86,8 +86,8 @@ def _image(cloud: Asks, template: Template, disk: Mapping[str, str]) -> Any:
 
 
 def lacks_network(cloud: Asks, template: Template) -> str:
-    """Why no VM of the template will ever have an address; empty where all its networks are there, or can't be asked
-    for. OpenNebula refuses a VM of a network that is not there in the words of one that is full."""
+    """Why no VM of the template will ever get an address; empty if all its networks exist, or cannot be read.
+    OpenNebula refuses a VM on a missing network with the same text as on a full one."""
     try:
         for _ in _networks(cloud, template):
             pass
@@ -99,7 +99,7 @@ def lacks_network(cloud: Asks, template: Template) -> str:
 
 
 def _networks(cloud: Asks, template: Template) -> Iterator[Any]:
-    """The networks of its VMs, one for each NIC whose network is fixed."""
+    """The networks of its VMs, one for each NIC with a fixed network."""
     for nic in template.nics:
         if nic.get("NETWORK_MODE", "").lower() == "auto":
             continue
@@ -127,7 +127,7 @@ def _network(cloud: Asks, template: Template, nic: Mapping[str, str]) -> Any:
 
 
 def _host_bounds(cloud: Asks, template: Template) -> Iterator[Bound]:
-    """Few users may see hosts; for the others they bound nothing."""
+    """Few users may see hosts; for others hosts set no known limit."""
     try:
         hosts = cloud.call("hostpool.info").HOST
     except (No, GivePoolUp, AttributeError):

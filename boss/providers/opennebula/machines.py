@@ -1,5 +1,5 @@
-"""The machines that a cluster rests on, by their templates: found among the VMs that run, or made when a person says
-so. They carry no mark of this cluster, so nothing here or elsewhere ever ends them."""
+"""The broker's and the datastore's VM, by their templates: found among the running VMs, or made on request. They carry
+no mark of this cluster, so ECLOUD never ends them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from boss.providers.opennebula.vm_list import SeenVm
 from boss.providers.provider import GivePoolUp, TryLater
 
 UP_S = 300.0
-"""For a VM that was just made to run and to have an address."""
+"""For a new VM to run and to get an address."""
 LOOK_EVERY_S = 1.0
 VISIBLE = -2
 PENDING, LCM_RUNNING = 1, 3
 
 
 class Shows(Asks, Protocol):
-    """A cloud whose VMs can be read, too."""
+    """A cloud whose VMs can be listed."""
 
     def vms(self, method: str, *arguments: object) -> list[SeenVm]:
-        """The VMs that it shows. Raises as `call` does."""
+        """The VMs that the cloud shows. Raises as `call` does."""
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """A VM of the template. `made`: just now."""
+    """A VM of the template. `made`: whether it was made by this call."""
 
     cloud_id: str
     address: str
@@ -45,8 +45,8 @@ class Machines:
         self._template = template
 
     def find(self, create: bool, limit_s: float = UP_S) -> Machine:
-        """The one that runs; made where none does and `create` says so. Raises all errors of `provider.Provider.start`;
-        `GivePoolUp` where there is none, or more than one."""
+        """The running VM; if there is none and `create` is set, a new one. Raises all errors of
+        `provider.Provider.start`; `GivePoolUp` if there is none, or more than one."""
         template = self._finder.get()
         there = [vm for vm in self._vms() if vm.template == template.id and vm.state in (PENDING, words.ACTIVE)]
         there.sort(key=lambda vm: vm.id)
@@ -73,7 +73,7 @@ class Machines:
             raise TryLater(f"{self._cloud.name} does not list its VMs: {words.said(error)}") from error
 
     def _address(self, number: int, limit_s: float) -> str:
-        """Of one that runs, once it does."""
+        """The address of a VM, once it runs."""
         deadline = time.monotonic() + limit_s
         while True:
             vm = next((vm for vm in self._vms() if vm.id == number), None)

@@ -1,6 +1,6 @@
-"""VMs that were there and are not in the list any more: what became of each, and when, in few calls for however many.
+"""Finds out what became of VMs that the list no longer shows, and when, with few calls for many VMs.
 
-Says of none that it is gone unless the cloud says so. Ends nothing.
+Reports a VM as gone only if the cloud says so. Ends nothing.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ from boss.providers.opennebula.vm_list import SeenVm
 
 log = logging.getLogger("boss")
 ASKED_TOGETHER = 200
-"""VMs that are named in one call: 7 KB each in its answer."""
+"""VMs named in one call; each takes 7 KB in the answer."""
 APART = 100
-"""Numbers with more than this between them are looked for in two calls: what lies between is shown, too."""
+"""Numbers further apart than this are asked for in two calls, because the answer includes all VMs between them."""
 RANGES_AT_ONCE = 20
-"""Calls of that kind for one list; what is left waits for the next."""
+"""Range calls per list; the rest waits for the next list."""
 LOOKED_FOR_AT_ONCE = 20
-"""VMs that no call shows, of which a list asks one by one; the others wait for the next."""
+"""VMs that no range call shows and that are asked about one by one, per list; the others wait for the next list."""
 MINE, ANY_STATE = -3, -2
 
 ReadVms = Callable[..., Sequence[SeenVm]]
 
 
 def look_for(read: ReadVms, ask: ReadVms, numbers: Iterable[int]) -> dict[int, SeenVm | None]:
-    """Of these VMs those that could be asked about, by number: None where the cloud has none of that number.
+    """What became of these VMs, by number; None if the cloud has none of that number. VMs that could not be asked about
+    are left out.
 
-    `read` lists VMs, and raises what a list raises; `ask` asks about one, and raises `No`.
+    `read` lists VMs and raises what a list raises; `ask` asks about one VM and raises `No`.
     """
     missing = sorted(set(numbers))
     found: dict[int, SeenVm | None] = {}
-    # What names VMs shows those of others, too, where we may see them, and all attributes.
+    # A call that names VMs also shows those of other users, if we may see them, with all attributes.
     for start in range(0, len(missing), ASKED_TOGETHER):
         some = ",".join(map(str, missing[start : start + ASKED_TOGETHER]))
         found.update((vm.id, vm) for vm in read("vmpool.infoset", some, True))
-    # Where it leaves out those that are done, a list of all states has them.
+    # If it leaves out VMs that are DONE, a list of all states has them.
     for first, last in list(_ranges(number for number in missing if number not in found))[:RANGES_AT_ONCE]:
         found.update((vm.id, vm) for vm in read("vmpool.info", MINE, first, last, ANY_STATE) if vm.id not in found)
     wanted = frozenset(missing)
@@ -51,7 +52,7 @@ def look_for(read: ReadVms, ask: ReadVms, numbers: Iterable[int]) -> dict[int, S
 
 
 def _ranges(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """First and last of numbers that are near each other."""
+    """First and last of groups of numbers that are close to each other."""
     first = last = -1
     for number in numbers:
         if last >= 0 and number - last > APART:

@@ -1,7 +1,7 @@
-"""OpenNebula's words: how our VMs are named and tagged, what its states mean, how a template is written. Pure.
+"""OpenNebula's terms: how our VMs are named and tagged, what its states mean, how a template is written. Pure.
 
-A VM of this cluster carries its cluster and its intent twice, in NAME and in LABELS, because the list of VMs shows
-nothing else of what we gave it; and a third time in attributes of its own, which are read where the first two disagree.
+A VM carries its cluster and its intent twice, in NAME and in LABELS, because the list of VMs shows no other value of
+ours; and a third time in attributes, which are read if the first two disagree.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from boss.providers.provider import CloudState
 from datastore.problem import Problem
 
 ACTIVE, DONE = 3, 6
-"""Numbers of VM states that are decided by."""
+"""VM states that decisions depend on."""
 LCM_SHUTDOWN = 12
 MAX_NAME_CHARS = 128
 NAMES = (
@@ -39,13 +39,13 @@ _RUNNING = ("RUNNING", "MIGRATE", "SAVE_MIGRATE", "PROLOG_MIGRATE", "BOOT_MIGRAT
 
 
 class CantBeWritten(Problem):
-    """A value that a template can't hold: of which attribute, and why."""
+    """A value that a template cannot hold: which attribute, and why."""
 
 
 def state_of(state: int, lcm: str) -> CloudState:
-    """What a VM's numbers mean: `lcm` is the name of its LCM_STATE, which counts only while it is ACTIVE.
+    """The meaning of a VM's state numbers. `lcm`: name of its LCM_STATE, which counts only while the VM is ACTIVE.
 
-    A name that nobody knows yet is UNKNOWN: neither a proof of life nor of an end.
+    An unknown name is UNKNOWN: neither proof of life nor of an end.
     """
     if state != ACTIVE:
         return _STATES.get(NAMES[state] if 0 <= state < len(NAMES) else "", CloudState.UNKNOWN)
@@ -63,13 +63,13 @@ def state_of(state: int, lcm: str) -> CloudState:
 
 
 def is_queued(sched_message: str) -> bool:
-    """Whether the scheduler has a host for a VM that waits, and brings up others first: it dispatches a few per host at
-    a time."""
+    """Whether the scheduler has a host for a waiting VM and boots others first: it dispatches a few per host at a
+    time."""
     return "dispatch limit" in sched_message.lower()
 
 
 def cloud_state(state: int, lcm: str) -> str:
-    """The cloud's own word, as its pages show it."""
+    """The state's name as OpenNebula's pages show it."""
     if state == ACTIVE:
         return lcm
     return NAMES[state] if 0 <= state < len(NAMES) else f"state {state}"
@@ -92,19 +92,19 @@ def labels_of(cluster_id: str, vm_no: int, own: str = "") -> str:
 
 
 def attributes_of(cluster_id: str, vm_no: int, pool: str) -> dict[str, str]:
-    """What else a VM of this cluster says of itself."""
+    """The attributes that a VM of this cluster carries."""
     return {"ECLOUD_CLUSTER": cluster_id, "ECLOUD_VM_NO": str(vm_no), "ECLOUD_POOL": pool}
 
 
 def vm_no_in_name(cluster_id: str, name: str) -> int | None:
-    """The intent that a VM's NAME shows, where it is a name of our cluster."""
+    """The intent in a VM's NAME, if the name is of our cluster."""
     prefix = f"ecloud-{cluster_id}-"
     number = name[len(prefix) :] if name.startswith(prefix) else ""
     return int(number) if number.isascii() and number.isdecimal() else None
 
 
 def vm_no_in_labels(cluster_id: str, labels: str) -> int | None:
-    """The intent that a VM's LABELS show, where our cluster is among them."""
+    """The intent in a VM's LABELS, if they name our cluster."""
     parts = [part.strip() for part in labels.split(",")]
     if f"ecloud-{cluster_id}" not in parts:
         return None
@@ -113,7 +113,7 @@ def vm_no_in_labels(cluster_id: str, labels: str) -> int | None:
 
 
 def vm_no_in_attributes(cluster_id: str, attributes: Mapping[str, object]) -> int | None:
-    """The intent that a VM's own attributes show, where they name our cluster."""
+    """The intent in a VM's attributes, if they name our cluster."""
     number = str(attributes.get("ECLOUD_VM_NO") or "")
     ours = attributes.get("ECLOUD_CLUSTER") == cluster_id
     return int(number) if ours and number.isascii() and number.isdecimal() else None
@@ -125,7 +125,7 @@ def vm_no_in_attributes(cluster_id: str, attributes: Mapping[str, object]) -> in
 def template_text(attributes: Mapping[str, str | Mapping[str, str]]) -> str:
     """Attributes, and attributes of attributes, as lines of K="v" and K=[A="v",…]. Raises `CantBeWritten`.
 
-    Only the quote is escaped, for OpenNebula reads a backslash as itself.
+    Only the quote is escaped, because OpenNebula reads a backslash literally.
     """
     lines = []
     for name, value in attributes.items():
@@ -148,12 +148,13 @@ def _quoted(name: str, value: str) -> str:
 
 
 def as_list(value: object) -> Sequence[Mapping[str, str]]:
-    """What stands once, several times or not at all in a template, as a list: a NIC, a network's address range."""
+    """A part that a template may have once, several times or not at all, as a list: NICs, a network's address
+    ranges."""
     found = value if isinstance(value, list) else [value]
     return [item for item in found if isinstance(item, Mapping)]
 
 
 def said(error: Exception) -> str:
-    """What the cloud says in a no, without the name of the call."""
+    """The text of a refusal, without the name of the call."""
     text = str(error).strip()
     return (text.partition("] ")[2] if text.startswith("[one.") else text).rstrip(".") or "no reason given"

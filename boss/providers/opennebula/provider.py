@@ -1,8 +1,8 @@
-"""A cloud that is an OpenNebula, over its XML-RPC interface: the only file that imports pyone.
+"""An OpenNebula cloud over XML-RPC. The only file that imports pyone.
 
-`Connection` makes calls, each within a time limit, with a token that is renewed before it ends; what goes wrong on the
-way there and back it says in one sentence. `OpenNebulaCloud` is the provider for one pool: one template. It never
-touches a VM that does not carry our cluster id.
+`Connection` makes calls, each within a time limit, with a token that is renewed before it expires, and describes
+transport errors in one sentence. `OpenNebulaCloud` is the provider of one pool, which is one template. It never touches
+a VM that does not carry our cluster id.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ _T = TypeVar("_T")
 RENEW_SHARE = 0.75
 """A token is renewed after this share of its life."""
 END_GRACE_S = 30.0
-"""After the first ask to end a VM: how long until it is ended hard."""
+"""How long after the first request a VM is ended hard."""
 ENDS_KEPT, ENDS_KEPT_S = 1000, 3600.0
-"""With more ends in mind than these, those that were first asked for longer ago are forgotten."""
+"""With more pending ends than this, those requested longer ago than `ENDS_KEPT_S` are forgotten."""
 DETAILS_AT_ONCE = 100
-"""VMs of which a list reads what the cloud says about them; those that wait or failed only."""
+"""VMs per list whose detailed status is read; only those that wait or failed."""
 MINE, VISIBLE = -3, -2
 _LIST_S = 1.0
 _REFUSALS = {
@@ -74,7 +74,7 @@ _NOES = {
     pyone.OneInternalException: InTrouble,
 }
 _ODD = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, ExpatError, xmlrpc.client.Error)
-"""What parsing raises where an answer is not OpenNebula's."""
+"""What parsing raises for an answer that is not OpenNebula's."""
 
 
 # --- the connection -------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class _Server(OneServerXRPC):  # type: ignore[misc]
         self._ServerProxy__transport = Transport(endpoint)
 
     def text(self, method: str, *arguments: object) -> str:
-        """The XML of an answer, unread. Raises as other calls do."""
+        """The raw XML of an answer. Raises as other calls do."""
         ok, answer, code, *_ = self._do_request(f"one.{method}", self._cast_parms(arguments))
         if not ok:
             raise _REFUSALS.get(code, pyone.OneException)(answer)
@@ -108,29 +108,29 @@ class Connection:
 
     @property
     def name(self) -> str:
-        """The cloud, in a sentence."""
+        """The cloud, for messages."""
         return self._endpoint.name
 
     @property
     def user(self) -> str:
-        """Who asks."""
+        """The user's name."""
         return self._endpoint.user
 
     @property
     def uid(self) -> int:
-        """The number of who asks. Raises as `call` does."""
+        """The user's id. Raises as `call` does."""
         if self._uid is None:
             self._uid = int(self.call("user.info", -1).ID)
         return self._uid
 
     def call(self, method: str, *arguments: object, secrets: Sequence[str] = ()) -> Any:
-        """What the cloud answers. `secrets`: those in the arguments, which no error may repeat. Raises
-        `CredentialsWrong`; `TryLater` where the call surely had no effect; `Unanswered` where that is not known; and
-        `No` where the cloud answered with one."""
+        """The cloud's answer. `secrets`: secrets in the arguments, which are removed from errors. Raises
+        `CredentialsWrong`; `TryLater` if the call certainly had no effect; `Unanswered` if that is unknown; `No` if the
+        cloud refused."""
         return self._with_session(lambda session: self._once(session, method, arguments, secrets=secrets))
 
     def vms(self, method: str, *arguments: object) -> list[SeenVm]:
-        """The VMs that the cloud shows, all of them. Raises as `call` does."""
+        """All VMs that the cloud shows. Raises as `call` does."""
         return self._with_session(lambda session: self._once(session, method, arguments, read_vms))
 
     def _with_session(self, make: Callable[[str], _T]) -> _T:
@@ -160,7 +160,7 @@ class Connection:
         except pyone.OneAuthenticationException:
             raise
         except pyone.OneException as error:
-            # oned repeats what it could not read, CONTEXT and all: never chain its own text.
+            # oned repeats what it could not parse, CONTEXT included: never chain its own text.
             text = self._cleaner(session, arguments, secrets)(str(error))
             if "<Fault " not in text:
                 raise _NOES.get(type(error), No)(text) from None
@@ -200,18 +200,18 @@ class Connection:
             self._token = ""
             raise CredentialsWrong(self._not_let_in()) from error
         except No as error:
-            # Some ways of logging in know no tokens; and a user can have a limited number of them.
+            # Some login methods have no tokens, and a user may have only a few.
             log.warning("%s gives user %s no token, the password is used: %s", self.name, self.user, error)
             self._token = ""
         except TryLater:
             if not self._token or now >= self._ends_at:
                 raise
-            return  # the old one still holds; the next call tries again
+            return  # the old one is still valid; the next call tries again
         self._renew_at = now + RENEW_SHARE * endpoint.token_s
         self._ends_at = now + endpoint.token_s
 
     def close(self) -> None:
-        """Give the token back: a user can have ten. Tried once; a cloud that is away lets it end with its time."""
+        """Give the token back: a user may have only ten. Tried once; if the cloud is away the token expires."""
         with self._lock:
             token, self._token, self._renew_at = self._token, "", 0.0
         if token:
@@ -222,7 +222,7 @@ class Connection:
                 log.info("a token of user %s is not given back and ends within the hour: %s", self.user, error)
 
     def _forget(self, session: str) -> bool:
-        """Let go of the token that was refused: whether a new one is worth a try."""
+        """Drop the token that was refused. Returns whether a new one is worth a try."""
         with self._lock:
             if not self._token:
                 return False
@@ -263,7 +263,7 @@ class OpenNebulaCloud:
         self._worker = Worker(boss_gone_exit_s, keep_dirs, code, public_key)
         self._asked_at: dict[int, float] = {}
         self._has_networks: Template | None = None
-        """A template whose networks were looked at after a no: those that follow are of a wave."""
+        """A template whose networks were checked after a refusal: further refusals belong to the same wave."""
         self._lock = threading.Lock()
 
     # --- start ----------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class OpenNebulaCloud:
                 lacking = lacks_network(self._connection, template)
                 no = GivePoolUp(lacking) if lacking else no
                 self._has_networks = None if lacking else template
-            if isinstance(no, GivePoolUp):  # a person may mend the template at any time
+            if isinstance(no, GivePoolUp):  # a person may repair the template at any time
                 self._template.forget()
             raise no from error
         if type(answer) is not int:
@@ -310,14 +310,14 @@ class OpenNebulaCloud:
         hard = time.monotonic() - asked_at > END_GRACE_S
         if state is CloudState.ENDING and not (hard and vm.lcm == words.LCM_SHUTDOWN):
             return
-        # What the cloud has lost sight of can't be asked to shut down.
+        # A VM in UNKNOWN cannot be asked to shut down.
         action = "terminate-hard" if hard or state is CloudState.UNKNOWN else "terminate"
         try:
             self._connection.call("vm.action", action, number)
         except NoSuch:
             return
         except WrongState as error:
-            # It moved on since it was looked at: the cloud names the state that refuses.
+            # Its state changed since it was read: the refusal names the new one.
             now = self._find(number)
             if now is None or now.state == words.DONE or _state(now) is CloudState.ENDING:
                 return
@@ -326,7 +326,7 @@ class OpenNebulaCloud:
             raise TryLater(f"VM {cloud_id} can't be ended: {words.said(error)}; it is asked again") from error
 
     def _forget_old_ends(self) -> None:
-        # Numbers are never used twice. One whose end takes longer than that is asked softly once more.
+        # Numbers are never reused. A VM whose end takes longer is asked softly once more.
         if len(self._asked_at) > ENDS_KEPT:
             now = time.monotonic()
             self._asked_at = {number: at for number, at in self._asked_at.items() if now - at < ENDS_KEPT_S}
@@ -379,7 +379,7 @@ class OpenNebulaCloud:
         ours: dict[int, VmFound] = {}
         for vm in sorted(vms, key=lambda vm: vm.id):
             vm_no = self._vm_no(vm, details.get(vm.id))
-            if vm_no is not None and vm_no not in ours:  # a copy that somebody made of it comes later
+            if vm_no is not None and vm_no not in ours:  # someone's copy of it has a higher number and comes later
                 ours[vm_no] = self._found(vm_no, vm, details.get(vm.id, {}))
         told = {int(vm.cloud_id) for vm in ours.values()}
         numbers = {int(cloud_id): vm_no for cloud_id, vm_no in known.items() if cloud_id.isdecimal()}
@@ -388,7 +388,7 @@ class OpenNebulaCloud:
         return [*ours.values(), *self._not_shown(missing), *(self._over(unseen) if unseen else ())]
 
     def _not_shown(self, missing: Mapping[int, int]) -> Iterator[VmFound]:
-        """What became of VMs that were there and are not shown: intents by id."""
+        """What became of VMs that existed and are no longer shown. `missing`: intents by cloud id."""
         there = look_for(self._read_vms, self._connection.vms, missing) if missing else {}
         user = self._connection.user
         for number, vm_no in missing.items():
@@ -408,12 +408,12 @@ class OpenNebulaCloud:
                     f"run: give it back its labels ({labels}), or end it by hand"
                 )
                 yield VmFound(vm_no, str(number), CloudState.HIDDEN, text=why)
-            else:  # somebody gave it another name, or another owner
+            else:  # it has another name, or another owner
                 yield self._found(vm_no, vm, vm.attributes)
 
     def _over(self, lost: Collection[int]) -> Sequence[VmFound]:
-        """VMs of these intents that are done, of which nobody knows a number: all that are done are looked at. A cloud
-        that has too many for that is not waited for."""
+        """VMs of these intents that are DONE and whose numbers nobody knows: looks at all VMs that are DONE. A cloud
+        with too many of them is not waited for."""
         try:
             done = self._read_vms("vmpool.info", MINE, -1, -1, words.DONE)
         except TryLater as error:
@@ -423,8 +423,8 @@ class OpenNebulaCloud:
         return [_gone(vm_no, vm) for vm_no, vm in shown.items() if vm_no is not None and vm_no in lost]
 
     def _looking_like_ours(self, flag: int) -> tuple[Sequence[SeenVm], dict[int, dict[str, str]]]:
-        """VMs that show our cluster in their name or labels; and by their ids the attributes of those that need a
-        second look."""
+        """VMs whose name or labels carry our cluster id; and, by id, the attributes of those that need a second
+        check."""
         cluster = self._cluster_id
         vms = [
             vm
@@ -491,7 +491,7 @@ class OpenNebulaCloud:
 def _lcm_name(lcm: int) -> str:
     try:
         return str(pyone.LCM_STATE(lcm).name)
-    except ValueError:  # a state that is newer than pyone
+    except ValueError:  # a state newer than pyone
         return f"state {lcm}"
 
 
@@ -500,8 +500,8 @@ def _state(vm: SeenVm) -> CloudState:
 
 
 def _has_a_hidden_reason(vm: SeenVm) -> bool:
-    """Whether the cloud may have said why this VM is no further, and its short list does not show it: older ones
-    leave it out."""
+    """Whether the cloud may have a reason why this VM does not progress that its short list does not show: older
+    versions leave it out."""
     shown = "SCHED_MESSAGE" in vm.attributes or "ERROR" in vm.attributes
     return not shown and _state(vm) in (CloudState.PENDING, CloudState.FAILED)
 

@@ -1,4 +1,4 @@
-"""One VM template of an OpenNebula: what was read of it, and what is sent to start a VM from it. Pure."""
+"""One VM template: what was read of it, and what is sent to start a VM from it. Pure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ecloud.config.secrets import AccessFile
 from ecloud.model.tasks import Resources
 
 POWEROFF_AFTER_S = 60.0
-"""Between a worker that has left and its machine that is off: time for the boss, if there is one, to end it."""
+"""Between the worker's exit and power-off: time for the boss, if there is one, to end the VM."""
 _VARIABLE_AT_LINE_END = re.compile(r"(\$\{?\w+\}?(?:\[[^\]]*\])?)(?=\r?\n)")
-"""What oned's parser takes for a variable, where a line ends right after it: a syntax error there."""
+"""What oned's parser takes for a variable at the end of a line: a syntax error there."""
 
 
 class Template(msgspec.Struct, frozen=True):
-    """A template as it was read. `name`: with its id, for people; `nics`: what its VMs are connected to; `vcpus`: what
-    they see of CPUs, where `cpu` is what their host sets aside."""
+    """A template. `name`: with its id, for people; `nics`: the networks of its VMs; `vcpus`: the CPUs that they see,
+    while `cpu` is what the host reserves."""
 
     id: int
     name: str
@@ -36,7 +36,7 @@ class Template(msgspec.Struct, frozen=True):
     disks: tuple[dict[str, str], ...] = ()
 
     def too_small_for(self, size: Resources) -> str:
-        """What a pool promises of a VM that the template does not give; empty where it gives all."""
+        """What a pool promises of a VM beyond what the template gives; empty if it gives all."""
         cpus = self.vcpus or self.cpu
         lacks = [
             f"{promised:g} {what} promised, the template gives {given:g} ({where})"
@@ -50,8 +50,8 @@ class Template(msgspec.Struct, frozen=True):
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """What every worker of a pool is told. `code`: where its image has ECLOUD; `public_key`: whose key its sshd
-    accepts, besides those whom its template names."""
+    """What every worker of a pool gets. `code`: where its image has ECLOUD; `public_key`: a key that its sshd accepts
+    in addition to those of its template."""
 
     boss_gone_exit_s: float
     keep_dirs: bool
@@ -60,7 +60,7 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 def read_template(found: Any) -> Template:
-    """From what pyone gives. Raises `GivePoolUp` for one from which no worker can come."""
+    """Read a template that pyone returned. Raises `GivePoolUp` if no worker can come from it."""
     inner = found.TEMPLATE
     name = f"{found.NAME} ({found.ID})"
     context = inner.get("CONTEXT")
@@ -84,8 +84,8 @@ def read_template(found: Any) -> Template:
 
 
 def choose(every: Sequence[Any], name: str, uid: int) -> int | None:
-    """The id of the template of that name; of several the user's own. None where there is none. Raises `GivePoolUp`
-    where it is not clear which is meant."""
+    """The id of the template of that name; of several, the user's own. None if there is none. Raises `GivePoolUp` if it
+    is ambiguous."""
     named = [template for template in every if name == template.NAME]
     if len(named) > 1:
         named = [template for template in named if uid == template.UID] or named
@@ -96,7 +96,7 @@ def choose(every: Sequence[Any], name: str, uid: int) -> int | None:
 
 
 def order_text(template: Template, order: VmOrder, cluster_id: str, access: AccessFile, worker: Worker) -> str:
-    """What is sent besides the template's id. Raises `GivePoolUp`."""
+    """What is sent in addition to the template's id. Raises `GivePoolUp`."""
     ours = variables(
         cluster_id=cluster_id,
         vm_no=order.vm_no,
@@ -112,8 +112,7 @@ def order_text(template: Template, order: VmOrder, cluster_id: str, access: Acce
         "LABELS": words.labels_of(cluster_id, order.vm_no, template.labels),
     }
     try:
-        # A top-level attribute that is sent replaces the template's whole: its CONTEXT is sent again, its NICs are
-        # left alone.
+        # A top-level attribute that is sent replaces the template's own: CONTEXT is sent completely, NICs are not sent.
         attributes["CONTEXT"] = merged_context({**template.context, **_let_in(template, worker.public_key)}, ours)
         return words.template_text(attributes)
     except (TooLarge, words.CantBeWritten) as error:
@@ -121,7 +120,7 @@ def order_text(template: Template, order: VmOrder, cluster_id: str, access: Acce
 
 
 def _let_in(template: Template, public_key: str) -> dict[str, str]:
-    """Our key before the template's own: oned refuses a variable that a newline follows, and the usual value is
+    """Our key before the template's own: oned refuses a newline after a variable, and the usual value is
     `$USER[SSH_PUBLIC_KEY]`. Within the template's own lines a space between the two is enough."""
     if not public_key:
         return {}

@@ -1,4 +1,4 @@
-"""The template of a pool, found by name or id and kept for a while; and what the cloud's no to it means.
+"""Finds a pool's template by name or id and caches it; explains the cloud's refusal of a start.
 
 Owns the template that was read last. Starts nothing.
 """
@@ -14,12 +14,12 @@ from boss.providers.opennebula.template import Template, choose, read_template
 from boss.providers.provider import AskForLess, GivePoolUp, TryLater
 
 TEMPLATE_KEPT_S = 60.0
-"""How long a template that was read is used: hundreds of VMs asked for together read it once."""
+"""How long a template is cached: hundreds of VMs requested together read it once."""
 VISIBLE = -2
 
 
 class TemplateFinder:
-    """The template that a pool's setting names. From any thread."""
+    """The template that a pool's setting names. For any thread."""
 
     def __init__(self, cloud: Asks, wanted: str) -> None:
         self._cloud = cloud
@@ -27,24 +27,24 @@ class TemplateFinder:
         self._known: Template | None = None
         self._read_at = 0.0
         self._reading = threading.Lock()
-        """Held while the template is read, so that of many who want it one reads it."""
+        """Held while the template is read, so that only one of many threads reads it."""
 
     @property
     def what(self) -> str:
-        """The template, in a sentence."""
+        """The template, for messages."""
         return f"template {self._wanted}"
 
     def forget(self) -> None:
-        """Read it anew the next time."""
+        """Read it again the next time."""
         self._known = None
 
     def get(self) -> Template:
-        """As it was read less than a minute ago. Raises all errors of `provider.Provider.start`."""
+        """The template, at most a minute old. Raises all errors of `provider.Provider.start`."""
         known = self._known
         if known is None or time.monotonic() - self._read_at > TEMPLATE_KEPT_S:
             with self._reading:
                 if self._known is known:
-                    self._known = None  # one that is wrong must not be used once more
+                    self._known = None  # a wrong one must not be used again
                     self._known = self._read()
                     self._read_at = time.monotonic()
                 known = self._known
@@ -58,7 +58,7 @@ class TemplateFinder:
         try:
             found = self._cloud.call("template.info", number)
             if "PASSWORD" in (found.TEMPLATE.get("CONTEXT") or ()):
-                # It is shown encrypted, and what is sent back is encrypted once more.
+                # The cloud shows it encrypted, and would encrypt it again.
                 found = self._cloud.call("template.info", number, False, True)
         except No as error:
             raise refusal(error, self._cloud, self.what) from error
@@ -78,7 +78,7 @@ class TemplateFinder:
 
 
 def refusal(error: No, cloud: Asks, what: str) -> Exception:
-    """What a no to `template.instantiate` means: which error of `provider.Provider.start`."""
+    """The error of `provider.Provider.start` that a refusal of `template.instantiate` means."""
     text = words.said(error)
     low = text.lower()
     if "quota" in low and ("limit" in low or "exceed" in low):

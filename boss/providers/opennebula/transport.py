@@ -1,7 +1,7 @@
-"""The way to an OpenNebula and back: one HTTP request a call, within a time limit, past a proxy and by TLS; and what it
-means when there is no answer, in one sentence each.
+"""HTTP transport to an OpenNebula: one request per call, within a time limit, through a proxy and TLS. Describes a
+missing answer in one sentence.
 
-What decides: did the order arrive? `TryLater` says surely not, `Unanswered` that nobody knows.
+The main question is whether the order arrived: `TryLater` means certainly not, `Unanswered` means unknown.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TOKEN_S = 3600.0
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where the cloud is and who asks. `ca`: path of the authority's certificate, empty for the system's; `proxy`:
-    URL, empty for what the environment says; `token_s`: life of the tokens used in the password's place, 0 for none."""
+    """Where the cloud is and who asks. `ca`: path of the authority's certificate, empty for the system's; `proxy`: URL,
+    empty for the environment's; `token_s`: lifetime of the tokens used in place of the password, 0 for none."""
 
     url: str
     user: str
@@ -40,13 +40,13 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """The cloud, in a sentence."""
+        """The cloud, for messages."""
         return f"the cloud at {self.url}"
 
 
 class Transport(xmlrpc.client.Transport):
-    """One request on a connection of its own: a kept one that the server had closed would leave it open whether an
-    order arrived. The time limits that pyone's own `timeout=` does not keep."""
+    """Uses a new connection for each request: with a kept one that the server had closed it would be unknown whether
+    the order arrived. Enforces time limits that pyone's own `timeout=` does not."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Transport(xmlrpc.client.Transport):
     def _parse(self, body: Any, deadline: float) -> Any:
         parser, unmarshaller = self.getparser()
         size = 0
-        # What has come by now, not a whole piece: an answer that trickles must not outlast its time limit.
+        # Read what has arrived, not a whole chunk: a slow answer must not exceed its time limit.
         while piece := body.read1(PIECE_BYTES, decode_content=True):
             size += len(piece)
             if time.monotonic() > deadline:
@@ -98,7 +98,7 @@ class Transport(xmlrpc.client.Transport):
 
 
 def refused_by_http(endpoint: Endpoint, error: xmlrpc.client.ProtocolError) -> Exception:
-    """What an answer other than 200 means."""
+    """The error for an answer other than 200."""
     code, look = error.errcode, "look at OPENNEBULA_URL, which often is http://HOST:2633/RPC2"
     if code == 404:
         return CredentialsWrong(f"there is no OpenNebula at {endpoint.url} (HTTP 404); {look}")
@@ -111,7 +111,7 @@ def refused_by_http(endpoint: Endpoint, error: xmlrpc.client.ProtocolError) -> E
 
 
 def no_way(endpoint: Endpoint, error: requests.exceptions.RequestException) -> Exception:
-    """What it means that there was no answer."""
+    """The error for a missing answer."""
     if isinstance(error, requests.exceptions.SSLError):
         return _tls(endpoint, str(error))
     if isinstance(error, requests.exceptions.ProxyError):
@@ -119,7 +119,7 @@ def no_way(endpoint: Endpoint, error: requests.exceptions.RequestException) -> E
             f"the proxy {_without_password(endpoint.proxy) or 'of the environment'} on the way to {endpoint.name} "
             "can't be used; look at OPENNEBULA_PROXY"
         )
-    if isinstance(error, ValueError):  # requests' errors about addresses are such
+    if isinstance(error, ValueError):  # requests' errors about addresses are ValueErrors
         return CredentialsWrong(f"{endpoint.name}: that is no address; set OPENNEBULA_URL, e.g. http://HOST:2633/RPC2")
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return TryLater(f"{endpoint.name} can't be reached: no answer within {endpoint.connect_s:g} s; is it up?")

@@ -1,7 +1,6 @@
-"""VMs as OpenNebula shows them: read from its XML, of which only these few parts are looked at.
+"""Reads the few parts of OpenNebula's XML that describe a VM.
 
-pyone's own reading builds every part of every VM and takes five times as long; a boss looks at all its VMs again and
-again.
+pyone builds every part of every VM and takes five times as long; a boss reads all its VMs every few seconds.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ _POOL, _VM = "VM_POOL", "VM"
 
 
 class SeenVm(msgspec.Struct, frozen=True):
-    """A VM. `attributes`: those of its USER_TEMPLATE that were shown; a list shows LABELS alone. `since`,
-    `ended`: epoch seconds, by the cloud's clock; 0 for what is not over."""
+    """A VM. `attributes`: those of its USER_TEMPLATE that were shown (a list shows only LABELS). `since`, `ended`:
+    epoch seconds by the cloud's clock; `ended` 0 for a VM that is not gone."""
 
     id: int
     uid: int
@@ -27,18 +26,18 @@ class SeenVm(msgspec.Struct, frozen=True):
     attributes: dict[str, str]
     ended: float = 0.0
     template: int = -1
-    """What it was made from, where that was shown."""
+    """The id of its template, if shown."""
 
     @property
     def labels(self) -> str:
-        """What it is tagged with, separated by commas."""
+        """Its labels, separated by commas."""
         return self.attributes.get("LABELS", "")
 
 
 def read_vms(text: str) -> list[SeenVm]:
-    """All VMs of an answer that shows one or a pool of them. Raises `ValueError` for anything else: an answer that
-    lacks VMs must not look like an empty cloud."""
-    # A cloud's answer may be large; entities of its own it has no use for.
+    """All VMs of an answer that shows one or a pool of them. Raises `ValueError` for anything else: an answer without
+    VMs must not look like an empty cloud."""
+    # An answer may be large. It needs no entities of its own.
     parser = etree.XMLParser(huge_tree=True, resolve_entities=False, no_network=True)
     try:
         root = etree.fromstring(text.encode(), parser)
