@@ -1,1 +1,1 @@
-"""Speaks with the boss over the broker."""
+"""Talks to the boss over the broker."""

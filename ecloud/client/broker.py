@@ -1,8 +1,8 @@
 """The connection to the broker. The only file that imports paho.
 
-Each connection gets a new paho client: one that reconnects on its own would deliver what was queued for a session long
-over. The owner's callbacks only put facts into an inbox: what they raise is logged, never let through to paho's thread.
-Owns no message: what is dropped here is made good by the protocol.
+Each connection uses a new paho client, because one that reconnects would deliver messages queued for an old session.
+Callbacks of the owner only put events into an inbox; exceptions in them are logged and never reach paho's thread.
+Messages may be dropped here: the protocol repeats them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from ecloud.config.settings import Settings, SettingsWrong
 log = logging.getLogger("ecloud.client.broker")
 
 KEEPALIVE_S = 20
-"""A broker that is frozen, or a network that swallows everything, is noticed after at most twice this."""
+"""In seconds. A frozen broker, or a network that drops everything, is noticed after at most twice this."""
 BACKOFF = Backoff(0.2, 5.0)
 """Between connections to the broker, each shortened by up to a half at random."""
 HELD_S = 2.0
-"""After a connection that lasted so long the next one is made at once; after a shorter one the waits grow."""
+"""After a connection that lasted this long the next one is made at once; after shorter ones the waits grow."""
 CONNECT_TIMEOUT_S = 5.0
-"""For TCP and TLS, and once more for the broker's answer."""
+"""For TCP and TLS, and again for the broker's answer."""
 IN_FLIGHT = 1_000
-"""QoS-1 messages on the way at once; paho's default of 20 throttles batches."""
+"""QoS-1 messages under way at once; paho's default of 20 throttles batches."""
 QUEUED = 20_000
-"""Messages that wait for a slow broker; beyond it `publish` drops and says so."""
+"""Messages queued for a slow broker; beyond it `publish` drops messages and returns False."""
 QOS = 1
 
 
@@ -58,7 +58,7 @@ class BrokerAddress(msgspec.Struct, frozen=True):
 
 
 def external_broker(settings: Settings) -> BrokerAddress | None:
-    """The broker that the settings name; None where the boss is to run one of its own. Raises `SettingsWrong`."""
+    """The broker that the settings name; None if the boss runs its own. Raises `SettingsWrong`."""
     if not settings.broker_host:
         return None
     ca = ""
@@ -77,12 +77,13 @@ def external_broker(settings: Settings) -> BrokerAddress | None:
         user=settings.broker_user,
         password=settings.broker_password,
         ca=ca,
-        tls=settings.broker_tls or bool(ca),  # an authority to check against says that TLS is meant
+        tls=settings.broker_tls or bool(ca),  # a CA implies TLS
     )
 
 
 def describe_failure(address: BrokerAddress, error: BaseException | ReasonCode | None) -> PartAway:
-    """Why the broker can't be used; only the remedy names settings. None: it closed before it answered."""
+    """Why the broker cannot be used. Only the remedy names settings. None: it closed the connection before it
+    answered."""
     if error is None or isinstance(error, ConnectionResetError):
         hint = "it does not use TLS" if address.tls else "it requires TLS"
         text = f"the broker at {address} closed the connection without an answer: a refused user or password, or {hint}"
@@ -104,17 +105,17 @@ def describe_failure(address: BrokerAddress, error: BaseException | ReasonCode |
     if isinstance(error, OSError):
         return PartAway(f"the broker at {address} can't be reached: {error.strerror or error}")
     text = str(error)
-    if "authorized" in text.lower() or "bad user name" in text.lower():  # of paho, which has no code for it
+    if "authorized" in text.lower() or "bad user name" in text.lower():  # paho has no code for it
         user = f"the password of user {address.user!r}" if address.user else "a connection without a user"
         return PartAway(f"the broker at {address} refused {user}", "check BROKER_USER and BROKER_PASSWORD")
     return PartAway(f"the connection to the broker at {address} ended: {text}")
 
 
 class _TlsSocket(ssl.SSLSocket):
-    """A socket that is closed where TLS fails: paho forgets it then."""
+    """A socket that is closed when TLS fails: paho would leak it."""
 
     def do_handshake(self, block: bool = False) -> None:
-        """Agree on TLS."""
+        """Negotiate TLS."""
         try:
             super().do_handshake(block)
         except BaseException:
@@ -123,13 +124,13 @@ class _TlsSocket(ssl.SSLSocket):
 
 
 class _Client(mqtt.Client):
-    """paho's client, which tells when its thread ended, however that came about."""
+    """paho's client, which also reports when its thread ended, for any reason."""
 
     def __init__(self, address: BrokerAddress, client_id: str, over: Callable[[], None]) -> None:
         super().__init__(
             CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True, reconnect_on_failure=False
         )
-        self.suppress_exceptions = True  # an exception in a callback would end paho's thread without a word
+        self.suppress_exceptions = True  # an exception in a callback would end paho's thread silently
         self.max_inflight_messages_set(IN_FLIGHT)
         self.max_queued_messages_set(QUEUED)
         self.connect_timeout = CONNECT_TIMEOUT_S
@@ -143,7 +144,7 @@ class _Client(mqtt.Client):
         self._over = over
 
     def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
-        """What paho's thread runs. A malformed packet can make it raise."""
+        """The main function of paho's thread. A malformed packet can make it raise."""
         try:
             return super().loop_forever(timeout, retry_first_connection)
         except Exception:
@@ -153,7 +154,7 @@ class _Client(mqtt.Client):
             self._over()
 
     def cut(self) -> None:
-        """Close the socket under it: whatever waits on it wakes up."""
+        """Close its socket, which wakes up every wait on it."""
         sock = self.socket()
         if isinstance(sock, socket.socket):
             with contextlib.suppress(OSError):  # it may be closed already
@@ -167,12 +168,12 @@ def _no_delay(client: mqtt.Client, userdata: object, sock: object) -> None:
 
 
 class BrokerConnection:
-    """One peer's connection, made again for ever.
+    """One peer's connection, renewed forever.
 
-    `on_found()` after each connection (subscriptions go out before it), `on_lost(reason)` after each loss or failed
-    attempt with one sentence for a person, `on_message(topic, payload)`: all from threads of this object. They must
-    not block: what they hold up is the connection. `will`: (topic, payload) that the broker publishes when we vanish.
-    `start` once, `stop` once, from any thread but the callbacks'.
+    `on_found()` after each connection (subscriptions are sent before it), `on_lost(reason)` after each loss or failed
+    attempt with one sentence for people, `on_message(topic, payload)`: all are called from threads of this object and
+    must not block, as they hold up the connection. `will`: (topic, payload) that the broker publishes when this peer
+    vanishes. Call `start` once and `stop` once, from any thread but the callbacks'.
     """
 
     def __init__(
@@ -195,14 +196,14 @@ class BrokerConnection:
         self._will = will
         self._client: _Client | None = None
         self._last: mqtt.MQTTMessageInfo | None = None
-        """What was handed over last, of this connection."""
+        """The last message handed to this connection."""
         self._connected = False
         self._reason: PartAway | None = None
         self.trouble: PartAway | None = None
-        """Why it is or was without a broker."""
+        """Why there is, or was, no broker."""
         self._stopping = threading.Event()
         self._changed = threading.Event()
-        """Set when the broker answered and when paho's thread ended."""
+        """Set when the broker answers and when paho's thread ends."""
         self._over = False
         self._thread = threading.Thread(target=self._supervise, name=f"broker-{client_id}", daemon=True)
 
@@ -212,11 +213,11 @@ class BrokerConnection:
         return self._connected
 
     def start(self) -> None:
-        """Connect, now and whenever the connection ends."""
+        """Connect, now and after each lost connection."""
         self._thread.start()
 
     def publish(self, topic: str, payload: bytes) -> bool:
-        """Hand a message to the broker; False (and dropped: the protocol heals) where that is impossible now."""
+        """Hand a message to the broker. Returns False if it was dropped; the protocol repeats it."""
         client = self._client
         if client is None or not self._connected:
             return False
@@ -227,7 +228,7 @@ class BrokerConnection:
         return True
 
     def subscribe(self, topic: str) -> None:
-        """Also listen to `topic`, now and after each reconnection."""
+        """Listen to `topic`, now and after each reconnection."""
         with self._subscribing:
             self._subscriptions.add(topic)
         client = self._client
@@ -235,7 +236,7 @@ class BrokerConnection:
             client.subscribe(topic, qos=QOS)
 
     def unsubscribe(self, topic: str) -> None:
-        """Listen to `topic` no more."""
+        """Stop listening to `topic`."""
         with self._subscribing:
             self._subscriptions.discard(topic)
         client = self._client
@@ -243,12 +244,12 @@ class BrokerConnection:
             client.unsubscribe(topic)
 
     def stop(self, wait_s: float = 2.0) -> None:
-        """Say goodbye to the broker, after what was handed over, and end the threads; cut off after `wait_s`."""
+        """Send what was handed over, disconnect, and end the threads; after `wait_s` without waiting further."""
         self._stopping.set()
         client, last = self._client, self._last
         if client is not None:
             if self._connected and last is not None:
-                # Closed with answers unread, the socket would be reset: the broker would lose what it had not read yet.
+                # A socket closed with unread answers is reset, and the broker would lose what it had not read yet.
                 with contextlib.suppress(RuntimeError, ValueError):
                     last.wait_for_publish(wait_s)
             client.disconnect()
@@ -259,7 +260,7 @@ class BrokerConnection:
                 self._thread.join(wait_s)
 
     def cut(self) -> None:
-        """Lose the connection as a failing network would: the broker publishes the will, we connect again."""
+        """Lose the connection as a failing network would: the broker publishes the will, and this peer reconnects."""
         if self._client is not None:
             self._client.cut()
 
@@ -270,13 +271,13 @@ class BrokerConnection:
         while not self._stopping.is_set():
             began = time.monotonic()
             was_connected = self._connect_and_wait()
-            # One that ended at once may end at once again: a message is too large for the broker, or a peer has our id.
+            # One that ended at once may do so again: a message is too large for the broker, or a peer has our id.
             held = was_connected and time.monotonic() - began >= HELD_S
             failures = 0 if held else failures + 1
             self._stopping.wait(BACKOFF.wait_s(failures) * random.uniform(0.5, 1.0))
 
     def _connect_and_wait(self) -> bool:
-        """One connection from its first packet to its end; whether the broker let us in."""
+        """Run one connection from its first packet to its end. Returns whether the broker accepted it."""
         self._over, self._reason = False, None
         self._changed.clear()
         try:
@@ -291,7 +292,7 @@ class BrokerConnection:
             self._reason = describe_failure(self.address, TimeoutError())
             client.cut()
         if self._stopping.is_set():
-            client.disconnect()  # stop() came before there was a client that it could have disconnected
+            client.disconnect()  # stop() came before there was a client to disconnect
         while not self._over:
             self._changed.wait()
             self._changed.clear()
@@ -334,7 +335,7 @@ class BrokerConnection:
             self._reason = describe_failure(self.address, reason)
             client.disconnect()
             return
-        self._connected = True  # before the set is read: what is subscribed to from now on goes out by itself
+        self._connected = True  # before the set is read: later subscriptions send themselves
         with self._subscribing:
             subscriptions = sorted(self._subscriptions)
         if subscriptions:
@@ -377,7 +378,7 @@ def _one_off(
 
 
 def probe(address: BrokerAddress, timeout_s: float = 5.0) -> PartAway | None:
-    """None when the broker accepts a connection; else why not. Takes at most `timeout_s`."""
+    """None if the broker accepts a connection, else the reason. Takes at most `timeout_s`."""
     done = threading.Event()
     connection = _one_off(address, [], lambda topic, payload: None, done.set, lambda reason: done.set())
     connection.start()
@@ -392,10 +393,10 @@ def probe(address: BrokerAddress, timeout_s: float = 5.0) -> PartAway | None:
 def measure_round_trip(
     address: BrokerAddress, topic: str, payload_bytes: int = 100, timeout_s: float = 5.0
 ) -> float | None:
-    """Seconds for a message of that size to come back through the wildcard `topic`/+, the best of five.
+    """Seconds for a message of that size to return through the wildcard `topic`/+, the best of five.
 
-    None when none comes back: no connection, no rights, or a size limit that drops it. More than 0.02 s on one machine
-    means that TCP_NODELAY is off in the broker.
+    None if none returns: no connection, no rights, or a size limit. More than 0.02 s on one machine means that the
+    broker has TCP_NODELAY off.
     """
     connected, arrived = threading.Event(), threading.Event()
     connection = _one_off(address, [f"{topic}/+"], lambda t, payload: arrived.set(), connected.set)
@@ -431,7 +432,7 @@ def check_will(address: BrokerAddress, topic: str, timeout_s: float = 5.0) -> bo
     try:
         if not (found.wait(timeout_s) and ready.wait(timeout_s)):
             return False
-        listener.publish(topic, b"here")  # it hears itself: its subscription is in force
+        listener.publish(topic, b"here")  # it receives its own message: its subscription is active
         if not listening.wait(timeout_s):
             return False
         mortal.cut()

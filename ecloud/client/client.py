@@ -1,7 +1,7 @@
-"""What a person's program asks of the boss: push tasks, watch a run, request something, follow a task's output.
+"""The client's calls to the boss: push tasks, watch a run, send a request, follow a task's output.
 
-Everything is repeated until it is answered, so that boss and broker may restart meanwhile. Owns no settings and
-prints nothing.
+Every message is repeated until it is answered, so boss and broker may restart meanwhile. Owns no settings and prints
+nothing.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ from ecloud.model.wire import (
 )
 
 CONNECT_S = 8.0
-"""A door that reaches nobody has said so within 10 s; the rest is its own start."""
+"""A command that reaches nobody must report it within 10 s; starting it takes the rest."""
 REPEAT_S = 5.0
-"""What is not answered for so long is repeated."""
+"""Unanswered messages are repeated after this."""
 WINDOW = 4
-"""Chunks on the way at once: enough to hide the round trip, few enough to keep 4 MiB in the broker."""
+"""Chunks under way at once: enough to hide the round trip, few enough to keep 4 MiB in the broker."""
 PATIENCE_S = 60.0
-"""How long a boss that was reached may say nothing before a push or a request gives up."""
+"""How long a boss that was reached may be silent before a push or a request gives up."""
 WHY_PATIENCE_S = 5.0
-"""The same for a question that the database can answer, too."""
+"""The same for a question that the database can also answer."""
 PATIENCE_TASKS_PER_S = 2_000
-"""Storing a large push takes the boss its time; more slowly than this it never was."""
+"""The boss needs time to store a large push, but always stored at least this many tasks per second."""
 BUSY_S = 1.0
 WATCH_AGAIN_S = 10.0
-"""A watcher that hears nothing of its run for so long asks again: a lost message is made good."""
+"""A watcher without news for this long asks again, in case a message was lost."""
 LOGS_AGAIN_S = 15.0
-"""A worker streams for 30 s unless it is asked again."""
+"""A worker streams for 30 s unless asked again."""
 PENDING_LINES = 1_000
-"""Messages with output that are kept until the boss says that their sender holds the attempt."""
+"""Output messages kept until the boss confirms that their sender holds the attempt."""
 LOGS_LOOK_S = 1.0
-"""How often a task whose output is not streamed now is looked at."""
+"""How often to look at a task whose output is not streamed now."""
 
 Argument = str | int | float | bool | list[str | int] | None
 
 
 class BrokerAway(PartAway):
-    """The broker can't be reached."""
+    """The broker cannot be reached."""
 
 
 class BossAway(PartAway):
@@ -72,11 +72,11 @@ class BossAway(PartAway):
 
 
 class PushRejected(Problem):
-    """The boss stored nothing of a push. `texts`: every problem."""
+    """The boss rejected a push and stored nothing of it. `texts`: every problem."""
 
 
 class RequestRefused(Problem):
-    """The boss will not; its text says why. `code`: request, no_such_task, no_such_run, no_pool, …"""
+    """The boss refused a request; its text says why. `code`: request, no_such_task, no_such_run, no_pool, …"""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -87,7 +87,7 @@ class Client:
     """A client of one boss. Use from one thread. `watchdog` is called at least once a second while waiting, and may
     raise.
 
-    `on_trouble` hears in one sentence what is waited for, and "" when it ends.
+    `on_trouble` receives one sentence about what is being waited for, and "" when the wait ends.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Client:
     # --- beginning and end --------------------------------------------------------------------------
 
     def connect(self, timeout_s: float = CONNECT_S) -> Welcome:
-        """Say Hello until the boss answers. Raises `BrokerAway` or `BossAway` after `timeout_s` seconds."""
+        """Send Hello until the boss answers. Raises `BrokerAway` or `BossAway` after `timeout_s` seconds."""
         talk = self._conversation
         talk.start()
         deadline = time.monotonic() + timeout_s
@@ -124,13 +124,13 @@ class Client:
         return talk.welcome
 
     def close(self) -> None:
-        """Say Goodbye and disconnect. What the boss was told and did not answer may still happen."""
+        """Send Goodbye and disconnect. Unanswered requests may still be carried out."""
         self._conversation.say(Goodbye())
         self._conversation.stop()
 
     @property
     def datastore_address(self) -> str:
-        """Where the boss says the datastore is; empty before it welcomed us."""
+        """The datastore's address from the boss's Welcome; empty before it."""
         welcome = self._conversation.welcome
         return welcome.datastore.address if welcome is not None else ""
 
@@ -158,23 +158,23 @@ class Client:
         options: PushOptions,
         on_progress: Callable[[int], None] | None = None,
     ) -> RunAccepted:
-        """Hand a checked list over; the boss's answer once it is stored. `on_progress` hears how many tasks have
-        arrived.
+        """Push a checked list; returns the boss's answer once the list is stored. `on_progress` receives the number of
+        tasks that have arrived.
 
-        Raises `PushRejected`, `BossAway` or `BrokerAway`. After these the push may still be stored: pushing again is
-        harmless.
+        Raises `PushRejected`, `BossAway` or `BrokerAway`. After the last two the push may still be stored: pushing
+        again is harmless.
         """
         return _Push(self, tasks, options, on_progress or (lambda count: None)).run()
 
     # --- requests -----------------------------------------------------------------------------------
 
     def request(self, verb: str, **arguments: Argument) -> RequestDone:
-        """Ask for something once. Raises `RequestRefused`, `BossAway`, `BrokerAway`."""
+        """Send a request. Raises `RequestRefused`, `BossAway`, `BrokerAway`."""
         return self._request(Request(secrets.token_hex(12), verb, dict(arguments)), PATIENCE_S)
 
     def why_ready(self, task_no: int) -> list[str]:
-        """Why a ready task has not started, as the boss itself sees it, the nearest reason first; empty where it is not
-        ready or a worker has it. Raises as `request` does, sooner."""
+        """Why a ready task has not started, as the boss sees it, the nearest reason first; empty if it is not ready or
+        a worker has it. Raises as `request` does, but sooner."""
         answer = self._request(Request(secrets.token_hex(12), "why", {"task_no": task_no}), WHY_PATIENCE_S)
         return msgspec.json.decode(answer.text, type=list[str])
 
@@ -198,7 +198,7 @@ class Client:
         return RequestRefused(message.code, message.reason + lost)
 
     def _keep_patience(self, began: float, patience_s: float) -> None:
-        """Say what is waited for; give up where nothing was heard for `patience_s`."""
+        """Report what is being waited for. Gives up if nothing was heard for `patience_s`."""
         self._require_welcome()
         talk = self._conversation
         silent_s = time.monotonic() - max(began, talk.heard_at)
@@ -221,10 +221,10 @@ class Client:
     # --- watching -----------------------------------------------------------------------------------
 
     def watch(self, run: str, again_s: float = WATCH_AGAIN_S) -> Iterator[RunChanged]:
-        """Pictures of a run as it changes, for ever: the caller stops after the one that is `over`.
+        """States of a run as it changes, forever: the caller stops after the one that is `over`.
 
-        The last picture comes again after `again_s` without news. Survives restarts of boss and broker.
-        Raises `RequestRefused` where there is no such run, `BossAway` where the boss will not talk with us any more.
+        The last state is repeated after `again_s` without news. Survives restarts of boss and broker. Raises
+        `RequestRefused` if there is no such run, `BossAway` if the boss refuses this client.
         """
         talk = self._conversation
         asked_in, asked_at, yielded_at, heard_at = 0, 0.0, time.monotonic(), 0.0
@@ -246,14 +246,14 @@ class Client:
                 yield picture
             elif picture is not None and time.monotonic() - yielded_at >= again_s:
                 yielded_at = time.monotonic()
-                # `ended` is news; it was told already.
+                # `ended` is news, and was reported already
                 yield msgspec.structs.replace(picture, ended=())
 
     def logs(self, task: str, secret: bytes, run: str = "", attempts: int | None = None) -> Iterator[LogLines]:
-        """A task's output as it is written, from what its worker still holds on, until the task has ended.
+        """A task's output as it is written, from what its worker still buffers, until the task has ended.
 
-        `secret`: the cluster's (`cluster_secret`): workers sign their lines with keys derived from it. `attempts`
-        limits how many are followed. Raises `RequestRefused` for a task that is not there.
+        `secret`: the cluster's (`cluster_secret`): workers sign lines with keys derived from it. `attempts` limits how
+        many are followed. Raises `RequestRefused` if there is no such task.
         """
         return _Following(self, task, secret, run, attempts).lines()
 
@@ -270,7 +270,7 @@ class _Push:
         self._options = options
         self._on_progress = on_progress
         self._bounds, digest = _cut(tasks)
-        # A nonce: only a repetition of this very call is the same push; the same file pushed later is a new one.
+        # A nonce: only a repetition of this call is the same push. The same file pushed later is a new one.
         content = digest + msgspec.json.encode(options) + secrets.token_bytes(16)
         self.push_id = hashlib.blake2b(content, digest_size=16).hexdigest()
         self._said_in = 0
@@ -279,10 +279,10 @@ class _Push:
         self._next = 0
         self._nudged_at = 0.0
         self._cut_off = 0
-        """Connections in a row that ended while a large chunk was on the way."""
+        """Connections in a row that ended while a large chunk was under way."""
 
     def run(self) -> RunAccepted:
-        """Until the answer."""
+        """Push; returns the boss's answer."""
         began = time.monotonic()
         patience_s = PATIENCE_S + len(self._tasks) / PATIENCE_TASKS_PER_S
         while True:
@@ -296,13 +296,13 @@ class _Push:
             elif isinstance(message, RunRejected) and message.push_id == self.push_id:
                 raise PushRejected(message.problems)
             elif isinstance(message, Refused) and message.about == self.push_id:
-                # Too many pushes at once: what was said is repeated in a moment.
+                # Too many pushes at once: repeat in a moment.
                 self._on_the_way = {k: time.monotonic() - REPEAT_S + BUSY_S for k in self._on_the_way}
             self._client._keep_patience(began, patience_s)
 
     def _send_what_is_due(self, now: float) -> None:
         if self._said_in != self._talk.sessions:
-            # Another session: whoever speaks in it may know nothing of this push.
+            # A new session: the boss may know nothing of this push.
             self._notice_cut_off()
             self._said_in, self._next, self._nudged_at = self._talk.sessions, 0, now
             self._on_the_way.clear()
@@ -314,12 +314,12 @@ class _Push:
             self._send(self._next, now)
             self._next += 1
         if len(self._received) == len(self._bounds) and now - self._nudged_at >= REPEAT_S:
-            # All is there and the answer is not: it may be lost. A chunk that comes again is answered with it.
+            # All chunks arrived but the answer did not: it may be lost. A repeated chunk is answered with it.
             self._nudged_at = now
             self._send(len(self._bounds) - 1, now, counted=False)
 
     def _notice_cut_off(self) -> None:
-        """A broker ends the connection when a message is larger than it takes. Repeating that is of no use."""
+        """Detect a broker that ends the connection because a message is too large: repeating it would not help."""
         large = [k for k in self._on_the_way if self._chunk_bytes(k) > LARGE_BYTES]
         self._cut_off = self._cut_off + 1 if large else 0
         if self._cut_off >= CUT_OFF_TIMES:
@@ -354,12 +354,12 @@ LARGE_BYTES = 900_000
 """A chunk that a broker may refuse: the smallest usual limit is 1 MB."""
 CUT_OFF_TIMES = 3
 LONG_WAIT_S = 1.0
-"""Between looks at what is due in a push."""
+"""Between checks of what is due in a push."""
 
 
 def _cut(tasks: Sequence[TaskDefinition]) -> tuple[list[tuple[int, int]], bytes]:
-    """Chunks of a list as (start, end), each at most `BATCH_COUNT` tasks and `BATCH_BYTES` (but a larger task travels
-    alone); and a hash of it all."""
+    """Split a list into chunks (start, end), each of at most `BATCH_COUNT` tasks and `BATCH_BYTES` (a larger task
+    travels alone). Also returns a hash of the list."""
     bounds, digest = [], hashlib.blake2b(digest_size=32)
     encode = msgspec.json.Encoder().encode
     start = size = 0
@@ -383,7 +383,7 @@ class _Holder(NamedTuple):
 
 
 class _Following:
-    """One task's output followed."""
+    """The output of one task while it is followed."""
 
     def __init__(self, client: Client, task: str, secret: bytes, run: str, attempts: int | None) -> None:
         self._client = client
@@ -394,7 +394,7 @@ class _Following:
         self._attempts_left = attempts
         self._pending: list[tuple[_Holder, LogLines]] = []
         self._holders: set[_Holder] = set()
-        """Who held an attempt of the task, as the boss said: lines of others are not shown."""
+        """Who held an attempt of the task, as the boss reported. Lines of others are not shown."""
         self._task_no: int | None = None
         self._last: dict[tuple[int, str], int] = {}
         self._ended: set[tuple[int, str]] = set()
@@ -402,7 +402,7 @@ class _Following:
     def lines(self) -> Iterator[LogLines]:
         """See `Client.logs`."""
         cluster_id = self._client.access.cluster_id
-        # Until the boss has told the task's number, every task's lines are heard: the first come with its answer.
+        # Until the boss tells the task's number, receive lines of all tasks: the first may come before its answer.
         every = f"ecloud/{cluster_id}/logs/+"
         self._talk.subscribe(every)
         self._talk.on_other = self._take
@@ -429,7 +429,7 @@ class _Following:
                 self._talk.unsubscribe(topic)
 
     def _listen(self, most_s: float) -> Iterator[LogLines]:
-        """What comes in `most_s` seconds, or until the attempt has ended."""
+        """Lines that arrive within `most_s` seconds, or until the attempt has ended."""
         until, ended, sessions = time.monotonic() + most_s, len(self._ended), self._talk.sessions
         while (left_s := until - time.monotonic()) > 0 and self._talk.sessions == sessions:
             self._talk.wait(min(left_s, 0.1))
@@ -443,12 +443,12 @@ class _Following:
         pending, self._pending = self._pending, []
         for holder, lines in pending:
             if holder not in self._holders:
-                # Its worker may have been given it a moment ago: the boss's next answer tells.
+                # Its worker may have got it a moment ago: the boss's next answer tells.
                 self._pending.append((holder, lines))
                 continue
             key = (lines.number, lines.stream)
             if lines.task_no != self._task_no or (lines.start <= self._last.get(key, -1) and not lines.ended):
-                continue  # another task's, or heard already
+                continue  # of another task, or a duplicate
             self._last[key] = lines.start
             if lines.ended:
                 self._ended.add(key)

@@ -1,7 +1,6 @@
-"""A client's half of a conversation with the boss: hello, sessions, numbers, heartbeats. Knows no verbs.
+"""A client's half of a conversation with the boss: Hello, sessions, numbers, heartbeats. Knows no verbs.
 
-Runs on its caller's thread: `wait` sleeps until the boss says something, and says Hello and Heartbeat when they are
-due.
+Runs on its caller's thread: `wait` sleeps until the boss sends something, and sends Hello and Heartbeat when due.
 """
 
 from __future__ import annotations
@@ -23,40 +22,40 @@ from ecloud.model.wire import Envelope, Heartbeat, HeartbeatAnswered, Hello, Mes
 FIRST_HELLO_AGAIN_S = 1.0
 LAST_HELLO_AGAIN_S = 10.0
 LONGEST_SLEEP_S = 1.0
-"""How long `wait` sleeps at most between looks at `watchdog` and the clock."""
+"""How long `wait` sleeps at most between checks of `watchdog` and the clock."""
 
 
 class _Found:
-    """The broker let us in."""
+    """The broker accepted the connection."""
 
 
 class _Lost(str):
-    """The connection ended, in words."""
+    """The connection ended; the text says why."""
 
 
 _Arrived = tuple[str, bytes]
 
 
 class Conversation:
-    """One connection of one client. Not safe for threads, but `on_other` is called from `wait` alone."""
+    """One connection of one client. Not thread-safe, but only `wait` calls `on_other`."""
 
     def __init__(self, access: AccessFile, watchdog: Callable[[], None] | None = None) -> None:
         self.access = access
         self.peer = "c" + base64.b32encode(secrets.token_bytes(7)).decode().lower().rstrip("=")[:10]
         self.session = ""
         self.sessions = 0
-        """How many sessions there were: a changed number tells that what was said before may be lost."""
+        """Number of sessions so far: a new one means that earlier messages may be lost."""
         self.welcome: Welcome | None = None
         self.broker_trouble = ""
-        """Why there is no connection to the broker, else empty."""
+        """Why there is no connection to the broker; empty if there is one."""
         self.was_connected = False
         self.refusal = ""
-        """Why the boss will not talk with this client at all: another protocol version, a key of another role."""
+        """Why the boss refuses this client for good: another protocol version, or the key's role."""
         self.ignored: Counter[str] = Counter()
         self.heard_at = time.monotonic()
-        """When the boss was last heard, on the monotonic clock."""
+        """When the boss was last heard, by the monotonic clock."""
         self.on_other: Callable[[str, bytes], None] = lambda topic, payload: None
-        """Called with what comes on topics that `subscribe` named."""
+        """Called with messages on topics that `subscribe` named."""
         self._watchdog = watchdog or (lambda: None)
         self._key = access.key_bytes
         self._hello_topic = boss_topic(access.cluster_id, self.peer)
@@ -69,7 +68,7 @@ class Conversation:
         self._heartbeat_at = 0.0
         self._epoch = self._batch = 0
         self.history_lost = False
-        """The boss's database lacks what this client heard: it was restored from a backup."""
+        """Whether the boss's database lacks what this client heard: it was restored from a backup."""
         self._said = 0
         self._heard = 0
         address = BrokerAddress(access.host, access.port, access.user, access.password, access.ca, access.tls)
@@ -83,7 +82,7 @@ class Conversation:
         )
 
     def start(self) -> None:
-        """Connect, now and for ever."""
+        """Connect, now and after each loss."""
         self._broker.start()
 
     def stop(self) -> None:

@@ -1,7 +1,7 @@
-"""Keys: one secret of the cluster, from which each peer's own key is derived by its name. Files of mode 600.
+"""Keys. Each peer's key is derived from the cluster's secret and the peer's name. Files have mode 600.
 
-A key opens its peer's conversation with the boss, for what the role in its name allows (`ecloud/model/roles.py`). The
-cluster's secret never leaves the boss's machine.
+A key lets its peer talk to the boss, within the role in its name (`ecloud/model/roles.py`). The cluster's secret never
+leaves the boss's machine.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ecloud.model.roles import Role
 
 SECRET_BYTES = 32
 CLIENT_KEY_NAME = "client"
-"""Who may read the boss's home speaks as this one."""
+"""The key name of everyone who can read the boss's home."""
 
 
 class AccessWrong(PartAway):
-    """The access file can't be used: which, why, and where a good one comes from."""
+    """The access file cannot be used: which, why, and where to get a good one."""
 
 
 class AccessFile(msgspec.Struct, frozen=True):
@@ -40,16 +40,16 @@ class AccessFile(msgspec.Struct, frozen=True):
     ca: str = ""
     tls: bool = False
     role: str = ""
-    """For its reader; the boss goes by the name of the key."""
+    """For the file's reader; the boss uses the key's name."""
 
     @property
     def key_bytes(self) -> bytes:
-        """The key itself."""
+        """The key as bytes."""
         return bytes.fromhex(self.key)
 
 
 def write_private(path: Path, text: str | bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
+    """Write a file that only its owner can read, atomically."""
     data = text.encode() if isinstance(text, str) else text
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -64,7 +64,7 @@ def write_private(path: Path, text: str | bytes) -> None:
 
 
 def cluster_secret(home: Home) -> bytes:
-    """The cluster's secret, made at the first call. 32 bytes. Raises `AccessWrong` where it is damaged."""
+    """The cluster's secret, 32 bytes, created at the first call. Raises `AccessWrong` if it is damaged."""
     path = home.cluster_key
     if not path.exists():
         write_private(path, secrets.token_hex(SECRET_BYTES) + "\n")
@@ -74,7 +74,7 @@ def cluster_secret(home: Home) -> bytes:
         raise AccessWrong(f"the cluster's key {path} can't be read: {error.strerror}") from None
     except ValueError:
         secret = b""
-    if len(secret) != SECRET_BYTES:  # a short key would let strangers in
+    if len(secret) != SECRET_BYTES:  # a short key would be easy to guess
         remedy = "put it back from a backup, or delete it: a new one is made, and all access files must be made anew"
         raise AccessWrong(f"the cluster's key {path} is damaged", remedy, INPUT_WRONG)
     return secret
@@ -86,12 +86,12 @@ def derive_key(secret: bytes, key_name: str) -> bytes:
 
 
 def new_invite_name(role: Role) -> str:
-    """A name for the key of an invitation. It tells the role, which the boss enforces."""
+    """A new name for the key of an invitation. It contains the role, which the boss enforces."""
     return f"{role}-{secrets.token_hex(4)}"
 
 
 def read_access(path: Path | str) -> AccessFile:
-    """The access file at `path`. Raises `AccessWrong` with what to do."""
+    """Read an access file. Raises `AccessWrong` with what to do."""
     remedy = "make one on the boss's machine: python admin.py invite"
     try:
         data = Path(path).read_bytes()
@@ -107,5 +107,5 @@ def read_access(path: Path | str) -> AccessFile:
 
 
 def write_access(path: Path, access: AccessFile) -> None:
-    """Write the access file, mode 600."""
+    """Write an access file, mode 600."""
     write_private(path, msgspec.json.format(msgspec.json.encode(access), indent=1) + b"\n")

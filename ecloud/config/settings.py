@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class SettingsWrong(Problem):
-    """The settings can't be used. `texts`: every problem, with the setting's name and what to do."""
+    """The settings cannot be used. `texts`: every problem, with the setting's name and what to do."""
 
 
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,7 +60,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
-    """Local workers: one per core, and one of all cores and GPUs for tasks that fit no other."""
+    """Local workers: one per core, and one with all cores and GPUs for tasks that fit no other."""
     cores, gpus = cores or int(this_host.cpus()), len(this_host.gpus())
     pools = [PoolSettings("local", maximum=cores)]
     if cores > 1 or gpus:
@@ -69,7 +69,7 @@ def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
 
 
 def size_of(pool: PoolSettings) -> Resources:
-    """What one VM of a pool offers, with this machine's amounts where the pool leaves them open."""
+    """What one VM of a pool offers. Amounts that the pool leaves open are this machine's."""
     cores = this_host.cpus()
     cpus = pool.cpus or cores
     memory_mb = pool.memory_mb or float(int(this_host.memory_mb() * min(1.0, cpus / cores)))
@@ -77,7 +77,7 @@ def size_of(pool: PoolSettings) -> Resources:
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All settings, lower-case. Times in seconds. What each means stands in settings.example.py."""
+    """All settings, in lower case. Times in seconds. settings.example.py explains each."""
 
     home: str = "~/.ecloud"
     database_url: str = ""
@@ -124,12 +124,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def home_directory(self) -> Home:
-        """The home as paths."""
+        """The home's paths."""
         return Home(self.home)
 
     @property
     def all_pools(self) -> tuple[PoolSettings, ...]:
-        """The pools that are set, else those of this machine."""
+        """The configured pools, else this machine's."""
         return self.pools or default_pools()
 
 
@@ -162,7 +162,7 @@ _AT_LEAST: dict[str, float] = {
 }
 _AT_MOST: dict[str, float] = {"broker_port": 65_535}
 _SECRET = ("broker_password", "database_url", "opennebula_password", "opennebula_proxy")
-"""Never shown, not even where they are wrong."""
+"""Values that are never shown, not even in errors about them."""
 MAX_POOL_NAME_CHARS = 64
 _SSH_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 CLOUDS = ("local", "opennebula", "slurm", "ssh_hosts")
@@ -174,7 +174,7 @@ WAYS_OF_CODE = ("image", "ssh")
 
 def settings_path() -> Path:
     """The settings file: `$ECLOUD_SETTINGS`, else the first that exists of settings.py in the working directory,
-    ~/.config/ecloud/settings.py and settings.py beside admin.py. Where none exists: the place for one."""
+    ~/.config/ecloud/settings.py and settings.py beside admin.py. If none exists, the path where it belongs."""
     named = os.environ.get("ECLOUD_SETTINGS")
     if named:
         return Path(os.path.expanduser(named)).absolute()
@@ -185,13 +185,13 @@ def settings_path() -> Path:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process of this cluster that runs elsewhere: it reads the same settings file as this one."""
+    """The environment for a process of this cluster that runs elsewhere: it reads the same settings file."""
     path = settings_path()
     return {**os.environ, **({"ECLOUD_SETTINGS": str(path)} if path.is_file() else {})}
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Settings file, then `$ECLOUD_HOME`, then `overrides` (None values count as not given). Raises `SettingsWrong`."""
+    """Settings file, then `$ECLOUD_HOME`, then `overrides` (None counts as not given). Raises `SettingsWrong`."""
     values: dict[str, Any] = {}
     path = settings_path()
     if path.exists():
@@ -249,7 +249,7 @@ def _checked(values: dict[str, Any], where: str) -> Settings:
 
 
 def _out_of_bounds(name: str, value: Any) -> str:
-    """What is wrong with a value of the right type, or nothing."""
+    """Why a value of the right type is not acceptable; empty if it is."""
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if value < _AT_LEAST.get(name, value):
@@ -352,7 +352,7 @@ def _machine_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _pool(fields: Any) -> PoolSettings:
-    """A pool; its cloud may be called its provider."""
+    """A pool. Its `provider` may also be called `cloud`."""
     if isinstance(fields, dict) and "provider" in fields:
         if "cloud" in fields:
             raise ValueError(f"{fields.get('name', '?')}: cloud and provider mean the same: set one")

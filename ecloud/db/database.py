@@ -1,6 +1,6 @@
-"""From settings to a database that can be asked: engines, their pragmas, and errors in words people can act on.
+"""Database engines made from the settings, and database errors in words that users can act on.
 
-Owns no tables (`ecloud.db.schema`) and no migrations (`migrate` below runs those of migrations/). Never writes a row.
+Owns no tables (`ecloud.db.schema`) and no migrations (`migrate` runs those of migrations/). Never writes a row.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ BUSY_S = 10.0
 CONNECT_S = 5
 PING_AFTER_S = 1.0
 ANSWER_S = 120.0
-"""How long a server may take for one statement; a door that must answer soon asks for less."""
+"""How long a server may take for one statement. A command that must answer soon asks for less."""
 BACKUPS_KEPT = 5
 _PACKAGED = Path(__file__).parent / "migrations"
 MIGRATIONS = _PACKAGED if _PACKAGED.is_dir() else ROOT / "migrations"
-"""In an installed package beside this file; in a checkout beside the packages."""
+"""Beside this file in an installed package; beside the packages in a checkout."""
 
 _SESSION = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00'"
-"""What does not fit is refused, not cut; the server's clock is read in UTC."""
+"""Refuse values that do not fit instead of cutting them; report the server's clock in UTC."""
 
 
 class DatabaseAway(PartAway):
-    """The database can't be asked now: which, where, why, and what to do."""
+    """The database cannot be used now: which, where, why, and what to do."""
 
 
 class SchemaWrong(PartAway):
-    """The tables are of another version than this code; the text says what to run."""
+    """The tables have another version than this code. The text says what to run."""
 
 
 def database_url(settings: Settings) -> URL:
-    """Where the tables are: the setting, or SQLite in the home. Raises `SettingsWrong`."""
+    """The URL of the database: the setting, or SQLite in the home. Raises `SettingsWrong`."""
     if not settings.database_url:
         return URL.create("sqlite", database=str(settings.home_directory.database))
     example = "write it as mysql://USER:PASSWORD@HOST:3306/DATABASE or sqlite:////path/to/file"
@@ -60,7 +60,7 @@ def database_url(settings: Settings) -> URL:
 
 
 def make_engine(url: URL | str, answer_s: float = ANSWER_S) -> Engine:
-    """An engine that connects when first asked. Raises nothing for a server that is away: see `explain`."""
+    """An engine that connects at first use. Does not raise for a server that is away: see `explain`."""
     url = make_url(url)
     if url.get_backend_name() == "sqlite":
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_S})
@@ -74,7 +74,7 @@ def make_engine(url: URL | str, answer_s: float = ANSWER_S) -> Engine:
         "charset": "utf8mb4",
         "init_command": _SESSION,
     }
-    # No ROLLBACK when a connection comes back: every transaction is ended by then, and each word is a round trip.
+    # No ROLLBACK when a connection is returned: its transaction has ended, and each statement is a round trip.
     engine = sa.create_engine(url, connect_args=arguments, pool_recycle=3600, pool_reset_on_return=None)
     sa.event.listen(engine, "checkin", _note_rest)
     sa.event.listen(engine, "checkout", _ping_after_rest)
@@ -86,7 +86,7 @@ def _note_rest(connection: Any, record: Any) -> None:
 
 
 def _ping_after_rest(connection: Any, record: Any, proxy: object) -> None:
-    """A connection that rested may be dead: then another is made. One that was used just now is not asked."""
+    """Ping a connection that was idle, and replace it if it is dead. Trust one that was used just now."""
     if time.monotonic() - record.info.get("rests_since", -math.inf) < PING_AFTER_S:
         return
     try:
@@ -96,7 +96,7 @@ def _ping_after_rest(connection: Any, record: Any, proxy: object) -> None:
 
 
 def _set_pragmas(connection: Any, record: object) -> None:
-    connection.isolation_level = None  # transactions are ours to begin
+    connection.isolation_level = None  # we begin transactions ourselves
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
@@ -106,20 +106,20 @@ def _set_pragmas(connection: Any, record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A writer takes the lock at once: one that reads first could lose it to another and fail for good.
+    # A writer takes the lock at once: after reading first it could lose it to another and fail for good.
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def database_now(connection: Connection) -> float:
-    """Epoch seconds by the clock that `leader.renewed_at` is written with: the server's, or ours for a file."""
+    """Epoch seconds by the clock that writes `leader.renewed_at`: the server's, or ours for SQLite."""
     if connection.dialect.name == "sqlite":
         return time.time()
     return float(connection.exec_driver_sql("SELECT UNIX_TIMESTAMP(NOW(6))").scalar_one())
 
 
 def where(url: URL) -> str:
-    """The database in words, without its password."""
+    """The database for messages, without its password."""
     if url.get_backend_name() == "sqlite":
         return f"the SQLite file {url.database}"
     return f"the database {url.database} at {url.host or 'localhost'}:{url.port or 3306}"
@@ -147,7 +147,7 @@ _FILE_ADVICE = (
 
 
 def database_away(error: BaseException, url: URL) -> DatabaseAway:
-    """A database error as users see it: which database, what happened, what to do."""
+    """A database error for users: which database, what happened, what to do."""
     original = getattr(error, "orig", None) or error
     arguments: tuple[object, ...] = getattr(original, "args", ())
     text = str(arguments[1]) if len(arguments) > 1 else str(original)
@@ -181,7 +181,7 @@ def present_revision(engine: Engine) -> str | None:
 
 
 def require_schema(engine: Engine) -> None:
-    """Raises `SchemaWrong` unless the tables are of this code's revision."""
+    """Raise `SchemaWrong` unless the tables have this code's revision."""
     _require(engine, present_revision(engine))
 
 
@@ -196,10 +196,11 @@ def _require(engine: Engine, present: str | None) -> None:
 
 
 def migrate(engine: Engine, backups: Path | None = None) -> str | None:
-    """Bring the tables to this code's revision; an older SQLite file is copied into `backups` first. The copy's path.
+    """Migrate the tables to this code's revision. An older SQLite file is first copied into `backups`; returns the
+    copy's path.
 
-    What was cut off half-way is gone on with. Raises `DatabaseAway`, `SchemaWrong` for a database newer than this code
-    or of a revision that no migration leads from.
+    Continues an interrupted migration. Raises `DatabaseAway`, and `SchemaWrong` for a database newer than this code or
+    of an unknown revision.
     """
     present = present_revision(engine)
     if present == REVISION:
@@ -234,7 +235,7 @@ def migrate(engine: Engine, backups: Path | None = None) -> str | None:
 
 
 def _back_up(file: Path, backups: Path, revision: str) -> str:
-    """A whole copy, whoever writes meanwhile; the oldest copies beyond `BACKUPS_KEPT` go."""
+    """Copy a whole SQLite file, even while others write. Deletes the oldest copies beyond `BACKUPS_KEPT`."""
     backups.mkdir(mode=0o700, parents=True, exist_ok=True)
     to = backups / f"ecloud-{revision}-{time.strftime('%Y%m%d-%H%M%S')}.db"
     with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(to)) as copy:

@@ -1,8 +1,7 @@
-"""The tables. Their history is in migrations/; this is how they stand now. Read by `queries`, written by the boss
-alone.
+"""The tables as they are now; migrations/ has their history. `queries` reads them; only the boss writes them.
 
-Texts of users are kept as UTF-8 bytes (VARBINARY, BLOB) on MySQL and MariaDB: compared byte by byte, nothing padded,
-any Unicode. Times are seconds since 1970 by the boss's clock.
+Users' texts are stored as UTF-8 bytes (VARBINARY, BLOB) on MySQL and MariaDB: compared byte by byte, not padded, any
+Unicode. Times are epoch seconds by the boss's clock.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Utf8(TypeDecorator[str]):
 
 
 def to_database(text: str, dialect_name: str) -> str | bytes:
-    """A text as the driver takes it. What is no valid Unicode is replaced, so that no row can poison its batch."""
+    """A text for the driver. Invalid Unicode is replaced, so that no row can make its batch fail."""
     data = text.encode("utf-8", "replace")
     return data.decode() if dialect_name == "sqlite" else data
 
@@ -274,12 +273,12 @@ archived_runs = sa.Table(
 
 
 def labelled(label: str) -> sa.ColumnElement[bool]:
-    """Tasks with that label: labels are kept as a JSON list."""
+    """Tasks with that label. Labels are stored as a JSON list."""
     text = msgspec.json.encode(label.encode("utf-8", "replace").decode()).decode()
     return sa.func.instr(tasks.c.labels, sa.bindparam(None, text, type_=Utf8())) > 0
 
 
 def vm_values(row: Any) -> dict[str, Any]:
-    """A whole row of `vms` by the names of its columns, for the boss and for people alike."""
+    """A whole row of `vms` by column name."""
     size, keep_alive = msgspec.json.decode(row.size), bool(row.keep_alive)
     return {**row._mapping, "size": size, "keep_alive": keep_alive, "said": row.said or ""}
