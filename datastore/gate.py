@@ -408,21 +408,30 @@ class Staging(Reading):
         if not client.isalnum():
             raise BadFrame("no client")
         name = LOCK + client.encode("ascii")
-        try:
-            handle = os.open(name, os.O_CREAT | WRITE, 0o600, dir_fd=self.tree.directory(owner, make=True))
-        except FileNotFoundError:
-            self.tree.forget()  # swept as empty just now
-            handle = os.open(name, os.O_CREAT | WRITE, 0o600, dir_fd=self.tree.directory(owner, make=True))
         deadline = time.monotonic() + HOLD_S
-        while not is_locked(handle):
+        handle = self.open_lock(owner, name)
+        while not is_locked(handle) or not os.fstat(handle).st_nlink:
             if time.monotonic() > deadline:
                 os.close(handle)
                 raise Refused("away", "another connection of this client still writes")
+            if not os.fstat(handle).st_nlink:
+                # Its holder has left and removed it: whoever comes next would lock another file.
+                os.close(handle)
+                handle = self.open_lock(owner, name)
+                continue
             end_gate(os.pread(handle, 20, 0).strip())
             time.sleep(0.02)
         os.ftruncate(handle, 0)
         os.pwrite(handle, b"%d\n" % os.getpid(), 0)
         self.held[owner] = (handle, name)
+
+    def open_lock(self, owner: Parts, name: bytes) -> int:
+        """The client's lock, made where it is missing."""
+        try:
+            return os.open(name, os.O_CREAT | WRITE, 0o600, dir_fd=self.tree.directory(owner, make=True))
+        except FileNotFoundError:
+            self.tree.forget()  # swept as empty just now
+            return os.open(name, os.O_CREAT | WRITE, 0o600, dir_fd=self.tree.directory(owner, make=True))
 
     def end(self) -> None:
         """The client is gone: so are its locks."""

@@ -320,7 +320,15 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     fetch_bytes: Int64 = 0
     cached_bytes: Int64 = 0
 
+    @property
+    def is_term(self) -> bool:
+        """Whether SIGTERM that ECLOUD did not send ended the commands. A shell reports it as exit code 143."""
+        by_shell = self.cause is Cause.EXIT and self.exit_code == 128 + SIGTERM
+        return by_shell or (self.cause is Cause.SIGNAL and self.signal == SIGTERM)
 
+
+SIGTERM = 15
+"""Its number on every system that runs workers."""
 SUCCESS_TAIL_BYTES = 64 * 1024
 """Kept of each output stream of a success."""
 FAILURE_TAIL_BYTES = 64 * 1024

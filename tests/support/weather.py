@@ -5,6 +5,7 @@ the tests command. Owns what it starts, tells a whole file under a final name fr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from ecloud.config.datastore_address import boss_key
 from ecloud.db.database import make_engine
 from ecloud.queries import status
 from ecloud.queries.lookup import task
+from ecloud.queries.views import TaskDetail
 from ecloud.queries.why import why
 
 WORKERS = 2
@@ -46,6 +48,21 @@ def repeats(path: Path) -> str:
             if piece != many[: len(piece)] or not piece.endswith(b"\n"):
                 return ""
     return line.decode()
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, read in pieces."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def tries_of(told: TaskDetail, number: int) -> int:
+    """$ECLOUD_ATTEMPT of an attempt: those before it that were given back before they started do not count."""
+    before = [attempt for attempt in told.attempts if attempt.number < number]
+    return number - sum(attempt.state == "returned" and attempt.started_at is None for attempt in before)
 
 
 class Weather:
@@ -211,10 +228,12 @@ class Weather:
         assert told.retries_used == 0
         if not told.definition.results:
             return
-        attempt = max(attempt.number for attempt in told.attempts if attempt.state == "ended")
-        path, line = self.root / "made" / id, LINE.format(id=id, attempt=attempt)
+        (recorded,) = (attempt for attempt in told.attempts if attempt.cause == "success")
+        path, line = self.root / "made" / id, LINE.format(id=id, attempt=tries_of(told, recorded.number))
         assert path.stat().st_size == len(line) * lines, f"{id} is torn or stale"
         assert repeats(path) == line, f"{id} is torn or stale"
+        (entry,) = recorded.results
+        assert sha256_of(path) == entry.sha256, f"{id} is not what is recorded"
 
     def made(self) -> list[str]:
         """What is under a final name."""

@@ -327,13 +327,16 @@ class Attempts:
         key = (outcome.task_no, outcome.number)
         self.ended[key] = self._unsaid[key] = Ended(outcome, size)
 
-    def on_returned(self, key: Key, reason: str) -> None:
-        """It could not be run here: its resources are free again, and the boss hears why."""
+    def on_returned(self, key: Key, reason: str, ran: bool, now: float) -> None:
+        """It could not be run here: its resources are free again, and the boss hears why. `ran`: its commands had
+        started, which the boss must know: the next attempt has another ECLOUD_ATTEMPT."""
         running = self._release(key)
         self._complete.pop(key, None)
         if running is not None:
             if running.order.init:
                 self.inits.pop(key[0], None)
+            if ran and not running.said:
+                self._say(wire.TasksStarted((wire.StartedAttempt(*key, now - running.started_at),)))
             self._say_returned([key], reason)
             self._release_held_back()
 

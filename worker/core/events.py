@@ -79,11 +79,12 @@ class ResultsComplete(msgspec.Struct, frozen=True):
 
 
 class AttemptReturned(msgspec.Struct, frozen=True):
-    """It could not be run here through no fault of the task; nothing of it is left."""
+    """It could not be run here through no fault of the task; nothing of it is left. `ran`: its commands had started."""
 
     task_no: int
     number: int
     reason: str
+    ran: bool = False
 
 
 class AccessEnded(msgspec.Struct, frozen=True):

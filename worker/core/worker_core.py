@@ -125,8 +125,8 @@ class WorkerCore:
                 self.attempts.on_commands_ended((task_no, number))
             case ResultsComplete():
                 self.attempts.on_results_complete(event)
-            case AttemptReturned(task_no, number, reason):
-                self.attempts.on_returned((task_no, number), reason)
+            case AttemptReturned(task_no, number, reason, ran):
+                self.attempts.on_returned((task_no, number), reason, ran, now)
             case ConnectionFound():
                 self.connected = True
                 self._hellos = 0

@@ -123,12 +123,6 @@ def _cause(finished: Finished) -> tuple[Cause, int | None]:
     return Cause.EXIT, None
 
 
-def is_term(outcome: Outcome) -> bool:
-    """Whether SIGTERM that was not ours ended the commands, as far as it can be told from outside."""
-    by_shell = outcome.cause is Cause.EXIT and outcome.exit_code == 128 + signal.SIGTERM
-    return by_shell or (outcome.cause is Cause.SIGNAL and outcome.signal == signal.SIGTERM)
-
-
 _SIGNALS = {int(number): number.name for number in signal.Signals}
 _KNOWN_CODES = {126: "found, but it cannot be executed", 127: "command not found"}
 

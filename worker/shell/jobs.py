@@ -36,7 +36,7 @@ from worker.core.events import (
     StopAttempt,
     TroubleChanged,
 )
-from worker.shell.commands import failed_step, forget_control, is_term, outcome_of, shell_argv
+from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
 from worker.shell.container_runtimes import ContainerMissing, argv_in_container, clear_away
 from worker.shell.environment import encoded, of_gpus, of_resources
 from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories
@@ -51,6 +51,7 @@ STORE_BACKOFF = Backoff(0.5, 15.0)
 """Between tries to store results in a datastore that is away."""
 SHUTDOWN_HEARD_S = 1.0
 """A machine that shuts down sends SIGTERM to all processes at once: how long until this one has heard of it, too."""
+SHUT_DOWN = "its worker was told to leave, or its machine shuts down"
 Key = tuple[int, int]
 
 
@@ -271,7 +272,7 @@ class Jobs:
         if outcome.cause is Cause.SUCCESS and finished.output_errno:
             text = f"its output could not be kept whole: {os.strerror(finished.output_errno)}"
             outcome = msgspec.structs.replace(outcome, cause=Cause.RESULT, error=text)
-        if is_term(outcome):
+        if outcome.is_term:
             # Its machine may be shutting down: then this process is about to hear of it, too.
             wait_s = 0.0 if self.is_leaving() else SHUTDOWN_HEARD_S
             self._at(wait_s, lambda: self._after_term(job, outcome))
@@ -280,7 +281,9 @@ class Jobs:
 
     def _after_term(self, job: Job, outcome: Outcome) -> None:
         if job.stop_reason is None and (self.is_leaving() or machine_is_stopping()):
-            self._give_back(job, "its worker was told to leave, or its machine shuts down", is_trouble=False)
+            log.warning("attempt %d-%d is given back: %s", *job.key, SHUT_DOWN)
+            self._forget(job)
+            self.events.append(AttemptReturned(*job.key, SHUT_DOWN, ran=True))
         else:
             self._commands_ended(job, outcome)
 
@@ -367,14 +370,13 @@ class Jobs:
         self._forget(job)
         self.events.append(AttemptEnded(outcome))
 
-    def _give_back(self, job: Job, reason: str, is_trouble: bool = True) -> None:
+    def _give_back(self, job: Job, reason: str) -> None:
         self._forget(job)
-        self._impossible(job.key, reason, is_trouble)
+        self._impossible(job.key, reason)
 
-    def _impossible(self, key: Key, reason: str, is_trouble: bool = True) -> None:
+    def _impossible(self, key: Key, reason: str) -> None:
         log.warning("attempt %d-%d is given back: %s", *key, reason)
-        if is_trouble:
-            self.events.append(TroubleChanged(reason))
+        self.events.append(TroubleChanged(reason))
         self.events.append(AttemptReturned(*key, reason))
 
     def _forget(self, job: Job) -> None:

@@ -167,6 +167,9 @@ class VmLists:
         elif vm.state is VmState.RUNNING and vm.row.worker not in self._fleet.workers:
             # Its lease ended and no other process came: nothing else would ever end it.
             self._vms.end(vm, "its worker was lost", now)
+        elif state is CloudState.ENDING and vm.state is VmState.RUNNING:
+            # Somebody else ended it: what runs in it ends with it, and nothing more may start there.
+            self._vms.end(vm, "its cloud shuts it down", now)
         elif found is not None and vm.state is VmState.BOOTING:
             self._on_booting(vm, found, now)
         self._note_address(vm, found, now)

@@ -43,6 +43,7 @@ from ecloud.model.wire import (
 MAX_BACKOFF_S = 60.0
 """Longest wait before a retry of a task."""
 
+_SHUT_DOWN = "SIGTERM ended it while its worker was leaving"
 VOID = "an attempt that it was chained to did not succeed"
 
 _ASSIGNED, _STARTED, _STOPPING = AttemptState.ASSIGNED, AttemptState.STARTED, AttemptState.STOPPING
@@ -291,13 +292,19 @@ class Attempts:
         key = (attempt.task_no, attempt.number)
         self._early.pop(key, None)
         was_stopping = attempt.state is _STOPPING
-        self._fleet.free(worker, attempt, now)
         attempt.outcome = outcome
-        self._learn_inputs(worker, outcome)
-        run_s = min(max(outcome.run_s, 0.0), now - attempt.assigned_at)  # whatever the worker says
         # Nobody may have said when it started, or a heartbeat showed only that it runs.
         began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
+        if outcome.is_term and worker.leaving and not was_stopping:
+            # A machine that shuts down sends SIGTERM to everything in it: no fault of the task.
+            if outcome.manifest:
+                self._outbox.call(DropStages((stage_name(attempt.worker, key),)))
+            self._take_back(worker, attempt, AttemptState.RETURNED, _SHUT_DOWN, now)
+            return
+        self._fleet.free(worker, attempt, now)
+        self._learn_inputs(worker, outcome)
+        run_s = min(max(outcome.run_s, 0.0), now - attempt.assigned_at)  # whatever the worker says
         is_success = outcome.cause is Cause.SUCCESS
         publishes, problem = False, None
         if not was_stopping and not attempt.init:

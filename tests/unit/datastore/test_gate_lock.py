@@ -57,6 +57,27 @@ def test_a_gate_goes_on_when_the_one_before_has_ended(
     staging.end()
 
 
+def test_a_lock_that_its_holder_removed_on_leaving_is_none(
+    tmp_path: Path, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate that waited for it locks the file that the next one of this client will find."""
+    lock = tmp_path / ".ecloud/staging/w1/.client-aa"
+
+    def leave(told: bytes) -> None:
+        if lock.exists() and lock.read_text() == "12345\n":
+            lock.unlink()
+            os.close(held)
+
+    monkeypatch.setattr(gate, "end_gate", leave)
+    staging = Staging(Tree(str(tmp_path)), "w1")
+    assert staging.put(REQUEST, memoryview(b"")) == {}
+    assert lock.read_text() == f"{os.getpid()}\n"
+    with lock.open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    staging.end()
+    assert not lock.exists()
+
+
 @pytest.mark.parametrize(
     ("size", "at", "count"),
     [

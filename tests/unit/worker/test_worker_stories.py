@@ -8,7 +8,7 @@ from worker_script import WorkerScript, names_of, order
 from ecloud.model import wire
 from ecloud.model.tasks import Cause, Outcome
 from worker.core.attempts import FLUSH_COUNT, FLUSH_S, STAGING_MOST, STARTED_S
-from worker.core.events import CommandsEnded
+from worker.core.events import AttemptReturned, CommandsEnded
 from worker.core.worker_core import HOME_COPIED
 
 
@@ -303,6 +303,16 @@ def test_a_drained_worker_rests_until_it_is_undrained() -> None:
     script.wait(4.0).nothing_else()
     script.orders(3).returns(3).begins()
     script.hear(wire.Undrain()).orders(4).begins(4)
+
+
+def test_what_ran_and_is_given_back_is_told_as_started_first() -> None:
+    """Else the boss would give its ECLOUD_ATTEMPT to the next one."""
+    script = WorkerScript().on_duty()
+    script.orders(1).begins(1)
+    script.handle(AttemptReturned(1, 1, "the machine shuts down", ran=True))
+    assert [named.task_no for named in script.take(wire.TasksStarted).attempts] == [1]
+    assert script.take(wire.TasksReturned).attempts == names_of(1)
+    script.nothing_else()
 
 
 def test_it_leaves_without_a_boss_once_what_runs_has_ended() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from boss_script import BossScript, task
 from vm_script import cloud_lists
@@ -125,6 +127,48 @@ def test_only_attempts_that_started_count_as_tries(script: BossScript) -> None:
     script.started(w1, "a").ended(w1, "a", cause=Cause.EXIT, exit_code=1).stored(w1, "a").wait(2).starts(w1, "a")
     assert tries() == 2
     assert script.key("a")[1] == 3
+
+
+@pytest.mark.parametrize("told", [{"cause": Cause.SIGNAL, "signal": 15}, {"cause": Cause.EXIT, "exit_code": 143}])
+def test_term_while_the_worker_leaves_costs_no_retry_and_counts_as_a_try(script: BossScript, told: Any) -> None:
+    w1 = script.worker("w1")
+    script.push("r", task("a"))
+    script.starts(w1, "a").hear(w1, wire.DrainWanted("SIGTERM"))
+    assert script.take(w1, wire.Drain).then_exit
+    script.ended(w1, "a", **told).stored(w1, "a").states(a="ready")
+    first = script.store.attempts[script.key("a")]
+    assert (first.state, first.started_at is not None) == ("returned", True)
+    w2 = script.worker("w2")
+    (order,) = script.take(w2, wire.StartTasks).attempts
+    assert (order.number, order.tries) == (2, 2)
+    assert script.boss.book.graph.nodes[script.names["a"]].retries_used == 0
+
+
+@pytest.mark.parametrize(
+    ("leaves", "told"),
+    [
+        (False, {"cause": Cause.SIGNAL, "signal": 15}),
+        (True, {"cause": Cause.SIGNAL, "signal": 9}),
+        (True, {"cause": Cause.EXIT, "exit_code": 1}),
+    ],
+)
+def test_any_other_failure_counts(script: BossScript, leaves: bool, told: Any) -> None:
+    w1 = script.worker("w1")
+    script.push("r", task("a"))
+    script.starts(w1, "a")
+    if leaves:
+        script.hear(w1, wire.DrainWanted("SIGTERM")).take(w1, wire.Drain)
+    script.ended(w1, "a", **told).stored(w1, "a").states(a="failed")
+
+
+def test_term_of_a_task_that_was_cancelled_meanwhile_is_no_reason_to_run_it_again(script: BossScript) -> None:
+    w1 = script.worker("w1")
+    script.push("r", task("a"))
+    script.starts(w1, "a").hear(w1, wire.DrainWanted("SIGTERM")).take(w1, wire.Drain)
+    script.ask("cancel", ids=["a"])
+    script.stops(w1, "a")
+    script.ended(w1, "a", cause=Cause.SIGNAL, signal=15).stored(w1, "a").states(a="cancelled")
+    assert script.store.attempts[script.key("a")].state == "ended"
 
 
 def test_a_cause_that_is_not_listed_is_not_retried(script: BossScript) -> None:

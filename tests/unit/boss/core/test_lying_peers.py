@@ -157,6 +157,20 @@ def test_a_revoked_key_is_dropped_at_once() -> None:
     script.starts(stays, "a")
 
 
+def test_a_revoked_key_stays_revoked_after_a_restart() -> None:
+    script = BossScript()
+    liar(script, "w1", "worker-1", home="h1")
+    client = script.client()
+    script.hear(client, wire.Request("r", "revoke_key", {"name": "worker-1"}))
+    script.said.clear()
+    script.start()
+    raw_hello(script, "w2", "worker-1", "n2", home="h2")
+    assert script.said == []
+    assert script.boss.revoked_keys == {"worker-1"}, "the keys of which no message is read"
+    raw_hello(script, "w3", "worker-2", "n3", home="h3")
+    assert [type(send.envelope.message) for send in script.said] == [wire.Welcome]
+
+
 def test_a_client_whose_key_is_revoked_is_dropped_at_once() -> None:
     script = BossScript()
     other = script.peers["c2"] = Peer("c2", "client")

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from boss.core.tasks.manifests import declared_results, undeclared
+from boss.core.tasks.manifests import declared_results, not_staged, undeclared
 from ecloud.model.tasks import ManifestEntry, Result, TaskDefinition
 from worker.shell.results import matches
 
@@ -37,6 +37,37 @@ def test_what_a_result_explains(path: str, result: tuple[str, str]) -> None:
 ])  # fmt: skip
 def test_what_it_does_not(path: str, result: tuple[str, str]) -> None:
     assert not told(path, result)
+
+
+def lacks(paths: list[str], *results: Result) -> str | None:
+    return not_staged([ManifestEntry(path) for path in paths], results)
+
+
+@pytest.mark.parametrize(("paths", "result"), [
+    (["out"], ("out", "out")), (["final/out"], ("out", "final/out")), (["made", "made/a"], ("dir", "made")),
+    (["made/a"], ("dir", "made")), (["x.dat"], ("*.dat", ".")), (["parts/x.dat"], ("*.dat", "parts")),
+    (["c/d/x.png"], ("a/*/x.png", "c")), (["all/a/b/c.txt"], ("**/*.txt", "all")), (["renamed"], ("f[12]", "renamed")),
+    (["anything"], ("dir", ".")),
+])  # fmt: skip
+def test_a_success_with_something_of_a_result_has_it(paths: list[str], result: tuple[str, str]) -> None:
+    assert lacks(["else", *paths], Result("else", "else"), Result(*result)) is None
+
+
+@pytest.mark.parametrize(("paths", "result"), [
+    ([], ("out", "out")), (["out"], ("out", "final/out")), (["outer"], ("out", "out")), (["final"], ("out", "final/out")),
+    (["out/deep"], ("o", "out/deeper")), ([], ("*.dat", ".")), (["x.exe"], ("*.dat", ".")),
+    (["x.dat"], ("*.dat", "parts")), (["parts/x.exe"], ("*.dat", "parts")), (["parts2/x.dat"], ("*.dat", "parts")),
+    (["all/c.exe"], ("**/*.txt", "all")),
+])  # fmt: skip
+def test_a_success_with_nothing_of_a_result_is_none(paths: list[str], result: tuple[str, str]) -> None:
+    sentence = f"its worker reported success without result {result[0]!r}, which the task declares"
+    assert lacks(["else", *paths], Result("else", "else"), Result(*result)) == sentence
+    assert lacks(["else", *paths], Result(*result), Result("else", "else")) == sentence, "in any order"
+
+
+def test_a_directory_that_is_merged_with_others_may_be_empty() -> None:
+    assert lacks([], Result("dir", "made", merge=True)) is None
+    assert lacks([], Result("dir", "made", merge=True), Result("out", "out")) is not None
 
 
 def test_no_entry_needs_no_result_and_without_results_none_may_be_there() -> None:

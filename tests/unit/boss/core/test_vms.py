@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import msgspec
 from boss_script import BossScript, Peer, task
-from vm_script import cloud_lists
+from vm_script import cloud_lists, made, vm_worker
 
 from boss.core.model.effects import AskRoom, EndVm, ListVms, StartVm
 from boss.core.model.events import BrokerLost, MessageArrived, RoomSeen, VmRefused, VmsListed, VmStarted
 from ecloud.model import wire
+from ecloud.model.tasks import Cause
 from ecloud.model.wire import Envelope
 
 EMPTY = cloud_lists("p")
@@ -145,6 +146,21 @@ def test_a_vm_that_nobody_owns_may_finish_what_its_agent_runs_and_is_ended_when_
     script.handle(MessageArrived(goodbye, "vm-77"))
     script.handle(shown(lost=77))
     assert ended(script) == ["lost"]
+
+
+def test_a_vm_that_another_person_shuts_down_gets_no_more_tasks_and_its_tasks_cost_no_retry() -> None:
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    made(script, vm_no)
+    peer = script.peers["w"] = vm_worker(script, vm_no)
+    script.starts(peer, "a")
+    script.handle(cloud_lists("p", {vm_no: f"cloud-{vm_no}"}, {vm_no: ("ending", "")}))
+    script.push("s", task("b"))
+    assert script.take(peer, wire.Drain).then_exit
+    assert (script.store.vms[vm_no].state, script.store.vms[vm_no].reason) == ("ending", "its cloud shuts it down")
+    script.ended(peer, "a", cause=Cause.SIGNAL, signal=15).states(a="ready", b="ready")
+    assert [item for item in script.said if isinstance(item.envelope.message, wire.StartTasks)] == []
 
 
 def test_while_nobody_can_be_heard_no_vm_is_taken_for_nobodys() -> None:
