@@ -26,17 +26,31 @@ $(VENV)/bin/python:
 	echo "making .venv with $$("$$found" --version)"
 	"$$found" -m venv $(VENV)
 
-$(VENV)/.runtime: requirements.txt | $(VENV)/bin/python
+# The lock files name one version of each package, and the hashes of its files: pip installs nothing else.
+PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes
+
+$(VENV)/.runtime: requirements.lock | $(VENV)/bin/python
 	@echo "installing what ECLOUD needs into .venv"
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP_INSTALL) -r requirements.lock
 	touch $@
 
-$(VENV)/.development: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+$(VENV)/.development: requirements-dev.lock requirements.lock | $(VENV)/bin/python
 	@echo "installing what tests and checks need into .venv"
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP_INSTALL) -r requirements-dev.lock
 	touch $@ $(VENV)/.runtime
 
 install: $(VENV)/.runtime ## what ECLOUD needs, into .venv
+
+# One file for every Python that pyproject.toml allows. Versions that still fit stay as they are, unless UPGRADE=1.
+LOCK_TOOLS := $(VENV)/lock-tools
+COMPILE := $(LOCK_TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+  --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+lock: | $(VENV)/bin/python ## write requirements*.lock anew after a change of requirements*.txt; newer versions with UPGRADE=1
+	@[ -x $(LOCK_TOOLS)/bin/uv ] || { $(PY) -m venv $(LOCK_TOOLS); $(LOCK_TOOLS)/bin/python -m pip install --quiet uv; }
+	$(COMPILE) requirements-dev.txt -o requirements-dev.lock
+	$(COMPILE) requirements.txt -c requirements-dev.lock -o requirements.lock
+	echo "lock: look at git diff, then make test"
 
 services: ## Mosquitto, MariaDB, sshd and rsync for the tests, by apt where that is allowed
 	@tests/install_services.sh
@@ -95,4 +109,4 @@ clean: ## remove .venv, caches and the demo's results
 	@rm -rf $(VENV) demo-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install services demo check format test test-long bench bench-scaling chaos sim sim-mutants docs clean
+.PHONY: help install lock services demo check format test test-long bench bench-scaling chaos sim sim-mutants docs clean

@@ -45,7 +45,7 @@ BROUGHT = (ROOT / "packages").is_dir()
 INSTALL = (
     "end this VM (python admin.py kill_worker), the boss brings another one what its Python needs"
     if BROUGHT
-    else f"in {ROOT}: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt"
+    else f"in {ROOT}: python3 -m venv .venv && .venv/bin/pip install -r requirements.lock"
 )
 _Answer = TypeVar("_Answer")
 

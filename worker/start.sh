@@ -16,7 +16,7 @@ done
 if [ -z "$python" ]; then
     echo "worker: no Python 3.10 or later is here: install one (Debian: apt install python3 python3-venv)," >&2
     if [ ! -d "$checkout/packages" ]; then
-        echo "worker: then in $checkout: python3 -m venv .venv && .venv/bin/pip install -r requirements.txt" >&2
+        echo "worker: then in $checkout: python3 -m venv .venv && .venv/bin/pip install -r requirements.lock" >&2
     fi
     if [ "${ECLOUD_START_MODULE:-}" = worker.debug ]; then
         echo "Python:      WRONG: none is here that is 3.10 or later: install one"

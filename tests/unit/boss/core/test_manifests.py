@@ -54,7 +54,8 @@ def test_a_success_with_something_of_a_result_has_it(paths: list[str], result: t
 
 
 @pytest.mark.parametrize(("paths", "result"), [
-    ([], ("out", "out")), (["out"], ("out", "final/out")), (["outer"], ("out", "out")), (["final"], ("out", "final/out")),
+    ([], ("out", "out")), (["out"], ("out", "final/out")), (["outer"], ("out", "out")),
+    (["final"], ("out", "final/out")),
     (["out/deep"], ("o", "out/deeper")), ([], ("*.dat", ".")), (["x.exe"], ("*.dat", ".")),
     (["x.dat"], ("*.dat", "parts")), (["parts/x.exe"], ("*.dat", "parts")), (["parts2/x.dat"], ("*.dat", "parts")),
     (["all/c.exe"], ("**/*.txt", "all")),
