@@ -48,8 +48,9 @@ class BossProcess:
         self.store = BossStore(name, places)
         self.calls = BossCalls(name, places, self.store, self._put, lambda: self.alive)
         self.driver = Driver(
-            self.store, self.calls, self, self._make_core, lambda: self.now, self._report, self._decided
-        )
+            self.store, self.calls, self, self._make_core, lambda: self.now, self._report, self._decided,
+            self._take_waiting,
+        )  # fmt: skip
         self.link: Link | None = None
         self._gone = gone
         self._inbox: list[Event] = []
@@ -80,9 +81,7 @@ class BossProcess:
             self.world.after(1.0, lambda: self._lead(replace))
             return
         self.world.tell(self.name, f"leads with epoch {epoch}")
-        self.link = self.places.network.connect(
-            "", self._hear, self._found, lambda reason: self._put(BrokerLost(reason))
-        )
+        self.link = self.places.network.connect("", self._hear, self._found, self._lost)
         self.link.backlog = lambda: len(self._inbox)
         self._run(self._begin())
 
@@ -126,6 +125,10 @@ class BossProcess:
         self.places.checker.fleet.on_hearing(self.name)
         self._put(BrokerFound())
 
+    def _lost(self, reason: str) -> None:
+        self.places.checker.fleet.on_deaf(self.name)
+        self._put(BrokerLost(reason))
+
     def _hear(self, envelope: Envelope, key_name: str) -> None:
         self._put(MessageArrived(envelope, key_name))
 
@@ -142,8 +145,11 @@ class BossProcess:
     def _take(self) -> None:
         self._woken = False
         if self.alive and self._turn is None and not self.frozen and self.core is not None:
-            events, self._inbox = self._inbox[:EVENTS_A_BATCH], self._inbox[EVENTS_A_BATCH:]
-            self._run(self.driver.turn(events))
+            self._run(self.driver.turn(self._take_waiting()))
+
+    def _take_waiting(self) -> list[Event]:
+        events, self._inbox = self._inbox[:EVENTS_A_BATCH], self._inbox[EVENTS_A_BATCH:]
+        return events
 
     # --- turns -----------------------------------------------------------------------------------
 

@@ -37,6 +37,8 @@ class FleetChecker:
         """When the boss first answered a worker."""
         self.hearing_since: dict[str, float] = {}
         """Since when a boss has a connection over which it could hear."""
+        self.deaf_since: dict[str, float] = {}
+        """Since when it has none."""
         self.heard_s: dict[str, float] = {}
         """How long it could hear when it decided last."""
         self.looked = world.looked
@@ -63,10 +65,17 @@ class FleetChecker:
     def on_hearing(self, boss: str) -> None:
         """The boss found the broker."""
         self.hearing_since[boss] = self.world.now
+        self.deaf_since.pop(boss, None)
+
+    def on_deaf(self, boss: str) -> None:
+        """The boss lost its connection to the broker."""
+        self.deaf_since[boss] = self.world.now
 
     def on_decided(self, boss: str) -> None:
         """The boss decides now what it commits later: the connection may end, or be made, in between."""
-        self.heard_s[boss] = self.world.now - self.hearing_since.get(boss, self.world.now)
+        now = self.world.now
+        hears = now - self.deaf_since.get(boss, now) < JUST_NOW_S
+        self.heard_s[boss] = now - self.hearing_since.get(boss, now) if hears else 0.0
 
     def on_worker_row(self, boss: str, row: WorkerRow) -> None:
         """A worker that may believe in its lease is not given up."""

@@ -25,7 +25,7 @@ import msgspec
 
 from boss.core.boss import Boss
 from boss.core.model.effects import Call, Effects, LeadAbove, LoadRun, Read, SelectTasks, Send
-from boss.core.model.events import AttemptsDeclared, Event, RunLoaded, TasksSelected
+from boss.core.model.events import AttemptsDeclared, BrokerLost, Event, RunLoaded, TasksSelected
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.core.tasks.manifests import declared_results
 from boss.store.store import CommitRefused, StoreAway
@@ -129,8 +129,10 @@ class Driver:
         clock: Callable[[], float],
         report: Report,
         decided: Callable[[Boss, Effects], None] = lambda core, effects: None,
+        waiting: Callable[[], Sequence[Event]] = lambda: (),
     ) -> None:
-        """`make_core` makes a core from a snapshot; `decided` is called after each decision, before its commit."""
+        """`make_core` makes a core from a snapshot; `decided` is called after each decision, before its commit.
+        `waiting` takes what waits in the caller's inbox, without waiting for more."""
         self._store = store
         self._calls = calls
         self._speaker = speaker
@@ -138,6 +140,7 @@ class Driver:
         self._clock = clock
         self._report = report
         self._decided = decided
+        self._waiting = waiting
         self.core: Boss | None = None
         self._batch = 0
         self._events: Sequence[Event] = ()
@@ -153,7 +156,8 @@ class Driver:
     def begin(self) -> Turn:
         """Make a core from what the store holds. The caller then runs a turn without events."""
         self._reads.clear()
-        self._learned = []
+        deaf = self.core is not None and self.core.leases.deaf
+        self._learned = [BrokerLost()] if deaf else []  # nobody tells the new core of a connection lost before it
         self.core = None  # two cores at once would need twice the memory
         self._batch = yield from self._ask(self._store.last_batch)
         snapshot = yield from self._ask(self._store.load)
@@ -173,7 +177,10 @@ class Driver:
                     yield from self._lead_above(read.epoch)
                 else:
                     answer = yield from self._ask(partial(self._answer, read))
-                    yield from self._carry_out(self._decide([answer]))
+                    # This turn may have waited long for the database: heartbeats that came meanwhile are handled
+                    # before the alarms of this decision give their workers up. The answer goes first: it shows the
+                    # tables as the core left them.
+                    yield from self._carry_out(self._decide([answer, *self._waiting()]))
         except CommitRefused as error:
             kinds = dict(Counter(type(event).__name__ for event in self._events))
             self._report(logging.ERROR, f"the database refuses a batch of {kinds}, which is left out: {error}")

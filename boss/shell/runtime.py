@@ -6,6 +6,7 @@ inbox and the broker connection. Threads of `boss.shell.calls` and of the broker
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import time
@@ -88,7 +89,7 @@ class Runtime:
             lambda: self._inbox.put(BrokerFound()),
             self._on_broker_lost,
         )
-        self._driver = Driver(store, self._calls, self, self._make_core, clock, log.log)
+        self._driver = Driver(store, self._calls, self, self._make_core, clock, log.log, waiting=self._take_waiting)
 
     def _make_core(self, snapshot: Snapshot) -> Boss:
         """A core from what the store holds. One that begins anew (a batch was refused) keeps to the datastore that was
@@ -133,26 +134,40 @@ class Runtime:
 
     def _take(self) -> list[Event] | None:
         """Wait for something; all that is there, up to a limit. None when told to stop."""
+        if self._stopping:
+            return None
         events: list[Event] = []
         if self._inbox.empty():
             self._cycles.at_rest(self._clock())
         timeout = max(0.0, self._driver.wakes_at - self._clock())
         try:
             item = self._inbox.get(timeout=timeout) if timeout > 0 else self._inbox.get_nowait()
-            while True:
-                if item is None:
-                    return None
-                if isinstance(item, tuple):
-                    self._decode(item[0], item[1], events)
-                else:
-                    self._note(item)
-                    events.append(item)
+            while item is not None:
+                self._read(item, events)
                 if len(events) >= EVENTS_A_BATCH:
-                    break
+                    return events
                 item = self._inbox.get_nowait()
         except queue.Empty:
-            pass
+            return events
+        return None
+
+    def _take_waiting(self) -> list[Event]:
+        """All that is there, up to a limit, in the middle of a turn. An order to stop is seen after the turn."""
+        events: list[Event] = []
+        with contextlib.suppress(queue.Empty):
+            while len(events) < EVENTS_A_BATCH:
+                item = self._inbox.get_nowait()
+                if item is not None:
+                    self._read(item, events)
         return events
+
+    def _read(self, item: Event | tuple[str, bytes], events: list[Event]) -> None:
+        """Append the event that an item of the inbox is; nothing where it can't be read."""
+        if isinstance(item, tuple):
+            self._decode(item[0], item[1], events)
+        else:
+            self._note(item)
+            events.append(item)
 
     def _drive(self, turn: Turn) -> bool:
         """Run a turn; False where it did not come to its end: the boss was told to stop while the database is away.

@@ -11,7 +11,7 @@ import pytest
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import Call, Effects, LoadRun
-from boss.core.model.events import AttemptsDeclared, Event, MessageArrived, RunLoaded
+from boss.core.model.events import AttemptsDeclared, BrokerLost, Event, MessageArrived, RunLoaded
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.shell.driver import DATABASE_BACKOFF, RENEW_S, Commit, Driver, Next, Pause, Step, Turn
 from boss.store.store import CommitRefused, StoreAway
@@ -36,7 +36,14 @@ class Ports:
         self.away = 0
         """So many questions to the database fail from now on."""
         self.refuse = False
-        self.driver = Driver(self, self, self, self._make_core, lambda: self.now, self._report, self._decided)
+        self.inbox: list[Event] = []
+        self.driver = Driver(
+            self, self, self, self._make_core, lambda: self.now, self._report, self._decided, self._take_waiting
+        )
+
+    def _take_waiting(self) -> list[Event]:
+        waiting, self.inbox = self.inbox, []
+        return waiting
 
     def _make_core(self, snapshot: Snapshot) -> Boss:
         return Boss(snapshot, BossConfig(), self.now)
@@ -173,6 +180,40 @@ def test_while_the_database_is_away_it_waits_longer_and_longer_and_says_so_once(
     assert pauses == [DATABASE_BACKOFF.wait_s(n) for n in range(9)]
     assert ports.reports == ["ERROR: waiting for the database: nobody answers", "INFO: the database is back"]
     assert ports.happened[-1] == "RunAccepted"
+
+
+def test_a_heartbeat_that_came_while_the_database_was_away_is_heard_before_its_worker_is_given_up(
+    ports: Ports,
+) -> None:
+    worker = ports.hello("w1", "worker", resources={"cpus": 1.0}, home="h")
+    ports.run(ports.driver.turn([heard("w1", worker, 1, wire.Heartbeat(0))]))
+    assert ports.driver.core is not None
+    lease_until = ports.driver.core.fleet.workers["w1"].lease_until
+    while (due := ports.driver.wakes_at) < lease_until:
+        ports.now = due
+        ports.run(ports.driver.turn([]))
+    ports.now = lease_until - 0.1
+    client = ports.hello("c1", "client")
+    for step in ports.driver.turn([heard("c1", client, 1, submit("r", TaskDefinition("a", ("true",))))]):
+        if step is Next.READ:
+            ports.away = 1
+        if isinstance(step, Pause):
+            ports.now = lease_until + 0.5
+            ports.inbox.append(heard("w1", worker, 2, wire.Heartbeat(0)))
+    assert ports.decided[-1] == ["RunLoaded", "MessageArrived"]
+    assert ports.store.workers["w1"].state == "up"
+
+
+def test_a_new_core_knows_that_the_broker_is_lost(ports: Ports) -> None:
+    worker = ports.hello("w1", "worker", resources={"cpus": 1.0}, home="h")
+    ports.run(ports.driver.turn([heard("w1", worker, 1, wire.Heartbeat(0))]))
+    ports.run(ports.driver.turn([BrokerLost("no route")]))
+    ports.run(ports.driver.begin())
+    for _ in range(100):
+        ports.now = max(ports.now, ports.driver.wakes_at)
+        ports.run(ports.driver.turn([]))
+    assert ports.now > 400.0
+    assert ports.store.workers["w1"].state == "up"
 
 
 def test_nothing_is_said_of_a_batch_that_is_not_committed(ports: Ports) -> None:
