@@ -132,6 +132,8 @@ class Node(msgspec.Struct, gc=False):
     keep_dir: bool = False
     apart: bool = False
     """It may have killed workers: it runs alone on one."""
+    suspect: bool = False
+    """It may have killed a worker: it is chained to nothing, and nothing to it."""
     dependents: list[tuple[int, Condition]] | None = None
     inputs: Inputs | None = None
     makes: int = 0

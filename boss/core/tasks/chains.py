@@ -41,6 +41,8 @@ class Candidates:
         node = self._nodes.get(attempt.task_no)
         if node is None or node.dependents is None or node.assigned != attempt.number or not _may_succeed(attempt):
             return
+        if node.suspect:
+            return
         if attempt.worker != self._worker:
             return  # of an earlier process of this home: only its outcome is left
         self._edges_left -= min(LOOKED_AT, len(node.dependents))
@@ -90,7 +92,7 @@ def _may_be_chained(node: Node) -> bool:
         and not node.assigned
         and 0 < node.unmet <= MOST_AFTER
         and not node.init
-        and not node.apart
+        and not node.suspect
         and not node.unchained
         and node.makes != MAKES_UNLESS_THERE
     )

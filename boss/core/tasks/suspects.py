@@ -2,8 +2,11 @@
 
 A worker that is lost charges the tasks that ran on it, unless it was ordered to leave, said that its machine ends, or
 was never heard by this boss. Where some of them were charged before, only those are charged again: the others were
-beside them. A task that is one short of the limit runs alone on a worker: so that whoever fails for it was alone with
-the worker that it lost, and no bystander does.
+beside them. Of a chain the attempt that is known to have started last is charged: those before it had succeeded there,
+recorded or not. A charged task is in no chain, so that the next loss tells more.
+
+A task that is one short of the limit runs alone on a worker: so that whoever fails for it was alone with the worker
+that it lost, and no bystander does.
 """
 
 from __future__ import annotations
@@ -38,8 +41,11 @@ class Suspects:
             self.rows[row.task_no] = row
             node = self._book.graph.nodes.get(row.task_no)
             if node is not None and not row.failed:
-                self._nodes[row.task_no] = node
-                node.apart = self._runs_apart(row)
+                self._suspect(node, row)
+
+    def _suspect(self, node: Node, row: SuspectRow) -> None:
+        self._nodes[node.task_no] = node
+        node.suspect, node.apart = True, self._runs_apart(row)
 
     def _runs_apart(self, row: SuspectRow) -> bool:
         return bool(self._limit) and row.lost >= self._limit - 1
@@ -52,7 +58,12 @@ class Suspects:
         """The worker is lost with what it ran. The tasks that have lost too many now, each with a sentence."""
         if not self._limit:
             return []
-        ran = [node for attempt in worker.held.values() if (node := self._ran(worker, attempt)) is not None]
+        done = _succeeded_there(worker)
+        ran = [
+            node
+            for key, attempt in worker.held.items()
+            if key not in done and (node := self._ran(worker, attempt)) is not None
+        ]
         known = [node for node in ran if node.task_no in self.rows]
         where = f"worker {worker.name}" + (f" on {worker.row.hello.host}" if worker.row.hello.host else "")
         over = []
@@ -61,18 +72,19 @@ class Suspects:
             lost = 1 if before is None else before.lost + 1
             row = SuspectRow(node.task_no, node.run_no, lost, lost >= self._limit, f"{where}: {reason}", now)
             self._write(row)
-            self._nodes[node.task_no] = node
-            node.apart = self._runs_apart(row)
+            self._suspect(node, row)
             if row.failed:
                 text = f"{counted(lost, 'worker')} {'was' if lost == 1 else 'were'} lost while running it"
                 over.append((node, f"{text}; the last was {where}: {reason}"))
         return over
 
     def _ran(self, worker: Worker, attempt: Attempt) -> Node | None:
-        """The task of an attempt that occupied its resources and was wanted; an init task of its run is still to be
-        done first, where the worker has one."""
+        """The task of an attempt that started or occupied its resources, and was wanted; an init task of its run is
+        still to be done first, where the worker has one."""
         node = self._book.graph.nodes.get(attempt.task_no)
-        if node is None or attempt.init or not attempt.in_slot or attempt.state not in _RAN:
+        if node is None or attempt.init or attempt.state not in _RAN:
+            return None
+        if not attempt.in_slot and attempt.state is not AttemptState.STARTED:
             return None
         waits = any(other.init and other.run_no == attempt.run_no for other in worker.held.values())
         return None if waits or node.assigned != attempt.number else node
@@ -97,9 +109,23 @@ class Suspects:
         del self.rows[task_no]
         node = self._nodes.pop(task_no, None)
         if node is not None:
-            node.apart = False
+            node.suspect = node.apart = False
         self._outbox.writes.suspects[task_no] = None
 
     def _write(self, row: SuspectRow) -> None:
         self.rows[row.task_no] = row
         self._outbox.writes.suspects[row.task_no] = msgspec.structs.replace(row)
+
+
+def _succeeded_there(worker: Worker) -> set[tuple[int, int]]:
+    """Attempts whose outcomes are not recorded although their commands succeeded: a chained attempt that waited for
+    them has started."""
+    found: set[tuple[int, int]] = set()
+    started = [one for one in worker.held.values() if one.chained and one.state is AttemptState.STARTED]
+    while started:
+        for key in started.pop().after:
+            before = worker.held.get(key)
+            if before is not None and key not in found:
+                found.add(key)
+                started.append(before)
+    return found

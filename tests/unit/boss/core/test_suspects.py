@@ -123,6 +123,60 @@ def test_what_was_only_queued_is_not_charged_and_neither_is_a_bystander_of_a_sus
     assert {row.task_no: row.lost for row in script.store.tables.suspects.values()} == {script.names["runs"]: 2}
 
 
+@pytest.mark.parametrize(
+    ("started", "charged"), [("", "a"), ("a", "a"), ("a b", "b"), ("a b c", "c"), ("a x b", "b x"), ("a x b d", "d")]
+)
+def test_of_a_chain_the_attempt_that_had_started_last_is_charged(started: str, charged: str) -> None:
+    script = BossScript()
+    w1 = script.peers["w1"] = Peer("w1", "worker")
+    script.hello(w1, resources={"cpus": 2.0}, home="home-w1", chains=True)
+    script.beats(w1)
+    tasks = [task("a", runtime_s=0.01), task("b", after="a", runtime_s=0.01), task("c", after="b", runtime_s=0.01)]
+    if "x" in started:
+        tasks = [*tasks[:2], task("x", runtime_s=0.01), task("d", after="b x", runtime_s=0.01)]
+    script.push("r", *tasks)
+    assert set(orders(script, w1)) == {task.id for task in tasks}
+    for id in started.split():
+        script.started(w1, id)
+    dies(script, w1)
+    ids = {number: id for id, number in script.names.items()}
+    assert {ids[row.task_no] for row in script.store.tables.suspects.values()} == set(charged.split())
+
+
+def test_a_chained_task_that_kills_its_workers_fails_and_the_task_before_it_succeeds() -> None:
+    script = BossScript()
+    script.push("r", task("good", runtime_s=0.01), task("poison", after="good", runtime_s=0.01))
+    for number in range(1, 4):
+        peer = script.peers[f"w{number}"] = Peer(f"w{number}", "worker")
+        script.hello(peer, resources={"cpus": 1.0}, home=f"home-w{number}", chains=True)
+        script.beats(peer)
+        given = orders(script, peer)
+        script.started(peer, "good")
+        if "poison" in given:
+            script.started(peer, "poison")
+        else:
+            script.ended(peer, "good")
+            assert set(orders(script, peer)) == {"poison"}, "a suspect is chained to nothing"
+        dies(script, peer)
+    script.states(good="succeeded", poison="failed")
+
+
+def test_nothing_is_chained_to_a_task_that_may_have_killed_a_worker() -> None:
+    """The boss did not hear that the second had started: it charges the first, which succeeds alone, and is cleared."""
+    script = BossScript()
+    script.push("r", task("good", runtime_s=0.01), task("poison", after="good", runtime_s=0.01))
+    for number, given in ((1, {"good", "poison"}), (2, {"good"})):
+        peer = script.peers[f"w{number}"] = Peer(f"w{number}", "worker")
+        script.hello(peer, resources={"cpus": 1.0}, home=f"home-w{number}", chains=True)
+        script.beats(peer)
+        assert set(orders(script, peer)) == given
+        if number == 1:
+            dies(script, peer)
+    script.ended(script.peers["w2"], "good")
+    script.states(good="succeeded")
+    assert script.store.tables.suspects == {}
+
+
 def test_a_later_boss_goes_on_counting() -> None:
     script = BossScript(max_lost_workers=2)
     script.worker("w1", cpus=2)
