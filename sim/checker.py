@@ -33,6 +33,7 @@ from ecloud.model.wire import AttemptOrder, Envelope
 from ecloud.model.worker_states import ON_DUTY
 from sim.datastore import Datastore
 from sim.fleet_checker import FleetChecker
+from sim.history_checker import HistoryChecker
 from sim.invariants import Violation
 from sim.store import Tables
 from sim.world import World
@@ -73,6 +74,8 @@ class Seen(msgspec.Struct, eq=False):
     """The worker that saw it succeed, with its results complete there."""
     chained: bool = False
     """It was started before the ends of what it waits for were recorded."""
+    after: tuple[Key, ...] = ()
+    """The attempts that it was chained to, by its order."""
     read: dict[str, str] = {}
     """What it read of its requirements: contents by path."""
     recorded: Outcome | None = None
@@ -95,6 +98,7 @@ class Checker:
         self.datastore = datastore
         datastore.on_published = self.on_published
         self.fleet = FleetChecker(world, tables, config)
+        self.history = HistoryChecker(world, tables)
         self.seen: dict[Key, Seen] = {}
         self.spools_lost: set[str] = set()
         """Homes, and processes on them, whose disks lost what they held."""
@@ -121,7 +125,30 @@ class Checker:
         self.completions = 0
         self.looked = world.looked
 
+    # --- what is restored ------------------------------------------------------------------------
+
+    def on_restored(self, processes: set[str]) -> None:
+        """The tables are those of a backup. `processes`: those of all workers, which may drop what they hold."""
+        tables = self.tables
+        came_to = {key: seen.came_to for key, seen in self.seen.items() if seen.came_to is not None}
+        self.history.on_restored(processes, came_to)
+        self.spools_lost |= processes
+        self.seen = {key: Seen(recorded=row.outcome) for key, row in tables.attempts.items() if row.outcome is not None}
+        self.taken = set(tables.pushes)
+        self.accepted = {push_id: run for push_id, run in self.accepted.items() if push_id in tables.pushes}
+        self.allowed |= {row.task_no for row in tables.tasks.values() if row.state not in ENDED}
+        self.fleet.leases.clear()
+
     # --- what is committed -----------------------------------------------------------------------
+
+    def _charged(self, boss: str, task_no: int, lost: list[Key]) -> None:
+        """Of a chain the attempt that had started last is charged, as far as the boss heard of its start."""
+        attempts = self.tables.attempts
+        for key in [key for key in lost if attempts[key].started_at is not None]:
+            before = [(number, no) for number, no in self._seen(key).after if number == task_no]
+            self.looked["suspects"] += bool(before)
+            if any(one in lost and self._seen(one).succeeded_at == attempts[key].worker for one in before):
+                raise Violation("suspects", f"{boss} charges task {task_no}, which {_name(key)} had followed there")
 
     def _failed_for_lost_workers(self, boss: str, suspect: SuspectRow) -> None:
         """A task fails for the workers it lost after as many as allowed, and for none that another may have killed."""
@@ -168,6 +195,9 @@ class Checker:
         for (key, attempt), before in zip(writes.attempts.items(), attempts_before, strict=True):
             self._attempt_moved(key, before, attempt)
         for suspect in writes.suspects.values():
+            if suspect is not None:
+                lost = [key for key, row in writes.attempts.items() if row.state is AttemptState.LOST]
+                self._charged(boss, suspect.task_no, lost)
             if suspect is not None and suspect.failed:
                 self._failed_for_lost_workers(boss, suspect)
         for push in writes.pushes:
@@ -218,6 +248,8 @@ class Checker:
         if before not in RECORDED and seen.started and seen.came_to != outcome:
             raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")
         looked["true-outcome"] += 1
+        if before not in RECORDED:
+            self.history.on_recorded(key, outcome)
         if seen.recorded is None:
             seen.recorded = outcome
             return
@@ -297,6 +329,7 @@ class Checker:
         task = self.tables.tasks.get(order.task_no)
         if task is None or not order.after:
             return
+        seen.after = tuple([(name.task_no, name.number) for name in order.after])
         here = {name.task_no: self._seen((name.task_no, name.number)).succeeded_at == worker for name in order.after}
         for other_no, condition in task.dependencies:
             other = self.tables.tasks[other_no]
@@ -379,6 +412,7 @@ class Checker:
         if state not in ENDED:
             return
         self.completions += 1
+        self.history.kept.discard(task.task_no)
         if state is _SUCCEEDED and not task.init and not moved.reason.startswith("skipped"):
             self._in_order(task)
             self._read_right(task.task_no, (task.task_no, self._succeeded(task.task_no, moved.attempts)))
@@ -414,6 +448,7 @@ class Checker:
         attempts = self.tables.attempts
         if isinstance(message, wire.StartTasks):
             self.looked["write-then-speak"] += 1
+            self.history.on_ordered(envelope.peer, [(order.task_no, order.number) for order in message.attempts])
             for order in message.attempts:
                 if (order.task_no, order.number) not in attempts and order.task_no in self.tables.tasks:
                     raise Violation(
@@ -441,6 +476,8 @@ class Checker:
     def on_started(self, worker: str, order: AttemptOrder, capacity: Resources, gpus: tuple[str, ...] = ()) -> None:
         """A worker starts only what was committed for it, and never more than it has room for."""
         key = (order.task_no, order.number)
+        if self.history.is_earlier(worker, key):
+            return
         row = self.tables.attempts.get(key)
         if row is None and order.task_no in self.tables.tasks:
             raise Violation("ordered", f"{worker} starts attempt {_name(key)}, which is not committed")
@@ -497,10 +534,14 @@ class Checker:
 
     def on_came_to(self, worker: str, order: AttemptOrder, outcome: Outcome, read: dict[str, str]) -> None:
         """An attempt ended at a worker, having read these contents."""
-        seen = self._seen((outcome.task_no, outcome.number))
-        seen.came_to, seen.read = outcome, read
-        if outcome.cause is Cause.SUCCESS:
-            seen.succeeded_at = worker
+        key = (outcome.task_no, outcome.number)
+        if not self.history.is_earlier(worker, key):
+            seen = self._seen(key)
+            seen.came_to, seen.read = outcome, read
+            if outcome.cause is Cause.SUCCESS:
+                seen.succeeded_at = worker
+        else:
+            self.history.on_came_to(key, outcome)
         if order.init and outcome.cause is Cause.SUCCESS:
             self.prepared.setdefault(worker, set()).add(order.task_no)
 
@@ -531,6 +572,8 @@ class Checker:
         key = _made_by(content)
         if key[0] not in self.tables.tasks:
             return
+        if self.history.is_earlier(content.rpartition(":")[0], key):
+            return  # a late call of a boss that is gone, or an attempt that is older than the backup
         self.looked["published-by-record"] += 1
         row = self.tables.attempts.get(key)
         if row is None or row.state not in RECORDED:
@@ -557,7 +600,8 @@ class Checker:
     def at_last(self) -> None:
         """Every task that succeeded has its files, and from its last attempt that did."""
         for task_no, task in self.tables.tasks.items():
-            if task.state is TaskState.SUCCEEDED and not task.init and not task.reason.startswith("skipped"):
+            skipped = task.init or task.reason.startswith("skipped") or task_no in self.history.kept
+            if task.state is TaskState.SUCCEEDED and not skipped:
                 self._succeeded(task_no, task.attempts)
 
 

@@ -5,6 +5,7 @@ Owns who lives. What goes wrong with them is `sim.trouble`; what people want of 
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 
@@ -92,6 +93,7 @@ class Cluster:
         )
         self.bosses: list[BossProcess] = []
         self.machines: dict[str, Machine] = {}
+        self.backup: dict[str, object] | None = None
         self.healed_at: float | None = None
         """When things stopped going wrong."""
         self._count = self._boss_count = 0
@@ -141,6 +143,24 @@ class Cluster:
 
         self.bosses = [boss for boss in self.bosses if boss.alive]
         self.bosses.append(BossProcess(name, self.boss_places, self.config, replace, gone))
+
+    def back_up(self) -> None:
+        """Keep a copy of the database."""
+        self.backup = copy.deepcopy(self.tables.__dict__)
+
+    def restore_database(self) -> None:
+        """A person stops the boss and puts the last backup back."""
+        if self.backup is None:
+            return
+        self.world.fired["database_restored"] += 1
+        self.world.tell(
+            "world", f"puts a backup of the database back: batch {self.backup['batch']}, of {self.tables.batch}"
+        )
+        for boss in list(self.bosses):
+            boss.die("a person restores the database")
+        self.tables.__dict__.update(copy.deepcopy(self.backup))
+        processes = {machine.process.name for machine in self.machines.values() if machine.process is not None}
+        self.checker.on_restored(processes)
 
     def add_machine(self) -> None:
         """A machine that someone set up."""

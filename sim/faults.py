@@ -95,6 +95,9 @@ class Faults(msgspec.Struct):
     vm_queue: float = 0.0
     """Per VM asked for while none waits: the cloud places this and all that come meanwhile one after another."""
 
+    database_restored: float = 0.0
+    """Per second: a person stops the boss and puts the last backup of the database back."""
+
     @property
     def any(self) -> bool:
         """Whether anything may go wrong."""
@@ -147,6 +150,7 @@ MOST = Faults(
     liar=0.5,
     poison=0.7,
     vm_queue=0.4,
+    database_restored=0.1,
 )
 """The highest probability of each; a seed draws which of them it has, and how much."""
 

@@ -36,6 +36,7 @@ INVARIANTS: dict[str, str] = {
     "lease": "no worker is recorded as lost while a lease that the boss answered lives",
     "suspects": "a task fails for lost workers only after as many as allowed, and alone on the last of them",
     "patience": "silence while the boss had no broker counts against no worker",
+    "history": "after a restore of the database no outcome counts of an attempt whose order it lacks",
     # Machines
     "intent": "no VM is asked for without a committed intent",
     "maximum": "there are never more VMs of a pool than its maximum allows",

@@ -27,6 +27,8 @@ from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
 from boss.core.model.graph import TaskGraph
+from boss.core.model.history import History
+from boss.core.tasks import suspects
 from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.tasks.chains import Chains
 from boss.core.tasks.staging_sweeper import StagingSweeper
@@ -133,6 +135,14 @@ MUTANTS: dict[str, Mutant] = {
         ((Suspects, "_runs_apart", mutations.keeps_nobody_apart),),
         under=faults.Faults(poison=1.0),
     ),
+    "chain-blame": Mutant(
+        "charging of a chain what had started last: the tasks before it are charged for what it did",
+        ("suspects",),
+        ((suspects, "_succeeded_there", mutations.knows_no_chains),),
+        # The outcome of the task before it is late: there is no room for its results.
+        under=faults.Faults(poison=1.0, datastore_full=0.3),
+        size=Size(runs=(2, 3)),
+    ),
     "own-lease": Mutant(
         "the worker's own lease: it starts what waits there whether the boss counts on it or not",
         ("fenced",),
@@ -218,6 +228,12 @@ MUTANTS: dict[str, Mutant] = {
         ((Store, "_drop", mutations.forgets_pushes_with_their_runs),),
         faults.Faults(boss_death=0.06, delay=0.4, duplicate=0.3, lose=0.1, second_boss=0.06),
         Size(tasks=(3, 6), runs=(2, 3), wishes=(10, 20)),
+    ),
+    "other-history": Mutant(
+        "telling peers that the database lacks what they heard: after a restore their attempts count for new ones",
+        ("history", "true-outcome", "ordered", "settles", "files-whole", "one-outcome", "write-then-speak"),
+        ((History, "has", mutations.knows_every_history),),
+        faults.Faults(database_restored=0.1),
     ),
     "promotion-by-boss": Mutant(
         "promotion by the boss: a worker publishes by itself",

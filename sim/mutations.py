@@ -64,6 +64,10 @@ def charges_nobody(true: Any) -> Any:
     return lambda self, worker, reason, now: []
 
 
+def knows_no_chains(true: Any) -> Any:
+    return lambda worker: set()
+
+
 def keeps_nobody_apart(true: Any) -> Any:
     return lambda self, row: False
 
@@ -312,6 +316,10 @@ def publishes_in_any_order(true: Any) -> Any:
             true(self)
 
     return promote
+
+
+def knows_every_history(true: Any) -> Any:
+    return lambda self, epoch, batch: True
 
 
 # --- machines ---------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from sim.network import Link
 
 LOOK_S = 1.0
 """How often what goes wrong is drawn."""
+BACKUP = 0.2
+"""How probably somebody makes a backup of the database within a second."""
 LONGEST_PARTITION_S = 25.0
 """Longer than any lease of a simulation."""
 
@@ -42,6 +44,11 @@ class Trouble:
             cluster.datastore.fill_up(world.random.uniform(0.5, 20.0))
         if world.fault("second_boss", faults.second_boss):
             cluster.begin_boss(replace=True)
+        if faults.database_restored and not cluster.config.pools:
+            if world.chance(BACKUP):
+                cluster.back_up()
+            if world.chance(faults.database_restored):
+                cluster.restore_database()
         for boss in list(cluster.bosses):
             if boss.alive:
                 self._befall_boss(boss)

@@ -48,6 +48,8 @@ BYTES_PER_S = 100e6
 """How fast big inputs come to a worker."""
 CHECKED_ALWAYS, CHECKED_EACH = 40, 40
 """A core is checked after each of its first batches, later after each so many; where many live, after each so many."""
+NO_TIME_S = 1e-7
+"""By a multiple of this the times that commands took differ, so that no two outcomes of a world are equal."""
 MANY = 200
 Key = tuple[int, int]
 
@@ -80,6 +82,8 @@ class Places(msgspec.Struct):
     network: Network
     datastore: Datastore
     checker: Checker
+    outcomes: int = 0
+    """How many attempts came to an outcome so far."""
 
 
 class Job(msgspec.Struct, eq=False):
@@ -108,6 +112,7 @@ class WorkerProcess:
         self.home = home
         self.world, self.faults = places.world, places.faults
         self.datastore, self.checker = places.datastore, places.checker
+        self.places = places
         self.network = places.network
         self.alive = True
         self.frozen = False
@@ -467,7 +472,8 @@ class WorkerProcess:
 
     def _end(self, key: Key, job: Job, cause: Cause, error: str, manifest: tuple[ManifestEntry, ...] = ()) -> None:
         if not job.over:
-            run_s = job.run_s or self._ran_s(job)
+            self.places.outcomes += 1
+            run_s = (job.run_s or self._ran_s(job)) + NO_TIME_S * self.places.outcomes
             outcome = Outcome(*key, cause, error=error, run_s=run_s, manifest=manifest, fetch_bytes=job.fetch_bytes)
             self.checker.on_came_to(self.name, job.order, outcome, job.read)
             if job.order.after and self._is_cut():
