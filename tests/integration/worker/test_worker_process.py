@@ -366,6 +366,34 @@ def test_stop_asks_first_and_then_insists(bench: Bench) -> None:
     assert bench.outcome(deaf).cause is Cause.STOPPED
 
 
+def test_what_is_stopped_while_its_input_is_fetched_never_runs(bench: Bench) -> None:
+    (bench.store.root / "input").write_text("x")
+    marker = bench.directory / "ran"
+    number = bench.begin(f"touch {marker}", requirements=(Requirement("input", "input"),))
+    fetching = bench.jobs.under_way[(number, 1)].fetching
+    assert fetching is not None
+    fetching.result(DEADLINE_S)  # it is here, and the worker has not seen it yet
+    bench.jobs.stop(StopAttempt(number, 1, 1.0, "cancelled"))
+    outcome = bench.outcome(number)
+    assert (outcome.cause, outcome.error) == (Cause.STOPPED, "stopped: cancelled")
+    assert not marker.exists()
+    assert not bench.jobs.under_way
+
+
+def test_what_is_stopped_while_its_results_are_staged_does_not_succeed(bench: Bench) -> None:
+    """The datastore is away when its commands end; it is back before the results are staged again."""
+    away = bench.store.root.with_name("elsewhere")
+    os.rename(bench.store.root, away)
+    number = bench.begin("echo made > out", results=(Result("out", "final/out"),))
+    bench.until(lambda: any(isinstance(event, TroubleChanged) for event in bench.events))
+    bench.jobs.stop(StopAttempt(number, 1, 1.0, "cancelled"))
+    os.rename(away, bench.store.root)
+    outcome = bench.outcome(number)
+    assert (outcome.cause, outcome.error, outcome.manifest) == (Cause.STOPPED, "stopped: cancelled", ())
+    bench.files.pool.submit(int).result(DEADLINE_S)
+    assert not (bench.store.root / "final").exists()
+
+
 def test_two_attempts_do_not_end_each_others_daemons(bench: Bench) -> None:
     pid_file = bench.directory / "pid"
     long = bench.begin(f"setsid sh -c 'echo $$ > {pid_file}; sleep 1000' & while ! test -e stop; do sleep 0.02; done")
