@@ -186,7 +186,10 @@ class Start:
         config = self._config(storage.access)
         if store.value_bytes is not None:
             config = msgspec.structs.replace(config, max_value_bytes=store.value_bytes)
-        self._runtime = Runtime(store, config, cluster_id, secret, address, make_calls, self._embedded, self._clock)
+        self._runtime = Runtime(
+            store, config, cluster_id, secret, address, make_calls, self._embedded, self._clock,
+            self._home.boss_numbers,
+        )  # fmt: skip
         self._write_pid(address)
         if self._stopping:
             self._runtime.stop()

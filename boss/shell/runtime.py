@@ -12,6 +12,7 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -20,9 +21,10 @@ from boss.core.model.config import BossConfig
 from boss.core.model.events import BrokerFound, BrokerLost, Event, MessageArrived
 from boss.core.model.rows import Snapshot
 from boss.shell.calls import Calls
-from boss.shell.driver import Driver, Pause, Turn
+from boss.shell.driver import Commit, Driver, Pause, Turn
 from boss.shell.embedded_broker import BrokerWontStart, EmbeddedBroker
 from boss.shell.gc_pauses import Cycles
+from boss.shell.numbers import Numbers
 from boss.store.store import Deposed, Store
 from ecloud.client.broker import BrokerAddress, BrokerConnection
 from ecloud.config.datastore_address import NOTES
@@ -64,7 +66,10 @@ class Runtime:
         make_calls: Callable[[Callable[[Event], None]], Calls],
         embedded: EmbeddedBroker | None,
         clock: Clock,
+        numbers_file: Path | None = None,
     ) -> None:
+        """`numbers_file`: where what is counted is written for `/metrics`."""
+        self._numbers = Numbers(numbers_file, clock())
         self._store = store
         self._config = config
         self._cluster_id = cluster_id
@@ -116,8 +121,10 @@ class Runtime:
             goes_on = self._drive(self._driver.begin())
             events: list[Event] | None = []
             while goes_on and events is not None and not self._stopping:
+                self._numbers.batch_events.observe(len(events))
                 goes_on = self._drive(self._driver.turn(events))
                 self._cycles.after_batch()
+                self._numbers.write(self._clock())
                 events = self._take() if goes_on else None
         except Deposed as error:
             log.error("this boss leaves: %s", error)
@@ -172,20 +179,29 @@ class Runtime:
     def _drive(self, turn: Turn) -> bool:
         """Run a turn; False where it did not come to its end: the boss was told to stop while the database is away.
         What was not committed was not published either, and the next boss starts from what was committed."""
+        committing_since: float | None = None
         for step in turn:
-            if isinstance(step, Pause):
+            if committing_since is not None:
+                self._numbers.commit_s.observe(time.perf_counter() - committing_since)
+                committing_since = None
+            if isinstance(step, Commit):
+                committing_since = time.perf_counter()
+            elif isinstance(step, Pause):
                 until = time.monotonic() + step.seconds
                 while (left_s := until - time.monotonic()) > 0 and not self._stopping:
                     time.sleep(min(left_s, LOOK_AGAIN_S))
                 if self._stopping:
                     log.warning("the boss stops while the database is away: what it decided last is not stored")
                     return False
+        if committing_since is not None:
+            self._numbers.commit_s.observe(time.perf_counter() - committing_since)
         return True
 
     # --- speaking -----------------------------------------------------------------------------------
 
     def publish(self, envelope: Envelope, key_name: str) -> None:
         """Sign and hand to the broker connection."""
+        self._numbers.sent += 1
         topic = peer_topic(self._cluster_id, envelope.peer)
         self._broker.publish(topic, wire.encode(envelope, topic, key_name, self._key(key_name)))
 
@@ -216,10 +232,12 @@ class Runtime:
         except Unreadable as error:
             self._on_unreadable(topic, peer, error)
             return
+        self._numbers.received += 1
         events.append(MessageArrived(envelope, key_name, len(payload)))
 
     def _on_unreadable(self, topic: str, peer: str, error: Unreadable) -> None:
         self._unreadable[error.why] += 1
+        self._numbers.unreadable += 1
         now = time.monotonic()
         if now - self._told_unreadable_at > LOG_EVERY_S:
             self._told_unreadable_at = now
@@ -237,8 +255,10 @@ class Runtime:
 
     def _note(self, event: Event) -> None:
         if isinstance(event, BrokerFound):
+            self._numbers.broker_up = True
             log.info("connected to the broker at %s", self._broker.address)
         elif isinstance(event, BrokerLost):
+            self._numbers.broker_up = False
             log.warning("waiting for the broker: %s", event.reason)
             self._revive_broker()
 

@@ -117,15 +117,20 @@ def ledger(run: str, as_json: bool) -> int:
 
 @action
 @click.option("--port", default=8787, show_default=True, help="0: any that is free.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs TLS.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs TLS and a password.")
 @click.option("--read_only", is_flag=True, help="Show, and change nothing.")
 @click.option("--tls_cert", metavar="FILE", default="", help="Certificate for --host (PEM).")
 @click.option("--tls_key", metavar="FILE", default="", help="Its key (PEM).")
+@click.option("--password_file", metavar="FILE", default="", help="Ask browsers for the password in it.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
+@click.option("--tied", is_flag=True, hidden=True, help="End when the process that started this one ends.")
 def monitor(
-    port: int, host: str, read_only: bool, tls_cert: str, tls_key: str, open_browser: bool, as_json: bool
-) -> int:
+    port: int, host: str, read_only: bool, tls_cert: str, tls_key: str, password_file: str, open_browser: bool,
+    tied: bool, as_json: bool,
+) -> int:  # fmt: skip
     """Web pages and /metrics about the cluster, until Ctrl-C."""
     from ecloud.cli import monitor
 
-    return monitor.monitor(host, port, read_only, tls_cert, tls_key, open_browser, as_json)
+    return monitor.monitor(
+        monitor.Served(host, port, read_only, tls_cert, tls_key, password_file, open_browser, tied, as_json)
+    )

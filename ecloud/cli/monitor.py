@@ -6,69 +6,145 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import psutil
 
 from datastore.problem import DONE, Problem
 from ecloud.cli import app
+from ecloud.config.processes import die_with_parent
 from ecloud.config.settings import load_settings
+
+if TYPE_CHECKING:
+    from ecloud.queries.sweep_table import SweepTable
+    from ecloud.web.health import Finding
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SLOW_CONNECTIONS = 2_000
 """Connections at once; further ones are answered 503."""
 KEEP_ALIVE_S = 15
+MIN_PASSWORD_CHARS = 12
 
 
-def monitor(
-    host: str, port: int, read_only: bool, tls_cert: str, tls_key: str, open_browser: bool, as_json: bool
-) -> int:
+class Served(msgspec.Struct, frozen=True):
+    """How the monitor is reached and what it allows. `tied`: it ends with the process that started it."""
+
+    host: str = "127.0.0.1"
+    port: int = 8787
+    read_only: bool = False
+    tls_cert: str = ""
+    tls_key: str = ""
+    password_file: str = ""
+    open_browser: bool = False
+    tied: bool = False
+    as_json: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether other machines can reach it."""
+        return self.host not in LOOPBACK
+
+
+def monitor(served: Served) -> int:
     """Serve until Ctrl-C. Raises `Problem` where the address can't be used."""
     try:
         import uvicorn
 
-        from ecloud.web.app import make_app
+        from ecloud.web.app import Parts, make_app
         from ecloud.web.security import Secret
     except ImportError as error:
         raise Problem(f"the monitor needs the package {error.name}", "pip install 'ecloud[monitor]'") from None
+    from ecloud.config.secrets import cluster_secret
     from ecloud.queries.why import pools_of
 
+    if served.tied:
+        die_with_parent()
     settings = load_settings()
-    tls = bool(tls_cert or tls_key)
-    if host not in LOOPBACK and not (tls_cert and tls_key):
-        raise Problem(
-            f"{host} can be reached from other machines",
-            "give --tls_cert FILE and --tls_key FILE, or let it listen on 127.0.0.1 and come by "
-            f"ssh -L {port}:127.0.0.1:{port} USER@THIS_HOST",
-        )
-    for name in filter(None, (tls_cert, tls_key)):
-        if not Path(name).is_file():
-            raise Problem(f"{name}: there is no such file")
-    listener = _listen(host, port)
+    password = _password(served)
+    _require_tls(served)
+    listener = _listen(served.host, served.port)
     port = listener.getsockname()[1]
     secret = Secret(os.environ.get("ECLOUD_MONITOR_TOKEN", ""))
-    names = {host, *(LOOPBACK if host in LOOPBACK else (socket.gethostname(), socket.getfqdn()))}
-    hosts = [f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names]
-    site = make_app(
-        lambda: app.database(settings),
-        lambda: app.boss(settings),
-        secret,
-        hosts,
-        cluster=str(settings.home_directory.path),
-        pools=pools_of(settings),
-        read_only=read_only,
+    home = settings.home_directory
+    parts = Parts(
+        engine=lambda: app.database(settings),
+        boss=lambda watchdog: app.boss(settings, watchdog),
+        secret=lambda: cluster_secret(home),
+        look=findings,
+        sweep=sweep_table,
+        boss_numbers=home.boss_numbers,
     )
-    shown = f"[{host}]" if ":" in host else host
-    url = f"{'https' if tls else 'http'}://{shown}:{port}/?token={secret.token}"
-    print(json.dumps({"url": url}) if as_json else f"monitor: {url}", flush=True)
-    if open_browser:
+    site = make_app(
+        parts, secret, _hosts(served, port), cluster=str(home.path), pools=pools_of(settings),
+        read_only=served.read_only, password=password,
+    )  # fmt: skip
+    shown = f"[{served.host}]" if ":" in served.host else served.host
+    url = f"{'https' if served.tls_cert else 'http'}://{shown}:{port}/" + ("" if password else f"?token={secret.token}")
+    print(json.dumps({"url": url}) if served.as_json else f"monitor: {url}", flush=True)
+    if served.open_browser:
         import webbrowser
 
         webbrowser.open(url)
     config = uvicorn.Config(
         site, log_level="warning", access_log=False, server_header=False, lifespan="off",
         limit_concurrency=SLOW_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=2,
-        proxy_headers=False, ssl_certfile=tls_cert or None, ssl_keyfile=tls_key or None,
+        proxy_headers=False, ssl_certfile=served.tls_cert or None, ssl_keyfile=served.tls_key or None,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])
     return DONE
+
+
+def findings() -> list[Finding]:
+    """What the doctor finds, for the overview."""
+    from ecloud.cli import doctor
+    from ecloud.web.health import Finding
+
+    return [Finding(one.part, one.text, one.remedy) for one in doctor.look()]
+
+
+def sweep_table(run: str) -> SweepTable:
+    """The parameters and numbers of a run, for its page. Called in the monitor's helper process."""
+    from ecloud.cli.sweep import whole_table
+
+    return whole_table(run, load_settings())
+
+
+def _password(served: Served) -> str:
+    if not served.password_file:
+        if served.is_open:
+            raise Problem(
+                f"{served.host} can be reached from other machines: the monitor needs a password there",
+                "give --password_file FILE (one line), --tls_cert FILE and --tls_key FILE; or let it listen on "
+                f"127.0.0.1 and come by ssh -L {served.port}:127.0.0.1:{served.port} USER@THIS_HOST",
+            )
+        return ""
+    path = Path(served.password_file)
+    password = path.read_text().strip()
+    if len(password) < MIN_PASSWORD_CHARS:
+        raise Problem(f"{path}: a password has at least {MIN_PASSWORD_CHARS} characters")
+    if path.stat().st_mode & 0o077:
+        raise Problem(f"others can read {path}", f"chmod 600 {path}")
+    return password
+
+
+def _require_tls(served: Served) -> None:
+    if served.is_open and not (served.tls_cert and served.tls_key):
+        text = f"{served.host} can be reached from other machines: the monitor needs TLS there"
+        raise Problem(text, "give --tls_cert FILE and --tls_key FILE")
+    for name in filter(None, (served.tls_cert, served.tls_key)):
+        if not Path(name).is_file():
+            raise Problem(f"{name}: there is no such file")
+
+
+def _hosts(served: Served, port: int) -> list[str]:
+    """The `Host` headers that are answered."""
+    names = {served.host, *LOOPBACK}
+    if served.is_open:
+        # A browser sends an address only where its user typed it: no foreign name can stand for it.
+        addresses = {one.address for some in psutil.net_if_addrs().values() for one in some}
+        names |= {socket.gethostname(), socket.getfqdn(), *addresses}
+    return [f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names]
 
 
 def _listen(host: str, port: int) -> socket.socket:

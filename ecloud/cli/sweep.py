@@ -13,11 +13,11 @@ from datastore.problem import DONE, Problem
 from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app
 from ecloud.cli.sweep_plot import draw
-from ecloud.cli.sweep_table import SweepTable, as_float, sorted_by, table_of
 from ecloud.cli.tables import print_json, print_table
 from ecloud.config.settings import Settings, load_settings
 from ecloud.queries.status import context
 from ecloud.queries.sweep import SweepTask, last_numbers, numbers_of_text, sweep_tasks
+from ecloud.queries.sweep_table import SweepTable, as_float, sorted_by, table_of
 
 TOGETHER = 200
 """Files that are fetched in one request over SSH."""
@@ -31,13 +31,9 @@ def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, 
         raise Problem("a plot needs columns and a file: --plot X Y FILE.png")
     if by is not None and plot is None:
         raise Problem("--by goes with --plot X Y FILE.png")
-    settings = load_settings()
-    engine = app.database(settings)
-    tasks = sweep_tasks(engine, run)
-    if not tasks:
+    table = whole_table(run, load_settings())
+    if not table.rows:
         raise Problem(f"the tasks of run {run} have no parameters: it is no sweep and no array")
-    numbers = _numbers(tasks, settings, context(engine))
-    table = table_of(tasks, numbers)
     if sort:
         table = sorted_by(table, sort)
     if plot is not None and file is not None:
@@ -52,6 +48,13 @@ def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, 
     else:
         _print(table)
     return DONE
+
+
+def whole_table(run: str, settings: Settings) -> SweepTable:
+    """A run's parameters and numbers; no rows where its tasks have no parameters. Raises as `sweep` does."""
+    engine = app.database(settings)
+    tasks = sweep_tasks(engine, run)
+    return table_of(tasks, _numbers(tasks, settings, context(engine)))
 
 
 def _numbers(tasks: Sequence[SweepTask], settings: Settings, notes: dict[str, str]) -> list[dict[str, float]]:

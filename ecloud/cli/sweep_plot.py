@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from datastore.problem import Problem
-from ecloud.cli.sweep_table import SweepTable, as_float
+from ecloud.queries.sweep_table import SweepTable, as_float
 
 MAX_GROUPS = 12
 """Colours and markers that can be told apart."""

@@ -28,6 +28,8 @@ class Home:
         self.boss_lock = self.path / "boss.lock"
         self.boss_pid = self.path / "boss.pid"
         self.log = self.path / "boss.log"
+        self.boss_numbers = self.path / "boss.numbers.json"
+        self.events = self.path / "events.json"
         self.broker = self.path / "broker"
         self.workers = self.path / "workers"
         self.datastore = self.path / "datastore"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from ecloud.db import schema
 from ecloud.queries.status import find_run, snapshot
@@ -25,10 +25,16 @@ class TaskRow(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some tasks in the order of their lists. `more_after`: the number to continue after, None at the end."""
+    """Some tasks in the order of their lists. `more_after`: the number to continue after, None at the end.
+    `searched`: where the search ended before the page was full, how many tasks it looked at; else 0."""
 
     rows: list[TaskRow]
     more_after: int | None
+    searched: int = 0
+
+
+SEARCHED = 50_000
+"""Tasks that one page looks through for a label or a text: a page of a million takes as long as one of a thousand."""
 
 
 def browse(
@@ -42,8 +48,12 @@ def browse(
     tasks, runs = schema.tasks.c, schema.runs.c
     with snapshot(engine) as connection:
         conditions: list[sa.ColumnElement[bool]] = [tasks.task_no > after]
-        if run:
-            conditions.append(tasks.run_no == find_run(connection, run))
+        run_no = find_run(connection, run) if run else None
+        if run_no is not None:
+            conditions.append(tasks.run_no == run_no)
+        upto = _search_ends(connection, after) if label or text or states else None
+        if upto is not None:
+            conditions.append(tasks.task_no <= upto)
         if states:
             conditions.append(tasks.state.in_(states))
         if label:
@@ -62,5 +72,13 @@ def browse(
             .limit(limit + 1)
         )  # fmt: skip
         rows = [TaskRow(**row._mapping) for row in connection.execute(query)]
-    more = len(rows) > limit
-    return Page(rows[:limit], rows[limit - 1].task_no if more else None)
+    if len(rows) > limit:
+        return Page(rows[:limit], rows[limit - 1].task_no)
+    return Page(rows, upto, SEARCHED if upto is not None else 0)
+
+
+def _search_ends(connection: Connection, after: int) -> int | None:
+    """The number of the last task that is looked at; None where all that are left are."""
+    numbers = schema.tasks.c.task_no
+    query = sa.select(numbers).where(numbers > after).order_by(numbers).offset(SEARCHED).limit(1)
+    return connection.execute(query).scalar()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterator
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from ecloud.db import schema
 from ecloud.model.tasks import TaskState
@@ -31,6 +33,12 @@ class FailureGroup(msgspec.Struct, frozen=True):
     count: int
     example: str
     text: str
+
+    @property
+    def key(self) -> str:
+        """A short name of the signature, for addresses."""
+        said = "\0".join((self.cause, str(self.exit_code), str(self.signal), self.line))
+        return hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 class FailureGroups(msgspec.Struct, frozen=True):
@@ -57,33 +65,46 @@ def last_line(text: str) -> str:
 
 def failure_groups(engine: Engine, run: str) -> FailureGroups:
     """How the tasks of a run failed. Raises `NoSuchRun`, `DatabaseAway`."""
-    tasks, attempts = schema.tasks.c, schema.attempts.c
+    found: dict[tuple[str, int | None, int | None, str], FailureGroup] = {}
+    read = 0
     with snapshot(engine) as connection:
         run_no = find_run(connection, run)
-        failed = sa.and_(tasks.run_no == run_no, tasks.state == TaskState.FAILED.value)
+        failed = sa.and_(schema.tasks.c.run_no == run_no, schema.tasks.c.state == TaskState.FAILED.value)
         total = connection.execute(sa.select(sa.func.count()).select_from(schema.tasks).where(failed)).scalar() or 0
-        # A negative start counts from the end, on SQLite, MySQL and MariaDB alike; a shorter text gives nothing then.
-        tail = sa.func.coalesce(sa.func.nullif(sa.func.substr(attempts.stderr, -LAST_CHARS), ""), attempts.stderr)
-        query = (
-            sa.select(
-                tasks.id, tasks.reason, attempts.cause, attempts.exit_code, attempts.signal, attempts.error,
-                sa.type_coerce(tail, schema.Utf8()).label("tail"),
-            )
-            .select_from(schema.tasks)
-            .outerjoin(schema.attempts, (attempts.task_no == tasks.task_no) & (attempts.number == tasks.attempts))
-            .where(failed)
-            .limit(FAILURES_READ)
-        )  # fmt: skip
-        found: dict[tuple[str, int | None, int | None, str], FailureGroup] = {}
-        read = 0
-        for row in connection.execute(query):
+        for alone in _failures(connection, run_no):
             read += 1
-            text = last_line(row.tail or "") or row.error or row.reason
-            key = (row.cause or "", row.exit_code, row.signal, signature(text))
+            key = (alone.cause, alone.exit_code, alone.signal, alone.line)
             group = found.get(key)
-            if group is None:
-                found[key] = FailureGroup(*key, 1, row.id, text[:LAST_CHARS])
-            else:
-                found[key] = msgspec.structs.replace(group, count=group.count + 1)
+            found[key] = alone if group is None else msgspec.structs.replace(group, count=group.count + 1)
     groups = sorted(found.values(), key=lambda group: -group.count)
     return FailureGroups(groups, read, int(total))
+
+
+def failed_in_group(engine: Engine, run: str, key: str) -> tuple[FailureGroup | None, list[str]]:
+    """The group called `key` and the ids of its tasks; None where no failure is in it any more. Raises `NoSuchRun`,
+    `DatabaseAway`."""
+    with snapshot(engine) as connection:
+        members = [alone for alone in _failures(connection, find_run(connection, run)) if alone.key == key]
+    group = msgspec.structs.replace(members[0], count=len(members)) if members else None
+    return group, [alone.example for alone in members]
+
+
+def _failures(connection: Connection, run_no: int) -> Iterator[FailureGroup]:
+    """Each failure as a group of one."""
+    tasks, attempts = schema.tasks.c, schema.attempts.c
+    # A negative start counts from the end, on SQLite, MySQL and MariaDB alike; a shorter text gives nothing then.
+    tail = sa.func.coalesce(sa.func.nullif(sa.func.substr(attempts.stderr, -LAST_CHARS), ""), attempts.stderr)
+    query = (
+        sa.select(
+            tasks.id, tasks.reason, attempts.cause, attempts.exit_code, attempts.signal, attempts.error,
+            sa.type_coerce(tail, schema.Utf8()).label("tail"),
+        )
+        .select_from(schema.tasks)
+        .outerjoin(schema.attempts, (attempts.task_no == tasks.task_no) & (attempts.number == tasks.attempts))
+        .where(tasks.run_no == run_no, tasks.state == TaskState.FAILED.value)
+        .limit(FAILURES_READ)
+    )  # fmt: skip
+    for row in connection.execute(query):
+        text = last_line(row.tail or "") or row.error or row.reason
+        line = signature(text)
+        yield FailureGroup(row.cause or "", row.exit_code, row.signal, line, 1, row.id, text[:LAST_CHARS])

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from ecloud.db import schema
+from ecloud.db.database import database_now
 from ecloud.model.tasks import AttemptState
 from ecloud.model.vm_life import MICRO, PARTS, Division, Ran, VmLife, ahead_s, divide
 from ecloud.model.vm_states import WRITTEN_OFF
@@ -91,19 +92,34 @@ def ledger(engine: Engine, run: str = "", now: float = 0.0) -> Ledger:
     return Ledger(accounts, pools, _together("", divided), of_run)
 
 
+def ledger_now(engine: Engine, run: str = "") -> Ledger:
+    """The same at this moment, by the database's clock."""
+    with snapshot(engine) as connection:
+        now = database_now(connection)
+    return ledger(engine, run, now)
+
+
 def divisions(
     connection: Connection, now: float, vm_nos: Sequence[int] | None = None
 ) -> Iterator[tuple[VmLife, Division]]:
     """Each VM that its cloud made (of these), and how its life is divided."""
-    lives = _lives(connection, now)
+    for vm, ran in lives(connection, now, vm_nos):
+        yield vm, divide(vm, ran, now)
+
+
+def lives(
+    connection: Connection, now: float, vm_nos: Sequence[int] | None = None
+) -> Iterator[tuple[VmLife, Sequence[Ran]]]:
+    """Each VM that its cloud made (of these), and what ran on it."""
+    known = _lives(connection, now)
     if vm_nos is not None:
         wanted = frozenset(vm_nos)
-        lives = [vm for vm in lives if vm.vm_no in wanted]
-    for start in range(0, len(lives), _VMS_A_QUERY):
-        some = lives[start : start + _VMS_A_QUERY]
+        known = [vm for vm in known if vm.vm_no in wanted]
+    for start in range(0, len(known), _VMS_A_QUERY):
+        some = known[start : start + _VMS_A_QUERY]
         ran = _ran(connection, [vm.vm_no for vm in some])
         for vm in some:
-            yield vm, divide(vm, ran.get(vm.vm_no, ()), now)
+            yield vm, ran.get(vm.vm_no, ())
 
 
 def _lives(connection: Connection, now: float) -> list[VmLife]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from ecloud.db import schema
 from ecloud.db.database import database_now
@@ -19,6 +20,23 @@ BUCKETS = 240
 """Parts that a run's time is divided into."""
 
 
+class Span(msgspec.Struct, frozen=True):
+    """A run's time from its first start to its last end, or now; seconds since 1970. `is_empty`: nothing started."""
+
+    begin: float
+    end: float
+    is_empty: bool = False
+
+    @property
+    def bucket_s(self) -> float:
+        """How long one bucket is."""
+        return (self.end - self.begin) / BUCKETS
+
+    def bucket(self, at: float) -> int:
+        """The bucket of a moment; those outside are in the first or last."""
+        return min(BUCKETS - 1, max(0, int((at - self.begin) / self.bucket_s)))
+
+
 class Lane(msgspec.Struct, frozen=True):
     """One worker. `busy`: by bucket, the attempts that began in it, the seconds they ran, how many did not succeed."""
 
@@ -27,14 +45,12 @@ class Lane(msgspec.Struct, frozen=True):
 
 
 class Timeline(msgspec.Struct, frozen=True):
-    """A run's time from `begin` to `end` (seconds since 1970) in buckets of `bucket_s`. `ended`: attempts that ended in
-    each bucket; `workers`: how many worked for the run in all."""
+    """Who worked for a run and when. `ended`: attempts that ended in each bucket; `workers`: how many worked for the
+    run in all."""
 
-    begin: float
-    end: float
-    bucket_s: float
+    span: Span
     lanes: list[Lane]
-    ended: dict[int, int]
+    ended: list[int]
     workers: int
 
 
@@ -42,24 +58,13 @@ def timeline(engine: Engine, run: str, now: float | None = None) -> Timeline:
     """Raises `NoSuchRun`, `DatabaseAway`."""
     attempts = schema.attempts.c
     with snapshot(engine) as connection:
-        now = database_now(connection) if now is None else now
         run_no = find_run(connection, run)
+        span = span_of(connection, run_no, now)
+        if span.is_empty:
+            return Timeline(span, [], [0] * BUCKETS, 0)
         of_run = (attempts.run_no == run_no, attempts.started_at.is_not(None))
-        bounds = sa.select(sa.func.min(attempts.started_at), sa.func.max(attempts.ended_at)).where(*of_run)
-        begin, last_end = connection.execute(bounds).one()
-        if begin is None:
-            return Timeline(now, now, 1.0, [], {}, 0)
-        is_open = connection.execute(sa.select(schema.runs.c.ended_at).where(schema.runs.c.run_no == run_no)).scalar()
-        end = max(begin + 1.0, now if is_open is None else last_end or now)
-        bucket_s = (end - begin) / BUCKETS
-        # SQLite's CAST cuts, that of MySQL and MariaDB rounds.
-        round_down = 0.0 if connection.dialect.name == "sqlite" else 0.5
-
-        def bucket_of(at: sa.ColumnElement[float]) -> sa.ColumnElement[Any]:
-            return sa.cast((at - begin) / bucket_s - round_down, sa.Integer)
-
-        bucket = bucket_of(attempts.started_at)
-        ran_s = sa.func.coalesce(attempts.ended_at, now) - attempts.started_at
+        bucket = bucket_of(connection, span, attempts.started_at)
+        ran_s = sa.func.coalesce(attempts.ended_at, span.end) - attempts.started_at
         failed = sa.case((attempts.cause.in_((Cause.SUCCESS.value, Cause.STOPPED.value)), 0), else_=1)
         bad = sa.case((attempts.state == AttemptState.ENDED.value, failed), else_=0)
         query = (
@@ -69,15 +74,41 @@ def timeline(engine: Engine, run: str, now: float | None = None) -> Timeline:
         )
         lanes: dict[str, dict[int, tuple[int, float, int]]] = {}
         for worker, number, count, seconds, wrong in connection.execute(query):
-            lanes.setdefault(worker, {})[_bucket(number)] = (int(count), float(seconds or 0), int(wrong or 0))
-        ended_in = bucket_of(attempts.ended_at)
+            lanes.setdefault(worker, {})[_within(number)] = (int(count), float(seconds or 0), int(wrong or 0))
+        ended_in = bucket_of(connection, span, attempts.ended_at)
         ends = sa.select(ended_in, sa.func.count()).where(*of_run, attempts.ended_at.is_not(None)).group_by(ended_in)
-        ended: dict[int, int] = {}
-        for number, count in connection.execute(ends):
-            ended[_bucket(number)] = ended.get(_bucket(number), 0) + int(count)
+        ended = in_buckets(connection.execute(ends))
     busiest = sorted(lanes.items(), key=lambda lane: -sum(seconds for _, seconds, _ in lane[1].values()))[:LANES]
-    return Timeline(begin, end, bucket_s, [Lane(name, lanes) for name, lanes in sorted(busiest)], ended, len(lanes))
+    return Timeline(span, [Lane(name, busy) for name, busy in sorted(busiest)], ended, len(lanes))
 
 
-def _bucket(number: Any) -> int:
+def span_of(connection: Connection, run_no: int, now: float | None = None) -> Span:
+    """From the first start of an attempt to the last end, or to now while the run has not ended."""
+    attempts = schema.attempts.c
+    now = database_now(connection) if now is None else now
+    of_run = (attempts.run_no == run_no, attempts.started_at.is_not(None))
+    bounds = sa.select(sa.func.min(attempts.started_at), sa.func.max(attempts.ended_at)).where(*of_run)
+    begin, last_end = connection.execute(bounds).one()
+    if begin is None:
+        return Span(now - 1.0, now, is_empty=True)
+    run_ended_at = connection.execute(sa.select(schema.runs.c.ended_at).where(schema.runs.c.run_no == run_no)).scalar()
+    return Span(begin, max(begin + 1.0, now if run_ended_at is None else last_end or now))
+
+
+def bucket_of(connection: Connection, span: Span, at: sa.ColumnElement[float]) -> sa.ColumnElement[Any]:
+    """The number of the bucket of a column of times, in SQL; those outside the span are out of range."""
+    # SQLite's CAST cuts, that of MySQL and MariaDB rounds.
+    round_down = 0.0 if connection.dialect.name == "sqlite" else 0.5
+    return sa.cast((at - span.begin) / span.bucket_s - round_down, sa.Integer)
+
+
+def in_buckets(rows: Iterable[Any]) -> list[int]:
+    """Rows of (bucket, count) as one number for each bucket."""
+    counts = [0] * BUCKETS
+    for number, count in rows:
+        counts[_within(number)] += int(count)
+    return counts
+
+
+def _within(number: Any) -> int:
     return min(BUCKETS - 1, max(0, int(number)))

@@ -3,82 +3,167 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 from urllib.parse import parse_qs, urlencode
 
+import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from datastore.problem import PART_AWAY, Problem
 from ecloud.client.client import Argument, Client
+from ecloud.model.text import counted
 from ecloud.queries import status as queries
-from ecloud.web.pages import Pages
+from ecloud.queries.failures import failed_in_group
+from ecloud.web.rendering import Rendering
 from ecloud.web.security import Secret
 
-ON_TASKS = {
-    "cancel": "Cancel {what}. Running commands are ended; tasks that depend on them are aborted.",
-    "retry_failed": "Try {what} again, and what was aborted because of them.",
-    "redo_task": "Run {what} again, and what lies below, although they succeeded.",
+MOST_WORKERS = 1_000
+
+
+class Action(msgspec.Struct, frozen=True):
+    """`text`: what it would do, with `{what}`; `button`: its name; `about`: tasks, workers or pools."""
+
+    text: str
+    button: str
+    about: str
+    takes_reason: bool = False
+
+
+ACTIONS = {
+    "cancel": Action(
+        "Cancel {what}. Running commands are ended; tasks that depend on them are aborted.", "Cancel", "tasks", True
+    ),
+    "retry_failed": Action("Run {what} again, and what was aborted because of them.", "Retry", "tasks"),
+    "redo_task": Action("Run {what} again although they have ended.", "Redo", "tasks"),
+    "drain_worker": Action(
+        "Drain worker {what}: it ends what it runs and gets no more tasks.", "Drain", "workers", True
+    ),
+    "undrain_worker": Action("Give tasks to worker {what} again.", "Undrain", "workers"),
+    "instantiate_worker": Action("Start workers of pool {what}, also where nothing waits for them.", "Start", "pools"),
 }
-ON_WORKERS = {
-    "drain_worker": "Drain worker {what}: it ends what it runs, takes nothing new, and leaves.",
-    "undrain_worker": "Let worker {what} take tasks again.",
-}
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What an address or a form names."""
+
+    verb: str = ""
+    run: str = ""
+    id: str = ""
+    group: str = ""
+    pool: str = ""
+
+    @property
+    def action(self) -> Action | None:
+        """What would be done; None where nothing this monitor knows is named."""
+        found = ACTIONS.get(self.verb)
+        named = {"tasks": self.run, "workers": self.id, "pools": self.pool}
+        return found if found is not None and named[found.about] else None
+
+    @property
+    def back(self) -> str:
+        """The page that the action is about."""
+        if not self.run:
+            return "/machines"
+        if self.id:
+            return "/task?" + urlencode({"id": self.id, "run": self.run})
+        return "/tasks?" + urlencode({"run": self.run})
 
 
 class Actions:
     """Confirmation pages and the forms that follow them."""
 
-    def __init__(self, pages: Pages, boss: Callable[[], AbstractContextManager[Client]], secret: Secret) -> None:
-        self._pages = pages
+    def __init__(
+        self, rendering: Rendering, boss: Callable[[], AbstractContextManager[Client]], secret: Secret
+    ) -> None:
+        self._rendering = rendering
         self._boss = boss
         self._secret = secret
 
     async def confirm(self, request: Request) -> Response:
         """What the action would do."""
-        verb, run, id = (request.query_params.get(name, "") for name in ("verb", "run", "id"))
-        if verb in ON_WORKERS and id:
-            return self._pages.confirm(
-                request, {"verb": verb, "run": "", "id": id, "text": ON_WORKERS[verb].format(what=id)}
-            )
-        if verb in ON_TASKS and run:
-            what = f"task {id} of run {run}" if id else await run_in_threadpool(self._whole_run, verb, run)
-            return self._pages.confirm(
-                request, {"verb": verb, "run": run, "id": id, "text": ON_TASKS[verb].format(what=what)}
-            )
-        return self._pages.message(request, "No such action", "The address names no action of this monitor.", 404)
+        wanted = _wanted(request.query_params)
+        action = wanted.action
+        if action is None:
+            text = "The address names no action of this monitor."
+            return self._rendering.message(request, "No such action", text, 404)
+        try:
+            what = await run_in_threadpool(self._what, wanted, action)
+        except Problem as error:
+            return self._rendering.message(request, "Not found", str(error), 404)
+        values = {
+            "text": action.text.format(what=what),
+            "button": action.button,
+            "fields": {name: value for name, value in msgspec.structs.asdict(wanted).items() if value},
+            "takes_reason": action.takes_reason,
+            "number_of": "How many" if action.about == "pools" else "",
+            "back": wanted.back,
+        }
+        return self._rendering.alone(request, "confirm.html", "Confirm", values)
 
-    def _whole_run(self, verb: str, run: str) -> str:
-        found = next((one for one in queries.status(self._pages.engine).runs if one.name == run), None)
-        states = found.states if found else {}
-        count = states.get("failed", 0) if verb == "retry_failed" else found.left if found and verb == "cancel" else 0
-        kind = "failed tasks" if verb == "retry_failed" else "unfinished tasks" if verb == "cancel" else "tasks"
-        return f"{count:,} {kind} of run {run}" if count else f"all {kind} of run {run}"
+    def _what(self, wanted: Wanted, action: Action) -> str:
+        """The things that the action is about, in words. Raises `Problem`."""
+        if action.about != "tasks":
+            return wanted.id or wanted.pool
+        if wanted.group:
+            group, ids = failed_in_group(self._rendering.engine, wanted.run, wanted.group)
+            line = f" (“{group.line}”)" if group is not None else ""
+            return f"{counted(len(ids), 'task')} of run {wanted.run} that failed in one way{line}"
+        if wanted.id:
+            return f"task {wanted.id} of run {wanted.run}"
+        found = queries.run_status(self._rendering.engine, wanted.run)
+        if wanted.verb == "retry_failed":
+            return f"{counted(found.states.get('failed', 0), 'failed task')} of run {wanted.run}"
+        count = found.left if wanted.verb == "cancel" else found.total - found.left
+        return f"{counted(count, 'task')} of run {wanted.run}"
 
     async def do(self, request: Request) -> Response:
         """Carry it out."""
         form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=10)
-        verb, run, id, csrf = (form.get(name, [""])[0] for name in ("verb", "run", "id", "csrf"))
-        if not hmac.compare_digest(csrf.encode(), self._secret.csrf.encode()):
-            return self._pages.message(request, "Not done", "The form is of another monitor: load its page again.", 403)
-        arguments: dict[str, Argument]
-        if verb in ON_WORKERS and id:
-            arguments, back = {"workers": [id]}, "/machines"
-        elif verb in ON_TASKS and run:
-            arguments = {"ids": [id] if id else [], "run": run}
-            back = "/task?" + urlencode({"id": id, "run": run}) if id else "/tasks?" + urlencode({"run": run})
-        else:
-            return self._pages.message(request, "No such action", "The form names no action of this monitor.", 404)
+        fields = {name: values[0] for name, values in form.items()}
+        if not hmac.compare_digest(fields.get("csrf", "").encode(), self._secret.csrf.encode()):
+            text = "The form is of another monitor: load its page again."
+            return self._rendering.message(request, "Not done", text, 403)
+        wanted = _wanted(fields)
+        action = wanted.action
+        if action is None:
+            text = "The form names no action of this monitor."
+            return self._rendering.message(request, "No such action", text, 404)
         try:
-            await run_in_threadpool(self._ask, verb, arguments)
+            await run_in_threadpool(self._ask, wanted, action, fields)
         except Problem as error:
             is_away = error.exit_code == PART_AWAY
             title = "The boss is away" if is_away else "The boss refused"
-            return self._pages.message(request, title, str(error), 503 if is_away else 409)
-        return RedirectResponse(back, 303)
+            return self._rendering.message(request, title, str(error), 503 if is_away else 409)
+        self._rendering.answers.forget()
+        return RedirectResponse(wanted.back, 303)
 
-    def _ask(self, verb: str, arguments: dict[str, Argument]) -> None:
+    def _ask(self, wanted: Wanted, action: Action, fields: Mapping[str, str]) -> None:
+        arguments: dict[str, Argument]
+        if action.about == "pools":
+            count = fields.get("n", "1")
+            if not count.isdecimal() or not 1 <= int(count) <= MOST_WORKERS:
+                raise Problem(f"{count!r} is no number of workers from 1 to {MOST_WORKERS:,}")
+            arguments = {"n": int(count), "pool": wanted.pool}
+        elif action.about == "workers":
+            arguments = {"workers": [wanted.id]}
+        elif wanted.group:
+            _, ids = failed_in_group(self._rendering.engine, wanted.run, wanted.group)
+            if not ids:
+                raise Problem("no task failed in that way any more")
+            arguments = {"ids": list(ids), "run": wanted.run}
+        else:
+            arguments = {"ids": [wanted.id] if wanted.id else [], "run": wanted.run}
+            if wanted.verb == "retry_failed" and not wanted.id:
+                arguments["state"] = "failed"
+        if action.takes_reason and fields.get("reason"):
+            arguments["reason"] = fields["reason"]
         with self._boss() as client:
-            client.request(verb, **arguments)
+            client.request(wanted.verb, **arguments)
+
+
+def _wanted(fields: Mapping[str, Any]) -> Wanted:
+    return Wanted(*(str(fields.get(name, "")) for name in Wanted.__struct_fields__))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import msgspec
 from sqlalchemy.engine import Engine
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -15,51 +16,97 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from datastore.problem import Problem
 from ecloud.client.client import Client
 from ecloud.db.database import DatabaseAway
 from ecloud.queries.why_task import Pool
 from ecloud.web.actions import Actions
+from ecloud.web.health import Finding, Health
+from ecloud.web.live_logs import LiveLogs
 from ecloud.web.metrics import exposition
-from ecloud.web.pages import Pages
+from ecloud.web.pages import Pages, Sweep
+from ecloud.web.rendering import Rendering
 from ecloud.web.security import Guard, Secret
 
 STATIC = Path(__file__).parent / "static"
+STREAMS = ("stdout", "stderr")
+
+
+class Parts(msgspec.Struct, frozen=True):
+    """Where the monitor gets what it shows. Each is called when it is first needed, and may raise what its part
+    raises. `boss`: a conversation; takes a watchdog that may raise. `secret`: the cluster's, to follow outputs. `look`:
+    what the doctor finds. `sweep`: a module's function, for the table of a run."""
+
+    engine: Callable[[], Engine]
+    boss: Callable[[Callable[[], None] | None], AbstractContextManager[Client]]
+    secret: Callable[[], bytes]
+    look: Callable[[], Iterable[Finding]]
+    sweep: Sweep | None = None
+    boss_numbers: Path | None = None
 
 
 def make_app(
-    engine: Callable[[], Engine],
-    boss: Callable[[], AbstractContextManager[Client]],
+    parts: Parts,
     secret: Secret,
     hosts: Sequence[str],
     *,
     cluster: str = "",
     pools: Sequence[Pool] = (),
     read_only: bool = False,
+    password: str = "",
 ) -> ASGIApp:
-    """The application. `engine` opens the database and `boss` a conversation, each when first needed; both may raise
-    what their parts raise. `hosts`: the `Host` headers that are answered, with ports."""
-    pages = Pages(engine, cluster, None if read_only else secret.csrf, pools)
-    actions = Actions(pages, boss, secret)
+    """The application. `hosts`: the `Host` headers that are answered, with ports. `password`: what browsers are asked
+    for; empty: they need the token."""
+    rendering = Rendering(parts.engine, cluster, None if read_only else secret.csrf)
+    health = Health(parts.look)
+    pages = Pages(rendering, health, pools, parts.sweep)
+    actions = Actions(rendering, lambda: parts.boss(None), secret)
+    logs = LiveLogs(parts.boss, parts.secret)
 
     async def metrics(request: Request) -> Response:
+        def find() -> bytes:
+            return exposition(rendering.engine, health, parts.boss_numbers)
+
         try:
-            text = await run_in_threadpool(lambda: exposition(pages.engine))
+            text = await run_in_threadpool(rendering.answers.ask, "metrics", find)
         except DatabaseAway as error:
             return PlainTextResponse(f"{error}\n", 503)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def log(request: Request) -> Response:
+        asked = request.query_params
+        offset, stream = asked.get("offset", "0"), asked.get("stream", "")
+        if not offset.isdecimal() or len(offset) > 17 or stream not in STREAMS:
+            return PlainTextResponse("Give stream=stdout or stderr, and offset as a number of bytes.\n", 400)
+        try:
+            piece = await run_in_threadpool(
+                logs.read, asked.get("run", ""), asked.get("id", ""), stream, int(offset)
+            )  # fmt: skip
+        except Problem as error:
+            return PlainTextResponse(f"{error}\n", 503)
+        headers = {"X-Next-Offset": str(piece.next), "X-Ended": str(int(piece.ended)), "Cache-Control": "no-store"}
+        return Response(piece.data, headers=headers, media_type="text/plain; charset=utf-8")
+
+    async def login(request: Request) -> Response:
+        if not password:
+            return rendering.message(request, "Not found", "This monitor asks for no password.", 404)
+        return rendering.alone(request, "login.html", "Password", {})
 
     app = Starlette(
         routes=[
             Route("/", pages.overview),
             Route("/run/{name:path}", pages.run),
+            Route("/sweep/{name:path}", pages.sweep),
             Route("/tasks", pages.tasks),
             Route("/task", pages.task),
             Route("/machines", pages.machines),
             Route("/ledger", pages.ledger),
+            Route("/log", log),
+            Route("/login", login),
             Route("/confirm", actions.confirm),
             Route("/do", actions.do, methods=["POST"]),
             Route("/metrics", metrics),
             Mount("/static", StaticFiles(directory=STATIC)),
         ]
     )
-    return Guard(app, secret, frozenset(hosts), read_only)
+    return Guard(app, secret, frozenset(hosts), read_only, password)

@@ -1,4 +1,7 @@
-"""Pictures as SVG text, made on the server: bars, lanes, curves. Pure; colours come from the style sheet by class."""
+"""Pictures as SVG text, made on the server: bars, lanes, curves. Pure; colours come from the style sheet by class.
+
+Pictures are stretched to the page's width, so they hold no text: words and numbers stand beside them.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,54 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
-from ecloud.queries.timeline import BUCKETS, Timeline
+from ecloud.queries.timeline import BUCKETS, Lane, Timeline
 
 ORDER = ("succeeded", "running", "ready", "waiting", "failed", "aborted", "cancelled")
 """States in a bar, from the left."""
 LANE_PX = 7
 FEW_LANES, FEW_LANES_PX = 20, 14
+MOST_LANES_PX = 700
+MOST_PARTS = 4_500
+"""Parts of all lanes together: a page stays below 100 KB. Where there are more, neighbouring columns are one."""
 MIN_SHARE = 0.004
 """A part smaller than this is drawn as large: one failure of a million is seen."""
+SHADES = 4
 
 
 def bar(states: Mapping[str, int]) -> Markup:
     """Tasks by state as one bar of 100 units; the words stand beside it, in the page."""
     total = sum(states.values())
     if not total:
-        return Markup('<svg class="bar" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true"></svg>')
+        return _svg("bar", 100, 4, "")
     shares = {state: max(MIN_SHARE, states[state] / total) for state in ORDER if states.get(state)}
-    scale, at, parts = 100 / sum(shares.values()), 0.0, []
-    for state, share in shares.items():
-        width = share * scale
-        parts.append(f'<rect class="s-{state}" x="{at:.2f}" y="0" width="{width:.2f}" height="4"/>')
+    return _bar({f"s-{state}": share for state, share in shares.items()})
+
+
+def parts_bar(parts: Mapping[str, float]) -> Markup:
+    """The parts of VM time as one bar, in the order of the ledger."""
+    return _bar({f"p-{name}": seconds for name, seconds in parts.items()}) if sum(parts.values()) > 0 else Markup("")
+
+
+def _bar(amounts: Mapping[str, float]) -> Markup:
+    scale, at, parts = 100 / sum(amounts.values()), 0.0, []
+    for css, amount in amounts.items():
+        width = amount * scale
+        if width > 0:
+            parts.append(f'<rect class="{css}" x="{at:.2f}" y="0" width="{width:.2f}" height="4"/>')
         at += width
+    return _svg("bar", 100, 4, "".join(parts))
+
+
+def _svg(css: str, width: float, height: float, inside: str, shown_px: int | None = None, label: str = "") -> Markup:
+    """A stretched picture. Without a label it is decoration: the same is said in words."""
+    said = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
+    size = "" if shown_px is None else f' height="{shown_px}"'
     return Markup(
-        f'<svg class="bar" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg>'
+        f'<svg class="{css}" viewBox="0 0 {width:g} {height:g}" preserveAspectRatio="none"{size} {said}>{inside}</svg>'
     )
+
+
+# --- lanes --------------------------------------------------------------------------------------------
 
 
 def lanes(timeline: Timeline) -> Markup:
@@ -37,30 +64,54 @@ def lanes(timeline: Timeline) -> Markup:
     if not timeline.lanes:
         return Markup("")
     height = LANE_PX * len(timeline.lanes)
-    shown_px = FEW_LANES_PX * len(timeline.lanes) if len(timeline.lanes) <= FEW_LANES else min(700, height)
-    parts = []
-    for index, lane in enumerate(timeline.lanes):
-        y = index * LANE_PX
-        cells = _spread(lane.busy, timeline.bucket_s)
-        parts.append(f"<g><title>{escape(lane.worker)}</title>")
-        parts.append(f'<rect class="lane" x="0" y="{y}" width="{BUCKETS}" height="{LANE_PX - 1}"/>')
-        for bucket, width, busy in _runs(cells):
-            level = min(4, 1 + int(busy * 3.99))
-            parts.append(f'<rect class="b{level}" x="{bucket}" y="{y}" width="{width}" height="{LANE_PX - 1}"/>')
-        for bucket, (_, _, bad) in lane.busy.items():
-            if bad:
-                parts.append(f'<rect class="bad" x="{bucket}" y="{y}" width="1" height="{LANE_PX - 1}"/>')
-        parts.append("</g>")
-    return Markup(
-        f'<svg class="lanes" viewBox="0 0 {BUCKETS} {height}" preserveAspectRatio="none" height="{shown_px}" '
-        f'role="img" aria-label="Time spent running, by worker">{"".join(parts)}</svg>'
+    few = len(timeline.lanes) <= FEW_LANES
+    shown_px = FEW_LANES_PX * len(timeline.lanes) if few else min(MOST_LANES_PX, height)
+    together = 1
+    drawn = [_parts(lane, timeline.span.bucket_s, together) for lane in timeline.lanes]
+    while sum(map(len, drawn)) > MOST_PARTS and together < BUCKETS:
+        together *= 2
+        drawn = [_parts(lane, timeline.span.bucket_s, together) for lane in timeline.lanes]
+    inside = "".join(
+        _lane(lane.worker, parts, index * LANE_PX) for index, (lane, parts) in enumerate(zip(timeline.lanes, drawn))
     )
+    return _svg("lanes", BUCKETS, height, inside, shown_px, "Time spent running, by worker")
 
 
-def _spread(busy: Mapping[int, tuple[int, float, int]], bucket_s: float) -> list[float]:
+Part = tuple[str, int, int]
+"""Class, first bucket, number of buckets."""
+
+
+def _lane(worker: str, parts: Sequence[Part], y: int) -> str:
+    """One path for each shade: rectangles of one colour side by side."""
+    paths: dict[str, list[str]] = {}
+    for css, first, length in parts:
+        paths.setdefault(css, []).append(f"M{first} {y}h{length}v{LANE_PX - 1}h-{length}z")
+    drawn = "".join(f'<path class="{css}" d="{"".join(moves)}"/>' for css, moves in paths.items())
+    back = f'<path class="lane" d="M0 {y}h{BUCKETS}v{LANE_PX - 1}H0z"/>'
+    return f"<g><title>{escape(worker)}</title>{back}{drawn}</g>"
+
+
+def _parts(lane: Lane, bucket_s: float, together: int) -> list[Part]:
+    """Neighbouring columns of one shade are one part; failures are drawn over them."""
+    cells = _spread(lane, bucket_s)
+    found: list[tuple[int, int, int]] = []
+    for first in range(0, BUCKETS, together):
+        some = cells[first : first + together]
+        share = sum(some) / len(some)
+        shade = 0 if share <= 0 else min(SHADES, 1 + int(share * (SHADES - 0.01)))
+        if found and found[-1][0] == shade:
+            found[-1] = (shade, found[-1][1], found[-1][2] + len(some))
+        else:
+            found.append((shade, first, len(some)))
+    parts = [(f"b{shade}", first, length) for shade, first, length in found if shade]
+    bad = sorted({bucket // together * together for bucket, (_, _, wrong) in lane.busy.items() if wrong})
+    return parts + [("bad", first, min(together, BUCKETS - first)) for first in bad]
+
+
+def _spread(lane: Lane, bucket_s: float) -> list[float]:
     """The share of each bucket that was spent running: what began in one bucket may last into those after it."""
     cells = [0.0] * BUCKETS
-    for bucket, (count, seconds, _) in busy.items():
+    for bucket, (count, seconds, _) in lane.busy.items():
         if count and seconds / count > bucket_s:
             for later in range(bucket, min(BUCKETS, bucket + max(1, round(seconds / count / bucket_s)))):
                 cells[later] += 1.0
@@ -69,44 +120,37 @@ def _spread(busy: Mapping[int, tuple[int, float, int]], bucket_s: float) -> list
     return cells
 
 
-def _runs(cells: Sequence[float]) -> list[tuple[int, int, float]]:
-    """Neighbouring buckets of one shade together: start, length, share."""
-    found: list[tuple[int, int, float]] = []
-    for bucket, share in enumerate(cells):
-        if share <= 0:
-            continue
-        shade = min(1.0, max(0.05, round(share * 4) / 4))
-        if found and found[-1][0] + found[-1][1] == bucket and found[-1][2] == shade:
-            begin, length, _ = found[-1]
-            found[-1] = (begin, length + 1, shade)
-        else:
-            found.append((bucket, 1, shade))
-    return found
+# --- over time ----------------------------------------------------------------------------------------
 
 
-def curve(values: Mapping[int, int], height: int = 48) -> Markup:
-    """Counts by bucket as an area."""
-    if not values:
-        return Markup("")
-    most = max(values.values())
-    tops = [f"{height - height * values.get(bucket, 0) / most:.1f}" for bucket in range(BUCKETS)]
-    points = " ".join(f"{bucket},{top} {bucket + 1},{top}" for bucket, top in enumerate(tops))
-    return Markup(
-        f'<svg class="curve" viewBox="0 0 {BUCKETS} {height}" preserveAspectRatio="none" height="{height}" role="img" '
-        f'aria-label="Attempts that ended, over time"><polygon points="0,{height} {points} {BUCKETS},{height}"/></svg>'
-    )
+def steps(values: Sequence[float], css: str, label: str, height: int = 44) -> Markup:
+    """Numbers over time as an area of steps, as high as the largest of them."""
+    most = max(values, default=0) or 1
+    points = _outline([height * value / most for value in values], height)
+    inside = f'<polygon class="{css}" points="0,{height} {points} {len(values)},{height}"/>'
+    return _svg("steps", len(values), height, inside, height, label)
 
 
-def parts_bar(parts: Mapping[str, float]) -> Markup:
-    """The parts of VM time as one bar, in the order of the ledger."""
-    total = sum(parts.values())
-    if total <= 0:
-        return Markup("")
-    at, drawn = 0.0, []
-    for name, seconds in parts.items():
-        width = 100 * seconds / total
-        drawn.append(f'<rect class="p-{name}" x="{at:.2f}" y="0" width="{width:.2f}" height="4"/>')
-        at += width
-    return Markup(
-        f'<svg class="bar" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">{"".join(drawn)}</svg>'
-    )
+def _outline(heights: Sequence[float], base: float) -> str:
+    """The upper edge of steps; equal neighbours are one step."""
+    points: list[str] = []
+    for at, height in enumerate(heights):
+        if not at or height != heights[at - 1]:
+            points.append(f"{at},{base - height:.1f}")
+        if at + 1 == len(heights) or heights[at + 1] != height:
+            points.append(f"{at + 1},{base - height:.1f}")
+    return " ".join(points)
+
+
+def stacked(parts: Mapping[str, Sequence[float]], label: str, height: int = 160) -> Markup:
+    """Several series on top of each other, the first at the bottom. Classes are `p-` and the name."""
+    width = max(map(len, parts.values()), default=0)
+    tops = [0.0] * width
+    most = max((sum(column) for column in zip(*parts.values())), default=0.0) or 1.0
+    layers = []
+    for name, values in parts.items():
+        tops = [top + value for top, value in zip(tops, values)]
+        if any(values):
+            points = _outline([height * top / most for top in tops], height)
+            layers.append(f'<polygon class="p-{escape(name)}" points="0,{height} {points} {width},{height}"/>')
+    return _svg("stacked", width, height, "".join(reversed(layers)), height, label)

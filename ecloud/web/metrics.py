@@ -1,80 +1,70 @@
-"""`/metrics` for Prometheus: gauges and counters read from the database. No label without a bound."""
+"""`/metrics` for Prometheus: read from the database, from the boss's own numbers and from the doctor's last look. No
+label without a bound."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.engine import Engine
 
 from ecloud.db import schema
+from ecloud.db.database import database_now
+from ecloud.model.vm_states import WRITTEN_OFF
 from ecloud.queries.boot_history import pool_views
-from ecloud.queries.ledger import Ledger, ledger
+from ecloud.queries.ledger import Ledger, ledger_now
 from ecloud.queries.status import snapshot, status
 from ecloud.queries.views import Status
+from ecloud.web.health import Health
 
-POOLS_SHOWN = 100
-"""Pools with series of their own; settings have no more by far."""
+POOLS_SHOWN = 50
+"""Pools with series of their own; settings have no more by far. The rest are one series."""
+OTHER = "other"
+BOOT_S = (5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0)
+PARTS = ("broker", "database", "datastore", "cloud", "home")
+"""Parts of the doctor's look that have a series."""
+NUMBERS_OLD_S = 60.0
+"""Numbers of the boss that are older are those of one that is gone."""
 
 
-class Cluster(Collector):
-    """What the database says at this moment."""
+def exposition(engine: Engine, health: Health | None = None, boss_numbers: Path | None = None) -> bytes:
+    """The text that Prometheus reads. Raises `DatabaseAway`."""
+    began = time.monotonic()
+    now = status(engine)
+    answer_s = time.monotonic() - began
+    found = [
+        *_tasks(now),
+        *_boss(now),
+        *_outcomes(engine),
+        *_machines(engine, now),
+        *_seconds(ledger_now(engine)),
+        GaugeMetricFamily("ecloud_database_answer_seconds", "How long the database took to count all tasks", answer_s),
+    ]
+    if health is not None:
+        found += _parts(health)
+    if boss_numbers is not None:
+        found += _numbers(boss_numbers)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Once(found))
+    return generate_latest(registry)
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
-    def collect(self) -> Iterator[Metric]:
-        """Raises `DatabaseAway`."""
-        now = status(self._engine)
-        yield from _tasks(now)
-        yield from _boss(now)
-        yield from self._outcomes()
-        yield from self._machines(now)
-        yield from _seconds(ledger(self._engine, now=now.at))
+class _Once(Collector):
+    """Metrics that were read already, so that an error comes before the answer begins."""
 
-    def _outcomes(self) -> Iterator[Metric]:
-        attempts = schema.attempts.c
-        query = sa.select(attempts.state, attempts.cause, sa.func.count()).group_by(attempts.state, attempts.cause)
-        with snapshot(self._engine) as connection:
-            rows = connection.execute(query).all()
-            oldest = connection.execute(
-                sa.select(sa.func.min(schema.tasks.c.changed_at)).where(schema.tasks.c.state == "ready")
-            ).scalar()
-        ends = GaugeMetricFamily(
-            "ecloud_attempts", "Attempts in the database, by state and cause", labels=("state", "cause")
-        )
-        for state, cause, count in rows:
-            ends.add_metric((state, cause or ""), count)
-        yield ends
-        yield GaugeMetricFamily(
-            "ecloud_oldest_ready_task_timestamp_seconds", "Since when the oldest ready task waits; 0: none", oldest or 0
-        )
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
 
-    def _machines(self, now: Status) -> Iterator[Metric]:
-        vms = schema.vms.c
-        with snapshot(self._engine) as connection:
-            rows = connection.execute(
-                sa.select(vms.pool, vms.state, sa.func.count()).group_by(vms.pool, vms.state)
-            ).all()
-            pools = list(pool_views(connection).values())[:POOLS_SHOWN]
-        shown = {pool.pool for pool in pools}
-        machines = GaugeMetricFamily("ecloud_vms", "VMs by pool and state", labels=("pool", "state"))
-        for pool, state, count in rows:
-            if pool in shown or len(shown) < POOLS_SHOWN:
-                machines.add_metric((pool, state), count)
-        closed = GaugeMetricFamily("ecloud_pool_closed", "1 while no VM of the pool is started", labels=("pool",))
-        boots = GaugeMetricFamily("ecloud_pool_boot_seconds", "Usual time to boot", labels=("pool", "quantile"))
-        for view in pools:
-            closed.add_metric((view.pool,), 1 if view.closed else 0)
-            boots.add_metric((view.pool, "0.5"), view.boot_s_p50)
-            boots.add_metric((view.pool, "0.95"), view.boot_s_p95)
-        workers = GaugeMetricFamily("ecloud_workers", "Workers by state", labels=("state",))
-        for state, count in now.workers.items():
-            workers.add_metric((state,), count)
-        yield from (machines, closed, boots, workers)
+    def collect(self) -> list[Metric]:
+        return self._metrics
 
 
 def _tasks(now: Status) -> Iterator[Metric]:
@@ -88,12 +78,82 @@ def _tasks(now: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("ecloud_runs_held", "Runs that are held", sum(bool(run.held) for run in now.runs))
     yield GaugeMetricFamily("ecloud_worker_troubles", "Workers that start nothing now", len(now.troubles))
     yield GaugeMetricFamily("ecloud_cloud_troubles", "What keeps pools from starting VMs", len(now.cloud_troubles))
+    yield GaugeMetricFamily("ecloud_transfers", "Workers that move files now", len(now.transfers))
+    yield GaugeMetricFamily("ecloud_transfers_waiting", "Workers that wait to move files", now.transfers_waiting)
 
 
 def _boss(now: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("ecloud_boss_leads", "1 while a boss leads", int(now.boss.leads))
     yield GaugeMetricFamily("ecloud_boss_epoch", "The leader's epoch", now.boss.epoch)
     yield GaugeMetricFamily("ecloud_boss_silent_seconds", "Since the boss last wrote", now.boss.silent_s or 0)
+
+
+def _outcomes(engine: Engine) -> Iterator[Metric]:
+    attempts = schema.attempts.c
+    query = sa.select(attempts.state, attempts.cause, sa.func.count()).group_by(attempts.state, attempts.cause)
+    with snapshot(engine) as connection:
+        rows = connection.execute(query).all()
+        oldest = connection.execute(
+            sa.select(sa.func.min(schema.tasks.c.changed_at)).where(schema.tasks.c.state == "ready")
+        ).scalar()
+        now = database_now(connection)
+    ends = GaugeMetricFamily(
+        "ecloud_attempts", "Attempts in the database, by state and cause", labels=("state", "cause")
+    )
+    for state, cause, count in rows:
+        ends.add_metric((state, cause or ""), count)
+    yield ends
+    lost = sum(count for state, _, count in rows if state == "lost")
+    yield GaugeMetricFamily("ecloud_attempts_lost", "Attempts whose worker was lost, in the database", lost)
+    yield GaugeMetricFamily(
+        "ecloud_queue_age_seconds", "How long the oldest ready task has waited", max(0.0, now - oldest) if oldest else 0
+    )
+
+
+def _machines(engine: Engine, now: Status) -> Iterator[Metric]:
+    vms = schema.vms.c
+    with snapshot(engine) as connection:
+        rows = connection.execute(sa.select(vms.pool, vms.state, sa.func.count()).group_by(vms.pool, vms.state)).all()
+        pools = list(pool_views(connection).values())[:POOLS_SHOWN]
+        boot_s = connection.execute(
+            sa.select(vms.pool, vms.hello_at - vms.intended_at).where(vms.hello_at.is_not(None))
+        ).all()
+        leaks = connection.execute(
+            sa.select(sa.func.count()).select_from(schema.vms).where(vms.cause == WRITTEN_OFF)
+        ).scalar()
+    shown = [pool.pool for pool in pools]
+    shown += [pool for pool in dict.fromkeys(row[0] for row in rows) if pool not in shown][: POOLS_SHOWN - len(shown)]
+    counts: dict[tuple[str, str], int] = {}
+    for pool, state, count in rows:
+        key = (pool if pool in shown else OTHER, state)
+        counts[key] = counts.get(key, 0) + count
+    machines = GaugeMetricFamily("ecloud_vms", "VMs by pool and state", labels=("pool", "state"))
+    for (pool, state), count in counts.items():
+        machines.add_metric((pool, state), count)
+    closed = GaugeMetricFamily("ecloud_pool_closed", "1 while no VM of the pool is started", labels=("pool",))
+    for view in pools:
+        closed.add_metric((view.pool,), 1 if view.closed else 0)
+    workers = GaugeMetricFamily("ecloud_workers", "Workers by state", labels=("state",))
+    for state, count in now.workers.items():
+        workers.add_metric((state,), count)
+    yield from (machines, closed, workers, _boots(boot_s, shown))
+    yield GaugeMetricFamily("ecloud_vms_written_off", "VMs whose end was never confirmed: they may run", leaks or 0)
+
+
+def _boots(rows: Sequence[Any], shown: Sequence[str]) -> Metric:
+    """From the request of a VM to the first word of its worker."""
+    family = HistogramMetricFamily("ecloud_vm_boot_seconds", "From asking for a VM to its worker", labels=("pool",))
+    by_pool: dict[str, list[float]] = {}
+    for pool, seconds in rows:
+        by_pool.setdefault(pool if pool in shown else OTHER, []).append(max(0.0, float(seconds)))
+    for pool, times in by_pool.items():
+        counts = [sum(1 for seconds in times if seconds <= bound) for bound in BOOT_S]
+        family.add_metric((pool,), _buckets(BOOT_S, counts, len(times)), sum(times))
+    return family
+
+
+def _buckets(bounds: Sequence[float], upto: Sequence[int], all_of_them: int) -> list[tuple[str, float]]:
+    return [*((str(bound), float(count)) for bound, count in zip(bounds, upto)), ("+Inf", float(all_of_them))]
 
 
 def _seconds(books: Ledger) -> Iterator[Metric]:
@@ -104,19 +164,43 @@ def _seconds(books: Ledger) -> Iterator[Metric]:
     yield used
 
 
-def exposition(engine: Engine) -> bytes:
-    """The text that Prometheus reads. Raises `DatabaseAway`."""
-    registry = CollectorRegistry(auto_describe=False)
-    cluster = Cluster(engine)
-    registry.register(_Once(list(cluster.collect())))
-    return generate_latest(registry)
+def _parts(health: Health) -> Iterator[Metric]:
+    findings, looked_at = health.findings()
+    if looked_at is None:
+        return
+    up = GaugeMetricFamily("ecloud_part_ok", "1 where the doctor finds nothing wrong with a part", labels=("part",))
+    for part in PARTS:
+        of_part = [one for one in findings if one.part == part]
+        if of_part:
+            up.add_metric((part,), int(all(one.is_ok for one in of_part)))
+    yield up
+    yield GaugeMetricFamily(
+        "ecloud_findings", "What the doctor complains about", sum(not one.is_ok for one in findings)
+    )
 
 
-class _Once(Collector):
-    """Metrics that were read already, so that an error comes before the answer begins."""
+def _numbers(file: Path) -> Iterator[Metric]:
+    """What a boss on this machine counts. None where it is elsewhere, or gone."""
+    try:
+        numbers: Mapping[str, Any] = json.loads(file.read_text())
+        is_old = time.time() - numbers["at"] > NUMBERS_OLD_S
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if is_old:
+        return
+    yield _histogram("ecloud_commit_seconds", "How long the boss's commits took", numbers["commit_s"])
+    yield _histogram("ecloud_batch_events", "Events that the boss decided on at once", numbers["batch_events"])
+    messages = CounterMetricFamily("ecloud_boss_messages", "Messages of the boss", labels=("direction",))
+    for direction in ("received", "sent", "unreadable"):
+        messages.add_metric((direction,), numbers[direction])
+    yield messages
+    yield GaugeMetricFamily(
+        "ecloud_boss_broker_connected", "1 while the boss has its broker", int(numbers["broker_up"])
+    )
 
-    def __init__(self, metrics: list[Metric]) -> None:
-        self._metrics = metrics
 
-    def collect(self) -> list[Metric]:
-        return self._metrics
+def _histogram(name: str, text: str, document: Mapping[str, Any]) -> Metric:
+    family = HistogramMetricFamily(name, text)
+    upto = list(accumulate(document["counts"]))
+    family.add_metric((), _buckets(document["bounds"], upto, upto[-1]), document["sum"])
+    return family

@@ -1,134 +1,118 @@
-"""What each page shows. A handler reads through `ecloud.queries`, on a thread, and renders a template."""
+"""What each page asks. A handler reads through `ecloud.queries`, on a thread; what reads a whole large run is asked in
+the helper process (`heavy`), and the page is shown without it until it has come."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
-from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup, escape
 from sqlalchemy.engine import Engine
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from datastore.problem import PART_AWAY, Problem
-from ecloud.model.tasks import TaskState
-from ecloud.model.text import amounts, byte_size, counted, duration, visible
+from ecloud.model.vm_states import VmState
 from ecloud.queries import status as queries
-from ecloud.queries.boot_history import pool_views
+from ecloud.queries.boot_history import boot_views, pool_views
 from ecloud.queries.browse import browse
+from ecloud.queries.critical_path import critical_path
 from ecloud.queries.failures import failure_groups
-from ecloud.queries.ledger import ledger
+from ecloud.queries.folded_graph import FoldNode, Zoom, fold
+from ecloud.queries.graph_cells import graph_cells
+from ecloud.queries.ledger import ledger_now
+from ecloud.queries.ledger_history import SLICES, ledger_history
+from ecloud.queries.load import load
 from ecloud.queries.lookup import task
+from ecloud.queries.neighbourhood import neighbourhood
+from ecloud.queries.sweep import sweep_tasks
+from ecloud.queries.sweep_table import SweepTable, last_sweep_table, sorted_by
 from ecloud.queries.timeline import timeline
 from ecloud.queries.why import why
 from ecloud.queries.why_task import Pool
-from ecloud.web import charts
-from ecloud.web.answers import Answers
+from ecloud.web import charts, graph_charts, sweep_charts
+from ecloud.web.health import Health
+from ecloud.web.heavy import Heavy
+from ecloud.web.rendering import Rendering
 
 PAGE_ROWS = 100
-TAIL_CHARS = 20_000
-"""Of an output on a page; `admin.py logs` has the rest."""
+RUNS_SHOWN = 50
+GROUPS_SHOWN = 50
 GONE_VMS_SHOWN = 50
-SIGNS = {
-    "succeeded": "✓", "failed": "✗", "running": "▶", "ready": "○", "waiting": "…", "aborted": "⊘", "cancelled": "⊗",
-    "leads": "✓", "away": "✗", "up": "✓", "draining": "↓", "lost": "✗", "gone": "–", "intended": "…", "booting": "…",
-    "ending": "↓",
-}  # fmt: skip
-"""A state is told by shape and word, never by colour alone."""
+WORKERS_SHOWN = 200
+SMALL = 20_000
+"""Tasks of a run, attempts of a cluster, that are read while the page waits."""
+SWEEP_ROWS = 200
+PATH_ROWS = 40
+
+Sweep = Callable[[str], SweepTable]
 
 
 class Pages:
-    """Renders pages. `engine` opens the database (raises `DatabaseAway`); `csrf`: None where nothing may be changed."""
+    """Handlers. `sweep` makes the table of a run's parameters and numbers; it is a function of a module, since the
+    helper process calls it. None: from the database alone."""
 
-    def __init__(self, engine: Callable[[], Engine], cluster: str, csrf: str | None, pools: Sequence[Pool]) -> None:
-        self._open = engine
-        self._engine: Engine | None = None
+    def __init__(self, rendering: Rendering, health: Health, pools: Sequence[Pool], sweep: Sweep | None) -> None:
+        self._rendering = rendering
+        self._health = health
         self._pools = pools
-        self._answers = Answers()
-        self._csrf = csrf
-        self._templates = Environment(
-            loader=FileSystemLoader(Path(__file__).parent / "templates"),
-            autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        )  # fmt: skip
-        self._templates.globals.update(
-            cluster=cluster, csrf=csrf, bar=charts.bar, parts_bar=charts.parts_bar, sign=sign, states=list(TaskState)
-        )
-        self._templates.filters.update(
-            duration=duration,
-            counted=counted,
-            bytes=byte_size,
-            amounts=amounts,
-            safe_text=safe_text,
-            at=at,
-            number=number,
-        )
+        self._sweep = sweep
+        self._heavy = Heavy()
 
-    @property
-    def engine(self) -> Engine:
-        """The database, opened when it is first asked. Raises `DatabaseAway`."""
-        if self._engine is None:
-            self._engine = self._open()
-        return self._engine
-
-    # --- answering ----------------------------------------------------------------------------------
-
-    async def show(self, request: Request, template: str, find: Callable[[Engine], dict[str, Any]]) -> Response:
-        """A page, or with `X-Fragment` its main part alone; 304 where the viewer has it already."""
-        question = (template, str(request.url.query), tuple(sorted(request.path_params.items())))
-
-        def render() -> tuple[int, str]:
-            try:
-                return 200, self._main(template, request, find(self.engine))
-            except Problem as error:
-                if error.exit_code != PART_AWAY:
-                    return 404, self._main("message.html", request, {"title": "Not found", "text": str(error)})
-                text = f"{error}. This page refreshes until it is back."
-                return 503, self._main("message.html", request, {"title": "The database is away", "text": text})
-
-        code, main = await run_in_threadpool(self._answers.ask, question, render)
-        etag = f'"{hashlib.blake2b(main.encode(), digest_size=12).hexdigest()}"'
-        headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "X-Fragment"}
-        if code == 200 and request.headers.get("if-none-match") == etag:
-            return Response(status_code=304, headers=headers)
-        if "x-fragment" not in request.headers:
-            path = request.url.path
-            main = self._templates.get_template("page.html").render(main=Markup(main), path=path, title=path.strip("/"))
-        return Response(main, code, headers, "text/html; charset=utf-8")
-
-    def _main(self, template: str, request: Request, values: Mapping[str, Any]) -> str:
-        return self._templates.get_template(template).render(query=dict(request.query_params), **values)
-
-    # --- pages --------------------------------------------------------------------------------------
+    def _ask(self, engine: Engine, tasks: int, function: Callable[..., Any], *arguments: object) -> Any:
+        """An answer, or None while it is being found. Raises what `function` raises."""
+        if tasks <= SMALL:
+            return function(engine, *arguments)
+        return self._heavy.ask(engine, function, *arguments)
 
     async def overview(self, request: Request) -> Response:
         """Everything on one screen."""
 
         def find(engine: Engine) -> dict[str, Any]:
             now = queries.status(engine)
-            return {"now": now, "runs": now.runs[:50], "more_runs": max(0, len(now.runs) - 50)}
-
-        return await self.show(request, "overview.html", find)
-
-    async def run(self, request: Request) -> Response:
-        """One run: counts, failures in groups, lanes by worker."""
-        name = request.path_params["name"]
-
-        def find(engine: Engine) -> dict[str, Any]:
-            times = timeline(engine, name)
+            findings, looked_at = self._health.findings()
             return {
-                "run": queries.run_status(engine, name),
-                "failures": failure_groups(engine, name),
-                "times": times,
-                "lanes": charts.lanes(times),
-                "curve": charts.curve(times.ended),
+                "now": now,
+                "runs": now.runs[:RUNS_SHOWN],
+                "more_runs": max(0, len(now.runs) - RUNS_SHOWN),
+                "findings": [one for one in findings if not one.is_ok],
+                "fine": sorted({one.part for one in findings} - {one.part for one in findings if not one.is_ok}),
+                "looked_at": looked_at,
             }
 
-        return await self.show(request, "run.html", find)
+        return await self._rendering.show(request, "overview.html", find)
+
+    async def run(self, request: Request) -> Response:
+        """One run: counts, failures in groups, its time, its graph, its critical path."""
+        name = request.path_params["name"]
+        zoom = _zoom(request)
+
+        def find(engine: Engine) -> dict[str, Any]:
+            run = queries.run_status(engine, name)
+            tasks = run.total
+            times = self._ask(engine, tasks, timeline, name)
+            counts = self._ask(engine, tasks, load, name)
+            cells = self._ask(engine, tasks, graph_cells, name)
+            folded = None if cells is None else fold(cells, zoom)
+            failures = self._ask(engine, tasks, failure_groups, name)
+            path = self._ask(engine, tasks, critical_path, name)
+            return {
+                "pending": None in (times, counts, cells, failures, path),
+                "run": run,
+                "failures": failures,
+                "groups_shown": GROUPS_SHOWN,
+                "times": times,
+                "lanes": None if times is None else charts.lanes(times),
+                "load": counts,
+                "steps": charts.steps,
+                "zoom": zoom if zoom != Zoom() else None,
+                "folded": folded,
+                "cells": cells,
+                "graph": folded and graph_charts.folded_graph(folded, name, lambda node: _opened(name, node)),
+                "path": path,
+                "path_rows": PATH_ROWS,
+            }
+
+        return await self._rendering.show(request, "run.html", find)
 
     async def tasks(self, request: Request) -> Response:
         """A list of tasks, a page at a time."""
@@ -141,83 +125,126 @@ class Pages:
                 engine, asked.get("run", ""), (state,) if state else (), asked.get("label", ""), asked.get("text", ""),
                 int(after) if after.isdecimal() and len(after) < 18 else 0, PAGE_ROWS,
             )  # fmt: skip
-            return {"page": page}
+            more = {name: asked.get(name, "") for name in ("run", "state", "label", "text") if asked.get(name)}
+            return {"page": page, "more": urlencode({**more, "after": page.more_after})}
 
-        return await self.show(request, "tasks.html", find)
+        return await self._rendering.show(request, "tasks.html", find)
 
     async def task(self, request: Request) -> Response:
         """One task whole, and why it stands where it stands."""
         name, run = request.query_params.get("id", ""), request.query_params.get("run", "")
 
         def find(engine: Engine) -> dict[str, Any]:
-            return {"task": task(engine, name, run), "why": why(engine, name, run, self._pools)}
+            found = task(engine, name, run)
+            near = None
+            if found.dependencies or found.dependents:
+                near = graph_charts.neighbours(neighbourhood(engine, found.id, found.run))
+            return {"task": found, "why": why(engine, found.id, found.run, self._pools), "near": near}
 
-        return await self.show(request, "task.html", find)
+        return await self._rendering.show(request, "task.html", find)
+
+    async def sweep(self, request: Request) -> Response:
+        """A sweep: parameters and numbers as a table and as pictures."""
+        name, asked = request.path_params["name"], request.query_params
+
+        def find(engine: Engine) -> dict[str, Any]:
+            run = queries.run_status(engine, name)
+            # The numbers may be in files of the datastore: the helper reads them.
+            table = self._heavy.ask(engine, _sweep_table, self._sweep, name)
+            if table is None:
+                return {"run": run, "table": None, "pending": True}
+            return {"run": run, **_sweep_values(table, asked.get("sort", ""), asked)}
+
+        return await self._rendering.show(request, "sweep.html", find)
 
     async def machines(self, request: Request) -> Response:
         """Workers, VMs and pools."""
 
         def find(engine: Engine) -> dict[str, Any]:
             vms = queries.vms(engine, gone=True)
+            gone = [vm for vm in vms if vm.state == VmState.GONE][-GONE_VMS_SHOWN:][::-1]
+            here = [vm for vm in vms if vm.state != VmState.GONE][-WORKERS_SHOWN:]
+            workers = queries.workers(engine)
             with queries.snapshot(engine) as connection:
                 pools = list(pool_views(connection).values())
+                boots = boot_views(connection, [vm.vm_no for vm in here + gone])
             return {
-                "workers": queries.workers(engine),
-                "vms": [vm for vm in vms if vm.state != "gone"],
-                "gone": [vm for vm in vms if vm.state == "gone"][-GONE_VMS_SHOWN:][::-1],
+                "workers": workers[:WORKERS_SHOWN],
+                "more_workers": max(0, len(workers) - WORKERS_SHOWN),
+                "vms": here,
+                "gone": gone,
+                "boots": boots,
                 "pools": pools,
+                "settings": self._pools,
             }
 
-        return await self.show(request, "machines.html", find)
+        return await self._rendering.show(request, "machines.html", find)
 
     async def ledger(self, request: Request) -> Response:
         """Where every VM-second went."""
         run = request.query_params.get("run", "")
 
         def find(engine: Engine) -> dict[str, Any]:
-            return {"ledger": ledger(engine, run, queries.status(engine).at)}
+            now = queries.status(engine)
+            tasks = sum(now.tasks.values())
+            if run:
+                queries.run_status(engine, run)  # a name that is none is said at once
+            history = None if run else self._ask(engine, tasks, ledger_history)
+            books = self._ask(engine, tasks, ledger_now, run)
+            return {
+                "pending": books is None,
+                "ledger": books,
+                "history": history,
+                "slices": SLICES,
+                "stacked": charts.stacked,
+            }
 
-        return await self.show(request, "ledger.html", find)
-
-    def message(self, request: Request, title: str, text: str, code: int) -> Response:
-        """A page that says one thing."""
-        main = self._main("message.html", request, {"title": title, "text": text})
-        page = self._templates.get_template("page.html").render(main=Markup(main), path="", title=title)
-        return Response(page, code, media_type="text/html; charset=utf-8")
-
-    def confirm(self, request: Request, values: Mapping[str, Any]) -> Response:
-        """A page that says what an action would do, with the button that does it."""
-        main = self._main("confirm.html", request, values)
-        page = self._templates.get_template("page.html").render(main=Markup(main), path="", title="Confirm")
-        return Response(page, media_type="text/html; charset=utf-8")
-
-
-# --- how values are written -----------------------------------------------------------------------
+        return await self._rendering.show(request, "ledger.html", find)
 
 
-def sign(state: str) -> Markup:
-    """A state as shape and word."""
-    return Markup('<span class="state s-{}"><span aria-hidden="true">{}</span> {}</span>').format(
-        state, SIGNS.get(state, "·"), state
-    )
+def _zoom(request: Request) -> Zoom:
+    """Which part of the graph is opened, as the address says."""
+    asked = request.query_params
+
+    def level(name: str, otherwise: int) -> int:
+        text = asked.get(name, "")
+        return int(text) if text.isdecimal() and len(text) < 9 else otherwise
+
+    whole = Zoom()
+    return Zoom(asked.get("kind", ""), level("from", whole.first), level("to", whole.last))
 
 
-def safe_text(text: str, lines: bool = True) -> str:
-    """Foreign text of which nothing acts on a terminal or hides; the template escapes it for HTML. Its end."""
-    shown = text[-TAIL_CHARS:]
-    return ("…\n" if len(shown) < len(text) else "") + visible(shown, lines=lines)
+def _opened(run: str, node: FoldNode) -> str:
+    """Where a node of the graph leads: to its task, or to its inside."""
+    if node.task:
+        return "/task?" + urlencode({"run": run, "id": node.task})
+    zoom = {"kind": node.zoom.kind, "from": node.zoom.first, "to": node.zoom.last}
+    return "?" + urlencode(zoom) + "#graph"
 
 
-def at(seconds: float | None) -> Markup:
-    """A moment, for `monitor.js` to write in the viewer's zone; without scripts as UTC."""
-    if seconds is None:
-        return Markup("–")
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
-    return Markup('<time datetime="{}">{} UTC</time>').format(
-        moment.isoformat(timespec="seconds"), escape(moment.strftime("%Y-%m-%d %H:%M:%S"))
-    )
+def _sweep_table(engine: Engine, sweep: Sweep | None, run: str) -> SweepTable:
+    return last_sweep_table(sweep_tasks(engine, run)) if sweep is None else sweep(run)
 
 
-def number(value: float | None, digits: int = 0) -> str:
-    """1234567 as 1,234,567; nothing as a dash."""
-    return "–" if value is None else f"{value:,.{digits}f}"
+def _sweep_values(table: SweepTable, sort: str, asked: Any) -> dict[str, Any]:
+    """The table's first rows in the order that was asked for, and its pictures."""
+    if sort.removeprefix("-") in table.columns or sort in table.columns:
+        table = sorted_by(table, sort)
+    known = table.parameters + table.metrics
+    axes = [axis for name in known if (axis := sweep_charts.axis_of(table, name)) is not None]
+    by_title = {axis.title: axis for axis in axes}
+    # A parameter that has one value tells nothing.
+    varied = [axis for axis in axes if len(axis.ticks) > 1]
+    numbers = [axis for axis in varied if axis.title in table.metrics]
+    x = by_title.get(asked.get("x", "")) or next((axis for axis in varied if axis.title in table.parameters), None)
+    y = by_title.get(asked.get("y", "")) or (numbers[0] if numbers else None)
+    return {
+        "table": table,
+        "rows": table.rows[:SWEEP_ROWS],
+        "sort": sort,
+        "axes": axes,
+        "x": x,
+        "y": y,
+        "scatter": sweep_charts.scatter(table, x, y) if x and y else None,
+        "parallel": sweep_charts.parallel(sorted(varied, key=lambda axis: axis == y), table),
+    }

@@ -7,18 +7,22 @@ use. Each request must name a host that this monitor answers to, so that a forei
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import secrets
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "ecloud_monitor"
 MAX_BODY_BYTES = 64 * 1024
 """Of a form. Every request that claims or sends more is refused."""
+LOGIN = "/login"
+WRONG_S = 1.0
 OPEN = ("/static/",)
 """Paths that need no cookie: they hold nothing of the cluster."""
 HEADERS = {
@@ -56,13 +60,18 @@ class Secret:
 
 
 class Guard:
-    """ASGI middleware: host, cookie, origin, sizes; adds the security headers to every answer."""
+    """ASGI middleware: host, cookie, origin, sizes; adds the security headers to every answer. `password`: where it is
+    set, browsers prove themselves with it instead of the token in an address."""
 
-    def __init__(self, app: ASGIApp, secret: Secret, hosts: frozenset[str], read_only: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, secret: Secret, hosts: frozenset[str], read_only: bool, password: str = ""
+    ) -> None:
         self._app = app
         self._secret = secret
         self._hosts = hosts
         self._read_only = read_only
+        self._password = password
+        self._trying = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -70,6 +79,8 @@ class Guard:
             await self._app(scope, receive, send)
             return
         refusal = self._refusal(scope)
+        if refusal is None and self._password and scope["path"] == LOGIN and scope["method"] == "POST":
+            refusal = await self._log_in(scope, _bounded(receive))
         if refusal is None:
             await self._app(scope, _bounded(receive), _with_headers(send))
         else:
@@ -85,16 +96,30 @@ class Guard:
             return PlainTextResponse("The request is too large.\n", 413)
         if path.startswith(OPEN):
             return None
+        if self._password and path == LOGIN:
+            return self._of_origin(scope, headers, host) if scope["method"] == "POST" else None
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = query.pop("token", [""])[0]
-        if given and self._secret.is_token(given):
+        if given and not self._password and self._secret.is_token(given):
             return self._welcome(scope, query)
         if not self._is_known(headers):
+            if self._password and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+                return RedirectResponse(LOGIN, 303)
             text = "Open the address that `admin.py monitor` printed: it holds the key to this monitor.\n"
             return PlainTextResponse(text, 401)
         if scope["method"] not in ("GET", "HEAD"):
             return self._of_change(scope, headers, host)
         return None
+
+    async def _log_in(self, scope: Scope, receive: Receive) -> Response:
+        """One try at a time, and a wrong one takes a second: passwords can't be guessed in numbers."""
+        form = parse_qs((await Request(scope, receive).body()).decode("utf-8", "replace"), max_num_fields=5)
+        given = form.get("password", [""])[0]
+        async with self._trying:
+            if hmac.compare_digest(given.encode(), self._password.encode()):
+                return self._welcome({**scope, "path": "/"}, {})
+            await asyncio.sleep(WRONG_S)
+        return PlainTextResponse("That is not the password. Go back and try again.\n", 401)
 
     def _welcome(self, scope: Scope, query: dict[str, list[str]]) -> Response:
         rest = urlencode(query, doseq=True)
@@ -118,6 +143,9 @@ class Guard:
             return PlainTextResponse("Only GET and POST are answered.\n", 405)
         if self._read_only:
             return PlainTextResponse("This monitor only shows: it was started with --read_only.\n", 403)
+        return self._of_origin(scope, headers, host)
+
+    def _of_origin(self, scope: Scope, headers: Headers, host: str) -> Response | None:
         origin = headers.get("origin", "")
         if urlsplit(origin).netloc != host or urlsplit(origin).scheme != scope["scheme"]:
             return PlainTextResponse("A change must come from a page of this monitor.\n", 403)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import http.client
 import re
 import signal
@@ -40,17 +41,18 @@ class Answer:
 class Monitor:
     """A monitor process and a browser's cookie."""
 
-    def __init__(self, doors: Doors, *options: str) -> None:
+    def __init__(self, doors: Doors, *options: str, token: str = "") -> None:
         command = [sys.executable, str(ROOT / "admin.py"), "monitor", "--port", "0", *options]
+        environment = {**doors.environment, "ECLOUD_MONITOR_TOKEN": token}
         self.process = subprocess.Popen(
-            command, cwd=doors.place, env=doors.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            command, cwd=doors.place, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )  # fmt: skip
         assert self.process.stdout is not None
         line = self.process.stdout.readline().decode()
-        found = re.fullmatch(r"monitor: http://(127\.0\.0\.1:\d+)/\?token=(\S+)\n", line)
+        found = re.fullmatch(r"monitor: http://(127\.0\.0\.1:\d+)/(?:\?token=(\S+))?\n", line)
         assert found, line
-        self.host, self.token = found.groups()
+        self.host, self.token = found[1], found[2] or ""
         self.cookie = ""
 
     def get(self, path: str, method: str = "GET", body: str = "", **headers: str) -> Answer:
@@ -111,7 +113,8 @@ def test_pages_show_what_happened_and_escape_it(monitor: Monitor) -> None:
     run = quote(f"r {EVIL}/%2e", safe="")
     bad = urlencode({"run": f"r {EVIL}/%2e", "id": f"bad-{EVIL}"})
     some = "/tasks?state=failed&text=same"
-    paths = ("/", f"/run/{run}", "/tasks", some, f"/task?{bad}", "/machines", "/ledger")
+    opened = f"/run/{run}?" + urlencode({"kind": EVIL, "from": 0, "to": EVIL})
+    paths = ("/", f"/run/{run}", opened, f"/sweep/{run}", "/tasks", some, f"/task?{bad}", "/machines", "/ledger")
     pages = {path: monitor.get(path) for path in paths}
     for path, page in pages.items():
         assert page.code == 200, (path, page.text)
@@ -149,7 +152,7 @@ def test_strangers_and_other_sites_get_nothing(monitor: Monitor) -> None:
     assert monitor.get(f"//evil.example/?token={monitor.token}").headers["location"] == "/evil.example/"
     for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/static//etc/passwd"):
         assert monitor.get(path).code == 404, path
-    form = {"verb": "cancel", "run": "r", "csrf": csrf_of(monitor.get("/confirm?verb=cancel&run=r"))}
+    form = {"verb": "cancel", "run": "r", "csrf": csrf_of(monitor.get("/confirm?verb=drain_worker&id=w"))}
     assert monitor.get("/do", "POST", urlencode(form)).code == 403, "no origin"
     assert monitor.get("/do", "POST", urlencode(form), Origin="http://evil.example").code == 403
     assert monitor.post("/do", verb="cancel", run="r", csrf="00").code == 403
@@ -176,7 +179,7 @@ def test_failed_tasks_are_retried_from_the_page(monitor: Monitor, place: Doors) 
     monitor.enter()
     run = f"r {EVIL}/%2e"
     page = monitor.get("/confirm?" + urlencode({"verb": "retry_failed", "run": run, "id": "same-1"}))
-    assert "Try task same-1" in page.text
+    assert "Run task same-1" in page.text
     done = monitor.post("/do", verb="retry_failed", run=run, id="same-1", csrf=csrf_of(page))
     assert done.code == 303, done.text
 
@@ -184,6 +187,79 @@ def test_failed_tasks_are_retried_from_the_page(monitor: Monitor, place: Doors) 
         return len(place.admin("show_task", f"{run}:same-1", "--json").json["attempts"])
 
     wait_until(lambda: tries() == 2, 60, "it is tried again")
+
+
+def test_a_group_of_failures_is_retried_from_the_page(monitor: Monitor, place: Doors) -> None:
+    monitor.enter()
+    run = f"r {EVIL}/%2e"
+    link = re.search(
+        r'href="(/confirm\?verb=retry_failed[^"]*group=\w+)"', monitor.get(f"/run/{quote(run, safe='')}").text
+    )
+    assert link
+    page = monitor.get(html.unescape(link[1]))
+    assert re.search(r"Run [35] tasks of run .* that failed in one way", page.text), page.text
+    group = re.search(r'name="group" value="(\w+)"', page.text)
+    assert group
+    done = monitor.post("/do", verb="retry_failed", run=run, group=group[1], csrf=csrf_of(page))
+    assert done.code == 303, done.text
+    wait_until(
+        lambda: len(place.admin("show_task", f"{run}:same-2", "--json").json["attempts"]) == 2,
+        60,
+        "they are tried again",
+    )
+    assert monitor.post("/do", verb="retry_failed", run=run, group="00", csrf=csrf_of(page)).code == 409
+
+
+def test_the_output_of_a_running_task_is_read_by_its_offset(monitor: Monitor, place: Doors) -> None:
+    monitor.enter()
+    go_on = place.place / "go-on"
+    command = f"echo first; while ! test -e {go_on}; do sleep 0.05; done; echo second"
+    place.push(place.write("live.json", [{"id": "live", "commands": command}]), "--run", "live")
+    place_of = "/log?" + urlencode({"run": "live", "id": "live", "stream": "stdout"})
+    heard = ""
+
+    def read_on() -> None:
+        nonlocal heard
+        answer = monitor.get(f"{place_of}&offset={len(heard)}")
+        if answer.code == 200:
+            heard += answer.text
+            assert int(answer.headers["x-next-offset"]) == len(heard)
+
+    def has(text: str) -> bool:
+        read_on()
+        return text in heard
+
+    wait_until(lambda: has("first\n"), 60, "the first line is heard while the task runs")
+    assert "data-log" in monitor.get("/task?run=live&id=live").text
+    go_on.touch()
+    wait_until(lambda: has("second\n"), 60, "the second line follows")
+    assert heard == "first\nsecond\n"
+    assert monitor.get(f"{place_of}&offset=x").code == 400
+
+
+def test_with_a_password_the_token_in_an_address_is_of_no_use(place: Doors) -> None:
+    secret = place.place / "password"
+    secret.write_text("correct horse battery\n")
+    secret.chmod(0o600)
+    monitor = Monitor(place, "--password_file", str(secret), token="the-token-of-programs")
+    try:
+        origin = f"http://{monitor.host}"
+        assert monitor.get("/?token=the-token-of-programs").code == 401
+        assert monitor.get("/", Accept="text/html").headers["location"] == "/login"
+        assert "password" in monitor.get("/login").text
+        wrong = monitor.get("/login", "POST", urlencode({"password": "wrong"}), Origin=origin)
+        assert wrong.code == 401
+        foreign = monitor.get(
+            "/login", "POST", urlencode({"password": "correct horse battery"}), Origin="http://evil.example"
+        )
+        assert foreign.code == 403
+        right = monitor.get("/login", "POST", urlencode({"password": "correct horse battery"}), Origin=origin)
+        assert right.code == 303
+        monitor.cookie = right.headers["set-cookie"].partition(";")[0]
+        assert monitor.get("/").code == 200
+        assert monitor.get("/metrics", Authorization="Bearer the-token-of-programs").code == 200
+    finally:
+        monitor.end()
 
 
 def test_without_a_boss_it_says_so_and_shows_what_is_known(doors: Doors) -> None:
@@ -194,7 +270,7 @@ def test_without_a_boss_it_says_so_and_shows_what_is_known(doors: Doors) -> None
         monitor.enter()
         wait_until(lambda: "No boss leads" in monitor.get("/").text, 60, "the page says that no boss leads")
         assert monitor.get("/tasks").code == 200
-        page = monitor.get("/confirm?verb=cancel&run=r")
+        page = monitor.get("/confirm?verb=drain_worker&id=w")
         answer = monitor.post("/do", verb="cancel", run="r", csrf=csrf_of(page))
         assert answer.code == 503
         assert "admin.py start" in answer.text
@@ -213,7 +289,13 @@ def test_read_only_changes_nothing(place: Doors) -> None:
 
 
 def test_addresses_that_cannot_be_served_are_refused(doors: Doors) -> None:
-    assert "--tls_cert" in doors.admin("monitor", "--host", "0.0.0.0", code=2).err
+    assert "--password_file" in doors.admin("monitor", "--host", "0.0.0.0", code=2).err
+    secret = doors.place / "password"
+    secret.write_text("correct horse battery")
+    assert "chmod 600" in doors.admin("monitor", "--password_file", secret, code=2).err
+    secret.chmod(0o600)
+    found = doors.admin("monitor", "--host", "0.0.0.0", "--password_file", secret, code=2).err
+    assert "--tls_cert" in found
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "can't listen" in doors.admin("monitor", "--port", taken.getsockname()[1], code=2).err
 
@@ -221,7 +303,8 @@ def test_addresses_that_cannot_be_served_are_refused(doors: Doors) -> None:
 def test_metrics_are_bounded_and_true(monitor: Monitor) -> None:
     text = monitor.get("/metrics", Authorization=f"Bearer {monitor.token}").text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(values['ecloud_tasks{state="succeeded"}']) == 1
+    assert float(values['ecloud_tasks{state="succeeded"}']) >= 1
+    assert float(values["ecloud_commit_seconds_count"]) > 0, "the boss of this home told its numbers"
     assert float(values["ecloud_boss_leads"]) == 1
     assert len(values) < 2_000
     assert EVIL not in text

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from datastore.problem import Problem
-from ecloud.queries.sweep import SweepTask
+from ecloud.queries.sweep import SweepTask, last_numbers
 
 _SOURCES = ("task", "state", "run_s")
 
@@ -15,10 +15,12 @@ Cell = str | float | None
 
 
 class SweepTable(msgspec.Struct, frozen=True):
-    """One row for each task. Columns: `task`, the parameters, `state`, `run_s`, the numbers."""
+    """One row for each task. Columns: `task`, the parameters, `state`, `run_s`, the numbers (`metrics`)."""
 
     columns: list[str]
     rows: list[list[Cell]]
+    parameters: list[str] = []
+    metrics: list[str] = []
 
     def column(self, name: str) -> int:
         """Its position. Raises `Problem`."""
@@ -38,7 +40,12 @@ def table_of(tasks: Sequence[SweepTask], numbers: Sequence[dict[str, float]]) ->
         run_s = None if task.run_s is None else round(task.run_s, 3)
         row: list[Cell] = [task.id, *(task.parameters.get(name) for name in parameters), task.state, run_s]
         rows.append([*row, *(found.get(name) for name in names)])
-    return SweepTable(["task", *parameters, "state", "run_s", *titles], rows)
+    return SweepTable(["task", *parameters, "state", "run_s", *titles], rows, parameters, titles)
+
+
+def last_sweep_table(tasks: Sequence[SweepTask]) -> SweepTable:
+    """The table with the numbers of the last JSON line of each output alone."""
+    return table_of(tasks, [last_numbers(task.stdout) for task in tasks])
 
 
 def sorted_by(table: SweepTable, sort: str) -> SweepTable:
@@ -52,7 +59,7 @@ def sorted_by(table: SweepTable, sort: str) -> SweepTable:
         number = as_float(row[at])
         return (number is None, number or 0.0, str(row[at]))
 
-    return SweepTable(table.columns, [*sorted(there, key=key, reverse=down), *missing])
+    return msgspec.structs.replace(table, rows=[*sorted(there, key=key, reverse=down), *missing])
 
 
 def as_float(cell: Cell) -> float | None:

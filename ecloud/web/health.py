@@ -1,0 +1,55 @@
+"""What `doctor` says, for the overview and for metrics: looked at now and then, never waited for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+LOOK_EVERY_S = 60.0
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the doctor. `remedy`: what to do; empty where all is well."""
+
+    part: str
+    text: str
+    remedy: str = ""
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether nothing need be done."""
+        return not self.remedy
+
+
+class Health:
+    """The last findings. For use from several threads."""
+
+    def __init__(self, look: Callable[[], Iterable[Finding]]) -> None:
+        self._look = look
+        self._lock = threading.Lock()
+        self._findings: tuple[Finding, ...] = ()
+        self._looked_at: float | None = None
+        self._due = 0.0
+        self._looking = False
+
+    def findings(self) -> tuple[tuple[Finding, ...], float | None]:
+        """What was found, and when (seconds since 1970); None before the first look has ended. Begins a look where the
+        last one is old."""
+        with self._lock:
+            if not self._looking and time.monotonic() >= self._due:
+                self._looking = True
+                threading.Thread(target=self._run, name="doctor", daemon=True).start()
+            return self._findings, self._looked_at
+
+    def _run(self) -> None:
+        try:
+            found = tuple(self._look())
+        except Exception as error:  # a fault of one look must not end the pages
+            found = (Finding("doctor", f"the look at all parts failed: {error}", "python admin.py doctor"),)
+        with self._lock:
+            self._findings, self._looked_at = found, time.time()
+            self._due = time.monotonic() + LOOK_EVERY_S
+            self._looking = False

@@ -1,0 +1,145 @@
+"""From values to pages: templates, how values are written, ETags. Knows no question."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
+from sqlalchemy.engine import Engine
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from datastore.problem import PART_AWAY, Problem
+from ecloud.model.tasks import TaskState
+from ecloud.model.text import amounts, byte_size, counted, duration, visible
+from ecloud.web import charts
+from ecloud.web.answers import Answers
+
+TAIL_CHARS = 20_000
+"""Of an output on a page; `admin.py logs` has the rest."""
+SIGNS = {
+    "succeeded": "✓", "failed": "✗", "running": "▶", "ready": "○", "waiting": "…", "aborted": "⊘", "cancelled": "⊗",
+    "leads": "✓", "away": "✗", "up": "✓", "draining": "↓", "lost": "✗", "gone": "–", "intended": "…", "booting": "…",
+    "ending": "↓", "ok": "✓",
+}  # fmt: skip
+"""A state is told by shape and word, never by colour alone."""
+HTML = "text/html; charset=utf-8"
+
+
+class Rendering:
+    """Renders templates. `engine` opens the database (raises `DatabaseAway`); `csrf`: None where nothing may be
+    changed."""
+
+    def __init__(self, engine: Callable[[], Engine], cluster: str, csrf: str | None) -> None:
+        self._open = engine
+        self._engine: Engine | None = None
+        self.answers = Answers()
+        self._templates = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        self._templates.globals.update(
+            cluster=cluster, csrf=csrf, bar=charts.bar, parts_bar=charts.parts_bar, sign=sign, states=list(TaskState)
+        )
+        self._templates.filters.update(
+            duration=duration,
+            seconds=seconds,
+            counted=counted,
+            bytes=byte_size,
+            amounts=amounts,
+            safe_text=safe_text,
+            at=at,
+            number=number,
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The database, opened when it is first asked. Raises `DatabaseAway`."""
+        if self._engine is None:
+            self._engine = self._open()
+        return self._engine
+
+    async def show(self, request: Request, template: str, find: Callable[[Engine], dict[str, Any]]) -> Response:
+        """A page, or with `X-Fragment` its main part alone; 304 where the viewer has it already."""
+        question = (template, str(request.url.query), tuple(sorted(request.path_params.items())))
+
+        def render() -> tuple[int, str, bool]:
+            try:
+                values = find(self.engine)
+                return 200, self._main(template, request, values), not values.get("pending")
+            except Problem as error:
+                if error.exit_code != PART_AWAY:
+                    return 404, self._main("message.html", request, {"title": "Not found", "text": str(error)}), True
+                text = f"{error}. This page refreshes until it is back."
+                return 503, self._main("message.html", request, {"title": "The database is away", "text": text}), True
+
+        code, main, _ = await run_in_threadpool(self.answers.ask, question, render, lambda answer: answer[2])
+        etag = f'"{hashlib.blake2b(main.encode(), digest_size=12).hexdigest()}"'
+        headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "X-Fragment"}
+        if code == 200 and request.headers.get("if-none-match") == etag:
+            return Response(status_code=304, headers=headers)
+        if "x-fragment" not in request.headers:
+            path = request.url.path
+            main = self._page(main, path, path.strip("/"))
+        return Response(main, code, headers, HTML)
+
+    def alone(
+        self, request: Request, template: str, title: str, values: Mapping[str, Any], code: int = 200
+    ) -> Response:
+        """A page that is not refreshed and not kept."""
+        main = self._main(template, request, {"title": title, **values})
+        return Response(self._page(main, "", title), code, media_type=HTML)
+
+    def message(self, request: Request, title: str, text: str, code: int) -> Response:
+        """A page that says one thing."""
+        return self.alone(request, "message.html", title, {"text": text}, code)
+
+    def _main(self, template: str, request: Request, values: Mapping[str, Any]) -> str:
+        return self._templates.get_template(template).render(query=dict(request.query_params), **values)
+
+    def _page(self, main: str, path: str, title: str) -> str:
+        return self._templates.get_template("page.html").render(main=Markup(main), path=path, title=title)
+
+
+# --- how values are written -----------------------------------------------------------------------
+
+
+def sign(state: str) -> Markup:
+    """A state as shape and word."""
+    return Markup('<span class="state s-{}"><span aria-hidden="true">{}</span> {}</span>').format(
+        state, SIGNS.get(state, "·"), state
+    )
+
+
+def safe_text(text: str, lines: bool = True) -> str:
+    """Foreign text of which nothing acts on a terminal or hides; the template escapes it for HTML. Its end."""
+    shown = text[-TAIL_CHARS:]
+    return ("…\n" if len(shown) < len(text) else "") + visible(shown, lines=lines)
+
+
+def at(seconds: float | None) -> Markup:
+    """A moment, for `monitor.js` to write in the viewer's zone; without scripts as UTC."""
+    if seconds is None:
+        return Markup("–")
+    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    return Markup('<time datetime="{}">{} UTC</time>').format(
+        moment.isoformat(timespec="seconds"), escape(moment.strftime("%Y-%m-%d %H:%M:%S"))
+    )
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """1234567 as 1,234,567; nothing as a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def seconds(value: float | None) -> str:
+    """A short time as 12 ms, a longer one in words; nothing as a dash."""
+    if value is None:
+        return "–"
+    return f"{value * 1000:.0f} ms" if 0 < value < 1 else duration(value)
