@@ -1,6 +1,6 @@
-"""A datastore that is a directory seen by boss and workers. Stages by copying, promotes by renaming.
+"""A datastore in a directory that boss and workers share. Stages by copying, promotes by renaming.
 
-Walks with directory handles and never follows a link, so that no name leads out of the root.
+Opens directories by handle and never follows a link, so no name leads out of the root.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from datastore.local_tree import Item, walk
 from datastore.port import STAGING, BadName, DatastoreAway, Entry, NotThere, Promotion
 
 OWN = STAGING.partition("/")[0]
-"""No name begins so: what others staged is nobody's to read or to publish over."""
+"""No name begins with this: staged files are not read or overwritten by name."""
 LOCK = ".client-"
-"""How a gate that serves the same root names its clients' locks."""
+"""Prefix of the lock files of a gate that serves the same root."""
 PIECE = 1 << 20
-"""Bytes read and hashed at once."""
+"""Bytes read and hashed at a time."""
 COPIED_AT_ONCE = 64 << 20
-"""Bytes that the kernel is asked to copy: between, it is seen how far it came."""
+"""Bytes that the kernel copies in one call; progress is checked in between."""
 _AWAY = frozenset({
     errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN, errno.ETIMEDOUT, errno.EMFILE,
     errno.ENFILE, errno.EACCES, errno.EPERM,
@@ -71,13 +71,13 @@ class DirectoryDatastore:
     """All of `port.Publisher` on a local or mounted directory."""
 
     copied_bytes = 0
-    """By this process, both ways: about, as threads may count at the same moment."""
+    """Bytes copied by this process in both directions; approximate, as threads may count at the same moment."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).absolute()
 
     def make(self) -> DirectoryDatastore:
-        """Make the root and its staging area. Raises `DatastoreAway`."""
+        """Create the root and its staging area. Raises `DatastoreAway`."""
         with _told_apart(self.root):
             (self.root / STAGING).mkdir(parents=True, exist_ok=True)
         return self
@@ -188,15 +188,15 @@ class DirectoryDatastore:
         except OSError as error:
             if error.errno in _AWAY:
                 raise
-            # Nothing that waiting mends, and no reason to hold up the other promotions.
+            # Waiting would not help, and must not hold up the other promotions.
             return f"results can't be published: {error.strerror}: {error.filename}"
         with suppress(OSError):
             stage.parent.rmdir()
         return None
 
     def _moves(self, stage: Path, entries: tuple[Entry, ...]) -> list[tuple[Path, Path]] | str:
-        """(staged, final) of all that is still to be moved; a sentence where something is missing, and then nothing
-        may be moved."""
+        """(staged, final) of everything that is still to be moved; or a sentence if something is missing, and then
+        nothing may be moved."""
         moves: list[tuple[Path, Path]] = []
         top = ""
         declared = {entry.path for entry in entries}
@@ -210,14 +210,14 @@ class DirectoryDatastore:
             if wrong:
                 return f"result {entry.path} {wrong}"
             if top and entry.path.startswith(top + "/"):
-                continue  # below a directory that moves whole
+                continue  # below a directory that is moved as a whole
             if entry.kind == "directory":
                 top = entry.path
             moves.append((staged, self._path(entry.path)))
         return moves
 
     def _stands(self, entry: Entry) -> bool:
-        """Whether it is under its final name already."""
+        """Whether it has its final name already."""
         present = self._entry(entry.path)
         if present is None or present.kind != entry.kind:
             return False
@@ -228,7 +228,7 @@ class DirectoryDatastore:
         over_directory = final.is_dir() and not final.is_symlink()
         is_directory = staged.is_dir() and not staged.is_symlink()
         if over_directory or (is_directory and os.path.lexists(final)):
-            # No rename replaces a directory that is not empty: it goes aside first, and away afterwards.
+            # No rename replaces a directory that is not empty: move it aside first and remove it afterwards.
             aside = Path(tempfile.mkdtemp(prefix="replaced-", dir=self.root / STAGING))
             os.rename(final, aside / "old")
             os.rename(staged, final)
@@ -270,7 +270,7 @@ class DirectoryDatastore:
             return shutil.disk_usage(self.root).free / 1e6
 
     def tidy(self) -> None:
-        """Remove the staging area where it is empty: nothing of ECLOUD stays behind."""
+        """Remove the staging area if it is empty, so that nothing of ECLOUD stays behind."""
         for directory in (self.root / STAGING, self.root / OWN):
             with suppress(OSError):
                 for item in os.scandir(directory):
@@ -281,7 +281,7 @@ class DirectoryDatastore:
 
 
 def _unlike(staged: Path, entry: Entry, declared: set[str]) -> str:
-    """In what a staged thing differs from the manifest; empty where it does not."""
+    """How a staged entry differs from the manifest; empty if it does not."""
     found = _entry_of(entry.path, staged)
     if found.kind != entry.kind:
         return f"was staged as a {found.kind}, not a {entry.kind}"
@@ -297,7 +297,7 @@ def _unlike(staged: Path, entry: Entry, declared: set[str]) -> str:
 
 
 def _discard(stage: Path) -> None:
-    """A stage, and beside it what a gate (`datastore/gate.py`) of the same root keeps of unfinished files."""
+    """Remove a stage, and the unfinished files that a gate (`datastore/gate.py`) of the same root keeps beside it."""
     remove(stage)
     remove(stage.with_name(f".{stage.name}"))
 
@@ -319,9 +319,9 @@ def _renamed(entry: Entry, top: str) -> Entry:
 
 
 def _copy_whole(items: list[Item], target: Path, entries: list[Entry] | None) -> int:
-    """Copy under a name of its own, then rename: `target` appears whole. `entries`: what was copied, hashed,
-    relative. The bytes copied."""
-    # Short, whatever the name: 255 bytes are all that a name may have.
+    """Copy under a temporary name, then rename: `target` appears whole. `entries` receives the copied entries with
+    hashes and relative names. Returns the bytes copied."""
+    # A short name: names are limited to 255 bytes.
     digest = hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
     aside = target.parent / f".{os.getpid()}-{digest}.part"
     remove(aside)
@@ -350,7 +350,7 @@ def _copy(items: list[Item], top: Path, entries: list[Entry] | None) -> int:
             os.symlink(item.target, target)
         if entries is not None:
             entries.append(_staged_entry(item, target, sha256))
-    for item in reversed(items):  # last, as a directory that lacks rights takes nothing
+    for item in reversed(items):  # last, because a directory without write permission accepts nothing
         if item.is_directory:
             _seal(top / item.name if item.name else top, item)
     return copied
@@ -368,7 +368,7 @@ def _seal(target: Path, item: Item) -> None:
 
 
 def _copy_file(source: Path, target: Path, hashing: bool) -> str:
-    """Copy with holes kept; the SHA-256 where wanted, computed while reading."""
+    """Copy a file and keep its holes. Returns its SHA-256 if wanted, computed while reading."""
     digest = hashlib.sha256()
     with source.open("rb") as reader, target.open("xb") as writer:
         if not hashing and _copy_in_kernel(reader.fileno(), writer.fileno()):
@@ -389,7 +389,7 @@ def _copy_file(source: Path, target: Path, hashing: bool) -> str:
 
 
 def _copy_in_kernel(source: int, target: int) -> bool:
-    """Let the kernel copy (it shares blocks where the filesystem can)."""
+    """Let the kernel copy (it shares blocks if the file system can)."""
     size = os.fstat(source).st_size
     if size > os.fstat(source).st_blocks * 512:
         return False  # sparse: the kernel would fill the holes
@@ -410,7 +410,7 @@ def _copy_in_kernel(source: int, target: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Whatever it is, gone; a directory that lacks rights is given them."""
+    """Remove a file or tree, first adding missing permissions to directories."""
     try:
         info = path.lstat()
     except FileNotFoundError:

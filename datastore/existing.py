@@ -1,4 +1,4 @@
-"""Which names of a datastore lead to a file or directory: a link counts as what it leads to."""
+"""Tells which names of a datastore lead to a file or directory. A link counts as its target."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import posixpath
 from datastore.port import Reader
 
 MAX_LINKS = 8
-"""Links that lead to links: what is further away does not count as there."""
+"""Longest chain of links that is followed."""
 
 
 def existing(datastore: Reader, names: list[str]) -> frozenset[str]:
-    """Those of `names` that are there. A link that dangles, or that leads out of the datastore, is not.
+    """Those of `names` that exist. A link that dangles, or leads out of the datastore, does not.
 
     Raises as `Reader.stat`.
     """

@@ -1,7 +1,7 @@
-"""Keys and certificates of a datastore over SSH, made with OpenSSH's own `ssh-keygen` and `ssh-keyscan`.
+"""Keys and certificates of a datastore over SSH, made with OpenSSH's `ssh-keygen` and `ssh-keyscan`.
 
-The boss holds an authority's key. One line in the datastore's `authorized_keys` trusts it, for ever and for nothing
-but certificates; each worker's key is signed for an hour and for one command: the gate with that worker's name.
+The boss holds an authority's key. One line in the datastore's `authorized_keys` trusts certificates signed by it, and
+nothing else. Each worker's key is signed for an hour and for one command: the gate with that worker's name.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from datastore.port import DatastoreAway
 from datastore.problem import PartAway
 
 LIVES_S = 3600.0
-"""How long a worker's certificate opens the gate."""
+"""How long a worker's certificate is valid."""
 EARLIER_S = 86_400.0
-"""A certificate is valid from so long ago: a datastore whose clock is slow takes it too."""
+"""A certificate is valid from this long ago, so that a datastore with a slow clock accepts it."""
 KEYGEN_S = 30.0
 KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "ssh-rsa")
-"""Host keys, the preferred first."""
+"""Kinds of host keys, preferred first."""
 
 
 class KeyToolFailed(PartAway):
-    """ssh-keygen is missing or refused; the text says what it said."""
+    """ssh-keygen is missing or failed. The text has its message."""
 
 
 def _run(*words: str) -> str:
@@ -44,7 +44,7 @@ def _run(*words: str) -> str:
 
 
 def make_key(path: Path, comment: str) -> str:
-    """A new Ed25519 key at `path` (mode 600) where there is none; its public line. Raises `KeyToolFailed`."""
+    """Make an Ed25519 key at `path` (mode 600) if there is none. Returns its public line. Raises `KeyToolFailed`."""
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path))
@@ -52,7 +52,7 @@ def make_key(path: Path, comment: str) -> str:
 
 
 def public_line(path: Path) -> str:
-    """The public line of a private key, made anew where its file is lost."""
+    """The public line of a private key, recomputed if its file is lost."""
     public = path.with_name(path.name + ".pub")
     if not public.exists():
         public.write_text(_run("ssh-keygen", "-y", "-f", str(path)))
@@ -76,26 +76,27 @@ def fingerprint(line: str) -> str:
 
 @dataclass(frozen=True)
 class Authority:
-    """The boss's key that signs for one datastore. `principal`: the cluster; its certificates open no other's."""
+    """The boss's key that signs for one datastore. `principal`: the cluster; its certificates open no other
+    cluster's."""
 
     key: Path
     principal: str
 
     @classmethod
     def make(cls, key: Path, cluster_id: str) -> Authority:
-        """The authority of a cluster, its key made where there is none."""
+        """The authority of a cluster. Makes its key if there is none."""
         make_key(key, f"ecloud-{cluster_id}")
         return cls(key, f"ecloud-{cluster_id}")
 
     def authorized_line(self) -> str:
-        """What the datastore's `authorized_keys` needs, once: certificates only, and nothing but their command."""
+        """The line for the datastore's `authorized_keys`: certificates only, and only their command."""
         words = public_line(self.key).split()
         return f'cert-authority,restrict,principals="{self.principal}" {words[0]} {words[1]} {self.principal}'
 
     def sign(self, public: str, name: str, command: str, lives_s: float = LIVES_S, ahead_s: float = 0.0) -> str:
-        """A certificate (one line) for a worker's public key that runs `command` and nothing else.
+        """A certificate (one line) for a worker's public key that runs only `command`.
 
-        `ahead_s`: how far the datastore's clock is ahead of this one (its gate tells its clock).
+        `ahead_s`: how far the datastore's clock is ahead of this one; its gate reports its clock.
         """
         now = time.time() + ahead_s
         valid = f"{_stamp(now - EARLIER_S)}:{_stamp(now + lives_s)}"
@@ -111,7 +112,7 @@ class Authority:
 
 
 def _checked(public: str) -> str:
-    """One line with one key: what a worker sends goes into a file that ssh-keygen reads."""
+    """The public key as one line. Checks what a worker sent before ssh-keygen reads it."""
     words = public.split()
     if len(words) < 2 or "\n" in public.strip() or words[0] not in ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa"):
         raise ValueError("this is no public key that is signed")
@@ -120,7 +121,7 @@ def _checked(public: str) -> str:
 
 
 def _stamp(epoch_s: float) -> str:
-    # Local time, as ssh-keygen reads it; older ones know no suffix for UTC.
+    # Local time, as ssh-keygen reads it; older versions know no suffix for UTC.
     return time.strftime("%Y%m%d%H%M%S", time.localtime(epoch_s))
 
 
@@ -128,7 +129,7 @@ def _stamp(epoch_s: float) -> str:
 
 
 def read_host_key(host: str, port: int, timeout_s: float = 10.0) -> str:
-    """The key a host shows now (`type base64`), to be shown to a person and pinned. Raises `DatastoreAway`."""
+    """The key that a host shows now (`type base64`), to be shown to a person and pinned. Raises `DatastoreAway`."""
     words = ["ssh-keyscan", "-T", str(int(timeout_s)), "-p", str(port), "-t", "ed25519,ecdsa,rsa", "--", host]
     try:
         told = subprocess.run(
@@ -141,12 +142,12 @@ def read_host_key(host: str, port: int, timeout_s: float = 10.0) -> str:
         for key in keys:
             if len(key) == 2 and key[0] == wanted:
                 return " ".join(key)
-    reason = (told.stderr.strip() or "nothing answers").splitlines()[-1]  # it says the same for each kind of key
+    reason = (told.stderr.strip() or "nothing answers").splitlines()[-1]  # the message is the same for each kind of key
     raise DatastoreAway(f"no SSH server tells its key at {host}:{port}: {reason}")
 
 
 def write_known_hosts(path: Path, alias: str, host_key: str) -> None:
-    """A known_hosts file of one key, for `StrictHostKeyChecking=yes`; replaced whole."""
+    """Write a known_hosts file with one key, for `StrictHostKeyChecking=yes`. Atomic."""
     fingerprint(host_key)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".new")

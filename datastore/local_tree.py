@@ -1,6 +1,6 @@
-"""What is to be stored of a local file or directory: all that lies below it, looked at before the first byte is copied.
+"""Lists a local file or directory that is to be stored, and checks it before the first byte is copied.
 
-Owns the rules of what can be stored at all. Copies nothing.
+Owns the rules of what can be stored. Copies nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import NamedTuple
 from datastore.port import Unfit
 
 MAX_DEPTH = 500
-"""Directories below each other: deeper trees can't be walked or removed by most tools."""
+"""Nested directories: most tools cannot walk or remove deeper trees."""
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4_096
-"""What Linux takes as one path."""
+"""Longest path that Linux accepts."""
 _REFUSED = {
     errno.EACCES: "may not be read by this account",
     errno.EPERM: "may not be read by this account",
@@ -28,7 +28,7 @@ _REFUSED = {
 
 
 class Item(NamedTuple):
-    """One thing to store. `target`: of a link."""
+    """One entry to store. `target`: of a link."""
 
     local: Path
     name: str
@@ -47,9 +47,9 @@ class Item(NamedTuple):
 
 
 def walk(local: Path, name: str, leave_out: Path | None = None, depth: int = 0) -> Iterator[Item]:
-    """`local` and all below it, parents first, with their names in the datastore (`name` for `local` itself).
+    """`local` and everything below it, parents first, with names in the datastore (`name` for `local` itself).
 
-    Links stay links. `leave_out` is not looked at. `depth`: of `local`. Raises `Unfit`, `OSError`.
+    Links stay links. `leave_out` is skipped. `depth`: of `local`. Raises `Unfit`, `OSError`.
     """
     if local == leave_out:
         return
@@ -92,12 +92,12 @@ def _reading(local: Path) -> Iterator[None]:
 
 
 def kind_of(mode: int) -> str:
-    """What a person calls a thing of this mode that is neither file, directory nor link."""
+    """The usual word for an entry that is neither file, directory nor link."""
     kinds = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
     return kinds.get(stat.S_IFMT(mode), "thing of an unknown kind")
 
 
 def _short(path: Path) -> str:
-    """Of a path that is too long its beginning and end."""
+    """The begin and end of a path that is too long."""
     text = str(path)
     return text if len(text) <= 200 else f"{text[:100]}…{text[-60:]}"

@@ -1,8 +1,8 @@
-"""Where what is fetched is put until it is whole: beside its target, as `.*.part`, a file or a directory with all that
-came of it. What is cut off, by whatever end, stays there, and the next call for the same target resumes with it.
+"""Unfinished downloads: kept beside their target as `.*.part`, a file or a directory, until they are whole. After an
+interruption the next call for the same target resumes there.
 
-It knows no datastore. A part is named after the very file that it is a part of; of a directory each file is held
-against the listing of the next try. Who fetches compares sums, where there are any.
+Knows no datastore. A part is named after the exact file version that it belongs to; the files of a directory are
+compared with the listing of the next try. The caller compares sums, if there are any.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from datastore.directory import remove
 from datastore.port import DatastoreAway
 
 LARGE = 1 << 18
-"""Larger files of a directory continue in their middle; others are whole or not there."""
+"""Larger files of a directory resume in their middle; smaller ones are whole or absent."""
 _PIECE = 1 << 20
 
 
 class Listed(NamedTuple):
-    """What a datastore lists of one name. `target`: of a link."""
+    """What a datastore lists about one name. `target`: of a link."""
 
     kind: str
     size: int
@@ -36,7 +36,7 @@ class Listed(NamedTuple):
 
 
 class Part:
-    """What comes for `to`. It is one of: a new link at `path`, a file, a tree."""
+    """The unfinished download of `to`: a link at `path`, a file, or a tree."""
 
     def __init__(self, to: Path) -> None:
         self._to = to
@@ -50,14 +50,14 @@ class Part:
         remove(self.path)
 
     def link(self) -> Path:
-        """A new path."""
+        """A new path for a link."""
         self.drop()
         self.path = self._own
         return self.path
 
     def file(self, token: str, size: int, has_sum: bool) -> int:
-        """A handle of the file that `token` means, opened for what is lacking. What another process writes just now is
-        left to it."""
+        """A handle of the file version `token`, opened where the missing bytes begin. Never opens a part that another
+        process writes."""
         if self._tree is not None:
             self.drop()
         self._begin(token, directory=False)
@@ -68,14 +68,14 @@ class Part:
         return os.dup(self._handle)
 
     def tree(self, token: str) -> PartTree:
-        """What came of the directory that `token` means."""
+        """The unfinished directory of version `token`."""
         if self._tree is None:
             self._begin(token, directory=True)
             self._tree = PartTree(self.path)
         return self._tree
 
     def _begin(self, token: str, directory: bool) -> None:
-        """Have the part of that name to oneself; what is nobody's and of another name goes."""
+        """Lock the part of that name. Removes abandoned parts of other versions."""
         self.close()
         self.path = self._to.with_name(f"{self._stem}{token}.part")
         for path in self._to.parent.glob(f"{self._stem}*.part"):
@@ -89,22 +89,22 @@ class Part:
             self._handle = _locked(self.path, directory)
 
     def finish(self) -> None:
-        """It is whole: it gets its name, in place of what is there."""
+        """Rename the whole download to its final name, replacing what is there."""
         remove(self._to)
         if self._tree is None:
             os.rename(self.path, self._to)
-            self.close()  # what has its old name from now on is another's
+            self.close()  # from now on the old name belongs to another download
         else:
             os.rename(self._tree.top, self._to)
             self.drop()
 
     def again(self) -> None:
-        """What the datastore has is another by now: nothing of a file is of use, of a directory what did not change."""
+        """The datastore's version changed: discard a file; of a directory keep the files that did not change."""
         if self._tree is None:
             self.drop()
 
     def leave(self, error: BaseException) -> None:
-        """It continues another time: when the datastore is there again, or who was interrupted asks again."""
+        """Keep the part for another try, after an error that such a try may overcome; else remove it."""
         if isinstance(error, DatastoreAway) or not isinstance(error, Exception):
             self._keep()
         else:
@@ -120,21 +120,21 @@ class Part:
             self.drop()
 
     def drop(self) -> None:
-        """Remove it; while it is held, as another may take up what it finds."""
+        """Remove the part while it is locked, as another process may adopt parts."""
         remove(self.path)
         self.close()
         self._tree = None
 
     def close(self) -> None:
-        """Whatever happened."""
+        """Release the part."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
 
 
 class PartTree:
-    """A directory that comes: `top` as it will be, and the files of it that are not whole, under names of their own
-    (with what tells them apart no name would fit beside them)."""
+    """An unfinished directory: `top` in its final form, and beside it the unfinished files under names of their own
+    (their names plus a version could exceed the limit)."""
 
     def __init__(self, path: Path) -> None:
         self.top = path / "tree"
@@ -143,12 +143,12 @@ class PartTree:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no file of it is here."""
+        """Whether it has no file yet."""
         return not any(names for place in (self.top, self._unfinished) for _, _, names in os.walk(place))
 
     def fit(self, rows: dict[str, Listed]) -> list[str]:
-        """All directories and links of `rows`, relative and parents first, and of what came earlier nothing else than
-        files of their size and time: the names of these."""
+        """Create all directories and links of `rows`, relative names and parents first. Remove earlier files whose size
+        or time differ; returns the names of the others."""
         with contextlib.suppress(FileExistsError):
             self.top.mkdir(mode=0o700)
             self._make(rows, set())
@@ -182,14 +182,14 @@ class PartTree:
                 yield from self._kept(path, name + "/", rows)
 
     def unfinished(self, name: str, token: str) -> Path:
-        """Where that very file is put until it is whole."""
+        """The path of that file version until it is whole."""
         whole = f"{name}\0{token}"
         return self._unfinished / hashlib.blake2b(os.fsencode(whole), digest_size=16).hexdigest()
 
     def opened(self, path: Path, size: int, has_sum: bool) -> int:
-        """A handle of an unfinished file, opened for what is lacking."""
+        """A handle of an unfinished file, opened where the missing bytes begin."""
         with contextlib.suppress(FileNotFoundError):
-            os.chmod(path, 0o600)  # where it was cut off after it was sealed
+            os.chmod(path, 0o600)  # it may have been interrupted after its permissions were set
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         info = os.fstat(handle)
         if info.st_size > size or (not has_sum and is_doubtful(info)):
@@ -197,7 +197,7 @@ class PartTree:
         return handle
 
     def seal(self, rows: dict[str, Listed], top: Listed) -> None:
-        """Permissions and times of directories: last, the deepest first."""
+        """Set permissions and times of directories, the deepest first."""
         for name, row in reversed(list(rows.items())):
             if row.kind == "directory":
                 seal(self.top / name, row.mode, row.mtime_ns)
@@ -205,13 +205,14 @@ class PartTree:
 
 
 def seal(path: Path, mode: int, mtime_ns: int) -> None:
-    """Permissions and times of a file or directory."""
+    """Set permissions and times of a file or directory."""
     os.utime(path, ns=(mtime_ns, mtime_ns))
     os.chmod(path, mode)
 
 
 def is_doubtful(info: os.stat_result) -> bool:
-    """After a crash of the machine a file may hold zeros where it never was written: only its sum would tell."""
+    """Whether only its sum can prove the file: after a crash of the machine it may hold zeros that were never
+    written."""
     return info.st_ctime < time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -233,7 +234,7 @@ def _is_as_listed(path: Path, info: os.stat_result, row: Listed) -> bool:
 
 
 def _locked(path: Path, directory: bool) -> int | None:
-    """A handle of the file or directory, made where there is none; None where another has it."""
+    """A locked handle of the file or directory, created if missing; None if another process has it."""
     flags = os.O_RDWR | os.O_CREAT
     if directory:
         flags = os.O_RDONLY | os.O_DIRECTORY
@@ -250,10 +251,10 @@ def _locked(path: Path, directory: bool) -> int | None:
 
 
 def _is_held(handle: int, path: Path) -> bool:
-    """Whether it is ours alone now; else it is closed."""
+    """Whether this process alone holds it; otherwise closes it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Else who had it has just finished it, and it has another name by now.
+        # Otherwise its former holder has just finished it and given it another name.
         if os.path.samestat(os.fstat(handle), os.lstat(path)):
             return True
     except OSError:
@@ -263,8 +264,8 @@ def _is_held(handle: int, path: Path) -> bool:
 
 
 def _is_unsealed(path: Path, denied: PermissionError) -> bool:
-    """Have a file written again that was sealed, and cut off before it got its name. False where another has it just
-    now; raises `denied` where that was not why."""
+    """Make a file writable that was interrupted after its permissions were set. False if another process has it; raises
+    `denied` if that was not the reason."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -1,8 +1,8 @@
-"""What every datastore can do, whatever it is made of. Its comments are the contract that `tests/contract` runs.
+"""The interface of every datastore. `tests/contract` tests what its docstrings promise.
 
-All names are relative paths with `/`, normalised, without `..`, checked by every method (`BadName`).
-A *stage* is a directory of one attempt below `.ecloud/staging/`, on the root's filesystem. Only the boss promotes.
-All calls block; they are made from small pools, never from a loop.
+All names are relative paths with `/`, normalised, without `..`, checked by every method (`BadName`). A *stage* is a
+directory of one attempt below `.ecloud/staging/`, on the root's file system. Only the boss promotes. All calls block:
+call them from threads, never from an event loop.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ STAGING = ".ecloud/staging"
 
 
 class DatastoreAway(PartAway):
-    """The datastore can't be reached or can't write now. Wait and try again; costs no retry."""
+    """The datastore cannot be reached or cannot write now. Wait and try again; this uses no retry."""
 
 
 class AccessRefused(DatastoreAway):
-    """It takes this key or certificate not, or not any more: another one may open it."""
+    """The datastore does not, or no longer, accept this key or certificate."""
 
 
 class BadName(Problem):
-    """A name that leads out of the root or into the staging area, is absolute, empty, or holds a NUL."""
+    """A name that leads out of the root or into the staging area, is absolute, empty, or contains a NUL."""
 
 
 class NotThere(Problem):
-    """No file or directory of that name."""
+    """No file or directory has that name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} is not in the datastore")
@@ -38,17 +38,17 @@ class NotThere(Problem):
 
 
 class Unfit(Problem):
-    """Something that no datastore can hold: neither file, directory nor link, not readable, nested too deep, a path
-    that is too long. Waiting does not help; the text names it."""
+    """An entry that no datastore can hold: neither file, directory nor link, not readable, nested too deep, or with too
+    long a path. Waiting does not help. The text names it."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing in the datastore. `kind`: file, directory or link. `size` in bytes, `mode` permission bits, `mtime_s`
+    """One entry of the datastore. `kind`: file, directory or link. `size` in bytes, `mode` permission bits, `mtime_s`
     epoch seconds.
 
-    `sha256` is hex for a staged file and for one whose sum is known without reading it (`stat` may tell it), the target
-    for a link, else empty.
+    `sha256`: hex for a staged file and for one whose sum is known without reading it (`stat` may return it); for a link
+    its target; else empty.
     """
 
     path: str
@@ -61,55 +61,56 @@ class Entry:
 
 @dataclass(frozen=True)
 class Promotion:
-    """Move what `stage` holds to final names. `entries`: the manifest, parents before children."""
+    """Move the contents of `stage` to their final names. `entries`: the manifest, parents before children."""
 
     stage: str
     entries: tuple[Entry, ...]
 
 
 class Reader(Protocol):
-    """What a worker and a door may do."""
+    """What workers and commands may do."""
 
     def stat(self, names: list[str]) -> list[Entry | None]:
-        """One entry per name, in order; None where there is nothing. 10,000 names are one request."""
+        """One entry per name, in order; None for a name that does not exist. 10,000 names are one request."""
 
     def fetch(self, name: str, to: Path) -> int:
-        """Copy a file, or a directory with all below it, to the new local path `to`; the bytes copied.
+        """Copy a file, or a directory with everything below it, to the new local path `to`. Returns the bytes copied.
 
-        Permissions, times and links are kept. `to` appears whole or not at all. Never a hard link: a task may change
-        what it fetched. Raises `NotThere`, `Unfit`.
+        Keeps permissions, times and links. `to` appears whole or not at all, and never as a hard link: a task may
+        change it. Raises `NotThere`, `Unfit`.
         """
 
     def listing(self, name: str = "", recursive: bool = False) -> list[Entry]:
-        """What lies below `name`, sorted by path, without the staging area. Raises `NotThere`."""
+        """The entries below `name`, sorted by path, without the staging area. Raises `NotThere`."""
 
 
 class Stager(Reader, Protocol):
-    """What a worker may do besides reading: write below stages of its own."""
+    """What a worker may also do: write below its own stages."""
 
     def store(self, stage: str, local: Path, path: str) -> list[Entry]:
-        """Put the local file or directory below `stage` under its future final name `path`; what was staged, parents
-        first.
+        """Copy the local file or directory below `stage` under its final name `path`. Returns the staged entries,
+        parents first.
 
-        Hashes while copying, once. Storing the same `path` again replaces it. Links stay links. Raises `NotThere`
-        if `local` is missing, and `Unfit` before anything is copied.
+        Hashes once, while copying. Storing the same `path` again replaces it. Links stay links. Raises `NotThere` if
+        `local` is missing, and `Unfit` before anything is copied.
         """
 
     def drop_stage(self, stage: str) -> None:
-        """Remove a stage; nothing happens where there is none."""
+        """Remove a stage, if it exists."""
 
 
 class Publisher(Stager, Protocol):
     """What only the boss may do."""
 
     def promote(self, promotions: list[Promotion]) -> list[str | None]:
-        """Move staged entries to their final names, each atomically, replacing what is there; None or a sentence for
-        each. Of one promotion everything is moved, or, where something is neither staged nor published, nothing.
+        """Move staged entries to their final names, each atomically, replacing what is there. Returns None or a
+        sentence per promotion. All of a promotion is moved, or, if an entry is neither staged nor published, none of
+        it.
 
-        A name that is none, or leads through a link, is such a sentence too: it must not hold up the others.
-        Idempotent: an entry that is no longer staged but stands under its final name with its size counts as promoted.
-        A directory in place of a file (or the reverse) is replaced. Removes each stage that was wholly promoted.
-        Raises `DatastoreAway` when nothing can be said about the rest; then the whole call is made again.
+        An invalid name, or one that leads through a link, also gives a sentence and does not hold up the others.
+        Idempotent: an entry that is no longer staged, but has its final name and size, counts as promoted. A directory
+        replaces a file and the reverse. Removes each stage that was promoted completely. Raises `DatastoreAway` if the
+        rest is unknown; then the whole call is repeated.
         """
 
     def stages(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""The one shape of an error that users may see. It lies here because everything else may import this package.
+"""The base class of every error that users may see. It is in this package because every other package may import it.
 
-Decides nothing and prints nothing: a command prints `lines` and ends with `exit_code`; `doctor` shows `text` and
-`remedy` apart. Nobody parses a message.
+A command prints `lines` and ends with `exit_code`; `doctor` shows `text` and `remedy` separately. No code parses a
+message.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ NOT_ALL_SUCCEEDED = 1
 INPUT_WRONG = 2
 PART_AWAY = 3
 INTERRUPTED = 130
-"""Exit codes of every command."""
+"""The exit codes of all commands."""
 
 
 class Problem(Exception):
-    """What happened, to which thing (`text`; several sentences where several things are wrong), what to do (`remedy`),
-    and the exit code of a command that ends with it.
+    """An error: what happened to which thing (`text`; several sentences if several things are wrong), what to do
+    (`remedy`), and the exit code of the command.
 
     A class sets `exit_code` for all its errors; one error may differ.
     """
@@ -39,7 +39,7 @@ class Problem(Exception):
 
     @property
     def lines(self) -> list[str]:
-        """As a command prints it: one line for each thing that is wrong; the last one says what to do."""
+        """The message as a command prints it: one line per problem; the last one says what to do."""
         *lines, last = self.texts or ("",)
         if self.remedy:
             last += (f"; {self.remedy}" if ": " in last else f": {self.remedy}") if last else self.remedy
@@ -50,6 +50,6 @@ class Problem(Exception):
 
 
 class PartAway(Problem):
-    """A part can't be reached or can't work now: which, where, what was tried."""
+    """A part cannot be reached or cannot work now: which, where, what was tried."""
 
     exit_code = PART_AWAY
