@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 # ruff: noqa: B904, RUF005, SIM105, UP006, UP031, UP035, UP045
-"""The gate to a datastore: started by sshd on the datastore's machine, it serves one connection and ends with it.
+"""The gate of a datastore: sshd starts it on the datastore's machine; it serves one connection and ends with it.
 
     python3 -IS gate.py --root DIR [--until EPOCH_S] boss | worker NAME
 
-A worker reads the root and writes below `.ecloud/staging/NAME/`; the boss also publishes. What the client asks sshd to
-run is never looked at. One file, standard library only, Python 3.6: it is copied to a machine that has nothing else.
+A worker reads the root and writes below `.ecloud/staging/NAME/`; the boss also publishes. The gate ignores the command
+that the client asks sshd to run. One file, standard library only, Python 3.6: it is copied to a machine that has
+nothing else.
 
 A frame is `!II` (length of a JSON object, length of the bytes that follow it) and these two. Frames are answered in
 order, one answer each (`more`: another frame of the same answer follows; `busy`: still working), so a client may send
-many before it reads. A frame that is none is answered with one error, and the connection ends.
+many before it reads. A malformed frame is answered with one error, and the connection ends.
 
-No name leads out of the root: each part of it is opened below its parent's handle and never through a link.
+No name leads out of the root: each part of it is opened relative to its parent's handle and never through a link.
 """
 
 import ctypes
@@ -31,7 +32,7 @@ from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Set,
 
 VERSION = 1
 MAGIC = b"\nECLOUD-GATE\n"
-"""Goes before the first frame: what a login shell prints before it is skipped by the client."""
+"""Precedes the first frame: the client skips what a login shell prints before it."""
 HEAD = struct.Struct("!II")
 PIECE = 1 << 20
 MAX_JSON = 64 << 20
@@ -39,9 +40,9 @@ MAX_BODY = 4 << 20
 MANY = 2000
 """Rows in one frame of a listing."""
 MAX_OPEN = 64
-"""Handles kept of files that are read in ranges, of files being written, of directories, of stages."""
+"""Handles kept of files read in ranges, of files being written, of directories, of stages."""
 IDLE_S = 1800
-"""A gate that hears nothing for so long ends; a client that lives connects again."""
+"""A gate without requests for this long ends; a living client connects again."""
 BUSY_S = 5.0
 
 AWAY = frozenset([
@@ -52,14 +53,14 @@ OURS = b".ecloud"
 STAGING = (OURS, b"staging")
 SUM = "user.ecloud.sum"
 SUM_FORMAT = struct.Struct("!QQ32s")
-"""Size, mtime in ns and SHA-256 of a file as it was written: valid for as long as size and mtime are still these."""
+"""Size, mtime in ns and SHA-256 of a file when it was written: valid while size and mtime are unchanged."""
 LOCK = b".client-"
 HOLD_S = 10.0
-"""How long to wait for the lock of a client whose earlier gate still ends."""
+"""How long to wait for the lock of a client whose previous gate is still ending."""
 UNLISTED = "*"
-"""In place of a sum: what is below this directory is not in the request."""
+"""In place of a sum: the entries below this directory are not in the request."""
 MODES = 0o777
-"""No worker makes a file that runs as the datastore's user."""
+"""No worker creates a file with setuid, setgid or sticky bit."""
 ZEROS = bytes(PIECE)
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -70,7 +71,7 @@ Row = List[Any]
 
 
 class Refused(Exception):
-    """An answer that is an error; the connection continues."""
+    """The answer is an error; the connection continues."""
 
     def __init__(self, code: str, text: str) -> None:
         Exception.__init__(self, text)
@@ -79,14 +80,14 @@ class Refused(Exception):
 
 
 class BadFrame(Exception):
-    """What came is no request; the connection ends."""
+    """The input is no request; the connection ends."""
 
 
 # --- names ------------------------------------------------------------------------------------------
 
 
 def parts_of(name: str) -> Parts:
-    """The parts of a relative name as bytes; nothing that leads out, nothing of the gate itself."""
+    """The parts of a relative name as bytes. Refuses names that lead out of the root or into the gate's own files."""
     whole = name.encode("utf-8", "surrogateescape")
     parts = tuple(part for part in whole.split(b"/") if part not in (b"", b"."))
     if not parts or whole.startswith(b"/") or b"\0" in whole or b".." in parts or parts[0] == OURS:
@@ -95,14 +96,14 @@ def parts_of(name: str) -> Parts:
 
 
 def text_of(raw: bytes) -> str:
-    """A name as text; bytes that are no UTF-8 survive."""
+    """A name as text; bytes that are not UTF-8 survive."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 class Tree:
-    """Handles of the directories below the root, opened one below the other, never through a link.
+    """Handles of the directories below the root, each opened relative to its parent, never through a link.
 
-    Handles are kept within one request, so that 10,000 names of one directory open it once.
+    Handles are kept within one request, so that 10,000 names in one directory open it once.
     """
 
     def __init__(self, root: str) -> None:
@@ -143,25 +144,25 @@ class Tree:
             raise
 
     def trim(self) -> None:
-        """Before a further name, while nobody holds a handle."""
+        """Limit the open handles before the next name, while none is in use."""
         if len(self.handles) > MAX_OPEN:
             self.forget()
 
     def forget(self) -> None:
-        """Close all: after a request, and after a directory went elsewhere."""
+        """Close all handles: after a request, and after a directory was moved."""
         for handle in self.handles.values():
             os.close(handle)
         self.handles.clear()
 
     def info(self, parts: Parts) -> Optional[os.stat_result]:
-        """What stands under a name; None where nothing does."""
+        """The stat of a name; None if it does not exist."""
         try:
             return os.lstat(parts[-1], dir_fd=self.directory(parts[:-1]))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def remove(self, parts: Parts) -> None:
-        """Whatever it is, gone."""
+        """Remove a file or tree."""
         info = self.info(parts)
         if info is not None:
             remove(self.directory(parts[:-1]), parts[-1], info)
@@ -170,7 +171,7 @@ class Tree:
 
 
 def remove(parent: int, name: bytes, info: os.stat_result) -> None:
-    """Remove a file or a tree; a directory that lacks rights is given them."""
+    """Remove a file or tree, first adding missing permissions to directories."""
     working()
     if not stat.S_ISDIR(info.st_mode):
         os.unlink(name, dir_fd=parent)
@@ -191,7 +192,7 @@ def remove(parent: int, name: bytes, info: os.stat_result) -> None:
 
 
 def known_sum(handle: int, info: os.stat_result) -> str:
-    """The SHA-256 noted when the file was written, empty where none was or the file changed since."""
+    """The SHA-256 noted when the file was written; empty if there is none or the file changed since."""
     try:
         size, mtime_ns, digest = SUM_FORMAT.unpack(os.getxattr(handle, SUM))
     except (OSError, struct.error):
@@ -213,7 +214,7 @@ def read_sum(handle: int, count: int) -> Any:
 
 
 def row_of(info: os.stat_result, parent: int, name: bytes, with_sum: bool = False) -> Row:
-    """[kind, size, mode, mtime in ns, a link's target or the SHA-256 where it is known]"""
+    """[kind, size, mode, mtime in ns, a link's target or the SHA-256 if it is known]"""
     if stat.S_ISLNK(info.st_mode):
         return ["link", 0, 0o777, info.st_mtime_ns, text_of(os.readlink(name, dir_fd=parent))]
     if stat.S_ISDIR(info.st_mode):
@@ -234,14 +235,14 @@ def row_of(info: os.stat_result, parent: int, name: bytes, with_sum: bool = Fals
 
 
 class Reading:
-    """What any client may ask."""
+    """Requests that every client may send."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.open: OrderedDict[str, int] = OrderedDict()
 
     def stat(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        """names -> rows, null where nothing is; with the SHA-256 where it is known"""
+        """names -> rows, null for missing ones; with the SHA-256 if it is known"""
         rows: List[Optional[Row]] = []
         self.tree.directory(())
         for name in request["names"]:
@@ -252,9 +253,9 @@ class Reading:
         return {"rows": rows}
 
     def get(self, request: Dict[str, Any]) -> Tuple[Dict[str, Any], bytes]:
-        """name, at, count, token ("" or of an earlier answer) -> row, token, and bytes or `hole`
+        """name, at, count, token ("" or from an earlier answer) -> row, token, and bytes or `hole`
 
-        With a token it is the very file of the earlier answer that is read on, or else the answer is `changed`.
+        With a token the answer is of exactly the file version of the earlier answer, or `changed`.
         """
         parts, token, at = parts_of(request["name"]), request["token"], request["at"]
         handle = self.open.get(token) if token else None
@@ -291,7 +292,8 @@ class Reading:
         return {"row": row, "token": token}, data
 
     def get_many(self, request: Dict[str, Any]) -> Tuple[Dict[str, Any], bytes]:
-        """names, most (bytes of a file) -> [row, bytes of it that follow] each; -1: must be asked for on its own"""
+        """names, most (bytes of a file) -> [row, number of its bytes that follow] each; -1: must be requested on its
+        own"""
         told: List[Any] = []
         bodies: List[bytes] = []
         room = MAX_BODY
@@ -344,7 +346,7 @@ class Reading:
 
 
 def walk(handle: int, prefix: bytes, recursive: bool, with_sums: bool = False) -> Iterator[Row]:
-    """Rows of what is below an open directory, which it closes."""
+    """Rows of the entries below an open directory. Closes it."""
     try:
         for item in sorted(os.fsencode(item) for item in os.listdir(handle)):
             if not prefix and item == OURS:
@@ -355,7 +357,7 @@ def walk(handle: int, prefix: bytes, recursive: bool, with_sums: bool = False) -
                 yield [text_of(name)] + row_of(info, handle, item, with_sums)
                 below = os.open(item, DIRECTORY, dir_fd=handle) if recursive and stat.S_ISDIR(info.st_mode) else -1
             except (FileNotFoundError, NotADirectoryError):
-                continue  # gone or replaced meanwhile
+                continue  # removed or replaced meanwhile
             if below >= 0:
                 yield from walk(below, name, recursive, with_sums)
     finally:
@@ -375,7 +377,7 @@ class Part:
 
 
 class Staging(Reading):
-    """What a worker may ask below its own staging directory, and the boss below all."""
+    """Requests of a worker below its own staging directory, and of the boss below all."""
 
     def __init__(self, tree: Tree, owner: Optional[str]) -> None:
         Reading.__init__(self, tree)
@@ -384,7 +386,7 @@ class Staging(Reading):
         self.parts: Dict[Parts, Part] = {}
 
     def stage_of(self, stage: str) -> Parts:
-        """The staging directory; `Refused` where it is not this client's."""
+        """The staging directory; `Refused` if it is not this client's."""
         parts = parts_of(stage)
         if len(parts) != 2 or parts[0].startswith(b".") or parts[1].startswith(b"."):
             raise Refused("bad_name", "%r is no name of a stage" % stage)
@@ -393,14 +395,14 @@ class Staging(Reading):
         return STAGING + parts
 
     def aside_of(self, stage: Parts) -> Parts:
-        """Where the unfinished files of a stage are: outside of it, as all in it is published."""
+        """Where a stage's unfinished files are: outside of it, because everything in a stage is published."""
         return stage[:-1] + (b"." + stage[-1],)
 
     def hold(self, stage: Parts, client: str) -> None:
-        """Be the only gate of this client that writes there.
+        """Make sure that this is the client's only gate that writes there.
 
-        A gate whose client is cut off may still have orders to carry out, and would undo what its follower does: the
-        client's lock names it, and the follower ends it.
+        The previous gate of a client that was cut off may still have requests to carry out, which would undo those of
+        its successor. The client's lock names that gate, and the successor ends it.
         """
         owner = stage[:-1]
         if owner in self.held:
@@ -434,7 +436,7 @@ class Staging(Reading):
             return os.open(name, os.O_CREAT | WRITE, 0o600, dir_fd=self.tree.directory(owner, make=True))
 
     def end(self) -> None:
-        """The client is gone: so are its locks."""
+        """The client is gone: release its locks."""
         for owner, (handle, name) in self.held.items():
             try:
                 os.unlink(name, dir_fd=self.tree.directory(owner))
@@ -444,7 +446,7 @@ class Staging(Reading):
         self.held.clear()
 
     def put(self, request: Dict[str, Any], body: memoryview) -> Dict[str, Any]:
-        """client, stage, items -> {}; see the methods below for the items. Any of them may be sent again."""
+        """client, stage, items -> {}; the methods below describe the items. Any of them may be sent again."""
         stage = self.stage_of(request["stage"])
         self.tree.directory(())
         self.hold(stage, request["client"])
@@ -483,7 +485,7 @@ class Staging(Reading):
     def whole(self, target: Parts, item: Row, data: memoryview) -> None:
         """["piece", path, size, mode, mtime in ns, 0, size, SHA-256]: a file in one piece.
 
-        It is written in place: where that is cut off the sum is not noted, and promotion finds out.
+        It is written in place. If that is interrupted the sum is not noted, and promotion detects it.
         """
         digest = hashlib.sha256(data)
         if len(data) != item[2] or digest.hexdigest() != item[7]:
@@ -504,7 +506,7 @@ class Staging(Reading):
     def piece(self, stage: Parts, target: Parts, item: Row, data: memoryview) -> None:
         """["piece", path, size, mode, mtime in ns, at, count, SHA-256 of all with the last one]; -count: zeros.
 
-        A piece has 1 MB at most, also one of zeros: a claim costs no more than what is sent.
+        A piece has 1 MB at most, even one of zeros: a client cannot claim more than it sends.
         """
         path, size, mtime_ns, at, count, wanted = item[1], item[2], item[4], item[5], item[6], item[7]
         if at < 0 or not -PIECE <= count <= PIECE or at + abs(count) > size:
@@ -539,13 +541,13 @@ class Staging(Reading):
         os.rename(key[-1], target[-1], src_dir_fd=self.tree.directory(key[:-1]), dst_dir_fd=to)
 
     def part_key(self, stage: Parts, path: str, size: int, mtime_ns: int) -> Parts:
-        """Where an unfinished file is: another name for another version of what is sent."""
+        """The path of an unfinished file: it differs for each version of the file."""
         told = "%d %d %s" % (size, mtime_ns, path)
         digest = hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
         return self.aside_of(stage) + (digest[:24].encode(),)
 
     def reopen(self, key: Parts, path: str, at: int) -> Part:
-        """Go on with a file where an earlier connection was cut."""
+        """Continue a file after an interrupted connection."""
         old = self.parts.pop(key, None)
         if old is not None:
             os.close(old.handle)
@@ -565,7 +567,7 @@ class Staging(Reading):
         return part
 
     def part(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        """client, stage, path, size, mtime_ns -> bytes of it that arrived earlier"""
+        """client, stage, path, size, mtime_ns -> number of its bytes that arrived earlier"""
         stage = self.stage_of(request["stage"])
         self.tree.directory(())
         parts_of(request["path"])
@@ -574,7 +576,7 @@ class Staging(Reading):
         return {"have": 0 if info is None else info.st_size}
 
     def staged(self, request: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
-        """client, stage, path -> rows as of `list` of what is staged there and below it, with the sums noted"""
+        """client, stage, path -> rows, as of `list`, of what is staged there and below it, with the noted sums"""
         stage = self.stage_of(request["stage"])
         self.tree.directory(())
         self.hold(stage, request["client"])
@@ -595,13 +597,13 @@ class Staging(Reading):
         yield {"rows": rows}
 
     def finish(self, handle: int, item: Row, digest: Any) -> None:
-        """Times, the noted sum, permissions: in this order, as a file that can't be written takes no note."""
+        """Set times, the noted sum, permissions, in this order: a file without write permission accepts no note."""
         os.utime(handle, ns=(item[4], item[4]))
         info = os.fstat(handle)
         try:
             os.setxattr(handle, SUM, SUM_FORMAT.pack(info.st_size, info.st_mtime_ns, digest.digest()))
         except (OSError, struct.error):
-            pass  # a filesystem without: promotion reads the file
+            pass  # a file system without extended attributes: promotion reads the file
         os.fchmod(handle, item[3] & MODES)
 
     def drop_stage(self, request: Dict[str, Any]) -> Dict[str, Any]:
@@ -612,7 +614,7 @@ class Staging(Reading):
         return {}
 
     def discard(self, stage: Parts) -> None:
-        """A stage and what belongs to it, gone. Its owner's directory stays: the next one comes soon."""
+        """Remove a stage and its unfinished files. Its owner's directory stays for the next stage."""
         aside = self.aside_of(stage)
         for key in [key for key in self.parts if key[: len(aside)] == aside]:
             os.close(self.parts.pop(key).handle)
@@ -621,7 +623,7 @@ class Staging(Reading):
 
 
 def is_locked(handle: int) -> bool:
-    """Whether this process has the lock now."""
+    """Whether this process holds the lock."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -630,7 +632,7 @@ def is_locked(handle: int) -> bool:
 
 
 def end_gate(told: bytes) -> None:
-    """End the gate of that process number, if it is one."""
+    """End the process of that number, if it is a gate."""
     try:
         with open(b"/proc/%d/cmdline" % int(told), "rb") as file:
             words = file.read().split(b"\0")
@@ -641,7 +643,7 @@ def end_gate(told: bytes) -> None:
 
 
 def write_all(handle: int, data: memoryview) -> None:
-    """Write whatever the length."""
+    """Write all data, whatever its length."""
     while len(data):
         data = data[os.write(handle, data) :]
 
@@ -650,12 +652,12 @@ def write_all(handle: int, data: memoryview) -> None:
 
 
 class Publishing(Staging):
-    """What the boss alone may ask."""
+    """Requests of the boss alone."""
 
     def promote(self, request: Dict[str, Any]) -> Dict[str, Any]:
         """promotions: [stage, [[path, kind, size, SHA-256 or a link's target]]] -> null or a sentence each
 
-        `sync`: what is published is on the disk first.
+        `sync`: write everything to the disk before it is published.
         """
         root = self.tree.directory(())
         if request["sync"] and request["promotions"]:
@@ -663,7 +665,7 @@ class Publishing(Staging):
         return {"told": [self.promotion(stage, entries) for stage, entries in request["promotions"]]}
 
     def promotion(self, stage: str, entries: List[Row]) -> Optional[str]:
-        """Everything of one stage, or nothing."""
+        """Publish all of one stage, or nothing."""
         self.tree.trim()
         try:
             place = self.stage_of(stage)
@@ -686,7 +688,7 @@ class Publishing(Staging):
         return None
 
     def moves(self, stage: Parts, entries: List[Row]) -> Tuple[List[Tuple[Parts, Parts]], str]:
-        """What is still to be moved; a sentence where something is missing, and then nothing may be moved."""
+        """What is still to be moved; a sentence if something is missing, and then nothing may be moved."""
         moves: List[Tuple[Parts, Parts]] = []
         top: Parts = ()
         children = children_of(entries)
@@ -705,21 +707,21 @@ class Publishing(Staging):
             if wrong:
                 return [], "result %s %s" % (path, wrong)
             if not inside:
-                self.tree.info(final)  # a name that leads through a link is told before anything moves
+                self.tree.info(final)  # report a name that leads through a link before anything moves
                 moves.append((stage + final, final))
                 if kind == "directory":
                     top = final
         return moves, ""
 
     def stands(self, final: Parts, kind: str, size: int) -> bool:
-        """Whether it is under its final name already."""
+        """Whether it has its final name already."""
         info = self.tree.info(final)
         if info is None or kind_of(info) != kind:
             return False
         return kind != "file" or info.st_size == size
 
     def unlike(self, staged: Parts, info: os.stat_result, kind: str, size: int, wanted: str) -> str:
-        """In what a staged file differs from what the boss was told; empty where it is the same."""
+        """How a staged file differs from what the worker reported; empty if it is the same."""
         if kind_of(info) != kind:
             return "was staged as a %s, not a %s" % (kind_of(info), kind)
         if kind == "link":
@@ -734,7 +736,7 @@ class Publishing(Staging):
         try:
             handle = os.open(staged[-1], READ, dir_fd=self.tree.directory(staged[:-1]))
         except PermissionError:
-            return ""  # it has no right to read, so neither can its contents be compared
+            return ""  # without read permission its contents cannot be compared
         try:
             found = known_sum(handle, info) or read_sum(handle, size).hexdigest()
         finally:
@@ -742,24 +744,24 @@ class Publishing(Staging):
         return "" if found == wanted else "has other contents where it was staged than its sum tells"
 
     def unreported(self, staged: Parts, reported: Set[bytes]) -> str:
-        """What a staged directory holds beyond the manifest: it would be published with it."""
+        """Entries of a staged directory that the manifest lacks: they would be published with it."""
         try:
             found = {os.fsencode(name) for name in os.listdir(self.tree.directory(staged))}
         except PermissionError:
-            return ""  # it can't be listed by whoever reads it later, either
+            return ""  # nobody who reads it later can list it either
         more = sorted(found - reported)
         return "holds %s where it was staged, which its worker did not report" % text_of(more[0]) if more else ""
 
     def move(self, staged: Parts, final: Parts) -> None:
-        """Rename, with whatever stands there replaced."""
+        """Rename, replacing what has the final name."""
         source, target = self.tree.directory(staged[:-1]), self.parents(final)
         info, there = os.lstat(staged[-1], dir_fd=source), self.tree.info(final)
         closed = stat.S_ISDIR(info.st_mode) and not info.st_mode & 0o200
         if closed:
-            # A directory that can't be written can't be given another parent.
+            # A directory without write permission cannot get another parent.
             os.chmod(staged[-1], stat.S_IMODE(info.st_mode) | 0o200, dir_fd=source)
         if there is not None and (stat.S_ISDIR(there.st_mode) or stat.S_ISDIR(info.st_mode)):
-            # No rename replaces a directory that is not empty: it goes aside first, and away afterwards.
+            # No rename replaces a directory that is not empty: move it aside first and remove it afterwards.
             aside = STAGING + (b".replaced-%d-%d" % (os.getpid(), time.time() * 1e6),)
             if stat.S_ISDIR(there.st_mode) and not there.st_mode & 0o200:
                 os.chmod(final[-1], stat.S_IMODE(there.st_mode) | 0o200, dir_fd=target)
@@ -775,11 +777,11 @@ class Publishing(Staging):
             self.tree.forget()
 
     def parents(self, final: Parts) -> int:
-        """The directory of a final name, made where it is not there. A file in its way is named."""
+        """The directory of a final name, created if missing. Names a file in its way."""
         return self.tree.directory(final[:-1], make=True)
 
     def stages(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        """-> names of all stages. What a promotion that was cut off put aside goes."""
+        """-> names of all stages. Removes what an interrupted promotion moved aside."""
         self.tree.directory(())
         found: List[str] = []
         try:
@@ -799,12 +801,12 @@ class Publishing(Staging):
         return {"stages": sorted(found)}
 
     def stages_of(self, owner: Parts) -> Set[bytes]:
-        """The stages of one owner. Locks of clients that are gone go; so does a directory with nothing in it."""
+        """The stages of one owner. Removes locks of clients that are gone, and empty directories."""
         found: Set[bytes] = set()
         directory = self.tree.directory(owner)
         for name in [os.fsencode(name) for name in os.listdir(directory)]:
             if not name.startswith(LOCK):
-                # An upload that was cut off before its first file was whole has only what is beside the stage.
+                # An upload that was interrupted before its first file was whole has only unfinished files.
                 found.add(name.lstrip(b"."))
                 continue
             try:
@@ -833,12 +835,12 @@ def children_of(entries: List[Row]) -> Dict[Parts, Set[bytes]]:
 
 
 def kind_of(info: os.stat_result) -> str:
-    """file, directory or link; a file is anything else too."""
+    """file, directory or link; every other kind counts as a file"""
     return "link" if stat.S_ISLNK(info.st_mode) else "directory" if stat.S_ISDIR(info.st_mode) else "file"
 
 
 def on_disk(handle: int) -> None:
-    """Everything written below is on the disk: no power cut leaves a final name with less than its contents."""
+    """Flush everything below to the disk: no power failure leaves a final name with incomplete contents."""
     thread = threading.Thread(target=write_back, args=(handle,))
     thread.start()
     while thread.is_alive():
@@ -847,7 +849,7 @@ def on_disk(handle: int) -> None:
 
 
 def write_back(handle: int) -> None:
-    """The one filesystem, or all where that can't be said."""
+    """Flush the file system of the handle, or all if that is not possible."""
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(handle) == 0:
             return
@@ -860,13 +862,13 @@ def write_back(handle: int) -> None:
 
 
 class Frames:
-    """Requests in, answers out."""
+    """Reads requests and writes answers."""
 
     def __init__(self, source: BinaryIO, sink: int) -> None:
         self.source = source
         self.sink = sink
         self.said_at = time.monotonic()
-        # One for all frames: a fresh one for each would cost a page fault for every 4 KB.
+        # One buffer for all frames: a new one for each would cost a page fault for every 4 KB.
         self.body = memoryview(bytearray(MAX_BODY))
 
     def read(self) -> Optional[Tuple[Any, memoryview]]:
@@ -914,7 +916,7 @@ FRAMES: Optional[Frames] = None
 
 
 def working() -> None:
-    """Called in long loops: the client learns that this continues."""
+    """Called in long loops: tells the client that this continues."""
     if FRAMES is not None and time.monotonic() - FRAMES.said_at > BUSY_S:
         signal.alarm(IDLE_S)
         FRAMES.write({"busy": True})
@@ -934,11 +936,11 @@ class Gate:
         self.verbs: Dict[str, Callable[..., Any]] = {name: getattr(self.actor, name) for name in plain}
 
     def serve(self) -> int:
-        """Answer until the client ends it; the exit code."""
+        """Answer until the client disconnects. Returns the exit code."""
         try:
             while True:
                 frame = self.frames.read()
-                # The access ended: what is asked is not answered, and the client comes again with a new one.
+                # The access expired: the request is not answered, and the client reconnects with a new one.
                 if frame is None or time.time() > self.until_s:
                     self.actor.end()
                     return 0
@@ -950,7 +952,7 @@ class Gate:
             return 1
 
     def answer(self, request: Dict[str, Any], body: memoryview) -> None:
-        """One request, one answer."""
+        """Answer one request."""
         try:
             if request.get("do") == "put":
                 answer: Any = self.actor.put(request, body)
@@ -1000,7 +1002,7 @@ def main(argv: List[str]) -> int:
     os.umask(0o022)
     FRAMES = Frames(os.fdopen(os.dup(0), "rb", 1 << 18), sink)
     hello = {"gate": VERSION, "role": rest[0], "name": rest[-1], "clock_s": time.time(), "pid": os.getpid()}
-    hello["can"] = ["staged"]  # what gates of this version did not know from the beginning
+    hello["can"] = ["staged"]  # what earlier gates of this version lack
     hello["python"] = "%d.%d.%d" % sys.version_info[:3]
     try:
         os.write(sink, MAGIC)

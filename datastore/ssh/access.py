@@ -1,4 +1,4 @@
-"""Where a datastore on another machine is, what opens it, and the OpenSSH command that does. Runs nothing."""
+"""Address and access of a datastore on another machine, and the OpenSSH command that connects to it. Runs nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALIAS = "ecloud-datastore"
-"""The datastore's name in its known_hosts file, whatever its address."""
+"""The datastore's name in its known_hosts file, whatever its address is."""
 CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes256-ctr,aes128-ctr"
-"""With the processor's AES 40 % faster than the default for large files."""
+"""With the processor's AES these are 40 % faster than the default for large files."""
 CONNECT_S = 20
 ALIVE_S = 15
 _ADDRESS = re.compile(
@@ -21,7 +21,7 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class SshAddress:
-    """`user@host[:port]:/root`; an IPv6 address stands in brackets."""
+    """`user@host[:port]:/root`; an IPv6 address in brackets."""
 
     user: str
     host: str
@@ -48,7 +48,7 @@ class SshAddress:
 
 @dataclass(frozen=True)
 class Access:
-    """What opens a datastore. `gate`: the command that starts it (a certificate brings its own and needs none)."""
+    """What opens a datastore. `gate`: the command that starts it (a certificate brings its own)."""
 
     key: Path
     known_hosts: Path
@@ -65,7 +65,8 @@ def gate_command(python: str, gate: str, root: str, name: str | None = None, unt
 
 
 def ssh_command(address: SshAddress, access: Access) -> list[str]:
-    """The OpenSSH client, told everything: no file of the user's or of the machine's changes what it does."""
+    """The OpenSSH client with all options given: no configuration file of the user or the machine changes what it
+    does."""
     options = {
         "BatchMode": "yes", "IdentitiesOnly": "yes", "IdentityAgent": "none", "IdentityFile": _quoted(access.key),
         "UserKnownHostsFile": _quoted(access.known_hosts), "GlobalKnownHostsFile": "none", "HostKeyAlias": ALIAS,
@@ -84,5 +85,5 @@ def ssh_command(address: SshAddress, access: Access) -> list[str]:
 
 
 def _quoted(path: Path) -> str:
-    """A path as a value of ssh's options: spaces are kept, percent signs mean themselves."""
+    """A path as a value of ssh's options: with spaces, and with percent signs taken literally."""
     return '"' + str(path.absolute()).replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"') + '"'

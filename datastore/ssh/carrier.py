@@ -1,7 +1,7 @@
-"""What carries the bytes of a connection to the datastore's machine: an OpenSSH process, and the words for its end.
+"""Carries the bytes of a connection to the datastore's machine: an OpenSSH process, and the reason of its end.
 
-OpenSSH encrypts in a process of its own, so Python's threads do not wait for it. Standard library alone: a worker
-has nothing else. Knows no protocol, and never connects again.
+OpenSSH encrypts in a process of its own, so Python's threads do not wait for it. Standard library only: a worker has
+nothing else. Knows no protocol, and never reconnects.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from datastore.gate import PIECE
 from datastore.problem import PartAway
 
 TOLD_BYTES = 1 << 16
-"""How much is read of what the other end printed as its last words."""
+"""How much of the remote end's last output is read."""
 _SET_PIPE_SIZE = 1031
 
 
 class Lost(PartAway):
-    """The connection ended; the text says why. `for_good`: trying again is of no use; `is_refusal`: with this key or
+    """The connection ended; the text says why. `for_good`: trying again does not help; `is_refusal`: with this key or
     certificate."""
 
     def __init__(self, reason: str, for_good: bool = False, is_refusal: bool = False, remedy: str = "") -> None:
@@ -33,8 +33,8 @@ class Lost(PartAway):
 
 
 class Carrier:
-    """Runs `command`, an `ssh` that starts something at its other end. One thread reads, one at a time writes, any may
-    `kill`. Raises `Lost` where there is no such program."""
+    """Runs `command`, an `ssh` that starts a program at the remote end. One thread reads, one at a time writes, any may
+    `kill`. Raises `Lost` if ssh is not installed."""
 
     def __init__(self, command: list[str], where: str) -> None:
         self._where = where
@@ -57,19 +57,19 @@ class Carrier:
         self._poll.register(self._out, select.POLLIN)
 
     def read_into(self, view: memoryview, wait_s: float) -> int | None:
-        """How many bytes came, 0 at the end, None where none came within `wait_s`. Raises `OSError`."""
+        """The number of bytes read, 0 at the end, None if none came within `wait_s`. Raises `OSError`."""
         return os.readv(self._out, [view]) if self._poll.poll(wait_s * 1000) else None
 
     def write(self, data: memoryview) -> int:
-        """How many bytes were taken; blocks until that is one at least. Raises `OSError` when it has ended."""
+        """The number of bytes written; blocks until it is at least one. Raises `OSError` after the end."""
         return os.write(self._in, data)
 
     def kill(self) -> None:
-        """End it; a thread that reads or writes is woken. May be called again."""
+        """End the process; wakes a thread that reads or writes. May be called again."""
         self._process.kill()
 
     def bury(self) -> Lost:
-        """After `kill`, once and by the reading thread: release everything, and say why it ended."""
+        """After `kill`, once, by the reading thread: release everything, and return why it ended."""
         self._process.wait()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -83,11 +83,11 @@ class Carrier:
 
 
 Start = Callable[[], Carrier]
-"""Starts the command anew. Raises `Lost`."""
+"""Starts the command again. Raises `Lost`."""
 
 
 def explain(where: str, told: str) -> Lost:
-    """What `ssh` or the other end printed before it ended, as a reason."""
+    """The reason, from what `ssh` or the remote end printed before it ended."""
     lines = [line.strip() for line in told.splitlines() if line.strip()]
     last = lines[-1] if lines else "the connection was cut"
     if "HOST IDENTIFICATION HAS CHANGED" in told or "Host key verification failed" in told:
@@ -104,12 +104,12 @@ def explain(where: str, told: str) -> Lost:
 
 
 def stalled(where: str, silent_s: float) -> Lost:
-    """Nothing moved, and nothing said why."""
+    """Nothing moved, and no reason was given."""
     return Lost(f"{where} stalled: nothing moved for {silent_s:g} s")
 
 
 def changed(where: str, offered: str) -> Lost:
-    """Another host key than the pinned one was shown."""
+    """The host showed another key than the pinned one."""
     return Lost(
         f"REFUSED: the host key of {where} is not the one that was pinned ({offered} is offered now)."
         " Another machine may answer in its place, or it was reinstalled",
@@ -119,5 +119,5 @@ def changed(where: str, offered: str) -> Lost:
 
 
 def not_authorised(where: str) -> Lost:
-    """The key that was shown is refused."""
+    """The host refused the key."""
     return Lost(f"{where} refuses this key or certificate: it is not authorised there, or it expired", True, True)

@@ -1,7 +1,7 @@
-"""One connection to a gate: frames in and out of what carries them, many requests on their way at once.
+"""One connection to a gate: frames in and out of a carrier, many requests under way at once.
 
-It never connects again: its owner makes a new one (`datastore/ssh/link.py`). It ends what stalls, counted from the
-last progress, and says in the user's words why it ended.
+It never reconnects: its owner makes a new one (`datastore/ssh/link.py`). It ends a connection that stalls, counted from
+the last progress, and says in plain words why it ended.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from datastore.gate import HEAD, MAGIC, MAX_BODY, MAX_JSON, VERSION
 from datastore.ssh.carrier import Lost, Start, stalled
 
 SLICE = 1 << 16
-"""Written at once: progress is seen at this grain."""
+"""Bytes written at once: the grain at which progress is seen."""
 SLOWEST = 100_000
-"""Bytes per second: what is on its way may take so long before silence counts as a stall."""
+"""Bytes per second: data under way may take this long before silence counts as a stall."""
 GREETING_BYTES = 1 << 16
-"""What a login shell may print before the gate speaks."""
+"""Most that a login shell may print before the gate's first frame."""
 LOOK_S = 1.0
-"""How often silence is looked at."""
+"""How often to check for silence."""
 
 Answer = tuple[list[dict[str, Any]], bytearray]
 """The frames of one answer, and the bytes of the last."""
 
 
 class Connection:
-    """Has a carrier started and speaks with the gate at its other end. A thread of its own reads until the connection
-    ends or stalls. Any thread may `ask`."""
+    """Starts a carrier and talks to the gate at its remote end. A thread reads until the connection ends or stalls. Any
+    thread may `ask`."""
 
     moved_bytes = 0
-    """Of all connections of this process, both ways: about, as threads may count at the same moment."""
+    """Bytes of all connections of this process, both ways; approximate, as threads may count at the same moment."""
 
     def __init__(self, start: Start, where: str, stall_s: float) -> None:
         self.where = where
         self.stall_s = stall_s
         self.hello: dict[str, Any] = {}
         self.under_way = 0
-        """Bytes on their way, in both directions."""
+        """Bytes under way, in both directions."""
         self.lost: Lost | None = None
         self._waiting: deque[tuple[Future[Answer], int]] = deque()
         self._greeted: Future[dict[str, Any]] = Future()
@@ -56,7 +56,7 @@ class Connection:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it accepts requests."""
         return self.lost is None
 
     def greet(self) -> None:
@@ -70,7 +70,7 @@ class Connection:
             raise Lost(text, True)
 
     def ask(self, request: dict[str, Any], body: bytes | memoryview = b"") -> Future[Answer]:
-        """Send a request; its answer will come, or `Lost`. Blocks while what is on its way fills the pipe."""
+        """Send a request; the future receives its answer, or `Lost`. Blocks while the pipe is full."""
         future: Future[Answer] = Future()
         text = json.dumps(request, separators=(",", ":")).encode("ascii")
         head = HEAD.pack(len(text), len(body)) + text
@@ -90,12 +90,12 @@ class Connection:
         return future
 
     def _progressed(self) -> None:
-        """Something moved."""
+        """Note progress."""
         self._progress_s = time.monotonic()
 
     def _write(self, *parts: bytes | memoryview) -> None:
-        """With the lock held. Blocks while the way is full."""
-        with suppress(OSError):  # the reader finds out why, and tells all that wait
+        """Write with the lock held. Blocks while the pipe is full."""
+        with suppress(OSError):  # the reader learns why, and tells all that wait
             for data in parts:
                 view = memoryview(data)
                 while view:
@@ -113,7 +113,7 @@ class Connection:
             self._end()
 
     def _read(self, length: int) -> bytearray:
-        """So many bytes. Raises `EOFError`."""
+        """Read this many bytes. Raises `EOFError`."""
         data = bytearray(length)
         view = memoryview(data)
         while view:
@@ -142,7 +142,7 @@ class Connection:
         self._tell_all(self.lost)
 
     def close(self) -> None:
-        """End it; who waits gets `Lost`. May be called again."""
+        """End it; requests that wait get `Lost`. May be called again."""
         self._carrier.kill()
         if threading.current_thread() is not self._reader:
             self._reader.join()
@@ -152,7 +152,8 @@ class Connection:
         return bool(self._waiting) or not self._greeted.done()
 
     def _converse(self) -> None:
-        """Read answers for those who wait. Never returns; raises `EOFError`, `OSError`, `ValueError` at the end."""
+        """Read answers for the waiting requests. Never returns; raises `EOFError`, `OSError`, `ValueError` at the
+        end."""
         self._skip_greeting()
         self._greeted.set_result(self._read_frame()[0])
         frames: list[dict[str, Any]] = []
@@ -172,7 +173,7 @@ class Connection:
         while not seen.endswith(MAGIC):
             if len(seen) > GREETING_BYTES:
                 raise ValueError
-            # Byte by byte only until the mark has been seen.
+            # Byte by byte only until the mark appears.
             seen += bytes(self._read(1))
 
     def _read_frame(self) -> tuple[dict[str, Any], bytearray]:
@@ -185,7 +186,7 @@ class Connection:
         return frame, self._read(body_length)
 
     def _tell_all(self, lost: Lost) -> None:
-        """Tell all that wait."""
+        """Fail all waiting requests."""
         with self._lock:
             waiting, self._waiting = self._waiting, deque()
         if not self._greeted.done():

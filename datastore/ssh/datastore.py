@@ -1,8 +1,8 @@
 """A datastore on another machine, reached over SSH through its gate (`datastore/gate.py`).
 
-All of `port.Publisher` for the boss, whose own key starts the gate; for a worker, whose certificate starts it with the
-worker's name, what publishes is answered with an error. One connection is kept and shared by all threads; it is
-made when first needed, and again after a cut. Nothing asks for a password, an agent or the user's own configuration.
+Offers all of `port.Publisher` to the boss, whose own key starts the gate. A worker's certificate starts the gate with
+the worker's name, and publishing is answered with an error. All threads share one connection, made when first needed
+and again after a loss. Never asks for a password, and ignores agents and the user's configuration.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ PATIENCE_S = 10.0
 NAMES_AT_ONCE = 20_000
 CHARACTERS_AT_ONCE = 4_000_000
 PROMOTED_AT_ONCE = 20_000
-"""Entries in one request: some MB of JSON."""
+"""Entries in one request: a few MB of JSON."""
 
 
 class SshDatastore:
-    """See `datastore.port`. `stall_s`: a connection on which nothing moves for so long is ended and made again;
-    `patience_s`: a call that makes no progress for so long raises `DatastoreAway`, with the reason.
+    """See `datastore.port`. `stall_s`: a connection without progress for this long is replaced; `patience_s`: a call
+    without progress for this long raises `DatastoreAway` with the reason.
 
-    `durable`: what is promoted is on the datastore's disk before it gets its final name.
+    `durable`: whether promoted files are flushed to the datastore's disk before they get their final names.
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class SshDatastore:
         self._client = secrets.token_hex(8)
 
     def access(self) -> Access:
-        """What opens it now."""
+        """The access that opens it now."""
         return self._access() if callable(self._access) else self._access
 
     def limits(self) -> Limits | None:
-        """How many connections its sshd takes in at once; None where that can't be read."""
+        """How many connections its sshd accepts at once; None if that cannot be read."""
         return read_limits(ssh_command(self.address, replace(self.access(), gate="exec /bin/sh")))
 
     def close(self) -> None:
-        """End the connection; a further call makes another."""
+        """End the connection; a further call makes a new one."""
         self._link.close()
 
     def hello(self) -> dict[str, object]:
-        """What the gate said of itself: `gate` (version), `python`, `clock_s`, `role`, `name`; and `ahead_s`, how far
-        its clock was ahead of this machine's when the connection was made.
+        """The gate's first frame: `gate` (version), `python`, `clock_s`, `role`, `name`; and `ahead_s`, how far its
+        clock was ahead of this machine's when the connection was made.
 
         Raises `DatastoreAway`.
         """
@@ -83,7 +83,7 @@ class SshDatastore:
     # --- reading ------------------------------------------------------------------------------------
 
     def stat(self, names: list[str]) -> list[Entry | None]:
-        """See `port.Reader.stat`. A file's `sha256` is told where it is known without reading it."""
+        """See `port.Reader.stat`. Includes a file's `sha256` if it is known without reading the file."""
         asked_for = [normalised(name) for name in names]
         pipeline = Pipeline(self._link)
         found: list[Entry | None] = []
@@ -102,7 +102,7 @@ class SshDatastore:
             return fetching.fetch(self._link, source, to)
 
     def fetch_small(self, wanted: list[tuple[str, Path]], most_bytes: int) -> list[Entry] | None:
-        """Fetch several files in one request; None where one is no file, larger than that, or not there."""
+        """Fetch several files in one request; None if one is no file, larger than `most_bytes`, or missing."""
         with told_apart(wanted[0][1].parent):
             return fetching_small.fetch_small(self._link, [(normalised(name), to) for name, to in wanted], most_bytes)
 
@@ -160,16 +160,16 @@ class SshDatastore:
         return list(ask(self._link, {"do": "stages"})[0]["stages"])
 
     def put(self, local: Path, path: str) -> list[Entry]:
-        """See `port.Publisher.put`. One that was cut off resumes where it was when it is put again from here."""
+        """See `port.Publisher.put`. Repeating an interrupted call from this machine resumes it."""
         where = f"{socket.gethostname()}\0{local.absolute()}\0{path}"
         with _held(local) as alone:
-            # What another command puts just now is left to it: two that write one unfinished file would spoil it.
+            # Leave alone what another command puts now: two writers would spoil an unfinished file.
             whose = hashlib.sha256(os.fsencode(where)).hexdigest()[:24] if alone else secrets.token_hex(12)
             stage = f"put/{whose}"
             entries = self.store(stage, local, path)
             problem = self.promote([Promotion(stage, tuple(entries))])[0]
             if problem is not None:
-                self.drop_stage(stage)  # it is of no use to go on with
+                self.drop_stage(stage)  # it cannot be resumed
                 raise DatastoreAway(problem)
             return entries
 
@@ -184,7 +184,7 @@ def normalised(name: str) -> str:
 
 
 def _bounded(names: list[str]) -> Iterator[list[str]]:
-    """Names in lists that fit into one request each, escaped as they may be."""
+    """Names in lists that each fit into one request, even if fully escaped."""
     batch: list[str] = []
     held = 0
     for name in names:
@@ -198,7 +198,7 @@ def _bounded(names: list[str]) -> Iterator[list[str]]:
 
 
 def _rows(promotion: Promotion) -> list[list[object]]:
-    """Entries for the gate. Of a very large promotion only what moves: its files were verified as they arrived."""
+    """Entries for the gate. Of a very large promotion only those that move: files were verified as they arrived."""
     rows: list[list[object]] = []
     top = ""
     unlisted = len(promotion.entries) > PROMOTED_AT_ONCE
@@ -216,11 +216,11 @@ def _rows(promotion: Promotion) -> list[list[object]]:
 
 @contextmanager
 def _held(local: Path) -> Iterator[bool]:
-    """Whether nobody else on this machine holds it; meanwhile nobody else does."""
+    """Hold a lock on a local file or directory. Yields False if another process on this machine has it."""
     try:
         handle = os.open(local, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        yield False  # a link, or what can't be read
+        yield False  # a link, or unreadable
         return
     try:
         try:
@@ -235,7 +235,7 @@ def _held(local: Path) -> Iterator[bool]:
 
 @contextmanager
 def told_apart(local: Path) -> Iterator[None]:
-    """What is wrong on this side is waited for as well, under its own name."""
+    """Raise errors of this machine's disk as `DatastoreAway` that names this machine: they are waited for as well."""
     try:
         yield
     except OSError as error:
