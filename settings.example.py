@@ -36,6 +36,7 @@ DATASTORE = ""
 #          "worker_init": "", "login": ""}; docs/slurm.md says what each means. "provider" is another name for "cloud".
 # Workers on listed hosts: {"name": "lab", "cloud": "ssh_hosts", "hosts": ["user@host1", "user@host2:2222", "local"],
 #          "slots": 1, "cpus": 8, "memory_mb": 16000, "ssh_options": ["-i", "/home/me/.ssh/lab"]}; see docs/hosts.md.
+# "python": "3.12": the version that its workers run Python calls with, empty for this machine's; see docs/python.md.
 POOLS = ()
 
 # The OpenNebula of those pools: its XML-RPC address, e.g. "http://HOST:2633/RPC2", and a user that may use their

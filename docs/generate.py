@@ -58,7 +58,7 @@ def values() -> str:
     for value in (
         wire.Envelope, wire.HeldAttempt, wire.AttemptName, wire.AttemptOrder, wire.StartedAttempt, wire.TaskEnded,
         wire.DatastoreAccess, transfer_status.Moving, transfer_status.HeldInput,
-        wire.PushOptions, tasks.Outcome, tasks.ManifestEntry,
+        wire.PushOptions, wire.CallEnded, wire.CallValue, tasks.Call, tasks.Outcome, tasks.ManifestEntry,
         tasks.TaskDefinition, tasks.TaskBody,
     ):  # fmt: skip
         shape = "array" if msgspec.inspect.type_info(value).array_like else "object"  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from boss.core.model.effects import (
     FindResults,
     ListStages,
     ListVms,
+    LoadCalls,
     PromoteFiles,
     SelectTasks,
     SignKey,
@@ -44,6 +45,7 @@ from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store.store import CommitRefused, StoreAway
 from datastore.port import DatastoreAway
 from ecloud.model.boot_diagnosis import Visit
+from ecloud.model.wire import CallEnded, CallValue
 from sim.checker import Checker
 from sim.cloud import LATE_S, Cloud, Refused, host_key
 from sim.datastore import Datastore
@@ -137,9 +139,17 @@ class BossStore:
         """Go on leading, in an epoch above."""
         return self._reach().lead_above(epoch, now)
 
-    def load_run(self, name: str) -> RunImage | None:
+    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
         """A whole run."""
-        return self._reach().load_run(name)
+        return self._reach().load_run(name, ids)
+
+    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
+        """See `StorePort.needed_values`."""
+        return self._reach().needed_values(task_nos)
+
+    def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
+        """See `StorePort.load_calls`."""
+        return self._reach().load_calls(wanted)
 
     def load_push(self, push_id: str) -> PushAnswered | None:
         """What a push came to."""

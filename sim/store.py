@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Any, TypeVar
 
+from msgspec.json import decode
 from msgspec.structs import replace
 
-from boss.core.model.effects import SelectTasks
+from boss.core.clients.calls import call_ended
+from boss.core.model.effects import LoadCalls, SelectTasks
 from boss.core.model.history import next_epoch
 from boss.core.model.rows import (
     AttemptRow,
@@ -33,7 +35,8 @@ from boss.core.tasks.manifests import declared_results
 from boss.store.loading import PAST_VMS
 from boss.store.selecting import Found, choose
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
-from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause
+from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause, TaskDefinition
+from ecloud.model.wire import CallEnded, CallValue
 from ecloud.model.worker_states import ON_DUTY
 
 CLUSTER_ID = "simulated"
@@ -315,11 +318,37 @@ class Store:
                 counts.setdefault(row.run_no, Counter())[row.state.value] += 1
         return {run_no: dict(states) for run_no, states in counts.items()}
 
-    def load_run(self, name: str) -> RunImage | None:
-        """A run whole; None where there is none of that name. Raises `Deposed`."""
+    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
+        """A run whole, or of its tasks only `ids`; None where there is none of that name. Raises `Deposed`."""
         self._require_leading()
         run = next((run for run in self.runs.values() if run.name == name), None)
-        return None if run is None else self._image(run.run_no)
+        if run is None or ids is None:
+            return None if run is None else self._image(run.run_no)
+        image, named = self._image(run.run_no), set(ids)
+        return RunImage(image.run, [row for row in image.tasks if row.id in named], is_part=True)
+
+    def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
+        """How calls of a run stand, and whether there are more. Raises `Deposed`."""
+        self._require_leading()
+        run = next((run for run in self.runs.values() if run.name == wanted.run), None)
+        rows = [] if run is None else _in_order({no: row for no, row in self.tasks.items() if row.run_no == run.run_no})
+        if wanted.ids is None:
+            rows = [row for row in rows if row.task_no > wanted.after][: wanted.limit]
+        else:
+            rows = [row for row in rows if row.id in wanted.ids]
+        calls = [self._call(row, with_value=wanted.ids is not None) for row in rows]
+        return calls, wanted.ids is None and len(calls) == wanted.limit
+
+    def _call(self, row: TaskRow, with_value: bool) -> CallEnded:
+        definition = decode(self.tables.stored[row.task_no], type=TaskDefinition)
+        fingerprint = definition.call.fingerprint if definition.call else ""
+        attempt = self.attempts.get((row.task_no, row.attempts))
+        if row.state not in ENDED or attempt is None or attempt.outcome is None:
+            return CallEnded(
+                row.task_no, row.id, row.state.value, row.attempts, error=row.reason, fingerprint=fingerprint
+            )
+        ended = call_ended(row.task_no, row.id, row.state.value, row.reason, attempt.worker, attempt.outcome)
+        return replace(ended, fingerprint=fingerprint, value=ended.value if with_value else b"")
 
     def _image(self, run_no: int) -> RunImage:
         tasks = _in_order({no: row for no, row in self.tasks.items() if row.run_no == run_no})
@@ -339,6 +368,19 @@ class Store:
         self._require_leading()
         chosen = choose(wanted, _Finder(self.tables))
         return [self._image(run_no) for run_no in chosen.run_nos], chosen.task_nos, chosen.problem
+
+    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
+        """The values of the calls that these depend on, by task_no."""
+        found: dict[int, tuple[CallValue, ...]] = {}
+        for task_no in task_nos:
+            for on_task_no, _ in self.tasks[task_no].dependencies:
+                on = self.tasks[on_task_no]
+                attempt = self.attempts.get((on_task_no, on.attempts))
+                if attempt is not None and attempt.outcome is not None:
+                    outcome = attempt.outcome
+                    path = outcome.manifest[0].path if outcome.manifest else ""
+                    found[task_no] = (*found.get(task_no, ()), CallValue(on.id, outcome.value, path))
+        return found
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
         """The stored definition of each task, as JSON."""

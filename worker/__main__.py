@@ -24,6 +24,7 @@ from ecloud.config.secrets import AccessFile, AccessWrong, read_access
 from ecloud.model.tasks import Resources
 from worker.core.events import WorkerConfig
 from worker.shell.home import HomeTaken, Spool, WorkerHome
+from worker.shell.pythons import Pythons
 from worker.shell.runtime import WorkerRuntime
 
 log = logging.getLogger("worker")
@@ -113,6 +114,10 @@ def main(
     except AccessWrong as error:
         raise SystemExit(_fail(str(error), 2)) from None
     resources, indices = offered(cpus, memory_mb, gpus, resource)
+    pythons = Pythons(os.environ)
+    for problem in pythons.problems:
+        log.warning("%s", problem)
+    resources = {**pythons.resources, **resources}
     try:
         place = WorkerHome(Path(home or Home(os.environ.get("ECLOUD_HOME", "~/.ecloud")).path / "worker"))
     except HomeTaken as error:
@@ -146,7 +151,7 @@ def main(
         heard=spool.heard,
         ssh_key=ssh_key,
     )
-    runtime = WorkerRuntime(access, config, place, spool, keep_dirs, tied)
+    runtime = WorkerRuntime(access, config, place, spool, keep_dirs, tied, pythons)
     code = runtime.run()
     if runtime.begins_anew:
         os.execv(sys.executable, sys.orig_argv)  # the home's lock ends with this program

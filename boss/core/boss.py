@@ -22,6 +22,7 @@ from boss.core.autoscale.demand import DemandEstimate
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.alerts import Alerts
+from boss.core.clients.calls import Calls
 from boss.core.clients.pushes import Pushes
 from boss.core.clients.requests import Requests
 from boss.core.clients.watchers import Watchers
@@ -32,6 +33,7 @@ from boss.core.model.events import (
     AttemptsDeclared,
     BrokerFound,
     BrokerLost,
+    CallsLoaded,
     DatastoreFailed,
     DatastoreUsed,
     Event,
@@ -139,13 +141,14 @@ class Boss:
         self.clients: dict[str, Conversation] = {}
         self.revoked_keys = set(snapshot.revoked_keys)
         allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
-        self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_budgets, config, allocation)
+        self.calls = Calls(self._outbox, self.book, self.clients)
+        self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_budgets, config, allocation, self.calls)
         why_ready = WhyReady(
             self.book, self.attempts, self.fleet, self.ready, self.vms, self.autoscaler, self.run_budgets
         )
         self.requests = Requests(
             self._outbox, self.book, self.attempts, self.fleet, self.leases, self.vms, self.autoscaler, self.watchers,
-            self.access, self.clients, self._forget_client, why_ready, self.revoked_keys,
+            self.access, self.clients, self._forget_client, why_ready, self.revoked_keys, self.calls,
         )  # fmt: skip
         self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
         self._stealing = WorkStealing(self.fleet, self.attempts, self._timers, config)
@@ -188,6 +191,7 @@ class Boss:
             Phase("scaling", self.autoscaler.scale, "after placement: VMs are for the ready tasks that fit nowhere"),
             Phase("stuck runs", self._notice_stuck_runs, "after scaling: a run is stuck only where no worker can come"),
             Phase("transfer slots", self._grant_slots, "after the workers that left are removed: their slots are free"),
+            Phase("calls", self.calls.tell, "after all that ends tasks: with the values that this batch commits"),
             Phase("watchers", self.watchers.tell, "last: clients hear how everything above came out"),
         )
 
@@ -208,6 +212,8 @@ class Boss:
                 self.attempts.on_promoted(results, now)
             case RunLoaded(token, image, answered):
                 self.pushes.on_run_loaded(token, image, answered, now)
+            case CallsLoaded(token, calls, more):
+                self.calls.on_loaded(token, calls, more)
             case TasksSelected(token, images, task_nos, problem):
                 self.requests.on_selected(token, images, task_nos, problem, now)
             case ResultsFound(token, existing):
@@ -427,6 +433,7 @@ class Boss:
                 self.book.forget_run(run_no)
                 self.attempts.forget_run(run_no)
                 self.watchers.forget_run(run_no)
+                self.calls.forget_run(run_no)
         kept_s = max(self.config.keep_runs_s, self.config.keep_machines_s)
         self._outbox.writes.gone_before = max(0.0, now - kept_s)
         self._outbox.writes.answered_before = max(0.0, now - self.config.keep_runs_s)
@@ -441,6 +448,7 @@ class Boss:
     def _forget_client(self, client: Conversation) -> None:
         self.clients.pop(client.peer, None)
         self.watchers.forget(client.peer)
+        self.calls.forget(client.peer)
         self.pushes.forget(client.peer)
         self.sessions.close(client)
 

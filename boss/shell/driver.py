@@ -24,20 +24,23 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from boss.core.boss import Boss
-from boss.core.model.effects import Call, Effects, LeadAbove, LoadRun, Read, SelectTasks, Send
-from boss.core.model.events import AttemptsDeclared, BrokerLost, Event, RunLoaded, TasksSelected
+from boss.core.model.effects import Call, Effects, LeadAbove, LoadCalls, LoadRun, Read, SelectTasks, Send
+from boss.core.model.events import AttemptsDeclared, BrokerLost, CallsLoaded, Event, RunLoaded, TasksSelected
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.core.tasks.manifests import declared_results
 from boss.store.store import CommitRefused, StoreAway
 from datastore.backoff import Backoff
 from ecloud.model.tasks import Result
-from ecloud.model.wire import AttemptOrder, Envelope, StartTasks
+from ecloud.model.wire import AttemptOrder, CallEnded, CallValue, Envelope, StartTasks
 
 RENEW_S = 5.0
 """A leader that has nothing to commit says this often that it lives."""
 LEAD_ABOVE_EVERY_S = 10.0
 DATABASE_BACKOFF = Backoff(0.1, 5.0)
 """Between questions to a database that does not answer."""
+
+NEEDS_VALUES = b'"needs":['
+"""Stands in the stored definition of a call that needs values of others; elsewhere it costs a look in vain."""
 
 _Answer = TypeVar("_Answer")
 
@@ -64,14 +67,20 @@ class StorePort(Protocol):
     def lead_above(self, epoch: int, now: float) -> int:
         """Go on leading, in an epoch above this one; which. Raises `Deposed`."""
 
-    def load_run(self, name: str) -> RunImage | None:
-        """A whole run. Raises `Deposed`."""
+    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
+        """A run: whole, or of its tasks only `ids`. Raises `Deposed`."""
+
+    def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
+        """How calls stand, in order, and whether there are more. Raises `Deposed`."""
 
     def load_push(self, push_id: str) -> PushAnswered | None:
         """What a push came to; None for one that was never committed. Raises `Deposed`."""
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """What a person's selection means. Raises `Deposed`."""
+
+    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
+        """Of calls: the values of the calls that they depend on, by task_no."""
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
         """Stored definitions by task_no, as JSON; tasks that are gone are left out."""
@@ -230,17 +239,20 @@ class Driver:
         silent = self.core.revoked_keys
         orders = [send.envelope.message for send in sends if isinstance(send.envelope.message, StartTasks)]
         bodies: dict[int, bytes] = {}
+        values: dict[int, tuple[CallValue, ...]] = {}
         if orders:
             bodies = yield from self._ask(
                 partial(self._store.definitions, [order.task_no for message in orders for order in message.attempts])
             )
             self._learn_declared(orders, bodies)
+            if needy := [task_no for task_no, body in bodies.items() if NEEDS_VALUES in body]:
+                values = yield from self._ask(partial(self._store.needed_values, needy))
         for send in sends:
             yield Next.SEND
             if send.key_name not in silent or send.key_name in just_revoked:
                 message = send.envelope.message
                 if isinstance(message, StartTasks):
-                    message = _with_bodies(message, bodies)
+                    message = _with_bodies(message, bodies, values)
                 # All that a peer hears is committed in this batch or before.
                 envelope = msgspec.structs.replace(send.envelope, message=message, batch=self._batch)
                 self._speaker.publish(envelope, send.key_name)
@@ -267,10 +279,13 @@ class Driver:
         self._report(logging.WARNING, f"a peer heard epoch {epoch}, which this database never had: leading in {led}")
         yield from self.begin()
 
-    def _answer(self, read: LoadRun | SelectTasks) -> Event:
+    def _answer(self, read: LoadRun | SelectTasks | LoadCalls) -> Event:
+        if isinstance(read, LoadCalls):
+            calls, more = self._store.load_calls(read)
+            return CallsLoaded(read.token, tuple(calls), more)
         if isinstance(read, LoadRun):
             answered = self._store.load_push(read.push_id) if read.push_id else None
-            return RunLoaded(read.token, self._store.load_run(read.name), answered)
+            return RunLoaded(read.token, self._store.load_run(read.name, read.ids), answered)
         images, task_nos, problem = self._store.select(read)
         return TasksSelected(read.token, tuple(images), frozenset(task_nos), problem)
 
@@ -306,7 +321,7 @@ class Driver:
             self._report(logging.WARNING, f"the database does not answer: {error}")
 
 
-def _with_bodies(message: StartTasks, bodies: dict[int, bytes]) -> StartTasks:
+def _with_bodies(message: StartTasks, bodies: dict[int, bytes], values: dict[int, tuple[CallValue, ...]]) -> StartTasks:
     """The orders with what the worker runs. The stored JSON is embedded as it is: msgspec writes Raw without looking
     at it.
 
@@ -317,5 +332,6 @@ def _with_bodies(message: StartTasks, bodies: dict[int, bytes]) -> StartTasks:
     for order in message.attempts:
         body = bodies.get(order.task_no)
         if body is not None:
-            orders.append(msgspec.structs.replace(order, body=msgspec.Raw(body)))
+            needed = values.get(order.task_no, ())
+            orders.append(msgspec.structs.replace(order, body=msgspec.Raw(body), values=needed))
     return StartTasks(tuple(orders))

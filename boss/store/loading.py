@@ -12,7 +12,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from boss.core.model.effects import SelectTasks
+from boss.core.model.effects import LoadCalls, SelectTasks
 from boss.core.model.rows import (
     AttemptRow,
     BootRow,
@@ -43,7 +43,7 @@ from ecloud.model.tasks import (
 )
 from ecloud.model.transfer_status import Moving
 from ecloud.model.vm_states import VmState
-from ecloud.model.wire import Hello
+from ecloud.model.wire import CallEnded, CallValue, Hello
 from ecloud.model.worker_states import ON_DUTY, WorkerState
 
 IDS_COMPARED = 20_000
@@ -142,10 +142,92 @@ def _init_attempts(connection: Connection, going_on: sa.Select[Any]) -> list[Att
     return found
 
 
-def load_run(connection: Connection, name: str) -> RunImage | None:
-    """A run with all its tasks and dependencies."""
+def load_run(connection: Connection, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
+    """A run with all its tasks, or only `ids`, and their dependencies."""
     row = connection.execute(sa.select(schema.runs).where(schema.runs.c.name == name)).first()
-    return None if row is None else _image(connection, _run(row))
+    if row is None:
+        return None
+    return _image(connection, _run(row)) if ids is None else _part(connection, _run(row), ids)
+
+
+def _part(connection: Connection, run: RunRow, ids: Sequence[str]) -> RunImage:
+    tasks, dependencies = schema.tasks, schema.dependencies
+    rows: dict[int, TaskRow] = {}
+    for start in range(0, len(ids), IDS_A_QUERY):
+        named = tasks.c.id.in_(ids[start : start + IDS_A_QUERY])
+        rows.update(_tasks(connection, sa.and_(tasks.c.run_no == run.run_no, named)))
+    numbers = sorted(rows)
+    for start in range(0, len(numbers), IDS_A_QUERY):
+        part = dependencies.c.task_no.in_(numbers[start : start + IDS_A_QUERY])
+        _attach(rows, connection.execute(_in_order(sa.select(dependencies).where(part))))
+    return RunImage(run, [rows[number] for number in numbers], is_part=True)
+
+
+def load_calls(connection: Connection, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
+    """How calls stand: see `LoadCalls`. Only of tasks that ended the last attempt is read."""
+    tasks, attempts, definitions = schema.tasks, schema.attempts, schema.definitions
+    last = sa.and_(attempts.c.task_no == tasks.c.task_no, attempts.c.number == tasks.c.attempts)
+    joined = tasks.join(schema.runs, schema.runs.c.run_no == tasks.c.run_no).outerjoin(attempts, last)
+    columns = [
+        tasks.c.task_no, tasks.c.id, tasks.c.state, tasks.c.reason, tasks.c.attempts, attempts.c.worker,
+        attempts.c.cause, attempts.c.error, attempts.c.exit_code, attempts.c.signal, attempts.c.run_s,
+        attempts.c.manifest, definitions.c.definition,
+    ]  # fmt: skip
+    query = sa.select(*columns, *([attempts.c.value] if wanted.ids is not None else []))
+    query = query.select_from(joined.join(definitions, definitions.c.task_no == tasks.c.task_no))
+    query = query.where(schema.runs.c.name == wanted.run).order_by(tasks.c.task_no)
+    if wanted.ids is None:
+        query = query.where(tasks.c.task_no > wanted.after).limit(wanted.limit)
+    else:
+        query = query.where(tasks.c.id.in_(wanted.ids))
+    calls = [_call(row) for row in connection.execute(query)]
+    return calls, wanted.ids is None and len(calls) == wanted.limit
+
+
+def needed_values(connection: Connection, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
+    """Values of what each of these depends on: of its last attempt, which succeeded."""
+    edges, tasks, attempts = schema.dependencies, schema.tasks, schema.attempts
+    last = sa.and_(attempts.c.task_no == tasks.c.task_no, attempts.c.number == tasks.c.attempts)
+    joined = edges.join(tasks, tasks.c.task_no == edges.c.on_task_no).join(attempts, last)
+    query = sa.select(edges.c.task_no, tasks.c.id, attempts.c.value, attempts.c.manifest).select_from(joined)
+    found: dict[int, tuple[CallValue, ...]] = {}
+    for start in range(0, len(task_nos), IDS_A_QUERY):
+        part = edges.c.task_no.in_(task_nos[start : start + IDS_A_QUERY])
+        for row in connection.execute(query.where(part)):
+            manifest = msgspec.json.decode(row.manifest, type=tuple[ManifestEntry, ...]) if row.manifest else ()
+            value = CallValue(row.id, row.value or b"", manifest[0].path if manifest else "")
+            found[row.task_no] = (*found.get(row.task_no, ()), value)
+    return found
+
+
+class _Fingerprinted(msgspec.Struct):
+    fingerprint: str = ""
+
+
+class _OfCall(msgspec.Struct):
+    call: _Fingerprinted | None = None
+
+
+_CALLS = msgspec.json.Decoder(_OfCall)
+
+
+def _call(row: Any) -> CallEnded:
+    call = _CALLS.decode(row.definition).call
+    base = CallEnded(row.task_no, row.id, row.state, row.attempts, fingerprint=call.fingerprint if call else "")
+    if row.state in _UNFINISHED or row.cause is None:
+        return msgspec.structs.replace(base, error=row.reason or "")
+    manifest = msgspec.json.decode(row.manifest, type=tuple[ManifestEntry, ...]) if row.manifest else ()
+    return msgspec.structs.replace(
+        base,
+        worker=row.worker,
+        cause=row.cause,
+        error=row.reason or row.error or "",
+        exit_code=row.exit_code,
+        signal=row.signal,
+        run_s=row.run_s or 0.0,
+        value=getattr(row, "value", None) or b"",
+        path=manifest[0].path if manifest else "",
+    )
 
 
 def _image(connection: Connection, run: RunRow) -> RunImage:
@@ -303,6 +385,7 @@ def _attempt(row: Any) -> AttemptRow:
             manifest=manifest,
             fetch_bytes=row.fetch_bytes or 0,
             cached_bytes=row.cached_bytes or 0,
+            value=row.value or b"",
         )
     return AttemptRow(
         task_no=row.task_no,

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 from sqlalchemy.engine import Connection, Engine
 
-from boss.core.model.effects import SelectTasks
+from boss.core.model.effects import LoadCalls, SelectTasks
 from boss.core.model.history import EPOCH_CHANCES, next_epoch
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store import loading
 from boss.store.statements import ROWS_A_STATEMENT, CommitRefused, Statements, StoreAway, in_list, transaction
 from boss.store.writing import Writing
 from datastore.problem import PartAway
+from ecloud.model.wire import CallEnded, CallValue
 
 __all__ = ["AnotherBossLeads", "CommitRefused", "Deposed", "Store", "StoreAway"]
 
@@ -186,11 +187,18 @@ class Store:
         with transaction(self.engine, writes=False) as connection:
             return loading.load(connection, self._epoch)
 
-    def load_run(self, name: str) -> RunImage | None:
-        """A run whole; None where there is none of that name. Raises `StoreAway`, `Deposed`."""
+    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
+        """A run whole, or of its tasks only `ids`; None where there is none of that name. Raises `StoreAway`,
+        `Deposed`."""
         with transaction(self.engine, writes=False) as connection:
             self._require_leading(connection)
-            return loading.load_run(connection, name)
+            return loading.load_run(connection, name, ids)
+
+    def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
+        """How calls of a run stand, and whether there are more. Raises `StoreAway`, `Deposed`."""
+        with transaction(self.engine, writes=False) as connection:
+            self._require_leading(connection)
+            return loading.load_calls(connection, wanted)
 
     def load_push(self, push_id: str) -> PushAnswered | None:
         """What a push came to; None for one that was never committed. Raises `StoreAway`, `Deposed`."""
@@ -206,6 +214,11 @@ class Store:
         with transaction(self.engine, writes=False) as connection:
             self._require_leading(connection)
             return loading.select(connection, wanted)
+
+    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
+        """The values of the calls that these depend on, by task_no. Raises `StoreAway`."""
+        with transaction(self.engine, writes=False) as connection:
+            return loading.needed_values(connection, task_nos)
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
         """The stored definition of each task, as JSON. Tasks that are gone are left out. Raises `StoreAway`."""

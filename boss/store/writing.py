@@ -40,7 +40,7 @@ _TASK_COLUMNS = (
 _ATTEMPT_COLUMNS = (
     "task_no", "number", "run_no", "worker", "state", "assigned_at", "started_at", "ended_at", "reason", "cause",
     "exit_code", "signal", "error", "command", "stdout", "stderr", "fetch_s", "run_s", "store_s", "max_rss_mb",
-    "manifest", "fetch_bytes", "cached_bytes",
+    "manifest", "fetch_bytes", "cached_bytes", "value",
 )  # fmt: skip
 _WORKER_COLUMNS = (
     "worker", "key_name", "state", "since", "heard_at", "hello", "vm_no", "reason", "trouble", "lane_since",
@@ -55,7 +55,7 @@ _POOL_COLUMNS = ("pool", "closed", "since", "until", "boots", "boot_s_p50", "boo
 _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions", "answered_at")
 _SUSPECT_COLUMNS = ("task_no", "run_no", "lost", "failed", "reason", "at")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
-_NO_OUTCOME = (None,) * 14
+_NO_OUTCOME = (None,) * 15
 _PROMOTING = AttemptState.PROMOTING
 
 _Values = tuple[Any, ...]
@@ -239,7 +239,7 @@ class Writing:
             text(outcome.stderr[-FAILURE_TAIL_BYTES:]) if outcome.stderr else None,
             _finite(outcome.fetch_s), _finite(outcome.run_s), _finite(outcome.store_s), _finite(outcome.max_rss_mb),
             self._manifest(attempt, outcome),
-            max(0, outcome.fetch_bytes), max(0, outcome.cached_bytes),
+            max(0, outcome.fetch_bytes), max(0, outcome.cached_bytes), outcome.value or None,
         )  # fmt: skip
 
     def _manifest(self, attempt: AttemptRow, outcome: Outcome) -> bytes | None:

@@ -33,6 +33,10 @@ class _Lost(str):
     """The connection ended; the text says why."""
 
 
+class _Woken:
+    """Another thread wants `wait` to return."""
+
+
 _Arrived = tuple[str, bytes]
 
 
@@ -60,7 +64,7 @@ class Conversation:
         self._key = access.key_bytes
         self._hello_topic = boss_topic(access.cluster_id, self.peer)
         self._own_topic = peer_topic(access.cluster_id, self.peer)
-        self._inbox: SimpleQueue[_Arrived | _Found | _Lost] = SimpleQueue()
+        self._inbox: SimpleQueue[_Arrived | _Found | _Lost | _Woken] = SimpleQueue()
         self._nonce = ""
         self._hellos = 0
         self._hello_at = 0.0
@@ -97,6 +101,10 @@ class Conversation:
         """Listen to it no more."""
         self._broker.unsubscribe(topic)
 
+    def wake(self) -> None:
+        """From any thread: let `wait` return now."""
+        self._inbox.put(_Woken())
+
     @property
     def silent_s(self) -> float:
         """Seconds since the boss was heard."""
@@ -122,6 +130,8 @@ class Conversation:
                 if time.monotonic() >= deadline:
                     return None
                 continue
+            if isinstance(item, _Woken):
+                return None
             before = self.session
             message = self._take(item)
             if message is not None or self.session != before:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import runpy
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import msgspec
 from datastore.problem import Problem
 from ecloud.config import this_host
 from ecloud.config.home import Home
+from ecloud.model.calls import PYTHON_CALLS, python_resource
 from ecloud.model.tasks import Resources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +59,8 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hosts: tuple[str, ...] = ()
     slots: int = 1
     ssh_options: tuple[str, ...] = ()
+    python: str = ""
+    """Version of the Python that its workers have for calls, as in "3.12"; empty: this one's."""
 
 
 def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
@@ -73,7 +77,8 @@ def size_of(pool: PoolSettings) -> Resources:
     cores = this_host.cpus()
     cpus = pool.cpus or cores
     memory_mb = pool.memory_mb or float(int(this_host.memory_mb() * min(1.0, cpus / cores)))
-    return {"cpus": cpus, "memory_mb": memory_mb, "gpus": pool.gpus}
+    python = python_resource(pool.python or f"{sys.version_info[0]}.{sys.version_info[1]}")
+    return {"cpus": cpus, "memory_mb": memory_mb, "gpus": pool.gpus, python: PYTHON_CALLS}
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

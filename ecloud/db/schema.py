@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0009"
+REVISION = "0010"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -174,6 +174,7 @@ attempts = sa.Table(
     sa.Column("manifest", _BLOB),
     sa.Column("fetch_bytes", sa.BigInteger),
     sa.Column("cached_bytes", sa.BigInteger),
+    sa.Column("value", _BLOB),
     sa.Index("attempts_by_state", "state"),
     sa.Index("attempts_by_end", "ended_at"),
     **_OPTIONS,

@@ -16,10 +16,12 @@ from ecloud.formats.graph import find_cycles
 from ecloud.formats.paths import is_glob, path_problem, text_problem
 from ecloud.formats.problems import Problems, shown
 from ecloud.model.tasks import (
+    INLINE_BYTES,
     MAX_ID_CHARS,
     MERGED,
     RETRIABLE,
     RUNTIMES,
+    Call,
     Container,
     TaskDefinition,
     definition_json,
@@ -40,6 +42,8 @@ MAX_LABELS = 100
 MAX_SHELL_CHARS = 1_000
 MAX_GROW = 100
 MAX_BINDS = 100
+MAX_INLINE_BYTES = INLINE_BYTES + 1024
+"""Of each pickle of a call, with some room for what a client adds to it."""
 MAX_ENV = 1_000
 MAX_ENV_BYTES = 100_000
 """One variable: Linux starts no process with a longer one (128 KiB)."""
@@ -64,13 +68,13 @@ Say = Callable[[str, str], None]
 """Takes (field, sentence)."""
 
 
-def check(tasks: Sequence[TaskDefinition], max_tasks: int = MAX_TASKS) -> list[str]:
+def check(tasks: Sequence[TaskDefinition], max_tasks: int = MAX_TASKS, all_named: bool = True) -> list[str]:
     """Every problem as a line that names task and field, at most 1,000 and a last that counts the rest.
 
-    Empty: the list is good.
+    Empty: the list is good. `all_named` False: dependencies may be tasks that are not in the list.
     """
     problems = Problems()
-    find_problems(tasks, problems, max_tasks)
+    find_problems(tasks, problems, max_tasks, all_named)
     return problems.lines
 
 
@@ -146,6 +150,8 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
         _check_container(task.container, say)
     if task.shell:
         _check_shell(task.shell, say)
+    if task.call:
+        _check_call(task, task.call, say)
     if characters > 200_000 or _has_many_parts(task):
         _check_size(task, say)
 
@@ -280,6 +286,34 @@ def _check_container(container: Container, say: Say) -> None:
             or paths[2:] not in ([], ["ro"], ["rw"])
         ):
             say("container", f"bind {shown(bind)!r}: here, here:there or here:there:ro, absolute paths")
+
+
+def _check_call(task: TaskDefinition, call: Call, say: Say) -> None:
+    if task.commands:
+        say("call", "a task has commands or a call, not both")
+    if task.init:
+        say("call", "an init task has commands")
+    for field, pickled in (("code", call.code), ("arguments", call.arguments), ("setup", call.setup)):
+        if len(pickled) > MAX_INLINE_BYTES:
+            say("call", f"{field}: {len(pickled):,} bytes; at most {MAX_INLINE_BYTES:,}: put it into the datastore")
+    if not 1 <= len(call.name) <= MAX_ID_CHARS or _spoiled(call.name):
+        say("call", f"{shown(call.name)!r} cannot be the name of a function")
+    locals_ = {requirement.local for requirement in task.requirements}
+    for field, name in (
+        ("function_file", call.function_file),
+        ("arguments_file", call.arguments_file),
+        ("project", call.project),
+    ):
+        if name and name not in locals_:
+            say("call", f"{field} {shown(name)!r} is none of its requirements")
+    problem = path_problem(output_path(call.value, task.id, 1)) if call.value else None
+    if problem:
+        say("call", problem)
+    waits_for = {dependency.id for dependency in task.dependencies}
+    if not waits_for.issuperset(call.needs):
+        say("call", "it needs the value of a call that it does not depend on")
+    if call.max_calls < 1:
+        say("call", f"max_calls = {call.max_calls:,}: at least 1")
 
 
 def _check_shell(shell: str, say: Say) -> None:

@@ -220,6 +220,42 @@ class Container(msgspec.Struct, frozen=True, omit_defaults=True):
     gpus: bool = False
 
 
+INLINE_BYTES = 32 * 1024
+"""Largest pickle (a function, arguments, a value) that travels in a message. Larger ones are files in the datastore."""
+
+
+class Call(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A Python function call, in place of commands. The boss and the worker never unpickle anything of it.
+
+    `function`: SHA-256 of the pickled function, in hex; `code`: that pickle, where it is small. `arguments`: the
+    pickled arguments, where they are small. What is large is a requirement of the task: `function_file` and
+    `arguments_file` are its names in the working directory. `value`: where a large value is published: a path below
+    the datastore's root in which `%a` stands for the number of the attempt.
+    `many`: the arguments are a list of them, and the value is the list of values.
+    `fingerprint`: of the function's source, the same in each process that pickles it.
+    `setup`: a pickled initializer with its arguments, called once in each interpreter; `project`: name in the working
+    directory of an archive of the user's modules, a requirement.
+    """
+
+    name: str
+    function: str
+    code: bytes = b""
+    function_file: str = ""
+    arguments: bytes = b""
+    arguments_file: str = ""
+    value: str = ""
+    needs: tuple[str, ...] = ()
+    """Ids of calls whose values are among the arguments: dependencies of the task."""
+    many: bool = False
+    fingerprint: str = ""
+    python: str = ""
+    """Version of Python that pickled it, as in `3.11`. The task asks for the resource of the same name."""
+    setup: bytes = b""
+    project: str = ""
+    max_calls: Int32 = 10_000
+    """Calls after which an interpreter is replaced."""
+
+
 class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     """One task as its user wrote it, normalised. Times in seconds, memory in MB.
 
@@ -248,6 +284,7 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     of the attempt, and `%%` a percent sign. Empty: only its end is kept, in the database."""
     stderr: str = ""
     """The same; or `stdout`: both go where `stdout` says, in the order in which they were written."""
+    call: Call | None = None
 
     @property
     def asks(self) -> Resources:
@@ -268,6 +305,7 @@ class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):
     container: Container | None = None
     stdout: str = ""
     stderr: str = ""
+    call: Call | None = None
 
 
 MERGED = "stdout"
@@ -300,7 +338,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `error` is one sentence for a person; `command` the command that failed, whole; `stdout` and `stderr` are tails.
     Durations in seconds on the worker's monotonic clock. `max_rss_mb` is the peak memory of its processes, where known.
-    `fetch_bytes`: of its requirements; `cached_bytes`: of those that were at the worker already.
+    `fetch_bytes`: of its requirements; `cached_bytes`: of those that were at the worker already. `value`: of a call,
+    the pickled value or exception, where it is small.
     """
 
     task_no: Int64
@@ -319,6 +358,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     manifest: tuple[ManifestEntry, ...] = ()
     fetch_bytes: Int64 = 0
     cached_bytes: Int64 = 0
+    value: bytes = b""
 
     @property
     def is_term(self) -> bool:

@@ -53,6 +53,14 @@ class AttemptName(msgspec.Struct, frozen=True, array_like=True):
     number: Int32
 
 
+class CallValue(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The value of a call that another call needs: pickled, or the file in the datastore that holds it."""
+
+    id: str
+    value: bytes = b""
+    path: str = ""
+
+
 class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     """One attempt to run. `init` tells that it prepares the worker process for its run and goes before all others of
     that run.
@@ -61,7 +69,7 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     back. `after`: attempts of this worker that must succeed first, of which the boss has not recorded the ends (a
     chained attempt). `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the
     worker picks the indices. `keep_dir` keeps the working directory. `tries`: which try it is, counting those that
-    started; 0 where the boss does not say.
+    started; 0 where the boss does not say. `values`: of the calls that a call needs, filled in as `body` is.
     """
 
     task_no: Int64
@@ -75,6 +83,7 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     keep_dir: bool = False
     body: TaskBody | None = None
     tries: Int32 = 0
+    values: tuple[CallValue, ...] = ()
 
 
 class StartedAttempt(msgspec.Struct, frozen=True, array_like=True):
@@ -312,7 +321,9 @@ class DrainWanted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class PushOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a task list goes into its run."""
+    """How a task list goes into its run. `merge_strategy`: keep_succeeded, replace, or extend: the list adds tasks,
+    whose dependencies may be tasks that the run has, and what the run has already is left alone unless it failed.
+    `replace_changed`: with extend, a task whose definition changed is done again."""
 
     run: str
     merge_strategy: str = "keep_succeeded"
@@ -320,6 +331,7 @@ class PushOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     keep_dirs: bool = False
     vm_hours: float | None = None
     """A budget for the run's work, 0 for none; None leaves what was asked for before."""
+    replace_changed: bool = False
 
 
 class SubmitTasks(msgspec.Struct, frozen=True, tag=True):
@@ -404,11 +416,40 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     waits: str = ""
 
 
+class CallEnded(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One call of a run. `state` is its task's. `value` is the pickled value or exception where it is small, and `path`
+    the file in the datastore that holds it otherwise. `fingerprint`, of its function, is in answers to `calls` only."""
+
+    task_no: Int64
+    id: str
+    state: str
+    number: Int32 = 0
+    worker: str = ""
+    cause: str = ""
+    error: str = ""
+    exit_code: Int32 | None = None
+    signal: Int32 | None = None
+    run_s: float = 0.0
+    value: bytes = b""
+    path: str = ""
+    fingerprint: str = ""
+
+
+class CallsEnded(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Calls of a run that ended, after the commit: to those who watch its calls. With a `request_id` it answers the
+    request `calls`, and also names calls that have not ended; `more`: there are others after the last one."""
+
+    run: str
+    calls: tuple[CallEnded, ...]
+    request_id: str = ""
+    more: bool = False
+
+
 Message = (
     Hello | Welcome | Heartbeat | MovingChanged | HeartbeatAnswered | DatastoreGranted | TransfersWanted |
     TransfersGranted | TransfersEnded | StartTasks | ReturnTasks | TasksReturned | StopTasks | TasksStarted |
     TasksEnded | OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye | DrainWanted |
-    SubmitTasks | ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused | RunChanged
+    SubmitTasks | ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused | RunChanged | CallsEnded
 )  # fmt: skip
 
 

@@ -127,7 +127,8 @@ _SIGNALS = {int(number): number.name for number in signal.Signals}
 _KNOWN_CODES = {126: "found, but it cannot be executed", 127: "command not found"}
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """As in SIGSEGV."""
     return _SIGNALS.get(number, f"signal {number}")
 
 
@@ -137,7 +138,7 @@ def _hint(code: int) -> str:
         return f" ({_KNOWN_CODES[code]})"
     if code - 128 not in _SIGNALS:
         return ""
-    name = _signal_name(code - 128)
+    name = signal_name(code - 128)
     memory = ", perhaps out of memory" if name == "SIGKILL" else ""
     return f" (128 + {code - 128}: shells say so of a command that {name} ended{memory})"
 
@@ -166,7 +167,7 @@ def _sentence(
         hint = " (out of memory?)" if number == signal.SIGKILL else ""
         if finished.is_lost:
             hint = " with the process that had started it (by the task itself? out of memory?)"
-        text = f"{which} was ended by {_signal_name(number)}{hint}: {shown}"
+        text = f"{which} was ended by {signal_name(number)}{hint}: {shown}"
     else:
         text = f"{which} failed with exit code {finished.code}{_hint(finished.code)}: {shown}"
     last = [line for line in stderr.strip().split("\n") if line.strip()][-LAST_LINES:]

@@ -84,20 +84,20 @@ class WorkingDirectories:
     """Empty directories, one per attempt, used again while they stay empty."""
 
     def __init__(self, home: Path, pool: ThreadPoolExecutor) -> None:
-        self._top = home / "work"
+        self.top = home / "work"
         self._kept = home / "kept"
         self._pool = pool
         self._empty: list[Path] = []
         self._count = 0
-        shutil.rmtree(self._top, ignore_errors=True)
-        self._top.mkdir(parents=True)
+        shutil.rmtree(self.top, ignore_errors=True)
+        self.top.mkdir(parents=True)
 
     def take(self) -> Path:
         """An empty directory. Raises `OSError`."""
         if self._empty:
             return self._empty.pop()
         self._count += 1
-        path = self._top / f"d{self._count}"
+        path = self.top / f"d{self._count}"
         path.mkdir()
         return path
 

@@ -36,6 +36,8 @@ from worker.core.events import (
     StopAttempt,
     TroubleChanged,
 )
+from worker.shell.call_hosts import CallEnd, CallHosts
+from worker.shell.calls import CallImpossible, CallRunner, with_values
 from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
 from worker.shell.container_runtimes import ContainerMissing, argv_in_container, clear_away
 from worker.shell.environment import encoded, of_gpus, of_resources
@@ -61,6 +63,8 @@ class Job:
     def __init__(self, order: StartAttempt, directory: Path, control: str) -> None:
         body = order.order.body
         assert body is not None
+        if order.order.values:
+            body = with_values(body, order.order.values)
         self.order = order.order
         self.gpus = order.gpus
         self.body: TaskBody = body
@@ -98,6 +102,7 @@ class Jobs:
         later: Callable[[Callable[[], None]], None],
         at: Callable[[float, Callable[[], None]], None],
         keep_dirs: bool,
+        hosts: CallHosts,
     ) -> None:
         self._peer = peer
         self._home = home
@@ -117,6 +122,8 @@ class Jobs:
         self._used: list[tuple[Key, Path, str]] = []
         self.is_followed: Callable[[Key], bool] = lambda key: False
         """Whether others wait for this attempt, or need its results."""
+        self.calls = CallRunner(hosts, home, peer, directories)
+        hosts.on_end = self._call_ended
         self._made: dict[Key, OwnResults] = {}
         self._copied: Counter[Key] = Counter()
         """Attempts whose results are being copied for others, and for how many."""
@@ -145,7 +152,9 @@ class Jobs:
             return
         job.stop_reason = stop.reason or "the boss asked for it"
         process = self._processes.running.get(job.key)
-        if process is not None:
+        if job.body.call is not None and self.calls.hosts.stop(job.key, stop.grace_s):
+            pass
+        elif process is not None:
             self._processes.stop(process, "stopped", stop.grace_s, time.monotonic())
         elif job.fetching is not None:
             job.fetching.cancel()  # in vain where it has begun: then it goes on to its end
@@ -194,6 +203,9 @@ class Jobs:
     def _run(self, job: Job) -> None:
         try:
             env, shared = self._environment(job), of_resources(job.order.asks)
+            if job.body.call is not None:
+                self.calls.run(job, {**shared, **env})
+                return
             argv = self._argv(job, env, shared)
             now = time.monotonic()
             limit_bytes = int(job.order.asks.get("memory_mb", 0.0) * 1e6)
@@ -202,7 +214,7 @@ class Jobs:
             self._processes.start(job.key, argv, job.directory, env, body.timeout_s, now, limit_bytes, files, shared)
         except OSError as error:
             self._give_back(job, f"no process can be started: {error.strerror}")
-        except ContainerMissing as error:
+        except (ContainerMissing, CallImpossible) as error:
             self._end(job, self._bare(job, Cause.EXIT, str(error)))
         except ValueError as error:
             self._end(job, self._bare(job, Cause.EXIT, f"its commands cannot be run: {error}"))
@@ -256,8 +268,22 @@ class Jobs:
             own.update(of_gpus(job.gpus))
         return encoded(own)
 
+    def _call_ended(self, end: CallEnd) -> None:
+        """A call ended: its value is in the outcome, or in a file that is staged like a result."""
+        job = self.under_way[(end.outcome.task_no, end.outcome.number)]
+        outcome = _with_fetched(end.outcome, job)
+        if outcome.cause is Cause.STOPPED or job.stop_reason is not None:
+            self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
+            return
+        if end.value_file and job.body.call is not None:
+            job.outputs = (Result(end.value_file, job.body.call.value.replace("%a", str(job.key[1]))),)
+        self._processes_ended(job, outcome)
+
     def finished(self, finished: Finished) -> None:
         """Its processes are gone: stage the results, or end."""
+        if self.calls.hosts.is_host(finished.key):
+            self.calls.hosts.on_finished(finished)
+            return
         job = self.under_way[finished.key]
         if job.container_argv:
             self._files.pool.submit(clear_away, job.container_argv, job.container_name)
@@ -272,6 +298,9 @@ class Jobs:
         if outcome.cause is Cause.SUCCESS and finished.output_errno:
             text = f"its output could not be kept whole: {os.strerror(finished.output_errno)}"
             outcome = msgspec.structs.replace(outcome, cause=Cause.RESULT, error=text)
+        self._processes_ended(job, outcome)
+
+    def _processes_ended(self, job: Job, outcome: Outcome) -> None:
         if outcome.is_term:
             # Its machine may be shutting down: then this process is about to hear of it, too.
             wait_s = 0.0 if self.is_leaving() else SHUTDOWN_HEARD_S
@@ -288,7 +317,7 @@ class Jobs:
             self._commands_ended(job, outcome)
 
     def _commands_ended(self, job: Job, outcome: Outcome) -> None:
-        if job.body.stdout or job.body.stderr:
+        if job.body.call is None and (job.body.stdout or job.body.stderr):
             job.outputs = outputs_of(job.body, job.key[1], job.control)
         is_success = outcome.cause is Cause.SUCCESS
         if (is_success and job.body.results) or (job.outputs and job.stop_reason is None):

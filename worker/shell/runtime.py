@@ -39,11 +39,13 @@ from worker.core.events import (
     WorkerEffects,
 )
 from worker.core.worker_core import WorkerCore
+from worker.shell.call_hosts import CallHosts
 from worker.shell.environment import encoded, inherited
 from worker.shell.files import MIN_FREE_MB, Files, WorkingDirectories, free_disk_mb
 from worker.shell.home import RunningRecord, Spool, WorkerHome
 from worker.shell.jobs import Jobs
 from worker.shell.process import Process, Processes
+from worker.shell.pythons import Pythons
 
 log = logging.getLogger("worker")
 READY_AT_ONCE = 256
@@ -68,6 +70,7 @@ class WorkerRuntime:
         spool: Spool,
         keep_dirs: bool = False,
         tied: bool = False,
+        pythons: Pythons | None = None,
     ) -> None:
         self._access = access
         self._key = access.key_bytes
@@ -94,8 +97,9 @@ class WorkerRuntime:
             lambda: self._inbox.append(MovingMeasured(self._files.meter.read()))
         )
         directories = WorkingDirectories(home.path, self._files.pool)
+        self._hosts = CallHosts(self._poll, self._processes, home.control, pythons or Pythons(os.environ))
         self._jobs = Jobs(
-            config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs
+            config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs, self._hosts
         )
         self._jobs.is_leaving = lambda: self._core.then_exit or self._core.leaving
         self._jobs.is_followed = self._core.attempts.followers.is_followed
@@ -156,6 +160,8 @@ class WorkerRuntime:
                 os.eventfd_read(self._wake)
             elif self._processes.owns(descriptor):
                 self._on_descriptor(descriptor)
+            elif self._hosts.owns(descriptor):
+                self._hosts.on_ready(descriptor)
         while self._inbox:
             item = self._inbox.popleft()
             if isinstance(item, tuple):
@@ -312,6 +318,7 @@ class WorkerRuntime:
     def _look(self) -> None:
         self._after(LOOK_EVERY_S, self._look)
         self._processes.trim(time.monotonic())
+        self._hosts.trim(time.monotonic())
         with self._disk_faults_reported():
             self._look_at_disk()
 

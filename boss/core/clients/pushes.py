@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from boss.core.autoscale.run_budgets import RunBudgets
+from boss.core.clients.calls import Calls
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import FindResults, LoadRun
 from boss.core.model.outbox import Conversation, Outbox
@@ -21,7 +22,7 @@ from boss.core.tasks.input_locality import note_shared
 from boss.core.tasks.merging import Allocation, merge
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.formats import check
-from ecloud.model.tasks import TaskDefinition
+from ecloud.model.tasks import ENDED, TaskDefinition, TaskState
 from ecloud.model.wire import ChunkReceived, PushOptions, Refused, RunAccepted, RunRejected, SubmitTasks
 
 MAX_OPEN_PUSHES = 64
@@ -33,6 +34,9 @@ MAX_OPEN_BYTES = 2**30
 """Bytes of all pushes under way together. A list of a million tasks takes about 300 MB."""
 MAX_PUSH_ID_CHARS = 64
 MAX_VM_HOURS = 1e9
+_UNFINISHED = tuple(state for state in TaskState if state not in ENDED)
+EXTEND = "extend"
+STRATEGIES = ("keep_succeeded", "replace", EXTEND)
 
 
 class Push(msgspec.Struct, eq=False):
@@ -49,6 +53,8 @@ class Push(msgspec.Struct, eq=False):
     """Tasks in them."""
     stage: str = "collecting"
     existing: frozenset[str] = frozenset()
+    whole: bool = False
+    """It disturbs tasks that others may wait for: the whole run must be looked at."""
 
     @property
     def definitions(self) -> list[TaskDefinition]:
@@ -67,7 +73,9 @@ class Pushes:
         run_spending: RunBudgets,
         config: BossConfig,
         allocation: Allocation,
+        calls: Calls,
     ) -> None:
+        self._calls = calls
         self._run_spending = run_spending
         self._outbox = outbox
         self._book = book
@@ -133,11 +141,14 @@ class Pushes:
 
     def _begin(self, push: Push) -> None:
         definitions = push.definitions
-        problems = check(definitions, self._config.max_tasks_per_push)
+        extends = push.options.merge_strategy == EXTEND
+        problems = check(definitions, self._config.max_tasks_per_push, all_named=not extends)
+        if extends and any(task.init for task in definitions):
+            problems = ["a push that extends a run has no init tasks", *problems]
         if not push.options.run or len(push.options.run) > 255:
             problems = [f"run name {push.options.run[:40]!r}: 1 to 255 characters", *problems]
-        if push.options.merge_strategy not in ("keep_succeeded", "replace"):
-            problems = [f"merge strategy {push.options.merge_strategy!r}: keep_succeeded or replace", *problems]
+        if push.options.merge_strategy not in STRATEGIES:
+            problems = [f"merge strategy {push.options.merge_strategy!r}: {', '.join(STRATEGIES)}", *problems]
         if push.options.vm_hours is not None and not 0 <= push.options.vm_hours < MAX_VM_HOURS:
             problems = [f"vm_hours {push.options.vm_hours:g}: 0 or more", *problems]
         if problems:
@@ -164,7 +175,13 @@ class Pushes:
 
     def _load(self, push: Push) -> None:
         push.stage = "loading"
-        self._outbox.read(LoadRun(self._token(push), push.options.run, push.push_id))
+        ids = None
+        if push.options.merge_strategy == EXTEND and not push.whole:
+            # Only what it names: a run that grows call by call is not read as a whole each time.
+            named = dict.fromkeys(task.id for task in push.definitions)
+            named.update(dict.fromkeys(wanted.id for task in push.definitions for wanted in task.dependencies))
+            ids = tuple(named)
+        self._outbox.read(LoadRun(self._token(push), push.options.run, push.push_id, ids))
 
     def on_run_loaded(self, token: int, image: RunImage | None, answered: PushAnswered | None, now: float) -> None:
         """The store returned the run: decide, write, answer. A push that was already `answered` gets the same answer,
@@ -178,7 +195,17 @@ class Pushes:
             return
         if image is None:
             image = RunImage(RunRow(self._allocation.next_run_no(), push.options.run, created_at=now), [])
+        if unknown := _unknown_dependencies(push, image):
+            self._reject(push, unknown)
+            return
         overlay(image, self._book.graph)
+        if image.is_part and _disturbs_others(push, image):
+            push.whole = True
+            self._load(push)
+            return
+        client = self.conversations.get(push.peer)
+        if push.options.merge_strategy == EXTEND and client is not None:
+            self._calls.watch(client, image.run.run_no)  # before anything of it can end
         merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
         too_long = self._too_long(merged.stored)
         if too_long:
@@ -188,7 +215,8 @@ class Pushes:
         apply(merged, image, self._outbox, self._book, self._attempts, now)
         if push.options.vm_hours is not None:
             self._run_spending.on_pushed(image.run.run_no, push.options.vm_hours, now)
-        states = {state.value: count for state, count in merged.states.items() if count}
+        counts = self._book.runs[image.run.run_no].states if image.is_part else merged.states
+        states = {state.value: count for state, count in counts.items() if count}
         self._outbox.writes.pushes.append(PushAnswered(push.push_id, image.run.run_no, states, merged.decisions))
         self._answer(push, RunAccepted(push.push_id, push.options.run, image.run.run_no, states, merged.decisions))
 
@@ -224,3 +252,26 @@ class Pushes:
         self._tokens += 1
         self._by_token[self._tokens] = push.push_id
         return self._tokens
+
+
+def _unknown_dependencies(push: Push, image: RunImage) -> list[str]:
+    """A sentence for each dependency that neither the list nor the run has. Only a list that extends a run may name
+    tasks of the run."""
+    if push.options.merge_strategy != EXTEND:
+        return []
+    known = {row.id for row in image.tasks}.union(task.id for task in push.definitions)
+    return [
+        f"task {task.id}: dependencies: there is no task {wanted.id} in run {image.run.name}"
+        for task in push.definitions
+        for wanted in task.dependencies
+        if wanted.id not in known
+    ]
+
+
+def _disturbs_others(push: Push, image: RunImage) -> bool:
+    """Whether the push may do tasks anew that others wait for."""
+    named = {task.id for task in push.definitions}
+    return any(
+        row.id in named and (push.options.replace_changed or row.state not in (TaskState.SUCCEEDED, *_UNFINISHED))
+        for row in image.tasks
+    )

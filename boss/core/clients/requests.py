@@ -13,6 +13,7 @@ import msgspec
 
 from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.vms import Vms
+from boss.core.clients.calls import Calls
 from boss.core.clients.context_requests import ContextRequests
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
 from boss.core.clients.task_requests import TaskRequests
@@ -64,7 +65,9 @@ class Requests:
         forget_client: Callable[[Conversation], None],
         why_ready: WhyReady,
         revoked_keys: set[str],
+        calls: Calls,
     ) -> None:
+        self._calls = calls
         self._outbox = outbox
         self._book = book
         self._watchers = watchers
@@ -95,6 +98,11 @@ class Requests:
             pass  # repeated while the store is being read
         elif request.verb == "watch":
             self._watch(client, request, now)
+        elif request.verb == "calls":
+            try:
+                self._calls.on_request(client, request)
+            except RequestRefused as why:
+                self._outbox.say(client, Refused(why.code, str(why), about=request.request_id))
         elif request.verb in self._about_tasks:
             self._tokens += 1
             self._waiting[self._tokens] = _Waiting(request, client.peer)
@@ -105,7 +113,7 @@ class Requests:
             action = self._about_others[request.verb]
             self._answer(client.peer, request, lambda: action(request, now))
         else:
-            known_verbs = ", ".join(sorted([*self._about_tasks, *self._about_others, "watch"]))
+            known_verbs = ", ".join(sorted([*self._about_tasks, *self._about_others, "calls", "watch"]))
             refused = Refused(
                 "request", f"the boss does not know {request.verb!r}; it knows {known_verbs}", request.request_id
             )
@@ -157,6 +165,8 @@ class Requests:
             self._outbox.say(client, Refused("no_such_run", f"there is no run {name!r}", about=request.request_id))
             return
         self._outbox.say(client, RequestDone(request.request_id, run.left, "watching"))
+        if request.arguments.get("calls"):
+            self._calls.watch(client, run.row.run_no)
         self._watchers.watch(client, run, now)
 
 

@@ -137,11 +137,13 @@ Call = (
 
 
 class LoadRun(msgspec.Struct, frozen=True):
-    """Read the whole run of that name, and what push `push_id` came to. Answered by `RunLoaded`."""
+    """Read the run of that name, and what push `push_id` came to. Answered by `RunLoaded`. `ids`: only these of its
+    tasks; None for the whole run."""
 
     token: int
     name: str
     push_id: str = ""
+    ids: tuple[str, ...] | None = None
 
 
 class SelectTasks(msgspec.Struct, frozen=True):
@@ -157,13 +159,24 @@ class SelectTasks(msgspec.Struct, frozen=True):
     label: str = ""
 
 
+class LoadCalls(msgspec.Struct, frozen=True):
+    """Read how calls of a run stand: those of `ids` with their values; or, where `ids` is None, up to `limit` of all
+    after task `after`, without values. Answered by `CallsLoaded`."""
+
+    token: int
+    run: str
+    ids: tuple[str, ...] | None = None
+    after: int = -1
+    limit: int = 0
+
+
 class LeadAbove(msgspec.Struct, frozen=True):
     """Lead in an epoch above this one, which a peer has heard: it ignores this boss else. Answered by a new core."""
 
     epoch: int
 
 
-Read = LoadRun | SelectTasks | LeadAbove
+Read = LoadRun | SelectTasks | LoadCalls | LeadAbove
 
 
 class Effects(msgspec.Struct):

@@ -8,7 +8,7 @@ from boss.core.model.cloud_vms import VmFound
 from boss.core.model.rows import PushAnswered, RunImage
 from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.tasks import Result
-from ecloud.model.wire import Envelope
+from ecloud.model.wire import CallEnded, Envelope
 
 
 class MessageArrived(msgspec.Struct, frozen=True):
@@ -37,6 +37,14 @@ class RunLoaded(msgspec.Struct, frozen=True):
     token: int
     image: RunImage | None
     answered: PushAnswered | None = None
+
+
+class CallsLoaded(msgspec.Struct, frozen=True):
+    """Answer to `LoadCalls`, in order; `more`: there are others after the last one."""
+
+    token: int
+    calls: tuple[CallEnded, ...]
+    more: bool = False
 
 
 class TasksSelected(msgspec.Struct, frozen=True):
@@ -164,7 +172,7 @@ class RoomSeen(msgspec.Struct, frozen=True):
 
 
 Event = (
-    MessageArrived | AttemptsDeclared | BrokerFound | BrokerLost | RunLoaded | TasksSelected | FilesPromoted |
-    ResultsFound | DatastoreFailed | StagesListed | FreeSpaceSeen | DatastoreUsed | KeySigned | VmStarted |
-    VmRefused | VmListFailed | VmsListed | RoomSeen | VmVisited
+    MessageArrived | AttemptsDeclared | BrokerFound | BrokerLost | RunLoaded | CallsLoaded | TasksSelected |
+    FilesPromoted | ResultsFound | DatastoreFailed | StagesListed | FreeSpaceSeen | DatastoreUsed | KeySigned |
+    VmStarted | VmRefused | VmListFailed | VmsListed | RoomSeen | VmVisited
 )  # fmt: skip

@@ -244,10 +244,12 @@ class Writes(msgspec.Struct):
 
 
 class RunImage(msgspec.Struct):
-    """A run whole, as the database has it: every task, ended ones too, with all dependencies."""
+    """A run as the database has it: every task, ended ones too, with all dependencies; or, where `is_part`, those of
+    its tasks that were asked for."""
 
     run: RunRow
     tasks: list[TaskRow]
+    is_part: bool = False
 
 
 class Snapshot(msgspec.Struct):

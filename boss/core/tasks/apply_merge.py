@@ -9,7 +9,7 @@ from boss.core.model.rows import RunImage
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.merging import Merge
 from boss.core.tasks.taskbook import TaskBook
-from ecloud.model.tasks import ENDED
+from ecloud.model.tasks import ENDED, TaskState
 
 
 def overlay(image: RunImage, graph: TaskGraph) -> None:
@@ -54,6 +54,13 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
         if attempt.task_no in nodes:  # with its count of attempts, which the row of a waiting task need not have yet
             book.write(nodes[attempt.task_no])
     book.graph.rewire(merged.rewired)
-    if any(count for state, count in merged.states.items() if state not in ENDED):
+    if not image.is_part and any(count for state, count in merged.states.items() if state not in ENDED):
         book.plant([row for row in merged.inits if row.task_no not in nodes], now)
-    book.recount(run, merged.states)
+    states = merged.states
+    if image.is_part:
+        states = {state: run.states.get(state, 0) + states.get(state, 0) for state in TaskState}
+    book.recount(run, states)
+    if run.row.run_no in book.ends:
+        for task in merged.stored:
+            if task.row.state in ENDED:
+                book.note_end(task.row)

@@ -16,6 +16,10 @@ KEEP_NUMBER = "\0"
 """Stands for the number of the attempt in a path, where no other text can."""
 
 
+class _Call(msgspec.Struct):
+    value: str = ""
+
+
 class _Declared(msgspec.Struct):
     """Of a definition what is read here."""
 
@@ -23,6 +27,7 @@ class _Declared(msgspec.Struct):
     results: tuple[Result, ...] = ()
     stdout: str = ""
     stderr: str = ""
+    call: _Call | None = None
 
 
 _DEFINITIONS = msgspec.json.Decoder(_Declared)
@@ -33,6 +38,8 @@ def declared_results(definition: bytes) -> tuple[Result, ...]:
     `%a` stands for the number of the attempt."""
     found = _DEFINITIONS.decode(definition)
     outputs = [path for path in (found.stdout, found.stderr) if path and path != MERGED]
+    if found.call is not None and found.call.value:
+        outputs.append(found.call.value)  # staged only where it is large
     return (*found.results, *(Result("", output_path(path, found.id, KEEP_NUMBER)) for path in outputs))
 
 

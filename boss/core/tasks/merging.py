@@ -1,7 +1,8 @@
 """What a push, a redo or a drop means for each task of a run: functions from a run's image to a decision.
 
-The table of design: under `keep_succeeded` what has the same definition is kept unless it failed; what changed, or lies
-below what changed, is replaced; under `replace` everything is, and what the list lacks is dropped.
+Under `keep_succeeded` what has the same definition is kept unless it failed; what changed, or lies
+below what changed, is replaced; under `replace` everything is, and what the list lacks is dropped. Under `extend` the
+list adds tasks: what the run has stays, unless it failed or (with `replace_changed`) has another definition.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Allocation:
 class Merge(msgspec.Struct):
     """A decision about a run. `stored`: rows to write with their definition; `moved`: state changes of rows that stay.
 
+    `states` of a part of a run is by how much its counts change.
+
     `planted`: rows for the graph, with dependencies on unfinished tasks; `disturbed`: task_nos whose present node (and
     attempt) goes; `rewired`: rows of tasks that run on although what they waited for is done again (tried again, they
     wait for it); `inits`: all init rows; `states`: counts afterwards, init tasks left out.
@@ -68,6 +71,7 @@ class Merge(msgspec.Struct):
 def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bool) -> TaskStored:
     """A task with its scheduling row, without dependencies."""
     json = definition_json(definition)
+    hashed = json if definition.call is None else definition_json(_as_compared(definition))
     row = TaskRow(
         task_no=task_no,
         run_no=run_no,
@@ -81,9 +85,19 @@ def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bo
         keep_dir=keep_dir,
         body_bytes=len(json),
         makes=_makes(definition),
-        definition_hash=hashlib.blake2b(json, digest_size=16).hexdigest(),
+        definition_hash=hashlib.blake2b(hashed, digest_size=16).hexdigest(),
     )
     return TaskStored(row, definition, json)
+
+
+def _as_compared(definition: TaskDefinition) -> TaskDefinition:
+    """A call without what differs each time it is pickled: calls are compared by the fingerprint of their function."""
+    call = definition.call
+    assert call is not None
+    call = msgspec.structs.replace(
+        call, function="", code=b"", function_file="", arguments=b"", arguments_file="", setup=b"", project=""
+    )
+    return msgspec.structs.replace(definition, call=call, requirements=())
 
 
 def merge(
@@ -96,6 +110,7 @@ def merge(
     """Put checked `definitions` (ids unique, no cycle, dependencies among themselves) into the run."""
     merged = Merge()
     old = {row.id: row for row in image.tasks}
+    before_states = Counter(row.state for row in image.tasks if not row.init)
     rows: dict[str, TaskRow] = {}
     fresh: dict[int, TaskRow] = {}
     skipped: set[int] = set()
@@ -120,9 +135,9 @@ def merge(
         if definition.dependencies:
             row.dependencies = tuple(
                 {
-                    rows[wanted.id].task_no: wanted.on
+                    (rows.get(wanted.id) or old[wanted.id]).task_no: wanted.on
                     for wanted in definition.dependencies
-                    if not by_id[wanted.id].init
+                    if wanted.id not in by_id or not by_id[wanted.id].init
                 }.items()
             )
         if _results_exist(definition, options, existing_results):
@@ -138,6 +153,10 @@ def merge(
     replant(merged, [*staying, *fresh.values()], set(fresh), skipped)
     for task in merged.stored:
         merged.moved.pop(task.row.task_no, None)
+    if image.is_part:
+        change = Counter(merged.states)
+        change.subtract(before_states)
+        merged.states = dict(change)
     merged.decisions = {decision: count for decision, count in decisions.items() if count}
     return merged
 
@@ -149,12 +168,16 @@ def _decide(
         return "new"
     if options.merge_strategy == "replace":
         return "replaced"
+    if options.merge_strategy == "extend" and not options.replace_changed:
+        return "anew" if before.state in _AGAIN else "kept"
     if before.definition_hash != row.definition_hash or any(other.id in changed for other in definition.dependencies):
         return "replaced"
     return "anew" if before.state in _AGAIN else "kept"
 
 
 def _makes(definition: TaskDefinition) -> int:
+    if definition.call is not None:
+        return MAKES_UNLESS_THERE  # never chained: the values that it needs are read from the database
     if not definition.results:
         return MAKES_NOTHING
     return MAKES_RESULTS if definition.overwrite_result else MAKES_UNLESS_THERE

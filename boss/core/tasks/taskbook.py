@@ -50,6 +50,16 @@ class Run(msgspec.Struct, eq=False):
         return states.get(_WAITING, 0) + states.get(_READY, 0) + states.get(_RUNNING, 0)
 
 
+class TaskEnd(msgspec.Struct, frozen=True):
+    """A task of a watched run ended. `attempts`: the number of its last attempt, 0 where it had none."""
+
+    task_no: int
+    id: str
+    state: TaskState
+    reason: str
+    attempts: int
+
+
 class TaskBook:
     """Runs and tasks. Parts of the core move tasks through it and through nothing else."""
 
@@ -62,6 +72,9 @@ class TaskBook:
         self.changed_runs: set[int] = set()
         self.failing_runs: set[int] = set()
         """Runs that are not held, in which an init task failed somewhere."""
+        self.ends: dict[int, list[TaskEnd]] = {}
+        """Tasks that ended in this batch, of the runs that are keys here: somebody waits for the values of their
+        calls."""
         self.on_satisfied: Callable[[Node], None] = lambda node: None
         """Told of a task whose dependencies are recorded when it has an attempt already."""
 
@@ -112,6 +125,7 @@ class TaskBook:
         self.move(node, state, reason)
         if node.init:
             return
+        self.note_end(node)
         if state is not TaskState.SUCCEEDED:
             self._hint(node, reason)
         because = f"task {node.id} {'succeeded' if state is TaskState.SUCCEEDED else state.value}"
@@ -120,7 +134,14 @@ class TaskBook:
                 self.make_ready(freed.node, now)
             else:
                 self.move(freed.node, freed.state, freed.reason)
+                self.note_end(freed.node)
                 self._hint(freed.node, freed.reason)
+
+    def note_end(self, task: Node | TaskRow) -> None:
+        """It has ended: for those who wait for the calls of its run."""
+        ends = self.ends.get(task.run_no)
+        if ends is not None:
+            ends.append(TaskEnd(task.task_no, task.id, task.state, task.reason, task.attempts))
 
     def _hint(self, node: Node, reason: str) -> None:
         self.runs[node.run_no].ended_hints.append(

@@ -1,0 +1,72 @@
+"""Which cluster an executor uses: the one that is named, the one of this machine, or a private one of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecloud.cli import app
+from ecloud.config import this_host
+from ecloud.config.secrets import AccessFile, read_access
+from ecloud.config.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from datastore.port import Publisher
+    from ecloud.cli.local_cluster import LocalCluster
+
+
+class Cluster:
+    """`access`: how its boss is reached. `local`: the private cluster, which ends with `close`."""
+
+    def __init__(self, access: AccessFile | str | os.PathLike[str] | None, workers: int | None = None) -> None:
+        """Raises `Problem`: the access file is damaged, the local cluster does not start."""
+        self.local: LocalCluster | None = None
+        self.settings: Settings = load_settings()
+        self._place: tempfile.TemporaryDirectory[str] | None = None
+        self._datastore: Publisher | None = None
+        if isinstance(access, AccessFile):
+            self.access = access
+        elif access is not None:
+            self.access = read_access(Path(access).expanduser())
+        elif os.environ.get("ECLOUD_ACCESS") or app.running_boss(self.settings.home_directory) is not None:
+            self.access = app.find_access(self.settings)
+        else:
+            self._start_local(workers or max(1, int(this_host.cpus())))
+
+    def _start_local(self, workers: int) -> None:
+        from ecloud.cli.local_cluster import LocalCluster
+
+        self._place = tempfile.TemporaryDirectory(prefix="ecloud-values-")
+        datastore = Path(self._place.name) / "datastore"
+        datastore.mkdir()
+        self.local = LocalCluster(datastore, workers)
+        try:
+            self.access = self.local.start()
+        except BaseException:
+            self.close()
+            raise
+        self.settings = self.local.settings
+
+    def datastore(self, address: str) -> Publisher:
+        """The datastore at `address`, as the boss told it. Raises `Problem`, `DatastoreAway`."""
+        from ecloud.cli.files import open_datastore
+
+        if self._datastore is None:
+            self._datastore = open_datastore(self.settings, address)
+        return self._datastore
+
+    def require(self) -> None:
+        """Raises `LocalClusterFailed` where the private cluster ended."""
+        if self.local is not None:
+            self.local.require()
+
+    def close(self) -> None:
+        """End the private cluster."""
+        local, self.local = self.local, None
+        if local is not None:
+            local.stop()
+        if self._place is not None:
+            self._place.cleanup()
+            self._place = None

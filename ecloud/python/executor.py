@@ -1,0 +1,431 @@
+"""`ClusterExecutor`: the standard library's executor, on a cluster.
+
+    with ClusterExecutor() as executor:
+        future = executor.submit(pow, 2, 10)
+        squares = list(executor.map(square, range(1000)))
+
+Calls are tasks of a run: what tasks have (resources, retries, priority, `why`, the ledger), calls have too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import secrets
+import sys
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from datastore.problem import Problem
+from ecloud.config.secrets import AccessFile
+from ecloud.formats import check
+from ecloud.model.calls import python_resource
+from ecloud.model.tasks import INLINE_BYTES, Call, Container, Dependency, Retries, TaskDefinition
+from ecloud.model.wire import CallEnded
+from ecloud.python.cluster import Cluster
+from ecloud.python.future import CallFuture
+from ecloud.python.link import Link
+from ecloud.python.mapping import Mapped
+from ecloud.python.objects import Objects
+from ecloud.python.payload import (
+    ForeignFuture,
+    PickledFunction,
+    RemoteError,
+    pickle_arguments,
+    pickle_function,
+    pickle_items,
+    pickle_with_futures,
+)
+
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+MAX_KEY_CHARS = 200
+VALUES = "calls"
+"""Directory of the datastore for what is too large for a message."""
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What calls ask for. `resources`: amounts by name, `cpus` 1 where nothing is said; `retries` counts failures that
+    are tried again; `timeout_s` limits one attempt."""
+
+    resources: dict[str, float] = {}
+    retries: int = 0
+    timeout_s: float | None = None
+    priority: int = 0
+    container: Container | None = None
+    env: dict[str, str] = {}
+    runtime_s: float | None = None
+
+
+class ClusterExecutor(Executor):
+    """Runs functions on a cluster. `access`: an access file; without one the cluster of this machine, or a private one
+    with `workers` workers that ends with this executor.
+
+    `run`: the name of the run that its calls belong to; a new one where it is empty. `initializer(*initargs)` is called
+    once in each interpreter, and interpreters are replaced after `max_calls` calls. `on_client_lost`: `finish` lets
+    calls go on when this program ends before they have ended, `cancel` cancels them at `shutdown` and at exit.
+    Raises `Problem`, `PartAway` where the cluster cannot be used.
+    """
+
+    def __init__(
+        self,
+        access: AccessFile | str | os.PathLike[str] | None = None,
+        *,
+        run: str | None = None,
+        resources: Mapping[str, float] | None = None,
+        retries: int = 0,
+        timeout_s: float | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_calls: int = 10_000,
+        on_client_lost: str = "finish",
+        workers: int | None = None,
+    ) -> None:
+        if on_client_lost not in ("finish", "cancel"):
+            raise ValueError(f"on_client_lost = {on_client_lost!r}: finish or cancel")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._token = secrets.token_hex(2)
+        self._numbers = 0
+        self.run = run or f"{_program()}-{time.strftime('%Y%m%d-%H%M%S')}-{self._token}"
+        self._usual = Options(dict(resources or {}), retries, timeout_s)
+        _require_good(self._usual)
+        self._max_calls = max_calls
+        self._on_client_lost = on_client_lost
+        self._setup = b""
+        if initializer is not None:
+            self._setup = pickle_with_futures((initializer, tuple(initargs)), _refuse_future).data
+            if len(self._setup) > INLINE_BYTES:
+                raise ValueError(
+                    f"initializer and initargs have {len(self._setup):,} bytes pickled; at most {INLINE_BYTES:,}: let "
+                    "the initializer load its data from a file"
+                )
+        self._functions: weakref.WeakKeyDictionary[Any, PickledFunction] = weakref.WeakKeyDictionary()
+        self._is_shut = False
+        self._lock = threading.Lock()
+        self._cluster = Cluster(access, workers)
+        self._link = Link(self._cluster.access, self.run, self._cluster.require)
+        try:
+            self._link.start()
+        except BaseException:
+            self._cluster.close()
+            raise
+        self._objects = Objects(
+            lambda: self._cluster.datastore(self._link.datastore_address), f"{VALUES}/{_safe(self.run)}"
+        )
+        self._link.fetch = self._fetch
+        self._at_exit = _shut_at_exit(self)
+
+    # --- submitting ---------------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> CallFuture:
+        """Call `fn(*args, **kwargs)` on the cluster. A future of this executor among the arguments stands for its
+        value: the call waits for it, and the value does not pass through this program.
+
+        Raises `TypeError` where something cannot be pickled, `RuntimeError` after `shutdown`.
+        """
+        return self._submit(self._usual, "", fn, args, kwargs)
+
+    def options(self, key: str = "", **options: Any) -> OptionsOf:
+        """An executor for calls with other options: `resources`, `retries`, `timeout_s`, `priority`, `container`,
+        `env`, `runtime_s`. `key`: the id of the call in its run, so that the same call is not made twice."""
+        container = options.get("container")
+        if isinstance(container, str):
+            options["container"] = Container(container)
+        try:
+            wanted = msgspec.structs.replace(self._usual, **options)
+        except TypeError:
+            known = ", ".join(("key", *Options.__struct_fields__))
+            raise TypeError(f"options({', '.join(options)}): known are {known}") from None
+        _require_good(wanted)
+        if key and (len(key) > MAX_KEY_CHARS or not key.isprintable()):
+            raise ValueError(f"key {key[:40]!r}: 1 to {MAX_KEY_CHARS} printable characters")
+        return OptionsOf(self, wanted, key)
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | str = "auto",
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """The values of `fn` for each set of items, in order. `chunksize`: items in one call; `auto` measures how long
+        one takes. `buffersize`: items taken from the iterables ahead of the values that were asked for.
+
+        Raises `TimeoutError` while iterating, where a value is not there `timeout` seconds after this call.
+        """
+        return self._map(self._usual, fn, iterables, timeout, chunksize, buffersize)
+
+    def _map(
+        self,
+        options: Options,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        chunksize: int | str,
+        buffersize: int | None,
+    ) -> Iterator[Any]:
+        if chunksize != "auto" and (not isinstance(chunksize, int) or chunksize < 1):
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
+            raise ValueError("buffersize must be None or > 0")
+        self._require_open()
+        function = self._pickled(fn)
+
+        def submit(items: list[tuple[Any, ...]]) -> CallFuture:
+            return self._push(options, "", function, (items,), {}, many=True)
+
+        size = None if chunksize == "auto" else int(chunksize)
+        return Mapped(submit, self._link, zip(*iterables), size, buffersize, timeout).values()
+
+    def _submit(
+        self, options: Options, key: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> CallFuture:
+        self._require_open()
+        return self._push(options, key, self._pickled(fn), args, kwargs)
+
+    def _require_open(self) -> None:
+        if self._is_shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._link.failure is not None:
+            raise RemoteError(f"the cluster cannot be used any more: {self._link.failure}")
+
+    def _pickled(self, fn: Callable[..., Any]) -> PickledFunction:
+        try:
+            known = self._functions.get(fn)
+        except TypeError:  # it cannot be hashed, or held weakly
+            return pickle_function(fn)
+        if known is None:
+            known = pickle_function(fn)
+            with contextlib.suppress(TypeError):
+                self._functions[fn] = known
+        return known
+
+    def _push(
+        self,
+        options: Options,
+        key: str,
+        function: PickledFunction,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        many: bool = False,
+    ) -> CallFuture:
+        if many:
+            arguments = pickle_items(function.name, args[0], self._call_of)
+        else:
+            arguments = pickle_arguments(function.name, args, kwargs, self._call_of)
+        code, code_file, first = self._objects.placed(function.data, function.key)
+        data, data_file, second = self._objects.placed(arguments.data)
+        id = key or self._new_id(function.name)
+        call = Call(
+            name=function.name,
+            function=function.key,
+            code=code,
+            function_file=code_file,
+            arguments=data,
+            arguments_file=data_file,
+            value=f"{self._objects.directory}/{_safe(id)}.%a",
+            needs=arguments.futures,
+            many=many,
+            fingerprint=function.fingerprint,
+            python=PYTHON,
+            setup=self._setup,
+            max_calls=self._max_calls,
+        )
+        definition = TaskDefinition(
+            id=id,
+            dependencies=tuple([Dependency(name) for name in arguments.futures]),
+            requirements=(*first, *second),
+            resources={**options.resources, python_resource(PYTHON): 1.0},
+            priority=options.priority,
+            timeout_s=options.timeout_s,
+            retries=Retries(options.retries) if options.retries else Retries(),
+            env=options.env,
+            labels=(function.name,),
+            runtime_s=options.runtime_s,
+            container=options.container,
+            call=call,
+        )
+        future = CallFuture(self._link, id, many)
+        with self._lock:
+            self._require_open()
+            self._link.submit(future, definition)
+        return future
+
+    def _new_id(self, name: str) -> str:
+        self._numbers += 1
+        return f"{name}-{self._token}-{self._numbers}"
+
+    def _call_of(self, future: Future[Any]) -> str:
+        if isinstance(future, CallFuture) and future._link is self._link:
+            return future.id
+        return _refuse_future(future)
+
+    def _fetch(self, ended: CallEnded) -> bytes:
+        if ended.path:
+            return self._objects.read(ended.path)
+        return self._link._fetch(ended)
+
+    # --- asking -------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, int]:
+        """How many calls of the run are in each state, as the boss told last."""
+        return dict(self._link.states)
+
+    def __repr__(self) -> str:
+        counts = Counter({"pending": len(self._link.pending), "ended": self._link.done_count})
+        text = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        return f"<ClusterExecutor run {self.run}: {text}>"
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls. `wait`: until all have ended; Ctrl-C meanwhile leaves, and calls go on as
+        `on_client_lost` says."""
+        with self._lock:
+            self._is_shut = True
+        if cancel_futures:
+            for future in tuple(self._link.pending.values()):
+                future.cancel()
+        if not wait:
+            threading.Thread(target=self._finish, name="ecloud-shutdown", daemon=True).start()
+            return
+        try:
+            self._wait_for_all()
+        except KeyboardInterrupt:
+            self._leave()
+            raise
+        self._close()
+
+    def _finish(self) -> None:
+        self._wait_for_all()
+        self._close()
+
+    def _wait_for_all(self) -> None:
+        with self._link.condition:
+            while self._link.pending and self._link.failure is None:
+                self._link.condition.wait(0.2)
+
+    def _leave(self) -> None:
+        """Ctrl-C: say what becomes of the calls."""
+        left = len(self._link.pending)
+        if self._cluster.local is not None:
+            print(f"\ninterrupted: the private cluster ends, and {left:,} calls with it", file=sys.stderr)
+        elif self._on_client_lost == "cancel":
+            for future in tuple(self._link.pending.values()):
+                future.cancel()
+            print(f"\ninterrupted: {left:,} calls are cancelled", file=sys.stderr)
+        else:
+            print(
+                f"\ninterrupted: {left:,} calls of run {self.run} go on; to have their values: "
+                f"ClusterExecutor().attach({self.run!r}), to stop them: python admin.py cancel --run {self.run}",
+                file=sys.stderr,
+            )
+        self._close()
+
+    def _close(self) -> None:
+        self._at_exit.detach()
+        self._link.flush()
+        self._link.close()
+        self._cluster.close()
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> bool | None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._is_shut = True
+            self._leave()
+        else:
+            self.shutdown(wait=True)
+        return None
+
+
+class OptionsOf(Executor):
+    """An executor with other options, as `ClusterExecutor.options` gives it. Its `shutdown` does nothing."""
+
+    def __init__(self, executor: ClusterExecutor, options: Options, key: str = "") -> None:
+        self._executor = executor
+        self._options = options
+        self._key = key
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> CallFuture:
+        """See `ClusterExecutor.submit`."""
+        return self._executor._submit(self._options, self._key, fn, args, kwargs)
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | str = "auto",
+        buffersize: int | None = None,
+    ) -> Iterator[Any]:
+        """See `ClusterExecutor.map`."""
+        return self._executor._map(self._options, fn, iterables, timeout, chunksize, buffersize)
+
+
+def _require_good(options: Options) -> None:
+    """Raises `ValueError` that names what is wrong."""
+    definition = TaskDefinition(
+        "options",
+        resources=options.resources,
+        retries=Retries(options.retries),
+        timeout_s=options.timeout_s,
+        priority=options.priority,
+        container=options.container,
+        env=options.env,
+        runtime_s=options.runtime_s,
+    )
+    problems = check([definition])
+    if problems:
+        raise ValueError("; ".join(problem.removeprefix("task options: ") for problem in problems))
+
+
+def _refuse_future(future: Future[Any]) -> str:
+    raise ForeignFuture(f"{future!r} is a future of another executor: pass its result()")
+
+
+def _program() -> str:
+    main = sys.modules.get("__main__")
+    name = Path(getattr(main, "__file__", None) or "python").stem
+    return _safe(name)[:60] or "python"
+
+
+def _safe(text: str) -> str:
+    """As a part of a path."""
+    return re.sub(r"[^\w.=+-]", "_", text, flags=re.ASCII).lstrip(".") or "_"
+
+
+def _shut_at_exit(executor: ClusterExecutor) -> Any:
+    """At the end of the program an executor that nobody shut down is shut down; its calls end first."""
+    reference = weakref.ref(executor)
+
+    def shut() -> None:
+        found = reference()
+        if found is not None and not found._is_shut:
+            with_problem(found)
+
+    def with_problem(found: ClusterExecutor) -> None:
+        try:
+            found.shutdown(wait=True, cancel_futures=found._on_client_lost == "cancel")
+        except Problem as problem:
+            print(problem, file=sys.stderr)
+
+    atexit.register(shut)
+    return _Registered(shut)
+
+
+class _Registered:
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def detach(self) -> None:
+        atexit.unregister(self._function)

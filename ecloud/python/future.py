@@ -1,0 +1,205 @@
+"""Futures of calls. All futures of an executor share one condition: a million of them fit in memory.
+
+A future keeps the pickled value, or where it is; `result()` unpickles it in the thread that asks, so that no payload
+can harm the thread that listens.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
+from threading import Condition
+from typing import TYPE_CHECKING, Any
+
+from ecloud.model.tasks import TaskState
+from ecloud.model.wire import CallEnded
+from ecloud.python.payload import failure_of, value_of
+
+if TYPE_CHECKING:
+    from ecloud.python.link import Link
+
+__all__ = ["CallFuture", "CancelledError"]
+
+KEPT_BYTES = 1024
+"""A pickled value of at most this size is kept in its future; a larger one is fetched when it is asked for."""
+_NOTHING = object()
+
+
+class CallFuture(Future[Any]):
+    """The future of one call. `id`: of its task."""
+
+    __slots__ = (
+        "_call",
+        "_callbacks",
+        "_ended",
+        "_exception_here",
+        "_key",
+        "_link",
+        "_many",
+        "_state",
+        "_value",
+        "_waiting",
+    )  # fmt: skip
+
+    def __init__(self, link: Link, id: str, many: bool = False) -> None:
+        # Not the base class's: it would make a lock for each future.
+        self._link = link
+        self._call = id
+        self._many = many
+        self._state = PENDING
+        self._ended: CallEnded | None = None
+        self._value: Any = _NOTHING
+        self._exception_here: BaseException | None = None
+        self._waiting: list[Any] | None = None
+        self._callbacks: list[Callable[[Future[Any]], object]] | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of its task in the run."""
+        return self._call
+
+    @property
+    def _condition(self) -> Condition:  # type: ignore[override]
+        return self._link.condition
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        if self._waiting is None:
+            self._waiting = []
+        return self._waiting
+
+    @property
+    def _done_callbacks(self) -> list[Callable[[Future[Any]], object]]:
+        if self._callbacks is None:
+            self._callbacks = []
+        return self._callbacks
+
+    def __repr__(self) -> str:
+        return f"<CallFuture {self._call} {self._state.lower()}>"
+
+    # --- asked by users -----------------------------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Cancel the call, also one that runs. False where it has ended."""
+        with self._condition:
+            if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+                return True
+            if self._state == FINISHED:
+                return False
+            self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiting or ():
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self._link.cancel(self)
+        self._invoke_callbacks()
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value; or raise what the call raised. Raises `TimeoutError`, `CancelledError`."""
+        self._wait(timeout)
+        if self._exception_here is not None or self._is_failed:
+            raise self._failure()
+        return self._fetched_value()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the call raised, or None. Raises `TimeoutError`, `CancelledError`."""
+        self._wait(timeout)
+        return self._failure() if self._exception_here is not None or self._is_failed else None
+
+    def _wait(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._condition:
+            while self._state in (PENDING, RUNNING):
+                left_s = None if deadline is None else deadline - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    raise TimeoutError(f"call {self._call} has not ended")
+                self._condition.wait(left_s)
+            if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+                raise CancelledError
+
+    @property
+    def _is_failed(self) -> bool:
+        return self._ended is not None and self._ended.state != TaskState.SUCCEEDED
+
+    def _failure(self) -> BaseException:
+        if self._exception_here is None:
+            ended = self._ended
+            assert ended is not None
+            note = f"call {ended.id}, attempt {ended.number}" + (f", {ended.worker}" if ended.worker else "")
+            data = ended.value
+            if self._many and data and ended.exit_code == 1:
+                data = value_of(data, ended.id)[1]
+            self._exception_here = failure_of(data, ended.error or f"call {ended.id} {ended.state}", ended.cause, note)
+        return self._exception_here
+
+    def _fetched_value(self) -> Any:
+        value = self._value() if isinstance(self._value, weakref.ref) else self._value
+        if value is _NOTHING or (value is None and isinstance(self._value, weakref.ref)):
+            assert self._ended is not None
+            data = self._ended.value or self._link.fetch(self._ended)
+            value = value_of(data, self._ended.id)
+            self._value = value if len(data) <= KEPT_BYTES else _weakly(value)
+        return value
+
+    def values_before_failure(self) -> list[Any]:
+        """Of several calls that travelled as one: the values of those before the one that failed."""
+        ended = self._ended
+        if ended is None or not ended.value:
+            return []
+        return list(value_of(ended.value, ended.id)[0])
+
+    # --- told by the link ---------------------------------------------------------------------------
+
+    def on_ended(self, ended: CallEnded) -> bool:
+        """The call ended; False where that is known. The caller holds the condition and notifies it."""
+        if self._state not in (PENDING, RUNNING):
+            return False
+        if ended.state == TaskState.CANCELLED:
+            self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiting or ():
+                waiter.add_cancelled(self)
+            return True
+        self._ended = ended
+        self._state = FINISHED
+        for waiter in self._waiting or ():
+            if self._is_failed:
+                waiter.add_exception(self)
+            else:
+                waiter.add_result(self)
+        return True
+
+    def fail(self, error: BaseException) -> None:
+        """It cannot be known any more how the call ends, or it was never accepted."""
+        with self._condition:
+            if self._state not in (PENDING, RUNNING):
+                return
+            self._exception_here = error
+            self._state = FINISHED
+            for waiter in self._waiting or ():
+                waiter.add_exception(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()
+
+    def on_running(self) -> None:
+        """A worker runs it."""
+        if self._state == PENDING:
+            self._state = RUNNING
+
+    def _invoke_callbacks(self) -> None:
+        callbacks, self._callbacks = self._callbacks, None
+        for callback in callbacks or ():
+            try:
+                callback(self)
+            except Exception:
+                LOGGER.exception("exception calling callback for %r", self)
+
+
+def _weakly(value: Any) -> Any:
+    """A reference that lets a large value go when nobody holds it; the value itself where there can be none."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return _NOTHING  # unpickled again, when it is asked for again

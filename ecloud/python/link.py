@@ -1,0 +1,393 @@
+"""The thread that speaks with the boss for an executor: pushes calls, hears how they ended, asks for what it missed.
+
+Calls that are submitted while a push is under way go together into the next one. Everything is repeated until it is
+answered, so that boss and broker may restart meanwhile. Nothing of a user's is unpickled here.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from datastore.problem import PartAway, Problem
+from ecloud.client.conversation import Conversation
+from ecloud.config.secrets import AccessFile
+from ecloud.model.tasks import ENDED, TaskDefinition
+from ecloud.model.wire import (
+    BATCH_BYTES,
+    BATCH_COUNT,
+    CallEnded,
+    CallsEnded,
+    Goodbye,
+    Message,
+    PushOptions,
+    Refused,
+    Request,
+    RequestDone,
+    RunAccepted,
+    RunChanged,
+    RunRejected,
+    SubmitTasks,
+)
+from ecloud.python.future import CallFuture
+from ecloud.python.payload import RemoteError
+
+log = logging.getLogger("ecloud")
+CONNECT_S = 10.0
+REPEAT_S = 5.0
+"""What is not answered for so long is said again."""
+WINDOW = 3
+"""Pushes on the way at once: enough that the boss never waits for the next one."""
+ASK_AGAIN_S = 10.0
+"""After so long without news of calls that have not ended, the boss is asked how they stand."""
+MIN_WAIT_S, MAX_WAIT_S = 0.0, 1.0
+_ENDED = frozenset(state.value for state in ENDED)
+
+
+class _Push(msgspec.Struct, eq=False):
+    """Calls on their way to the boss."""
+
+    message: SubmitTasks
+    said_at: float = 0.0
+    said_in: int = 0
+
+
+class _Asked(msgspec.Struct, eq=False):
+    """A request that waits for its answer. `calls`: pages of an answer about calls that came so far."""
+
+    request: Request
+    answered: threading.Event | None = None
+    answer: Message | None = None
+    calls: list[CallEnded] = []
+    said_at: float = 0.0
+    said_in: int = 0
+
+
+class Link:
+    """One conversation for one run. Other threads call `submit`, `cancel`, `ask`, `fetch`, `close`."""
+
+    def __init__(self, access: AccessFile, run: str, watchdog: Callable[[], None] | None = None) -> None:
+        self.run = run
+        self.condition = threading.Condition()
+        """Of all futures of this link."""
+        self.pending: dict[str, CallFuture] = {}
+        self.done_count = 0
+        self.workers = 0
+        """Workers that there were when the boss told last."""
+        self.states: dict[str, int] = {}
+        self.fetch: Callable[[CallEnded], bytes] = self._fetch
+        self._talk = Conversation(access, watchdog)
+        self._outgoing: deque[TaskDefinition] = deque()
+        self._replace_changed = False
+        self._pushes: dict[str, _Push] = {}
+        self._unsaid: set[str] = set()
+        """Ids of calls whose push was not answered yet."""
+        self._asked: dict[str, _Asked] = {}
+        self._orders: deque[Callable[[], None]] = deque()
+        self._cancelled: list[str] = []
+        self._accepted = False
+        self._watched_in = 0
+        self._asking = ""
+        self._heard_at = time.monotonic()
+        self._is_woken = False
+        self._closing = False
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="ecloud-calls", daemon=True)
+        self._owner = threading.main_thread()
+
+    # --- other threads ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect. Raises `PartAway` where nobody answers in time."""
+        self._talk.start()
+        deadline = time.monotonic() + CONNECT_S
+        while not self._talk.session:
+            left_s = deadline - time.monotonic()
+            if self._talk.refusal or left_s <= 0:
+                place = f"{self._talk.access.host}:{self._talk.access.port}"
+                reason = self._talk.refusal or self._talk.broker_trouble or "the broker answers, the boss does not"
+                self._talk.stop()
+                raise PartAway(f"the cluster at {place} cannot be used: {reason} (tried for {CONNECT_S:.0f} s)")
+            self._talk.wait(left_s)
+        self._thread.start()
+
+    @property
+    def datastore_address(self) -> str:
+        """Where the boss says the datastore is."""
+        welcome = self._talk.welcome
+        return welcome.datastore.address if welcome is not None else ""
+
+    def submit(self, future: CallFuture, definition: TaskDefinition) -> None:
+        """Hand a call over; it is pushed in a moment."""
+        self.pending[definition.id] = future
+        self._unsaid.add(definition.id)
+        self._outgoing.append(definition)
+        self._wake()
+
+    def watch(self, futures: Iterable[CallFuture]) -> None:
+        """Wait for calls that were pushed before, by this program or another one."""
+        for future in futures:
+            self.pending[future.id] = future
+        self._accepted = True
+        self._wake()
+
+    def cancel(self, future: CallFuture) -> None:
+        """Tell the boss that nobody waits for this call any more."""
+        self.pending.pop(future.id, None)
+        self._cancelled.append(future.id)
+        self._wake()
+
+    def ask(self, verb: str, timeout_s: float = 60.0, **arguments: Any) -> tuple[Message, list[CallEnded]]:
+        """Make a request; its answer, and the calls that it names. Raises `Problem` where it is refused, `PartAway`
+        where it is not answered."""
+        asked = _Asked(Request(secrets.token_hex(12), verb, arguments), threading.Event(), calls=[])
+        self._orders.append(lambda: self._asked.update({asked.request.request_id: asked}))
+        self._wake()
+        assert asked.answered is not None
+        if not asked.answered.wait(timeout_s):
+            raise PartAway(f"the boss did not answer within {timeout_s:.0f} s")
+        if isinstance(asked.answer, Refused):
+            raise Problem(asked.answer.reason)
+        if asked.answer is None:
+            raise self.failure or PartAway("the connection to the cluster was closed")
+        return asked.answer, asked.calls
+
+    def _fetch(self, ended: CallEnded) -> bytes:
+        """The pickled value of a call, from the boss."""
+        _, calls = self.ask("calls", run=self.run, ids=[ended.id])
+        if not calls or not calls[0].value:
+            raise RemoteError(f"the value of {ended.id} is not kept any more")
+        return calls[0].value
+
+    def flush(self, timeout_s: float = 10.0) -> None:
+        """Wait until what was submitted and cancelled has been answered."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and self.failure is None and self._thread.is_alive():
+            asked = any(asked.request.verb == "cancel" for asked in tuple(self._asked.values()))
+            if not (self._outgoing or self._pushes or self._cancelled or asked):
+                return
+            self._wake()
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Say Goodbye. What was pushed goes on."""
+        self._closing = True
+        self._wake()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(10.0)
+
+    def _wake(self) -> None:
+        if not self._is_woken:
+            self._is_woken = True
+            self._talk.wake()
+
+    # --- the thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._is_woken = False
+                now = time.monotonic()
+                self._work(now)
+                message = self._talk.wait(MAX_WAIT_S)
+                if self._talk.refusal:
+                    raise PartAway(self._talk.refusal)
+                if message is not None:
+                    self._hear(message)
+        except BaseException as error:
+            self.failure = error
+            self._fail_all(error)
+        finally:
+            for asked in self._asked.values():
+                if asked.answered is not None:
+                    asked.answered.set()
+            self._talk.say(Goodbye())
+            self._talk.stop()
+
+    def _fail_all(self, error: BaseException) -> None:
+        text = str(error) or type(error).__name__
+        pending, self.pending = self.pending, {}
+        for future in pending.values():
+            future.fail(RemoteError(f"the cluster cannot be asked any more how the call ends: {text}"))
+
+    def _work(self, now: float) -> None:
+        """Say what is due."""
+        while self._orders:
+            self._orders.popleft()()
+        if not self._talk.session:
+            return
+        if self._watched_in != self._talk.sessions and self._accepted:
+            self._watched_in = self._talk.sessions
+            self._heard_at = 0.0
+            self._request("watch", run=self.run, calls=True)
+        if self._cancelled:
+            self._cancel_on_the_cluster()
+        for push in self._pushes.values():
+            if push.said_in != self._talk.sessions or now - push.said_at >= REPEAT_S:
+                self._say_push(push, now)
+        while self._outgoing and len(self._pushes) < WINDOW:
+            if not self._push_next(now):
+                break
+        if self.pending and now - self._heard_at >= ASK_AGAIN_S and not self._asking:
+            self._ask_about_pending(now)
+        for asked in self._asked.values():
+            if asked.said_in != self._talk.sessions or now - asked.said_at >= REPEAT_S:
+                asked.said_in, asked.said_at = self._talk.sessions, now
+                self._talk.say(asked.request)
+
+    def _push_next(self, now: float) -> bool:
+        """Push what waits, up to a message's size; False where the first waits for the answer to another push."""
+        part: list[TaskDefinition] = []
+        own: set[str] = set()
+        size = 0
+        while self._outgoing and len(part) < BATCH_COUNT and size < BATCH_BYTES:
+            task = self._outgoing[0]
+            if any(wanted.id in self._unsaid and wanted.id not in own for wanted in task.dependencies):
+                break  # what it waits for is on its way
+            self._outgoing.popleft()
+            if task.id in self.pending:  # else it was cancelled
+                part.append(task)
+                own.add(task.id)
+                call = task.call
+                size += 500 + (4 * (len(call.code) + len(call.arguments) + len(call.setup)) // 3 if call else 0)
+        if not part:
+            return False
+        options = PushOptions(self.run, "extend", replace_changed=self._replace_changed)
+        message = SubmitTasks(secrets.token_hex(16), 0, 1, options, tuple(part))
+        push = self._pushes[message.push_id] = _Push(message)
+        self._say_push(push, now)
+        return True
+
+    def _say_push(self, push: _Push, now: float) -> None:
+        push.said_at, push.said_in = now, self._talk.sessions
+        self._talk.say(push.message)
+
+    def _request(self, verb: str, **arguments: Any) -> str:
+        request = Request(secrets.token_hex(12), verb, arguments)
+        self._asked[request.request_id] = _Asked(request)
+        return request.request_id
+
+    def _cancel_on_the_cluster(self) -> None:
+        cancelled, self._cancelled = self._cancelled, []
+        said = [id for id in cancelled if id not in self._unsaid]
+        self._cancelled = [id for id in cancelled if id in self._unsaid and id in self._on_the_way]
+        for start in range(0, len(said), BATCH_COUNT):
+            self._request("cancel", run=self.run, ids=said[start : start + BATCH_COUNT])
+
+    @property
+    def _on_the_way(self) -> set[str]:
+        return {task.id for push in self._pushes.values() for task in push.message.tasks}
+
+    def _ask_about_pending(self, now: float) -> None:
+        """Those that were pushed and have not ended, the oldest first."""
+        self._heard_at = now
+        ids = []
+        for id in tuple(self.pending):
+            if id not in self._unsaid:
+                ids.append(id)
+                if len(ids) == BATCH_COUNT:
+                    break
+        if ids:
+            self._asking = self._request("calls", run=self.run, ids=ids)
+            for id in ids:  # the next time others
+                if id in self.pending:
+                    self.pending[id] = self.pending.pop(id)
+
+    # --- hearing ------------------------------------------------------------------------------------
+
+    def _hear(self, message: Message) -> None:
+        match message:
+            case CallsEnded(run, calls, request_id):
+                if run == self.run:
+                    self._on_calls(calls)
+                self._on_page(message, request_id, calls)
+            case RunAccepted(push_id):
+                self._on_accepted(push_id, message)
+            case RunRejected(push_id, problems):
+                self._on_rejected(push_id, problems)
+            case RunChanged():
+                self.workers, self.states = message.workers, message.states
+                for id in message.running:
+                    future = self.pending.get(id)
+                    if future is not None:
+                        future.on_running()
+            case RequestDone(request_id):
+                self._on_answer(request_id, message)
+            case Refused(about=about):
+                if about in self._pushes:
+                    self._pushes[about].said_at = time.monotonic() - REPEAT_S + 1.0  # too many pushes at once
+                else:
+                    self._on_answer(about, message)
+            case _:
+                pass
+
+    def _on_calls(self, calls: Sequence[CallEnded]) -> None:
+        self._heard_at = time.monotonic()
+        finished: list[CallFuture] = []
+        with self.condition:
+            for call in calls:
+                if call.state in _ENDED:
+                    future = self.pending.pop(call.id, None)
+                    if future is not None and future.on_ended(call):
+                        finished.append(future)
+            self.done_count += len(finished)
+            if finished:
+                self.condition.notify_all()
+        for future in finished:
+            future._invoke_callbacks()
+
+    def _on_page(self, message: CallsEnded, request_id: str, calls: Sequence[CallEnded]) -> None:
+        asked = self._asked.get(request_id)
+        if asked is None:
+            return
+        asked.calls.extend(calls)
+        if not message.more or len(calls) == 0 or asked.request.arguments.get("ids") is None:
+            self._on_answer(request_id, message)
+
+    def _on_answer(self, request_id: str, message: Message) -> None:
+        asked = self._asked.pop(request_id, None)
+        if request_id == self._asking:
+            self._asking = ""
+            if isinstance(message, CallsEnded) and len(self.pending) > BATCH_COUNT and message.calls:
+                self._heard_at = min(self._heard_at, time.monotonic() - ASK_AGAIN_S + 0.1)
+        if asked is None:
+            return
+        if asked.answered is not None:
+            asked.answer = message
+            asked.answered.set()
+        elif isinstance(message, Refused):
+            log.warning("the boss refuses %s: %s", asked.request.verb, message.reason)
+
+    def _on_accepted(self, push_id: str, message: RunAccepted) -> None:
+        push = self._pushes.pop(push_id, None)
+        if push is None:
+            return
+        ids = [task.id for task in push.message.tasks]
+        self._unsaid.difference_update(ids)
+        if not self._accepted:
+            self._accepted = True
+        if message.decisions.get("kept"):
+            # What had ended before is not told again: ask for it.
+            self._request("calls", run=self.run, ids=[id for id in ids if id in self.pending])
+
+    def _on_rejected(self, push_id: str, problems: Sequence[str]) -> None:
+        push = self._pushes.pop(push_id, None)
+        if push is None:
+            return
+        tasks = push.message.tasks
+        if len(tasks) > 1:  # one of them is wrong: the others need not suffer
+            for task in tasks:
+                message = msgspec.structs.replace(push.message, push_id=secrets.token_hex(16), tasks=(task,))
+                self._pushes[message.push_id] = _Push(message)
+            return
+        self._unsaid.discard(tasks[0].id)
+        future = self.pending.pop(tasks[0].id, None)
+        if future is not None:
+            future.fail(ValueError("; ".join(problems)))

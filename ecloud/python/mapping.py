@@ -1,0 +1,150 @@
+"""`map` over many items: how many go into one call, and their values in order.
+
+With chunks made automatically, the first calls have one item each. How long they take tells how many the next ones get.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ecloud.python.future import CallFuture
+from ecloud.python.link import Link
+
+TARGET_S = 0.25
+"""How long a chunk should take: long beside what a call costs, short beside what a worker's death may cost."""
+MOST = 2_000
+"""Items in one chunk."""
+SHARES = 4
+"""Chunks for each worker, at least: the last ones to end should not keep the others waiting."""
+PROBES = 4
+
+_Items = list[tuple[Any, ...]]
+
+
+class Mapped:
+    """One `map`. Items are taken and submitted at once, or, with `buffersize`, ahead of what was asked for."""
+
+    def __init__(
+        self,
+        submit: Callable[[_Items], CallFuture],
+        link: Link,
+        items: Iterator[tuple[Any, ...]],
+        chunksize: int | None,
+        buffersize: int | None,
+        timeout: float | None,
+    ) -> None:
+        self._submit = submit
+        self._link = link
+        self._items = items
+        self._chunksize = chunksize
+        self._buffersize = buffersize
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._futures: deque[CallFuture] = deque()
+        self._left: _Items = []
+        """Items that wait until it is known how long one takes."""
+        self._ahead = 0
+        self._each_s: float | None = None
+        self._error: BaseException | None = None
+        self._lock = threading.RLock()
+        if buffersize is None:
+            self._left = list(items)
+            self._left.reverse()
+            self._submit_more()
+        else:
+            self._fill()
+
+    def _submit_more(self) -> None:
+        """Submit what waits: all of it where chunks have a size, else as much as is known of."""
+        with self._lock:
+            if self._chunksize is None and self._each_s is None:
+                probes = max(PROBES, 2 * self._link.workers)
+                for _ in range(min(probes, len(self._left))):
+                    self._submit_chunk(1)
+                return
+            while self._left:
+                self._submit_chunk(self._chunksize or self._automatic)
+
+    @property
+    def _automatic(self) -> int:
+        share = -(-len(self._left) // (SHARES * max(1, self._link.workers)))
+        by_time = MOST if not self._each_s else int(TARGET_S / self._each_s)
+        return max(1, min(MOST, by_time, share))
+
+    def _submit_chunk(self, size: int) -> None:
+        items = self._left[-size:]
+        items.reverse()
+        del self._left[-size:]
+        future = self._submit(items)
+        self._futures.append(future)
+        if self._chunksize is None and self._each_s is None:
+            future.add_done_callback(self._measure)
+
+    def _measure(self, future: Any) -> None:
+        """On the link's thread: the first probe ended, and tells how long an item takes."""
+        ended = future._ended
+        with self._lock:
+            if self._each_s is None:
+                self._each_s = ended.run_s if ended is not None else TARGET_S
+                try:
+                    self._submit_more()
+                except BaseException as error:  # an item that cannot be pickled: told when its turn comes
+                    self._error = error
+                    self._left.clear()
+
+    def _fill(self) -> None:
+        """Take items up to the size of the buffer."""
+        assert self._buffersize is not None
+        size = self._chunksize or 1
+        while self._ahead < self._buffersize:
+            chunk: _Items = []
+            for item in self._items:
+                chunk.append(item)
+                if len(chunk) == size:
+                    break
+            if not chunk:
+                return
+            self._ahead += len(chunk)
+            self._futures.append(self._submit(chunk))
+
+    def values(self) -> Iterator[Any]:
+        """In order; raises what a call raised when its turn comes. Whoever stops before the end cancels the rest."""
+        try:
+            while True:
+                with self._lock:
+                    future = self._futures.popleft() if self._futures else None
+                    waits = bool(self._left)
+                if future is None:
+                    if not waits:
+                        if self._error is not None:
+                            raise self._error
+                        return
+                    self._wait_for_probe()
+                    continue
+                yield from self._values_of(future)
+        finally:
+            with self._lock:
+                self._left.clear()
+                for future in self._futures:
+                    future.cancel()
+
+    def _wait_for_probe(self) -> None:
+        with self._link.condition:
+            self._link.condition.wait(0.05)
+
+    def _values_of(self, future: CallFuture) -> Iterator[Any]:
+        left_s = None if self._deadline is None else self._deadline - time.monotonic()
+        error = future.exception(left_s)
+        values = future.values_before_failure() if error is not None else future.result(left_s)[0]
+        if self._buffersize is not None:
+            self._ahead -= len(values)
+            self._fill()
+        # Reversed, so that each value is let go when it was given out.
+        values.reverse()
+        while values:
+            yield values.pop()
+        if error is not None:
+            raise error

@@ -1,0 +1,52 @@
+"""Pickles that are too large for a message: files of the datastore, named by their hash, put there once."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecloud.model.tasks import INLINE_BYTES, Requirement
+
+if TYPE_CHECKING:
+    from datastore.port import Publisher
+
+
+class Objects:
+    """Objects of one run, below `directory` of the datastore. Safe for threads."""
+
+    def __init__(self, datastore: Callable[[], Publisher], directory: str) -> None:
+        self._datastore = datastore
+        self.directory = directory
+        self._there: set[str] = set()
+        self._lock = threading.Lock()
+
+    def placed(self, data: bytes, key: str = "") -> tuple[bytes, str, tuple[Requirement, ...]]:
+        """(inline pickle, name in the working directory, requirements): where a pickle goes. Raises `DatastoreAway`,
+        `Problem`."""
+        if len(data) <= INLINE_BYTES:
+            return data, "", ()
+        name = self.put(data, key or hashlib.sha256(data).hexdigest())
+        return b"", name, (Requirement(f"{self.directory}/{name}", name),)
+
+    def put(self, data: bytes, key: str) -> str:
+        """Its name."""
+        with self._lock:
+            if key not in self._there:
+                with tempfile.TemporaryDirectory(prefix="ecloud-object-") as place:
+                    file = Path(place) / key
+                    file.write_bytes(data)
+                    self._datastore().put(file, f"{self.directory}/{key}")
+                self._there.add(key)
+        return key
+
+    def read(self, path: str) -> bytes:
+        """What a file of the datastore holds. Raises `DatastoreAway`, `NotThere`."""
+        with tempfile.TemporaryDirectory(prefix="ecloud-value-") as place:
+            file = Path(place) / "value"
+            with self._lock:
+                self._datastore().fetch(path, file)
+            return file.read_bytes()

@@ -1,0 +1,205 @@
+"""`ClusterExecutor` on a private cluster: real boss, broker, workers and call hosts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, as_completed, wait
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from ecloud import ClusterExecutor, RemoteError
+from ecloud.python.cluster import Cluster
+from ecloud.queries.status import open_database
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A private cluster of two workers, for all tests of this file."""
+    cluster = Cluster(None, workers=2)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def executor(cluster: Cluster) -> Iterator[ClusterExecutor]:
+    """An executor on it."""
+    with ClusterExecutor(cluster.access) as executor:
+        yield executor
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def total(*numbers: int) -> int:
+    return sum(numbers)
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_calls_have_values_and_failures(executor: ClusterExecutor) -> None:
+    futures = [executor.submit(square, number) for number in range(200)]
+    assert [future.result(PATIENCE_S) for future in futures] == [number * number for number in range(200)]
+    failed = executor.submit(int, "x")
+    error = failed.exception(PATIENCE_S)
+    assert isinstance(error, ValueError)
+    assert "Traceback" in str(error.__cause__)
+    with pytest.raises(ValueError, match="invalid literal"):
+        failed.result()
+
+
+def test_map_keeps_the_order_in_chunks_and_raises_where_a_call_failed(executor: ClusterExecutor) -> None:
+    assert list(executor.map(square, range(5000))) == [number * number for number in range(5000)]
+    assert list(executor.map(pow, range(100), range(100), chunksize=7)) == [number**number for number in range(100)]
+    assert list(executor.map(square, [])) == []
+    values = executor.map(int, ["1", "2", "x", "4"], chunksize=4)
+    assert [next(values), next(values)] == [1, 2]
+    with pytest.raises(ValueError, match="invalid literal"):
+        next(values)
+
+
+def test_map_with_a_buffer_takes_no_more_items_than_that(executor: ClusterExecutor) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    values = executor.map(square, items(), buffersize=5)
+    assert next(values) == 0
+    assert len(taken) <= 6
+    values.close()  # type: ignore[attr-defined]
+
+
+def test_the_standard_librarys_functions_take_its_futures(executor: ClusterExecutor) -> None:
+    slow = executor.submit(time.sleep, 600)
+    quick = executor.submit(square, 3)
+    done, not_done = wait([slow, quick], PATIENCE_S, FIRST_COMPLETED)
+    assert (done, not_done) == ({quick}, {slow})
+    heard: list[Future[Any]] = []
+    slow.add_done_callback(heard.append)
+    assert slow.cancel()
+    assert list(as_completed([slow, quick], PATIENCE_S)) == [*as_completed([slow, quick])]
+    assert heard == [slow]
+    with pytest.raises(CancelledError):
+        slow.result()
+
+
+def test_a_future_as_an_argument_is_its_value(executor: ClusterExecutor) -> None:
+    first, second = executor.submit(square, 3), executor.submit(square, 4)
+    third = executor.submit(total, first, second, 5)
+    assert executor.submit(sum, [third, first]).result(PATIENCE_S) == 39
+    failed = executor.submit(int, "x")
+    error = executor.submit(total, failed).exception(PATIENCE_S)
+    assert isinstance(error, RemoteError)
+    assert str(error) == f"task {failed.id} failed"
+
+
+def test_values_too_large_for_a_message_travel_through_the_datastore(executor: ClusterExecutor) -> None:
+    large = executor.submit(bytes, 1_000_000)
+    assert executor.submit(len, large).result(PATIENCE_S) == 1_000_000
+    assert large.result(PATIENCE_S) == bytes(1_000_000)
+    assert executor.submit(len, b"x" * 100_000).result(PATIENCE_S) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "cause", "text"),
+    [
+        (die, signal.SIGSEGV, "signal", "the interpreter of the call die was ended by SIGSEGV"),
+        (os._exit, 3, "exit", "the call _exit ended its interpreter with exit code 3"),
+    ],
+)
+def test_a_death_costs_the_call_in_progress_only(
+    executor: ClusterExecutor, function: Any, argument: int, cause: str, text: str
+) -> None:
+    before = [executor.submit(square, number) for number in range(20)]
+    deadly = executor.submit(function, argument)
+    after = [executor.submit(square, number) for number in range(20)]
+    error = deadly.exception(PATIENCE_S)
+    assert isinstance(error, RemoteError)
+    assert (error.cause, str(error)) == (cause, text)
+    assert [future.result(PATIENCE_S) for future in (*before, *after)] == [n * n for n in range(20)] * 2
+
+
+def test_a_call_that_takes_too_long_is_ended(executor: ClusterExecutor) -> None:
+    error = executor.options(timeout_s=0.3).submit(time.sleep, 600).exception(PATIENCE_S)
+    assert str(error) == "the call sleep ran longer than timeout_s = 0.3 s"
+
+
+def test_a_failure_is_tried_again_as_a_task_is(executor: ClusterExecutor, tmp_path: Path) -> None:
+    def second_time(place: Path) -> str:
+        if not place.exists():
+            place.write_text("tried")
+            raise OSError("not yet")
+        return place.read_text()
+
+    assert executor.options(retries=1).submit(second_time, tmp_path / "mark").result(PATIENCE_S) == "tried"
+
+
+def test_what_a_call_prints_is_kept_of_its_attempt(cluster: Cluster) -> None:
+    with ClusterExecutor(cluster.access, run="printing") as executor:
+        executor.options(key="loud").submit(print, "hello").result(PATIENCE_S)
+    assert cluster.local is not None
+    with open_database(cluster.local.settings).connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT t.id, a.stdout FROM attempts a JOIN tasks t ON t.task_no = a.task_no JOIN runs r "
+            "ON r.run_no = t.run_no WHERE r.name = 'printing'"
+        ).all()
+    assert [tuple(row) for row in rows] == [("loud", "hello\n")]
+
+
+def test_an_interpreter_is_prepared_once_and_replaced_after_its_calls(cluster: Cluster, tmp_path: Path) -> None:
+    def begin(place: Path) -> None:
+        (place / str(os.getpid())).touch()
+
+    with ClusterExecutor(cluster.access, initializer=begin, initargs=(tmp_path,), max_calls=3) as executor:
+        pids = [executor.submit(os.getpid).result(PATIENCE_S) for _ in range(12)]
+    assert {str(pid) for pid in pids} == {path.name for path in tmp_path.iterdir()}
+    assert max(pids.count(pid) for pid in pids) <= 3
+
+
+def test_an_initializer_that_fails_is_told(cluster: Cluster) -> None:
+    def begin() -> None:
+        raise RuntimeError("no licence")
+
+    with ClusterExecutor(cluster.access, initializer=begin) as executor:
+        error = executor.submit(square, 1).exception(PATIENCE_S)
+    assert isinstance(error, RuntimeError)
+    assert str(error) == "no licence"
+
+
+def test_bad_inputs_are_one_sentence_each_and_the_executor_goes_on(cluster: Cluster) -> None:
+    executor = ClusterExecutor(cluster.access)
+    with pytest.raises(TypeError, match=r"argument 2 \(of type generator\) of pow cannot be pickled: .*; pass a list"):
+        executor.submit(pow, 1, (number for number in range(3)))
+    with pytest.raises(TypeError, match=r"argument 1 \(of type lock\) of square cannot be pickled"):
+        executor.submit(square, threading.Lock())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="3 cannot be called"):
+        executor.submit(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is a future of another executor"):
+        executor.submit(square, Future())
+    with pytest.raises(ValueError, match="cpus = -1"):
+        executor.options(resources={"cpus": -1})
+    with pytest.raises(TypeError, match="known are key, resources"):
+        executor.options(colour="red")
+    error = executor.submit(threading.Lock).exception(PATIENCE_S)
+    assert isinstance(error, TypeError)
+    assert str(error).startswith("the value of ")
+    assert executor.submit(square, 2).result(PATIENCE_S) == 4
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(square, 1)

@@ -1,0 +1,121 @@
+"""Calls in the boss's core: a run grows push by push, and whoever pushed hears each end with its value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from boss_script import BossScript, Peer, task
+
+from ecloud.model import wire
+from ecloud.model.tasks import Call, Cause, TaskDefinition
+
+
+def call(id: str, *, after: str = "", fingerprint: str = "", code: bytes = b"f", **fields: Any) -> TaskDefinition:
+    """A call of `id`, which needs the values of the calls in `after`."""
+    needs = tuple(after.split())
+    what = Call("f", "hash", code=code, arguments=b"()", needs=needs, fingerprint=fingerprint)
+    return task(id, after=after, commands=(), call=what, **fields)
+
+
+def heard(script: BossScript, client: Peer) -> dict[str, tuple[str, bytes]]:
+    """What the client heard of calls that ended, all of it."""
+    ends = {}
+    while any(isinstance(send.envelope.message, wire.CallsEnded) for send in script.said):
+        for end in script.take(client, wire.CallsEnded).calls:
+            ends[end.id] = (end.state, end.value)
+    return ends
+
+
+def extend(script: BossScript, *tasks: TaskDefinition, **options: Any) -> dict[str, int]:
+    """Push calls into run r."""
+    return script.push("r", *tasks, merge_strategy="extend", **options).decisions
+
+
+def test_a_run_grows_and_its_client_hears_each_value() -> None:
+    script = BossScript()
+    worker = script.worker("w1", cpus=2)
+    client = script.client()
+    assert extend(script, call("a")) == {"new": 1}
+    script.starts(worker, "a")
+    assert extend(script, call("b")) == {"new": 1}
+    script.starts(worker, "b")
+    script.ended(worker, "a", value=b"one")
+    assert heard(script, client) == {"a": ("succeeded", b"one")}
+    script.ended(worker, "b", cause=Cause.EXIT, exit_code=1, error="ValueError: no", value=b"why")
+    assert heard(script, client) == {"b": ("failed", b"why")}
+    assert {state: count for state, count in script.boss.book.runs[1].states.items() if count} == {
+        "succeeded": 1,
+        "failed": 1,
+    }
+
+
+def test_a_call_waits_for_one_of_an_earlier_push_and_gets_its_value() -> None:
+    script = BossScript()
+    worker = script.worker("w1")
+    extend(script, call("a"))
+    script.starts(worker, "a")
+    extend(script, call("b", after="a"))
+    script.states(b="waiting")
+    script.ended(worker, "a", value=b"one")
+    order = script.take(worker, wire.StartTasks).attempts[0]
+    assert order.values == (wire.CallValue("a", b"one"),)
+
+
+def test_a_call_that_waits_for_one_that_failed_before_is_aborted_and_told() -> None:
+    script = BossScript()
+    worker = script.worker("w1")
+    client = script.client()
+    extend(script, call("a"))
+    script.starts(worker, "a").ended(worker, "a", cause=Cause.EXIT, error="no")
+    heard(script, client)
+    extend(script, call("b", after="a"))
+    assert heard(script, client) == {"b": ("aborted", b"")}
+
+
+def test_a_dependency_that_nobody_knows_is_named_and_nothing_is_stored() -> None:
+    script = BossScript()
+    client = script.client()
+    script.hear(client, wire.SubmitTasks("p", 0, 1, wire.PushOptions("r", "extend"), (call("b", after="a"),)))
+    script.take(client, wire.ChunkReceived)
+    assert script.take(client, wire.RunRejected).problems == ("task b: dependencies: there is no task a in run r",)
+    assert not script.store.tasks
+
+
+def test_what_succeeded_is_kept_what_failed_is_done_anew_and_changed_code_only_if_asked() -> None:
+    script = BossScript()
+    worker = script.worker("w1", cpus=4)
+    extend(script, call("a", fingerprint="1"), call("b", fingerprint="1"), call("c", fingerprint="1"))
+    script.starts(worker, "a", "b", "c")
+    script.ended(worker, "a", "c", value=b"one").ended(worker, "b", cause=Cause.EXIT, error="no")
+    # The same function, pickled to other bytes: nothing changed.
+    again = [call(id, fingerprint="1", code=b"other bytes") for id in "ab"]
+    assert extend(script, *again, call("c", fingerprint="2")) == {"kept": 2, "anew": 1}
+    script.starts(worker, "b")
+    assert extend(script, *again, call("c", fingerprint="2"), replace_changed=True) == {"kept": 2, "replaced": 1}
+    script.starts(worker, "c").states(a="succeeded", b="ready", c="ready")
+
+
+def test_the_request_calls_tells_what_a_client_missed_also_after_a_restart() -> None:
+    script = BossScript()
+    worker = script.worker("w1", cpus=2)
+    extend(script, call("a"), call("b", fingerprint="7"))
+    script.starts(worker, "a", "b").ended(worker, "a", value=b"one")
+    script.start()
+    client = script.client()
+    script.hear(client, wire.Request("q1", "calls", {"run": "r", "ids": ["a", "b"]}))
+    answer = script.take(client, wire.CallsEnded)
+    assert [(end.id, end.state, end.value) for end in answer.calls] == [("a", "succeeded", b"one"), ("b", "ready", b"")]
+    script.hear(client, wire.Request("q2", "calls", {"run": "r"}))
+    answer = script.take(client, wire.CallsEnded)
+    assert [(end.id, end.value, end.fingerprint) for end in answer.calls] == [("a", b"", ""), ("b", b"", "7")]
+    script.hear(client, wire.Request("q3", "calls", {"run": "none"}))
+    assert script.take(client, wire.Refused).code == "no_such_run"
+
+
+def test_calls_are_never_chained() -> None:
+    script = BossScript()
+    worker = script.worker("w1")
+    extend(script, call("a", runtime_s=0.01), call("b", after="a", runtime_s=0.01))
+    script.starts(worker, "a")
+    script.states(b="waiting")
+    assert not any(isinstance(send.envelope.message, wire.StartTasks) for send in script.said)

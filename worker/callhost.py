@@ -1,0 +1,321 @@
+"""A call host: a warm Python interpreter that runs calls one after another. Run by the user's own Python, of 3.8 or
+later; imports nothing but the standard library, and cloudpickle for the values.
+
+    python callhost.py DIRECTORY TOKEN CLOUDPICKLE OUTPUT
+
+It connects to the socket `calls.sock` in DIRECTORY, says its token, and answers each call in turn. A frame is two
+lengths of four bytes, little-endian, a JSON object, and bytes. CLOUDPICKLE is where the worker has that package, for a
+Python that lacks it. What a call prints goes to the files `OUTPUT.stdout` and `OUTPUT.stderr` there, which the worker
+reads after a crash. The host ends when the worker closes the socket.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import pickle
+import resource
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from typing import Any
+
+INLINE_BYTES = 32 * 1024
+TAIL_BYTES = 64 * 1024
+FUNCTIONS_KEPT = 256
+VALUE_FILE = ".ecloud-value"
+
+
+class Host:
+    """One interpreter. Remembers the functions and shared objects that it unpickled."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._inbox = b""
+        self._functions: dict[str, Any] = {}
+        self._prepared: dict[bytes, BaseException | None] = {}
+        self._shared: dict[str, Any] = {}
+        self._projects: set[str] = set()
+
+    def serve(self) -> None:
+        """Run calls until the worker closes the socket."""
+        while True:
+            frame = self._read()
+            if frame is None:
+                return
+            head, body = frame
+            reply, value = self._call(head, body)
+            self._write(reply, value)
+
+    def greet(self, token: str) -> None:
+        """Tell the worker which host this is."""
+        self._write({"token": token, "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}, b"")
+
+    # --- frames ---------------------------------------------------------------------------------
+
+    def _read(self) -> tuple[dict[str, Any], bytes] | None:
+        while True:
+            if len(self._inbox) >= 8:
+                head_end = 8 + int.from_bytes(self._inbox[:4], "little")
+                end = head_end + int.from_bytes(self._inbox[4:8], "little")
+                if len(self._inbox) >= end:
+                    frame = json.loads(self._inbox[8:head_end]), self._inbox[head_end:end]
+                    self._inbox = self._inbox[end:]
+                    return frame
+            data = self._control.recv(1 << 20)
+            if not data:
+                return None
+            self._inbox += data
+
+    def _write(self, head: dict[str, Any], body: bytes) -> None:
+        text = json.dumps(head).encode()
+        lengths = len(text).to_bytes(4, "little") + len(body).to_bytes(4, "little")
+        self._control.sendall(lengths + text + body)
+
+    # --- one call -------------------------------------------------------------------------------
+
+    def _call(self, head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+        """The reply and its bytes: the pickled value or failure, then the ends of stdout and stderr."""
+        code_end = head["code"]
+        arguments_end = code_end + head["arguments"]
+        setup = body[arguments_end : arguments_end + head["setup"]]
+        values_at = arguments_end + head["setup"]
+        values: dict[str, Any] = {}
+        for name, size in head.get("values", {}).items():
+            values[name] = body[values_at : values_at + size]
+            values_at += size
+        values.update(head.get("files", {}))
+        os.chdir(head["directory"])
+        os.environ.update(head["env"])
+        reply = {"call": head["call"], "ok": False, "error": "", "broken": False}
+        value = b""
+        try:
+            self._prepare(head, setup)
+        except BaseException as error:
+            reply["broken"] = True
+            reply["error"] = "the initializer failed: " + _sentence(error)
+            value = _of_many(head, _failure(error))
+        else:
+            try:
+                function = self._function(head, body[:code_end])
+                arguments = self._arguments(head, body[code_end:arguments_end], values)
+                result = _run_many(function, arguments) if head["many"] else function(*arguments[0], **arguments[1])
+                value = _pickled_value(result, head["name"])
+                reply["ok"] = not head["many"] or result[1] is None
+                if not reply["ok"]:
+                    reply["error"] = result[2]
+                    if len(value) > INLINE_BYTES:
+                        value = pickle.dumps(([], *result[1:]), protocol=4)
+            except BaseException as error:
+                reply["error"] = _sentence(error)
+                value = _of_many(head, _failure(error))
+        stdout, stderr = _taken_output()
+        reply["rss_kib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        reply["sizes"] = [len(value), len(stdout), len(stderr)]
+        if reply["ok"] and len(value) > INLINE_BYTES:
+            with open(VALUE_FILE, "wb") as file:
+                file.write(value)
+            reply["sizes"][0] = 0
+            reply["file"] = os.path.join(head["directory"], VALUE_FILE)
+            value = b""
+        return reply, value + stdout + stderr
+
+    def _prepare(self, head: dict[str, Any], setup: bytes) -> None:
+        """Modules of the user's project on `sys.path`, and the initializer: once in each interpreter."""
+        project = head.get("project")
+        if project and project not in self._projects:
+            self._projects.add(project)
+            sys.path.insert(0, project)
+        if setup:
+            if setup not in self._prepared:
+                try:
+                    function, arguments = pickle.loads(setup)
+                    function(*arguments)
+                    self._prepared[setup] = None
+                except BaseException as error:
+                    self._prepared[setup] = error
+            failed = self._prepared[setup]
+            if failed is not None:
+                raise failed
+
+    def _function(self, head: dict[str, Any], code: bytes) -> Any:
+        name = head["function"]
+        function = self._functions.get(name)
+        if function is None:
+            if not code:
+                with open(head["function_file"], "rb") as file:
+                    code = file.read()
+            function = _unpickled(code, "function " + head["name"])
+            if len(self._functions) >= FUNCTIONS_KEPT:
+                del self._functions[next(iter(self._functions))]
+            self._functions[name] = function
+        return function
+
+    def _arguments(self, head: dict[str, Any], data: bytes, values: dict[str, Any]) -> Any:
+        if not data:
+            with open(head["arguments_file"], "rb") as file:
+                data = file.read()
+        return _unpickled(data, "arguments of " + head["name"], values, self._shared)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts values of other calls, and shared objects, in the places of their names."""
+
+    def __init__(self, data: bytes, values: dict[str, Any], shared: dict[str, Any]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._values = values
+        self._shared = shared
+
+    def persistent_load(self, name: Any) -> Any:
+        kind, what = name
+        if kind == "value":
+            return _value_of(self._values[what])
+        if what not in self._shared:
+            self._shared[what] = _load_shared(what)
+        return self._shared[what]
+
+
+def _value_of(held: Any) -> Any:
+    """The value of another call: its pickle, or the name of a file that holds it."""
+    if isinstance(held, str):
+        with open(held, "rb") as file:
+            held = file.read()
+    return pickle.loads(held)
+
+
+def _load_shared(name: str) -> Any:
+    with open(name, "rb") as file:
+        sizes = json.loads(file.readline())
+        data = file.read(sizes[0])
+        buffers = [bytearray(file.read(size)) for size in sizes[1:]]
+    return pickle.loads(data, buffers=buffers)
+
+
+def _unpickled(
+    data: bytes, what: str, values: dict[str, Any] | None = None, shared: dict[str, Any] | None = None
+) -> Any:
+    """Raises `ModuleNotFoundError` that says what is missing where, and what to do."""
+    try:
+        return _Unpickler(data, values or {}, {} if shared is None else shared).load()
+    except ModuleNotFoundError as error:
+        here = f"Python {sys.version_info[0]}.{sys.version_info[1]} ({sys.executable})"
+        raise ModuleNotFoundError(
+            f"the {what} cannot be unpickled on {socket.gethostname()}: module {error.name!r} is not installed in its "
+            f"{here}; install it there, set ECLOUD_PYTHON of the worker to a Python that has it, or import it below "
+            "the project's directory",
+            name=error.name,
+        ) from error
+
+
+def _run_many(function: Any, items: Any) -> tuple[list[Any], bytes | None, str]:
+    """(values up to the first failure, that failure as `_failure` pickles it or None, its sentence)."""
+    values = []
+    for arguments in items:
+        try:
+            values.append(function(*arguments))
+        except BaseException as error:
+            return values, _failure(error), _sentence(error)
+    return values, None, ""
+
+
+def _of_many(head: dict[str, Any], failure: bytes) -> bytes:
+    """A failure before any of several calls: in the shape of `_run_many`."""
+    return pickle.dumps(([], failure, ""), protocol=4) if head["many"] else failure
+
+
+def _pickled_value(value: Any, name: str) -> bytes:
+    with suppress(Exception):
+        return pickle.dumps(value, protocol=5)
+    try:
+        import cloudpickle
+
+        return bytes(cloudpickle.dumps(value, protocol=5))
+    except Exception as error:
+        kind = type(value).__name__
+        raise TypeError(f"the value of {name} (of type {kind}) cannot be pickled: {error}") from None
+
+
+def _failure(error: BaseException) -> bytes:
+    """A failure as bytes that can be unpickled anywhere: (the pickled exception or b"", its traceback)."""
+    trace = "".join(traceback.format_exception(type(error), error, _own_trace(error)))
+    print(trace, file=sys.stderr, end="")
+    try:
+        data = pickle.dumps(error, protocol=5)
+        pickle.loads(data)
+    except BaseException:
+        try:
+            import cloudpickle
+
+            data = cloudpickle.dumps(error, protocol=5)
+            pickle.loads(data)
+        except BaseException:
+            data = b""
+    if len(data) > INLINE_BYTES // 2:
+        data = b""
+    return pickle.dumps((data, trace[-INLINE_BYTES // 3 :]), protocol=4)
+
+
+def _own_trace(error: BaseException) -> Any:
+    """The traceback without the frames of this file, where it has others."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error)
+    return type(error).__name__ + (": " + text if text else "")
+
+
+def _taken_output() -> list[bytes]:
+    """What the call printed, its end; the files are empty afterwards."""
+    taken = []
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        with suppress(Exception):
+            stream.flush()
+        size = os.fstat(descriptor).st_size
+        if size:
+            taken.append(os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)))
+            os.ftruncate(descriptor, 0)
+        else:
+            taken.append(b"")
+    return taken
+
+
+def _find_cloudpickle(place: str) -> None:
+    """This Python's own package, or else the worker's."""
+    spec = importlib.util.find_spec("cloudpickle")
+    if spec is None and place:
+        file = os.path.join(place, "__init__.py")
+        spec = importlib.util.spec_from_file_location("cloudpickle", file, submodule_search_locations=[place])
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["cloudpickle"] = module
+        spec.loader.exec_module(module)
+
+
+def main() -> None:
+    place, token, cloudpickle_place, output = sys.argv[1:5]
+    directory = os.open(place, os.O_PATH)
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    control.connect(f"/proc/self/fd/{directory}/calls.sock")  # a path of a socket may have 107 bytes only
+    os.close(directory)
+    for descriptor, name in ((1, ".stdout"), (2, ".stderr")):
+        path = os.path.join(place, output + name)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+        os.dup2(file, descriptor)
+        os.close(file)
+    sys.path[0:1] = []  # this file's own directory
+    _find_cloudpickle(cloudpickle_place)
+    host = Host(control)
+    host.greet(token)
+    host.serve()
+
+
+if __name__ == "__main__":
+    main()

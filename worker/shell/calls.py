@@ -1,0 +1,149 @@
+"""Calls of this worker: from an attempt whose files are there to a call on a host, in a container if need be.
+
+Owns what all calls of a run share here: unpacked modules.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from datastore.problem import Problem
+from ecloud.model.calls import python_resource
+from ecloud.model.tasks import Call, Requirement, TaskBody
+from ecloud.model.wire import CallValue
+from worker.core.containers import CONTROL, SHARED, WORK, Place
+from worker.shell.call_hosts import CallHosts, CallOrder, HostKind
+from worker.shell.container_runtimes import argv_in_container
+from worker.shell.files import WorkingDirectories
+from worker.shell.home import WorkerHome
+
+if TYPE_CHECKING:
+    from worker.shell.jobs import Job
+
+PYTHON_INSIDE = "python3"
+"""The Python of a container."""
+OWN = (b"ECLOUD_TASK", b"ECLOUD_RUN", b"ECLOUD_ATTEMPT")
+"""Variables that differ from call to call: not those of a host."""
+
+
+class CallImpossible(Problem):
+    """This machine cannot run the call; the text says why."""
+
+
+def with_values(body: TaskBody, values: Sequence[CallValue]) -> TaskBody:
+    """The body of a call, with the large values that it needs among its requirements."""
+    more = [Requirement(value.path, _value_name(number)) for number, value in enumerate(values) if value.path]
+    return msgspec.structs.replace(body, requirements=(*body.requirements, *more)) if more else body
+
+
+def _value_name(number: int) -> str:
+    return f".ecloud-value-{number}"
+
+
+class CallRunner:
+    """Hands calls to hosts."""
+
+    def __init__(self, hosts: CallHosts, home: WorkerHome, peer: str, directories: WorkingDirectories) -> None:
+        self.hosts = hosts
+        self._home = home
+        self._peer = peer
+        self._directories = directories
+
+    def run(self, job: Job, env: dict[bytes, bytes]) -> None:
+        """Run the call of an attempt whose requirements are in its directory. Raises `OSError`, `CallImpossible`,
+        `ContainerMissing`."""
+        call, body = job.body.call, job.body
+        assert call is not None
+        shared_env = {name: value for name, value in env.items() if name not in OWN}
+        kind = HostKind(
+            run_no=job.order.run_no,
+            python=self._python(call, inside=body.container is not None),
+            container=msgspec.json.encode(body.container).decode() if body.container else "",
+            gpus=job.gpus,
+            limit_bytes=int(job.order.asks.get("memory_mb", 0.0) * 1e6),
+            env=tuple(sorted(shared_env.items())),
+            setup=call.setup,
+            project=call.project,
+        )
+        directory = self._inside(job.directory) if body.container else str(job.directory)
+        head = {
+            "call": list(job.key),
+            "name": call.name,
+            "function": call.function,
+            "function_file": call.function_file,
+            "arguments_file": call.arguments_file,
+            "many": call.many,
+            "directory": directory,
+            "project": self._unpacked(job, call),
+            "env": {os.fsdecode(name): os.fsdecode(env[name]) for name in OWN if name in env},
+            "values": {value.id: len(value.value) for value in job.order.values if not value.path},
+            "files": {value.id: _value_name(number) for number, value in enumerate(job.order.values) if value.path},
+            "code": len(call.code),
+            "arguments": len(call.arguments),
+            "setup": len(call.setup),
+        }
+        values = [value.value for value in job.order.values if not value.path]
+        parts = (call.code, call.arguments, call.setup, *values)
+        order = CallOrder(job.key, head, parts, body.timeout_s, call.max_calls)
+        self.hosts.run(
+            order,
+            kind,
+            shared_env,
+            job.directory if body.container is None else self._directories.top,
+            lambda argv: self._argv(job, argv, shared_env),
+            CONTROL if body.container else "",
+        )
+
+    def _python(self, call: Call, inside: bool) -> str:
+        if inside:
+            return PYTHON_INSIDE
+        program = self.hosts.pythons.of(call.python)
+        if program is None:
+            known = ", ".join(sorted(self.hosts.pythons.by_version))
+            raise CallImpossible(
+                f"the call {call.name} was pickled by Python {call.python} and this worker has {known}: install "
+                f"{python_resource(call.python)} here, or set ECLOUD_PYTHON of the worker"
+            )
+        return program
+
+    def _inside(self, directory: Path) -> str:
+        return f"{WORK}/{directory.relative_to(self._directories.top)}"
+
+    def _argv(self, job: Job, argv: list[str], env: dict[bytes, bytes]) -> list[str]:
+        """What starts a host, in a container where the call asks for one: it sees all working directories."""
+        container = job.body.container
+        if container is None:
+            return argv
+        env[b"ECLOUD_WORKER_DIR"] = SHARED.encode()
+        env[b"ECLOUD_WORKER"] = os.fsencode(self._peer)
+        place = Place(
+            directory=str(self._directories.top),
+            shared=str(self._home.shared),
+            control=str(self._home.control),
+            name=f"ecloud-{self._peer}-{job.order.task_no}-{job.order.number}",
+            user=os.geteuid(),
+            group=os.getegid(),
+            variables=sorted(os.fsdecode(name) for name in env),
+            gpus=job.gpus,
+        )
+        job.container_argv = argv_in_container(container, argv, place)
+        job.container_name = place.name
+        return job.container_argv
+
+    def _unpacked(self, job: Job, call: Call) -> str:
+        """The directory with the user's modules: unpacked once, by the name of the archive, which is its hash."""
+        if not call.project:
+            return ""
+        place = self._home.shared / "projects" / Path(call.project).name
+        if not place.exists():
+            aside = place.with_name(f"{place.name}.new")
+            with zipfile.ZipFile(job.directory / call.project) as archive:
+                archive.extractall(aside)
+            os.rename(aside, place)
+        return str(place) if job.body.container is None else f"{SHARED}/projects/{place.name}"
