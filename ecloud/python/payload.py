@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
+from datastore.problem import Problem
+
 PROTOCOL = 5
 MAX_NAME_CHARS = 80
 _PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
 
 
-class RemoteError(Exception):
+class RemoteError(Problem):
     """A call failed, and no exception of it can be raised here: its interpreter was ended, or its exception cannot be
     unpickled. The text says what happened. `cause`: as of a task, such as `signal` or `timeout`."""
 
@@ -29,7 +31,7 @@ class RemoteError(Exception):
         self.cause = cause
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.args[0], self.cause)
+        return type(self), (self.text, self.cause)
 
 
 class RemoteTraceback(Exception):
@@ -129,7 +131,7 @@ def pickle_arguments(
         raise TypeError(f"{which} of {name} cannot be pickled: {_words(error)}") from None
 
 
-class ForeignFuture(TypeError):
+class ForeignFuture(Problem, TypeError):
     """A future of another executor among the arguments: its value is not on the cluster. Pass its `result()`."""
 
 

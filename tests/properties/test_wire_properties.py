@@ -49,6 +49,7 @@ def values(shape: shapes.Type) -> SearchStrategy[Any]:
             return st.integers(least, most)
     simple: dict[type, SearchStrategy[Any]] = {
         shapes.StrType: texts,
+        shapes.BytesType: st.binary(max_size=12),
         shapes.FloatType: amounts,
         shapes.BoolType: st.booleans(),
         shapes.NoneType: st.none(),

@@ -81,8 +81,14 @@ class Ports:
         self.epoch = self._reach("lead above").lead_above(epoch, now)
         return self.epoch
 
-    def load_run(self, name: str) -> RunImage | None:
-        return self._reach(f"load run {name}").load_run(name)
+    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
+        return self._reach(f"load run {name}").load_run(name, ids)
+
+    def load_calls(self, wanted: Any) -> tuple[list[wire.CallEnded], bool]:
+        return self._reach("load calls").load_calls(wanted)
+
+    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[wire.CallValue, ...]]:
+        return self._reach("needed values").needed_values(task_nos)
 
     def load_push(self, push_id: str) -> PushAnswered | None:
         return self._reach("load push").load_push(push_id)
