@@ -207,6 +207,12 @@ class Guest:
         found = {pid: command for pid, command in self.processes().items() if " -m worker " in f"{command} "}
         return {pid: command for pid, command in found.items() if not is_copy(pid, found)}
 
+    def shut_down(self) -> None:
+        """TERM to all its processes at once, as an init without units sends it when the machine goes down."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
     def end(self, number: int = signal.SIGKILL) -> None:
         """Power cut, or, with TERM, what a shutdown does; returns when no process is left."""
         deadline = time.monotonic() + END_S

@@ -211,6 +211,13 @@ class OpenNebula:
         with self.lock:
             self._done(vm)
 
+    def shut_down(self, vm: Vm) -> None:
+        """A person ends it in the cloud: its guest shuts down."""
+        with self.lock:
+            self.move(vm, ACTIVE, SHUTDOWN)
+            if vm.guest is not None:
+                vm.guest.shut_down()
+
     # --- life -----------------------------------------------------------------------------------------
 
     def _live(self) -> None:

@@ -128,6 +128,29 @@ def test_a_vm_that_vanishes_is_replaced(new_daemon: NewDaemon, double: OpenNebul
     assert len(double.vms) == 2
 
 
+def test_a_vm_that_a_person_shuts_down_costs_its_tasks_no_retry(
+    new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path
+) -> None:
+    """Its guest sends TERM to the agent, to what started the agent, and to the task, all at once."""
+    journal = tmp_path / "journal"
+    daemon = new_daemon(pool={"maximum": 1}).start()
+    double.times["shutdown_s"] = 5.0
+    with daemon.client() as client:
+        command = f"echo $ECLOUD_ATTEMPT >> {journal}; [ $ECLOUD_ATTEMPT != 1 ] || sleep 1000"
+        client.push([TaskDefinition(id="a", commands=(command,))], PushOptions("r"))
+        wait_until(lambda: ran(journal) == ["1"], START_S, "the task runs")
+        double.shut_down(double.vms[0])
+        assert watch_to_the_end(client, "r", START_S).states == {"succeeded": 1}
+    assert ran(journal) == ["1", "2"]
+    assert rows(daemon, "SELECT retries_used FROM tasks") == [(0,)]
+    (first, second) = rows(daemon, "SELECT state, cause FROM attempts ORDER BY number")
+    # An agent that hears of it twice, from the guest and from what started it, leaves with all it holds.
+    assert first[0] in ("returned", "lost")
+    assert second == ("ended", "success")
+    wait_until(lambda: not double.alive, START_S, "the cloud's own list is empty")
+    assert len(double.vms) == 2
+
+
 def test_a_boss_that_is_told_so_ends_all_its_vms_and_no_other(
     new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path
 ) -> None:
