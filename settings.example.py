@@ -37,7 +37,11 @@ DATASTORE = ""
 # Workers on listed hosts: {"name": "lab", "cloud": "ssh_hosts", "hosts": ["user@host1", "user@host2:2222", "local"],
 #          "slots": 1, "cpus": 8, "memory_mb": 16000, "ssh_options": ["-i", "/home/me/.ssh/lab"]}; see docs/hosts.md.
 # "python": "3.12": the version that its workers run Python calls with, empty for this machine's; see docs/python.md.
+# Workers of this machine under another account, where the boss is root: {"name": "here", "maximum": 8,
+# "run_as": "ecloud-tasks"}; see docs/production.md.
 POOLS = ()
+# Where such workers have their homes: a directory that only root may change.
+RUN_AS_HOME = "/var/lib/ecloud-workers"
 
 # The OpenNebula of those pools: its XML-RPC address, e.g. "http://HOST:2633/RPC2", and a user that may use their
 # templates. The password is used to get tokens of an hour, which are renewed.

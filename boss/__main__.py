@@ -25,6 +25,7 @@ from sqlalchemy.engine import Engine
 
 from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.events import Event
+from boss.providers.accounts import account_of, open_staging
 from boss.providers.provider import CredentialsWrong, Provider, TryLater
 from boss.providers.registry import open_clouds, open_visitors
 from boss.shell.calls import Calls
@@ -159,6 +160,8 @@ class Start:
         address = self._start_broker(snapshot.context)
         storage = self._open_datastore(cluster_id, snapshot.context)
         pools = self._settings.all_pools
+        accounts = {pool.name: account for pool in pools if (account := account_of(pool)) is not None}
+        open_staging(accounts.values(), storage.access.address)
 
         def access_of(key_name: str) -> AccessFile:
             return self._access(cluster_id, address, secret, key_name)
@@ -175,6 +178,7 @@ class Start:
             self._tied,
             self._keep_dirs,
             public_key,
+            accounts=accounts,
         )
         labels = {pool.name: pool.labels for pool in pools}
         hook = Hook("" if self._tied else self._settings.hook_command, cluster_id)

@@ -2,7 +2,8 @@
 again by their files.
 
 One directory per VM in the home: its access file, the worker's home, its log, and `vm.json` with the process that it
-is.
+is. Where the worker runs under another account, its access file and its home are in a directory of that account,
+outside the boss's home; nothing in there is believed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from boss.providers.accounts import Account, private_place
 from boss.providers.provider import Capacity, CloudState, Stranger, TryLater, VmFound, VmOrder
 from ecloud.config import left_overs, this_host
 from ecloud.config.home import Home
@@ -45,6 +47,10 @@ class _Process(msgspec.Struct, frozen=True):
     start_time: str
     vm_no: int
     since: float = 0.0
+    place: str = ""
+    """Where its access file and home are, if not beside this record."""
+    uid: int | None = None
+    """The account that it runs under, if not the boss's."""
 
 
 class LocalCloud:
@@ -57,8 +63,13 @@ class LocalCloud:
         tied: bool,
         boss_gone_exit_s: float,
         keep_dirs: bool = False,
+        accounts: Mapping[str, Account] = {},
+        place: Path = Path("/nonexistent"),
     ) -> None:
+        """`accounts`: by pool; `place`: where their workers' homes are, by the number of the VM."""
         self._home = home
+        self._accounts = accounts
+        self._place = place
         self._access_of = access_of
         self._tied = tied
         self._boss_gone_exit_s = boss_gone_exit_s
@@ -74,15 +85,25 @@ class LocalCloud:
     def start(self, order: VmOrder) -> str:
         """See `provider.Provider.start`."""
         directory = self._home.workers / str(order.vm_no)
+        account = self._accounts.get(order.pool)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            access = directory / "access"
+            place = self._place_of(order, account) if account is not None else directory
+            access = place / "access"
             write_access(access, self._access_of(f"vm-{order.vm_no}"))
+            if account is not None:
+                # Its directory last: nobody of that account can enter it before, and set a link in the file's place.
+                os.chown(access, account.uid, account.gid)
+                os.chown(place, account.uid, account.gid)
             with (directory / "log").open("ab") as log:
                 # Directories of the checkout first, so that `-m worker` is found wherever the boss was started.
                 popen = subprocess.Popen(
-                    self._command(order, directory, access),
+                    self._command(order, place, access),
                     cwd=ROOT,
+                    env=None if account is None else account.environment,
+                    user=None if account is None else account.uid,
+                    group=None if account is None else account.gid,
+                    extra_groups=None if account is None else account.groups,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -92,6 +113,8 @@ class LocalCloud:
             raise TryLater(f"no worker process can be started: {error.strerror}: {error.filename}") from error
         started = start_time(popen.pid) or "gone"
         process = _Process(popen.pid, started, order.vm_no, _started(started) or time.time())
+        if account is not None:
+            process = msgspec.structs.replace(process, place=str(place), uid=account.uid)
         cloud_id = _cloud_id(process)
         threading.Thread(target=self._await, args=(popen, cloud_id), name=f"vm-{order.vm_no}", daemon=True).start()
         try:
@@ -100,6 +123,14 @@ class LocalCloud:
             popen.kill()  # nobody would find it
             raise TryLater(f"no worker process can be recorded: {error.strerror}: {error.filename}") from error
         return cloud_id
+
+    def _place_of(self, order: VmOrder, account: Account) -> Path:
+        """An empty directory for a worker of that account, which only root can enter yet. Raises `OSError`."""
+        place = private_place(self._place.parent, self._place.name) / str(order.vm_no)
+        if place.exists():  # of a cluster that began anew
+            shutil.rmtree(place)
+        place.mkdir(mode=0o700)
+        return place
 
     def _await(self, popen: subprocess.Popen[bytes], cloud_id: str) -> None:
         popen.wait()
@@ -167,7 +198,7 @@ class LocalCloud:
 
     def _end_left_overs(self, process: _Process) -> None:
         """What its tasks left, where agent and launchers were killed together: before anybody gets its attempts."""
-        count = left_overs.end(self._home.workers / str(process.vm_no) / "home")
+        count = left_overs.end(self._directory_of(process) / "home", uid=process.uid)
         if count:
             log.warning("ended %d processes that the tasks of worker process %d had left", count, process.vm_no)
 
@@ -179,7 +210,8 @@ class LocalCloud:
             if cloud_id not in self._ended and cloud_id in self._seen:
                 self._ended[cloud_id] = time.time()
             elif cloud_id not in self._ended and process is not None:
-                self._ended[cloud_id] = max(since, _last_written(self._home.workers / str(process.vm_no)))
+                written = _last_written(self._home.workers / str(process.vm_no), self._directory_of(process))
+                self._ended[cloud_id] = max(since, written)
             self._seen.discard(cloud_id)
             ended = self._ended.get(cloud_id, 0.0)
         return VmFound(vm_no, cloud_id, CloudState.GONE, "process", since=since, ended=ended)
@@ -191,13 +223,19 @@ class LocalCloud:
                 found.append(msgspec.json.decode(path.read_bytes(), type=_Process))
         return found
 
+    def _directory_of(self, process: _Process) -> Path:
+        """Where its access file and home are."""
+        return Path(process.place) if process.place else self._home.workers / str(process.vm_no)
+
     def _clear(self, process: _Process) -> None:
         directory = self._home.workers / str(process.vm_no)
-        spool = directory / "home" / "spool.jsonl"
-        kept = directory / "home" / "kept"
+        place = self._directory_of(process)
+        spool = place / "home" / "spool.jsonl"
+        kept = place / "home" / "kept"
         if kept.exists() or (spool.exists() and spool.stat().st_size):
             (directory / "vm.json").unlink(missing_ok=True)  # outcomes, or directories that somebody wants, stay
         else:
+            shutil.rmtree(place, ignore_errors=True)
             shutil.rmtree(directory, ignore_errors=True)
 
     def strangers(self) -> Sequence[Stranger]:
@@ -245,12 +283,12 @@ def _started(ticks: str) -> float:
         return 0.0
 
 
-def _last_written(directory: Path) -> float:
-    """When anything in a worker's directory changed last, epoch seconds; 0 where nothing is left of it."""
+def _last_written(directory: Path, place: Path) -> float:
+    """When anything of a worker changed last, epoch seconds; 0 where nothing is left of it. `place`: of its home."""
     times = [0.0]
-    for path in (directory / "log", directory / "vm.json", *directory.glob("home/*")):
+    for path in (directory / "log", directory / "vm.json", *place.glob("home/*")):
         with contextlib.suppress(OSError):
-            times.append(path.stat().st_mtime)
+            times.append(path.lstat().st_mtime)
     return max(times)
 
 

@@ -10,7 +10,7 @@ the machine of a template, for `admin.py start`. It ends nothing, and starts som
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import msgspec
 from boss.bootstrap.bundle import Bundles
 from boss.bootstrap.start_script import CODE_DIRECTORY
 from boss.bootstrap.visit import Visitor
+from boss.providers.accounts import Account
 from boss.providers.local import LocalCloud
 from boss.providers.provider import AskForLess, CredentialsWrong, GivePoolUp, Gone, Provider, TryLater
 from datastore.keys import KeyToolFailed, make_key
@@ -40,10 +41,13 @@ def open_clouds(
     keep_dirs: bool = False,
     public_key: str = "",
     with_tokens: bool = True,
+    accounts: Mapping[str, Account] = {},
 ) -> dict[str, Provider]:
     """The provider of each pool, by the pool's name. Asks no cloud anything yet. `public_key`: whom the sshd of a VM is
-    to accept. `with_tokens`: log in by tokens, which `Provider.close` gives back."""
-    local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs)
+    to accept. `with_tokens`: log in by tokens, which `Provider.close` gives back. `accounts`: of pools on this
+    machine whose workers run under another one, by the pool's name."""
+    place = Path(settings.run_as_home) / cluster_id
+    local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs, accounts, place)
     clouds: dict[str, Provider] = {pool.name: local for pool in settings.all_pools}
     for pool in settings.all_pools:
         if pool.cloud == "ssh_hosts":

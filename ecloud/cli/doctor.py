@@ -28,7 +28,7 @@ from datastore.problem import DONE, PART_AWAY, Problem
 from datastore.ssh.datastore import SshDatastore
 from datastore.ssh.sshd_limits import Limits
 from ecloud.cli import app, cloud_probe
-from ecloud.cli.doctor_trust import database_encryption, task_account
+from ecloud.cli.doctor_trust import database_encryption, task_accounts
 from ecloud.cli.files import datastore_address, open_datastore
 from ecloud.cli.tables import print_json
 from ecloud.client.broker import BrokerAddress, check_will, external_broker, measure_round_trip, probe
@@ -106,8 +106,8 @@ def look() -> Iterator[Finding]:
     file = settings_path()
     yield Finding("settings", f"from {file}" if file.exists() else "none: SQLite, a broker and workers of this machine")
     yield from _home(settings)
-    if account := task_account(settings):
-        yield Finding("tasks", account)
+    for text, remedy in task_accounts(settings):
+        yield Finding("tasks", text, remedy)
     yield from _limits()
     engine = None
     for finding, found in _database(settings):

@@ -35,16 +35,18 @@ class _Process(NamedTuple):
     session: int
     started: str
     is_zombie: bool
+    uid: int
 
 
-def end(home: Path, wait_s: float = END_S) -> int:
+def end(home: Path, wait_s: float = END_S, uid: int | None = None) -> int:
     """KILL everything that tasks of this worker home left, or of all homes below it; how many processes there were.
 
-    The caller makes sure that no agent uses them. Never ends this process or one of its ancestors.
+    The caller makes sure that no agent uses them. Never ends this process or one of its ancestors. `uid`: the home is
+    this account's, which may have written anything into it: no process of another account is ended.
     """
     seen: set[int] = set()
     deadline = time.monotonic() + wait_s
-    while (left := find(home)) and time.monotonic() < deadline:
+    while (left := find(home, uid)) and time.monotonic() < deadline:
         seen |= left
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -66,9 +68,11 @@ def trace(pid: int) -> str:
     return f"{this_host.boot_id()}:{start_time(pid) or 'gone'}"
 
 
-def find(home: Path) -> set[int]:
-    """Pids of what is left, without zombies."""
+def find(home: Path, uid: int | None = None) -> set[int]:
+    """Pids of what is left, without zombies. `uid`: of this account only."""
     table = _table()
+    if uid is not None:
+        table = {pid: process for pid, process in table.items() if process.uid == uid}
     recorded = _recorded(home, table)
     wanted = b"ECLOUD_WORKER_DIR=" + os.fsencode(home.absolute()) + b"/"
     found = {pid for pid in table if pid in recorded or _carries(pid, wanted)}
@@ -123,8 +127,9 @@ def _table() -> dict[int, _Process]:
         if name.isdecimal():
             with contextlib.suppress(OSError, IndexError):
                 fields = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
+                uid = os.stat(f"/proc/{name}").st_uid
                 parent, group, session = map(int, fields[1:4])
                 found[int(name)] = _Process(
-                    int(name), parent, group, session, fields[19].decode(), fields[0] in (b"Z", b"X")
+                    int(name), parent, group, session, fields[19].decode(), fields[0] in (b"Z", b"X"), uid
                 )
     return found

@@ -33,7 +33,8 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """VMs of one kind. `cpus` 0: all of the machine; `memory_mb` 0: the machine's share. `template`: of an OpenNebula,
     by name or id. `code`: how a VM gets ours: its image has it, or the boss brings it by SSH, as `ssh_user` at
     `ssh_port`. What begins with `partition` is Slurm's
-    (docs/slurm.md), what begins with `hosts` is of listed hosts (docs/hosts.md)."""
+    (docs/slurm.md), what begins with `hosts` is of listed hosts (docs/hosts.md). `run_as`: the account of workers on
+    this machine, empty for the boss's."""
 
     name: str
     cloud: str = "local"
@@ -61,6 +62,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ssh_options: tuple[str, ...] = ()
     python: str = ""
     """Version of the Python that its workers have for calls, as in "3.12"; empty: this one's."""
+    run_as: str = ""
 
 
 def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
@@ -120,6 +122,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     boss_gone_exit_s: float = 3600.0
     max_lost_workers: int = 3
     max_tasks_per_push: int = 2_000_000
+    run_as_home: str = "/var/lib/ecloud-workers"
     cache_mb: float = 10_000.0
     transfer_lanes: int = 8
     datastore_stall_s: float = 60.0
@@ -285,6 +288,8 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
                 yield f"{pool.name}: {field} = {amount!r}: a finite number, at least 0"
         if pool.gpus % 1:
             yield f"{pool.name}: gpus = {pool.gpus:g}: a whole number"
+        if pool.run_as and pool.cloud != "local":
+            yield f"{pool.name}: run_as = {pool.run_as!r}: for pools of cloud local only"
         yield from _slurm_problems(pool)
         yield from _host_problems(pool)
         if pool.cloud == "opennebula":

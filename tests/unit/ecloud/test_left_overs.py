@@ -37,6 +37,15 @@ def test_what_the_record_names_is_ended(tmp_path: Path, sleeper: Started) -> Non
     assert list((tmp_path / left_overs.RUNNING).iterdir()) == []
 
 
+def test_in_a_home_of_another_account_only_its_own_processes_are_ended(tmp_path: Path, sleeper: Started) -> None:
+    """Whoever owns the home may have written any pid into it, with its true start."""
+    record(tmp_path, sleeper.pid, left_overs.trace(sleeper.pid))
+    assert left_overs.find(tmp_path, os.geteuid() + 1) == set()
+    assert left_overs.find(tmp_path, os.geteuid()) == {sleeper.pid}
+    assert left_overs.end(tmp_path, uid=os.geteuid() + 1) == 0
+    assert sleeper.poll() is None
+
+
 @pytest.mark.parametrize("trace", ["{boot}:1", "another boot:{start}", "{boot}:gone", "nonsense"])
 def test_a_process_that_got_the_pid_later_is_not_ended(tmp_path: Path, sleeper: Started, trace: str) -> None:
     told = trace.format(boot=this_host.boot_id(), start=start_time(sleeper.pid))

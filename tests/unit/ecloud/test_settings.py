@@ -227,6 +227,10 @@ def test_a_pool_of_an_opennebula(settings_file: Path) -> None:
         (OPENNEBULA.replace('"cpus"', '"ssh_user": "a b", "cpus"'), "POOLS: big: ssh_user = 'a b': the name of a user"),
         (OPENNEBULA.replace('"cpus"', '"ssh_port": 0, "cpus"'), "POOLS: big: ssh_port = 0: a port, 22 in most images"),
         ('POOLS = ({"name": "here", "code": "ssh"},)', "POOLS: here: code = 'ssh': for pools of cloud opennebula only"),
+        (
+            'POOLS = ({"name": "far", "cloud": "slurm", "cpus": 1, "memory_mb": 1, "run_as": "x"},)',
+            "POOLS: far: run_as = 'x': for pools of cloud local only",
+        ),
         ('POOLS = ({"name": "here", "template": "worker"},)', "POOLS: here: template = 'worker': for pools of cloud"),
     ],
 )
