@@ -24,6 +24,7 @@ from boss.shell.calls import Calls
 from boss.shell.driver import Commit, Driver, Pause, Turn
 from boss.shell.embedded_broker import BrokerWontStart, EmbeddedBroker
 from boss.shell.gc_pauses import Cycles
+from boss.shell.inbox import Inbox
 from boss.shell.numbers import Numbers
 from boss.store.store import Deposed, Store
 from ecloud.client.broker import BrokerAddress, BrokerConnection
@@ -77,7 +78,8 @@ class Runtime:
         self._embedded = embedded
         self._clock = clock
         self._keys: dict[str, bytes] = {}
-        self._inbox: queue.SimpleQueue[Event | tuple[str, bytes] | None] = queue.SimpleQueue()
+        self._inbox: Inbox[Event] = Inbox()
+        self._told_dropped = 0
         self._calls = make_calls(self._inbox.put)
         self._stopping = False
         self._unreadable: Counter[str] = Counter()
@@ -90,7 +92,7 @@ class Runtime:
             address,
             f"boss-{cluster_id}",
             [f"{prefix}/boss/+", f"{prefix}/presence/+"],
-            lambda topic, payload: self._inbox.put((topic, payload)),
+            self._inbox.put_message,
             lambda: self._inbox.put(BrokerFound()),
             self._on_broker_lost,
         )
@@ -125,6 +127,7 @@ class Runtime:
                 goes_on = self._drive(self._driver.turn(events))
                 self._cycles.after_batch()
                 self._numbers.write(self._clock())
+                self._tell_dropped()
                 events = self._take() if goes_on else None
         except Deposed as error:
             log.error("this boss leaves: %s", error)
@@ -144,16 +147,16 @@ class Runtime:
         if self._stopping:
             return None
         events: list[Event] = []
-        if self._inbox.empty():
+        if self._inbox.is_empty:
             self._cycles.at_rest(self._clock())
         timeout = max(0.0, self._driver.wakes_at - self._clock())
         try:
-            item = self._inbox.get(timeout=timeout) if timeout > 0 else self._inbox.get_nowait()
+            item = self._inbox.get(timeout)
             while item is not None:
                 self._read(item, events)
                 if len(events) >= EVENTS_A_BATCH:
                     return events
-                item = self._inbox.get_nowait()
+                item = self._inbox.get(0.0)
         except queue.Empty:
             return events
         return None
@@ -163,7 +166,7 @@ class Runtime:
         events: list[Event] = []
         with contextlib.suppress(queue.Empty):
             while len(events) < EVENTS_A_BATCH:
-                item = self._inbox.get_nowait()
+                item = self._inbox.get(0.0)
                 if item is not None:
                     self._read(item, events)
         return events
@@ -234,6 +237,12 @@ class Runtime:
             return
         self._numbers.received += 1
         events.append(MessageArrived(envelope, key_name, len(payload)))
+
+    def _tell_dropped(self) -> None:
+        """Once for each time that the loop falls behind."""
+        if self._inbox.dropped > self._told_dropped and self._inbox.is_empty:
+            count, self._told_dropped = self._inbox.dropped - self._told_dropped, self._inbox.dropped
+            log.warning("%d messages were dropped: more came than the boss could read; their peers repeat them", count)
 
     def _on_unreadable(self, topic: str, peer: str, error: Unreadable) -> None:
         self._unreadable[error.why] += 1

@@ -1,0 +1,70 @@
+"""What waits for the boss's loop: events of its own threads, and messages as the broker brought them.
+
+Messages are bounded: the loop may stand still for minutes, while the database is away, and a peer may send without end.
+What is dropped is sent again, for every message is repeated until it is answered.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Generic, TypeVar
+
+from ecloud.model import wire
+
+MAX_BYTES = 512 * 1024 * 1024
+"""Of all messages that wait."""
+MAX_PEER_BYTES = 4 * wire.MAX_MESSAGE_BYTES
+"""Of one topic, and so of one peer: four of the largest messages, as many as a client sends of a push unanswered."""
+MAX_PEER_MESSAGES = 10_000
+"""The others wait behind as many at most: a second or two of the loop."""
+
+Message = tuple[str, bytes]
+_Event = TypeVar("_Event")
+
+
+class Inbox(Generic[_Event]):
+    """Any thread puts, one takes. Events are never dropped; None among them wakes the loop."""
+
+    def __init__(self) -> None:
+        self._items: queue.SimpleQueue[_Event | Message | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._of_topic: dict[str, tuple[int, int]] = {}
+        """Messages that wait, and their bytes."""
+        self.dropped = 0
+        """Messages so far."""
+
+    def put(self, event: _Event | None) -> None:
+        """An event."""
+        self._items.put(event)
+
+    def put_message(self, topic: str, payload: bytes) -> None:
+        """A message; dropped where too much of its topic, or of all, waits."""
+        with self._lock:
+            count, size = self._of_topic.get(topic, (0, 0))
+            if self._bytes >= MAX_BYTES or size >= MAX_PEER_BYTES or count >= MAX_PEER_MESSAGES:
+                self.dropped += 1
+                return
+            self._of_topic[topic] = (count + 1, size + len(payload))
+            self._bytes += len(payload)
+        self._items.put((topic, payload))
+
+    def get(self, timeout_s: float) -> _Event | Message | None:
+        """The next item; waits for it. Raises `queue.Empty`."""
+        item = self._items.get(timeout=timeout_s) if timeout_s > 0 else self._items.get_nowait()
+        if isinstance(item, tuple):
+            topic, payload = item
+            with self._lock:
+                count, size = self._of_topic[topic]
+                self._bytes -= len(payload)
+                if count == 1:
+                    del self._of_topic[topic]
+                else:
+                    self._of_topic[topic] = (count - 1, size - len(payload))
+        return item
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return self._items.empty()
