@@ -43,6 +43,7 @@ from boss.providers.slurm_jobs import (
     worker_script,
 )
 from ecloud.config.secrets import AccessFile
+from ecloud.model.foreign_text import Cleaner
 from ecloud.model.tasks import Resources
 
 COMMAND_S = 30.0
@@ -105,8 +106,9 @@ class SlurmCloud:
     def start(self, order: VmOrder) -> str:
         """See `provider.Provider.start`."""
         name = job_name(self._cluster_id, order.vm_no)
-        access = msgspec.json.encode(self._access_of(f"vm-{order.vm_no}"))
-        script = worker_script(self._options, name, order, access)
+        access = self._access_of(f"vm-{order.vm_no}")
+        script = worker_script(self._options, name, order, msgspec.json.encode(access))
+        clean = Cleaner([access.password, access.key], [script.decode()]).clean  # Slurm, or a login node, may echo it
         what = f"submit {name}"
         try:
             code, said, errors = self._commands.run(sbatch_command(self._options, name, order), script)
@@ -117,13 +119,13 @@ class SlurmCloud:
         if code == 0:
             found = re.match(r"(\d+)(;|$)", said.strip())
             if found is None:
-                raise Unanswered(f"sbatch did not say the id of {name}: {said.strip()[:200]!r}")
+                raise Unanswered(f"sbatch did not say the id of {name}: {clean(said).strip()[:200]!r}")
             return found[1]
         if self._commands.login and code == 255:
             raise Unanswered(
-                f"the connection to {self._commands.login} ended while {name} was submitted: {errors[-300:]}"
+                f"the connection to {self._commands.login} ended while {name} was submitted: {clean(errors)[-300:]}"
             )
-        raise refusal(errors or said, what)
+        raise refusal(clean(errors or said), what)
 
     def end(self, cloud_id: str) -> None:
         """See `provider.Provider.end`. Slurm sends TERM, and KILL after its `KillWait`."""

@@ -31,6 +31,7 @@ from boss.providers.provider import (
 )
 from datastore.problem import Problem
 from ecloud.config.secrets import AccessFile
+from ecloud.model.foreign_text import Cleaner
 from ecloud.model.tasks import Resources
 
 COMMAND_S = 60.0
@@ -185,11 +186,16 @@ class SshHosts:
         bundle = self._bundles.get(Machine(_pair(version), architecture, libc, _pair(libc_version)))
         if bundle.name not in probe.codes:
             self._shell.send(host, unpack_command(python, probe.home, bundle.name), bundle.archive)
-        access = msgspec.json.encode(self._access_of(f"vm-{order.vm_no}"))
+        access = self._access_of(f"vm-{order.vm_no}")
+        written = msgspec.json.encode(access)
         script = scripts.start_script(
-            self._cluster_id, order, access, bundle.name, python, self._boss_gone_exit_s, self._keep_dirs
+            self._cluster_id, order, written, bundle.name, python, self._boss_gone_exit_s, self._keep_dirs
         )
-        said = self._shell.run(host, script).split()
+        try:
+            said = self._shell.run(host, script).split()
+        except Failed as failed:  # a shell may repeat the line that it does not understand
+            clean = Cleaner([access.password, access.key], [script.decode()])
+            raise Failed(clean(str(failed)), failed.connected) from None
         if said[-1:] not in (["started"], ["there"]):
             raise Failed(f"{host} did not say that the worker was started", True)
         return scripts.cloud_id_of(host, order.vm_no)
