@@ -73,8 +73,8 @@ def load(connection: Connection, epoch: int) -> Snapshot:
     """Everything a boss starts from."""
     tasks, runs, attempts = schema.tasks, schema.runs, schema.attempts
     going_on = sa.select(runs.c.run_no).where(runs.c.ended_at.is_(None))
-    unfinished = tasks.c.state.in_(_UNFINISHED)
-    rows = _tasks(connection, sa.or_(unfinished, sa.and_(tasks.c.init == 1, tasks.c.run_no.in_(going_on))))
+    rows = _tasks(connection, tasks.c.state.in_(_UNFINISHED))
+    _add_ended_init_tasks(connection, rows, list(connection.execute(going_on).scalars()))
     _add_open_dependencies(connection, rows)
     context = {row.name: row.value for row in connection.execute(sa.select(schema.context))}
     leader = connection.execute(sa.select(schema.leader)).one()
@@ -105,6 +105,19 @@ def load(connection: Connection, epoch: int) -> Snapshot:
     )
 
 
+def _add_ended_init_tasks(connection: Connection, rows: dict[int, TaskRow], run_nos: Sequence[int]) -> None:
+    """Those of runs that continue. With the state the index over (state, run_no, init) answers it."""
+    tasks, ended = schema.tasks, [state.value for state in ENDED]
+    found: dict[int, TaskRow] = {}
+    for start in range(0, len(run_nos), IDS_A_QUERY):
+        part = tasks.c.run_no.in_(run_nos[start : start + IDS_A_QUERY])
+        found.update(_tasks(connection, sa.and_(tasks.c.state.in_(ended), part, tasks.c.init == 1)))
+    if found:
+        both = sorted({**rows, **found}.items())
+        rows.clear()
+        rows.update(both)
+
+
 def _declared(connection: Connection, live_attempts: Sequence[AttemptRow]) -> dict[int, tuple[Result, ...]]:
     """What may still be published. The manifest of an attempt that is being promoted was checked when it ended."""
     definitions = schema.definitions
@@ -121,10 +134,11 @@ def _declared(connection: Connection, live_attempts: Sequence[AttemptRow]) -> di
 
 def _counts(connection: Connection) -> dict[int, dict[str, int]]:
     tasks = schema.tasks
-    query = sa.select(tasks.c.run_no, tasks.c.state, sa.func.count()).where(tasks.c.init == 0)
+    keys = (tasks.c.state, tasks.c.run_no, tasks.c.init)  # in the order of the index
     counts: dict[int, dict[str, int]] = {}
-    for run_no, state, count in connection.execute(query.group_by(tasks.c.run_no, tasks.c.state)):
-        counts.setdefault(run_no, {})[state] = count
+    for state, run_no, init, count in connection.execute(sa.select(*keys, sa.func.count()).group_by(*keys)):
+        if not init:
+            counts.setdefault(run_no, {})[state] = count
     return counts
 
 

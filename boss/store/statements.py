@@ -5,12 +5,13 @@ Many rows travel in one statement (9 to 24 us per outcome instead of 174).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from math import isfinite
 from typing import Any
 
 import sqlalchemy as sa
+from pymysql.converters import escape_string
 from sqlalchemy.engine import Connection, Engine
 
 from datastore.problem import PartAway
@@ -28,6 +29,8 @@ PACKET_MARGIN_BYTES = 64 * 1024
 """Of a packet, for what is in a statement beside one long value."""
 PIECES_A_PACKET = 16
 """A longer part of a packet is sent in pieces: a row may have five long values, and escaping may double each."""
+SHORT_BYTES = 64
+"""Texts of at most this length are escaped once: names of workers, labels, resources."""
 _RESERVED = frozenset({"signal"})
 
 
@@ -127,34 +130,54 @@ def write_many(connection: Connection, statement: str, rows: Sequence[tuple[Any,
 
 
 def _write_as_text(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Numbers stand in the text, only texts go behind placeholders: PyMySQL needs 0.5 us for each value that it looks
-    at, and an attempt has 21."""
+    """All values stand in the text: each placeholder costs PyMySQL more than the value itself."""
     head, _, tail = statement.partition(" VALUES (")
     tail = tail[tail.index(")") + 1 :]
     texts: list[str] = []
-    values: list[Any] = []
     size = 0
     for row in rows:
-        row_bytes = sum([len(value) for value in row if type(value) is bytes])
-        if texts and (len(texts) >= ROWS_A_STATEMENT or size + row_bytes > BYTES_A_STATEMENT):
-            connection.exec_driver_sql(f"{head} VALUES {','.join(texts)}{tail}", tuple(values))
-            texts, values, size = [], [], 0
-        texts.append(_row_text(row, values))
-        size += row_bytes
-    connection.exec_driver_sql(f"{head} VALUES {','.join(texts)}{tail}", tuple(values))
+        text = ",".join([_LITERALS[type(value)](value) for value in row])
+        if texts and (len(texts) >= ROWS_A_STATEMENT or size + len(text) > 2 * BYTES_A_STATEMENT):
+            connection.exec_driver_sql(f"{head} VALUES ({'),('.join(texts)}){tail}")
+            texts, size = [], 0
+        texts.append(text)
+        size += len(text)
+    connection.exec_driver_sql(f"{head} VALUES ({'),('.join(texts)}){tail}")
 
 
-def _row_text(row: tuple[Any, ...], values: list[Any]) -> str:
-    parts: list[str] = []
-    for value in row:
-        if value is None:
-            parts.append("NULL")
-        elif type(value) is int or (type(value) is float and isfinite(value)):
-            parts.append(repr(value))
-        else:
-            parts.append("%s")
-            values.append(value)
-    return f"({','.join(parts)})"
+def _of_float(value: float) -> str:
+    text = repr(value)
+    if text[-1] in "fn":
+        raise OverflowError(f"{text} is not a number that a database takes")
+    return text
+
+
+def _of_text(value: str) -> str:
+    return "'" + escape_string(value).replace("%", "%%") + "'"
+
+
+def _of_bytes(value: bytes) -> str:
+    return _of_short(value) if len(value) <= SHORT_BYTES else _escaped(value)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _of_short(value: bytes) -> str:
+    return _escaped(value)
+
+
+def _escaped(value: bytes) -> str:
+    """As PyMySQL does, for a driver that formats the statement with `%`."""
+    return "_binary'" + escape_string(value.decode("ascii", "surrogateescape")).replace("%", "%%") + "'"
+
+
+_LITERALS: dict[type, Callable[[Any], str]] = {
+    int: repr,
+    float: _of_float,
+    bytes: _of_bytes,
+    str: _of_text,
+    type(None): lambda value: "NULL",
+}
+"""How a value stands in a statement for MySQL or MariaDB, by its type."""
 
 
 def delete_rows(connection: Connection, table: str, column: str, numbers: Sequence[int]) -> None:

@@ -55,7 +55,10 @@ _POOL_COLUMNS = ("pool", "closed", "since", "until", "boots", "boot_s_p50", "boo
 _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions", "answered_at")
 _SUSPECT_COLUMNS = ("task_no", "run_no", "lost", "failed", "reason", "at")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
-_NO_OUTCOME = (None,) * 15
+_GIVEN_COLUMNS = _ATTEMPT_COLUMNS[:9]
+_SHORT_COLUMNS = (
+    *_GIVEN_COLUMNS, "cause", "exit_code", "fetch_s", "run_s", "store_s", "max_rss_mb", "fetch_bytes", "cached_bytes",
+)  # fmt: skip
 _PROMOTING = AttemptState.PROMOTING
 
 _Values = tuple[Any, ...]
@@ -219,20 +222,37 @@ class Writing:
         self._connection.exec_driver_sql(self._sql(statement), (*values, now))
 
     def _attempts(self, attempts: Iterable[AttemptRow]) -> None:
-        rows = [self._attempt_values(attempt) for attempt in attempts]
-        self._write_long("attempts", _ATTEMPT_COLUMNS, ("task_no", "number"), rows)
+        """Most attempts have no outcome yet, or a short one: only the columns that they need are written."""
+        groups: dict[tuple[str, ...], list[_Values]] = {_GIVEN_COLUMNS: [], _SHORT_COLUMNS: [], _ATTEMPT_COLUMNS: []}
+        for attempt in attempts:
+            outcome = attempt.outcome
+            if outcome is None:
+                groups[_GIVEN_COLUMNS].append(self._given_values(attempt))
+            elif _is_short(outcome):
+                groups[_SHORT_COLUMNS].append(self._short_values(attempt, outcome))
+            else:
+                groups[_ATTEMPT_COLUMNS].append(self._attempt_values(attempt, outcome))
+        for columns, rows in groups.items():
+            self._write_long("attempts", columns, ("task_no", "number"), rows)
 
-    def _attempt_values(self, attempt: AttemptRow) -> _Values:
-        text, outcome = self._sql.text, attempt.outcome
-        base = (
-            attempt.task_no, attempt.number, attempt.run_no, text(attempt.worker), attempt.state.value,
+    def _given_values(self, attempt: AttemptRow) -> _Values:
+        return (
+            attempt.task_no, attempt.number, attempt.run_no, self._sql.text(attempt.worker), attempt.state.value,
             attempt.assigned_at, attempt.started_at, attempt.ended_at,
             self._reason(attempt.reason) if attempt.reason else None,
         )  # fmt: skip
-        if outcome is None:
-            return base + _NO_OUTCOME
+
+    def _short_values(self, attempt: AttemptRow, outcome: Outcome) -> _Values:
         return (
-            *base, outcome.cause.value, _whole(outcome.exit_code), _whole(outcome.signal),
+            *self._given_values(attempt), outcome.cause.value, _whole(outcome.exit_code),
+            _finite(outcome.fetch_s), _finite(outcome.run_s), _finite(outcome.store_s), _finite(outcome.max_rss_mb),
+            max(0, outcome.fetch_bytes), max(0, outcome.cached_bytes),
+        )  # fmt: skip
+
+    def _attempt_values(self, attempt: AttemptRow, outcome: Outcome) -> _Values:
+        text = self._sql.text
+        return (
+            *self._given_values(attempt), outcome.cause.value, _whole(outcome.exit_code), _whole(outcome.signal),
             text(outcome.error[:MAX_ERROR_CHARS]) if outcome.error else None,
             text(outcome.command[: self._command_chars]) if outcome.command else None,
             text(outcome.stdout[-FAILURE_TAIL_BYTES:]) if outcome.stdout else None,
@@ -357,6 +377,15 @@ class Writing:
             values = [(run_no, run.name, run.created_at, run.ended_at, self._sql.text(_json(states)))]
             statement = self._sql.upsert("archived_runs", _ARCHIVE_COLUMNS, ("run_no",))
             write_many(self._connection, statement, values)
+
+
+def _is_short(outcome: Outcome) -> bool:
+    """Whether it has no text and no files. Columns that are left out keep what they hold: an outcome is recorded once,
+    and later with the same texts and files."""
+    return not (
+        outcome.stdout or outcome.stderr or outcome.manifest or outcome.error or outcome.command or outcome.value
+        or outcome.signal is not None
+    )  # fmt: skip
 
 
 def _encode(value: object) -> bytes:

@@ -189,11 +189,11 @@ def _added(counts: Iterator[dict[str, int]]) -> dict[str, int]:
 def _runs(connection: Connection, boss: BossStatus, now: float) -> list[RunStatus]:
     """All runs, unended first, then the newest."""
     tasks = schema.tasks.c
-    keys = (tasks.run_no, tasks.init, tasks.state)
+    keys = (tasks.state, tasks.run_no, tasks.init)
     states: dict[int, dict[str, int]] = {}
     inits: dict[int, dict[str, int]] = {}
     # The index over these three columns answers it without a look at any row.
-    for run_no, init, state, count in connection.execute(sa.select(*keys, sa.func.count()).group_by(*keys)):
+    for state, run_no, init, count in connection.execute(sa.select(*keys, sa.func.count()).group_by(*keys)):
         (inits if init else states).setdefault(run_no, {})[state] = count
     rates = _rates(connection, now)
     found = []
@@ -214,7 +214,7 @@ def _runs(connection: Connection, boss: BossStatus, now: float) -> list[RunStatu
 def _rates(connection: Connection, now: float) -> dict[int, float]:
     """Ends per second of each run, lately."""
     attempts = schema.attempts.c
-    ended = attempts.ended_at.is_not(None)
+    ended = sa.and_(attempts.state == "ended", attempts.ended_at.is_not(None))
     oldest = connection.execute(
         sa.select(attempts.ended_at).where(ended).order_by(attempts.ended_at.desc()).offset(RATE_ENDS - 1).limit(1)
     ).scalar()
