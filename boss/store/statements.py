@@ -30,7 +30,7 @@ PACKET_MARGIN_BYTES = 64 * 1024
 PIECES_A_PACKET = 16
 """A longer part of a packet is sent in pieces: a row may have five long values, and escaping may double each."""
 SHORT_BYTES = 64
-"""Texts of at most this length are escaped once: names of workers, labels, resources."""
+"""Texts of at most this length are encoded once: names of workers, labels, resources."""
 _RESERVED = frozenset({"signal"})
 
 
@@ -156,18 +156,13 @@ def _of_text(value: str) -> str:
     return "'" + escape_string(value).replace("%", "%%") + "'"
 
 
-def _of_bytes(value: bytes) -> str:
-    return _of_short(value) if len(value) <= SHORT_BYTES else _escaped(value)
-
-
 @functools.lru_cache(maxsize=10_000)
 def _of_short(value: bytes) -> str:
-    return _escaped(value)
+    return f"X'{value.hex()}'"
 
 
-def _escaped(value: bytes) -> str:
-    """As PyMySQL does, for a driver that formats the statement with `%`."""
-    return "_binary'" + escape_string(value.decode("ascii", "surrogateescape")).replace("%", "%%") + "'"
+def _of_bytes(value: bytes) -> str:
+    return _of_short(value) if len(value) <= SHORT_BYTES else f"X'{value.hex()}'"
 
 
 _LITERALS: dict[type, Callable[[Any], str]] = {
