@@ -9,8 +9,12 @@ from typing import Any
 VERSION = "0.1.0"
 """Of the package; pyproject.toml reads it here."""
 _FOR_PROGRAMS = {
+    "Client": "ecloud.python.client",
+    "ClientThread": "ecloud.python.client_thread",
     "ClusterExecutor": "ecloud.python.executor",
     "RemoteError": "ecloud.python.payload",
+    "as_completed": "ecloud.python.client",
+    "slurm_master_host": "ecloud.python.slurm",
 }
 """What programs import, and where it is: loaded when it is asked for."""
 

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 class Cluster:
     """`access`: how its boss is reached. `local`: the private cluster, which ends with `close`."""
 
-    def __init__(self, access: AccessFile | str | os.PathLike[str] | None, workers: int | None = None) -> None:
-        """Raises `Problem`: the access file is damaged, the local cluster does not start."""
+    def __init__(
+        self, access: AccessFile | str | os.PathLike[str] | None, workers: int | None = None, private: bool = False
+    ) -> None:
+        """`private`: start a private cluster even if a boss runs on this machine. Raises `Problem`: the access file is
+        damaged, the local cluster does not start."""
         self.local: LocalCluster | None = None
         self.settings: Settings = load_settings()
         self._place: tempfile.TemporaryDirectory[str] | None = None
@@ -30,7 +33,9 @@ class Cluster:
             self.access = access
         elif access is not None:
             self.access = read_access(Path(access).expanduser())
-        elif os.environ.get("ECLOUD_ACCESS") or app.running_boss(self.settings.home_directory) is not None:
+        elif not private and (
+            os.environ.get("ECLOUD_ACCESS") or app.running_boss(self.settings.home_directory) is not None
+        ):
             self.access = app.find_access(self.settings)
         else:
             self._start_local(workers or max(1, int(this_host.cpus())))

@@ -282,6 +282,11 @@ class ClusterExecutor(Executor):
         """How many calls of the run are in each state, as the boss told last."""
         return dict(self._link.states)
 
+    @property
+    def workers(self) -> int:
+        """Workers on duty, as the boss told last; 0 before it told any."""
+        return self._link.workers
+
     def __repr__(self) -> str:
         counts = Counter({"pending": len(self._link.pending), "ended": self._link.done_count})
         text = ", ".join(f"{count:,} {name}" for name, count in counts.items())

@@ -77,6 +77,25 @@ class CallFuture(Future[Any]):
             self._callbacks = []
         return self._callbacks
 
+    @property
+    def key(self) -> str:
+        """The same, as Dask names it."""
+        return self._call
+
+    @property
+    def status(self) -> str:
+        """`pending`, `finished`, `error` or `cancelled`, as Dask names them."""
+        if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+            return "cancelled"
+        if self._state != FINISHED:
+            return "pending"
+        return "error" if self._exception_here is not None or self._is_failed else "finished"
+
+    @property
+    def worker(self) -> str:
+        """The worker that ran it; empty before the end, and where no worker did."""
+        return self._ended.worker if self._ended is not None else ""
+
     def __repr__(self) -> str:
         return f"<CallFuture {self._call} {self._state.lower()}>"
 
