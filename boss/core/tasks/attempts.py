@@ -20,13 +20,21 @@ from boss.core.model.timers import Timers
 from boss.core.tasks.chains import Chains
 from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_fetched, note_given
-from boss.core.tasks.manifests import manifest_bytes, not_staged, publishable, undeclared
+from boss.core.tasks.manifests import manifest_bytes, not_staged, publishable, undeclared, without_large_value
 from boss.core.tasks.outcome_acks import OutcomeAcks
 from boss.core.tasks.shared_names import SharedNames
 from boss.core.tasks.suspects import Suspects
 from boss.core.tasks.taskbook import TaskBook
 from datastore.backoff import Backoff
-from ecloud.model.tasks import LEGAL_ATTEMPT_MOVES, AttemptState, Cause, ManifestEntry, Outcome, Result, TaskState
+from ecloud.model.tasks import (
+    LEGAL_ATTEMPT_MOVES,
+    AttemptState,
+    Cause,
+    ManifestEntry,
+    Outcome,
+    Result,
+    TaskState,
+)
 from ecloud.model.wire import (
     BATCH_BYTES,
     BATCH_COUNT,
@@ -292,6 +300,7 @@ class Attempts:
         key = (attempt.task_no, attempt.number)
         self._early.pop(key, None)
         was_stopping = attempt.state is _STOPPING
+        outcome, too_large = without_large_value(outcome)
         attempt.outcome = outcome
         # Nobody may have said when it started, or a heartbeat showed only that it runs.
         began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
@@ -309,6 +318,7 @@ class Attempts:
         publishes, problem = False, None
         if not was_stopping and not attempt.init:
             publishes, problem = self._may_publish(attempt, outcome)
+            problem = problem or too_large
         if publishes and problem is None:
             self._move(attempt, _PROMOTING)
             self.promoting[key] = attempt

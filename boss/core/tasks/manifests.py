@@ -1,6 +1,6 @@
-"""Whether what a worker staged is what its attempt declares: nothing is published under any other name.
+"""What is kept of an outcome: files that its attempt declares, under no other name, and a value that is small.
 
-Owns that one rule.
+Owns these two rules.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ecloud.formats.paths import fixed_part, is_glob, matches_pattern, pattern_of
-from ecloud.model.tasks import MERGED, ManifestEntry, Result, output_path
+from ecloud.model.tasks import INLINE_BYTES, MERGED, Cause, ManifestEntry, Outcome, Result, output_path
 
 KEEP_NUMBER = "\0"
 """Stands for the number of the attempt in a path, where no other text can."""
@@ -59,6 +59,16 @@ ENTRY_BYTES = 160
 def manifest_bytes(manifest: Sequence[ManifestEntry]) -> int:
     """About as many bytes as the manifest has where it is stored, rather more."""
     return sum([len(entry.path) for entry in manifest]) * 2 + ENTRY_BYTES * len(manifest)
+
+
+def without_large_value(outcome: Outcome) -> tuple[Outcome, str | None]:
+    """A large value of a call travels as a file: in the outcome it would be a row that the database refuses. Of a
+    success, why it is none."""
+    size = len(outcome.value)
+    if size <= INLINE_BYTES:
+        return outcome, None
+    text = f"its worker reported a value of {size:,} bytes in its outcome: at most {INLINE_BYTES:,} may travel there"
+    return msgspec.structs.replace(outcome, value=b""), text if outcome.cause is Cause.SUCCESS else None
 
 
 def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> str | None:

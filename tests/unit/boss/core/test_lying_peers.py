@@ -13,7 +13,7 @@ from boss.core.model.events import MessageArrived
 from boss.core.workers import sessions
 from boss.core.workers.hellos import MAX_ATTEMPTS, MAX_ITEMS, bounded
 from ecloud.model import wire
-from ecloud.model.tasks import Cause, ManifestEntry, Outcome
+from ecloud.model.tasks import INLINE_BYTES, Cause, ManifestEntry, Outcome
 from ecloud.model.wire import Envelope, HeldAttempt, Hello
 
 
@@ -263,6 +263,31 @@ def test_who_wants_the_most_holds_up_the_others_for_a_while_only() -> None:
         if "w2" in script.boss.transfer_slots.lanes:
             break
     assert "w2" in script.boss.transfer_slots.lanes
+
+
+@pytest.mark.parametrize(("cause", "state"), [(Cause.SUCCESS, "failed"), (Cause.EXIT, "failed")])
+def test_a_value_that_should_travel_as_a_file_is_not_kept(cause: Cause, state: str) -> None:
+    """The database would refuse the row, and with it all that was decided beside it, again and again."""
+    script = BossScript()
+    worker = script.worker("w1")
+    script.push("r", task("a"))
+    script.starts(worker, "a").ended(worker, "a", cause=cause, value=b"x" * (INLINE_BYTES + 1), error="")
+    script.stored(worker, "a").states(a=state)
+    kept = script.store.attempts[script.key("a")]
+    assert kept.outcome is not None
+    assert kept.outcome.value == b""
+    if cause is Cause.SUCCESS:
+        assert f"a value of {INLINE_BYTES + 1:,} bytes" in kept.reason
+
+
+def test_a_value_that_fits_is_kept() -> None:
+    script = BossScript()
+    worker = script.worker("w1")
+    script.push("r", task("a"))
+    script.starts(worker, "a").ended(worker, "a", value=b"x" * INLINE_BYTES).stored(worker, "a").states(a="succeeded")
+    kept = script.store.attempts[script.key("a")].outcome
+    assert kept is not None
+    assert len(kept.value) == INLINE_BYTES
 
 
 def test_long_sentences_are_cut() -> None:
