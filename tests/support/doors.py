@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,23 @@ import pytest
 from services import ROOT, Daemon, wait_until
 
 PATIENCE_S = 100.0
+
+
+MARK = "== the end of one action =="
+EACH = f"""
+import json, os, runpy, sys
+door = sys.argv[1]
+sys.path.insert(0, os.path.dirname(door))
+for words in json.load(sys.stdin):
+    sys.argv = [door, *words]
+    code = 0
+    try:
+        runpy.run_path(door, run_name="__main__")
+    except SystemExit as left:
+        code = left.code or 0
+    print(f"\\n{{code}}{MARK}", flush=True)
+    print("{MARK}", file=sys.stderr, flush=True)
+"""
 
 
 class Doors:
@@ -50,6 +67,22 @@ class Doors:
     def admin(self, *arguments: object, code: int | None = 0) -> Done:
         """`python admin.py …`."""
         return self.run("admin.py", *arguments, code=code)
+
+    def admin_each(self, actions: Sequence[Sequence[str]]) -> list[Done]:
+        """`python admin.py …` for each of many actions, one after another in one process, which starts Python once."""
+        command = [sys.executable, "-c", EACH, str(ROOT / "admin.py")]
+        done = subprocess.run(
+            command, cwd=self.place, env=self.environment, input=json.dumps(actions).encode(), capture_output=True,
+            timeout=3 * PATIENCE_S,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode()
+        out, err = (text.decode().split(f"{MARK}\n")[:-1] for text in (done.stdout, done.stderr))
+        codes = [int(text.rpartition("\n")[2]) for text in out]
+        found = [Done(code, text.rpartition("\n")[0], said) for code, text, said in zip(codes, out, err, strict=True)]
+        assert len(found) == len(actions)
+        for action, one in zip(actions, found):
+            assert "Traceback" not in one.text, (action, one.text)
+        return found
 
     def push(self, *arguments: object, code: int | None = 0) -> Done:
         """`python push_tasks.py …`."""
