@@ -133,7 +133,10 @@ class Checker:
         came_to = {key: seen.came_to for key, seen in self.seen.items() if seen.came_to is not None}
         self.history.on_restored(processes, came_to)
         self.spools_lost |= processes
-        self.seen = {key: Seen(recorded=row.outcome) for key, row in tables.attempts.items() if row.outcome is not None}
+        seen, self.seen = self.seen, {}
+        for key, row in tables.attempts.items():
+            known = self.seen[key] = seen.get(key) or Seen()
+            known.recorded = row.outcome
         self.taken = set(tables.pushes)
         self.accepted = {push_id: run for push_id, run in self.accepted.items() if push_id in tables.pushes}
         self.allowed |= {row.task_no for row in tables.tasks.values() if row.state not in ENDED}
@@ -360,7 +363,7 @@ class Checker:
             return
         for path, content in seen.read.items():
             maker = _made_by(content)
-            if maker[0] not in self.tables.tasks:
+            if maker[0] not in self.tables.tasks or self.history.is_forgotten(content.rpartition(":")[0], maker):
                 continue
             self.looked["chain-inputs"] += 1
             row = self.tables.attempts.get(maker)
@@ -476,7 +479,7 @@ class Checker:
     def on_started(self, worker: str, order: AttemptOrder, capacity: Resources, gpus: tuple[str, ...] = ()) -> None:
         """A worker starts only what was committed for it, and never more than it has room for."""
         key = (order.task_no, order.number)
-        if self.history.is_earlier(worker, key):
+        if self.history.is_forgotten(worker, key):
             return
         row = self.tables.attempts.get(key)
         if row is None and order.task_no in self.tables.tasks:
@@ -529,13 +532,14 @@ class Checker:
 
     def on_complete(self, worker: str, key: Key) -> None:
         """An attempt's commands succeeded, and its results are complete at the worker: it uses nothing any more."""
-        self._seen(key).succeeded_at = worker
+        if not self.history.is_forgotten(worker, key):
+            self._seen(key).succeeded_at = worker
         self.on_over(worker, key)
 
     def on_came_to(self, worker: str, order: AttemptOrder, outcome: Outcome, read: dict[str, str]) -> None:
         """An attempt ended at a worker, having read these contents."""
         key = (outcome.task_no, outcome.number)
-        if not self.history.is_earlier(worker, key):
+        if not self.history.is_forgotten(worker, key):
             seen = self._seen(key)
             seen.came_to, seen.read = outcome, read
             if outcome.cause is Cause.SUCCESS:
@@ -585,6 +589,8 @@ class Checker:
         key = (order.task_no, order.number)
         row = self.tables.attempts.get(key)
         if row is None or row.state not in (AttemptState.ASSIGNED, AttemptState.STARTED):
+            return
+        if self.history.is_forgotten(worker, key):
             return
         near = {number for number, _ in self.tables.tasks[order.task_no].dependencies}
         if order.after:

@@ -51,13 +51,16 @@ class HistoryChecker:
             self.ordered |= {(worker, key) for key in keys}
 
     def is_earlier(self, worker: str, key: Key) -> bool:
-        """Whether the order of this attempt is older than the restored database."""
+        """Whether this attempt was ordered before the database was restored."""
         return bool(self.restored) and worker in self.earlier and (worker, key) not in self.ordered
 
+    def is_forgotten(self, worker: str, key: Key) -> bool:
+        """Whether the restored database does not know that this attempt was ordered."""
+        return self.is_earlier(worker, key) and key not in self.in_backup
+
     def on_came_to(self, key: Key, outcome: Outcome) -> None:
-        """An attempt ended whose order is older than the restored database."""
-        if key not in self.in_backup:
-            self.lost.setdefault(key, []).append(outcome)
+        """An attempt ended that is forgotten."""
+        self.lost.setdefault(key, []).append(outcome)
 
     def on_recorded(self, key: Key, outcome: Outcome) -> None:
         """An outcome is recorded for the first time. No two outcomes of a world are equal."""
