@@ -592,14 +592,21 @@ class Checker:
             return
         if self.history.is_forgotten(worker, key):
             return
-        near = {number for number, _ in self.tables.tasks[order.task_no].dependencies}
+        near = self._succeeded_before(order.task_no)
         if order.after:
-            near |= {number for task_no in near for number, _ in self.tables.tasks[task_no].dependencies}
+            near |= {number for task_no in near for number in self._succeeded_before(task_no)}
         before = [self.tables.stored[number] for number in near]
         promised = {result.path for stored in before for result in msgspec.json.decode(stored, type=TaskBody).results}
         for path in paths:
             if path in promised:
                 raise Violation("promised-there", f"{worker} lacks {path} for {_name(key)}")
+
+    def _succeeded_before(self, task_no: int) -> set[int]:
+        """Tasks that succeeded before this one ran. One that was skipped, since its results were there, never ran."""
+        task = self.tables.tasks[task_no]
+        if task.reason.startswith("skipped"):
+            return set()
+        return {number for number, condition in task.dependencies if condition is Condition.SUCCESS}
 
     # --- in the end ------------------------------------------------------------------------------
 
