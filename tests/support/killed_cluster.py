@@ -183,7 +183,7 @@ class Cluster:
             file.write(public_line(boss_key(self.daemon.home)) + "\n")
         command = [sys.executable, "admin.py", "set_datastore", str(self.sshd.address(self.root))]
         done = subprocess.run(
-            command, cwd=ROOT, env=self.daemon.environment, capture_output=True, text=True, timeout=DEADLINE_S
+            command, cwd=ROOT, env=self.daemon.environment, capture_output=True, text=True, timeout=LEAVE_S
         )
         assert done.returncode == 0, done.stderr
 
