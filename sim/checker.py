@@ -378,7 +378,7 @@ class Checker:
         person has done again after that changes nothing for the reader, which runs on.)"""
         met_in = self.met_in.get(reader_no, self.tables.batch)
         return any(
-            row.number > maker[1] and row.state is _ENDED and row.outcome is not None and bool(row.outcome.manifest)
+            row.number > maker[1] and row.state is _ENDED and row.outcome is not None and _made_results(row.outcome)
             for row in self._attempts_of(maker[0])
             if (row.task_no, row.number) not in self.void and self.ended_in.get((row.task_no, row.number), 0) <= met_in
         )
@@ -616,6 +616,10 @@ class Checker:
             skipped = task.init or task.reason.startswith("skipped") or task_no in self.history.kept
             if task.state is TaskState.SUCCEEDED and not skipped:
                 self._succeeded(task_no, task.attempts)
+
+
+def _made_results(outcome: Outcome) -> bool:
+    return outcome.cause is Cause.SUCCESS and bool(outcome.manifest)
 
 
 @lru_cache(maxsize=1_000)

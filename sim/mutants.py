@@ -245,6 +245,11 @@ MUTANTS: dict[str, Mutant] = {
         ("files-whole", "promised-there"),
         ((BossAttempts, "_record", mutations.succeeds_before_publishing),),
     ),
+    "failure-stays": Mutant(
+        "a failure stays one: an attempt that failed succeeds once its whole output is published",
+        ("one-outcome", "files-whole"),
+        ((BossAttempts, "on_promoted", mutations.takes_published_for_success),),
+    ),
     "roll-forward": Mutant(
         "rolling forward: promotions that a dead boss had under way are not made again",
         ("settles", "memory"),

@@ -25,7 +25,7 @@ from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from boss.shell.driver import Driver, Pause
 from ecloud.model import wire
-from ecloud.model.tasks import AttemptState, TaskState
+from ecloud.model.tasks import AttemptState, Cause, TaskState
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
 from worker.core.attempts import Attempts as WorkerAttempts
@@ -316,6 +316,18 @@ def publishes_in_any_order(true: Any) -> Any:
             true(self)
 
     return promote
+
+
+def takes_published_for_success(true: Any) -> Any:
+    def on_promoted(self: Any, results: Any, now: float) -> None:
+        results = list(results)
+        for task_no, number, _ in results:
+            attempt = self.promoting.get((task_no, number))
+            if attempt is not None:
+                attempt.outcome = msgspec.structs.replace(attempt.outcome, cause=Cause.SUCCESS)
+        true(self, results, now)
+
+    return on_promoted
 
 
 def knows_every_history(true: Any) -> Any:

@@ -14,7 +14,7 @@ import msgspec
 from ecloud.model.tasks import Condition, Dependency, Requirement, Result, Retries, TaskDefinition
 from ecloud.model.wire import PushOptions
 from sim.client import Client
-from sim.worker_shell import command, poison
+from sim.worker_shell import command, greedy, poison
 from sim.world import World
 
 ABOUT_TASKS = ("cancel", "retry_failed", "redo_task", "cancel", "drop_tasks", "watch", "logs")
@@ -123,8 +123,8 @@ class Scenario:
         self.gpus = gpus
         self.workers = workers
         self.poison = poison
-        self._poisons = random.Random(world.seed + 5)
-        """A chance of its own: what else is drawn stays the same."""
+        self._poisons, self._extras = random.Random(world.seed + 5), random.Random(world.seed + 6)
+        """Chances of their own: what else is drawn stays the same."""
         self.runs: dict[str, list[TaskDefinition]] = {}
         self._count = 0
         chance = world.random
@@ -155,10 +155,29 @@ class Scenario:
                 if not task.init and chance.random() < 0.2:
                     asks = {**task.resources, "gpus": float(chance.randint(1, self.gpus))}
                     tasks[index] = msgspec.structs.replace(task, resources=asks)
+        tasks = [self._with_extras(name, task) for task in tasks]
         if self.poison and self._poisons.random() < self.poison:
             index = self._poisons.choice([index for index, task in enumerate(tasks) if not task.init])
             tasks[index] = msgspec.structs.replace(tasks[index], commands=(poison(self._poisons.random()),))
         return tasks
+
+    def _with_extras(self, run: str, task: TaskDefinition) -> TaskDefinition:
+        """Some keep their whole output, whatever becomes of them; some need more memory than they ask for at first."""
+        chance = self._extras
+        if task.init:
+            return task
+        if chance.random() < 0.2:
+            name = chance.choice(("%t", "%t.%a"))
+            task = msgspec.structs.replace(task, stdout=f"{run}/output/{name}")
+        if self.fails and chance.random() < 0.1:
+            asks = chance.choice((100.0, 500.0))
+            task = msgspec.structs.replace(
+                task,
+                commands=(greedy(chance.random(), asks * 1.5),),
+                resources={**task.resources, "memory_mb": asks},
+                retries=msgspec.structs.replace(task.retries, grow=2.0),
+            )
+        return task
 
     def _wish(self) -> None:
         """A person changes their mind."""

@@ -14,7 +14,7 @@ import msgspec
 
 from datastore.port import DatastoreAway
 from ecloud.model import wire
-from ecloud.model.tasks import Cause, ManifestEntry, Outcome, Resources, TaskBody
+from ecloud.model.tasks import Cause, ManifestEntry, Outcome, Resources, TaskBody, output_path
 from ecloud.model.topics import boss_topic, peer_topic
 from ecloud.model.wire import AttemptOrder, Envelope
 from sim.checker import Checker
@@ -101,6 +101,8 @@ class Job(msgspec.Struct, eq=False):
     began_at: float | None = None
     """When its commands began."""
     run_s: float = 0.0
+    failed: tuple[Cause, str] | None = None
+    """How its commands failed, while what they wrote is staged."""
 
 
 class WorkerProcess:
@@ -375,17 +377,27 @@ class WorkerProcess:
         if job.over:
             return
         job.began_at = self.world.now
-        seconds, fails, kills = _plan(job.body.commands)
+        seconds, fails, kills, needs_mb = _plan(job.body.commands)
         run_s = seconds * self.world.random.uniform(0.5, 1.5)
-        limit = job.body.timeout_s
+        limit, memory_mb = job.body.timeout_s, job.order.asks.get("memory_mb", 0.0)
         if kills:
             self._after(seconds, self._kill, job)
+        elif 0 < memory_mb < needs_mb:
+            self._after(run_s, self._fail, key, job, Cause.MEMORY, f"more than {memory_mb:g} MB")
         elif limit is not None and run_s > limit:
-            self._after(limit, self._end, key, job, Cause.TIMEOUT, f"over {limit:g} s")
+            self._after(limit, self._fail, key, job, Cause.TIMEOUT, f"over {limit:g} s")
         elif self.world.chance(fails):
-            self._after(run_s, self._end, key, job, Cause.EXIT, "exit code 1")
+            self._after(run_s, self._fail, key, job, Cause.EXIT, "exit code 1")
         else:
             self._after(run_s, self._succeed, key, job)
+
+    def _fail(self, key: Key, job: Job, cause: Cause, error: str) -> None:
+        """Its commands have failed: of that only whole outputs are staged."""
+        if not job.over and job.body.stdout:
+            job.failed = (cause, error)
+            self._store(key, job)
+        else:
+            self._end(key, job, cause, error)
 
     def _is_cut(self) -> bool:
         """Whether the process dies here, in the middle of a chain."""
@@ -447,21 +459,24 @@ class WorkerProcess:
             return
         if not job.run_s:
             job.run_s = self._ran_s(job)
-        paths = [result.path for result in job.body.results]
+        cause, error = job.failed or (Cause.SUCCESS, "")
+        paths = [] if job.failed else [result.path for result in job.body.results]
+        if job.body.stdout:
+            paths.append(output_path(job.body.stdout, job.body.id, key[1]))
         if not paths:
-            self._end(key, job, Cause.SUCCESS, "")
+            self._end(key, job, cause, error)
             return
         try:
             content = f"{self.name}:{key[0]}-{key[1]}"
             stage = f"{self.name}/{key[0]}-{key[1]}"
             self._require_access()
             manifest = self.datastore.store(self.name, stage, paths, content)
-        except DatastoreAway as error:
-            self._put(TroubleChanged(str(error)))
+        except DatastoreAway as away:
+            self._put(TroubleChanged(str(away)))
             self._after(RETRY_S, self._look_again)
             self._after(RETRY_S, self._store, key, job)
             return
-        self._end(key, job, Cause.SUCCESS, "", manifest)
+        self._end(key, job, cause, error, manifest)
 
     def _stop(self, stop: StopAttempt) -> None:
         key = (stop.task_no, stop.number)
@@ -500,6 +515,12 @@ def poison(seconds: float) -> str:
     return f"{command(seconds, 0.0)} kills"
 
 
-def _plan(commands: tuple[str, ...]) -> tuple[float, float, bool]:
-    _, seconds, fails, *kills = commands[0].split()
-    return float(seconds), float(fails), bool(kills)
+def greedy(seconds: float, needs_mb: float) -> str:
+    """The command of a task that needs so much memory, where there is a limit."""
+    return f"{command(seconds, 0.0)} needs {needs_mb:g}"
+
+
+def _plan(commands: tuple[str, ...]) -> tuple[float, float, bool, float]:
+    """Seconds, how probably it fails, whether it kills its worker, and how much memory it needs."""
+    _, seconds, fails, *more = commands[0].split()
+    return float(seconds), float(fails), more == ["kills"], float(more[1]) if more[:1] == ["needs"] else 0.0
