@@ -324,6 +324,8 @@ class Attempts:
             self.promoting[key] = attempt
             self._to_promote.append(attempt)
             self._write(attempt)
+            if not is_success and (void := self._take_followers(attempt)):
+                self.stop(void, VOID)
             node = self._book.graph.nodes[attempt.task_no]
             if is_success:
                 self._runtimes.learn(node, run_s)
@@ -531,7 +533,8 @@ class Attempts:
                 continue
             self._publishing.difference_update(_names(attempt))
             attempt.reason = error or ""
-            self._over(attempt, _ENDED, now, succeeded=error is None)
+            succeeded = error is None and attempt.outcome is not None and attempt.outcome.cause is Cause.SUCCESS
+            self._over(attempt, _ENDED, now, succeeded)
             node = self._wanted(attempt)
             if node is None:
                 continue
@@ -561,7 +564,7 @@ class Attempts:
         nodes = self._book.graph.nodes
         for key, attempt in self.active.items():
             node = nodes.get(attempt.task_no)
-            if node is None or node.assigned != attempt.number or attempt.state not in (_ASSIGNED, _STARTED):
+            if node is None or node.assigned != attempt.number or attempt.state is _STOPPING:
                 continue
             for dependent_no, _ in node.dependents or ():
                 dependent = nodes.get(dependent_no)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from boss_script import BossScript, Peer, task
 
@@ -217,3 +218,33 @@ def test_a_fan_out_does_not_wait_where_it_began_while_others_idle(script: BossSc
 
 def _held(script: BossScript, name: str) -> list[tuple[int, int]]:
     return list(script.boss.fleet.workers[name].held)
+
+
+def test_what_follows_a_failure_is_void_while_the_output_of_the_failure_is_published(script: BossScript) -> None:
+    """Else the worker would keep it for ever, and the boss would count on it once a retry succeeded."""
+    w1 = worker(script, "w1")
+    kept = msgspec.structs.replace(task("a", runtime_s=0.01, retries=Retries(1)), stdout="logs/%t")
+    script.push("r", kept, task("b", after="a", runtime_s=0.01))
+    assert orders(script, w1) == {"a": [], "b": ["a"]}
+    script.ended(w1, "a", cause=Cause.EXIT, error="exit 1", manifest=(ManifestEntry("logs/a", 1, "00"),))
+    script.stops(w1, "b").returned(w1, "b")
+    promoted(script, "a")
+    script.states(a="ready", b="waiting")
+    assert attempt_state(script, "b") is AttemptState.RETURNED
+    script.wait(5.0)
+    assert orders(script, w1)["a"] == []
+    script.ended(w1, "a")
+    assert script.key("b")[1] == 2
+    script.ended(w1, "b").states(a="succeeded", b="succeeded")
+
+
+def test_after_a_restart_what_follows_results_that_can_not_be_published_is_void(script: BossScript) -> None:
+    w1 = worker(script, "w1")
+    script.push("r", task("a", results=["out"], runtime_s=0.01), task("b", after="a", runtime_s=0.01))
+    assert orders(script, w1) == {"a": [], "b": ["a"]}
+    script.ended(w1, "a", manifest=OUT)
+    script.start()
+    w1.holds = {script.key("b", 1): "running"}
+    script.hello(w1, resources={"cpus": 1.0}, home="home-w1", chains=True).beats(w1)
+    promoted(script, "a", "the disk of the datastore is broken")
+    script.stops(w1, "b").states(a="failed", b="aborted")
