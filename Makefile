@@ -8,6 +8,7 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 PY := $(VENV)/bin/python
 SEEDS ?= 200
+MINUTES ?= 60
 SOURCES := boss worker ecloud datastore sim migrations docs bench tests admin.py push_tasks.py settings.example.py
 
 help: ## this list
@@ -99,6 +100,14 @@ sim: $(VENV)/.development ## SEEDS=N new scenarios of the simulation; the same o
 sim-mutants: $(VENV)/.development ## switch protections off, one at a time; the simulation must find each
 	@$(PY) -m sim --mutants
 
+$(VENV)/bin/mutmut: | $(VENV)/.development
+	@$(PY) -m pip install --quiet --disable-pip-version-check 'mutmut>=3.8,<4'
+
+mutants: $(VENV)/bin/mutmut ## MINUTES=60 change the two cores in small ways; the tests that notice, and what nobody notices
+	@nice -n 19 timeout --signal INT $(MINUTES)m $(VENV)/bin/mutmut run || echo "not all were tried: make mutants again continues"
+	$(VENV)/bin/mutmut results | grep ': survived' || true
+	$(VENV)/bin/mutmut results --all true | sed 's/.*: //' | sort | uniq -c
+
 chaos: $(VENV)/.development services ## CHAOS_SEED=N the terrible day, all parts of a real cluster killed and frozen
 	@$(PY) -m pytest -q tests/chaos -m long --timeout 1800
 
@@ -106,7 +115,7 @@ docs: $(VENV)/.runtime ## draw the generated pages again
 	@$(PY) docs/generate.py
 
 clean: ## remove .venv, caches and the demo's results
-	@rm -rf $(VENV) demo-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) demo-results mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install lock services demo check format test test-long bench bench-scaling chaos sim sim-mutants docs clean
+.PHONY: help install lock services demo check format test test-long bench bench-scaling chaos sim sim-mutants mutants docs clean

@@ -10,7 +10,8 @@ from collections import Counter
 from boss.core.model.config import BossConfig
 from boss.core.model.rows import BootRow, VmRow, WorkerRow
 from ecloud.model.tasks import AttemptState
-from ecloud.model.worker_states import ON_DUTY
+from ecloud.model.vm_states import VmState
+from ecloud.model.worker_states import ON_DUTY, WorkerState
 from sim.budgets import over_day, runs_over
 from sim.cloud import Cloud, host_key
 from sim.invariants import Violation
@@ -80,12 +81,12 @@ class FleetChecker:
     def on_worker_row(self, boss: str, row: WorkerRow) -> None:
         """A worker that may believe in its lease is not given up."""
         left_s = self.leases.get(row.worker, 0.0) - self.world.now
-        self.looked["lease"] += row.state == "lost" and row.worker in self.leases
-        self.looked["patience"] += row.state == "lost"
-        if row.state == "lost" and left_s > _ROUNDING:
+        self.looked["lease"] += row.state is WorkerState.LOST and row.worker in self.leases
+        self.looked["patience"] += row.state is WorkerState.LOST
+        if row.state is WorkerState.LOST and left_s > _ROUNDING:
             raise Violation("lease", f"{boss} gives {row.worker} up, whose lease lives for {left_s:.3f} s more")
         heard_s = self.heard_s.get(boss, 0.0)
-        if row.state == "lost" and heard_s < self.lease_s - _ROUNDING:
+        if row.state is WorkerState.LOST and heard_s < self.lease_s - _ROUNDING:
             raise Violation("patience", f"{boss} gives {row.worker} up after it could hear for {heard_s:.3f} s")
 
     # --- VMs -------------------------------------------------------------------------------------
@@ -95,12 +96,12 @@ class FleetChecker:
         self.looked["turn"] += self.cloud is not None and bool(self.cloud.queue)
         for row in rows.values():
             self._on_withdrawn(boss, row)
-            if row.state == "gone":
+            if row.state is VmState.GONE:
                 self.given_up_at.setdefault(row.vm_no, self.world.now)
             elif row.vm_no not in self.known:
                 self._on_intent(boss, row)
             self.known.add(row.vm_no)
-        counts = Counter(row.pool for row in self.tables.vms.values() if row.state != "gone")
+        counts = Counter(row.pool for row in self.tables.vms.values() if row.state is not VmState.GONE)
         for pool, count in counts.items():
             self.looked["maximum"] += count == self.most.get(pool, 0)
             if count > self.most.get(pool, 0):
@@ -108,7 +109,7 @@ class FleetChecker:
 
     def _on_withdrawn(self, boss: str, row: VmRow) -> None:
         """None is withdrawn for want of a place while its cloud, which places one after another, gets on."""
-        if row.state != "ending" or row.cause != "no_place" or row.vm_no in self.withdrawn:
+        if row.state is not VmState.ENDING or row.cause != "no_place" or row.vm_no in self.withdrawn:
             return
         self.withdrawn.add(row.vm_no)
         assert self.cloud is not None
@@ -147,10 +148,10 @@ class FleetChecker:
         """The cloud is asked to end a VM: it was given up in a row, and nothing that counts runs there."""
         self._must_lead(boss, epoch, f"ends VM {vm_no}")
         row = self.tables.vms.get(vm_no)
-        if row is None or row.state not in ("ending", "gone"):
+        if row is None or row.state not in (VmState.ENDING, VmState.GONE):
             state = "unknown" if row is None else row.state
             raise Violation("no-harm", f"{boss} ends VM {vm_no}, which is {state}")
-        if row.state == "gone":
+        if row.state is VmState.GONE:
             self._leave_agents_alone(boss, vm_no)
             self.looked["grace"] += 1
             orphan_s = self.world.now - max(made_at, self.given_up_at[vm_no])
@@ -185,7 +186,9 @@ class FleetChecker:
     def not_at_the_floor(self) -> list[str]:
         """Why the fleet is not as small as it may be."""
         left = []
-        counts = Counter(row.pool for row in self.tables.vms.values() if row.state != "gone" and not row.keep_alive)
+        counts = Counter(
+            row.pool for row in self.tables.vms.values() if row.state is not VmState.GONE and not row.keep_alive
+        )
         for pool, count in counts.items():
             if count > self.least.get(pool, 0):
                 left.append(f"pool {pool} has {count} VMs, its floor is {self.least.get(pool, 0)}")
@@ -193,7 +196,7 @@ class FleetChecker:
 
     def not_owned(self, cloud: Cloud) -> list[str]:
         """What the cloud has of ours that no row owns."""
-        rows = {row.vm_no for row in self.tables.vms.values() if row.state != "gone"}
+        rows = {row.vm_no for row in self.tables.vms.values() if row.state is not VmState.GONE}
         return [
             f"{cloud_id} exists, and no row owns it (intent {vm_no})"
             for cloud_id, (vm_no, _) in cloud.living.items()

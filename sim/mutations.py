@@ -26,6 +26,7 @@ from boss.core.workers.leases import Leases
 from boss.shell.driver import Driver, Pause
 from ecloud.model import wire
 from ecloud.model.tasks import AttemptState, Cause, TaskState
+from ecloud.model.vm_states import VmState
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
 from worker.core.attempts import Attempts as WorkerAttempts
@@ -390,7 +391,7 @@ def ends_what_works(true: Any) -> Any:
 
 def takes_the_lost_for_running(true: Any) -> Any:
     def on_seen(self: VmLists, vm: Any, found: Any, now: float) -> None:
-        if vm.state != "running":
+        if vm.state is not VmState.RUNNING:
             true(self, vm, found, now)
 
     return on_seen

@@ -36,6 +36,7 @@ from boss.store.loading import PAST_VMS
 from boss.store.selecting import Found, choose
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
 from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause, TaskDefinition
+from ecloud.model.vm_states import VmState
 from ecloud.model.wire import CallEnded, CallValue
 from ecloud.model.worker_states import ON_DUTY
 
@@ -158,7 +159,7 @@ class Store:
         tables.vms.update({vm_no: replace(row) for vm_no, row in writes.vms.items()})
         for span in writes.spans.values():
             row = tables.vms.get(span.vm_no)
-            if row is not None and row.state == "gone" and row.cloud_id in ("", span.cloud_id):
+            if row is not None and row.state is VmState.GONE and row.cloud_id in ("", span.cloud_id):
                 row.cloud_id, row.started_at, row.gone_at = span.cloud_id, span.started_at, span.ended_at
         tables.pools.update({name: replace(row) for name, row in writes.pools.items()})
         tables.boots.update({vm_no: replace(row) for vm_no, row in writes.boots.items()})
@@ -220,7 +221,7 @@ class Store:
                 tables.suspects[task_no] = replace(suspect)
         for worker in writes.dropped_workers:
             tables.workers.pop(worker, None)
-        over = [vm for vm in tables.vms.values() if vm.state == "gone" and vm.since < writes.gone_before]
+        over = [vm for vm in tables.vms.values() if vm.state is VmState.GONE and vm.since < writes.gone_before]
         for vm in over if writes.gone_before else ():
             del tables.vms[vm.vm_no]
             tables.boots.pop(vm.vm_no, None)
@@ -229,7 +230,7 @@ class Store:
                 if tables.answered_at[push.push_id] < writes.answered_before:
                     del tables.pushes[push.push_id], tables.answered_at[push.push_id]
         if writes.gone_before:
-            left = [row for row in tables.workers.values() if row.state in ("gone", "lost")]
+            left = [row for row in tables.workers.values() if row.state not in ON_DUTY]
             for row in left:
                 if row.since < writes.gone_before:
                     del tables.workers[row.worker]
@@ -288,8 +289,8 @@ class Store:
             declared={task_no: results for task_no, results in declared.items() if results},
             init_attempts=self._init_attempts(going_on),
             workers=[row for row in _in_order(tables.workers) if row.state in ON_DUTY],
-            vms=[row for row in _in_order(tables.vms) if row.state != "gone"],
-            boots=[row for row in _in_order(tables.boots) if tables.vms[row.vm_no].state != "gone"],
+            vms=[row for row in _in_order(tables.vms) if row.state is not VmState.GONE],
+            boots=[row for row in _in_order(tables.boots) if tables.vms[row.vm_no].state is not VmState.GONE],
             past_vms=_past(tables),
             states=self._counts(),
             context=dict(tables.context),
@@ -388,7 +389,7 @@ class Store:
 
 
 def _past(tables: Tables) -> list[VmRow]:
-    gone = [row for row in _in_order(tables.vms) if row.state == "gone"]
+    gone = [row for row in _in_order(tables.vms) if row.state is VmState.GONE]
     return [row for row in gone[:-PAST_VMS] if row.gone_at is None] + gone[-PAST_VMS:]
 
 
