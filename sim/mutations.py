@@ -62,7 +62,7 @@ def homes_of_any_key(true: Any) -> Any:
 
 
 def charges_nobody(true: Any) -> Any:
-    return lambda self, worker, reason, now: []
+    return lambda self, worker, ended, reason, now: []
 
 
 def knows_no_chains(true: Any) -> Any:

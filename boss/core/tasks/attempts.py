@@ -488,7 +488,7 @@ class Attempts:
     def lose(self, worker: Worker, reason: str, now: float, by_its_tasks: bool = False) -> None:
         """The worker is gone with all it held. This costs no task a retry. `by_its_tasks`: nothing else explains it, so
         that a task may have killed it."""
-        over = self.suspects.charge(worker, reason, now) if by_its_tasks else []
+        over = self.suspects.charge(worker, self._early, reason, now) if by_its_tasks else []
         held = tuple(worker.held.values())
         for attempt in held:
             self._take_back(worker, attempt, AttemptState.LOST, reason, now)

@@ -11,6 +11,8 @@ that it lost, and no bystander does.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import msgspec
 
 from boss.core.model.fleet import Attempt, Worker
@@ -54,15 +56,18 @@ class Suspects:
         """What an attempt of the task occupies there: all of the worker where it is to run alone."""
         return self._book.graph.shapes.of(worker.capacity) if node.apart else node.shape
 
-    def charge(self, worker: Worker, reason: str, now: float) -> list[tuple[Node, str]]:
-        """The worker is lost with what it ran. The tasks that have lost too many now, each with a sentence."""
+    def charge(
+        self, worker: Worker, ended: Container[tuple[int, int]], reason: str, now: float
+    ) -> list[tuple[Node, str]]:
+        """The worker is lost with what it ran. The tasks that have lost too many now, each with a sentence. `ended`:
+        attempts whose outcomes were heard."""
         if not self._limit:
             return []
         done = _succeeded_there(worker)
         ran = [
             node
             for key, attempt in worker.held.items()
-            if key not in done and (node := self._ran(worker, attempt)) is not None
+            if key not in done and key not in ended and (node := self._ran(worker, attempt)) is not None
         ]
         known = [node for node in ran if node.task_no in self.rows]
         where = f"worker {worker.name}" + (f" on {worker.row.hello.host}" if worker.row.hello.host else "")

@@ -7,7 +7,7 @@ from boss_script import BossScript, Peer, task
 from vm_script import cloud_lists, script_with_one
 
 from ecloud.model import wire
-from ecloud.model.tasks import Cause
+from ecloud.model.tasks import Cause, ManifestEntry
 
 
 def dies(script: BossScript, peer: Peer) -> None:
@@ -159,6 +159,19 @@ def test_a_chained_task_that_kills_its_workers_fails_and_the_task_before_it_succ
             assert set(orders(script, peer)) == {"poison"}, "a suspect is chained to nothing"
         dies(script, peer)
     script.states(good="succeeded", poison="failed")
+
+
+def test_a_chained_attempt_that_had_ended_is_not_charged() -> None:
+    """Its outcome was heard, and waits for the results before it to be published."""
+    script = BossScript()
+    w1 = script.peers["w1"] = Peer("w1", "worker")
+    script.hello(w1, resources={"cpus": 1.0}, home="home-w1", chains=True)
+    script.beats(w1)
+    script.push("r", task("a", results=["out"], runtime_s=0.01), task("b", after="a", runtime_s=0.01))
+    assert set(orders(script, w1)) == {"a", "b"}
+    script.ended(w1, "a", manifest=(ManifestEntry("out", 1, "00"),)).started(w1, "b").ended(w1, "b")
+    dies(script, w1)
+    assert script.store.tables.suspects == {}
 
 
 def test_nothing_is_chained_to_a_task_that_may_have_killed_a_worker() -> None:
