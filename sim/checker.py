@@ -137,6 +137,9 @@ class Checker:
         for key, row in tables.attempts.items():
             known = self.seen[key] = seen.get(key) or Seen()
             known.recorded = row.outcome
+        self.void &= set(tables.attempts)
+        self.ended_in = {key: batch for key, batch in self.ended_in.items() if batch <= tables.batch}
+        self.met_in = {task_no: batch for task_no, batch in self.met_in.items() if batch <= tables.batch}
         self.taken = set(tables.pushes)
         self.accepted = {push_id: run for push_id, run in self.accepted.items() if push_id in tables.pushes}
         self.allowed |= {row.task_no for row in tables.tasks.values() if row.state not in ENDED}
