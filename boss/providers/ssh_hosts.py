@@ -116,7 +116,7 @@ class SshHosts:
         all_hosts: Sequence[str] = (),
     ) -> None:
         self._shell = shell
-        self._cluster_id = cluster_id
+        self._place = scripts.Place(cluster_id)
         self._hosts = tuple(hosts)
         self._all_hosts = tuple(dict.fromkeys((*hosts, *all_hosts)))
         self._slots = slots
@@ -177,7 +177,7 @@ class SshHosts:
 
     def _start_on(self, host: str, order: VmOrder) -> str:
         """Raises `Failed`, `NoBundle`."""
-        probe = scripts.read_probe(self._shell.run(host, scripts.probe_script(self._cluster_id)))
+        probe = scripts.read_probe(self._shell.run(host, scripts.probe_script(self._place)))
         if not probe.python:
             raise Failed(f"{host} has no Python of 3.10 or later: install one, or name it on the PATH of /bin/sh")
         if probe.disk_mb < LEAST_DISK_MB:
@@ -187,16 +187,16 @@ class SshHosts:
         if bundle.name not in probe.codes:
             self._shell.send(host, unpack_command(python, probe.home, bundle.name), bundle.archive)
         access = self._access_of(f"vm-{order.vm_no}")
-        written = msgspec.json.encode(access)
-        script = scripts.start_script(
-            self._cluster_id, order, written, bundle.name, python, self._boss_gone_exit_s, self._keep_dirs
+        program = scripts.worker_program(
+            order, msgspec.json.encode(access), bundle.name, python, self._boss_gone_exit_s, self._keep_dirs
         )
+        script = scripts.start_script(self._place, order.vm_no, program)
         try:
             said = self._shell.run(host, script).split()
         except Failed as failed:  # a shell may repeat the line that it does not understand
             clean = Cleaner([access.password, access.key], [script.decode()])
             raise Failed(clean(str(failed)), failed.connected) from None
-        if said[-1:] not in (["started"], ["there"]):
+        if not {"started", "there"} & set(said):
             raise Failed(f"{host} did not say that the worker was started", True)
         return scripts.cloud_id_of(host, order.vm_no)
 
@@ -207,7 +207,7 @@ class SshHosts:
 
         def look(host: str) -> list[VmFound] | str:
             try:
-                found = scripts.read_list(host, self._shell.run(host, scripts.list_script(self._cluster_id)))
+                found = scripts.read_list(host, self._shell.run(host, scripts.list_script(self._place)))
             except Failed as failed:
                 return str(failed)
             return f"{host}: its list was cut off" if found is None else found
@@ -254,7 +254,7 @@ class SshHosts:
 
     def _clear(self, host: str, vm_nos: Sequence[int]) -> None:
         try:
-            self._shell.run(host, scripts.clear_script(self._cluster_id, vm_nos))
+            self._shell.run(host, scripts.clear_script(self._place, vm_nos))
         except Failed:
             return  # the next list tries again
         self._told -= {scripts.cloud_id_of(host, vm_no) for vm_no in vm_nos}
@@ -289,7 +289,7 @@ class SshHosts:
 
     def _ask_end(self, host: str, vm_nos: Sequence[int]) -> None:
         try:
-            self._shell.run(host, scripts.end_script(self._cluster_id, vm_nos))
+            self._shell.run(host, scripts.end_script(self._place, vm_nos))
         except Failed as failed:
             raise TryLater(str(failed)) from failed
 

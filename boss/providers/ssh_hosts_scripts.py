@@ -1,7 +1,9 @@
 """What runs on a listed host, as text for its `/bin/sh -s`, and how the answers are read. Pure.
 
-A host keeps `~/.ecloud-hosts/CLUSTER/`: `code-NAME` for each version of the code that was brought, and `vm-N` for each
-worker: its access file, home, log, `process` (its number and start), `since`, and `ended` once it has ended.
+A host keeps `~/.ecloud-hosts/OWNER/`: `code-NAME` for each version of the code that was brought, and a directory for
+each process that was started: `vm-N` for a worker that a boss started, `worker-N` and `boss-0` for those of
+`admin.py hosts`. In it are its files, home and log, `run` (what is started), `process` (its number and start), `since`,
+`unit` where systemd runs it, and `ended` once it has ended.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import base64
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -18,14 +20,25 @@ from boss.providers.provider import CloudState, VmFound, VmOrder
 
 PLACE = ".ecloud-hosts"
 STARTS_S = 60
-"""A worker's directory without its process is one that starts for so long; then its start broke off."""
+"""How long a directory without its process counts as one that starts; after that its start has failed."""
 END_GRACE_S = 20
-"""Between TERM, which lets a worker end what it runs, and KILL."""
+"""Between TERM, on which a worker ends its tasks, and KILL."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A set of processes on a host. `owner`: the cluster, or the deployment of `admin.py hosts`; `root`: their
+    directory, below the home unless it begins with a slash; `kind`: `vm`, `worker` or `boss`."""
+
+    owner: str
+    root: str = PLACE
+    kind: str = "vm"
+
 
 _HEAD = r"""
 umask 077
-cluster=@CLUSTER@
-place="$HOME/@PLACE@/$cluster"
+root=@ROOT@
+case $root in /*) ;; *) root="$HOME/$root" ;; esac
+place="$root/"@OWNER@
 mkdir -p "$place" || exit 1
 started() {
     { read -r line < "/proc/$1/stat"; } 2>/dev/null || return 0
@@ -36,6 +49,22 @@ started() {
 }
 lives() {
     [ -r "$1/process" ] && read -r pid began < "$1/process" && [ -n "$began" ] && [ "$(started "$pid")" = "$began" ]
+}
+manage() {  # a command of systemd's about the unit of the directory $1
+    read -r by < "$1/unit" || return 0
+    directory=$1
+    shift
+    if [ "$by" = user ]; then set -- --user "$@"; fi
+    systemctl "$@" "ecloud-"@OWNER@"-${directory##*/}.service" 2>/dev/null
+}
+forget_unit() {
+    [ -e "$1/unit" ] || return 0
+    read -r by < "$1/unit"
+    manage "$1" disable --quiet
+    units=/etc/systemd/system
+    if [ "$by" = user ]; then units="$HOME/.config/systemd/user"; fi
+    rm -f "$units/ecloud-"@OWNER@"-${1##*/}.service" "$1/unit"
+    if [ "$by" = user ]; then systemctl --user daemon-reload; else systemctl daemon-reload; fi
 }
 """
 _PROBE = r"""
@@ -49,42 +78,110 @@ sys.exit(sys.version_info < (3, 10))' 2>/dev/null) && { echo "python $said"; bre
 done
 echo "home $place"
 for code in "$place"/code-*; do [ -d "$code" ] && echo "code ${code##*/code-}"; done
+for project in "$place"/project-*; do [ -d "$project" ] && echo "project ${project##*/project-}"; done
 set -- $(df -Pm "$place" 2>/dev/null | tail -n 1)
 echo "disk ${4:-}"
 """
+_FACTS = r"""
+echo "date $(date +%s)"
+echo "name $(uname -n)"
+echo "user $(id -un)"
+echo "cpus $(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
+{ read -r load rest < /proc/loadavg && echo "load $load"; } 2>/dev/null
+nvidia-smi -L 2>/dev/null | sed -n 's/^GPU [0-9]*: \(.*\) (UUID.*/gpu \1/p'
+for runtime in apptainer podman docker ch-run bwrap; do
+    command -v $runtime >/dev/null 2>&1 && echo "container $runtime"
+done
+echo "seen ${SSH_CONNECTION:-}"
+units=none
+if [ -d /run/systemd/system ] && command -v systemctl >/dev/null; then
+    if [ "$(id -u)" = 0 ]; then units=system
+    elif [ -e "/var/lib/systemd/linger/$(id -un)" ] && systemctl --user show-environment >/dev/null 2>&1; then
+        units=user
+    fi
+fi
+echo "units $units"
+"""
 _START = r"""
-vm="$place/vm-@VM@"
-if [ -e "$vm/process" ]; then echo "there"; exit 0; fi
-mkdir -p "$vm" || exit 1
-printf %s @ACCESS@ | base64 -d > "$vm/access" || exit 1
+vm="$place/@KIND@-@NUMBER@"
+if @IS_THERE@; then echo "there"; exit 0; fi
+mkdir -p "$vm/home" || exit 1
 date +%s > "$vm/since"
-cd "$place/code-@CODE@" || exit 1
-PYTHONPATH="$place/code-@CODE@:$place/code-@CODE@/packages"; export PYTHONPATH
-# The shell around it notes when it ended; it has a session of its own, so that the connection's end ends neither.
-setsid sh -c '"$@" & echo $! > "$0/pid"; wait $!; code=$?; date +%s > "$0/ended"; exit $code' "$vm" \
-    @PYTHON@ -m worker "$vm/access" --home "$vm/home" @OPTIONS@ < /dev/null > "$vm/log" 2>&1 &
+rm -f "$vm/process" "$vm/ended" "$vm/asked"
+@FILES@
+printf %s @RUN@ | base64 -d > "$vm/run" && chmod 700 "$vm/run" || exit 1
+units=@UNITS@
+if [ "$units" = none ]; then
+    # The shell around it notes when it ended; it has a session of its own, so that the connection's end ends neither.
+    setsid sh -c '"$0/run"; code=$?; date +%s > "$0/ended"; exit $code' "$vm" < /dev/null > "$vm/log" 2>&1 &
+else
+    directory=/etc/systemd/system user=
+    if [ "$units" = user ]; then directory="$HOME/.config/systemd/user" user=--user; fi
+    unit="ecloud-"@OWNER@"-@KIND@-@NUMBER@.service"
+    echo "$units" > "$vm/unit"
+    mkdir -p "$directory" && printf %s @UNIT@ | base64 -d | sed "s|@DIRECTORY@|$vm|g; s|@HOME@|$HOME|g" > "$directory/$unit" || exit 1
+    systemctl $user daemon-reload && systemctl $user enable --quiet "$unit" && systemctl $user restart "$unit" || exit 1
+fi
 n=0
-while [ ! -s "$vm/pid" ] && [ $n -lt 100 ]; do sleep 0.05; n=$((n+1)); done
-read -r pid < "$vm/pid" || exit 1
-echo "$pid $(started "$pid")" > "$vm/process.new" && mv "$vm/process.new" "$vm/process" || exit 1
-echo "started"
+while [ ! -s "$vm/process" ] && [ $n -lt 100 ]; do sleep 0.05; n=$((n+1)); done
+[ -s "$vm/process" ] || { tail -n 1 "$vm/log" >&2; exit 1; }
+read -r pid began < "$vm/process"
+echo "started $pid"
+"""
+_RUN = r"""#!/bin/sh
+umask 077
+vm=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd) || exit 1
+place=${vm%/*}
+read -r line < "/proc/$$/stat" && set -- ${line##*) } && shift 19 || exit 1
+echo "$$ $1" > "$vm/process.new" && mv "$vm/process.new" "$vm/process" || exit 1
+rm -f "$vm/ended"
+cd "$place/code-@CODE@" || exit 1
+PYTHONPATH="$place/code-@CODE@:$place/code-@CODE@/packages@PATHS@"
+export PYTHONPATH
+python=@PYTHON@
+@LINES@
+exec "$python" -m @COMMAND@
+"""
+_UNIT = """[Unit]
+Description=ECLOUD {what}
+After=network-online.target
+Wants=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+ExecStart=/bin/sh @DIRECTORY@/run
+ExecStopPost=/bin/sh -c 'date +%%s > @DIRECTORY@/ended'
+Environment=HOME=@HOME@
+StandardOutput=append:@DIRECTORY@/log
+StandardError=inherit
+Restart=on-failure
+RestartSec=5
+# TERM goes to the agent alone: it ends its tasks itself.
+KillMode=mixed
+TimeoutStopSec=30
+# The agent may limit the memory of its tasks.
+Delegate=yes
+
+[Install]
+WantedBy={target}
 """
 _LIST = r"""
-for vm in "$place"/vm-*; do
+for vm in "$place"/@KIND@-*; do
     [ -d "$vm" ] || continue
-    state=gone ended=0
+    state=gone ended=0 pid=0
     read -r since < "$vm/since" || since=0
     if lives "$vm"; then state=lives
     elif [ ! -e "$vm/process" ] && [ $(($(date +%s) - since)) -lt @STARTS@ ]; then state=starts
     else read -r ended < "$vm/ended" || ended=$(stat -c %Y "$vm/log" || echo "$since")
     fi
-    echo "vm ${vm##*/vm-} $state $since $ended"
+    echo "vm ${vm##*/@KIND@-} $state $since $ended $pid"
 done 2>/dev/null
 echo "listed"
 """
 _END = r"""
 for vm in @VMS@; do
-    vm="$place/vm-$vm"
+    vm="$place/@KIND@-$vm"
+    forget_unit "$vm"
     lives "$vm" || continue
     asked=
     [ -r "$vm/asked" ] && read -r asked < "$vm/asked"
@@ -95,7 +192,7 @@ echo "asked"
 """
 _CLEAR = r"""
 for vm in @VMS@; do
-    vm="$place/vm-$vm"
+    vm="$place/@KIND@-$vm"
     lives "$vm" && continue
     [ -s "$vm/home/spool.jsonl" ] || [ -e "$vm/home/kept" ] || rm -rf "$vm"
 done
@@ -107,24 +204,38 @@ _STATES = {"lives": CloudState.RUNNING, "starts": CloudState.BOOTING, "gone": Cl
 
 
 class HostProbe(msgspec.Struct, frozen=True):
-    """What a host has. `python`: version, architecture, libc and its version, and the path; empty where none serves."""
+    """What a host has. `python`: version, architecture, libc and its version, and the path; empty where none serves.
+
+    What follows `disk_mb` is told where it was asked for. `clock`: epoch seconds; `seen`: the four words of
+    `$SSH_CONNECTION`; `units`: `system` or `user` where systemd may run what is started, else `none`."""
 
     python: tuple[str, ...] = ()
     home: str = ""
     codes: tuple[str, ...] = ()
+    projects: tuple[str, ...] = ()
     disk_mb: float = math.inf
+    clock: float | None = None
+    name: str = ""
+    user: str = ""
+    cpus: int = 0
+    load: float = 0.0
+    gpus: tuple[str, ...] = ()
+    containers: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    units: str = "none"
 
 
-def _filled(cluster_id: str, script: str, **values: str) -> bytes:
+def _filled(place: Place, script: str, **values: str) -> bytes:
     text = _HEAD + script
-    for name, value in {"CLUSTER": shlex.quote(cluster_id), "PLACE": PLACE, **values}.items():
+    own = {"OWNER": shlex.quote(place.owner), "ROOT": shlex.quote(place.root), "KIND": place.kind}
+    for name, value in {**own, **values}.items():
         text = text.replace(f"@{name}@", value)
     return text.encode()
 
 
-def probe_script(cluster_id: str) -> bytes:
-    """Looks what the host has."""
-    return _filled(cluster_id, _PROBE)
+def probe_script(place: Place, with_facts: bool = False) -> bytes:
+    """Looks what the host has; `with_facts`: also its clock, size, load and how it is seen."""
+    return _filled(place, _PROBE + (_FACTS if with_facts else ""))
 
 
 def read_probe(printed: str) -> HostProbe:
@@ -132,21 +243,78 @@ def read_probe(printed: str) -> HostProbe:
     words: dict[str, list[str]] = {}
     for line in printed.splitlines():
         key, _, rest = line.partition(" ")
-        words.setdefault(key, []).append(rest)
-    python = tuple(words.get("python", [""])[0].split(" ", 4))
-    disk = words.get("disk", [""])[0]
+        words.setdefault(key, []).append(rest.strip())
+
+    def one(key: str) -> str:
+        return words.get(key, [""])[0]
+
+    python = tuple(one("python").split(" ", 4))
+    disk, date, load = one("disk"), one("date"), one("load")
     return HostProbe(
         python if len(python) == 5 else (),
-        words.get("home", [""])[0],
+        one("home"),
         tuple(words.get("code", ())),
+        tuple(words.get("project", ())),
         float(disk) if disk.isdigit() else math.inf,
+        float(date) if date.isdigit() else None,
+        one("name"),
+        one("user"),
+        int(one("cpus")) if one("cpus").isdigit() else 0,
+        float(load) if re.fullmatch(r"[0-9.]+", load) else 0.0,
+        tuple(words.get("gpu", ())),
+        tuple(words.get("container", ())),
+        tuple(one("seen").split()),
+        one("units") or "none",
     )
 
 
-def start_script(
-    cluster_id: str, order: VmOrder, access: bytes, code: str, python: str, boss_gone_exit_s: float, keep_dirs: bool
-) -> bytes:
-    """Starts a worker, once: run again it says that it is there."""
+class Program(msgspec.Struct, frozen=True):
+    """What is started on a host. `code`: the name of the bundle; `command`: what follows `python -m`, as shell;
+    `files`: written into its directory, by name; `lines`: shell before it; `paths`: further directories for Python;
+    `units`: as `HostProbe.units`."""
+
+    code: str
+    python: str
+    command: str
+    files: Mapping[str, bytes] = {}
+    lines: str = ""
+    paths: tuple[str, ...] = ()
+    units: str = "none"
+    is_there: str = '[ -e "$vm/process" ]'
+    """The shell's condition under which nothing is started."""
+
+
+IS_ALIVE = 'lives "$vm"'
+
+
+def start_script(place: Place, number: int, program: Program) -> bytes:
+    """Starts a process, once: run again it says that it is there."""
+    assert re.fullmatch(r"[0-9a-f]+", program.code), program.code
+    run = _RUN
+    for name, value in (
+        ("CODE", program.code), ("PYTHON", shlex.quote(program.python)), ("LINES", program.lines),
+        ("PATHS", "".join(f":{path}" for path in program.paths)), ("COMMAND", program.command),
+    ):  # fmt: skip
+        run = run.replace(f"@{name}@", value)
+    files = "\n".join(
+        f'printf %s {_encoded(data)} | base64 -d > "$vm/{name}" || exit 1' for name, data in program.files.items()
+    )
+    target = "default.target" if program.units == "user" else "multi-user.target"
+    unit = _UNIT.format(what=f"{place.kind} {number} of {place.owner}", target=target)
+    return _filled(
+        place, _START, NUMBER=str(number), IS_THERE=program.is_there, FILES=files, RUN=_encoded(run.encode()),
+        UNITS=program.units, UNIT=_encoded(unit.encode()),
+    )  # fmt: skip
+
+
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode() or "''"
+
+
+def worker_program(
+    order: VmOrder, access: bytes, code: str, python: str, boss_gone_exit_s: float, keep_dirs: bool
+) -> Program:
+    """The worker of an intent."""
     size = order.size
     words = ["--vm_no", str(order.vm_no), "--boot_nonce", order.boot_nonce]
     words += ["--cpus", f"{size.get('cpus', 1.0):g}", "--memory_mb", f"{size.get('memory_mb', 0.0):g}"]
@@ -157,16 +325,13 @@ def start_script(
     for label in order.labels:
         words += ["--label", label]
     words += ["--boss_gone_exit_s", f"{boss_gone_exit_s:g}", *(["--keep_dirs"] if keep_dirs else [])]
-    assert re.fullmatch(r"[0-9a-f]+", code), code
-    return _filled(
-        cluster_id, _START, VM=str(order.vm_no), ACCESS=base64.b64encode(access).decode(), CODE=code,
-        PYTHON=shlex.quote(python), OPTIONS=shlex.join(words),
-    )  # fmt: skip
+    command = f'worker "$vm/access" --home "$vm/home" {shlex.join(words)}'
+    return Program(code, python, command, {"access": access})
 
 
-def list_script(cluster_id: str) -> bytes:
-    """Lists the workers of a cluster."""
-    return _filled(cluster_id, _LIST, STARTS=str(STARTS_S))
+def list_script(place: Place) -> bytes:
+    """Lists the processes of that place."""
+    return _filled(place, _LIST, STARTS=str(STARTS_S))
 
 
 def read_list(host: str, printed: str) -> list[VmFound] | None:
@@ -175,7 +340,7 @@ def read_list(host: str, printed: str) -> list[VmFound] | None:
     lines = printed.splitlines()
     for line in lines:
         words = line.split()
-        if len(words) == 5 and words[0] == "vm" and words[1].isdigit() and words[2] in _STATES:
+        if len(words) == 6 and words[0] == "vm" and words[1].isdigit() and words[2] in _STATES:
             vm_no, since, ended = int(words[1]), _number(words[3]), _number(words[4])
             state = _STATES[words[2]]
             found.append(
@@ -185,14 +350,14 @@ def read_list(host: str, printed: str) -> list[VmFound] | None:
     return found if lines and lines[-1] == "listed" else None
 
 
-def end_script(cluster_id: str, vm_nos: Sequence[int]) -> bytes:
+def end_script(place: Place, vm_nos: Sequence[int]) -> bytes:
     """Asks workers to end; those that were asked long ago are killed."""
-    return _filled(cluster_id, _END, VMS=" ".join(map(str, vm_nos)), GRACE=str(END_GRACE_S))
+    return _filled(place, _END, VMS=" ".join(map(str, vm_nos)), GRACE=str(END_GRACE_S))
 
 
-def clear_script(cluster_id: str, vm_nos: Sequence[int]) -> bytes:
+def clear_script(place: Place, vm_nos: Sequence[int]) -> bytes:
     """Removes what workers that have ended left, but outcomes that were not delivered."""
-    return _filled(cluster_id, _CLEAR, VMS=" ".join(map(str, vm_nos)))
+    return _filled(place, _CLEAR, VMS=" ".join(map(str, vm_nos)))
 
 
 def cloud_id_of(host: str, vm_no: int) -> str:
