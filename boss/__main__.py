@@ -42,6 +42,7 @@ from ecloud import VERSION
 from ecloud.client.broker import BrokerAddress, external_broker
 from ecloud.config.datastore_address import NOTES, directory_of, is_ssh
 from ecloud.config.home import Home
+from ecloud.config.hosts_file import read_boss_options
 from ecloud.config.processes import die_with_parent
 from ecloud.config.secrets import CLIENT_KEY_NAME, AccessFile, cluster_secret, derive_key, write_access
 from ecloud.config.settings import PoolSettings, Settings, default_pools, load_settings, size_of
@@ -93,8 +94,12 @@ def main(
             overrides.update(boss_gone_exit_s=10.0, broker_host="", database_url="")
         settings = load_settings(overrides)
         place = _make_home(settings)
+        for_hosts = read_boss_options(place)
+        if not (for_hosts.own_workers or settings.pools):
+            settings = msgspec.structs.replace(settings, pools=(PoolSettings("local", maximum=0),))
         _start_log(settings, place, tied)
-        code = Start(settings, place, standby, end_vms or tied, tied, keep_dirs).run()
+        listen = for_hosts.broker_listen
+        code = Start(settings, place, standby, end_vms or tied, tied, keep_dirs, listen).run()
     except Problem as error:
         for line in error.lines:
             print(f"boss: {line}", file=sys.stderr)
@@ -129,7 +134,14 @@ class Start:
     """One start of the boss, from settings to the loop and back."""
 
     def __init__(
-        self, settings: Settings, home: Home, standby: bool, end_vms: bool, tied: bool, keep_dirs: bool
+        self,
+        settings: Settings,
+        home: Home,
+        standby: bool,
+        end_vms: bool,
+        tied: bool,
+        keep_dirs: bool,
+        broker_listen: str,
     ) -> None:
         self._settings = settings
         self._home = home
@@ -137,6 +149,7 @@ class Start:
         self._end_vms = end_vms
         self._tied = tied
         self._keep_dirs = keep_dirs
+        self._broker_listen = broker_listen
         self._clock = Clock()
         self._lock_file: int | None = None
         self._embedded: EmbeddedBroker | None = None
@@ -283,7 +296,7 @@ class Start:
         external = external_broker(settings)
         if external is not None:
             return external
-        self._embedded = EmbeddedBroker(self._home)
+        self._embedded = EmbeddedBroker(self._home, self._broker_listen)
         return self._embedded.start()
 
     def _open_datastore(self, cluster_id: str, context: Mapping[str, str]) -> Storage:

@@ -31,6 +31,13 @@ from datastore.problem import Problem
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("click", "msgspec", "paho-mqtt", "psutil")
 """What a worker imports besides our code; each is whole without further packages."""
+BOSS_PACKAGES = (
+    "alembic", "click", "fabric", "iotcore", "msgspec", "networkx", "paho-mqtt", "paramiko", "psutil",
+    "pymysql", "pyyaml", "rich", "sqlalchemy",
+)  # fmt: skip
+"""What a boss and its commands import, with all that these need."""
+BOSS_PARTS = ("boss", "worker", "ecloud", "datastore", "migrations")
+BOSS_FILES = ("admin.py", "push_tasks.py", "settings.example.py", "pyproject.toml")
 STARTS = ("worker.__main__", "worker.debug")
 WHOLE = ("worker", "datastore")
 PIP_S = 60.0
@@ -85,30 +92,33 @@ class Bundles:
         self._root = root
         self._own = own or this_machine()
         self._lock = threading.Lock()
-        self._made: dict[Machine, Bundle] = {}
-        self._cant: dict[Machine, tuple[float, str]] = {}
+        self._made: dict[tuple[Machine, bool], Bundle] = {}
+        self._cant: dict[tuple[Machine, bool], tuple[float, str]] = {}
 
-    def get(self, machine: Machine) -> Bundle:
-        """What that machine needs. Raises `NoBundle`."""
+    def get(self, machine: Machine, for_boss: bool = False) -> Bundle:
+        """What that machine needs to be a worker; `for_boss`: all that a boss and its commands need.
+
+        Raises `NoBundle`."""
         with self._lock:
-            made = self._made.get(machine)
+            made = self._made.get((machine, for_boss))
             if made is not None and made.archive.exists():
                 return made
-            since, why = self._cant.get(machine, (0.0, ""))
+            since, why = self._cant.get((machine, for_boss), (0.0, ""))
             if why and time.monotonic() - since < ASK_AGAIN_S:
                 raise NoBundle(why)
             try:
-                made = self._made[machine] = self._make(machine)
+                made = self._made[machine, for_boss] = self._make(machine, for_boss)
             except NoBundle as error:
-                self._cant[machine] = (time.monotonic(), str(error))
+                self._cant[machine, for_boss] = (time.monotonic(), str(error))
                 raise
             return made
 
-    def _make(self, machine: Machine) -> Bundle:
+    def _make(self, machine: Machine, for_boss: bool) -> Bundle:
         if machine.python < LEAST_PYTHON:
             raise NoBundle(f"{machine}: 3.10 or later is needed; use an image that has it")
-        files = {str(path): (self._root / path).read_bytes() for path in code_files(self._root)}
-        for package in PACKAGES:
+        paths = all_files(self._root) if for_boss else code_files(self._root)
+        files = {str(path): (self._root / path).read_bytes() for path in paths}
+        for package in with_requirements(BOSS_PACKAGES) if for_boss else PACKAGES:
             for path, data in self._package(package, machine):
                 files[f"packages/{path}"] = data
         digest = hashlib.sha256()
@@ -246,6 +256,32 @@ def code_files(root: Path = ROOT) -> list[Path]:
             if name.partition(".")[0] in ("ecloud", *WHOLE) and name not in seen:
                 seen.add(name)
                 todo.append(name)
+    return sorted(found)
+
+
+def all_files(root: Path = ROOT) -> list[Path]:
+    """Every file of ours that a boss and its commands may need, relative to the checkout."""
+    found = [path for part in BOSS_PARTS for path in (root / part).rglob("*") if path.is_file()]
+    found += [path for name in BOSS_FILES if (path := root / name).is_file()]
+    return sorted(path.relative_to(root) for path in found if "__pycache__" not in path.parts)
+
+
+def with_requirements(names: Sequence[str]) -> list[str]:
+    """Packages and what they need, as far as it is installed here; what belongs to an extra is left out."""
+    todo, found = list(names), dict[str, None]()
+    while todo:
+        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+        if name in found:
+            continue
+        try:
+            needs = importlib.metadata.distribution(name).requires or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found[name] = None
+        for line in needs:
+            needed = re.match(r"[A-Za-z0-9._-]+", line)
+            if needed and "extra" not in line.partition(";")[2]:
+                todo.append(needed[0])
     return sorted(found)
 
 

@@ -117,7 +117,7 @@ it makes the home."""
 
 _UNPACK = """
 import os, shutil, sys, tarfile, tempfile, time
-home, name = sys.argv[1:]
+home, name, kind = sys.argv[1:]
 os.makedirs(home, 0o700, exist_ok=True)
 for left in os.listdir(home):
     path = os.path.join(home, left)
@@ -127,7 +127,7 @@ place = tempfile.mkdtemp(prefix="new-", dir=home)
 try:
     with tarfile.open(fileobj=sys.stdin.buffer, mode="r|gz") as archive:
         archive.extractall(place, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    target = os.path.join(home, "code-" + name)
+    target = os.path.join(home, kind + "-" + name)
     try:
         os.rename(place, target)
     except OSError:
@@ -182,9 +182,10 @@ def read_probe(text: str) -> Probed:
     return Probed(visit, _number(one("date")), python, one("home"), tuple(said.get("code", ())))
 
 
-def unpack_command(python: str, home: str, name: str) -> str:
-    """The command that takes a bundle from its input."""
-    return f"umask 077; exec {shlex.quote(python)} -c {shlex.quote(_UNPACK)} {shlex.quote(home)} {shlex.quote(name)}"
+def unpack_command(python: str, home: str, name: str, kind: str = "code") -> str:
+    """The command that takes an archive from its input and unpacks it as `home/kind-name`."""
+    words = shlex.join([python, "-c", _UNPACK, home, name, kind])
+    return f"umask 077; exec {words}"
 
 
 def start_command(home: str, name: str) -> str:

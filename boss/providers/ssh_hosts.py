@@ -63,16 +63,24 @@ class Shell:
     def __init__(self, options: Sequence[str] = ()) -> None:
         self._options = options
 
-    def run(self, host: str, script: bytes) -> str:
+    def run(self, host: str, script: bytes, limit_s: float = COMMAND_S) -> str:
         """What a script prints. Raises `Failed`."""
-        return self._run(host, "/bin/sh -s", script, None, COMMAND_S)
+        return self._run(host, "/bin/sh -s", script, None, limit_s).decode("utf-8", "replace")
+
+    def run_bytes(self, host: str, script: bytes) -> bytes:
+        """The same, undecoded. Raises `Failed`."""
+        return self._run(host, "/bin/sh -s", script, None, SEND_S)
 
     def send(self, host: str, command: str, file: Path) -> None:
         """Run a command with a file as its input. Raises `Failed`."""
         self._run(host, command, None, file, SEND_S)
 
-    def _run(self, host: str, command: str, given: bytes | None, file: Path | None, limit_s: float) -> str:
-        words = ["/bin/sh", "-c", command] if host == LOCAL else self._ssh(host, command)
+    def feed(self, host: str, command: str, data: bytes) -> None:
+        """Run a command with some bytes as its input. Raises `Failed`."""
+        self._run(host, command, data, None, SEND_S)
+
+    def _run(self, host: str, command: str, given: bytes | None, file: Path | None, limit_s: float) -> bytes:
+        words = self.words(host, command)
         try:
             if file is not None:
                 with file.open("rb") as source:
@@ -90,13 +98,25 @@ class Shell:
             raise Failed(f"{host}: {said}", began)
         if done.returncode != 0:
             raise Failed(f"{host}: {said}")
-        return done.stdout.decode("utf-8", "replace")
+        return done.stdout
 
-    def _ssh(self, host: str, command: str) -> list[str]:
+    def words(self, host: str, command: str, *more: str) -> list[str]:
+        """What runs a command there. `more`: further options of ssh."""
+        if host == LOCAL:
+            return ["/bin/sh", "-c", command]
         name, _, port = host.partition(":")
-        words = ["ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=15"]
+        words = [
+            "ssh",
+            *(more or ("-T",)),
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "ConnectTimeout=10",
+            "-o",
+            "ServerAliveInterval=15",
+        ]
         words += ["-o", "StrictHostKeyChecking=accept-new", *self._options]
-        return [*words, *(["-p", port] if port else []), "--", name, command]
+        return [*words, *(["-p", port] if port else []), "--", name, *([command] if command else [])]
 
 
 class SshHosts:
@@ -183,7 +203,7 @@ class SshHosts:
         if probe.disk_mb < LEAST_DISK_MB:
             raise Failed(f"{host} has {probe.disk_mb:.0f} MB free where workers live: {LEAST_DISK_MB:.0f} are needed")
         version, architecture, libc, libc_version, python = probe.python
-        bundle = self._bundles.get(Machine(_pair(version), architecture, libc, _pair(libc_version)))
+        bundle = self._bundles.get(Machine(pair(version), architecture, libc, pair(libc_version)))
         if bundle.name not in probe.codes:
             self._shell.send(host, unpack_command(python, probe.home, bundle.name), bundle.archive)
         access = self._access_of(f"vm-{order.vm_no}")
@@ -318,6 +338,7 @@ class SshHosts:
         """See `provider.Provider.close`. Nothing is held."""
 
 
-def _pair(text: str) -> tuple[int, int]:
+def pair(text: str) -> tuple[int, int]:
+    """The first two numbers of a version."""
     first, second, *_ = [*map(int, re.findall(r"\d+", text)), 0, 0]
     return first, second

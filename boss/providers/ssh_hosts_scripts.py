@@ -61,6 +61,7 @@ forget_unit() {
     [ -e "$1/unit" ] || return 0
     read -r by < "$1/unit"
     manage "$1" disable --quiet
+    manage "$1" stop --no-block
     units=/etc/systemd/system
     if [ "$by" = user ]; then units="$HOME/.config/systemd/user"; fi
     rm -f "$units/ecloud-"@OWNER@"-${1##*/}.service" "$1/unit"
@@ -104,7 +105,7 @@ echo "units $units"
 """
 _START = r"""
 vm="$place/@KIND@-@NUMBER@"
-if @IS_THERE@; then echo "there"; exit 0; fi
+if @IS_THERE@; then echo "there ${pid:-}"; exit 0; fi
 mkdir -p "$vm/home" || exit 1
 date +%s > "$vm/since"
 rm -f "$vm/process" "$vm/ended" "$vm/asked"
@@ -119,8 +120,10 @@ else
     if [ "$units" = user ]; then directory="$HOME/.config/systemd/user" user=--user; fi
     unit="ecloud-"@OWNER@"-@KIND@-@NUMBER@.service"
     echo "$units" > "$vm/unit"
-    mkdir -p "$directory" && printf %s @UNIT@ | base64 -d | sed "s|@DIRECTORY@|$vm|g; s|@HOME@|$HOME|g" > "$directory/$unit" || exit 1
-    systemctl $user daemon-reload && systemctl $user enable --quiet "$unit" && systemctl $user restart "$unit" || exit 1
+    mkdir -p "$directory" || exit 1
+    printf %s @UNIT@ | base64 -d | sed "s|@DIRECTORY@|$vm|g; s|@HOME@|$HOME|g" > "$directory/$unit" || exit 1
+    systemctl $user daemon-reload || exit 1
+    systemctl $user enable --quiet "$unit" && systemctl $user restart "$unit" || exit 1
 fi
 n=0
 while [ ! -s "$vm/process" ] && [ $n -lt 100 ]; do sleep 0.05; n=$((n+1)); done
@@ -130,7 +133,7 @@ echo "started $pid"
 """
 _RUN = r"""#!/bin/sh
 umask 077
-vm=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd) || exit 1
+vm=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd -P) || exit 1
 place=${vm%/*}
 read -r line < "/proc/$$/stat" && set -- ${line##*) } && shift 19 || exit 1
 echo "$$ $1" > "$vm/process.new" && mv "$vm/process.new" "$vm/process" || exit 1
@@ -181,8 +184,8 @@ echo "listed"
 _END = r"""
 for vm in @VMS@; do
     vm="$place/@KIND@-$vm"
-    forget_unit "$vm"
-    lives "$vm" || continue
+    lives "$vm" || { forget_unit "$vm"; continue; }
+    if [ -e "$vm/unit" ]; then forget_unit "$vm"; continue; fi
     asked=
     [ -r "$vm/asked" ] && read -r asked < "$vm/asked"
     [ -n "$asked" ] || { asked=$(date +%s); echo "$asked" > "$vm/asked"; }
@@ -225,7 +228,8 @@ class HostProbe(msgspec.Struct, frozen=True):
     units: str = "none"
 
 
-def _filled(place: Place, script: str, **values: str) -> bytes:
+def filled(place: Place, script: str, **values: str) -> bytes:
+    """A script for a place: what it begins with, and its names in @...@ filled in."""
     text = _HEAD + script
     own = {"OWNER": shlex.quote(place.owner), "ROOT": shlex.quote(place.root), "KIND": place.kind}
     for name, value in {**own, **values}.items():
@@ -235,7 +239,7 @@ def _filled(place: Place, script: str, **values: str) -> bytes:
 
 def probe_script(place: Place, with_facts: bool = False) -> bytes:
     """Looks what the host has; `with_facts`: also its clock, size, load and how it is seen."""
-    return _filled(place, _PROBE + (_FACTS if with_facts else ""))
+    return filled(place, _PROBE + (_FACTS if with_facts else ""))
 
 
 def read_probe(printed: str) -> HostProbe:
@@ -301,7 +305,7 @@ def start_script(place: Place, number: int, program: Program) -> bytes:
     )
     target = "default.target" if program.units == "user" else "multi-user.target"
     unit = _UNIT.format(what=f"{place.kind} {number} of {place.owner}", target=target)
-    return _filled(
+    return filled(
         place, _START, NUMBER=str(number), IS_THERE=program.is_there, FILES=files, RUN=_encoded(run.encode()),
         UNITS=program.units, UNIT=_encoded(unit.encode()),
     )  # fmt: skip
@@ -331,7 +335,7 @@ def worker_program(
 
 def list_script(place: Place) -> bytes:
     """Lists the processes of that place."""
-    return _filled(place, _LIST, STARTS=str(STARTS_S))
+    return filled(place, _LIST, STARTS=str(STARTS_S))
 
 
 def read_list(host: str, printed: str) -> list[VmFound] | None:
@@ -352,12 +356,12 @@ def read_list(host: str, printed: str) -> list[VmFound] | None:
 
 def end_script(place: Place, vm_nos: Sequence[int]) -> bytes:
     """Asks workers to end; those that were asked long ago are killed."""
-    return _filled(place, _END, VMS=" ".join(map(str, vm_nos)), GRACE=str(END_GRACE_S))
+    return filled(place, _END, VMS=" ".join(map(str, vm_nos)), GRACE=str(END_GRACE_S))
 
 
 def clear_script(place: Place, vm_nos: Sequence[int]) -> bytes:
     """Removes what workers that have ended left, but outcomes that were not delivered."""
-    return _filled(place, _CLEAR, VMS=" ".join(map(str, vm_nos)))
+    return filled(place, _CLEAR, VMS=" ".join(map(str, vm_nos)))
 
 
 def cloud_id_of(host: str, vm_no: int) -> str:

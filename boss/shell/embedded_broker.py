@@ -1,5 +1,5 @@
-"""A broker of the boss's own, on this machine only: a private Mosquitto as its child, else a broker from pip in a
-process of its own.
+"""A broker of the boss's own: a private Mosquitto as its child, else a broker from pip in a process of its own. It is for
+this machine only, unless hosts use it (`admin.py hosts up`).
 
 Owns its configuration, password, port and process. The port is kept in the home, so that workers find the broker again
 after a restart. The broker ends with the boss.
@@ -44,10 +44,11 @@ class BrokerWontStart(PartAway):
 
 
 class EmbeddedBroker:
-    """One private broker."""
+    """One private broker. `listen`: the address that it listens on; the boss itself speaks with it on this machine."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, listen: str = HOST) -> None:
         self._home = home
+        self._listen = listen
         self._directory = home.broker
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -130,7 +131,7 @@ class EmbeddedBroker:
         passwords = self._directory / "passwords"
         write_private(passwords, f"{USER}:{_mosquitto_hash(password)}\n")
         config = "\n".join([
-            f"listener {self._port} {HOST}",
+            f"listener {self._port} {self._listen}",
             "allow_anonymous false",
             f"password_file {passwords}",
             "set_tcp_nodelay true",
@@ -149,7 +150,7 @@ class EmbeddedBroker:
         return [program, "-c", str(path)]
 
     def _from_pip(self) -> list[str]:
-        return [sys.executable, "-m", "boss.shell.pip_broker", str(self._port), str(self._directory)]
+        return [sys.executable, "-m", "boss.shell.pip_broker", str(self._port), str(self._directory), self._listen]
 
     # --- its process --------------------------------------------------------------------------------
 

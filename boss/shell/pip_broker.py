@@ -1,6 +1,6 @@
-"""`python -m boss.shell.pip_broker PORT DIRECTORY`: the broker from pip (rumqttd in iotcore) without Mosquitto.
+"""`python -m boss.shell.pip_broker PORT DIRECTORY ADDRESS`: the broker from pip (rumqttd in iotcore) without Mosquitto.
 
-Loopback only. DIRECTORY only names the home that it works for, for whoever looks at the process.
+Listens on ADDRESS alone. DIRECTORY only names the home that it works for, for whoever looks at the process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from iotcore.iotcore import IotCoreBroker
 
 from ecloud.model.wire import MAX_MESSAGE_BYTES
 
-HOST = "127.0.0.1"
 IN_FLIGHT = 200
 
 
@@ -22,7 +21,7 @@ def main() -> None:
     # rumqttd logs a record for each packet.
     logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
     broker = IotCoreBroker(
-        listen=HOST,
+        listen=sys.argv[3],
         port=int(sys.argv[1]),
         max_payload_size=MAX_MESSAGE_BYTES + 4096,
         max_inflight_count=IN_FLIGHT,

@@ -48,7 +48,7 @@ def set_datastore(settings: Settings, create: bool) -> None:
     address = settings.datastore_at.replace("*", f"[{host}]" if ":" in host else host)
     _wait_for_sshd(address)
     with contextlib.redirect_stdout(sys.stderr):  # what `start` prints is about the boss
-        placing.set_datastore(address, new_host_key=False, as_json=False)
+        placing.set_datastore(address, new_host_key=False, own_account=False, as_json=False)
 
 
 def _noted(settings: Settings) -> dict[str, str]:

@@ -27,11 +27,12 @@ def drop_context(keys: tuple[str, ...], as_json: bool) -> int:
 @action
 @click.argument("address", metavar="DIR|USER@HOST[:PORT]:/ROOT")
 @click.option("--new_host_key", is_flag=True, help="Over SSH: trust a key other than the one that was pinned.")
-def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
+@click.option("--own_account", is_flag=True, help="Over SSH: the address is this account; its files are written here.")
+def set_datastore(address: str, new_host_key: bool, own_account: bool, as_json: bool) -> int:
     """Where files are kept: a directory that boss and workers see, or a machine over SSH."""
     from ecloud.cli import set_datastore as setting
 
-    return setting.set_datastore(address, new_host_key, as_json)
+    return setting.set_datastore(address, new_host_key, own_account, as_json)
 
 
 @action

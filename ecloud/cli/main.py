@@ -8,10 +8,20 @@ import click
 from click.shell_completion import get_completion_class
 
 from datastore.problem import DONE
-from ecloud.cli import app, cluster_actions, data_actions, push_action, task_actions, worker_actions
+from ecloud.cli import app, cluster_actions, data_actions, host_actions, push_action, task_actions, worker_actions
 from ecloud.cli.actions import main
 
-__all__ = ["admin", "cluster_actions", "data_actions", "ecloud", "main", "push_tasks", "task_actions", "worker_actions"]
+__all__ = [
+    "admin",
+    "cluster_actions",
+    "data_actions",
+    "ecloud",
+    "host_actions",
+    "main",
+    "push_tasks",
+    "task_actions",
+    "worker_actions",
+]
 
 PROGRAM = "ecloud"
 COMPLETE_VARIABLE = "_ECLOUD_COMPLETE"

@@ -26,8 +26,9 @@ PROBE_LIVES_S = 120.0
 KEYS_FILE = f"~/{installing.AUTHORIZED_KEYS}"
 
 
-def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
-    """Set up what is at `address` and tell the boss. `new_host_key`: a key other than the pinned one is accepted.
+def set_datastore(address: str, new_host_key: bool, own_account: bool, as_json: bool) -> int:
+    """Set up what is at `address` and tell the boss. `new_host_key`: a key other than the pinned one is accepted;
+    `own_account`: the address is this very account, whose files are at hand.
 
     Raises `Problem`, `DatastoreAway`, `RequestRefused`.
     """
@@ -45,16 +46,23 @@ def set_datastore(address: str, new_host_key: bool, as_json: bool) -> int:
     except ValueError as error:
         raise Problem(str(error)) from None
     context = status.context(app.database(settings))
-    return _set_up(settings, parsed, context, new_host_key, as_json)
+    return _set_up(settings, parsed, context, new_host_key, own_account, as_json)
 
 
-def _set_up(settings: Settings, address: SshAddress, context: dict[str, str], new_host_key: bool, as_json: bool) -> int:
+def _set_up(
+    settings: Settings,
+    address: SshAddress,
+    context: dict[str, str],
+    new_host_key: bool,
+    own_account: bool,
+    as_json: bool,
+) -> int:
     home = settings.home_directory
     host_key = read_host_key(address.host, address.port)
     _compare_host_key(address, context, host_key, new_host_key)
     _say(f"{address.host} shows the host key {fingerprint(host_key)}, which is pinned")
     lines = _Lines(address, public_line(boss_key(home)), authority(home, context["cluster_id"]).authorized_line())
-    installed = _install(home, lines, host_key)
+    installed = _install(home, lines, host_key, own_account)
     if not _accepts_workers(home, context["cluster_id"], address, host_key, installed):
         if installed.wrote_line:
             installing.take_back(address, boss_key(home), host_key, lines.workers)
@@ -110,21 +118,21 @@ class _Lines:
         ]
 
 
-def _install(home: Home, lines: _Lines, host_key: str) -> installing.Installed:
+def _install(home: Home, lines: _Lines, host_key: str, own_account: bool) -> installing.Installed:
     """The gate is there and the lines are written. Raises `Problem`, `CannotServe`, `DatastoreAway`."""
     key, address = boss_key(home), lines.address
     account = f"{address.user}@{address.host}"
     try:
         installed = installing.install(address, key, host_key, lines.workers)
     except AccessRefused:
-        wrote = _by_own_ssh(address, installing.adding(lines.boss))
+        wrote = _by_own_ssh(address, installing.adding(lines.boss), own_account)
         if wrote is None:
             raise Problem(lines.advice("does not accept the boss's key", False), exit_code=PART_AWAY) from None
         try:
             installed = installing.install(address, key, host_key, lines.workers)
         except AccessRefused:
             took_back = wrote == installing.ADDED and (
-                _by_own_ssh(address, installing.removing(lines.boss)) is not None
+                _by_own_ssh(address, installing.removing(lines.boss), own_account) is not None
             )
             raise Problem(lines.advice("does not accept the boss's key", took_back), exit_code=PART_AWAY) from None
         if wrote == installing.ADDED:
@@ -156,10 +164,12 @@ def _accepts_workers(
         return True
 
 
-def _by_own_ssh(address: SshAddress, script: str) -> str | None:
-    """What a script prints that the user's own ssh runs there; None where it fails, or where ssh would have to ask
-    the user something."""
+def _by_own_ssh(address: SshAddress, script: str, own_account: bool) -> str | None:
+    """What a script prints that the user's own ssh runs there, or this shell where the account is this one; None where
+    it fails, or where ssh would have to ask the user something."""
     command = ["ssh", "-o", "BatchMode=yes", "-p", str(address.port), "-l", address.user, "--", address.host, "sh -s"]
+    if own_account:
+        command = ["sh", "-s"]
     try:
         done = subprocess.run(command, input=script.encode(), capture_output=True, timeout=INSTALL_S, check=False)
     except (OSError, subprocess.TimeoutExpired):

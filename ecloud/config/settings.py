@@ -174,7 +174,7 @@ _SECRET = ("broker_password", "database_url", "opennebula_password", "opennebula
 MAX_POOL_NAME_CHARS = 64
 _SSH_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 CLOUDS = ("local", "opennebula", "slurm", "ssh_hosts")
-_HOST = re.compile(r"(?:[A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_][\w.-]*(?::\d{1,5})?")
+HOST_PATTERN = re.compile(r"(?:[A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_][\w.-]*(?::\d{1,5})?")
 SLURM_FIELDS = ("partition", "account", "qos", "time_limit", "backlog", "sbatch_options", "worker_init", "login")
 _TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d\d){0,2}")
 WAYS_OF_CODE = ("image", "ssh")
@@ -319,7 +319,7 @@ def _host_problems(pool: PoolSettings) -> Iterator[str]:
     if not pool.hosts:
         yield f"{pool.name}: hosts: a list of user@host[:port], of names of your ssh configuration, or local"
     for host in pool.hosts:
-        if not _HOST.fullmatch(host):
+        if not HOST_PATTERN.fullmatch(host):
             yield f"{pool.name}: hosts: {host!r} is no user@host[:port]"
     if not (pool.cpus and pool.memory_mb):
         yield f"{pool.name}: cpus and memory_mb: how much one worker offers"

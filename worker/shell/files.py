@@ -7,6 +7,7 @@ Publishes nothing: results are staged; the boss promotes them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -60,7 +61,7 @@ def open_datastore(access: DatastoreAccess, ssh: Path, stall_s: float = STALL_S)
             raise DatastoreAway(f"the datastore directory {root} is not on this machine: mount it here too")
         return DirectoryDatastore(root)
     try:
-        address = SshAddress.parse(access.address)
+        address = _via(SshAddress.parse(access.address))
     except ValueError as error:
         raise DatastoreAway(str(error)) from None
     if not (ssh / "key").exists():
@@ -71,6 +72,12 @@ def open_datastore(access: DatastoreAccess, ssh: Path, stall_s: float = STALL_S)
     return SshDatastore(
         address, Access(ssh / "key", known_hosts, certificate), stall_s=stall_s, patience_s=min(stall_s, PATIENCE_S)
     )
+
+
+def _via(address: SshAddress) -> SshAddress:
+    """The same datastore through a tunnel, where this worker was given one (`admin.py hosts up --tunnel`)."""
+    host, _, port = os.environ.get("ECLOUD_DATASTORE_VIA", "").rpartition(":")
+    return dataclasses.replace(address, host=host, port=int(port)) if host and port.isdecimal() else address
 
 
 def write_certificate(access: DatastoreAccess, ssh: Path) -> None:
