@@ -14,8 +14,8 @@ import msgspec
 from datastore.problem import Problem
 
 LEFT_OUT = frozenset((
-    ".git", ".hg", ".svn", "__pycache__", ".venv", "venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", "node_modules",
-    ".ipynb_checkpoints",
+    ".git", ".hg", ".svn", "__pycache__", ".venv", "venv", ".mypy_cache", ".pytest_cache", ".ruff_cache",
+    "node_modules", ".ipynb_checkpoints",
 ))  # fmt: skip
 MAX_BYTES = 500_000_000
 """Data belongs into the datastore; a project is code."""

@@ -64,8 +64,8 @@ def keep(home: Home, tunnels: list[Tunnel]) -> None:
     write_private(orders, msgspec.json.encode(tunnels))
     with log.open("ab") as out:
         subprocess.Popen(
-            [sys.executable, "-m", "boss.hosts.tunnels", str(home.path)], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out,
-            stderr=out, start_new_session=True,
+            [sys.executable, "-m", "boss.hosts.tunnels", str(home.path)], cwd=ROOT, stdin=subprocess.DEVNULL,
+            stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     deadline = time.monotonic() + END_S
     while keeper(home) is None:

@@ -111,7 +111,7 @@ class Update:
         until = time.monotonic() + self._drain_s
         while busy := [row["worker"] for row in rows() if row["running"]]:
             if time.monotonic() > until:
-                print(f"{counted(len(busy), 'worker')} still busy after {self._drain_s:.0f} s: their tasks are returned "
-                      "and run elsewhere", flush=True)  # fmt: skip
+                text = f"{counted(len(busy), 'worker')} still busy after {self._drain_s:.0f} s"
+                print(f"{text}: their tasks are returned and run elsewhere", flush=True)
                 return
             time.sleep(0.5)

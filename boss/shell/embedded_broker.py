@@ -1,5 +1,5 @@
-"""A broker of the boss's own: a private Mosquitto as its child, else a broker from pip in a process of its own. It is for
-this machine only, unless hosts use it (`admin.py hosts up`).
+"""A broker of the boss's own: a private Mosquitto as its child, else a broker from pip in a process of its own. It
+is for this machine only, unless hosts use it (`admin.py hosts up`).
 
 Owns its configuration, password, port and process. The port is kept in the home, so that workers find the broker again
 after a restart. The broker ends with the boss.

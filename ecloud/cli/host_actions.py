@@ -98,7 +98,7 @@ def restart(drain_s: float) -> None:
     carry_out(HostsCall("restart", drain_s=drain_s))
 
 
-@hosts.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@hosts.command("run", context_settings={"ignore_unknown_options": True})
 @click.option("--fetch", multiple=True, metavar="GLOB", help="Bring such files of the project back. Repeatable.")
 @click.option("--to", default=".", callback=_path, metavar="DIR", help="Where they go [the working directory].")
 @click.argument("name")

@@ -178,7 +178,7 @@ def test_a_start_that_is_made_twice_makes_one_worker(lab: Lab) -> None:
 
 @pytest.mark.long
 def test_the_hosts_page_does_what_it_shows(lab: Lab, daemons: Callable[..., Daemon], tmp_path: Path) -> None:
-    page = Page("docs/hosts.md")
+    page = Page("docs/hosts.md", "A pool that starts workers when tasks wait")
     daemon = daemons()
     settings = page.marked("settings")
     for shown, real in zip(("anna@host1", "anna@host2:2222", "host3"), lab.hosts):

@@ -16,8 +16,13 @@ BLOCKS = re.compile(r"(?:<!-- (?P<what>[^\n]*) -->\n)?```(?P<kind>\w*)\n(?P<text
 class Page:
     """A page's blocks."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, heading: str = "") -> None:
+        """`heading`: of the only part that is meant, down to the next one of its level."""
         self.text = (ROOT / name).read_text()
+        if heading:
+            (self.text,) = re.findall(
+                rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", self.text, re.DOTALL | re.MULTILINE
+            )
         self.blocks = [(found["kind"], found["what"] or "", found["text"]) for found in BLOCKS.finditer(self.text)]
 
     def marked(self, what: str) -> str:
@@ -39,9 +44,16 @@ def type_all(page: Page, place: Path, environment: dict[str, str]) -> None:
     for name in ("admin.py", "push_tasks.py", "examples", "worker"):
         (place / name).symlink_to(ROOT / name)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    type_sessions(page, place, environment, {})
+
+
+def type_sessions(page: Page, place: Path, environment: dict[str, str], names: dict[str, str]) -> None:
+    """The same, with other names for those that the page shows."""
     for command, expected in page.sessions():
+        for shown, real in names.items():
+            command, expected = command.replace(shown, real), expected.replace(shown, real)
         done = subprocess.run(
-            ["bash", "-c", f"exec 2>&1; {command}"], cwd=place, env=environment, stdout=subprocess.PIPE, timeout=100
+            ["bash", "-c", f"exec 2>&1; {command}"], cwd=place, env=environment, stdout=subprocess.PIPE, timeout=200
         )
         printed = done.stdout.decode()
         assert re.fullmatch(pattern(expected), printed), f"$ {command}\n{printed}\n--- expected:\n{expected}"

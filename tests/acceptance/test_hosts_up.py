@@ -1,0 +1,126 @@
+"""`admin.py hosts` on real hosts: up, work, trouble, down; nothing of ours stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from doors import Doors, ended
+from net_hosts import NetHost, NetHosts
+from pages import Page, type_sessions
+from services import ROOT
+
+pytestmark = pytest.mark.timeout(400)
+QUICK = "HEARTBEAT_S = 0.5\nLEASE_S = 5.0\nRETRY_BACKOFF_S = 0.1\n"
+
+
+class Laptop(Doors):
+    """Whoever types `hosts up`: a home and settings of their own."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        settings = self.place / "settings.py"
+        if not settings.exists():
+            settings.write_text(QUICK)
+        home = self.place / "user"
+        home.mkdir(exist_ok=True)
+        return {**super().environment, "ECLOUD_SETTINGS": str(settings), "HOME": str(home)}
+
+    def states(self) -> dict[str, int]:
+        """How many processes are in each state, as `hosts status` shows them."""
+        found: dict[str, int] = {}
+        for line in self.admin("hosts", "status", "--json", code=None).json["hosts"]:
+            found[line["state"]] = found.get(line["state"], 0) + 1
+        return found
+
+    @property
+    def boss_pid(self) -> int:
+        """Of the boss on this machine."""
+        return int(json.loads((self.place / "home" / "boss.pid").read_text())["pid"])
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Iterator[Laptop]:
+    made = Laptop(tmp_path / "place")
+    yield made
+    if (made.place / "home" / "hosts.toml").exists():
+        made.admin("hosts", "down", code=None)
+
+
+def three(net_hosts: NetHosts) -> list[NetHost]:
+    return [net_hosts.add(f"host{number}") for number in (1, 2, 3)]
+
+
+def test_up_work_trouble_down(laptop: Laptop, net_hosts: NetHosts, tmp_path: Path) -> None:
+    """Boss here; workers here and on three hosts."""
+    hosts = three(net_hosts)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    options = net_hosts.options(hosts)
+    up = laptop.admin("hosts", "up", *options, "-w", "local,1,2,3", "--datastore", shared)
+    assert up.out.count(" up ") == 5, up.out
+    laptop.push(laptop.write("t.json", [{"id": f"t{n}", "commands": "hostname; sleep 0.3"} for n in range(24)]))
+    assert set(ended(laptop, "t").values()) == {"succeeded"}
+    used = {worker["host"] for worker in laptop.admin("show_workers", "--json").json}
+    assert {"host1", "host2", "host3"} < used
+
+    # The boss is killed: its workers are found again by the next one, and none is started twice.
+    os.kill(laptop.boss_pid, signal.SIGKILL)
+    assert laptop.admin("hosts", "status", code=3).out.count("gone") >= 1
+    before = sorted(sum((host.processes() for host in hosts), []))
+    laptop.admin("hosts", "up", "-f")
+    assert sorted(sum((host.processes() for host in hosts), [])) == before
+
+    # A host is rebooted: its worker is gone, and up -f starts it again.
+    hosts[0].reboot()
+    assert hosts[0].processes() == []
+    laptop.admin("hosts", "up", "-f")
+    assert laptop.states() == {"up": 5}
+
+    # A host is away while everything goes down: it stays in the list until it is back.
+    hosts[1].stop()
+    told = laptop.admin("hosts", "down", "--purge", code=3)
+    assert hosts[1].address in told.err
+    assert [host.processes() for host in (hosts[0], hosts[2])] == [[], []]
+    hosts[1].start()
+    laptop.admin("hosts", "down", "--purge")
+    assert [host.files() for host in hosts] == [[], [], []]
+    assert not (laptop.place / "user" / ".ecloud-hosts").exists()
+    assert "nothing was started" in laptop.admin("hosts", "status", code=None).out
+
+
+HELLO = """import csv, subprocess, sys
+from pathlib import Path
+
+Path("tasks.json").write_text('[{"id": "t", "commands": "grep hello $ECLOUD_PROJECT/word > out", "results": ["out"]}]')
+push = "from ecloud.cli.main import push_tasks; push_tasks()"
+subprocess.run([sys.executable, "-c", push, "tasks.json", "--wait"], check=True, stdout=subprocess.DEVNULL)
+print("host2 or host3 says", Path(__file__).with_name("word").read_text().strip())
+with open("told.csv", "w") as file:
+    csv.writer(file).writerow(["hello"])
+"""
+
+
+@pytest.mark.long
+def test_the_hosts_page_does_what_it_shows(laptop: Laptop, net_hosts: NetHosts) -> None:
+    """The master is a host, whose boss keeps files over its own sshd."""
+    hosts = three(net_hosts)
+    project = laptop.place / "project"
+    project.mkdir()
+    (project / "hello.py").write_text(HELLO)
+    (project / "word").write_text("hello\n")
+    (laptop.place / "admin.py").symlink_to(ROOT / "admin.py")
+    names = {f"anna@host{number}": f"root@{host.address}" for number, host in enumerate(hosts, 1)}
+    known = f"-o UserKnownHostsFile={net_hosts.directory}/known_hosts -o LogLevel=ERROR"
+    names |= {"-i ~/.ssh/lab": f"-i {net_hosts.key} {known}"}
+    environment = {**laptop.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    type_sessions(Page("docs/hosts.md", "Up and down with one command"), laptop.place, environment, names)
+    assert (laptop.place / "told.csv").read_text() == "hello\n"
+    assert [host.files() for host in hosts] == [[], [], []]
+    assert [host.processes() for host in hosts] == [[], [], []]
+    assert [host.authorized() for host in hosts] == [[net_hosts.public]] * 3
