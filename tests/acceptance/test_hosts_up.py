@@ -56,6 +56,10 @@ def three(net_hosts: NetHosts) -> list[NetHost]:
     return [net_hosts.add(f"host{number}") for number in (1, 2, 3)]
 
 
+def running(hosts: list[NetHost]) -> list[str]:
+    return sorted(line for host in hosts for line in host.processes())
+
+
 def test_up_work_trouble_down(laptop: Laptop, net_hosts: NetHosts, tmp_path: Path) -> None:
     """Boss here; workers here and on three hosts."""
     hosts = three(net_hosts)
@@ -72,9 +76,9 @@ def test_up_work_trouble_down(laptop: Laptop, net_hosts: NetHosts, tmp_path: Pat
     # The boss is killed: its workers are found again by the next one, and none is started twice.
     os.kill(laptop.boss_pid, signal.SIGKILL)
     assert laptop.admin("hosts", "status", code=3).out.count("gone") >= 1
-    before = sorted(sum((host.processes() for host in hosts), []))
+    before = running(hosts)
     laptop.admin("hosts", "up", "-f")
-    assert sorted(sum((host.processes() for host in hosts), [])) == before
+    assert running(hosts) == before
 
     # A host is rebooted: its worker is gone, and up -f starts it again.
     hosts[0].reboot()

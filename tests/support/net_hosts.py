@@ -21,6 +21,7 @@ from sshd import SSHD, without_python
 
 from datastore import keys
 
+SPACES = ("unshare", "--net", "--mount", "--pid", "--uts", "--fork")
 INSIDE = r"""
 hostname "$1"
 mount -t proc proc /proc
@@ -32,22 +33,41 @@ ip link set lo up
 while ! ip addr show dev eth0 2>/dev/null | grep -q inet; do sleep 0.05; done
 exec "$3" -D -e -f "$2.sshd_config"
 """
-_COUNT = iter(range(60))
+
+
+class Network:
+    """A bridge that this machine and the hosts are on."""
+
+    def __init__(self) -> None:
+        pid = os.getpid()
+        self.bridge = f"ec{pid}"
+        self._net = f"10.{200 + pid % 50}.{pid // 50 % 250}"
+        self._numbers = iter(range(2, 250))
+        self.end()
+        _ip("link", "add", "name", self.bridge, "type", "bridge")
+        _ip("addr", "add", f"{self._net}.1/24", "dev", self.bridge)
+        _ip("link", "set", self.bridge, "up")
+
+    def next(self) -> tuple[str, str]:
+        """The name of another link here, and the address at its other end."""
+        number = next(self._numbers)
+        return f"{self.bridge}x{number}", f"{self._net}.{number}"
+
+    def end(self) -> None:
+        """As if it had never been."""
+        subprocess.run(["ip", "link", "del", self.bridge], capture_output=True, check=False)
 
 
 class NetHost:
     """One of them. `fault`: `no python`, `disk full`, `clock` (an hour ahead), `closed` (accepts no key)."""
 
-    def __init__(self, directory: Path, name: str, public_key: str, fault: str = "") -> None:
-        number = next(_COUNT)
-        pid = os.getpid()
+    def __init__(self, directory: Path, name: str, public_key: str, network: Network, fault: str = "") -> None:
+        self._network = network
         self.name = name
         self.home = directory / name
         self.home.mkdir(parents=True)
         self._fault = fault
-        self._link = f"ec{pid % 100_000}x{number}"
-        net = f"10.{200 + pid % 50}.{pid // 50 % 250}"
-        self._near, self.address = f"{net}.{4 * number + 1}", f"{net}.{4 * number + 2}"
+        self._link, self.address = network.next()
         self._outside: subprocess.Popen[bytes] | None = None
         (self.home / ".ssh").mkdir(mode=0o700)
         authorized = self.home / ".ssh" / "authorized_keys"
@@ -65,9 +85,9 @@ class NetHost:
             (tools / "date").chmod(0o755)
             sees = f'SetEnv "HOME=/root" "PATH={tools}:{os.environ["PATH"]}"'
         lines = [
-            "Port 22", f"HostKey {host_key}", "PidFile none", "UsePAM no", "StrictModes no", "PasswordAuthentication no",
-            "KbdInteractiveAuthentication no", "PermitRootLogin yes", "AllowTcpForwarding yes", "MaxStartups 100:30:200",
-            "Subsystem sftp internal-sftp", sees,
+            "Port 22", f"HostKey {host_key}", "PidFile none", "UsePAM no", "StrictModes no",
+            "PasswordAuthentication no", "KbdInteractiveAuthentication no", "PermitRootLogin yes",
+            "AllowTcpForwarding yes", "MaxStartups 100:30:200", "Subsystem sftp internal-sftp", sees,
         ]  # fmt: skip
         Path(f"{self.home}.sshd_config").write_text("\n".join(lines) + "\n")
 
@@ -91,9 +111,8 @@ class NetHost:
             self._outside = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         first = wait_until(self._first, what="the namespaces are there")
         _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", str(first))
-        _ip("addr", "add", f"{self._near}/30", "dev", self._link)
-        _ip("link", "set", self._link, "up")
-        for words in (["link", "set", "eth0", "up"], ["addr", "add", f"{self.address}/30", "dev", "eth0"]):
+        _ip("link", "set", self._link, "master", self._network.bridge, "up")
+        for words in (["link", "set", "eth0", "up"], ["addr", "add", f"{self.address}/24", "dev", "eth0"]):
             subprocess.run(["nsenter", "-t", str(first), "-n", "ip", *words], check=True)
         wait_until(self._answers, what=f"sshd of {self.name} answers")
         return self
@@ -154,7 +173,10 @@ def why_not() -> str:
     """Why no such hosts can be made here; empty where they can."""
     if os.geteuid() != 0 or not all(shutil.which(name) for name in ("unshare", "nsenter", "ip", "ssh-keyscan")):
         return "root, unshare, nsenter, ip and ssh are needed"
-    done = subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*SPACES, "ip", "link", "add", "name", "br0", "type", "bridge"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     return done.stderr.strip() if done.returncode else ""
 
 
@@ -167,10 +189,11 @@ class NetHosts:
         self.key = directory / "key"
         self.public = keys.make_key(self.key, "user")
         self._made: list[NetHost] = []
+        self._network = Network()
 
     def add(self, name: str, fault: str = "") -> NetHost:
         """One more, which runs."""
-        made = NetHost(self.directory, name, self.public, fault)
+        made = NetHost(self.directory, name, self.public, self._network, fault)
         self._made.append(made)
         return made.start()
 
@@ -184,6 +207,7 @@ class NetHosts:
         """Power cut for all."""
         for host in self._made:
             host.stop()
+        self._network.end()
 
 
 @pytest.fixture
