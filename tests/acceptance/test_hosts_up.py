@@ -13,7 +13,7 @@ import pytest
 from doors import Doors, ended
 from net_hosts import NetHost, NetHosts
 from pages import Page, type_sessions
-from services import ROOT
+from services import ROOT, wait_until
 
 pytestmark = pytest.mark.timeout(400)
 QUICK = "HEARTBEAT_S = 0.5\nLEASE_S = 5.0\nRETRY_BACKOFF_S = 0.1\n"
@@ -128,3 +128,73 @@ def test_the_hosts_page_does_what_it_shows(laptop: Laptop, net_hosts: NetHosts) 
     assert [host.files() for host in hosts] == [[], [], []]
     assert [host.processes() for host in hosts] == [[], [], []]
     assert [host.authorized() for host in hosts] == [[net_hosts.public]] * 3
+
+
+def test_all_problems_are_named_at_once(laptop: Laptop, net_hosts: NetHosts, tmp_path: Path) -> None:
+    """Nothing is started; with --skip_failed the host that can work does."""
+    good = net_hosts.add("good")
+    kinds = ("no python", "disk full", "clock", "closed")
+    faults = {fault: net_hosts.add(fault.replace(" ", "-"), fault) for fault in kinds}
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    options = [*net_hosts.options([good, *faults.values()]), "--datastore", shared]
+    refused = laptop.admin("hosts", "up", *options, code=2).err
+    for fault, words in {
+        "no python": "has no Python of 3.10 or later",
+        "disk full": "MB free below /root/.ecloud-hosts",
+        "clock": "s ahead of this one",
+        "closed": "Permission denied",
+    }.items():
+        (line,) = (line for line in refused.splitlines() if words in line)
+        assert faults[fault].address in line
+    assert good.processes() == []
+    assert "0 workers ended" in laptop.admin("hosts", "down").out
+    up = laptop.admin("hosts", "up", *options, "--skip_failed")
+    assert up.out.count("left out: ") == 4
+    assert laptop.states() == {"up": 2}
+    laptop.admin("hosts", "down", "--purge")
+    assert good.files() == []
+
+
+def test_a_tunnel_is_made_again_and_listens_on_loopback_alone(
+    laptop: Laptop, net_hosts: NetHosts, tmp_path: Path
+) -> None:
+    host = net_hosts.add("far")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    laptop.admin("hosts", "up", *net_hosts.options([host]), "--datastore", shared, "--tunnel")
+    assert (laptop.place / "home" / "broker" / "mosquitto.conf").read_text().startswith("listener ")
+    assert "0.0.0.0" not in (laptop.place / "home" / "broker" / "mosquitto.conf").read_text()
+    listening = host.ask("ss", "-Hltn").split()
+    assert [item for item in listening if item.startswith("127.0.0.1:")]
+    laptop.push(laptop.write("t.json", [{"id": "t", "commands": "hostname"}]), "--wait")
+
+    host.cut()  # all connections end
+    wait_until(lambda: laptop.states().get("up") == 3, 60, "the tunnel is there again")
+    assert "ended with exit code" in (laptop.place / "home" / "tunnels.log").read_text()
+    laptop.push(laptop.write("u.json", [{"id": "u", "commands": "hostname"}]), "--wait")
+    laptop.admin("hosts", "down", "--purge")
+    assert (host.processes(), host.files()) == ([], [])
+    assert not list((laptop.place / "home").glob("tunnels.json"))
+
+
+@pytest.mark.parametrize("step", ["boss", "code", "worker"])
+def test_up_that_is_killed_leaves_nothing_that_down_does_not_find(
+    laptop: Laptop, net_hosts: NetHosts, tmp_path: Path, step: str
+) -> None:
+    host = net_hosts.add("host1")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    place = host.home / ".ecloud-hosts"
+    seen = {
+        "boss": lambda: (laptop.place / "home" / "hosts.boss").exists(),
+        "code": lambda: list(place.glob("*/code-*")),
+        "worker": lambda: list(place.glob("*/worker-1/run")),
+    }
+    up = laptop.begin("admin.py", "hosts", "up", *net_hosts.options([host]), "--datastore", shared)
+    wait_until(seen[step], 90, f"it got as far as {step}")
+    up.kill()
+    up.wait()
+    laptop.admin("hosts", "down", "--purge")
+    assert (host.processes(), host.files()) == ([], [])
+    assert not (laptop.place / "home" / "boss.pid").exists()

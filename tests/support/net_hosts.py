@@ -156,6 +156,22 @@ class NetHost:
                         found.append(" ".join(words))
         return found
 
+    def ask(self, *words: str) -> str:
+        """What a command prints there."""
+        first = self._first()
+        assert first is not None
+        command = ["nsenter", "-t", str(first), "-n", "-m", "-p", "-u", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def cut(self) -> None:
+        """All connections of its sshd end; what they started stays."""
+        first = self._first()
+        assert first is not None
+        for child in psutil.Process(first).children():
+            with contextlib.suppress(psutil.Error):
+                if child.cmdline() and child.cmdline()[0].startswith("sshd:"):
+                    child.send_signal(signal.SIGKILL)
+
     def authorized(self) -> list[str]:
         """Lines of its `authorized_keys`."""
         return (self.home / ".ssh" / "authorized_keys").read_text().splitlines()
