@@ -23,6 +23,7 @@ from ecloud.config.home import Home
 from ecloud.config.hosts_file import BOSS_OPTIONS, LOCAL, BossOptions
 from ecloud.config.secrets import AccessFile, cluster_secret, derive_key, new_invite_name, read_access, write_private
 from ecloud.config.settings import ROOT, Settings, child_environment, settings_path
+from ecloud.model.foreign_text import Cleaner
 from ecloud.model.roles import Role
 
 ADMIN_S = 120.0
@@ -126,11 +127,13 @@ class RemoteMaster:
             self._bundle, self._probe.python[4], 'boss --home "$vm/home" --standby', files, lines,
             units=self._probe.units, is_there=IS_ALIVE,
         )  # fmt: skip
-        self._fleet.run(self.host, ssh_hosts_scripts.start_script(self._place, 0, program))
+        script = ssh_hosts_scripts.start_script(self._place, 0, program)
         try:
+            self._fleet.run(self.host, script)
             self._fleet.run(self.host, scripts.ready_script(self._place))
         except Failed as failed:
-            raise Problem(f"the boss does not start: {failed}", exit_code=PART_AWAY) from None
+            clean = Cleaner([], [script.decode()])  # a shell may repeat the line that it does not understand
+            raise Problem(f"the boss does not start: {clean(str(failed))}", exit_code=PART_AWAY) from None
         print(f"the boss runs on {self.host}", flush=True)
 
     def stop(self) -> None:

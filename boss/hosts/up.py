@@ -32,6 +32,7 @@ from ecloud.config.datastore_address import is_ssh
 from ecloud.config.hosts_file import BossOptions
 from ecloud.config.secrets import AccessFile
 from ecloud.config.settings import Settings
+from ecloud.model.foreign_text import Cleaner
 from ecloud.model.text import counted
 
 LOOPBACK = "127.0.0.1"
@@ -249,7 +250,12 @@ class Up:
             for slot in slots:
                 program = self._worker(host, slot, bundle, mine, datastore)
                 script += b"(\n" + ssh_hosts_scripts.start_script(self._fleet.place("worker"), slot, program) + b")\n"
-            return [int(words[1]) for line in self._fleet.run(host, script).splitlines()
+            try:
+                told = self._fleet.run(host, script)
+            except Problem as problem:  # a shell may repeat the line that it does not understand
+                clean = Cleaner([mine.password, mine.key], [script.decode()])
+                raise Problem(clean(str(problem))) from None
+            return [int(words[1]) for line in told.splitlines()
                     if len(words := line.split()) == 2 and words[0] in ("started", "there")]  # fmt: skip
 
         self._pids: dict[str, list[int]] = {}

@@ -194,7 +194,7 @@ def test_up_that_is_killed_leaves_nothing_that_down_does_not_find(
     up = laptop.begin("admin.py", "hosts", "up", *net_hosts.options([host]), "--datastore", shared)
     wait_until(seen[step], 90, f"it got as far as {step}")
     up.kill()
-    up.wait()
+    up.communicate()
     laptop.admin("hosts", "down", "--purge")
     assert (host.processes(), host.files()) == ([], [])
     assert not (laptop.place / "home" / "boss.pid").exists()
