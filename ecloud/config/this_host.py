@@ -124,6 +124,20 @@ def gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     return tuple(present) or amd_gpus()
 
 
+def gpus_that_answer(offered: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Of these, those that `nvidia-smi` or `rocm-smi` show now. None where neither can be asked: nothing is known."""
+    if shutil.which("nvidia-smi") is None and shutil.which("rocm-smi") is None:
+        return None
+    nvidia = nvidia_gpus()
+    present = {*nvidia, *nvidia.values(), *amd_gpus()}
+    return tuple(gpu for gpu in offered if any(_is_gpu(gpu, shown) for shown in present))
+
+
+def _is_gpu(named: str, shown: str) -> bool:
+    """Whether they mean the same: a UUID may be named by its beginning."""
+    return shown == named or (named.startswith(("GPU-", "MIG-")) and shown.startswith(named))
+
+
 def _visible(named: str, present: Mapping[str, str]) -> tuple[str, ...]:
     """Those of a list that are present. `present`: UUIDs by index. As for CUDA, the first that is not there ends it."""
     found: list[str] = []

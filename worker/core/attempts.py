@@ -7,7 +7,7 @@ What it says of an attempt is true when it is said.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 
@@ -79,6 +79,7 @@ class Attempts:
         self.ended: dict[Key, Ended] = {}
         self.inits: dict[int, str] = {}
         self.free: Resources = dict(config.resources)
+        self._all_gpus = config.gpus
         self.free_gpus = dict.fromkeys(config.gpus, 1.0)
         """The free part of each."""
         self.effects = WorkerEffects()
@@ -216,6 +217,25 @@ class Attempts:
                 stands = None
         return stands
 
+    def on_gpus(self, present: Collection[str]) -> bool:
+        """GPUs that do not answer are offered no more, those that answer again are; whether that changed anything. What
+        runs on a lost one runs on; what is queued and never fits now is given back in the next session."""
+        offered = tuple(gpu for gpu in self._all_gpus if gpu in present)
+        if offered == self.config.gpus:
+            return False
+        more = len(offered) - len(self.config.gpus)
+        used: dict[str, float] = {}
+        for running in self.running.values():
+            if not running.staging:
+                for gpu in running.gpus:
+                    used[gpu] = used.get(gpu, 0.0) + min(1.0, running.order.asks["gpus"])
+        resources = {**self.config.resources, "gpus": float(len(offered))}
+        self.config = msgspec.structs.replace(self.config, gpus=offered, resources=resources)
+        self.free["gpus"] = self.free.get("gpus", 0.0) + more
+        self.free_gpus = {gpu: 1.0 - used.get(gpu, 0.0) for gpu in offered}
+        self.starts_changed = True
+        return True
+
     def _pick_gpus(self, asks: Resources) -> tuple[str, ...] | None:
         """GPUs for one attempt: whole ones, or a part of the fullest that has room. None where none fit."""
         wanted = asks.get("gpus", 0.0)
@@ -264,6 +284,8 @@ class Attempts:
         for name, amount in running.order.asks.items():
             self.free[name] += amount
         for gpu in running.gpus:
+            if gpu not in self.free_gpus:
+                continue  # it was lost meanwhile
             free = self.free_gpus[gpu] + min(1.0, running.order.asks["gpus"])
             self.free_gpus[gpu] = 1.0 if free > 1 - ROUNDING else free
         self.starts_changed = True
@@ -387,6 +409,8 @@ class Attempts:
             running.said = True
         if self.ended:
             self.flush_at = now
+        has = self.config.resources
+        self.give_back([key for key, order in self.queue.items() if not fits(has, order.asks.items())], "")
 
     def repeat(self, older_s: float, now: float) -> None:
         """Say again what was said longer ago than that, and was not answered."""
@@ -469,6 +493,8 @@ class Attempts:
                 staging += 1
                 continue
             for gpu in attempt.gpus:
+                if gpu not in gpus:
+                    continue
                 gpus[gpu] += min(1.0, attempt.order.asks["gpus"])
             for name, amount in attempt.order.asks.items():
                 taken[name] = taken.get(name, 0.0) + amount
@@ -477,6 +503,8 @@ class Attempts:
         assert all(abs(share - 1) < 0.001 for share in gpus.values()), "a GPU is given twice"
         has = self.config.resources
         for name, amount in taken.items():
+            if name == "gpus" and len(self.config.gpus) < len(self._all_gpus):
+                continue  # what ran on a lost one still counts
             assert amount <= has.get(name, 0.0) + 0.001, f"more {name} taken than there are"
         for name, amount in has.items():
             assert -0.001 < self.free[name] + taken.get(name, 0.0) - amount < 0.001, f"{name} does not add up"

@@ -109,6 +109,12 @@ class StateMeasured(msgspec.Struct, frozen=True):
     inputs: tuple[HeldInput, ...] = ()
 
 
+class GpusMeasured(msgspec.Struct, frozen=True):
+    """The GPUs that answer now, as they are offered: by index or UUID."""
+
+    present: tuple[str, ...]
+
+
 class MovingMeasured(msgspec.Struct, frozen=True):
     """What moves now; None for nothing."""
 
@@ -125,7 +131,8 @@ class TransfersChanged(msgspec.Struct, frozen=True):
 
 Event = (
     ConnectionFound | ConnectionLost | MessageArrived | AttemptEnded | CommandsEnded | ResultsComplete |
-    AttemptReturned | AccessEnded | TroubleChanged | TermReceived | StateMeasured | MovingMeasured | TransfersChanged
+    AttemptReturned | AccessEnded | TroubleChanged | TermReceived | StateMeasured | MovingMeasured | TransfersChanged |
+    GpusMeasured
 )  # fmt: skip
 
 

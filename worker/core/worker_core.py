@@ -23,6 +23,7 @@ from worker.core.events import (
     ConnectionFound,
     ConnectionLost,
     Event,
+    GpusMeasured,
     Leave,
     MessageArrived,
     MovingMeasured,
@@ -148,6 +149,11 @@ class WorkerCore:
                     self.attempts.starts_changed = True
                     if self.session:  # else the Welcome's heartbeat says it
                         self._heartbeat_at = now
+            case GpusMeasured(present):
+                if self.attempts.on_gpus(present):
+                    self.config = self.attempts.config
+                    if self.connected:
+                        self._say_hello(now)  # with what is offered from now on
             case TermReceived():
                 self._on_term(now)
             case StateMeasured():

@@ -10,6 +10,7 @@ import logging
 import os
 import select
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from worker.core.events import (
     ConnectionFound,
     ConnectionLost,
     Event,
+    GpusMeasured,
     Leave,
     MessageArrived,
     MovingMeasured,
@@ -53,6 +55,8 @@ ENOUGH_AGAIN = 1.25
 """Times what is needed on the disk is free before a worker that stopped for want of it continues."""
 LOOK_EVERY_S = 1.0
 """How often disk, trouble and long-running processes are looked at."""
+GPUS_EVERY_S = 5.0
+"""How often GPUs are asked whether they answer: about once a heartbeat."""
 SWEEP_EVERY_S = 3600.0
 """How often what nobody asks for any more is looked for."""
 GOODBYE_S = 1.0
@@ -107,6 +111,9 @@ class WorkerRuntime:
         self.begins_anew = False
         """After `run`: another process is to take over."""
         self._checking: Future[None] | None = None
+        self._gpus = config.gpus
+        self._gpus_at = time.monotonic() + GPUS_EVERY_S
+        self._gpu_look: threading.Thread | None = None
         self._status = self._session = ""
         self._peer_topic = peer_topic(access.cluster_id, config.peer)
         self._boss_topic = boss_topic(access.cluster_id, config.peer)
@@ -326,6 +333,7 @@ class WorkerRuntime:
         free_mb = free_disk_mb(self._home.path)
         self._inbox.append(StateMeasured(round(free_mb, 1), this_host.load(), self._files.inputs))
         self._inbox.append(MovingMeasured(self._files.meter.read()))
+        self._look_at_gpus()
         trouble = self._core.trouble
         # One sentence, however little is left and however that changes: it is logged and sent when it changes.
         text = f"disk full: less than {MIN_FREE_MB:.0f} MB are left in {self._home.path}"
@@ -334,6 +342,20 @@ class WorkerRuntime:
         elif trouble and self._checking is None:
             self._checking = self._can_work_again()
             self._checking.add_done_callback(lambda done: self._put(lambda: self._checked(done)))
+
+    def _look_at_gpus(self) -> None:
+        """Whether those that are offered still answer. In a thread: the driver of a lost one takes its time."""
+        now = time.monotonic()
+        if not self._gpus or now < self._gpus_at or (self._gpu_look is not None and self._gpu_look.is_alive()):
+            return
+        self._gpus_at = now + GPUS_EVERY_S
+
+        def look() -> None:
+            if (answer := this_host.gpus_that_answer(self._gpus)) is not None:
+                self._put(GpusMeasured(answer))
+
+        self._gpu_look = threading.Thread(target=look, name="gpus", daemon=True)
+        self._gpu_look.start()
 
     def _can_work_again(self) -> Future[None]:
         """Fails with what is still wrong."""

@@ -116,6 +116,8 @@ class Worker(msgspec.Struct, eq=False):
     alone: bool = False
     """It holds an attempt that runs alone (`Suspects`): nothing is queued behind that."""
     fetched: dict[Input, None] = msgspec.field(default_factory=dict)
+    shrunk: bool = False
+    """It lost what attempts still occupy."""
 
     @property
     def takes_tasks(self) -> bool:
@@ -147,6 +149,15 @@ class Worker(msgspec.Struct, eq=False):
             self.ahead[key] = attempt
             self.ahead_s += attempt.ahead_s
 
+    def resize(self, capacity: Resources) -> None:
+        """It offers something else from now on. What it holds stays: of what it lost, `free` may be below zero."""
+        for name, amount in capacity.items():
+            self.free[name] = self.free.get(name, 0.0) + amount - self.capacity.get(name, 0.0)
+        for name in self.capacity.keys() - capacity.keys():
+            self.free[name] -= self.capacity[name]
+        self.shrunk = any(amount < -ROUNDING for amount in self.free.values())
+        self.capacity = capacity
+
     def unchain(self, attempt: Attempt) -> None:
         """What it waited for is recorded: it is like any other attempt from now."""
         key = (attempt.task_no, attempt.number)
@@ -175,6 +186,7 @@ class Worker(msgspec.Struct, eq=False):
             self.ahead_s -= attempt.ahead_s
         if not self.held:
             self.free = dict(self.capacity)
+            self.shrunk = False
             self.ahead_s = 0.0
             self.idle_since = now
 
@@ -205,7 +217,7 @@ class Worker(msgspec.Struct, eq=False):
                     taken[name] = taken.get(name, 0.0) + amount
         assert all(self.name in part.holders for part in self.fetched), f"{self.name} is not known to have inputs"
         for name, amount in taken.items():
-            assert amount <= self.capacity.get(name, 0.0) + 0.001, f"{self.name}: {amount} {name} taken"
+            assert self.shrunk or amount <= self.capacity.get(name, 0.0) + 0.001, f"{self.name}: {amount} {name} taken"
         for name, amount in self.capacity.items():
             assert abs(self.free[name] + taken.get(name, 0.0) - amount) < 0.001, f"{self.name}: {name} does not add up"
 

@@ -8,7 +8,7 @@ from worker_script import WorkerScript, names_of, order
 from ecloud.model import wire
 from ecloud.model.tasks import Cause, Outcome
 from worker.core.attempts import FLUSH_COUNT, FLUSH_S, STAGING_MOST, STARTED_S
-from worker.core.events import AttemptReturned, CommandsEnded
+from worker.core.events import AttemptReturned, CommandsEnded, GpusMeasured
 from worker.core.worker_core import HOME_COPIED
 
 
@@ -219,6 +219,21 @@ def test_gpus_are_given_by_index_once() -> None:
     script.begins(3)
     without = WorkerScript(cpus=1).on_duty().orders(1)
     assert without.done.starts[0].gpus is None
+
+
+def test_a_gpu_that_does_not_answer_is_offered_no_more_until_it_does() -> None:
+    script = WorkerScript(cpus=8, gpus=("0", "1")).on_duty()
+    script.orders(order(1, gpus=1), order(2, gpus=1), order(3, gpus=2), order(4, gpus=1)).begins(1, 2)
+    script.handle(GpusMeasured(("0", "1"))).nothing_else()
+    script.handle(GpusMeasured(("1",)))
+    hello = script.hello()
+    assert hello.resources["gpus"] == 1.0
+    script.welcome(hello).returns(3).answers_heartbeat().ends(1).spools(1).nothing_else()
+    script.ends(2).spools(2)  # that on the GPU which is left
+    assert script.done.starts[-1].gpus == ("1",)
+    script.begins(4)
+    script.handle(GpusMeasured(("0", "1")))
+    assert script.hello().resources["gpus"] == 2.0
 
 
 def test_init_tasks_go_one_by_one_before_their_run() -> None:

@@ -296,6 +296,19 @@ def test_tasks_are_packed_by_their_resources(script: BossScript) -> None:
     script.starts(rich, "big", "s2").nothing_else()
 
 
+def test_a_worker_that_lost_a_gpu_gets_no_task_for_it() -> None:
+    """It says Hello again with what is left; what runs there stays its own."""
+    script = BossScript(ahead_max=0)
+    script.push("r", *(task(f"g{i}", resources={"cpus": 1.0, "gpus": 1.0}, runtime_s=60.0) for i in range(4)))
+    w1 = script.worker("w1", cpus=8, gpus=2)
+    script.starts(w1, "g0", "g1").started(w1, "g0", "g1")
+    script.hello(w1, resources={"cpus": 8.0, "gpus": 1.0}, home="home-w1").beats(w1)
+    script.ended(w1, "g0").stored(w1, "g0").nothing_else()  # g1 is on the one that is left
+    script.ended(w1, "g1").stored(w1, "g1").starts(w1, "g2").nothing_else()
+    script.hello(w1, resources={"cpus": 8.0, "gpus": 2.0}, home="home-w1").beats(w1)
+    script.starts(w1, "g3")
+
+
 def test_a_large_task_is_not_starved_by_small_ones(script: BossScript) -> None:
     w1 = script.worker("w1", cpus=2)
     script.push("r", *(task(f"s{i}", runtime_s=60.0) for i in range(2)))
