@@ -91,6 +91,12 @@ test-long: $(VENV)/.development services ## the long ones
 bench: $(VENV)/.development services ## how fast, side by side with peers
 	@$(PY) -m bench
 
+bench-peers: $(VENV)/.development services ## the same work by Ray, Dask, Celery, HyperQueue and Parsl, in turns
+	@$(PY) -m bench.peers
+
+bench-scale: $(VENV)/.development services ## how cost grows with tasks and workers: a table and a plot
+	@$(PY) -m bench.scale --plot docs/scale.png
+
 bench-scaling: $(VENV)/.development ## GRAPHS="FILE..." our scaling beside fixed fleets and queue depth, simulated
 	@$(PY) -m bench.scaling $(GRAPHS)
 
@@ -115,7 +121,7 @@ docs: $(VENV)/.runtime ## draw the generated pages again
 	@$(PY) docs/generate.py
 
 clean: ## remove .venv, caches and the demo's results
-	@rm -rf $(VENV) demo-results mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .peers demo-results mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install lock services demo check format test test-long bench bench-scaling chaos sim sim-mutants mutants docs clean
+.PHONY: help install lock services demo check format test test-long bench bench-peers bench-scale bench-scaling chaos sim sim-mutants mutants docs clean

@@ -49,7 +49,7 @@ class Services:
             self.database = self._start_database()
             self.database_url = self._make_tables()
             self.broker, self.address = self._start_broker()
-            self.boss = self._start_boss()
+            self.boss = self.start_boss()
         except BaseException:
             self.stop()
             raise
@@ -114,7 +114,8 @@ class Services:
 
     # --- ours ---------------------------------------------------------------------------------------
 
-    def _start_boss(self) -> subprocess.Popen[bytes]:
+    def start_boss(self) -> subprocess.Popen[bytes]:
+        """A boss; `self.boss` from now on."""
         settings = self.directory / "settings.py"
         settings.write_text(
             f"HOME = {str(self.home.path)!r}\n"
@@ -123,8 +124,13 @@ class Services:
             "POOLS = ({'name': 'local', 'cloud': 'local', 'minimum': 0, 'maximum': 0, 'cpus': 1},)\n"
         )
         process = self._start(self._python("boss"), "boss", {"ECLOUD_SETTINGS": str(settings)})
+        self.boss = process
         self._wait(process, "boss", self.home.boss_pid.exists)
         return process
+
+    def boss_log(self) -> str:
+        """What the boss has said so far."""
+        return (self.home.path / "boss.log").read_text(errors="replace")
 
     def start_worker(self, name: str, *options: str) -> subprocess.Popen[bytes]:
         """A real worker process."""

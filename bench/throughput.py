@@ -151,11 +151,11 @@ def _push(client: Client, ours: Ours, run: str, count: int) -> tuple[float, floa
     return ended - accepted_at, ended - began, cpu
 
 
-def wait_until_over(client: Client, run: str) -> None:
+def wait_until_over(client: Client, run: str, longest_s: float = LONGEST_S) -> None:
     """Until the boss says that nothing is left: said after the commit of the last outcome."""
     began = time.monotonic()
     for picture in client.watch(run):
         if picture.over:
             return
-        if time.monotonic() - began > LONGEST_S:
-            raise TimeoutError(f"run {run} did not end within {LONGEST_S:g} s")
+        if time.monotonic() - began > longest_s:
+            raise TimeoutError(f"run {run} did not end within {longest_s:g} s")
