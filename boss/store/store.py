@@ -17,7 +17,7 @@ from boss.core.model.history import EPOCH_CHANCES, next_epoch
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store import loading
 from boss.store.statements import ROWS_A_STATEMENT, CommitRefused, Statements, StoreAway, in_list, transaction
-from boss.store.writing import Writing
+from boss.store.writing import NextNumbers, Writing
 from datastore.problem import PartAway
 from ecloud.model.wire import CallEnded, CallValue
 
@@ -25,6 +25,8 @@ __all__ = ["AnotherBossLeads", "CommitRefused", "Deposed", "Store", "StoreAway"]
 
 EPOCHS_KEPT = 1_000
 """Ends of epochs: a peer that heard none of these bosses is taken for one of another history."""
+FRESH_TASKS, FRESH_BYTES = 1_000, 1_000_000
+"""Definitions of at most so many tasks are kept in memory until they are ordered; of one batch, so many bytes."""
 LONG_COMMIT_S = 1.0
 LEADER_SILENT_S = 15.0
 """A leader that has not written for this long is taken for dead, where nothing better is known."""
@@ -47,6 +49,10 @@ class Store:
         self._epoch = 0
         self._holder = ""
         self._sql = Statements(engine.dialect.name)
+        self._next: NextNumbers | None = None
+        """As the leader's row has them; None where they must be read: this boss alone changes them while it leads."""
+        self._fresh: dict[int, bytes] = {}
+        """Definitions that were stored a moment ago: most are asked for once, when their tasks are ordered."""
 
     # --- leading ---------------------------------------------------------------------------------
 
@@ -70,6 +76,7 @@ class Store:
             if not sql.sqlite:
                 sql.packet_bytes = int(connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one())
         self._epoch, self._holder = led, holder
+        self._next, self._fresh = None, {}
         return self._epoch
 
     def _begin_epoch(self, connection: Connection, epoch: int, holder: str, now: float) -> None:
@@ -148,14 +155,33 @@ class Store:
         landed all the same: `last_batch` tells, and committing the same batch again is harmless: it is written once.
         """
         began = time.monotonic()
+        known, self._next = self._next, None  # to be read again where this does not come to its end
+        numbers = None
+        self._forget_fresh(writes)
         with transaction(self.engine) as connection:
             if self._take_turn(connection, batch, now):
-                Writing(connection, self._sql, self._archive).all(writes, now)
+                numbers = Writing(connection, self._sql, self._archive, known).all(writes, now)
                 took_s = time.monotonic() - began
                 if took_s > LONG_COMMIT_S:
                     # A standby sees the row when this ends: it must not take the time of our work for silence.
                     update = f"UPDATE leader SET renewed_at = {self._sql.clock(now + took_s)} WHERE id = 1"
                     connection.exec_driver_sql(self._sql(update))
+        self._next = numbers
+        self._keep_fresh(writes)
+
+    def _forget_fresh(self, writes: Writes) -> None:
+        if writes.dropped_tasks or writes.dropped_runs:
+            self._fresh.clear()
+        for task in writes.stored if self._fresh else ():
+            self._fresh.pop(task.row.task_no, None)
+
+    def _keep_fresh(self, writes: Writes) -> None:
+        if not 0 < len(writes.stored) <= FRESH_TASKS:
+            return
+        if sum([len(task.json) for task in writes.stored]) <= FRESH_BYTES:
+            if len(self._fresh) > FRESH_TASKS:
+                self._fresh.clear()
+            self._fresh.update((task.row.task_no, task.json) for task in writes.stored)
 
     def _take_turn(self, connection: Connection, batch: int, now: float) -> bool:
         """Lock the leader's row and count the batch; False where this batch is in the tables already."""
@@ -191,8 +217,11 @@ class Store:
         """A run whole, or of its tasks only `ids`; None where there is none of that name. Raises `StoreAway`,
         `Deposed`."""
         with transaction(self.engine, writes=False) as connection:
-            self._require_leading(connection)
-            return loading.load_run(connection, name, ids)
+            query = "SELECT epoch, run_no FROM leader LEFT JOIN runs ON runs.name = ? WHERE leader.id = 1"
+            epoch, run_no = connection.exec_driver_sql(self._sql(query), (self._sql.text(name),)).one()
+            if epoch != self._epoch:
+                raise self._deposed()
+            return None if run_no is None else loading.load_run(connection, name, ids)
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
         """How calls of a run stand, and whether there are more. Raises `StoreAway`, `Deposed`."""
@@ -222,7 +251,11 @@ class Store:
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
         """The stored definition of each task, as JSON. Tasks that are gone are left out. Raises `StoreAway`."""
-        found: dict[int, bytes] = {}
+        fresh = self._fresh
+        found = {task_no: fresh.pop(task_no) for task_no in task_nos if task_no in fresh} if fresh else {}
+        task_nos = [task_no for task_no in task_nos if task_no not in found] if found else task_nos
+        if not task_nos:
+            return found
         with transaction(self.engine, writes=False) as connection:
             for start in range(0, len(task_nos), ROWS_A_STATEMENT):
                 part = in_list(task_nos[start : start + ROWS_A_STATEMENT])

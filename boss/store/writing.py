@@ -62,19 +62,25 @@ _SHORT_COLUMNS = (
 _PROMOTING = AttemptState.PROMOTING
 
 _Values = tuple[Any, ...]
+NextNumbers = tuple[int, int, int]
+"""The next numbers of tasks, runs and VMs, as the leader's row keeps them."""
 
 
 class Writing:
     """One batch on its way into the tables."""
 
-    def __init__(self, connection: Connection, sql: Statements, archive: bool) -> None:
+    def __init__(
+        self, connection: Connection, sql: Statements, archive: bool, numbers: NextNumbers | None = None
+    ) -> None:
+        """`numbers`: where they are known."""
         self._connection = connection
         self._sql = sql
         self._archive = archive
+        self._numbers = numbers
         self._command_chars = min(MAX_COMMAND_CHARS, sql.packet_bytes // 8)  # up to 4 bytes each
 
-    def all(self, writes: Writes, now: float) -> None:
-        """Everything, in the order of the fields of `Writes`."""
+    def all(self, writes: Writes, now: float) -> NextNumbers | None:
+        """Everything, in the order of the fields of `Writes`. The next numbers afterwards, where they are known."""
         if writes.stored or writes.runs or writes.vms:
             self._numbered(writes, now)
         self._moves(writes, now)
@@ -86,13 +92,12 @@ class Writing:
         self._small(writes, now)
         if writes.dropped_tasks or writes.dropped_runs:
             self._drop(writes)
+        return self._numbers
 
     # --- rows with numbers that the boss gives -----------------------------------------------------------------
 
     def _numbered(self, writes: Writes, now: float) -> None:
-        query = "SELECT next_task_no, next_run_no, next_vm_no FROM leader WHERE id = 1"
-        row = self._connection.exec_driver_sql(query).one()
-        next_task_no, next_run_no, next_vm_no = (int(number) for number in row)
+        next_task_no, next_run_no, next_vm_no = self._numbers or self._read_numbers()
         self._runs(writes.runs.values(), next_run_no)
         self._stored(writes.stored, next_task_no, now)
         self._vms(writes.vms.values())
@@ -104,6 +109,12 @@ class Writing:
         if after != (next_task_no, next_run_no, next_vm_no):
             update = "UPDATE leader SET next_task_no = ?, next_run_no = ?, next_vm_no = ? WHERE id = 1"
             self._connection.exec_driver_sql(self._sql(update), after)
+        self._numbers = after
+
+    def _read_numbers(self) -> NextNumbers:
+        query = "SELECT next_task_no, next_run_no, next_vm_no FROM leader WHERE id = 1"
+        row = self._connection.exec_driver_sql(query).one()
+        return int(row[0]), int(row[1]), int(row[2])
 
     def _put(self, table: str, columns: tuple[str, ...], rows: Sequence[_Values], next_no: int) -> None:
         """Rows whose first column is their number: those below `next_no` may be there already."""

@@ -365,6 +365,26 @@ def test_no_row_can_poison_its_batch(store: AnyStore) -> None:
     assert image(store)["a"].state is TaskState.SUCCEEDED
 
 
+def test_definitions_are_those_of_the_last_push_and_gone_with_their_tasks(store: AnyStore) -> None:
+    push(store, stored(1, "a", commands=("one",)), stored(2, "b"))
+    write(store, stored=[stored(1, "a", commands=("two",))])
+    assert b"two" in store.definitions([1])[1], "the task was pushed again before it was ordered"
+    assert b"two" in store.definitions([1, 2])[1], "and it is ordered again"
+    push(store, stored(3, "c"))
+    write(store, dropped_tasks=[3])
+    assert store.definitions([3]) == {}
+
+
+def test_numbers_are_known_after_a_batch_that_was_refused(store: AnyStore) -> None:
+    push(store, stored(1, "a"))
+    with pytest.raises(CommitRefused):
+        push(store, stored(2, "a"))
+    push(store, stored(3, "c"), run=RunRow(1, "r", NOW + 1))
+    write(store, runs={1: RunRow(1, "r", NOW + 1, ended_at=NOW + 2)})
+    assert set(image(store)) == {"a", "c"}
+    assert store.load().next_task_no == 4
+
+
 def test_more_than_a_thousand_definitions_are_found(store: AnyStore) -> None:
     push(store, *(stored(number, str(number)) for number in range(1, 1_302)))
     found = store.definitions(list(range(1, 1_302)))
