@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from boss.core.model.rows import (
 )
 from boss.core.tasks.manifests import declared_results
 from boss.store.selecting import Found, choose
+from boss.store.statements import in_list
 from ecloud.db import schema
 from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.tasks import (
@@ -49,6 +51,12 @@ from ecloud.model.worker_states import ON_DUTY, WorkerState
 IDS_COMPARED = 20_000
 """Ids looked through for a near miss."""
 IDS_A_QUERY = 500
+TASKS_A_LIST = 2_000
+"""Tasks whose dependencies are read at once."""
+SPARSE = 4
+"""From so many numbers for each task on, tasks are named one by one."""
+LIST_BYTES = 8 * 1024 * 1024
+"""Of a list that the server joins. A longer one is read row by row."""
 
 _UNFINISHED = [state.value for state in TaskState if state not in ENDED]
 _LIVE_ATTEMPTS = [state.value for state in AttemptState if state not in ATTEMPT_OVER]
@@ -318,24 +326,19 @@ def _run(row: Any) -> RunRow:
 def _tasks(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[int, TaskRow]:
     """Rows by number, in order. Texts are taken raw from the driver: the types' own conversion would double the
     time."""
-    asks, retries, label = _Parsed(dict[str, float]), _Parsed(Retries), _Parsed(tuple[str, ...])
-    inputs = _Parsed(tuple[str, ...])
+    shared = _Shared()
     states = {state.value: state for state in TaskState}
-    tasks = schema.tasks
-    columns = [sa.type_coerce(tasks.c[name], sa.types.NullType()).label(name) for name in _RAW]
-    numbers = [tasks.c[name] for name in _PLAIN]
-    query = sa.select(*numbers, *columns).where(condition).order_by(tasks.c.task_no)
+    rows = _joined_values(connection, condition) if connection.dialect.name != "sqlite" else None
     found: dict[int, TaskRow] = {}
-    result = connection.execute(query, execution_options={"stream_results": True, "max_row_buffer": 10_000})
     for (
         task_no, run_no, state, attempts, retries_used, not_before, init, priority, runtime_s, keep_dir, body_bytes,
-        definition_hash, makes, id, reason, asked, retried, labels, wanted,
-    ) in result:  # fmt: skip
-        names = label(labels)
+        definition_hash, makes, id, reason, *texts,
+    ) in _plain_values(connection, condition) if rows is None else rows:  # fmt: skip
+        asks, retries, label, inputs = shared(*texts)
         found[task_no] = TaskRow(
             task_no, run_no, _text(id), states[state], _text(reason), attempts, retries_used, not_before, init == 1,
-            priority, asks(asked), runtime_s, names[0] if names else "", retries(retried), keep_dir == 1, body_bytes,
-            definition_hash, inputs=inputs(wanted) if wanted else (), makes=makes,
+            priority, asks, runtime_s, label, retries, keep_dir == 1, body_bytes, definition_hash, inputs=inputs,
+            makes=makes,
         )  # fmt: skip
     return found
 
@@ -344,7 +347,62 @@ _PLAIN = (
     "task_no", "run_no", "state", "attempts", "retries_used", "not_before", "init", "priority", "runtime_s", "keep_dir",
     "body_bytes", "definition_hash", "makes",
 )  # fmt: skip
-_RAW = ("id", "reason", "asks", "retries", "labels", "inputs")
+_OWN = ("id", "reason")
+_ALIKE = ("asks", "retries", "labels", "inputs")
+_STREAM = {"stream_results": True, "max_row_buffer": 10_000}
+
+
+class _Shared:
+    """What many tasks have alike: each different combination is parsed once."""
+
+    def __init__(self) -> None:
+        self._asks, self._retries = _Parsed(dict[str, float]), _Parsed(Retries)
+        self._labels, self._inputs = _Parsed(tuple[str, ...]), _Parsed(tuple[str, ...])
+        self._known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def __call__(self, *texts: Any) -> tuple[Any, ...]:
+        """Resources, retries, first label, inputs. `texts`: as stored, or all in one with a line for each."""
+        known = self._known.get(texts)
+        if known is None:
+            parts = texts if len(texts) > 1 else texts[0].split(b"\n")
+            asks, retries, labels, inputs = parts
+            names = self._labels(labels)
+            wanted = self._inputs(inputs) if inputs else ()
+            known = self._asks(asks), self._retries(retries), names[0] if names else "", wanted
+            self._known[texts] = known
+        return known
+
+
+def _plain_values(connection: Connection, condition: sa.ColumnElement[bool]) -> Iterator[Sequence[Any]]:
+    tasks = schema.tasks
+    columns = [sa.type_coerce(tasks.c[name], sa.types.NullType()).label(name) for name in (*_OWN, *_ALIKE)]
+    query = sa.select(*[tasks.c[name] for name in _PLAIN], *columns).where(condition).order_by(tasks.c.task_no)
+    yield from connection.execute(query, execution_options=_STREAM)
+
+
+def _joined_values(connection: Connection, condition: sa.ColumnElement[bool]) -> Iterator[Sequence[Any]]:
+    """The same from four columns: PyMySQL takes a microsecond for each, whatever is in it. No text of `_ALIKE` has a
+    line break: they are JSON."""
+    tasks, raw = schema.tasks, sa.types.NullType()
+    numbers = [sa.func.ifnull(tasks.c[name], "") if name == "runtime_s" else tasks.c[name] for name in _PLAIN]
+    alike = [sa.func.ifnull(sa.type_coerce(tasks.c[name], raw), "") for name in _ALIKE]
+    own = [sa.type_coerce(tasks.c[name], raw).label(name) for name in _OWN]
+    joined_numbers = sa.type_coerce(sa.func.concat_ws(",", *numbers), raw)
+    joined_alike = sa.type_coerce(sa.func.concat_ws("\n", *alike), raw)
+    columns: list[Any] = [joined_numbers, *own, joined_alike]
+    result = connection.execute(
+        sa.select(*columns).where(condition).order_by(tasks.c.task_no), execution_options=_STREAM
+    )
+    for joined, id, reason, texts in result:
+        (
+            task_no, run_no, state, attempts, retries_used, not_before, init, priority, runtime_s, keep_dir, body_bytes,
+            definition_hash, makes,
+        ) = _text(joined).split(",")  # fmt: skip
+        yield (
+            int(task_no), int(run_no), state, int(attempts), int(retries_used), float(not_before), int(init),
+            int(priority), float(runtime_s) if runtime_s else None, int(keep_dir), int(body_bytes), definition_hash,
+            int(makes), id, reason, texts,
+        )  # fmt: skip
 
 
 def _text(value: str | bytes) -> str:
@@ -352,13 +410,40 @@ def _text(value: str | bytes) -> str:
 
 
 def _add_open_dependencies(connection: Connection, rows: dict[int, TaskRow]) -> None:
-    """Only those on unfinished tasks: the others are met, or the task would have been aborted with them."""
-    dependencies, tasks = schema.dependencies, schema.tasks
-    joined = dependencies.join(tasks, tasks.c.task_no == dependencies.c.task_no)
-    query = sa.select(dependencies).select_from(joined).where(tasks.c.state.in_(_UNFINISHED))
-    result = connection.execute(_in_order(query), execution_options={"stream_results": True, "max_row_buffer": 10_000})
+    """Only those between unfinished tasks: the others are met, or the task would have been aborted with them."""
     open_nos = {task_no for task_no, row in rows.items() if row.state not in ENDED}
-    _attach(rows, (edge for edge in result if edge[1] in open_nos))
+    numbers, most_bytes = sorted(open_nos), _longest_list(connection)
+    for start in range(0, len(numbers), TASKS_A_LIST):
+        edges = _edges(connection, numbers[start : start + TASKS_A_LIST], most_bytes)
+        _attach(rows, sorted([edge for edge in edges if edge[0] in open_nos and edge[1] in open_nos]))
+
+
+def _longest_list(connection: Connection) -> float:
+    """How long a list that the server joins may get before it is cut."""
+    if connection.dialect.name == "sqlite":
+        return inf
+    connection.exec_driver_sql(f"SET SESSION group_concat_max_len = {LIST_BYTES}")
+    limits = connection.exec_driver_sql("SELECT @@group_concat_max_len, @@max_allowed_packet").one()
+    return min(map(int, limits)) - 1
+
+
+def _edges(connection: Connection, task_nos: Sequence[int], most_bytes: float) -> Iterable[tuple[int, int, str]]:
+    """What these tasks wait for, and perhaps others with numbers between theirs: three lists in one row, since a row
+    for each edge costs PyMySQL 8 us. `task_nos` ascend."""
+    first, last = task_nos[0], task_nos[-1]
+    dense = last - first < SPARSE * len(task_nos)
+    chosen = f"task_no BETWEEN {first} AND {last}" if dense else f"task_no IN ({in_list(task_nos)})"
+    columns = ("task_no", "on_task_no", "met_by")
+    lists = ", ".join([f"GROUP_CONCAT({column})" for column in columns])
+    row = connection.exec_driver_sql(f"SELECT {lists} FROM dependencies WHERE {chosen}").one()
+    if row[0] is None:
+        return ()
+    texts = [_text(value) for value in row]
+    if max(map(len, texts)) >= most_bytes:  # they may be cut
+        query = f"SELECT {', '.join(columns)} FROM dependencies WHERE {chosen}"
+        return [tuple(edge) for edge in connection.exec_driver_sql(query)]
+    numbers = [map(int, text.split(",")) for text in texts[:2]]
+    return zip(*numbers, texts[2].split(","), strict=True)
 
 
 def _in_order(edges: sa.Select[Any]) -> sa.Select[Any]:

@@ -27,6 +27,7 @@ from boss.core.model.rows import (
     Writes,
 )
 from boss.core.tasks.merging import new_task
+from boss.store import loading
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed, Store
 from ecloud.db import schema
 from ecloud.model.tasks import (
@@ -363,6 +364,27 @@ def test_no_row_can_poison_its_batch(store: AnyStore) -> None:
     odd = ended(1, 1, exit_code=2**70, signal=-(2**40), stdout="\ud800", run_s=1e308, max_rss_mb=float("inf"))
     write(store, tasks={1: TaskMoved(TaskState.SUCCEEDED)}, attempts={(1, 1): odd, (2, 1): ended(2, 1)})
     assert image(store)["a"].state is TaskState.SUCCEEDED
+
+
+@pytest.mark.parametrize("list_bytes", [64, 8_000_000], ids=["cut", "whole"])
+def test_a_boss_that_starts_knows_who_waits_for_whom(
+    store: AnyStore, monkeypatch: pytest.MonkeyPatch, list_bytes: int
+) -> None:
+    monkeypatch.setattr(loading, "LIST_BYTES", list_bytes)
+    monkeypatch.setattr(loading, "TASKS_A_LIST", 3)
+    numbers = [1, 2, 3, 4, 1_000_000, 1_000_001, 5_000_000]
+    first = [stored(number, f"t{number}", runtime_s=0.1 * number) for number in numbers]
+    ended_task = stored(7, "ended", state=TaskState.SUCCEEDED)
+    both = {1: Condition.SUCCESS, 5_000_000: Condition.ANY}
+    waiting = [stored(10, "sink", after={**dict.fromkeys(numbers, Condition.SUCCESS), 7: Condition.SUCCESS})]
+    waiting += [stored(6_000_000, "far", after=both, state=TaskState.WAITING, labels=("a, b", 'c"\n'))]
+    push(store, *first, ended_task, *waiting)
+    found = {row.id: row for row in store.load().tasks}
+    assert dict(found["sink"].dependencies) == dict.fromkeys(numbers, Condition.SUCCESS)
+    assert dict(found["far"].dependencies) == both
+    assert found["far"].label == "a, b"
+    assert [found[f"t{number}"].runtime_s for number in numbers] == [0.1 * number for number in numbers]
+    assert found["far"].runtime_s is None
 
 
 def test_definitions_are_those_of_the_last_push_and_gone_with_their_tasks(store: AnyStore) -> None:
