@@ -290,7 +290,7 @@ def finds_whatever_it_looks_for(true: Any) -> Any:
 
 
 def gives_one_certificate_to_all(true: Any) -> Any:
-    def on_signed(self: Access, name: str, certificate: str, lives_s: float) -> None:
+    def on_signed(self: Access, name: str, certificate: str, lives_s: float, now: float) -> None:
         true(self, name, self.__dict__.setdefault("_first_signed", certificate), lives_s)
 
     return on_signed

@@ -232,7 +232,7 @@ class Boss:
             case DatastoreUsed(address):
                 self.access.on_used(address, now)
             case KeySigned(worker, certificate, lives_s):
-                self.access.on_signed(worker, certificate, lives_s)
+                self.access.on_signed(worker, certificate, lives_s, now)
             case VmStarted(vm_no, cloud_id):
                 self.vms.on_started(vm_no, cloud_id, now)
             case VmRefused(vm_no, reason, retry_s, cause):

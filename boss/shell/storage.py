@@ -55,10 +55,11 @@ class Storage:
         which may be hours off. A connection that it opened ends with it. `refused`: the one before is not taken: that
         clock is looked at anew.
 
-        Raises `KeyToolFailed`, and `ValueError` for what is no key.
+        Raises `KeyToolFailed`, `DatastoreAway` where files are in a directory, and `ValueError` for what is no key.
         """
         address = self.access.address
-        assert is_ssh(address), "only a datastore over SSH wants signatures"
+        if not is_ssh(address):
+            raise DatastoreAway(f"files are in {address} now: access to it needs no signature")
         ahead_s, is_sure = self._clock.ahead_s(anew=refused)
         until_s = time.time() + ahead_s + LIVES_S
         command = gate_command(self._python, self._gate, SshAddress.parse(address).root, worker, until_s)

@@ -13,6 +13,9 @@ from guests import is_copy
 from opennebula_double import OpenNebula
 from services import Daemon, wait_until, watch_to_the_end
 
+from ecloud.db.database import make_engine
+from ecloud.queries import status
+
 PATIENCE_S = 1200.0
 """255 agents are 255 Pythons that start, on a machine of two cores that does other things too."""
 
@@ -53,11 +56,12 @@ def test_all_addresses_of_a_network_work_and_one_sentence_tells_of_the_others(
     doors = Doors(tmp_path / "place", daemon)
     assert f"{asked} asked for in pool big" in doors.admin("instantiate_worker", asked, "--yes").out
 
-    def all_up() -> bool:
-        workers = doors.admin("show_workers", "--json").json
-        return sum(1 for worker in workers if worker["state"] == "up") == addresses
-
-    wait_until(all_up, PATIENCE_S, f"{addresses} workers are on duty")
+    engine = make_engine(f"sqlite:///{daemon.home.database}")
+    wait_until(
+        lambda: len(status.workers(engine, ("up",))) == addresses, PATIENCE_S, f"{addresses} workers are on duty"
+    )
+    engine.dispose()
+    assert sum(worker["state"] == "up" for worker in doors.admin("show_workers", "--json").json) == addresses
     assert len(double.alive) == len(agents(double)) == addresses
     sentence = (
         f"pool big has room for no more VMs (network lab has 0 free addresses of {addresses}); "

@@ -62,7 +62,7 @@ class ContextRequests:
         if usual not in ("", self._access.datastore.address) and not set(keys).isdisjoint(DATASTORE_NOTES):
             self._refuse_while_files_move()
             keys = list(dict.fromkeys([*keys, *DATASTORE_NOTES]))
-            self._access.move(UseDatastore(usual, "", "", ""))
+            self._access.move(UseDatastore(usual, "", "", ""), now)
             moved = f"; the datastore is {usual} from now on"
         for key in keys:
             self._outbox.writes.context[key] = None
@@ -77,7 +77,7 @@ class ContextRequests:
         use = UseDatastore(address, *(text_of(request, name) for name in ("host_key", "python", "gate")))
         values = (use.address, use.host_key, use.python, use.gate)
         self._outbox.writes.context.update({name: value or None for name, value in zip(DATASTORE_NOTES, values)})
-        self._access.move(use)
+        self._access.move(use, now)
         return 1, f"the datastore is {address}", ()
 
     def _refuse_while_files_move(self) -> None:

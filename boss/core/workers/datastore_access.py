@@ -32,6 +32,8 @@ class Access:
         self._fleet = fleet
         self._sessions = sessions
         self._lives_s = LIVES_S
+        self._moved_at: float | None = None
+        """Since when the boss itself moves to another datastore: what is signed meanwhile is for the old one."""
 
     @property
     def datastore(self) -> DatastoreAccess:
@@ -46,7 +48,7 @@ class Access:
     def on_heartbeat(self, worker: Worker, access_s: float | None, now: float) -> None:
         """Ask for a signature where this worker has no access (0: what it has is refused), or soon will have none."""
         public_key = worker.row.hello.ssh_key
-        if not (self.datastore.host_key and public_key):
+        if not (self.datastore.host_key and public_key) or self._is_moving(now):
             return
         if access_s is not None and access_s > RENEW_BELOW * self._lives_s:
             return
@@ -56,6 +58,9 @@ class Access:
             worker.refused_at = now if refused else None
             self._ask(worker, now, refused)
 
+    def _is_moving(self, now: float) -> bool:
+        return self._moved_at is not None and now - self._moved_at < ASK_AGAIN_S
+
     def _ask(self, worker: Worker, now: float, refused: bool) -> None:
         worker.access_asked_at = now
         self._outbox.call(SignKey(worker.name, worker.row.hello.ssh_key, refused=refused))
@@ -64,15 +69,16 @@ class Access:
         """The boss's own side is there: nobody waits for his next heartbeat to log in."""
         if address != self.datastore.address or not self.datastore.host_key:
             return
+        self._moved_at = None
         for worker in self._fleet.workers.values():
             if worker.conversation is not None and worker.row.hello.ssh_key and worker.access_asked_at is None:
                 self._ask(worker, now, False)
 
-    def on_signed(self, name: str, certificate: str, lives_s: float) -> None:
+    def on_signed(self, name: str, certificate: str, lives_s: float, now: float) -> None:
         """Give a worker its certificate."""
         self._lives_s = lives_s
         worker = self._fleet.workers.get(name)
-        if worker is None:
+        if worker is None or self._is_moving(now):
             return
         worker.access_asked_at = None
         if worker.conversation is not None and self.datastore.host_key:
@@ -84,8 +90,9 @@ class Access:
         if address == self.datastore.address:
             self._outbox.writes.context[FREE_SPACE] = f"{free_mb:.0f} {now:.0f}"
 
-    def move(self, use: UseDatastore) -> None:
+    def move(self, use: UseDatastore, now: float) -> None:
         """Files are somewhere else from now on: everybody is told."""
+        self._moved_at = now
         access = self._sessions.datastore = DatastoreAccess(use.address, host_key=use.host_key)
         self._outbox.call(use)
         self._outbox.writes.context[FREE_SPACE] = None
