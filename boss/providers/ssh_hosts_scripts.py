@@ -102,6 +102,8 @@ if [ -d /run/systemd/system ] && command -v systemctl >/dev/null; then
     fi
 fi
 echo "units $units"
+rmdir "$place" 2>/dev/null && rmdir "$root" 2>/dev/null  # a look leaves nothing where nothing is
+true
 """
 _START = r"""
 vm="$place/@KIND@-@NUMBER@"

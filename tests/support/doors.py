@@ -37,6 +37,9 @@ for words in json.load(sys.stdin):
 class Doors:
     """Doors in the directory `place`, for the boss whose daemon is given, or for none."""
 
+    patience_s = PATIENCE_S
+    """How long a command may take."""
+
     def __init__(self, place: Path, daemon: Daemon | None = None) -> None:
         self.place = place
         self.daemon = daemon
@@ -57,7 +60,12 @@ class Doors:
         """Type a command and wait; its exit code must be `code`, and no traceback may be seen."""
         command = [sys.executable, str(ROOT / door), *map(str, arguments)]
         done = subprocess.run(
-            command, cwd=self.place, env=self.environment, input=stdin.encode(), capture_output=True, timeout=PATIENCE_S
+            command,
+            cwd=self.place,
+            env=self.environment,
+            input=stdin.encode(),
+            capture_output=True,
+            timeout=self.patience_s,
         )
         found = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
         assert "Traceback" not in found.text, found.text

@@ -165,3 +165,19 @@ def test_none_without_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", str(tmp_path))
     assert this_host.gpus({}) == ()
     assert this_host.gpus({"CUDA_VISIBLE_DEVICES": "0"}) == ()
+
+
+@pytest.mark.parametrize(
+    ("offered", "answer"),
+    [(("0", "1", "3"), ("0", "3")), (("GPU-aaaa-1", "GPU-aaaa-3"), ("GPU-aaaa-3",)), (("GPU-aaaa",), ("GPU-aaaa",))],
+)
+def test_a_gpu_that_fell_off_the_bus_does_not_answer(
+    four: Path, offered: tuple[str, ...], answer: tuple[str, ...]
+) -> None:
+    program(four, "nvidia-smi", "for i in 0 2 3; do echo $i, GPU-aaaa-$i; done; exit 15")
+    assert this_host.gpus_that_answer(offered) == answer
+
+
+def test_where_no_program_shows_gpus_nothing_is_known_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert this_host.gpus_that_answer(("0",)) is None
