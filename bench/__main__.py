@@ -13,7 +13,19 @@ from pathlib import Path
 from bench.report import Figure, table
 from bench.services import NotInstalled
 
-MEASURES = ("core", "simulation", "throughput", "chains", "simulated", "push", "doors", "over_ssh", "data", "vms")
+MEASURES = (
+    "core",
+    "simulation",
+    "throughput",
+    "chains",
+    "simulated",
+    "push",
+    "arrays",
+    "doors",
+    "over_ssh",
+    "data",
+    "vms",
+)
 
 
 def main() -> int:

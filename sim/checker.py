@@ -31,6 +31,7 @@ from ecloud.model.tasks import (
 )
 from ecloud.model.wire import AttemptOrder, Envelope
 from ecloud.model.worker_states import ON_DUTY
+from sim.array_checker import ArrayChecker
 from sim.datastore import Datastore
 from sim.fleet_checker import FleetChecker
 from sim.history_checker import HistoryChecker
@@ -118,6 +119,7 @@ class Checker:
         """The batch in which the dependencies of a task were last recorded as met."""
         self.void: set[Key] = set()
         """Chained attempts that ended although what they waited for did not succeed."""
+        self.arrays = ArrayChecker(world, tables)
         self.taken: set[str] = set()
         """Pushes that were committed."""
         self.accepted: dict[str, str] = {}
@@ -178,6 +180,7 @@ class Checker:
         tasks_before = [None if (row := known.get(task_no)) is None else row.state for task_no in writes.tasks]
         attempts_before = [None if (was := given.get(key)) is None else was.state for key in writes.attempts]
         batch = tables.batch
+        self.arrays.before(writes)
         try:
             yield
         except Deposed:
@@ -189,6 +192,7 @@ class Checker:
             raise Violation("one-boss", f"{boss} writes in epoch {epoch}, which is over: {tables.epoch} leads")
         self.world.tell(boss, f"commits batch {tables.batch}{_sizes(writes)}")
         self.allowed -= stored
+        self.arrays.after(boss, writes)
         for (task_no, moved), state in zip(writes.tasks.items(), tasks_before, strict=True):
             if moved.state is _WAITING and state is not _RUNNING:
                 self.allowed.discard(task_no)
@@ -293,9 +297,10 @@ class Checker:
             return
         if task.state in ENDED and not task.init:
             raise Violation("dependencies", f"attempt {_name(key)} is given although task {task.id} is {task.state}")
-        looked["dependencies"] += bool(task.dependencies)
+        waits_for = self.arrays.dependencies_of(task)
+        looked["dependencies"] += bool(waits_for)
         chained = False
-        for other_no, condition in task.dependencies:
+        for other_no, condition in waits_for:
             other = tasks[other_no]
             # One that ran already when its dependency was done again runs on, and is tried again however that one ends.
             ran_on = other.state in ENDED and task_no in self.allowed
@@ -419,7 +424,8 @@ class Checker:
             return
         self.completions += 1
         self.history.kept.discard(task.task_no)
-        if state is _SUCCEEDED and not task.init and not moved.reason.startswith("skipped"):
+        is_array = task.task_no in self.tables.arrays
+        if state is _SUCCEEDED and not task.init and not is_array and not moved.reason.startswith("skipped"):
             self._in_order(task)
             self._read_right(task.task_no, (task.task_no, self._succeeded(task.task_no, moved.attempts)))
 
@@ -615,7 +621,10 @@ class Checker:
 
     def at_last(self) -> None:
         """Every task that succeeded has its files, and from its last attempt that did."""
+        self.arrays.at_last()
         for task_no, task in self.tables.tasks.items():
+            if task_no in self.tables.arrays:
+                continue
             skipped = task.init or task.reason.startswith("skipped") or task_no in self.history.kept
             if task.state is TaskState.SUCCEEDED and not skipped:
                 self._succeeded(task_no, task.attempts)

@@ -127,6 +127,7 @@ class Cluster:
             stop_grace_s=2.0,
             retry_backoff_s=0.5,
             sweep_every_s=60.0,
+            array_window=random.Random(self.world.seed + 6).choice((2, 5, 20)),
             pools=pools,
             vm_hours_per_day=per_day if pools else 0.0,
             vm_hours_per_run=per_run if pools else 0.0,

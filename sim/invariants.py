@@ -16,6 +16,7 @@ INVARIANTS: dict[str, str] = {
     "one-outcome": "an attempt has one recorded outcome, and it never changes",
     "true-outcome": "a recorded outcome is one that a worker came to for this very attempt",
     "outcome-kept": "an attempt that came to an outcome is not lost while its worker is on duty",
+    "elements": "an element of an array is made once, its array ends after all of them, and its counts are true",
     "push-once": "a push is taken once, however often it is said",
     # Files
     "files-whole": "a task that succeeded has all its files under their final names, from its recorded attempt",

@@ -14,6 +14,7 @@ def sizes(core: Boss) -> dict[str, int]:
     return {
         "nodes": len(core.book.graph.nodes),
         "runs": len(core.book.runs),
+        "arrays": len(core.book.arrays) + len(core.book._each_of) + len(core.book._changed_arrays),
         "attempts": len(core.attempts.active),
         "promotions": len(core.attempts.promoting),
         "outcomes that wait": len(core.attempts._early),

@@ -26,13 +26,16 @@ from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
+from boss.core.model.arrays import Array
 from boss.core.model.graph import TaskGraph
 from boss.core.model.history import History
 from boss.core.tasks import suspects
+from boss.core.tasks.arrays import Arrays
 from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.tasks.chains import Chains
 from boss.core.tasks.staging_sweeper import StagingSweeper
 from boss.core.tasks.suspects import Suspects
+from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from boss.shell.driver import Driver
@@ -424,5 +427,20 @@ MUTANTS: dict[str, Mutant] = {
         "forgiving: silence while there was no broker counts against workers",
         ("patience",),
         ((Leases, "forgive", mutations.does_nothing),),
+    ),
+    "windows": Mutant(
+        "writing what was made: a boss that starts makes elements again",
+        ("elements", "settles"),
+        ((TaskBook, "_write_arrays", mutations.writes_no_windows),),
+    ),
+    "end-of-an-array": Mutant(
+        "waiting for the last elements: an array ends when the last of them is made",
+        ("elements", "assertion"),
+        ((Arrays, "_is_over", mutations.ends_arrays_early),),
+    ),
+    "element-by-element": Mutant(
+        "waiting element by element: all elements of a ready array are made",
+        ("dependencies",),
+        ((Array, "find_due", mutations.waits_for_no_counterpart),),
     ),
 }

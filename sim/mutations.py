@@ -18,9 +18,11 @@ from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
+from boss.core.model.arrays import Array
 from boss.core.model.effects import StartVm
 from boss.core.model.graph import TaskGraph
 from boss.core.tasks.attempts import Attempts as BossAttempts
+from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from boss.shell.driver import Driver, Pause
@@ -486,3 +488,27 @@ def starts_after_the_first(true: Any) -> Any:
         return true(self, done)
 
     return on_success
+
+
+# --- arrays --------------------------------------------------------------------------------------------
+
+
+def writes_no_windows(true: Any) -> Any:
+    def write_arrays(self: TaskBook) -> None:
+        self._changed_arrays.clear()
+
+    return write_arrays
+
+
+def ends_arrays_early(true: Any) -> Any:
+    def is_over(array: Array) -> bool:
+        return array.node.state is TaskState.READY and not array.pending
+
+    return staticmethod(is_over)
+
+
+def waits_for_no_counterpart(true: Any) -> Any:
+    def find_due(self: Array) -> None:
+        self.due = self.pending.copy()
+
+    return find_due

@@ -11,7 +11,7 @@ from functools import partial
 
 import msgspec
 
-from ecloud.model.tasks import Condition, Dependency, Requirement, Result, Retries, TaskDefinition
+from ecloud.model.tasks import ArrayOf, Condition, Dependency, Requirement, Result, Retries, TaskDefinition
 from ecloud.model.wire import PushOptions
 from sim.client import Client
 from sim.worker_shell import command, greedy, poison
@@ -30,6 +30,8 @@ class Size(msgspec.Struct, frozen=True):
     workers: tuple[int, int] = (2, 5)
     troubled_s: float = 40.0
     """How long things go wrong and people change their minds."""
+    arrays: float = 0.2
+    """How many lists have arrays."""
     task_s: float = 2.0
     """The longest task, about."""
     most_steps: int = 300_000
@@ -40,6 +42,9 @@ class Size(msgspec.Struct, frozen=True):
 
 REACH = {"wide": 0.3, "deep": 3.0, "any": 1.2}
 """Tasks that one waits for, on average, by the shape of the graph."""
+ARRAY_IDS = ("array-a", "array-b", "array-c")
+ELEMENTS = (6, 20)
+"""Elements of an array."""
 CONDITIONS = (Condition.SUCCESS, Condition.ANY, Condition.FAILURE)
 CONDITION_WEIGHTS = (12, 15, 16)
 """Added up: one in 16 waits for a failure."""
@@ -103,6 +108,38 @@ def _of_one_before(task: TaskDefinition, near: list[TaskDefinition], chance: ran
     return [Requirement(maker.results[0].path, f"from/{task.id}-{maker.id}")]
 
 
+def make_arrays(
+    chance: random.Random, run: str, tasks: list[TaskDefinition], size: Size, fails: bool
+) -> list[TaskDefinition]:
+    """Arrays that wait for tasks of the list and for each other, element by element or as wholes, and a task that waits
+    for one of them."""
+    plain = [task.id for task in tasks if not task.init]
+    count = chance.randint(*ELEMENTS)
+    found: list[TaskDefinition] = []
+    for name in ARRAY_IDS[: chance.randint(1, len(ARRAY_IDS))]:
+        dependencies = [
+            Dependency(id, chance.choices(CONDITIONS, cum_weights=CONDITION_WEIGHTS)[0])
+            for id in chance.sample(plain, chance.choice((0, 0, 1)))
+        ]
+        for before in found:
+            if chance.random() < 0.7:
+                condition = chance.choices(CONDITIONS, cum_weights=CONDITION_WEIGHTS)[0]
+                dependencies.append(Dependency(before.id, condition, each=chance.random() < 0.7))
+        fails_in = 0.3 if fails and chance.random() < 0.3 else 0.0
+        found.append(
+            TaskDefinition(
+                name,
+                (command(size.task_s * 0.3 * chance.random(), fails_in),),
+                tuple(dependencies),
+                results=(Result("out", f"{run}/{name}/%03d"),) if chance.random() < 0.3 else (),
+                retries=Retries(chance.choice((0, 1))),
+                array=ArrayOf(f"1-{count}"),
+            )
+        )
+    last = Dependency(found[-1].id, chance.choices(CONDITIONS, cum_weights=CONDITION_WEIGHTS)[0])
+    return [*found, TaskDefinition("behind", (command(0.1, 0.0),), (last,))]
+
+
 class Scenario:
     """What one or several persons want of a world. `workers` tells which are on duty."""
 
@@ -125,6 +162,7 @@ class Scenario:
         self.poison = poison
         self._poisons, self._extras = random.Random(world.seed + 5), random.Random(world.seed + 6)
         """Chances of their own: what else is drawn stays the same."""
+        self._arrays = random.Random(world.seed + 7)
         self.runs: dict[str, list[TaskDefinition]] = {}
         self._count = 0
         chance = world.random
@@ -159,6 +197,8 @@ class Scenario:
         if self.poison and self._poisons.random() < self.poison:
             index = self._poisons.choice([index for index, task in enumerate(tasks) if not task.init])
             tasks[index] = msgspec.structs.replace(tasks[index], commands=(poison(self._poisons.random()),))
+        if self._arrays.random() < self.size.arrays:
+            tasks += make_arrays(self._arrays, name, tasks, self.size, self.fails)
         return tasks
 
     def _with_extras(self, run: str, task: TaskDefinition) -> TaskDefinition:
@@ -198,11 +238,17 @@ class Scenario:
         chance = self.world.random
         tasks = [task for task in chance.sample(self.runs[name], chance.randint(1, 3)) if not task.init]
         ids = [f"{name}:{task.id}" for task in tasks[: 1 if verb == "logs" else None]]
+        ids = [self._some_of(id) if id.endswith(ARRAY_IDS) else id for id in ids]
         by_id = bool(ids) and verb != "watch" and chance.random() < 0.7
         arguments: dict[str, object] = {"ids": ids} if by_id else {"run": name}
         if verb == "redo_task":
             arguments["below"] = chance.random() < 0.5
         return arguments
+
+    def _some_of(self, array: str) -> str:
+        """An array as a whole, an element of it, or a range."""
+        first = self._arrays.randint(1, ELEMENTS[0])
+        return self._arrays.choice((array, f"{array}[{first}]", f"{array}[{first}-{first + 9}]"))
 
     def _about_workers(self, verb: str) -> dict[str, object]:
         chance = self.world.random

@@ -18,6 +18,7 @@ from boss.core.clients.calls import call_ended
 from boss.core.model.effects import LoadCalls, SelectTasks
 from boss.core.model.history import next_epoch
 from boss.core.model.rows import (
+    ArrayRow,
     AttemptRow,
     BootRow,
     PoolRow,
@@ -31,11 +32,13 @@ from boss.core.model.rows import (
     WorkerRow,
     Writes,
 )
+from boss.core.tasks.arrays import join_elements
 from boss.core.tasks.manifests import declared_results
 from boss.store.loading import PAST_VMS
-from boss.store.selecting import Found, choose
+from boss.store.selecting import Found, FoundArray, choose
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
-from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause, TaskDefinition
+from ecloud.model.ranges import Indices, Ranges
+from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause, Condition, TaskDefinition, TaskState
 from ecloud.model.vm_states import VmState
 from ecloud.model.wire import CallEnded, CallValue
 from ecloud.model.worker_states import ON_DUTY
@@ -57,9 +60,12 @@ class Tables:
         self.next_task_no = self.next_run_no = self.next_vm_no = 1
         self.runs: dict[int, RunRow] = {}
         self.tasks: dict[int, TaskRow] = {}
+        self.ids: dict[tuple[int, str], int] = {}
+        """Numbers of tasks by run and id."""
         self.changed_at: dict[int, float] = {}
         self.stored: dict[int, bytes] = {}
         self.labels: dict[int, tuple[str, ...]] = {}
+        self.arrays: dict[int, ArrayRow] = {}
         self.attempts: dict[tuple[int, int], AttemptRow] = {}
         self.workers: dict[str, WorkerRow] = {}
         self.vms: dict[int, VmRow] = {}
@@ -174,10 +180,10 @@ class Store:
         for run_no, run in writes.runs.items():
             if names.setdefault(run.name, run_no) != run_no:
                 raise CommitRefused(f"there are two runs named {run.name!r}")
-        touched = {task.row.run_no for task in writes.stored}
-        ids = {(row.run_no, row.id): row.task_no for row in self.tasks.values() if row.run_no in touched}
+        known, ids = self.tables.ids, dict[tuple[int, str], int]()
         for task in writes.stored:
-            if ids.setdefault((task.row.run_no, task.row.id), task.row.task_no) != task.row.task_no:
+            key = (task.row.run_no, task.row.id)
+            if ids.setdefault(key, known.get(key, task.row.task_no)) != task.row.task_no:
                 raise CommitRefused(f"run {task.row.run_no} has two tasks {task.row.id!r}")
 
     def _write_runs(self, writes: Writes) -> None:
@@ -190,12 +196,16 @@ class Store:
         tables = self.tables
         for task in writes.stored:
             task_no = task.row.task_no
-            tables.tasks[task_no] = replace(task.row)
+            tables.tasks[task_no] = replace(task.row, array=0, elements=None)
+            tables.ids[task.row.run_no, task.row.id] = task_no
+            tables.arrays.pop(task_no, None)
+            if task.row.elements is not None:
+                tables.arrays[task_no] = replace(task.row.elements, template=task.json)
             tables.changed_at[task_no] = now
             tables.stored[task_no] = task.json
             tables.labels[task_no] = task.definition.labels
         if writes.stored:
-            tables.next_task_no = max(tables.next_task_no, 1 + max([task.row.task_no for task in writes.stored]))
+            tables.next_task_no = max(tables.next_task_no, 1 + max([_last_no(task.row) for task in writes.stored]))
         for task_no, moved in writes.tasks.items():
             row = tables.tasks.get(task_no)
             if row is None:
@@ -203,6 +213,11 @@ class Store:
             row.state, row.reason, row.attempts = moved.state, moved.reason, moved.attempts
             row.retries_used, row.not_before = moved.retries_used, moved.not_before
             tables.changed_at[task_no] = now
+        for array_no, changed in writes.arrays.items():
+            array = tables.arrays.get(array_no)
+            if array is not None:
+                array.pending, array.states = changed.pending, dict(changed.states)
+                array.pending_count, array.pending_state = changed.pending_count, changed.pending_state
 
     def _write_small(self, writes: Writes, now: float) -> None:
         tables = self.tables
@@ -253,7 +268,8 @@ class Store:
         tables = self.tables
         runs = {tables.tasks[task_no].run_no for task_no in task_nos}
         for task_no in task_nos:
-            for table in (tables.tasks, tables.changed_at, tables.stored, tables.labels):
+            del tables.ids[tables.tasks[task_no].run_no, tables.tasks[task_no].id]
+            for table in (tables.tasks, tables.changed_at, tables.stored, tables.labels, tables.arrays):
                 table.pop(task_no, None)
         for key in [key for key in tables.attempts if key[0] in task_nos]:
             del tables.attempts[key]
@@ -269,10 +285,12 @@ class Store:
         open_nos = {row.task_no for row in tables.tasks.values() if row.state not in ENDED}
         going_on = {row.run_no for row in tables.runs.values() if row.ended_at is None}
         tasks = []
+        closed = self._closed_arrays(open_nos)
         for row in _in_order(tables.tasks):
-            if row.task_no in open_nos or (row.init and row.run_no in going_on):
+            if row.task_no in open_nos or row.task_no in closed or (row.init and row.run_no in going_on):
                 row.dependencies = tuple(edge for edge in row.dependencies if edge[0] in open_nos)
                 tasks.append(row)
+        element_ends = self._add_arrays({row.task_no: row for row in tasks}, open_nos)
         attempts = [row for row in _in_order(tables.attempts) if row.state not in ATTEMPT_OVER]
         checked = AttemptState.PROMOTING  # its manifest was checked when it ended
         live = {row.task_no for row in attempts if row.state is not checked} & tables.stored.keys()
@@ -297,7 +315,44 @@ class Store:
             revoked_keys=set(tables.revoked_keys),
             suspects=_in_order(tables.suspects),
             epoch_ends=dict(tables.epoch_ends),
+            element_ends=element_ends,
         )
+
+    def _add_arrays(self, rows: dict[int, TaskRow], open_nos: set[int]) -> dict[int, tuple[str, str]]:
+        """Unfinished arrays among the rows, with their elements; how the elements ended that others wait for."""
+        sources: set[int] = set()
+        for array_no, array in self.tables.arrays.items():
+            row = rows.get(array_no)
+            if row is not None:
+                row.elements = replace(array, each=self._each(array))
+                sources |= {no for no, _ in row.elements.each}
+        join_elements(rows)
+        for row in rows.values():
+            if row.array:
+                row.dependencies = tuple(edge for edge in row.dependencies if edge[0] in open_nos)
+        return {array_no: self._element_ends(self.tables.arrays[array_no]) for array_no in sorted(sources)}
+
+    def _closed_arrays(self, open_nos: set[int]) -> set[int]:
+        """Arrays that were cancelled or aborted before all their elements had ended."""
+        return {
+            array_no
+            for array_no, array in self.tables.arrays.items()
+            if array_no not in open_nos
+            and any(array.first_no + at in open_nos for at in range(Indices.of(array.indices).count))
+        }
+
+    def _each(self, array: ArrayRow) -> tuple[tuple[int, Condition], ...]:
+        """What it waits for element by element, without arrays that were dropped."""
+        return tuple(edge for edge in array.each if edge[0] in self.tables.arrays)
+
+    def _element_ends(self, array: ArrayRow) -> tuple[str, str]:
+        good: list[tuple[int, int]] = []
+        bad = Ranges.of(array.pending).ranges if self.tasks[array.task_no].state in ENDED else []
+        for position in range(Indices.of(array.indices).count):
+            row = self.tasks.get(array.first_no + position)
+            if row is not None and row.state in ENDED:
+                (good if row.state is TaskState.SUCCEEDED else bad).append((position, position))
+        return str(Ranges(good)), str(Ranges(bad))
 
     def _init_attempts(self, going_on: set[int]) -> list[AttemptRow]:
         tables = self.tables
@@ -315,8 +370,11 @@ class Store:
     def _counts(self) -> dict[int, dict[str, int]]:
         counts: dict[int, Counter[str]] = {}
         for row in self.tasks.values():
-            if not row.init:
+            if not row.init and row.task_no not in self.tables.arrays:
                 counts.setdefault(row.run_no, Counter())[row.state.value] += 1
+        for array in self.tables.arrays.values():
+            if array.pending_count:
+                counts.setdefault(array.run_no, Counter())[array.pending_state] += array.pending_count
         return {run_no: dict(states) for run_no, states in counts.items()}
 
     def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
@@ -353,6 +411,12 @@ class Store:
 
     def _image(self, run_no: int) -> RunImage:
         tasks = _in_order({no: row for no, row in self.tasks.items() if row.run_no == run_no})
+        for row in tasks:
+            array = self.tables.arrays.get(row.task_no)
+            if array is not None:
+                keeps = row.state in ENDED and array.pending
+                row.elements = replace(array, entries=array.entries if keeps else (), each=self._each(array))
+        join_elements({row.task_no: row for row in tasks})
         return RunImage(copy(self.runs[run_no]), tasks)
 
     def load_push(self, push_id: str) -> PushAnswered | None:
@@ -388,6 +452,10 @@ class Store:
         return {task_no: self.tables.stored[task_no] for task_no in task_nos if task_no in self.tables.stored}
 
 
+def _last_no(row: TaskRow) -> int:
+    return row.task_no if row.elements is None else row.elements.first_no + Indices.of(row.elements.indices).count - 1
+
+
 def _past(tables: Tables) -> list[VmRow]:
     gone = [row for row in _in_order(tables.vms) if row.state is VmState.GONE]
     return [row for row in gone[:-PAST_VMS] if row.gone_at is None] + gone[-PAST_VMS:]
@@ -416,6 +484,14 @@ class _Finder:
             if (not state or found.state == state) and (not label or label in found.labels)
         ]
 
+    def arrays(self, run_nos: Sequence[int]) -> Iterable[FoundArray]:
+        for array in self._tables.arrays.values():
+            if array.run_no in run_nos and array.pending_count:
+                row, labels = self._tables.tasks[array.task_no], self._tables.labels[array.task_no]
+                yield FoundArray(
+                    array.run_no, row.id, array.first_no, array.indices, array.pending, array.pending_state, labels
+                )
+
     def some_ids(self, run_nos: Sequence[int]) -> Iterable[str]:
         return [found.id for found in self._all(run_nos)]
 
@@ -424,7 +500,8 @@ class _Finder:
         for row in self._tables.tasks.values():
             if row.run_no in wanted:
                 labels = self._tables.labels[row.task_no]
-                yield Found(row.task_no, row.run_no, row.id, row.state.value, row.init, labels)
+                is_array = row.task_no in self._tables.arrays
+                yield Found(row.task_no, row.run_no, row.id, row.state.value, row.init, labels, is_array)
 
 
 def _in_order(table: dict[Any, _Row]) -> list[_Row]:

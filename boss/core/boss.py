@@ -62,6 +62,7 @@ from boss.core.model.timers import Timers
 from boss.core.placement.placement import Placement
 from boss.core.placement.stealing import WorkStealing
 from boss.core.restoring import restore
+from boss.core.tasks.arrays import Arrays
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_told
@@ -106,6 +107,7 @@ class Boss:
         self.fleet = Fleet()
         self.runtimes = Runtimes()
         self.book = TaskBook(self._outbox, self._timers, self.ready)
+        self.arrays = Arrays(self._outbox, self.book, self._timers, config.array_window)
         self.history = History(snapshot.epoch, snapshot.epoch_ends)
         self._restored_noted = False
         self.sessions = Sessions(self._outbox, config, now)
@@ -180,6 +182,7 @@ class Boss:
             Phase("alarms", self._timers.ring, "after the events: a deadline that an event has moved does not pass"),
             Phase("chains", self.attempts.settle, "before placement: early outcomes of chained attempts that are due"),
             Phase("suspects", self._settle_suspects, "before placement: a task that is done anew is no suspect"),
+            Phase("arrays", self.arrays.settle, "before placement: elements that are made now are placed now"),
             Phase("placement", self._place, "after alarms, which end back-offs; each ready task is looked at once"),
             Phase("work stealing", self._stealing.settle, "after placement: idle workers are those it left idle"),
             Phase("orders", self._send_orders, "after placement: one message to each worker, whatever it was given"),

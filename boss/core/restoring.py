@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from boss.core.autoscale.vms import Vms
 from boss.core.model.fleet import Attempt, Fleet, Worker, believed
-from boss.core.model.rows import AttemptRow, Snapshot
+from boss.core.model.rows import AttemptRow, Snapshot, TaskRow
+from boss.core.tasks.arrays import load_arrays
 from boss.core.tasks.attempts import MAX_BACKOFF_S, Attempts
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.leases import Leases
-from ecloud.model.tasks import AttemptState, TaskState
+from ecloud.model.tasks import ENDED, AttemptState, TaskState
 from ecloud.model.worker_states import ON_DUTY
 
 
@@ -27,7 +28,10 @@ def restore(
     for task in snapshot.tasks:
         # The clock of the boss that wrote it may have stood hours ahead of this one.
         task.not_before = min(task.not_before, now + MAX_BACKOFF_S)
-    book.graph.add(snapshot.tasks)
+    arrays = [row for row in snapshot.tasks if row.elements is not None]
+    closed = {row.task_no for row in arrays if row.state in ENDED}
+    book.graph.add(row for row in snapshot.tasks if row.task_no not in closed)
+    load_arrays(book, arrays, snapshot.element_ends, _made(arrays), closed)
     attempts.suspects.load(snapshot.suspects)
     _restore_workers(snapshot, fleet, duty, now)
     taken_over = _taken_over(fleet)
@@ -49,6 +53,19 @@ def restore(
     attempts.lose_orphans(now)
     vms.boots.load(snapshot.boots)
     vms.load(snapshot.vms, snapshot.past_vms, now)
+
+
+def _made(arrays: list[TaskRow]) -> dict[int, dict[TaskState, int]]:
+    """Elements of each array that were made, by state: all but the pending ones."""
+    found: dict[int, dict[TaskState, int]] = {}
+    for row in arrays:
+        elements = row.elements
+        assert elements is not None
+        counts = {TaskState(state): count for state, count in elements.states.items()}
+        if elements.pending_count:
+            counts[TaskState(elements.pending_state)] -= elements.pending_count
+        found[row.task_no] = counts
+    return found
 
 
 def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Leases, now: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 from typing import Any
@@ -15,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from boss.core.model.effects import LoadCalls, SelectTasks
 from boss.core.model.rows import (
+    ArrayRow,
     AttemptRow,
     BootRow,
     PushAnswered,
@@ -26,11 +28,13 @@ from boss.core.model.rows import (
     VmRow,
     WorkerRow,
 )
+from boss.core.tasks.arrays import join_elements
 from boss.core.tasks.manifests import declared_results
-from boss.store.selecting import Found, choose
+from boss.store.selecting import Found, FoundArray, choose
 from boss.store.statements import in_list
 from ecloud.db import schema
 from ecloud.model.boot_diagnosis import Visit
+from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import (
     ATTEMPT_OVER,
     ENDED,
@@ -84,6 +88,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
     rows = _tasks(connection, tasks.c.state.in_(_UNFINISHED))
     _add_ended_init_tasks(connection, rows, list(connection.execute(going_on).scalars()))
     _add_open_dependencies(connection, rows)
+    element_ends = _add_arrays(connection, rows)
     context = {row.name: row.value for row in connection.execute(sa.select(schema.context))}
     leader = connection.execute(sa.select(schema.leader)).one()
     live_attempts = _attempts(connection, attempts.c.state.in_(_LIVE_ATTEMPTS))
@@ -94,7 +99,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         next_run_no=leader.next_run_no,
         next_vm_no=leader.next_vm_no,
         runs=[_run(row) for row in connection.execute(sa.select(runs).order_by(runs.c.run_no))],
-        tasks=list(rows.values()),
+        tasks=[rows[task_no] for task_no in sorted(rows)],
         attempts=live_attempts,
         declared=_declared(connection, live_attempts),
         init_attempts=_init_attempts(connection, going_on),
@@ -110,6 +115,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
             for row in connection.execute(sa.select(schema.suspects).order_by(schema.suspects.c.task_no))
         ],
         epoch_ends={row.epoch: row.batch for row in connection.execute(sa.select(schema.epochs))},
+        element_ends=element_ends,
     )
 
 
@@ -147,6 +153,11 @@ def _counts(connection: Connection) -> dict[int, dict[str, int]]:
     for state, run_no, init, count in connection.execute(sa.select(*keys, sa.func.count()).group_by(*keys)):
         if not init:
             counts.setdefault(run_no, {})[state] = count
+    arrays = schema.arrays.c
+    pending = sa.select(arrays.run_no, arrays.pending_state, arrays.pending_count).where(arrays.pending_count > 0)
+    for run_no, state, count in connection.execute(pending):
+        states = counts.setdefault(run_no, {})
+        states[state] = states.get(state, 0) + count
     return counts
 
 
@@ -258,7 +269,103 @@ def _image(connection: Connection, run: RunRow) -> RunImage:
     joined = dependencies.join(tasks, tasks.c.task_no == dependencies.c.task_no)
     query = sa.select(dependencies).select_from(joined).where(tasks.c.run_no == run.run_no)
     _attach(rows, connection.execute(_in_order(query)))
+    arrays = load_array_rows(connection, schema.arrays.c.run_no == run.run_no)
+    for array in arrays.values():
+        array.each = tuple([edge for edge in array.each if edge[0] in arrays])
+        row = rows[array.task_no]
+        row.elements = array
+        if row.state in ENDED and array.pending:
+            _add_entries(connection, array)
+    join_elements(rows)
     return RunImage(run, list(rows.values()))
+
+
+def load_array_rows(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[int, ArrayRow]:
+    """Arrays by number, without their entries."""
+    arrays, definitions = schema.arrays, schema.definitions
+    joined = arrays.join(definitions, definitions.c.task_no == arrays.c.task_no)
+    query = sa.select(arrays, definitions.c.definition).select_from(joined).where(condition)
+    each = tuple[tuple[int, Condition], ...]
+    return {
+        row.task_no: ArrayRow(
+            row.task_no,
+            row.run_no,
+            row.first_no,
+            row.indices,
+            row.pending,
+            msgspec.json.decode(row.states),
+            row.pending_count,
+            row.pending_state,
+            msgspec.json.decode(row.each_of, type=each),
+            row.definition,
+        )
+        for row in connection.execute(query.order_by(arrays.c.task_no))
+    }
+
+
+def _add_entries(connection: Connection, array: ArrayRow) -> None:
+    parts = schema.array_entries.c
+    query = sa.select(parts.entries).where(parts.task_no == array.task_no).order_by(parts.part)
+    array.entries = tuple(bytes(part) for part in connection.execute(query).scalars())
+
+
+def _add_arrays(connection: Connection, rows: dict[int, TaskRow]) -> dict[int, tuple[str, str]]:
+    """Unfinished arrays with their entries, and their elements among the rows; how the elements ended of the arrays
+    that they wait for element by element."""
+    arrays, tasks = schema.arrays, schema.tasks
+    joined = sa.select(tasks.c.task_no).where(tasks.c.init == schema.ARRAY, tasks.c.state.in_(_UNFINISHED))
+    found = load_array_rows(connection, arrays.c.task_no.in_(joined))
+    found.update(_add_closed_arrays(connection, rows, set(found)))
+    run_nos = {array.run_no for array in found.values()}
+    known = set(connection.execute(sa.select(arrays.c.task_no).where(arrays.c.run_no.in_(run_nos))).scalars())
+    for array_no, array in found.items():
+        array.each = tuple([edge for edge in array.each if edge[0] in known])  # others were dropped
+        rows[array_no].elements = array
+        _add_entries(connection, array)
+    join_elements(rows)
+    open_nos = {task_no for task_no, row in rows.items() if row.state not in ENDED}
+    for row in rows.values() if found else ():
+        if row.array:
+            row.dependencies = tuple([edge for edge in row.dependencies if edge[0] in open_nos])
+    sources = sorted({array_no for array in found.values() for array_no, _ in array.each})
+    return {array_no: _element_ends(connection, array_no) for array_no in sources}
+
+
+def _add_closed_arrays(connection: Connection, rows: dict[int, TaskRow], known: set[int]) -> dict[int, ArrayRow]:
+    """Arrays that were cancelled or aborted before all their elements had ended."""
+    arrays = schema.arrays
+    numbers = sorted(task_no for task_no, row in rows.items() if row.state not in ENDED and not row.init)
+    runs = {rows[task_no].run_no for task_no in numbers}
+    query = sa.select(arrays.c.task_no, arrays.c.first_no, arrays.c.indices).where(arrays.c.run_no.in_(runs))
+    closed = []
+    for array_no, first_no, indices in connection.execute(query) if runs else ():
+        if array_no not in known:
+            at = bisect_left(numbers, first_no)
+            if at < len(numbers) and numbers[at] < first_no + Indices.of(indices).count:
+                closed.append(array_no)
+    if not closed:
+        return {}
+    rows.update(_tasks(connection, schema.tasks.c.task_no.in_(closed)))
+    return load_array_rows(connection, arrays.c.task_no.in_(closed))
+
+
+def _element_ends(connection: Connection, array_no: int) -> tuple[str, str]:
+    """Positions of elements that succeeded, and of those that ended otherwise."""
+    arrays, tasks = schema.arrays.c, schema.tasks.c
+    array = connection.execute(sa.select(schema.arrays).where(arrays.task_no == array_no)).one()
+    last = array.first_no + Indices.of(array.indices).count - 1
+    ended = [state.value for state in ENDED]
+    query = (
+        sa.select(tasks.task_no, tasks.state)
+        .where(tasks.run_no == array.run_no, tasks.init == schema.TASK, tasks.state.in_(ended))
+        .where(tasks.task_no.between(array.first_no, last))
+    )
+    good: list[tuple[int, int]] = []
+    bad = Ranges.of(array.pending).ranges if array.pending_state in ended else []
+    for task_no, state in connection.execute(query):
+        position = task_no - array.first_no
+        (good if state == TaskState.SUCCEEDED.value else bad).append((position, position))
+    return str(Ranges(good)), str(Ranges(bad))
 
 
 def load_push(connection: Connection, push_id: str) -> PushAnswered | None:
@@ -293,6 +400,17 @@ class _Finder:
             part = ids[start : start + IDS_A_QUERY]
             yield from self._ask(sa.and_(tasks.c.run_no.in_(run_nos), tasks.c.id.in_(part)))
 
+    def arrays(self, run_nos: Sequence[int]) -> Iterator[FoundArray]:
+        arrays, tasks = schema.arrays.c, schema.tasks.c
+        query = (
+            sa.select(schema.arrays, tasks.id, tasks.labels)
+            .select_from(schema.arrays.join(schema.tasks, tasks.task_no == arrays.task_no))
+            .where(arrays.run_no.in_(run_nos), arrays.pending_count > 0)
+        )
+        for row in self._connection.execute(query):
+            labels = msgspec.json.decode(row.labels, type=tuple[str, ...])
+            yield FoundArray(row.run_no, row.id, row.first_no, row.indices, row.pending, row.pending_state, labels)
+
     def elements(self, run_nos: Sequence[int], name: str) -> Iterator[Found]:
         ids = schema.tasks.c.id  # compared byte by byte: what begins with `name[` lies together in the index
         yield from self._ask(sa.and_(schema.tasks.c.run_no.in_(run_nos), ids >= f"{name}[", ids < f"{name}\\"))
@@ -304,7 +422,7 @@ class _Finder:
         conditions += [schema.labelled(label)] if label else []
         query = sa.select(tasks.c.task_no, tasks.c.run_no, tasks.c.state, tasks.c.init).where(*conditions)
         for row in self._connection.execute(query):
-            yield Found(row.task_no, row.run_no, "", row.state, bool(row.init), ())
+            yield Found(row.task_no, row.run_no, "", row.state, row.init == schema.INIT, (), row.init == schema.ARRAY)
 
     def some_ids(self, run_nos: Sequence[int]) -> Iterator[str]:
         tasks = schema.tasks
@@ -316,7 +434,8 @@ class _Finder:
         columns = (tasks.c.task_no, tasks.c.run_no, tasks.c.id, tasks.c.state, tasks.c.init, tasks.c.labels)
         for row in self._connection.execute(sa.select(*columns).where(condition)):
             labels = msgspec.json.decode(row.labels, type=tuple[str, ...])
-            yield Found(row.task_no, row.run_no, row.id, row.state, bool(row.init), labels)
+            is_array = row.init == schema.ARRAY
+            yield Found(row.task_no, row.run_no, row.id, row.state, row.init == schema.INIT, labels, is_array)
 
 
 def _run(row: Any) -> RunRow:

@@ -7,13 +7,14 @@ One rule for the database and for its twin in the simulation: both give the same
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
 
 from boss.core.model.effects import SelectTasks
-from ecloud.formats.arrays import ArrayWrong, numbers_of
+from ecloud.formats.arrays import ArrayWrong, element_id, numbers_of
+from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import TaskState
 
 NAMES_SHOWN = 5
@@ -29,6 +30,34 @@ class Found(msgspec.Struct, frozen=True):
     state: str
     init: bool
     labels: tuple[str, ...]
+    is_array: bool = False
+
+
+class FoundArray(msgspec.Struct, frozen=True):
+    """An array with elements that have no row yet: `pending` positions, all in one state."""
+
+    run_no: int
+    id: str
+    first_no: int
+    indices: str
+    pending: str
+    state: str
+    labels: tuple[str, ...]
+
+    def element(self, index: int) -> Found | None:
+        """The element of that index; None where it has a row, or is none."""
+        position = Indices.of(self.indices).position(index)
+        if position is None or position not in Ranges.of(self.pending):
+            return None
+        number = self.first_no + position
+        return Found(number, self.run_no, element_id(self.id, index), self.state, False, self.labels)
+
+    def elements(self) -> Iterator[Found]:
+        """All elements without a row."""
+        indices = Indices.of(self.indices)
+        for position in Ranges.of(self.pending):
+            number = self.first_no + position
+            yield Found(number, self.run_no, element_id(self.id, indices[position]), self.state, False, self.labels)
 
 
 class Finder(Protocol):
@@ -42,6 +71,9 @@ class Finder(Protocol):
 
     def elements(self, run_nos: Sequence[int], name: str) -> Iterable[Found]:
         """Tasks of these runs whose ids begin with `name[`: elements of the array `name`, and perhaps others."""
+
+    def arrays(self, run_nos: Sequence[int]) -> Iterable[FoundArray]:
+        """Arrays of these runs of which elements have no row yet."""
 
     def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterable[Found]:
         """Tasks of these runs in that state, with that label; empty means any. Their `labels` may be left out."""
@@ -71,6 +103,11 @@ def choose(wanted: SelectTasks, finder: Finder) -> Selection:
     if wanted.ids:
         return _by_ids(wanted, finder, runs, run_nos)
     found = list(finder.matching(run_nos, wanted.state, wanted.label)) if run_nos else []
+    if wanted.state:  # an array stands for all of its elements, of which others may be in that state
+        found = [task for task in found if not task.is_array]
+        for array in finder.arrays(run_nos) if run_nos else ():
+            if array.state == wanted.state and (not wanted.label or wanted.label in array.labels):
+                found += array.elements()
     reads = {task.run_no for task in found}
     if wanted.run:
         reads.add(runs[wanted.run])
@@ -85,6 +122,9 @@ def _by_ids(wanted: SelectTasks, finder: Finder, runs: dict[str, int], run_nos: 
     known: dict[tuple[int, str], Found] = {}
     if run_nos:
         known = {(task.run_no, task.id): task for task in finder.named(run_nos, sorted(spelled))}
+        if any(task_id.endswith("]") for task_id in spelled):
+            arrays = {(array.run_no, array.id): array for array in finder.arrays(run_nos)}
+            known.update(_without_rows(asked, arrays))
     selection = Selection([], set())
     reads: set[int] = set()
     for id, readings in asked.items():
@@ -105,6 +145,10 @@ def _by_ids(wanted: SelectTasks, finder: Finder, runs: dict[str, int], run_nos: 
             close = near(id, finder.some_ids(run_nos) if run_nos else ())
             where = f" in run {wanted.run!r}" if wanted.run else ""
             return Selection(problem=f"there is no task {id!r}{where}{close}")
+        if wanted.state:  # an array stands for all of its elements, of which some are meant
+            for array in [task for task in matches.values() if task.is_array]:
+                del matches[array.task_no]
+                matches.update((task.task_no, task) for task in _elements([(array.run_no, array.id)], finder))
         for task in matches.values():
             if (not wanted.state or task.state == wanted.state) and (not wanted.label or wanted.label in task.labels):
                 selection.task_nos.add(task.task_no)
@@ -125,6 +169,20 @@ def _readings(id: str, runs: dict[str, int], run_nos: Sequence[int]) -> list[tup
     return readings
 
 
+def _without_rows(
+    asked: dict[str, list[tuple[int, str]]], arrays: dict[tuple[int, str], FoundArray]
+) -> Iterator[tuple[tuple[int, str], Found]]:
+    """Single elements that are named and have no row yet."""
+    for readings in asked.values():
+        for run_no, name in readings:
+            array, bracket, index = name.removesuffix("]").rpartition("[")
+            found = arrays.get((run_no, array))
+            if found is not None and bracket and name.endswith("]") and index.isascii() and index.isdigit():
+                element = found.element(int(index))
+                if element is not None and element.id == name:
+                    yield (run_no, name), element
+
+
 def _elements(readings: Iterable[tuple[int, str]], finder: Finder) -> list[Found]:
     """Elements of arrays: `a` means all of `a[1]`, `a[2]`, …, and `a[10-20]` these."""
     found: list[Found] = []
@@ -135,6 +193,12 @@ def _elements(readings: Iterable[tuple[int, str]], finder: Finder) -> list[Found
         except ArrayWrong:
             continue
         top = name if wanted is None else array
+        arrays = [array for array in finder.arrays([run_no]) if array.id == top]
+        for array_ in arrays:
+            if wanted is None:
+                found += array_.elements()
+            else:
+                found += [task for index in sorted(wanted) if (task := array_.element(index)) is not None]
         for task in finder.elements([run_no], top):
             index = task.id[len(top) + 1 : -1]
             is_element = task.id.endswith("]") and index.isascii() and index.isdigit()

@@ -9,14 +9,28 @@ which the leader's row keeps.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from sqlalchemy.engine import Connection
 
-from boss.core.model.rows import AttemptRow, BootRow, PoolRow, RunRow, TaskStored, VmRow, VmSpan, WorkerRow, Writes
+from boss.core.model.rows import (
+    ArrayRow,
+    AttemptRow,
+    BootRow,
+    PoolRow,
+    RunRow,
+    TaskRow,
+    TaskStored,
+    VmRow,
+    VmSpan,
+    WorkerRow,
+    Writes,
+)
 from boss.store.statements import BYTES_A_STATEMENT, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
+from ecloud.db import schema
+from ecloud.model.ranges import Indices
 from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Outcome
 from ecloud.model.wire import MAX_NAME_CHARS
 
@@ -59,6 +73,9 @@ _GIVEN_COLUMNS = _ATTEMPT_COLUMNS[:9]
 _SHORT_COLUMNS = (
     *_GIVEN_COLUMNS, "cause", "exit_code", "fetch_s", "run_s", "store_s", "max_rss_mb", "fetch_bytes", "cached_bytes",
 )  # fmt: skip
+_ARRAY_COLUMNS = (
+    "task_no", "run_no", "first_no", "indices", "pending", "pending_count", "pending_state", "states", "each_of",
+)  # fmt: skip
 _PROMOTING = AttemptState.PROMOTING
 
 _Values = tuple[Any, ...]
@@ -84,6 +101,7 @@ class Writing:
         if writes.stored or writes.runs or writes.vms:
             self._numbered(writes, now)
         self._moves(writes, now)
+        self._array_moves(writes)
         self._attempts(writes.attempts.values())
         self._workers(writes.workers.values())
         self._spans(writes.spans.values())
@@ -102,7 +120,7 @@ class Writing:
         self._stored(writes.stored, next_task_no, now)
         self._vms(writes.vms.values())
         after = (
-            max([next_task_no, *(task.row.task_no + 1 for task in writes.stored)]),
+            max([next_task_no, *(_last_no(task.row) + 1 for task in writes.stored)]),
             max([next_run_no, *(run_no + 1 for run_no in writes.runs)]),
             max([next_vm_no, *(vm_no + 1 for vm_no in writes.vms)]),
         )
@@ -116,39 +134,65 @@ class Writing:
         row = self._connection.exec_driver_sql(query).one()
         return int(row[0]), int(row[1]), int(row[2])
 
-    def _put(self, table: str, columns: tuple[str, ...], rows: Sequence[_Values], next_no: int) -> None:
-        """Rows whose first column is their number: those below `next_no` may be there already."""
-        delete_rows(self._connection, table, columns[0], [row[0] for row in rows if row[0] < next_no])
+    def _put(self, table: str, columns: tuple[str, ...], rows: Sequence[_Values], replaced: Sequence[int]) -> None:
+        """Rows whose first column is their number; `replaced`: numbers of those that may be there already."""
+        delete_rows(self._connection, table, columns[0], replaced)
         write_many(self._connection, self._sql.insert(table, columns), rows)
 
-    def _runs(self, runs: Iterable[RunRow], next_no: int) -> None:
+    def _runs(self, runs: Collection[RunRow], next_no: int) -> None:
         text = self._sql.text
         rows = [(run.run_no, text(run.name), run.created_at, text(run.held), run.ended_at) for run in runs]
-        self._put("runs", _RUN_COLUMNS, rows, next_no)
+        self._put("runs", _RUN_COLUMNS, rows, [run.run_no for run in runs if run.run_no < next_no])
 
     def _stored(self, stored: Sequence[TaskStored], next_no: int, now: float) -> None:
         rows, definitions, edges, replaced = [], [], [], []
         for task in stored:
             row = task.row
-            if row.task_no < next_no:
+            if row.task_no < next_no and not row.array:  # elements have their numbers before they have rows
                 replaced.append(row.task_no)
             rows.append(self._task_values(task, now))
             definitions.append((row.task_no, task.json))
             edges += [(row.task_no, on_task_no, met_by.value) for on_task_no, met_by in row.dependencies]
         delete_rows(self._connection, "dependencies", "task_no", replaced)
-        self._put("tasks", _TASK_COLUMNS, rows, next_no)
+        self._put("tasks", _TASK_COLUMNS, rows, replaced)
         self._write_long("definitions", ("task_no", "definition"), ("task_no",), definitions)
         write_many(self._connection, self._sql.insert("dependencies", ("task_no", "on_task_no", "met_by")), edges)
+        self._stored_arrays([task.row.elements for task in stored if task.row.elements is not None], replaced)
 
     def _task_values(self, task: TaskStored, now: float) -> _Values:
         row, text = task.row, self._sql.text
         return (
             row.task_no, row.run_no, text(row.id), row.state.value, self._reason(row.reason), row.attempts,
-            row.retries_used, row.not_before, now, int(row.init), _whole(row.priority), text(_json(row.asks)),
+            row.retries_used, row.not_before, now, _kind(row), _whole(row.priority), text(_json(row.asks)),
             _finite(row.runtime_s), text(_json(task.definition.labels)), text(_json(row.retries)), int(row.keep_dir),
             row.body_bytes, row.definition_hash, text(_json(row.inputs)) if row.inputs else None,
             row.makes,
         )  # fmt: skip
+
+    def _stored_arrays(self, arrays: Sequence[ArrayRow], replaced: Sequence[int]) -> None:
+        for table in ("arrays", "array_entries"):
+            delete_rows(self._connection, table, "task_no", replaced)
+        if not arrays:
+            return
+        text = self._sql.text
+        rows = [
+            (
+                row.task_no, row.run_no, row.first_no, text(row.indices), text(row.pending), row.pending_count,
+                row.pending_state, text(_json(row.states)), text(_json(row.each)),
+            )
+            for row in arrays
+        ]  # fmt: skip
+        self._write_long("arrays", _ARRAY_COLUMNS, ("task_no",), rows)
+        parts = [(row.task_no, part, entries) for row in arrays for part, entries in enumerate(row.entries)]
+        self._write_long("array_entries", ("task_no", "part", "entries"), ("task_no", "part"), parts)
+
+    def _array_moves(self, writes: Writes) -> None:
+        """What changed of arrays. One that goes with this batch is deleted at its end."""
+        update = "UPDATE arrays SET pending = ?, pending_count = ?, pending_state = ?, states = ? WHERE task_no = ?"
+        for row in writes.arrays.values():
+            text = self._sql.text
+            values = (text(row.pending), row.pending_count, row.pending_state, text(_json(row.states)), row.task_no)
+            self._connection.exec_driver_sql(self._sql(update), values)
 
     def _vms(self, vms: Iterable[VmRow]) -> None:
         text = self._sql.text
@@ -375,7 +419,7 @@ class Writing:
         delete_rows(self._connection, "runs", "run_no", writes.dropped_runs)
 
     def _drop_tasks(self, numbers: Sequence[int]) -> None:
-        for table in ("tasks", "definitions", "dependencies", "attempts"):
+        for table in ("tasks", "definitions", "dependencies", "attempts", "arrays", "array_entries"):
             delete_rows(self._connection, table, "task_no", numbers)
         delete_rows(self._connection, "dependencies", "on_task_no", numbers)
 
@@ -384,6 +428,9 @@ class Writing:
         run = self._connection.exec_driver_sql(query, (run_no,)).first()
         query = self._sql("SELECT state, COUNT(*) FROM tasks WHERE run_no = ? AND init = 0 GROUP BY state")
         states = {row[0]: row[1] for row in self._connection.exec_driver_sql(query, (run_no,))}
+        query = self._sql("SELECT pending_state, pending_count FROM arrays WHERE run_no = ? AND pending_count > 0")
+        for row in self._connection.exec_driver_sql(query, (run_no,)):
+            states[row[0]] = states.get(row[0], 0) + int(row[1])
         if run is not None and states:
             values = [(run_no, run.name, run.created_at, run.ended_at, self._sql.text(_json(states)))]
             statement = self._sql.upsert("archived_runs", _ARCHIVE_COLUMNS, ("run_no",))
@@ -397,6 +444,15 @@ def _is_short(outcome: Outcome) -> bool:
         outcome.stdout or outcome.stderr or outcome.manifest or outcome.error or outcome.command or outcome.value
         or outcome.signal is not None
     )  # fmt: skip
+
+
+def _kind(row: TaskRow) -> int:
+    return schema.ARRAY if row.elements is not None else int(row.init)
+
+
+def _last_no(row: TaskRow) -> int:
+    """The highest number that goes with a task: an array's elements have theirs from the beginning."""
+    return row.task_no if row.elements is None else row.elements.first_no + Indices.of(row.elements.indices).count - 1
 
 
 def _encode(value: object) -> bytes:

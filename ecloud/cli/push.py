@@ -56,7 +56,9 @@ def push(wish: Wish) -> int:
     if wish.upload is not None and not Path(wish.upload).is_dir():
         raise Problem(f"--upload {wish.upload}: there is no such directory")
     settings = load_settings()
-    tasks = read(wish.source, settings)
+    # Of single tasks it is asked which results exist, and how they depend on each other.
+    source = msgspec.structs.replace(wish.source, plain_arrays=wish.skip_existing or wish.dry_run)
+    tasks = read(source, settings)
     for note in tasks.notes:
         print(f"note: {note}", file=sys.stderr)
     if wish.dry_run:
@@ -99,8 +101,9 @@ def show_plan(tasks: TaskList, wish: Wish) -> int:
 
 def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
     from ecloud.cli.progress import Progress
+    from ecloud.formats.arrays import count_of
 
-    with app.boss(settings) as client, Progress(app.console(to_stderr=True), len(tasks.tasks)) as progress:
+    with app.boss(settings) as client, Progress(app.console(to_stderr=True), count_of(tasks.tasks)) as progress:
         client.on_trouble = progress.trouble
         try:
             if wish.after is not None:
@@ -157,10 +160,11 @@ def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> N
 
 
 def _hand_over(wish: Wish, tasks: TaskList, client: Client, progress: Progress) -> RunAccepted:
+    from ecloud.formats.arrays import split_arrays
     from ecloud.model.wire import PushOptions
 
     options = PushOptions(tasks.name, wish.merge_strategy, wish.skip_existing, wish.keep_dirs, wish.vm_hours)
-    return client.push(tasks.tasks, options, progress.pushed)
+    return client.push(split_arrays(tasks.tasks), options, progress.pushed)
 
 
 def _tell_accepted(accepted: RunAccepted, wish: Wish) -> None:
@@ -229,9 +233,10 @@ def _stop(cluster: LocalCluster) -> None:
 def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
     from ecloud.cli.progress import Progress
     from ecloud.client.client import Client
+    from ecloud.formats.arrays import count_of
 
     with (
-        Progress(app.console(to_stderr=True), len(tasks.tasks)) as progress,
+        Progress(app.console(to_stderr=True), count_of(tasks.tasks)) as progress,
         Client(cluster.start(), progress.trouble, cluster.require) as client,
     ):
         client.connect()

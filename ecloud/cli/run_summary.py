@@ -13,6 +13,7 @@ from datastore.problem import DONE, NOT_ALL_SUCCEEDED
 from ecloud.cli import app
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from sqlalchemy.engine import Engine
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
     from ecloud.cli.progress import Progress
     from ecloud.config.settings import Settings
     from ecloud.formats import TaskList
+    from ecloud.model.tasks import TaskDefinition
     from ecloud.model.wire import RunAccepted, RunChanged
     from ecloud.queries.views import Failure
 
 FAILURES_SHOWN = 20
 RESULTS_SHOWN = 8
+RESULTS_LOOKED_AT = 1_000
+"""Results that the datastore is asked for."""
 
 
 class Shares(msgspec.Struct, frozen=True):
@@ -126,11 +130,11 @@ def _print_results(tasks: TaskList, run: str, shares: Shares, settings: Settings
     from ecloud.cli.files import open_datastore
     from ecloud.model.text import byte_size, visible
 
-    paths = list(dict.fromkeys(result.path for task in reversed(tasks.tasks) for result in task.results))
+    paths = list(dict.fromkeys(result.path for task in _some_last(tasks) for result in task.results))
     if not paths:
         return
     with contextlib.suppress(Exception):
-        found = open_datastore(settings, address).stat(paths[:1000])
+        found = open_datastore(settings, address).stat(paths[:RESULTS_LOOKED_AT])
         there = [(path, entry) for path, entry in zip(paths, found) if entry is not None]
         if shares.earlier:
             _warn_of_missing([path for path, entry in zip(paths, found) if entry is None], run)
@@ -142,6 +146,20 @@ def _print_results(tasks: TaskList, run: str, shares: Shares, settings: Settings
             print(f"  {visible(path)}  ({size})")
         if len(there) > RESULTS_SHOWN:
             print(f"  and {len(there) - RESULTS_SHOWN:,} more")
+
+
+def _some_last(tasks: TaskList) -> Iterator[TaskDefinition]:
+    """The tasks of the list from the last on, single elements of an array in its stead."""
+    from ecloud.formats.arrays import elements, entry_at, indices_of
+
+    for task in reversed(tasks.tasks):
+        if task.array is None:
+            yield task
+        elif task.results:
+            indices = indices_of(task.array)
+            positions = range(max(0, indices.count - RESULTS_LOOKED_AT), indices.count)
+            entries = [entry_at(task.array, indices, position) for position in reversed(positions)]
+            yield from elements(task, entries, task.array.words)
 
 
 def _warn_of_missing(paths: list[str], run: str) -> None:

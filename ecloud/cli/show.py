@@ -16,7 +16,7 @@ from rich.text import Text
 
 from datastore.problem import DONE, NOT_ALL_SUCCEEDED, PART_AWAY, Problem
 from ecloud.cli import app
-from ecloud.cli.tables import print_json, print_json_line, print_status, print_table, some
+from ecloud.cli.tables import counts, print_json, print_json_line, print_status, print_table, some
 from ecloud.config.settings import Settings, load_settings
 from ecloud.model.text import amounts, byte_size, counted, duration, visible, when
 from ecloud.queries import lookup
@@ -194,6 +194,7 @@ def task(name: str, run: str, as_json: bool) -> int:
         ("task", f"{detail.run}:{detail.id}"),
         ("state", detail.state + (f": {detail.reason}" if detail.reason else "")),
         ("since", when(detail.changed_at, now)),
+        ("elements", counts(detail.elements).plain if detail.elements else ""),
         ("commands", f"{len(definition.commands)}: " + " ; ".join(definition.commands)),
         ("asks for", amounts(definition.asks)),
         ("waits for", some([f"{n.id} ({n.state})" for n in detail.dependencies])),

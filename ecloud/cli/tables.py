@@ -13,7 +13,7 @@ from rich.text import Text
 from ecloud.cli.transfer_text import transfer_line
 from ecloud.model.tasks import TaskState
 from ecloud.model.text import about, counted, duration, megabytes, visible
-from ecloud.queries.views import RunStatus, Status
+from ecloud.queries.views import ArrayStatus, RunStatus, Status
 
 STYLES = {
     "succeeded": "green",
@@ -38,6 +38,8 @@ PLAIN_BAR = {
 WORKER_STYLES = {"up": "green", "draining": "yellow", "lost": "red", "gone": "bright_black"}
 BAR_CHARS = 40
 TRANSFERS_SHOWN = 10
+ARRAYS_SHOWN = 10
+"""Arrays of a run that get a line of their own."""
 
 
 def print_json(value: object) -> None:
@@ -176,8 +178,22 @@ def _print_run(console: Console, run: RunStatus) -> None:
     elif run.left:
         line.append(f"; time left {run.left_from}")
     console.print(line)
+    for array in run.arrays[:ARRAYS_SHOWN] if run.left else ():
+        _print_array(console, array)
+    if run.left and len(run.arrays) > ARRAYS_SHOWN:
+        console.print(f"  and {counted(len(run.arrays) - ARRAYS_SHOWN, 'other array')}")
     if run.held:
         console.print(Text(f"  held: {visible(run.held)}", "yellow"))
+
+
+def _print_array(console: Console, array: ArrayStatus) -> None:
+    line = Text("  ")
+    if console.is_terminal:
+        line.append_text(state_bar(array.states, min(BAR_CHARS, console.width // 5), is_coloured(console)))
+        line.append("  ")
+    line.append(f"{visible(array.id)}[…]", "bold")
+    line.append(f"  {array.ended:,}/{array.total:,}: ")
+    console.print(line.append_text(counts(array.states)))
 
 
 def ended_line(name: str, states: Mapping[str, int], elapsed_s: float | None = None) -> Text:

@@ -17,8 +17,7 @@ from ecloud.config.settings import Settings
 
 if TYPE_CHECKING:
     from ecloud.formats import TaskList
-    from ecloud.formats.arrays import Entry
-    from ecloud.model.tasks import Requirement
+    from ecloud.model.tasks import Entry, Requirement
 
 MAX_FILE_BYTES = 2_000_000_000
 
@@ -27,6 +26,7 @@ class Source(msgspec.Struct, frozen=True):
     """What is to be read, and how. `words`: FILE, or the command of an array.
 
     `array`, `each_line`, `each_file`, `from_json`: at most one of them, makes an array. `results`: of its elements.
+    `plain_arrays`: large arrays become single tasks, too.
     """
 
     words: tuple[str, ...]
@@ -44,6 +44,7 @@ class Source(msgspec.Struct, frozen=True):
     results: tuple[str, ...] = ()
     output: str | None = None
     yes: bool = False
+    plain_arrays: bool = False
 
     @property
     def is_array(self) -> bool:
@@ -103,6 +104,7 @@ def _read_file(source: Source, settings: Settings) -> TaskList:
         samples=source.samples or 0,
         output=source.output or "",
         confirmed=source.yes,
+        plain_arrays=source.plain_arrays,
     )
     return read_task_list(data, "tasks" if file == "-" else Path(file).stem, options, settings.max_tasks_per_push)
 
@@ -118,7 +120,7 @@ def _bytes_of(file: str) -> bytes:
 
 
 def _read_array(source: Source, settings: Settings) -> TaskList:
-    from ecloud.formats.arrays import ArrayWrong, elements
+    from ecloud.formats.arrays import ArrayWrong, as_array, elements
     from ecloud.formats.checking import size_problem
     from ecloud.formats.fields import read_results
     from ecloud.formats.problems import Problems, TaskList
@@ -145,10 +147,15 @@ def _read_array(source: Source, settings: Settings) -> TaskList:
         requirements=_requirement_of_each(source),
         results=read_results(list(source.results)) if source.results else (),
     )
-    tasks = TaskList(
-        name, list(elements(template, entries, source.words if len(source.words) > 1 else ())), uploads=tuple(uploads)
+    options = ReadOptions(
+        infer_dependencies=source.infer_dependencies, output=source.output or "", plain_arrays=source.plain_arrays
     )
-    options = ReadOptions(infer_dependencies=source.infer_dependencies, output=source.output or "")
+    words = source.words if len(source.words) > 1 else ()
+    if len(entries) > options.whole_above:
+        listed = [as_array(template, entries, words)]
+    else:
+        listed = list(elements(template, entries, words))
+    tasks = TaskList(name, listed, uploads=tuple(uploads))
     return checked(tasks, options, settings.max_tasks_per_push, Problems())
 
 
@@ -160,7 +167,8 @@ def _requirement_of_each(source: Source) -> tuple[Requirement, ...]:
 
 def _entries(source: Source) -> tuple[list[Entry], list[str]]:
     """Entries of the array, and files that must be in the datastore. Raises `ArrayWrong`, `Problem`."""
-    from ecloud.formats.arrays import ArrayWrong, Entry, entries_of, entries_of_lines
+    from ecloud.formats.arrays import ArrayWrong, entries_of, entries_of_lines
+    from ecloud.model.tasks import Entry
 
     if source.array is not None:
         return entries_of(source.array), []

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0011"
+REVISION = "0012"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -131,6 +131,31 @@ tasks = sa.Table(
     sa.Column("makes", sa.SmallInteger, nullable=False, server_default="2"),
     sa.UniqueConstraint("run_no", "id", name="tasks_id"),
     sa.Index("tasks_in_state", "state", "run_no", "init"),
+    **_OPTIONS,
+)  # fmt: skip
+
+TASK, INIT, ARRAY = 0, 1, 2
+"""What `tasks.init` says a row is."""
+
+arrays = sa.Table(
+    "arrays", metadata,
+    sa.Column("task_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("run_no", _NUMBER, nullable=False, index=True),
+    sa.Column("first_no", _NUMBER, nullable=False),
+    sa.Column("indices", Utf8(), nullable=False),
+    sa.Column("pending", Utf8(), nullable=False),
+    sa.Column("pending_count", sa.Integer, nullable=False),
+    sa.Column("pending_state", sa.String(10), nullable=False),
+    sa.Column("states", Utf8(), nullable=False),
+    sa.Column("each_of", Utf8(), nullable=False),
+    **_OPTIONS,
+)  # fmt: skip
+
+array_entries = sa.Table(
+    "array_entries", metadata,
+    sa.Column("task_no", _NUMBER, primary_key=True, autoincrement=False),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("entries", _BLOB, nullable=False),
     **_OPTIONS,
 )  # fmt: skip
 
@@ -271,6 +296,12 @@ archived_runs = sa.Table(
 
 
 # --- how rows are asked for and read ------------------------------------------------------------
+
+
+def is_listed() -> sa.ColumnElement[bool]:
+    """Which rows of `tasks` a list shows: an array only where it stands for elements that have no rows."""
+    unmade = sa.select(arrays.c.task_no).where(arrays.c.pending_count > 0)
+    return sa.or_(tasks.c.init != ARRAY, tasks.c.task_no.in_(unmade))
 
 
 def labelled(label: str) -> sa.ColumnElement[bool]:

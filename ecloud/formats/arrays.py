@@ -1,7 +1,7 @@
-"""Arrays: one task written once, run for each number, line, file or JSON value. They become plain tasks here.
+"""Arrays: one task written once, run for each number, line, file or JSON value.
 
-Element 17 of array `a` is the task `a[17]`. A task that waits for a large array waits for one small task behind it, so
-that n elements before m others need n + m dependencies, not n times m.
+Element 17 of array `a` is the task `a[17]`. A small array becomes plain tasks here. A large one stays one definition,
+whose elements the boss makes when they are about to run (`ecloud.model.tasks.ArrayOf`).
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from ecloud.formats.fields import EachDependency
+from ecloud.formats.filling import PARAMETERS, filled, variable_of
 from ecloud.formats.problems import Problems, shown
-from ecloud.formats.sweep.tasks import PARAMETERS, filled, variable_of
-from ecloud.model.tasks import Condition, Dependency, Requirement, Result, TaskDefinition
+from ecloud.model.ranges import Indices
+from ecloud.model.tasks import ArrayOf, Condition, Dependency, Entry, Requirement, Result, TaskDefinition
 
 MAX_ELEMENTS = 2_000_000
 MAX_DIRECT = 1_000
-"""Elements that another task waits for one by one."""
+"""Elements that another task waits for one by one. Larger arrays stay whole."""
+ENTRIES_A_PART = 100
+"""Entries that are stored together: few enough for the database where each is as long as a variable may be."""
+PART_CHARS = 250_000
+"""Of entries that travel in one definition."""
 MAX_DIRECT_EDGES = 10_000
 """Dependencies from one array as a whole to another."""
+MISSING_SHOWN = 20
+"""Elements of a whole array that wait for elements that do not exist: so many are named."""
 BARRIER = ("barrier",)
 """Labels of the tasks that stand for whole arrays."""
 FORM = 'expected a range such as "1-1000" or "1-1000:2,2000", or a list of values'
 _PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?")
+_ENTRIES = msgspec.json.Decoder(tuple[Entry, ...])
 _INDEX = re.compile(r"(%?)%(0\d{1,2})d")
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """What one element works on. `fields`: of a JSON object, as texts."""
-
-    index: int
-    text: str
-    fields: dict[str, str] = {}
 
 
 class ArrayWrong(Exception):
@@ -98,7 +98,7 @@ def element_id(name: str, index: int) -> str:
     return f"{name}[{index}]"
 
 
-def elements(template: TaskDefinition, entries: Sequence[Entry], words: Sequence[str] = ()) -> Iterator[TaskDefinition]:
+def elements(template: TaskDefinition, entries: Iterable[Entry], words: Sequence[str] = ()) -> Iterator[TaskDefinition]:
     """One task for each entry, without dependencies: `{}`, `{field}` and `%04d` are filled in. `words`: a program and
     its arguments, run as they are instead of the template's commands."""
     for entry in entries:
@@ -116,7 +116,102 @@ def elements(template: TaskDefinition, entries: Sequence[Entry], words: Sequence
             results=tuple([Result(fill(r.local, entry), fill(r.path, entry), r.merge) for r in template.results]),
             env=env,
             dependencies=(),
+            array=None,
         )
+
+
+def is_same_for_all(text: str) -> bool:
+    """Whether nothing in the text is filled in for each element."""
+    return "{" not in text and "%0" not in text
+
+
+# --- large arrays -----------------------------------------------------------------------------------
+
+
+def as_array(template: TaskDefinition, entries: Sequence[Entry], words: Sequence[str] = ()) -> TaskDefinition:
+    """The array as one definition, its elements in the order of their indices."""
+    listed = any(entry.fields or entry.text != str(entry.index) for entry in entries)
+    indices = str(Indices.holding(entry.index for entry in entries))
+    kept = tuple(sorted(entries, key=lambda entry: entry.index)) if listed else ()
+    return msgspec.structs.replace(template, array=ArrayOf(indices, kept, tuple(words)))
+
+
+def indices_of(array: ArrayOf) -> Indices:
+    """The indices of its elements. Raises `ArrayWrong` where a peer wrote something else."""
+    parts = array.indices.split(",")
+    if not all(_PART.fullmatch(part) for part in parts):
+        raise ArrayWrong(f"indices {shown(array.indices)!r}: {FORM}")
+    indices = Indices.of(array.indices)
+    ascending = all(before < after for before, after in zip(indices.bounds, indices.bounds[1:], strict=False))
+    if not indices.count or not ascending or any(":0" in part for part in parts):
+        raise ArrayWrong(f"indices {shown(array.indices)!r}: expected ascending ranges that do not overlap")
+    return indices
+
+
+def count_of(tasks: Iterable[TaskDefinition]) -> int:
+    """How many tasks these are, each element counted. Raises `ArrayWrong`."""
+    return sum([1 if task.array is None else indices_of(task.array).count for task in tasks])
+
+
+def entry_at(array: ArrayOf, indices: Indices, position: int) -> Entry:
+    """The entry of the element at a position."""
+    if array.entries:
+        return array.entries[position]
+    return Entry(indices[position], str(indices[position]))
+
+
+def entries_in(array: ArrayOf) -> Iterator[Entry]:
+    """All entries, in order."""
+    return iter(array.entries) if array.entries else (Entry(index, str(index)) for index in indices_of(array))
+
+
+def decode_entries(part: bytes) -> tuple[Entry, ...]:
+    """Entries that are stored together: JSON, compressed."""
+    return _ENTRIES.decode(zlib.decompress(part))
+
+
+def split_arrays(tasks: Iterable[TaskDefinition]) -> list[TaskDefinition]:
+    """The same list for travelling: entries of long arrays are spread over several definitions."""
+    found = []
+    for task in tasks:
+        if task.array is None:
+            found.append(task)
+            continue
+        parts: list[list[Entry]] = [[]]
+        size = 0
+        for entry in task.array.entries:
+            if size > PART_CHARS:
+                parts.append([])
+                size = 0
+            parts[-1].append(entry)
+            size += len(entry.text) + sum([len(name) + len(value) for name, value in entry.fields.items()]) + 12
+        found.append(msgspec.structs.replace(task, array=msgspec.structs.replace(task.array, entries=tuple(parts[0]))))
+        found += [TaskDefinition(task.id, array=ArrayOf(entries=tuple(part))) for part in parts[1:]]
+    return found
+
+
+def join_arrays(tasks: Iterable[TaskDefinition]) -> list[TaskDefinition]:
+    """What `split_arrays` was given. A part that follows no definition of its id stays for the check to find."""
+    found: list[TaskDefinition] = []
+    more: list[Entry] = []
+
+    def close() -> None:
+        if more:
+            last = found[-1]
+            assert last.array is not None
+            array = msgspec.structs.replace(last.array, entries=(*last.array.entries, *more))
+            found[-1] = msgspec.structs.replace(last, array=array)
+            more.clear()
+
+    for task in tasks:
+        part = task.array
+        if part is not None and not part.indices and found and found[-1].id == task.id and found[-1].array is not None:
+            more.extend(part.entries)
+        else:
+            close()
+            found.append(task)
+    close()
+    return found
 
 
 def fill(text: str, entry: Entry, quote: Callable[[str], str] = str) -> str:
@@ -129,50 +224,85 @@ def fill(text: str, entry: Entry, quote: Callable[[str], str] = str) -> str:
 
 
 class Expansion:
-    """Templates and plain tasks of one list -> plain tasks."""
+    """Templates and plain tasks of one list -> tasks. Arrays of more than `whole_above` elements stay one definition,
+    unless a task waits for single elements of them, or their results may exist already."""
 
-    def __init__(self, arrays: Mapping[str, Sequence[Entry]], problems: Problems) -> None:
+    def __init__(self, arrays: Mapping[str, Sequence[Entry]], problems: Problems, whole_above: int) -> None:
         self._arrays = arrays
         self._indices = {name: {entry.index for entry in entries} for name, entries in arrays.items()}
         self._problems = problems
+        self._whole_above = whole_above
+        self._plain: set[str] = set()
         self._barriers: dict[tuple[str, Condition], TaskDefinition] = {}
         self._more: list[TaskDefinition] = []
 
-    def expand(self, tasks: Iterable[TaskDefinition]) -> list[TaskDefinition]:
+    def expand(self, tasks: Sequence[TaskDefinition]) -> list[TaskDefinition]:
         """All tasks in order; those that stand for whole arrays at the end."""
+        self._plain = self._choose_plain(tasks)
         found: list[TaskDefinition] = []
         for task in tasks:
             entries = self._arrays.get(task.id)
             if entries is None:
-                dependencies = self._dependencies(task, None, 1)
-                changed = dependencies != task.dependencies
-                found.append(msgspec.structs.replace(task, dependencies=dependencies) if changed else task)
+                found.append(_with(task, self._dependencies(task, 1)))
                 continue
-            shared = self._dependencies(task, None, len(entries))
-            each = [dependency for dependency in task.dependencies if isinstance(dependency, EachDependency)]
+            if task.id not in self._plain:
+                whole = as_array(task, entries)
+                found.append(_with(whole, (*self._dependencies(task, 1), *self._each_whole(task))))
+                continue
+            shared = self._dependencies(task, len(entries))
+            each = [dependency for dependency in task.dependencies if dependency.each]
             for element, entry in zip(elements(task, entries), entries):
                 dependencies = (*shared, *self._of_each(task, each, entry.index)) if each else shared
                 element = msgspec.structs.replace(element, dependencies=dependencies) if dependencies else element
                 found.append(element)
         return [*found, *self._more]
 
+    def _choose_plain(self, tasks: Sequence[TaskDefinition]) -> set[str]:
+        """Arrays that become plain tasks: small ones; those of which single elements are named; and, since elements
+        wait for elements, those that wait element by element for plain ones, or that plain ones wait for so."""
+        arrays = [task for task in tasks if task.id in self._arrays]
+        plain = {
+            task.id for task in arrays if len(self._arrays[task.id]) <= self._whole_above or not task.overwrite_result
+        }
+        for task in tasks:
+            for dependency in task.dependencies:
+                array, bracket, _ = dependency.id.rpartition("[")
+                if bracket and dependency.id.endswith("]") and dependency.id not in self._arrays:
+                    plain.add(array)
+        pairs = [(task.id, other.id) for task in arrays for other in task.dependencies if other.each]
+        while more := {name for pair in pairs if plain.intersection(pair) for name in pair} - plain:
+            plain |= more
+        return plain
+
+    def _each_whole(self, task: TaskDefinition) -> Iterator[Dependency]:
+        """What an array that stays whole waits for element by element."""
+        for dependency in task.dependencies:
+            if dependency.each and dependency.id in self._arrays:
+                missing = self._indices[task.id] - self._indices[dependency.id]
+                for index in sorted(missing)[:MISSING_SHOWN]:
+                    self._name_missing(task, dependency, index)
+                yield dependency
+
     def _of_each(self, task: TaskDefinition, each: Sequence[Dependency], index: int) -> Iterator[Dependency]:
         for dependency in each:
             if index in self._indices.get(dependency.id, ()):
                 yield Dependency(element_id(dependency.id, index), dependency.on)
             elif dependency.id in self._arrays:
-                text = f"element {index} waits for {shown(element_id(dependency.id, index))}, which does not exist"
-                self._problems.add(f"task {shown(task.id)}", "dependencies", text)
+                self._name_missing(task, dependency, index)
 
-    def _dependencies(self, task: TaskDefinition, index: int | None, count: int) -> tuple[Dependency, ...]:
+    def _name_missing(self, task: TaskDefinition, dependency: Dependency, index: int) -> None:
+        text = f"element {index} waits for {shown(element_id(dependency.id, index))}, which does not exist"
+        self._problems.add(f"task {shown(task.id)}", "dependencies", text)
+
+    def _dependencies(self, task: TaskDefinition, count: int) -> tuple[Dependency, ...]:
         """What all elements of a task (or a plain task) wait for."""
         found: list[Dependency] = []
         for dependency in task.dependencies:
-            if isinstance(dependency, EachDependency):
+            if dependency.each:
                 if dependency.id not in self._arrays or task.id not in self._arrays:
                     text = f'"each" is for arrays: {shown(task.id)} and {shown(dependency.id)} must both be arrays'
                     self._problems.add(f"task {shown(task.id)}", "dependencies", text)
-            elif dependency.id in self._arrays:
+            elif dependency.id in self._plain and dependency.id in self._arrays:
                 found += self._whole(dependency, count)
             else:
                 found.append(dependency)
@@ -198,6 +328,10 @@ class Expansion:
             self._barriers[key] = barrier
             self._more.append(barrier)
         return [Dependency(barrier.id)]
+
+
+def _with(task: TaskDefinition, dependencies: tuple[Dependency, ...]) -> TaskDefinition:
+    return msgspec.structs.replace(task, dependencies=dependencies) if dependencies != task.dependencies else task
 
 
 def _barrier(name: str, waits_for: Sequence[str], on: Condition) -> TaskDefinition:

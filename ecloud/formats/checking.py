@@ -11,6 +11,8 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 
+from ecloud.formats.array_checks import array_problem, samples, with_elements
+from ecloud.formats.arrays import count_of, indices_of
 from ecloud.formats.file_conflicts import find_file_conflicts
 from ecloud.formats.graph import find_cycles
 from ecloud.formats.paths import is_glob, path_problem, text_problem
@@ -85,8 +87,14 @@ def find_problems(
 
     `all_named` False: some tasks have no readable id, so that a missing one may be there.
     """
-    if len(tasks) > max_tasks:
-        problems.add("", "", size_problem(len(tasks), max_tasks))
+    wrong = [(task, text) for task in tasks if task.array is not None and (text := array_problem(task))]
+    if wrong:
+        for task, text in wrong:
+            problems.add(f"task {shown(task.id)}", "array", text)
+        return []
+    count = count_of(tasks)
+    if count > max_tasks:
+        problems.add("", "", size_problem(count, max_tasks))
         return []
     if not tasks and problems.is_empty:
         problems.add("", "", "the list has no tasks")
@@ -95,11 +103,17 @@ def find_problems(
     def say(field: str, text: str) -> None:
         problems.add(f"task {shown(task.id)}", field, text)
 
+    arrays = [task for task in tasks if task.array is not None]
     for task in tasks:
         _check_task(task, say)
         if task.id in ids:
             say("id", "more than one task has this id")
         ids.add(task.id)
+    for array in arrays:
+        for task in samples(array):
+            _check_task(task, say)
+    _check_element_names(tasks, problems)
+    _check_each(tasks, problems)
     if all_named:
         for task in tasks:
             for dependency in task.dependencies:
@@ -111,7 +125,33 @@ def find_problems(
         if len(names) > MAX_CYCLE_SHOWN:
             names[MAX_CYCLE_SHOWN:-1] = [f"({len(names) - 1 - MAX_CYCLE_SHOWN:,} more)"]
         problems.add(f"task {names[0]}", "dependencies", f"these wait for each other: {' -> '.join(names)}")
-    return find_file_conflicts(tasks, problems)
+    return find_file_conflicts(with_elements(tasks), problems)
+
+
+def _check_element_names(tasks: Sequence[TaskDefinition], problems: Problems) -> None:
+    """No task is called like an element of an array."""
+    indices = {task.id: indices_of(task.array) for task in tasks if task.array is not None}
+    for task in tasks if indices else ():
+        array, bracket, index = task.id.removesuffix("]").rpartition("[")
+        is_element = array in indices and bracket and task.id.endswith("]") and index.isascii() and index.isdigit()
+        if is_element and indices[array].position(int(index)) is not None:
+            problems.add(f"task {shown(task.id)}", "id", f"an element of array {shown(array)} has this id")
+
+
+def _check_each(tasks: Sequence[TaskDefinition], problems: Problems) -> None:
+    """Dependencies element by element are between arrays, and on elements that exist."""
+    indices = {task.id: indices_of(task.array) for task in tasks if task.array is not None}
+    for task in tasks:
+        for dependency in task.dependencies if indices or task.dependencies else ():
+            if not dependency.each:
+                continue
+            own, others = indices.get(task.id), indices.get(dependency.id)
+            if own is None or others is None:
+                text = f'"each" is for arrays: {shown(task.id)} and {shown(dependency.id)} must both be arrays'
+                problems.add(f"task {shown(task.id)}", "dependencies", text)
+            elif str(own) != str(others) and not set(own) <= set(others):
+                text = f"its elements wait for elements of {shown(dependency.id)} that do not exist"
+                problems.add(f"task {shown(task.id)}", "dependencies", text)
 
 
 def size_problem(count: int, max_tasks: int) -> str:

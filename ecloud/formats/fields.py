@@ -39,10 +39,6 @@ _CAUSES = {cause.value: cause for cause in RETRIABLE}
 _KNOWN_CAUSES = "known causes are " + ", ".join(_CAUSES)
 
 
-class EachDependency(Dependency, frozen=True):
-    """A dependency between arrays, element by element: `{"id": "a", "each": true}`. Only until arrays are expanded."""
-
-
 class WrongKind(Exception):
     """A value that is not of its field's kind; the text is the problem."""
 
@@ -175,8 +171,7 @@ def _conditional(item: dict[str, Any]) -> Dependency:
     condition = _CONDITIONS.get(wanted) if type(wanted) is str else None
     if condition is None:
         raise WrongKind(f"on: known are {', '.join(_CONDITIONS)}")
-    kind = EachDependency if _bool(item.get("each", False)) else Dependency
-    return kind(read_id(item["id"]), condition)
+    return Dependency(read_id(item["id"]), condition, _bool(item.get("each", False)))
 
 
 def _pairs(value: Any, form: str) -> list[tuple[str, str]]:

@@ -12,16 +12,16 @@ from typing import Any
 
 import msgspec
 
-from ecloud.formats.arrays import BARRIER, ArrayWrong, Entry, Expansion, entries_of
+from ecloud.formats.arrays import BARRIER, MAX_DIRECT, MAX_ELEMENTS, ArrayWrong, Expansion, entries_of
 from ecloud.formats.checking import MAX_TASKS, find_problems, size_problem
-from ecloud.formats.fields import EachDependency, FieldReader, WrongKind, kind_of, read_id
+from ecloud.formats.fields import FieldReader, WrongKind, kind_of, read_id
 from ecloud.formats.file_conflicts import missing_dependencies
 from ecloud.formats.paths import is_glob, normalised, text_problem
 from ecloud.formats.problems import Problem, Problems, TaskList, TaskListWrong, shown
 from ecloud.formats.sweep import is_sweep, read_sweep, sweep_tasks
 from ecloud.formats.sweep.yaml_nodes import compose, plain_value
 from ecloud.formats.wfformat import is_wfformat, read_wfformat
-from ecloud.model.tasks import MAX_ID_CHARS, Condition, Dependency, TaskDefinition
+from ecloud.model.tasks import MAX_ID_CHARS, Condition, Dependency, Entry, TaskDefinition
 
 KEYS = ("name", "defaults", "merged", "tasks")
 """Of a document that is an object."""
@@ -41,6 +41,7 @@ class ReadOptions(msgspec.Struct, frozen=True):
     `infer_dependencies`: a task that requires what another one produces waits for it. `run`: the run's name, whatever
     the file says. `program`, `samples`: of a sweep, instead of the file's. `output`: a datastore directory for the
     whole outputs of all tasks that name none. `confirmed`: more than `ASK_ABOVE` combinations are wanted.
+    `plain_arrays`: large arrays become plain tasks, too, as where it is asked which results of each exist.
     """
 
     format: str = "auto"
@@ -52,6 +53,12 @@ class ReadOptions(msgspec.Struct, frozen=True):
     samples: int = 0
     output: str = ""
     confirmed: bool = False
+    plain_arrays: bool = False
+
+    @property
+    def whole_above(self) -> int:
+        """Arrays with more elements stay one definition."""
+        return MAX_ELEMENTS if self.plain_arrays else MAX_DIRECT
 
 
 DEFAULTS = ReadOptions()
@@ -112,7 +119,7 @@ def _read_list(document: Any, name: str, options: ReadOptions, max_tasks: int, p
         raise TaskListWrong([Problem("", "--scale", "is for WfFormat files, which record run-times and sizes")])
     if options.program or options.samples:
         raise TaskListWrong([Problem("", "", "--program and --samples are for sweeps, and this is a task list")])
-    return _read_own(document, name, options.create_ids, max_tasks, problems)
+    return _read_own(document, name, options, max_tasks, problems)
 
 
 def _read_yaml(text: str, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
@@ -205,7 +212,7 @@ def _refuse_constant(text: str) -> Any:
     raise TaskListWrong([Problem("", "", f"not JSON: {text} is no number that JSON knows")])
 
 
-def _read_own(document: Any, name: str, create_ids: bool, max_tasks: int, problems: Problems) -> TaskList:
+def _read_own(document: Any, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
     """Our own format: a list, or {"name", "defaults", "tasks"}."""
     reader = FieldReader(problems)
     defaults: dict[str, Any] = {}
@@ -220,7 +227,7 @@ def _read_own(document: Any, name: str, create_ids: bool, max_tasks: int, proble
         raise TaskListWrong([Problem("", "", f"expected a list of tasks, not {kind_of(document)}")])
     if len(document) > max_tasks:
         raise TaskListWrong([Problem("", "", size_problem(len(document), max_tasks))])
-    used = _ids_in(document) if create_ids else None
+    used = _ids_in(document) if options.create_ids else None
     tasks = []
     arrays: dict[str, list[Entry]] = {}
     for index, item in enumerate(document, 1):
@@ -230,11 +237,11 @@ def _read_own(document: Any, name: str, create_ids: bool, max_tasks: int, proble
             if "array" in item:
                 arrays[task.id] = _entries(item["array"], task, problems)
     all_named = len(tasks) == len(document)
-    if arrays or any(isinstance(other, EachDependency) for task in tasks for other in task.dependencies):
+    if arrays or any(other.each for task in tasks for other in task.dependencies):
         count = len(tasks) + sum(map(len, arrays.values()))
         if count > max_tasks:
             raise TaskListWrong([Problem("", "", size_problem(count, max_tasks))])
-        tasks = Expansion(arrays, problems).expand(tasks)
+        tasks = Expansion(arrays, problems, options.whole_above).expand(tasks)
     notes: tuple[str, ...] = ()
     if any(task.init for task in tasks):
         tasks, notes = _without_init_dependencies(tasks, problems)

@@ -56,6 +56,7 @@ MOVES: tuple[tuple[TaskState, TaskState, str], ...] = (
     (TaskState.WAITING, TaskState.CANCELLED, "a person"),
     (TaskState.READY, TaskState.CANCELLED, "a person"),
     (TaskState.RUNNING, TaskState.CANCELLED, "a person"),
+    (TaskState.READY, TaskState.ABORTED, "an array: what its last elements wait for ended so that they cannot run"),
     (TaskState.READY, TaskState.WAITING, "redo of a dependency, or a push that replaces it"),
     (TaskState.RUNNING, TaskState.WAITING, "redo of a dependency, or a push that replaces it"),
     *tuple(
@@ -166,10 +167,12 @@ def fits(offers: Resources, asks: Iterable[tuple[str, float]]) -> bool:
 
 
 class Dependency(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A task of the same run, by the user's id, that must end first."""
+    """A task of the same run, by the user's id, that must end first. `each`: of an array on an array, element by
+    element."""
 
     id: str
     on: Condition = Condition.SUCCESS
+    each: bool = False
 
 
 class Requirement(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -256,8 +259,30 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """Calls after which an interpreter is replaced."""
 
 
+class Entry(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What one element of an array works on. `fields`: of a JSON object, as texts."""
+
+    index: Int32
+    text: str
+    fields: dict[str, str] = {}
+
+
+class ArrayOf(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The elements of an array. `indices`: as `ecloud.model.ranges.Indices` writes them, ascending. `entries`: one for
+    each index, in that order; without any, an element's entry is its index. `words`: a program and its arguments that
+    each element runs, instead of the template's commands.
+
+    A long list travels in several definitions of the same id, one after another: the later ones hold `entries` only.
+    """
+
+    indices: str = ""
+    entries: tuple[Entry, ...] = ()
+    words: tuple[str, ...] = ()
+
+
 class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One task as its user wrote it, normalised. Times in seconds, memory in MB.
+    """One task as its user wrote it, normalised. Times in seconds, memory in MB. With `array`: the template of its
+    elements.
 
     Its canonical JSON (`definition_json`) is what is hashed to tell whether a pushed task is the same as before.
     """
@@ -285,6 +310,7 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     stderr: str = ""
     """The same; or `stdout`: both go where `stdout` says, in the order in which they were written."""
     call: Call | None = None
+    array: ArrayOf | None = None
 
     @property
     def asks(self) -> Resources:

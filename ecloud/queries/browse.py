@@ -47,7 +47,7 @@ def browse(
     """
     tasks, runs = schema.tasks.c, schema.runs.c
     with snapshot(engine) as connection:
-        conditions: list[sa.ColumnElement[bool]] = [tasks.task_no > after]
+        conditions: list[sa.ColumnElement[bool]] = [tasks.task_no > after, schema.is_listed()]
         run_no = find_run(connection, run) if run else None
         if run_no is not None:
             conditions.append(tasks.run_no == run_no)

@@ -69,7 +69,8 @@ def failure_groups(engine: Engine, run: str) -> FailureGroups:
     read = 0
     with snapshot(engine) as connection:
         run_no = find_run(connection, run)
-        failed = sa.and_(schema.tasks.c.run_no == run_no, schema.tasks.c.state == TaskState.FAILED.value)
+        rows = schema.tasks.c
+        failed = sa.and_(rows.run_no == run_no, rows.state == TaskState.FAILED.value, rows.init != schema.ARRAY)
         total = connection.execute(sa.select(sa.func.count()).select_from(schema.tasks).where(failed)).scalar() or 0
         for alone in _failures(connection, run_no):
             read += 1
@@ -101,7 +102,7 @@ def _failures(connection: Connection, run_no: int) -> Iterator[FailureGroup]:
         )
         .select_from(schema.tasks)
         .outerjoin(schema.attempts, (attempts.task_no == tasks.task_no) & (attempts.number == tasks.attempts))
-        .where(tasks.run_no == run_no, tasks.state == TaskState.FAILED.value)
+        .where(tasks.run_no == run_no, tasks.state == TaskState.FAILED.value, tasks.init != schema.ARRAY)
         .limit(FAILURES_READ)
     )  # fmt: skip
     for row in connection.execute(query):

@@ -12,6 +12,7 @@ from datastore.problem import Problem
 from ecloud.db import schema
 from ecloud.model.tasks import ManifestEntry, TaskDefinition
 from ecloud.model.wire import Hello
+from ecloud.queries.arrays import array_of_element, array_row, unmade_definition, unmade_element
 from ecloud.queries.status import NoSuchRun, find_run, near, snapshot
 from ecloud.queries.views import AttemptView, Neighbour, TaskDetail
 
@@ -37,7 +38,9 @@ def find_task(connection: Connection, name: str, run: str = "") -> Any:
         raise NoSuchTask(f"task {name!r} is in {len(found)} runs: say which, {names}, or use --run")
     if found:
         return found[0]
-    row = _in_named_run(connection, name) if run_no is None else None
+    row = unmade_element(connection, run_no, name)
+    if row is None and run_no is None:
+        row = _in_named_run(connection, name)
     if row is not None:
         return row
     known = sa.select(rows.c.id).limit(IDS_COMPARED)
@@ -54,6 +57,9 @@ def _in_named_run(connection: Connection, name: str) -> Any:
         run, id = ":".join(parts[:cut]), ":".join(parts[cut:])
         query = sa.select(rows).join(runs, runs.c.run_no == rows.c.run_no).where(runs.c.name == run, rows.c.id == id)
         row = connection.execute(query).first()
+        if row is None and id.endswith("]"):
+            run_no = connection.execute(sa.select(runs.c.run_no).where(runs.c.name == run)).scalar()
+            row = unmade_element(connection, run_no, id) if run_no is not None else None
         if row is not None:
             return row
     return None
@@ -67,12 +73,16 @@ def task(engine: Engine, name: str, run: str = "") -> TaskDetail:
 
 def detail(connection: Connection, row: Any) -> TaskDetail:
     """A row of `tasks`, with all that hangs on it."""
-    definition = connection.execute(
-        sa.select(schema.definitions.c.definition).where(schema.definitions.c.task_no == row.task_no)
-    ).scalar_one()
-    edges = schema.dependencies.c
-    dependents, total = _neighbours(connection, edges.task_no, edges.on_task_no == row.task_no)
-    dependencies, _ = _neighbours(connection, edges.on_task_no, edges.task_no == row.task_no)
+    if hasattr(row, "array_no"):
+        definition = unmade_definition(connection, row)
+    else:
+        stored = sa.select(schema.definitions.c.definition).where(schema.definitions.c.task_no == row.task_no)
+        definition = msgspec.json.decode(connection.execute(stored).scalar_one(), type=TaskDefinition)
+    array = array_of_element(connection, row)
+    # What an element waits for, and what waits for it, is stored with its array.
+    edges, edges_no = schema.dependencies.c, array.task_no if array is not None else row.task_no
+    dependents, total = _neighbours(connection, edges.task_no, edges.on_task_no == edges_no)
+    dependencies, _ = _neighbours(connection, edges.on_task_no, edges.task_no == edges_no)
     run = connection.execute(sa.select(schema.runs.c.name).where(schema.runs.c.run_no == row.run_no)).scalar_one()
     return TaskDetail(
         run=run,
@@ -84,11 +94,12 @@ def detail(connection: Connection, row: Any) -> TaskDetail:
         changed_at=row.changed_at,
         not_before=row.not_before,
         retries_used=row.retries_used,
-        definition=msgspec.json.decode(definition, type=TaskDefinition),
+        definition=definition,
         attempts=attempts_of(connection, row.task_no),
         dependencies=dependencies,
         dependents=dependents,
         dependents_total=total,
+        elements=msgspec.json.decode(array_row(connection, row.task_no).states) if row.init == schema.ARRAY else {},
     )
 
 

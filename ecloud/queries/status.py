@@ -32,6 +32,7 @@ from ecloud.model.tasks import TaskState
 from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Hello
 from ecloud.queries import boot_history
+from ecloud.queries.arrays import array_views, pending_counts
 from ecloud.queries.producers import with_maker
 from ecloud.queries.suspects import suspect_tasks
 from ecloud.queries.transfers import transfers
@@ -194,7 +195,11 @@ def _runs(connection: Connection, boss: BossStatus, now: float) -> list[RunStatu
     inits: dict[int, dict[str, int]] = {}
     # The index over these three columns answers it without a look at any row.
     for state, run_no, init, count in connection.execute(sa.select(*keys, sa.func.count()).group_by(*keys)):
-        (inits if init else states).setdefault(run_no, {})[state] = count
+        if init != schema.ARRAY:
+            (inits if init else states).setdefault(run_no, {})[state] = count
+    for run_no, pending in pending_counts(connection).items():
+        states[run_no] = _added(iter((states.get(run_no, {}), pending)))
+    arrays = array_views(connection)
     rates = _rates(connection, now)
     found = []
     for row in connection.execute(sa.select(schema.runs)):
@@ -206,6 +211,7 @@ def _runs(connection: Connection, boss: BossStatus, now: float) -> list[RunStatu
             row.held,
             states.get(row.run_no, {}),
             inits.get(row.run_no, {}),
+            arrays=arrays.get(row.run_no, []),
         )
         found.append(_with_time_left(connection, run, boss, rates.get(row.run_no)))
     return sorted(found, key=lambda run: (run.left == 0, -run.run_no))
@@ -292,7 +298,7 @@ def tasks(
     """Tasks that match all that is given. `newest`: the last of them first. Raises `NoSuchRun`, `DatabaseAway`."""
     rows, runs, attempts = schema.tasks, schema.runs, schema.attempts
     with snapshot(engine) as connection:
-        conditions: list[sa.ColumnElement[bool]] = []
+        conditions: list[sa.ColumnElement[bool]] = [schema.is_listed()]
         if run:
             conditions.append(rows.c.run_no == find_run(connection, run))
         if states:
@@ -339,7 +345,7 @@ def _task_line(row: Any) -> TaskLine:
         attempts=row.tries,
         changed_at=row.changed_at,
         priority=row.priority,
-        init=bool(row.init),
+        init=row.init == schema.INIT,
         labels=msgspec.json.decode(row.labels, type=tuple[str, ...]),
         worker=row.worker or "",
         started_at=row.started_at,
@@ -356,7 +362,7 @@ def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
     """Failed tasks, each with what a person needs to mend it, in list order. Raises `NoSuchRun`, `DatabaseAway`."""
     rows, runs, attempts = schema.tasks, schema.runs, schema.attempts
     with snapshot(engine) as connection:
-        conditions = [rows.c.state == TaskState.FAILED.value]
+        conditions = [rows.c.state == TaskState.FAILED.value, rows.c.init != schema.ARRAY]
         if run:
             conditions.append(rows.c.run_no == find_run(connection, run))
         # First the page, then its attempts: joined before, the database sorts all of them with their outputs.

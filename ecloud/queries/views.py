@@ -25,6 +25,24 @@ class BossStatus(msgspec.Struct, frozen=True):
     silent_s: float | None = None
 
 
+class ArrayStatus(msgspec.Struct, frozen=True):
+    """An array of a run: where it stands itself, and its elements by state."""
+
+    id: str
+    state: str
+    states: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All elements."""
+        return sum(self.states.values())
+
+    @property
+    def ended(self) -> int:
+        """Elements that have ended."""
+        return self.total - sum(self.states.get(state, 0) for state in UNFINISHED)
+
+
 class RunStatus(msgspec.Struct, frozen=True):
     """A run. `states` leaves init tasks out; they are in `inits`. `rate_per_s`: ends lately.
 
@@ -41,6 +59,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     rate_per_s: float | None = None
     left_s: float | None = None
     left_from: str = ""
+    arrays: list[ArrayStatus] = []
 
     @property
     def total(self) -> int:
@@ -261,6 +280,8 @@ class TaskDetail(msgspec.Struct, frozen=True):
     dependencies: list[Neighbour]
     dependents: list[Neighbour]
     dependents_total: int
+    elements: dict[str, int] = {}
+    """Of an array: its elements by state."""
 
     @property
     def last_attempt(self) -> AttemptView | None:

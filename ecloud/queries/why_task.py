@@ -11,11 +11,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ecloud.db import schema
+from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ENDED, ROUNDING, AttemptState, Condition, Resources, TaskState, fits
 from ecloud.model.text import amounts, counted, duration, when
 from ecloud.model.vm_states import COMING, VmState
 from ecloud.model.worker_states import WorkerState
 from ecloud.queries import boot_history
+from ecloud.queries.arrays import array_of_element, array_row
 from ecloud.queries.lookup import attempts_of
 from ecloud.queries.producers import with_maker
 from ecloud.queries.status import RUNNING_ATTEMPTS, boss_status, vm_views, worker_views
@@ -46,6 +48,9 @@ AskBoss = Callable[[int], "list[str] | str"]
 sentence on why the boss can't be asked."""
 
 
+_KINDS = {schema.TASK: "task", schema.INIT: "init task", schema.ARRAY: "array"}
+
+
 class TaskReasons:
     """One question about tasks: what it has read so far is read once. `ask`: for ready tasks the boss knows best, where
     it can be asked."""
@@ -63,11 +68,17 @@ class TaskReasons:
     def of(self, row: Any) -> Reasons:
         """The reasons of a task, nearest first."""
         layers = list(self._layers(row))
-        return Reasons(f"task {row.id}", row.state, layers[0], tuple(layers[1:]))
+        return Reasons(
+            f"{'array' if row.init == schema.ARRAY else 'task'} {row.id}", row.state, layers[0], tuple(layers[1:])
+        )
 
     def _layers(self, row: Any) -> Iterator[str]:
-        name = f"{'init ' if row.init else ''}task {row.id}"
-        if row.state == TaskState.WAITING.value:
+        name = f"{_KINDS[row.init]} {row.id}"
+        if hasattr(row, "array_no"):
+            yield from self._unmade(row)
+        elif row.init == schema.ARRAY and row.state == TaskState.READY.value:
+            yield from self._unfinished_array(row, name)
+        elif row.state == TaskState.WAITING.value:
             yield from self._waiting(row, name)
         elif row.state == TaskState.READY.value:
             yield from self._ready(row, name)
@@ -88,6 +99,11 @@ class TaskReasons:
         upwards = Upwards(self.connection, UNFINISHED)
         unmet = self._unfinished_dependencies(row.task_no, upwards)
         if not unmet:
+            array = array_of_element(self.connection, row)
+            if array is not None and array.state == TaskState.WAITING.value:
+                yield f"{name} waits for what its array waits for"
+                yield from self._layers(array)
+                return
             yield f"{name} waits for nothing any more; the boss makes it ready with its next decision"
             yield from self._no_boss()
             return
@@ -130,10 +146,60 @@ class TaskReasons:
             return None
         return self.connection.execute(sa.select(schema.tasks).where(schema.tasks.c.task_no == at.task_no)).first()
 
+    # --- arrays -----------------------------------------------------------------------------------
+
+    def _unmade(self, row: Any) -> Iterator[str]:
+        """Of an element without a row of its own: it stands where its array stands."""
+        array = array_of_element(self.connection, row)
+        name = f"element {row.id}"
+        if array.state == TaskState.READY.value:
+            unmade = Ranges.of(array_row(self.connection, array.task_no).pending)
+            before = sum(max(0, min(last + 1, row.position) - first) for first, last in unmade.ranges)
+            yield f"{name} is {row.state}; it becomes a task when it is about to run" + (
+                f": {counted(before, 'element')} of array {array.id} {'stands' if before == 1 else 'stand'} before it"
+                if before
+                else ""
+            )
+        else:
+            yield f"{name} is {row.state}, as its array is"
+        yield from self._layers(array)
+
+    def _unfinished_array(self, row: Any, name: str) -> Iterator[str]:
+        array = array_row(self.connection, row.task_no)
+        states = msgspec.json.decode(array.states)
+        shown = ", ".join(f"{count:,} {state}" for state, count in states.items())
+        yield f"{name} ends when all of its elements have ended: {shown}"
+        each = [other_no for other_no, _ in msgspec.json.decode(array.each_of)]
+        if array.pending_count and each:
+            tasks = schema.tasks.c
+            names = self.connection.execute(sa.select(tasks.id).where(tasks.task_no.in_(each))).scalars().all()
+            yield f"elements wait for those of array {' and '.join(sorted(names))} one by one"
+        first = self._first_unfinished(array)
+        if first is not None:
+            yield from self._layers(first)
+        else:
+            yield from self._no_boss()
+
+    def _first_unfinished(self, array: Any) -> Any:
+        """The first of its elements that has a row and has not ended."""
+        tasks = schema.tasks.c
+        last = array.first_no + Indices.of(array.indices).count - 1
+        for state in (TaskState.READY, TaskState.RUNNING, TaskState.WAITING):
+            query = sa.select(schema.tasks).where(
+                tasks.run_no == array.run_no,
+                tasks.init == schema.TASK,
+                tasks.state == state.value,
+                tasks.task_no.between(array.first_no, last),
+            )
+            found = self.connection.execute(query.order_by(tasks.task_no).limit(1)).first()
+            if found is not None:
+                return found
+        return None
+
     # --- ready ------------------------------------------------------------------------------------
 
     def _ready(self, row: Any, name: str) -> Iterator[str]:
-        if row.init:
+        if row.init == schema.INIT:
             yield from self._no_boss()
             yield f"{name} prepares each worker process of its run and starts there before the run's first task"
             return

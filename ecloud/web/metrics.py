@@ -94,7 +94,9 @@ def _outcomes(engine: Engine) -> Iterator[Metric]:
     with snapshot(engine) as connection:
         rows = connection.execute(query).all()
         oldest = connection.execute(
-            sa.select(sa.func.min(schema.tasks.c.changed_at)).where(schema.tasks.c.state == "ready")
+            sa.select(sa.func.min(schema.tasks.c.changed_at)).where(
+                schema.tasks.c.state == "ready", schema.tasks.c.init != schema.ARRAY
+            )
         ).scalar()
         now = database_now(connection)
     ends = GaugeMetricFamily(

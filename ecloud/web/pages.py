@@ -37,6 +37,7 @@ from ecloud.web.rendering import Rendering
 PAGE_ROWS = 100
 RUNS_SHOWN = 50
 GROUPS_SHOWN = 50
+ARRAYS_SHOWN = 50
 GONE_VMS_SHOWN = 50
 WORKERS_SHOWN = 200
 SMALL = 20_000
@@ -100,6 +101,7 @@ class Pages:
                 "run": run,
                 "failures": failures,
                 "groups_shown": GROUPS_SHOWN,
+                "arrays_shown": ARRAYS_SHOWN,
                 "times": times,
                 "lanes": None if times is None else charts.lanes(times),
                 "load": counts,

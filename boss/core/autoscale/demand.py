@@ -86,8 +86,20 @@ class DemandEstimate:
                     task_s = None
                 count += before
             counts[key] = (count, task_s)
+        self._add_pending(counts)
         ordered = sorted(counts.items(), key=lambda item: item[0][0])
         return [Demand(shape, count, task_s) for (_, shape), (count, task_s) in ordered]
+
+    def _add_pending(self, counts: dict[tuple[int, Shape], tuple[int, float | None]]) -> None:
+        """Elements of arrays that may run and have no row yet."""
+        for array in self._book.arrays.values():
+            node = array.node
+            waits = node.state is not TaskState.READY or not array.due
+            if waits or array.run_no in self.run_budgets.exhausted or array.run_no in self._book.ready.held_runs:
+                continue
+            key = (-node.priority, node.shape)
+            count, task_s = counts.get(key, (0, self._runtimes.known_s(node)))
+            counts[key] = (count + array.due.count, task_s)
 
     def _mean_s(self, nodes: list[Node]) -> float | None:
         """The expected run time of one of these tasks in seconds; None if unknown for some."""

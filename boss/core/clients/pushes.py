@@ -22,6 +22,7 @@ from boss.core.tasks.input_locality import note_shared
 from boss.core.tasks.merging import Allocation, merge
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.formats import check
+from ecloud.formats.arrays import ENTRIES_A_PART, join_arrays
 from ecloud.model.tasks import ENDED, TaskDefinition, TaskState
 from ecloud.model.wire import ChunkReceived, PushOptions, Refused, RunAccepted, RunRejected, SubmitTasks
 
@@ -58,8 +59,8 @@ class Push(msgspec.Struct, eq=False):
 
     @property
     def definitions(self) -> list[TaskDefinition]:
-        """All tasks, in order."""
-        return [task for k in range(self.n) for task in self.chunks[k]]
+        """All tasks, in order; arrays with all their entries."""
+        return join_arrays([task for k in range(self.n) for task in self.chunks[k]])
 
 
 class Pushes:
@@ -157,7 +158,7 @@ class Pushes:
         wanted = [
             result.path
             for task in definitions
-            if push.options.skip_existing or not task.overwrite_result
+            if (push.options.skip_existing or not task.overwrite_result) and task.array is None
             for result in task.results
         ]
         if wanted:
@@ -198,7 +199,7 @@ class Pushes:
         if unknown := _unknown_dependencies(push, image):
             self._reject(push, unknown)
             return
-        overlay(image, self._book.graph)
+        overlay(image, self._book)
         if image.is_part and _disturbs_others(push, image):
             push.whole = True
             self._load(push)
@@ -228,6 +229,11 @@ class Pushes:
             "and restart the boss"
             for task in stored
             if len(task.json) > most
+        ] + [
+            f"task {task.row.id}: {ENTRIES_A_PART} of its entries have {longest:,} bytes and the database takes "
+            f"at most {most:,}: put long entries into files"
+            for task in stored
+            if task.row.elements is not None and (longest := max(map(len, task.row.elements.entries), default=0)) > most
         ]
 
     def _reject(self, push: Push, problems: list[str]) -> None:
@@ -269,8 +275,10 @@ def _unknown_dependencies(push: Push, image: RunImage) -> list[str]:
 
 
 def _disturbs_others(push: Push, image: RunImage) -> bool:
-    """Whether the push may do tasks anew that others wait for."""
+    """Whether the push may do tasks anew that others wait for, or names elements of arrays."""
     named = {task.id for task in push.definitions}
+    if any(task.array is not None or task.id.endswith("]") for task in push.definitions):
+        return True
     return any(
         row.id in named and (push.options.replace_changed or row.state not in (TaskState.SUCCEEDED, *_UNFINISHED))
         for row in image.tasks

@@ -133,7 +133,7 @@ class Requests:
             if problem:
                 raise RequestRefused("no_such_task", problem)
             for image in images:
-                overlay(image, self._book.graph)
+                overlay(image, self._book)
             return self._about_tasks[request.verb](request, images, task_nos, now)
 
         self._answer(waiting.peer, request, act)

@@ -5,17 +5,20 @@ Each works on run images that the store read for it, corrected by what the graph
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from boss.core.clients.request_answers import Answer, RequestRefused, text_of
+from boss.core.model.arrays import Array
 from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Node
 from boss.core.model.outbox import Outbox
 from boss.core.model.rows import RunImage, TaskRow
 from boss.core.tasks.apply_merge import apply
+from boss.core.tasks.arrays import make
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.merging import Merge, replant
-from boss.core.tasks.taskbook import TaskBook
+from boss.core.tasks.taskbook import Run, TaskBook
+from ecloud.model.ranges import Ranges
 from ecloud.model.tasks import ENDED, TaskState
 from ecloud.model.wire import Request, StreamLogs
 
@@ -41,9 +44,39 @@ class TaskRequests:
         }
 
     def _cancel(self, request: Request, images: list[RunImage], task_nos: frozenset[int], now: float) -> Answer:
-        reason = text_of(request, "reason", "a person asked for it")
-        cancelled = self._cancel_nodes(task_nos, f"cancelled: {reason}", now)
-        return len(cancelled), f"{len(cancelled)} cancelled", tuple(node.id for node in cancelled)
+        reason = f"cancelled: {text_of(request, 'reason', 'a person asked for it')}"
+        task_nos = with_elements(images, task_nos)
+        pending = self._pending_of(images, task_nos)
+        cancelled = self._cancel_nodes(task_nos, reason, now)
+        names = [node.id for node in cancelled if not node.is_array]
+        count = len(names) + sum(self._whole(node) for node in cancelled if node.is_array)
+        for array, positions in pending:
+            make(self._outbox, self._book, array, positions, now, TaskState.CANCELLED, reason)
+            names += [f"{array.template.id}[{array.indices[position]}]" for position in positions]
+            count += len(positions)
+        return count, f"{count} cancelled", tuple(names)
+
+    def _whole(self, node: Node) -> int:
+        """Elements of a cancelled array that had no row."""
+        return self._book.arrays[node.task_no].pending.count
+
+    def _pending_of(self, images: list[RunImage], task_nos: Iterable[int]) -> list[tuple[Array, list[int]]]:
+        """Which of these are elements without a row, of arrays that are not meant as a whole."""
+        runs = {image.run.run_no for image in images}
+        wanted = set(task_nos)
+        found = []
+        for array in self._book.arrays.values():
+            if array.run_no not in runs or array.task_no in wanted:
+                continue
+            places = Ranges.holding(
+                task_no - array.first_no
+                for task_no in wanted
+                if array.first_no <= task_no < array.first_no + array.indices.count
+            )
+            positions = list(array.pending.intersection(places))
+            if positions:
+                found.append((array, positions))
+        return found
 
     def _cancel_nodes(self, task_nos: Iterable[int], reason: str, now: float) -> list[Node]:
         cancelled = []
@@ -61,36 +94,48 @@ class TaskRequests:
 
     def _retry_failed(self, request: Request, images: list[RunImage], task_nos: frozenset[int], now: float) -> Answer:
         count, names = 0, []
+        task_nos = with_elements(images, task_nos)
         for image in images:
             targets = {
                 row.task_no
                 for row in image.tasks
                 if row.state is TaskState.FAILED and (row.task_no in task_nos or row.init)
             }
-            names += [row.id for row in image.tasks if row.task_no in targets]
+            names += [row.id for row in image.tasks if row.task_no in targets and row.elements is None]
             count += self._again(image, targets, False, now)
         return count, f"{len(names)} failed tasks are done again, with {count - len(names)} below them", tuple(names)
 
     def _redo(self, request: Request, images: list[RunImage], task_nos: frozenset[int], now: float) -> Answer:
         count, names = 0, []
+        task_nos = with_elements(images, task_nos)
         for image in images:
             targets = {row.task_no for row in image.tasks if row.task_no in task_nos and row.state in ENDED}
-            names += [row.id for row in image.tasks if row.task_no in targets]
+            names += [row.id for row in image.tasks if row.task_no in targets and row.elements is None]
             count += self._again(image, targets, bool(request.arguments.get("below")), now)
         return count, f"{len(names)} tasks are done again, with {count - len(names)} below them", tuple(names)
 
     def _again(self, image: RunImage, targets: set[int], below: bool, now: float) -> int:
         if not targets:
             return 0
-        fresh = targets | _below(image.tasks, targets, ENDED if below else frozenset({TaskState.ABORTED}))
+        rows = {row.task_no: row for row in image.tasks}
+        states = ENDED if below else frozenset({TaskState.ABORTED})
+        targets = _with_arrays(rows, targets)
+        fresh = _with_arrays(rows, targets | _below(image.tasks, targets, states))
         merged = Merge()
         replant(merged, image.tasks, fresh)
         apply(merged, image, self._outbox, self._book, self._attempts, now)
-        return len(fresh)
+        return sum(rows[task_no].elements is None for task_no in fresh)
 
     def _drop(self, request: Request, images: list[RunImage], task_nos: frozenset[int], now: float) -> Answer:
         dropped: list[str] = []
         dropped_nos: set[int] = set()
+        task_nos = with_elements(images, task_nos)
+        for array, positions in self._pending_of(images, task_nos):
+            for position in positions:
+                array.pending.discard(position)
+                array.due.discard(position)
+            self._book.count_dropped(array, pending=len(positions))
+            dropped += [f"{array.template.id}[{array.indices[position]}]" for position in positions]
         for image in images:
             meant = {row.task_no for row in image.tasks if row.task_no in task_nos}
             self._cancel_nodes(meant, "cancelled: dropped", now)
@@ -101,15 +146,35 @@ class TaskRequests:
                     continue
                 moved = writes.tasks.pop(row.task_no, None)
                 state = moved.state if moved is not None else row.state
-                if not row.init:
+                if row.elements is not None:
+                    self._drop_array(row, run)
+                elif not row.init:
                     run.states[state] = run.states.get(state, 0) - 1
-                dropped.append(row.id)
+                    if row.array in self._book.arrays:
+                        self._book.count_dropped(self._book.arrays[row.array], made=state)
+                    dropped.append(row.id)
+                else:
+                    dropped.append(row.id)
                 dropped_nos.add(row.task_no)
                 writes.dropped_tasks.append(row.task_no)
+            for row in image.tasks:  # elements whose results are being published, when their array was dropped
+                node = self._book.graph.nodes.get(row.task_no)
+                if node is not None and node.array not in self._book.arrays:
+                    node.array = 0
             if not any(run.states.values()):
                 dropped_nos |= self._drop_run(image.run.run_no)
         self._attempts.forget_tasks(dropped_nos)
         return len(dropped), f"{len(dropped)} tasks dropped", tuple(dropped)
+
+    def _drop_array(self, row: TaskRow, run: Run) -> None:
+        """The array itself goes, with its elements that have no row."""
+        elements = row.elements
+        assert elements is not None
+        array = self._book.arrays.get(row.task_no)
+        pending = array.pending if array is not None else Ranges.of(elements.pending)
+        state = array.node.state if array is not None else row.state
+        run.states[state] = run.states.get(state, 0) - pending.count
+        self._book.drop_array(row.task_no)
 
     def _drop_run(self, run_no: int) -> set[int]:
         run = self._book.forget_run(run_no)
@@ -127,7 +192,9 @@ class TaskRequests:
         (task_no,) = task_nos
         node = self._book.graph.nodes.get(task_no)
         if node is None or not node.assigned:
-            row = next(row for image in images for row in image.tasks if row.task_no == task_no)
+            row = next((row for image in images for row in image.tasks if row.task_no == task_no), None)
+            if row is None:
+                return 0, TaskState.WAITING.value, (str(task_no),)  # an element without a row
             return 0, row.state.value, (str(task_no),)
         attempt = self._attempts.active[(task_no, node.assigned)]
         worker = self._fleet.workers.get(self._attempts.holder(attempt))
@@ -139,13 +206,27 @@ class TaskRequests:
         return 1, node.state.value, (str(task_no), str(attempt.number), worker.name, worker.row.key_name)
 
 
+def with_elements(images: list[RunImage], task_nos: frozenset[int]) -> frozenset[int]:
+    """These tasks, and the elements of those that are arrays."""
+    rows = [row for image in images for row in image.tasks]
+    if not any(row.elements is not None and row.task_no in task_nos for row in rows):
+        return task_nos
+    return task_nos | {row.task_no for row in rows if row.array in task_nos}
+
+
+def _with_arrays(rows: Mapping[int, TaskRow], task_nos: set[int]) -> set[int]:
+    """These tasks, and the arrays that have ended of those that are elements."""
+    arrays = {rows[task_no].array for task_no in task_nos if rows[task_no].array}
+    return task_nos | {array_no for array_no in arrays if rows[array_no].state in ENDED}
+
+
 def _below(rows: Iterable[TaskRow], targets: set[int], states: frozenset[TaskState]) -> set[int]:
     """Tasks in one of `states` that lie below `targets`, along tasks in those states."""
     state_of: dict[int, TaskState] = {}
     dependents: dict[int, list[int]] = {}
     for row in rows:
         state_of[row.task_no] = row.state
-        for on_task_no, _ in row.dependencies:
+        for on_task_no, _ in (*row.dependencies, *(row.elements.each if row.elements is not None else ())):
             dependents.setdefault(on_task_no, []).append(row.task_no)
     found: set[int] = set()
     todo = list(targets)

@@ -66,6 +66,8 @@ class BossConfig(msgspec.Struct, frozen=True):
     """Work queued at a worker beyond what runs there: covers round trip, flush and commit (facts: 256 short tasks)."""
     ahead_max: int = 512
     """Attempts queued at a worker at most: twice what a busy one says in a message, so that it never runs dry."""
+    array_window: int = 2_000
+    """Ready elements without a worker that an array is filled up to, half of them in one batch (about 30 ms)."""
     watch_every_s: float = 0.25
     """Those who watch a run hear of it at most this often."""
     sweep_every_s: float = 600.0

@@ -138,7 +138,11 @@ class Node(msgspec.Struct, gc=False):
     inputs: Inputs | None = None
     makes: int = 0
     unchained: bool = False
-    """A worker returned a chained attempt of it: it waits for what the boss records."""
+    """It is not chained: a worker returned such an attempt of it, or it is an array. It waits for what the boss
+    records."""
+    array: int = 0
+    """Number of the array whose element it is."""
+    is_array: bool = False
 
 
 class Freed(msgspec.Struct, frozen=True):
@@ -164,30 +168,37 @@ class TaskGraph:
         nodes = self.nodes
         added = []
         for row in rows:
-            node = Node(
-                task_no=row.task_no,
-                run_no=row.run_no,
-                id=row.id,
-                state=row.state,
-                shape=self.shapes.of(row.asks),
-                retries=row.retries,
-                label=row.label,
-                reason=row.reason,
-                priority=row.priority,
-                attempts=row.attempts,
-                retries_used=row.retries_used,
-                not_before=row.not_before,
-                runtime_s=row.runtime_s,
-                body_bytes=row.body_bytes,
-                init=row.init,
-                keep_dir=row.keep_dir,
-                inputs=self.known_inputs.of(row.inputs) if row.inputs else None,
-                makes=row.makes,
-            )
+            node = self.node_of(row)
             nodes[row.task_no] = node
             added.append(node)
         self.rewire(rows)
         return added
+
+    def node_of(self, row: TaskRow) -> Node:
+        """A node for this row, outside of the graph and without edges."""
+        return Node(
+            task_no=row.task_no,
+            run_no=row.run_no,
+            id=row.id,
+            state=row.state,
+            shape=self.shapes.of(row.asks),
+            retries=row.retries,
+            label=row.label,
+            reason=row.reason,
+            priority=row.priority,
+            attempts=row.attempts,
+            retries_used=row.retries_used,
+            not_before=row.not_before,
+            runtime_s=row.runtime_s,
+            body_bytes=row.body_bytes,
+            init=row.init,
+            keep_dir=row.keep_dir,
+            inputs=self.known_inputs.of(row.inputs) if row.inputs else None,
+            makes=row.makes,
+            unchained=row.elements is not None,
+            array=row.array,
+            is_array=row.elements is not None,
+        )
 
     def rewire(self, rows: Iterable[TaskRow]) -> None:
         """Let these, to which no edges lead, wait for their dependencies that are in the graph."""

@@ -59,6 +59,11 @@ class ReadyTasks:
             group = self.groups[key] = Group(node.priority, node.run_no, node.shape, deque(), node.apart)
         group.nodes.append(node)
 
+    def count(self, node: Node) -> int:
+        """Tasks that wait for a worker as this one would; void entries count, too."""
+        group = self.groups.get((node.priority, node.run_no, node.shape, False))
+        return len(group.nodes) if group is not None else 0
+
     def hold(self, run_no: int) -> None:
         """Place nothing of this run."""
         self.held_runs.add(run_no)

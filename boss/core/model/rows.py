@@ -19,6 +19,28 @@ MAKES_NOTHING, MAKES_RESULTS, MAKES_UNLESS_THERE = 0, 1, 2
 were stored before this was known count as the last: they are never chained."""
 
 
+class ArrayRow(msgspec.Struct):
+    """The elements of an array, which is itself a task (`task_no`) that ends when all of them have ended.
+
+    Element at position p has the number `first_no` + p; it has a row once it was made. `pending`: positions without
+    one, as `Ranges` writes them; `states`: how many elements stand in each state, the pending ones as `pending_state`.
+    `each`: arrays that it waits for element by element. `template`: its definition as JSON, without entries;
+    `entries`: these as compressed JSON lists of `ENTRIES_A_PART`, where it has some.
+    """
+
+    task_no: int
+    run_no: int
+    first_no: int
+    indices: str
+    pending: str
+    states: dict[str, int] = {}
+    pending_count: int = 0
+    pending_state: str = ""
+    each: tuple[tuple[int, Condition], ...] = ()
+    template: bytes = b""
+    entries: tuple[bytes, ...] = ()
+
+
 class TaskRow(msgspec.Struct, gc=False):
     """A task without its body: what the core needs to schedule it. `dependencies`: (task_no it waits for, condition).
 
@@ -47,6 +69,10 @@ class TaskRow(msgspec.Struct, gc=False):
     dependencies: tuple[tuple[int, Condition], ...] = ()
     inputs: tuple[str, ...] = ()
     makes: int = MAKES_NOTHING
+    array: int = 0
+    """Number of the array whose element it is."""
+    elements: ArrayRow | None = None
+    """Of an array."""
 
 
 class RunRow(msgspec.Struct):
@@ -219,6 +245,8 @@ class Writes(msgspec.Struct):
     runs: dict[int, RunRow] = msgspec.field(default_factory=dict)
     stored: list[TaskStored] = msgspec.field(default_factory=list)
     tasks: dict[int, TaskMoved] = msgspec.field(default_factory=dict)
+    arrays: dict[int, ArrayRow] = msgspec.field(default_factory=dict)
+    """What changed of arrays: their `pending` and counts."""
     attempts: dict[tuple[int, int], AttemptRow] = msgspec.field(default_factory=dict)
     workers: dict[str, WorkerRow] = msgspec.field(default_factory=dict)
     vms: dict[int, VmRow] = msgspec.field(default_factory=dict)
@@ -255,11 +283,11 @@ class RunImage(msgspec.Struct):
 class Snapshot(msgspec.Struct):
     """What a boss starts from: everything unfinished.
 
-    `tasks`: unfinished ones, and all init tasks of runs that are not over; their `dependencies` name unfinished tasks
-    only. `attempts`: those not over; `declared`: the results that their tasks declare, by task_no, where they do.
-    `init_attempts`: ended attempts of init tasks on workers that are up or draining, plus failed ones of unfinished
-    runs. `past_vms`: the last of those that are gone, oldest first, and all whose machine was there still. `states`:
-    task counts per run and state, init tasks left out.
+    `tasks`: unfinished ones, arrays that ended before their elements, and all init tasks of runs that are not over;
+    their `dependencies` name unfinished tasks only. `attempts`: those not over; `declared`: the results that their
+    tasks declare, by task_no, where they do. `init_attempts`: ended attempts of init tasks on workers that are up or
+    draining, plus failed ones of unfinished runs. `past_vms`: the last of those that are gone, oldest first, and all
+    whose machine was there still. `states`: task counts per run and state, init tasks left out.
     """
 
     cluster_id: str
@@ -282,3 +310,6 @@ class Snapshot(msgspec.Struct):
     suspects: list[SuspectRow] = []
     epoch_ends: dict[int, int] = {}
     """The last batch of each earlier epoch."""
+    element_ends: dict[int, tuple[str, str]] = {}
+    """Of arrays that unfinished ones wait for element by element: positions that succeeded, and those that ended
+    otherwise, as `Ranges` writes them."""

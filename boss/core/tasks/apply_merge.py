@@ -3,19 +3,19 @@ for."""
 
 from __future__ import annotations
 
-from boss.core.model.graph import TaskGraph
 from boss.core.model.outbox import Outbox
 from boss.core.model.rows import RunImage
+from boss.core.tasks.arrays import ends_in, load_arrays, made_in
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.merging import Merge
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.model.tasks import ENDED, TaskState
 
 
-def overlay(image: RunImage, graph: TaskGraph) -> None:
+def overlay(image: RunImage, book: TaskBook) -> None:
     """Let the image tell what only memory knows: the number of an attempt that is assigned is not in its task's row."""
     for row in image.tasks:
-        node = graph.nodes.get(row.task_no)
+        node = book.graph.nodes.get(row.task_no)
         if node is not None:
             row.state, row.reason = node.state, node.reason
             row.attempts, row.retries_used, row.not_before = node.attempts, node.retries_used, node.not_before
@@ -56,6 +56,11 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
     book.graph.rewire(merged.rewired)
     if not image.is_part and any(count for state, count in merged.states.items() if state not in ENDED):
         book.plant([row for row in merged.inits if row.task_no not in nodes], now)
+    arrays = [row for row in merged.rows.values() if row.elements is not None]
+    for array_no in merged.dropped:
+        book.forget_array(array_no)
+    if arrays:
+        load_arrays(book, arrays, ends_in(merged.rows.values()), made_in(merged.rows.values()))
     states = merged.states
     if image.is_part:
         states = {state: run.states.get(state, 0) + states.get(state, 0) for state in TaskState}

@@ -13,16 +13,19 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from boss.core.model.arrays import encode_entries
 from boss.core.model.rows import (
     MAKES_NOTHING,
     MAKES_RESULTS,
     MAKES_UNLESS_THERE,
+    ArrayRow,
     RunImage,
     TaskMoved,
     TaskRow,
     TaskStored,
 )
 from ecloud.formats.graph import dependency_order, predecessors_of
+from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ENDED, Condition, TaskDefinition, TaskState, definition_json
 from ecloud.model.wire import PushOptions
 
@@ -40,6 +43,11 @@ class Allocation:
         """A number for a new task."""
         self._task_no += 1
         return self._task_no - 1
+
+    def next_task_nos(self, count: int) -> int:
+        """The first of so many numbers in a row."""
+        self._task_no += count
+        return self._task_no - count
 
     def next_run_no(self) -> int:
         """A number for a new run."""
@@ -66,12 +74,23 @@ class Merge(msgspec.Struct):
     inits: list[TaskRow] = msgspec.field(default_factory=list)
     states: dict[TaskState, int] = msgspec.field(default_factory=dict)
     decisions: dict[str, int] = msgspec.field(default_factory=dict)
+    rows: dict[int, TaskRow] = msgspec.field(default_factory=dict)
+    """The whole run as it will be."""
 
 
 def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bool) -> TaskStored:
-    """A task with its scheduling row, without dependencies."""
+    """A task with its scheduling row, without dependencies. Of an array: all its elements are pending, without
+    numbers."""
     json = definition_json(definition)
     hashed = json if definition.call is None else definition_json(_as_compared(definition))
+    digest = hashlib.blake2b(hashed, digest_size=16).hexdigest()
+    elements = None
+    if definition.array is not None:
+        entries, last = definition.array.entries, Indices.of(definition.array.indices).count - 1
+        definition = msgspec.structs.replace(definition, array=msgspec.structs.replace(definition.array, entries=()))
+        json = definition_json(definition)
+        indices, pending = definition.array.indices if definition.array else "", str(Ranges([(0, last)]))
+        elements = ArrayRow(task_no, run_no, 0, indices, pending, template=json, entries=encode_entries(entries))
     row = TaskRow(
         task_no=task_no,
         run_no=run_no,
@@ -85,7 +104,8 @@ def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bo
         keep_dir=keep_dir,
         body_bytes=len(json),
         makes=_makes(definition),
-        definition_hash=hashlib.blake2b(hashed, digest_size=16).hexdigest(),
+        definition_hash=digest,
+        elements=elements,
     )
     return TaskStored(row, definition, json)
 
@@ -111,18 +131,19 @@ def merge(
     merged = Merge()
     old = {row.id: row for row in image.tasks}
     before_states = Counter(row.state for row in image.tasks if not row.init)
+    by_id = {definition.id: definition for definition in definitions}
+    gone = _unseated(image, by_id)
     rows: dict[str, TaskRow] = {}
     fresh: dict[int, TaskRow] = {}
     skipped: set[int] = set()
     changed: set[str] = set()
     decisions: Counter[str] = Counter()
-    by_id = {definition.id: definition for definition in definitions}
     for definition in _in_order(definitions):
         before = old.get(definition.id)
         task = new_task(definition, 0, image.run.run_no, options.keep_dirs)
         row = task.row
         decision = _decide(before, row, definition, options, changed)
-        decisions[decision] += 1
+        decisions[decision] += 1 if row.elements is None else Indices.of(row.elements.indices).count
         if decision == "kept":
             assert before is not None
             rows[definition.id] = before
@@ -137,17 +158,28 @@ def merge(
                 {
                     (rows.get(wanted.id) or old[wanted.id]).task_no: wanted.on
                     for wanted in definition.dependencies
-                    if wanted.id not in by_id or not by_id[wanted.id].init
+                    if (wanted.id not in by_id or not by_id[wanted.id].init) and not wanted.each
                 }.items()
             )
+        if row.elements is not None:
+            row.elements.each = tuple(
+                {rows[wanted.id].task_no: wanted.on for wanted in definition.dependencies if wanted.each}.items()
+            )
+            _number_elements(row, before if decision == "anew" else None, allocation)
         if _results_exist(definition, options, existing_results):
             skipped.add(row.task_no)
         merged.stored.append(task)
+    replaced = {row.task_no for name, row in old.items() if row.elements is not None and name in changed}
+    gone |= {row.task_no for row in image.tasks if row.array in replaced}
     if options.merge_strategy == "replace":
-        merged.dropped = [row.task_no for row in image.tasks if row.id not in by_id]
-        decisions["dropped"] = len(merged.dropped)
+        gone |= {row.task_no for row in image.tasks if row.id not in by_id}
+        decisions["dropped"] = len(gone)
+    merged.dropped = sorted(gone)
     decisions["skipped"] = len(skipped)
-    gone = set(merged.dropped)
+    listed = {row.task_no for row in rows.values()}
+    for row in image.tasks:  # elements of arrays that stay
+        if row.array in listed and row.task_no not in gone and row.state in _AGAIN:
+            fresh[row.task_no] = row
     staying = [row for row in image.tasks if row.task_no not in gone and row.task_no not in fresh]
     merged.disturbed |= gone
     replant(merged, [*staying, *fresh.values()], set(fresh), skipped)
@@ -161,12 +193,46 @@ def merge(
     return merged
 
 
+def _number_elements(row: TaskRow, before: TaskRow | None, allocation: Allocation) -> None:
+    """Numbers for the elements of an array; those that it had `before` stay as far as they were made."""
+    elements = row.elements
+    assert elements is not None
+    elements.task_no = row.task_no
+    if before is not None and before.elements is not None:
+        elements.first_no, elements.pending = before.elements.first_no, before.elements.pending
+    else:
+        elements.first_no = allocation.next_task_nos(Indices.of(elements.indices).count)
+
+
+def _unseated(image: RunImage, by_id: dict[str, TaskDefinition]) -> set[int]:
+    """Tasks that go since the list has others of their names: single tasks that are elements of an array now, and
+    arrays of which elements are single tasks now."""
+    rows = {row.task_no: row for row in image.tasks}
+    gone: set[int] = set()
+    single: set[int] = set()
+    arrays = {name: Indices.of(task.array.indices) for name, task in by_id.items() if task.array is not None}
+    for row in image.tasks:
+        if row.array and row.id in by_id:
+            single.add(row.array)
+        elif not row.array and row.id.endswith("]"):
+            name, _, index = row.id[:-1].rpartition("[")
+            if name in arrays and index.isascii() and index.isdigit() and arrays[name].position(int(index)) is not None:
+                gone.add(row.task_no)
+    for array_no in single:
+        gone |= {row.task_no for row in image.tasks if row.array == array_no and row.id not in by_id}
+        gone |= {array_no} if rows[array_no].id not in by_id else set()
+    for row in image.tasks:
+        if row.array in single:
+            row.array = 0
+    return gone
+
+
 def _decide(
     before: TaskRow | None, row: TaskRow, definition: TaskDefinition, options: PushOptions, changed: set[str]
 ) -> str:
     if before is None:
         return "new"
-    if options.merge_strategy == "replace":
+    if options.merge_strategy == "replace" or (before.elements is None) != (row.elements is None):
         return "replaced"
     if options.merge_strategy == "extend" and not options.replace_changed:
         return "anew" if before.state in _AGAIN else "kept"
@@ -184,7 +250,7 @@ def _makes(definition: TaskDefinition) -> int:
 
 
 def _results_exist(definition: TaskDefinition, options: PushOptions, existing: frozenset[str]) -> bool:
-    if not definition.results or (definition.overwrite_result and not options.skip_existing):
+    if not definition.results or (definition.overwrite_result and not options.skip_existing) or definition.array:
         return False
     return all(result.path in existing for result in definition.results)
 
@@ -195,7 +261,7 @@ def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped
 
     `run_rows`: the whole run as it will be. They are changed in place; `skipped` ones count as succeeded.
     """
-    rows = {row.task_no: row for row in run_rows}
+    rows = merged.rows = {row.task_no: row for row in run_rows}
     skipped = set(skipped)
     ended: dict[int, TaskState] = {no: row.state for no, row in rows.items() if no not in fresh and row.state in ENDED}
     open_of: dict[int, int] = {}
@@ -278,7 +344,13 @@ def _finish(
                 merged.disturbed.add(row.task_no)
                 todo.append(row.task_no)
     merged.inits = [row for row in rows.values() if row.init]
-    merged.states = dict(Counter(row.state for row in rows.values() if not row.init))
+    merged.states = dict(Counter(row.state for row in rows.values() if not row.init and row.elements is None))
+    for row in rows.values():
+        if row.elements is not None and row.elements.pending:
+            # A pending element of an array that waits element by element is counted as waiting.
+            waits = row.state is TaskState.READY and row.elements.each
+            state = TaskState.WAITING if waits else row.state
+            merged.states[state] = merged.states.get(state, 0) + Ranges.of(row.elements.pending).count
     for row in rows.values():
         if row.init or row.state in ENDED:
             continue

@@ -7,16 +7,18 @@ counted and told to whoever places tasks. Knows nothing of workers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from boss.core.model.arrays import Array
 from boss.core.model.graph import Node, TaskGraph
 from boss.core.model.outbox import Outbox
 from boss.core.model.ready_tasks import ReadyTasks
-from boss.core.model.rows import RunRow, TaskMoved, TaskRow
+from boss.core.model.rows import ArrayRow, RunRow, TaskMoved, TaskRow
 from boss.core.model.timers import Timers
-from ecloud.model.tasks import LEGAL_TASK_MOVES, TaskState
+from ecloud.model.ranges import Ranges
+from ecloud.model.tasks import ENDED, LEGAL_TASK_MOVES, TaskState
 from ecloud.model.wire import TaskEnded
 
 MAX_ENDED_HINTS = 20
@@ -69,6 +71,11 @@ class TaskBook:
         self.graph = TaskGraph()
         self.ready = ready
         self.runs: dict[int, Run] = {}
+        self.arrays: dict[int, Array] = {}
+        """Those that have not ended, by the number of their task."""
+        self._changed_arrays: dict[int, Array] = {}
+        self._each_of: dict[int, list[Array]] = {}
+        """Arrays that wait for another one element by element, by the number of that one."""
         self.changed_runs: set[int] = set()
         self.failing_runs: set[int] = set()
         """Runs that are not held, in which an init task failed somewhere."""
@@ -86,14 +93,36 @@ class TaskBook:
         if before is not state:
             assert (before, state) in LEGAL_TASK_MOVES, f"task {node.id}: {before} to {state}"
             run = self.runs[node.run_no]
-            if not node.init:
+            if node.is_array:
+                self._move_pending(run, node, before, state)
+            elif not node.init:
                 run.states[before] = run.states.get(before, 0) - 1
                 run.states[state] = run.states.get(state, 0) + 1
+                if node.array:
+                    self._move_element(node, before, state)
             run.changed = True
             self.changed_runs.add(node.run_no)
             node.state = state
         node.reason = reason[:MAX_REASON_CHARS]
         self.write(node)
+
+    def _move_pending(self, run: Run, node: Node, before: TaskState, state: TaskState) -> None:
+        """Elements that have no row stand where their array stands."""
+        array = self.arrays[node.task_no]
+        left, entered = array.pending_state(before), array.pending_state(state)
+        run.states[left] = run.states.get(left, 0) - array.pending.count
+        run.states[entered] = run.states.get(entered, 0) + array.pending.count
+        self._changed_arrays[node.task_no] = array
+
+    def _move_element(self, node: Node, before: TaskState, state: TaskState) -> None:
+        array = self.arrays[node.array]
+        array.made[before] = array.made.get(before, 0) - 1
+        array.made[state] = array.made.get(state, 0) + 1
+        self._changed_arrays[node.array] = array
+        if state in ENDED and node.array in self._each_of:
+            index = array.indices[node.task_no - array.first_no]
+            for other in self._each_of[node.array]:
+                other.note_end(node.array, index, state)
 
     def write(self, node: Node) -> None:
         """Write the task as it stands."""
@@ -110,7 +139,9 @@ class TaskBook:
             self.offer(node, now)
 
     def offer(self, node: Node, now: float) -> None:
-        """Offer a ready task for placement, now or when its back-off ends."""
+        """Offer a ready task for placement, now or when its back-off ends. No worker gets an array."""
+        if node.is_array:
+            return
         if node.not_before > now:
             self._timers.set(node.not_before, lambda at: self._offer_later(node, at))
         else:
@@ -171,12 +202,87 @@ class TaskBook:
         run.changed = True
         self.changed_runs.add(run.row.run_no)
 
+    # --- arrays ----------------------------------------------------------------------------------
+
+    def keep_array(self, array: Array) -> None:
+        """An array that has not ended."""
+        self.arrays[array.task_no] = array
+        self._changed_arrays[array.task_no] = array
+        for source in array.sources:
+            self._each_of.setdefault(source.array_no, []).append(array)
+
+    def forget_array(self, array_no: int) -> None:
+        """It has ended, or its run is dropped."""
+        array = self.arrays.pop(array_no, None)
+        for source in array.sources if array is not None else ():
+            left = [other for other in self._each_of.get(source.array_no, ()) if other is not array]
+            if left:
+                self._each_of[source.array_no] = left
+            else:
+                self._each_of.pop(source.array_no, None)
+
+    def drop_array(self, array_no: int) -> None:
+        """It is dropped, and with it what others wait for: these wait for it no longer."""
+        for other in self._each_of.pop(array_no, ()):
+            run, left = self.runs[other.run_no], other.pending_state(other.node.state)
+            other.sources = [source for source in other.sources if source.array_no != array_no]
+            other.find_due()
+            entered = other.pending_state(other.node.state)
+            run.states[left] = run.states.get(left, 0) - other.pending.count
+            run.states[entered] = run.states.get(entered, 0) + other.pending.count
+            self._changed_arrays[other.task_no] = other
+        self.forget_array(array_no)
+
+    def waiting_for(self, array_no: int) -> list[Array]:
+        """Arrays that wait for this one element by element."""
+        return list(self._each_of.get(array_no, ()))
+
+    def count_made(self, array: Array, count: int, state: TaskState) -> None:
+        """So many of its pending elements became tasks in `state`."""
+        run = self.runs[array.run_no]
+        left = array.pending_state(array.node.state)
+        run.states[left] = run.states.get(left, 0) - count
+        run.states[state] = run.states.get(state, 0) + count
+        array.made[state] = array.made.get(state, 0) + count
+        run.changed = True
+        self.changed_runs.add(array.run_no)
+        self._changed_arrays[array.task_no] = array
+
+    def count_dropped(self, array: Array, pending: int = 0, made: TaskState | None = None) -> None:
+        """Elements are dropped: so many `pending` ones, or one that stood in state `made`."""
+        run = self.runs[array.run_no]
+        if made is not None:
+            array.made[made] = array.made.get(made, 0) - 1
+        if pending:
+            left = array.pending_state(array.node.state)
+            run.states[left] = run.states.get(left, 0) - pending
+        run.changed = True
+        self.changed_runs.add(array.run_no)
+        self._changed_arrays[array.task_no] = array
+
+    def write_ended(self, row: ArrayRow, state: TaskState, made: Mapping[TaskState, int]) -> None:
+        """Write the counts of an array that a decision about its run found, or left, in an ended state."""
+        row.pending_count = Ranges.of(row.pending).count
+        row.pending_state = state.value if row.pending_count else ""
+        row.states = {state.value: count for state, count in made.items() if count}
+        if row.pending_count:
+            row.states[state.value] = row.states.get(state.value, 0) + row.pending_count
+        self._outbox.writes.arrays[row.task_no] = row
+
+    def _write_arrays(self) -> None:
+        for array in self._changed_arrays.values():
+            self._outbox.writes.arrays[array.task_no] = array.row
+        self._changed_arrays.clear()
+
     # --- runs ------------------------------------------------------------------------------------
 
     def forget_run(self, run_no: int) -> Run:
         """The run is dropped: nothing here names it any more."""
         self.changed_runs.discard(run_no)
         self.failing_runs.discard(run_no)
+        for array_no in [array.task_no for array in self.arrays.values() if array.run_no == run_no]:
+            self.forget_array(array_no)
+        self._changed_arrays = {no: item for no, item in self._changed_arrays.items() if item.run_no != run_no}
         return self.runs.pop(run_no)
 
     def hold(self, run: Run, reason: str) -> None:
@@ -213,6 +319,7 @@ class TaskBook:
 
     def settle(self, now: float) -> None:
         """After a batch: note which runs ended, or no longer did."""
+        self._write_arrays()
         for run_no in tuple(self.changed_runs):
             run = self.runs.get(run_no)
             if run is None:
@@ -243,12 +350,23 @@ class TaskBook:
         """Invariants: counts agree with the graph, legal states only."""
         self.graph.check()
         left: dict[int, int] = {}
+        made: dict[int, int] = {}
         for node in self.graph.nodes.values():
             assert node.run_no in self.runs, f"task {node.id} without its run"
-            if not node.init:
+            if node.is_array:
+                left[node.run_no] = left.get(node.run_no, 0) + self.arrays[node.task_no].pending.count
+            elif node.array:
+                made[node.array] = made.get(node.array, 0) + 1
+            if not node.init and not node.is_array:
                 left[node.run_no] = left.get(node.run_no, 0) + 1
         for run_no, run in self.runs.items():
             assert run.left == left.get(run_no, 0), (
                 f"run {run.row.name}: {run.left} counted, {left.get(run_no, 0)} known"
             )
             assert all(count >= 0 for count in run.states.values())
+        for array in self.arrays.values():
+            is_open = array.task_no in self.graph.nodes or array.unfinished
+            assert is_open, f"array {array.template.id} has ended but is in memory"
+            assert array.unfinished == made.pop(array.task_no, 0), f"array {array.template.id}: {array.made}"
+            assert all(position in array.pending for position, _ in array.due.ranges), "an element is made twice"
+        assert not made, "elements without their array"

@@ -9,11 +9,12 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from ecloud.formats.filling import variable_of
 from ecloud.formats.problems import Problems, TaskListWrong, shown
 from ecloud.formats.sweep.conditions import ConditionWrong, parse_condition
 from ecloud.formats.sweep.model import METHODS, STYLES, Placed, Sweep
 from ecloud.formats.sweep.parameters import read_parameter
-from ecloud.formats.sweep.tasks import REPEAT, variable_of
+from ecloud.formats.sweep.tasks import REPEAT
 from ecloud.formats.sweep.values import Parameter
 from ecloud.formats.sweep.yaml_nodes import YamlNode, is_plain, kind, pairs_of, place_of, plain_value
 from ecloud.model.tasks import MAX_ID_CHARS

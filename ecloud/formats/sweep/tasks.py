@@ -14,26 +14,19 @@ import msgspec
 
 from ecloud.formats.checking import size_problem
 from ecloud.formats.fields import FieldReader
+from ecloud.formats.filling import PARAMETERS, filled, variable_of
 from ecloud.formats.problems import Problem, Problems, TaskList, TaskListWrong, shown
 from ecloud.formats.sweep.conditions import ConditionWrong
 from ecloud.formats.sweep.model import Placed, Sweep
 from ecloud.formats.sweep.values import Value
 from ecloud.model.tasks import MAX_ID_CHARS, Requirement, Result, TaskDefinition
 
-PARAMETERS = "ECLOUD_PARAMETERS"
-"""The variable with all parameters of a task as one JSON object."""
 REPEAT = "repeat"
 """The number of a repetition among the parameters, from 1."""
 _UNFIT = ("id", "commands", "dependencies", "init", "array", "overwrite_result")
-_NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_]")
 _WORD = re.compile(r"\$\{(\w+)(?::(\w+))?\}")
 _HASHED_CHARS = 200
 """An id longer than may be is cut here, and a hash of the whole is added."""
-
-
-def variable_of(name: str) -> str:
-    """The variable that holds a parameter: `lr` is in ECLOUD_PARAM_LR."""
-    return "ECLOUD_PARAM_" + _NOT_IN_VARIABLES.sub("_", name).upper()
 
 
 def sweep_tasks(sweep: Sweep, max_tasks: int) -> TaskList:
@@ -154,15 +147,6 @@ def _result(result: Result, texts: Mapping[str, str], directory: str) -> Result:
         top = "/".join(part.replace("/", "_").strip() or "_" for part in directory.split("/", 1))
         path = f"{top}/{path}" if path != "." else top
     return msgspec.structs.replace(result, local=filled(result.local, texts), path=path)
-
-
-def filled(text: str, values: Mapping[str, str], quote: Callable[[str], str] = str) -> str:
-    """The text with `{name}` replaced by the value of each parameter. `${name}` and other braces stay."""
-    if "{" not in text:
-        return text
-    return re.sub(
-        r"(?<!\$)\{([^{}\s]+)\}", lambda found: quote(values[found[1]]) if found[1] in values else found[0], text
-    )
 
 
 def command_of(sweep: Sweep, values: Values) -> str:

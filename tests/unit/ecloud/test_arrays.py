@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from ecloud.formats import TaskListWrong, read_task_list
-from ecloud.formats.arrays import ArrayWrong, Entry, entries_of_lines, fill, numbers_of
-from ecloud.model.tasks import Condition, Dependency, TaskDefinition
+from ecloud.formats.arrays import (
+    ArrayWrong,
+    as_array,
+    entries_of_lines,
+    fill,
+    join_arrays,
+    numbers_of,
+    split_arrays,
+)
+from ecloud.model.tasks import ArrayOf, Condition, Dependency, Entry, TaskDefinition
 
 
 def read(*tasks: dict[str, Any]) -> dict[str, TaskDefinition]:
@@ -85,26 +94,66 @@ def test_element_by_element_and_as_a_whole() -> None:
     assert found["one"].dependencies == (Dependency("a[2]"),)
 
 
-def test_whole_arrays_have_as_many_dependencies_as_elements() -> None:
-    count = 2_500
+def test_small_arrays_are_waited_for_through_one_task_where_dependencies_are_many() -> None:
     found = read(
-        {"id": "a", "array": f"1-{count}"},
-        {"id": "b", "array": f"1-{count}", "dependencies": [{"id": "a", "on": "any"}]},
+        {"id": "a", "array": "1-500"},
+        {"id": "b", "array": "1-600", "dependencies": [{"id": "a", "on": "any"}]},
         {"id": "c", "dependencies": ["b"]},
     )
-    edges = sum(len(task.dependencies) for task in found.values())
-    assert edges < 4 * count
-    assert max(len(task.dependencies) for task in found.values()) <= 1_000
-    above: set[str] = set()
-    todo = ["c"]
-    while todo:
-        for dependency in found[todo.pop()].dependencies:
-            if dependency.id not in above:
-                above.add(dependency.id)
-                todo.append(dependency.id)
-    assert above >= {f"{name}[{number}]" for name in "ab" for number in range(1, count + 1)}
+    assert sum(len(task.dependencies) for task in found.values()) == 500 + 600 + 600
     (barrier,) = found["b[1]"].dependencies
     assert found[barrier.id].asks["cpus"] < 0.01
+    assert {other.id for other in found[barrier.id].dependencies} == {f"a[{number}]" for number in range(1, 501)}
+
+
+def test_large_arrays_stay_one_definition_with_one_dependency() -> None:
+    found = read(
+        {"id": "a", "array": "1-100000"},
+        {"id": "b", "array": "1-2000:2", "dependencies": [{"id": "c", "on": "any"}]},
+        {"id": "c", "array": "1-1001", "dependencies": [{"id": "a", "each": True}]},
+        {"id": "d", "array": [f"value {number}" for number in range(1_001)], "dependencies": ["a"]},
+    )
+    assert list(found) == ["a", *[f"b[{number}]" for number in range(1, 2000, 2)], "c", "d"]
+    assert found["a"].array == ArrayOf("1-100000")
+    assert found["b[1]"].dependencies == (Dependency("c", Condition.ANY),)
+    assert found["c"].dependencies == (Dependency("a", each=True),)
+    assert found["d"].dependencies == (Dependency("a"),)
+    assert found["d"].array is not None
+    assert found["d"].array.entries[5] == Entry(6, "value 5")
+
+
+def test_large_arrays_of_which_single_elements_are_named_become_tasks() -> None:
+    found = read(
+        {"id": "a", "array": "1-1500"},
+        {"id": "b", "array": "1-1500", "dependencies": [{"id": "a", "each": True}]},
+        {"id": "one", "dependencies": ["a[7]"]},
+        {"id": "other", "array": "1-1500"},
+    )
+    assert len(found) == 2 * 1500 + 2
+    assert found["b[7]"].dependencies == (Dependency("a[7]"),)
+    assert found["other"].array is not None
+
+
+def test_what_is_wrong_with_large_arrays() -> None:
+    each = {"id": "b", "array": "1-1002", "dependencies": [{"id": "a", "each": True}]}
+    assert refused({"id": "a", "array": "1-1001"}, each) == [
+        "task b, dependencies: element 1002 waits for a[1002], which does not exist",
+        "task b, dependencies: its elements wait for elements of a that do not exist",
+    ]
+    assert len(refused({"id": "a", "array": "1-1500", "results": ["out"]})) >= 1
+    assert read({"id": "a", "array": "1-1500", "results": ["out/%04d"]})
+    assert refused({"id": "a", "array": "1-1500", "results": ["out/%04d"]}, {"id": "b", "results": ["out/0007"]})
+    assert refused({"id": "a", "array": "1-1500"}, {"id": "a[8]"}, {"id": "c", "dependencies": ["a"]})
+
+
+@pytest.mark.parametrize("chars", [0, 10, 1_000, 40_000])
+def test_arrays_are_split_for_travelling_and_joined(chars: int) -> None:
+    entries = [Entry(number, "x" * chars) for number in range(1, 51 if chars > 10 else 2_001)]
+    array = as_array(TaskDefinition("a", ("p {}",)), entries)
+    tasks = [array, TaskDefinition("x"), msgspec.structs.replace(array, id="b"), TaskDefinition("y")]
+    parts = split_arrays(tasks)
+    assert len(parts) == (4 if chars < 40_000 else 18)
+    assert join_arrays(parts) == tasks
 
 
 def test_what_is_wrong_with_arrays() -> None:

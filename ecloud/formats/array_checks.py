@@ -1,0 +1,95 @@
+"""What may be wrong with an array that stays one definition: looked at without making all of its elements.
+
+Elements differ only in what is filled in, so few of them are checked whole: the first, the last, and the one with the
+longest entry. Files are named by each element: where an array has some, all of its elements are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from ecloud.formats.arrays import ArrayWrong, element_id, elements, entries_in, indices_of
+from ecloud.formats.paths import text_problem
+from ecloud.formats.problems import shown
+from ecloud.model.tasks import MERGED, ArrayOf, Dependency, Entry, TaskDefinition
+
+MAX_WORDS = 10_000
+
+
+def array_problem(task: TaskDefinition) -> str:
+    """Why its array is none; empty where it is one."""
+    array = task.array
+    assert array is not None
+    try:
+        indices = indices_of(array)
+    except ArrayWrong as wrong:
+        return str(wrong)
+    if array.entries and [entry.index for entry in array.entries] != list(indices):
+        return f"{len(array.entries):,} entries do not fit indices {shown(array.indices)!r}"
+    if task.init or not task.overwrite_result:
+        return "an init task, or one whose results are looked for first, is no array"
+    if len(array.words) > MAX_WORDS:
+        return f"{len(array.words):,} words; at most {MAX_WORDS:,} are allowed"
+    for text in (*array.words, *_texts(array.entries)):
+        if problem := text_problem(text, f"entry {shown(text)!r}"):
+            return problem
+    return ""
+
+
+def _texts(entries: Sequence[Entry]) -> Iterator[str]:
+    for entry in entries:
+        yield entry.text
+        for name, value in entry.fields.items():
+            yield name
+            yield value
+
+
+def samples(task: TaskDefinition) -> list[TaskDefinition]:
+    """Elements that stand for all of a good array: the first, the last, the longest."""
+    array = task.array
+    assert array is not None
+    if has_files(task):
+        return list(_all(task, array))
+    if array.entries:
+        longest = max(array.entries, key=lambda entry: len(entry.text))
+        chosen = [array.entries[0], array.entries[-1], longest]
+    else:
+        indices = indices_of(array)
+        chosen = [Entry(index, str(index)) for index in (indices[0], indices[indices.count - 1])]
+    return list(elements(task, {entry.index: entry for entry in chosen}.values(), array.words))
+
+
+def has_files(task: TaskDefinition) -> bool:
+    """Whether its elements name files that may be others', too. Outputs that are called by the task's id are not."""
+    outputs = [path for path in (task.stdout, task.stderr) if path and path != MERGED]
+    return bool(task.requirements or task.results or any("%t" not in path for path in outputs))
+
+
+def _all(task: TaskDefinition, array: ArrayOf) -> Iterator[TaskDefinition]:
+    return elements(task, entries_in(array), array.words)
+
+
+def with_elements(tasks: Sequence[TaskDefinition]) -> Sequence[TaskDefinition]:
+    """The list with the elements of its arrays in their stead, as far as they name files; an array itself ends after
+    all of them. Only what `file_conflicts` looks at is filled in."""
+    expanded = {task.id for task in tasks if task.array is not None and has_files(task)}
+    if not expanded:
+        return tasks
+    found: list[TaskDefinition] = []
+    for task in tasks:
+        if task.id not in expanded:
+            found.append(task)
+            continue
+        assert task.array is not None
+        shared = tuple(other for other in task.dependencies if not (other.each and other.id in expanded))
+        each = [other for other in task.dependencies if other.each and other.id in expanded]
+        bare = msgspec.structs.replace(task, commands=(), env={}, array=None)
+        names = []
+        for entry, element in zip(entries_in(task.array), elements(bare, entries_in(task.array)), strict=True):
+            own = tuple(Dependency(element_id(other.id, entry.index), other.on) for other in each)
+            names.append(element.id)
+            found.append(msgspec.structs.replace(element, dependencies=(*shared, *own)))
+        found.append(TaskDefinition(task.id, dependencies=tuple(map(Dependency, names))))
+    return found

@@ -1,0 +1,302 @@
+"""Arrays: elements are made when they are about to run, and an array is a task that ends after all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from ecloud.formats.arrays import as_array
+from ecloud.model import wire
+from ecloud.model.tasks import ArrayOf, Cause, Condition, Dependency, Entry, Outcome, TaskDefinition
+from tests.support.boss_script import BossScript, Peer, task
+
+
+@pytest.fixture
+def script() -> BossScript:
+    """A boss that needs several windows for some elements."""
+    return BossScript(array_window=5)
+
+
+def array(id: str, count: int, *dependencies: Dependency, **fields: Any) -> TaskDefinition:
+    fields.setdefault("commands", ("run {}",))
+    return TaskDefinition(id, dependencies=dependencies, array=ArrayOf(f"1-{count}"), **fields)
+
+
+def task_(id: str, *dependencies: Dependency) -> TaskDefinition:
+    return TaskDefinition(id, ("true",), dependencies)
+
+
+def works(script: BossScript, worker: Peer, most: int = 1_000, fail: frozenset[str] = frozenset()) -> list[str]:
+    """The worker ends what it is given, at most so many, those of `fail` with exit 1; their ids in order."""
+    done: list[str] = []
+    while len(done) < most:
+        for send in [send for send in script.said if send.envelope.peer == worker.name]:
+            script.said.remove(send)
+            worker.seen = max(worker.seen, send.envelope.number)
+            if isinstance(send.envelope.message, wire.StartTasks):
+                for order in send.envelope.message.attempts:
+                    worker.holds[(order.task_no, order.number)] = "queued"
+            if isinstance(send.envelope.message, wire.StopTasks):
+                stopped = [Outcome(name.task_no, name.number, Cause.STOPPED) for name in send.envelope.message.attempts]
+                script.hear(worker, wire.TasksEnded(tuple(stopped)))
+                for name in send.envelope.message.attempts:
+                    worker.holds.pop((name.task_no, name.number), None)
+        held = sorted(worker.holds)[: most - len(done)]
+        if not held:
+            deadline = script.boss.next_deadline()
+            if deadline is None or deadline > script.now:
+                break
+            script.handle()  # elements that the last batch left to this one
+            continue
+        outcomes = []
+        for key in held:
+            id = script.store.tasks[key[0]].id
+            done.append(id)
+            cause = Cause.EXIT if id in fail else Cause.SUCCESS
+            outcomes.append(Outcome(*key, cause, exit_code=int(id in fail), error="exit 1" if id in fail else ""))
+            del worker.holds[key]
+        script.hear(worker, wire.TasksEnded(tuple(outcomes)))
+    return done
+
+
+def rows(script: BossScript, array_id: str) -> Counter[str]:
+    """States of the elements that have rows."""
+    return Counter(str(row.state) for row in script.store.tasks.values() if row.id.startswith(f"{array_id}["))
+
+
+def counts(script: BossScript, array_id: str) -> dict[str, int]:
+    """All elements by state, as the array's row has it."""
+    return script.store.tables.arrays[script.names[array_id]].states
+
+
+def ids(name: str, *numbers: int) -> list[str]:
+    return [f"{name}[{number}]" for number in numbers]
+
+
+def test_a_large_array_is_one_row_until_its_elements_are_about_to_run(script: BossScript) -> None:
+    answer = script.push("r", array("a", 1_000_000, Dependency("first")), task_("first"))
+    assert answer.states == {"waiting": 1_000_000, "ready": 1}
+    assert len(script.store.tasks) == 2
+    worker = script.worker("w", cpus=1)
+    assert works(script, worker, 1) == ["first"]
+    assert len(script.store.tasks) < 12
+    assert sum(counts(script, "a").values()) == 1_000_000
+
+
+def test_every_element_runs_once_in_order_and_then_what_waits_for_the_array(script: BossScript) -> None:
+    script.push("r", array("a", 20), task_("after", Dependency("a")))
+    worker = script.worker("w", cpus=2)
+    script.states(a="ready", after="waiting")
+    assert rows(script, "a").total() < 20
+    assert works(script, worker) == [*ids("a", *range(1, 21)), "after"]
+    script.states(a="succeeded", after="succeeded")
+    assert counts(script, "a") == {"succeeded": 20}
+    assert script.store.tables.arrays[script.names["a"]].pending == ""
+
+
+def test_a_boss_that_dies_between_windows_makes_each_element_once(script: BossScript) -> None:
+    script.push("r", array("a", 30))
+    worker = script.worker("w", cpus=2)
+    done: list[str] = []
+    while len(done) < 30:
+        done += works(script, worker, 4)
+        script.start()
+        script.hello(worker, resources={"cpus": 2.0}, home="home-w")
+        script.beats(worker)
+    assert sorted(done) == sorted(ids("a", *range(1, 31)))
+    script.states(a="succeeded")
+
+
+def test_entries_are_filled_in(script: BossScript) -> None:
+    lines = [Entry(number, f"line {number}") for number in (1, 2, 4, 5, 9)]
+    script.push("r", as_array(task("a", commands=("echo {} %03d",)), lines))
+    worker = script.worker("w", cpus=8)
+    assert works(script, worker) == ids("a", 1, 2, 4, 5, 9)
+    number = next(row.task_no for row in script.store.tasks.values() if row.id == "a[9]")
+    stored = script.store.definitions([number])[number]
+    assert b"echo 'line 9' 009" in stored
+    assert b'"array"' not in stored
+
+
+def test_an_array_of_which_elements_failed_fails_and_is_tried_again(script: BossScript) -> None:
+    script.push("r", array("a", 10), task_("after", Dependency("a")), task_("any", Dependency("a", Condition.ANY)))
+    worker = script.worker("w", cpus=2)
+    assert "after" not in works(script, worker, fail=frozenset(ids("a", 3, 7)))
+    script.states(a="failed", after="aborted", any="succeeded")
+    assert script.reason("a") == "of 10 elements 2 failed"
+    answer = script.ask("retry_failed", ids=["a"])
+    assert isinstance(answer, wire.RequestDone)
+    assert answer.count == 3  # a[3], a[7] and `after`
+    script.states(a="ready", after="waiting")
+    assert works(script, worker) == [*ids("a", 3, 7), "after"]
+    script.states(a="succeeded", after="succeeded")
+
+
+def test_element_by_element(script: BossScript) -> None:
+    each = Dependency("a", each=True)
+    script.push("r", array("a", 12), array("b", 12, each), task_("end", Dependency("b")))
+    assert script.store.tasks[script.names["b"]].dependencies == ()
+    worker = script.worker("w", cpus=1)
+    done = works(script, worker)
+    assert all(done.index(f"a[{number}]") < done.index(f"b[{number}]") for number in range(1, 13))
+    assert done.index("b[1]") < done.index("a[12]")
+    assert done[-1] == "end"
+    assert len(done) == 25
+
+
+def test_elements_whose_counterparts_failed_do_not_run_until_these_succeed(script: BossScript) -> None:
+    script.push("r", array("a", 6), array("b", 6, Dependency("a", each=True)))
+    worker = script.worker("w", cpus=2)
+    done = works(script, worker, fail=frozenset(ids("a", 2)))
+    assert sorted(done) == sorted([*ids("a", *range(1, 7)), *ids("b", 1, 3, 4, 5, 6)])
+    script.states(a="failed", b="aborted")
+    assert counts(script, "b") == {"succeeded": 5, "aborted": 1}
+    assert "1 of 6 elements cannot run: the elements of a" in script.reason("b")
+    script.ask("retry_failed", ids=["a[2]"])
+    assert works(script, worker) == ["a[2]", "b[2]"]
+    script.states(a="succeeded", b="succeeded")
+
+
+def test_what_each_condition_means_element_by_element(script: BossScript) -> None:
+    script.push(
+        "r",
+        array("a", 5),
+        array("bad", 5, Dependency("a", Condition.FAILURE, each=True)),
+        array("any", 5, Dependency("a", Condition.ANY, each=True)),
+    )
+    worker = script.worker("w", cpus=2)
+    done = works(script, worker, fail=frozenset(ids("a", 2, 4)))
+    assert {id for id in done if id.startswith("bad")} == set(ids("bad", 2, 4))
+    assert {id for id in done if id.startswith("any")} == set(ids("any", 1, 2, 3, 4, 5))
+
+
+def test_element_by_element_survives_a_boss_that_dies(script: BossScript) -> None:
+    script.push(
+        "r", array("a", 15), array("b", 15, Dependency("a", each=True)), array("c", 15, Dependency("b", each=True))
+    )
+    worker = script.worker("w", cpus=2)
+    done: list[str] = []
+    for _ in range(60):
+        done += works(script, worker, 3, fail=frozenset(["a[5]"]))
+        script.start()
+        script.hello(worker, resources={"cpus": 2.0}, home="home-w")
+        script.beats(worker)
+    assert len(done) == len(set(done)) == 15 + 14 + 14
+    script.states(a="failed", b="aborted", c="aborted")
+
+
+def test_a_cancelled_array_ends_with_all_its_elements(script: BossScript) -> None:
+    script.push("r", array("a", 1_000), task_("after", Dependency("a", Condition.ANY)))
+    worker = script.worker("w", cpus=2)
+    works(script, worker, 5)
+    answer = script.ask("cancel", ids=["a"])
+    assert isinstance(answer, wire.RequestDone)
+    assert answer.count == 995
+    assert counts(script, "a") == {"succeeded": 5, "cancelled": 995}
+    assert rows(script, "a").total() < 20
+    assert works(script, worker) == ["after"]
+    script.states(a="cancelled")
+    script.ask("redo_task", ids=["a[2]"])  # one of an array that was cancelled: the others stay as they are
+    assert works(script, worker, 2)[0] == "a[2]"
+
+
+def test_a_range_is_cancelled_before_it_has_rows(script: BossScript) -> None:
+    script.push("r", array("a", 40))
+    answer = script.ask("cancel", ids=["a[20-29]"])
+    assert isinstance(answer, wire.RequestDone)
+    assert answer.count == 10
+    assert answer.names[0] == "a[20]"
+    worker = script.worker("w", cpus=4)
+    done = works(script, worker)
+    assert sorted(done) == sorted(ids("a", *range(1, 20), *range(30, 41)))
+    assert counts(script, "a") == {"succeeded": 30, "cancelled": 10}
+    script.states(a="failed")
+    script.ask("redo_task", ids=["a[20-29]"])
+    assert sorted(works(script, worker)) == ids("a", *range(20, 30))
+    script.states(a="succeeded")
+
+
+def test_elements_are_dropped(script: BossScript) -> None:
+    script.push("r", array("a", 20))
+    answer = script.ask("drop_tasks", ids=["a[1-2]", "a[15-20]"])
+    assert isinstance(answer, wire.RequestDone)
+    assert answer.count == 8
+    worker = script.worker("w", cpus=4)
+    assert sorted(works(script, worker)) == sorted(ids("a", *range(3, 15)))
+    assert counts(script, "a") == {"succeeded": 12}
+    script.ask("drop_tasks", ids=["a"])
+    assert script.store.tasks == {}
+    assert script.store.tables.arrays == {}
+    assert script.store.runs == {}
+
+
+def test_a_push_again_keeps_what_is_the_same(script: BossScript) -> None:
+    script.push("r", array("a", 12))
+    worker = script.worker("w", cpus=2)
+    works(script, worker, fail=frozenset(["a[4]"]))
+    answer = script.push("r", array("a", 12))
+    assert answer.states == {"succeeded": 11, "ready": 1}
+    assert works(script, worker) == ["a[4]"]
+    script.states(a="succeeded")
+    answer = script.push("r", array("a", 12))
+    assert answer.decisions == {"kept": 12}
+
+
+def test_a_push_of_another_array_of_that_name_replaces_all_elements(script: BossScript) -> None:
+    script.push("r", array("a", 12), task_("after", Dependency("a")))
+    worker = script.worker("w", cpus=2)
+    works(script, worker, 5)
+    script.push("r", array("a", 8, commands=("other",)), task_("after", Dependency("a")))
+    assert sorted(works(script, worker)) == sorted([*ids("a", *range(1, 9)), "after"])
+    assert rows(script, "a") == {"succeeded": 8}
+
+
+def test_single_tasks_and_an_array_of_their_names_replace_each_other(script: BossScript) -> None:
+    script.push("r", task("a[1]"), task("a[2]"))
+    worker = script.worker("w", cpus=2)
+    works(script, worker)
+    script.push("r", array("a", 9))
+    assert sorted(works(script, worker)) == ids("a", *range(1, 10))
+    script.push("r", task("a[1]"), task("a[5]"))
+    works(script, worker)
+    assert sorted(row.id for row in script.store.tasks.values()) == ["a[1]", "a[5]"]
+    assert script.store.tables.arrays == {}
+
+
+def test_an_array_below_what_fails_is_aborted_whole(script: BossScript) -> None:
+    script.push("r", task_("first"), array("a", 500, Dependency("first")), task_("after", Dependency("a")))
+    worker = script.worker("w", cpus=2)
+    assert works(script, worker, fail=frozenset(["first"])) == ["first"]
+    script.states(a="aborted", after="aborted")
+    assert counts(script, "a") == {"aborted": 500}
+    assert rows(script, "a").total() == 0
+    script.ask("retry_failed", ids=["first"])
+    assert len(works(script, worker)) == 502
+    script.states(a="succeeded", after="succeeded")
+
+
+def test_what_is_redone_below_waits_again(script: BossScript) -> None:
+    script.push("r", task_("first"), array("a", 6, Dependency("first")), array("b", 6, Dependency("a", each=True)))
+    worker = script.worker("w", cpus=2)
+    works(script, worker)
+    script.ask("redo_task", ids=["first"], below=True)
+    done = works(script, worker)
+    assert done[0] == "first"
+    assert len(done) == 13
+    assert all(done.index(f"a[{number}]") < done.index(f"b[{number}]") for number in range(1, 7))
+    script.states(a="succeeded", b="succeeded")
+
+
+def test_a_held_run_makes_no_elements(script: BossScript) -> None:
+    script.push("r", task("i", init=True, commands=("false",)), array("a", 50))
+    workers = [script.worker(f"w{number}", cpus=1) for number in range(3)]
+    for worker in workers:
+        order = script.take(worker, wire.StartTasks).attempts[0]
+        script.hear(worker, wire.TasksEnded((Outcome(order.task_no, order.number, Cause.EXIT, exit_code=1),)))
+    run = next(iter(script.store.runs.values()))
+    assert run.held
+    made = rows(script, "a").total()
+    script.wait(60)
+    assert rows(script, "a").total() == made
