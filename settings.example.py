@@ -99,6 +99,13 @@ VM_HOURS_PER_RUN = 0.0
 # it is about in ECLOUD_CAUSE; at most once an hour for each cause; after 60 s it is killed.
 # E.g. "mail -s ecloud admin@example.org". Empty: `status`, `doctor` and the boss's log tell.
 HOOK_COMMAND = ""
+# A shell command for each event: a run ended, the first failure of a run, a pool closed, a budget used up, a VM lost.
+# It gets the event as JSON on its standard input, and ECLOUD_EVENT, ECLOUD_RUN and ECLOUD_TEXT (docs/monitoring.md).
+EVENT_COMMAND = ""
+# A web address that each event is sent to by POST, again until it is taken, for a day; signed with EVENT_SECRET (at
+# least 16 characters).
+EVENT_URL = ""
+EVENT_SECRET = ""
 # How long a worker that the boss started continues without any boss before it leaves.
 BOSS_GONE_EXIT_S = 3600.0
 

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 import click
@@ -29,6 +30,7 @@ from boss.providers.accounts import account_of, open_staging
 from boss.providers.provider import CredentialsWrong, Provider, TryLater
 from boss.providers.registry import open_clouds, open_visitors
 from boss.shell.calls import Calls
+from boss.shell.companion import Companion
 from boss.shell.embedded_broker import EmbeddedBroker
 from boss.shell.hook import Hook
 from boss.shell.runtime import Clock, Runtime
@@ -55,6 +57,8 @@ LOGS_KEPT = 3
 BOOT_S = {"local": 1.0, "opennebula": 60.0, "slurm": 10.0, "ssh_hosts": 5.0}
 """How long a VM of a cloud is guessed to take until its worker reports, before any did."""
 WAIT_S = 2.0
+MONITOR_LOOKS = 150
+"""Times 0.2 s that the address of the monitor is looked for."""
 _T = TypeVar("_T")
 
 
@@ -68,6 +72,10 @@ _T = TypeVar("_T")
 @click.option("--broker_host", metavar="HOST", help="The broker's machine [BROKER_HOST].")
 @click.option("--standby", is_flag=True, help="Where another boss leads: wait until it is gone.")
 @click.option("--end_vms", is_flag=True, help="End all VMs when told to stop.")
+@click.option(
+    "--monitor", "monitor_port", is_flag=False, flag_value=8787, type=int, metavar="[PORT]",
+    help="Also start the web pages [port 8787; 0: any]; their address is printed.",
+)  # fmt: skip
 @click.option("--keep_dirs", is_flag=True, hidden=True)
 @click.option(
     "--tied", is_flag=True, hidden=True, help="End, with all VMs, when the process that started this one ends."
@@ -79,6 +87,7 @@ def main(
     broker_host: str | None,
     standby: bool,
     end_vms: bool,
+    monitor_port: int | None,
     keep_dirs: bool,
     tied: bool,
 ) -> None:
@@ -99,7 +108,7 @@ def main(
             settings = msgspec.structs.replace(settings, pools=(PoolSettings("local", maximum=0),))
         _start_log(settings, place, tied)
         listen = for_hosts.broker_listen
-        code = Start(settings, place, standby, end_vms or tied, tied, keep_dirs, listen).run()
+        code = Start(settings, place, standby, end_vms or tied, tied, keep_dirs, listen, monitor_port).run()
     except Problem as error:
         for line in error.lines:
             print(f"boss: {line}", file=sys.stderr)
@@ -142,6 +151,7 @@ class Start:
         tied: bool,
         keep_dirs: bool,
         broker_listen: str,
+        monitor_port: int | None = None,
     ) -> None:
         self._settings = settings
         self._home = home
@@ -155,6 +165,8 @@ class Start:
         self._embedded: EmbeddedBroker | None = None
         self._stopping = False
         self._runtime: Runtime | None = None
+        self._monitor_port = monitor_port
+        self._companions: list[Companion] = []
 
     def run(self) -> int:
         """Start, lead, leave; the exit code."""
@@ -210,6 +222,7 @@ class Start:
         self._write_pid(address)
         if self._stopping:
             self._runtime.stop()
+        self._start_companions()
         try:
             code = self._runtime.run()
         finally:
@@ -220,6 +233,21 @@ class Start:
         self._stopping = True
         if self._runtime is not None:
             self._runtime.stop()
+
+    def _start_companions(self) -> None:
+        """The processes beside this one."""
+        home, settings = self._home, self._settings
+        if (settings.event_command or settings.event_url) and not self._tied:
+            code = "from ecloud.cli.event_sender import main; main()"
+            self._companions.append(Companion("events", code, (), home.path))
+        if self._monitor_port is not None:
+            code = "from ecloud.cli.main import ecloud; ecloud()"
+            self._companions.append(
+                Companion(
+                    "monitor", code, ("monitor", "--port", str(self._monitor_port), "--json", "--tied"), home.path
+                )
+            )
+            Thread(target=_tell_monitor, args=(home,), daemon=True).start()
 
     # --- parts, in order ----------------------------------------------------------------------------
 
@@ -359,6 +387,8 @@ class Start:
         self._home.boss_pid.write_text(json.dumps(about))
 
     def _leave(self, store: Store, clouds: Mapping[str, Provider], storage: Storage) -> None:
+        for companion in self._companions:
+            companion.stop()
         if self._end_vms:
             self._end_all(clouds)
         for cloud in clouds.values():
@@ -401,6 +431,19 @@ class Start:
             if self._stopping:
                 raise Problem("stopped while it waited for the database", exit_code=DONE)
             time.sleep(WAIT_S)
+
+
+def _tell_monitor(home: Home) -> None:
+    """Print where the pages are, once they are there."""
+    for _ in range(MONITOR_LOOKS):
+        time.sleep(0.2)
+        try:
+            url = json.loads(home.monitor_address.read_text())["url"]
+        except (OSError, ValueError, KeyError):
+            continue
+        print(f"monitor: {url}", flush=True)
+        return
+    log.error("the monitor does not start: see %s", home.path / "monitor.log")
 
 
 def _whole(address: str) -> str:

@@ -12,6 +12,8 @@ need ch-run charliecloud
 need slurmctld slurm-wlm
 need munged munge
 need redis-server redis-server
+need prometheus prometheus
+need chromium chromium
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
   echo "installing$missing"

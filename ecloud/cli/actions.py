@@ -15,9 +15,8 @@ from ecloud.cli.app import Command
 from ecloud.cli.version import version_option
 
 GROUPS = {
-    "cluster": (
-        "start", "stop", "hosts", "slurm", "status", "doctor", "migrate", "invite", "plan", "ledger", "monitor",
-    ),
+    "cluster": ("start", "stop", "hosts", "slurm", "status", "doctor", "migrate", "invite", "plan", "ledger"),
+    "watching": ("top", "monitor", "timeline", "graph", "events"),
     "tasks": (
         "push", "show_tasks", "show_queued", "show_in_progress", "show_failed", "show_succeeded", "show_task",
         "show_task_commands", "show_task_status", "show_task_dependencies", "logs", "why", "cancel", "retry_failed",

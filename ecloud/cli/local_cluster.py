@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ class LocalCluster:
         self._owner = _lock(self.home.path / OWNER)
         self._log = self.home.path / "start.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._monitor: subprocess.Popen[bytes] | None = None
 
     @property
     def settings(self) -> Settings:
@@ -77,6 +79,28 @@ class LocalCluster:
             time.sleep(0.01)
         return read_access(self.home.client_access)
 
+    def start_monitor(self) -> None:
+        """Start web pages about this cluster, which end with it. What they need may be missing: then there are none."""
+        if self._monitor is not None:
+            return
+        settings = self.home.path / "monitor-settings.py"
+        settings.write_text(f"DATASTORE = {str(self.datastore.absolute())!r}\n")
+        environment = {**os.environ, "ECLOUD_HOME": str(self.home.path), "ECLOUD_SETTINGS": str(settings)}
+        code = "from ecloud.cli.main import ecloud; ecloud()"
+        command = [sys.executable, "-X", "utf8", "-c", code, "monitor", "--port", "0", "--json", "--tied"]
+        with self.home.monitor_address.open("wb") as output:
+            os.chmod(self.home.monitor_address, 0o600)
+            self._monitor = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+
+    def monitor_url(self) -> str:
+        """Where the web pages are; empty before they are there."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return str(json.loads(self.home.monitor_address.read_text())["url"])
+        return ""
+
     def require(self) -> None:
         """Raises `LocalClusterFailed` where its boss is no more."""
         if self._process is not None and self._process.poll() is not None:
@@ -84,6 +108,9 @@ class LocalCluster:
 
     def stop(self) -> None:
         """End everything in order. Interrupted, or after a while: at once."""
+        if self._monitor is not None:
+            self._monitor.kill()
+            self._monitor.wait()
         process = self._process
         if process is not None and process.poll() is None:
             process.terminate()

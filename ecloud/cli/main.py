@@ -8,7 +8,16 @@ import click
 from click.shell_completion import get_completion_class
 
 from datastore.problem import DONE
-from ecloud.cli import app, cluster_actions, data_actions, host_actions, push_action, task_actions, worker_actions
+from ecloud.cli import (
+    app,
+    cluster_actions,
+    data_actions,
+    host_actions,
+    push_action,
+    task_actions,
+    watch_actions,
+    worker_actions,
+)
 from ecloud.cli.actions import main
 
 __all__ = [
@@ -20,6 +29,7 @@ __all__ = [
     "main",
     "push_tasks",
     "task_actions",
+    "watch_actions",
     "worker_actions",
 ]
 

@@ -68,6 +68,10 @@ class Progress:
         """Seconds since we look."""
         return time.monotonic() - self._began
 
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(Text(visible(text)))
+
     def pushed(self, count: int) -> None:
         """So many tasks have arrived at the boss."""
         if self._live is not None:

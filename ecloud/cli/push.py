@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ecloud.model.wire import RunAccepted, RunChanged
 
 DEFAULT_DATASTORE = "ecloud-data"
+PAGES_AFTER_S = 8.0
+"""A local run that a person watches for so long gets web pages; a shorter one is not slowed down by them."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -41,6 +44,7 @@ class Wish(msgspec.Struct, frozen=True):
     after: str | None = None
     keep_dirs: bool = False
     vm_hours: float | None = None
+    monitor: bool = False
     dry_run: bool = False
     as_json: bool = False
 
@@ -53,6 +57,8 @@ def push(wish: Wish) -> int:
         raise Problem("--create_workers starts workers of the cluster; with --local say --local N")
     if wish.local is not None and wish.after is not None:
         raise Problem("--after names a run of the cluster; with --local there is only this one")
+    if wish.monitor and wish.local is None:
+        raise Problem("--monitor goes with --local; of a cluster python admin.py monitor shows the pages")
     if wish.upload is not None and not Path(wish.upload).is_dir():
         raise Problem(f"--upload {wish.upload}: there is no such directory")
     settings = load_settings()
@@ -178,13 +184,17 @@ def _tell_accepted(accepted: RunAccepted, wish: Wish) -> None:
     print("to watch it: python admin.py status --watch")
 
 
-def _watch(client: Client, accepted: RunAccepted, progress: Progress) -> RunChanged:
-    """Show progress until nothing more will happen. Raises `Problem` where the run is dropped meanwhile."""
+def _watch(
+    client: Client, accepted: RunAccepted, progress: Progress, look: Callable[[], None] = lambda: None
+) -> RunChanged:
+    """Show progress until nothing more will happen; `look` is called now and then. Raises `Problem` where the run is
+    dropped meanwhile."""
     from ecloud.client.client import RequestRefused
 
     try:
         for picture in client.watch(accepted.run):
             progress.changed(picture)
+            look()
             if picture.over or picture.held:
                 return picture
     except RequestRefused as refused:
@@ -242,12 +252,32 @@ def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
         client.connect()
         _prepare(wish, tasks, cluster.settings, client.datastore_address)
         accepted = _hand_over(wish, tasks, client, progress)
-        last = _watch(client, accepted, progress)
+        last = _watch(client, accepted, progress, _Pages(cluster, progress, wish.monitor).look)
         progress.close()
         output = _kept_output(cluster, last.run, Path(wish.datastore or DEFAULT_DATASTORE))
         return tell_end(
             tasks, accepted, last, progress, wish.as_json, cluster.settings, client.datastore_address, output
         )
+
+
+class _Pages:
+    """The web pages of a local cluster: started when they are wanted, or when a person has watched for a while."""
+
+    def __init__(self, cluster: LocalCluster, progress: Progress, wanted: bool) -> None:
+        self._cluster = cluster
+        self._progress = progress
+        self._after_s = 0.0 if wanted else PAGES_AFTER_S
+        self._is_wanted = wanted or sys.stderr.isatty()
+        self._told = False
+
+    def look(self) -> None:
+        """Start them where it is time, and tell their address once."""
+        if self._told or not self._is_wanted or self._progress.elapsed_s < self._after_s:
+            return
+        self._cluster.start_monitor()
+        if url := self._cluster.monitor_url():
+            self._told = True
+            self._progress.note(f"monitor: {url}")
 
 
 def _kept_output(cluster: LocalCluster, run: str, directory: Path) -> Path | None:

@@ -68,6 +68,7 @@ def with_local_number(arguments: list[str]) -> list[str]:
 @click.option("--yes", is_flag=True, help="More than a million combinations are wanted.")
 @click.option("--after", metavar="RUN", help="Wait until that run is over, then push.")
 @click.option("--keep_dirs", is_flag=True, help="Keep the tasks' working directories.")
+@click.option("--monitor", is_flag=True, help="With --local: web pages while it runs [on a terminal after 8 s].")
 @click.option("--dry_run", is_flag=True, help="Only say what would run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end.")
 @version_option
@@ -97,6 +98,7 @@ def push(
     yes: bool,
     after: str | None,
     keep_dirs: bool,
+    monitor: bool,
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -145,6 +147,7 @@ def push(
             upload=upload,
             after=after,
             keep_dirs=keep_dirs,
+            monitor=monitor,
             dry_run=dry_run,
             as_json=as_json,
         )

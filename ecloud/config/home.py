@@ -30,6 +30,7 @@ class Home:
         self.log = self.path / "boss.log"
         self.boss_numbers = self.path / "boss.numbers.json"
         self.events = self.path / "events.json"
+        self.monitor_address = self.path / "monitor.out"
         self.broker = self.path / "broker"
         self.workers = self.path / "workers"
         self.datastore = self.path / "datastore"

@@ -119,6 +119,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vm_hours_per_day: float = 0.0
     vm_hours_per_run: float = 0.0
     hook_command: str = ""
+    event_command: str = ""
+    event_url: str = ""
+    event_secret: str = ""
     boss_gone_exit_s: float = 3600.0
     max_lost_workers: int = 3
     max_tasks_per_push: int = 2_000_000
@@ -169,9 +172,10 @@ _AT_LEAST: dict[str, float] = {
     "broker_port": 1,
 }
 _AT_MOST: dict[str, float] = {"broker_port": 65_535}
-_SECRET = ("broker_password", "database_url", "opennebula_password", "opennebula_proxy")
+_SECRET = ("event_secret", "event_url", "broker_password", "database_url", "opennebula_password", "opennebula_proxy")
 """Values that are never shown, not even in errors about them."""
 MAX_POOL_NAME_CHARS = 64
+MIN_EVENT_SECRET_CHARS = 16
 _SSH_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 CLOUDS = ("local", "opennebula", "slurm", "ssh_hosts")
 HOST_PATTERN = re.compile(r"(?:[A-Za-z0-9_][\w.-]*@)?[A-Za-z0-9_][\w.-]*(?::\d{1,5})?")
@@ -244,6 +248,7 @@ def _checked(values: dict[str, Any], where: str) -> Settings:
     pools = usable.get("pools", ())
     problems += [f"{where}: POOLS: {problem}" for problem in _pool_problems(pools)]
     problems += [f"{where}: {problem}" for problem in _machine_problems(usable)]
+    problems += [f"{where}: {problem}" for problem in _event_problems(usable)]
     machines = usable.get("boss_template") or usable.get("datastore_template")
     if machines or any(pool.cloud == "opennebula" for pool in pools):
         problems += [f"{where}: {problem}" for problem in _opennebula_problems(usable)]
@@ -353,6 +358,14 @@ def _opennebula_problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"OPENNEBULA_URL = {url!r}: an address that begins with http:// or https://, e.g. http://HOST:2633/RPC2"
     if ":" in values.get("opennebula_user", ""):
         yield "OPENNEBULA_USER: a name without a colon; the password has a setting of its own"
+
+
+def _event_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    url = values.get("event_url", "")
+    if url and not url.startswith(("http://", "https://")):
+        yield "EVENT_URL: an address that begins with https:// or http://"
+    if url and len(values.get("event_secret", "")) < MIN_EVENT_SECRET_CHARS:
+        yield f"EVENT_SECRET: at least {MIN_EVENT_SECRET_CHARS} characters: what is sent to EVENT_URL is signed with it"
 
 
 def _machine_problems(values: Mapping[str, Any]) -> Iterator[str]:

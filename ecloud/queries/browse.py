@@ -82,3 +82,19 @@ def _search_ends(connection: Connection, after: int) -> int | None:
     numbers = schema.tasks.c.task_no
     query = sa.select(numbers).where(numbers > after).order_by(numbers).offset(SEARCHED).limit(1)
     return connection.execute(query).scalar()
+
+
+def some_in_state(engine: Engine, run: str, state: str, limit: int) -> list[TaskRow]:
+    """Some tasks of a run in one state, found by the index over states, whatever the run's size. Raises `NoSuchRun`,
+    `DatabaseAway`."""
+    tasks = schema.tasks.c
+    with snapshot(engine) as connection:
+        query = (
+            sa.select(
+                tasks.task_no, sa.literal(run).label("run"), tasks.id, tasks.state, tasks.reason, tasks.attempts,
+                tasks.changed_at,
+            )
+            .where(tasks.run_no == find_run(connection, run), tasks.init == 0, tasks.state == state)
+            .limit(limit)
+        )  # fmt: skip
+        return [TaskRow(**row._mapping) for row in connection.execute(query)]

@@ -108,7 +108,7 @@ def _node(graph: GraphCells, kind: str, members: list[int], column: int, row: in
 
 
 def _single_tasks(graph: GraphCells, inside: list[int], tasks: int) -> Folded:
-    """Each task on its own, as far as the cells know them. Dependencies between tasks are on their own pages."""
+    """Each task on its own, as far as the cells know them."""
     levels = sorted({graph.cells[at].level for at in inside})
     nodes: list[FoldNode] = []
     rows: Counter[int] = Counter()
@@ -118,16 +118,15 @@ def _single_tasks(graph: GraphCells, inside: list[int], tasks: int) -> Folded:
     for at in sorted(inside, key=lambda at: graph.cells[at].level):
         cell = graph.cells[at]
         for task in cell.sample[: MOST_NODES - len(nodes)]:
-            if cell.count == 1:
-                node_of[at] = len(nodes)
+            node_of[task.task_no] = len(nodes)
             level = levels.index(cell.level)
             column = level * columns + rows[level] % columns
             zoom = Zoom(cell.kind, cell.level, cell.level)
             nodes.append(FoldNode(task.id, task.id, zoom, {task.state: 1}, column, rows[level] // columns))
             rows[level] += 1
     edges = [
-        (node_of[source], node_of[target], count)
-        for (source, target), count in graph.edges.items()
+        (node_of[source], node_of[target], 1)
+        for source, target in graph.task_edges
         if source in node_of and target in node_of
     ]
     return Folded(nodes, edges, tasks, tasks - len(nodes))

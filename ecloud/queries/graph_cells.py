@@ -24,6 +24,8 @@ KINDS = 24
 OTHER = "other tasks"
 SAMPLE = 48
 """Tasks of a cell that are known by name."""
+EDGES_KEPT = 20_000
+"""Dependencies of a run that are known one by one."""
 LEVELS = 4_000
 """Levels that are told apart; of a longer chain neighbouring levels are one."""
 _NUMBERS = re.compile(r"\d+")
@@ -59,6 +61,8 @@ class GraphCells(msgspec.Struct):
     edges: dict[tuple[int, int], int]
     tasks: int
     at: float
+    task_edges: list[tuple[int, int]] = []
+    """Dependencies between tasks by task_no, (first, after); of a large graph none."""
 
 
 def graph_cells(engine: Engine, run: str) -> GraphCells:
@@ -84,7 +88,9 @@ def graph_cells(engine: Engine, run: str) -> GraphCells:
             cell.sample.append(CellTask(row.task_no, row.id, row.state))
         of_task.append(place)
     edges = Counter((of_task[source], of_task[target]) for source, target in zip(sources, targets))
-    return GraphCells(cells, dict(edges), len(rows), at)
+    numbers = [row.task_no for row in rows] if len(sources) <= EDGES_KEPT else []
+    task_edges = [(numbers[source], numbers[target]) for source, target in zip(sources, targets)] if numbers else []
+    return GraphCells(cells, dict(edges), len(rows), at, task_edges)
 
 
 def _tasks(connection: Connection, run_no: int) -> list[Any]:

@@ -93,7 +93,7 @@ def _lane(worker: str, parts: Sequence[Part], y: int) -> str:
 
 def _parts(lane: Lane, bucket_s: float, together: int) -> list[Part]:
     """Neighbouring columns of one shade are one part; failures are drawn over them."""
-    cells = _spread(lane, bucket_s)
+    cells = busy_shares(lane, bucket_s)
     found: list[tuple[int, int, int]] = []
     for first in range(0, BUCKETS, together):
         some = cells[first : first + together]
@@ -108,7 +108,7 @@ def _parts(lane: Lane, bucket_s: float, together: int) -> list[Part]:
     return parts + [("bad", first, min(together, BUCKETS - first)) for first in bad]
 
 
-def _spread(lane: Lane, bucket_s: float) -> list[float]:
+def busy_shares(lane: Lane, bucket_s: float) -> list[float]:
     """The share of each bucket that was spent running: what began in one bucket may last into those after it."""
     cells = [0.0] * BUCKETS
     for bucket, (count, seconds, _) in lane.busy.items():
