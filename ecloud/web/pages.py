@@ -71,11 +71,13 @@ class Pages:
         def find(engine: Engine) -> dict[str, Any]:
             now = queries.status(engine)
             findings, looked_at = self._health.findings()
+            shown = {*now.troubles, *now.cloud_troubles}  # on the cards of workers and VMs
+            wrong = [one for one in findings if not one.is_ok and one.text not in shown]
             return {
                 "now": now,
                 "runs": now.runs[:RUNS_SHOWN],
                 "more_runs": max(0, len(now.runs) - RUNS_SHOWN),
-                "findings": [one for one in findings if not one.is_ok],
+                "findings": wrong,
                 "fine": sorted({one.part for one in findings} - {one.part for one in findings if not one.is_ok}),
                 "looked_at": looked_at,
             }
