@@ -88,7 +88,7 @@ def entered(browser: Browser, site: Site, **options: Any) -> BrowserContext:
 
 def whole(page: Page) -> None:
     """Wait until nothing is being read any more."""
-    page.wait_for_function("document.querySelectorAll('.reading').length === 0")
+    page.locator(".reading").first.wait_for(state="detached")
 
 
 def test_every_page_is_clean_small_and_accessible(site: Site, browser: Browser, tmp_path: Path) -> None:
