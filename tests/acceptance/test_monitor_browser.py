@@ -91,27 +91,30 @@ def whole(page: Page) -> None:
     page.locator(".reading").first.wait_for(state="detached")
 
 
-def test_every_page_is_clean_small_and_accessible(site: Site, browser: Browser, tmp_path: Path) -> None:
-    for width, scheme in LOOKS:
-        context = entered(browser, site, viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page = context.new_page()
-        complaints: list[str] = []
-        page.on("console", lambda message, heard=complaints: heard.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error, heard=complaints: heard.append(str(error)))
-        for number, path in enumerate(pages(site.tasks)):
-            answer = page.goto(f"{site.url}{path}")
-            assert answer is not None
-            assert len(answer.body()) <= PAGE_BYTES, path
-            whole(page)
-            page.screenshot(path=tmp_path / f"{number}-{width}-{scheme}.png", full_page=True)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{path} is wider than the window"
-            found = page.evaluate(f"() => {{ {AXE}; return axe.run(document); }}")
-            serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
-            told = [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
-            assert not told, (path, width, scheme, told)
-        said = [text for text in complaints if "404 (Not Found)" not in text]
-        assert not said, "the policy is kept and nothing fails"
-        context.close()
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_every_page_is_clean_small_and_accessible(
+    site: Site, browser: Browser, tmp_path: Path, width: int, scheme: Any
+) -> None:
+    context = entered(browser, site, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    for number, path in enumerate(pages(site.tasks)):
+        answer = page.goto(f"{site.url}{path}")
+        assert answer is not None
+        assert len(answer.body()) <= PAGE_BYTES, path
+        whole(page)
+        page.screenshot(path=tmp_path / f"{number}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{path} is wider than the window"
+        found = page.evaluate(f"() => {{ {AXE}; return axe.run(document); }}")
+        serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+        told = [(one["id"], one["nodes"][0]["html"][:200]) for one in serious]
+        assert not told, (path, told)
+    said = [text for text in complaints if "404 (Not Found)" not in text]
+    assert not said, "the policy is kept and nothing fails"
+    context.close()
 
 
 def test_without_javascript_the_pages_say_the_same(site: Site, browser: Browser) -> None:
