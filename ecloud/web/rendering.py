@@ -77,7 +77,11 @@ class Rendering:
                 if error.exit_code != PART_AWAY:
                     return 404, self._main("message.html", request, {"title": "Not found", "text": str(error)}), True
                 text = f"{error}. This page refreshes until it is back."
-                return 503, self._main("message.html", request, {"title": "The database cannot be used now", "text": text}), True
+                return (
+                    503,
+                    self._main("message.html", request, {"title": "The database cannot be used now", "text": text}),
+                    True,
+                )
 
         code, main, _ = await run_in_threadpool(self.answers.ask, question, render, lambda answer: answer[2])
         etag = f'"{hashlib.blake2b(main.encode(), digest_size=12).hexdigest()}"'
