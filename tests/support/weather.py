@@ -249,7 +249,8 @@ class Weather:
 @pytest.fixture(scope="module")
 def weathered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weather]:
     """One for all stories of a file."""
-    weather = Weather(tmp_path_factory.mktemp("weather"), DATASTORE_STALL_S=2.0)
+    # Shorter than any user would set it; longer than an sshd of a busy machine takes to answer.
+    weather = Weather(tmp_path_factory.mktemp("weather"), DATASTORE_STALL_S=5.0)
     try:
         weather.start()
         yield weather

@@ -31,7 +31,7 @@ def test_a_link_that_stalls(weather: Weather) -> None:
     weather.runs(*ids)
     weather.proxy.hold()
     weather.open("stalls")
-    weather.why(ids[0], "results cannot be stored", "stalled: nothing moved for 2 s")
+    weather.why(ids[0], "results cannot be stored", "stalled: nothing moved for 5 s")
     weather.proxy.let_go()
     weather.ends(run, *ids)
 
