@@ -14,6 +14,9 @@ DATABASE_URL = ""
 
 # An MQTT broker that workers reach, e.g. Mosquitto. Empty: a broker of the boss's own, on this machine only.
 BROKER_HOST = ""
+# Without BROKER_HOST: an address of this machine, with or without :PORT, at which workers and clients of other
+# machines reach the boss's own broker, with TLS and a password that `admin.py invite` gives: "10.0.0.1".
+BROKER_LISTEN = ""
 BROKER_PORT = 1883
 BROKER_USER = ""
 BROKER_PASSWORD = ""

@@ -45,10 +45,12 @@ from ecloud.client.broker import BrokerAddress, external_broker
 from ecloud.config.datastore_address import NOTES, directory_of, is_ssh
 from ecloud.config.home import Home
 from ecloud.config.hosts_file import read_boss_options
+from ecloud.config.log_lines import WithZone
 from ecloud.config.processes import die_with_parent
 from ecloud.config.secrets import CLIENT_KEY_NAME, AccessFile, cluster_secret, derive_key, write_access
 from ecloud.config.settings import PoolSettings, Settings, default_pools, load_settings, size_of
 from ecloud.db.database import DatabaseAway, SchemaWrong, database_url, make_engine, migrate, require_schema
+from ecloud.model.text import when
 from ecloud.model.wire import DatastoreAccess
 
 log = logging.getLogger("boss")
@@ -70,6 +72,10 @@ _T = TypeVar("_T")
     "--local", "local_workers", type=click.IntRange(1), metavar="N", help="N workers on this machine, at most."
 )
 @click.option("--broker_host", metavar="HOST", help="The broker's machine [BROKER_HOST].")
+@click.option(
+    "--listen", metavar="ADDRESS[:PORT]",
+    help="Let workers and clients of other machines reach the embedded broker there, with TLS [BROKER_LISTEN].",
+)  # fmt: skip
 @click.option("--standby", is_flag=True, help="Where another boss leads: wait until it is gone.")
 @click.option("--end_vms", is_flag=True, help="End all VMs when told to stop.")
 @click.option(
@@ -85,6 +91,7 @@ def main(
     datastore: str | None,
     local_workers: int | None,
     broker_host: str | None,
+    listen: str | None,
     standby: bool,
     end_vms: bool,
     monitor_port: int | None,
@@ -96,11 +103,12 @@ def main(
     if tied:
         die_with_parent()
     try:
-        overrides: dict[str, object] = {"home": home, "datastore": datastore, "broker_host": broker_host}
+        overrides: dict[str, object] = {"home": home, "datastore": datastore, "broker_host": broker_host,
+                                            "broker_listen": listen}  # fmt: skip
         if local_workers is not None:
             overrides["pools"] = default_pools(local_workers)
         if tied:
-            overrides.update(boss_gone_exit_s=10.0, broker_host="", database_url="")
+            overrides.update(boss_gone_exit_s=10.0, broker_host="", broker_listen="", database_url="")
         settings = load_settings(overrides)
         place = _make_home(settings)
         for_hosts = read_boss_options(place)
@@ -133,9 +141,9 @@ def _start_log(settings: Settings, home: Home, tied: bool) -> None:
     ]
     if sys.stderr.isatty() and not tied:
         handlers.append(logging.StreamHandler(sys.stderr))
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers
-    )
+    for handler in handlers:
+        handler.setFormatter(WithZone("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level, handlers=handlers)
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
@@ -323,8 +331,10 @@ class Start:
             settings = msgspec.structs.replace(settings, broker_host=noted)
         external = external_broker(settings)
         if external is not None:
+            if settings.broker_listen:
+                raise Problem("--listen is for the embedded broker, and BROKER_HOST names another", "leave one out")
             return external
-        self._embedded = EmbeddedBroker(self._home, self._broker_listen)
+        self._embedded = EmbeddedBroker(self._home, self._broker_listen, settings.broker_listen)
         return self._embedded.start()
 
     def _open_datastore(self, cluster_id: str, context: Mapping[str, str]) -> Storage:
@@ -472,7 +482,7 @@ def _pool(pool: PoolSettings, settings: Settings) -> PoolConfig:
 def _who(path: Path) -> str:
     try:
         about = json.loads(path.read_text())
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(about["started"]))
+        since = when(about["started"])
         return f" (pid {about['pid']} on {about['host']}, since {since})"
     except (OSError, ValueError, KeyError):
         return ""

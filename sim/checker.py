@@ -104,6 +104,9 @@ class Checker:
         self.spools_lost: set[str] = set()
         """Homes, and processes on them, whose disks lost what they held."""
         self.busy: dict[str, Busy] = {}
+        self.machine_of: dict[str, str] = {}
+        """The machine of each home that shares one."""
+        self.machine_has: dict[str, Resources] = {}
         self.gpus: dict[str, dict[str, Key]] = {}
         self.prepared: dict[str, set[int]] = {}
         """Init tasks that succeeded, by worker process."""
@@ -518,6 +521,7 @@ class Checker:
             taken[resource] = total = taken.get(resource, 0.0) + asked
             if total > capacity.get(resource, 0.0) + _ROUNDING:
                 raise Violation("resources", f"{worker} uses {total:g} {resource} of {capacity.get(resource, 0.0):g}")
+        self._fits_machine(worker, order)
         wanted = int(asks.get("gpus", 0))
         if not wanted and not gpus:
             return
@@ -527,6 +531,28 @@ class Checker:
         for gpu in gpus:
             if held.setdefault(gpu, key) != key:
                 raise Violation("resources", f"{worker} gives GPU {gpu} to {_name(key)} and to {_name(held[gpu])}")
+
+    def _fits_machine(self, worker: str, order: AttemptOrder) -> None:
+        """Workers of one machine never use more together than it has, as far as their attempts count still."""
+        machine = self.machine_of.get(_home(worker))
+        if machine is None:
+            return
+        taken: Resources = {}
+        for other, busy in self.busy.items():
+            if self.machine_of.get(_home(other)) != machine:
+                continue
+            for key, asks in busy.asks.items():
+                row = self.tables.attempts.get(key)
+                if row is None or row.state in RECORDED | set(GIVEN_UP):
+                    continue
+                for resource, asked in asks.items():
+                    taken[resource] = taken.get(resource, 0.0) + asked
+        self.looked["machine"] += 1
+        for resource, amount in self.machine_has[machine].items():
+            if taken.get(resource, 0.0) > amount + _ROUNDING:
+                name = _name((order.task_no, order.number))
+                text = f"{worker} starts {name}: {taken[resource]:g} {resource} of {amount:g} on {machine} are in use"
+                raise Violation("machine", text)
 
     def _must_be_prepared(self, worker: str, order: AttemptOrder) -> None:
         if order.init:
@@ -655,3 +681,8 @@ def _sizes(writes: Writes) -> str:
     parts += [f" vm{row.vm_no}:{row.state}" for row in writes.vms.values()]
     parts += [f" +{len(writes.stored)} tasks" if writes.stored else ""]
     return ":" + "".join(parts) if any(parts) else ""
+
+
+def _home(worker: str) -> str:
+    """The home of a process, which is named after it."""
+    return worker.rpartition("p")[0]

@@ -84,6 +84,8 @@ class Cluster:
         self.cloud = Cloud(self.world, self.faults, self._boot)
         self.gpus = self.world.random.choice((0, 0, 0, 2))
         """How many each machine has."""
+        self.shared_machine = random.Random(seed + 6).choice((*[0.0] * 12, 2.0, 4.0, 5.0))
+        """CPUs of the one machine of all homes that someone set up; 0 where each has its own."""
         self.config = self._make_config()
         self.checker = Checker(self.world, self.tables, self.datastore, self.config)
         self.checker.fleet.cloud = self.cloud
@@ -174,7 +176,19 @@ class Cluster:
         home = WorkerHome(
             name, resources, f"invite-{name}", gpus=tuple(map(str, range(self.gpus))), ssh_key=f"key-of-{name}"
         )
+        self._share_machine(home)
         self.machines[name] = Machine(self, home, False)
+
+    def _share_machine(self, home: WorkerHome) -> None:
+        """In some worlds the workers that someone set up share one machine, which has less than they offer."""
+        if self.shared_machine:
+            home.machine = "a machine"
+            home.machine_has = {"cpus": self.shared_machine, "memory_mb": 4000.0}
+            self.checker.machine_of[home.name] = home.machine
+            most = max(self.shared_machine, *(
+                one.home.resources["cpus"] for one in self.machines.values() if one.home.machine
+            ), home.resources["cpus"])  # fmt: skip
+            self.checker.machine_has[home.machine] = {"cpus": most, "memory_mb": 4000.0}
 
     def _boot(self, vm_no: int, cloud_id: str, size: Resources, nonce: str, address: str) -> Callable[[], None]:
         home = WorkerHome(cloud_id, dict(size), f"vm-{vm_no}", cloud_id, nonce)

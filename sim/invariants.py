@@ -32,6 +32,7 @@ INVARIANTS: dict[str, str] = {
     "ordered": "a worker starts only what was committed for it, once",
     "fenced": "no attempt starts that was recorded as given back or lost before",
     "resources": "a worker never uses more than it has, and gives a GPU to one attempt at a time",
+    "machine": "the workers of one machine together never use more than it has",
     "prepared": "no task starts in a worker process before the init tasks of its run succeeded there",
     "access": "a worker touches the datastore only with access of its own that is still good",
     "lease": "no worker is recorded as lost while a lease that the boss answered lives",

@@ -27,8 +27,11 @@ from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
 from boss.core.model.arrays import Array
+from boss.core.model import machine as machine_model
 from boss.core.model.graph import TaskGraph
 from boss.core.model.history import History
+from boss.core.model.machine import Machine
+from boss.core.placement.placement import Placement
 from boss.core.tasks import suspects
 from boss.core.tasks.arrays import Arrays
 from boss.core.tasks.attempts import Attempts as BossAttempts
@@ -339,6 +342,21 @@ MUTANTS: dict[str, Mutant] = {
         "init tasks first",
         ("prepared",),
         ((WorkerAttempts, "_init_stands", mutations.starts_unprepared),),
+    ),
+    "machine": Mutant(
+        "what a machine has: its workers together are given more",
+        ("machine",),
+        ((Machine, "share", mutations.lets_each_use_its_own),),
+        size=Size(tasks=(30, 60), workers=(4, 6)),
+    ),
+    "ahead-on-a-machine": Mutant(
+        "queues on a shared machine: a worker starts what it has there without asking",
+        ("machine", "assertion"),
+        (
+            (machine_model, "_held", mutations.counts_what_runs_alone),
+            (Placement, "may_wait_at", mutations.queues_anywhere),
+        ),
+        size=Size(tasks=(30, 60), workers=(4, 6)),
     ),
     "resources": Mutant(
         "resources: a worker starts whatever it is given",

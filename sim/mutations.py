@@ -21,6 +21,7 @@ from boss.core.clients.pushes import Pushes
 from boss.core.model.arrays import Array
 from boss.core.model.effects import StartVm
 from boss.core.model.graph import TaskGraph
+from boss.core.model.machine import Machine
 from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.datastore_access import Access
@@ -512,3 +513,33 @@ def waits_for_no_counterpart(true: Any) -> Any:
         self.due = self.pending.copy()
 
     return find_due
+
+
+# --- machines that workers share ----------------------------------------------------------------------
+
+
+def lets_each_use_its_own(true: Any) -> Any:
+    def share(self: Machine) -> None:
+        for worker in self.workers.values():
+            worker.free = dict(worker.own)
+
+    return share
+
+
+def counts_what_runs_alone(true: Any) -> Any:
+    def held(worker: Any) -> Any:
+        shared = worker.row.hello.machine_has
+        return {what: worker.capacity.get(what, 0.0) - worker.own.get(what, 0.0) for what in shared}
+
+    return held
+
+
+def queues_anywhere(true: Any) -> Any:
+    def may_wait_at(self: Any, worker: Any) -> bool:
+        machine, worker.machine = worker.machine, None
+        try:
+            return bool(true(self, worker))
+        finally:
+            worker.machine = machine
+
+    return may_wait_at

@@ -72,6 +72,9 @@ class WorkerHome(msgspec.Struct):
     kept: set[str] = set()
     """Big inputs that it fetched."""
     address: str = ""
+    machine: str = ""
+    """Which machine it is on, where workers of other homes are, too."""
+    machine_has: Resources = {}
 
 
 class Places(msgspec.Struct):
@@ -146,6 +149,8 @@ class WorkerProcess:
             gpus=home.gpus,
             ssh_key=home.ssh_key,
             addresses=(home.address,) if home.address else (),
+            boot_id=home.machine,
+            machine_has=home.machine_has,
         )
         self.core = WorkerCore(config, self._now)
         self.link = places.network.connect(

@@ -19,6 +19,7 @@ from datastore.keys import KeyToolFailed, make_key
 from ecloud import VERSION
 from ecloud.config import this_host
 from ecloud.config.home import Home
+from ecloud.config.log_lines import WithZone
 from ecloud.config.processes import die_with_parent
 from ecloud.config.secrets import AccessFile, AccessWrong, read_access
 from ecloud.model.tasks import Resources
@@ -28,6 +29,7 @@ from worker.shell.pythons import Pythons
 from worker.shell.runtime import WorkerRuntime
 
 log = logging.getLogger("worker")
+GPU_CHOICES = frozenset({"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"})
 MAX_STEPS = 100
 """Lines of the file of steps that are read: each run of the start script adds a few."""
 
@@ -40,7 +42,13 @@ def new_peer_name() -> str:
 def find_access(path: str | None, boss: str | None) -> AccessFile:
     """The named file; beside a boss on this machine its own. Raises `AccessWrong`."""
     home = Home(os.environ.get("ECLOUD_HOME", "~/.ecloud"))
-    access = read_access(path or os.environ.get("ECLOUD_ACCESS") or home.client_access)
+    named = path or os.environ.get("ECLOUD_ACCESS")
+    if not named and not home.client_access.exists():
+        raise AccessWrong(
+            f"no ACCESS_FILE is named, ECLOUD_ACCESS is not set, and no boss has run in {home.path}",
+            "make an access file on the boss's machine (python admin.py invite) and name it: python -m worker FILE",
+        )
+    access = read_access(named or home.client_access)
     return msgspec.structs.replace(access, host=boss) if boss else access
 
 
@@ -59,15 +67,33 @@ def offered(
         "memory_mb": memory_mb if memory_mb is not None else this_host.memory_mb(),
         "gpus": float(len(indices)),
     }
-    for item in named:
+    resources.update(named_amounts(named, "--resource"))
+    return resources, indices
+
+
+def named_amounts(items: tuple[str, ...], option: str) -> Resources:
+    """Amounts by name, of texts such as "cpus=4". Raises `click.BadParameter`."""
+    found: Resources = {}
+    for item in items:
         name, separator, amount = item.partition("=")
         try:
             if not separator or not name:
                 raise ValueError
-            resources[name] = float(amount)
+            found[name] = float(amount)
         except ValueError:
-            raise click.BadParameter(f"{item!r} is not NAME=AMOUNT", param_hint="--resource") from None
-    return resources, indices
+            raise click.BadParameter(f"{item!r} is not NAME=AMOUNT", param_hint=option) from None
+    return found
+
+
+def machine_amounts(named: tuple[str, ...]) -> Resources:
+    """What all workers on this machine share: as measured, but for what is named. Raises `click.BadParameter`.
+
+    GPUs that the environment chose for this process are not shared: others were given others.
+    """
+    found: Resources = {"cpus": this_host.cpus(), "memory_mb": this_host.memory_mb()}
+    if not GPU_CHOICES & os.environ.keys():
+        found["gpus"] = float(len(this_host.gpus()))
+    return {**found, **named_amounts(named, "--machine")}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,6 +105,10 @@ def offered(
 @click.option("--memory_mb", type=click.FloatRange(0), help="Memory to offer, in MB [all].")
 @click.option("--gpus", metavar="0,1", help="GPUs to offer, by index or UUID [what nvidia-smi or rocm-smi show].")
 @click.option("--resource", multiple=True, metavar="NAME=N", help="Anything else this machine offers. Repeatable.")
+@click.option(
+    "--machine", multiple=True, metavar="NAME=N",
+    help="What all workers on this machine share: cpus, memory_mb, gpus [what is measured]. Repeatable.",
+)  # fmt: skip
 @click.option("--label", multiple=True, help="A name for this kind of worker. Repeatable.")
 @click.option("--lives_s", type=click.FloatRange(0), help="Seconds until this machine ends, where that is known.")
 @click.option("--keep_dirs", is_flag=True, help="Keep the working directories of attempts.")
@@ -95,6 +125,7 @@ def main(
     memory_mb: float | None,
     gpus: str | None,
     resource: tuple[str, ...],
+    machine: tuple[str, ...],
     label: tuple[str, ...],
     lives_s: float | None,
     keep_dirs: bool,
@@ -106,7 +137,9 @@ def main(
 ) -> None:
     """An agent: reports for duty to the boss that ACCESS_FILE names (python admin.py invite makes one) and runs its
     tasks."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(WithZone("%(asctime)s worker: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     if tied:
         die_with_parent()
     try:
@@ -140,6 +173,9 @@ def main(
         host=socket.gethostname(),
         addresses=this_host.addresses(),
         boot_id=this_host.boot_id(),
+        machine=this_host.machine_id(),
+        machine_part=this_host.part(),
+        machine_has=machine_amounts(machine),
         pid=os.getpid(),
         vm="" if vm_no is None else str(vm_no),
         boot_nonce=boot_nonce,

@@ -25,6 +25,7 @@ from boss.core.clients.alerts import Alerts
 from boss.core.clients.calls import Calls
 from boss.core.clients.pushes import Pushes
 from boss.core.clients.requests import Requests
+from boss.core.clients.unrunnable import Unrunnable
 from boss.core.clients.watchers import Watchers
 from boss.core.clients.why_ready import WhyReady
 from boss.core.model.config import BossConfig
@@ -136,23 +137,25 @@ class Boss:
         self.alerts = Alerts(
             self._outbox, self.vms, self.attempts, self.run_budgets, self._timers, snapshot.context, now
         )
-        self.watchers = Watchers(
-            self._outbox, self.book, self.fleet, self._timers, config, self.autoscaler.why_none_starts
+        self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
+        why_ready = WhyReady(
+            self.book, self.attempts, self.fleet, self.ready, self.vms, self.autoscaler, self.run_budgets
         )
+        self.unrunnable = Unrunnable(
+            self._outbox, self.ready, self.fleet, self._placement.capacity_index,
+            [pool.size for pool in config.pools if pool.maximum], why_ready, self._timers, snapshot.context,
+        )  # fmt: skip
+        self.watchers = Watchers(self._outbox, self.book, self.fleet, self._timers, config, self._why_it_waits)
         self.staging_sweeper = StagingSweeper(self._outbox, self.attempts, self._timers, config)
         self.clients: dict[str, Conversation] = {}
         self.revoked_keys = set(snapshot.revoked_keys)
         allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
         self.calls = Calls(self._outbox, self.book, self.clients)
         self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_budgets, config, allocation, self.calls)
-        why_ready = WhyReady(
-            self.book, self.attempts, self.fleet, self.ready, self.vms, self.autoscaler, self.run_budgets
-        )
         self.requests = Requests(
             self._outbox, self.book, self.attempts, self.fleet, self.leases, self.vms, self.autoscaler, self.watchers,
             self.access, self.clients, self._forget_client, why_ready, self.revoked_keys, self.calls,
         )  # fmt: skip
-        self._placement = Placement(self.ready, self.fleet, self.runtimes, config)
         self._stealing = WorkStealing(self.fleet, self.attempts, self._timers, config)
         self._phases = self._list_phases()
         self._expected_at: float | None = None
@@ -192,6 +195,7 @@ class Boss:
             Phase("runs", self.book.settle, "after all that moves tasks: a run ends when none of its tasks is left"),
             Phase("run budgets", self.run_budgets.settle, "before scaling, which starts nothing for exhausted runs"),
             Phase("scaling", self.autoscaler.scale, "after placement: VMs are for the ready tasks that fit nowhere"),
+            Phase("unrunnable", self.unrunnable.settle, "after placement, whose index of workers it reads"),
             Phase("stuck runs", self._notice_stuck_runs, "after scaling: a run is stuck only where no worker can come"),
             Phase("transfer slots", self._grant_slots, "after the workers that left are removed: their slots are free"),
             Phase("calls", self.calls.tell, "after all that ends tasks: with the values that this batch commits"),
@@ -399,6 +403,9 @@ class Boss:
             self._timers.set(now + backoff_s, lambda at: self._outbox.call(call))
 
     # --- phases ----------------------------------------------------------------------------------
+
+    def _why_it_waits(self, run_no: int, now: float) -> str:
+        return self.unrunnable.texts.get(run_no) or self.autoscaler.why_none_starts(run_no, now)
 
     def _settle_suspects(self, now: float) -> None:
         self.attempts.suspects.settle()

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class _Process(msgspec.Struct, frozen=True):
     """Where its access file and home are, if not beside this record."""
     uid: int | None = None
     """The account that it runs under, if not the boss's."""
+    gpus: tuple[str, ...] = ()
 
 
 class LocalCloud:
@@ -65,8 +67,11 @@ class LocalCloud:
         keep_dirs: bool = False,
         accounts: Mapping[str, Account] = {},
         place: Path = Path("/nonexistent"),
+        machine_has: Resources | None = None,
     ) -> None:
-        """`accounts`: by pool; `place`: where their workers' homes are, by the number of the VM."""
+        """`accounts`: by pool; `place`: where their workers' homes are, by the number of the VM. `machine_has`: what
+        all workers share here, where that differs from what is measured."""
+        self._machine_has = machine_has or {}
         self._home = home
         self._accounts = accounts
         self._place = place
@@ -95,10 +100,11 @@ class LocalCloud:
                 # Its directory last: nobody of that account can enter it before, and set a link in the file's place.
                 os.chown(access, account.uid, account.gid)
                 os.chown(place, account.uid, account.gid)
+            gpus = self._choose_gpus(int(order.size.get("gpus", 0.0)))
             with (directory / "log").open("ab") as log:
                 # Directories of the checkout first, so that `-m worker` is found wherever the boss was started.
                 popen = subprocess.Popen(
-                    self._command(order, place, access),
+                    self._command(order, place, access, gpus),
                     cwd=ROOT,
                     env=None if account is None else account.environment,
                     user=None if account is None else account.uid,
@@ -112,7 +118,7 @@ class LocalCloud:
         except OSError as error:
             raise TryLater(f"no worker process can be started: {error.strerror}: {error.filename}") from error
         started = start_time(popen.pid) or "gone"
-        process = _Process(popen.pid, started, order.vm_no, _started(started) or time.time())
+        process = _Process(popen.pid, started, order.vm_no, _started(started) or time.time(), gpus=gpus)
         if account is not None:
             process = msgspec.structs.replace(process, place=str(place), uid=account.uid)
         cloud_id = _cloud_id(process)
@@ -137,7 +143,14 @@ class LocalCloud:
         with self._lock:
             self._ended[cloud_id] = time.time()
 
-    def _command(self, order: VmOrder, directory: Path, access: Path) -> list[str]:
+    def _choose_gpus(self, count: int) -> tuple[str, ...]:
+        """So many of this machine's, those first that the fewest living workers offer."""
+        if not count:
+            return ()
+        offered = Counter(gpu for process in self._recorded() if _lives(process) for gpu in process.gpus)
+        return tuple(sorted(this_host.gpus(), key=lambda gpu: offered[gpu])[:count])
+
+    def _command(self, order: VmOrder, directory: Path, access: Path, gpus: tuple[str, ...]) -> list[str]:
         command = [sys.executable, "-m", "worker", str(access), "--home", str(directory / "home")]
         command += ["--vm_no", str(order.vm_no), "--boot_nonce", order.boot_nonce]
         command += [
@@ -146,8 +159,9 @@ class LocalCloud:
             "--memory_mb",
             f"{order.size.get('memory_mb', 0.0):g}",
         ]
-        gpus = int(order.size.get("gpus", 0.0))
-        command += ["--gpus", ",".join(this_host.gpus()[:gpus]) if gpus else ""]
+        command += ["--gpus", ",".join(gpus)]
+        for name, amount in self._machine_has.items():
+            command += ["--machine", f"{name}={amount:g}"]
         for name, amount in order.size.items():
             if name not in ("cpus", "memory_mb", "gpus"):
                 command += ["--resource", f"{name}={amount:g}"]

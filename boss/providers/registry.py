@@ -23,6 +23,7 @@ from boss.providers.accounts import Account
 from boss.providers.local import LocalCloud
 from boss.providers.provider import AskForLess, CredentialsWrong, GivePoolUp, Gone, Provider, TryLater
 from datastore.keys import KeyToolFailed, make_key
+from ecloud.config import this_host
 from ecloud.config.home import Home
 from ecloud.config.secrets import AccessFile
 from ecloud.config.settings import ROOT, PoolSettings, Settings, SettingsWrong, load_settings, size_of
@@ -47,7 +48,8 @@ def open_clouds(
     to accept. `with_tokens`: log in by tokens, which `Provider.close` gives back. `accounts`: of pools on this
     machine whose workers run under another one, by the pool's name."""
     place = Path(settings.run_as_home) / cluster_id
-    local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs, accounts, place)
+    here = _shared_here(settings)
+    local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs, accounts, place, here)
     clouds: dict[str, Provider] = {pool.name: local for pool in settings.all_pools}
     for pool in settings.all_pools:
         if pool.cloud == "ssh_hosts":
@@ -71,6 +73,18 @@ def open_clouds(
                 public_key,
             )
     return clouds
+
+
+def _shared_here(settings: Settings) -> Resources:
+    """What the local pools share, where settings allow one of them more than this machine was found to have: a person
+    who says so is believed. Several pools get no more together."""
+    found: Resources = {}
+    for pool in settings.all_pools:
+        if pool.cloud == "local":
+            for name, amount in (("cpus", pool.cpus), ("memory_mb", pool.memory_mb)):
+                found[name] = max(found.get(name, 0.0), amount * pool.maximum)
+    measured = {"cpus": this_host.cpus(), "memory_mb": this_host.memory_mb()}
+    return {name: amount for name, amount in found.items() if amount > measured[name]}
 
 
 def _ssh_hosts(

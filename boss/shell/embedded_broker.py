@@ -1,8 +1,8 @@
-"""A broker of the boss's own: a private Mosquitto as its child, else a broker from pip in a process of its own. It
-is for this machine only, unless hosts use it (`admin.py hosts up`).
+"""A broker of the boss's own: a private Mosquitto as its child, else a broker from pip in a process of its own.
 
-Owns its configuration, password, port and process. The port is kept in the home, so that workers find the broker again
-after a restart. The broker ends with the boss.
+It listens on this machine only, or for other machines at one address, with TLS and a password. In front of the broker
+from pip, which has neither, stands `tls_door`. Owns configuration, password, certificate, port and processes. The port
+is kept in the home, so that workers find the broker again after a restart. The broker ends with the boss.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -21,8 +22,10 @@ import sys
 import time
 from pathlib import Path
 
-from datastore.problem import PartAway
+from boss.shell.broker_certificate import certificate_for
+from datastore.problem import INPUT_WRONG, PartAway
 from ecloud.client.broker import BrokerAddress
+from ecloud.config import this_host
 from ecloud.config.home import Home
 from ecloud.config.processes import die_with_parent
 from ecloud.config.secrets import write_private
@@ -44,11 +47,17 @@ class BrokerWontStart(PartAway):
 
 
 class EmbeddedBroker:
-    """One private broker. `listen`: the address that it listens on; the boss itself speaks with it on this machine."""
+    """One private broker. `listen`: the address that it listens on while the boss itself speaks with it on this
+    machine, for hosts (`admin.py hosts up`). `public`: the address at which other machines reach it with TLS, with or
+    without ":PORT"; then everybody uses that."""
 
-    def __init__(self, home: Home, listen: str = HOST) -> None:
+    def __init__(self, home: Home, listen: str = HOST, public: str = "") -> None:
         self._home = home
-        self._listen = listen
+        self._host, self._wanted_port = split_address(public) if public else (HOST, 0)
+        self._listen = self._host if public else listen
+        self._is_open = bool(public)
+        self._door: subprocess.Popen[bytes] | None = None
+        self._pem = ""
         self._directory = home.broker
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -56,44 +65,75 @@ class EmbeddedBroker:
     @property
     def is_alive(self) -> bool:
         """Whether its process runs."""
-        return self._process is not None and self._process.poll() is None
+        door_lives = self._door is None or self._door.poll() is None
+        return self._process is not None and self._process.poll() is None and door_lives
 
     def start(self) -> BrokerAddress:
         """Start it and wait until it listens. Raises `BrokerWontStart`."""
+        if self._is_open:
+            _require_own(self._host)
         self._end_left_over()
+        self._end(self._door)
+        self._end(self._process)
         password = self._password()
         self._port = self._choose_port()
         mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-        command = self._mosquitto(mosquitto, password) if mosquitto else self._from_pip()
-        log_file = (self._directory / "log").open("ab")
-        try:
-            self._process = subprocess.Popen(
-                command,
-                cwd=ROOT,  # so that `-m boss.shell.pip_broker` is found wherever the boss was started
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-                preexec_fn=_die_with_boss,
-            )
-        except OSError as error:
-            raise BrokerWontStart(f"the embedded broker {command[0]} can't be started: {error.strerror}") from None
-        finally:
-            log_file.close()
-        self._write_pid(self._process.pid)
-        self._wait_until_it_listens()
-        return BrokerAddress(HOST, self._port, USER, password)
+        if self._is_open:
+            self._write_certificate(password)
+        if mosquitto:
+            self._process = self._spawn(self._mosquitto(mosquitto, password))
+        elif not self._is_open:
+            self._process = self._spawn(self._from_pip(self._port))
+        else:
+            behind = _any_port(HOST)
+            self._process = self._spawn(self._from_pip(behind))
+            self._wait_until_it_listens(self._process, HOST, behind)
+            command = [sys.executable, "-m", "boss.shell.tls_door", self._host, str(self._port), str(behind)]
+            self._door = self._spawn([*command, str(self._directory)])
+        self._write_pids()
+        self._wait_until_it_listens(self._door or self._process, self._host, self._port)
+        return BrokerAddress(self._host, self._port, USER, password, self._pem, self._is_open)
+
+    def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
+        with (self._directory / "log").open("ab") as log_file:
+            try:
+                return subprocess.Popen(
+                    command,
+                    cwd=ROOT,  # so that `-m boss.shell…` is found wherever the boss was started
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=log_file,
+                    preexec_fn=_die_with_boss,
+                )
+            except OSError as error:
+                text = f"the embedded broker {command[0]} can't be started: {error.strerror}"
+                raise BrokerWontStart(text) from None
+
+    def _write_certificate(self, password: str) -> None:
+        made = certificate_for(self._host, self._home.secrets)
+        self._pem = made.pem
+        for name, text in (
+            ("tls.pem", made.pem),
+            ("tls.key", made.key.read_text()),
+            ("password", f"{USER}:{password}"),
+        ):
+            write_private(self._directory / name, text)
 
     def stop(self) -> None:
         """End it."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(3)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
+        self._end(self._door)
+        self._end(self._process)
+        self._door = self._process = None
         (self._directory / "pid").unlink(missing_ok=True)
+
+    def _end(self, process: subprocess.Popen[bytes] | None) -> None:
+        if process is not None and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(3)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def ensure_alive(self) -> bool:
         """Start it again where it died; True where that was needed."""
@@ -112,18 +152,22 @@ class EmbeddedBroker:
         return path.read_text().strip()
 
     def _choose_port(self) -> int:
-        """The port of last time, unless a stranger has it now."""
+        """The port that was asked for, or that of last time, unless a stranger has it now."""
         path = self._directory / "port"
+        if self._wanted_port:
+            if not _is_free(self._wanted_port, self._host):
+                text = f"port {self._wanted_port} of {self._host} is taken"
+                raise BrokerWontStart(text, "name another one: --listen ADDRESS:PORT")
+            path.write_text(str(self._wanted_port))
+            return self._wanted_port
         with contextlib.suppress(OSError, ValueError):
             port = int(path.read_text())
-            if _is_free(port):
+            if _is_free(port, self._host):
                 return port
             log.warning(
                 "port %d of the embedded broker is taken: workers of the last start will not find the new one", port
             )
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = int(probe.getsockname()[1])
+        port = _any_port(self._host)
         path.write_text(str(port))
         return port
 
@@ -132,6 +176,7 @@ class EmbeddedBroker:
         write_private(passwords, f"{USER}:{_mosquitto_hash(password)}\n")
         config = "\n".join([
             f"listener {self._port} {self._listen}",
+            *((f"certfile {self._directory}/tls.pem", f"keyfile {self._directory}/tls.key") if self._is_open else ()),
             "allow_anonymous false",
             f"password_file {passwords}",
             "set_tcp_nodelay true",
@@ -149,51 +194,97 @@ class EmbeddedBroker:
         write_private(path, config)
         return [program, "-c", str(path)]
 
-    def _from_pip(self) -> list[str]:
-        return [sys.executable, "-m", "boss.shell.pip_broker", str(self._port), str(self._directory), self._listen]
+    def _from_pip(self, port: int) -> list[str]:
+        listen = HOST if self._is_open else self._listen
+        return [sys.executable, "-m", "boss.shell.pip_broker", str(port), str(self._directory), listen]
 
     # --- its process --------------------------------------------------------------------------------
 
-    def _write_pid(self, pid: int) -> None:
-        (self._directory / "pid").write_text(str(pid))
+    def _write_pids(self) -> None:
+        pids = [process.pid for process in (self._process, self._door) if process is not None]
+        (self._directory / "pid").write_text(" ".join(map(str, pids)))
 
     def _end_left_over(self) -> None:
         """A broker that outlived its boss still has our port."""
         with contextlib.suppress(OSError, ValueError):
-            pid = int((self._directory / "pid").read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if str(self._directory).encode() in command:  # the number may belong to another process by now
-                os.kill(pid, signal.SIGKILL)
-                # The kernel closes a dying process's sockets after all else, one thread after the other.
-                port = int((self._directory / "port").read_text())
-                deadline = time.monotonic() + START_S
-                while not _is_free(port) and time.monotonic() < deadline:
-                    time.sleep(0.01)
+            for pid in map(int, (self._directory / "pid").read_text().split()):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if str(self._directory).encode() in command:  # the number may belong to another process by now
+                    os.kill(pid, signal.SIGKILL)
+            # The kernel closes a dying process's sockets after all else, one thread after the other.
+            port = int((self._directory / "port").read_text())
+            deadline = time.monotonic() + START_S
+            while not _is_free(port, self._host) and time.monotonic() < deadline:
+                time.sleep(0.01)
 
-    def _wait_until_it_listens(self) -> None:
-        assert self._process is not None
+    def _wait_until_it_listens(self, process: subprocess.Popen[bytes], host: str, port: int) -> None:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection((HOST, self._port), 0.5):
+            with contextlib.suppress(OSError), socket.create_connection((host, port), 0.5):
                 return
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 break
             time.sleep(0.01)
         self.stop()
         last = (self._directory / "log").read_text(errors="replace").strip().split("\n")[-1]
+        raise BrokerWontStart(f"the embedded broker does not start: {last or 'no output'}; see {self._directory}/log")
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of "HOST", "HOST:PORT", "[V6]:PORT" or an IPv6 address; port 0 where none is named.
+
+    Raises `BrokerWontStart`.
+    """
+    found = re.fullmatch(
+        r"\[([0-9A-Fa-f:.]+)\](?::(\d+))?|([^:\[\]\s]+)(?::(\d+))?|([0-9A-Fa-f]*:[0-9A-Fa-f:]*:.*)", text
+    )
+    if found is None:
+        raise BrokerWontStart(f"--listen {text}: expected ADDRESS or ADDRESS:PORT", exit_code=INPUT_WRONG)
+    host, port = found[1] or found[3] or found[5], int(found[2] or found[4] or 0)
+    if host in ("0.0.0.0", "::"):
+        text = f"--listen {host}: access files need one address by which other machines reach this one"
+        raise BrokerWontStart(text, f"for example --listen {this_host.addresses()[0]}", INPUT_WRONG)
+    if port > 65_535:
+        raise BrokerWontStart(f"--listen {text}: a port is 65535 at most", exit_code=INPUT_WRONG)
+    return host, port
+
+
+def _require_own(host: str) -> None:
+    try:
+        _any_port(host)
+    except OSError:
+        found = ", ".join(this_host.addresses())
         raise BrokerWontStart(
-            f"the embedded broker does not start: {last or 'no word from it'}; see {self._directory}/log"
-        )
+            f"--listen {host} is no address of this machine", f"it has {found}", INPUT_WRONG
+        ) from None
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
+def _socket_at(host: str, port: int) -> socket.socket:
+    """Bound to the address. Raises `OSError`."""
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    probe = socket.socket(family, kind, protocol)
+    try:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except (OSError, OverflowError):
-            return False
-    return port > 0
+        probe.bind(where)
+    except BaseException:
+        probe.close()
+        raise
+    return probe
+
+
+def _any_port(host: str) -> int:
+    with _socket_at(host, 0) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int, host: str = HOST) -> bool:
+    if not 0 < port <= 65_535:  # a number from a file that may be damaged
+        return False
+    try:
+        _socket_at(host, port).close()
+    except OSError:
+        return False
+    return True
 
 
 def _mosquitto_hash(password: str) -> str:

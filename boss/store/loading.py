@@ -604,6 +604,7 @@ def _attempt(row: Any) -> AttemptRow:
             fetch_bytes=row.fetch_bytes or 0,
             cached_bytes=row.cached_bytes or 0,
             value=row.value or b"",
+            stamps=msgspec.json.decode(row.stamps, type=dict[str, str]) if row.stamps else {},
         )
     return AttemptRow(
         task_no=row.task_no,

@@ -32,6 +32,7 @@ from boss.store.statements import BYTES_A_STATEMENT, ROWS_A_STATEMENT, Statement
 from ecloud.db import schema
 from ecloud.model.ranges import Indices
 from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Outcome
+from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Cause, Outcome
 from ecloud.model.wire import MAX_NAME_CHARS
 
 MOVES_ALIKE = 20
@@ -43,6 +44,7 @@ MAX_REASON_CHARS = 4 * 1024
 MAX_CLOUD_ID_CHARS = 128
 _MAX_INT = 2**31 - 1
 _MAX_FLOAT = 1e300
+MAX_STAMPS_BYTES = 64 * 1024
 
 _MOVE = "UPDATE tasks SET state = ?, reason = ?, attempts = ?, retries_used = ?, not_before = ?, changed_at = ? "
 _RUN_COLUMNS = ("run_no", "name", "created_at", "held", "ended_at")
@@ -54,7 +56,7 @@ _TASK_COLUMNS = (
 _ATTEMPT_COLUMNS = (
     "task_no", "number", "run_no", "worker", "state", "assigned_at", "started_at", "ended_at", "reason", "cause",
     "exit_code", "signal", "error", "command", "stdout", "stderr", "fetch_s", "run_s", "store_s", "max_rss_mb",
-    "manifest", "fetch_bytes", "cached_bytes", "value",
+    "manifest", "fetch_bytes", "cached_bytes", "value", "stamps",
 )  # fmt: skip
 _WORKER_COLUMNS = (
     "worker", "key_name", "state", "since", "heard_at", "hello", "vm_no", "reason", "trouble", "lane_since",
@@ -314,7 +316,7 @@ class Writing:
             text(outcome.stderr[-FAILURE_TAIL_BYTES:]) if outcome.stderr else None,
             _finite(outcome.fetch_s), _finite(outcome.run_s), _finite(outcome.store_s), _finite(outcome.max_rss_mb),
             self._manifest(attempt, outcome),
-            max(0, outcome.fetch_bytes), max(0, outcome.cached_bytes), outcome.value or None,
+            max(0, outcome.fetch_bytes), max(0, outcome.cached_bytes), outcome.value or None, _stamps(outcome),
         )  # fmt: skip
 
     def _manifest(self, attempt: AttemptRow, outcome: Outcome) -> bytes | None:
@@ -442,7 +444,7 @@ def _is_short(outcome: Outcome) -> bool:
     and later with the same texts and files."""
     return not (
         outcome.stdout or outcome.stderr or outcome.manifest or outcome.error or outcome.command or outcome.value
-        or outcome.signal is not None
+        or outcome.signal is not None or outcome.stamps
     )  # fmt: skip
 
 
@@ -469,6 +471,14 @@ def _json(value: object) -> str:
 
 def _longest(row: _Values) -> int:
     return max((len(value) for value in row if isinstance(value, bytes)), default=0)
+
+
+def _stamps(outcome: Outcome) -> bytes | None:
+    """Those of a success; left out where a worker tells too much."""
+    if not outcome.stamps or outcome.cause is not Cause.SUCCESS:
+        return None
+    data = _encode(outcome.stamps)
+    return data if len(data) <= MAX_STAMPS_BYTES else None
 
 
 def _whole(number: int | None) -> int | None:

@@ -81,7 +81,7 @@ def run(command: click.Command, name: str) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else DONE
     except click.ClickException as error:
-        return report(Problem(f"{error.format_message()}{_help_of(error, name)}"), name)
+        return report(Problem(f"{error.format_message().rstrip('.')}{_help_of(error, name)}"), name)
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except (BrokenPipeError, ReaderEnded):

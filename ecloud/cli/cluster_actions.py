@@ -9,11 +9,15 @@ from ecloud.cli.actions import action, main, run_option
 
 @action
 @click.option("--create", is_flag=True, help="Make the machines of BOSS_TEMPLATE, DATASTORE_TEMPLATE where none runs.")
-def start(create: bool, as_json: bool) -> int:
+@click.option(
+    "--listen", metavar="ADDRESS[:PORT]",
+    help="Let other machines reach the embedded broker there, with TLS [BROKER_LISTEN in settings.py].",
+)  # fmt: skip
+def start(create: bool, listen: str | None, as_json: bool) -> int:
     """Start the boss in the background."""
     from ecloud.cli import daemon
 
-    return daemon.start(create, as_json)
+    return daemon.start(create, as_json, listen)
 
 
 @action

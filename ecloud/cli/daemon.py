@@ -26,8 +26,9 @@ SAYS_LEFT_S = 10.0
 """How often it is told which VMs have not ended yet."""
 
 
-def start(create: bool, as_json: bool) -> int:
-    """Start the boss; 0 when it is up. `create`: machines that the cluster rests on, where none runs.
+def start(create: bool, as_json: bool, listen: str | None = None) -> int:
+    """Start the boss; 0 when it is up. `create`: machines that the cluster rests on, where none runs. `listen`: the
+    address at which other machines reach the embedded broker.
 
     Raises `Problem`."""
     from ecloud.cli import base_machines
@@ -38,9 +39,12 @@ def start(create: bool, as_json: bool) -> int:
     about = app.running_boss(home)
     if about is not None:
         _say(as_json, about, f"a boss runs already in {home.path} (pid {about.get('pid', 'unknown')})")
+        if listen:
+            raise Problem(f"--listen {listen} is read when a boss starts", "python admin.py stop, then start again")
         base_machines.set_datastore(settings, create)
         return DONE
     broker_host = base_machines.broker_host(settings, create)
+    options = [*(["--broker_host", broker_host] if broker_host else []), *(["--listen", listen] if listen else [])]
     try:
         home.make()
         home.boss_pid.unlink(missing_ok=True)
@@ -51,7 +55,7 @@ def start(create: bool, as_json: bool) -> int:
         ) from None
     with log:
         process = subprocess.Popen(
-            [sys.executable, "-X", "utf8", "-m", "boss", *(["--broker_host", broker_host] if broker_host else [])],
+            [sys.executable, "-X", "utf8", "-m", "boss", *options],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -155,7 +155,7 @@ class Progress:
         parts.append(counted(picture.workers, "worker"))
         if picture.moving and self._live is None:
             parts.append(moving_line(picture.moving))
-        left_s = self._left_s(ended, total)
+        left_s = self._left_s(ended, total) if not picture.waits and not picture.held else None
         if left_s is not None:
             parts.append(f"about {about(left_s)} left")
         return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from datastore.port import DatastoreAway
 from datastore.problem import DONE, INTERRUPTED, NOT_ALL_SUCCEEDED, Problem
 from ecloud.cli import app
 from ecloud.cli.run_summary import tell_end
@@ -21,6 +23,7 @@ from ecloud.config.settings import Settings, default_pools, load_settings
 if TYPE_CHECKING:
     from ecloud.cli.local_cluster import LocalCluster
     from ecloud.cli.progress import Progress
+    from ecloud.cli.stale import Stale
     from ecloud.client.client import Client
     from ecloud.formats import TaskList
     from ecloud.model.wire import RunAccepted, RunChanged
@@ -39,6 +42,7 @@ class Wish(msgspec.Struct, frozen=True):
     datastore: str | None = None
     merge_strategy: str = "keep_succeeded"
     skip_existing: bool = False
+    rerun_changed: bool = False
     create_workers: int | None = None
     upload: str | None = None
     after: str | None = None
@@ -47,6 +51,12 @@ class Wish(msgspec.Struct, frozen=True):
     monitor: bool = False
     dry_run: bool = False
     as_json: bool = False
+
+
+class RunDropped(Problem):
+    """The run that is watched was dropped: nothing of it is left to wait for."""
+
+    exit_code = NOT_ALL_SUCCEEDED
 
 
 def push(wish: Wish) -> int:
@@ -59,6 +69,10 @@ def push(wish: Wish) -> int:
         raise Problem("--after names a run of the cluster; with --local there is only this one")
     if wish.monitor and wish.local is None:
         raise Problem("--monitor goes with --local; of a cluster python admin.py monitor shows the pages")
+    if wish.rerun_changed and wish.local is not None:
+        raise Problem("--rerun_changed looks at earlier successes of the cluster; with --local every task runs")
+    if wish.rerun_changed and os.environ.get("ECLOUD_ACCESS"):
+        raise Problem("--rerun_changed reads the database of the boss: run it on the boss's machine")
     if wish.upload is not None and not Path(wish.upload).is_dir():
         raise Problem(f"--upload {wish.upload}: there is no such directory")
     settings = load_settings()
@@ -116,6 +130,7 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
                 _wait_for_end(wish.after, client)
             _prepare(wish, tasks, settings, client.datastore_address)
             accepted = _hand_over(wish, tasks, client, progress)
+            stale = _look_for_stale(wish, accepted, client, settings)
             if wish.create_workers:
                 answer = client.request("instantiate_worker", n=wish.create_workers)
                 print(f"workers: {answer.text}", file=sys.stderr)
@@ -124,14 +139,23 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
             return INTERRUPTED
         if not wish.wait:
             progress.close()
-            _tell_accepted(accepted, wish)
+            _tell_accepted(accepted, wish, stale)
             return DONE
         try:
             last = _watch(client, accepted, progress)
         except KeyboardInterrupt:
-            print(f"\nthe run goes on without us; to watch it: python admin.py status --watch, "
-                  f"to stop it: python admin.py cancel --run {accepted.run}", file=sys.stderr)  # fmt: skip
+            text = (
+                f"\nrun {accepted.run} continues; to watch it: python admin.py status --watch, "
+                f"to stop it: python admin.py cancel --run {accepted.run}"
+            )
+            print(app.as_typed(text), file=sys.stderr)
             return INTERRUPTED
+        except RunDropped as dropped:
+            if wish.as_json:
+                from ecloud.cli.tables import print_json
+
+                print_json({"run": accepted.run, "states": {}, "dropped": True, "error": str(dropped)})
+            raise
     return tell_end(tasks, accepted, last, progress, wish.as_json, settings, client.datastore_address)
 
 
@@ -173,11 +197,28 @@ def _hand_over(wish: Wish, tasks: TaskList, client: Client, progress: Progress) 
     return client.push(split_arrays(tasks.tasks), options, progress.pushed)
 
 
-def _tell_accepted(accepted: RunAccepted, wish: Wish) -> None:
+def _look_for_stale(wish: Wish, accepted: RunAccepted, client: Client, settings: Settings) -> Stale | None:
+    """Tasks that are kept as succeeded, and would come out otherwise now; None where that can't be looked at."""
+    from ecloud.cli.stale import tell_or_redo
+    from ecloud.db.database import DatabaseAway, SchemaWrong
+
+    if not accepted.decisions.get("kept") or os.environ.get("ECLOUD_ACCESS"):
+        return None
+    try:
+        return tell_or_redo(client, settings, accepted.run, wish.rerun_changed)
+    except (DatabaseAway, SchemaWrong, DatastoreAway) as error:
+        if wish.rerun_changed:
+            raise
+        print(f"whether earlier successes are stale was not looked at: {error}", file=sys.stderr)
+        return None
+
+
+def _tell_accepted(accepted: RunAccepted, wish: Wish, stale: Stale | None) -> None:
     from ecloud.cli.tables import counts, print_json
 
     if wish.as_json:
-        print_json({"run": accepted.run, "states": accepted.states, "decisions": accepted.decisions})
+        document = {"run": accepted.run, "states": accepted.states, "decisions": accepted.decisions}
+        print_json(document if stale is None else {**document, "changed": stale.changed, "gone": stale.gone})
         return
     decisions = ", ".join(f"{count:,} {name}" for name, count in accepted.decisions.items() if count)
     print(f"run {accepted.run}: {decisions or 'nothing to do'}; now {counts(accepted.states).plain}")
@@ -201,7 +242,7 @@ def _watch(
         if refused.code != "no_such_run":
             raise
         text = f"run {accepted.run} was dropped while it was watched"
-        raise Problem(text, "push it again to run it", NOT_ALL_SUCCEEDED) from None
+        raise RunDropped(text, "push it again to run it") from None
     raise AssertionError("a watch ends only with a run")
 
 
@@ -317,8 +358,11 @@ def _tell_interrupted(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> Non
     with contextlib.suppress(Exception):
         states = run_status(open_database(cluster.settings), tasks.name).states
         print(f"run {tasks.name}: {counts(states).plain}", file=sys.stderr)
+        output = _kept_output(cluster, tasks.name, cluster.datastore)
+        if output:
+            print(f"what the tasks printed: {output}", file=sys.stderr)
     print(
-        f"what was finished is in {cluster.datastore.absolute()}; to go on: the same command with --skip_existing "
+        f"results so far are in {cluster.datastore.absolute()}; to continue: the same command with --skip_existing "
         "(tasks whose results all exist are not run again)",
         file=sys.stderr,
     )

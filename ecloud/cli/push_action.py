@@ -44,6 +44,7 @@ def with_local_number(arguments: list[str]) -> list[str]:
     help="What becomes of tasks that the run has already.",
 )
 @click.option("--skip_existing", is_flag=True, help="Tasks whose results all exist succeed at once.")
+@click.option("--rerun_changed", is_flag=True, help="Run tasks again whose requirements changed or results are gone.")
 @click.option("--create_ids", is_flag=True, help="Tasks without an id get one from their position.")
 @click.option("--infer_dependencies", is_flag=True, help="A task waits for the tasks that produce what it requires.")
 @click.option("--create_workers", type=click.IntRange(1), metavar="N", help="Also start N workers.")
@@ -80,6 +81,7 @@ def push(
     run: str | None,
     merge_strategy: str,
     skip_existing: bool,
+    rerun_changed: bool,
     create_ids: bool,
     infer_dependencies: bool,
     create_workers: int | None,
@@ -142,6 +144,7 @@ def push(
             datastore=datastore,
             merge_strategy=merge_strategy,
             skip_existing=skip_existing,
+            rerun_changed=rerun_changed,
             create_workers=create_workers,
             vm_hours=vm_hours,
             upload=upload,

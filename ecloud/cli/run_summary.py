@@ -79,9 +79,12 @@ def tell_end(
     code = DONE if set(last.states) <= {"succeeded"} else NOT_ALL_SUCCEEDED
     if as_json:
         from ecloud.cli.tables import print_json
+        from ecloud.model.text import visible
 
         report = {"run": last.run, "states": last.states, "failed": failed, "held": last.held, "datastore": address}
         print_json({**report, **msgspec.structs.asdict(shares)})
+        if last.held:
+            print(f"held: {visible(last.held)}", file=sys.stderr)
         return code
     _print_end(last, progress, failed, aborted, shares, output)
     _print_results(tasks, last.run, shares, settings, address)

@@ -127,10 +127,15 @@ def migrate(as_json: bool) -> int:
 
 def tasks(states: Sequence[str], run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
     """Tasks, one a line."""
+    from ecloud.queries.queued import with_reasons
+    from ecloud.queries.why import pools_of
+
     wrong = [state for state in states if state not in TASK_STATES]
     if wrong:
         raise Problem(f"there is no state {wrong[0]!r}; there are {', '.join(TASK_STATES)}")
-    page = queries.tasks(app.database(load_settings()), states, run, label, limit, newest=newest)
+    settings = load_settings()
+    engine = app.database(settings)
+    page = with_reasons(engine, queries.tasks(engine, states, run, label, limit, newest=newest), pools_of(settings))
     if as_json:
         print_json(page)
         return DONE
@@ -281,8 +286,9 @@ def _detail(name: str, run: str) -> TaskDetail:
     return lookup.task(app.database(load_settings()), name, run)
 
 
-def logs(name: str, run: str, attempt: int | None, as_json: bool) -> int:
+def logs(name: str, run: str, attempt: int | None, is_raw: bool, as_json: bool) -> int:
     """What a task wrote, as far as it is kept."""
+    from ecloud.cli.task_output import print_text
     from ecloud.cli.whole_output import print_whole
 
     detail = _detail(name, run)
@@ -295,38 +301,37 @@ def logs(name: str, run: str, attempt: int | None, as_json: bool) -> int:
         return DONE
     if view.cause is None:
         print(f"attempt {view.number} is {view.state}: its output so far comes with -f", file=sys.stderr)
-    whole = print_whole(detail, view)
-    if "stdout" not in whole:
-        sys.stdout.write(visible(view.stdout, lines=True))
-        sys.stdout.flush()
-    if "stderr" not in whole:
-        sys.stderr.write(visible(view.stderr, lines=True))
+    whole = print_whole(detail, view, is_raw)
+    for stream, text, to in (("stdout", view.stdout, sys.stdout), ("stderr", view.stderr, sys.stderr)):
+        if stream not in whole:
+            print_text(text, to, is_raw)
     return DONE
 
 
-def follow(name: str, run: str, as_json: bool) -> int:
+def follow(name: str, run: str, is_raw: bool, as_json: bool) -> int:
     """A task's output as it is written; then, how it ended. Exit code 1 where it did not succeed."""
+    from ecloud.cli.task_output import outputs
     from ecloud.config.secrets import cluster_secret
 
     settings = load_settings()
     home = settings.home_directory
     if not home.cluster_key.exists():
         raise Problem(f"{home.cluster_key} is missing: output is followed where the boss runs", exit_code=PART_AWAY)
-    is_heard = False
+    is_heard, streams = False, outputs(is_raw)
     with app.boss(settings) as client:
         for lines in client.logs(name, cluster_secret(home), run):
             is_heard = True
             if as_json:
                 print_json(lines)
                 continue
-            stream = sys.stderr if lines.stream == "stderr" else sys.stdout
-            stream.write(visible(lines.text, lines=True))
-            stream.flush()
+            streams["stderr" if lines.stream == "stderr" else "stdout"].write(lines.text)
+    for output in streams.values():
+        output.end()
     detail = _detail(name, run)
     last = detail.last_attempt
     if not is_heard and last is not None:
-        logs(name, run, last.number, as_json)  # it had ended before: what is kept of it
-    print(f"{detail.state}" + (f": {last.error}" if last is not None and last.error else ""), file=sys.stderr)
+        logs(name, run, last.number, is_raw, as_json)  # it had ended before: what is kept of it
+    print(f"{detail.state}" + (f": {visible(last.error)}" if last is not None and last.error else ""), file=sys.stderr)
     return DONE if detail.state == "succeeded" else NOT_ALL_SUCCEEDED
 
 

@@ -176,12 +176,15 @@ def _print_run(console: Console, run: RunStatus) -> None:
     if run.left_s is not None:
         line.append(f"; about {about(run.left_s)} left ({run.left_from})")
     elif run.left:
-        line.append(f"; time left {run.left_from}")
+        known, _, why = run.left_from.partition(": ")
+        line.append(f"; time left {known}")
     console.print(line)
     for array in run.arrays[:ARRAYS_SHOWN] if run.left else ():
         _print_array(console, array)
     if run.left and len(run.arrays) > ARRAYS_SHOWN:
         console.print(f"  and {counted(len(run.arrays) - ARRAYS_SHOWN, 'other array')}")
+    if run.left and run.left_s is None and why and not run.held:
+        console.print(Text(f"  {visible(why)}", "yellow"), soft_wrap=not console.is_terminal)
     if run.held:
         console.print(Text(f"  held: {visible(run.held)}", "yellow"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from datastore.problem import Problem
 from ecloud.cli.actions import (
     about_tasks,
     action,
@@ -107,11 +108,20 @@ def show_task_dependencies(task: str, run: str, as_json: bool) -> int:
 @run_option
 @click.option("-f", "--follow", is_flag=True, help="As it is written, until the task has ended.")
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of the n-th attempt [the last].")
-def logs(task: str, run: str, follow: bool, attempt: int | None, as_json: bool) -> int:
-    """A task's output."""
+@click.option("--raw", "is_raw", is_flag=True, help="As the task wrote it, with every control character.")
+def logs(task: str, run: str, follow: bool, attempt: int | None, is_raw: bool, as_json: bool) -> int:
+    """A task's output: all where the task keeps it as files, else the last 64 KiB of stdout and of stderr.
+
+    On a terminal, colours and progress lines appear as the task showed them. In a pipe, control characters are
+    written out, as in \\r; --raw leaves them as they are.
+    """
     from ecloud.cli import show
 
-    return show.follow(task, run, as_json) if follow else show.logs(task, run, attempt, as_json)
+    if follow and attempt is not None:
+        raise Problem("-f follows the attempt that runs now: leave out -f or --attempt")
+    if as_json and is_raw:
+        raise Problem("--json has every character already: leave out --raw")
+    return show.follow(task, run, is_raw, as_json) if follow else show.logs(task, run, attempt, is_raw, as_json)
 
 
 @action

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import TextIO
 
 from datastore.port import NotThere, Reader
+from ecloud.cli.task_output import TaskOutput
 from ecloud.config.settings import load_settings
 from ecloud.model.tasks import MERGED, output_path
-from ecloud.model.text import visible
 from ecloud.queries.views import AttemptView, TaskDetail
 
 PIECE_BYTES = 1 << 20
@@ -26,8 +27,11 @@ def kept_outputs(detail: TaskDetail, view: AttemptView) -> dict[str, str]:
     return {name: path for name, path in paths.items() if path in published}
 
 
-def print_whole(detail: TaskDetail, view: AttemptView) -> set[str]:
-    """Print the outputs that are kept; which streams were printed. Raises `DatastoreAway`."""
+def print_whole(detail: TaskDetail, view: AttemptView, is_raw: bool = False) -> set[str]:
+    """Print the outputs that are kept; which streams were printed. `is_raw`: byte by byte as they are.
+
+    Raises `DatastoreAway`.
+    """
     outputs = kept_outputs(detail, view)
     if not outputs:
         return set()
@@ -40,21 +44,27 @@ def print_whole(detail: TaskDetail, view: AttemptView) -> set[str]:
     return {
         stream
         for stream, path in outputs.items()
-        if _print(datastore, path, sys.stderr if stream == "stderr" else sys.stdout)
+        if _print(datastore, path, sys.stderr if stream == "stderr" else sys.stdout, is_raw)
     }
 
 
-def _print(datastore: Reader, path: str, to: TextIO) -> bool:
+def _print(datastore: Reader, path: str, to: TextIO, is_raw: bool) -> bool:
     with tempfile.TemporaryDirectory(prefix="ecloud-logs-") as directory:
         local = Path(directory) / "output"
         try:
             datastore.fetch(path, local)
         except NotThere:
             return False
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        if is_raw and hasattr(to, "buffer"):
+            to.flush()
+            with local.open("rb") as file:
+                shutil.copyfileobj(file, to.buffer)
+            to.buffer.flush()
+            return True
+        decoder, output = codecs.getincrementaldecoder("utf-8")(errors="replace"), TaskOutput(to, is_raw)
         with local.open("rb") as file:
             while piece := file.read(PIECE_BYTES):
-                to.write(visible(decoder.decode(piece), lines=True))
-        to.write(visible(decoder.decode(b"", final=True), lines=True))
-        to.flush()
+                output.write(decoder.decode(piece))
+        output.write(decoder.decode(b"", final=True))
+        output.end()
     return True

@@ -89,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     home: str = "~/.ecloud"
     database_url: str = ""
     broker_host: str = ""
+    broker_listen: str = ""
     broker_port: int = 1883
     broker_user: str = ""
     broker_password: str = ""

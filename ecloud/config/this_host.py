@@ -6,6 +6,8 @@ allocation leave of the machine.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -21,6 +23,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 LEAST_CPUS = 1.0
 """Offered even where less is allowed: tasks ask for one CPU, unless they say otherwise."""
 SYSTEMCTL_S = 2.0
+NO_LIMIT_BYTES = 1 << 60
+"""How control groups v1 say that memory is not limited: the largest number of pages."""
 
 
 # --- CPUs and memory ------------------------------------------------------------------------------------
@@ -43,6 +47,31 @@ def memory_mb(environment: Mapping[str, str] = os.environ) -> float:
     return float(int(min(limits) / 1e6))
 
 
+def part(environment: Mapping[str, str] = os.environ) -> str:
+    """Names what limits this process on its machine: an affinity mask, control groups, a Slurm job; empty for nothing.
+
+    Processes with the same name share what `cpus` and `memory_mb` say; those with other names do not.
+    """
+    found = []
+    mask = os.sched_getaffinity(0)
+    if len(mask) < (os.cpu_count() or len(mask)):
+        found.append(f"cpus {sorted(mask)}")
+    if "SLURM_JOB_ID" in environment:
+        found.append(f"job {environment['SLURM_JOB_ID']}")
+    groups = [group for group in _own_groups("cpu") if any(_cpu_limits(group))]
+    groups += [group for group in _own_groups("memory") if any(_memory_limits(group))]
+    for group in groups:
+        with contextlib.suppress(OSError):  # by inode: in a container each group is called `/`
+            info = group.stat()
+            found.append(f"group {info.st_dev}:{info.st_ino}")
+    return hashlib.blake2b("; ".join(found).encode(), digest_size=8).hexdigest() if found else ""
+
+
+def machine_id() -> str:
+    """The number that an installed system has; empty where it has none."""
+    return _read("/etc/machine-id")
+
+
 def _slurm(environment: Mapping[str, str], name: str) -> list[float]:
     """A number of the job that this process belongs to; empty where there is none. Slurm says 0 for all of a node."""
     if "SLURM_JOB_ID" not in environment:
@@ -56,19 +85,27 @@ def _slurm(environment: Mapping[str, str], name: str) -> list[float]:
 
 def _cgroup_cpus() -> Iterator[float]:
     for group in _own_groups("cpu"):
-        limit, _, period = _read(group / "cpu.max").partition(" ")  # v2
-        if limit.isdigit() and period.isdigit():
-            yield int(limit) / int(period)
-        quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")  # v1
-        if quota.isdigit() and period.isdigit() and int(quota) > 0:
-            yield int(quota) / int(period)
+        yield from _cpu_limits(group)
+
+
+def _cpu_limits(group: Path) -> Iterator[float]:
+    limit, _, period = _read(group / "cpu.max").partition(" ")  # v2
+    if limit.isdigit() and period.isdigit():
+        yield int(limit) / int(period)
+    quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")  # v1
+    if quota.isdigit() and period.isdigit() and int(quota) > 0:
+        yield int(quota) / int(period)
 
 
 def _cgroup_memory() -> Iterator[float]:
     for group in _own_groups("memory"):
-        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
-            if (limit := _read(group / name)).isdigit():
-                yield float(limit)
+        yield from _memory_limits(group)
+
+
+def _memory_limits(group: Path) -> Iterator[float]:
+    for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+        if (limit := _read(group / name)).isdigit() and int(limit) < NO_LIMIT_BYTES:
+            yield float(limit)
 
 
 def _own_groups(controller: str) -> Iterator[Path]:

@@ -201,6 +201,7 @@ attempts = sa.Table(
     sa.Column("fetch_bytes", sa.BigInteger),
     sa.Column("cached_bytes", sa.BigInteger),
     sa.Column("value", _BLOB),
+    sa.Column("stamps", _BLOB),
     sa.Index("attempts_in_state", "state", "ended_at"),
     **_OPTIONS,
 )  # fmt: skip

@@ -385,6 +385,8 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     fetch_bytes: Int64 = 0
     cached_bytes: Int64 = 0
     value: bytes = b""
+    stamps: dict[str, str] = {}
+    """Of a success: what its requirements were, by path (`datastore.stamps`), for the first `MAX_STAMPS` of them."""
 
     @property
     def is_term(self) -> bool:
@@ -395,6 +397,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
 SIGTERM = 15
 """Its number on every system that runs workers."""
+MAX_STAMPS = 200
 SUCCESS_TAIL_BYTES = 64 * 1024
 """Kept of each output stream of a success."""
 FAILURE_TAIL_BYTES = 64 * 1024

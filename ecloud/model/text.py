@@ -44,12 +44,12 @@ def about(seconds: float) -> str:
 
 
 def when(at: float | None, now: float | None = None) -> str:
-    """A time of day here, with the date where it is not today's. "-" for None."""
+    """A time of day here and its zone, with the date where it is not today's: "21:04:45 UTC". "-" for None."""
     if at is None:
         return "-"
-    local = datetime.fromtimestamp(at)
-    today = now is not None and local.date() == datetime.fromtimestamp(now).date()
-    return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+    local = datetime.fromtimestamp(at).astimezone()
+    today = now is not None and local.date() == datetime.fromtimestamp(now).astimezone().date()
+    return local.strftime("%H:%M:%S %Z" if today else "%Y-%m-%d %H:%M:%S %Z")
 
 
 def megabytes(amount: float) -> str:

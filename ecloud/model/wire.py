@@ -125,6 +125,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     `lives_s`: seconds until this machine ends, if it is known. `ssh_key`: the public key that is to open the datastore.
     `boot_s`: what was done at this machine's start, and how many seconds before this Hello. `chains`: whether
     it knows `AttemptOrder.after`.
+    `machine_has`: what all workers on this machine share, or on the part of it that `machine_part` names (a control
+    group, an affinity mask, a batch job). Workers with equal `boot_id`, `machine` and `machine_part` share.
     `epoch`, `batch`: the last that the peer heard of a boss, 0 for nothing.
     """
 
@@ -145,6 +147,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     ssh_key: str = ""
     boot_s: dict[str, float] = {}
     machine: str = ""
+    machine_part: str = ""
+    machine_has: Resources = {}
     chains: bool = False
     epoch: Int64 = 0
     batch: Int64 = 0

@@ -37,6 +37,7 @@ STEPS = {
 }
 """Steps of a boot, in the order in which they mostly come, in words."""
 BUDGET = "budget/"
+UNRUNNABLE = "unrunnable/"
 """Before a run's number, as a name in the context."""
 CAUSES = {
     "silent": "it booted and no worker of it ever reported: its image, its network or its start log tells why",
@@ -119,6 +120,12 @@ def budgets(connection: Connection) -> dict[int, str]:
     """Runs by number whose budget is used up, as the boss noted it, in words."""
     rows = connection.execute(sa.select(schema.context).order_by(schema.context.c.name))
     return {int(row.name.removeprefix(BUDGET)): row.value for row in rows if row.name.startswith(BUDGET)}
+
+
+def unrunnable(connection: Connection) -> dict[int, str]:
+    """Runs by number with ready tasks that no worker and no pool can run, as the boss noted it, in words."""
+    rows = connection.execute(sa.select(schema.context).where(schema.context.c.name.startswith(UNRUNNABLE)))
+    return {int(row.name.removeprefix(UNRUNNABLE)): row.value for row in rows}
 
 
 def closed(pool: PoolView, now: float) -> str:

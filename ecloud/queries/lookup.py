@@ -46,7 +46,16 @@ def find_task(connection: Connection, name: str, run: str = "") -> Any:
     known = sa.select(rows.c.id).limit(IDS_COMPARED)
     ids = connection.execute(known if run_no is None else known.where(rows.c.run_no == run_no)).scalars().all()
     inside = f" in run {run!r}" if run else ""
-    raise NoSuchTask(f"there is no task {name!r}{inside}" + near(name, ids))
+    text = f"there is no task {name!r}{inside}" + near(name, ids)
+    raise NoSuchTask(text, "python admin.py show_tasks lists tasks")
+
+
+def is_task(connection: Connection, id: str) -> bool:
+    """Whether a task of some run has this id."""
+    return (
+        connection.execute(sa.select(schema.tasks.c.task_no).where(schema.tasks.c.id == id).limit(1)).first()
+        is not None
+    )
 
 
 def _in_named_run(connection: Connection, name: str) -> Any:

@@ -157,9 +157,9 @@ def find_run(connection: Connection, name: str) -> int:
         sa.select(archived).where(archived.c.name == name).order_by(archived.c.run_no.desc())
     ).first()
     if old is not None:
-        raise NoSuchRun(f"run {name!r} was let go after its time; its tasks were: {_states(old.states)}")
+        raise NoSuchRun(f"run {name!r} was archived after KEEP_RUNS_DAYS; its tasks were: {_states(old.states)}")
     known = [row.name for row in connection.execute(sa.select(runs.c.name).order_by(runs.c.run_no.desc()).limit(1000))]
-    raise NoSuchRun(f"there is no run {name!r}" + near(name, known))
+    raise NoSuchRun(f"there is no run {name!r}" + near(name, known), "python admin.py status --all shows all runs")
 
 
 def _states(counts: str) -> str:
@@ -201,6 +201,7 @@ def _runs(connection: Connection, boss: BossStatus, now: float) -> list[RunStatu
         states[run_no] = _added(iter((states.get(run_no, {}), pending)))
     arrays = array_views(connection)
     rates = _rates(connection, now)
+    unrunnable = boot_history.unrunnable(connection)
     found = []
     for row in connection.execute(sa.select(schema.runs)):
         run = RunStatus(
@@ -213,7 +214,7 @@ def _runs(connection: Connection, boss: BossStatus, now: float) -> list[RunStatu
             inits.get(row.run_no, {}),
             arrays=arrays.get(row.run_no, []),
         )
-        found.append(_with_time_left(connection, run, boss, rates.get(row.run_no)))
+        found.append(_with_time_left(connection, run, boss, rates.get(row.run_no), unrunnable.get(row.run_no, "")))
     return sorted(found, key=lambda run: (run.left == 0, -run.run_no))
 
 
@@ -243,7 +244,9 @@ def _rates(connection: Connection, now: float) -> dict[int, float]:
     return rates
 
 
-def _with_time_left(connection: Connection, run: RunStatus, boss: BossStatus, rate: float | None) -> RunStatus:
+def _with_time_left(
+    connection: Connection, run: RunStatus, boss: BossStatus, rate: float | None, unrunnable: str
+) -> RunStatus:
     if not run.left:
         return run
     left_s: float | None = None
@@ -251,6 +254,8 @@ def _with_time_left(connection: Connection, run: RunStatus, boss: BossStatus, ra
         left_from = "unknown: the run is held"
     elif not boss.leads:
         left_from = "unknown: no boss leads"
+    elif unrunnable:
+        left_from = f"unknown: {unrunnable}"
     elif rate:
         left_s, left_from = run.left / rate, "at the present rate"
     else:

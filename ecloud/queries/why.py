@@ -6,8 +6,10 @@ Reads what the database shows. Why a ready task waits is the boss's to say, wher
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
+import msgspec
 from sqlalchemy.engine import Connection, Engine
 
 from datastore.problem import Problem
@@ -17,7 +19,7 @@ from ecloud.model.text import counted, duration
 from ecloud.model.vm_states import VmState
 from ecloud.model.worker_states import ON_DUTY, WorkerState
 from ecloud.queries.boot_history import PoolView, boot_views, last_step, pool_views, record, trouble, usual
-from ecloud.queries.lookup import find_task
+from ecloud.queries.lookup import find_task, is_task
 from ecloud.queries.status import boss_status, near, snapshot, vm_views, worker_views
 from ecloud.queries.views import BootView, BossStatus, Reasons, VmView, WorkerView
 from ecloud.queries.why_task import AskBoss, Pool, TaskReasons, no_boss, some
@@ -43,16 +45,23 @@ def why(
     """Why `subject` (a task, `worker/ID` or `vm/ID`) stands where it stands. `ask`: for ready tasks, and whatever waits
     for them, the boss's own placement and pools answer; the database answers the rest, and all while no boss leads.
 
+    A task whose id is `worker/ID` or `vm/ID` goes before the machine, which is then a further layer.
+
     Raises `NoSuchTask`, `NoSuchRun`, `NoSuchThing`, `DatabaseAway`.
     """
     kind, _, name = subject.partition("/")
     with snapshot(engine) as connection:
         now = database_now(connection) if now is None else now
-        if kind == "worker" and name:
-            return _why_worker(connection, name, now)
-        if kind == "vm" and name:
-            return _why_vm(connection, name, now)
-        return TaskReasons(connection, pools, now, ask).of(find_task(connection, subject, run))
+        reasons = TaskReasons(connection, pools, now, ask)
+        if kind not in ("worker", "vm") or not name or run:
+            return reasons.of(find_task(connection, subject, run))
+        machine = _why_worker if kind == "worker" else _why_vm
+        if not is_task(connection, subject):
+            return machine(connection, name, now)
+        found = reasons.of(find_task(connection, subject))
+        with contextlib.suppress(NoSuchThing):
+            found = msgspec.structs.replace(found, layers=(*found.layers, machine(connection, name, now).sentence))
+        return found
 
 
 # --- workers and VMs -----------------------------------------------------------------------------
@@ -65,7 +74,7 @@ def _why_worker(connection: Connection, name: str, now: float) -> Reasons:
     if len(found) != 1:
         known = [worker.worker for worker in views]
         what = f"{len(found)} workers are called {name}…" if found else f"there is no worker {name!r}"
-        raise NoSuchThing(what + near(name, known))
+        raise NoSuchThing(what + near(name, known), "python admin.py show_workers --all lists them")
     worker = found[0]
     layers = list(_worker_layers(worker, boss_status(connection, now), now))
     return Reasons(f"worker {worker.worker}", worker.state, layers[0], tuple(layers[1:]))
@@ -102,7 +111,8 @@ def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
     named = [vm for vm in views if str(vm.vm_no) == name] or [vm for vm in views if vm.cloud_id and vm.cloud_id == name]
     found = named[0] if named else None
     if found is None:
-        raise NoSuchThing(f"there is no VM {name!r}" + near(name, [str(vm.vm_no) for vm in views[-100:]]))
+        text = f"there is no VM {name!r}" + near(name, [str(vm.vm_no) for vm in views[-100:]])
+        raise NoSuchThing(text, "python admin.py show_vms --all lists them")
     boot = boot_views(connection, [found.vm_no]).get(found.vm_no)
     pool = pool_views(connection).get(found.pool)
     layers = list(_vm_layers(found, boot, boss_status(connection, now), pool, now))

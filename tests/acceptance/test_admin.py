@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -406,7 +408,100 @@ def test_a_push_that_runs_nothing_says_so(cluster: Doors) -> None:
     assert "(1 had succeeded earlier, 0 ran)" in again.out
     assert cluster.daemon is not None
     (cluster.daemon.home.datastore / "out").unlink()
-    assert "not in the datastore, though their tasks succeeded: out" in cluster.push(path, "--wait").err
+    assert "results of theirs are not in this datastore: a (out)" in cluster.push(path, "--wait").err
+    again = cluster.push(path, "--wait", "--rerun_changed")
+    assert "1 task runs again" in again.err
+    assert (cluster.daemon.home.datastore / "out").exists()
+
+
+def test_what_changed_since_a_success_is_told_and_run_again_when_asked(cluster: Doors) -> None:
+    inputs = cluster.place / "inputs"
+    (inputs / "tree").mkdir(parents=True)
+    (inputs / "data").write_text("one")
+    (inputs / "tree/x").write_text("x")
+    tasks = [
+        {"id": "a", "commands": "cat data > out", "requirements": ["data"], "results": ["out"]},
+        {"id": "b", "commands": "cat out > all", "requirements": ["out"], "dependencies": ["a"], "results": ["all"]},
+        {"id": "t", "commands": "cat tree/* > t", "requirements": ["tree"], "results": ["t"]},
+    ]
+    path = cluster.write("c.json", tasks)
+    cluster.push(path, "--wait", "--upload", inputs)
+    assert "another version" not in cluster.push(path, "--wait", "--upload", inputs).err
+    os.utime(inputs / "data", (1, 1))  # it was touched, and is the same
+    assert "another version" not in cluster.push(path, "--wait", "--upload", inputs).err
+    (inputs / "data").write_text("two")
+    (inputs / "tree/y").write_text("y")
+    told = cluster.push(path, "--wait", "--upload", inputs)
+    assert "2 tasks succeeded with another version of what they require: a (data), t (tree)" in told.err
+    assert "--rerun_changed" in told.err
+    assert cluster.daemon is not None
+    made = cluster.daemon.home.datastore
+    assert (made / "all").read_text() == "one"
+    again = cluster.push(path, "--wait", "--rerun_changed")
+    assert "3 tasks run again" in again.err
+    assert (made / "all").read_text() == "two"
+    assert (made / "t").read_text() == "xy"
+    assert "again" not in cluster.push(path, "--wait", "--rerun_changed").err
+
+
+def test_what_nothing_can_run_is_told_by_status_and_in_the_queue(cluster: Doors) -> None:
+    tasks = [
+        {"id": "gpu", "commands": "true", "resources": {"gpus": 64}},
+        {"id": "after", "commands": "true", "dependencies": ["gpu"]},
+        *({"id": f"quick{number}", "commands": "true"} for number in range(4)),
+    ]
+    pushing = cluster.begin("push_tasks.py", cluster.write("res.json", tasks), "--wait")
+    assert pushing.stdout is not None
+    told = b""
+    while b"needs 64 gpus" not in told:
+        line = pushing.stdout.readline()
+        assert line, f"the push ended without the reason: {told!r}"
+        told += line
+    wait_until(lambda: state_of(cluster, "quick3") == "succeeded", what="what can run has run")
+    rows = {line["id"]: line["reason"] for line in cluster.admin("show_queued", "--json").json["tasks"]}
+    assert "needs 64 gpus" in rows["gpu"]
+    assert rows["after"] == "waits for gpu (ready)"
+    status = cluster.admin("status").out
+    assert "time left unknown\n  task gpu needs 64 gpus" in status
+    assert "about" not in status
+    cluster.admin("drop_tasks", "--run", "res", "--yes")
+    told = pushing.communicate(timeout=60)[0]
+    assert pushing.returncode == 1
+    assert b"run res was dropped while it was watched" in told
+
+
+def test_a_run_that_is_dropped_ends_a_watch_with_a_document_too(cluster: Doors) -> None:
+    pushing = cluster.begin(
+        "push_tasks.py", cluster.write("d.json", [{"id": "s", "commands": "sleep 60"}]), "--wait", "--json"
+    )
+    wait_until(lambda: cluster.admin("show_tasks", "--json").json["total"], what="it was pushed")
+    cluster.admin("drop_tasks", "--run", "d", "--yes")
+    out = pushing.communicate(timeout=60)[0].decode()
+    assert pushing.returncode == 1
+    assert '"dropped": true' in out
+    assert "run d was dropped while it was watched" in out
+
+
+def test_a_task_may_be_called_like_a_worker(cluster: Doors) -> None:
+    cluster.push(cluster.write("w.json", [{"id": "worker/1", "commands": "true"}]), "--wait")
+    assert "task worker/1 succeeded" in cluster.admin("why", "worker/1").out
+    assert "task worker/1 succeeded" in cluster.admin("why", "worker/1", "--run", "w").out
+    assert "there is no worker" in cluster.admin("why", "worker/2", code=2).err
+
+
+def test_output_is_shown_raw_where_that_is_asked_for(cluster: Doors) -> None:
+    text = "a\r\x1b[31mb\n"
+    cluster.push(cluster.write("o.json", [{"id": "o", "commands": "printf 'a\\r\\033[31mb\\n'"}]), "--wait")
+    assert cluster.admin("logs", "o", "--raw").out == text
+    assert cluster.admin("logs", "o").out == "a\\r\\x1b[31mb\n"
+    assert "-f follows the attempt that runs now" in cluster.admin("logs", "o", "-f", "--attempt", 1, code=2).err
+
+
+def test_times_name_their_zone(cluster: Doors) -> None:
+    cluster.push(cluster.write("z.json", [{"id": "z", "commands": "true"}]), "--wait")
+    zone = time.strftime("%Z")
+    assert f" {zone}" in cluster.admin("show_task", "z").out
+    assert f" {zone}" in cluster.admin("why", "z").out
 
 
 def test_a_reader_that_ends_is_no_error(cluster: Doors) -> None:

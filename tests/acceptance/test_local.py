@@ -150,6 +150,34 @@ def test_working_directories_are_kept_when_asked(doors: Doors) -> None:
     assert note.read_text() == "kept\n"
 
 
+def test_each_working_directory_is_kept_under_a_name_of_its_own(doors: Doors) -> None:
+    names = ["a/b", "a_b", "n" * 150 + "1", "n" * 150 + "2", "日" * 100]
+    tasks = [{"id": name, "commands": f"echo {number} > f"} for number, name in enumerate(names)]
+    doors.push(doors.write("keep.json", tasks), "--local", 1, "--wait", "--keep_dirs")
+    kept = (doors.place / "ecloud-data-dirs").glob("*/f")
+    assert sorted(path.read_text().strip() for path in kept) == ["0", "1", "2", "3", "4"]
+
+
+def test_this_machine_is_promised_once_to_all_local_pools(doors: Doors) -> None:
+    """Two workers of one CPU each, and one of both: what these run at once never asks for more than two CPUs."""
+    note = 'echo "$(date +%s.%N) {cpus}" >> ' + str(doors.place / "log") + "; sleep 0.4; "
+    note += 'echo "$(date +%s.%N) -{cpus}" >> ' + str(doors.place / "log")
+    tasks = [
+        {"id": f"t{number}", "commands": note.format(cpus=cpus), "resources": {"cpus": cpus}, "priority": number % 3}
+        for number, cpus in enumerate([2, 1, 1, 2, 1, 1, 1, 2])
+    ]
+    doors.push(doors.write("over.json", tasks), "--local", 2, "--wait")
+    changes = sorted(
+        (float(at), float(change)) for at, change in map(str.split, (doors.place / "log").read_text().splitlines())
+    )
+    used = most = 0.0
+    for _, change in changes:
+        used += change
+        most = max(most, used)
+    assert len(changes) == 16
+    assert most == 2.0
+
+
 def test_files_are_uploaded_first(doors: Doors) -> None:
     inputs = doors.place / "inputs" / "deep"
     inputs.mkdir(parents=True)

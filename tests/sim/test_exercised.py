@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import msgspec
+import pytest
 
 from sim import simulation, story
 from sim.faults import Faults
@@ -12,7 +13,7 @@ from sim.invariants import INVARIANTS
 from sim.scenario import Size
 from sim.simulation import Result, Simulation
 
-SEEDS = 400
+SEEDS = 1_000
 OFTEN = 2
 CLOUDY = Faults(vm_late=0.5, vm_address=0.8, vm_never=0.3, vm_slow=0.5, boss_death=0.02)
 
@@ -23,14 +24,18 @@ CHAINED = Faults(datastore_full=0.3, datastore_away=0.1)
 def run(seed: int) -> Result | None:
     """Whatever the seed draws; or a world in which all is done by VMs, and little but the cloud is in trouble; or one
     in which results can't be stored, so that chains run far ahead of what is recorded."""
-    if seed % 2 == 0:
+    if seed % 10 == 0:
         return simulation.run(seed)
-    if seed % 4 == 3:
-        return Simulation(seed, msgspec.structs.replace(CHAINED), Size(wishes=(8, 14), task_s=1.0)).run()
+    if seed % 2 == 0 or seed % 4 == 3:
+        chained = Simulation(seed, msgspec.structs.replace(CHAINED), Size(wishes=(8, 14), task_s=1.0))
+        world = Simulation(seed) if seed % 2 == 0 else chained
+        world.shared_machine = 0.0  # nothing is chained on shared machines
+        return world.run()
     world = Simulation(seed, msgspec.structs.replace(CLOUDY), Size(workers=(0, 0), tasks=(5, 10)))
     return world.run() if world.config.pools else None
 
 
+@pytest.mark.timeout(600)
 def test_each_invariant_is_looked_at_where_it_could_be_broken() -> None:
     looked: Counter[str] = Counter()
     for seed in range(101, 101 + SEEDS):

@@ -34,6 +34,7 @@ class World(Simulation):
         return msgspec.structs.replace(super()._make_config(), pools=(), ahead_s=self.ahead_s)
 
     def begin(self) -> World:
+        self.shared_machine = 0.0
         for _ in range(8):
             self.add_machine()
         self.datastore.big = {f"big/{number}": BIG for number in range(INPUTS)}

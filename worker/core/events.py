@@ -36,6 +36,10 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """Epoch and batch of the boss that were heard last before what is spooled; zeros where nothing is."""
     ssh_key: str = ""
     boot_steps: tuple[tuple[str, float], ...] = ()
+    machine: str = ""
+    machine_part: str = ""
+    machine_has: Resources = {}
+    """What all workers of this machine, or of this part of it, share."""
 
 
 class ConnectionFound(msgspec.Struct, frozen=True):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from datastore.directory import DirectoryDatastore
@@ -23,7 +25,8 @@ from datastore.port import BadName, DatastoreAway, Entry, NotThere, Stager, Unfi
 from datastore.problem import Problem
 from datastore.ssh.access import ALIAS, Access, SshAddress
 from datastore.ssh.datastore import PATIENCE_S, STALL_S, SshDatastore
-from ecloud.model.tasks import ManifestEntry, Result, TaskBody
+from datastore.stamps import stamp
+from ecloud.model.tasks import MAX_STAMPS, ManifestEntry, Result, TaskBody
 from ecloud.model.text import byte_size
 from ecloud.model.transfer_status import HeldInput
 from ecloud.model.wire import DatastoreAccess
@@ -37,6 +40,8 @@ EMPTY_KEPT = 64
 """Empty working directories kept for the next attempts (facts: 5 us instead of 50)."""
 NAMED = 5
 """Missing requirements that are named."""
+KEPT_NAME_BYTES = 180
+"""Of run and task in the name of a directory that is kept; a name may have 255 in all."""
 MIN_FREE_MB = 50.0
 """Below this nothing is started: an outcome must still fit."""
 
@@ -87,6 +92,19 @@ def write_certificate(access: DatastoreAccess, ssh: Path) -> None:
     aside.replace(ssh / "certificate.pub")
 
 
+def kept_name(run: str, task: str, number: int) -> str:
+    """The name under which an attempt's directory is kept; no two attempts share one.
+
+    Names that a directory cannot have, or only in part, are followed by a hash of the whole name. A run's name with a
+    hyphen is, too: `a-b` and `c` are not `a` and `b-c`.
+    """
+    name = f"{run}-{task}"
+    shown = name.replace("/", "_").encode("utf-8", "replace")[:KEPT_NAME_BYTES].decode("utf-8", "ignore")
+    if shown != name or "-" in run:
+        shown += "-" + hashlib.blake2b(f"{run}\0{task}".encode("utf-8", "replace"), digest_size=4).hexdigest()
+    return f"{shown}-{number}"
+
+
 class WorkingDirectories:
     """Empty directories, one per attempt, used again while they stay empty."""
 
@@ -112,7 +130,11 @@ class WorkingDirectories:
         """The attempt ended; `keep_as` keeps it under that name."""
         if keep_as:
             self._kept.mkdir(exist_ok=True)
-            os.rename(path, self._kept / keep_as)
+            target, count = self._kept / keep_as, 1
+            while target.exists():  # of a task that was dropped and pushed again
+                count += 1
+                target = self._kept / f"{keep_as}.{count}"
+            os.rename(path, target)
             return
         try:
             # The cheapest look: an empty directory can be removed, but then it must be made again.
@@ -141,10 +163,12 @@ def _make_writable(function: Callable[[str], object], name: str, error: object) 
 
 
 class Fetched(NamedTuple):
-    """What the requirements of an attempt were: their bytes, and how many of them crossed the network."""
+    """What the requirements of an attempt were: their bytes, how many of them crossed the network, and stamps by path
+    (`datastore.stamps`)."""
 
     bytes: int
     moved_bytes: int
+    stamps: Mapping[str, str] = MappingProxyType({})
 
 
 class Files:
@@ -230,8 +254,10 @@ class Files:
 
         def fetch() -> Fetched:
             brought = 0 if own is None else own()
-            fetched = self._fetch(body, directory, task_no) if body.requirements else Fetched(0, 0)
-            return Fetched(fetched.bytes + brought, fetched.moved_bytes)
+            if not body.requirements:
+                return Fetched(brought, 0)
+            fetched = self._fetch(body, directory, task_no)
+            return Fetched(fetched.bytes + brought, fetched.moved_bytes, _stamps(body, directory))
 
         return self._transfers.submit(fetch) if body.requirements else self.pool.submit(fetch)
 
@@ -347,6 +373,14 @@ def _found(store: Stager, body: TaskBody) -> list[Entry]:
         more = f", nor {len(missing) - 1} more: {', '.join(missing[1:NAMED])}" if len(missing) > 1 else ""
         raise RequirementMissing(f"requirement {missing[0]} is not in the datastore{more}")
     return [entry for entry in found if entry is not None]
+
+
+def _stamps(body: TaskBody, directory: Path) -> dict[str, str]:
+    found = {}
+    for requirement in body.requirements[:MAX_STAMPS]:
+        with contextlib.suppress(OSError, ValueError):  # then it is not told whether it changed
+            found[requirement.path] = stamp(directory / requirement.local)
+    return found
 
 
 def _verified(store: Stager, top: Entry, to: Path) -> int:

@@ -41,7 +41,7 @@ from worker.shell.calls import CallImpossible, CallRunner, with_values
 from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
 from worker.shell.container_runtimes import ContainerMissing, argv_in_container, clear_away
 from worker.shell.environment import encoded, of_gpus, of_resources
-from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories
+from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories, kept_name
 from worker.shell.home import WorkerHome
 from worker.shell.outputs import forget_outputs, output_files, outputs_of
 from worker.shell.own_results import OwnResults, changed, copy, read, sources
@@ -412,8 +412,9 @@ class Jobs:
         del self.under_way[job.key]
         if job.body.stdout or job.body.stderr:
             forget_outputs(job.control)
-        keep = f"{job.order.run}-{job.body.id}-{job.order.number}" if job.order.keep_dir or self._keep_dirs else ""
-        self._used.append((job.key, job.directory, keep.replace("/", "_")[:200]))
+        is_kept = job.order.keep_dir or self._keep_dirs
+        keep_as = kept_name(job.order.run, job.body.id, job.order.number) if is_kept else ""
+        self._used.append((job.key, job.directory, keep_as))
 
     def tidy(self) -> None:
         """Make working directories of attempts that ended ready for others, once nobody needs their results."""
@@ -437,6 +438,7 @@ def _with_fetched(outcome: Outcome, job: Job) -> Outcome:
         fetch_s=round(job.fetch_s, 6),
         fetch_bytes=fetched.bytes,
         cached_bytes=max(0, fetched.bytes - fetched.moved_bytes),
+        stamps=dict(fetched.stamps) if outcome.cause is Cause.SUCCESS else {},
     )
 
 

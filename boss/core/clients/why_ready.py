@@ -55,6 +55,10 @@ class WhyReady:
             return []
         return list(self._layers(node, now))
 
+    def nobody_fits(self, node: Node, now: float) -> str:
+        """What a ready task lacks that no worker fits."""
+        return self._nobody_fits(node, f"task {node.id}", now)
+
     def _layers(self, node: Node, now: float) -> Iterator[str]:
         name, run = f"task {node.id}", self._book.runs[node.run_no]
         if run.row.held:
@@ -103,6 +107,10 @@ class WhyReady:
         ahead = self._ahead(node)
         if roomy and not ahead:
             return f"{name} is ready and worker {roomy[0].name} has room: it starts with the boss's next decision"
+        if not roomy and (shared := next((one for one in able if _waits_for_machine(one, node)), None)):
+            host = shared.row.hello.host or "its machine"
+            text = f"{name} waits its turn: worker {shared.name} has room, but other workers on {host} use the machine"
+            return text + "".join(f"; {part}" for part in ahead)
         fit = f"{counted(len(able), 'worker')} that {'fits' if len(able) == 1 else 'fit'} it"
         state = "have room" if roomy else "are all busy" if len(able) > 1 else "is busy"
         return f"{name} waits its turn: {fit} {state}" + "".join(f"; {part}" for part in ahead)
@@ -176,6 +184,10 @@ class WhyReady:
         if starts:
             vms = f"{counted(len(starts), 'VM')} of pool {starts[0].pool}"
             yield f"the boss is about to start {vms}: {starts[0].reason}"
+
+
+def _waits_for_machine(worker: Worker, node: Node) -> bool:
+    return worker.machine is not None and fits(worker.own, node.shape.asks)
 
 
 def _why_closed(worker: Worker) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import msgspec
 
 from boss.core.model.graph import Input, Shape
+from boss.core.model.machine import Machine, MachineKey, machine_key
 from boss.core.model.outbox import Conversation
 from boss.core.model.rows import WorkerRow
 from ecloud.model.tasks import ROUNDING, AttemptState, Outcome, Resources, Result, fits
@@ -118,6 +119,16 @@ class Worker(msgspec.Struct, eq=False):
     fetched: dict[Input, None] = msgspec.field(default_factory=dict)
     shrunk: bool = False
     """It lost what attempts still occupy."""
+    own: Resources = msgspec.field(default_factory=dict)
+    """What is left of its capacity. `free` is the same object, but on a shared machine: there it is no more than the
+    machine has left."""
+    machine_key: MachineKey | None = None
+    """Which machine it was on when it reported for duty."""
+    machine: Machine | None = None
+    """The machine that it shares with others that together offer more than there is."""
+
+    def __post_init__(self) -> None:
+        self.own = self.free
 
     @property
     def takes_tasks(self) -> bool:
@@ -143,19 +154,19 @@ class Worker(msgspec.Struct, eq=False):
         if attempt.chained:
             self.chained[key] = attempt
             self.ahead_s += attempt.ahead_s
-        elif fits(self.free, attempt.shape.asks):
+        elif fits(self.own, attempt.shape.asks):
             self._occupy(attempt)
         else:
             self.ahead[key] = attempt
             self.ahead_s += attempt.ahead_s
 
     def resize(self, capacity: Resources) -> None:
-        """It offers something else from now on. What it holds stays: of what it lost, `free` may be below zero."""
+        """It offers something else from now on. What it holds stays: what is left may be below zero."""
         for name, amount in capacity.items():
-            self.free[name] = self.free.get(name, 0.0) + amount - self.capacity.get(name, 0.0)
+            self.own[name] = self.own.get(name, 0.0) + amount - self.capacity.get(name, 0.0)
         for name in self.capacity.keys() - capacity.keys():
-            self.free[name] -= self.capacity[name]
-        self.shrunk = any(amount < -ROUNDING for amount in self.free.values())
+            self.own[name] -= self.capacity[name]
+        self.shrunk = any(amount < -ROUNDING for amount in self.own.values())
         self.capacity = capacity
 
     def unchain(self, attempt: Attempt) -> None:
@@ -163,7 +174,7 @@ class Worker(msgspec.Struct, eq=False):
         key = (attempt.task_no, attempt.number)
         attempt.chained = False
         del self.chained[key]
-        if fits(self.free, attempt.shape.asks):
+        if fits(self.own, attempt.shape.asks):
             self.ahead_s -= attempt.ahead_s
             self._occupy(attempt)
         else:
@@ -177,15 +188,15 @@ class Worker(msgspec.Struct, eq=False):
         if attempt.in_slot:
             attempt.in_slot = False
             self.slow = False
-            free = self.free
+            own = self.own
             for name, amount in attempt.shape.asks:
-                free[name] += amount
+                own[name] += amount
             if self.ahead:
                 self._move_up()
         elif self.ahead.pop(key, None) is not None or self.chained.pop(key, None) is not None:
             self.ahead_s -= attempt.ahead_s
         if not self.held:
-            self.free = dict(self.capacity)
+            self.own = self.free = dict(self.capacity)
             self.shrunk = False
             self.ahead_s = 0.0
             self.idle_since = now
@@ -193,16 +204,16 @@ class Worker(msgspec.Struct, eq=False):
     def _move_up(self) -> None:
         # Nearly always the first fits; looking at all 256 for each outcome would cost more than placing.
         for key, attempt in list(itertools.islice(self.ahead.items(), LOOKED_AT)):
-            if fits(self.free, attempt.shape.asks):
+            if fits(self.own, attempt.shape.asks):
                 del self.ahead[key]
                 self.ahead_s -= attempt.ahead_s
                 self._occupy(attempt)
 
     def _occupy(self, attempt: Attempt) -> None:
         attempt.in_slot = True
-        free = self.free
+        own = self.own
         for name, amount in attempt.shape.asks:
-            free[name] -= amount
+            own[name] -= amount
 
     def check(self) -> None:
         """Invariants: never more in slots than it has; free + taken = capacity."""
@@ -219,7 +230,7 @@ class Worker(msgspec.Struct, eq=False):
         for name, amount in taken.items():
             assert self.shrunk or amount <= self.capacity.get(name, 0.0) + 0.001, f"{self.name}: {amount} {name} taken"
         for name, amount in self.capacity.items():
-            assert abs(self.free[name] + taken.get(name, 0.0) - amount) < 0.001, f"{self.name}: {name} does not add up"
+            assert abs(self.own[name] + taken.get(name, 0.0) - amount) < 0.001, f"{self.name}: {name} does not add up"
 
 
 class Fleet:
@@ -230,6 +241,7 @@ class Fleet:
         self.by_home: dict[tuple[str, str], Worker] = {}
         """By the key and the name of their homes: the holder of another key has no say in what a home holds."""
         self.held_cpus: dict[int, float] = {}
+        self.machines: dict[MachineKey, Machine] = {}
         self.touched: dict[str, None] = {}
         """Workers whose room, or whose leave to take tasks, may have changed since `CapacityIndex.settle`."""
         self.follow: Callable[[int, int, int, float], None] | None = None
@@ -241,6 +253,11 @@ class Fleet:
         self.touched[worker.name] = None
         if worker.row.hello.home:
             self.by_home[(worker.row.key_name, worker.row.hello.home)] = worker
+        key = worker.machine_key = machine_key(worker.row.hello)
+        if key is not None:
+            machine = self.machines.setdefault(key, Machine())
+            machine.add(worker)
+            self._touch(machine)
 
     def remove(self, worker: Worker) -> None:
         """It is counted on no more. It must hold nothing."""
@@ -249,13 +266,30 @@ class Fleet:
         self.touched[worker.name] = None
         for part in worker.fetched:
             part.holders.pop(worker.name, None)
+        if worker.machine_key is not None:
+            machine = self.machines[worker.machine_key]
+            machine.remove(worker)
+            self._touch(machine)
+            if not machine.workers:
+                del self.machines[worker.machine_key]
         home = (worker.row.key_name, worker.row.hello.home)
         if self.by_home.get(home) is worker:
             del self.by_home[home]
 
+    def resize(self, worker: Worker, capacity: Resources) -> None:
+        """The worker offers something else from now on."""
+        worker.resize(capacity)
+        self.touched[worker.name] = None
+        if worker.machine_key is not None:
+            machine = self.machines[worker.machine_key]
+            machine.measure()
+            self._touch(machine)
+
     def give(self, worker: Worker, attempt: Attempt) -> None:
         """The worker gets an attempt."""
         worker.take(attempt)
+        if worker.machine is not None:
+            self._share(worker.machine)
         if self.follow is not None and worker.row.vm_no is not None:
             self.follow(worker.row.vm_no, attempt.run_no, 1, attempt.assigned_at)
         self.touched[worker.name] = None
@@ -264,6 +298,8 @@ class Fleet:
     def free(self, worker: Worker, attempt: Attempt, now: float) -> None:
         """The worker holds the attempt no more."""
         worker.release(attempt, now)
+        if worker.machine is not None:
+            self._share(worker.machine)
         if self.follow is not None and worker.row.vm_no is not None:
             self.follow(worker.row.vm_no, attempt.run_no, -1, now)
         self.touched[worker.name] = None
@@ -276,9 +312,20 @@ class Fleet:
     def unchain(self, worker: Worker, attempt: Attempt) -> None:
         """What a chained attempt waited for is recorded."""
         worker.unchain(attempt)
+        if worker.machine is not None:
+            self._share(worker.machine)
         self.touched[worker.name] = None
 
+    def _share(self, machine: Machine) -> None:
+        machine.share()
+        self._touch(machine)
+
+    def _touch(self, machine: Machine) -> None:
+        self.touched.update(dict.fromkeys(machine.workers))
+
     def check(self) -> None:
-        """Invariants of every worker."""
+        """Invariants of every worker and machine."""
         for worker in self.workers.values():
             worker.check()
+        for machine in self.machines.values():
+            machine.check()

@@ -124,7 +124,7 @@ class CapacityIndex:
         """Whether a short task may be queued at the worker beyond what runs."""
         config = self._config
         has_room = worker.ahead_s < REFILLED_BELOW * config.ahead_s and worker.waiting < config.ahead_max
-        return has_room and not worker.slow and not worker.alone
+        return has_room and not worker.slow and not worker.alone and worker.machine is None
 
     def check(self) -> None:
         """Invariants, valid when nothing was touched since `settle`: each worker that takes tasks is in its group, and

@@ -208,6 +208,9 @@ class Placement:
                     break
         if best:
             reserved[best] = group
+            machine = self._fleet.workers[best].machine
+            for name in machine.workers if machine is not None else ():
+                reserved.setdefault(name, group)  # else small tasks of these take what it waits for
 
     def worker(self, name: str) -> Worker:
         """The worker of that name."""
@@ -225,10 +228,11 @@ class Placement:
         return self.guess_s(node) <= SHORT * self._config.ahead_s
 
     def may_wait_at(self, worker: Worker) -> bool:
-        """Whether another short task that the worker could run may be queued there beyond what runs."""
+        """Whether another short task that the worker could run may be queued there beyond what runs. Never on a shared
+        machine: the worker would start it without asking whether the machine has room."""
         config = self._config
         has_room = worker.ahead_s < config.ahead_s and worker.waiting < config.ahead_max
-        return has_room and not worker.slow and not worker.alone
+        return has_room and not worker.slow and not worker.alone and worker.machine is None
 
 
 def _share(free: Resources, shape: Shape, least: float) -> float:
@@ -242,6 +246,11 @@ def _share(free: Resources, shape: Shape, least: float) -> float:
             if share <= least:
                 break
     return share
+
+
+def _is_empty(worker: Worker) -> bool:
+    """Whether it can be given all of itself, as a task that runs alone takes: also from the machine that it shares."""
+    return not worker.held and (worker.machine is None or fits(worker.free, worker.capacity.items()))
 
 
 class _Room:
@@ -271,7 +280,7 @@ class _Room:
         for worker in self._fresh:
             if self._reserved and self._is_kept(worker):
                 continue
-            if self._refuses(worker, run_no) or (self._group.apart and worker.held):
+            if self._refuses(worker, run_no) or (self._group.apart and not _is_empty(worker)):
                 self.refused = True
                 continue
             turn.append(worker)
@@ -378,7 +387,7 @@ class _Room:
         return True
 
     def _has_room(self, worker: Worker) -> bool:
-        if (self._reserved and self._is_kept(worker)) or (self._group.apart and worker.held):
+        if (self._reserved and self._is_kept(worker)) or (self._group.apart and not _is_empty(worker)):
             return False
         if self._in_slots:
             return fits(worker.free, self._group.shape.asks)

@@ -26,7 +26,10 @@ def bounded(hello: Hello) -> Hello:
         return Hello(
             hello.nonce, hello.kind, software=hello.software[:MAX_TEXT_CHARS], host=hello.host[:MAX_TEXT_CHARS]
         )
-    resources = {name[:MAX_TEXT_CHARS]: amount for name, amount in list(hello.resources.items())[:MAX_ITEMS]}
+    resources, machine_has = (
+        {name[:MAX_TEXT_CHARS]: amount for name, amount in list(amounts.items())[:MAX_ITEMS]}
+        for amounts in (hello.resources, hello.machine_has)
+    )
     return Hello(
         nonce=hello.nonce,
         kind=hello.kind,
@@ -35,6 +38,8 @@ def bounded(hello: Hello) -> Hello:
         addresses=_texts(hello.addresses),
         boot_id=hello.boot_id[:MAX_TEXT_CHARS],
         machine=hello.machine[:MAX_TEXT_CHARS],
+        machine_part=hello.machine_part[:MAX_TEXT_CHARS],
+        machine_has=believed(machine_has),
         home=hello.home[:MAX_NAME_CHARS],
         pid=hello.pid,
         vm=hello.vm[:MAX_NAME_CHARS],

@@ -108,7 +108,7 @@ class Leases:
                 worker.row, key_name=conversation.key_name, heard_at=now, hello=hello, trouble=""
             )
             if (capacity := believed(hello.resources)) != worker.capacity:  # a GPU fell off the bus, or is back
-                worker.resize(capacity)
+                self._fleet.resize(worker, capacity)
                 self._fleet.touched[worker.name] = None
         worker.row = row
         worker.conversation = conversation

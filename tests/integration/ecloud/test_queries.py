@@ -228,7 +228,7 @@ def test_a_run_that_is_not_there_is_refused_with_near_names(own_film: Cluster) -
     with pytest.raises(queries.NoSuchRun, match="'flim'; near to it: film"):
         queries.run_status(own_film.engine, "flim")
     own_film.write(dropped_runs=[3])
-    with pytest.raises(queries.NoSuchRun, match="let go after its time; its tasks were: 1 succeeded"):
+    with pytest.raises(queries.NoSuchRun, match="archived after KEEP_RUNS_DAYS; its tasks were: 1 succeeded"):
         queries.run_status(own_film.engine, "old")
 
 

@@ -30,6 +30,7 @@ INTERNAL = {
     "boss.bootstrap.visit._OtherKey",
     "worker.debug.NotTried",
     "ecloud.cli.app.ReaderEnded",
+    "boss.shell.tls_door.Unwelcome",
     "ecloud.python.payload.RemoteTraceback",
     "worker.launcher.AgentGone",
     "datastore.gate.Refused",

@@ -1,0 +1,95 @@
+"""Tasks that succeeded with other versions of what they require, or whose results are gone: told, or run again."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from datastore.stamps import is_same
+from ecloud.model.text import counted, visible
+
+if TYPE_CHECKING:
+    from datastore.port import Entry, Reader
+    from ecloud.client.client import Client
+    from ecloud.config.settings import Settings
+    from ecloud.queries.stale import Success
+
+NAMED = 5
+REDONE_AT_ONCE = 1_000
+STAT_AT_ONCE = 5_000
+
+
+class Stale(msgspec.Struct, frozen=True):
+    """Ids of tasks: `changed`, with a requirement that changed since; `gone`, with a result that is not there."""
+
+    changed: dict[str, str] = {}
+    gone: dict[str, str] = {}
+
+    @property
+    def tasks(self) -> list[str]:
+        """All of them."""
+        return list(dict.fromkeys([*self.changed, *self.gone]))
+
+    @property
+    def lines(self) -> list[str]:
+        """A sentence for each kind."""
+        found = []
+        for tasks, what in (
+            (self.changed, "succeeded with another version of what they require"),
+            (self.gone, "succeeded, but results of theirs are not in this datastore"),
+        ):
+            if tasks:
+                names = ", ".join(f"{visible(id)} ({visible(path)})" for id, path in list(tasks.items())[:NAMED])
+                more = f" and {len(tasks) - NAMED:,} more" if len(tasks) > NAMED else ""
+                found.append(f"{counted(len(tasks), 'task')} {what}: {names}{more}")
+        return found
+
+
+def look(successes: list[Success], datastore: Reader) -> Stale:
+    """Compare what tasks had with what is in the datastore now. Raises `DatastoreAway`."""
+    paths = list(dict.fromkeys(path for task in successes for path in (*task.stamps, *task.results)))
+    there: dict[str, Entry | None] = {}
+    for start in range(0, len(paths), STAT_AT_ONCE):
+        part = paths[start : start + STAT_AT_ONCE]
+        there.update(zip(part, datastore.stat(part)))
+    known: dict[tuple[str, str], bool] = {}
+    changed: dict[str, str] = {}
+    gone: dict[str, str] = {}
+    for task in successes:
+        for path, stamp in task.stamps.items():
+            now = there[path]
+            if now is None:
+                continue  # to run it again would fail
+            if (path, stamp) not in known:
+                known[path, stamp] = is_same(stamp, now, datastore)
+            if not known[path, stamp]:
+                changed.setdefault(task.id, path)
+        for path in task.results:
+            if there[path] is None:
+                gone.setdefault(task.id, path)
+    return Stale(changed, gone)
+
+
+def tell_or_redo(client: Client, settings: Settings, run: str, rerun: bool) -> Stale:
+    """Look at the run's earlier successes. `rerun`: run the stale ones again, and what depends on them; else say so on
+    stderr. Raises `Problem`."""
+    from ecloud.cli import app
+    from ecloud.cli.files import open_datastore
+    from ecloud.queries.stale import successes
+
+    found = successes(app.database(settings), run)
+    stale = look(found, open_datastore(settings, client.datastore_address)) if found else Stale()
+    for line in stale.lines:
+        print(line, file=sys.stderr)
+    if stale.tasks and rerun:
+        names: list[str | int] = [f"{run}:{id}" for id in stale.tasks]
+        count = 0
+        for start in range(0, len(names), REDONE_AT_ONCE):
+            part = names[start : start + REDONE_AT_ONCE]
+            count += client.request("redo_task", ids=part, below=True).count
+        print(f"{counted(count, 'task')} {'runs' if count == 1 else 'run'} again", file=sys.stderr)
+    elif stale.tasks:
+        print("they are not run again: --rerun_changed does that, with all tasks that depend on them", file=sys.stderr)
+    return stale
