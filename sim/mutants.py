@@ -26,8 +26,8 @@ from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
-from boss.core.model.arrays import Array
 from boss.core.model import machine as machine_model
+from boss.core.model.arrays import Array
 from boss.core.model.graph import TaskGraph
 from boss.core.model.history import History
 from boss.core.model.machine import Machine

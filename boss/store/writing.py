@@ -31,7 +31,6 @@ from boss.core.model.rows import (
 from boss.store.statements import BYTES_A_STATEMENT, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
 from ecloud.db import schema
 from ecloud.model.ranges import Indices
-from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Outcome
 from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Cause, Outcome
 from ecloud.model.wire import MAX_NAME_CHARS
 

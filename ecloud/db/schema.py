@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0012"
+REVISION = "0013"
 """The migration that this code needs (migrations/versions)."""
 
 
