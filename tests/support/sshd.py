@@ -192,7 +192,22 @@ def shared_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     server.close()
 
 
-TOOLS = ("sh", "cat", "dirname", "env", "grep", "mkdir", "mv", "printf", "sha256sum", "sync", "tail", "test", "touch")
+TOOLS = (
+    "sh",
+    "cat",
+    "dirname",
+    "env",
+    "grep",
+    "mkdir",
+    "mv",
+    "printf",
+    "rmdir",
+    "sha256sum",
+    "sync",
+    "tail",
+    "test",
+    "touch",
+)
 
 
 def without_python(directory: Path) -> str:
