@@ -165,7 +165,8 @@ def test_the_output_of_a_running_task_is_read_by_its_offset(monitor: Monitor, pl
         return text in heard
 
     wait_until(lambda: has("first\n"), 60, "the first line is heard while the task runs")
-    assert "data-log" in monitor.get("/task?run=live&id=live").text
+    page = "/task?run=live&id=live"
+    wait_until(lambda: "data-log" in monitor.get(page).text, 60, "its start is recorded and its page follows it")
     go_on.touch()
     wait_until(lambda: has("second\n"), 60, "the second line follows")
     assert heard == "first\nsecond\n"
