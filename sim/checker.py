@@ -506,6 +506,7 @@ class Checker:
         if row is not None and row.state in GIVEN_UP:
             raise Violation("fenced", f"{worker} starts attempt {_name(key)}, which was recorded as {row.state}")
         self._may_begin(worker, order, seen)
+        self._has_its_values(order)
         if order.init or order.after_init:
             self._must_be_prepared(worker, order)
         busy = self.busy.get(worker)
@@ -531,6 +532,22 @@ class Checker:
         for gpu in gpus:
             if held.setdefault(gpu, key) != key:
                 raise Violation("resources", f"{worker} gives GPU {gpu} to {_name(key)} and to {_name(held[gpu])}")
+
+    def _has_its_values(self, order: AttemptOrder) -> None:
+        """What a call needs of others is what their recorded successes gave."""
+        call = order.body.call if order.body is not None else None
+        if call is None or not call.needs:
+            return
+        self.looked["call-values"] += 1
+        recorded = {
+            attempt.outcome.value
+            for attempt in self.tables.attempts.values()
+            if attempt.run_no == order.run_no and attempt.outcome is not None
+            if attempt.outcome.cause is Cause.SUCCESS and attempt.state is AttemptState.ENDED
+        }
+        got = {value.id: value.value for value in order.values}
+        if got.keys() != set(call.needs) or not recorded.issuperset(got.values()):
+            raise Violation("call-values", f"{_name((order.task_no, order.number))} needs {call.needs} and gets {got}")
 
     def _fits_machine(self, worker: str, order: AttemptOrder) -> None:
         """Workers of one machine never use more together than it has, as far as their attempts count still."""

@@ -97,6 +97,8 @@ class Faults(msgspec.Struct):
 
     database_restored: float = 0.0
     """Per second: a person stops the boss and puts the last backup of the database back."""
+    call_host_death: float = 0.0
+    """Per call: its interpreter is killed by a signal before it ends."""
 
     @property
     def any(self) -> bool:
@@ -151,6 +153,7 @@ MOST = Faults(
     poison=0.7,
     vm_queue=0.4,
     database_restored=0.1,
+    call_host_death=0.3,
 )
 """The highest probability of each; a seed draws which of them it has, and how much."""
 

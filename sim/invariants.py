@@ -22,6 +22,7 @@ INVARIANTS: dict[str, str] = {
     "files-whole": "a task that succeeded has all its files under their final names, from its recorded attempt",
     "published-by-record": "nothing comes under a final name but from an attempt whose outcome is recorded",
     "chain-inputs": "what a chained attempt read of the tasks before it is of the attempts recorded as their successes",
+    "call-values": "a call starts with the values that are recorded of the calls it needs, and with all of them",
     "promised-there": "what a task requires of one that it waits for is there when it starts",
     # What is said
     "write-then-speak": "nothing is said that is not committed",

@@ -32,7 +32,7 @@ from boss.core.model.graph import TaskGraph
 from boss.core.model.history import History
 from boss.core.model.machine import Machine
 from boss.core.placement.placement import Placement
-from boss.core.tasks import suspects
+from boss.core.tasks import merging, suspects
 from boss.core.tasks.arrays import Arrays
 from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.tasks.chains import Chains
@@ -41,6 +41,7 @@ from boss.core.tasks.suspects import Suspects
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
+from boss.shell import driver
 from boss.shell.driver import Driver
 from sim import faults, mutations, simulation
 from sim.scenario import Size
@@ -407,6 +408,16 @@ MUTANTS: dict[str, Mutant] = {
         "keeping results that others need until they have taken them",
         ("promised-there",),
         ((Followers, "on_success", mutations.keeps_no_results),),
+    ),
+    "call-values": Mutant(
+        "values with orders: a call is sent without the values of the calls that it needs",
+        ("call-values",),
+        ((driver, "_with_bodies", mutations.sends_no_values),),
+    ),
+    "call-chained": Mutant(
+        "waiting for records: a call may be chained to calls whose values are not recorded yet",
+        ("call-values",),
+        ((merging, "_makes", mutations.takes_calls_for_tasks),),
     ),
     "asked-back": Mutant(
         "the answer to ReturnTasks: what is asked back is given to another at once",

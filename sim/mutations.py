@@ -28,7 +28,7 @@ from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from boss.shell.driver import Driver, Pause
 from ecloud.model import wire
-from ecloud.model.tasks import AttemptState, Cause, TaskState
+from ecloud.model.tasks import AttemptState, Cause, TaskDefinition, TaskState
 from ecloud.model.vm_states import VmState
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
@@ -543,3 +543,21 @@ def queues_anywhere(true: Any) -> Any:
             worker.machine = machine
 
     return may_wait_at
+
+
+def sends_no_values(true: Any) -> Any:
+    """Orders of calls carry no values."""
+
+    def with_bodies(message: wire.StartTasks, bodies: dict[int, bytes], values: object) -> Any:
+        return true(message, bodies, {})
+
+    return with_bodies
+
+
+def takes_calls_for_tasks(true: Any) -> Any:
+    """A call counts as a task without results: it may be chained."""
+
+    def makes(definition: TaskDefinition) -> Any:
+        return true(msgspec.structs.replace(definition, call=None))
+
+    return makes

@@ -11,7 +11,7 @@ from functools import partial
 
 import msgspec
 
-from ecloud.model.tasks import ArrayOf, Condition, Dependency, Requirement, Result, Retries, TaskDefinition
+from ecloud.model.tasks import ArrayOf, Call, Condition, Dependency, Requirement, Result, Retries, TaskDefinition
 from ecloud.model.wire import PushOptions
 from sim.client import Client
 from sim.worker_shell import command, greedy, poison
@@ -45,6 +45,8 @@ REACH = {"wide": 0.3, "deep": 3.0, "any": 1.2}
 ARRAY_IDS = ("array-a", "array-b", "array-c")
 ELEMENTS = (6, 20)
 """Elements of an array."""
+CALLS = 0.4
+"""How many runs have calls among their tasks."""
 CONDITIONS = (Condition.SUCCESS, Condition.ANY, Condition.FAILURE)
 CONDITION_WEIGHTS = (12, 15, 16)
 """Added up: one in 16 waits for a failure."""
@@ -140,6 +142,29 @@ def make_arrays(
     return [*found, TaskDefinition("behind", (command(0.1, 0.0),), (last,))]
 
 
+def _as_calls(tasks: list[TaskDefinition], chance: random.Random) -> list[TaskDefinition]:
+    """Some of the tasks that neither make nor require files are calls, which need the values of those before them."""
+    calls: set[str] = set()
+    made = []
+    for task in tasks:
+        if not (task.init or task.results or task.requirements or task.stdout) and chance.random() < 0.7:
+            waits_for = [on.id for on in task.dependencies if on.on is Condition.SUCCESS]
+            # All that it waits for: the boss sends the values of all.
+            needs = tuple(waits_for) if calls.issuperset(on.id for on in task.dependencies) else ()
+            call = Call(task.commands[0], "function", code=b"code", needs=needs if len(waits_for) == len(needs) else ())
+            task = msgspec.structs.replace(task, commands=(), call=call)
+            calls.add(task.id)
+        made.append(task)
+    return made
+
+
+def _with_command(task: TaskDefinition, text: str) -> TaskDefinition:
+    """The task with another command, or the call with another function."""
+    if task.call is None:
+        return msgspec.structs.replace(task, commands=(text,))
+    return msgspec.structs.replace(task, call=msgspec.structs.replace(task.call, name=text))
+
+
 class Scenario:
     """What one or several persons want of a world. `workers` tells which are on duty."""
 
@@ -164,6 +189,7 @@ class Scenario:
         """Chances of their own: what else is drawn stays the same."""
         self._arrays = random.Random(world.seed + 7)
         self.runs: dict[str, list[TaskDefinition]] = {}
+        self._calls = random.Random(world.seed + 7)
         self._count = 0
         chance = world.random
         for number in range(chance.randint(*size.runs)):
@@ -194,11 +220,14 @@ class Scenario:
                     asks = {**task.resources, "gpus": float(chance.randint(1, self.gpus))}
                     tasks[index] = msgspec.structs.replace(task, resources=asks)
         tasks = [self._with_extras(name, task) for task in tasks]
+        if self._calls.random() < CALLS:
+            tasks = _as_calls(tasks, self._calls)
         if self.poison and self._poisons.random() < self.poison:
             index = self._poisons.choice([index for index, task in enumerate(tasks) if not task.init])
             tasks[index] = msgspec.structs.replace(tasks[index], commands=(poison(self._poisons.random()),))
         if self._arrays.random() < self.size.arrays:
             tasks += make_arrays(self._arrays, name, tasks, self.size, self.fails)
+            tasks[index] = _with_command(tasks[index], poison(self._poisons.random()))
         return tasks
 
     def _with_extras(self, run: str, task: TaskDefinition) -> TaskDefinition:
@@ -270,7 +299,7 @@ class Scenario:
             tasks = self._make_tasks(name)
         elif kind == "changed":
             for index in chance.sample(range(len(tasks)), min(3, len(tasks))):
-                tasks[index] = msgspec.structs.replace(tasks[index], commands=(command(chance.random(), 0.0),))
+                tasks[index] = _with_command(tasks[index], command(chance.random(), 0.0))
         self.runs[name] = tasks
         strategy = chance.choice(("keep_succeeded", "replace"))
         skip = chance.random() < 0.2

@@ -39,6 +39,7 @@ from boss.store.selecting import Found, FoundArray, choose
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
 from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause, Condition, TaskDefinition, TaskState
+from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Call, Cause, TaskDefinition
 from ecloud.model.vm_states import VmState
 from ecloud.model.wire import CallEnded, CallValue
 from ecloud.model.worker_states import ON_DUTY
@@ -400,14 +401,14 @@ class Store:
 
     def _call(self, row: TaskRow, with_value: bool) -> CallEnded:
         definition = decode(self.tables.stored[row.task_no], type=TaskDefinition)
-        fingerprint = definition.call.fingerprint if definition.call else ""
+        call = definition.call or Call("", "")
         attempt = self.attempts.get((row.task_no, row.attempts))
         if row.state not in ENDED or attempt is None or attempt.outcome is None:
-            return CallEnded(
-                row.task_no, row.id, row.state.value, row.attempts, error=row.reason, fingerprint=fingerprint
-            )
+            base = CallEnded(row.task_no, row.id, row.state.value, row.attempts, error=row.reason)
+            return replace(base, fingerprint=call.fingerprint, many=call.many)
         ended = call_ended(row.task_no, row.id, row.state.value, row.reason, attempt.worker, attempt.outcome)
-        return replace(ended, fingerprint=fingerprint, value=ended.value if with_value else b"")
+        value = ended.value if with_value else b""
+        return replace(ended, fingerprint=call.fingerprint, many=call.many, value=value)
 
     def _image(self, run_no: int) -> RunImage:
         tasks = _in_order({no: row for no, row in self.tasks.items() if row.run_no == run_no})

@@ -382,7 +382,8 @@ class WorkerProcess:
         if job.over:
             return
         job.began_at = self.world.now
-        seconds, fails, kills, needs_mb = _plan(job.body.commands)
+        call = job.body.call
+        seconds, fails, kills, needs_mb = _plan(job.body.commands if call is None else (call.name,))
         run_s = seconds * self.world.random.uniform(0.5, 1.5)
         limit, memory_mb = job.body.timeout_s, job.order.asks.get("memory_mb", 0.0)
         if kills:
@@ -393,6 +394,8 @@ class WorkerProcess:
             self._after(limit, self._fail, key, job, Cause.TIMEOUT, f"over {limit:g} s")
         elif self.world.chance(fails):
             self._after(run_s, self._fail, key, job, Cause.EXIT, "exit code 1")
+        elif call is not None and self.world.fault("call_host_death", self.faults.call_host_death):
+            self._after(run_s / 2, self._fail, key, job, Cause.SIGNAL, "its interpreter was ended by SIGSEGV")
         else:
             self._after(run_s, self._succeed, key, job)
 
@@ -494,7 +497,10 @@ class WorkerProcess:
         if not job.over:
             self.places.outcomes += 1
             run_s = (job.run_s or self._ran_s(job)) + NO_TIME_S * self.places.outcomes
-            outcome = Outcome(*key, cause, error=error, run_s=run_s, manifest=manifest, fetch_bytes=job.fetch_bytes)
+            value = value_of(key) if job.body.call is not None and cause is Cause.SUCCESS else b""
+            outcome = Outcome(
+                *key, cause, error=error, run_s=run_s, manifest=manifest, fetch_bytes=job.fetch_bytes, value=value
+            )
             self.checker.on_came_to(self.name, job.order, outcome, job.read)
             if job.order.after and self._is_cut():
                 return
@@ -523,6 +529,11 @@ def poison(seconds: float) -> str:
 def greedy(seconds: float, needs_mb: float) -> str:
     """The command of a task that needs so much memory, where there is a limit."""
     return f"{command(seconds, 0.0)} needs {needs_mb:g}"
+
+
+def value_of(key: Key) -> bytes:
+    """The value of a simulated call: which attempt made it."""
+    return f"value of {key[0]}-{key[1]}".encode()
 
 
 def _plan(commands: tuple[str, ...]) -> tuple[float, float, bool, float]:

@@ -14,6 +14,8 @@ need munged munge
 need redis-server redis-server
 need prometheus prometheus
 need chromium chromium
+# CPython's own tests of executors, where its Python is the machine's.
+[ -e /usr/lib/python3.11/test/test_concurrent_futures.py ] || [ ! -d /usr/lib/python3.11 ] || missing="$missing libpython3.11-testsuite"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
   echo "installing$missing"

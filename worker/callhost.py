@@ -26,6 +26,7 @@ from typing import Any
 INLINE_BYTES = 32 * 1024
 TAIL_BYTES = 64 * 1024
 FUNCTIONS_KEPT = 256
+SHARED_KEPT = 32
 VALUE_FILE = ".ecloud-value"
 
 
@@ -158,14 +159,15 @@ class Host:
         if not data:
             with open(head["arguments_file"], "rb") as file:
                 data = file.read()
-        return _unpickled(data, "arguments of " + head["name"], values, self._shared)
+        return _unpickled(data, "arguments of " + head["name"], values, self._shared, head.get("objects", ""))
 
 
 class _Unpickler(pickle.Unpickler):
     """Puts values of other calls, and shared objects, in the places of their names."""
 
-    def __init__(self, data: bytes, values: dict[str, Any], shared: dict[str, Any]) -> None:
+    def __init__(self, data: bytes, values: dict[str, Any], shared: dict[str, Any], objects: str) -> None:
         super().__init__(io.BytesIO(data))
+        self._objects = objects
         self._values = values
         self._shared = shared
 
@@ -174,7 +176,9 @@ class _Unpickler(pickle.Unpickler):
         if kind == "value":
             return _value_of(self._values[what])
         if what not in self._shared:
-            self._shared[what] = _load_shared(what)
+            if len(self._shared) >= SHARED_KEPT:
+                del self._shared[next(iter(self._shared))]
+            self._shared[what] = _load_shared(os.path.join(self._objects, what))
         return self._shared[what]
 
 
@@ -195,11 +199,15 @@ def _load_shared(name: str) -> Any:
 
 
 def _unpickled(
-    data: bytes, what: str, values: dict[str, Any] | None = None, shared: dict[str, Any] | None = None
+    data: bytes,
+    what: str,
+    values: dict[str, Any] | None = None,
+    shared: dict[str, Any] | None = None,
+    objects: str = "",
 ) -> Any:
     """Raises `ModuleNotFoundError` that says what is missing where, and what to do."""
     try:
-        return _Unpickler(data, values or {}, {} if shared is None else shared).load()
+        return _Unpickler(data, values or {}, {} if shared is None else shared, objects).load()
     except ModuleNotFoundError as error:
         here = f"Python {sys.version_info[0]}.{sys.version_info[1]} ({sys.executable})"
         raise ModuleNotFoundError(

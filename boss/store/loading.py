@@ -235,6 +235,7 @@ def needed_values(connection: Connection, task_nos: Sequence[int]) -> dict[int, 
 
 class _Fingerprinted(msgspec.Struct):
     fingerprint: str = ""
+    many: bool = False
 
 
 class _OfCall(msgspec.Struct):
@@ -246,7 +247,9 @@ _CALLS = msgspec.json.Decoder(_OfCall)
 
 def _call(row: Any) -> CallEnded:
     call = _CALLS.decode(row.definition).call
-    base = CallEnded(row.task_no, row.id, row.state, row.attempts, fingerprint=call.fingerprint if call else "")
+    base = CallEnded(row.task_no, row.id, row.state, row.attempts)
+    if call is not None:
+        base = msgspec.structs.replace(base, fingerprint=call.fingerprint, many=call.many)
     if row.state in _UNFINISHED or row.cause is None:
         return msgspec.structs.replace(base, error=row.reason or "")
     manifest = msgspec.json.decode(row.manifest, type=tuple[ManifestEntry, ...]) if row.manifest else ()

@@ -343,6 +343,7 @@ def _check_call(task: TaskDefinition, call: Call, say: Say) -> None:
         ("function_file", call.function_file),
         ("arguments_file", call.arguments_file),
         ("project", call.project),
+        *(("shared", name) for name in call.shared),
     ):
         if name and name not in locals_:
             say("call", f"{field} {shown(name)!r} is none of its requirements")

@@ -249,6 +249,9 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     value: str = ""
     needs: tuple[str, ...] = ()
     """Ids of calls whose values are among the arguments: dependencies of the task."""
+    shared: tuple[str, ...] = ()
+    """Requirements that many calls have: names in the working directory that are hashes of their content. A worker
+    fetches each once; they never change."""
     many: bool = False
     fingerprint: str = ""
     python: str = ""

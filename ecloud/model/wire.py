@@ -422,7 +422,8 @@ class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 class CallEnded(msgspec.Struct, frozen=True, omit_defaults=True):
     """One call of a run. `state` is its task's. `value` is the pickled value or exception where it is small, and `path`
-    the file in the datastore that holds it otherwise. `fingerprint`, of its function, is in answers to `calls` only."""
+    the file in the datastore that holds it otherwise. `fingerprint` and `many`, as in
+    `Call`, are in answers to `calls` only."""
 
     task_no: Int64
     id: str
@@ -437,16 +438,19 @@ class CallEnded(msgspec.Struct, frozen=True, omit_defaults=True):
     value: bytes = b""
     path: str = ""
     fingerprint: str = ""
+    many: bool = False
 
 
 class CallsEnded(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """Calls of a run that ended, after the commit: to those who watch its calls. With a `request_id` it answers the
-    request `calls`, and also names calls that have not ended; `more`: there are others after the last one."""
+    request `calls`, and also names calls that have not ended; `is_last` of the messages of one answer, and `more`:
+    there are others after the last one."""
 
     run: str
     calls: tuple[CallEnded, ...]
     request_id: str = ""
     more: bool = False
+    is_last: bool = True
 
 
 Message = (

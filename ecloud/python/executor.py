@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -24,6 +25,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import msgspec
 
 from datastore.problem import Problem
@@ -38,15 +40,18 @@ from ecloud.python.link import Link
 from ecloud.python.mapping import Mapped
 from ecloud.python.objects import Objects
 from ecloud.python.payload import (
+    PROTOCOL,
     ForeignFuture,
     PickledFunction,
     RemoteError,
     pickle_arguments,
     pickle_function,
     pickle_items,
-    pickle_with_futures,
 )
+from ecloud.python.project import Project, root_of_program
+from ecloud.python.sharing import Shared, Sharing
 
+log = logging.getLogger("ecloud")
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 MAX_KEY_CHARS = 200
 VALUES = "calls"
@@ -68,11 +73,13 @@ class Options(msgspec.Struct, frozen=True):
 
 class ClusterExecutor(Executor):
     """Runs functions on a cluster. `access`: an access file; without one the cluster of this machine, or a private one
-    with `workers` workers that ends with this executor.
+    with `max_workers` workers that ends with this executor.
 
     `run`: the name of the run that its calls belong to; a new one where it is empty. `initializer(*initargs)` is called
     once in each interpreter, and interpreters are replaced after `max_calls` calls. `on_client_lost`: `finish` lets
-    calls go on when this program ends before they have ended, `cancel` cancels them at `shutdown` and at exit.
+    calls go on when this program ends before they have ended, `cancel` cancels them at Ctrl-C and at exit.
+    `code_changed`: what becomes of a call with a `key` that succeeded before, when its function has changed since:
+    `keep` its value, or `redo` it.
     Raises `Problem`, `PartAway` where the cluster cannot be used.
     """
 
@@ -88,8 +95,13 @@ class ClusterExecutor(Executor):
         initargs: tuple[Any, ...] = (),
         max_calls: int = 10_000,
         on_client_lost: str = "finish",
-        workers: int | None = None,
+        code_changed: str = "keep",
+        max_workers: int | None = None,
     ) -> None:
+        if max_workers is not None and max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if code_changed not in ("keep", "redo"):
+            raise ValueError(f"code_changed = {code_changed!r}: keep or redo")
         if on_client_lost not in ("finish", "cancel"):
             raise ValueError(f"on_client_lost = {on_client_lost!r}: finish or cancel")
         if initializer is not None and not callable(initializer):
@@ -100,10 +112,13 @@ class ClusterExecutor(Executor):
         self._usual = Options(dict(resources or {}), retries, timeout_s)
         _require_good(self._usual)
         self._max_calls = max_calls
+        self._code_changed = code_changed
+        self._attached: dict[str, CallFuture] = {}
+        self._fingerprints: dict[str, str] = {}
         self._on_client_lost = on_client_lost
         self._setup = b""
         if initializer is not None:
-            self._setup = pickle_with_futures((initializer, tuple(initargs)), _refuse_future).data
+            self._setup = cloudpickle.dumps((initializer, tuple(initargs)), protocol=PROTOCOL)
             if len(self._setup) > INLINE_BYTES:
                 raise ValueError(
                     f"initializer and initargs have {len(self._setup):,} bytes pickled; at most {INLINE_BYTES:,}: let "
@@ -111,9 +126,10 @@ class ClusterExecutor(Executor):
                 )
         self._functions: weakref.WeakKeyDictionary[Any, PickledFunction] = weakref.WeakKeyDictionary()
         self._is_shut = False
+        self._maps: weakref.WeakSet[Mapped] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._cluster = Cluster(access, workers)
-        self._link = Link(self._cluster.access, self.run, self._cluster.require)
+        self._cluster = Cluster(access, max_workers)
+        self._link = Link(self._cluster.access, self.run, self._cluster.require, code_changed == "redo")
         try:
             self._link.start()
         except BaseException:
@@ -122,6 +138,10 @@ class ClusterExecutor(Executor):
         self._objects = Objects(
             lambda: self._cluster.datastore(self._link.datastore_address), f"{VALUES}/{_safe(self.run)}"
         )
+        self._sharing = Sharing(self._objects)
+        self._project = Project(root_of_program())
+        self._needs_project = initializer is not None and self._project.is_needed(initializer)
+        self._looked_at: tuple[int, Any] | None = None
         self._link.fetch = self._fetch
         self._at_exit = _shut_at_exit(self)
 
@@ -180,19 +200,21 @@ class ClusterExecutor(Executor):
         if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
             raise ValueError("buffersize must be None or > 0")
         self._require_open()
-        function = self._pickled(fn)
+        function, project = self._pickled(fn), self._project_of(fn)
 
         def submit(items: list[tuple[Any, ...]]) -> CallFuture:
-            return self._push(options, "", function, (items,), {}, many=True)
+            return self._push(options, "", function, project, (items,), {}, many=True, also_shut=True)
 
         size = None if chunksize == "auto" else int(chunksize)
-        return Mapped(submit, self._link, zip(*iterables), size, buffersize, timeout).values()
+        mapped = Mapped(submit, self._link, zip(*iterables), size, buffersize, timeout)
+        self._maps.add(mapped)
+        return mapped.values()
 
     def _submit(
         self, options: Options, key: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> CallFuture:
         self._require_open()
-        return self._push(options, key, self._pickled(fn), args, kwargs)
+        return self._push(options, key, self._pickled(fn), self._project_of(fn), args, kwargs)
 
     def _require_open(self) -> None:
         if self._is_shut:
@@ -211,21 +233,35 @@ class ClusterExecutor(Executor):
                 self._functions[fn] = known
         return known
 
+    def _project_of(self, fn: Callable[..., Any]) -> str:
+        """The name of the archive of the user's modules, where the call may need it."""
+        known = (len(sys.modules), getattr(fn, "__code__", None))
+        if known != self._looked_at:
+            self._needs_project = self._needs_project or self._project.is_needed(fn)
+            self._looked_at = known
+        if not self._needs_project:
+            return ""
+        data, name = self._project.archive()
+        return self._objects.put(data, name)
+
     def _push(
         self,
         options: Options,
         key: str,
         function: PickledFunction,
+        project: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         many: bool = False,
+        also_shut: bool = False,
     ) -> CallFuture:
         if many:
-            arguments = pickle_items(function.name, args[0], self._call_of)
+            arguments = pickle_items(function.name, args[0], self)
         else:
-            arguments = pickle_arguments(function.name, args, kwargs, self._call_of)
-        code, code_file, first = self._objects.placed(function.data, function.key)
-        data, data_file, second = self._objects.placed(arguments.data)
+            arguments = pickle_arguments(function.name, args, kwargs, self)
+        code, code_file = self._objects.placed(function.data, function.key)
+        data, data_file = self._objects.placed(arguments.data)
+        shared = [*arguments.shared, *filter(None, (code_file, project))]
         id = key or self._new_id(function.name)
         call = Call(
             name=function.name,
@@ -240,12 +276,14 @@ class ClusterExecutor(Executor):
             fingerprint=function.fingerprint,
             python=PYTHON,
             setup=self._setup,
+            project=project,
+            shared=tuple(shared),
             max_calls=self._max_calls,
         )
         definition = TaskDefinition(
             id=id,
             dependencies=tuple([Dependency(name) for name in arguments.futures]),
-            requirements=(*first, *second),
+            requirements=tuple([self._objects.requirement(name) for name in filter(None, (*shared, data_file))]),
             resources={**options.resources, python_resource(PYTHON): 1.0},
             priority=options.priority,
             timeout_s=options.timeout_s,
@@ -256,9 +294,15 @@ class ClusterExecutor(Executor):
             container=options.container,
             call=call,
         )
+        if key and self._fingerprints.get(key, function.fingerprint) != function.fingerprint:
+            what = "its value is kept" if self._code_changed == "keep" else "it is done again"
+            log.warning("the function of call %s of run %s has changed: %s", key, self.run, what)
         future = CallFuture(self._link, id, many)
+        if key:
+            self._attached[key] = future
         with self._lock:
-            self._require_open()
+            if not also_shut:
+                self._require_open()
             self._link.submit(future, definition)
         return future
 
@@ -266,15 +310,51 @@ class ClusterExecutor(Executor):
         self._numbers += 1
         return f"{name}-{self._token}-{self._numbers}"
 
-    def _call_of(self, future: Future[Any]) -> str:
+    def call_of(self, future: Future[Any]) -> str:
+        """The id of a future's call. Raises `TypeError` for a future of another executor."""
         if isinstance(future, CallFuture) and future._link is self._link:
             return future.id
-        return _refuse_future(future)
+        raise ForeignFuture(f"{future!r} is a future of another executor: pass its result()")
+
+    def shared_of(self, item: Any) -> str | None:
+        """The name of a shared object; None for one that is not."""
+        return self._sharing.name_of(item)
+
+    def share(self, item: Any) -> Shared:
+        """An argument for many calls: pickled once, moved once to each worker, unpickled once in each interpreter.
+        Calls must not change it. Raises `TypeError`, `DatastoreAway`."""
+        return self._sharing.share(item)
 
     def _fetch(self, ended: CallEnded) -> bytes:
         if ended.path:
             return self._objects.read(ended.path)
         return self._link._fetch(ended)
+
+    # --- runs that outlive a program ----------------------------------------------------------------
+
+    def attach(self, run: str | None = None) -> ClusterExecutor:
+        """Take up a run that this or another program began: `future` and `futures` give its calls, and calls that are
+        submitted belong to it. Raises `Problem` where there is no such run, `RuntimeError` after a submit to another.
+        """
+        if run is not None and run != self.run:
+            if self._numbers or self._attached:
+                raise RuntimeError(f"this executor has calls in run {self.run}: attach another executor to {run}")
+            self.run = self._link.run = run
+            self._objects.directory = f"{VALUES}/{_safe(run)}"
+        for call in self._link.list_calls():
+            self._fingerprints[call.id] = call.fingerprint
+            if call.id not in self._attached:
+                self._attached[call.id] = CallFuture.of_listed(self._link, call)
+        self._link.watch(future for future in self._attached.values() if not future.done())
+        return self
+
+    def future(self, key: str) -> CallFuture:
+        """The future of a call of an attached run, or of one that was submitted with this `key`. Raises `KeyError`."""
+        return self._attached[key]
+
+    def futures(self) -> list[CallFuture]:
+        """Of all calls of an attached run, and of those submitted with a key, in order."""
+        return list(self._attached.values())
 
     # --- asking -------------------------------------------------------------------------------------
 
@@ -300,6 +380,8 @@ class ClusterExecutor(Executor):
         with self._lock:
             self._is_shut = True
         if cancel_futures:
+            for mapped in tuple(self._maps):
+                mapped.drop()
             for future in tuple(self._link.pending.values()):
                 future.cancel()
         if not wait:
@@ -318,7 +400,7 @@ class ClusterExecutor(Executor):
 
     def _wait_for_all(self) -> None:
         with self._link.condition:
-            while self._link.pending and self._link.failure is None:
+            while (self._link.pending or any(self._maps)) and self._link.failure is None:
                 self._link.condition.wait(0.2)
 
     def _leave(self) -> None:
@@ -333,7 +415,8 @@ class ClusterExecutor(Executor):
         else:
             print(
                 f"\ninterrupted: {left:,} calls of run {self.run} go on; to have their values: "
-                f"ClusterExecutor().attach({self.run!r}), to stop them: python admin.py cancel --run {self.run}",
+                f"ClusterExecutor().attach({self.run!r}).futures(); to stop them: "
+                f"python admin.py cancel --run {self.run}",
                 file=sys.stderr,
             )
         self._close()
@@ -392,10 +475,6 @@ def _require_good(options: Options) -> None:
     problems = check([definition])
     if problems:
         raise ValueError("; ".join(problem.removeprefix("task options: ") for problem in problems))
-
-
-def _refuse_future(future: Future[Any]) -> str:
-    raise ForeignFuture(f"{future!r} is a future of another executor: pass its result()")
 
 
 def _program() -> str:

@@ -14,7 +14,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from threading import Condition
 from typing import TYPE_CHECKING, Any
 
-from ecloud.model.tasks import TaskState
+from ecloud.model.tasks import ENDED, TaskState
 from ecloud.model.wire import CallEnded
 from ecloud.python.payload import failure_of, value_of
 
@@ -36,6 +36,7 @@ class CallFuture(Future[Any]):
         "_callbacks",
         "_ended",
         "_exception_here",
+        "_is_listed",
         "_key",
         "_link",
         "_many",
@@ -51,6 +52,7 @@ class CallFuture(Future[Any]):
         self._many = many
         self._state = PENDING
         self._ended: CallEnded | None = None
+        self._is_listed = False
         self._value: Any = _NOTHING
         self._exception_here: BaseException | None = None
         self._waiting: list[Any] | None = None
@@ -147,6 +149,8 @@ class CallFuture(Future[Any]):
         if self._exception_here is None:
             ended = self._ended
             assert ended is not None
+            if self._is_listed:
+                ended, self._is_listed = self._link.look_up(ended), False
             note = f"call {ended.id}, attempt {ended.number}" + (f", {ended.worker}" if ended.worker else "")
             data = ended.value
             if self._many and data and ended.exit_code == 1:
@@ -160,8 +164,24 @@ class CallFuture(Future[Any]):
             assert self._ended is not None
             data = self._ended.value or self._link.fetch(self._ended)
             value = value_of(data, self._ended.id)
+            if self._many:
+                value = value[0]
             self._value = value if len(data) <= KEPT_BYTES else _weakly(value)
         return value
+
+    def take(self) -> Any:
+        """The value of a call that succeeded, which is not kept here."""
+        value, self._value = self._fetched_value(), _NOTHING
+        return value
+
+    @classmethod
+    def of_listed(cls, link: Link, call: CallEnded) -> CallFuture:
+        """Of a call that was pushed before, as the boss lists it: without its value."""
+        future = cls(link, call.id, call.many)
+        if call.state in ENDED:
+            future._is_listed = True
+            future.on_ended(call)
+        return future
 
     def values_before_failure(self) -> list[Any]:
         """Of several calls that travelled as one: the values of those before the one that failed."""

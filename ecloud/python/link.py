@@ -73,7 +73,13 @@ class _Asked(msgspec.Struct, eq=False):
 class Link:
     """One conversation for one run. Other threads call `submit`, `cancel`, `ask`, `fetch`, `close`."""
 
-    def __init__(self, access: AccessFile, run: str, watchdog: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        access: AccessFile,
+        run: str,
+        watchdog: Callable[[], None] | None = None,
+        replace_changed: bool = False,
+    ) -> None:
         self.run = run
         self.condition = threading.Condition()
         """Of all futures of this link."""
@@ -85,7 +91,7 @@ class Link:
         self.fetch: Callable[[CallEnded], bytes] = self._fetch
         self._talk = Conversation(access, watchdog)
         self._outgoing: deque[TaskDefinition] = deque()
-        self._replace_changed = False
+        self._replace_changed = replace_changed
         self._pushes: dict[str, _Push] = {}
         self._unsaid: set[str] = set()
         """Ids of calls whose push was not answered yet."""
@@ -161,10 +167,24 @@ class Link:
 
     def _fetch(self, ended: CallEnded) -> bytes:
         """The pickled value of a call, from the boss."""
-        _, calls = self.ask("calls", run=self.run, ids=[ended.id])
-        if not calls or not calls[0].value:
+        value = self.look_up(ended).value
+        if not value:
             raise RemoteError(f"the value of {ended.id} is not kept any more")
-        return calls[0].value
+        return value
+
+    def look_up(self, ended: CallEnded) -> CallEnded:
+        """The same call with its value, where it has a small one."""
+        _, calls = self.ask("calls", run=self.run, ids=[ended.id])
+        return calls[0] if calls else ended
+
+    def list_calls(self) -> list[CallEnded]:
+        """All calls of the run, without their values. Raises `Problem` where there is no such run."""
+        found: list[CallEnded] = []
+        while True:
+            answer, calls = self.ask("calls", run=self.run, after=found[-1].task_no if found else -1)
+            found += calls
+            if not isinstance(answer, CallsEnded) or not answer.more or not calls:
+                return found
 
     def flush(self, timeout_s: float = 10.0) -> None:
         """Wait until what was submitted and cancelled has been answered."""
@@ -348,7 +368,7 @@ class Link:
         if asked is None:
             return
         asked.calls.extend(calls)
-        if not message.more or len(calls) == 0 or asked.request.arguments.get("ids") is None:
+        if message.is_last:
             self._on_answer(request_id, message)
 
     def _on_answer(self, request_id: str, message: Message) -> None:

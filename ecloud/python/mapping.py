@@ -126,10 +126,18 @@ class Mapped:
                     continue
                 yield from self._values_of(future)
         finally:
-            with self._lock:
-                self._left.clear()
-                for future in self._futures:
-                    future.cancel()
+            self.drop()
+
+    def __bool__(self) -> bool:
+        """Whether items wait to be submitted."""
+        return bool(self._left)
+
+    def drop(self) -> None:
+        """Submit nothing more, and cancel what was."""
+        with self._lock:
+            self._left.clear()
+            for future in self._futures:
+                future.cancel()
 
     def _wait_for_probe(self) -> None:
         with self._link.condition:
@@ -138,10 +146,11 @@ class Mapped:
     def _values_of(self, future: CallFuture) -> Iterator[Any]:
         left_s = None if self._deadline is None else self._deadline - time.monotonic()
         error = future.exception(left_s)
-        values = future.values_before_failure() if error is not None else future.result(left_s)[0]
+        values = future.values_before_failure() if error is not None else future.take()
         if self._buffersize is not None:
             self._ahead -= len(values)
             self._fill()
+        del future
         # Reversed, so that each value is let go when it was given out.
         values.reverse()
         while values:

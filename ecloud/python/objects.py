@@ -24,13 +24,16 @@ class Objects:
         self._there: set[str] = set()
         self._lock = threading.Lock()
 
-    def placed(self, data: bytes, key: str = "") -> tuple[bytes, str, tuple[Requirement, ...]]:
-        """(inline pickle, name in the working directory, requirements): where a pickle goes. Raises `DatastoreAway`,
+    def placed(self, data: bytes, key: str = "") -> tuple[bytes, str]:
+        """(pickle that travels with the call, name of its object): where a pickle goes. Raises `DatastoreAway`,
         `Problem`."""
         if len(data) <= INLINE_BYTES:
-            return data, "", ()
-        name = self.put(data, key or hashlib.sha256(data).hexdigest())
-        return b"", name, (Requirement(f"{self.directory}/{name}", name),)
+            return data, ""
+        return b"", self.put(data, key or hashlib.sha256(data).hexdigest())
+
+    def requirement(self, name: str) -> Requirement:
+        """Of a call that needs this object."""
+        return Requirement(f"{self.directory}/{name}", name)
 
     def put(self, data: bytes, key: str) -> str:
         """Its name."""

@@ -10,16 +10,20 @@ import io
 import pickle
 import types
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, NamedTuple
+from concurrent.futures import BrokenExecutor, Future
+from typing import Any, NamedTuple, Protocol
 
 import cloudpickle
 
 from datastore.problem import Problem
 
 PROTOCOL = 5
+INITIALIZER_FAILED = "the initializer failed: "
+"""How such an error begins, as `worker/callhost.py` says it."""
 MAX_NAME_CHARS = 80
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None), complex})
+_PLAIN = frozenset({int, float, bool, type(None), complex})
+LARGE_BYTES = 1 << 20
+"""An object of this size that is passed twice is shared."""
 
 
 class RemoteError(Problem):
@@ -32,6 +36,10 @@ class RemoteError(Problem):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.text, self.cause)
+
+
+class InitializerFailed(RemoteError, BrokenExecutor):
+    """The initializer raised an exception, which is the `__cause__`: no call of this executor can run."""
 
 
 class RemoteTraceback(Exception):
@@ -51,10 +59,18 @@ class PickledFunction(NamedTuple):
 
 
 class PickledArguments(NamedTuple):
-    """`futures`: calls of this executor whose values take their places among the arguments, by id."""
+    """`futures`: calls of this executor whose values take their places among the arguments, by id; `shared`: names of
+    shared objects that do."""
 
     data: bytes
     futures: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+
+
+def _is_plain(item: Any) -> bool:
+    """Whether it holds neither a future nor anything large: pickled the fastest way."""
+    kind = type(item)
+    return kind in _PLAIN or (kind in (str, bytes) and len(item) < LARGE_BYTES)
 
 
 def name_of(function: Any) -> str:
@@ -98,36 +114,50 @@ def _digest_code(digest: Any, code: types.CodeType) -> None:
             digest.update(repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant).encode())
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Names futures of this executor instead of pickling them."""
+class Names(Protocol):
+    """What is named among arguments instead of being pickled."""
 
-    def __init__(self, file: io.BytesIO, call_of: Callable[[Future[Any]], str]) -> None:
+    def call_of(self, future: Future[Any]) -> str:
+        """The id of a future's call. Raises `ForeignFuture`."""
+
+    def shared_of(self, item: Any) -> str | None:
+        """The name of a shared object; None for what is pickled as it is."""
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Names futures of this executor and shared objects instead of pickling them."""
+
+    def __init__(self, file: io.BytesIO, names: Names) -> None:
         super().__init__(file, protocol=PROTOCOL)
-        self._call_of = call_of
+        self._names = names
         self.futures: dict[str, None] = {}
+        self.shared: dict[str, None] = {}
 
     def persistent_id(self, item: Any) -> tuple[str, str] | None:
         """The name of what is not pickled."""
         if isinstance(item, Future):
-            name = self._call_of(item)
+            name = self._names.call_of(item)
             self.futures[name] = None
             return "value", name
+        shared = self._names.shared_of(item)
+        if shared is not None:
+            self.shared[shared] = None
+            return "shared", shared
         return None
 
 
 def pickle_arguments(
-    name: str, arguments: Sequence[Any], keywords: Mapping[str, Any], call_of: Callable[[Future[Any]], str]
+    name: str, arguments: Sequence[Any], keywords: Mapping[str, Any], names: Names
 ) -> PickledArguments:
-    """Pickle the arguments of a call of `name`. `call_of` gives the id of a future's call, and raises `TypeError` for
-    a future of another executor. Raises `TypeError` that names the argument."""
-    if not keywords and all(type(item) in _PLAIN for item in arguments):
+    """Pickle the arguments of a call of `name`. Raises `TypeError` that names the argument."""
+    if not keywords and all(map(_is_plain, arguments)):
         return PickledArguments(pickle.dumps((tuple(arguments), {}), PROTOCOL))
     try:
-        return pickle_with_futures((tuple(arguments), dict(keywords)), call_of)
+        return pickle_with_futures((tuple(arguments), dict(keywords)), names)
     except ForeignFuture:
         raise
     except Exception as error:
-        which = _culprit(arguments, keywords, call_of)
+        which = _culprit(arguments, keywords, names)
         raise TypeError(f"{which} of {name} cannot be pickled: {_words(error)}") from None
 
 
@@ -135,36 +165,34 @@ class ForeignFuture(Problem, TypeError):
     """A future of another executor among the arguments: its value is not on the cluster. Pass its `result()`."""
 
 
-def pickle_items(
-    name: str, items: Sequence[tuple[Any, ...]], call_of: Callable[[Future[Any]], str]
-) -> PickledArguments:
+def pickle_items(name: str, items: Sequence[tuple[Any, ...]], names: Names) -> PickledArguments:
     """Pickle the arguments of several calls of `name` that travel as one. Raises as `pickle_arguments`."""
-    if all(type(part) in _PLAIN for item in items for part in item):
+    if all(_is_plain(part) for item in items for part in item):
         return PickledArguments(pickle.dumps(items, PROTOCOL))
     try:
-        return pickle_with_futures(items, call_of)
+        return pickle_with_futures(items, names)
     except ForeignFuture:
         raise
     except Exception as error:
         for item in items:
-            pickle_arguments(name, item, {}, call_of)
+            pickle_arguments(name, item, {}, names)
         raise TypeError(f"the arguments of {name} cannot be pickled: {_words(error)}") from None
 
 
-def pickle_with_futures(value: Any, call_of: Callable[[Future[Any]], str]) -> PickledArguments:
+def pickle_with_futures(value: Any, names: Names) -> PickledArguments:
     """Raises whatever pickling raises."""
     file = io.BytesIO()
-    pickler = _Pickler(file, call_of)
+    pickler = _Pickler(file, names)
     pickler.dump(value)
-    return PickledArguments(file.getvalue(), tuple(pickler.futures))
+    return PickledArguments(file.getvalue(), tuple(pickler.futures), tuple(pickler.shared))
 
 
-def _culprit(arguments: Sequence[Any], keywords: Mapping[str, Any], call_of: Callable[[Future[Any]], str]) -> str:
+def _culprit(arguments: Sequence[Any], keywords: Mapping[str, Any], names: Names) -> str:
     named = [(f"argument {number}", item) for number, item in enumerate(arguments, 1)]
     named += [(f"argument {name}", item) for name, item in keywords.items()]
     for which, item in named:
         try:
-            pickle_with_futures(item, call_of)
+            pickle_with_futures(item, names)
         except Exception:
             return f"{which} (of type {type(item).__name__})"
     return "an argument"
@@ -200,6 +228,10 @@ def failure_of(data: bytes, text: str, cause: str, note: str) -> BaseException:
             error = RemoteError(f"{text} (its exception cannot be unpickled here: {problem})", cause)
     if trace:
         error.__cause__ = RemoteTraceback(trace)
+    if text.startswith(INITIALIZER_FAILED):
+        broken = InitializerFailed(text, cause)
+        broken.__cause__ = error
+        error = broken
     if hasattr(error, "add_note"):
         error.add_note(note)
     return error

@@ -8,7 +8,6 @@ which call. A host that ends, for whatever reason, costs the call in progress on
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import os
@@ -314,7 +313,7 @@ class CallHosts:
         stdout, stderr = (_tail(f"{host.outputs}.{stream}") for stream in ("stdout", "stderr"))
         stderr = stderr or finished.stderr.text(FAILURE_TAIL_BYTES)
         body = TaskBody(order.head["name"], timeout_s=order.timeout_s)
-        outcome = outcome_of(dataclasses.replace(finished, key=order.key), body, 1, "")
+        outcome = outcome_of(msgspec.structs.replace(finished, key=order.key), body, 1, "")
         cause = Cause.EXIT if outcome.cause is Cause.SUCCESS else outcome.cause
         lines = " / ".join(stderr.strip().splitlines()[-LAST_LINES:])
         return msgspec.structs.replace(

@@ -5,7 +5,9 @@ Owns what all calls of a run share here: unpacked modules.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +28,8 @@ from worker.shell.home import WorkerHome
 if TYPE_CHECKING:
     from worker.shell.jobs import Job
 
+UNUSED_S = 6 * 3600.0
+"""A shared requirement that no call has used for so long is removed."""
 PYTHON_INSIDE = "python3"
 """The Python of a container."""
 OWN = (b"ECLOUD_TASK", b"ECLOUD_RUN", b"ECLOUD_ATTEMPT")
@@ -42,6 +46,19 @@ def with_values(body: TaskBody, values: Sequence[CallValue]) -> TaskBody:
     return msgspec.structs.replace(body, requirements=(*body.requirements, *more)) if more else body
 
 
+def without_kept(body: TaskBody, objects: Path) -> TaskBody:
+    """The body of a call, without the shared requirements that are here already."""
+    call = body.call
+    if call is None or not call.shared:
+        return body
+    kept = {name for name in call.shared if (objects / name).exists()}
+    for name in kept:
+        os.utime(objects / name)  # used now
+    return msgspec.structs.replace(
+        body, requirements=tuple([one for one in body.requirements if one.local not in kept])
+    )
+
+
 def _value_name(number: int) -> str:
     return f".ecloud-value-{number}"
 
@@ -54,6 +71,10 @@ class CallRunner:
         self._home = home
         self._peer = peer
         self._directories = directories
+        self.objects = home.shared / "objects"
+        """Shared requirements of calls, and unpacked modules, by their hashes."""
+        shutil.rmtree(self.objects, ignore_errors=True)
+        self.objects.mkdir()
 
     def run(self, job: Job, env: dict[bytes, bytes]) -> None:
         """Run the call of an attempt whose requirements are in its directory. Raises `OSError`, `CallImpossible`,
@@ -71,12 +92,15 @@ class CallRunner:
             setup=call.setup,
             project=call.project,
         )
+        self._keep_shared(job, call)
         directory = self._inside(job.directory) if body.container else str(job.directory)
+        objects = f"{SHARED}/objects" if body.container else str(self.objects)
         head = {
             "call": list(job.key),
             "name": call.name,
             "function": call.function,
-            "function_file": call.function_file,
+            "function_file": f"{objects}/{call.function_file}" if call.function_file else "",
+            "objects": objects,
             "arguments_file": call.arguments_file,
             "many": call.many,
             "directory": directory,
@@ -99,6 +123,19 @@ class CallRunner:
             lambda argv: self._argv(job, argv, shared_env),
             CONTROL if body.container else "",
         )
+
+    def _keep_shared(self, job: Job, call: Call) -> None:
+        """Move shared requirements that were fetched for this call to where others find them."""
+        for name in call.shared:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(job.directory / name, self.objects / name)
+
+    def sweep(self, now: float) -> None:
+        """Remove what no call has used for long. Blocks."""
+        for item in os.scandir(self.objects):
+            with contextlib.suppress(OSError):
+                if now - item.stat().st_mtime > UNUSED_S and item.is_file():
+                    os.unlink(item.path)
 
     def _python(self, call: Call, inside: bool) -> str:
         if inside:
@@ -140,10 +177,10 @@ class CallRunner:
         """The directory with the user's modules: unpacked once, by the name of the archive, which is its hash."""
         if not call.project:
             return ""
-        place = self._home.shared / "projects" / Path(call.project).name
+        place = self.objects / f"{call.project}.modules"
         if not place.exists():
-            aside = place.with_name(f"{place.name}.new")
-            with zipfile.ZipFile(job.directory / call.project) as archive:
+            aside = place.with_name(f"{call.project}.new")
+            with zipfile.ZipFile(self.objects / call.project) as archive:
                 archive.extractall(aside)
             os.rename(aside, place)
-        return str(place) if job.body.container is None else f"{SHARED}/projects/{place.name}"
+        return str(place) if job.body.container is None else f"{SHARED}/objects/{place.name}"

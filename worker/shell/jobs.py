@@ -37,7 +37,7 @@ from worker.core.events import (
     TroubleChanged,
 )
 from worker.shell.call_hosts import CallEnd, CallHosts
-from worker.shell.calls import CallImpossible, CallRunner, with_values
+from worker.shell.calls import CallImpossible, CallRunner, with_values, without_kept
 from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
 from worker.shell.container_runtimes import ContainerMissing, argv_in_container, clear_away
 from worker.shell.environment import encoded, of_gpus, of_resources
@@ -139,6 +139,7 @@ class Jobs:
             self._impossible((order.task_no, order.number), f"no working directory can be made: {error.strerror}")
             return
         job = Job(start, directory, f"{self._control}/{order.task_no}-{order.number}")
+        job.body = without_kept(job.body, self.calls.objects)
         self.under_way[job.key] = job
         if job.body.requirements:
             self._fetch(job)

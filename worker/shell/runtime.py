@@ -321,6 +321,7 @@ class WorkerRuntime:
     def _sweep(self) -> None:
         self._after(SWEEP_EVERY_S, self._sweep)
         self._files.sweep()
+        self._files.pool.submit(self._jobs.calls.sweep, time.time())
 
     def _look(self) -> None:
         self._after(LOOK_EVERY_S, self._look)

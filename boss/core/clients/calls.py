@@ -74,7 +74,7 @@ class Calls:
     def _say(
         self, client: Conversation, run: str, calls: Sequence[CallEnded], request_id: str = "", more: bool = False
     ) -> None:
-        """In messages of at most `BATCH_COUNT` calls and `BATCH_BYTES`; `more` tells the last one."""
+        """In messages of at most `BATCH_COUNT` calls and `BATCH_BYTES`."""
         pages: list[list[CallEnded]] = [[]]
         size = 0
         for call in calls:
@@ -85,7 +85,7 @@ class Calls:
             pages[-1].append(call)
             size += call_bytes
         for page in pages[:-1]:
-            self._outbox.say(client, CallsEnded(run, tuple(page), request_id, more=True))
+            self._outbox.say(client, CallsEnded(run, tuple(page), request_id, is_last=False))
         self._outbox.say(client, CallsEnded(run, tuple(pages[-1]), request_id, more=more))
 
     # --- asked ------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, as_completed, wait
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
 
+from datastore.problem import Problem
 from ecloud import ClusterExecutor, RemoteError
 from ecloud.python.cluster import Cluster
 from ecloud.queries.status import open_database
@@ -178,8 +179,9 @@ def test_an_initializer_that_fails_is_told(cluster: Cluster) -> None:
 
     with ClusterExecutor(cluster.access, initializer=begin) as executor:
         error = executor.submit(square, 1).exception(PATIENCE_S)
-    assert isinstance(error, RuntimeError)
-    assert str(error) == "no licence"
+    assert isinstance(error, BrokenExecutor)
+    assert str(error) == "the initializer failed: RuntimeError: no licence"
+    assert isinstance(error.__cause__, RuntimeError)
 
 
 def test_bad_inputs_are_one_sentence_each_and_the_executor_goes_on(cluster: Cluster) -> None:
@@ -203,3 +205,61 @@ def test_bad_inputs_are_one_sentence_each_and_the_executor_goes_on(cluster: Clus
     executor.shutdown()
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(square, 1)
+
+
+def test_a_run_is_taken_up_by_another_program(cluster: Cluster) -> None:
+    with ClusterExecutor(cluster.access, run="long") as first:
+        first.options(key="nine").submit(square, 3)
+        first.options(key="large").submit(bytes, 100_000)
+        failed = first.options(key="bad").submit(int, "x")
+        failed.exception(PATIENCE_S)
+    with ClusterExecutor(cluster.access) as second:
+        assert [future.id for future in second.attach("long").futures()] == ["nine", "large", "bad"]
+        assert second.future("nine").result(PATIENCE_S) == 9
+        assert second.future("large").result(PATIENCE_S) == bytes(100_000)
+        assert isinstance(second.future("bad").exception(PATIENCE_S), ValueError)
+        with pytest.raises(KeyError):
+            second.future("other")
+        assert second.submit(total, second.future("nine"), 1).result(PATIENCE_S) == 10
+    with ClusterExecutor(cluster.access) as third, pytest.raises(Problem, match="there is no run 'none'"):
+        third.attach("none")
+
+
+def test_calls_with_keys_are_made_once_and_again_where_they_failed_or_changed(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def note(place: Path, name: str) -> int:
+        with (place / name).open("a") as file:
+            file.write("x")
+        if not (place / "may").exists():
+            raise ValueError("not yet")
+        return (place / name).stat().st_size
+
+    def changed(place: Path, name: str) -> int:
+        return note(place, name) + 100
+
+    def run(function: Any, **options: Any) -> list[Any]:
+        with ClusterExecutor(cluster.access, run="keyed", **options) as executor:
+            if function is changed:
+                executor.attach()
+            futures = [executor.options(key=name).submit(function, tmp_path, name) for name in ("a", "b")]
+            return [future.exception(PATIENCE_S) or future.result() for future in futures]
+
+    assert [str(error) for error in run(note)] == ["not yet", "not yet"]
+    (tmp_path / "may").touch()
+    assert run(note) == [2, 2]
+    assert run(note) == [2, 2]
+    changed.__qualname__ = note.__qualname__  # the same function, as a user edits it
+    assert run(changed) == [2, 2]
+    assert "the function of call a of run keyed has changed: its value is kept" in caplog.text
+    assert run(changed, code_changed="redo") == [103, 103]
+
+
+def test_an_object_that_is_shared_is_unpickled_once_in_each_interpreter(executor: ClusterExecutor) -> None:
+    def place_of(item: bytes) -> tuple[int, int]:
+        return os.getpid(), id(item)
+
+    large = bytes(2_000_000)
+    futures = [executor.submit(place_of, executor.share(large)) for _ in range(20)]
+    places = {future.result(PATIENCE_S) for future in futures}
+    assert len(places) == len({pid for pid, _ in places})

@@ -1,0 +1,92 @@
+"""Large objects that many calls have among their arguments: pickled once, moved once to each worker, unpickled once in
+each interpreter. Calls must not change them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import cloudpickle
+
+from ecloud.python.objects import Objects
+from ecloud.python.payload import LARGE_BYTES, PROTOCOL
+
+SEEN_MOST = 256
+"""Large objects that were passed once and are remembered."""
+_SIZED = (bytes, bytearray, str)
+
+
+class Shared:
+    """Stands for a shared object among the arguments of calls, as `ClusterExecutor.share` gives it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a shared object is an argument of its executor's calls, and of nothing else")
+
+
+class Sharing:
+    """The shared objects of one executor."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._names: OrderedDict[int, tuple[Any, str]] = OrderedDict()
+        """By `id`: (what keeps that id from being given again, its name)."""
+        self._seen: OrderedDict[int, Any] = OrderedDict()
+        """Large objects that were passed once."""
+
+    def share(self, item: Any) -> Shared:
+        """Pickle it and put it into the datastore. Raises `TypeError`, `DatastoreAway`."""
+        return Shared(self._name(item))
+
+    def name_of(self, item: Any) -> str | None:
+        """The name of a shared object; None for one that is not."""
+        if isinstance(item, Shared):
+            return item.name
+        if _size(item) < LARGE_BYTES:
+            return None
+        known = self._names.get(id(item))
+        if known is not None and _is_same(known[0], item):
+            return known[1]
+        if _is_same(self._seen.pop(id(item), None), item):
+            return self._name(item)
+        self._seen[id(item)] = _held(item)
+        while len(self._seen) > SEEN_MOST:
+            self._seen.popitem(last=False)
+        return None
+
+    def _name(self, item: Any) -> str:
+        buffers: list[Any] = []
+        data = cloudpickle.dumps(item, protocol=PROTOCOL, buffer_callback=buffers.append)
+        parts = [data, *(buffer.raw() for buffer in buffers)]
+        head = json.dumps([memoryview(part).nbytes for part in parts]).encode() + b"\n"
+        digest = hashlib.sha256(head)
+        for part in parts:
+            digest.update(part)
+        name = self._objects.put(b"".join([head, *parts]), digest.hexdigest())
+        if _size(item) >= LARGE_BYTES:
+            self._names[id(item)] = (_held(item), name)
+        return name
+
+
+def _size(item: Any) -> int:
+    if isinstance(item, _SIZED):
+        return len(item)
+    size = getattr(item, "nbytes", 0) if hasattr(type(item), "nbytes") else 0
+    return size if isinstance(size, int) else 0
+
+
+def _held(item: Any) -> Any:
+    """A reference that tells whether it is the same object still; the object itself where there can be none."""
+    try:
+        return weakref.ref(item)
+    except TypeError:
+        return item
+
+
+def _is_same(held: Any, item: Any) -> bool:
+    return held is item or (isinstance(held, weakref.ref) and held() is item)

@@ -1,0 +1,76 @@
+"""Whole programs with a private cluster: what becomes of calls when the program ends, in whatever way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+PATIENCE_S = 110.0
+
+
+def start(place: Path, text: str) -> subprocess.Popen[str]:
+    """A program of its own, which may import ECLOUD and its own directory."""
+    program = place / "program.py"
+    program.write_text(text)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "ECLOUD_HOME": str(place / "none"), "PYTHONWARNINGS": "error"}
+    argv = [sys.executable, str(program)]
+    return subprocess.Popen(argv, cwd=place, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_calls_end_before_the_program_does_and_its_modules_travel(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("def double(number): return 2 * number\n")
+    program = start(
+        tmp_path,
+        """
+import atexit
+from pathlib import Path
+from ecloud import ClusterExecutor
+import helper
+
+def note(place):
+    import time
+    time.sleep(0.5)
+    Path(place).write_text("noted")
+
+def run_last():
+    try:
+        executor.submit(abs, 1)
+    except RuntimeError as error:
+        print(error)
+
+if __name__ == "__main__":
+    atexit.register(run_last)
+    executor = ClusterExecutor(max_workers=1)
+    print(executor.submit(helper.double, 21).result())
+    executor.submit(note, str(Path("note").absolute()))
+""",
+    )
+    out, err = program.communicate(timeout=PATIENCE_S)
+    assert (out, err, program.returncode) == ("42\ncannot schedule new futures after shutdown\n", "", 0)
+    assert (tmp_path / "note").read_text() == "noted"
+
+
+def test_ctrl_c_says_what_becomes_of_the_calls(tmp_path: Path) -> None:
+    program = start(
+        tmp_path,
+        """
+import time
+from ecloud import ClusterExecutor
+
+if __name__ == "__main__":
+    with ClusterExecutor(max_workers=1) as executor:
+        executor.submit(abs, 1).result()
+        executor.submit(time.sleep, 600)
+        print("waits", flush=True)
+""",
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "waits\n"
+    program.send_signal(signal.SIGINT)
+    _, err = program.communicate(timeout=PATIENCE_S)
+    assert "interrupted: the private cluster ends, and 1 calls with it" in err
+    assert program.returncode != 0
