@@ -8,8 +8,7 @@ Not taken over, and why:
 - `ExecutorDeadlockTest`: it breaks the pool; here a crash costs its own call (`test_executor.py`).
 - `FailingInitializerMixin`: it waits until the executor is broken for good; here each call fails with `BrokenExecutor`.
 - `FutureTests` make futures by hand, of the standard library's class.
-- `ExecutorShutdownTest.test_cancel_futures` wants at least one of the calls to have ended: `cancel()` is true for a call
-  that runs, and ends it; the standard library cannot.
+- `ExecutorShutdownTest.test_cancel_futures` wants one of the calls to end: here `cancel()` ends those that run, too.
 """
 
 from __future__ import annotations
