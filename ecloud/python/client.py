@@ -21,7 +21,7 @@ class Client:
     """
 
     def __init__(self, address: str | None = None, *, n_workers: int | None = None, **options: Any) -> None:
-        self._executor = ClusterExecutor(address, workers=n_workers, **options)
+        self._executor = ClusterExecutor(address, max_workers=n_workers, **options)
 
     def submit(
         self,
