@@ -19,6 +19,7 @@ import pickle
 import resource
 import socket
 import sys
+import time
 import traceback
 from contextlib import suppress
 from typing import Any
@@ -91,6 +92,7 @@ class Host:
         values.update(head.get("files", {}))
         os.chdir(head["directory"])
         os.environ.update(head["env"])
+        began = time.monotonic()
         reply = {"call": head["call"], "ok": False, "error": "", "broken": False}
         value = b""
         try:
@@ -114,6 +116,7 @@ class Host:
                 reply["error"] = _sentence(error)
                 value = _of_many(head, _failure(error))
         stdout, stderr = _taken_output()
+        reply["run_s"] = round(time.monotonic() - began, 6)
         reply["rss_kib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         reply["sizes"] = [len(value), len(stdout), len(stderr)]
         if reply["ok"] and len(value) > INLINE_BYTES:

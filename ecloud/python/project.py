@@ -26,6 +26,8 @@ SHOWN = 10
 """Files that are named where a project is too large."""
 IGNORE_FILES = (".gitignore", ".ecloudignore")
 NEVER = frozenset({".git", ".hg", ".svn", "__pycache__", "node_modules", ".mypy_cache", ".ruff_cache", ".pytest_cache"})
+NOT_THEIRS = frozenset({"__main__", "__mp_main__", "ecloud", "datastore", "boss", "worker"})
+"""Modules that are not the user's: calls do not need ours."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -48,7 +50,7 @@ class Project:
 
     def _holds(self, module: Any) -> bool:
         file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or getattr(module, "__name__", "") in ("__main__", "__mp_main__"):
+        if not isinstance(file, str) or str(getattr(module, "__name__", "")).partition(".")[0] in NOT_THEIRS:
             return False
         path = os.path.abspath(file)
         below = path.startswith(f"{self.root}{os.sep}")

@@ -258,7 +258,7 @@ class CallHosts:
             command="" if head["ok"] else order.head["name"],
             stdout=body[value_bytes:stdout_end].decode("utf-8", "replace"),
             stderr=body[stdout_end : stdout_end + stderr_bytes].decode("utf-8", "replace"),
-            run_s=round(now - host.started_at, 6),
+            run_s=min(float(head["run_s"]), round(now - host.started_at, 6)),
             max_rss_mb=round(head["rss_kib"] * 1024 / 1e6, 1),
             value=body[:value_bytes],
         )

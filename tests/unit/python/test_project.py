@@ -76,4 +76,5 @@ def test_a_project_is_needed_where_a_function_imports_of_it(tmp_path: Path) -> N
         return json
 
     assert found.is_needed(lazy)
+    assert not Project(Path(project.__file__).parents[2])._holds(project)  # ours, and not the user's
     assert not found.is_needed(plain)
