@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig
-from boss.core.model.effects import SelectTasks
+from boss.core.model.effects import LoadCalls, SelectTasks
 from boss.core.model.history import EPOCH_CHANCES
 from boss.core.model.rows import (
     AttemptRow,
@@ -32,6 +32,7 @@ from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, D
 from ecloud.db import schema
 from ecloud.model.tasks import (
     AttemptState,
+    Call,
     Cause,
     Condition,
     ManifestEntry,
@@ -692,3 +693,46 @@ def test_arrays_are_named_whole_or_by_ranges(store: AnyStore, wanted: SelectTask
         assert "there is no task" in store.select(SelectTasks(1, ids=(missing,)))[2]
     push(store, stored(21, "arr[1]", run_no=2), run=RunRow(2, "p", NOW))
     assert store.select(SelectTasks(1, ids=("arr",)))[2] == "array 'arr' is in several runs: name one as p:arr, q:arr"
+
+
+def test_calls_are_looked_up_with_their_values_or_listed_page_by_page(store: AnyStore) -> None:
+    function = Call("f", "hash", code=b"\x80code", fingerprint="1f")
+    many = msgspec.structs.replace(function, many=True)
+    tasks = [
+        stored(1, "ä", commands=(), call=function, state=TaskState.SUCCEEDED),
+        stored(2, "b", commands=(), call=many, state=TaskState.FAILED),
+        stored(3, "c", commands=(), call=function, after={1: Condition.SUCCESS, 2: Condition.ANY}),
+    ]
+    for task in tasks[:2]:
+        task.row.attempts = 1
+    large = ManifestEntry("calls/r/b.1", 100_000, "ab" * 32)
+    first = ended(1, 1, value=b"\x00\xff'\\one", run_s=0.5)
+    second = ended(2, 1, cause=Cause.EXIT, exit_code=1, error="ValueError: no", manifest=(large,))
+    push(store, *tasks, attempts={(1, 1): first, (2, 1): second})
+    found, more = store.load_calls(LoadCalls(1, "r", ids=("ä", "b", "c", "none")))
+    assert not more
+    assert [(call.id, call.state, call.value, call.path, call.many) for call in found] == [
+        ("ä", "succeeded", b"\x00\xff'\\one", "", False),
+        ("b", "failed", b"", "calls/r/b.1", True),
+        ("c", "ready", b"", "", False),
+    ]
+    assert (found[0].worker, found[0].run_s, found[1].error, found[1].cause) == ("w1", 0.5, "ValueError: no", "exit")
+    page, more = store.load_calls(LoadCalls(1, "r", after=-1, limit=2))
+    assert ([call.id for call in page], more) == (["ä", "b"], True)
+    assert page[0] == msgspec.structs.replace(found[0], value=b"")
+    assert [call.id for call in store.load_calls(LoadCalls(1, "r", after=2, limit=2))[0]] == ["c"]
+    assert store.load_calls(LoadCalls(1, "other", ids=("ä",))) == ([], False)
+    values = store.needed_values([3])
+    assert {value.id: (value.value, value.path) for value in values[3]} == {
+        "ä": (b"\x00\xff'\\one", ""),
+        "b": (b"", "calls/r/b.1"),
+    }
+
+
+def test_of_a_run_those_tasks_are_loaded_that_are_named(store: AnyStore) -> None:
+    push(store, stored(1, "a"), stored(2, "b", after={1: Condition.SUCCESS}), stored(3, "c"))
+    found = store.load_run("r", ["b", "ä", "c"])
+    assert found is not None
+    assert found.is_part
+    assert [(row.id, row.dependencies) for row in found.tasks] == [("b", ((1, Condition.SUCCESS),)), ("c", ())]
+    assert store.load_run("none", ["b"]) is None
