@@ -189,7 +189,7 @@ class Scenario:
         """Chances of their own: what else is drawn stays the same."""
         self._arrays = random.Random(world.seed + 7)
         self.runs: dict[str, list[TaskDefinition]] = {}
-        self._calls = random.Random(world.seed + 7)
+        self._calls = random.Random(world.seed + 8)
         self._count = 0
         chance = world.random
         for number in range(chance.randint(*size.runs)):
@@ -224,10 +224,9 @@ class Scenario:
             tasks = _as_calls(tasks, self._calls)
         if self.poison and self._poisons.random() < self.poison:
             index = self._poisons.choice([index for index, task in enumerate(tasks) if not task.init])
-            tasks[index] = msgspec.structs.replace(tasks[index], commands=(poison(self._poisons.random()),))
+            tasks[index] = _with_command(tasks[index], poison(self._poisons.random()))
         if self._arrays.random() < self.size.arrays:
             tasks += make_arrays(self._arrays, name, tasks, self.size, self.fails)
-            tasks[index] = _with_command(tasks[index], poison(self._poisons.random()))
         return tasks
 
     def _with_extras(self, run: str, task: TaskDefinition) -> TaskDefinition:

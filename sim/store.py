@@ -38,8 +38,7 @@ from boss.store.loading import PAST_VMS
 from boss.store.selecting import Found, FoundArray, choose
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
 from ecloud.model.ranges import Indices, Ranges
-from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Cause, Condition, TaskDefinition, TaskState
-from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Call, Cause, TaskDefinition
+from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Call, Cause, Condition, TaskDefinition, TaskState
 from ecloud.model.vm_states import VmState
 from ecloud.model.wire import CallEnded, CallValue
 from ecloud.model.worker_states import ON_DUTY
