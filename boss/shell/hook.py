@@ -1,7 +1,6 @@
-"""Tells a person: writes it to the log and runs HOOK_COMMAND, one at a time and each for a limited time.
+"""Operator alerts: writes them to the log and runs HOOK_COMMAND, one at a time, each with a time limit.
 
-Decides nothing (what is told, and how often, is `boss.core.clients.alerts`'s); whatever becomes of the command, the
-boss continues.
+`boss.core.clients.alerts` decides what is reported and how often. The boss continues whatever the command does.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from boss.core.model.effects import TellPerson
 
 log = logging.getLogger("boss")
 HOOK_S = 60.0
-"""A command that is not through by then is ended, with what it started."""
+"""A command that has not ended by then is killed with everything that it started."""
 MAX_SAID_BYTES = 500
 
 
 class Hook:
-    """A command of the user's. Empty: the log alone is told."""
+    """The user's command. Empty: only the log."""
 
     def __init__(self, command: str, cluster_id: str = "", limit_s: float = HOOK_S) -> None:
         self._command = command
@@ -31,31 +30,31 @@ class Hook:
         self._one = ThreadPoolExecutor(1, "hook")
 
     def tell(self, told: TellPerson) -> None:
-        """At once into the log; the command when its turn comes. Never waits, never raises."""
+        """Write to the log now; run the command in turn. Never waits, never raises."""
         log.error("%s", told.text)
         if self._command:
             self._one.submit(self._run, told)
 
     def close(self) -> None:
-        """Begin no command any more."""
+        """Start no further command."""
         self._one.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, told: TellPerson) -> None:
         try:
             problem = self._problem(told)
-        except Exception as error:  # one that can't be foreseen must not end the thread
+        except Exception as error:  # an unexpected error must not end the thread
             problem = f"{type(error).__name__}: {error}"
         if problem:
             log.error("HOOK_COMMAND, told of %s, %s", told.cause, problem)
 
     def _problem(self, told: TellPerson) -> str:
-        """What went wrong, as the end of a sentence; empty where all went well."""
+        """What went wrong, as the end of a sentence; empty if nothing did."""
         told_by_environment = {
             "ECLOUD_CAUSE": told.cause,
             "ECLOUD_TEXT": told.text,
             "ECLOUD_CLUSTER": self._cluster_id,
         }
-        # Files, no pipes: what a command leaves in the background may hold a pipe open for ever.
+        # Files, no pipes: a background process of the command may keep a pipe open forever.
         with tempfile.TemporaryFile() as told_by_stdin, tempfile.TemporaryFile() as said:
             told_by_stdin.write(f"{told.text}\n".encode())
             told_by_stdin.seek(0)

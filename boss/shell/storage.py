@@ -1,4 +1,4 @@
-"""The datastore as the boss uses it: where it is, opened with the boss's key, and the workers' certificates."""
+"""The boss's datastore: its address, the connection with the boss's key, and the workers' certificates."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from ecloud.model.wire import DatastoreAccess
 
 log = logging.getLogger("boss")
 UNSURE_S = 60.0
-"""What a worker is told that its access lasts while the datastore's clock is not known: it soon asks again."""
+"""The lifetime of access that a worker is told while the datastore's clock is unknown: it asks again soon."""
 ANEW_S = 20.0
-"""So long a clock that was looked at because of a refusal is believed: who is refused for another reason connects us
-anew no more often."""
+"""How long a clock reading after a refusal is believed: refusals for other reasons do not cause more reconnections."""
 
 
 class Storage:
@@ -35,25 +34,25 @@ class Storage:
         self._publisher: Publisher | None = None
 
     def use(self, address: str, host_key: str = "", python: str = "", gate: str = "") -> DatastoreAccess:
-        """From now on files are there; what workers are told. Raises `DatastoreAway`, `OSError`."""
+        """Use the datastore at `address` from now on. Returns what workers are told. Raises `DatastoreAway`,
+        `OSError`."""
         self._python, self._gate, before = python, gate, self._publisher
         self._publisher = open_publisher(self._home, address, host_key, python, gate, stall_s=self._stall_s)
         self._clock = _Clock(self._publisher)
         self.access = DatastoreAccess(address, host_key=host_key)
         if isinstance(before, SshDatastore):
-            before.close()  # a call that is under way there connects again
+            before.close()  # a call under way there reconnects
         return self.access
 
     @property
     def publisher(self) -> Publisher:
-        """The datastore itself."""
+        """The datastore."""
         assert self._publisher is not None, "use() comes first"
         return self._publisher
 
     def sign(self, worker: str, public_key: str, refused: bool = False) -> tuple[str, float]:
-        """A certificate for the key of that worker, and for how many seconds it is good: by the datastore's clock,
-        which may be hours off. A connection that it opened ends with it. `refused`: the one before is not taken: that
-        clock is looked at anew.
+        """A certificate for that worker's key, and its lifetime in seconds by the datastore's clock, which may be hours
+        off. Connections end with it. `refused`: the previous certificate was refused, so read that clock again.
 
         Raises `KeyToolFailed`, `DatastoreAway` where files are in a directory, and `ValueError` for what is no key.
         """
@@ -68,7 +67,7 @@ class Storage:
 
 
 class _Clock:
-    """How far the datastore's clock is ahead of this machine's: looked at with each connection, remembered while it is
+    """How far the datastore's clock is ahead of this machine's: read with each connection, remembered while it is
     away."""
 
     def __init__(self, publisher: Publisher) -> None:
@@ -78,9 +77,10 @@ class _Clock:
         self._again_at_s = self._anew_at_s = 0.0
 
     def ahead_s(self, anew: bool = False) -> tuple[float, bool]:
-        """It, and whether it is known. The datastore is not waited for by more than one thread.
+        """The offset, and whether it is known. At most one thread waits for the datastore.
 
-        `anew`: it may have been set: connect again, which tells it. Once for all who ask at about the same time.
+        `anew`: the clock may have been changed: reconnect, which reads it. Once for all threads that ask at about the
+        same time.
         """
         if self._lock.acquire(blocking=anew or self._ahead_s is None):
             try:

@@ -1,6 +1,6 @@
-"""SQL as both kinds of database take it, and what the drivers' errors mean for the boss. Knows no table by heart.
+"""SQL in the dialect of either database, and what the drivers' errors mean for the boss. Knows no table.
 
-Many rows travel in one statement (9 to 24 us per outcome instead of 174).
+Many rows travel in one statement (9 to 24 µs per outcome instead of 174).
 """
 
 from __future__ import annotations
@@ -21,78 +21,78 @@ from ecloud.db.schema import to_database
 ROWS_A_STATEMENT = 1_000
 DELETES_A_STATEMENT = 5_000
 BYTES_A_STATEMENT = 256 * 1024
-"""Text in one statement of many rows: escaped, which may double it, still below the smallest usual max_allowed_packet
-of 1 MB."""
+"""Text in one statement of many rows. Escaping may double it, and it must stay below the smallest usual
+max_allowed_packet of 1 MB."""
 USUAL_PACKET_BYTES = 16 * 1024 * 1024
-"""max_allowed_packet of MariaDB and what `admin.py doctor` asks for."""
+"""max_allowed_packet of MariaDB, and what `admin.py doctor` asks for."""
 PACKET_MARGIN_BYTES = 64 * 1024
-"""Of a packet, for what is in a statement beside one long value."""
+"""Share of a packet for the statement around one long value."""
 PIECES_A_PACKET = 16
-"""A longer part of a packet is sent in pieces: a row may have five long values, and escaping may double each."""
+"""A longer value is sent in pieces of this share of a packet: a row may have five long values, and escaping may double
+each."""
 SHORT_BYTES = 64
 """Texts of at most this length are encoded once: names of workers, labels, resources."""
 _RESERVED = frozenset({"signal"})
 
 
 class StoreAway(PartAway):
-    """The database can't be written now. The same batch is committed again later."""
+    """The database cannot be written now. The same batch is committed again later."""
 
 
 class CommitRefused(Exception):
-    """The database will never take this batch. A bug: the boss starts anew from the store."""
+    """The database will never accept this batch. A bug: the boss restarts its core from the store."""
 
 
 class Statements:
-    """SQL for one dialect; each text is made once."""
+    """SQL for one dialect. Each text is built once."""
 
     def __init__(self, dialect: str) -> None:
         self.sqlite = dialect == "sqlite"
         self._dialect = dialect
         self._made: dict[object, str] = {}
         self.packet_bytes = USUAL_PACKET_BYTES
-        """The server's max_allowed_packet: neither a statement nor a value may be longer."""
+        """The server's max_allowed_packet, which limits statements and values."""
         self.for_update = "" if self.sqlite else " FOR UPDATE"
 
     @property
     def value_bytes(self) -> int | None:
-        """The longest value that can be stored; None where nothing limits it."""
+        """The longest value that can be stored; None without a limit."""
         return None if self.sqlite else self.packet_bytes - PACKET_MARGIN_BYTES
 
     @property
     def piece_bytes(self) -> int:
-        """A longer value is sent in pieces of this size."""
+        """Longer values are sent in pieces of this size."""
         return self.packet_bytes // PIECES_A_PACKET
 
     def too_long(self, what: str, size: int) -> CommitRefused:
-        """The refusal of a value that is longer than `value_bytes`."""
+        """The error for a value that is longer than `value_bytes`."""
         return CommitRefused(
             f"{what} has {size:,} bytes and the database takes at most {self.value_bytes:,}: raise its "
             f"max_allowed_packet (now {self.packet_bytes:,}) to {USUAL_PACKET_BYTES:,} or more and restart the boss"
         )
 
     def __call__(self, sql: str) -> str:
-        """Question marks as this driver wants them."""
+        """Replace question marks by this driver's placeholders."""
         return sql if self.sqlite else sql.replace("?", "%s")
 
     def text(self, text: str) -> str | bytes:
-        """A text as this driver wants it."""
+        """A text as this driver expects it."""
         return to_database(text, self._dialect)
 
     def clock(self, now: float) -> str:
-        """The time by which a leader's silence is told: the server's, since machines' clocks differ; `now` for a
-        file."""
+        """The clock that measures a leader's silence: the server's, since machines' clocks differ; `now` for SQLite."""
         return repr(float(now)) if self.sqlite else "UNIX_TIMESTAMP(NOW(6))"
 
     def insert(self, table: str, columns: Sequence[str]) -> str:
-        """A row that is not there."""
+        """Insert a new row."""
         return self._cached((table, columns), lambda: self._insert(table, columns))
 
     def insert_missing(self, table: str, columns: Sequence[str]) -> str:
-        """A row that may be there, and stays as it is then."""
+        """Insert a row unless it exists."""
         return self._insert(table, columns).replace("INSERT", "INSERT OR IGNORE" if self.sqlite else "INSERT IGNORE", 1)
 
     def upsert(self, table: str, columns: Sequence[str], key: Sequence[str]) -> str:
-        """A row that may be there. `VALUES()` keeps PyMySQL's way of joining rows into one statement."""
+        """Insert or update a row. `VALUES()` keeps PyMySQL's way of joining rows into one statement."""
         return self._cached((table, columns, key), lambda: self._upsert(table, columns, key))
 
     def _insert(self, table: str, columns: Sequence[str]) -> str:
@@ -115,12 +115,12 @@ class Statements:
 
 
 def _quoted(columns: Sequence[str]) -> list[str]:
-    """MySQL reserves `signal`; SQLite takes backticks too."""
+    """Quote column names: MySQL reserves `signal`; SQLite accepts backticks too."""
     return [f"`{column}`" if column in _RESERVED else column for column in columns]
 
 
 def write_many(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """One statement for all rows, or a few where they are many or long."""
+    """Write all rows in one statement, or a few if they are many or long."""
     if not rows:
         return
     if connection.dialect.name == "sqlite" or " VALUES (" not in statement:
@@ -130,7 +130,7 @@ def write_many(connection: Connection, statement: str, rows: Sequence[tuple[Any,
 
 
 def _write_as_text(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """All values stand in the text: each placeholder costs PyMySQL more than the value itself."""
+    """Write values as text: a placeholder costs PyMySQL more than the value itself."""
     head, _, tail = statement.partition(" VALUES (")
     tail = tail[tail.index(")") + 1 :]
     texts: list[str] = []
@@ -172,24 +172,24 @@ _LITERALS: dict[type, Callable[[Any], str]] = {
     str: _of_text,
     type(None): lambda value: "NULL",
 }
-"""How a value stands in a statement for MySQL or MariaDB, by its type."""
+"""How to write a value in a statement for MySQL or MariaDB, by its type."""
 
 
 def delete_rows(connection: Connection, table: str, column: str, numbers: Sequence[int]) -> None:
-    """Delete by numbers, in bounded statements. Numbers stand in the text: thousands of placeholders cost more."""
+    """Delete by numbers, in bounded statements. Numbers are written as text: thousands of placeholders cost more."""
     for start in range(0, len(numbers), DELETES_A_STATEMENT):
         part = in_list(numbers[start : start + DELETES_A_STATEMENT])
         connection.exec_driver_sql(f"DELETE FROM {table} WHERE {column} IN ({part})")
 
 
 def in_list(numbers: Sequence[int]) -> str:
-    """Whole numbers between commas."""
+    """Whole numbers separated by commas."""
     return ",".join(map(str, map(int, numbers)))
 
 
 @contextmanager
 def transaction(engine: Engine, writes: bool = True) -> Iterator[Connection]:
-    """Begin and commit, with the driver's errors told apart by what can be done: `StoreAway` or `CommitRefused`."""
+    """Begin and commit. Turns the driver's errors into `StoreAway` or `CommitRefused`, by what can be done."""
     try:
         with engine.connect() as connection:
             if writes and engine.dialect.name == "sqlite":
@@ -201,16 +201,16 @@ def transaction(engine: Engine, writes: bool = True) -> Iterator[Connection]:
         if _is_ours(error):
             raise CommitRefused(sentence) from error
         raise StoreAway(sentence) from error
-    except (OverflowError, UnicodeError) as error:  # a driver's word on a value that it can't send
+    except (OverflowError, UnicodeError) as error:  # the driver cannot send a value
         raise CommitRefused(f"{where(engine.url)} can't take a value: {error}") from error
 
 
 _TOO_LARGE = frozenset({1153, 1301})
-"""A packet, and the result of CONCAT, beyond max_allowed_packet."""
+"""A packet, or the result of CONCAT, exceeds max_allowed_packet."""
 
 
 def _is_ours(error: sa.exc.SQLAlchemyError) -> bool:
-    """Whether trying again can't help: the data or the statement is wrong, not the database's state."""
+    """Whether trying again cannot help because the data or the statement is wrong."""
     if isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.NotSupportedError)):
         return True
     original = getattr(error, "orig", None)

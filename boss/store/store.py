@@ -1,7 +1,8 @@
-"""The store: the only writer. One transaction per batch, the leader's row locked in each. Owns leadership and commits.
+"""The store: the only writer of the tables. One transaction per batch, each locks the leader's row. Owns leadership and
+commits.
 
-How a batch becomes statements is in `boss.store.writing`; reading back is in `boss.store.loading`. The simulation has
-a twin of this class (`sim.store`); tests/contract runs one suite against both.
+`boss.store.writing` turns a batch into statements; `boss.store.loading` reads back. The simulation has a twin of this
+class (`sim.store`); tests/contract runs one suite against both.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ FRESH_TASKS, FRESH_BYTES = 1_000, 1_000_000
 """Definitions of at most so many tasks are kept in memory until they are ordered; of one batch, so many bytes."""
 LONG_COMMIT_S = 1.0
 LEADER_SILENT_S = 15.0
-"""A leader that has not written for this long is taken for dead, where nothing better is known."""
+"""A leader that has not written for this long counts as dead, if nothing better is known."""
 
 
 class Deposed(Exception):
-    """Another boss leads. Nothing was written; this one leaves."""
+    """Another boss leads. Nothing was written; this one must leave."""
 
 
 class AnotherBossLeads(PartAway):
-    """Another boss leads and lives; the text says who, where and since when."""
+    """Another boss leads and is alive. The text says which, where and since when."""
 
 
 class Store:
-    """The tables behind one boss. Called from one thread. `archive`: keep a summary of runs that are dropped."""
+    """The tables behind one boss. Called from one thread. `archive`: keep a summary of dropped runs."""
 
     def __init__(self, engine: Engine, archive: bool = True) -> None:
         self.engine = engine
@@ -57,9 +58,9 @@ class Store:
     # --- leading ---------------------------------------------------------------------------------
 
     def lead(self, holder: str, now: float, replace: bool = False) -> int:
-        """Become the leader: a new epoch. `holder` says who and where, for people. `now`: epoch seconds.
+        """Become the leader in a new epoch. `holder`: who and where, for people. `now`: epoch seconds.
 
-        Raises `AnotherBossLeads` where one wrote lately, unless it is known to be dead (`replace`); `StoreAway`.
+        Raises `AnotherBossLeads` if another one wrote recently, unless it is known to be dead (`replace`); `StoreAway`.
         """
         sql = self._sql
         columns = ("id", "epoch", "batch", "holder", "since", "renewed_at", "next_task_no", "next_run_no", "next_vm_no")
@@ -80,7 +81,7 @@ class Store:
         return self._epoch
 
     def _begin_epoch(self, connection: Connection, epoch: int, holder: str, now: float) -> None:
-        """Note where the last epoch ended, and begin this one."""
+        """Note where the last epoch ended, and begin a new one."""
         sql = self._sql
         end = sql.insert_missing("epochs", ("epoch", "batch"))
         last = connection.exec_driver_sql("SELECT epoch, batch FROM leader WHERE id = 1").one()
@@ -92,7 +93,7 @@ class Store:
         connection.exec_driver_sql(sql(update), (epoch, sql.text(holder[:255]), now))
 
     def lead_above(self, epoch: int, now: float) -> int:
-        """Go on leading, in an epoch above `epoch`. Raises `StoreAway`, `Deposed`."""
+        """Continue to lead, in an epoch above `epoch`. Raises `StoreAway`, `Deposed`."""
         led = next_epoch(max(epoch, self._epoch), now, secrets.randbelow(EPOCH_CHANCES))
         with transaction(self.engine) as connection:
             query = f"SELECT epoch FROM leader WHERE id = 1{self._sql.for_update}"
@@ -109,22 +110,22 @@ class Store:
 
     @property
     def value_bytes(self) -> int | None:
-        """The longest value that the database takes, as told when this boss began to lead; None: no limit."""
+        """The longest value that the database accepts, as read when this boss began to lead; None: no limit."""
         return self._sql.value_bytes
 
     @property
     def epoch(self) -> int:
-        """The leadership that `lead` began."""
+        """The epoch in which `lead` began."""
         return self._epoch
 
     def holder(self) -> str:
-        """Who leads by the tables; empty where nobody does. Raises `StoreAway`."""
+        """The leader according to the tables; empty if there is none. Raises `StoreAway`."""
         with transaction(self.engine, writes=False) as connection:
             found = connection.exec_driver_sql("SELECT holder FROM leader WHERE id = 1").scalar() or ""
         return found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
 
     def renew(self, now: float) -> None:
-        """Say that the leader lives, when there is nothing to commit. Raises `Deposed`, `StoreAway`."""
+        """Record that the leader is alive when there is nothing to commit. Raises `Deposed`, `StoreAway`."""
         with transaction(self.engine) as connection:
             update = f"UPDATE leader SET renewed_at = {self._sql.clock(now)} WHERE id = 1 AND epoch = ?"
             if connection.exec_driver_sql(self._sql(update), (self._epoch,)).rowcount != 1:
@@ -136,13 +137,13 @@ class Store:
             return bool(connection.exec_driver_sql("SELECT epoch FROM leader WHERE id = 1").scalar() == self._epoch)
 
     def resign(self) -> None:
-        """The next boss need not wait. Raises `StoreAway`."""
+        """Give up leadership, so that the next boss need not wait. Raises `StoreAway`."""
         with transaction(self.engine) as connection:
             update = "UPDATE leader SET holder = ?, renewed_at = 0 WHERE id = 1 AND epoch = ?"
             connection.exec_driver_sql(self._sql(update), (self._sql.text(""), self._epoch))
 
     def last_batch(self) -> int:
-        """The number of the last batch that was committed: did my commit land? Raises `StoreAway`."""
+        """The number of the last committed batch, to find out whether a commit succeeded. Raises `StoreAway`."""
         with transaction(self.engine, writes=False) as connection:
             return int(connection.exec_driver_sql("SELECT batch FROM leader WHERE id = 1").scalar() or 0)
 
@@ -151,8 +152,8 @@ class Store:
     def commit(self, batch: int, writes: Writes, now: float) -> None:
         """Write batch number `batch` (one more than the last) as one transaction.
 
-        Raises `StoreAway`, `CommitRefused`, `Deposed`; nothing is written then. After `StoreAway` the commit may have
-        landed all the same: `last_batch` tells, and committing the same batch again is harmless: it is written once.
+        Raises `StoreAway`, `CommitRefused`, `Deposed`; then nothing is written. After `StoreAway` the commit may still
+        have succeeded: `last_batch` tells, and committing the same batch again is harmless.
         """
         began = time.monotonic()
         known, self._next = self._next, None  # to be read again where this does not come to its end
@@ -184,7 +185,7 @@ class Store:
             self._fresh.update((task.row.task_no, task.json) for task in writes.stored)
 
     def _take_turn(self, connection: Connection, batch: int, now: float) -> bool:
-        """Lock the leader's row and count the batch; False where this batch is in the tables already."""
+        """Lock the leader's row and count the batch. Returns False if this batch is in the tables already."""
         update = (
             f"UPDATE leader SET batch = ?, renewed_at = {self._sql.clock(now)} WHERE id = 1 AND epoch = ? AND batch = ?"
         )
@@ -199,7 +200,7 @@ class Store:
         return False
 
     def _require_leading(self, connection: Connection) -> None:
-        """What another boss wrote since would not fit what this one remembers."""
+        """Raise `Deposed` if another boss leads: what it wrote would contradict what this one remembers."""
         if connection.exec_driver_sql("SELECT epoch FROM leader WHERE id = 1").scalar() != self._epoch:
             raise self._deposed()
 
@@ -214,8 +215,7 @@ class Store:
             return loading.load(connection, self._epoch)
 
     def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        """A run whole, or of its tasks only `ids`; None where there is none of that name. Raises `StoreAway`,
-        `Deposed`."""
+        """A run: whole, or only its tasks `ids`; None if there is none of that name. Raises `StoreAway`, `Deposed`."""
         with transaction(self.engine, writes=False) as connection:
             query = "SELECT epoch, run_no FROM leader LEFT JOIN runs ON runs.name = ? WHERE leader.id = 1"
             epoch, run_no = connection.exec_driver_sql(self._sql(query), (self._sql.text(name),)).one()
@@ -224,19 +224,19 @@ class Store:
             return None if run_no is None else loading.load_run(connection, name, ids)
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
-        """How calls of a run stand, and whether there are more. Raises `StoreAway`, `Deposed`."""
+        """The state of calls of a run, and whether there are more. Raises `StoreAway`, `Deposed`."""
         with transaction(self.engine, writes=False) as connection:
             self._require_leading(connection)
             return loading.load_calls(connection, wanted)
 
     def load_push(self, push_id: str) -> PushAnswered | None:
-        """What a push came to; None for one that was never committed. Raises `StoreAway`, `Deposed`."""
+        """The result of a push; None if it was never committed. Raises `StoreAway`, `Deposed`."""
         with transaction(self.engine, writes=False) as connection:
             self._require_leading(connection)
             return loading.load_push(connection, push_id)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
-        """The runs in which a selection lies, the tasks meant, and a sentence where none could be found.
+        """The runs that a selection touches, the selected tasks, and a sentence if none could be selected.
 
         Raises `StoreAway`, `Deposed`.
         """

@@ -1,4 +1,4 @@
-"""What can happen to the boss. Facts, past tense. Each is handed to `Boss.handle` once."""
+"""What can happen to the boss: facts, in past tense. Each is passed to `Boss.handle` once."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from ecloud.model.wire import CallEnded, Envelope
 
 
 class MessageArrived(msgspec.Struct, frozen=True):
-    """A peer spoke. Signature and version are checked already; session and number are not."""
+    """A peer sent a message. Signature and version are verified, session and number are not."""
 
     envelope: Envelope
     key_name: str
     size: int = 0
-    """Bytes of the message as it came."""
+    """Bytes of the message."""
 
 
 class BrokerFound(msgspec.Struct, frozen=True):
-    """We are connected: peers can be heard again. They get a whole lease to be heard."""
+    """The broker is connected: peers can be heard again, and get a whole lease for it."""
 
 
 class BrokerLost(msgspec.Struct, frozen=True):
-    """Nobody can be heard until `BrokerFound`. Silence counts against no worker meanwhile."""
+    """No peer can be heard until `BrokerFound`. Silence counts against no worker meanwhile."""
 
     reason: str = ""
 
 
 class RunLoaded(msgspec.Struct, frozen=True):
-    """Answer to `LoadRun`. `image` is None where there is no such run; `answered`: what the push came to that was asked
-    about, where it was committed already."""
+    """Answer to `LoadRun`. `image`: None if there is no such run; `answered`: the result of the push that was asked
+    about, if it was committed already."""
 
     token: int
     image: RunImage | None
@@ -48,8 +48,7 @@ class CallsLoaded(msgspec.Struct, frozen=True):
 
 
 class TasksSelected(msgspec.Struct, frozen=True):
-    """Answer to `SelectTasks`: whole runs, and the tasks in them that were meant. `problem` in words where none could
-    be found."""
+    """Answer to `SelectTasks`: whole runs, and the tasks selected in them. `problem`: why none could be selected."""
 
     token: int
     images: tuple[RunImage, ...]
@@ -58,27 +57,28 @@ class TasksSelected(msgspec.Struct, frozen=True):
 
 
 class AttemptsDeclared(msgspec.Struct, frozen=True):
-    """What attempts declare that were ordered in the batch before, by (task_no, number): the results in the definition
-    that their orders carried. Heard before any other event; attempts that declare no results are left out."""
+    """The results that attempts ordered in the last batch declare, by (task_no, number), from the definitions that
+    their orders carried. Comes before any other event. Attempts without declared results are omitted."""
 
     results: dict[tuple[int, int], tuple[Result, ...]]
 
 
 class FilesPromoted(msgspec.Struct, frozen=True):
-    """Answer to `PromoteFiles`: per attempt (task_no, number) None, or a sentence on what could not be published."""
+    """Answer to `PromoteFiles`: for each attempt (task_no, number) None, or a sentence on what could not be
+    published."""
 
     results: tuple[tuple[int, int, str | None], ...]
 
 
 class ResultsFound(msgspec.Struct, frozen=True):
-    """Answer to `FindResults`: those of the asked paths that exist."""
+    """Answer to `FindResults`: the existing ones."""
 
     token: int
     existing: frozenset[str]
 
 
 class DatastoreFailed(msgspec.Struct, frozen=True):
-    """A datastore call could not be made; `call` is repeated by the core after a back-off."""
+    """A datastore call failed. The core repeats `call` after a backoff."""
 
     call: object
     reason: str
@@ -91,21 +91,20 @@ class StagesListed(msgspec.Struct, frozen=True):
 
 
 class FreeSpaceSeen(msgspec.Struct, frozen=True):
-    """So much can be written at the datastore `address`, which is over SSH: asked when something else was asked anyway,
-    seldom."""
+    """Free space at the datastore `address` over SSH. Measured rarely, together with another call."""
 
     address: str
     free_mb: float
 
 
 class DatastoreUsed(msgspec.Struct, frozen=True):
-    """Answer to `UseDatastore`: from now on signatures are good there."""
+    """Answer to `UseDatastore`: certificates are valid there from now on."""
 
     address: str
 
 
 class KeySigned(msgspec.Struct, frozen=True):
-    """Answer to `SignKey`: a certificate that is good for `lives_s`."""
+    """Answer to `SignKey`: a certificate that is valid for `lives_s`."""
 
     worker: str
     certificate: str
@@ -113,15 +112,15 @@ class KeySigned(msgspec.Struct, frozen=True):
 
 
 class VmStarted(msgspec.Struct, frozen=True):
-    """The cloud made the VM that intent `vm_no` asked for."""
+    """The cloud made the VM of intent `vm_no`."""
 
     vm_no: int
     cloud_id: str
 
 
 class VmRefused(msgspec.Struct, frozen=True):
-    """The cloud said no to intent `vm_no`. `retry_s`: when the pool may be asked again. `cause`: what to do about it
-    (later, less, pool, credentials, unset), which is what a back-off is counted for."""
+    """The cloud refused intent `vm_no`. `retry_s`: when to ask the pool again. `cause`: what to do about it (later,
+    less, pool, credentials, unset); backoff counts per cause."""
 
     vm_no: int
     reason: str
@@ -130,12 +129,12 @@ class VmRefused(msgspec.Struct, frozen=True):
 
 
 class VmsListed(msgspec.Struct, frozen=True):
-    """What the cloud of `pool` says of our VMs, of all its pools: those that it shows, and of those that were asked
-    about the ones that are gone.
+    """What the cloud of `pool` reports about our VMs in all its pools: those that it lists, and those of the asked ones
+    that are gone.
 
-    `starting`: intents for which a call is under way or waits for its turn. `asked`: cloud ids that the list was asked
-    about: it proves nothing of others, which may be younger than itself. `sought`: unanswered intents of which VMs that
-    are gone were looked for. Either None: about all.
+    `starting`: intents with a call under way or waiting for its turn. `asked`: cloud ids that the question named; the
+    list proves nothing about others, which may be newer. `sought`: unanswered intents whose gone VMs were looked for.
+    Either None: all.
     """
 
     pool: str
@@ -146,15 +145,15 @@ class VmsListed(msgspec.Struct, frozen=True):
 
 
 class VmListFailed(msgspec.Struct, frozen=True):
-    """The cloud of `pool` did not tell what it has, for that reason: nothing is known of its VMs until it does."""
+    """The cloud of `pool` could not list its VMs, for this reason. Nothing is known about them until it does."""
 
     pool: str
     reason: str
 
 
 class VmVisited(msgspec.Struct, frozen=True):
-    """Answer to `VisitVm`. `host_key`: the pinned one, or what it showed at the first visit; `ago_s`: seconds since
-    each step was seen to be done."""
+    """Answer to `VisitVm`. `host_key`: the pinned one, or the one shown at the first visit; `ago_s`: seconds since each
+    step was seen done."""
 
     vm_no: int
     address: str
@@ -164,7 +163,7 @@ class VmVisited(msgspec.Struct, frozen=True):
 
 
 class RoomSeen(msgspec.Struct, frozen=True):
-    """The cloud of `pool` would give so many more VMs, None where it does not say, for the reason that bounds it."""
+    """How many more VMs the cloud of `pool` offers (None: it does not tell), and what limits them."""
 
     pool: str
     vms: int | None

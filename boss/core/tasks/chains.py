@@ -1,7 +1,8 @@
-"""Chained attempts: waiting tasks whose open dependencies are all held by one worker may be given to it now.
+"""Chained attempts: a waiting task whose unfinished dependencies are all held by one worker may be given to that worker
+now.
 
-Finds them when a worker has room left, from what it holds; remembers nothing but which workers to look at. Decides
-nothing about room and fairness: `placement` does. `docs/protocol.md`, "Chained attempts", has the rules.
+Finds such tasks when a worker has room, from what it holds; remembers only which workers to look at. `placement`
+decides about room and fairness. `docs/protocol.md`, "Chained attempts", has the rules.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from boss.core.model.rows import MAKES_RESULTS, MAKES_UNLESS_THERE
 from ecloud.model.tasks import AttemptState, Condition, TaskState
 
 MOST_AFTER = 32
-"""Attempts that an order names as those it waits for, at most: it travels with each order."""
+"""Most attempts that an order may name as those it waits for: they travel with each order."""
 LOOKED_AT = 64
 """Dependents of one attempt that may be chained to it: more would not fit into a worker's queue ahead."""
 EDGES_LOOKED_AT = 2_000
-"""Edges followed in one look at a worker: a batch must not cost more where graphs are dense."""
+"""Edges followed for one worker in a batch: dense graphs must not make batches expensive."""
 Key = tuple[int, int]
 
 
 class Candidates:
-    """Waiting tasks that one worker could be given, as (task, attempts of its open dependencies)."""
+    """Waiting tasks that one worker could be given, as (task, attempts of its unfinished dependencies)."""
 
     def __init__(self, nodes: Mapping[int, Node], worker: Worker) -> None:
         self._nodes = nodes
@@ -37,7 +38,7 @@ class Candidates:
             self.add(attempt)
 
     def add(self, attempt: Attempt) -> None:
-        """Look at what waits for the task of an attempt that the worker holds."""
+        """Look at the dependents of an attempt that the worker holds."""
         node = self._nodes.get(attempt.task_no)
         if node is None or node.dependents is None or node.assigned != attempt.number or not _may_succeed(attempt):
             return
@@ -59,7 +60,8 @@ class Candidates:
 
 
 class Chains:
-    """`active`: all attempts that are not over. `touched`: workers whose attempts changed since they were looked at."""
+    """`active`: all attempts that are not over. `touched`: workers whose attempts changed since they were last looked
+    at."""
 
     def __init__(self, nodes: Mapping[int, Node], active: Mapping[Key, Attempt]) -> None:
         self._nodes = nodes
@@ -71,8 +73,8 @@ class Chains:
         return Candidates(self._nodes, worker)
 
     def after(self, predecessors: list[Attempt]) -> tuple[Key, ...] | None:
-        """What an order names: the predecessors, and those before them whose results are not recorded yet, since a
-        task may require what an earlier one made. None where that is too much, or not possible now."""
+        """What an order names: the predecessors, and those before them whose results are not recorded yet, since a task
+        may require results of an earlier one. None if these are too many, or not possible now."""
         keys: dict[Key, None] = {}
         for attempt in predecessors:
             for key in attempt.after:
@@ -80,7 +82,7 @@ class Chains:
                 node = self._nodes.get(key[0])
                 if before is not None and node is not None and node.makes == MAKES_RESULTS:
                     if not _may_succeed(before):
-                        return None  # its outcome is recorded, its results are not published: that is a moment
+                        return None  # recorded but not published yet: that takes a moment
                     keys[key] = None
             keys[(attempt.task_no, attempt.number)] = None
         return tuple(keys) if len(keys) <= MOST_AFTER else None
@@ -99,5 +101,5 @@ def _may_be_chained(node: Node) -> bool:
 
 
 def _may_succeed(attempt: Attempt) -> bool:
-    """Whether its worker may still do something and its success be recorded."""
+    """Whether its worker may still finish it and its success be recorded."""
     return attempt.state is AttemptState.ASSIGNED or attempt.state is AttemptState.STARTED

@@ -1,7 +1,7 @@
-"""Init tasks: what prepares a worker process for a run. Owns which worker processes are prepared, and which are not.
+"""Init tasks: they prepare a worker process for a run. Owns which worker processes are prepared.
 
 An init task runs once in each worker process, before the first task of its run there. It succeeds or fails in each of
-them separately; after `INIT_FAILURES_ALLOWED` failures without any success the run is held.
+them separately; after `INIT_FAILURES_ALLOWED` failures without a success the run is held.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _READY, _RUNNING = TaskState.READY, TaskState.RUNNING
 
 
 class InitTasks:
-    """How each init task stands in each worker process (`Worker.inits`), and what that means for its run."""
+    """The state of each init task in each worker process (`Worker.inits`), and its effect on the run."""
 
     def __init__(self, book: TaskBook, fleet: Fleet) -> None:
         self._book = book
@@ -29,7 +29,7 @@ class InitTasks:
     # --- placing ---------------------------------------------------------------------------------
 
     def take_missing(self, worker: Worker, run_no: int) -> Iterator[Node]:
-        """Init tasks of the run that this worker process was not given yet, noted as given."""
+        """Init tasks of the run that this worker process has not been given yet. Notes them as given."""
         for init in self._book.runs[run_no].inits.values():
             if init.task_no not in worker.inits:
                 self.note(worker, run_no, init.task_no, "given")
@@ -44,7 +44,7 @@ class InitTasks:
         return bool(known) and any(known.get(task_no) == "failed" for task_no in self._book.runs[run_no].inits)
 
     def note(self, worker: Worker, run_no: int, task_no: int, stands: str) -> None:
-        """Remember how an init task stands in a worker process: "given", "succeeded" or "failed"."""
+        """Note the state of an init task in a worker process: "given", "succeeded" or "failed"."""
         worker.inits[task_no] = stands
         self._of_run.setdefault(run_no, set()).add(task_no)
 
@@ -76,7 +76,7 @@ class InitTasks:
         self._book.write(node)
 
     def _failed(self, run: Run, node: Node, worker: str, error: str) -> None:
-        """Count the failure. At the limit, without success anywhere, hold the run."""
+        """Count the failure. At the limit, without a success anywhere, hold the run."""
         failures = run.init_failures.setdefault(node.task_no, set())
         failures.add(worker)
         self._book.failing_runs.add(run.row.run_no)
@@ -84,7 +84,7 @@ class InitTasks:
             self._book.move(node, TaskState.FAILED, error)
             reason = f"init task {node.id} failed in {len(failures)} worker processes: {error}"
             self._book.hold(run, reason[:MAX_REASON_CHARS])
-        elif node.state is not TaskState.SUCCEEDED:  # else it did elsewhere
+        elif node.state is not TaskState.SUCCEEDED:  # else it succeeded elsewhere
             self._book.move(node, _READY, error)
 
     def on_taken_back(self, worker: Worker, attempt: Attempt) -> None:
@@ -98,7 +98,7 @@ class InitTasks:
             self._book.write(init)
 
     def on_worker_lost(self, worker: Worker, attempt: Attempt, reason: str) -> None:
-        """The worker was lost while it was prepared, and nothing else explains that: it counts as a failure there."""
+        """The worker was lost during its preparation, without another explanation: this counts as a failure there."""
         run = self._book.runs.get(attempt.run_no)
         node = self._book.graph.nodes.get(attempt.task_no)
         if run is not None and node is not None and node.init and node.state is not TaskState.FAILED:
@@ -106,8 +106,8 @@ class InitTasks:
             self._book.write(node)
 
     def on_unprepared(self, worker: Worker, run_no: int) -> None:
-        """The worker returned tasks since it is not prepared: it gets none of this run until its next heartbeat. It may
-        have forgotten what succeeded there long ago."""
+        """The worker returned tasks because it is not prepared: it gets none of this run until its next heartbeat. It
+        may have forgotten an old success."""
         worker.resting.add(run_no)
         run = self._book.runs.get(run_no)
         for task_no in run.inits if run is not None else ():
@@ -115,7 +115,7 @@ class InitTasks:
                 del worker.inits[task_no]
 
     def stuck_reason(self, run: Run) -> str:
-        """Why no worker process there is can take tasks of the run; empty where one can, or where nothing failed."""
+        """Why no present worker can take tasks of the run; empty if one can, or if nothing failed."""
         failed = {task_no: where for task_no, where in run.init_failures.items() if task_no in run.inits}
         # Two init tasks may each have failed where the other succeeded: then no worker is prepared for the run.
         able = any(
@@ -138,7 +138,7 @@ class InitTasks:
         self.forget(self._of_run.pop(run_no, set()))
 
     def forget(self, task_nos: set[int]) -> None:
-        """These init tasks are to be done anew in every worker process."""
+        """Do these init tasks again in every worker process."""
         if not task_nos:
             return
         for known in self._of_run.values():
@@ -148,7 +148,7 @@ class InitTasks:
                 worker.inits.pop(task_no, None)
 
     def try_again(self, task_nos: Iterable[int]) -> None:
-        """These init tasks may be tried again where they failed."""
+        """Allow another try of these init tasks where they failed."""
         failed = set(task_nos)
         for worker in self._fleet.workers.values():
             for task_no in [no for no, stands in worker.inits.items() if stands == "failed" and no in failed]:
@@ -157,7 +157,8 @@ class InitTasks:
     # --- starting --------------------------------------------------------------------------------
 
     def restore(self, row: AttemptRow) -> None:
-        """After a start: what an ended attempt of an init task tells of its worker process and of its run."""
+        """Restore from an ended attempt, after a start: the state of its init task in its worker process, and of its
+        run."""
         if row.outcome is None or row.outcome.cause is Cause.STOPPED:
             return
         worker = self._fleet.workers.get(row.worker)

@@ -1,7 +1,7 @@
-"""Big inputs, and which workers have them: learned from pushes, outcomes and what workers tell of their caches.
+"""Big inputs, and which workers have them: learned from pushes, outcomes and the workers' reports of their caches.
 
-Never decides who gets a task (`placement` does), and stores nothing but which inputs a task shares. It is a hint: a
-worker that has let an input go, or has an older version of a path, fetches it like any other.
+`placement` decides who gets a task; this is only a hint. A worker that has dropped an input, or has an older version of
+a path, fetches it as usual. Stores only which inputs a task shares.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ecloud.model.tasks import TaskDefinition
 from ecloud.model.transfer_status import BIG_INPUT_BYTES, INPUTS_TOLD, HeldInput
 
 KEPT = 64
-"""Inputs that are remembered of a worker: those it was given last."""
+"""Inputs remembered per worker: the latest."""
 SHARED_MOST = 8
-"""Paths that are remembered of a task: those that most others of its push require, too."""
+"""Paths remembered per task: those that most other tasks of its push also require."""
 MOST_BYTES = 2**50
-"""No input is believed to be larger."""
+"""No larger input is believed."""
 
 
 def note_shared(definitions: Sequence[TaskDefinition], merged: Merge, known: KnownInputs) -> None:
-    """Tasks of a push are about to be stored and planted: those with requirements that other tasks have too, or that
-    are known to be at a worker, are told so."""
+    """Before tasks of a push are stored: note the requirements that they share with other tasks, or that a worker is
+    known to have."""
     uses = Counter(path for definition in definitions for path in {wanted.path for wanted in definition.requirements})
     if not uses:
         return
@@ -42,7 +42,7 @@ def note_shared(definitions: Sequence[TaskDefinition], merged: Merge, known: Kno
 
 
 def note_fetched(worker: Worker, inputs: Inputs, fetched_bytes: int) -> None:
-    """A task with these inputs ended at the worker, and had fetched so much, its other requirements with it."""
+    """A task with these inputs ended at the worker. `fetched_bytes`: fetched for all its requirements."""
     fetched_bytes = min(fetched_bytes, MOST_BYTES)
     if fetched_bytes < BIG_INPUT_BYTES:
         for part in inputs.parts:  # none is larger
@@ -56,15 +56,15 @@ def note_fetched(worker: Worker, inputs: Inputs, fetched_bytes: int) -> None:
 
 
 def note_given(worker: Worker, inputs: Inputs) -> None:
-    """The worker has these, or is about to fetch them for what it was given; what it was given longest ago goes."""
+    """The worker has these inputs, or will fetch them for a task that it was given. Drops the oldest beyond `KEPT`."""
     for part in inputs.parts:
         if part.bytes < 0 or part.bytes >= BIG_INPUT_BYTES:
             _add(worker, part)
 
 
 def note_told(worker: Worker, told: Sequence[HeldInput], graph: TaskGraph) -> None:
-    """The worker tells what it keeps, used last first. What it does not tell of it has not, but for what it is fetching
-    for tasks that it holds."""
+    """The worker reports what it keeps, last used first. It does not have what it omits, except for inputs that it is
+    fetching for tasks that it holds."""
     kept = [one for one in told[:INPUTS_TOLD] if BIG_INPUT_BYTES <= one.bytes <= MOST_BYTES]
     parts = []
     for one in reversed(kept):

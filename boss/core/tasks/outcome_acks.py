@@ -1,7 +1,7 @@
-"""Telling workers which of their outcomes are stored: soon, and of several at once. Owns what waits to be told.
+"""Confirms to workers that their outcomes are stored: soon, and several at once. Owns the unconfirmed outcomes.
 
-Nobody is held up meanwhile: a worker keeps an outcome until it is named, and does other things. An answer for each
-would be a third of all messages; within half a second instead of two it is a seventh instead of a fifteenth.
+Nothing waits for a confirmation: a worker keeps an outcome until it is confirmed, and does other work. One confirmation
+per outcome would be a third of all messages; two seconds of collecting reduce that to a fifteenth.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from ecloud.model.tasks import Outcome
 from ecloud.model.wire import BATCH_COUNT, AttemptName, OutcomesStored
 
 ANSWER_S = 2.0
-"""No outcome that is stored waits longer for its answer."""
+"""Longest wait for a confirmation of a stored outcome."""
 ANSWER_COUNT = 64
-"""So many of one worker wait for no others."""
+"""This many outcomes of one worker are confirmed without waiting for more."""
 
 
 class _Waiting(msgspec.Struct, eq=False):
-    """What one worker was not told yet, and since when."""
+    """Unconfirmed outcomes of one worker, and since when."""
 
     since: float
     names: list[AttemptName]
 
 
 class OutcomeAcks:
-    """By worker. What is added in one batch is committed with it, and said after that at the soonest."""
+    """By worker. Outcomes added in one batch are confirmed after its commit at the earliest."""
 
     def __init__(self, outbox: Outbox, fleet: Fleet, timers: Timers, config: BossConfig) -> None:
         self._outbox = outbox
         self._fleet = fleet
         self._timers = timers
         self._wait_s = min(ANSWER_S, config.heartbeat_s)
-        """Before a worker says them again, which it does after two heartbeats."""
+        """Shorter than two heartbeats, after which a worker repeats its outcomes."""
         self._waiting: dict[str, _Waiting] = {}
-        """Who waits longest is first."""
+        """In order of waiting time."""
         self._touched: dict[str, None] = {}
 
     def add(self, worker: Worker, outcomes: Iterable[Outcome], now: float) -> None:
-        """These are stored, or stale, or of attempts that nobody knows."""
+        """These outcomes are stored, stale, or of unknown attempts."""
         waiting = self._waiting.get(worker.name)
         if waiting is None:
             waiting = self._waiting[worker.name] = _Waiting(now, [])
@@ -53,8 +53,9 @@ class OutcomeAcks:
         self._touched[worker.name] = None
 
     def settle(self, now: float) -> None:
-        """At the end of a batch: answer at once whose outcomes were all it held, so that it may leave, and who waits
-        for many; the others when one has waited long enough, with it those that have waited half as long."""
+        """At the end of a batch: confirm at once to workers whose outcomes were all they held, so that they may leave,
+        and to those with many; to the others when one has waited long enough, together with those that have waited half
+        as long."""
         touched, self._touched = self._touched, {}
         for name in touched:
             worker = self._fleet.workers.get(name)
@@ -72,12 +73,12 @@ class OutcomeAcks:
 
     @property
     def count(self) -> int:
-        """Outcomes that wait for their answer."""
+        """Number of unconfirmed outcomes."""
         return sum(len(waiting.names) for waiting in self._waiting.values())
 
     def _say(self, name: str) -> None:
         names = self._waiting.pop(name).names
         worker = self._fleet.workers.get(name)
-        if worker is not None and worker.conversation is not None:  # else it says them again when it is heard again
+        if worker is not None and worker.conversation is not None:  # else it repeats them when it is heard again
             for start in range(0, len(names), BATCH_COUNT):
                 self._outbox.say(worker.conversation, OutcomesStored(tuple(names[start : start + BATCH_COUNT])))

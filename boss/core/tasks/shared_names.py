@@ -1,8 +1,9 @@
-"""Names that results get only when tasks run: matches of globs, files in merged directories. Who published which.
+"""Result names that are known only when tasks run (matches of globs, files in merged directories), and which task
+published which.
 
-Two tasks of one run that publish the same name would overwrite one another: the second one fails, and its reason names
-both. Owns what was published since the boss started, or since the run last changed: a limit of memory, never a wrong
-failure.
+Of two tasks of one run that publish the same name the second would overwrite the first: it fails, and its reason names
+both. Owns the names published since the boss started, or since the run last changed: this limit of memory misses some
+conflicts, and never fails a task wrongly.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ecloud.formats.paths import is_glob, matches_pattern, pattern_of
 from ecloud.model.tasks import ManifestEntry, Result
 
 MAX_NAMES = 1_000_000
-"""Remembered of all runs: about 150 MB. Beyond, the run that published first is forgotten."""
+"""Names remembered for all runs, about 150 MB. Beyond it, the run that published first is forgotten."""
 
 
 class SharedNames:

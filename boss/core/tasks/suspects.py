@@ -27,7 +27,7 @@ _RAN = frozenset({AttemptState.ASSIGNED, AttemptState.STARTED})
 
 
 class Suspects:
-    """Rows by task. `limit`: workers that a task may lose before it fails; 0 for any number."""
+    """Rows by task. `limit`: how many workers a task may lose before it fails; 0 for any number."""
 
     def __init__(self, outbox: Outbox, book: TaskBook, limit: int) -> None:
         self._outbox = outbox
@@ -35,10 +35,10 @@ class Suspects:
         self._limit = limit
         self.rows: dict[int, SuspectRow] = {}
         self._nodes: dict[int, Node] = {}
-        """The tasks as they were when they were charged: one that is done anew is another node."""
+        """The tasks as they were when they were charged: a redone task is another node."""
 
     def load(self, rows: list[SuspectRow]) -> None:
-        """After a start, before anything is placed."""
+        """Load rows after a start, before anything is placed."""
         for row in rows:
             self.rows[row.task_no] = row
             node = self._book.graph.nodes.get(row.task_no)
@@ -53,7 +53,7 @@ class Suspects:
         return bool(self._limit) and row.lost >= self._limit - 1
 
     def shape_on(self, worker: Worker, node: Node) -> Shape:
-        """What an attempt of the task occupies there: all of the worker where it is to run alone."""
+        """What an attempt of the task occupies there: the whole worker if it must run alone."""
         return self._book.graph.shapes.of(worker.capacity) if node.apart else node.shape
 
     def charge(
@@ -84,8 +84,8 @@ class Suspects:
         return over
 
     def _ran(self, worker: Worker, attempt: Attempt) -> Node | None:
-        """The task of an attempt that started or occupied its resources, and was wanted; an init task of its run is
-        still to be done first, where the worker has one."""
+        """The task of an attempt that started or occupied resources and still counts. While the worker has an init task
+        of its run to do, that comes first."""
         node = self._book.graph.nodes.get(attempt.task_no)
         if node is None or attempt.init or attempt.state not in _RAN:
             return None
@@ -95,18 +95,18 @@ class Suspects:
         return None if waits or node.assigned != attempt.number else node
 
     def settle(self) -> None:
-        """At the end of a batch: forget tasks that ended otherwise, or are done anew."""
+        """At the end of a batch: forget tasks that ended otherwise, or are done again."""
         for task_no, row in tuple(self.rows.items()):
             node = self._book.graph.nodes.get(task_no)
             if (node is not None) if row.failed else (node is None or node is not self._nodes.get(task_no)):
                 self._forget(task_no)
 
     def forget_run(self, run_no: int) -> None:
-        """The run is dropped."""
+        """The run was dropped."""
         self.forget_tasks({row.task_no for row in self.rows.values() if row.run_no == run_no})
 
     def forget_tasks(self, task_nos: set[int]) -> None:
-        """These tasks are dropped."""
+        """These tasks were dropped."""
         for task_no in self.rows.keys() & task_nos:
             self._forget(task_no)
 
@@ -123,7 +123,7 @@ class Suspects:
 
 
 def _succeeded_there(worker: Worker) -> set[tuple[int, int]]:
-    """Attempts whose outcomes are not recorded although their commands succeeded: a chained attempt that waited for
+    """Attempts whose commands succeeded although their outcomes are not recorded: a chained attempt that waited for
     them has started."""
     found: set[tuple[int, int]] = set()
     started = [one for one in worker.held.values() if one.chained and one.state is AttemptState.STARTED]

@@ -1,7 +1,7 @@
-"""Who may reach the datastore. Over SSH each worker gets a certificate for a key of its own, renewed before it ends.
+"""Access to the datastore. Over SSH each worker gets a certificate for its own key, renewed before it expires.
 
-Owns where the datastore is and which workers were given what. A worker says with each heartbeat how long its access is
-still good; whatever got lost on the way is made good by the next one.
+Owns the datastore's address and which worker has which certificate. Each heartbeat tells how long a worker's access is
+still valid, so the next one repairs whatever was lost.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from boss.core.workers.sessions import Sessions
 from ecloud.model.wire import DatastoreAccess, DatastoreGranted
 
 RENEW_BELOW = 0.5
-"""Part of its life below which access is granted again."""
+"""Access is renewed when less than this share of its life is left."""
 ASK_AGAIN_S = 30.0
-"""A signature that was asked for and has not come by then is asked for again; so is one that is refused at once."""
+"""An unanswered request for a signature is repeated after this; so is one that is refused at once."""
 FREE_SPACE = "datastore/free"
-"""The note of how many MB were free over SSH, and when: seconds since 1970."""
+"""The note of the free space over SSH in MB, and of its time in epoch seconds."""
 LIVES_S = 3600.0
-"""How long access is good, unless its signature says otherwise."""
+"""Lifetime of access, unless its signature says otherwise."""
 
 
 class Access:
-    """Access of all workers to the datastore."""
+    """The access of all workers to the datastore."""
 
     def __init__(self, outbox: Outbox, fleet: Fleet, sessions: Sessions) -> None:
         self._outbox = outbox
@@ -37,16 +37,16 @@ class Access:
 
     @property
     def datastore(self) -> DatastoreAccess:
-        """Where it is."""
+        """The current datastore."""
         return self._sessions.datastore
 
     @property
     def usual(self) -> str:
-        """The address where files are when nobody says where."""
+        """The datastore's default address."""
         return self._sessions.usual_datastore
 
     def on_heartbeat(self, worker: Worker, access_s: float | None, now: float) -> None:
-        """Ask for a signature where this worker has no access (0: what it has is refused), or soon will have none."""
+        """Request a signature if this worker has no access (0: what it has is refused), or soon will have none."""
         public_key = worker.row.hello.ssh_key
         if not (self.datastore.host_key and public_key) or self._is_moving(now):
             return
@@ -66,7 +66,7 @@ class Access:
         self._outbox.call(SignKey(worker.name, worker.row.hello.ssh_key, refused=refused))
 
     def on_used(self, address: str, now: float) -> None:
-        """The boss's own side is there: nobody waits for his next heartbeat to log in."""
+        """The boss itself reached the datastore: request certificates now instead of at the next heartbeats."""
         if address != self.datastore.address or not self.datastore.host_key:
             return
         self._moved_at = None
@@ -86,7 +86,7 @@ class Access:
             self._outbox.say(worker.conversation, DatastoreGranted(access, lives_s))
 
     def on_free_space(self, address: str, free_mb: float, now: float) -> None:
-        """For people to see, with its age."""
+        """Note the free space, for status."""
         if address == self.datastore.address:
             self._outbox.writes.context[FREE_SPACE] = f"{free_mb:.0f} {now:.0f}"
 

@@ -1,7 +1,7 @@
-"""Workers reporting for duty: they come, are heard, fall silent, drain and leave.
+"""Workers on duty: they register, send heartbeats, fall silent, drain and leave.
 
 Owns leases. Frees what a worker held only by the rules of docs/protocol.md: a newer process of the same home, Goodbye,
-the end of the lease plus a margin, or the cloud saying that the machine is gone. A last will frees nothing.
+the end of the lease plus a margin, or the cloud's report that the machine is gone. A last will frees nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ecloud.model.worker_states import WorkerState
 _REPLACED = "a newer process of the same home took over"
 _REVOKED = "its key was revoked"
 CLAIM_HEARTBEATS = 3
-"""A worker that is silent for so many heartbeats after another process claimed its home has ended."""
+"""A worker that is silent for this many heartbeats after another process claimed its home has ended."""
 MAX_REASON_CHARS = 1_000
-"""Kept of a sentence that a worker says."""
+"""Longest sentence of a worker that is kept."""
 
 
 class Leases:
-    """Who is on duty, and until when that may be believed."""
+    """Which workers are on duty, and until when the boss relies on that."""
 
     def __init__(
         self,
@@ -45,34 +45,34 @@ class Leases:
         self._timers = timers
         self._config = config
         self.deaf = False
-        """No broker: nobody can be heard, and silence means nothing."""
+        """Whether the broker is away: no worker can be heard, and silence means nothing."""
 
     @property
     def _patience_s(self) -> float:
         return self._config.lease_s + self._config.lease_margin_s
 
     def expect(self, worker: Worker, now: float) -> None:
-        """Count on a worker for one lease from now, heard or not."""
+        """Rely on a worker for one lease from now, heard or not."""
         worker.lease_until = now + self._patience_s
         self._timers.set(worker.lease_until, lambda at: self._look_at_lease(worker.name, at))
 
     def _of_home(self, conversation: Conversation, hello: Hello) -> Worker | None:
-        """Another process on duty that has the same home and the same key."""
+        """Another process on duty with the same home and the same key."""
         known = self._fleet.by_home.get((conversation.key_name, hello.home)) if hello.home else None
         return None if known is None or known.name == conversation.peer else known
 
     def is_outdated(self, conversation: Conversation, hello: Hello) -> bool:
-        """Whether a later process of the same home said Hello since, and is on duty: what was heard just now was under
-        way for long, and its process is gone."""
+        """Whether a later process of the same home has registered since and is on duty: then this Hello was delayed,
+        and its process is gone."""
         known = self._of_home(conversation, hello)
         if known is None or known.conversation is None or _is_elsewhere(known.row.hello, hello):
             return False
         return known.conversation.hello > conversation.hello
 
     def why_no_home(self, conversation: Conversation, hello: Hello, now: float) -> Refused | None:
-        """Whether the process may not speak for its home: another one on duty has it, on another machine or from before
-        another boot of this one. A home was copied where that one is heard after this claim; the machine was started
-        again where it stays silent for `CLAIM_HEARTBEATS`."""
+        """Whether the process may not speak for its home because another process on duty has it, on another machine or
+        from before a reboot. If that process is heard after this claim, the home was copied; if it is silent for
+        `CLAIM_HEARTBEATS`, the machine was restarted."""
         known = self._of_home(conversation, hello)
         if known is None or not _is_elsewhere(known.row.hello, hello):
             return None
@@ -88,10 +88,10 @@ class Leases:
         return None
 
     def on_opened(self, conversation: Conversation, hello: Hello, vm_no: int | None, now: float) -> Worker:
-        """A worker follows its Hello up: it is on duty from now."""
+        """A worker confirmed its Hello: it is on duty from now."""
         older = self._of_home(conversation, hello)
         worker = self._fleet.workers.get(conversation.peer)
-        # Of the attempts that it lists those are believed that are its own: a later boss goes by them.
+        # Of the attempts that it lists, keep those that are its own: a later boss relies on them.
         held = worker.held if worker is not None else older.held if older is not None else {}
         own = tuple(item for item in hello.attempts if (item.task_no, item.number) in held)
         hello = msgspec.structs.replace(hello, attempts=own)
@@ -118,7 +118,7 @@ class Leases:
         return worker
 
     def _replace(self, older: Worker, newer: Worker, hello: Hello, now: float) -> None:
-        # The newer process ended what the older one had left behind, but for what it lists: that continues.
+        # The newer process ended what the older one left behind, except for what it lists: that continues.
         goes_on = {(item.task_no, item.number) for item in hello.attempts}
         for key in [key for key in older.held if key in goes_on]:
             attempt = older.held[key]
@@ -128,28 +128,28 @@ class Leases:
         self.remove(older, WorkerState.GONE, _REPLACED, now, explained=False)
 
     def on_heard(self, worker: Worker, now: float) -> None:
-        """Any message of the worker: it lives."""
+        """The worker sent any message: it is alive."""
         worker.lease_until = now + self._patience_s
 
     def on_heartbeat(self, worker: Worker, number: int, heartbeat: Heartbeat, now: float) -> None:
-        """Renew the lease, correct what differs, note what troubles it."""
+        """Renew the lease, correct differences, note the worker's trouble."""
         worker.resting.clear()
         assert worker.conversation is not None
-        orders_seen = min(heartbeat.orders_seen, worker.conversation.said)  # no more than there are
+        orders_seen = min(heartbeat.orders_seen, worker.conversation.said)  # never more than were sent
         self._attempts.reconcile(worker, heartbeat.attempts, orders_seen, now)
         if (trouble := _sentence(heartbeat.trouble)) != worker.row.trouble:
             self.trouble(worker, trouble)
         self._outbox.say(worker.conversation, HeartbeatAnswered(number))
-        if worker.row.state is WorkerState.DRAINING:  # it may not have heard of it
+        if worker.row.state is WorkerState.DRAINING:  # the order may have been lost
             self._outbox.say(worker.conversation, Drain(worker.row.reason, then_exit=worker.leaving))
 
     def trouble(self, worker: Worker, text: str) -> None:
-        """The worker can't run anything for now, or can again where `text` is empty."""
+        """The worker cannot start tasks for now; an empty `text`: it can again."""
         worker.row = msgspec.structs.replace(worker.row, trouble=_sentence(text))
         self._write(worker)
 
     def drain(self, worker: Worker, reason: str, then_exit: bool, now: float | None = None) -> bool:
-        """Give it nothing more; False where nothing changes. `now`: where a person asks since when."""
+        """Give it no more tasks. Returns False if nothing changes. `now`: if a person requested it, when."""
         if worker.row.state is WorkerState.DRAINING and worker.leaving >= then_exit:
             return False
         worker.leaving = worker.leaving or then_exit
@@ -162,7 +162,7 @@ class Leases:
         return True
 
     def undrain(self, worker: Worker, now: float) -> bool:
-        """Give it tasks again; False where it was not draining or is leaving."""
+        """Give it tasks again. Returns False if it was not draining, or is leaving."""
         if worker.row.state is not WorkerState.DRAINING or worker.leaving:
             return False
         worker.move(WorkerState.UP, "", now)
@@ -171,12 +171,12 @@ class Leases:
         return True
 
     def say_undrain(self, worker: Worker) -> None:
-        """Tell it that it may start tasks: for the first time, or because it did not hear of it."""
+        """Tell it that it may start tasks: for the first time, or because the message was lost."""
         if worker.conversation is not None:
             self._outbox.say(worker.conversation, Undrain())
 
     def kill(self, worker: Worker, reason: str) -> None:
-        """Tell it to stop all and leave. What it held is freed when it says Goodbye or its lease ends."""
+        """Order it to stop all tasks and leave. What it held is freed when it says Goodbye or its lease ends."""
         worker.leaving = True
         worker.move(WorkerState.DRAINING, reason, worker.row.since)
         self._write(worker)
@@ -184,8 +184,9 @@ class Leases:
             self._outbox.say(worker.conversation, Exit(reason))
 
     def remove(self, worker: Worker, state: WorkerState, reason: str, now: float, explained: bool = True) -> None:
-        """It is gone or lost, and all it held with it. `explained`: the reason tells why, and no task of it is to
-        blame; a worker that was to leave, or that this boss never heard, is always explained."""
+        """It is gone or lost, with everything that it held. `explained`: the reason explains the loss, so that no task
+        is to blame. The loss of a worker that was ordered to leave, or that this boss never heard, is always
+        explained."""
         reason = _sentence(reason)
         by_its_tasks = not (explained or worker.leaving or worker.conversation is None)
         self._attempts.lose(worker, reason, now, by_its_tasks)
@@ -197,7 +198,7 @@ class Leases:
             self._sessions.close(worker.conversation)
 
     def revoke(self, key_name: str, now: float) -> list[Worker]:
-        """The key is revoked from now on: workers that sign with it are told to stop, and leave at once."""
+        """Revoke the key: order workers that sign with it to stop, and drop them at once."""
         self._sessions.drop_key(key_name)
         revoked = [worker for worker in self._fleet.workers.values() if worker.row.key_name == key_name]
         for worker in revoked:
@@ -208,16 +209,16 @@ class Leases:
         return revoked
 
     def on_broker_lost(self) -> None:
-        """Nobody can be heard."""
+        """No worker can be heard."""
         self.deaf = True
 
     def on_broker_found(self, now: float) -> None:
-        """Everybody gets a whole lease to be heard again."""
+        """Give every worker a whole lease to be heard again."""
         self.deaf = False
         self.forgive(self._patience_s, now)
 
     def forgive(self, silence_s: float, now: float) -> None:
-        """Silence that was not the workers' counts against none of them."""
+        """Extend all leases by a silence that was not the workers' fault."""
         for worker in self._fleet.workers.values():
             worker.lease_until = max(worker.lease_until, now + silence_s)
 
@@ -239,7 +240,7 @@ class Leases:
 
 
 def _is_elsewhere(known: Hello, hello: Hello) -> bool:
-    """Whether two Hellos of one home come from different machines, or from before and after a boot, as far as they
+    """Whether two Hellos of one home come from different machines, or from before and after a reboot, as far as they
     tell."""
     pairs = ((known.boot_id, hello.boot_id), (known.machine, hello.machine))
     return any(one and other and one != other for one, other in pairs)

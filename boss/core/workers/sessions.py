@@ -1,6 +1,6 @@
 """Conversations with peers: Hello, Welcome, sessions and message numbers. Decides which messages count.
 
-Never looks into a message beyond `Hello`. What it refuses changes nothing but counters.
+Reads no message except `Hello`. A refused message changes nothing but counters.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ecloud.model.topics import why_no_peer_name
 from ecloud.model.wire import MAX_NAME_CHARS, Hello, Refused, Welcome
 
 MAX_PENDING = 10_000
-"""Hellos that are kept until their peers follow them up. Thousands of workers may start in one second."""
+"""Hellos kept until their peers confirm them. Thousands of workers may start in one second."""
 MAX_PENDING_BYTES = 64 * 1024 * 1024
-"""The same in bytes. Beyond either, the oldest Hello of the key with the most bytes is dropped: who floods the boss
-pushes out his own."""
+"""The same in bytes. Beyond either limit, the oldest Hello of the key with the most bytes is dropped, so that a peer
+that floods the boss displaces only its own."""
 PENDING_S = 60.0
-"""A Hello that nobody followed up for so long is dropped. A peer says Hello again after at most 10 s."""
+"""When an unconfirmed Hello is dropped. A peer repeats its Hello after at most 10 s."""
 KINDS = frozenset({"worker", "client"})
 
 _encode = msgspec.json.Encoder().encode
@@ -37,16 +37,16 @@ class _Pending(msgspec.Struct):
 
 
 class Sessions:
-    """Sessions by name. `opened` is the fact that a peer followed its Hello up."""
+    """Sessions by name. `opened`: called when a peer confirmed its Hello."""
 
     def __init__(self, outbox: Outbox, config: BossConfig, now: float) -> None:
         self._outbox = outbox
-        # A core that begins anew within an epoch (a batch was refused) must not use the names of the one before it.
+        # A core that restarts within an epoch (a batch was refused) must not reuse the names of the one before it.
         self._prefix = f"{outbox.epoch}-{int(now * 1_000_000):x}"
         self._config = config
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
         self._pending_of_key: dict[str, OrderedDict[str, int]] = {}
-        """Sizes by session, of each key."""
+        """Sizes by session, for each key."""
         self._pending_bytes = 0
         self._session_of_nonce: dict[tuple[str, str, str], str] = {}
         """By peer, key and nonce: a Hello that arrives twice opens one session."""
@@ -60,10 +60,10 @@ class Sessions:
     # --- Hello -----------------------------------------------------------------------------------
 
     def on_hello(self, event: MessageArrived, hello: Hello, now: float, other_history: bool = False) -> None:
-        """Answer with `Welcome`; remember the session until the peer's next message or until it is dropped.
+        """Answer with `Welcome`; keep the session until the peer's next message or until it is dropped.
 
-        A peer may have several Hellos pending: anybody at the broker can repeat an old one, and must not push out the
-        one that its peer is about to follow up.
+        A peer may have several pending Hellos: everyone at the broker can replay an old one, which must not displace
+        the one that the peer is about to confirm.
         """
         peer, key_name = event.envelope.peer, event.key_name
         if hello.kind not in KINDS or not hello.nonce or len(hello.nonce) > MAX_NAME_CHARS:
@@ -109,7 +109,7 @@ class Sessions:
         return session
 
     def drop_old_hellos(self, now: float) -> None:
-        """Forget Hellos that nobody followed up in time."""
+        """Drop Hellos that were not confirmed in time."""
         while self._pending:
             session, pending = next(iter(self._pending.items()))
             if now - pending.since < PENDING_S:
@@ -129,7 +129,7 @@ class Sessions:
     # --- messages --------------------------------------------------------------------------------
 
     def accept(self, event: MessageArrived, now: float) -> tuple[Conversation | None, Hello | None]:
-        """The session this message counts in, and the peer's `Hello` if the message opens the session; None where it
+        """The session that this message belongs to, and the peer's `Hello` if the message opens the session; None if it
         does not count."""
         envelope = event.envelope
         conversation = self.open.get(envelope.session)
@@ -151,7 +151,7 @@ class Sessions:
             self.ignored["peer"] += 1
             return None, None
         if opened is not None and older is not None and older.hello > conversation.hello:
-            # It said Hello again since, and followed that up: this was under way for long.
+            # It has opened a newer session since: this message was delayed.
             self.ignored["session"] += 1
             self._drop(envelope.session)
             return None, None
@@ -169,12 +169,12 @@ class Sessions:
         return conversation, opened
 
     def close(self, conversation: Conversation) -> None:
-        """The session counts no more."""
+        """End the session."""
         if self.open.pop(conversation.session, None) is not None:
             self.of_peer.pop(conversation.peer, None)
 
     def drop_key(self, key_name: str) -> list[Conversation]:
-        """The key is revoked: its pending Hellos are dropped. The open conversations signed with it, for the caller to
+        """The key is revoked: drop its pending Hellos. Returns the open conversations signed with it, for the caller to
         close."""
         for session in tuple(self._pending_of_key.get(key_name, ())):
             self._drop(session)

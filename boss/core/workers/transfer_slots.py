@@ -1,7 +1,8 @@
-"""Who may move files over SSH now: lanes, one per worker, so that the datastore is not drowned.
+"""Transfer slots (lanes): which workers may move files over SSH now, one lane each, so that the datastore is not
+overloaded.
 
-Owns the lanes held and the workers that wait, in the order of asking. It is told what workers say and says its answers
-through `say`; it never looks at tasks. The words are those of docs/protocol.md.
+Owns the granted lanes and the waiting workers, in order of request. Receives what workers report, and answers through
+`say`; never looks at tasks. docs/protocol.md describes the messages.
 """
 
 from __future__ import annotations
@@ -15,36 +16,37 @@ import msgspec
 from ecloud.model.wire import Heartbeat, Message, TransfersGranted
 
 SLICE_S = 10.0
-"""A lane lasts at least so long, although others wait: a connection costs about 0.2 s to make."""
+"""A lane lasts at least this long even if others wait: a connection takes about 0.2 s to open."""
 OVERDUE_S = 60.0
-"""After a lane was called back and this has passed, the bytes that it was granted for hold nobody up any more: its
-worker may have claimed any number."""
+"""This long after a lane was called back, its granted bytes no longer count against others: its worker may have claimed
+any number."""
 MAX_LANE = 2**53
-"""No lane has a higher number. Lanes are granted one at a time, by adding one."""
+"""Highest lane number. Each new lane adds one."""
 REMEMBERED = 10_000
-"""Lanes of workers that are gone, which may come back and hold them still."""
+"""Lanes of absent workers that are remembered: those may return and still hold them."""
 
 
 class Said(NamedTuple):
-    """Where something was said: a worker's session, and the number of the message in it."""
+    """Where a message was sent: a worker's session, and the message's number in it."""
 
     session: str
     number: int
 
 
 Say = Callable[[str, Message], "Said | None"]
-"""Tells a worker; None where it can't be told anything now."""
+"""Sends to a worker; returns None if it cannot be reached now."""
 
 
 class Waiting(NamedTuple):
-    """A worker without a lane: what it has to move, as far as it is known, and since when."""
+    """A worker without a lane: the bytes that it has to move, as far as known, and since when it waits."""
 
     bytes: int
     since: float
 
 
 class Lane(msgspec.Struct, eq=False):
-    """A worker's leave to hold a connection. `until`: when it begins nothing more on it, None while nobody waits."""
+    """A worker's permission to hold a connection. `until`: when it must begin nothing more on it; None while nobody
+    waits."""
 
     worker: str
     number: int
@@ -54,16 +56,16 @@ class Lane(msgspec.Struct, eq=False):
     until: float | None = None
 
     def is_overdue(self, now: float) -> bool:
-        """Whether it was to be given back long ago."""
+        """Whether it should have been returned long ago."""
         return self.until is not None and now > self.until + OVERDUE_S
 
 
 class TransferSlots:
-    """At most `most_lanes` at once, and of those that have `most_bytes` before them together.
+    """Grants at most `most_lanes` at once, to workers that have at most `most_bytes` to move together.
 
-    A worker that has more than `most_bytes` on its own gets its lane when it is the only one. `opens_at`: nothing is
-    granted before: workers may hold lanes that an earlier boss granted, and have not told of them yet.
-    `holders`: the workers to which it granted them, as recorded; a lane that nobody granted is believed of no worker.
+    A worker with more than `most_bytes` of its own gets a lane when no other has one. `opens_at`: no grant before this
+    time, because workers may hold lanes of an earlier boss and have not reported them yet. `holders`: workers with
+    recorded lanes; a lane that was never granted is not believed.
     """
 
     def __init__(
@@ -76,18 +78,18 @@ class TransferSlots:
         self._count = 0
         self._granted_before = set(holders)
         self._granted: OrderedDict[str, int] = OrderedDict()
-        """The last lane granted to each worker, until it gave it back: it may be lost and come back."""
+        """The last lane granted to each worker, until it was returned: the worker may be lost and come back."""
         self.lanes: dict[str, Lane] = {}
         self.waiting: dict[str, Waiting] = {}
-        """By worker, who came first is first."""
+        """By worker, in order of request."""
 
     def on_wanted(self, worker: str, wanted_bytes: int, now: float) -> None:
-        """It has something to move. Who holds a lane gave it back before: messages come in their order."""
+        """It has files to move. A lane that it held was returned before, as messages arrive in order."""
         self._forget(worker)
         self._wait(worker, wanted_bytes, now)
 
     def _forget(self, worker: str) -> None:
-        """It holds no lane, as it says itself."""
+        """It reports that it holds no lane."""
         self.lanes.pop(worker, None)
         self._granted.pop(worker, None)
         self._granted_before.discard(worker)
@@ -97,17 +99,17 @@ class TransferSlots:
         self.waiting[worker] = Waiting(min(max(0, wanted_bytes), self._most_bytes), before.since if before else now)
 
     def on_ended(self, worker: str, number: int) -> None:
-        """It gave a lane back."""
+        """It returned a lane."""
         lane = self.lanes.get(worker)
         if lane is not None and lane.number == number:
             self._forget(worker)
 
     def on_heartbeat(self, worker: str, session: str, heartbeat: Heartbeat, now: float) -> None:
-        """What it holds and wants is what it says, but for a grant that it has not heard yet."""
+        """Take what it holds and wants from its report, except for a grant that it has not received yet."""
         lane = self.lanes.get(worker)
         if lane is not None and lane.number != heartbeat.lane:
             if session == lane.said.session and heartbeat.orders_seen < lane.said.number:
-                return  # on its way
+                return  # under way
             del self.lanes[worker]
             lane = None
         if heartbeat.lane:
@@ -127,21 +129,22 @@ class TransferSlots:
                 self._wait(worker, heartbeat.wants_bytes, now)
 
     def _was_granted(self, worker: str, number: int) -> bool:
-        """Whether this boss granted that lane to the worker, or an earlier one some lane: which, is not recorded."""
+        """Whether this boss granted that lane to the worker, or an earlier boss granted it some lane (its number is not
+        recorded)."""
         if worker in self._granted_before and 0 < number <= MAX_LANE:
             self._granted_before.discard(worker)
             self._granted[worker] = number
         return self._granted.get(worker) == number
 
     def settle(self, workers: Container[str], now: float) -> None:
-        """The end of a batch: who is gone holds and wants nothing; then grant."""
+        """At the end of a batch: drop absent workers, then grant."""
         for gone in [worker for worker in (*self.lanes, *self.waiting) if worker not in workers]:
             self.lanes.pop(gone, None)
             self.waiting.pop(gone, None)
         self.grant(now)
 
     def grant(self, now: float) -> None:
-        """Give lanes to those who came first; where some still wait, call back those that are held longest."""
+        """Grant lanes in order of request; if some still wait, call back the lanes that were held longest."""
         if now < self._opens_at:
             return
         held = sum(lane.bytes for lane in self.lanes.values() if not lane.is_overdue(now))
@@ -149,7 +152,7 @@ class TransferSlots:
         while self.waiting and len(self.lanes) < self._most_lanes:
             worker, (wanted_bytes, _) = next(iter(self.waiting.items()))
             if held and held + wanted_bytes > self._most_bytes:
-                break  # nobody overtakes: who has much to move would never get its turn
+                break  # no overtaking: a worker with much to move would never get its turn
             del self.waiting[worker]
             held += wanted_bytes
             self._count += 1
@@ -165,7 +168,7 @@ class TransferSlots:
                 del self.lanes[lane.worker]
 
     def _call_back(self, now: float) -> list[Lane]:
-        """As many as there are workers that wait, those first that are held longest."""
+        """Call back as many lanes as there are waiting workers, those held longest first."""
         kept = [lane for lane in self.lanes.values() if lane.until is None]
         missing = len(self.waiting) - (len(self.lanes) - len(kept))
         if missing <= 0:
@@ -178,11 +181,11 @@ class TransferSlots:
     def _tell(self, lane: Lane, now: float) -> bool:
         left_s = None if lane.until is None else max(0.0, lane.until - now)
         said = self._say(lane.worker, TransfersGranted(lane.number, left_s))
-        # What was said of a lane again changes nothing of when it was granted: that number is the one to be seen.
+        # Repeating a lane's message does not change when it was granted: compare with the first number.
         if said is not None and not lane.said.number:
             lane.said = said
         return said is not None
 
     def check(self) -> None:
-        """Invariants: nobody holds and waits."""
+        """Invariants: no worker both holds a lane and waits."""
         assert not self.lanes.keys() & self.waiting.keys(), "a worker that holds a lane waits for one"
