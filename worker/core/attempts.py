@@ -1,7 +1,8 @@
-"""What a worker holds: the queue, what runs, resources, init tasks, and outcomes until they are answered. Owns no
-clock, file or process, and nothing of the conversation: it speaks through `say`, which its owner gives it.
+"""The attempts that a worker holds: the queue, running ones, resources, init tasks, and outcomes until they are
+confirmed. Owns no clock, file or process, and nothing of the conversation: it sends through `say`, which its owner
+provides.
 
-What it says of an attempt is true when it is said.
+Everything that it reports about an attempt is true at that time.
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ from worker.core.events import ResultsComplete, StartAttempt, StopAttempt, Worke
 from worker.core.followers import Followers
 
 FLUSH_COUNT = 64
-"""Outcomes that are said at once (facts: one outcome a message costs almost half of the speed)."""
+"""Outcomes that are sent at once. One outcome per message would cost almost half of the speed."""
 FLUSH_S = 0.02
-"""Longest time an outcome waits for others, while something runs or waits."""
+"""Longest time that an outcome waits for others while something runs or waits."""
 STARTED_S = 0.5
-"""What runs so long is said to have started: of most short tasks the boss hears only that they ended."""
+"""What runs this long is reported as started. Of most short tasks the boss learns only the end."""
 
 FLUSH_BUSY_COUNT = 192
 FLUSH_BUSY_S = 0.15
-"""The same while at least so many attempts wait here: then nobody is short of work, and fewer, fuller messages cost
-boss and database half as much."""
+"""The same while many attempts wait here: then no worker lacks work, and fewer, fuller messages halve the cost for boss
+and database."""
 FLUSH_STEADY_COUNT = 32
 FLUSH_STEADY_S = 0.05
-"""And while at least so many wait: tasks that move files end at a pace at which each would be said on its own."""
+"""And while at least this many wait: tasks that move files end so slowly that each would be sent alone."""
 SHORT_S = 1.0
-"""An attempt that ran shorter may be written together with others."""
+"""Outcomes of attempts shorter than this may be written to disk together."""
 
 INITS_KEPT = 1_000
-"""Init tasks whose end is remembered, those ordered last: a worker may live for months, and the boss orders one again
-where it is told that it is not known."""
+"""Init tasks whose end is remembered, the latest: a worker may live for months, and the boss orders one again if it
+learns that it was forgotten."""
 STAGING_MOST = 64
-"""Attempts that stage results without keeping what they asked for."""
+"""Attempts that may stage results after freeing their resources."""
 
 Key = tuple[int, int]
 
 
 class Running(msgspec.Struct, eq=False):
-    """An attempt that was started here. `said`: whether the boss was told; `staging`: its commands ended, what it
-    asked for is free again."""
+    """An attempt that was started here. `said`: whether the boss was told; `staging`: its commands ended and its
+    resources are free again."""
 
     order: AttemptOrder
     gpus: tuple[str, ...]
@@ -56,7 +57,7 @@ class Running(msgspec.Struct, eq=False):
 
 
 class Ended(msgspec.Struct, eq=False):
-    """An outcome that the boss has not answered, and when it was last said."""
+    """An outcome that the boss has not confirmed, and when it was last sent."""
 
     outcome: Outcome
     size: int
@@ -64,7 +65,7 @@ class Ended(msgspec.Struct, eq=False):
 
 
 class Attempts:
-    """Everything held by one worker process. `effects`: what is to be carried out; its owner takes it."""
+    """Everything that one worker process holds. `effects`: what is to be carried out; its owner takes it."""
 
     def __init__(self, config: WorkerConfig, say: Callable[[wire.Message], None]) -> None:
         self.config = config
@@ -73,15 +74,15 @@ class Attempts:
         self._staging = 0
         self.followers = Followers()
         self._complete: dict[Key, ResultsComplete] = {}
-        """Attempts whose results are being staged, and others may follow."""
+        """Attempts whose results are being staged while others may already use them."""
         self._held_back: dict[Key, AttemptOrder] = {}
-        """Outcomes of chained attempts that are said after those of what they followed."""
+        """Outcomes of chained attempts, which are sent after those of the attempts that they followed."""
         self.ended: dict[Key, Ended] = {}
         self.inits: dict[int, str] = {}
         self.free: Resources = dict(config.resources)
         self._all_gpus = config.gpus
         self.free_gpus = dict.fromkeys(config.gpus, 1.0)
-        """The free part of each."""
+        """The free part of each GPU."""
         self.effects = WorkerEffects()
         self.starts_changed = False
         self.flush_at: float | None = None
@@ -89,7 +90,7 @@ class Attempts:
         self._queued_without_cpus = 0
         self._unsaid: dict[Key, Ended] = {}
         self._unspooled: list[Outcome] = []
-        """Short ones that ended since the last flush: written together, before they are said."""
+        """Short ones that ended since the last flush: written to disk together before they are sent."""
         for outcome in config.spooled:
             self._keep(outcome)
 
@@ -105,13 +106,13 @@ class Attempts:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing runs or waits to."""
+        """Whether nothing runs or waits."""
         return not self.queue and not self.running and not self.followers.waiting
 
     # --- orders and facts --------------------------------------------------------------------------
 
     def on_start_tasks(self, orders: Iterable[AttemptOrder], takes: bool) -> None:
-        """Queue these; what is held already is ordered in vain. `takes`: whether anything new is taken."""
+        """Queue these, except those that are held already. `takes`: whether the worker accepts new attempts."""
         back: list[Key] = []
         for order in orders:
             key = (order.task_no, order.number)
@@ -126,7 +127,7 @@ class Attempts:
             self._enqueue(key, order)
             if order.init:
                 self.inits.pop(order.task_no, None)
-                self.inits[order.task_no] = "queued"  # the last one now
+                self.inits[order.task_no] = "queued"  # the latest one now
         if len(self.inits) > INITS_KEPT:
             self._forget_old_inits()
         if back:
@@ -139,7 +140,7 @@ class Attempts:
         self.starts_changed = True
 
     def _chain(self, key: Key, order: AttemptOrder) -> None:
-        """It starts when the attempts that it follows have succeeded here."""
+        """Hold an attempt until those that it follows have succeeded here."""
         self.followers.add(key, order)
         for name in order.after:
             earlier = (name.task_no, name.number)
@@ -160,7 +161,7 @@ class Attempts:
             self.give_back(back, wire.UNCHAINED)
 
     def on_results_complete(self, done: ResultsComplete) -> None:
-        """Those that follow may start: its results need not be staged for that."""
+        """Release its followers: they need not wait for the staging of its results."""
         key = (done.task_no, done.number)
         if key in self.running:
             self._complete[key] = done
@@ -175,11 +176,11 @@ class Attempts:
             del self.inits[task_no]
 
     def start(self, now: float) -> None:
-        """Start the first in the queue that fit, in order. Nothing more could start before `starts_changed` again."""
+        """Start the first in the queue that fit, in order. Nothing more can start before `starts_changed` again."""
         self.starts_changed = False
         started: list[Key] = []
         unready: list[Key] = []
-        too_many = math.inf  # CPUs, asked for in vain: who asks for as many is passed over
+        too_many = math.inf  # CPUs that were not available: larger requests are skipped
         free_cpus = self.free.get("cpus", 0.0)
         for key, order in self.queue.items():
             cpus = order.asks.get("cpus", 0.0)
@@ -187,7 +188,7 @@ class Attempts:
                 continue
             if cpus > free_cpus + ROUNDING:
                 if not self._queued_without_cpus and free_cpus <= ROUNDING:
-                    break  # a long queue is not looked through for each task that ends
+                    break  # do not search a long queue for each task that ends
                 too_many = cpus
                 continue
             ready = self._init_stands(order) if order.init or order.after_init else True
@@ -203,8 +204,8 @@ class Attempts:
             self.give_back(unready, "init")
 
     def _init_stands(self, order: AttemptOrder) -> bool | None:
-        """Whether what must go before it has succeeded here: True, None (not yet), False (it failed, or is not known
-        here)."""
+        """Whether the init tasks that must precede it have succeeded here: True, None (not yet), False (one failed, or
+        is unknown here)."""
         if order.init:
             busy = any(running.order.init and running.order.run_no == order.run_no for running in self.running.values())
             return None if busy else True
@@ -237,7 +238,7 @@ class Attempts:
         return True
 
     def _pick_gpus(self, asks: Resources) -> tuple[str, ...] | None:
-        """GPUs for one attempt: whole ones, or a part of the fullest that has room. None where none fit."""
+        """GPUs for one attempt: whole ones, or a share of the fullest that has room. None if none fit."""
         wanted = asks.get("gpus", 0.0)
         if not wanted:
             return ()
@@ -291,8 +292,8 @@ class Attempts:
         self.starts_changed = True
 
     def on_commands_ended(self, key: Key) -> None:
-        """Its results are being staged: meanwhile others may have its place. Not of too many at once: what a datastore
-        that is away can't take lies on this machine's disk."""
+        """Its commands ended and its results are being staged: free its resources. Only for some attempts at once,
+        because results for a datastore that is away accumulate on this disk."""
         running = self.running.get(key)
         if running is not None and not running.staging and self._staging < STAGING_MOST:
             running.staging = True
@@ -300,12 +301,13 @@ class Attempts:
             self._free(running)
 
     def on_ended(self, outcome: Outcome) -> None:
-        """Nothing of it runs any more: keep its outcome until it is answered."""
+        """Nothing of it runs any more: keep its outcome until the boss confirms it."""
         key = (outcome.task_no, outcome.number)
         running = self._release(key)
         if running is None:
             return
-        # What took long is on disk at once; of many short ones, what a death within a moment would cost is as little.
+        # Write a long attempt's outcome at once; a crash within a moment may cost several short ones, which is as
+        # little.
         waits = self._waiting >= FLUSH_STEADY_COUNT and outcome.run_s < SHORT_S
         (self._unspooled if waits else self.effects.spool).append(outcome)
         self._keep(outcome)
@@ -326,14 +328,14 @@ class Attempts:
         return len(self.queue) + len(self.followers.waiting)
 
     def _say_in_order(self, key: Key, order: AttemptOrder) -> None:
-        """An outcome is not said before those of what the attempt followed: the boss could not record it."""
+        """Do not send an outcome before those of the attempts that it followed: the boss could not record it."""
         if order.after:
             self._held_back[key] = order
             del self._unsaid[key]
         self._release_held_back()
 
     def _release_held_back(self) -> None:
-        """What was held back is said as soon as all that goes before it was said or is gone."""
+        """Send outcomes that were held back, once those before them were sent or are gone."""
         again = bool(self._held_back)
         while again:
             again = False
@@ -350,8 +352,8 @@ class Attempts:
         self.ended[key] = self._unsaid[key] = Ended(outcome, size)
 
     def on_returned(self, key: Key, reason: str, ran: bool, now: float) -> None:
-        """It could not be run here: its resources are free again, and the boss hears why. `ran`: its commands had
-        started, which the boss must know: the next attempt has another ECLOUD_ATTEMPT."""
+        """It could not be run here: free its resources and tell the boss why. `ran`: its commands had started, so the
+        next attempt gets another ECLOUD_ATTEMPT."""
         running = self._release(key)
         self._complete.pop(key, None)
         if running is not None:
@@ -363,7 +365,7 @@ class Attempts:
             self._release_held_back()
 
     def on_stored(self, names: Iterable[AttemptName]) -> None:
-        """The boss has these outcomes."""
+        """The boss confirmed these outcomes."""
         for name in names:
             key = (name.task_no, name.number)
             self._unsaid.pop(key, None)
@@ -373,7 +375,7 @@ class Attempts:
         self._release_held_back()
 
     def on_stop(self, names: Iterable[AttemptName], grace_s: float, reason: str) -> None:
-        """End what runs of these, give back what waits."""
+        """Stop those that run, give back those that wait."""
         self.give_back([(name.task_no, name.number) for name in names], "")
         for name in names:
             running = self.running.get((name.task_no, name.number))
@@ -382,7 +384,7 @@ class Attempts:
                 self.effects.stops.append(StopAttempt(name.task_no, name.number, grace_s, reason))
 
     def give_back(self, keys: Iterable[Key], reason: str) -> None:
-        """Give back what waits of these."""
+        """Give back those of these that wait."""
         back = [key for key in keys if key in self.queue or key in self.followers]
         for key in back:
             order = self._unqueue(key)
@@ -403,7 +405,7 @@ class Attempts:
     # --- saying -------------------------------------------------------------------------------------
 
     def on_session(self, now: float) -> None:
-        """A new session hears every outcome again; what runs is told by the inventory of its first heartbeat."""
+        """Send every outcome again in a new session. The inventory in its first heartbeat tells what runs."""
         self._unsaid = {key: ended for key, ended in self.ended.items() if key not in self._held_back}
         for running in self.running.values():
             running.said = True
@@ -413,7 +415,7 @@ class Attempts:
         self.give_back([key for key, order in self.queue.items() if not fits(has, order.asks.items())], "")
 
     def repeat(self, older_s: float, now: float) -> None:
-        """Say again what was said longer ago than that, and was not answered."""
+        """Send again what was sent longer ago than that and was not confirmed."""
         for key, ended in self.ended.items():
             if key not in self._unsaid and key not in self._held_back and now - ended.said_at >= older_s:
                 self._unsaid[key] = ended
@@ -425,7 +427,7 @@ class Attempts:
             self._unspooled = []
 
     def flush(self, now: float, in_session: bool) -> None:
-        """Say what started and what ended, in batches; soon, not at once, so that there are batches."""
+        """Send starts and ends in batches; with a short delay, so that batches form."""
         if not in_session:
             self.flush_at = None
             self._spool()
@@ -473,7 +475,7 @@ class Attempts:
             self._say(wire.TasksEnded(tuple(batch)))
 
     def check(self) -> None:
-        """Invariants: an attempt is in one place; resources add up; GPUs are given once."""
+        """Invariants: an attempt is in one place; resources add up; each GPU is given once."""
         queue, running, ended = self.queue, self.running, self.ended
         assert ended.keys().isdisjoint(queue), "an attempt is in two places"
         assert ended.keys().isdisjoint(running), "an attempt is in two places"
@@ -511,12 +513,12 @@ class Attempts:
 
 
 def _without_files(outcome: Outcome) -> ResultsComplete:
-    """It has ended: what it made is staged, and here no more."""
+    """A completed attempt whose results are staged and no longer here."""
     return ResultsComplete(outcome.task_no, outcome.number, {}, tuple([entry.path for entry in outcome.manifest]))
 
 
 def _pace(waiting: int) -> tuple[int, float]:
-    """How many outcomes are said at once, and how long they wait for so many, where so many attempts wait to start."""
+    """How many outcomes are sent at once, and how long they wait for that, when this many attempts wait to start."""
     if waiting >= FLUSH_BUSY_COUNT:
         return FLUSH_BUSY_COUNT, FLUSH_BUSY_S
     return FLUSH_COUNT, FLUSH_STEADY_S if waiting >= FLUSH_STEADY_COUNT else FLUSH_S

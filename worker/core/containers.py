@@ -1,4 +1,4 @@
-"""What runs a command in a container: one argv for each runtime. Pure: looks at no file and starts nothing.
+"""The command line that runs a command in a container, for each runtime. Pure: reads no file and starts nothing.
 
 In each container the attempt's working directory is `/ecloud/work`, and `$ECLOUD_WORKER_DIR` is `/ecloud/shared`.
 """
@@ -21,20 +21,21 @@ PROGRAMS = {
     "charliecloud": ("ch-run",),
     "bubblewrap": ("bwrap",),
 }
-"""What to look for in PATH, by runtime."""
+"""Names of programs in PATH, by runtime."""
 FOR_DIRECTORIES = ("bubblewrap", "charliecloud", "apptainer")
 FOR_FILES = ("apptainer",)
 FOR_NAMES = ("apptainer", "podman", "docker")
-"""Runtimes that `auto` tries, in this order: for an image that is a directory, a file, or a name in a registry."""
+"""Runtimes in the order in which `auto` tries them: for an image that is a directory, a file, or a name in a
+registry."""
 OWN_IN_BUBBLEWRAP = ("dev", "proc", "sys", "tmp", "run")
-"""Directories at the top of an image that a container of bubblewrap has of its own."""
+"""Top-level directories that bubblewrap provides itself, in place of the image's."""
 
 
 class Place(msgspec.Struct, frozen=True):
     """Where an attempt runs on this machine.
 
-    `name`: one that no other attempt of the cluster has; `variables`: names of the variables that it is given; `tops`:
-    what lies at the top of an image that is a directory, each with the target of a link.
+    `name`: unique among all attempts of the cluster; `variables`: names of its environment variables; `tops`: the
+    top-level entries of an image that is a directory, each with its target if it is a link.
     """
 
     directory: str
@@ -49,12 +50,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 def container_argv(container: Container, runtime: str, program: str, inner: Sequence[str], place: Place) -> list[str]:
-    """What runs `inner` in a container. `program`: of the runtime, as it is found on this machine."""
+    """The command line that runs `inner` in a container. `program`: the runtime's program on this machine."""
     return [program, *_BUILDERS[runtime](container, place), *inner]
 
 
 def _binds(container: Container, place: Place) -> list[tuple[str, str, str]]:
-    """(here, there, options)."""
+    """(path here, path in the container, options) of each bind."""
     own = [(place.directory, WORK, ""), (place.shared, SHARED, ""), (place.control, CONTROL, "")]
     for bind in container.binds:
         here, _, rest = bind.partition(":")

@@ -10,11 +10,11 @@ from ecloud.model.wire import AttemptOrder, Envelope
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
-    """What the core is told at the start. `peer`: the process id; `gpus`: those offered; `spooled`: outcomes left
-    by an older process; `ssh_key`: the public key that is to open a datastore over SSH.
+    """The core's configuration. `peer`: the process id; `gpus`: those offered; `spooled`: outcomes left by an earlier
+    process; `ssh_key`: the public key for a datastore over SSH.
 
-    `lives_s`: seconds until the machine ends, None when unknown. `boot_steps`: what its start did, and when, on
-    the clock that the core is told.
+    `lives_s`: seconds until the machine ends, None if unknown. `boot_steps`: steps of its boot with their times, on the
+    core's clock.
     """
 
     peer: str
@@ -33,7 +33,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     boss_gone_exit_s: float | None = None
     spooled: tuple[Outcome, ...] = ()
     heard: tuple[int, int] = (0, 0)
-    """Epoch and batch of the boss that were heard last before what is spooled; zeros where nothing is."""
+    """Epoch and batch of the boss heard last before the spooled outcomes; zeros without any."""
     ssh_key: str = ""
     boot_steps: tuple[tuple[str, float], ...] = ()
     machine: str = ""
@@ -43,38 +43,38 @@ class WorkerConfig(msgspec.Struct, frozen=True):
 
 
 class ConnectionFound(msgspec.Struct, frozen=True):
-    """The broker can be spoken to."""
+    """The broker can be reached."""
 
 
 class ConnectionLost(msgspec.Struct, frozen=True):
-    """The broker can't be spoken to."""
+    """The broker cannot be reached."""
 
     reason: str = ""
 
 
 class MessageArrived(msgspec.Struct, frozen=True):
-    """The boss said something; signature and version are checked already."""
+    """The boss sent a message; signature and version are verified."""
 
     envelope: Envelope
 
 
 class AttemptEnded(msgspec.Struct, frozen=True):
-    """Nothing of it runs any more; results are staged."""
+    """Nothing of it runs any more; its results are staged."""
 
     outcome: Outcome
 
 
 class CommandsEnded(msgspec.Struct, frozen=True):
-    """Nothing of it runs any more; its results, which are small, are being staged. `AttemptEnded` follows."""
+    """Nothing of it runs any more; its small results are being staged. `AttemptEnded` follows."""
 
     task_no: int
     number: int
 
 
 class ResultsComplete(msgspec.Struct, frozen=True):
-    """Its commands succeeded and its results are complete and hashed in this worker's own storage; they are not staged
-    yet. `files`: final name and SHA-256 of each that is a file; `others`: final names of directories and links.
-    Told only of attempts that others follow; `AttemptEnded` comes after it."""
+    """Its commands succeeded and its results are complete and hashed on this worker, but not staged yet. `files`:
+    SHA-256 of each file by final name; `others`: final names of directories and links. Only for attempts with
+    followers; `AttemptEnded` comes after it."""
 
     task_no: int
     number: int
@@ -92,21 +92,21 @@ class AttemptReturned(msgspec.Struct, frozen=True):
 
 
 class AccessEnded(msgspec.Struct, frozen=True):
-    """The datastore does not take this worker's certificate, whatever the time left to it by the clock here."""
+    """The datastore refuses this worker's certificate, whatever its remaining lifetime by the clock here."""
 
 
 class TroubleChanged(msgspec.Struct, frozen=True):
-    """Nothing can be started here for this reason; empty: it ended."""
+    """Nothing can be started here for this reason; empty: the trouble ended."""
 
     text: str
 
 
 class TermReceived(msgspec.Struct, frozen=True):
-    """The machine or a person wants us to leave. The second time: at once."""
+    """The machine or a person asks the worker to leave. The second time: at once."""
 
 
 class StateMeasured(msgspec.Struct, frozen=True):
-    """What heartbeats tell besides. `inputs`: the big ones that are kept here, used last first."""
+    """Further values for heartbeats. `inputs`: big inputs that are kept here, last used first."""
 
     free_disk_mb: float | None = None
     load: float | None = None
@@ -120,13 +120,14 @@ class GpusMeasured(msgspec.Struct, frozen=True):
 
 
 class MovingMeasured(msgspec.Struct, frozen=True):
-    """What moves now; None for nothing."""
+    """Transfers now; None without any."""
 
     moving: Moving | None = None
 
 
 class TransfersChanged(msgspec.Struct, frozen=True):
-    """So many transfers over SSH wait for a lane, so many are under way. `bytes`: of those that wait, where known."""
+    """How many transfers over SSH wait for a lane, and how many are under way. `bytes`: of the waiting ones, if
+    known."""
 
     waiting: int = 0
     under_way: int = 0
@@ -141,8 +142,8 @@ Event = (
 
 
 class StartAttempt(msgspec.Struct, frozen=True):
-    """Run this. `gpus`: those that it may use, by index or UUID; None where the worker has none. `own`: requirements
-    that are results of other attempts in this worker's own storage, by final name."""
+    """Run this attempt. `gpus`: those that it may use, by index or UUID; None if the worker has none. `own`:
+    requirements that are results of other attempts on this worker, by final name."""
 
     order: AttemptOrder
     gpus: tuple[str, ...] | None = None
@@ -150,7 +151,7 @@ class StartAttempt(msgspec.Struct, frozen=True):
 
 
 class StopAttempt(msgspec.Struct, frozen=True):
-    """End this: TERM, KILL after `grace_s`; its outcome's cause is STOPPED."""
+    """Stop this attempt: TERM, and KILL after `grace_s`; its outcome's cause is STOPPED."""
 
     task_no: int
     number: int
@@ -167,8 +168,8 @@ class StreamOutput(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """End what still runs, then exit with `code`. `anew`: drop what is spooled, too, and begin again as a new process:
-    the boss has another history."""
+    """End what still runs, then exit with `code`. `anew`: also drop the spool and begin as a new process, because the
+    boss has another history."""
 
     code: int
     reason: str
@@ -176,7 +177,7 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 class WorkerEffects(msgspec.Struct):
-    """Executed in the order of the fields: what is said is on disk before it is said."""
+    """Carried out in the order of the fields: messages are on disk before they are sent."""
 
     spool: list[Outcome] = msgspec.field(default_factory=list)
     forget: list[tuple[int, int]] = msgspec.field(default_factory=list)

@@ -1,7 +1,7 @@
-"""Chained attempts at a worker: what waits here for which attempts, and what may start when these have succeeded.
+"""Chained attempts at a worker: which wait for which attempts, and which may start when these have succeeded.
 
 Owns the chained attempts that may not start yet. An attempt succeeds here when its commands succeeded and its results
-are complete in the worker's own storage. Knows nothing of resources: what may start joins the queue of `attempts`.
+are complete on this worker. Knows no resources: attempts that may start join the queue of `attempts`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Key = tuple[int, int]
 
 
 class Follower(msgspec.Struct, eq=False):
-    """A chained attempt. `open`: attempts that have not succeeded yet; `own`: requirements that those who have made."""
+    """A chained attempt. `open`: attempts that have not succeeded yet; `own`: requirements that finished ones have
+    made."""
 
     order: AttemptOrder
     open: set[Key]
@@ -25,20 +26,20 @@ class Follower(msgspec.Struct, eq=False):
 
 
 class Followers:
-    """Chained attempts, by their keys, from order to start."""
+    """Chained attempts by key, from order to start."""
 
     def __init__(self) -> None:
         self.waiting: dict[Key, Follower] = {}
         self._ready: dict[Key, Follower] = {}
         """Those that may start, until they do: they still need the results of the others."""
         self._of: dict[Key, dict[Key, None]] = {}
-        """By attempt: those that wait for it, or need its results."""
+        """By attempt: its followers, and those that need its results."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self.waiting
 
     def add(self, key: Key, order: AttemptOrder) -> None:
-        """Take a chained attempt in. Those of `order.after` that have succeeded are told by `on_success` next."""
+        """Add a chained attempt. For those of `order.after` that have succeeded, call `on_success` next."""
         self.waiting[key] = Follower(order, {(name.task_no, name.number) for name in order.after})
         for earlier in self.waiting[key].open:
             self._of.setdefault(earlier, {})[key] = None
@@ -48,8 +49,8 @@ class Followers:
         return key in self._of
 
     def on_success(self, done: ResultsComplete) -> tuple[list[tuple[Key, AttemptOrder]], list[Key]]:
-        """An attempt succeeded: those that may start now, and those that must be given back, since they require of its
-        results what only the datastore can give, once they are published."""
+        """An attempt succeeded. Returns its followers that may start now, and those to give back because they require
+        results that only the datastore can provide, after publication."""
         earlier = (done.task_no, done.number)
         ready, back = [], []
         for key in list(self._of.get(earlier, ())):
@@ -75,7 +76,7 @@ class Followers:
         return ready, back
 
     def take(self, key: Key) -> dict[str, Key]:
-        """The attempt starts: which of its requirements which attempts made."""
+        """The attempt starts. Returns which attempt made which of its requirements."""
         follower = self._ready.pop(key, None)
         if follower is None:
             return {}
@@ -84,7 +85,7 @@ class Followers:
         return follower.own
 
     def remove(self, key: Key) -> AttemptOrder | None:
-        """It is given back: its order, where it waited here for others."""
+        """It is given back. Returns its order if it waited here for others."""
         follower = self.waiting.pop(key, None)
         ready = self._ready.pop(key, None)
         for one in (follower, ready):
@@ -94,7 +95,7 @@ class Followers:
         return None if follower is None else follower.order
 
     def orders(self) -> Iterator[AttemptOrder]:
-        """Of those that wait for others."""
+        """Orders of attempts that wait for others."""
         return (follower.order for follower in self.waiting.values())
 
     def _let_go(self, earlier: Key, key: Key) -> None:
@@ -105,7 +106,7 @@ class Followers:
                 del self._of[earlier]
 
     def check(self) -> None:
-        """Invariants: whoever waits has something to wait for; nobody is followed in vain."""
+        """Invariants: each follower waits for something; each followed attempt has a follower."""
         for key, follower in self.waiting.items():
             assert follower.open, f"{key} waits for nothing"
             for earlier in (*follower.open, *follower.own.values()):
@@ -121,7 +122,7 @@ def _plain(path: str) -> str:
 
 
 def _overlaps(path: str, done: ResultsComplete) -> bool:
-    """Whether what is required holds a result, lies within one, or is one that is no file."""
+    """Whether the required path contains a result, lies within one, or is one that is not a file."""
     if path in done.others:
         return True
     return any(

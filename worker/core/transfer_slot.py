@@ -1,6 +1,6 @@
-"""This worker's lane to a datastore over SSH: when to ask for one, when to give it back. Owns no connection.
+"""This worker's lane to a datastore over SSH: when to request one, when to return it. Owns no connection.
 
-The shell tells how much waits and is under way (`TransfersChanged`) and begins transfers only while `is_open`.
+The shell reports how much waits and is under way (`TransfersChanged`) and begins transfers only while `is_open`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from ecloud.model.wire import Message, TransfersEnded, TransfersWanted
 from worker.core.events import TransfersChanged
 
 IDLE_S = 30.0
-"""A lane on which nothing moves is given back after this, also where nobody waits for it."""
+"""A lane without transfers is returned after this, even if no other worker waits for it."""
 
 
 class Lane:
-    """The one lane a worker may hold. `number` 0: none."""
+    """The one lane that a worker may hold. `number` 0: none."""
 
     def __init__(self, say: Callable[[Message], None]) -> None:
         self.number = 0
@@ -27,7 +27,7 @@ class Lane:
         self._ended = 0
         self._idle_since: float | None = None
         self.sleeps = False
-        """Nothing is to be looked after until something changes."""
+        """Whether there is nothing to do until something changes."""
 
     @property
     def is_open(self) -> bool:

@@ -1,11 +1,11 @@
-"""What this worker fetched over SSH, kept for the next attempt that asks for it: by content, within a limit of bytes.
+"""Caches what this worker fetched over SSH for later attempts: by content, up to a limit of bytes.
 
-An entry is a directory `<key>.<bytes>` that holds the file or tree as `it`; its time is that of its last use, so all of
-it survives the process. Who fetches gets a copy, sharing blocks where the filesystem can: a task may change it. It
-never decides what is asked for, and never keeps anything whose content it can't tell apart.
+An entry is a directory `<key>.<bytes>` that holds the file or tree as `it`; its time is that of its last use, so the
+whole cache survives the process. Each caller gets a copy, which shares blocks if the file system can, because a task
+may change it. Never keeps anything whose content it cannot identify.
 
-What was cut off in the middle, by the network or by the end of this process, stays as `new-<key>` until it is asked for
-again; it goes before any entry does, and when nobody asked for a day.
+An interrupted download stays as `new-<key>` until it is requested again. It is evicted before any entry, and after a
+day without a request.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from datastore.port import DatastoreAway, Entry, NotThere
 from ecloud.model.transfer_status import BIG_INPUT_BYTES, INPUTS_TOLD, HeldInput
 
 PART_OF_DISK = 0.5
-"""Of the space that is free or the cache's own it never takes more than this."""
+"""Largest share of the space that is free or its own."""
 SMALL_BYTES = 1 << 16
-"""Less than this is not kept: to fetch it costs no more than to ask whether it is still the same."""
+"""Smaller files are not kept: fetching one costs no more than asking whether it is unchanged."""
 COPIES = 3
-"""So many copies of what is kept must have room: what a machine has no room for is fetched without being kept."""
+"""The disk must have room for this many copies of an entry; otherwise it is fetched without being kept."""
 TIMES = 3
-"""How often an entry that vanished under our hands is fetched again before it goes past the cache."""
+"""How often an entry that vanished is fetched again before the cache is bypassed."""
 CUT_S = 86_400.0
-"""What was cut off so long ago is not asked for again."""
+"""Interrupted downloads older than this are removed."""
 IT = "it"
 PATH = "path"
-"""Beside what is big: the path that it was fetched from, to be told after a restart, too."""
+"""File beside a big entry: the path that it was fetched from, to be reported also after a restart."""
 _NEW = "new-"
 _PIECE = 1 << 20
 
 
 class Cache:
-    """Entries by key. Any thread may ask; whoever asks for what is being fetched waits for that transfer."""
+    """Entries by key. For any thread; requests for an entry that is being fetched wait for that transfer."""
 
     def __init__(self, directory: Path) -> None:
         self.limit_bytes = 0
@@ -52,15 +52,15 @@ class Cache:
         self._total = 0
         self._under_way: dict[str, Future[None]] = {}
         self._entries: dict[str, int] = {}
-        """Bytes by key, the least recently used first."""
+        """Bytes by key, least recently used first."""
         self._coming: dict[str, int] = {}
-        """Bytes by key of what is being fetched."""
+        """Bytes by key of entries that are being fetched."""
         self._cut: dict[str, int] = {}
-        """Bytes by key of what was cut off, the oldest first."""
+        """Bytes by key of interrupted downloads, oldest first."""
         self._in_use: Counter[str] = Counter()
         self._trusted: set[str] = set()
         self._paths: dict[str, str] = {}
-        """By key of what is big, the path that it was fetched from."""
+        """Paths of big entries, by key."""
         self._told: tuple[HeldInput, ...] | None = ()
         self._load()
 
@@ -87,7 +87,7 @@ class Cache:
             self._told = None
 
     def big_inputs(self) -> tuple[HeldInput, ...]:
-        """What is big of it, used last first, and no more than is told."""
+        """Its big entries, last used first, as many as heartbeats report."""
         told = self._told
         if told is None:
             with self._lock:
@@ -98,14 +98,14 @@ class Cache:
 
     @property
     def used_bytes(self) -> int:
-        """What all entries hold, what is on its way, and what was cut off."""
+        """Bytes of entries, of downloads under way, and of interrupted ones."""
         with self._lock:
             return self._total + sum(self._coming.values()) + sum(self._cut.values())
 
     def fetch(self, key: str, entries: list[Entry], to: Path, transfer: Callable[[Path], int]) -> int:
-        """Put what `key` means to the new path `to`; the bytes that crossed the network: 0 where it was here already.
+        """Copy the content of `key` to the new path `to`. Returns the bytes that crossed the network: 0 on a hit.
 
-        `entries`: the top first, as the datastore tells them now. `transfer` fetches it to a path, and raises what
+        `entries`: what the datastore lists now, the top first. `transfer` fetches it to a path, and raises what
         `port.Reader.fetch` does.
         """
         size = sum(entry.size for entry in entries)
@@ -120,10 +120,10 @@ class Cache:
                     DirectoryDatastore(self._path(key, size)).fetch(IT, to)
                 except (NotThere, DatastoreAway):
                     if (self._path(key, size) / IT).exists():
-                        raise  # the disk is full, or can't be written
-                    self._forget(key)  # who was waited for failed, or somebody emptied the directory
+                        raise  # the disk is full or not writable
+                    self._forget(key)  # the transfer that this one waited for failed, or the directory was emptied
                     continue
-                if entries[0].kind == "file":  # the same content may be there under several times and modes
+                if entries[0].kind == "file":  # the same content may exist with several times and modes
                     os.utime(to, (entries[0].mtime_s, entries[0].mtime_s))
                     os.chmod(to, entries[0].mode)
                 self._use(key, size)
@@ -131,17 +131,17 @@ class Cache:
         return moved + transfer(to)
 
     def make_room(self, wanted_bytes: int) -> None:
-        """Evict until so much is free, or nothing is left."""
+        """Evict until this many bytes are free, or nothing is left."""
         while shutil.disk_usage(self._top).free < wanted_bytes and self._evict():
             pass
 
     def shrink(self) -> None:
-        """Down to the limit, which may have changed."""
+        """Evict down to the limit, which may have changed."""
         while self.used_bytes > self._limit() and self._evict():
             pass
 
     def sweep(self) -> None:
-        """What was cut off and that nobody asked for since, for so long, goes."""
+        """Remove interrupted downloads that nobody requested for a day."""
         while self._drop_cut(old=True):
             pass
 
@@ -152,7 +152,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _kept(self, key: str) -> Iterator[None]:
-        """It is not evicted meanwhile."""
+        """Keep it from being evicted meanwhile."""
         with self._lock:
             self._in_use[key] += 1
         try:
@@ -164,7 +164,7 @@ class Cache:
                     del self._in_use[key]
 
     def _holds(self, key: str, entries: list[Entry]) -> bool:
-        """Whether it is here; one of an earlier process is looked at once, and read where its hash is known."""
+        """Whether it is here. An entry of an earlier process is checked once, and read if its hash is known."""
         size = self._entries.get(key)
         if size is None:
             return False
@@ -176,7 +176,7 @@ class Cache:
         return True
 
     def _bring(self, key: str, size: int, path: str, transfer: Callable[[Path], int]) -> int:
-        """Fetch it, or wait for who does. Raises what `transfer` raises."""
+        """Fetch it, or wait for the transfer under way. Raises what `transfer` raises."""
         with self._lock:
             other = self._under_way.get(key)
             if other is None:
@@ -185,7 +185,7 @@ class Cache:
                 mine = self._under_way[key] = Future()
                 self._coming[key] = size
         if other is not None:
-            other.exception()  # where it failed, this one finds nothing there and tries by itself
+            other.exception()  # if it failed, this one finds nothing there and tries itself
             return 0
         try:
             return self._transfer(key, size, path, transfer)
@@ -195,7 +195,7 @@ class Cache:
             mine.set_result(None)
 
     def _pass_on(self, key: str, size: int, to: Path, transfer: Callable[[Path], int]) -> int:
-        """Fetch what is not kept. It is put together here all the same, where it resumes after a cut."""
+        """Fetch without keeping; still assembled here, so that it can resume after an interruption."""
         mine: Future[None] = Future()
         with self._lock:
             is_mine = self._under_way.setdefault(key, mine) is mine
@@ -215,7 +215,7 @@ class Cache:
         return self._top / f"{_NEW}{key}"
 
     def _put_together(self, key: str, transfer: Callable[[Path], int]) -> int:
-        """Fetch it to its place aside, going on where it was cut off. Raises what `transfer` raises."""
+        """Fetch it to its temporary place, resuming an interrupted download. Raises what `transfer` raises."""
         aside = self._aside(key)
         with self._lock:
             self._cut.pop(key, None)
@@ -272,7 +272,8 @@ class Cache:
         return key in self._entries or COPIES * size <= shutil.disk_usage(self._top).free + self.used_bytes
 
     def _evict(self) -> bool:
-        """What was cut off, else the least recently used that nobody copies just now; whether there was one."""
+        """Evict an interrupted download, else the least recently used entry that is not being copied. Returns whether
+        there was one."""
         if self._drop_cut():
             return True
         with self._lock:
@@ -282,14 +283,15 @@ class Cache:
         return bool(key)
 
     def _drop_cut(self, old: bool = False) -> bool:
-        """The first that was cut off, `old`: that nobody asked for since; whether there was one."""
+        """Remove the oldest interrupted download; `old`: only one that nobody requested for a day. Returns whether
+        there was one."""
         with self._lock:
             keys = (key for key in self._cut if key not in self._under_way)
             key = next((key for key in keys if not (old and _is_recent(self._aside(key)))), "")
             gone = self._top / f"gone-{key}"
             if key:
                 del self._cut[key]
-                with contextlib.suppress(OSError):  # somebody emptied the directory
+                with contextlib.suppress(OSError):  # the directory may have been emptied
                     os.rename(self._aside(key), gone)
         if key:
             remove(gone)
@@ -310,7 +312,7 @@ class Cache:
 
 
 def _is_text(path: str) -> bool:
-    """Whether it can be said: a name on disk may be any bytes."""
+    """Whether the name can be sent: a name on disk may be any bytes."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -319,8 +321,8 @@ def _is_text(path: str) -> bool:
 
 
 def key_of(where: str, entries: list[Entry]) -> str:
-    """What stands for this content: a file's hash where the datastore knows it, else names, sizes and times in the
-    datastore `where`."""
+    """The key of a content: a file's hash if the datastore knows it, else its names, sizes and times in the datastore
+    `where`."""
     top = entries[0]
     if top.kind == "file" and top.sha256:
         return f"s-{top.sha256}"
@@ -341,7 +343,7 @@ def _is_recent(directory: Path) -> bool:
 
 
 def _is_whole(path: Path, entries: list[Entry]) -> bool:
-    """Whether a file or tree is what the datastore says, as far as it says it: after a crash it may not be."""
+    """Whether a file or tree is what the datastore lists, as far as that tells: after a crash it may not be."""
     top = entries[0]
     try:
         for entry in entries:

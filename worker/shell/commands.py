@@ -1,6 +1,6 @@
 """Turns a task's commands into one shell script, and the way it ended into an outcome.
 
-Pure, but for the script file that a long script needs.
+Pure, except for the script file that a long script needs.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ LAST_LINES = 3
 STOP_AT_FAILURE = "case $? in 0) ;; *) exit $? ;; esac"
 """Between two commands. No `||` and no function: both would switch off `set -e` and ERR traps inside the command."""
 _OPEN_BACKSLASH = re.compile(r"(?<!\\)((?:\\\\)*)\\\Z")
-"""At the very end of a command: it would join the next line to it."""
+"""At the very end of a command it would join the next line to it."""
 _QUOTED = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 _RUNS_ON = re.compile(r"""['"`\\]|<<|(?:&&|\||\(|\{)\s*$""")
-"""What is left of a command outside its quotes, where the next line of a script might belong to it."""
+"""What may remain of a command outside its quotes if the next line of a script could belong to it."""
 
 
 def shell_argv(shell: str, body: TaskBody, control: str, control_inside: str = "") -> list[str]:
-    """The argv that runs the commands. `shell`: a POSIX shell and its options, unless the task names its own.
+    """The command line that runs the commands. `shell`: a POSIX shell and its options, unless the task names its own.
 
-    One command is passed unchanged. Several become one script, so that `cd`, `export`, `set` and `trap` carry over. It
-    notes each command's number in a file of `control` and ends at the first command that fails. `control_inside`: what
-    a container calls `control`. Raises `OSError`, and `ValueError` where the name of the shell has an open quote.
+    One command is passed unchanged. Several become one script, so that `cd`, `export`, `set` and `trap` carry over. The
+    script notes each command's number in a file of `control` and ends at the first command that fails.
+    `control_inside`: the path of `control` in a container. Raises `OSError`, and `ValueError` if the shell's name has
+    an open quote.
     """
     commands = body.commands
     inside = control_inside or control
@@ -64,13 +65,13 @@ def _script(commands: tuple[str, ...], control: str) -> str:
 
 
 def _ends_with_its_line(command: str) -> bool:
-    """Whether the shell certainly takes the next line for a new command. Of anything else, `eval` makes certain; it is
-    not used for all, since an ERR trap runs twice where a command in it fails."""
+    """Whether the shell certainly takes the next line for a new command. In all other cases `eval` makes certain of it.
+    It is not used for every command, because an ERR trap then runs twice when a command in it fails."""
     return not _RUNS_ON.search(_QUOTED.sub("", command))
 
 
 def failed_step(body: TaskBody, control: str) -> int:
-    """Which command was the last to begin: 1-based."""
+    """The number of the command that began last, from 1."""
     if len(body.commands) <= 1:
         return 1
     try:
@@ -80,7 +81,7 @@ def failed_step(body: TaskBody, control: str) -> int:
 
 
 def forget_control(body: TaskBody, control: str) -> None:
-    """Remove what `shell_argv` left."""
+    """Remove what `shell_argv` created."""
     if len(body.commands) > 1 or sum(map(len, body.commands)) * 4 > MAX_ARGUMENT_BYTES:
         for ending in (".step", ".script"):
             with contextlib.suppress(OSError):
@@ -88,7 +89,7 @@ def forget_control(body: TaskBody, control: str) -> None:
 
 
 def outcome_of(finished: Finished, body: TaskBody, step: int, stop_reason: str) -> Outcome:
-    """The outcome of a shell that ended: cause, the command that failed, and a sentence a person can act on."""
+    """The outcome of a shell that ended: cause, the command that failed, and a sentence for people."""
     cause, number = _cause(finished)
     success = cause is Cause.SUCCESS
     limit = SUCCESS_TAIL_BYTES if success else FAILURE_TAIL_BYTES
@@ -128,12 +129,12 @@ _KNOWN_CODES = {126: "found, but it cannot be executed", 127: "command not found
 
 
 def signal_name(number: int) -> str:
-    """As in SIGSEGV."""
+    """For example SIGSEGV."""
     return _SIGNALS.get(number, f"signal {number}")
 
 
 def _hint(code: int) -> str:
-    """What an exit code often means. 128 + N stays an exit code: shells say so of a signal, programs of anything."""
+    """What an exit code often means. 128 + N stays an exit code: shells use it for a signal, programs for anything."""
     if code in _KNOWN_CODES:
         return f" ({_KNOWN_CODES[code]})"
     if code - 128 not in _SIGNALS:

@@ -1,4 +1,4 @@
-"""Finds what a container needs on this machine, the runtime and the image, and clears away what a runtime leaves."""
+"""Finds a container's runtime and image on this machine, and removes what a runtime leaves behind."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CLEAR_S = 30.0
 
 
 class ContainerMissing(Problem):
-    """A task's container cannot run here; the text names the runtime or the image, the host and the remedy."""
+    """A task's container cannot run here. The text names the runtime or the image, the host and the remedy."""
 
 
 def argv_in_container(container: Container, inner: Sequence[str], place: Place) -> list[str]:
-    """What runs `inner` in the container. Raises `ContainerMissing`."""
+    """The command line that runs `inner` in the container. Raises `ContainerMissing`."""
     runtime, program = _runtime(container)
     image = Path(container.image)
     if image.is_absolute() and not image.exists():
@@ -51,7 +51,7 @@ def argv_in_container(container: Container, inner: Sequence[str], place: Place) 
         tops = [(item.name, os.readlink(item.path) if item.is_symlink() else "") for item in os.scandir(image)]
         place = msgspec.structs.replace(place, tops=sorted(tops))
     if runtime == "charliecloud":
-        for inside in (WORK, SHARED, CONTROL):  # it makes no places to mount at
+        for inside in (WORK, SHARED, CONTROL):  # it creates no mount points
             with contextlib.suppress(OSError):
                 (image / inside.lstrip("/")).mkdir(parents=True, exist_ok=True)
     return container_argv(container, runtime, program, inner, place)
@@ -74,7 +74,7 @@ def _runtime(container: Container) -> tuple[str, str]:
 
 
 def clear_away(argv: Sequence[str], name: str) -> None:
-    """End a container that its engine runs beside the program that started it. Blocks."""
+    """End a container that its engine runs outside of the program that started it. Blocks."""
     if os.path.basename(argv[0]) in ("docker", "podman"):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             subprocess.run([argv[0], "rm", "--force", name], capture_output=True, timeout=CLEAR_S, check=False)

@@ -1,5 +1,5 @@
-"""A worker's home: locked by one process, with the spool of outcomes and the record of what runs, for the process
-after it."""
+"""A worker's home: locked by one process, with the spool of outcomes and the record of running tasks for its
+successor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ecloud.config import identity, left_overs
 from ecloud.model.tasks import Outcome
 
 COMPACT_BYTES = 8 * 1024 * 1024
-"""The spool is rewritten when it is larger than this and more than half of it was answered."""
+"""The spool is rewritten when it exceeds this and more than half of it was confirmed."""
 
 
 class HomeTaken(PartAway):
@@ -36,7 +36,7 @@ class WorkerHome:
         except OSError:
             raise HomeTaken(f"another worker process uses {self.path}: give this one its own --home") from None
         self.copied_from = ""
-        """The name of the home that this one is a copy of, where it was found to be one by this process."""
+        """The name of the original, if this process found the home to be a copy."""
         self.name = self._name()
         self.shared = self.path / "shared"
         self.control = self.path / "control"
@@ -46,7 +46,7 @@ class WorkerHome:
             directory.mkdir(exist_ok=True, mode=0o700)
 
     def _name(self) -> str:
-        """The identity of this home. A copy gets a new one: two workers of one name would take each other's place."""
+        """The name of this home. A copy gets a new one: two workers with one name would displace each other."""
         path, here = self.path / "name", identity.of(self.path)
         with contextlib.suppress(FileNotFoundError):
             name, _, mark = path.read_text().strip().partition("\n")
@@ -66,7 +66,7 @@ class WorkerHome:
         aside.replace(path)
 
     def _forget_the_original(self) -> None:
-        """Its outcomes, its record of what runs and its key stay its own."""
+        """Remove the original's outcomes, record of running tasks, and key from the copy."""
         for item in ("spool.jsonl", left_overs.RUNNING, "ssh", "work", "control"):
             path = self.path / item
             if path.is_dir():
@@ -75,14 +75,14 @@ class WorkerHome:
                 path.unlink(missing_ok=True)
 
     def clear_control(self) -> None:
-        """Remove notes and scripts of attempts that an earlier process left: nothing of it runs any more."""
+        """Remove notes and scripts of attempts that an earlier process left. Nothing of those runs any more."""
         for left in self.control.iterdir():
             with contextlib.suppress(OSError):
                 left.unlink()
 
 
 class RunningRecord:
-    """What runs, on disk: (pid, start time) of each shell, so that a later process can end what this one left."""
+    """Running tasks, on disk: (pid, start time) of each shell, so that a later process can end what this one left."""
 
     def __init__(self, home: WorkerHome) -> None:
         self._home = home.path
@@ -96,7 +96,7 @@ class RunningRecord:
             os.symlink(left_overs.trace(pid), self._directory / str(pid))
 
     def remove(self, pid: int) -> None:
-        """It ended, and all of its group."""
+        """It ended, with all of its group."""
         with contextlib.suppress(OSError):
             os.unlink(self._directory / str(pid))
 
@@ -107,19 +107,19 @@ class RunningRecord:
                 self.remove(int(item))
 
     def end_left_over(self) -> int:
-        """KILL what an earlier process of this home left; how many processes there were."""
+        """KILL what an earlier process of this home left. Returns the number of processes."""
         return left_overs.end(self._home)
 
 
 class _Heard(msgspec.Struct):
-    """A line of the spool: what had been heard of the boss when the outcomes below were written."""
+    """A line of the spool: what had been heard from the boss when the outcomes below were written."""
 
     epoch: int
     batch: int
 
 
 class Spool:
-    """Outcomes on disk until the boss has answered them: one append per batch; a torn last line is skipped."""
+    """Outcomes on disk until the boss confirmed them: one append per batch; an incomplete last line is skipped."""
 
     def __init__(self, home: WorkerHome) -> None:
         self._path = home.path / "spool.jsonl"
@@ -127,7 +127,7 @@ class Spool:
         self._answered = 0
         self._encoder = msgspec.json.Encoder()
         self.heard = (0, 0)
-        """Epoch and batch of the boss that were heard last when outcomes were written that are here still."""
+        """Epoch and batch of the boss heard last when the remaining outcomes were written."""
         self.found = tuple(self._read())
         self._file = open(self._path, "ab", buffering=0)
         self._rewrite()
@@ -148,7 +148,8 @@ class Spool:
         return list(self._held.values())
 
     def add(self, outcomes: list[Outcome], heard: tuple[int, int]) -> None:
-        """Keep these, with what was `heard` of the boss. Raises `OSError` (a full disk): then they are not said."""
+        """Keep these, with what was `heard` from the boss. Raises `OSError` (a full disk): then they must not be
+        sent."""
         data = b"".join(self._encoder.encode(outcome) + b"\n" for outcome in outcomes)
         if heard != self.heard or not self._file.tell():
             data = self._encoder.encode(_Heard(*heard)) + b"\n" + data
@@ -165,7 +166,7 @@ class Spool:
         self._held.update({(outcome.task_no, outcome.number): outcome for outcome in outcomes})
 
     def forget(self, keys: list[tuple[int, int]]) -> None:
-        """The boss answered these."""
+        """The boss confirmed these."""
         for key in keys:
             if self._held.pop(key, None) is not None:
                 self._answered += 1
@@ -191,18 +192,18 @@ class Spool:
             self._file = open(self._path, "ab", buffering=0)
 
     def drop(self) -> int:
-        """Forget all outcomes; how many there were."""
+        """Forget all outcomes. Returns their number."""
         count = len(self._held)
         self.forget(list(self._held))
         return count
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything was answered."""
+        """Whether everything was confirmed."""
         return not self._held
 
     def close(self) -> None:
-        """Leave the file as it must be found."""
+        """Flush and close the file."""
         if not self._held:
             with contextlib.suppress(OSError):
                 self._file.truncate(0)

@@ -1,7 +1,7 @@
-"""What this worker moves now, for people to see: how many files of which tasks, how many bytes of them, how fast.
+"""What this worker transfers now, for status: how many files of which tasks, how many bytes, how fast.
 
-Owns sums, and decides nothing. Bytes on their way are counted by those who move them; so a cut that sends some again
-counts them again, and what was in the cache counts as moved when its task has it.
+Owns sums and decides nothing. Whoever moves bytes counts them, so bytes that are sent again after a cut count again,
+and a cache hit counts as moved when its task has it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ TASKS_NAMED = 8
 
 
 class Meter:
-    """Transfers tell it when they begin and end, from any thread; the loop asks. `stopped`: called, by any thread, when
-    nothing moves any more of which `read` told."""
+    """Transfers report their begin and end, from any thread; the loop reads. `stopped`: called, by any thread, when the
+    last transfer that `read` reported has ended."""
 
     def __init__(self) -> None:
         self.stopped: Callable[[], None] = lambda: None
         self.is_far = True
-        """Whether what goes over SSH counts, or what is copied here: not both, as the cache copies, too."""
+        """Whether bytes over SSH count, or local copies: not both, as the cache copies too."""
         self._lock = threading.Lock()
         self._tickets = itertools.count()
         self._under_way: dict[int, tuple[int, float]] = {}
-        """The task and the beginning of each transfer, who came first is first."""
+        """The task and the start of each transfer, oldest first."""
         self._files = {"fetch": 0, "store": 0}
         self._total = 0
         self._ended = 0
@@ -39,12 +39,12 @@ class Meter:
         self._was_read = False
 
     def _moved_bytes(self) -> int:
-        """By this process since it began."""
+        """Bytes moved by this process since it started."""
         return Connection.moved_bytes if self.is_far else DirectoryDatastore.copied_bytes
 
     @contextmanager
     def moving(self, way: str, files: int, size: int, task_no: int = 0) -> Iterator[None]:
-        """While so many files of so many bytes are on their way. `way`: fetch or store."""
+        """While this many files of this many bytes are under way. `way`: fetch or store."""
         ticket = next(self._tickets)
         with self._lock:
             if not self._under_way:
@@ -68,7 +68,7 @@ class Meter:
                 self.stopped()
 
     def read(self) -> Moving | None:
-        """As it is now; the speed is that since it was read last. None while nothing moves."""
+        """The current transfers, with the speed since the last call. None without any."""
         with self._lock:
             if not self._under_way:
                 return None
@@ -79,7 +79,7 @@ class Meter:
             under_way = max(0, self._ended + moved - self._counted_from)
             self._total = max(
                 self._total, under_way if self._files["store"] else 0
-            )  # directories: nobody counted before
+            )  # directories: their files were not counted before
             tasks = {task_no: None for task_no, _ in self._under_way.values() if task_no}
             return Moving(
                 fetching=self._files["fetch"],

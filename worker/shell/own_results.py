@@ -1,7 +1,7 @@
-"""Results in this worker's own storage, for the attempts that are chained to those that made them.
+"""Results on this worker, for attempts that are chained to those that made them.
 
-Reads and hashes what an attempt left in its working directory, before anything is staged, and copies it into the
-working directories of others. Owns no directory: `jobs` keeps each as long as someone needs it.
+Reads and hashes what an attempt left in its working directory before anything is staged, and copies it into the working
+directories of others. Owns no directory: `jobs` keeps each as long as it is needed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ecloud.model.tasks import ManifestEntry, TaskBody
 from worker.shell.results import found
 
 _CLONE = 0x40049409
-"""FICLONE of <linux/fs.h>: the copy shares the blocks of the original until one of them is written."""
+"""FICLONE of <linux/fs.h>: the copy shares the original's blocks until one of them is written."""
 PIECE = 1 << 20
 
 
 class OwnResults(msgspec.Struct, frozen=True):
-    """What an attempt made. `files`: SHA-256 by final name; `paths`: where each is; `others`: final names of
-    directories and links."""
+    """What an attempt made. `files`: SHA-256 by final name; `paths`: local paths; `others`: final names of directories
+    and links."""
 
     files: dict[str, str]
     paths: dict[str, Path]
@@ -36,7 +36,7 @@ class OwnResults(msgspec.Struct, frozen=True):
 
 
 def read(body: TaskBody, directory: Path) -> OwnResults:
-    """Find and hash results of an attempt whose commands ended. Raises `ResultUnusable`, `BadName`, `OSError`."""
+    """Find and hash the results of an attempt whose commands ended. Raises `ResultUnusable`, `BadName`, `OSError`."""
     files: dict[str, str] = {}
     paths: dict[str, Path] = {}
     others: list[str] = []
@@ -51,13 +51,14 @@ def read(body: TaskBody, directory: Path) -> OwnResults:
 
 
 def changed(own: OwnResults, manifest: tuple[ManifestEntry, ...]) -> str:
-    """The name of a result that is staged with other content than others were given; empty where there is none."""
+    """The name of a result that was staged with other content than followers were given; empty if there is none."""
     staged = {entry.path: entry.sha256 for entry in manifest if entry.kind == "file"}
     return next((name for name, sha256 in own.files.items() if staged.get(name) != sha256), "")
 
 
 def copy(source: Path, to: Path) -> int:
-    """Copy a file, sharing its blocks where the file system can; its bytes. `to` appears whole. Raises `OSError`."""
+    """Copy a file, sharing its blocks if the file system can. Returns its bytes. `to` appears whole. Raises
+    `OSError`."""
     to.parent.mkdir(parents=True, exist_ok=True)
     aside = to.parent / f".{os.getpid()}-{to.name[:200]}.part"
     with contextlib.suppress(FileNotFoundError):
@@ -66,7 +67,7 @@ def copy(source: Path, to: Path) -> int:
         with open(source, "rb") as read_from, open(aside, "xb") as write_to:
             try:
                 fcntl.ioctl(write_to.fileno(), _CLONE, read_from.fileno())
-            except OSError:  # another file system, or one that cannot share
+            except OSError:  # another file system, or one that cannot share blocks
                 shutil.copyfileobj(read_from, write_to, PIECE)
         shutil.copystat(source, aside)
         os.rename(aside, to)
@@ -78,7 +79,7 @@ def copy(source: Path, to: Path) -> int:
 
 
 def plain(name: str) -> str:
-    """A name in the datastore in its shortest form. Raises `BadName` for one that leads out of it."""
+    """The shortest form of a name in the datastore. Raises `BadName` if it leads out of it."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
         raise BadName(f"{name!r} is no name in a datastore")
@@ -86,7 +87,7 @@ def plain(name: str) -> str:
 
 
 def sources(own: Mapping[str, tuple[int, int]], made: Mapping[tuple[int, int], OwnResults]) -> dict[str, Path] | None:
-    """Where each required file is; None where one of them is not here any more."""
+    """The local path of each required file; None if one of them is no longer here."""
     places = {}
     for path, key in own.items():
         results = made.get(key)

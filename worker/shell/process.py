@@ -1,7 +1,7 @@
-"""The agent's side of its launchers (`worker/launcher.py`): one runs one task at a time, watched by one epoll.
+"""The agent's side of its launchers (`worker/launcher.py`): each runs one task at a time; one epoll watches all.
 
-Owns the launchers' sockets and the deadlines of what runs. Decides nothing: what to run comes by `start`, what happened
-goes out as `Finished`. When this process ends, however it ends, its launchers end all tasks at once.
+Owns the launchers' sockets and the deadlines of running tasks. `start` gives it what to run; it returns `Finished`.
+When this process ends, for any reason, its launchers end all tasks at once.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from worker.shell.tail import Decoder, Tail
 
 log = logging.getLogger("worker")
 READ_BYTES = 16_384
-"""A larger buffer would cost a map and an unmap of memory with each end of a task."""
+"""A larger buffer would make each end of a task map and unmap memory."""
 IDLE_KEPT = 2
 """Launchers that are kept however long they are idle."""
 IDLE_S = 60.0
 END_WAIT_S = 5.0
-"""How long to wait, at the end, until all launchers have ended their tasks."""
+"""How long to wait at the end for all launchers to end their tasks."""
 MARK = b"ECLOUD_MARK"
 """In the environment of everything that an attempt starts: for people who look at processes."""
 LAUNCHER = str(Path(__file__).resolve().parents[1] / "launcher.py")
@@ -43,8 +43,8 @@ class Finished(msgspec.Struct, frozen=True):
     """A shell ended, and everything that it had started.
 
     `code`: exit code, negative for a signal. `run_s`: wall seconds. `failed_errno`: no process could be started.
-    `exceeded_mb`: it held that much memory, more than its limit. `is_lost`: its launcher was killed.
-    `output_errno`: a file for its whole output could not be written.
+    `exceeded_mb`: the memory that it held, above its limit. `is_lost`: its launcher was killed. `output_errno`: a file
+    for its whole output could not be written.
     """
 
     key: Key
@@ -61,7 +61,7 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class Outputs(NamedTuple):
-    """Files for all that a task writes, "" for none. `is_merged`: stderr goes to stdout."""
+    """Files for everything that a task writes, "" for none. `is_merged`: stderr goes to stdout."""
 
     stdout: str = ""
     stderr: str = ""
@@ -73,7 +73,7 @@ NO_VARIABLES: dict[bytes, bytes] = {}
 
 
 class Slot:
-    """One launcher, seen from here."""
+    """The agent's view of one launcher."""
 
     def __init__(self, control: socket.socket, now: float) -> None:
         self.control = control
@@ -81,19 +81,19 @@ class Slot:
         self.process: Process | None = None
         self.idle_since = now
         self.pid = 0
-        """Of the launcher; 0 until the spare launcher has told it."""
+        """The launcher's pid; 0 until the spare launcher reports it."""
         self.shared: dict[bytes, bytes] | None = None
-        """The environment that the launcher was sent last for many tasks."""
+        """The environment that this launcher was last sent for many tasks."""
 
     def send(self, *frame: Any) -> None:
-        """Raises `OSError` where the launcher is gone."""
+        """Raises `OSError` if the launcher is gone."""
         data = marshal.dumps(frame)
         self.control.sendall(len(data).to_bytes(4, "little") + data)
 
 
 @dataclass
 class Process:
-    """One shell that runs. `pid`: 0 until it has run for a second."""
+    """One running shell. `pid`: 0 until it has run for a second."""
 
     key: Key
     slot: Slot
@@ -107,9 +107,9 @@ class Process:
 
 
 class Processes:
-    """All shells of this worker, in one epoll that others may add their descriptors to.
+    """All shells of this worker, in one epoll that others may use too.
 
-    `environment`: that of the launchers, and of all that they start. `on_output(process, stream, start, bytes)`: output
+    `environment`: of the launchers and everything that they start. `on_output(process, stream, start, bytes)`: output
     of a process that streams. `on_long(process)`: it has run for a second, and has a `pid`.
     """
 
@@ -129,9 +129,9 @@ class Processes:
         """By the descriptor of their socket."""
         self._idle: list[Slot] = []
         self._unnamed: deque[Slot] = deque()
-        """Slots whose launcher's pid is not known yet, in the order of their making."""
+        """Slots whose launcher's pid is not known yet, in order of creation."""
         self._lost: dict[int, Process] = {}
-        """By the pid of a launcher that was killed: its task, until nothing of it is left."""
+        """By the pid of a killed launcher: its task, until nothing of it is left."""
         self._spare = self._start_spare()
 
     # --- launchers ----------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Processes:
         return ours
 
     def prepare(self, count: int, now: float) -> None:
-        """Start launchers beforehand, so that the first tasks need not wait for them."""
+        """Start launchers in advance, so that the first tasks need not wait for them."""
         while len(self._slots) < count:
             self._idle.append(self._new_slot(now))
 
@@ -165,7 +165,7 @@ class Processes:
         try:
             try:
                 socket.send_fds(self._spare, [b"x"], [theirs.fileno()])
-            except OSError:  # it was killed: what is left of it is seen when its socket is read
+            except OSError:  # it was killed: reading its socket detects that
                 self._replace_spare()
                 socket.send_fds(self._spare, [b"x"], [theirs.fileno()])
         except BaseException:
@@ -188,7 +188,7 @@ class Processes:
         self._unnamed.clear()
 
     def trim(self, now: float) -> None:
-        """End launchers that nobody has needed for a while."""
+        """End launchers that have been idle for a while."""
         while len(self._idle) > IDLE_KEPT and now - self._idle[0].idle_since > IDLE_S:
             self._drop(self._idle.pop(0))
 
@@ -211,11 +211,11 @@ class Processes:
         outputs: Outputs = NO_OUTPUTS,
         shared: dict[bytes, bytes] = NO_VARIABLES,
     ) -> Process:
-        """Start a shell. `env`: its own variables; `limit_bytes`: of memory, 0 for none; `outputs`: files for all that
-        it writes; `shared`: variables in one object that many tasks have, which is sent when it is another one; `env`
-        goes before it.
+        """Start a shell. `env`: its own variables; `limit_bytes`: of memory, 0 for none; `outputs`: files for
+        everything that it writes; `shared`: one object with variables that many tasks have, sent only when it changes;
+        `env` precedes it.
 
-        Raises `OSError` where no launcher can be started.
+        Raises `OSError` if no launcher can be started.
         """
         env[MARK] = b"%d-%d" % key
         while True:
@@ -232,7 +232,7 @@ class Processes:
         return process
 
     def stop(self, process: Process, why: str, grace_s: float, now: float) -> None:
-        """TERM to all that it started; KILL after `grace_s`. `why` becomes the outcome's cause."""
+        """TERM to everything that it started; KILL after `grace_s`. `why` becomes the outcome's cause."""
         if not process.stopped:
             process.stopped = why
             process.kill_at = now + grace_s
@@ -240,24 +240,25 @@ class Processes:
         process.kill_at = min(process.kill_at or now, now + grace_s)
 
     def stream(self, process: Process, until: float) -> None:
-        """Report its output until then, beginning with what is kept; 0: no longer."""
+        """Report its output until then, beginning with what is kept; 0: stop reporting."""
         if bool(until) != bool(process.stream_until):
             with contextlib.suppress(OSError):
                 process.slot.send("stream", bool(until))
         process.stream_until = until
 
     def _signal(self, process: Process, number: int) -> None:
-        with contextlib.suppress(OSError):  # the launcher is gone, which is seen when its socket is read
+        with contextlib.suppress(OSError):  # the launcher is gone: reading its socket detects that
             process.slot.send("signal", int(number))
 
     # --- events and time ----------------------------------------------------------------------------
 
     def owns(self, descriptor: int) -> bool:
-        """Whether an event of the epoll is for us. An event of a descriptor closed a moment ago is for nobody."""
+        """Whether an event of the epoll belongs here. An event of a descriptor that was just closed belongs to
+        nobody."""
         return descriptor in self._slots or descriptor == self._spare.fileno()
 
     def on_ready(self, descriptor: int, now: float) -> list[tuple[Process, Finished]]:
-        """Read what a launcher says; what ended."""
+        """Read a launcher's messages. Returns what ended."""
         if descriptor == self._spare.fileno():
             return self._hear_spare(now)
         slot = self._slots[descriptor]
@@ -313,7 +314,7 @@ class Processes:
         return process, finished
 
     def pass_deadlines(self, grace_s: float, now: float) -> None:
-        """End what ran out of time; KILL what ignored TERM."""
+        """Stop what exceeded its time; KILL what ignored TERM."""
         for process in self.running.values():
             if process.timeout_at is not None and now >= process.timeout_at and not process.stopped:
                 self.stop(process, "timeout", grace_s, now)
@@ -334,7 +335,7 @@ class Processes:
     # --- launchers that were killed -----------------------------------------------------------------
 
     def _lose(self, slot: Slot) -> list[tuple[Process, Finished]]:
-        """Its launcher is gone. Its task ends when the spare launcher has ended what was left of it."""
+        """Its launcher is gone. Its task ends when the spare launcher has ended the rest of it."""
         self._drop(slot)
         if slot in self._idle:
             self._idle.remove(slot)
@@ -373,13 +374,13 @@ class Processes:
             return []
         ended: list[tuple[Process, Finished]] = []
         for descriptor in [descriptor for descriptor, slot in self._slots.items() if slot.pid == pid]:
-            while descriptor in self._slots:  # first what it said before it ended
+            while descriptor in self._slots:  # first what it sent before it ended
                 ended += self.on_ready(descriptor, now)
         process = self._lost.pop(pid, None)
         return ended if process is None else [*ended, self._give_up(process)]
 
     def end_all(self) -> None:
-        """End every task at once, and the launchers. For an agent that leaves, whatever the reason."""
+        """End every task at once, and the launchers. For an agent that leaves, for any reason."""
         for slot in self._slots.values():
             with contextlib.suppress(OSError):
                 slot.control.shutdown(socket.SHUT_WR)
@@ -396,7 +397,7 @@ class Processes:
 
 
 def _wait_for(pid: int) -> None:
-    """Until this child ended, within limits."""
+    """Wait until this child ends, within limits."""
     with contextlib.suppress(ChildProcessError):
         descriptor = os.pidfd_open(pid)
         try:

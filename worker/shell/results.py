@@ -1,7 +1,7 @@
-"""What an attempt's results are on disk: which files a declaration means, and whether they can be stored.
+"""An attempt's results on disk: which files a declaration means, and whether they can be stored.
 
-Looks before anything is copied, so that what can never be stored fails its task at once. Links that lead to something
-inside the working directory count as what they lead to; the rest of a task's own faults are `ResultUnusable`.
+Checks before anything is copied, so that a result that can never be stored fails its task at once. A link to something
+inside the working directory counts as its target. Faults of the task are `ResultUnusable`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ecloud.model.tasks import Result, TaskBody
 from worker.shell.cache import SMALL_BYTES
 
 MAX_DEPTH = 500
-"""Directories within directories; beyond, no tool that walks a tree is safe."""
+"""Nested directories; most tools cannot handle deeper trees."""
 MAX_PATH_BYTES = 4_096
-"""Linux takes no longer path."""
+"""Longest path that Linux accepts."""
 MAX_COPIES = 100
-"""Links to directories that are replaced by copies, for each result: links may lead to links."""
+"""Links to directories that are replaced by copies, per result: links may lead to links."""
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -33,13 +33,13 @@ _KINDS = (
 
 
 class ResultUnusable(Problem):
-    """A promised result is missing, or cannot be stored; the text names it and the reason."""
+    """A promised result is missing, or cannot be stored. The text names it and the reason."""
 
 
 def found(result: Result, directory: Path) -> list[tuple[Path, str]]:
-    """(what to store, its name in the datastore) of each file or directory that a result means.
+    """(local path, name in the datastore) of each file or directory that a result means.
 
-    Links are resolved; links below a directory that lead out of it are replaced by what they lead to. Raises
+    Links are resolved; links below a directory that lead out of it are replaced by their targets. Raises
     `ResultUnusable`.
     """
     pairs = []
@@ -67,7 +67,7 @@ def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
     for name in names:
         relative = name[len(prefix) + 1 :] if prefix else name
         if not relative:
-            continue  # `a/**` means a itself too, all of which is matched by itself
+            continue  # `a/**` also matches a itself, whose contents match by themselves
         pairs.append((directory / name, relative if result.path == "." else f"{result.path}/{relative}"))
     if not pairs:
         raise ResultUnusable(f"result {result.local} matched nothing after the commands")
@@ -75,7 +75,7 @@ def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
 
 
 def _usable(result: Result, local: Path, top: Path) -> Path:
-    """The real file or directory of one name, all of which can be stored. Raises `ResultUnusable`."""
+    """The real file or directory of one name, after checking that all of it can be stored. Raises `ResultUnusable`."""
     if not os.path.lexists(local):
         raise ResultUnusable(f"result {result.local} was not there after the commands")
     try:
@@ -123,7 +123,7 @@ def _checked(result: Result, path: Path, depth: int, top: Path) -> str:
 
 
 def _resolved(result: Result, path: Path, top: Path) -> Path:
-    """What a name leads to, inside the working directory. Raises `ResultUnusable`."""
+    """The target of a name, inside the working directory. Raises `ResultUnusable`."""
     real = Path(os.path.realpath(path))
     if not real.is_relative_to(top) or real == top:
         to = f" leads to {real}," if path.is_symlink() else ""
@@ -140,7 +140,7 @@ def _resolved(result: Result, path: Path, top: Path) -> Path:
 
 
 def _stays_within(link: Path, tree: Path) -> bool:
-    """Whether a link still means the same when the tree is somewhere else."""
+    """Whether a link has the same meaning when the tree is moved."""
     target = os.readlink(link)
     if os.path.isabs(target):
         return False
@@ -148,7 +148,7 @@ def _stays_within(link: Path, tree: Path) -> bool:
 
 
 def _replace(link: Path, real: Path) -> None:
-    """What it leads to, in place of a link. Raises `OSError`."""
+    """Replace a link by a copy of its target. Raises `OSError`."""
     if link.is_relative_to(real):
         raise OSError(40, "the link leads to a directory that contains it", str(link))
     aside = link.with_name(f".{os.getpid()}.link")
@@ -164,14 +164,14 @@ def _replace(link: Path, real: Path) -> None:
 
 
 def shortened(path: str, top: Path) -> str:
-    """A path below the working directory, for people."""
+    """A path relative to the working directory, for messages."""
     text = os.path.relpath(path, top) if path.startswith(f"{top}/") else path
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 200 else f"{text[:100]}…{text[-80:]}"
 
 
 def size_of(body: TaskBody, directory: Path) -> int:
-    """Bytes of the results that are files under names of their own: enough to know what is large."""
+    """Bytes of the results that are plain files: enough to recognise large ones."""
     total = 0
     for result in body.results:
         with contextlib.suppress(OSError):
@@ -180,7 +180,7 @@ def size_of(body: TaskBody, directory: Path) -> int:
 
 
 def are_small(body: TaskBody, directory: Path) -> bool:
-    """Whether all results are files of which even many do no harm to this machine's disk while they wait."""
+    """Whether all results are files, and so small that even many of them may wait on this disk."""
     for result in body.results:
         try:
             info = os.lstat(directory / result.local)

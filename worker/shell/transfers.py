@@ -1,6 +1,7 @@
-"""When transfers begin: at once where the datastore is a directory, over SSH only while this worker holds a lane.
+"""Decides when transfers begin: at once for a datastore in a directory, over SSH only while this worker holds a lane.
 
-Owns the threads and who waits. It never asks for a lane: it tells how much waits and is under way, as an event.
+Owns the threads and the waiting transfers. Reports how much waits and is under way, as an event; the core requests a
+lane.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 
 class _Waiting:
-    """A transfer that has no lane yet."""
+    """A transfer that waits for a lane."""
 
     def __init__(self, action: Callable[[], Any], size: int) -> None:
         self.action = action
@@ -26,7 +27,7 @@ class _Waiting:
 
 
 class Transfers:
-    """Called from the loop alone. `later` brings what a thread ends back to the loop; `tell` hears of each change."""
+    """Called only from the loop. `later` brings the end of a transfer back to the loop; `tell` receives each change."""
 
     def __init__(self, later: Callable[[Callable[[], None]], None], tell: Callable[[TransfersChanged], None]) -> None:
         self.pool = ThreadPoolExecutor(FILE_THREADS, "files")
@@ -38,18 +39,17 @@ class Transfers:
         self._told = TransfersChanged()
 
     def submit(self, action: Callable[[], T], size: int = 0) -> Future[T]:
-        """Run it as soon as that may be. `size`: its bytes, where they are known. One that still waits can be
-        cancelled."""
+        """Run it as soon as possible. `size`: its bytes, if known. A transfer that still waits can be cancelled."""
         waiting = _Waiting(action, size)
         self._waiting.append(waiting)
         if self.needs_lane:
-            self._say()  # and begin with the next turn of the loop, when the core has seen all that is under way
+            self._say()  # it begins in the next turn of the loop, when the core knows all that is under way
         else:
             self.begin(False)
         return waiting.future
 
     def begin(self, lane_is_open: bool) -> None:
-        """Begin what may begin now."""
+        """Begin the transfers that may begin now."""
         while self._waiting and (not self.needs_lane or (lane_is_open and self._under_way < FILE_THREADS)):
             waiting = self._waiting.popleft()
             if waiting.future.set_running_or_notify_cancel():
@@ -73,7 +73,7 @@ class Transfers:
         self._say()
 
     def _say(self) -> None:
-        """Tell what changed for the lane: whether anything waits, whether anything is under way."""
+        """Report what matters for the lane: whether anything waits, and whether anything is under way."""
         if not self.needs_lane and self._told == TransfersChanged():
             return
         waits = [waiting for waiting in self._waiting if not waiting.future.cancelled()] if self.needs_lane else []
