@@ -1,11 +1,11 @@
-"""The end of an output stream: how much of it is kept, and how it is written where the beginning is missing."""
+"""The end of an output stream: how much is kept, and how it is shown when the beginning is missing."""
 
 from __future__ import annotations
 
 from ecloud.model.tasks import FAILURE_TAIL_BYTES
 
 NOTICE_BYTES = 80
-"""Room for the sentence that says how much is missing."""
+"""Room for the sentence that tells how much is missing."""
 
 
 class Tail:
@@ -17,7 +17,7 @@ class Tail:
         """Bytes before `data`."""
 
     def add(self, piece: bytes) -> None:
-        """Keep at least the last `FAILURE_TAIL_BYTES` of all that came."""
+        """Keep at least the last `FAILURE_TAIL_BYTES` of everything added."""
         self.data += piece
         excess = len(self.data) - FAILURE_TAIL_BYTES
         if excess > FAILURE_TAIL_BYTES:
@@ -27,7 +27,7 @@ class Tail:
     def text(self, limit: int = FAILURE_TAIL_BYTES) -> str:
         """At most the last `limit` bytes as text.
 
-        Where some are missing, the first line says how many, and the rest begins at a line of the stream if it can.
+        If some are missing, the first line says how many, and the rest begins at a line of the stream if possible.
         """
         if not self.dropped and len(self.data) <= limit:
             return decoded(self.data)
@@ -38,12 +38,12 @@ class Tail:
 
 
 def decoded(data: bytes | bytearray) -> str:
-    """Any bytes as text that a database takes."""
+    """Any bytes as text that a database accepts."""
     return data.decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
 def _start_of_line(data: bytes) -> int:
-    """Where the first whole line begins; the first whole character where no line ends before the last one."""
+    """The start of the first whole line; of the first whole character if no line ends before the last one."""
     newline = data.find(b"\n")
     if 0 <= newline < len(data) - 1:
         return newline + 1
@@ -54,13 +54,13 @@ def _start_of_line(data: bytes) -> int:
 
 
 class Decoder:
-    """Text of a stream that comes in pieces: a character that a piece cuts in two is kept for the next one."""
+    """Decodes a stream in pieces: a character that a piece cuts in two is kept for the next one."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def add(self, piece: bytes, is_last: bool = False) -> tuple[int, str]:
-        """The text that is whole now, and how many bytes before `piece` it begins."""
+        """The text that is complete now, and how many bytes before `piece` it begins."""
         before = len(self._rest)
         data = self._rest + piece
         cut = len(data) if is_last else _end_of_characters(data)
@@ -69,7 +69,7 @@ class Decoder:
 
 
 def _end_of_characters(data: bytes) -> int:
-    """Where the last character that may still continue begins; the end where none does."""
+    """The start of the last character that may still continue; the end if there is none."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 == 0x80:
