@@ -1,12 +1,12 @@
-"""The script that turns a booted guest into a worker: what an OpenNebula guest runs as its START_SCRIPT.
+"""The script that turns a booted guest into a worker: the START_SCRIPT of an OpenNebula guest.
 
-Pure text. It starts `worker/start.sh` of the image's code as a unit of its own and returns at once, so that nothing
-that the guest still has to do is held up. Where the image has no ECLOUD inside, the boss brings it by SSH and runs the
-same script again (`boss/bootstrap/visit.py`). The guest runs it at each boot **and again whenever a
-NIC or disk is attached**, so a second run does nothing. Everything that differs from VM to VM comes in variables of the
-context (`variables`), which the guest exports; all text is in Base64, since the guest sources them unescaped.
+Pure text. It starts `worker/start.sh` of the image's code as a unit of its own and returns at once, so that it does not
+delay the guest's boot. If the image has no ECLOUD, the boss brings it by SSH and runs the same script again
+(`boss/bootstrap/visit.py`). The guest runs it at each boot **and whenever a NIC or disk is attached**, so a second run
+does nothing. Everything specific to a VM is in variables of the context (`variables`), which the guest exports; all
+text is in Base64, because the guest sources them unescaped.
 
-What the VM's template had as its own start script runs before the agent, each time as before.
+The start script of the VM's template runs before the agent, each time as before.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from collections.abc import Mapping, Sequence
 from datastore.problem import Problem
 
 CODE_DIRECTORY = "/opt/ecloud"
-"""Where an image with ECLOUD inside has it."""
+"""Where an image with ECLOUD has it."""
 MAX_VALUE_BYTES = 120_000
-"""Of one variable: with 131,072 bytes every `exec` of the guest fails, since each variable is exported."""
+"""Of one variable. The guest exports each variable, and with 131,072 bytes every `exec` fails."""
 MAX_CONTEXT_BYTES = 1_000_000
-"""Of all variables together: half of what a Linux guest takes as arguments and environment."""
+"""Of all variables together: half of what Linux accepts as arguments and environment."""
 _SAFE = re.compile(r"[A-Za-z0-9._:+-]*\Z")
 
 
 class TooLarge(Problem):
-    """A context that no guest could export: which variable, how large, how much is allowed."""
+    """A context that no guest could export: which variable, its size, and the limit."""
 
 
 HOME = r"""home=
@@ -35,8 +35,8 @@ for place in "$root/var/lib/ecloud" "${XDG_DATA_HOME:-${HOME:-/nonexistent}/.loc
     if (umask 077; mkdir -p "$place") 2>/dev/null && [ -w "$place" ]; then home=$place; break; fi
     if [ "$(id -u)" = 0 ]; then break; fi
 done"""
-"""Shell that finds where a worker lives: what is the machine's for root, a person's own for whom that is shut; empty
-where neither can be had."""
+"""Shell code that finds where a worker lives: the machine's directories for root, else the user's own; empty if neither
+is possible."""
 
 SCRIPT = r"""#!/bin/sh
 # Makes this machine a worker of an ECLOUD cluster. Safe to run twice; what it does stands in $home/start.log.
@@ -214,10 +214,9 @@ def variables(
 
 
 def merged_context(own: Mapping[str, str], ours: Mapping[str, str], script: str = SCRIPT) -> dict[str, str]:
-    """The template's own context with ours added and our start script in the place of its own, which is kept for ours
-    to run. Raises `TooLarge`."""
+    """The template's own context with ours added. Our start script replaces its own, and runs it. Raises `TooLarge`."""
     merged = {name: value for name, value in own.items() if name not in ("START_SCRIPT", "START_SCRIPT_BASE64")}
-    # A guest that has both runs START_SCRIPT and forgets the other.
+    # A guest that has both runs START_SCRIPT and ignores the other.
     if own.get("START_SCRIPT"):
         merged["ECLOUD_OWN_SCRIPT"] = own["START_SCRIPT"]
     elif own.get("START_SCRIPT_BASE64"):

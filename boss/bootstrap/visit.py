@@ -1,8 +1,8 @@
-"""Visits to VMs by SSH: looks what is there, and brings code and packages where the image has none.
+"""Visits VMs by SSH: probes them, and brings code and packages if the image has none.
 
-Owns the connection to one guest at a time, from any thread; each visit ends within `VISIT_S`. The host key is pinned at
-the first visit of a VM and asked for at each later one, whatever address the VM has by then. A visit may be broken off
-anywhere and made again: what is there already is not sent again, and what runs is not started again.
+Owns the connection to each guest, from any thread; each visit ends within `VISIT_S`. The host key is pinned at the
+first visit of a VM and required at each later one, whatever its address is then. A visit may be interrupted anywhere
+and repeated: what the guest already has is not sent again, and what runs is not started again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ecloud.model.foreign_text import Cleaner
 
 log = logging.getLogger("boss")
 VISIT_S = 180.0
-"""A whole visit; a bundle of 1 MB over a slow line is the longest part."""
+"""A whole visit. Its longest part is a bundle of 1 MB over a slow line."""
 
 
 class Broken(Exception):
-    """The visit could not continue; `contact` is one of those of `Visit`, the text says what happened."""
+    """The visit could not continue. `contact` is one of those of `Visit`; the text says what happened."""
 
     def __init__(self, contact: str, text: str) -> None:
         super().__init__(text)
@@ -40,8 +40,8 @@ class Broken(Exception):
 
 
 class Visitor:
-    """Visits VMs of one pool. `key`: the private key that their sshd accepts; `user` and `port`: at their addresses;
-    `secrets_of`: what a VM was sent that nobody may be shown, by its number."""
+    """Visits VMs of one pool. `key`: the private key that their sshd accepts; `user` and `port`: of their sshd;
+    `secrets_of`: secrets that a VM was sent, by its number."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class Visitor:
         self._port = port
         self._lock = threading.Lock()
         self._guests: set[Guest] = set()
-        """Those that are visited now."""
+        """Guests that are being visited."""
         self._closed = False
 
     def close(self) -> None:
-        """Break off every visit, so that none holds up a boss that leaves; begin none any more."""
+        """Interrupt all visits, so that none delays a boss that leaves. Begin no more."""
         with self._lock:
             self._closed = True
             guests = tuple(self._guests)
@@ -70,7 +70,7 @@ class Visitor:
             guest.close()
 
     def visit(self, call: VisitVm) -> VmVisited:
-        """Look, and prepare where the call says so. Never raises for what is the guest's fault."""
+        """Probe, and prepare if the call says so. Never raises for the guest's faults."""
         begun = time.monotonic()
         done: dict[str, float] = {}
         guest = Guest(Login(call.address, self._user, self._key, self._port, call.host_key), begun + VISIT_S)
@@ -85,7 +85,7 @@ class Visitor:
             visit = self._inside(guest, call, done)
         except Broken as error:
             visit = Visit(error.contact, said=str(error), vm=guest.vm, boot_nonce=guest.boot_nonce)
-        except Refused as error:  # a guest that can't even be looked at
+        except Refused as error:  # a guest that cannot even be probed
             visit = Visit("broken", said=f"what is there can't be looked at: {error}")
         finally:
             guest.close()
@@ -93,13 +93,13 @@ class Visitor:
                 self._guests.discard(guest)
         now = time.monotonic()
         ago_s = {step: now - at for step, at in done.items()}
-        # Where it broke off later, as when the VM ends meanwhile, it had said already who it is.
+        # If it was interrupted later, as when the VM ends meanwhile, the guest had already identified itself.
         known = visit.contact == "ok" or (visit.vm, visit.boot_nonce) == (str(call.vm_no), call.boot_nonce)
         host_key = call.host_key or (guest.shown if known else "")
         return VmVisited(call.vm_no, call.address, host_key, self._cleaned(visit, call.vm_no), ago_s)
 
     def _cleaned(self, visit: Visit, vm_no: int) -> Visit:
-        """What the guest wrote, without what it was sent in confidence: a start script may have printed it."""
+        """What the guest wrote, without secrets that it was sent: a start script may have printed them."""
         cleaner = Cleaner(self._secrets_of(vm_no))
         short = {name: cleaner(getattr(visit, name)) for name in ("said", "starting", "home", "problem")}
         return msgspec.structs.replace(visit, **short, log=cleaner.clean(visit.log)[-LOG_CHARS:])
@@ -108,7 +108,7 @@ class Visitor:
         asked = time.time()
         probed = read_probe(guest.run("sh -s", PROBE.encode()))
         guest.vm, guest.boot_nonce = probed.visit.vm, probed.visit.boot_nonce
-        # It tells whole seconds, when the script begins.
+        # It reports whole seconds, when the script begins.
         ahead_s = probed.date - asked if probed.date is not None else None
         visit = msgspec.structs.replace(probed.visit, clock_s=ahead_s, by_ssh=call.prepare)
         if probed.date is not None:
@@ -130,8 +130,8 @@ class Visitor:
 
 
 def _may_be_prepared(visit: Visit, call: VisitVm) -> bool:
-    """Whether it is worth while, and the right machine. What is only slow (its name server, its clock) may mend itself
-    while the worker waits."""
+    """Whether preparing is useful, and this is the right machine. What is only slow (its name server, its clock) may
+    recover while the worker waits."""
     fits = version(visit.python) >= LEAST_PYTHON and not visit.home and OWN_SCRIPT not in visit.starting
     room = visit.disk_mb is None or visit.disk_mb >= LEAST_DISK_MB
     return fits and room and (visit.vm, visit.boot_nonce) == (str(call.vm_no), call.boot_nonce)
@@ -153,11 +153,11 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 class Refused(Exception):
-    """A command ended with an exit code that is not 0; the text is what it said."""
+    """A command ended with an exit code other than 0. The text is its output."""
 
 
 class Guest:
-    """A connection to one guest. `vm`, `boot_nonce`: who it said it is."""
+    """A connection to one guest. `vm`, `boot_nonce`: the identity that it reported."""
 
     def __init__(self, login: Login, until: float) -> None:
         self._remote = Remote(login)
@@ -177,7 +177,7 @@ class Guest:
             raise Broken(error.contact, str(error)) from error
 
     def run(self, command: str, given: bytes | Path) -> str:
-        """What it prints, with `given` as input. Raises `Broken`, `Refused`."""
+        """The output of a command with `given` as input. Raises `Broken`, `Refused`."""
         try:
             code, text = self._remote.run(as_root(command), given, self._until)
         except remote.Broken as error:
@@ -188,5 +188,5 @@ class Guest:
         return text
 
     def close(self) -> None:
-        """End the connection, whatever it does."""
+        """End the connection, whatever it is doing."""
         self._remote.close()

@@ -1,8 +1,8 @@
-"""What every cloud can do. Its comments are the contract that tests/contract/test_provider.py runs.
+"""The interface of every cloud. tests/contract/test_provider.py tests what its docstrings promise.
 
-A provider starts, ends and lists VMs; it decides nothing and remembers nothing that its cloud does not. All calls
-block, each for a limited time; they are made from a small pool, never from the loop. Errors are named by what to do
-next; the text of each is one sentence that says what happened, to which thing, and what to do.
+A provider starts, ends and lists VMs. It decides nothing and remembers nothing that its cloud does not. All calls
+block, each for a limited time, and are made from a small thread pool, never from the loop. Errors are classes by what
+to do next; each text is one sentence: what happened, to which thing, and what to do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class TryLater(PartAway):
 
 
 class Unanswered(TryLater):
-    """The answer was lost: nobody knows whether the VM was started. `list` tells; asking again could start a second."""
+    """The answer was lost: the VM may or may not have been started. `list` tells; asking again could start a second
+    one."""
 
 
 class AskForLess(PartAway):
@@ -31,19 +32,19 @@ class AskForLess(PartAway):
 
 
 class GivePoolUp(Problem):
-    """No VM of this pool can ever start as it is set: its template or network is wrong. A person must act."""
+    """No VM of this pool can start with the present settings: its template or network is wrong. A person must act."""
 
 
 class CredentialsWrong(Problem):
-    """The cloud does not let us in, or we do not trust it. A person must act."""
+    """The cloud refuses our login, or we do not trust the cloud. A person must act."""
 
 
 class Gone(Problem):
-    """This cluster has no such VM, or has it no more."""
+    """This cluster has no such VM, or no longer has it."""
 
 
 class VmOrder(msgspec.Struct, frozen=True):
-    """One VM to start. `vm_no`: its intent, which the VM must carry so that it is found again; `size`: what it is to
+    """One VM to start. `vm_no`: its intent, which the VM must carry so that it is found again; `size`: what it must
     offer."""
 
     vm_no: int
@@ -54,7 +55,7 @@ class VmOrder(msgspec.Struct, frozen=True):
 
 
 class Stranger(msgspec.Struct, frozen=True):
-    """A VM that looks like ours and is not: shown to people, never adopted, never ended. `why`: what it lacks."""
+    """A VM that resembles ours but is not: shown to people, never adopted, never ended. `why`: what it lacks."""
 
     cloud_id: str
     name: str
@@ -63,8 +64,8 @@ class Stranger(msgspec.Struct, frozen=True):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """How many more VMs of a pool the cloud would give now, by what it says. `vms`: None where nothing bounds it that
-    the cloud tells; `reason`: what bounds it most, in words."""
+    """How many more VMs of a pool the cloud would start now. `vms`: None if nothing that the cloud reports limits it;
+    `reason`: the tightest limit, in words."""
 
     vms: int | None = None
     reason: str = ""
@@ -74,17 +75,17 @@ class Provider(Protocol):
     """One cloud, for one pool."""
 
     def start(self, order: VmOrder) -> str:
-        """Ask for one VM; the cloud's id for it. The intent is committed before.
+        """Request one VM. Returns the cloud's id for it. The intent is committed before.
 
-        After a crash between this call and its answer, or after `Unanswered`, the VM is found by `list`. Every other
-        error says that no VM was made. Raises all errors but `Gone`.
+        After a crash between this call and its answer, or after `Unanswered`, `list` finds the VM. Every other error
+        means that no VM was made. Raises all errors but `Gone`.
         """
 
     def end(self, cloud_id: str) -> None:
-        """Ask for a VM's end; asked again after a while it is ended hard. Returning is no proof: `list` is.
+        """Request a VM's end; a repeated request after a while ends it hard. Only `list` proves the end.
 
-        Ending what is gone is no error. Raises `TryLater` where its state refuses now, `Gone` for a VM that is there
-        and does not carry our cluster id (it is not touched), `CredentialsWrong`.
+        Ending a VM that is gone is no error. Raises `TryLater` if its state does not allow it now, `Gone` for a VM that
+        exists and does not carry our cluster id (it is not touched), `CredentialsWrong`.
         """
 
     def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
@@ -100,20 +101,19 @@ class Provider(Protocol):
         """
 
     def strangers(self) -> Sequence[Stranger]:
-        """VMs that carry our name or tag and are not ours. Raises as `list` does."""
+        """VMs that carry our name or tag but are not ours. Raises as `list` does."""
 
     def room(self) -> Capacity:
-        """Quotas, free addresses and free hosts, read and not asked for. Raises all errors but `Gone` and
-        `AskForLess`."""
+        """Quotas, free addresses and free hosts. Requests nothing. Raises all errors but `Gone` and `AskForLess`."""
 
     def misfit(self, size: Resources) -> str:
-        """What a pool that promises VMs of that size promises too much; empty where it does not, or nobody can know.
+        """What a pool that promises VMs of that size promises too much; empty if nothing, or if that cannot be known.
         Raises all errors but `Gone` and `AskForLess`."""
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
-        """End every VM of this cluster and wait, `wait_s` seconds at most, until `list` is empty; what is left.
+        """End every VM of this cluster and wait, `wait_s` seconds at most, until `list` is empty. Returns what is left.
         Raises as `list` does."""
 
     def close(self) -> None:
-        """Give back what the cloud counts, such as login tokens. Never raises for a cloud that is away; calls that are
-        made afterwards still work."""
+        """Give back what the cloud limits, such as login tokens. Never raises for a cloud that is away. Later calls
+        still work."""

@@ -34,60 +34,60 @@ from ecloud.model.tasks import Result
 from ecloud.model.wire import AttemptOrder, CallEnded, CallValue, Envelope, StartTasks
 
 RENEW_S = 5.0
-"""A leader that has nothing to commit says this often that it lives."""
+"""How often a leader with nothing to commit records that it is alive."""
 LEAD_ABOVE_EVERY_S = 10.0
 DATABASE_BACKOFF = Backoff(0.1, 5.0)
 """Between questions to a database that does not answer."""
 
 NEEDS_VALUES = b'"needs":['
-"""Stands in the stored definition of a call that needs values of others; elsewhere it costs a look in vain."""
+"""Occurs in the stored definition of a call that needs values of others; elsewhere it costs a useless lookup."""
 
 _Answer = TypeVar("_Answer")
 
 
 class StorePort(Protocol):
-    """The tables. Each method raises `StoreAway` where the database does not answer; the driver asks again."""
+    """The tables. Each method raises `StoreAway` if the database does not answer; the driver repeats the call."""
 
     @property
     def epoch(self) -> int:
-        """The leadership in which this boss writes."""
+        """The epoch in which this boss writes."""
 
     def last_batch(self) -> int:
-        """The number of the last batch that was committed."""
+        """The number of the last committed batch."""
 
     def load(self) -> Snapshot:
         """Everything unfinished."""
 
     def commit(self, batch: int, writes: Writes, now: float) -> None:
-        """One transaction; writing the same batch again is harmless. Raises `CommitRefused`, `Deposed`."""
+        """Write one transaction; repeating a batch is harmless. Raises `CommitRefused`, `Deposed`."""
 
     def renew(self, now: float) -> None:
-        """The leader lives. Raises `Deposed`."""
+        """Record that the leader is alive. Raises `Deposed`."""
 
     def lead_above(self, epoch: int, now: float) -> int:
-        """Go on leading, in an epoch above this one; which. Raises `Deposed`."""
+        """Continue to lead, in an epoch above this one. Returns it. Raises `Deposed`."""
 
     def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        """A run: whole, or of its tasks only `ids`. Raises `Deposed`."""
+        """A run: whole, or only its tasks `ids`. Raises `Deposed`."""
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
-        """How calls stand, in order, and whether there are more. Raises `Deposed`."""
+        """The state of calls, in order, and whether there are more. Raises `Deposed`."""
 
     def load_push(self, push_id: str) -> PushAnswered | None:
-        """What a push came to; None for one that was never committed. Raises `Deposed`."""
+        """The result of a push; None if it was never committed. Raises `Deposed`."""
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
-        """What a person's selection means. Raises `Deposed`."""
+        """What a selection means. Raises `Deposed`."""
 
     def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
         """Of calls: the values of the calls that they depend on, by task_no."""
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
-        """Stored definitions by task_no, as JSON; tasks that are gone are left out."""
+        """Stored definitions by task_no, as JSON; missing tasks are omitted."""
 
 
 class CallPort(Protocol):
-    """Calls to the datastore and to clouds. Their answers come back as events of later turns."""
+    """Calls to the datastore and to clouds. Their answers are events of later turns."""
 
     def make(self, call: Call) -> None:
         """Begin the call and return at once."""
@@ -113,7 +113,7 @@ class Pause(msgspec.Struct, frozen=True):
 
 
 class Next(Enum):
-    """Steps that carry nothing: what the driver is about to do."""
+    """Steps without data: what the driver is about to do."""
 
     READ = "read"
     SEND = "send"
@@ -127,7 +127,8 @@ Report = Callable[[int, str], None]
 
 
 class Driver:
-    """Carries out what one core decides. A core that the database refuses is replaced by a new one from the tables."""
+    """Carries out the decisions of one core. A core whose batch the database refuses is replaced by a new one from the
+    tables."""
 
     def __init__(
         self,
@@ -153,10 +154,10 @@ class Driver:
         self.core: Boss | None = None
         self._batch = 0
         self._events: Sequence[Event] = ()
-        """Those of the decision that is being carried out."""
+        """Events of the decision that is being carried out."""
         self._reads: deque[Read] = deque()
         self._learned: list[Event] = []
-        """What the driver learned while it carried out the last decision: the core hears it before anything else."""
+        """What the driver learned while it carried out the last decision: the core receives it first."""
         self._renewed_at = clock()
         self._led_above_at = -LEAD_ABOVE_EVERY_S
 

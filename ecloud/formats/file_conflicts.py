@@ -1,8 +1,9 @@
-"""Files that tasks of one list share: results that overwrite one another, files used without waiting for their task.
+"""Finds files that tasks of one list share: results that overwrite each other, and files used without waiting for their
+task.
 
-A published directory replaces the one that is there. So a result inside a directory that is a result of another task
-is lost, or overwrites a part of it, depending on which task ends last: such lists are refused, unless the directory is
-`merged`. What globs may match is not known before they do: there are only notes about them.
+A published directory replaces an existing one. So a result inside a directory that is a result of another task is lost,
+or overwrites a part of it, depending on which task ends last: such lists are refused, unless the directory is `merged`.
+What a glob matches is known only later, so globs cause only notes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from ecloud.formats.problems import Problems, shown
 from ecloud.model.tasks import MERGED, Result, TaskDefinition, output_path
 
 MAX_PAIRS = 2_000_000
-"""Pairs of a task that requires a file and one that produces it, of which it is asked whether they are ordered."""
+"""Pairs of a task that requires a file and one that produces it, whose order is checked."""
 MAX_MATCHES = 1_000_000
 """Comparisons of names with globs."""
 MAX_NOTES = 5
 
 
 def find_file_conflicts(tasks: Sequence[TaskDefinition], problems: Problems) -> list[str]:
-    """Add what is wrong; notes about what may go wrong. A few seconds for a million tasks with files, at most."""
+    """Add problems to `problems`. Returns notes about possible conflicts. At most a few seconds for a million tasks
+    with files."""
     results = ResultIndex(tasks)
     for index, path, text in results.overlaps():
         problems.add(f"task {shown(tasks[index].id)}", "results", f"{shown(path)!r} {text}")
@@ -39,7 +41,7 @@ def find_file_conflicts(tasks: Sequence[TaskDefinition], problems: Problems) -> 
 
 
 class ResultIndex:
-    """The results of a list by path: `plain` names, and `globs` by the directory that their matches go to."""
+    """The results of a list by path: `plain` names, and `globs` by the directory of their matches."""
 
     def __init__(self, tasks: Sequence[TaskDefinition]) -> None:
         self.tasks = tasks
@@ -53,7 +55,7 @@ class ResultIndex:
                 where.setdefault(result.path, []).append((index, result))
 
     def overlaps(self) -> Iterator[tuple[int, str, str]]:
-        """(task, path, what is wrong): the same name twice, and names inside directories of other tasks."""
+        """(task, path, problem): the same name twice, and names inside directories of other tasks."""
         for path, makers in self.plain.items():
             first, result = makers[0]
             for index, other in makers[1:]:
@@ -82,7 +84,7 @@ class ResultIndex:
                     return
 
     def glob_notes(self) -> list[str]:
-        """What may be published twice: by the same glob of two tasks, or by a glob and by name."""
+        """Possible double publications: the same glob in two tasks, or a glob and a name."""
         notes = []
         for top, globs in self.globs.items():
             by_pattern: dict[str, list[int]] = {}
@@ -116,7 +118,7 @@ class ResultIndex:
                         )
 
     def producers(self, wanted: set[str]) -> dict[str, list[int]]:
-        """For each wanted path the tasks that surely produce it, a directory above it, or something below it."""
+        """For each wanted path the tasks that certainly produce it, a directory above it, or something below it."""
         found: dict[str, dict[int, None]] = {}
         for path, makers in self.plain.items():
             for name in (path, *above(path)):
@@ -138,7 +140,7 @@ def missing_dependencies(
 ) -> list[tuple[int, int, str]]:
     """(user, producer, path): pairs where a task requires what another one produces, and neither waits for the other.
 
-    A task may require what it produces itself, and what a task after it produces anew: that order is fixed.
+    A task may require what it produces itself, and what a later task replaces: that order is fixed.
     """
     results = results or ResultIndex(tasks)
     users: dict[str, list[int]] = {}
@@ -166,6 +168,6 @@ def missing_dependencies(
     predecessors = predecessors_of(tasks)
     order = dependency_order(predecessors)
     if len(order) < len(tasks):
-        return []  # a cycle, which is a problem of its own
+        return []  # a cycle, which is reported elsewhere
     found = unordered(predecessors, order, list(pairs))
     return sorted((user, maker, pairs[maker, user]) for maker, user in found)

@@ -1,7 +1,7 @@
-"""Questions about the dependency graph of a task list: an order, cycles, who comes before whom. Changes nothing.
+"""Analyses the dependency graph of a task list: order, cycles, which task precedes which. Changes nothing.
 
 Lists have up to two million tasks, so the order is computed here in one pass (networkx takes 8 s and 1 GB for a million
-tasks). Only what is left over, tasks on cycles and behind them, goes to networkx.
+tasks). Only the rest, tasks on cycles and behind them, goes to networkx.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterator, Sequence
 from ecloud.model.tasks import TaskDefinition
 
 MARKS_PER_PASS = 256
-"""Tasks whose dependents are followed at once: one bit each."""
+"""Tasks whose dependents are followed in one pass: one bit each."""
 MAX_VISITS = 20_000_000
-"""Visits of tasks that `unordered` may make: some seconds."""
+"""Most visits that `unordered` makes: a few seconds."""
 
 
 def predecessors_of(tasks: Sequence[TaskDefinition]) -> list[list[int]]:
-    """For each task the positions of its dependencies. Unknown ids and the task itself are left out."""
+    """For each task the positions of its dependencies, without unknown ids and the task itself."""
     position = {task.id: index for index, task in enumerate(tasks)}
     found: list[list[int]] = []
     for index, task in enumerate(tasks):
@@ -31,7 +31,7 @@ def predecessors_of(tasks: Sequence[TaskDefinition]) -> list[list[int]]:
 
 
 def dependency_order(predecessors: Sequence[Collection[int]]) -> list[int]:
-    """Positions, dependencies first (Kahn). Tasks on cycles, and tasks that depend on these, are missing from it."""
+    """Positions, dependencies first (Kahn). Tasks on cycles, and tasks that depend on these, are missing."""
     dependents: list[list[int]] = [[] for _ in predecessors]
     for index, found in enumerate(predecessors):
         for other in found:
@@ -47,7 +47,7 @@ def dependency_order(predecessors: Sequence[Collection[int]]) -> list[int]:
 
 
 def find_cycles(tasks: Sequence[TaskDefinition]) -> Iterator[list[str]]:
-    """One cycle of each strongly connected component: ids in the order of execution, the first again at the end."""
+    """One cycle of each strongly connected component: ids in execution order, the first repeated at the end."""
     predecessors = predecessors_of(tasks)
     order = dependency_order(predecessors)
     if len(order) == len(tasks):

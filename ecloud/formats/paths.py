@@ -1,4 +1,4 @@
-"""What may be a path in the datastore or in a working directory. Owns these rules; opens nothing."""
+"""Rules for paths in the datastore and in working directories. Opens nothing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fnmatch import fnmatchcase
 from ecloud.formats.problems import shown
 
 MAX_PATH_BYTES = 4_000
-"""What Linux opens (PATH_MAX is 4,096, with the root's own path before ours)."""
+"""Longest path that Linux opens (PATH_MAX is 4,096), less the root's own path."""
 MAX_PART_BYTES = 255
-"""NAME_MAX of every common filesystem."""
+"""NAME_MAX of every common file system."""
 RESERVED = ".ecloud"
 """The datastore's own directory, where results are staged."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
-"""What most paths look like, and what is surely none of those that can't be."""
+"""A quick test: most valid paths match, and no invalid one does."""
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -25,7 +25,8 @@ def is_glob(path: str) -> bool:
 
 
 def normalised(path: str) -> str:
-    """`a//b/./c/` is a/b/c. What leads out or is absolute is left as it is, for `path_problem` to name."""
+    """`a//b/./c/` is a/b/c. A path that is absolute or leads out is returned unchanged, for `path_problem` to
+    report."""
     if path.startswith("/"):
         return path
     parts = [part for part in path.split("/") if part not in ("", ".")]
@@ -43,7 +44,7 @@ def fixed_part(pattern: str) -> str:
 
 
 def above(path: str) -> Iterator[str]:
-    """The directories that hold a path, the nearest first: a/b/c is in a/b and in a. Not the root."""
+    """The directories above a path, the nearest first: a/b/c is in a/b and in a. Not the root."""
     while (cut := path.rfind("/")) > 0:
         path = path[:cut]
         yield path
@@ -58,12 +59,12 @@ def pattern_of(glob: str) -> list[str]:
 def matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """Whether a pattern matches a name or a directory above it. `**` stands for any number of directories.
 
-    A name that equals the pattern letter by letter matches, too: `sample[1].txt` is `sample[1].txt`.
+    A name also matches if it equals the pattern literally: `sample[1].txt` is `sample[1].txt`.
     """
     if list(parts[: len(pattern)]) == list(pattern):
         return True
     lengths = {0}
-    """Of those beginnings of the name that the pattern so far matches."""
+    """Lengths of the beginnings of the name that the pattern so far matches."""
     for position, part in enumerate(pattern):
         if part == "**":
             least = min(lengths, default=len(parts) + 1) + (position == len(pattern) - 1)
@@ -74,7 +75,7 @@ def matches_pattern(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def path_problem(path: str, in_datastore: bool = True) -> str | None:
-    """Why a path can't be a name below the datastore's root (or in a working directory); None where it can."""
+    """Why a path cannot be a name below the datastore's root (or in a working directory); None if it can."""
     if len(path) <= MAX_PART_BYTES and _PLAIN.fullmatch(path):
         return None
     if not path:
@@ -102,7 +103,7 @@ def path_problem(path: str, in_datastore: bool = True) -> str | None:
 
 
 def text_problem(text: str, what: str) -> str | None:
-    """Why `text` can't be handed to a process or a database; None where it can. `what` it is, for the message."""
+    """Why `text` cannot be passed to a process or a database; None if it can. `what` it is, for the message."""
     if "\0" in text:
         return f"{what} holds a NUL character"
     if text.isascii():

@@ -1,7 +1,7 @@
 """Stand-ins for recorded programs: sh scripts that check their input files, sleep, and write their output files.
 
-The first line of each file names the file and who made it, so a consumer can tell that it got its producer's file.
-Zeros follow, up to the scaled size.
+The first line of each file names the file and its producer, so a consumer can verify whose file it got. Zeros follow,
+up to the scaled size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import msgspec
 
 INITIAL = "initial input"
-"""Stands in the first line of a file that no task makes, in place of the producer's id."""
+"""In place of the producer's id, in the first line of a file that no task makes."""
 _PIECE_BYTES = 1 << 20
 _SHORTEST_SLEEP_S = 0.001
 
@@ -43,7 +43,7 @@ class ScaledFile(msgspec.Struct, frozen=True):
 def scaled_commands(
     reads: list[ScaledFile], writes: list[ScaledFile], runtime_s: float, scale: float
 ) -> tuple[str, ...]:
-    """Commands for sh; no process is started for a sleep of 0, or for a file as short as its first line."""
+    """Commands for sh. No process is started for a sleep of 0, or for a file as short as its first line."""
     lines = []
     if reads:
         lines.append("\n".join([_NEED, *(f"need {_quoted(file.local)} {_quoted(file.header)}" for file in reads)]))
@@ -60,7 +60,8 @@ def scaled_commands(
 
 
 def initial_input_bytes(path: str, size: int, scale: float) -> Iterator[bytes]:
-    """What a file holds that no task makes, in pieces: its first line, then zeros up to `size` times `scale` bytes."""
+    """The content of a file that no task makes, in pieces: its first line, then zeros up to `size` times `scale`
+    bytes."""
     header = (ScaledFile(path, path, size, INITIAL).header + "\n").encode()
     yield header
     left = int(size * scale) - len(header)

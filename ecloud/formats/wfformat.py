@@ -1,7 +1,7 @@
 """WfCommons WfFormat 1.5: recorded executions of scientific workflows -> tasks (https://github.com/wfcommons/WfFormat).
 
-As it is, or scaled: each program replaced by a sleep that reads and writes files of the recorded names. Owns the names
-that files get; the scaled scripts have a file of their own.
+Unchanged, or scaled: each program replaced by a sleep that reads and writes files of the recorded names. Owns the names
+of the files; `scaled` writes the scripts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Workflow(msgspec.Struct):
 
 
 def is_wfformat(document: dict[str, Any]) -> bool:
-    """Whether this wants to be a WfFormat file."""
+    """Whether the document claims to be a WfFormat file."""
     return "tasks" not in document and ("workflow" in document or "schemaVersion" in document)
 
 
@@ -90,7 +90,7 @@ def read_wfformat(
 
 
 class _Reading:
-    """One workflow on its way to tasks."""
+    """One workflow while it is read."""
 
     def __init__(self, workflow: _Workflow, scale: float | None, problems: Problems) -> None:
         self._scale = scale
@@ -104,7 +104,7 @@ class _Reading:
         self._parents = self._all_parents()
 
     def task_list(self, name: str, version: str) -> TaskList:
-        """All tasks, and what is to be said about them."""
+        """All tasks, and notes about them."""
         tasks = [self._task(item) for item in self._items]
         initial = dict.fromkeys(
             file for item in self._items for file in item.inputFiles if self._makers.get(file, item.id) == item.id
@@ -123,7 +123,8 @@ class _Reading:
         return TaskList(name, tasks, tuple(notes), inputs)
 
     def _all_parents(self) -> dict[str, dict[str, None]]:
-        """Whom each task waits for, by `parents`, by the other's `children`, and by the files it reads."""
+        """The dependencies of each task, from `parents`, from `children` of others, and from the files that it
+        reads."""
         parents: dict[str, dict[str, None]] = {item.id: dict.fromkeys(item.parents) for item in self._items}
         for item in self._items:
             for child in item.children:
@@ -150,7 +151,7 @@ class _Reading:
             if recorded.coreCount:
                 resources["cpus"] = recorded.coreCount
         else:
-            # The sleep that stands for a program occupies no cores: one CPU, so that it runs on a laptop too.
+            # The sleep that replaces a program needs no cores: one CPU, so that it also runs on a laptop.
             runtime_s = (runtime_s or 0.0) * self._scale
             reads = [self._scaled_file(file, self._producer(file, item.id), local) for file in inputs]
             writes = [self._scaled_file(file, item.id, local) for file in outputs]
@@ -175,7 +176,8 @@ class _Reading:
         return ScaledFile(self._paths[file], local[file], self._sizes.get(file, 0), producer)
 
     def _local_names(self, files: list[str]) -> dict[str, str]:
-        """A recorded relative id is the program's own name for its file; of an absolute one or a URL it saw the end."""
+        """Local names of files. A recorded relative id is the program's own name; of an absolute one or a URL it saw
+        the end."""
         ends = {file: self._paths[file].rsplit("/", 1)[-1] for file in files if self._paths[file] != file}
         names = {file: ends.get(file, file) for file in files}
         taken = list(names.values())
@@ -190,7 +192,7 @@ class _Reading:
             self._problems.add(f"task {shown(recorded.id)}", "command", text)
             return ()
         if not command.arguments:
-            return (command.program,)  # A whole script, as Nextflow records it.
+            return (command.program,)  # a whole script, as Nextflow records it
         words = [_argument(argument) for argument in command.arguments]
         # Some recorders list the program again as the first argument, as argv has it: "./split_fasta" of split_fasta.
         if command.arguments[0].rsplit("/", 1)[-1] != command.program.rsplit("/", 1)[-1]:
@@ -199,7 +201,7 @@ class _Reading:
 
 
 def _argument(argument: str) -> str:
-    """One recorded argument for the shell. Redirections stand as they are ("2>"); "--option value" is two words."""
+    """One recorded argument for the shell. Redirections stay as they are ("2>"); "--option value" is two words."""
     if _REDIRECTION.fullmatch(argument):
         return argument
     if argument.startswith("-"):
@@ -211,7 +213,7 @@ def _argument(argument: str) -> str:
 
 
 def safe_paths(files: Iterable[str]) -> dict[str, str]:
-    """File ids -> datastore paths, each its own and none below another. A good relative path stays as it is."""
+    """File ids -> datastore paths, unique and none below another. A valid relative path stays as it is."""
     wanted = list(dict.fromkeys(files))
     paths: dict[str, str] = {}
     taken: set[str] = set()
