@@ -418,6 +418,8 @@ MUTANTS: dict[str, Mutant] = {
         "waiting for records: a call may be chained to calls whose values are not recorded yet",
         ("call-values",),
         ((merging, "_makes", mutations.takes_calls_for_tasks),),
+        faults.Faults(),
+        Size(tasks=(80, 160), workers=(1, 2), task_s=0.2),
     ),
     "asked-back": Mutant(
         "the answer to ReturnTasks: what is asked back is given to another at once",
