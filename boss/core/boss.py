@@ -1,11 +1,11 @@
-"""The boss is a value: a batch of events in, one decision out.
+"""The boss as a value: each batch of events yields one decision.
 
     effects = boss.handle(events, now)
 
-applies each event, then runs the phases, which ring alarms, place tasks and scale the fleet *once*. The caller commits
-`effects.writes`, publishes `effects.sends`, makes `effects.calls` and answers `effects.reads` (see `effects`, and
-`boss.shell.driver`, which does so). A timer is an empty batch. This file connects the parts and dispatches messages to
-them; what each message means is in the part named after it.
+`handle` applies each event, then runs the phases, which ring alarms, place tasks and scale the fleet, *once* per batch.
+The caller commits `effects.writes`, publishes `effects.sends`, makes `effects.calls` and answers `effects.reads` (see
+`effects`, and `boss.shell.driver`, which does so). A timer is an empty batch. This file connects the parts and
+dispatches messages to them; the part named after a message implements it.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ from ecloud.model import wire
 from ecloud.model.worker_states import WorkerState
 
 LATE_S = 1.0
-"""A batch later than its deadline by more than this was late through no fault of the workers: their leases are
+"""If a batch is later than its deadline by more than this, the delay was not the workers' fault: their leases are
 extended."""
 DATASTORE_BACKOFF = Backoff(0.5, 30.0)
-"""Between tries of a call to the datastore."""
+"""Delay between tries of a call to the datastore."""
 ARCHIVE_EVERY_S = 600.0
 RESTORED_NOTE = "database/restored"
-"""The note that a peer knew of more than the database: when, epoch seconds, and which peer."""
+"""Note that a peer knew more than the database: when, epoch seconds, and which peer."""
 
 
 class Phase(NamedTuple):
-    """A step that ends each batch. `why` says why it stands where it does."""
+    """A step at the end of each batch. `why` explains its position."""
 
     name: str
     run: Callable[[float], None]
@@ -98,7 +98,7 @@ class Phase(NamedTuple):
 
 
 class Boss:
-    """Decides. Not safe for threads; owns no clock: `now` never steps back."""
+    """The core. Not thread-safe; owns no clock: `now` never steps back."""
 
     def __init__(self, snapshot: Snapshot, config: BossConfig, now: float) -> None:
         self.config = config
@@ -119,7 +119,7 @@ class Boss:
         )
         self.leases = Leases(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
         self.access = Access(self._outbox, self.fleet, self.sessions)
-        # Workers that an earlier boss let move files tell of it with their first heartbeat.
+        # Workers that an earlier boss permitted to transfer files report this in their first heartbeat.
         opens_at = now + 2 * config.heartbeat_s if snapshot.workers else now
         holders = {row.worker for row in snapshot.workers if row.lane_since is not None}
         self.transfer_slots = TransferSlots(
@@ -166,10 +166,10 @@ class Boss:
         self._timers.set(now + config.lease_s, self._forget_silent_clients)
         self.staging_sweeper.begin(now)
 
-    # --- the one verb ----------------------------------------------------------------------------
+    # --- the only entry point --------------------------------------------------------------------
 
     def handle(self, events: Sequence[Event], now: float) -> Effects:
-        """Apply a batch and decide. Never raises for anything a peer said."""
+        """Apply a batch and decide. No message of a peer makes it raise."""
         if self._expected_at is not None and now - self._expected_at > LATE_S:
             self.leases.forgive(now - self._expected_at, now)
         for event in events:
@@ -180,7 +180,7 @@ class Boss:
         return self._outbox.take()
 
     def _list_phases(self) -> tuple[Phase, ...]:
-        """What happens once at the end of each batch, in this order."""
+        """The phases that run once at the end of each batch, in this order."""
         return (
             Phase("alarms", self._timers.ring, "after the events: a deadline that an event has moved does not pass"),
             Phase("chains", self.attempts.settle, "before placement: early outcomes of chained attempts that are due"),
@@ -203,7 +203,7 @@ class Boss:
         )
 
     def next_deadline(self) -> float | None:
-        """When `handle` must be called again, with or without events."""
+        """When to call `handle` again, with or without events."""
         return self._timers.next
 
     # --- events ----------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class Boss:
             return
         if opened is not None and conversation.kind == "worker":
             known = self.fleet.workers.get(conversation.peer)
-            if known is not None and known.row.key_name != conversation.key_name:  # from before this boss began
+            if known is not None and known.row.key_name != conversation.key_name:  # older than this boss
                 self.sessions.ignored["peer"] += 1
                 self.sessions.close(conversation)
                 return
@@ -301,14 +301,14 @@ class Boss:
         if other_history:
             self._note_restored(event.envelope.peer, now)
         if other_history and hello.kind == "worker":
-            # What it holds has numbers that are given out again. Its next process has heard of nothing.
+            # The boss assigns the numbers of its attempts again. Its next process has received nothing yet.
             welcome = wire.Welcome(hello.nonce, "", self.config.heartbeat_s, self.config.lease_s, other_history=True)
             self._outbox.say_outside(event.envelope.peer, event.key_name, "", welcome)
             return
         self.sessions.on_hello(event, hello, now, other_history)
 
     def _note_restored(self, peer: str, now: float) -> None:
-        """For people and `doctor`, once for each start of a boss."""
+        """Write the note for operators and `doctor`, once for each start of a boss."""
         if not self._restored_noted:
             self._restored_noted = True
             self._outbox.writes.context[RESTORED_NOTE] = f"{now:.0f} {peer}"
@@ -348,7 +348,7 @@ class Boss:
             case wire.DrainWanted(reason):
                 self.leases.drain(worker, reason, then_exit=True)
             case wire.Goodbye(reason):
-                decided = worker.row.reason if worker.leaving else ""  # why we sent it away goes before what it says
+                decided = worker.row.reason if worker.leaving else ""  # the boss's own reason comes before the worker's
                 self.leases.remove(worker, WorkerState.GONE, decided or reason, now)
                 self.vms.on_worker_left(worker, now)
             case _:
@@ -359,7 +359,7 @@ class Boss:
         self.transfer_slots.on_heartbeat(worker.name, worker.conversation.session, heartbeat, now)
 
     def _write_lanes(self) -> None:
-        """Record in the database which workers move files now."""
+        """Record in the database which workers transfer files now."""
         lanes: dict[str, tuple[float | None, float | None]] = {
             **{name: (lane.since, None) for name, lane in self.transfer_slots.lanes.items()},
             **{name: (None, waiting.since) for name, waiting in self.transfer_slots.waiting.items()},
@@ -395,7 +395,7 @@ class Boss:
     def _on_datastore_failed(self, call: object, reason: str, now: float) -> None:
         kind = "promote" if isinstance(call, PromoteFiles) else "find"
         if isinstance(call, ListStages):
-            return  # asked again at the next sweep
+            return  # the next sweep asks again
         self.attempts.on_promotion_delayed(call.promotions if isinstance(call, PromoteFiles) else (), reason)
         backoff_s = DATASTORE_BACKOFF.wait_s(self._failures[kind])
         self._failures[kind] += 1
@@ -424,7 +424,7 @@ class Boss:
         self._write_lanes()
 
     def _notice_stuck_runs(self, now: float) -> None:
-        """Runs whose init task failed in every worker process there is, where no other is to be had."""
+        """Find runs whose init task failed in every present worker process, if no VM may bring another."""
         for run_no in tuple(self.book.failing_runs):
             run = self.book.runs[run_no]
             reason = self.attempts.inits.stuck_reason(run)
@@ -463,7 +463,7 @@ class Boss:
         self.sessions.close(client)
 
     def check(self) -> None:
-        """Assert every part's invariants. For tests and the simulation: costs a look at everything."""
+        """Assert every part's invariants. For tests and the simulation: iterates over everything."""
         self.book.check()
         self.fleet.check()
         self.attempts.check()

@@ -1,5 +1,4 @@
-"""A boss starts from what the store holds: everything unfinished, workers that are expected back, VMs with their
-intents."""
+"""Restores a boss's state from the store: everything unfinished, workers that should return, VMs with their intents."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from ecloud.model.worker_states import ON_DUTY
 def restore(
     snapshot: Snapshot, book: TaskBook, attempts: Attempts, fleet: Fleet, duty: Leases, vms: Vms, now: float
 ) -> None:
-    """Fill the parts of a new core. Workers get a lease to be heard; attempts of workers that are gone are lost at
-    once."""
+    """Fill the parts of a new core. Workers get a lease in which to report; attempts of workers that are gone are lost
+    immediately."""
     for run in snapshot.runs:
         loaded = book.run_of(run)
         counts = snapshot.states.get(run.run_no, {})
@@ -26,7 +25,7 @@ def restore(
         if run.held:
             book.ready.hold(run.run_no)
     for task in snapshot.tasks:
-        # The clock of the boss that wrote it may have stood hours ahead of this one.
+        # The clock of the boss that wrote it may have been hours ahead of this one's.
         task.not_before = min(task.not_before, now + MAX_BACKOFF_S)
     arrays = [row for row in snapshot.tasks if row.elements is not None]
     closed = {row.task_no for row in arrays if row.state in ENDED}
@@ -56,7 +55,7 @@ def restore(
 
 
 def _made(arrays: list[TaskRow]) -> dict[int, dict[TaskState, int]]:
-    """Elements of each array that were made, by state: all but the pending ones."""
+    """Number of made elements of each array, by state: all but the pending ones."""
     found: dict[int, dict[TaskState, int]] = {}
     for row in arrays:
         elements = row.elements
@@ -78,7 +77,8 @@ def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Leases, now: float)
 
 
 def _taken_over(fleet: Fleet) -> dict[tuple[int, int], Worker]:
-    """What processes took over from those before them in their homes: it stays recorded as given to the latter."""
+    """Attempts that worker processes took over from earlier processes of their homes; their rows name the earlier
+    process."""
     workers = fleet.workers.values()
     return {(item.task_no, item.number): worker for worker in workers for item in worker.row.hello.attempts}
 
@@ -105,8 +105,9 @@ def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, att
     key = (row.task_no, row.number)
     attempts.active[key] = attempt
     if node is not None:
-        node.attempts = max(node.attempts, row.number)  # the number of an assigned attempt is not in its task's row
-    # One that is still being published although its task is to be done anew counts no more: then the task does not run.
+        node.attempts = max(node.attempts, row.number)  # a task's row lacks the number of its assigned attempt
+    # An attempt that is still being published although its task is to be redone no longer counts: the task does not
+    # run.
     published_only = row.state is AttemptState.PROMOTING and (node is None or node.state is not TaskState.RUNNING)
     if node is not None and not node.init and row.state is not AttemptState.STOPPING and not published_only:
         node.assigned = max(node.assigned, row.number)

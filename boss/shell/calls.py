@@ -1,5 +1,5 @@
-"""Calls that block: datastore and clouds. Made from two small pools; each ends as an event for the loop, whatever
-happens."""
+"""Blocking calls to the datastore and to clouds, made by small thread pools. Each call ends as an event for the loop,
+whatever happens."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ log = logging.getLogger("boss")
 DATASTORE_THREADS = 4
 CLOUD_THREADS = 8
 VISIT_THREADS = 16
-"""Visits to VMs by SSH wait most of their time; each ends on its own within minutes. They have a pool of their own, so
+"""Visits to VMs by SSH spend most of their time waiting; each ends within minutes. They have their own thread pool, so
 that no other call waits for them."""
 PROMOTED_AT_ONCE = 2_000
-"""Attempts in one call."""
+"""Maximum attempts in one call."""
 RETRY_S = 10.0
 TELL_EVERY_S = 600.0
 GIVEN_UP_S = 300.0
 
 
 class Calls:
-    """Makes calls and puts what comes of them into the inbox."""
+    """Makes calls and puts their answers into the inbox."""
 
     def __init__(
         self,
@@ -101,13 +101,13 @@ class Calls:
         self._to_promote: deque[PromoteFiles] = deque()
         self._promoting = False
         self._starting: set[int] = set()
-        """Intents for which a call is under way or waits for its turn."""
+        """Intents with a call in progress or queued."""
         self._told_at = -TELL_EVERY_S
         self._away: set[str] = set()
-        """Pools whose cloud did not tell its VMs when it was last asked."""
+        """Pools whose cloud did not answer the last list call."""
 
     def make(self, call: Call) -> None:
-        """Hand a call to its pool."""
+        """Hand a call to its thread pool."""
         if isinstance(call, TellPerson):
             self._hook.tell(call)
         elif isinstance(call, VisitVm):
@@ -127,7 +127,7 @@ class Calls:
             self._datastore_pool.submit(self._safely, call, self._to_datastore)
 
     def close(self) -> None:
-        """Begin no call any more."""
+        """Begin no further calls."""
         self._hook.close()
         self._datastore_pool.shutdown(wait=False, cancel_futures=True)
         self._cloud_pool.shutdown(wait=False, cancel_futures=True)
@@ -143,7 +143,7 @@ class Calls:
             event = _unexpected(call, error)
         if event is not None:
             self._put(event)
-        if isinstance(call, StartVm):  # only now: until its answer is put, no list may say that none is under way
+        if isinstance(call, StartVm):  # only now: until its answer is put, every list must name it as in progress
             with self._lock:
                 self._starting.discard(call.vm_no)
 
@@ -178,14 +178,15 @@ class Calls:
         return None
 
     def _look_at_free_space(self) -> None:
-        """Seldom, and never unasked. A directory is asked by who wants to know."""
+        """Report free space over SSH, rarely and only together with another call. For a directory, users can check
+        themselves."""
         datastore = self._storage.publisher
         if isinstance(datastore, SshDatastore):
             self._put(FreeSpaceSeen(str(datastore.address), datastore.free_mb()))
 
     def _promote_waiting(self) -> None:
-        """One call at a time: what comes meanwhile goes with the next, so that fewer, fuller ones are made under load
-        (datastore and database are asked once for all of them)."""
+        """Make one call at a time: promotions that arrive meanwhile join the next call, so that calls are fewer and
+        fuller under load (one query of datastore and database serves all of them)."""
         while True:
             promotions: list[Promote] = []
             with self._lock:
@@ -216,7 +217,7 @@ class Calls:
             if visitor is None or not self._leads():
                 return None
         except StoreAway:
-            return None  # the next list of the cloud leads there again
+            return None  # the cloud's next list causes another visit
         event = visitor.visit(call)
         if event.visit.contact == "changed":
             log.error("VM %s is refused: it shows another host key: %s", call.vm_no, event.visit.said)
@@ -228,7 +229,7 @@ class Calls:
         assert isinstance(call, (StartVm, EndVm, ListVms, AskRoom))
         cloud = self._clouds.get(call.pool)
         try:
-            # A call may have waited long for its turn: another boss may lead now, and knows better.
+            # The call may have waited long in the queue: another boss may lead now, with newer knowledge.
             if not self._leads():
                 log.warning("no call to the cloud of pool %s any more: another boss leads", call.pool)
                 return None
@@ -252,7 +253,7 @@ class Calls:
             if not isinstance(call, ListVms):
                 log.warning("pool %s: %s", call.pool, error)
                 return None
-            if call.pool not in self._away:  # said once, and once when it is back
+            if call.pool not in self._away:  # logged once, and once when it is back
                 log.warning("pool %s: %s", call.pool, error)
             self._away.add(call.pool)
             return VmListFailed(call.pool, str(error))
@@ -262,7 +263,7 @@ class Calls:
         order = VmOrder(call.vm_no, call.pool, call.size, call.boot_nonce, self._labels.get(call.pool, ()))
         try:
             return VmStarted(call.vm_no, cloud.start(order))
-        except Unanswered as error:  # its intent stays until the cloud's list has shown the VM, or long has not
+        except Unanswered as error:  # its intent stays until the cloud's list shows the VM, or lacks it for long enough
             log.warning("a VM of pool %s may have been started: %s", call.pool, error)
             return None
         except TryLater as error:
@@ -275,7 +276,7 @@ class Calls:
             return VmRefused(call.vm_no, str(error), GIVEN_UP_S, "credentials")
 
     def _list(self, call: ListVms, cloud: Provider) -> None:
-        """What the cloud says. A VM that was started meanwhile is none of those that were asked about."""
+        """Put the cloud's list. VMs that were started meanwhile are not among `known`."""
         with self._lock:
             starting = set(self._starting)
         told = cloud.list(call.known, call.lost)
@@ -288,7 +289,7 @@ class Calls:
         self._put(VmsListed(call.pool, tuple(told), frozenset(starting), frozenset(call.known), call.lost))
 
     def _tell_of_hidden(self, pool: str, hidden: Sequence[VmFound]) -> None:
-        """What needs a person is said, but not with every list."""
+        """Log VMs that need an operator, but not with every list."""
         if hidden and time.monotonic() - self._told_at > TELL_EVERY_S:
             self._told_at = time.monotonic()
             log.error(
@@ -297,7 +298,7 @@ class Calls:
 
 
 def _ask_room(call: AskRoom, cloud: Provider) -> Event:
-    """What can't be read bounds nothing: asking for a VM will tell."""
+    """Ask a cloud for its room. An unreadable answer limits nothing: the request for a VM will show."""
     try:
         room = cloud.room()
     except (TryLater, CredentialsWrong, GivePoolUp) as error:

@@ -5,11 +5,11 @@
     for step in driver.turn(events): ...
 
 The product and the simulation run this code over three ports: `StorePort`, `CallPort`, `SpeakPort`. The driver owns the
-core, the number of the batch, the reads that are not answered yet, and the order of effects. It owns no inbox, thread,
-socket or clock.
+core, the number of the batch, the unanswered reads, and the order of effects. It owns no inbox, thread, socket or
+clock.
 
-A turn is a generator. It yields what it is about to do; at a `Pause` its caller lets that time pass. A process may end
-between any two steps: what survives is what the store holds. The simulation kills it there.
+A turn is a generator. It yields each step before it takes it; at a `Pause` its caller lets that time pass. A process
+may end between any two steps: only the contents of the store survive. The simulation kills it there.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ RENEW_S = 5.0
 """How often a leader with nothing to commit records that it is alive."""
 LEAD_ABOVE_EVERY_S = 10.0
 DATABASE_BACKOFF = Backoff(0.1, 5.0)
-"""Between questions to a database that does not answer."""
+"""Delay between queries while the database does not answer."""
 
 NEEDS_VALUES = b'"needs":['
-"""Occurs in the stored definition of a call that needs values of others; elsewhere it costs a useless lookup."""
+"""Occurs in the stored definition of a call that needs values of others; in other definitions it causes a useless
+lookup."""
 
 _Answer = TypeVar("_Answer")
 
@@ -77,10 +78,10 @@ class StorePort(Protocol):
         """The result of a push; None if it was never committed. Raises `Deposed`."""
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
-        """What a selection means. Raises `Deposed`."""
+        """Resolve a selection. Raises `Deposed`."""
 
     def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
-        """Of calls: the values of the calls that they depend on, by task_no."""
+        """The values of the calls that these calls depend on, by task_no."""
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
         """Stored definitions by task_no, as JSON; missing tasks are omitted."""
@@ -90,7 +91,7 @@ class CallPort(Protocol):
     """Calls to the datastore and to clouds. Their answers are events of later turns."""
 
     def make(self, call: Call) -> None:
-        """Begin the call and return at once."""
+        """Begin the call and return immediately."""
 
 
 class SpeakPort(Protocol):
@@ -107,7 +108,7 @@ class Commit(msgspec.Struct, frozen=True):
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """Step: the database does not answer; the driver asks again after `seconds`."""
+    """Step: the database does not answer; the driver tries again after `seconds`."""
 
     seconds: float
 
@@ -127,7 +128,7 @@ Report = Callable[[int, str], None]
 
 
 class Driver:
-    """Carries out the decisions of one core. A core whose batch the database refuses is replaced by a new one from the
+    """Carries out the decisions of one core. If the database refuses a batch, the driver makes a new core from the
     tables."""
 
     def __init__(
@@ -142,7 +143,7 @@ class Driver:
         waiting: Callable[[], Sequence[Event]] = lambda: (),
     ) -> None:
         """`make_core` makes a core from a snapshot; `decided` is called after each decision, before its commit.
-        `waiting` takes what waits in the caller's inbox, without waiting for more."""
+        `waiting` takes the present contents of the caller's inbox, without waiting for more."""
         self._store = store
         self._calls = calls
         self._speaker = speaker
@@ -157,18 +158,19 @@ class Driver:
         """Events of the decision that is being carried out."""
         self._reads: deque[Read] = deque()
         self._learned: list[Event] = []
-        """What the driver learned while it carried out the last decision: the core receives it first."""
+        """Events that the driver produced while it carried out the last decision: the core receives them first."""
         self._renewed_at = clock()
         self._led_above_at = -LEAD_ABOVE_EVERY_S
 
     # --- turns --------------------------------------------------------------------------------------
 
     def begin(self) -> Turn:
-        """Make a core from what the store holds. The caller then runs a turn without events."""
+        """Make a core from the contents of the store. The caller then runs a turn without events."""
         self._reads.clear()
         deaf = self.core is not None and self.core.leases.deaf
-        self._learned = [BrokerLost()] if deaf else []  # nobody tells the new core of a connection lost before it
-        self.core = None  # two cores at once would need twice the memory
+        # the new core gets no other event for an earlier connection loss
+        self._learned = [BrokerLost()] if deaf else []
+        self.core = None  # two cores together would need twice the memory
         self._batch = yield from self._ask(self._store.last_batch)
         snapshot = yield from self._ask(self._store.load)
         self.core = self._make_core(snapshot)
@@ -176,7 +178,7 @@ class Driver:
     def turn(self, events: Sequence[Event]) -> Turn:
         """Decide on a batch of events and carry everything out; reads are answered before it ends.
 
-        Raises `Deposed` where another boss leads.
+        Raises `Deposed` if another boss leads.
         """
         try:
             yield from self._carry_out(self._decide(events))
@@ -187,7 +189,7 @@ class Driver:
                     yield from self._lead_above(read.epoch)
                 else:
                     answer = yield from self._ask(partial(self._answer, read))
-                    # This turn may have waited long for the database: heartbeats that came meanwhile are handled
+                    # This turn may have waited long for the database: heartbeats that arrived meanwhile are handled
                     # before the alarms of this decision give their workers up. The answer goes first: it shows the
                     # tables as the core left them.
                     yield from self._carry_out(self._decide([answer, *self._waiting()]))
@@ -218,7 +220,7 @@ class Driver:
     # --- carrying out -------------------------------------------------------------------------------
 
     def _carry_out(self, effects: Effects) -> Turn:
-        """Write, then speak, then call: nobody hears of anything that is not committed."""
+        """Commit, then send, then call: no message contains uncommitted state."""
         if not effects.writes.is_empty:
             yield from self._commit(effects.writes)
         yield from self._publish(effects.sends, effects.writes.revoked_keys)
@@ -229,13 +231,14 @@ class Driver:
 
     def _commit(self, writes: Writes) -> Turn:
         batch = self._batch + 1
-        # After a lost answer the store knows whether this batch landed, and whether this boss still leads.
+        # After a lost answer the store checks whether this batch was committed, and whether this boss still leads.
         yield from self._ask(lambda: self._store.commit(batch, writes, self._clock()), Commit(writes))
         self._batch = batch
         self._renewed_at = self._clock()
 
     def _publish(self, sends: Sequence[Send], just_revoked: Set[str]) -> Turn:
-        """Nothing is said with a revoked key, but that it was revoked just now: its holder stops what it runs."""
+        """Send messages. With a revoked key, only the message that it was revoked just now, so that its holder stops
+        its tasks."""
         assert self.core is not None
         silent = self.core.revoked_keys
         orders = [send.envelope.message for send in sends if isinstance(send.envelope.message, StartTasks)]
@@ -254,12 +257,12 @@ class Driver:
                 message = send.envelope.message
                 if isinstance(message, StartTasks):
                     message = _with_bodies(message, bodies, values)
-                # All that a peer hears is committed in this batch or before.
+                # Everything that a peer receives is committed in this batch or before.
                 envelope = msgspec.structs.replace(send.envelope, message=message, batch=self._batch)
                 self._speaker.publish(envelope, send.key_name)
 
     def _learn_declared(self, messages: Sequence[StartTasks], bodies: dict[int, bytes]) -> None:
-        """What each ordered attempt declares is what its order said: the core checks its outcome against that."""
+        """Note the results that each order declares: the core checks the attempt's outcome against them."""
         declared: dict[tuple[int, int], tuple[Result, ...]] = {}
         for message in messages:
             for order in message.attempts:
@@ -271,7 +274,7 @@ class Driver:
             self._learned.append(AttemptsDeclared(declared))
 
     def _lead_above(self, epoch: int) -> Turn:
-        """A new core in a higher epoch, now and then: whoever has a key may say that it heard a high one."""
+        """Make a new core in a higher epoch, at a limited rate: any holder of a key may claim to know a high epoch."""
         now = self._clock()
         if now < self._led_above_at + LEAD_ABOVE_EVERY_S:
             return
@@ -293,7 +296,8 @@ class Driver:
     # --- the database -------------------------------------------------------------------------------
 
     def _ask(self, question: Callable[[], _Answer], before: Step | None = None) -> Generator[Step, None, _Answer]:
-        """Ask until there is an answer, with a pause after each failure. `before`: the step that begins each try."""
+        """Repeat a query until it succeeds, with a pause after each failure. `before`: the step that begins each
+        try."""
         failures = 0
         while True:
             if before is not None:
@@ -311,7 +315,7 @@ class Driver:
             failures += 1
 
     def _renew(self) -> None:
-        """Say that this leader lives, where it committed nothing for a while."""
+        """Record that this leader is alive if it has committed nothing for a while."""
         now = self._clock()
         if now < self._renewed_at + RENEW_S:
             return
@@ -323,11 +327,10 @@ class Driver:
 
 
 def _with_bodies(message: StartTasks, bodies: dict[int, bytes], values: dict[int, tuple[CallValue, ...]]) -> StartTasks:
-    """The orders with what the worker runs. The stored JSON is embedded as it is: msgspec writes Raw without looking
-    at it.
+    """Add the definitions to the orders. The stored JSON is embedded as it is: msgspec writes Raw without parsing it.
 
-    An order whose definition is gone (its task was dropped a moment ago) is left out; its attempt is taken back when
-    the worker's next heartbeat lacks it.
+    An order whose definition no longer exists (its task was dropped a moment ago) is omitted; its attempt is taken back
+    when the worker's next heartbeat lacks it.
     """
     orders: list[AttemptOrder] = []
     for order in message.attempts:

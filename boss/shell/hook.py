@@ -16,7 +16,7 @@ from boss.core.model.effects import TellPerson
 
 log = logging.getLogger("boss")
 HOOK_S = 60.0
-"""A command that has not ended by then is killed with everything that it started."""
+"""A command that has not ended by then is killed with all its processes."""
 MAX_SAID_BYTES = 500
 
 

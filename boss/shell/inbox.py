@@ -1,7 +1,7 @@
-"""What waits for the boss's loop: events of its own threads, and messages as the broker brought them.
+"""The queue of the boss's loop: events of its own threads, and messages from the broker.
 
-Messages are bounded: the loop may stand still for minutes, while the database is away, and a peer may send without end.
-What is dropped is sent again, for every message is repeated until it is answered.
+Messages are bounded: the loop may stop for minutes while the database is away, and a peer may send without end. Dropped
+messages are sent again, because every message is repeated until it is answered.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ from typing import Generic, TypeVar
 from ecloud.model import wire
 
 MAX_BYTES = 512 * 1024 * 1024
-"""Of all messages that wait."""
+"""Maximum bytes of all waiting messages."""
 MAX_PEER_BYTES = 4 * wire.MAX_MESSAGE_BYTES
-"""Of one topic, and so of one peer: four of the largest messages, as many as a client sends of a push unanswered."""
+"""Maximum bytes of one topic, and so of one peer: four of the largest messages, as many as a client sends of a push
+before an answer."""
 MAX_PEER_MESSAGES = 10_000
-"""The others wait behind as many at most: a second or two of the loop."""
+"""Maximum messages of one peer, behind which the others wait: a second or two of the loop."""
 
 Message = tuple[str, bytes]
 _Event = TypeVar("_Event")
 
 
 class Inbox(Generic[_Event]):
-    """Any thread puts, one takes. Events are never dropped; None among them wakes the loop."""
+    """Any thread puts, one takes. Events are never dropped; None wakes the loop."""
 
     def __init__(self) -> None:
         self._items: queue.SimpleQueue[_Event | Message | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._bytes = 0
         self._of_topic: dict[str, tuple[int, int]] = {}
-        """Messages that wait, and their bytes."""
+        """Number and bytes of waiting messages, by topic."""
         self.dropped = 0
-        """Messages so far."""
+        """Number of messages dropped so far."""
 
     def put(self, event: _Event | None) -> None:
-        """An event."""
+        """Put an event."""
         self._items.put(event)
 
     def put_message(self, topic: str, payload: bytes) -> None:
-        """A message; dropped where too much of its topic, or of all, waits."""
+        """Put a message; drop it if too many messages of its topic, or in all, wait."""
         with self._lock:
             count, size = self._of_topic.get(topic, (0, 0))
             if self._bytes >= MAX_BYTES or size >= MAX_PEER_BYTES or count >= MAX_PEER_MESSAGES:
@@ -66,5 +67,5 @@ class Inbox(Generic[_Event]):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits."""
+        """Whether the inbox is empty."""
         return self._items.empty()

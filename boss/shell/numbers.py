@@ -1,6 +1,6 @@
-"""What the boss's loop counts for `/metrics`: commits, batches, messages. Written to a file of its home now and then.
+"""Counters of the boss's loop for `/metrics`: commits, batches, messages. Written to a file of its home at intervals.
 
-Costs a few microseconds a batch; a file that can't be written is left out.
+Costs a few microseconds a batch; a failed write is skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BATCH_EVENTS = (1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2
 
 
 class Histogram:
-    """How many observations were at most each bound, and their sum."""
+    """Number of observations per interval between bounds, and their sum."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -26,17 +26,17 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count one."""
+        """Count one observation."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def document(self) -> dict[str, Any]:
-        """For JSON. `counts`: between one bound and the next, the last of all that are larger."""
+        """Values for JSON. `counts`: observations between one bound and the next; the last is of all larger ones."""
         return {"bounds": list(self._bounds), "counts": self._counts, "sum": self._sum}
 
 
 class Numbers:
-    """Since this process started."""
+    """Counters since this process started."""
 
     def __init__(self, file: Path | None, started_at: float) -> None:
         self._file = file
@@ -50,7 +50,7 @@ class Numbers:
         self.broker_up = False
 
     def write(self, now: float) -> None:
-        """To the file, where it is due. `now`: seconds since 1970."""
+        """Write the file if it is due. `now`: seconds since 1970."""
         if self._file is None or now < self._written_at + WRITE_EVERY_S:
             return
         self._written_at = now

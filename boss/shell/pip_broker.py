@@ -1,6 +1,6 @@
 """`python -m boss.shell.pip_broker PORT DIRECTORY ADDRESS`: the broker from pip (rumqttd in iotcore) without Mosquitto.
 
-Listens on ADDRESS alone. DIRECTORY only names the home that it works for, for whoever looks at the process.
+Listens on ADDRESS only. DIRECTORY only shows, in the process list, which home it works for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The boss's process around `boss.shell.driver`: one thread, an inbox, the broker, the clock.
 
-Takes what is in the inbox, or waits until the next deadline; decodes messages; hands the batch to the driver. Owns the
+Takes items from the inbox, or waits until the next deadline; decodes messages; hands the batch to the driver. Owns the
 inbox and the broker connection. Threads of `boss.shell.calls` and of the broker only put events into the inbox.
 """
 
@@ -36,26 +36,27 @@ from ecloud.model.wire import Envelope, Unreadable
 
 log = logging.getLogger("boss")
 EVENTS_A_BATCH = 5_000
-"""Taken from the inbox at once: bounds a transaction; a batch grows on its own while a commit runs."""
+"""Maximum events taken from the inbox for a batch: bounds a transaction; a batch grows automatically while a commit
+runs."""
 LOG_EVERY_S = 10.0
 KEYS_KEPT = 100_000
 LOOK_AGAIN_S = 0.2
-"""While the boss waits for the database it looks this often whether it was told to stop."""
+"""While the boss waits for the database it checks this often whether it was ordered to stop."""
 
 
 class Clock:
-    """Epoch seconds that never step back: the wall clock at the start plus what has passed."""
+    """Epoch seconds that never step back: the wall clock at the start plus the elapsed time."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
 
     def __call__(self) -> float:
-        """Now."""
+        """The current time."""
         return self._offset + time.monotonic()
 
 
 class Runtime:
-    """The boss's shell."""
+    """Runs the boss's process."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Runtime:
         clock: Clock,
         numbers_file: Path | None = None,
     ) -> None:
-        """`numbers_file`: where what is counted is written for `/metrics`."""
+        """`numbers_file`: the file of counters for `/metrics`."""
         self._numbers = Numbers(numbers_file, clock())
         self._store = store
         self._config = config
@@ -86,7 +87,7 @@ class Runtime:
         self._told_unreadable_at = 0.0
         self._cycles = Cycles()
         self._noted_datastore: tuple[str, ...] | None = None
-        """Address and host key that the context noted when this process started."""
+        """Address and host key in the context when this process started."""
         prefix = f"ecloud/{cluster_id}"
         self._broker = BrokerConnection(
             address,
@@ -99,8 +100,8 @@ class Runtime:
         self._driver = Driver(store, self._calls, self, self._make_core, clock, log.log, waiting=self._take_waiting)
 
     def _make_core(self, snapshot: Snapshot) -> Boss:
-        """A core from what the store holds. One that begins anew (a batch was refused) keeps to the datastore that was
-        set since the process started, which the context notes."""
+        """Make a core from the contents of the store. A core that replaces another (a batch was refused) keeps the
+        datastore that was set since the process started, which the context notes."""
         noted = tuple(snapshot.context.get(name, "") for name in NOTES[:2])
         if self._noted_datastore is None:
             self._noted_datastore = noted
@@ -117,7 +118,7 @@ class Runtime:
     # --- the loop -----------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Lead until told to stop or deposed; the exit code."""
+        """Lead until ordered to stop or deposed. Returns the exit code."""
         self._broker.start()
         try:
             goes_on = self._drive(self._driver.begin())
@@ -138,12 +139,12 @@ class Runtime:
         return 0
 
     def stop(self) -> None:
-        """From any thread or a signal handler: leave after the batch at hand."""
+        """Leave after the current batch. From any thread or a signal handler."""
         self._stopping = True
         self._inbox.put(None)
 
     def _take(self) -> list[Event] | None:
-        """Wait for something; all that is there, up to a limit. None when told to stop."""
+        """Wait for an event and take all present ones, up to a limit. None when ordered to stop."""
         if self._stopping:
             return None
         events: list[Event] = []
@@ -162,7 +163,8 @@ class Runtime:
         return None
 
     def _take_waiting(self) -> list[Event]:
-        """All that is there, up to a limit, in the middle of a turn. An order to stop is seen after the turn."""
+        """Take all present events, up to a limit, in the middle of a turn. An order to stop takes effect after the
+        turn."""
         events: list[Event] = []
         with contextlib.suppress(queue.Empty):
             while len(events) < EVENTS_A_BATCH:
@@ -172,7 +174,7 @@ class Runtime:
         return events
 
     def _read(self, item: Event | tuple[str, bytes], events: list[Event]) -> None:
-        """Append the event that an item of the inbox is; nothing where it can't be read."""
+        """Append the event of an inbox item; nothing if the item is unreadable."""
         if isinstance(item, tuple):
             self._decode(item[0], item[1], events)
         else:
@@ -180,8 +182,8 @@ class Runtime:
             events.append(item)
 
     def _drive(self, turn: Turn) -> bool:
-        """Run a turn; False where it did not come to its end: the boss was told to stop while the database is away.
-        What was not committed was not published either, and the next boss starts from what was committed."""
+        """Run a turn. Returns False if it did not finish, because the boss was ordered to stop while the database is
+        away. Uncommitted state was not published either, and the next boss starts from the committed state."""
         committing_since: float | None = None
         for step in turn:
             if committing_since is not None:
@@ -200,7 +202,7 @@ class Runtime:
             self._numbers.commit_s.observe(time.perf_counter() - committing_since)
         return True
 
-    # --- speaking -----------------------------------------------------------------------------------
+    # --- sending ------------------------------------------------------------------------------------
 
     def publish(self, envelope: Envelope, key_name: str) -> None:
         """Sign and hand to the broker connection."""
@@ -217,11 +219,11 @@ class Runtime:
         return key
 
     def _key_of(self, name: str) -> bytes | None:
-        """None for a key that was revoked."""
+        """The key of that name; None if it was revoked."""
         core = self._driver.core
         return None if core is None or name in core.revoked_keys else self._key(name)
 
-    # --- hearing ------------------------------------------------------------------------------------
+    # --- receiving ----------------------------------------------------------------------------------
 
     def _decode(self, topic: str, payload: bytes, events: list[Event]) -> None:
         kind, _, peer = topic.rpartition("/")
@@ -239,7 +241,7 @@ class Runtime:
         events.append(MessageArrived(envelope, key_name, len(payload)))
 
     def _tell_dropped(self) -> None:
-        """Once for each time that the loop falls behind."""
+        """Log dropped messages, once for each time that the loop falls behind."""
         if self._inbox.dropped > self._told_dropped and self._inbox.is_empty:
             count, self._told_dropped = self._inbox.dropped - self._told_dropped, self._inbox.dropped
             log.warning("%d messages were dropped: more came than the boss could read; their peers repeat them", count)
@@ -272,7 +274,7 @@ class Runtime:
             self._revive_broker()
 
     def _revive_broker(self) -> None:
-        """Our own broker is started again at once: every peer waits for it."""
+        """Restart the embedded broker immediately: every peer waits for it."""
         if self._embedded is None or self._stopping:
             return
         try:

@@ -16,13 +16,13 @@ from ecloud.model.wire import DatastoreAccess
 
 log = logging.getLogger("boss")
 UNSURE_S = 60.0
-"""The lifetime of access that a worker is told while the datastore's clock is unknown: it asks again soon."""
+"""Lifetime of access that is sent to a worker while the datastore's clock is unknown: the worker asks again soon."""
 ANEW_S = 20.0
-"""How long a clock reading after a refusal is believed: refusals for other reasons do not cause more reconnections."""
+"""How long a clock reading after a refusal is trusted: refusals for other reasons do not cause more reconnections."""
 
 
 class Storage:
-    """One datastore at a time. `use` may be called again; calls under way end where they began."""
+    """One datastore at a time. `use` may be called again; calls in progress end at the earlier datastore."""
 
     def __init__(self, home: Home, cluster_id: str, stall_s: float = STALL_S) -> None:
         self._stall_s = stall_s
@@ -34,14 +34,14 @@ class Storage:
         self._publisher: Publisher | None = None
 
     def use(self, address: str, host_key: str = "", python: str = "", gate: str = "") -> DatastoreAccess:
-        """Use the datastore at `address` from now on. Returns what workers are told. Raises `DatastoreAway`,
+        """Use the datastore at `address` from now on. Returns the message for workers. Raises `DatastoreAway`,
         `OSError`."""
         self._python, self._gate, before = python, gate, self._publisher
         self._publisher = open_publisher(self._home, address, host_key, python, gate, stall_s=self._stall_s)
         self._clock = _Clock(self._publisher)
         self.access = DatastoreAccess(address, host_key=host_key)
         if isinstance(before, SshDatastore):
-            before.close()  # a call under way there reconnects
+            before.close()  # a call in progress there reconnects
         return self.access
 
     @property
@@ -54,7 +54,7 @@ class Storage:
         """A certificate for that worker's key, and its lifetime in seconds by the datastore's clock, which may be hours
         off. Connections end with it. `refused`: the previous certificate was refused, so read that clock again.
 
-        Raises `KeyToolFailed`, `DatastoreAway` where files are in a directory, and `ValueError` for what is no key.
+        Raises `KeyToolFailed`, `DatastoreAway` if files are in a directory, and `ValueError` for an invalid key.
         """
         address = self.access.address
         if not is_ssh(address):
@@ -67,8 +67,8 @@ class Storage:
 
 
 class _Clock:
-    """How far the datastore's clock is ahead of this machine's: read with each connection, remembered while it is
-    away."""
+    """How far the datastore's clock is ahead of this machine's: read with each connection, remembered while the
+    datastore is away."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher

@@ -1,5 +1,5 @@
-"""Reading the tables back into the core's rows. Streams: a million unfinished tasks are loaded without being held
-twice."""
+"""Reads the tables back into the core's rows. Streams: a million unfinished tasks are loaded without a second copy in
+memory."""
 
 from __future__ import annotations
 
@@ -53,14 +53,15 @@ from ecloud.model.wire import CallEnded, CallValue, Hello
 from ecloud.model.worker_states import ON_DUTY, WorkerState
 
 IDS_COMPARED = 20_000
-"""Ids looked through for a near miss."""
+"""Maximum ids that are searched for a near miss."""
 IDS_A_QUERY = 500
 TASKS_A_LIST = 2_000
-"""Tasks whose dependencies are read at once."""
+"""Tasks whose dependencies one query reads."""
 SPARSE = 4
-"""From so many numbers for each task on, tasks are named one by one."""
+"""If the range of task numbers is at least this many times the number of tasks, the query lists the numbers instead of
+the range."""
 LIST_BYTES = 8 * 1024 * 1024
-"""Of a list that the server joins. A longer one is read row by row."""
+"""Maximum size of a list that the server joins. A longer one is read row by row."""
 
 _UNFINISHED = [state.value for state in TaskState if state not in ENDED]
 _LIVE_ATTEMPTS = [state.value for state in AttemptState if state not in ATTEMPT_OVER]
@@ -68,7 +69,7 @@ _ON_DUTY = sorted(str(state) for state in ON_DUTY)
 
 
 class _Parsed:
-    """JSON texts of which there are few different ones: parsed once each."""
+    """Parses JSON texts with few distinct values: each distinct text once."""
 
     def __init__(self, kind: Any) -> None:
         self._decoder = msgspec.json.Decoder(kind)
@@ -82,7 +83,7 @@ class _Parsed:
 
 
 def load(connection: Connection, epoch: int) -> Snapshot:
-    """Everything a boss starts from."""
+    """The state that a boss starts from."""
     tasks, runs, attempts = schema.tasks, schema.runs, schema.attempts
     going_on = sa.select(runs.c.run_no).where(runs.c.ended_at.is_(None))
     rows = _tasks(connection, tasks.c.state.in_(_UNFINISHED))
@@ -120,7 +121,8 @@ def load(connection: Connection, epoch: int) -> Snapshot:
 
 
 def _add_ended_init_tasks(connection: Connection, rows: dict[int, TaskRow], run_nos: Sequence[int]) -> None:
-    """Those of runs that continue. With the state the index over (state, run_no, init) answers it."""
+    """Add the ended init tasks of unfinished runs. The condition on state makes the query use the index over (state,
+    run_no, init)."""
     tasks, ended = schema.tasks, [state.value for state in ENDED]
     found: dict[int, TaskRow] = {}
     for start in range(0, len(run_nos), IDS_A_QUERY):
@@ -133,7 +135,8 @@ def _add_ended_init_tasks(connection: Connection, rows: dict[int, TaskRow], run_
 
 
 def _declared(connection: Connection, live_attempts: Sequence[AttemptRow]) -> dict[int, tuple[Result, ...]]:
-    """What may still be published. The manifest of an attempt that is being promoted was checked when it ended."""
+    """The results that attempts may still publish. Attempts that are being promoted are omitted: their manifests were
+    checked when they ended."""
     definitions = schema.definitions
     task_nos = sorted({row.task_no for row in live_attempts if row.state is not AttemptState.PROMOTING})
     declared: dict[int, tuple[Result, ...]] = {}
@@ -162,7 +165,7 @@ def _counts(connection: Connection) -> dict[int, dict[str, int]]:
 
 
 def _init_attempts(connection: Connection, going_on: sa.Select[Any]) -> list[AttemptRow]:
-    """Which workers on duty are prepared, and how often it failed in runs that continue."""
+    """Attempts that show which workers on duty are prepared, and how often preparation failed in unfinished runs."""
     attempts, workers = schema.attempts, schema.workers
     on_duty = sa.select(workers.c.worker).where(workers.c.state.in_(_ON_DUTY))
     failed = sa.and_(attempts.c.run_no.in_(going_on), attempts.c.cause.is_not(None), attempts.c.cause != "success")
@@ -197,7 +200,7 @@ def _part(connection: Connection, run: RunRow, ids: Sequence[str]) -> RunImage:
 
 
 def load_calls(connection: Connection, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
-    """How calls stand: see `LoadCalls`. Only of tasks that ended the last attempt is read."""
+    """The states of calls: see `LoadCalls`. The last attempt is read only for tasks that have ended."""
     tasks, attempts, definitions = schema.tasks, schema.attempts, schema.definitions
     last = sa.and_(attempts.c.task_no == tasks.c.task_no, attempts.c.number == tasks.c.attempts)
     joined = tasks.join(schema.runs, schema.runs.c.run_no == tasks.c.run_no).outerjoin(attempts, last)
@@ -218,7 +221,7 @@ def load_calls(connection: Connection, wanted: LoadCalls) -> tuple[list[CallEnde
 
 
 def needed_values(connection: Connection, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
-    """Values of what each of these depends on: of its last attempt, which succeeded."""
+    """The values of the calls that each of these depends on, from their last attempts, which succeeded."""
     edges, tasks, attempts = schema.dependencies, schema.tasks, schema.attempts
     last = sa.and_(attempts.c.task_no == tasks.c.task_no, attempts.c.number == tasks.c.attempts)
     joined = edges.join(tasks, tasks.c.task_no == edges.c.on_task_no).join(attempts, last)
@@ -313,8 +316,8 @@ def _add_entries(connection: Connection, array: ArrayRow) -> None:
 
 
 def _add_arrays(connection: Connection, rows: dict[int, TaskRow]) -> dict[int, tuple[str, str]]:
-    """Unfinished arrays with their entries, and their elements among the rows; how the elements ended of the arrays
-    that they wait for element by element."""
+    """Add unfinished arrays with their entries to the rows, and link their elements. Returns how the elements ended,
+    for arrays that others wait for element by element."""
     arrays, tasks = schema.arrays, schema.tasks
     joined = sa.select(tasks.c.task_no).where(tasks.c.init == schema.ARRAY, tasks.c.state.in_(_UNFINISHED))
     found = load_array_rows(connection, arrays.c.task_no.in_(joined))
@@ -322,7 +325,7 @@ def _add_arrays(connection: Connection, rows: dict[int, TaskRow]) -> dict[int, t
     run_nos = {array.run_no for array in found.values()}
     known = set(connection.execute(sa.select(arrays.c.task_no).where(arrays.c.run_no.in_(run_nos))).scalars())
     for array_no, array in found.items():
-        array.each = tuple([edge for edge in array.each if edge[0] in known])  # others were dropped
+        array.each = tuple([edge for edge in array.each if edge[0] in known])  # the others were dropped
         rows[array_no].elements = array
         _add_entries(connection, array)
     join_elements(rows)
@@ -372,7 +375,7 @@ def _element_ends(connection: Connection, array_no: int) -> tuple[str, str]:
 
 
 def load_push(connection: Connection, push_id: str) -> PushAnswered | None:
-    """A push that was committed."""
+    """A committed push."""
     row = connection.execute(sa.select(schema.pushes).where(schema.pushes.c.push_id == push_id)).first()
     if row is None:
         return None
@@ -380,7 +383,7 @@ def load_push(connection: Connection, push_id: str) -> PushAnswered | None:
 
 
 def select(connection: Connection, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
-    """What a person meant: runs, task numbers, or a sentence on why nothing could be found."""
+    """The tasks that a user's selection means: runs, task numbers, or a sentence on why nothing could be found."""
     chosen = choose(wanted, _Finder(connection))
     runs = schema.runs
     rows = connection.execute(sa.select(runs).where(runs.c.run_no.in_(chosen.run_nos)).order_by(runs.c.run_no)).all()
@@ -388,7 +391,8 @@ def select(connection: Connection, wanted: SelectTasks) -> tuple[list[RunImage],
 
 
 class _Finder:
-    """The tables, as `boss.store.selecting` asks them. Always by run: the index of ids begins with it."""
+    """The tables as a `Finder` of `boss.store.selecting`. Always queries by run: the index of ids begins with the
+    run."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -415,7 +419,7 @@ class _Finder:
             yield FoundArray(row.run_no, row.id, row.first_no, row.indices, row.pending, row.pending_state, labels)
 
     def elements(self, run_nos: Sequence[int], name: str) -> Iterator[Found]:
-        ids = schema.tasks.c.id  # compared byte by byte: what begins with `name[` lies together in the index
+        ids = schema.tasks.c.id  # compared byte by byte: ids that begin with `name[` are adjacent in the index
         yield from self._ask(sa.and_(schema.tasks.c.run_no.in_(run_nos), ids >= f"{name}[", ids < f"{name}\\"))
 
     def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterator[Found]:
@@ -446,7 +450,7 @@ def _run(row: Any) -> RunRow:
 
 
 def _tasks(connection: Connection, condition: sa.ColumnElement[bool]) -> dict[int, TaskRow]:
-    """Rows by number, in order. Texts are taken raw from the driver: the types' own conversion would double the
+    """Rows by number, in order. Texts come unconverted from the driver: the types' own conversion would double the
     time."""
     shared = _Shared()
     states = {state.value: state for state in TaskState}
@@ -475,7 +479,7 @@ _STREAM = {"stream_results": True, "max_row_buffer": 10_000}
 
 
 class _Shared:
-    """What many tasks have alike: each different combination is parsed once."""
+    """Columns that many tasks have in common: each distinct combination is parsed once."""
 
     def __init__(self) -> None:
         self._asks, self._retries = _Parsed(dict[str, float]), _Parsed(Retries)
@@ -483,7 +487,7 @@ class _Shared:
         self._known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
     def __call__(self, *texts: Any) -> tuple[Any, ...]:
-        """Resources, retries, first label, inputs. `texts`: as stored, or all in one with a line for each."""
+        """Resources, retries, first label, inputs. `texts`: as stored, or all in one text with a line for each."""
         known = self._known.get(texts)
         if known is None:
             parts = texts if len(texts) > 1 else texts[0].split(b"\n")
@@ -503,8 +507,8 @@ def _plain_values(connection: Connection, condition: sa.ColumnElement[bool]) -> 
 
 
 def _joined_values(connection: Connection, condition: sa.ColumnElement[bool]) -> Iterator[Sequence[Any]]:
-    """The same from four columns: PyMySQL takes a microsecond for each, whatever is in it. No text of `_ALIKE` has a
-    line break: they are JSON."""
+    """The same values from four columns: PyMySQL takes a microsecond per column, whatever its content. No text of
+    `_ALIKE` has a line break: they are JSON."""
     tasks, raw = schema.tasks, sa.types.NullType()
     numbers = [sa.func.ifnull(tasks.c[name], "") if name == "runtime_s" else tasks.c[name] for name in _PLAIN]
     alike = [sa.func.ifnull(sa.type_coerce(tasks.c[name], raw), "") for name in _ALIKE]
@@ -532,7 +536,8 @@ def _text(value: str | bytes) -> str:
 
 
 def _add_open_dependencies(connection: Connection, rows: dict[int, TaskRow]) -> None:
-    """Only those between unfinished tasks: the others are met, or the task would have been aborted with them."""
+    """Add only dependencies between unfinished tasks: the others are met, or the task would have been aborted with
+    them."""
     open_nos = {task_no for task_no, row in rows.items() if row.state not in ENDED}
     numbers, most_bytes = sorted(open_nos), _longest_list(connection)
     for start in range(0, len(numbers), TASKS_A_LIST):
@@ -541,7 +546,7 @@ def _add_open_dependencies(connection: Connection, rows: dict[int, TaskRow]) -> 
 
 
 def _longest_list(connection: Connection) -> float:
-    """How long a list that the server joins may get before it is cut."""
+    """Maximum length of a list that the server joins without cutting it."""
     if connection.dialect.name == "sqlite":
         return inf
     connection.exec_driver_sql(f"SET SESSION group_concat_max_len = {LIST_BYTES}")
@@ -550,8 +555,8 @@ def _longest_list(connection: Connection) -> float:
 
 
 def _edges(connection: Connection, task_nos: Sequence[int], most_bytes: float) -> Iterable[tuple[int, int, str]]:
-    """What these tasks wait for, and perhaps others with numbers between theirs: three lists in one row, since a row
-    for each edge costs PyMySQL 8 us. `task_nos` ascend."""
+    """The dependencies of these tasks, and perhaps of others with numbers between theirs: three lists in one row, since
+    a row for each edge costs PyMySQL 8 us. `task_nos` ascend."""
     first, last = task_nos[0], task_nos[-1]
     dense = last - first < SPARSE * len(task_nos)
     chosen = f"task_no BETWEEN {first} AND {last}" if dense else f"task_no IN ({in_list(task_nos)})"
@@ -561,7 +566,7 @@ def _edges(connection: Connection, task_nos: Sequence[int], most_bytes: float) -
     if row[0] is None:
         return ()
     texts = [_text(value) for value in row]
-    if max(map(len, texts)) >= most_bytes:  # they may be cut
+    if max(map(len, texts)) >= most_bytes:  # the server may have cut them
         query = f"SELECT {', '.join(columns)} FROM dependencies WHERE {chosen}"
         return [tuple(edge) for edge in connection.exec_driver_sql(query)]
     numbers = [map(int, text.split(",")) for text in texts[:2]]
@@ -573,7 +578,7 @@ def _in_order(edges: sa.Select[Any]) -> sa.Select[Any]:
 
 
 def _attach(rows: dict[int, TaskRow], edges: Iterable[Any]) -> None:
-    """Give each row its dependencies. Edges come ordered by task."""
+    """Set the dependencies of each row. Edges are ordered by task."""
     conditions = {condition.value: condition for condition in Condition}
     for task_no, group in itertools.groupby(edges, key=operator.itemgetter(0)):
         rows[task_no].dependencies = tuple((on_task_no, conditions[met_by]) for _, on_task_no, met_by in group)
@@ -647,7 +652,7 @@ def _workers(connection: Connection) -> list[WorkerRow]:
 
 
 PAST_VMS = 2_000
-"""Of the VMs that are gone: enough for boot times and a day's hours."""
+"""Maximum gone VMs to load: enough for boot times and a day's hours."""
 
 
 def _vm_row(row: Any) -> VmRow:

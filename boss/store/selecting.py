@@ -1,7 +1,7 @@
-"""Which tasks a person means: ids, RUN:ID, array elements, a run, a state, a label. The rule alone; a `Finder` knows
-where tasks are.
+"""Resolves a user's selection of tasks: ids, RUN:ID, array elements, a run, a state, a label. Contains only the rule; a
+`Finder` searches the tasks.
 
-One rule for the database and for its twin in the simulation: both give the same answers and the same sentences.
+The database and its twin in the simulation share this rule: both give the same answers and the same sentences.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import TaskState
 
 NAMES_SHOWN = 5
-"""Runs or tasks named in a problem."""
+"""Maximum runs or tasks named in a problem."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ class FoundArray(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
 
     def element(self, index: int) -> Found | None:
-        """The element of that index; None where it has a row, or is none."""
+        """The element of that index; None if it has a row or does not exist."""
         position = Indices.of(self.indices).position(index)
         if position is None or position not in Ranges.of(self.pending):
             return None
@@ -61,7 +61,7 @@ class FoundArray(msgspec.Struct, frozen=True):
 
 
 class Finder(Protocol):
-    """Questions about what is stored. `run_nos` names at least one run."""
+    """Queries of the stored tasks. `run_nos` names at least one run."""
 
     def runs(self) -> dict[str, int]:
         """Number of every run, by name."""
@@ -73,17 +73,17 @@ class Finder(Protocol):
         """Tasks of these runs whose ids begin with `name[`: elements of the array `name`, and perhaps others."""
 
     def arrays(self, run_nos: Sequence[int]) -> Iterable[FoundArray]:
-        """Arrays of these runs of which elements have no row yet."""
+        """Arrays of these runs that have elements without a row."""
 
     def matching(self, run_nos: Sequence[int], state: str, label: str) -> Iterable[Found]:
-        """Tasks of these runs in that state, with that label; empty means any. Their `labels` may be left out."""
+        """Tasks of these runs in that state, with that label; empty means any. Their `labels` may be omitted."""
 
     def some_ids(self, run_nos: Sequence[int]) -> Iterable[str]:
-        """Ids to look for a near miss in: a bounded number."""
+        """Ids to search for a near miss: a bounded number."""
 
 
 class Selection(msgspec.Struct):
-    """What was meant: runs to read whole, tasks in them, or a sentence on why nothing could be found."""
+    """The result of a selection: runs to read whole, tasks in them, or a sentence on why nothing could be found."""
 
     run_nos: list[int] = []
     task_nos: set[int] = set()
@@ -91,8 +91,8 @@ class Selection(msgspec.Struct):
 
 
 def choose(wanted: SelectTasks, finder: Finder) -> Selection:
-    """Resolve a selection. Init tasks are meant only where they are named; a run in which nothing else matches is still
-    read, since what is asked of its failed tasks concerns its init tasks too."""
+    """Resolve a selection. Init tasks are selected only if they are named; a named run without any match is still read,
+    since requests about failed tasks also concern its init tasks."""
     runs = finder.runs()
     states = [state.value for state in TaskState]
     if wanted.state and wanted.state not in states:
@@ -103,7 +103,7 @@ def choose(wanted: SelectTasks, finder: Finder) -> Selection:
     if wanted.ids:
         return _by_ids(wanted, finder, runs, run_nos)
     found = list(finder.matching(run_nos, wanted.state, wanted.label)) if run_nos else []
-    if wanted.state:  # an array stands for all of its elements, of which others may be in that state
+    if wanted.state:  # an array stands for all of its elements, some of which may be in that state
         found = [task for task in found if not task.is_array]
         for array in finder.arrays(run_nos) if run_nos else ():
             if array.state == wanted.state and (not wanted.label or wanted.label in array.labels):
@@ -145,7 +145,7 @@ def _by_ids(wanted: SelectTasks, finder: Finder, runs: dict[str, int], run_nos: 
             close = near(id, finder.some_ids(run_nos) if run_nos else ())
             where = f" in run {wanted.run!r}" if wanted.run else ""
             return Selection(problem=f"there is no task {id!r}{where}{close}")
-        if wanted.state:  # an array stands for all of its elements, of which some are meant
+        if wanted.state:  # an array stands for all of its elements, of which only some are selected
             for array in [task for task in matches.values() if task.is_array]:
                 del matches[array.task_no]
                 matches.update((task.task_no, task) for task in _elements([(array.run_no, array.id)], finder))
@@ -158,7 +158,7 @@ def _by_ids(wanted: SelectTasks, finder: Finder, runs: dict[str, int], run_nos: 
 
 
 def _readings(id: str, runs: dict[str, int], run_nos: Sequence[int]) -> list[tuple[int, str]]:
-    """How an id may be meant: as it stands in any of the runs, or split at one of its colons into RUN:ID."""
+    """The possible meanings of an id: an id in any of the runs, or RUN:ID, split at one of its colons."""
     readings = [(run_no, id) for run_no in run_nos]
     colon = id.find(":")
     while colon >= 0:
@@ -172,7 +172,7 @@ def _readings(id: str, runs: dict[str, int], run_nos: Sequence[int]) -> list[tup
 def _without_rows(
     asked: dict[str, list[tuple[int, str]]], arrays: dict[tuple[int, str], FoundArray]
 ) -> Iterator[tuple[tuple[int, str], Found]]:
-    """Single elements that are named and have no row yet."""
+    """Named single elements that have no row yet."""
     for readings in asked.values():
         for run_no, name in readings:
             array, bracket, index = name.removesuffix("]").rpartition("[")
@@ -184,7 +184,7 @@ def _without_rows(
 
 
 def _elements(readings: Iterable[tuple[int, str]], finder: Finder) -> list[Found]:
-    """Elements of arrays: `a` means all of `a[1]`, `a[2]`, …, and `a[10-20]` these."""
+    """Elements of arrays: `a` means all of `a[1]`, `a[2]`, …, and `a[10-20]` those with these indices."""
     found: list[Found] = []
     for run_no, name in readings:
         array, bracket, numbers = name.removesuffix("]").rpartition("[")
@@ -208,6 +208,6 @@ def _elements(readings: Iterable[tuple[int, str]], finder: Finder) -> list[Found
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """A hint at names like this one, or nothing."""
+    """A hint at names similar to this one, or nothing."""
     nearest = difflib.get_close_matches(name, list(known), 3)
     return f"; near to it: {', '.join(nearest)}" if nearest else ""

@@ -1,6 +1,6 @@
-"""SQL in the dialect of either database, and what the drivers' errors mean for the boss. Knows no table.
+"""SQL in the dialects of both databases, and the meaning of the drivers' errors for the boss. Knows no table.
 
-Many rows travel in one statement (9 to 24 µs per outcome instead of 174).
+One statement writes many rows (9 to 24 µs per outcome instead of 174).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ecloud.db.schema import to_database
 ROWS_A_STATEMENT = 1_000
 DELETES_A_STATEMENT = 5_000
 BYTES_A_STATEMENT = 256 * 1024
-"""Text in one statement of many rows. Escaping may double it, and it must stay below the smallest usual
+"""Maximum text in one statement of many rows. Escaping may double it, and it must stay below the smallest usual
 max_allowed_packet of 1 MB."""
 USUAL_PACKET_BYTES = 16 * 1024 * 1024
 """max_allowed_packet of MariaDB, and what `admin.py doctor` asks for."""
 PACKET_MARGIN_BYTES = 64 * 1024
-"""Share of a packet for the statement around one long value."""
+"""Part of a packet that is reserved for the statement around one long value."""
 PIECES_A_PACKET = 16
 """A longer value is sent in pieces of this share of a packet: a row may have five long values, and escaping may double
 each."""
@@ -80,7 +80,8 @@ class Statements:
         return to_database(text, self._dialect)
 
     def clock(self, now: float) -> str:
-        """The clock that measures a leader's silence: the server's, since machines' clocks differ; `now` for SQLite."""
+        """SQL of the clock that measures a leader's silence: the server's, since machines' clocks differ; `now` for
+        SQLite."""
         return repr(float(now)) if self.sqlite else "UNIX_TIMESTAMP(NOW(6))"
 
     def insert(self, table: str, columns: Sequence[str]) -> str:
@@ -189,7 +190,7 @@ def in_list(numbers: Sequence[int]) -> str:
 
 @contextmanager
 def transaction(engine: Engine, writes: bool = True) -> Iterator[Connection]:
-    """Begin and commit. Turns the driver's errors into `StoreAway` or `CommitRefused`, by what can be done."""
+    """Begin and commit. Turns the driver's errors into `StoreAway` (the commit can be repeated) or `CommitRefused`."""
     try:
         with engine.connect() as connection:
             if writes and engine.dialect.name == "sqlite":

@@ -1,5 +1,5 @@
-"""The store: the only writer of the tables. One transaction per batch, each locks the leader's row. Owns leadership and
-commits.
+"""The store: the only writer of the tables. One transaction per batch, each of which locks the leader's row. Owns
+leadership and commits.
 
 `boss.store.writing` turns a batch into statements; `boss.store.loading` reads back. The simulation has a twin of this
 class (`sim.store`); tests/contract runs one suite against both.
@@ -25,9 +25,10 @@ from ecloud.model.wire import CallEnded, CallValue
 __all__ = ["AnotherBossLeads", "CommitRefused", "Deposed", "Store", "StoreAway"]
 
 EPOCHS_KEPT = 1_000
-"""Ends of epochs: a peer that heard none of these bosses is taken for one of another history."""
+"""Maximum ends of epochs kept: a peer that knows none of these bosses counts as a peer of another history."""
 FRESH_TASKS, FRESH_BYTES = 1_000, 1_000_000
-"""Definitions of at most so many tasks are kept in memory until they are ordered; of one batch, so many bytes."""
+"""Definitions of at most this many tasks stay in memory until they are ordered; at most this many bytes of one
+batch."""
 LONG_COMMIT_S = 1.0
 LEADER_SILENT_S = 15.0
 """A leader that has not written for this long counts as dead, if nothing better is known."""
@@ -51,14 +52,14 @@ class Store:
         self._holder = ""
         self._sql = Statements(engine.dialect.name)
         self._next: NextNumbers | None = None
-        """As the leader's row has them; None where they must be read: this boss alone changes them while it leads."""
+        """The numbers in the leader's row; None if they must be read. Only this boss changes them while it leads."""
         self._fresh: dict[int, bytes] = {}
-        """Definitions that were stored a moment ago: most are asked for once, when their tasks are ordered."""
+        """Definitions that were stored a moment ago: most are needed only once, when their tasks are ordered."""
 
     # --- leading ---------------------------------------------------------------------------------
 
     def lead(self, holder: str, now: float, replace: bool = False) -> int:
-        """Become the leader in a new epoch. `holder`: who and where, for people. `now`: epoch seconds.
+        """Become the leader in a new epoch. `holder`: who and where, for users. `now`: epoch seconds.
 
         Raises `AnotherBossLeads` if another one wrote recently, unless it is known to be dead (`replace`); `StoreAway`.
         """
@@ -81,7 +82,7 @@ class Store:
         return self._epoch
 
     def _begin_epoch(self, connection: Connection, epoch: int, holder: str, now: float) -> None:
-        """Note where the last epoch ended, and begin a new one."""
+        """Record the last batch of the last epoch, and begin a new one."""
         sql = self._sql
         end = sql.insert_missing("epochs", ("epoch", "batch"))
         last = connection.exec_driver_sql("SELECT epoch, batch FROM leader WHERE id = 1").one()
@@ -156,7 +157,7 @@ class Store:
         have succeeded: `last_batch` tells, and committing the same batch again is harmless.
         """
         began = time.monotonic()
-        known, self._next = self._next, None  # to be read again where this does not come to its end
+        known, self._next = self._next, None  # to be read again if the commit fails
         numbers = None
         self._forget_fresh(writes)
         with transaction(self.engine) as connection:
@@ -164,7 +165,7 @@ class Store:
                 numbers = Writing(connection, self._sql, self._archive, known).all(writes, now)
                 took_s = time.monotonic() - began
                 if took_s > LONG_COMMIT_S:
-                    # A standby sees the row when this ends: it must not take the time of our work for silence.
+                    # A standby sees the row when this ends: it must not count the duration of this commit as silence.
                     update = f"UPDATE leader SET renewed_at = {self._sql.clock(now + took_s)} WHERE id = 1"
                     connection.exec_driver_sql(self._sql(update))
         self._next = numbers
@@ -215,7 +216,7 @@ class Store:
             return loading.load(connection, self._epoch)
 
     def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        """A run: whole, or only its tasks `ids`; None if there is none of that name. Raises `StoreAway`, `Deposed`."""
+        """A run: whole, or only its tasks `ids`; None if no run has that name. Raises `StoreAway`, `Deposed`."""
         with transaction(self.engine, writes=False) as connection:
             query = "SELECT epoch, run_no FROM leader LEFT JOIN runs ON runs.name = ? WHERE leader.id = 1"
             epoch, run_no = connection.exec_driver_sql(self._sql(query), (self._sql.text(name),)).one()
@@ -250,7 +251,7 @@ class Store:
             return loading.needed_values(connection, task_nos)
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
-        """The stored definition of each task, as JSON. Tasks that are gone are left out. Raises `StoreAway`."""
+        """The stored definition of each task, as JSON. Tasks that no longer exist are omitted. Raises `StoreAway`."""
         fresh = self._fresh
         found = {task_no: fresh.pop(task_no) for task_no in task_nos if task_no in fresh} if fresh else {}
         task_nos = [task_no for task_no in task_nos if task_no not in found] if found else task_nos

@@ -1,9 +1,9 @@
-"""A batch's rows as statements: bulk ones only, none per task. Runs inside the store's transaction.
+"""Writes a batch's rows: bulk statements only, none per task. Runs inside the store's transaction.
 
-Nothing that a peer said may make a row that the database refuses: texts are cut and mended, numbers are bounded here.
-A run or task is inserted, never upserted: `ON DUPLICATE KEY` would change whichever row has the same name, and that may
-be another's. One that is there is deleted by its number first. Which is there is told by the numbers given out so far,
-which the leader's row keeps.
+No content of a peer's message may produce a row that the database refuses: this module cuts and repairs texts and
+bounds numbers. Runs and tasks are inserted, never upserted: `ON DUPLICATE KEY` would change whichever row has the same
+name, which may be another one's. An existing row is first deleted by its number. Numbers below the next numbers, which
+the leader's row has, belong to existing rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Cause, Outcome
 from ecloud.model.wire import MAX_NAME_CHARS
 
 MOVES_ALIKE = 20
-"""From so many tasks that moved alike on, they get a statement of their own."""
+"""At least this many tasks with the same move get a statement of their own."""
 CASES_A_STATEMENT = 100
 MAX_COMMAND_CHARS = 4 * 1024 * 1024
 MAX_ERROR_CHARS = 64 * 1024
@@ -85,12 +85,12 @@ NextNumbers = tuple[int, int, int]
 
 
 class Writing:
-    """One batch on its way into the tables."""
+    """Writes one batch into the tables."""
 
     def __init__(
         self, connection: Connection, sql: Statements, archive: bool, numbers: NextNumbers | None = None
     ) -> None:
-        """`numbers`: where they are known."""
+        """`numbers`: the next numbers, if known."""
         self._connection = connection
         self._sql = sql
         self._archive = archive
@@ -98,7 +98,7 @@ class Writing:
         self._command_chars = min(MAX_COMMAND_CHARS, sql.packet_bytes // 8)  # up to 4 bytes each
 
     def all(self, writes: Writes, now: float) -> NextNumbers | None:
-        """Everything, in the order of the fields of `Writes`. The next numbers afterwards, where they are known."""
+        """Write everything, in the order of the fields of `Writes`. Returns the next numbers afterwards, if known."""
         if writes.stored or writes.runs or writes.vms:
             self._numbered(writes, now)
         self._moves(writes, now)
@@ -113,7 +113,7 @@ class Writing:
             self._drop(writes)
         return self._numbers
 
-    # --- rows with numbers that the boss gives -----------------------------------------------------------------
+    # --- rows with numbers that the boss assigns ---------------------------------------------------------------
 
     def _numbered(self, writes: Writes, now: float) -> None:
         next_task_no, next_run_no, next_vm_no = self._numbers or self._read_numbers()
@@ -136,7 +136,7 @@ class Writing:
         return int(row[0]), int(row[1]), int(row[2])
 
     def _put(self, table: str, columns: tuple[str, ...], rows: Sequence[_Values], replaced: Sequence[int]) -> None:
-        """Rows whose first column is their number; `replaced`: numbers of those that may be there already."""
+        """Insert rows whose first column is their number; `replaced`: numbers of those that may exist already."""
         delete_rows(self._connection, table, columns[0], replaced)
         write_many(self._connection, self._sql.insert(table, columns), rows)
 
@@ -188,7 +188,7 @@ class Writing:
         self._write_long("array_entries", ("task_no", "part", "entries"), ("task_no", "part"), parts)
 
     def _array_moves(self, writes: Writes) -> None:
-        """What changed of arrays. One that goes with this batch is deleted at its end."""
+        """Write the changes of arrays. A dropped array is deleted at the end of the batch."""
         update = "UPDATE arrays SET pending = ?, pending_count = ?, pending_state = ?, states = ? WHERE task_no = ?"
         for row in writes.arrays.values():
             text = self._sql.text
@@ -238,10 +238,11 @@ class Writing:
         ]  # fmt: skip
         write_many(self._connection, self._sql.upsert("boots", _BOOT_COLUMNS, ("vm_no",)), rows)
 
-    # --- what moves with every batch ---------------------------------------------------------------
+    # --- changes of every batch --------------------------------------------------------------------
 
     def _moves(self, writes: Writes, now: float) -> None:
-        """One statement for all tasks that moved alike: nearly always one or two in a batch."""
+        """Write task moves: one statement for all tasks with the same move, which is nearly always one or two in a
+        batch."""
         groups: dict[tuple[str, str, int, int, float], list[int]] = {}
         for task_no, move in writes.tasks.items():
             key = (move.state.value, move.reason, move.attempts, move.retries_used, move.not_before)
@@ -268,7 +269,7 @@ class Writing:
             self._move_unlike(piece, now)
 
     def _move_unlike(self, moves: Sequence[tuple[int, _Values]], now: float) -> None:
-        """Tasks that moved each in its own way: one statement by CASE for many, in words that every dialect knows."""
+        """Write many different moves in one statement with CASE, in SQL that all dialects support."""
         cases, values = [], []
         for index, column in enumerate(("state", "reason", "attempts", "retries_used", "not_before")):
             cases.append(f"{column} = CASE task_no " + "".join(f"WHEN {number} THEN ? " for number, _ in moves) + "END")
@@ -278,7 +279,7 @@ class Writing:
         self._connection.exec_driver_sql(self._sql(statement), (*values, now))
 
     def _attempts(self, attempts: Iterable[AttemptRow]) -> None:
-        """Most attempts have no outcome yet, or a short one: only the columns that they need are written."""
+        """Write attempts. Most have no outcome yet, or a short one: only the columns that they need are written."""
         groups: dict[tuple[str, ...], list[_Values]] = {_GIVEN_COLUMNS: [], _SHORT_COLUMNS: [], _ATTEMPT_COLUMNS: []}
         for attempt in attempts:
             outcome = attempt.outcome
@@ -319,7 +320,8 @@ class Writing:
         )  # fmt: skip
 
     def _manifest(self, attempt: AttemptRow, outcome: Outcome) -> bytes | None:
-        """Needed until its files are published; one that publishes nothing is left out where it is too long."""
+        """The manifest, which is needed until its files are published; if it is too long and nothing is to be
+        published, it is omitted."""
         if not outcome.manifest:
             return None
         manifest, most = _encode(outcome.manifest), self._sql.value_bytes
@@ -341,7 +343,8 @@ class Writing:
         self._write_long("workers", _WORKER_COLUMNS, ("worker",), rows)
 
     def _write_long(self, table: str, columns: tuple[str, ...], key: tuple[str, ...], rows: Sequence[_Values]) -> None:
-        """Upsert rows of which some may hold values too long for one statement: what is too long follows in pieces."""
+        """Upsert rows that may hold values too long for one statement: the rest of such a value is appended in
+        pieces."""
         statement = self._sql.upsert(table, columns, key)
         piece_bytes, value_bytes = self._sql.piece_bytes, self._sql.value_bytes
         longest = max(map(_longest, rows), default=0)
@@ -366,7 +369,7 @@ class Writing:
             append = f"UPDATE {table} SET {column} = CONCAT({column}, ?) WHERE {where}"
             self._connection.exec_driver_sql(self._sql(append), (piece, *numbers))
 
-    # --- what changes now and then -----------------------------------------------------------------
+    # --- occasional changes ------------------------------------------------------------------------
 
     def _small(self, writes: Writes, now: float) -> None:
         text, connection = self._sql.text, self._connection
@@ -439,8 +442,8 @@ class Writing:
 
 
 def _is_short(outcome: Outcome) -> bool:
-    """Whether it has no text and no files. Columns that are left out keep what they hold: an outcome is recorded once,
-    and later with the same texts and files."""
+    """Whether it has neither texts nor files. Omitted columns keep their values: an outcome is recorded once, and later
+    written with the same texts and files."""
     return not (
         outcome.stdout or outcome.stderr or outcome.manifest or outcome.error or outcome.command or outcome.value
         or outcome.signal is not None or outcome.stamps
@@ -452,12 +455,12 @@ def _kind(row: TaskRow) -> int:
 
 
 def _last_no(row: TaskRow) -> int:
-    """The highest number that goes with a task: an array's elements have theirs from the beginning."""
+    """The highest number that belongs to a task: an array's elements have their numbers from the beginning."""
     return row.task_no if row.elements is None else row.elements.first_no + Indices.of(row.elements.indices).count - 1
 
 
 def _encode(value: object) -> bytes:
-    """JSON. A text in it that is no valid Unicode is mended, as `to_database` does."""
+    """Encode as JSON. Repairs texts that are not valid Unicode, as `to_database` does."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:

@@ -20,12 +20,12 @@ from ecloud.model.text import counted
 from ecloud.model.vm_states import VmState
 
 SLOW_S = 15.0
-"""How long to wait before a booting VM's cloud state is reported as a reason: early on it says "booting" of every
-VM."""
+"""How long to wait before a booting VM's cloud state is reported as a reason: early on, clouds report every VM as
+booting."""
 TOLD_TOGETHER = 3
 """How many reasons are reported together when no VM comes up."""
 MANY_WORKERS = 50
-"""With more workers than this, plans are made less often: a plan looks at each worker, which costs 15 µs."""
+"""With more workers than this, plans are made less often: a plan checks each worker, which costs 15 µs."""
 PLAN_EVERY_S_A_WORKER = 0.001
 ENDED_BY_HAND = "all VMs were ended by a person; python admin.py instantiate_worker starts some, or a new boss"
 
@@ -44,7 +44,7 @@ class Autoscaler:
         self._why_none: str | None = None
         """What keeps VMs from starting, cached for this batch."""
 
-    # --- doing -----------------------------------------------------------------------------------
+    # --- starts and ends -------------------------------------------------------------------------
 
     def scale(self, now: float) -> None:
         """Start VMs that the work needs and end idle VMs."""
@@ -81,8 +81,8 @@ class Autoscaler:
             self._timers.once(SCALING, now + made.next_s)
 
     def _start_owed(self, now: float) -> None:
-        """Request again, as soon as the pool may start VMs, those that a person requested and the cloud could not
-        place."""
+        """Request VMs again that an operator requested and the cloud had no host for, as soon as the pool may start
+        VMs."""
         vms = self._vms
         for pool in self.pools_now(now) if vms.owed else ():
             name = pool.config.name
@@ -94,7 +94,7 @@ class Autoscaler:
         """What `scale` would do now, with reasons. Changes nothing."""
         return self.rule(self._demand.situation(self._vms.rows, self.pools_now(now), now))
 
-    # --- telling ---------------------------------------------------------------------------------
+    # --- reports ---------------------------------------------------------------------------------
 
     def pool_rows(self, now: float) -> list[PoolRow]:
         """The state of each pool, for the database."""
@@ -131,7 +131,7 @@ class Autoscaler:
             return cause.text
         return vm.row.said if now - vm.row.intended_at >= SLOW_S else ""
 
-    # --- when ------------------------------------------------------------------------------------
+    # --- times -----------------------------------------------------------------------------------
 
     @property
     def _spending(self) -> DailyBudget:

@@ -44,7 +44,7 @@ class BootLog:
         """When the next visit may begin; during a visit, when it is given up."""
 
     def load(self, rows: list[BootRow]) -> None:
-        """Load the rows of VMs that are not gone, after a start. A visit that was under way is repeated."""
+        """Load the rows of VMs that are not gone, after a start. A visit that was in progress is repeated."""
         self.rows = {row.vm_no: row for row in rows}
 
     def on_listed(self, vm: VmRow, address: str, pool: PoolConfig, usual_s: float, now: float) -> None:
@@ -52,7 +52,7 @@ class BootLog:
         pool."""
         row = self._row(vm)
         if address != row.address:
-            if row.address:  # steps of the machine that had the old address say nothing about this one
+            if row.address:  # steps of the machine that had the old address do not apply to this one
                 self._visited_at.pop(vm.vm_no, None)
             if vm.hello_at is None:  # else the time at which it got its address is unknown
                 self._step(row, "address", now)
@@ -88,8 +88,8 @@ class BootLog:
             self._timers.set(now + again_s, lambda then: self._again(vm, pool, then))
 
     def _is_of(self, vm: VmRow, row: BootRow, event: VmVisited) -> bool:
-        """Whether the visited machine is this VM. The address may belong to another VM by then, whose host key and
-        steps say nothing about this one."""
+        """Whether the visited machine is this VM. By then the address may belong to another VM, whose host key and
+        steps do not apply to this one."""
         visit = event.visit
         another = bool(visit.boot_nonce) and (visit.vm, visit.boot_nonce) != (str(vm.vm_no), vm.boot_nonce)
         return not another and event.address == row.address

@@ -19,7 +19,7 @@ class DailyBudget:
     """VM-hours used in the last 24 hours. `hours_per_day` 0: no limit, and nothing is remembered."""
 
     LOOK_AGAIN_S = 60.0
-    """When to look again while the budget is used up: hours drop out of the last 24 all the time."""
+    """When to check again while the budget is used up: hours drop out of the last 24 all the time."""
 
     def __init__(self, hours_per_day: float) -> None:
         self._hours_per_day = hours_per_day

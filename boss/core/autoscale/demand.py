@@ -1,6 +1,6 @@
 """Describes waiting work and available capacity for `scaling.plan`. Reads everything, changes nothing.
 
-Looks at a bounded number of tasks, so that a batch costs no more when more tasks wait.
+Checks a bounded number of tasks, so that a batch costs no more when more tasks wait.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DemandEstimate:
         self._runtimes = runtimes
 
     def situation(self, vms: Iterable[VmRow], pools: list[PoolNow], now: float) -> FleetSnapshot:
-        """Everything that a plan depends on."""
+        """All inputs of a plan."""
         vms = list(vms)
         boots = {pool.config.name: pool for pool in pools}
         horizon_s = max((pool.boot_s for pool in pools), default=0.0)
@@ -75,7 +75,7 @@ class DemandEstimate:
             nodes = [node for node in islice(group.nodes, COUNTED_READY) if _waits(node)]
             count = len(nodes) + max(0, len(group.nodes) - COUNTED_READY)
             if not count:
-                continue  # none of its tasks waits: it says nothing about how long the others take
+                continue  # no task of the group waits: it must not affect the mean run time
             task_s = self._mean_s(nodes)
             key = (-group.priority, group.shape)
             if key in counts:
@@ -175,14 +175,14 @@ class DemandEstimate:
             if vm.state is not VmState.RUNNING or vm.keep_alive or worker is None or worker.leaving:
                 continue
             if worker.idle_since is not None:
-                # A worker that cannot be prepared for a run is not kept for its tasks: another may take its place.
+                # A worker that cannot be prepared for a run is not kept for that run's tasks: another may replace it.
                 offers = worker.capacity if _is_prepared(worker, failing) else {}
                 idle.append(IdleVm(vm.vm_no, vm.pool, now - worker.idle_since, offers))
         return idle
 
 
 def _up_in_s(vm: VmRow, boot_s: float, now: float) -> float:
-    """When a booting VM is probably up. A boss with another clock may have started it."""
+    """Seconds until a booting VM is probably up. A boss with another clock may have started it."""
     return min(boot_s, max(0.0, vm.intended_at + boot_s - now))
 
 

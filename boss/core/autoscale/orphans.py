@@ -1,8 +1,8 @@
-"""VMs in the cloud's list that carry our cluster's id but have no living intent: leftovers of a lost answer.
+"""VMs in the cloud's list with this cluster's id but no living intent: leftovers of a lost answer.
 
-Owns the time since when each is seen, and reports it for the ledger, because it cost money. Ends an orphan after a
-grace period and repeats the request until the list lacks the VM. While an agent with the VM's key is on duty it is told
-to finish and leave instead. Ends nothing while the boss can hear nobody.
+Owns the time since when each is seen, and reports it for the ledger, because the VM cost money. Ends an orphan after a
+grace period and repeats the request until the list lacks the VM. If an agent with the VM's key is on duty, the boss
+orders it to finish and leave instead. Ends nothing while the broker connection is lost.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Orphans:
         self._asked_at: dict[tuple[str, str], float] = {}
         self._spans: dict[tuple[str, str], VmSpan] = {}
         self.at_once = False
-        """Whether orphans end at once, because all VMs are being ended."""
+        """Whether orphans end without grace, because all VMs are being ended."""
 
     @property
     def any(self) -> bool:
@@ -44,8 +44,7 @@ class Orphans:
         return bool(self._since)
 
     def remember(self, cloud: str, span: VmSpan, is_set: bool, now: float) -> None:
-        """Take over an orphan from an earlier boss that did not see its end. The list of a removed cloud never
-        comes."""
+        """Take over an orphan from an earlier boss that did not see its end. A removed cloud never sends a list."""
         if is_set:
             self._since[cloud, span.cloud_id] = now
             self._spans[cloud, span.cloud_id] = span
@@ -57,7 +56,7 @@ class Orphans:
         return {cloud_id: span.vm_no for (name, cloud_id), span in self._spans.items() if name == cloud}
 
     def on_listed(self, cloud: str, listed: VmsListed, owned: Container[int], ask_again_s: float, now: float) -> None:
-        """Process a cloud's list: everything that is not in `owned` is an orphan."""
+        """Process a cloud's list: every VM that is not in `owned` is an orphan."""
         told = {found.cloud_id: found for found in listed.vms}
         shown = {
             (cloud, found.cloud_id): found

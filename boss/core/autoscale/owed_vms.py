@@ -1,6 +1,6 @@
-"""VMs that a person requested and the cloud had no place for: the boss requests them again.
+"""VMs that an operator requested and the cloud had no host for: the boss requests them again.
 
-Owns their number by pool, kept in the context so that the next boss knows it. Starts nothing.
+Owns their number by pool, stored in the context for the next boss. Starts nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from boss.core.model.outbox import Outbox
 
 ASKED_FOR = "a person asked for it"
-"""The reason that such a VM carries; it identifies them."""
+"""The reason of such VMs; it identifies them."""
 NOTE = "owed/"
 """Prefix of a name in the context, followed by the pool. The value: how many may end when idle, and how many not."""
 
@@ -33,15 +33,15 @@ class OwedVms:
         return any(self._counts.values())
 
     def count(self, pool: str, keep_alive: bool) -> int:
-        """How many of that pool are owed, of those that may end when idle or of those that may not."""
+        """Number of VMs that the pool owes, among those that may end when idle or those that may not."""
         return self._counts[pool, keep_alive]
 
     def of(self, pool: str) -> int:
-        """How many of that pool are owed in all."""
+        """Number of VMs that the pool owes in all."""
         return self._counts[pool, False] + self._counts[pool, True]
 
     def add(self, pool: str, keep_alive: bool) -> None:
-        """Owe one more."""
+        """Add one VM."""
         self._counts[pool, keep_alive] += 1
         self._write(pool)
 
@@ -52,7 +52,7 @@ class OwedVms:
             self._write(pool)
 
     def clear(self) -> None:
-        """Drop all: a person no longer wants them."""
+        """Remove all: the operator no longer wants them."""
         for pool in {pool for pool, _ in self._counts}:
             self._counts[pool, False] = self._counts[pool, True] = 0
             self._write(pool)

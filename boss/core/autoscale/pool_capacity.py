@@ -1,7 +1,7 @@
 """How many more VMs a pool's cloud offered, and how many were requested since.
 
-Owns the time of the next question. Asks and starts nothing: `Vms` asks before it starts what a plan wants, and limits
-its plans to what is left here. A cloud that cannot be asked limits nothing.
+Owns the time of the next question. Asks and starts nothing: `Vms` asks before it starts the VMs of a plan, and limits
+its plans to the remaining number. A cloud that cannot be asked limits nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datastore.backoff import Backoff
 KEPT_S = 30.0
 """How long an answer is valid: others use the cloud too."""
 FULL_BACKOFF = Backoff(15.0, 120.0)
-"""Between questions to a cloud that has no room."""
+"""Delay between questions to a cloud without room."""
 USED_UP_S = 2.0
 """How soon to ask again after the offered VMs were all requested."""
 ANSWERED_IN_S = 60.0
@@ -31,7 +31,7 @@ class PoolCapacity:
         self._taken = 0
         """VMs that were requested and that the last answer may not include."""
         self._taken_next = 0
-        """The same for the answer under way."""
+        """The same for the pending answer."""
         self._full_before = 0
         self.refused = 0
         """Requests that the cloud refused for lack of room since it last had room."""
@@ -64,7 +64,7 @@ class PoolCapacity:
         return self._tells and now >= self.holds_until
 
     def is_asked(self, now: float) -> bool:
-        """Whether a question is under way."""
+        """Whether a question is pending."""
         return self._asked_at is not None and now < self._asked_at + ANSWERED_IN_S
 
     @property

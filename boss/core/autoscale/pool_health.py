@@ -1,4 +1,4 @@
-"""The health of a pool: what its cloud refused, which boots failed, how long boots take, what was started lately.
+"""The health of a pool: its cloud's refusals, failed boots, boot times, recent starts.
 
 Owns what `scaling.plan` learns about a pool: why it is closed and until when, how many starts its limits allow, its
 usual boot time. Starts and ends nothing.
@@ -18,14 +18,15 @@ BOOTS_KEPT = 50
 FAILED_BOOTS = 3
 """Failed boots in a row that close the pool: few, so that a broken image costs few VMs."""
 UNPROVEN = 10
-"""Starts under way in a pool that has not yet booted a VM."""
+"""Maximum VMs that start together in a pool that has not yet booted one."""
 REST_BACKOFF = Backoff(60.0, 600.0)
 """How long a pool rests after `FAILED_BOOTS`, and after each further failed boot."""
 LONGEST_REFUSED_S = 300.0
-"""Longest rest after refusals; the first is what the cloud's answer asked for, doubled while its cause lasts."""
+"""Maximum rest after refusals; the first lasts as long as the cloud's answer asks for, doubled while its cause
+persists."""
 MINUTE_S = 60.0
 FOR_A_PERSON = ("pool", "credentials", "unset")
-"""Causes of refusals that only a person can remove."""
+"""Causes of refusals that only an operator can remove."""
 
 
 class PoolHealth:
@@ -54,12 +55,12 @@ class PoolHealth:
         return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
     def closed(self, now: float) -> str:
-        """Why the pool may start no VM now, in words that stay true; empty if it may."""
+        """Why the pool may start no VM now, in a text without remaining time; empty if it may."""
         return self._why if now < self._rests_until else ""
 
     @property
     def failing(self) -> bool:
-        """Whether the pool probably needs a person: its boots fail in a row, or its configuration is wrong."""
+        """Whether the pool probably needs an operator: its boots fail in a row, or its configuration is wrong."""
         return self._failed_boots >= FAILED_BOOTS or any(cause in self._refused for cause in FOR_A_PERSON)
 
     @property
@@ -68,7 +69,7 @@ class PoolHealth:
         return self._why
 
     def may_start(self, under_way: int, now: float) -> int:
-        """How many more VMs may start now, with this many starts under way."""
+        """How many more VMs may start now, with `under_way` starts in progress."""
         if self.closed(now):
             return 0
         window = math.floor(self._window)
@@ -103,7 +104,7 @@ class PoolHealth:
 
     def learn(self, boot_s: float) -> None:
         """Learn the duration of an earlier boot."""
-        # No boot outlives its deadline: a longer one was begun by a boss with another clock.
+        # No boot outlives its deadline: a boss with another clock began a longer one.
         self._boots.append(min(max(0.0, boot_s), self._limits.boot_deadline_s))
         self._ordered = sorted(self._boots)
 

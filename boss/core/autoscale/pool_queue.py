@@ -13,7 +13,7 @@ from collections import deque
 LEAST_WAITING = 5
 """VMs that may wait in a cloud that placed none lately."""
 LEAST_BOOT_S = 30.0
-"""A shorter boot time says nothing about how many VMs the cloud places meanwhile."""
+"""A shorter boot time gives no information about how many VMs the cloud places meanwhile."""
 PLACED_KEPT = 500
 
 
@@ -52,13 +52,13 @@ class PoolQueue:
     # --- facts -----------------------------------------------------------------------------------
 
     def on_listed(self, waiting: int, is_busy: bool, now: float) -> None:
-        """Take the number of waiting VMs from a list. `is_busy`: the cloud still works on VMs before them."""
+        """Take the number of waiting VMs from a list. `is_busy`: the cloud still works on earlier VMs."""
         self.waiting = waiting
         if is_busy:
             self.progress_at = now
 
     def on_start(self, count: int) -> None:
-        """This many more were requested; they queue behind those that wait."""
+        """`count` more VMs were requested; they queue behind those that wait."""
         if self.waiting:
             self.waiting += count
 

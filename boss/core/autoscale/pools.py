@@ -1,4 +1,4 @@
-"""What each pool may start now: limited by its boots, by our own limits, and by the room in its cloud.
+"""What each pool may start now: limited by its boots, by the boss's own limits, and by the room in its cloud.
 
 Owns the pools' health, capacity and queues, and their rows in the database. Asks clouds how many VMs they offer; starts
 none.
@@ -112,7 +112,7 @@ class Pools:
         room = self.capacity[pool]
         return room.why if room.left is not None and room.left < count and not room.asks_first(now) else ""
 
-    # --- what is done ----------------------------------------------------------------------------
+    # --- actions ---------------------------------------------------------------------------------
 
     def asks_room_first(self, pool: str, vms: Collection[VmRow], now: float) -> bool:
         """Whether a start must wait for the cloud's answer about its room. Sends the question if needed."""
@@ -125,7 +125,7 @@ class Pools:
         return True
 
     def look_for_room(self, vms: Collection[VmRow], now: float) -> None:
-        """Ask clouds that refused a person's request whether they are still full, so that the reported reason is
+        """Ask clouds that refused an operator's request whether they are still full, so that the reported reason is
         current. Asks once after a wave of requests ended, not for each refusal."""
         for name, room in self.capacity.items():
             if room.refused and not any(vm.pool == name and vm.state is VmState.INTENDED for vm in vms):

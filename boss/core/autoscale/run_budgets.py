@@ -74,7 +74,7 @@ class RunBudgets:
         """Take the VMs and their attempts after a start, and compute the time since the earlier boss's last update."""
         self._alive = alive
         if not (self._hours_per_run or self._own):
-            for run_no in self._told.keys() | self._spent_s.keys():  # of budgets that an earlier boss had
+            for run_no in self._told.keys() | self._spent_s.keys():  # budgets of an earlier boss
                 self._forget_run(run_no)
             self.exhausted = {}
             return
@@ -127,7 +127,7 @@ class RunBudgets:
         for note in (OWN_BUDGET, NOTE, SPENT):
             self._outbox.writes.context[f"{note}{run_no}"] = None
 
-    # --- what it comes to ------------------------------------------------------------------------
+    # --- results ---------------------------------------------------------------------------------
 
     def settle(self, now: float) -> None:
         """Update the accounts from time to time and record which budgets are used up."""

@@ -1,4 +1,4 @@
-"""How many VMs there should be: a pure function of ready tasks, existing workers, and what pools allow.
+"""How many VMs there should be: a pure function of ready tasks, existing workers, and the pools' limits.
 
 Each plan is computed from the whole state, never from a counter that could drift. Owns no state, knows a VM only by its
 number, and does nothing: `plan` returns starts and ends, each with its reason in words.
@@ -31,8 +31,8 @@ AT_ONCE_S = 0.001
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """`count` waiting tasks of one shape. `task_s`: expected run time of one, None if unknown (then each is worth a
-    slot of its own). `in_s`: seconds until they are ready, 0 for now."""
+    """`count` waiting tasks of one shape. `task_s`: expected run time of one, None if unknown (then each gets a slot of
+    its own). `in_s`: seconds until they are ready, 0 for now."""
 
     shape: Shape
     count: int
@@ -41,7 +41,7 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class Spot(msgspec.Struct):
-    """A worker, or a VM that boots. `free`: resources available at once; `until_s`: in how many seconds it is probably
+    """A worker, or a VM that boots. `free`: resources that are available then; `until_s`: seconds until it is probably
     free, or up."""
 
     free: Resources
@@ -74,14 +74,14 @@ class PoolNow(msgspec.Struct, frozen=True):
 
 
 class FleetSnapshot(msgspec.Struct, frozen=True):
-    """Everything a plan depends on. `demands`: in the order in which they are placed."""
+    """All inputs of a plan. `demands`: in the order in which they are placed."""
 
     demands: Sequence[Demand] = ()
     rooms: Sequence[Spot] = ()
     pools: Sequence[PoolNow] = ()
     idle: Sequence[IdleVm] = ()
     notes: Sequence[str] = ()
-    """What is not requested, and why: copied into the plan."""
+    """Work for which no VM is requested, and why: copied into the plan."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -100,8 +100,8 @@ class End(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct):
-    """What to do now. `notes`: what is not done, and why; `unmet`: shapes that fit no pool; `next_s`: seconds until an
-    idle VM's time is over, None without one."""
+    """Starts and ends. `notes`: omitted actions, and why; `unmet`: shapes that fit no pool; `next_s`: seconds until an
+    idle VM's time ends, None without one."""
 
     starts: list[Start] = msgspec.field(default_factory=list)
     ends: list[End] = msgspec.field(default_factory=list)
@@ -111,8 +111,7 @@ class Plan(msgspec.Struct):
 
 
 def plan(situation: FleetSnapshot) -> Plan:
-    """What to start and what to end. Tries pools in order, and a spillover pool only for what fits no other open
-    pool."""
+    """Plan starts and ends. Tries pools in order, and a spillover pool only for tasks that fit no other open pool."""
     return _Planning(situation).made()
 
 
@@ -171,7 +170,8 @@ class _Planning:
                 f"(usual time {pool.boot_s:.0f} s)"
             )
             return 0
-        # A resource that a task does not request is no limit: one VM then takes whatever it is given at a time.
+        # A resource that a task does not request does not limit it: then one VM runs all tasks that it gets at the same
+        # time.
         a_vm = min(slots, left) if demand.task_s is None else slots * max(1, math.ceil(self._worth(pool, demand)))
         asked = len(self._plan.starts)
         while left > 0 and self._alive[name] < pool.config.maximum and self._may_start(pool):
@@ -213,10 +213,10 @@ class _Planning:
         self._plan.starts.append(Start(name, reason))
         return room
 
-    # --- what is there ---------------------------------------------------------------------------
+    # --- existing capacity -----------------------------------------------------------------------
 
     def _take_free(self, demand: Demand) -> int:
-        """Tasks that start at once on free resources, or as soon as booting VMs are up."""
+        """Tasks that start immediately on free resources, or as soon as booting VMs are up."""
         taken = 0
         for room in self._rooms:
             if taken == demand.count:

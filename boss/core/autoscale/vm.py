@@ -14,7 +14,7 @@ from ecloud.model.vm_states import COMING, LEGAL_VM_MOVES, VmState
 class Vm(msgspec.Struct, eq=False):
     """A VM. Times are seconds of the boss's clock.
 
-    `called_at`: when a call that may still make the VM was last known to be under way; None once its cloud answered.
+    `called_at`: when a call that may still make the VM was last known to be in progress; None once its cloud answered.
     `boot_due`: deadline for its worker's Hello; not checked while the VM waits for a host. `end_asked_at`: when its end
     was last requested. `waits`: whether its cloud's last list showed it waiting for a host. `waits_since`: the start of
     that wait. `placed_at`: when its cloud was first seen booting it. `hidden_since`: when its cloud's list began to
@@ -53,6 +53,6 @@ class Vm(msgspec.Struct, eq=False):
         return self.shown_by or self.row.pool
 
     def move(self, state: VmState, reason: str, now: float) -> None:
-        """Change its state, with a reason for people. Asserts that the move is in the table."""
+        """Change its state, with a reason for users. Asserts that the move is in the table."""
         assert (self.row.state, state) in LEGAL_VM_MOVES, f"VM {self.vm_no}: {self.row.state} -> {state}"
         self.row.state, self.row.reason, self.row.since = state, reason, now

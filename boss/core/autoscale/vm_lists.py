@@ -1,7 +1,7 @@
-"""Processes the clouds' lists of VMs. Only a list proves that a VM is gone, and it is how a VM is found whose answer
-was lost.
+"""Processes the clouds' lists of VMs. Only a list proves that a VM is gone, and only a list shows a VM whose answer was
+lost.
 
-Owns when each cloud is asked for its list. Judges VMs by the list: which to adopt, end or give up. `Vms` carries that
+Owns when each cloud is asked for its list. Decides from the list which VMs to adopt, end or give up. `Vms` carries that
 out.
 """
 
@@ -35,7 +35,7 @@ _PLACED = frozenset({CloudState.BOOTING, CloudState.RUNNING})
 
 
 class VmLists:
-    """When clouds are asked for their lists, and what the lists mean."""
+    """When clouds are asked for their lists, and which decisions follow."""
 
     def __init__(
         self, vms: Vms, outbox: Outbox, fleet: Fleet, leases: Leases, timers: Timers, config: BossConfig
@@ -48,7 +48,7 @@ class VmLists:
         self._orphans = Orphans(outbox, fleet, leases, config)
 
     def load(self, past: list[VmRow], now: float) -> None:
-        """Load VMs that are gone by our records and may still exist in their cloud."""
+        """Load VMs that are gone by the boss's records and may still exist in their cloud."""
         for row in past:
             if row.started_at is not None and row.gone_at is None:
                 span = VmSpan(row.vm_no, row.cloud_id, row.started_at)
@@ -99,10 +99,10 @@ class VmLists:
             if self._cloud_of(pool.name) == cloud:
                 self._vms.pools.away[pool.name] = reason
 
-    # --- what a list says ------------------------------------------------------------------------
+    # --- processing a list -----------------------------------------------------------------------
 
     def on_listed(self, listed: VmsListed, now: float) -> None:
-        """Process a list: adopt our VMs whose answers were lost; a VM that the list lacks is gone."""
+        """Process a list: adopt VMs of this cluster whose answers were lost; a VM that the list lacks is gone."""
         cloud = self._cloud_of(listed.pool)
         self._tell_away(cloud, "")
         self._orphans.on_listed(cloud, listed, self._vms.alive, ASK_AGAIN_S, now)
@@ -138,7 +138,7 @@ class VmLists:
                 self._on_seen(vm, None, now)
             return
         end = next((one for one in gone.values() if one.vm_no == vm.vm_no), None)
-        if end is not None and vm.vm_no not in listed.starting:  # else its answer is still to come
+        if end is not None and vm.vm_no not in listed.starting:  # else its answer is still pending
             vms.on_started(vm.vm_no, end.cloud_id, now)  # it was gone before any list showed it
             self._live_since(vm, end)
             vms.on_vanished(vm, end.ended or None, now)
@@ -148,7 +148,7 @@ class VmLists:
             self._on_seen(vm, None, now)
 
     def _live_since(self, vm: Vm, found: VmFound | None) -> None:
-        """Set the begin of its life: the cloud's time, or, until that is known, when we first heard of it."""
+        """Set the begin of its life: the cloud's time, or, until that is known, the time of its first report."""
         if found is not None and found.since and vm.row.started_at != found.since:
             vm.row.started_at = found.since
             self._vms.write(vm)
@@ -165,10 +165,10 @@ class VmLists:
         elif vm.row.pool not in self._vms.pools.configs and vm.row.cloud_id:
             self._vms.end(vm, f"its pool {vm.row.pool} is not set any more", now)
         elif vm.state is VmState.RUNNING and vm.row.worker not in self._fleet.workers:
-            # Its lease ended and no other process came: nothing else would ever end it.
+            # Its lease ended and no other process came: nothing else would end it.
             self._vms.end(vm, "its worker was lost", now)
         elif state is CloudState.ENDING and vm.state is VmState.RUNNING:
-            # Somebody else ended it: what runs in it ends with it, and nothing more may start there.
+            # Ended from outside the boss: its processes end with it, and nothing more may start there.
             self._vms.end(vm, "its cloud shuts it down", now)
         elif found is not None and vm.state is VmState.BOOTING:
             self._on_booting(vm, found, now)

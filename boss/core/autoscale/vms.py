@@ -1,7 +1,7 @@
 """VMs. Each has a written intent from before it is requested until the cloud reports that it is gone.
 
 Owns the rows of VMs that are not gone. Each transient state has a deadline. A VM counts as ended only when the cloud's
-list says so (`vm_lists`); until then its end is requested again. `Autoscaler` decides how many VMs there should be.
+list shows it (`vm_lists`); until then its end is requested again. `Autoscaler` decides how many VMs there should be.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Vms:
         self.boots = BootLog(outbox, timers, config.boot_deadline_s)
         self.owed = OwedVms(outbox, context)
         self.held = False
-        """Whether a person ended all VMs: then none starts automatically until the boss restarts."""
+        """Whether an operator ended all VMs: then none starts automatically until the boss restarts."""
 
     @property
     def rows(self) -> list[VmRow]:
@@ -74,15 +74,15 @@ class Vms:
         return [vm.row for vm in self.alive.values()]
 
     def load(self, rows: list[VmRow], past: list[VmRow], now: float) -> None:
-        """Load known VMs after a start. The cloud's list adopts them again; pools learn from the boots of others. The
-        cloud may still have some of those that were given up."""
+        """Load known VMs after a start. The cloud's list adopts them again; pools learn boot times from the gone ones.
+        The cloud may still have some of those that were given up."""
         self.lists.load(past, now)
         for row in sorted([*past, *rows], key=lambda row: row.vm_no):
             if row.hello_at is not None and row.pool in self.pools.health:
                 self.pools.health[row.pool].learn(row.hello_at - row.intended_at)
             self.spending.remember(row)
         for row in rows:
-            # An earlier boss's call may still be under way.
+            # An earlier boss's call may still be in progress.
             vm = self.alive[row.vm_no] = Vm(row, called_at=None if row.cloud_id else now, waits_since=now)
             if vm.state is VmState.ENDING:
                 self.ask_end(vm, now)
@@ -119,7 +119,7 @@ class Vms:
         return vm_nos
 
     def start_owed(self, pool: PoolConfig, at_most: int, now: float) -> None:
-        """Request again VMs that a person requested."""
+        """Request VMs again that an operator requested."""
         for keep_alive in (False, True):
             wanted = min(self.owed.count(pool.name, keep_alive), at_most)
             started = len(self.start(pool, wanted, keep_alive, ASKED_FOR, now))
@@ -172,7 +172,7 @@ class Vms:
 
     def ask_end(self, vm: Vm, now: float) -> None:
         """Request the VM's end from its cloud, unless that happened a moment ago: a worker that leaves because its VM
-        ends is no reason to request it twice."""
+        ends must not cause a second request."""
         if vm.row.cloud_id and now - vm.end_asked_at >= ASK_AGAIN_S:
             vm.end_asked_at = now
             vm.row.end_asked += 1
@@ -181,8 +181,8 @@ class Vms:
             self.lists.no_later(now + CONFIRM_S)
 
     def withdraw(self, vm: Vm, reason: str, now: float) -> None:
-        """Give up a VM that its cloud finds no host for, so that another pool can be used. A VM that a person requested
-        is requested again later."""
+        """Give up a VM that its cloud finds no host for, so that another pool can be used. A VM that an operator
+        requested is requested again later."""
         vm.row.cause = "no_place"
         self.rest(vm.row.pool, "less", reason, self._config.pending_s, now)
         if vm.row.reason == ASKED_FOR and not self.held:
@@ -271,10 +271,10 @@ class Vms:
             self.boots.on_visited(vm.row, event, pool, now)
 
     def on_vanished(self, vm: Vm, ended: float | None, now: float) -> None:
-        """The cloud's list says that the VM is gone. `ended`: since when, by the cloud's clock."""
+        """The cloud's list reports that the VM is gone. `ended`: since when, by the cloud's clock."""
         worker = self._fleet.workers.get(vm.row.worker)
         if worker is not None:
-            ours = vm.state is VmState.ENDING  # else something inside it may have ended the machine
+            ours = vm.state is VmState.ENDING  # else a process inside it may have ended the machine
             self._leases.remove(worker, WorkerState.GONE, "its VM is gone", now, explained=ours)
         if vm.is_coming:
             self.boot_failed(vm, "the VM vanished", "vanished", now)
@@ -288,7 +288,7 @@ class Vms:
             self.write(vm)
 
     def on_worker_left(self, worker: Worker, now: float) -> None:
-        """The VM's worker said Goodbye or was lost: the VM is of no more use."""
+        """The VM's worker sent Goodbye or was lost: the VM is of no more use."""
         vm = self.alive.get(worker.row.vm_no) if worker.row.vm_no is not None else None
         if vm is not None and vm.row.worker == worker.name:
             if vm.state is not VmState.ENDING:
@@ -346,7 +346,7 @@ class Vms:
         """Record that the VM is gone. `ended`: when, by its cloud's clock, if known."""
         row = vm.row
         gone_at = ended
-        if gone_at is None:  # by the same clock as its begin
+        if gone_at is None:  # by the same clock as its start
             gone_at = now + (ahead_s(row.intended_at, row.started_at, now) if row.started_at is not None else 0.0)
         row.gone_at, row.cause = gone_at, cause or row.cause
         self._move(vm, VmState.GONE, reason, now)
@@ -357,7 +357,7 @@ class Vms:
         self.pools.on_gone(row)
 
     def write(self, vm: Vm) -> None:
-        """Store its row with this batch. The batch owns the row that it writes, so later changes go to a copy."""
+        """Store a copy of its row with this batch: later changes must not affect it."""
         self._outbox.writes.vms[vm.vm_no] = msgspec.structs.replace(vm.row)
 
     def check(self) -> None:

@@ -19,9 +19,10 @@ from ecloud.model.vm_states import VmState
 
 LOOK_EVERY_S = 10.0
 LONG_S = 600.0
-"""A condition that should pass without help causes an alert after this time."""
+"""A condition that should end without help causes an alert after this time."""
 STUCK_ASKS = 40
-"""An end that was requested this often, every 15 s, has failed for long, whatever a new boss's own clock says."""
+"""An end that was requested this often, every 15 s, has failed for long, even if a restarted boss counts time from its
+start."""
 AGAIN_S = 3600.0
 NOTE = "shouted/"
 """Prefix of a name in the context, followed by the cause; the value is the time of the last alert."""
@@ -29,7 +30,7 @@ NAMED = 5
 
 
 class Alerts:
-    """Conditions that last, by cause."""
+    """Persistent conditions, by cause."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class Alerts:
         timers.set(now + LOOK_EVERY_S, self.look)
 
     def look(self, now: float) -> None:
-        """Report what has lasted too long and was not reported lately."""
+        """Report conditions that have lasted too long and were not reported lately."""
         self._timers.set(now + LOOK_EVERY_S, self.look)
         found = dict(self._lasting(now))
         for cause, text in found.items():
@@ -65,7 +66,7 @@ class Alerts:
             del self._told[cause]
             self._outbox.writes.context[NOTE + cause] = None
 
-    # --- what lasts ------------------------------------------------------------------------------
+    # --- persistent conditions -------------------------------------------------------------------
 
     def _lasting(self, now: float) -> Iterator[tuple[str, str]]:
         """Each cause to report, with its text."""

@@ -1,6 +1,6 @@
-"""Clients that wait for calls: told how each ended, with its value, as soon as that is committed.
+"""Clients that wait for calls: each gets the end of each call, with its value, as soon as that is committed.
 
-Owns who waits for the calls of which run. A client that missed something asks with the request `calls`.
+Owns which client waits for the calls of which run. A client that missed messages sends the request `calls`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 class Calls:
-    """Who waits for which calls."""
+    """Which client waits for which calls."""
 
     def __init__(self, outbox: Outbox, book: TaskBook, clients: dict[str, Conversation]) -> None:
         self._outbox = outbox
@@ -38,24 +38,24 @@ class Calls:
         self._tokens = 0
 
     def watch(self, client: Conversation, run_no: int) -> None:
-        """Tell the client of each call of this run that ends from now on."""
+        """Send the client each call of this run that ends from now on."""
         self._watching.setdefault(run_no, {})[client.peer] = client
         self._book.ends.setdefault(run_no, [])
 
     def forget(self, peer: str) -> None:
-        """The client left."""
+        """The client left: send it no more."""
         for run_no in [run_no for run_no, clients in self._watching.items() if peer in clients]:
             del self._watching[run_no][peer]
             if not self._watching[run_no]:
                 self.forget_run(run_no)
 
     def forget_run(self, run_no: int) -> None:
-        """The run is archived: nobody is told of it any more."""
+        """The run is archived: send nothing more about it."""
         self._watching.pop(run_no, None)
         self._book.ends.pop(run_no, None)
 
     def tell(self, now: float) -> None:
-        """At the end of a batch: tell of the calls that ended in it."""
+        """At the end of a batch: send the calls that ended in it."""
         for run_no, ends in self._book.ends.items():
             if not ends:
                 continue
@@ -74,7 +74,7 @@ class Calls:
     def _say(
         self, client: Conversation, run: str, calls: Sequence[CallEnded], request_id: str = "", more: bool = False
     ) -> None:
-        """In messages of at most `BATCH_COUNT` calls and `BATCH_BYTES`."""
+        """Send messages of at most `BATCH_COUNT` calls and `BATCH_BYTES`; the last one has the given `more`."""
         pages: list[list[CallEnded]] = [[]]
         size = 0
         for call in calls:
@@ -88,10 +88,10 @@ class Calls:
             self._outbox.say(client, CallsEnded(run, tuple(page), request_id, is_last=False))
         self._outbox.say(client, CallsEnded(run, tuple(pages[-1]), request_id, more=more))
 
-    # --- asked ------------------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------
 
     def on_request(self, client: Conversation, request: Request) -> None:
-        """How calls stand: those of `ids`, or a page of all after task `after`. Raises `RequestRefused`."""
+        """Query the states of calls: those of `ids`, or a page of all after task `after`. Raises `RequestRefused`."""
         ids = listed(request, "ids") if request.arguments.get("ids") is not None else None
         after = request.arguments.get("after")
         if ids is not None and len(ids) > BATCH_COUNT:
@@ -104,7 +104,7 @@ class Calls:
         self._outbox.read(LoadCalls(self._tokens, run, wanted, after_no, CALLS_A_PAGE))
 
     def on_loaded(self, token: int, calls: Sequence[CallEnded], more: bool) -> None:
-        """The tables told."""
+        """Send the rows that the store has read."""
         asked = self._asked.pop(token, None)
         client = self._clients.get(asked.peer) if asked is not None else None
         if asked is None or client is None:
@@ -116,7 +116,7 @@ class Calls:
 
 
 def call_ended(task_no: int, id: str, state: str, reason: str, worker: str, outcome: Outcome) -> CallEnded:
-    """How a call ended, as a client hears it. `outcome`: of its last attempt."""
+    """The end of a call, as sent to a client. `outcome`: of its last attempt."""
     return CallEnded(
         task_no=task_no,
         id=id,

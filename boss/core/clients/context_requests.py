@@ -1,4 +1,4 @@
-"""Requests about what the whole cluster shares: notes in the context, the datastore, revoked keys."""
+"""Requests about state that the whole cluster shares: notes in the context, the datastore, revoked keys."""
 
 from __future__ import annotations
 

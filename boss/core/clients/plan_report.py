@@ -1,4 +1,4 @@
-"""A capacity plan as `admin.py plan` shows it: lines for people, values for programs. Decides nothing."""
+"""A capacity plan as `admin.py plan` shows it: lines for users, values for programs. Decides nothing."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ from ecloud.model.tasks import ENDED, TaskDefinition, TaskState
 from ecloud.model.wire import ChunkReceived, PushOptions, Refused, RunAccepted, RunRejected, SubmitTasks
 
 MAX_OPEN_PUSHES = 64
-"""Pushes under way at once; each holds its chunks in memory."""
+"""Maximum pushes in progress; each holds its chunks in memory."""
 ANSWERS_KEPT = 1_000
 """Answers remembered for clients that did not receive theirs."""
 MAX_CHUNKS = 100_000
 MAX_OPEN_BYTES = 2**30
-"""Bytes of all pushes under way together. A list of a million tasks takes about 300 MB."""
+"""Maximum bytes of all pushes in progress together. A list of a million tasks takes about 300 MB."""
 MAX_PUSH_ID_CHARS = 64
 MAX_VM_HOURS = 1e9
 _UNFINISHED = tuple(state for state in TaskState if state not in ENDED)
@@ -41,7 +41,7 @@ STRATEGIES = ("keep_succeeded", "replace", EXTEND)
 
 
 class Push(msgspec.Struct, eq=False):
-    """A push under way. `stage`: collecting (chunks), looking (which results exist), loading (its run)."""
+    """A push in progress. `stage`: collecting (chunks), looking (which results exist), loading (its run)."""
 
     push_id: str
     options: PushOptions
@@ -55,7 +55,7 @@ class Push(msgspec.Struct, eq=False):
     stage: str = "collecting"
     existing: frozenset[str] = frozenset()
     whole: bool = False
-    """It disturbs tasks that others may wait for: the whole run must be looked at."""
+    """It disturbs tasks that others may wait for: the whole run must be read."""
 
     @property
     def definitions(self) -> list[TaskDefinition]:
@@ -178,7 +178,7 @@ class Pushes:
         push.stage = "loading"
         ids = None
         if push.options.merge_strategy == EXTEND and not push.whole:
-            # Only what it names: a run that grows call by call is not read as a whole each time.
+            # Only the tasks that it names: a run that grows call by call is not read as a whole each time.
             named = dict.fromkeys(task.id for task in push.definitions)
             named.update(dict.fromkeys(wanted.id for task in push.definitions for wanted in task.dependencies))
             ids = tuple(named)
@@ -206,7 +206,7 @@ class Pushes:
             return
         client = self.conversations.get(push.peer)
         if push.options.merge_strategy == EXTEND and client is not None:
-            self._calls.watch(client, image.run.run_no)  # before anything of it can end
+            self._calls.watch(client, image.run.run_no)  # before any of its calls can end
         merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
         too_long = self._too_long(merged.stored)
         if too_long:
@@ -275,7 +275,7 @@ def _unknown_dependencies(push: Push, image: RunImage) -> list[str]:
 
 
 def _disturbs_others(push: Push, image: RunImage) -> bool:
-    """Whether the push may do tasks anew that others wait for, or names elements of arrays."""
+    """Whether the push may redo tasks that others wait for, or names elements of arrays."""
     named = {task.id for task in push.definitions}
     if any(task.array is not None or task.id.endswith("]") for task in push.definitions):
         return True

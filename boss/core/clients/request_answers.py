@@ -1,4 +1,4 @@
-"""Answers to requests, and how to read a request's arguments. Shared by the files that carry requests out."""
+"""Answers to requests, and how to read a request's arguments. Shared by the modules that carry requests out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datastore.problem import Problem
 from ecloud.model.wire import Request
 
 Answer = tuple[int, str, tuple[str, ...]]
-"""The number of changes, a sentence for the person, and the names of what changed."""
+"""The number of changes, a sentence for the user, and the names of what changed."""
 
 
 class RequestRefused(Problem):
@@ -26,5 +26,5 @@ def listed(request: Request, name: str) -> list[str | int]:
 
 
 def text_of(request: Request, name: str, otherwise: str = "") -> str:
-    """An argument as text; `otherwise` where it is absent or empty."""
+    """An argument as text; `otherwise` if it is absent or empty."""
     return str(request.arguments.get(name) or otherwise)

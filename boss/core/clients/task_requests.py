@@ -1,6 +1,6 @@
 """Requests about tasks: cancel, retry, redo, drop, follow their output.
 
-Each works on run images that the store read for it, corrected by what the graph knows.
+Each works on run images that the store read for it, updated from the graph.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class TaskRequests:
         return count, f"{count} cancelled", tuple(names)
 
     def _whole(self, node: Node) -> int:
-        """Elements of a cancelled array that had no row."""
+        """Number of a cancelled array's elements that had no row."""
         return self._book.arrays[node.task_no].pending.count
 
     def _pending_of(self, images: list[RunImage], task_nos: Iterable[int]) -> list[tuple[Array, list[int]]]:
-        """Which of these are elements without a row, of arrays that are not meant as a whole."""
+        """Which of these are elements without a row, of arrays that the request does not name as a whole."""
         runs = {image.run.run_no for image in images}
         wanted = set(task_nos)
         found = []
@@ -167,7 +167,7 @@ class TaskRequests:
         return len(dropped), f"{len(dropped)} tasks dropped", tuple(dropped)
 
     def _drop_array(self, row: TaskRow, run: Run) -> None:
-        """The array itself goes, with its elements that have no row."""
+        """Drop the array itself, with its elements that have no row."""
         elements = row.elements
         assert elements is not None
         array = self._book.arrays.get(row.task_no)
@@ -207,7 +207,7 @@ class TaskRequests:
 
 
 def with_elements(images: list[RunImage], task_nos: frozenset[int]) -> frozenset[int]:
-    """These tasks, and the elements of those that are arrays."""
+    """These tasks, plus the elements of the arrays among them."""
     rows = [row for image in images for row in image.tasks]
     if not any(row.elements is not None and row.task_no in task_nos for row in rows):
         return task_nos
@@ -215,13 +215,13 @@ def with_elements(images: list[RunImage], task_nos: frozenset[int]) -> frozenset
 
 
 def _with_arrays(rows: Mapping[int, TaskRow], task_nos: set[int]) -> set[int]:
-    """These tasks, and the arrays that have ended of those that are elements."""
+    """These tasks, plus the ended arrays of the elements among them."""
     arrays = {rows[task_no].array for task_no in task_nos if rows[task_no].array}
     return task_nos | {array_no for array_no in arrays if rows[array_no].state in ENDED}
 
 
 def _below(rows: Iterable[TaskRow], targets: set[int], states: frozenset[TaskState]) -> set[int]:
-    """Tasks in one of `states` that lie below `targets`, along tasks in those states."""
+    """Tasks in one of `states` that depend on `targets`, directly or through tasks in those states."""
     state_of: dict[int, TaskState] = {}
     dependents: dict[int, list[int]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Clients that watch runs: they are sent changes a few times a second at most."""
+"""Clients that watch runs: the boss sends them changes a few times a second at most."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Watchers:
         self._told_at: dict[int, float] = {}
 
     def watch(self, client: Conversation, run: Run, now: float) -> None:
-        """Send the client this run's progress from now on, and the current state at once."""
+        """Send the client this run's progress from now on, and the current state immediately."""
         self._watching.setdefault(run.row.run_no, {})[client.peer] = client
         self._waits[run.row.run_no] = self._waits_now(run, now)
         self._outbox.say(client, self._picture(run))
 
     def forget(self, peer: str) -> None:
-        """The client left."""
+        """The client left: send it no more."""
         for run_no in [run_no for run_no, clients in self._watching.items() if peer in clients]:
             del self._watching[run_no][peer]
             if not self._watching[run_no]:
@@ -97,7 +97,7 @@ class Watchers:
             self._timers.once("watchers", now + self._every_s)
 
     def _notice_waits(self, now: float) -> None:
-        """A run whose reason for starting no VM changed is reported like one whose tasks moved."""
+        """If the reason why no VM starts for a run has changed, report the run like one with changed tasks."""
         for run_no in self._watching:
             run = self._book.runs.get(run_no)
             waits = "" if run is None else self._waits_now(run, now)

@@ -1,7 +1,7 @@
-"""An unfinished array in memory: its template, and which of its elements are not made yet, as ranges.
+"""An unfinished array in memory: its template, and its pending elements as ranges.
 
-An element is *pending* until the boss makes it: then it is a task like any other, with a row of its own. A pending
-element costs nothing but its entry. It has no state of its own either: it stands where its array stands.
+An element is *pending* until the boss makes it: from then on it is a task like any other, with a row of its own. A
+pending element occupies only its entry. It has no state of its own: the state of its array counts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ecloud.model.tasks import ENDED, Condition, Entry, TaskDefinition, TaskStat
 
 _TEMPLATE = msgspec.json.Decoder(TaskDefinition)
 COMPRESSION = 1
-"""Lines of a list are much alike: the fastest level makes a fifth of them."""
+"""Lines of a list resemble each other: the fastest level compresses them to a fifth."""
 _UNFINISHED = tuple(state for state in TaskState if state not in ENDED)
 
 
 class Source(msgspec.Struct, eq=False):
-    """An array that another one waits for element by element. `met`: positions of the one that waits whose element of
-    this one ended as it must; `open`: more may be met."""
+    """An array that another array waits for element by element. `met`: positions of the waiting array whose element
+    here ended as the condition requires; `open`: more may follow."""
 
     array_no: int
     condition: Condition
@@ -34,8 +34,8 @@ class Source(msgspec.Struct, eq=False):
 
 
 class Array(msgspec.Struct, eq=False):
-    """An array that has not ended. `node`: its task. `made`: its elements that have rows, by state; `due`: pending ones
-    that wait for nothing but their array."""
+    """An array that has not ended. `node`: its task. `made`: number of its elements that have rows, by state; `due`:
+    pending elements that wait only for their array."""
 
     node: Node
     run_no: int
@@ -60,18 +60,18 @@ class Array(msgspec.Struct, eq=False):
 
     @property
     def may_go_on(self) -> bool:
-        """Whether pending elements may still be made."""
+        """Whether more pending elements may be made."""
         return bool(self.due) or (bool(self.pending) and any(source.open for source in self.sources))
 
     def pending_state(self, state: TaskState) -> TaskState:
-        """How its pending elements are counted while the array is in `state`."""
+        """The state in which its pending elements are counted while the array is in `state`."""
         if state is TaskState.READY and self.sources:
             return TaskState.WAITING
         return state
 
     @property
     def states(self) -> dict[TaskState, int]:
-        """All its elements by state."""
+        """Counts of all its elements by state."""
         found = dict(self.made)
         if self.pending:
             counted_as = self.pending_state(self.node.state)
@@ -80,7 +80,7 @@ class Array(msgspec.Struct, eq=False):
 
     @property
     def row(self) -> ArrayRow:
-        """What changes of it, as it is written."""
+        """Its changed columns, as they are stored."""
         return ArrayRow(
             self.task_no,
             self.run_no,
@@ -95,7 +95,7 @@ class Array(msgspec.Struct, eq=False):
     # --- elements --------------------------------------------------------------------------------
 
     def definitions(self, positions: Sequence[int]) -> list[TaskDefinition]:
-        """The tasks at these positions, ascending."""
+        """The tasks at these positions, which ascend."""
         array = self.template.array
         assert array is not None
         return list(elements(self.template, self._entries_at(positions), array.words))
@@ -114,14 +114,14 @@ class Array(msgspec.Struct, eq=False):
         return found
 
     def shared_inputs(self, most: int) -> tuple[str, ...]:
-        """Requirements that all elements have."""
+        """Requirements that all elements share, `most` at most."""
         paths = {wanted.path for wanted in self.template.requirements if is_same_for_all(wanted.path)}
         return tuple(sorted(paths)[:most])
 
-    # --- what elements of others mean for it -----------------------------------------------------
+    # --- elements of other arrays ----------------------------------------------------------------
 
     def note_end(self, array_no: int, index: int, state: TaskState) -> None:
-        """An element of an array that it waits for has ended."""
+        """Note that an element of an array that this one waits for has ended."""
         position = self.indices.position(index)
         if position is None:
             return
@@ -132,7 +132,7 @@ class Array(msgspec.Struct, eq=False):
             self.due.add(position)
 
     def note_ends(self, array_no: int, indices: Indices, positions: Ranges, state: TaskState) -> None:
-        """Many elements of an array that it waits for have ended."""
+        """Note that many elements of an array that this one waits for have ended."""
         met = [source for source in self.sources if source.array_no == array_no and source.condition.met_by(state)]
         if not met or not positions:
             return
@@ -146,7 +146,7 @@ class Array(msgspec.Struct, eq=False):
         self.find_due()
 
     def find_due(self) -> None:
-        """Look anew which pending elements may be made."""
+        """Compute again which pending elements may be made."""
         due = self.pending
         for source in self.sources:
             due = due.intersection(source.met)
@@ -154,7 +154,7 @@ class Array(msgspec.Struct, eq=False):
 
 
 def array_of(row: ArrayRow, node: Node) -> Array:
-    """An array from its row, without what it has learned of elements: `made`, `met`, `due`."""
+    """An array from its row, without the state of its elements: `made`, `met`, `due`."""
     template = _TEMPLATE.decode(row.template)
     return Array(
         node,
@@ -171,7 +171,7 @@ def array_of(row: ArrayRow, node: Node) -> Array:
 
 
 def encode_entries(entries: Sequence[Entry]) -> tuple[bytes, ...]:
-    """Entries as an array keeps them."""
+    """Encode entries as an array stores them."""
     encode = msgspec.json.Encoder().encode
     starts = range(0, len(entries), ENTRIES_A_PART)
     return tuple([zlib.compress(encode(entries[start : start + ENTRIES_A_PART]), COMPRESSION) for start in starts])

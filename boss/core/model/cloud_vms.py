@@ -1,4 +1,4 @@
-"""What a cloud says of one of our VMs, as every provider tells it and the core believes it."""
+"""What a cloud reports about a VM, in the form that all providers use."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import msgspec
 
 
 class CloudState(Enum):
-    """What the cloud says of a VM, in our words. None but `GONE` proves that what it runs has ended."""
+    """The state of a VM that the cloud reports. Only `GONE` proves that the VM's processes have ended."""
 
     PENDING = "pending"
-    """Waits for a host or an address that its cloud does not have now, perhaps for ever."""
+    """Waits for a host or an address that its cloud lacks now, perhaps for ever."""
     QUEUED = "queued"
-    """Waits for its turn: its cloud brings up other VMs first."""
+    """Queued: its cloud starts other VMs first."""
     BOOTING = "booting"
     RUNNING = "running"
     ENDING = "ending"
     FAILED = "failed"
-    """It will not come up unless a person helps."""
+    """Will not start without a person's help."""
     OFF = "off"
-    """Reported as off. A running one may be reported so for a while."""
+    """Reported as off. A cloud may report a running VM as off for a while."""
     UNKNOWN = "unknown"
-    """The cloud has lost sight of it."""
+    """The cloud has lost contact with it."""
     HIDDEN = "hidden"
-    """The cloud neither shows it to us nor says that it is gone: it may belong to another user by now."""
+    """The cloud neither lists it nor confirms that it is gone: its id may belong to another user by now."""
     GONE = "gone"
-    """It is no more."""
+    """No longer exists."""
 
 
 WAITING = frozenset({CloudState.PENDING, CloudState.QUEUED})
@@ -35,10 +35,9 @@ WAITING = frozenset({CloudState.PENDING, CloudState.QUEUED})
 class VmFound(msgspec.Struct, frozen=True):
     """A VM of this cluster as its cloud lists it.
 
-    `cloud_state`: the cloud's own word for its state. `address`: empty until it has one. `since`, `ended`: when the
-    cloud made it, and when it was gone, epoch seconds by the cloud's clock, 0 where it does not say: nothing may wait
-    for a time by that clock. `text`: what the cloud says about it, e.g. why it waits; healthy VMs have such texts too:
-    judge by `state`.
+    `cloud_state`: the cloud's own name of its state. `address`: empty until it has one. `since`, `ended`: when the
+    cloud made it, and when it was gone, epoch seconds by the cloud's clock, 0 if unknown: do not compute waiting times
+    from that clock. `text`: the cloud's remark, e.g. why it waits. Healthy VMs have remarks, too: judge by `state`.
     """
 
     vm_no: int
@@ -52,5 +51,5 @@ class VmFound(msgspec.Struct, frozen=True):
 
     @property
     def is_gone(self) -> bool:
-        """Whether the cloud says that it is no more."""
+        """Whether the cloud reports that it no longer exists."""
         return self.state is CloudState.GONE

@@ -1,4 +1,4 @@
-"""The numbers the core decides by. Times in seconds. Set once at the start, from the settings."""
+"""Numbers that the core's decisions depend on. Times in seconds. Set once at the start, from the settings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ecloud.model.wire import DatastoreAccess
 
 
 class PoolConfig(msgspec.Struct, frozen=True):
-    """VMs of one kind. `size`: what one offers; `order` of preference is the order in `BossConfig.pools`.
+    """A pool: VMs of one kind. `size`: resources of one VM. The order in `BossConfig.pools` is the order of preference.
 
-    `spillover` pools are used only for tasks that fit no other pool. `idle_s`: how long one may idle before it ends.
-    `boot_s`: a guess of the time from asking for one to its worker, until boots were seen. `cloud`: pools of the same
-    one share its list of VMs; empty for one that has a cloud to itself. `tells_room`: whether that cloud can be asked
-    how many more it would give. `visited`: whether its VMs can be reached by SSH; `gets_code`: whether the boss brings
-    them their code that way. `queues`: its cloud queues jobs, perhaps for days: one that it says is pending is waited
-    for, and the time to boot counts from when it was pending last.
+    The boss uses `spillover` pools only for tasks that fit no other pool. `idle_s`: how long a VM may idle before the
+    boss ends it. `boot_s`: assumed time from the request for a VM to its worker, until boots were measured. `cloud`:
+    pools with the same value share one list of VMs; empty for a pool that has a cloud of its own. `tells_room`: the
+    cloud reports how many more VMs it would give. `visited`: the boss reaches the VMs by SSH; `gets_code`: the boss
+    also copies the code to them. `queues`: the cloud queues jobs, perhaps for days: the boss waits for VMs that the
+    cloud reports as pending, and counts their boot time from the end of the pending state.
     """
 
     name: str
@@ -35,7 +35,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
 
 
 class BossConfig(msgspec.Struct, frozen=True):
-    """Everything `Boss` is told besides events."""
+    """All inputs of `Boss` besides events."""
 
     heartbeat_s: float = 5.0
     lease_s: float = 60.0
@@ -43,52 +43,59 @@ class BossConfig(msgspec.Struct, frozen=True):
     stop_grace_s: float = 10.0
     retry_backoff_s: float = 1.0
     max_lost_workers: int = 3
-    """Workers that may be lost while a task runs on them before the task fails; 0: any number."""
+    """A task fails after this many workers were lost while it ran on them; 0: no limit."""
     max_tasks_per_push: int = 2_000_000
     max_value_bytes: int = 2**62
-    """The longest definition or manifest that the database takes."""
+    """Maximum size of a definition or manifest in the database."""
     keep_runs_s: float = 30 * 86400.0
     keep_machines_s: float = 2 * 86400.0
-    """VMs and workers that ended are kept for as long as runs, and for this at least: the budget of a day is counted
-    from them."""
+    """The boss keeps ended VMs and workers for as long as runs, and at least for this time: it computes the daily
+    budget from them."""
     datastore: DatastoreAccess = DatastoreAccess("")
     usual_datastore: str = ""
-    """Where files are when nobody says where."""
+    """Default datastore of files whose request names none."""
     shell: str = "/bin/sh"
     pools: tuple[PoolConfig, ...] = ()
     worker_settings: dict[str, float] = {}
     transfer_lanes: int = 8
-    """Workers that may hold a connection to a datastore over SSH at once: below its sshd's MaxStartups, 10 by default,
-    with room for the boss and for people."""
+    """Workers that may hold an SSH connection to the datastore at the same time: below the MaxStartups of its sshd, 10
+    by default, which leaves room for the boss and for users."""
     transfer_bytes: int = 64_000_000_000
-    """What they have before them together: who comes first gets its files rather than a share of a full line."""
+    """Total bytes that these workers may have to transfer: the first workers get the full bandwidth, instead of all
+    workers a share."""
     ahead_s: float = 0.25
-    """Work queued at a worker beyond what runs there: covers round trip, flush and commit (facts: 256 short tasks)."""
+    """Seconds of work queued at a worker beyond what runs there: covers round trip, flush and commit (facts: 256 short
+    tasks)."""
     ahead_max: int = 512
-    """Attempts queued at a worker at most: twice what a busy one says in a message, so that it never runs dry."""
+    """Maximum attempts queued at a worker: twice what a busy worker reports in a message, so that its queue never runs
+    empty."""
     array_window: int = 2_000
-    """Ready elements without a worker that an array is filled up to, half of them in one batch (about 30 ms)."""
+    """The boss keeps up to this many ready, unassigned elements of an array, and makes half of them in one batch (about
+    30 ms)."""
     watch_every_s: float = 0.25
-    """Those who watch a run hear of it at most this often."""
+    """Minimum interval between updates to the watchers of a run."""
     sweep_every_s: float = 600.0
-    """How often stages that belong to nobody are looked for."""
+    """Interval between searches for stages without an attempt."""
     list_vms_every_s: float = 10.0
     list_idle_every_s: float = 60.0
-    """While no VM of this cluster is known: what a lost answer left behind shows up in a list only."""
+    """List interval while the boss knows no VM of this cluster: only a list shows a VM whose start was never
+    answered."""
     boot_deadline_s: float = 300.0
-    """A VM whose worker has not reported for duty by then is ended."""
+    """The boss ends a VM whose worker has not sent its Hello after this time."""
     pending_s: float = 120.0
-    """A VM that its cloud finds no place for is withdrawn after this: room that is there elsewhere is of more use."""
+    """How long a VM may stay PENDING before the boss gives it up and tries another pool."""
     adoption_grace_s: float = 90.0
-    """How long an intent outlives the last call that may have made its VM: the cloud may work on that call for as long
-    as it is given for an answer (30 s), and the list that tells takes as long at worst."""
+    """How long the boss keeps an intent after the last call that may have made its VM: the cloud may process that call
+    until its timeout (30 s), and the list call may take as long."""
     orphan_grace_s: float = 120.0
-    """How long a VM that shows our cluster and no living intent may be listed before it is ended."""
+    """How long a VM of this cluster without a living intent may be listed before the boss ends it."""
     starts_under_way: int = 100
-    """VMs of one pool that the autoscaler lets be intended or booting at a time. A person is not bound by it."""
+    """Maximum VMs of one pool that the autoscaler keeps in the states intended and booting. Operators are not
+    limited."""
     starts_a_minute: int = 300
-    """VMs of one pool that the autoscaler asks for in a minute: a cloud answers 20 to 80 calls a second at best."""
+    """Maximum VMs of one pool that the autoscaler requests in a minute: a cloud answers 20 to 80 calls a second at
+    best."""
     vm_hours_per_day: float = 0.0
-    """VM-hours in any 24 hours after which the autoscaler starts none; 0: no limit."""
+    """VM-hours in any 24 hours after which the autoscaler starts no more VMs; 0: no limit."""
     vm_hours_per_run: float = 0.0
-    """VM-hours of a run's work after which the autoscaler starts none for it; 0: no limit."""
+    """VM-hours of a run's work after which the autoscaler starts no more VMs for that run; 0: no limit."""

@@ -1,8 +1,8 @@
-"""What the boss wants done: one transaction, then messages, then calls. Orders, imperative.
+"""The boss's orders, imperative: one transaction, then messages, then calls.
 
-The caller's contract: execute `writes` as one transaction; only after its commit publish `sends` in order, then hand
-over `calls`, then answer `reads` as events before any other event. A commit that fails says nothing to anybody. A batch
-whose commit is in doubt is looked up by its batch number before it is tried again.
+The caller's contract: execute `writes` as one transaction; only after its commit publish `sends` in order, then start
+`calls`, then answer `reads` as events before any other event. After a failed commit, send no message. If the outcome of
+a commit is unknown, look the batch up by its number before trying it again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from ecloud.model.wire import Envelope
 
 
 class Send(msgspec.Struct, frozen=True):
-    """Publish to `peer/<envelope.peer>`, signed with key `key_name`. Bodies of `StartTasks` are filled in by the
-    shell."""
+    """Publish to `peer/<envelope.peer>`, signed with key `key_name`. The shell fills in the bodies of `StartTasks`."""
 
     envelope: Envelope
     key_name: str
@@ -32,32 +31,32 @@ class Promote(msgspec.Struct, frozen=True):
 
 
 class PromoteFiles(msgspec.Struct, frozen=True):
-    """Publish these, idempotently. Answered by `FilesPromoted` or `DatastoreFailed`."""
+    """Publish these files, idempotently. Answered by `FilesPromoted` or `DatastoreFailed`."""
 
     promotions: tuple[Promote, ...]
 
 
 class FindResults(msgspec.Struct, frozen=True):
-    """Which of these paths exist? Answered by `ResultsFound` or `DatastoreFailed`."""
+    """Check which of these paths exist. Answered by `ResultsFound` or `DatastoreFailed`."""
 
     token: int
     paths: tuple[str, ...]
 
 
 class ListStages(msgspec.Struct, frozen=True):
-    """Which stages are there? Answered by `StagesListed` or `DatastoreFailed`."""
+    """List all stages. Answered by `StagesListed` or `DatastoreFailed`."""
 
 
 class DropStages(msgspec.Struct, frozen=True):
-    """Remove stages that belong to no living attempt. No answer; what remains is swept again."""
+    """Remove stages that belong to no living attempt. No answer; the next sweep finds what remains."""
 
     stages: tuple[str, ...]
 
 
 class SignKey(msgspec.Struct, frozen=True):
-    """A certificate for a worker's key, which opens the datastore for it alone. Answered by `KeySigned` or, where that
-    fails, not at all: the worker's next heartbeat asks again. `refused`: the datastore does not take the one it has, as
-    when its clock was set since it was looked at."""
+    """Sign a worker's key: the certificate opens the datastore for that worker only. Answered by `KeySigned`. A failed
+    call has no answer: the worker's next heartbeat asks again. `refused`: the datastore refuses the present
+    certificate, e.g. because the datastore's clock was set."""
 
     worker: str
     public_key: str
@@ -65,8 +64,8 @@ class SignKey(msgspec.Struct, frozen=True):
 
 
 class UseDatastore(msgspec.Struct, frozen=True):
-    """From now on files are there. Answered by `DatastoreUsed`; or not: calls that can't be made there say so
-    themselves."""
+    """Use this datastore from now on. Answered by `DatastoreUsed`, or not at all if it fails: later calls there report
+    their own failures."""
 
     address: str
     host_key: str = ""
@@ -84,7 +83,7 @@ class StartVm(msgspec.Struct, frozen=True):
 
 
 class EndVm(msgspec.Struct, frozen=True):
-    """End a VM. Confirmed by `VmsListed` only. `pool`: any of its cloud. `why`: where no row says it."""
+    """End a VM. Only `VmsListed` confirms it. `pool`: any pool of its cloud. `why`: the reason, if no row has it."""
 
     vm_no: int
     pool: str
@@ -93,9 +92,9 @@ class EndVm(msgspec.Struct, frozen=True):
 
 
 class ListVms(msgspec.Struct, frozen=True):
-    """What does the pool's cloud say, of the VMs of all its pools? Answered by `VmsListed`. `known`: intents of those
-    that were there, by their cloud ids: none of them is gone only because it is not shown. `lost`: intents that were
-    never answered and are given up unless the list shows a VM of theirs, or one that is gone already."""
+    """List the VMs of all pools of this pool's cloud. Answered by `VmsListed`. `known`: intents of existing VMs, by
+    their cloud ids: a VM that is missing from the list may still exist. `lost`: intents whose call was never answered:
+    the boss gives them up unless the list shows a VM of theirs, present or gone."""
 
     pool: str
     known: dict[str, int] = {}
@@ -103,8 +102,8 @@ class ListVms(msgspec.Struct, frozen=True):
 
 
 class VisitVm(msgspec.Struct, frozen=True):
-    """Go to a VM by SSH and look; where `prepare`, bring code and packages and start its worker. `host_key`: the one
-    that was pinned, empty at the first visit. Answered by `VmVisited`; may be made again after any end."""
+    """Visit a VM by SSH; with `prepare`, copy code and packages to it and start its worker. `host_key`: the pinned key,
+    empty at the first visit. Answered by `VmVisited`; may be repeated after any outcome."""
 
     vm_no: int
     pool: str
@@ -115,15 +114,16 @@ class VisitVm(msgspec.Struct, frozen=True):
 
 
 class AskRoom(msgspec.Struct, frozen=True):
-    """How many more VMs would the pool's cloud give? Answered by `RoomSeen`."""
+    """Ask the pool's cloud how many more VMs it would give. Answered by `RoomSeen`."""
 
     pool: str
 
 
 class TellPerson(msgspec.Struct, frozen=True):
-    """Something is wrong that nobody but a person can mend, or that lasts: to the log and to HOOK_COMMAND. No answer.
+    """Alert the operator, in the log and through HOOK_COMMAND, about trouble that persists or that only a person can
+    repair. No answer.
 
-    `cause`: the same for the same trouble, e.g. end/POOL, pool/POOL, budget, datastore.
+    `cause`: identifies the trouble, e.g. end/POOL, pool/POOL, budget, datastore.
     """
 
     cause: str
@@ -137,7 +137,7 @@ Call = (
 
 
 class LoadRun(msgspec.Struct, frozen=True):
-    """Read the run of that name, and what push `push_id` came to. Answered by `RunLoaded`. `ids`: only these of its
+    """Read the run of that name, and the result of push `push_id`. Answered by `RunLoaded`. `ids`: only these of its
     tasks; None for the whole run."""
 
     token: int
@@ -147,9 +147,9 @@ class LoadRun(msgspec.Struct, frozen=True):
 
 
 class SelectTasks(msgspec.Struct, frozen=True):
-    """Read the runs in which a person's selection lies. Answered by `TasksSelected`.
+    """Read the runs that contain a user's selection. Answered by `TasksSelected`.
 
-    `ids` are ids or RUN:ID; none means all. `run`, `state`, `label` narrow, empty means any.
+    `ids` are ids or RUN:ID; empty means all. `run`, `state`, `label` narrow the selection; empty means any.
     """
 
     token: int
@@ -160,8 +160,8 @@ class SelectTasks(msgspec.Struct, frozen=True):
 
 
 class LoadCalls(msgspec.Struct, frozen=True):
-    """Read how calls of a run stand: those of `ids` with their values; or, where `ids` is None, up to `limit` of all
-    after task `after`, without values. Answered by `CallsLoaded`."""
+    """Read the states of calls of a run: with `ids`, those calls with their values; if `ids` is None, up to `limit`
+    calls after task `after`, without values. Answered by `CallsLoaded`."""
 
     token: int
     run: str
@@ -171,7 +171,8 @@ class LoadCalls(msgspec.Struct, frozen=True):
 
 
 class LeadAbove(msgspec.Struct, frozen=True):
-    """Lead in an epoch above this one, which a peer has heard: it ignores this boss else. Answered by a new core."""
+    """Lead in an epoch above this one, which a peer knows: otherwise the peer ignores this boss. Answered by a new
+    core."""
 
     epoch: int
 

@@ -12,7 +12,7 @@ from ecloud.model.wire import CallEnded, Envelope
 
 
 class MessageArrived(msgspec.Struct, frozen=True):
-    """A peer sent a message. Signature and version are verified, session and number are not."""
+    """A peer sent a message. The caller has verified signature and version, but not session and number."""
 
     envelope: Envelope
     key_name: str
@@ -21,18 +21,18 @@ class MessageArrived(msgspec.Struct, frozen=True):
 
 
 class BrokerFound(msgspec.Struct, frozen=True):
-    """The broker is connected: peers can be heard again, and get a whole lease for it."""
+    """The broker is connected: peers are reachable again, and their leases start again in full."""
 
 
 class BrokerLost(msgspec.Struct, frozen=True):
-    """No peer can be heard until `BrokerFound`. Silence counts against no worker meanwhile."""
+    """No message arrives until `BrokerFound`. Meanwhile no worker's lease expires."""
 
     reason: str = ""
 
 
 class RunLoaded(msgspec.Struct, frozen=True):
-    """Answer to `LoadRun`. `image`: None if there is no such run; `answered`: the result of the push that was asked
-    about, if it was committed already."""
+    """Answer to `LoadRun`. `image`: None if there is no such run; `answered`: the result of the push in question, if it
+    was committed already."""
 
     token: int
     image: RunImage | None
@@ -57,15 +57,15 @@ class TasksSelected(msgspec.Struct, frozen=True):
 
 
 class AttemptsDeclared(msgspec.Struct, frozen=True):
-    """The results that attempts ordered in the last batch declare, by (task_no, number), from the definitions that
-    their orders carried. Comes before any other event. Attempts without declared results are omitted."""
+    """The results that the attempts ordered in the last batch declare, by (task_no, number), from the definitions in
+    their orders. Precedes all other events. Attempts without declared results are omitted."""
 
     results: dict[tuple[int, int], tuple[Result, ...]]
 
 
 class FilesPromoted(msgspec.Struct, frozen=True):
-    """Answer to `PromoteFiles`: for each attempt (task_no, number) None, or a sentence on what could not be
-    published."""
+    """Answer to `PromoteFiles`: for each attempt (task_no, number) None, or a sentence about what the datastore could
+    not publish."""
 
     results: tuple[tuple[int, int, str | None], ...]
 
@@ -129,12 +129,12 @@ class VmRefused(msgspec.Struct, frozen=True):
 
 
 class VmsListed(msgspec.Struct, frozen=True):
-    """What the cloud of `pool` reports about our VMs in all its pools: those that it lists, and those of the asked ones
-    that are gone.
+    """The VMs of this cluster that the cloud of `pool` reports for all its pools: those that it lists, and those of the
+    asked ones that are gone.
 
-    `starting`: intents with a call under way or waiting for its turn. `asked`: cloud ids that the question named; the
-    list proves nothing about others, which may be newer. `sought`: unanswered intents whose gone VMs were looked for.
-    Either None: all.
+    `starting`: intents with a call in progress or queued. `asked`: cloud ids that the request named; the list proves
+    nothing about others, which may be newer. `sought`: unanswered intents whose gone VMs the call searched for. Either
+    None: all.
     """
 
     pool: str
@@ -145,15 +145,15 @@ class VmsListed(msgspec.Struct, frozen=True):
 
 
 class VmListFailed(msgspec.Struct, frozen=True):
-    """The cloud of `pool` could not list its VMs, for this reason. Nothing is known about them until it does."""
+    """The cloud of `pool` could not list its VMs, for this reason. Their states are unknown until it does."""
 
     pool: str
     reason: str
 
 
 class VmVisited(msgspec.Struct, frozen=True):
-    """Answer to `VisitVm`. `host_key`: the pinned one, or the one shown at the first visit; `ago_s`: seconds since each
-    step was seen done."""
+    """Answer to `VisitVm`. `host_key`: the pinned key, or the one that the VM presented at the first visit; `ago_s`:
+    seconds since each step was seen done."""
 
     vm_no: int
     address: str
@@ -163,7 +163,7 @@ class VmVisited(msgspec.Struct, frozen=True):
 
 
 class RoomSeen(msgspec.Struct, frozen=True):
-    """How many more VMs the cloud of `pool` offers (None: it does not tell), and what limits them."""
+    """How many more VMs the cloud of `pool` offers (None: unknown), and what limits them."""
 
     pool: str
     vms: int | None

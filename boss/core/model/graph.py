@@ -1,6 +1,6 @@
-"""The graph of unfinished tasks: who waits for whom, and what an end sets free or makes impossible.
+"""The graph of unfinished tasks: which task waits for which, and which tasks an end releases or aborts.
 
-Owns `Node`s and their edges. Knows nothing of runs, workers or messages. A task that has ended is not in it.
+Owns `Node`s and their edges. Knows nothing of runs, workers or messages. Ended tasks are not in it.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ _WAITING, _READY = TaskState.WAITING, TaskState.READY
 
 
 class Shape(msgspec.Struct, frozen=True, eq=False):
-    """What tasks ask of a worker. Interned by `Shapes`: compared and hashed by identity."""
+    """The resources that a task asks for. Interned by `Shapes`: compared and hashed by identity."""
 
     asks: tuple[tuple[str, float], ...]
     weight: float
-    """What a task counts for in the fair sharing between runs: its CPUs, or a little where it asks for none."""
+    """Weight of a task in the fair sharing between runs: its CPUs, or a small number if it asks for none."""
 
     @property
     def as_resources(self) -> Resources:
-        """The same as amounts by name."""
+        """The shape as amounts by name."""
         return dict(self.asks)
 
 
 class Shapes:
-    """The few different shapes of many tasks."""
+    """Interns the shapes of tasks, which are few."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[tuple[str, float], ...], Shape] = {}
 
     def of(self, asks: Resources) -> Shape:
-        """The one `Shape` of these amounts. Amounts of 0 ask for nothing."""
+        """The one `Shape` of these amounts. Amounts of 0 are ignored."""
         key = tuple(sorted([(name, float(amount)) for name, amount in asks.items() if amount]))
         shape = self._known.get(key)
         if shape is None:
@@ -47,39 +47,39 @@ class Shapes:
 
 
 class Input(msgspec.Struct, eq=False, weakref=True):
-    """A path that several tasks require, or a worker keeps. `bytes`: as far as it is known, -1 where it is not;
-    `holders`: workers that have it or are fetching it. Kept by `boss.core.tasks.input_locality`."""
+    """A path that several tasks require, or that a worker caches. `bytes`: its size, -1 if unknown; `holders`: workers
+    that have it or are fetching it. Maintained by `boss.core.tasks.input_locality`."""
 
     path: str
     bytes: int = -1
     holders: dict[str, None] = msgspec.field(default_factory=dict)
 
     def worth(self, unknown: int) -> int:
-        """What it saves not to fetch it: its bytes where it is big, else nothing."""
+        """Bytes that a worker saves if it has this input: its size if big, `unknown` if the size is unknown, else 0."""
         return self.bytes if self.bytes >= BIG_INPUT_BYTES else unknown if self.bytes < 0 else 0
 
 
 class Inputs(msgspec.Struct, eq=False, weakref=True):
-    """The requirements of a task that others have, too."""
+    """The requirements that a task shares with others."""
 
     parts: tuple[Input, ...]
 
     @property
     def is_small(self) -> bool:
-        """Whether they are known not to be worth a thought where a task goes."""
+        """Whether all of them are known to be too small to influence placement."""
         return not any(part.bytes < 0 or part.bytes >= BIG_INPUT_BYTES for part in self.parts)
 
     def big_bytes(self, unknown: int) -> int:
-        """Of the big ones together; one whose size is not known counts as `unknown` bytes."""
+        """Total size of the big ones; one of unknown size counts as `unknown` bytes."""
         return sum([part.worth(unknown) for part in self.parts])
 
     def held_bytes(self, worker: str, unknown: int) -> int:
-        """So much of that has this worker."""
+        """How many of these bytes the worker has."""
         return sum([part.worth(unknown) for part in self.parts if worker in part.holders])
 
 
 class KnownInputs:
-    """Each path and each set of them once, while a task or a worker has it."""
+    """Interns paths and sets of paths, while a task or a worker has them."""
 
     def __init__(self) -> None:
         self._parts: WeakValueDictionary[str, Input] = WeakValueDictionary()
@@ -106,9 +106,9 @@ class KnownInputs:
 class Node(msgspec.Struct, gc=False):
     """An unfinished task in memory: about 400 bytes with its id and two edges.
 
-    `unmet` counts the dependencies still open; `dependents` are (task_no, condition) of those that wait for this one.
-    `assigned`: number of its attempt that is assigned or started, 0 without one. `unstarted`: how many of its attempts
-    were given back before they started, since this boss began.
+    `unmet` counts the dependencies still open; `dependents` are (task_no, condition) of the tasks that wait for this
+    one. `assigned`: number of its attempt that is assigned or started, 0 without one. `unstarted`: how many of its
+    attempts workers returned unstarted since this boss began.
     """
 
     task_no: int
@@ -131,22 +131,22 @@ class Node(msgspec.Struct, gc=False):
     init: bool = False
     keep_dir: bool = False
     apart: bool = False
-    """It may have killed workers: it runs alone on one."""
+    """It may have killed workers: it runs alone on a worker."""
     suspect: bool = False
-    """It may have killed a worker: it is chained to nothing, and nothing to it."""
+    """It may have killed a worker: it takes part in no chain."""
     dependents: list[tuple[int, Condition]] | None = None
     inputs: Inputs | None = None
     makes: int = 0
     unchained: bool = False
-    """It is not chained: a worker returned such an attempt of it, or it is an array. It waits for what the boss
-    records."""
+    """It is not chained: a worker returned a chained attempt of it, or it is an array. It waits until its dependencies
+    are recorded."""
     array: int = 0
-    """Number of the array whose element it is."""
+    """Task number of the array that it is an element of."""
     is_array: bool = False
 
 
 class Freed(msgspec.Struct, frozen=True):
-    """What the end of one task means for another: ready, or aborted for `reason`."""
+    """The effect of a task's end on another task: it becomes ready, or is aborted for `reason`."""
 
     node: Node
     state: TaskState
@@ -162,7 +162,7 @@ class TaskGraph:
         self.known_inputs = KnownInputs()
 
     def add(self, rows: Iterable[TaskRow]) -> list[Node]:
-        """Take in unfinished tasks. Dependencies on tasks that are not in the graph (after all rows are in) count as
+        """Add unfinished tasks. Dependencies on tasks that are not in the graph (after all rows were added) count as
         met."""
         rows = list(rows)
         nodes = self.nodes
@@ -175,7 +175,7 @@ class TaskGraph:
         return added
 
     def node_of(self, row: TaskRow) -> Node:
-        """A node for this row, outside of the graph and without edges."""
+        """Make a node for this row, outside of the graph and without edges."""
         return Node(
             task_no=row.task_no,
             run_no=row.run_no,
@@ -201,7 +201,7 @@ class TaskGraph:
         )
 
     def rewire(self, rows: Iterable[TaskRow]) -> None:
-        """Let these, to which no edges lead, wait for their dependencies that are in the graph."""
+        """Make these tasks, to which no edges lead, wait for their dependencies that are in the graph."""
         nodes = self.nodes
         for row in rows:
             unmet = 0
@@ -215,10 +215,11 @@ class TaskGraph:
             nodes[row.task_no].unmet = unmet
 
     def end(self, task_no: int, state: TaskState, because: str) -> list[Freed]:
-        """Take a task that ended in `state` out; what this frees or aborts, in order, those aborted below included.
+        """Remove a task that ended in `state`. Returns the tasks that this releases or aborts, in order, including
+        indirectly aborted ones.
 
-        `because` names it and how it ended ("task a failed"); everything aborted below carries it on.
-        The caller moves the freed ones; aborted ones are out of the graph already.
+        `because` names the task and how it ended ("task a failed"); the reasons of all aborted tasks begin with it. The
+        caller moves the released ones; aborted ones are out of the graph already.
         """
         freed: list[Freed] = []
         todo = deque([(task_no, state, because)])
@@ -233,7 +234,7 @@ class TaskGraph:
                 if dependent is None or dependent.unmet < 0:
                     continue
                 if condition.met_by(ended) or dependent.state is not _WAITING:
-                    # One that runs already (its dependency was done again) is not disturbed.
+                    # A task that already runs (its dependency is being redone) is left alone.
                     dependent.unmet -= 1
                     if dependent.unmet == 0 and dependent.state is _WAITING:
                         freed.append(Freed(dependent, _READY))
@@ -241,25 +242,25 @@ class TaskGraph:
                     why = reason if ended is not TaskState.SUCCEEDED else f"{reason}; this one runs only if it does not"
                     freed.append(Freed(dependent, TaskState.ABORTED, why))
                     todo.append((dependent_no, TaskState.ABORTED, why))
-                    # Marked at once, so that a second dependency that ends badly does not abort it twice.
+                    # Marked now, so that a second dependency that ends badly does not abort it twice.
                     dependent.unmet = -1
         return [item for item in freed if item.node.unmet == 0 or item.state is TaskState.ABORTED]
 
     def remove(self, task_nos: Iterable[int]) -> None:
-        """Forget tasks without any effect on others (they are replanted or dropped by the caller)."""
+        """Forget tasks without any effect on others (the caller replants or drops them)."""
         for number in tuple(task_nos):
             node = self.nodes.pop(number, None)
             if node is not None:
-                node.state = TaskState.CANCELLED  # whoever still has it in a queue sees that it is void
+                node.state = TaskState.CANCELLED  # entries in queues are void from now on
 
     def cut_edges_into(self, task_nos: set[int]) -> None:
-        """Remove the edges that lead into these tasks: they are about to be added anew with other dependencies."""
+        """Remove the edges that lead into these tasks: the caller adds them again with other dependencies."""
         for node in self.nodes.values() if task_nos else ():
             if node.dependents:
                 node.dependents = [edge for edge in node.dependents if edge[0] not in task_nos] or None
 
     def check(self) -> None:
-        """Invariants: counts agree with edges; whoever waits has something to wait for; nothing in here has ended."""
+        """Check invariants: counts agree with edges; waiting tasks have open dependencies; no ended task is present."""
         unmet: dict[int, int] = {}
         for node in self.nodes.values():
             assert node.init or node.state not in ENDED, f"task {node.id} ended but is in the graph"

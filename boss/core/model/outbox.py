@@ -1,6 +1,6 @@
-"""What one batch has decided so far: the only way for the core's parts to write, to speak and to call.
+"""Collects the decisions of one batch: the core's parts write, send and call only through it.
 
-Owns the `Effects` of the batch at hand and the numbers of what is said in each session.
+Owns the `Effects` of the current batch and the message numbers of each session.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from ecloud.model.wire import PROTOCOL_VERSION, Envelope, Message
 
 
 class Conversation(msgspec.Struct, eq=False):
-    """A session with a peer. `heard`, `said`: the last number of each direction. `kind`: worker or client. `hello`: of
-    two sessions that one boss opened, the one with the higher number came of the later Hello."""
+    """A session with a peer. `heard`, `said`: last message number of each direction. `kind`: worker or client. `hello`:
+    of two sessions that one boss opened, the one with the higher number belongs to the later Hello."""
 
     peer: str
     key_name: str
@@ -27,7 +27,7 @@ class Conversation(msgspec.Struct, eq=False):
 
 
 class Outbox:
-    """Collects one batch's effects; `take` hands them over and begins anew."""
+    """Collects the effects of one batch; `take` returns them and starts an empty batch."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -39,27 +39,27 @@ class Outbox:
         """The transaction of this batch."""
 
     def say(self, to: Conversation, message: Message) -> int:
-        """Speak in a session; the message's number."""
+        """Send a message in a session. Returns the message's number."""
         to.said += 1
         envelope = Envelope(PROTOCOL_VERSION, to.peer, to.session, to.said, message, self.epoch)
         self._effects.sends.append(Send(envelope, to.key_name))
         return to.said
 
     def say_outside(self, peer: str, key_name: str, session: str, message: Message) -> None:
-        """Speak before a session counts, or about one that does not: number 0."""
+        """Send a message before a session is valid, or about an invalid one: number 0."""
         envelope = Envelope(PROTOCOL_VERSION, peer, session, 0, message, self.epoch)
         self._effects.sends.append(Send(envelope, key_name))
 
     def call(self, call: Call) -> None:
-        """Ask datastore or cloud for something, after the commit."""
+        """Call the datastore or a cloud after the commit."""
         self._effects.calls.append(call)
 
     def read(self, read: Read) -> None:
-        """Ask the store a question, answered before the next event."""
+        """Query the store; the answer arrives before the next event."""
         self._effects.reads.append(read)
 
     def take(self) -> Effects:
-        """This batch's effects; the next batch begins empty."""
+        """Return this batch's effects; the next batch begins empty."""
         effects = self._effects
         self._begin()
         return effects

@@ -1,4 +1,4 @@
-"""Ready tasks that no worker has yet, in groups of one run, priority and shape."""
+"""Ready tasks without a worker, in groups of one run, priority and shape."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ecloud.model.tasks import Retries, TaskState
 
 _READY = TaskState.READY
 _VOID = Node(0, 0, "", TaskState.CANCELLED, Shape((), 0.0), Retries(), "")
-"""Stands where an entry was taken from the middle."""
+"""Replaces an entry that was taken from the middle of a group."""
 
 
 class Group(msgspec.Struct, eq=False):
-    """Ready tasks of one run, priority and shape, in order. Entries may be void (cancelled, assigned): looked at when
-    taken."""
+    """Ready tasks of one run, priority and shape, in order. Entries may be void (cancelled, assigned), which is checked
+    when they are taken."""
 
     priority: int
     run_no: int
     shape: Shape
     nodes: deque[Node]
     apart: bool = False
-    """Each of them runs alone on a worker (`Suspects`)."""
+    """Each of these tasks runs alone on a worker (`Suspects`)."""
 
     def is_due(self, node: Node) -> bool:
         """Whether the entry is not void."""
@@ -36,8 +36,8 @@ class Group(msgspec.Struct, eq=False):
         )
 
     def take(self, index: int) -> Node:
-        """The entry at `index` is placed. In the middle a void one stays in its stead: what is looked at does not slide
-        on while the first stays."""
+        """Take the entry at `index`, which is placed. A void entry replaces an entry in the middle, so that the
+        positions of the others stay the same while the first entry stays."""
         if not index:
             return self.nodes.popleft()
         node, self.nodes[index] = self.nodes[index], _VOID
@@ -52,7 +52,7 @@ class ReadyTasks:
         self.held_runs: set[int] = set()
 
     def put(self, node: Node) -> None:
-        """A task became ready."""
+        """Add a task that became ready."""
         key = (node.priority, node.run_no, node.shape, node.apart)
         group = self.groups.get(key)
         if group is None:
@@ -60,12 +60,12 @@ class ReadyTasks:
         group.nodes.append(node)
 
     def count(self, node: Node) -> int:
-        """Tasks that wait for a worker as this one would; void entries count, too."""
+        """Number of tasks in this task's group; includes void entries."""
         group = self.groups.get((node.priority, node.run_no, node.shape, False))
         return len(group.nodes) if group is not None else 0
 
     def hold(self, run_no: int) -> None:
-        """Place nothing of this run."""
+        """Do not place tasks of this run."""
         self.held_runs.add(run_no)
 
     def release(self, run_no: int) -> None:
@@ -73,7 +73,8 @@ class ReadyTasks:
         self.held_runs.discard(run_no)
 
     def first(self, group: Group) -> Node | None:
-        """The first that is still ready and not assigned; void entries before it are dropped. Empty groups go."""
+        """The first entry that is still ready and not assigned; drops void entries before it. Removes the group if
+        empty."""
         nodes = group.nodes
         while nodes:
             node = nodes[0]
@@ -84,7 +85,7 @@ class ReadyTasks:
         return None
 
     def placeable(self) -> list[Group]:
-        """Groups with something to place, of runs that are not held."""
+        """Groups with tasks to place, of runs that are not held."""
         return [
             group
             for group in tuple(self.groups.values())

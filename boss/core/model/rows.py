@@ -1,4 +1,4 @@
-"""Rows as they travel between core and store: what is loaded at a start or for a request, what is written in a batch.
+"""Rows that core and store exchange: loaded at a start or for a request, written with a batch.
 
 All times are seconds of the boss's clock: epoch seconds that never step back within one process.
 """
@@ -15,17 +15,17 @@ from ecloud.model.wire import Hello
 from ecloud.model.worker_states import WorkerState
 
 MAKES_NOTHING, MAKES_RESULTS, MAKES_UNLESS_THERE = 0, 1, 2
-"""Whether a task has no results, results, or results that may exist already (`overwrite_result: false`). Tasks that
-were stored before this was known count as the last: they are never chained."""
+"""Whether a task has no results, results, or results that may exist already (`overwrite_result: false`). Tasks stored
+before this column existed have the last value: they are never chained."""
 
 
 class ArrayRow(msgspec.Struct):
     """The elements of an array, which is itself a task (`task_no`) that ends when all of them have ended.
 
-    Element at position p has the number `first_no` + p; it has a row once it was made. `pending`: positions without
-    one, as `Ranges` writes them; `states`: how many elements stand in each state, the pending ones as `pending_state`.
-    `each`: arrays that it waits for element by element. `template`: its definition as JSON, without entries;
-    `entries`: these as compressed JSON lists of `ENTRIES_A_PART`, where it has some.
+    The element at position p has the number `first_no` + p; it has a row once it was made. `pending`: positions without
+    a row, as `Ranges` writes them; `states`: number of elements in each state, pending ones counted as `pending_state`.
+    `each`: arrays that it waits for element by element. `template`: its definition as JSON, without entries; `entries`:
+    its entries, if any, as compressed JSON lists of `ENTRIES_A_PART`.
     """
 
     task_no: int
@@ -44,9 +44,9 @@ class ArrayRow(msgspec.Struct):
 class TaskRow(msgspec.Struct, gc=False):
     """A task without its body: what the core needs to schedule it. `dependencies`: (task_no it waits for, condition).
 
-    `attempts`: number of the last attempt; `retries_used` counts only those that cost one. `label`: what its run-time
-    is learned by. `not_before`: when a retry may start. `definition_hash`: hex. `body_bytes`: size of the stored
-    definition. `inputs`: requirements that other tasks have, too. `makes`: whether it has results.
+    `attempts`: number of the last attempt; `retries_used` counts only attempts that cost a retry. `label`: the key of
+    its run-time estimate. `not_before`: when a retry may start. `definition_hash`: hex. `body_bytes`: size of the
+    stored definition. `inputs`: requirements that it shares with other tasks. `makes`: whether it has results.
     """
 
     task_no: int
@@ -70,13 +70,13 @@ class TaskRow(msgspec.Struct, gc=False):
     inputs: tuple[str, ...] = ()
     makes: int = MAKES_NOTHING
     array: int = 0
-    """Number of the array whose element it is."""
+    """Task number of the array that it is an element of."""
     elements: ArrayRow | None = None
-    """Of an array."""
+    """For an array: its elements."""
 
 
 class RunRow(msgspec.Struct):
-    """A run. `held`: why its tasks do not start, or empty. `ended_at` when nothing was left to do."""
+    """A run. `held`: why its tasks do not start, or empty. `ended_at`: when its last task ended."""
 
     run_no: int
     name: str
@@ -86,7 +86,7 @@ class RunRow(msgspec.Struct):
 
 
 class AttemptRow(msgspec.Struct, frozen=True):
-    """One try. Written whole, each time it changes. `outcome` from `promoting` on."""
+    """An attempt. Each change writes the whole row. `outcome` is set from `promoting` on."""
 
     task_no: int
     number: int
@@ -101,8 +101,8 @@ class AttemptRow(msgspec.Struct, frozen=True):
 
 
 class SuspectRow(msgspec.Struct):
-    """A task that ran on `lost` workers when they were lost. `failed`: it failed for that; `reason`: the last one and
-    what happened to it; `at`: when."""
+    """A task that ran on `lost` workers when they were lost. `failed`: it failed for that reason; `reason`: the last
+    lost worker and its reason; `at`: when."""
 
     task_no: int
     run_no: int
@@ -113,10 +113,9 @@ class SuspectRow(msgspec.Struct):
 
 
 class WorkerRow(msgspec.Struct):
-    """A worker process. Its state changes by `Worker.move` only.
+    """A worker process. Only `Worker.move` changes its state.
 
-    `vm_no` where it is a VM that we started; `heard_at` is written at state changes and now and then, not per
-    heartbeat.
+    `vm_no`: its VM, if the boss started it; `heard_at` is written at state changes and now and then, not per heartbeat.
     """
 
     worker: str
@@ -129,22 +128,22 @@ class WorkerRow(msgspec.Struct):
     reason: str = ""
     trouble: str = ""
     lane_since: float | None = None
-    """Since when it holds its turn to move files over SSH; None while it holds none."""
+    """Start of its turn to transfer files over SSH; None without a turn."""
     lane_wanted_since: float | None = None
-    """Since when it waits for its turn to do so."""
+    """Since when it waits for its turn to transfer files."""
     moving: Moving | None = None
-    """What it moves, as it told at `moving_at`; None for nothing."""
+    """Its transfers, as reported at `moving_at`; None without any."""
     moving_at: float | None = None
 
 
 class VmRow(msgspec.Struct):
     """A VM and the intent that owns it.
 
-    `cloud_id` is the cloud's name for it, empty until the cloud answered. `size`: what it offers. Times are those of
-    its life, in this order: intended, started (the cloud made it), hello (its worker reported), first task, ending,
-    gone. `started_at` and `gone_at` are the cloud's, by its clock, once it told them; all others are the boss's: what
-    waits looks at those, or at `lived`. `end_asked`: how often its end was asked for. `cause`: why it came to nothing,
-    as far as that is recognised; `said`: the cloud's last words about it, kept when it is gone.
+    `cloud_id` is the cloud's name for it, empty until the cloud answered. `size`: its resources. The times follow its
+    life, in this order: intended, started (the cloud made it), hello (its worker reported), first task, ending, gone.
+    `started_at` and `gone_at` are by the cloud's clock, once the cloud has reported them; all others are by the boss's
+    clock: compute waiting times from those, or from `lived`. `end_asked`: how often the boss asked the cloud to end it.
+    `cause`: why it did not come up, if recognised; `said`: the cloud's last remark about it, kept after it is gone.
     """
 
     vm_no: int
@@ -168,8 +167,8 @@ class VmRow(msgspec.Struct):
     said: str = ""
 
     def lived(self, now: float) -> tuple[float, float] | None:
-        """From when until when it has been there, by the boss's clock: since it was asked for, or where it ended as
-        long as the cloud says. None where the cloud never made it, as far as is known."""
+        """Its lifetime (from, until) by the boss's clock: since the request; after its end, a period of the length that
+        the cloud reports. None if the cloud never made it, as far as is known."""
         if self.started_at is None:
             return None
         if self.state is VmState.GONE:
@@ -178,8 +177,8 @@ class VmRow(msgspec.Struct):
 
 
 class VmSpan(msgspec.Struct, frozen=True):
-    """How long a VM was there that its intent had been given up for: written to the row of that intent, which is gone
-    and knows no other VM. `ended_at` None: it is there still."""
+    """Lifetime of a VM whose intent was given up before the VM appeared: written to the row of that intent, which is
+    gone and knows no other VM. `ended_at` None: it still exists."""
 
     vm_no: int
     cloud_id: str
@@ -188,8 +187,8 @@ class VmSpan(msgspec.Struct, frozen=True):
 
 
 class BootRow(msgspec.Struct):
-    """The record of a VM's boot. `address`: where its cloud last said it is; `host_key`: pinned at the first visit;
-    `steps`: when each was done first; `visit`: what the last one found."""
+    """The record of a VM's boot. `address`: the last one that its cloud reported; `host_key`: pinned at the first
+    visit; `steps`: when each step was first done; `visit`: findings of the last visit."""
 
     vm_no: int
     address: str = ""
@@ -199,8 +198,8 @@ class BootRow(msgspec.Struct):
 
 
 class PoolRow(msgspec.Struct):
-    """How a pool fares, for people. `closed`: why no VM of it starts now, with `since` and `until`, or empty. Boot
-    times are seconds from asking to a worker: of `boots` seen lately, else a guess."""
+    """The state of a pool, for display. `closed`: why no VM of it starts now, with `since` and `until`, or empty. Boot
+    times are seconds from the request to a worker: measured over the last `boots`, else assumed."""
 
     pool: str
     closed: str = ""
@@ -212,7 +211,7 @@ class PoolRow(msgspec.Struct):
 
 
 class TaskMoved(msgspec.Struct, gc=False):
-    """What changed of a task. `changed_at` is the batch's."""
+    """Changed columns of a task. `changed_at` is the batch's."""
 
     state: TaskState
     reason: str = ""
@@ -222,8 +221,8 @@ class TaskMoved(msgspec.Struct, gc=False):
 
 
 class TaskStored(msgspec.Struct):
-    """A task that a push makes or replaces (same task_no, its attempts kept, its dependencies replaced). `json`: of the
-    definition, as it is kept."""
+    """A task that a push makes or replaces (same task_no, its attempts kept, its dependencies replaced). `json`: its
+    definition, as stored."""
 
     row: TaskRow
     definition: TaskDefinition
@@ -231,7 +230,7 @@ class TaskStored(msgspec.Struct):
 
 
 class PushAnswered(msgspec.Struct):
-    """A push that was committed, so that it can be answered again, also after its run was dropped."""
+    """A committed push, kept so that it can be answered again, even after its run was dropped."""
 
     push_id: str
     run_no: int
@@ -240,13 +239,13 @@ class PushAnswered(msgspec.Struct):
 
 
 class Writes(msgspec.Struct):
-    """One transaction, in the order of its fields. Each dictionary holds the last word on its row."""
+    """One transaction, in the order of its fields. Each dictionary holds the final state of its rows."""
 
     runs: dict[int, RunRow] = msgspec.field(default_factory=dict)
     stored: list[TaskStored] = msgspec.field(default_factory=list)
     tasks: dict[int, TaskMoved] = msgspec.field(default_factory=dict)
     arrays: dict[int, ArrayRow] = msgspec.field(default_factory=dict)
-    """What changed of arrays: their `pending` and counts."""
+    """Changes of arrays: their `pending` and counts."""
     attempts: dict[tuple[int, int], AttemptRow] = msgspec.field(default_factory=dict)
     workers: dict[str, WorkerRow] = msgspec.field(default_factory=dict)
     vms: dict[int, VmRow] = msgspec.field(default_factory=dict)
@@ -261,9 +260,9 @@ class Writes(msgspec.Struct):
     dropped_runs: list[int] = msgspec.field(default_factory=list)
     dropped_workers: list[str] = msgspec.field(default_factory=list)
     gone_before: float = 0.0
-    """VMs and workers that were over before this are forgotten; 0: none are."""
+    """Forget VMs and workers that ended before this time; 0: none."""
     answered_before: float = 0.0
-    """Pushes that were answered before this, and whose runs are dropped, are forgotten; 0: none are."""
+    """Forget pushes of dropped runs that were answered before this time; 0: none."""
 
     @property
     def is_empty(self) -> bool:
@@ -272,8 +271,8 @@ class Writes(msgspec.Struct):
 
 
 class RunImage(msgspec.Struct):
-    """A run as the database has it: every task, ended ones too, with all dependencies; or, where `is_part`, those of
-    its tasks that were asked for."""
+    """A run as the database has it: every task, including ended ones, with all dependencies; or, if `is_part`, only the
+    requested tasks."""
 
     run: RunRow
     tasks: list[TaskRow]
@@ -281,13 +280,13 @@ class RunImage(msgspec.Struct):
 
 
 class Snapshot(msgspec.Struct):
-    """What a boss starts from: everything unfinished.
+    """The state that a boss starts from: everything unfinished.
 
-    `tasks`: unfinished ones, arrays that ended before their elements, and all init tasks of runs that are not over;
-    their `dependencies` name unfinished tasks only. `attempts`: those not over; `declared`: the results that their
-    tasks declare, by task_no, where they do. `init_attempts`: ended attempts of init tasks on workers that are up or
-    draining, plus failed ones of unfinished runs. `past_vms`: the last of those that are gone, oldest first, and all
-    whose machine was there still. `states`: task counts per run and state, init tasks left out.
+    `tasks`: unfinished ones, arrays that ended before their elements, and all init tasks of unfinished runs; their
+    `dependencies` name unfinished tasks only. `attempts`: those that have not ended; `declared`: the results that their
+    tasks declare, if any, by task_no. `init_attempts`: ended attempts of init tasks on workers that are up or draining,
+    plus failed ones of unfinished runs. `past_vms`: the last VMs that are gone, oldest first, and all whose machine
+    still existed. `states`: task counts per run and state, without init tasks.
     """
 
     cluster_id: str
@@ -311,5 +310,5 @@ class Snapshot(msgspec.Struct):
     epoch_ends: dict[int, int] = {}
     """The last batch of each earlier epoch."""
     element_ends: dict[int, tuple[str, str]] = {}
-    """Of arrays that unfinished ones wait for element by element: positions that succeeded, and those that ended
+    """For arrays that unfinished ones wait for element by element: positions that succeeded, and positions that ended
     otherwise, as `Ranges` writes them."""

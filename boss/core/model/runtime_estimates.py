@@ -1,4 +1,4 @@
-"""How long tasks take: the median of what was seen lately, else what users said. Owns the samples."""
+"""Estimates of run-times: the median of recent ones, else the user's estimate. Owns the samples."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from boss.core.model.graph import Node
 SAMPLES = 31
 """Run-times kept per kind of task: enough for a median that follows a change within a few dozen tasks."""
 UNKNOWN_S = 1.0
-"""The guess for a kind of task that nobody described and that never ran."""
+"""The guess for a kind of task that has neither run-times nor a user's estimate."""
 KINDS_KEPT = 10_000
-"""Kinds of task that are remembered, those that ended something last: labels may be as many as runs."""
+"""Maximum kinds of task kept, those with the latest outcome: there may be as many labels as runs."""
 SHORTEST_S = 0.0005
-"""No process starts and ends in less."""
+"""No process starts and ends in less time."""
 
 
 class _Kind(msgspec.Struct, eq=False):
-    """What was seen of one kind. `ended`: how many in all; `news`: how many since the median was looked for;
-    `believed`: the median was once that of as many as ran at once."""
+    """Run-times of one kind. `ended`: how many in all; `news`: how many since the median was last computed; `believed`:
+    a median was once computed from as many samples as ran at the same time."""
 
     samples: deque[float]
     median: float = SHORTEST_S
@@ -31,22 +31,22 @@ class _Kind(msgspec.Struct, eq=False):
 
 
 class Runtimes:
-    """Medians by kind: the label where a task has one, else its run and shape."""
+    """Medians by kind: a task's label if it has one, else its run and shape."""
 
     def __init__(self) -> None:
         self.kinds: dict[object, _Kind] = {}
 
     def learn(self, node: Node, run_s: float) -> None:
-        """A task of this kind took `run_s` seconds."""
+        """Record that a task of this kind took `run_s` seconds."""
         name = _kind(node)
         kind = self.kinds.pop(name, None)
         if kind is None:
             kind = _Kind(deque(maxlen=SAMPLES))
-        self.kinds[name] = kind  # the last one now
+        self.kinds[name] = kind  # now the latest
         kind.samples.append(run_s)
         kind.ended += 1
         kind.news += 1
-        # The median of few samples is cheap and matters; later once in SAMPLES outcomes is enough.
+        # The median of few samples is cheap and matters; later, once in SAMPLES outcomes is enough.
         if len(kind.samples) < SAMPLES or kind.news >= SAMPLES:
             kind.median = max(SHORTEST_S, statistics.median(kind.samples))
             kind.news = 0
@@ -54,9 +54,9 @@ class Runtimes:
             del self.kinds[next(iter(self.kinds))]
 
     def guess_s(self, node: Node, side_by_side: int) -> float:
-        """Seconds that a task like this one may take, where so many of them can run at once. What was seen is believed
-        before what was said; but the first to end are the shortest, and before as many ended as began together, no
-        less is guessed than without them."""
+        """Estimated seconds of a task like this one, if `side_by_side` of them can run at the same time. Measured
+        run-times take precedence over the user's estimate. But the first tasks to end are the shortest: until as many
+        ended as began together, the result is not below the estimate without measurements."""
         kind = self.kinds.get(_kind(node))
         if kind is not None and (kind.believed or kind.ended >= side_by_side):
             kind.believed = True
@@ -65,14 +65,14 @@ class Runtimes:
         return said if kind is None else max(said, kind.median)
 
     def known_s(self, node: Node) -> float | None:
-        """What was seen so far, or said; None where nothing was."""
+        """The measured run-time, else the user's estimate; None without either."""
         kind = self.kinds.get(_kind(node))
         if kind is not None:
             return kind.median
         return max(SHORTEST_S, node.runtime_s) if node.runtime_s is not None else None
 
     def forget_run(self, run_no: int) -> None:
-        """A run was dropped."""
+        """Forget the kinds of a dropped run."""
         for name in [name for name in self.kinds if isinstance(name, tuple) and name[0] == run_no]:
             del self.kinds[name]
 

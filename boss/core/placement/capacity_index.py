@@ -1,4 +1,4 @@
-"""An index of workers by their free resources, so that placement looks only at workers with room.
+"""An index of workers by their free resources, so that placement checks only workers with room.
 
 A `FreeGroup` holds workers of equal capacity with equal free amounts. `Fleet.touched` names the workers whose free
 amounts may have changed; `settle` moves only these. Decides nothing: `placement` does.
@@ -15,7 +15,7 @@ from ecloud.model.tasks import Resources
 
 _USUAL = frozenset({"cpus", "memory_mb"})
 REFILLED_BELOW = 0.75
-"""The queue ahead is refilled when it holds less than this share of `ahead_s`: several tasks at once, since each order
+"""The queue ahead is refilled when it holds less than this share of `ahead_s`: several tasks together, since each order
 to a worker costs a database write and a message."""
 _EXACT = 1e6
 """Amounts are sums of decimal fractions: a smaller difference than one part in this is rounding."""
@@ -63,7 +63,8 @@ class CapacityIndex:
         return list(self._kinds.values())
 
     def side_by_side(self, shape: Shape) -> int:
-        """How many tasks of `shape` all workers could run at once if they were empty, at most `ahead_max` each."""
+        """How many tasks of `shape` all workers could run at the same time if they were empty, at most `ahead_max`
+        each."""
         most = self._config.ahead_max
         return sum([kind.workers * how_many(kind.capacity, shape, most) for kind in self._kinds.values()])
 
@@ -82,7 +83,7 @@ class CapacityIndex:
                 if old is not None:
                     self._take_off(name, old)
                 continue
-            # A worker that registered again under its name is another object and may offer something else.
+            # A worker that registered again under its name is another object and may have other resources.
             kind = old.kind if old is not None and old.workers[name] is worker else self._kind(worker)
             key = (id(kind), *[int(amount * _EXACT + 0.5) for amount in worker.free.values()])
             if old is None or old.key != key or old.workers[name] is not worker:

@@ -1,9 +1,10 @@
-"""Decides which ready task goes to which worker. The cost of a batch grows with what it assigns, not with what waits.
+"""Decides which ready task goes to which worker. The cost of a batch depends on the number of assignments, not of
+waiting tasks.
 
 Order: priority first; within a priority the run that holds the fewest CPUs; within a run the order of the list. Tasks
-that can start at once are placed first, then short queues ahead, then chains (waiting tasks that follow the attempts of
-their dependencies at one worker). A large task without room gets a worker reserved, so that small tasks do not starve
-it.
+that can start immediately are placed first, then short queues ahead, then chains (waiting tasks that follow the
+attempts of their dependencies at one worker). A large task without room gets a worker reserved, so that small tasks do
+not starve it.
 
 A task prefers a worker that has its big inputs, if that worker has room now; otherwise the next worker in turn may take
 a task from close behind whose inputs it has. No worker and no task waits for this, and a task is overtaken a bounded
@@ -32,7 +33,7 @@ SHORT = 8
 """A task that is expected to take longer than this many `ahead_s` is not queued ahead: it would wait behind a slow
 one."""
 HOLDERS = 16
-"""Most workers with a task's inputs that are checked for room."""
+"""Maximum number of workers with a task's inputs that are checked for room."""
 BEHIND = 64
 """Entries, including the first, that are searched for a task whose inputs a worker has. No task is overtaken by
 more."""
@@ -126,7 +127,7 @@ class Placement:
     # --- chains ----------------------------------------------------------------------------------
 
     def place_chained(self, chains: Chains, assign: AssignChained, refuses: Refuses) -> None:
-        """After `place`: let waiting tasks follow their dependencies where a worker's queue ahead has room.
+        """After `place`: chain waiting tasks to their dependencies if a worker's queue ahead has room.
 
         Ready tasks go first: those that found no room keep their claim against chains of lower priority, and against
         chains of a run that holds more CPUs.
@@ -139,7 +140,7 @@ class Placement:
                 continue
             if worker.ahead_s < REFILLED_BELOW * self._config.ahead_s and self.may_wait_at(worker):
                 self._chain(worker, chains, assign, refuses)
-        chains.touched.clear()  # these assignments were seen already
+        chains.touched.clear()  # these assignments were checked already
 
     def _chain(self, worker: Worker, chains: Chains, assign: AssignChained, refuses: Refuses) -> None:
         candidates = chains.candidates(worker)
@@ -255,7 +256,7 @@ def _is_empty(worker: Worker) -> bool:
 
 class _Room:
     """Workers with room for one group, in turn: emptiest first; those with rare resources that the group does not need
-    last. Looks at no more workers than it must."""
+    last. Checks no more workers than necessary."""
 
     def __init__(
         self, placement: Placement, group: Group, reserved: dict[str, Group], in_slots: bool, refuses: Refuses
@@ -315,7 +316,7 @@ class _Room:
         return worker, self._behind(worker)
 
     def _holder(self, worker: Worker, inputs: Inputs, unknown: int, held: int, wanted: int) -> Worker | None:
-        """Of the workers that have some of these inputs, the one with room that has most, and more than `held`."""
+        """Among the workers that have some of these inputs, the one with room that has most, and more than `held`."""
         index, needs = self._placement.capacity_index, {name for name, _ in self._group.shape.asks}
         rare = len((index.rare_at(worker.name) or frozenset()) - needs)
         best: Worker | None = None
@@ -334,8 +335,8 @@ class _Room:
         return best
 
     def _behind(self, worker: Worker) -> int:
-        """The index of a task close behind the first of which the worker has all inputs, else of one with some; else
-        0."""
+        """The index of a task close behind the first of which the worker has all inputs, or else some; 0 if there is
+        none."""
         some = 0
         has: dict[Inputs, int] = {}
         for index, later in enumerate(itertools.islice(self._group.nodes, BEHIND)):
@@ -370,7 +371,7 @@ class _Room:
                 if kind.hungry and fits(kind.capacity, shape.asks)
             ]
         candidates.sort()
-        # Groups pass by the same workers, most of which others have filled meanwhile.
+        # Groups iterate over the same workers, most of which other groups have filled meanwhile.
         may_wait_at = self._placement.may_wait_at
         for *_, workers in candidates:
             for worker in workers.values():

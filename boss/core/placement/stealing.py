@@ -15,7 +15,7 @@ from ecloud.model.tasks import AttemptState, Resources, fits
 RETURN_AFTER_S = 1.0
 """A queued attempt that waits longer than this at a busy worker, while another idles, is retracted."""
 STEAL_EVERY_S = 0.1
-"""Shortest time between two passes: each looks at every worker."""
+"""Minimum interval between two passes: each checks every worker."""
 
 MOST_EACH = 32
 """Attempts retracted in one pass for each idle worker. Long queues mean that run times were guessed badly."""
@@ -32,7 +32,7 @@ class WorkStealing:
         self._not_before = 0.0
 
     def settle(self, now: float) -> None:
-        """Retract what an idle worker would start at once."""
+        """Retract attempts that an idle worker would start immediately."""
         if now < self._not_before:
             return
         self._not_before = now + STEAL_EVERY_S
@@ -59,7 +59,7 @@ def _is_late(attempt: Attempt, now: float) -> bool:
 
 
 class _Room:
-    """Slots that idle workers could fill at once, and room in their queues ahead."""
+    """Slots that idle workers could fill immediately, and room in their queues ahead."""
 
     def __init__(self, idle: list[Worker], ahead_s: float) -> None:
         self._idle = idle
@@ -70,7 +70,7 @@ class _Room:
         """Index of the first idle worker that may have room for the shape: earlier ones only get fuller."""
 
     def take(self, attempt: Attempt) -> bool:
-        """Whether there is room for it. If so, it is taken."""
+        """Whether there is room for the attempt. If so, takes the room."""
         self._left -= 1
         if self._left < 0:
             return False

@@ -1,5 +1,4 @@
-"""Making a decision about a whole run real: rows, graph, counts, attempts. Shared by pushes and by what people ask
-for."""
+"""Applies a decision about a whole run: rows, graph, counts, attempts. Used by pushes and by user requests."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from ecloud.model.tasks import ENDED, TaskState
 
 
 def overlay(image: RunImage, book: TaskBook) -> None:
-    """Let the image tell what only memory knows: the number of an attempt that is assigned is not in its task's row."""
+    """Add to the image what only memory has: a task's row lacks the number of its assigned attempt."""
     for row in image.tasks:
         node = book.graph.nodes.get(row.task_no)
         if node is not None:
@@ -22,7 +21,7 @@ def overlay(image: RunImage, book: TaskBook) -> None:
 
 
 def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attempts: Attempts, now: float) -> None:
-    """Write the decision, stop attempts of what is done anew or dropped, and plant what is to be done."""
+    """Write the decision, stop attempts of redone and dropped tasks, and plant the tasks to be done."""
     writes, nodes = outbox.writes, book.graph.nodes
     run = book.run_of(image.run)
     writes.runs[run.row.run_no] = run.row
@@ -45,13 +44,13 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
         run.init_done.discard(task_no)
     attempts.inits.forget(again)
     attempts.inits.try_again([row.task_no for row in image.tasks if row.init])
-    # A task that ended early (cancelled) is not in the graph, but what it waited for may still name it.
+    # A task that ended early (cancelled) is not in the graph, but its dependencies may still have edges to it.
     rewired = {row.task_no for row in merged.rewired}
     book.graph.cut_edges_into({row.task_no for row in image.tasks} & merged.disturbed | rewired)
     book.graph.remove(known)
     book.plant(merged.planted, now)
     for attempt in unwanted:
-        if attempt.task_no in nodes:  # with its count of attempts, which the row of a waiting task need not have yet
+        if attempt.task_no in nodes:  # with its attempt count, which the row of a waiting task may lack
             book.write(nodes[attempt.task_no])
     book.graph.rewire(merged.rewired)
     if not image.is_part and any(count for state, count in merged.states.items() if state not in ENDED):

@@ -1,8 +1,9 @@
-"""Arrays: elements are made, some thousands at a time, when they are about to run; an array ends after its elements.
+"""Arrays: the boss makes elements, some thousands at a time, when they are about to run; an array ends after its
+elements.
 
-An array is a task that no worker gets. It waits for others, and others wait for it, like any task: that needs one
-dependency, whatever its size. While it is ready, its elements become tasks in windows, so that ready elements never run
-out and hardly more of them exist than workers can take. What an element is before that stands in `core.model.arrays`.
+An array is a task that no worker gets. Dependencies to and from arrays are those of any task: one row, whatever the
+size of the array. While an array is ready, its elements become tasks in windows, so that there are always ready
+elements, but hardly more than workers can take. `core.model.arrays` describes elements before that.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ENDED, TaskState
 
 SHARED_MOST = 8
-"""Requirements of all elements that are remembered as inputs."""
+"""Maximum shared requirements of all elements that the boss treats as inputs."""
 
 Ends = Mapping[int, tuple[str, str]]
-"""Positions of elements that succeeded, and that ended otherwise, by array."""
+"""Positions of elements that succeeded, and of those that ended otherwise, by array."""
 Made = Mapping[int, Mapping[TaskState, int]]
 """Elements with rows, by array and state."""
 
 
 class Arrays:
-    """Makes elements and ends arrays. The arrays themselves are the task book's."""
+    """Makes elements and ends arrays. The task book owns the arrays."""
 
     def __init__(self, outbox: Outbox, book: TaskBook, timers: Timers, window: int) -> None:
         self._outbox = outbox
@@ -50,9 +51,9 @@ class Arrays:
                 if array.node.state not in ENDED:
                     continue
                 found |= self._tell_dependents(array)
-                if not array.unfinished:  # else results of one that was not cancelled are being published
+                if not array.unfinished:  # else results of an element that was not cancelled are being published
                     book.forget_array(array.task_no)
-        if self._outbox.writes.dropped_tasks:  # perhaps elements of the same names
+        if self._outbox.writes.dropped_tasks:  # which may be elements of the same names
             self._timers.once("arrays", now)
             return
         for array in tuple(book.arrays.values()):
@@ -81,13 +82,13 @@ class Arrays:
             self._book.end(node, TaskState.SUCCEEDED, "", now)
 
     def _tell_dependents(self, array: Array) -> bool:
-        """It has ended: what waits for its elements waits no longer. Whether anything did."""
+        """The array has ended: arrays that wait for its elements expect no more of them. Returns whether any did."""
         told = False
         for other in self._book.waiting_for(array.task_no):
             for source in other.sources:
                 if source.array_no == array.task_no and source.open:
                     source.open, told = False, True
-            if told:  # what was never made has not succeeded
+            if told:  # elements that were never made have not succeeded
                 other.note_ends(array.task_no, array.indices, array.pending, TaskState.ABORTED)
         return told
 
@@ -95,10 +96,10 @@ class Arrays:
         waiting = self._book.ready.count(array.node)
         count = min(self._window - waiting, -(-self._window // 2))
         if count <= 0 or (waiting and count < self._window // 4):
-            return  # enough wait; a few more are not worth a statement
+            return  # enough are waiting; a few more are not worth a statement
         make(self._outbox, self._book, array, array.due.take(count), now)
         if array.due:
-            # Workers may take all of these in this batch and then be silent for an hour.
+            # Workers may take all of these in this batch and then send nothing for an hour.
             self._timers.once("arrays", now)
 
 
@@ -111,7 +112,7 @@ def make(
     state: TaskState = TaskState.READY,
     reason: str = "",
 ) -> None:
-    """Pending elements become tasks in `state`, ready or ended."""
+    """Make tasks of pending elements, in `state`: ready or ended."""
     if not positions:
         return
     rows = []
@@ -129,14 +130,14 @@ def make(
         book.plant(rows, now)
 
 
-# --- arrays of a run that was pushed into, redone, or loaded ---------------------------------------------
+# --- arrays of a run that changed (push, redo) or was loaded ---------------------------------------------
 
 
 def load_arrays(book: TaskBook, rows: Iterable[TaskRow], ends: Ends, made: Made, closed: Collection[int] = ()) -> None:
-    """Take these arrays into memory as far as they have not ended; those that have are forgotten.
+    """Load the unfinished ones of these arrays into memory, and forget those that have ended.
 
-    `rows`: of arrays. `ends`: of the arrays that they wait for element by element, where these have elements that
-    ended. `closed`: arrays that were cancelled or aborted while results of elements are still published.
+    `rows`: rows of arrays. `ends`: for the arrays that they wait for element by element, how elements ended, if any.
+    `closed`: arrays that were cancelled or aborted while results of elements are still being published.
     """
     arrays = {row.task_no: row for row in rows}
     for row in arrays.values():
@@ -166,7 +167,7 @@ def load_arrays(book: TaskBook, rows: Iterable[TaskRow], ends: Ends, made: Made,
 
 
 def ends_in(rows: Iterable[TaskRow]) -> dict[int, tuple[str, str]]:
-    """How the elements of arrays ended that others wait for element by element; `rows`: of a whole run."""
+    """How the elements ended, for arrays that others wait for element by element; `rows`: of a whole run."""
     rows = list(rows)
     arrays = {row.task_no: row for row in rows if row.elements is not None}
     wanted = {array_no for row in arrays.values() if row.elements for array_no, _ in row.elements.each}
@@ -179,7 +180,7 @@ def ends_in(rows: Iterable[TaskRow]) -> dict[int, tuple[str, str]]:
             found[row.array][row.state is not TaskState.SUCCEEDED].append((position, position))
     for array_no in wanted & arrays.keys():
         row = arrays[array_no]
-        if row.elements is not None and row.state in ENDED:  # what was never made ended with it
+        if row.elements is not None and row.state in ENDED:  # elements that were never made ended with it
             found[array_no][1].extend(Ranges.of(row.elements.pending).ranges)
     return {no: (str(Ranges(good)), str(Ranges(bad))) for no, (good, bad) in found.items()}
 
@@ -194,8 +195,8 @@ def made_in(rows: Iterable[TaskRow]) -> dict[int, Counter[TaskState]]:
 
 
 def join_elements(rows: Mapping[int, TaskRow]) -> None:
-    """Tell the elements among rows, by number, whose they are and what they wait for: that is stored once, with their
-    array."""
+    """Set array and dependencies of the elements among `rows`, which are by number: only the row of their array stores
+    these."""
     arrays = {row.task_no: row.elements for row in rows.values() if row.elements is not None}
     if not arrays:
         return

@@ -1,7 +1,7 @@
-"""The life of an attempt: given, started, ended, returned, stopped, lost, promoted. Decides what each means for its
+"""The life of an attempt: given, started, ended, returned, stopped, lost, promoted. Decides the effect of each on its
 task.
 
-Owns every attempt that is not over. An attempt ends once; whatever is said of it later is answered and changes nothing.
+Owns every unfinished attempt. An attempt ends once; later messages about it are answered and change nothing.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ _PROMOTING, _ENDED = AttemptState.PROMOTING, AttemptState.ENDED
 _READY, _RUNNING = TaskState.READY, TaskState.RUNNING
 
 STOPS_A_HEARTBEAT = 4 * BATCH_COUNT
-"""Attempts of one inventory that are stopped at once, whatever the worker lists; the next heartbeat shows the rest."""
+"""Maximum attempts of one inventory that the boss stops together, whatever the worker lists; the next heartbeat shows
+the rest."""
 
 Key = tuple[int, int]
 
 
 class Attempts:
-    """All attempts that are not over, by (task_no, number)."""
+    """All unfinished attempts, by (task_no, number)."""
 
     def __init__(
         self,
@@ -92,9 +93,9 @@ class Attempts:
         self.datastore_trouble = ""
         self.chains = Chains(book.graph.nodes, self.active)
         self._early: dict[Key, Outcome] = {}
-        """Outcomes of chained attempts that were heard before the ends of what they wait for were recorded."""
+        """Outcomes of chained attempts that arrived before the ends of what they wait for were recorded."""
         self._due: list[Key] = []
-        """Those of them that can be recorded, or need not be waited for any more."""
+        """Those of them that can be recorded now, because what they wait for is recorded or no longer matters."""
         book.on_satisfied = self._on_satisfied
         self._orders: dict[str, list[Attempt]] = {}
         self._to_promote: list[Attempt] = []
@@ -104,7 +105,7 @@ class Attempts:
     # --- giving ----------------------------------------------------------------------------------
 
     def assign(self, now: float, worker: Worker, node: Node, guess_s: float) -> None:
-        """Give a ready task to a worker; before the first of its run, the run's init tasks."""
+        """Give a ready task to a worker, preceded by the init tasks of its run if it is the first of that run there."""
         for init in self.inits.take_missing(worker, node.run_no):
             self._give(worker, init, 0.0, now)
         self._give(worker, node, guess_s, now)
@@ -155,7 +156,7 @@ class Attempts:
         before.followers.append(key)
 
     def send_orders(self) -> None:
-        """Say what this batch assigned: one message per worker and 1 MiB. Then ask for what is to be promoted."""
+        """Send the orders of this batch: one message per worker and 1 MiB. Then request the pending promotions."""
         for name, attempts in self._orders.items():
             worker = self._fleet.workers[name]
             batch: list[Attempt] = []
@@ -173,13 +174,13 @@ class Attempts:
             self._promote_what_may()
 
     def _promote_what_may(self) -> None:
-        # Of two attempts that publish under the same name (the task was done anew) the later must have the last word.
+        # If two attempts publish under the same name (the task was redone), the later one must publish last.
         now_: list[Attempt] = []
         later: list[Attempt] = []
         waited_for: set[str] = set()
         for attempt in self._to_promote:
             if (attempt.task_no, attempt.number) not in self.promoting:
-                continue  # a call of the core before this one, in the same process, did it
+                continue  # an earlier call of this core did it
             names = _names(attempt)
             if not (self._publishing.isdisjoint(names) and waited_for.isdisjoint(names)):
                 waited_for.update(names)
@@ -216,16 +217,16 @@ class Attempts:
             attempt.session, attempt.order = worker.conversation.session, number
 
     def on_declared(self, declared: Mapping[Key, tuple[Result, ...]]) -> None:
-        """The results that these attempts declare, as their orders said."""
+        """Set the results that these attempts declare, as their orders listed them."""
         for key, results in declared.items():
             attempt = self.active.get(key)
             if attempt is not None:
                 attempt.declares = results
 
-    # --- what a worker says ----------------------------------------------------------------------
+    # --- messages of workers ---------------------------------------------------------------------
 
     def on_started(self, worker: Worker, started: Iterable[StartedAttempt], now: float) -> None:
-        """Attempts that run. Those already over, or stopping, stay as they are."""
+        """Record that attempts run. Ended and stopping ones stay as they are."""
         for item in started:
             attempt = worker.held.get((item.task_no, item.number))
             if attempt is not None and attempt.state is _ASSIGNED:
@@ -241,14 +242,14 @@ class Attempts:
             self._book.move(node, _RUNNING)
 
     def on_ended(self, worker: Worker, outcomes: Sequence[Outcome], now: float) -> None:
-        """Record each outcome once; answer all, so that the spool empties."""
+        """Record each outcome once; answer all, so that the worker's spool empties."""
         stale_stages: list[str] = []
         settled: list[Outcome] = []
         for outcome in outcomes:
             key = (outcome.task_no, outcome.number)
             attempt = worker.held.get(key)
             if attempt is not None and attempt.chained and attempt.state is not _STOPPING:
-                self._early[key] = outcome  # neither recorded nor answered before what it waits for
+                self._early[key] = outcome  # recorded and answered only after what it waits for
                 continue
             settled.append(outcome)
             if attempt is not None:
@@ -261,7 +262,7 @@ class Attempts:
             self._acks.add(worker, settled, now)
 
     def settle(self, now: float) -> None:
-        """Before placing: record outcomes of chained attempts that waited for others, as far as these are recorded."""
+        """Before placement: record outcomes of chained attempts whose predecessors are recorded now."""
         while self._due:
             due, self._due = self._due, []
             for key in due:
@@ -272,7 +273,7 @@ class Attempts:
                     self._acks.add(worker, [outcome], now)
 
     def _on_satisfied(self, node: Node) -> None:
-        """The dependencies of a task with a chained attempt are recorded: the attempt is like any other from now."""
+        """The dependencies of a task with a chained attempt are recorded: the attempt is like any other from now on."""
         key = (node.task_no, node.assigned)
         attempt = self.active[key]
         self._fleet.unchain(self._fleet.workers[self.holder(attempt)], attempt)
@@ -282,7 +283,8 @@ class Attempts:
             self._due.append(key)
 
     def _take_followers(self, attempt: Attempt) -> list[Attempt]:
-        """It will not succeed: the attempts that are chained to it, which no task counts on from now."""
+        """The attempt will not succeed: return the attempts that are chained to it, which count for no task from now
+        on."""
         keys, attempt.followers = attempt.followers or (), None
         void = []
         for key in keys:
@@ -293,7 +295,7 @@ class Attempts:
             waiting = self._book.graph.nodes.get(follower.task_no)
             if waiting is not None and waiting.assigned == follower.number:
                 waiting.assigned = 0
-                self._book.write(waiting)  # with its count of attempts
+                self._book.write(waiting)  # with its attempt count
         return void
 
     def _record(self, worker: Worker, attempt: Attempt, outcome: Outcome, now: float) -> None:
@@ -302,18 +304,18 @@ class Attempts:
         was_stopping = attempt.state is _STOPPING
         outcome, too_large = without_large_value(outcome)
         attempt.outcome = outcome
-        # Nobody may have said when it started, or a heartbeat showed only that it runs.
+        # The worker may not have reported the start, or only a heartbeat showed that it runs.
         began_at = now - max(outcome.fetch_s, 0.0) - max(outcome.run_s, 0.0) - max(outcome.store_s, 0.0)
         attempt.started_at = max(attempt.assigned_at, min(attempt.started_at or now, began_at))
         if outcome.is_term and worker.leaving and not was_stopping:
-            # A machine that shuts down sends SIGTERM to everything in it: no fault of the task.
+            # A machine that shuts down sends SIGTERM to all its processes: not the task's fault.
             if outcome.manifest:
                 self._outbox.call(DropStages((stage_name(attempt.worker, key),)))
             self._take_back(worker, attempt, AttemptState.RETURNED, _SHUT_DOWN, now)
             return
         self._fleet.free(worker, attempt, now)
         self._learn_inputs(worker, outcome)
-        run_s = min(max(outcome.run_s, 0.0), now - attempt.assigned_at)  # whatever the worker says
+        run_s = min(max(outcome.run_s, 0.0), now - attempt.assigned_at)  # whatever the worker reports
         is_success = outcome.cause is Cause.SUCCESS
         publishes, problem = False, None
         if not was_stopping and not attempt.init:
@@ -354,8 +356,8 @@ class Attempts:
             self._fail_or_retry(maybe, outcome.cause, outcome.error, now)
 
     def _may_publish(self, attempt: Attempt, outcome: Outcome) -> tuple[bool, str | None]:
-        """Whether what was staged is to be published, and why a success is none. Of a failure only whole outputs are
-        published; others are dropped, and it fails for its own reason."""
+        """Whether to publish the staged files, and why a success counts as a failure, or None. Of a failure the boss
+        publishes only whole outputs; it drops other files, and the attempt fails for its own reason."""
         is_success = outcome.cause is Cause.SUCCESS
         declares = publishable(attempt.declares, attempt.number, is_success)
         problem = self._manifest_problem(outcome.manifest, declares, is_success)
@@ -369,7 +371,7 @@ class Attempts:
     def _manifest_problem(
         self, manifest: Sequence[ManifestEntry], declares: Sequence[Result], is_success: bool
     ) -> str | None:
-        """Why these files can't be published; None where they can."""
+        """Why the boss cannot publish these files; None if it can."""
         size, most = manifest_bytes(manifest), self._config.max_value_bytes
         if size > most:
             return (
@@ -377,7 +379,7 @@ class Attempts:
                 f"{most:,}: pack them into an archive, or raise max_allowed_packet of the database to 16M and restart "
                 "the boss"
             )
-        # What is staged is declared, and of a success what is declared is staged.
+        # Staged files must be declared; for a success, declared results must be staged.
         expected = [result for result in declares if result.local] if is_success else []
         return undeclared(manifest, declares) or not_staged(manifest, expected)
 
@@ -399,9 +401,9 @@ class Attempts:
             self._book.end(node, TaskState.FAILED, error, now)
 
     def _grow(self, node: Node) -> None:
-        """Ask for more memory the next time, within what any worker or pool has.
+        """Ask for more memory at the next try, at most what any worker or pool has.
 
-        A boss that starts anew begins with what the task itself asks for.
+        A restarted boss begins with what the task itself asks for.
         """
         asks = node.shape.as_resources
         offers = [worker.capacity for worker in self._fleet.workers.values()]
@@ -412,7 +414,7 @@ class Attempts:
             node.shape = self._book.graph.shapes.of({**asks, "memory_mb": wanted_mb})
 
     def on_returned(self, worker: Worker, names: Iterable[AttemptName], reason: str, now: float) -> None:
-        """Attempts given back unstarted, or that could not be run there."""
+        """Take back attempts that were returned unstarted, or that could not run there."""
         for name in names:
             attempt = worker.held.get((name.task_no, name.number))
             if attempt is not None:
@@ -421,13 +423,13 @@ class Attempts:
                 elif reason == UNCHAINED and name.task_no in self._book.graph.nodes:
                     self._book.graph.nodes[name.task_no].unchained = True
                 elif not reason and not attempt.returning and attempt.state is not _STOPPING:
-                    # Nobody asked for it: given again at once, it might come back at once, for ever.
+                    # The boss did not ask for it: given again now, it might be returned again, for ever.
                     worker.resting.add(attempt.run_no)
                 self._take_back(worker, attempt, AttemptState.RETURNED, reason, now)
 
     def reconcile(self, worker: Worker, inventory: Iterable[HeldAttempt], orders_seen: int, now: float) -> None:
-        """Correct what a heartbeat shows to differ, for orders the worker has seen; one still in flight is not taken
-        for lost."""
+        """Correct differences between a heartbeat's inventory and the boss's state, for orders the worker has received;
+        an attempt whose order is still in transit is not lost."""
         assert worker.conversation is not None
         held = {(item.task_no, item.number): item.state for item in inventory}
         stop: list[AttemptName] = []
@@ -449,7 +451,7 @@ class Attempts:
             order = StopTasks(names, self._config.stop_grace_s, "the boss no longer wants it")
             self._outbox.say(worker.conversation, order)
 
-    # --- what the boss wants ---------------------------------------------------------------------
+    # --- orders of the boss ----------------------------------------------------------------------
 
     def stop(self, attempts: Iterable[Attempt], reason: str) -> None:
         """Stop attempts whose tasks are cancelled or replaced, and those chained to them. Each keeps its resources
@@ -486,20 +488,20 @@ class Attempts:
             self._outbox.say(worker.conversation, ReturnTasks(tuple(names)))
 
     def lose(self, worker: Worker, reason: str, now: float, by_its_tasks: bool = False) -> None:
-        """The worker is gone with all it held. This costs no task a retry. `by_its_tasks`: nothing else explains it, so
-        that a task may have killed it."""
+        """Remove a lost worker with all attempts it held. This costs no task a retry. `by_its_tasks`: no other
+        explanation is known, so a task may have killed it."""
         over = self.suspects.charge(worker, self._early, reason, now) if by_its_tasks else []
         held = tuple(worker.held.values())
         for attempt in held:
             self._take_back(worker, attempt, AttemptState.LOST, reason, now)
-        prepared = next((attempt for attempt in held if attempt.init), None)  # they run one after another
+        prepared = next((attempt for attempt in held if attempt.init), None)  # init tasks run one after another
         if by_its_tasks and prepared is not None:
             self.inits.on_worker_lost(worker, prepared, reason)
         for node, text in over:
             self._book.end(node, TaskState.FAILED, text, now)
 
     def holder(self, attempt: Attempt) -> str:
-        """The worker process that holds it: the one it was given to, or a newer one of the same home."""
+        """The worker process that holds the attempt: the one it was given to, or a newer one of the same home."""
         key = (attempt.task_no, attempt.number)
         worker = self._fleet.workers.get(attempt.worker)
         if worker is not None and key in worker.held:
@@ -507,7 +509,7 @@ class Attempts:
         return next((name for name, other in self._fleet.workers.items() if key in other.held), attempt.worker)
 
     def forget_tasks(self, task_nos: set[int]) -> None:
-        """The rows of these tasks are being deleted: what their attempts still come to is not written."""
+        """Do not write further changes of these tasks' attempts: the tasks' rows are being deleted."""
         self.suspects.forget_tasks(task_nos)
         writes = self._outbox.writes
         writes.attempts = {key: row for key, row in writes.attempts.items() if key[0] not in task_nos}
@@ -516,7 +518,7 @@ class Attempts:
                 attempt.forgotten = True
 
     def forget_run(self, run_no: int) -> None:
-        """The run is dropped: forget who was prepared for it and how long its tasks took."""
+        """The run is dropped: forget its prepared workers and its run-times."""
         self.inits.forget_run(run_no)
         self.suspects.forget_run(run_no)
         self._runtimes.forget_run(run_no)
@@ -525,7 +527,7 @@ class Attempts:
     # --- publishing ------------------------------------------------------------------------------
 
     def on_promoted(self, results: Iterable[tuple[int, int, str | None]], now: float) -> None:
-        """Results are under their final names, or can't be put there: the task ends."""
+        """End tasks whose results are under their final names, or could not be put there."""
         self.datastore_trouble = ""
         for task_no, number, error in results:
             attempt = self.promoting.pop((task_no, number), None)
@@ -539,7 +541,7 @@ class Attempts:
             if node is None:
                 continue
             if attempt.outcome is not None and attempt.outcome.cause is not Cause.SUCCESS:
-                # Only its outputs were published: it fails for its own reason, with or without them.
+                # Only its outputs were published: it fails for its own reason, whether they were or not.
                 self._fail_or_retry(node, attempt.outcome.cause, attempt.outcome.error, now)
             elif error is None:
                 self._book.end(node, TaskState.SUCCEEDED, "", now)
@@ -547,7 +549,7 @@ class Attempts:
                 self._fail_or_retry(node, Cause.RESULT, error, now)
 
     def on_promotion_delayed(self, promotions: Iterable[Promote], reason: str) -> None:
-        """The datastore can't be used now: those who ask why are told."""
+        """The datastore is not available now: show the reason at these attempts."""
         self.datastore_trouble = reason
         for item in promotions:
             attempt = self.promoting.get((item.task_no, item.number))
@@ -556,11 +558,11 @@ class Attempts:
                 self._write(attempt)
 
     def roll_forward(self) -> None:
-        """After a start: promote again what was recorded and not yet promoted."""
+        """After a start: promote recorded attempts again that were not yet promoted."""
         self._to_promote.extend(self.promoting.values())
 
     def restore_chains(self) -> None:
-        """After a start: a waiting task that has an attempt has a chained one; it follows those of its dependencies."""
+        """After a start: the attempt of a waiting task is chained to those of its dependencies."""
         nodes = self._book.graph.nodes
         for key, attempt in self.active.items():
             node = nodes.get(attempt.task_no)
@@ -574,7 +576,7 @@ class Attempts:
                     self.active[follower].after += (key,)
 
     def lose_orphans(self, now: float) -> None:
-        """After a start: attempts that no worker on duty holds are lost."""
+        """After a start: attempts that no active worker holds are lost."""
         held = {key for worker in self._fleet.workers.values() for key in worker.held}
         for key, attempt in tuple(self.active.items()):
             if key not in held and key not in self.promoting:
@@ -584,7 +586,7 @@ class Attempts:
                 if node is not None:
                     self._book.make_ready(node, now, attempt.reason)
                 elif attempt.task_no in self._book.graph.nodes:
-                    # With its count of attempts: a later boss must not give the same number again.
+                    # With its attempt count: a later boss must not assign the same number again.
                     self._book.write(self._book.graph.nodes[attempt.task_no])
 
     # --- ends ------------------------------------------------------------------------------------
@@ -600,13 +602,13 @@ class Attempts:
             return
         node = self._wanted(attempt)
         if node is not None:
-            # One that was lost may have started, even where nobody heard of it.
+            # A lost attempt may have started although no message reported it.
             node.unstarted += state is AttemptState.RETURNED and attempt.started_at is None
             self._book.make_ready(node, now, reason)
 
     @staticmethod
     def _move(attempt: Attempt, state: AttemptState) -> None:
-        """One legal move: the only place where the state of an attempt changes."""
+        """Make one legal move: the only place where the state of an attempt changes."""
         assert (attempt.state, state) in LEGAL_ATTEMPT_MOVES, (
             f"attempt {attempt.task_no}-{attempt.number}: {attempt.state} to {state}"
         )
@@ -623,7 +625,7 @@ class Attempts:
         self.chains.touched[attempt.worker] = None
 
     def _wanted(self, attempt: Attempt) -> Node | None:
-        """The task, if this attempt is the one that counts for it; it is assigned no more."""
+        """The task, if this attempt is the one that counts for it; the task is unassigned from now on."""
         node = self._book.graph.nodes.get(attempt.task_no)
         if node is None or node.assigned != attempt.number:
             return None
@@ -631,7 +633,7 @@ class Attempts:
         return node
 
     def _write(self, attempt: Attempt, ended_at: float | None = None) -> None:
-        """The row that says where it stands now."""
+        """Write the attempt's row in its present state."""
         if attempt.forgotten:
             return
         self._outbox.writes.attempts[(attempt.task_no, attempt.number)] = AttemptRow(
@@ -648,7 +650,7 @@ class Attempts:
         )
 
     def check(self) -> None:
-        """Invariants: held and active agree; a task's assigned attempt exists and is wanted."""
+        """Check invariants: held and active agree; a task's assigned attempt exists and is wanted."""
         self.shared_names.check()
         held = {key for worker in self._fleet.workers.values() for key in worker.held}
         assert held | set(self.promoting) == set(self.active), "held and active attempts differ"
@@ -671,12 +673,12 @@ class Attempts:
 
 
 def stage_name(worker: str, key: Key) -> str:
-    """Where a worker process stages the results of an attempt."""
+    """Name of the stage in which a worker process puts the results of an attempt."""
     return f"{worker}/{key[0]}-{key[1]}"
 
 
 def _names(attempt: Attempt) -> list[str]:
-    """Final names of what it publishes; a directory may be of many."""
+    """Final names of the files it publishes; several attempts may publish into one directory."""
     assert attempt.outcome is not None
     return [entry.path for entry in attempt.outcome.manifest if entry.kind != "directory"]
 

@@ -1,8 +1,8 @@
-"""Chained attempts: a waiting task whose unfinished dependencies are all held by one worker may be given to that worker
-now.
+"""Chained attempts: if one worker holds attempts of all unfinished dependencies of a waiting task, the boss may give
+the task to that worker now.
 
-Finds such tasks when a worker has room, from what it holds; remembers only which workers to look at. `placement`
-decides about room and fairness. `docs/protocol.md`, "Chained attempts", has the rules.
+Finds such tasks when a worker has room, from its attempts; remembers only which workers to check. `placement` decides
+about room and fairness. `docs/protocol.md`, "Chained attempts", has the rules.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from boss.core.model.rows import MAKES_RESULTS, MAKES_UNLESS_THERE
 from ecloud.model.tasks import AttemptState, Condition, TaskState
 
 MOST_AFTER = 32
-"""Most attempts that an order may name as those it waits for: they travel with each order."""
+"""Maximum attempts that an order may name as its predecessors: each order carries them."""
 LOOKED_AT = 64
-"""Dependents of one attempt that may be chained to it: more would not fit into a worker's queue ahead."""
+"""Maximum dependents of one attempt that are checked for chaining: more would not fit into a worker's queue ahead."""
 EDGES_LOOKED_AT = 2_000
-"""Edges followed for one worker in a batch: dense graphs must not make batches expensive."""
+"""Maximum edges followed for one worker in a batch: dense graphs must not make batches expensive."""
 Key = tuple[int, int]
 
 
 class Candidates:
-    """Waiting tasks that one worker could be given, as (task, attempts of its unfinished dependencies)."""
+    """Waiting tasks that one worker could get, as (task, attempts of its unfinished dependencies)."""
 
     def __init__(self, nodes: Mapping[int, Node], worker: Worker) -> None:
         self._nodes = nodes
@@ -38,14 +38,14 @@ class Candidates:
             self.add(attempt)
 
     def add(self, attempt: Attempt) -> None:
-        """Look at the dependents of an attempt that the worker holds."""
+        """Check the dependents of an attempt that the worker holds."""
         node = self._nodes.get(attempt.task_no)
         if node is None or node.dependents is None or node.assigned != attempt.number or not _may_succeed(attempt):
             return
         if node.suspect:
             return
         if attempt.worker != self._worker:
-            return  # of an earlier process of this home: only its outcome is left
+            return  # of an earlier process of this home: only its outcome remains
         self._edges_left -= min(LOOKED_AT, len(node.dependents))
         if self._edges_left < 0:
             return
@@ -60,8 +60,7 @@ class Candidates:
 
 
 class Chains:
-    """`active`: all attempts that are not over. `touched`: workers whose attempts changed since they were last looked
-    at."""
+    """`active`: all unfinished attempts. `touched`: workers whose attempts changed since their last check."""
 
     def __init__(self, nodes: Mapping[int, Node], active: Mapping[Key, Attempt]) -> None:
         self._nodes = nodes
@@ -69,12 +68,12 @@ class Chains:
         self.touched: dict[str, None] = {}
 
     def candidates(self, worker: Worker) -> Candidates:
-        """What could be chained at this worker."""
+        """The tasks that could be chained at this worker."""
         return Candidates(self._nodes, worker)
 
     def after(self, predecessors: list[Attempt]) -> tuple[Key, ...] | None:
-        """What an order names: the predecessors, and those before them whose results are not recorded yet, since a task
-        may require results of an earlier one. None if these are too many, or not possible now."""
+        """The attempts that an order names: the predecessors, and earlier attempts whose results are not recorded yet,
+        since a task may require results of those. None if these are too many, or if chaining is not possible now."""
         keys: dict[Key, None] = {}
         for attempt in predecessors:
             for key in attempt.after:
@@ -82,7 +81,7 @@ class Chains:
                 node = self._nodes.get(key[0])
                 if before is not None and node is not None and node.makes == MAKES_RESULTS:
                     if not _may_succeed(before):
-                        return None  # recorded but not published yet: that takes a moment
+                        return None  # recorded but not published yet, which will be soon
                     keys[key] = None
             keys[(attempt.task_no, attempt.number)] = None
         return tuple(keys) if len(keys) <= MOST_AFTER else None
@@ -101,5 +100,5 @@ def _may_be_chained(node: Node) -> bool:
 
 
 def _may_succeed(attempt: Attempt) -> bool:
-    """Whether its worker may still finish it and its success be recorded."""
+    """Whether its worker may still finish it and the boss may record its success."""
     return attempt.state is AttemptState.ASSIGNED or attempt.state is AttemptState.STARTED

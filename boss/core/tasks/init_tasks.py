@@ -48,13 +48,13 @@ class InitTasks:
         worker.inits[task_no] = stands
         self._of_run.setdefault(run_no, set()).add(task_no)
 
-    # --- what became of them ---------------------------------------------------------------------
+    # --- results ---------------------------------------------------------------------------------
 
     def on_ended(self, worker: Worker, attempt: Attempt, outcome: Outcome) -> None:
         """An attempt of an init task ended."""
         run = self._book.runs.get(attempt.run_no)
         node = self._book.graph.nodes.get(attempt.task_no)
-        own = attempt.worker == worker.name  # an earlier process of this home was prepared, not this one
+        own = attempt.worker == worker.name  # otherwise an earlier process of this home was prepared, not this one
         if own and (run is None or outcome.cause is Cause.STOPPED):
             worker.inits.pop(attempt.task_no, None)
         elif own:
@@ -106,8 +106,8 @@ class InitTasks:
             self._book.write(node)
 
     def on_unprepared(self, worker: Worker, run_no: int) -> None:
-        """The worker returned tasks because it is not prepared: it gets none of this run until its next heartbeat. It
-        may have forgotten an old success."""
+        """The worker returned tasks because it is not prepared: it gets no tasks of this run until its next heartbeat.
+        It may have forgotten an earlier success."""
         worker.resting.add(run_no)
         run = self._book.runs.get(run_no)
         for task_no in run.inits if run is not None else ():
@@ -134,7 +134,7 @@ class InitTasks:
     # --- forgetting ------------------------------------------------------------------------------
 
     def forget_run(self, run_no: int) -> None:
-        """The run is dropped: forget who is prepared for it."""
+        """The run is dropped: forget its prepared workers."""
         self.forget(self._of_run.pop(run_no, set()))
 
     def forget(self, task_nos: set[int]) -> None:
@@ -148,7 +148,7 @@ class InitTasks:
                 worker.inits.pop(task_no, None)
 
     def try_again(self, task_nos: Iterable[int]) -> None:
-        """Allow another try of these init tasks where they failed."""
+        """Allow another try of these init tasks in the worker processes in which they failed."""
         failed = set(task_nos)
         for worker in self._fleet.workers.values():
             for task_no in [no for no, stands in worker.inits.items() if stands == "failed" and no in failed]:

@@ -1,7 +1,7 @@
-"""Big inputs, and which workers have them: learned from pushes, outcomes and the workers' reports of their caches.
+"""Big inputs, and which workers have them: learned from pushes, outcomes and the workers' cache reports.
 
-`placement` decides who gets a task; this is only a hint. A worker that has dropped an input, or has an older version of
-a path, fetches it as usual. Stores only which inputs a task shares.
+`placement` uses this as a hint only. A worker that has dropped an input, or has an older version of a path, fetches it
+as usual. The database stores only which inputs a task shares.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def note_fetched(worker: Worker, inputs: Inputs, fetched_bytes: int) -> None:
     """A task with these inputs ended at the worker. `fetched_bytes`: fetched for all its requirements."""
     fetched_bytes = min(fetched_bytes, MOST_BYTES)
     if fetched_bytes < BIG_INPUT_BYTES:
-        for part in inputs.parts:  # none is larger
+        for part in inputs.parts:  # no part is larger
             part.bytes = fetched_bytes
         return
     if not any(part.bytes >= BIG_INPUT_BYTES for part in inputs.parts):
@@ -63,8 +63,8 @@ def note_given(worker: Worker, inputs: Inputs) -> None:
 
 
 def note_told(worker: Worker, told: Sequence[HeldInput], graph: TaskGraph) -> None:
-    """The worker reports what it keeps, last used first. It does not have what it omits, except for inputs that it is
-    fetching for tasks that it holds."""
+    """Record the worker's cache report, last used first. The worker does not have omitted inputs, except for those that
+    it is fetching for its tasks."""
     kept = [one for one in told[:INPUTS_TOLD] if BIG_INPUT_BYTES <= one.bytes <= MOST_BYTES]
     parts = []
     for one in reversed(kept):

@@ -1,4 +1,5 @@
-"""What is kept of an outcome: files that its attempt declares, under no other name, and a value that is small.
+"""Which parts of an outcome the boss keeps: files that its attempt declares, under declared names only, and a small
+value.
 
 Owns these two rules.
 """
@@ -13,7 +14,7 @@ from ecloud.formats.paths import fixed_part, is_glob, matches_pattern, pattern_o
 from ecloud.model.tasks import INLINE_BYTES, MERGED, Cause, ManifestEntry, Outcome, Result, output_path
 
 KEEP_NUMBER = "\0"
-"""Stands for the number of the attempt in a path, where no other text can."""
+"""Placeholder for the attempt's number in a path, where it cannot occur otherwise."""
 
 
 class _Call(msgspec.Struct):
@@ -21,7 +22,7 @@ class _Call(msgspec.Struct):
 
 
 class _Declared(msgspec.Struct):
-    """Of a definition what is read here."""
+    """The fields of a definition that this module reads."""
 
     id: str = ""
     results: tuple[Result, ...] = ()
@@ -34,17 +35,17 @@ _DEFINITIONS = msgspec.json.Decoder(_Declared)
 
 
 def declared_results(definition: bytes) -> tuple[Result, ...]:
-    """The results in a stored definition, which is JSON. Those without a local name are whole outputs: in their path
-    `%a` stands for the number of the attempt."""
+    """The results in a stored definition, which is JSON. Results without a local name are whole outputs: in their path
+    `%a` means the attempt's number."""
     found = _DEFINITIONS.decode(definition)
     outputs = [path for path in (found.stdout, found.stderr) if path and path != MERGED]
     if found.call is not None and found.call.value:
-        outputs.append(found.call.value)  # staged only where it is large
+        outputs.append(found.call.value)  # staged only if it is large
     return (*found.results, *(Result("", output_path(path, found.id, KEEP_NUMBER)) for path in outputs))
 
 
 def publishable(results: Iterable[Result], number: int, is_success: bool) -> list[Result]:
-    """What attempt `number` may publish: its outputs, however it ended, and its results where it succeeded."""
+    """What attempt `number` may publish: its outputs, whether it succeeded or not, and its results if it succeeded."""
     return [
         result if result.local else Result("", result.path.replace(KEEP_NUMBER, str(number)))
         for result in results
@@ -53,17 +54,17 @@ def publishable(results: Iterable[Result], number: int, is_success: bool) -> lis
 
 
 ENTRY_BYTES = 160
-"""Of an entry as JSON beside its path, about: kind, size, mode, hash."""
+"""Approximate size of a manifest entry as JSON without its path: kind, size, mode, hash."""
 
 
 def manifest_bytes(manifest: Sequence[ManifestEntry]) -> int:
-    """About as many bytes as the manifest has where it is stored, rather more."""
+    """Approximate size of the manifest in the database, rounded up."""
     return sum([len(entry.path) for entry in manifest]) * 2 + ENTRY_BYTES * len(manifest)
 
 
 def without_large_value(outcome: Outcome) -> tuple[Outcome, str | None]:
-    """A large value of a call travels as a file: in the outcome it would be a row that the database refuses. Of a
-    success, why it is none."""
+    """Reject a large value in an outcome: it should travel as a file, because the database refuses such a row. Returns
+    the outcome without it, and, for a success, why it counts as a failure."""
     size = len(outcome.value)
     if size <= INLINE_BYTES:
         return outcome, None
@@ -72,14 +73,14 @@ def without_large_value(outcome: Outcome) -> tuple[Outcome, str | None]:
 
 
 def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> str | None:
-    """A sentence about the first entry that no declared result explains; None where all are explained.
+    """A sentence about the first entry that no declared result covers; None if results cover all.
 
-    A result explains its path and, where that is a directory, all below it; a glob explains what it may match below the
-    directory that its matches go to, and all below that. A file whose name is the pattern itself is explained, too.
+    A result covers its path and, if that is a directory, everything below it. A glob covers what it may match below the
+    directory that its matches go to, and everything below those, and also a file whose name is the pattern itself.
     """
     plain: set[str] = set()
     renamed: set[str] = set()
-    """Where a file goes whose name is like a glob, and which the task renames."""
+    """Targets of files whose names look like globs and which the task renames."""
     globs: list[tuple[tuple[str, ...], list[str]]] = []
     for result in results:
         if is_glob(result.local):
@@ -99,7 +100,7 @@ def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> 
 
 
 def not_staged(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> str | None:
-    """A sentence about the first declared result of which the manifest has nothing; None where each is there.
+    """A sentence about the first declared result that is missing from the manifest; None if none is missing.
 
     A directory whose files are merged into others' may be empty, and is not listed itself.
     """
@@ -110,7 +111,7 @@ def not_staged(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> 
         top = () if result.path == "." else tuple(result.path.split("/"))
         below = [parts[len(top) :] for parts in paths if parts[: len(top)] == top]
         pattern = pattern_of(result.local) if is_glob(result.local) else None
-        # A file whose name is like a pattern may be renamed: then it is where the result says.
+        # A file whose name looks like a pattern may be renamed: then it is under the result's path.
         if not any(pattern is None or not rest or matches_pattern(rest, pattern) for rest in below):
             return f"its worker reported success without result {result.local!r}, which the task declares"
     return None

@@ -1,8 +1,9 @@
-"""What a push, a redo or a drop means for each task of a run: functions from a run's image to a decision.
+"""The effect of a push, a redo or a drop on each task of a run: functions from a run's image to a decision.
 
-Under `keep_succeeded` what has the same definition is kept unless it failed; what changed, or lies
-below what changed, is replaced; under `replace` everything is, and what the list lacks is dropped. Under `extend` the
-list adds tasks: what the run has stays, unless it failed or (with `replace_changed`) has another definition.
+Under `keep_succeeded`, tasks with the same definition are kept unless they failed; changed tasks, and all that depend
+on them, are replaced. Under `replace`, all tasks are replaced, and those missing from the list are dropped. Under
+`extend`, the list adds tasks: the run's tasks stay, unless they failed or (with `replace_changed`) have another
+definition.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _AGAIN = frozenset({TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED})
 
 
 class Allocation:
-    """Numbers not used before."""
+    """Assigns unused numbers."""
 
     def __init__(self, task_no: int, run_no: int) -> None:
         self._task_no = task_no
@@ -45,7 +46,7 @@ class Allocation:
         return self._task_no - 1
 
     def next_task_nos(self, count: int) -> int:
-        """The first of so many numbers in a row."""
+        """The first of `count` consecutive numbers."""
         self._task_no += count
         return self._task_no - count
 
@@ -58,11 +59,11 @@ class Allocation:
 class Merge(msgspec.Struct):
     """A decision about a run. `stored`: rows to write with their definition; `moved`: state changes of rows that stay.
 
-    `states` of a part of a run is by how much its counts change.
+    If the image is a part of a run, `states` has the changes of its counts.
 
     `planted`: rows for the graph, with dependencies on unfinished tasks; `disturbed`: task_nos whose present node (and
-    attempt) goes; `rewired`: rows of tasks that run on although what they waited for is done again (tried again, they
-    wait for it); `inits`: all init rows; `states`: counts afterwards, init tasks left out.
+    attempt) is removed; `rewired`: rows of tasks that continue although their dependencies are being redone (if
+    retried, they wait for these); `inits`: all init rows; `states`: counts afterwards, without init tasks.
     """
 
     stored: list[TaskStored] = msgspec.field(default_factory=list)
@@ -75,11 +76,11 @@ class Merge(msgspec.Struct):
     states: dict[TaskState, int] = msgspec.field(default_factory=dict)
     decisions: dict[str, int] = msgspec.field(default_factory=dict)
     rows: dict[int, TaskRow] = msgspec.field(default_factory=dict)
-    """The whole run as it will be."""
+    """The whole run after the decision."""
 
 
 def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bool) -> TaskStored:
-    """A task with its scheduling row, without dependencies. Of an array: all its elements are pending, without
+    """A task with its scheduling row, without dependencies. For an array: all its elements are pending, without
     numbers."""
     json = definition_json(definition)
     hashed = json if definition.call is None else definition_json(_as_compared(definition))
@@ -111,7 +112,8 @@ def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bo
 
 
 def _as_compared(definition: TaskDefinition) -> TaskDefinition:
-    """A call without what differs each time it is pickled: calls are compared by the fingerprint of their function."""
+    """A call without the fields that differ each time it is pickled: calls are compared by the fingerprint of their
+    function."""
     call = definition.call
     assert call is not None
     call = msgspec.structs.replace(
@@ -127,7 +129,7 @@ def merge(
     existing_results: frozenset[str],
     allocation: Allocation,
 ) -> Merge:
-    """Put checked `definitions` (ids unique, no cycle, dependencies among themselves) into the run."""
+    """Merge checked `definitions` (ids unique, no cycle, dependencies among themselves) into the run."""
     merged = Merge()
     old = {row.id: row for row in image.tasks}
     before_states = Counter(row.state for row in image.tasks if not row.init)
@@ -177,7 +179,7 @@ def merge(
     merged.dropped = sorted(gone)
     decisions["skipped"] = len(skipped)
     listed = {row.task_no for row in rows.values()}
-    for row in image.tasks:  # elements of arrays that stay
+    for row in image.tasks:  # elements of kept arrays
         if row.array in listed and row.task_no not in gone and row.state in _AGAIN:
             fresh[row.task_no] = row
     staying = [row for row in image.tasks if row.task_no not in gone and row.task_no not in fresh]
@@ -194,7 +196,7 @@ def merge(
 
 
 def _number_elements(row: TaskRow, before: TaskRow | None, allocation: Allocation) -> None:
-    """Numbers for the elements of an array; those that it had `before` stay as far as they were made."""
+    """Assign numbers to the elements of an array; it keeps those that it had `before`."""
     elements = row.elements
     assert elements is not None
     elements.task_no = row.task_no
@@ -205,8 +207,8 @@ def _number_elements(row: TaskRow, before: TaskRow | None, allocation: Allocatio
 
 
 def _unseated(image: RunImage, by_id: dict[str, TaskDefinition]) -> set[int]:
-    """Tasks that go since the list has others of their names: single tasks that are elements of an array now, and
-    arrays of which elements are single tasks now."""
+    """Tasks to remove because the list uses their names otherwise: single tasks that are elements of an array now, and
+    arrays with elements that are single tasks now."""
     rows = {row.task_no: row for row in image.tasks}
     gone: set[int] = set()
     single: set[int] = set()
@@ -256,10 +258,9 @@ def _results_exist(definition: TaskDefinition, options: PushOptions, existing: f
 
 
 def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped: Iterable[int] = ()) -> None:
-    """Work out the state of `fresh` tasks (to be done, or done again) and of those that wait, and what goes into the
-    graph.
+    """Compute the state of `fresh` tasks (to be done, or redone) and of waiting ones, and the rows for the graph.
 
-    `run_rows`: the whole run as it will be. They are changed in place; `skipped` ones count as succeeded.
+    `run_rows`: the whole run after the decision. They are changed in place; `skipped` ones count as succeeded.
     """
     rows = merged.rows = {row.task_no: row for row in run_rows}
     skipped = set(skipped)
@@ -276,7 +277,7 @@ def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped
                 count += 1
                 dependents.setdefault(on_task_no, []).append(row)
         open_of[row.task_no] = count
-    # One that a dependency has made impossible is not kept waiting for the others.
+    # A task that a dependency has made impossible does not wait for its others.
     todo = deque(
         row
         for row in unsettled
@@ -335,8 +336,9 @@ def _place_row(merged: Merge, row: TaskRow, state: TaskState, reason: str, fresh
 def _finish(
     merged: Merge, rows: dict[int, TaskRow], ended: dict[int, TaskState], dependents: dict[int, list[TaskRow]]
 ) -> None:
-    """Rows for the graph: what was disturbed and has not ended, and whoever waits for such a one; then counts."""
-    # A node planted anew has lost its edges to those that wait for it: they are planted anew too, and so on.
+    """Find the rows for the graph: disturbed tasks that have not ended, and the tasks that wait for these; then
+    count."""
+    # A replanted node has lost its edges to waiting tasks: these are replanted too, and so on.
     todo = list(merged.disturbed)
     while todo:
         for row in dependents.get(todo.pop(), ()):
@@ -347,7 +349,7 @@ def _finish(
     merged.states = dict(Counter(row.state for row in rows.values() if not row.init and row.elements is None))
     for row in rows.values():
         if row.elements is not None and row.elements.pending:
-            # A pending element of an array that waits element by element is counted as waiting.
+            # A pending element of an array that waits element by element counts as waiting.
             waits = row.state is TaskState.READY and row.elements.each
             state = TaskState.WAITING if waits else row.state
             merged.states[state] = merged.states.get(state, 0) + Ranges.of(row.elements.pending).count
@@ -364,7 +366,7 @@ def _finish(
 
 
 def _in_order(definitions: Sequence[TaskDefinition]) -> list[TaskDefinition]:
-    """Dependencies first; the list's order where it is free."""
+    """Sort dependencies first; otherwise in the list's order."""
     order = dependency_order(predecessors_of(definitions))
     assert len(order) == len(definitions), "a cycle got past the check"
     return [definitions[index] for index in order]

@@ -1,4 +1,4 @@
-"""Confirms to workers that their outcomes are stored: soon, and several at once. Owns the unconfirmed outcomes.
+"""Confirms to workers that their outcomes are stored: soon, and several together. Owns the unconfirmed outcomes.
 
 Nothing waits for a confirmation: a worker keeps an outcome until it is confirmed, and does other work. One confirmation
 per outcome would be a third of all messages; two seconds of collecting reduce that to a fifteenth.
@@ -53,9 +53,9 @@ class OutcomeAcks:
         self._touched[worker.name] = None
 
     def settle(self, now: float) -> None:
-        """At the end of a batch: confirm at once to workers whose outcomes were all they held, so that they may leave,
-        and to those with many; to the others when one has waited long enough, together with those that have waited half
-        as long."""
+        """At the end of a batch: send confirmations now to workers whose outcomes were all they held, so that they may
+        leave, and to those with many. When the confirmation of another worker is due, also send those of the workers
+        that have waited half as long."""
         touched, self._touched = self._touched, {}
         for name in touched:
             worker = self._fleet.workers.get(name)
@@ -79,6 +79,6 @@ class OutcomeAcks:
     def _say(self, name: str) -> None:
         names = self._waiting.pop(name).names
         worker = self._fleet.workers.get(name)
-        if worker is not None and worker.conversation is not None:  # else it repeats them when it is heard again
+        if worker is not None and worker.conversation is not None:  # else it repeats them after its next Hello
             for start in range(0, len(names), BATCH_COUNT):
                 self._outbox.say(worker.conversation, OutcomesStored(tuple(names[start : start + BATCH_COUNT])))

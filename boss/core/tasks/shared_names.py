@@ -1,9 +1,9 @@
-"""Result names that are known only when tasks run (matches of globs, files in merged directories), and which task
+"""Result names that become known only when tasks run (matches of globs, files in merged directories), and which task
 published which.
 
-Of two tasks of one run that publish the same name the second would overwrite the first: it fails, and its reason names
-both. Owns the names published since the boss started, or since the run last changed: this limit of memory misses some
-conflicts, and never fails a task wrongly.
+If two tasks of one run publish the same name, the second would overwrite the first: it fails instead, and its reason
+names both. Owns the names published since the boss started, or since the run last changed: because of this limit some
+conflicts are missed, but no task fails wrongly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SharedNames:
         self._count = 0
 
     def claim(self, run_no: int, task: str, manifest: Sequence[ManifestEntry], results: Iterable[Result]) -> str | None:
-        """A sentence where another task of the run has published one of these names; else they are this task's."""
+        """A sentence if another task of the run has published one of these names; else they are this task's."""
         names = shared_names(manifest, results)
         if not names:
             return None
@@ -49,12 +49,12 @@ class SharedNames:
         return None
 
     def forget(self, run_no: int) -> None:
-        """The run changes: its tasks may publish anew."""
+        """The run changes: its tasks may publish these names again."""
         self._publishers.pop(run_no, None)
         self._count -= sum(map(len, self._names.pop(run_no, {}).values()))
 
     def check(self) -> None:
-        """Invariants, for tests."""
+        """Check invariants, for tests."""
         assert self._count == sum(len(names) for tasks in self._names.values() for names in tasks.values())
         for run_no, tasks in self._names.items():
             named = {name: task for task, names in tasks.items() for name in names}
@@ -62,7 +62,7 @@ class SharedNames:
 
 
 def shared_names(manifest: Sequence[ManifestEntry], results: Iterable[Result]) -> tuple[str, ...]:
-    """Files of the manifest that a glob matched, or that go into a merged directory. Not those that are named."""
+    """Files of the manifest that a glob matched, or that go into a merged directory. Omits explicitly named results."""
     globs = [(() if result.path == "." else tuple(result.path.split("/")), pattern_of(result.local))
              for result in results if is_glob(result.local)]  # fmt: skip
     merged = [result.path + "/" for result in results if result.merge]

@@ -1,4 +1,4 @@
-"""Sweeping: stages in the datastore that belong to no living attempt are removed. Owns nothing but the rhythm."""
+"""Removes stages from the datastore that belong to no living attempt. Owns only the schedule."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from boss.core.model.timers import Timers
 from boss.core.tasks.attempts import Attempts, stage_name
 
 PEOPLES = "put/"
-"""Stages of what people upload, who may take hours, and continue later."""
+"""Prefix of the stages of users' uploads, which may take hours and be resumed."""
 PEOPLES_LIFE_S = 86_400.0
 
 
 class StagingSweeper:
-    """What is staged belongs to an attempt that is not over, or goes. It must be seen twice before it goes."""
+    """Removes stages without an unfinished attempt, once two sweeps in a row have found them."""
 
     def __init__(self, outbox: Outbox, attempts: Attempts, timers: Timers, config: BossConfig) -> None:
         self._outbox = outbox
@@ -23,10 +23,10 @@ class StagingSweeper:
         self._every_s = config.sweep_every_s
         self._suspects: set[str] = set()
         self._peoples: dict[str, float] = {}
-        """When each was seen first."""
+        """When each upload stage was first seen."""
 
     def begin(self, now: float) -> None:
-        """Look after each `sweep_every_s`."""
+        """Start sweeping, each `sweep_every_s`."""
         self._timers.set(now + self._every_s, self._look)
 
     def _look(self, now: float) -> None:
@@ -34,7 +34,7 @@ class StagingSweeper:
         self._timers.set(now + self._every_s, self._look)
 
     def on_listed(self, stages: tuple[str, ...], now: float) -> None:
-        """Drop those that belonged to nobody at the last look either."""
+        """Drop stages that belonged to no attempt at the previous sweep either, and uploads that are too old."""
         living = {stage_name(attempt.worker, key) for key, attempt in self._attempts.active.items()}
         orphans = {stage for stage in stages if stage not in living and not stage.startswith(PEOPLES)}
         doomed = orphans & self._suspects

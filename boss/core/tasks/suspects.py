@@ -1,12 +1,12 @@
-"""Tasks that may have killed the workers they ran on: counted, kept apart, and failed in the end.
+"""Tasks that may have killed the workers they ran on: counted, isolated, and finally failed.
 
-A worker that is lost charges the tasks that ran on it, unless it was ordered to leave, said that its machine ends, or
-was never heard by this boss. Where some of them were charged before, only those are charged again: the others were
-beside them. Of a chain the attempt that is known to have started last is charged: those before it had succeeded there,
-recorded or not. A charged task is in no chain, so that the next loss tells more.
+A lost worker charges the tasks that ran on it, unless the boss ordered it to leave, it reported the end of its machine,
+or it never sent this boss a message. If some of these tasks were charged before, only those are charged again: the
+others were bystanders. In a chain, the attempt that is known to have started last is charged: those before it had
+succeeded there, recorded or not. A charged task is never chained, so that the next loss is less ambiguous.
 
-A task that is one short of the limit runs alone on a worker: so that whoever fails for it was alone with the worker
-that it lost, and no bystander does.
+A task that is one short of the limit runs alone on a worker: so a task that fails for this reason was alone with the
+worker that it lost, and no bystander fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RAN = frozenset({AttemptState.ASSIGNED, AttemptState.STARTED})
 
 
 class Suspects:
-    """Rows by task. `limit`: how many workers a task may lose before it fails; 0 for any number."""
+    """Rows by task. `limit`: a task fails after losing this many workers; 0 for any number."""
 
     def __init__(self, outbox: Outbox, book: TaskBook, limit: int) -> None:
         self._outbox = outbox
@@ -59,8 +59,8 @@ class Suspects:
     def charge(
         self, worker: Worker, ended: Container[tuple[int, int]], reason: str, now: float
     ) -> list[tuple[Node, str]]:
-        """The worker is lost with what it ran. The tasks that have lost too many now, each with a sentence. `ended`:
-        attempts whose outcomes were heard."""
+        """Charge the tasks of a lost worker. Returns the tasks that have lost too many workers now, each with a
+        sentence. `ended`: attempts whose outcomes have arrived."""
         if not self._limit:
             return []
         done = _succeeded_there(worker)
@@ -84,8 +84,8 @@ class Suspects:
         return over
 
     def _ran(self, worker: Worker, attempt: Attempt) -> Node | None:
-        """The task of an attempt that started or occupied resources and still counts. While the worker has an init task
-        of its run to do, that comes first."""
+        """The task of an attempt that started or occupied resources and still counts. None while the worker still has
+        an init task of the run, which comes first."""
         node = self._book.graph.nodes.get(attempt.task_no)
         if node is None or attempt.init or attempt.state not in _RAN:
             return None
@@ -102,11 +102,11 @@ class Suspects:
                 self._forget(task_no)
 
     def forget_run(self, run_no: int) -> None:
-        """The run was dropped."""
+        """Forget the rows of a dropped run."""
         self.forget_tasks({row.task_no for row in self.rows.values() if row.run_no == run_no})
 
     def forget_tasks(self, task_nos: set[int]) -> None:
-        """These tasks were dropped."""
+        """Forget the rows of dropped tasks."""
         for task_no in self.rows.keys() & task_nos:
             self._forget(task_no)
 

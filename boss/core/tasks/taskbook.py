@@ -1,7 +1,7 @@
-"""Where every unfinished task and its run stand, and the only way to move them.
+"""The state of every unfinished task and of its run; the only way to change it.
 
-Owns runs, their counts and the graph. Each move is checked against the table in `ecloud.model.tasks`, written,
-counted and told to whoever places tasks. Knows nothing of workers.
+Owns runs, their counts and the graph. Each move is checked against the table in `ecloud.model.tasks`, written, counted
+and passed on to placement. Knows nothing of workers.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ecloud.model.tasks import ENDED, LEGAL_TASK_MOVES, TaskState
 from ecloud.model.wire import TaskEnded
 
 MAX_ENDED_HINTS = 20
-"""Ended tasks named in one `RunChanged`; the database knows all."""
+"""Maximum ended tasks named in one `RunChanged`; the database has all."""
 MAX_REASON_CHARS = 400
-"""A reason is a sentence; the whole text is in the attempt."""
+"""Maximum characters of a reason, which is a sentence; the attempt has the whole text."""
 
 _READY, _WAITING, _RUNNING = TaskState.READY, TaskState.WAITING, TaskState.RUNNING
 
 
 class Run(msgspec.Struct, eq=False):
-    """A run in memory. `states` counts its tasks, init tasks left out; `inits` are its init tasks in order.
+    """A run in memory. `states` counts its tasks, without init tasks; `inits` are its init tasks in order.
 
     `init_failures`: worker processes in which an init task failed; `init_done`: init tasks that succeeded somewhere.
     """
@@ -40,7 +40,7 @@ class Run(msgspec.Struct, eq=False):
     inits: dict[int, Node] = msgspec.field(default_factory=dict)
     init_failures: dict[int, set[str]] = msgspec.field(default_factory=dict)
     stuck: str = ""
-    """Why nothing of it can start just now, though it is not held: its init task failed wherever it could be tried."""
+    """Why none of its tasks can start now, though it is not held: its init task failed wherever it was tried."""
     init_done: set[int] = msgspec.field(default_factory=set)
     changed: bool = False
     ended_hints: deque[TaskEnded] = msgspec.field(default_factory=lambda: deque(maxlen=MAX_ENDED_HINTS))
@@ -53,7 +53,7 @@ class Run(msgspec.Struct, eq=False):
 
 
 class TaskEnd(msgspec.Struct, frozen=True):
-    """A task of a watched run ended. `attempts`: the number of its last attempt, 0 where it had none."""
+    """A task of a watched run ended. `attempts`: the number of its last attempt, 0 without one."""
 
     task_no: int
     id: str
@@ -63,7 +63,7 @@ class TaskEnd(msgspec.Struct, frozen=True):
 
 
 class TaskBook:
-    """Runs and tasks. Parts of the core move tasks through it and through nothing else."""
+    """Runs and tasks. The core moves tasks only through it."""
 
     def __init__(self, outbox: Outbox, timers: Timers, ready: ReadyTasks) -> None:
         self._outbox = outbox
@@ -72,23 +72,23 @@ class TaskBook:
         self.ready = ready
         self.runs: dict[int, Run] = {}
         self.arrays: dict[int, Array] = {}
-        """Those that have not ended, by the number of their task."""
+        """Arrays that have not ended, by the number of their task."""
         self._changed_arrays: dict[int, Array] = {}
         self._each_of: dict[int, list[Array]] = {}
-        """Arrays that wait for another one element by element, by the number of that one."""
+        """Arrays that wait for another array element by element, by the number of that other one."""
         self.changed_runs: set[int] = set()
         self.failing_runs: set[int] = set()
         """Runs that are not held, in which an init task failed somewhere."""
         self.ends: dict[int, list[TaskEnd]] = {}
-        """Tasks that ended in this batch, of the runs that are keys here: somebody waits for the values of their
+        """Tasks that ended in this batch, for the runs that are keys here: a client waits for the values of their
         calls."""
         self.on_satisfied: Callable[[Node], None] = lambda node: None
-        """Told of a task whose dependencies are recorded when it has an attempt already."""
+        """Called with a task that already has an attempt when its dependencies are recorded."""
 
     # --- moves -----------------------------------------------------------------------------------
 
     def move(self, node: Node, state: TaskState, reason: str = "") -> None:
-        """One legal move. An end goes through `end`."""
+        """Make one legal move. An end goes through `end`."""
         before = node.state
         if before is not state:
             assert (before, state) in LEGAL_TASK_MOVES, f"task {node.id}: {before} to {state}"
@@ -107,7 +107,7 @@ class TaskBook:
         self.write(node)
 
     def _move_pending(self, run: Run, node: Node, before: TaskState, state: TaskState) -> None:
-        """Elements that have no row stand where their array stands."""
+        """Count elements without a row in the state of their array."""
         array = self.arrays[node.task_no]
         left, entered = array.pending_state(before), array.pending_state(state)
         run.states[left] = run.states.get(left, 0) - array.pending.count
@@ -125,13 +125,14 @@ class TaskBook:
                 other.note_end(node.array, index, state)
 
     def write(self, node: Node) -> None:
-        """Write the task as it stands."""
+        """Write the task's row in its present state."""
         self._outbox.writes.tasks[node.task_no] = TaskMoved(
             node.state, node.reason, node.attempts, node.retries_used, node.not_before
         )
 
     def make_ready(self, node: Node, now: float, reason: str = "") -> None:
-        """Ready again or at last; placed when its back-off ends. One whose dependency is done again waits for it."""
+        """Make a task ready; it is placed when its back-off ends. A task whose dependency is being redone waits for
+        that."""
         self.move(node, _WAITING if node.unmet > 0 else _READY, reason)
         if node.state is _READY and node.assigned:
             self.on_satisfied(node)
@@ -152,7 +153,7 @@ class TaskBook:
             self.offer(node, now)
 
     def end(self, node: Node, state: TaskState, reason: str, now: float) -> None:
-        """A task ends; what waits for it continues or is aborted."""
+        """End a task; its dependents continue or are aborted."""
         self.move(node, state, reason)
         if node.init:
             return
@@ -169,7 +170,7 @@ class TaskBook:
                 self._hint(freed.node, freed.reason)
 
     def note_end(self, task: Node | TaskRow) -> None:
-        """It has ended: for those who wait for the calls of its run."""
+        """Note an ended task for clients that wait for the calls of its run."""
         ends = self.ends.get(task.run_no)
         if ends is not None:
             ends.append(TaskEnd(task.task_no, task.id, task.state, task.reason, task.attempts))
@@ -179,10 +180,10 @@ class TaskBook:
             TaskEnded(node.task_no, node.id, node.state.value, reason[:MAX_REASON_CHARS])
         )
 
-    # --- tasks that come and go ------------------------------------------------------------------
+    # --- adding tasks ----------------------------------------------------------------------------
 
     def plant(self, rows: Iterable[TaskRow], now: float) -> None:
-        """Take unfinished tasks into the graph. Their counts are the caller's; ready ones are offered."""
+        """Add unfinished tasks to the graph. The caller maintains their counts; ready ones are offered."""
         for node in self.graph.add(rows):
             if node.init:
                 self.runs[node.run_no].inits[node.task_no] = node
@@ -190,14 +191,14 @@ class TaskBook:
                 self.offer(node, now)
 
     def run_of(self, row: RunRow) -> Run:
-        """The run, taken into memory where it is not yet."""
+        """The run, which is loaded into memory if necessary."""
         run = self.runs.get(row.run_no)
         if run is None:
             run = self.runs[row.run_no] = Run(row)
         return run
 
     def recount(self, run: Run, states: dict[TaskState, int]) -> None:
-        """Set the counts of a run that was pushed into, redone or dropped from."""
+        """Set the counts of a run after a push, redo or drop."""
         run.states = {state: count for state, count in states.items() if count}
         run.changed = True
         self.changed_runs.add(run.row.run_no)
@@ -205,14 +206,14 @@ class TaskBook:
     # --- arrays ----------------------------------------------------------------------------------
 
     def keep_array(self, array: Array) -> None:
-        """An array that has not ended."""
+        """Add an array that has not ended."""
         self.arrays[array.task_no] = array
         self._changed_arrays[array.task_no] = array
         for source in array.sources:
             self._each_of.setdefault(source.array_no, []).append(array)
 
     def forget_array(self, array_no: int) -> None:
-        """It has ended, or its run is dropped."""
+        """Remove an array that has ended, or whose run is dropped."""
         array = self.arrays.pop(array_no, None)
         for source in array.sources if array is not None else ():
             left = [other for other in self._each_of.get(source.array_no, ()) if other is not array]
@@ -222,7 +223,7 @@ class TaskBook:
                 self._each_of.pop(source.array_no, None)
 
     def drop_array(self, array_no: int) -> None:
-        """It is dropped, and with it what others wait for: these wait for it no longer."""
+        """Drop an array: arrays that wait for its elements stop waiting for them."""
         for other in self._each_of.pop(array_no, ()):
             run, left = self.runs[other.run_no], other.pending_state(other.node.state)
             other.sources = [source for source in other.sources if source.array_no != array_no]
@@ -238,7 +239,7 @@ class TaskBook:
         return list(self._each_of.get(array_no, ()))
 
     def count_made(self, array: Array, count: int, state: TaskState) -> None:
-        """So many of its pending elements became tasks in `state`."""
+        """Count `count` of its pending elements as tasks in `state`."""
         run = self.runs[array.run_no]
         left = array.pending_state(array.node.state)
         run.states[left] = run.states.get(left, 0) - count
@@ -249,7 +250,7 @@ class TaskBook:
         self._changed_arrays[array.task_no] = array
 
     def count_dropped(self, array: Array, pending: int = 0, made: TaskState | None = None) -> None:
-        """Elements are dropped: so many `pending` ones, or one that stood in state `made`."""
+        """Count dropped elements: `pending` ones without a row, or one in state `made`."""
         run = self.runs[array.run_no]
         if made is not None:
             array.made[made] = array.made.get(made, 0) - 1
@@ -261,7 +262,7 @@ class TaskBook:
         self._changed_arrays[array.task_no] = array
 
     def write_ended(self, row: ArrayRow, state: TaskState, made: Mapping[TaskState, int]) -> None:
-        """Write the counts of an array that a decision about its run found, or left, in an ended state."""
+        """Write the counts of an array that has ended, after a decision about its run."""
         row.pending_count = Ranges.of(row.pending).count
         row.pending_state = state.value if row.pending_count else ""
         row.states = {state.value: count for state, count in made.items() if count}
@@ -277,7 +278,7 @@ class TaskBook:
     # --- runs ------------------------------------------------------------------------------------
 
     def forget_run(self, run_no: int) -> Run:
-        """The run is dropped: nothing here names it any more."""
+        """Forget a dropped run."""
         self.changed_runs.discard(run_no)
         self.failing_runs.discard(run_no)
         for array_no in [array.task_no for array in self.arrays.values() if array.run_no == run_no]:
@@ -286,7 +287,7 @@ class TaskBook:
         return self.runs.pop(run_no)
 
     def hold(self, run: Run, reason: str) -> None:
-        """Nothing of this run starts until a person does something."""
+        """Start nothing of this run until an operator acts."""
         run.row = msgspec.structs.replace(run.row, held=reason)
         self._write_run(run)
         self.ready.hold(run.row.run_no)
@@ -306,7 +307,7 @@ class TaskBook:
         self.failing_runs.discard(run.row.run_no)
 
     def say_stuck(self, run: Run, reason: str) -> None:
-        """Why nothing of this run can start just now; empty when that ends. Told to those who watch, not written."""
+        """Set why no task of this run can start now; empty if one can. Sent to watchers, not written."""
         if run.stuck != reason:
             run.stuck = reason
             run.changed = True
@@ -318,7 +319,7 @@ class TaskBook:
         self.changed_runs.add(run.row.run_no)
 
     def settle(self, now: float) -> None:
-        """After a batch: note which runs ended, or no longer did."""
+        """After a batch: note which runs have ended or resumed."""
         self._write_arrays()
         for run_no in tuple(self.changed_runs):
             run = self.runs.get(run_no)
@@ -336,18 +337,18 @@ class TaskBook:
         self._outbox.writes.runs[run.row.run_no] = run.row
 
     def _end_inits(self, run: Run) -> None:
-        """A run that ended prepares no more worker processes."""
+        """An ended run prepares no more worker processes: end its init tasks."""
         for node in tuple(run.inits.values()):
             if node.state is _READY:
                 self.move(node, TaskState.SUCCEEDED, "skipped: nothing needed it")
             if node.state is not _RUNNING:
-                self.write(node)  # the number of its last attempt, which may still be going on
+                self.write(node)  # the number of its last attempt, which may still run
                 self.graph.remove([node.task_no])
                 del run.inits[node.task_no]
         self._forget_init_failures(run)
 
     def check(self) -> None:
-        """Invariants: counts agree with the graph, legal states only."""
+        """Check invariants: counts agree with the graph, all states are legal."""
         self.graph.check()
         left: dict[int, int] = {}
         made: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """Access to the datastore. Over SSH each worker gets a certificate for its own key, renewed before it expires.
 
-Owns the datastore's address and which worker has which certificate. Each heartbeat tells how long a worker's access is
-still valid, so the next one repairs whatever was lost.
+Owns the datastore's address and which worker has which certificate. Each heartbeat reports how long a worker's access
+is still valid, so the next one repairs any loss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ecloud.model.wire import DatastoreAccess, DatastoreGranted
 RENEW_BELOW = 0.5
 """Access is renewed when less than this share of its life is left."""
 ASK_AGAIN_S = 30.0
-"""An unanswered request for a signature is repeated after this; so is one that is refused at once."""
+"""An unanswered request for a signature is repeated after this, and so is a request after a refused certificate."""
 FREE_SPACE = "datastore/free"
 """The note of the free space over SSH in MB, and of its time in epoch seconds."""
 LIVES_S = 3600.0
@@ -33,7 +33,7 @@ class Access:
         self._sessions = sessions
         self._lives_s = LIVES_S
         self._moved_at: float | None = None
-        """Since when the boss itself moves to another datastore: what is signed meanwhile is for the old one."""
+        """Since when the boss itself moves to another datastore: signatures made meanwhile are for the old one."""
 
     @property
     def datastore(self) -> DatastoreAccess:
@@ -46,7 +46,7 @@ class Access:
         return self._sessions.usual_datastore
 
     def on_heartbeat(self, worker: Worker, access_s: float | None, now: float) -> None:
-        """Request a signature if this worker has no access (0: what it has is refused), or soon will have none."""
+        """Request a signature if this worker has no access (0: the datastore refuses it), or soon will have none."""
         public_key = worker.row.hello.ssh_key
         if not (self.datastore.host_key and public_key) or self._is_moving(now):
             return
@@ -91,7 +91,7 @@ class Access:
             self._outbox.writes.context[FREE_SPACE] = f"{free_mb:.0f} {now:.0f}"
 
     def move(self, use: UseDatastore, now: float) -> None:
-        """Files are somewhere else from now on: everybody is told."""
+        """Use another datastore from now on: send its address to all workers."""
         self._moved_at = now
         access = self._sessions.datastore = DatastoreAccess(use.address, host_key=use.host_key)
         self._outbox.call(use)

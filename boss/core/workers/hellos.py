@@ -1,6 +1,6 @@
-"""What is believed of a peer's Hello: every text, list and number within limits, whatever the peer claims.
+"""Limits of a peer's Hello: every text, list and number is bounded, whatever the peer sends.
 
-The boss keeps a Hello in memory until the peer follows it up, and a worker's for as long as the worker is on duty.
+The boss keeps a Hello in memory until the peer confirms it, and a worker's for as long as the worker is on duty.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from boss.core.model.fleet import believed
 from ecloud.model.wire import MAX_NAME_CHARS, HeldAttempt, Hello
 
 MAX_TEXT_CHARS = 255
-"""Of host, software, boot id, a label, an address, a resource's name."""
+"""Maximum characters of host, software, boot id, a label, an address, a resource's name."""
 MAX_KEY_CHARS = 8_192
-"""Of an OpenSSH public key: RSA with 16,384 bits takes 2,800."""
+"""Maximum characters of an OpenSSH public key: RSA with 16,384 bits takes 2,800."""
 MAX_ITEMS = 64
-"""Of labels, addresses, resources, boot steps."""
+"""Maximum number of labels, addresses, resources, boot steps."""
 MAX_ATTEMPTS = 10_000
-"""Attempts that a worker may list: what it runs and what is queued there. What it lists beyond is done again."""
+"""Maximum attempts that a worker may list, running and queued. Further ones are redone."""
 MAX_SECONDS = 1e9
 _STATES = frozenset({"queued", "running", "ended"})
 
 
 def bounded(hello: Hello) -> Hello:
-    """The Hello as it is kept. Raises nothing; a name that is too long is cut, and so names nothing."""
+    """The Hello as the boss keeps it. Raises nothing; a name that is too long is cut, and therefore matches nothing."""
     if hello.kind != "worker":
         return Hello(
             hello.nonce, hello.kind, software=hello.software[:MAX_TEXT_CHARS], host=hello.host[:MAX_TEXT_CHARS]

@@ -1,6 +1,6 @@
 """Conversations with peers: Hello, Welcome, sessions and message numbers. Decides which messages count.
 
-Reads no message except `Hello`. A refused message changes nothing but counters.
+Reads no message except `Hello`. A refused message changes only counters.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Sessions:
 
     def __init__(self, outbox: Outbox, config: BossConfig, now: float) -> None:
         self._outbox = outbox
-        # A core that restarts within an epoch (a batch was refused) must not reuse the names of the one before it.
+        # A core that restarts within an epoch (a batch was refused) must not reuse the earlier core's names.
         self._prefix = f"{outbox.epoch}-{int(now * 1_000_000):x}"
         self._config = config
         self._pending: OrderedDict[str, _Pending] = OrderedDict()
@@ -62,8 +62,8 @@ class Sessions:
     def on_hello(self, event: MessageArrived, hello: Hello, now: float, other_history: bool = False) -> None:
         """Answer with `Welcome`; keep the session until the peer's next message or until it is dropped.
 
-        A peer may have several pending Hellos: everyone at the broker can replay an old one, which must not displace
-        the one that the peer is about to confirm.
+        A peer may have several pending Hellos: anyone at the broker can replay an old one, which must not displace the
+        one that the peer is about to confirm.
         """
         peer, key_name = event.envelope.peer, event.key_name
         if hello.kind not in KINDS or not hello.nonce or len(hello.nonce) > MAX_NAME_CHARS:

@@ -1,8 +1,8 @@
-"""Transfer slots (lanes): which workers may move files over SSH now, one lane each, so that the datastore is not
+"""Transfer slots (lanes): which workers may transfer files over SSH now, one lane each, so that the datastore is not
 overloaded.
 
-Owns the granted lanes and the waiting workers, in order of request. Receives what workers report, and answers through
-`say`; never looks at tasks. docs/protocol.md describes the messages.
+Owns the granted lanes and the waiting workers, in order of request. Receives the workers' reports, and answers through
+`say`; knows nothing of tasks. docs/protocol.md describes the messages.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Say = Callable[[str, Message], "Said | None"]
 
 
 class Waiting(NamedTuple):
-    """A worker without a lane: the bytes that it has to move, as far as known, and since when it waits."""
+    """A worker without a lane: the bytes that it has to transfer, if known, and since when it waits."""
 
     bytes: int
     since: float
 
 
 class Lane(msgspec.Struct, eq=False):
-    """A worker's permission to hold a connection. `until`: when it must begin nothing more on it; None while nobody
+    """A worker's permission to hold a connection. `until`: when it must stop beginning transfers; None while no worker
     waits."""
 
     worker: str
@@ -61,11 +61,11 @@ class Lane(msgspec.Struct, eq=False):
 
 
 class TransferSlots:
-    """Grants at most `most_lanes` at once, to workers that have at most `most_bytes` to move together.
+    """Grants at most `most_lanes` together, to workers that have at most `most_bytes` to transfer together.
 
-    A worker with more than `most_bytes` of its own gets a lane when no other has one. `opens_at`: no grant before this
-    time, because workers may hold lanes of an earlier boss and have not reported them yet. `holders`: workers with
-    recorded lanes; a lane that was never granted is not believed.
+    A worker with more than `most_bytes` of its own gets a lane when no other worker has one. `opens_at`: no grant
+    before this time, because workers may hold lanes of an earlier boss and have not reported them yet. `holders`:
+    workers with recorded lanes; reports of lanes that were never granted are ignored.
     """
 
     def __init__(
@@ -84,12 +84,12 @@ class TransferSlots:
         """By worker, in order of request."""
 
     def on_wanted(self, worker: str, wanted_bytes: int, now: float) -> None:
-        """It has files to move. A lane that it held was returned before, as messages arrive in order."""
+        """The worker has files to transfer. It returned its earlier lane, if any, before: messages arrive in order."""
         self._forget(worker)
         self._wait(worker, wanted_bytes, now)
 
     def _forget(self, worker: str) -> None:
-        """It reports that it holds no lane."""
+        """The worker reports that it holds no lane."""
         self.lanes.pop(worker, None)
         self._granted.pop(worker, None)
         self._granted_before.discard(worker)
@@ -99,17 +99,17 @@ class TransferSlots:
         self.waiting[worker] = Waiting(min(max(0, wanted_bytes), self._most_bytes), before.since if before else now)
 
     def on_ended(self, worker: str, number: int) -> None:
-        """It returned a lane."""
+        """The worker returned a lane."""
         lane = self.lanes.get(worker)
         if lane is not None and lane.number == number:
             self._forget(worker)
 
     def on_heartbeat(self, worker: str, session: str, heartbeat: Heartbeat, now: float) -> None:
-        """Take what it holds and wants from its report, except for a grant that it has not received yet."""
+        """Take the worker's lane and wish from its report, unless a grant is still in transit."""
         lane = self.lanes.get(worker)
         if lane is not None and lane.number != heartbeat.lane:
             if session == lane.said.session and heartbeat.orders_seen < lane.said.number:
-                return  # under way
+                return  # in transit
             del self.lanes[worker]
             lane = None
         if heartbeat.lane:
@@ -152,7 +152,7 @@ class TransferSlots:
         while self.waiting and len(self.lanes) < self._most_lanes:
             worker, (wanted_bytes, _) = next(iter(self.waiting.items()))
             if held and held + wanted_bytes > self._most_bytes:
-                break  # no overtaking: a worker with much to move would never get its turn
+                break  # no overtaking: a worker with many bytes would never get its turn
             del self.waiting[worker]
             held += wanted_bytes
             self._count += 1
