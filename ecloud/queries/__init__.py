@@ -1,1 +1,1 @@
-"""Read-only questions to the database; they work while the boss is down."""
+"""Read-only database queries; they work while the boss is down."""

@@ -1,4 +1,4 @@
-"""Arrays as the database has them: their counts, and their elements that have no row of their own yet."""
+"""Arrays in the database: counts by state, and pending elements, which have no row in `tasks` yet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ecloud.queries.views import ArrayStatus
 
 
 def pending_counts(connection: Connection) -> dict[int, dict[str, int]]:
-    """Elements without a row, by run and state."""
+    """Count elements without a row, by run and state."""
     arrays = schema.arrays.c
     found: dict[int, dict[str, int]] = {}
     query = sa.select(arrays.run_no, arrays.pending_state, arrays.pending_count).where(arrays.pending_count > 0)
@@ -42,8 +42,9 @@ def array_views(connection: Connection) -> dict[int, list[ArrayStatus]]:
 
 
 def unmade_element(connection: Connection, run_no: int | None, name: str) -> Any:
-    """The element called `a[17]` as a row of `tasks` would say it, with `array_no` and `position`; None where there is
-    none, or where it has a row. Where several runs have one, the newest's."""
+    """Return the element called `a[17]` in the form of a row of `tasks`, with `array_no` and `position` added. If
+    several runs have such an element, return that of the newest run. Return None if there is no such element or it has
+    a row."""
     array, bracket, index = name.removesuffix("]").rpartition("[")
     if not (bracket and name.endswith("]") and index.isascii() and index.isdigit()):
         return None
@@ -65,7 +66,7 @@ def unmade_element(connection: Connection, run_no: int | None, name: str) -> Any
 
 
 def unmade_definition(connection: Connection, element: Any) -> TaskDefinition:
-    """What an element without a row will run."""
+    """Return what an element without a row will run."""
     definitions, parts = schema.definitions.c, schema.array_entries.c
     stored = connection.execute(
         sa.select(definitions.definition).where(definitions.task_no == element.array_no)
@@ -84,7 +85,7 @@ def unmade_definition(connection: Connection, element: Any) -> TaskDefinition:
 
 
 def array_of_element(connection: Connection, row: Any) -> Any:
-    """The row of `tasks` of the array whose element this is; None for any other task."""
+    """Return the `tasks` row of the array that this element belongs to; None for any other task."""
     array_no = getattr(row, "array_no", None)
     if array_no is None:
         arrays = schema.arrays.c
@@ -99,5 +100,5 @@ def array_of_element(connection: Connection, row: Any) -> Any:
 
 
 def array_row(connection: Connection, array_no: int) -> Any:
-    """The row of `arrays`."""
+    """Return the row of `arrays`."""
     return connection.execute(sa.select(schema.arrays).where(schema.arrays.c.task_no == array_no)).one()

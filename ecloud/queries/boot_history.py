@@ -1,4 +1,4 @@
-"""What people are told of VMs and pools: the steps of a VM's life, why a pool starts none, which ends don't end.
+"""Texts for users about VMs and pools: the steps of a VM's life, why a pool starts no VM, which VMs do not end.
 
 Reads the rows that the boss writes; decides nothing.
 """
@@ -19,13 +19,13 @@ from ecloud.model.vm_states import COMING, VmState
 from ecloud.queries.views import BootView, VmView
 
 STUCK_ASKS = 8
-"""Asks after which an end that its cloud does not confirm is shouted about: two minutes."""
+"""Requests to end a VM without confirmation by its cloud before users are warned: two minutes."""
 STUCK_S = 600.0
 SLOW_S = 15.0
-"""VMs that boot for longer than this are looked at for a reason."""
+"""Queries search for the reason if a VM boots for longer than this."""
 SLOW_LOOKED_AT = 500
 LAST_LINES = 5
-"""Lines of a start log that are shown."""
+"""Lines of a start log to show."""
 STEPS = {
     "address": "seen running at its address",
     "context": "its start script ran",
@@ -35,10 +35,10 @@ STEPS = {
     "python": "ran Python",
     "broker": "reached the broker",
 }
-"""Steps of a boot, in the order in which they mostly come, in words."""
+"""Descriptions of the boot steps, in the usual order."""
 BUDGET = "budget/"
 UNRUNNABLE = "unrunnable/"
-"""Before a run's number, as a name in the context."""
+"""Prefixes of context names; the run's number follows."""
 CAUSES = {
     "silent": "it booted and no worker of it ever reported: its image, its network or its start log tells why",
     "failed": "its cloud could not run it",
@@ -52,11 +52,11 @@ CAUSES = {
     "refused: credent": "its cloud does not let us in: a person must look at its user and password",
     "refused: unset": "its pool is not in the settings any more",
 }
-"""What the recorded causes of a failed boot mean."""
+"""Descriptions of the recorded causes of a failed boot."""
 
 
 class PoolView(msgspec.Struct, frozen=True):
-    """How a pool fares, as the boss last wrote it. `closed`: why it starts no VM, or empty."""
+    """State of a pool, as the boss last wrote it. `closed`: why the pool starts no VM, or empty."""
 
     pool: str
     closed: str
@@ -68,7 +68,7 @@ class PoolView(msgspec.Struct, frozen=True):
 
 
 def pool_views(connection: Connection) -> dict[str, PoolView]:
-    """Pools by name; of one that no boss has looked at yet there is none."""
+    """Return the pools by name; without those that no boss has recorded yet."""
     rows = connection.execute(sa.select(schema.pools).order_by(schema.pools.c.pool))
     return {
         row.pool: PoolView(row.pool, row.closed, row.since, row.until, row.boots, row.boot_s_p50, row.boot_s_p95)
@@ -77,9 +77,9 @@ def pool_views(connection: Connection) -> dict[str, PoolView]:
 
 
 def troubles(connection: Connection, now: float) -> list[str]:
-    """What a person should know: pools that start nothing, ends that are not confirmed."""
+    """List problems that users should know: pools that start no VM, VMs whose end is not confirmed."""
     vms = schema.vms
-    # A cloud that does not even list its VMs is asked once only: then time tells, from when no worker is left there.
+    # We ask a cloud that cannot even list its VMs only once. Then we count the time since the VM had no active worker.
     on_duty = sa.exists().where(schema.workers.c.vm_no == vms.c.vm_no, schema.workers.c.state.in_(("up", "draining")))
     silent = sa.and_(vms.c.end_asked > 0, vms.c.since < now - STUCK_S, ~on_duty)
     late = sa.or_(vms.c.end_asked >= STUCK_ASKS, silent)
@@ -98,7 +98,7 @@ def troubles(connection: Connection, now: float) -> list[str]:
 
 
 def _slow(connection: Connection, now: float) -> Iterator[str]:
-    """VMs that boot and of which something is known that keeps them from it, by pool and reason."""
+    """Report VMs that are still booting and for which an obstacle is known, by pool and reason."""
     rows = connection.execute(
         sa.select(schema.vms)
         .where(schema.vms.c.state.in_([state.value for state in COMING]), schema.vms.c.intended_at < now - SLOW_S)
@@ -117,7 +117,7 @@ def _slow(connection: Connection, now: float) -> Iterator[str]:
 
 
 def budgets(connection: Connection) -> dict[int, str]:
-    """Runs by number whose budget is used up, as the boss noted it, in words."""
+    """Return the boss's notes on used-up budgets, by run number."""
     rows = connection.execute(sa.select(schema.context).order_by(schema.context.c.name))
     return {int(row.name.removeprefix(BUDGET)): row.value for row in rows if row.name.startswith(BUDGET)}
 
@@ -129,19 +129,19 @@ def unrunnable(connection: Connection) -> dict[int, str]:
 
 
 def closed(pool: PoolView, now: float) -> str:
-    """Why it starts none, since when, until when."""
+    """Describe why the pool starts no VM, since when, until when."""
     since = f" since {when(pool.since, now)}" if pool.since is not None else ""
     until = f"; it is tried again at {when(pool.until, now)}" if pool.until is not None and pool.until > now else ""
     return f"pool {pool.pool} starts no VM{since}: {pool.closed}{until}"
 
 
 def usual(pool: PoolView | None) -> str:
-    """ ", usual time 94 s", where boots were seen."""
+    """ ", usual time 94 s", if boots were recorded."""
     return f"; usual time {duration(pool.boot_s_p50)}" if pool is not None and pool.boots else ""
 
 
 def coming(vms: Sequence[VmView], pool: PoolView | None, now: float) -> str:
-    """What boots in a pool."""
+    """Describe the VMs that boot in a pool."""
     first = vms[0]
     past = duration(now - first.since)
     if len(vms) > 1:
@@ -152,13 +152,13 @@ def coming(vms: Sequence[VmView], pool: PoolView | None, now: float) -> str:
 
 
 def full(name: str, maximum: int, alive: Sequence[VmView], now: float) -> str:
-    """That a pool has as many VMs as it may, and since when."""
+    """Report that a pool has reached its maximum of VMs, and since when."""
     since = when(max(vm.intended_at for vm in alive), now) if alive else ""
     return f"pool {name} has its maximum of {counted(maximum, 'VM')}" + (f" since {since}" if since else "")
 
 
 def boot_views(connection: Connection, vm_nos: Sequence[int]) -> dict[int, BootView]:
-    """The records of their boots, by VM."""
+    """Return the boot records by VM."""
     boots = schema.boots
     return {
         row.vm_no: BootView(
@@ -173,7 +173,8 @@ def boot_views(connection: Connection, vm_nos: Sequence[int]) -> dict[int, BootV
 
 
 def trouble(vm: VmView, boot: BootView | None) -> str:
-    """Why it is no worker, as far as a visit told; empty where none did, or where its worker reported."""
+    """Return why the VM has no worker, as far as a visit by SSH found it; empty without a visit or if the worker has
+    reported."""
     if boot is None or boot.visit is None or vm.hello_at is not None:
         return ""
     cause = recognise(boot.visit, vm.vm_no, vm.boot_nonce)
@@ -181,7 +182,7 @@ def trouble(vm: VmView, boot: BootView | None) -> str:
 
 
 def last_step(vm: VmView, boot: BootView | None, now: float) -> str:
-    """How far a boot has come, as far as is known."""
+    """Describe how far a boot has come, as far as is known."""
     steps = _steps(vm, boot.steps if boot is not None else {}, now)
     what = f"its last step: {steps[-1][0]} {duration(now - steps[-1][1])} ago; " if steps else ""
     said = f"its cloud says: {vm.said}; " if vm.said else ""
@@ -189,7 +190,7 @@ def last_step(vm: VmView, boot: BootView | None, now: float) -> str:
 
 
 def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
-    """The steps of a VM's life with their times, and what it came to nothing for."""
+    """List the steps of a VM's life with their times, and why the VM failed."""
     steps = _steps(vm, boot.steps if boot is not None else {}, now)
     if steps:
         told = ", ".join(f"{name} after {duration(at - vm.intended_at)}" for name, at in steps)
@@ -212,8 +213,8 @@ def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
 
 
 def _steps(vm: VmView, known: Mapping[str, float], now: float) -> list[tuple[str, float]]:
-    """What was done when, by the boss's clock, the first first. Of the cloud's own times, which are whole seconds of a
-    clock that may be off, what can't be is mended."""
+    """Return the steps and their times by the boss's clock, the earliest first. The cloud's own times are whole seconds
+    of a clock that may be off; impossible ones are corrected."""
     ahead = 0.0
     if vm.started_at is not None:
         ahead = ahead_s(vm.intended_at, vm.started_at, vm.hello_at if vm.hello_at is not None else now)
@@ -231,6 +232,6 @@ def _steps(vm: VmView, known: Mapping[str, float], now: float) -> list[tuple[str
 
 
 def _clock(ahead_s: float) -> str:
-    if abs(ahead_s) < 2.0:  # it tells whole seconds
+    if abs(ahead_s) < 2.0:  # clock_s has whole seconds
         return "right"
     return f"{duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'} the boss's"

@@ -1,4 +1,4 @@
-"""Tasks page by page, for a user who looks through a million of them: each page costs what it shows."""
+"""Pages of tasks for users who browse a run of a million: the cost of a page depends on its size, not on the run's."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class TaskRow(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Some tasks in the order of their lists. `more_after`: the number to continue after, None at the end.
-    `searched`: where the search ended before the page was full, how many tasks it looked at; else 0."""
+    """Some tasks in list order. `more_after`: the task number to continue after, None at the end. `searched`: number of
+    tasks searched if the search stopped before the page was full; else 0."""
 
     rows: list[TaskRow]
     more_after: int | None
@@ -34,14 +34,15 @@ class Page(msgspec.Struct, frozen=True):
 
 
 SEARCHED = 50_000
-"""Tasks that one page looks through for a label or a text: a page of a million takes as long as one of a thousand."""
+"""Tasks searched for a label or a text per page, so that a page of a million tasks takes as long as one of a
+thousand."""
 
 
 def browse(
     engine: Engine, run: str = "", states: Sequence[str] = (), label: str = "", text: str = "", after: int = 0,
     limit: int = 100,
 ) -> Page:  # fmt: skip
-    """Tasks after number `after` that match all that is given; `text` is looked for in ids and reasons, by byte.
+    """Return the tasks after number `after` that match all conditions; `text` is searched in ids and reasons, by byte.
 
     Raises `NoSuchRun`, `DatabaseAway`.
     """
@@ -78,14 +79,14 @@ def browse(
 
 
 def _search_ends(connection: Connection, after: int) -> int | None:
-    """The number of the last task that is looked at; None where all that are left are."""
+    """Return the number of the last task to search; None if the search can cover all remaining tasks."""
     numbers = schema.tasks.c.task_no
     query = sa.select(numbers).where(numbers > after).order_by(numbers).offset(SEARCHED).limit(1)
     return connection.execute(query).scalar()
 
 
 def some_in_state(engine: Engine, run: str, state: str, limit: int) -> list[TaskRow]:
-    """Some tasks of a run in one state, found by the index over states, whatever the run's size. Raises `NoSuchRun`,
+    """Return some tasks of a run in one state; uses the index over states, whatever the run's size. Raises `NoSuchRun`,
     `DatabaseAway`."""
     tasks = schema.tasks.c
     with snapshot(engine) as connection:

@@ -1,4 +1,4 @@
-"""Why a run took as long as it did: from the task that ended last back along the dependency that each waited for."""
+"""Critical path of a run: from the task that ended last back along the dependency that each task waited for."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ecloud.db.database import database_now
 from ecloud.queries.status import find_run, snapshot
 
 STEPS_SHOWN = 100
-"""Tasks of the path that are read, from its end; a chain of 16,000 has its last ones shown."""
+"""Tasks of the path to read, from its end; of a chain of 16,000 the last ones are shown."""
 
 
 class PathStep(msgspec.Struct, frozen=True):
-    """A task of the path and where its time went, in seconds. It became ready at `ready_at` (seconds since 1970), when
-    the step before it ended. `tries_s`: earlier attempts that came to nothing; `queue_s`: ready until a worker had it
-    and started it; `fetch_s`, `run_s`, `store_s`: of the last attempt. Together they are `ended_at` - `ready_at`."""
+    """A task of the path and its times in seconds. It became ready at `ready_at` (seconds since 1970), when the step
+    before it ended. `tries_s`: earlier attempts without success; `queue_s`: from ready until a worker started it;
+    `fetch_s`, `run_s`, `store_s`: of the last attempt. Together they are `ended_at` - `ready_at`."""
 
     id: str
     state: str
@@ -34,7 +34,7 @@ class PathStep(msgspec.Struct, frozen=True):
 
     @property
     def waited_for(self) -> str:
-        """What took the longest, in words."""
+        """Describe which of the times was the longest."""
         parts = {
             "earlier attempts": self.tries_s, "a free worker": self.queue_s, "fetching its files": self.fetch_s,
             "its commands": self.run_s, "storing its results": self.store_s,
@@ -43,15 +43,15 @@ class PathStep(msgspec.Struct, frozen=True):
 
 
 class CriticalPath(msgspec.Struct, frozen=True):
-    """The path from its beginning to its end. `is_cut`: there are more steps before the first."""
+    """The path from its beginning to its end. `is_cut`: the path has further steps before the first."""
 
     steps: list[PathStep]
     is_cut: bool
 
 
 def critical_path(engine: Engine, run: str, now: float | None = None, limit: int = STEPS_SHOWN) -> CriticalPath:
-    """The chain of dependencies that ended last; while the run goes on, up to what has ended or runs now. Raises
-    `NoSuchRun`, `DatabaseAway`."""
+    """Return the chain of dependencies that ended last; during a run, the chain up to what has ended or runs now.
+    Raises `NoSuchRun`, `DatabaseAway`."""
     with snapshot(engine) as connection:
         run_no = find_run(connection, run)
         now = database_now(connection) if now is None else now
@@ -81,7 +81,7 @@ def _columns() -> Any:
 
 
 def _last(connection: Connection, run_no: int) -> Any:
-    """The task that ended last; before any ended, the one that has run for longest."""
+    """Return the task that ended last; before any ended, the one that has run the longest."""
     attempts = schema.attempts.c
     newest = (
         sa.select(attempts.task_no)

@@ -1,8 +1,7 @@
-"""What happened that a person or a program may want to hear of, read from the tables: nothing has to be told by the
-boss, so that nothing that becomes of an event can hold it up.
+"""Events that users or programs may want to know, derived from the tables. The boss sends no events, so a slow receiver
+cannot delay it.
 
-An event has a key that stays the same however often it is read. Events of tasks that are tried again, and of runs that
-were dropped, are no longer found.
+The key of an event is the same each time it is read. Events of retried tasks and of dropped runs disappear.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from ecloud.queries.status import snapshot
 
 KINDS = ("run_ended", "first_failure", "pool_closed", "budget_used", "vm_lost")
 BUDGET_ALERT = "shouted/budget"
-"""Before the run's number, as a name in the context: when the boss told that a budget is used up."""
+"""Prefix of context names, the run's number follows: when the boss reported a used-up budget."""
 RUNS_READ = 1_000
 
 
 class Happened(msgspec.Struct, frozen=True):
-    """An event. `at`: seconds since 1970; `run`: its name, empty for what is of no run."""
+    """An event. `at`: seconds since 1970; `run`: its name, empty if the event belongs to no run."""
 
     key: str
     kind: str
@@ -37,7 +36,7 @@ class Happened(msgspec.Struct, frozen=True):
 
 
 def events(engine: Engine, since: float = 0.0, known: Collection[str] = ()) -> list[Happened]:
-    """What happened from `since` on, oldest first, without the events whose keys are known. Raises `DatabaseAway`."""
+    """Return events from `since` on, oldest first, without those whose keys are in `known`. Raises `DatabaseAway`."""
     with snapshot(engine) as connection:
         found = [
             *_runs(connection, since, known),
@@ -97,7 +96,7 @@ def _pools(connection: Connection, since: float) -> Iterator[Happened]:
 
 
 def _budgets(connection: Connection, since: float) -> Iterator[Happened]:
-    """A budget that stays used up is one event a day."""
+    """Yield used-up budgets; a budget that stays used up is one event a day."""
     noted = {row.name: row.value for row in connection.execute(sa.select(schema.context)) if BUDGET_ALERT in row.name}
     names = {row.run_no: row.name for row in connection.execute(sa.select(schema.runs.c.run_no, schema.runs.c.name))}
     texts = budgets(connection) if noted else {}
@@ -111,7 +110,7 @@ def _budgets(connection: Connection, since: float) -> Iterator[Happened]:
 
 
 def _vms(connection: Connection, since: float) -> Iterator[Happened]:
-    """VMs that went although nobody ended them, whose end was never confirmed, or whose worker was lost."""
+    """Yield VMs that disappeared without a request, whose end was never confirmed, or whose worker was lost."""
     vms, workers = schema.vms.c, schema.workers.c
     vanished = sa.and_(vms.ending_at.is_(None), vms.hello_at.is_not(None))
     query = sa.select(schema.vms).where(

@@ -1,4 +1,4 @@
-"""Failed tasks in groups: those that failed in the same way are one line."""
+"""Failed tasks in groups: tasks with the same failure form one group."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ecloud.model.tasks import TaskState
 from ecloud.queries.status import find_run, snapshot
 
 FAILURES_READ = 20_000
-"""Failures of one run whose last words are read; the groups are those of the first so many, and say so."""
+"""Failures of one run whose error output is read; the groups cover the first ones only, and report how many."""
 LAST_CHARS = 300
-"""Characters of the error output that are read of each failure: enough for its last line."""
+"""Characters read of each failure's error output: enough for its last line."""
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 class FailureGroup(msgspec.Struct, frozen=True):
-    """Failures with one signature. `line`: the last line of the error output, numbers and quoted names left out;
+    """Failures with one signature. `line`: the last line of the error output without numbers and quoted names;
     `example`: the id of one such task; `text`: its own last line."""
 
     cause: str
@@ -36,13 +36,13 @@ class FailureGroup(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """A short name of the signature, for addresses."""
+        """A short name of the signature, for URLs."""
         said = "\0".join((self.cause, str(self.exit_code), str(self.signal), self.line))
         return hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 class FailureGroups(msgspec.Struct, frozen=True):
-    """All groups, the largest first; `read` of `total` failures were looked at."""
+    """All groups, the largest first; they cover `read` of `total` failures."""
 
     groups: list[FailureGroup]
     read: int
@@ -59,12 +59,12 @@ def signature(text: str) -> str:
 
 
 def last_line(text: str) -> str:
-    """The last line of `text` that is not empty."""
+    """Return the last line of `text` that is not empty."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def failure_groups(engine: Engine, run: str) -> FailureGroups:
-    """How the tasks of a run failed. Raises `NoSuchRun`, `DatabaseAway`."""
+    """Group the failed tasks of a run. Raises `NoSuchRun`, `DatabaseAway`."""
     found: dict[tuple[str, int | None, int | None, str], FailureGroup] = {}
     read = 0
     with snapshot(engine) as connection:
@@ -82,7 +82,7 @@ def failure_groups(engine: Engine, run: str) -> FailureGroups:
 
 
 def failed_in_group(engine: Engine, run: str, key: str) -> tuple[FailureGroup | None, list[str]]:
-    """The group called `key` and the ids of its tasks; None where no failure is in it any more. Raises `NoSuchRun`,
+    """Return the group called `key` and the ids of its tasks; None if the group is empty now. Raises `NoSuchRun`,
     `DatabaseAway`."""
     with snapshot(engine) as connection:
         members = [alone for alone in _failures(connection, find_run(connection, run)) if alone.key == key]
@@ -91,9 +91,9 @@ def failed_in_group(engine: Engine, run: str, key: str) -> tuple[FailureGroup | 
 
 
 def _failures(connection: Connection, run_no: int) -> Iterator[FailureGroup]:
-    """Each failure as a group of one."""
+    """Yield each failure as a group of one."""
     tasks, attempts = schema.tasks.c, schema.attempts.c
-    # A negative start counts from the end, on SQLite, MySQL and MariaDB alike; a shorter text gives nothing then.
+    # A negative start counts from the end in SQLite, MySQL and MariaDB; a shorter text then gives an empty result.
     tail = sa.func.coalesce(sa.func.nullif(sa.func.substr(attempts.stderr, -LAST_CHARS), ""), attempts.stderr)
     query = (
         sa.select(

@@ -1,6 +1,7 @@
-"""A run's graph as at most 60 nodes: levels in bands from left to right, kinds below each other; opened step by step.
+"""A run's graph folded to at most 60 nodes: bands of levels from left to right, kinds from top to bottom. Users open
+nodes step by step.
 
-Pure: what was read of the database (`graph_cells`) comes in, what a picture shows goes out.
+Pure: takes the cells read from the database (`graph_cells`), returns the contents of a picture.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ MOST_BANDS = 12
 
 
 class Zoom(msgspec.Struct, frozen=True):
-    """The part of the graph that is shown: one kind (empty: all) and a range of levels, both ends included."""
+    """The visible part of the graph: one kind (empty: all) and a range of levels, both ends included."""
 
     kind: str = ""
     first: int = 0
     last: int = 1 << 30
 
     def holds(self, cell: Cell) -> bool:
-        """Whether a cell belongs to it."""
+        """Whether a cell is in the visible part."""
         return self.first <= cell.level <= self.last and self.kind in ("", cell.kind)
 
 
 class FoldNode(msgspec.Struct, frozen=True):
-    """Tasks that are drawn as one. `task`: the id where it is a single one, else empty; `zoom`: what opening it
-    shows; `column`, `row`: its place."""
+    """Tasks drawn as one node. `task`: the id if it is a single task, else empty; `zoom`: what opening the node shows;
+    `column`, `row`: its position."""
 
     title: str
     task: str
@@ -41,13 +42,13 @@ class FoldNode(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
-        """Tasks in it."""
+        """Number of tasks in the node."""
         return sum(self.states.values())
 
 
 class Folded(msgspec.Struct, frozen=True):
     """A picture. `edges`: (from, to, number of dependencies) by positions in `nodes`; `left_out`: tasks of the zoom
-    that are not drawn, where single tasks are shown; `tasks`: those in the zoom."""
+    that are not drawn, if single tasks are shown; `tasks`: number of tasks in the zoom."""
 
     nodes: list[FoldNode]
     edges: list[tuple[int, int, int]]
@@ -59,7 +60,7 @@ WHOLE = Zoom()
 
 
 def fold(graph: GraphCells, zoom: Zoom = WHOLE) -> Folded:
-    """What `zoom` shows."""
+    """Compute the picture of `zoom`."""
     inside = [at for at, cell in enumerate(graph.cells) if zoom.holds(cell)]
     tasks = sum(graph.cells[at].count for at in inside)
     if len(inside) == 1 or tasks <= MOST_NODES // 4:
@@ -88,7 +89,7 @@ def _count(graph: GraphCells, members: list[int]) -> int:
 
 
 def _bands(graph: GraphCells, inside: list[int]) -> dict[int, int]:
-    """The column of each level: as many columns as there may be for the nodes not to be too many."""
+    """Assign each level to a column, with as many columns as the limit on nodes allows."""
     levels = sorted({graph.cells[at].level for at in inside})
     for bands in range(min(MOST_BANDS, len(levels)), 0, -1):
         band_of = {level: at * bands // len(levels) for at, level in enumerate(levels)}
@@ -108,11 +109,11 @@ def _node(graph: GraphCells, kind: str, members: list[int], column: int, row: in
 
 
 def _single_tasks(graph: GraphCells, inside: list[int], tasks: int) -> Folded:
-    """Each task on its own, as far as the cells know them."""
+    """Draw single tasks, as far as the cells know them."""
     levels = sorted({graph.cells[at].level for at in inside})
     nodes: list[FoldNode] = []
     rows: Counter[int] = Counter()
-    # Tasks of one level stand in several columns, or they would be one high tower.
+    # Spread the tasks of one level over several columns, to avoid one high column.
     columns = 6 if len(levels) == 1 else 1
     node_of: dict[int, int] = {}
     for at in sorted(inside, key=lambda at: graph.cells[at].level):

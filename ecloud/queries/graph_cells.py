@@ -1,7 +1,7 @@
 """A run's graph in cells: all tasks of one level and one kind (label) together. Read once, then folded for a picture.
 
-Own code instead of networkx for the levels: a million tasks with two million edges take seconds and 100 MB in arrays,
-minutes and gigabytes as a graph of objects.
+Computes the levels itself, without networkx: a million tasks with two million edges take seconds and 100 MB in arrays,
+but minutes and gigabytes as a graph of objects.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ecloud.db.database import database_now
 from ecloud.queries.status import find_run, snapshot
 
 KINDS = 24
-"""Kinds that are told apart; the rarest beyond are called `OTHER`."""
+"""Number of distinct kinds; rarer kinds become `OTHER`."""
 OTHER = "other tasks"
 SAMPLE = 48
-"""Tasks of a cell that are known by name."""
+"""Tasks of a cell whose ids are kept."""
 EDGES_KEPT = 20_000
-"""Dependencies of a run that are known one by one."""
+"""Dependencies of a run that are kept individually."""
 LEVELS = 4_000
-"""Levels that are told apart; of a longer chain neighbouring levels are one."""
+"""Number of distinct levels; in a longer chain, neighbouring levels are merged."""
 _NUMBERS = re.compile(r"\d+")
 
 
 class CellTask(msgspec.Struct, frozen=True):
-    """A task by name."""
+    """A task with its id."""
 
     task_no: int
     id: str
@@ -40,7 +40,7 @@ class CellTask(msgspec.Struct, frozen=True):
 
 
 class Cell(msgspec.Struct):
-    """All tasks of one level and kind. `states`: how many are in each; `sample`: the first of them."""
+    """All tasks of one level and kind. `states`: their number by state; `sample`: the first of them."""
 
     level: int
     kind: str
@@ -49,20 +49,20 @@ class Cell(msgspec.Struct):
 
     @property
     def count(self) -> int:
-        """Tasks in it."""
+        """Number of tasks in the cell."""
         return sum(self.states.values())
 
 
 class GraphCells(msgspec.Struct):
-    """A run's graph as it was at `at` (seconds since 1970). `edges`: how many dependencies lead from one cell to
-    another, by their positions in `cells`."""
+    """A run's graph at time `at` (seconds since 1970). `edges`: number of dependencies from one cell to another, by
+    their positions in `cells`."""
 
     cells: list[Cell]
     edges: dict[tuple[int, int], int]
     tasks: int
     at: float
     task_edges: list[tuple[int, int]] = []
-    """Dependencies between tasks by task_no, (first, after); of a large graph none."""
+    """Dependencies between tasks by task_no, (first, after); empty for a large graph."""
 
 
 def graph_cells(engine: Engine, run: str) -> GraphCells:
@@ -104,7 +104,8 @@ def _tasks(connection: Connection, run_no: int) -> list[Any]:
 
 
 def _edges(connection: Connection, position: dict[int, int]) -> tuple[array[int], array[int]]:
-    """Dependencies as two columns: positions of what must end first, and of what waits for it."""
+    """Return dependencies as two columns: positions of the tasks that must end first, and of those that wait for
+    them."""
     sources, targets = array("l"), array("l")
     if not position:
         return sources, targets
@@ -118,7 +119,7 @@ def _edges(connection: Connection, position: dict[int, int]) -> tuple[array[int]
 
 
 def _levels(count: int, sources: array[int], targets: array[int]) -> list[int]:
-    """The longest way from a task without dependencies to each task, in edges."""
+    """Return the longest path from a task without dependencies to each task, in edges."""
     waits, first = array("l", bytes(8 * count)), array("l", bytes(8 * (count + 1)))
     for source, target in zip(sources, targets):
         waits[target] += 1
@@ -131,7 +132,7 @@ def _levels(count: int, sources: array[int], targets: array[int]) -> list[int]:
         place[source] += 1
     levels = [0] * count
     ready = [at for at in range(count) if not waits[at]]
-    for at in ready:  # grows while it is walked
+    for at in ready:  # grows during the loop
         for target in after[first[at] : first[at + 1]]:
             levels[target] = max(levels[target], levels[at] + 1)
             waits[target] -= 1
@@ -142,7 +143,7 @@ def _levels(count: int, sources: array[int], targets: array[int]) -> list[int]:
 
 
 def _kind(labels: str, id: str) -> str:
-    """What tasks that belong together have in common: their labels, else their id without its numbers."""
+    """Return what related tasks have in common: their labels, else their id without its numbers."""
     names = msgspec.json.decode(labels, type=list[str]) if labels not in ("", "[]") else []
     return ", ".join(names) or _NUMBERS.sub("#", id)
 

@@ -1,5 +1,5 @@
-"""The ledger: where every second of every VM went, and what each run took. Computed from the rows of VMs and attempts,
-read only; how a life is divided is `vm_life`'s."""
+"""The ledger: the state of every VM at every second, and the VM time of each run. Read-only; computed from the rows of
+VMs and attempts. `vm_life` divides the life of a VM into parts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _VMS_A_QUERY = 200
 
 
 class VmAccount(msgspec.Struct, frozen=True):
-    """A VM's seconds. `of_run`: those of the run that was asked about. `written_off`: its end was never confirmed; its
-    life is counted until it was given up, and may have lasted longer."""
+    """A VM's seconds. `of_run`: those of the requested run. `written_off`: the end of the VM was never confirmed; its
+    life counts until it was given up, and may have been longer."""
 
     vm_no: int
     pool: str
@@ -32,7 +32,7 @@ class VmAccount(msgspec.Struct, frozen=True):
 
 
 class PoolAccount(msgspec.Struct, frozen=True):
-    """All VMs of a pool together."""
+    """Sum over all VMs of a pool."""
 
     pool: str
     vms: int
@@ -41,7 +41,7 @@ class PoolAccount(msgspec.Struct, frozen=True):
 
 
 class RunAccount(msgspec.Struct, frozen=True):
-    """What one run took, in VM-seconds: the parts of all VMs on which its attempts were, as far as they are its."""
+    """VM-seconds of one run: its share of the time of all VMs that ran its attempts."""
 
     run: str
     vms: int
@@ -50,7 +50,7 @@ class RunAccount(msgspec.Struct, frozen=True):
 
 
 class Ledger(msgspec.Struct, frozen=True):
-    """Everything, in seconds."""
+    """The whole ledger, in seconds."""
 
     vms: list[VmAccount]
     pools: list[PoolAccount]
@@ -62,7 +62,7 @@ class Ledger(msgspec.Struct, frozen=True):
 
 
 def ledger(engine: Engine, run: str = "", now: float = 0.0) -> Ledger:
-    """Where the seconds of all VMs went; with `run` of those that ran its tasks, and what it took.
+    """Compute the ledger of all VMs; with `run`, of those that ran its tasks, and the run's account.
 
     Raises `NoSuchRun`, `DatabaseAway`.
     """
@@ -93,7 +93,7 @@ def ledger(engine: Engine, run: str = "", now: float = 0.0) -> Ledger:
 
 
 def ledger_now(engine: Engine, run: str = "") -> Ledger:
-    """The same at this moment, by the database's clock."""
+    """Compute the ledger for the current time of the database's clock."""
     with snapshot(engine) as connection:
         now = database_now(connection)
     return ledger(engine, run, now)
@@ -102,7 +102,7 @@ def ledger_now(engine: Engine, run: str = "") -> Ledger:
 def divisions(
     connection: Connection, now: float, vm_nos: Sequence[int] | None = None
 ) -> Iterator[tuple[VmLife, Division]]:
-    """Each VM that its cloud made (of these), and how its life is divided."""
+    """Yield each VM that its cloud made (among those given), and the division of its life."""
     for vm, ran in lives(connection, now, vm_nos):
         yield vm, divide(vm, ran, now)
 
@@ -110,7 +110,7 @@ def divisions(
 def lives(
     connection: Connection, now: float, vm_nos: Sequence[int] | None = None
 ) -> Iterator[tuple[VmLife, Sequence[Ran]]]:
-    """Each VM that its cloud made (of these), and what ran on it."""
+    """Yield each VM that its cloud made (among those given), and what ran on it."""
     known = _lives(connection, now)
     if vm_nos is not None:
         wanted = frozenset(vm_nos)
@@ -140,7 +140,7 @@ def _lives(connection: Connection, now: float) -> list[VmLife]:
 
 
 def _ran(connection: Connection, vm_nos: Sequence[int]) -> dict[int, list[Ran]]:
-    """What ran on each VM, also where the row of its worker was dropped."""
+    """Return what ran on each VM, even if the row of its worker was dropped."""
     attempts, workers, vms = schema.attempts, schema.workers, schema.vms
     homes: dict[str, int] = {}
     for table in (workers, vms):

@@ -1,4 +1,4 @@
-"""Where VM-seconds went over time: the ledger's parts in equal slices from the first VM to now."""
+"""VM-seconds over time: the ledger's parts in equal slices from the first VM to now."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLICES = 120
 
 class LedgerHistory(msgspec.Struct, frozen=True):
     """`parts`: for each part of a VM's life, the VM-seconds in each slice of `slice_s` from `begin` (seconds since
-    1970) to `end`. All of them together are the ledger's total."""
+    1970) to `end`. Their sum is the ledger's total."""
 
     begin: float
     end: float
@@ -25,12 +25,12 @@ class LedgerHistory(msgspec.Struct, frozen=True):
 
     @property
     def slice_s(self) -> float:
-        """How long one slice is."""
+        """Duration of one slice."""
         return (self.end - self.begin) / SLICES
 
 
 def ledger_history(engine: Engine, now: float | None = None) -> LedgerHistory:
-    """Of all VMs. Raises `DatabaseAway`."""
+    """Compute the history of all VMs. Raises `DatabaseAway`."""
     vms = schema.vms.c
     with snapshot(engine) as connection:
         now = database_now(connection) if now is None else now
@@ -47,12 +47,12 @@ def ledger_history(engine: Engine, now: float | None = None) -> LedgerHistory:
 
 
 def _add(history: LedgerHistory, part: str, start: float, stop: float) -> None:
-    """Spread the seconds from `start` to `stop` over the slices they touch."""
+    """Spread the seconds from `start` to `stop` over the slices that they touch."""
     amounts, width = history.parts[part], history.slice_s
     at = start
     while at < stop:
         place = min(SLICES - 1, max(0, int((at - history.begin) / width)))
         upto = stop if place == SLICES - 1 else min(stop, history.begin + (place + 1) * width)
-        upto = stop if upto <= at else upto  # a rounded border must not stop the walk
+        upto = stop if upto <= at else upto  # rounding must not stop the loop
         amounts[place] += upto - at
         at = upto

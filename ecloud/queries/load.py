@@ -1,4 +1,4 @@
-"""How much of a run waited and ran at each moment, and how many VMs there were: counted by the database in buckets."""
+"""Waiting and running tasks of a run and number of VMs over time, counted by the database in buckets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ecloud.queries.timeline import BUCKETS, Span, bucket_of, in_buckets, span_o
 
 
 class Load(msgspec.Struct, frozen=True):
-    """Numbers at the end of each bucket. `queued`: tasks of the run whose dependencies had ended and that had not
-    started; `running`: its attempts; `vms`: those of the whole cluster, from their start to their end."""
+    """Counts at the end of each bucket. `queued`: ready tasks of the run that had not started; `running`: its attempts;
+    `vms`: VMs of the whole cluster, from their start to their end."""
 
     span: Span
     queued: list[int]
@@ -25,7 +25,7 @@ class Load(msgspec.Struct, frozen=True):
 
 
 def load(engine: Engine, run: str, now: float | None = None) -> Load:
-    """Raises `NoSuchRun`, `DatabaseAway`."""
+    """Compute the load of a run. Raises `NoSuchRun`, `DatabaseAway`."""
     attempts = schema.attempts.c
     with snapshot(engine) as connection:
         run_no = find_run(connection, run)
@@ -46,12 +46,12 @@ def load(engine: Engine, run: str, now: float | None = None) -> Load:
 
 
 def _ready_times(run_no: int) -> sa.Subquery:
-    """When each task became ready: the last end of what it depends on, or the push. None where something has not
-    ended. A push that added to the run later counts as its beginning."""
+    """Select when each task became ready: when its last dependency ended, or when it was pushed. None if a dependency
+    has not ended. If a later push added to the run, the first push counts."""
     tasks, edges, attempts = schema.tasks, schema.dependencies, schema.attempts
     other = tasks.alias("other")
     last = attempts.alias("last")
-    # A dependency that never ran (cancelled, results there already) ended when its row changed.
+    # The row of a dependency that never ran (cancelled, results existed) changed when the dependency ended.
     end = sa.case((last.c.ended_at.is_not(None), last.c.ended_at), else_=other.c.changed_at)
     unended = sa.func.sum(sa.case((other.c.state.in_(("waiting", "ready", "running")), 1), else_=0))
     after = (
@@ -74,7 +74,7 @@ def _ready_times(run_no: int) -> sa.Subquery:
 
 
 def _counts(connection: Connection, span: Span, times: sa.Subquery) -> list[int]:
-    """How many of `times.at` lie in each bucket; earlier ones in the first."""
+    """Count the values of `times.at` in each bucket; the first bucket includes earlier ones."""
     bucket = bucket_of(connection, span, times.c.at)
     query = sa.select(bucket, sa.func.count()).where(times.c.at.is_not(None)).group_by(bucket)
     return in_buckets(connection.execute(query))

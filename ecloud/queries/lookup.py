@@ -1,4 +1,4 @@
-"""One task, found by the name that its user gave it, and everything known of it. Reads a snapshot, never writes."""
+"""Find one task by its name, with everything known about it. Reads a snapshot, never writes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ecloud.queries.status import NoSuchRun, find_run, near, snapshot
 from ecloud.queries.views import AttemptView, Neighbour, TaskDetail
 
 IDS_COMPARED = 20_000
-"""Ids looked through for a near miss."""
+"""Ids compared in the search for a similar name."""
 NEIGHBOURS_SHOWN = 1_000
-"""Dependents of one task that are listed; a task can have a million."""
+"""Dependents listed for one task; a task can have a million."""
 
 
 class NoSuchTask(Problem):
-    """No task, or more than one, is called that; the text names near ones or the runs."""
+    """No task, or more than one, has this name; the text lists similar names or the runs."""
 
 
 def find_task(connection: Connection, name: str, run: str = "") -> Any:
-    """The row of the task called `name` (its id, or RUN:ID). Raises `NoSuchTask`, `NoSuchRun`."""
+    """Return the row of the task called `name` (its id, or RUN:ID). Raises `NoSuchTask`, `NoSuchRun`."""
     rows = schema.tasks
     run_no = find_run(connection, run) if run else None
     query = sa.select(rows).where(rows.c.id == name)
@@ -59,7 +59,7 @@ def is_task(connection: Connection, id: str) -> bool:
 
 
 def _in_named_run(connection: Connection, name: str) -> Any:
-    """RUN:ID, wherever the colon is that makes sense of it: runs and ids may have colons themselves."""
+    """Resolve RUN:ID; try each colon, since runs and ids may contain colons."""
     rows, runs = schema.tasks, schema.runs
     parts = name.split(":")
     for cut in range(1, len(parts)):
@@ -75,20 +75,20 @@ def _in_named_run(connection: Connection, name: str) -> Any:
 
 
 def task(engine: Engine, name: str, run: str = "") -> TaskDetail:
-    """Everything known of a task. Raises `NoSuchTask`, `NoSuchRun`, `DatabaseAway`."""
+    """Return everything known about a task. Raises `NoSuchTask`, `NoSuchRun`, `DatabaseAway`."""
     with snapshot(engine) as connection:
         return detail(connection, find_task(connection, name, run))
 
 
 def detail(connection: Connection, row: Any) -> TaskDetail:
-    """A row of `tasks`, with all that hangs on it."""
+    """Build the details from a row of `tasks` and all rows related to it."""
     if hasattr(row, "array_no"):
         definition = unmade_definition(connection, row)
     else:
         stored = sa.select(schema.definitions.c.definition).where(schema.definitions.c.task_no == row.task_no)
         definition = msgspec.json.decode(connection.execute(stored).scalar_one(), type=TaskDefinition)
     array = array_of_element(connection, row)
-    # What an element waits for, and what waits for it, is stored with its array.
+    # The dependencies and dependents of an element are stored with its array.
     edges, edges_no = schema.dependencies.c, array.task_no if array is not None else row.task_no
     dependents, total = _neighbours(connection, edges.task_no, edges.on_task_no == edges_no)
     dependencies, _ = _neighbours(connection, edges.on_task_no, edges.task_no == edges_no)
@@ -115,7 +115,7 @@ def detail(connection: Connection, row: Any) -> TaskDetail:
 def _neighbours(
     connection: Connection, other: sa.ColumnElement[int], condition: sa.ColumnElement[bool]
 ) -> tuple[list[Neighbour], int]:
-    """Tasks at the other end of the edges that match, and how many there are in all."""
+    """Return tasks at the other end of the matching edges, and their total number."""
     edges, rows = schema.dependencies, schema.tasks
     query = (
         sa.select(rows.c.task_no, rows.c.id, rows.c.state, rows.c.reason, edges.c.met_by)
@@ -133,7 +133,7 @@ def _neighbours(
 
 
 def attempts_of(connection: Connection, task_no: int) -> list[AttemptView]:
-    """Every try of a task, first to last."""
+    """Return all attempts of a task, first to last."""
     attempts, workers = schema.attempts, schema.workers
     query = (
         sa.select(attempts, workers.c.hello)

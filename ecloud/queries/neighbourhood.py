@@ -1,4 +1,4 @@
-"""The tasks around one task: those that it depends on and those that depend on it, two steps each way."""
+"""The tasks around one task: dependencies and dependents, two steps each way."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ecloud.queries.status import snapshot
 
 STEPS = 2
 COLUMN_SHOWN = 10
-"""Tasks of one column that are shown."""
+"""Tasks shown in one column."""
 
 
 class Near(msgspec.Struct, frozen=True):
-    """A task and how many steps it stands after (below 0: before) the one that was asked about."""
+    """A task and its distance in steps after (below 0: before) the requested task."""
 
     task_no: int
     id: str
@@ -25,7 +25,7 @@ class Near(msgspec.Struct, frozen=True):
 
 
 class Neighbourhood(msgspec.Struct, frozen=True):
-    """Tasks by step, the edges among them as (from, to) by task_no, and how many of each step are not shown."""
+    """Tasks by step, the edges among them as (from, to) by task_no, and the number of hidden tasks of each step."""
 
     run: str
     tasks: list[Near]
@@ -34,7 +34,7 @@ class Neighbourhood(msgspec.Struct, frozen=True):
 
 
 def neighbourhood(engine: Engine, name: str, run: str = "") -> Neighbourhood:
-    """Raises `NoSuchTask`, `NoSuchRun`, `DatabaseAway`."""
+    """Return the tasks around one task. Raises `NoSuchTask`, `NoSuchRun`, `DatabaseAway`."""
     edges = schema.dependencies.c
     with snapshot(engine) as connection:
         row = find_task(connection, name, run)
@@ -69,7 +69,8 @@ def neighbourhood(engine: Engine, name: str, run: str = "") -> Neighbourhood:
 def _beyond(
     connection: Connection, frontier: list[int], here: sa.ColumnElement[int], there: sa.ColumnElement[int]
 ) -> tuple[list[int], int]:
-    """Tasks at the other end of the edges of `frontier`, at most a column of them, and about how many there are."""
+    """Return tasks at the other end of the edges of `frontier`, at most a column of them, and approximately their
+    number."""
     if not frontier:
         return [], 0
     query = sa.select(there).where(here.in_(frontier)).distinct().order_by(there)

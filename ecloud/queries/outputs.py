@@ -1,4 +1,4 @@
-"""What the tasks of a run printed, all of it that is kept. Reads only."""
+"""Stored outputs of the tasks of a run. Reads only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ecloud.queries.status import snapshot
 
 
 class Output(NamedTuple):
-    """Of one attempt. `ended`: its cause, as `exit 3` or `success`."""
+    """Output of one attempt. `ended`: its cause, as `exit 3` or `success`."""
 
     task: str
     number: int
@@ -23,7 +23,7 @@ class Output(NamedTuple):
 
 
 def outputs(engine: Engine, run: str) -> Iterator[Output]:
-    """Of every attempt that printed anything, in the order of tasks and attempts. Raises `DatabaseAway`."""
+    """Yield the output of every attempt that has some, in the order of tasks and attempts. Raises `DatabaseAway`."""
     attempts, tasks, runs = schema.attempts.c, schema.tasks.c, schema.runs.c
     query = (
         sa.select(tasks.id, attempts.number, attempts.cause, attempts.exit_code, attempts.stdout, attempts.stderr)

@@ -1,4 +1,4 @@
-"""Which task of a run produces a file, for sentences about a missing one. Reads one snapshot, never writes."""
+"""Find the task of a run that produces a missing file, for error messages. Reads one snapshot, never writes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ecloud.db import schema
 from ecloud.model.tasks import Cause, Result, TaskDefinition
 
 LAYERS_LOOKED_AT = 100
-"""Of the graph above a task."""
+"""Layers of the graph above a task that are searched."""
 LOOKED_AT = 1_000
-"""Definitions that are read, of those that may mention the path."""
+"""Definitions to read, of those that may mention the path."""
 
 
 def with_maker(connection: Connection, task_no: int, cause: str | None, error: str, wide: bool = True) -> str:
-    """What an attempt ended with; where a requirement is missing, with who should have made it. `wide`: look
-    through the whole run where no dependency makes it."""
+    """Describe how an attempt ended; if a requirement is missing, name the task that should have produced it. `wide`:
+    search the whole run if no dependency produces it."""
     path = _missing(connection, task_no, error) if cause == Cause.REQUIREMENT.value else ""
     if not path:
         return error
@@ -46,7 +46,8 @@ def _missing(connection: Connection, task_no: int, error: str) -> str:
 
 
 class Producer(NamedTuple):
-    """The task that produces a file. `comes_before`: whether the task that asks waits for it, also through others."""
+    """The task that produces a file. `comes_before`: whether the requesting task depends on it, directly or
+    indirectly."""
 
     id: str
     state: str
@@ -54,7 +55,7 @@ class Producer(NamedTuple):
 
 
 def producer_of(connection: Connection, task_no: int, path: str, wide: bool) -> Producer | None:
-    """The task whose result `path` is: among those that `task_no` waits for, else (`wide`) in its run."""
+    """Find the task with the result `path` among the dependencies of `task_no`, else (`wide`) in its run."""
     rows, edges = schema.tasks, schema.dependencies
     before = (
         sa.select(edges.c.on_task_no.label("task_no")).where(edges.c.task_no == task_no).order_by(edges.c.on_task_no)
@@ -81,7 +82,7 @@ def producer_of(connection: Connection, task_no: int, path: str, wide: bool) -> 
 
 
 def _comes_before(connection: Connection, first: int, last: int) -> bool:
-    """Whether `last` waits for `first` through others. What is too far away to be looked at counts as waited for."""
+    """Whether `last` depends on `first` indirectly. Tasks beyond the search limit count as dependencies."""
     edges = schema.dependencies.c
     seen, layer = {last}, [last]
     for _ in range(LAYERS_LOOKED_AT):
@@ -96,7 +97,7 @@ def _comes_before(connection: Connection, first: int, last: int) -> bool:
 
 
 def _json(name: str) -> bytes:
-    """As it stands in a definition."""
+    """Encode a name as it stands in a definition."""
     return msgspec.json.encode(name)
 
 
@@ -111,7 +112,7 @@ def _first(connection: Connection, query: sa.Select[tuple[int]], path: str) -> i
 def _makes(result: Result, path: str) -> bool:
     if path == result.path or path.startswith(result.path + "/"):
         return True
-    # A pattern's results go below its path, under the names that the pattern's last part matches.
+    # The results of a pattern are below its path; their names match the last part of the pattern.
     pattern = result.local.rsplit("/", 1)[-1]
     inside = result.path == "." or path.startswith(result.path + "/")
     return (

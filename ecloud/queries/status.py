@@ -1,7 +1,7 @@
-"""Questions that people ask, answered from the database alone: they work while the boss is down and never hold it up.
+"""Queries of users, answered from the database alone: they work while the boss is down and never delay it.
 
-Each question reads one snapshot of its own and lets it go. Nothing here writes. What a single task is, and why it
-stands where it stands, is in `ecloud.queries.lookup` and `ecloud.queries.why`.
+Each query reads one snapshot and releases it. Nothing here writes. `ecloud.queries.lookup` has the details of a single
+task, `ecloud.queries.why` the reason for its state.
 """
 
 from __future__ import annotations
@@ -49,31 +49,31 @@ from ecloud.queries.views import (
 )
 
 BOSS_SILENT_S = 15.0
-"""A boss that has not written for this long does not lead any more, as far as anybody can tell."""
+"""A boss without a write for this long is assumed not to lead."""
 RATE_ENDS = 1_000
 RATE_LEAST_S = 10.0
-"""The rate is that of the last thousand ends, or of these seconds where that is longer; never of more than an hour."""
+"""Window of the rate: the last thousand ends, or this many seconds if that is longer; never more than an hour."""
 RATE_MOST_S = 3_600.0
 RATE_ROWS = 4_000
-"""Ends that are counted at most."""
+"""Maximum number of ends to count."""
 GUESSED_TASKS = 200_000
-"""Tasks whose guessed run-times are summed up where nothing has ended yet."""
+"""Maximum number of tasks whose guessed run-times are summed if none has ended yet."""
 TAIL_CHARS = 2_000
-"""Of an error output, where many failures are listed."""
+"""Characters of an error output in a list of failures."""
 
 RUNNING_ATTEMPTS = ("started", "promoting", "stopping")
 
 
 class NoSuchRun(Problem):
-    """There is no run of that name; the text names near ones."""
+    """There is no run of that name; the text lists similar names."""
 
 
 # --- asking ------------------------------------------------------------------------------------
 
 
 def open_database(settings: Settings, answer_s: float = ANSWER_S) -> Engine:
-    """The database as settings name it, to be asked; a server has `answer_s` for each answer. Raises `DatabaseAway`
-    where there is none, `SchemaWrong`."""
+    """Open the database named in the settings; a database server has `answer_s` for each answer. Raises `DatabaseAway`
+    if there is no database, `SchemaWrong`."""
     url = database_url(settings)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         raise DatabaseAway(f"{where(url)} does not exist: no boss has run here yet", "python admin.py start")
@@ -84,7 +84,7 @@ def open_database(settings: Settings, answer_s: float = ANSWER_S) -> Engine:
 
 @contextmanager
 def snapshot(engine: Engine) -> Iterator[Connection]:
-    """A connection that sees one state of the database. Raises `DatabaseAway`."""
+    """Open a connection that sees one state of the database. Raises `DatabaseAway`."""
     try:
         with engine.connect() as connection, connection.begin():
             yield connection
@@ -96,7 +96,7 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 
 
 def status(engine: Engine, now: float | None = None) -> Status:
-    """Counts, runs, workers, VMs and the boss. Raises `DatabaseAway`."""
+    """Return counts, runs, workers, VMs and the boss. Raises `DatabaseAway`."""
     with snapshot(engine) as connection:
         now = database_now(connection) if now is None else now
         boss = boss_status(connection, now)
@@ -129,7 +129,7 @@ def status(engine: Engine, now: float | None = None) -> Status:
 
 
 def boss_status(connection: Connection, now: float) -> BossStatus:
-    """Who leads, as the leader's row says. `now`: by the clock that it is written with (`database_now`)."""
+    """Return who leads, according to the leader's row. `now`: by the clock of that row (`database_now`)."""
     row = connection.execute(sa.select(schema.leader)).first()
     if row is None:
         return BossStatus(False)
@@ -140,7 +140,7 @@ def boss_status(connection: Connection, now: float) -> BossStatus:
 
 
 def run_status(engine: Engine, name: str, now: float | None = None) -> RunStatus:
-    """One run. Raises `NoSuchRun`, `DatabaseAway`."""
+    """Return one run. Raises `NoSuchRun`, `DatabaseAway`."""
     with snapshot(engine) as connection:
         run_no = find_run(connection, name)
         now = database_now(connection) if now is None else now
@@ -148,7 +148,7 @@ def run_status(engine: Engine, name: str, now: float | None = None) -> RunStatus
 
 
 def find_run(connection: Connection, name: str) -> int:
-    """The number of a run. Raises `NoSuchRun`."""
+    """Return the number of a run. Raises `NoSuchRun`."""
     runs, archived = schema.runs, schema.archived_runs
     run_no = connection.execute(sa.select(runs.c.run_no).where(runs.c.name == name)).scalar()
     if run_no is not None:
@@ -168,7 +168,7 @@ def _states(counts: str) -> str:
 
 
 def near(name: str, known: Sequence[str]) -> str:
-    """The nearest of the known names, as the end of a sentence."""
+    """Return the most similar known names, as the end of a sentence."""
     import difflib
 
     nearest = difflib.get_close_matches(name, known, 3)
@@ -188,12 +188,12 @@ def _added(counts: Iterator[dict[str, int]]) -> dict[str, int]:
 
 
 def _runs(connection: Connection, boss: BossStatus, now: float) -> list[RunStatus]:
-    """All runs, unended first, then the newest."""
+    """Return all runs, unended ones first, then the newest."""
     tasks = schema.tasks.c
     keys = (tasks.state, tasks.run_no, tasks.init)
     states: dict[int, dict[str, int]] = {}
     inits: dict[int, dict[str, int]] = {}
-    # The index over these three columns answers it without a look at any row.
+    # The index over these three columns covers the query; no row is read.
     for state, run_no, init, count in connection.execute(sa.select(*keys, sa.func.count()).group_by(*keys)):
         if init != schema.ARRAY:
             (inits if init else states).setdefault(run_no, {})[state] = count
@@ -219,14 +219,14 @@ def _runs(connection: Connection, boss: BossStatus, now: float) -> list[RunStatu
 
 
 def _rates(connection: Connection, now: float) -> dict[int, float]:
-    """Ends per second of each run, lately."""
+    """Return each run's recent ends per second."""
     attempts = schema.attempts.c
     ended = sa.and_(attempts.state == "ended", attempts.ended_at.is_not(None))
     oldest = connection.execute(
         sa.select(attempts.ended_at).where(ended).order_by(attempts.ended_at.desc()).offset(RATE_ENDS - 1).limit(1)
     ).scalar()
     since = max(min(now - RATE_LEAST_S, oldest if oldest is not None else 0.0), now - RATE_MOST_S)
-    # Each row costs a look beside its outputs: of very many ends within seconds the last ones are enough.
+    # Reading a row is slow, since it also holds outputs: with many ends within seconds, count only the last ones.
     many = connection.execute(
         sa.select(attempts.ended_at).where(ended).order_by(attempts.ended_at.desc()).offset(RATE_ROWS - 1).limit(1)
     ).scalar()
@@ -238,7 +238,7 @@ def _rates(connection: Connection, now: float) -> dict[int, float]:
     )
     rates = {}
     for run_no, count, first_end, first_start in connection.execute(query):
-        # Where the run began within the window, its time counts from its first start.
+        # If the run began within the window, count its time from its first start.
         began = max(since, min(first_end, first_start))
         rates[run_no] = count / max(1.0, now - began)
     return rates
@@ -264,7 +264,7 @@ def _with_time_left(
 
 
 def _guessed(connection: Connection, run: RunStatus) -> tuple[float | None, str]:
-    """From the run-times that the user guessed, where all tasks that are left have one and some run."""
+    """Estimate the remaining time from the user's guessed run-times, if all remaining tasks have one and some run."""
     running = run.states.get("running", 0)
     if not running:
         return None, "unknown: nothing runs"
@@ -282,7 +282,7 @@ def _guessed(connection: Connection, run: RunStatus) -> tuple[float | None, str]
 
 
 def _left_of_all(runs: Sequence[RunStatus]) -> float | None:
-    """Runs share the workers: the longest is the end, unless one is unknown."""
+    """Return the longest remaining time, since runs share the workers; None if that of any run is unknown."""
     left = [run.left_s for run in runs if run.left]
     known = [seconds for seconds in left if seconds is not None]
     return max(known) if known and len(known) == len(left) else None
@@ -300,7 +300,7 @@ def tasks(
     offset: int = 0,
     newest: bool = False,
 ) -> TaskPage:
-    """Tasks that match all that is given. `newest`: the last of them first. Raises `NoSuchRun`, `DatabaseAway`."""
+    """Return tasks that match all conditions. `newest`: the last of them first. Raises `NoSuchRun`, `DatabaseAway`."""
     rows, runs, attempts = schema.tasks, schema.runs, schema.attempts
     with snapshot(engine) as connection:
         conditions: list[sa.ColumnElement[bool]] = [schema.is_listed()]
@@ -312,7 +312,7 @@ def tasks(
             conditions.append(schema.labelled(label))
         total = int(connection.execute(sa.select(sa.func.count()).select_from(rows).where(*conditions)).scalar() or 0)
         order = rows.c.task_no.desc() if newest else rows.c.task_no
-        # First the page, then its attempts: joined before, the database would look at the attempts of all.
+        # Select the page first, then join its attempts: otherwise the database would read the attempts of all tasks.
         page = sa.select(rows).where(*conditions).order_by(order).limit(limit).offset(offset).subquery()
         query = (
             sa.select(
@@ -333,7 +333,7 @@ def tasks(
 
 
 def _tries(task_no: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    """How many attempts of a task started. One that was lost may have; one that was given back before has not."""
+    """Count the started attempts of a task. A lost attempt may have started; one that was returned before has not."""
     tried = schema.attempts.alias("tried")
     unstarted = tried.c.state.in_(("assigned", "returned")) & tried.c.started_at.is_(None)
     query = sa.select(sa.func.count()).select_from(tried).where(tried.c.task_no == task_no, ~unstarted)
@@ -360,17 +360,19 @@ def _task_line(row: Any) -> TaskLine:
 
 
 LOOKED_FOR = 5
-"""Failures for which a whole run is searched for who should have made a file: of a large one that takes a while."""
+"""Failures for which the whole run is searched for the producer of a file: in a large run a search takes a while."""
 
 
 def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
-    """Failed tasks, each with what a person needs to mend it, in list order. Raises `NoSuchRun`, `DatabaseAway`."""
+    """Return failed tasks, each with what the user needs to repair it, in list order. Raises `NoSuchRun`,
+    `DatabaseAway`."""
     rows, runs, attempts = schema.tasks, schema.runs, schema.attempts
     with snapshot(engine) as connection:
         conditions = [rows.c.state == TaskState.FAILED.value, rows.c.init != schema.ARRAY]
         if run:
             conditions.append(rows.c.run_no == find_run(connection, run))
-        # First the page, then its attempts: joined before, the database sorts all of them with their outputs.
+        # Select the page first, then join its attempts: otherwise the database would sort all of them with their
+        # outputs.
         page = sa.select(rows).where(*conditions).order_by(rows.c.task_no).limit(limit).subquery()
         query = (
             sa.select(
@@ -403,18 +405,18 @@ def failures(engine: Engine, run: str = "", limit: int = 50) -> list[Failure]:
 
 
 def workers(engine: Engine, states: Sequence[str] = ("up", "draining", "lost")) -> list[WorkerView]:
-    """Workers in these states and what they do. Raises `DatabaseAway`."""
+    """Return workers in these states and their tasks. Raises `DatabaseAway`."""
     with snapshot(engine) as connection:
         return worker_views(connection, states)
 
 
 def worker_views(connection: Connection, states: Sequence[str] = ("up", "draining")) -> list[WorkerView]:
-    """The same within a snapshot."""
+    """Return the same within a snapshot."""
     rows = schema.workers
     query = sa.select(rows).where(rows.c.state.in_(states)).order_by(rows.c.since, rows.c.worker)
     found = [(row, msgspec.json.decode(row.hello, type=Hello)) for row in connection.execute(query)]
     running, queued = _doing(connection)
-    # What an older process of the same home was given continues under the newer one.
+    # The newer process of a home continues the tasks of the older one.
     on_duty = [(row, hello) for row, hello in found if hello.home and row.state in ("up", "draining")]
     heirs = {(row.key_name, hello.home): row.worker for row, hello in on_duty}
     homes = _homes(connection, set(running) | set(queued), {row.worker for row, _ in found})
@@ -461,7 +463,7 @@ def _homes(connection: Connection, holders: set[str], known: set[str]) -> dict[s
 
 
 def _doing(connection: Connection) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """What each worker runs (RUN:ID), and how many more it was given."""
+    """Return the running tasks of each worker (RUN:ID), and the number of its further assigned tasks."""
     attempts, rows, runs = schema.attempts, schema.tasks, schema.runs
     query = (
         sa.select(attempts.c.worker, runs.c.name, rows.c.id)
@@ -483,13 +485,13 @@ def _doing(connection: Connection) -> tuple[dict[str, list[str]], dict[str, int]
 
 
 def vms(engine: Engine, gone: bool = False) -> list[VmView]:
-    """VMs, newest last; with `gone` those that are no more, too. Raises `DatabaseAway`."""
+    """Return VMs, newest last; `gone`: include VMs that no longer exist. Raises `DatabaseAway`."""
     with snapshot(engine) as connection:
         return vm_views(connection, gone)
 
 
 def vm_views(connection: Connection, gone: bool = False) -> list[VmView]:
-    """The same within a snapshot."""
+    """Return the same within a snapshot."""
     rows = schema.vms
     query = sa.select(rows).order_by(rows.c.vm_no)
     query = query if gone else query.where(rows.c.state != VmState.GONE.value)
@@ -497,13 +499,13 @@ def vm_views(connection: Connection, gone: bool = False) -> list[VmView]:
 
 
 def revoked_keys(engine: Engine) -> set[str]:
-    """Names of keys that open nothing. Raises `DatabaseAway`."""
+    """Return names of revoked keys. Raises `DatabaseAway`."""
     with snapshot(engine) as connection:
         return {row.name for row in connection.execute(sa.select(schema.revoked_keys))}
 
 
 def context(engine: Engine) -> dict[str, str]:
-    """The cluster's key/value table. Raises `DatabaseAway`."""
+    """Return the cluster's key/value table. Raises `DatabaseAway`."""
     with snapshot(engine) as connection:
         return {
             row.name: row.value for row in connection.execute(sa.select(schema.context).order_by(schema.context.c.name))

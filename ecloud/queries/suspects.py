@@ -1,4 +1,4 @@
-"""Tasks that ran on workers when those were lost: what the boss counts, in words."""
+"""Tasks that were running when their workers were lost: texts from the boss's counts."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from sqlalchemy.engine import Connection
 from ecloud.db import schema
 
 SHOWN = 20
-"""Tasks named at most: those that lost the most first."""
+"""Maximum number of tasks to name, those with the most losses first."""
 
 
 def lost_workers(connection: Connection, task_no: int) -> str:
-    """How many workers were lost while the task ran, and the last one; empty where none was."""
+    """Report how many workers were lost while the task ran, and the last of them; empty if none was."""
     rows = schema.suspects
     row = connection.execute(sa.select(rows).where(rows.c.task_no == task_no)).first()
     return _sentence(row.lost, row.reason) if row is not None else ""
 
 
 def suspect_tasks(connection: Connection) -> list[str]:
-    """A sentence about each task that may kill its workers."""
+    """Return a sentence for each task that may kill its workers."""
     rows, tasks, runs = schema.suspects, schema.tasks, schema.runs
     query = (
         sa.select(tasks.c.id, tasks.c.state, runs.c.name, rows.c.lost, rows.c.failed, rows.c.reason)

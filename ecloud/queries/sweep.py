@@ -1,4 +1,5 @@
-"""A sweep's tasks with their parameters, and where their numbers are. Reads one snapshot, never writes or fetches."""
+"""A sweep's tasks with their parameters, and the location of their metrics. Reads one snapshot, never writes or
+fetches."""
 
 from __future__ import annotations
 
@@ -14,15 +15,15 @@ from ecloud.model.tasks import ManifestEntry
 from ecloud.queries.status import find_run, snapshot
 
 METRICS = "metrics.json"
-"""The name of the result that holds a task's numbers."""
+"""Name of the result that holds a task's metrics."""
 MAX_METRICS = 200
-"""Numbers of one task that are shown."""
+"""Maximum number of metrics shown for one task."""
 _PARAMETERS = "ECLOUD_PARAMETERS"
 
 
 class SweepTask(msgspec.Struct, frozen=True):
-    """A task of a sweep. `metrics_path`: in the datastore, empty where it wrote none; `stdout`: the end of its output.
-    `run_s`: seconds that its commands ran, None before they ended."""
+    """A task of a sweep. `metrics_path`: in the datastore, empty if the task wrote none; `stdout`: the end of its
+    output. `run_s`: run time of its commands in seconds, None before they ended."""
 
     id: str
     state: str
@@ -33,7 +34,7 @@ class SweepTask(msgspec.Struct, frozen=True):
 
 
 def sweep_tasks(engine: Engine, run: str) -> list[SweepTask]:
-    """All tasks of a run that have parameters, in list order. Raises `NoSuchRun`, `DatabaseAway`."""
+    """Return all tasks of a run that have parameters, in list order. Raises `NoSuchRun`, `DatabaseAway`."""
     rows, attempts, definitions = schema.tasks, schema.attempts, schema.definitions
     with snapshot(engine) as connection:
         query = (
@@ -64,7 +65,7 @@ class _Defined(msgspec.Struct):
 
 
 def _parameters(definition: bytes) -> dict[str, str] | None:
-    """Parameters of a sweep's task, of an element of an array; None of any other."""
+    """Return the parameters of a task of a sweep or of an element of an array; None for any other task."""
     env = msgspec.json.decode(definition, type=_Defined).env
     if _PARAMETERS in env:
         try:
@@ -82,7 +83,7 @@ def _is_metrics(path: str) -> bool:
 
 
 def numbers_in(document: Any) -> dict[str, float]:
-    """The numbers of a JSON object by name; those inside others are named `val.loss`."""
+    """Return the numbers of a JSON object by name; those in nested objects get names like `val.loss`."""
     found: dict[str, float] = {}
     todo: list[tuple[str, Any]] = [("", document)]
     while todo and len(found) < MAX_METRICS:
@@ -95,7 +96,7 @@ def numbers_in(document: Any) -> dict[str, float]:
 
 
 def numbers_of_text(text: str) -> dict[str, float]:
-    """The numbers of a file: of the object that it is, or of its last line that is one."""
+    """Return the numbers of a file: either the whole file is a JSON object, or its last such line counts."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -104,7 +105,7 @@ def numbers_of_text(text: str) -> dict[str, float]:
 
 
 def last_numbers(output: str) -> dict[str, float]:
-    """The numbers of the last line of an output that is a JSON object."""
+    """Return the numbers of an output's last line that is a JSON object."""
     for line in reversed(output.splitlines()[-1_000:]):
         line = line.strip()
         if line.startswith("{") and line.endswith("}"):

@@ -1,4 +1,4 @@
-"""The table of a sweep: one row for each task, its parameters, state, run time and numbers. Prints nothing."""
+"""The table of a sweep: one row for each task, its parameters, state, run time and metrics. Prints nothing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class SweepTable(msgspec.Struct, frozen=True):
     metrics: list[str] = []
 
     def column(self, name: str) -> int:
-        """Its position. Raises `Problem`."""
+        """Return the column's position. Raises `Problem`."""
         if name not in self.columns:
             raise Problem(f"there is no column {name!r}; there are {', '.join(self.columns)}")
         return self.columns.index(name)
 
 
 def table_of(tasks: Sequence[SweepTask], numbers: Sequence[dict[str, float]]) -> SweepTable:
-    """Parameters and numbers joined. A number that is called like a parameter is told apart by `metrics.`."""
+    """Join parameters and numbers. A number with the name of a parameter gets the prefix `metrics.`."""
     parameters = list(dict.fromkeys(name for task in tasks for name in task.parameters))
     taken = {*_SOURCES, *parameters}
     names = list(dict.fromkeys(name for found in numbers for name in found))
@@ -44,12 +44,12 @@ def table_of(tasks: Sequence[SweepTask], numbers: Sequence[dict[str, float]]) ->
 
 
 def last_sweep_table(tasks: Sequence[SweepTask]) -> SweepTable:
-    """The table with the numbers of the last JSON line of each output alone."""
+    """Return the table with only the numbers of each output's last JSON line."""
     return table_of(tasks, [last_numbers(task.stdout) for task in tasks])
 
 
 def sorted_by(table: SweepTable, sort: str) -> SweepTable:
-    """By one column, `-NAME` from the largest down; numbers before texts, what is missing last. Raises `Problem`."""
+    """Sort by one column, `-NAME` from the largest down; numbers before texts, missing cells last. Raises `Problem`."""
     down = sort.startswith("-") and sort not in table.columns
     at = table.column(sort[1:] if down else sort)
     there = [row for row in table.rows if row[at] is not None]
@@ -63,7 +63,7 @@ def sorted_by(table: SweepTable, sort: str) -> SweepTable:
 
 
 def as_float(cell: Cell) -> float | None:
-    """The number that a cell is."""
+    """Return the cell as a number, if it is one."""
     try:
         return None if cell is None else float(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""When a run's attempts ran, by worker and by moment: summed up by the database into a picture's buckets."""
+"""Attempts of a run by worker and time, summed by the database into the buckets of a picture."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ecloud.model.tasks import AttemptState, Cause
 from ecloud.queries.status import find_run, snapshot
 
 LANES = 200
-"""Workers that are shown, at most; the busiest."""
+"""Maximum number of workers to show; the busiest."""
 BUCKETS = 240
-"""Parts that a run's time is divided into."""
+"""Number of buckets that a run's time is divided into."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -29,24 +29,24 @@ class Span(msgspec.Struct, frozen=True):
 
     @property
     def bucket_s(self) -> float:
-        """How long one bucket is."""
+        """Duration of one bucket."""
         return (self.end - self.begin) / BUCKETS
 
     def bucket(self, at: float) -> int:
-        """The bucket of a moment; those outside are in the first or last."""
+        """Return the bucket of a time; times outside belong to the first or last bucket."""
         return min(BUCKETS - 1, max(0, int((at - self.begin) / self.bucket_s)))
 
 
 class Lane(msgspec.Struct, frozen=True):
-    """One worker. `busy`: by bucket, the attempts that began in it, the seconds they ran, how many did not succeed."""
+    """One worker. `busy`: by bucket, the attempts that began in it, their seconds, the number that did not succeed."""
 
     worker: str
     busy: dict[int, tuple[int, float, int]]
 
 
 class Timeline(msgspec.Struct, frozen=True):
-    """Who worked for a run and when. `ended`: attempts that ended in each bucket; `workers`: how many worked for the
-    run in all."""
+    """The workers of a run over time. `ended`: attempts that ended in each bucket; `workers`: total number of workers
+    that worked for the run."""
 
     span: Span
     lanes: list[Lane]
@@ -55,7 +55,7 @@ class Timeline(msgspec.Struct, frozen=True):
 
 
 def timeline(engine: Engine, run: str, now: float | None = None) -> Timeline:
-    """Raises `NoSuchRun`, `DatabaseAway`."""
+    """Compute the timeline of a run. Raises `NoSuchRun`, `DatabaseAway`."""
     attempts = schema.attempts.c
     with snapshot(engine) as connection:
         run_no = find_run(connection, run)
@@ -83,7 +83,7 @@ def timeline(engine: Engine, run: str, now: float | None = None) -> Timeline:
 
 
 def span_of(connection: Connection, run_no: int, now: float | None = None) -> Span:
-    """From the first start of an attempt to the last end, or to now while the run has not ended."""
+    """Return the time from the first start of an attempt to the last end, or to now if the run has not ended."""
     attempts = schema.attempts.c
     now = database_now(connection) if now is None else now
     of_run = (attempts.run_no == run_no, attempts.started_at.is_not(None))
@@ -96,14 +96,14 @@ def span_of(connection: Connection, run_no: int, now: float | None = None) -> Sp
 
 
 def bucket_of(connection: Connection, span: Span, at: sa.ColumnElement[float]) -> sa.ColumnElement[Any]:
-    """The number of the bucket of a column of times, in SQL; those outside the span are out of range."""
-    # SQLite's CAST cuts, that of MySQL and MariaDB rounds.
+    """Return the SQL expression of the bucket number for a column of times; times outside the span are out of range."""
+    # CAST truncates in SQLite but rounds in MySQL and MariaDB.
     round_down = 0.0 if connection.dialect.name == "sqlite" else 0.5
     return sa.cast((at - span.begin) / span.bucket_s - round_down, sa.Integer)
 
 
 def in_buckets(rows: Iterable[Any]) -> list[int]:
-    """Rows of (bucket, count) as one number for each bucket."""
+    """Convert rows of (bucket, count) to a list with one number for each bucket."""
     counts = [0] * BUCKETS
     for number, count in rows:
         counts[_within(number)] += int(count)

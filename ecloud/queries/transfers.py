@@ -1,4 +1,4 @@
-"""The transfers in progress: what workers told of what they move, asked from the database. Writes nothing."""
+"""Transfers in progress, as workers reported them to the database. Writes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ecloud.queries.views import Transfer
 
 
 def transfers(connection: Connection) -> list[Transfer]:
-    """Of the workers on duty, what began first is first."""
+    """Return the transfers of active workers, the earliest first."""
     workers, tasks, runs = schema.workers.c, schema.tasks.c, schema.runs.c
     told = [
         (row.worker, msgspec.json.decode(row.moving, type=Moving), row.moving_at)

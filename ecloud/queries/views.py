@@ -1,4 +1,4 @@
-"""What questions about the cluster are answered with: values, ready for a table or for JSON. Computes nothing but sums.
+"""Result types of queries about the cluster, ready for a table or for JSON. Computes only sums.
 
 Times are seconds since 1970 by the boss's clock, durations seconds, memory MB.
 """
@@ -11,11 +11,11 @@ from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.tasks import ENDED, ManifestEntry, TaskDefinition, TaskState
 
 UNFINISHED = tuple(state.value for state in TaskState if state not in ENDED)
-"""States of tasks that something is still to happen to."""
+"""States of tasks that have not ended."""
 
 
 class BossStatus(msgspec.Struct, frozen=True):
-    """Who leads. `silent_s`: since it last wrote. Times in seconds since 1970; None where no boss ever led."""
+    """Who leads. `silent_s`: time since its last write. Times in seconds since 1970; None if no boss ever led."""
 
     leads: bool
     holder: str = ""
@@ -26,7 +26,7 @@ class BossStatus(msgspec.Struct, frozen=True):
 
 
 class ArrayStatus(msgspec.Struct, frozen=True):
-    """An array of a run: where it stands itself, and its elements by state."""
+    """An array of a run: its own state, and its elements by state."""
 
     id: str
     state: str
@@ -34,19 +34,19 @@ class ArrayStatus(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """All elements."""
+        """Number of all elements."""
         return sum(self.states.values())
 
     @property
     def ended(self) -> int:
-        """Elements that have ended."""
+        """Number of elements that have ended."""
         return self.total - sum(self.states.get(state, 0) for state in UNFINISHED)
 
 
 class RunStatus(msgspec.Struct, frozen=True):
-    """A run. `states` leaves init tasks out; they are in `inits`. `rate_per_s`: ends lately.
+    """A run. `states` leaves init tasks out; they are in `inits`. `rate_per_s`: recent ends per second.
 
-    `left_s` is None where nobody can know; `left_from` says what it rests on, or why it is unknown.
+    `left_s` is None if unknown; `left_from` states what the estimate is based on, or why it is unknown.
     """
 
     name: str
@@ -63,19 +63,19 @@ class RunStatus(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """Tasks, without init tasks."""
+        """Number of tasks, without init tasks."""
         return sum(self.states.values())
 
     @property
     def left(self) -> int:
-        """Tasks that have not ended."""
+        """Number of tasks that have not ended."""
         return sum(self.states.get(state, 0) for state in UNFINISHED)
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """What a worker moves, as it told at `told_at`: so many files for tasks that begin, so many of tasks that ended,
-    and the bytes of both together, as near as can be said. `since`: when the first of what is on its way began.
-    `tasks`: run and id of those whose files they are, where it named them."""
+    """Transfers of a worker, as reported at `told_at`: `fetching` files for tasks that begin, `storing` files of tasks
+    that ended, and approximately the bytes of both together. `since`: when the first current transfer began. `tasks`:
+    run and id of the tasks that the files belong to, if the worker named them."""
 
     worker: str
     since: float
@@ -89,7 +89,7 @@ class Transfer(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """Everything on one screen. Counts by state; `init_tasks` are not among `tasks`."""
+    """Contents of the status screen. Counts by state; `init_tasks` are not among `tasks`."""
 
     tasks: dict[str, int]
     init_tasks: dict[str, int]
@@ -100,21 +100,21 @@ class Status(msgspec.Struct, frozen=True):
     left_s: float | None
     troubles: list[str]
     cloud_troubles: list[str] = []
-    """What workers say that keeps them from running anything."""
+    """Reports of workers that cannot run any task."""
     transfers: list[Transfer] = []
-    """Who moves files now."""
+    """Workers that move files now."""
     transfers_turns: int = 0
     """Workers that hold their turn to move files over SSH, whether they move any or not."""
     transfers_waiting: int = 0
     """Workers that wait for their turn."""
     at: float = 0.0
-    """When this was so."""
+    """Time of this state."""
     suspects: list[str] = []
     """Tasks that may kill the workers they run on."""
     datastore_free_mb: float | None = None
-    """None where nobody looked yet."""
+    """None before the first check."""
     datastore_seen_s: float = 0.0
-    """How long ago that was: over SSH the boss looks now and then."""
+    """Age of that value: over SSH the boss checks only at intervals."""
 
 
 class TaskLine(msgspec.Struct, frozen=True):
@@ -137,19 +137,19 @@ class TaskLine(msgspec.Struct, frozen=True):
 
 
 class TaskPage(msgspec.Struct, frozen=True):
-    """Some of the tasks that were asked for, in the order of their lists; `total` counts all."""
+    """Some of the requested tasks, in list order; `total` counts all."""
 
     tasks: list[TaskLine]
     total: int
 
     @property
     def more(self) -> int:
-        """Tasks that are not shown."""
+        """Number of requested tasks that this page leaves out."""
         return self.total - len(self.tasks)
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A failed task: what a person needs to mend it. `stderr`: its last part."""
+    """A failed task: what the user needs to repair it. `stderr`: its last part."""
 
     run: str
     id: str
@@ -163,7 +163,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class WorkerView(msgspec.Struct, frozen=True):
-    """A worker process. `running`: RUN:ID of what it does now; `queued`: given to it and not started."""
+    """A worker process. `running`: RUN:ID of its running tasks; `queued`: tasks assigned to it but not started."""
 
     worker: str
     state: str
@@ -182,13 +182,13 @@ class WorkerView(msgspec.Struct, frozen=True):
     running: list[str]
     queued: int
     lane_since: float | None = None
-    """Since when it moves files over SSH."""
+    """Since when the worker moves files over SSH."""
     lane_wanted_since: float | None = None
-    """Since when it waits for its turn to."""
+    """Since when the worker waits for its turn."""
 
 
 class VmView(msgspec.Struct, frozen=True):
-    """A VM that a cloud started for us, or was asked for."""
+    """A VM that a cloud started for this cluster, or was asked for."""
 
     vm_no: int
     pool: str
@@ -212,7 +212,7 @@ class VmView(msgspec.Struct, frozen=True):
 
 
 class BootView(msgspec.Struct, frozen=True):
-    """The record of a VM's boot: when each step was done first, and what the last visit by SSH found."""
+    """The record of a VM's boot: when each step was first completed, and what the last visit by SSH found."""
 
     vm_no: int
     address: str
@@ -222,7 +222,7 @@ class BootView(msgspec.Struct, frozen=True):
 
 
 class AttemptView(msgspec.Struct, frozen=True):
-    """One try of a task. `host`: where its worker ran. Output texts are tails."""
+    """One attempt of a task. `host`: the host of its worker. Output texts are tails."""
 
     number: int
     worker: str
@@ -249,12 +249,12 @@ class AttemptView(msgspec.Struct, frozen=True):
 
     @property
     def store_bytes(self) -> int:
-        """What its results hold."""
+        """Size of its results."""
         return sum(result.size for result in self.results)
 
 
 class Neighbour(msgspec.Struct, frozen=True):
-    """A task that another waits for, or that waits for it. `on`: the condition."""
+    """A dependency or a dependent of a task. `on`: the condition."""
 
     task_no: int
     id: str
@@ -264,7 +264,7 @@ class Neighbour(msgspec.Struct, frozen=True):
 
 
 class TaskDetail(msgspec.Struct, frozen=True):
-    """A task whole: what was asked, where it stands, every attempt, and its neighbours in the graph."""
+    """All details of a task: its definition, its state, every attempt, and its neighbours in the graph."""
 
     run: str
     run_no: int
@@ -285,12 +285,12 @@ class TaskDetail(msgspec.Struct, frozen=True):
 
     @property
     def last_attempt(self) -> AttemptView | None:
-        """The latest try."""
+        """The latest attempt."""
         return self.attempts[-1] if self.attempts else None
 
 
 class Reasons(msgspec.Struct, frozen=True):
-    """Why something stands where it stands: one sentence, and further layers from the nearest to the farthest."""
+    """Reasons for a state: one sentence, and further layers from the nearest to the farthest."""
 
     subject: str
     state: str

@@ -1,7 +1,6 @@
-"""Why a task does not run, or a worker or VM is not there: one sentence with the nearest reason, and the layers
-behind it.
+"""Why a task does not run, or why a worker or VM is absent: one sentence with the nearest reason, and further layers.
 
-Reads what the database shows. Why a ready task waits is the boss's to say, where it can be asked.
+Reads the database. Asks the boss, if it is reachable, why a ready task waits.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from ecloud.queries.why_task import AskBoss, Pool, TaskReasons, no_boss, some
 
 
 class NoSuchThing(Problem):
-    """No worker or VM is called that; the text names near ones."""
+    """No worker or VM has this name; the text lists similar names."""
 
 
 def pools_of(settings: Settings) -> list[Pool]:
-    """The pools as settings name them, with the machine's own amounts where those are left open."""
+    """Return the pools of the settings; amounts that the settings omit are those of this machine."""
     return [Pool(pool.name, size_of(pool), pool.maximum) for pool in settings.all_pools]
 
 
@@ -42,8 +41,9 @@ def why(
     now: float | None = None,
     ask: AskBoss | None = None,
 ) -> Reasons:
-    """Why `subject` (a task, `worker/ID` or `vm/ID`) stands where it stands. `ask`: for ready tasks, and whatever waits
-    for them, the boss's own placement and pools answer; the database answers the rest, and all while no boss leads.
+    """Return why `subject` (a task, `worker/ID` or `vm/ID`) is in its state. `ask`: for ready tasks, and tasks that
+    wait for them, the boss answers from its placement and pools; the database answers the rest, and everything while no
+    boss leads.
 
     A task whose id is `worker/ID` or `vm/ID` goes before the machine, which is then a further layer.
 
@@ -107,7 +107,7 @@ def _runs(worker: WorkerView) -> str:
 
 def _why_vm(connection: Connection, name: str, now: float) -> Reasons:
     views = vm_views(connection, gone=True)
-    # Our number goes before a cloud's id: a cloud counts its VMs, too.
+    # A VM number of ECLOUD takes precedence over a cloud's id: clouds may also number their VMs.
     named = [vm for vm in views if str(vm.vm_no) == name] or [vm for vm in views if vm.cloud_id and vm.cloud_id == name]
     found = named[0] if named else None
     if found is None:

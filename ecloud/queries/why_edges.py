@@ -1,4 +1,4 @@
-"""Dependencies followed upwards, many tasks with one query: a chain of any depth is walked within a bounded time."""
+"""Follow dependencies upwards, many tasks per query: walks a chain of any depth within a bounded time."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from ecloud.db import schema
 from ecloud.queries.views import Neighbour
 
 WINDOW = 5_000
-"""Task numbers whose edges are read at once. A list's tasks are numbered in its order, so that what a task waits for is
-mostly close before it."""
+"""Task numbers whose edges one query reads. Tasks are numbered in list order, so that a task's dependencies mostly have
+slightly smaller numbers."""
 MOST_EDGES = 20_000
-"""Edges read at once."""
+"""Maximum number of edges that one query reads."""
 WALK_S = 0.6
-"""How long a search upwards may take."""
+"""Time limit of a search upwards."""
 
 
 class Upwards:
-    """What tasks wait for, as far as it stands in one of `states`. Reads windows of edges and keeps them."""
+    """Dependencies in one of `states`. Reads windows of edges and caches them."""
 
     def __init__(self, connection: Connection, states: Iterable[str]) -> None:
         self._connection = connection
         self._states = tuple(states)
         self._edges: dict[int, list[Neighbour]] = {}
         self._read: list[tuple[int, int]] = []
-        """Ranges of task numbers, (after, up to and with), whose edges are here."""
+        """Ranges of task numbers (exclusive start, inclusive end) whose edges are cached."""
         self._until = time.monotonic() + WALK_S
 
     @property
     def is_over(self) -> bool:
-        """Whether the search has taken as long as it may."""
+        """Whether the search has reached its time limit."""
         return time.monotonic() > self._until
 
     def of(self, task_no: int) -> list[Neighbour]:
-        """The dependencies of a task that stand in one of the states, by number."""
+        """Return the dependencies of a task that are in one of the states, by number."""
         if not any(low < task_no <= high for low, high in self._read):
             self._fetch(task_no)
         return self._edges.get(task_no, [])
 
     def _fetch(self, task_no: int) -> None:
-        """Read the edges of the tasks around this one, which were not read yet."""
+        """Read the edges of the tasks around this one that are not cached."""
         below = max((high for _, high in self._read if high < task_no), default=0)
         above = min((low for low, _ in self._read if low >= task_no), default=task_no + WINDOW)
         self._fetch_range(max(below, task_no - WINDOW), task_no, downwards=True)
@@ -61,7 +61,7 @@ class Upwards:
         )
         found = self._connection.execute(query.limit(MOST_EDGES)).all()
         if len(found) == MOST_EDGES:
-            # The last task's edges may not be whole, unless it is the one that was asked about: so many are enough.
+            # The last task's edges may be incomplete. For the requested task itself, these are enough.
             last = found[-1].dependent
             if downwards:
                 low = min(last, high - 1)

@@ -1,4 +1,4 @@
-"""Why a task stands where it stands: its layers of reasons, the nearest first. Reads one snapshot, never writes."""
+"""Why a task is in its state: layers of reasons, the nearest first. Reads one snapshot, never writes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from ecloud.queries.views import UNFINISHED, AttemptView, BossStatus, Neighbour,
 from ecloud.queries.why_edges import Upwards
 
 STEPS = 100_000
-"""Tasks followed upwards in a search for the one that holds all others up."""
+"""Tasks followed upwards in the search for the task that blocks all others."""
 ON_THE_WAY = 3
-"""Tasks named at each end of a long way."""
+"""Tasks named at each end of a long path."""
 NAMED = 5
 LINES = 5
-"""Last lines of an error output that are shown."""
+"""Last lines of an error output to show."""
 SLOW_PROMOTION_S = 10.0
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """VMs that the boss may start: what one offers, and how many there may be."""
+    """VMs that the boss may start: the resources of each, and their maximum number."""
 
     name: str
     offers: Resources
@@ -44,16 +44,15 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 AskBoss = Callable[[int], "list[str] | str"]
-"""Asks the boss why a ready task, by its number, has not started: sentences, none where it is not ready any more; or a
-sentence on why the boss can't be asked."""
+"""Asks the boss why a ready task (by its number) has not started. Returns sentences, an empty list if the task is no
+longer ready, or one sentence on why the boss cannot be asked."""
 
 
 _KINDS = {schema.TASK: "task", schema.INIT: "init task", schema.ARRAY: "array"}
 
 
 class TaskReasons:
-    """One question about tasks: what it has read so far is read once. `ask`: for ready tasks the boss knows best, where
-    it can be asked."""
+    """One query about tasks; caches what it reads. `ask`: asks the boss about ready tasks, if it is reachable."""
 
     def __init__(self, connection: Connection, pools: Sequence[Pool], now: float, ask: AskBoss | None = None) -> None:
         self._ask = ask
@@ -66,7 +65,7 @@ class TaskReasons:
         self.pool_views = boot_history.pool_views(connection)
 
     def of(self, row: Any) -> Reasons:
-        """The reasons of a task, nearest first."""
+        """Return the reasons for a task's state, nearest first."""
         layers = list(self._layers(row))
         return Reasons(
             f"{'array' if row.init == schema.ARRAY else 'task'} {row.id}", row.state, layers[0], tuple(layers[1:])
@@ -126,12 +125,12 @@ class TaskReasons:
 
     def _unfinished_dependencies(self, task_no: int, upwards: Upwards) -> list[Neighbour]:
         found = upwards.of(task_no)
-        # What runs continues on its own: the others are more of a reason.
+        # Running tasks make progress: list the other ones first.
         return sorted(found, key=lambda other: other.state == TaskState.RUNNING.value)
 
     def _root(self, first: Neighbour, upwards: Upwards) -> Any:
-        """The task that is not itself waiting for another, upwards from `first`; None where it was not found in
-        time."""
+        """Return the first task upwards from `first` that waits for no other task; None if the search exceeds its time
+        limit."""
         at = first
         for _ in range(STEPS):
             if at.state != TaskState.WAITING.value:
@@ -149,7 +148,7 @@ class TaskReasons:
     # --- arrays -----------------------------------------------------------------------------------
 
     def _unmade(self, row: Any) -> Iterator[str]:
-        """Of an element without a row of its own: it stands where its array stands."""
+        """Explain the state of an element without a row: the state of its array."""
         array = array_of_element(self.connection, row)
         name = f"element {row.id}"
         if array.state == TaskState.READY.value:
@@ -181,7 +180,7 @@ class TaskReasons:
             yield from self._no_boss()
 
     def _first_unfinished(self, array: Any) -> Any:
-        """The first of its elements that has a row and has not ended."""
+        """Return the first element that has a row and has not ended."""
         tasks = schema.tasks.c
         last = array.first_no + Indices.of(array.indices).count - 1
         for state in (TaskState.READY, TaskState.RUNNING, TaskState.WAITING):
@@ -249,7 +248,7 @@ class TaskReasons:
         return f"{name} was given to worker {attempt.worker}{host} {past} ago and waits there{busy}"
 
     def _inits_at(self, run_no: int, worker: str) -> list[str]:
-        """Init tasks of the run that the worker has still to do."""
+        """List init tasks of the run that the worker still has to run."""
         attempts, rows = schema.attempts, schema.tasks
         query = (
             sa.select(rows.c.id)
@@ -310,7 +309,7 @@ class TaskReasons:
         return f"{name} {'; '.join(lacking)}"
 
     def _who_can_start(self, pools: Sequence[Pool], run_no: int) -> str:
-        """Which of these pools can start a VM for it, or why none does."""
+        """Report which of these pools can start a VM for the run, or why none does."""
         broke = boot_history.budgets(self.connection).get(run_no)
         if broke:
             return f"no VM starts for it: {broke}"
@@ -321,7 +320,7 @@ class TaskReasons:
         return f"pool {able.name} can start one that fits"
 
     def _boots(self, pools: Sequence[Pool], run_no: int) -> Iterator[str]:
-        """What becomes of VMs that could run it."""
+        """Report on the VMs that could run the task."""
         broke = boot_history.budgets(self.connection).get(run_no)
         if broke:
             yield f"no VM starts for it: {broke}"
@@ -344,7 +343,7 @@ class TaskReasons:
                 yield f"the last VM of pool {pool.name} did not come up: {refused}"
 
     def _troubles(self, coming: Sequence[VmView]) -> Iterator[str]:
-        """What visits to VMs that boot found."""
+        """Report what SSH visits to booting VMs found."""
         records = boot_history.boot_views(self.connection, [vm.vm_no for vm in coming[:NAMED]])
         for vm in coming[:NAMED]:
             trouble = boot_history.trouble(vm, records.get(vm.vm_no))
@@ -359,7 +358,7 @@ class TaskReasons:
         return str(row.reason) if row is not None and row.hello_at is None else ""
 
     def _init_failures(self, run_no: int, names: Sequence[str]) -> dict[str, str]:
-        """Of these workers those on which an init task of the run failed, with its error."""
+        """Return those of these workers on which an init task of the run failed, with its error."""
         attempts, rows = schema.attempts, schema.tasks
         query = (
             sa.select(attempts.c.worker, rows.c.id, attempts.c.error)
@@ -390,7 +389,7 @@ class TaskReasons:
         return f"{name} waits its turn: {fit_it} {state}" + "".join(f"; {part}" for part in ahead)
 
     def _free(self, takers: Sequence[WorkerView]) -> dict[str, Resources]:
-        """What is left of each worker's resources beside all that it was given."""
+        """Return the free resources of each worker, after all its assigned tasks."""
         free = {worker.worker: dict(worker.resources) for worker in takers}
         attempts, rows = schema.attempts, schema.tasks
         query = (
@@ -442,7 +441,7 @@ class TaskReasons:
         attempts = attempts_of(self.connection, row.task_no)
         last = next((attempt for attempt in reversed(attempts) if attempt.cause is not None), None)
         if attempts and attempts[-1].state == AttemptState.LOST and row.reason:
-            last = None  # it failed for the workers that it lost
+            last = None  # it failed since it lost workers
         error = (last.error if last is not None else "") or row.reason or "no reason was recorded"
         yield f"{name} failed: {with_maker(self.connection, row.task_no, last.cause if last else None, error)}"
         if last is None:
@@ -475,11 +474,11 @@ class TaskReasons:
         yield from layers[1:]
 
     def _culprit(self, row: Any) -> list[Neighbour]:
-        """The way up to the nearest task that ended so that this one can't run; empty where it was not found in
-        time."""
+        """Return the path up to the nearest ended task that prevents this one from running; empty if the search exceeds
+        its time limit."""
         upwards = Upwards(self.connection, (state.value for state in ENDED))
         below: dict[int, Neighbour | None] = {row.task_no: None}
-        """Each task that was reached, and itself as its dependent knows it."""
+        """Visited tasks, each with its entry in the dependencies of its dependent."""
         came_from: dict[int, int] = {}
         todo = deque([row.task_no])
         while todo and len(below) < STEPS and not upwards.is_over:
@@ -522,7 +521,7 @@ class TaskReasons:
 
 
 def _way(last: Neighbour, reached: dict[int, Neighbour | None], came_from: dict[int, int]) -> list[Neighbour]:
-    """From the task that was asked about, itself left out, to `last`."""
+    """Return the path from the requested task (exclusive) to `last`."""
     way, at = [last], came_from[last.task_no]
     while (step := reached[at]) is not None:
         way.append(step)
