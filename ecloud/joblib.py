@@ -21,11 +21,11 @@ from joblib.parallel import AutoBatchingMixin, ParallelBackendBase
 from ecloud.python.executor import ClusterExecutor
 
 _executors: dict[str, ClusterExecutor] = {}
-_call = lambda batch: batch()  # noqa: E731 - a lambda travels by value: workers need no ecloud to run it
+_call = lambda batch: batch()  # noqa: E731 - a lambda is pickled by value, so workers do not need ecloud
 
 
 class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """Runs joblib's batches as calls of a run. Parallel calls inside of a batch use threads of its worker."""
+    """Runs joblib's batches as calls of a run. Nested parallel calls use threads of their worker."""
 
     supports_retrieve_callback = True
     default_n_jobs = -1
@@ -44,25 +44,25 @@ class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._callbacks: ThreadPoolExecutor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Batches under way at once: `n_jobs`; if negative, as many as there are workers, less `-1 - n_jobs`."""
+        """Return the number of concurrent batches: `n_jobs`; if negative, the number of workers minus `-1 - n_jobs`."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is not None and n_jobs > 0:
             return n_jobs
         executor = self._connected()
-        if not executor.workers:  # the boss tells the number with the progress of calls
+        if not executor.workers:  # the boss sends the number with the progress of calls
             executor.submit(int).result()
         return max(1, executor.workers + 1 + (-1 if n_jobs is None else n_jobs))
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
-        """joblib: before a `Parallel` call."""
+        """Called by joblib before a `Parallel` call."""
         self.parallel = parallel
-        # joblib looks at each result when it arrives; unpickling it must not hold up the connection.
+        # joblib's callback unpickles each result; a separate thread calls it, so that the connection is not blocked.
         self._callbacks = ThreadPoolExecutor(1, "ecloud-joblib")
         return self.effective_n_jobs(n_jobs)
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Any], object] | None = None) -> Future[Any]:
-        """joblib: run a batch."""
+        """Called by joblib to run a batch."""
         future = self._connected().submit(_call, func)
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
@@ -71,16 +71,16 @@ class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         return future
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
-        """joblib: the value of a batch. Raises what it raised."""
+        """Called by joblib for the value of a batch. Raises what the batch raised."""
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """joblib: a batch failed; cancel the others."""
+        """Called by joblib after a batch failed: cancel the others."""
         for future in tuple(self._pending):
             future.cancel()
 
     def terminate(self) -> None:
-        """joblib: after a `Parallel` call."""
+        """Called by joblib after a `Parallel` call."""
         callbacks, self._callbacks = self._callbacks, None
         if callbacks is not None:
             callbacks.shutdown(wait=False)

@@ -1,8 +1,8 @@
 """`python -m ecloud.oden FILE manager|resume|test|status`: runs the file of an oden project on a cluster.
 
-Of FILE only the part between its two markers counts: `name`, `make_tasks`, `calc`, and, if they are there, `hosts`,
-`handle_finish_machine`, `handle_finish_tasks` and `show_status`. Results are files in the working directory, as oden
-writes them: `{name}{number}_{date}.done.pickle` with `{"task": …, "result": pickled result}`, and `….error.pickle` with
+Only the part of FILE between its two markers is used: `name`, `make_tasks`, `calc`, and optionally `hosts`,
+`handle_finish_machine`, `handle_finish_tasks` and `show_status`. Results are files in the working directory, in oden's
+format: `{name}{number}_{date}.done.pickle` with `{"task": …, "result": pickled result}`, and `….error.pickle` with
 `{"task": …, "error": traceback}`. `number` counts the workers that took part.
 """
 
@@ -37,7 +37,7 @@ from ecloud.python.future import CallFuture
 BEGIN = "------ User write below ------"
 END = "------ User write above ------"
 IMPORTED = ("copy", "datetime", "hashlib", "logging", "os", "pathlib", "pickle", "requests", "sys", "threading", "time")
-"""What an oden file imports above its first marker, and its user's part may use."""
+"""Modules that an oden file imports above its first marker, and that its user's part may use."""
 REQUIRED = ("name", "make_tasks", "calc")
 
 log = logging.getLogger("oden")
@@ -63,7 +63,7 @@ class Project:
         self.name = str(self.module.name)
 
     def tasks(self) -> list[Any]:
-        """What `make_tasks` returns. Raises `Problem`."""
+        """Return the result of `make_tasks`. Raises `Problem`."""
         try:
             return list(self.module.make_tasks())
         except Exception as error:
@@ -71,12 +71,12 @@ class Project:
 
     @property
     def hosts(self) -> list[str]:
-        """Hosts other than this one."""
+        """Hosts other than this machine."""
         named = str(getattr(self.module, "hosts", "")).split("\n")
         return [host.strip() for host in named if host.strip() and host.strip() not in LOCAL]
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """Call a function that the user may have defined. What it raises is logged."""
+        """Call a function if the user has defined it. Errors are logged."""
         if not hasattr(self.module, function):
             return None
         try:
@@ -87,7 +87,7 @@ class Project:
 
 
 def _user_part(file: Path) -> str:
-    """The text between the markers, at its own line numbers. Raises `Problem`."""
+    """Return the text between the markers, with its original line numbers. Raises `Problem`."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -111,25 +111,25 @@ class Results:
         self.errors: dict[str, list[Path]] = {}
         """Error files by the hash of their task."""
         self.done: Counter[str] = Counter()
-        """How many results each task has, by its hash."""
+        """Number of results of each task, by its hash."""
         for path in self._files("done"):
             self.done[_hash(_read(path)["task"])] += 1
         for path in self._files("error"):
             self.errors.setdefault(_hash(_read(path)["task"]), []).append(path)
 
     def _files(self, kind: str) -> Iterator[Path]:
-        # Not by a glob of the name: it may contain brackets.
+        # Do not glob: the name may contain brackets.
         for path in sorted(self._directory.iterdir()):
             if path.name.startswith(self._name) and path.name.endswith(f".{kind}.pickle"):
                 yield path
 
     @property
     def count(self) -> int:
-        """Result and error files."""
+        """Number of result and error files."""
         return sum(self.done.values()) + sum(map(len, self.errors.values()))
 
     def left_of(self, tasks: list[Any]) -> list[Any]:
-        """Tasks without a result. Equal tasks need as many results as there are of them."""
+        """Return tasks without a result. N equal tasks need N results."""
         done = Counter(self.done)
         left = []
         for task in tasks:
@@ -141,7 +141,7 @@ class Results:
         return left
 
     def write_done(self, number: int, task: Any, result: Any) -> Path:
-        """Write a result. An earlier error file of the task is removed."""
+        """Write a result and remove an earlier error file of the task."""
         path = self._write(number, "done", {"task": task, "result": pickle.dumps(result)})
         for error in self.errors.get(_hash(task), [])[:1]:
             error.unlink(missing_ok=True)
@@ -149,7 +149,7 @@ class Results:
         return path
 
     def write_error(self, number: int, task: Any, text: str) -> Path:
-        """Write a traceback, in place of an earlier one of the task."""
+        """Write a traceback; it replaces an earlier one of the task."""
         path = self._write(number, "error", {"task": task, "error": text})
         earlier = self.errors.setdefault(_hash(task), [])
         for error in earlier[:1]:
@@ -161,7 +161,7 @@ class Results:
         date = datetime.datetime.now().strftime("%Y%m%d%H%M%S")
         path = self._directory / f"{self._name}{number}_{date}.{kind}.pickle"
         again = 1
-        while path.exists():  # several results of one worker within a second
+        while path.exists():  # one worker produced several results within a second
             again += 1
             path = self._directory / f"{self._name}{number}_{date}_{again}.{kind}.pickle"
         unfinished = path.with_suffix(".part")
@@ -181,7 +181,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _hash(task: Any) -> str:
-    """Equal for equal tasks. Pickled twice, since a first pickle also depends on which parts the task shares."""
+    """Return the same hash for equal tasks. Pickles twice, since a first pickle also depends on the parts that the task
+    shares."""
     return hashlib.sha256(pickle.dumps(pickle.loads(pickle.dumps(task)))).hexdigest()
 
 
@@ -189,7 +190,7 @@ def _hash(task: Any) -> str:
 
 
 def run(project: Project, tasks: list[Any], results: Results) -> int:
-    """Run tasks on the cluster, write their files, call the user's functions. Returns how many failed."""
+    """Run tasks on the cluster, write their files, call the user's functions. Returns the number of failures."""
     failed, began = 0, time.monotonic()
     numbers: dict[str, int] = {}
     log.info("%d tasks", len(tasks))
@@ -223,10 +224,10 @@ def run(project: Project, tasks: list[Any], results: Results) -> int:
 @click.argument("mode", type=click.Choice(["manager", "resume", "test", "status", "worker"]))
 @click.option("--yes", is_flag=True, help="Begin although results of an earlier calculation are here.")
 def main(file: Path, mode: str, yes: bool) -> int:
-    """Run an oden project on a cluster: `$ECLOUD_ACCESS`, this machine's boss, or a private one.
+    """Run an oden project on a cluster: that of `$ECLOUD_ACCESS`, of this machine's boss, or a private one.
 
-    manager: all tasks. resume: those without a result. test: all tasks, here, one after another. status: how many have
-    ended, and what show_status returns.
+    manager: all tasks. resume: tasks without a result. test: all tasks, on this machine, one after another. status:
+    number of ended tasks, and the result of show_status.
     """
     logging.basicConfig(format="%(asctime)s [%(levelname)s] %(message)s", level=logging.INFO, stream=sys.stderr)
     if mode == "worker":
@@ -274,7 +275,7 @@ def _ask(project: Project, results: Results) -> None:
 
 
 def _require_hosts(project: Project) -> None:
-    """A project with hosts needs a cluster that runs on them. Raises `Problem`."""
+    """Check that a project with hosts has a cluster that runs on them. Raises `Problem`."""
     from ecloud.config.settings import load_settings
 
     hosts = project.hosts

@@ -1,4 +1,4 @@
-"""Task lists as users write them -> `TaskDefinition`s, or every problem at once. Pure: bytes in, values out."""
+"""Read users' task lists: returns `TaskDefinition`s, or all problems together. Pure: bytes in, values out."""
 
 from ecloud.formats.checking import check
 from ecloud.formats.problems import Problem, TaskList, TaskListWrong

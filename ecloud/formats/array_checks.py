@@ -1,7 +1,7 @@
-"""What may be wrong with an array that stays one definition: looked at without making all of its elements.
+"""Checks of an array that stays one definition, without making all of its elements.
 
-Elements differ only in what is filled in, so few of them are checked whole: the first, the last, and the one with the
-longest entry. Files are named by each element: where an array has some, all of its elements are looked at.
+Elements differ only in the values filled in, so a few of them are checked completely: the first, the last, and the one
+with the longest entry. If the elements name files, all of them are checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_WORDS = 10_000
 
 
 def array_problem(task: TaskDefinition) -> str:
-    """Why its array is none; empty where it is one."""
+    """Return why the array is invalid; empty if it is valid."""
     array = task.array
     assert array is not None
     try:
@@ -47,7 +47,7 @@ def _texts(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def samples(task: TaskDefinition) -> list[TaskDefinition]:
-    """Elements that stand for all of a good array: the first, the last, the longest."""
+    """Return elements that represent all elements of a valid array: the first, the last, the longest."""
     array = task.array
     assert array is not None
     if has_files(task):
@@ -62,7 +62,7 @@ def samples(task: TaskDefinition) -> list[TaskDefinition]:
 
 
 def has_files(task: TaskDefinition) -> bool:
-    """Whether its elements name files that may be others', too. Outputs that are called by the task's id are not."""
+    """Whether its elements name files that other tasks may name, too. Outputs named by the task's id cannot collide."""
     outputs = [path for path in (task.stdout, task.stderr) if path and path != MERGED]
     return bool(task.requirements or task.results or any("%t" not in path for path in outputs))
 
@@ -72,8 +72,8 @@ def _all(task: TaskDefinition, array: ArrayOf) -> Iterator[TaskDefinition]:
 
 
 def with_elements(tasks: Sequence[TaskDefinition]) -> Sequence[TaskDefinition]:
-    """The list with the elements of its arrays in their stead, as far as they name files; an array itself ends after
-    all of them. Only what `file_conflicts` looks at is filled in."""
+    """Return the list with each array that names files replaced by its elements, followed by a task with the array's id
+    that waits for all of them. Only the fields that `file_conflicts` checks are filled in."""
     expanded = {task.id for task in tasks if task.array is not None and has_files(task)}
     if not expanded:
         return tasks

@@ -1,7 +1,7 @@
-"""Arrays: one task written once, run for each number, line, file or JSON value.
+"""Arrays: one task definition that runs once for each number, line, file or JSON value.
 
-Element 17 of array `a` is the task `a[17]`. A small array becomes plain tasks here. A large one stays one definition,
-whose elements the boss makes when they are about to run (`ecloud.model.tasks.ArrayOf`).
+Element 17 of array `a` is the task `a[17]`. A small array becomes plain tasks here. A large one stays one definition;
+the boss makes its elements shortly before they run (`ecloud.model.tasks.ArrayOf`).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ecloud.model.tasks import ArrayOf, Condition, Dependency, Entry, Requiremen
 
 MAX_ELEMENTS = 2_000_000
 MAX_DIRECT = 1_000
-"""Elements that another task waits for one by one. Larger arrays stay whole."""
+"""Maximum number of elements that another task waits for individually. Larger arrays stay whole."""
 ENTRIES_A_PART = 100
-"""Entries that are stored together: few enough for the database where each is as long as a variable may be."""
+"""Entries stored in one row; the row fits the database even if each entry has the maximum length of a variable."""
 PART_CHARS = 250_000
-"""Of entries that travel in one definition."""
+"""Characters of entries that one definition of a message holds."""
 MAX_DIRECT_EDGES = 10_000
-"""Dependencies from one array as a whole to another."""
+"""Maximum number of dependencies from one array as a whole to another."""
 MISSING_SHOWN = 20
-"""Elements of a whole array that wait for elements that do not exist: so many are named."""
+"""Elements of a whole array that are named if they wait for elements that do not exist."""
 BARRIER = ("barrier",)
-"""Labels of the tasks that stand for whole arrays."""
+"""Labels of barrier tasks, which represent whole arrays."""
 FORM = 'expected a range such as "1-1000" or "1-1000:2,2000", or a list of values'
 _PART = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?::(\d{1,9}))?)?")
 _ENTRIES = msgspec.json.Decoder(tuple[Entry, ...])
@@ -40,11 +40,11 @@ _INDEX = re.compile(r"(%?)%(0\d{1,2})d")
 
 
 class ArrayWrong(Exception):
-    """No array; the text says why."""
+    """Not a valid array; the text explains why."""
 
 
 def numbers_of(text: str) -> list[int]:
-    """`1-5:2,9` is 1, 3, 5, 9. Raises `ArrayWrong`."""
+    """Parse a range: `1-5:2,9` is 1, 3, 5, 9. Raises `ArrayWrong`."""
     found: dict[int, None] = {}
     for part in text.split(","):
         match = _PART.fullmatch(part.strip())
@@ -62,7 +62,7 @@ def numbers_of(text: str) -> list[int]:
 
 
 def entries_of(value: Any) -> list[Entry]:
-    """The entries that `"array"` lists. Raises `ArrayWrong`."""
+    """Return the entries that `"array"` lists. Raises `ArrayWrong`."""
     if isinstance(value, str):
         return [Entry(number, str(number)) for number in numbers_of(value)]
     if not isinstance(value, list):
@@ -85,7 +85,7 @@ def _as_text(value: Any) -> str:
 
 
 def entries_of_lines(text: str) -> list[Entry]:
-    """One for each line that is not empty; the index is the line's number. Raises `ArrayWrong`."""
+    """Return one entry for each line that is not empty; the index is the line's number. Raises `ArrayWrong`."""
     lines = text.split("\n")
     found = [Entry(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
@@ -94,13 +94,13 @@ def entries_of_lines(text: str) -> list[Entry]:
 
 
 def element_id(name: str, index: int) -> str:
-    """How the task of one element is called."""
+    """Return the id of an element's task."""
     return f"{name}[{index}]"
 
 
 def elements(template: TaskDefinition, entries: Iterable[Entry], words: Sequence[str] = ()) -> Iterator[TaskDefinition]:
-    """One task for each entry, without dependencies: `{}`, `{field}` and `%04d` are filled in. `words`: a program and
-    its arguments, run as they are instead of the template's commands."""
+    """Yield one task for each entry, without dependencies; fills in `{}`, `{field}` and `%04d`. `words`: a program and
+    its arguments, run instead of the template's commands; the shell expands nothing in them."""
     for entry in entries:
         env = {**template.env, "ECLOUD_ENTRY": entry.text, "ECLOUD_INDEX": str(entry.index)}
         if entry.fields:
@@ -121,7 +121,7 @@ def elements(template: TaskDefinition, entries: Iterable[Entry], words: Sequence
 
 
 def is_same_for_all(text: str) -> bool:
-    """Whether nothing in the text is filled in for each element."""
+    """Whether the text contains nothing to fill in."""
     return "{" not in text and "%0" not in text
 
 
@@ -129,7 +129,7 @@ def is_same_for_all(text: str) -> bool:
 
 
 def as_array(template: TaskDefinition, entries: Sequence[Entry], words: Sequence[str] = ()) -> TaskDefinition:
-    """The array as one definition, its elements in the order of their indices."""
+    """Return the array as one definition, its elements in the order of their indices."""
     listed = any(entry.fields or entry.text != str(entry.index) for entry in entries)
     indices = str(Indices.holding(entry.index for entry in entries))
     kept = tuple(sorted(entries, key=lambda entry: entry.index)) if listed else ()
@@ -137,7 +137,7 @@ def as_array(template: TaskDefinition, entries: Sequence[Entry], words: Sequence
 
 
 def indices_of(array: ArrayOf) -> Indices:
-    """The indices of its elements. Raises `ArrayWrong` where a peer wrote something else."""
+    """Return the indices of the elements. Raises `ArrayWrong` if a peer sent invalid ones."""
     parts = array.indices.split(",")
     if not all(_PART.fullmatch(part) for part in parts):
         raise ArrayWrong(f"indices {shown(array.indices)!r}: {FORM}")
@@ -149,29 +149,29 @@ def indices_of(array: ArrayOf) -> Indices:
 
 
 def count_of(tasks: Iterable[TaskDefinition]) -> int:
-    """How many tasks these are, each element counted. Raises `ArrayWrong`."""
+    """Count the tasks; each element of an array counts as one. Raises `ArrayWrong`."""
     return sum([1 if task.array is None else indices_of(task.array).count for task in tasks])
 
 
 def entry_at(array: ArrayOf, indices: Indices, position: int) -> Entry:
-    """The entry of the element at a position."""
+    """Return the entry of the element at a position."""
     if array.entries:
         return array.entries[position]
     return Entry(indices[position], str(indices[position]))
 
 
 def entries_in(array: ArrayOf) -> Iterator[Entry]:
-    """All entries, in order."""
+    """Iterate over all entries, in order."""
     return iter(array.entries) if array.entries else (Entry(index, str(index)) for index in indices_of(array))
 
 
 def decode_entries(part: bytes) -> tuple[Entry, ...]:
-    """Entries that are stored together: JSON, compressed."""
+    """Decode entries stored in one row: compressed JSON."""
     return _ENTRIES.decode(zlib.decompress(part))
 
 
 def split_arrays(tasks: Iterable[TaskDefinition]) -> list[TaskDefinition]:
-    """The same list for travelling: entries of long arrays are spread over several definitions."""
+    """Split the entries of long arrays into several definitions, for messages."""
     found = []
     for task in tasks:
         if task.array is None:
@@ -191,7 +191,7 @@ def split_arrays(tasks: Iterable[TaskDefinition]) -> list[TaskDefinition]:
 
 
 def join_arrays(tasks: Iterable[TaskDefinition]) -> list[TaskDefinition]:
-    """What `split_arrays` was given. A part that follows no definition of its id stays for the check to find."""
+    """Reverse `split_arrays`. A part that follows no definition of its id stays in the list; the check reports it."""
     found: list[TaskDefinition] = []
     more: list[Entry] = []
 
@@ -215,7 +215,7 @@ def join_arrays(tasks: Iterable[TaskDefinition]) -> list[TaskDefinition]:
 
 
 def fill(text: str, entry: Entry, quote: Callable[[str], str] = str) -> str:
-    """The text with `{}` (the entry), `{field}` and `%04d` (the index) filled in; `%%04d` is `%04d`."""
+    """Fill in `{}` (the entry), `{field}` and `%04d` (the index); `%%04d` becomes `%04d`."""
     if "%0" in text:
         text = _INDEX.sub(lambda found: found[0][1:] if found[1] else f"%{found[2]}d" % entry.index, text)
     if "{" not in text:
@@ -224,8 +224,8 @@ def fill(text: str, entry: Entry, quote: Callable[[str], str] = str) -> str:
 
 
 class Expansion:
-    """Templates and plain tasks of one list -> tasks. Arrays of more than `whole_above` elements stay one definition,
-    unless a task waits for single elements of them, or their results may exist already."""
+    """Expands templates and plain tasks of one list to tasks. Arrays of more than `whole_above` elements stay one
+    definition, unless a task waits for single elements of them, or their results may exist already."""
 
     def __init__(self, arrays: Mapping[str, Sequence[Entry]], problems: Problems, whole_above: int) -> None:
         self._arrays = arrays
@@ -237,7 +237,7 @@ class Expansion:
         self._more: list[TaskDefinition] = []
 
     def expand(self, tasks: Sequence[TaskDefinition]) -> list[TaskDefinition]:
-        """All tasks in order; those that stand for whole arrays at the end."""
+        """Return all tasks in order; barriers, which represent whole arrays, are at the end."""
         self._plain = self._choose_plain(tasks)
         found: list[TaskDefinition] = []
         for task in tasks:
@@ -258,8 +258,8 @@ class Expansion:
         return [*found, *self._more]
 
     def _choose_plain(self, tasks: Sequence[TaskDefinition]) -> set[str]:
-        """Arrays that become plain tasks: small ones; those of which single elements are named; and, since elements
-        wait for elements, those that wait element by element for plain ones, or that plain ones wait for so."""
+        """Choose the arrays that become plain tasks: small ones; those with a dependency on a single element; and those
+        that wait element by element for plain arrays, or that plain arrays wait for element by element."""
         arrays = [task for task in tasks if task.id in self._arrays]
         plain = {
             task.id for task in arrays if len(self._arrays[task.id]) <= self._whole_above or not task.overwrite_result
@@ -275,7 +275,7 @@ class Expansion:
         return plain
 
     def _each_whole(self, task: TaskDefinition) -> Iterator[Dependency]:
-        """What an array that stays whole waits for element by element."""
+        """Yield the element-by-element dependencies of an array that stays whole."""
         for dependency in task.dependencies:
             if dependency.each and dependency.id in self._arrays:
                 missing = self._indices[task.id] - self._indices[dependency.id]
@@ -295,7 +295,7 @@ class Expansion:
         self._problems.add(f"task {shown(task.id)}", "dependencies", text)
 
     def _dependencies(self, task: TaskDefinition, count: int) -> tuple[Dependency, ...]:
-        """What all elements of a task (or a plain task) wait for."""
+        """Return the dependencies that all elements of a task (or a plain task) share."""
         found: list[Dependency] = []
         for dependency in task.dependencies:
             if dependency.each:
@@ -309,7 +309,7 @@ class Expansion:
         return tuple(found)
 
     def _whole(self, dependency: Dependency, count: int) -> list[Dependency]:
-        """All elements: one by one where they are few, else through a task that waits for them."""
+        """Return dependencies on all elements: individual ones if they are few, else one on a barrier task."""
         names = [element_id(dependency.id, entry.index) for entry in self._arrays[dependency.id]]
         if len(names) <= MAX_DIRECT and len(names) * count <= MAX_DIRECT_EDGES:
             return [Dependency(name, dependency.on) for name in names]
@@ -335,6 +335,6 @@ def _with(task: TaskDefinition, dependencies: tuple[Dependency, ...]) -> TaskDef
 
 
 def _barrier(name: str, waits_for: Sequence[str], on: Condition) -> TaskDefinition:
-    """A task that does nothing but wait."""
+    """Make a task that only waits for others."""
     dependencies = tuple(Dependency(other, on) for other in waits_for)
     return TaskDefinition(name, (":",), dependencies, resources={"cpus": 0.001}, runtime_s=0.01, labels=BARRIER)

@@ -1,6 +1,7 @@
-"""The rules every task list keeps, whoever made it: run by the door for its user, and again by the boss.
+"""Rules for every task list: the client checks them for its user, and the boss checks them again.
 
-The boss trusts no client. Owns the limits. 100,000 tasks with 200,000 dependencies are checked in less than a second.
+The boss trusts no client. Defines the limits. 100,000 tasks with 200,000 dependencies are checked in less than a
+second.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from ecloud.model.tasks import (
 )
 
 MAX_TASKS = 2_000_000
-"""Where settings say nothing else: what one boss holds in about 2 GB."""
+"""Default if settings have no limit: the number that one boss holds in about 2 GB."""
 MAX_DEFINITION_BYTES = 8 * 1024 * 1024
-"""One task as JSON: half of the largest message, half of MariaDB's default packet."""
+"""Size of one task as JSON: half of the largest message, half of MariaDB's default packet."""
 MAX_COMMANDS_BYTES = 4 * 1024 * 1024
-"""All commands of one task together."""
+"""Size of all commands of one task together."""
 MAX_COMMANDS = 10_000
 MAX_FILES = 10_000
 """Requirements, and results, of one task."""
@@ -45,12 +46,12 @@ MAX_SHELL_CHARS = 1_000
 MAX_GROW = 100
 MAX_BINDS = 100
 MAX_INLINE_BYTES = INLINE_BYTES + 1024
-"""Of each pickle of a call, with some room for what a client adds to it."""
+"""Size of each pickle of a call, with some room for additions of the client."""
 MAX_ENV = 1_000
 MAX_ENV_BYTES = 100_000
-"""One variable: Linux starts no process with a longer one (128 KiB)."""
+"""Size of one variable: Linux starts no process with a longer one (128 KiB)."""
 MAX_ENV_TOTAL_BYTES = 1_000_000
-"""All variables: Linux starts no process with more (2 MiB, shared with the arguments)."""
+"""Size of all variables: Linux starts no process with more (2 MiB, shared with the arguments)."""
 MAX_RESOURCES = 64
 MAX_RESOURCE_CHARS = 64
 MIN_AMOUNT = 0.001
@@ -59,11 +60,11 @@ MAX_RETRIES = 1_000
 MAX_SECONDS = 10 * 366 * 86400.0
 MAX_PRIORITY = 1_000_000
 MAX_CYCLE_SHOWN = 20
-"""Tasks of one cycle that are named."""
+"""Tasks of one cycle to name."""
 OWN_VARIABLES = frozenset(
     {"ECLOUD_TASK", "ECLOUD_RUN", "ECLOUD_ATTEMPT", "ECLOUD_MARK", "ECLOUD_WORKER", "ECLOUD_WORKER_DIR"}
 )
-"""Set by the worker: what a task left behind is found by them."""
+"""Variables that the worker sets; it identifies left-over processes of a task by them."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Say = Callable[[str, str], None]
@@ -71,9 +72,9 @@ Say = Callable[[str, str], None]
 
 
 def check(tasks: Sequence[TaskDefinition], max_tasks: int = MAX_TASKS, all_named: bool = True) -> list[str]:
-    """Every problem as a line that names task and field, at most 1,000 and a last that counts the rest.
+    """List every problem as a line that names task and field: at most 1,000 lines, and a last one that counts the rest.
 
-    Empty: the list is good. `all_named` False: dependencies may be tasks that are not in the list.
+    Returns an empty list if the tasks are valid. `all_named` False: dependencies may be tasks that are not in the list.
     """
     problems = Problems()
     find_problems(tasks, problems, max_tasks, all_named)
@@ -83,9 +84,9 @@ def check(tasks: Sequence[TaskDefinition], max_tasks: int = MAX_TASKS, all_named
 def find_problems(
     tasks: Sequence[TaskDefinition], problems: Problems, max_tasks: int = MAX_TASKS, all_named: bool = True
 ) -> list[str]:
-    """Add what is wrong; notes about what may go wrong.
+    """Add all problems to `problems`; return notes about possible ones.
 
-    `all_named` False: some tasks have no readable id, so that a missing one may be there.
+    `all_named` False: some tasks have no readable id, so that a missing dependency may be one of them.
     """
     wrong = [(task, text) for task in tasks if task.array is not None and (text := array_problem(task))]
     if wrong:
@@ -129,7 +130,7 @@ def find_problems(
 
 
 def _check_element_names(tasks: Sequence[TaskDefinition], problems: Problems) -> None:
-    """No task is called like an element of an array."""
+    """Check that no task has the id of an array's element."""
     indices = {task.id: indices_of(task.array) for task in tasks if task.array is not None}
     for task in tasks if indices else ():
         array, bracket, index = task.id.removesuffix("]").rpartition("[")
@@ -139,7 +140,7 @@ def _check_element_names(tasks: Sequence[TaskDefinition], problems: Problems) ->
 
 
 def _check_each(tasks: Sequence[TaskDefinition], problems: Problems) -> None:
-    """Dependencies element by element are between arrays, and on elements that exist."""
+    """Check that element-by-element dependencies connect arrays, and that the elements exist."""
     indices = {task.id: indices_of(task.array) for task in tasks if task.array is not None}
     for task in tasks:
         for dependency in task.dependencies if indices or task.dependencies else ():
@@ -155,12 +156,12 @@ def _check_each(tasks: Sequence[TaskDefinition], problems: Problems) -> None:
 
 
 def size_problem(count: int, max_tasks: int) -> str:
-    """The sentence for a list that is too large."""
+    """Return the message for a list that is too large."""
     return f"{count:,} tasks; at most {max_tasks:,} are taken at once (MAX_TASKS_PER_PUSH)"
 
 
 def _check_task(task: TaskDefinition, say: Say) -> None:
-    """What is wrong with one task on its own."""
+    """Check one task on its own."""
     _check_id(task.id, say)
     characters = sum(map(len, task.commands))
     _check_commands(task.commands, characters, say)
@@ -252,7 +253,7 @@ def _check_files(task: TaskDefinition, say: Say) -> None:
 
 
 def _check_outputs(task: TaskDefinition, say: Say) -> None:
-    """Where whole outputs go."""
+    """Check the paths of whole outputs."""
     if task.init:
         say("stdout", "the output of an init task is not kept as a file")
     if task.stderr == MERGED and not task.stdout:
@@ -281,7 +282,7 @@ def _check_resources(resources: dict[str, float], say: Say) -> None:
 
 @functools.lru_cache(maxsize=1_000)
 def _spoiled(name: str) -> bool:
-    """Whether a resource can't have this name: it is short, there are few, and many tasks name them."""
+    """Whether this name of a resource is invalid. Cached: names are short, few, and used by many tasks."""
     return bool(_CONTROL.search(name) or text_problem(name, ""))
 
 
@@ -360,7 +361,7 @@ def _check_call(task: TaskDefinition, call: Call, say: Say) -> None:
 def _check_shell(shell: str, say: Say) -> None:
     try:
         is_command = bool(shlex.split(shell)) and len(shell) <= MAX_SHELL_CHARS
-    except ValueError:  # an open quote
+    except ValueError:  # an unclosed quote
         is_command = False
     if not is_command or text_problem(shell, "") or _CONTROL.search(shell):
         say("shell", f"{shown(shell)!r} is not a shell and its options, such as 'bash -euo pipefail'")
@@ -387,7 +388,8 @@ def _check_env(env: dict[str, str], say: Say) -> None:
 
 
 def _has_many_parts(task: TaskDefinition) -> bool:
-    """Whether its JSON might exceed the limit though its commands are short: seldom, so it is seldom encoded."""
+    """Whether its JSON might exceed the limit although its commands are short. Rarely true, so few tasks are
+    encoded."""
     return len(task.dependencies) + len(task.requirements) + len(task.results) + len(task.labels) + len(task.env) > 20
 
 
@@ -395,6 +397,6 @@ def _check_size(task: TaskDefinition, say: Say) -> None:
     try:
         size = len(definition_json(task))
     except UnicodeEncodeError:
-        return  # Named already, with its field.
+        return  # Reported already, with its field.
     if size > MAX_DEFINITION_BYTES:
         say("", f"{size:,} bytes as JSON; at most {MAX_DEFINITION_BYTES:,} are allowed")

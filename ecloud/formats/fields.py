@@ -1,6 +1,7 @@
-"""The fields of one task as users write them -> values of `TaskDefinition`. Owns names, earlier names and kinds.
+"""Convert the fields of one task from users' JSON to values of `TaskDefinition`. Defines names, earlier names and
+kinds.
 
-Limits and what tasks mean to each other are the check's.
+`checking` has the limits and the rules between tasks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ EARLIER_NAMES = {
     "depends_on": "dependencies",
     "requires": "requirements",
 }
-"""Field names of the tool this one replaces."""
+"""Field names of the tool that ECLOUD replaces."""
 _KNOWN = (*FIELDS, "array")
 _FIELD_OF = {**{name: name for name in FIELDS}, **EARLIER_NAMES}
 _CONDITIONS = {condition.value: condition for condition in Condition}
@@ -40,24 +41,24 @@ _KNOWN_CAUSES = "known causes are " + ", ".join(_CAUSES)
 
 
 class WrongKind(Exception):
-    """A value that is not of its field's kind; the text is the problem."""
+    """A value of the wrong kind for its field; the text is the problem."""
 
 
 class FieldReader:
-    """Reads objects as tasks. What is wrong goes to `problems` with its place, and the field is left out."""
+    """Reads objects as tasks. Adds each error to `problems` with its place, and leaves the field out."""
 
     def __init__(self, problems: Problems) -> None:
         self._problems = problems
         self._unknown: dict[str, str] = {}
 
     def read(self, item: dict[str, Any], where: str) -> tuple[dict[str, Any], set[str]]:
-        """Values by field, and the fields that were named (well or badly)."""
+        """Return values by field, and the fields that the user gave (valid or not)."""
         values: dict[str, Any] = {}
         named: set[str] = set()
         for key, given in item.items():
             field = _FIELD_OF.get(key)
             if key == "array":
-                continue  # It tells how many tasks this one is: the list's reader expands it.
+                continue  # The list's reader expands the array.
             if field is None:
                 self._problems.add(where, shown(key), self._unknown_field(key))
             elif field in named:
@@ -82,7 +83,7 @@ class FieldReader:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Describe the kind of a JSON value."""
     if value is True or value is False:
         return "true or false"
     names = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
@@ -90,14 +91,14 @@ def kind_of(value: Any) -> str:
 
 
 def read_id(value: Any) -> str:
-    """An id; a whole number is one too. Raises `WrongKind`."""
+    """Read an id; a whole number is also valid. Raises `WrongKind`."""
     if type(value) is int:
         return str(value)
     return _text(value)
 
 
 def read_results(value: Any) -> tuple[Result, ...]:
-    """Results as a task lists them. Raises `WrongKind`."""
+    """Read results as a task lists them. Raises `WrongKind`."""
     return _results(value)
 
 
@@ -203,7 +204,7 @@ def _results(value: Any) -> tuple[Result, ...]:
 
 def _resources(value: Any) -> dict[str, float]:
     amounts = {name: _number(amount) for name, amount in _object(value, "amounts by name").items()}
-    # To ask for none of something is to not ask for it; no CPU at all is for the check to refuse.
+    # An amount of 0 is the same as no entry, but the check must refuse 0 CPUs.
     return {name: amount for name, amount in amounts.items() if amount != 0 or name == "cpus"}
 
 

@@ -1,4 +1,4 @@
-"""What a task list comes to: tasks, or problems. Owns no rules."""
+"""Results of reading a task list: tasks, or problems. Defines no rules."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from datastore import problem
 from ecloud.model.tasks import TaskDefinition
 
 MAX_PROBLEMS = 1_000
-"""Listed; the rest is counted: nobody reads more, and a wrong generator makes millions."""
+"""Problems to list; the rest is counted, since a faulty generator makes millions."""
 MAX_EQUAL = 3
-"""Tasks with the same problem that are listed one by one; of more, these are named and all are counted."""
+"""Tasks with the same problem to list individually; if there are more, these are named and all are counted."""
 MAX_SHOWN_CHARS = 60
-"""Of a name inside a message."""
+"""Maximum length of a name in a message."""
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong: `where` (a task, a line), its `field`, and a sentence."""
+    """One problem: `where` (a task, a line), its `field`, and a sentence."""
 
     where: str
     field: str
@@ -28,7 +28,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Problems:
-    """Collects problems. Equal ones at many places become one with their number.
+    """Collects problems. Equal problems at many places become one, with their number.
 
     Keeps the first `MAX_PROBLEMS` different ones and counts the others in `more`.
     """
@@ -38,7 +38,7 @@ class Problems:
         self.more = 0
 
     def add(self, where: str, field: str, text: str) -> None:
-        """One more."""
+        """Add a problem."""
         group = self._groups.get((field, text))
         if group is not None:
             group.add(where)
@@ -49,17 +49,17 @@ class Problems:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is wrong so far."""
+        """Whether no problem was found so far."""
         return not self._groups
 
     @property
     def kept(self) -> list[Problem]:
-        """All that are listed, in the order in which they were found."""
+        """All listed problems, in the order in which they were found."""
         return [Problem(where, field, text) for (field, text), group in self._groups.items() for where in group.places]
 
     @property
     def lines(self) -> list[str]:
-        """One line for each; the last line counts those that are not listed."""
+        """One line for each problem; the last line counts those that are not listed."""
         return lines_of(self.kept, self.more)
 
 
@@ -71,14 +71,14 @@ class _Group:
         self._count = 1
 
     def add(self, where: str) -> None:
-        """One more place."""
+        """Add a place."""
         self._count += 1
         if self._count <= MAX_EQUAL:
             self._first.append(where)
 
     @property
     def places(self) -> list[str]:
-        """Each on its own, or, where there are many, one text for all of them."""
+        """Each place individually, or, if there are many, one text for all of them."""
         if self._count <= MAX_EQUAL:
             return self._first
         names = [where.removeprefix("task ") for where in self._first]
@@ -87,7 +87,7 @@ class _Group:
 
 
 class TaskListWrong(problem.Problem):
-    """Nothing of the list is used. `problems`: what is wrong, the first 1,000; `more`: how many there are besides."""
+    """The whole list is refused. `problems`: the first 1,000; `more`: number of further problems."""
 
     def __init__(self, problems: list[Problem], more: int = 0) -> None:
         super().__init__([str(problem) for problem in problems[:3]])
@@ -101,11 +101,11 @@ class TaskListWrong(problem.Problem):
 
 
 class TaskList(msgspec.Struct, frozen=True):
-    """A list that was read: its name, its tasks in order, and remarks for the user.
+    """A task list after reading: its name, its tasks in order, and notes for the user.
 
     `initial_inputs`: of WfFormat, the files that no task makes: (path below the datastore's root, recorded bytes).
-    `uploads`: files, by their path below the working directory, that are sent to the datastore before the tasks.
-    `all_named`: False where a task has no readable id and is left out.
+    `uploads`: files, by their path below the working directory, to send to the datastore before the tasks. `all_named`:
+    False if a task without a readable id is left out.
     """
 
     name: str
@@ -117,14 +117,14 @@ class TaskList(msgspec.Struct, frozen=True):
 
 
 def lines_of(problems: list[Problem], more: int) -> list[str]:
-    """One line each, at most `MAX_PROBLEMS`, then "and N more"."""
+    """Return one line for each problem, at most `MAX_PROBLEMS`, then "and N more"."""
     more += max(0, len(problems) - MAX_PROBLEMS)
     lines = [str(problem) for problem in problems[:MAX_PROBLEMS]]
     return [*lines, f"and {more:,} more"] if more else lines
 
 
 def shown(name: str) -> str:
-    """A name as it may be printed: short, control characters visible."""
+    """Shorten a name and escape its control characters, for messages."""
     text = name[: MAX_SHOWN_CHARS + 1]
     if not text.isprintable():
         text = repr(text)[1:-1]

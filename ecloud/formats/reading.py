@@ -1,6 +1,6 @@
-"""Files as users write them -> checked definitions: our own format, its earlier field names, WfFormat, sweeps.
+"""Read users' files and return checked definitions: ECLOUD's own format, its earlier field names, WfFormat, sweeps.
 
-Every problem is listed, with its place. Owns the document; fields, rules and the other formats have files of their own.
+Lists every problem with its place. Reads the document; other modules read the fields, the rules and the other formats.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from ecloud.formats.wfformat import is_wfformat, read_wfformat
 from ecloud.model.tasks import MAX_ID_CHARS, Condition, Dependency, Entry, TaskDefinition
 
 KEYS = ("name", "defaults", "merged", "tasks")
-"""Of a document that is an object."""
+"""Keys of a document that is an object."""
 FORMATS = ("auto", "tasks", "wfformat", "sweep")
-"""What `--format` names."""
+"""Values of `--format`."""
 ASK_ABOVE = 1_000_000
-"""Combinations of a sweep that are confirmed first."""
+"""Number of combinations of a sweep above which the user must confirm."""
 MAX_SCALE = 1e9
-"""Of recorded sizes and run-times: their products stay numbers that a shell can be told."""
+"""Maximum factor for recorded sizes and run-times, so that a shell can use the products."""
 
 
 class ReadOptions(msgspec.Struct, frozen=True):
-    """How a list is read.
+    """Options for reading a list.
 
     `format`: one of `FORMATS`. `scale`: for WfFormat, sleep for the recorded run-times times `scale` and write files of
-    the recorded sizes times `scale`. `create_ids`: tasks without an id get one from their position.
-    `infer_dependencies`: a task that requires what another one produces waits for it. `run`: the run's name, whatever
-    the file says. `program`, `samples`: of a sweep, instead of the file's. `output`: a datastore directory for the
-    whole outputs of all tasks that name none. `confirmed`: more than `ASK_ABOVE` combinations are wanted.
-    `plain_arrays`: large arrays become plain tasks, too, as where it is asked which results of each exist.
+    the recorded sizes times `scale`. `create_ids`: make ids from positions for tasks without one. `infer_dependencies`:
+    let a task that requires a result of another task wait for that task. `run`: the run's name, overrides that of the
+    file. `program`, `samples`: of a sweep, override those of the file. `output`: a datastore directory for the whole
+    outputs of all tasks that name none. `confirmed`: accept more than `ASK_ABOVE` combinations. `plain_arrays`: also
+    expand large arrays to plain tasks, for example to check which results of each exist.
     """
 
     format: str = "auto"
@@ -57,7 +57,7 @@ class ReadOptions(msgspec.Struct, frozen=True):
 
     @property
     def whole_above(self) -> int:
-        """Arrays with more elements stay one definition."""
+        """Number of elements above which an array stays one definition."""
         return MAX_ELEMENTS if self.plain_arrays else MAX_DIRECT
 
 
@@ -65,7 +65,7 @@ DEFAULTS = ReadOptions()
 
 
 class TooManyCombinations(TaskListWrong):
-    """A sweep that should be confirmed first: it has `count` combinations."""
+    """A sweep of `count` combinations, which the user must confirm."""
 
     def __init__(self, count: int) -> None:
         super().__init__([Problem("", "", f"{count:,} combinations: confirm with --yes")])
@@ -73,9 +73,9 @@ class TooManyCombinations(TaskListWrong):
 
 
 def read_task_list(data: bytes, name: str, options: ReadOptions = DEFAULTS, max_tasks: int = MAX_TASKS) -> TaskList:
-    """The tasks in `data`, checked. `name`: the run's, where neither options nor the file give one.
+    """Read and check the tasks in `data`. `name`: the run's name if neither options nor the file give one.
 
-    Raises `TaskListWrong`; `TooManyCombinations` where a sweep should be confirmed.
+    Raises `TaskListWrong`; `TooManyCombinations` if the user must confirm a sweep.
     """
     scale = options.scale
     if scale is not None and not (math.isfinite(scale) and 0 <= scale <= MAX_SCALE):
@@ -88,7 +88,7 @@ def read_task_list(data: bytes, name: str, options: ReadOptions = DEFAULTS, max_
 
 
 def checked(read: TaskList, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
-    """A list after the check of all its tasks, which adds to `problems`. Raises `TaskListWrong`."""
+    """Check all tasks of a list and return it; adds to `problems`. Raises `TaskListWrong`."""
     if options.output:
         read = msgspec.structs.replace(read, tasks=with_outputs(read.tasks, options.output))
     if options.infer_dependencies:
@@ -100,7 +100,7 @@ def checked(read: TaskList, options: ReadOptions, max_tasks: int, problems: Prob
 
 
 def _read_any(text: str, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
-    """By the format that was named, else by what the content is."""
+    """Read by the given format, else detect the format from the content."""
     if options.format == "sweep" or (options.format == "auto" and not text.lstrip().startswith(("[", "{"))):
         return _read_yaml(text, name, options, max_tasks, problems)
     document = _parse(text)
@@ -123,7 +123,7 @@ def _read_list(document: Any, name: str, options: ReadOptions, max_tasks: int, p
 
 
 def _read_yaml(text: str, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
-    """A sweep; or a task list that is written in YAML."""
+    """Read a sweep, or a task list written in YAML."""
     node = compose(text)
     if not is_sweep(node):
         if node.id == "scalar":
@@ -144,7 +144,7 @@ def _read_yaml(text: str, name: str, options: ReadOptions, max_tasks: int, probl
 
 
 def with_outputs(tasks: list[TaskDefinition], directory: str) -> list[TaskDefinition]:
-    """The tasks, each of which keeps its whole outputs below a datastore directory, unless it says where."""
+    """Let each task keep its whole outputs below a datastore directory, unless the task names paths."""
     top = normalised(directory.replace("%", "%%"))
     both = {"stdout": f"{top}/%t.%a.out", "stderr": f"{top}/%t.%a.err"}
     return [
@@ -156,7 +156,7 @@ def with_outputs(tasks: list[TaskDefinition], directory: str) -> list[TaskDefini
 
 
 def with_inferred_dependencies(read: TaskList) -> TaskList:
-    """The list in which each task waits for those that produce what it requires; a note names what was added."""
+    """Let each task wait for the tasks that produce its requirements; a note names the added dependencies."""
     added: dict[int, dict[int, None]] = {}
     for user, maker, _ in missing_dependencies(read.tasks):
         if not read.tasks[user].init:
@@ -185,7 +185,7 @@ def _text_of(data: bytes) -> str:
 
 
 def _parse(text: str) -> Any:
-    """The JSON value. Raises `TaskListWrong` with the one reason why it is none."""
+    """Parse JSON. Raises `TaskListWrong` with the first error."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -213,7 +213,7 @@ def _refuse_constant(text: str) -> Any:
 
 
 def _read_own(document: Any, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
-    """Our own format: a list, or {"name", "defaults", "tasks"}."""
+    """Read ECLOUD's own format: a list, or {"name", "defaults", "tasks"}."""
     reader = FieldReader(problems)
     defaults: dict[str, Any] = {}
     merged: list[str] = []
@@ -251,7 +251,7 @@ def _read_own(document: Any, name: str, options: ReadOptions, max_tasks: int, pr
 
 
 def _entries(value: Any, task: TaskDefinition, problems: Problems) -> list[Entry]:
-    """The elements of an array task; one to continue with where something is wrong."""
+    """Return the elements of an array task; a single element if they are invalid, to find further problems."""
     try:
         if task.init:
             raise ArrayWrong("an init task is no array: it runs once in each worker process")
@@ -262,7 +262,7 @@ def _entries(value: Any, task: TaskDefinition, problems: Problems) -> list[Entry
 
 
 def _merged(value: Any, problems: Problems) -> list[str]:
-    """Directories whose files are put together from results of several tasks."""
+    """Return the directories that combine result files of several tasks."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         problems.add("", "merged", "expected a list of datastore paths of directories")
         return []
@@ -320,9 +320,9 @@ def _defaults(defaults: Any, reader: FieldReader, problems: Problems) -> dict[st
 def _read_task(
     item: Any, index: int, defaults: dict[str, Any], used: set[str] | None, reader: FieldReader, problems: Problems
 ) -> TaskDefinition | None:
-    """One task; what was wrong in it is named and left out. None where not even its id can be told.
+    """Read one task; invalid fields are reported and left out. Returns None if the id is unreadable.
 
-    `used`: the ids in the list, where missing ones are to be made.
+    `used`: the ids in the list, if missing ids are to be made.
     """
     if not isinstance(item, dict):
         problems.add(f"task number {index}", "", f"expected an object, not {kind_of(item)}")
@@ -340,7 +340,7 @@ def _read_task(
     if "commands" not in named and "commands" not in values and not values.get("init"):
         problems.add(where, "commands", "missing")
     if "results" in named and "results" not in values:
-        values.pop("overwrite_result", None)  # Else the missing results would be a second problem.
+        values.pop("overwrite_result", None)  # Otherwise the missing results would be reported as a second problem.
     return TaskDefinition(**values) if "id" in values else None
 
 
@@ -366,7 +366,7 @@ def _free_id(index: int, used: set[str]) -> str:
 def _without_init_dependencies(
     tasks: list[TaskDefinition], problems: Problems
 ) -> tuple[list[TaskDefinition], tuple[str, ...]]:
-    """Dependencies on init tasks left out, and a note on it: an init task runs first anyway, in each worker process."""
+    """Drop dependencies on init tasks, with a note: init tasks run first in each worker process in any case."""
     inits = {task.id for task in tasks if task.init}
     found = []
     names = []

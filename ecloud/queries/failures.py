@@ -50,7 +50,7 @@ class FailureGroups(msgspec.Struct, frozen=True):
 
 
 def signature(text: str) -> str:
-    """The last line of `text` that says something, without what differs from task to task.
+    """Return the last non-empty line of `text` without the parts that differ between tasks.
 
     >>> signature("Traceback\\nKeyError: 'a17' at line 12\\n\\n")
     'KeyError: … at line #'

@@ -1,2 +1,2 @@
-"""The monitor: web pages and metrics, in a process of its own. Reads through `ecloud.queries`, asks through
-`ecloud.client`."""
+"""The monitor: web pages and metrics, in a separate process. Reads through `ecloud.queries`, sends requests to the boss
+through `ecloud.client`."""

@@ -1,4 +1,5 @@
-"""What a viewer may change: each action says first what it would do, then asks the boss, in a person's name."""
+"""Actions of viewers that change the cluster: the page first describes the effect, then sends the request to the boss
+in the viewer's name."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ MOST_WORKERS = 1_000
 
 
 class Action(msgspec.Struct, frozen=True):
-    """`text`: what it would do, with `{what}`; `button`: its name; `about`: tasks, workers or pools."""
+    """`text`: description of the effect, with `{what}`; `button`: its label; `about`: tasks, workers or pools."""
 
     text: str
     button: str
@@ -48,7 +49,7 @@ ACTIONS = {
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What an address or a form names."""
+    """Parameters of the action, from a URL or a form."""
 
     verb: str = ""
     run: str = ""
@@ -58,14 +59,14 @@ class Wanted(msgspec.Struct, frozen=True):
 
     @property
     def action(self) -> Action | None:
-        """What would be done; None where nothing this monitor knows is named."""
+        """The requested action; None if this monitor does not know it or its target is missing."""
         found = ACTIONS.get(self.verb)
         named = {"tasks": self.run, "workers": self.id, "pools": self.pool}
         return found if found is not None and named[found.about] else None
 
     @property
     def back(self) -> str:
-        """The page that the action is about."""
+        """The page to return to."""
         if not self.run:
             return "/machines"
         if self.id:
@@ -74,7 +75,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 class Actions:
-    """Confirmation pages and the forms that follow them."""
+    """Confirmation pages and the forms on them."""
 
     def __init__(
         self, rendering: Rendering, boss: Callable[[], AbstractContextManager[Client]], secret: Secret
@@ -84,7 +85,7 @@ class Actions:
         self._secret = secret
 
     async def confirm(self, request: Request) -> Response:
-        """What the action would do."""
+        """Show what the action would do."""
         wanted = _wanted(request.query_params)
         action = wanted.action
         if action is None:
@@ -105,7 +106,7 @@ class Actions:
         return self._rendering.alone(request, "confirm.html", "Confirm", values)
 
     def _what(self, wanted: Wanted, action: Action) -> str:
-        """The things that the action is about, in words. Raises `Problem`."""
+        """Describe the targets of the action. Raises `Problem`."""
         if action.about != "tasks":
             return wanted.id or wanted.pool
         if wanted.group:
@@ -121,7 +122,7 @@ class Actions:
         return f"{counted(count, 'task')} of run {wanted.run}"
 
     async def do(self, request: Request) -> Response:
-        """Carry it out."""
+        """Carry out the action."""
         form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=10)
         fields = {name: values[0] for name, values in form.items()}
         if not hmac.compare_digest(fields.get("csrf", "").encode(), self._secret.csrf.encode()):

@@ -1,4 +1,4 @@
-"""One answer per second serves all viewers: each question to the database is asked once, and its answer kept."""
+"""Cached answers for all viewers: each question goes to the database at most once per second."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import TypeVar, cast
 import msgspec
 
 KEPT_S = 1.0
-"""How old an answer may be."""
+"""Maximum age of an answer."""
 SLOW_FACTOR = 12.0
-"""A question that took long is asked again after this many times as long: one viewer or fifty cost the database at most
-a twelfth of a core."""
+"""A slow question is repeated only after this many times its duration: one viewer or fifty use at most a twelfth of a
+database core."""
 LATE_S = 3.0
-"""For so long after that an old answer is still shown, while the next one is being found."""
+"""For this long after that, an old answer is still shown while the next one is computed."""
 MOST_ANSWERS = 256
 REFRESHERS = 4
 
@@ -31,7 +31,7 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class Answers:
-    """Recent answers by question. For use from several threads."""
+    """Recent answers by question. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,9 +43,9 @@ class Answers:
     def ask(
         self, question: object, find: Callable[[], Answer], is_whole: Callable[[Answer], bool] = lambda answer: True
     ) -> Answer:
-        """What `find` gives, now or lately. A viewer who looks once a second never waits for it: the answer of a second
-        ago is shown while the next one is found. One that is not whole yet is not kept longer than a second. Raises
-        what `find` raises."""
+        """Return a recent or new result of `find`. A viewer who reloads once a second does not wait: the page shows the
+        previous answer while the next one is computed. An incomplete answer (`is_whole`) is kept for at most one
+        second. Raises what `find` raises."""
         now = time.monotonic()
         with self._lock:
             known = self._known.get(question)
@@ -64,14 +64,14 @@ class Answers:
         return cast(Answer, known.answer)
 
     def forget(self) -> None:
-        """Something was changed: what is known may be wrong."""
+        """Drop all answers, since a change may have made them wrong."""
         with self._lock:
             self._known.clear()
 
     def _refresh(self, question: object, find: Callable[[], Answer], is_whole: Callable[[Answer], bool]) -> None:
         try:
             self._find(question, find, is_whole)
-        except Exception:  # whoever asks next finds it out, and is told
+        except Exception:  # the next call of ask() repeats the question and raises the error
             with self._lock:
                 self._known.pop(question, None)
         finally:

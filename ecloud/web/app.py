@@ -33,9 +33,9 @@ STREAMS = ("stdout", "stderr")
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """Where the monitor gets what it shows. Each is called when it is first needed, and may raise what its part
-    raises. `boss`: a conversation; takes a watchdog that may raise. `secret`: the cluster's, to follow outputs. `look`:
-    what the doctor finds. `sweep`: a module's function, for the table of a run."""
+    """Data sources of the monitor. Each is called when first needed, and may raise errors of its part. `boss`: a
+    connection to the boss; takes a watchdog that may raise. `secret`: the cluster's, to follow outputs. `look`: runs
+    the doctor's checks. `sweep`: a module-level function that returns a run's table."""
 
     engine: Callable[[], Engine]
     boss: Callable[[Callable[[], None] | None], AbstractContextManager[Client]]
@@ -55,8 +55,8 @@ def make_app(
     read_only: bool = False,
     password: str = "",
 ) -> ASGIApp:
-    """The application. `hosts`: the `Host` headers that are answered, with ports. `password`: what browsers are asked
-    for; empty: they need the token."""
+    """Make the application. `hosts`: accepted `Host` headers, with ports. `password`: the password that browsers must
+    enter; if empty, they need the token."""
     rendering = Rendering(parts.engine, cluster, None if read_only else secret.csrf)
     health = Health(parts.look)
     pages = Pages(rendering, health, pools, parts.sweep)

@@ -1,6 +1,6 @@
-"""Pictures as SVG text, made on the server: bars, lanes, curves. Pure; colours come from the style sheet by class.
+"""Charts as SVG text, made on the server: bars, lanes, curves. Pure; the style sheet sets colours by class.
 
-Pictures are stretched to the page's width, so they hold no text: words and numbers stand beside them.
+Charts are stretched to the page's width, so they contain no text: the page shows labels and numbers beside them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from markupsafe import Markup, escape
 from ecloud.queries.timeline import BUCKETS, Lane, Timeline
 
 ORDER = ("succeeded", "running", "ready", "waiting", "failed", "aborted", "cancelled")
-"""States in a bar, from the left."""
+"""States in a bar, from left to right."""
 LANE_PX = 7
 FEW_LANES, FEW_LANES_PX = 20, 14
 MOST_LANES_PX = 700
 MOST_PARTS = 4_500
-"""Parts of all lanes together: a page stays below 100 KB. Where there are more, neighbouring columns are one."""
+"""Maximum number of parts in all lanes together, for pages below 100 KB. Above it, neighbouring columns are merged."""
 MIN_SHARE = 0.004
-"""A part smaller than this is drawn as large: one failure of a million is seen."""
+"""Minimum share of a part in the bar, so that one failure of a million is visible."""
 SHADES = 4
 
 
 def bar(states: Mapping[str, int]) -> Markup:
-    """Tasks by state as one bar of 100 units; the words stand beside it, in the page."""
+    """Draw tasks by state as one bar of 100 units; the page shows the numbers beside it."""
     total = sum(states.values())
     if not total:
         return _svg("bar", 100, 4, "")
@@ -33,7 +33,7 @@ def bar(states: Mapping[str, int]) -> Markup:
 
 
 def parts_bar(parts: Mapping[str, float]) -> Markup:
-    """The parts of VM time as one bar, in the order of the ledger."""
+    """Draw the parts of VM time as one bar, in the order of the ledger."""
     return _bar({f"p-{name}": seconds for name, seconds in parts.items()}) if sum(parts.values()) > 0 else Markup("")
 
 
@@ -48,7 +48,8 @@ def _bar(amounts: Mapping[str, float]) -> Markup:
 
 
 def _svg(css: str, width: float, height: float, inside: str, shown_px: int | None = None, label: str = "") -> Markup:
-    """A stretched picture. Without a label it is decoration: the same is said in words."""
+    """Make a stretched picture. Without a label it is hidden from screen readers, since the page has the same as
+    text."""
     said = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
     size = "" if shown_px is None else f' height="{shown_px}"'
     return Markup(
@@ -60,7 +61,7 @@ def _svg(css: str, width: float, height: float, inside: str, shown_px: int | Non
 
 
 def lanes(timeline: Timeline) -> Markup:
-    """A lane for each worker: darker where more of a bucket was spent running; marked where attempts failed."""
+    """Draw a lane for each worker: darker if more of a bucket was spent running; marked if attempts failed."""
     if not timeline.lanes:
         return Markup("")
     height = LANE_PX * len(timeline.lanes)
@@ -82,7 +83,7 @@ Part = tuple[str, int, int]
 
 
 def _lane(worker: str, parts: Sequence[Part], y: int) -> str:
-    """One path for each shade: rectangles of one colour side by side."""
+    """Draw one path for each shade: rectangles of one colour side by side."""
     paths: dict[str, list[str]] = {}
     for css, first, length in parts:
         paths.setdefault(css, []).append(f"M{first} {y}h{length}v{LANE_PX - 1}h-{length}z")
@@ -92,7 +93,7 @@ def _lane(worker: str, parts: Sequence[Part], y: int) -> str:
 
 
 def _parts(lane: Lane, bucket_s: float, together: int) -> list[Part]:
-    """Neighbouring columns of one shade are one part; failures are drawn over them."""
+    """Merge neighbouring columns of one shade into one part; add failures, which are drawn on top."""
     cells = busy_shares(lane, bucket_s)
     found: list[tuple[int, int, int]] = []
     for first in range(0, BUCKETS, together):
@@ -109,7 +110,8 @@ def _parts(lane: Lane, bucket_s: float, together: int) -> list[Part]:
 
 
 def busy_shares(lane: Lane, bucket_s: float) -> list[float]:
-    """The share of each bucket that was spent running: what began in one bucket may last into those after it."""
+    """Return the share of each bucket that was spent running; attempts that began in one bucket may extend into later
+    ones."""
     cells = [0.0] * BUCKETS
     for bucket, (count, seconds, _) in lane.busy.items():
         if count and seconds / count > bucket_s:
@@ -124,7 +126,7 @@ def busy_shares(lane: Lane, bucket_s: float) -> list[float]:
 
 
 def steps(values: Sequence[float], css: str, label: str, height: int = 44) -> Markup:
-    """Numbers over time as an area of steps, as high as the largest of them."""
+    """Draw numbers over time as an area of steps, scaled to the largest of them."""
     most = max(values, default=0) or 1
     points = _outline([height * value / most for value in values], height)
     inside = f'<polygon class="{css}" points="0,{height} {points} {len(values)},{height}"/>'
@@ -132,7 +134,7 @@ def steps(values: Sequence[float], css: str, label: str, height: int = 44) -> Ma
 
 
 def _outline(heights: Sequence[float], base: float) -> str:
-    """The upper edge of steps; equal neighbours are one step."""
+    """Return the upper edge of the steps; equal neighbours become one step."""
     points: list[str] = []
     for at, height in enumerate(heights):
         if not at or height != heights[at - 1]:
@@ -143,7 +145,7 @@ def _outline(heights: Sequence[float], base: float) -> str:
 
 
 def stacked(parts: Mapping[str, Sequence[float]], label: str, height: int = 160) -> Markup:
-    """Several series on top of each other, the first at the bottom. Classes are `p-` and the name."""
+    """Draw several stacked series, the first at the bottom. Classes are `p-` and the name."""
     width = max(map(len, parts.values()), default=0)
     tops = [0.0] * width
     most = max((sum(column) for column in zip(*parts.values())), default=0.0) or 1.0

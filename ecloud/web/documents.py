@@ -1,4 +1,4 @@
-"""Pictures as files: the same SVG as on the pages, with its colours in it. Light, since it goes into documents."""
+"""Charts as SVG files: the same SVG as on the pages, with embedded colours. Light theme, for use in documents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ svg { background: #fff; font: 13px system-ui, sans-serif; } text { fill: #1f2328
 
 
 def timeline_file(run: str, times: Timeline, load: Load, begin: str, end: str) -> str:
-    """A run's time as one picture. `begin`, `end`: its times in words."""
+    """Draw a run's timeline and load as one picture. `begin`, `end`: formatted times."""
     rows: list[tuple[str, Sequence[float], str]] = [
         ("waiting", load.queued, "s-ready"),
         ("running", load.running, "s-running"),
@@ -53,7 +53,7 @@ def timeline_file(run: str, times: Timeline, load: Load, begin: str, end: str) -
 
 
 def graph_file(run: str, folded: Folded) -> str:
-    """A folded graph as one picture."""
+    """Draw a folded graph as one picture."""
     drawn = str(graph_charts.folded_graph(folded, run, lambda node: ""))
     size = re.search(r'width="(\d+)" height="(\d+)"', drawn)
     width, height = (int(size[1]), int(size[2])) if size else (400, 60)
@@ -61,7 +61,7 @@ def graph_file(run: str, folded: Folded) -> str:
 
 
 def _inside(svg: str, x: int, y: int, width: int, height: int) -> str:
-    """A picture as part of another one."""
+    """Embed a picture in another one."""
     head, _, rest = svg.partition(">")
     head = re.sub(r' height="\d+"', "", head).replace(
         "<svg", f'<svg x="{x}" y="{y}" width="{width}" height="{height}"', 1

@@ -1,4 +1,5 @@
-"""Graphs as SVG text: boxes in columns, curves between them. They hold text and are not stretched: wide ones scroll."""
+"""Graphs as SVG text: boxes in columns, curves between them. They contain text and are not stretched; wide ones
+scroll."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ GAP_X, GAP_Y = 56, 14
 MARGIN = 6
 TITLE_CHARS = 22
 MOST_EDGES = 400
-"""Edges that are drawn; the heaviest."""
+"""Maximum number of edges to draw; those with the largest weight are kept."""
 SIGNS = {
     "succeeded": "✓", "failed": "✗", "running": "▶", "ready": "○", "waiting": "…", "aborted": "⊘", "cancelled": "⊗",
 }  # fmt: skip
 
 
 class Box(msgspec.Struct, frozen=True):
-    """A box. `under`: its second line; `href`: empty for the one that the page is about."""
+    """A box. `under`: its second line; `href`: empty for the page's own task."""
 
     title: str
     under: str
@@ -36,7 +37,7 @@ class Box(msgspec.Struct, frozen=True):
 
 
 def boxes(found: Sequence[Box], edges: Sequence[tuple[int, int, int]], label: str) -> Markup:
-    """Boxes in their columns, and edges as (from, to, weight) between them. Each column is centred."""
+    """Draw boxes in their columns, and edges as (from, to, weight) between them. Each column is centred."""
     if not found:
         return Markup("")
     rows = Counter[int]()
@@ -62,7 +63,7 @@ def boxes(found: Sequence[Box], edges: Sequence[tuple[int, int, int]], label: st
 
 def _curve(start: tuple[float, float], end: tuple[float, float], weight: int, most: int) -> str:
     x0, y0, x1, y1 = start[0] + BOX_W, start[1] + BOX_H / 2, end[0], end[1] + BOX_H / 2
-    if end[0] <= start[0]:  # within a column: round the outside
+    if end[0] <= start[0]:  # within a column: curve outside the boxes
         x1 = end[0] + BOX_W
         bend = f"C{x0 + GAP_X * 0.7:.0f} {y0:.0f} {x1 + GAP_X * 0.7:.0f} {y1:.0f} {x1:.0f} {y1:.0f}"
     else:
@@ -101,7 +102,7 @@ def _state_bar(states: Mapping[str, int], x: float, y: float, width: float) -> s
 
 
 def folded_graph(folded: Folded, run: str, link: Callable[[FoldNode], str]) -> Markup:
-    """A run's graph. `link`: where a node leads."""
+    """Draw a run's graph. `link`: returns the URL of a node."""
     found = [
         Box(node.title, _under(node), node.states, node.column, node.row, link(node) if link(node) else "")
         for node in folded.nodes
@@ -121,7 +122,7 @@ def _under(node: FoldNode) -> str:
 
 
 def neighbours(near: Neighbourhood) -> Markup:
-    """A task in the middle, what it depends on to the left, what depends on it to the right."""
+    """Draw a task in the middle, its dependencies on the left, its dependents on the right."""
     first = min(one.step for one in near.tasks)
     rows: Counter[int] = Counter()
     places: dict[int, int] = {}

@@ -1,4 +1,5 @@
-"""What `doctor` says, for the overview and for metrics: looked at now and then, never waited for."""
+"""Findings of `doctor` for the overview and metrics: checked at intervals in the background; pages never wait for
+them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ LOOK_EVERY_S = 60.0
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line of the doctor. `remedy`: what to do; empty where all is well."""
+    """One line of the doctor. `remedy`: what to do; empty if the check passed."""
 
     part: str
     text: str
@@ -20,12 +21,12 @@ class Finding(msgspec.Struct, frozen=True):
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing need be done."""
+        """Whether no action is needed."""
         return not self.remedy
 
 
 class Health:
-    """The last findings. For use from several threads."""
+    """The last findings. Thread-safe."""
 
     def __init__(self, look: Callable[[], Iterable[Finding]]) -> None:
         self._look = look
@@ -36,8 +37,8 @@ class Health:
         self._looking = False
 
     def findings(self) -> tuple[tuple[Finding, ...], float | None]:
-        """What was found, and when (seconds since 1970); None before the first look has ended. Begins a look where the
-        last one is old."""
+        """Return the findings and their time (seconds since 1970); None before the first check has ended. Starts a new
+        check if the last one is old."""
         with self._lock:
             if not self._looking and time.monotonic() >= self._due:
                 self._looking = True
@@ -47,7 +48,7 @@ class Health:
     def _run(self) -> None:
         try:
             found = tuple(self._look())
-        except Exception as error:  # a fault of one look must not end the pages
+        except Exception as error:  # an error of one check must not stop the pages
             found = (Finding("doctor", f"the look at all parts failed: {error}", "python admin.py doctor"),)
         with self._lock:
             self._findings, self._looked_at = found, time.time()

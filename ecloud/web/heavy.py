@@ -1,7 +1,6 @@
-"""Questions that read a whole large run: answered in a helper process, one at a time, while pages are shown without
-them.
+"""Queries over a whole large run: a helper process runs them one at a time; meanwhile pages are shown without them.
 
-The helper has a lower priority, its own memory and its own connection; it ends with this process.
+The helper has a lower priority, and its own memory and connection; it ends with this process.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ecloud.db.database import make_engine
 from ecloud.web.answers import SLOW_FACTOR
 
 SHORT_WAIT_S = 0.05
-"""How long a page waits for an answer that it has never had."""
+"""How long a page waits for the first answer to a question."""
 KEPT_S = 2.0
 MOST_ANSWERS = 64
 NICE = 10
@@ -32,7 +31,7 @@ ANSWER_S = 600.0
 
 
 class Heavy:
-    """Recent answers by question. For use from several threads."""
+    """Recent answers by question. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,8 +42,8 @@ class Heavy:
     def ask(
         self, engine: Engine, function: Callable[..., Any], *arguments: object, wait_s: float = SHORT_WAIT_S
     ) -> Any:
-        """What `function(engine, *arguments)` gave lately; None where that is not known yet. `function` is one of a
-        module's. Raises what it raises."""
+        """Return a recent result of `function(engine, *arguments)`; None if it is not known yet. `function` must be at
+        module level. Raises what it raises."""
         question = (function.__module__, function.__qualname__, arguments)
         now = time.monotonic()
         with self._lock:
@@ -81,12 +80,12 @@ class Heavy:
                 self._pool = ProcessPoolExecutor(1, context, _begin)
             try:
                 return self._pool.submit(_answer, url, function, arguments)
-            except BrokenProcessPool:  # it was killed, perhaps for the memory it took
+            except BrokenProcessPool:  # the process was killed, perhaps by the out-of-memory killer
                 self._pool = None
         raise RuntimeError("the helper process of the monitor does not start")
 
     def _collect(self, question: object) -> None:
-        """Take an answer that has come. Raises what its question raised."""
+        """Store an answer that has arrived. Raises what its question raised."""
         began, future = self._coming.get(question, (0.0, None))
         if future is None or not future.done():
             return
@@ -108,7 +107,7 @@ _engines: dict[str, Engine] = {}
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the monitor, which ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the monitor, which ends the helper
     os.nice(NICE)
     parent = multiprocessing.parent_process()
 

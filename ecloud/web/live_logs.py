@@ -1,4 +1,4 @@
-"""The output of running tasks as it is written, by byte offset: one follower for each task, however many look at it."""
+"""Live output of running tasks by byte offset: one follower per task serves all viewers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from datastore.problem import Problem
 from ecloud.client.client import Client
 
 FORGOTTEN_S = 20.0
-"""A follower that nobody asked for so long ends."""
+"""A follower without a request for this long ends."""
 KEPT_BYTES = 512_000
-"""Of each stream; older output is in `admin.py logs`."""
+"""Bytes kept of each stream; `admin.py logs` has older output."""
 PIECE_BYTES = 64_000
 MOST_FOLLOWED = 16
 
 Boss = Callable[[Callable[[], None]], AbstractContextManager[Client]]
-"""A conversation with the boss; takes a watchdog that may raise."""
+"""Opens a connection to the boss; takes a watchdog that may raise."""
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """Output from `start` on; `next` is the offset to ask for then. `ended`: no more will come."""
+    """Output from `start` on; `next` is the offset of the next request. `ended`: no more output will come."""
 
     start: int
     next: int
@@ -33,7 +33,7 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class _Stream:
-    """Output that is kept: `data` begins at byte `first`; the worker has told all before its byte `told`."""
+    """Buffered output: `data` begins at byte `first`; the worker has sent everything before byte `told`."""
 
     def __init__(self, first: int) -> None:
         self.first = first
@@ -41,7 +41,7 @@ class _Stream:
         self.data = bytearray()
 
     def add(self, start: int, text: str) -> None:
-        """Text that stands `start` bytes after the stream's beginning."""
+        """Append text that begins `start` bytes after the stream's beginning."""
         if start > self.told:
             self.data += b"\n[some output was missed]\n"
         data = text.encode()
@@ -53,11 +53,11 @@ class _Stream:
 
 
 class _Forgotten(Problem):
-    """Nobody looks any more."""
+    """No viewer reads this output any longer."""
 
 
 class LiveLogs:
-    """Followers by (run, task). For use from several threads."""
+    """Followers by (run, task). Thread-safe."""
 
     def __init__(self, boss: Boss, secret: Callable[[], bytes]) -> None:
         self._boss = boss
@@ -66,8 +66,8 @@ class LiveLogs:
         self._followers: dict[tuple[str, str], Follower] = {}
 
     def read(self, run: str, task: str, stream: str, offset: int) -> Piece:
-        """What a stream has from byte `offset` on. Raises `Problem` where the boss can't be asked or too many tasks are
-        followed."""
+        """Return a stream's output from byte `offset` on. Raises `Problem` if the boss cannot be reached or too many
+        tasks are followed."""
         with self._lock:
             follower = self._followers.get((run, task))
             if follower is None or follower.is_over:
@@ -81,7 +81,7 @@ class LiveLogs:
 
 
 class Follower:
-    """Output of one task, collected by a thread for as long as somebody reads it."""
+    """Output of one task; a thread collects it while viewers read it."""
 
     def __init__(self, boss: Boss, secret: Callable[[], bytes], run: str, task: str) -> None:
         self._boss = boss
@@ -97,11 +97,11 @@ class Follower:
 
     @property
     def is_over(self) -> bool:
-        """Whether it may be replaced: it failed, or was forgotten."""
+        """Whether the follower may be replaced: it failed or ended without viewers."""
         return self._problem is not None
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start following."""
         threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
     def read(self, stream: str, offset: int) -> Piece:
@@ -112,12 +112,12 @@ class Follower:
                 raise self._problem
             kept = self._streams.get(stream) or _Stream(0)
             end = kept.first + len(kept.data)
-            start = max(kept.first, offset) if offset <= end else kept.first  # another attempt has printed less
+            start = max(kept.first, offset) if offset <= end else kept.first  # a new attempt has less output
             found = bytes(kept.data[start - kept.first : start - kept.first + PIECE_BYTES])
             return Piece(start, start + len(found), found, self._ended and start + len(found) == end)
 
     def take(self, number: int, stream: str, start: int, text: str) -> None:
-        """A piece of output of attempt `number`, `start` bytes after the stream's beginning."""
+        """Add output of attempt `number` that begins `start` bytes after the stream's beginning."""
         with self._lock:
             if number > self._number:
                 self._number, self._streams = number, {}

@@ -1,5 +1,5 @@
-"""`/metrics` for Prometheus: read from the database, from the boss's own numbers and from the doctor's last look. No
-label without a bound."""
+"""`/metrics` for Prometheus, from the database, the boss's own numbers and the doctor's last findings. Every label has
+a bounded number of values."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from ecloud.queries.views import Status
 from ecloud.web.health import Health
 
 POOLS_SHOWN = 50
-"""Pools with series of their own; settings have no more by far. The rest are one series."""
+"""Maximum number of pools with their own series; settings usually have far fewer. The rest share one series."""
 OTHER = "other"
 BOOT_S = (5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0)
 PARTS = ("broker", "database", "datastore", "cloud", "home")
-"""Parts of the doctor's look that have a series."""
+"""Parts of the doctor's checks that have a series."""
 NUMBERS_OLD_S = 60.0
-"""Numbers of the boss that are older are those of one that is gone."""
+"""Boss numbers older than this are ignored: that boss has ended."""
 
 
 def exposition(engine: Engine, health: Health | None = None, boss_numbers: Path | None = None) -> bytes:
-    """The text that Prometheus reads. Raises `DatabaseAway`."""
+    """Return the text that Prometheus reads. Raises `DatabaseAway`."""
     began = time.monotonic()
     now = status(engine)
     answer_s = time.monotonic() - began
@@ -58,7 +58,7 @@ def exposition(engine: Engine, health: Health | None = None, boss_numbers: Path 
 
 
 class _Once(Collector):
-    """Metrics that were read already, so that an error comes before the answer begins."""
+    """Metrics that were read in advance, so that errors occur before the response begins."""
 
     def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics
@@ -143,7 +143,7 @@ def _machines(engine: Engine, now: Status) -> Iterator[Metric]:
 
 
 def _boots(rows: Sequence[Any], shown: Sequence[str]) -> Metric:
-    """From the request of a VM to the first word of its worker."""
+    """Histogram of the time from the request of a VM to the first message of its worker."""
     family = HistogramMetricFamily("ecloud_vm_boot_seconds", "From asking for a VM to its worker", labels=("pool",))
     by_pool: dict[str, list[float]] = {}
     for pool, seconds in rows:
@@ -182,7 +182,7 @@ def _parts(health: Health) -> Iterator[Metric]:
 
 
 def _numbers(file: Path) -> Iterator[Metric]:
-    """What a boss on this machine counts. None where it is elsewhere, or gone."""
+    """Read the counters of a boss on this machine. Yields nothing if the boss is elsewhere or has ended."""
     try:
         numbers: Mapping[str, Any] = json.loads(file.read_text())
         is_old = time.time() - numbers["at"] > NUMBERS_OLD_S

@@ -1,5 +1,5 @@
-"""What each page asks. A handler reads through `ecloud.queries`, on a thread; what reads a whole large run is asked in
-the helper process (`heavy`), and the page is shown without it until it has come."""
+"""The queries of each page. A handler reads through `ecloud.queries` in a thread; the helper process (`heavy`) runs
+queries over a whole large run, and the page omits their results until they arrive."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ARRAYS_SHOWN = 50
 GONE_VMS_SHOWN = 50
 WORKERS_SHOWN = 200
 SMALL = 20_000
-"""Tasks of a run, attempts of a cluster, that are read while the page waits."""
+"""Maximum number of tasks (of a run) or attempts (of a cluster) that a handler reads while the page waits."""
 SWEEP_ROWS = 200
 PATH_ROWS = 40
 
@@ -49,8 +49,8 @@ Sweep = Callable[[str], SweepTable]
 
 
 class Pages:
-    """Handlers. `sweep` makes the table of a run's parameters and numbers; it is a function of a module, since the
-    helper process calls it. None: from the database alone."""
+    """Handlers. `sweep` makes the table of a run's parameters and numbers; it must be a module-level function, since
+    the helper process calls it. None: from the database alone."""
 
     def __init__(self, rendering: Rendering, health: Health, pools: Sequence[Pool], sweep: Sweep | None) -> None:
         self._rendering = rendering
@@ -60,18 +60,18 @@ class Pages:
         self._heavy = Heavy()
 
     def _ask(self, engine: Engine, tasks: int, function: Callable[..., Any], *arguments: object) -> Any:
-        """An answer, or None while it is being found. Raises what `function` raises."""
+        """Return the answer, or None while it is being computed. Raises what `function` raises."""
         if tasks <= SMALL:
             return function(engine, *arguments)
         return self._heavy.ask(engine, function, *arguments)
 
     async def overview(self, request: Request) -> Response:
-        """Everything on one screen."""
+        """Overview of the cluster on one screen."""
 
         def find(engine: Engine) -> dict[str, Any]:
             now = queries.status(engine)
             findings, looked_at = self._health.findings()
-            shown = {*now.troubles, *now.cloud_troubles}  # on the cards of workers and VMs
+            shown = {*now.troubles, *now.cloud_troubles}  # shown on the cards of workers and VMs
             wrong = [one for one in findings if not one.is_ok and one.text not in shown]
             return {
                 "now": now,
@@ -85,7 +85,7 @@ class Pages:
         return await self._rendering.show(request, "overview.html", find)
 
     async def run(self, request: Request) -> Response:
-        """One run: counts, failures in groups, its time, its graph, its critical path."""
+        """One run: counts, groups of failures, timeline, graph, critical path."""
         name = request.path_params["name"]
         zoom = _zoom(request)
 
@@ -119,7 +119,7 @@ class Pages:
         return await self._rendering.show(request, "run.html", find)
 
     async def tasks(self, request: Request) -> Response:
-        """A list of tasks, a page at a time."""
+        """A page of a list of tasks."""
         asked = request.query_params
         after = asked.get("after", "0")
         state = asked.get("state", "")
@@ -135,7 +135,7 @@ class Pages:
         return await self._rendering.show(request, "tasks.html", find)
 
     async def task(self, request: Request) -> Response:
-        """One task whole, and why it stands where it stands."""
+        """All details of one task, and the reason for its state."""
         name, run = request.query_params.get("id", ""), request.query_params.get("run", "")
 
         def find(engine: Engine) -> dict[str, Any]:
@@ -148,12 +148,12 @@ class Pages:
         return await self._rendering.show(request, "task.html", find)
 
     async def sweep(self, request: Request) -> Response:
-        """A sweep: parameters and numbers as a table and as pictures."""
+        """A sweep: parameters and numbers as a table and as charts."""
         name, asked = request.path_params["name"], request.query_params
 
         def find(engine: Engine) -> dict[str, Any]:
             run = queries.run_status(engine, name)
-            # The numbers may be in files of the datastore: the helper reads them.
+            # The numbers may be in datastore files; the helper reads them.
             table = self._heavy.ask(engine, _sweep_table, self._sweep, name)
             if table is None:
                 return {"run": run, "table": None, "pending": True}
@@ -185,14 +185,14 @@ class Pages:
         return await self._rendering.show(request, "machines.html", find)
 
     async def ledger(self, request: Request) -> Response:
-        """Where every VM-second went."""
+        """Use of every VM-second."""
         run = request.query_params.get("run", "")
 
         def find(engine: Engine) -> dict[str, Any]:
             now = queries.status(engine)
             tasks = sum(now.tasks.values())
             if run:
-                queries.run_status(engine, run)  # a name that is none is said at once
+                queries.run_status(engine, run)  # reports an unknown name immediately
             history = None if run else self._ask(engine, tasks, ledger_history)
             books = self._ask(engine, tasks, ledger_now, run)
             return {
@@ -207,7 +207,7 @@ class Pages:
 
 
 def _zoom(request: Request) -> Zoom:
-    """Which part of the graph is opened, as the address says."""
+    """Return the opened part of the graph, from the URL."""
     asked = request.query_params
 
     def level(name: str, otherwise: int) -> int:
@@ -219,7 +219,7 @@ def _zoom(request: Request) -> Zoom:
 
 
 def _opened(run: str, node: FoldNode) -> str:
-    """Where a node of the graph leads: to its task, or to its inside."""
+    """Return the URL of a graph node: its task, or its contents."""
     if node.task:
         return "/task?" + urlencode({"run": run, "id": node.task})
     zoom = {"kind": node.zoom.kind, "from": node.zoom.first, "to": node.zoom.last}
@@ -231,13 +231,13 @@ def _sweep_table(engine: Engine, sweep: Sweep | None, run: str) -> SweepTable:
 
 
 def _sweep_values(table: SweepTable, sort: str, asked: Any) -> dict[str, Any]:
-    """The table's first rows in the order that was asked for, and its pictures."""
+    """Return the table's first rows in the requested order, and its charts."""
     if sort.removeprefix("-") in table.columns or sort in table.columns:
         table = sorted_by(table, sort)
     known = table.parameters + table.metrics
     axes = [axis for name in known if (axis := sweep_charts.axis_of(table, name)) is not None]
     by_title = {axis.title: axis for axis in axes}
-    # A parameter that has one value tells nothing.
+    # A parameter with a single value is not informative.
     varied = [axis for axis in axes if len(axis.ticks) > 1]
     numbers = [axis for axis in varied if axis.title in table.metrics]
     x = by_title.get(asked.get("x", "")) or next((axis for axis in varied if axis.title in table.parameters), None)

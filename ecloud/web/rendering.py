@@ -1,4 +1,4 @@
-"""From values to pages: templates, how values are written, ETags. Knows no question."""
+"""Renders values as pages: templates, formats, ETags. Contains no queries."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ecloud.web import charts
 from ecloud.web.answers import Answers
 
 TAIL_CHARS = 20_000
-"""Of an output on a page; `admin.py logs` has the rest."""
+"""Maximum length of an output on a page; `admin.py logs` has the rest."""
 SIGNS = {
     "succeeded": "✓", "failed": "✗", "running": "▶", "ready": "○", "waiting": "…", "aborted": "⊘", "cancelled": "⊗",
     "leads": "✓", "away": "✗", "up": "✓", "draining": "↓", "lost": "✗", "gone": "–", "intended": "…", "booting": "…",
     "ending": "↓", "ok": "✓",
 }  # fmt: skip
-"""A state is told by shape and word, never by colour alone."""
+"""Signs of states: shape and text, never colour alone."""
 HTML = "text/html; charset=utf-8"
 
 
 class Rendering:
-    """Renders templates. `engine` opens the database (raises `DatabaseAway`); `csrf`: None where nothing may be
-    changed."""
+    """Renders templates. `engine` opens the database (raises `DatabaseAway`); `csrf`: None if the monitor is
+    read-only."""
 
     def __init__(self, engine: Callable[[], Engine], cluster: str, csrf: str | None) -> None:
         self._open = engine
@@ -60,13 +60,13 @@ class Rendering:
 
     @property
     def engine(self) -> Engine:
-        """The database, opened when it is first asked. Raises `DatabaseAway`."""
+        """The database, opened on first use. Raises `DatabaseAway`."""
         if self._engine is None:
             self._engine = self._open()
         return self._engine
 
     async def show(self, request: Request, template: str, find: Callable[[Engine], dict[str, Any]]) -> Response:
-        """A page, or with `X-Fragment` its main part alone; 304 where the viewer has it already."""
+        """Render a page, or with `X-Fragment` only its main part; 304 if the viewer already has it."""
         question = (template, str(request.url.query), tuple(sorted(request.path_params.items())))
 
         def render() -> tuple[int, str, bool]:
@@ -96,12 +96,12 @@ class Rendering:
     def alone(
         self, request: Request, template: str, title: str, values: Mapping[str, Any], code: int = 200
     ) -> Response:
-        """A page that is not refreshed and not kept."""
+        """Render a page that is neither refreshed nor cached."""
         main = self._main(template, request, {"title": title, **values})
         return Response(self._page(main, "", title), code, media_type=HTML)
 
     def message(self, request: Request, title: str, text: str, code: int) -> Response:
-        """A page that says one thing."""
+        """Render a page with one message."""
         return self.alone(request, "message.html", title, {"text": text}, code)
 
     def _main(self, template: str, request: Request, values: Mapping[str, Any]) -> str:
@@ -115,20 +115,20 @@ class Rendering:
 
 
 def sign(state: str) -> Markup:
-    """A state as shape and word."""
+    """Format a state as shape and text."""
     return Markup('<span class="state s-{}"><span aria-hidden="true">{}</span> {}</span>').format(
         state, SIGNS.get(state, "·"), state
     )
 
 
 def safe_text(text: str, lines: bool = True) -> str:
-    """Foreign text of which nothing acts on a terminal or hides; the template escapes it for HTML. Its end."""
+    """Remove control and invisible characters from foreign text and keep its end; the template escapes it for HTML."""
     shown = text[-TAIL_CHARS:]
     return ("…\n" if len(shown) < len(text) else "") + visible(shown, lines=lines)
 
 
 def at(seconds: float | None) -> Markup:
-    """A moment, for `monitor.js` to write in the viewer's zone; without scripts as UTC."""
+    """Format a time; `monitor.js` converts it to the viewer's time zone, without scripts it is UTC."""
     if seconds is None:
         return Markup("–")
     moment = datetime.fromtimestamp(seconds, timezone.utc)
@@ -138,12 +138,12 @@ def at(seconds: float | None) -> Markup:
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """1234567 as 1,234,567; nothing as a dash."""
+    """Format 1234567 as 1,234,567; None as a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def seconds(value: float | None) -> str:
-    """A short time as 12 ms, a longer one in words; nothing as a dash."""
+    """Format a short time as 12 ms, a longer one in words; None as a dash."""
     if value is None:
         return "–"
     return f"{value * 1000:.0f} ms" if 0 < value < 1 else duration(value)

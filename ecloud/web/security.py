@@ -1,8 +1,8 @@
-"""Who may see and change what: the guard before every page.
+"""Access control: the guard in front of every page.
 
-A browser proves itself once, by the token in the first address, and keeps a cookie that scripts and other sites cannot
-use. Each request must name a host that this monitor answers to, so that a foreign name that resolves to this machine
-(DNS rebinding) gets nothing. A change must come by POST from a page of this monitor, with the token of its form.
+A browser authenticates once, by the token in the first URL, and keeps a cookie that scripts and other sites cannot use.
+Each request must name a host that this monitor answers to, so that a foreign name that resolves to this machine (DNS
+rebinding) gets no data. A change must be a POST from a page of this monitor, with the token of its form.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "ecloud_monitor"
 MAX_BODY_BYTES = 64 * 1024
-"""Of a form. Every request that claims or sends more is refused."""
+"""Maximum size of a form. A request that declares or sends more is refused."""
 LOGIN = "/login"
 WRONG_S = 1.0
 OPEN = ("/static/",)
-"""Paths that need no cookie: they hold nothing of the cluster."""
+"""Paths that need no cookie: they contain no data of the cluster."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -36,7 +36,7 @@ HEADERS = {
 
 
 class Secret:
-    """The token of one monitor, and what is derived from it. Lives as long as the process."""
+    """The monitor's token, and values derived from it. Lives as long as the process."""
 
     def __init__(self, token: str = "") -> None:
         self.token = token or secrets.token_urlsafe(32)
@@ -46,22 +46,22 @@ class Secret:
 
     @property
     def cookie(self) -> str:
-        """What the cookie holds: not the token itself, which stands in a terminal's history."""
+        """Value of the cookie: not the token itself, which is visible in a terminal's history."""
         return self._derived("cookie")
 
     @property
     def csrf(self) -> str:
-        """What each form carries."""
+        """Token in each form."""
         return self._derived("csrf")
 
     def is_token(self, given: str) -> bool:
-        """Whether the token of an address is ours; takes the same time for any."""
+        """Whether the given token is correct; runs in constant time."""
         return hmac.compare_digest(given.encode(), self.token.encode())
 
 
 class Guard:
-    """ASGI middleware: host, cookie, origin, sizes; adds the security headers to every answer. `password`: where it is
-    set, browsers prove themselves with it instead of the token in an address."""
+    """ASGI middleware: checks host, cookie, origin and sizes; adds the security headers to every response. `password`:
+    if set, browsers authenticate with it instead of the token in a URL."""
 
     def __init__(
         self, app: ASGIApp, secret: Secret, hosts: frozenset[str], read_only: bool, password: str = ""
@@ -74,7 +74,7 @@ class Guard:
         self._trying = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -112,7 +112,7 @@ class Guard:
         return None
 
     async def _log_in(self, scope: Scope, receive: Receive) -> Response:
-        """One try at a time, and a wrong one takes a second: passwords can't be guessed in numbers."""
+        """Handle one login at a time; a wrong password takes a second, to prevent guessing."""
         form = parse_qs((await Request(scope, receive).body()).decode("utf-8", "replace"), max_num_fields=5)
         given = form.get("password", [""])[0]
         async with self._trying:
@@ -123,7 +123,7 @@ class Guard:
 
     def _welcome(self, scope: Scope, query: dict[str, list[str]]) -> Response:
         rest = urlencode(query, doseq=True)
-        # A path that begins with two slashes would lead to another host.
+        # A path that begins with two slashes would redirect to another host.
         answer = RedirectResponse("/" + scope["path"].lstrip("/\\") + (f"?{rest}" if rest else ""), 303)
         secure = scope["scheme"] == "https"
         answer.set_cookie(COOKIE, self._secret.cookie, httponly=True, samesite="strict", secure=secure, path="/")
@@ -153,7 +153,7 @@ class Guard:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """A body that is longer than its header says, or has no length, ends the request."""
+    """Limit the body: end the request if its body is longer than allowed, whatever its header declares."""
     left = MAX_BODY_BYTES
 
     async def receive_bounded() -> Message:

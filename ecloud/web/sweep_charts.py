@@ -1,4 +1,4 @@
-"""A sweep's numbers as SVG text: a scatter plot and parallel coordinates. Pure."""
+"""Charts of a sweep's numbers as SVG text: a scatter plot and parallel coordinates. Pure."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ LEFT, BOTTOM, TOP, RIGHT = 70, 34, 12, 14
 MOST_POINTS = 1_500
 MOST_LINES = 300
 MOST_SAID = 300
-"""Points that say which task they are."""
+"""Maximum number of points with the task's name."""
 MOST_AXES = 9
 LOG_FACTOR = 50.0
-"""An axis is logarithmic where its largest value is this many times the smallest."""
+"""An axis is logarithmic if its largest value is at least this many times the smallest."""
 MOST_NAMES = 30
-"""Different texts that have a place on an axis."""
+"""Maximum number of different texts on an axis."""
 
 
 class Axis(msgspec.Struct, frozen=True):
-    """Places of values between 0 and 1. `names`: of texts, in order; else numbers from `low` to `high`."""
+    """Positions of values between 0 and 1. `names`: texts, in order; else numbers from `low` to `high`."""
 
     title: str
     low: float
@@ -33,7 +33,7 @@ class Axis(msgspec.Struct, frozen=True):
     names: tuple[str, ...] = ()
 
     def place(self, cell: Cell) -> float | None:
-        """Where a value stands; None for one that has no place."""
+        """Return the position of a value; None if it has none."""
         if self.names:
             name = str(cell)
             return (self.names.index(name) + 0.5) / len(self.names) if name in self.names else None
@@ -45,7 +45,7 @@ class Axis(msgspec.Struct, frozen=True):
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """Some places and what stands there."""
+        """Return some positions and their labels."""
         if self.names:
             return [((at + 0.5) / len(self.names), name) for at, name in enumerate(self.names)][:MOST_NAMES]
         if self.high == self.low:
@@ -57,7 +57,8 @@ class Axis(msgspec.Struct, frozen=True):
 
 
 def axis_of(table: SweepTable, name: str) -> Axis | None:
-    """The axis of a column; None where no place could be told apart. Raises `Problem` for a name that is none."""
+    """Return the axis of a column; None if its values cannot be ordered on one. Raises `Problem` for an unknown
+    name."""
     at = table.column(name)
     cells = [row[at] for row in table.rows if row[at] is not None]
     numbers = [number for cell in cells if (number := as_float(cell)) is not None]
@@ -70,7 +71,7 @@ def axis_of(table: SweepTable, name: str) -> Axis | None:
 
 
 def scatter(table: SweepTable, x: Axis, y: Axis) -> Markup:
-    """One point for each task that has both values."""
+    """Draw one point for each task that has both values."""
     inner_w, inner_h = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     at_x, at_y = table.column(x.title), table.column(y.title)
     parts = []
@@ -96,7 +97,7 @@ def scatter(table: SweepTable, x: Axis, y: Axis) -> Markup:
 
 
 def parallel(axes: Sequence[Axis], table: SweepTable) -> Markup:
-    """One line for each task through its values; darker for a larger value of the last axis."""
+    """Draw one line for each task through its values; darker for a larger value of the last axis."""
     axes = axes[:MOST_AXES]
     if len(axes) < 2:
         return Markup("")
