@@ -1,1 +1,1 @@
-"""The actions behind `admin.py` and `push_tasks.py`, and how they print."""
+"""The actions of `admin.py` and `push_tasks.py`, and their output."""

@@ -1,6 +1,6 @@
-"""The group that all actions belong to, what each action takes, and the options that several share.
+"""The group of all actions, their arguments, and options that several actions share.
 
-An action parses and calls; what it needs is imported when it runs, so that `--help` answers at once.
+An action parses and calls; it imports its modules when it runs, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GROUPS = {
     "data": ("show_context", "drop_context", "set_datastore", "ls", "get", "put", "du"),
     "shell": ("completion",),
 }  # fmt: skip
-"""Actions as the help lists them; one that is not named here is listed under "more"."""
+"""Actions in the order of the help; others appear under "more"."""
 
 
 class Actions(click.Group):
@@ -68,7 +68,7 @@ Function = Callable[..., int | None]
 
 
 def action(function: Function) -> click.Command:
-    """An action of that name, which takes --json."""
+    """Register an action under the function's name, with --json."""
     option = click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
     return main.command(function.__name__)(option(function))
 
@@ -82,20 +82,20 @@ task_argument = click.argument("task", metavar="TASK")
 
 
 def list_options(function: Function) -> Function:
-    """What the lists of tasks take."""
+    """Add the options of task lists."""
     for option in (newest_option, limit_option, label_option, run_option):
         function = option(function)
     return function
 
 
 def about_tasks(function: Function) -> click.Command:
-    """An action on tasks that are named, or on all of a run, a state or a label."""
+    """Make an action on named tasks, or on all of a run, a state or a label."""
     for option in (label_option, state_option, run_option, click.argument("tasks", nargs=-1, metavar="[TASK]...")):
         function = option(function)
     return action(function)
 
 
 def about_workers(function: Function) -> click.Command:
-    """An action on workers that are named (the first letters suffice), or on all."""
+    """Make an action on named workers (the first letters suffice), or on all."""
     function = click.option("--all", "everyone", is_flag=True, help="All workers.")(function)
     return action(click.argument("workers", nargs=-1, metavar="[WORKER]...")(function))

@@ -1,7 +1,7 @@
-"""What all commands share: errors in one sentence, exit codes, where the boss and the database are found.
+"""Shared by all commands: error messages, exit codes, access to the boss and the database.
 
-A command parses, calls and prints. `run` is the one net below all of them: whatever goes wrong, users read one sentence
-that says what happened and what to do.
+A command parses, calls and prints. `run` catches all errors of commands: users read one sentence that states what
+happened and what to do.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
     from ecloud.config.settings import Settings
 
 ANSWER_S = 8.0
-"""How long a command waits for the database's answer; with its own start it has spoken within 10 s."""
+"""Time limit for the database's answer; including its own start, a command prints something within 10 s."""
 OWN_FAULT = 70
-"""The exit code of an error that is a fault of ECLOUD (EX_SOFTWARE of sysexits.h)."""
+"""Exit code of an internal error of ECLOUD (EX_SOFTWARE of sysexits.h)."""
 INSTALLED = "ecloud"
-"""The program of an installed package; texts that name `python admin.py` are shown with it."""
+"""Program name of an installed package; it replaces `python admin.py` in texts."""
 
 _program = ""
 
 
 class ReaderEnded(Exception):
-    """A closed pipe, under a name that click does not turn into an exit code."""
+    """Replaces BrokenPipeError, which click would turn into an exit code."""
 
 
 class Command(click.Command):
-    """A command that ends quietly when the reader of its output has ended."""
+    """A command that ends without a message when the reader of its output has ended."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,18 +59,18 @@ class Command(click.Command):
 
 
 def enter(command: click.Command, name: str) -> NoReturn:
-    """Run a command and end the process with its exit code. `name` stands before its error lines."""
+    """Run a command and end the process with its exit code. Error lines begin with `name`."""
     global _program
     _program = name
     if sys.getfilesystemencoding() != "utf-8":
-        # File names, arguments and task lists are UTF-8, whatever the locale says.
+        # File names, arguments and task lists are UTF-8, in every locale.
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     _print_as_the_locale_can()
     sys.exit(run(command, name))
 
 
 def run(command: click.Command, name: str) -> int:
-    """Run a command; the exit code. Raises nothing."""
+    """Run a command and return its exit code. Raises nothing."""
     signal.signal(signal.SIGTERM, _on_term)
     try:
         _require_directory()
@@ -91,7 +91,8 @@ def run(command: click.Command, name: str) -> int:
 
 
 def _reader_ended() -> int:
-    """The reader of the output ended, as with `| head`: no error of this command. What is left goes nowhere."""
+    """Handle the end of the output's reader, as with `| head`: not an error of this command. Remaining output is
+    discarded."""
     with contextlib.suppress(OSError, ValueError):
         for stream in (sys.__stdout__, sys.__stderr__):
             if stream is not None:
@@ -106,7 +107,7 @@ def _help_of(error: click.ClickException, name: str) -> str:
 
 
 def _print_as_the_locale_can() -> None:
-    """Characters that the terminal's encoding lacks are printed as `?`; undecodable names never end a command."""
+    """Print characters that the terminal's encoding lacks as `?`; undecodable names never cause an error."""
     with contextlib.suppress(locale.Error):
         locale.setlocale(locale.LC_CTYPE, "")
     encoding = locale.nl_langinfo(locale.CODESET) or "ascii"
@@ -127,7 +128,7 @@ def _on_term(number: int, frame: object) -> NoReturn:
 
 
 def report(problem: Problem, name: str) -> int:
-    """Print what went wrong; the exit code."""
+    """Print the problem and return the exit code."""
     from ecloud.model.text import visible
 
     with contextlib.suppress(BrokenPipeError):
@@ -138,14 +139,14 @@ def report(problem: Problem, name: str) -> int:
 
 
 def as_typed(text: str) -> str:
-    """A text whose commands are those that users of this program type."""
+    """Replace the commands in a text by those that users of this program type."""
     if _program != INSTALLED:
         return text
     return text.replace("python admin.py", "ecloud").replace("python push_tasks.py", "ecloud push")
 
 
 def problem_of(error: BaseException) -> Problem | None:
-    """An error as users see it; None for a fault of the program."""
+    """Convert an error to a message for users; None for an internal error."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, ImportError) and not (error.name or "").startswith(("ecloud", "boss", "worker", "datastore")):
@@ -166,7 +167,7 @@ def problem_of(error: BaseException) -> Problem | None:
 
 
 def _own_fault(error: BaseException) -> Problem:
-    """A fault of ECLOUD, in one sentence; ECLOUD_DEBUG=1 shows where it happened."""
+    """Describe an internal error of ECLOUD in one sentence; ECLOUD_DEBUG=1 shows the traceback."""
     if os.environ.get("ECLOUD_DEBUG"):
         traceback.print_exception(error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -179,7 +180,7 @@ def _own_fault(error: BaseException) -> Problem:
 
 
 def find_access(settings: Settings) -> AccessFile:
-    """How the boss is reached: `$ECLOUD_ACCESS`, else what the boss left in its home. Raises `Problem`."""
+    """Return the access to the boss: `$ECLOUD_ACCESS`, else the file in the boss's home. Raises `Problem`."""
     from ecloud.config.secrets import read_access
 
     named = os.environ.get("ECLOUD_ACCESS")
@@ -195,7 +196,7 @@ def find_access(settings: Settings) -> AccessFile:
 
 
 def running_boss(home: Home) -> dict[str, Any] | None:
-    """What a boss that runs in this home wrote about itself; None where none does."""
+    """Read the information that a running boss of this home wrote about itself; None if no boss runs."""
     try:
         with home.boss_lock.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -211,7 +212,7 @@ def running_boss(home: Home) -> dict[str, Any] | None:
 
 @contextmanager
 def boss(settings: Settings, watchdog: Callable[[], None] | None = None) -> Iterator[Client]:
-    """A conversation with the boss. Raises `Problem`, `BrokerAway`, `BossAway`."""
+    """Open a connection to the boss. Raises `Problem`, `BrokerAway`, `BossAway`."""
     from ecloud.client.client import Client
 
     access = find_access(settings)
@@ -226,13 +227,13 @@ def boss(settings: Settings, watchdog: Callable[[], None] | None = None) -> Iter
 
 
 WHY_CONNECT_S = 3.0
-"""How long `why` tries to reach the boss before it tells what the database shows."""
+"""How long `why` tries to reach the boss before it answers from the database."""
 
 
 @contextmanager
 def asking_why(settings: Settings) -> Iterator[Callable[[int], list[str] | str]]:
-    """A question to the boss about ready tasks, which connects when it is first asked. It answers with the boss's
-    sentences, or with one on why the boss can't be asked."""
+    """Yield a function that asks the boss about a ready task; it connects on first use. It returns the boss's
+    sentences, or one sentence on why the boss cannot be asked."""
     from ecloud.client.client import Client
 
     clients: list[Client] = []
@@ -255,19 +256,19 @@ def asking_why(settings: Settings) -> Iterator[Callable[[int], list[str] | str]]
 
 
 def say_trouble(text: str) -> None:
-    """What is waited for, on stderr; empty when it ends."""
+    """Print what the command waits for on stderr; empty when the wait ends."""
     print(text or "resumed", file=sys.stderr, flush=True)
 
 
 def database(settings: Settings) -> Engine:
-    """The database, to be asked. Raises `DatabaseAway`, `SchemaWrong`."""
+    """Open the database for queries. Raises `DatabaseAway`, `SchemaWrong`."""
     from ecloud.queries.status import open_database
 
     return open_database(settings, ANSWER_S)
 
 
 def is_dead_neighbour(holder: str) -> bool:
-    """Whether a leader of record ("pid 12 on host") was a process of this machine that is gone."""
+    """Whether the recorded leader ("pid 12 on host") was a process of this machine that has ended."""
     words = holder.split()
     if len(words) != 4 or words[3] != socket.gethostname() or not words[1].isdecimal():
         return False
@@ -275,8 +276,8 @@ def is_dead_neighbour(holder: str) -> bool:
 
 
 def console(to_stderr: bool = False, file: IO[str] | None = None, like: Console | None = None) -> Console:
-    """A terminal with its colours, or a pipe with plain lines. Texts are printed as they are: `[red]` is no markup.
-    `file`: what it writes to, as wide and as colourful as the console `like`."""
+    """Make a console: colours on a terminal, plain lines in a pipe. Texts are printed unchanged: `[red]` is no markup.
+    `file`: the output, with the width and colours of the console `like`."""
     from rich.console import Console
 
     class Plain(Console):

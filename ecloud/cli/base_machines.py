@@ -1,6 +1,5 @@
-"""The machines that a cluster rests on, where they are VMs of a cloud: the broker's and the datastore's. Their
-addresses are found by their templates where the context lacks them, and noted there; one is made only where a person
-says so."""
+"""The VMs of the broker and the datastore, if a cloud provides them. ECLOUD finds their addresses by their templates if
+the context has none, and writes them to the context; it creates VMs only if the user asks for it."""
 
 from __future__ import annotations
 
@@ -16,38 +15,40 @@ from ecloud.config.settings import Settings
 from ecloud.queries import status
 
 SSH_S = 120.0
-"""For the sshd of a machine that was just made to listen."""
+"""Time limit for the sshd of a new machine to listen."""
 NOTE = "boss_address"
 
 
 def check(settings: Settings, create: bool) -> None:
-    """Raises `Problem` where machines are to be made and none is named."""
+    """Check that a machine is named if machines are to be created. Raises `Problem`."""
     if create and not (settings.boss_template or settings.datastore_template):
         raise Problem("--create makes machines of BOSS_TEMPLATE and DATASTORE_TEMPLATE: settings.py names neither")
 
 
 def broker_host(settings: Settings, create: bool) -> str:
-    """Where the broker is, by the context, else by its template; empty where the settings say so. Raises `Problem`."""
+    """Return the broker's address from the context, else by its template; empty if the settings name the broker. Raises
+    `Problem`."""
     if settings.broker_host or not settings.boss_template:
         return ""
     return _noted(settings).get(NOTE) or _address(settings.boss_template, "BROKER_HOST", create)
 
 
 def note_broker(settings: Settings, host: str) -> None:
-    """The boss runs: its context tells the next one."""
+    """Write the broker's address to the context, for the next boss. The boss must run."""
     if host and _noted(settings).get(NOTE) != host:
         with app.boss(settings) as client:
             client.request("set_context", key=NOTE, value=host)
 
 
 def set_datastore(settings: Settings, create: bool) -> None:
-    """Where there is none but its template: set as by `admin.py set_datastore`. The boss runs. Raises `Problem`."""
+    """Set the datastore as `admin.py set_datastore` does, if only its template is known. The boss must run. Raises
+    `Problem`."""
     if settings.datastore or not settings.datastore_template or _noted(settings).get("datastore_address"):
         return
     host = _address(settings.datastore_template, "DATASTORE", create)
     address = settings.datastore_at.replace("*", f"[{host}]" if ":" in host else host)
     _wait_for_sshd(address)
-    with contextlib.redirect_stdout(sys.stderr):  # what `start` prints is about the boss
+    with contextlib.redirect_stdout(sys.stderr):  # stdout of `start` is for messages about the boss
         placing.set_datastore(address, new_host_key=False, own_account=False, as_json=False)
 
 
@@ -57,7 +58,7 @@ def _noted(settings: Settings) -> dict[str, str]:
     except Exception as error:
         if app.problem_of(error) is None:
             raise
-        return {}  # there is no database yet: nothing is noted
+        return {}  # there is no database yet, hence no context
 
 
 def _address(template: str, setting: str, create: bool) -> str:

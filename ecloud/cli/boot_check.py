@@ -1,7 +1,7 @@
-"""`admin.py doctor --boot`: starts one VM of each pool, waits for its worker, and ends it again.
+"""`admin.py doctor --boot`: starts one VM of each pool, waits for its worker, and ends the VM.
 
-The one check that proves that a pool works: its template, its image, its network and the way to the broker. Asks the
-boss, so one must run.
+The only complete check of a pool: its template, its image, its network and the connection to the broker. Requires a
+running boss.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 0.25
 SPARE_S = 30.0
-"""Beyond the time after which the boss gives a VM up."""
+"""Additional wait after the time limit of the boss for a VM."""
 END_S = 120.0
-"""For the VMs to be gone again."""
+"""Time limit for the VMs to disappear."""
 
 
 class Booted(msgspec.Struct, frozen=True):
-    """What became of the VM of one pool. `remedy`: what to do; empty where its worker reported."""
+    """Result for the VM of one pool. `remedy`: what to do; empty if its worker reported."""
 
     pool: str
     text: str
@@ -40,8 +40,8 @@ class Booted(msgspec.Struct, frozen=True):
 
 
 def boot(settings: Settings) -> Iterator[Booted]:
-    """One VM of each pool, all at the same time; each result as it is known. Every VM is ended, also when the caller
-    is interrupted. Raises as `app.boss` and `app.database` do."""
+    """Start one VM of each pool concurrently; yield each result as soon as it is known. Ends every VM, also if the
+    caller is interrupted. Raises as `app.boss` and `app.database` do."""
     pools = [pool.name for pool in settings.all_pools if pool.maximum]
     engine = app.database(settings)
     with app.boss(settings) as client:
@@ -84,7 +84,7 @@ def _trouble(engine: Engine, vm: VmView) -> str:
 
 
 def _end(client: Client, engine: Engine, names: list[str]) -> list[VmView]:
-    """Those that are not gone at the end of the time."""
+    """End VMs; return those that still exist after the time limit."""
     deadline = time.monotonic() + END_S
     left = _alive(engine, names)
     if left:

@@ -1,5 +1,5 @@
-"""What clouds say, asked by a process of the boss's code: clouds are its business, and a door that waits for one must
-not need what only the boss needs. Starts and ends nothing on its own."""
+"""Queries to clouds, by a process of the boss's code: a command must not need the packages that only the boss needs.
+Starts and ends no VM unless asked."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ecloud.config.settings import ROOT, Settings, child_environment
 
 CLOUDS_S = 60.0
 MACHINE_S = 400.0
-"""For a VM to be made and get its address."""
+"""Time limit for a VM to be created and get its address."""
 
 
 class CloudsAway(PartAway):
-    """No answer from a cloud; its text says why."""
+    """A cloud did not answer; the text explains why."""
 
 
 def has_clouds(settings: Settings) -> bool:
-    """Whether any pool is of a cloud that is not this machine."""
+    """Whether any pool belongs to a cloud other than this machine."""
     return any(pool.cloud != "local" for pool in settings.all_pools)
 
 
 def ask(*arguments: str, limit_s: float = CLOUDS_S) -> list[dict[str, Any]]:
-    """What `python -m boss.providers.registry` says: rows of a table. Raises `CloudsAway`."""
+    """Return the table that `python -m boss.providers.registry` prints. Raises `CloudsAway`."""
     command = [sys.executable, "-X", "utf8", "-m", "boss.providers.registry", *arguments]
     try:
         done = subprocess.run(

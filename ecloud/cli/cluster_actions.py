@@ -23,7 +23,7 @@ def start(create: bool, listen: str | None, as_json: bool) -> int:
 @action
 @click.option("--vms", is_flag=True, help="First end all VMs, with what they run.")
 def stop(vms: bool, as_json: bool) -> int:
-    """Stop the boss; says what still runs."""
+    """Stop the boss; reports what still runs."""
     from ecloud.cli import daemon
 
     return daemon.stop(vms, as_json)
@@ -31,7 +31,7 @@ def stop(vms: bool, as_json: bool) -> int:
 
 @main.group("slurm")
 def slurm() -> None:
-    """Workers as jobs of a Slurm: start -n N, stop."""
+    """Workers as Slurm jobs: start -n N, stop."""
 
 
 @slurm.command("start")
@@ -39,7 +39,7 @@ def slurm() -> None:
 @click.option("--pool", default="", metavar="P", help="From this pool [the first of cloud slurm].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 def slurm_start(number: int, pool: str, as_json: bool) -> int:
-    """Start the boss where none runs, and N workers that stay when idle."""
+    """Start the boss if none runs, and N workers that stay when idle."""
     from ecloud.cli import slurm as jobs
 
     return jobs.start(number, pool, as_json)
@@ -48,7 +48,7 @@ def slurm_start(number: int, pool: str, as_json: bool) -> int:
 @slurm.command("stop")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 def slurm_stop(as_json: bool) -> int:
-    """End all workers, with what they run, and the boss."""
+    """End all workers, the tasks that they run, and the boss."""
     from ecloud.cli import daemon
 
     return daemon.stop(True, as_json)

@@ -1,4 +1,4 @@
-"""The boss in the background: start it and see that it came up, stop it and say what still runs."""
+"""Start the boss in the background and wait until it is up; stop it and report what still runs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from ecloud.model.text import counted
 
 START_S = 20.0
 SAYS_WAITING_S = 6.0
-"""A boss that is not up by then waits for something, and says for what."""
+"""A boss that is not up after this time waits for something; `start` then prints what."""
 STOP_S = 30.0
 SAYS_LEFT_S = 10.0
-"""How often it is told which VMs have not ended yet."""
+"""Interval of messages about VMs that have not ended yet."""
 
 
 def start(create: bool, as_json: bool, listen: str | None = None) -> int:
-    """Start the boss; 0 when it is up. `create`: machines that the cluster rests on, where none runs. `listen`: the
-    address at which other machines reach the embedded broker.
+    """Start the boss; returns 0 when it is up. `create`: create the machines of broker and datastore if none run.
+    `listen`: the address at which other machines reach the embedded broker.
 
-    Raises `Problem`."""
+    Raises `Problem`.
+    """
     from ecloud.cli import base_machines
 
     settings = load_settings()
@@ -91,7 +92,7 @@ def _last_line(home: Home) -> str:
 
 
 def stop(vms: bool, as_json: bool) -> int:
-    """Stop the boss; 0 when it is gone. Raises `Problem`."""
+    """Stop the boss; returns 0 when it has ended. Raises `Problem`."""
     settings = load_settings()
     home = settings.home_directory
     about = app.running_boss(home)
@@ -124,7 +125,7 @@ def stop(vms: bool, as_json: bool) -> int:
 
 
 def _end_left_overs(home: Home) -> None:
-    """What tasks of workers on this machine left running, where a worker was killed with all its launchers."""
+    """End processes that tasks left on this machine, if a worker was killed with all its launchers."""
     from ecloud.config import left_overs
     from ecloud.model.text import counted
 
@@ -134,19 +135,19 @@ def _end_left_overs(home: Home) -> None:
 
 
 def _has_vms(settings: Settings) -> bool:
-    """Whether the database knows VMs that have not ended, or a cloud lists some."""
+    """Whether the database has VMs that have not ended, or a cloud lists some."""
     from ecloud.queries import status as queries
 
     try:
         engine = app.database(settings)
     except Problem:
-        return False  # no boss has ever run here, or the database is away: nothing is known
+        return False  # no boss has ever run here, or the database is unavailable
     cluster_id = queries.context(engine).get("cluster_id", "")
     return bool(_left_by_rows(engine) or _left_in_clouds(settings, cluster_id))
 
 
 def _end_vms(settings: Settings) -> None:
-    """Ask for the end of all and wait until the clouds' own lists are empty."""
+    """Request the end of all VMs and wait until the clouds list none."""
     from ecloud.cli.files import told_when_interrupted
     from ecloud.queries import status as queries
 
@@ -181,7 +182,7 @@ def _left_by_rows(engine: Engine) -> list[str]:
 
 
 def _left_in_clouds(settings: Settings, cluster_id: str) -> list[str]:
-    """What the clouds list of this cluster."""
+    """Return the VMs of this cluster that the clouds list."""
     if not cloud_probe.has_clouds(settings):
         return []
     try:
@@ -200,7 +201,7 @@ def _some(names: list[str]) -> str:
 
 
 def _still_there(settings: Settings) -> str:
-    """What continues without a boss, as the end of a sentence."""
+    """Describe what continues without a boss, as the end of a sentence."""
     from ecloud.queries import status as queries
 
     try:
@@ -226,4 +227,4 @@ def _say(as_json: bool, about: dict[str, Any], text: str) -> None:
 
         print_json({**about, "text": text})
     else:
-        print(text, flush=True)  # what comes to stderr later is read after it, also through a pipe
+        print(text, flush=True)  # flush, so that it precedes later messages on stderr, also in a pipe

@@ -1,4 +1,4 @@
-"""Actions about the datastore and the cluster's notes."""
+"""Actions on the datastore and the cluster's context."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def show_context(as_json: bool) -> int:
 @action
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 def drop_context(keys: tuple[str, ...], as_json: bool) -> int:
-    """Forget notes of the context [boss_address and the datastore: files are in the usual place from now on]."""
+    """Delete entries of the context [boss_address and the datastore: files are in the default place from now on]."""
     from ecloud.cli import request
 
     return request.drop_context(keys, as_json)
@@ -29,7 +29,7 @@ def drop_context(keys: tuple[str, ...], as_json: bool) -> int:
 @click.option("--new_host_key", is_flag=True, help="Over SSH: trust a key other than the one that was pinned.")
 @click.option("--own_account", is_flag=True, help="Over SSH: the address is this account; its files are written here.")
 def set_datastore(address: str, new_host_key: bool, own_account: bool, as_json: bool) -> int:
-    """Where files are kept: a directory that boss and workers see, or a machine over SSH."""
+    """Set the datastore: a directory that boss and workers share, or a machine over SSH."""
     from ecloud.cli import set_datastore as setting
 
     return setting.set_datastore(address, new_host_key, own_account, as_json)

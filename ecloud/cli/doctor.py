@@ -1,4 +1,4 @@
-"""`admin.py doctor`: looks at every part and says ok, or what to do. Leaves everything as it was."""
+"""`admin.py doctor`: checks every part and prints ok, or what to do. Changes nothing."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ from ecloud.queries import status as queries
 MIN_FREE_MB = 1_000.0
 MIN_OPEN_FILES = 1_024
 RESERVED_STARTUPS = 2
-"""Connections to a datastore that begin beside those of the workers: the boss's and a person's."""
+"""Connections to a datastore in addition to those of the workers: the boss's and a user's."""
 RESTORED_TOLD_S = 7 * 86_400.0
 MIN_PACKET_BYTES = 16 * 2**20
 NO_DELAY_S = 0.02
-"""A round trip on one machine takes 0.5 ms; with Nagle's algorithm in the broker 44 ms and more."""
+"""Limit of a round trip. On one machine it takes 0.5 ms; with Nagle's algorithm in the broker 44 ms and more."""
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "glusterfs", "ceph", "fuse.sshfs", "lustre", "9p")
 _ANOTHER = "python admin.py set_datastore DIR, or DATASTORE in settings.py"
 _MACHINE = "python admin.py start looks for it, start --create makes it where none runs"
@@ -63,7 +63,7 @@ PACKAGES = ("paho-mqtt", "sqlalchemy", "pymysql", "alembic", "msgspec", "click",
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line. `remedy`: what to do; empty where all is well."""
+    """One line. `remedy`: what to do; empty if the check passed."""
 
     part: str
     text: str
@@ -71,13 +71,13 @@ class Finding(msgspec.Struct, frozen=True):
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing need be done."""
+        """Whether no action is needed."""
         return not self.remedy
 
 
 def examine(as_json: bool, boot: bool = False) -> int:
-    """Look at everything; 0 where all is well, 3 where something must be done. `boot`: also start a VM of each pool,
-    wait for its worker and end it."""
+    """Check everything; returns 0 if all checks pass, 3 if any needs action. `boot`: also start a VM of each pool, wait
+    for its worker and end the VM."""
     findings = []
     console = app.console()
     for finding in chain(look(), _boots() if boot else ()):
@@ -95,7 +95,7 @@ def examine(as_json: bool, boot: bool = False) -> int:
 
 
 def look() -> Iterator[Finding]:
-    """Every finding, as it is made."""
+    """Run all checks; yield each finding as it is made."""
     yield from _versions()
     try:
         settings = load_settings()
@@ -218,7 +218,7 @@ def _server(connection: sa.Connection, _: Path) -> Iterator[Finding]:
 
 
 def file_system_of(path: Path) -> str:
-    """The kind of file system that holds `path`, as /proc/mounts names it."""
+    """Return the type of the file system that holds `path`, as in /proc/mounts."""
     real = os.path.realpath(path)
     best, kind = "", ""
     try:
@@ -233,7 +233,8 @@ def file_system_of(path: Path) -> str:
 
 
 def _restored(context: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether a peer knew lately of work that the database lacks (the boss notes it, see `boss.core.boss`)."""
+    """Report whether a peer recently knew of work that the database lacks (the boss records it, see
+    `boss.core.boss`)."""
     at, _, peer = context.get("database/restored", "").partition(" ")
     if peer and time.time() - float(at) < RESTORED_TOLD_S:
         ago = duration(time.time() - float(at))
@@ -330,7 +331,7 @@ def _clouds(settings: Settings) -> Iterator[Finding]:
 
 
 def _boots() -> Iterator[Finding]:
-    """A VM of each pool, started and ended again."""
+    """Start and end a VM of each pool."""
     from ecloud.cli import boot_check
 
     try:
@@ -371,7 +372,7 @@ def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
 
 
 def _lanes(lanes: int, limits: Limits | None) -> Finding:
-    """Workers, the boss and a person may all connect at the same moment."""
+    """Check that workers, the boss and a user can all connect at the same time."""
     text = f"TRANSFER_LANES {lanes}"
     if limits is None:
         return Finding("datastore", f"{text}; how many connections its sshd takes at once (MaxStartups) is unknown")
@@ -390,7 +391,7 @@ def _roomy(text: str, free_mb: float) -> Finding:
 
 
 def _directory(address: str) -> Finding:
-    """A datastore that is a directory. The boss makes it; nothing is left there by looking."""
+    """Check a datastore that is a directory. The boss creates it; this check leaves no file in it."""
     directory = directory_of(address)
     try:
         if not directory.exists():

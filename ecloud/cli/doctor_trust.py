@@ -1,4 +1,4 @@
-"""Findings of `doctor` on who could read what: the way to the database, and the account that tasks run under."""
+"""Findings of `doctor` on access to data: the connection to the database, and the account that tasks run under."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ USE_TLS = "add ?ssl_ca=/path/to/ca.pem to DATABASE_URL (docs/production.md)"
 
 
 def database_encryption(connection: sa.Connection) -> tuple[str, str]:
-    """Whether the connection to a database server is encrypted and the server known: what was found, and the remedy or
-    an empty text."""
+    """Check whether the connection to a database server is encrypted and the server's identity verified. Returns the
+    finding, and the remedy or an empty text."""
     url = connection.engine.url
     host = str(url.query.get("unix_socket") or url.host or "localhost")
     if host in LOOPBACK or host.startswith("/"):
@@ -34,8 +34,8 @@ def database_encryption(connection: sa.Connection) -> tuple[str, str]:
 
 
 def task_accounts(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Under which accounts tasks of pools on this machine run, and what they can read there: each with a remedy or an
-    empty text. Nothing without such pools."""
+    """Check under which accounts tasks of this machine's pools run, and what these can read here. Yields findings, each
+    with a remedy or an empty text; nothing without such pools."""
     pools = [pool for pool in settings.all_pools if pool.cloud == "local"]
     if any(not pool.run_as for pool in pools):
         name = "root" if os.geteuid() == 0 else getpass.getuser()

@@ -1,4 +1,4 @@
-"""What a task list comes to before anything runs: levels, width, critical path. Pure; for `--dry_run`."""
+"""Properties of a task list before it runs: levels, width, critical path. Pure; for `--dry_run`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ecloud.formats.paths import above
 from ecloud.model.tasks import TaskDefinition
 
 UNKNOWN_S = 1.0
-"""Counted for a task without `runtime_s`."""
+"""Assumed run-time of a task without `runtime_s`."""
 _START = -1
-"""A node before all others, so that run-times of tasks can be weights of edges."""
+"""A node before all others, so that run-times of tasks become weights of edges."""
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """`levels`: tasks per level (longest way from a start); `width`: the largest; `critical_path`: ids, in order.
+    """`levels`: tasks per level (longest path from a start); `width`: the largest; `critical_path`: ids, in order.
 
     `critical_s`, `total_s`: seconds along that path and of all tasks; `guessed`: tasks without `runtime_s`;
-    `requirements`, `results`: how many different ones; `missing_inputs`: requirements that no task produces.
-    Init tasks are counted in `inits` only. `first`, `last`: ids in list order.
+    `requirements`, `results`: how many different ones; `missing_inputs`: requirements that no task produces. Init tasks
+    are counted in `inits` only. `first`, `last`: ids in list order.
     """
 
     tasks: int
@@ -42,7 +42,7 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 def survey(tasks: Sequence[TaskDefinition]) -> Survey:
-    """Look over a checked list."""
+    """Compute the properties of a checked list."""
     work = [task for task in tasks if not task.init]
     before = predecessors_of(work)
     seconds = [task.runtime_s if task.runtime_s is not None else UNKNOWN_S for task in work]
@@ -69,8 +69,8 @@ def survey(tasks: Sequence[TaskDefinition]) -> Survey:
 
 
 def _levels_and_critical_path(before: list[list[int]], seconds: list[float]) -> tuple[list[int], list[int]]:
-    """Tasks per level, and the positions along the path that takes longest. Tasks without edges stay out of the graph:
-    a sweep may have a million of them."""
+    """Return tasks per level, and the positions along the longest-running path. The graph leaves out tasks without
+    edges: a sweep may have a million of them."""
     graph = networkx.DiGraph()
     for index, others in enumerate(before):
         graph.add_weighted_edges_from(((other, index, seconds[index]) for other in others), weight="seconds")

@@ -1,6 +1,6 @@
-"""Tells EVENT_COMMAND and EVENT_URL what happened: a process of its own beside the boss, which starts and ends it.
+"""Sends events to EVENT_COMMAND and EVENT_URL: a separate process, which the boss starts and ends.
 
-It reads the tables as any viewer does. Whatever a command or a web server does with an event, the boss does not notice.
+It reads the tables like any viewer, so slow commands and web servers do not affect the boss.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from ecloud.queries.status import open_database
 log = logging.getLogger("events")
 LOOK_EVERY_S = 2.0
 OLD_S = 86_400.0
-"""An event that could not be delivered for so long is given up."""
+"""An event that could not be delivered for this long is dropped."""
 COMMAND_S = 60.0
 POST_S = 10.0
 FIRST_WAIT_S, LAST_WAIT_S = 1.0, 300.0
-"""Before a POST that failed is sent again; doubled each time."""
+"""Waits before a failed POST is repeated; doubled each time."""
 KEYS_KEPT = 5_000
 
 
 class Delivered(msgspec.Struct):
-    """What the file remembers. `begun_at`: events before it are nobody's; `done`: keys by target."""
+    """Contents of the state file. `begun_at`: earlier events are not sent; `done`: sent keys by target."""
 
     begun_at: float
     done: dict[str, list[str]] = {}
 
 
 class Target:
-    """Somebody who is told, one event after the other. `deliver` raises `OSError` where it has to be done again."""
+    """A receiver of events, one at a time. `deliver` raises `OSError` if the delivery must be repeated."""
 
     def __init__(self, name: str, deliver: Callable[[Happened], None]) -> None:
         self.name = name
@@ -56,7 +56,7 @@ class Target:
         self._not_before = 0.0
 
     def tell(self, happened: Happened, now: float) -> bool:
-        """Whether that is done; False where it has to wait."""
+        """Deliver an event; returns whether it is done, False if it must wait."""
         if now < self._not_before:
             return False
         try:
@@ -71,7 +71,7 @@ class Target:
 
 
 def targets_of(settings: Settings) -> list[Target]:
-    """Whoever the settings name."""
+    """Return the targets in the settings."""
     found = []
     if settings.event_command:
         found.append(Target("EVENT_COMMAND", lambda happened: run_command(settings.event_command, happened)))
@@ -83,7 +83,8 @@ def targets_of(settings: Settings) -> list[Target]:
 
 
 def run_command(command: str, happened: Happened, limit_s: float = COMMAND_S) -> None:
-    """Run a command once, with the event as JSON on its standard input. One that fails is logged, not run again."""
+    """Run a command once, with the event as JSON on its standard input. A failure is logged; the command is not
+    repeated."""
     told = {"ECLOUD_EVENT": happened.kind, "ECLOUD_RUN": happened.run, "ECLOUD_TEXT": happened.text}
     process = subprocess.Popen(
         command, shell=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -102,7 +103,7 @@ def run_command(command: str, happened: Happened, limit_s: float = COMMAND_S) ->
 
 def post(url: str, secret: str, happened: Happened, now: float) -> None:
     """POST an event as JSON. The signature is the HMAC-SHA256 of the time, a point and the body. Raises `OSError` for
-    any answer but 2xx."""
+    any response other than 2xx."""
     body = json.dumps(document(happened)).encode()
     moment = f"{now:.0f}"
     headers = {
@@ -118,7 +119,7 @@ def post(url: str, secret: str, happened: Happened, now: float) -> None:
 
 
 def signature(secret: str, moment: str, body: bytes) -> str:
-    """What the receiver computes, too, and compares."""
+    """Compute the signature; the receiver computes and compares it."""
     return hmac.new(secret.encode(), f"{moment}.".encode() + body, hashlib.sha256).hexdigest()
 
 
@@ -126,7 +127,7 @@ def signature(secret: str, moment: str, body: bytes) -> str:
 
 
 class Sender:
-    """Looks, tells and remembers."""
+    """Reads events, sends them, and records what was sent."""
 
     def __init__(self, settings: Settings, targets: list[Target], file: Path) -> None:
         self._settings = settings
@@ -149,7 +150,8 @@ class Sender:
         whole.replace(self._file)
 
     def look(self, now: float) -> None:
-        """Tell each target what it has not heard. An event is told again where this process ends before it noted it."""
+        """Send each target the events that it has not received. If this process ends before it records an event, the
+        event is sent again."""
         since = max(self._delivered.begun_at, now - OLD_S)
         done = {target.name: self._delivered.done.setdefault(target.name, []) for target in self._targets}
         heard_by_all = set.intersection(*(set(keys) for keys in done.values()))
@@ -163,7 +165,7 @@ class Sender:
                     self._save(self._delivered)
 
     def run(self) -> None:
-        """For ever."""
+        """Run until the process ends."""
         while True:
             try:
                 self.look(time.time())
@@ -175,7 +177,7 @@ class Sender:
 
 
 def main() -> None:
-    """The process that the boss starts."""
+    """Run the process that the boss starts."""
     die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     settings = load_settings()

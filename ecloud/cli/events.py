@@ -1,4 +1,4 @@
-"""`admin.py events`: what happened, as text or JSON lines; with -f as it happens."""
+"""`admin.py events`: prints events as text or JSON lines; with -f as they happen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOK_BACK_S = 86_400.0
 
 
 def show(follow: bool, limit: int, as_json: bool) -> int:
-    """Print the last events of a day; then, with `follow`, those that come. Raises `DatabaseAway`."""
+    """Print the last events of one day; with `follow`, also the following ones. Raises `DatabaseAway`."""
     engine = app.database(load_settings())
     known: set[str] = set()
     found = events(engine, time.time() - LOOK_BACK_S)
@@ -37,7 +37,7 @@ def show(follow: bool, limit: int, as_json: bool) -> int:
 
 
 def document(happened: Happened) -> dict[str, Any]:
-    """An event as programs get it: on a line of `events --json`, on the input of EVENT_COMMAND, in a POST to
+    """Format an event for programs: a line of `events --json`, the input of EVENT_COMMAND, the body of a POST to
     EVENT_URL."""
     return {
         "id": happened.key, "kind": happened.kind, "at": happened.at, "run": happened.run, "text": happened.text,

@@ -1,4 +1,4 @@
-"""A person's files: into the datastore before tasks ask for them, out of it afterwards, and what lies there."""
+"""Users' files: copies into and out of the datastore, and lists of its contents."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ TOGETHER = 200
 TOGETHER_BYTES = 1_000_000
 """Files up to this size are published together."""
 SAME_TIME_S = 1.0
-"""Times may be kept in whole seconds."""
+"""Tolerance of modification times, which may be stored in whole seconds."""
 
 
 def open_datastore(settings: Settings, address: str) -> Publisher:
-    """The datastore at `address`, with the boss's own key where it is over SSH. Raises `Problem`, `DatastoreAway`."""
+    """Open the datastore at `address`, over SSH with the boss's own key. Raises `Problem`, `DatastoreAway`."""
     if not is_ssh(address):
         return open_publisher(settings.home_directory, address)
     notes = queries.context(app.database(settings))
@@ -48,13 +48,13 @@ def open_datastore(settings: Settings, address: str) -> Publisher:
 
 
 def upload(directory: Path, datastore: Publisher, only: Sequence[str] | None = None) -> tuple[int, int]:
-    """Put every file below `directory`, or `only` those of these relative names, under its relative name; how many were
-    sent, and how many were there already.
-    A datastore that lies below it is not sent into itself.
+    """Upload every file below `directory`, or those in `only`, under its relative name. Returns the number of files
+    sent and the number already present. A datastore inside the directory is not copied into itself.
 
-    Raises `Unfit` before anything is sent, `DatastoreAway`, `OSError`; `Problem` where a name leads through a file.
+    Raises `Unfit` before anything is sent, `DatastoreAway`, `OSError`; `Problem` if a file is in place of a name's
+    directory.
     """
-    directory = directory.resolve()  # A link to a directory means the directory.
+    directory = directory.resolve()  # Follow a link to a directory.
     own = _below(directory, datastore)
     if only is not None:
         files = [item for name in only for item in walk(directory / name, name) if not item.is_directory]
@@ -87,7 +87,7 @@ def upload(directory: Path, datastore: Publisher, only: Sequence[str] | None = N
 
 
 def _below(directory: Path, datastore: Publisher) -> Path | None:
-    """Where the datastore is a directory in `directory`, or is `directory`: its path from there."""
+    """Return the datastore's path below `directory` if it is a directory inside it or the same; else None."""
     if isinstance(datastore, DirectoryDatastore):
         place, root = directory.resolve(), datastore.root.resolve()
         if root.is_relative_to(place):
@@ -96,7 +96,7 @@ def _below(directory: Path, datastore: Publisher) -> Path | None:
 
 
 def _refuse_below_a_file(datastore: Publisher, names: Iterable[str]) -> None:
-    """Raises `Problem` where a name leads through what is a file there."""
+    """Check that no name has an existing file in place of one of its directories. Raises `Problem`."""
     above = sorted({str(parent) for name in names for parent in PurePosixPath(name).parents} - {"."})
     for start in range(0, len(above), NAMES_A_REQUEST):
         part = above[start : start + NAMES_A_REQUEST]
@@ -106,7 +106,7 @@ def _refuse_below_a_file(datastore: Publisher, names: Iterable[str]) -> None:
 
 
 def _put_together(datastore: Publisher, files: list[Item]) -> None:
-    """Small files: published in one go, so that each does not wait for the disk on its own. Leaves no stage behind."""
+    """Publish small files together, so that they do not wait for the disk individually. Leaves no stage behind."""
     stage = f"put/{secrets.token_hex(12)}"
     try:
         entries = [entry for item in files for entry in datastore.store(stage, item.local, item.name)]
@@ -121,7 +121,7 @@ def _put_together(datastore: Publisher, files: list[Item]) -> None:
 
 @contextmanager
 def told_when_interrupted(text: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C: what became of it, and what to do."""
+    """On Ctrl-C, print the result so far and what to do."""
     try:
         yield
     except KeyboardInterrupt:
@@ -130,12 +130,12 @@ def told_when_interrupted(text: Callable[[], str]) -> Iterator[None]:
 
 
 def _kept(datastore: Publisher, over_ssh: str) -> str:
-    """What became of a copy that was interrupted; one to or from a directory begins again."""
+    """Describe the state of an interrupted copy; one to or from a directory starts again from the beginning."""
     return over_ssh if isinstance(datastore, SshDatastore) else "what had not arrived whole is removed"
 
 
 def make_initial_inputs(inputs: Iterable[tuple[str, int]], scale: float, datastore: Publisher) -> int:
-    """Write the files that no task of a scaled WfFormat list makes; how many were missing."""
+    """Write the files that no task of a scaled WfFormat list makes; returns how many were missing."""
     inputs = list(inputs)
     made = 0
     for (path, size), entry in zip(inputs, datastore.stat([path for path, _ in inputs])):
@@ -156,7 +156,7 @@ def make_initial_inputs(inputs: Iterable[tuple[str, int]], scale: float, datasto
 
 
 def ls(path: str, task: str, run: str, recursive: bool, as_json: bool) -> int:
-    """List what lies below `path`, or the results of a task."""
+    """List entries below `path`, or the results of a task."""
     datastore = _datastore()
     if task:
         found = [entry for entry in datastore.stat(_results_of(task, run)) if entry is not None]
@@ -179,7 +179,7 @@ def _size(entry: Entry) -> str:
 def get(path: str, to: str, task: str, run: str, force: bool, as_json: bool) -> int:
     """Copy `path`, or the results of a task, to the local `to`: its new name, or a directory to copy into.
 
-    `force`: replaces what is there.
+    `force`: replaces existing files.
     """
     datastore = _datastore()
     if bool(path) == bool(task) and not (task and path):
@@ -209,7 +209,7 @@ def _get(datastore: Publisher, entries: dict[str, Entry | None], target: Path, f
         local = target / Path(name).name if target.is_dir() or len(entries) > 1 else target
         if os.path.lexists(local):
             if len(entries) > 1 and entry is not None and _is_same(local, entry):
-                fetched.append(str(local))  # by an earlier command, which was interrupted
+                fetched.append(str(local))  # fetched by an earlier command, which was interrupted
                 continue
             if not force:
                 raise Problem(f"{local} exists: name another place, or replace it with --force")
@@ -221,7 +221,7 @@ def _get(datastore: Publisher, entries: dict[str, Entry | None], target: Path, f
 
 
 def _is_same(local: Path, entry: Entry) -> bool:
-    """By kind, size and time, as far as these are kept."""
+    """Compare by kind, size and time, as far as the copy preserves these."""
     status = os.lstat(local)
     is_kind = {"file": stat.S_ISREG, "directory": stat.S_ISDIR, "link": stat.S_ISLNK}[entry.kind]
     if not is_kind(status.st_mode) or (entry.kind == "file" and status.st_size != entry.size):
@@ -237,7 +237,7 @@ def put(local: str, path: str, as_json: bool) -> int:
     datastore = _datastore()
     name = source.resolve().name
     if path.endswith("/") or (path and not source.is_dir() and _is_directory(datastore, path)):
-        path = f"{path.rstrip('/')}/{name}"  # as with cp: a file goes into a directory, never in its place
+        path = f"{path.rstrip('/')}/{name}"  # as with cp: a file goes into an existing directory and never replaces it
     if source.is_dir() and _below(source, datastore) is not None:
         raise Problem(f"the datastore lies in {local}, and is not put into itself: name directories beside it")
     there = datastore.stat([path or name])[0]
@@ -270,7 +270,7 @@ def _is_directory(datastore: Publisher, path: str) -> bool:
 
 
 def du(path: str, as_json: bool) -> int:
-    """Bytes below `path`, and what is free."""
+    """Print the bytes below `path`, and the free space."""
     datastore = _datastore()
     entries = datastore.listing(path, recursive=True)
     total = sum(entry.size for entry in entries if entry.kind == "file")
@@ -283,7 +283,7 @@ def du(path: str, as_json: bool) -> int:
 
 
 def datastore_address(settings: Settings, context: dict[str, str]) -> str:
-    """Where the boss keeps files: what the settings say, else the context, else its home."""
+    """Return the datastore's address: from the settings, else the context, else in the boss's home."""
     return settings.datastore or context.get("datastore_address", "") or f"dir:{settings.home_directory.datastore}"
 
 

@@ -20,7 +20,7 @@ drain_option = click.option(
 
 
 def _list(context: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    """Names between commas."""
+    """Split names at commas."""
     return None if value is None else tuple(item.strip() for item in value.split(",") if item.strip())
 
 
@@ -54,7 +54,7 @@ def hosts() -> None:
 def up(
     ssh_options: tuple[str, ...], again: bool, skip_failed: bool, hosts_file: str, as_json: bool, **given: Any
 ) -> None:
-    """Start boss, broker and workers; what runs already is left alone."""
+    """Start boss, broker and workers; running ones are not changed."""
     from ecloud.cli.host_call import GivenOptions, HostsCall, carry_out
 
     options = GivenOptions(ssh_options=ssh_options or None, **given)
@@ -73,7 +73,7 @@ def down(purge: bool) -> None:
 @hosts.command("status")
 @json_option
 def status(as_json: bool) -> None:
-    """What runs where, since when, doing what."""
+    """What runs on which host, since when, and its tasks."""
     from ecloud.cli.host_call import HostsCall, carry_out
 
     carry_out(HostsCall("status", as_json=as_json))
@@ -83,7 +83,7 @@ def status(as_json: bool) -> None:
 @click.option("-d", "--project", callback=_path, metavar="DIR", help="Another project's directory.")
 @drain_option
 def update(project: str | None, drain_s: float) -> None:
-    """Bring changed code and project; workers drain and restart where something changed."""
+    """Copy changed code and project; workers drain and restart if something changed."""
     from ecloud.cli.host_call import GivenOptions, HostsCall, carry_out
 
     carry_out(HostsCall("update", GivenOptions(project=project), drain_s=drain_s))
@@ -104,7 +104,7 @@ def restart(drain_s: float) -> None:
 @click.argument("name")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENT]...")
 def run(fetch: tuple[str, ...], to: str, name: str, words: tuple[str, ...]) -> None:
-    """Run the project's module NAME beside the boss, its output here."""
+    """Run the project's module NAME beside the boss; its output appears here."""
     from ecloud.cli.host_call import HostsCall, carry_out
 
     carry_out(HostsCall("run", module=name, words=words, fetch=fetch, to=to))

@@ -1,4 +1,4 @@
-"""What `admin.py hosts` asks of the boss's code, which reaches hosts and knows how workers are started there."""
+"""Calls of `admin.py hosts` to the boss's code, which connects to hosts and starts workers on them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class GivenOptions(msgspec.Struct, frozen=True):
 
 
 class HostsCall(msgspec.Struct, frozen=True):
-    """One command. `action`: up, down, status, update, restart, run; `again`: with the options of last time;
-    `words`: arguments of the module that is run; `to`: where fetched files go."""
+    """One command. `action`: up, down, status, update, restart, run; `again`: reuse the options of the last call;
+    `words`: arguments of the module to run; `to`: local directory for fetched files."""
 
     action: str
     options: GivenOptions = GivenOptions()
@@ -46,7 +46,7 @@ class HostsCall(msgspec.Struct, frozen=True):
 
 
 def carry_out(call: HostsCall) -> NoReturn:
-    """Become the program that does it: output, Ctrl-C and exit code are its own."""
+    """Replace this process by the program that carries out the command, with its own output, Ctrl-C and exit code."""
     paths = os.environ.get("PYTHONPATH", "")
     environment = {**os.environ, "ECLOUD_PYTHONPATH": paths}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), paths)))

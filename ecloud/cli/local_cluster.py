@@ -1,4 +1,4 @@
-"""A whole cluster for one task list: a boss in a temporary home, which ends with the program that asked for it."""
+"""A private cluster for one task list: a boss in a temporary home, which ends with the calling program."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ecloud.config.settings import ROOT, Settings, child_environment, load_setti
 
 START_S = 90.0
 STOP_S = 20.0
-"""The boss ends its workers and its broker; after this it is killed, and they with it."""
+"""Time limit for the boss to end its workers and its broker; after it, the boss is killed, and they with it."""
 
 
 PREFIX = "ecloud-local-"
 OWNER = "owner.lock"
-"""In such a home: locked by the command that made it, for as long as that lives."""
+"""Lock file in such a home; the command that created the home holds the lock as long as it lives."""
 
 
 class LocalClusterFailed(PartAway):
-    """The local cluster does not start, or ended on its own; the text has its last words."""
+    """The local cluster did not start, or ended unexpectedly; the text has its last log line."""
 
 
 class LocalCluster:
@@ -48,18 +48,18 @@ class LocalCluster:
 
     @property
     def settings(self) -> Settings:
-        """To ask its database with."""
+        """Settings for queries to its database."""
         return load_settings({"home": str(self.home.path), "database_url": "", "broker_host": ""})
 
     def start(self) -> AccessFile:
-        """Start the boss; how to reach it. Raises `LocalClusterFailed`."""
+        """Start the boss; returns the access to it. Raises `LocalClusterFailed`."""
         command = [sys.executable, "-X", "utf8", "-m", "boss", "--tied", "--home", str(self.home.path)]
         command += ["--datastore", str(self.datastore.absolute())]
         command += ["--local", str(self._workers)]
         if self._keep_dirs:
             command.append("--keep_dirs")
         with self._log.open("wb") as log:
-            # In a session of its own: Ctrl-C is for us, who stop it in order.
+            # A separate session: Ctrl-C reaches only this process, which stops the boss in order.
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -70,7 +70,7 @@ class LocalCluster:
                 start_new_session=True,
             )
         deadline = time.monotonic() + START_S
-        while not self.home.boss_pid.exists():  # written when all else is there
+        while not self.home.boss_pid.exists():  # the boss writes the file last
             self.require()
             if time.monotonic() > deadline:
                 raise LocalClusterFailed(
@@ -80,7 +80,7 @@ class LocalCluster:
         return read_access(self.home.client_access)
 
     def start_monitor(self) -> None:
-        """Start web pages about this cluster, which end with it. What they need may be missing: then there are none."""
+        """Start web pages for this cluster, which end with it. Without the required packages there are no pages."""
         if self._monitor is not None:
             return
         settings = self.home.path / "monitor-settings.py"
@@ -96,18 +96,18 @@ class LocalCluster:
             )  # fmt: skip
 
     def monitor_url(self) -> str:
-        """Where the web pages are; empty before they are there."""
+        """Return the URL of the web pages; empty until they are ready."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             return str(json.loads(self.home.monitor_address.read_text())["url"])
         return ""
 
     def require(self) -> None:
-        """Raises `LocalClusterFailed` where its boss is no more."""
+        """Check that the boss still runs. Raises `LocalClusterFailed`."""
         if self._process is not None and self._process.poll() is not None:
             raise LocalClusterFailed(f"the local cluster ended (code {self._process.returncode}): {self._last_words()}")
 
     def stop(self) -> None:
-        """End everything in order. Interrupted, or after a while: at once."""
+        """End everything in order; if interrupted or after the time limit, immediately."""
         if self._monitor is not None:
             self._monitor.kill()
             self._monitor.wait()
@@ -131,7 +131,7 @@ class LocalCluster:
 
     @property
     def kept(self) -> Path:
-        """Where working directories are that were to be kept."""
+        """The directory for kept working directories."""
         return self.datastore.absolute().parent / f"{self.datastore.name}-dirs"
 
     def _save_directories(self) -> None:
@@ -151,7 +151,8 @@ class LocalCluster:
 
 
 def _lock(path: Path) -> int:
-    """A file that is locked until it is closed or this process ends. Raises `BlockingIOError` where another has it."""
+    """Lock a file until it is closed or this process ends. Raises `BlockingIOError` if another process holds the
+    lock."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,16 +163,16 @@ def _lock(path: Path) -> int:
 
 
 def remove_left_over_homes() -> None:
-    """Remove the homes of local clusters whose command was killed: no process holds their lock any more."""
+    """Remove the homes of local clusters whose command was killed: no process holds their locks."""
     for home in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # another user's, one that is in use, or one that is being made
+        with contextlib.suppress(OSError):  # home of another user, in use, or being created
             if home.stat().st_uid == os.getuid() and (home / OWNER).exists() and not _is_used(home):
                 os.close(_lock(home / OWNER))
                 shutil.rmtree(home, ignore_errors=True)
 
 
 def _is_used(home: Path) -> bool:
-    """Whether a boss still runs there: it ends soon after its command."""
+    """Whether a boss still runs there: it ends shortly after its command."""
     from ecloud.cli.app import running_boss
 
     return running_boss(Home(home)) is not None

@@ -1,4 +1,4 @@
-"""Keeps what the tasks of a `--local` run printed: its cluster is removed at the end, and `logs` with it."""
+"""Keeps the output of a `--local` run's tasks: its cluster is removed at the end, and `logs` with it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
 MAX_BYTES = 100_000_000
-"""Of the file; a run of many tasks that print much keeps the first ones."""
+"""Maximum size of the file; if a run prints more, the outputs of its first tasks are kept."""
 
 
 def keep_output(engine: Engine, run: str, directory: Path) -> Path | None:
-    """Write what all tasks printed into one file of `directory`; None where they printed nothing.
+    """Write the output of all tasks into one file of `directory`; returns None if there is no output.
 
     Raises `OSError` and `DatabaseAway`.
     """

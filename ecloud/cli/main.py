@@ -1,4 +1,4 @@
-"""The programs that users type: `ecloud` (installed), `admin.py` and `push_tasks.py` (in a checkout)."""
+"""Entry points: `ecloud` (installed), `admin.py` and `push_tasks.py` (in a checkout)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 PROGRAM = "ecloud"
 COMPLETE_VARIABLE = "_ECLOUD_COMPLETE"
-"""Set by the shell's script when it asks for completions; click answers then."""
+"""The shell's completion script sets this variable; click then prints completions."""
 
 
 @main.command("completion")
@@ -55,7 +55,7 @@ def completion(shell: str) -> int:
 
 
 def ecloud() -> NoReturn:
-    """The installed program: every action, `push` among them."""
+    """The installed program: every action, including `push`."""
     app.enter(main, PROGRAM)
 
 

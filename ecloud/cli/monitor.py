@@ -1,4 +1,4 @@
-"""`admin.py monitor`: starts the web pages in this process, until Ctrl-C."""
+"""`admin.py monitor`: serves the web pages in this process, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SLOW_CONNECTIONS = 2_000
-"""Connections at once; further ones are answered 503."""
+"""Maximum number of concurrent connections; further ones get status 503."""
 KEEP_ALIVE_S = 15
 MIN_PASSWORD_CHARS = 12
 
 
 class Served(msgspec.Struct, frozen=True):
-    """How the monitor is reached and what it allows. `tied`: it ends with the process that started it."""
+    """Address and access rules of the monitor. `tied`: it ends with the process that started it."""
 
     host: str = "127.0.0.1"
     port: int = 8787
@@ -47,7 +47,7 @@ class Served(msgspec.Struct, frozen=True):
 
 
 def monitor(served: Served) -> int:
-    """Serve until Ctrl-C. Raises `Problem` where the address can't be used."""
+    """Serve until Ctrl-C. Raises `Problem` if the address cannot be used."""
     try:
         import uvicorn
 
@@ -96,7 +96,7 @@ def monitor(served: Served) -> int:
 
 
 def findings() -> list[Finding]:
-    """What the doctor finds, for the overview."""
+    """Return the findings of the doctor, for the overview."""
     from ecloud.cli import doctor
     from ecloud.web.health import Finding
 
@@ -104,7 +104,7 @@ def findings() -> list[Finding]:
 
 
 def sweep_table(run: str) -> SweepTable:
-    """The parameters and numbers of a run, for its page. Called in the monitor's helper process."""
+    """Return the parameters and numbers of a run, for its page. Called in the monitor's helper process."""
     from ecloud.cli.sweep import whole_table
 
     return whole_table(run, load_settings())
@@ -138,10 +138,10 @@ def _require_tls(served: Served) -> None:
 
 
 def _hosts(served: Served, port: int) -> list[str]:
-    """The `Host` headers that are answered."""
+    """Return the accepted `Host` headers."""
     names = {served.host, *LOOPBACK}
     if served.is_open:
-        # A browser sends an address only where its user typed it: no foreign name can stand for it.
+        # A browser sends an IP address only if its user typed it, so DNS rebinding is impossible with one.
         addresses = {one.address for some in psutil.net_if_addrs().values() for one in some}
         names |= {socket.gethostname(), socket.getfqdn(), *addresses}
     return [f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names]
@@ -153,7 +153,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(SLOW_CONNECTIONS)  # whoever comes before the pages are ready waits
+        listener.listen(SLOW_CONNECTIONS)  # early connections wait until the pages are ready
     except OSError as error:
         raise Problem(
             f"the monitor can't listen on {host}:{port}: {error.strerror}", "name another --port, or 0"

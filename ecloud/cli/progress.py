@@ -1,4 +1,4 @@
-"""How a run goes, while it goes: bars on a terminal, a line now and then in a pipe. Decides nothing."""
+"""Progress of a run: bars on a terminal, a line at intervals in a pipe. Display only."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ecloud.model.text import about, byte_size, counted, visible
 from ecloud.model.wire import RunChanged
 
 LINE_EVERY_S = 5.0
-"""In a pipe, where a task ended or files move."""
+"""Interval of lines in a pipe if a task ended or files move."""
 SAME_LINE_EVERY_S = 60.0
-"""In a pipe, where none did."""
+"""Interval of lines in a pipe otherwise."""
 FAILURES_TOLD = 20
 BAR_CHARS = 40
 REFRESHES_PER_S = 8
@@ -58,27 +58,27 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """What is printed from now on stands below."""
+        """End the display; later output appears below it."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since we look."""
+        """Seconds since the display began."""
         return time.monotonic() - self._began
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self._console.print(Text(visible(text)))
 
     def pushed(self, count: int) -> None:
-        """So many tasks have arrived at the boss."""
+        """Show how many tasks have arrived at the boss."""
         if self._live is not None:
             self._live.update(Text(f"pushed {count:,} of {self._total:,} tasks"))
 
     def trouble(self, text: str) -> None:
-        """What is waited for; empty when it ends."""
+        """Show what the command waits for; empty when the wait ends."""
         if text != self._trouble:
             self._trouble = text
             if self._live is None:
@@ -87,7 +87,7 @@ class Progress:
                 self._show()
 
     def changed(self, picture: RunChanged) -> None:
-        """The run as it stands now."""
+        """Show the current state of the run."""
         self.last = picture
         if self._ended_at_start is None:
             self._ended_at_start = _ended(picture.states)
@@ -102,14 +102,14 @@ class Progress:
             self._tell(picture)
 
     def _tell_waits(self, text: str) -> None:
-        """A line in a pipe: why no VM starts, when that changes."""
+        """Print a line in a pipe when the reason why no VM starts changes."""
         late = time.monotonic() - self._waits_told_at >= LINE_EVERY_S
         if text and text != self._waits and (late or not self._waits):
             self._waits, self._waits_told_at = text, time.monotonic()
             print(visible(text), file=self._console.file, flush=True)
 
     def _tell(self, picture: RunChanged) -> None:
-        """A line in a pipe: now and then, and seldom where nothing changes."""
+        """Print a line in a pipe at intervals, which are longer if nothing changes."""
         ended = _ended(picture.states)
         silent_s = time.monotonic() - self._told_at
         if (
@@ -161,7 +161,7 @@ class Progress:
         return ", ".join(parts)
 
     def _left_s(self, ended: int, total: int) -> float | None:
-        """By the rate since we look; None before that says anything."""
+        """Estimate the remaining time from the rate since the display began; None while too few tasks have ended."""
         since = ended - (self._ended_at_start or 0)
         elapsed_s = time.monotonic() - self._began
         return elapsed_s / since * (total - ended) if since >= 3 and elapsed_s > 2 and total > ended else None
@@ -169,7 +169,7 @@ class Progress:
 
 @contextmanager
 def transfer(console: Console, verb: str, total_bytes: int) -> Iterator[None]:
-    """While a person's own files move over SSH: how far, on a terminal; nothing in a pipe."""
+    """Show the progress of a user's own file transfer over SSH on a terminal; nothing in a pipe."""
     if not console.is_terminal:
         yield
         return

@@ -1,4 +1,5 @@
-"""What `push_tasks.py` does: read a list, push it to a cluster or run it here, watch it, tell how it ended."""
+"""Implementation of `push_tasks.py`: reads a list, pushes it to a cluster or runs it here, watches it, prints a
+summary."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DATASTORE = "ecloud-data"
 PAGES_AFTER_S = 8.0
-"""A local run that a person watches for so long gets web pages; a shorter one is not slowed down by them."""
+"""A local run that a user watches for this long gets web pages; shorter ones are not slowed down by them."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -54,13 +55,13 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class RunDropped(Problem):
-    """The run that is watched was dropped: nothing of it is left to wait for."""
+    """The watched run was dropped."""
 
     exit_code = NOT_ALL_SUCCEEDED
 
 
 def push(wish: Wish) -> int:
-    """Do it; the exit code. Raises what `app.problem_of` knows."""
+    """Carry out the options; returns the exit code. Raises the errors that `app.problem_of` knows."""
     if wish.local is None and wish.datastore is not None:
         raise Problem("--datastore goes with --local; the cluster's is set with python admin.py set_datastore")
     if wish.local is not None and wish.create_workers is not None:
@@ -76,7 +77,7 @@ def push(wish: Wish) -> int:
     if wish.upload is not None and not Path(wish.upload).is_dir():
         raise Problem(f"--upload {wish.upload}: there is no such directory")
     settings = load_settings()
-    # Of single tasks it is asked which results exist, and how they depend on each other.
+    # These options need single tasks: to check which results exist, or to show their dependencies.
     source = msgspec.structs.replace(wish.source, plain_arrays=wish.skip_existing or wish.dry_run)
     tasks = read(source, settings)
     for note in tasks.notes:
@@ -89,7 +90,7 @@ def push(wish: Wish) -> int:
 
 
 def show_plan(tasks: TaskList, wish: Wish) -> int:
-    """What would run, before anything does."""
+    """Print what would run, without running it."""
     from ecloud.cli.dry_run import survey
     from ecloud.cli.tables import print_json, some
     from ecloud.model.text import counted, duration, visible
@@ -160,7 +161,7 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
 
 
 def _wait_for_end(run: str, client: Client) -> None:
-    """Wait until nothing of a run is left to do, whatever its tasks ended with. Raises `RequestRefused`."""
+    """Wait until all tasks of a run have ended, whatever their states. Raises `RequestRefused`."""
     told = False
     for picture in client.watch(run):
         if picture.over:
@@ -171,7 +172,7 @@ def _wait_for_end(run: str, client: Client) -> None:
 
 
 def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> None:
-    """Files that must be in the datastore before the tasks."""
+    """Upload or make files that must be in the datastore before the tasks."""
     if wish.upload is None and not tasks.uploads and not (wish.source.scale is not None and tasks.initial_inputs):
         return
     from ecloud.cli.files import make_initial_inputs, open_datastore, upload
@@ -198,7 +199,7 @@ def _hand_over(wish: Wish, tasks: TaskList, client: Client, progress: Progress) 
 
 
 def _look_for_stale(wish: Wish, accepted: RunAccepted, client: Client, settings: Settings) -> Stale | None:
-    """Tasks that are kept as succeeded, and would come out otherwise now; None where that can't be looked at."""
+    """Find tasks that are kept as succeeded but whose files have changed; None if this cannot be checked."""
     from ecloud.cli.stale import tell_or_redo
     from ecloud.db.database import DatabaseAway, SchemaWrong
 
@@ -228,8 +229,8 @@ def _tell_accepted(accepted: RunAccepted, wish: Wish, stale: Stale | None) -> No
 def _watch(
     client: Client, accepted: RunAccepted, progress: Progress, look: Callable[[], None] = lambda: None
 ) -> RunChanged:
-    """Show progress until nothing more will happen; `look` is called now and then. Raises `Problem` where the run is
-    dropped meanwhile."""
+    """Show progress until the run has ended or is held; calls `look` regularly. Raises `Problem` if the run is dropped
+    meanwhile."""
     from ecloud.client.client import RequestRefused
 
     try:
@@ -278,7 +279,7 @@ def _stop(cluster: LocalCluster) -> None:
     try:
         cluster.stop()
     except KeyboardInterrupt:
-        cluster.stop()  # what it interrupted has killed the boss; this clears away
+        cluster.stop()  # the interrupted call has killed the boss; this call cleans up
 
 
 def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
@@ -302,7 +303,7 @@ def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
 
 
 class _Pages:
-    """The web pages of a local cluster: started when they are wanted, or when a person has watched for a while."""
+    """The web pages of a local cluster: started on request, or after a user has watched for a while."""
 
     def __init__(self, cluster: LocalCluster, progress: Progress, wanted: bool) -> None:
         self._cluster = cluster
@@ -312,7 +313,7 @@ class _Pages:
         self._told = False
 
     def look(self) -> None:
-        """Start them where it is time, and tell their address once."""
+        """Start the pages when it is time, and print their address once."""
         if self._told or not self._is_wanted or self._progress.elapsed_s < self._after_s:
             return
         self._cluster.start_monitor()
@@ -322,7 +323,7 @@ class _Pages:
 
 
 def _kept_output(cluster: LocalCluster, run: str, directory: Path) -> Path | None:
-    """The file that keeps what the tasks printed; None where they printed nothing, or it cannot be kept."""
+    """Return the file with the tasks' output; None if there is no output or it cannot be kept."""
     from ecloud.cli.local_output import keep_output
     from ecloud.db.database import DatabaseAway, SchemaWrong
     from ecloud.queries.status import open_database
@@ -335,7 +336,8 @@ def _kept_output(cluster: LocalCluster, run: str, directory: Path) -> Path | Non
 
 
 def _require_room(tasks: TaskList, workers: int) -> None:
-    """A list that this machine can't run would wait for ever. Raises `Problem`, every such task named."""
+    """Check that this machine can run every task; otherwise the run would wait forever. Raises `Problem`, which names
+    every such task."""
     from ecloud.model.text import amounts
     from ecloud.queries.why import pools_of
 

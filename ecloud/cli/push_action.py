@@ -9,18 +9,18 @@ from ecloud.cli.app import Command
 from ecloud.cli.version import version_option
 
 KINDS = ("auto", "tasks", "wfformat", "sweep")
-"""As `ecloud.formats` has them, which is not imported for `--help`."""
+"""Copy of `ecloud.formats.reading.FORMATS`, which `--help` does not import."""
 
 
 class Push(Command):
-    """A command whose `--local` may stand alone."""
+    """A command whose `--local` may be given without a value."""
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         return super().parse_args(context, with_local_number(arguments))
 
 
 def with_local_number(arguments: list[str]) -> list[str]:
-    """`--local` without a number is `--local=0`: one worker per core."""
+    """Replace `--local` without a number by `--local=0`: one worker per core."""
     found = list(arguments)
     for index, argument in enumerate(found):
         if argument == "--":

@@ -1,4 +1,4 @@
-"""What `admin.py` asks of the boss: orders about tasks, workers, invitations. Prints the answer."""
+"""Requests of `admin.py` to the boss about tasks, workers, invitations. Prints the answers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from ecloud.model.wire import RequestDone
 
 MANY_WORKERS = 20
-"""More are started after a question only."""
+"""Above this number, the user must confirm the start of workers."""
 NAMES_ASKED = 5
-"""Names of tasks in the question before they are deleted."""
+"""Task names shown in the confirmation before deletion."""
 REFUSED_WITHIN_S = 3.0
-"""How long a cloud's no is waited for where VMs are asked for: most answer within 0.1 s."""
+"""How long to wait for a cloud to refuse requested VMs: most answer within 0.1 s."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def ask(verb: str, as_json: bool, **arguments: Argument) -> int:
-    """One request, and its answer printed. Raises `RequestRefused`, `BossAway`, `BrokerAway`, `Problem`."""
+    """Send one request and print its answer. Raises `RequestRefused`, `BossAway`, `BrokerAway`, `Problem`."""
     _print(_answer(verb, **arguments), as_json)
     return DONE
 
@@ -54,8 +54,8 @@ def _print(answer: RequestDone, as_json: bool) -> None:
 
 
 def drop_tasks(tasks: Sequence[str], run: str, state: str, label: str, yes: bool, as_json: bool) -> int:
-    """Delete tasks once the user has confirmed their number and names. Raises as `about_tasks` does; `Problem` where
-    nobody can be asked."""
+    """Delete tasks after the user has confirmed their number and names. Raises as `about_tasks` does; `Problem` if the
+    command cannot ask the user."""
     from ecloud.model.text import counted
 
     if not yes and (tasks or run or state or label):
@@ -70,13 +70,13 @@ def drop_tasks(tasks: Sequence[str], run: str, state: str, label: str, yes: bool
 
 
 def _which(tasks: Sequence[str], run: str, state: str, label: str) -> tuple[list[str], int]:
-    """The first names of the tasks that are meant, and how many there are."""
+    """Return the first names of the selected tasks, and their number."""
     from ecloud.model.text import visible
     from ecloud.queries import status as queries
 
     if tasks:
         return [visible(name) for name in tasks], len(tasks)
-    if os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no database
+    if os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no access to the database
         meant = ", ".join(
             f"{word} {value}" for word, value in (("run", run), ("state", state), ("label", label)) if value
         )
@@ -86,12 +86,13 @@ def _which(tasks: Sequence[str], run: str, state: str, label: str) -> tuple[list
 
 
 def instantiate(n: int, pool: str, keep_alive: bool, yes: bool, as_json: bool) -> int:
-    """Start workers; says what their cloud refused at once. Exit code 1 where none starts. Raises as `ask` does."""
+    """Start workers; reports immediate refusals of their cloud. Returns exit code 1 if none starts. Raises as `ask`
+    does."""
     if n > MANY_WORKERS and not yes:
         if not sys.stdin.isatty():
             raise Problem(f"{n} workers are many and no terminal can be asked", "confirm with --yes")
         click.confirm(f"Start {n} workers?", abort=True, err=True)
-    if os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no database
+    if os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no access to the database
         answer = _answer("instantiate_worker", n=n, pool=pool or None, keep_alive=keep_alive)
         _print(answer, as_json)
         return DONE if answer.count else NOT_ALL_SUCCEEDED
@@ -119,7 +120,7 @@ def instantiate(n: int, pool: str, keep_alive: bool, yes: bool, as_json: bool) -
 
 
 def plan(as_json: bool) -> int:
-    """What the boss would start and end now, and why. Raises as `ask` does."""
+    """Print what the boss would start and end now, and why. Raises as `ask` does."""
     from ecloud.cli.tables import print_json
     from ecloud.model.text import visible
 
@@ -136,21 +137,21 @@ def plan(as_json: bool) -> int:
 def about_tasks(
     verb: str, tasks: Sequence[str], run: str, state: str, label: str, as_json: bool, **arguments: Argument
 ) -> int:
-    """An order about tasks: those named, or all that match. Raises `Problem` where it is not said which."""
+    """Send a request about tasks: the named ones, or all that match. Raises `Problem` if the user selects none."""
     if not (tasks or run or state or label):
         raise Problem(f"{verb} which tasks? Name them, or say --run, --state or --label")
     return ask(verb, as_json, ids=list(tasks), run=run or None, state=state or None, label=label or None, **arguments)
 
 
 def about_workers(verb: str, workers: Sequence[str], everyone: bool, as_json: bool, **arguments: Argument) -> int:
-    """An order about workers: those named, or all. Raises `Problem` where it is not said which."""
+    """Send a request about workers: the named ones, or all. Raises `Problem` if the user selects none."""
     if bool(workers) == everyone:
         raise Problem(f"{verb} which workers? Name them (python admin.py show_workers), or say --all")
     return ask(verb, as_json, workers=list(workers), **arguments)
 
 
 def drop_workers(workers: Sequence[str], everyone: bool, as_json: bool) -> int:
-    """Forget workers that are no more: the boss remembers them for their tasks' history alone."""
+    """Delete the records of workers that no longer exist: the boss keeps them only for the history of their tasks."""
     from ecloud.queries import status as queries
 
     known = [view.worker for view in queries.workers(app.database(load_settings()), ("lost", "gone"))]
@@ -162,7 +163,8 @@ def drop_workers(workers: Sequence[str], everyone: bool, as_json: bool) -> int:
 
 
 def drop_context(keys: Sequence[str], as_json: bool) -> int:
-    """Forget notes: those named, or where the broker and the datastore are. Raises `Problem` where there is none."""
+    """Delete entries of the context: the named ones, or the addresses of broker and datastore. Raises `Problem` if
+    there is none."""
     from ecloud.queries import status as queries
 
     if keys:
@@ -176,7 +178,7 @@ def drop_context(keys: Sequence[str], as_json: bool) -> int:
 
 
 def invite(file: str, host: str | None, role: str, as_json: bool) -> int:
-    """Write an access file with a key of its own. Raises `Problem`, `AccessWrong`."""
+    """Write an access file with a new key. Raises `Problem`, `AccessWrong`."""
     from ecloud.config.secrets import cluster_secret, derive_key, new_invite_name, write_access
     from ecloud.model.roles import MEANING, Role
 
@@ -217,7 +219,7 @@ def invite(file: str, host: str | None, role: str, as_json: bool) -> int:
 
 
 def list_invitations(as_json: bool) -> int:
-    """Who was invited, as what, and whether that still holds. Raises `Problem`."""
+    """List invitations: name, role, and whether each is still valid. Raises `Problem`."""
     from ecloud.cli.tables import print_json, print_table
     from ecloud.model.text import when
     from ecloud.queries import status as queries
@@ -240,5 +242,5 @@ def list_invitations(as_json: bool) -> int:
 
 
 def revoke(name: str, as_json: bool) -> int:
-    """Make an invitation worthless."""
+    """Revoke an invitation."""
     return ask("revoke_key", as_json, name=name)

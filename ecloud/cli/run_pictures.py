@@ -27,7 +27,7 @@ PATH_SHOWN = 10
 
 
 def timeline(run: str, svg: str, as_json: bool) -> int:
-    """Draw it. Raises `NoSuchRun`, `DatabaseAway`, `Problem`."""
+    """Draw a run's timeline. Raises `NoSuchRun`, `DatabaseAway`, `Problem`."""
     engine = app.database(load_settings())
     times, counts_of, path = read_timeline(engine, run), load(engine, run), critical_path(engine, run)
     span = times.span
@@ -84,7 +84,7 @@ def _lane(lane: Lane, bucket_s: float, columns: int) -> Text:
 
 
 def _parts(count: int, columns: int) -> list[slice]:
-    """`count` values in so many columns, each of at least one value."""
+    """Divide `count` values into columns, each of at least one value."""
     columns = min(columns, count)
     return [slice(at * count // columns, (at + 1) * count // columns) for at in range(columns)]
 
@@ -93,7 +93,7 @@ def _parts(count: int, columns: int) -> list[slice]:
 
 
 def graph(run: str, svg: str, dot: bool, kind: str, as_json: bool) -> int:
-    """Draw it. Raises `NoSuchRun`, `DatabaseAway`, `Problem`."""
+    """Draw a run's graph. Raises `NoSuchRun`, `DatabaseAway`, `Problem`."""
     cells = graph_cells(app.database(load_settings()), run)
     kinds = sorted({cell.kind for cell in cells.cells})
     if kind and kind not in kinds:
@@ -134,7 +134,7 @@ def _levels(node: FoldNode) -> str:
 
 
 def _dot(run: str, folded: Folded) -> str:
-    """Graphviz's language; `dot -Tsvg` draws it."""
+    """Format the graph for Graphviz; `dot -Tsvg` draws it."""
     lines = [f"digraph {_quoted(run)} {{", "  rankdir=LR; node [shape=box, style=rounded];"]
     for at, node in enumerate(folded.nodes):
         lines.append(f"  n{at} [label={_quoted(f'{node.title} ({node.count:,})')}];")

@@ -1,4 +1,4 @@
-"""How a run ended, as the person who pushed it sees it: what failed and why, and where the results lie."""
+"""Summary of an ended run for its user: failures and their reasons, and the location of the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FAILURES_SHOWN = 20
 RESULTS_SHOWN = 8
 RESULTS_LOOKED_AT = 1_000
-"""Results that the datastore is asked for."""
+"""Maximum number of results that the datastore is queried for."""
 
 
 class Shares(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class Shares(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, accepted: RunAccepted, last: RunChanged) -> Shares:
-        """Of what the boss answered and of the run's end."""
+        """Compute the numbers from the boss's answer and the run's end."""
         skipped = accepted.decisions.get("skipped", 0)
         earlier = max(0, accepted.states.get("succeeded", 0) - skipped)
         not_run = sum(last.states.get(state, 0) for state in ("aborted", "cancelled"))
@@ -61,16 +61,17 @@ def tell_end(
     address: str,
     output: Path | None = None,
 ) -> int:
-    """The final table, or one JSON document; the exit code.
+    """Print the final table or one JSON document; returns the exit code.
 
-    `address`: of the datastore. `output`: a file with what the tasks printed, where the cluster is about to be removed.
+    `address`: of the datastore. `output`: a file with the tasks' output, if the cluster will be removed.
     """
     from ecloud.db.database import DatabaseAway, SchemaWrong
     from ecloud.queries.status import NoSuchRun, failures, open_database
 
     failed: list[Failure] = []
     aborted: list[tuple[str, str, str]] = []
-    if not os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no database: what it was told stands above
+    # a client elsewhere has no access to the database; it has printed the failures already
+    if not os.environ.get("ECLOUD_ACCESS"):
         with contextlib.suppress(DatabaseAway, SchemaWrong, NoSuchRun):
             engine = open_database(settings)
             failed = failures(engine, last.run, FAILURES_SHOWN)
@@ -129,7 +130,7 @@ def _print_end(
 
 
 def _print_results(tasks: TaskList, run: str, shares: Shares, settings: Settings, address: str) -> None:
-    """Where the results lie: the last ones of the list first, since those are what people want."""
+    """Print the paths of the results, those of the last tasks first, since users usually want these."""
     from ecloud.cli.files import open_datastore
     from ecloud.model.text import byte_size, visible
 
@@ -152,7 +153,7 @@ def _print_results(tasks: TaskList, run: str, shares: Shares, settings: Settings
 
 
 def _some_last(tasks: TaskList) -> Iterator[TaskDefinition]:
-    """The tasks of the list from the last on, single elements of an array in its stead."""
+    """Yield the tasks of the list from the last on, with arrays replaced by some of their elements."""
     from ecloud.formats.arrays import elements, entry_at, indices_of
 
     for task in reversed(tasks.tasks):
@@ -166,10 +167,11 @@ def _some_last(tasks: TaskList) -> Iterator[TaskDefinition]:
 
 
 def _warn_of_missing(paths: list[str], run: str) -> None:
-    """Results of earlier successes that were removed, or are in another datastore."""
+    """Warn of results of earlier successes that were removed, or are in another datastore."""
     from ecloud.cli.tables import some
 
-    missing = [path for path in paths if not any(letter in path for letter in "*?[")]  # a pattern is no name
+    # a pattern is not the name of a file
+    missing = [path for path in paths if not any(letter in path for letter in "*?[")]
     if missing:
         print(
             f"not in the datastore, though their tasks succeeded: {some(missing, 5)}; "

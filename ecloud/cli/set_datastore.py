@@ -1,4 +1,4 @@
-"""`admin.py set_datastore`: where files are kept from now on. Over SSH it pins the host key and puts the gate there."""
+"""`admin.py set_datastore`: sets the datastore. Over SSH, pins the host key and installs the gate there."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ KEYS_FILE = f"~/{installing.AUTHORIZED_KEYS}"
 
 
 def set_datastore(address: str, new_host_key: bool, own_account: bool, as_json: bool) -> int:
-    """Set up what is at `address` and tell the boss. `new_host_key`: a key other than the pinned one is accepted;
-    `own_account`: the address is this very account, whose files are at hand.
+    """Set up the datastore at `address` and send the address to the boss. `new_host_key`: accept a key other than the
+    pinned one; `own_account`: the address is the current account on this machine, whose files are accessible directly.
 
     Raises `Problem`, `DatastoreAway`, `RequestRefused`.
     """
@@ -91,8 +91,8 @@ def _compare_host_key(address: SshAddress, context: dict[str, str], host_key: st
 
 
 class _Lines:
-    """The two lines that the account's `authorized_keys` needs: `boss` opens a shell for the boss, `workers` accepts
-    certificates that this cluster signed, each for the gate alone."""
+    """The two lines that the account's `authorized_keys` needs: `boss` allows a shell for the boss, `workers` accepts
+    certificates of this cluster's authority, each for the gate only."""
 
     def __init__(self, address: SshAddress, boss: str, workers: str) -> None:
         self.address = address
@@ -100,7 +100,7 @@ class _Lines:
         self.workers = workers
 
     def advice(self, problem: str, took_back: bool) -> list[str]:
-        """What to do where sshd accepts neither or one of them: both lines, ready to paste."""
+        """Return what to do if sshd rejects one or both keys: both lines, ready to paste."""
         account = f"{self.address.user}@{self.address.host}"
         told = [f"{account} {problem}"]
         if took_back:
@@ -119,7 +119,7 @@ class _Lines:
 
 
 def _install(home: Home, lines: _Lines, host_key: str, own_account: bool) -> installing.Installed:
-    """The gate is there and the lines are written. Raises `Problem`, `CannotServe`, `DatastoreAway`."""
+    """Install the gate and write the lines. Raises `Problem`, `CannotServe`, `DatastoreAway`."""
     key, address = boss_key(home), lines.address
     account = f"{address.user}@{address.host}"
     try:
@@ -145,7 +145,7 @@ def _install(home: Home, lines: _Lines, host_key: str, own_account: bool) -> ins
 def _accepts_workers(
     home: Home, cluster_id: str, address: SshAddress, host_key: str, installed: installing.Installed
 ) -> bool:
-    """Whether a certificate such as workers get opens the gate."""
+    """Whether sshd accepts a certificate like those of workers for the gate."""
     with tempfile.TemporaryDirectory(prefix="ecloud-") as directory:
         place = Path(directory)
         command = gate_command(installed.python, installed.gate, address.root, "probe")
@@ -165,8 +165,8 @@ def _accepts_workers(
 
 
 def _by_own_ssh(address: SshAddress, script: str, own_account: bool) -> str | None:
-    """What a script prints that the user's own ssh runs there, or this shell where the account is this one; None where
-    it fails, or where ssh would have to ask the user something."""
+    """Run a script there with the user's own ssh, or in a local shell if it is the same account; returns its output.
+    Returns None if it fails, or if ssh would have to ask the user."""
     command = ["ssh", "-o", "BatchMode=yes", "-p", str(address.port), "-l", address.user, "--", address.host, "sh -s"]
     if own_account:
         command = ["sh", "-s"]

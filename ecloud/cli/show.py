@@ -1,4 +1,4 @@
-"""What `admin.py` shows: answers of the database, printed as tables or as JSON. Works while the boss is down."""
+"""Output of `admin.py` from the database, as tables or as JSON. Works while the boss is down."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STDERR_LINES = 8
 
 
 def status(watch: bool, all_runs: bool, as_json: bool) -> int:
-    """Everything on one screen, once or again and again."""
+    """Print the status screen once or repeatedly."""
     engine = app.database(load_settings())
     shown = sys.maxsize if all_runs else RUNS_SHOWN
     console = app.console()
@@ -63,7 +63,8 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
 
 
 def _drawn(console: Console, found: Status, shown: int) -> Text:
-    """The screen as a text, drawn on a console of its own: what is printed on that of a `Live` appears above it."""
+    """Draw the screen as a text on a separate console: text printed on the console of a `Live` would appear above the
+    display."""
     paper = app.console(file=io.StringIO(), like=console)
     print_status(paper, found, shown)
     return Text.from_ansi(paper.file.getvalue())  # type: ignore[attr-defined]
@@ -72,14 +73,14 @@ def _drawn(console: Console, found: Status, shown: int) -> Text:
 def _status_now(engine: Engine) -> Status:
     found = _with_free_space(queries.status(engine), engine)
     if found.boss.leads and app.is_dead_neighbour(found.boss.holder):
-        # The row says that it leads until its lease is over; its process on this machine is gone.
+        # By its row the boss leads until its lease ends, but its process on this machine has ended.
         found = msgspec.structs.replace(found, boss=msgspec.structs.replace(found.boss, leads=False))
     return found
 
 
 def _with_free_space(found: Status, engine: Engine) -> Status:
-    """A directory is asked; over SSH that would take longer than all the rest: what the boss saw is told, with its age
-    (`admin.py du` asks there)."""
+    """Add the free space. A directory is queried now; over SSH this would be slow, so the boss's last value is shown
+    with its age (`admin.py du` queries it)."""
     from ecloud.cli.files import datastore_address
     from ecloud.config.datastore_address import directory_of, is_ssh
 
@@ -99,7 +100,7 @@ def _with_free_space(found: Status, engine: Engine) -> Status:
 
 
 def migrate(as_json: bool) -> int:
-    """Bring the tables to this code's revision."""
+    """Migrate the tables to this code's revision."""
     from ecloud.db.database import database_url, make_engine, present_revision, where
     from ecloud.db.database import migrate as bring_forward
     from ecloud.db.schema import REVISION
@@ -126,7 +127,7 @@ def migrate(as_json: bool) -> int:
 
 
 def tasks(states: Sequence[str], run: str, label: str, limit: int, newest: bool, as_json: bool) -> int:
-    """Tasks, one a line."""
+    """Print tasks, one per line."""
     from ecloud.queries.queued import with_reasons
     from ecloud.queries.why import pools_of
 
@@ -162,7 +163,7 @@ def _took(line: TaskLine, now: float) -> str:
 
 
 def failed(run: str, limit: int, as_json: bool) -> int:
-    """Failed tasks with what a person needs to mend them."""
+    """Print failed tasks with what the user needs to repair them."""
     found = queries.failures(app.database(load_settings()), run, limit)
     if as_json:
         print_json(found)
@@ -187,7 +188,7 @@ def failed(run: str, limit: int, as_json: bool) -> int:
 
 
 def task(name: str, run: str, as_json: bool) -> int:
-    """A task whole."""
+    """Print all details of a task."""
     detail = _detail(name, run)
     if as_json:
         print_json(detail)
@@ -251,14 +252,14 @@ def _print_attempt(attempt: AttemptView, now: float) -> None:
 
 
 def task_commands(name: str, run: str, as_json: bool) -> int:
-    """A task's commands, as they can be pasted."""
+    """Print a task's commands, ready to paste."""
     detail = _detail(name, run)
     print_json(detail.definition.commands) if as_json else print("\n".join(detail.definition.commands))
     return DONE
 
 
 def task_status(name: str, run: str, as_json: bool) -> int:
-    """A task's state in one line."""
+    """Print a task's state in one line."""
     detail = _detail(name, run)
     if as_json:
         print_json({"run": detail.run, "id": detail.id, "state": detail.state, "reason": detail.reason})
@@ -268,7 +269,7 @@ def task_status(name: str, run: str, as_json: bool) -> int:
 
 
 def task_dependencies(name: str, run: str, as_json: bool) -> int:
-    """A task's neighbours in the graph."""
+    """Print a task's neighbours in the graph."""
     detail = _detail(name, run)
     if as_json:
         print_json({"dependencies": detail.dependencies, "dependents": detail.dependents})
@@ -287,7 +288,7 @@ def _detail(name: str, run: str) -> TaskDetail:
 
 
 def logs(name: str, run: str, attempt: int | None, is_raw: bool, as_json: bool) -> int:
-    """What a task wrote, as far as it is kept."""
+    """Print a task's output, as far as it is kept."""
     from ecloud.cli.task_output import print_text
     from ecloud.cli.whole_output import print_whole
 
@@ -309,7 +310,7 @@ def logs(name: str, run: str, attempt: int | None, is_raw: bool, as_json: bool) 
 
 
 def follow(name: str, run: str, is_raw: bool, as_json: bool) -> int:
-    """A task's output as it is written; then, how it ended. Exit code 1 where it did not succeed."""
+    """Print a task's output as it is written, then its end. Returns exit code 1 if it did not succeed."""
     from ecloud.cli.task_output import outputs
     from ecloud.config.secrets import cluster_secret
 
@@ -330,13 +331,13 @@ def follow(name: str, run: str, is_raw: bool, as_json: bool) -> int:
     detail = _detail(name, run)
     last = detail.last_attempt
     if not is_heard and last is not None:
-        logs(name, run, last.number, is_raw, as_json)  # it had ended before: what is kept of it
+        logs(name, run, last.number, is_raw, as_json)  # it had ended before; print the kept output
     print(f"{detail.state}" + (f": {visible(last.error)}" if last is not None and last.error else ""), file=sys.stderr)
     return DONE if detail.state == "succeeded" else NOT_ALL_SUCCEEDED
 
 
 def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
-    """One sentence, or all the layers."""
+    """Print one sentence, or all the layers."""
     from ecloud.queries.why import pools_of
     from ecloud.queries.why import why as explain
 
@@ -356,7 +357,7 @@ def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
 
 
 def workers(everyone: bool, as_json: bool) -> int:
-    """Workers and what they do."""
+    """Print workers and their tasks."""
     states = ("up", "draining", "lost", "gone") if everyone else ("up", "draining", "lost")
     found = queries.workers(app.database(load_settings()), states)
     if as_json:
@@ -383,7 +384,7 @@ def workers(everyone: bool, as_json: bool) -> int:
 
 
 def vms(everyone: bool, as_json: bool) -> int:
-    """VMs, and why each is there; marked, what a cloud shows that looks like ours and is not."""
+    """Print VMs, and the reason for each; marks VMs in clouds that look like this cluster's but do not belong to it."""
     settings = load_settings()
     engine = app.database(settings)
     found = queries.vms(engine, everyone)
@@ -406,7 +407,7 @@ def vms(everyone: bool, as_json: bool) -> int:
 
 
 def _strangers(settings: Settings, engine: Engine) -> list[dict[str, str]]:
-    """Those of every cloud that answers; of another it is said that it does not."""
+    """Return suspicious VMs of every cloud that answers; warns about clouds that do not."""
     from ecloud.cli import cloud_probe
 
     if not cloud_probe.has_clouds(settings):
@@ -422,7 +423,7 @@ def _strangers(settings: Settings, engine: Engine) -> list[dict[str, str]]:
 
 
 def ledger(run: str, as_json: bool) -> int:
-    """Where every VM-second went. Raises `NoSuchRun`, `DatabaseAway`."""
+    """Print the use of every VM-second. Raises `NoSuchRun`, `DatabaseAway`."""
     from ecloud.db.database import database_now
     from ecloud.model.vm_life import PARTS
     from ecloud.queries.ledger import ledger
@@ -458,13 +459,14 @@ def ledger(run: str, as_json: bool) -> int:
 
 
 def context(as_json: bool) -> int:
-    """The cluster's notes."""
+    """Print the cluster's context."""
     from datastore.keys import fingerprint
     from ecloud.cli.files import datastore_address
 
     settings = load_settings()
     found = queries.context(app.database(settings))
-    found = {name: value for name, value in found.items() if "/" not in name}  # those are the boss's own
+    # entries with "/" are internal to the boss
+    found = {name: value for name, value in found.items() if "/" not in name}
     wanted = settings.datastore_template
     if wanted and not settings.datastore and not found.get("datastore_address"):
         found["datastore_machine"] = f"that of DATASTORE_TEMPLATE ({wanted}) is not set yet: python admin.py start"

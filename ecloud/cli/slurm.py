@@ -1,4 +1,4 @@
-"""`admin.py slurm`: workers as jobs of a Slurm, for those who want them now."""
+"""`admin.py slurm`: workers as Slurm jobs, started on request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ecloud.config.settings import Settings, load_settings
 
 
 def start(number: int, pool: str, as_json: bool) -> int:
-    """Start the boss where none runs, then `number` workers of a Slurm pool that stay when idle.
+    """Start the boss if none runs, then `number` workers of a Slurm pool that stay when idle.
 
     Raises `Problem`, and as `request.ask`.
     """

@@ -1,4 +1,5 @@
-"""Tasks that succeeded with other versions of what they require, or whose results are gone: told, or run again."""
+"""Finds tasks that succeeded with other versions of their requirements, or whose results are gone; reports them or runs
+them again."""
 
 from __future__ import annotations
 
@@ -22,14 +23,15 @@ STAT_AT_ONCE = 5_000
 
 
 class Stale(msgspec.Struct, frozen=True):
-    """Ids of tasks: `changed`, with a requirement that changed since; `gone`, with a result that is not there."""
+    """Ids of tasks with a path: `changed`, a requirement that has changed since; `gone`, a result that no longer
+    exists."""
 
     changed: dict[str, str] = {}
     gone: dict[str, str] = {}
 
     @property
     def tasks(self) -> list[str]:
-        """All of them."""
+        """Ids of all stale tasks."""
         return list(dict.fromkeys([*self.changed, *self.gone]))
 
     @property
@@ -48,7 +50,7 @@ class Stale(msgspec.Struct, frozen=True):
 
 
 def look(successes: list[Success], datastore: Reader) -> Stale:
-    """Compare what tasks had with what is in the datastore now. Raises `DatastoreAway`."""
+    """Compare the tasks' files with the current ones in the datastore. Raises `DatastoreAway`."""
     paths = list(dict.fromkeys(path for task in successes for path in (*task.stamps, *task.results)))
     there: dict[str, Entry | None] = {}
     for start in range(0, len(paths), STAT_AT_ONCE):
@@ -61,7 +63,7 @@ def look(successes: list[Success], datastore: Reader) -> Stale:
         for path, stamp in task.stamps.items():
             now = there[path]
             if now is None:
-                continue  # to run it again would fail
+                continue  # the task would fail if it ran again
             if (path, stamp) not in known:
                 known[path, stamp] = is_same(stamp, now, datastore)
             if not known[path, stamp]:
@@ -73,8 +75,8 @@ def look(successes: list[Success], datastore: Reader) -> Stale:
 
 
 def tell_or_redo(client: Client, settings: Settings, run: str, rerun: bool) -> Stale:
-    """Look at the run's earlier successes. `rerun`: run the stale ones again, and what depends on them; else say so on
-    stderr. Raises `Problem`."""
+    """Check the run's earlier successes. `rerun`: run the stale ones again, with the tasks that depend on them;
+    otherwise report them on stderr. Raises `Problem`."""
     from ecloud.cli import app
     from ecloud.cli.files import open_datastore
     from ecloud.queries.stale import successes

@@ -20,13 +20,13 @@ from ecloud.queries.sweep import SweepTask, last_numbers, numbers_of_text, sweep
 from ecloud.queries.sweep_table import SweepTable, as_float, sorted_by, table_of
 
 TOGETHER = 200
-"""Files that are fetched in one request over SSH."""
+"""Files fetched in one request over SSH."""
 MAX_METRICS_BYTES = 1_000_000
 
 
 def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, file: str | None, sort: str | None,
           as_json: bool) -> int:  # fmt: skip
-    """Show it. Raises `Problem`, `NoSuchRun`, `DatabaseAway`, `DatastoreAway`."""
+    """Print the table or draw the plot. Raises `Problem`, `NoSuchRun`, `DatabaseAway`, `DatastoreAway`."""
     if (file is None) != (plot is None):
         raise Problem("a plot needs columns and a file: --plot X Y FILE.png")
     if by is not None and plot is None:
@@ -51,14 +51,14 @@ def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, 
 
 
 def whole_table(run: str, settings: Settings) -> SweepTable:
-    """A run's parameters and numbers; no rows where its tasks have no parameters. Raises as `sweep` does."""
+    """Return a run's parameters and numbers; no rows if its tasks have no parameters. Raises as `sweep` does."""
     engine = app.database(settings)
     tasks = sweep_tasks(engine, run)
     return table_of(tasks, _numbers(tasks, settings, context(engine)))
 
 
 def _numbers(tasks: Sequence[SweepTask], settings: Settings, notes: dict[str, str]) -> list[dict[str, float]]:
-    """The numbers of each task: of its metrics.json, else of the last JSON line of its output."""
+    """Return the numbers of each task: of its metrics.json, else of the last JSON line of its output."""
     paths = [task.metrics_path for task in tasks if task.metrics_path]
     texts = _contents(paths, settings, notes) if paths else {}
     return [
@@ -68,7 +68,7 @@ def _numbers(tasks: Sequence[SweepTask], settings: Settings, notes: dict[str, st
 
 
 def _contents(paths: Sequence[str], settings: Settings, notes: dict[str, str]) -> dict[str, str]:
-    """Small text files of the datastore by path; those that are not there any more are left out."""
+    """Return the contents of small text files of the datastore by path, without those that no longer exist."""
     from ecloud.cli.files import datastore_address, open_datastore
 
     datastore = open_datastore(settings, datastore_address(settings, notes))
@@ -96,7 +96,7 @@ def _fetch(datastore: Reader, path: str, to: Path) -> bool:
 
 
 def _print(table: SweepTable) -> None:
-    """Without the task's id where parameters tell the same."""
+    """Print the table, without task ids if the parameters identify the tasks."""
     columns = table.columns[1:] if len(table.columns) > 4 else table.columns
     skip = len(table.columns) - len(columns)
     rows = [["" if cell is None else _shown(cell) for cell in row[skip:]] for row in table.rows]

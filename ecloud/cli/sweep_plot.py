@@ -1,4 +1,4 @@
-"""One number of a sweep against a parameter, as a picture. The only user of matplotlib."""
+"""Plot of a sweep's number against a parameter. Only this module uses matplotlib."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from datastore.problem import Problem
 from ecloud.queries.sweep_table import SweepTable, as_float
 
 MAX_GROUPS = 12
-"""Colours and markers that can be told apart."""
+"""Number of distinguishable colours and markers."""
 LOG_FACTOR = 50
-"""An axis is logarithmic where its largest value is this many times the smallest."""
+"""An axis is logarithmic if its largest value is this many times the smallest."""
 MARKERS = "osD^vP*Xhd<>"
 
 Points = list[tuple[Any, float]]
@@ -19,7 +19,8 @@ Points = list[tuple[Any, float]]
 
 
 def draw(table: SweepTable, x: str, y: str, by: str | None, file: str, title: str) -> int:
-    """Points, and for each group of `by` a line through the means; how many points. Raises `Problem`."""
+    """Draw points, and for each group of `by` a line through the means; returns the number of points. Raises
+    `Problem`."""
     try:
         import matplotlib
     except ImportError:
@@ -57,7 +58,7 @@ def draw(table: SweepTable, x: str, y: str, by: str | None, file: str, title: st
 
 
 def _groups(table: SweepTable, x: str, y: str, by: str | None) -> dict[str, Points]:
-    """Points by the value of `by`; those without both numbers are left out. Raises `Problem`."""
+    """Return points by the value of `by`, without those that lack one of the numbers. Raises `Problem`."""
     at_x, at_y = table.column(x), table.column(y)
     at_by = None if by is None else table.column(by)
     groups: dict[str, Points] = {}
@@ -74,7 +75,7 @@ def _groups(table: SweepTable, x: str, y: str, by: str | None) -> dict[str, Poin
 
 
 def _places(cells: list[Any]) -> tuple[dict[Any, float], bool]:
-    """Where each value stands on the x axis, and whether that is its number."""
+    """Return the position of each value on the x axis, and whether positions are the values themselves."""
     distinct = list(dict.fromkeys(cells))
     numbers = [as_float(cell) for cell in distinct]
     if all(number is not None and math.isfinite(number) for number in numbers):
@@ -85,7 +86,7 @@ def _places(cells: list[Any]) -> tuple[dict[Any, float], bool]:
 def _draw_group(
     axes: Any, points: list[tuple[float, float]], label: str, colour: Any, marker: str, line_style: str
 ) -> None:
-    """Every point, joined by a line; where several stand at the same x, small ones, and the line joins their means."""
+    """Draw every point and a line; if several points share an x, draw them small, and the line joins their means."""
     means: dict[float, list[float]] = {}
     for place, value in points:
         means.setdefault(place, []).append(value)

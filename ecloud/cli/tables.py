@@ -1,4 +1,4 @@
-"""Answers as a person reads them: tables and bars on a terminal, aligned lines in a pipe. Asks nobody anything."""
+"""Output for users: tables and bars on a terminal, aligned lines in a pipe. Only formats values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STYLES = {
     "aborted": "magenta",
     "failed": "red",
 }
-"""Colours of task states; in this order a bar shows them."""
+"""Colours of task states, in the order of the bar."""
 PLAIN_BAR = {
     "succeeded": "#",
     "running": ">",
@@ -39,27 +39,27 @@ WORKER_STYLES = {"up": "green", "draining": "yellow", "lost": "red", "gone": "br
 BAR_CHARS = 40
 TRANSFERS_SHOWN = 10
 ARRAYS_SHOWN = 10
-"""Arrays of a run that get a line of their own."""
+"""Arrays of a run that get their own lines."""
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout, for programs."""
+    """Print one JSON document on stdout, for programs."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
 def print_json_line(value: object) -> None:
-    """One JSON document in one line, for programs that read a stream of them."""
+    """Print one JSON document on one line, for programs that read a stream of them."""
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
 
 
 def is_coloured(console: Console) -> bool:
-    """Whether colours tell the states in a bar apart; else its characters must."""
+    """Whether colours distinguish the states in a bar; otherwise characters do."""
     return console.color_system is not None and not console.no_color
 
 
 def state_bar(states: Mapping[str, int], width: int = BAR_CHARS, coloured: bool = True) -> Text:
-    """A bar of `width` characters in which each state has its share, and none that is there is invisible. Without
-    colours each state has a character of its own, in ASCII."""
+    """Draw a bar of `width` characters in which each state has its share, at least one character. Without colours each
+    state has its own ASCII character."""
     total = sum(states.values())
     bar = Text()
     if not total:
@@ -74,7 +74,7 @@ def state_bar(states: Mapping[str, int], width: int = BAR_CHARS, coloured: bool 
 
 
 def counts(states: Mapping[str, int], plain: bool = False) -> Text:
-    """ "3 succeeded, 1 failed": the states that are there."""
+    """ "3 succeeded, 1 failed": the states with tasks."""
     text = Text()
     for state in TaskState:
         count = states.get(state.value, 0)
@@ -87,7 +87,7 @@ def counts(states: Mapping[str, int], plain: bool = False) -> Text:
 def print_table(
     console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()
 ) -> None:
-    """A table. In a pipe: aligned columns under their names, never cut, one line a row."""
+    """Print a table. In a pipe: aligned columns under their names, never truncated, one row per line."""
     cells = [[visible(str(cell)) for cell in row] for row in rows]
     if console.is_terminal:
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -110,7 +110,7 @@ def _style(cell: str) -> str:
 
 
 def print_status(console: Console, status: Status, runs_shown: int) -> None:
-    """Everything on one screen."""
+    """Print the whole status screen."""
     boss = status.boss
     if boss.leads:
         wrote = f"last wrote {duration(boss.silent_s or 0)} ago"
@@ -149,7 +149,7 @@ def print_status(console: Console, status: Status, runs_shown: int) -> None:
 
 
 def _print_transfers(console: Console, status: Status) -> None:
-    """What moves now, who waits for its turn; nothing where nothing moves and nobody waits."""
+    """Print current transfers and the workers that wait for their turn; nothing if there are neither."""
     moving, turns, waiting = len(status.transfers), status.transfers_turns, status.transfers_waiting
     if not (moving or turns or waiting):
         return
@@ -209,7 +209,7 @@ def ended_line(name: str, states: Mapping[str, int], elapsed_s: float | None = N
 
 
 def some(names: Sequence[str], shown: int = 10, total: int | None = None) -> str:
-    """The first names, and how many more."""
+    """Return the first names, and the number of the others."""
     total = len(names) if total is None else total
     text = ", ".join(visible(name) for name in names[:shown])
     return text + (f" and {counted(total - shown, 'other')}" if total > shown else "")

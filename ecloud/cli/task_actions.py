@@ -1,4 +1,4 @@
-"""Actions about tasks: questions, then orders."""
+"""Actions on tasks: queries and requests."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def show_succeeded(run: str, label: str, limit: int, newest: bool, as_json: bool
 @task_argument
 @run_option
 def show_task(task: str, run: str, as_json: bool) -> int:
-    """A task whole: what was asked, where it stands, every attempt."""
+    """All details of a task: its definition, its state, every attempt."""
     from ecloud.cli import show
 
     return show.task(task, run, as_json)
@@ -97,7 +97,7 @@ def show_task_status(task: str, run: str, as_json: bool) -> int:
 @task_argument
 @run_option
 def show_task_dependencies(task: str, run: str, as_json: bool) -> int:
-    """What a task waits for, and what waits for it."""
+    """Dependencies and dependents of a task."""
     from ecloud.cli import show
 
     return show.task_dependencies(task, run, as_json)
@@ -129,7 +129,7 @@ def logs(task: str, run: str, follow: bool, attempt: int | None, is_raw: bool, a
 @run_option
 @click.option("--all", "all_layers", is_flag=True, help="All reasons, from the nearest to the farthest.")
 def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
-    """Why a task does not run, or a worker or VM is not there."""
+    """Why a task does not run, or why a worker or VM is absent."""
     from ecloud.cli import show
 
     return show.why(subject, run, all_layers, as_json)
@@ -159,7 +159,7 @@ def retry_failed(tasks: tuple[str, ...], run: str, state: str, label: str, as_js
 @about_tasks
 @click.option("--below", is_flag=True, help="And all tasks that depend on them.")
 def redo_task(tasks: tuple[str, ...], run: str, state: str, label: str, below: bool, as_json: bool) -> int:
-    """Run tasks again that have ended."""
+    """Run ended tasks again."""
     from ecloud.cli import request
 
     return request.about_tasks("redo_task", tasks, run, state, label, as_json, below=below)

@@ -1,5 +1,5 @@
-"""Prints what tasks wrote: on a terminal as the terminal would have shown it, in a pipe with control characters made
-visible, and as it is where `--raw` asks for that."""
+"""Prints the output of tasks: on a terminal as it would appear there, in a pipe with visible control characters, and
+with `--raw` unchanged."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import TextIO
 from ecloud.model.text import visible
 
 _ACTED_ON = re.compile(r"\x1b\[[0-9;:]*m|[\r\b]")
-"""What a terminal may act on: colours, and going back within the line; nothing that moves elsewhere or clears."""
+"""Sequences that the terminal may interpret: colours, and moves back within the line; none that moves elsewhere or
+clears."""
 _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,40})?\Z")
 _RESET = "\x1b[0m"
 
 
 class TaskOutput:
-    """Writes pieces of one stream of a task to `stream`. `is_raw`: as they are.
+    """Writes pieces of one stream of a task to `stream`. `is_raw`: unchanged.
 
-    A colour that a piece cuts in two is kept for the next piece; `end` writes what is left and resets colours.
+    A colour sequence split between two pieces is kept for the next piece; `end` writes the remaining text and resets
+    colours.
     """
 
     def __init__(self, stream: TextIO, is_raw: bool = False) -> None:
@@ -56,7 +58,7 @@ class TaskOutput:
         return "".join(parts) + visible(text[at:], lines=True)
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """End the stream."""
         if self._rest:
             self._stream.write(visible(self._rest, lines=True))
         if self._is_coloured:
@@ -73,5 +75,5 @@ def print_text(text: str, stream: TextIO, is_raw: bool) -> None:
 
 
 def outputs(is_raw: bool) -> dict[str, TaskOutput]:
-    """A task's two streams on this command's own."""
+    """Return the writers of a task's two streams, to the same streams of this command."""
     return {"stdout": TaskOutput(sys.stdout, is_raw), "stderr": TaskOutput(sys.stderr, is_raw)}

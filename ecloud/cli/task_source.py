@@ -1,4 +1,4 @@
-"""Where the tasks of a push come from: a file, standard input, or an array that the options describe."""
+"""Source of the tasks of a push: a file, standard input, or an array given by options."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ MAX_FILE_BYTES = 2_000_000_000
 
 
 class Source(msgspec.Struct, frozen=True):
-    """What is to be read, and how. `words`: FILE, or the command of an array.
+    """What to read, and how. `words`: FILE, or the command of an array.
 
     `array`, `each_line`, `each_file`, `from_json`: at most one of them, makes an array. `results`: of its elements.
-    `plain_arrays`: large arrays become single tasks, too.
+    `plain_arrays`: also expand large arrays to single tasks.
     """
 
     words: tuple[str, ...]
@@ -53,12 +53,12 @@ class Source(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """The name of the source in messages."""
         return "the array" if self.is_array else self.words[0]
 
 
 def read(source: Source, settings: Settings) -> TaskList:
-    """The tasks, checked. Raises `Problem`."""
+    """Read and check the tasks. Raises `Problem`."""
     from ecloud.formats import TaskListWrong, TooManyCombinations
 
     try:
@@ -166,7 +166,7 @@ def _requirement_of_each(source: Source) -> tuple[Requirement, ...]:
 
 
 def _entries(source: Source) -> tuple[list[Entry], list[str]]:
-    """Entries of the array, and files that must be in the datastore. Raises `ArrayWrong`, `Problem`."""
+    """Return the entries of the array, and files that must be in the datastore. Raises `ArrayWrong`, `Problem`."""
     from ecloud.formats.arrays import ArrayWrong, entries_of, entries_of_lines
     from ecloud.model.tasks import Entry
 

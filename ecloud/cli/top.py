@@ -1,4 +1,5 @@
-"""`admin.py top`: the cluster on a whole terminal, live. Reads the database; asks the boss for what its keys want."""
+"""`admin.py top`: a live view of the cluster on the whole terminal. Reads the database; keys send requests to the
+boss."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from ecloud.queries.why import pools_of, why
 TASKS_READ = 100
 SHOWN_STATES = ("running", "failed", "ready", "waiting", "aborted", "cancelled", "succeeded")
 SLOW_FACTOR = 5.0
-"""A look that took long is followed by a pause of this many times as long."""
+"""A slow query is followed by a pause of this many times its duration."""
 KEYS = {
     "\t": "tab", "\r": "enter", "\n": "enter", "\x1b[A": "up", "\x1b[B": "down", "\x1b[C": "right", "\x1b[D": "left",
     "\x1bOA": "up", "\x1bOB": "down", "\x1b": "escape", "\x03": "q",
@@ -36,7 +37,7 @@ KEYS = {
 
 
 def show(interval_s: float) -> int:
-    """Until q. Raises `Problem` where there is no terminal, `DatabaseAway`."""
+    """Show the screen until q is pressed. Raises `Problem` if there is no terminal, `DatabaseAway`."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Problem("top needs a terminal", "python admin.py status --watch works without one")
     settings = load_settings()
@@ -58,7 +59,7 @@ def show(interval_s: float) -> int:
                 screen.answer(_carry_out(order, engine, settings))
                 due = 0.0
             elif key:
-                due = min(due, time.monotonic() + 0.2)  # another run may be chosen
+                due = min(due, time.monotonic() + 0.2)  # the key may have selected another run
 
 
 def _read(engine: Engine, run: str) -> Picture:
@@ -74,7 +75,7 @@ def _read(engine: Engine, run: str) -> Picture:
 
 
 def _carry_out(order: Order, engine: Engine, settings: Settings) -> str:
-    """What came of it, as a text."""
+    """Carry out an order; returns the result as a text."""
     try:
         if order.verb == "why":
             with app.asking_why(settings) as ask:
@@ -107,7 +108,7 @@ def _logs(engine: Engine, order: Order) -> str:
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Keys one by one, not shown; the terminal as it was afterwards."""
+    """Read keys unbuffered and without echo; restores the terminal afterwards."""
     file = sys.stdin.fileno()
     before = termios.tcgetattr(file)
     try:
@@ -118,7 +119,7 @@ def _keys() -> Iterator[None]:
 
 
 def _key(timeout_s: float) -> str:
-    """The name of a key that was pressed in that time, or nothing."""
+    """Return the name of a key pressed within the timeout, or an empty text."""
     file = sys.stdin.fileno()
     if not select.select([file], [], [], timeout_s)[0]:
         return ""

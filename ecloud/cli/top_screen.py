@@ -1,4 +1,4 @@
-"""What `top` shows and what its keys do. Pure: pictures and keys come in; a screen and orders go out."""
+"""Display and keys of `top`. Pure: takes pictures and keys; returns a screen and orders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD_LINES = 5
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """What was read. `tasks`: some of the run that is chosen."""
+    """Data read for one screen. `tasks`: some tasks of the selected run."""
 
     status: Status
     workers: list[WorkerView]
@@ -29,7 +29,7 @@ class Picture(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a key wants: `verb` is why, logs, cancel, retry_failed or quit; about a run, a task of it, a worker or a
+    """The request of a key: `verb` is why, logs, cancel, retry_failed or quit; for a run, a task of it, a worker or a
     VM."""
 
     verb: str
@@ -39,7 +39,7 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Screen:
-    """Which list and which line is chosen, what is asked and what was answered."""
+    """State of the display: the selected list and line, a pending confirmation, the last answer."""
 
     def __init__(self) -> None:
         self.pane = "runs"
@@ -48,13 +48,13 @@ class Screen:
         self.text: list[str] = []
         """An answer that covers the lists, by line."""
         self.asked: Order | None = None
-        """What waits for a yes."""
+        """The order that waits for confirmation."""
         self._chosen = dict.fromkeys(PANES, 0)
         self._scrolled = 0
         self.picture: Picture | None = None
 
     def show(self, picture: Picture) -> None:
-        """Something new was read."""
+        """Show new data."""
         self.picture = picture
         runs = picture.status.runs
         if self.run not in [run.name for run in runs]:
@@ -69,7 +69,7 @@ class Screen:
     # --- keys ---------------------------------------------------------------------------------------
 
     def on_key(self, key: str) -> Order | None:
-        """What it wants of others; None where it changed the screen alone."""
+        """Handle a key; returns an order, or None if only the screen changed."""
         if self.asked is not None:
             asked, self.asked = self.asked, None
             return asked if key in ("y", "Y") else None
@@ -118,19 +118,19 @@ class Screen:
 
     @property
     def chosen_task(self) -> TaskRow | None:
-        """In the list of tasks."""
+        """The selected line in the list of tasks."""
         tasks = self.picture.tasks if self.picture else []
         return tasks[self._chosen["tasks"]] if self.pane == "tasks" and tasks else None
 
     @property
     def chosen_worker(self) -> WorkerView | None:
-        """In the list of workers."""
+        """The selected line in the list of workers."""
         workers = self.picture.workers if self.picture else []
         return workers[self._chosen["workers"]] if self.pane == "workers" and workers else None
 
     @property
     def chosen_vm(self) -> VmView | None:
-        """In the list of VMs."""
+        """The selected line in the list of VMs."""
         vms = self.picture.vms if self.picture else []
         return vms[self._chosen["VMs"]] if self.pane == "VMs" and vms else None
 
@@ -146,7 +146,7 @@ class Screen:
     # --- drawing ------------------------------------------------------------------------------------
 
     def draw(self, width: int, height: int, now: float) -> RenderableType:
-        """The whole screen."""
+        """Draw the whole screen."""
         if self.picture is None:
             return Text("reading …", "dim")
         if self.text:
@@ -237,7 +237,7 @@ class Screen:
         return table
 
     def _window(self, pane: str, room: int) -> list[tuple[int, object]]:
-        """The lines that there is room for, the chosen one among them."""
+        """Return the lines that fit, including the selected one."""
         lines, room = self._lines(pane), max(1, room)
         first = max(0, min(self._chosen[pane] - room // 2, len(lines) - room))
         return list(enumerate(lines))[first : first + room]

@@ -1,4 +1,4 @@
-"""Transfers in progress in words. Pure."""
+"""Texts for transfers in progress. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ecloud.queries.views import Transfer
 
 TASKS_NAMED = 2
 OLD_S = 12.0
-"""What was told longer ago is shown with its age: two heartbeats and a little, as they are usually set."""
+"""A report older than this is shown with its age: slightly more than two heartbeats with usual settings."""
 
 
 def transfer_line(transfer: Transfer, now: float) -> str:

@@ -1,4 +1,4 @@
-"""Which ECLOUD this is, for `--version`."""
+"""The version of ECLOUD, for `--version`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from ecloud import VERSION
 
 
 def version_option(command: Any) -> Any:
-    """`--version`: prints the version of ECLOUD and of Python, and ends."""
+    """Add `--version`: prints the versions of ECLOUD and Python, and ends."""
     text = f"ecloud {VERSION} (Python {platform.python_version()})"
     return click.version_option(VERSION, "--version", message=text)(command)

@@ -1,4 +1,4 @@
-"""Actions that show the cluster and its runs as pictures, and what happened."""
+"""Actions that show the cluster, its runs and its events."""
 
 from __future__ import annotations
 

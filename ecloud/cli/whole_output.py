@@ -1,4 +1,4 @@
-"""Whole outputs of tasks that keep them as files: read from the datastore, and printed without a limit."""
+"""Whole outputs of tasks that keep them as files: read from the datastore, printed without a limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIECE_BYTES = 1 << 20
 
 
 def kept_outputs(detail: TaskDetail, view: AttemptView) -> dict[str, str]:
-    """Where the whole outputs of an attempt are, by stream. Of merged streams there is only stdout."""
+    """Return the datastore paths of an attempt's whole outputs, by stream. Merged streams have only stdout."""
     definition = detail.definition
     published = {entry.path for entry in view.results}
     wanted = {"stdout": definition.stdout, "stderr": "" if definition.stderr == MERGED else definition.stderr}
@@ -28,7 +28,7 @@ def kept_outputs(detail: TaskDetail, view: AttemptView) -> dict[str, str]:
 
 
 def print_whole(detail: TaskDetail, view: AttemptView, is_raw: bool = False) -> set[str]:
-    """Print the outputs that are kept; which streams were printed. `is_raw`: byte by byte as they are.
+    """Print the kept outputs; returns the printed streams. `is_raw`: byte by byte without changes.
 
     Raises `DatastoreAway`.
     """

@@ -1,4 +1,4 @@
-"""Actions about workers and VMs."""
+"""Actions on workers and VMs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ecloud.cli.actions import about_workers, action, main
 
 
 def number_of_workers(context: click.Context, param: click.Parameter, value: str) -> int:
-    """A number of workers. Names what is none, also -1, which click would take for an option."""
+    """Parse a number of workers. Reports invalid ones, also -1, which click would take for an option."""
     if value.isdecimal() and int(value) >= 1:
         return int(value)
     raise click.BadParameter(f"{value!r} is no number of workers: 1 or more", context, param)
@@ -30,7 +30,7 @@ def instantiate_worker(n: int, pool: str, keep_alive: bool, yes: bool, as_json: 
 @action
 @click.option("--all", "everyone", is_flag=True, help="Also those that are gone.")
 def show_workers(everyone: bool, as_json: bool) -> int:
-    """Workers: address, state, since when, doing what."""
+    """Workers: address, state, since when, and their tasks."""
     from ecloud.cli import show
 
     return show.workers(everyone, as_json)
@@ -47,7 +47,7 @@ def drain_worker(workers: tuple[str, ...], everyone: bool, reason: str, as_json:
 
 @about_workers
 def undrain_worker(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
-    """Let draining workers take tasks again."""
+    """Allow draining workers to take tasks again."""
     from ecloud.cli import request
 
     return request.about_workers("undrain_worker", workers, everyone, as_json)
@@ -55,7 +55,7 @@ def undrain_worker(workers: tuple[str, ...], everyone: bool, as_json: bool) -> i
 
 @about_workers
 def kill_worker(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
-    """End workers at once; their tasks are given to others."""
+    """End workers immediately; the boss gives their tasks to other workers."""
     from ecloud.cli import request
 
     return request.about_workers("kill_worker", workers, everyone, as_json)
@@ -64,7 +64,7 @@ def kill_worker(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
 @action
 @click.argument("vm", metavar="vm/N")
 def forget_vm(vm: str, as_json: bool) -> int:
-    """Write off a VM that does not end: it counts no longer, and may still run."""
+    """Write off a VM that does not end: it no longer counts, but may still run."""
     from ecloud.cli import request
 
     return request.ask("forget_vm", as_json, vm=vm)
@@ -72,7 +72,7 @@ def forget_vm(vm: str, as_json: bool) -> int:
 
 @about_workers
 def drop_workers(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
-    """Forget workers that are gone or lost."""
+    """Delete the records of workers that are gone or lost."""
     from ecloud.cli import request
 
     return request.drop_workers(workers, everyone, as_json)

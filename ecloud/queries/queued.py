@@ -17,14 +17,14 @@ from ecloud.queries.views import UNFINISHED, TaskLine, TaskPage
 from ecloud.queries.why_task import Pool, TaskReasons
 
 EXPLAINED = 500
-"""Ready tasks of one list that are explained; each costs a few queries."""
+"""Maximum number of ready tasks of one list to explain; each costs a few queries."""
 AT_ONCE = 500
 """Tasks whose dependencies are read with one query."""
 NAMED = 3
 
 
 def with_reasons(engine: Engine, page: TaskPage, pools: Sequence[Pool]) -> TaskPage:
-    """The page with a reason for each task that waits or is ready. Raises `DatabaseAway`."""
+    """Add a reason to each waiting or ready task of the page. Raises `DatabaseAway`."""
     open_nos = [line.task_no for line in page.tasks if not line.reason and line.state == TaskState.WAITING]
     ready_nos = [line.task_no for line in page.tasks if not line.reason and line.state == TaskState.READY]
     if not open_nos and not ready_nos:

@@ -1,4 +1,4 @@
-"""What the tasks of a run that succeeded had required, and what they made: to see what is stale. Reads a snapshot."""
+"""Requirements and results of a run's successful tasks, to find stale ones. Reads a snapshot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ecloud.model.tasks import ManifestEntry, TaskState
 from ecloud.queries.status import find_run, snapshot
 
 MOST_TASKS = 20_000
-"""Tasks that are looked at; of a larger run the first ones."""
+"""Maximum number of tasks to read; of a larger run the first ones."""
 
 
 class Success(msgspec.Struct, frozen=True):
@@ -23,7 +23,7 @@ class Success(msgspec.Struct, frozen=True):
 
 
 def successes(engine: Engine, run: str) -> list[Success]:
-    """Those of a run that required or published anything. Raises `NoSuchRun`, `DatabaseAway`."""
+    """Return the successful tasks of a run that required or published files. Raises `NoSuchRun`, `DatabaseAway`."""
     rows, attempts = schema.tasks, schema.attempts
     with snapshot(engine) as connection:
         query = (
