@@ -57,9 +57,9 @@ class Actions(click.Group):
 @click.group(cls=Actions, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @version_option
 def main() -> None:
-    """Ask the cluster and tell it what to do. Each action takes --help and --json.
+    """Query and control the cluster. Each action takes --help and --json.
 
-    Exit codes: 0 done, 1 some task did not succeed, 2 the input is wrong, 3 a part can't be reached, 70 a fault of
+    Exit codes: 0 done, 1 some task did not succeed, 2 the input is wrong, 3 a part cannot be reached, 70 a fault of
     ECLOUD itself, 130 interrupted.
     """
 

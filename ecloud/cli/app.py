@@ -176,7 +176,7 @@ def _own_fault(error: BaseException) -> Problem:
     return Problem(text, "ECLOUD_DEBUG=1 before the command shows a traceback to report", OWN_FAULT)
 
 
-# --- where things are -------------------------------------------------------------------------------
+# --- locations ---------------------------------------------------------------------------------------
 
 
 def find_access(settings: Settings) -> AccessFile:

@@ -67,7 +67,7 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
 @action
 @click.option("--boot", is_flag=True, help="Start one VM of each pool, wait for its worker, end it again.")
 def doctor(boot: bool, as_json: bool) -> int:
-    """Check every part: ok, or what to do."""
+    """Check every part; print ok, or what to do."""
     from ecloud.cli import doctor
 
     return doctor.examine(as_json, boot)
@@ -94,7 +94,7 @@ def migrate(as_json: bool) -> int:
 @click.option("--revoke", metavar="NAME", help="Revoke this invitation: what uses it is dropped at once.")
 @click.option("--list", "listing", is_flag=True, help="Show the invitations, their roles, and which are revoked.")
 def invite(file: str, host: str | None, role: str, revoke: str | None, listing: bool, as_json: bool) -> int:
-    """Write the access file that a worker or client on another machine needs."""
+    """Write an access file for a worker or client on another machine."""
     from ecloud.cli import request
 
     if listing:
@@ -113,7 +113,7 @@ def plan(as_json: bool) -> int:
 @action
 @run_option
 def ledger(run: str, as_json: bool) -> int:
-    """Where every VM-second went: booting, staging, running, idle, draining, lost."""
+    """Use of every VM-second: booting, staging, running, idle, draining, lost."""
     from ecloud.cli import show
 
     return show.ledger(run, as_json)

@@ -115,7 +115,7 @@ def push(
     python push_tasks.py parameters.yml --program 'python train.py'    a sweep
     python push_tasks.py --array 1-100 -- ./simulate %04d              an array
 
-    Exit codes: 0 done, 1 some task did not succeed, 2 the input is wrong, 3 a part can't be reached, 130 interrupted.
+    Exit codes: 0 done, 1 some task did not succeed, 2 the input is wrong, 3 a part cannot be reached, 130 interrupted.
     """
     from ecloud.cli import push as pushing
     from ecloud.cli.task_source import Source

@@ -110,10 +110,10 @@ def show_task_dependencies(task: str, run: str, as_json: bool) -> int:
 @click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of the n-th attempt [the last].")
 @click.option("--raw", "is_raw", is_flag=True, help="As the task wrote it, with every control character.")
 def logs(task: str, run: str, follow: bool, attempt: int | None, is_raw: bool, as_json: bool) -> int:
-    """A task's output: all where the task keeps it as files, else the last 64 KiB of stdout and of stderr.
+    """A task's output: the whole if the task keeps it as files, else the last 64 KiB of stdout and of stderr.
 
     On a terminal, colours and progress lines appear as the task showed them. In a pipe, control characters are
-    written out, as in \\r; --raw leaves them as they are.
+    written out, as in \\r; --raw prints them unchanged.
     """
     from ecloud.cli import show
 

@@ -70,7 +70,7 @@ def unordered(
 ) -> list[tuple[int, int]]:
     """Those of `pairs` (a, b) in which neither task comes before the other, directly or through other tasks.
 
-    Where the list is so large that it would take more than `MAX_VISITS` visits, the last pairs are left out.
+    If a large list would take more than `MAX_VISITS` visits, the last pairs are left out.
     """
     left = _without_path(predecessors, order, pairs)
     return [(a, b) for b, a in _without_path(predecessors, order, [(b, a) for a, b in left])]

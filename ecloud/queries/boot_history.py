@@ -123,7 +123,7 @@ def budgets(connection: Connection) -> dict[int, str]:
 
 
 def unrunnable(connection: Connection) -> dict[int, str]:
-    """Runs by number with ready tasks that no worker and no pool can run, as the boss noted it, in words."""
+    """Return the boss's notes on runs with ready tasks that no worker and no pool can run, by run number."""
     rows = connection.execute(sa.select(schema.context).where(schema.context.c.name.startswith(UNRUNNABLE)))
     return {int(row.name.removeprefix(UNRUNNABLE)): row.value for row in rows}
 

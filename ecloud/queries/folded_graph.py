@@ -30,8 +30,8 @@ class Zoom(msgspec.Struct, frozen=True):
 
 
 class FoldNode(msgspec.Struct, frozen=True):
-    """Tasks drawn as one node. `task`: the id if it is a single task, else empty; `zoom`: what opening the node shows;
-    `column`, `row`: its position."""
+    """Tasks drawn as one node. `task`: the id if it is a single task, else empty; `zoom`: the zoom after the node is
+    opened; `column`, `row`: its position."""
 
     title: str
     task: str

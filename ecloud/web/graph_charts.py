@@ -98,7 +98,7 @@ def _state_bar(states: Mapping[str, int], x: float, y: float, width: float) -> s
     return "".join(parts)
 
 
-# --- what is drawn ------------------------------------------------------------------------------------
+# --- drawing ------------------------------------------------------------------------------------------
 
 
 def folded_graph(folded: Folded, run: str, link: Callable[[FoldNode], str]) -> Markup:

@@ -57,7 +57,7 @@ class Axis(msgspec.Struct, frozen=True):
 
 
 def axis_of(table: SweepTable, name: str) -> Axis | None:
-    """Return the axis of a column; None if its values cannot be ordered on one. Raises `Problem` for an unknown
+    """Return the axis of a column; None if it has no values or too many texts. Raises `Problem` for an unknown
     name."""
     at = table.column(name)
     cells = [row[at] for row in table.rows if row[at] is not None]
