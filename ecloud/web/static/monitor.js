@@ -1,5 +1,5 @@
-// Refreshes the page's main part once a second while it is visible, follows live output, and writes times in the
-// viewer's zone.
+// Refreshes the page's main part once a second while it is visible, follows live output, and formats times in the
+// viewer's time zone.
 "use strict";
 (() => {
   const main = document.getElementById("main");
@@ -23,8 +23,7 @@
     return (active && main.contains(active) && active !== main) || (selection && !selection.isCollapsed);
   }
 
-  // Puts the new content in place and keeps what the viewer has moved: output that is followed, and how far tables and
-  // graphs are scrolled.
+  // Replaces the content; keeps the viewer's state: followed output, and scroll positions of tables and graphs.
   function replace(html) {
     const template = document.createElement("template");
     template.innerHTML = html;
@@ -75,7 +74,7 @@
         element.ended = true;
       }
     } catch {
-      // The monitor is away; the next second tries again.
+      // The monitor is unreachable; try again in the next second.
     } finally {
       element.following = false;
     }
