@@ -1,4 +1,4 @@
-"""`python -m worker ACCESS_FILE`: an agent on this machine, until it is ordered to leave."""
+"""`python -m worker ACCESS_FILE`: an agent on this machine that runs until it is ordered to leave."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from worker.shell.runtime import WorkerRuntime
 log = logging.getLogger("worker")
 GPU_CHOICES = frozenset({"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"})
 MAX_STEPS = 100
-"""Lines of the file of steps that are read: each run of the start script adds a few."""
+"""Lines read from the file of steps: each run of the start script adds a few."""
 
 
 def new_peer_name() -> str:
-    """A process id: random, new with each start."""
+    """Return a random process id, new with each start."""
     return "w" + base64.b32encode(secrets.token_bytes(7)).decode().lower().rstrip("=")[:10]
 
 
 def find_access(path: str | None, boss: str | None) -> AccessFile:
-    """The named file; beside a boss on this machine its own. Raises `AccessWrong`."""
+    """Return the named access file; by default, that of the boss on this machine. Raises `AccessWrong`."""
     home = Home(os.environ.get("ECLOUD_HOME", "~/.ecloud"))
     named = path or os.environ.get("ECLOUD_ACCESS")
     if not named and not home.client_access.exists():
@@ -55,7 +55,7 @@ def find_access(path: str | None, boss: str | None) -> AccessFile:
 def offered(
     cpus: float | None, memory_mb: float | None, gpus: str | None, named: tuple[str, ...]
 ) -> tuple[Resources, tuple[str, ...]]:
-    """What this worker offers, and which GPUs. Raises `click.BadParameter`."""
+    """Return what this worker offers, and its GPUs. Raises `click.BadParameter`."""
     if gpus is None:
         indices = this_host.gpus()
     else:
@@ -163,7 +163,7 @@ def main(
     spool = Spool(place)
     try:
         ssh_key = make_key(place.ssh / "key", f"ecloud-worker-{place.name}")
-    except KeyToolFailed:  # no OpenSSH here: a datastore that is a directory needs none
+    except KeyToolFailed:  # no OpenSSH here: a datastore in a directory needs none
         ssh_key = ""
     config = WorkerConfig(
         peer=new_peer_name(),
@@ -190,13 +190,13 @@ def main(
     runtime = WorkerRuntime(access, config, place, spool, keep_dirs, tied, pythons)
     code = runtime.run()
     if runtime.begins_anew:
-        os.execv(sys.executable, sys.orig_argv)  # the home's lock ends with this program
+        os.execv(sys.executable, sys.orig_argv)  # this program releases the home's lock when it ends
     raise SystemExit(code)
 
 
 def read_steps(path: Path) -> tuple[tuple[str, float], ...]:
-    """What this machine's start has done, and when on this process's monotonic clock. What can't be read was not
-    done."""
+    """Return the finished steps of this machine's start, with their times on this process's monotonic clock. Steps that
+    cannot be read count as not done."""
     try:
         up_s = float(Path("/proc/uptime").read_text().split()[0])
         lines = path.read_text(errors="replace").splitlines()[-MAX_STEPS:]

@@ -3,10 +3,10 @@ later; imports nothing but the standard library, and cloudpickle for the values.
 
     python callhost.py DIRECTORY TOKEN CLOUDPICKLE OUTPUT
 
-It connects to the socket `calls.sock` in DIRECTORY, says its token, and answers each call in turn. A frame is two
-lengths of four bytes, little-endian, a JSON object, and bytes. CLOUDPICKLE is where the worker has that package, for a
-Python that lacks it. What a call prints goes to the files `OUTPUT.stdout` and `OUTPUT.stderr` there, which the worker
-reads after a crash. The host ends when the worker closes the socket.
+Connects to the socket `calls.sock` in DIRECTORY, sends its token, and answers each call in turn. A frame consists of
+two lengths of four bytes, little-endian, a JSON object, and bytes. CLOUDPICKLE is the directory of the worker's
+cloudpickle, for a Python that lacks this package. Output of a call goes to the files `OUTPUT.stdout` and
+`OUTPUT.stderr` there, which the worker reads after a crash. The host ends when the worker closes the socket.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VALUE_FILE = ".ecloud-value"
 
 
 class Host:
-    """One interpreter. Remembers the functions and shared objects that it unpickled."""
+    """One interpreter. Keeps the functions and shared objects that it unpickled."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
@@ -80,7 +80,8 @@ class Host:
     # --- one call -------------------------------------------------------------------------------
 
     def _call(self, head: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-        """The reply and its bytes: the pickled value or failure, then the ends of stdout and stderr."""
+        """Run a call; return the reply and its bytes: the pickled value or failure, then the last output on stdout and
+        stderr."""
         code_end = head["code"]
         arguments_end = code_end + head["arguments"]
         setup = body[arguments_end : arguments_end + head["setup"]]
@@ -128,7 +129,7 @@ class Host:
         return reply, value + stdout + stderr
 
     def _prepare(self, head: dict[str, Any], setup: bytes) -> None:
-        """Modules of the user's project on `sys.path`, and the initializer: once in each interpreter."""
+        """Add modules of the user's project to `sys.path` and run the initializer: once in each interpreter."""
         project = head.get("project")
         if project and project not in self._projects:
             self._projects.add(project)
@@ -166,7 +167,7 @@ class Host:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Puts values of other calls, and shared objects, in the places of their names."""
+    """Replaces references to values of other calls and to shared objects by these values and objects."""
 
     def __init__(self, data: bytes, values: dict[str, Any], shared: dict[str, Any], objects: str) -> None:
         super().__init__(io.BytesIO(data))
@@ -186,7 +187,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _value_of(held: Any) -> Any:
-    """The value of another call: its pickle, or the name of a file that holds it."""
+    """Return the value of another call, from its pickle or from the file of that name."""
     if isinstance(held, str):
         with open(held, "rb") as file:
             held = file.read()
@@ -208,7 +209,7 @@ def _unpickled(
     shared: dict[str, Any] | None = None,
     objects: str = "",
 ) -> Any:
-    """Raises `ModuleNotFoundError` that says what is missing where, and what to do."""
+    """Unpickle. Raises `ModuleNotFoundError` that names the missing module, its host, and what to do."""
     try:
         return _Unpickler(data, values or {}, {} if shared is None else shared, objects).load()
     except ModuleNotFoundError as error:
@@ -222,7 +223,8 @@ def _unpickled(
 
 
 def _run_many(function: Any, items: Any) -> tuple[list[Any], bytes | None, str]:
-    """(values up to the first failure, that failure as `_failure` pickles it or None, its sentence)."""
+    """Call the function for several items: (values before the first failure, that failure as `_failure` pickles it or
+    None, its sentence)."""
     values = []
     for arguments in items:
         try:
@@ -233,7 +235,7 @@ def _run_many(function: Any, items: Any) -> tuple[list[Any], bytes | None, str]:
 
 
 def _of_many(head: dict[str, Any], failure: bytes) -> bytes:
-    """A failure before any of several calls: in the shape of `_run_many`."""
+    """Return a failure that precedes all of several calls, in the form of `_run_many`."""
     return pickle.dumps(([], failure, ""), protocol=4) if head["many"] else failure
 
 
@@ -250,7 +252,7 @@ def _pickled_value(value: Any, name: str) -> bytes:
 
 
 def _failure(error: BaseException) -> bytes:
-    """A failure as bytes that can be unpickled anywhere: (the pickled exception or b"", its traceback)."""
+    """Pickle a failure so that any Python can unpickle it: (the pickled exception or b"", its traceback)."""
     trace = "".join(traceback.format_exception(type(error), error, _own_trace(error)))
     print(trace, file=sys.stderr, end="")
     try:
@@ -270,7 +272,7 @@ def _failure(error: BaseException) -> bytes:
 
 
 def _own_trace(error: BaseException) -> Any:
-    """The traceback without the frames of this file, where it has others."""
+    """Return the traceback without the frames of this file, unless it has no others."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
@@ -283,7 +285,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _taken_output() -> list[bytes]:
-    """What the call printed, its end; the files are empty afterwards."""
+    """Return the last output of the call, and empty the files."""
     taken = []
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
         with suppress(Exception):
@@ -298,7 +300,7 @@ def _taken_output() -> list[bytes]:
 
 
 def _find_cloudpickle(place: str) -> None:
-    """This Python's own package, or else the worker's."""
+    """Add the worker's cloudpickle to the path if this Python has none."""
     spec = importlib.util.find_spec("cloudpickle")
     if spec is None and place:
         file = os.path.join(place, "__init__.py")
@@ -314,14 +316,14 @@ def main() -> None:
     place, token, cloudpickle_place, output = sys.argv[1:5]
     directory = os.open(place, os.O_PATH)
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    control.connect(f"/proc/self/fd/{directory}/calls.sock")  # a path of a socket may have 107 bytes only
+    control.connect(f"/proc/self/fd/{directory}/calls.sock")  # the path of a socket is limited to 107 bytes
     os.close(directory)
     for descriptor, name in ((1, ".stdout"), (2, ".stderr")):
         path = os.path.join(place, output + name)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
         os.dup2(file, descriptor)
         os.close(file)
-    sys.path[0:1] = []  # this file's own directory
+    sys.path[0:1] = []  # remove this file's own directory
     _find_cloudpickle(cloudpickle_place)
     host = Host(control)
     host.greet(token)

@@ -1,8 +1,9 @@
-"""`python -m worker.debug [ACCESS_FILE]`: could a worker work here? One line per thing it needs, then a verdict.
+"""`python -m worker.debug [ACCESS_FILE]`: checks whether a worker could work here. Prints one line per requirement,
+then a verdict.
 
-Takes the arguments of `python -m worker` and changes nothing: no worker reports for duty, the boss's book stays as it
-is, what it stages in the datastore is removed again. Ends on its own in less than 30 s and prints no secret.
-Imports only what comes with Python until it knows that the packages are there.
+Takes the arguments of `python -m worker` and changes nothing: no worker reports for duty, the boss's state stays as it
+is, and what the check stages in the datastore is removed again. Ends in less than 30 s and prints no secret. Imports
+only the standard library until it knows that the packages are installed.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ DNS_S = 4.0
 BROKER_S = 5.0
 BOSS_S = 5.0
 LISTEN_S = 5.5
-"""A boss sends something at least this often while workers are on duty: heartbeats come every 5 s."""
+"""While workers are on duty, a boss sends something at least this often: heartbeats come every 5 s."""
 DATASTORE_S = 5.0
-"""Together they stay below the 30 s that are promised."""
+"""Together, these limits stay below the promised 30 s."""
 LEAST_PYTHON = (3, 10)
 PACKAGES = {"click": "click", "msgspec": "msgspec", "paho.mqtt.client": "paho-mqtt", "psutil": "psutil"}
-"""What a worker imports, and what pip calls it."""
+"""Modules that a worker imports, and their names for pip."""
 BROUGHT = (ROOT / "packages").is_dir()
-"""The boss brought this code by SSH, with packages for the Python that it found then."""
+"""Whether the boss installed this code by SSH, with packages for the Python that it found then."""
 INSTALL = (
     "end this VM (python admin.py kill_worker), the boss brings another one what its Python needs"
     if BROUGHT
@@ -51,12 +52,12 @@ _Answer = TypeVar("_Answer")
 
 
 class NotTried(Exception):
-    """A check needs another that failed; its text names it."""
+    """A check depends on another one that failed; the text names it."""
 
 
 @dataclass
 class Found:
-    """What the checks learned for those after them."""
+    """Results of the checks that later checks use."""
 
     access: AccessFile | None = None
     home: Path | None = None
@@ -69,7 +70,7 @@ class Found:
 
 
 def check_python(found: Found) -> str:
-    """Version and packages."""
+    """Check version and packages."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] < LEAST_PYTHON:
         raise Problem(f"{sys.executable} is {version}, 3.10 or later is needed: install one, then {INSTALL}")
@@ -85,7 +86,7 @@ def check_python(found: Found) -> str:
 
 
 def check_access(found: Found) -> str:
-    """The arguments and the access file."""
+    """Check the arguments and the access file."""
     _need_packages()
     import click
 
@@ -104,7 +105,7 @@ def check_access(found: Found) -> str:
 
 
 def check_address(found: Found) -> str:
-    """What this machine is called and where it looks for the broker."""
+    """Report this machine's name and addresses, and the address of the broker."""
     _need_packages()
     from ecloud.config import this_host
 
@@ -116,7 +117,7 @@ def check_address(found: Found) -> str:
 
 
 def check_dns(found: Found) -> str:
-    """The broker's name."""
+    """Resolve the broker's name."""
     host = _need_access(found).host
     try:
         answers = _within(DNS_S, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
@@ -134,7 +135,8 @@ def check_dns(found: Found) -> str:
 
 
 def check_clock(found: Found) -> str:
-    """A clock that is before this software was installed can't be right, and refuses every certificate."""
+    """Check that the clock is later than this software's installation; an earlier clock makes every certificate
+    invalid."""
     now = time.time()
     installed = Path(__file__).stat().st_mtime
     told = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
@@ -147,13 +149,13 @@ def check_clock(found: Found) -> str:
 
 
 def check_broker(found: Found) -> str:
-    """TCP, TLS, user and password."""
+    """Check TCP, TLS, user and password."""
     from ecloud.client.broker import probe
 
     access = _need_access(found)
     trouble = probe(_address(access), BROKER_S)
     if trouble is not None:
-        # Its remedy names settings of the boss; on a worker's machine their values are in the access file.
+        # The probe's remedy names settings of the boss; on a worker's machine their values are in the access file.
         remedy = "check that the boss runs (python admin.py status there) and that the access file is its newest"
         raise Problem(trouble.texts, f"{remedy}: host, port, user, password, ca and tls in it must be the broker's")
     found.broker_answers = True
@@ -161,7 +163,8 @@ def check_broker(found: Found) -> str:
 
 
 def check_boss(found: Found) -> str:
-    """Hello is answered by Welcome, signed with our key. A Hello that is not followed up changes nothing."""
+    """Check that the boss answers Hello with a Welcome that our key signs. A Hello without further messages changes
+    nothing."""
     from ecloud.model.wire import Refused
 
     access = _need_broker(found)
@@ -180,7 +183,7 @@ def check_boss(found: Found) -> str:
 
 
 def check_key(found: Found) -> str:
-    """Whether boss and access file mean the same key: a boss does not answer one that it does not know."""
+    """Check that boss and access file have the same key: a boss does not answer messages of an unknown key."""
     access = _need_broker(found)
     if found.welcome is None:
         raise Problem(
@@ -191,7 +194,7 @@ def check_key(found: Found) -> str:
 
 
 def check_datastore(found: Found) -> str:
-    """Readable and writable below a stage of our own, which is removed."""
+    """Check that this worker can read the datastore and write to a stage of its own, which is then removed."""
     if found.welcome is None:
         raise NotTried("the boss names it, and did not answer")
     access = found.welcome.datastore
@@ -203,7 +206,7 @@ def check_datastore(found: Found) -> str:
 
 
 def check_disk(found: Found) -> str:
-    """Room below the home."""
+    """Check the free space in the home."""
     _need_packages()
     from worker.shell.files import MIN_FREE_MB, free_disk_mb
 
@@ -237,7 +240,7 @@ CHECKS: tuple[tuple[str, Callable[[Found], str]], ...] = (
 
 
 def say_hello(access: AccessFile, wait_s: float) -> Welcome | Refused | None:
-    """What the boss answers to a `Hello` of a peer that nobody will hear of again."""
+    """Send `Hello` under a temporary peer name and return the boss's answer."""
     from ecloud.client.broker import BrokerConnection
     from ecloud.model import wire
     from ecloud.model.topics import boss_topic, peer_topic
@@ -280,7 +283,7 @@ def say_hello(access: AccessFile, wait_s: float) -> Welcome | Refused | None:
 
 
 def boss_is_heard(access: AccessFile, wait_s: float) -> bool:
-    """Whether a boss says anything to anybody in this cluster."""
+    """Return whether a boss sends any message in this cluster."""
     from ecloud.client.broker import BrokerConnection
     from ecloud.model.topics import peer_topic
 
@@ -305,7 +308,7 @@ def _try_datastore(access: DatastoreAccess) -> None:
 
 
 def _try_host(access: DatastoreAccess) -> None:
-    """A certificate is only given to a worker on duty: what can be seen before is whether the right host answers."""
+    """Check the host key. The boss gives a certificate only to a worker on duty, so more cannot be checked before."""
     from datastore.keys import read_host_key
     from datastore.ssh.access import SshAddress
 
@@ -356,7 +359,8 @@ def _need_broker(found: Found) -> AccessFile:
 
 
 def _within(seconds: float, call: Callable[[], _Answer]) -> _Answer:
-    """What `call` returns or raises; `TimeoutError` when it takes longer, and then it is left alone."""
+    """Return or raise what `call` returns or raises; raises `TimeoutError` when it takes longer, and leaves its thread
+    running."""
     answer: queue.SimpleQueue[Callable[[], _Answer]] = queue.SimpleQueue()
 
     def run() -> None:
@@ -383,7 +387,7 @@ def _raise(error: BaseException) -> NoReturn:
 
 
 def examine(arguments: Sequence[str]) -> int:
-    """Print a line per check and the verdict; the exit code."""
+    """Print a line per check and the verdict; return the exit code."""
     found = Found(arguments=arguments)
     wrong = []
     for name, check in CHECKS:
@@ -406,14 +410,14 @@ def examine(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     logging.disable()
     try:
         code = examine(sys.argv[1:])
     except (KeyboardInterrupt, BrokenPipeError):
         code = 130
     sys.stderr.flush()
-    # A call that hangs (a dead mount, a name server) must not keep the process.
+    # A call that hangs (a dead mount, a name server) must not keep this process alive.
     os._exit(code)
 
 

@@ -1,21 +1,21 @@
 """Launchers: each runs one task at a time, and ends everything that the task started.
 
 `python -I -S launcher.py FD` is the spare launcher. For each socket that the agent sends it through FD it forks a
-launcher that serves this socket. A launcher is a child subreaper: whatever its task starts, daemons included, stays its
-descendant, so nothing needs a name or an environment to be found. It ends all descendants with the task, or at once
-when the agent is gone (its end of the socket closes). The spare launcher is a subreaper, too: it ends what a killed
-launcher left.
+launcher that serves this socket. A launcher is a child subreaper: everything that its task starts, daemons included,
+stays its descendant and is found without a name or an environment variable. The launcher ends all descendants together
+with the task, or immediately when the agent is gone (its end of the socket closes). The spare launcher is a subreaper,
+too: it ends what a killed launcher left.
 
-Standard library only, and nothing of ECLOUD: it must start in milliseconds and stay small.
+Imports the standard library only, and nothing of ECLOUD: it must start in milliseconds and stay small.
 
-Frames in both directions: four bytes of length, then a `marshal`led tuple whose first item names it.
+Frames in both directions: four bytes of length, then a `marshal`led tuple whose first item names the frame.
 
     agent -> launcher   ("run", argv, directory, environment, shared environment or None, memory limit in bytes or 0,
                                   file for all of stdout or "", the same of stderr, whether stderr goes to stdout)
                                                both environments are added to the launcher's own; None: the shared one
                                                of the last task
                         ("signal", number)     to every process of the task
-                        ("stream", is_on)      send output while it comes, beginning with what is kept
+                        ("stream", is_on)      send output as it arrives, beginning with what is kept
     launcher -> agent   ("output", stream, start, bytes)
                         ("long", pid)          the task has run for LONG_S
                         ("ended", wait status, seconds, peak RSS in KiB, memory exceeded in bytes or 0,
@@ -44,20 +44,21 @@ SIGSET_BYTES = 128
 TAIL_BYTES = 65_536
 READ_BYTES = 65_536
 ORDER_BYTES = 8_192
-"""Read of orders at once: few are longer."""
+"""Size of one read of orders: few orders are longer."""
 LONG_S = 1.0
-"""A task that ran so long is reported with its pid."""
+"""The launcher reports the pid of a task that has run for this long."""
 QUICK_S = 0.01
-"""How long the output of a new task stays in its pipes: most tasks end before, and nobody is woken for it."""
+"""How long the output of a new task stays in its pipes: most tasks end earlier, without waking the launcher."""
 MEMORY_LOOK_S = 0.2
-"""How often the memory of a task is looked at that has a limit."""
+"""Interval between checks of the memory of a task that has a limit."""
 END_ROUNDS = 400
 END_WAIT_S = 0.005
-"""How often, and after which pause, it looks whether killed processes are gone. Then it gives up, and exits."""
+"""Number of checks whether killed processes have ended, and the pause between them. Then the launcher gives up and
+exits."""
 OOM_SCORE = 300
-"""Inherited by tasks: where memory runs out, the kernel ends a task, not the agent."""
+"""Inherited by tasks: when memory runs out, the kernel kills a task, not the agent."""
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-"""The agent alone decides when a launcher ends."""
+"""Only the agent decides when a launcher ends."""
 DEFAULT_IN_TASKS = (*IGNORED, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
 
 
@@ -66,7 +67,7 @@ class AgentGone(Exception):
 
 
 class Stream:
-    """One output stream of the task: a pipe that serves all tasks of this launcher, and the end of what came."""
+    """One output stream of the task: a pipe that serves all tasks of this launcher, and the end of the output."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -78,7 +79,7 @@ class Stream:
         self.file_errno = 0
 
     def open(self, path: str) -> None:
-        """Write all that comes into a new file, too; "" for none. Raises `OSError`."""
+        """Also write the output into a new file; "" for none. Raises `OSError`."""
         self.file_errno = 0
         if path:
             self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -90,21 +91,21 @@ class Stream:
             self.file = -1
 
     def read(self) -> bytes:
-        """What is there now; empty where nothing is."""
+        """Return the available output; empty if there is none."""
         try:
             return os.read(self.read_end, READ_BYTES)
         except BlockingIOError:
             return b""
 
     def keep(self, piece: bytes) -> None:
-        """Keep at least the last `TAIL_BYTES`, and all in the file."""
+        """Keep at least the last `TAIL_BYTES`, and write everything to the file."""
         self.data += piece
         if self.file >= 0:
             try:
                 left = memoryview(piece)
                 while left:
                     left = left[os.write(self.file, left) :]
-            except OSError as error:  # such as a full disk: the task goes on, and its outcome says so
+            except OSError as error:  # such as a full disk: the task continues, and its outcome reports the error
                 self.file_errno = error.errno or 5
                 self.close()
         if len(self.data) > 2 * TAIL_BYTES:
@@ -114,7 +115,7 @@ class Stream:
 
 
 class Launcher:
-    """One launcher process. SIGCHLD is blocked and read from a descriptor: a signal handler in Python costs more."""
+    """One launcher process. Blocks SIGCHLD and reads it from a descriptor: a signal handler in Python costs more."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
@@ -142,15 +143,15 @@ class Launcher:
         self._is_new = self._is_told = self._is_streaming = False
         self._limit = self._exceeded = 0
         self._end: tuple[int, int] | None = None
-        """Wait status and peak RSS of the shell, once it ended."""
+        """Wait status and peak RSS of the shell, once it has ended."""
         self._has_children = False
-        """When children were looked for last."""
+        """Whether the last check found children."""
 
     def serve(self) -> None:
         """Run tasks until the agent is gone."""
         try:
             while True:
-                self._receive()  # waits: without a task there is nothing else to hear
+                self._receive()  # blocks: without a task, only the agent's orders matter
                 while self._pid:
                     self._watch()
         except (AgentGone, OSError):
@@ -158,7 +159,7 @@ class Launcher:
             self._end_all()
 
     def _watch(self) -> None:
-        """Wait for the next thing that happens to the task, and deal with it."""
+        """Wait for the next event of the task, and handle it."""
         if self._is_new:
             self._is_new = False
             ready = self._quick.poll(QUICK_S * 1000)
@@ -220,7 +221,7 @@ class Launcher:
             if out or err:
                 for stream, path in zip(self._streams, (out, err)):
                     stream.open(path)
-            os.chdir(directory)  # posix_spawn knows no directory; nothing here uses relative paths
+            os.chdir(directory)  # posix_spawn cannot set a directory; nothing here uses relative paths
             self._pid = os.posix_spawnp(
                 argv[0],
                 argv,
@@ -263,7 +264,7 @@ class Launcher:
         return bool(piece)
 
     def _reap(self) -> bool:
-        """Take every child that ended, so that no zombie counts against a limit. Whether any child is left."""
+        """Reap every child that ended, so that no zombie counts against a limit. Return whether any child is left."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -288,12 +289,12 @@ class Launcher:
                 self._exceeded = used
                 self._on_signal(signal.SIGKILL)
         elif not self._limit:
-            self._look_at = 0.0  # nothing more to look at
+            self._look_at = 0.0  # nothing left to check
 
     def _finish(self, status: int, peak: int) -> None:
         run_s = time.monotonic() - self._began_at
         is_clean = True
-        if self._has_children:  # else nothing is left of the task: whatever it started would be a child by now
+        if self._has_children:  # else nothing of the task is left: its orphans would be children by now
             signal_group(self._pid, signal.SIGKILL)
             is_clean = self._end_all()
         if self._output.poll(0):
@@ -309,13 +310,13 @@ class Launcher:
         self._pid, self._end, self._look_at = 0, None, 0.0
         self._send("ended", status, run_s, peak, self._exceeded, file_errno, *tails)
         if not is_clean:
-            raise AgentGone  # what cannot be killed must not be taken for a part of the next task
+            raise AgentGone  # a process that cannot be killed must not count as part of the next task
         for stream in self._streams:
             if stream.data:
                 stream.data, stream.dropped = bytearray(), 0
 
     def _end_all(self) -> bool:
-        """KILL all descendants, and whatever comes up in their place. False where some do not end."""
+        """KILL all descendants, also those that appear meanwhile. Return False if some do not end."""
         for _ in range(END_ROUNDS):
             if not self._reap():
                 return True
@@ -333,19 +334,19 @@ class Launcher:
 
 
 def signal_group(pid: int, number: int) -> None:
-    """To a process group, if it is there."""
+    """Send a signal to a process group, if it exists."""
     with suppress(OSError):
         os.killpg(pid, number)
 
 
 def signal_process(pid: int, number: int) -> None:
-    """To one process, if it is there and ours."""
+    """Send a signal to one process, if it exists and belongs to this user."""
     with suppress(OSError):
         os.kill(pid, number)
 
 
 def children(pid: int) -> list[int]:
-    """Pids of the children of a process, zombies included."""
+    """Return the pids of the children of a process, zombies included."""
     found: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -373,7 +374,7 @@ def _children_by_parent(parent: int) -> list[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """Pids of all descendants, parents before their children."""
+    """Return the pids of all descendants, parents before their children."""
     found: list[int] = []
     todo = children(pid)
     while todo:
@@ -383,7 +384,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process holds and shares with no file; 0 where it is gone."""
+    """Return the memory that a process holds and shares with no file; 0 if the process has ended."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             _, resident, shared = map(int, file.read().split()[:3])
@@ -396,12 +397,12 @@ def resident_bytes(pid: int) -> int:
 
 
 def become_subreaper() -> None:
-    """Orphans among the descendants of this process become its children. Linux; needs no rights."""
+    """Make orphans among the descendants of this process its children. Linux only; needs no privileges."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def signal_descriptor(number: int) -> int:
-    """Block a signal, and make a descriptor that is readable while it is pending. Raises `OSError`."""
+    """Block a signal, and return a descriptor that is readable while the signal is pending. Raises `OSError`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [number])
     libc = ctypes.CDLL(None, use_errno=True)
     signals = ctypes.create_string_buffer(SIGSET_BYTES)
@@ -414,10 +415,10 @@ def signal_descriptor(number: int) -> int:
 
 
 class Spare:
-    """Forks a launcher for each socket that comes, and ends what a killed launcher left.
+    """Forks a launcher for each socket that it receives, and ends what a killed launcher left.
 
-    It answers each socket by `+` and the launcher's pid, and says `-` and the pid when a launcher ended and nothing of
-    its task is left. A pid has four bytes.
+    Answers each socket with `+` and the launcher's pid, and sends `-` and the pid when a launcher has ended and nothing
+    of its task is left. A pid has four bytes.
     """
 
     def __init__(self, control: socket.socket) -> None:
@@ -427,10 +428,10 @@ class Spare:
         self._wake, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
-        """Until the agent is gone, and everything that its tasks left."""
+        """Serve until the agent is gone and all processes of its tasks have ended."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self._serve()
-        self._ended.append(0)  # from now on, whatever is no launcher is a stranger
+        self._ended.append(0)  # from now on, every child that is no launcher is a stranger
         for _ in range(2 * END_ROUNDS):
             self._reap()
             if not self._end_strangers() and not self._launchers:
@@ -491,7 +492,7 @@ class Spare:
                 self._ended.append(pid)
 
     def _end_strangers(self) -> bool:
-        """KILL children that are no launchers: orphans of killed ones. Whether there were any."""
+        """KILL children that are no launchers: orphans of killed launchers. Return whether there were any."""
         if not self._ended:
             return False
         strangers = [pid for pid in children(os.getpid()) if pid not in self._launchers]
@@ -502,7 +503,7 @@ class Spare:
 
 
 def main() -> None:
-    """The spare launcher, until the agent is gone."""
+    """Run the spare launcher until the agent is gone."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -514,7 +515,7 @@ def main() -> None:
     gc.disable()  # nothing here makes cycles
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    for name in os.listdir("/proc/self/fd"):  # what the agent was started with is not for tasks
+    for name in os.listdir("/proc/self/fd"):  # tasks must not inherit the agent's descriptors
         if int(name) not in (0, 1, 2, control.fileno()):
             with suppress(OSError):
                 os.close(int(name))

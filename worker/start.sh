@@ -1,6 +1,6 @@
 #!/bin/sh
 # Starts an agent and nothing else: worker/start.sh ACCESS_FILE [options of `python -m worker`].
-# Takes the checkout's own Python (.venv) where there is one, else the first python3 that is new enough.
+# Uses the checkout's own Python (.venv) if it exists, else the first python3 that is new enough.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -25,8 +25,8 @@ if [ -z "$python" ]; then
     exit 1
 fi
 
-# Found from any directory; tasks do not get to see it (worker/shell/jobs.py takes it out again). Code that the boss brought
-# has its packages beside it.
+# Makes ECLOUD importable from any directory; worker/shell/environment.py removes it for tasks. Code that the
+# boss brought has its packages beside it.
 ours=$checkout
 if [ -d "$checkout/packages" ]; then ours=$checkout:$checkout/packages; fi
 PYTHONPATH="$ours${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m "${ECLOUD_START_MODULE:-worker}" "$@"

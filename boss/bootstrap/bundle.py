@@ -1,8 +1,8 @@
-"""What a worker's machine needs, in one archive: the code that a worker imports and the packages for its Python.
+"""Builds the archive that a worker's machine needs: the code that a worker imports and the packages for its Python.
 
 Owns HOME/bundles: one `.tar.gz` per content and kind of Python, made once. A package comes from the boss's own
-environment where that fits the machine (pure ones always do), so both sides have the same versions and no internet is
-needed; else its wheel is fetched with pip and kept in HOME/wheels. Never speaks with a worker's machine.
+environment if that fits the machine (pure ones always do), so both sides have the same versions and no internet is
+needed; else pip downloads its wheel, which is kept in HOME/wheels. Never contacts a worker's machine.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from datastore.problem import Problem
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("click", "msgspec", "paho-mqtt", "psutil")
-"""What a worker imports besides our code; each is whole without further packages."""
+"""Packages that a worker imports; each works without further packages."""
 BOSS_PACKAGES = (
     "alembic", "click", "fabric", "iotcore", "msgspec", "networkx", "paho-mqtt", "paramiko", "psutil",
     "pymysql", "pyyaml", "rich", "sqlalchemy",
 )  # fmt: skip
-"""What a boss and its commands import, with all that these need."""
+"""Packages that a boss and its commands import; their requirements are added."""
 BOSS_PARTS = ("boss", "worker", "ecloud", "datastore", "migrations")
 BOSS_FILES = ("admin.py", "push_tasks.py", "settings.example.py", "pyproject.toml")
 STARTS = ("worker.__main__", "worker.debug")
 WHOLE = ("worker", "datastore")
 PIP_S = 60.0
 ASK_AGAIN_S = 60.0
-"""What could not be fetched is not asked for again sooner, however many machines want it."""
+"""A failed download is not tried again before this time has passed, however many machines need it."""
 LEVEL = 1
-"""Of gzip: what a boss needs takes 10 s of CPU at the usual level, 2 s at this one."""
+"""Level of gzip: a boss's bundle takes 10 s of CPU at the default level, 2 s at this one."""
 KEPT = 8
-"""Archives of earlier code that are kept."""
+"""Number of archives with earlier code that are kept."""
 LEAST_PYTHON = (3, 10)
 OLDEST_GLIBC = 5
 _TAG = re.compile(r"(many|musl)linux_(\d+)_(\d+)_(.+)\Z")
@@ -54,11 +54,11 @@ _OLD_NAMES = {"manylinux1": "manylinux_2_5", "manylinux2010": "manylinux_2_12", 
 
 
 class NoBundle(Problem):
-    """A machine that nothing can be sent to; the text says what is missing and what to do."""
+    """A machine for which no bundle can be made; the text names what is missing and what to do."""
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What decides which packages fit. `python`: (3, 11); `libc`: glibc or musl; `libc_version`: (2, 36)."""
+    """The facts that decide which packages fit. `python`: (3, 11); `libc`: glibc or musl; `libc_version`: (2, 36)."""
 
     python: tuple[int, int]
     architecture: str
@@ -71,14 +71,14 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """`name`: by content, so that what is there already is not sent again; `archive`: its .tar.gz."""
+    """`name`: from the content, so that a bundle on the machine is not sent again; `archive`: its .tar.gz."""
 
     name: str
     archive: Path
 
 
 def this_machine() -> Machine:
-    """Where the boss runs."""
+    """Describe the boss's machine."""
     libc, version = platform.libc_ver()
     return Machine(
         (sys.version_info[0], sys.version_info[1]), platform.machine(), libc or "musl", _pair(version or "1.2")
@@ -86,7 +86,7 @@ def this_machine() -> Machine:
 
 
 class Bundles:
-    """Makes and keeps bundles. Any thread may ask; one is made at a time."""
+    """Makes and keeps bundles. Thread-safe; makes one at a time."""
 
     def __init__(self, home: Path, root: Path = ROOT, own: Machine | None = None) -> None:
         self._archives = home / "bundles"
@@ -98,9 +98,10 @@ class Bundles:
         self._cant: dict[tuple[Machine, bool], tuple[float, str]] = {}
 
     def get(self, machine: Machine, for_boss: bool = False) -> Bundle:
-        """What that machine needs to be a worker; `for_boss`: all that a boss and its commands need.
+        """Return what that machine needs to be a worker; `for_boss`: all that a boss and its commands need.
 
-        Raises `NoBundle`."""
+        Raises `NoBundle`.
+        """
         with self._lock:
             made = self._made.get((machine, for_boss))
             if made is not None and made.archive.exists():
@@ -188,8 +189,8 @@ class Bundles:
 
 
 def fits(tag: str, machine: Machine, made_on: Machine) -> bool:
-    """Whether what was built as `tag` (`cp311-cp311-manylinux_2_17_x86_64`, PEP 425 and 600) runs on a machine.
-    `made_on`: where what only says `linux` was built."""
+    """Return whether a package built as `tag` (`cp311-cp311-manylinux_2_17_x86_64`, PEP 425 and 600) runs on a machine.
+    `made_on`: the machine that built a package whose tag is only `linux`."""
     pythons, abi, where = tag.split("-")
     version = f"{machine.python[0]}{machine.python[1]}"
     if abi == "none" and where == "any":
@@ -214,7 +215,7 @@ def fits(tag: str, machine: Machine, made_on: Machine) -> bool:
 
 
 def pip_target(machine: Machine) -> list[str]:
-    """The options by which pip looks for another machine's wheels."""
+    """Return the options with which pip downloads wheels for another machine."""
     major, minor = machine.libc_version
     kind, oldest = ("manylinux", OLDEST_GLIBC) if machine.libc == "glibc" else ("musllinux", 0)
     words = ["--implementation", "cp", "--python-version", _version(machine.python)]
@@ -228,7 +229,7 @@ def pip_target(machine: Machine) -> list[str]:
 
 
 def _installed(own: importlib.metadata.Distribution) -> Iterator[tuple[str, bytes]]:
-    """A package's files as they are installed here, without programs and what Python compiled."""
+    """Yield a package's files as they are installed here, without programs and Python's compiled files."""
     for path in own.files or ():
         if ".." in path.parts or "__pycache__" in path.parts or path.name in ("RECORD", "INSTALLER", "direct_url.json"):
             continue
@@ -247,7 +248,7 @@ def _unzipped(wheel: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def code_files(root: Path = ROOT) -> list[Path]:
-    """Our own files that a worker needs, relative to the checkout: its scripts, and every module it may import."""
+    """List our own files that a worker needs, relative to the checkout: its scripts, and every module it may import."""
     found = {
         path.relative_to(root) for name in WHOLE for path in (root / name).rglob("*") if path.suffix in (".py", ".sh")
     }
@@ -265,14 +266,14 @@ def code_files(root: Path = ROOT) -> list[Path]:
 
 
 def all_files(root: Path = ROOT) -> list[Path]:
-    """Every file of ours that a boss and its commands may need, relative to the checkout."""
+    """List all our files that a boss and its commands may need, relative to the checkout."""
     found = [path for part in BOSS_PARTS for path in (root / part).rglob("*") if path.is_file()]
     found += [path for name in BOSS_FILES if (path := root / name).is_file()]
     return sorted(path.relative_to(root) for path in found if "__pycache__" not in path.parts)
 
 
 def with_requirements(names: Sequence[str]) -> list[str]:
-    """Packages and what they need, as far as it is installed here; what belongs to an extra is left out."""
+    """Return packages and their installed requirements, without those of extras."""
     todo, found = list(names), dict[str, None]()
     while todo:
         name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
@@ -308,7 +309,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def _packed(files: dict[str, bytes]) -> bytes:
-    """The same bytes for the same files, whenever and wherever they are packed."""
+    """Pack files: the same files always give the same bytes."""
     packed = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=LEVEL, mtime=0) as zipped,

@@ -1,7 +1,7 @@
-"""What the boss runs in a guest that it reaches by SSH, as text, and how the answers are read. Pure.
+"""Scripts that the boss runs in a guest over SSH, as text, and functions that read their output. Pure.
 
-A guest has sshd, a shell and, to become a worker, a Python of 3.10 or later; nothing else is expected of it. Both
-scripts may run any number of times.
+A guest has sshd, a shell and, to become a worker, a Python of 3.10 or later; nothing else is required. Both scripts may
+run any number of times.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from boss.bootstrap.start_script import HOME
 from ecloud.model.boot_diagnosis import LOG_CHARS, Visit
 
 OWN_SCRIPT = "the template's own start script"
-"""As what still runs of a guest's own start: no worker is started before it ends."""
+"""Name for the template's own start script while it still runs: no worker starts before it ends."""
 
 PROBE = r"""
 root=${ECLOUD_ROOT:-}
@@ -112,8 +112,8 @@ echo log
 for file in start.log agent.log; do tail -n 25 "$home/$file" 2>/dev/null | tail -c 3000; done
 exit 0
 """.replace("@OWN@", OWN_SCRIPT).replace("@HOME@", HOME)
-"""Says what Visit asks for: a word and a value a line, then `log` and the tails of the logs. Changes nothing but that
-it makes the home."""
+"""Prints the fields of Visit: a name and a value a line, then `log` and the tails of the logs. Changes nothing, except
+that it makes the home."""
 
 _UNPACK = """
 import os, shutil, sys, tarfile, tempfile, time
@@ -138,12 +138,12 @@ except (OSError, EOFError, tarfile.TarError) as error:
 finally:
     shutil.rmtree(place, True)
 """
-"""Takes an archive from stdin; whole or not at all is what is there afterwards."""
+"""Unpacks an archive from stdin, completely or not at all."""
 
 
 class Probed(msgspec.Struct, frozen=True):
-    """A guest as `PROBE` told it. `date`: its clock, epoch seconds; `words`: of its Python, as printed; `home`: where a
-    worker lives there; `codes`: bundles that are there."""
+    """A guest as reported by `PROBE`. `date`: its clock, epoch seconds; `words`: of its Python, as printed; `home`: a
+    worker's directory there; `codes`: bundles that the guest has."""
 
     visit: Visit
     date: float | None
@@ -153,7 +153,7 @@ class Probed(msgspec.Struct, frozen=True):
 
 
 def read_probe(text: str) -> Probed:
-    """What `PROBE` printed. Words that are not known are passed over; what is missing was not found out."""
+    """Read the output of `PROBE`. Ignores unknown names; missing values are unknown."""
     head, _, log = f"\n{text}".partition("\nlog\n")
     said: dict[str, list[str]] = {}
     for line in head.splitlines():
@@ -183,19 +183,19 @@ def read_probe(text: str) -> Probed:
 
 
 def unpack_command(python: str, home: str, name: str, kind: str = "code") -> str:
-    """The command that takes an archive from its input and unpacks it as `home/kind-name`."""
+    """Return the command that unpacks an archive from its input as `home/kind-name`."""
     words = shlex.join([python, "-c", _UNPACK, home, name, kind])
     return f"umask 077; exec {words}"
 
 
 def start_command(home: str, name: str) -> str:
-    """The command that runs the start script from its input, with the code that was brought to `home`."""
+    """Return the command that runs the start script from its input, with the code that was brought to `home`."""
     assert re.fullmatch(r"[0-9a-f]+", name), name
     return f"ECLOUD_COPIED_CODE={shlex.quote(f'{home}/code-{name}')} exec sh -s"
 
 
 def as_root(command: str) -> str:
-    """The same command by root, where whoever came in is not root and may be without a password; else by himself."""
+    """Return a command that runs the same as root if `sudo` works without a password, else as the login user."""
     words = f"sh -c {shlex.quote(command)}"
     may = '[ "$(id -u)" != 0 ] && sudo -n true </dev/null >/dev/null 2>&1'
     return f'if {may}; then exec sudo -n env ECLOUD_ROOT="${{ECLOUD_ROOT:-}}" {words}; else exec {words}; fi'

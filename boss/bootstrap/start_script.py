@@ -1,7 +1,7 @@
 """The script that turns a booted guest into a worker: the START_SCRIPT of an OpenNebula guest.
 
-Pure text. It starts `worker/start.sh` of the image's code as a unit of its own and returns at once, so that it does not
-delay the guest's boot. If the image has no ECLOUD, the boss brings it by SSH and runs the same script again
+Pure text. It starts `worker/start.sh` of the image's code as a unit of its own and returns immediately, so that it
+does not delay the guest's boot. If the image has no ECLOUD, the boss brings it by SSH and runs the same script again
 (`boss/bootstrap/visit.py`). The guest runs it at each boot **and whenever a NIC or disk is attached**, so a second run
 does nothing. Everything specific to a VM is in variables of the context (`variables`), which the guest exports; all
 text is in Base64, because the guest sources them unescaped.
@@ -18,16 +18,16 @@ from collections.abc import Mapping, Sequence
 from datastore.problem import Problem
 
 CODE_DIRECTORY = "/opt/ecloud"
-"""Where an image with ECLOUD has it."""
+"""Directory of ECLOUD in an image that has it."""
 MAX_VALUE_BYTES = 120_000
-"""Of one variable. The guest exports each variable, and with 131,072 bytes every `exec` fails."""
+"""Limit for one variable. The guest exports each variable, and with 131,072 bytes every `exec` fails."""
 MAX_CONTEXT_BYTES = 1_000_000
-"""Of all variables together: half of what Linux accepts as arguments and environment."""
+"""Limit for all variables together: half of what Linux accepts as arguments and environment."""
 _SAFE = re.compile(r"[A-Za-z0-9._:+-]*\Z")
 
 
 class TooLarge(Problem):
-    """A context that no guest could export: which variable, its size, and the limit."""
+    """A context that no guest could export: the text names the variable, its size, and the limit."""
 
 
 HOME = r"""home=
@@ -35,7 +35,7 @@ for place in "$root/var/lib/ecloud" "${XDG_DATA_HOME:-${HOME:-/nonexistent}/.loc
     if (umask 077; mkdir -p "$place") 2>/dev/null && [ -w "$place" ]; then home=$place; break; fi
     if [ "$(id -u)" = 0 ]; then break; fi
 done"""
-"""Shell code that finds where a worker lives: the machine's directories for root, else the user's own; empty if neither
+"""Shell code that finds a worker's directory: the machine's directories for root, else the user's own; empty if neither
 is possible."""
 
 SCRIPT = r"""#!/bin/sh
@@ -176,7 +176,7 @@ exit "$result"
 
 
 def encoded(text: str | bytes) -> str:
-    """Base64 in one line, which no shell misreads."""
+    """Encode as Base64 in one line, which no shell misreads."""
     return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
@@ -191,11 +191,11 @@ def variables(
     code: str = CODE_DIRECTORY,
     poweroff_after_s: float = 60.0,
 ) -> dict[str, str]:
-    """What the context of one VM gets besides the script, by name.
+    """Return the variables that the context of one VM gets besides the script, by name.
 
     `access`: its access file's bytes; `boss`: host:port of its broker, for people and probes; `options`: further
-    options of `python -m worker`; `code`: where the image has ECLOUD, empty where the boss brings it;
-    `poweroff_after_s`: after the agent has left.
+    options of `python -m worker`; `code`: directory of ECLOUD in the image, empty if the boss brings it;
+    `poweroff_after_s`: delay of the power-off after the agent has ended.
     """
     for name, value in (("cluster id", cluster_id), ("boot nonce", boot_nonce)):
         assert _SAFE.match(value), f"a {name} that a shell could misread: {value!r}"
@@ -214,7 +214,8 @@ def variables(
 
 
 def merged_context(own: Mapping[str, str], ours: Mapping[str, str], script: str = SCRIPT) -> dict[str, str]:
-    """The template's own context with ours added. Our start script replaces its own, and runs it. Raises `TooLarge`."""
+    """Return the template's own context with ours added. Our start script replaces its own, and runs it. Raises
+    `TooLarge`."""
     merged = {name: value for name, value in own.items() if name not in ("START_SCRIPT", "START_SCRIPT_BASE64")}
     # A guest that has both runs START_SCRIPT and ignores the other.
     if own.get("START_SCRIPT"):

@@ -32,7 +32,7 @@ VISIT_S = 180.0
 
 
 class Broken(Exception):
-    """The visit could not continue. `contact` is one of those of `Visit`; the text says what happened."""
+    """The visit could not continue. `contact` is one of those of `Visit`; the text describes what happened."""
 
     def __init__(self, contact: str, text: str) -> None:
         super().__init__(text)
@@ -70,7 +70,7 @@ class Visitor:
             guest.close()
 
     def visit(self, call: VisitVm) -> VmVisited:
-        """Probe, and prepare if the call says so. Never raises for the guest's faults."""
+        """Probe, and prepare if the call requests it. Never raises for the guest's faults."""
         begun = time.monotonic()
         done: dict[str, float] = {}
         guest = Guest(Login(call.address, self._user, self._key, self._port, call.host_key), begun + VISIT_S)
@@ -99,7 +99,7 @@ class Visitor:
         return VmVisited(call.vm_no, call.address, host_key, self._cleaned(visit, call.vm_no), ago_s)
 
     def _cleaned(self, visit: Visit, vm_no: int) -> Visit:
-        """What the guest wrote, without secrets that it was sent: a start script may have printed them."""
+        """Return the guest's texts without the secrets that it was sent: a start script may have printed them."""
         cleaner = Cleaner(self._secrets_of(vm_no))
         short = {name: cleaner(getattr(visit, name)) for name in ("said", "starting", "home", "problem")}
         return msgspec.structs.replace(visit, **short, log=cleaner.clean(visit.log)[-LOG_CHARS:])

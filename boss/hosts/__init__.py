@@ -1,1 +1,1 @@
-"""`admin.py hosts`: boss and workers on a list of hosts, brought up and down with one command each."""
+"""`admin.py hosts`: starts and stops boss and workers on a list of hosts, with one command each."""

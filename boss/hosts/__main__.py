@@ -1,4 +1,4 @@
-"""`python -m boss.hosts`: what `admin.py hosts` runs, with its call as JSON on the command line."""
+"""`python -m boss.hosts`: the program behind `admin.py hosts`, with its call as JSON on the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from ecloud.config.settings import load_settings
 
 
 def options_of(call: HostsCall, kept: HostsOptions | None) -> HostsOptions:
-    """What is meant: the options of the call; where it says so, before those that are kept. Raises `Problem`."""
+    """Return the options of the call; with `call.again`, the kept options, updated by those of the call. Raises
+    `Problem`."""
     given = {name: value for name, value in msgspec.structs.asdict(call.options).items() if value is not None}
     if call.again:
         if kept is None:
@@ -39,7 +40,7 @@ def options_of(call: HostsCall, kept: HostsOptions | None) -> HostsOptions:
 
 
 def act(call: HostsCall) -> int:
-    """Do what was asked; the exit code. Raises `Problem`."""
+    """Carry out the call; return the exit code. Raises `Problem`."""
     settings = load_settings()
     home = settings.home_directory
     kept = hosts_file.read(home)
@@ -68,9 +69,9 @@ def act(call: HostsCall) -> int:
 
 
 def main() -> int:
-    """Run the call; errors as `admin.py` prints them."""
+    """Run the call; report errors as `admin.py` prints them."""
     paths = os.environ.pop("ECLOUD_PYTHONPATH", None)
-    if paths is not None:  # what it was before admin.py added our code
+    if paths is not None:  # PYTHONPATH as it was before admin.py added our code
         os.environ["PYTHONPATH"] = paths
     try:
         return act(msgspec.json.decode(sys.argv[1].encode(), type=HostsCall))

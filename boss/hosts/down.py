@@ -1,7 +1,7 @@
 """`hosts down`: ends workers, boss and tunnels, in this order; with `purge` removes every file of the deployment.
 
-Ends what the written intents name and what the hosts themselves show. What can't be reached stays in `hosts.toml`, so
-that the next `hosts down` ends it.
+Ends what the recorded intents name and what is found on the hosts. Processes on unreachable hosts stay in `hosts.toml`,
+so that the next `hosts down` ends them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ecloud.config.settings import Settings
 from ecloud.model.text import counted
 
 GRACE_S = 20.0
-"""Between TERM, on which a worker ends its tasks and reports, and KILL."""
+"""Time between TERM, on which a worker ends its tasks and reports, and KILL."""
 
 
 class Down:
@@ -36,7 +36,7 @@ class Down:
         self._wrong: list[str] = []
 
     def run(self) -> int:
-        """End everything; 0 when nothing is left. Raises `Problem` with all that is."""
+        """End everything; return 0 when nothing is left. Raises `Problem` that lists everything left."""
         masters = self._journal.hosts_of("boss")
         workers = self._journal.hosts_of("worker")
         count = self._end("worker", workers, [host for host in workers if host not in masters])
@@ -54,7 +54,7 @@ class Down:
         return DONE
 
     def _end(self, kind: str, hosts: Sequence[str], purged: Sequence[str]) -> int:
-        """End all of a kind; how many there were."""
+        """End all processes of a kind; return how many there were."""
         place = self._fleet.place(kind)
 
         def end(host: str) -> Ended:
@@ -92,11 +92,12 @@ class Down:
             else:
                 if self._purge and not self._wrong:
                     self._forget_keys(host, f"{self._fleet.probe(host).home}/boss-0/home/secrets")
-                # Workers that could not be reached keep the boss's files: they deliver to the next one.
+                # If a worker could not be reached, keep the boss's files: the worker delivers its outcomes to the next
+                # boss.
                 self._end("boss", [host], [] if self._wrong else [host])
 
     def _forget_own_datastore(self, master: Master) -> None:
-        """What `hosts up` set: the boss's directory over the sshd of its own machine."""
+        """Undo the datastore setting of `hosts up`: the boss's directory over the sshd of its own machine."""
         noted = msgspec.json.decode(master.admin("show_context", "--json").encode())["datastore_address"]
         own = self._settings.home_directory.datastore
         if is_ssh(noted) and noted.endswith(f":{own}"):
@@ -110,7 +111,7 @@ class Down:
             self._wrong.append(f"the boss's lines in ~/.ssh/authorized_keys of {host} are left: {problem}")
 
     def _revoke(self, master: Master) -> None:
-        """The key of the workers opens nothing from now on: its next users get a new one."""
+        """Revoke the key of the workers. The next `hosts up` makes a new one."""
         name = self._journal.file.invitation
         if name and not self._wrong:
             try:

@@ -1,4 +1,4 @@
-"""Asks hosts side by side, over one connection each, and reads what they are. Decides nothing."""
+"""Runs commands on hosts in parallel, over one connection each, and reads their facts. Decides nothing."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from datastore.problem import Problem
 from ecloud.config.hosts_file import HostsFile
 
 CLOCK_S = 60.0
-"""A clock that is off by more makes certificates and times in the tables wrong."""
+"""A clock that differs by more than this makes certificates and times in the tables wrong."""
 PERSIST_S = 20
-"""How long a connection is kept after its last command, where this program is killed."""
+"""How long a connection outlives its last command if this program is killed."""
 _Told = TypeVar("_Told")
 
 
 class Fleet:
-    """The hosts of a deployment. `shell`: how they are reached; `file`: what is kept of them."""
+    """The hosts of a deployment. `shell`: how to reach them; `file`: their record in `hosts.toml`."""
 
     def __init__(self, file: HostsFile, shell: Shell) -> None:
         self.file = file
         self.shell = shell
 
     def place(self, kind: str) -> Place:
-        """Where processes of a kind live on each host."""
+        """Return where processes of a kind are on each host."""
         return Place(self.file.deployment, self.file.options.remote_path, kind)
 
     def each(self, hosts: Sequence[str], ask: Callable[[str], _Told]) -> dict[str, _Told | str]:
-        """What `ask` returns for each host, or the sentence of its `Problem`."""
+        """Return what `ask` returns for each host, or the sentence of its `Problem`."""
 
         def one(host: str) -> _Told | str:
             try:
@@ -52,21 +52,23 @@ class Fleet:
             return dict(zip(hosts, pool.map(one, hosts)))
 
     def run(self, host: str, script: bytes) -> str:
-        """What a script prints there. Raises `Failed`."""
+        """Run a script on a host; return its output. Raises `Failed`."""
         return self.shell.run(host, script)
 
     def probe(self, host: str) -> HostProbe:
-        """What a host has. `clock` is how many seconds its clock is ahead of this one. Raises `Failed`."""
+        """Probe a host. Its `clock` becomes the number of seconds by which it is ahead of this machine's. Raises
+        `Failed`."""
         before = time.time()
         probe = scripts.read_probe(self.run(host, scripts.probe_script(self.place("worker"), with_facts=True)))
         if probe.clock is None:
             return probe
         now = time.time()
-        ahead_s = probe.clock - min(max(probe.clock, before - 1), now)  # it was read at some moment in between
+        # the host read its clock at some moment between the two
+        ahead_s = probe.clock - min(max(probe.clock, before - 1), now)
         return msgspec.structs.replace(probe, clock=ahead_s)
 
     def problems(self, host: str, probe: HostProbe) -> list[str]:
-        """Why a host can't work, each with what to do."""
+        """Return the reasons why a host cannot be used, each with its remedy."""
         told = []
         if not probe.python:
             told.append(f"{host} has no Python of 3.10 or later: install one, or name it on the PATH of /bin/sh")
@@ -84,15 +86,15 @@ class Fleet:
 
 
 def machine_of(probe: HostProbe) -> Machine:
-    """What decides which packages fit."""
+    """Return the facts that decide which packages fit."""
     version, architecture, libc, libc_version, _ = probe.python
     return Machine(pair(version), architecture, libc, pair(libc_version))
 
 
 @contextlib.contextmanager
 def connected(file: HostsFile, hosts: Sequence[str]) -> Iterator[Fleet]:
-    """The hosts of a file. All commands on a host share a connection, which is closed at the end."""
-    sockets = Path(tempfile.mkdtemp(prefix="ecloud-", dir="/tmp"))  # the path of a socket is short
+    """Open the hosts of a file. All commands on a host share a connection, which is closed at the end."""
+    sockets = Path(tempfile.mkdtemp(prefix="ecloud-", dir="/tmp"))  # the path of a socket must be short
     share = ("-o", "ControlMaster=auto", "-o", f"ControlPath={sockets}/%C", "-o", f"ControlPersist={PERSIST_S}")
     shell = Shell((*file.options.words, *share))
     try:

@@ -1,4 +1,4 @@
-"""The file of a deployment while a command works: each change is on disk before what it speaks of is done."""
+"""The file of a deployment while a command works: each change is on disk before the action that it describes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ecloud.config.hosts_file import HostsFile, HostsOptions, Started
 
 
 class Journal:
-    """`hosts.toml` of a home, held by one command at a time. `file` is what it holds now."""
+    """`hosts.toml` of a home, locked by one command at a time. `file`: its present content."""
 
     def __init__(self, home: Home, options: HostsOptions | None = None) -> None:
-        """`options`: for `up`; None for what needs a deployment. Raises `Problem`."""
+        """`options`: those of `up`; None for commands that need an existing deployment. Raises `Problem`."""
         home.make()
         self.home = home
         self._lock = os.open(home.path / "hosts.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -36,12 +36,12 @@ class Journal:
             self.change(options=options)
 
     def change(self, **fields: Any) -> None:
-        """Other values, on disk when it returns. Raises `Problem`."""
+        """Change fields; they are on disk on return. Raises `Problem`."""
         self.file = msgspec.structs.replace(self.file, **fields)
         hosts_file.write(self.home, self.file)
 
     def starting(self, items: Iterable[tuple[str, str, int]]) -> None:
-        """The intents of (host, kind, number): written before anything is started."""
+        """Record the intents of (host, kind, number) before anything is started."""
         there = {(item.host, item.kind, item.number) for item in self.file.started}
         now = time.time()
         new = tuple(Started(*item, now) for item in items if item not in there)
@@ -49,9 +49,9 @@ class Journal:
             self.change(started=(*self.file.started, *new))
 
     def ended(self, has_ended: Callable[[Started], bool]) -> None:
-        """These have ended."""
+        """Remove the intents of processes that have ended."""
         self.change(started=tuple(item for item in self.file.started if not has_ended(item)))
 
     def hosts_of(self, kind: str) -> list[str]:
-        """Hosts where something of a kind was started, each once."""
+        """Return the hosts on which a process of a kind was started, each once."""
         return list(dict.fromkeys(item.host for item in self.file.started if item.kind == kind))

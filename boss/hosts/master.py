@@ -35,16 +35,17 @@ class Master(Protocol):
     host: str
 
     def start(self, options: BossOptions) -> None:
-        """Start it where it does not run; returns when it leads."""
+        """Start the boss unless it runs; return when it leads."""
 
     def stop(self) -> None:
-        """Stop it; returns when it is gone."""
+        """Stop the boss; return when it has ended."""
 
     def access(self, invitation: str) -> AccessFile:
-        """What a worker needs to reach it, under the invitation of that name or, where it is empty, a new one."""
+        """Return the access file that a worker needs, under the invitation of that name or, if it is empty, a new
+        one."""
 
     def admin(self, *words: str) -> str:
-        """What `admin.py` prints beside it."""
+        """Run `admin.py` on the boss's machine; return its output."""
 
 
 class LocalMaster:
@@ -57,7 +58,7 @@ class LocalMaster:
         self._home: Home = settings.home_directory.make()
 
     def start(self, options: BossOptions) -> None:
-        """See `Master.start`. One that runs with other options is started again: its workers find it."""
+        """See `Master.start`. Restarts a boss that runs with other options: its workers reconnect."""
         path = self._home.path / BOSS_OPTIONS
         data = hosts_file.encoded_boss_options(options)
         differs = not path.exists() or path.read_bytes() != data
@@ -68,7 +69,7 @@ class LocalMaster:
         daemon.start(False, False)
 
     def stop(self) -> None:
-        """See `Master.stop`. Workers that it started itself are ended, too."""
+        """See `Master.stop`. Also ends the workers that this boss started itself."""
         (self._home.path / BOSS_OPTIONS).unlink(missing_ok=True)
         daemon.stop(True, False)
 
@@ -106,7 +107,7 @@ class RemoteMaster:
         self._place = fleet.place("boss")
 
     def bring(self, bundle: str, archive: Path, project: Project | None) -> None:
-        """The code of a boss, and the project."""
+        """Install the code of a boss, and the project."""
         python, home = self._probe.python[4], self._probe.home
         if bundle not in self._probe.codes:
             self._fleet.shell.send(self.host, unpack_command(python, home, bundle), archive)
@@ -114,7 +115,7 @@ class RemoteMaster:
         self._bundle = bundle
 
     def start(self, options: BossOptions) -> None:
-        """See `Master.start`. `bring` comes before."""
+        """See `Master.start`. Call `bring` first."""
         path = settings_path()
         files = {
             "settings.py": path.read_bytes() if path.is_file() else b"",
@@ -132,7 +133,7 @@ class RemoteMaster:
             self._fleet.run(self.host, script)
             self._fleet.run(self.host, scripts.ready_script(self._place))
         except Failed as failed:
-            clean = Cleaner([], [script.decode()])  # a shell may repeat the line that it does not understand
+            clean = Cleaner([], [script.decode()])  # a shell may repeat the line that it cannot parse
             raise Problem(f"the boss does not start: {clean(str(failed))}", exit_code=PART_AWAY) from None
         print(f"the boss runs on {self.host}", flush=True)
 
@@ -162,21 +163,21 @@ class RemoteMaster:
 
 
 def open_master(fleet: Fleet, host: str, settings: Settings, probe: HostProbe | None = None) -> Master:
-    """The boss of a deployment, which may run or not. Raises `Problem`."""
+    """Return the boss of a deployment, whether it runs or not. Raises `Problem`."""
     if host == LOCAL:
         return LocalMaster(settings)
     return RemoteMaster(fleet, host, probe or fleet.probe(host))
 
 
 def bring_project(fleet: Fleet, host: str, probe: HostProbe, project: Project | None) -> None:
-    """The project, where that host has not this version of it. Raises `Failed`."""
+    """Send the project, unless the host has this version of it. Raises `Failed`."""
     if project is not None and project.name not in probe.projects:
         command = unpack_command(probe.python[4], probe.home, project.name, "project")
         fleet.shell.feed(host, command, project.archive)
 
 
 def workers_of(master: Master) -> list[dict[str, Any]]:
-    """The workers that the boss knows, as `show_workers --json` shows them."""
+    """Return the workers that the boss knows, as `show_workers --json` shows them."""
     found: list[dict[str, Any]] = msgspec.json.decode(master.admin("show_workers", "--json").encode())
     return found
 

@@ -1,4 +1,4 @@
-"""Which hosts are meant, by their addresses and numbers. Reads a list of hosts; speaks with none."""
+"""Resolves the hosts of a call from their addresses and numbers. Reads a list of hosts; never contacts one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ MAX_SLOTS = 1_000
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The hosts of a call. `master`: where boss and broker run; `workers`: where workers do, each once."""
+    """The hosts of a call. `master`: host of boss and broker; `workers`: hosts of workers, each once."""
 
     master: str
     workers: tuple[str, ...]
 
     @property
     def all_hosts(self) -> tuple[str, ...]:
-        """All that are asked something, each once."""
+        """All hosts that the command contacts, each once."""
         remote = (self.master,) if self.master != LOCAL else ()
         return tuple(dict.fromkeys((*remote, *self.workers)))
 
 
 def read_hosts(path: Path) -> tuple[str, ...]:
-    """One host a line; what follows a # is a comment. Raises `Problem`."""
+    """Read one host a line; a # begins a comment. Raises `Problem`."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -38,7 +38,7 @@ def read_hosts(path: Path) -> tuple[str, ...]:
 
 
 def plan(options: HostsOptions) -> Plan:
-    """Who does what. Raises `Problem` with all that is wrong."""
+    """Assign the roles to hosts. Raises `Problem` that lists everything wrong."""
     wrong = [
         f"{host!r} is no user@host[:port], nor a name of your ssh configuration"
         for host in options.hosts
@@ -68,7 +68,7 @@ def plan(options: HostsOptions) -> Plan:
 
 
 def _numbered(options: HostsOptions, name: str, option: str, wrong: list[str]) -> str:
-    """The host of a number; empty, with a word in `wrong`, where there is none."""
+    """Return the host with a number; if there is none, return "" and add a sentence to `wrong`."""
     if name == LOCAL or name in options.hosts:
         return name
     if name.isdecimal() and 1 <= int(name) <= len(options.hosts):

@@ -1,4 +1,4 @@
-"""A project directory as an archive whose name tells its content."""
+"""A project directory as an archive that is named by its content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEFT_OUT = frozenset((
     "node_modules", ".ipynb_checkpoints",
 ))  # fmt: skip
 MAX_BYTES = 500_000_000
-"""Data belongs into the datastore; a project is code."""
+"""Larger projects are refused: data belongs in the datastore."""
 
 
 class Project(msgspec.Struct, frozen=True):
@@ -30,8 +30,8 @@ class Project(msgspec.Struct, frozen=True):
 
 
 def pack(directory: Path) -> Project:
-    """All files of a project but those of version control, caches and virtual environments, as
-    `PACKAGE/...`. Raises `Problem`."""
+    """Pack all files of a project, except those of version control, caches and virtual environments, as `PACKAGE/...`.
+    Raises `Problem`."""
     packed, digest, size = io.BytesIO(), hashlib.sha256(), 0
     try:
         with (

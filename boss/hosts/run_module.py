@@ -1,4 +1,5 @@
-"""`hosts run NAME`: a module of the project, beside the boss, with its output in this terminal; then its files."""
+"""`hosts run NAME`: runs a module of the project on the boss's machine, with its output in this terminal; then fetches
+its files."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 def run(
     journal: Journal, fleet: Fleet, settings: Settings, name: str, words: Sequence[str], fetch: Sequence[str], to: Path
 ) -> int:
-    """The module's exit code. Raises `Problem`."""
+    """Run the module; return its exit code. Raises `Problem`."""
     options = journal.file.options
     if not options.project:
         raise Problem("no project: name its directory with hosts up -d DIR")
@@ -48,7 +49,7 @@ def run(
     bring_project(fleet, host, probe, project)
     place = fleet.place("boss")
     script = scripts.module_script(place, project.name, module, words)
-    # A terminal of its own, so that Ctrl-C ends what runs there; through a pipe its two streams stay apart.
+    # With a terminal of its own, Ctrl-C ends the module. Without one, its two streams stay separate.
     tty = ("-tt",) if sys.stdin.isatty() and sys.stdout.isatty() else ("-T",)
     command = Shell(options.words).words(host, f"exec /bin/sh -c {shlex.quote(script.decode())}", *tty)
     code = subprocess.run(command, stdin=None if tty == ("-tt",) else subprocess.DEVNULL, check=False).returncode
@@ -62,7 +63,7 @@ def run(
 
 
 def _run_here(settings: Settings, directory: Path, module: str, words: Sequence[str]) -> int:
-    """The boss is on this machine: the module runs in the project itself, where its files are."""
+    """Run the module on this machine, the boss's: in the project itself, so that its files are already there."""
     paths = [str(directory.parent), str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = {
         **child_environment(),
@@ -75,7 +76,7 @@ def _run_here(settings: Settings, directory: Path, module: str, words: Sequence[
 
 
 def _unpack(data: bytes, to: Path) -> int:
-    """Write the files of an archive below a directory; how many. Raises `Problem`."""
+    """Write the files of an archive below a directory; return how many. Raises `Problem`."""
     count = 0
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:

@@ -1,5 +1,5 @@
-"""What `admin.py hosts` runs on a host, as text for its `/bin/sh -s`, besides what `boss.providers.ssh_hosts_scripts`
-has. Pure."""
+"""Scripts that `admin.py hosts` runs on a host, as text for its `/bin/sh -s`, in addition to those of
+`boss.providers.ssh_hosts_scripts`. Pure."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ print("ports", *(probe.getsockname()[1] for probe in probes))
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """What `end_all_script` did. `left`: processes that do not end; `kept`: workers with outcomes that the boss has not
-    acknowledged; `is_whole`: it ran to its end."""
+    """The result of `end_all_script`. `left`: processes that do not end; `kept`: workers with outcomes that the boss
+    has not acknowledged; `is_whole`: whether the script ran to its end."""
 
     count: int = 0
     killed: int = 0
@@ -115,14 +115,14 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 def end_all_script(place: Place, grace_s: float, purge: bool) -> bytes:
-    """TERM to every process of a place, KILL to those that still live after `grace_s`; `purge`: then removes the
+    """Sends TERM to every process of a place, KILL to those that still live after `grace_s`; `purge`: then removes the
     owner's directory."""
     assert re.fullmatch(r"h[0-9a-f]{12}", place.owner), place.owner
     return filled(place, _END_ALL, TENTHS=str(int(grace_s * 10)), PURGE="yes" if purge else "no")
 
 
 def read_ended(printed: str) -> Ended:
-    """What `end_all_script` printed."""
+    """Read the output of `end_all_script`."""
     lines = [line.split() for line in printed.splitlines() if line.strip()]
     counts = next((words for words in lines if words[0] == "ended" and len(words) == 3), ["", "0", "0"])
     return Ended(
@@ -136,22 +136,23 @@ def read_ended(printed: str) -> Ended:
 
 
 def forget_keys_script(place: Place, secrets: str) -> bytes:
-    """Takes the keys of the boss whose secrets are there out of the account's `authorized_keys`."""
+    """Removes the keys of a boss from the account's `authorized_keys`. `secrets`: the directory of that boss's
+    secrets."""
     return filled(place, _FORGET_KEYS, SECRETS=shlex.quote(secrets))
 
 
 def ready_script(place: Place) -> bytes:
-    """Waits until the boss of a place leads; its last line of output where it does not."""
+    """Waits until the boss of a place leads; prints the last line of its output if it does not."""
     return filled(place, _READY, TENTHS=str(BOSS_READY_S * 10))
 
 
 def admin_script(place: Place, words: Sequence[str]) -> bytes:
-    """Runs `admin.py` beside the boss of a place."""
+    """Runs `admin.py` on the machine of the boss of a place."""
     return filled(place, _ADMIN, WORDS=shlex.join(words))
 
 
 def module_script(place: Place, project: str, module: str, words: Sequence[str]) -> bytes:
-    """Runs a module of the project beside the boss of a place."""
+    """Runs a module of the project on the machine of the boss of a place."""
     return filled(
         place,
         _RUN_MODULE,
@@ -168,16 +169,16 @@ def fetch_script(place: Place, project: str, package: str, patterns: Sequence[st
 
 
 def reach_command(python: str, host: str, port: int) -> str:
-    """Fails with a reason where that port can't be reached."""
+    """Fails with a reason if that port cannot be reached."""
     return shlex.join([python, "-c", _REACH, host, str(port)])
 
 
 def ports_command(python: str) -> str:
-    """Prints two ports of the loopback address that are free."""
+    """Prints two free ports of the loopback address."""
     return shlex.join([python, "-c", _FREE_PORTS])
 
 
 def read_ports(printed: str) -> tuple[int, int] | None:
-    """What `ports_command` printed."""
+    """Read the output of `ports_command`."""
     found = re.search(r"^ports (\d+) (\d+)$", printed, re.MULTILINE)
     return (int(found[1]), int(found[2])) if found else None

@@ -1,4 +1,4 @@
-"""`hosts status`: one line for each process of a deployment, by what the hosts and the boss say."""
+"""`hosts status`: one line for each process of a deployment, from what the hosts and the boss report."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from ecloud.model.text import duration
 
 
 class HostLine(msgspec.Struct, frozen=True):
-    """One process on a host. `state`: `up` (runs, and the boss hears it), `unheard` (runs), `gone`, `away` (its host
-    can't be reached: `problem` says why); `since`: epoch seconds; `containers`: runtimes that are installed there."""
+    """One process on a host. `state`: `up` (runs, and the boss receives its messages), `unheard` (runs), `gone`, `away`
+    (its host cannot be reached: `problem` gives the reason); `since`: epoch seconds; `containers`: runtimes that are
+    installed there."""
 
     host: str
     kind: str
@@ -45,7 +46,7 @@ _Told = tuple[HostProbe, dict[tuple[str, int], tuple[str, float, int]]]
 
 
 def show(journal: Journal, fleet: Fleet, settings: Settings, as_json: bool) -> int:
-    """Print the table; 3 where something does not run."""
+    """Print the table; return 3 if a process does not run."""
     hosts = list(dict.fromkeys(item.host for item in journal.file.started if item.kind != "tunnels"))
     told = fleet.each(hosts, lambda host: ask_host(fleet, host))
     heard, problem = _heard(journal, fleet, settings)
@@ -60,7 +61,7 @@ def show(journal: Journal, fleet: Fleet, settings: Settings, as_json: bool) -> i
 
 
 def ask_host(fleet: Fleet, host: str) -> _Told:
-    """What a host has, and its processes by kind and number: (state, since, pid)."""
+    """Return the facts of a host, and its processes by kind and number: (state, since, pid)."""
     probe = fleet.probe(host)
     found = {}
     script = b"".join(b"(\n" + scripts.list_script(fleet.place(kind)) + b")\n" for kind in ("worker", "boss"))

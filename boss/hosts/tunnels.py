@@ -1,7 +1,7 @@
 """`python -m boss.hosts.tunnels FILE`: keeps one ssh a host, through which its workers reach broker and datastore.
 
-A connection that ends is made again. On a host the tunnel listens on the loopback address alone. Ends all of them when
-it is told to end, and dies with none of them left.
+Reconnects a connection that has ended. On a host the tunnel listens on the loopback address only. Ends all connections
+when it is ended, and leaves none when it dies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ecloud.config.settings import ROOT
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 60.0
-"""A connection that held for so long is made again at once."""
+"""A connection that held for longer than this is made again after the shortest pause."""
 END_S = 10.0
 LISTEN = "127.0.0.1"
 ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3", "-o", "ExitOnForwardFailure=yes")
@@ -42,7 +42,7 @@ class Tunnel(msgspec.Struct, frozen=True):
 
 
 def forwards(ports: tuple[int, int], targets: tuple[tuple[str, int] | None, tuple[str, int] | None]) -> list[str]:
-    """Options of ssh: what connects to a port on the host's loopback address reaches the target from here."""
+    """Return options of ssh: connections to a port on the host's loopback address reach the target from here."""
     words = ["-N", "-T", *ALIVE]
     for port, target in zip(ports, targets):
         if target is not None:
@@ -50,7 +50,7 @@ def forwards(ports: tuple[int, int], targets: tuple[tuple[str, int] | None, tupl
     return words
 
 
-# --- from outside -----------------------------------------------------------------------------------------
+# --- for other processes ----------------------------------------------------------------------------------
 
 
 def _paths(home: Home) -> tuple[Path, Path, Path]:
@@ -58,7 +58,7 @@ def _paths(home: Home) -> tuple[Path, Path, Path]:
 
 
 def keep(home: Home, tunnels: list[Tunnel]) -> None:
-    """Start the process that keeps these, in place of one that keeps others. Raises `Problem`."""
+    """Start the process that keeps these tunnels, in place of an earlier one. Raises `Problem`."""
     end(home)
     orders, _, log = _paths(home)
     write_private(orders, msgspec.json.encode(tunnels))
@@ -75,7 +75,7 @@ def keep(home: Home, tunnels: list[Tunnel]) -> None:
 
 
 def keeper(home: Home) -> int | None:
-    """The process that keeps the tunnels of this home; None where none runs."""
+    """Return the pid of the process that keeps the tunnels of this home; None if none runs."""
     _, lock, _ = _paths(home)
     with contextlib.suppress(OSError, ValueError), lock.open("rb") as held:
         try:
@@ -86,7 +86,7 @@ def keeper(home: Home) -> int | None:
 
 
 def end(home: Home) -> bool:
-    """End it, with all its tunnels; whether one ran. Raises `Problem`."""
+    """End that process, with all its tunnels; return whether it ran. Raises `Problem`."""
     pid = keeper(home)
     if pid is None:
         return False
@@ -112,7 +112,7 @@ class _Kept:
         self.again_at = 0.0
 
     def tend(self) -> None:
-        """Start it where it does not run and its pause is over."""
+        """Start the ssh if it does not run and its pause has passed."""
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
             held_s = now - self.since

@@ -1,6 +1,6 @@
-"""`hosts up`: looks at all hosts, starts boss and broker, then the workers, and waits until each has reported.
+"""`hosts up`: checks all hosts, starts boss and broker, then the workers, and waits until each has reported.
 
-Every intent is in `hosts.toml` before its start. Run again it starts what does not run.
+Records every intent in `hosts.toml` before its start. A second call starts what does not run.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ LOOPBACK = "127.0.0.1"
 EVERYWHERE = "0.0.0.0"
 SSH_PORT = 22
 REPORT_S = 120.0
-"""How long a worker may take from its start until the boss has heard it."""
+"""Time limit for a worker, from its start to its first message to the boss."""
 MASTER = "@master"
-"""In `tunnel_ports`: where this machine finds broker and datastore of a master elsewhere."""
+"""Key in `tunnel_ports`: this machine's ports for broker and datastore of a remote master."""
 _SHARE = """share=$("$python" -c 'import sys
 from ecloud.config import this_host
 slots, slot = map(int, sys.argv[1:])
 gpus = ",".join(this_host.gpus()[slot - 1 :: slots]) or ","
 print("--cpus", max(0.01, this_host.cpus() / slots), "--memory_mb", int(this_host.memory_mb() / slots), "--gpus", gpus)
 ' @SLOTS@ @SLOT@) || exit 1"""
-"""One of several workers of a host offers its part of it."""
+"""Each of several workers of a host offers an equal part of it."""
 
 
 class Up:
-    """One `hosts up`. `skip_failed`: hosts with problems are left out instead of refused."""
+    """One `hosts up`. `skip_failed`: leave hosts with problems out, instead of refusing the call."""
 
     def __init__(self, journal: Journal, fleet: Fleet, plan: Plan, settings: Settings, skip_failed: bool) -> None:
         self._journal = journal
@@ -90,10 +90,10 @@ class Up:
         self._await_reports(master)
         return master
 
-    # --- looking --------------------------------------------------------------------------------------
+    # --- checks ---------------------------------------------------------------------------------------
 
     def _look(self) -> dict[str, Bundle]:
-        """Probe all; what each worker's host needs. Raises `Problem` with everything that is wrong."""
+        """Probe all hosts; return what each worker's host needs. Raises `Problem` that lists everything wrong."""
         hosts = self._plan.all_hosts
         told = self._fleet.each(hosts, self._fleet.probe)
         wrong: dict[str, list[str]] = {}
@@ -124,20 +124,21 @@ class Up:
             print(f"left out: {text}", flush=True)
         self._workers = left
 
-    # --- the ways to boss and datastore ---------------------------------------------------------------
+    # --- connections to boss and datastore ------------------------------------------------------------
 
     def _broker_of(self, host: str, access: AccessFile) -> tuple[str, int]:
-        """Where workers of a host find the broker."""
+        """Return the broker's address for workers of a host."""
         if self._options.tunnel and host in self._journal.file.tunnel_ports:
             return LOOPBACK, self._journal.file.tunnel_ports[host][0]
         if access.host not in (LOOPBACK, "localhost"):
-            return self._options.address or access.host, access.port  # a broker of the user's own
+            return self._options.address or access.host, access.port  # the user has a broker of his own
         if host == self._plan.master:
             return LOOPBACK, access.port
         return self._options.address or self._master_as_seen_by(host), access.port
 
     def _master_as_seen_by(self, host: str) -> str:
-        """The master's address: the one that the host sees this machine at, or that this machine sees the master at."""
+        """Return the master's address: from the host's connection to this machine, or from this machine's to the
+        master."""
         if self._plan.master == LOCAL:
             seen = self._probes[host].seen
             return seen[0] if len(seen) == 4 else LOOPBACK
@@ -145,7 +146,7 @@ class Up:
         return seen[2] if len(seen) == 4 else self._plan.master.rpartition("@")[2].partition(":")[0]
 
     def _set_datastore(self, master: Master) -> str:
-        """Where files are, reachable by all workers; set where it is not yet. Raises `Problem`."""
+        """Return the datastore that all workers can reach; set it if necessary. Raises `Problem`."""
         noted = str(msgspec.json.decode(master.admin("show_context", "--json").encode())["datastore_address"])
         wanted = self._options.datastore
         if not wanted and (is_ssh(noted) or self._settings.datastore or self._plan.workers == (self._plan.master,)):
@@ -158,7 +159,7 @@ class Up:
         return wanted if is_ssh(wanted) else f"dir:{wanted.removeprefix('dir:')}"
 
     def _usual_datastore(self, noted: str) -> str:
-        """The directory of the boss, over the sshd of its machine."""
+        """Return the default: the directory of the boss, over the sshd of its machine."""
         directory = noted.removeprefix("dir:")
         others = [host for host in self._workers if host != self._plan.master]
         if self._plan.master != LOCAL:
@@ -169,7 +170,7 @@ class Up:
         return str(SshAddress(getpass.getuser(), address, SSH_PORT, directory))
 
     def _dig(self, access: AccessFile, datastore: str) -> None:
-        """One tunnel a host, from this machine. Raises `Problem`."""
+        """Make one tunnel a host, from this machine. Raises `Problem`."""
         remote = [host for host in self._workers if host not in (LOCAL, self._plan.master)]
         ports = dict(self._journal.file.tunnel_ports)
         wanted = [host for host in remote if host not in ports]
@@ -207,7 +208,7 @@ class Up:
         return found
 
     def _check_reach(self, places: Mapping[str, tuple[str, int]]) -> None:
-        """Each host connects to the broker. Raises `Problem`."""
+        """Check that each host can connect to the broker. Raises `Problem`."""
         until = time.monotonic() + (20.0 if self._options.tunnel else 0.0)
 
         def check(host: str) -> str:
@@ -218,7 +219,7 @@ class Up:
                     self._fleet.run(host, f"{command}\n".encode())
                     return ""
                 except Problem as problem:
-                    if time.monotonic() < until:  # a tunnel that is being made
+                    if time.monotonic() < until:  # the tunnel may still be connecting
                         time.sleep(0.5)
                         continue
                     remedy = (
@@ -252,7 +253,7 @@ class Up:
                 script += b"(\n" + ssh_hosts_scripts.start_script(self._fleet.place("worker"), slot, program) + b")\n"
             try:
                 told = self._fleet.run(host, script)
-            except Problem as problem:  # a shell may repeat the line that it does not understand
+            except Problem as problem:  # a shell may repeat the line that it cannot parse
                 clean = Cleaner([mine.password, mine.key], [script.decode()])
                 raise Problem(clean(str(problem))) from None
             return [int(words[1]) for line in told.splitlines()
@@ -292,7 +293,7 @@ class Up:
         )
 
     def _await_reports(self, master: Master) -> None:
-        """Until the boss has heard each. Raises `Problem`."""
+        """Wait until each worker has reported to the boss. Raises `Problem`."""
         wanted = {(self._probes[host].name, pid): host for host, pids in self._pids.items() for pid in pids}
         deadline = time.monotonic() + REPORT_S
         while True:

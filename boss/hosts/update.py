@@ -1,5 +1,4 @@
-"""`hosts update` and `hosts restart`: workers drain before they are started again; a host where nothing changed is left
-alone."""
+"""`hosts update` and `hosts restart`: drain workers before they are restarted; skip hosts where nothing changed."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ from ecloud.model.text import counted
 
 
 class Update:
-    """One such command. `drain_s`: how long running tasks may take to end; `only_changed`: leaves a host alone that has
-    this code and project already."""
+    """One such command. `drain_s`: how long running tasks may take to end; `only_changed`: skip hosts that have this
+    code and project already."""
 
     def __init__(
         self, journal: Journal, fleet: Fleet, plan: Plan, settings: Settings, drain_s: float, only_changed: bool
@@ -38,7 +37,7 @@ class Update:
         self._only_changed = only_changed
 
     def run(self) -> int:
-        """Drain, end and start again what has to be. Raises `Problem`."""
+        """Drain, end and restart the stale hosts. Raises `Problem`."""
         started = self._journal.hosts_of("worker")
         stale = self._stale(started)
         if not stale:
@@ -66,7 +65,7 @@ class Update:
         return DONE
 
     def _stale(self, hosts: Sequence[str]) -> list[str]:
-        """Hosts whose processes run with other code, or with another project. Raises `Problem`."""
+        """Return the hosts whose processes run with other code, or with another project. Raises `Problem`."""
         masters = [host for host in self._journal.hosts_of("boss") if host != LOCAL]
         every = list(dict.fromkeys((*masters, *hosts)))
         if not self._only_changed:
@@ -91,7 +90,7 @@ class Update:
         return stale
 
     def _drain(self, master: Master, hosts: Sequence[str]) -> None:
-        """Workers of these hosts take nothing new, and what runs may end. Raises `Problem`."""
+        """Stop new starts on the workers of these hosts, and wait for their running tasks. Raises `Problem`."""
         told = self._fleet.each(hosts, lambda host: ask_host(self._fleet, host))
         mine = {
             (answer[0].name, pid)

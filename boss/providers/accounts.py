@@ -1,7 +1,7 @@
-"""Accounts that workers of this machine run under, so that their tasks cannot read what the boss keeps from others.
+"""Accounts that workers of this machine run under, so that their tasks cannot read the boss's secrets.
 
-Owns the conditions: a boss that is root, an account that is not, and that the account reaches Python, the code and
-the datastore.
+Checks the conditions: the boss is root, the account is not, and the account can read Python, the code and the
+datastore.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ecloud.config.datastore_address import is_ssh
 from ecloud.config.settings import ROOT, PoolSettings
 
 KEPT_VARIABLES = ("PATH", "LANG", "LANGUAGE", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
-"""Of the boss's environment, and what begins with LC_: others may hold secrets."""
+"""The variables that a worker gets from the boss's environment, besides those that begin with LC_: others may hold
+secrets."""
 CHECK_S = 60.0
 CHECK = """
 import sys, tempfile
@@ -32,7 +33,7 @@ for path in sys.argv[1:]:
 
 
 class Account(msgspec.Struct, frozen=True):
-    """An account of this machine. `groups`: all that it is a member of."""
+    """An account of this machine. `groups`: all groups of which it is a member."""
 
     name: str
     uid: int
@@ -42,13 +43,13 @@ class Account(msgspec.Struct, frozen=True):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its processes see of the boss's environment."""
+        """The part of the boss's environment that this account's processes get."""
         kept = {name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith("LC_")}
         return {**kept, "HOME": self.home, "USER": self.name, "LOGNAME": self.name}
 
 
 def account_of(pool: PoolSettings) -> Account | None:
-    """The account of a pool's workers; None where they run under the boss's. Raises `Problem`."""
+    """Return the account of a pool's workers; None if they run under the boss's. Raises `Problem`."""
     if not pool.run_as:
         return None
     what = f"pool {pool.name}: run_as = {pool.run_as!r}"
@@ -65,8 +66,8 @@ def account_of(pool: PoolSettings) -> Account | None:
 
 
 def open_staging(accounts: Iterable[Account], address: str) -> None:
-    """Let workers of these accounts stage results in a datastore that is a directory of this machine; of what others
-    staged they can change nothing. Raises `Problem` where an account cannot work at all."""
+    """Let workers of these accounts stage results in a datastore that is a directory of this machine. They cannot
+    change what others staged. Raises `Problem` if an account cannot work at all."""
     staging = ""
     for account in {account.name: account for account in accounts}.values():
         if not staging and not is_ssh(address):
@@ -108,7 +109,7 @@ def _require_usable(account: Account, staging: str) -> None:
 
 
 def private_place(top: Path, name: str) -> Path:
-    """A directory `top/name` that root alone can change and everybody can pass. Raises `OSError`."""
+    """Return a directory `top/name` that only root can change and everyone can enter. Raises `OSError`."""
     place = top / name
     place.mkdir(mode=0o711, parents=True, exist_ok=True)
     for directory in (top, place):

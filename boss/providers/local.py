@@ -1,9 +1,9 @@
-"""A cloud whose VMs are worker processes on this machine. They outlive the boss (unless tied to it) and are found
-again by their files.
+"""A cloud whose VMs are worker processes on this machine. They outlive the boss (unless tied to it); a new boss finds
+them by their files.
 
-One directory per VM in the home: its access file, the worker's home, its log, and `vm.json` with the process that it
-is. Where the worker runs under another account, its access file and its home are in a directory of that account,
-outside the boss's home; nothing in there is believed.
+Uses one directory per VM in the home: its access file, the worker's home, its log, and `vm.json`, which records the
+process. If the worker runs under another account, its access file and its home are in a directory of that account,
+outside the boss's home; the boss trusts nothing in there.
 """
 
 from __future__ import annotations
@@ -34,22 +34,21 @@ from ecloud.model.tasks import Resources
 
 log = logging.getLogger("boss")
 END_GRACE_S = 20.0
-"""Between TERM, which lets a worker end what it runs, and KILL."""
+"""Time between TERM, on which a worker ends its attempts, and KILL."""
 TERM_S = 15.0
-"""The same where all are ended together and a user waits."""
+"""The same when all VMs are ended together and a user waits."""
 HOST = "127.0.0.1"
 
 
 class _Process(msgspec.Struct, frozen=True):
-    """A process that can't be mistaken for another that got its number later. `since`: when it was started, epoch
-    seconds."""
+    """A process, with its start time, because its pid may be reused. `since`: when it was started, epoch seconds."""
 
     pid: int
     start_time: str
     vm_no: int
     since: float = 0.0
     place: str = ""
-    """Where its access file and home are, if not beside this record."""
+    """Directory of its access file and home, if not beside this record."""
     uid: int | None = None
     """The account that it runs under, if not the boss's."""
     gpus: tuple[str, ...] = ()
@@ -81,9 +80,9 @@ class LocalCloud:
         self._keep_dirs = keep_dirs
         self._asked_at: dict[str, float] = {}
         self._told: set[str] = set()
-        """Those of which a list told that they are gone."""
+        """VMs that a list has reported as gone."""
         self._seen: set[str] = set()
-        """Those that lived when a list was made."""
+        """VMs that were alive in an earlier list."""
         self._ended: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -97,12 +96,12 @@ class LocalCloud:
             access = place / "access"
             write_access(access, self._access_of(f"vm-{order.vm_no}"))
             if account is not None:
-                # Its directory last: nobody of that account can enter it before, and set a link in the file's place.
+                # chown the directory last: until then the account cannot enter it and replace the file by a link.
                 os.chown(access, account.uid, account.gid)
                 os.chown(place, account.uid, account.gid)
             gpus = self._choose_gpus(int(order.size.get("gpus", 0.0)))
             with (directory / "log").open("ab") as log:
-                # Directories of the checkout first, so that `-m worker` is found wherever the boss was started.
+                # Start in the checkout, so that `-m worker` is found wherever the boss was started.
                 popen = subprocess.Popen(
                     self._command(order, place, access, gpus),
                     cwd=ROOT,
@@ -126,14 +125,14 @@ class LocalCloud:
         try:
             (directory / "vm.json").write_bytes(msgspec.json.encode(process))
         except OSError as error:
-            popen.kill()  # nobody would find it
+            popen.kill()  # an unrecorded process would never be found again
             raise TryLater(f"no worker process can be recorded: {error.strerror}: {error.filename}") from error
         return cloud_id
 
     def _place_of(self, order: VmOrder, account: Account) -> Path:
-        """An empty directory for a worker of that account, which only root can enter yet. Raises `OSError`."""
+        """Return an empty directory for a worker of that account, which only root can enter yet. Raises `OSError`."""
         place = private_place(self._place.parent, self._place.name) / str(order.vm_no)
-        if place.exists():  # of a cluster that began anew
+        if place.exists():  # left by an earlier cluster of this home
             shutil.rmtree(place)
         place.mkdir(mode=0o700)
         return place
@@ -175,7 +174,7 @@ class LocalCloud:
         return command
 
     def end(self, cloud_id: str) -> None:
-        """See `provider.Provider.end`. TERM; KILL when asked again after a while."""
+        """See `provider.Provider.end`. Sends TERM; a request after `END_GRACE_S` sends KILL."""
         process = next((process for process in self._recorded() if _cloud_id(process) == cloud_id), None)
         if process is None or not _lives(process):
             return
@@ -186,8 +185,8 @@ class LocalCloud:
             os.kill(process.pid, number)
 
     def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
-        """See `provider.Provider.list`. Tells once of each that is gone, asked or not; then clears it away, unless it
-        is asked about still, or has not delivered everything."""
+        """See `provider.Provider.list`. Reports each VM that is gone once, whether known or not; then removes its
+        files, unless it is still in `known`, or has undelivered outcomes."""
         found = []
         recorded = {_cloud_id(process): process for process in self._recorded()}
         for cloud_id, process in recorded.items():
@@ -211,14 +210,15 @@ class LocalCloud:
         return found
 
     def _end_left_overs(self, process: _Process) -> None:
-        """What its tasks left, where agent and launchers were killed together: before anybody gets its attempts."""
+        """End what its tasks left if agent and launchers were killed together: before its attempts go to other
+        workers."""
         count = left_overs.end(self._directory_of(process) / "home", uid=process.uid)
         if count:
             log.warning("ended %d processes that the tasks of worker process %d had left", count, process.vm_no)
 
     def _gone(self, cloud_id: str, vm_no: int, process: _Process | None) -> VmFound:
-        """Of the processes of an earlier boss nobody keeps when they ended: it is when that was seen first, where lists
-        were made all the while; else when the process last wrote something."""
+        """Describe a VM that is gone. Nothing records when a process of an earlier boss ended: if this boss saw it
+        alive, its end is the first list without it; else the last time that the process wrote a file."""
         since = process.since if process is not None else 0.0
         with self._lock:
             if cloud_id not in self._ended and cloud_id in self._seen:
@@ -238,7 +238,7 @@ class LocalCloud:
         return found
 
     def _directory_of(self, process: _Process) -> Path:
-        """Where its access file and home are."""
+        """Return the directory of its access file and home."""
         return Path(process.place) if process.place else self._home.workers / str(process.vm_no)
 
     def _clear(self, process: _Process) -> None:
@@ -247,7 +247,7 @@ class LocalCloud:
         spool = place / "home" / "spool.jsonl"
         kept = place / "home" / "kept"
         if kept.exists() or (spool.exists() and spool.stat().st_size):
-            (directory / "vm.json").unlink(missing_ok=True)  # outcomes, or directories that somebody wants, stay
+            (directory / "vm.json").unlink(missing_ok=True)  # outcomes, and directories that a user wants, stay
         else:
             shutil.rmtree(place, ignore_errors=True)
             shutil.rmtree(directory, ignore_errors=True)
@@ -257,15 +257,15 @@ class LocalCloud:
         return []
 
     def room(self) -> Capacity:
-        """See `provider.Provider.room`. The pool's maximum is the only bound."""
+        """See `provider.Provider.room`. The pool's maximum is the only limit."""
         return Capacity()
 
     def misfit(self, size: Resources) -> str:
-        """See `provider.Provider.misfit`. A worker process offers what it is told to."""
+        """See `provider.Provider.misfit`. A worker process offers what the boss orders it to offer."""
         return ""
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
-        """See `provider.Provider.end_all`: also for a boss that leaves with its cluster."""
+        """See `provider.Provider.end_all`. Also used by a boss that ends together with its cluster."""
         processes = [process for process in self._recorded() if _lives(process)]
         for number, wait in ((signal.SIGTERM, min(wait_s, TERM_S)), (signal.SIGKILL, 2.0)):
             for process in processes:
@@ -275,12 +275,12 @@ class LocalCloud:
             while any(map(_lives, processes)) and time.monotonic() < deadline:
                 time.sleep(0.02)
             processes = [process for process in processes if _lives(process)]
-        if self._tied:  # nobody will ever ask what became of them
+        if self._tied:  # no later list will ask about them
             self._told.update(map(_cloud_id, self._recorded()))
         return [vm for vm in self.list() if vm.state is not CloudState.GONE]
 
     def close(self) -> None:
-        """See `provider.Provider.close`. Nothing is held."""
+        """See `provider.Provider.close`. Holds nothing."""
 
 
 def _cloud_id(process: _Process) -> str:
@@ -288,7 +288,7 @@ def _cloud_id(process: _Process) -> str:
 
 
 def _started(ticks: str) -> float:
-    """Epoch seconds of a process's start, given in clock ticks after the machine's; 0 where that is not known."""
+    """Return the epoch seconds of a process's start, given in clock ticks after the machine's; 0 if unknown."""
     try:
         with open("/proc/uptime") as uptime:
             up_s = float(uptime.read().split()[0])
@@ -298,7 +298,8 @@ def _started(ticks: str) -> float:
 
 
 def _last_written(directory: Path, place: Path) -> float:
-    """When anything of a worker changed last, epoch seconds; 0 where nothing is left of it. `place`: of its home."""
+    """Return when a file of a worker changed last, epoch seconds; 0 if none is left. `place`: the directory of its
+    home."""
     times = [0.0]
     for path in (directory / "log", directory / "vm.json", *place.glob("home/*")):
         with contextlib.suppress(OSError):

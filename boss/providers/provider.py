@@ -32,11 +32,12 @@ class AskForLess(PartAway):
 
 
 class GivePoolUp(Problem):
-    """No VM of this pool can start with the present settings: its template or network is wrong. A person must act."""
+    """No VM of this pool can start with the present settings: its template or network is wrong. The operator must
+    act."""
 
 
 class CredentialsWrong(Problem):
-    """The cloud refuses our login, or we do not trust the cloud. A person must act."""
+    """The cloud refuses our login, or we do not trust the cloud. The operator must act."""
 
 
 class Gone(Problem):
@@ -89,15 +90,15 @@ class Provider(Protocol):
         """
 
     def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
-        """All our VMs that are not gone, one per intent, of all the cloud's pools. Raises `TryLater`,
-        `CredentialsWrong`; never an incomplete list.
+        """List all our VMs that are not gone, one per intent, of all the cloud's pools. Raises `TryLater`,
+        `CredentialsWrong`; never returns an incomplete list.
 
-        `known`: intents of VMs that were there, by cloud id. One of them that is not there any more is told too, as
-        GONE, with `since` and `ended` as far as the cloud has kept them, as often as it is asked about. One that is
-        neither shown nor said to be gone is HIDDEN, with words: it may as well be another's by now.
+        `known`: intents of VMs that existed, by cloud id. One of them that no longer exists is listed too, in each list
+        that asks for it, as GONE, with `since` and `ended` as far as the cloud has kept them. One that is neither shown
+        nor reported as gone is HIDDEN, with a reason: it may now belong to another user.
 
-        `lost`: intents whose call was never answered, and that will be given up unless this list shows their VMs. One
-        that was made and is gone already is told as GONE, too, as far as the cloud can be asked for it.
+        `lost`: intents whose call was never answered, and that will be given up unless this list shows their VMs. A VM
+        that was made and is gone already is listed as GONE, too, if the cloud can be asked for it.
         """
 
     def strangers(self) -> Sequence[Stranger]:
@@ -107,8 +108,8 @@ class Provider(Protocol):
         """Quotas, free addresses and free hosts. Requests nothing. Raises all errors but `Gone` and `AskForLess`."""
 
     def misfit(self, size: Resources) -> str:
-        """What a pool that promises VMs of that size promises too much; empty if nothing, or if that cannot be known.
-        Raises all errors but `Gone` and `AskForLess`."""
+        """Return in what the VMs of a pool with that size are smaller than promised; empty if they are not, or if that
+        is unknown. Raises all errors but `Gone` and `AskForLess`."""
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
         """End every VM of this cluster and wait, `wait_s` seconds at most, until `list` is empty. Returns what is left.

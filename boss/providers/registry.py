@@ -1,10 +1,10 @@
-"""Where the VMs of each pool come from.
+"""Makes the provider of each pool.
 
-`python -m boss.providers.registry` asks each cloud for room and prints what it says as JSON, for `admin.py doctor`.
-With `--left CLUSTER_ID` it prints that cluster's VMs by the clouds' own lists, for `admin.py stop --vms`; with
-`--strangers CLUSTER_ID` what looks like them and is not, for `admin.py show_vms`; with `--machine TEMPLATE` it finds
-the machine of a template, for `admin.py start`. It ends nothing, and starts something with
-`--machine TEMPLATE --create` alone.
+`python -m boss.providers.registry` asks each cloud for room and prints the answers as JSON, for `admin.py doctor`. With
+`--left CLUSTER_ID` it prints that cluster's VMs from the clouds' own lists, for `admin.py stop --vms`; with
+`--strangers CLUSTER_ID` VMs that resemble them but are not, for `admin.py show_vms`; with `--machine TEMPLATE` it finds
+the machine of a template, for `admin.py start`. It ends nothing, and starts something only with `--machine TEMPLATE
+--create`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def open_clouds(
     with_tokens: bool = True,
     accounts: Mapping[str, Account] = {},
 ) -> dict[str, Provider]:
-    """The provider of each pool, by the pool's name. Asks no cloud anything yet. `public_key`: whom the sshd of a VM is
-    to accept. `with_tokens`: log in by tokens, which `Provider.close` gives back. `accounts`: of pools on this
-    machine whose workers run under another one, by the pool's name."""
+    """Return the provider of each pool, by the pool's name. Contacts no cloud yet. `public_key`: a key that the sshd of
+    a VM must accept. `with_tokens`: log in by tokens, which `Provider.close` gives back. `accounts`: by name of pools
+    on this machine whose workers run under another account."""
     place = Path(settings.run_as_home) / cluster_id
     here = _shared_here(settings)
     local = LocalCloud(home, access_of, tied, settings.boss_gone_exit_s, keep_dirs, accounts, place, here)
@@ -58,7 +58,7 @@ def open_clouds(
             clouds[pool.name] = _slurm(settings, pool, home, cluster_id, access_of, keep_dirs)
     remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
     if remote:
-        from boss.providers.opennebula.provider import OpenNebulaCloud  # costs time that others need not spend
+        from boss.providers.opennebula.provider import OpenNebulaCloud  # slow import, which other commands do not need
 
         connection = _connection(settings, with_tokens)
         for pool in remote:
@@ -141,9 +141,9 @@ def _slurm(
 def open_visitors(
     settings: Settings, home: Home, cluster_id: str, access_of: Callable[[str], AccessFile]
 ) -> tuple[str, dict[str, Visitor]]:
-    """The public key that VMs are to accept, and the visitor of each pool. No key and no visitor where no pool has VMs
-    that could be visited. `access_of`: what a VM was sent, which no visit may repeat. Raises `KeyToolFailed` where the
-    boss must bring code to some and can't have a key."""
+    """Return the public key that VMs must accept, and the visitor of each pool; no key and no visitor if no pool has
+    VMs that can be visited. `access_of`: the access file that a VM was sent; visits remove its secrets from their
+    reports. Raises `KeyToolFailed` if the boss must bring code to a VM and cannot have a key."""
     remote = [pool for pool in settings.all_pools if pool.cloud == "opennebula"]
     if not remote:
         return "", {}
@@ -164,9 +164,9 @@ def open_visitors(
 
 
 def _connection(settings: Settings, with_token: bool) -> Connection:
-    """`with_token`: for a boss, which makes many calls and gives the token back; a door uses the password for its
-    few."""
-    from boss.providers.opennebula.provider import Connection  # costs time that others need not spend
+    """Connect to the OpenNebula. `with_token`: for a boss, which makes many calls and gives the token back; a command
+    uses the password for its few calls."""
+    from boss.providers.opennebula.provider import Connection  # slow import, which other commands do not need
     from boss.providers.opennebula.transport import TOKEN_S, Endpoint
 
     return Connection(
@@ -182,7 +182,7 @@ def _connection(settings: Settings, with_token: bool) -> Connection:
 
 
 class Said(msgspec.Struct, frozen=True):
-    """What the cloud of a pool says. `remedy`: what to do; empty where all is well."""
+    """The answer of a pool's cloud. `remedy`: what to do; empty if all is well."""
 
     pool: str
     text: str
@@ -190,13 +190,13 @@ class Said(msgspec.Struct, frozen=True):
 
 
 def ask(settings: Settings) -> list[Said]:
-    """Every pool that is not of this machine."""
+    """Ask the cloud of every pool that is not on this machine."""
     clouds = open_clouds(settings, settings.home_directory, "doctor", _nobody, with_tokens=False)
     return [_say(pool.name, clouds[pool.name], size_of(pool)) for pool in settings.all_pools if pool.cloud != "local"]
 
 
 class Left(msgspec.Struct, frozen=True):
-    """A VM of this cluster in a cloud's own list; or why a cloud does not tell, in `problem`."""
+    """A VM of this cluster in a cloud's own list; or in `problem`, why the cloud did not answer."""
 
     vm_no: int = 0
     cloud_id: str = ""
@@ -205,7 +205,7 @@ class Left(msgspec.Struct, frozen=True):
 
 
 def look_for_left(settings: Settings, cluster_id: str) -> list[Left]:
-    """What the clouds that are not of this machine list of that cluster."""
+    """Return that cluster's VMs in the lists of all clouds other than this machine."""
     left = []
     for cloud in _remote(settings, cluster_id):
         try:
@@ -216,7 +216,7 @@ def look_for_left(settings: Settings, cluster_id: str) -> list[Left]:
 
 
 class StrangerSaid(msgspec.Struct, frozen=True):
-    """A VM that looks like ours and is not, which is never touched; or why a cloud does not tell, in `problem`."""
+    """A VM that resembles ours but is not, and is never touched; or in `problem`, why the cloud did not answer."""
 
     cloud_id: str = ""
     name: str = ""
@@ -226,7 +226,7 @@ class StrangerSaid(msgspec.Struct, frozen=True):
 
 
 def look_for_strangers(settings: Settings, cluster_id: str) -> list[StrangerSaid]:
-    """What the clouds show that carries that cluster's name or tag and is not its."""
+    """Return the VMs that carry that cluster's name or tag but do not belong to it."""
     found = []
     for cloud in _remote(settings, cluster_id):
         try:
@@ -237,13 +237,13 @@ def look_for_strangers(settings: Settings, cluster_id: str) -> list[StrangerSaid
 
 
 def _remote(settings: Settings, cluster_id: str) -> list[Provider]:
-    """One provider of each cloud that is not this machine: it finds the VMs of all its pools."""
+    """Return one provider of each cloud other than this machine: it finds the VMs of all its pools."""
     clouds = open_clouds(settings, settings.home_directory, cluster_id, _nobody, with_tokens=False)
     return list({pool.cloud: clouds[pool.name] for pool in settings.all_pools if pool.cloud != "local"}.values())
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The machine of a template; or why there is none, in `problem`."""
+    """The machine of a template; or in `problem`, why there is none."""
 
     cloud_id: str = ""
     address: str = ""
@@ -252,7 +252,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 def find_machine(settings: Settings, template: str, create: bool) -> Found:
-    """The VM of that template that runs; made where there is none and `create` says so."""
+    """Return the running VM of that template; `create`: make one if there is none."""
     from boss.providers.opennebula.machines import Machines
 
     try:
@@ -287,7 +287,7 @@ def _say(pool: str, cloud: Provider, size: Resources) -> Said:
 
 
 def main() -> int:
-    """Print what each cloud says."""
+    """Print the answer of each cloud."""
     try:
         settings = load_settings()
     except SettingsWrong as error:

@@ -1,7 +1,7 @@
 """A cloud whose VMs are Slurm jobs, each with one worker: submitted with `sbatch`, listed with one `squeue`, ended with
-`scancel`; what Slurm has forgotten is asked of `sacct` where there is accounting.
+`scancel`. If there is accounting, `sacct` answers for jobs that Slurm has forgotten.
 
-Remembers nothing that Slurm knows, but what it needs to tell of a job that vanished: how it was seen last.
+Remembers nothing that Slurm knows, except the last state of jobs that vanished.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ from ecloud.model.tasks import Resources
 
 COMMAND_S = 30.0
 MIN_JOB_AGE_S = 300.0
-"""For how long Slurm shows a job that ended, where it does not say."""
+"""How long Slurm shows a job that ended, if its configuration does not say."""
 ENDING_LOOK_S = 0.5
 
 
 class Commands:
-    """Slurm's commands: here, or on the login node `login`, as the user's own `ssh` reaches it."""
+    """Runs Slurm's commands: here, or on the login node `login`, through the user's own `ssh`."""
 
     def __init__(self, login: str = "") -> None:
         self.login = login
 
     def run(self, words: Sequence[str], given: bytes = b"") -> tuple[int, str, str]:
-        """Exit code, output and errors. Raises `subprocess.TimeoutExpired`, `OSError`."""
+        """Return exit code, output and errors. Raises `subprocess.TimeoutExpired`, `OSError`."""
         command = list(words)
         if self.login:
             remote = "TZ=UTC SLURM_TIME_FORMAT=standard " + shlex.join(words)
@@ -72,14 +72,14 @@ class Commands:
 
 
 class _Missing:
-    """A job that Slurm does not show any more. `since_s`: on the monotonic clock."""
+    """A job that Slurm no longer shows. `since_s`: on the monotonic clock."""
 
     def __init__(self) -> None:
         self.since_s = time.monotonic()
 
 
 class SlurmCloud:
-    """Jobs of one cluster in one pool. `backlog`: how many may wait in Slurm's queue at once."""
+    """Jobs of one cluster in one pool. `backlog`: how many may wait in Slurm's queue together."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class SlurmCloud:
                 return left
             time.sleep(ENDING_LOOK_S)
 
-    # --- looking ----------------------------------------------------------------------------------------
+    # --- listing ----------------------------------------------------------------------------------------
 
     def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
         """See `provider.Provider.list`."""
@@ -180,8 +180,8 @@ class SlurmCloud:
         return found
 
     def _vanished(self, cloud_id: str, vm_no: int) -> VmFound:
-        """A job that neither queue nor accounting shows. Slurm shows one that ended for `MinJobAge`: what is not seen
-        for longer has ended; until then the controller may have lost its state for a moment."""
+        """Describe a job that neither queue nor accounting shows. Slurm shows a job for `MinJobAge` after its end: one
+        that is missing for longer has ended; until then the controller may have lost its state temporarily."""
         with self._lock:
             missing = self._missing.setdefault(cloud_id, _Missing())
             seen = self._seen.get(cloud_id)
@@ -198,7 +198,7 @@ class SlurmCloud:
         return self._min_job_age_s
 
     def strangers(self) -> Sequence[Stranger]:
-        """See `provider.Provider.strangers`: jobs of this account whose names look like ours and carry no intent."""
+        """See `provider.Provider.strangers`: jobs of this account whose names resemble ours and carry no intent."""
         prefix = NAME.format(cluster=self._cluster_id)
         return [
             Stranger(job.job_id, job.name, "", "its name carries no intent")
@@ -209,7 +209,8 @@ class SlurmCloud:
         ]
 
     def room(self) -> Capacity:
-        """See `provider.Provider.room`: what the backlog leaves. The first time Slurm checks the pool's options."""
+        """See `provider.Provider.room`: the rest of the backlog. The first call checks the pool's options with
+        Slurm."""
         if not self._is_tested:
             self._test_options()
         ours = [job for job in self._jobs(["--me"]) if intent_of(self._cluster_id, job.name) is not None]
@@ -220,7 +221,7 @@ class SlurmCloud:
         return Capacity(max(0, self._backlog - len(waiting)), reason)
 
     def _test_options(self) -> None:
-        """Raises `GivePoolUp`, `CredentialsWrong` where Slurm would refuse every job of this pool."""
+        """Raises `GivePoolUp`, `CredentialsWrong` if Slurm would refuse every job of this pool."""
         order = VmOrder(1, "", {"cpus": 1.0}, "")
         command = sbatch_command(self._options, f"{NAME.format(cluster=self._cluster_id)}test", order)
         try:
@@ -228,19 +229,19 @@ class SlurmCloud:
         except TryLater:
             return
         except GivePoolUp as error:
-            # It says so of nodes that are drained, too: a job would wait for them.
+            # Slurm sends this text for drained nodes, too: a job would wait for them.
             if "configuration is not available" not in str(error):
                 raise
         self._is_tested = True
 
     def misfit(self, size: Resources) -> str:
-        """See `provider.Provider.misfit`. A job gets what the pool asks for, or is refused."""
+        """See `provider.Provider.misfit`. A job gets what the pool requests, or is refused."""
         return ""
 
     def close(self) -> None:
-        """See `provider.Provider.close`. Nothing is held."""
+        """See `provider.Provider.close`. Holds nothing."""
 
-    # --- asking -----------------------------------------------------------------------------------------
+    # --- commands ---------------------------------------------------------------------------------------
 
     def _jobs(self, which: Sequence[str]) -> Sequence[Job]:
         words = ["squeue", "--noheader", "--states=all", *which, f"--format={SQUEUE_FIELDS}"]
@@ -252,7 +253,7 @@ class SlurmCloud:
             raise TryLater(str(error)) from error
 
     def _accounts(self, ids: Sequence[str], names: Sequence[str]) -> Sequence[Job]:
-        """What the accounting has kept; nothing where there is none."""
+        """Return these jobs from the accounting; nothing if there is no accounting."""
         found: list[Job] = []
         for words in ([ids, []] if ids else None, [[], names] if names else None):
             if words is None or self._has_accounts is False:
@@ -271,7 +272,7 @@ class SlurmCloud:
         return found
 
     def _ask(self, words: Sequence[str], what: str, given: bytes = b"") -> str:
-        """Raises the errors of the contract; never `Unanswered`, as nothing is made."""
+        """Run a command. Raises the errors of the contract; never `Unanswered`, as it makes nothing."""
         try:
             code, said, errors = self._commands.run(words, given)
         except subprocess.TimeoutExpired as error:

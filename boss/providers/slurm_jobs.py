@@ -1,6 +1,6 @@
-"""What Slurm is told and what it says, as text: the batch script of a worker, job lists, refusals. Pure.
+"""Text that Slurm reads and prints: the batch script of a worker, job lists, refusals. Pure.
 
-Slurm's words are those of versions 20.11 to 24: `squeue -o`, `sacct -P`, and the errors of `sbatch`.
+The formats are those of versions 20.11 to 24: `squeue -o`, `sacct -P`, and the errors of `sbatch`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from boss.providers.provider import (
 )
 
 WARN_S = 120
-"""A worker is told this long before its time limit; it drains and ends what still runs by then."""
+"""Slurm warns a worker this long before its time limit; the worker drains and ends what still runs by then."""
 SQUEUE_FIELDS = "%i|%j|%T|%B|%r|%V|%S|%e"
 SACCT_FIELDS = "JobIDRaw,JobName,State,NodeList,Submit,Start,End"
 NAME = "ecloud-{cluster}-"
@@ -41,10 +41,10 @@ _STATES = {
     "BOOT_FAIL": CloudState.GONE, "DEADLINE": CloudState.GONE, "REVOKED": CloudState.GONE,
     "LAUNCH_FAILED": CloudState.GONE,
 }  # fmt: skip
-"""squeue's words. A state that is none of these is HIDDEN."""
+"""States as squeue prints them. Any other state is HIDDEN."""
 
 _REFUSALS: tuple[tuple[str, type[Exception]], ...] = (
-    # The first that is found decides. What may have reached the controller comes first.
+    # The first match decides. Errors after which the order may have reached the controller come first.
     (r"socket timed out|zero bytes were transmitted|unexpected message received|connection reset", Unanswered),
     (r"unable to contact|connection refused|connect failure|no route to host|temporarily unable|try again", TryLater),
     (r"required node not available|nodes are busy|down, drained", TryLater),
@@ -57,7 +57,7 @@ _REFUSALS: tuple[tuple[str, type[Exception]], ...] = (
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A job as squeue or sacct shows it. Times are epoch seconds, 0 where there is none yet."""
+    """A job as squeue or sacct shows it. Times are epoch seconds, 0 if not reached yet."""
 
     job_id: str
     name: str
@@ -70,11 +70,12 @@ class Job(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> CloudState:
-        """Its state in our words. sacct adds who cancelled it: `CANCELLED by 1000`."""
+        """Its state as a `CloudState`. sacct appends who cancelled it: `CANCELLED by 1000`."""
         return _STATES.get(self.word.split(" ")[0].rstrip("+"), CloudState.HIDDEN)
 
     def found(self, vm_no: int) -> VmFound:
-        """As a VM. One that waits was made when it was submitted; its life begins when it starts."""
+        """Return the job as a VM. A waiting job counts as made when it was submitted; its life begins when it
+        starts."""
         gone = self.state is CloudState.GONE
         since = self.started or (self.ended if gone else 0.0) or self.submitted
         text = self.reason if self.reason not in ("", "None") else ""
@@ -85,18 +86,18 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def job_name(cluster_id: str, vm_no: int) -> str:
-    """What a job is called: the cluster and the intent, by which a job whose answer was lost is found again."""
+    """Return a job's name: cluster and intent, by which a job whose submission was not confirmed is found again."""
     return f"{NAME.format(cluster=cluster_id)}{vm_no}"
 
 
 def intent_of(cluster_id: str, name: str) -> int | None:
-    """The intent in a job's name; None for a job that is not this cluster's, or whose name carries none."""
+    """Return the intent in a job's name; None for a job that is not this cluster's, or whose name carries none."""
     number = name.removeprefix(NAME.format(cluster=cluster_id))
     return int(number) if number != name and re.fullmatch(r"[1-9][0-9]{0,17}", number) else None
 
 
 def read_jobs(printed: str) -> list[Job]:
-    """The lines of squeue (`SQUEUE_FIELDS`)."""
+    """Read the lines of squeue (`SQUEUE_FIELDS`)."""
     jobs = []
     for line in printed.splitlines():
         words = line.rsplit("|", 6)
@@ -108,7 +109,7 @@ def read_jobs(printed: str) -> list[Job]:
 
 
 def read_accounts(printed: str) -> list[Job]:
-    """The lines of `sacct -nXP` (`SACCT_FIELDS`)."""
+    """Read the lines of `sacct -nXP` (`SACCT_FIELDS`)."""
     jobs = []
     for line in printed.splitlines():
         words = line.rsplit("|", 5)
@@ -120,13 +121,13 @@ def read_accounts(printed: str) -> list[Job]:
 
 
 def _epoch(text: str) -> float:
-    """Of a time that was printed in UTC; 0 for N/A, NONE, Unknown."""
+    """Convert a time that was printed in UTC; 0 for N/A, NONE, Unknown."""
     found = re.fullmatch(r"(\d+)-(\d+)-(\d+)T(\d+):(\d+):(\d+)", text)
     return float(calendar.timegm(tuple(map(int, found.groups())))) if found else 0.0
 
 
 def refusal(said: str, what: str) -> Exception:
-    """The error of what a Slurm command printed when it failed; `what`: what was asked, for the sentence."""
+    """Return the error for the output of a Slurm command that failed; `what`: the request, for the sentence."""
     lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in said.splitlines() if line.strip()]
     for pattern, kind in _REFUSALS:
         for line in lines:
@@ -136,7 +137,7 @@ def refusal(said: str, what: str) -> Exception:
 
 
 def seconds_of(time_limit: str) -> int | None:
-    """Of Slurm's `D-HH:MM:SS`, `HH:MM:SS`, `MM:SS`, `MM`, `D-HH`, `D-HH:MM`; None for what is none of these."""
+    """Convert Slurm's `D-HH:MM:SS`, `HH:MM:SS`, `MM:SS`, `MM`, `D-HH`, `D-HH:MM`; None for anything else."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time_limit)
     if found is None:
         return None
@@ -151,7 +152,8 @@ def seconds_of(time_limit: str) -> int | None:
 
 
 class JobOptions(msgspec.Struct, frozen=True):
-    """What a pool asks of Slurm. `python`, `code`: what runs the worker on a node, and the directory with its code."""
+    """What a pool requests from Slurm. `python`, `code`: the Python that runs the worker on a node, and the directory
+    of its code."""
 
     python: str
     code: str
@@ -167,7 +169,7 @@ class JobOptions(msgspec.Struct, frozen=True):
 
 
 def sbatch_command(options: JobOptions, name: str, order: VmOrder) -> list[str]:
-    """Submits one worker, whose script is given on its standard input; prints the job's id."""
+    """Return the command that submits one worker, whose script is its standard input; it prints the job's id."""
     size = order.size
     words = [
         "sbatch", "--parsable", "--nodes=1", "--ntasks=1", f"--cpus-per-task={max(1, round(size.get('cpus', 1.0)))}",
@@ -188,7 +190,8 @@ def sbatch_command(options: JobOptions, name: str, order: VmOrder) -> list[str]:
 
 
 def worker_script(options: JobOptions, name: str, order: VmOrder, access: bytes) -> bytes:
-    """The batch script: needs nothing shared but the code. The worker's home and access file are the node's own."""
+    """Return the batch script. It needs nothing shared but the code: the worker's home and access file are the node's
+    own."""
     size = order.size
     words = ["--vm_no", str(order.vm_no), "--boot_nonce", order.boot_nonce, "--cpus", f"{size.get('cpus', 1.0):g}"]
     words += ["--memory_mb", f"{size.get('memory_mb', 0.0):g}"] if size.get("memory_mb") else []
@@ -215,11 +218,11 @@ def worker_script(options: JobOptions, name: str, order: VmOrder, access: bytes)
         '    echo "ecloud: $(hostname) sees no code at $code: set code=DIR in worker_init" >&2; exit 1',
         "fi",
         'cd "$code" || exit 1',
-        # Not exec: the home goes with the worker. The shell hands on the warning before the time limit.
+        # Not exec: the shell removes the home after the worker, and forwards the warning before the time limit.
         f'"$python" -m worker "$home/access" --home "$home/home" {shlex.join(words)} ${{lives:+--lives_s $lives}} &',
         'worker=$!; trap "kill -TERM $worker" TERM',
         "while :; do wait $worker; code=$?; kill -0 $worker 2>/dev/null || break; done",
-        # Outcomes that were not delivered, and directories that a user wants, stay.
+        # Undelivered outcomes, and directories that a user wants, stay.
         '[ -s "$home/home/spool.jsonl" ] || [ -e "$home/home/kept" ] || rm -rf "$home"',
         "exit $code",
     ]
@@ -227,6 +230,7 @@ def worker_script(options: JobOptions, name: str, order: VmOrder, access: bytes)
 
 
 def sacct_command(ids: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Asks the accounting for jobs by id or by name; without a start it would forget those of yesterday."""
+    """Return the command that asks the accounting for jobs by id or by name; without a start it would omit
+    yesterday's."""
     words = ["sacct", "-nXP", "--starttime=now-30days", f"--format={SACCT_FIELDS}"]
     return [*words, f"--jobs={','.join(ids)}"] if ids else [*words, f"--name={','.join(names)}"]

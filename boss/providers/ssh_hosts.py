@@ -1,7 +1,8 @@
-"""A cloud whose VMs are workers on listed hosts, started over the user's own `ssh`. A host is room for `slots` workers.
+"""A cloud whose VMs are workers on listed hosts, started over the user's own `ssh`. A host has room for `slots`
+workers.
 
-Hosts remember: a worker's directory there carries cluster and intent, so that a boss that starts again, or whose answer
-was lost, finds it. A host that can't be reached holds up no other: its workers are unknown until it is back.
+The hosts keep the state: a worker's directory there carries cluster and intent, so that a boss that restarts, or that
+lost an answer, finds it. A host that cannot be reached delays no other: its workers count as unknown until it is back.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ from ecloud.model.tasks import Resources
 
 COMMAND_S = 60.0
 SEND_S = 180.0
-"""For bringing the code over a slow line."""
+"""Time limit for bringing the code over a slow line."""
 AT_ONCE = 16
-"""Hosts that are asked side by side."""
+"""Hosts that are contacted in parallel."""
 REST_S = 60.0
-"""A host that failed is not tried again for a start before that."""
+"""A host that failed gets no new start before this time has passed."""
 FORGET_S = 3600.0
-"""What nobody asks about is removed from a host so long after its end."""
+"""The files of a worker that the boss no longer asks about are removed from its host this long after its end."""
 LEAST_DISK_MB = 200.0
 LOCAL = "local"
 """In a list of hosts: this machine, without SSH."""
 
 
 class Failed(Problem):
-    """A host did not do what it was told; the text says why. `connected`: the script may have run."""
+    """A host did not carry out a command; the text gives the reason. `connected`: the script may have run."""
 
     def __init__(self, text: str, connected: bool = False) -> None:
         super().__init__(text)
@@ -57,14 +58,14 @@ class Failed(Problem):
 
 
 class Shell:
-    """Runs scripts on hosts as the user's own `ssh` reaches them: aliases, jump hosts and agents work. `options`: more
-    words for ssh, e.g. `-i KEY`."""
+    """Runs scripts on hosts through the user's own `ssh`: aliases, jump hosts and agents work. `options`: more words
+    for ssh, e.g. `-i KEY`."""
 
     def __init__(self, options: Sequence[str] = ()) -> None:
         self._options = options
 
     def run(self, host: str, script: bytes, limit_s: float = COMMAND_S) -> str:
-        """What a script prints. Raises `Failed`."""
+        """Run a script; return its output. Raises `Failed`."""
         return self._run(host, "/bin/sh -s", script, None, limit_s).decode("utf-8", "replace")
 
     def run_bytes(self, host: str, script: bytes) -> bytes:
@@ -101,7 +102,7 @@ class Shell:
         return done.stdout
 
     def words(self, host: str, command: str, *more: str) -> list[str]:
-        """What runs a command there. `more`: further options of ssh."""
+        """Return the command line that runs a command there. `more`: further options of ssh."""
         if host == LOCAL:
             return ["/bin/sh", "-c", command]
         name, _, port = host.partition(":")
@@ -146,7 +147,7 @@ class SshHosts:
         self._keep_dirs = keep_dirs
         self._lock = threading.Lock()
         self._taken: dict[str, set[int]] = {}
-        """Intents on each host, as far as they were listed or started."""
+        """Intents on each host that were listed or started."""
         self._starting: set[int] = set()
         self._rests_until: dict[str, float] = {}
         self._told: set[str] = set()
@@ -180,7 +181,7 @@ class SshHosts:
         raise AskForLess(f"all {len(self._hosts)} hosts of pool {order.pool} are taken or can't be reached now")
 
     def _reserve(self, vm_no: int) -> str | None:
-        """The host with most free slots, one of which is taken."""
+        """Take a slot of the host with the most free slots; return the host."""
         with self._lock:
             now = time.monotonic()
             free = {
@@ -196,7 +197,7 @@ class SshHosts:
             return best
 
     def _start_on(self, host: str, order: VmOrder) -> str:
-        """Raises `Failed`, `NoBundle`."""
+        """Start a worker on a host. Raises `Failed`, `NoBundle`."""
         probe = scripts.read_probe(self._shell.run(host, scripts.probe_script(self._place)))
         if not probe.python:
             raise Failed(f"{host} has no Python of 3.10 or later: install one, or name it on the PATH of /bin/sh")
@@ -213,17 +214,17 @@ class SshHosts:
         script = scripts.start_script(self._place, order.vm_no, program)
         try:
             said = self._shell.run(host, script).split()
-        except Failed as failed:  # a shell may repeat the line that it does not understand
+        except Failed as failed:  # a shell may repeat the line that it cannot parse
             clean = Cleaner([access.password, access.key], [script.decode()])
             raise Failed(clean(str(failed)), failed.connected) from None
         if not {"started", "there"} & set(said):
             raise Failed(f"{host} did not say that the worker was started", True)
         return scripts.cloud_id_of(host, order.vm_no)
 
-    # --- looking ----------------------------------------------------------------------------------------
+    # --- listing ----------------------------------------------------------------------------------------
 
     def _look(self, hosts: Sequence[str]) -> dict[str, list[VmFound] | str]:
-        """What each host lists, or why it does not."""
+        """Return the list of each host, or the reason why it failed."""
 
         def look(host: str) -> list[VmFound] | str:
             try:
@@ -302,7 +303,7 @@ class SshHosts:
     # --- ending -----------------------------------------------------------------------------------------
 
     def end(self, cloud_id: str) -> None:
-        """See `provider.Provider.end`. TERM; KILL when asked again after a while."""
+        """See `provider.Provider.end`. Sends TERM; a request after a while sends KILL."""
         host, _, number = cloud_id.rpartition("#")
         if host in self._all_hosts and number.isdigit():
             self._ask_end(host, [int(number)])
@@ -314,7 +315,7 @@ class SshHosts:
             raise TryLater(str(failed)) from failed
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
-        """See `provider.Provider.end_all`. Hosts that can't be reached are named by an error."""
+        """See `provider.Provider.end_all`. The error names hosts that cannot be reached."""
         until = time.monotonic() + wait_s
         while True:
             told = self._look(self._all_hosts)
@@ -331,14 +332,14 @@ class SshHosts:
             time.sleep(0.3)
 
     def misfit(self, size: Resources) -> str:
-        """See `provider.Provider.misfit`. A host is not measured: the pool says what its workers offer."""
+        """See `provider.Provider.misfit`. A host is not measured: the pool states what its workers offer."""
         return ""
 
     def close(self) -> None:
-        """See `provider.Provider.close`. Nothing is held."""
+        """See `provider.Provider.close`. Holds nothing."""
 
 
 def pair(text: str) -> tuple[int, int]:
-    """The first two numbers of a version."""
+    """Return the first two numbers of a version."""
     first, second, *_ = [*map(int, re.findall(r"\d+", text)), 0, 0]
     return first, second

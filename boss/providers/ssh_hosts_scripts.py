@@ -1,9 +1,9 @@
-"""What runs on a listed host, as text for its `/bin/sh -s`, and how the answers are read. Pure.
+"""Scripts that run on a listed host, as text for its `/bin/sh -s`, and functions that read their output. Pure.
 
 A host keeps `~/.ecloud-hosts/OWNER/`: `code-NAME` for each version of the code that was brought, and a directory for
-each process that was started: `vm-N` for a worker that a boss started, `worker-N` and `boss-0` for those of
-`admin.py hosts`. In it are its files, home and log, `run` (what is started), `process` (its number and start), `since`,
-`unit` where systemd runs it, and `ended` once it has ended.
+each process that was started: `vm-N` for a worker that a boss started, `worker-N` and `boss-0` for those of `admin.py
+hosts`. Such a directory holds the files, home and log of the process, `run` (the script that starts it), `process` (its
+pid and start), `since`, `unit` if systemd runs it, and `ended` once it has ended.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from boss.providers.provider import CloudState, VmFound, VmOrder
 
 PLACE = ".ecloud-hosts"
 STARTS_S = 60
-"""How long a directory without its process counts as one that starts; after that its start has failed."""
+"""A directory without its process counts as starting for this long; after that its start has failed."""
 END_GRACE_S = 20
-"""Between TERM, on which a worker ends its tasks, and KILL."""
+"""Time between TERM, on which a worker ends its tasks, and KILL."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -209,10 +209,12 @@ _STATES = {"lives": CloudState.RUNNING, "starts": CloudState.BOOTING, "gone": Cl
 
 
 class HostProbe(msgspec.Struct, frozen=True):
-    """What a host has. `python`: version, architecture, libc and its version, and the path; empty where none serves.
+    """The facts of a host. `python`: version, architecture, libc and its version, and the path; empty if none is
+    usable.
 
-    What follows `disk_mb` is told where it was asked for. `clock`: epoch seconds; `seen`: the four words of
-    `$SSH_CONNECTION`; `units`: `system` or `user` where systemd may run what is started, else `none`."""
+    The fields after `disk_mb` are filled only if requested. `clock`: epoch seconds; `seen`: the four words of
+    `$SSH_CONNECTION`; `units`: `system` or `user` if systemd can run the processes, else `none`.
+    """
 
     python: tuple[str, ...] = ()
     home: str = ""
@@ -231,7 +233,7 @@ class HostProbe(msgspec.Struct, frozen=True):
 
 
 def filled(place: Place, script: str, **values: str) -> bytes:
-    """A script for a place: what it begins with, and its names in @...@ filled in."""
+    """Return a script for a place: with its beginning, and with the names in @...@ replaced."""
     text = _HEAD + script
     own = {"OWNER": shlex.quote(place.owner), "ROOT": shlex.quote(place.root), "KIND": place.kind}
     for name, value in {**own, **values}.items():
@@ -240,12 +242,12 @@ def filled(place: Place, script: str, **values: str) -> bytes:
 
 
 def probe_script(place: Place, with_facts: bool = False) -> bytes:
-    """Looks what the host has; `with_facts`: also its clock, size, load and how it is seen."""
+    """Finds the facts of a host; `with_facts`: also its clock, size, load and the addresses of the connection."""
     return filled(place, _PROBE + (_FACTS if with_facts else ""))
 
 
 def read_probe(printed: str) -> HostProbe:
-    """What `probe_script` printed."""
+    """Read the output of `probe_script`."""
     words: dict[str, list[str]] = {}
     for line in printed.splitlines():
         key, _, rest = line.partition(" ")
@@ -275,7 +277,7 @@ def read_probe(printed: str) -> HostProbe:
 
 
 class Program(msgspec.Struct, frozen=True):
-    """What is started on a host. `code`: the name of the bundle; `command`: what follows `python -m`, as shell;
+    """What to start on a host. `code`: the name of the bundle; `command`: the words after `python -m`, as shell;
     `files`: written into its directory, by name; `lines`: shell before it; `paths`: further directories for Python;
     `units`: as `HostProbe.units`."""
 
@@ -287,14 +289,14 @@ class Program(msgspec.Struct, frozen=True):
     paths: tuple[str, ...] = ()
     units: str = "none"
     is_there: str = '[ -e "$vm/process" ]'
-    """The shell's condition under which nothing is started."""
+    """Shell condition: if it is true, the process was started before and is not started again."""
 
 
 IS_ALIVE = 'lives "$vm"'
 
 
 def start_script(place: Place, number: int, program: Program) -> bytes:
-    """Starts a process, once: run again it says that it is there."""
+    """Starts a process once: a second run reports that it exists."""
     assert re.fullmatch(r"[0-9a-f]+", program.code), program.code
     run = _RUN
     for name, value in (
@@ -320,7 +322,7 @@ def _encoded(data: bytes) -> str:
 def worker_program(
     order: VmOrder, access: bytes, code: str, python: str, boss_gone_exit_s: float, keep_dirs: bool
 ) -> Program:
-    """The worker of an intent."""
+    """Return the worker of an intent."""
     size = order.size
     words = ["--vm_no", str(order.vm_no), "--boot_nonce", order.boot_nonce]
     words += ["--cpus", f"{size.get('cpus', 1.0):g}", "--memory_mb", f"{size.get('memory_mb', 0.0):g}"]
@@ -341,7 +343,7 @@ def list_script(place: Place) -> bytes:
 
 
 def read_list(host: str, printed: str) -> list[VmFound] | None:
-    """What `list_script` printed on that host; None where it was cut off."""
+    """Read the output of `list_script` on that host; None if it was cut off."""
     found = []
     lines = printed.splitlines()
     for line in lines:
@@ -357,22 +359,22 @@ def read_list(host: str, printed: str) -> list[VmFound] | None:
 
 
 def end_script(place: Place, vm_nos: Sequence[int]) -> bytes:
-    """Asks workers to end; those that were asked long ago are killed."""
+    """Asks workers to end; kills those that were asked more than `END_GRACE_S` ago."""
     return filled(place, _END, VMS=" ".join(map(str, vm_nos)), GRACE=str(END_GRACE_S))
 
 
 def clear_script(place: Place, vm_nos: Sequence[int]) -> bytes:
-    """Removes what workers that have ended left, but outcomes that were not delivered."""
+    """Removes the files of workers that have ended, except undelivered outcomes."""
     return filled(place, _CLEAR, VMS=" ".join(map(str, vm_nos)))
 
 
 def cloud_id_of(host: str, vm_no: int) -> str:
-    """A worker of a host: `user@host:port#7`."""
+    """Return the id of a worker on a host: `user@host:port#7`."""
     return f"{host}#{vm_no}"
 
 
 def address_of(host: str) -> str:
-    """The host of `user@host:port`."""
+    """Return the host of `user@host:port`."""
     return host.rpartition("@")[2].partition(":")[0]
 
 

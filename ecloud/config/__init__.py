@@ -1,1 +1,1 @@
-"""Settings, secrets, and where a cluster keeps its files on this machine."""
+"""Settings, secrets, and the locations of a cluster's files on this machine."""

@@ -1,4 +1,4 @@
-"""From an address to a datastore that can be asked with the boss's own key: a directory, or a machine over SSH."""
+"""Opens the datastore of an address with the boss's own key: a directory, or a machine over SSH."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from datastore.ssh.datastore import STALL_S, SshDatastore
 from ecloud.config.home import Home
 
 NOTES = ("datastore_address", "datastore_host_key", "datastore_python", "datastore_gate")
-"""In the context: where files are; over SSH the pinned host key, its Python and the gate that this runs."""
+"""Names in the context: the datastore's address; over SSH also the pinned host key, its Python and the gate that it
+runs."""
 
 
 def is_ssh(address: str) -> bool:
-    """Whether `user@host[:port]:/root` is meant, not a directory."""
+    """Whether the address is `user@host[:port]:/root`, not a directory."""
     return not address.startswith(("dir:", "/", "~", ".")) and "@" in address
 
 
 def directory_of(address: str) -> Path:
-    """The directory that an address names."""
+    """Return the directory that an address names."""
     return Path(address.removeprefix("dir:")).expanduser()
 
 
@@ -34,7 +35,8 @@ def open_publisher(
     *,
     stall_s: float = STALL_S,
 ) -> Publisher:
-    """The datastore, for reading, staging and publishing; one over SSH connects when asked. Raises `DatastoreAway`."""
+    """Open the datastore, for reading, staging and publishing; over SSH, the first request connects. Raises
+    `DatastoreAway`."""
     if not is_ssh(address):
         return DirectoryDatastore(directory_of(address)).make()
     if not host_key or not gate:
@@ -51,12 +53,12 @@ def open_publisher(
 
 
 def boss_key(home: Home) -> Path:
-    """The key by which the boss reaches the datastore, made at the first call. Raises `KeyToolFailed`."""
+    """Return the key with which the boss reaches the datastore, made at the first call. Raises `KeyToolFailed`."""
     path = home.secrets / "datastore.key"
     make_key(path, "ecloud-boss")
     return path
 
 
 def authority(home: Home, cluster_id: str) -> Authority:
-    """What signs the workers' keys. Raises `KeyToolFailed`."""
+    """Return the authority that signs the workers' keys. Raises `KeyToolFailed`."""
     return Authority.make(home.secrets / "datastore.authority", cluster_id)

@@ -1,5 +1,4 @@
-"""Where a boss keeps what is its own: one directory, everything in it named here. Makes directories, never reads
-them."""
+"""The directory of a boss's own files; everything in it is named here. Makes directories, never reads them."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ class Home:
         self.backups = self.path / "backups"
 
     def make(self) -> Home:
-        """Make the directories, for nobody else to read. Raises `OSError` with the path where that is impossible."""
+        """Make the directories, readable by their owner only. Raises `OSError` with the path if that is impossible."""
         for directory in (self.path, self.secrets, self.broker, self.workers, self.backups):
             directory.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         os.chmod(self.secrets, PRIVATE)

@@ -1,7 +1,7 @@
-"""`hosts.toml` in the home: what `admin.py hosts up` was asked for, and the written intent of each start.
+"""`hosts.toml` in the home: the options of `admin.py hosts up`, and the recorded intent of each start.
 
 An intent is written before its process is started and removed once the process is known to have ended, so that `hosts
-down` finds everything, whatever was interrupted.
+down` finds everything after any interruption.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOCAL = "local"
 
 class HostsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The options of `hosts up` that are kept. `master`: `local` or the number of a host; `workers`: the same, several;
-    `address`: the broker's for the workers, empty for what each host sees."""
+    `address`: the broker's address for the workers, empty to use the one that each host sees."""
 
     hosts: tuple[str, ...] = ()
     key: str = ""
@@ -60,8 +60,8 @@ class Started(msgspec.Struct, frozen=True):
 
 
 class HostsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All of the file. `deployment`: the name of the directory on each host; `tunnel_ports`: where workers of a host
-    find broker and datastore, by host; `invitation`: the key name of the workers."""
+    """The content of the file. `deployment`: the name of the directory on each host; `tunnel_ports`: by host, the ports
+    at which its workers find broker and datastore; `invitation`: the key name of the workers."""
 
     deployment: str
     options: HostsOptions
@@ -71,17 +71,17 @@ class HostsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def path_of(home: Home) -> Path:
-    """Where it is."""
+    """Return the path of the file."""
     return home.path / "hosts.toml"
 
 
 def new_file(options: HostsOptions) -> HostsFile:
-    """For the first `hosts up`."""
+    """Return the content for the first `hosts up`."""
     return HostsFile("h" + secrets.token_hex(6), options)
 
 
 def read(home: Home) -> HostsFile | None:
-    """The file; None where there is none. Raises `Problem`."""
+    """Read the file; None if it does not exist. Raises `Problem`."""
     path = path_of(home)
     try:
         return msgspec.convert(tomllib.loads(path.read_text()), HostsFile)
@@ -94,7 +94,7 @@ def read(home: Home) -> HostsFile | None:
 
 
 def write(home: Home, file: HostsFile) -> None:
-    """Write the file, whole or not at all. Raises `Problem`."""
+    """Write the file atomically. Raises `Problem`."""
     path = path_of(home)
     try:
         home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def write(home: Home, file: HostsFile) -> None:
 
 
 def as_toml(file: HostsFile) -> str:
-    """The file as text."""
+    """Return the file as text."""
     lines = [
         "# Written by `admin.py hosts`. `hosts up -f` uses these options again; `hosts down` ends what is started."
     ]
@@ -120,34 +120,34 @@ def as_toml(file: HostsFile) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value of TOML. Its strings are those of JSON, but for DEL."""
+    """Return a value as TOML. Its strings are those of JSON, except for DEL."""
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(map(_value, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-# --- what a boss does differently ---------------------------------------------------------------------
+# --- options of a boss that serves hosts ---------------------------------------------------------------
 
 
 class BossOptions(msgspec.Struct, frozen=True):
     """For the boss of this home while it serves hosts. `broker_listen`: the address on which its own broker listens;
-    `own_workers`: whether it starts workers on its machine where POOLS is empty."""
+    `own_workers`: whether it starts workers on its machine if POOLS is empty."""
 
     broker_listen: str = "127.0.0.1"
     own_workers: bool = True
 
 
 BOSS_OPTIONS = "hosts.boss"
-"""Its file in the boss's home."""
+"""Name of their file in the boss's home."""
 
 
 def encoded_boss_options(options: BossOptions) -> bytes:
-    """The content of the file."""
+    """Return the content of the file."""
     return msgspec.json.encode(options)
 
 
 def read_boss_options(home: Home) -> BossOptions:
-    """What is noted in the home; the usual where nothing is. Raises `Problem`."""
+    """Read the options in the home; the defaults if there are none. Raises `Problem`."""
     path = home.path / BOSS_OPTIONS
     try:
         return msgspec.json.decode(path.read_bytes(), type=BossOptions)

@@ -1,4 +1,5 @@
-"""The invitations that were made here: a list in the boss's home. Keys are derived from their names, and not kept."""
+"""The invitations made on this machine: a list in the boss's home. Keys are derived from their names, and not
+stored."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def record(home: Home, name: str, role: str, file: str) -> None:
 
 
 def invitations(home: Home) -> Iterator[Invitation]:
-    """All of them, oldest first. A line that was cut off is left out. Raises `OSError`."""
+    """Yield all of them, oldest first, without lines that were cut off. Raises `OSError`."""
     if home.invitations.exists():
         for line in home.invitations.read_bytes().splitlines():
             try:

@@ -1,7 +1,7 @@
 """Finds and ends what a worker process left running on this machine, from its home alone.
 
-Normally there is nothing: a worker's launchers end its tasks at once when it dies. This is for agents and launchers
-that were killed at the same moment. Four traces lead to what they left, since none alone always does:
+Normally nothing is left: a worker's launchers end its tasks immediately when it dies. This is for agents and launchers
+that were killed at the same moment. Uses four traces, since none of them alone is always sufficient:
 
 - the launchers themselves, and all their descendants;
 - the process groups and sessions that the home's record names (by pid and start time);
@@ -22,9 +22,9 @@ from ecloud.config import this_host
 from ecloud.config.processes import start_time
 
 RUNNING = "running"
-"""Below a worker's home: a link per long-running shell, named by its pid; its target is what `trace` tells."""
+"""Below a worker's home: a link per long-running shell, named by its pid; its target is the text from `trace`."""
 SHARED = "shared"
-"""Below a worker's home: what tasks know as `$ECLOUD_WORKER_DIR`."""
+"""Below a worker's home: the directory that tasks know as `$ECLOUD_WORKER_DIR`."""
 END_S = 5.0
 
 
@@ -39,10 +39,10 @@ class _Process(NamedTuple):
 
 
 def end(home: Path, wait_s: float = END_S, uid: int | None = None) -> int:
-    """KILL everything that tasks of this worker home left, or of all homes below it; how many processes there were.
+    """KILL everything that tasks of this worker home left, or of all homes below it; return the number of processes.
 
-    The caller makes sure that no agent uses them. Never ends this process or one of its ancestors. `uid`: the home is
-    this account's, which may have written anything into it: no process of another account is ended.
+    The caller makes sure that no agent uses them. Never ends this process or one of its ancestors. `uid`: the account
+    of the home, which may have written anything into it: only processes of this account are ended.
     """
     seen: set[int] = set()
     deadline = time.monotonic() + wait_s
@@ -64,12 +64,12 @@ def _records(home: Path) -> list[Path]:
 
 
 def trace(pid: int) -> str:
-    """What the record keeps of a shell beside its pid: the machine's boot and the shell's start."""
+    """Return what the record keeps of a shell besides its pid: the machine's boot and the shell's start."""
     return f"{this_host.boot_id()}:{start_time(pid) or 'gone'}"
 
 
 def find(home: Path, uid: int | None = None) -> set[int]:
-    """Pids of what is left, without zombies. `uid`: of this account only."""
+    """Return the pids of leftover processes, without zombies. `uid`: of this account only."""
     table = _table()
     if uid is not None:
         table = {pid: process for pid, process in table.items() if process.uid == uid}
@@ -90,8 +90,8 @@ def find(home: Path, uid: int | None = None) -> set[int]:
 
 
 def _recorded(home: Path, table: dict[int, _Process]) -> set[int]:
-    """Sessions that the record names. Where the leader is gone, its number still names the session of what it left: the
-    kernel gives no pid anew that is in use as a session."""
+    """Return the sessions that the record names. If the leader has ended, its number still names the session of its
+    descendants: the kernel does not reuse a pid that is in use as a session."""
     found = set()
     boot = this_host.boot_id()
     for record in _records(home):

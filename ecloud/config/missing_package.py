@@ -1,4 +1,4 @@
-"""One sentence for a Python that lacks a package of ECLOUD. Imports nothing but the standard library."""
+"""The message for a Python that lacks a package of ECLOUD. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOT_INSTALLED = 3
 
 
 def sentence(program: str, error: ImportError) -> str:
-    """What is missing and how to install it: in a checkout by make, in an environment by pip."""
+    """Return which package is missing and how to install it: in a checkout by make, in an environment by pip."""
     missing = (error.name or "a package").partition(".")[0]
     text = f"{program}: the Python at {sys.executable} lacks {missing}"
     if (ROOT / "Makefile").exists():

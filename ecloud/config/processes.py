@@ -1,4 +1,4 @@
-"""Processes of this machine: which one a pid means, and how one ends with its parent. Linux only."""
+"""Processes of this machine: identifies them beyond their pid, and ends one with its parent. Linux only."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ PR_SET_PDEATHSIG = 1
 
 
 def start_time(pid: int) -> str | None:
-    """When a process started, in clock ticks after boot: with its pid it names it for ever. None where it is gone or a
-    zombie."""
+    """Return when a process started, in clock ticks after boot: together with its pid this identifies it uniquely. None
+    if it has ended or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -21,7 +21,7 @@ def start_time(pid: int) -> str | None:
 
 
 def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """Get a signal when the process that started this one ends; at once where it has ended already."""
+    """Have this process receive a signal when its parent ends; immediately if it has ended already."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:

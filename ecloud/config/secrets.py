@@ -24,7 +24,7 @@ CLIENT_KEY_NAME = "client"
 
 
 class AccessWrong(PartAway):
-    """The access file cannot be used: which, why, and where to get a good one."""
+    """The access file cannot be used: which file, why, and where to get a good one."""
 
 
 class AccessFile(msgspec.Struct, frozen=True):

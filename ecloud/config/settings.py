@@ -31,10 +31,9 @@ class SettingsWrong(Problem):
 
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """VMs of one kind. `cpus` 0: all of the machine; `memory_mb` 0: the machine's share. `template`: of an OpenNebula,
-    by name or id. `code`: how a VM gets ours: its image has it, or the boss brings it by SSH, as `ssh_user` at
-    `ssh_port`. What begins with `partition` is Slurm's
-    (docs/slurm.md), what begins with `hosts` is of listed hosts (docs/hosts.md). `run_as`: the account of workers on
-    this machine, empty for the boss's."""
+    by name or id. `code`: how a VM gets ECLOUD: its image has it, or the boss brings it by SSH, as `ssh_user` at
+    `ssh_port`. Fields that begin with `partition` are Slurm's (docs/slurm.md), those with `hosts` of listed hosts
+    (docs/hosts.md). `run_as`: the account of workers on this machine, empty for the boss's."""
 
     name: str
     cloud: str = "local"
@@ -61,7 +60,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: int = 1
     ssh_options: tuple[str, ...] = ()
     python: str = ""
-    """Version of the Python that its workers have for calls, as in "3.12"; empty: this one's."""
+    """Version of the Python that its workers have for calls, such as "3.12"; empty: this Python's."""
     run_as: str = ""
 
 
@@ -75,7 +74,7 @@ def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
 
 
 def size_of(pool: PoolSettings) -> Resources:
-    """What one VM of a pool offers. Amounts that the pool leaves open are this machine's."""
+    """Return what one VM of a pool offers. Amounts that the pool leaves open are this machine's."""
     cores = this_host.cpus()
     cpus = pool.cpus or cores
     memory_mb = pool.memory_mb or float(int(this_host.memory_mb() * min(1.0, cpus / cores)))

@@ -1,7 +1,7 @@
-"""What this machine is and offers to one process: CPUs, memory, GPUs, names. Changes nothing.
+"""The properties of this machine and its offer to one process: CPUs, memory, GPUs, names. Changes nothing.
 
-CPUs and memory are what the affinity mask, the control groups (v1 and v2, this one and all above it) and a Slurm
-allocation leave of the machine.
+CPUs and memory are the part of the machine that the affinity mask, the control groups (v1 and v2, this one and all
+above it) and a Slurm allocation permit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 SMI_S = 10.0
 CGROUPS = Path("/sys/fs/cgroup")
 LEAST_CPUS = 1.0
-"""Offered even where less is allowed: tasks ask for one CPU, unless they say otherwise."""
+"""Offered even if the limits permit less: tasks request one CPU by default."""
 SYSTEMCTL_S = 2.0
 NO_LIMIT_BYTES = 1 << 60
 """How control groups v1 say that memory is not limited: the largest number of pages."""
@@ -73,7 +73,7 @@ def machine_id() -> str:
 
 
 def _slurm(environment: Mapping[str, str], name: str) -> list[float]:
-    """A number of the job that this process belongs to; empty where there is none. Slurm says 0 for all of a node."""
+    """Return a number of the job that this process belongs to; empty outside a job. Slurm sets 0 for all of a node."""
     if "SLURM_JOB_ID" not in environment:
         return []
     try:
@@ -109,7 +109,7 @@ def _memory_limits(group: Path) -> Iterator[float]:
 
 
 def _own_groups(controller: str) -> Iterator[Path]:
-    """Directories of the control groups of this process that may limit it: its own, and all above it."""
+    """Yield the directories of the control groups that may limit this process: its own, and all above it."""
     for line in _read("/proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
@@ -119,7 +119,7 @@ def _own_groups(controller: str) -> Iterator[Path]:
         if top is None:
             continue
         mounted, root = top
-        # In a container the mount may show a part of the tree only, whose top has another name outside.
+        # In a container the mount may show only a part of the tree, whose top has another name outside.
         inside = os.path.relpath(path, root) if path == root or path.startswith(root.rstrip("/") + "/") else "."
         group = Path(os.path.normpath(mounted / inside))
         while group.is_relative_to(mounted):
@@ -128,7 +128,7 @@ def _own_groups(controller: str) -> Iterator[Path]:
 
 
 def _mounted_at(names: str) -> tuple[Path, str] | None:
-    """Where the hierarchy of these controllers (none: v2) is mounted, and which of its groups is the top there."""
+    """Return the mount point of the hierarchy of these controllers (none: v2), and the group that is its top there."""
     for line in _read("/proc/self/mountinfo").splitlines():
         fields, _, kind = line.partition(" - ")
         parts, (kind_name, *options) = fields.split(), kind.split()
@@ -150,9 +150,10 @@ def _read(path: Path | str) -> str:
 
 
 def gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them: by index, or by UUID where it does.
+    """Return the GPUs that this process may use, in the form of `CUDA_VISIBLE_DEVICES`: by index, or by UUID if it uses
+    these.
 
-    All that `nvidia-smi` shows, or `rocm-smi`; of these the ones that the environment makes visible.
+    These are the GPUs that `nvidia-smi` or `rocm-smi` shows and that the environment makes visible.
     """
     present = nvidia_gpus()
     for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
@@ -162,7 +163,8 @@ def gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 
 
 def gpus_that_answer(offered: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Of these, those that `nvidia-smi` or `rocm-smi` show now. None where neither can be asked: nothing is known."""
+    """Return those of `offered` that `nvidia-smi` or `rocm-smi` shows now. None if neither is installed: nothing is
+    known."""
     if shutil.which("nvidia-smi") is None and shutil.which("rocm-smi") is None:
         return None
     nvidia = nvidia_gpus()
@@ -171,12 +173,12 @@ def gpus_that_answer(offered: tuple[str, ...]) -> tuple[str, ...] | None:
 
 
 def _is_gpu(named: str, shown: str) -> bool:
-    """Whether they mean the same: a UUID may be named by its beginning."""
+    """Whether both names mean the same GPU: a UUID may be abbreviated to its beginning."""
     return shown == named or (named.startswith(("GPU-", "MIG-")) and shown.startswith(named))
 
 
 def _visible(named: str, present: Mapping[str, str]) -> tuple[str, ...]:
-    """Those of a list that are present. `present`: UUIDs by index. As for CUDA, the first that is not there ends it."""
+    """Return the present GPUs of a list. `present`: UUIDs by index. As in CUDA, the first missing one ends the list."""
     found: list[str] = []
     for item in named.split(","):
         name = item.strip()
@@ -190,8 +192,8 @@ def _visible(named: str, present: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def nvidia_gpus() -> dict[str, str]:
-    """UUIDs by index; MIG instances by UUID. Lines about a GPU that does not answer are passed over, and the exit code
-    that comes of them."""
+    """Return UUIDs by index; MIG instances by UUID. Ignores lines about a GPU that does not answer, and the exit code
+    that they cause."""
     lines = _output("nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader")
     found = {}
     for line in lines:
@@ -202,7 +204,7 @@ def nvidia_gpus() -> dict[str, str]:
 
 
 def _with_instances(present: dict[str, str]) -> dict[str, str]:
-    """A GPU that is divided (MIG) can be used by its instances only: their UUIDs stand in its place."""
+    """Replace a GPU that is divided (MIG) by the UUIDs of its instances: only these can be used."""
     instances: dict[str, list[str]] = {}
     index = ""
     for line in _output("nvidia-smi", "-L"):
@@ -220,13 +222,13 @@ def _with_instances(present: dict[str, str]) -> dict[str, str]:
 
 
 def amd_gpus() -> tuple[str, ...]:
-    """Indices of AMD's GPUs."""
+    """Return the indices of AMD's GPUs."""
     found = (re.match(r"GPU\[(\d+)\]", line) for line in _output("rocm-smi", "--showid"))
     return tuple(dict.fromkeys(match[1] for match in found if match))
 
 
 def _output(*command: str) -> list[str]:
-    """Lines that a program prints; none where it is not here or does not end."""
+    """Return the lines that a program prints; none if it is not installed or does not end in time."""
     if shutil.which(command[0]) is None:
         return []
     try:
@@ -240,12 +242,12 @@ def _output(*command: str) -> list[str]:
 
 
 def boot_id() -> str:
-    """Changes with each boot."""
+    """Return an id that changes with each boot."""
     return _read("/proc/sys/kernel/random/boot_id")
 
 
 def addresses() -> tuple[str, ...]:
-    """Addresses other machines might know it by."""
+    """Return addresses by which other machines may reach this one."""
     found = [
         address.address
         for items in psutil.net_if_addrs().values()
@@ -256,12 +258,12 @@ def addresses() -> tuple[str, ...]:
 
 
 def load() -> float:
-    """The load average of the last minute."""
+    """Return the load average of the last minute."""
     return round(os.getloadavg()[0], 2)
 
 
 def machine_is_stopping() -> bool:
-    """Whether this machine shuts down, as systemd knows; False where there is no systemd."""
+    """Whether this machine shuts down, according to systemd; False without systemd."""
     if not os.path.isdir("/run/systemd/system"):
         return False
     try:

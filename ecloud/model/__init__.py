@@ -1,1 +1,1 @@
-"""What boss, workers and clients share: messages, tasks, topics, states. Pure."""
+"""Definitions that boss, workers and clients share: messages, tasks, topics, states. Pure."""

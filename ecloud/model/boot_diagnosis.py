@@ -1,8 +1,7 @@
-"""Why a VM did not come up: from what a visit by SSH found there and what its start log says to a cause, with what to
-do about it. Pure: no clock, no I/O.
+"""Diagnoses why a VM did not become a worker: from the findings of a visit by SSH and its start log to a cause, with
+its remedy. Pure: no clock, no I/O.
 
-The causes are those that are known of guests of an OpenNebula; what is recognised is named by a short word that the
-database keeps.
+Knows the usual causes in guests of an OpenNebula. Each has a short name, which the database keeps.
 """
 
 from __future__ import annotations
@@ -10,26 +9,26 @@ from __future__ import annotations
 import msgspec
 
 CLOCK_OFF_S = 60.0
-"""A clock that is further away than this is wrong: certificates and time-outs of tasks would be too."""
+"""A clock that differs by more than this is wrong: certificates and time-outs of tasks would be wrong, too."""
 LEAST_DISK_MB = 300.0
-"""Below this a worker has no room for its code and starts nothing."""
+"""With less free space a worker has no room for its code and starts nothing."""
 LOG_CHARS = 6000
 LEAST_PYTHON = (3, 10)
 
 
 class Visit(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was found when a VM was visited by SSH.
+    """The findings of a visit to a VM by SSH.
 
-    `contact`: ok, silent (nothing answers), shut (nobody listens), closed (before or at the exchange of keys), denied
-    (our key is not accepted), changed (another host key than at the first visit) or broken (it broke off). `said`: the
-    words of that. What follows is known for `ok` only (where it broke off, `vm` and `boot_nonce` may be, too), None
-    or empty where it could not be seen: `clock_s`: how far its clock is ahead of the boss's; `python`: the version
-    of its newest usable Python, else of any; `context`: whether it has one; `vm`, `boot_nonce`: whose context it
-    is; `starting`: what of its own start still runs; `disk_mb`: what is free where a worker lives; `home`: "" or
-    why a worker can't live there; `dns`, `broker`: whether the broker's name is resolved there and answers;
-    `agent`: whether a worker process runs; `by_ssh`: whether the boss brings the code; `code`: what was brought
-    there, "" for none; `problem`: why it could not be prepared; `log`: the last lines of its start log and its
-    agent's.
+    `contact`: ok, silent (nothing answers), shut (the port is closed), closed (before or during the key exchange),
+    denied (the guest does not accept our key), changed (another host key than at the first visit) or broken (the
+    connection broke). `said`: the text of that error. All other fields are known for `ok` only (after `broken`, `vm`
+    and `boot_nonce` may be known, too), and are None or empty if they could not be found out. `clock_s`: how far its
+    clock is ahead of the boss's; `python`: the version of its newest usable Python, else of any; `context`: whether it
+    has a context; `vm`, `boot_nonce`: the VM of that context; `starting`: the part of its own start that still runs;
+    `disk_mb`: free space in a worker's home; `home`: "" or why a worker cannot have its home there; `dns`, `broker`:
+    whether the broker's name can be resolved there and the broker answers; `agent`: whether a worker process runs;
+    `by_ssh`: whether the boss brings the code; `code`: the code that was brought there, "" for none; `problem`: why the
+    VM could not be prepared; `log`: the last lines of its start log and its agent's log.
     """
 
     contact: str
@@ -52,15 +51,15 @@ class Visit(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Cause(msgspec.Struct, frozen=True):
-    """`name`: at most 16 characters; `text`: what is the matter, with the remedy."""
+    """`name`: at most 16 characters; `text`: the fault, with the remedy."""
 
     name: str
     text: str
 
 
 def recognise(visit: Visit, vm_no: int, boot_nonce: str) -> Cause | None:
-    """Why this VM is no worker yet, as far as the visit tells; None where it tells nothing. `boot_nonce`: what its
-    context should hold."""
+    """Return why this VM is no worker yet, according to the visit; None if the visit does not show it. `boot_nonce`:
+    the nonce that its context should hold."""
     if visit.contact != "ok":
         return _without_contact(visit)
     return (
@@ -194,6 +193,6 @@ def _failed(visit: Visit) -> Cause | None:
 
 
 def version(text: str) -> tuple[int, ...]:
-    """`3.11` as numbers; what is no version is older than all."""
+    """Return `3.11` as numbers; a text that is no version is older than all."""
     parts = text.split(".")
     return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else (0,)

@@ -1,11 +1,11 @@
-"""Names that clients and workers share about calls."""
+"""Names for calls that clients and workers share."""
 
 from __future__ import annotations
 
 PYTHON_CALLS = 1_000.0
-"""How much a worker offers of each Python it has. A call asks for 1: what limits calls is their other resources."""
+"""Amount that a worker offers of each Python it has. A call requests 1: its other resources are the limit."""
 
 
 def python_resource(version: str) -> str:
-    """The resource that stands for a version of Python, as in `python3.11`."""
+    """Return the resource for a version of Python, such as `python3.11`."""
     return f"python{version}"

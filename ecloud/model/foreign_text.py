@@ -1,4 +1,4 @@
-"""Texts that a cloud or a guest wrote: bounded, and cleaned of every secret that we sent there.
+"""Texts that a cloud or a guest wrote: limited in length, and without the secrets that were sent there.
 
 A cloud may echo what it was sent, in an error or in an attribute of a VM: oned's parser repeats a whole CONTEXT, with
 the broker's password and the VM's key in it. Pure; knows no cloud.
@@ -11,22 +11,22 @@ import re
 from collections.abc import Iterable, Iterator
 
 MAX_CHARS = 600
-"""Of a foreign text: the first `HEAD_CHARS` and the last of it, since parsers name the fault after the echo."""
+"""Length of a foreign text: its first `HEAD_CHARS` and its end, since parsers name the fault after the echo."""
 HEAD_CHARS = 300
 SHORT_SECRET_CHARS = 4
-"""A secret that is shorter would be found in every text."""
+"""Shorter secrets are not removed: they would match in every text."""
 GRAM_CHARS = 8
-"""A piece of a secret of this length is cleaned away too: an echo may begin or end within one."""
+"""A part of a secret of this length is removed, too: an echo may begin or end within a secret."""
 ECHO_CHARS = 24
-"""A piece of what was sent of this length is an echo, and tells nobody anything."""
+"""A part of a sent text of this length is an echo, which has no useful information."""
 SCANNED_CHARS = 200_000
-"""What lies beyond is not looked at and not passed on."""
+"""The rest of a longer text is neither checked nor shown."""
 SECRET, ECHO = "[secret]", "[…]"
 
 
 class Cleaner:
-    """Cleans texts. `secrets`: what must never be shown, in any of the forms in which it travels; `sent`: whole texts
-    that were sent along with them, whose repetition is left out."""
+    """Cleans texts. `secrets`: never shown, in any of the forms in which they are sent; `sent`: whole texts that were
+    sent with them, whose repetition is left out."""
 
     def __init__(self, secrets: Iterable[str], sent: Iterable[str] = ()) -> None:
         forms = {form for secret in secrets if len(secret) >= SHORT_SECRET_CHARS for form in _forms(secret)}
@@ -35,13 +35,13 @@ class Cleaner:
         self._echoes = {gram for text in sent for gram in _grams(text, ECHO_CHARS)}
 
     def __call__(self, text: str) -> str:
-        """The text without secrets and echoes, on one line, of `MAX_CHARS` characters at most."""
+        """Return the text without secrets and echoes, on one line, of `MAX_CHARS` characters at most."""
         return bounded(self.clean(text))
 
     def clean(self, text: str) -> str:
-        """The text without secrets and echoes, its lines kept."""
+        """Return the text without secrets and echoes, with its lines kept."""
         text = text[:SCANNED_CHARS]
-        # Echoes first: what is left of a secret between two of them is found afterwards.
+        # Echoes first: what remains of a secret between two echoes is removed afterwards.
         text = _without(text, self._echoes, ECHO_CHARS, ECHO)
         for form in self._whole:
             text = text.replace(form, SECRET)
@@ -49,7 +49,7 @@ class Cleaner:
 
 
 def bounded(text: str) -> str:
-    """Whitespace folded, the middle left out where it is long."""
+    """Fold whitespace, and leave out the middle of a long text."""
     text = " ".join(text.split())
     if len(text) <= MAX_CHARS:
         return text
@@ -57,7 +57,7 @@ def bounded(text: str) -> str:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """A secret as it may be written: as it is, with escaped quotes, and in Base64 at each of the three offsets at which
+    """Yield a secret in all forms: as it is, with escaped quotes, and in Base64 at each of the three offsets at which
     it may lie in a longer text."""
     yield secret
     if '"' in secret or "\\" in secret:
@@ -65,7 +65,7 @@ def _forms(secret: str) -> Iterator[str]:
         yield secret.replace('"', '\\"')
     for offset in range(3):
         encoded = base64.b64encode(b"\0" * offset + secret.encode()).decode().rstrip("=")
-        # The first and the last characters depend on what stands beside the secret.
+        # The first and the last characters depend on the text around the secret.
         inner = encoded[(offset * 8 + 5) // 6 : -1]
         if len(inner) >= SHORT_SECRET_CHARS * 2:
             yield inner
@@ -76,7 +76,7 @@ def _grams(text: str, size: int) -> Iterator[str]:
 
 
 def _without(text: str, grams: set[str], size: int, mark: str) -> str:
-    """The text with a mark in the place of each stretch that is made of `grams`."""
+    """Return the text with a mark in place of each part that consists of `grams`."""
     if not grams:
         return text
     kept: list[str] = []

@@ -1,6 +1,6 @@
-"""Sets of whole numbers as ranges: a million numbers in a row cost as much as one.
+"""Sets of whole numbers as ranges: a million consecutive numbers cost as much as one.
 
-Written as `1-1000,1005`. Owns nothing else.
+Written as `1-1000,1005`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 
 
 class Ranges:
-    """Numbers from 0, kept as sorted ranges that do not touch. Each question costs the logarithm of their number."""
+    """Numbers from 0, kept as sorted ranges that do not touch. Each query costs the logarithm of the number of
+    ranges."""
 
     __slots__ = ("_firsts", "_lasts", "count")
 
@@ -30,13 +31,13 @@ class Ranges:
 
     @classmethod
     def of(cls, text: str) -> Ranges:
-        """The set that `str` wrote."""
+        """Read the text that `str` wrote."""
         parts = [part.partition("-") for part in text.split(",") if part]
         return cls([(int(first), int(last or first)) for first, _, last in parts])
 
     @classmethod
     def holding(cls, numbers: Iterable[int]) -> Ranges:
-        """The set of these numbers."""
+        """Return the set of these numbers."""
         return cls([(number, number) for number in numbers])
 
     def __str__(self) -> str:
@@ -64,11 +65,11 @@ class Ranges:
         return list(zip(self._firsts, self._lasts, strict=True))
 
     def copy(self) -> Ranges:
-        """Another set of the same numbers."""
+        """Return another set of the same numbers."""
         return Ranges(self.ranges)
 
     def add(self, number: int) -> None:
-        """Take a number in."""
+        """Add a number."""
         at = bisect_right(self._firsts, number) - 1
         if at >= 0 and number <= self._lasts[at]:
             return
@@ -88,7 +89,7 @@ class Ranges:
             self._lasts.insert(after, number)
 
     def discard(self, number: int) -> None:
-        """Leave a number out."""
+        """Remove a number."""
         at = bisect_right(self._firsts, number) - 1
         if at < 0 or number > self._lasts[at]:
             return
@@ -106,7 +107,7 @@ class Ranges:
             self._lasts.insert(at + 1, last)
 
     def take(self, count: int) -> list[int]:
-        """Leave out the first `count` numbers; they are returned in order."""
+        """Remove the first `count` numbers; return them in order."""
         taken: list[int] = []
         whole = 0
         for first, last in zip(self._firsts, self._lasts, strict=True):
@@ -123,7 +124,7 @@ class Ranges:
         return taken
 
     def intersection(self, other: Ranges) -> Ranges:
-        """Numbers in both."""
+        """Return the numbers that are in both sets."""
         found, at, beside = [], 0, 0
         while at < len(self._firsts) and beside < len(other._firsts):
             first = max(self._firsts[at], other._firsts[beside])
@@ -140,7 +141,7 @@ class Ranges:
 class Indices:
     """The indices of an array's elements, in the order of its positions 0, 1, 2, …: `1-9:2,20` is 1, 3, 5, 7, 9, 20.
 
-    Ascending. Both ways round in the logarithm of the number of parts.
+    Ascending. Conversion in either direction costs the logarithm of the number of parts.
     """
 
     __slots__ = ("_at", "_parts", "count")
@@ -155,7 +156,7 @@ class Indices:
 
     @classmethod
     def of(cls, text: str) -> Indices:
-        """Read what `str` wrote."""
+        """Read the text that `str` wrote."""
         parts = []
         for part in text.split(","):
             span, _, step = part.partition(":")
@@ -165,7 +166,7 @@ class Indices:
 
     @classmethod
     def holding(cls, numbers: Iterable[int]) -> Indices:
-        """These numbers, each once, ascending."""
+        """Return these numbers, each once, ascending."""
         found: list[range] = []
         first = last = step = length = 0
         for number in sorted(set(numbers)):
@@ -175,7 +176,7 @@ class Indices:
             if length > 1 and number - last == step:
                 last, length = number, length + 1
                 continue
-            if length == 2 and step > 1:  # two that are far apart are no row
+            if length == 2 and step > 1:  # two numbers that are far apart make no part
                 found.append(range(first, first + 1))
                 first, step, last = last, number - last, number
                 continue
@@ -188,7 +189,7 @@ class Indices:
 
     @property
     def bounds(self) -> list[int]:
-        """First and last index of each part, in order; of a part with one index that index once."""
+        """First and last index of each part, in order; a part with one index gives it once."""
         return [bound for part in self._parts for bound in dict.fromkeys((part.start, part[-1]))]
 
     def __str__(self) -> str:
@@ -203,7 +204,7 @@ class Indices:
             yield from part
 
     def position(self, index: int) -> int | None:
-        """The position of an index; None where no element has it."""
+        """Return the position of an index; None if no element has it."""
         at = bisect_right(self._parts, index, key=lambda part: part.start) - 1
         if at < 0 or index not in self._parts[at]:
             return None

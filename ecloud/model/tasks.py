@@ -1,6 +1,6 @@
-"""The words of the product as values: what a task is, what an attempt ended with, and which moves are legal.
+"""The terms of the product as values: the fields of a task, the outcomes of an attempt, and the legal state changes.
 
-Owns the state tables. Never does I/O, never looks at a clock, never draws a random number.
+Owns the state tables. Never does I/O, never reads a clock, never draws a random number.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import msgspec
 
 DEFAULT_RUN_PRIORITY = 0
 MAX_ID_CHARS = 255
-"""Longest task id, run name, label, resource name: what a unique index over utf-8 text holds on every database."""
+"""Longest task id, run name, label, resource name: the limit of a unique index over UTF-8 text on every database."""
 INIT_FAILURES_ALLOWED = 3
-"""Worker processes in which an init task may fail before its run is held."""
+"""Number of worker processes in which an init task may fail before its run is held."""
 
 
 Int32 = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-"""Whole numbers that every database keeps and every encoder writes: what arrives beyond them is refused where it is
-read, not in the middle of another's transaction."""
+"""Whole numbers that every database keeps and every encoder writes: larger ones are refused when they are read, not
+later, in the middle of another transaction."""
 
 
 class TaskState(str, Enum):
-    """Where a task stands. `MOVES` tells which way it may go from there."""
+    """The state of a task. `MOVES` lists the legal changes."""
 
     WAITING = "waiting"
     READY = "ready"
@@ -67,14 +67,14 @@ MOVES: tuple[tuple[TaskState, TaskState, str], ...] = (
 )
 """(from, to, by). The diagram in docs/ is drawn from this table.
 
-READY -> SUCCEEDED and READY -> FAILED stand here because a short task's start and end may reach the boss in one batch.
+READY -> SUCCEEDED and READY -> FAILED are listed because a short task's start and end may reach the boss in one batch.
 """
 
 LEGAL_TASK_MOVES = frozenset((a, b) for a, b, _ in MOVES)
 
 
 class AttemptState(str, Enum):
-    """Where one try of a task stands."""
+    """The state of one attempt."""
 
     ASSIGNED = "assigned"
     STARTED = "started"
@@ -114,7 +114,7 @@ ATTEMPT_OVER = frozenset({AttemptState.ENDED, AttemptState.RETURNED, AttemptStat
 
 
 class Condition(str, Enum):
-    """What a dependent asks of the task it waits for."""
+    """The condition that a dependent sets for the task it waits for."""
 
     SUCCESS = "success"
     ANY = "any"
@@ -124,7 +124,7 @@ class Condition(str, Enum):
     __str__ = str.__str__
 
     def met_by(self, ended: TaskState) -> bool:
-        """Whether a dependency that ended in state `ended` lets the dependent continue."""
+        """Return whether a dependency that ended in state `ended` allows the dependent to continue."""
         return self is Condition.ANY or (ended is TaskState.SUCCEEDED) == (self is Condition.SUCCESS)
 
 
@@ -135,16 +135,16 @@ class Cause(str, Enum):
     EXIT = "exit"
     """A command ended with an exit code other than 0."""
     SIGNAL = "signal"
-    """The commands were ended by a signal that was not ours."""
+    """A signal that ECLOUD did not send ended the commands."""
     TIMEOUT = "timeout"
     REQUIREMENT = "requirement"
     """A required file is not in the datastore."""
     RESULT = "result"
-    """A promised result file was not there after the commands."""
+    """A promised result file did not exist after the commands."""
     MEMORY = "memory"
-    """Its processes held more memory than the `memory_mb` that the task asks for."""
+    """Its processes used more memory than the `memory_mb` that the task requests."""
     STOPPED = "stopped"
-    """The boss asked for it: cancelled, replaced."""
+    """The boss ordered it: cancelled, replaced."""
 
     __str__ = str.__str__
 
@@ -152,13 +152,13 @@ class Cause(str, Enum):
 RETRIABLE = (Cause.EXIT, Cause.SIGNAL, Cause.TIMEOUT, Cause.REQUIREMENT, Cause.RESULT, Cause.MEMORY)
 
 Resources = dict[str, float]
-"""Amounts by name: `cpus` (default 1), `memory_mb`, `gpus` (whole), and any name the users agree on."""
+"""Amounts by name: `cpus` (default 1), `memory_mb`, `gpus` (whole), and any name that the users define."""
 ROUNDING = 1e-6
-"""Amounts are sums of decimal fractions: a smaller difference is none."""
+"""Amounts are sums of decimal fractions: smaller differences are ignored."""
 
 
 def fits(offers: Resources, asks: Iterable[tuple[str, float]]) -> bool:
-    """Whether what is asked for, as (name, amount), fits into what is offered."""
+    """Return whether the requested amounts, as (name, amount), fit into the offered ones."""
     # Called several times for each task; `all` would cost twice as much.
     for name, amount in asks:  # noqa: SIM110
         if offers.get(name, 0.0) + ROUNDING < amount:
@@ -184,12 +184,12 @@ class Requirement(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A file, directory or glob kept after the commands: `local` in the working directory, `path` below the
-    datastore's root.
+    """A file, directory or glob kept after the commands: `local` in the working directory, `path` below the datastore's
+    root.
 
-    Where `local` is a glob, `path` is the directory that its matches go to, each under its name relative to the
-    glob's fixed part. `merge`: a directory whose files are added to those that other tasks published below `path`,
-    instead of replacing the directory.
+    If `local` is a glob, `path` is the directory for its matches, each under its name relative to the glob's fixed
+    part. `merge`: a directory whose files are added to those that other tasks published below `path`, instead of
+    replacing the directory.
     """
 
     local: str
@@ -198,9 +198,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Retries(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How many times a task is tried again, and after which causes. A lost worker costs none.
+    """How many times a task is tried again, and after which causes. A lost worker costs no retry.
 
-    `grow`: after cause `memory` the task asks for so many times as much memory, within what any worker or pool has.
+    `grow`: after cause `memory` the task requests this multiple of its memory, up to what any worker or pool has.
     """
 
     max: Int32 = 0
@@ -212,7 +212,8 @@ RUNTIMES = ("auto", "apptainer", "podman", "docker", "charliecloud", "bubblewrap
 
 
 class Container(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a task's commands run. `image`: a name in a registry, a file, or a directory by its absolute path.
+    """The container in which a task's commands run. `image`: a name in a registry, a file, or a directory by its
+    absolute path.
 
     `binds`: `here`, `here:there` or `here:there:ro`, absolute paths. `gpus`: whether it sees the task's GPUs.
     """
@@ -224,20 +225,19 @@ class Container(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 INLINE_BYTES = 32 * 1024
-"""Largest pickle (a function, arguments, a value) that travels in a message. Larger ones are files in the datastore."""
+"""Largest pickle (a function, arguments, a value) that is sent in a message. Larger ones are files in the datastore."""
 
 
 class Call(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A Python function call, in place of commands. The boss and the worker never unpickle anything of it.
+    """A Python function call, in place of commands. Neither boss nor worker unpickles anything of it.
 
-    `function`: SHA-256 of the pickled function, in hex; `code`: that pickle, where it is small. `arguments`: the
-    pickled arguments, where they are small. What is large is a requirement of the task: `function_file` and
-    `arguments_file` are its names in the working directory. `value`: where a large value is published: a path below
-    the datastore's root in which `%a` stands for the number of the attempt.
-    `many`: the arguments are a list of them, and the value is the list of values.
-    `fingerprint`: of the function's source, the same in each process that pickles it.
-    `setup`: a pickled initializer with its arguments, called once in each interpreter; `project`: name in the working
-    directory of an archive of the user's modules, a requirement.
+    `function`: SHA-256 of the pickled function, in hex; `code`: that pickle, if it is small. `arguments`: the pickled
+    arguments, if they are small. Large pickles are requirements of the task: `function_file` and `arguments_file` are
+    their names in the working directory. `value`: the file for a large value: a path below the datastore's root in
+    which `%a` stands for the number of the attempt. `many`: the arguments are a list of arguments, and the value is the
+    list of values. `fingerprint`: of the function's source, the same in each process that pickles it. `setup`: a
+    pickled initializer with its arguments, called once in each interpreter; `project`: name in the working directory of
+    an archive of the user's modules, a requirement.
     """
 
     name: str
@@ -255,7 +255,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     many: bool = False
     fingerprint: str = ""
     python: str = ""
-    """Version of Python that pickled it, as in `3.11`. The task asks for the resource of the same name."""
+    """Version of the Python that pickled it, such as `3.11`. The task requests the resource of the same name."""
     setup: bytes = b""
     project: str = ""
     max_calls: Int32 = 10_000
@@ -263,7 +263,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """What one element of an array works on. `fields`: of a JSON object, as texts."""
+    """The input of one element of an array. `fields`: of a JSON object, as texts."""
 
     index: Int32
     text: str
@@ -275,7 +275,7 @@ class ArrayOf(msgspec.Struct, frozen=True, omit_defaults=True):
     each index, in that order; without any, an element's entry is its index. `words`: a program and its arguments that
     each element runs, instead of the template's commands.
 
-    A long list travels in several definitions of the same id, one after another: the later ones hold `entries` only.
+    A long list is sent in several definitions of the same id, one after another: the later ones hold `entries` only.
     """
 
     indices: str = ""
@@ -287,7 +287,7 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     """One task as its user wrote it, normalised. Times in seconds, memory in MB. With `array`: the template of its
     elements.
 
-    Its canonical JSON (`definition_json`) is what is hashed to tell whether a pushed task is the same as before.
+    The hash of its canonical JSON (`definition_json`) shows whether a pushed task is the same as before.
     """
 
     id: str
@@ -308,21 +308,21 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     """A POSIX shell with its options, such as `bash -euo pipefail`; empty: the setting `SHELL`."""
     container: Container | None = None
     stdout: str = ""
-    """Where its whole output is kept: a path below the datastore's root in which `%t` is the task's id, `%a` the number
-    of the attempt, and `%%` a percent sign. Empty: only its end is kept, in the database."""
+    """File for its whole output: a path below the datastore's root in which `%t` is the task's id, `%a` the number of
+    the attempt, and `%%` a percent sign. Empty: only the end of the output is kept, in the database."""
     stderr: str = ""
-    """The same; or `stdout`: both go where `stdout` says, in the order in which they were written."""
+    """The same for stderr; or `stdout`: both are written to the file of `stdout`, in their order."""
     call: Call | None = None
     array: ArrayOf | None = None
 
     @property
     def asks(self) -> Resources:
-        """What it occupies on a worker while it runs: one CPU unless it says otherwise."""
+        """The resources that it uses on a worker while it runs: by default one CPU."""
         return {"cpus": 1.0, **self.resources}
 
 
 class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The part of a task only the worker needs. Kept in the database as JSON, never in the boss's memory."""
+    """The part of a task that only the worker needs. Kept in the database as JSON, never in the boss's memory."""
 
     id: str
     commands: tuple[str, ...] = ()
@@ -343,7 +343,7 @@ _OUTPUT_SIGN = re.compile("%[ta%]")
 
 
 def output_path(template: str, task: str, number: int | str) -> str:
-    """Where an output of attempt `number` of a task is kept, as the task's `stdout` or `stderr` says."""
+    """Return the path for an output of attempt `number` of a task, from the task's `stdout` or `stderr`."""
     signs = {"%t": task, "%a": str(number), "%%": "%"}
     return _OUTPUT_SIGN.sub(lambda found: signs[found[0]], template)
 
@@ -363,12 +363,12 @@ class ManifestEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What an attempt ended with, as the worker tells it.
+    """How an attempt ended, as the worker reports it.
 
-    `error` is one sentence for a person; `command` the command that failed, whole; `stdout` and `stderr` are tails.
-    Durations in seconds on the worker's monotonic clock. `max_rss_mb` is the peak memory of its processes, where known.
-    `fetch_bytes`: of its requirements; `cached_bytes`: of those that were at the worker already. `value`: of a call,
-    the pickled value or exception, where it is small.
+    `error` is one sentence for the user; `command` the command that failed, whole; `stdout` and `stderr` are tails.
+    Durations in seconds on the worker's monotonic clock. `max_rss_mb` is the peak memory of its processes, if known.
+    `fetch_bytes`: of its requirements; `cached_bytes`: of those that the worker had already. `value`: of a call, the
+    pickled value or exception, if it is small.
     """
 
     task_no: Int64
@@ -393,7 +393,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_term(self) -> bool:
-        """Whether SIGTERM that ECLOUD did not send ended the commands. A shell reports it as exit code 143."""
+        """Whether a SIGTERM that ECLOUD did not send ended the commands. A shell reports it as exit code 143."""
         by_shell = self.cause is Cause.EXIT and self.exit_code == 128 + SIGTERM
         return by_shell or (self.cause is Cause.SIGNAL and self.signal == SIGTERM)
 
@@ -402,9 +402,9 @@ SIGTERM = 15
 """Its number on every system that runs workers."""
 MAX_STAMPS = 200
 SUCCESS_TAIL_BYTES = 64 * 1024
-"""Kept of each output stream of a success."""
+"""Amount kept of each output stream after a success."""
 FAILURE_TAIL_BYTES = 64 * 1024
-"""Kept of each output stream of anything else."""
+"""Amount kept of each output stream after any other end."""
 
 _encoder = msgspec.json.Encoder(order="sorted")
 

@@ -1,4 +1,4 @@
-"""Numbers, times and foreign texts as a person reads them. Pure: whoever wants "ago" brings the present time."""
+"""Numbers, times and foreign texts in readable form. Pure: the caller provides the present time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 def visible(text: str, lines: bool = False) -> str:
-    """Foreign text, safe to print: what a terminal would act on is shown as its escape. `lines` keeps \\n and \\t."""
+    """Make foreign text safe to print: show controls that a terminal obeys as escapes. `lines` keeps \\n and \\t."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(
@@ -53,12 +53,12 @@ def when(at: float | None, now: float | None = None) -> str:
 
 
 def megabytes(amount: float) -> str:
-    """MB as a person says it: "512 MB", "7.6 GB"."""
+    """Return MB in readable form: "512 MB", "7.6 GB"."""
     return f"{amount / 1000:.3g} GB" if amount >= 1000 else f"{amount:.3g} MB"
 
 
 def byte_size(count: float) -> str:
-    """Bytes as a person says it: "312 B", "4.2 kB", "7.6 GB"."""
+    """Return bytes in readable form: "312 B", "4.2 kB", "7.6 GB"."""
     for name in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {name}"

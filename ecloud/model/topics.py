@@ -1,5 +1,5 @@
-"""Where messages travel: the broker's topics of a cluster, each with one direction, and the names of peers in them.
-A message is signed together with its topic (`ecloud/model/wire.py`)."""
+"""The broker's topics of a cluster, each with one direction, and the names of peers in them. A message is signed
+together with its topic (`ecloud/model/wire.py`)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 
 PEER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 RESERVED_PEERS = frozenset({"put", "get", "boss", "client", "worker", "tmp", "trash"})
-"""Names that mean something else where a worker's name is used: `put` holds what people upload, beside the directories
-in which workers stage results."""
+"""Names with another meaning where a worker's name is used: `put` holds uploads of users, beside the directories in
+which workers stage results."""
 
 
 def why_no_peer_name(name: str) -> str:
-    """A sentence where no peer may be called so; empty where it may."""
+    """Return a sentence if no peer may have this name; else ""."""
     if not PEER_NAME.fullmatch(name):
         return f"{name[:64]!r} is no name of a peer: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
     if name.lower() in RESERVED_PEERS:
@@ -21,20 +21,20 @@ def why_no_peer_name(name: str) -> str:
 
 
 def boss_topic(cluster_id: str, peer: str) -> str:
-    """Where `peer` speaks to the boss."""
+    """Topic of messages from `peer` to the boss."""
     return f"ecloud/{cluster_id}/boss/{peer}"
 
 
 def peer_topic(cluster_id: str, peer: str) -> str:
-    """Where the boss speaks to `peer`."""
+    """Topic of messages from the boss to `peer`."""
     return f"ecloud/{cluster_id}/peer/{peer}"
 
 
 def presence_topic(cluster_id: str, peer: str) -> str:
-    """Where the broker announces that `peer` vanished (its last will): a hint, never evidence."""
+    """Topic on which the broker announces that `peer` vanished (its last will): a hint, never evidence."""
     return f"ecloud/{cluster_id}/presence/{peer}"
 
 
 def logs_topic(cluster_id: str, task_no: int) -> str:
-    """Where a worker sends the output of a running task while a client follows it."""
+    """Topic on which a worker sends the output of a running task while a client follows it."""
     return f"ecloud/{cluster_id}/logs/{task_no}"

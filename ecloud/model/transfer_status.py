@@ -1,4 +1,4 @@
-"""What a worker says of files: which big ones it keeps, and what it moves. Values alone."""
+"""What a worker reports about files: the large ones that it keeps, and those that it transfers. Values only."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import msgspec
 from ecloud.model.tasks import Int64
 
 BIG_INPUT_BYTES = 8_000_000
-"""Less than this is fetched sooner than it is worth another order of tasks."""
+"""Inputs below this size are not considered when tasks are placed: fetching them takes too little time."""
 INPUTS_TOLD = 32
 
 
 class HeldInput(msgspec.Struct, frozen=True, array_like=True):
-    """A big input that a worker keeps, by the path that it was fetched from last."""
+    """A large input that a worker keeps, by the path that it was last fetched from."""
 
     path: str
     bytes: Int64
 
 
 class Moving(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Files on their way: so many for tasks that begin, so many of tasks that ended; `moved_bytes` of `bytes` so far,
-    as near as can be said. `tasks`: whose they are; `since_s`: how long ago the first of what is on its way began."""
+    """Transfers in progress: number of files for tasks that begin, and of tasks that ended; `moved_bytes` of `bytes` so
+    far, approximately. `tasks`: the tasks that they belong to; `since_s`: how long ago the earliest of them began."""
 
     fetching: Int64 = 0
     storing: Int64 = 0

@@ -1,8 +1,7 @@
-"""Where the time of one VM went, and whose it was: a pure function of what is known of its life.
+"""Divides the life of one VM into parts and attributes each part to runs: a pure function of the recorded times.
 
-A VM's life is from when its cloud made it until it was gone. Each moment of it is exactly one of the parts below, and
-belongs to the runs whose attempts were there: times are whole microseconds, so that everything adds up and nothing is
-rounded away.
+A VM's life lasts from when its cloud made it until it was gone. Each moment of it belongs to exactly one of the parts
+below, and to the runs whose attempts were on the VM then. Times are whole microseconds, so that all sums are exact.
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 PARTS = ("booting", "staging", "running", "idle", "draining", "lost")
-"""booting: from being made to its worker's first word. running: commands of at least one attempt ran. staging: no
-commands ran, but an attempt fetched what it requires, or its results were on their way. lost: only attempts were there
-that came to nothing, or the VM went without any worker having reported. draining: no attempt was there, and its end was
-decided. idle: the rest."""
+"""booting: from being made to its worker's first message. running: commands of at least one attempt ran. staging: no
+commands ran, but an attempt fetched its requirements, or its results were being stored. lost: the VM had only attempts
+whose work was lost, or ended before any worker had reported. draining: the VM had no attempt, and its end was decided.
+idle: the rest."""
 MICRO = 1_000_000
 CLOUD_COUNTS_S = 1.0
-"""Clouds count whole seconds."""
+"""Clouds report whole seconds."""
 
 
 class VmLife(msgspec.Struct, frozen=True):
-    """What is known of one VM. `hello_at`, `ending_at`, `gone_at`: None while it has not come to that.
+    """The known times of one VM. `hello_at`, `ending_at`, `gone_at`: None if not reached yet.
 
     `started_at` and `gone_at` are by the clock of its cloud, all other times by the boss's: `ahead_s` is by how much
-    the cloud's is ahead of that.
+    the cloud's clock is ahead of that.
     """
 
     vm_no: int
@@ -39,8 +38,8 @@ class VmLife(msgspec.Struct, frozen=True):
 
 
 class Ran(msgspec.Struct, frozen=True):
-    """An attempt on the VM. `ended_at` None: it is there still. `run_s` None: how long its commands ran is not known,
-    then it is all but what it fetched."""
+    """An attempt on the VM. `ended_at` None: it has not ended. `run_s` None: the duration of its commands is not known;
+    then all its time except the fetching counts."""
 
     run_no: int
     started_at: float
@@ -51,11 +50,11 @@ class Ran(msgspec.Struct, frozen=True):
 
 
 class Division(msgspec.Struct, frozen=True):
-    """A life in microseconds: `parts` add up to it. `runs`: each part by run_no; what is of no run is that of a VM on
-    which nothing ever was.
+    """A life in microseconds: `parts` add up to it. `runs`: each part by run_no; empty for a VM that never had an
+    attempt.
 
-    At each moment the attempts that were there share it equally. What a VM booted is of those that came first; what it
-    idled and drained, of those that were there last.
+    Attempts that are on the VM together share the time equally. The time of booting belongs to the first attempts; idle
+    and draining time to the last ones.
     """
 
     parts: dict[str, int]
@@ -63,7 +62,7 @@ class Division(msgspec.Struct, frozen=True):
 
 
 class _Here(msgspec.Struct, frozen=True):
-    """An attempt in microseconds: there from `start` to `end`, its commands from `begins` to `ceases`."""
+    """An attempt in microseconds: on the VM from `start` to `end`, its commands from `begins` to `ceases`."""
 
     run_no: int
     lost: bool
@@ -74,22 +73,22 @@ class _Here(msgspec.Struct, frozen=True):
 
 
 def ahead_s(intended_at: float, started_at: float, seen_at: float) -> float:
-    """By how much the clock of a VM's cloud seems to be ahead of the boss's, in seconds: not at all where the VM was
-    made (by the cloud's clock) after it was asked for and before it was first seen to be there (both by the boss's), as
-    whole seconds go; else by as much as makes it the moment at which it was asked for."""
+    """Estimate by how much the clock of a VM's cloud is ahead of the boss's, in seconds. 0 if the VM was made (by the
+    cloud's clock) between the request and the first time it was seen (both by the boss's clock), with a tolerance of
+    whole seconds; else the difference that makes the request the moment of its making."""
     if intended_at - CLOUD_COUNTS_S <= started_at <= max(intended_at, seen_at) + CLOUD_COUNTS_S:
         return 0.0
     return started_at - intended_at
 
 
 def micros(at: float) -> int:
-    """Seconds as whole microseconds."""
+    """Convert seconds to whole microseconds."""
     return round(at * MICRO)
 
 
 def divide(vm: VmLife, ran: Sequence[Ran], now: float) -> Division:
-    """The parts of a VM's life until `now`, and the runs they belong to. What does not fit into the life, by clocks
-    that differ, is cut off: the life is the cloud's."""
+    """Return the parts of a VM's life until `now`, and the runs they belong to. Times outside the life, as when clocks
+    differ, are cut off: the cloud's times define the life."""
     parts = dict.fromkeys(PARTS, 0)
     runs: dict[int, dict[str, int]] = {}
     before: list[int] = []
@@ -113,13 +112,13 @@ def divide(vm: VmLife, ran: Sequence[Ran], now: float) -> Division:
 
 
 def spans(vm: VmLife, ran: Sequence[Ran], now: float) -> Iterator[tuple[float, float, str]]:
-    """The same life in time: (from, to, part) in seconds by the boss's clock, in order and without gaps."""
+    """Yield the same life in order of time and without gaps: (from, to, part) in seconds by the boss's clock."""
     for start, end, part, _ in _told(vm, ran, now):
         yield start / MICRO - vm.ahead_s, end / MICRO - vm.ahead_s, part
 
 
 def _told(vm: VmLife, ran: Sequence[Ran], now: float) -> Iterator[tuple[int, int, str, list[_Here]]]:
-    """Each moment of a life: from, to, its part, the attempts that were there."""
+    """Yield each section of a life: from, to, its part, the attempts on the VM."""
     born, ahead = micros(vm.started_at), micros(vm.ahead_s)
     over = max(born, micros(vm.gone_at) if vm.gone_at is not None else micros(now) + ahead)
     hello = over if vm.hello_at is None else min(max(micros(vm.hello_at) + ahead, born), over)
@@ -140,7 +139,7 @@ def _part(going: list[_Here], start: int, hello: int, leaving: int, vm: VmLife) 
 
 
 def _shares(run_nos: list[int], length: int) -> Iterator[tuple[int, int]]:
-    """Whole microseconds for each run, by its number of attempts; they add up to the length."""
+    """Yield whole microseconds for each run, by its number of attempts; they add up to the length."""
     counts = [(run_no, len(list(same))) for run_no, same in itertools.groupby(sorted(run_nos))]
     given = counted = 0
     for run_no, count in counts:
@@ -162,7 +161,7 @@ def _add(runs: dict[int, dict[str, int]], run_no: int, part: str, amount: int) -
 def _moments(
     born: int, over: int, marks: Iterable[int], ran: Sequence[Ran], ahead: int
 ) -> Iterator[tuple[int, int, list[_Here]]]:
-    """The life cut wherever something begins or ends: from, to, and what was there all the while."""
+    """Cut the life wherever something begins or ends: from, to, and the attempts on the VM in between."""
     begins: dict[int, list[_Here]] = {}
     ends: dict[int, list[_Here]] = {}
     cuts = {born, over, *marks}

@@ -1,4 +1,4 @@
-"""Where a VM stands for the boss, and which moves are legal. The diagram in docs/states.md is drawn from this table."""
+"""The states of a VM for the boss, and the legal changes. The diagram in docs/states.md is drawn from this table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class VmState(str, Enum):
-    """Where a VM stands. `gone` is for good: its cloud's list said so, or it was given up."""
+    """The state of a VM. `gone` is final: its cloud's list proved it, or the VM was written off."""
 
     INTENDED = "intended"
     BOOTING = "booting"
@@ -18,10 +18,10 @@ class VmState(str, Enum):
 
 
 COMING = frozenset({VmState.INTENDED, VmState.BOOTING})
-"""No worker of it has reported yet."""
+"""No worker of the VM has reported yet."""
 
 WRITTEN_OFF = "written off"
-"""Cause of a VM that was given up without a proof of its end."""
+"""Cause for a VM that was written off without a proof of its end."""
 
 VM_MOVES: tuple[tuple[VmState, VmState, str], ...] = (
     (VmState.INTENDED, VmState.BOOTING, "its cloud made it"),

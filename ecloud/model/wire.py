@@ -1,7 +1,7 @@
-"""What boss, workers and clients say to each other: messages, envelope, signature, protocol version.
+"""The messages of boss, workers and clients: their fields, envelope, signature and protocol version.
 
-Owns the bytes on the wire. `decode` answers any bytes with an `Envelope` or with one error, `Unreadable`.
-Never connects, never looks at a clock. docs/protocol.md is drawn from these classes.
+Owns the bytes on the wire. `decode` turns any bytes into an `Envelope` or one error, `Unreadable`. Never connects,
+never reads a clock. docs/protocol.md is drawn from these classes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from ecloud.model.transfer_status import HeldInput, Moving
 
 PROTOCOL_VERSION = 1
 OUTCOMES_ACCEPTED_FROM_VERSION = 0
-"""Outcomes of the version before ours are accepted, so that an upgrade loses no finished work."""
+"""Outcomes of the previous protocol version are accepted, so that an upgrade loses no finished work."""
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""Refused above. A task of 1 MB of commands, escaped at worst six-fold, still fits in one message."""
+"""Larger messages are refused. A task with 1 MB of commands, escaped at worst six-fold, still fits in one message."""
 BATCH_BYTES = 768 * 1024
-"""A batch is closed when it reaches this size, so that a message stays below 1 MB; a single item larger than it travels
-alone."""
+"""A batch is closed when it reaches this size, so that a message stays below 1 MB; a larger item is sent alone."""
 DRAINING = "it is being drained"
-"""Why a worker gives back what it was just given. A boss that knows nothing of that says `Undrain` again."""
+"""Reason with which a draining worker gives back a new attempt. A boss that did not intend the drain repeats
+`Undrain`."""
 UNCHAINED = "chained"
-"""Why a worker gives back a chained attempt that it can't start before the boss has recorded what it waits for."""
+"""Reason with which a worker gives back a chained attempt that it cannot start before the boss has recorded the ends of
+its dependencies."""
 BATCH_COUNT = 512
 """A batch is closed at this many items."""
 MAX_NAME_CHARS = 64
@@ -62,14 +63,14 @@ class CallValue(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One attempt to run. `init` tells that it prepares the worker process for its run and goes before all others of
-    that run.
+    """One attempt to run. `init`: it prepares the worker process for its run and precedes all other attempts of that
+    run.
 
-    `after_init`: the init tasks that must have succeeded in this worker process; without them the attempt is given
-    back. `after`: attempts of this worker that must succeed first, of which the boss has not recorded the ends (a
-    chained attempt). `body` is filled in by the boss's shell from the database just before sending. Of `gpus` the
-    worker picks the indices. `keep_dir` keeps the working directory. `tries`: which try it is, counting those that
-    started; 0 where the boss does not say. `values`: of the calls that a call needs, filled in as `body` is.
+    `after_init`: the init tasks that must have succeeded in this worker process; without them the worker gives the
+    attempt back. `after`: attempts of this worker that must succeed first and whose ends the boss has not recorded (a
+    chained attempt). The boss's shell fills `body` from the database just before sending. The worker picks the indices
+    of `gpus`. `keep_dir` keeps the working directory. `tries`: the number of this try, counting those that started; 0
+    if the boss does not send it. `values`: of the calls that a call needs, filled in as `body` is.
     """
 
     task_no: Int64
@@ -95,7 +96,8 @@ class StartedAttempt(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TaskEnded(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line for those who watch a run. `state` is the task's, `text` says why where it did not succeed."""
+    """The end of one task, for clients that watch a run. `state` is the task's, `text` the reason if it did not
+    succeed."""
 
     task_no: Int64
     id: str
@@ -104,21 +106,20 @@ class TaskEnded(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class DatastoreAccess(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where files are and what opens it. `address`: `dir:/path`, or `user@host[:port]:/root` over SSH; then `host_key`
-    is the only one to be believed there, and `credential` a certificate for the key that the worker's `Hello` named.
-    """
+    """The datastore and its credential. `address`: `dir:/path`, or `user@host[:port]:/root` over SSH; then `host_key`
+    is the only host key to accept, and `credential` a certificate for the key that the worker's `Hello` named."""
 
     address: str
     credential: str = ""
     host_key: str = ""
 
     def is_same_place(self, other: DatastoreAccess) -> bool:
-        """Whether they differ in nothing but the credential."""
+        """Whether both differ in nothing but the credential."""
         return (self.address, self.host_key) == (other.address, other.host_key)
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """A peer opens. It changes nothing until a message in the session that `Welcome` names follows.
+    """A peer opens a conversation. Nothing changes until a message in the session that `Welcome` names follows.
 
     `kind`: worker or client. `home`: name of the worker's locked home directory: a newer process of the same home,
     with the same key, speaks for the older one. `boot_id` and `machine` tell a home from a copy of it elsewhere.
@@ -156,7 +157,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """The boss answers a `Hello`. The session counts from the peer's next message. `other_history`: the database lacks
-    what the peer heard last, as after a restore from a backup; a worker then drops all it holds and joins anew."""
+    what the peer received last, as after a restore from a backup; a worker then drops all it holds and joins again."""
 
     nonce: str
     session: str
@@ -169,13 +170,14 @@ class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """I live. `orders_seen`: number of the last boss message handled; `attempts`: everything the worker holds.
+    """The worker is alive. `orders_seen`: number of the last boss message handled; `attempts`: everything the worker
+    holds.
 
-    `trouble` is a sentence when the worker can't start anything now (disk full, datastore away). `access_s`: how
-    long its access to the datastore is still good, 0 where that is not taken there; None where it has none and
-    needs none. `lane`: the lane it holds, 0 for none; `wants_bytes`: what it has to move and has no lane for, as
-    far as it is known, None for nothing. `moving`: what it moves now. `inputs`: the big ones that it keeps, used
-    last first; None where nothing changed since it told in this session, or it keeps none and never told of any.
+    `trouble`: a sentence if the worker cannot start anything now (disk full, datastore unreachable). `access_s`: how
+    long its certificate for the datastore is still valid, 0 if the datastore refuses it; None if it has none and needs
+    none. `lane`: the lane it holds, 0 for none; `wants_bytes`: size of the transfers that wait for a lane, as far as
+    known, None for no transfers. `moving`: its present transfers. `inputs`: the large inputs that it keeps, last used
+    first; None if unchanged since the last report in this session, or if it keeps none and has never reported any.
     """
 
     orders_seen: Int64
@@ -192,8 +194,8 @@ class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class MovingChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """Between heartbeats, and never answered: what the worker moves now, where it has moved for long; None when nothing
-    moves any more of which it told."""
+    """Between heartbeats, and never answered: the worker's transfers, if they take long; None when all reported
+    transfers have ended."""
 
     moving: Moving | None = None
 
@@ -205,28 +207,29 @@ class HeartbeatAnswered(msgspec.Struct, frozen=True, tag=True):
 
 
 class DatastoreGranted(msgspec.Struct, frozen=True, tag=True):
-    """Access to the datastore, good for `lives_s` from now; or that it is somewhere else from now on."""
+    """Access to the datastore, valid for `lives_s` from now; also sent when the datastore's address changes."""
 
     datastore: DatastoreAccess
     lives_s: float = 0.0
 
 
 class TransfersWanted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """A worker has something to move over SSH and no lane. `bytes`: how much, as far as it is known."""
+    """A worker has files to transfer over SSH and no lane. `bytes`: their size, as far as known."""
 
     bytes: Int64 = 0
 
 
 class TransfersGranted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """Lane `lane` is the worker's: one connection to the datastore. None for `lives_s`: while nobody waits; else others
-    wait, and it begins nothing more on it after `lives_s`. Said again of the same lane when that changes."""
+    """The worker gets lane `lane`: one connection to the datastore. `lives_s` None: for as long as no other worker
+    waits; else others wait, and it begins no transfer on it after `lives_s`. Sent again for the same lane when that
+    changes."""
 
     lane: Int64
     lives_s: float | None = None
 
 
 class TransfersEnded(msgspec.Struct, frozen=True, tag=True):
-    """The lane is given back: its connection is closed."""
+    """The worker gives the lane back: its connection is closed."""
 
     lane: Int64
 
@@ -259,7 +262,7 @@ class StopTasks(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class TasksStarted(msgspec.Struct, frozen=True, tag=True):
-    """These run. Said of what has run for 0.5 s: of shorter ones only `TasksEnded` tells."""
+    """These run. Sent for attempts that have run for 0.5 s: for shorter ones only `TasksEnded` is sent."""
 
     attempts: tuple[StartedAttempt, ...]
 
@@ -271,7 +274,7 @@ class TasksEnded(msgspec.Struct, frozen=True, tag=True):
 
 
 class OutcomesStored(msgspec.Struct, frozen=True, tag=True):
-    """These outcomes are committed, stale or unknown: drop them from the spool. Said only after the commit."""
+    """These outcomes are committed, stale or unknown: drop them from the spool. Sent only after the commit."""
 
     attempts: tuple[AttemptName, ...]
 
@@ -285,7 +288,7 @@ class StreamLogs(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class LogLines(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """A piece of a running task's output. `start`: bytes of that stream before it; `ended` with the last one."""
+    """A part of a running task's output. `start`: bytes of that stream before it; `ended` with the last part."""
 
     task_no: Int64
     number: Int32
@@ -296,7 +299,7 @@ class LogLines(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class Drain(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """Start nothing more; end what runs. With `then_exit`, leave when idle."""
+    """Start nothing more; finish what runs. With `then_exit`, leave when idle."""
 
     reason: str = ""
     then_exit: bool = False
@@ -313,7 +316,7 @@ class Exit(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class Goodbye(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """A peer leaves; a worker that says so holds nothing more. Outcomes it could not deliver come with it."""
+    """A peer leaves; a worker then holds nothing more. Outcomes it could not deliver are included."""
 
     reason: str = ""
 
@@ -325,8 +328,8 @@ class DrainWanted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class PushOptions(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How a task list goes into its run. `merge_strategy`: keep_succeeded, replace, or extend: the list adds tasks,
-    whose dependencies may be tasks that the run has, and what the run has already is left alone unless it failed.
+    """How a task list is merged into its run. `merge_strategy`: keep_succeeded, replace, or extend: the list adds
+    tasks, whose dependencies may be existing tasks of the run; existing tasks stay as they are unless they failed.
     `replace_changed`: with extend, a task whose definition changed is done again."""
 
     run: str
@@ -334,12 +337,12 @@ class PushOptions(msgspec.Struct, frozen=True, omit_defaults=True):
     skip_existing: bool = False
     keep_dirs: bool = False
     vm_hours: float | None = None
-    """A budget for the run's work, 0 for none; None leaves what was asked for before."""
+    """A budget for the run's work, 0 for none; None keeps the present one."""
     replace_changed: bool = False
 
 
 class SubmitTasks(msgspec.Struct, frozen=True, tag=True):
-    """Chunk `k` of `n` of a push. `push_id`: hash of options and content, so that a repeated push is known as one."""
+    """Chunk `k` of `n` of a push. `push_id`: hash of options and content, by which a repeated push is recognised."""
 
     push_id: str
     k: Int64
@@ -367,14 +370,14 @@ class RunAccepted(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class RunRejected(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """Nothing of the push is stored. Every problem, at most 1,000 of them."""
+    """Nothing of the push is stored. Lists every problem, at most 1,000 of them."""
 
     push_id: str
     problems: tuple[str, ...] = ()
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """A person asks for something: `verb` and its arguments. Repeated with the same `request_id` until answered."""
+    """A user's request: `verb` and its arguments. Repeated with the same `request_id` until answered."""
 
     request_id: str
     verb: str
@@ -382,7 +385,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class RequestDone(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """The request is committed. `count`: how many things it changed; `names`: which, where they are few."""
+    """The request is committed. `count`: how many things it changed; `names`: their names, if they are few."""
 
     request_id: str
     count: Int64
@@ -391,7 +394,7 @@ class RequestDone(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """The boss will not. `code`: session (say Hello again), version, role, peer, home (another process holds it),
+    """The boss refuses. `code`: session (send Hello again), version, role, peer, home (another process holds it),
     home_unsure (ask again), request, no_such_task, ...; `about`: request id, session or nonce."""
 
     code: str
@@ -400,12 +403,12 @@ class Refused(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 
 class RunChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """For those who watch: task counts by state now, the tasks that ended since the last one (a hint, the database
-    knows all).
+    """For clients that watch a run: task counts by state now, the tasks that ended since the last message (a hint: the
+    database has them all).
 
-    `over` when nothing more will happen automatically; `held` says why nothing happens although tasks are left.
-    `moving`: the files that its workers move. `waits`: while tasks are ready, what keeps pools from starting VMs for
-    them; empty where nothing does.
+    `over`: nothing more will happen automatically; `held`: why nothing happens although tasks are left. `moving`: the
+    transfers of its workers. `waits`: while tasks are ready, why pools start no VMs for them; empty if nothing prevents
+    it.
     """
 
     run: str
@@ -465,10 +468,10 @@ Message = (
 
 
 class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What every message travels in. `peer` is the worker or client of the conversation, also in what the boss says.
+    """The envelope of every message. `peer` is the worker or client of the conversation, in messages of the boss, too.
 
-    `number` increases within a session, for each direction on its own. `epoch` is the boss's, `batch` its last commit;
-    both 0 from a peer.
+    `number` increases within a session, separately for each direction. `epoch` is the boss's, `batch` its last commit;
+    both are 0 from a peer.
     """
 
     v: Int64
@@ -485,13 +488,13 @@ class _Version(msgspec.Struct):
 
 
 class Unreadable(Exception):
-    """Bytes that are no message for us. `why` is one of oversized, malformed, unknown_key, signature, version."""
+    """Bytes that are no valid message. `why` is one of oversized, malformed, unknown_key, signature, version."""
 
     def __init__(self, why: str, text: str, key_name: str = "") -> None:
         super().__init__(text)
         self.why = why
         self.key_name = key_name
-        """The key that rightly signed it, where `why` is version: that peer can be told."""
+        """The key of the valid signature, if `why` is version: this peer can be answered."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -502,17 +505,18 @@ _MAGIC = b"ecloud"
 
 
 _LONGEST_KEPT = 256
-"""Characters of a topic whose digest is remembered: ours are shorter, and anybody can invent others."""
+"""Characters of a topic whose digest is cached: our topics are shorter, and a client could invent any number of long
+ones."""
 
 
 @functools.lru_cache(maxsize=10_000)
 def _begun(key: bytes, topic: str) -> hashlib.blake2b:
-    """The digest of every message of that key on that topic, as far as it is the same."""
+    """The common beginning of the digests of all messages of that key on that topic."""
     return hashlib.blake2b(b"%b\n" % topic.encode(), key=key[:64], digest_size=32)
 
 
 def _signature(key: bytes, topic: str, text: bytes) -> bytes:
-    """Keyed BLAKE2b over topic and text: a message can't be replayed on another topic. 0.65 us for 300 bytes."""
+    """Keyed BLAKE2b over topic and text: a message cannot be replayed on another topic. 0.65 us for 300 bytes."""
     digest = (_begun if len(topic) <= _LONGEST_KEPT else _begun.__wrapped__)(key, topic).copy()
     digest.update(text)
     return digest.hexdigest().encode()
@@ -525,9 +529,9 @@ def encode(envelope: Envelope, topic: str, key_name: str, key: bytes) -> bytes:
 
 
 def decode(payload: bytes, topic: str, key_of: Callable[[str], bytes | None]) -> tuple[Envelope, str]:
-    """The envelope and the name of the key that signed it. Raises `Unreadable`, and nothing else, for any bytes.
+    """Return the envelope and the name of the key that signed it. Raises `Unreadable`, and nothing else, for any bytes.
 
-    `key_of` gives the key of that name, or None where there is no such key (any more).
+    `key_of` returns the key of that name, or None if there is no such key (any more).
     """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise Unreadable("oversized", f"{len(payload):,} bytes, at most {MAX_MESSAGE_BYTES:,} are read")
@@ -559,8 +563,8 @@ def decode(payload: bytes, topic: str, key_of: Callable[[str], bytes | None]) ->
 
 
 def _why_unreadable(text: bytes, problem: str, key_name: str) -> Unreadable:
-    """Of what does not fit our messages: perhaps it is of another version, where they look different. Only then the
-    version is looked for on its own: looking first cost every message a second reading."""
+    """Return the error for text that does not match our messages: it may have another version, with other messages.
+    Decodes the version separately only here: doing so first would parse every message twice."""
     try:
         version = _version_decoder.decode(text).v
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

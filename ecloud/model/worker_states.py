@@ -1,5 +1,5 @@
-"""Where a worker process stands for the boss, and which moves are legal. The diagram in docs/states.md is drawn from
-this table."""
+"""The states of a worker process for the boss, and the legal changes. The diagram in docs/states.md is drawn from this
+table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class WorkerState(str, Enum):
-    """Where a worker process stands."""
+    """The state of a worker process."""
 
     UP = "up"
     DRAINING = "draining"
@@ -18,7 +18,7 @@ class WorkerState(str, Enum):
 
 
 ON_DUTY = frozenset({WorkerState.UP, WorkerState.DRAINING})
-"""The boss counts on these: they may hold attempts."""
+"""Workers that may hold attempts."""
 
 WORKER_MOVES: tuple[tuple[WorkerState, WorkerState, str], ...] = (
     (WorkerState.UP, WorkerState.DRAINING, "drain_worker or kill_worker, SIGTERM, the end of its machine"),

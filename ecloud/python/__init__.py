@@ -1,4 +1,6 @@
-"""Python functions on the cluster: an executor, futures that outlive the program, and what other libraries call them.
+"""Python functions on the cluster: an executor, futures that outlive the program, and the interfaces of other
+libraries.
 
-Turns functions into calls (docs/protocol.md) and speaks with the boss as any client does. Owns no state of the cluster.
+Turns functions into calls (docs/protocol.md) and communicates with the boss like any client. Owns no state of the
+cluster.
 """

@@ -1,4 +1,4 @@
-"""`Client`: a `ClusterExecutor` with the names that users of Dask type."""
+"""`Client`: a `ClusterExecutor` with the method names of Dask."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Client:
         priority: int | None = None,
         **kwargs: Any,
     ) -> Future[Any]:
-        """Call `function(*args, **kwargs)`. Futures among the arguments stand for their values."""
+        """Call `function(*args, **kwargs)`. A future among the arguments is replaced by its value."""
         future: Future[Any] = self._with(key, resources, retries, priority).submit(function, *args, **kwargs)
         return future
 
@@ -47,14 +47,14 @@ class Client:
         priority: int | None = None,
         **kwargs: Any,
     ) -> list[Future[Any]]:
-        """A future for each set of items. `kwargs` go to each call. For very many short calls `ClusterExecutor.map` is
-        faster: it puts several into one."""
+        """Return a future for each set of items. `kwargs` go to each call. For very many short calls
+        `ClusterExecutor.map` is faster: it combines several into one."""
         executor = self._with("", resources, retries, priority)
         return [executor.submit(function, *items, **kwargs) for items in zip(*iterables)]
 
     def gather(self, futures: Any, errors: str = "raise") -> Any:
-        """The values of futures, in the same nesting of lists, tuples, sets and dicts. `errors`: `raise`, or `skip` to
-        leave failed calls out of lists, tuples, sets and dicts."""
+        """Return the values of futures, in the same nesting of lists, tuples, sets and dicts. `errors`: `raise`, or
+        `skip` to leave failed calls out of lists, tuples, sets and dicts."""
         if errors not in ("raise", "skip"):
             raise ValueError(f"errors = {errors!r}: raise or skip")
         return _gathered(futures, errors == "skip")
@@ -69,12 +69,12 @@ class Client:
         return self._sent(data)
 
     def cancel(self, futures: Any) -> None:
-        """Cancel calls, also those that run."""
+        """Cancel calls, including running ones."""
         for future in _futures_in(futures):
             future.cancel()
 
     def get_executor(self) -> ClusterExecutor:
-        """The executor behind this client."""
+        """Return the executor behind this client."""
         return self._executor
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from ecloud.python.executor import ClusterExecutor
 log = logging.getLogger("ecloud.python")
 
 LOCAL = ("", "localhost", "127.0.0.1", "::1")
-"""Hosts whose cluster is this machine's, or a private one if no boss runs here."""
+"""Names of this machine: they select its cluster, or a private one if no boss runs here."""
 
 Callback = Callable[[Any, Any], object]
 """Called with the job's id and its result."""
@@ -34,7 +34,7 @@ Callback = Callable[[Any, Any], object]
 class ClientThread(threading.Thread):
     """Runs jobs on a cluster and calls `callback(jobid, result)` for each, one at a time, on this thread.
 
-    `host`: where the boss runs, or an access file. Another host than this one needs an access file: `$ECLOUD_ACCESS`,
+    `host`: the host of the boss, or an access file. A host other than this one needs an access file: `$ECLOUD_ACCESS`,
     or the one in ECLOUD's home if both machines share it. `port` is accepted and ignored: the access file has it.
     `executor`: use this one instead. `start` raises `Problem`, `PartAway`.
     """
@@ -58,7 +58,7 @@ class ClientThread(threading.Thread):
         self._error: BaseException | None = None
 
     def start(self) -> None:
-        """Connect, and begin to deliver results."""
+        """Connect, and start to deliver results."""
         if self._executor is None:
             self._executor = ClusterExecutor(access_of(self._host))
         super().start()
@@ -75,8 +75,8 @@ class ClientThread(threading.Thread):
         future.add_done_callback(lambda done: self._ended.put((jobid, done)))
 
     def wait(self) -> None:
-        """Wait until all jobs have ended and their callbacks have returned. Raises what a job, or a callback, raised
-        first; the other jobs continue, and a further `wait` waits for them."""
+        """Wait until all jobs have ended and their callbacks have returned. Raises the first exception of a job or a
+        callback; the other jobs continue, and a further `wait` waits for them."""
         with self._changed:
             self._changed.wait_for(lambda: not self._active or self._error is not None)
             error, self._error = self._error, None
@@ -92,7 +92,7 @@ class ClientThread(threading.Thread):
             self._executor.shutdown(wait=False)
 
     def run(self) -> None:
-        """The thread: deliver results."""
+        """Deliver results. Runs on the thread."""
         while (item := self._ended.get()) is not None:
             error = self._deliver(*item)
             with self._changed:
@@ -113,8 +113,8 @@ class ClientThread(threading.Thread):
 
 
 def access_of(host: str) -> AccessFile | Path | None:
-    """How to reach the boss on `host`, which may also be the path of an access file. None: the usual cluster. Raises
-    `Problem` if there is no access file."""
+    """Return the access to the boss on `host`, which may also be the path of an access file. None: the default cluster.
+    Raises `Problem` if there is no access file."""
     if Path(host).expanduser().is_file():
         return Path(host).expanduser()
     if host in (*LOCAL, socket.gethostname(), socket.getfqdn()):

@@ -1,4 +1,4 @@
-"""Which cluster an executor uses: the one that is named, the one of this machine, or a private one of its own."""
+"""The cluster of an executor: the one that is named, the one of this machine, or a private one of its own."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Cluster:
-    """`access`: how its boss is reached. `local`: the private cluster, which ends with `close`."""
+    """`access`: how to reach its boss. `local`: the private cluster, which ends with `close`."""
 
     def __init__(
         self, access: AccessFile | str | os.PathLike[str] | None, workers: int | None = None, private: bool = False
     ) -> None:
         """`private`: start a private cluster even if a boss runs on this machine. Raises `Problem`: the access file is
-        damaged, the local cluster does not start."""
+        damaged, or the local cluster does not start."""
         self.local: LocalCluster | None = None
         self.settings: Settings = load_settings()
         self._place: tempfile.TemporaryDirectory[str] | None = None
@@ -55,7 +55,7 @@ class Cluster:
         self.settings = self.local.settings
 
     def datastore(self, address: str) -> Publisher:
-        """The datastore at `address`, as the boss told it. Raises `Problem`, `DatastoreAway`."""
+        """Open the datastore at `address`, as the boss reported it. Raises `Problem`, `DatastoreAway`."""
         from ecloud.cli.files import open_datastore
 
         if self._datastore is None:
@@ -63,7 +63,7 @@ class Cluster:
         return self._datastore
 
     def require(self) -> None:
-        """Raises `LocalClusterFailed` where the private cluster ended."""
+        """Raises `LocalClusterFailed` if the private cluster has ended."""
         if self.local is not None:
             self.local.require()
 

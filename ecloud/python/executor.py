@@ -55,12 +55,12 @@ log = logging.getLogger("ecloud")
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 MAX_KEY_CHARS = 200
 VALUES = "calls"
-"""Directory of the datastore for what is too large for a message."""
+"""Directory of the datastore for pickles that are too large for a message."""
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What calls ask for. `resources`: amounts by name, `cpus` 1 where nothing is said; `retries` counts failures that
-    are tried again; `timeout_s` limits one attempt."""
+    """What calls request. `resources`: amounts by name, by default 1 of `cpus`; `retries`: number of failures after
+    which a call is tried again; `timeout_s`: limit for one attempt."""
 
     resources: dict[str, float] = {}
     retries: int = 0
@@ -151,13 +151,14 @@ class ClusterExecutor(Executor):
         """Call `fn(*args, **kwargs)` on the cluster. A future of this executor among the arguments stands for its
         value: the call waits for it, and the value does not pass through this program.
 
-        Raises `TypeError` where something cannot be pickled, `RuntimeError` after `shutdown`.
+        Raises `TypeError` if an argument or the function cannot be pickled, `RuntimeError` after `shutdown`.
         """
         return self._submit(self._usual, "", fn, args, kwargs)
 
     def options(self, key: str = "", **options: Any) -> OptionsOf:
-        """An executor for calls with other options: `resources`, `retries`, `timeout_s`, `priority`, `container`,
-        `env`, `runtime_s`. `key`: the id of the call in its run, so that the same call is not made twice."""
+        """Return an executor for calls with other options: `resources`, `retries`, `timeout_s`, `priority`,
+        `container`, `env`, `runtime_s`. `key`: the id of the call in its run, so that the same call is not made
+        twice."""
         container = options.get("container")
         if isinstance(container, str):
             options["container"] = Container(container)
@@ -179,10 +180,10 @@ class ClusterExecutor(Executor):
         chunksize: int | str = "auto",
         buffersize: int | None = None,
     ) -> Iterator[Any]:
-        """The values of `fn` for each set of items, in order. `chunksize`: items in one call; `auto` measures how long
-        one takes. `buffersize`: items taken from the iterables ahead of the values that were asked for.
+        """Yield the values of `fn` for each set of items, in order. `chunksize`: items in one call; `auto` measures how
+        long one takes. `buffersize`: items taken from the iterables ahead of the requested values.
 
-        Raises `TimeoutError` while iterating, where a value is not there `timeout` seconds after this call.
+        Raises `TimeoutError` while iterating, if a value is not available `timeout` seconds after this call.
         """
         return self._map(self._usual, fn, iterables, timeout, chunksize, buffersize)
 
@@ -225,7 +226,7 @@ class ClusterExecutor(Executor):
     def _pickled(self, fn: Callable[..., Any]) -> PickledFunction:
         try:
             known = self._functions.get(fn)
-        except TypeError:  # it cannot be hashed, or held weakly
+        except TypeError:  # the function cannot be hashed, or has no weak references
             return pickle_function(fn)
         if known is None:
             known = pickle_function(fn)
@@ -359,12 +360,12 @@ class ClusterExecutor(Executor):
     # --- asking -------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, int]:
-        """How many calls of the run are in each state, as the boss told last."""
+        """The number of calls of the run in each state, as last reported by the boss."""
         return dict(self._link.states)
 
     @property
     def workers(self) -> int:
-        """Workers on duty, as the boss told last; 0 before it told any."""
+        """The number of workers on duty, as last reported by the boss; 0 before the first report."""
         return self._link.workers
 
     def __repr__(self) -> str:
@@ -375,8 +376,8 @@ class ClusterExecutor(Executor):
     # --- the end ------------------------------------------------------------------------------------
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls. `wait`: until all have ended; Ctrl-C meanwhile leaves, and calls go on as
-        `on_client_lost` says."""
+        """Take no more calls. `wait`: return when all have ended. Ctrl-C interrupts this wait; `on_client_lost` decides
+        whether calls continue."""
         with self._lock:
             self._is_shut = True
         if cancel_futures:
@@ -404,7 +405,7 @@ class ClusterExecutor(Executor):
                 self._link.condition.wait(0.2)
 
     def _leave(self) -> None:
-        """Ctrl-C: say what becomes of the calls."""
+        """Handle Ctrl-C: tell the user what happens to the calls, and close."""
         left = len(self._link.pending)
         if self._cluster.local is not None:
             print(f"\ninterrupted: the private cluster ends, and {left:,} calls with it", file=sys.stderr)
@@ -437,7 +438,7 @@ class ClusterExecutor(Executor):
 
 
 class OptionsOf(Executor):
-    """An executor with other options, as `ClusterExecutor.options` gives it. Its `shutdown` does nothing."""
+    """An executor with other options, as `ClusterExecutor.options` returns it. Its `shutdown` does nothing."""
 
     def __init__(self, executor: ClusterExecutor, options: Options, key: str = "") -> None:
         self._executor = executor
@@ -461,7 +462,7 @@ class OptionsOf(Executor):
 
 
 def _require_good(options: Options) -> None:
-    """Raises `ValueError` that names what is wrong."""
+    """Check the options. Raises `ValueError` that names the faulty option."""
     definition = TaskDefinition(
         "options",
         resources=options.resources,
@@ -484,12 +485,12 @@ def _program() -> str:
 
 
 def _safe(text: str) -> str:
-    """As a part of a path."""
+    """Return the text in a form that can be part of a path."""
     return re.sub(r"[^\w.=+-]", "_", text, flags=re.ASCII).lstrip(".") or "_"
 
 
 def _shut_at_exit(executor: ClusterExecutor) -> Any:
-    """At the end of the program an executor that nobody shut down is shut down; its calls end first."""
+    """Shut the executor down at the end of the program, unless the user did; its calls end first."""
     reference = weakref.ref(executor)
 
     def shut() -> None:

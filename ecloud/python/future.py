@@ -1,7 +1,7 @@
 """Futures of calls. All futures of an executor share one condition: a million of them fit in memory.
 
-A future keeps the pickled value, or where it is; `result()` unpickles it in the thread that asks, so that no payload
-can harm the thread that listens.
+A future keeps the pickled value, or its location. `result()` unpickles it in the calling thread, so that no payload can
+harm the thread that receives messages.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["CallFuture", "CancelledError"]
 
 KEPT_BYTES = 1024
-"""A pickled value of at most this size is kept in its future; a larger one is fetched when it is asked for."""
+"""A future keeps a pickled value of at most this size. A larger one is fetched on request."""
 _NOTHING = object()
 
 
 class CallFuture(Future[Any]):
-    """The future of one call. `id`: of its task."""
+    """The future of one call. `id`: the id of its task."""
 
     __slots__ = (
         "_call",
@@ -46,7 +46,7 @@ class CallFuture(Future[Any]):
     )  # fmt: skip
 
     def __init__(self, link: Link, id: str, many: bool = False) -> None:
-        # Not the base class's: it would make a lock for each future.
+        # The base class's __init__ would create a lock for each future.
         self._link = link
         self._call = id
         self._many = many
@@ -81,12 +81,12 @@ class CallFuture(Future[Any]):
 
     @property
     def key(self) -> str:
-        """The same, as Dask names it."""
+        """The same id, under Dask's name for it."""
         return self._call
 
     @property
     def status(self) -> str:
-        """`pending`, `finished`, `error` or `cancelled`, as Dask names them."""
+        """`pending`, `finished`, `error` or `cancelled`, in Dask's terms."""
         if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
             return "cancelled"
         if self._state != FINISHED:
@@ -95,16 +95,16 @@ class CallFuture(Future[Any]):
 
     @property
     def worker(self) -> str:
-        """The worker that ran it; empty before the end, and where no worker did."""
+        """The worker that ran the call; empty before its end, or if no worker ran it."""
         return self._ended.worker if self._ended is not None else ""
 
     def __repr__(self) -> str:
         return f"<CallFuture {self._call} {self._state.lower()}>"
 
-    # --- asked by users -----------------------------------------------------------------------------
+    # --- for users ----------------------------------------------------------------------------------
 
     def cancel(self) -> bool:
-        """Cancel the call, also one that runs. False where it has ended."""
+        """Cancel the call, even while it runs. Return False if it has ended."""
         with self._condition:
             if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
                 return True
@@ -119,14 +119,14 @@ class CallFuture(Future[Any]):
         return True
 
     def result(self, timeout: float | None = None) -> Any:
-        """The value; or raise what the call raised. Raises `TimeoutError`, `CancelledError`."""
+        """Return the value, or raise the exception of the call. Raises `TimeoutError`, `CancelledError`."""
         self._wait(timeout)
         if self._exception_here is not None or self._is_failed:
             raise self._failure()
         return self._fetched_value()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the call raised, or None. Raises `TimeoutError`, `CancelledError`."""
+        """Return the exception of the call, or None. Raises `TimeoutError`, `CancelledError`."""
         self._wait(timeout)
         return self._failure() if self._exception_here is not None or self._is_failed else None
 
@@ -184,16 +184,16 @@ class CallFuture(Future[Any]):
         return future
 
     def values_before_failure(self) -> list[Any]:
-        """Of several calls that travelled as one: the values of those before the one that failed."""
+        """Of several calls that were sent as one: the values of those before the one that failed."""
         ended = self._ended
         if ended is None or not ended.value:
             return []
         return list(value_of(ended.value, ended.id)[0])
 
-    # --- told by the link ---------------------------------------------------------------------------
+    # --- called by the link -------------------------------------------------------------------------
 
     def on_ended(self, ended: CallEnded) -> bool:
-        """The call ended; False where that is known. The caller holds the condition and notifies it."""
+        """Record the end of the call; return False if it was known. The caller holds the condition and notifies it."""
         if self._state not in (PENDING, RUNNING):
             return False
         if ended.state == TaskState.CANCELLED:
@@ -211,7 +211,7 @@ class CallFuture(Future[Any]):
         return True
 
     def fail(self, error: BaseException) -> None:
-        """It cannot be known any more how the call ends, or it was never accepted."""
+        """Fail the future: the outcome of the call can no longer be learned, or the boss never accepted it."""
         with self._condition:
             if self._state not in (PENDING, RUNNING):
                 return
@@ -223,7 +223,7 @@ class CallFuture(Future[Any]):
         self._invoke_callbacks()
 
     def on_running(self) -> None:
-        """A worker runs it."""
+        """Record that a worker runs the call."""
         if self._state == PENDING:
             self._state = RUNNING
 
@@ -237,8 +237,9 @@ class CallFuture(Future[Any]):
 
 
 def _weakly(value: Any) -> Any:
-    """A reference that lets a large value go when nobody holds it; the value itself where there can be none."""
+    """Return a weak reference, so that a large value is freed when the user no longer holds it; or a marker for "not
+    kept" if the value has no weak references."""
     try:
         return weakref.ref(value)
     except TypeError:
-        return _NOTHING  # unpickled again, when it is asked for again
+        return _NOTHING  # unpickled again on the next request

@@ -1,7 +1,8 @@
-"""The thread that speaks with the boss for an executor: pushes calls, hears how they ended, asks for what it missed.
+"""The thread that communicates with the boss for an executor: pushes calls, receives their outcomes, requests those
+that it missed.
 
-Calls that are submitted while a push is under way go together into the next one. Everything is repeated until it is
-answered, so that boss and broker may restart meanwhile. Nothing of a user's is unpickled here.
+Calls that are submitted during a push go together into the next one. Every message is repeated until it is answered, so
+boss and broker may restart meanwhile. Nothing of the user's is unpickled here.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ from ecloud.python.payload import RemoteError
 log = logging.getLogger("ecloud")
 CONNECT_S = 10.0
 REPEAT_S = 5.0
-"""What is not answered for so long is said again."""
+"""A message without an answer is sent again after this time."""
 WINDOW = 3
-"""Pushes on the way at once: enough that the boss never waits for the next one."""
+"""Unanswered pushes at a time: enough that the boss never waits for the next one."""
 ASK_AGAIN_S = 10.0
-"""After so long without news of calls that have not ended, the boss is asked how they stand."""
+"""After this time without news of unfinished calls, the link requests their states."""
 MIN_WAIT_S, MAX_WAIT_S = 0.0, 1.0
 _ENDED = frozenset(state.value for state in ENDED)
 
@@ -60,7 +61,7 @@ class _Push(msgspec.Struct, eq=False):
 
 
 class _Asked(msgspec.Struct, eq=False):
-    """A request that waits for its answer. `calls`: pages of an answer about calls that came so far."""
+    """A request that waits for its answer. `calls`: those of the answer's pages received so far."""
 
     request: Request
     answered: threading.Event | None = None
@@ -82,11 +83,11 @@ class Link:
     ) -> None:
         self.run = run
         self.condition = threading.Condition()
-        """Of all futures of this link."""
+        """Shared by all futures of this link."""
         self.pending: dict[str, CallFuture] = {}
         self.done_count = 0
         self.workers = 0
-        """Workers that there were when the boss told last."""
+        """Number of workers, as last reported by the boss."""
         self.states: dict[str, int] = {}
         self.fetch: Callable[[CallEnded], bytes] = self._fetch
         self._talk = Conversation(access, watchdog)
@@ -94,7 +95,7 @@ class Link:
         self._replace_changed = replace_changed
         self._pushes: dict[str, _Push] = {}
         self._unsaid: set[str] = set()
-        """Ids of calls whose push was not answered yet."""
+        """Ids of calls whose push is not answered yet."""
         self._asked: dict[str, _Asked] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._cancelled: list[str] = []
@@ -111,7 +112,7 @@ class Link:
     # --- other threads ------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Connect. Raises `PartAway` where nobody answers in time."""
+        """Connect. Raises `PartAway` if nothing answers within `CONNECT_S`."""
         self._talk.start()
         deadline = time.monotonic() + CONNECT_S
         while not self._talk.session:
@@ -126,12 +127,12 @@ class Link:
 
     @property
     def datastore_address(self) -> str:
-        """Where the boss says the datastore is."""
+        """The address of the datastore, as reported by the boss."""
         welcome = self._talk.welcome
         return welcome.datastore.address if welcome is not None else ""
 
     def submit(self, future: CallFuture, definition: TaskDefinition) -> None:
-        """Hand a call over; it is pushed in a moment."""
+        """Hand a call over; the link's thread pushes it soon."""
         self.pending[definition.id] = future
         self._unsaid.add(definition.id)
         self._outgoing.append(definition)
@@ -145,14 +146,14 @@ class Link:
         self._wake()
 
     def cancel(self, future: CallFuture) -> None:
-        """Tell the boss that nobody waits for this call any more."""
+        """Cancel a call on the cluster."""
         self.pending.pop(future.id, None)
         self._cancelled.append(future.id)
         self._wake()
 
     def ask(self, verb: str, timeout_s: float = 60.0, **arguments: Any) -> tuple[Message, list[CallEnded]]:
-        """Make a request; its answer, and the calls that it names. Raises `Problem` where it is refused, `PartAway`
-        where it is not answered."""
+        """Make a request; return its answer, and the calls that it names. Raises `Problem` if the boss refuses it,
+        `PartAway` if the boss does not answer."""
         asked = _Asked(Request(secrets.token_hex(12), verb, arguments), threading.Event(), calls=[])
         self._orders.append(lambda: self._asked.update({asked.request.request_id: asked}))
         self._wake()
@@ -187,7 +188,7 @@ class Link:
                 return found
 
     def flush(self, timeout_s: float = 10.0) -> None:
-        """Wait until what was submitted and cancelled has been answered."""
+        """Wait until the boss has answered all submitted and cancelled calls."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self.failure is None and self._thread.is_alive():
             asked = any(asked.request.verb == "cancel" for asked in tuple(self._asked.values()))
@@ -197,7 +198,7 @@ class Link:
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Say Goodbye. What was pushed goes on."""
+        """Send Goodbye and disconnect. Pushed calls continue."""
         self._closing = True
         self._wake()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -238,7 +239,7 @@ class Link:
             future.fail(RemoteError(f"the cluster cannot be asked any more how the call ends: {text}"))
 
     def _work(self, now: float) -> None:
-        """Say what is due."""
+        """Send the messages that are due."""
         while self._orders:
             self._orders.popleft()()
         if not self._talk.session:
@@ -263,14 +264,15 @@ class Link:
                 self._talk.say(asked.request)
 
     def _push_next(self, now: float) -> bool:
-        """Push what waits, up to a message's size; False where the first waits for the answer to another push."""
+        """Push waiting calls, up to a message's size. Return False if the first one waits for the answer to another
+        push."""
         part: list[TaskDefinition] = []
         own: set[str] = set()
         size = 0
         while self._outgoing and len(part) < BATCH_COUNT and size < BATCH_BYTES:
             task = self._outgoing[0]
             if any(wanted.id in self._unsaid and wanted.id not in own for wanted in task.dependencies):
-                break  # what it waits for is on its way
+                break  # a call that it depends on is still in an unanswered push
             self._outgoing.popleft()
             if task.id in self.pending:  # else it was cancelled
                 part.append(task)
@@ -306,7 +308,7 @@ class Link:
         return {task.id for push in self._pushes.values() for task in push.message.tasks}
 
     def _ask_about_pending(self, now: float) -> None:
-        """Those that were pushed and have not ended, the oldest first."""
+        """Request the states of calls that were pushed and have not ended, the oldest first."""
         self._heard_at = now
         ids = []
         for id in tuple(self.pending):
@@ -316,11 +318,11 @@ class Link:
                     break
         if ids:
             self._asking = self._request("calls", run=self.run, ids=ids)
-            for id in ids:  # the next time others
+            for id in ids:  # to the end of the order, so that the next request has others
                 if id in self.pending:
                     self.pending[id] = self.pending.pop(id)
 
-    # --- hearing ------------------------------------------------------------------------------------
+    # --- received messages --------------------------------------------------------------------------
 
     def _hear(self, message: Message) -> None:
         match message:
@@ -342,7 +344,7 @@ class Link:
                 self._on_answer(request_id, message)
             case Refused(about=about):
                 if about in self._pushes:
-                    self._pushes[about].said_at = time.monotonic() - REPEAT_S + 1.0  # too many pushes at once
+                    self._pushes[about].said_at = time.monotonic() - REPEAT_S + 1.0  # too many pushes at a time
                 else:
                     self._on_answer(about, message)
             case _:
@@ -394,7 +396,7 @@ class Link:
         if not self._accepted:
             self._accepted = True
         if message.decisions.get("kept"):
-            # What had ended before is not told again: ask for it.
+            # The boss does not report again what had ended before: request it.
             self._request("calls", run=self.run, ids=[id for id in ids if id in self.pending])
 
     def _on_rejected(self, push_id: str, problems: Sequence[str]) -> None:
@@ -402,7 +404,7 @@ class Link:
         if push is None:
             return
         tasks = push.message.tasks
-        if len(tasks) > 1:  # one of them is wrong: the others need not suffer
+        if len(tasks) > 1:  # one of them is wrong: push each alone, so that the others are accepted
             for task in tasks:
                 message = msgspec.structs.replace(push.message, push_id=secrets.token_hex(16), tasks=(task,))
                 self._pushes[message.push_id] = _Push(message)

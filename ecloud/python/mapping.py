@@ -1,6 +1,6 @@
-"""`map` over many items: how many go into one call, and their values in order.
+"""`map` over many items: chooses how many go into one call, and yields their values in order.
 
-With chunks made automatically, the first calls have one item each. How long they take tells how many the next ones get.
+With automatic chunks, the first calls have one item each. Their run time determines the size of the next ones.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from ecloud.python.future import CallFuture
 from ecloud.python.link import Link
 
 TARGET_S = 0.25
-"""How long a chunk should take: long beside what a call costs, short beside what a worker's death may cost."""
+"""Target run time of a chunk: long compared with the cost of a call, short compared with the cost of a worker's
+death."""
 MOST = 2_000
-"""Items in one chunk."""
+"""Limit for the items in one chunk."""
 SHARES = 4
-"""Chunks for each worker, at least: the last ones to end should not keep the others waiting."""
+"""Chunks for each worker, at least: the last chunks should not delay the end of the map."""
 PROBES = 4
 
 _Items = list[tuple[Any, ...]]
 
 
 class Mapped:
-    """One `map`. Items are taken and submitted at once, or, with `buffersize`, ahead of what was asked for."""
+    """One `map`. Takes and submits all items immediately, or, with `buffersize`, only that many ahead of the
+    consumer."""
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class Mapped:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._futures: deque[CallFuture] = deque()
         self._left: _Items = []
-        """Items that wait until it is known how long one takes."""
+        """Items not submitted yet, because the time that one takes is not known."""
         self._ahead = 0
         self._each_s: float | None = None
         self._error: BaseException | None = None
@@ -58,7 +60,7 @@ class Mapped:
             self._fill()
 
     def _submit_more(self) -> None:
-        """Submit what waits: all of it where chunks have a size, else as much as is known of."""
+        """Submit the waiting items: all of them if the chunk size is known, else probes of one item each."""
         with self._lock:
             if self._chunksize is None and self._each_s is None:
                 probes = max(PROBES, 2 * self._link.workers)
@@ -84,19 +86,20 @@ class Mapped:
             future.add_done_callback(self._measure)
 
     def _measure(self, future: Any) -> None:
-        """On the link's thread: the first probe ended, and tells how long an item takes."""
+        """Measure the first probe that ended, and submit the rest. Runs on the link's thread."""
         ended = future._ended
         with self._lock:
             if self._each_s is None:
                 self._each_s = ended.run_s if ended is not None else TARGET_S
                 try:
                     self._submit_more()
-                except BaseException as error:  # an item that cannot be pickled: told when its turn comes
+                # an item that cannot be pickled: `values` raises this after the values before it
+                except BaseException as error:
                     self._error = error
                     self._left.clear()
 
     def _fill(self) -> None:
-        """Take items up to the size of the buffer."""
+        """Take items, up to the size of the buffer."""
         assert self._buffersize is not None
         size = self._chunksize or 1
         while self._ahead < self._buffersize:
@@ -111,7 +114,8 @@ class Mapped:
             self._futures.append(self._submit(chunk))
 
     def values(self) -> Iterator[Any]:
-        """In order; raises what a call raised when its turn comes. Whoever stops before the end cancels the rest."""
+        """Yield the values in order; raise the exception of a call in its place. A consumer that stops early cancels
+        the rest."""
         try:
             while True:
                 with self._lock:

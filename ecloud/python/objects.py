@@ -1,4 +1,4 @@
-"""Pickles that are too large for a message: files of the datastore, named by their hash, put there once."""
+"""Pickles that are too large for a message: files of the datastore, named by their hash and stored once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Objects:
-    """Objects of one run, below `directory` of the datastore. Safe for threads."""
+    """Objects of one run, below `directory` of the datastore. Thread-safe."""
 
     def __init__(self, datastore: Callable[[], Publisher], directory: str) -> None:
         self._datastore = datastore
@@ -36,7 +36,7 @@ class Objects:
         return Requirement(f"{self.directory}/{name}", name)
 
     def put(self, data: bytes, key: str) -> str:
-        """Its name."""
+        """Store a pickle, unless it is stored already; return its name."""
         with self._lock:
             if key not in self._there:
                 with tempfile.TemporaryDirectory(prefix="ecloud-object-") as place:
@@ -47,7 +47,7 @@ class Objects:
         return key
 
     def read(self, path: str) -> bytes:
-        """What a file of the datastore holds. Raises `DatastoreAway`, `NotThere`."""
+        """Return the content of a file of the datastore. Raises `DatastoreAway`, `NotThere`."""
         with tempfile.TemporaryDirectory(prefix="ecloud-value-") as place:
             file = Path(place) / "value"
             with self._lock:

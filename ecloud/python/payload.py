@@ -1,6 +1,6 @@
-"""What travels of a call: pickles of functions, arguments, values and failures, and how each is read again.
+"""The content of a call's messages: pickles of functions, arguments, values and failures. Makes and reads them.
 
-Nothing here speaks with anybody. A pickle that cannot be made or read raises one sentence that names the call.
+Does no communication. A pickle that cannot be made or read raises one sentence that names the call.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LARGE_BYTES = 1 << 20
 
 
 class RemoteError(Problem):
-    """A call failed, and no exception of it can be raised here: its interpreter was ended, or its exception cannot be
-    unpickled. The text says what happened. `cause`: as of a task, such as `signal` or `timeout`."""
+    """A call failed without an exception that can be raised here: its interpreter was ended, or its exception cannot be
+    unpickled. The text gives the reason. `cause`: as of a task, such as `signal` or `timeout`."""
 
     def __init__(self, text: str, cause: str = "") -> None:
         super().__init__(text)
@@ -43,14 +43,14 @@ class InitializerFailed(RemoteError, BrokenExecutor):
 
 
 class RemoteTraceback(Exception):
-    """The traceback of an exception where it was raised: the `__cause__` of the exception here."""
+    """The traceback of an exception on the worker: the `__cause__` of the exception here."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0].rstrip()}\n"""'
 
 
 class PickledFunction(NamedTuple):
-    """`key`: SHA-256 of `data`; `fingerprint`: the same in each process, as long as the source is the same."""
+    """`key`: SHA-256 of `data`; `fingerprint`: the same in each process, while the source is unchanged."""
 
     data: bytes
     key: str
@@ -74,7 +74,7 @@ def _is_plain(item: Any) -> bool:
 
 
 def name_of(function: Any) -> str:
-    """How people name a function, at most `MAX_NAME_CHARS` characters."""
+    """Return a readable name of a function, at most `MAX_NAME_CHARS` characters."""
     while hasattr(function, "func") and not hasattr(function, "__qualname__"):
         function = function.func  # functools.partial
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
@@ -83,7 +83,7 @@ def name_of(function: Any) -> str:
 
 
 def pickle_function(function: Callable[..., Any]) -> PickledFunction:
-    """Raises `TypeError`: it cannot be called or pickled."""
+    """Pickle a function. Raises `TypeError`: it cannot be called or pickled."""
     if not callable(function):
         raise TypeError(f"{function!r} cannot be called: pass a function, not its value")
     name = name_of(function)
@@ -134,7 +134,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.shared: dict[str, None] = {}
 
     def persistent_id(self, item: Any) -> tuple[str, str] | None:
-        """The name of what is not pickled."""
+        """Return the reference of an object that is not pickled."""
         if isinstance(item, Future):
             name = self._names.call_of(item)
             self.futures[name] = None
@@ -206,7 +206,7 @@ def _words(error: BaseException) -> str:
 
 
 def value_of(data: bytes, name: str) -> Any:
-    """The value of a call. Raises `RemoteError` where it cannot be unpickled here."""
+    """Unpickle the value of a call. Raises `RemoteError` if it cannot be unpickled here."""
     try:
         return pickle.loads(data)
     except Exception as error:
@@ -214,7 +214,7 @@ def value_of(data: bytes, name: str) -> Any:
 
 
 def failure_of(data: bytes, text: str, cause: str, note: str) -> BaseException:
-    """The exception of a failed call, with its remote traceback as `__cause__`. Never raises."""
+    """Return the exception of a failed call, with its remote traceback as `__cause__`. Never raises."""
     error: BaseException = RemoteError(text, cause)
     trace = ""
     if data:

@@ -1,4 +1,4 @@
-"""Where the boss of a Slurm cluster is."""
+"""The address of the boss in a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from ecloud.config.settings import load_settings
 
 
 def slurm_master_host() -> str:
-    """The host of the boss's broker, from the access file: `$ECLOUD_ACCESS`, or the one in ECLOUD's home, which nodes
-    of a Slurm cluster usually share. Raises `Problem` if there is none."""
+    """Return the host of the boss's broker, from the access file: `$ECLOUD_ACCESS`, or the one in ECLOUD's home, which
+    nodes of a Slurm cluster usually share. Raises `Problem` if there is none."""
     return app.find_access(load_settings()).host

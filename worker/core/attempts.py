@@ -1,5 +1,5 @@
 """The attempts that a worker holds: the queue, running ones, resources, init tasks, and outcomes until they are
-confirmed. Owns no clock, file or process, and nothing of the conversation: it sends through `say`, which its owner
+confirmed. Owns no clock, file or process, and no part of the conversation: it sends through `say`, which its owner
 provides.
 
 Everything that it reports about an attempt is true at that time.
@@ -19,11 +19,11 @@ from worker.core.events import ResultsComplete, StartAttempt, StopAttempt, Worke
 from worker.core.followers import Followers
 
 FLUSH_COUNT = 64
-"""Outcomes that are sent at once. One outcome per message would cost almost half of the speed."""
+"""Outcomes that are sent together. One outcome per message would cost almost half of the speed."""
 FLUSH_S = 0.02
 """Longest time that an outcome waits for others while something runs or waits."""
 STARTED_S = 0.5
-"""What runs this long is reported as started. Of most short tasks the boss learns only the end."""
+"""An attempt that runs for this long is reported as started. Of most short tasks the boss learns only the end."""
 
 FLUSH_BUSY_COUNT = 192
 FLUSH_BUSY_S = 0.15
@@ -45,8 +45,8 @@ Key = tuple[int, int]
 
 
 class Running(msgspec.Struct, eq=False):
-    """An attempt that was started here. `said`: whether the boss was told; `staging`: its commands ended and its
-    resources are free again."""
+    """An attempt that was started here. `said`: whether its start was reported to the boss; `staging`: its commands
+    ended and its resources are free again."""
 
     order: AttemptOrder
     gpus: tuple[str, ...]
@@ -219,8 +219,8 @@ class Attempts:
         return stands
 
     def on_gpus(self, present: Collection[str]) -> bool:
-        """GPUs that do not answer are offered no more, those that answer again are; whether that changed anything. What
-        runs on a lost one runs on; what is queued and never fits now is given back in the next session."""
+        """Offer only the GPUs that answer; return whether that changed anything. Attempts on a lost GPU continue;
+        queued ones that can never fit now are given back in the next session."""
         offered = tuple(gpu for gpu in self._all_gpus if gpu in present)
         if offered == self.config.gpus:
             return False
@@ -292,8 +292,8 @@ class Attempts:
         self.starts_changed = True
 
     def on_commands_ended(self, key: Key) -> None:
-        """Its commands ended and its results are being staged: free its resources. Only for some attempts at once,
-        because results for a datastore that is away accumulate on this disk."""
+        """Its commands ended and its results are being staged: free its resources. Only for a limited number of
+        attempts at a time, because results for an unreachable datastore accumulate on this disk."""
         running = self.running.get(key)
         if running is not None and not running.staging and self._staging < STAGING_MOST:
             running.staging = True
@@ -306,8 +306,8 @@ class Attempts:
         running = self._release(key)
         if running is None:
             return
-        # Write a long attempt's outcome at once; a crash within a moment may cost several short ones, which is as
-        # little.
+        # Write a long attempt's outcome immediately. A crash soon afterwards may lose several short ones, which costs
+        # no more.
         waits = self._waiting >= FLUSH_STEADY_COUNT and outcome.run_s < SHORT_S
         (self._unspooled if waits else self.effects.spool).append(outcome)
         self._keep(outcome)
@@ -402,10 +402,10 @@ class Attempts:
             names = tuple(AttemptName(*key) for key in keys[start : start + wire.BATCH_COUNT])
             self._say(wire.TasksReturned(names, reason))
 
-    # --- saying -------------------------------------------------------------------------------------
+    # --- sending ------------------------------------------------------------------------------------
 
     def on_session(self, now: float) -> None:
-        """Send every outcome again in a new session. The inventory in its first heartbeat tells what runs."""
+        """Send every outcome again in a new session. The inventory in its first heartbeat reports what runs."""
         self._unsaid = {key: ended for key, ended in self.ended.items() if key not in self._held_back}
         for running in self.running.values():
             running.said = True
@@ -518,7 +518,8 @@ def _without_files(outcome: Outcome) -> ResultsComplete:
 
 
 def _pace(waiting: int) -> tuple[int, float]:
-    """How many outcomes are sent at once, and how long they wait for that, when this many attempts wait to start."""
+    """Return how many outcomes are sent together, and how long they wait for that, when this many attempts wait to
+    start."""
     if waiting >= FLUSH_BUSY_COUNT:
         return FLUSH_BUSY_COUNT, FLUSH_BUSY_S
     return FLUSH_COUNT, FLUSH_STEADY_S if waiting >= FLUSH_STEADY_COUNT else FLUSH_S

@@ -1,4 +1,4 @@
-"""What can happen to a worker, and what it wants done. Facts in the past tense, orders in the imperative. Pure."""
+"""The events of a worker, and the actions that it orders. Facts in the past tense, orders in the imperative. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     boss_gone_exit_s: float | None = None
     spooled: tuple[Outcome, ...] = ()
     heard: tuple[int, int] = (0, 0)
-    """Epoch and batch of the boss heard last before the spooled outcomes; zeros without any."""
+    """The boss's epoch and batch received last before the spooled outcomes; zeros if unknown."""
     ssh_key: str = ""
     boot_steps: tuple[tuple[str, float], ...] = ()
     machine: str = ""
@@ -59,21 +59,21 @@ class MessageArrived(msgspec.Struct, frozen=True):
 
 
 class AttemptEnded(msgspec.Struct, frozen=True):
-    """Nothing of it runs any more; its results are staged."""
+    """No process of the attempt runs any more; its results are staged."""
 
     outcome: Outcome
 
 
 class CommandsEnded(msgspec.Struct, frozen=True):
-    """Nothing of it runs any more; its small results are being staged. `AttemptEnded` follows."""
+    """No process of the attempt runs any more; its small results are being staged. `AttemptEnded` follows."""
 
     task_no: int
     number: int
 
 
 class ResultsComplete(msgspec.Struct, frozen=True):
-    """Its commands succeeded and its results are complete and hashed on this worker, but not staged yet. `files`:
-    SHA-256 of each file by final name; `others`: final names of directories and links. Only for attempts with
+    """The attempt's commands succeeded and its results are complete and hashed on this worker, but not staged yet.
+    `files`: SHA-256 of each file by final name; `others`: final names of directories and links. Only for attempts with
     followers; `AttemptEnded` comes after it."""
 
     task_no: int
@@ -83,7 +83,8 @@ class ResultsComplete(msgspec.Struct, frozen=True):
 
 
 class AttemptReturned(msgspec.Struct, frozen=True):
-    """It could not be run here through no fault of the task; nothing of it is left. `ran`: its commands had started."""
+    """The attempt could not be run here through no fault of the task; nothing of it is left. `ran`: its commands had
+    started."""
 
     task_no: int
     number: int
@@ -96,13 +97,13 @@ class AccessEnded(msgspec.Struct, frozen=True):
 
 
 class TroubleChanged(msgspec.Struct, frozen=True):
-    """Nothing can be started here for this reason; empty: the trouble ended."""
+    """The worker can start nothing for this reason; empty: the trouble ended."""
 
     text: str
 
 
 class TermReceived(msgspec.Struct, frozen=True):
-    """The machine or a person asks the worker to leave. The second time: at once."""
+    """The machine or a user asks the worker to leave. The second time: immediately."""
 
 
 class StateMeasured(msgspec.Struct, frozen=True):
@@ -168,8 +169,8 @@ class StreamOutput(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """End what still runs, then exit with `code`. `anew`: also drop the spool and begin as a new process, because the
-    boss has another history."""
+    """End what still runs, then exit with `code`. `anew`: also drop the spool and start again as a new process, because
+    the boss has another history."""
 
     code: int
     reason: str

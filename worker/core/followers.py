@@ -31,7 +31,7 @@ class Followers:
     def __init__(self) -> None:
         self.waiting: dict[Key, Follower] = {}
         self._ready: dict[Key, Follower] = {}
-        """Those that may start, until they do: they still need the results of the others."""
+        """Followers that may start, until they do: they still need the results of the others."""
         self._of: dict[Key, dict[Key, None]] = {}
         """By attempt: its followers, and those that need its results."""
 
@@ -49,8 +49,8 @@ class Followers:
         return key in self._of
 
     def on_success(self, done: ResultsComplete) -> tuple[list[tuple[Key, AttemptOrder]], list[Key]]:
-        """An attempt succeeded. Returns its followers that may start now, and those to give back because they require
-        results that only the datastore can provide, after publication."""
+        """Record the success of an attempt. Returns its followers that may start now, and those to give back because
+        they require results that only the datastore can provide, after publication."""
         earlier = (done.task_no, done.number)
         ready, back = [], []
         for key in list(self._of.get(earlier, ())):
@@ -76,7 +76,7 @@ class Followers:
         return ready, back
 
     def take(self, key: Key) -> dict[str, Key]:
-        """The attempt starts. Returns which attempt made which of its requirements."""
+        """Remove an attempt that starts. Returns which attempt made which of its requirements."""
         follower = self._ready.pop(key, None)
         if follower is None:
             return {}
@@ -85,7 +85,7 @@ class Followers:
         return follower.own
 
     def remove(self, key: Key) -> AttemptOrder | None:
-        """It is given back. Returns its order if it waited here for others."""
+        """Remove an attempt that is given back. Returns its order if it waited here for others."""
         follower = self.waiting.pop(key, None)
         ready = self._ready.pop(key, None)
         for one in (follower, ready):

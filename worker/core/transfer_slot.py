@@ -36,18 +36,18 @@ class Lane:
 
     @property
     def wants_bytes(self) -> int | None:
-        """What waits for a lane; None for nothing."""
+        """Size of what waits for a lane; None if nothing waits."""
         return self.transfers.bytes if self.transfers.waiting and not self.number else None
 
     def on_changed(self, transfers: TransfersChanged) -> None:
-        """Something began, ended, or waits. What follows is decided when the whole batch was heard."""
+        """A transfer began, ended, or waits. `look` decides what to do, after the whole batch of events."""
         self.transfers = transfers
         self.sleeps = False
 
     def on_granted(self, number: int, lives_s: float | None, now: float) -> None:
-        """The boss gives a lane, or says until when."""
+        """The boss grants a lane, or limits its time."""
         if number <= self._ended:
-            self._say(TransfersEnded(number))  # it was on its way while the lane was given back
+            self._say(TransfersEnded(number))  # the grant crossed the return of this lane
             return
         self.sleeps = False
         if number != self.number:
@@ -56,13 +56,13 @@ class Lane:
         self._until = None if lives_s is None else now + lives_s
 
     def on_session(self) -> None:
-        """The first heartbeat of a session tells what is held and wanted; lanes are numbered anew."""
+        """In a new session, whose first heartbeat reports lane and demand; the boss numbers lanes again."""
         self._ended = 0
         self._asked = self.wants_bytes is not None
         self.sleeps = False
 
     def look(self, now: float) -> None:
-        """Give back what is due, ask for what is needed."""
+        """Return a lane that is due, request one if needed."""
         busy = bool(self.transfers.waiting or self.transfers.under_way)
         self._idle_since = None if busy else now if self._idle_since is None else self._idle_since
         if self.number:

@@ -1,6 +1,6 @@
-"""When the boss hears between heartbeats what this worker moves: where it takes long, for people to see. Pure.
+"""When the worker reports its transfers between heartbeats: if they take long, for users to see. Pure.
 
-Never a word per task: what moves for less than `LONG_S` is told by heartbeats alone.
+Sends no message per task: transfers shorter than `LONG_S` are reported by heartbeats alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from ecloud.model.wire import Message, MovingChanged
 
 LONG_S = 1.0
 AGAIN_S = 2.0
-"""What continues moving is told again after this."""
+"""Transfers in progress are reported again after this."""
 
 
 class Shown:
-    """What moves, and what of it was told."""
+    """The present transfers, and the last report about them."""
 
     def __init__(self, say: Callable[[Message], None]) -> None:
         self._say = say
@@ -24,7 +24,7 @@ class Shown:
         self._told_at: float | None = None
 
     def on_measured(self, moving: Moving | None, now: float) -> None:
-        """It was looked at."""
+        """Take a new measurement."""
         self.moving = moving
         if moving is None:
             if self._told_at is not None:
@@ -35,5 +35,5 @@ class Shown:
             self._told_at = now
 
     def on_heartbeat(self, now: float) -> None:
-        """A heartbeat tells it."""
+        """A heartbeat reports them."""
         self._told_at = None if self.moving is None else now

@@ -1,7 +1,7 @@
-"""The worker's side of the conversation: hello, sessions, heartbeats, the lease, coming and going. Events in, effects
-out; owns no clock, file or process. What it holds and starts is `worker.core.attempts`.
+"""The worker's side of the conversation: hello, sessions, heartbeats, the lease, joining and leaving. Events in,
+effects out; owns no clock, file or process. What it holds and starts is in `worker.core.attempts`.
 
-The rules are those of docs/protocol.md. What it hears is obeyed only in the session that its last Hello opened.
+The rules are those of docs/protocol.md. It obeys orders only in the session that its last Hello opened.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ from worker.core.transfer_slot import Lane
 from worker.core.transfer_status import Shown
 
 HELLO_BACKOFF = Backoff(1.0, 10.0)
-"""Between Hellos that the boss does not answer."""
+"""Pause between Hellos that the boss does not answer."""
 DRAIN_WITHOUT_BOSS_S = 5.0
-"""A worker that wants to leave waits this long for the boss to hear of it, once it is idle."""
+"""A worker that wants to leave waits this long for the boss's confirmation, once it is idle."""
 ENDS_SOON_S = 60.0
-"""A machine that is about to end takes nothing more."""
+"""A worker takes nothing more if its machine ends within this time."""
 
 
 HOME_COPIED = 2
-"""Exit code of a worker whose home is a copy of another's that still works: a person gives it a home of its own."""
+"""Exit code of a worker whose home is a copy of another worker's that still runs: the user must give it its own
+home."""
 
 
 class WorkerCore:
@@ -59,7 +60,7 @@ class WorkerCore:
         self.connected = False
         self.session = ""
         self.epoch, self.batch = config.heard
-        """Of the boss, as heard last."""
+        """Of the boss, as received last."""
         self.heartbeat_s, self.lease_s = 5.0, 60.0
         self.datastore = wire.DatastoreAccess("")
         self.settings: dict[str, float] = {}
@@ -87,7 +88,7 @@ class WorkerCore:
     # --- the one verb -------------------------------------------------------------------------------
 
     def handle(self, events: Sequence[Event], now: float) -> WorkerEffects:
-        """Apply a batch, let deadlines pass, start what fits, say what is due."""
+        """Apply a batch of events, handle deadlines, start what fits, send what is due."""
         for event in events:
             self._apply(event, now)
         self._pass_deadlines(now)
@@ -147,7 +148,7 @@ class WorkerCore:
                 if text != self.trouble:
                     self.trouble = text
                     self.attempts.starts_changed = True
-                    if self.session:  # else the Welcome's heartbeat says it
+                    if self.session:  # else the Welcome's heartbeat reports it
                         self._heartbeat_at = now
             case GpusMeasured(present):
                 if self.attempts.on_gpus(present):
@@ -169,8 +170,8 @@ class WorkerCore:
             self._on_welcome(envelope, message, now)
             return
         if isinstance(message, wire.Refused) and message.code == "session":
-            # A deposed boss that does not know it yet has no say in the session with the one that leads. But where none
-            # has renewed the lease, the one that speaks may lead in a lower epoch, and hears of this one by a Hello.
+            # A deposed boss that does not know it yet cannot end the session with the boss that leads. But if no boss
+            # has renewed the lease, the sender may lead with a lower epoch, and learns of this one from a Hello.
             heeded = envelope.epoch >= self.epoch or self._lease_until is None or now >= self._lease_until
             if message.about == self.session and self.session and self.connected and heeded:
                 self._say_hello(now)
@@ -191,7 +192,7 @@ class WorkerCore:
             case wire.StartTasks(attempts):
                 self.attempts.on_start_tasks(attempts, takes=not (self.draining or self.leaving))
                 if self.draining and self._leave_at is not None:
-                    self._say(wire.DrainWanted("it was told to leave"))  # the boss did not hear it
+                    self._say(wire.DrainWanted("it was told to leave"))  # the boss did not receive the first one
             case wire.OutcomesStored(attempts):
                 self.attempts.on_stored(attempts)
             case wire.HeartbeatAnswered(number):
@@ -244,8 +245,8 @@ class WorkerCore:
         self._heartbeats.clear()
         self._inputs_told = ()
         if self._lease_until is None or now >= self._lease_until:
-            # What waited here when the lease ended may have been given to others: it is not started, but given back.
-            # A lease that lives is renewed by answered heartbeats only: this Welcome may be all that the boss can say.
+            # Attempts that waited here when the lease ended may have been given to others: give them back unstarted.
+            # Only answered heartbeats renew a live lease: this Welcome may be all that the boss can send.
             self.attempts.give_back_queue()
             self._lease_until = now + self.lease_s
         self.attempts.starts_changed = True
@@ -262,14 +263,14 @@ class WorkerCore:
         # Without its certificate nothing can be fetched: access is on its way.
         return not self.datastore.host_key or bool(self.datastore.credential)
 
-    # --- saying -------------------------------------------------------------------------------------
+    # --- sending ------------------------------------------------------------------------------------
 
     @property
     def _nonce(self) -> str:
         return f"{self.config.peer}-{self._nonces}"
 
     def _say(self, message: wire.Message) -> None:
-        """In the session; without one it is not said: the inventory will tell."""
+        """Send a message in the session. Without a session, drop it: the next inventory reports the state."""
         if self.session:
             self._number += 1
             self.attempts.effects.says.append(

@@ -28,7 +28,7 @@ from ecloud.model.transfer_status import BIG_INPUT_BYTES, INPUTS_TOLD, HeldInput
 PART_OF_DISK = 0.5
 """Largest share of the space that is free or its own."""
 SMALL_BYTES = 1 << 16
-"""Smaller files are not kept: fetching one costs no more than asking whether it is unchanged."""
+"""Smaller files are not kept: fetching one costs no more than the check whether it is unchanged."""
 COPIES = 3
 """The disk must have room for this many copies of an entry; otherwise it is fetched without being kept."""
 TIMES = 3
@@ -87,7 +87,7 @@ class Cache:
             self._told = None
 
     def big_inputs(self) -> tuple[HeldInput, ...]:
-        """Its big entries, last used first, as many as heartbeats report."""
+        """Return its big entries, last used first, as many as heartbeats report."""
         told = self._told
         if told is None:
             with self._lock:
@@ -105,8 +105,8 @@ class Cache:
     def fetch(self, key: str, entries: list[Entry], to: Path, transfer: Callable[[Path], int]) -> int:
         """Copy the content of `key` to the new path `to`. Returns the bytes that crossed the network: 0 on a hit.
 
-        `entries`: what the datastore lists now, the top first. `transfer` fetches it to a path, and raises what
-        `port.Reader.fetch` does.
+        `entries`: the datastore's present list, the top first. `transfer` fetches the content to a path, and raises
+        what `port.Reader.fetch` does.
         """
         size = sum(entry.size for entry in entries)
         if not self._may_hold(key, size):
@@ -141,7 +141,7 @@ class Cache:
             pass
 
     def sweep(self) -> None:
-        """Remove interrupted downloads that nobody requested for a day."""
+        """Remove interrupted downloads that were not requested for a day."""
         while self._drop_cut(old=True):
             pass
 
@@ -152,7 +152,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _kept(self, key: str) -> Iterator[None]:
-        """Keep it from being evicted meanwhile."""
+        """Protect the entry from eviction meanwhile."""
         with self._lock:
             self._in_use[key] += 1
         try:
@@ -164,7 +164,8 @@ class Cache:
                     del self._in_use[key]
 
     def _holds(self, key: str, entries: list[Entry]) -> bool:
-        """Whether it is here. An entry of an earlier process is checked once, and read if its hash is known."""
+        """Whether the cache has the entry. An entry of an earlier process is checked once, and read if its hash is
+        known."""
         size = self._entries.get(key)
         if size is None:
             return False
@@ -176,7 +177,7 @@ class Cache:
         return True
 
     def _bring(self, key: str, size: int, path: str, transfer: Callable[[Path], int]) -> int:
-        """Fetch it, or wait for the transfer under way. Raises what `transfer` raises."""
+        """Fetch the entry, or wait for the transfer under way. Raises what `transfer` raises."""
         with self._lock:
             other = self._under_way.get(key)
             if other is None:
@@ -185,7 +186,7 @@ class Cache:
                 mine = self._under_way[key] = Future()
                 self._coming[key] = size
         if other is not None:
-            other.exception()  # if it failed, this one finds nothing there and tries itself
+            other.exception()  # if it failed, this caller finds no entry and tries itself
             return 0
         try:
             return self._transfer(key, size, path, transfer)
@@ -266,7 +267,8 @@ class Cache:
         return min(float(self.limit_bytes), PART_OF_DISK * (free + self.used_bytes))
 
     def _may_hold(self, key: str, size: int) -> bool:
-        """Whether it is here, or worth keeping and small enough: the copy that is handed out needs room as well."""
+        """Whether the cache has the entry, or it is worth keeping and small enough: its copy for the task needs room as
+        well."""
         if not SMALL_BYTES <= size <= self._limit():
             return False
         return key in self._entries or COPIES * size <= shutil.disk_usage(self._top).free + self.used_bytes
@@ -283,7 +285,7 @@ class Cache:
         return bool(key)
 
     def _drop_cut(self, old: bool = False) -> bool:
-        """Remove the oldest interrupted download; `old`: only one that nobody requested for a day. Returns whether
+        """Remove the oldest interrupted download; `old`: only one that was not requested for a day. Returns whether
         there was one."""
         with self._lock:
             keys = (key for key in self._cut if key not in self._under_way)
@@ -312,7 +314,7 @@ class Cache:
 
 
 def _is_text(path: str) -> bool:
-    """Whether the name can be sent: a name on disk may be any bytes."""
+    """Whether a message can contain the name: a name on disk may be any bytes."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -343,7 +345,7 @@ def _is_recent(directory: Path) -> bool:
 
 
 def _is_whole(path: Path, entries: list[Entry]) -> bool:
-    """Whether a file or tree is what the datastore lists, as far as that tells: after a crash it may not be."""
+    """Whether a file or tree matches the datastore's list, as far as that can show: after a crash it may not."""
     top = entries[0]
     try:
         for entry in entries:

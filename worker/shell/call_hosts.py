@@ -1,8 +1,8 @@
 """Call hosts of this worker (`worker/callhost.py`): warm interpreters that run calls one after another.
 
-A host is a process like a task's shell: a launcher starts it, ends all that it started, and tells its end. It is used
-again for calls of the same kind: the same run, Python, container, resources and environment. Owns which host runs
-which call. A host that ends, for whatever reason, costs the call in progress only.
+A host is a process like a task's shell: a launcher starts it, ends all that it started, and reports its end. It is
+reused for calls of the same kind: the same run, Python, container, resources and environment. Owns which host runs
+which call. A host that ends, for whatever reason, fails only the call in progress.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from worker.shell.pythons import Pythons
 
 CALLHOST = Path(__file__).resolve().parents[1] / "callhost.py"
 IDLE_S = 60.0
-"""A host that has been idle for so long is ended."""
+"""A host that has been idle for longer than this is ended."""
 IDLE_KEPT = 8
-"""Idle hosts of other kinds that are kept when a new one starts."""
+"""Idle hosts of other kinds that are kept when a new host starts."""
 READ_BYTES = 1 << 20
 MEMORY_SHARE = 0.8
-"""A host that has held more than this share of the memory that its calls ask for is replaced after its call."""
+"""A host that has used more than this share of the memory that its calls request is replaced after its call."""
 LAST_LINES = 3
 Key = tuple[int, int]
 
 
 class HostKind(msgspec.Struct, frozen=True):
-    """What two calls have in common that can use the same host. `env`: its own variables."""
+    """What two calls must have in common to use the same host. `env`: the variables of the calls."""
 
     run_no: int
     python: str
@@ -53,7 +53,7 @@ class HostKind(msgspec.Struct, frozen=True):
 
 
 class CallOrder(msgspec.Struct, frozen=True):
-    """A call to run, as the host hears it: `head`, and `parts` that follow it."""
+    """A call to run, as sent to the host: `head`, followed by `parts`."""
 
     key: Key
     head: dict[str, Any]
@@ -63,14 +63,14 @@ class CallOrder(msgspec.Struct, frozen=True):
 
 
 class CallEnd(msgspec.Struct, frozen=True):
-    """How a call ended. `value_file`: holds a value that is too large for the outcome."""
+    """How a call ended. `value_file`: the file with a value that is too large for the outcome."""
 
     outcome: Outcome
     value_file: str = ""
 
 
 class Host:
-    """One call host, seen from here."""
+    """One call host, as the worker sees it."""
 
     def __init__(self, kind: HostKind, process: Process, outputs: str) -> None:
         self.kind = kind
@@ -86,7 +86,7 @@ class Host:
 
 
 class CallHosts:
-    """All hosts. `on_end` is called when a call ended."""
+    """All hosts. Calls `on_end` when a call has ended."""
 
     def __init__(self, poll: select.epoll, processes: Processes, control: Path, pythons: Pythons) -> None:
         self._poll = poll
@@ -116,10 +116,10 @@ class CallHosts:
         argv_of: Callable[[list[str]], list[str]],
         control_inside: str = "",
     ) -> None:
-        """Run a call on an idle host of its kind, or on a new one. `argv_of`: what runs an argv in a container;
-        `control_inside`: what the container calls the directory of the socket.
+        """Run a call on an idle host of its kind, or on a new one. `argv_of`: wraps a command to run it in a container;
+        `control_inside`: the path of the socket's directory inside the container.
 
-        Raises `OSError` where no process can be started, `ContainerMissing`.
+        Raises `OSError` if no process can be started, `ContainerMissing`.
         """
         idle = self._idle.get(kind)
         host = idle.pop() if idle else self._start(kind, env, directory, argv_of, control_inside)
@@ -129,7 +129,7 @@ class CallHosts:
             self._send(host)
 
     def stop(self, key: Key, grace_s: float) -> bool:
-        """End a call with its host; whether one runs it."""
+        """End a call together with its host; return whether a host runs this call."""
         host = self._running.get(key)
         if host is not None:
             self._processes.stop(host.process, "stopped", grace_s, time.monotonic())
@@ -162,7 +162,7 @@ class CallHosts:
         if self._listener is not None:
             return
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        directory = os.open(self._directory, os.O_PATH | os.O_CLOEXEC)  # a path of a socket may have 107 bytes only
+        directory = os.open(self._directory, os.O_PATH | os.O_CLOEXEC)  # the path of a socket is limited to 107 bytes
         try:
             with contextlib.suppress(FileNotFoundError):
                 (self._directory / "calls.sock").unlink()
@@ -182,13 +182,13 @@ class CallHosts:
         frame = b"".join((len(head).to_bytes(4, "little"), size.to_bytes(4, "little"), head, *order.parts))
         host.started_at = time.monotonic()
         host.process.timeout_at = None if order.timeout_s is None else host.started_at + order.timeout_s
-        with contextlib.suppress(OSError):  # it has ended: its launcher tells
+        with contextlib.suppress(OSError):  # the host has ended: its launcher reports that
             control.sendall(frame)
 
     # --- events -------------------------------------------------------------------------------------
 
     def owns(self, descriptor: int) -> bool:
-        """Whether an event of the epoll is for us."""
+        """Whether an epoll event of this descriptor belongs here."""
         return (
             descriptor in self._by_descriptor
             or descriptor in self._unnamed
@@ -196,7 +196,7 @@ class CallHosts:
         )
 
     def on_ready(self, descriptor: int) -> None:
-        """A host connects, says its token, or answers."""
+        """Handle a connection, token or reply of a host."""
         if self._listener is not None and descriptor == self._listener.fileno():
             with contextlib.suppress(BlockingIOError):
                 control, _ = self._listener.accept()
@@ -209,7 +209,7 @@ class CallHosts:
         host = self._by_descriptor[descriptor]
         data = self._receive(host.control)
         if not data:
-            self._hang_up(host)  # its end is told by its launcher
+            self._hang_up(host)  # its launcher reports its end
             return
         host.inbox += data
         while (frame := _frame(host.inbox)) is not None:
@@ -226,7 +226,7 @@ class CallHosts:
     def _on_token(self, descriptor: int) -> None:
         control = self._unnamed.pop(descriptor)
         inbox = bytearray(self._receive(control))
-        frame = _frame(inbox)  # so short a frame comes at once
+        frame = _frame(inbox)  # a frame this short arrives whole
         host = self._hosts.get((-int(frame[0]["token"]), 0)) if frame is not None else None
         if host is None or host.control is not None:
             self._poll.unregister(descriptor)
@@ -278,7 +278,7 @@ class CallHosts:
             self._idle.setdefault(host.kind, []).append(host)
 
     def _hang_up(self, host: Host) -> None:
-        """Close its socket: it ends by itself where it is idle."""
+        """Close the socket of a host. An idle host then ends."""
         host.is_ending = True
         idle = self._idle.get(host.kind)
         if idle is not None and host in idle:
@@ -292,11 +292,11 @@ class CallHosts:
             host.control = None
 
     def is_host(self, key: Key) -> bool:
-        """Whether a process is a host of ours."""
+        """Whether the process with this key is a call host."""
         return key in self._hosts
 
     def on_finished(self, finished: Finished) -> None:
-        """A host ended, and all that it had started. A call that it ran ended with it."""
+        """Handle the end of a host and of all that it had started. The call that it ran has ended with it."""
         host = self._hosts.pop(finished.key)
         self._hang_up(host)
         order = host.call
@@ -308,7 +308,8 @@ class CallHosts:
                 os.unlink(f"{host.outputs}.{stream}")
 
     def _crashed(self, host: Host, order: CallOrder, finished: Finished) -> Outcome:
-        """The outcome of a call whose host ended: named by what ended it, with the last lines that it wrote."""
+        """Build the outcome of a call whose host ended: the cause of that end, and the last lines that the host
+        wrote."""
         began = bool(host.started_at)
         stdout, stderr = (_tail(f"{host.outputs}.{stream}") for stream in ("stdout", "stderr"))
         stderr = stderr or finished.stderr.text(FAILURE_TAIL_BYTES)
@@ -329,7 +330,7 @@ class CallHosts:
     # --- time ---------------------------------------------------------------------------------------
 
     def trim(self, now: float) -> None:
-        """End hosts that have been idle for long."""
+        """End hosts that have been idle for longer than `IDLE_S`."""
         for hosts in tuple(self._idle.values()):
             for host in tuple(hosts):
                 if now - host.idle_since > IDLE_S:
@@ -342,7 +343,7 @@ class CallHosts:
 
 
 def _frame(inbox: bytearray) -> tuple[dict[str, Any], bytes] | None:
-    """The first whole frame, taken from the inbox."""
+    """Take the first complete frame from the inbox; None if there is none yet."""
     if len(inbox) < 8:
         return None
     head_end = 8 + int.from_bytes(inbox[:4], "little")
@@ -363,7 +364,7 @@ def _tail(path: str) -> str:
 
 
 def _why(host: Host, order: CallOrder, finished: Finished, cause: Cause) -> str:
-    """What ended a host while it ran a call, in a sentence."""
+    """Return a sentence that explains what ended a host during a call."""
     name, python = order.head["name"], host.kind.python
     if finished.failed_errno:
         return f"{python} cannot be started: {os.strerror(finished.failed_errno)}"
@@ -380,6 +381,6 @@ def _why(host: Host, order: CallOrder, finished: Finished, cause: Cause) -> str:
 
 
 def _cloudpickle() -> str:
-    """Where this worker's own Python has the package, for Pythons that lack it."""
+    """Return the directory of this worker's own cloudpickle, for Pythons that lack it."""
     found = importlib.util.find_spec("cloudpickle")
     return os.path.dirname(found.origin) if found is not None and found.origin else ""

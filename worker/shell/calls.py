@@ -1,6 +1,6 @@
-"""Calls of this worker: from an attempt whose files are there to a call on a host, in a container if need be.
+"""Python calls of this worker: runs the call of a prepared attempt on a call host, in a container if requested.
 
-Owns what all calls of a run share here: unpacked modules.
+Owns what all calls of a run share on this machine: the unpacked modules.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 UNUSED_S = 6 * 3600.0
 """A shared requirement that no call has used for so long is removed."""
 PYTHON_INSIDE = "python3"
-"""The Python of a container."""
+"""The Python inside a container."""
 OWN = (b"ECLOUD_TASK", b"ECLOUD_RUN", b"ECLOUD_ATTEMPT")
-"""Variables that differ from call to call: not those of a host."""
+"""Variables that differ from call to call: a host's environment does not contain them."""
 
 
 class CallImpossible(Problem):
-    """This machine cannot run the call; the text says why."""
+    """This machine cannot run the call; the text gives the reason."""
 
 
 def with_values(body: TaskBody, values: Sequence[CallValue]) -> TaskBody:
-    """The body of a call, with the large values that it needs among its requirements."""
+    """Return the body of a call, with the large values that it needs added to its requirements."""
     more = [Requirement(value.path, _value_name(number)) for number, value in enumerate(values) if value.path]
     return msgspec.structs.replace(body, requirements=(*body.requirements, *more)) if more else body
 
@@ -64,7 +64,7 @@ def _value_name(number: int) -> str:
 
 
 class CallRunner:
-    """Hands calls to hosts."""
+    """Hands calls to call hosts."""
 
     def __init__(self, hosts: CallHosts, home: WorkerHome, peer: str, directories: WorkingDirectories) -> None:
         self.hosts = hosts
@@ -153,7 +153,8 @@ class CallRunner:
         return f"{WORK}/{directory.relative_to(self._directories.top)}"
 
     def _argv(self, job: Job, argv: list[str], env: dict[bytes, bytes]) -> list[str]:
-        """What starts a host, in a container where the call asks for one: it sees all working directories."""
+        """Return the command that starts a host, in a container if the call asks for one: the container sees all
+        working directories."""
         container = job.body.container
         if container is None:
             return argv
@@ -174,7 +175,7 @@ class CallRunner:
         return job.container_argv
 
     def _unpacked(self, job: Job, call: Call) -> str:
-        """The directory with the user's modules: unpacked once, by the name of the archive, which is its hash."""
+        """Return the directory with the user's modules. Unpacks the archive once; its name is its hash."""
         if not call.project:
             return ""
         place = self.objects / f"{call.project}.modules"

@@ -20,12 +20,13 @@ MAX_ARGUMENT_BYTES = 100_000
 SHOWN_CHARS = 200
 LAST_LINES = 3
 STOP_AT_FAILURE = "case $? in 0) ;; *) exit $? ;; esac"
-"""Between two commands. No `||` and no function: both would switch off `set -e` and ERR traps inside the command."""
+"""Inserted between two commands. No `||` and no function: both would switch off `set -e` and ERR traps inside the
+command."""
 _OPEN_BACKSLASH = re.compile(r"(?<!\\)((?:\\\\)*)\\\Z")
-"""At the very end of a command it would join the next line to it."""
+"""At the very end of a command, a backslash would join the next line to it."""
 _QUOTED = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 _RUNS_ON = re.compile(r"""['"`\\]|<<|(?:&&|\||\(|\{)\s*$""")
-"""What may remain of a command outside its quotes if the next line of a script could belong to it."""
+"""Characters in a command, outside its quotes, after which the next line of a script could belong to it."""
 
 
 def shell_argv(shell: str, body: TaskBody, control: str, control_inside: str = "") -> list[str]:
@@ -65,8 +66,8 @@ def _script(commands: tuple[str, ...], control: str) -> str:
 
 
 def _ends_with_its_line(command: str) -> bool:
-    """Whether the shell certainly takes the next line for a new command. In all other cases `eval` makes certain of it.
-    It is not used for every command, because an ERR trap then runs twice when a command in it fails."""
+    """Whether the shell certainly treats the next line as a new command. All other commands are run by `eval`, which
+    ensures it. Not every command, because an ERR trap then runs twice when a command in it fails."""
     return not _RUNS_ON.search(_QUOTED.sub("", command))
 
 
@@ -89,7 +90,7 @@ def forget_control(body: TaskBody, control: str) -> None:
 
 
 def outcome_of(finished: Finished, body: TaskBody, step: int, stop_reason: str) -> Outcome:
-    """The outcome of a shell that ended: cause, the command that failed, and a sentence for people."""
+    """Build the outcome of a shell that ended: cause, the command that failed, and a sentence for people."""
     cause, number = _cause(finished)
     success = cause is Cause.SUCCESS
     limit = SUCCESS_TAIL_BYTES if success else FAILURE_TAIL_BYTES
@@ -129,12 +130,13 @@ _KNOWN_CODES = {126: "found, but it cannot be executed", 127: "command not found
 
 
 def signal_name(number: int) -> str:
-    """For example SIGSEGV."""
+    """Return the name, for example SIGSEGV."""
     return _SIGNALS.get(number, f"signal {number}")
 
 
 def _hint(code: int) -> str:
-    """What an exit code often means. 128 + N stays an exit code: shells use it for a signal, programs for anything."""
+    """Return the usual meaning of an exit code. 128 + N stays an exit code: shells use it for a signal, programs for
+    anything."""
     if code in _KNOWN_CODES:
         return f" ({_KNOWN_CODES[code]})"
     if code - 128 not in _SIGNALS:

@@ -1,4 +1,5 @@
-"""What a task sees of the worker's environment, and what the worker adds to it."""
+"""The environment of tasks: the part of the worker's environment that they get, and the variables that the worker
+adds."""
 
 from __future__ import annotations
 
@@ -16,15 +17,15 @@ THREADS = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS", "JULIA_NUM_THREADS",
 )  # fmt: skip
-"""By each of these a library learns how many threads to start. Without them each task starts as many as the machine has
-CPUs."""
+"""Libraries read the number of threads to start from each of these. Without them each task starts as many threads as
+the machine has CPUs."""
 
 
 def inherited(environment: Mapping[str, str], prefix: str = sys.prefix) -> dict[str, str]:
-    """What tasks see of the worker's own environment.
+    """Return the part of the worker's own environment that tasks get.
 
-    No secrets; neither the path by which `start.sh` lets Python find our code, nor our own `.venv`: `python3` in a task
-    is the machine's, or that of the user's own environment.
+    It has no secrets, and neither the path with which `start.sh` makes our code importable, nor our own `.venv`:
+    `python3` in a task is the machine's, or that of the user's own environment.
     """
     env = {name: value for name, value in environment.items() if name not in SECRETS}
     ours = (str(CHECKOUT), str(CHECKOUT / "packages"))
@@ -41,7 +42,7 @@ def inherited(environment: Mapping[str, str], prefix: str = sys.prefix) -> dict[
 
 
 def _is_own_venv(path: str) -> bool:
-    """Whether a directory is the virtual environment of our checkout, also by another name of it."""
+    """Whether a directory is the virtual environment of our checkout, also under another name."""
     if not path or not os.path.isfile(os.path.join(path, "pyvenv.cfg")):
         return False
     own = CHECKOUT / ".venv"
@@ -50,18 +51,19 @@ def _is_own_venv(path: str) -> bool:
 
 @functools.lru_cache(maxsize=1_000)
 def of_cpus(cpus: float) -> dict[bytes, bytes]:
-    """How many CPUs a task has, for itself and for the libraries that start threads."""
+    """Return the variables for the number of CPUs, for the task and for libraries that start threads."""
     threads = b"%d" % max(1, int(cpus))
     return {b"ECLOUD_CPUS": b"%g" % cpus, **{name.encode(): threads for name in THREADS}}
 
 
 def of_resources(asks: Resources) -> dict[bytes, bytes]:
-    """See `of_cpus`. A task that asks for no CPU has one thread."""
+    """See `of_cpus`. A task that requests no CPU gets one thread."""
     return of_cpus(asks.get("cpus", 0.0))
 
 
 def of_gpus(gpus: Sequence[str]) -> dict[str, str]:
-    """Which GPUs a task may use, for NVIDIA's and AMD's libraries. Indices count as `nvidia-smi` does."""
+    """Return the variables for the GPUs of a task, for NVIDIA's and AMD's libraries. Indices count as `nvidia-smi`
+    does."""
     named = ",".join(gpus)
     return {
         "CUDA_VISIBLE_DEVICES": named,
@@ -71,5 +73,5 @@ def of_gpus(gpus: Sequence[str]) -> dict[str, str]:
 
 
 def encoded(env: Mapping[str, str]) -> dict[bytes, bytes]:
-    """As a process gets it."""
+    """Encode variables as bytes, the form in which a process gets them."""
     return {os.fsencode(name): os.fsencode(value) for name, value in env.items()}

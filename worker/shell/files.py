@@ -1,7 +1,7 @@
-"""Directories and files of attempts: working directories, requirements in, results out. Everything that blocks runs
-in a pool.
+"""Directories and files of attempts: working directories, requirements in, results out. Everything that blocks runs in
+a pool.
 
-Publishes nothing: results are staged; the boss promotes them.
+Never publishes: the worker stages results, the boss promotes them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NAMED = 5
 KEPT_NAME_BYTES = 180
 """Of run and task in the name of a directory that is kept; a name may have 255 in all."""
 MIN_FREE_MB = 50.0
-"""Below this nothing is started: an outcome must still fit."""
+"""With less free space than this the worker starts nothing: an outcome must still fit."""
 
 
 class RequirementMissing(Problem):
@@ -51,14 +51,14 @@ class RequirementMissing(Problem):
 
 
 class NoRoom(Problem):
-    """The requirements do not fit on this machine's disk now; the text says how much is lacking."""
+    """The requirements do not fit on this machine's disk now; the text gives the missing amount."""
 
 
 def open_datastore(access: DatastoreAccess, ssh: Path, stall_s: float = STALL_S) -> Stager:
-    """The datastore that the boss named. `ssh`: the directory with this worker's key; the certificate is written there.
-    `stall_s`: see `SshDatastore`.
+    """Open the datastore that the boss named. `ssh`: the directory with this worker's key, into which the certificate
+    is written. `stall_s`: see `SshDatastore`.
 
-    Raises `DatastoreAway` where it can't be used from here.
+    Raises `DatastoreAway` if it cannot be used from here.
     """
     if access.address.startswith("dir:"):
         root = Path(access.address[4:])
@@ -80,13 +80,13 @@ def open_datastore(access: DatastoreAccess, ssh: Path, stall_s: float = STALL_S)
 
 
 def _via(address: SshAddress) -> SshAddress:
-    """The same datastore through a tunnel, where this worker was given one (`admin.py hosts up --tunnel`)."""
+    """Return the datastore's address through a tunnel, if this worker has one (`admin.py hosts up --tunnel`)."""
     host, _, port = os.environ.get("ECLOUD_DATASTORE_VIA", "").rpartition(":")
     return dataclasses.replace(address, host=host, port=int(port)) if host and port.isdecimal() else address
 
 
 def write_certificate(access: DatastoreAccess, ssh: Path) -> None:
-    """Renewed access, for connections that are made from now on."""
+    """Write a renewed certificate, for all connections made from now on."""
     aside = ssh / "certificate.new"
     aside.write_text(access.credential + "\n")
     aside.replace(ssh / "certificate.pub")
@@ -106,7 +106,7 @@ def kept_name(run: str, task: str, number: int) -> str:
 
 
 class WorkingDirectories:
-    """Empty directories, one per attempt, used again while they stay empty."""
+    """Empty directories, one per attempt, reused while they stay empty."""
 
     def __init__(self, home: Path, pool: ThreadPoolExecutor) -> None:
         self.top = home / "work"
@@ -118,7 +118,7 @@ class WorkingDirectories:
         self.top.mkdir(parents=True)
 
     def take(self) -> Path:
-        """An empty directory. Raises `OSError`."""
+        """Return an empty directory. Raises `OSError`."""
         if self._empty:
             return self._empty.pop()
         self._count += 1
@@ -127,7 +127,7 @@ class WorkingDirectories:
         return path
 
     def give_back(self, path: Path, keep_as: str = "") -> None:
-        """The attempt ended; `keep_as` keeps it under that name."""
+        """Take back the directory of an ended attempt. `keep_as`: keep it under that name."""
         if keep_as:
             self._kept.mkdir(exist_ok=True)
             target, count = self._kept / keep_as, 1
@@ -137,7 +137,7 @@ class WorkingDirectories:
             os.rename(path, target)
             return
         try:
-            # The cheapest look: an empty directory can be removed, but then it must be made again.
+            # The cheapest check: an rmdir would test emptiness as well, but then the directory must be made again.
             with os.scandir(path) as items:
                 is_empty = next(items, None) is None
         except OSError:
@@ -193,8 +193,8 @@ class Files:
         self.meter = Meter()
 
     def use(self, access: DatastoreAccess, lane: int = 0, lane_is_open: bool = False) -> None:
-        """Where the datastore is from now on, what opens it, and which lane is held to it, on which transfers may
-        begin or not."""
+        """Set the datastore, its credential and the lane for transfers. `lane_is_open`: whether transfers may begin in
+        it."""
         if access != self._access:
             moved = not access.is_same_place(self._access)
             self._access = access
@@ -210,23 +210,23 @@ class Files:
         self._transfers.begin(lane_is_open)
 
     def limit_cache(self, limit_mb: float) -> None:
-        """How much may be kept of what was fetched over SSH."""
+        """Set how much of what was fetched over SSH the cache may keep, in MB."""
         limit_bytes = int(limit_mb * 1e6)
         if limit_bytes != self._cache.limit_bytes:
             self._cache.limit_bytes = limit_bytes
             self.pool.submit(self._cache.shrink)
 
     def sweep(self) -> None:
-        """What was cut off long ago goes."""
+        """Remove what interrupted transfers left long ago."""
         self.pool.submit(self._cache.sweep)
 
     @property
     def inputs(self) -> tuple[HeldInput, ...]:
-        """The big ones that are kept here, used last first."""
+        """The large inputs in the cache, most recently used first."""
         return self._cache.big_inputs()
 
     def _hang_up(self) -> None:
-        """The lane is given back, and its connection with it; the next one makes another."""
+        """Close the connection together with its lane; the next lane opens another."""
         if isinstance(self._datastore, SshDatastore):
             self.pool.submit(self._datastore.close)
 
@@ -237,7 +237,7 @@ class Files:
             return self._datastore
 
     def probe(self) -> Future[None]:
-        """Ask the datastore something. Fails with `DatastoreAway`."""
+        """Send the datastore a request. Fails with `DatastoreAway`."""
 
         def probe() -> None:
             if self._access.address:
@@ -248,8 +248,8 @@ class Files:
     def fetch(
         self, body: TaskBody, directory: Path, task_no: int = 0, own: Callable[[], int] | None = None
     ) -> Future[Fetched]:
-        """Bring the requirements into the working directory; `own` brings others of this worker's own storage. Fails
-        with `RequirementMissing`, `NoRoom`, `DatastoreAway`, `OSError`. One that still waits for a lane can be
+        """Bring the requirements into the working directory; `own` brings others from this worker's own storage. Fails
+        with `RequirementMissing`, `NoRoom`, `DatastoreAway`, `OSError`. A fetch that still waits for a lane can be
         cancelled."""
 
         def fetch() -> Fetched:
@@ -278,10 +278,11 @@ class Files:
                     raise RequirementMissing(f"requirement {requirement.path} is not in the datastore") from None
                 except Unfit as error:
                     raise RequirementMissing(f"requirement {requirement.path} can't be fetched: {error}") from None
-        return Fetched(max(sum(sizes), moved), moved)  # a directory that is read directly tells no size before
+        return Fetched(max(sum(sizes), moved), moved)  # a directory that is read directly has no known size in advance
 
     def _fetch_small(self, store: Stager, body: TaskBody, directory: Path) -> Fetched | None:
-        """All in one request over SSH, where they are files too small to be kept; else None."""
+        """Fetch all requirements in one request over SSH, if they are files too small for the cache; else return
+        None."""
         if not isinstance(store, SshDatastore):
             return None
         self._look_for_room(SMALL_BYTES * len(body.requirements), directory)
@@ -289,19 +290,19 @@ class Files:
         try:
             found = store.fetch_small(wanted, SMALL_BYTES - 1)
         except BadName:
-            return None  # told apart by name
+            return None  # the general path finds the bad name
         size = sum(entry.size for entry in found or ())
         return None if found is None else Fetched(size, size)
 
     def _below(self, store: Stager, entry: Entry) -> list[Entry]:
-        """It, and over SSH all that it holds."""
+        """Return the entry, and over SSH everything below it."""
         if entry.kind == "directory" and isinstance(store, SshDatastore):
             with contextlib.suppress(NotThere):
                 return [entry, *store.listing(entry.path, recursive=True)]
         return [entry]
 
     def _fetch_one(self, store: Stager, entries: list[Entry], to: Path, size: int) -> int:
-        """The bytes that crossed the network."""
+        """Fetch one requirement; return the bytes that crossed the network."""
         top = entries[0]
         if isinstance(store, SshDatastore) and top.kind != "link":
             key = key_of(str(store.address), entries)
@@ -309,7 +310,7 @@ class Files:
         return _verified(store, top, to)
 
     def _look_for_room(self, size: int, directory: Path) -> None:
-        """Raises `NoRoom`."""
+        """Make room in the cache if needed. Raises `NoRoom`."""
         kept = int(MIN_FREE_MB * 1e6)
         if size + kept > shutil.disk_usage(directory).free:
             self._cache.make_room(size + kept)
@@ -323,7 +324,7 @@ class Files:
     def stage(
         self, stage: str, body: TaskBody, directory: Path, task_no: int = 0, outputs: Sequence[Result] = ()
     ) -> Future[tuple[ManifestEntry, ...]]:
-        """Put the results, and `outputs` (by their absolute local names), below a stage; the manifest.
+        """Store the results, and `outputs` (by their absolute local names), below a stage; return the manifest.
 
         Fails with `ResultUnusable`, `DatastoreAway`, `OSError`.
         """
@@ -338,7 +339,8 @@ class Files:
         with self.meter.moving("store", len(body.results) + len(outputs), size, task_no):
             stored = [(path, local, result) for result in body.results for local, path in found(result, directory)]
             stored += [(output.path, Path(output.local), output) for output in outputs]
-            # Directories before files inside them: published in turn, none replaces what another one brought.
+            # Directories before the files inside them: the boss publishes in this order, so no entry replaces an
+            # earlier one.
             for path, local, result in sorted(stored, key=lambda item: item[0].split("/")):
                 try:
                     entries = store.store(stage, local, path)
@@ -347,13 +349,13 @@ class Files:
                 except (BadName, Unfit) as error:
                     raise ResultUnusable(f"result {result.local} cannot be stored: {error}") from None
                 if result.merge:
-                    # Only files: a directory in the manifest is published whole, in place of what is there.
+                    # Only files: publishing a directory of the manifest replaces the whole existing directory.
                     entries = [entry for entry in entries if entry.kind != "directory"]
                 manifest.extend(_manifest_entry(result, entry) for entry in entries)
         return tuple(manifest)
 
     def drop(self, stage: str) -> None:
-        """Remove what an attempt staged in vain; what can't be removed now is swept by the boss."""
+        """Remove the stage of an attempt whose results are not used. The boss sweeps what cannot be removed now."""
 
         def drop() -> None:
             with contextlib.suppress(DatastoreAway, OSError):
@@ -363,7 +365,8 @@ class Files:
 
 
 def _found(store: Stager, body: TaskBody) -> list[Entry]:
-    """One entry per requirement, all asked for at once. Raises `RequirementMissing`, which names every one."""
+    """Return one entry per requirement, from a single request. Raises `RequirementMissing`, which names the missing
+    ones."""
     try:
         found = store.stat([requirement.path for requirement in body.requirements])
     except BadName as error:
@@ -384,7 +387,8 @@ def _stamps(body: TaskBody, directory: Path) -> dict[str, str]:
 
 
 def _verified(store: Stager, top: Entry, to: Path) -> int:
-    """Fetch; what arrived has the size that the datastore tells (over SSH its hash was compared on the way)."""
+    """Fetch, and compare the size with the one that the datastore reports (over SSH, the transfer itself compares the
+    hash)."""
     moved = store.fetch(top.path, to)
     if top.kind == "file" and os.lstat(to).st_size != top.size:
         again = store.stat([top.path])[0]
@@ -394,7 +398,7 @@ def _verified(store: Stager, top: Entry, to: Path) -> int:
 
 
 def _manifest_entry(result: Result, entry: Entry) -> ManifestEntry:
-    """Raises `ResultUnusable` for a name that no message can carry."""
+    """Build a manifest entry. Raises `ResultUnusable` for a name that no message can carry."""
     try:
         (entry.path + entry.sha256).encode()
     except UnicodeEncodeError:
@@ -406,5 +410,5 @@ def _manifest_entry(result: Result, entry: Entry) -> ManifestEntry:
 
 
 def free_disk_mb(path: Path) -> float:
-    """Free space, in MB."""
+    """Return the free space, in MB."""
     return shutil.disk_usage(path).free / 1e6

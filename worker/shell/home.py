@@ -91,28 +91,28 @@ class RunningRecord:
             self._directory.mkdir()
 
     def add(self, pid: int) -> None:
-        """A group leader was started."""
+        """Record that a group leader was started."""
         with contextlib.suppress(OSError):
             os.symlink(left_overs.trace(pid), self._directory / str(pid))
 
     def remove(self, pid: int) -> None:
-        """It ended, with all of its group."""
+        """Record that it ended, with all of its group."""
         with contextlib.suppress(OSError):
             os.unlink(self._directory / str(pid))
 
     def clear(self) -> None:
-        """Nothing runs any more."""
+        """Record that nothing runs any more."""
         with contextlib.suppress(OSError):
             for item in os.listdir(self._directory):
                 self.remove(int(item))
 
     def end_left_over(self) -> int:
-        """KILL what an earlier process of this home left. Returns the number of processes."""
+        """KILL the tasks that an earlier process of this home left. Returns the number of processes."""
         return left_overs.end(self._home)
 
 
 class _Heard(msgspec.Struct):
-    """A line of the spool: what had been heard from the boss when the outcomes below were written."""
+    """A line of the spool: the boss's epoch and batch as last received when the outcomes below were written."""
 
     epoch: int
     batch: int
@@ -127,7 +127,7 @@ class Spool:
         self._answered = 0
         self._encoder = msgspec.json.Encoder()
         self.heard = (0, 0)
-        """Epoch and batch of the boss heard last when the remaining outcomes were written."""
+        """Epoch and batch of the boss as last received when the remaining outcomes were written."""
         self.found = tuple(self._read())
         self._file = open(self._path, "ab", buffering=0)
         self._rewrite()
@@ -148,8 +148,8 @@ class Spool:
         return list(self._held.values())
 
     def add(self, outcomes: list[Outcome], heard: tuple[int, int]) -> None:
-        """Keep these, with what was `heard` from the boss. Raises `OSError` (a full disk): then they must not be
-        sent."""
+        """Keep outcomes, with the epoch and batch `heard` from the boss. Raises `OSError` (a full disk): then they must
+        not be sent."""
         data = b"".join(self._encoder.encode(outcome) + b"\n" for outcome in outcomes)
         if heard != self.heard or not self._file.tell():
             data = self._encoder.encode(_Heard(*heard)) + b"\n" + data
@@ -166,7 +166,7 @@ class Spool:
         self._held.update({(outcome.task_no, outcome.number): outcome for outcome in outcomes})
 
     def forget(self, keys: list[tuple[int, int]]) -> None:
-        """The boss confirmed these."""
+        """Remove outcomes that the boss confirmed."""
         for key in keys:
             if self._held.pop(key, None) is not None:
                 self._answered += 1

@@ -1,8 +1,8 @@
-"""One attempt from order to outcome on this machine: fetch, run, stage. Owns the attempts under way and nothing of
-the conversation.
+"""Runs each attempt from order to outcome on this machine: fetch, run, stage. Owns the attempts under way and never
+talks to the boss.
 
-What happens goes out as events of `worker.core.events`; every blocking step is a future of the pool, answered through
-`later`.
+Reports facts as events of `worker.core.events`. Every blocking step is a future of the pool, whose result comes back
+through `later`.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ from worker.shell.results import ResultUnusable, are_small
 
 log = logging.getLogger("worker")
 STORE_BACKOFF = Backoff(0.5, 15.0)
-"""Between tries to store results in a datastore that is away."""
+"""Pause between attempts to store results in an unreachable datastore."""
 SHUTDOWN_HEARD_S = 1.0
-"""A machine that shuts down sends SIGTERM to all processes at once: how long until this one has heard of it, too."""
+"""A machine that shuts down sends SIGTERM to all processes together: how long this process waits for its own
+SIGTERM."""
 SHUT_DOWN = "its worker was told to leave, or its machine shuts down"
 Key = tuple[int, int]
 
@@ -121,17 +122,17 @@ class Jobs:
         self._control = str(home.control)
         self._used: list[tuple[Key, Path, str]] = []
         self.is_followed: Callable[[Key], bool] = lambda key: False
-        """Whether others wait for this attempt, or need its results."""
+        """Whether other attempts wait for this attempt, or need its results."""
         self.calls = CallRunner(hosts, home, peer, directories)
         hosts.on_end = self._call_ended
         self._made: dict[Key, OwnResults] = {}
         self._copied: Counter[Key] = Counter()
-        """Attempts whose results are being copied for others, and for how many."""
+        """Attempts whose results are being copied for other attempts, and the number of those copies."""
 
     # --- orders -------------------------------------------------------------------------------------
 
     def start(self, start: StartAttempt) -> None:
-        """Begin an attempt: fetch what it requires, or run at once."""
+        """Begin an attempt: fetch its requirements, or run immediately if it has none."""
         order = start.order
         try:
             directory = self._directories.take()
@@ -147,7 +148,7 @@ class Jobs:
             self._run(job)
 
     def stop(self, stop: StopAttempt) -> None:
-        """End an attempt, whatever it is doing."""
+        """End an attempt, in whatever step it is."""
         job = self.under_way.get((stop.task_no, stop.number))
         if job is None:
             return
@@ -158,7 +159,7 @@ class Jobs:
         elif process is not None:
             self._processes.stop(process, "stopped", stop.grace_s, time.monotonic())
         elif job.fetching is not None:
-            job.fetching.cancel()  # in vain where it has begun: then it goes on to its end
+            job.fetching.cancel()  # no effect once the transfer has begun: it then runs to its end
 
     # --- steps --------------------------------------------------------------------------------------
 
@@ -221,14 +222,14 @@ class Jobs:
             self._end(job, self._bare(job, Cause.EXIT, f"its commands cannot be run: {error}"))
 
     def _argv(self, job: Job, env: dict[bytes, bytes], shared: dict[bytes, bytes]) -> list[str]:
-        """Raises `OSError`, `ValueError` and `ContainerMissing`."""
+        """Build the command line. Raises `OSError`, `ValueError` and `ContainerMissing`."""
         container = job.body.container
         if container is None:
             return shell_argv(self.shell, job.body, job.control)
         inside = f"{CONTROL}/{Path(job.control).name}"
         env[b"ECLOUD_WORKER_DIR"] = SHARED.encode()
         env[b"ECLOUD_WORKER"] = os.fsencode(self._peer)
-        if "USER" not in os.environ:  # charliecloud refuses to start without
+        if "USER" not in os.environ:  # charliecloud refuses to start without USER
             env.setdefault(b"USER", b"%d" % os.geteuid())
         place = Place(
             directory=str(job.directory),
@@ -245,7 +246,7 @@ class Jobs:
         return job.container_argv
 
     def _not_started(self, job: Job, number: int) -> None:
-        """The machine refused to start the shell: some reasons are the task's own."""
+        """End or return an attempt whose shell this machine could not start. Some errors are the task's own fault."""
         if job.stop_reason is not None:
             self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
         elif number == errno.E2BIG:
@@ -257,7 +258,7 @@ class Jobs:
             self._give_back(job, f"no process can be started: {os.strerror(number)}")
 
     def _environment(self, job: Job) -> dict[bytes, bytes]:
-        """What goes before the variables of `of_resources`."""
+        """Build the variables that precede those of `of_resources`."""
         order = job.order
         own = {
             **job.body.env,
@@ -270,7 +271,7 @@ class Jobs:
         return encoded(own)
 
     def _call_ended(self, end: CallEnd) -> None:
-        """A call ended: its value is in the outcome, or in a file that is staged like a result."""
+        """Handle the end of a call: its value is in the outcome, or in a file that is staged like a result."""
         job = self.under_way[(end.outcome.task_no, end.outcome.number)]
         outcome = _with_fetched(end.outcome, job)
         if outcome.cause is Cause.STOPPED or job.stop_reason is not None:
@@ -281,7 +282,7 @@ class Jobs:
         self._processes_ended(job, outcome)
 
     def finished(self, finished: Finished) -> None:
-        """Its processes are gone: stage the results, or end."""
+        """Handle the end of an attempt's processes: stage the results, or end the attempt."""
         if self.calls.hosts.is_host(finished.key):
             self.calls.hosts.on_finished(finished)
             return
@@ -303,7 +304,7 @@ class Jobs:
 
     def _processes_ended(self, job: Job, outcome: Outcome) -> None:
         if outcome.is_term:
-            # Its machine may be shutting down: then this process is about to hear of it, too.
+            # If the machine shuts down, this process receives SIGTERM soon, too.
             wait_s = 0.0 if self.is_leaving() else SHUTDOWN_HEARD_S
             self._at(wait_s, lambda: self._after_term(job, outcome))
         else:
@@ -334,7 +335,8 @@ class Jobs:
             self._end(job, outcome)
 
     def _complete(self, job: Job, done: Future[OwnResults]) -> None:
-        """Its results are read: those that follow may take them. What is wrong with them, staging tells."""
+        """Give the results, which have been read, to the attempts that follow. Staging reports any fault of the
+        results."""
         if done.exception() is None and job.stop_reason is None:
             job.made = self._made[job.key] = done.result()
             self.events.append(ResultsComplete(*job.key, job.made.files, job.made.others))
@@ -345,7 +347,7 @@ class Jobs:
         job.began_at = time.monotonic()
         body = job.body
         if job.outcome.cause is not Cause.SUCCESS:
-            body = msgspec.structs.replace(body, results=())  # it failed: only what it wrote is kept
+            body = msgspec.structs.replace(body, results=())  # it failed: keep only its outputs
         future = self._files.stage(self._stage_name(job), body, job.directory, job.key[0], job.outputs)
         future.add_done_callback(lambda done: self._later(lambda: self._staged(job, done)))
 
@@ -364,7 +366,7 @@ class Jobs:
             self._clear_trouble(job)
             self._end(job, msgspec.structs.replace(job.outcome, manifest=done.result(), store_s=store_s))
         elif not isinstance(error, (DatastoreAway, ConnectionError, TimeoutError)):
-            # Waiting mends nothing here: a fault of the task's own, and no reason to hold up the others.
+            # Waiting does not help: the fault is the task's own, and must not delay other tasks.
             self._files.drop(self._stage_name(job))
             if job.outcome.cause is not Cause.SUCCESS:
                 self._end(job, job.outcome)
@@ -373,7 +375,7 @@ class Jobs:
             outcome = msgspec.structs.replace(job.outcome, cause=Cause.RESULT, error=text, store_s=store_s)
             self._end(job, outcome)
         else:
-            # The work is done: it is kept, and stored when that can be done again.
+            # The work is done: keep its results, and store them when the datastore accepts them again.
             self._note_refusal(error)
             self.events.append(TroubleChanged(f"results cannot be stored: {_sentence(error)}"))
             self._at(STORE_BACKOFF.wait_s(job.store_failures), lambda: self._stage(job))
@@ -418,7 +420,7 @@ class Jobs:
         self._used.append((job.key, job.directory, keep_as))
 
     def tidy(self) -> None:
-        """Make working directories of attempts that ended ready for others, once nobody needs their results."""
+        """Release the working directories of ended attempts, once no other attempt needs their results."""
         used, self._used = self._used, []
         for key, directory, keep_as in used:
             if key in self._made:

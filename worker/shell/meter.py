@@ -1,7 +1,7 @@
 """What this worker transfers now, for status: how many files of which tasks, how many bytes, how fast.
 
-Owns sums and decides nothing. Whoever moves bytes counts them, so bytes that are sent again after a cut count again,
-and a cache hit counts as moved when its task has it.
+Owns sums and decides nothing. The code that moves bytes counts them, so bytes that are sent again after an interruption
+count again, and a cache hit counts as moved when its task has it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ TASKS_NAMED = 8
 
 
 class Meter:
-    """Transfers report their begin and end, from any thread; the loop reads. `stopped`: called, by any thread, when the
-    last transfer that `read` reported has ended."""
+    """Counts transfers, which report their begin and end from any thread; the loop reads the sums. `stopped`: called,
+    from any thread, when the last transfer that `read` reported has ended."""
 
     def __init__(self) -> None:
         self.stopped: Callable[[], None] = lambda: None
         self.is_far = True
-        """Whether bytes over SSH count, or local copies: not both, as the cache copies too."""
+        """Whether to count bytes over SSH, or else local copies: never both, because the cache copies as well."""
         self._lock = threading.Lock()
         self._tickets = itertools.count()
         self._under_way: dict[int, tuple[int, float]] = {}
@@ -44,7 +44,7 @@ class Meter:
 
     @contextmanager
     def moving(self, way: str, files: int, size: int, task_no: int = 0) -> Iterator[None]:
-        """While this many files of this many bytes are under way. `way`: fetch or store."""
+        """Count a transfer of this many files and bytes while the context is open. `way`: fetch or store."""
         ticket = next(self._tickets)
         with self._lock:
             if not self._under_way:
@@ -68,7 +68,7 @@ class Meter:
                 self.stopped()
 
     def read(self) -> Moving | None:
-        """The current transfers, with the speed since the last call. None without any."""
+        """Return the current transfers, with the speed since the last call; None without any."""
         with self._lock:
             if not self._under_way:
                 return None

@@ -1,4 +1,5 @@
-"""Whole outputs: files in which launchers keep all that a task writes, until they are staged beside its results."""
+"""Whole outputs: files to which launchers write everything that a task prints, until they are staged with its
+results."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from worker.shell.process import Outputs
 
 
 def output_files(body: TaskBody, control: str) -> Outputs:
-    """Where a launcher writes the outputs that the task wants whole. `control`: a path of this attempt alone."""
+    """Return the files for the outputs that the task wants whole. `control`: a path of this attempt alone."""
     is_merged = body.stderr == MERGED
     stdout = f"{control}.stdout" if body.stdout else ""
     stderr = f"{control}.stderr" if body.stderr and not is_merged else ""
@@ -18,7 +19,7 @@ def output_files(body: TaskBody, control: str) -> Outputs:
 
 
 def outputs_of(body: TaskBody, number: int, control: str) -> tuple[Result, ...]:
-    """The files that are there, with the names that the task gives them in the datastore."""
+    """Return the existing files, with the names that the task gives them in the datastore."""
     files = output_files(body, control)
     wanted = ((files.stdout, body.stdout), (files.stderr, body.stderr))
     return tuple(

@@ -27,7 +27,7 @@ PIECE = 1 << 20
 
 
 class OwnResults(msgspec.Struct, frozen=True):
-    """What an attempt made. `files`: SHA-256 by final name; `paths`: local paths; `others`: final names of directories
+    """Results of an attempt. `files`: SHA-256 by final name; `paths`: local paths; `others`: final names of directories
     and links."""
 
     files: dict[str, str]
@@ -51,7 +51,7 @@ def read(body: TaskBody, directory: Path) -> OwnResults:
 
 
 def changed(own: OwnResults, manifest: tuple[ManifestEntry, ...]) -> str:
-    """The name of a result that was staged with other content than followers were given; empty if there is none."""
+    """Return the name of a result that was staged with other content than its followers got; else ""."""
     staged = {entry.path: entry.sha256 for entry in manifest if entry.kind == "file"}
     return next((name for name, sha256 in own.files.items() if staged.get(name) != sha256), "")
 
@@ -79,7 +79,7 @@ def copy(source: Path, to: Path) -> int:
 
 
 def plain(name: str) -> str:
-    """The shortest form of a name in the datastore. Raises `BadName` if it leads out of it."""
+    """Return the shortest form of a name in the datastore. Raises `BadName` if it leads out of it."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
         raise BadName(f"{name!r} is no name in a datastore")
@@ -87,7 +87,7 @@ def plain(name: str) -> str:
 
 
 def sources(own: Mapping[str, tuple[int, int]], made: Mapping[tuple[int, int], OwnResults]) -> dict[str, Path] | None:
-    """The local path of each required file; None if one of them is no longer here."""
+    """Return the local path of each required file; None if one of them no longer exists here."""
     places = {}
     for path, key in own.items():
         results = made.get(key)

@@ -1,7 +1,7 @@
 """The agent's side of its launchers (`worker/launcher.py`): each runs one task at a time; one epoll watches all.
 
-Owns the launchers' sockets and the deadlines of running tasks. `start` gives it what to run; it returns `Finished`.
-When this process ends, for any reason, its launchers end all tasks at once.
+Owns the launchers' sockets and the deadlines of running tasks. `start` sends a launcher its task; the task's end comes
+as `Finished`. When this process ends, for any reason, its launchers end all tasks immediately.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IDLE_S = 60.0
 END_WAIT_S = 5.0
 """How long to wait at the end for all launchers to end their tasks."""
 MARK = b"ECLOUD_MARK"
-"""In the environment of everything that an attempt starts: for people who look at processes."""
+"""In the environment of everything that an attempt starts: for people who inspect processes."""
 LAUNCHER = str(Path(__file__).resolve().parents[1] / "launcher.py")
 Key = tuple[int, int]
 
@@ -86,7 +86,7 @@ class Slot:
         """The environment that this launcher was last sent for many tasks."""
 
     def send(self, *frame: Any) -> None:
-        """Raises `OSError` if the launcher is gone."""
+        """Send a frame. Raises `OSError` if the launcher has ended."""
         data = marshal.dumps(frame)
         self.control.sendall(len(data).to_bytes(4, "little") + data)
 
@@ -107,10 +107,10 @@ class Process:
 
 
 class Processes:
-    """All shells of this worker, in one epoll that others may use too.
+    """All shells of this worker, in one epoll that other code may use, too.
 
-    `environment`: of the launchers and everything that they start. `on_output(process, stream, start, bytes)`: output
-    of a process that streams. `on_long(process)`: it has run for a second, and has a `pid`.
+    `environment`: of the launchers and everything that they start. `on_output(process, stream, start, bytes)`: called
+    with output of a process that streams. `on_long(process)`: called when it has run for a second, and has a `pid`.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Processes:
             self._idle.append(self._new_slot(now))
 
     def _new_slot(self, now: float) -> Slot:
-        """Raises `OSError`."""
+        """Make a slot with a launcher. Raises `OSError`."""
         ours, theirs = socket.socketpair()
         try:
             try:
@@ -232,7 +232,7 @@ class Processes:
         return process
 
     def stop(self, process: Process, why: str, grace_s: float, now: float) -> None:
-        """TERM to everything that it started; KILL after `grace_s`. `why` becomes the outcome's cause."""
+        """Send TERM to everything that it started; KILL after `grace_s`. `why` becomes the outcome's cause."""
         if not process.stopped:
             process.stopped = why
             process.kill_at = now + grace_s
@@ -253,12 +253,11 @@ class Processes:
     # --- events and time ----------------------------------------------------------------------------
 
     def owns(self, descriptor: int) -> bool:
-        """Whether an event of the epoll belongs here. An event of a descriptor that was just closed belongs to
-        nobody."""
+        """Whether an event of the epoll belongs here. An event of a descriptor that was just closed belongs nowhere."""
         return descriptor in self._slots or descriptor == self._spare.fileno()
 
     def on_ready(self, descriptor: int, now: float) -> list[tuple[Process, Finished]]:
-        """Read a launcher's messages. Returns what ended."""
+        """Read a launcher's messages. Returns the shells that ended."""
         if descriptor == self._spare.fileno():
             return self._hear_spare(now)
         slot = self._slots[descriptor]
@@ -314,7 +313,7 @@ class Processes:
         return process, finished
 
     def pass_deadlines(self, grace_s: float, now: float) -> None:
-        """Stop what exceeded its time; KILL what ignored TERM."""
+        """Stop tasks that exceeded their time; KILL those that ignored TERM."""
         for process in self.running.values():
             if process.timeout_at is not None and now >= process.timeout_at and not process.stopped:
                 self.stop(process, "timeout", grace_s, now)
@@ -323,7 +322,7 @@ class Processes:
                 self._signal(process, signal.SIGKILL)
 
     def next_deadline(self) -> float | None:
-        """When `pass_deadlines` has something to do."""
+        """When `pass_deadlines` must be called next."""
         times = [
             at
             for process in self.running.values()
@@ -335,7 +334,7 @@ class Processes:
     # --- launchers that were killed -----------------------------------------------------------------
 
     def _lose(self, slot: Slot) -> list[tuple[Process, Finished]]:
-        """Its launcher is gone. Its task ends when the spare launcher has ended the rest of it."""
+        """Handle the loss of a launcher. Its task ends when the spare launcher has ended all processes of the task."""
         self._drop(slot)
         if slot in self._idle:
             self._idle.remove(slot)
@@ -374,13 +373,13 @@ class Processes:
             return []
         ended: list[tuple[Process, Finished]] = []
         for descriptor in [descriptor for descriptor, slot in self._slots.items() if slot.pid == pid]:
-            while descriptor in self._slots:  # first what it sent before it ended
+            while descriptor in self._slots:  # first read what it sent before it ended
                 ended += self.on_ready(descriptor, now)
         process = self._lost.pop(pid, None)
         return ended if process is None else [*ended, self._give_up(process)]
 
     def end_all(self) -> None:
-        """End every task at once, and the launchers. For an agent that leaves, for any reason."""
+        """End every task immediately, and the launchers. For an agent that leaves, for any reason."""
         for slot in self._slots.values():
             with contextlib.suppress(OSError):
                 slot.control.shutdown(socket.SHUT_WR)

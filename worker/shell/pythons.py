@@ -1,4 +1,4 @@
-"""The Pythons of this machine that run calls. Each is offered as a resource, as in `python3.11`."""
+"""The Pythons of this machine that run calls. Each is offered as a resource, such as `python3.11`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ecloud.model.calls import PYTHON_CALLS, python_resource
 from ecloud.model.tasks import Resources
 
 MINORS = range(8, 20)
-"""Versions 3.x that are looked for in PATH."""
+"""Versions 3.x that are searched for in PATH."""
 ASK_S = 10.0
 _ASK = "import sys; print('%d.%d' % sys.version_info[:2])"
 
 
 class Pythons:
-    """Interpreters by version. `ECLOUD_PYTHON` names one or several (separated by `:`); they go before those found
-    beside this program."""
+    """Interpreters by version. `ECLOUD_PYTHON` names one or more (separated by `:`); they take precedence over the
+    others that are found."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._path = environment.get("PATH", os.defpath)
@@ -41,11 +41,11 @@ class Pythons:
 
     @property
     def resources(self) -> Resources:
-        """What a worker offers for them: as many calls at once as nobody makes."""
+        """The Python resources that a worker offers: an amount that calls never exhaust."""
         return {python_resource(version): PYTHON_CALLS for version in sorted(self.by_version)}
 
     def of(self, version: str) -> str | None:
-        """The program of that version, or the one for calls that name none; None where there is none."""
+        """Return the program of that version, or the default for calls that name no version; None if it is missing."""
         return self.by_version.get(version) if version else next(iter(self.by_version.values()))
 
 

@@ -1,7 +1,7 @@
-"""An attempt's results on disk: which files a declaration means, and whether they can be stored.
+"""An attempt's results on disk: finds the files of a declaration, and checks whether they can be stored.
 
-Checks before anything is copied, so that a result that can never be stored fails its task at once. A link to something
-inside the working directory counts as its target. Faults of the task are `ResultUnusable`.
+Checks before anything is copied, so that a result that can never be stored fails its task immediately. A link to
+something inside the working directory counts as its target. Faults of the task are `ResultUnusable`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ResultUnusable(Problem):
 
 
 def found(result: Result, directory: Path) -> list[tuple[Path, str]]:
-    """(local path, name in the datastore) of each file or directory that a result means.
+    """Return (local path, name in the datastore) of each file or directory of a result.
 
     Links are resolved; links below a directory that lead out of it are replaced by their targets. Raises
     `ResultUnusable`.
@@ -49,9 +49,10 @@ def found(result: Result, directory: Path) -> list[tuple[Path, str]]:
 
 
 def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
-    """(local path, name in the datastore) of each file or directory that a result means. Raises `ResultUnusable`.
+    """Return (local path, name in the datastore) of each file or directory that a result names. Raises
+    `ResultUnusable`.
 
-    A file whose name is exactly that of the result is preferred to what the name matches as a pattern.
+    A file whose name is exactly that of the result takes precedence over matches of the name as a pattern.
     """
     if not is_glob(result.local):
         return [(directory / result.local, result.path)]
@@ -75,7 +76,8 @@ def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
 
 
 def _usable(result: Result, local: Path, top: Path) -> Path:
-    """The real file or directory of one name, after checking that all of it can be stored. Raises `ResultUnusable`."""
+    """Return the real file or directory of a name, after checking that all of it can be stored. Raises
+    `ResultUnusable`."""
     if not os.path.lexists(local):
         raise ResultUnusable(f"result {result.local} was not there after the commands")
     try:
@@ -101,7 +103,7 @@ def _usable(result: Result, local: Path, top: Path) -> Path:
 
 
 def _checked(result: Result, path: Path, depth: int, top: Path) -> str:
-    """The kind of one entry: file, directory or link. Raises `ResultUnusable` and `OSError`."""
+    """Return the kind of one entry: file, directory or link. Raises `ResultUnusable` and `OSError`."""
 
     def refuse(why: str) -> ResultUnusable:
         return ResultUnusable(f"result {result.local} cannot be stored: {shortened(str(path), top)} {why}")
@@ -123,7 +125,7 @@ def _checked(result: Result, path: Path, depth: int, top: Path) -> str:
 
 
 def _resolved(result: Result, path: Path, top: Path) -> Path:
-    """The target of a name, inside the working directory. Raises `ResultUnusable`."""
+    """Return the target of a name, inside the working directory. Raises `ResultUnusable`."""
     real = Path(os.path.realpath(path))
     if not real.is_relative_to(top) or real == top:
         to = f" leads to {real}," if path.is_symlink() else ""
@@ -164,14 +166,14 @@ def _replace(link: Path, real: Path) -> None:
 
 
 def shortened(path: str, top: Path) -> str:
-    """A path relative to the working directory, for messages."""
+    """Return a path relative to the working directory, for messages."""
     text = os.path.relpath(path, top) if path.startswith(f"{top}/") else path
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 200 else f"{text[:100]}…{text[-80:]}"
 
 
 def size_of(body: TaskBody, directory: Path) -> int:
-    """Bytes of the results that are plain files: enough to recognise large ones."""
+    """Return the bytes of the results that are plain files: enough to recognise large ones."""
     total = 0
     for result in body.results:
         with contextlib.suppress(OSError):
@@ -180,7 +182,7 @@ def size_of(body: TaskBody, directory: Path) -> int:
 
 
 def are_small(body: TaskBody, directory: Path) -> bool:
-    """Whether all results are files, and so small that even many of them may wait on this disk."""
+    """Whether all results are files, and so small that even many of them can wait on this disk."""
     for result in body.results:
         try:
             info = os.lstat(directory / result.local)

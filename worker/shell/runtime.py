@@ -1,5 +1,5 @@
-"""The worker's loop: one thread, one epoll. Feeds facts to the core, carries its orders out, in the order the core
-gives them."""
+"""The worker's loop: one thread, one epoll. Passes events to the core and carries out the core's orders in the order
+given."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ from worker.shell.pythons import Pythons
 log = logging.getLogger("worker")
 READY_AT_ONCE = 256
 ENOUGH_AGAIN = 1.25
-"""Times what is needed on the disk is free before a worker that stopped for want of it continues."""
+"""A worker that stopped because its disk was full continues once this multiple of the required space is free."""
 LOOK_EVERY_S = 1.0
-"""How often disk, trouble and long-running processes are looked at."""
+"""Interval between checks of the disk, of trouble and of long-running processes."""
 GPUS_EVERY_S = 5.0
-"""How often GPUs are asked whether they answer: about once a heartbeat."""
+"""Interval between checks of the GPUs: about one heartbeat."""
 SWEEP_EVERY_S = 3600.0
-"""How often what nobody asks for any more is looked for."""
+"""Interval between removals of old interrupted downloads."""
 GOODBYE_S = 1.0
-"""Time for the last words to leave."""
+"""Time limit for sending the last messages."""
 
 
 class WorkerRuntime:
@@ -83,7 +83,7 @@ class WorkerRuntime:
         self._tied = tied
         self._core = WorkerCore(config, time.monotonic())
         self._record = RunningRecord(home)
-        left_over = self._record.end_left_over()  # before the first launcher of this process
+        left_over = self._record.end_left_over()  # before this process starts its first launcher
         home.clear_control()
         if left_over:
             log.warning("ended %d processes that an earlier process of this home had left", left_over)
@@ -109,7 +109,7 @@ class WorkerRuntime:
         self._jobs.is_followed = self._core.attempts.followers.is_followed
         self._unspooled: list[Outcome] = []
         self.begins_anew = False
-        """After `run`: another process is to take over."""
+        """After `run`: whether another process must take over."""
         self._checking: Future[None] | None = None
         self._gpus = config.gpus
         self._gpus_at = time.monotonic() + GPUS_EVERY_S
@@ -131,7 +131,7 @@ class WorkerRuntime:
     # --- the loop -----------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Work until ordered to leave; the exit code. Ends all tasks, whatever this process dies of."""
+        """Work until ordered to leave; return the exit code. Ends all tasks, whatever ends this process."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, lambda *_: self._on_signal())
@@ -159,7 +159,7 @@ class WorkerRuntime:
                 return self._end(leave)
 
     def _wait(self) -> list[Event]:
-        """Wait for something to do; what happened."""
+        """Wait for events and return them."""
         timeout = self._timeout()
         events: list[Event] = []
         for descriptor, _ in self._poll.poll(timeout, READY_AT_ONCE):
@@ -207,7 +207,7 @@ class WorkerRuntime:
         self._record.add(process.pid)
 
     def _put(self, item: Event | tuple[str, bytes] | Callable[[], None]) -> None:
-        """From any thread: something for the loop."""
+        """Hand an item to the loop. Thread-safe."""
         self._inbox.append(item)
         os.eventfd_write(self._wake, 1)
 
@@ -254,7 +254,7 @@ class WorkerRuntime:
             self._files.use(self._core.datastore, self._core.lane.number, self._core.lane.is_open)
         for stop in effects.stops:
             self._jobs.stop(stop)
-        for start in effects.starts:  # first of all: a free slot must not wait for what could be done beside a shell
+        for start in effects.starts:  # first: a free slot must not wait for work that can be done while a shell runs
             self._jobs.start(start)
         if effects.spool or self._unspooled:
             self._write_spool(effects.spool)
@@ -278,14 +278,15 @@ class WorkerRuntime:
 
     @contextlib.contextmanager
     def _disk_faults_reported(self) -> Iterator[None]:
-        """The home may be gone, or its disk: then nothing starts, and what runs continues."""
+        """Report a home or disk that cannot be used: the worker then starts nothing, and running attempts continue."""
         try:
             yield
         except OSError as error:
             self._put(TroubleChanged(f"its home {self._home.path} cannot be used: {error.strerror or error}"))
 
     def _write_spool(self, outcomes: list[Outcome]) -> None:
-        """On disk before it is said; where the disk is full it is said all the same, and written when there is room."""
+        """Write outcomes to disk before they are sent. If the disk is full, they are sent anyway, and written once
+        there is room."""
         self._unspooled += outcomes
         try:
             self._spool.add(self._unspooled, (self._core.epoch, self._core.batch))
@@ -311,7 +312,7 @@ class WorkerRuntime:
             task_no, number = process.key
             before, text = process.decoders[stream].add(piece, ended)
             if not text and not ended:
-                return  # a part of one character: it comes with the rest
+                return  # an incomplete character: sent with the rest
             message = wire.LogLines(task_no, number, stream, start - before, text, ended)
             envelope = Envelope(wire.PROTOCOL_VERSION, self._core.config.peer, self._core.session, 0, message)
             self._publish(logs_topic(self._access.cluster_id, task_no), envelope)
@@ -336,7 +337,7 @@ class WorkerRuntime:
         self._inbox.append(MovingMeasured(self._files.meter.read()))
         self._look_at_gpus()
         trouble = self._core.trouble
-        # One sentence, however little is left and however that changes: it is logged and sent when it changes.
+        # The text names no amount of free space: a text that changes is logged and sent again.
         text = f"disk full: less than {MIN_FREE_MB:.0f} MB are left in {self._home.path}"
         if free_mb < MIN_FREE_MB * (ENOUGH_AGAIN if trouble == text else 1.0):
             self._inbox.append(TroubleChanged(text))
@@ -345,7 +346,7 @@ class WorkerRuntime:
             self._checking.add_done_callback(lambda done: self._put(lambda: self._checked(done)))
 
     def _look_at_gpus(self) -> None:
-        """Whether those that are offered still answer. In a thread: the driver of a lost one takes its time."""
+        """Check whether the offered GPUs still answer. Runs in a thread: the driver of a lost GPU is slow."""
         now = time.monotonic()
         if not self._gpus or now < self._gpus_at or (self._gpu_look is not None and self._gpu_look.is_alive()):
             return
@@ -359,7 +360,7 @@ class WorkerRuntime:
         self._gpu_look.start()
 
     def _can_work_again(self) -> Future[None]:
-        """Fails with what is still wrong."""
+        """Check disk and datastore. Fails with the fault that remains."""
         probe = self._home.path / "probe"
         try:
             probe.write_bytes(b"x" * 65536)
@@ -384,7 +385,7 @@ class WorkerRuntime:
             self._inbox.append(TroubleChanged(text))
 
     def _end(self, leave: Leave) -> int:
-        """End what runs, let the last words out, leave."""
+        """End all running attempts, send the last messages, and stop."""
         self._say_status(f"leaving: {leave.reason}")
         deadline = time.monotonic() + GOODBYE_S + self._jobs.stop_grace_s
         for process in tuple(self._processes.running.values()):

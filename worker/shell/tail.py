@@ -5,7 +5,7 @@ from __future__ import annotations
 from ecloud.model.tasks import FAILURE_TAIL_BYTES
 
 NOTICE_BYTES = 80
-"""Room for the sentence that tells how much is missing."""
+"""Room for the line that states how much is missing."""
 
 
 class Tail:
@@ -25,9 +25,9 @@ class Tail:
             self.dropped += excess
 
     def text(self, limit: int = FAILURE_TAIL_BYTES) -> str:
-        """At most the last `limit` bytes as text.
+        """Return at most the last `limit` bytes as text.
 
-        If some are missing, the first line says how many, and the rest begins at a line of the stream if possible.
+        If some are missing, the first line states how many, and the rest begins at a line of the stream if possible.
         """
         if not self.dropped and len(self.data) <= limit:
             return decoded(self.data)
@@ -38,7 +38,7 @@ class Tail:
 
 
 def decoded(data: bytes | bytearray) -> str:
-    """Any bytes as text that a database accepts."""
+    """Decode any bytes as text that a database accepts."""
     return data.decode("utf-8", "replace").replace("\0", "\ufffd")
 
 
@@ -60,7 +60,7 @@ class Decoder:
         self._rest = b""
 
     def add(self, piece: bytes, is_last: bool = False) -> tuple[int, str]:
-        """The text that is complete now, and how many bytes before `piece` it begins."""
+        """Return the text that is complete now, and how many bytes before `piece` it begins."""
         before = len(self._rest)
         data = self._rest + piece
         cut = len(data) if is_last else _end_of_characters(data)
@@ -69,7 +69,7 @@ class Decoder:
 
 
 def _end_of_characters(data: bytes) -> int:
-    """The start of the last character that may still continue; the end if there is none."""
+    """Return the start of the last character if it is incomplete; else the end of the data."""
     for back in range(1, min(3, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 == 0x80:

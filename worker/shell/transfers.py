@@ -1,4 +1,5 @@
-"""Decides when transfers begin: at once for a datastore in a directory, over SSH only while this worker holds a lane.
+"""Decides when transfers begin: immediately for a datastore in a directory, over SSH only while this worker holds a
+lane.
 
 Owns the threads and the waiting transfers. Reports how much waits and is under way, as an event; the core requests a
 lane.
@@ -39,11 +40,12 @@ class Transfers:
         self._told = TransfersChanged()
 
     def submit(self, action: Callable[[], T], size: int = 0) -> Future[T]:
-        """Run it as soon as possible. `size`: its bytes, if known. A transfer that still waits can be cancelled."""
+        """Run a transfer as soon as possible. `size`: its bytes, if known. A transfer that still waits can be
+        cancelled."""
         waiting = _Waiting(action, size)
         self._waiting.append(waiting)
         if self.needs_lane:
-            self._say()  # it begins in the next turn of the loop, when the core knows all that is under way
+            self._say()  # it begins in the next turn of the loop, when the core knows all transfers under way
         else:
             self.begin(False)
         return waiting.future
@@ -73,7 +75,7 @@ class Transfers:
         self._say()
 
     def _say(self) -> None:
-        """Report what matters for the lane: whether anything waits, and whether anything is under way."""
+        """Report the state that decides about the lane: whether any transfer waits, and whether any is under way."""
         if not self.needs_lane and self._told == TransfersChanged():
             return
         waits = [waiting for waiting in self._waiting if not waiting.future.cancelled()] if self.needs_lane else []

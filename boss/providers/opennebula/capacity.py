@@ -17,19 +17,19 @@ Bound = tuple[int, str]
 
 
 def quota_bounds(user: Any, cpu: float, memory_mb: float, disk_mb: float = 0.0) -> Iterator[Bound]:
-    """What the user's quotas leave for VMs of that size. Quotas of single clusters are ignored."""
+    """Yield the rest of the user's quotas for VMs of that size. Quotas of single clusters are ignored."""
     defaults = getattr(user, "DEFAULT_USER_QUOTAS", None)
     return _bounds(f"user {user.NAME}", user.VM_QUOTA, defaults, (cpu, memory_mb, disk_mb))
 
 
 def group_bounds(group: Any, cpu: float, memory_mb: float, disk_mb: float = 0.0) -> Iterator[Bound]:
-    """What the quotas of the user's group leave, shared by all its users."""
+    """Yield the rest of the quotas of the user's group, shared by all its users."""
     defaults = getattr(group, "DEFAULT_GROUP_QUOTAS", None)
     return _bounds(f"group {group.NAME}", group.VM_QUOTA, defaults, (cpu, memory_mb, disk_mb))
 
 
 def lease_bounds(whose: str, quotas: Any, leases: Mapping[int, int]) -> Iterator[Bound]:
-    """What quotas of single networks leave. `leases`: how many leases a VM takes, by network id."""
+    """Yield the rest of the quotas of single networks. `leases`: how many leases a VM takes, by network id."""
     found = getattr(quotas, "NETWORK", None)
     for quota in found if isinstance(found, list) else [found] if found is not None else []:
         each = leases.get(int(number_of(getattr(quota, "ID", None), -1.0)), 0)
@@ -62,7 +62,7 @@ def _bounds(whose: str, quotas: Any, of_all: Any, size: tuple[float, float, floa
 
 
 def address_bound(network: Any) -> Bound:
-    """Free leases of a network."""
+    """Return the free leases of a network."""
     ranges = getattr(network.AR_POOL, "AR", None) or []
     ranges = ranges if isinstance(ranges, list) else [ranges]
     size = sum(int(number_of(part["SIZE"] if isinstance(part, Mapping) else part.SIZE)) for part in ranges)
@@ -71,7 +71,8 @@ def address_bound(network: Any) -> Bound:
 
 
 def host_bound(hosts: Sequence[Any], cpu: float, memory_mb: float) -> Bound:
-    """What fits on the hosts that are up, host by host. Hosts count CPU in hundredths and memory in KB."""
+    """Return how many VMs fit on the hosts that are up, host by host. Hosts count CPU in hundredths and memory in
+    KB."""
     room = 0
     for host in hosts:
         if host.STATE in _SEEN:
@@ -84,7 +85,7 @@ def host_bound(hosts: Sequence[Any], cpu: float, memory_mb: float) -> Bound:
 
 
 def number_of(text: object, otherwise: float = 0.0) -> float:
-    """A number that may be text, or missing."""
+    """Return a number that may be text, or missing."""
     try:
         return float(str(text))
     except ValueError:

@@ -11,7 +11,7 @@ class No(Exception):
 
 
 class NotAllowed(No):
-    """No rights, a quota reached, or a locked object: only the text tells which."""
+    """No rights, a quota reached, or a locked object: only the text shows which."""
 
 
 class NoSuch(No):
@@ -23,7 +23,7 @@ class WrongState(No):
 
 
 class InTrouble(No):
-    """The cloud failed to do it, or could not parse what it was sent: only the text tells which."""
+    """The cloud failed to do it, or could not parse the call: only the text shows which."""
 
 
 class Asks(Protocol):

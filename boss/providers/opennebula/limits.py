@@ -27,7 +27,8 @@ OWN = -1
 
 
 def read_room(cloud: Asks, template: Template) -> Capacity:
-    """How many more VMs of that template there would be, and what limits them. Raises as `provider.Provider.room`."""
+    """Return how many more VMs of that template the cloud would start, and the limit. Raises as
+    `provider.Provider.room`."""
     try:
         disk_mb = _disk_mb(cloud, template)
         networks = list(_networks(cloud, template))
@@ -56,7 +57,7 @@ def _group_bounds(cloud: Asks, template: Template, disk_mb: float, leases: Mappi
 
 
 def _disk_mb(cloud: Asks, template: Template) -> float:
-    """What the disks of a VM take on the hosts, in MB: the template's SIZE, else the image's. Raises `GivePoolUp` for
+    """Return the disk space of a VM on the hosts, in MB: the template's SIZE, else the image's. Raises `GivePoolUp` for
     an image that does not exist or that the user may not use: no VM of the template could ever start."""
     total = 0.0
     for disk in template.disks:
@@ -86,7 +87,7 @@ def _image(cloud: Asks, template: Template, disk: Mapping[str, str]) -> Any:
 
 
 def lacks_network(cloud: Asks, template: Template) -> str:
-    """Why no VM of the template will ever get an address; empty if all its networks exist, or cannot be read.
+    """Return why no VM of the template will ever get an address; empty if all its networks exist, or cannot be read.
     OpenNebula refuses a VM on a missing network with the same text as on a full one."""
     try:
         for _ in _networks(cloud, template):

@@ -1,6 +1,6 @@
 """Finds out what became of VMs that the list no longer shows, and when, with few calls for many VMs.
 
-Reports a VM as gone only if the cloud says so. Ends nothing.
+Reports a VM as gone only if the cloud does. Ends nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ReadVms = Callable[..., Sequence[SeenVm]]
 
 
 def look_for(read: ReadVms, ask: ReadVms, numbers: Iterable[int]) -> dict[int, SeenVm | None]:
-    """What became of these VMs, by number; None if the cloud has none of that number. VMs that could not be asked about
-    are left out.
+    """Find these VMs, by number; None if the cloud has no VM of that number. Leaves out VMs that could not be asked
+    about.
 
     `read` lists VMs and raises what a list raises; `ask` asks about one VM and raises `No`.
     """

@@ -52,7 +52,7 @@ _T = TypeVar("_T")
 RENEW_SHARE = 0.75
 """A token is renewed after this share of its life."""
 END_GRACE_S = 30.0
-"""How long after the first request a VM is ended hard."""
+"""Time after the first request until a VM is ended hard."""
 ENDS_KEPT, ENDS_KEPT_S = 1000, 3600.0
 """With more pending ends than this, those requested longer ago than `ENDS_KEPT_S` are forgotten."""
 DETAILS_AT_ONCE = 100
@@ -74,7 +74,7 @@ _NOES = {
     pyone.OneInternalException: InTrouble,
 }
 _ODD = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, ExpatError, xmlrpc.client.Error)
-"""What parsing raises for an answer that is not OpenNebula's."""
+"""Errors of the parsers for an answer that is not OpenNebula's."""
 
 
 # --- the connection -------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class OpenNebulaCloud:
                 lacking = lacks_network(self._connection, template)
                 no = GivePoolUp(lacking) if lacking else no
                 self._has_networks = None if lacking else template
-            if isinstance(no, GivePoolUp):  # a person may repair the template at any time
+            if isinstance(no, GivePoolUp):  # the operator may repair the template at any time
                 self._template.forget()
             raise no from error
         if type(answer) is not int:
@@ -379,7 +379,7 @@ class OpenNebulaCloud:
         ours: dict[int, VmFound] = {}
         for vm in sorted(vms, key=lambda vm: vm.id):
             vm_no = self._vm_no(vm, details.get(vm.id))
-            if vm_no is not None and vm_no not in ours:  # someone's copy of it has a higher number and comes later
+            if vm_no is not None and vm_no not in ours:  # a user's copy of it has a higher number and comes later
                 ours[vm_no] = self._found(vm_no, vm, details.get(vm.id, {}))
         told = {int(vm.cloud_id) for vm in ours.values()}
         numbers = {int(cloud_id): vm_no for cloud_id, vm_no in known.items() if cloud_id.isdecimal()}
@@ -388,7 +388,7 @@ class OpenNebulaCloud:
         return [*ours.values(), *self._not_shown(missing), *(self._over(unseen) if unseen else ())]
 
     def _not_shown(self, missing: Mapping[int, int]) -> Iterator[VmFound]:
-        """What became of VMs that existed and are no longer shown. `missing`: intents by cloud id."""
+        """Report on VMs that existed and are no longer shown. `missing`: intents by cloud id."""
         there = look_for(self._read_vms, self._connection.vms, missing) if missing else {}
         user = self._connection.user
         for number, vm_no in missing.items():
@@ -412,8 +412,8 @@ class OpenNebulaCloud:
                 yield self._found(vm_no, vm, vm.attributes)
 
     def _over(self, lost: Collection[int]) -> Sequence[VmFound]:
-        """VMs of these intents that are DONE and whose numbers nobody knows: looks at all VMs that are DONE. A cloud
-        with too many of them is not waited for."""
+        """Return VMs of these intents that are DONE and whose numbers are unknown: reads all VMs that are DONE. Gives
+        up if the cloud has too many of them to answer in time."""
         try:
             done = self._read_vms("vmpool.info", MINE, -1, -1, words.DONE)
         except TryLater as error:
@@ -446,7 +446,7 @@ class OpenNebulaCloud:
             raise CredentialsWrong(f"user {self._connection.user} may not list VMs: {words.said(error)}") from error
         except No as error:
             raise TryLater(f"{self._connection.name} does not list our VMs: {words.said(error)}") from error
-        except GivePoolUp as error:  # it does not know the call
+        except GivePoolUp as error:  # the cloud does not know the call
             raise TryLater(str(error)) from error
 
     def _vm_no(self, vm: SeenVm, attributes: Mapping[str, str] | None) -> int | None:

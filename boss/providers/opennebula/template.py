@@ -1,4 +1,4 @@
-"""One VM template: what was read of it, and what is sent to start a VM from it. Pure."""
+"""One VM template: the parts of it that are read, and the text that starts a VM from it. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ecloud.config.secrets import AccessFile
 from ecloud.model.tasks import Resources
 
 POWEROFF_AFTER_S = 60.0
-"""Between the worker's exit and power-off: time for the boss, if there is one, to end the VM."""
+"""Delay between the worker's exit and power-off: time for the boss, if there is one, to end the VM."""
 _VARIABLE_AT_LINE_END = re.compile(r"(\$\{?\w+\}?(?:\[[^\]]*\])?)(?=\r?\n)")
-"""What oned's parser takes for a variable at the end of a line: a syntax error there."""
+"""Text that oned's parser takes for a variable at the end of a line: a syntax error there."""
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class Template(msgspec.Struct, frozen=True):
     disks: tuple[dict[str, str], ...] = ()
 
     def too_small_for(self, size: Resources) -> str:
-        """What a pool promises of a VM beyond what the template gives; empty if it gives all."""
+        """Return the part of a pool's promise that the template does not give; empty if it gives all."""
         cpus = self.vcpus or self.cpu
         lacks = [
             f"{promised:g} {what} promised, the template gives {given:g} ({where})"
@@ -50,8 +50,8 @@ class Template(msgspec.Struct, frozen=True):
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """What every worker of a pool gets. `code`: where its image has ECLOUD; `public_key`: a key that its sshd accepts
-    in addition to those of its template."""
+    """The common part of all workers of a pool. `code`: directory of ECLOUD in the image; `public_key`: a key that its
+    sshd accepts in addition to those of its template."""
 
     boss_gone_exit_s: float
     keep_dirs: bool
@@ -96,7 +96,7 @@ def choose(every: Sequence[Any], name: str, uid: int) -> int | None:
 
 
 def order_text(template: Template, order: VmOrder, cluster_id: str, access: AccessFile, worker: Worker) -> str:
-    """What is sent in addition to the template's id. Raises `GivePoolUp`."""
+    """Return the text that is sent in addition to the template's id. Raises `GivePoolUp`."""
     ours = variables(
         cluster_id=cluster_id,
         vm_no=order.vm_no,

@@ -26,8 +26,8 @@ TOKEN_S = 3600.0
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where the cloud is and who asks. `ca`: path of the authority's certificate, empty for the system's; `proxy`: URL,
-    empty for the environment's; `token_s`: lifetime of the tokens used in place of the password, 0 for none."""
+    """The cloud's address and the user. `ca`: path of the authority's certificate, empty for the system's; `proxy`:
+    URL, empty for the environment's; `token_s`: lifetime of the tokens used in place of the password, 0 for none."""
 
     url: str
     user: str
