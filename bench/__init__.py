@@ -1,1 +1,1 @@
-"""How fast: each measure in a file of its own, printed as ratios measured side by side. `python -m bench [NAME…]`."""
+"""Benchmarks: each in its own file, printed as ratios of measurements in the same run. `python -m bench [NAME…]`."""

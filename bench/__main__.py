@@ -1,4 +1,4 @@
-"""`python -m bench [NAME…]`: measure and print. With no name, everything."""
+"""`python -m bench [NAME…]`: measure and print; without names, all benchmarks."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ MEASURES = (
 
 
 def main() -> int:
-    """0 when all was measured; 1 when a measure could not be taken or an aim was missed."""
+    """Return 0 if all benchmarks ran; 1 if one could not run or missed its aim."""
     parser = argparse.ArgumentParser(
         prog="python -m bench", description="How fast ECLOUD is here. See bench/README.md."
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(MEASURES)} [all]")
     parser.add_argument("--profile", metavar="DIR", type=Path, help="write cProfile's files of boss and worker there")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are ended
     unknown = [name for name in options.names if name not in MEASURES]
     if unknown:
         parser.error(f"{', '.join(unknown)}: there is only {', '.join(MEASURES)}")

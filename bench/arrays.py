@@ -1,4 +1,4 @@
-"""An array of a million elements: accepted, held by the boss, stored, and shown, before anything of it runs."""
+"""An array of a million elements: accepted, held by the boss, stored, and shown, before any element runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MOST_BOSS_BYTES = 300
 MOST_DATABASE_BYTES = 200
 MOST_STATUS_S = 0.3
 LINE = "/data/sources/recording-{:07d}.wav --rate 48000 --channels 2"
-"""61 characters: a line as people have them."""
+"""A line of 61 characters, as in users' lists."""
 
 
 def measure(profiles: Path | None = None) -> list[Figure]:
-    """A range, then lines of 61 characters, each with an array of as many elements behind it that waits for it element
-    by element. No worker is there."""
+    """Measure a range, then lines of 61 characters, each followed by an array of the same size that waits for it
+    element by element. No worker runs."""
     numbers = TaskDefinition("numbers", ("./simulate --seed {}",), array=ArrayOf(f"1-{ELEMENTS}"))
     entries = [Entry(number, LINE.format(number)) for number in range(1, ELEMENTS + 1)]
     lines = as_array(TaskDefinition("lines", ("./convert {}",)), entries)
@@ -74,7 +74,7 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _stored_bytes(services: Services) -> int:
-    """Bytes of all tables and indices, as the server's own statistics have them after ANALYZE."""
+    """Return the bytes of all tables and indices, from the server's own statistics after ANALYZE."""
     with services.engine().connect() as connection:
         names = connection.execute(sa.text("SHOW TABLES")).scalars().all()
         connection.execute(sa.text(f"ANALYZE TABLE {', '.join(names)}")).all()

@@ -1,7 +1,7 @@
-"""Chains on one worker through everything that is real: 300 × `true`, each after the one before it, beside the same
-processes by `xargs -P1`; and ten steps that pass a file of 100 MB along.
+"""Chains on one worker through all real parts: 300 × `true`, each after the previous one, compared with the same
+processes by `xargs -P1`; and ten steps that pass on a file of 100 MB.
 
-A turn runs both at once after the other; the figure is the median of the turns, and the spread tells how noisy it was.
+A turn runs both, one after the other; the figure is the median of the turns, and the spread shows the noise.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ecloud.model.wire import PushOptions
 LINKS = 300
 TURNS = 5
 AIM_MS = 0.5
-"""A link, above the process itself."""
+"""Milliseconds per link, without the process itself."""
 STEPS = 10
 FILE_BYTES = 100_000_000
 
 
 def measure(profiles: Path | None = None) -> list[Figure]:
-    """Milliseconds a link, and what ten steps of 100 MB take."""
+    """Measure milliseconds per link, and the time of ten steps of 100 MB."""
     links: list[float] = []
     alone: list[float] = []
     with Services(profiles) as services:
@@ -83,7 +83,7 @@ def _passing(size: int) -> list[TaskDefinition]:
 
 
 def _push(client: Client, run: str, tasks: list[TaskDefinition]) -> float:
-    """Seconds from acceptance to the record of the last outcome."""
+    """Return the seconds from acceptance to the record of the last outcome."""
     client.push(tasks, PushOptions(run=run))
     accepted_at = time.monotonic()
     wait_until_over(client, run)

@@ -1,7 +1,8 @@
-"""The boss's core alone: does the work of one task grow with the number of tasks that wait? And what does each weigh?
+"""The boss's core alone: does the cost of a task grow with the number of waiting tasks, and how much memory does each
+need?
 
-Drives `Boss` directly: a graph of tasks with two dependencies each, four simulated workers that answer at once, no
-store and no socket. Each size runs in a process of its own, so that one's memory is not the other's.
+Drives `Boss` directly: a graph of tasks with two dependencies each, four simulated workers that answer immediately, no
+store and no socket. Each size runs in its own process, so that their memory is separate.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from ecloud.model.wire import Envelope
 
 SMALL, LARGE = 100_000, 1_000_000
 DONE = 20_000
-"""Tasks completed in a measurement, after as many to warm up."""
+"""Tasks completed in a measurement, after the same number to warm up."""
 WIDTH = 5_000
-"""Ready at any time: a task waits for two of those this far before it."""
+"""Ready tasks at any time: a task waits for two of those this far before it."""
 WORKERS, CPUS, OUTCOMES = 4, 16, 64
 MOST_GROWTH = 1.25
 MOST_BYTES = 1024
@@ -36,7 +37,8 @@ REPEATS = 3
 
 
 def measure() -> list[Figure]:
-    """CPU of a task at both sizes, alternating; memory of a waiting task at the larger."""
+    """Measure the CPU time of a task at both sizes, alternating, and the memory of a waiting task at the larger
+    size."""
     found: dict[int, list[dict[str, float]]] = {SMALL: [], LARGE: []}
     for _ in range(REPEATS):
         for size in found:
@@ -68,7 +70,7 @@ def _in_a_process(size: int) -> dict[str, float]:
 
 
 class Workers:
-    """Simulated workers: whatever they are told to start has ended well by the next batch."""
+    """Simulated workers: every ordered attempt has succeeded by the next batch."""
 
     def __init__(self, boss: Boss) -> None:
         self.boss = boss
@@ -92,7 +94,7 @@ class Workers:
             self._tell(self._said(peer, wire.Heartbeat(0)))
 
     def complete(self, count: int) -> None:
-        """Let `count` tasks more come to their end."""
+        """Complete `count` more tasks."""
         until = self.done + count
         while self.done < until:
             events = list(self._outcomes())
@@ -153,7 +155,7 @@ def _resident_bytes() -> int:
 def _one_size(size: int) -> dict[str, float]:
     gc.disable()
     snapshot = _snapshot(size)
-    # Rows go as nodes come: what the boss weighs is what stays when the snapshot is gone.
+    # Rows are freed as nodes are made: the boss's memory is what remains after the snapshot is gone.
     with_rows = _resident_bytes()
     boss = Boss(snapshot, BossConfig(pools=(PoolConfig("none", {"cpus": 1.0}),)), 0.0)
     weight = (_resident_bytes() - with_rows) / size

@@ -1,7 +1,7 @@
-"""Files over SSH, against a real sshd on this machine: one large file and a directory of small ones, beside plain
+"""Files over SSH, with a real sshd on this machine: one large file and a directory of small ones, compared with plain
 `rsync -a -e ssh`, in turns; then tasks with files (`bench/data_tasks.py`).
 
-Each turn makes its own connection, as rsync does; what arrives is verified in it, and what is put is published. CPU
+Each turn opens its own connection, as rsync does; fetched files are verified, and stored files are published. CPU
 seconds are those of both ends.
 """
 
@@ -29,21 +29,21 @@ LARGE_TURNS = 3
 SMALL_COUNT, SMALL_BYTES = 5_000, 4 << 10
 SMALL_TURNS = 5
 LARGE_LASTS_S, SMALL_LASTS_S = 60.0, 20.0
-"""No further turn is begun after so long."""
+"""No further turn begins after this many seconds."""
 MOST_LARGE, MOST_SMALL = 1.25, 1.0
 ROOM_BYTES, SMALL_ROOM_BYTES = 5 * LARGE_BYTES, 1 << 30
 PIECE = 1 << 20
 
 
 class Cost(NamedTuple):
-    """One turn of one way."""
+    """Cost of one turn in one direction."""
 
     wall_s: float
     cpu_s: float
 
 
 def measure(profiles: Path | None = None) -> list[Figure]:
-    """Ratios, the medians of alternating turns."""
+    """Measure ratios: the medians of alternating turns."""
     directory = Path(tempfile.mkdtemp(prefix="ecloud-bench-data-"))
     try:
         if shutil.disk_usage(directory).free < ROOM_BYTES:
@@ -59,15 +59,15 @@ def measure(profiles: Path | None = None) -> list[Figure]:
 
 
 def memory() -> str | None:
-    """Where small files are in memory: on a disk, the journal's work for what went before makes whoever comes second
-    two to four times as slow. None where there is no such place."""
+    """Return a directory in memory for small files, or None if there is none. On a disk, the journal's work for the
+    previous turn makes the second one two to four times as slow."""
     memory = Path("/dev/shm")
     is_usable = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > SMALL_ROOM_BYTES
     return str(memory) if is_usable else None
 
 
 class _Copies:
-    """Files below `directory`, there and back, by rsync and by us."""
+    """Copies files below `directory`, in both directions, by rsync and by ECLOUD."""
 
     def __init__(self, directory: Path, sshd: Sshd) -> None:
         self._directory = directory
@@ -77,7 +77,7 @@ class _Copies:
         self._gate_s = 0.0
 
     def large(self) -> list[Figure]:
-        """One file."""
+        """Measure one file."""
         source = self._directory / "large"
         _write_large(source)
         text = f"data: {LARGE_BYTES >> 30} GB in one file"
@@ -86,7 +86,7 @@ class _Copies:
         return figures
 
     def small(self) -> list[Figure]:
-        """One directory."""
+        """Measure one directory."""
         source = self._directory / "small"
         _write_small(source)
         text = f"data: {SMALL_COUNT:,} files of {SMALL_BYTES >> 10} KB in one directory"
@@ -112,7 +112,7 @@ class _Copies:
             "rsync get": lambda: self._sshd.rsync(self._root / "by rsync", self._directory / "got by rsync", False),
             "get": lambda: self._get(self._directory / "got"),
         }
-        os.sync()  # what the turn before left to be written is not this one's
+        os.sync()  # pending writes of the previous turn must not slow down this one
         before, self._gate_s, began = self._sshd.cpu_s(), 0.0, time.monotonic()
         ways[name]()
         wall_s = time.monotonic() - began
@@ -138,11 +138,11 @@ class _Copies:
             datastore.close()
 
     def _count_gate(self, datastore: SshDatastore) -> None:
-        """A gate outlives its session by a moment, so sshd's sum lacks it."""
+        """Add the CPU time of the gate: it ends a moment after its session, so sshd's sum lacks it."""
         self._gate_s = process_cpu_s(int(str(datastore.hello()["pid"])))
 
     def _forget(self) -> None:
-        """So that the next turn finds nothing."""
+        """Remove the copies before the next turn."""
         for path in (self._root / "by rsync", self._root / "by us"):
             _remove(path)
 
@@ -166,7 +166,7 @@ def _figures(text: str, way: str, costs: dict[str, list[Cost]], most: float) -> 
 
 
 def _write_large(path: Path) -> None:
-    """Nothing in it can be compressed, left out or found twice."""
+    """Write a large file of random bytes: nothing in it can be compressed, left out or deduplicated."""
     source = random.Random(2)
     with path.open("wb") as file:
         for _ in range(LARGE_BYTES // PIECE):

@@ -1,7 +1,8 @@
-"""Tasks whose files are on a machine over SSH: many short ones with small files, beside the same with a directory as
-datastore; and a large input that many tasks share. All that is real: Mosquitto, MariaDB, boss, workers, sshd, gates.
+"""Tasks with files on a machine over SSH: many short ones with small files, compared with the same tasks and a
+directory as datastore; and a large input that many tasks share. All parts are real: Mosquitto, MariaDB, boss, workers,
+sshd, gates.
 
-Bytes that leave the datastore are counted in its gates, as the bytes of files that they send.
+The gates count the bytes of files that they send: these are the bytes that leave the datastore.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ecloud.model.wire import PushOptions
 
 TASKS, FILE_BYTES = 1_000, 1 << 10
 TURNS, LAST_S = 4, 40.0
-"""No further turn is begun after so long."""
+"""No further turn begins after this many seconds."""
 WORKERS, SLOTS = 2, 2
 LEAST_RATIO, LEAST_RATE = 0.5, 200.0
 SHARED_BYTES, SHARING_TASKS, SHARING_WORKERS = 500_000_000, 100, 4
@@ -52,11 +53,11 @@ def counted(self, answer, body=b""):
 gate["Frames"].write = counted
 sys.exit(gate["main"](sys.argv))
 """
-"""Starts a gate that notes the bytes of files that it sends. Stands in for `python3` on the datastore's machine."""
+"""Starts a gate that counts the bytes of files that it sends. Replaces `python3` on the datastore's machine."""
 
 
 class Turn(NamedTuple):
-    """All tasks, from their acceptance to the last one published."""
+    """Time of all tasks, from their acceptance to the last publication."""
 
     wall_s: float
     cpu: dict[str, float]
@@ -69,12 +70,12 @@ class _Cluster:
         self.services = services
 
     def trust(self, sshd: Sshd) -> None:
-        """The user authorises the boss once."""
+        """Authorise the boss, as the user does once."""
         with sshd.authorized_keys.open("a") as file:
             file.write(public_line(boss_key(self.services.home)) + "\n")
 
     def set_datastore(self, address: str) -> None:
-        """As a user does."""
+        """Run `admin.py set_datastore`, as a user does."""
         command = [sys.executable, "admin.py", "set_datastore", address]
         env = {**plain_environment(), "ECLOUD_SETTINGS": str(self.services.directory / "settings.py")}
         done = subprocess.run(
@@ -85,7 +86,7 @@ class _Cluster:
 
 
 def measure(directory: Path, profiles: Path | None = None) -> list[Figure]:
-    """Small files, then the shared one. `directory` is removed by the caller."""
+    """Measure small files, then the shared input. The caller removes `directory`."""
     figures: list[Figure] = []
     for name, part in (("small", _small), ("shared", _shared)):
         with Services(profiles and profiles / name) as services:
@@ -133,7 +134,7 @@ def _small(services: Services, directory: Path) -> list[Figure]:
 
 
 def _xargs_s() -> float:
-    """How fast the machine is just now."""
+    """Return the time of `xargs`: the current speed of the machine."""
     began = time.monotonic()
     numbers = "\n".join(map(str, range(TASKS))).encode()
     command = ["xargs", f"-P{WORKERS}", "-n1", "sh", "-c", "true"]
@@ -198,7 +199,7 @@ def _small_figures(turns: dict[str, list[Turn]]) -> list[Figure]:
     return figures
 
 
-# --- one large input of many ------------------------------------------------------------------------------
+# --- one large shared input -------------------------------------------------------------------------------
 
 
 def _shared(services: Services, directory: Path) -> list[Figure]:
@@ -237,13 +238,13 @@ def _write_shared(path: Path) -> None:
 
 
 def _counting_python(directory: Path, counts: Path) -> Path:
-    """A directory whose `python3` counts."""
+    """Make a directory whose `python3` counts bytes."""
     place = directory / "bin"
     place.mkdir()
     counter = place / "counter.py"
     counter.write_text(f"COUNTS = {str(counts)!r}\n{COUNTER}")
     python = place / "python3"
-    # It is asked for its own path, which is to be this one again.
+    # The gate asks it for its path, and must get this one.
     python.write_text(
         f"#!/bin/sh\nshift\ncase $1 in -c) echo {shlex.quote(str(python))} 3 11; exit;; esac\n"
         f'exec {shlex.quote(sys.executable)} -IS {shlex.quote(str(counter))} "$@"\n'

@@ -1,4 +1,4 @@
-"""How soon a door opens: the time of a command that only says what it can do, beside an empty Python."""
+"""Start time of the commands: `--help`, compared with an empty Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPEATS = 7
 
 
 def measure() -> list[Figure]:
-    """The median of some starts of each; the first one, which writes byte code, is not counted."""
+    """Return the median of some starts of each; the first start, which writes byte code, is not counted."""
     missing = [door for door in ("admin.py", "push_tasks.py") if not (ROOT / door).exists()]
     if missing:
         raise NotInstalled(f"{' and '.join(missing)} is not there")

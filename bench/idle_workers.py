@@ -1,7 +1,8 @@
-"""Idle workers as real MQTT clients: thousands of connections in one thread, which say Hello and then only heartbeats.
+"""Idle workers as real MQTT clients: thousands of connections in one thread, which send a Hello and then only
+heartbeats.
 
-Speaks as much MQTT 3.1.1 as that takes (CONNECT, SUBSCRIBE, PUBLISH, their acknowledgements, PINGREQ), so that the
-clients cost less than what is measured.
+Implements only the needed part of MQTT 3.1.1 (CONNECT, SUBSCRIBE, PUBLISH, their acknowledgements, PINGREQ), so that
+the clients cost less than the measured boss.
 """
 
 from __future__ import annotations
@@ -44,27 +45,27 @@ class IdleWorker:
 
     @property
     def is_on_duty(self) -> bool:
-        """Whether the boss has welcomed it."""
+        """Return whether the boss has answered with Welcome."""
         return bool(self._session)
 
     def hello(self) -> None:
-        """Open a session."""
+        """Send a Hello, which opens a session."""
         nonce = f"{self.name}-{self._packet}"
         hello = wire.Hello(nonce, "worker", home=self.name, resources={"cpus": 1.0}, chains=True)
         self._say(Envelope(wire.PROTOCOL_VERSION, self.name, "", 0, hello))
 
     def heartbeat(self) -> None:
-        """Say that it lives and holds nothing."""
+        """Send a heartbeat without attempts."""
         self._number += 1
         message = wire.Heartbeat(self._seen)
         self._say(Envelope(wire.PROTOCOL_VERSION, self.name, self._session, self._number, message))
 
     def ping(self) -> None:
-        """Tell the broker that it lives."""
+        """Send a PINGREQ to the broker."""
         self._send(PING, b"")
 
     def read(self) -> None:
-        """Take what came. Raises `ConnectionError`."""
+        """Read received packets. Raises `ConnectionError`."""
         data = self.socket.recv(65_536)
         if not data:
             raise ConnectionError(f"the broker closed the connection of {self.name}")
@@ -123,7 +124,7 @@ class IdleCrew:
                 self._read(0.0)
 
     def report(self) -> None:
-        """Until the boss has welcomed all. Raises `TimeoutError`."""
+        """Wait until the boss has welcomed all. Raises `TimeoutError`."""
         give_up_at = time.monotonic() + WELCOME_S
         again_at = 0.0
         while waiting := [worker for worker in self.workers if not worker.is_on_duty]:
@@ -135,11 +136,11 @@ class IdleCrew:
                     worker.hello()
             self._read(0.2)
         now = time.monotonic()
-        for number, worker in enumerate(self.workers):  # spread over the interval, as those of a real cluster are
+        for number, worker in enumerate(self.workers):  # spread over the interval, as in a real cluster
             heapq.heappush(self._due, (now + worker.heartbeat_s * number / len(self.workers), number))
 
     def tend(self, seconds: float) -> None:
-        """Send heartbeats and read, for that long."""
+        """Send heartbeats and read, for this many seconds."""
         until = time.monotonic() + seconds
         while (now := time.monotonic()) < until:
             while self._due[0][0] <= now:
@@ -154,7 +155,7 @@ class IdleCrew:
             self._read(max(0.0, min(self._due[0][0], until) - now))
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         for worker in self.workers:
             self._poll.unregister(worker.socket)
             worker.socket.close()
@@ -166,7 +167,7 @@ class IdleCrew:
 
 
 def allow_connections(count: int) -> None:
-    """Raise this process's limit of descriptors, which the broker inherits. Raises `ValueError` where it may not."""
+    """Raise this process's limit of descriptors, which the broker inherits. Raises `ValueError` if it may not."""
     wanted = count + 1_000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
@@ -179,7 +180,7 @@ def _text(text: str) -> bytes:
 
 
 def _packet(data: bytes) -> tuple[int, bytes, int] | None:
-    """The first packet: kind, body, size of all; None where it is not whole yet."""
+    """Return the first packet: kind, body, total size; None if it is incomplete."""
     size, shift, at = 0, 0, 1
     while True:
         if at >= len(data):

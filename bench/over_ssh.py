@@ -1,6 +1,5 @@
-"""What the boss asks of a datastore over SSH (a real sshd here): 10,000 results looked for, as with
-`overwrite_result: false` and `--skip_existing`. CPU seconds are this process's own, which the boss would lack.
-"""
+"""The boss's requests to a datastore over SSH (with a real sshd): looking up 10,000 results, as with `overwrite_result:
+false` and `--skip_existing`. CPU seconds are those of this process, in the boss's place."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ ANSWER_S = 60.0
 
 
 def measure() -> list[Figure]:
-    """Medians."""
+    """Measure medians."""
     directory = Path(tempfile.mkdtemp(prefix="ecloud-bench-over-ssh-", dir=memory()))
     try:
         root = directory / "root"
@@ -44,14 +43,14 @@ def measure() -> list[Figure]:
 
 
 def _write_results(directory: Path) -> None:
-    """Every second one of those that will be looked for."""
+    """Write every second one of the results that will be looked up."""
     directory.mkdir(parents=True)
     for number in range(0, 2 * NAMES, 2):
         (directory / f"result-{number:05d}.dat").write_bytes(b"result")
 
 
 def _find_results(directory: Path, sshd: Sshd, root: Path) -> Figure:
-    """As when tasks are pushed that keep what is there."""
+    """Look up results, as a push does that keeps existing ones."""
     storage = Storage(Home(directory / "home"), "bench")
     with sshd.authorized_keys.open("a") as file:
         file.write(public_line(boss_key(Home(directory / "home"))) + "\n")

@@ -1,4 +1,4 @@
-"""The measures A, B, H and C by one peer, run by the Python of the peers' environment: imports nothing of ECLOUD.
+"""The measurements A, B, H and C by one peer, run by the Python of the peers' environment: imports nothing of ECLOUD.
 
     python peer_programs.py ray|dask|celery|hyperqueue|parsl DIRECTORY
 
@@ -22,7 +22,7 @@ from typing import Any
 
 TASKS, LINKS, SINGLES, CALLS = 4_000, 300, 50, 2_000
 PAUSE_S = 0.03
-"""Between two singles: the cluster is idle then."""
+"""Pause between two single tasks, so that the cluster is idle."""
 WARM = 50
 START_S = 30.0
 Found = dict[str, Any]
@@ -34,7 +34,7 @@ def run_true(before: object = None) -> int:
 
 
 def note_start(path: str) -> int:
-    """One task of H: the time at which its command starts goes into a file, in ns."""
+    """One task of H: writes the time at which its command starts to a file, in ns."""
     return subprocess.run(["sh", "-c", f"date +%s%N > {path}"], check=True).returncode
 
 
@@ -44,14 +44,14 @@ def nothing(number: int) -> int:
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Seconds."""
+    """Return the action's duration in seconds."""
     began = time.monotonic()
     action()
     return time.monotonic() - began
 
 
 def singles(directory: Path, submit_and_wait: Callable[[str], object]) -> list[float]:
-    """ms from submit to the start of the command, of one task at a time."""
+    """Return the ms from submit to the start of the command, of one task at a time."""
     found = []
     for number in range(SINGLES):
         time.sleep(PAUSE_S)
@@ -69,7 +69,7 @@ def figures(
     calls: Callable[[int], object] | None,
     directory: Path,
 ) -> Found:
-    """All four, after a little work that is not counted."""
+    """Run all four measurements, after a warm-up that is not counted."""
     all_tasks(WARM)
     chain(WARM)
     one(str(directory / "warm"))
@@ -169,7 +169,7 @@ def of_celery(directory: Path) -> Found:
 
 
 def celery_app(url: str) -> Any:
-    """The application of both sides."""
+    """Return the application, for client and workers."""
     from celery import Celery
 
     app = Celery("peer", broker=url, backend=url)
@@ -183,7 +183,7 @@ if "PEER_CELERY" in os.environ:
 
 
 def of_hyperqueue(directory: Path) -> Found:
-    """HyperQueue with one worker of two cores. Its tasks are programs; it has no calls that compare."""
+    """HyperQueue with one worker of two cores. Its tasks are programs; it has no comparable calls."""
     from hyperqueue import Job
     from hyperqueue.cluster import LocalCluster, WorkerConfig
 

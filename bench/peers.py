@@ -1,8 +1,8 @@
 """`python -m bench.peers`: the same work by ECLOUD and by Ray, Dask, Celery, HyperQueue and Parsl, in turns.
 
 A: 4,000 x `sh -c true` with two slots. B: a chain of 300. H: from submit to the start of the command on an idle
-cluster. C: 2,000 Python calls. ECLOUD commits to a durable MariaDB; the peers keep nothing on disk. The peers live in
-an environment of their own (`.peers`), which is made at the first run.
+cluster. C: 2,000 Python calls. ECLOUD commits to a durable MariaDB; the peers keep nothing on disk. The peers are in
+their own environment (`.peers`), which the first run creates.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Found = dict[str, Any]
 
 
 def make_environment() -> Path:
-    """The Python of the peers. Raises `CalledProcessError` where pip cannot install them."""
+    """Return the Python of the peers. Raises `CalledProcessError` if pip cannot install them."""
     python = ENVIRONMENT / "bin" / "python"
     mark = ENVIRONMENT / "requirements.txt"
     if not mark.exists() or mark.read_text() != REQUIREMENTS.read_text():
@@ -50,7 +50,7 @@ def make_environment() -> Path:
 
 
 def by_peer(name: str, python: Path) -> Found:
-    """One turn of a peer. Raises `RuntimeError` with the end of what it said."""
+    """Run one turn of a peer. Raises `RuntimeError` with the end of its output."""
     with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as directory:
         command = [str(python), str(ROOT / "bench" / "peer_programs.py"), name, directory]
         environment = {**plain_environment(), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -66,7 +66,7 @@ def by_peer(name: str, python: Path) -> Found:
 
 
 def by_us() -> Found:
-    """One turn of ours, through MariaDB, Mosquitto, boss and one worker."""
+    """Run one turn of ECLOUD, through MariaDB, Mosquitto, boss and one worker."""
     with Services() as services, tempfile.TemporaryDirectory(prefix="bench-ours-") as directory:
         worker = services.start_worker("w1", "--cpus", "2")
         try:
@@ -110,7 +110,7 @@ def _by_us(services: Services, client: Client, directory: Path) -> Found:
 
 
 def by_xargs() -> Found:
-    """The limit: the same processes without any scheduler."""
+    """Run the limit: the same processes without a scheduler."""
     return {"A": TASKS / _xargs(TASKS, 2), "B": _xargs(LINKS, 1) / LINKS * 1e3}
 
 
@@ -123,7 +123,8 @@ def _xargs(count: int, slots: int) -> float:
 
 
 def table(turns: dict[str, list[Found]]) -> str:
-    """Markdown: a line for each, medians of the turns. A is also shown as a ratio to xargs in the same turn."""
+    """Return a Markdown table: a line for each system, with medians of the turns. A is also shown as a ratio to xargs
+    in the same turn."""
     lines = [
         "| | version | A: tasks/s | A: of xargs | B: ms a link | B: ms above the process | H: ms p50 | H: ms p99 "
         "| C: calls/s |",
@@ -152,13 +153,13 @@ def _median(found: list[Found], name: str) -> float:
 
 
 def main() -> int:
-    """Measure in turns and print; 1 where one could not be measured."""
+    """Measure in turns and print; return 1 if a system could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description="Beside peers. See bench/README.md.")
     parser.add_argument("names", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)} [all]")
     parser.add_argument("--turns", type=int, default=TURNS, metavar="N")
     parser.add_argument("--python", type=Path, metavar="FILE", help="an interpreter that has the peers [.peers]")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are ended
     if unknown := set(options.names) - set(PEERS):
         parser.error(f"{', '.join(sorted(unknown))}: there is only {', '.join(PEERS)}")
     names = options.names or list(PEERS)

@@ -1,4 +1,4 @@
-"""A large push: 100,000 tasks with 200,000 edges through the client, and how soon the doors can say how it stands."""
+"""A large push: 100,000 tasks with 200,000 edges through the client, and the time of `status` after it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from ecloud.queries import status as queries
 
 TASKS = 100_000
 WIDTH = 50
-"""Tasks that wait for nobody; every other one waits for two, which makes 199,899 edges."""
+"""Tasks without dependencies; every other one waits for two, which makes 199,899 edges."""
 MOST_S = 15.0
 MOST_STATUS_S = 1.0
 STATUSES = 5
 
 
 def measure(profiles: Path | None = None) -> list[Figure]:
-    """Seconds from the first chunk to the boss's answer, which follows the commit; seconds of a status after it."""
+    """Measure the seconds from the first chunk to the boss's answer, which follows the commit, and of a status after
+    it."""
     tasks = graph(TASKS, WIDTH)
     edges = sum(len(task.dependencies) for task in tasks)
     with Services(profiles) as services, Client(services.client_access()) as client:

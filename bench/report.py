@@ -1,4 +1,4 @@
-"""What a measure hands back, and the plain table it is printed as."""
+"""Results of benchmarks, and the plain table of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table. `wall` and `cpu` are texts with their unit; `aim` is empty where nothing was promised."""
+    """One line of the table. `wall` and `cpu` are texts with their unit; `aim` is empty if there is none."""
 
     what: str
     wall: str = ""
@@ -21,13 +21,13 @@ HEADINGS = ("measure", "wall", "CPU", "result", "aim", "")
 
 
 def cells(figure: Figure) -> tuple[str, ...]:
-    """The figure as the words of a line."""
+    """Return the cells of the figure's line."""
     verdict = "" if figure.met is None else "met" if figure.met else "MISSED"
     return figure.what, figure.wall, figure.cpu, figure.result, figure.aim, verdict
 
 
 def table(figures: list[Figure]) -> str:
-    """All of them, columns aligned: words to the left, amounts to the right."""
+    """Return the table, with aligned columns: texts to the left, amounts to the right."""
     lines = [HEADINGS, *map(cells, figures)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     text = []
@@ -40,10 +40,10 @@ def table(figures: list[Figure]) -> str:
 
 
 def micro(seconds: float) -> str:
-    """A time of one task."""
+    """Format the time of one task."""
     return f"{seconds * 1e6:,.1f} us"
 
 
 def seconds(amount: float) -> str:
-    """A time."""
+    """Format a time."""
     return f"{amount:.2f} s"

@@ -1,8 +1,8 @@
 """`python -m bench.scale`: how cost grows with tasks and with workers.
 
 For each number of tasks (a graph with two edges a task): the push (F), `status` (K), a restart with all of them
-unfinished (G), and their run by workers that answer at once (D). For each number of idle workers, which are real MQTT
-clients: the boss's CPU (J). Prints a table, and draws it with `--plot FILE`.
+unfinished (G), and their run by workers that answer immediately (D). For each number of idle workers, which are real
+MQTT clients: the boss's CPU (J). Prints a table, and draws it with `--plot FILE`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Row = dict[str, float]
 
 
 def of_tasks(count: int) -> Row:
-    """F, K, G and D with this many tasks."""
+    """Measure F, K, G and D with this many tasks."""
     with Services() as services, Client(services.client_access()) as client:
         client.connect()
         found = _push(services, client, count)
@@ -75,7 +75,8 @@ def _status_s(services: Services) -> float:
 
 
 def _restart_s(services: Services) -> float:
-    """From the start of the process until it leads with everything loaded; Python's own start is a part."""
+    """Return the seconds from the start of the process until it leads with everything loaded; includes Python's own
+    start."""
     services.end(services.boss)
     before = services.boss_log().count(" unfinished tasks, ")
     began = time.monotonic()
@@ -101,7 +102,7 @@ def _run(services: Services, client: Client, count: int) -> Row:
 
 
 def of_workers(count: int) -> Row:
-    """J with this many workers."""
+    """Measure J with this many workers."""
     allow_connections(count)
     with Services() as services:
         crew = IdleCrew(services, count)
@@ -122,7 +123,7 @@ def of_workers(count: int) -> Row:
 
 
 def memory_mb(process: subprocess.Popen[bytes], what: str) -> float:
-    """`VmRSS`, or `VmHWM` for the most that it ever had."""
+    """Return `VmRSS`, or `VmHWM` for the maximum so far."""
     for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
         if line.startswith(what + ":"):
             return int(line.split()[1]) * 1024 / 1e6
@@ -130,7 +131,7 @@ def memory_mb(process: subprocess.Popen[bytes], what: str) -> float:
 
 
 def table(rows: dict[int, Row]) -> str:
-    """Markdown: a line for each figure, a column for each size."""
+    """Return a Markdown table: a line for each figure, a column for each size."""
     sizes = sorted(rows)
     names = list(dict.fromkeys(name for size in sizes for name in rows[size]))
     lines = ["| | " + " | ".join(f"{size:,}" for size in sizes) + " | aim |", "|---" * (len(sizes) + 2) + "|"]
@@ -147,7 +148,7 @@ def _shown(value: float | None) -> str:
 
 
 def draw(path: Path, tasks: dict[int, Row], workers: dict[int, Row]) -> None:
-    """Each figure over the number of tasks or workers, both axes logarithmic."""
+    """Plot each figure over the number of tasks or workers, with logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -176,13 +177,13 @@ def _curves(axis: Any, rows: dict[int, Row], names: tuple[str, ...], unit: str, 
 
 
 def main() -> int:
-    """Measure and print; 1 where a size could not be measured."""
+    """Measure and print; return 1 if a size could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description="How cost grows. See bench/README.md.")
     parser.add_argument("--tasks", type=int, nargs="*", default=TASKS, metavar="N")
     parser.add_argument("--workers", type=int, nargs="*", default=WORKERS, metavar="N")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that started processes are ended
     tasks: dict[int, Row] = {}
     workers: dict[int, Row] = {}
     failed = False

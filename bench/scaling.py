@@ -1,9 +1,9 @@
-"""Our rule of scaling beside a fixed fleet and the depth of the queue, by simulation: makespan and VM-hours.
+"""ECLOUD's scaling rule compared with a fixed fleet and with queue depth, by simulation: makespan and VM-hours.
 
     python -m bench.scaling [TASK LIST…]
 
-The real boss decides; workers, the cloud and time are simulated and without faults. Task lists are read as
-`push_tasks.py` reads them (WfCommons files with their recorded run-times); generated graphs are measured besides.
+The real boss decides; workers, the cloud and time are simulated, without faults. Task lists are read as by
+`push_tasks.py` (WfCommons files with their recorded run times); generated graphs are measured in addition.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ QUIET_S = 1e9
 
 
 class Guest:
-    """One VM and its worker: runs what it is told, in order as far as it fits."""
+    """One VM and its worker: runs its attempts in order, as far as they fit."""
 
     def __init__(self, vm_no: int, nonce: str, cpus: float, born: float) -> None:
         self.vm_no, self.nonce, self.cpus, self.free, self.born = vm_no, nonce, cpus, cpus, born
@@ -54,7 +54,7 @@ class Guest:
 
 
 class Bench:
-    """One run of one graph under one rule."""
+    """One run of one graph with one rule."""
 
     def __init__(self, tasks: list[TaskDefinition], rule: Rule, boot_s: float, fleet: int, guessed: bool) -> None:
         self.now = 0.0
@@ -80,7 +80,7 @@ class Bench:
         self._push([task if guessed else msgspec.structs.replace(task, runtime_s=None) for task in tasks])
 
     def run(self) -> tuple[float, float]:
-        """(makespan, VM-hours). A fixed fleet ends with its last task."""
+        """Return (makespan, VM-hours). A fixed fleet ends with its last task."""
         while self._left:
             deadline = self._boss.next_deadline()
             if self._heap and (deadline is None or self._heap[0][0] <= deadline):
@@ -217,7 +217,7 @@ class Bench:
 
 
 def queue_depth(situation: FleetSnapshot) -> Plan:
-    """A place for each ready task, up to the maximum; what idled for a fixed time ends. What the peers do."""
+    """Plan a slot for each ready task, up to the maximum, and end VMs after a fixed idle time, as the peers do."""
     made = Plan()
     pool = situation.pools[0]
     room = sum(how_many(r.free, demand.shape) for r in situation.rooms for demand in situation.demands[:1])
@@ -235,7 +235,7 @@ def queue_depth(situation: FleetSnapshot) -> Plan:
 
 
 def generated() -> Iterator[tuple[str, list[TaskDefinition]]]:
-    """Graphs of the usual forms; run-times are drawn, and known to users within what they say."""
+    """Yield graphs of the usual shapes; run times are drawn, and users know them approximately."""
     chance = random.Random(3)
 
     def task(id: str, seconds: float, *after: str) -> TaskDefinition:
@@ -257,14 +257,14 @@ def generated() -> Iterator[tuple[str, list[TaskDefinition]]]:
 
 
 def read(path: str) -> tuple[str, list[TaskDefinition]]:
-    """A task list of a file, without its files."""
+    """Read a task list from a file, without the files of its tasks."""
     tasks: list[TaskDefinition] = read_task_list(Path(path).read_bytes(), Path(path).stem, ReadOptions(scale=1.0)).tasks
     plain: dict[str, Any] = {"requirements": (), "results": (), "resources": {"cpus": 1.0}, "overwrite_result": True}
     return Path(path).stem[:24], [msgspec.structs.replace(task, **plain) for task in tasks]
 
 
 def main() -> int:
-    """Print the table as it is."""
+    """Measure, and print the table line by line."""
     graphs = [*generated(), *map(read, sys.argv[1:])]
     print(
         f"{'graph':<26}{'boot':>6}  {'ours':>16}  {'ours, no guess':>16}  {'queue depth':>16}  {'best fixed fleet':>22}"
@@ -276,7 +276,7 @@ def main() -> int:
             learned = Bench(tasks, plan, boot_s, 0, False).run()
             queue = Bench(tasks, queue_depth, boot_s, 0, True).run()
             fleets = {size: Bench(tasks, plan, boot_s, size, True).run() for size in FLEETS}
-            # The smallest that is not slower than ours by more than a twentieth; else the quickest.
+            # The smallest fleet whose makespan exceeds ECLOUD's by at most a twentieth; else the fastest.
             able = [size for size in FLEETS if fleets[size][0] <= 1.05 * ours[0]]
             best = able[0] if able else min(FLEETS, key=lambda size: fleets[size][0])
             for key, found in (("ours", ours), ("learned", learned), ("queue", queue)):

@@ -1,7 +1,7 @@
-"""Private parts to measure with: MariaDB, Mosquitto, a boss and workers, on ports of their own below one temporary
+"""Private services for benchmarks: MariaDB, Mosquitto, a boss and workers, on their own ports below one temporary
 directory.
 
-Ends what it started, by process id, and nothing else. CPU time is read from the processes themselves.
+Ends the processes that it started, by process id, and no others. CPU time is read from the processes themselves.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class NotInstalled(Exception):
-    """A server that this measure needs is not installed; the text names it."""
+    """A server that this benchmark needs is not installed; the text names it."""
 
 
 class Services:
-    """MariaDB, Mosquitto and a boss on both. `profiles`: a directory for cProfile's files of boss and workers."""
+    """MariaDB, Mosquitto and a boss that uses both. `profiles`: a directory for cProfile's files of boss and
+    workers."""
 
     def __init__(self, profiles: Path | None = None) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ecloud-bench-"))
@@ -71,7 +72,7 @@ class Services:
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
         subprocess.run([install, *common, *options], check=True, capture_output=True)
         place = [f"--socket={self.directory}/socket", "--skip-networking", f"--pid-file={self.directory}/pid"]
-        # What makes a commit durable stays as it is by default.
+        # The options for durable commits keep their defaults.
         process = self._start([server, *common, *place, "--innodb-buffer-pool-size=256M"], "mariadb")
         self._wait(process, "mariadb", self._database_answers)
         return process
@@ -96,7 +97,7 @@ class Services:
         return url
 
     def engine(self) -> Engine:
-        """The database as doors see it."""
+        """The database, as commands use it."""
         return make_engine(self.database_url)
 
     # --- Mosquitto ----------------------------------------------------------------------------------
@@ -112,10 +113,10 @@ class Services:
         self._wait(process, "mosquitto", lambda: probe(address, 1.0) is None)
         return process, address
 
-    # --- ours ---------------------------------------------------------------------------------------
+    # --- boss and workers ---------------------------------------------------------------------------
 
     def start_boss(self) -> subprocess.Popen[bytes]:
-        """A boss; `self.boss` from now on."""
+        """Start a boss, and set `self.boss`."""
         settings = self.directory / "settings.py"
         settings.write_text(
             f"HOME = {str(self.home.path)!r}\n"
@@ -129,11 +130,11 @@ class Services:
         return process
 
     def boss_log(self) -> str:
-        """What the boss has said so far."""
+        """Return the boss's output so far."""
         return (self.home.path / "boss.log").read_text(errors="replace")
 
     def start_worker(self, name: str, *options: str) -> subprocess.Popen[bytes]:
-        """A real worker process."""
+        """Start a real worker process."""
         access = self.directory / f"{name}.access"
         write_access(access, self.access(f"invite-{name}"))
         command = [*self._python("worker", name), str(access), "--home", str(self.directory / name), *options]
@@ -147,12 +148,12 @@ class Services:
         return [sys.executable, "-m", "cProfile", "-o", str(output), "-m", module]
 
     def access(self, key_name: str) -> AccessFile:
-        """What a peer of that name needs to speak with this boss."""
+        """Return the access file of a peer of that name."""
         key = derive_key(cluster_secret(self.home), key_name).hex()
         return msgspec.structs.replace(self.client_access(), key_name=key_name, key=key)
 
     def client_access(self) -> AccessFile:
-        """What a client on this machine uses."""
+        """Return the access file of a client on this machine."""
         return read_access(self.home.client_access)
 
     # --- processes ----------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ class Services:
             time.sleep(0.02)
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """End one of ours and wait for it."""
+        """End a process of these services, and wait for it."""
         if process.poll() is None:
             process.terminate()
             try:
@@ -189,14 +190,15 @@ class Services:
                 process.wait()
 
     def stop(self) -> None:
-        """End all, the last first, and remove the directory."""
+        """End all processes, the last one first, and remove the directory."""
         for process in reversed(self._started):
             self.end(process)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def plain_environment() -> dict[str, str]:
-    """What a service has: each variable more is work for every process that is started, ours and xargs' alike."""
+    """Return the environment of a service: each variable is additional work for every process that is started, by
+    ECLOUD and by xargs."""
     kept = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
     return {name: os.environ[name] for name in kept if name in os.environ}
 
@@ -215,31 +217,31 @@ def _free_port() -> int:
 
 
 def cpu_s(process: subprocess.Popen[bytes]) -> float:
-    """CPU seconds of a process, all its threads, without its children."""
+    """Return the CPU seconds of a process and all its threads, without its children."""
     return process_cpu_s(process.pid)
 
 
 def process_cpu_s(pid: int) -> float:
-    """The same by its number."""
+    """Return the same by process id."""
     fields = _stat(pid)
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def children_cpu_s(process: subprocess.Popen[bytes]) -> float:
-    """CPU seconds of the children it has waited for."""
+    """Return the CPU seconds of the children for which it has waited."""
     fields = _stat(process.pid)
     return (int(fields[13]) + int(fields[14])) / _TICKS
 
 
 def worker_cpu_s(worker: subprocess.Popen[bytes]) -> tuple[float, float]:
-    """CPU seconds of an agent with its launchers, and of the tasks' processes that have ended."""
+    """Return the CPU seconds of an agent with its launchers, and of the tasks' processes that have ended."""
     own, tasks = cpu_s(worker), children_cpu_s(worker)
     for pid in descendants(worker.pid):
         try:
             is_launcher = b"launcher.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
             fields = _stat(pid)
         except OSError:
-            continue  # it ended just now
+            continue  # it has just ended
         if is_launcher:
             own += (int(fields[11]) + int(fields[12])) / _TICKS
             tasks += (int(fields[13]) + int(fields[14])) / _TICKS
@@ -247,7 +249,7 @@ def worker_cpu_s(worker: subprocess.Popen[bytes]) -> tuple[float, float]:
 
 
 def machine_cpu_s() -> float:
-    """CPU seconds of everything on this machine since it started."""
+    """Return the CPU seconds of all processes on this machine since it booted."""
     fields = Path("/proc/stat").read_bytes().split(b"\n", 1)[0].split()[1:]
     user, nice, system, _idle, _waiting, irq, soft_irq, steal = map(int, fields[:8])
     return (user + nice + system + irq + soft_irq + steal) / _TICKS

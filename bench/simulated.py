@@ -1,7 +1,7 @@
-"""Everything but the commands: a graph of tasks through Mosquitto, MariaDB and the boss, for workers that answer at
-once.
+"""Everything except the commands: a graph of tasks through Mosquitto, MariaDB and the boss, for workers that answer
+immediately.
 
-The simulated workers live in this process and speak the worker's protocol over the real broker.
+The simulated workers run in this process and use the worker's protocol over the real broker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ecloud.model.wire import AttemptName, Envelope, HeldAttempt, PushOptions
 
 TASKS = 40_000
 WIDTH = 4_000
-"""Tasks in a layer; each waits for two of the layer before."""
+"""Tasks in a layer; each waits for two of the previous layer."""
 WORKERS = 4
 CPUS = 64
 RUN_S = 0.0005
@@ -37,7 +37,7 @@ HELLO_AGAIN_S = 1.0
 
 
 class SimulatedWorker:
-    """One worker's half of the conversation: what it is told to start has ended."""
+    """One worker's side of the protocol: every ordered attempt has succeeded."""
 
     def __init__(self, access: AccessFile, name: str, inbox: SimpleQueue[tuple[SimulatedWorker, bytes] | None]) -> None:
         self.name = name
@@ -59,22 +59,22 @@ class SimulatedWorker:
         )
 
     def start(self) -> None:
-        """Connect and report for duty."""
+        """Connect and send a Hello."""
         self._connection.start()
 
     def stop(self) -> None:
-        """Leave, holding nothing."""
+        """Leave, with no attempts."""
         self._say(wire.Goodbye())
         self._connection.stop()
 
     def heartbeat(self) -> None:
-        """Say what is held: outcomes that are not answered yet."""
+        """Send a heartbeat with the unanswered outcomes."""
         if self._session:
             held = tuple(HeldAttempt(*key, "ended") for key in self._unanswered)
             self._say(wire.Heartbeat(self._seen, held))
 
     def hear(self, payload: bytes) -> None:
-        """A message of the boss."""
+        """Handle a message of the boss."""
         envelope, _ = wire.decode(payload, self._from_boss, lambda name: self._key)
         message = envelope.message
         if isinstance(message, wire.Welcome):
@@ -95,7 +95,7 @@ class SimulatedWorker:
         self._say(wire.TasksEnded(tuple(outcomes)))
 
     def hello(self) -> None:
-        """Open a session. Said again until the boss listens."""
+        """Open a session. Repeated until the boss answers."""
         self._hellos += 1
         nonce, resources = f"{self.name}-{self._hellos}", {"cpus": float(CPUS)}
         hello = wire.Hello(nonce, "worker", home=self.name, resources=resources, chains=True)
@@ -111,7 +111,7 @@ class SimulatedWorker:
 
 
 class Crew:
-    """Simulated workers on one thread."""
+    """Simulated workers in one thread."""
 
     def __init__(self, services: Services) -> None:
         self._inbox: SimpleQueue[tuple[SimulatedWorker, bytes] | None] = SimpleQueue()
@@ -149,7 +149,7 @@ class Crew:
 
 
 def graph(count: int, width: int) -> list[TaskDefinition]:
-    """Layers of `width` tasks; each task waits for two of the layer before."""
+    """Make layers of `width` tasks; each task waits for two of the previous layer."""
     tasks = []
     for number in range(count):
         before = (number - width, number - width - 1 if number > width else number) if number >= width else ()
@@ -159,7 +159,7 @@ def graph(count: int, width: int) -> list[TaskDefinition]:
 
 
 def measure(profiles: Path | None = None) -> list[Figure]:
-    """Tasks a second, the median of turns; CPU of boss and database."""
+    """Measure tasks a second, the median of turns, and the CPU time of boss and database."""
     turns: list[tuple[float, float, float]] = []
     with Services(profiles) as services, Crew(services), Client(services.client_access()) as client:
         client.connect()

@@ -1,7 +1,7 @@
-"""How fast the simulation itself is: task completions per CPU second, 1,000 workers, nothing going wrong.
+"""Speed of the simulation itself: task completions per CPU second, with 1,000 workers and without faults.
 
-Everything as in `make sim`: the real cores, every message through the real wire, the checker after each event. Each
-turn runs in a process of its own; what counts is its CPU time, until all is settled.
+Everything as in `make sim`: the real cores, every message through the real wire format, the checker after each event.
+Each turn runs in its own process; its CPU time counts, until everything has settled.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from bench.report import Figure, seconds
 
 WORKERS = 1_000
 WORLDS = ((30_000, 1), (20_000, 3))
-"""Tasks of a run, and runs. The aim is for both."""
+"""Tasks of a run, and runs. The aim applies to both."""
 SEED = 11
-"""Of a world without pools and without SSH: the workers are there, and nothing else takes time. Some tasks may end
-without an attempt, where they wait for others to fail, which costs less: so the attempts are told, too."""
+"""Seed of a world without pools and without SSH: the workers exist from the start, and nothing else takes time. Tasks
+that wait for others to fail may end without an attempt, which costs less; so the number of attempts is printed, too."""
 LEAST_RATE = 5_000
 REPEATS = 3
 YARD_STEPS = 1_000_000
-"""A machine that shares its cores does the same in 1.7 times the CPU seconds: how fast it was tells a yardstick, a step
-of plain Python, before and after each turn. It judges nothing."""
+"""Steps of the yardstick. A machine that shares its cores may need 1.7 times the CPU seconds for the same work. The
+yardstick, a loop of plain Python before and after each turn, shows how fast the machine was; it has no aim."""
 
 
 def measure() -> list[Figure]:
-    """The best of some turns of each: others on the machine only take from it."""
+    """Return the best of some turns of each: other processes on the machine can only slow them down."""
     figures = []
     yards: list[float] = []
     for tasks, runs in WORLDS:
@@ -51,7 +51,7 @@ def measure() -> list[Figure]:
 
 
 def _yard() -> float:
-    """CPU seconds of a step of a loop that fits into any cache."""
+    """Return the CPU seconds per step of a loop that fits into any cache."""
     counts: dict[int, int] = {}
     began = time.process_time()
     for step in range(YARD_STEPS):

@@ -1,7 +1,7 @@
-"""A private sshd on a loopback port to measure against, and plain rsync over it. CPU time of both ends is read from
-the processes themselves.
+"""A private sshd on a loopback port for benchmarks, and plain rsync over it. CPU time of both ends is read from the
+processes themselves.
 
-Ends what it started, by process id, and nothing else.
+Ends the processes that it started, by process id, and no others.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ GATE = Path(__file__).resolve().parent.parent / "datastore" / "gate.py"
 HOST = "127.0.0.1"
 START_S = 20.0
 LEAVE_S = 20.0
-"""Time for sessions to end after their client left."""
+"""Time for sessions to end after their client has left."""
 
 
 class Sshd:
-    """Lets in this user with one key, to anything; who logs in has its home below `directory`."""
+    """Accepts this user with one key, without restrictions; the home of its sessions is below `directory`."""
 
     def __init__(self, directory: Path, *more: str) -> None:
         self.directory = directory
@@ -77,17 +77,17 @@ class Sshd:
         self.process.wait()
 
     def address(self, root: Path) -> str:
-        """A directory behind it, as a user names it."""
+        """Return the address of a directory on it, as a user writes it."""
         return str(SshAddress(getpass.getuser(), HOST, self.port, str(root)))
 
     def datastore(self, root: Path) -> SshDatastore:
-        """A directory behind it as a datastore, with the rights of the boss."""
+        """Return a directory on it as a datastore, with the boss's rights."""
         gate = gate_command(sys.executable, str(GATE), str(root))
         access = Access(self.key, self.known_hosts, gate=gate)
         return SshDatastore(SshAddress.parse(self.address(root)), access)
 
     def rsync(self, source: Path, target: Path, to_it: bool, cipher: str = "") -> None:
-        """Plain `rsync -a -e ssh`, there or back."""
+        """Run plain `rsync -a -e ssh`, in either direction."""
         if shutil.which("rsync") is None:
             raise NotInstalled("rsync is not installed")
         options = [f"-p {self.port}", f"-i {self.key}", f"-o UserKnownHostsFile={self.known_hosts}", "-F none"]
@@ -101,7 +101,8 @@ class Sshd:
         subprocess.run(command, check=True, env=plain_environment(), stdin=subprocess.DEVNULL)
 
     def cpu_s(self) -> float:
-        """CPU seconds of all sessions that are over and of this process with its children, once no session is left."""
+        """Return the CPU seconds of all ended sessions, and of this process with its children, once no session is
+        left."""
         deadline = time.monotonic() + LEAVE_S
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         while children.read_text().strip() and time.monotonic() < deadline:

@@ -1,7 +1,7 @@
-"""Short tasks through everything that is real: 4,000 times `true` through Mosquitto, MariaDB, boss and one worker with
-two slots, beside `xargs -P2 -n1 sh -c true` on the same machine, in turns.
+"""Short tasks through all real parts: 4,000 times `true` through Mosquitto, MariaDB, boss and one worker with two
+slots, compared with `xargs -P2 -n1 sh -c true` on the same machine, in turns.
 
-A turn in which strangers took much of the machine is repeated: it would tell of them.
+A turn in which other processes took much of the machine is repeated, since it would measure them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ TASKS = 4_000
 SLOTS = 2
 QUIET_TURNS, MOST_TURNS = 3, 9
 QUIET = 0.1
-"""Share of the machine that others may take in a turn that counts."""
+"""Share of the machine that other processes may take in a turn that counts."""
 LEAST_RATIO = 0.75
 LONGEST_S = 120.0
 
 
 @dataclass
 class Turn:
-    """All tasks, by xargs and by us. `stored_s`: from the boss's acceptance to the last outcome in the database."""
+    """Times of all tasks, by xargs and by ECLOUD. `stored_s`: from the boss's acceptance to the last outcome in the
+    database."""
 
     xargs_s: float
     xargs_cpu_s: float
@@ -42,12 +43,12 @@ class Turn:
 
     @property
     def ratio(self) -> float:
-        """Our speed in xargs'."""
+        """ECLOUD's speed relative to xargs'."""
         return self.xargs_s / self.stored_s
 
 
 class Ours:
-    """The processes whose CPU time is ours."""
+    """The processes whose CPU time counts as ECLOUD's."""
 
     def __init__(self, services: Services, worker: subprocess.Popen[bytes]) -> None:
         self.worker = worker
@@ -59,13 +60,13 @@ class Ours:
         }
 
     def cpu(self) -> dict[str, float]:
-        """CPU seconds so far."""
+        """Return the CPU seconds so far."""
         own, shells = worker_cpu_s(self.worker)
         return {"shells": shells, **{name: cpu_s(part) for name, part in self.parts.items()}, "worker": own}
 
 
 def measure(profiles: Path | None = None) -> list[Figure]:
-    """The ratio, the median of the quiet turns; CPU of each part."""
+    """Measure the ratio, the median of the quiet turns, and the CPU time of each part."""
     turns: list[Turn] = []
     with Services(profiles) as services:
         worker = services.start_worker("w1", "--cpus", str(SLOTS))
@@ -128,7 +129,7 @@ def _turn(client: Client, ours: Ours, run: str) -> Turn:
 
 
 def _xargs() -> tuple[float, float]:
-    """Wall and CPU seconds of the same commands without any of us."""
+    """Return the wall and CPU seconds of the same commands without ECLOUD."""
     numbers = "\n".join(map(str, range(TASKS))).encode()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
@@ -140,7 +141,8 @@ def _xargs() -> tuple[float, float]:
 
 
 def _push(client: Client, ours: Ours, run: str, count: int) -> tuple[float, float, dict[str, float]]:
-    """Seconds from acceptance, seconds from the start of the push, CPU seconds of each part from acceptance on."""
+    """Return the seconds from acceptance, the seconds from the start of the push, and the CPU seconds of each part from
+    acceptance on."""
     tasks = [TaskDefinition(id=f"t{number}", commands=("true",)) for number in range(count)]
     began = time.monotonic()
     client.push(tasks, PushOptions(run=run))
@@ -152,7 +154,7 @@ def _push(client: Client, ours: Ours, run: str, count: int) -> tuple[float, floa
 
 
 def wait_until_over(client: Client, run: str, longest_s: float = LONGEST_S) -> None:
-    """Until the boss says that nothing is left: said after the commit of the last outcome."""
+    """Wait until the boss reports that nothing is left to do: it does so after the commit of the last outcome."""
     began = time.monotonic()
     for picture in client.watch(run):
         if picture.over:

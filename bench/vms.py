@@ -1,8 +1,8 @@
-"""VMs in great number: what it costs the boss to keep 2,000 of them in view, and how fast 255 are asked for.
+"""Many VMs: the boss's cost of watching 2,000 of them, and how fast it requests 255.
 
-The first drives the core alone, for a simulated minute: each VM's worker says its heartbeats, tasks wait and end, the
-cloud lists all VMs as often as it does in earnest, and cycles are looked for as in the boss. The second is a real boss
-and the double of a cloud from the tests, which takes as long for each call as a real OpenNebula took at its best and
+The first benchmark drives the core alone, for a simulated minute: each VM's worker sends its heartbeats, tasks wait and
+end, the cloud lists all VMs as often as in production, and garbage is collected as in the boss. The second one uses a
+real boss and the tests' simulated cloud, which takes as long for each call as a real OpenNebula took at its best and
 worst.
 """
 
@@ -35,13 +35,13 @@ ENDS_A_STEP = 100
 MOST_CPU_S, MOST_BLOCKED_S = 2.0, 0.05
 ASKED = 255
 CALL_S = (0.013, 0.047)
-"""What one call took a real OpenNebula."""
+"""Duration of one call to a real OpenNebula, best and worst."""
 MOST_OVER = 1.10
 GIVEN_UP_S = 120.0
 
 
 def measure() -> list[Figure]:
-    """The minute, and the command, at both ends of what a cloud takes."""
+    """Measure the minute, and the command with both durations of a call."""
     fleet = Fleet()
     fleet.begin()
     fleet.live(WARM_S)
@@ -80,7 +80,7 @@ def measure() -> list[Figure]:
 
 
 class Fleet:
-    """A boss with VMs that all work, and what is said to it."""
+    """A boss with VMs that all work, and the messages to it."""
 
     def __init__(self) -> None:
         pool = PoolConfig("p", {"cpus": 1.0}, maximum=VMS, boot_s=94.0)
@@ -99,7 +99,7 @@ class Fleet:
         self._calls: list[object] = []
 
     def begin(self) -> None:
-        """All of them are asked for, come up, and work."""
+        """Request all VMs, let them come up, and give them work."""
         self._hello("c", wire.Hello("c", kind="client"), "client")
         tasks = tuple(TaskDefinition(id=f"t{n}", commands=("true",), runtime_s=600.0) for n in range(VMS + WAITING))
         self._tell(self._said("c", wire.SubmitTasks("p", 0, 1, wire.PushOptions(run="r"), tasks), "client"))
@@ -118,7 +118,7 @@ class Fleet:
         assert len(self._running) >= VMS, "tasks run"
 
     def live(self, for_s: int) -> None:
-        """Heartbeats, ends of tasks, lists and plans: what ordinary seconds hold."""
+        """Send the heartbeats, ends of tasks, lists and plans of ordinary seconds."""
         listed = tuple(VmFound(vm_no, f"cloud-{vm_no}") for vm_no in self._vms.values())
         names = list(self._vms)
         share = len(names) // HEARTBEAT_S
@@ -179,8 +179,8 @@ class Fleet:
 
 
 def _ask(call_s: float) -> float:
-    """Seconds from the command to the last of its calls, of a boss and a cloud without guests. The cloud is the
-    tests' double."""
+    """Return the seconds from the command to its last call, with a boss and a simulated cloud without guests. The cloud
+    is that of the tests."""
     sys.path.insert(0, str(ROOT / "tests" / "support"))
     double, services = importlib.import_module("opennebula_double"), importlib.import_module("services")
     with tempfile.TemporaryDirectory(prefix="ecloud-bench-") as directory:

@@ -1,7 +1,7 @@
-"""Draws the parts of docs/ that must agree with the code: message tables, state tables and diagrams.
+"""Generates the parts of docs/ that must agree with the code: message tables, state tables and diagrams.
 
-python docs/generate.py            rewrite what lies between the markers
-python docs/generate.py --check    exit 1 and name the file where code and docs differ
+python docs/generate.py            rewrite the text between the markers
+python docs/generate.py --check    exit 1 and name the file if code and docs differ
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MARKERS = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", 
 
 
 def first_paragraph(thing: type) -> str:
-    """The docstring up to its first empty line, on one line."""
+    """Return the docstring up to its first empty line, on one line."""
     return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
 
 
 def type_name(annotation: object) -> str:
-    """A type as a reader wants it, in the same words with every Python."""
+    """Return a readable name of a type, the same with every Python version."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return " \\| ".join(map(type_name, inner))
@@ -43,7 +43,7 @@ def type_name(annotation: object) -> str:
 
 
 def messages() -> str:
-    """A table of all messages."""
+    """Return a table of all messages."""
     lines = ["| message | what it says | fields |", "|---|---|---|"]
     for message in typing.get_args(wire.Message):
         hints = typing.get_type_hints(message)
@@ -53,7 +53,7 @@ def messages() -> str:
 
 
 def values() -> str:
-    """The values inside messages."""
+    """Return a table of the values inside messages."""
     lines = ["| value | what it is | fields |", "|---|---|---|"]
     for value in (
         wire.Envelope, wire.HeldAttempt, wire.AttemptName, wire.AttemptOrder, wire.StartedAttempt, wire.TaskEnded,
@@ -68,7 +68,7 @@ def values() -> str:
 
 
 def limits() -> str:
-    """Named limits of the wire."""
+    """Return a table of the wire's named limits."""
     rows = [
         ("protocol version", wire.PROTOCOL_VERSION),
         ("largest message, bytes", f"{wire.MAX_MESSAGE_BYTES:,}"),
@@ -84,7 +84,7 @@ def limits() -> str:
 
 
 def diagram(moves: tuple[tuple[tasks.TaskState, tasks.TaskState, str], ...] | tuple[typing.Any, ...]) -> str:
-    """A mermaid state diagram and the table it is drawn from."""
+    """Return a mermaid state diagram and the table of its moves."""
     lines = ["```mermaid", "stateDiagram-v2"]
     lines += [f"    {a.value} --> {b.value}" for a, b, _ in moves]
     lines += ["```", "", "| from | to | by |", "|---|---|---|"]

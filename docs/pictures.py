@@ -1,4 +1,4 @@
-"""Draws docs/images/architecture-light.svg and -dark.svg, the picture of the README. `docs/generate.py` runs it."""
+"""Draws docs/images/architecture-light.svg and -dark.svg, the pictures of the README. `docs/generate.py` runs it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THEMES = {
 
 
 def architecture(theme: str) -> str:
-    """The picture as SVG text, in the colours of `theme` ("light" or "dark")."""
+    """Return the picture as SVG text, in the colours of `theme` ("light" or "dark")."""
     colours = THEMES[theme]
     parts: list[str] = []
 
@@ -108,5 +108,5 @@ def architecture(theme: str) -> str:
 
 
 def draw() -> dict[Path, str]:
-    """Each picture's file and what it should contain."""
+    """Return the content of each picture, by file."""
     return {IMAGES / f"architecture-{theme}.svg": architecture(theme) for theme in THEMES}

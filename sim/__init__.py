@@ -1,1 +1,1 @@
-"""The simulation: the real cores under one clock, one heap of events and one seed."""
+"""The simulation: the real cores with one clock, one event heap and one seed."""

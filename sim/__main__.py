@@ -1,4 +1,4 @@
-"""python -m sim: run new seeds on all cores, or one seed with its story; or hunt the mutants."""
+"""python -m sim: run new seeds on all cores, or one seed with its story, or hunt the mutants."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sim import faults, mutants, simulation, story
 from sim.invariants import INVARIANTS
 
 FRESH_FROM, FRESH_TO = 1_000_000, 2_000_000_000
-"""Where new seeds begin; the tests use fixed ones below."""
+"""Range of new seeds; the tests use fixed seeds below it."""
 ENOUGH_SEEDS = 200
-"""In so many seeds every fault that may happen does; one that did not is an error."""
+"""Within this many seeds every possible fault must happen; a fault that did not is an error."""
 ENOUGH_FOR_ALL = 1_000
-"""In so many every invariant could have been broken; one that could not is an error."""
+"""Within this many seeds every invariant must have been tested; one that was not is an error."""
 
 
 def _allowed(names: str) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def _allowed(names: str) -> tuple[str, ...]:
 def main(
     seeds: int, first: int | None, seed: int | None, options: str, lines: int, jobs: int, hunting: bool, mutant: str
 ) -> None:
-    """Run the real cores in a simulated world, where everything goes wrong that a seed draws."""
+    """Run the real cores in a simulated world with the faults that each seed draws."""
     allowed = _allowed(options)
     suffix = "" if options == "all" else f" --options {options}"
     if hunting or mutant:
@@ -62,7 +62,7 @@ def main(
 
 
 def _run(seeds: int, first: int, allowed: tuple[str, ...], suffix: str, lines: int, jobs: int) -> int:
-    """Many seeds; the exit code."""
+    """Run many seeds; return the exit code."""
     began = time.monotonic()
     results = []
     with ProcessPoolExecutor(jobs) as pool:
@@ -92,7 +92,7 @@ def _chosen(name: str) -> list[str]:
 
 
 def _hunt(names: list[str], seeds: int, jobs: int, lines: int) -> int:
-    """Each mutant until it is found; the exit code."""
+    """Run seeds for each mutant until it is found; return the exit code."""
     survivors = []
     with ProcessPoolExecutor(jobs) as pool:
         for one in pool.map(partial(mutants.hunt, seeds=seeds), names):

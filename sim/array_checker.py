@@ -1,6 +1,6 @@
-"""What must hold of arrays, looked at after each commit: their elements are made once, and they end after all of them.
+"""Invariants of arrays, checked after each commit: elements are made once, and an array ends after all its elements.
 
-Looks at what is committed only, never into what a core thinks.
+Reads committed rows only, never the state of a core.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from sim.world import World
 
 
 class ArrayChecker:
-    """Raises `Violation`."""
+    """Checks arrays. Raises `Violation`."""
 
     def __init__(self, world: World, tables: Tables) -> None:
         self.world = world
         self.tables = tables
         self._pending: dict[int, tuple[int, Ranges]] = {}
-        """First number and pending positions of arrays, before the commit."""
+        """First number and pending positions of each array, before the commit."""
         self._lacks: dict[int, Ranges] = {}
 
     def _lacking(self, array: ArrayRow) -> Ranges:
-        """Its pending positions after the commit, read once for all elements of a batch."""
+        """Pending positions after the commit, read once for all elements of a batch."""
         found = self._lacks.get(array.task_no)
         if found is None:
             found = self._lacks[array.task_no] = Ranges.of(array.pending)
         return found
 
     def before(self, writes: Writes) -> None:
-        """Remember what the arrays of this batch lack."""
+        """Note the pending positions of the arrays in this batch."""
         self._pending = {}
         for array_no in {*writes.arrays, *(task.row.array for task in writes.stored)}:
             array = self.tables.arrays.get(array_no)
@@ -42,7 +42,7 @@ class ArrayChecker:
                 self._pending[array_no] = (array.first_no, Ranges.of(array.pending))
 
     def after(self, boss: str, writes: Writes) -> None:
-        """Elements that were made were pending, and are no longer; ended arrays have ended elements."""
+        """Check that new elements were pending before and are not now, and that ended arrays have ended elements."""
         arrays = self.tables.arrays
         self._lacks = {}
         for task in writes.stored:
@@ -75,7 +75,7 @@ class ArrayChecker:
                 raise Violation("elements", f"{boss} ends array {task.id}, whose elements are {dict(states)}")
 
     def _states(self, array: ArrayRow) -> Counter[str]:
-        """Its elements by state, counted from their rows."""
+        """Count the array's elements by state, from their rows."""
         count = Indices.of(array.indices).count
         found: Counter[str] = Counter()
         if array.pending_count:
@@ -87,23 +87,23 @@ class ArrayChecker:
         return found
 
     def _counterparts_made(self, boss: str, row: TaskRow, array: ArrayRow) -> None:
-        """What it waits for element by element has been made, or never will be."""
+        """Check that the counterparts of an element have been made, or never will be."""
         for other_no, condition, position in self._counterparts(row, array):
             other, task = self.tables.arrays[other_no], self.tables.tasks[other_no]
             if position in self._lacking(other) and (condition is Condition.SUCCESS or task.state not in ENDED):
                 raise Violation("dependencies", f"{boss} makes {row.id}, and its counterpart in {task.id} is not made")
 
     def _counterparts(self, row: TaskRow, array: ArrayRow) -> Iterator[tuple[int, Condition, int]]:
-        """(array, condition, position there) of the elements that it waits for."""
+        """Yield (array, condition, position there) of each counterpart that the element waits for."""
         index = Indices.of(array.indices)[row.task_no - array.first_no]
         for other_no, condition in array.each:
-            if other_no in self.tables.arrays:  # else it was dropped
+            if other_no in self.tables.arrays:  # else the array was dropped
                 position = Indices.of(self.tables.arrays[other_no].indices).position(index)
                 assert position is not None
                 yield other_no, condition, position
 
     def dependencies_of(self, task: TaskRow) -> tuple[tuple[int, Condition], ...]:
-        """What a task waits for; of an element, what its array waits for, and its counterparts that have rows."""
+        """Dependencies of a task; of an element: those of its array, and its counterparts that have rows."""
         array = self._array_of(task.task_no)
         if array is None:
             return task.dependencies
@@ -120,7 +120,7 @@ class ArrayChecker:
         return None
 
     def at_last(self) -> None:
-        """Counts of arrays are those of their elements."""
+        """Check that the counts of each array match its elements."""
         for array in self.tables.arrays.values():
             states = self._states(array)
             if dict(states) != array.states:

@@ -1,6 +1,6 @@
-"""Whether the ledger balances at the end of a scenario: every microsecond of every VM is in exactly one part, and is of
-the runs whose attempts were there; and each life is what the cloud's own list says, to the second. Owns nothing; reads
-the tables as `ecloud.queries.ledger` does."""
+"""Checks the ledger at the end of a scenario: each microsecond of each VM is in exactly one part and charged to the
+runs whose attempts were there, and each life equals the cloud's own list, to the second. Reads the tables as
+`ecloud.queries.ledger` does; owns no state."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sim.store import Tables
 
 
 def wrong(tables: Tables, cloud: Cloud) -> Iterator[str]:
-    """What does not add up, whatever went wrong there: lost answers, clocks that differ, bosses that died."""
+    """Yield each error of the ledger. It must balance in spite of lost answers, different clocks and dead bosses."""
     yield from _not_divided(tables)
     yield from _not_the_clouds(tables, cloud)
 
 
 def _not_the_clouds(tables: Tables, cloud: Cloud) -> Iterator[str]:
-    """VMs whose life is not what the cloud's own list says, and VMs that nobody counted."""
+    """Yield VMs whose life differs from the cloud's own list, and VMs that are in no row."""
     counted = {row.cloud_id: row for row in tables.vms.values() if row.cloud_id}
     for cloud_id, life in cloud.lives.items():
         row = counted.pop(cloud_id, None)

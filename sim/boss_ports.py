@@ -1,6 +1,6 @@
-"""What a simulated boss works with: a database that fails, a datastore and a cloud that answer late, a broker.
+"""Ports of a simulated boss: a database that fails, a datastore and a cloud that answer late, a broker.
 
-These are the three ports of `boss.shell.driver`. Each draws what goes wrong at the moment of the call.
+Implements the three ports of `boss.shell.driver`. Each port draws its faults at the time of the call.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ from sim.store import Store, Tables
 from sim.world import World
 
 COMMIT_S, ROW_S = 0.002, 0.00005
-"""What a commit takes, and each row of it more: one under load has larger batches, like a real one."""
+"""Duration of a commit, and of each row in addition: under load batches grow, as with a real database."""
 SLOW_COMMIT_S = 8.0
 ARRIVES = 0.3
-"""How often a call for a VM arrives although its answer can't."""
+"""Probability that a call for a VM reaches the cloud although its answer is lost."""
 CERTIFICATE_LIVES_S = (8.0, 60.0)
 
 
 def certificate(public_key: str, until: float) -> str:
-    """What opens the datastore for the holder of that key until then."""
+    """Return a certificate that grants the key's owner access to the datastore until `until`."""
     return f"{public_key} {until!r}"
 
 
 class Places(msgspec.Struct):
-    """What all bosses of a world share."""
+    """Objects that all bosses of a world share."""
 
     world: World
     faults: Faults
@@ -80,7 +80,7 @@ class Places(msgspec.Struct):
 
 
 class BossStore:
-    """One boss's connection to the tables: what is asked fails while it is parted from them."""
+    """One boss's connection to the tables: calls fail while it is partitioned from them."""
 
     def __init__(self, boss: str, places: Places) -> None:
         self._boss = boss
@@ -92,11 +92,12 @@ class BossStore:
 
     @property
     def epoch(self) -> int:
-        """The leadership in which this boss writes."""
+        """Epoch in which this boss writes."""
         return self.store.epoch
 
     def _chance(self) -> int:
-        """Chance of an epoch, drawn aside: what else the world draws does not depend on it."""
+        """Draw the chance of an epoch from a separate generator, so that the world's other draws do not depend on
+        it."""
         return random.Random(self._world.seed * 1_000_003 + self._world.steps).randrange(EPOCH_CHANCES)
 
     def _reach(self) -> Store:
@@ -105,13 +106,13 @@ class BossStore:
         return self.store
 
     def commit_takes_s(self, writes: Writes) -> float:
-        """How long the commit of these rows will take."""
+        """Duration of the commit of these rows."""
         if self._world.fault("commit_slow", self._faults.commit_slow):
             return SLOW_COMMIT_S * self._world.random.random()
         return COMMIT_S + ROW_S * (len(writes.attempts) + len(writes.tasks) + len(writes.stored))
 
     def commit(self, batch: int, writes: Writes, now: float) -> None:
-        """Commit, or fail in one of the ways a database fails."""
+        """Commit, or fail as a real database may fail."""
         world, faults = self._world, self._faults
         if world.fault("commit_fails", faults.commit_fails):
             raise StoreAway("the database is away")
@@ -124,23 +125,23 @@ class BossStore:
             raise StoreAway("the answer got lost")
 
     def last_batch(self) -> int:
-        """The number of the last batch that was committed."""
+        """Number of the last committed batch."""
         return self._reach().last_batch()
 
     def load(self) -> Snapshot:
-        """Everything unfinished."""
+        """Load everything unfinished."""
         return self._reach().load()
 
     def renew(self, now: float) -> None:
-        """The leader lives."""
+        """Renew the leadership."""
         self._reach().renew(now)
 
     def lead_above(self, epoch: int, now: float) -> int:
-        """Go on leading, in an epoch above."""
+        """Continue to lead, in an epoch above `epoch`."""
         return self._reach().lead_above(epoch, now)
 
     def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        """A whole run."""
+        """Load a whole run."""
         return self._reach().load_run(name, ids)
 
     def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
@@ -152,20 +153,20 @@ class BossStore:
         return self._reach().load_calls(wanted)
 
     def load_push(self, push_id: str) -> PushAnswered | None:
-        """What a push came to."""
+        """Load the answer to a push."""
         return self._reach().load_push(push_id)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
-        """What a person's selection means."""
+        """Resolve a user's selection of tasks."""
         return self._reach().select(wanted)
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
-        """Stored definitions."""
+        """Load stored definitions."""
         return self._reach().definitions(task_nos)
 
 
 class BossCalls:
-    """Calls of one boss, made a moment later by a thread; an answer comes back if the process still lives then."""
+    """Calls of one boss, made a moment later by a thread. The answer arrives only if the process still lives then."""
 
     def __init__(
         self, boss: str, places: Places, store: BossStore, put: Callable[[Event], None], lives: Callable[[], bool]
@@ -178,12 +179,12 @@ class BossCalls:
         self._put = put
         self._lives = lives
         self.parted_until = 0.0
-        """It does not reach its cloud before then."""
+        """Time until which the boss does not reach its cloud."""
         self._starting: set[int] = set()
-        """Intents whose call waits for its turn."""
+        """Intents whose call is queued."""
 
     def make(self, call: Call) -> None:
-        """Begin the call."""
+        """Start the call."""
 
         def make() -> None:
             if not self._lives() and not self._world.fault("call_lost", self._faults.call_lost):
@@ -203,7 +204,7 @@ class BossCalls:
         self._world.after(delay_s, make)
 
     def _give_up_on(self, call: StartVm, seconds: float) -> None:
-        """The request has arrived, and nobody waits any more when the cloud gets to it."""
+        """Deliver the request to the cloud late, after the boss stopped waiting for the answer."""
         self._world.tell(self._boss, f"hears nothing of its call for intent {call.vm_no}")
 
         def make() -> None:
@@ -265,7 +266,7 @@ class BossCalls:
             case EndVm(vm_no, _, cloud_id, why):
                 if why:
                     self._world.tell(self._boss, f"ends {cloud_id} (intent {vm_no}): {why}")
-                if cloud_id in cloud.living:  # else it is ended in vain
+                if cloud_id in cloud.living:  # else ending it has no effect
                     made_at = cloud.lives[cloud_id].since - cloud.ahead_s
                     self._places.checker.fleet.on_end_vm(self._boss, self._store.epoch, vm_no, made_at)
                 cloud.end(cloud_id)
@@ -277,7 +278,7 @@ class BossCalls:
         return None
 
     def _visit(self, call: VisitVm) -> Event:
-        """By SSH: who is there is one of those that have that address."""
+        """Visit over SSH: the machine that answers is one of those with that address."""
         cloud, vms = self._places.cloud, self._places.tables.vms
         there = [cloud_id for cloud_id, address in cloud.addresses.items() if address == call.address]
         if not there:
@@ -292,7 +293,7 @@ class BossCalls:
 
 
 def _not_asked(call: StartVm | EndVm | ListVms | AskRoom, reason: str) -> Event | None:
-    """What the boss hears of a call that was not made."""
+    """Return the answer that the boss gets to a call that was not made."""
     if isinstance(call, StartVm):
         return VmRefused(call.vm_no, reason, 5.0, "later")
     if isinstance(call, ListVms):

@@ -1,7 +1,6 @@
-"""A simulated boss process: the product's own loop (`boss.shell.driver`), killed between any two of its steps.
+"""A simulated boss process: the product's own loop (`boss.shell.driver`), which may be killed between any two steps.
 
-Owns what a process has and a driver has not: an inbox, a connection, a clock, life and death. What survives it is what
-the store holds.
+Owns what a process has in addition to a driver: inbox, connection, clock, start and end. Only the store outlives it.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ from sim.world import TICK_S
 CLOCK_STEP_S = 7200.0
 EVENTS_A_BATCH = 5_000
 CHECKED_ALWAYS, CHECKED_EACH = 200, 100
-"""A core with fewer tasks and workers than the first is checked after each batch; a larger one each so many batches."""
+"""Cores with fewer tasks and workers than the first number are checked after each batch; larger ones after this many
+batches."""
 
 
 class BossProcess:
-    """One process, from the moment it tries to lead until it dies or is deposed."""
+    """One boss process, from its attempt to lead until it dies or is deposed."""
 
     def __init__(
         self, name: str, places: Places, config: BossConfig, replace: bool, gone: Callable[[str], None]
@@ -42,7 +42,7 @@ class BossProcess:
         self.alive = True
         self.frozen = False
         self.clock_s = 0.0
-        """How far its clock stands from that of the world. It steps between processes, not within one."""
+        """Offset of its clock from the world's. It changes between processes, not within one."""
         if self.world.fault("clock_steps", self.faults.clock_steps):
             self.clock_s = self.world.random.uniform(-CLOCK_STEP_S, CLOCK_STEP_S)
         self.store = BossStore(name, places)
@@ -62,7 +62,7 @@ class BossProcess:
 
     @property
     def now(self) -> float:
-        """What its clock shows."""
+        """Time of its own clock."""
         return self.world.now + self.clock_s
 
     @property
@@ -96,7 +96,7 @@ class BossProcess:
         self.world.tell(self.name, text)
 
     def die(self, why: str) -> None:
-        """Nothing of it happens any more, but for calls that are under way."""
+        """Die: only calls that are under way still complete."""
         if self.alive:
             self.world.tell(self.name, f"dies: {why}")
             self.alive = False
@@ -106,14 +106,14 @@ class BossProcess:
             self._gone(why)
 
     def freeze(self, seconds: float) -> None:
-        """Stand still for a while."""
+        """Suspend the process for a while."""
         if self.alive and not self.frozen:
             self.world.tell(self.name, f"stands still for {seconds:.1f} s")
             self.frozen = True
             self.world.after(seconds, self.thaw)
 
     def thaw(self) -> None:
-        """Go on."""
+        """Resume the process."""
         if self.alive and self.frozen:
             self.world.tell(self.name, "goes on")
             self.frozen = False
@@ -158,7 +158,7 @@ class BossProcess:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Take the turn at hand as far as it goes without time passing."""
+        """Run the current turn until time must pass."""
         if not self.alive or self.frozen or self._turn is None:
             return self._wake() if self.alive and not self.frozen else None
         deadly = self.faults.boss_death
@@ -203,10 +203,10 @@ class BossProcess:
         if size < CHECKED_ALWAYS or self._handled % CHECKED_EACH == 0:
             core.check()
 
-    # --- speaking --------------------------------------------------------------------------------
+    # --- sending ---------------------------------------------------------------------------------
 
     def publish(self, envelope: Envelope, key_name: str) -> None:
-        """Say it to the broker, where the checker listens (the driver's `SpeakPort`)."""
+        """Publish at the broker, and report the message to the checker (the driver's `SpeakPort`)."""
         assert self.link is not None
         self.places.checker.on_said(self.name, envelope)
         self.link.publish(self.name, envelope, key_name, peer_topic(CLUSTER_ID, envelope.peer))

@@ -1,7 +1,7 @@
-"""What must always be true, looked at after every commit, word and start; and what must become true at last.
+"""Invariants that are checked after every commit, message and start, and conditions at the end.
 
-Looks at what is committed (`Tables`), said, started and published; never into what a core thinks. Each look is as large
-as what changed.
+Reads what is committed (`Tables`), sent, started and published; never the state of a core. The cost of each check is
+proportional to the change.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Key = tuple[int, int]
 _ROUNDING = 1e-6
 RECORDED = ATTEMPT_OVER | {AttemptState.PROMOTING}
 MOST_NAMED = 100
-"""Rows of one batch that a story tells by name."""
+"""Largest number of rows in a batch that the story lists by name."""
 GIVEN_UP = (AttemptState.LOST, AttemptState.RETURNED)
 _WAITING, _RUNNING, _SUCCEEDED = TaskState.WAITING, TaskState.RUNNING, TaskState.SUCCEEDED
 _ASSIGNED, _STARTED = AttemptState.ASSIGNED, AttemptState.STARTED
@@ -51,7 +51,7 @@ _PROMOTING, _ENDED = AttemptState.PROMOTING, AttemptState.ENDED
 
 
 def _closure(moves: frozenset[tuple[AttemptState, AttemptState]]) -> frozenset[tuple[AttemptState, AttemptState]]:
-    """Several moves in one batch are seen as one."""
+    """Transitive closure: several moves within one batch appear as one."""
     known = set(moves)
     while True:
         more = {(a, d) for a, b in known for c, d in known if b is c} - known
@@ -62,35 +62,36 @@ def _closure(moves: frozenset[tuple[AttemptState, AttemptState]]) -> frozenset[t
 
 _ATTEMPT_MOVES = _closure(LEGAL_ATTEMPT_MOVES)
 _TASK_MOVES = LEGAL_TASK_MOVES | {(a, d) for a, b in LEGAL_TASK_MOVES for c, d in LEGAL_TASK_MOVES if b is c}
-"""Two events of one batch may move a task twice (ended and done anew, made ready and cancelled)."""
+"""Two events of one batch may move a task twice (ended and run again, made ready and cancelled)."""
 
 
 class Seen(msgspec.Struct, eq=False):
-    """What was seen of an attempt: whether a worker started it, what it came to there, whether anybody heard of that or
-    not, and what is recorded."""
+    """Observations of one attempt: whether a worker started it, its outcome there (received or not), and the recorded
+    outcome."""
 
     started: bool = False
     came_to: Outcome | None = None
     succeeded_at: str = ""
-    """The worker that saw it succeed, with its results complete there."""
+    """Worker at which it succeeded, with complete results."""
     chained: bool = False
-    """It was started before the ends of what it waits for were recorded."""
+    """Whether it started before the ends of its dependencies were recorded."""
     after: tuple[Key, ...] = ()
-    """The attempts that it was chained to, by its order."""
+    """Attempts to which its order chained it."""
     read: dict[str, str] = {}
-    """What it read of its requirements: contents by path."""
+    """Contents that it read of its requirements, by path."""
     recorded: Outcome | None = None
 
 
 class Busy(msgspec.Struct, eq=False):
-    """What a worker process runs, by attempt what that asked for, and what it takes of the machine together."""
+    """Attempts that a worker process runs, with the resources of each and their sum."""
 
     asks: dict[Key, Resources] = {}
     taken: Resources = {}
 
 
 class Checker:
-    """Raises `Violation`. Owns what was recorded of each attempt, and what runs where."""
+    """Checks tasks, attempts and messages. Raises `Violation`. Owns the recorded outcome of each attempt, and what runs
+    where."""
 
     def __init__(self, world: World, tables: Tables, datastore: Datastore, config: BossConfig) -> None:
         self.world = world
@@ -102,38 +103,41 @@ class Checker:
         self.history = HistoryChecker(world, tables)
         self.seen: dict[Key, Seen] = {}
         self.spools_lost: set[str] = set()
-        """Homes, and processes on them, whose disks lost what they held."""
+        """Homes, and processes on them, whose disks lost their data."""
         self.busy: dict[str, Busy] = {}
         self.machine_of: dict[str, str] = {}
-        """The machine of each home that shares one."""
+        """Machine of each home that shares one."""
         self.machine_has: dict[str, Resources] = {}
         self.gpus: dict[str, dict[str, Key]] = {}
         self.prepared: dict[str, set[int]] = {}
-        """Init tasks that succeeded, by worker process."""
+        """Succeeded init tasks, by worker process."""
         self.ran_at_death: dict[str, set[Key]] = {}
-        """What ran in a worker process when it died."""
+        """Attempts that ran in a worker process when it died."""
         self.liars: set[str] = set()
-        """They are told that what others hold is known, so that they drop it: nothing of theirs is."""
+        """Peers that send false claims. The boss answers that the outcomes they claim are stored, so that they drop
+        them; none of these is theirs."""
         self.allowed: set[int] = set()
-        """Tasks that were given while their dependencies allowed it, and have not ended or been made to wait since."""
+        """Tasks that were assigned while their dependencies allowed it, and have not ended or returned to waiting
+        since."""
         self.ended_in: dict[Key, int] = {}
-        """The batch in which each attempt ended."""
+        """Batch in which each attempt ended."""
         self.met_in: dict[int, int] = {}
-        """The batch in which the dependencies of a task were last recorded as met."""
+        """Batch in which the dependencies of a task were last recorded as met."""
         self.void: set[Key] = set()
-        """Chained attempts that ended although what they waited for did not succeed."""
+        """Chained attempts that ended although their dependencies did not succeed."""
         self.arrays = ArrayChecker(world, tables)
         self.taken: set[str] = set()
-        """Pushes that were committed."""
+        """Committed pushes."""
         self.accepted: dict[str, str] = {}
-        """Runs by push that were said to be accepted."""
+        """Runs of pushes whose acceptance the boss sent, by push."""
         self.completions = 0
         self.looked = world.looked
 
-    # --- what is restored ------------------------------------------------------------------------
+    # --- restore ---------------------------------------------------------------------------------
 
     def on_restored(self, processes: set[str]) -> None:
-        """The tables are those of a backup. `processes`: those of all workers, which may drop what they hold."""
+        """Note that the tables were replaced by a backup. `processes`: all worker processes, which may drop their
+        attempts."""
         tables = self.tables
         came_to = {key: seen.came_to for key, seen in self.seen.items() if seen.came_to is not None}
         self.history.on_restored(processes, came_to)
@@ -150,10 +154,10 @@ class Checker:
         self.allowed |= {row.task_no for row in tables.tasks.values() if row.state not in ENDED}
         self.fleet.leases.clear()
 
-    # --- what is committed -----------------------------------------------------------------------
+    # --- commits ---------------------------------------------------------------------------------
 
     def _charged(self, boss: str, task_no: int, lost: list[Key]) -> None:
-        """Of a chain the attempt that had started last is charged, as far as the boss heard of its start."""
+        """Check that of a chain the attempt that started last is charged, as far as the boss knows of its start."""
         attempts = self.tables.attempts
         for key in [key for key in lost if attempts[key].started_at is not None]:
             before = [(number, no) for number, no in self._seen(key).after if number == task_no]
@@ -162,7 +166,8 @@ class Checker:
                 raise Violation("suspects", f"{boss} charges task {task_no}, which {_name(key)} had followed there")
 
     def _failed_for_lost_workers(self, boss: str, suspect: SuspectRow) -> None:
-        """A task fails for the workers it lost after as many as allowed, and for none that another may have killed."""
+        """Check that a task fails for lost workers only after the allowed number, and that no other task may have ended
+        the last one."""
         self.looked["suspects"] += 1
         attempts = self.tables.attempts
         lost = [key for key in attempts if key[0] == suspect.task_no and attempts[key].state is AttemptState.LOST]
@@ -176,7 +181,7 @@ class Checker:
 
     @contextmanager
     def committing(self, boss: str, epoch: int, writes: Writes) -> Iterator[None]:
-        """Around a commit: the moves from what was to what is."""
+        """Context of a commit: checks the moves from the old to the new rows."""
         tables = self.tables
         known, given = tables.tasks, tables.attempts
         stored = {task.row.task_no for task in writes.stored}
@@ -190,7 +195,7 @@ class Checker:
             self.looked["one-boss"] += 1
             raise
         if tables.batch == batch:
-            return  # it had landed before
+            return  # the batch was committed before
         if epoch != tables.epoch:
             raise Violation("one-boss", f"{boss} writes in epoch {epoch}, which is over: {tables.epoch} leads")
         self.world.tell(boss, f"commits batch {tables.batch}{_sizes(writes)}")
@@ -271,7 +276,7 @@ class Checker:
             raise Violation("one-outcome", f"attempt {_name(key)} has two outcomes: {seen.recorded} and {outcome}")
 
     def _given_up(self, key: Key, row: AttemptRow) -> None:
-        """Work that was done is not thrown away while the worker that did it is on duty."""
+        """Check that a finished attempt is not discarded while its worker is on duty."""
         seen = self._seen(key)
         self.looked["fenced"] += not seen.started
         if not seen.started:
@@ -282,7 +287,7 @@ class Checker:
             raise Violation("outcome-kept", f"attempt {_name(key)} came to an outcome, and is {row.state}")
 
     def _holder(self, key: Key, given_to: str) -> str:
-        """Which process on duty has it: the one it was given to, or one that came later and said so in its Hello."""
+        """Return the process on duty that holds the attempt: its assignee, or a later one whose Hello lists it."""
         workers = self.tables.workers
         if given_to in workers and workers[given_to].state in ON_DUTY:
             return given_to
@@ -292,7 +297,7 @@ class Checker:
         return ""
 
     def _given(self, key: Key, row: AttemptRow) -> None:
-        """A new attempt: what its task waits for must allow it."""
+        """Check that the dependencies of a newly assigned attempt's task allow it."""
         task_no, last = key
         tasks, attempts, looked = self.tables.tasks, self.tables.attempts, self.looked
         task = tasks.get(task_no)
@@ -305,7 +310,7 @@ class Checker:
         chained = False
         for other_no, condition in waits_for:
             other = tasks[other_no]
-            # One that ran already when its dependency was done again runs on, and is tried again however that one ends.
+            # If it already ran when its dependency was run again, it continues, and is retried however that one ends.
             ran_on = other.state in ENDED and task_no in self.allowed
             if other.state in ENDED and condition.met_by(other.state):
                 continue
@@ -329,7 +334,7 @@ class Checker:
                 raise Violation("one-attempt", f"attempt {_name(key)} is given although attempt {number} of it goes on")
 
     def _is_held_by(self, worker: str, task_no: int) -> bool:
-        """Whether an attempt of the task is given to this worker and may succeed."""
+        """Return whether an attempt of the task is assigned to this worker and may succeed."""
         return any(row.worker == worker and row.state in (_ASSIGNED, _STARTED) for row in self._attempts_of(task_no))
 
     def _attempts_of(self, task_no: int) -> Iterator[AttemptRow]:
@@ -339,7 +344,7 @@ class Checker:
             number += 1
 
     def _may_begin(self, worker: str, order: AttemptOrder, seen: Seen) -> None:
-        """What a chained attempt waits for has succeeded: as recorded, or as seen here."""
+        """Check that the predecessors of a chained attempt have succeeded: as recorded, or as seen at this worker."""
         task = self.tables.tasks.get(order.task_no)
         if task is None or not order.after:
             return
@@ -358,9 +363,9 @@ class Checker:
                 raise Violation("chain-start", f"{worker} starts {name} although {other.id} is {other.state}")
 
     def _in_order(self, task: TaskRow) -> None:
-        """A success is recorded after those of all that the task waits for."""
+        """Check that a success is recorded after those of all its dependencies."""
         if task.task_no in self.allowed:
-            return  # it was given after them; what was done again since changes nothing
+            return  # it was assigned after them; later reruns of them do not matter
         for other_no, condition in task.dependencies:
             other = self.tables.tasks[other_no]
             self.looked["chain-record"] += 1
@@ -368,7 +373,7 @@ class Checker:
                 raise Violation("chain-record", f"task {task.id} succeeded, and {other.id} is {other.state}")
 
     def _read_right(self, task_no: int, key: Key) -> None:
-        """What a chained attempt read was made by attempts that are recorded as successes."""
+        """Check that the inputs of a chained attempt were made by attempts that are recorded as successes."""
         seen = self._seen(key)
         if not seen.chained:
             return
@@ -385,8 +390,8 @@ class Checker:
                 )
 
     def _is_outdated(self, maker: Key, reader_no: int) -> bool:
-        """Whether a later attempt was recorded as the success, before the reader's dependencies counted as met. (What a
-        person has done again after that changes nothing for the reader, which runs on.)"""
+        """Return whether a later attempt was recorded as the success before the reader's dependencies counted as met.
+        (If a user reruns the task after that, the reader continues unchanged.)"""
         met_in = self.met_in.get(reader_no, self.tables.batch)
         return any(
             row.number > maker[1] and row.state is _ENDED and row.outcome is not None and _made_results(row.outcome)
@@ -395,7 +400,8 @@ class Checker:
         )
 
     def _note_void(self, key: Key) -> None:
-        """A chained attempt ended although what it waited for is not recorded as it must: that must cost nothing."""
+        """Note a chained attempt that ended although its dependencies are not recorded as required: it must use up no
+        retry."""
         task = self.tables.tasks.get(key[0])
         for other_no, condition in task.dependencies if task is not None else ():
             other = self.tables.tasks[other_no]
@@ -421,7 +427,7 @@ class Checker:
         if before is not None and (before, state) not in _TASK_MOVES:
             raise Violation("legal-moves", f"task {task.task_no} moved from {before} to {state}")
         if before is _WAITING and (state is TaskState.READY or state is _RUNNING):
-            self.allowed.add(task.task_no)  # what a chained attempt of it waited for is recorded
+            self.allowed.add(task.task_no)  # the dependencies of its chained attempt are recorded
             self.met_in[task.task_no] = self.tables.batch
         if state not in ENDED:
             return
@@ -433,7 +439,7 @@ class Checker:
             self._read_right(task.task_no, (task.task_no, self._succeeded(task.task_no, moved.attempts)))
 
     def _succeeded(self, task_no: int, attempts: int) -> int:
-        """Its files are whole; the number of the attempt that made them."""
+        """Check that the task's files are complete; return the number of the attempt that made them."""
         for number in range(attempts, 0, -1):
             row = self.tables.attempts.get((task_no, number))
             outcome = row.outcome if row is not None and row.state is _ENDED else None
@@ -455,10 +461,10 @@ class Checker:
                     "files-whole", f"task {task_no} succeeded, but {entry.path} is of {found}, not of {entry.sha256}"
                 )
 
-    # --- what is said ----------------------------------------------------------------------------
+    # --- messages --------------------------------------------------------------------------------
 
     def on_said(self, boss: str, envelope: Envelope) -> None:
-        """Nothing is said that is not committed."""
+        """Check that a message contains only committed facts."""
         message = envelope.message
         attempts = self.tables.attempts
         if isinstance(message, wire.StartTasks):
@@ -486,10 +492,10 @@ class Checker:
             self.looked["push-once"] += message.push_id in self.accepted
             self.accepted[message.push_id] = message.run
 
-    # --- what workers do -------------------------------------------------------------------------
+    # --- workers ---------------------------------------------------------------------------------
 
     def on_started(self, worker: str, order: AttemptOrder, capacity: Resources, gpus: tuple[str, ...] = ()) -> None:
-        """A worker starts only what was committed for it, and never more than it has room for."""
+        """Check that a worker starts only attempts that were committed for it, and within its resources."""
         key = (order.task_no, order.number)
         if self.history.is_forgotten(worker, key):
             return
@@ -515,7 +521,7 @@ class Checker:
         if busy.asks:
             self.looked["resources"] += 1
         else:
-            busy.taken.clear()  # sums of fractions
+            busy.taken.clear()  # clear rounding errors of fractions
         asks, taken = order.asks, busy.taken
         busy.asks[key] = asks
         for resource, asked in asks.items():
@@ -534,7 +540,7 @@ class Checker:
                 raise Violation("resources", f"{worker} gives GPU {gpu} to {_name(key)} and to {_name(held[gpu])}")
 
     def _has_its_values(self, order: AttemptOrder) -> None:
-        """What a call needs of others is what their recorded successes gave."""
+        """Check that the values a call starts with are those of recorded successes."""
         call = order.body.call if order.body is not None else None
         if call is None or not call.needs:
             return
@@ -545,13 +551,14 @@ class Checker:
             if attempt.run_no == order.run_no and attempt.outcome is not None
             if attempt.outcome.cause is Cause.SUCCESS and attempt.state is AttemptState.ENDED
         }
-        # Those of all dependencies come; some may have failed, where the call waits for any end.
+        # The order contains those of all dependencies; some may have failed, if the call waits for any end.
         got = {value.id: value.value for value in order.values if value.id in call.needs}
         if got.keys() != set(call.needs) or not recorded.issuperset(got.values()):
             raise Violation("call-values", f"{_name((order.task_no, order.number))} needs {call.needs} and gets {got}")
 
     def _fits_machine(self, worker: str, order: AttemptOrder) -> None:
-        """Workers of one machine never use more together than it has, as far as their attempts count still."""
+        """Check that the workers of one machine together use no more than it has, counting attempts that are not
+        recorded as ended."""
         machine = self.machine_of.get(_home(worker))
         if machine is None:
             return
@@ -584,13 +591,14 @@ class Checker:
             raise Violation("prepared", f"{worker} starts {name} before init task {missing[0]} succeeded there")
 
     def on_complete(self, worker: str, key: Key) -> None:
-        """An attempt's commands succeeded, and its results are complete at the worker: it uses nothing any more."""
+        """Note that an attempt's commands succeeded and its results are complete at the worker: it uses no resources
+        now."""
         if not self.history.is_forgotten(worker, key):
             self._seen(key).succeeded_at = worker
         self.on_over(worker, key)
 
     def on_came_to(self, worker: str, order: AttemptOrder, outcome: Outcome, read: dict[str, str]) -> None:
-        """An attempt ended at a worker, having read these contents."""
+        """Note an attempt's outcome at a worker, and the contents that it read."""
         key = (outcome.task_no, outcome.number)
         if not self.history.is_forgotten(worker, key):
             seen = self._seen(key)
@@ -603,7 +611,7 @@ class Checker:
             self.prepared.setdefault(worker, set()).add(order.task_no)
 
     def on_over(self, worker: str, key: Key) -> None:
-        """It runs no more."""
+        """Note that an attempt runs no more."""
         busy = self.busy.get(worker)
         if busy is not None:
             for resource, asked in busy.asks.pop(key, {}).items():
@@ -613,7 +621,7 @@ class Checker:
             self.gpus[worker] = {gpu: by for gpu, by in held.items() if by != key}
 
     def on_worker_dead(self, worker: str, ran: set[Key]) -> None:
-        """Nothing of it runs any more. `ran`: what did when it died."""
+        """Note that a worker process died. `ran`: the attempts that ran in it."""
         self.ran_at_death[worker] = ran
         self.busy.pop(worker, None)
         self.gpus.pop(worker, None)
@@ -621,16 +629,16 @@ class Checker:
         self.fleet.on_dead(worker)
 
     def on_no_access(self, worker: str, credential: str) -> None:
-        """It goes to the datastore with a certificate that is not for its own key."""
+        """Report that a worker accesses the datastore with a certificate for another key."""
         raise Violation("access", f"{worker} goes to the datastore with {credential!r}")
 
     def on_published(self, path: str, content: str) -> None:
-        """Something comes under its final name: of an attempt whose outcome is recorded."""
+        """Check that a file gets its final name only from an attempt whose outcome is recorded."""
         key = _made_by(content)
         if key[0] not in self.tables.tasks:
             return
         if self.history.is_earlier(content.rpartition(":")[0], key):
-            return  # a late call of a boss that is gone, or an attempt that is older than the backup
+            return  # a late call of a dead boss, or an attempt that is older than the backup
         self.looked["published-by-record"] += 1
         row = self.tables.attempts.get(key)
         if row is None or row.state not in RECORDED:
@@ -638,7 +646,7 @@ class Checker:
             raise Violation("published-by-record", f"{path} is published of attempt {_name(key)}, which is {state}")
 
     def on_missing(self, worker: str, order: AttemptOrder, paths: list[str]) -> None:
-        """A required file is not published. What a task that it waits for promises must be."""
+        """Check a missing requirement: files that the task's dependencies promise must be published."""
         key = (order.task_no, order.number)
         row = self.tables.attempts.get(key)
         if row is None or row.state not in (AttemptState.ASSIGNED, AttemptState.STARTED):
@@ -655,16 +663,16 @@ class Checker:
                 raise Violation("promised-there", f"{worker} lacks {path} for {_name(key)}")
 
     def _succeeded_before(self, task_no: int) -> set[int]:
-        """Tasks that succeeded before this one ran. One that was skipped, since its results were there, never ran."""
+        """Tasks that succeeded before this one ran. Skipped tasks, whose results existed, never ran."""
         task = self.tables.tasks[task_no]
         if task.reason.startswith("skipped"):
             return set()
         return {number for number, condition in task.dependencies if condition is Condition.SUCCESS}
 
-    # --- in the end ------------------------------------------------------------------------------
+    # --- at the end ------------------------------------------------------------------------------
 
     def at_last(self) -> None:
-        """Every task that succeeded has its files, and from its last attempt that did."""
+        """Check that every succeeded task has its files, from its last successful attempt."""
         self.arrays.at_last()
         for task_no, task in self.tables.tasks.items():
             if task_no in self.tables.arrays:
@@ -680,7 +688,7 @@ def _made_results(outcome: Outcome) -> bool:
 
 @lru_cache(maxsize=1_000)
 def _made_by(content: str) -> Key:
-    """The attempt that a worker made this content for."""
+    """Return the attempt that made this content."""
     task_no, number = content.rpartition(":")[2].split("-")
     return int(task_no), int(number)
 
@@ -690,7 +698,7 @@ def _name(key: Key) -> str:
 
 
 def _sizes(writes: Writes) -> str:
-    """What a batch holds, in words; single rows by name, for the story, where they are not too many to read."""
+    """Describe a batch for the story; lists single rows if they are not too many."""
     parts = [f" {len(writes.attempts)} attempts", f" {len(writes.tasks)} tasks"]
     if len(writes.attempts) + len(writes.tasks) <= MOST_NAMED:
         parts = [f" {_name(key)}:{row.state!s}" for key, row in writes.attempts.items()]
@@ -702,5 +710,5 @@ def _sizes(writes: Writes) -> str:
 
 
 def _home(worker: str) -> str:
-    """The home of a process, which is named after it."""
+    """Return the home of a process, from the process's name."""
     return worker.rpartition("p")[0]

@@ -1,4 +1,4 @@
-"""A simulated person's program: pushes in chunks and asks for things, each again and again until it is answered."""
+"""A simulated user's program: sends pushes in chunks and requests, and repeats each until it is answered."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from sim.store import CLUSTER_ID
 from sim.world import World
 
 AGAIN_S = 2.0
-"""What is not answered is repeated after this."""
+"""Interval after which unanswered messages are repeated."""
 HEARTBEAT_S = 3.0
 CHUNK, MOST_CHUNKS = 8, 40
-"""Tasks in a chunk, as small as makes several of a small push; a large one is cut like a real one's, into as many."""
+"""Tasks in a chunk: small, so that a small push has several. A large push is cut into at most this many, as by a real
+client."""
 
 
 class Wish(msgspec.Struct, eq=False):
-    """Something to say until it is answered: a push in chunks, or a request. `received`: numbers of the chunks that the
-    boss holds, as it said in this session."""
+    """A message to repeat until it is answered: a push in chunks, or a request. `received`: numbers of the chunks that
+    the boss confirmed in this session."""
 
     id: str
     messages: tuple[wire.Message, ...]
@@ -30,16 +31,17 @@ class Wish(msgspec.Struct, eq=False):
 
     @property
     def due(self) -> list[wire.Message]:
-        """What the boss does not hold; the last where it holds all and has not answered. So does the real client."""
+        """Return the chunks that the boss lacks, or the last one if it has all and has not answered, as the real client
+        does."""
         return [said for k, said in enumerate(self.messages) if k not in self.received] or [self.messages[-1]]
 
 
 SILENT_S = 15.0
-"""A boss that is silent for so long may have another after it that leads in a lower epoch."""
+"""A boss that is silent for this long may be followed by another one, which leads in a lower epoch."""
 
 
 class Client:
-    """One conversation. Wishes are fulfilled one after another, like those of a person."""
+    """One client. It sends its wishes one after another, like a user."""
 
     def __init__(self, name: str, world: World, network: Network) -> None:
         self.name = name
@@ -58,7 +60,7 @@ class Client:
         self.world.after(AGAIN_S, self._again)
 
     def push(self, push_id: str, options: wire.PushOptions, tasks: list[TaskDefinition]) -> None:
-        """Wish that these tasks are taken."""
+        """Add a push of these tasks."""
         size = max(CHUNK, len(tasks) // MOST_CHUNKS)
         pieces = [tuple(tasks[start : start + size]) for start in range(0, len(tasks), size)]
         self._wish(
@@ -67,11 +69,11 @@ class Client:
         )
 
     def ask(self, request_id: str, verb: str, **arguments: str | int | bool | None | list[str | int]) -> None:
-        """Wish something of the boss."""
+        """Add a request to the boss."""
         self._wish(request_id, (wire.Request(request_id, verb, dict(arguments)),))
 
     def leave(self, politely: bool) -> None:
-        """The program ends: it says so, or it is just not there any more."""
+        """End the program, with a Goodbye or without one."""
         if politely and self._session:
             self._say(wire.Goodbye())
         self._left = True
@@ -105,7 +107,7 @@ class Client:
         self._session = ""
 
     def _again(self) -> None:
-        """Every so often: hello where there is no session, else a heartbeat and what is not answered."""
+        """Repeat at intervals: send a Hello if there is no session, else a heartbeat and the unanswered messages."""
         if self._left:
             return
         self.world.after(AGAIN_S, self._again)

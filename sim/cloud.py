@@ -1,5 +1,5 @@
-"""The simulated cloud: a VM that is asked for becomes a worker after a boot time. Owns which VMs live, and which ever
-lived, by a clock of its own."""
+"""The simulated cloud: a requested VM becomes a worker after a boot time. Owns the list of VMs that exist or existed,
+and a clock of its own."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from sim.world import World
 
 BOOT_S = (0.5, 5.0)
 SLOW_BOOT_S = (30.0, 400.0)
-"""Reaches beyond the time after which the boss gives a VM up."""
+"""Exceeds the time after which the boss gives a VM up."""
 QUOTA_S = (5.0, 30.0)
 PLACE_S = (40.0, 100.0)
-"""How long a cloud that places VMs one after another takes for each: less than anybody waits, several take longer."""
+"""Seconds per VM of a cloud that places VMs one after another: one VM stays below the boss's patience, several exceed
+it."""
 PLACE_SOON_S = (0.5, 1.0)
-"""The same once all is well."""
+"""The same after the faults healed."""
 
 LATE_S = (1.0, 240.0)
-"""How long a call waits for its turn, or is worked on after nobody waits for its answer: longer than any grace."""
+"""Seconds that a call waits for its turn, or is processed after the boss stopped waiting: exceeds every grace
+period."""
 
 CLOCKS_S = (0.0, 0.0, 0.4, 3_600.0, -3_600.0)
-"""By how much the clock of a cloud may be ahead of everybody else's."""
+"""Offsets of a cloud's clock from all other clocks."""
 
 Boot = Callable[[int, str, Resources, str, str], Callable[[], None]]
-"""(vm_no, cloud_id, size, boot_nonce, address) -> how to end the machine."""
+"""(vm_no, cloud_id, size, boot_nonce, address) -> function that ends the machine."""
 
 
 class Refused(Exception):
@@ -38,13 +40,13 @@ class Refused(Exception):
 
 
 def host_key(cloud_id: str) -> str:
-    """What the machine shows to who comes by SSH."""
+    """Return the host key that the machine presents over SSH."""
     return f"host key of {cloud_id}"
 
 
 @dataclass
 class Life:
-    """A VM by the cloud's own list: epoch seconds by its clock, whole ones. `ended_at` None: it is there."""
+    """A VM in the cloud's own list: whole epoch seconds by its clock. `ended_at` is None while the VM exists."""
 
     vm_no: int
     since: int
@@ -52,34 +54,34 @@ class Life:
 
 
 class Cloud:
-    """One cloud with as many machines as are asked for, or as it has addresses."""
+    """One cloud, with an unlimited number of machines or as many as it has addresses."""
 
     def __init__(self, world: World, faults: Faults, boot: Boot, most: int | None = None) -> None:
         self.world = world
         self.most = most
-        """Addresses of its network; None for more than anybody asks for."""
+        """Number of addresses in its network; None for unlimited."""
         self.addresses: dict[str, str] = {}
-        """Of what exists, by the cloud's name."""
+        """Addresses of existing VMs, by the cloud's name."""
         self._free: list[str] = []
-        """Addresses of what is gone: given to the next."""
+        """Addresses of VMs that are gone; the next VMs get them."""
         self.faults = faults
         self._boot = boot
         self.lives: dict[str, Life] = {}
-        """All VMs that there ever were, by the cloud's name."""
+        """All VMs that ever existed, by the cloud's name."""
         self.ahead_s = random.Random(world.seed + 2).choice(CLOCKS_S)
         self._vms: dict[str, tuple[int, str]] = {}
         self._ends: dict[str, Callable[[], None]] = {}
         self.queue: dict[str, Callable[[], None]] = {}
-        """Those that wait for their turn, in order: how they boot."""
+        """VMs that wait for their turn, in order, each with its boot function."""
         self._placing = ""
-        """The one that is being placed."""
+        """The VM that is being placed."""
         self.placed_at = -math.inf
-        """When the cloud last began to place one, or had placed it."""
+        """Time at which the cloud last began or completed placing a VM."""
         self._count = 0
         self._quota_until = 0.0
 
     def start(self, vm_no: int, pool: str, size: Resources, nonce: str) -> str:
-        """The cloud's name of a new VM. Raises `Refused`."""
+        """Create a VM; return the cloud's name of it. Raises `Refused`."""
         if self.world.fault("vm_refused", self.faults.vm_refused):
             raise Refused("no room")
         if self.world.fault("vm_quota", self.faults.vm_quota):
@@ -113,7 +115,7 @@ class Cloud:
         return cloud_id
 
     def _place_next(self) -> None:
-        """One VM after another: while one is placed the others wait."""
+        """Place VMs one after another: while one is placed the others wait."""
         self._placing = ""
         while self.queue and not self._placing:
             cloud_id = next(iter(self.queue))
@@ -144,7 +146,7 @@ class Cloud:
             self._free.append(address)
 
     def end(self, cloud_id: str) -> None:
-        """It is gone a moment later, with its disk."""
+        """Remove the VM, with its disk, a moment later."""
 
         def gone() -> None:
             if self._vms.pop(cloud_id, None) is not None:
@@ -158,17 +160,17 @@ class Cloud:
 
     @property
     def living(self) -> dict[str, tuple[int, str]]:
-        """What exists: intent and pool by the cloud's name."""
+        """Existing VMs: intent and pool, by the cloud's name."""
         return self._vms
 
     def vanish(self, cloud_id: str) -> None:
-        """The machine is gone, and the cloud knows."""
+        """Remove the machine; the cloud's list shows it."""
         if self._vms.pop(cloud_id, None) is not None:
             self._release(cloud_id)
         self._ends.pop(cloud_id, None)
 
     def list(self) -> Sequence[VmFound]:
-        """What lives, one for each intent."""
+        """List living VMs, one for each intent."""
         by_vm_no = {vm_no: cloud_id for cloud_id, (vm_no, _) in self._vms.items()}
         return [self._found(vm_no, cloud_id) for vm_no, cloud_id in by_vm_no.items()]
 
@@ -182,7 +184,7 @@ class Cloud:
         return VmFound(vm_no, cloud_id, state, address=self.addresses[cloud_id], since=since)
 
     def gone(self, known: Mapping[str, int], lost: Collection[int]) -> Sequence[VmFound]:
-        """Of those that were there, or were made for intents that are `lost`, the ones that are no more."""
+        """Return those that have ended, of known VMs and of VMs that were made for intents that are `lost`."""
         past = {cloud_id: life.vm_no for cloud_id, life in self.lives.items() if life.vm_no in lost} if lost else {}
         over = {cloud_id: vm_no for cloud_id, vm_no in {**past, **known}.items() if cloud_id not in self._vms}
         return [self._ended(vm_no, self.lives.get(cloud_id), cloud_id) for cloud_id, vm_no in over.items()]
@@ -192,7 +194,7 @@ class Cloud:
         return VmFound(vm_no, cloud_id, CloudState.GONE, since=since, ended=ended)
 
     def room(self) -> tuple[int | None, str]:
-        """How many more it would give, and why not more."""
+        """Return how many more VMs the cloud would grant, and why not more."""
         if self.most is None:
             return None, ""
         free = self.most - len(self._vms)

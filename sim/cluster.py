@@ -1,6 +1,6 @@
-"""What stands in a simulated world: bosses and machines, with the network, datastore, cloud and tables between them.
+"""Parts of a simulated world: bosses and machines, with the network, datastore, cloud and tables between them.
 
-Owns who lives. What goes wrong with them is `sim.trouble`; what people want of them is `sim.scenario`.
+Owns which of them live. Faults are in `sim.trouble`; users' wishes are in `sim.scenario`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from sim.worker_shell import WorkerHome, WorkerProcess
 from sim.world import World
 
 BUDGETS_H = (0.003, 0.05)
-"""VM-hours, where there is a budget: some of these are used up by a scenario."""
+"""VM-hours of budgets: a scenario uses up some of these."""
 
 
 class Machine:
-    """A place where worker processes live, one after another, as long as it stands."""
+    """A place where worker processes live, one after another, while it exists."""
 
     def __init__(self, cluster: Cluster, home: WorkerHome, of_cloud: bool) -> None:
         self.cluster = cluster
@@ -43,28 +43,28 @@ class Machine:
         self.begin()
 
     def begin(self) -> None:
-        """A process on this home, if none lives."""
+        """Start a process on this home, if none lives."""
         if self.stands and not self.off and (self.process is None or not self.process.alive):
             self.process = WorkerProcess(self.home, self.cluster.worker_places, self.ended)
 
     def ended(self, why: str) -> None:
-        """Its process ended; another comes by and by. A VM that was ordered to leave has done its work."""
+        """Handle the end of its process; another one follows later. A VM that was ordered to leave is finished."""
         if self.stands and not (self.of_cloud and why == "left" and not self.home.spool):
             self.cluster.world.after(self.cluster.world.random.uniform(0.1, 15.0), self.begin)
 
     def switch_off(self) -> None:
-        """Nothing runs there any more; the disk keeps what it has."""
+        """Stop everything on the machine; the disk keeps its data."""
         self.off = True
         if self.process is not None:
             self.process.die("its machine is off")
 
     def switch_on(self) -> None:
-        """It boots again."""
+        """Boot the machine again."""
         self.off = False
         self.begin()
 
     def end(self) -> None:
-        """The machine is gone with its disk."""
+        """Remove the machine with its disk."""
         self.stands = False
         self.cluster.machines.pop(self.home.name, None)
         if self.process is not None:
@@ -72,7 +72,7 @@ class Machine:
 
 
 class Cluster:
-    """Bosses and machines of one seed. It begins with one boss and no machine."""
+    """Bosses and machines of one seed. It starts with one boss and no machine."""
 
     def __init__(self, seed: int, faults: Faults | None, size: Size | None) -> None:
         self.world = World(seed)
@@ -83,9 +83,9 @@ class Cluster:
         self.datastore = Datastore(self.world, self.faults)
         self.cloud = Cloud(self.world, self.faults, self._boot)
         self.gpus = self.world.random.choice((0, 0, 0, 2))
-        """How many each machine has."""
+        """GPUs of each machine."""
         self.shared_machine = random.Random(seed + 6).choice((*[0.0] * 12, 2.0, 4.0, 5.0))
-        """CPUs of the one machine of all homes that someone set up; 0 where each has its own."""
+        """CPUs of the one machine that all manually added homes share; 0 if each has its own."""
         self.config = self._make_config()
         self.checker = Checker(self.world, self.tables, self.datastore, self.config)
         self.checker.fleet.cloud = self.cloud
@@ -97,7 +97,7 @@ class Cluster:
         self.machines: dict[str, Machine] = {}
         self.backup: dict[str, object] | None = None
         self.healed_at: float | None = None
-        """When things stopped going wrong."""
+        """Time at which the faults healed."""
         self._count = self._boss_count = 0
         self.world.tell("seed", f"{seed}: {_words(self.faults)}")
         self.begin_boss(replace=True)
@@ -136,7 +136,7 @@ class Cluster:
         )
 
     def begin_boss(self, replace: bool) -> None:
-        """One more boss, which takes the lead where it is to `replace` the one that has it."""
+        """Add a boss; with `replace` it takes over the lead."""
         self._boss_count += 1
         name = f"boss{self._boss_count}"
 
@@ -152,7 +152,7 @@ class Cluster:
         self.backup = copy.deepcopy(self.tables.__dict__)
 
     def restore_database(self) -> None:
-        """A person stops the boss and puts the last backup back."""
+        """Simulate an operator who stops the boss and restores the last backup."""
         if self.backup is None:
             return
         self.world.fired["database_restored"] += 1
@@ -166,7 +166,7 @@ class Cluster:
         self.checker.on_restored(processes)
 
     def add_machine(self) -> None:
-        """A machine that someone set up."""
+        """Add a machine, as a user does."""
         self._count += 1
         chance = self.world.random
         resources: Resources = {"cpus": float(chance.choice((2, 2, 4))), "memory_mb": 4000.0}
@@ -180,7 +180,7 @@ class Cluster:
         self.machines[name] = Machine(self, home, False)
 
     def _share_machine(self, home: WorkerHome) -> None:
-        """In some worlds the workers that someone set up share one machine, which has less than they offer."""
+        """In some worlds, place manually added workers on one machine, which has less than they offer together."""
         if self.shared_machine:
             home.machine = "a machine"
             home.machine_has = {"cpus": self.shared_machine, "memory_mb": 4000.0}

@@ -1,6 +1,6 @@
-"""How much a value holds, container by container, whatever it is made of. For tests of growth; changes nothing.
+"""Measures how much a value holds, by container. For tests of memory growth; changes nothing.
 
-Walks everything that is reachable from a value, so that a container that someone adds tomorrow is looked at too.
+Walks everything that is reachable from a value, so that containers that are added later are covered, too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CONTAINERS = (Mapping, list, tuple, set, frozenset, deque)
 
 
 def sizes(root: object) -> Counter[str]:
-    """Entries of all containers of the same name, and how many objects there are of each class.
+    """Return the number of entries of all containers of the same name, and of objects of each class.
 
     A container's name is the class and the attribute that holds it, with [] for each container around it.
     """
@@ -38,7 +38,7 @@ def sizes(root: object) -> Counter[str]:
 
 
 def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value refers to, each with its name."""
+    """Yield the objects that a value refers to, each with its name."""
     if isinstance(value, Mapping):
         yield from ((f"{name} key", key) for key in value)
         yield from ((f"{name}[]", item) for item in value.values())

@@ -1,6 +1,6 @@
-"""What may go wrong, as named options with probabilities. Owns no chance itself: `World.fault` draws and counts.
+"""Faults, as named options with probabilities. Draws nothing itself: `World.fault` draws and counts.
 
-`Faults` is what the machines look at, at the moment something could go wrong. `heal` ends all of it.
+The simulated parts read `Faults` whenever something may fail. `heal` ends all faults.
 """
 
 from __future__ import annotations
@@ -14,99 +14,99 @@ class Faults(msgspec.Struct):
     """Probabilities per occasion (message, effect, commit, call), or mean rates per second and machine."""
 
     lose: float = 0.0
-    """Per message: it never arrives."""
+    """Per message: it is lost."""
     duplicate: float = 0.0
     """Per message: it arrives a second time, later."""
     delay: float = 0.0
-    """Per message: it arrives up to seconds late, after what was sent after it."""
+    """Per message: it arrives up to seconds late, after later messages."""
     boss_death: float = 0.0
     """Per point between two effects of the boss."""
     second_boss: float = 0.0
-    """Per second: another boss takes the lead while the first still lives."""
+    """Per second: another boss takes the lead while the first one still runs."""
     boss_freeze: float = 0.0
-    """Per second: the boss stands still for a while, at times longer than a lease."""
+    """Per second: the boss is suspended for a while, sometimes longer than a lease."""
     commit_fails: float = 0.0
-    """Per commit: the database is away, nothing was written."""
+    """Per commit: the database is unreachable, and nothing is written."""
     commit_unanswered: float = 0.0
-    """Per commit: it was written, the answer got lost."""
+    """Per commit: it is written, and the answer is lost."""
     commit_slow: float = 0.0
     """Per commit: it takes seconds."""
     commit_refused: float = 0.0
-    """Per commit: the database refuses the batch; the boss leaves it out and begins anew."""
+    """Per commit: the database refuses the batch; the boss leaves it out and starts again."""
     store_parted: float = 0.0
     """Per second and boss: it does not reach its database for a while; commits, reads and renewals fail."""
     cloud_parted: float = 0.0
-    """Per second and boss: it does not reach its cloud for a while; what it asked for last may have arrived."""
+    """Per second and boss: it does not reach its cloud for a while; its last request may have arrived."""
     worker_death: float = 0.0
-    """Per second and worker: the process dies; another starts on the same home."""
+    """Per second and worker: the process dies; another one starts on the same home."""
     worker_cut: float = 0.0
-    """Per step of a chain at a worker: the process dies between this one and the next."""
+    """Per step of a chain at a worker: the process dies between this step and the next."""
     worker_gone: float = 0.0
-    """Per second and worker: the machine is gone with its disk; another comes later."""
+    """Per second and worker: the machine vanishes with its disk; another one comes later."""
     worker_freeze: float = 0.0
-    """Per second and worker: it stands still, at times longer than its lease."""
+    """Per second and worker: it is suspended, sometimes longer than its lease."""
     worker_leaves: float = 0.0
-    """Per second and worker: someone tells it to leave; another comes later."""
+    """Per second and worker: it is ordered to leave; another one comes later."""
     link_cut: float = 0.0
     """Per second and worker: its connection to the broker ends for a while."""
     broker_restart: float = 0.0
-    """Per second: the broker restarts; what it held is lost, all connections end."""
+    """Per second: the broker restarts, loses its messages and closes all connections."""
     datastore_away: float = 0.0
-    """Per second: the datastore can't be reached for a while."""
+    """Per second: the datastore is unreachable for a while."""
     promotion_cut: float = 0.0
-    """Per promoted entry: the datastore goes away in the middle."""
+    """Per promoted entry: the datastore becomes unreachable in the middle."""
     call_lost: float = 0.0
-    """Per call of a boss that died: it happens nevertheless, late."""
+    """Per call of a boss that died: it is made nevertheless, late."""
     vm_refused: float = 0.0
-    """Per VM asked for: the cloud says no."""
+    """Per requested VM: the cloud refuses it."""
     vm_quota: float = 0.0
-    """Per VM asked for: a quota is used up; the cloud says no to everything for a while."""
+    """Per requested VM: a quota is used up; the cloud refuses all requests for a while."""
     vm_slow: float = 0.0
-    """Per VM: it boots for minutes, at times longer than anybody waits."""
+    """Per VM: it boots for minutes, sometimes longer than the boss waits."""
     vm_never: float = 0.0
     """Per VM: its boot never ends."""
     vm_vanishes: float = 0.0
-    """Per second and VM: it is gone, and the cloud knows."""
+    """Per second and VM: it vanishes, and the cloud's list shows it."""
     vm_off: float = 0.0
-    """Per second and VM: the cloud says POWEROFF; its worker may live on, be gone for a while, or for good."""
+    """Per second and VM: the cloud reports POWEROFF; its worker may continue, vanish for a while, or for good."""
     vm_address: float = 0.0
-    """Per VM asked for: it is given the address of another that lives."""
+    """Per requested VM: it gets the address of a living one."""
     vm_late: float = 0.0
-    """Per VM asked for: the call waits long for its turn, or its answer is lost and the VM is made long after."""
+    """Per requested VM: the call waits long for its turn, or its answer is lost and the VM is created long after."""
     partition: float = 0.0
-    """Per second: two of them (a peer and the broker, a worker and the datastore, the boss and either) do not reach
-    each other for a while, in one direction or both, and nobody is told."""
+    """Per second: two parts (a peer and the broker, a worker and the datastore, the boss and either) do not reach each
+    other for a while, in one direction or both, without any notice."""
     queue_full: float = 0.0
-    """Per message to someone for whom many wait: the broker drops it silently."""
+    """Per message to a peer with many waiting messages: the broker drops it without notice."""
     datastore_full: float = 0.0
-    """Per second: nothing can be stored or published for a while; what is there can be read."""
+    """Per second: nothing can be stored or published for a while; existing files can be read."""
     disk_full: float = 0.0
-    """Per second and worker: outcomes can't be kept on its disk for a while, and nothing can be started."""
+    """Per second and worker: outcomes cannot be written to its disk for a while, and no attempt can start."""
     spool_lost: float = 0.0
-    """Per second and worker: the process dies and what it had on disk is gone; another starts."""
+    """Per second and worker: the process dies and its disk is lost; another one starts."""
     clock_steps: float = 0.0
-    """Per start of a boss: its clock stands hours before or after that of the one before it."""
+    """Per start of a boss: its clock is hours before or after that of the previous boss."""
     sign_lost: float = 0.0
-    """Per certificate asked for: it never comes."""
+    """Per requested certificate: it never arrives."""
     liar: float = 0.0
-    """Per second: a peer with a key of its own lies of what is others', or someone says again what others said."""
+    """Per second: a peer with a valid key sends false claims about other peers, or replays their messages."""
     poison: float = 0.0
     """Per push of a run: one of its tasks kills every worker process that it runs on, also after things heal."""
     vm_queue: float = 0.0
-    """Per VM asked for while none waits: the cloud places this and all that come meanwhile one after another."""
+    """Per VM requested while none waits: the cloud places this one and all that follow meanwhile one after another."""
 
     database_restored: float = 0.0
-    """Per second: a person stops the boss and puts the last backup of the database back."""
+    """Per second: an operator stops the boss and restores the last backup of the database."""
     call_host_death: float = 0.0
     """Per call: its interpreter is killed by a signal before it ends."""
 
     @property
     def any(self) -> bool:
-        """Whether anything may go wrong."""
+        """Whether any fault is possible."""
         return any(getattr(self, name) for name in self.__struct_fields__)
 
     def heal(self) -> None:
-        """Nothing goes wrong from now on."""
+        """End all faults."""
         for name in self.__struct_fields__:
             setattr(self, name, 0.0)
 
@@ -155,13 +155,14 @@ MOST = Faults(
     database_restored=0.1,
     call_host_death=0.3,
 )
-"""The highest probability of each; a seed draws which of them it has, and how much."""
+"""Highest probability of each fault; a seed draws which faults it has, and their probabilities."""
 
 NAMES = tuple(MOST.__struct_fields__)
 
 
 def draw(chance: random.Random, allowed: tuple[str, ...] = NAMES) -> Faults:
-    """Faults of one scenario: about a third of those allowed, each between a little and most."""
+    """Draw the faults of one scenario: about a third of those allowed, each between a tenth of its maximum and the
+    maximum."""
     faults = Faults()
     for name in NAMES:
         wanted, amount = chance.random() < 0.35, chance.uniform(0.1, 1.0)

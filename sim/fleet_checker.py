@@ -1,6 +1,6 @@
-"""What must always be true of machines: leases, VMs and the intents that own them. A part of `checker.Checker`.
+"""Invariants of machines: leases, VMs and the intents that own them. Part of `checker.Checker`.
 
-Owns which leases the boss has answered. Looks at what is committed, at what the cloud is asked, and at what it has.
+Owns the leases that the boss confirmed. Reads committed rows, requests to the cloud, and the cloud's VMs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ JUST_NOW_S = 2.0
 
 
 class FleetChecker:
-    """Raises `Violation`."""
+    """Checks workers and VMs. Raises `Violation`."""
 
     def __init__(self, world: World, tables: Tables, config: BossConfig) -> None:
         self.world = world
@@ -32,54 +32,54 @@ class FleetChecker:
         self.most = {pool.name: max(pool.minimum, pool.maximum) for pool in config.pools}
         self.least = {pool.name: pool.minimum for pool in config.pools}
         self.leases: dict[str, float] = {}
-        """Until when a worker may believe that it is counted on: what the boss answered."""
+        """End of each worker's lease, as the boss confirmed it."""
 
         self.first_leases: dict[str, float] = {}
-        """When the boss first answered a worker."""
+        """Time of the boss's first answer to each worker."""
         self.hearing_since: dict[str, float] = {}
-        """Since when a boss has a connection over which it could hear."""
+        """Time since which a boss has a connection to the broker."""
         self.deaf_since: dict[str, float] = {}
-        """Since when it has none."""
+        """Time since which it has none."""
         self.heard_s: dict[str, float] = {}
-        """How long it could hear when it decided last."""
+        """How long it had been connected at its last decision, in seconds."""
         self.looked = world.looked
         self.config = config
         self.given_up_at: dict[int, float] = {}
-        """Since when no row owns a VM of that number."""
+        """Time since which no row owns a VM of that number."""
         self.known: set[int] = set()
-        """VMs that were intended."""
+        """VMs that had an intent."""
         self.withdrawn: set[int] = set()
-        """VMs whose cloud found no place for them, as the boss said."""
+        """VMs for which the cloud found no place, according to the boss."""
         self.cloud: Cloud | None = None
 
     # --- workers ---------------------------------------------------------------------------------
 
     def on_lease(self, worker: str, sent_at: float) -> None:
-        """The boss answered the heartbeat that was sent then."""
+        """Note that the boss answered the heartbeat that was sent at `sent_at`."""
         self.first_leases.setdefault(worker, self.world.now)
         self.leases[worker] = max(self.leases.get(worker, 0.0), sent_at + self.lease_s)
 
     def on_dead(self, worker: str) -> None:
-        """Nobody holds that lease any more."""
+        """Note that a worker process died: its lease has no holder."""
         self.leases.pop(worker, None)
 
     def on_hearing(self, boss: str) -> None:
-        """The boss found the broker."""
+        """Note that a boss connected to the broker."""
         self.hearing_since[boss] = self.world.now
         self.deaf_since.pop(boss, None)
 
     def on_deaf(self, boss: str) -> None:
-        """The boss lost its connection to the broker."""
+        """Note that a boss lost its connection to the broker."""
         self.deaf_since[boss] = self.world.now
 
     def on_decided(self, boss: str) -> None:
-        """The boss decides now what it commits later: the connection may end, or be made, in between."""
+        """Note the time of a decision whose commit comes later: the connection may change in between."""
         now = self.world.now
         hears = now - self.deaf_since.get(boss, now) < JUST_NOW_S
         self.heard_s[boss] = now - self.hearing_since.get(boss, now) if hears else 0.0
 
     def on_worker_row(self, boss: str, row: WorkerRow) -> None:
-        """A worker that may believe in its lease is not given up."""
+        """Check that a worker with a valid lease is not given up."""
         left_s = self.leases.get(row.worker, 0.0) - self.world.now
         self.looked["lease"] += row.state is WorkerState.LOST and row.worker in self.leases
         self.looked["patience"] += row.state is WorkerState.LOST
@@ -92,7 +92,7 @@ class FleetChecker:
     # --- VMs -------------------------------------------------------------------------------------
 
     def on_vm_rows(self, boss: str, rows: dict[int, VmRow]) -> None:
-        """VM rows changed: never more than a pool's maximum, nor one more than the budgets allow."""
+        """Check changed VM rows: no more VMs than a pool's maximum, or than the budgets allow."""
         self.looked["turn"] += self.cloud is not None and bool(self.cloud.queue)
         for row in rows.values():
             self._on_withdrawn(boss, row)
@@ -108,7 +108,7 @@ class FleetChecker:
                 raise Violation("maximum", f"{boss} has {count} VMs of {pool}, of {self.most.get(pool, 0)} at most")
 
     def _on_withdrawn(self, boss: str, row: VmRow) -> None:
-        """None is withdrawn for want of a place while its cloud, which places one after another, gets on."""
+        """Check that no VM is withdrawn for lack of a place while its cloud still places VMs, one after another."""
         if row.state is not VmState.ENDING or row.cause != "no_place" or row.vm_no in self.withdrawn:
             return
         self.withdrawn.add(row.vm_no)
@@ -118,7 +118,7 @@ class FleetChecker:
             raise Violation("turn", f"{boss} withdraws VM {row.vm_no} although its cloud placed one {idle_s:.1f} s ago")
 
     def on_boot_rows(self, boss: str, rows: dict[int, BootRow]) -> None:
-        """What is recorded of a boot was seen at the VM itself."""
+        """Check that a recorded boot was observed on the VM itself."""
         for row in rows.values():
             vm = self.tables.vms.get(row.vm_no)
             if vm is not None and vm.cloud_id and row.host_key not in ("", host_key(vm.cloud_id)):
@@ -127,14 +127,14 @@ class FleetChecker:
                 )
 
     def on_start_vm(self, boss: str, epoch: int, vm_no: int) -> None:
-        """The cloud is asked for a VM."""
+        """Check a request to the cloud for a VM."""
         self._must_lead(boss, epoch, f"asks for VM {vm_no}")
         self.looked["intent"] += 1
         if vm_no not in self.tables.vms:
             raise Violation("intent", f"{boss} asks for VM {vm_no}, whose intent is not committed")
 
     def _on_intent(self, boss: str, row: VmRow) -> None:
-        """One more VM is intended."""
+        """Check a new intent against the budgets."""
         if "person" in row.reason:
             return
         self.looked["budget"] += bool(self.config.vm_hours_per_day or self.config.vm_hours_per_run)
@@ -145,7 +145,7 @@ class FleetChecker:
             raise Violation("budget", f"{boss} intends VM {row.vm_no} ({row.reason}) although {over}")
 
     def on_end_vm(self, boss: str, epoch: int, vm_no: int, made_at: float) -> None:
-        """The cloud is asked to end a VM: it was given up in a row, and nothing that counts runs there."""
+        """Check the end of a VM: its row gave it up, and no current attempt runs on it."""
         self._must_lead(boss, epoch, f"ends VM {vm_no}")
         row = self.tables.vms.get(vm_no)
         if row is None or row.state not in (VmState.ENDING, VmState.GONE):
@@ -157,7 +157,7 @@ class FleetChecker:
             orphan_s = self.world.now - max(made_at, self.given_up_at[vm_no])
             if orphan_s < self.config.orphan_grace_s - _ROUNDING:
                 raise Violation("grace", f"{boss} ends VM {vm_no}, which nobody has owned for {orphan_s:.1f} s only")
-        # All its processes: what a newer one took over is recorded as given to the one before it.
+        # All its processes: attempts that a newer process took over are recorded as assigned to the one before it.
         processes = {
             worker.worker: worker for worker in self.tables.workers.values() if worker.key_name == f"vm-{vm_no}"
         }
@@ -169,12 +169,12 @@ class FleetChecker:
                 raise Violation("no-harm", f"{boss} ends VM {vm_no} ({row.reason}), which runs attempt {key}")
 
     def _must_lead(self, boss: str, epoch: int, does: str) -> None:
-        """Between a commit and the call that follows it, another boss may have begun to lead."""
+        """Check that no other boss began to lead between the commit and the call that follows it."""
         if epoch != self.tables.epoch:
             raise Violation("one-boss", f"{boss} {does} in epoch {epoch}, which is over: {self.tables.epoch} leads")
 
     def _leave_agents_alone(self, boss: str, vm_no: int) -> None:
-        """A VM that no intent owns is not ended while an agent of it is on duty, but for one that came just now."""
+        """Check that a VM without an intent is not ended while its agent is on duty, unless the agent has just come."""
         for worker in self.tables.workers.values():
             ours = worker.key_name == f"vm-{vm_no}" and worker.state in ON_DUTY
             came_s = self.world.now - self.first_leases.get(worker.worker, self.world.now)
@@ -184,7 +184,7 @@ class FleetChecker:
     # --- in the end ------------------------------------------------------------------------------
 
     def not_at_the_floor(self) -> list[str]:
-        """Why the fleet is not as small as it may be."""
+        """Return why the fleet is larger than its floor."""
         left = []
         counts = Counter(
             row.pool for row in self.tables.vms.values() if row.state is not VmState.GONE and not row.keep_alive
@@ -195,7 +195,7 @@ class FleetChecker:
         return left
 
     def not_owned(self, cloud: Cloud) -> list[str]:
-        """What the cloud has of ours that no row owns."""
+        """Return the cluster's VMs in the cloud that no row owns."""
         rows = {row.vm_no for row in self.tables.vms.values() if row.state is not VmState.GONE}
         return [
             f"{cloud_id} exists, and no row owns it (intent {vm_no})"

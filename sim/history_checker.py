@@ -1,7 +1,7 @@
-"""What must be true after the database was restored from a backup: nothing counts that was ordered and then
-forgotten. A part of `checker.Checker`.
+"""Invariants after a restore of the database from a backup: attempts whose order was forgotten do not count. Part of
+`checker.Checker`.
 
-Owns which attempts were ordered in the history that the database holds, and what came of those that it lacks.
+Owns the attempts that were ordered in the history of the current database, and the outcomes that it lacks.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ Key = tuple[int, int]
 
 
 class HistoryChecker:
-    """Raises `Violation`."""
+    """Checks restores. Raises `Violation`."""
 
     def __init__(self, world: World, tables: Tables) -> None:
         self.looked = world.looked
         self.tables = tables
         self.restored = 0
-        """How often the database was restored."""
+        """Number of restores."""
         self.earlier: set[str] = set()
-        """Worker processes that were there when it was restored last."""
+        """Worker processes that existed at the last restore."""
         self.ordered: set[tuple[str, Key]] = set()
-        """What was ordered since, by worker process."""
+        """Attempts ordered since then, by worker process."""
         self.in_backup: set[Key] = set()
-        """Attempts that the restored database knew."""
+        """Attempts in the restored database."""
         self.lost: dict[Key, list[Outcome]] = {}
-        """What attempts came to that a restored database did not know."""
+        """Outcomes of attempts that a restored database did not contain."""
         self.kept: set[int] = set()
-        """Tasks that had succeeded in it: their files may be of a later attempt, which it lacks."""
+        """Tasks that had succeeded in it: their files may be those of a later attempt, which it lacks."""
 
     def on_restored(self, processes: set[str], came_to: dict[Key, Outcome]) -> None:
-        """The tables are those of a backup. `processes`: the worker processes there are; `came_to`: outcomes by
+        """Note that the tables were replaced by a backup. `processes`: all worker processes; `came_to`: outcomes by
         attempt, recorded or not."""
         self.restored += 1
         self.earlier |= processes
@@ -46,24 +46,24 @@ class HistoryChecker:
         self.kept = {row.task_no for row in self.tables.tasks.values() if row.state is TaskState.SUCCEEDED}
 
     def on_ordered(self, worker: str, keys: list[Key]) -> None:
-        """A boss says these orders."""
+        """Note the orders that a boss sends."""
         if self.restored:
             self.ordered |= {(worker, key) for key in keys}
 
     def is_earlier(self, worker: str, key: Key) -> bool:
-        """Whether this attempt was ordered before the database was restored."""
+        """Return whether this attempt was ordered before the database was restored."""
         return bool(self.restored) and worker in self.earlier and (worker, key) not in self.ordered
 
     def is_forgotten(self, worker: str, key: Key) -> bool:
-        """Whether the restored database does not know that this attempt was ordered."""
+        """Return whether the restored database lacks the order of this attempt."""
         return self.is_earlier(worker, key) and key not in self.in_backup
 
     def on_came_to(self, key: Key, outcome: Outcome) -> None:
-        """An attempt ended that is forgotten."""
+        """Note the outcome of a forgotten attempt."""
         self.lost.setdefault(key, []).append(outcome)
 
     def on_recorded(self, key: Key, outcome: Outcome) -> None:
-        """An outcome is recorded for the first time. No two outcomes of a world are equal."""
+        """Check an outcome that is recorded for the first time. No two outcomes of a world are equal."""
         if key in self.lost:
             self.looked["history"] += 1
             if outcome in self.lost[key]:

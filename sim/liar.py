@@ -1,5 +1,5 @@
-"""A peer with a good key of its own that lies: of homes, attempts, outcomes and lanes that are others'. And someone at
-the broker, without any key, who says again what others said."""
+"""A peer with a valid key that sends false claims about other peers' homes, attempts, outcomes and lanes. And a replay
+of other peers' messages without any key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST = 2**63 - 1
 
 
 class Liar:
-    """A worker that offers nothing and claims everything."""
+    """A worker that offers no resources and claims other peers' property."""
 
     def __init__(self, world: World, network: Network, tables: Tables) -> None:
         self.world = world
@@ -32,7 +32,7 @@ class Liar:
         self.link = network.connect(peer_topic(CLUSTER_ID, self.name), self._hear, lambda: None, lambda reason: None)
 
     def lie(self) -> None:
-        """One lie of some kind."""
+        """Send one false message of a random kind."""
         chance = self.world.random
         lies: tuple[Callable[[], None], ...] = (
             self._claim_a_home,
@@ -80,7 +80,7 @@ class Liar:
         self._say(wire.TasksReturned(tuple(AttemptName(*key) for key in self._live()), "init"))
 
     def _repeat(self) -> None:
-        """Say a Hello of another again, as whoever heard it at the broker can."""
+        """Replay another peer's Hello, as any reader of the broker's traffic can."""
         if self.network.hellos:
             topic, payload = self.world.random.choice(self.network.hellos)
             self.network.carry(topic, payload)

@@ -1,16 +1,16 @@
-"""What a boss may still remember once everything has ended: only what waits. Looks into the core, at rest."""
+"""Checks that a boss keeps no data after everything has ended, except of waiting work. Inspects the idle core."""
 
 from __future__ import annotations
 
 from boss.core.boss import Boss
 
 ALARMS_EACH = 20
-"""Alarms that may be set for each worker, VM and run that a core knows."""
+"""Number of alarms allowed for each worker, VM and run that a core knows."""
 ALARMS_ALWAYS = 100
 
 
 def sizes(core: Boss) -> dict[str, int]:
-    """How much of each kind a core holds."""
+    """Count the objects of each kind in a core."""
     return {
         "nodes": len(core.book.graph.nodes),
         "runs": len(core.book.runs),
@@ -37,11 +37,11 @@ def sizes(core: Boss) -> dict[str, int]:
 
 
 _PASSING = ("promotions", "outcomes that wait", "push tokens", "requests", "unanswered outcomes")
-"""None of these is left where nothing continues."""
+"""Kinds of which a core without unfinished work holds none."""
 
 
 def not_forgotten(core: Boss, living: set[str]) -> list[str]:
-    """What it should have forgotten. `living`: the worker processes there are."""
+    """Return the data that the core should have dropped. `living`: the living worker processes."""
     held = sizes(core)
     left = [f"{held[kind]} {kind}" for kind in _PASSING if held[kind]]
     left += [f"worker {name}, which is gone" for name in core.fleet.workers if name not in living]

@@ -1,9 +1,10 @@
-"""Mutants: each switches off one protection of the product, here and not by a flag there. The checker must find each.
+"""Mutants: each disables one protection of the product, by a patch and not by a flag in the product. The checker must
+find each.
 
     hunt(MUTANTS["fencing"], seeds=200)
 
-A mutant is a patch of a method for as long as its seeds run. One that survives means that the checker is blind or the
-protection is of no use; `docs/guarantees.md` names them all, with the promise that each guards.
+A mutant patches a method while its seeds run. If one survives, the checker is blind or the protection has no effect.
+`docs/guarantees.md` lists all of them, with the guarantee that each protection serves.
 """
 
 from __future__ import annotations
@@ -54,26 +55,26 @@ from worker.core.followers import Followers
 from worker.core.worker_core import WorkerCore
 
 SEEDS = 200
-"""Within so many seeds each must be found."""
+"""Each mutant must be found within this many seeds."""
 Patch = tuple[type | ModuleType, str, Callable[[Any], Any]]
-"""A class or module, the name of its function, and what makes the mutant's function of the true one."""
+"""A class or module, the name of its function, and a function that makes the mutant's version of it."""
 
 
 class Mutant(msgspec.Struct, frozen=True):
-    """`without`: what is switched off; `found_by`: the invariants any of which finds it (`assertion`: a core's own
+    """`without`: the disabled protection; `found_by`: the invariants that may find it (`assertion`: a core's own
     `check`)."""
 
     without: str
     found_by: tuple[str, ...]
     patches: tuple[Patch, ...]
     under: faults.Faults | None = None
-    """What goes wrong in its seeds; without it, whatever they draw."""
+    """Faults of its seeds; by default, those that each seed draws."""
     size: Size | None = None
-    """How large its scenarios are, where it is rare in those of the usual size."""
+    """Size of its scenarios, if the mutant is rare in scenarios of the usual size."""
 
 
 class Hunt(msgspec.Struct, frozen=True):
-    """What came of a mutant: the result in which it was found, or None, after how many seeds."""
+    """Result of a hunt: the seed's result that found the mutant, or None, and the number of seeds."""
 
     name: str
     seeds: int
@@ -81,7 +82,7 @@ class Hunt(msgspec.Struct, frozen=True):
 
     @property
     def invariant(self) -> str:
-        """Which invariant saw it; a core's own assertion is named as such."""
+        """The invariant that found the mutant; `assertion` for a core's own assertion."""
         if self.found is None:
             return ""
         _, opened, rest = self.found.problem.partition("[")
@@ -90,7 +91,7 @@ class Hunt(msgspec.Struct, frozen=True):
 
 @contextmanager
 def patched(mutant: Mutant) -> Iterator[None]:
-    """The protection is off inside."""
+    """Context in which the protection is disabled."""
     kept = [(owner, name, owner.__dict__[name]) for owner, name, _ in mutant.patches]
     for owner, name, make in mutant.patches:
         setattr(owner, name, make(owner.__dict__[name]))
@@ -115,178 +116,178 @@ def hunt(name: str, seeds: int = SEEDS, first: int = 1) -> Hunt:
 
 MUTANTS: dict[str, Mutant] = {
     "fencing": Mutant(
-        "fencing by attempt: an outcome counts for whatever attempt of the task goes on",
+        "fencing by attempt: an outcome counts for any current attempt of the task",
         ("true-outcome", "one-outcome", "files-whole", "published-by-record", "legal-moves"),
         ((BossAttempts, "on_ended", mutations.any_attempt_of_the_task),),
     ),
     "lease": Mutant(
-        "the lease: what a silent worker holds is given again after a heartbeat and a half",
+        "the lease: attempts of a silent worker are assigned again after one and a half heartbeats",
         ("lease", "patience", "fenced", "outcome-kept"),
         ((Leases, "_patience_s", mutations.lost_at_once),),
     ),
     "home-and-key": Mutant(
-        "a home is its key's: a peer with another key takes over what the process of a home held",
+        "binding a home to its key: a peer with another key takes over the attempts of a home's process",
         ("true-outcome", "outcome-kept", "one-attempt", "one-outcome", "fenced", "legal-moves", "lease", "assertion"),
         ((Leases, "_of_home", mutations.homes_of_any_key),),
         under=faults.Faults(liar=0.5),
     ),
     "poison": Mutant(
-        "counting lost workers: a task that kills its workers is tried for ever",
+        "counting lost workers: a task that kills its workers is retried for ever",
         ("settles",),
         ((Suspects, "charge", mutations.charges_nobody),),
         under=faults.Faults(poison=1.0),
     ),
     "apart": Mutant(
-        "the last try alone on a worker: a bystander fails for what another task did",
+        "the last try alone on a worker: a bystander fails for another task's fault",
         ("suspects",),
         ((Suspects, "_runs_apart", mutations.keeps_nobody_apart),),
         under=faults.Faults(poison=1.0),
     ),
     "chain-blame": Mutant(
-        "charging of a chain what had started last: the tasks before it are charged for what it did",
+        "charging the attempt of a chain that started last: the tasks before it are charged instead",
         ("suspects",),
         ((suspects, "_succeeded_there", mutations.knows_no_chains),),
-        # The outcome of the task before it is late: there is no room for its results.
+        # The outcome of the previous task is late: there is no space for its results.
         under=faults.Faults(poison=1.0, datastore_full=0.3),
         size=Size(runs=(2, 3)),
     ),
     "own-lease": Mutant(
-        "the worker's own lease: it starts what waits there whether the boss counts on it or not",
+        "the worker's own lease: it starts queued attempts without a valid lease",
         ("fenced",),
         ((WorkerCore, "_may_start", mutations.starts_without_lease),),
     ),
     "stale-queue": Mutant(
-        "giving back what waited when the lease ended",
+        "returning queued attempts when the lease has ended",
         ("fenced",),
         ((WorkerCore, "_on_welcome", mutations.keeps_its_queue),),
     ),
     "numbers": Mutant(
-        "session numbers: an order that is heard twice is obeyed twice",
+        "session numbers: an order that arrives twice is obeyed twice",
         ("ordered", "fenced"),
         ((WorkerCore, "_on_message", mutations.hears_numbers_again),),
     ),
     "orders-seen": Mutant(
-        "orders_seen: an order in flight is taken for lost",
+        "orders_seen: an order under way counts as lost",
         ("fenced", "outcome-kept", "lease"),
         ((BossAttempts, "reconcile", mutations.takes_what_is_in_flight_for_lost),),
     ),
     "newest-process": Mutant(
-        "the order of Hellos: a late word of a dead process replaces the one that lives",
+        "the order of Hellos: a late message of a dead process replaces the live one",
         ("fenced", "outcome-kept", "settles"),
         ((Leases, "is_outdated", mutations.any_process_replaces),),
         faults.Faults(delay=0.4, worker_death=0.4),
         Size(tasks=(80, 120), workers=(6, 8), troubled_s=120.0),
     ),
     "write-then-speak": Mutant(
-        "write, then speak: messages go before the commit",
+        "commit before sending: messages are sent before the commit",
         ("write-then-speak",),
         ((Driver, "_carry_out", mutations.speaks_first),),
     ),
     "intent": Mutant(
-        "the intent before the cloud call: calls go before the commit",
+        "the intent before the cloud call: calls are made before the commit",
         ("intent",),
         ((Driver, "_carry_out", mutations.asks_the_cloud_first),),
     ),
     "spool-until-stored": Mutant(
-        "the spool until stored: an outcome is forgotten once it is said",
+        "the spool until stored: an outcome is dropped once it is sent",
         ("outcome-kept", "settles"),
         ((WorkerAttempts, "_say_ended", mutations.forgets_what_it_said),),
     ),
     "heirs": Mutant(
-        "what a newer process of a home took over: a boss that starts takes it for lost",
+        "attempts that a newer process of a home took over: a starting boss counts them as lost",
         ("outcome-kept",),
         ((restoring, "_taken_over", mutations.knows_no_heirs),),
         faults.Faults(boss_death=0.04, second_boss=0.06, worker_death=0.06, datastore_away=0.06),
     ),
     "spool-on-disk": Mutant(
-        "the spool on disk: a new process forgets what the one before it left",
+        "the spool on disk: a new process forgets the outcomes of the previous one",
         ("settles",),
         ((WorkerCore, "__init__", mutations.forgets_its_spool),),
     ),
     "repetition": Mutant(
-        "repetition: outcomes are said once in a session",
+        "repetition: outcomes are sent once in a session",
         ("settles",),
         ((WorkerAttempts, "repeat", mutations.does_nothing),),
     ),
     "stored-when-recorded": Mutant(
-        "OutcomesStored only for what is recorded",
+        "OutcomesStored only for recorded outcomes",
         ("write-then-speak",),
         ((BossAttempts, "_record", mutations.answers_all),),
     ),
     "epoch": Mutant(
-        "the epoch: a boss that was deposed goes on writing",
+        "the epoch: a deposed boss continues to write",
         ("one-boss", "write-then-speak", "published-by-record"),
         ((Store, "_require_leading", mutations.anybody_leads),),
     ),
     "epoch-of-calls": Mutant(
-        "the epoch before each cloud call: a boss that was deposed after its commit asks the cloud all the same",
+        "the epoch before each cloud call: a boss that was deposed after its commit still calls the cloud",
         ("one-boss",),
         ((Store, "leads", mutations.always_leads),),
         faults.Faults(vm_late=0.5, second_boss=0.06, call_lost=0.7, boss_death=0.02),
     ),
     "push-id": Mutant(
-        "the push id: a push that is said again is taken again",
+        "the push id: a push that is sent again is accepted again",
         ("push-once", "settles"),
         ((Pushes, "on_chunk", mutations.takes_every_push), (Pushes, "on_run_loaded", mutations.finds_no_push)),
     ),
     "push-outlives-run": Mutant(
-        "the push id after its run was dropped: a push that is repeated then is taken again",
+        "the push id after its run was dropped: a push that is repeated then is accepted again",
         ("push-once", "settles"),
         ((Store, "_drop", mutations.forgets_pushes_with_their_runs),),
         faults.Faults(boss_death=0.06, delay=0.4, duplicate=0.3, lose=0.1, second_boss=0.06),
         Size(tasks=(3, 6), runs=(2, 3), wishes=(10, 20)),
     ),
     "other-history": Mutant(
-        "telling peers that the database lacks what they heard: after a restore their attempts count for new ones",
+        "telling peers that the database lacks their messages: after a restore old attempts count as new ones",
         ("history", "true-outcome", "ordered", "settles", "files-whole", "one-outcome", "write-then-speak"),
         ((History, "has", mutations.knows_every_history),),
         faults.Faults(database_restored=0.1),
     ),
     "promotion-by-boss": Mutant(
-        "promotion by the boss: a worker publishes by itself",
+        "promotion by the boss: a worker publishes its results directly",
         ("published-by-record",),
         ((WorkerProcess, "_store", mutations.publishes_itself),),
     ),
     "published-first": Mutant(
-        "published, then succeeded: a task ends when its outcome is recorded",
+        "publishing before success: a task ends when its outcome is recorded",
         ("files-whole", "promised-there"),
         ((BossAttempts, "_record", mutations.succeeds_before_publishing),),
     ),
     "failure-stays": Mutant(
-        "a failure stays one: an attempt that failed succeeds once its whole output is published",
+        "keeping a failure: a failed attempt succeeds once its whole output is published",
         ("one-outcome", "files-whole"),
         ((BossAttempts, "on_promoted", mutations.takes_published_for_success),),
     ),
     "roll-forward": Mutant(
-        "rolling forward: promotions that a dead boss had under way are not made again",
+        "rolling forward: unfinished promotions of a dead boss are not repeated",
         ("settles", "memory"),
         ((BossAttempts, "roll_forward", mutations.does_nothing),),
     ),
     "last-word": Mutant(
-        "one at a time under one name: of two attempts that publish the same name any may be the last",
+        "serial publishing under one name: if two attempts publish the same name, either may be the last",
         ("files-whole", "published-by-record"),
         ((BossAttempts, "_promote_what_may", mutations.publishes_in_any_order),),
         faults.Faults(promotion_cut=0.15, datastore_away=0.06, worker_freeze=0.06),
     ),
     "sweep": Mutant(
-        "the sweep: stages of dead attempts are left",
+        "the sweep: stages of ended attempts are not removed",
         ("settles",),
         ((StagingSweeper, "on_listed", mutations.does_nothing),),
     ),
     "adoption": Mutant(
-        "adoption: a VM whose answer got lost is not recognised in the cloud's list",
+        "adoption: a VM whose answer was lost is not recognised in the cloud's list",
         ("owned", "floor"),
         ((Vms, "on_listed", mutations.adopts_none),),
         faults.Faults(boss_death=0.06),
     ),
     "orphans": Mutant(
-        "the end of VMs that no intent owns",
+        "ending VMs without an intent",
         ("owned",),
         ((Orphans, "on_listed", mutations.does_nothing),),
         faults.Faults(vm_late=0.5),
     ),
     "orphan-grace": Mutant(
-        "the grace of VMs that no intent owns: they are ended when they are seen first",
+        "the grace period of VMs without an intent: they are ended when they are first seen",
         ("grace",),
         ((Orphans, "on_listed", mutations.ends_orphans_at_once),),
         faults.Faults(vm_late=0.5),
@@ -299,19 +300,19 @@ MUTANTS: dict[str, Mutant] = {
         Size(runs=(1, 1), workers=(0, 0), task_s=20.0, troubled_s=120.0),
     ),
     "budget-of-a-run": Mutant(
-        "the budget of a run: that it is used up is told, and VMs start for it all the same",
+        "the budget of a run: its exhaustion is reported, but VMs start for the run nevertheless",
         ("budget",),
         ((RunBudgets, "settle", mutations.starts_for_exhausted_runs),),
         faults.Faults(vm_vanishes=0.1),
         Size(runs=(1, 1), workers=(0, 0), task_s=20.0, troubled_s=120.0),
     ),
     "times-of-the-cloud": Mutant(
-        "the cloud's own times: a VM's life begins when the boss hears of it",
+        "the cloud's own times: a VM's life begins when the boss learns of it",
         ("books",),
         ((VmLists, "_live_since", mutations.does_nothing),),
     ),
     "met-at-its-address": Mutant(
-        "the boot nonce: who is met at the address of a VM is taken for it",
+        "the boot nonce: any machine at the address of a VM counts as that VM",
         ("identity",),
         ((BootLog, "_is_of", mutations.takes_anybody),),
         faults.Faults(vm_address=0.5, vm_slow=0.5, vm_vanishes=0.02),
@@ -322,12 +323,12 @@ MUTANTS: dict[str, Mutant] = {
         ((Vms, "start", mutations.asks_for_one_too_many),),
     ),
     "given-up-first": Mutant(
-        "giving a VM up in its row before it is ended, and only one that does nothing",
+        "giving a VM up in its row before it is ended, and only an idle one",
         ("no-harm",),
         ((Autoscaler, "scale", mutations.ends_what_works),),
     ),
     "one-clock-for-a-queue": Mutant(
-        "the clock of VMs that wait at their cloud: each has its own, whatever the cloud places meanwhile",
+        "one clock for all VMs that wait at their cloud: each has its own, while the cloud places others",
         ("turn",),
         ((PoolQueue, "on_listed", mutations.judges_each_by_its_own_clock),),
         faults.Faults(vm_queue=1.0),
@@ -340,18 +341,18 @@ MUTANTS: dict[str, Mutant] = {
         faults.Faults(vm_off=0.05),
     ),
     "preparation": Mutant(
-        "init tasks first",
+        "running init tasks first",
         ("prepared",),
         ((WorkerAttempts, "_init_stands", mutations.starts_unprepared),),
     ),
     "machine": Mutant(
-        "what a machine has: its workers together are given more",
+        "the limit of a machine: its workers together get more than it has",
         ("machine",),
         ((Machine, "share", mutations.lets_each_use_its_own),),
         size=Size(tasks=(30, 60), workers=(4, 6)),
     ),
     "ahead-on-a-machine": Mutant(
-        "queues on a shared machine: a worker starts what it has there without asking",
+        "no queues on a shared machine: a worker starts queued attempts without asking the boss",
         ("machine", "assertion"),
         (
             (machine_model, "_held", mutations.counts_what_runs_alone),
@@ -360,17 +361,17 @@ MUTANTS: dict[str, Mutant] = {
         size=Size(tasks=(30, 60), workers=(4, 6)),
     ),
     "resources": Mutant(
-        "resources: a worker starts whatever it is given",
+        "resources: a worker starts every attempt that it gets",
         ("resources",),
         ((worker_attempts, "fits", mutations.overfills),),
     ),
     "edges": Mutant(
-        "waiting for all: of several dependencies the last is not waited for",
+        "waiting for all dependencies: a task does not wait for the last of several",
         ("dependencies",),
         ((TaskGraph, "rewire", mutations.forgets_the_last_edge),),
     ),
     "chain-record": Mutant(
-        "recording in order: the outcome of a chained attempt is recorded when it is heard",
+        "recording in order: the outcome of a chained attempt is recorded when it arrives",
         ("chain-record", "chain-cost"),
         (
             (BossAttempts, "on_ended", mutations.records_at_once),
@@ -383,34 +384,34 @@ MUTANTS: dict[str, Mutant] = {
         ((WorkerAttempts, "_chain", mutations.waits_for_nobody),),
     ),
     "chain-fan-in": Mutant(
-        "waiting for all: a chained attempt starts when the first of those that it follows has succeeded",
+        "waiting for all predecessors: a chained attempt starts when the first of them has succeeded",
         ("chain-start", "promised-there"),
         ((Followers, "on_success", mutations.starts_after_the_first),),
     ),
     "chain-void": Mutant(
-        "voiding: what is chained to an attempt that did not succeed goes on to count",
+        "voiding: an attempt chained to one that did not succeed still counts",
         ("chain-record", "chain-inputs", "chain-start", "settles"),
         ((BossAttempts, "_take_followers", mutations.keeps_followers),),
     ),
     "chain-inputs": Mutant(
-        "naming all that is not recorded: a chained attempt is told of its dependencies only, not of those before them",
+        "naming all unrecorded attempts: an order names only direct dependencies, not those before them",
         ("chain-inputs", "promised-there"),
         ((Chains, "after", mutations.names_the_nearest_only),),
         None,
         Size(wishes=(4, 10)),
     ),
     "chain-cost": Mutant(
-        "void at no cost: a chained attempt whose predecessor did not succeed costs its task a retry",
+        "voiding at no cost: a chained attempt whose predecessor did not succeed uses up a retry of its task",
         ("chain-cost",),
         ((BossAttempts, "_take_followers", mutations.charges_followers),),
     ),
     "chain-results": Mutant(
-        "keeping results that others need until they have taken them",
+        "keeping results until all followers have taken them",
         ("promised-there",),
         ((Followers, "on_success", mutations.keeps_no_results),),
     ),
     "call-values": Mutant(
-        "values with orders: a call is sent without the values of the calls that it needs",
+        "orders with values: a call is sent without the values of the calls that it needs",
         ("call-values",),
         ((driver, "_with_bodies", mutations.sends_no_values),),
     ),
@@ -422,22 +423,22 @@ MUTANTS: dict[str, Mutant] = {
         Size(tasks=(80, 160), workers=(1, 2), task_s=0.2),
     ),
     "asked-back": Mutant(
-        "the answer to ReturnTasks: what is asked back is given to another at once",
+        "the answer to ReturnTasks: a retracted attempt is assigned to another worker without waiting for it",
         ("one-attempt",),
         ((BossAttempts, "retract", mutations.gives_at_once_what_it_asks_back),),
     ),
     "stopping": Mutant(
-        "what is being stopped stays so, whatever late word comes of its start",
+        "keeping a stopped attempt stopped when a late message reports its start",
         ("legal-moves",),
         ((BossAttempts, "on_started", mutations.starts_what_is_to_stop),),
     ),
     "looking": Mutant(
-        "looking in the datastore before a task is skipped because its results are there",
+        "checking the datastore before a task is skipped because its results exist",
         ("promised-there",),
         ((Pushes, "on_results_found", mutations.finds_whatever_it_looks_for),),
     ),
     "chunk-numbers": Mutant(
-        "numbers of chunks: one that is heard twice is taken twice",
+        "numbers of chunks: a chunk that arrives twice is taken twice",
         ("wanted",),
         ((Pushes, "on_chunk", mutations.counts_a_chunk_twice),),
     ),
@@ -447,7 +448,7 @@ MUTANTS: dict[str, Mutant] = {
         ((Access, "on_signed", mutations.gives_one_certificate_to_all),),
     ),
     "forgetting": Mutant(
-        "forgetting what was answered: questions about pushes are remembered for ever",
+        "forgetting answered requests: queries about pushes are remembered for ever",
         ("memory",),
         (
             (Pushes, "on_results_found", mutations.remembers_its_question),
@@ -455,12 +456,12 @@ MUTANTS: dict[str, Mutant] = {
         ),
     ),
     "forgiveness": Mutant(
-        "forgiving: silence while there was no broker counts against workers",
+        "forgiving silence: silence while there was no broker counts against workers",
         ("patience",),
         ((Leases, "forgive", mutations.does_nothing),),
     ),
     "windows": Mutant(
-        "writing what was made: a boss that starts makes elements again",
+        "writing made elements: a restarted boss makes elements again",
         ("elements", "settles"),
         ((TaskBook, "_write_arrays", mutations.writes_no_windows),),
     ),

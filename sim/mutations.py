@@ -1,6 +1,6 @@
-"""What the mutants do: each function makes of a true method one that lacks a protection. Owns no list of them.
+"""The patches of the mutants: each function makes a version of a method that lacks a protection.
 
-Each is named by what is wrong with the method it makes.
+Each is named after the fault of the method that it makes. `sim.mutants` lists them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def any_process_replaces(true: Any) -> Any:
     return lambda self, conversation, hello: False
 
 
-# --- what is written, said and kept ----------------------------------------------------------------------
+# --- writing, sending and keeping ------------------------------------------------------------------------
 
 
 def speaks_first(true: Any) -> Any:
@@ -231,7 +231,7 @@ def remembers_its_question(true: Any) -> Any:
     return on_answer
 
 
-# --- what waits for what ------------------------------------------------------------------------------------
+# --- dependencies -------------------------------------------------------------------------------------------
 
 
 def forgets_the_last_edge(true: Any) -> Any:
@@ -515,7 +515,7 @@ def waits_for_no_counterpart(true: Any) -> Any:
     return find_due
 
 
-# --- machines that workers share ----------------------------------------------------------------------
+# --- shared machines ------------------------------------------------------------------------------
 
 
 def lets_each_use_its_own(true: Any) -> Any:
@@ -546,7 +546,7 @@ def queues_anywhere(true: Any) -> Any:
 
 
 def sends_no_values(true: Any) -> Any:
-    """Orders of calls carry no values."""
+    """Send the orders of calls without values."""
 
     def with_bodies(message: wire.StartTasks, bodies: dict[int, bytes], values: object) -> Any:
         return true(message, bodies, {})
@@ -555,7 +555,7 @@ def sends_no_values(true: Any) -> Any:
 
 
 def takes_calls_for_tasks(true: Any) -> Any:
-    """A call counts as a task without results: it may be chained."""
+    """Count a call as a task without results: it may be chained."""
 
     def makes(definition: TaskDefinition) -> Any:
         return true(msgspec.structs.replace(definition, call=None))

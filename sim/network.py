@@ -1,7 +1,7 @@
-"""The simulated broker and its network: who is connected, what is under way, what gets lost.
+"""The simulated broker and its network: connections, messages under way, and losses.
 
-Every message passes through the real `wire.encode` and `wire.decode` with derived keys. What a broker forgets when it
-restarts, and what a dead connection had under way, is lost, as with the real one (clean sessions).
+Every message passes through the real `wire.encode` and `wire.decode` with derived keys. A restarting broker and a
+closed connection lose their messages, as in reality (clean sessions).
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from sim.world import World
 
 FASTEST_S, SLOWEST_S = 0.0003, 0.003
 LATE_S = 8.0
-"""A delayed message is late by at most this."""
+"""Maximum delay of a delayed message, in seconds."""
 BROKER_DOWN_S = 4.0
 QUEUE_LIMIT = 6
-"""Messages that wait for one peer beyond which a broker may drop what comes: the real one's limit is larger, and so are
+"""Number of waiting messages of one peer above which the broker may drop new ones. The real limit is larger, and so are
 its clusters."""
 SECRET = b"the cluster secret of a simulation"
 
 HELLOS_KEPT = 20
 MARK_BYTES = 128
-"""Of a message, for the hash of the trace: its signature is there, which depends on all of it."""
+"""Bytes of a message that enter the hash of the trace: they contain its signature, which depends on the whole
+message."""
 
 _EVERYDAY = (wire.Heartbeat, wire.HeartbeatAnswered)
 _BOSS_TOPIC = boss_topic(CLUSTER_ID, "")
@@ -37,12 +38,12 @@ _BOSS_TOPIC = boss_topic(CLUSTER_ID, "")
 
 @cache
 def key_of(name: str) -> bytes:
-    """The derived key of that name."""
+    """Return the derived key of that name."""
     return derive_key(SECRET, name)
 
 
 class Link:
-    """One connection of one process. `open` is False for ever once the process is dead or cut off."""
+    """One connection of one process. `open` stays False once the process is dead or cut off."""
 
     def __init__(
         self, network: Network, topic: str, hear: Callable[[Envelope, str], None], found: Callable[[], None],
@@ -57,12 +58,12 @@ class Link:
         self.generation = 0
         self.under_way = 0
         self.backlog: Callable[[], int] = lambda: 0
-        """What arrived and is not handled yet."""
+        """Returns the number of received messages that are not handled yet."""
         self.mute_until = self.deaf_until = 0.0
-        """A partition that nobody is told of: what it says, and what is said to it, is lost until then."""
+        """End of a partition without notice: until then, messages from it, or to it, are lost."""
 
     def publish(self, who: str, envelope: Envelope, key_name: str, topic: str) -> None:
-        """Say it, if there is a connection; else it is dropped."""
+        """Publish a message; drops it if there is no connection."""
         network = self.network
         if not self.connected or self.closed or self.mute_until > network.world.now:
             return
@@ -76,18 +77,18 @@ class Link:
         network.carry(topic, payload)
 
     def close(self) -> None:
-        """The process is gone."""
+        """Close the connection, as the process has ended."""
         self.closed = True
         self.network.forget(self)
 
     def part(self, seconds: float, mute: bool, deaf: bool) -> None:
-        """Messages vanish for a while, one way or both."""
+        """Lose messages for a while, in one direction or both."""
         until = self.network.world.now + seconds
         self.mute_until = until if mute else self.mute_until
         self.deaf_until = until if deaf else self.deaf_until
 
     def cut(self, seconds: float) -> None:
-        """No connection for a while."""
+        """Disconnect for a while."""
         if self.connected and not self.closed:
             self.connected = False
             self.generation += 1
@@ -96,14 +97,14 @@ class Link:
 
 
 def in_words(topic: str, message: wire.Message) -> str:
-    """A message for the story: to whom, its kind, and the attempts that it is about."""
+    """Describe a message for the story: receiver, kind and attempts."""
     to = "the boss" if topic.startswith(_BOSS_TOPIC) else topic.rpartition("/")[2]
     items: Any = getattr(message, "outcomes", None) or getattr(message, "attempts", ())
     return " ".join([f"to {to}: {type(message).__name__}", *[f"{item.task_no}-{item.number}" for item in items]])
 
 
 class Network:
-    """The broker. `links` by topic: one per peer; all bosses hear all that is said to the boss."""
+    """The broker. `links` by topic: one for each peer; all bosses receive all messages to the boss."""
 
     def __init__(self, world: World, faults: Faults) -> None:
         self.world = world
@@ -112,18 +113,18 @@ class Network:
         self.links: dict[str, list[Link]] = {}
         self.carried = 0
         self.hellos: list[tuple[str, bytes]] = []
-        """The last ones: anybody at the broker may have kept them."""
+        """The last Hellos: any reader of the broker's traffic may have kept them."""
 
     def connect(self, topic: str, hear: Callable[[Envelope, str], None], found: Callable[[], None],
                 lost: Callable[[str], None]) -> Link:  # fmt: skip
-        """A new connection that hears what is said on `topic` (empty: everything that is said to the boss)."""
+        """Open a connection that receives messages on `topic` (empty: all messages to the boss)."""
         link = Link(self, topic, hear, found, lost)
         self.links.setdefault(topic, []).append(link)
         self.world.after(self.world.random.uniform(0.001, 0.02), self.reconnect(link))
         return link
 
     def forget(self, link: Link) -> None:
-        """It is closed."""
+        """Remove a closed connection."""
         links = self.links.get(link.topic, [])
         if link in links:
             links.remove(link)
@@ -131,7 +132,7 @@ class Network:
                 del self.links[link.topic]
 
     def reconnect(self, link: Link) -> Callable[[], None]:
-        """An action that lets the link in, now or when the broker is there."""
+        """Return an action that connects the link, now or when the broker runs again."""
 
         def let_in() -> None:
             if link.closed or link.connected:
@@ -146,7 +147,7 @@ class Network:
         return let_in
 
     def restart(self) -> None:
-        """The broker dies and comes back; what it held is lost."""
+        """Stop the broker, which loses its messages; it starts again later."""
         if not self.up:
             return
         down_s = self.world.random.uniform(0.2, BROKER_DOWN_S)
@@ -158,17 +159,17 @@ class Network:
                 link.cut(down_s + self.world.random.uniform(0.05, 1.0))
 
     def heal(self) -> None:
-        """No partition any more."""
+        """End all partitions."""
         for links in self.links.values():
             for link in links:
                 link.mute_until = link.deaf_until = 0.0
 
     def come_up(self) -> None:
-        """The broker is there again."""
+        """Start the broker again."""
         self.up = True
 
     def carry(self, topic: str, payload: bytes) -> None:
-        """Take a message to whoever listens, or not."""
+        """Deliver a message to the subscribers, or lose it."""
         self.carried += 1
         world, faults = self.world, self.faults
         listening = "" if topic.startswith(_BOSS_TOPIC) else topic
@@ -189,14 +190,14 @@ class Network:
         if late_s or (delay and world.fault("delay", delay)):
             arrival += late_s or world.random.uniform(0, LATE_S)
         else:
-            # They come in the order in which they were sent.
+            # Messages arrive in the order in which they were sent.
             arrival = link.last_arrival = arrival if arrival > link.last_arrival else link.last_arrival
         link.under_way += 1
         world.at(arrival, partial(_arrive, link, link.generation, topic, payload))
 
 
 def _arrive(link: Link, generation: int, topic: str, payload: bytes) -> None:
-    """Unless the connection it travelled on has ended."""
+    """Deliver a message unless its connection has ended."""
     link.under_way -= 1
     if link.connected and link.generation == generation and not link.closed:
         link.hear(*wire.decode(payload, topic, key_of))

@@ -1,6 +1,6 @@
-"""What people want in a simulation: random graphs of tasks, pushed in chunks, cancelled, done again, pushed again.
+"""Users' actions in a simulation: random graphs of tasks, pushed in chunks, cancelled, redone, pushed again.
 
-Everything is drawn from the world's chance. Owns no time but that of its own wishes.
+Everything is drawn from the world's random numbers. Owns only the times of its own actions.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ ABOUT_WORKERS = ("drain_worker", "undrain_worker", "kill_worker", "instantiate_w
 
 
 class Size(msgspec.Struct, frozen=True):
-    """How large a scenario is."""
+    """Size of a scenario."""
 
     tasks: tuple[int, int] = (10, 40)
     runs: tuple[int, int] = (1, 2)
     wishes: tuple[int, int] = (0, 6)
     workers: tuple[int, int] = (2, 5)
     troubled_s: float = 40.0
-    """How long things go wrong and people change their minds."""
+    """Seconds during which faults happen and users change their minds."""
     arrays: float = 0.2
-    """How many lists have arrays."""
+    """Fraction of lists that have arrays."""
     task_s: float = 2.0
-    """The longest task, about."""
+    """Approximate run time of the longest task, in seconds."""
     most_steps: int = 300_000
-    """A scenario that takes more has no end."""
+    """A scenario with more steps counts as endless."""
     heartbeat_s: float | None = None
-    """How often peers say that they live; None: drawn, and more often than outside."""
+    """Heartbeat interval of peers; None: drawn, and shorter than in production."""
 
 
 REACH = {"wide": 0.3, "deep": 3.0, "any": 1.2}
-"""Tasks that one waits for, on average, by the shape of the graph."""
+"""Average number of dependencies of a task, by the shape of the graph."""
 ARRAY_IDS = ("array-a", "array-b", "array-c")
 ELEMENTS = (6, 20)
-"""Elements of an array."""
+"""Range of the number of elements of an array."""
 CALLS = 0.4
-"""How many runs have calls among their tasks."""
+"""Fraction of runs that have calls among their tasks."""
 CONDITIONS = (Condition.SUCCESS, Condition.ANY, Condition.FAILURE)
 CONDITION_WEIGHTS = (12, 15, 16)
-"""Added up: one in 16 waits for a failure."""
+"""Cumulative weights: one dependency in 16 is on a failure."""
 
 
 def make_tasks(world: World, run: str, count: int, size: Size, fails: bool = True) -> list[TaskDefinition]:
-    """A random graph. A task that waits for the success of another may require what that one publishes."""
+    """Make a random graph. A task that depends on the success of another may require its results."""
     chance = world.random
     tasks: list[TaskDefinition] = []
     shape = chance.choice(("wide", "deep", "any"))
@@ -101,7 +101,7 @@ def _make_task(
 
 
 def _of_one_before(task: TaskDefinition, near: list[TaskDefinition], chance: random.Random) -> list[Requirement]:
-    """A result of a task that this one waits for, which a task that waits for this one may require, too."""
+    """Results of the task's own dependencies, which its dependents may require, too."""
     wanted = {dependency.id for dependency in task.dependencies if dependency.on is Condition.SUCCESS}
     makers = [other for other in near if other.id in wanted and other.results]
     if not makers:
@@ -113,8 +113,8 @@ def _of_one_before(task: TaskDefinition, near: list[TaskDefinition], chance: ran
 def make_arrays(
     chance: random.Random, run: str, tasks: list[TaskDefinition], size: Size, fails: bool
 ) -> list[TaskDefinition]:
-    """Arrays that wait for tasks of the list and for each other, element by element or as wholes, and a task that waits
-    for one of them."""
+    """Make arrays that depend on tasks of the list and on each other, element by element or as wholes, and a task that
+    depends on one of them."""
     plain = [task.id for task in tasks if not task.init]
     count = chance.randint(*ELEMENTS)
     found: list[TaskDefinition] = []
@@ -143,13 +143,13 @@ def make_arrays(
 
 
 def _as_calls(tasks: list[TaskDefinition], chance: random.Random) -> list[TaskDefinition]:
-    """Some of the tasks that neither make nor require files are calls, which need the values of those before them."""
+    """Make calls of some tasks that neither make nor require files; calls need the values of their dependencies."""
     calls: set[str] = set()
     made = []
     for task in tasks:
         if not (task.init or task.results or task.requirements or task.stdout) and chance.random() < 0.7:
             waits_for = [on.id for on in task.dependencies if on.on is Condition.SUCCESS]
-            # All that it waits for: the boss sends the values of all.
+            # All its dependencies: the boss sends the values of all.
             needs = tuple(waits_for) if calls.issuperset(on.id for on in task.dependencies) else ()
             call = Call(task.commands[0], "function", code=b"code", needs=needs if len(waits_for) == len(needs) else ())
             task = msgspec.structs.replace(task, commands=(), call=call)
@@ -159,14 +159,14 @@ def _as_calls(tasks: list[TaskDefinition], chance: random.Random) -> list[TaskDe
 
 
 def _with_command(task: TaskDefinition, text: str) -> TaskDefinition:
-    """The task with another command, or the call with another function."""
+    """Return the task with another command, or the call with another function."""
     if task.call is None:
         return msgspec.structs.replace(task, commands=(text,))
     return msgspec.structs.replace(task, call=msgspec.structs.replace(task.call, name=text))
 
 
 class Scenario:
-    """What one or several persons want of a world. `workers` tells which are on duty."""
+    """The actions of one or several users. `workers` returns the workers on duty."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class Scenario:
         self.workers = workers
         self.poison = poison
         self._poisons, self._extras = random.Random(world.seed + 5), random.Random(world.seed + 6)
-        """Chances of their own: what else is drawn stays the same."""
+        """Separate random generators: other draws stay the same."""
         self._arrays = random.Random(world.seed + 7)
         self.runs: dict[str, list[TaskDefinition]] = {}
         self._calls = random.Random(world.seed + 8)
@@ -230,7 +230,7 @@ class Scenario:
         return tasks
 
     def _with_extras(self, run: str, task: TaskDefinition) -> TaskDefinition:
-        """Some keep their whole output, whatever becomes of them; some need more memory than they ask for at first."""
+        """Some tasks keep their whole output, even if they fail; some need more memory than they request at first."""
         chance = self._extras
         if task.init:
             return task
@@ -248,7 +248,7 @@ class Scenario:
         return task
 
     def _wish(self) -> None:
-        """A person changes their mind."""
+        """Make one random action of a user."""
         chance = self.world.random
         if not self.runs:
             return
@@ -274,7 +274,7 @@ class Scenario:
         return arguments
 
     def _some_of(self, array: str) -> str:
-        """An array as a whole, an element of it, or a range."""
+        """Return an array as a whole, an element of it, or a range."""
         first = self._arrays.randint(1, ELEMENTS[0])
         return self._arrays.choice((array, f"{array}[{first}]", f"{array}[{first}-{first + 9}]"))
 
@@ -286,11 +286,11 @@ class Scenario:
         return {"workers": [chance.choice(workers)] if workers else []}
 
     def make_peace(self) -> None:
-        """In the end a person takes back what would keep the work waiting for ever."""
+        """At the end, undo the actions that would keep tasks waiting for ever."""
         self.clients[0].ask(self._id("undrain_worker"), "undrain_worker")
 
     def _push_again(self, client: Client, name: str) -> None:
-        """The same list, a changed one, or another one."""
+        """Push the same list, a changed list, or another one."""
         chance = self.world.random
         kind = chance.choice(("same", "changed", "other"))
         tasks = list(self.runs[name])

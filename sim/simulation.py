@@ -1,9 +1,9 @@
-"""One seed, whole: a world, its machines, what goes wrong and for how long, and what must be true at the end.
+"""One seed: a world, its machines, the faults and their duration, and the conditions at the end.
 
     result = run(seed)
 
-First everything may go wrong that the seed's `Faults` name; then all heals; then within `SETTLE_S` every task of every
-accepted run must have ended and nothing may be left over.
+First the faults of the seed's `Faults` may happen. Then all of them heal. Within `SETTLE_S` after that, every task of
+every accepted run must have ended, and nothing may be left over.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from sim.scenario import Scenario, Size
 from sim.trouble import Trouble
 
 SETTLE_S = 900.0
-"""Everything must have ended this long after things healed: many leases, boots and back-offs."""
+"""Seconds after healing within which everything must have ended: many leases, boots and back-offs."""
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What came of a seed. `problem` is empty where all was well."""
+    """Result of a seed. `problem` is empty if no invariant was broken."""
 
     seed: int
     problem: str
@@ -44,7 +44,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Simulation(Cluster):
-    """All of one seed."""
+    """The whole simulation of one seed."""
 
     def __init__(self, seed: int, faults: Faults | None = None, size: Size | None = None, fails: bool = True) -> None:
         super().__init__(seed, faults, size)
@@ -61,10 +61,10 @@ class Simulation(Cluster):
             Trouble(self)
         self.world.after(self.size.troubled_s, self.heal)
 
-    # --- the turn for the better -------------------------------------------------------------------
+    # --- healing -----------------------------------------------------------------------------------
 
     def heal(self) -> None:
-        """Nothing goes wrong any more, and everybody is there."""
+        """End all faults, and start all missing parts."""
         self.world.tell("world", "all is well from now on")
         self.healed_at = self.world.now
         self.faults.heal()
@@ -85,7 +85,7 @@ class Simulation(Cluster):
             self.add_machine()
 
     def _take_budgets_back(self) -> None:
-        """Else what is used up would keep the work waiting for a day. Budgets are set when a boss starts."""
+        """Remove the budgets, which could keep tasks waiting for a day. Budgets are set when a boss starts."""
         if self.config.vm_hours_per_day or self.config.vm_hours_per_run:
             self.config = msgspec.structs.replace(self.config, vm_hours_per_day=0.0, vm_hours_per_run=0.0)
             self.checker.fleet.config = self.config
@@ -95,7 +95,7 @@ class Simulation(Cluster):
     # --- to the end ------------------------------------------------------------------------------
 
     def run(self) -> Result:
-        """Until nothing is left to do; what came of it."""
+        """Run until nothing is left to do; return the result."""
         problem = ""
         try:
             while self.healed_at is None or not self._is_settled():
@@ -132,13 +132,14 @@ class Simulation(Cluster):
         return not self._left()
 
     def _left(self) -> list[tuple[str, str]]:
-        """What is not as it must be in the end, each with the invariant that says so."""
+        """Return each unmet condition at the end, with its invariant."""
         boss = next((boss for boss in self.bosses if boss.alive and boss.core is not None), None)
         if boss is None or boss.core is None:
             return [("settles", "no boss leads")]
         core = boss.core
         left = [f"{wish.id} was not answered" for client in self.clients for wish in client.wishes]
-        # Init tasks that fail wherever they are tried need a person: those runs are not over, and it says why.
+        # If init tasks fail wherever they are tried, a user must act: those runs have not ended, and the run's state
+        # shows it.
         held = {run.row.run_no for run in core.book.runs.values() if run.row.held or run.stuck}
         for task in self.tables.tasks.values():
             if task.state not in ENDED and not task.init and task.run_no not in held:
@@ -162,12 +163,12 @@ class Simulation(Cluster):
         ]
 
     def _there(self) -> set[str]:
-        """Who lives."""
+        """Return the living processes."""
         processes = [machine.process for machine in self.machines.values()]
         return {process.name for process in processes if process is not None and process.alive}
 
     def _workers(self) -> list[str]:
-        """Processes that a person may have seen in a list: those that are on duty."""
+        """Return the processes that a user can see in a list: those on duty."""
         return [row.worker for row in self.tables.workers.values() if row.state in ON_DUTY]
 
     def _spools(self) -> Counter[str]:
@@ -175,12 +176,13 @@ class Simulation(Cluster):
 
 
 def run(seed: int, allowed: tuple[str, ...] = faults_of.NAMES, size: Size | None = None, fails: bool = True) -> Result:
-    """A whole simulation of that seed, with the faults that it draws among those allowed.
+    """Run the simulation of a seed, with the faults that it draws among those allowed.
 
-    What it draws of the others is the same whatever is allowed.
+    Its other draws do not depend on which faults are allowed.
     """
-    # A world makes many objects and few cycles: looking for those while it lives costs a third of the time, or a
-    # twelfth at best. So they are looked for between two worlds; what is young then is the world before, which is one.
+    # A world makes many objects and few cycles: collecting them while it lives costs a third of the time, or a twelfth
+    # at best. So the garbage collector runs between two worlds; the young objects then are the previous world, which is
+    # one cycle.
     gc.collect(0)
     gc.disable()
     try:
@@ -190,7 +192,7 @@ def run(seed: int, allowed: tuple[str, ...] = faults_of.NAMES, size: Size | None
 
 
 def _place_of(error: BaseException) -> str:
-    """Where an assertion without words stands."""
+    """Return the position of an assertion without a message."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,7 +1,7 @@
-"""The store's twin in memory: the same methods, the same answers, the same refusals; passes the same contract suite.
+"""The store in memory: the same methods, answers and refusals; passes the same contract suite.
 
-What it holds is what was committed: rows are copied in and out, so that nothing the core does to its own leaks in.
-Two stores over the same `Tables` are two bosses on one database.
+Holds committed rows: they are copied in and out, so that changes that the core makes to its own rows have no effect
+here. Two stores over the same `Tables` are two bosses on one database.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _Row = TypeVar("_Row")
 
 
 class Tables:
-    """What is on the disk of the database. Holds committed rows only."""
+    """The contents of the database's disk: committed rows only."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -61,7 +61,7 @@ class Tables:
         self.runs: dict[int, RunRow] = {}
         self.tasks: dict[int, TaskRow] = {}
         self.ids: dict[tuple[int, str], int] = {}
-        """Numbers of tasks by run and id."""
+        """Task numbers by run and id."""
         self.changed_at: dict[int, float] = {}
         self.stored: dict[int, bytes] = {}
         self.labels: dict[int, tuple[str, ...]] = {}
@@ -73,7 +73,7 @@ class Tables:
         self.boots: dict[int, BootRow] = {}
         self.pushes: dict[str, PushAnswered] = {}
         self.answered_at: dict[str, float] = {}
-        """By push."""
+        """Time of the answer, by push."""
         self.context: dict[str, str] = {"cluster_id": CLUSTER_ID}
         self.revoked_keys: set[str] = set()
         self.suspects: dict[int, SuspectRow] = {}
@@ -81,7 +81,7 @@ class Tables:
 
 
 class Store:
-    """One boss's hands on the tables. `runs`, `tasks`, `attempts`, … are there for tests to look at, not to change."""
+    """One boss's connection to the tables. Tests may read `runs`, `tasks`, `attempts`, …, but not change them."""
 
     def __init__(
         self, tables: Tables | None = None, archive: bool = True, chance: Callable[[], int] = lambda: 0
@@ -99,8 +99,8 @@ class Store:
     # --- leading ---------------------------------------------------------------------------------
 
     def lead(self, holder: str, now: float, replace: bool = False) -> int:
-        """Become the leader: a new epoch. Raises `AnotherBossLeads` where one wrote lately, unless it is to be
-        replaced."""
+        """Become the leader, in a new epoch. Raises `AnotherBossLeads` if another one wrote recently, unless it is to
+        be replaced."""
         tables = self.tables
         silent_s = now - tables.renewed_at
         if not replace and tables.holder and silent_s < LEADER_SILENT_S:
@@ -115,18 +115,18 @@ class Store:
         return epoch
 
     def lead_above(self, epoch: int, now: float) -> int:
-        """Go on leading, in an epoch above `epoch`. Raises `Deposed`."""
+        """Continue to lead, in an epoch above `epoch`. Raises `Deposed`."""
         self._require_leading()
         return self._begin_epoch(next_epoch(max(epoch, self._epoch), now, self._chance()), self.tables.holder, now)
 
     def renew(self, now: float) -> None:
-        """Say that the leader lives. Raises `Deposed`."""
+        """Renew the leadership. Raises `Deposed`."""
         self._require_leading()
         self.tables.renewed_at = now
 
     @property
     def epoch(self) -> int:
-        """The epoch in which this boss became the leader."""
+        """Epoch in which this boss became the leader."""
         return self._epoch
 
     def leads(self) -> bool:
@@ -134,12 +134,12 @@ class Store:
         return self.tables.epoch == self._epoch
 
     def resign(self) -> None:
-        """The next boss need not wait."""
+        """Give up the lead, so that the next boss need not wait."""
         if self.tables.epoch == self._epoch:
             self.tables.holder, self.tables.renewed_at = "", 0.0
 
     def last_batch(self) -> int:
-        """The number of the last batch that was committed."""
+        """Number of the last committed batch."""
         return self.tables.batch
 
     def _require_leading(self) -> None:
@@ -149,7 +149,7 @@ class Store:
     # --- one batch -------------------------------------------------------------------------------
 
     def commit(self, batch: int, writes: Writes, now: float) -> None:
-        """All of it or nothing. Raises `Deposed`, `CommitRefused`; a batch that landed before is taken as done."""
+        """Commit all writes or none. Raises `Deposed`, `CommitRefused`; accepts a batch that was committed before."""
         self._require_leading()
         tables = self.tables
         if batch == tables.batch:
@@ -209,7 +209,7 @@ class Store:
         for task_no, moved in writes.tasks.items():
             row = tables.tasks.get(task_no)
             if row is None:
-                continue  # an UPDATE of a row that is gone changes nothing
+                continue  # an UPDATE of a missing row changes nothing
             row.state, row.reason, row.attempts = moved.state, moved.reason, moved.attempts
             row.retries_used, row.not_before = moved.retries_used, moved.not_before
             tables.changed_at[task_no] = now
@@ -280,7 +280,7 @@ class Store:
     # --- reading ---------------------------------------------------------------------------------
 
     def load(self) -> Snapshot:
-        """Everything unfinished, for a boss that starts."""
+        """Load everything unfinished, for a boss that starts."""
         tables = self.tables
         open_nos = {row.task_no for row in tables.tasks.values() if row.state not in ENDED}
         going_on = {row.run_no for row in tables.runs.values() if row.ended_at is None}
@@ -319,7 +319,8 @@ class Store:
         )
 
     def _add_arrays(self, rows: dict[int, TaskRow], open_nos: set[int]) -> dict[int, tuple[str, str]]:
-        """Unfinished arrays among the rows, with their elements; how the elements ended that others wait for."""
+        """Add the unfinished arrays among the rows, with their elements; return the ends of elements on which others
+        depend."""
         sources: set[int] = set()
         for array_no, array in self.tables.arrays.items():
             row = rows.get(array_no)
@@ -333,7 +334,7 @@ class Store:
         return {array_no: self._element_ends(self.tables.arrays[array_no]) for array_no in sorted(sources)}
 
     def _closed_arrays(self, open_nos: set[int]) -> set[int]:
-        """Arrays that were cancelled or aborted before all their elements had ended."""
+        """Return the arrays that were cancelled or aborted before all their elements had ended."""
         return {
             array_no
             for array_no, array in self.tables.arrays.items()
@@ -342,7 +343,7 @@ class Store:
         }
 
     def _each(self, array: ArrayRow) -> tuple[tuple[int, Condition], ...]:
-        """What it waits for element by element, without arrays that were dropped."""
+        """Return the arrays that it waits for element by element, without dropped ones."""
         return tuple(edge for edge in array.each if edge[0] in self.tables.arrays)
 
     def _element_ends(self, array: ArrayRow) -> tuple[str, str]:
@@ -378,7 +379,7 @@ class Store:
         return {run_no: dict(states) for run_no, states in counts.items()}
 
     def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        """A run whole, or of its tasks only `ids`; None where there is none of that name. Raises `Deposed`."""
+        """Load a whole run, or only its tasks `ids`; None if there is no run of that name. Raises `Deposed`."""
         self._require_leading()
         run = next((run for run in self.runs.values() if run.name == name), None)
         if run is None or ids is None:
@@ -387,7 +388,7 @@ class Store:
         return RunImage(image.run, [row for row in image.tasks if row.id in named], is_part=True)
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
-        """How calls of a run stand, and whether there are more. Raises `Deposed`."""
+        """Return the states of a run's calls, and whether there are more. Raises `Deposed`."""
         self._require_leading()
         run = next((run for run in self.runs.values() if run.name == wanted.run), None)
         rows = [] if run is None else _in_order({no: row for no, row in self.tasks.items() if row.run_no == run.run_no})
@@ -420,13 +421,13 @@ class Store:
         return RunImage(copy(self.runs[run_no]), tasks)
 
     def load_push(self, push_id: str) -> PushAnswered | None:
-        """What a push came to; None for one that was never committed. Raises `Deposed`."""
+        """Return the answer to a push; None if it was never committed. Raises `Deposed`."""
         self._require_leading()
         found = self.tables.pushes.get(push_id)
         return None if found is None else copy(found)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
-        """The runs in which a selection lies, the tasks meant, and a sentence where none could be found.
+        """Return the runs of a selection, the selected tasks, and an error message if none was found.
 
         Raises `Deposed`.
         """
@@ -435,7 +436,7 @@ class Store:
         return [self._image(run_no) for run_no in chosen.run_nos], chosen.task_nos, chosen.problem
 
     def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
-        """The values of the calls that these depend on, by task_no."""
+        """Return the values of the calls that these tasks depend on, by task_no."""
         found: dict[int, tuple[CallValue, ...]] = {}
         for task_no in task_nos:
             for on_task_no, _ in self.tasks[task_no].dependencies:
@@ -448,7 +449,7 @@ class Store:
         return found
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
-        """The stored definition of each task, as JSON."""
+        """Return the stored definition of each task, as JSON."""
         return {task_no: self.tables.stored[task_no] for task_no in task_nos if task_no in self.tables.stored}
 
 
@@ -462,7 +463,7 @@ def _past(tables: Tables) -> list[VmRow]:
 
 
 class _Finder:
-    """The tables, as `boss.store.selecting` asks them."""
+    """The tables, with the queries of `boss.store.selecting`."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -505,5 +506,5 @@ class _Finder:
 
 
 def _in_order(table: dict[Any, _Row]) -> list[_Row]:
-    """Copies of the rows, by key."""
+    """Return copies of the rows, sorted by key."""
     return [copy(table[key]) for key in sorted(table)]

@@ -1,4 +1,4 @@
-"""A failure told as a story: the seed, the last things that happened, and one command to see it again."""
+"""Describes a failure as a story: the seed, the last events, and a command that repeats it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sim.world import START
 
 
 def tell(result: Result, options: str = "", lines: int = 60) -> str:
-    """What happened last before it went wrong."""
+    """Return the last events before the failure."""
     told = [f"seed {result.seed} after {result.passed_s:.3f} s and {result.steps:,} steps:"]
     told += [f"  {at - START:9.4f}  {who:10} {text}" for at, who, text in result.lines[len(result.lines) - lines :]]
     told += ["", f"WRONG: {result.problem}" if result.problem else f"all is well, trace {result.trace_hash}"]
@@ -18,7 +18,7 @@ def tell(result: Result, options: str = "", lines: int = 60) -> str:
 
 
 def summary(results: list[Result], took_s: float) -> str:
-    """One line of what was done, one of how often each fault truly happened."""
+    """Return one line with the number of seeds, and one with the number of each fault that happened."""
     fired: Counter[str] = Counter()
     for result in results:
         fired.update(result.fired)

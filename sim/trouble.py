@@ -1,6 +1,7 @@
-"""What befalls machines, once a second: deaths, freezes, partitions, full disks, vanished VMs. Owns nothing but chance.
+"""Faults of machines, drawn once a second: deaths, freezes, partitions, full disks, vanished VMs. Owns only its random
+numbers.
 
-What can go wrong at the moment something is done (a message, a commit, a call) is decided where it is done.
+Faults of single actions (a message, a commit, a call) are drawn where the action happens.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from sim.liar import Liar
 from sim.network import Link
 
 LOOK_S = 1.0
-"""How often what goes wrong is drawn."""
+"""Interval at which faults are drawn."""
 BACKUP = 0.2
-"""How probably somebody makes a backup of the database within a second."""
+"""Probability of a database backup within a second."""
 LONGEST_PARTITION_S = 25.0
 """Longer than any lease of a simulation."""
 
 
 class Trouble:
-    """Makes things go wrong until they heal."""
+    """Causes faults until they heal."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -31,7 +32,7 @@ class Trouble:
         self.world.after(LOOK_S, self._look)
 
     def _look(self) -> None:
-        """Once a second: what befalls whom."""
+        """Draw the faults of one second."""
         cluster, world, faults = self.cluster, self.world, self.faults
         if cluster.healed_at is not None:
             return
@@ -102,7 +103,7 @@ class Trouble:
         if world.fault("vm_vanishes", faults.vm_vanishes):
             self._end_machine(machine)
         elif world.fault("vm_off", faults.vm_off):
-            # The cloud says POWEROFF. That is no evidence: the machine may well continue.
+            # The cloud reports POWEROFF. That is no evidence: the machine may well continue.
             kind = world.random.choice(("lives on", "is off for a while", "is off for good"))
             world.tell("cloud", f"says POWEROFF of {machine.home.name}, which {kind}")
             if kind != "lives on":
@@ -117,7 +118,7 @@ class Trouble:
             self.world.after(self.world.random.uniform(0.5, 20.0), self.cluster.add_machine)
 
     def _part(self) -> None:
-        """Two of them do not reach each other for a while, and nobody is told."""
+        """Separate two parts for a while, without any notice."""
         world, cluster = self.world, self.cluster
         links = [link for _, links in sorted(cluster.network.links.items()) for link in links if link.connected]
         pairs: list[tuple[str, str, Link | None]] = [(link.topic or "every boss", "the broker", link) for link in links]

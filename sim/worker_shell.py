@@ -1,7 +1,7 @@
 """The shell of a simulated worker: the real core, jobs that are durations, a home that outlives processes.
 
-What is on disk (`WorkerHome`: the spool) survives the process, not the machine. Effects are carried out in the order
-the core gives them: what is said is in the spool before it is said.
+The disk (`WorkerHome`: the spool) survives the process, but not the machine. Effects are carried out in the core's
+order: outcomes are in the spool before they are sent.
 """
 
 from __future__ import annotations
@@ -43,19 +43,20 @@ from worker.core.events import (
 from worker.core.worker_core import WorkerCore
 
 RETRY_S = 0.5
-"""A datastore that is away is asked again after this."""
+"""Interval at which an unreachable datastore is tried again."""
 BYTES_PER_S = 100e6
-"""How fast big inputs come to a worker."""
+"""Rate at which workers fetch big inputs."""
 CHECKED_ALWAYS, CHECKED_EACH = 40, 40
-"""A core is checked after each of its first batches, later after each so many; where many live, after each so many."""
+"""A core is checked after each of its first batches, later after this many; with many workers, after this many
+batches."""
 NO_TIME_S = 1e-7
-"""By a multiple of this the times that commands took differ, so that no two outcomes of a world are equal."""
+"""The run times of commands differ by multiples of this, so that no two outcomes of a world are equal."""
 MANY = 200
 Key = tuple[int, int]
 
 
 class WorkerHome(msgspec.Struct):
-    """What a machine has on disk, and what it offers. `key_name`: what its processes sign with."""
+    """A machine's disk and resources. `key_name`: the key with which its processes sign."""
 
     name: str
     resources: Resources
@@ -64,21 +65,21 @@ class WorkerHome(msgspec.Struct):
     boot_nonce: str = ""
     spool: dict[Key, Outcome] = {}
     heard: tuple[int, int] = (0, 0)
-    """Epoch and batch of the boss, as they stand in the spool."""
+    """Epoch and batch of the boss, as stored in the spool."""
     processes: int = 0
     gpus: tuple[str, ...] = ()
     ssh_key: str = ""
     disk_full: bool = False
     kept: set[str] = set()
-    """Big inputs that it fetched."""
+    """Big inputs that it cached."""
     address: str = ""
     machine: str = ""
-    """Which machine it is on, where workers of other homes are, too."""
+    """The machine, if it is shared with other homes."""
     machine_has: Resources = {}
 
 
 class Places(msgspec.Struct):
-    """What a worker works with."""
+    """Objects that a worker uses."""
 
     world: World
     faults: Faults
@@ -86,26 +87,26 @@ class Places(msgspec.Struct):
     datastore: Datastore
     checker: Checker
     outcomes: int = 0
-    """How many attempts came to an outcome so far."""
+    """Number of outcomes so far."""
 
 
 class Job(msgspec.Struct, eq=False):
-    """An attempt that runs here."""
+    """An attempt that runs on this worker."""
 
     order: AttemptOrder
     body: TaskBody
     stopped: str = ""
     over: bool = False
     own: dict[str, Key] = {}
-    """Requirements that other attempts made, in this worker's own storage."""
+    """Requirements in this worker's own storage, with the attempts that made them."""
     read: dict[str, str] = {}
-    """What it read of its requirements, by path."""
+    """Contents that it read of its requirements, by path."""
     fetch_bytes: int = 0
     began_at: float | None = None
-    """When its commands began."""
+    """Time at which its commands started."""
     run_s: float = 0.0
     failed: tuple[Cause, str] | None = None
-    """How its commands failed, while what they wrote is staged."""
+    """Cause and error of its failed commands, while their outputs are staged."""
 
 
 class WorkerProcess:
@@ -123,7 +124,7 @@ class WorkerProcess:
         self.frozen = False
         self.jobs: dict[Key, Job] = {}
         self.kept: dict[Key, str] = {}
-        """Results of attempts that others follow, in this worker's own storage."""
+        """Results of attempts that have followers, in this worker's own storage."""
         self._ended = ended
         self._inbox: list[Event] = []
         self._handled = 0
@@ -131,12 +132,12 @@ class WorkerProcess:
         self._sent: dict[tuple[str, int], float] = {}
         self._said_in = ""
         self._clock_s = self.world.random.uniform(0.0, 1e6)
-        """Its clock has nothing to do with that of anybody else."""
+        """Its clock is independent of all others."""
         self._later: list[Callable[[], None]] = []
         self._woken = False
         self._wake_at: float | None = None
         self._alarms: set[float] = set()
-        """When it will be rung, though it may be for nothing then."""
+        """Times of alarms, which may have no effect by then."""
         self._topic = boss_topic(CLUSTER_ID, self.name)
         config = WorkerConfig(
             peer=self.name,
@@ -162,10 +163,10 @@ class WorkerProcess:
         self.link.backlog = lambda: len(self._inbox)
         self.world.tell(self.name, f"starts with {len(home.spool)} outcomes in its spool")
 
-    # --- what befalls it -------------------------------------------------------------------------
+    # --- faults ------------------------------------------------------------------------------------
 
     def die(self, why: str) -> None:
-        """The process is gone, and all that it ran."""
+        """End the process, with all its jobs."""
         if self.alive:
             self.world.tell(self.name, f"dies: {why}")
             self.alive = False
@@ -175,14 +176,14 @@ class WorkerProcess:
             self._ended(why)
 
     def freeze(self, seconds: float) -> None:
-        """Stand still, with all that runs."""
+        """Suspend the process, with all its jobs."""
         if self.alive and not self.frozen:
             self.world.tell(self.name, f"stands still for {seconds:.1f} s")
             self.frozen = True
             self.world.after(seconds, self.thaw)
 
     def thaw(self) -> None:
-        """Go on: what was due meanwhile is due now."""
+        """Resume: everything that became due meanwhile is due now."""
         if self.alive and self.frozen:
             self.world.tell(self.name, "goes on")
             self.frozen = False
@@ -192,7 +193,7 @@ class WorkerProcess:
             self._wake()
 
     def fill_disk(self, seconds: float) -> None:
-        """No room on its disk for a while."""
+        """Fill its disk for a while."""
         if not self.home.disk_full:
             self.world.tell(self.name, f"has no room on its disk for {seconds:.1f} s")
             self.home.disk_full = True
@@ -204,7 +205,7 @@ class WorkerProcess:
         self.home.disk_full = False
 
     def leave(self) -> None:
-        """Somebody tells it to."""
+        """Order it to leave."""
         self._put(TermReceived())
 
     # --- the loop --------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ class WorkerProcess:
         self._hand(MessageArrived(envelope))
 
     def _hand(self, event: Event) -> None:
-        """Taken at once, unless it waits for others or stands still."""
+        """Handle an event immediately, unless events are batched or the process is suspended."""
         if self.alive and not self._woken and not self.frozen:
             self._inbox.append(event)
             self._take()
@@ -230,7 +231,7 @@ class WorkerProcess:
             self._put(event)
 
     def _put(self, event: Event) -> None:
-        """Taken a moment later, with whatever comes meanwhile."""
+        """Handle an event a moment later, together with those that arrive meanwhile."""
         if self.alive:
             self._inbox.append(event)
             self._wake()
@@ -274,7 +275,7 @@ class WorkerProcess:
                     self._take()
 
     def _after(self, seconds: float, action: Callable[..., None], *of: Any) -> None:
-        """Unless it is dead by then; later where it stands still then."""
+        """Run the action later, unless the process is dead by then; if it is suspended then, when it resumes."""
         self.world.after(seconds, partial(self._happen, action, *of))
 
     def _happen(self, action: Callable[..., None], *of: Any) -> None:
@@ -315,7 +316,8 @@ class WorkerProcess:
             self._leave(effects.leave)
 
     def _spool(self, outcomes: list[Outcome]) -> None:
-        """On disk before it is said; where the disk is full it is said all the same, and written when there is room."""
+        """Write outcomes to disk before they are sent; if the disk is full, they are sent nevertheless and written
+        later."""
         self._unspooled += outcomes
         if not self._unspooled:
             return
@@ -329,7 +331,7 @@ class WorkerProcess:
         self._unspooled = []
 
     def _leave(self, leave: Leave) -> None:
-        # The last words travel before the connection ends.
+        # The last messages are sent before the connection ends.
         self.world.tell(self.name, f"leaves: {leave.reason}")
         if leave.anew:
             self.home.spool = {}
@@ -400,7 +402,7 @@ class WorkerProcess:
             self._after(run_s, self._succeed, key, job)
 
     def _fail(self, key: Key, job: Job, cause: Cause, error: str) -> None:
-        """Its commands have failed: of that only whole outputs are staged."""
+        """Handle failed commands: only whole outputs are staged."""
         if not job.over and job.body.stdout:
             job.failed = (cause, error)
             self._store(key, job)
@@ -408,13 +410,13 @@ class WorkerProcess:
             self._end(key, job, cause, error)
 
     def _is_cut(self) -> bool:
-        """Whether the process dies here, in the middle of a chain."""
+        """Draw whether the process dies here, in the middle of a chain."""
         if self.alive and self.faults.worker_cut and self.world.fault("worker_cut", self.faults.worker_cut):
             self.die("killed between two steps of a chain")
         return not self.alive
 
     def _succeed(self, key: Key, job: Job) -> None:
-        """Its commands have succeeded: tell those that follow, then stage the results."""
+        """Handle succeeded commands: notify the followers, then stage the results."""
         if job.over:
             return
         job.run_s = self._ran_s(job)
@@ -450,7 +452,7 @@ class WorkerProcess:
         self._put(TroubleChanged(""))
 
     def _require_access(self) -> None:
-        """Over SSH a certificate for the own key is needed that is still good: sshd refuses any other."""
+        """Require a valid certificate for the worker's own key, over SSH: sshd refuses any other."""
         access = self.core.datastore
         if not access.host_key:
             return
@@ -462,7 +464,7 @@ class WorkerProcess:
             raise DatastoreAway("sshd refuses a certificate that has expired")
 
     def _store(self, key: Key, job: Job) -> None:
-        """Stage the results; again and again while the datastore is away."""
+        """Stage the results; repeat while the datastore is unreachable."""
         if job.over:
             return
         if not job.run_s:
@@ -517,26 +519,27 @@ class WorkerProcess:
 
 
 def command(seconds: float, fails: float) -> str:
-    """The command of a simulated task: how long it takes, and how probably it fails."""
+    """Command of a simulated task: its run time and its probability of failure."""
     return f"simulate {seconds:.4f} {fails:.3f}"
 
 
 def poison(seconds: float) -> str:
-    """The command of a task that kills its worker process after so long."""
+    """Command of a task that kills its worker process after this many seconds."""
     return f"{command(seconds, 0.0)} kills"
 
 
 def greedy(seconds: float, needs_mb: float) -> str:
-    """The command of a task that needs so much memory, where there is a limit."""
+    """Command of a task that needs this much memory, if there is a limit."""
     return f"{command(seconds, 0.0)} needs {needs_mb:g}"
 
 
 def value_of(key: Key) -> bytes:
-    """The value of a simulated call: which attempt made it."""
+    """Return the value of a simulated call, which names the attempt that made it."""
     return f"value of {key[0]}-{key[1]}".encode()
 
 
 def _plan(commands: tuple[str, ...]) -> tuple[float, float, bool, float]:
-    """Seconds, how probably it fails, whether it kills its worker, and how much memory it needs."""
+    """Return the run time in seconds, the probability of failure, whether it kills its worker, and the memory it
+    needs."""
     _, seconds, fails, *more = commands[0].split()
     return float(seconds), float(fails), more == ["kills"], float(more[1]) if more[:1] == ["needs"] else 0.0

@@ -1,7 +1,8 @@
-"""The simulated world: one clock, one heap of what is to come, one seed. Owns the trace and its hash; knows no boss.
+"""The simulated world: one clock, one heap of future events, one seed. Owns the trace and its hash; does not know
+bosses.
 
-Everything that happens is an action taken from the heap; whoever wants something later puts it there. All chance comes
-from `World.random`, so that the same seed gives the same trace to the last bit.
+Every event is an action taken from the heap; all parts put their future actions there. All random numbers come from
+`World.random`, so that the same seed gives exactly the same trace.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ from heapq import heapify, heappop, heappush
 from sim.invariants import INVARIANTS
 
 STORY_LINES = 2_000
-"""Lines of the trace that are kept for the story of a failure."""
+"""Number of lines of the trace that are kept for the story of a failure."""
 HASHED_AT_ONCE = 500
-"""Lines that go into the trace's hash together."""
+"""Number of lines that are hashed together."""
 _TIME = struct.Struct("<d")
 TICK_S = 1e-6
-"""What a deadline loses by the rounding between two clocks is less than this."""
+"""Upper bound of the rounding error of a deadline between two clocks."""
 START = 1_000_000.0
-"""Seconds of the simulated clock when a world begins."""
+"""Time of the simulated clock when a world starts, in seconds."""
 SLICES_A_SECOND = 200
-"""What comes later than in the slice of time at hand lies in a list for its slice, and becomes the heap when that
-begins: one heap of all that waits is large, and each look into it costs a walk through cold memory."""
+"""Events later than the current time slice are in a list for their slice, which becomes the heap when the slice begins.
+One heap of all events would be large, and each access would read cold memory."""
 
 Action = Callable[[], None]
 _Coming = tuple[float, int, Action]
-"""When something happens, its number among all that was put, and what."""
+"""Time of an event, its sequence number, and its action."""
 
 
 class World:
-    """Time, chance and the record of what happened."""
+    """Time, random numbers and the record of events."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -42,34 +43,35 @@ class World:
         self.now = START
         self.steps = 0
         self.fired: Counter[str] = Counter()
-        """Faults that truly happened, by name."""
+        """Faults that happened, by name."""
         self.looked = dict.fromkeys(INVARIANTS, 0)
-        """Invariants by how often there was something that could have broken them."""
+        """How often each invariant was tested, by name."""
         self._lines: deque[tuple[float, str, str | Callable[[], str]]] = deque(maxlen=STORY_LINES)
         self._heap: list[_Coming] = []
-        """What comes in the slice at hand."""
+        """Events of the current slice."""
         self._slice = int(START * SLICES_A_SECOND)
         self._later: dict[int, list[_Coming]] = {}
-        """What comes after it, by slice, and the slices in which anything does."""
+        """Later events, by slice, and the slices that have any."""
         self._slices: list[int] = []
         self._sequence = 0
         self._hash = hashlib.blake2b(digest_size=16)
         self._told: list[bytes] = []
-        """What is not in the hash yet."""
+        """Lines that are not in the hash yet."""
 
     @property
     def passed_s(self) -> float:
-        """Seconds since the world began."""
+        """Seconds since the world started."""
         return self.now - START
 
     @property
     def trace_hash(self) -> str:
-        """Of everything told so far."""
+        """Hash of the trace so far."""
         self._hash_told()
         return self._hash.hexdigest()
 
     def at(self, when: float, action: Action) -> None:
-        """Let `action` happen at `when`, or now where that has passed. What is put first happens first."""
+        """Run `action` at `when`, or now if that time has passed. Actions of the same time run in the order of their
+        calls."""
         if when < self.now:
             when = self.now
         self._sequence += 1
@@ -85,11 +87,11 @@ class World:
             coming.append((when, self._sequence, action))
 
     def after(self, seconds: float, action: Action) -> None:
-        """Let `action` happen in `seconds`, which are not negative."""
+        """Run `action` in `seconds`, which must not be negative."""
         self.at(self.now + seconds, action)
 
     def step(self) -> bool:
-        """Let the next thing happen; False when nothing is left."""
+        """Run the next action; False if none is left."""
         if not self._heap and not self._next_slice():
             return False
         self.now, _, action = heappop(self._heap)
@@ -98,7 +100,7 @@ class World:
         return True
 
     def run(self, until: float, most_steps: int) -> None:
-        """Let things happen up to the first at or after `until`, or beyond so many steps."""
+        """Run actions up to the first one at or after `until`, or up to this many steps."""
         pop = heappop
         while self._heap or self._next_slice():
             heap = self._heap
@@ -110,7 +112,7 @@ class World:
                 action()
 
     def _next_slice(self) -> bool:
-        """Begin the next slice in which anything comes; False where there is none."""
+        """Begin the next slice that has events; False if there is none."""
         if not self._slices:
             return False
         self._slice = heappop(self._slices)
@@ -120,18 +122,18 @@ class World:
 
     @property
     def lines(self) -> tuple[tuple[float, str, str], ...]:
-        """The last that were told: when, who, what."""
+        """The last lines of the trace: time, actor, text."""
         return tuple([(at, who, text if isinstance(text, str) else text()) for at, who, text in self._lines])
 
     def tell(self, who: str, text: str) -> None:
-        """Write a line of the trace."""
+        """Write a line to the trace."""
         now = self.now
         self._lines.append((now, who, text))
         self._told.append(f"{now:.6f} {who} {text}\n".encode())
 
     def note(self, mark: bytes, who: str, words: Callable[[], str] | None) -> None:
-        """Something that happens often: `mark` is what the hash knows of it, beside when it happened; `words`, where it
-        is worth telling to a person, are made when someone reads them."""
+        """Record a frequent event: `mark` enters the hash, together with the time; `words` makes the line for the story
+        when it is read, if it is worth a line."""
         now = self.now
         if words is not None:
             self._lines.append((now, who, words))
@@ -144,11 +146,11 @@ class World:
         self._told.clear()
 
     def chance(self, probability: float) -> bool:
-        """Whether something of that probability happens now. Draws nothing where it is impossible."""
+        """Draw whether an event of that probability happens. Draws nothing if it is impossible."""
         return probability > 0 and self.random.random() < probability
 
     def fault(self, name: str, probability: float) -> bool:
-        """The same, counted as a fault where it happens."""
+        """The same, and count it as a fault if it happens."""
         if probability > 0 and self.random.random() < probability:
             self.fired[name] += 1
             return True
