@@ -69,7 +69,8 @@ def _runtime(container: Container) -> tuple[str, str]:
                 return name, program
     raise ContainerMissing(
         f"no container runtime for image {container.image} is on host {socket.gethostname()}: install"
-        f" {' or '.join(names)} there, or give the task another runtime or labels of workers that have one"
+        f" {' or '.join(names)} there, give the task another runtime, or let it ask for a resource that only such"
+        " workers offer (--resource NAME=N)"
     )
 
 
