@@ -40,12 +40,14 @@ from worker.core.events import (
     StopAttempt,
     TroubleChanged,
 )
+from worker.shell.call_hosts import CallHosts
 from worker.shell.environment import encoded, inherited
 from worker.shell.files import Files, WorkingDirectories
 from worker.shell.home import WorkerHome
 from worker.shell.jobs import Jobs
 from worker.shell.own_results import copy, read
 from worker.shell.process import Processes
+from worker.shell.pythons import Pythons
 
 DEADLINE_S = 30.0
 
@@ -76,6 +78,7 @@ class Bench:
             self.later.put,
             self._at,
             keep_dirs=False,
+            hosts=CallHosts(self.poll, self.processes, self.home.control, Pythons(os.environ)),
         )
         self.jobs.stop_grace_s = 0.3
         self.events: list[Event] = []
@@ -306,7 +309,7 @@ def test_each_attempt_works_in_an_empty_directory_that_goes_away(bench: Bench) -
 def test_a_working_directory_is_kept_where_that_is_wanted(bench: Bench) -> None:
     bench.run("echo precious > found", id="a/b", number=2, keep_dir=True)
     kept = list((bench.home.path / "kept").iterdir())
-    assert [path.name for path in kept] == ["run-a-a_b-2"]
+    assert re.fullmatch(r"run-a-a_b-[0-9a-f]{8}-2", kept[0].name)
     assert (kept[0] / "found").read_text() == "precious\n"
 
 
