@@ -5,7 +5,7 @@ Each works on run images that the store read for it, updated from the graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from boss.core.clients.request_answers import Answer, RequestRefused, text_of
 from boss.core.model.arrays import Array
@@ -14,11 +14,11 @@ from boss.core.model.graph import Node
 from boss.core.model.outbox import Outbox
 from boss.core.model.rows import RunImage, TaskRow
 from boss.core.tasks.apply_merge import apply
-from boss.core.tasks.arrays import make
+from boss.core.tasks.arrays import made_in, make
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.merging import Merge, replant
 from boss.core.tasks.taskbook import Run, TaskBook
-from ecloud.model.ranges import Ranges
+from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ENDED, TaskState
 from ecloud.model.wire import Request, StreamLogs
 
@@ -68,12 +68,7 @@ class TaskRequests:
         for array in self._book.arrays.values():
             if array.run_no not in runs or array.task_no in wanted:
                 continue
-            places = Ranges.holding(
-                task_no - array.first_no
-                for task_no in wanted
-                if array.first_no <= task_no < array.first_no + array.indices.count
-            )
-            positions = list(array.pending.intersection(places))
+            positions = list(array.pending.intersection(_places(wanted, array.first_no, array.indices.count)))
             if positions:
                 found.append((array, positions))
         return found
@@ -157,6 +152,7 @@ class TaskRequests:
                     dropped.append(row.id)
                 dropped_nos.add(row.task_no)
                 writes.dropped_tasks.append(row.task_no)
+            dropped += self._drop_from_ended(image, task_nos, dropped_nos, run)
             for row in image.tasks:  # elements whose results are being published, when their array was dropped
                 node = self._book.graph.nodes.get(row.task_no)
                 if node is not None and node.array not in self._book.arrays:
@@ -165,6 +161,30 @@ class TaskRequests:
                 dropped_nos |= self._drop_run(image.run.run_no)
         self._attempts.forget_tasks(dropped_nos)
         return len(dropped), f"{len(dropped)} tasks dropped", tuple(dropped)
+
+    def _drop_from_ended(self, image: RunImage, task_nos: frozenset[int], dropped_nos: Set[int], run: Run) -> list[str]:
+        """Drop elements without a row from arrays that have ended, and write the counts of arrays that lost elements.
+
+        The task book does not hold these arrays: the image does. Returns the ids of the elements that had no row.
+        """
+        dropped: list[str] = []
+        reduced = {row.array for row in image.tasks if row.task_no in dropped_nos}
+        made = made_in(row for row in image.tasks if row.task_no not in dropped_nos)
+        for row in image.tasks:
+            elements = row.elements
+            if elements is None or row.task_no in self._book.arrays or row.task_no in dropped_nos:
+                continue
+            indices, pending = Indices.of(elements.indices), Ranges.of(elements.pending)
+            positions = list(pending.intersection(_places(task_nos, elements.first_no, indices.count)))
+            if not positions and row.task_no not in reduced:
+                continue
+            for position in positions:
+                pending.discard(position)
+            elements.pending = str(pending)
+            run.states[row.state] = run.states.get(row.state, 0) - len(positions)
+            dropped += [f"{row.id}[{indices[position]}]" for position in positions]
+            self._book.write_ended(elements, row.state, made.get(row.task_no, {}))
+        return dropped
 
     def _drop_array(self, row: TaskRow, run: Run) -> None:
         """Drop the array itself, with its elements that have no row."""
@@ -212,6 +232,11 @@ def with_elements(images: list[RunImage], task_nos: frozenset[int]) -> frozenset
     if not any(row.elements is not None and row.task_no in task_nos for row in rows):
         return task_nos
     return task_nos | {row.task_no for row in rows if row.array in task_nos}
+
+
+def _places(task_nos: Iterable[int], first_no: int, count: int) -> Ranges:
+    """Positions of those of these tasks that are elements of an array, by the numbers that it has for elements."""
+    return Ranges.holding(task_no - first_no for task_no in task_nos if first_no <= task_no < first_no + count)
 
 
 def _with_arrays(rows: Mapping[int, TaskRow], task_nos: set[int]) -> set[int]:

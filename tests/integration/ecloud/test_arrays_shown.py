@@ -131,6 +131,10 @@ def test_arrays_on_a_real_database(script: BossScript, engine: Engine) -> None:
     assert states["a"] == {"succeeded": 146, "failed": 1, "cancelled": 53}
     assert "was cancelled" in why(engine, "b", now=script.now).sentence
     assert "cancelled, as its array is" in why(engine, "b[4]", now=script.now).sentence
+    script.ask("drop_tasks", ids=["a[3-7]", "b[1-50]"])  # of arrays that have ended
+    (run,) = queries.status(engine, script.now).runs
+    states = {one.id: one.states for one in run.arrays}
+    assert (states["a"], states["b"]) == ({"succeeded": 142, "cancelled": 53}, {"cancelled": 150})
     script.ask("drop_tasks", run="r")
     assert script.store.tables.arrays == {}
     assert script.store.real.load().states == {}

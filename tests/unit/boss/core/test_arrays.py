@@ -232,6 +232,38 @@ def test_elements_are_dropped(script: BossScript) -> None:
     assert script.store.runs == {}
 
 
+def test_an_array_that_has_ended_counts_dropped_elements_no_longer(script: BossScript) -> None:
+    script.push("r", array("a", 10), array("b", 10), task_("end", Dependency("a")))
+    worker = script.worker("w", cpus=4)
+    works(script, worker, fail=frozenset(ids("b", 1, 2)))
+    answer = script.ask("drop_tasks", ids=["a[3-5]", "b[2]"])
+    assert isinstance(answer, wire.RequestDone)
+    assert answer.count == 4
+    assert counts(script, "a") == {"succeeded": 7}
+    assert counts(script, "b") == {"succeeded": 8, "failed": 1}
+    script.ask("retry_failed", ids=["b"])
+    assert works(script, worker) == ["b[1]"]
+    assert counts(script, "b") == {"succeeded": 9}
+
+
+def test_elements_of_an_array_that_ended_before_they_had_rows_are_dropped(script: BossScript) -> None:
+    script.push("r", array("a", 1_000))
+    worker = script.worker("w", cpus=2)
+    works(script, worker, 5)
+    script.ask("cancel", ids=["a"])
+    works(script, worker)
+    answer = script.ask("drop_tasks", ids=["a[4-7]", "a[500-519]"])
+    assert isinstance(answer, wire.RequestDone)
+    assert answer.count == 24
+    assert counts(script, "a") == {"succeeded": 3, "cancelled": 973}
+    script.start()
+    script.ask("drop_tasks", run="r", state="cancelled")
+    assert counts(script, "a") == {"succeeded": 3}
+    assert script.store.tables.arrays[script.names["a"]].pending == ""
+    script.ask("drop_tasks", ids=["a[1-3]"])
+    assert script.store.runs == {}, "nothing is left of it"
+
+
 def test_a_push_again_keeps_what_is_the_same(script: BossScript) -> None:
     script.push("r", array("a", 12))
     worker = script.worker("w", cpus=2)
