@@ -49,15 +49,14 @@ class Project:
         )
 
     def _holds(self, module: Any) -> bool:
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or str(getattr(module, "__name__", "")).partition(".")[0] in NOT_THEIRS:
+        """Whether it is where the root holds a module of that name: not so where an environment below has it."""
+        file, names = getattr(module, "__file__", None), str(getattr(module, "__name__", "")).split(".")
+        if not isinstance(file, str) or names[0] in NOT_THEIRS:
             return False
-        path = os.path.abspath(file)
-        below = path.startswith(f"{self.root}{os.sep}")
-        return below and not any(
-            part in NEVER or part in ("site-packages", "dist-packages") or _is_environment(self.root, path, number)
-            for number, part in enumerate(Path(path).relative_to(self.root).parts)
-        )
+        directory, base = os.path.split(file)
+        stem = base.partition(".")[0]
+        place = names if stem == "__init__" else names[:-1]
+        return stem in ("__init__", names[-1]) and os.path.realpath(directory) == str(self.root.joinpath(*place))
 
     def _has(self, name: str) -> bool:
         top = name.partition(".")[0]
@@ -150,8 +149,3 @@ def _zipped(files: list[tuple[str, Path, int]]) -> tuple[bytes, str]:
             archive.writestr(info, path.read_bytes())
     data = buffer.getvalue()
     return data, hashlib.sha256(data).hexdigest()
-
-
-def _is_environment(root: Path, path: str, number: int) -> bool:
-    parts = Path(path).relative_to(root).parts[: number + 1]
-    return os.path.exists(root.joinpath(*parts, "pyvenv.cfg"))

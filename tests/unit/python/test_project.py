@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import types
 import zipfile
 from pathlib import Path
 
@@ -78,3 +79,22 @@ def test_a_project_is_needed_where_a_function_imports_of_it(tmp_path: Path) -> N
     assert found.is_needed(lazy)
     assert not Project(Path(project.__file__).parents[2])._holds(project)  # ours, and not the user's
     assert not found.is_needed(plain)
+
+
+def test_modules_are_the_users_where_the_root_holds_their_name(tmp_path: Path) -> None:
+    def module(name: str, file: Path) -> types.ModuleType:
+        found = types.ModuleType(name)
+        found.__file__ = str(file)
+        return found
+
+    root = tmp_path / "real"
+    found = made(root, "helper.py", "pkg/__init__.py", "conda/lib/python3.11/json/__init__.py", "conda/lib/x.py")
+    linked = tmp_path / "linked"
+    linked.symlink_to(root)
+    assert found._holds(module("helper", root / "helper.py"))
+    assert found._holds(module("helper", linked / "helper.py"))
+    assert found._holds(module("pkg", root / "pkg/__init__.py"))
+    assert found._holds(module("pkg.fast", root / "pkg/fast.cpython-311-x86_64-linux-gnu.so"))
+    assert not found._holds(module("json", root / "conda/lib/python3.11/json/__init__.py"))
+    assert not found._holds(module("x", root / "conda/lib/x.py"))
+    assert Project(Path("/"))._holds(module("helper", Path("/helper.py")))
