@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,6 @@ class Cluster:
         damaged, or the local cluster does not start."""
         self.local: LocalCluster | None = None
         self.settings: Settings = load_settings()
-        self._place: tempfile.TemporaryDirectory[str] | None = None
         self._datastore: Publisher | None = None
         if isinstance(access, AccessFile):
             self.access = access
@@ -43,8 +44,10 @@ class Cluster:
     def _start_local(self, workers: int) -> None:
         from ecloud.cli.local_cluster import LocalCluster
 
-        self._place = tempfile.TemporaryDirectory(prefix="ecloud-values-")
-        datastore = Path(self._place.name) / "datastore"
+        place = tempfile.mkdtemp(prefix="ecloud-values-")
+        # Not in `close`: futures give their values after the executor was shut down, too.
+        weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
+        datastore = Path(place) / "datastore"
         datastore.mkdir()
         self.local = LocalCluster(datastore, workers)
         try:
@@ -68,10 +71,7 @@ class Cluster:
             self.local.require()
 
     def close(self) -> None:
-        """End the private cluster."""
+        """End the private cluster. The values of its calls stay as long as this object."""
         local, self.local = self.local, None
         if local is not None:
             local.stop()
-        if self._place is not None:
-            self._place.cleanup()
-            self._place = None

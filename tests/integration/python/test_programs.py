@@ -74,3 +74,23 @@ if __name__ == "__main__":
     _, err = program.communicate(timeout=PATIENCE_S)
     assert "interrupted: the private cluster ends, and 1 calls with it" in err
     assert program.returncode != 0
+
+
+def test_large_values_are_there_after_the_private_cluster_ended_and_leave_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    program = start(
+        tmp_path,
+        """
+import os, tempfile
+tempfile.tempdir = os.path.abspath("temporary")
+from ecloud import ClusterExecutor
+
+if __name__ == "__main__":
+    with ClusterExecutor(max_workers=1) as executor:
+        future = executor.submit(bytes, 100_000)
+    print(len(future.result()))
+""",
+    )
+    out, err = program.communicate(timeout=PATIENCE_S)
+    assert (out, err, program.returncode) == ("100000\n", "", 0)
+    assert list((tmp_path / "temporary").iterdir()) == []
