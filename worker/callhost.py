@@ -252,8 +252,11 @@ def _pickled_value(value: Any, name: str) -> bytes:
 
 
 def _failure(error: BaseException) -> bytes:
-    """Pickle a failure so that any Python can unpickle it: (the pickled exception or b"", its traceback)."""
-    trace = "".join(traceback.format_exception(type(error), error, _own_trace(error)))
+    """A failure as bytes that can be unpickled anywhere: (the pickled exception or b"", its traceback)."""
+    try:
+        trace = "".join(traceback.format_exception(type(error), error, _own_trace(error)))
+    except BaseException:  # its own `__str__` raises
+        trace = "".join(traceback.format_tb(_own_trace(error))) + type(error).__name__ + "\n"
     print(trace, file=sys.stderr, end="")
     try:
         data = pickle.dumps(error, protocol=5)
@@ -280,7 +283,10 @@ def _own_trace(error: BaseException) -> Any:
 
 
 def _sentence(error: BaseException) -> str:
-    text = str(error)
+    try:
+        text = str(error)
+    except BaseException:
+        text = "its text cannot be made"
     return type(error).__name__ + (": " + text if text else "")
 
 

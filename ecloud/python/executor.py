@@ -32,7 +32,7 @@ from datastore.problem import Problem
 from ecloud.config.secrets import AccessFile
 from ecloud.formats import check
 from ecloud.model.calls import python_resource
-from ecloud.model.tasks import INLINE_BYTES, Call, Container, Dependency, Retries, TaskDefinition
+from ecloud.model.tasks import INLINE_BYTES, MAX_ID_CHARS, Call, Container, Dependency, Retries, TaskDefinition
 from ecloud.model.wire import CallEnded
 from ecloud.python.cluster import Cluster
 from ecloud.python.future import CallFuture
@@ -71,6 +71,18 @@ class Options(msgspec.Struct, frozen=True):
     runtime_s: float | None = None
 
 
+_EXPECTED = {
+    "resources": "numbers by name, as in {'gpus': 1}",
+    "retries": "a whole number",
+    "timeout_s": "a number of seconds, or None",
+    "priority": "a whole number",
+    "container": "the name of an image, or a Container",
+    "env": "strings by name",
+    "runtime_s": "a number of seconds, or None",
+}
+"""What each option is, as its refusal says it."""
+
+
 class ClusterExecutor(Executor):
     """Runs functions on a cluster. `access`: an access file; without one the cluster of this machine, or a private one
     with `max_workers` workers that ends with this executor.
@@ -98,8 +110,12 @@ class ClusterExecutor(Executor):
         code_changed: str = "keep",
         max_workers: int | None = None,
     ) -> None:
-        if max_workers is not None and max_workers <= 0:
+        if max_workers is not None and (not isinstance(max_workers, int) or max_workers <= 0):
             raise ValueError("max_workers must be greater than 0")
+        if run is not None and (not isinstance(run, str) or len(run) > MAX_ID_CHARS or not run.isprintable()):
+            raise ValueError(
+                f"run = {str(run)[:40]!r}: expected a string of at most {MAX_ID_CHARS} printable characters"
+            )
         if code_changed not in ("keep", "redo"):
             raise ValueError(f"code_changed = {code_changed!r}: keep or redo")
         if on_client_lost not in ("finish", "cancel"):
@@ -109,7 +125,9 @@ class ClusterExecutor(Executor):
         self._token = secrets.token_hex(2)
         self._numbers = 0
         self.run = run or f"{_program()}-{time.strftime('%Y%m%d-%H%M%S')}-{self._token}"
-        self._usual = Options(dict(resources or {}), retries, timeout_s)
+        if not isinstance(max_calls, int) or max_calls < 1:
+            raise ValueError(f"max_calls = {max_calls!r}: expected a whole number, at least 1")
+        self._usual = Options({} if resources is None else resources, retries, timeout_s)  # type: ignore[arg-type]
         _require_good(self._usual)
         self._max_calls = max_calls
         self._code_changed = code_changed
@@ -118,7 +136,10 @@ class ClusterExecutor(Executor):
         self._on_client_lost = on_client_lost
         self._setup = b""
         if initializer is not None:
-            self._setup = cloudpickle.dumps((initializer, tuple(initargs)), protocol=PROTOCOL)
+            try:
+                self._setup = cloudpickle.dumps((initializer, tuple(initargs)), protocol=PROTOCOL)
+            except Exception as error:
+                raise TypeError(f"the initializer or initargs cannot be pickled: {error}") from None
             if len(self._setup) > INLINE_BYTES:
                 raise ValueError(
                     f"initializer and initargs have {len(self._setup):,} bytes pickled; at most {INLINE_BYTES:,}: let "
@@ -168,8 +189,10 @@ class ClusterExecutor(Executor):
             known = ", ".join(("key", *Options.__struct_fields__))
             raise TypeError(f"options({', '.join(options)}): known are {known}") from None
         _require_good(wanted)
-        if key and (len(key) > MAX_KEY_CHARS or not key.isprintable()):
-            raise ValueError(f"key {key[:40]!r}: 1 to {MAX_KEY_CHARS} printable characters")
+        if not isinstance(key, str) or len(key) > MAX_KEY_CHARS or not key.isprintable():
+            raise ValueError(
+                f"key {str(key)[:40]!r}: expected a string of at most {MAX_KEY_CHARS} printable characters"
+            )
         return OptionsOf(self, wanted, key)
 
     def map(
@@ -299,11 +322,14 @@ class ClusterExecutor(Executor):
             what = "its value is kept" if self._code_changed == "keep" else "it is done again"
             log.warning("the function of call %s of run %s has changed: %s", key, self.run, what)
         future = CallFuture(self._link, id, many)
-        if key:
-            self._attached[key] = future
         with self._lock:
             if not also_shut:
                 self._require_open()
+            if key:
+                known = self._attached.get(key)
+                if known is not None and self._link.pending.get(key) is known:
+                    return known  # it has not ended: it is not made a second time
+                self._attached[key] = future
             self._link.submit(future, definition)
         return future
 
@@ -323,7 +349,8 @@ class ClusterExecutor(Executor):
 
     def share(self, item: Any) -> Shared:
         """An argument for many calls: pickled once, moved once to each worker, unpickled once in each interpreter.
-        Calls must not change it. Raises `TypeError`, `DatastoreAway`."""
+        Calls must not change it. Raises `TypeError`, `DatastoreAway`, `RuntimeError` after `shutdown`."""
+        self._require_open()
         return self._sharing.share(item)
 
     def _fetch(self, ended: CallEnded) -> bytes:
@@ -337,6 +364,7 @@ class ClusterExecutor(Executor):
         """Take up a run that this or another program began: `future` and `futures` give its calls, and calls that are
         submitted belong to it. Raises `Problem` where there is no such run, `RuntimeError` after a submit to another.
         """
+        self._require_open()
         if run is not None and run != self.run:
             if self._numbers or self._attached:
                 raise RuntimeError(f"this executor has calls in run {self.run}: attach another executor to {run}")
@@ -462,7 +490,13 @@ class OptionsOf(Executor):
 
 
 def _require_good(options: Options) -> None:
-    """Check the options. Raises `ValueError` that names the faulty option."""
+    """Raises `TypeError`, `ValueError` that name what is wrong."""
+    for field in msgspec.structs.fields(Options):
+        value = getattr(options, field.name)
+        try:
+            msgspec.convert(value, field.type)
+        except msgspec.ValidationError:
+            raise TypeError(f"{field.name} = {value!r}: expected {_EXPECTED[field.name]}") from None
     definition = TaskDefinition(
         "options",
         resources=options.resources,
@@ -475,7 +509,7 @@ def _require_good(options: Options) -> None:
     )
     problems = check([definition])
     if problems:
-        raise ValueError("; ".join(problem.removeprefix("task options: ") for problem in problems))
+        raise ValueError("; ".join(re.sub("^task options[:,] ", "", problem) for problem in problems))
 
 
 def _program() -> str:

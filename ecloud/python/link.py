@@ -95,7 +95,10 @@ class Link:
         self._replace_changed = replace_changed
         self._pushes: dict[str, _Push] = {}
         self._unsaid: set[str] = set()
-        """Ids of calls whose push is not answered yet."""
+        """Ids of calls whose push was not answered yet."""
+        self._never_pushed: dict[str, str] = {}
+        """By id, calls that the boss does not know: cancelled before they were pushed, or waiting for one that was. The
+        text is what fails the calls that wait for them, in the boss's words."""
         self._asked: dict[str, _Asked] = {}
         self._orders: deque[Callable[[], None]] = deque()
         self._cancelled: list[str] = []
@@ -135,6 +138,7 @@ class Link:
         """Hand a call over; the link's thread pushes it soon."""
         self.pending[definition.id] = future
         self._unsaid.add(definition.id)
+        self._never_pushed.pop(definition.id, None)
         self._outgoing.append(definition)
         self._wake()
 
@@ -152,8 +156,10 @@ class Link:
         self._wake()
 
     def ask(self, verb: str, timeout_s: float = 60.0, **arguments: Any) -> tuple[Message, list[CallEnded]]:
-        """Make a request; return its answer, and the calls that it names. Raises `Problem` if the boss refuses it,
-        `PartAway` if the boss does not answer."""
+        """Make a request; its answer, and the calls that it names. Raises `Problem` where it is refused, `PartAway`
+        where it is not answered or the executor is shut down."""
+        if not self._thread.is_alive():
+            raise self.failure or PartAway("the connection to the cluster was closed by shutdown")
         asked = _Asked(Request(secrets.token_hex(12), verb, arguments), threading.Event(), calls=[])
         self._orders.append(lambda: self._asked.update({asked.request.request_id: asked}))
         self._wake()
@@ -274,7 +280,10 @@ class Link:
             if any(wanted.id in self._unsaid and wanted.id not in own for wanted in task.dependencies):
                 break  # a call that it depends on is still in an unanswered push
             self._outgoing.popleft()
-            if task.id in self.pending:  # else it was cancelled
+            unmet = next(filter(None, (self._never_pushed.get(wanted.id) for wanted in task.dependencies)), "")
+            if unmet or task.id not in self.pending:
+                self._leave_out(task.id, unmet or f"task {task.id} cancelled")
+            else:
                 part.append(task)
                 own.add(task.id)
                 call = task.call
@@ -286,6 +295,14 @@ class Link:
         push = self._pushes[message.push_id] = _Push(message)
         self._say_push(push, now)
         return True
+
+    def _leave_out(self, id: str, reason: str) -> None:
+        """Do not push a call that was cancelled, or that waits for such a one."""
+        self._unsaid.discard(id)
+        self._never_pushed[id] = reason
+        future = self.pending.pop(id, None)
+        if future is not None:
+            future.fail(RemoteError(reason))
 
     def _say_push(self, push: _Push, now: float) -> None:
         push.said_at, push.said_in = now, self._talk.sessions

@@ -209,7 +209,9 @@ def value_of(data: bytes, name: str) -> Any:
     """Unpickle the value of a call. Raises `RemoteError` if it cannot be unpickled here."""
     try:
         return pickle.loads(data)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a value may also call `sys.exit`
         raise RemoteError(f"the value of {name} cannot be unpickled here: {type(error).__name__}: {error}") from error
 
 

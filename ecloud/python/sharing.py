@@ -61,7 +61,10 @@ class Sharing:
 
     def _name(self, item: Any) -> str:
         buffers: list[Any] = []
-        data = cloudpickle.dumps(item, protocol=PROTOCOL, buffer_callback=buffers.append)
+        try:
+            data = cloudpickle.dumps(item, protocol=PROTOCOL, buffer_callback=buffers.append)
+        except Exception as error:
+            raise TypeError(f"the object to share (of type {type(item).__name__}) cannot be pickled: {error}") from None
         parts = [data, *(buffer.raw() for buffer in buffers)]
         head = json.dumps([memoryview(part).nbytes for part in parts]).encode() + b"\n"
         digest = hashlib.sha256(head)

@@ -263,3 +263,109 @@ def test_an_object_that_is_shared_is_unpickled_once_in_each_interpreter(executor
     futures = [executor.submit(place_of, executor.share(large)) for _ in range(20)]
     places = {future.result(PATIENCE_S) for future in futures}
     assert len(places) == len({pid for pid, _ in places})
+
+
+def test_a_call_that_waits_for_a_cancelled_one_fails_and_later_calls_run(executor: ClusterExecutor) -> None:
+    for _ in range(20):  # cancelled before, while or after they are pushed
+        cancelled = executor.submit(time.sleep, 600)
+        cancelled.cancel()
+        first = executor.submit(total, cancelled)
+        second = executor.submit(total, first)
+        error = first.exception(PATIENCE_S)
+        assert isinstance(error, RemoteError)
+        assert str(error) == f"task {cancelled.id} cancelled"
+        assert isinstance(second.exception(PATIENCE_S), RemoteError)
+    assert executor.submit(square, 3).result(PATIENCE_S) == 9
+
+
+def test_a_key_that_is_submitted_again_before_its_call_ended_gives_the_same_future(executor: ClusterExecutor) -> None:
+    keyed = executor.options(key="twice")
+    first = keyed.submit(square, 3)
+    assert [first.result(PATIENCE_S), keyed.submit(square, 3).result(PATIENCE_S)] == [9, 9]
+    slow = executor.options(key="slow").submit(time.sleep, 0.5)
+    assert executor.options(key="slow").submit(time.sleep, 0.5) is slow
+    assert slow.result(PATIENCE_S) is None
+
+
+class Speechless(Exception):
+    """Its text cannot be made."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class ExitsWhenRead:
+    """Unpickling it ends the program."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.exit, (3,)
+
+
+def raise_speechless() -> None:
+    raise Speechless
+
+
+def test_exceptions_without_text_and_values_that_exit_harm_no_interpreter(executor: ClusterExecutor) -> None:
+    error = executor.submit(raise_speechless).exception(PATIENCE_S)
+    assert type(error).__name__ == "Speechless"
+    assert "in raise_speechless" in str(error.__cause__)
+    read = executor.submit(ExitsWhenRead)
+    with pytest.raises(RemoteError, match="cannot be unpickled here: SystemExit: 3"):
+        read.result(PATIENCE_S)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"retries": "2"}, "retries = '2': expected a whole number"),
+        ({"retries": 1.5}, "retries = 1.5: expected a whole number"),
+        ({"timeout_s": "5"}, "timeout_s = '5': expected a number of seconds, or None"),
+        ({"timeout_s": 0}, "timeout_s: 0: seconds, more than 0, at most ten years"),
+        ({"resources": "gpus"}, "resources = 'gpus': expected numbers by name"),
+        ({"resources": {"gpus": "two"}}, "resources = {'gpus': 'two'}: expected numbers by name"),
+        ({"env": {"A": 1}}, "env = {'A': 1}: expected strings by name"),
+        ({"priority": "high"}, "priority = 'high': expected a whole number"),
+        ({"key": 5}, "key '5': expected a string of at most 200 printable characters"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(executor: ClusterExecutor, options: dict[str, Any], text: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        executor.options(**options)
+    assert str(raised.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"run": 5}, "run = '5': expected a string"),
+        ({"run": "a\nb"}, "run = 'a\\nb': expected a string"),
+        ({"max_calls": 0}, "max_calls = 0: expected a whole number, at least 1"),
+        ({"max_workers": "two"}, "max_workers must be greater than 0"),
+        ({"resources": "gpus"}, "resources = 'gpus': expected numbers by name"),
+        ({"initializer": print, "initargs": (threading.Lock(),)}, "the initializer or initargs cannot be pickled: "),
+    ],
+)
+def test_wrong_arguments_of_an_executor_are_named_before_a_cluster_starts(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as raised:
+        ClusterExecutor(**arguments)
+    assert str(raised.value).startswith(text)
+
+
+def test_an_executor_that_is_shut_down_answers_at_once(cluster: Cluster) -> None:
+    with ClusterExecutor(cluster.access, run="shut") as executor:
+        executor.options(key="one").submit(int, "x").exception(PATIENCE_S)
+    with ClusterExecutor(cluster.access) as later:
+        failed = later.attach("shut").future("one")
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        later.attach()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        later.share(b"x")
+    began = time.monotonic()
+    with pytest.raises(Problem, match="was closed by shutdown"):
+        failed.result()
+    assert time.monotonic() - began < 5.0
+
+
+def test_an_object_that_cannot_be_shared_is_named(executor: ClusterExecutor) -> None:
+    with pytest.raises(TypeError, match=r"the object to share \(of type lock\) cannot be pickled"):
+        executor.share(threading.Lock())
