@@ -198,7 +198,7 @@ def task(name: str, run: str, as_json: bool) -> int:
     now = time.time()
     lines = [
         ("task", f"{detail.run}:{detail.id}"),
-        ("state", detail.state + (f": {detail.reason}" if detail.reason else "")),
+        ("state", _state(detail)),
         ("since", when(detail.changed_at, now)),
         ("elements", counts(detail.elements).plain if detail.elements else ""),
         ("commands", f"{len(definition.commands)}: " + " ; ".join(definition.commands)),
@@ -243,7 +243,7 @@ def _print_attempt(attempt: AttemptView, now: float) -> None:
     if attempt.cached_bytes:
         parts[0] += f" ({byte_size(attempt.cached_bytes)} of it were there already)"
     parts += [f"peak memory {attempt.max_rss_mb:.0f} MB"] if attempt.max_rss_mb else []
-    parts += [f"{len(attempt.results)} results, {byte_size(attempt.store_bytes)}"] if attempt.results else []
+    parts += [f"{counted(len(attempt.results), 'result')}, {byte_size(attempt.store_bytes)}"] if attempt.results else []
     if parts:
         console.print(f"  {', '.join(parts)}")
     for stream, text in (("stdout", attempt.stdout), ("stderr", attempt.stderr)):
@@ -258,13 +258,20 @@ def task_commands(name: str, run: str, as_json: bool) -> int:
     return DONE
 
 
+def _state(detail: TaskDetail) -> str:
+    """The state and its reason, which may begin with the state's own name."""
+    if not detail.reason or detail.reason.startswith(f"{detail.state}: "):
+        return detail.reason or detail.state
+    return f"{detail.state}: {detail.reason}"
+
+
 def task_status(name: str, run: str, as_json: bool) -> int:
     """Print a task's state in one line."""
     detail = _detail(name, run)
     if as_json:
         print_json({"run": detail.run, "id": detail.id, "state": detail.state, "reason": detail.reason})
     else:
-        print(visible(detail.state + (f": {detail.reason}" if detail.reason else "")))
+        print(visible(_state(detail)))
     return DONE
 
 

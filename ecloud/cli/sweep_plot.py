@@ -51,7 +51,7 @@ def draw(table: SweepTable, x: str, y: str, by: str | None, file: str, title: st
     try:
         figure.savefig(file)
     except (ValueError, OSError) as error:
-        raise Problem(f"{file}: {error}") from None
+        raise Problem(f"{file}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         pyplot.close(figure)
     return sum(map(len, groups.values()))

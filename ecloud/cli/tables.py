@@ -145,7 +145,7 @@ def print_status(console: Console, status: Status, runs_shown: int) -> None:
     for run in status.runs[:runs_shown]:
         _print_run(console, run)
     if len(status.runs) > runs_shown:
-        console.print(f"and {len(status.runs) - runs_shown:,} more runs: --all shows them")
+        console.print(f"and {counted(len(status.runs) - runs_shown, 'more run')}: --all shows them")
 
 
 def _print_transfers(console: Console, status: Status) -> None:

@@ -132,10 +132,10 @@ def test_questions_and_orders_about_tasks(cluster: Doors) -> None:
     assert "bad luck" in doors.admin("why", "broken").out
     assert len(doors.admin("why", "after", "--all", "--json").json["layers"]) >= 0
 
-    assert "1 failed tasks are done again, with 1 below them" in doors.admin("retry_failed").out
+    assert "1 failed task is done again, with 1 below it" in doors.admin("retry_failed").out
     wait_until(lambda: state_of(doors, "below") == "aborted", what="below is aborted again")
     assert len(doors.admin("show_task", "broken", "--json").json["attempts"]) == 2
-    assert "1 tasks are done again" in doors.admin("redo_task", "quick").out
+    assert "1 task is done again" in doors.admin("redo_task", "quick").out
     wait_until(lambda: state_of(doors, "quick") == "succeeded", what="quick succeeded again")
     assert "which tasks?" in doors.admin("cancel", code=2).err
     assert "no task" in doors.admin("cancel", "nobody", code=2).err

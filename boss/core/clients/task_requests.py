@@ -20,6 +20,7 @@ from boss.core.tasks.merging import Merge, replant
 from boss.core.tasks.taskbook import Run, TaskBook
 from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ENDED, TaskState
+from ecloud.model.text import counted
 from ecloud.model.wire import Request, StreamLogs
 
 STREAM_LOGS_S = 30.0
@@ -98,7 +99,7 @@ class TaskRequests:
             }
             names += [row.id for row in image.tasks if row.task_no in targets and row.elements is None]
             count += self._again(image, targets, False, now)
-        return count, f"{len(names)} failed tasks are done again, with {count - len(names)} below them", tuple(names)
+        return count, _again_text(len(names), "failed task", count), tuple(names)
 
     def _redo(self, request: Request, images: list[RunImage], task_nos: frozenset[int], now: float) -> Answer:
         count, names = 0, []
@@ -107,7 +108,7 @@ class TaskRequests:
             targets = {row.task_no for row in image.tasks if row.task_no in task_nos and row.state in ENDED}
             names += [row.id for row in image.tasks if row.task_no in targets and row.elements is None]
             count += self._again(image, targets, bool(request.arguments.get("below")), now)
-        return count, f"{len(names)} tasks are done again, with {count - len(names)} below them", tuple(names)
+        return count, _again_text(len(names), "task", count), tuple(names)
 
     def _again(self, image: RunImage, targets: set[int], below: bool, now: float) -> int:
         if not targets:
@@ -261,3 +262,9 @@ def _below(rows: Iterable[TaskRow], targets: set[int], states: frozenset[TaskSta
                 found.add(dependent)
                 todo.append(dependent)
     return found
+
+
+def _again_text(count: int, what: str, in_all: int) -> str:
+    """For example "1 task is done again", "2 tasks are done again, with 3 below them"."""
+    below = f", with {in_all - count:,} below {'it' if count == 1 else 'them'}" if in_all > count else ""
+    return f"{counted(count, what)} {'is' if count == 1 else 'are'} done again{below}"

@@ -67,7 +67,11 @@ class VmRequests:
             count = len(vms)
         else:
             count = self._vms.end_all(reason, now)
-        return count, f"{count} {'VM is' if count == 1 else 'VMs are'} being ended", ()
+        return (
+            count,
+            f"{counted(count, 'VM')} {'is' if count == 1 else 'are'} being ended" if count else "no VM is left to end",
+            (),
+        )
 
     def _forget(self, request: Request, now: float) -> Answer:
         name = text_of(request, "vm")
