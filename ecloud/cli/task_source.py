@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -119,6 +120,12 @@ def _bytes_of(file: str) -> bytes:
         raise Problem(f"{file}: {error.strerror}") from None
 
 
+def _is_a_list(word: str) -> bool:
+    """Whether a word that stands where a command is expected is a file that no shell can run."""
+    path = Path(word)
+    return path.suffix in (".json", ".yml", ".yaml") and path.is_file() and not os.access(path, os.X_OK)
+
+
 def _read_array(source: Source, settings: Settings) -> TaskList:
     from ecloud.formats.arrays import ArrayWrong, as_array, elements
     from ecloud.formats.checking import size_problem
@@ -134,6 +141,8 @@ def _read_array(source: Source, settings: Settings) -> TaskList:
         raise Problem(f"{' and '.join(given)}: one of them at a time")
     if not source.words:
         raise Problem(f"{given[0]} needs a command: … {given[0]} {kinds[given[0]]} -- COMMAND")
+    if len(source.words) == 1 and _is_a_list(source.words[0]):
+        raise Problem(f"{source.words[0]} is a file with tasks, and {given[0]} takes a command: name one of them")
     try:
         entries, uploads = _entries(source)
     except ArrayWrong as wrong:

@@ -212,7 +212,7 @@ def _retries(value: Any) -> Retries:
     if type(value) is not dict:
         return Retries(_int(value))
     if not {"max"} <= set(value) <= {"max", "on", "grow"}:
-        raise WrongKind('a number, or {"max", "on", "grow"}')
+        raise WrongKind('a number, or {"max": N}, with "on" and "grow" where wanted')
     causes: tuple[Cause, ...] = RETRIABLE
     if "on" in value:
         names = _texts(value["on"])

@@ -151,7 +151,7 @@ class CallFuture(Future[Any]):
             assert ended is not None
             if self._is_listed:
                 ended, self._is_listed = self._link.look_up(ended), False
-            note = f"call {ended.id}, attempt {ended.number}" + (f", {ended.worker}" if ended.worker else "")
+            note = f"call {ended.id}, attempt {ended.number}" + (f", worker {ended.worker}" if ended.worker else "")
             data = ended.value
             if self._many and data and ended.exit_code == 1:
                 data = value_of(data, ended.id)[1]
