@@ -36,7 +36,7 @@ class PipBroker:
 
     def start(self) -> PipBroker:
         """Start it, or start it again on the same port; returns when it listens."""
-        command = [sys.executable, "-m", "boss.shell.pip_broker", str(self.port), str(self.directory)]
+        command = [sys.executable, "-m", "boss.shell.pip_broker", str(self.port), str(self.directory), HOST]
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_until(lambda: listens(self.port), what="the broker from pip listens")
