@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
-from pymysql.converters import escape_string
 from sqlalchemy.engine import Connection, Engine
 
 from datastore.problem import PartAway
@@ -153,8 +152,16 @@ def _of_float(value: float) -> str:
     return text
 
 
+@functools.cache
+def _escape() -> Callable[[str], str]:
+    """PyMySQL's own; imported when MySQL is the database, as an installation for SQLite comes without it."""
+    from pymysql.converters import escape_string
+
+    return escape_string
+
+
 def _of_text(value: str) -> str:
-    return "'" + escape_string(value).replace("%", "%%") + "'"
+    return "'" + _escape()(value).replace("%", "%%") + "'"
 
 
 @functools.lru_cache(maxsize=10_000)
