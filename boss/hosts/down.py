@@ -98,6 +98,8 @@ class Down:
 
     def _forget_own_datastore(self, master: Master) -> None:
         """Undo the datastore setting of `hosts up`: the boss's directory over the sshd of its own machine."""
+        if not (self._settings.database_url or self._settings.home_directory.database.exists()):
+            return  # `hosts up` was interrupted before its boss made the tables
         noted = msgspec.json.decode(master.admin("show_context", "--json").encode())["datastore_address"]
         own = self._settings.home_directory.datastore
         if is_ssh(noted) and noted.endswith(f":{own}"):
