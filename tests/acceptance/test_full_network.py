@@ -74,8 +74,15 @@ def test_all_addresses_of_a_network_work_and_one_sentence_tells_of_the_others(
     assert len(refused) == asked - addresses
     assert "no free address for VMs of template worker" in words(doors, "why", f"vm/{refused[-1]['vm_no']}")
 
+    # All guests are on this machine, which is promised only once: together they run no more than it has CPUs.
+    share = {"cpus": round(1 / addresses, 3)}
     graph: list[dict[str, Any]] = [
-        {"id": f"t{i}", "commands": f"sleep 0.2; echo $ECLOUD_WORKER > {i}", "results": [[f"{i}", f"out/{i}"]]}
+        {
+            "id": f"t{i}",
+            "commands": f"sleep 0.2; echo $ECLOUD_WORKER > {i}",
+            "results": [[f"{i}", f"out/{i}"]],
+            "resources": share,
+        }
         for i in range(tasks)
     ]
     doors.push(doors.write("many.json", graph))
