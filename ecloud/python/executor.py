@@ -406,17 +406,17 @@ class ClusterExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. `wait`: return when all have ended. Ctrl-C interrupts this wait; `on_client_lost` decides
         whether calls continue."""
-        with self._lock:
-            self._is_shut = True
-        if cancel_futures:
-            for mapped in tuple(self._maps):
-                mapped.drop()
-            for future in tuple(self._link.pending.values()):
-                future.cancel()
-        if not wait:
-            threading.Thread(target=self._finish, name="ecloud-shutdown", daemon=True).start()
-            return
         try:
+            with self._lock:
+                self._is_shut = True
+            if cancel_futures:
+                for mapped in tuple(self._maps):
+                    mapped.drop()
+                for future in tuple(self._link.pending.values()):
+                    future.cancel()
+            if not wait:
+                threading.Thread(target=self._finish, name="ecloud-shutdown", daemon=True).start()
+                return
             self._wait_for_all()
         except KeyboardInterrupt:
             self._leave()

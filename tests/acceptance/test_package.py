@@ -136,7 +136,7 @@ def test_the_extras_together_are_what_the_checkout_needs() -> None:
     declared = {*project["dependencies"], *(item for items in extras.values() for item in items)}
     drawn = set(extras["plots"])  # a checkout has it for its tests; `admin.py sweep --plot` says how to install it
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    required = {line.partition(";")[0].strip() for line in lines if line and not line.startswith("#")}
+    required = {line.strip() for line in lines if line and not line.startswith("#")}
     assert {item for item in declared if not item.startswith("ecloud[")} == required | drawn
     assert drawn <= set((ROOT / "requirements-dev.txt").read_text().splitlines())
     named = {name for item in extras["all"] for name in re.findall(r"[a-z]+", item.partition("[")[2])}
