@@ -115,6 +115,7 @@ class Agent:
         """Begin a process in the home; it need not be up when this returns."""
         access = str(self.daemon.home.client_access)
         command = [sys.executable, "-m", "worker", access, "--home", str(self.home), "--gpus", "", *self.options]
+        command += ["--machine", "cpus=100", "--machine", "memory_mb=100000"]  # each stands for a machine of its own
         with self.words_file.open("ab") as words:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=self.daemon.environment, stdin=subprocess.DEVNULL, stdout=words, stderr=words

@@ -116,6 +116,7 @@ class Weather:
     def _agent(self, name: str) -> subprocess.Popen[bytes]:
         """A worker that is no VM: nobody ends it but its test."""
         command = [sys.executable, "-m", "worker", str(self.daemon.home.client_access), "--gpus", "", "--cpus", "4"]
+        command += ["--machine", "cpus=100", "--machine", "memory_mb=100000"]  # each stands for a machine of its own
         command += ["--home", str(self.place / "daemon" / name), "--memory_mb", "500"]
         with (self.place / f"{name}.stderr").open("ab") as words:
             return subprocess.Popen(
