@@ -59,7 +59,7 @@ class Site:
         self.daemon.end()
 
 
-@pytest.fixture(scope="module", params=[10, 10_000])
+@pytest.fixture(scope="module", params=[10, pytest.param(10_000, marks=pytest.mark.long)])
 def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = Site(tmp_path_factory.mktemp("site"), request.param)
     yield made
