@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
-import msgspec
 import sqlalchemy as sa
 from rich.text import Text
 from sqlalchemy.engine import Engine
@@ -44,6 +43,7 @@ from ecloud.db.database import (
     require_schema,
     where,
 )
+from ecloud.model.finding import Finding
 from ecloud.model.text import duration, megabytes, visible
 from ecloud.model.wire import MAX_MESSAGE_BYTES
 from ecloud.queries import status as queries
@@ -60,19 +60,6 @@ NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "glusterfs", "ceph", "fus
 _ANOTHER = "python admin.py set_datastore DIR, or DATASTORE in settings.py"
 _MACHINE = "python admin.py start looks for it, start --create makes it where none runs"
 PACKAGES = ("paho-mqtt", "sqlalchemy", "pymysql", "alembic", "msgspec", "click", "rich", "psutil", "networkx")
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One line. `remedy`: what to do; empty if the check passed."""
-
-    part: str
-    text: str
-    remedy: str = ""
-
-    @property
-    def is_ok(self) -> bool:
-        """Whether no action is needed."""
-        return not self.remedy
 
 
 def examine(as_json: bool, boot: bool = False) -> int:

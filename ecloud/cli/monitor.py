@@ -17,8 +17,8 @@ from ecloud.config.processes import die_with_parent
 from ecloud.config.settings import load_settings
 
 if TYPE_CHECKING:
+    from ecloud.model.finding import Finding
     from ecloud.queries.sweep_table import SweepTable
-    from ecloud.web.health import Finding
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SLOW_CONNECTIONS = 2_000
@@ -98,9 +98,8 @@ def monitor(served: Served) -> int:
 def findings() -> list[Finding]:
     """Return the findings of the doctor, for the overview."""
     from ecloud.cli import doctor
-    from ecloud.web.health import Finding
 
-    return [Finding(one.part, one.text, one.remedy) for one in doctor.look()]
+    return list(doctor.look())
 
 
 def sweep_table(run: str) -> SweepTable:

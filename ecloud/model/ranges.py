@@ -57,8 +57,6 @@ class Ranges:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Ranges) and self._firsts == other._firsts and self._lasts == other._lasts
 
-    __hash__ = None  # type: ignore[assignment]
-
     @property
     def ranges(self) -> list[tuple[int, int]]:
         """(first, last), in order."""

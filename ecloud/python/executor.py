@@ -62,7 +62,7 @@ class Options(msgspec.Struct, frozen=True):
     """What calls request. `resources`: amounts by name, by default 1 of `cpus`; `retries`: number of failures after
     which a call is tried again; `timeout_s`: limit for one attempt."""
 
-    resources: dict[str, float] = {}
+    resources: Mapping[str, float] = {}
     retries: int = 0
     timeout_s: float | None = None
     priority: int = 0
@@ -127,7 +127,7 @@ class ClusterExecutor(Executor):
         self.run = run or f"{_program()}-{time.strftime('%Y%m%d-%H%M%S')}-{self._token}"
         if not isinstance(max_calls, int) or max_calls < 1:
             raise ValueError(f"max_calls = {max_calls!r}: expected a whole number, at least 1")
-        self._usual = Options({} if resources is None else resources, retries, timeout_s)  # type: ignore[arg-type]
+        self._usual = Options({} if resources is None else resources, retries, timeout_s)
         _require_good(self._usual)
         self._max_calls = max_calls
         self._code_changed = code_changed
@@ -499,7 +499,7 @@ def _require_good(options: Options) -> None:
             raise TypeError(f"{field.name} = {value!r}: expected {_EXPECTED[field.name]}") from None
     definition = TaskDefinition(
         "options",
-        resources=options.resources,
+        resources=dict(options.resources),
         retries=Retries(options.retries),
         timeout_s=options.timeout_s,
         priority=options.priority,

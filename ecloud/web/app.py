@@ -19,9 +19,10 @@ from starlette.types import ASGIApp
 from datastore.problem import Problem
 from ecloud.client.client import Client
 from ecloud.db.database import DatabaseAway
+from ecloud.model.finding import Finding
 from ecloud.queries.why_task import Pool
 from ecloud.web.actions import Actions
-from ecloud.web.health import Finding, Health
+from ecloud.web.health import Health
 from ecloud.web.live_logs import LiveLogs
 from ecloud.web.metrics import exposition
 from ecloud.web.pages import Pages, Sweep

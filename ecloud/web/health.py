@@ -7,22 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-import msgspec
+from ecloud.model.finding import Finding
 
 LOOK_EVERY_S = 60.0
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One line of the doctor. `remedy`: what to do; empty if the check passed."""
-
-    part: str
-    text: str
-    remedy: str = ""
-
-    @property
-    def is_ok(self) -> bool:
-        """Whether no action is needed."""
-        return not self.remedy
 
 
 class Health:

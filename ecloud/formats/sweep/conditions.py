@@ -308,9 +308,10 @@ def _number(node: Node, values: Mapping[str, str]) -> Decimal:
 
 
 def _equal(first: Value, second: Value) -> bool:
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(map(_equal, first, second))
     if isinstance(first, tuple) or isinstance(second, tuple):
-        both = isinstance(first, tuple) and isinstance(second, tuple) and len(first) == len(second)
-        return both and all(map(_equal, first, second))  # type: ignore[arg-type]
+        return False
     texts = [_text(value) for value in (first, second)]
     numbers = [as_number(text) for text in texts]
     if None not in numbers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from databases import MariaDb
@@ -45,8 +46,8 @@ def task(number: int, command_bytes: int) -> TaskStored:
     return new_task(TaskDefinition(str(number), ("'" * command_bytes,)), number, 1, keep_dir=False)
 
 
-def write(store: Store, **fields: object) -> None:
-    store.commit(store.last_batch() + 1, Writes(**fields), NOW)  # type: ignore[arg-type]
+def write(store: Store, **fields: Any) -> None:
+    store.commit(store.last_batch() + 1, Writes(**fields), NOW)
 
 
 def test_what_fits_into_a_value_is_stored_also_where_escaping_doubles_it(store: Store) -> None:

@@ -93,12 +93,14 @@ def test_a_group_of_failures_is_named_and_its_tasks_are_found(filled: Engine) ->
 
 def test_a_text_is_searched_for_in_bounded_steps(filled: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(browsing, "SEARCHED", 150)
-    found, after, pages = [], 0, 0
+    found: list[str] = []
+    after: int | None = 0
+    pages = 0
     while after is not None:
         page = browse(filled, RUN, text="merge-00003", after=after)
         found += [row.id for row in page.rows]
         assert page.more_after is None or page.searched == 150
-        after, pages = page.more_after, pages + 1  # type: ignore[assignment]
+        after, pages = page.more_after, pages + 1
     assert len(found) == 100
     assert pages == 4
 

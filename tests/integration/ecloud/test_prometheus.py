@@ -20,8 +20,8 @@ from services import ROOT, wait_until
 from sqlalchemy.engine import Engine
 
 from ecloud.db import schema
+from ecloud.model.finding import Finding
 from ecloud.web.app import Parts, make_app
-from ecloud.web.health import Finding
 from ecloud.web.security import Secret
 
 RULES = ROOT / "docs" / "monitoring" / "alerts.yml"

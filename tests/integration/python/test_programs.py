@@ -19,9 +19,12 @@ def start(place: Path, text: str) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "ECLOUD_HOME": str(place / "none"), "PYTHONWARNINGS": "error"}
     argv = [sys.executable, str(program)]
     pipe = subprocess.PIPE
-    # Tests that run in the background ignore SIGINT, and their programs would inherit that.
-    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    return subprocess.Popen(argv, cwd=place, env=env, text=True, stdout=pipe, stderr=pipe, preexec_fn=heeds)
+    return subprocess.Popen(argv, cwd=place, env=env, text=True, stdout=pipe, stderr=pipe, preexec_fn=_heed_interrupts)
+
+
+def _heed_interrupts() -> None:
+    """Tests that run in the background ignore SIGINT, and their programs would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_calls_end_before_the_program_does_and_its_modules_travel(tmp_path: Path) -> None:
