@@ -384,17 +384,18 @@ class Checker:
             self.looked["chain-inputs"] += 1
             row = self.tables.attempts.get(maker)
             outcome = None if row is None or row.state is not _ENDED else row.outcome
-            if outcome is None or outcome.cause is not Cause.SUCCESS or self._is_outdated(maker, task_no):
+            if outcome is None or outcome.cause is not Cause.SUCCESS or self._is_outdated(maker, path, task_no):
                 raise Violation(
                     "chain-inputs", f"task {task_no} read {path} of {_name(maker)}, which is not its success"
                 )
 
-    def _is_outdated(self, maker: Key, reader_no: int) -> bool:
-        """Return whether a later attempt was recorded as the success before the reader's dependencies counted as met.
-        (If a user reruns the task after that, the reader continues unchanged.)"""
+    def _is_outdated(self, maker: Key, path: str, reader_no: int) -> bool:
+        """Return whether a later attempt that made this path was recorded as the success before the reader's
+        dependencies counted as met. (If a user reruns the task after that, the reader continues unchanged. If a push
+        takes the path out of the task's results, the file stays as the earlier attempt made it.)"""
         met_in = self.met_in.get(reader_no, self.tables.batch)
         return any(
-            row.number > maker[1] and row.state is _ENDED and row.outcome is not None and _made_results(row.outcome)
+            row.number > maker[1] and row.state is _ENDED and row.outcome is not None and _made(row.outcome, path)
             for row in self._attempts_of(maker[0])
             if (row.task_no, row.number) not in self.void and self.ended_in.get((row.task_no, row.number), 0) <= met_in
         )
@@ -448,17 +449,19 @@ class Checker:
         else:
             raise Violation("files-whole", f"task {task_no} succeeded without an attempt that did")
         if outcome.manifest:
-            self._files_whole(task_no, outcome)
+            self._files_whole((task_no, number), outcome)
         return number
 
-    def _files_whole(self, task_no: int, outcome: Outcome) -> None:
+    def _files_whole(self, key: Key, outcome: Outcome) -> None:
         self.looked["files-whole"] += 1
         final = self.datastore.final
         for entry in outcome.manifest:
             found = final.get(entry.path)
-            if found != entry.sha256:
+            if found is not None and self.history.may_be_of(key, _made_by(found)):
+                self.history.kept.add(key[0])
+            elif found != entry.sha256:
                 raise Violation(
-                    "files-whole", f"task {task_no} succeeded, but {entry.path} is of {found}, not of {entry.sha256}"
+                    "files-whole", f"task {key[0]} succeeded, but {entry.path} is of {found}, not of {entry.sha256}"
                 )
 
     # --- messages --------------------------------------------------------------------------------
@@ -682,8 +685,8 @@ class Checker:
                 self._succeeded(task_no, task.attempts)
 
 
-def _made_results(outcome: Outcome) -> bool:
-    return outcome.cause is Cause.SUCCESS and bool(outcome.manifest)
+def _made(outcome: Outcome, path: str) -> bool:
+    return outcome.cause is Cause.SUCCESS and any(entry.path == path for entry in outcome.manifest)
 
 
 @lru_cache(maxsize=1_000)
