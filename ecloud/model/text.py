@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from datetime import datetime
 
+from ecloud.model.calls import is_python_resource
+
 _BARE = frozenset("\n\t")
 _UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 """Unicode categories that a terminal acts on or hides: controls, direction marks, surrogates, line separators."""
@@ -67,13 +69,18 @@ def byte_size(count: float) -> str:
 
 
 def amounts(resources: dict[str, float]) -> str:
-    """Resources in words: "2 cpus, 4 GB memory, 1 gpu"."""
+    """Resources in words: "2 cpus, 4 GB memory, 1 gpu, python3.11" (the amount of a Python has no meaning)."""
     parts = []
     for name, amount in sorted(
         resources.items(), key=lambda item: (item[0] != "cpus", item[0] != "memory_mb", item[0])
     ):
-        unit = name.removesuffix("s") if amount == 1 and name in ("cpus", "gpus") else name
-        parts.append(f"{megabytes(amount)} memory" if name == "memory_mb" else f"{amount:g} {unit}")
+        if name == "memory_mb":
+            parts.append(f"{megabytes(amount)} memory")
+        elif is_python_resource(name):
+            parts.append(name)
+        else:
+            unit = name.removesuffix("s") if amount == 1 and name in ("cpus", "gpus") else name
+            parts.append(f"{amount:g} {unit}")
     return ", ".join(parts) or "nothing"
 
 
