@@ -9,7 +9,7 @@ from boss.core.tasks.arrays import load_arrays
 from boss.core.tasks.attempts import MAX_BACKOFF_S, Attempts
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.leases import Leases
-from ecloud.model.tasks import ENDED, AttemptState, TaskState
+from ecloud.model.tasks import ENDED, AttemptState, Resources, TaskState
 from ecloud.model.worker_states import ON_DUTY
 
 
@@ -36,7 +36,8 @@ def restore(
     taken_over = _taken_over(fleet)
     for attempt in snapshot.attempts:
         holder = fleet.workers.get(attempt.worker) or taken_over.get((attempt.task_no, attempt.number))
-        _restore_attempt(attempt, holder, book, attempts, fleet)
+        asks = snapshot.asks_of_ended.get(attempt.task_no, {})
+        _restore_attempt(attempt, holder, asks, book, attempts, fleet)
         attempts.on_declared({(attempt.task_no, attempt.number): snapshot.declared.get(attempt.task_no, ())})
     for attempt in snapshot.init_attempts:
         attempts.inits.restore(attempt)
@@ -83,9 +84,12 @@ def _taken_over(fleet: Fleet) -> dict[tuple[int, int], Worker]:
     return {(item.task_no, item.number): worker for worker in workers for item in worker.row.hello.attempts}
 
 
-def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, attempts: Attempts, fleet: Fleet) -> None:
+def _restore_attempt(
+    row: AttemptRow, worker: Worker | None, asks: Resources, book: TaskBook, attempts: Attempts, fleet: Fleet
+) -> None:
+    """`asks`: what its task asked for, if that has ended: the attempt occupies it until it has stopped."""
     node = book.graph.nodes.get(row.task_no)
-    shape = book.graph.shapes.of({})
+    shape = book.graph.shapes.of(asks)
     if node is not None and not node.init:
         shape = attempts.suspects.shape_on(worker, node) if worker is not None else node.shape
     attempt = Attempt(

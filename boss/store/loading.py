@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import operator
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from math import inf
 from typing import Any
 
@@ -43,6 +43,7 @@ from ecloud.model.tasks import (
     Condition,
     ManifestEntry,
     Outcome,
+    Resources,
     Result,
     Retries,
     TaskState,
@@ -103,6 +104,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         tasks=[rows[task_no] for task_no in sorted(rows)],
         attempts=live_attempts,
         declared=_declared(connection, live_attempts),
+        asks_of_ended=_asks_of_ended(connection, live_attempts, rows),
         init_attempts=_init_attempts(connection, going_on),
         workers=_workers(connection),
         vms=_vms(connection),
@@ -147,6 +149,20 @@ def _declared(connection: Connection, live_attempts: Sequence[AttemptRow]) -> di
             if results:
                 declared[task_no] = results
     return declared
+
+
+def _asks_of_ended(
+    connection: Connection, live_attempts: Sequence[AttemptRow], rows: Collection[int]
+) -> dict[int, Resources]:
+    """What the tasks asked for that are not among the loaded ones although attempts of theirs are being stopped."""
+    tasks, parsed = schema.tasks, _Parsed(dict[str, float])
+    task_nos = sorted({row.task_no for row in live_attempts if row.task_no not in rows})
+    found: dict[int, Resources] = {}
+    for start in range(0, len(task_nos), IDS_A_QUERY):
+        part = sa.and_(tasks.c.task_no.in_(task_nos[start : start + IDS_A_QUERY]), tasks.c.init == 0)
+        for task_no, asks in connection.execute(sa.select(tasks.c.task_no, tasks.c.asks).where(part)):
+            found[task_no] = parsed(asks)
+    return found
 
 
 def _counts(connection: Connection) -> dict[int, dict[str, int]]:

@@ -575,6 +575,20 @@ def test_init_tasks_are_loaded_while_their_run_goes_on(store: AnyStore) -> None:
     assert snapshot.states == {1: {"ready": 1}}
 
 
+def test_what_attempts_of_ended_tasks_still_occupy_is_loaded(store: AnyStore) -> None:
+    push(
+        store,
+        stored(1, "init", init=True, state=TaskState.CANCELLED), stored(2, "runs", state=TaskState.RUNNING),
+        stored(3, "stops", resources={"cpus": 2.0}, state=TaskState.CANCELLED),
+        stored(4, "over", state=TaskState.CANCELLED),
+        run=RunRow(1, "r", NOW, "", NOW),
+    )  # fmt: skip
+    states = {1: AttemptState.STOPPING, 2: AttemptState.STARTED, 3: AttemptState.STOPPING, 4: AttemptState.ENDED}
+    rows = {(no, 1): AttemptRow(no, 1, 1, "w", state, NOW, NOW, None) for no, state in states.items()}
+    write(store, attempts=rows)
+    assert store.load().asks_of_ended == {3: {"cpus": 2.0}}
+
+
 def test_attempts_of_init_tasks_tell_which_workers_are_prepared(store: AnyStore) -> None:
     hello = Hello("n", "worker")
     workers = {

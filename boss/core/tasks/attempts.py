@@ -491,14 +491,13 @@ class Attempts:
         """Remove a lost worker with all attempts it held. This costs no task a retry. `by_its_tasks`: no other
         explanation is known, so a task may have killed it."""
         over = self.suspects.charge(worker, self._early, reason, now) if by_its_tasks else []
+        fails = {node.task_no: text for node, text in over}
         held = tuple(worker.held.values())
         for attempt in held:
-            self._take_back(worker, attempt, AttemptState.LOST, reason, now)
+            self._take_back(worker, attempt, AttemptState.LOST, reason, now, fails.get(attempt.task_no, ""))
         prepared = next((attempt for attempt in held if attempt.init), None)  # init tasks run one after another
         if by_its_tasks and prepared is not None:
             self.inits.on_worker_lost(worker, prepared, reason)
-        for node, text in over:
-            self._book.end(node, TaskState.FAILED, text, now)
 
     def holder(self, attempt: Attempt) -> str:
         """The worker process that holds the attempt: the one it was given to, or a newer one of the same home."""
@@ -591,7 +590,10 @@ class Attempts:
 
     # --- ends ------------------------------------------------------------------------------------
 
-    def _take_back(self, worker: Worker, attempt: Attempt, state: AttemptState, reason: str, now: float) -> None:
+    def _take_back(
+        self, worker: Worker, attempt: Attempt, state: AttemptState, reason: str, now: float, fails: str = ""
+    ) -> None:
+        """`fails`: why its task fails now; else the task is ready again, or waits for what is redone above it."""
         self._fleet.free(worker, attempt, now)
         attempt.reason = attempt.reason or reason
         if attempt.state is _STARTED and state is AttemptState.RETURNED and attempt.init:
@@ -601,7 +603,9 @@ class Attempts:
             self.inits.on_taken_back(worker, attempt)
             return
         node = self._wanted(attempt)
-        if node is not None:
+        if node is not None and fails:
+            self._book.end(node, TaskState.FAILED, fails, now)
+        elif node is not None:
             # A lost attempt may have started although no message reported it.
             node.unstarted += state is AttemptState.RETURNED and attempt.started_at is None
             self._book.make_ready(node, now, reason)

@@ -20,7 +20,7 @@ from boss.core.model.graph import Node, Shape
 from boss.core.model.outbox import Outbox
 from boss.core.model.rows import SuspectRow
 from boss.core.tasks.taskbook import TaskBook
-from ecloud.model.tasks import AttemptState
+from ecloud.model.tasks import AttemptState, TaskState
 from ecloud.model.text import counted
 
 _RAN = frozenset({AttemptState.ASSIGNED, AttemptState.STARTED})
@@ -75,7 +75,9 @@ class Suspects:
         for node in known or ran:
             before = self.rows.get(node.task_no)
             lost = 1 if before is None else before.lost + 1
-            row = SuspectRow(node.task_no, node.run_no, lost, lost >= self._limit, f"{where}: {reason}", now)
+            # It fails only when the ends above it are recorded: one that was chained to them gets another try, alone.
+            failed = lost >= self._limit and node.state is not TaskState.WAITING
+            row = SuspectRow(node.task_no, node.run_no, lost, failed, f"{where}: {reason}", now)
             self._write(row)
             self._suspect(node, row)
             if row.failed:
@@ -124,9 +126,9 @@ class Suspects:
 
 def _succeeded_there(worker: Worker) -> set[tuple[int, int]]:
     """Attempts whose commands succeeded although their outcomes are not recorded: a chained attempt that waited for
-    them has started."""
+    them has started, even if it is being stopped."""
     found: set[tuple[int, int]] = set()
-    started = [one for one in worker.held.values() if one.chained and one.state is AttemptState.STARTED]
+    started = [one for one in worker.held.values() if one.chained and one.started_at is not None]
     while started:
         for key in started.pop().after:
             before = worker.held.get(key)

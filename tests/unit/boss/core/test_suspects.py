@@ -174,6 +174,47 @@ def test_a_chained_attempt_that_had_ended_is_not_charged() -> None:
     assert script.store.tables.suspects == {}
 
 
+def test_a_task_that_succeeded_is_not_charged_although_the_one_chained_to_it_is_being_stopped() -> None:
+    script = BossScript()
+    w1 = script.peers["w1"] = Peer("w1", "worker")
+    script.hello(w1, resources={"cpus": 1.0}, home="home-w1", chains=True)
+    script.beats(w1)
+    script.push("r", task("a", runtime_s=0.01), task("b", after="a", runtime_s=0.01))
+    assert set(orders(script, w1)) == {"a", "b"}
+    script.started(w1, "a").started(w1, "b")
+    script.ask("cancel", ids=["b"])
+    dies(script, w1)
+    assert script.store.tables.suspects == {}
+
+
+def test_a_task_fails_that_killed_its_workers_while_a_task_above_it_is_done_again() -> None:
+    script = BossScript(max_lost_workers=2)
+    w1 = script.worker("w1")
+    script.push("r", task("a"), task("poison", after="a"))
+    script.ended(w1, "a").started(w1, "poison")
+    dies(script, w1)
+    w2 = script.worker("w2")
+    script.started(w2, "poison")
+    script.ask("redo_task", ids=["a"])
+    dies(script, w2)
+    script.states(poison="failed", a="ready")
+
+
+def test_where_one_loss_is_enough_a_chained_task_gets_a_try_of_its_own() -> None:
+    script = BossScript(max_lost_workers=1)
+    for number in (1, 2):
+        peer = script.peers[f"w{number}"] = Peer(f"w{number}", "worker")
+        script.hello(peer, resources={"cpus": 1.0}, home=f"home-w{number}", chains=True)
+        script.beats(peer)
+        if number == 1:
+            script.push("r", task("good", runtime_s=0.01), task("poison", after="good", runtime_s=0.01))
+            script.started(peer, "good").started(peer, "poison")
+        else:
+            script.ended(peer, "good").started(peer, "poison")
+        dies(script, peer)
+    script.states(good="succeeded", poison="failed")
+
+
 def test_nothing_is_chained_to_a_task_that_may_have_killed_a_worker() -> None:
     """The boss did not hear that the second had started: it charges the first, which succeeds alone, and is cleared."""
     script = BossScript()
