@@ -6,7 +6,6 @@ than its patience without any progress hears of it.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import deque
@@ -75,7 +74,7 @@ class Patience:
 
     def pause(self, lost: Lost) -> None:
         """Wait before the next try. Raises `DatastoreAway` when it ends."""
-        pause_s = BACKOFF.wait_s(self._failures) * random.uniform(0.5, 1.5)
+        pause_s = BACKOFF.jittered_s(self._failures)
         self._failures += 1
         if lost.for_good or time.monotonic() + pause_s > self._deadline_s:
             raise (AccessRefused if lost.is_refusal else DatastoreAway)(lost.text, lost.remedy) from lost

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
+import secrets
 import socket
 import ssl
 import threading
@@ -274,7 +274,7 @@ class BrokerConnection:
             # One that ended at once may do so again: a message is too large for the broker, or a peer has our id.
             held = was_connected and time.monotonic() - began >= HELD_S
             failures = 0 if held else failures + 1
-            self._stopping.wait(BACKOFF.wait_s(failures) * random.uniform(0.5, 1.0))
+            self._stopping.wait(BACKOFF.jittered_s(failures))
 
     def _connect_and_wait(self) -> bool:
         """Run one connection from its first packet to its end. Returns whether the broker accepted it."""
@@ -373,7 +373,7 @@ def _one_off(
     on_lost: Callable[[str], None] = lambda reason: None,
     will: tuple[str, bytes] | None = None,
 ) -> BrokerConnection:
-    name = f"probe-{random.getrandbits(40):x}"
+    name = f"probe-{secrets.token_hex(5)}"
     return BrokerConnection(address, name, subscriptions, on_message, on_found, on_lost, will)
 
 

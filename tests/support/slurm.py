@@ -112,12 +112,13 @@ class Slurm:
         return self.ask("squeue", "-h", "-o", "%j").split()
 
     def agents(self, job_id: str = "") -> list[int]:
-        """Workers of a job, or of all."""
+        """Workers of a job, or of all jobs of this Slurm: other tests may have one of their own at the same time."""
         found = []
-        for process in psutil.process_iter(["cmdline", "pid"]):
+        for process in psutil.process_iter(["cmdline", "environ", "pid"]):
             words = process.info["cmdline"] or []
             homes = [word for word in words if word.endswith(f"-{job_id}/access" if job_id else "/access")]
-            if "worker" in words and "--home" in words and homes and "/ecloud-" in homes[0]:
+            ours = (process.info["environ"] or {}).get("SLURM_CONF") == str(self.conf)
+            if ours and "worker" in words and "--home" in words and homes and "/ecloud-" in homes[0]:
                 found.append(int(process.info["pid"]))
         return sorted(found)[:1] if job_id else sorted(found)
 
