@@ -47,7 +47,7 @@ LOCK_TOOLS := $(VENV)/lock-tools
 COMPILE := $(LOCK_TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
   --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-lock: | $(VENV)/bin/python ## write requirements*.lock anew after a change of requirements*.txt; newer versions with UPGRADE=1
+lock: | $(VENV)/bin/python ## write requirements*.lock again after a change of requirements*.txt; newer versions with UPGRADE=1
 	@[ -x $(LOCK_TOOLS)/bin/uv ] || { $(PY) -m venv $(LOCK_TOOLS); $(LOCK_TOOLS)/bin/python -m pip install --quiet uv; }
 	$(COMPILE) requirements-dev.txt -o requirements-dev.lock
 	$(COMPILE) requirements.txt -c requirements-dev.lock -o requirements.lock
@@ -66,7 +66,7 @@ demo: $(VENV)/.runtime ## a real pipeline on a cluster of its own, here, in seco
 # --- working on it -------------------------------------------------------------------------------
 
 check: $(VENV)/.development ## format, lint, types, layers, drift of generated docs
-	@$(VENV)/bin/ruff format --check --quiet . || { echo "make format mends it" >&2; exit 1; }
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "make format fixes it" >&2; exit 1; }
 	$(VENV)/bin/ruff check --quiet .
 	$(VENV)/bin/mypy --no-error-summary
 	$(VENV)/bin/lint-imports --no-logo > .importlint.log || { cat .importlint.log; rm -f .importlint.log; exit 1; }

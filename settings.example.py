@@ -57,7 +57,7 @@ OPENNEBULA_CA = ""
 OPENNEBULA_PROXY = ""
 
 # Templates of the machines that the cluster rests on, where these are VMs too: `admin.py start` finds the one VM of
-# each that runs and notes its address; `start --create` makes it where there is none. Nothing ever ends them.
+# each that runs and notes its address; `start --create` makes it if there is none. Nothing ever ends them.
 # The broker's machine, in place of BROKER_HOST.
 BOSS_TEMPLATE = ""
 # The datastore's, in place of DATASTORE; DATASTORE_AT is its address as for set_datastore, with * for the host:
@@ -70,7 +70,7 @@ SHELL = "/bin/sh"
 
 # --- times, in seconds ---------------------------------------------------------------------------
 
-# How often a worker says what it holds. A lost message is made good within this time.
+# How often a worker reports what it holds. A lost message is repeated within this time.
 HEARTBEAT_S = 5.0
 # How long the boss counts on a worker that it does not hear; then what it held is given to others.
 LEASE_S = 60.0
@@ -81,7 +81,7 @@ STOP_GRACE_S = 10.0
 RETRY_BACKOFF_S = 1.0
 # How long a VM may idle before it is ended.
 IDLE_VM_S = 60.0
-# What passes of itself, or is given up: how long a VM may take until its worker reports for duty; how long it may wait
+# Limits of waiting: how long a VM may take until its worker joins; how long it may wait
 # at its cloud for a host or an address before it is withdrawn.
 VM_BOOT_S = 300.0
 VM_PENDING_S = 120.0
@@ -97,7 +97,7 @@ VM_HOURS_PER_DAY = 0.0
 # VM-hours that the tasks of one run may take, after which none is started for its work; what runs continues.
 # `push_tasks.py --vm_hours H` asks for another limit for its run. 0: no limit. docs/scaling.md says what counts.
 VM_HOURS_PER_RUN = 0.0
-# A shell command that tells a person of what only a person can mend: VMs that do not end, a pool whose boots fail, a
+# A shell command that tells an operator what needs one: VMs that do not end, a pool whose boots fail, a
 # budget that is used up, a datastore that is long away. It gets the text on its standard input and in ECLOUD_TEXT, what
 # it is about in ECLOUD_CAUSE; at most once an hour for each cause; after 60 s it is killed.
 # E.g. "mail -s ecloud admin@example.org". Empty: `status`, `doctor` and the boss's log tell.
@@ -117,16 +117,16 @@ BOSS_GONE_EXIT_S = 3600.0
 # Larger task lists are refused by name.
 MAX_TASKS_PER_PUSH = 2_000_000
 
-# A task fails when so many workers were lost while it ran on them, the last time alone: it may kill them (memory,
+# A task fails when this many workers were lost while it ran on them, the last time alone: it may kill them (memory,
 # a reboot, pkill). Workers that were ordered to leave or that we ended do not count. 0: it is tried for ever.
 MAX_LOST_WORKERS = 3
 # What a worker keeps of the files it fetched over SSH, for later tasks that ask for the same; at most half of the disk
 # space that is free. 0: nothing. A datastore that is a directory is read directly.
 CACHE_MB = 10_000.0
 # Workers that move files over SSH at once; the others wait for their turn. Keep it below the MaxStartups of the
-# datastore's sshd (10 where nobody changed it).
+# datastore's sshd (10 by default).
 TRANSFER_LANES = 8
-# A connection to the datastore on which nothing has moved for so long is ended and made again.
+# A connection to the datastore on which nothing has moved for this long is ended and made again.
 DATASTORE_STALL_S = 60.0
 # Runs that ended this many days ago are removed: "archive" keeps a line of counts, "drop" keeps nothing.
 KEEP_RUNS_DAYS = 30.0

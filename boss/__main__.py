@@ -1,7 +1,7 @@
 """`python -m boss`: the daemon. With no settings: SQLite, a broker of its own and workers on this machine.
 
 Puts the parts together in the order in which they depend on each other; each failure is one sentence with a remedy.
-Database or broker away at the start: wait and say so.
+Database or broker away at the start: wait and report it.
 """
 
 from __future__ import annotations
@@ -66,26 +66,24 @@ _T = TypeVar("_T")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, message=f"ecloud {VERSION}")
-@click.option("--home", metavar="DIR", help="Where the boss keeps its own [ECLOUD_HOME or ~/.ecloud].")
+@click.option("--home", metavar="DIR", help="The boss's home directory [ECLOUD_HOME or ~/.ecloud].")
 @click.option("--datastore", metavar="DIR", help="The datastore's directory [HOME/datastore].")
 @click.option(
-    "--local", "local_workers", type=click.IntRange(1), metavar="N", help="N workers on this machine, at most."
+    "--local", "local_workers", type=click.IntRange(1), metavar="N", help="At most N workers on this machine."
 )
 @click.option("--broker_host", metavar="HOST", help="The broker's machine [BROKER_HOST].")
 @click.option(
     "--listen", metavar="ADDRESS[:PORT]",
-    help="Let workers and clients of other machines reach the embedded broker there, with TLS [BROKER_LISTEN].",
+    help="Let other machines reach the embedded broker at this address, with TLS [BROKER_LISTEN].",
 )  # fmt: skip
-@click.option("--standby", is_flag=True, help="Where another boss leads: wait until it is gone.")
-@click.option("--end_vms", is_flag=True, help="End all VMs when told to stop.")
+@click.option("--standby", is_flag=True, help="If another boss leads, wait until it is gone.")
+@click.option("--end_vms", is_flag=True, help="End all VMs when stopped.")
 @click.option(
     "--monitor", "monitor_port", is_flag=False, flag_value=8787, type=int, metavar="[PORT]",
-    help="Also start the web pages [port 8787; 0: any]; their address is printed.",
+    help="Also start the web pages [port 8787; 0: any] and print their address.",
 )  # fmt: skip
 @click.option("--keep_dirs", is_flag=True, hidden=True)
-@click.option(
-    "--tied", is_flag=True, hidden=True, help="End, with all VMs, when the process that started this one ends."
-)
+@click.option("--tied", is_flag=True, hidden=True, help="End, with all VMs, when the parent process ends.")
 def main(
     home: str | None,
     datastore: str | None,
@@ -98,8 +96,7 @@ def main(
     keep_dirs: bool,
     tied: bool,
 ) -> None:
-    """The boss: keeps tasks in the database, gives ready ones to workers, starts and ends VMs. Runs until told to
-    stop."""
+    """The boss: keeps tasks in the database, gives ready ones to workers, starts and ends VMs. Runs until stopped."""
     if tied:
         die_with_parent()
     try:
@@ -120,7 +117,7 @@ def main(
     except Problem as error:
         for line in error.lines:
             print(f"boss: {line}", file=sys.stderr)
-        if log.hasHandlers():  # a home that can't be made has no log
+        if log.hasHandlers():  # a home that cannot be made has no log
             log.error("%s", error)
         code = error.exit_code
     except KeyboardInterrupt:
@@ -132,7 +129,7 @@ def _make_home(settings: Settings) -> Home:
     try:
         return settings.home_directory.make()
     except OSError as error:
-        raise Problem(f"the home {settings.home} can't be made: {error.strerror}", "set HOME or ECLOUD_HOME") from None
+        raise Problem(f"the home {settings.home} cannot be made: {error.strerror}", "set HOME or ECLOUD_HOME") from None
 
 
 def _start_log(settings: Settings, home: Home, tied: bool) -> None:
@@ -267,7 +264,7 @@ class Start:
                 fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except OSError:
-                text = f"a boss runs already in {self._home.path}{_who(self._home.boss_pid)}"
+                text = f"a boss already runs in {self._home.path}{_who(self._home.boss_pid)}"
                 if not self._standby:
                     raise Problem(
                         text, "stop it with python admin.py stop, or wait with --standby", PART_AWAY
@@ -288,7 +285,7 @@ class Start:
             else:
                 backup = migrate(engine, self._home.backups)
                 if backup:
-                    log.info("the tables were brought forward; the file as it was: %s", backup)
+                    log.info("the tables were migrated; backup of the old file: %s", backup)
             return engine
 
         try:
@@ -332,7 +329,9 @@ class Start:
         external = external_broker(settings)
         if external is not None:
             if settings.broker_listen:
-                raise Problem("--listen is for the embedded broker, and BROKER_HOST names another", "leave one out")
+                raise Problem(
+                    "--listen is for the embedded broker, but BROKER_HOST names another broker", "leave one out"
+                )
             return external
         self._embedded = EmbeddedBroker(self._home, self._broker_listen, settings.broker_listen)
         return self._embedded.start()
@@ -344,7 +343,7 @@ class Start:
         try:
             storage.use(address, *((host_key, python, gate) if address == noted else ("", "", "")))
         except (DatastoreAway, OSError) as error:
-            text = str(error) if isinstance(error, DatastoreAway) else f"{address} can't be made: {error.strerror}"
+            text = str(error) if isinstance(error, DatastoreAway) else f"{address} cannot be made: {error.strerror}"
             raise Problem(text, "set DATASTORE, or run python admin.py set_datastore DIR") from None
         return storage
 
@@ -410,7 +409,7 @@ class Start:
         try:
             store.resign()
         except (StoreAway, CommitRefused):
-            log.warning("the database does not answer: the next boss will wait for this one's silence")
+            log.warning("the database does not answer: the next boss waits until this one's lease ends")
         self._home.boss_pid.unlink(missing_ok=True)
         log.info("left")
 

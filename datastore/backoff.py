@@ -6,7 +6,7 @@ import random
 from typing import NamedTuple
 
 _CHANCE = random.SystemRandom()
-"""Not the module's generator: a program that seeds that one must not find it advanced by a thread of ours."""
+"""Not the module's generator: a program that seeds that one must not find it advanced by a thread of ECLOUD."""
 
 _DOUBLINGS = 64
 """No backoff here doubles more often before it reaches its longest wait; a float overflows at 1,024."""
@@ -19,9 +19,9 @@ class Backoff(NamedTuple):
     longest_s: float
 
     def wait_s(self, failures: int) -> float:
-        """Seconds to wait, where so many tries in a row had failed before the last one failed."""
+        """Seconds to wait if this many tries in a row had failed before the last one failed."""
         return min(self.longest_s, self.first_s * 2.0 ** min(failures, _DOUBLINGS))
 
     def jittered_s(self, failures: int) -> float:
-        """Half to all of `wait_s`, at random: many peers that were cut off at one moment don't return at one."""
+        """Half to all of `wait_s`, at random: many peers that were cut off at one moment must not return together."""
         return self.wait_s(failures) * _CHANCE.uniform(0.5, 1.0)

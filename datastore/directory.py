@@ -63,7 +63,7 @@ def _told_apart(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _AWAY:
-            raise DatastoreAway(f"the datastore {root} can't be used: {error.strerror}") from error
+            raise DatastoreAway(f"the datastore {root} cannot be used: {error.strerror}") from error
         raise
 
 
@@ -184,12 +184,12 @@ class DirectoryDatastore:
                 self._move(staged, final)
             _discard(stage)
         except BadName as error:
-            return f"a result can't be published: {error}"
+            return f"a result cannot be published: {error}"
         except OSError as error:
             if error.errno in _AWAY:
                 raise
             # Waiting would not help, and must not hold up the other promotions.
-            return f"results can't be published: {error.strerror}: {error.filename}"
+            return f"results cannot be published: {error.strerror}: {error.filename}"
         with suppress(OSError):
             stage.parent.rmdir()
         return None

@@ -119,7 +119,7 @@ class Tree:
             try:
                 handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError as error:
-                text = "the datastore %s can't be used: %s" % (self.root, error.strerror)
+                text = "the datastore %s cannot be used: %s" % (self.root, error.strerror)
                 raise Refused("away", text)
         else:
             parent = self.directory(parts[:-1], make)
@@ -417,7 +417,7 @@ class Staging(Reading):
                 os.close(handle)
                 raise Refused("away", "another connection of this client still writes")
             if not os.fstat(handle).st_nlink:
-                # Its holder has left and removed it: whoever comes next would lock another file.
+                # Its holder has left and removed it: the next process would lock another file.
                 os.close(handle)
                 handle = self.open_lock(owner, name)
                 continue
@@ -678,13 +678,13 @@ class Publishing(Staging):
         except Refused as refused:
             if refused.code == "away":
                 raise
-            return "a result can't be published: %s" % refused.text
+            return "a result cannot be published: %s" % refused.text
         except OSError as error:
             if error.errno in AWAY:
                 raise
             named = error.filename
             where = text_of(named) if isinstance(named, bytes) else str(named)
-            return "results can't be published: %s: %s" % (error.strerror, where)
+            return "results cannot be published: %s: %s" % (error.strerror, where)
         return None
 
     def moves(self, stage: Parts, entries: List[Row]) -> Tuple[List[Tuple[Parts, Parts]], str]:
@@ -748,7 +748,7 @@ class Publishing(Staging):
         try:
             found = {os.fsencode(name) for name in os.listdir(self.tree.directory(staged))}
         except PermissionError:
-            return ""  # nobody who reads it later can list it either
+            return ""  # no later reader can list it either
         more = sorted(found - reported)
         return "holds %s where it was staged, which its worker did not report" % text_of(more[0]) if more else ""
 
@@ -974,7 +974,7 @@ class Gate:
         except OSError as error:
             missing = error.errno in (errno.ENOENT, errno.ENOTDIR) and request["do"] != "put"
             code = "not_there" if missing else "away" if error.errno in AWAY else "failed"
-            text = "the datastore %s can't be used: %s" % (self.tree.root, error.strerror)
+            text = "the datastore %s cannot be used: %s" % (self.tree.root, error.strerror)
             self.frames.write({"error": code, "text": text, "errno": error.errno})
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise BadFrame("%s: %s" % (type(error).__name__, error))

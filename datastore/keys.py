@@ -37,7 +37,7 @@ def _run(*words: str) -> str:
             words, capture_output=True, check=False, timeout=KEYGEN_S, stdin=subprocess.DEVNULL, text=True
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise KeyToolFailed(f"{words[0]} can't be run ({error}): install the OpenSSH client") from error
+        raise KeyToolFailed(f"{words[0]} cannot be run ({error}): install the OpenSSH client") from error
     if done.returncode != 0:
         raise KeyToolFailed(f"{words[0]}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
@@ -66,9 +66,9 @@ def fingerprint(line: str) -> str:
             try:
                 blob = base64.b64decode(word, validate=True)
             except binascii.Error as error:
-                raise ValueError(f"this is no public key: {line}") from error
+                raise ValueError(f"not a public key: {line}") from error
             return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
-    raise ValueError(f"this is no public key: {line}")
+    raise ValueError(f"not a public key: {line}")
 
 
 # --- certificates -----------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def _checked(public: str) -> str:
     """The public key as one line. Checks what a worker sent before ssh-keygen reads it."""
     words = public.split()
     if len(words) < 2 or "\n" in public.strip() or words[0] not in ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa"):
-        raise ValueError("this is no public key that is signed")
+        raise ValueError("this is not a signed public key")
     fingerprint(words[1])
     return f"{words[0]} {words[1]}"
 
@@ -136,14 +136,14 @@ def read_host_key(host: str, port: int, timeout_s: float = 10.0) -> str:
             words, capture_output=True, check=False, timeout=4 * timeout_s, stdin=subprocess.DEVNULL, text=True
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise DatastoreAway(f"the host key of {host}:{port} can't be read: {error}") from error
+        raise DatastoreAway(f"the host key of {host}:{port} cannot be read: {error}") from error
     keys = [line.split()[1:3] for line in told.stdout.splitlines() if line and not line.startswith("#")]
     for wanted in KEY_TYPES:
         for key in keys:
             if len(key) == 2 and key[0] == wanted:
                 return " ".join(key)
     reason = (told.stderr.strip() or "nothing answers").splitlines()[-1]  # the message is the same for each kind of key
-    raise DatastoreAway(f"no SSH server tells its key at {host}:{port}: {reason}")
+    raise DatastoreAway(f"no SSH server shows its key at {host}:{port}: {reason}")
 
 
 def write_known_hosts(path: Path, alias: str, host_key: str) -> None:

@@ -16,7 +16,7 @@ from datastore.local_tree import walk
 from datastore.port import Entry, NotThere, Reader
 
 HASHED_BYTES = 16_000_000
-"""A file up to this size is told apart by its content, too. Of a larger one size and time of change count."""
+"""A file up to this size is compared by its content, too. Of a larger one size and time of change count."""
 
 
 def stamp(path: Path) -> str:

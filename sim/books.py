@@ -43,7 +43,7 @@ def _not_divided(tables: Tables) -> Iterator[str]:
     for row in tables.vms.values():
         if row.started_at is None:
             if row.cloud_id:
-                yield f"VM {row.vm_no} was made by its cloud, and nobody knows when"
+                yield f"VM {row.vm_no} was made by its cloud at an unknown time"
             continue
         now = row.gone_at if row.gone_at is not None else max(row.since, row.started_at)
         ahead = ahead_s(row.intended_at, row.started_at, row.hello_at if row.hello_at is not None else now)

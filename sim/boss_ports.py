@@ -247,13 +247,13 @@ class BossCalls:
         if isinstance(call, StartVm):
             self._starting.discard(call.vm_no)
         if self._world.now < self._store.parted_until:
-            return _not_asked(call, "the database can't tell whether this boss still leads")
+            return _not_asked(call, "the database cannot tell whether this boss still leads")
         if not self._store.store.leads():
             return None
         if self._world.now < self.parted_until and not (
             isinstance(call, StartVm) and self._world.random.random() < ARRIVES
         ):
-            return _not_asked(call, "the cloud can't be reached")
+            return _not_asked(call, "the cloud cannot be reached")
         match call:
             case StartVm(vm_no, pool, size, nonce):
                 self._places.checker.fleet.on_start_vm(self._boss, self._store.epoch, vm_no)

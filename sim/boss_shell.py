@@ -115,7 +115,7 @@ class BossProcess:
     def thaw(self) -> None:
         """Resume the process."""
         if self.alive and self.frozen:
-            self.world.tell(self.name, "goes on")
+            self.world.tell(self.name, "continues")
             self.frozen = False
             self._go_on()
 

@@ -197,7 +197,7 @@ class Checker:
         if tables.batch == batch:
             return  # the batch was committed before
         if epoch != tables.epoch:
-            raise Violation("one-boss", f"{boss} writes in epoch {epoch}, which is over: {tables.epoch} leads")
+            raise Violation("one-boss", f"{boss} writes in epoch {epoch}, which has ended: {tables.epoch} leads")
         self.world.tell(boss, f"commits batch {tables.batch}{_sizes(writes)}")
         self.allowed -= stored
         self.arrays.after(boss, writes)
@@ -331,7 +331,7 @@ class Checker:
         for number in range(max(1, last - 8), last):
             found = attempts.get((task_no, number))
             if found is not None and (found.state is _ASSIGNED or found.state is _STARTED):
-                raise Violation("one-attempt", f"attempt {_name(key)} is given although attempt {number} of it goes on")
+                raise Violation("one-attempt", f"attempt {_name(key)} is given although attempt {number} of it runs")
 
     def _is_held_by(self, worker: str, task_no: int) -> bool:
         """Return whether an attempt of the task is assigned to this worker and may succeed."""

@@ -65,7 +65,7 @@ class Datastore:
     def require(self, who: str) -> None:
         """Raise `DatastoreAway` if `who` cannot reach the datastore."""
         if self.away or who in self.parted:
-            raise DatastoreAway("the datastore can't be reached")
+            raise DatastoreAway("the datastore cannot be reached")
 
     def _require_room(self) -> None:
         if self.full:

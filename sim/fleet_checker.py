@@ -156,7 +156,7 @@ class FleetChecker:
             self.looked["grace"] += 1
             orphan_s = self.world.now - max(made_at, self.given_up_at[vm_no])
             if orphan_s < self.config.orphan_grace_s - _ROUNDING:
-                raise Violation("grace", f"{boss} ends VM {vm_no}, which nobody has owned for {orphan_s:.1f} s only")
+                raise Violation("grace", f"{boss} ends VM {vm_no}, which has had no owner for {orphan_s:.1f} s only")
         # All its processes: attempts that a newer process took over are recorded as assigned to the one before it.
         processes = {
             worker.worker: worker for worker in self.tables.workers.values() if worker.key_name == f"vm-{vm_no}"
@@ -171,7 +171,7 @@ class FleetChecker:
     def _must_lead(self, boss: str, epoch: int, does: str) -> None:
         """Check that no other boss began to lead between the commit and the call that follows it."""
         if epoch != self.tables.epoch:
-            raise Violation("one-boss", f"{boss} {does} in epoch {epoch}, which is over: {self.tables.epoch} leads")
+            raise Violation("one-boss", f"{boss} {does} in epoch {epoch}, which has ended: {self.tables.epoch} leads")
 
     def _leave_agents_alone(self, boss: str, vm_no: int) -> None:
         """Check that a VM without an intent is not ended while its agent is on duty, unless the agent has just come."""

@@ -90,7 +90,7 @@ class Simulation(Cluster):
             self.config = msgspec.structs.replace(self.config, vm_hours_per_day=0.0, vm_hours_per_run=0.0)
             self.checker.fleet.config = self.config
             for boss in list(self.bosses):
-                boss.die("a person sets no budgets any more")
+                boss.die("a person removes the budgets")
 
     # --- to the end ------------------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ class Store:
 
     def _require_leading(self) -> None:
         if self.tables.epoch != self._epoch:
-            raise Deposed(f"epoch {self._epoch} is over: another boss leads")
+            raise Deposed(f"epoch {self._epoch} has ended: another boss leads")
 
     # --- one batch -------------------------------------------------------------------------------
 

@@ -185,7 +185,7 @@ class WorkerProcess:
     def thaw(self) -> None:
         """Resume: everything that became due meanwhile is due now."""
         if self.alive and self.frozen:
-            self.world.tell(self.name, "goes on")
+            self.world.tell(self.name, "continues")
             self.frozen = False
             later, self._later = self._later, []
             for action in later:
@@ -323,7 +323,7 @@ class WorkerProcess:
             return
         if self.home.disk_full:
             if outcomes:
-                self._put(TroubleChanged("outcomes can't be kept on disk"))
+                self._put(TroubleChanged("outcomes cannot be kept on disk"))
                 self._after(RETRY_S, self._look_again)
             return
         self.home.heard = (self.core.epoch, self.core.batch)
@@ -335,7 +335,7 @@ class WorkerProcess:
         self.world.tell(self.name, f"leaves: {leave.reason}")
         if leave.anew:
             self.home.spool = {}
-        self.die("begins anew" if leave.anew else "left")
+        self.die("starts again" if leave.anew else "left")
 
     # --- jobs ------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the servers that tests need and lack, as root by apt; else says what can't be tested.
+# Installs the servers that tests need and lack, as root by apt; else says what cannot be tested.
 PATH="$PATH:/usr/sbin:/usr/local/sbin:/sbin"
 missing=""
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }

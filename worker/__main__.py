@@ -112,7 +112,7 @@ def machine_amounts(named: tuple[str, ...]) -> Resources:
 @click.option("--label", multiple=True, help="A name for this kind of worker. Repeatable.")
 @click.option("--lives_s", type=click.FloatRange(0), help="Seconds until this machine ends, where that is known.")
 @click.option("--keep_dirs", is_flag=True, help="Keep the working directories of attempts.")
-@click.option("--boss_gone_exit_s", type=click.FloatRange(1), help="Leave when no boss was heard for so long.")
+@click.option("--boss_gone_exit_s", type=click.FloatRange(1), help="Leave after this long without a boss.")
 @click.option("--vm_no", type=int, hidden=True)
 @click.option("--boot_nonce", default="", hidden=True)
 @click.option("--boot_steps", metavar="FILE", hidden=True, help="When this machine's start did what.")
@@ -135,7 +135,7 @@ def main(
     boot_steps: str | None,
     tied: bool,
 ) -> None:
-    """An agent: reports for duty to the boss that ACCESS_FILE names (python admin.py invite makes one) and runs its
+    """An agent: joins the boss that ACCESS_FILE names (python admin.py invite makes one) and runs its
     tasks."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(WithZone("%(asctime)s worker: %(message)s"))

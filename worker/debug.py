@@ -1,7 +1,7 @@
 """`python -m worker.debug [ACCESS_FILE]`: checks whether a worker could work here. Prints one line per requirement,
 then a verdict.
 
-Takes the arguments of `python -m worker` and changes nothing: no worker reports for duty, the boss's state stays as it
+Takes the arguments of `python -m worker` and changes nothing: no worker joins, the boss's state stays as it
 is, and what the check stages in the datastore is removed again. Ends in less than 30 s and prints no secret. Imports
 only the standard library until it knows that the packages are installed.
 """
@@ -96,7 +96,7 @@ def check_access(found: Found) -> str:
     try:
         given = main.make_context("worker", list(found.arguments)).params
     except click.exceptions.Exit:
-        raise NotTried("the help was asked for") from None
+        raise NotTried("only --help was requested") from None
     except click.ClickException as error:
         raise Problem(f"{error.format_message()}: see python -m worker --help") from None
     found.home = Path(given["home"] or Home(os.environ.get("ECLOUD_HOME", "~/.ecloud")).path / "worker").absolute()
@@ -112,7 +112,7 @@ def check_address(found: Found) -> str:
     own = ", ".join(this_host.addresses())
     access = _need_access(found)
     if own == "127.0.0.1" and access.host not in ("127.0.0.1", "::1", "localhost"):
-        raise Problem(f"this machine has no address but 127.0.0.1: connect it to the network of {access.host}")
+        raise Problem(f"this machine has only the address 127.0.0.1: connect it to the network of {access.host}")
     return f"this machine {socket.gethostname()} has {own}; the broker is at {access.host}:{access.port}"
 
 
@@ -126,7 +126,7 @@ def check_dns(found: Found) -> str:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Problem(
-            f"{host} can't be resolved ({reason}): check the name and DNS, or --boss with an address"
+            f"{host} cannot be resolved ({reason}): check the name and DNS, or --boss with an address"
         ) from None
     found_addresses = ", ".join(dict.fromkeys(str(answer[4][0]) for answer in answers))
     return (
@@ -143,7 +143,7 @@ def check_clock(found: Found) -> str:
     if now < installed - 86_400:
         since = time.strftime("%Y-%m-%d", time.gmtime(installed))
         raise Problem(
-            f"it says {told}, before this software was installed ({since}): set it (timedatectl set-ntp true)"
+            f"it shows {told}, before this software was installed ({since}): set it (timedatectl set-ntp true)"
         )
     return told
 
@@ -159,7 +159,7 @@ def check_broker(found: Found) -> str:
         remedy = "check that the boss runs (python admin.py status there) and that the access file is its newest"
         raise Problem(trouble.texts, f"{remedy}: host, port, user, password, ca and tls in it must be the broker's")
     found.broker_answers = True
-    return f"{access.host}:{access.port} lets us in" + (" through TLS" if access.tls else "")
+    return f"{access.host}:{access.port} accepts the connection" + (" through TLS" if access.tls else "")
 
 
 def check_boss(found: Found) -> str:
@@ -218,7 +218,7 @@ def check_disk(found: Found) -> str:
             f"{free_mb:.0f} MB are free for {home}, {MIN_FREE_MB:.0f} are needed: make room, or give a --home"
         )
     if not os.access(there, os.W_OK | os.X_OK):
-        raise Problem(f"{there} can't be written by this user: give a --home that can")
+        raise Problem(f"{there} cannot be written by this user: give a --home that can")
     return f"{free_mb:,.0f} MB are free for {home}"
 
 
@@ -398,12 +398,12 @@ def examine(arguments: Sequence[str]) -> int:
         except Problem as problem:
             mark, text = "WRONG", str(problem)
         except Exception as error:
-            mark, text = "WRONG", f"it can't be checked: {type(error).__name__}: {error}"
+            mark, text = "WRONG", f"it cannot be checked: {type(error).__name__}: {error}"
         if mark == "WRONG":
             wrong.append(name)
         print(f"{name + ':':<12} {mark}: {text}", flush=True)
     if wrong:
-        print(f"verdict: a worker can't work here; wrong: {', '.join(wrong)}", flush=True)
+        print(f"verdict: a worker cannot work here; wrong: {', '.join(wrong)}", flush=True)
         return 1
     print("verdict: ok, a worker can work here", flush=True)
     return 0

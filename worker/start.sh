@@ -20,7 +20,7 @@ if [ -z "$python" ]; then
     fi
     if [ "${ECLOUD_START_MODULE:-}" = worker.debug ]; then
         echo "Python:      WRONG: none is here that is 3.10 or later: install one"
-        echo "verdict: a worker can't work here; wrong: Python"
+        echo "verdict: a worker cannot work here; wrong: Python"
     fi
     exit 1
 fi

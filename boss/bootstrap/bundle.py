@@ -141,7 +141,7 @@ class Bundles:
             for old in every[KEPT:]:
                 old.unlink()
         except OSError as error:
-            raise NoBundle(f"{archive} can't be written: {error.strerror}; make room there") from None
+            raise NoBundle(f"{archive} cannot be written: {error.strerror}; make room there") from None
         return Bundle(name, archive)
 
     # --- packages -------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Bundles:
         if (there := self._there(directory, package, version, machine)) is not None:
             return there
         raise NoBundle(
-            f"no {package} {version} can be had for {machine} ({said[-1] if said else 'pip said nothing'}): "
+            f"no {package} {version} is available for {machine} ({said[-1] if said else 'no output from pip'}): "
             f"put its wheel into {directory}, or use an image with the boss's own {_version(self._own.python)}"
         )
 

@@ -70,12 +70,12 @@ done
 tell python "${older:-}"
 if [ -n "$home" ] && (printf '#!/bin/sh\n' >"$home/try") 2>/dev/null; then
     chmod 700 "$home/try" 2>/dev/null
-    "$home/try" 2>/dev/null || tell unfit "programs in $home can't be run: it is mounted with noexec"
+    "$home/try" 2>/dev/null || tell unfit "programs in $home cannot be run: it is mounted with noexec"
     rm -f "$home/try"
     set -- $(df -Pm "$home" 2>/dev/null | tail -n 1)
     tell disk "${4:-}"
 else
-    tell unfit "$root/var/lib/ecloud can't be written by $(id -un), nor its own home: let it be root, or make room"
+    tell unfit "$root/var/lib/ecloud cannot be written by $(id -un), nor its own home: let it be root, or make room"
 fi
 if [ -n "$python" ] && [ -n "${boss:-}" ]; then
     limited 12 "$python" -c '

@@ -40,8 +40,8 @@ is possible."""
 
 SCRIPT = r"""#!/bin/sh
 # Makes this machine a worker of an ECLOUD cluster. Safe to run twice; what it does stands in $home/start.log.
-# ECLOUD_ROOT: a directory that stands for /; empty on a real machine. ECLOUD_COPIED_CODE: where whoever runs this
-# by SSH, after the boot, has put the code. Who is not root has a home of his own for it.
+# ECLOUD_ROOT: a directory that stands for /; empty on a real machine. ECLOUD_COPIED_CODE: where the boss, if it runs
+# this by SSH after the boot, has put the code. Who is not root has a home of his own for it.
 umask 077
 root=${ECLOUD_ROOT:-}
 if [ -z "${ECLOUD_ACCESS_BASE64:-}" ]; then
@@ -72,7 +72,7 @@ own() {  # the template's own start script, run as the guest would have run it
     case $(head -c 2 "$home/own_script") in
         '#!') "$home/own_script" ;;
         *) if command -v bash >/dev/null; then bash "$home/own_script"; else sh "$home/own_script"; fi ;;
-    esac || say "the template's own start script failed with exit code $?; going on"
+    esac || say "the template's own start script failed with exit code $?; continuing"
 }
 
 running() {  # whether the agent of this very boot order is alive
@@ -120,7 +120,7 @@ persons=/root
 if [ "$(id -u)" != 0 ]; then persons=${HOME:-$home}; fi
 cat >"$home/agent" <<END
 #!/bin/sh
-# Runs the agent, again when it crashes. When it has left, nobody needs this machine: powers it off.
+# Runs the agent, again when it crashes. When it has left, this machine is not needed: powers it off.
 ECLOUD_ROOT='$root'
 HOME=\${HOME:-$persons}
 export ECLOUD_ROOT HOME
@@ -170,7 +170,7 @@ else
     tries=0
     until running || [ "$tries" -ge 10 ]; do tries=$((tries + 1)); sleep 1; done
 fi
-if [ "$result" = 0 ]; then say "started the agent"; else say "the agent can't be started"; fi
+if [ "$result" = 0 ]; then say "started the agent"; else say "the agent cannot be started"; fi
 exit "$result"
 """.replace("@HOME@", HOME)
 

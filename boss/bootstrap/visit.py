@@ -86,7 +86,7 @@ class Visitor:
         except Broken as error:
             visit = Visit(error.contact, said=str(error), vm=guest.vm, boot_nonce=guest.boot_nonce)
         except Refused as error:  # a guest that cannot even be probed
-            visit = Visit("broken", said=f"what is there can't be looked at: {error}")
+            visit = Visit("broken", said=f"the VM cannot be checked: {error}")
         finally:
             guest.close()
             with self._lock:
@@ -139,7 +139,7 @@ def _may_be_prepared(visit: Visit, call: VisitVm) -> bool:
 
 def _machine(probed: Probed) -> Machine:
     if len(probed.python) < 5:
-        raise NoBundle("its Python does not say what it is; use an image with another one")
+        raise NoBundle("its Python does not report its version; use an image with another Python")
     python, architecture, libc, libc_version, _ = probed.python[:5]
     return Machine(_pair(python), architecture, libc, _pair(libc_version))
 

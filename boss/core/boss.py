@@ -184,9 +184,9 @@ class Boss:
         return (
             Phase("alarms", self._timers.ring, "after the events: a deadline that an event has moved does not pass"),
             Phase("chains", self.attempts.settle, "before placement: early outcomes of chained attempts that are due"),
-            Phase("suspects", self._settle_suspects, "before placement: a task that is done anew is no suspect"),
+            Phase("suspects", self._settle_suspects, "before placement: a task that runs again is no suspect"),
             Phase("arrays", self.arrays.settle, "before placement: elements that are made now are placed now"),
-            Phase("placement", self._place, "after alarms, which end back-offs; each ready task is looked at once"),
+            Phase("placement", self._place, "after alarms, which end back-offs; each ready task is checked once"),
             Phase("work stealing", self._stealing.settle, "after placement: idle workers are those it left idle"),
             Phase("orders", self._send_orders, "after placement: one message to each worker, whatever it was given"),
             Phase(

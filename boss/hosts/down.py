@@ -47,7 +47,7 @@ class Down:
         if not self._wrong:
             self._journal.change(invitation="", tunnel_ports={})
         if self._wrong:
-            raise Problem([*self._wrong, "what is left stays in hosts.toml: mend this, then hosts down again"],
+            raise Problem([*self._wrong, "what is left stays in hosts.toml: correct this, then run hosts down again"],
                           exit_code=PART_AWAY)  # fmt: skip
         text = f"{counted(count, 'worker')} ended on {counted(len(workers), 'host')}"
         print(text + ("; their files are removed" if self._purge else ""), flush=True)

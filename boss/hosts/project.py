@@ -51,7 +51,7 @@ def pack(directory: Path) -> Project:
                 digest.update(f"{entry.name}\0{entry.mode}\0{entry.size}\0".encode() + data)
                 archive.addfile(entry, io.BytesIO(data))
     except OSError as error:
-        raise Problem(f"the project's {error.filename} can't be read: {error.strerror}") from None
+        raise Problem(f"the project's {error.filename} cannot be read: {error.strerror}") from None
     return Project(digest.hexdigest()[:16], directory.name, packed.getvalue())
 
 

@@ -92,5 +92,5 @@ def _unpack(data: bytes, to: Path) -> int:
                 target.write_bytes(source.read())
                 count += 1
     except (tarfile.TarError, OSError) as error:
-        raise Problem(f"the files can't be brought to {to}: {error}") from None
+        raise Problem(f"the files cannot be brought to {to}: {error}") from None
     return count

@@ -118,7 +118,7 @@ class Up:
         bad = {host for host, texts in wrong.items() if texts}
         left = [host for host in self._workers if host not in bad]
         if not self._skip_failed or not left or self._plan.master in bad:
-            remedy = "mend this, or leave such hosts out with --skip_failed" if len(left) else "mend this"
+            remedy = "correct this, or leave such hosts out with --skip_failed" if len(left) else "correct this"
             raise Problem([*texts, f"no worker was started: {remedy}"])
         for text in texts:
             print(f"left out: {text}", flush=True)

@@ -143,7 +143,7 @@ class LocalCloud:
             self._ended[cloud_id] = time.time()
 
     def _choose_gpus(self, count: int) -> tuple[str, ...]:
-        """So many of this machine's, those first that the fewest living workers offer."""
+        """This many of this machine's, those first that the fewest living workers offer."""
         if not count:
             return ()
         offered = Counter(gpu for process in self._recorded() if _lives(process) for gpu in process.gpus)

@@ -76,8 +76,8 @@ def open_clouds(
 
 
 def _shared_here(settings: Settings) -> Resources:
-    """What the local pools share, where settings allow one of them more than this machine was found to have: a person
-    who says so is believed. Several pools get no more together."""
+    """What the local pools share, where settings allow one of them more than this machine was found to have:
+    such settings are believed. Several pools get no more together."""
     found: Resources = {}
     for pool in settings.all_pools:
         if pool.cloud == "local":
@@ -271,17 +271,17 @@ def _say(pool: str, cloud: Provider, size: Resources) -> Said:
         room = cloud.room()
         misfit = cloud.misfit(size)
     except CredentialsWrong as error:
-        return Said(pool, str(error), "mend settings.py; nothing starts there until then")
+        return Said(pool, str(error), "correct settings.py; nothing starts there until then")
     except GivePoolUp as error:
-        return Said(pool, str(error), "mend the pool in POOLS, or its template")
+        return Said(pool, str(error), "correct the pool in POOLS, or its template")
     except (TryLater, AskForLess, Gone) as error:
         return Said(
-            pool, str(error), "mend the address (OPENNEBULA_URL, login, hosts) if wrong; else it is tried again"
+            pool, str(error), "correct the address (OPENNEBULA_URL, login, hosts) if wrong; otherwise the boss retries"
         )
     if misfit:
         return Said(pool, misfit, "set the pool's cpus and memory_mb to what the template gives, or enlarge that")
     if room.vms is None:
-        return Said(pool, "lets us in")
+        return Said(pool, "accepts the login")
     text = f"has room for {room.vms} {'VM' if room.vms == 1 else 'VMs'} ({room.reason})"
     return Said(pool, text, "" if room.vms else "make room there, or let another pool take over")
 

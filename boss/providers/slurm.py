@@ -115,11 +115,11 @@ class SlurmCloud:
         except subprocess.TimeoutExpired as error:
             raise Unanswered(f"Slurm did not answer within {COMMAND_S:g} s when asked to {what}") from error
         except OSError as error:
-            raise GivePoolUp(f"{error.filename} can't be run here: install Slurm's commands, or set login") from error
+            raise GivePoolUp(f"{error.filename} cannot be run here: install Slurm's commands, or set login") from error
         if code == 0:
             found = re.match(r"(\d+)(;|$)", said.strip())
             if found is None:
-                raise Unanswered(f"sbatch did not say the id of {name}: {clean(said).strip()[:200]!r}")
+                raise Unanswered(f"sbatch did not report the id of {name}: {clean(said).strip()[:200]!r}")
             return found[1]
         if self._commands.login and code == 255:
             raise Unanswered(
@@ -187,7 +187,7 @@ class SlurmCloud:
             seen = self._seen.get(cloud_id)
         since = seen.since if seen is not None else 0.0
         if time.monotonic() - missing.since_s < self._shown_for_s():
-            return VmFound(vm_no, cloud_id, CloudState.HIDDEN, "", "", since, "Slurm does not show its job any more")
+            return VmFound(vm_no, cloud_id, CloudState.HIDDEN, "", "", since, "Slurm no longer shows its job")
         ended = seen.ended if seen is not None else 0.0
         return VmFound(vm_no, cloud_id, CloudState.GONE, "", "", since, "", ended)
 
@@ -278,7 +278,7 @@ class SlurmCloud:
         except subprocess.TimeoutExpired as error:
             raise TryLater(f"Slurm did not answer within {COMMAND_S:g} s when asked to {what}") from error
         except OSError as error:
-            raise GivePoolUp(f"{error.filename} can't be run here: install Slurm's commands, or set login") from error
+            raise GivePoolUp(f"{error.filename} cannot be run here: install Slurm's commands, or set login") from error
         if code == 0:
             return said
         problem = refusal(errors or said, what)

@@ -91,7 +91,7 @@ class Shell:
         except subprocess.TimeoutExpired as error:
             raise Failed(f"{host} did not answer within {limit_s:g} s", True) from error
         except OSError as error:
-            raise Failed(f"{words[0]} can't be run here: install the OpenSSH client") from error
+            raise Failed(f"{words[0]} cannot be run here: install the OpenSSH client") from error
         errors = done.stderr.decode("utf-8", "replace").strip().splitlines()
         said = errors[-1] if errors else f"exit code {done.returncode}"
         if host != LOCAL and done.returncode == 255:
@@ -166,7 +166,7 @@ class SshHosts:
                 return self._start_on(host, order)
             except Failed as failed:
                 if failed.connected:
-                    raise Unanswered(f"{failed}: nobody knows whether its worker was started") from failed
+                    raise Unanswered(f"{failed}: it is unknown whether its worker was started") from failed
                 reasons.append(str(failed))
             except NoBundle as error:
                 reasons.append(f"{host}: {error}")
@@ -178,7 +178,7 @@ class SshHosts:
                 self._rests_until[host] = time.monotonic() + REST_S
         if reasons:
             raise TryLater("no host took a worker: " + "; ".join(reasons))
-        raise AskForLess(f"all {len(self._hosts)} hosts of pool {order.pool} are taken or can't be reached now")
+        raise AskForLess(f"all {len(self._hosts)} hosts of pool {order.pool} are taken or cannot be reached now")
 
     def _reserve(self, vm_no: int) -> str | None:
         """Take a slot of the host with the most free slots; return the host."""
@@ -218,7 +218,7 @@ class SshHosts:
             clean = Cleaner([access.password, access.key], [script.decode()])
             raise Failed(clean(str(failed)), failed.connected) from None
         if not {"started", "there"} & set(said):
-            raise Failed(f"{host} did not say that the worker was started", True)
+            raise Failed(f"{host} did not confirm that the worker was started", True)
         return scripts.cloud_id_of(host, order.vm_no)
 
     # --- listing ----------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ class SshHosts:
             if cloud_id in here:
                 continue
             host = cloud_id.rpartition("#")[0]
-            why = told.get(host, f"{host} is in no list of hosts any more")
+            why = told.get(host, f"{host} is no longer in any list of hosts")
             if isinstance(why, str):
                 found.append(VmFound(vm_no, cloud_id, CloudState.HIDDEN, "", scripts.address_of(host), 0.0, why))
             else:

@@ -28,7 +28,7 @@ class Certificate(NamedTuple):
 
 
 def certificate_for(address: str, directory: Path) -> Certificate:
-    """The one of that address in `directory`; made where there is none. Raises `OSError`."""
+    """The one of that address in `directory`; made if there is none. Raises `OSError`."""
     name = re.sub(r"[^A-Za-z0-9.-]", "_", address)
     files = directory / f"broker-{name}.pem", directory / f"broker-{name}.key"
     if not all(path.exists() for path in files):

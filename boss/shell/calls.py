@@ -222,7 +222,7 @@ class Calls:
         if event.visit.contact == "changed":
             log.error("VM %s is refused: it shows another host key: %s", call.vm_no, event.visit.said)
         elif event.visit.problem:
-            log.warning("VM %s at %s can't be prepared: %s", call.vm_no, call.address, event.visit.problem)
+            log.warning("VM %s at %s cannot be prepared: %s", call.vm_no, call.address, event.visit.problem)
         return event
 
     def _to_cloud(self, call: Call) -> Event | None:
@@ -231,12 +231,12 @@ class Calls:
         try:
             # The call may have waited long in the queue: another boss may lead now, with newer knowledge.
             if not self._leads():
-                log.warning("no call to the cloud of pool %s any more: another boss leads", call.pool)
+                log.warning("the cloud of pool %s is no longer called: another boss leads", call.pool)
                 return None
         except StoreAway as error:
-            return _not_asked(call, f"the database can't tell whether this boss still leads: {error}")
+            return _not_asked(call, f"the database cannot tell whether this boss still leads: {error}")
         if cloud is None:
-            reason = f"no pool {call.pool} is set any more"
+            reason = f"pool {call.pool} is no longer set"
             return VmRefused(call.vm_no, reason, GIVEN_UP_S, "unset") if isinstance(call, StartVm) else None
         if isinstance(call, StartVm):
             return self._start(call, cloud)
@@ -302,7 +302,7 @@ def _ask_room(call: AskRoom, cloud: Provider) -> Event:
     try:
         room = cloud.room()
     except (TryLater, CredentialsWrong, GivePoolUp) as error:
-        log.warning("pool %s does not say how many VMs it has room for: %s", call.pool, error)
+        log.warning("pool %s does not report how many VMs it has room for: %s", call.pool, error)
         return RoomSeen(call.pool, None)
     return RoomSeen(call.pool, room.vms, room.reason)
 

@@ -49,7 +49,7 @@ class BrokerWontStart(PartAway):
 class EmbeddedBroker:
     """One private broker. `listen`: the address that it listens on while the boss itself speaks with it on this
     machine, for hosts (`admin.py hosts up`). `public`: the address at which other machines reach it with TLS, with or
-    without ":PORT"; then everybody uses that."""
+    without ":PORT"; then all peers use that."""
 
     def __init__(self, home: Home, listen: str = HOST, public: str = "") -> None:
         self._home = home
@@ -106,7 +106,7 @@ class EmbeddedBroker:
                     preexec_fn=_die_with_boss,
                 )
             except OSError as error:
-                text = f"the embedded broker {command[0]} can't be started: {error.strerror}"
+                text = f"the embedded broker {command[0]} cannot be started: {error.strerror}"
                 raise BrokerWontStart(text) from None
 
     def _write_certificate(self, password: str) -> None:

@@ -45,7 +45,7 @@ class Hook:
         except Exception as error:  # an unexpected error must not end the thread
             problem = f"{type(error).__name__}: {error}"
         if problem:
-            log.error("HOOK_COMMAND, told of %s, %s", told.cause, problem)
+            log.error("HOOK_COMMAND for %s %s", told.cause, problem)
 
     def _problem(self, told: TellPerson) -> str:
         """What went wrong, as the end of a sentence; empty if nothing did."""
@@ -75,4 +75,4 @@ class Hook:
                 return f"had not ended after {self._limit_s:.0f} s and was killed"
             said.seek(0)
             text = said.read(MAX_SAID_BYTES).decode(errors="replace").strip()
-        return f"ended with {code}: {text or 'no word from it'}" if code else ""
+        return f"ended with {code}: {text or 'no output'}" if code else ""

@@ -228,7 +228,7 @@ class Runtime:
     def _decode(self, topic: str, payload: bytes, events: list[Event]) -> None:
         kind, _, peer = topic.rpartition("/")
         if kind.endswith("/presence"):
-            log.debug("the broker says that %s is gone", peer)
+            log.debug("the broker reports that %s is gone", peer)
             return
         try:
             envelope, key_name = wire.decode(payload, topic, self._key_of)

@@ -99,4 +99,4 @@ class _Clock:
             self._ahead_s = float(str(self._publisher.hello()["ahead_s"]))
         except DatastoreAway as error:
             self._again_at_s = time.monotonic() + UNSURE_S / 2
-            log.warning("the datastore's clock can't be read: %s", error)
+            log.warning("the datastore's clock cannot be read: %s", error)

@@ -77,7 +77,7 @@ def login(packet: bytes) -> tuple[bytes, bytes]:
 
 
 class Door:
-    """Lets in who has the password."""
+    """Admits clients that know the password."""
 
     def __init__(self, broker_port: int, user: bytes, password: bytes) -> None:
         self._broker_port = broker_port

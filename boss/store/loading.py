@@ -154,7 +154,7 @@ def _declared(connection: Connection, live_attempts: Sequence[AttemptRow]) -> di
 def _asks_of_ended(
     connection: Connection, live_attempts: Sequence[AttemptRow], rows: Collection[int]
 ) -> dict[int, Resources]:
-    """What the tasks asked for that are not among the loaded ones although attempts of theirs are being stopped."""
+    """What the tasks asked for that are not among the loaded ones although their attempts are being stopped."""
     tasks, parsed = schema.tasks, _Parsed(dict[str, float])
     task_nos = sorted({row.task_no for row in live_attempts if row.task_no not in rows})
     found: dict[int, Resources] = {}

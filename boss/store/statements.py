@@ -210,7 +210,7 @@ def transaction(engine: Engine, writes: bool = True) -> Iterator[Connection]:
             raise CommitRefused(sentence) from error
         raise StoreAway(sentence) from error
     except (OverflowError, UnicodeError) as error:  # the driver cannot send a value
-        raise CommitRefused(f"{where(engine.url)} can't take a value: {error}") from error
+        raise CommitRefused(f"{where(engine.url)} cannot take a value: {error}") from error
 
 
 _TOO_LARGE = frozenset({1153, 1301})

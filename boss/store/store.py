@@ -206,7 +206,7 @@ class Store:
             raise self._deposed()
 
     def _deposed(self) -> Deposed:
-        return Deposed(f"epoch {self._epoch} is over: another boss leads")
+        return Deposed(f"epoch {self._epoch} has ended: another boss leads")
 
     # --- reading for the core --------------------------------------------------------------------
 

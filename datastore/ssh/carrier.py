@@ -46,7 +46,7 @@ class Carrier:
             )  # fmt: skip
         except OSError as error:
             self._errors.close()
-            raise Lost(f"{command[0]} can't be started: {error.strerror}; install the OpenSSH client", True) from error
+            raise Lost(f"{command[0]} cannot be started: {error.strerror}; install the OpenSSH client", True) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
@@ -95,7 +95,7 @@ def explain(where: str, told: str) -> Lost:
     if ("Permission denied" in told and "publickey" in told) or "Too many authentication failures" in told:
         return not_authorised(where)
     if "Could not resolve hostname" in told:
-        return Lost(f"the name of {where} can't be resolved: {last}")
+        return Lost(f"the name of {where} cannot be resolved: {last}")
     if "can't open file" in told or "python3: not found" in told or "command not found" in told:
         return Lost(
             f"{where} has no gate or no python3 ({last})", True, remedy="run python admin.py set_datastore again"

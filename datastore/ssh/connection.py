@@ -65,7 +65,9 @@ class Connection:
         self.hello["ahead_s"] = float(self.hello.get("clock_s", time.time())) - time.time()
         if self.hello.get("gate") != VERSION:
             found = self.hello.get("gate")
-            text = f"the gate of {self.where} is of version {found}, not {VERSION}: python admin.py set_datastore again"
+            text = (
+                f"the gate of {self.where} has version {found}, not {VERSION}: run python admin.py set_datastore again"
+            )
             self.close()
             raise Lost(text, True)
 

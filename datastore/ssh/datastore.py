@@ -240,7 +240,7 @@ def told_apart(local: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in AWAY and error.filename is not None:
-            raise DatastoreAway(f"{error.filename} can't be used on this machine: {error.strerror}") from error
+            raise DatastoreAway(f"{error.filename} cannot be used on this machine: {error.strerror}") from error
         if error.errno in AWAY:
-            raise DatastoreAway(f"{local} can't be copied: {error.strerror}") from error
+            raise DatastoreAway(f"{local} cannot be copied: {error.strerror}") from error
         raise

@@ -57,10 +57,10 @@ def connected(address: SshAddress, key: Path, host_key: str) -> Iterator[Remote]
     except Unreachable as error:
         if error.contact == "changed":
             text = f"REFUSED: {address.host} shows another host key than the one that was pinned"
-            raise DatastoreAway(f"{text}: somebody may be in between, or it was installed anew") from error
+            raise DatastoreAway(f"{text}: the connection may be intercepted, or the host was reinstalled") from error
         if error.contact == "denied":
             raise AccessRefused(f"{address.user}@{address.host} does not accept the boss's key") from error
-        raise DatastoreAway(f"{address} can't be reached: {error}") from error
+        raise DatastoreAway(f"{address} cannot be reached: {error}") from error
     except Broken as error:
         raise DatastoreAway(str(error)) from error
     finally:

@@ -1,7 +1,7 @@
-"""A connection to a gate that comes back: connects when needed, again after a cut, and asks anew what was on its way.
+"""A connection to a gate that comes back: connects when needed, again after a cut, and sends pending requests again.
 
 Every request of the gate may be asked again. So a transfer that is cut resumes where it was, and only who waits longer
-than its patience without any progress hears of it.
+than its patience without any progress gets the error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Link:
         self._connection: Connection | None = None
 
     def connected(self) -> Connection:
-        """The living connection, made where there is none. Raises `Lost`."""
+        """The living connection, made if there is none. Raises `Lost`."""
         with self._lock:
             if self._connection is not None:
                 if self._connection.is_alive:
@@ -68,7 +68,7 @@ class Patience:
         self.progressed()
 
     def progressed(self) -> None:
-        """Something was answered: all anew."""
+        """Something was answered: start again."""
         self._deadline_s = time.monotonic() + self._patience_s
         self._failures = 0
 

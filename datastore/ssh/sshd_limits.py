@@ -1,5 +1,5 @@
 """How many connections a datastore's sshd takes in at once: read from what its listener says of itself, else from its
-configuration. Nothing needs root there; what can't be read is unknown, not guessed."""
+configuration. Nothing needs root there; what cannot be read is unknown, not guessed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 READ_S = 30.0
 USUAL_STARTUPS = 10
-"""`MaxStartups` where nobody set it."""
+"""`MaxStartups` by default."""
 SCRIPT = """
 p=$PPID; n=0
 while [ "$p" -gt 1 ] && [ "$n" -lt 9 ]; do
@@ -26,14 +26,14 @@ _SETTING = re.compile(r"^\s*maxstartups\s*[\s=]\s*\"?(\d+)", re.IGNORECASE | re.
 
 @dataclass(frozen=True)
 class Limits:
-    """`startups`: connections that may begin at the same moment before some are turned away. `source`: who says so."""
+    """`startups`: connections that may begin at the same moment before some are turned away. `source`: its origin."""
 
     startups: int
     source: str
 
 
 def read_limits(command: list[str]) -> Limits | None:
-    """What sshd allows; None where that can't be read. `command` starts a shell there."""
+    """What sshd allows; None where that cannot be read. `command` starts a shell there."""
     try:
         done = subprocess.run(command, input=SCRIPT.encode(), capture_output=True, timeout=READ_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -46,10 +46,10 @@ def understand(told: str) -> Limits | None:
     processes, _, configuration = told.partition("CONFIGURATION\n")
     found = _LISTENER.search(processes.replace("\0", " "))
     if found:
-        return Limits(int(found[1]), "its sshd says")
+        return Limits(int(found[1]), "by its sshd")
     set_there = _SETTING.search(configuration)
     if set_there:
-        return Limits(int(set_there[1]), "its sshd_config says")
+        return Limits(int(set_there[1]), "by its sshd_config")
     if configuration.strip():
-        return Limits(USUAL_STARTUPS, "its sshd_config says nothing else")
+        return Limits(USUAL_STARTUPS, "the default: its sshd_config sets no other")
     return None

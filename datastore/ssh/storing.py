@@ -36,7 +36,7 @@ def store(link: Link, client: str, stage: str, local: Path, path: str) -> list[E
             return _Store(link, client, stage, list(walk(local, path))).run()
         except Again as again:
             told = str(again)
-    raise OSError(errno.EAGAIN, f"{local} can't be stored: {told}")
+    raise OSError(errno.EAGAIN, f"{local} cannot be stored: {told}")
 
 
 class _Store:

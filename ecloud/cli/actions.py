@@ -73,11 +73,13 @@ def action(function: Function) -> click.Command:
     return main.command(function.__name__)(option(function))
 
 
-run_option = click.option("--run", default="", metavar="RUN", help="Of this run only.")
-state_option = click.option("--state", default="", metavar="S", help="In this state only.")
-label_option = click.option("--label", default="", metavar="L", help="With this label only.")
-limit_option = click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
-newest_option = click.option("--newest", is_flag=True, help="The last ones of the lists first.")
+run_option = click.option("--run", default="", metavar="RUN", help="Only of this run.")
+state_option = click.option("--state", default="", metavar="S", help="Only in this state.")
+label_option = click.option("--label", default="", metavar="L", help="Only with this label.")
+limit_option = click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many."
+)
+newest_option = click.option("--newest", is_flag=True, help="Show the last entries of each list first.")
 task_argument = click.argument("task", metavar="TASK")
 
 

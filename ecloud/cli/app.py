@@ -103,7 +103,7 @@ def _reader_ended() -> int:
 def _help_of(error: click.ClickException, name: str) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else name
-    return "" if "--help" in error.format_message() else f"; {as_typed(path)} --help shows what is possible"
+    return "" if "--help" in error.format_message() else f"; {as_typed(path)} --help lists the options"
 
 
 def _print_as_the_locale_can() -> None:

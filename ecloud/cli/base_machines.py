@@ -67,9 +67,9 @@ def _address(template: str, setting: str, create: bool) -> str:
             "--machine", template, *(["--create"] if create else []), limit_s=cloud_probe.MACHINE_S
         )
     except cloud_probe.CloudsAway as error:
-        raise Problem(f"{setting} can't be found: the cloud {error.text}", error.remedy, PART_AWAY) from None
+        raise Problem(f"{setting} cannot be found: the cloud {error.text}", error.remedy, PART_AWAY) from None
     if found.get("problem"):
-        raise Problem(f"{setting} can't be found: {found['problem']}", exit_code=PART_AWAY)
+        raise Problem(f"{setting} cannot be found: {found['problem']}", exit_code=PART_AWAY)
     what = "made" if found.get("made") else "found"
     print(f"{setting}: {what} VM {found['cloud_id']} of template {template} at {found['address']}", file=sys.stderr)
     return str(found["address"])

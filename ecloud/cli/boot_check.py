@@ -58,7 +58,7 @@ def boot(settings: Settings) -> Iterator[Booted]:
         finally:
             left = _end(client, engine, list(asked))
         for vm in left:
-            text = f"vm/{vm.vm_no} does not end: it was asked to {vm.end_asked} times in {duration(END_S)}"
+            text = f"vm/{vm.vm_no} does not end: its end was requested {vm.end_asked} times in {duration(END_S)}"
             yield Booted(vm.pool, text, f"python admin.py why vm/{vm.vm_no}")
 
 
@@ -72,8 +72,8 @@ def _await(engine: Engine, asked: dict[str, str], deadline: float) -> Iterator[B
             elif vm.state in ("ending", "gone") or time.monotonic() > deadline:
                 reason = vm.reason if vm.state != "intended" else "its cloud did not answer"
                 why = _trouble(engine, vm)
-                text = f"{name} did not come up: {reason}" + (f": {why}" if why and why not in reason else "")
-                yield Booted(waiting.pop(name), text, f"python admin.py why {name} tells each step")
+                text = f"{name} did not start: {reason}" + (f": {why}" if why and why not in reason else "")
+                yield Booted(waiting.pop(name), text, f"python admin.py why {name} shows each step")
         if waiting:
             time.sleep(LOOK_EVERY_S)
 

@@ -39,4 +39,4 @@ def ask(*arguments: str, limit_s: float = CLOUDS_S) -> list[dict[str, Any]]:
         raise CloudsAway(f"does not answer within {limit_s:.0f} s", "check OPENNEBULA_URL and the network") from None
     except msgspec.MsgspecError:
         words = done.stderr.decode(errors="replace").strip()[-300:]
-        raise CloudsAway(words or "left no word", "mend the settings") from None
+        raise CloudsAway(words or "no output", "correct the settings") from None

@@ -8,10 +8,12 @@ from ecloud.cli.actions import action, main, run_option
 
 
 @action
-@click.option("--create", is_flag=True, help="Make the machines of BOSS_TEMPLATE, DATASTORE_TEMPLATE where none runs.")
+@click.option(
+    "--create", is_flag=True, help="Create the machines of BOSS_TEMPLATE and DATASTORE_TEMPLATE if none runs."
+)
 @click.option(
     "--listen", metavar="ADDRESS[:PORT]",
-    help="Let other machines reach the embedded broker there, with TLS [BROKER_LISTEN in settings.py].",
+    help="Let other machines reach the embedded broker at this address, with TLS [BROKER_LISTEN in settings.py].",
 )  # fmt: skip
 def start(create: bool, listen: str | None, as_json: bool) -> int:
     """Start the boss in the background."""
@@ -21,7 +23,7 @@ def start(create: bool, listen: str | None, as_json: bool) -> int:
 
 
 @action
-@click.option("--vms", is_flag=True, help="First end all VMs, with what they run.")
+@click.option("--vms", is_flag=True, help="First end all VMs and their tasks.")
 def stop(vms: bool, as_json: bool) -> int:
     """Stop the boss; reports what still runs."""
     from ecloud.cli import daemon
@@ -35,7 +37,7 @@ def slurm() -> None:
 
 
 @slurm.command("start")
-@click.option("-n", "number", default=1, metavar="N", type=click.IntRange(1, 10_000), help="How many workers [1].")
+@click.option("-n", "number", default=1, metavar="N", type=click.IntRange(1, 10_000), help="Number of workers [1].")
 @click.option("--pool", default="", metavar="P", help="From this pool [the first of cloud slurm].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 def slurm_start(number: int, pool: str, as_json: bool) -> int:
@@ -55,7 +57,7 @@ def slurm_stop(as_json: bool) -> int:
 
 
 @action
-@click.option("--watch", is_flag=True, help="Again and again, until Ctrl-C; with --json one line each time.")
+@click.option("--watch", is_flag=True, help="Repeat until Ctrl-C; with --json one line each time.")
 @click.option("--all", "all_runs", is_flag=True, help="All runs, not only the first ten.")
 def status(watch: bool, all_runs: bool, as_json: bool) -> int:
     """Tasks, runs, workers and boss on one screen."""
@@ -65,7 +67,7 @@ def status(watch: bool, all_runs: bool, as_json: bool) -> int:
 
 
 @action
-@click.option("--boot", is_flag=True, help="Start one VM of each pool, wait for its worker, end it again.")
+@click.option("--boot", is_flag=True, help="Start one VM of each pool, wait for its worker, end the VM.")
 def doctor(boot: bool, as_json: bool) -> int:
     """Check every part; print ok, or what to do."""
     from ecloud.cli import doctor
@@ -89,9 +91,9 @@ def migrate(as_json: bool) -> int:
     type=click.Choice(["worker", "submit", "admin"]),
     default="worker",
     show_default=True,
-    help="What its holder may do: run tasks; push, watch and cancel; everything.",
+    help="Role: run tasks; push, watch and cancel; everything.",
 )
-@click.option("--revoke", metavar="NAME", help="Revoke this invitation: what uses it is dropped at once.")
+@click.option("--revoke", metavar="NAME", help="Revoke this invitation and disconnect its users immediately.")
 @click.option("--list", "listing", is_flag=True, help="Show the invitations, their roles, and which are revoked.")
 def invite(file: str, host: str | None, role: str, revoke: str | None, listing: bool, as_json: bool) -> int:
     """Write an access file for a worker or client on another machine."""
@@ -121,13 +123,18 @@ def ledger(run: str, as_json: bool) -> int:
 
 @action
 @click.option("--port", default=8787, show_default=True, help="0: any that is free.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs TLS and a password.")
-@click.option("--read_only", is_flag=True, help="Show, and change nothing.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; all but loopback need TLS and a password.",
+)
+@click.option("--read_only", is_flag=True, help="Only show; change nothing.")
 @click.option("--tls_cert", metavar="FILE", default="", help="Certificate for --host (PEM).")
 @click.option("--tls_key", metavar="FILE", default="", help="Its key (PEM).")
-@click.option("--password_file", metavar="FILE", default="", help="Ask browsers for the password in it.")
+@click.option("--password_file", metavar="FILE", default="", help="Password file: browsers must log in.")
 @click.option("--open", "open_browser", is_flag=True, help="Open a browser.")
-@click.option("--tied", is_flag=True, hidden=True, help="End when the process that started this one ends.")
+@click.option("--tied", is_flag=True, hidden=True, help="End with the parent process.")
 def monitor(
     port: int, host: str, read_only: bool, tls_cert: str, tls_key: str, password_file: str, open_browser: bool,
     tied: bool, as_json: bool,

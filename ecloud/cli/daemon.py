@@ -39,9 +39,11 @@ def start(create: bool, as_json: bool, listen: str | None = None) -> int:
     home = settings.home_directory
     about = app.running_boss(home)
     if about is not None:
-        _say(as_json, about, f"a boss runs already in {home.path} (pid {about.get('pid', 'unknown')})")
+        _say(as_json, about, f"a boss already runs in {home.path} (pid {about.get('pid', 'unknown')})")
         if listen:
-            raise Problem(f"--listen {listen} is read when a boss starts", "python admin.py stop, then start again")
+            raise Problem(
+                f"--listen {listen} takes effect when a boss starts", "python admin.py stop, then start again"
+            )
         base_machines.set_datastore(settings, create)
         return DONE
     broker_host = base_machines.broker_host(settings, create)
@@ -52,7 +54,7 @@ def start(create: bool, as_json: bool, listen: str | None = None) -> int:
         log = (home.path / "start.log").open("wb")
     except OSError as error:
         raise Problem(
-            f"the home {home.path} can't be used: {error.strerror}; set HOME in settings.py or ECLOUD_HOME"
+            f"the home {home.path} cannot be used: {error.strerror}; set HOME in settings.py or ECLOUD_HOME"
         ) from None
     with log:
         process = subprocess.Popen(
@@ -77,11 +79,11 @@ def _wait_until_up(home: Home, process: subprocess.Popen[bytes]) -> None:
     while not home.boss_pid.exists():
         words = _last_line(home)
         if process.poll() is not None:
-            raise Problem(f"the boss does not start: {words or 'it left no word'}; see {home.log}", exit_code=PART_AWAY)
+            raise Problem(f"the boss does not start: {words or 'no output'}; see {home.log}", exit_code=PART_AWAY)
         waited_s = time.monotonic() - began
         if waited_s > START_S or (words and waited_s > SAYS_WAITING_S):
-            raise Problem(f"the boss (pid {process.pid}) is not up yet: {words or 'no word from it'}; "
-                        f"it goes on trying: python admin.py doctor", exit_code=PART_AWAY)  # fmt: skip
+            raise Problem(f"the boss (pid {process.pid}) is not up yet: {words or 'no output'}; "
+                        f"it keeps trying; see python admin.py doctor", exit_code=PART_AWAY)  # fmt: skip
         time.sleep(0.02)
 
 
@@ -98,7 +100,7 @@ def stop(vms: bool, as_json: bool) -> int:
     about = app.running_boss(home)
     if about is None and vms and _has_vms(settings):
         with contextlib.redirect_stdout(sys.stderr):
-            print("no boss runs: one is started to end the VMs")
+            print("no boss runs: starting one to end the VMs")
             start(False, False)
         about = app.running_boss(home)
     if about is None:
@@ -131,7 +133,7 @@ def _end_left_overs(home: Home) -> None:
 
     count = left_overs.end(home.workers)
     if count:
-        print(f"ended {counted(count, 'process', 'processes')} that tasks had left on this machine", file=sys.stderr)
+        print(f"ended {counted(count, 'process', 'processes')} that tasks left on this machine", file=sys.stderr)
 
 
 def _has_vms(settings: Settings) -> bool:
@@ -155,7 +157,7 @@ def _end_vms(settings: Settings) -> None:
         print(client.request("end_vms").text, file=sys.stderr)
     engine = app.database(settings)
     cluster_id = queries.context(engine).get("cluster_id", "")
-    with told_when_interrupted(lambda: "the boss stays, and goes on ending them; to wait: python admin.py stop --vms"):
+    with told_when_interrupted(lambda: "the boss stays and continues to end them; to wait: python admin.py stop --vms"):
         _wait_until_ended(settings, engine, cluster_id)
 
 
@@ -165,8 +167,8 @@ def _wait_until_ended(settings: Settings, engine: Engine, cluster_id: str) -> No
     while left := _left_by_rows(engine) or _left_in_clouds(settings, cluster_id):
         if time.monotonic() > deadline:
             raise Problem(
-                f"not ended after {settings.end_vms_s:.0f} s (END_VMS_S): {_some(left)}; the boss goes on ending them: "
-                "python admin.py show_vms",
+                f"not ended after {settings.end_vms_s:.0f} s (END_VMS_S): {_some(left)}; the boss continues to end "
+                "them: python admin.py show_vms",
                 exit_code=PART_AWAY,
             )
         if time.monotonic() > tell_at:
@@ -218,7 +220,7 @@ def _still_there(settings: Settings) -> str:
     parts += [counted(others, "invited worker")] if others else []
     busy = counted(sum(len(worker.running) for worker in workers), "running task")
     text = f"; still there: {' and '.join(parts)}, which finish {busy} and wait for the boss's return"
-    return text + ("; stop --vms ends VMs, too" if vms else "")
+    return text + ("; stop --vms also ends VMs" if vms else "")
 
 
 def _say(as_json: bool, about: dict[str, Any], text: str) -> None:

@@ -26,8 +26,8 @@ def drop_context(keys: tuple[str, ...], as_json: bool) -> int:
 
 @action
 @click.argument("address", metavar="DIR|USER@HOST[:PORT]:/ROOT")
-@click.option("--new_host_key", is_flag=True, help="Over SSH: trust a key other than the one that was pinned.")
-@click.option("--own_account", is_flag=True, help="Over SSH: the address is this account; its files are written here.")
+@click.option("--new_host_key", is_flag=True, help="Over SSH: trust a new host key instead of the pinned one.")
+@click.option("--own_account", is_flag=True, help="Over SSH: the address is this account; write its files here.")
 def set_datastore(address: str, new_host_key: bool, own_account: bool, as_json: bool) -> int:
     """Set the datastore: a directory that boss and workers share, or a machine over SSH."""
     from ecloud.cli import set_datastore as setting
@@ -52,7 +52,7 @@ def ls(path: str, task: str, run: str, recursive: bool, as_json: bool) -> int:
 @click.argument("to", default=".")
 @click.option("--task", default="", metavar="TASK", help="The results of this task.")
 @run_option
-@click.option("--force", is_flag=True, help="Replace what is at TO.")
+@click.option("--force", is_flag=True, help="Replace an existing TO.")
 def get(path: str, to: str, task: str, run: str, force: bool, as_json: bool) -> int:
     """Copy a file or directory of the datastore to TO."""
     from ecloud.cli import files

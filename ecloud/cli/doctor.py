@@ -129,7 +129,7 @@ def _home(settings: Settings) -> Iterator[Finding]:
         yield Finding("home", f"{home.path} is made at the first start")
         return
     if not os.access(home.path, os.W_OK):
-        yield Finding("home", f"{home.path} can't be written", "set HOME in settings.py, or its owner")
+        yield Finding("home", f"{home.path} cannot be written", "set HOME in settings.py, or its owner")
         return
     open_to_others = [
         path
@@ -156,7 +156,7 @@ def _database(settings: Settings) -> Iterator[tuple[Finding, Engine | None]]:
     try:
         url = database_url(settings)
     except SettingsWrong as error:
-        yield Finding("database", error.text, "mend DATABASE_URL"), None
+        yield Finding("database", error.text, "correct DATABASE_URL"), None
         return
     is_file = url.get_backend_name() == "sqlite"
     if is_file and not Path(str(url.database)).exists():
@@ -179,7 +179,7 @@ def _database(settings: Settings) -> Iterator[tuple[Finding, Engine | None]]:
 def _sqlite(connection: sa.Connection, file: Path) -> Iterator[Finding]:
     version = connection.exec_driver_sql("SELECT sqlite_version()").scalar()
     mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
-    remedy = "" if mode == "wal" else "WAL can't be had there: move HOME to a local disk"
+    remedy = "" if mode == "wal" else "WAL does not work there: move HOME to a local disk"
     yield Finding("database", f"SQLite {version} in {file}, journal {mode}", remedy)
     kind = file_system_of(file)
     if kind in NETWORK_FILE_SYSTEMS:
@@ -227,8 +227,8 @@ def _restored(context: Mapping[str, str]) -> Iterator[Finding]:
         ago = duration(time.time() - float(at))
         yield Finding(
             "database",
-            f"{peer} knew {ago} ago of work that it lacks: it was restored from a backup",
-            "push again what is missing; workers have dropped what they held and joined again",
+            f"{peer} knew {ago} ago of work that the database lacks: it was restored from a backup",
+            "push the missing tasks again; workers dropped their tasks and joined again",
         )
 
 
@@ -240,7 +240,7 @@ def _boss(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
     here = f"pid {about.get('pid')} in {settings.home_directory.path}" if about is not None else ""
     if engine is None:
         if here:
-            yield Finding("boss", f"runs ({here}), but its database can't be asked", "see database")
+            yield Finding("boss", f"runs ({here}), but its database does not answer", "see database")
         else:
             yield Finding("boss", "does not run", "python admin.py start")
         return
@@ -248,23 +248,23 @@ def _boss(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
     if status.boss.leads:
         yield Finding("boss", f"leads ({status.boss.holder}), last wrote {duration(status.boss.silent_s or 0)} ago")
     elif here:
-        yield Finding("boss", f"runs ({here}) and does not write", f"see {settings.home_directory.log}")
+        yield Finding("boss", f"runs ({here}) but does not write", f"see {settings.home_directory.log}")
     else:
         yield Finding("boss", "does not run", "python admin.py start")
     yield from _restored(queries.context(engine))
     for trouble in status.troubles:
-        yield Finding("workers", trouble, "it goes on by itself when that is over")
+        yield Finding("workers", trouble, "resumes automatically")
     for suspect in status.suspects:
-        yield Finding("tasks", suspect, "look at its output (admin.py logs); then cancel or retry_failed")
+        yield Finding("tasks", suspect, "check its output (admin.py logs); then cancel or retry_failed")
     for trouble in status.cloud_troubles:
-        yield Finding("VMs", trouble, "python admin.py plan and show_vms tell more")
+        yield Finding("VMs", trouble, "see python admin.py plan and show_vms")
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
     try:
         address = external_broker(settings)
     except SettingsWrong as error:
-        yield Finding("broker", error.text, "mend BROKER_CA")
+        yield Finding("broker", error.text, "correct BROKER_CA")
         return
     topic = f"ecloud/doctor/{secrets.token_hex(4)}"
     if address is None:
@@ -282,7 +282,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     if problem is not None:
         remedy = problem.remedy
         if settings.boss_template and not settings.broker_host:
-            remedy = "start it there; where its machine has another address now, set BROKER_HOST to that"
+            remedy = "start it there; if its machine has a new address, set BROKER_HOST to it"
         elif not settings.broker_host:
             remedy = "python admin.py start"
         yield Finding("broker", problem.text, remedy or "see its log")
@@ -297,7 +297,7 @@ def _broker_rules(address: BrokerAddress, topic: str) -> Iterator[Finding]:
         return
     is_near = address.host in ("127.0.0.1", "localhost", "::1", socket.gethostname())
     remedy = "set_tcp_nodelay true in mosquitto.conf" if is_near and small > NO_DELAY_S else ""
-    yield Finding("broker", f"{address}, a message and back in {small * 1000:.1f} ms", remedy)
+    yield Finding("broker", f"{address}, round trip of a message {small * 1000:.1f} ms", remedy)
     large = measure_round_trip(address, topic, MAX_MESSAGE_BYTES)
     remedy = "" if large is not None else f"allow messages of {MAX_MESSAGE_BYTES:,} bytes (message_size_limit)"
     yield Finding("broker", f"the largest message {'passes' if large is not None else 'does not pass'}", remedy)
@@ -362,7 +362,9 @@ def _lanes(lanes: int, limits: Limits | None) -> Finding:
     """Check that workers, the boss and a user can all connect at the same time."""
     text = f"TRANSFER_LANES {lanes}"
     if limits is None:
-        return Finding("datastore", f"{text}; how many connections its sshd takes at once (MaxStartups) is unknown")
+        return Finding(
+            "datastore", f"{text}; how many connections its sshd accepts in parallel (MaxStartups) is unknown"
+        )
     text += f"; MaxStartups {limits.startups}, {limits.source}"
     wanted = lanes + RESERVED_STARTUPS
     if wanted <= limits.startups:
@@ -384,10 +386,10 @@ def _directory(address: str) -> Finding:
         if not directory.exists():
             above = next(place for place in directory.absolute().parents if place.exists())
             if not os.access(above, os.W_OK | os.X_OK):
-                return Finding("datastore", f"{address} is not there and can't be made in {above}", _ANOTHER)
+                return Finding("datastore", f"{address} is not there and cannot be made in {above}", _ANOTHER)
             return _roomy(f"{address} is made by the boss", shutil.disk_usage(above).free / 1e6)
         with tempfile.TemporaryFile(dir=directory) as probe_file:
             probe_file.write(b"probe")
         return _roomy(f"{address}, can be written", shutil.disk_usage(directory).free / 1e6)
     except OSError as error:
-        return Finding("datastore", f"the datastore {directory} can't be used: {error.strerror}", _ANOTHER)
+        return Finding("datastore", f"the datastore {directory} cannot be used: {error.strerror}", _ANOTHER)

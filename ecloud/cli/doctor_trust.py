@@ -41,7 +41,7 @@ def task_accounts(settings: Settings) -> Iterator[tuple[str, str]]:
         name = "root" if os.geteuid() == 0 else getpass.getuser()
         yield (
             f"tasks of pools on this machine run as {name}, like the boss, and can read its secrets: "
-            "let only people push whom you would give admin.py, or set run_as (docs/production.md)",
+            "allow pushes only to users that may have admin.py, or set run_as (docs/production.md)",
             "",
         )
     for name in sorted({pool.run_as for pool in pools if pool.run_as}):

@@ -172,7 +172,7 @@ class Sender:
             except Problem as error:
                 log.warning("%s", error)
             except Exception:
-                log.exception("events are looked for again in a moment")
+                log.exception("reading events failed; the next try is in a moment")
             time.sleep(LOOK_EVERY_S)
 
 

@@ -71,7 +71,7 @@ def upload(directory: Path, datastore: Publisher, only: Sequence[str] | None = N
     sent = 0
     with (
         told_when_interrupted(
-            lambda: f"{sent:,} of {counted(len(missing), 'file')} arrived; the next time goes on there"
+            lambda: f"{sent:,} of {counted(len(missing), 'file')} arrived; the next call resumes there"
         ),
         transfer(app.console(to_stderr=True), "uploading", sum(item.info.st_size for item in missing)),
     ):
@@ -102,7 +102,7 @@ def _refuse_below_a_file(datastore: Publisher, names: Iterable[str]) -> None:
         part = above[start : start + NAMES_A_REQUEST]
         for name, entry in zip(part, datastore.stat(part)):
             if entry is not None and entry.kind == "file":
-                raise Problem(f"{name} is a file in the datastore, and nothing can be put below it: name another path")
+                raise Problem(f"{name} is a file in the datastore, and cannot contain files: name another path")
 
 
 def _put_together(datastore: Publisher, files: list[Item]) -> None:
@@ -194,7 +194,7 @@ def get(path: str, to: str, task: str, run: str, force: bool, as_json: bool) -> 
     fetched: list[str] = []
     entries = dict(zip(names, datastore.stat(names)))
     size = sum(entry.size for entry in entries.values() if entry is not None)
-    goes_on = "what arrived is kept beside it as .*.part: get it again and it goes on there"
+    goes_on = "what arrived is kept beside it as .*.part: run get again to resume"
     with (
         told_when_interrupted(lambda: _kept(datastore, goes_on)),
         transfer(app.console(to_stderr=True), "fetching", size),
@@ -239,19 +239,15 @@ def put(local: str, path: str, as_json: bool) -> int:
     if path.endswith("/") or (path and not source.is_dir() and _is_directory(datastore, path)):
         path = f"{path.rstrip('/')}/{name}"  # as with cp: a file goes into an existing directory and never replaces it
     if source.is_dir() and _below(source, datastore) is not None:
-        raise Problem(f"the datastore lies in {local}, and is not put into itself: name directories beside it")
+        raise Problem(f"the datastore is inside {local} and cannot contain itself: name other directories")
     there = datastore.stat([path or name])[0]
     if there is None:
         _refuse_below_a_file(datastore, [path or name])
     elif source.is_dir() and there.kind != "directory":
-        raise Problem(
-            f"{there.path} is a {there.kind} in the datastore, and no directory is put there: name another path"
-        )
+        raise Problem(f"{there.path} is a {there.kind} in the datastore, not a directory: name another path")
     size = sum(item.info.st_size for item in walk(source, "") if not item.is_directory)
     with (
-        told_when_interrupted(
-            lambda: _kept(datastore, "what arrived is kept for a day: put it again and it goes on there")
-        ),
+        told_when_interrupted(lambda: _kept(datastore, "what arrived is kept for a day: run put again to resume")),
         transfer(app.console(to_stderr=True), "sending", size),
     ):
         entries = datastore.put(source, path or name)

@@ -15,7 +15,7 @@ drain_option = click.option(
     default=600.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="How long running tasks may take to end.",
+    help="Seconds that running tasks get to end.",
 )
 
 
@@ -37,19 +37,25 @@ def hosts() -> None:
 @click.option(
     "-a", "--hosts", callback=_list, metavar="H1,H2", help="user@host[:port], or names of your ssh configuration."
 )
-@click.option("--hosts_file", default="", metavar="FILE", help="One host a line [hosts.txt, where -a is not given].")
+@click.option("--hosts_file", default="", metavar="FILE", help="One host per line [hosts.txt without -a].")
 @click.option("-i", "--key", callback=_path, metavar="KEY", help="The SSH key that the hosts accept [as ssh finds it].")
-@click.option("-o", "--ssh_option", "ssh_options", multiple=True, metavar="NAME=VALUE", help="As ssh's -o. Repeatable.")
+@click.option(
+    "-o", "--ssh_option", "ssh_options", multiple=True, metavar="NAME=VALUE", help="Option for ssh -o. Repeatable."
+)
 @click.option("-r", "--remote_path", metavar="PATH", help="Directory on the hosts, below the home [.ecloud-hosts].")
-@click.option("-d", "--project", callback=_path, metavar="DIR", help="A project's directory, brought to all hosts.")
+@click.option("-d", "--project", callback=_path, metavar="DIR", help="A project's directory, copied to all hosts.")
 @click.option("-m", "--master", metavar="local|N", help="Where boss and broker run: here, or on host N [local].")
 @click.option("-w", "--workers", callback=_list, metavar="local,1,2", help="Where workers run [every host of -a].")
 @click.option("-b", "--address", metavar="ADDRESS", help="The broker's address for the workers [as each host sees it].")
-@click.option("--datastore", metavar="ADDRESS", help="Where files are: a directory that all see, or user@host:/dir.")
-@click.option("--slots", type=click.IntRange(1), metavar="N", help="Workers on each host, which share it [1].")
-@click.option("--tunnel/--no_tunnel", default=None, help="Workers reach broker and datastore through SSH from here.")
-@click.option("-f", "--again", is_flag=True, help="With the options of last time (hosts.toml), but those given now.")
-@click.option("--skip_failed", is_flag=True, help="Leave out hosts that can't work, instead of starting nothing.")
+@click.option("--datastore", metavar="ADDRESS", help="Datastore: a directory that all hosts share, or user@host:/dir.")
+@click.option(
+    "--slots", type=click.IntRange(1), metavar="N", help="Number of workers on each host, which share it [1]."
+)
+@click.option(
+    "--tunnel/--no_tunnel", default=None, help="Connect workers to broker and datastore by SSH tunnels from here."
+)
+@click.option("-f", "--again", is_flag=True, help="Use the last options (hosts.toml), except those given now.")
+@click.option("--skip_failed", is_flag=True, help="Skip hosts that cannot work, instead of starting nothing.")
 @json_option
 def up(
     ssh_options: tuple[str, ...], again: bool, skip_failed: bool, hosts_file: str, as_json: bool, **given: Any
@@ -62,7 +68,7 @@ def up(
 
 
 @hosts.command("down")
-@click.option("--purge", is_flag=True, help="Also remove every file of ours on the hosts.")
+@click.option("--purge", is_flag=True, help="Also remove all files of ECLOUD on the hosts.")
 def down(purge: bool) -> None:
     """End workers, boss and tunnels."""
     from ecloud.cli.host_call import HostsCall, carry_out
@@ -99,8 +105,8 @@ def restart(drain_s: float) -> None:
 
 
 @hosts.command("run", context_settings={"ignore_unknown_options": True})
-@click.option("--fetch", multiple=True, metavar="GLOB", help="Bring such files of the project back. Repeatable.")
-@click.option("--to", default=".", callback=_path, metavar="DIR", help="Where they go [the working directory].")
+@click.option("--fetch", multiple=True, metavar="GLOB", help="Copy matching project files back. Repeatable.")
+@click.option("--to", default=".", callback=_path, metavar="DIR", help="Destination [the working directory].")
 @click.argument("name")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENT]...")
 def run(fetch: tuple[str, ...], to: str, name: str, words: tuple[str, ...]) -> None:

@@ -121,7 +121,7 @@ def _password(served: Served) -> str:
     path = Path(served.password_file)
     password = path.read_text().strip()
     if len(password) < MIN_PASSWORD_CHARS:
-        raise Problem(f"{path}: a password has at least {MIN_PASSWORD_CHARS} characters")
+        raise Problem(f"{path}: a password needs at least {MIN_PASSWORD_CHARS} characters")
     if path.stat().st_mode & 0o077:
         raise Problem(f"others can read {path}", f"chmod 600 {path}")
     return password
@@ -155,6 +155,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(SLOW_CONNECTIONS)  # early connections wait until the pages are ready
     except OSError as error:
         raise Problem(
-            f"the monitor can't listen on {host}:{port}: {error.strerror}", "name another --port, or 0"
+            f"the monitor cannot listen on {host}:{port}: {error.strerror}", "name another --port, or 0"
         ) from None
     return listener

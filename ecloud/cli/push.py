@@ -65,13 +65,13 @@ def push(wish: Wish) -> int:
     if wish.local is None and wish.datastore is not None:
         raise Problem("--datastore goes with --local; the cluster's is set with python admin.py set_datastore")
     if wish.local is not None and wish.create_workers is not None:
-        raise Problem("--create_workers starts workers of the cluster; with --local say --local N")
+        raise Problem("--create_workers starts workers of the cluster; with --local set their number by --local N")
     if wish.local is not None and wish.after is not None:
-        raise Problem("--after names a run of the cluster; with --local there is only this one")
+        raise Problem("--after names a run of the cluster; with --local there is only this run")
     if wish.monitor and wish.local is None:
-        raise Problem("--monitor goes with --local; of a cluster python admin.py monitor shows the pages")
+        raise Problem("--monitor goes with --local; for a cluster use python admin.py monitor")
     if wish.rerun_changed and wish.local is not None:
-        raise Problem("--rerun_changed looks at earlier successes of the cluster; with --local every task runs")
+        raise Problem("--rerun_changed checks earlier successes of the cluster; with --local every task runs")
     if wish.rerun_changed and os.environ.get("ECLOUD_ACCESS"):
         raise Problem("--rerun_changed reads the database of the boss: run it on the boss's machine")
     if wish.upload is not None and not Path(wish.upload).is_dir():
@@ -210,7 +210,7 @@ def _look_for_stale(wish: Wish, accepted: RunAccepted, client: Client, settings:
     except (DatabaseAway, SchemaWrong, DatastoreAway) as error:
         if wish.rerun_changed:
             raise
-        print(f"whether earlier successes are stale was not looked at: {error}", file=sys.stderr)
+        print(f"earlier successes were not checked: {error}", file=sys.stderr)
         return None
 
 
@@ -242,7 +242,7 @@ def _watch(
     except RequestRefused as refused:
         if refused.code != "no_such_run":
             raise
-        text = f"run {accepted.run} was dropped while it was watched"
+        text = f"run {accepted.run} was deleted while you watched it"
         raise RunDropped(text, "push it again to run it") from None
     raise AssertionError("a watch ends only with a run")
 
@@ -262,7 +262,7 @@ def _run_here(wish: Wish, tasks: TaskList) -> int:
     try:
         return _run_on(cluster, wish, tasks)
     except KeyboardInterrupt:
-        print("\nstopping (again Ctrl-C: at once)", file=sys.stderr)
+        print("\nstopping (Ctrl-C again: immediately)", file=sys.stderr)
         _tell_interrupted(cluster, wish, tasks)
         return INTERRUPTED
     finally:
@@ -331,7 +331,7 @@ def _kept_output(cluster: LocalCluster, run: str, directory: Path) -> Path | Non
     try:
         return keep_output(open_database(cluster.settings), run, directory)
     except (OSError, DatabaseAway, SchemaWrong) as error:
-        print(f"what the tasks printed is not kept: {error}", file=sys.stderr)
+        print(f"the tasks' output could not be kept: {error}", file=sys.stderr)
         return None
 
 
@@ -349,7 +349,7 @@ def _require_room(tasks: TaskList, workers: int) -> None:
     if problems:
         largest = amounts(offers[-1])
         rest = [f"and {len(problems) - 20:,} more"] if len(problems) > 20 else []
-        advice = f"the largest worker here has {largest}; --local N with a larger N makes one with N cpus"
+        advice = f"the largest worker here has {largest}; use --local N with a larger N for a worker with N cpus"
         raise Problem([*problems[:20], *rest, advice])
 
 

@@ -32,45 +32,49 @@ def with_local_number(arguments: list[str]) -> list[str]:
 
 @main.command("push", cls=Push, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("words", nargs=-1, metavar="FILE | -- COMMAND", type=click.Path(allow_dash=True))
-@click.option("--wait", is_flag=True, help="Show progress until all is done; exit code 1 where a task did not succeed.")
+@click.option("--wait", is_flag=True, help="Show progress until the run ends; exit code 1 if a task did not succeed.")
 @click.option("--local", type=click.IntRange(0), metavar="[N]", help="On this machine, with N workers [one per core].")
-@click.option("--datastore", metavar="DIR", type=click.Path(), help="With --local: where results go [./ecloud-data].")
-@click.option("--run", metavar="NAME", help="The run it goes into [the name in the file, else the file's stem].")
+@click.option(
+    "--datastore", metavar="DIR", type=click.Path(), help="With --local: directory for results [./ecloud-data]."
+)
+@click.option("--run", metavar="NAME", help="Name of the run [the name in the file, else the file's stem].")
 @click.option(
     "--merge_strategy",
     type=click.Choice(["keep_succeeded", "replace"]),
     default="keep_succeeded",
     show_default=True,
-    help="What becomes of tasks that the run has already.",
+    help="How to treat tasks that the run already has.",
 )
-@click.option("--skip_existing", is_flag=True, help="Tasks whose results all exist succeed at once.")
-@click.option("--rerun_changed", is_flag=True, help="Run tasks again whose requirements changed or results are gone.")
+@click.option("--skip_existing", is_flag=True, help="Tasks whose results all exist succeed immediately.")
+@click.option("--rerun_changed", is_flag=True, help="Rerun tasks whose requirements changed or whose results are gone.")
 @click.option("--create_ids", is_flag=True, help="Tasks without an id get one from their position.")
 @click.option("--infer_dependencies", is_flag=True, help="A task waits for the tasks that produce what it requires.")
 @click.option("--create_workers", type=click.IntRange(1), metavar="N", help="Also start N workers.")
 @click.option(
     "--vm_hours", type=click.FloatRange(0), metavar="H", help="Start no VM for it after H VM-hours; 0: no limit."
 )
-@click.option("--upload", metavar="DIR", type=click.Path(), help="First send all files below DIR to the datastore.")
+@click.option("--upload", metavar="DIR", type=click.Path(), help="First upload all files below DIR to the datastore.")
 @click.option("--scale", type=float, metavar="X", help="WfFormat: sleep and write files of recorded time and size x X.")
 @click.option(
-    "--format", "kind", type=click.Choice(KINDS), default="auto", help="Of FILE, where its content is unclear."
+    "--format", "kind", type=click.Choice(KINDS), default="auto", help="Format of FILE, if its content is ambiguous."
 )
-@click.option("--program", metavar="LINE", help="Of a sweep: what is run with each combination of parameters.")
-@click.option("--samples", type=click.IntRange(1), metavar="N", help="Of a sweep with method: random: how many.")
+@click.option("--program", metavar="LINE", help="For a sweep: the command to run with each combination of parameters.")
+@click.option(
+    "--samples", type=click.IntRange(1), metavar="N", help="For a sweep with method: random: number of combinations."
+)
 @click.option("--array", metavar="RANGE", help="Run COMMAND for each number: 1-1000, 1-99:2, 3,7,10-20.")
 @click.option("--each-line", "--each_line", metavar="FILE", type=click.Path(), help="Run COMMAND for each line.")
-@click.option("--each-file", "--each_file", metavar="GLOB", help="Run COMMAND for each file, which is uploaded.")
+@click.option("--each-file", "--each_file", metavar="GLOB", help="Upload each file and run COMMAND for it.")
 @click.option("--from-json", "--from_json", metavar="FILE", help="Run COMMAND for each value of a JSON list.")
 @click.option(
-    "--result", "results", multiple=True, metavar="PATH", help="Of an array: a result of each; may be repeated."
+    "--result", "results", multiple=True, metavar="PATH", help="For an array: a result of each task. Repeatable."
 )
 @click.option("--output", metavar="DIR", help="Keep the whole output of each task below DIR in the datastore.")
-@click.option("--yes", is_flag=True, help="More than a million combinations are wanted.")
-@click.option("--after", metavar="RUN", help="Wait until that run is over, then push.")
+@click.option("--yes", is_flag=True, help="Confirm more than a million combinations.")
+@click.option("--after", metavar="RUN", help="Push when that run has ended.")
 @click.option("--keep_dirs", is_flag=True, help="Keep the tasks' working directories.")
 @click.option("--monitor", is_flag=True, help="With --local: web pages while it runs [on a terminal after 8 s].")
-@click.option("--dry_run", is_flag=True, help="Only say what would run.")
+@click.option("--dry_run", is_flag=True, help="Only show what would run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document at the end.")
 @version_option
 def push(

@@ -64,7 +64,9 @@ def drop_tasks(tasks: Sequence[str], run: str, state: str, label: str, yes: bool
             raise Problem("no such tasks", "python admin.py show_tasks lists them")
         shown = f"{counted(total, 'task')} ({', '.join(names[:NAMES_ASKED])}{', …' if total > NAMES_ASKED else ''})"
         if not sys.stdin.isatty():
-            raise Problem(f"drop_tasks deletes {shown} for good and no terminal can be asked", "confirm with --yes")
+            raise Problem(
+                f"drop_tasks deletes {shown} for good, and there is no terminal to confirm it", "confirm with --yes"
+            )
         click.confirm(f"Delete {shown} for good?", abort=True, err=True)
     return about_tasks("drop_tasks", tasks, run, state, label, as_json)
 
@@ -90,7 +92,7 @@ def instantiate(n: int, pool: str, keep_alive: bool, yes: bool, as_json: bool) -
     does."""
     if n > MANY_WORKERS and not yes:
         if not sys.stdin.isatty():
-            raise Problem(f"{n} workers are many and no terminal can be asked", "confirm with --yes")
+            raise Problem(f"{n} workers are many, and there is no terminal to confirm it", "confirm with --yes")
         click.confirm(f"Start {n} workers?", abort=True, err=True)
     if os.environ.get("ECLOUD_ACCESS"):  # a client elsewhere has no access to the database
         answer = _answer("instantiate_worker", n=n, pool=pool or None, keep_alive=keep_alive)
@@ -139,14 +141,14 @@ def about_tasks(
 ) -> int:
     """Send a request about tasks: the named ones, or all that match. Raises `Problem` if the user selects none."""
     if not (tasks or run or state or label):
-        raise Problem(f"{verb} which tasks? Name them, or say --run, --state or --label")
+        raise Problem(f"{verb} which tasks? Name them, or use --run, --state or --label")
     return ask(verb, as_json, ids=list(tasks), run=run or None, state=state or None, label=label or None, **arguments)
 
 
 def about_workers(verb: str, workers: Sequence[str], everyone: bool, as_json: bool, **arguments: Argument) -> int:
     """Send a request about workers: the named ones, or all. Raises `Problem` if the user selects none."""
     if bool(workers) == everyone:
-        raise Problem(f"{verb} which workers? Name them (python admin.py show_workers), or say --all")
+        raise Problem(f"{verb} which workers? Name them (python admin.py show_workers), or use --all")
     return ask(verb, as_json, workers=list(workers), **arguments)
 
 

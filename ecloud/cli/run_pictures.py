@@ -35,7 +35,7 @@ def timeline(run: str, svg: str, as_json: bool) -> int:
         print_json({"timeline": times, "load": counts_of, "critical_path": path})
         return DONE
     if span.is_empty:
-        raise Problem(f"nothing of run {run} has started yet", "python admin.py why TASK says why")
+        raise Problem(f"nothing of run {run} has started yet", "python admin.py why TASK gives the reason")
     if svg:
         from ecloud.web.documents import timeline_file
 

@@ -84,7 +84,7 @@ def _compare_host_key(address: SshAddress, context: dict[str, str], host_key: st
         raise Problem(
             [
                 f"REFUSED: {address.host} shows the host key {shown}, but {known} was pinned",
-                "somebody may be in between, or it was installed anew; if you know why: --new_host_key",
+                "the connection may be intercepted, or the host was reinstalled; if you know why: --new_host_key",
             ],
             exit_code=PART_AWAY,
         )

@@ -111,15 +111,17 @@ def migrate(as_json: bool) -> int:
         try:
             settings.home_directory.make()
         except OSError as error:
-            raise Problem(f"the home {settings.home} can't be made: {error.strerror}") from None
+            raise Problem(f"the home {settings.home} cannot be made: {error.strerror}") from None
     before = present_revision(engine)
     backup = bring_forward(engine, settings.home_directory.backups)
     if as_json:
         print_json({"before": before, "now": REVISION, "backup": backup})
     elif before == REVISION:
-        print(f"{where(engine.url)} has schema {REVISION} already")
+        print(f"{where(engine.url)} already has schema {REVISION}")
     else:
-        print(f"{where(engine.url)} has schema {REVISION} now" + (f"; the file as it was: {backup}" if backup else ""))
+        print(
+            f"{where(engine.url)} has schema {REVISION} now" + (f"; backup of the old file: {backup}" if backup else "")
+        )
     return DONE
 
 
@@ -308,7 +310,7 @@ def logs(name: str, run: str, attempt: int | None, is_raw: bool, as_json: bool) 
         print_json({"attempt": view.number, "state": view.state, "stdout": view.stdout, "stderr": view.stderr})
         return DONE
     if view.cause is None:
-        print(f"attempt {view.number} is {view.state}: its output so far comes with -f", file=sys.stderr)
+        print(f"attempt {view.number} is {view.state}: -f shows its output so far", file=sys.stderr)
     whole = print_whole(detail, view, is_raw)
     for stream, text, to in (("stdout", view.stdout, sys.stdout), ("stderr", view.stderr, sys.stderr)):
         if stream not in whole:
@@ -425,7 +427,10 @@ def _strangers(settings: Settings, engine: Engine) -> list[dict[str, str]]:
         said = [{"problem": f"the cloud {error}"}]
     for item in said:
         if item.get("problem"):
-            print(f"whether strangers look like ours is not known: {visible(item['problem'])}", file=sys.stderr)
+            print(
+                f"the check for other owners' VMs with names like ours failed: {visible(item['problem'])}",
+                file=sys.stderr,
+            )
     return [item for item in said if not item.get("problem")]
 
 

@@ -40,7 +40,7 @@ class Stale(msgspec.Struct, frozen=True):
         found = []
         for tasks, what in (
             (self.changed, "succeeded with another version of what they require"),
-            (self.gone, "succeeded, but results of theirs are not in this datastore"),
+            (self.gone, "succeeded, but some of their results are not in this datastore"),
         ):
             if tasks:
                 names = ", ".join(f"{visible(id)} ({visible(path)})" for id, path in list(tasks.items())[:NAMED])

@@ -28,7 +28,7 @@ def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, 
           as_json: bool) -> int:  # fmt: skip
     """Print the table or draw the plot. Raises `Problem`, `NoSuchRun`, `DatabaseAway`, `DatastoreAway`."""
     if (file is None) != (plot is None):
-        raise Problem("a plot needs columns and a file: --plot X Y FILE.png")
+        raise Problem("a plot needs two columns and a file: --plot X Y FILE.png")
     if by is not None and plot is None:
         raise Problem("--by goes with --plot X Y FILE.png")
     table = whole_table(run, load_settings())

@@ -70,7 +70,7 @@ def _groups(table: SweepTable, x: str, y: str, by: str | None) -> dict[str, Poin
     if not groups:
         raise Problem(f"no task has numbers for both {x} and {y} yet")
     if len(groups) > MAX_GROUPS:
-        raise Problem(f"{by} has {len(groups):,} values; at most {MAX_GROUPS} can be told apart")
+        raise Problem(f"{by} has {len(groups):,} values; at most {MAX_GROUPS} can be distinguished")
     return groups
 
 

@@ -106,9 +106,9 @@ def show_task_dependencies(task: str, run: str, as_json: bool) -> int:
 @action
 @task_argument
 @run_option
-@click.option("-f", "--follow", is_flag=True, help="As it is written, until the task has ended.")
-@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of the n-th attempt [the last].")
-@click.option("--raw", "is_raw", is_flag=True, help="As the task wrote it, with every control character.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the output until the task has ended.")
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Show the n-th attempt [the last].")
+@click.option("--raw", "is_raw", is_flag=True, help="Print the output unchanged, with all control characters.")
 def logs(task: str, run: str, follow: bool, attempt: int | None, is_raw: bool, as_json: bool) -> int:
     """A task's output: the whole if the task keeps it as files, else the last 64 KiB of stdout and of stderr.
 
@@ -127,7 +127,7 @@ def logs(task: str, run: str, follow: bool, attempt: int | None, is_raw: bool, a
 @action
 @click.argument("subject", metavar="TASK|worker/ID|vm/ID")
 @run_option
-@click.option("--all", "all_layers", is_flag=True, help="All reasons, from the nearest to the farthest.")
+@click.option("--all", "all_layers", is_flag=True, help="Show all reasons, the nearest first.")
 def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
     """Why a task does not run, or why a worker or VM is absent."""
     from ecloud.cli import show
@@ -139,7 +139,7 @@ def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
 
 
 @about_tasks
-@click.option("--reason", default="", help="Kept with the tasks.")
+@click.option("--reason", default="", help="Reason to record with the tasks.")
 def cancel(tasks: tuple[str, ...], run: str, state: str, label: str, reason: str, as_json: bool) -> int:
     """Cancel tasks that have not ended; running ones are stopped."""
     from ecloud.cli import request
@@ -157,7 +157,7 @@ def retry_failed(tasks: tuple[str, ...], run: str, state: str, label: str, as_js
 
 
 @about_tasks
-@click.option("--below", is_flag=True, help="And all tasks that depend on them.")
+@click.option("--below", is_flag=True, help="Also all tasks that depend on them.")
 def redo_task(tasks: tuple[str, ...], run: str, state: str, label: str, below: bool, as_json: bool) -> int:
     """Run ended tasks again."""
     from ecloud.cli import request
@@ -166,7 +166,7 @@ def redo_task(tasks: tuple[str, ...], run: str, state: str, label: str, below: b
 
 
 @about_tasks
-@click.option("--yes", is_flag=True, help="Do not ask. Needed where no terminal can be asked.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation. Required without a terminal.")
 def drop_tasks(tasks: tuple[str, ...], run: str, state: str, label: str, yes: bool, as_json: bool) -> int:
     """Delete tasks, with their attempts and outputs; running ones are stopped. Result files stay."""
     from ecloud.cli import request
@@ -178,9 +178,9 @@ def drop_tasks(tasks: tuple[str, ...], run: str, state: str, label: str, yes: bo
 @click.argument("run")
 @click.argument("file", required=False, type=click.Path())
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values.")
-@click.option("--plot", nargs=2, metavar="X Y", help="Draw column Y against column X into FILE.")
+@click.option("--plot", nargs=2, metavar="X Y", help="Plot column Y against column X into FILE.")
 @click.option("--by", metavar="Z", help="With --plot: a colour for each value of column Z.")
-@click.option("--sort", metavar="COLUMN", help="By this column; -COLUMN from the largest down.")
+@click.option("--sort", metavar="COLUMN", help="Sort by this column; -COLUMN: descending.")
 def sweep(
     run: str,
     file: str | None,

@@ -69,7 +69,8 @@ def read(source: Source, settings: Settings) -> TaskList:
             raise Problem("name a file with tasks, - for standard input, or --array 1-100 -- COMMAND")
         if len(source.words) > 1:
             raise Problem(
-                f"one file is pushed at a time, not also {source.words[1]}; a command needs --array or --each-…"
+                f"only one file at a time can be pushed, not also {source.words[1]}; a command needs --array or "
+                "--each-…"
             )
         if source.results:
             raise Problem("--result is for arrays; in a task list each task has its results")
@@ -84,9 +85,7 @@ def read(source: Source, settings: Settings) -> TaskList:
 
 def _confirm(count: int, source: Source) -> None:
     if not sys.stdin.isatty() or source.words[0] == "-":
-        raise Problem(
-            [f"{source.name}: {count:,} combinations; --yes says that so many are wanted", "nothing was pushed"]
-        )
+        raise Problem([f"{source.name}: {count:,} combinations; --yes confirms this many", "nothing was pushed"])
     click.confirm(f"{source.name} has {count:,} combinations. Push them?", abort=True, err=True)
 
 
@@ -138,7 +137,7 @@ def _read_array(source: Source, settings: Settings) -> TaskList:
              "--from-json": source.from_json}  # fmt: skip
     given = [name for name, value in kinds.items() if value is not None]
     if len(given) > 1:
-        raise Problem(f"{' and '.join(given)}: one of them at a time")
+        raise Problem(f"{' and '.join(given)}: use only one of them")
     if not source.words:
         raise Problem(f"{given[0]} needs a command: … {given[0]} {kinds[given[0]]} -- COMMAND")
     if len(source.words) == 1 and _is_a_list(source.words[0]):
@@ -198,7 +197,7 @@ def _entries(source: Source) -> tuple[list[Entry], list[str]]:
     names = [Path(path).as_posix() for path in files]
     outside = [name for name in names if name.startswith("/") or ".." in name.split("/")]
     if outside:
-        raise ArrayWrong(f"{outside[0]} is not below this directory: name files as they are called from here")
+        raise ArrayWrong(f"{outside[0]} is not below this directory: name files relative to it")
     return [Entry(number, name) for number, name in enumerate(names, 1)], names
 
 

@@ -249,5 +249,5 @@ class Screen:
         if self.asked is None:
             return Text(HELP, "dim", no_wrap=True, overflow="ellipsis")
         what = f"task {self.asked.task} of run {self.asked.run}" if self.asked.task else f"run {self.asked.run}"
-        verb = "Cancel" if self.asked.verb == "cancel" else "Run again what failed of"
+        verb = "Cancel" if self.asked.verb == "cancel" else "Run again the failed tasks of"
         return Text(f"{verb} {visible(what)}? y / n", "bold yellow")

@@ -17,7 +17,7 @@ def transfer_line(transfer: Transfer, now: float) -> str:
     since = f", for {duration(transfer.told_at - transfer.since)}"
     tasks = ", ".join(visible(name) for name in transfer.tasks[:TASKS_NAMED])
     more = f" and {counted(len(transfer.tasks) - TASKS_NAMED, 'other')}" if len(transfer.tasks) > TASKS_NAMED else ""
-    age = f" (told {duration(now - transfer.told_at)} ago)" if now - transfer.told_at > OLD_S else ""
+    age = f" (reported {duration(now - transfer.told_at)} ago)" if now - transfer.told_at > OLD_S else ""
     return f"{visible(transfer.worker)}  {moving_line(moving)}{since}" + (f": {tasks}{more}" if tasks else "") + age
 
 

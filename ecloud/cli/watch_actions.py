@@ -18,7 +18,7 @@ def top(interval: float) -> int:
 
 @action
 @click.argument("run")
-@click.option("--svg", metavar="FILE", default="", help="Draw it into FILE; - is standard output.")
+@click.option("--svg", metavar="FILE", default="", help="Draw into FILE; - is standard output.")
 def timeline(run: str, svg: str, as_json: bool) -> int:
     """When a run's tasks waited and ran, and on which workers."""
     from ecloud.cli import run_pictures
@@ -28,7 +28,7 @@ def timeline(run: str, svg: str, as_json: bool) -> int:
 
 @action
 @click.argument("run")
-@click.option("--svg", metavar="FILE", default="", help="Draw it into FILE; - is standard output.")
+@click.option("--svg", metavar="FILE", default="", help="Draw into FILE; - is standard output.")
 @click.option("--dot", is_flag=True, help="As Graphviz's dot, on standard output.")
 @click.option("--kind", default="", help="Only tasks of this label or kind.")
 def graph(run: str, svg: str, dot: bool, kind: str, as_json: bool) -> int:
@@ -39,8 +39,10 @@ def graph(run: str, svg: str, dot: bool, kind: str, as_json: bool) -> int:
 
 
 @action
-@click.option("-f", "--follow", is_flag=True, help="Then those that come, until Ctrl-C.")
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many of the last day.")
+@click.option("-f", "--follow", is_flag=True, help="Then follow new events, until Ctrl-C.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="Show at most this many, of the last day."
+)
 def events(follow: bool, limit: int, as_json: bool) -> int:
     """What happened: runs that ended, first failures, pools that closed, budgets used up, VMs lost."""
     from ecloud.cli import events

@@ -18,8 +18,8 @@ def number_of_workers(context: click.Context, param: click.Parameter, value: str
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, for programs.")
 @click.argument("n", default="1", callback=number_of_workers)
 @click.option("--pool", default="", metavar="P", help="From this pool [the first].")
-@click.option("--keep_alive", is_flag=True, help="They stay when idle.")
-@click.option("--yes", is_flag=True, help="Do not ask. Needed for more than 20 where no terminal can be asked.")
+@click.option("--keep_alive", is_flag=True, help="Keep these workers when idle.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation. Required for more than 20 without a terminal.")
 def instantiate_worker(n: int, pool: str, keep_alive: bool, yes: bool, as_json: bool) -> int:
     """Start N workers."""
     from ecloud.cli import request
@@ -28,7 +28,7 @@ def instantiate_worker(n: int, pool: str, keep_alive: bool, yes: bool, as_json: 
 
 
 @action
-@click.option("--all", "everyone", is_flag=True, help="Also those that are gone.")
+@click.option("--all", "everyone", is_flag=True, help="Include workers that are gone.")
 def show_workers(everyone: bool, as_json: bool) -> int:
     """Workers: address, state, since when, and their tasks."""
     from ecloud.cli import show
@@ -37,7 +37,7 @@ def show_workers(everyone: bool, as_json: bool) -> int:
 
 
 @about_workers
-@click.option("--reason", default="", help="Kept with the workers.")
+@click.option("--reason", default="", help="Reason to record with the workers.")
 def drain_worker(workers: tuple[str, ...], everyone: bool, reason: str, as_json: bool) -> int:
     """Give workers no more tasks; running tasks continue."""
     from ecloud.cli import request
@@ -79,7 +79,7 @@ def drop_workers(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int
 
 
 @action
-@click.option("--all", "everyone", is_flag=True, help="Also those that are gone.")
+@click.option("--all", "everyone", is_flag=True, help="Include VMs that are gone.")
 def show_vms(everyone: bool, as_json: bool) -> int:
     """VMs that a cloud started for this cluster, or was asked for."""
     from ecloud.cli import show

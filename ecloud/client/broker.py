@@ -97,13 +97,13 @@ def describe_failure(address: BrokerAddress, error: BaseException | ReasonCode |
         text = f"the broker at {address} and this machine do not agree on TLS: {reason}"
         return PartAway(text, "check BROKER_TLS, BROKER_PORT")
     if isinstance(error, socket.gaierror):
-        return PartAway(f"the broker's name {address.host} can't be resolved", "check BROKER_HOST and DNS")
+        return PartAway(f"the broker's name {address.host} cannot be resolved", "check BROKER_HOST and DNS")
     if isinstance(error, TimeoutError):
         return PartAway(f"the broker at {address} does not answer", "check the address and the firewall")
     if isinstance(error, ConnectionRefusedError):
         return PartAway(f"no broker listens at {address}", "start it, or check BROKER_HOST and BROKER_PORT")
     if isinstance(error, OSError):
-        return PartAway(f"the broker at {address} can't be reached: {error.strerror or error}")
+        return PartAway(f"the broker at {address} cannot be reached: {error.strerror or error}")
     text = str(error)
     if "authorized" in text.lower() or "bad user name" in text.lower():  # paho has no code for it
         user = f"the password of user {address.user!r}" if address.user else "a connection without a user"

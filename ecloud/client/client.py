@@ -39,7 +39,7 @@ from ecloud.model.wire import (
 )
 
 CONNECT_S = 8.0
-"""A command that reaches nobody must report it within 10 s; starting it takes the rest."""
+"""A command that reaches no boss must report it within 10 s; starting it takes the rest."""
 REPEAT_S = 5.0
 """Unanswered messages are repeated after this."""
 WINDOW = 4
@@ -58,7 +58,7 @@ LOGS_AGAIN_S = 15.0
 PENDING_LINES = 1_000
 """Output messages kept until the boss confirms that their sender holds the attempt."""
 LOGS_LOOK_S = 1.0
-"""How often to look at a task whose output is not streamed now."""
+"""How often to check a task whose output is not streamed now."""
 
 Argument = str | int | float | bool | list[str | int] | None
 
@@ -142,7 +142,7 @@ class Client:
         talk, place = self._conversation, f"{self.access.host}:{self.access.port}"
         if talk.broker_trouble or not talk.was_connected:
             reason = talk.broker_trouble or f"the broker at {place} does not answer"
-            advice = "is the boss running? python admin.py start; python admin.py doctor looks at every part"
+            advice = "is the boss running? python admin.py start; python admin.py doctor checks every part"
             return BrokerAway(f"{reason} (tried for {tried_s:.0f} s)", advice)
         advice = (
             "it may be down (python admin.py start), waiting for its database (python admin.py doctor), "

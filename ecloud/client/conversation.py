@@ -111,7 +111,7 @@ class Conversation:
         return time.monotonic() - self.heard_at
 
     def say(self, message: Message) -> bool:
-        """Speak in the session; False where there is none. What gets lost is the caller's to say again."""
+        """Send in the session; False if there is none. The caller sends again what gets lost."""
         if not self.session:
             return False
         self._said += 1
@@ -199,7 +199,7 @@ class Conversation:
         message = envelope.message
         if envelope.epoch < self._epoch:
             self.ignored["epoch"] += 1
-            # Where the boss with the higher epoch is silent, this one may lead: it hears of that epoch by a Hello.
+            # Where the boss with the higher epoch is silent, this one may lead: it learns that epoch by a Hello.
             lease_s = self.welcome.lease_s if self.welcome is not None else 0.0
             if isinstance(message, Refused) and message.code == "session" and self.silent_s > lease_s:
                 self.session, self._hello_at, self._hello_again_s = "", 0.0, FIRST_HELLO_AGAIN_S

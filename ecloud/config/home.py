@@ -17,7 +17,7 @@ class Home:
         try:
             self.path = Path(path).expanduser().absolute()
         except RuntimeError:  # no HOME, and no entry for this user
-            text = f"the home {path} can't be found: HOME is not set and user {os.getuid()} has no account entry here"
+            text = f"the home {path} cannot be found: HOME is not set and user {os.getuid()} has no account entry here"
             raise Problem(text, "set HOME or ECLOUD_HOME") from None
         self.database = self.path / "ecloud.db"
         self.secrets = self.path / "secrets"

@@ -88,9 +88,9 @@ def read(home: Home) -> HostsFile | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise Problem(f"{path} can't be read: {error.strerror}") from None
+        raise Problem(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, msgspec.ValidationError) as error:
-        raise Problem(f"{path} is damaged: {error}", "mend it, or end what it names by hand and remove it") from None
+        raise Problem(f"{path} is damaged: {error}", "repair it, or end by hand what it names and remove it") from None
 
 
 def write(home: Home, file: HostsFile) -> None:
@@ -100,7 +100,7 @@ def write(home: Home, file: HostsFile) -> None:
         home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, as_toml(file))
     except OSError as error:
-        raise Problem(f"{path} can't be written: {error.strerror}", "make room there, or set ECLOUD_HOME") from None
+        raise Problem(f"{path} cannot be written: {error.strerror}", "make room there, or set ECLOUD_HOME") from None
 
 
 def as_toml(file: HostsFile) -> str:
@@ -154,4 +154,6 @@ def read_boss_options(home: Home) -> BossOptions:
     except FileNotFoundError:
         return BossOptions()
     except (OSError, msgspec.MsgspecError) as error:
-        raise Problem(f"{path} can't be used: {error}", "remove it; python admin.py hosts up writes it again") from None
+        raise Problem(
+            f"{path} cannot be used: {error}", "remove it; python admin.py hosts up writes it again"
+        ) from None

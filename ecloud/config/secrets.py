@@ -20,7 +20,7 @@ from ecloud.model.roles import Role
 
 SECRET_BYTES = 32
 CLIENT_KEY_NAME = "client"
-"""The key name of everyone who can read the boss's home."""
+"""The key name of every user who can read the boss's home."""
 
 
 class AccessWrong(PartAway):
@@ -71,11 +71,11 @@ def cluster_secret(home: Home) -> bytes:
     try:
         secret = bytes.fromhex(path.read_text().strip())
     except OSError as error:
-        raise AccessWrong(f"the cluster's key {path} can't be read: {error.strerror}") from None
+        raise AccessWrong(f"the cluster's key {path} cannot be read: {error.strerror}") from None
     except ValueError:
         secret = b""
     if len(secret) != SECRET_BYTES:  # a short key would be easy to guess
-        remedy = "put it back from a backup, or delete it: a new one is made, and all access files must be made anew"
+        remedy = "put it back from a backup, or delete it: a new one is made, and all access files must be made again"
         raise AccessWrong(f"the cluster's key {path} is damaged", remedy, INPUT_WRONG)
     return secret
 

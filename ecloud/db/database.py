@@ -50,7 +50,7 @@ def database_url(settings: Settings) -> URL:
     try:
         url = make_url(settings.database_url)
     except (sa.exc.ArgumentError, ValueError):  # their text would show the password
-        raise SettingsWrong([f"DATABASE_URL can't be read: {example}"]) from None
+        raise SettingsWrong([f"DATABASE_URL cannot be read: {example}"]) from None
     kind = url.drivername
     if url.get_backend_name() not in ("sqlite", "mysql", "mariadb"):
         raise SettingsWrong([f"DATABASE_URL names {kind}; ECLOUD knows MySQL, MariaDB and SQLite: {example}"])
@@ -157,7 +157,7 @@ def database_away(error: BaseException, url: URL) -> DatabaseAway:
         advice = f"make it: CREATE DATABASE {url.database}"
     else:
         advice = _SERVER_ADVICE.get(arguments[0] if arguments and isinstance(arguments[0], int) else -1)
-    return DatabaseAway(f"{where(url)} can't be used: {text}", advice or "")
+    return DatabaseAway(f"{where(url)} cannot be used: {text}", advice or "")
 
 
 def explain(error: BaseException, url: URL) -> str:
@@ -212,7 +212,7 @@ def migrate(engine: Engine, backups: Path | None = None) -> str | None:
         try:
             backup = _back_up(Path(str(engine.url.database)), backups, present)
         except (OSError, sqlite3.Error) as error:
-            text = f"{where(engine.url)} can't be copied into {backups}: {error}; it was not changed"
+            text = f"{where(engine.url)} cannot be copied into {backups}: {error}; it was not changed"
             raise DatabaseAway(text, "make room there and check your rights") from None
     from alembic import command  # here, since it takes a quarter of a second to import
     from alembic.config import Config
@@ -229,7 +229,7 @@ def migrate(engine: Engine, backups: Path | None = None) -> str | None:
         raise database_away(error, engine.url) from None
     except CommandError as error:
         raise SchemaWrong(
-            f"{where(engine.url)} has schema {present}, which can't be brought to {REVISION}: {error}"
+            f"{where(engine.url)} has schema {present}, which cannot be brought to {REVISION}: {error}"
         ) from None
     return backup
 

@@ -298,7 +298,7 @@ def _check_numbers(task: TaskDefinition, say: Say) -> None:
     if not 1 <= task.retries.grow <= MAX_GROW:
         say("retries", f"grow = {task.retries.grow:g}: from 1 to {MAX_GROW}")
     if task.retries.on != RETRIABLE and not set(RETRIABLE).issuperset(task.retries.on):
-        say("retries", f"on: only {', '.join(cause.value for cause in RETRIABLE)} can be tried again")
+        say("retries", f"on: only {', '.join(cause.value for cause in RETRIABLE)} can be retried")
 
 
 def _check_labels(labels: Sequence[str], say: Say) -> None:
@@ -376,7 +376,7 @@ def _check_env(env: dict[str, str], say: Say) -> None:
         total += size
         problem = text_problem(value, shown(name))
         if not name or "=" in name or len(name) > MAX_ID_CHARS or text_problem(name, ""):
-            say("env", f"{shown(name)!r} can't be the name of a variable")
+            say("env", f"{shown(name)!r} cannot be the name of a variable")
         elif name in OWN_VARIABLES:
             say("env", f"{name} is set by the worker itself")
         elif size > MAX_ENV_BYTES:

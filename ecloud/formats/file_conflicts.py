@@ -78,7 +78,7 @@ class ResultIndex:
                     name = shown(self.tasks[owner].id)
                     text = (
                         f"is inside {shown(directory)!r}, a result of task {name}: one would overwrite the other. Use "
-                        f'different directories, or say "merged": ["{shown(directory)}"] in the list'
+                        f'different directories, or write "merged": ["{shown(directory)}"] in the list'
                     )
                     yield index, path, text
                     return

@@ -204,7 +204,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, count in counts.items() if count > 1)
         task = found.get("id", found.get("key"))
         where = f"task {shown(task)}" if isinstance(task, str) else ""
-        raise TaskListWrong([Problem(where, shown(twice), "stands twice in one object")])
+        raise TaskListWrong([Problem(where, shown(twice), "occurs twice in one object")])
     return found
 
 

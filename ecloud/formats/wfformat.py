@@ -83,7 +83,7 @@ def read_wfformat(
         ) from None
     except msgspec.ValidationError as error:
         text = str(error).replace("$", "workflow").replace("`", "")
-        raise TaskListWrong([Problem("", "", f"not WfFormat 1.5 (it says {shown(version)}): {text}")]) from None
+        raise TaskListWrong([Problem("", "", f"not WfFormat 1.5 (its version is {shown(version)}): {text}")]) from None
     if len(workflow.specification.tasks) > max_tasks:
         raise TaskListWrong([Problem("", "", size_problem(len(workflow.specification.tasks), max_tasks))])
     return _Reading(workflow, scale, problems).task_list(name, version)
@@ -115,7 +115,7 @@ class _Reading:
         renamed = [(file, path) for file, path in self._paths.items() if file != path]
         if renamed:
             file, path = renamed[0]
-            notes.append(f"named otherwise in the datastore ({len(renamed):,}): {shown(file)} is {shown(path)}")
+            notes.append(f"renamed in the datastore ({len(renamed):,}): {shown(file)} is {shown(path)}")
         if initial and self._scale is None:
             listed = ", ".join([*(shown(self._paths[file]) for file in list(initial)[:3]), *["…"][: len(initial) > 3]])
             notes.append(f"made by no task, so they must be in the datastore ({len(initial):,}): {listed}")

@@ -76,14 +76,14 @@ def _without_contact(visit: Visit) -> Cause:
     if visit.contact == "changed":
         return Cause(
             "another machine",
-            f"its address now belongs to another machine, or somebody is in between: it shows another host key than at "
-            f"the first visit{said}; nothing was sent there. Look at the cloud's leases; end the VM if it is not it",
+            f"its address now belongs to another machine, or the connection is intercepted: it shows another host key "
+            f"than at the first visit{said}; nothing was sent. Check the cloud's leases; end the VM if it is another",
         )
     if visit.contact == "denied":
         return Cause(
             "key refused",
-            f"its sshd does not let the boss in{said}: the boss's public key is not installed (yet). Its image must "
-            "have contextualization packages, and its template must not set USERNAME to somebody else",
+            f"its sshd refuses the boss's login{said}: the boss's public key is not installed (yet). Its image must "
+            "have contextualization packages, and its template must not set USERNAME to another user",
         )
     if visit.contact == "closed":
         return Cause(
@@ -92,13 +92,13 @@ def _without_contact(visit: Visit) -> Cause:
             "overloaded. The image must make host keys at its first boot (ssh-keygen -A)",
         )
     if visit.contact in ("silent", "shut"):
-        what = "nothing answers at its address" if visit.contact == "silent" else "nobody listens for SSH there"
+        what = "nothing answers at its address" if visit.contact == "silent" else "no sshd listens there"
         return Cause(
             "no context",
-            f"its cloud says that it runs, but {what}{said}: a guest without contextualization packages, or whose "
-            "CONTEXT disk is missing, has no network and no start script. Look at its console, its NIC and its image",
+            f"its cloud reports that it runs, but {what}{said}: a guest without contextualization packages, or whose "
+            "CONTEXT disk is missing, has no network and no start script. Check its console, its NIC and its image",
         )
-    return Cause("broken visit", f"a visit by SSH broke off{said}; it is made again")
+    return Cause("broken visit", f"a visit by SSH broke off{said}; the boss retries")
 
 
 def _another_machine(visit: Visit, vm_no: int, boot_nonce: str) -> Cause | None:
@@ -112,7 +112,7 @@ def _another_machine(visit: Visit, vm_no: int, boot_nonce: str) -> Cause | None:
         return Cause(
             "another machine",
             f"at its address answers VM {visit.vm} (boot {visit.boot_nonce}): the address was changed or given to "
-            "another one. Look at the cloud's leases; end what is left over there",
+            "another one. Check the cloud's leases; end the VM that is left there",
         )
     return None
 
@@ -128,8 +128,8 @@ def _unfinished_start(visit: Visit) -> Cause | None:
     if visit.starting and not visit.agent:
         return Cause(
             "still starting",
-            f"its own start is not over ({visit.starting}): what the template's start script does takes that long; do "
-            "it when the image is made, or give it more time",
+            f"its own start has not ended ({visit.starting}): the template's start script takes that long; do its work "
+            "when the image is made, or give it more time",
         )
     return None
 
@@ -149,7 +149,7 @@ def _unfit(visit: Visit) -> Cause | None:
             "the image), or the template's disk is too small (SIZE)",
         )
     if visit.home:
-        return Cause("home", f"a worker can't live there: {visit.home}")
+        return Cause("home", f"a worker cannot live there: {visit.home}")
     if (visit.clock_s is not None and abs(visit.clock_s) > CLOCK_OFF_S) or "not yet valid" in visit.log:
         off = ""
         if visit.clock_s is not None:
@@ -168,13 +168,13 @@ def _unconnected(visit: Visit) -> Cause | None:
     if visit.dns is False:
         return Cause(
             "dns",
-            "it can't resolve the broker's name: its name server is wrong or not up yet. Set DNS in the template's "
+            "it cannot resolve the broker's name: its name server is wrong or not up yet. Set DNS in the template's "
             "network, or BROKER_HOST to an address",
         )
     if visit.broker is False:
         return Cause(
             "broker",
-            "it can be reached by SSH and can't reach the broker: a firewall, a security group, or a broker that "
+            "it can be reached by SSH and cannot reach the broker: a firewall, a security group, or a broker that "
             "listens elsewhere. Open the broker's port to it, or set BROKER_HOST to an address that VMs reach",
         )
     return None
@@ -183,12 +183,12 @@ def _unconnected(visit: Visit) -> Cause | None:
 def _failed(visit: Visit) -> Cause | None:
     last = next((line for line in reversed(visit.log.splitlines()) if line.strip()), "")
     if visit.agent:
-        return Cause("broker", f"a worker runs there and is not heard; its last words: {last or 'none'}")
+        return Cause("broker", f"a worker runs there but does not reach the boss; its last output: {last or 'none'}")
     if visit.by_ssh and not visit.code:
         return None
     return Cause(
         "start script",
-        f"its start script came to nothing; its last words: {last or 'none'}. Run worker/debug.sh there",
+        f"its start script failed; its last output: {last or 'none'}. Run worker/debug.sh there",
     )
 
 

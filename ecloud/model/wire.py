@@ -531,7 +531,7 @@ def encode(envelope: Envelope, topic: str, key_name: str, key: bytes) -> bytes:
 def decode(payload: bytes, topic: str, key_of: Callable[[str], bytes | None]) -> tuple[Envelope, str]:
     """Return the envelope and the name of the key that signed it. Raises `Unreadable`, and nothing else, for any bytes.
 
-    `key_of` returns the key of that name, or None if there is no such key (any more).
+    `key_of` returns the key of that name, or None if there is no such key, or it was revoked.
     """
     if len(payload) > MAX_MESSAGE_BYTES:
         raise Unreadable("oversized", f"{len(payload):,} bytes, at most {MAX_MESSAGE_BYTES:,} are read")

@@ -22,7 +22,7 @@ ON_DUTY = frozenset({WorkerState.UP, WorkerState.DRAINING})
 
 WORKER_MOVES: tuple[tuple[WorkerState, WorkerState, str], ...] = (
     (WorkerState.UP, WorkerState.DRAINING, "drain_worker or kill_worker, SIGTERM, the end of its machine"),
-    (WorkerState.DRAINING, WorkerState.DRAINING, "the worker is told to leave, or for another reason"),
+    (WorkerState.DRAINING, WorkerState.DRAINING, "the worker is ordered to leave, or for another reason"),
     (WorkerState.DRAINING, WorkerState.UP, "undrain_worker"),
     (WorkerState.UP, WorkerState.LOST, "silent until its lease and the margin ended"),
     (WorkerState.DRAINING, WorkerState.LOST, "silent until its lease and the margin ended"),

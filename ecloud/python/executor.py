@@ -89,8 +89,8 @@ class ClusterExecutor(Executor):
 
     `run`: the name of the run that its calls belong to; a new one where it is empty. `initializer(*initargs)` is called
     once in each interpreter, and interpreters are replaced after `max_calls` calls. `on_client_lost`: `finish` lets
-    calls go on when this program ends before they have ended, `cancel` cancels them at Ctrl-C and at exit.
-    `code_changed`: what becomes of a call with a `key` that succeeded before, when its function has changed since:
+    calls continue when this program ends before they have ended, `cancel` cancels them at Ctrl-C and at exit.
+    `code_changed`: what to do with a call with a `key` that succeeded before, when its function has changed since:
     `keep` its value, or `redo` it.
     Raises `Problem`, `PartAway` where the cluster cannot be used.
     """
@@ -244,7 +244,7 @@ class ClusterExecutor(Executor):
         if self._is_shut:
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._link.failure is not None:
-            raise RemoteError(f"the cluster cannot be used any more: {self._link.failure}")
+            raise RemoteError(f"the cluster can no longer be used: {self._link.failure}")
 
     def _pickled(self, fn: Callable[..., Any]) -> PickledFunction:
         try:
@@ -443,7 +443,7 @@ class ClusterExecutor(Executor):
             print(f"\ninterrupted: {left:,} calls are cancelled", file=sys.stderr)
         else:
             print(
-                f"\ninterrupted: {left:,} calls of run {self.run} go on; to have their values: "
+                f"\ninterrupted: {left:,} calls of run {self.run} continue; to get their values: "
                 f"ClusterExecutor().attach({self.run!r}).futures(); to stop them: "
                 f"python admin.py cancel --run {self.run}",
                 file=sys.stderr,

@@ -176,7 +176,7 @@ class Link:
         """The pickled value of a call, from the boss."""
         value = self.look_up(ended).value
         if not value:
-            raise RemoteError(f"the value of {ended.id} is not kept any more")
+            raise RemoteError(f"the value of {ended.id} is no longer kept")
         return value
 
     def look_up(self, ended: CallEnded) -> CallEnded:
@@ -242,7 +242,7 @@ class Link:
         text = str(error) or type(error).__name__
         pending, self.pending = self.pending, {}
         for future in pending.values():
-            future.fail(RemoteError(f"the cluster cannot be asked any more how the call ends: {text}"))
+            future.fail(RemoteError(f"the cluster can no longer be asked how the call ends: {text}"))
 
     def _work(self, now: float) -> None:
         """Send the messages that are due."""

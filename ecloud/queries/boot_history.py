@@ -29,8 +29,8 @@ LAST_LINES = 5
 STEPS = {
     "address": "seen running at its address",
     "context": "its start script ran",
-    "ssh": "let us in by SSH",
-    "clock": "told its clock",
+    "ssh": "accepted the boss by SSH",
+    "clock": "reported its clock",
     "code": "had the code",
     "python": "ran Python",
     "broker": "reached the broker",
@@ -48,9 +48,9 @@ CAUSES = {
     "unanswered": "its cloud did not answer, and showed no such VM until it was given up",
     "refused: later": "its cloud was away, slow or busy",
     "refused: less": "a quota, the addresses or the hosts of its cloud were used up",
-    "refused: pool": "no VM of its pool can start as it is set: a person must mend the template or network",
-    "refused: credent": "its cloud does not let us in: a person must look at its user and password",
-    "refused: unset": "its pool is not in the settings any more",
+    "refused: pool": "no VM of its pool can start as it is set: correct the template or network",
+    "refused: credent": "its cloud refuses the boss's login: check user and password",
+    "refused: unset": "its pool is no longer in the settings",
 }
 """Descriptions of the recorded causes of a failed boot."""
 
@@ -90,7 +90,7 @@ def troubles(connection: Connection, now: float) -> list[str]:
     for row in connection.execute(stuck):
         past = duration(now - (row.ending_at if row.ending_at is not None else row.since))
         told.append(
-            f"VM {row.vm_no} of pool {row.pool} (its cloud calls it {row.cloud_id}) does not end: asked for "
+            f"VM {row.vm_no} of pool {row.pool} ({row.cloud_id} in its cloud) does not end: requested "
             f"{counted(row.end_asked, 'time')} in {past}; end it by hand in the cloud if it "
             f"costs money; python admin.py forget_vm vm/{row.vm_no} counts and asks no longer"
         )
@@ -131,7 +131,7 @@ def unrunnable(connection: Connection) -> dict[int, str]:
 def closed(pool: PoolView, now: float) -> str:
     """Describe why the pool starts no VM, since when, until when."""
     since = f" since {when(pool.since, now)}" if pool.since is not None else ""
-    until = f"; it is tried again at {when(pool.until, now)}" if pool.until is not None and pool.until > now else ""
+    until = f"; the boss retries at {when(pool.until, now)}" if pool.until is not None and pool.until > now else ""
     return f"pool {pool.pool} starts no VM{since}: {pool.closed}{until}"
 
 
@@ -147,7 +147,7 @@ def coming(vms: Sequence[VmView], pool: PoolView | None, now: float) -> str:
     if len(vms) > 1:
         longest = duration(now - min(vm.intended_at for vm in vms))
         return f"{counted(len(vms), 'VM')} of pool {first.pool} boot, the first for {longest}{usual(pool)}"
-    stage = f"was asked for {past} ago" if first.state == VmState.INTENDED else f"has been booting for {past}"
+    stage = f"was requested {past} ago" if first.state == VmState.INTENDED else f"has been booting for {past}"
     return f"VM {first.vm_no} of pool {first.pool} {stage}{usual(pool)}"
 
 
@@ -185,8 +185,8 @@ def last_step(vm: VmView, boot: BootView | None, now: float) -> str:
     """Describe how far a boot has come, as far as is known."""
     steps = _steps(vm, boot.steps if boot is not None else {}, now)
     what = f"its last step: {steps[-1][0]} {duration(now - steps[-1][1])} ago; " if steps else ""
-    said = f"its cloud says: {vm.said}; " if vm.said else ""
-    return f"{what}{said}no worker of it has reported for duty yet"
+    said = f"its cloud reports: {vm.said}; " if vm.said else ""
+    return f"{what}{said}no worker of it has reported yet"
 
 
 def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
@@ -194,7 +194,7 @@ def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
     steps = _steps(vm, boot.steps if boot is not None else {}, now)
     if steps:
         told = ", ".join(f"{name} after {duration(at - vm.intended_at)}" for name, at in steps)
-        yield f"asked for at {when(vm.intended_at, now)}; {told}"
+        yield f"requested at {when(vm.intended_at, now)}; {told}"
     found = trouble(vm, boot)
     if found:
         yield found
@@ -205,11 +205,11 @@ def record(vm: VmView, boot: BootView | None, now: float) -> Iterator[str]:
         yield f"its clock is {_clock(visit.clock_s)}"
     if visit is not None and visit.log:
         last = visit.log.splitlines()[-LAST_LINES:]
-        yield f"the last words of its start log: {' | '.join(line.strip() for line in last if line.strip())}"
+        yield f"the last lines of its start log: {' | '.join(line.strip() for line in last if line.strip())}"
     if vm.said:
-        yield f"its cloud last said of it: {vm.said}"
+        yield f"its cloud last reported: {vm.said}"
     if vm.state == VmState.ENDING and vm.end_asked > 1:
-        yield f"its end was asked for {vm.end_asked} times"
+        yield f"its end was requested {vm.end_asked} times"
 
 
 def _steps(vm: VmView, known: Mapping[str, float], now: float) -> list[tuple[str, float]]:
@@ -219,7 +219,7 @@ def _steps(vm: VmView, known: Mapping[str, float], now: float) -> list[tuple[str
     if vm.started_at is not None:
         ahead = ahead_s(vm.intended_at, vm.started_at, vm.hello_at if vm.hello_at is not None else now)
     told = (
-        ("made by its cloud", max(vm.intended_at, vm.started_at - ahead) if vm.started_at is not None else None),
+        ("created by its cloud", max(vm.intended_at, vm.started_at - ahead) if vm.started_at is not None else None),
         *((words, known.get(step)) for step, words in STEPS.items()),
         ("its worker reported", vm.hello_at),
         ("its first task", vm.first_task_at),

@@ -105,7 +105,7 @@ def _budgets(connection: Connection, since: float) -> Iterator[Happened]:
         if at >= since:
             day = datetime.fromtimestamp(at, timezone.utc).date()
             run_no = int(run) if run.isdecimal() else 0
-            text = texts.get(run_no) or "the VM-hours of today are used up: no VM starts by itself"
+            text = texts.get(run_no) or "the VM-hours of today are used up: no VM starts automatically"
             yield Happened(f"budget_used/{run}/{day}", "budget_used", at, text, names.get(run_no, ""))
 
 

@@ -35,7 +35,7 @@ def find_task(connection: Connection, name: str, run: str = "") -> Any:
     if len(found) > 1:
         runs = {row.run_no: row.name for row in connection.execute(sa.select(schema.runs.c.run_no, schema.runs.c.name))}
         names = ", ".join(f"{runs.get(row.run_no, row.run_no)}:{row.id}" for row in found[:5])
-        raise NoSuchTask(f"task {name!r} is in {len(found)} runs: say which, {names}, or use --run")
+        raise NoSuchTask(f"task {name!r} is in {len(found)} runs: specify which, {names}, or use --run")
     if found:
         return found[0]
     row = unmade_element(connection, run_no, name)

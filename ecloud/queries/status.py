@@ -269,7 +269,7 @@ def _guessed(connection: Connection, run: RunStatus) -> tuple[float | None, str]
     if not running:
         return None, "unknown: nothing runs"
     if run.left > GUESSED_TASKS:
-        return None, "unknown: nothing has ended lately"
+        return None, "unknown: no task has ended lately"
     tasks = schema.tasks.c
     total, known = connection.execute(
         sa.select(sa.func.sum(tasks.runtime_s), sa.func.count(tasks.runtime_s)).where(
@@ -277,7 +277,7 @@ def _guessed(connection: Connection, run: RunStatus) -> tuple[float | None, str]
         )
     ).one()
     if known < run.left:
-        return None, "unknown: nothing has ended lately"
+        return None, "unknown: no task has ended lately"
     return total / running, "by runtime_s of its tasks"
 
 

@@ -84,11 +84,11 @@ def _worker_layers(worker: WorkerView, boss: BossStatus, now: float) -> Iterator
     name = f"worker {worker.worker}" + (f" on {worker.host}" if worker.host else "")
     since = f"for {duration(now - worker.since)}"
     if not boss.leads and worker.state in ON_DUTY:
-        yield f"{name} was {worker.state} when a boss last looked; {no_boss(boss, now)}"
+        yield f"{name} was {worker.state} when a boss last checked; {no_boss(boss, now)}"
     if worker.state in (WorkerState.LOST, WorkerState.GONE):
         yield f"{name} has been {worker.state} {since}" + (f": {worker.reason}" if worker.reason else "")
     elif worker.trouble:
-        yield f"{name} starts nothing now: {worker.trouble}"
+        yield f"{name} starts no tasks now: {worker.trouble}"
     if worker.state == WorkerState.DRAINING:
         yield f"{name} is draining: {worker.reason}" + _runs(worker)
     elif worker.state == WorkerState.UP and (worker.running or worker.queued):
@@ -123,7 +123,7 @@ def _vm_layers(vm: VmView, boot: BootView | None, boss: BossStatus, pool: PoolVi
     name = f"VM {vm.vm_no} of pool {vm.pool}"
     since = f"for {duration(now - vm.since)}"
     if vm.state == VmState.INTENDED:
-        yield f"{name} was asked of its cloud {duration(now - vm.since)} ago, which has not answered yet: {vm.reason}"
+        yield f"{name} was requested {duration(now - vm.since)} ago, and its cloud has not answered yet: {vm.reason}"
     elif vm.state == VmState.BOOTING:
         yield f"{name} has been booting {since}{usual(pool)}; {trouble(vm, boot) or last_step(vm, boot, now)}"
     elif vm.state == VmState.RUNNING:
@@ -132,11 +132,11 @@ def _vm_layers(vm: VmView, boot: BootView | None, boss: BossStatus, pool: PoolVi
         yield f"{name} has been ending {since}: {vm.reason}"
     else:
         silent = vm.hello_at is None and not vm.cause.startswith("refused")
-        never = "; its worker never reported for duty" if silent else ""
+        never = "; its worker never reported" if silent else ""
         yield f"{name} has been gone {since}: {vm.reason}{never}"
     if not boss.leads and vm.state != VmState.GONE:
         yield no_boss(boss, now)
     yield from record(vm, boot, now)
     if vm.cloud_id:
         at = f", at {boot.address}" if boot is not None and boot.address else ""
-        yield f"its cloud calls it {vm.cloud_id}{at}"
+        yield f"its id in the cloud: {vm.cloud_id}{at}"

@@ -100,10 +100,10 @@ class TaskReasons:
         if not unmet:
             array = array_of_element(self.connection, row)
             if array is not None and array.state == TaskState.WAITING.value:
-                yield f"{name} waits for what its array waits for"
+                yield f"{name} waits for the dependencies of its array"
                 yield from self._layers(array)
                 return
-            yield f"{name} waits for nothing any more; the boss makes it ready with its next decision"
+            yield f"{name} no longer waits for anything; the boss makes it ready with its next decision"
             yield from self._no_boss()
             return
         first = unmet[0]
@@ -113,7 +113,7 @@ class TaskReasons:
         root = self._root(first, upwards)
         layers = list(self._layers(root)) if root is not None else []
         if root is None:
-            sentence += f"; what holds that up was not found in time: ask why {first.id} waits"
+            sentence += f"; the cause was not found in time: ask why {first.id} waits"
         else:
             sentence += f"; {layers[0]}" if root.task_no == first.task_no else f"; at the root, {layers[0]}"
         yield sentence
@@ -154,7 +154,7 @@ class TaskReasons:
         if array.state == TaskState.READY.value:
             unmade = Ranges.of(array_row(self.connection, array.task_no).pending)
             before = sum(max(0, min(last + 1, row.position) - first) for first, last in unmade.ranges)
-            yield f"{name} is {row.state}; it becomes a task when it is about to run" + (
+            yield f"{name} is {row.state}; the boss makes a task of it shortly before it runs" + (
                 f": {counted(before, 'element')} of array {array.id} {'stands' if before == 1 else 'stand'} before it"
                 if before
                 else ""
@@ -208,7 +208,7 @@ class TaskReasons:
             return
         found = list(self._ready_layers(row, name))
         if told:
-            found.append(f"this is what the database shows: the boss could not be asked ({told})")
+            found.append(f"this is what the database shows: the boss did not answer ({told})")
         yield from found or [f"{name} is ready and is given to a worker with the boss's next decision"]
 
     def _ready_layers(self, row: Any, name: str) -> Iterator[str]:
@@ -340,7 +340,7 @@ class TaskReasons:
             yield from self._troubles(coming)
             refused = self._last_refusal(pool.name)
             if refused and not any(vm.state == VmState.RUNNING for vm in alive):
-                yield f"the last VM of pool {pool.name} did not come up: {refused}"
+                yield f"the last VM of pool {pool.name} did not start: {refused}"
 
     def _troubles(self, coming: Sequence[VmView]) -> Iterator[str]:
         """Report what SSH visits to booting VMs found."""
@@ -410,15 +410,15 @@ class TaskReasons:
     def _running(self, row: Any, name: str) -> Iterator[str]:
         attempt = self._live_attempt(row.task_no)
         if attempt is None:
-            yield f"{name} ran; the boss is about to say what becomes of it"
+            yield f"{name} has run; the boss has not recorded its outcome yet"
         elif attempt.state == "promoting":
             since_s = self.now - max(attempt.started_at or 0.0, row.changed_at)
             sentence = f"the commands of {name} succeeded and its results are being put into the datastore"
             slow = since_s > SLOW_PROMOTION_S + (attempt.run_s or 0.0)
             if attempt.reason:
-                yield f"{sentence} as soon as that can be done: {attempt.reason}"
+                yield f"{sentence} when possible: {attempt.reason}"
                 return
-            yield sentence + ("; that takes long: is the datastore there? python admin.py doctor" if slow else "")
+            yield sentence + ("; this takes long: check the datastore with python admin.py doctor" if slow else "")
         elif attempt.state == "stopping":
             yield f"{name} is being stopped on worker {attempt.worker}: {attempt.reason}"
         else:
@@ -426,7 +426,7 @@ class TaskReasons:
             number = f" (attempt {attempt.number})" if attempt.number > 1 else ""
             since = self._past(attempt.started_at or attempt.assigned_at)
             worker = next((worker for worker in self.workers if worker.worker == attempt.worker), None)
-            trouble = f"; the worker says: {worker.trouble}" if worker is not None and worker.trouble else ""
+            trouble = f"; the worker reports: {worker.trouble}" if worker is not None and worker.trouble else ""
             yield f"{name} runs{number} on worker {attempt.worker}{host} for {since} now{trouble}"
             if worker is not None and worker.lane_wanted_since is not None:
                 moving = sum(other.lane_since is not None for other in self.workers)
@@ -435,7 +435,7 @@ class TaskReasons:
                 yield f"worker {worker.worker} has waited for its turn to move files for {past}: {has} theirs now"
         yield from self._suspicion(row)
         if not self.boss.leads:
-            yield f"{no_boss(self.boss, self.now)}; how it ends is kept by its worker until a boss listens"
+            yield f"{no_boss(self.boss, self.now)}; its worker keeps the outcome until a boss is back"
 
     def _failed(self, row: Any, name: str) -> Iterator[str]:
         attempts = attempts_of(self.connection, row.task_no)
@@ -552,7 +552,7 @@ def some(texts: Sequence[str]) -> str:
 def _why_not(worker: WorkerView) -> str:
     if worker.state != WorkerState.UP:
         return f"is {worker.state}" + (f" ({worker.reason})" if worker.reason else "")
-    return f"says: {worker.trouble}"
+    return f"reports: {worker.trouble}"
 
 
 def no_boss(boss: BossStatus, now: float) -> str:

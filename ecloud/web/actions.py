@@ -154,7 +154,7 @@ class Actions:
         elif wanted.group:
             _, ids = failed_in_group(self._rendering.engine, wanted.run, wanted.group)
             if not ids:
-                raise Problem("no task failed in that way any more")
+                raise Problem("no task fails in that way any longer")
             arguments = {"ids": list(ids), "run": wanted.run}
         else:
             arguments = {"ids": [wanted.id] if wanted.id else [], "run": wanted.run}

@@ -36,7 +36,7 @@ class Health:
         try:
             found = tuple(self._look())
         except Exception as error:  # an error of one check must not stop the pages
-            found = (Finding("doctor", f"the look at all parts failed: {error}", "python admin.py doctor"),)
+            found = (Finding("doctor", f"the check of all parts failed: {error}", "python admin.py doctor"),)
         with self._lock:
             self._findings, self._looked_at = found, time.time()
             self._due = time.monotonic() + LOOK_EVERY_S

@@ -1,4 +1,4 @@
-"""The life of each VM in times, its last words, and how pools fare.
+"""The life of each VM in times, the last lines of its log, and how pools fare.
 
 Frozen. MySQL and MariaDB commit each statement that changes a table, so each step looks first whether it is done.
 """
@@ -35,7 +35,7 @@ def upgrade() -> None:
     for column in columns:
         if column.name not in there:
             op.add_column("vms", column)
-    # Of older rows nobody knows when the cloud made them: their lives are counted from when they were asked for.
+    # It is unknown when the cloud made the VMs of older rows: their lives count from the request.
     op.execute("UPDATE vms SET started_at = intended_at WHERE started_at IS NULL AND cloud_id <> ''")
     pools = sa.Table(
         "pools", sa.MetaData(),

@@ -71,7 +71,7 @@ def test_who_interrupts_a_copy_into_a_directory_is_not_told_that_it_goes_on(clus
     putting.send_signal(signal.SIGINT)
     told = putting.communicate(timeout=60)[0].decode()
     assert putting.returncode == 130
-    assert "interrupted: what had not arrived whole is removed" in told
+    assert "interrupted: partial files are removed" in told
     assert not list(staging.rglob("*.part"))
 
 
@@ -198,7 +198,7 @@ def test_workers_are_started_drained_killed_and_forgotten(cluster: Doors) -> Non
     wait_until(lambda: {worker["state"] for worker in workers()} == {"up", "draining"})
     assert "1 take tasks again" in cluster.admin("undrain_worker", name).out
     assert "which workers?" in cluster.admin("kill_worker", code=2).err
-    assert "2 told to stop" in cluster.admin("kill_worker", "--all").out
+    assert "2 ordered to stop" in cluster.admin("kill_worker", "--all").out
     wait_until(lambda: not workers(), what="both are gone")
     assert len(workers("--all")) == 2
     assert "gone" in cluster.admin("why", f"worker/{name}").out
@@ -260,7 +260,7 @@ def test_files_and_context(cluster: Doors) -> None:
     assert cluster.admin("du", "--json").json["bytes"] == 10
     below = cluster.admin("put", "in.txt", "in/deep.txt/x", code=2).err
     assert "in/deep.txt is a file in the datastore" in below
-    assert "the datastore lies in" in cluster.admin("put", cluster.daemon.home.path, code=2).err
+    assert "the datastore is inside" in cluster.admin("put", cluster.daemon.home.path, code=2).err
     context = cluster.admin("show_context", "--json").json
     assert len(context["cluster_id"]) == 16
     assert str(cluster.daemon and cluster.daemon.home.datastore) in context["datastore_address"]
@@ -269,7 +269,7 @@ def test_files_and_context(cluster: Doors) -> None:
     assert ".." not in cluster.admin("show_context", "--json").json["datastore_address"]
     assert "elsewhere" in cluster.admin("show_context").out
     assert "there is no note 'nope'" in cluster.admin("drop_context", "nope", code=2).err
-    assert "'cluster_id' can't be dropped" in cluster.admin("drop_context", "cluster_id", code=None).err
+    assert "'cluster_id' cannot be dropped" in cluster.admin("drop_context", "cluster_id", code=None).err
     assert "dropped" in cluster.admin("drop_context").out
     assert "elsewhere" not in cluster.admin("show_context").out
 
@@ -398,7 +398,7 @@ def test_tasks_are_dropped_only_where_that_is_confirmed(cluster: Doors) -> None:
     assert "8 tasks dropped" in cluster.admin("drop_tasks", "--run", "r", "--yes").out
     told, _ = watcher.communicate(timeout=60)
     assert watcher.returncode == 1, told
-    assert b"run r was dropped while it was watched" in told
+    assert b"run r was deleted while you watched it" in told
 
 
 def test_a_push_that_runs_nothing_says_so(cluster: Doors) -> None:
@@ -408,7 +408,7 @@ def test_a_push_that_runs_nothing_says_so(cluster: Doors) -> None:
     assert "(1 had succeeded earlier, 0 ran)" in again.out
     assert cluster.daemon is not None
     (cluster.daemon.home.datastore / "out").unlink()
-    assert "results of theirs are not in this datastore: a (out)" in cluster.push(path, "--wait").err
+    assert "some of their results are not in this datastore: a (out)" in cluster.push(path, "--wait").err
     again = cluster.push(path, "--wait", "--rerun_changed")
     assert "1 task runs again" in again.err
     assert (cluster.daemon.home.datastore / "out").exists()
@@ -467,7 +467,7 @@ def test_what_nothing_can_run_is_told_by_status_and_in_the_queue(cluster: Doors)
     cluster.admin("drop_tasks", "--run", "res", "--yes")
     told = pushing.communicate(timeout=60)[0]
     assert pushing.returncode == 1
-    assert b"run res was dropped while it was watched" in told
+    assert b"run res was deleted while you watched it" in told
 
 
 def test_a_run_that_is_dropped_ends_a_watch_with_a_document_too(cluster: Doors) -> None:
@@ -479,7 +479,7 @@ def test_a_run_that_is_dropped_ends_a_watch_with_a_document_too(cluster: Doors) 
     out = pushing.communicate(timeout=60)[0].decode()
     assert pushing.returncode == 1
     assert '"dropped": true' in out
-    assert "run d was dropped while it was watched" in out
+    assert "run d was deleted while you watched it" in out
 
 
 def test_a_task_may_be_called_like_a_worker(cluster: Doors) -> None:
@@ -524,5 +524,5 @@ def test_vms_are_ended_also_where_no_boss_runs(cluster: Doors) -> None:
     cluster.daemon.kill()
     assert "silent for" in cluster.admin("status").out, "a killed boss does not lead"
     done = cluster.admin("stop", "--vms")
-    assert "one is started to end the VMs" in done.err
+    assert "starting one to end the VMs" in done.err
     assert "nothing else runs" in done.out

@@ -43,13 +43,13 @@ def test_workers_of_a_cloud_from_the_first_to_the_bill(
     for wrong in ("-1", "0", "many", "1.5"):
         done = doors.admin("instantiate_worker", wrong, code=2)
         assert f"'{wrong}' is no number of workers: 1 or more" in words(done)
-    assert "100000 are many: say --yes" in doors.admin("instantiate_worker", 100000, code=2).err
+    assert "100000 are many: confirm with --yes" in doors.admin("instantiate_worker", 100000, code=2).err
     assert (
         "there is no pool 'nosuch'; there are big" in doors.admin("instantiate_worker", "--pool", "nosuch", code=2).err
     )
     assert double.alive == []
     asked = doors.admin("instantiate_worker", 100000, "--yes").out
-    assert "2 asked for in pool big; its maximum of 2 VMs allows no more" in asked
+    assert "2 requested in pool big; its maximum of 2 VMs allows no more" in asked
 
     def up() -> list[dict[str, Any]]:
         found = [worker for worker in doors.admin("show_workers", "--json").json if worker["state"] == "up"]
@@ -109,12 +109,12 @@ def bill_is_the_clouds(doors: Doors, double: OpenNebula) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"OPENNEBULA_URL": "http://127.0.0.1:9/RPC2"}, "http://127.0.0.1:9/RPC2 can't be reached"),
+        ({"OPENNEBULA_URL": "http://127.0.0.1:9/RPC2"}, "http://127.0.0.1:9/RPC2 cannot be reached"),
         ({"OPENNEBULA_URL": "https://127.0.0.1:{port}/RPC2"}, "TLS"),
         ({"OPENNEBULA_PASSWORD": "wrong"}, "does not let user alice in: the password is wrong"),
         pytest.param(
             {"OPENNEBULA_CA": "/no/such/ca.pem"},
-            "OPENNEBULA_CA names /no/such/ca.pem, which is not there",
+            "OPENNEBULA_CA names /no/such/ca.pem, which does not exist",
             marks=pytest.mark.long,
         ),
         ({"template": "warker"}, "has no template warker that user alice sees; there: bad network, no context, no "),
@@ -155,11 +155,13 @@ def test_what_a_cloud_refuses_is_said_where_it_is_asked_for(
     lost = {**values["POOLS"][0], "name": "lost", "template": "bad network"}
     doors = Doors(tmp_path / "place", daemons(**{**values, "POOLS": (*values["POOLS"], lost)}).start())
     wrong = doors.admin("instantiate_worker", "--pool", "lost", code=3)
-    assert "1 VM was refused: template bad network (1) names network 77, which is not there; mend it" in words(wrong)
+    assert "1 VM was refused: template bad network (1) names network 77, which does not exist; correct it" in words(
+        wrong
+    )
     again = doors.admin("instantiate_worker", "--pool", "lost", code=None)
-    assert "1 asked for in pool lost; template bad network (1) names network 77" in words(again)
+    assert "1 requested in pool lost; template bad network (1) names network 77" in words(again)
     some = doors.admin("instantiate_worker", 2)
-    assert "2 asked for in pool big" in some.out
+    assert "2 requested in pool big" in some.out
     assert "1 VM was refused: the cloud at" in words(some)
     assert "limit of 1 reached" in words(some)
     doors.admin("stop", "--vms")

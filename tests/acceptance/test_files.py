@@ -1,4 +1,4 @@
-"""A person's files: what can't be stored is named and nothing is left behind; `get` replaces only when told to."""
+"""A person's files: what cannot be stored is named and nothing is left behind; `get` replaces only when told to."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_all_addresses_of_a_network_work_and_one_sentence_tells_of_the_others(
     patience = {"IDLE_VM_S": PATIENCE_S, "VM_BOOT_S": PATIENCE_S, "HEARTBEAT_S": 5.0, "LEASE_S": 120.0}
     daemon = daemons(POOLS=(pool,), **cloud, **patience).start()
     doors = Doors(tmp_path / "place", daemon)
-    assert f"{asked} asked for in pool big" in doors.admin("instantiate_worker", asked, "--yes").out
+    assert f"{asked} requested in pool big" in doors.admin("instantiate_worker", asked, "--yes").out
 
     engine = make_engine(f"sqlite:///{daemon.home.database}")
     wait_until(

@@ -68,7 +68,9 @@ def words(done: Any) -> str:
 
 def test_they_are_made_once_found_again_and_never_ended(hosted: Doors, double: OpenNebula, tmp_path: Path) -> None:
     lacking = words(hosted.admin("start", code=3))
-    assert "BROKER_HOST can't be found: no VM of template boss runs: start one, or say python admin.py start" in lacking
+    assert (
+        "BROKER_HOST cannot be found: no VM of template boss runs: start one, or say python admin.py start" in lacking
+    )
     assert double.vms == {}
     doctor = words(hosted.admin("doctor", code=3))
     for lacking in ("BOSS_TEMPLATE (boss)", "DATASTORE_TEMPLATE (files)"):
@@ -110,7 +112,7 @@ def test_what_is_wrong_is_one_sentence(hosted: Doors, double: OpenNebula) -> Non
     assert len(double.vms) == 2
     text = hosted.daemon.settings_file.read_text()
     hosted.daemon.settings_file.write_text(text.replace("'PASSWORD'", "'wrong'"))
-    assert "BROKER_HOST can't be found: the cloud at" in words(hosted.admin("start", code=3))
+    assert "BROKER_HOST cannot be found: the cloud at" in words(hosted.admin("start", code=3))
     hosted.daemon.settings_file.write_text(text.replace("@*:", "@host:"))
     assert "DATASTORE_AT" in words(hosted.admin("start", code=2))
     hosted.daemon.settings_file.write_text(text.replace("BOSS_TEMPLATE = 'boss'", "").replace("'files'", "''"))

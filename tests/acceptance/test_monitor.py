@@ -122,7 +122,7 @@ def test_failed_tasks_are_retried_from_the_page(monitor: Monitor, place: Doors) 
     assert "Run task same-1" in page.text
     done = monitor.post("/do", verb="retry_failed", run=run, id="same-1", csrf=csrf_of(page))
     assert done.code == 303, done.text
-    wait_until(lambda: tries() > before, 60, "it is tried again")
+    wait_until(lambda: tries() > before, 60, "the boss retries")
 
 
 def test_a_group_of_failures_is_retried_from_the_page(monitor: Monitor, place: Doors) -> None:
@@ -234,7 +234,7 @@ def test_addresses_that_cannot_be_served_are_refused(doors: Doors) -> None:
     found = doors.admin("monitor", "--host", "0.0.0.0", "--password_file", secret, code=2).err
     assert "--tls_cert" in found
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "can't listen" in doors.admin("monitor", "--port", taken.getsockname()[1], code=2).err
+        assert "cannot listen" in doors.admin("monitor", "--port", taken.getsockname()[1], code=2).err
 
 
 def test_metrics_are_bounded_and_true(monitor: Monitor) -> None:

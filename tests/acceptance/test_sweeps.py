@@ -77,7 +77,7 @@ def test_wrong_uses_of_arrays_end_with_a_sentence(doors: Doors) -> None:
         (["--array", "1", "--each-line", "x", "--", "true"], "one of them"),
         (["--each-file", "nothing*", "--", "true"], "no file matches"),
         (["--each-line", "nowhere", "--", "true"], "nowhere: No such file"),
-        (["a.json", "b.json"], "one file is pushed at a time"),
+        (["a.json", "b.json"], "only one file at a time can be pushed"),
         ([], "name a file with tasks"),
     ):
         assert told in doors.push(*arguments, code=2).err

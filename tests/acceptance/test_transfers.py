@@ -235,7 +235,7 @@ def test_a_person_who_interrupts_goes_on_where_it_was(by: str, request: pytest.F
     uploading.send_signal(signal.SIGINT)
     told = uploading.communicate(timeout=60)[0].decode()
     assert uploading.returncode == 130
-    assert "interrupted: 300 of 301 files arrived; the next time goes on there" in told
+    assert "interrupted: 300 of 301 files arrived; the next call resumes there" in told
     far.proxy.bytes_per_s, before = 0.0, far.proxy.passed
     done = far.doors.push(list_file, "--upload", "up", "--wait")
     assert "uploaded 1 file, 300 were there" in done.err
@@ -259,7 +259,7 @@ def test_a_person_who_interrupts_a_get_goes_on_where_it_was(by: str, request: py
     getting.send_signal(signal.SIGINT)
     told = getting.communicate(timeout=60)[0].decode()
     assert getting.returncode == 130
-    assert "interrupted: what arrived is kept beside it as .*.part: get it again and it goes on there" in told
+    assert "interrupted: what arrived is kept beside it as .*.part: run get again to resume" in told
     assert not (place / "here").exists()
     far.proxy.bytes_per_s, before = 0.0, far.proxy.passed
     far.doors.admin("get", "out", "here")

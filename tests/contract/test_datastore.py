@@ -357,7 +357,7 @@ def test_a_link_counts_as_there_where_it_leads_to_something(site: Site) -> None:
     assert existing(site.store, []) == frozenset()
 
 
-# --- what can't be stored -------------------------------------------------------------------------
+# --- what cannot be stored -------------------------------------------------------------------------
 
 
 def make_unfit(top: Path, kind: str) -> str:

@@ -123,7 +123,7 @@ def test_books_that_do_not_balance_are_found() -> None:
     cloud, tables = Cloud(world, Faults(), lambda *_: lambda: None), Tables()
     row = tables.vms[1] = VmRow(1, "p", "gone", 100.0, {}, "n", cloud_id="vm1")
     assert list(books.wrong(tables, cloud)) == [
-        "VM 1 was made by its cloud, and nobody knows when",
+        "VM 1 was made by its cloud at an unknown time",
         "VM 1 is vm1, which its cloud never made",
     ]
     assert cloud.start(1, "p", {}, "n") == "vm1"

@@ -23,7 +23,7 @@ CHAINED = Faults(datastore_full=0.3, datastore_away=0.1)
 
 def run(seed: int) -> Result | None:
     """Whatever the seed draws; or a world in which all is done by VMs, and little but the cloud is in trouble; or one
-    in which results can't be stored, so that chains run far ahead of what is recorded."""
+    in which results cannot be stored, so that chains run far ahead of what is recorded."""
     if seed % 10 == 0:
         return simulation.run(seed)
     if seed % 2 == 0 or seed % 4 == 3:

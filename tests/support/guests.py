@@ -221,7 +221,7 @@ class Guest:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             if time.monotonic() > deadline:
-                raise AssertionError(f"processes of a guest can't be ended: {left}")
+                raise AssertionError(f"processes of a guest cannot be ended: {left}")
             time.sleep(0.02)
             number = signal.SIGKILL
 

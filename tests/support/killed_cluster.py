@@ -285,7 +285,7 @@ class Cluster:
         wait_until(lambda: not self.daemon.processes(), DEADLINE_S, f"nothing is left: {self.daemon.processes()}")
 
     def _thaw_all(self) -> None:
-        """SIGCONT to what may be stopped: a server that is, can't be ended in order."""
+        """SIGCONT to what may be stopped: a server that is, cannot be ended in order."""
         for process in (self.database.process, self.broker.process, self.daemon.process):
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGCONT)

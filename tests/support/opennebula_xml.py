@@ -23,7 +23,7 @@ VM_ATTRIBUTES = (
 
 
 class SyntaxWrong(Exception):
-    """A template that can't be parsed."""
+    """A template that cannot be parsed."""
 
 
 # --- templates ------------------------------------------------------------------------------------

@@ -189,5 +189,5 @@ class Machine:
             for place, _, _ in os.walk(self._cgroup, topdown=False):
                 with contextlib.suppress(OSError):
                     os.rmdir(place)
-            assert time.monotonic() < deadline, f"{self._cgroup} can't be emptied"
+            assert time.monotonic() < deadline, f"{self._cgroup} cannot be emptied"
             time.sleep(0.02)

@@ -141,7 +141,7 @@ class WorkerScript:
         return self.handle(*(AttemptEnded(Outcome(task_no, 1, cause, **fields)) for task_no in task_nos))
 
     def cannot_run(self, task_no: int, reason: str) -> WorkerScript:
-        """The machine can't run this one now."""
+        """The machine cannot run this one now."""
         return self.handle(TroubleChanged(reason), AttemptReturned(task_no, 1, reason))
 
     def trouble(self, text: str) -> WorkerScript:

@@ -301,7 +301,7 @@ class Attempts:
             self._free(running)
 
     def on_ended(self, outcome: Outcome) -> None:
-        """Nothing of it runs any more: keep its outcome until the boss confirms it."""
+        """All its processes have ended: keep its outcome until the boss confirms it."""
         key = (outcome.task_no, outcome.number)
         running = self._release(key)
         if running is None:

@@ -59,13 +59,13 @@ class MessageArrived(msgspec.Struct, frozen=True):
 
 
 class AttemptEnded(msgspec.Struct, frozen=True):
-    """No process of the attempt runs any more; its results are staged."""
+    """The attempt has no processes left; its results are staged."""
 
     outcome: Outcome
 
 
 class CommandsEnded(msgspec.Struct, frozen=True):
-    """No process of the attempt runs any more; its small results are being staged. `AttemptEnded` follows."""
+    """The attempt has no processes left; its small results are being staged. `AttemptEnded` follows."""
 
     task_no: int
     number: int

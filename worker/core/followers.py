@@ -110,9 +110,9 @@ class Followers:
         for key, follower in self.waiting.items():
             assert follower.open, f"{key} waits for nothing"
             for earlier in (*follower.open, *follower.own.values()):
-                assert key in self._of[earlier], f"{key} waits for {earlier}, which nobody tells it of"
+                assert key in self._of[earlier], f"{key} waits for {earlier}, which does not notify it"
         for earlier, keys in self._of.items():
-            assert keys, f"{earlier} is followed by nobody"
+            assert keys, f"{earlier} has no follower"
             for key in keys:
                 assert key in self.waiting or key in self._ready, f"{key} follows {earlier} no more"
 

@@ -218,7 +218,7 @@ class WorkerCore:
                 self.draining = self.then_exit
                 self.attempts.starts_changed = True
             case wire.Exit(reason):
-                self._leave(0, reason or "the boss said so")
+                self._leave(0, reason or "the boss ordered it")
             case wire.StreamLogs(task_no, number, seconds):
                 self.attempts.effects.streams.append(StreamOutput(task_no, number, seconds))
             case wire.Refused("home", reason):
@@ -233,7 +233,7 @@ class WorkerCore:
             self.ignored["welcome"] += 1
             return
         if welcome.other_history:
-            self._leave(0, "the boss's database was restored from a backup: beginning anew", anew=True)
+            self._leave(0, "the boss's database was restored from a backup: starting again", anew=True)
             return
         self.session, self.epoch, self.batch = welcome.session, envelope.epoch, envelope.batch
         self.heartbeat_s, self.lease_s = welcome.heartbeat_s, welcome.lease_s
@@ -255,7 +255,7 @@ class WorkerCore:
         self.lane.on_session()
         self._say_heartbeat(now)
         if self.draining and self._leave_at is not None:
-            self._say(wire.DrainWanted("it was told to leave"))
+            self._say(wire.DrainWanted("it was ordered to leave"))
 
     def _may_start(self, now: float) -> bool:
         if self.draining or self.leaving or self.trouble or self._lease_until is None or now >= self._lease_until:
@@ -357,9 +357,9 @@ class WorkerCore:
 
     def _on_term(self, now: float) -> None:
         if self._leave_at is not None or self.leaving:
-            self._leave(0, "told to leave at once")
+            self._leave(0, "ordered to leave immediately")
         else:
-            self._want_drain("it was told to leave", now)
+            self._want_drain("it was ordered to leave", now)
 
     def _want_drain(self, reason: str, now: float) -> None:
         self.draining = self.then_exit = True

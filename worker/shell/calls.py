@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from worker.shell.jobs import Job
 
 UNUSED_S = 6 * 3600.0
-"""A shared requirement that no call has used for so long is removed."""
+"""A shared requirement that no call has used for this long is removed."""
 PYTHON_INSIDE = "python3"
 """The Python inside a container."""
 OWN = (b"ECLOUD_TASK", b"ECLOUD_RUN", b"ECLOUD_ATTEMPT")

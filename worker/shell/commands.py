@@ -143,7 +143,7 @@ def _hint(code: int) -> str:
         return ""
     name = signal_name(code - 128)
     memory = ", perhaps out of memory" if name == "SIGKILL" else ""
-    return f" (128 + {code - 128}: shells say so of a command that {name} ended{memory})"
+    return f" (128 + {code - 128}: shells report this for a command that {name} ended{memory})"
 
 
 def _sentence(

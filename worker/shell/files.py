@@ -70,7 +70,7 @@ def open_datastore(access: DatastoreAccess, ssh: Path, stall_s: float = STALL_S)
     except ValueError as error:
         raise DatastoreAway(str(error)) from None
     if not (ssh / "key").exists():
-        raise DatastoreAway("this worker has no SSH key: install the OpenSSH client here, and start it again")
+        raise DatastoreAway("this worker has no SSH key: install the OpenSSH client here and restart the worker")
     known_hosts, certificate = ssh / "known_hosts", ssh / "certificate.pub"
     write_known_hosts(known_hosts, ALIAS, access.host_key)
     write_certificate(access, ssh)
@@ -277,7 +277,7 @@ class Files:
                 except NotThere:
                     raise RequirementMissing(f"requirement {requirement.path} is not in the datastore") from None
                 except Unfit as error:
-                    raise RequirementMissing(f"requirement {requirement.path} can't be fetched: {error}") from None
+                    raise RequirementMissing(f"requirement {requirement.path} cannot be fetched: {error}") from None
         return Fetched(max(sum(sizes), moved), moved)  # a directory that is read directly has no known size in advance
 
     def _fetch_small(self, store: Stager, body: TaskBody, directory: Path) -> Fetched | None:
@@ -317,8 +317,8 @@ class Files:
         free = shutil.disk_usage(directory).free
         if size + kept > free:
             raise NoRoom(
-                f"no room for its requirements: {byte_size(size)} are to be fetched, {byte_size(free)} are free in"
-                f" {directory.parent}, of which {byte_size(kept)} must stay so"
+                f"no room for its requirements: {byte_size(size)} are needed, {byte_size(free)} are free in"
+                f" {directory.parent}, of which {byte_size(kept)} must stay free"
             )
 
     def stage(
@@ -345,7 +345,7 @@ class Files:
                 try:
                     entries = store.store(stage, local, path)
                 except NotThere:
-                    raise ResultUnusable(f"result {result.local} was not there after the commands") from None
+                    raise ResultUnusable(f"result {result.local} was missing after the commands") from None
                 except (BadName, Unfit) as error:
                     raise ResultUnusable(f"result {result.local} cannot be stored: {error}") from None
                 if result.merge:
@@ -370,7 +370,7 @@ def _found(store: Stager, body: TaskBody) -> list[Entry]:
     try:
         found = store.stat([requirement.path for requirement in body.requirements])
     except BadName as error:
-        raise RequirementMissing(f"a requirement can't be: {error}") from None
+        raise RequirementMissing(f"a requirement cannot be fetched: {error}") from None
     missing = [requirement.path for requirement, entry in zip(body.requirements, found) if entry is None]
     if missing:
         more = f", nor {len(missing) - 1} more: {', '.join(missing[1:NAMED])}" if len(missing) > 1 else ""
@@ -393,7 +393,7 @@ def _verified(store: Stager, top: Entry, to: Path) -> int:
     if top.kind == "file" and os.lstat(to).st_size != top.size:
         again = store.stat([top.path])[0]
         if again is None or again.size != os.lstat(to).st_size:
-            raise DatastoreAway(f"{top.path} did not arrive whole: {moved} bytes of {top.size}")
+            raise DatastoreAway(f"{top.path} arrived incomplete: {moved} bytes of {top.size}")
     return moved
 
 

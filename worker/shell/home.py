@@ -75,7 +75,7 @@ class WorkerHome:
                 path.unlink(missing_ok=True)
 
     def clear_control(self) -> None:
-        """Remove notes and scripts of attempts that an earlier process left. Nothing of those runs any more."""
+        """Remove notes and scripts of attempts that an earlier process left. None of those runs now."""
         for left in self.control.iterdir():
             with contextlib.suppress(OSError):
                 left.unlink()
@@ -101,7 +101,7 @@ class RunningRecord:
             os.unlink(self._directory / str(pid))
 
     def clear(self) -> None:
-        """Record that nothing runs any more."""
+        """Record that all processes have ended."""
         with contextlib.suppress(OSError):
             for item in os.listdir(self._directory):
                 self.remove(int(item))

@@ -68,7 +68,7 @@ def matches(result: Result, directory: Path) -> list[tuple[Path, str]]:
     for name in names:
         relative = name[len(prefix) + 1 :] if prefix else name
         if not relative:
-            continue  # `a/**` also matches a itself, whose contents match by themselves
+            continue  # `a/**` also matches a itself, whose contents match anyway
         pairs.append((directory / name, relative if result.path == "." else f"{result.path}/{relative}"))
     if not pairs:
         raise ResultUnusable(f"result {result.local} matched nothing after the commands")
@@ -79,7 +79,7 @@ def _usable(result: Result, local: Path, top: Path) -> Path:
     """Return the real file or directory of a name, after checking that all of it can be stored. Raises
     `ResultUnusable`."""
     if not os.path.lexists(local):
-        raise ResultUnusable(f"result {result.local} was not there after the commands")
+        raise ResultUnusable(f"result {result.local} was missing after the commands")
     try:
         real = _resolved(result, local, top)
         copies = 0
@@ -136,7 +136,7 @@ def _resolved(result: Result, path: Path, top: Path) -> Path:
     if not os.path.lexists(real) or real.is_symlink():
         raise ResultUnusable(
             f"result {result.local} cannot be stored: {shortened(str(path), top)} is a link to"
-            f" {shortened(os.readlink(path), top)}, which is not there"
+            f" {shortened(os.readlink(path), top)}, which does not exist"
         )
     return real
 

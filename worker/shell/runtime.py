@@ -138,7 +138,7 @@ class WorkerRuntime:
         try:
             return self._work()
         except BaseException:
-            log.exception("this worker cannot go on: its tasks are ended")
+            log.exception("this worker cannot continue: its tasks are ended")
             self._processes.end_all()
             raise
 
@@ -238,9 +238,9 @@ class WorkerRuntime:
         elif isinstance(event, ConnectionFound):
             self._say_status("waiting for the boss: the broker answers, the boss does not yet")
         elif isinstance(event, TermReceived):
-            self._say_status("told to leave: what runs goes on to its end")
+            self._say_status("ordered to leave: running tasks continue to their end")
         elif isinstance(event, TroubleChanged) and event.text not in ("", self._core.trouble):
-            log.warning("starts nothing now: %s", event.text)
+            log.warning("starts no tasks now: %s", event.text)
 
     def _say_status(self, text: str) -> None:
         if text != self._status:
@@ -292,7 +292,7 @@ class WorkerRuntime:
             self._spool.add(self._unspooled, (self._core.epoch, self._core.batch))
             self._unspooled = []
         except OSError as error:
-            self._put(TroubleChanged(f"outcomes can't be kept on disk: {error.strerror}"))
+            self._put(TroubleChanged(f"outcomes cannot be kept on disk: {error.strerror}"))
 
     def _publish(self, topic: str, envelope: Envelope) -> None:
         self._broker.publish(topic, wire.encode(envelope, topic, self._access.key_name, self._key))
@@ -380,7 +380,7 @@ class WorkerRuntime:
         elif error is not None:
             if isinstance(error, AccessRefused):
                 self._inbox.append(AccessEnded())
-            text = str(error) if isinstance(error, DatastoreAway) else f"the disk can't be written: {error}"
+            text = str(error) if isinstance(error, DatastoreAway) else f"the disk cannot be written: {error}"
             text = f"results cannot be stored: {text}" if storing else text
             self._inbox.append(TroubleChanged(text))
 

@@ -27,7 +27,7 @@ TOLD_TOGETHER = 3
 MANY_WORKERS = 50
 """With more workers than this, plans are made less often: a plan checks each worker, which costs 15 µs."""
 PLAN_EVERY_S_A_WORKER = 0.001
-ENDED_BY_HAND = "all VMs were ended by a person; python admin.py instantiate_worker starts some, or a new boss"
+ENDED_BY_HAND = "an operator ended all VMs; to start some: python admin.py instantiate_worker, or restart the boss"
 
 
 class Autoscaler:

@@ -159,8 +159,8 @@ class RunBudgets:
         hours = own if own is not None else self._hours_per_run
         if not hours or not run.left or self.spent_s(run_no) < hours * HOUR_S:
             return ""
-        where = "asked for by its push" if own is not None else "VM_HOURS_PER_RUN in settings.py"
-        return f"the budget of {hours:g} VM-hours of run {run.row.name} is used up ({where}); what runs goes on"
+        where = "set by its push" if own is not None else "VM_HOURS_PER_RUN in settings.py"
+        return f"the budget of {hours:g} VM-hours of run {run.row.name} is used up ({where}); what runs continues"
 
     def _reckon(self, account: _Account, now: float) -> None:
         past = now - account.at

@@ -87,7 +87,7 @@ class VmLists:
         return config.cloud if config is not None and config.cloud else f"pool {pool}"
 
     def _is_lost(self, vm: Vm, now: float) -> bool:
-        """Whether the call that made the VM ended so long ago that the VM would be listed by now."""
+        """Whether the call that made the VM ended long enough ago that the VM would be listed by now."""
         return vm.called_at is not None and now - vm.called_at > self._config.adoption_grace_s
 
     def on_failed(self, pool: str, reason: str) -> None:
@@ -163,7 +163,7 @@ class VmLists:
         if vm.state is VmState.ENDING:
             self._on_ending(vm, now)
         elif vm.row.pool not in self._vms.pools.configs and vm.row.cloud_id:
-            self._vms.end(vm, f"its pool {vm.row.pool} is not set any more", now)
+            self._vms.end(vm, f"its pool {vm.row.pool} is no longer set", now)
         elif vm.state is VmState.RUNNING and vm.row.worker not in self._fleet.workers:
             # Its lease ended and no other process came: nothing else would end it.
             self._vms.end(vm, "its worker was lost", now)
@@ -177,7 +177,7 @@ class VmLists:
     def _on_ending(self, vm: Vm, now: float) -> None:
         worker = self._fleet.workers.get(vm.row.worker)
         if vm.hidden_since is not None and now - vm.hidden_since >= HIDDEN_S:
-            why = f"written off: its cloud shows it no more and does not say that it is gone, for {duration(HIDDEN_S)}"
+            why = f"written off: its cloud has neither listed it nor reported its end for {duration(HIDDEN_S)}"
             self._vms.write_off(vm, why, now)
         elif worker is None or not worker.held:
             self._vms.ask_end(vm, now)
@@ -227,7 +227,7 @@ class VmLists:
     def _on_booting(self, vm: Vm, found: VmFound, now: float) -> None:
         text = f": {found.text}" if found.text else ""
         if found.state is CloudState.FAILED:
-            reason = f"its cloud says that it failed{text}"
+            reason = f"its cloud reports that it failed{text}"
             self._vms.boot_failed(vm, reason, "failed", now)
             self._vms.end(vm, reason, now)
         elif found.state in WAITING:

@@ -311,7 +311,7 @@ class Vms:
         if vm.waits:  # judged by the pool's queue instead
             self._expect_worker(vm, now)
             return
-        reason = f"no worker reported for duty within {self._config.boot_deadline_s:.0f} s"
+        reason = f"no worker reported within {self._config.boot_deadline_s:.0f} s"
         cause = self.boots.cause(vm.row)
         if cause is not None:
             reason += f": {cause.text}"

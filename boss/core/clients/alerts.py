@@ -80,7 +80,7 @@ class Alerts:
         yield from self._pools(lasts, now)
         budget = self._vms.spending.exhausted(self._vms.rows, now)
         if budget:
-            yield "budget", f"no VM starts by itself: {budget}"
+            yield "budget", f"no VM starts automatically: {budget}"
         for run_no, text in self._run_spending.exhausted.items():
             yield f"budget/{run_no}", f"no VM starts for a run: {text}"
         datastore = self._attempts.datastore_trouble

@@ -50,14 +50,14 @@ class ContextRequests:
     def _set_context(self, request: Request, now: float) -> Answer:
         key, value = text_of(request, "key"), text_of(request, "value")
         if not key or len(key) > 100 or key == "cluster_id" or "/" in key:  # names with a slash belong to the boss
-            raise RequestRefused("request", f"{key!r} can't be set in the context")
+            raise RequestRefused("request", f"{key!r} cannot be set in the context")
         self._outbox.writes.context[key] = value
         return 1, f"{key} set", (key,)
 
     def _drop_context(self, request: Request, now: float) -> Answer:
         keys = [str(key) for key in listed(request, "keys")] or ["boss_address", *DATASTORE_NOTES]
         if kept := [key for key in keys if key == "cluster_id" or "/" in key]:
-            raise RequestRefused("request", f"{kept[0]!r} can't be dropped: VMs and keys of this cluster go by it")
+            raise RequestRefused("request", f"{kept[0]!r} cannot be dropped: VMs and keys of this cluster depend on it")
         usual, moved = self._access.usual, ""
         if usual not in ("", self._access.datastore.address) and not set(keys).isdisjoint(DATASTORE_NOTES):
             self._refuse_while_files_move()
@@ -83,7 +83,8 @@ class ContextRequests:
     def _refuse_while_files_move(self) -> None:
         if count := len(self._attempts.active):
             raise RequestRefused(
-                "busy", f"{count} attempts are under way, with files where they are now: wait, or cancel"
+                "busy",
+                f"{count} attempts are running, with files in the present datastore: wait for them, or cancel them",
             )
 
     def _revoke_key(self, request: Request, now: float) -> Answer:

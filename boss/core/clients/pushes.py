@@ -117,7 +117,7 @@ class Pushes:
                 self._reject(push, [problem])
                 return
             if self._open_bytes + size > MAX_OPEN_BYTES:
-                reason = "the boss holds as much of other pushes as it may: try again in a moment"
+                reason = "the boss's memory for pushes is full: try again in a moment"
                 self._outbox.say(client, Refused("busy", reason, about=chunk.push_id))
                 return
             push.chunks[chunk.k] = chunk.tasks

@@ -1,6 +1,6 @@
 """Runs with ready tasks that no worker and no pool can ever run, and why: for clients that watch them, and `status`.
 
-Looks at the groups of ready tasks, not at each task, and at most once in `LOOK_EVERY_S`.
+Checks the groups of ready tasks, not each task, and at most once in `LOOK_EVERY_S`.
 """
 
 from __future__ import annotations

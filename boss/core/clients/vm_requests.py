@@ -44,7 +44,7 @@ class VmRequests:
         little = pools.too_little_room(name, count, now) or pools.health[name].closed(now)
         vm_nos = self._vms.start(pool, count, keep_alive, ASKED_FOR, now)
         started = len(vm_nos)
-        text = f"{started} asked for in pool {name}"
+        text = f"{started} requested in pool {name}"
         if started < count:
             text += f"; its maximum of {counted(pool.maximum, 'VM')} allows no more"
         if started and little:

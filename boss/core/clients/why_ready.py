@@ -92,7 +92,7 @@ class WhyReady:
             return
         if not able:
             failed = [worker.name for worker in takers]
-            yield f"{name} waits: its run can't be prepared on any worker it fits ({_some(failed)})"
+            yield f"{name} waits: its run cannot be prepared on any worker it fits ({_some(failed)})"
         else:
             yield self._turn(node, name, able)
         if closed:
@@ -194,7 +194,7 @@ def _why_closed(worker: Worker) -> str:
     if worker.row.state is not WorkerState.UP:
         return f"is {worker.row.state}" + (f" ({worker.row.reason})" if worker.row.reason else "")
     if worker.row.trouble:
-        return f"says: {worker.row.trouble}"
+        return f"reports: {worker.row.trouble}"
     return "was not heard since the boss started"
 
 

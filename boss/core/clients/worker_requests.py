@@ -60,7 +60,7 @@ class WorkerRequests:
             self._leases.kill(worker, "killed: a person asked for it")
             if vm is not None:
                 self._vms.kill(vm, "killed: a person asked for it", now)
-        return len(workers), f"{len(workers)} told to stop at once", tuple(worker.name for worker in workers)
+        return len(workers), f"{len(workers)} ordered to stop immediately", tuple(worker.name for worker in workers)
 
     def _drop_workers(self, request: Request, now: float) -> Answer:
         names = [str(item) for item in listed(request, "workers") if str(item) not in self._fleet.workers]

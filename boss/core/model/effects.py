@@ -94,7 +94,7 @@ class EndVm(msgspec.Struct, frozen=True):
 class ListVms(msgspec.Struct, frozen=True):
     """List the VMs of all pools of this pool's cloud. Answered by `VmsListed`. `known`: intents of existing VMs, by
     their cloud ids: a VM that is missing from the list may still exist. `lost`: intents whose call was never answered:
-    the boss gives them up unless the list shows a VM of theirs, present or gone."""
+    the boss gives them up unless the list shows one of their VMs, present or gone."""
 
     pool: str
     known: dict[str, int] = {}

@@ -123,7 +123,7 @@ class Worker(msgspec.Struct, eq=False):
     """What is left of its capacity. `free` is the same object, but on a shared machine: there it is no more than the
     machine has left."""
     machine_key: MachineKey | None = None
-    """Which machine it was on when it reported for duty."""
+    """The machine that it reported from when it joined."""
     machine: Machine | None = None
     """The machine that it shares with others that together offer more than there is."""
 

@@ -36,7 +36,7 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
         if node.assigned:
             unwanted.append(attempts.active[(task_no, node.assigned)])
             node.assigned = 0
-    attempts.stop(unwanted, "its task is done anew or dropped")
+    attempts.stop(unwanted, "its task runs again or is dropped")
     attempts.shared_names.forget(run.row.run_no)
     again = known & set(run.inits)
     for task_no in again:

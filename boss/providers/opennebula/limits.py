@@ -42,7 +42,7 @@ def read_room(cloud: Asks, template: Template) -> Capacity:
             *_host_bounds(cloud, template),
         ]
     except No as error:
-        raise TryLater(f"{cloud.name} does not tell its limits: {words.said(error)}") from error
+        raise TryLater(f"{cloud.name} does not report its limits: {words.said(error)}") from error
     return Capacity(*min(bounds)) if bounds else Capacity()
 
 
@@ -75,10 +75,10 @@ def _image(cloud: Asks, template: Template, disk: Mapping[str, str]) -> Any:
             every = cloud.call("imagepool.info", VISIBLE, -1, -1).IMAGE
             number = next((str(one.ID) for one in every if name == one.NAME and owner in ("", one.UNAME)), "")
             if not number:
-                raise GivePoolUp(f"{what} names image {name}, which user {cloud.user} does not see; mend it")
+                raise GivePoolUp(f"{what} names image {name}, which user {cloud.user} does not see; correct it")
         return cloud.call("image.info", int(number)) if number.isdecimal() else None
     except NoSuch as error:
-        raise GivePoolUp(f"{what} names image {number}, which is not there; mend it") from error
+        raise GivePoolUp(f"{what} names image {number}, which does not exist; correct it") from error
     except NotAllowed as error:
         raise GivePoolUp(
             f"user {cloud.user} may not use image {name or number} of {what}: {words.said(error)}; ask for the right "
@@ -117,10 +117,10 @@ def _network(cloud: Asks, template: Template, nic: Mapping[str, str]) -> Any:
             owner = nic.get("NETWORK_UNAME", "")
             number = next((str(net.ID) for net in every if name == net.NAME and owner in ("", net.UNAME)), "")
             if not number:
-                raise GivePoolUp(f"{what} names network {name}, which is not there; mend it")
+                raise GivePoolUp(f"{what} names network {name}, which does not exist; correct it")
         return cloud.call("vn.info", int(number)) if number.isdecimal() else None
     except NoSuch as error:
-        raise GivePoolUp(f"{what} names network {number}, which is not there; mend it") from error
+        raise GivePoolUp(f"{what} names network {number}, which does not exist; correct it") from error
     except NotAllowed as error:
         raise GivePoolUp(
             f"user {cloud.user} may not use network {number or name} of {what}: {words.said(error)}; ask for the rights"

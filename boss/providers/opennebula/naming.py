@@ -1,7 +1,7 @@
 """OpenNebula's terms: how our VMs are named and tagged, what its states mean, how a template is written. Pure.
 
-A VM carries its cluster and its intent twice, in NAME and in LABELS, because the list of VMs shows no other value of
-ours; and a third time in attributes, which are read if the first two disagree.
+A VM carries its cluster and its intent twice, in NAME and in LABELS, because the list of VMs shows no other value
+that we set; and a third time in attributes, which are read if the first two disagree.
 """
 
 from __future__ import annotations

@@ -172,11 +172,11 @@ class Connection:
         except xmlrpc.client.ProtocolError as error:
             raise refused_by_http(self._endpoint, error) from error
         except (ssl.SSLError, OSError) as error:
-            raise TryLater(f"{self.name} can't be reached: {bounded(str(error))}") from error
+            raise TryLater(f"{self.name} cannot be reached: {bounded(str(error))}") from error
         except _ODD as error:
             told = self._cleaner(session, arguments, secrets)(str(error))
             text = f"{self.name} answered with something that is not OpenNebula's ({type(error).__name__}: {told})"
-            raise Unanswered(f"{text}; if that stays so, look at OPENNEBULA_URL") from None
+            raise Unanswered(f"{text}; if this persists, check OPENNEBULA_URL") from None
 
     def _cleaner(self, session: str, arguments: Sequence[object], secrets: Sequence[str]) -> Cleaner:
         sent = [text for text in arguments if isinstance(text, str)]
@@ -321,9 +321,9 @@ class OpenNebulaCloud:
             now = self._find(number)
             if now is None or now.state == words.DONE or _state(now) is CloudState.ENDING:
                 return
-            raise TryLater(f"VM {cloud_id} can't be ended now: {words.said(error)}; it is asked again") from error
+            raise TryLater(f"VM {cloud_id} cannot be ended now: {words.said(error)}; the boss retries") from error
         except No as error:
-            raise TryLater(f"VM {cloud_id} can't be ended: {words.said(error)}; it is asked again") from error
+            raise TryLater(f"VM {cloud_id} cannot be ended: {words.said(error)}; the boss retries") from error
 
     def _forget_old_ends(self) -> None:
         # Numbers are never reused. A VM whose end takes longer is asked softly once more.
@@ -339,7 +339,7 @@ class OpenNebulaCloud:
         except NoSuch:
             return None
         except NotAllowed as error:
-            raise Gone(f"VM {number} is somebody else's: it is left alone ({words.said(error)})") from error
+            raise Gone(f"VM {number} has another owner: the boss leaves it alone ({words.said(error)})") from error
         except No as error:
             raise TryLater(f"{self._connection.name} does not show VM {number}: {words.said(error)}") from error
         except GivePoolUp as error:
@@ -404,7 +404,7 @@ class OpenNebulaCloud:
             elif self._vm_no(vm, vm.attributes) != vm_no:
                 labels = words.labels_of(self._cluster_id, vm_no)
                 why = (
-                    f"VM {number} ({vm.name}, of {vm.owner}) does not carry our cluster id any more, and may still "
+                    f"VM {number} ({vm.name}, of {vm.owner}) no longer carries this cluster's id, and may still "
                     f"run: give it back its labels ({labels}), or end it by hand"
                 )
                 yield VmFound(vm_no, str(number), CloudState.HIDDEN, text=why)

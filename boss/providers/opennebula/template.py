@@ -116,7 +116,7 @@ def order_text(template: Template, order: VmOrder, cluster_id: str, access: Acce
         attributes["CONTEXT"] = merged_context({**template.context, **_let_in(template, worker.public_key)}, ours)
         return words.template_text(attributes)
     except (TooLarge, words.CantBeWritten) as error:
-        raise GivePoolUp(f"template {template.name} can't be used: {error}; change it") from None
+        raise GivePoolUp(f"template {template.name} cannot be used: {error}; change it") from None
 
 
 def _let_in(template: Template, public_key: str) -> dict[str, str]:

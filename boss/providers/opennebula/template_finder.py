@@ -92,7 +92,7 @@ def refusal(error: No, cloud: Asks, what: str) -> Exception:
     if isinstance(error, NoSuch):
         return GivePoolUp(f"{cloud.name} has no {what}; set the pool's template to one of its names or ids")
     if isinstance(error, WrongState):
-        return TryLater(f"{cloud.name} can't start {what} now: {text}; it is asked again")
+        return TryLater(f"{cloud.name} cannot start {what} now: {text}; the boss retries")
     if isinstance(error, InTrouble) and not ("pars" in low or "syntax" in low):
-        return TryLater(f"{cloud.name} is in trouble: {text}; it is asked again")
-    return GivePoolUp(f"{what} can't be started: {text}; mend the template, or set another")
+        return TryLater(f"{cloud.name} is in trouble: {text}; the boss retries")
+    return GivePoolUp(f"{what} cannot be started: {text}; correct the template, or set another")

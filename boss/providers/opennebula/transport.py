@@ -99,15 +99,17 @@ class Transport(xmlrpc.client.Transport):
 
 def refused_by_http(endpoint: Endpoint, error: xmlrpc.client.ProtocolError) -> Exception:
     """The error for an answer other than 200."""
-    code, look = error.errcode, "look at OPENNEBULA_URL, which often is http://HOST:2633/RPC2"
+    code, look = error.errcode, "check OPENNEBULA_URL, which often is http://HOST:2633/RPC2"
     if code == 404:
         return CredentialsWrong(f"there is no OpenNebula at {endpoint.url} (HTTP 404); {look}")
     if code in (401, 403, 407):
         whose = "the proxy" if code == 407 else "a server before it"
-        return CredentialsWrong(f"{endpoint.name}: {whose} refuses us (HTTP {code}); look at OPENNEBULA_PROXY and _URL")
+        return CredentialsWrong(
+            f"{endpoint.name}: {whose} refuses access (HTTP {code}); check OPENNEBULA_PROXY and _URL"
+        )
     if 300 <= code < 400:
         return CredentialsWrong(f"{endpoint.name} sends us on to {error.errmsg or 'nowhere'} (HTTP {code}); {look}")
-    return Unanswered(f"{endpoint.name} is in trouble (HTTP {code}); it is asked again")
+    return Unanswered(f"{endpoint.name} is in trouble (HTTP {code}); the boss retries")
 
 
 def no_way(endpoint: Endpoint, error: requests.exceptions.RequestException) -> Exception:
@@ -117,33 +119,33 @@ def no_way(endpoint: Endpoint, error: requests.exceptions.RequestException) -> E
     if isinstance(error, requests.exceptions.ProxyError):
         return TryLater(
             f"the proxy {_without_password(endpoint.proxy) or 'of the environment'} on the way to {endpoint.name} "
-            "can't be used; look at OPENNEBULA_PROXY"
+            "cannot be used; check OPENNEBULA_PROXY"
         )
     if isinstance(error, ValueError):  # requests' errors about addresses are ValueErrors
         return CredentialsWrong(f"{endpoint.name}: that is no address; set OPENNEBULA_URL, e.g. http://HOST:2633/RPC2")
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return TryLater(f"{endpoint.name} can't be reached: no answer within {endpoint.connect_s:g} s; is it up?")
+        return TryLater(f"{endpoint.name} cannot be reached: no answer within {endpoint.connect_s:g} s; is it up?")
     if isinstance(error, requests.exceptions.Timeout):
-        return Unanswered(f"{endpoint.name} did not answer within {endpoint.answer_s:g} s; it is asked again")
+        return Unanswered(f"{endpoint.name} did not answer within {endpoint.answer_s:g} s; the boss retries")
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     if isinstance(reason, NameResolutionError):
         host = urlsplit(endpoint.url).hostname
-        return TryLater(f"{endpoint.name} can't be reached: the name {host} is not known; look at OPENNEBULA_URL")
+        return TryLater(f"{endpoint.name} cannot be reached: the name {host} is not known; check OPENNEBULA_URL")
     if isinstance(reason, NewConnectionError):
         why = str(reason).rpartition(": ")[2]
-        return TryLater(f"{endpoint.name} can't be reached: {why}; is it up, and OPENNEBULA_URL right?")
-    return Unanswered(f"{endpoint.name} broke the connection off before it answered; it is asked again")
+        return TryLater(f"{endpoint.name} cannot be reached: {why}; is it up, and OPENNEBULA_URL right?")
+    return Unanswered(f"{endpoint.name} broke the connection off before it answered; the boss retries")
 
 
 def _tls(endpoint: Endpoint, text: str) -> Exception:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         why = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "not trusted"
-        return CredentialsWrong(f"the certificate of {endpoint.name} is not good: {why}; look at OPENNEBULA_CA")
+        return CredentialsWrong(f"the certificate of {endpoint.name} is not valid: {why}; check OPENNEBULA_CA")
     if "WRONG_VERSION_NUMBER" in text or "UNKNOWN_PROTOCOL" in text:
-        return CredentialsWrong(f"{endpoint.name} speaks no TLS there; is it http:// instead? Look at OPENNEBULA_URL")
+        return CredentialsWrong(f"{endpoint.name} speaks no TLS there; is it http:// instead? Check OPENNEBULA_URL")
     if "NO_CERTIFICATE" in text or "X509" in text or "PEM" in text:
         return CredentialsWrong(f"OPENNEBULA_CA = {endpoint.ca} holds no certificate; it must be a PEM file")
-    return TryLater(f"{endpoint.name} can't be reached: TLS broke off; is it up?")
+    return TryLater(f"{endpoint.name} cannot be reached: TLS broke off; is it up?")
 
 
 def _without_password(url: str) -> str:

@@ -119,7 +119,7 @@ def _interval(node: YamlNode) -> tuple[Value, ...]:
 
 
 def _described(node: YamlNode, problems: Problems) -> _Read:
-    """An object: `{range: […]}` and the others of ours, or W&B's keys."""
+    """An object: `{range: […]}` and ECLOUD's other forms, or W&B's keys."""
     parts = {name: value for name, _, value in pairs_of(node, problems, "values")}
     if len(parts) == 1 and next(iter(parts)) in OWN_FORMS:
         form, value = next(iter(parts.items()))

@@ -51,7 +51,7 @@ def read_sweep(node: YamlNode, name: str, program: str = "", samples: int = 0) -
         fields["samples"] = samples
     fields.setdefault("name", name)
     if not fields.setdefault("program", "") and not fields.get("words"):
-        problems.add("", "program", "missing: say --program 'python train.py', or program: in the file")
+        problems.add("", "program", "missing: write --program 'python train.py', or program: in the file")
     sweep = Sweep(**{"parameters": (), **fields})
     reader.check(sweep)
     if not problems.is_empty:

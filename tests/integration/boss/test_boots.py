@@ -95,7 +95,7 @@ def test_an_image_without_what_its_pool_says_tells_so_also_when_the_vm_is_gone(
 ) -> None:
     daemon = pool_daemon("bare", "image", VM_BOOT_S=12.0).start()
     push(daemon, tmp_path)
-    cause = "its start script came to nothing; its last words: "
+    cause = "its start script failed; its last output: "
     wait_until(lambda: "VM 1 of pool big has been gone" in reasons(daemon, "vm/1"), 2 * START_S, "a boot that failed")
     told = reasons(daemon, "vm/1")
     assert cause in told

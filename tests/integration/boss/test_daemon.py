@@ -188,7 +188,7 @@ def test_a_second_boss_of_the_same_home_leaves(daemons: NewDaemon) -> None:
     assert daemon.process is not None
     code, words = daemon.run()
     assert code == 3
-    assert f"a boss runs already in {daemon.home.path} (pid {daemon.process.pid} on " in words
+    assert f"a boss already runs in {daemon.home.path} (pid {daemon.process.pid} on " in words
     assert "python admin.py stop" in words
     assert "--standby" in words
     assert not daemon.is_over
@@ -243,7 +243,7 @@ def test_a_boss_that_slept_while_another_took_over_leaves_and_writes_nothing(on_
     finally:
         first.process.send_signal(signal.SIGCONT)
     assert first.process.wait(30) == 3
-    assert re.search(r"this boss leaves: epoch \d+ is over: another boss leads", first.log)
+    assert re.search(r"this boss leaves: epoch \d+ has ended: another boss leads", first.log)
     assert not second.is_over
     with second.client() as client:
         client.push([TaskDefinition("one", ("true",))], PushOptions("r"))
@@ -373,12 +373,12 @@ def test_wrong_settings_are_all_named_at_once(daemons: NewDaemon) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"DATABASE_URL": "no url"}, "DATABASE_URL can't be read: write it as mysql://"),
+        ({"DATABASE_URL": "no url"}, "DATABASE_URL cannot be read: write it as mysql://"),
         ({"DATABASE_URL": "oracle://u:secret@h/d"}, "DATABASE_URL names oracle; ECLOUD knows MySQL"),
         ({"BROKER_HOST": "127.0.0.1", "BROKER_CA": "/does/not/exist"}, "BROKER_CA = '/does/not/exist': No such file"),
         ({"BROKER_HOST": "127.0.0.1", "BROKER_CA": "/etc/hostname"}, "BROKER_CA = '/etc/hostname': it holds no cert"),
         ({"DATASTORE": "/dev/null/store"}, "set DATASTORE"),
-        ({"HOME": "/dev/null/home"}, "the home /dev/null/home can't be made"),
+        ({"HOME": "/dev/null/home"}, "the home /dev/null/home cannot be made"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(settings: dict[str, Any], sentence: str, daemons: NewDaemon) -> None:

@@ -129,7 +129,7 @@ def test_one_that_does_not_start_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         f"the embedded broker does not start: the moon is in the wrong house; see {home.broker}/log"
     )
     program.chmod(0o644)
-    with pytest.raises(BrokerWontStart, match="can't be started: Permission denied"):
+    with pytest.raises(BrokerWontStart, match="cannot be started: Permission denied"):
         EmbeddedBroker(home).start()
 
 

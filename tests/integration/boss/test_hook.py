@@ -40,8 +40,8 @@ def test_one_that_fails_or_hangs_is_logged_and_the_next_is_told(
     for cause in ("fails", "hangs", "works"):
         hook.tell(TellPerson(cause, f"{cause} happened"))
     eventually(out.exists)
-    assert "HOOK_COMMAND, told of fails, ended with 3: no mail here" in caplog.messages
-    assert "HOOK_COMMAND, told of hangs, had not ended after 1 s and was killed" in caplog.messages
+    assert "HOOK_COMMAND for fails ended with 3: no mail here" in caplog.messages
+    assert "HOOK_COMMAND for hangs had not ended after 1 s and was killed" in caplog.messages
     assert "works happened" in caplog.messages
     hook.close()
 
@@ -49,7 +49,7 @@ def test_one_that_fails_or_hangs_is_logged_and_the_next_is_told(
 def test_a_command_that_is_not_there_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     hook = Hook("no-such-program --now")
     hook.tell(TellPerson("budget", "it is used up"))
-    eventually(lambda: any("told of budget, ended with 127" in message for message in caplog.messages))
+    eventually(lambda: any("for budget ended with 127" in message for message in caplog.messages))
     hook.close()
 
 

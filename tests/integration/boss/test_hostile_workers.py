@@ -119,7 +119,7 @@ def test_an_offer_that_no_machine_can_make_stops_nobody(besieged: Daemon, tmp_pa
 
 
 def test_odd_outcomes_of_a_task_that_it_has_harm_its_task_alone(besieged: Daemon, tmp_path: Path) -> None:
-    """It takes tasks and tells of times, files and outputs that can't be. Those tasks fail, nothing else happens."""
+    """It takes tasks and tells of times, files and outputs that cannot be. Those tasks fail, nothing else happens."""
     odd: list[dict[str, Any]] = [
         {"cause": Cause.SUCCESS, "run_s": HUGE, "manifest": (ManifestEntry("../../escape", 1),)},
         {"cause": Cause.SUCCESS, "run_s": -HUGE, "manifest": (ManifestEntry("before/0", -1, "x", ESCAPE, -1),)},

@@ -194,7 +194,7 @@ def test_while_the_database_can_t_tell_who_leads_nothing_is_asked_of_the_cloud(d
     desk.start(1)
     refused = desk.next()
     assert isinstance(refused, VmRefused)
-    assert refused.reason == "the database can't tell whether this boss still leads: the database does not answer"
+    assert refused.reason == "the database cannot tell whether this boss still leads: the database does not answer"
     desk.calls.make(AskRoom("big"))
     assert desk.next() == RoomSeen("big", None)
     assert not desk.double.vms

@@ -118,7 +118,7 @@ def test_the_template_s_own_script_runs_first_and_may_fail(guest: Guest) -> None
     guest.boot(context({"START_SCRIPT_BASE64": encoded("[[ -d / ]] && echo prepared >$ECLOUD_ROOT/own\nexit 7\n")}))
     agent(guest)
     assert (guest.root / "own").read_text() == "prepared\n"
-    assert "own start script failed with exit code 7; going on" in guest.start_log
+    assert "own start script failed with exit code 7; continuing" in guest.start_log
 
 
 def test_of_two_own_scripts_the_one_that_a_guest_runs_is_kept(guest: Guest) -> None:

@@ -182,7 +182,7 @@ def test_looking_changes_nothing(new_guest: NewGuest, boss: Boss) -> None:
     assert guest.agents() == {}
 
 
-# --- what is refused, and what can't be -----------------------------------------------------------
+# --- what is refused, and what cannot be -----------------------------------------------------------
 
 
 def test_another_host_key_at_the_second_visit_is_refused(new_guest: NewGuest, boss: Boss) -> None:
@@ -245,7 +245,7 @@ def test_a_home_that_can_t_be_written(new_guest: NewGuest, boss: Boss) -> None:
     home = guest.root / "var/lib/ecloud"
     home.write_text("a file")
     visited = boss.visit(guest)
-    assert "can't be written" in visited.visit.home
+    assert "cannot be written" in visited.visit.home
     assert guest.agents() == {}
 
 
@@ -302,4 +302,4 @@ def test_a_guest_that_runs_no_command_is_said_to_be_so(new_guest: NewGuest, boss
     guest = new_guest()
     (guest.root / "root/.bashrc").write_text("echo 'This account is not available.'; exit 1\n")
     visited = boss.visit(guest)
-    assert visited.visit.said == "what is there can't be looked at: This account is not available."
+    assert visited.visit.said == "the VM cannot be checked: This account is not available."

@@ -61,7 +61,7 @@ def test_a_disk_that_is_full_at_nine_tenths(weather: Weather) -> None:
 
 
 def test_permission_denied_where_results_go(weather: Weather) -> None:
-    """What is staged can't be published, and what is published can't be read."""
+    """What is staged cannot be published, and what is published cannot be read."""
     closed = weather.root / "closed"
     closed.mkdir()
     (closed / "input").write_text("input\n")

@@ -11,7 +11,7 @@ def test_a_name_that_nobody_resolves_any_more(weather: Weather) -> None:
     (weather.root / "given").write_text("given")
     weather.move_to(weather.address.replace("127.0.0.1", "no-such-host.invalid"))
     run = weather.begin(weather.makes("named", requirements=["given"]))
-    weather.why("named", "the name of the datastore", "can't be resolved")
+    weather.why("named", "the name of the datastore", "cannot be resolved")
     weather.move_to(weather.address)
     weather.ends(run, "named")
 

@@ -144,7 +144,7 @@ def test_a_machine_that_is_away_is_named_with_the_reason(
     assert boss.listing() == []
     nowhere = opened(SshAddress("nobody", "no-such-host.invalid", 22, "/"), boss_access(own_sshd, root))
     with pytest.raises(
-        DatastoreAway, match=r"the name of the datastore nobody@no-such-host\.invalid:/ can't be resolved"
+        DatastoreAway, match=r"the name of the datastore nobody@no-such-host\.invalid:/ cannot be resolved"
     ):
         nowhere.listing()
 

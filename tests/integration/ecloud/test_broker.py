@@ -297,7 +297,7 @@ def test_nothing_that_listens_is_said() -> None:
 
 
 def test_an_unknown_name_is_said() -> None:
-    sentence = "the broker's name no.such.host.invalid can't be resolved: check BROKER_HOST and DNS"
+    sentence = "the broker's name no.such.host.invalid cannot be resolved: check BROKER_HOST and DNS"
     assert str(probe(BrokerAddress("no.such.host.invalid", 1883), 20.0)) == sentence
 
 

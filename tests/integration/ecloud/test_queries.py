@@ -154,7 +154,7 @@ def fill(story: Cluster) -> Cluster:
     story.run(3, "old", ended_at=story.now - 500)
     story.task("fine", TaskState.SUCCEEDED, run_no=3, reason="skipped: its results exist")
     story.worker("w1", vm_no=1)
-    story.worker("w2", "draining", cpus=2.0, reason="told to leave")
+    story.worker("w2", "draining", cpus=2.0, reason="ordered to leave")
     story.worker("w3", "lost", reason="nothing heard for 60 s")
     story.worker("w4", trouble="the disk is full")
     story.vm(1, "running", worker="w1", cloud_id="c-1", hello_at=story.now - 90, reason="2 tasks are ready")
@@ -277,7 +277,7 @@ def test_failures_bring_what_a_person_needs_to_mend_them(film: Cluster) -> None:
 def test_workers_tell_what_they_do(film: Cluster) -> None:
     w1, w2, w3, w4 = queries.workers(film.engine)
     assert (w1.worker, w1.host, w1.running, w1.queued, w1.vm_no) == ("w1", "host-of-w1", ["film:mix"], 1, 1)
-    assert (w2.state, w2.reason, w2.resources) == ("draining", "told to leave", {"cpus": 2.0})
+    assert (w2.state, w2.reason, w2.resources) == ("draining", "ordered to leave", {"cpus": 2.0})
     assert (w3.state, w3.running) == ("lost", [])
     assert w4.trouble == "the disk is full"
     assert [view.worker for view in queries.workers(film.engine, ["lost"])] == ["w3"]
@@ -312,7 +312,7 @@ def test_a_task_is_shown_whole(film: Cluster) -> None:
     ("name", "run", "says"),
     [
         ("nxt", "", "near to it: next"),
-        ("next", "", "in 2 runs: say which, film:next, held:next"),
+        ("next", "", "in 2 runs: specify which, film:next, held:next"),
         ("cut", "held", "'cut' in run 'held'"),
     ],
 )
@@ -353,14 +353,14 @@ def test_ready_without_any_worker(story: Cluster) -> None:
     story.write(pools={"whole": PoolRow("whole", *rest)})
     rests = story.why("a").sentence
     assert rests.startswith("task a waits: no worker is on duty; pool local starts no VM since ")
-    assert ": 3 boots in a row failed; it is tried again at " in rests
+    assert ": 3 boots in a row failed; the boss retries at " in rests
     story.write(pools={"local": PoolRow("local"), "whole": PoolRow("whole")})
     story.vm(1, "intended")
     story.vm(2, "gone", reason="the cloud refused: no addresses left")
     reasons = story.why("a")
     assert reasons.layers == (
         "VM 1 of pool local was asked for 1 min 40 s ago",
-        "the last VM of pool local did not come up: the cloud refused: no addresses left",
+        "the last VM of pool local did not start: the cloud refused: no addresses left",
     )
     alone = why(story.engine, "a", now=story.now)  # where no pool may start anything
     assert alone.sentence == "task a needs 1 cpu; no worker is on duty, no pool has any"
@@ -378,7 +378,7 @@ def test_ready_behind_others(film: Cluster) -> None:
     takers, boots = reasons.layers
     assert (
         takers
-        == "of the workers it fits, some take no tasks: w2 is draining (told to leave); w4 says: the disk is full"
+        == "of the workers it fits, some take no tasks: w2 is draining (ordered to leave); w4 reports: the disk is full"
     )
     assert boots.startswith("pool local has its maximum of 2 VMs since ")
     assert boots.endswith("; VM 2 of pool local has been booting for 1 min 40 s")
@@ -403,7 +403,7 @@ def test_ready_where_no_worker_takes_tasks(story: Cluster) -> None:
     story.task("a", TaskState.READY)
     story.worker("w1", trouble="the datastore is away")
     assert story.why("a").sentence == (
-        "task a waits: of the workers it fits, none takes tasks now: w1 says: the datastore is away"
+        "task a waits: of the workers it fits, none takes tasks now: w1 reports: the datastore is away"
     )
 
 
@@ -425,7 +425,7 @@ def test_running_at_a_worker_that_something_hinders(story: Cluster) -> None:
     story.run(1, "r")
     story.worker("w1", trouble="the datastore is away")
     story.task("a", TaskState.RUNNING, attempt=story.attempt("w1", AttemptState.ASSIGNED))
-    assert story.why("a").sentence.endswith(" now; the worker says: the datastore is away")
+    assert story.why("a").sentence.endswith(" now; the worker reports: the datastore is away")
 
 
 def test_running_while_results_are_put_into_the_datastore(story: Cluster) -> None:
@@ -433,7 +433,7 @@ def test_running_while_results_are_put_into_the_datastore(story: Cluster) -> Non
     promoting = story.attempt("w1", AttemptState.PROMOTING, cause=Cause.SUCCESS, run_s=1.0)
     story.task("a", TaskState.RUNNING, attempt=promoting)
     sentence = story.why("a").sentence
-    assert "its results are being put into the datastore; that takes long" in sentence
+    assert "its results are being put into the datastore; this takes long" in sentence
 
 
 def test_failed_brings_the_command_and_its_last_words(film: Cluster) -> None:
@@ -495,20 +495,19 @@ def test_no_boss_does_not_matter_to_what_is_over(own_film: Cluster) -> None:
             "up",
             "worker w1 on host-of-w1 has been up for 10 min and runs film:mix; 1 more task waits there",
         ),
-        ("worker/w2", "draining", "worker w2 on host-of-w2 is draining: told to leave"),
+        ("worker/w2", "draining", "worker w2 on host-of-w2 is draining: ordered to leave"),
         ("worker/w3", "lost", "worker w3 on host-of-w3 has been lost for 10 min: nothing heard for 60 s"),
-        ("worker/w4", "up", "worker w4 on host-of-w4 starts nothing now: the disk is full"),
+        ("worker/w4", "up", "worker w4 on host-of-w4 starts no tasks now: the disk is full"),
         ("vm/1", "running", "VM 1 of pool local has been running for 1 min 40 s as worker w1: 2 tasks are ready"),
         (
             "vm/c-2",
             "booting",
-            "VM 2 of pool local has been booting for 1 min 40 s; no worker of it has reported for duty yet",
+            "VM 2 of pool local has been booting for 1 min 40 s; no worker of it has reported yet",
         ),
         (
             "vm/3",
             "gone",
-            "VM 3 of pool local has been gone for 1 min 40 s: it ended while it booted; "
-            "its worker never reported for duty",
+            "VM 3 of pool local has been gone for 1 min 40 s: it ended while it booted; its worker never reported",
         ),
     ],
 )
@@ -535,15 +534,15 @@ def test_what_the_cloud_will_not_do_is_shouted_about(story: Cluster) -> None:
     story.vm(1, "ending", cloud_id="c-1", ending_at=story.now - 100, end_asked=12)
     story.vm(2, "ending", cloud_id="c-2", ending_at=story.now - 100, end_asked=2)
     assert story.status().cloud_troubles == [
-        "VM 1 of pool local (its cloud calls it c-1) does not end: asked for 12 times in 1 min 40 s; end it by hand "
+        "VM 1 of pool local (c-1 in its cloud) does not end: requested 12 times in 1 min 40 s; end it by hand "
         "in the cloud if it costs money; python admin.py forget_vm vm/1 counts and asks no longer"
     ]
-    assert "its end was asked for 12 times" in story.why("vm/1").layers
+    assert "its end was requested 12 times" in story.why("vm/1").layers
     closed = PoolRow("local", "3 boots in a row failed", story.now - 60, story.now + 60, 5, 94.0, 120.0)
     story.write(pools={"local": closed})
     trouble = story.status().cloud_troubles[0]
     assert trouble.startswith("pool local starts no VM since ")
-    assert ": 3 boots in a row failed; it is tried again at " in trouble
+    assert ": 3 boots in a row failed; the boss retries at " in trouble
 
 
 def test_why_speaks_from_the_record_of_boots(story: Cluster) -> None:
@@ -561,9 +560,9 @@ def test_why_speaks_from_the_record_of_boots(story: Cluster) -> None:
     story.vm(4, "gone", cloud_id="3")
     assert story.why("vm/3").subject == "VM 3", "our number goes before a cloud's"
     layers = story.why("vm/3").layers
-    assert any(layer.endswith("made by its cloud after 1 s, gone after 3 min 20 s") for layer in layers)
+    assert any(layer.endswith("created by its cloud after 1 s, gone after 3 min 20 s") for layer in layers)
     assert "its cloud could not run it" in layers
-    assert "its cloud last said of it: no such image 7" in layers
+    assert "its cloud last reported: no such image 7" in layers
 
 
 def test_why_speaks_from_a_visit_to_a_vm_that_does_not_come_up(story: Cluster) -> None:
@@ -574,15 +573,15 @@ def test_why_speaks_from_a_visit_to_a_vm_that_does_not_come_up(story: Cluster) -
     steps = {"address": story.now - 80, "ssh": story.now - 70}
     story.write(boots={1: BootRow(1, "10.0.0.7", "ssh-ed25519 AAAA", steps)})
     assert story.why("vm/1").sentence == (
-        "VM 1 of pool local has been booting for 1 min 40 s; its last step: let us in by SSH 1 min 10 s ago; "
-        "no worker of it has reported for duty yet"
+        "VM 1 of pool local has been booting for 1 min 40 s; its last step: accepted the boss by SSH 1 min 10 s ago; "
+        "no worker of it has reported yet"
     )
     story.write(boots={1: BootRow(1, "10.0.0.7", "ssh-ed25519 AAAA", steps, visit)})
     reasons = story.why("vm/1")
     assert reasons.sentence.startswith("VM 1 of pool local has been booting for 1 min 40 s; its Python is 3.9; a")
     assert any("its Python is 3.9; a worker needs 3.10 or later" in layer for layer in reasons.layers)
     assert "its clock is 1 min 30 s ahead of the boss's" in reasons.layers
-    assert "the last words of its start log: one | two: ?" in reasons.layers
+    assert "the last lines of its start log: one | two: ?" in reasons.layers
     assert any("seen running at its address after" in layer for layer in reasons.layers)
     assert any("VM 1: its Python is 3.9" in layer for layer in story.why("a").layers)
     # The record is kept when the VM is gone, and silent where its worker came up after all.

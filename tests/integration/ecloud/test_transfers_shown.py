@@ -100,7 +100,7 @@ def test_what_moves_is_shown_by_those_on_duty_alone(shelf: Shelf) -> None:
     shelf.write(workers={"w4": WorkerRow("w4", "client", "lost", 0.0, 0.0, Hello("n", "worker"), moving=fetching)})
     status = queries.status(shelf.engine, shelf.now)
     assert [transfer_line(transfer, shelf.now) for transfer in status.transfers] == [
-        "w2  storing 40 files, 1 of 4 kB, for 1 min: r:t, task 77 and 2 others (told 30 s ago)",
+        "w2  storing 40 files, 1 of 4 kB, for 1 min: r:t, task 77 and 2 others (reported 30 s ago)",
         "w1  fetching 1 file, 120 of 300 MB, 20 MB/s, for 6 s: r:t",
     ]
     kept = {row.worker: (row.moving, row.moving_at) for row in shelf.store.load().workers}

@@ -168,7 +168,7 @@ def test_a_boss_that_is_told_so_ends_all_its_vms_and_no_other(
     [
         ({"OPENNEBULA_PASSWORD": "nope"}, {}, "does not let user alice in"),
         ({}, {"template": "warker"}, "has no template warker that user alice sees; there: worker"),
-        ({"OPENNEBULA_URL": "http://127.0.0.1:9/RPC2"}, {}, "can't be reached: "),
+        ({"OPENNEBULA_URL": "http://127.0.0.1:9/RPC2"}, {}, "cannot be reached: "),
     ],
 )
 def test_a_cloud_that_can_t_be_used_is_one_sentence_and_the_boss_goes_on(
@@ -215,7 +215,7 @@ def test_stop_with_vms_says_what_is_left_when_its_time_is_up(
         wait_until(lambda: double.alive, START_S, "a VM is asked for")
     double.faults.terminate_lies = True
     told = Doors(tmp_path / "place", daemon).admin("stop", "--vms", code=3)
-    assert "not ended after 3 s (END_VMS_S): VM 1 (ending); the boss goes on ending them" in told.err
+    assert "not ended after 3 s (END_VMS_S): VM 1 (ending); the boss continues to end them" in told.err
     assert not daemon.is_over
 
 
@@ -289,7 +289,7 @@ def test_vms_of_another_opennebula_user_are_not_taken_for_gone(
         daemon.settings_file.write_text(text.replace("'alice'", "'carol'"))
         daemon.start()
         said = "SELECT state FROM vms WHERE said LIKE '%is not shown to user carol%OPENNEBULA_USER%'"
-        wait_until(lambda: rows(daemon, said), START_S, "the boss says what it can't see")
+        wait_until(lambda: rows(daemon, said), START_S, "the boss says what it cannot see")
         assert watch_to_the_end(client, "r", START_S).states == {"succeeded": 1}
         assert len(double.alive) == 1
         daemon.kill()
@@ -327,5 +327,5 @@ def test_a_cloud_that_is_away_is_named_by_status(new_daemon: NewDaemon, double: 
     doors.admin("instantiate_worker")
     wait_until(lambda: rows(daemon, "SELECT state FROM vms") == [("running",)], START_S, "a VM works")
     double.stop_answering()
-    text = f"the cloud at {double.url} can't be reached"
+    text = f"the cloud at {double.url} cannot be reached"
     wait_until(lambda: text in doors.admin("status").out, START_S, "status names it")

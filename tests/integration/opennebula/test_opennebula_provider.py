@@ -235,7 +235,7 @@ def test_an_order_that_did_not_arrive_is_no_vm(double: OpenNebula, cloud: OpenNe
         cloud.start(order())
     assert cloud.list() == []
     double.stop_answering()
-    with pytest.raises(TryLater, match=r"can't be reached: .*refused") as error:
+    with pytest.raises(TryLater, match=r"cannot be reached: .*refused") as error:
         cloud.start(order())
     assert not isinstance(error.value, Unanswered)
 
@@ -423,7 +423,7 @@ def test_an_end_that_its_state_refuses_is_asked_again(
     setattr(double.faults, fault, True)
     cloud_id = cloud.start(order())
     wait_until(lambda: only(cloud).cloud_state == word)
-    with pytest.raises(TryLater, match=f"VM {cloud_id} can't be ended now: .*wrong state {word}; it is asked again"):
+    with pytest.raises(TryLater, match=f"VM {cloud_id} cannot be ended now: .*wrong state {word}; the boss retries"):
         cloud.end(cloud_id)
     setattr(double.faults, fault, False)
     assert list(cloud.end_all(20)) == []
@@ -556,7 +556,7 @@ def test_a_vm_that_was_given_away_is_hidden_and_its_end_is_somebody_else_s(
     double.vanish(vm)
     (seen,) = cloud.list({str(vm.id): 1})
     assert seen.state is CloudState.HIDDEN
-    with pytest.raises(Gone, match="somebody else's: it is left alone"):
+    with pytest.raises(Gone, match="has another owner: the boss leaves it alone"):
         cloud.end(str(vm.id))
 
 
@@ -606,7 +606,7 @@ def test_hosts_bound_the_room_of_whom_they_are_shown_to(double: OpenNebula, new_
     [
         ('NIC=[NETWORK_ID="0"]', r"template bad \(1\) has no CONTEXT: give it one"),
         ('CONTEXT=[NETWORK="YES"]', r"template bad \(1\) has no network: give it a NIC"),
-        ('NIC=[NETWORK_ID="77"]\nCONTEXT=[NETWORK="YES"]', "names network 77, which is not there; mend it"),
+        ('NIC=[NETWORK_ID="77"]\nCONTEXT=[NETWORK="YES"]', "names network 77, which does not exist; correct it"),
         ('SECRET="yes"\nNIC=[NETWORK_ID="0"]\nCONTEXT=[NETWORK="YES"]', "alice may not use template bad: .*the rights"),
         ('NIC=[NETWORK_ID="0"]\nCONTEXT=[NETWORK="YES",PLACE="C:\\"]', "CONTEXT/PLACE ends with a backslash"),
     ],
@@ -628,7 +628,7 @@ def test_a_template_that_can_t_work_gives_the_pool_up(
 def test_a_network_that_is_not_there_is_found_before_a_vm_is_asked_for(double: OpenNebula, new_cloud: NewCloud) -> None:
     for nic in ('NETWORK_ID="77"', 'NETWORK="nowhere"'):
         number = double.add_template(f'NAME="{nic[:8]}"\nNIC=[{nic}]\nCONTEXT=[NETWORK="YES"]\n')
-        with pytest.raises(GivePoolUp, match="which is not there"):
+        with pytest.raises(GivePoolUp, match="which does not exist"):
             new_cloud(str(number)).room()
 
 
@@ -655,7 +655,7 @@ def test_wrong_credentials_are_one_sentence_for_each_call(double: OpenNebula, ne
 def test_another_cloud_than_expected_is_said(double: OpenNebula, new_cloud: NewCloud) -> None:
     base = double.url.removesuffix("/RPC2")
     for url, expected in (
-        (f"{base}/RPC3", r"there is no OpenNebula at .* \(HTTP 404\); look at OPENNEBULA_URL"),
+        (f"{base}/RPC3", r"there is no OpenNebula at .* \(HTTP 404\); check OPENNEBULA_URL"),
         ("http://", "that is no address; set OPENNEBULA_URL"),
         (double.url.replace("http", "https", 1), "speaks no TLS there; is it http:// instead"),
     ):
@@ -683,7 +683,7 @@ def test_what_speaks_xml_rpc_and_is_no_opennebula_is_one_sentence_for_each_call(
 
 def test_a_cloud_that_is_away_is_asked_later(new_cloud: NewCloud) -> None:
     for url, expected in (
-        (f"http://{HOST}:{free_port()}/RPC2", "can't be reached: .*refused; is it up"),
+        (f"http://{HOST}:{free_port()}/RPC2", "cannot be reached: .*refused; is it up"),
         ("http://no-such-host.invalid:2633/RPC2", "the name no-such-host.invalid is not known"),
     ):
         with pytest.raises(TryLater, match=expected) as error:
@@ -717,13 +717,13 @@ def test_a_cloud_that_never_answers_is_not_waited_for(double: OpenNebula, new_cl
     cloud = new_cloud(answer_s=0.4)
     cloud.list()
     double.faults.next_calls.append(("vmpool.info", "hang"))
-    with pytest.raises(Unanswered, match=r"did not answer within 0.4 s; it is asked again"):
+    with pytest.raises(Unanswered, match=r"did not answer within 0.4 s; the boss retries"):
         cloud.list()
     double.faults.next_calls.append(("vmpool.info", "stalled"))
-    with pytest.raises(Unanswered, match=r"did not answer within 0.4 s; it is asked again"):
+    with pytest.raises(Unanswered, match=r"did not answer within 0.4 s; the boss retries"):
         cloud.list()
     double.faults.trickle_s = 0.05  # each piece comes in time, the answer does not
-    with pytest.raises(Unanswered, match=r"did not answer within 0.4 s; it is asked again"):
+    with pytest.raises(Unanswered, match=r"did not answer within 0.4 s; the boss retries"):
         cloud.list()
 
 
@@ -745,11 +745,11 @@ def test_the_certificate_is_verified(tmp_path: Path, new_cloud: NewCloud) -> Non
         assert new_cloud(url=secure.url, ca=str(authority.ca)).list() == []
         for ca in ("", str(other.ca)):
             with pytest.raises(
-                CredentialsWrong, match=r"certificate of .* is not good: .*; look at OPENNEBULA_CA"
+                CredentialsWrong, match=r"certificate of .* is not valid: .*; check OPENNEBULA_CA"
             ) as error:
                 new_cloud(url=secure.url, ca=ca).list()
             sentence(error)
-        with pytest.raises(CredentialsWrong, match=r"OPENNEBULA_CA names .*missing.pem, which is not there"):
+        with pytest.raises(CredentialsWrong, match=r"OPENNEBULA_CA names .*missing.pem, which does not exist"):
             new_cloud(url=secure.url, ca=str(tmp_path / "missing.pem")).list()
         (tmp_path / "empty.pem").write_text("nothing\n")
         with pytest.raises(CredentialsWrong, match="holds no certificate"):

@@ -1,4 +1,4 @@
-"""`worker/debug.sh` in guests of either kind of image: the verdict of a machine that works, and of one that can't."""
+"""`worker/debug.sh` in guests of either kind of image: the verdict of a machine that works, and of one that cannot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_debug_in_a_guest_says_that_all_is_well_or_what_is_not(
     access.write_text(json.dumps({**given, "port": free_port()}))
     exit_code, text = guest.ask("sh", str(debug))
     assert exit_code == 1
-    assert text.splitlines()[-1] == "verdict: a worker can't work here; wrong: broker"
+    assert text.splitlines()[-1] == "verdict: a worker cannot work here; wrong: broker"
 
 
 def test_debug_without_a_python_ends_with_a_verdict(tmp_path: Path) -> None:
@@ -46,4 +46,4 @@ def test_debug_without_a_python_ends_with_a_verdict(tmp_path: Path) -> None:
     exit_code, text = guest.ask("sh", str(guest.root / "opt/ecloud/worker/debug.sh"))
     assert exit_code == 1
     assert "worker: no Python 3.10 or later is here: install one" in text
-    assert text.splitlines()[-2].endswith("verdict: a worker can't work here; wrong: Python")
+    assert text.splitlines()[-2].endswith("verdict: a worker cannot work here; wrong: Python")

@@ -245,7 +245,7 @@ def test_told_to_leave_it_ends_what_runs_and_gives_back_the_rest(
     push(daemon, slow, *["true"] * 5)
     wait_until((tmp_path / "begun").exists)
     first.term()
-    wait_until(lambda: "told to leave" in first.words)
+    wait_until(lambda: "ordered to leave" in first.words)
     second = agents(daemon).start()
     wait_until(lambda: rows(daemon, "SELECT COUNT(*) FROM tasks WHERE state = 'succeeded'") == [(5,)])
     assert first.processes[0].poll() is None
@@ -263,7 +263,7 @@ def test_told_twice_it_leaves_at_once(daemon: Daemon, agents: Callable[[Daemon],
     push(daemon, f"[ $ECLOUD_ATTEMPT = 1 ] || exit 0; echo $$ > {tmp_path}/pid; sleep 1000")
     pid = number_in(tmp_path / "pid")
     first.term()
-    wait_until(lambda: "told to leave" in first.words)
+    wait_until(lambda: "ordered to leave" in first.words)
     first.term()
     assert first.code() == 0
     assert not is_alive(pid)
@@ -357,7 +357,7 @@ def test_debug_says_what_is_wrong_and_what_to_do(daemon: Daemon, tmp_path: Path)
         told = script(daemon, "debug.sh", *arguments, cwd=tmp_path)
         assert told.returncode == 1
         assert "Traceback" not in told.stdout + told.stderr
-        assert told.stdout.splitlines()[-1].startswith("verdict: a worker can't work here; wrong: ")
+        assert told.stdout.splitlines()[-1].startswith("verdict: a worker cannot work here; wrong: ")
         assert access["key"] not in told.stdout + told.stderr
         return marks(told.stdout), told.stdout
 

@@ -211,11 +211,13 @@ def test_any_exit_code_is_an_exit_code(bench: Bench, code: int) -> None:
         outcome = bench.run(*commands)
         assert (outcome.cause, outcome.exit_code, outcome.signal) == (Cause.EXIT, code, None)
         assert f"exit code {code}" in outcome.error
-        assert (code in (129, 130, 137, 143, 150, 192)) == ("shells say so" in outcome.error)
+        assert (code in (129, 130, 137, 143, 150, 192)) == ("shells report this" in outcome.error)
 
 
 def test_a_code_that_hints_at_a_signal_names_it(bench: Bench) -> None:
-    assert "128 + 9: shells say so of a command that SIGKILL ended" in bench.run("sh -c 'kill -9 $$'; exit $?").error
+    assert (
+        "128 + 9: shells report this for a command that SIGKILL ended" in bench.run("sh -c 'kill -9 $$'; exit $?").error
+    )
 
 
 def test_a_signal_is_named(bench: Bench) -> None:
@@ -460,7 +462,7 @@ def test_what_is_missing_is_named(bench: Bench) -> None:
     outcome = bench.run("touch ran", requirements=(Requirement("in/none", "none"),))
     assert (outcome.cause, outcome.error) == (Cause.REQUIREMENT, "requirement in/none is not in the datastore")
     outcome = bench.run("true", results=(Result("out", "out"),))
-    assert (outcome.cause, outcome.error) == (Cause.RESULT, "result out was not there after the commands")
+    assert (outcome.cause, outcome.error) == (Cause.RESULT, "result out was missing after the commands")
     outcome = bench.run("true", results=(Result("*.csv", "tables"),))
     assert (outcome.cause, outcome.error) == (Cause.RESULT, "result *.csv matched nothing after the commands")
 

@@ -36,26 +36,26 @@ def cause(**found: Any) -> Cause | None:
         ({"contact": "closed", "said": "Error reading SSH protocol banner"}, "no host keys", "ssh-keygen -A"),
         # 5: our key is not installed yet
         ({"contact": "denied"}, "key refused", "is not installed (yet)"),
-        # 6: its own start is not over
-        ({"starting": "one-context is activating"}, "still starting", "is not over (one-context is activating)"),
+        # 6: its own start has not ended
+        ({"starting": "one-context is activating"}, "still starting", "has not ended (one-context is activating)"),
         # 7: the disk was not grown
         ({"disk_mb": 12.0}, "disk", "has 12 MB free, 300 are needed"),
         # 8: the address is another's
         ({"vm": "3", "boot_nonce": "4-3"}, "another machine", "answers VM 3 (boot 4-3)"),
-        ({"contact": "changed", "said": "SHA256:a instead of SHA256:b"}, "another machine", "nothing was sent there"),
+        ({"contact": "changed", "said": "SHA256:a instead of SHA256:b"}, "another machine", "nothing was sent"),
         # 9: no CONTEXT disk
         ({"context": False, "vm": "", "boot_nonce": ""}, "no context", "Install one-context"),
         ({"contact": "silent"}, "no context", "nothing answers at its address"),
-        ({"contact": "shut"}, "no context", "nobody listens for SSH"),
+        ({"contact": "shut"}, "no context", "no sshd listens there"),
         # 10: the start script
         ({"log": "a\nthere is no ECLOUD in /opt/ecloud of this image"}, "start script", "no ECLOUD in /opt/ecloud"),
         # 11: Python, and where nothing can be run
         ({"python": ""}, "python", "it has no Python"),
         ({"python": "3.9"}, "python", "its Python is 3.9"),
-        ({"home": "programs in /x can't be run: it is mounted with noexec"}, "home", "noexec"),
-        # 12: SSH works, the broker can't be reached
-        ({"broker": False}, "broker", "can't reach the broker"),
-        ({"agent": True, "log": "connection refused"}, "broker", "its last words: connection refused"),
+        ({"home": "programs in /x cannot be run: it is mounted with noexec"}, "home", "noexec"),
+        # 12: SSH works, the broker cannot be reached
+        ({"broker": False}, "broker", "cannot reach the broker"),
+        ({"agent": True, "log": "connection refused"}, "broker", "its last output: connection refused"),
         # and what the boss itself could not do
         ({"contact": "broken", "said": "no answer in time"}, "broken visit", "broke off (no answer in time)"),
         ({"by_ssh": True, "problem": "no wheel of msgspec"}, "preparing", "no wheel of msgspec"),

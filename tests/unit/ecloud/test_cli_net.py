@@ -48,7 +48,7 @@ def ending(
         (ZeroDivisionError("division by zero"), 70, "x.py: a fault of ECLOUD: ZeroDivisionError: division by zero ("),
         (RecursionError("too deep"), 70, "a fault of ECLOUD: RecursionError: too deep"),
         (KeyboardInterrupt(), 130, ""),
-        (click.UsageError("no such option: --x"), 2, "x.py: no such option: --x; x.py --help shows what is possible\n"),
+        (click.UsageError("no such option: --x"), 2, "x.py: no such option: --x; x.py --help lists the options\n"),
     ],
 )
 def test_every_error_is_a_sentence_and_a_code(

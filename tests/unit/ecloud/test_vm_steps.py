@@ -27,6 +27,6 @@ def told(**times: float) -> str:
 def test_the_steps_are_told_by_the_boss_s_clock(off_s: float) -> None:
     text = told(started=off_s - 0.5, hello=60.2, first_task=61.0, ending=100.0, gone=99.5 + off_s)
     assert text.partition("; ")[2] == (
-        "made by its cloud after 0 s, its worker reported after 1 min, its first task after 1 min 1 s, "
+        "created by its cloud after 0 s, its worker reported after 1 min, its first task after 1 min 1 s, "
         "its end decided after 1 min 40 s, gone after 1 min 40 s"
     )

@@ -77,7 +77,7 @@ def test_more_lanes_than_the_sshd_takes_in_are_told_with_what_to_change() -> Non
     limits = understand(LISTENER)
     assert _lanes(8, limits).is_ok
     told = _lanes(20, limits)
-    assert "TRANSFER_LANES 20; MaxStartups 10, its sshd says" in told.text
+    assert "TRANSFER_LANES 20; MaxStartups 10, by its sshd" in told.text
     assert "TRANSFER_LANES = 8 in settings.py, or MaxStartups 22:30:220" in told.remedy
     unknown = _lanes(20, None)
     assert unknown.is_ok

@@ -95,10 +95,10 @@ def test_a_pool_whose_boots_fail_is_shouted_about_and_not_when_it_is_well_again(
 def test_wrong_credentials_are_shouted_about_at_once_and_a_busy_cloud_only_when_it_lasts() -> None:
     script = BossScript().pool("p", maximum=1)
     script.push("r", task("a"))
-    script.handle(VmRefused(*started(script), "OpenNebula does not let us in", 300.0, "credentials"))
+    script.handle(VmRefused(*started(script), "OpenNebula refuses the login", 300.0, "credentials"))
     script.wait(31.0)
     (shout,) = told(script)
-    assert (shout.cause, shout.text) == ("pool/p", "pool p starts no VM: OpenNebula does not let us in")
+    assert (shout.cause, shout.text) == ("pool/p", "pool p starts no VM: OpenNebula refuses the login")
 
     script = BossScript().pool("p", maximum=1)
     script.push("r", task("a"))
@@ -113,7 +113,7 @@ def test_a_budget_that_is_used_up_is_shouted_about() -> None:
     script.wait(500.0)
     (shout,) = told(script)
     assert shout.cause == "budget"
-    assert shout.text.startswith("no VM starts by itself: the budget of 0.1 VM-hours in 24 hours is used up")
+    assert shout.text.startswith("no VM starts automatically: the budget of 0.1 VM-hours in 24 hours is used up")
 
 
 def test_a_datastore_that_is_away_for_long_is_shouted_about() -> None:

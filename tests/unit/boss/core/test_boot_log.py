@@ -134,7 +134,7 @@ def test_what_a_visit_found_is_why_the_boot_failed() -> None:
     boss.wait(61)
     vm = boss.store.vms[1]
     assert vm.cause == "python"
-    assert vm.reason.startswith("no worker reported for duty within 60 s: its Python is 3.9")
+    assert vm.reason.startswith("no worker reported within 60 s: its Python is 3.9")
     boss.handle(cloud_lists("big"))
     assert boss.store.vms[1].state == "gone"
     kept = row(boss).visit

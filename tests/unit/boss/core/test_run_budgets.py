@@ -82,7 +82,7 @@ def test_a_push_may_ask_for_more_or_for_less() -> None:
     beats(script, workers, HOUR_S + 10)
     script.push("film", task("a", runtime_s=8000.0), task("b", runtime_s=8000.0))
     assert started(script) == []
-    assert "(asked for by its push)" in script.store.tables.context["budget/1"]
+    assert "(set by its push)" in script.store.tables.context["budget/1"]
     script.push("film", task("a", runtime_s=8000.0), task("b", runtime_s=8000.0), vm_hours=10.0)
     beats(script, workers, 30.0)
     assert len(started(script)) == 1

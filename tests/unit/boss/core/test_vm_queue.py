@@ -146,7 +146,7 @@ def test_an_end_is_asked_for_once_although_its_worker_leaves_at_once() -> None:
     worker = vm_worker(script, vm_no)
     script.wait(10.0)
     assert ended(script) == [vm_no]
-    goodbye = Envelope(1, worker.name, worker.session, worker.number + 1, wire.Goodbye("told to leave"))
+    goodbye = Envelope(1, worker.name, worker.session, worker.number + 1, wire.Goodbye("ordered to leave"))
     script.handle(MessageArrived(goodbye, f"vm-{vm_no}"))
     assert worker.name not in script.boss.fleet.workers
     script.wait(1.0)
@@ -169,7 +169,7 @@ def test_a_vm_whose_end_nothing_can_confirm_is_written_off_after_a_deadline() ->
     script.handle(hidden(vm_no))
     vm = script.store.vms[vm_no]
     assert (vm.state, vm.cause) == ("gone", "written off")
-    assert "its cloud shows it no more and does not say that it is gone" in vm.reason
+    assert "its cloud has neither listed it nor reported its end" in vm.reason
     assert vm.gone_at == script.now
 
 

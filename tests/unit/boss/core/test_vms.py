@@ -207,7 +207,7 @@ def test_vms_of_a_pool_that_is_not_set_any_more_are_ended() -> None:
     script.config = msgspec.structs.replace(script.config, pools=script.config.pools[:1])
     script.start()
     script.handle(cloud_lists("p", {large: "2"}))
-    assert script.store.vms[large].reason == "its pool q is not set any more"
+    assert script.store.vms[large].reason == "its pool q is no longer set"
     assert script.call(EndVm) == EndVm(large, "p", "2")
     script.handle(EMPTY)
     assert script.store.vms[large].state == "gone"
@@ -318,7 +318,7 @@ def test_what_a_full_cloud_refused_is_told_while_it_is_full() -> None:
     assert script.store.tables.pools["p"].closed == f"{full}; 3 asked for were refused"
     again = script.ask("instantiate_worker", n=1)
     assert isinstance(again, wire.RequestDone)
-    assert again.text == f"1 asked for in pool p; {full}"
+    assert again.text == f"1 requested in pool p; {full}"
     script.handle(VmRefused(asked(script)[0], "no free address", 10.0, "less"))
     script.call(AskRoom)
     script.handle(RoomSeen("p", 0, "network lab has 0 free addresses of 3"))

@@ -31,8 +31,12 @@ def waits(script: BossScript) -> str:
 
 def test_a_watcher_hears_at_once_that_a_template_is_refused(script: BossScript) -> None:
     (vm_no,) = watched(script)
-    script.handle(VmRefused(vm_no, "template worker can't be started: syntax error; mend the template", 300.0, "pool"))
-    assert waits(script) == ("pool big starts no VM: template worker can't be started: syntax error; mend the template")
+    script.handle(
+        VmRefused(vm_no, "template worker cannot be started: syntax error; correct the template", 300.0, "pool")
+    )
+    assert waits(script) == (
+        "pool big starts no VM: template worker cannot be started: syntax error; correct the template"
+    )
 
 
 def test_a_watcher_hears_what_a_cloud_says_of_vms_that_wait_and_when_that_is_over(script: BossScript) -> None:
@@ -50,8 +54,8 @@ def test_a_watcher_hears_what_a_cloud_says_of_vms_that_wait_and_when_that_is_ove
 def test_a_cloud_that_is_away_is_named_until_it_is_back(script: BossScript) -> None:
     (vm_no,) = watched(script)
     made(script, vm_no)
-    script.handle(VmListFailed("big", "the cloud at http://one can't be reached: Connection refused"))
-    text = "the cloud at http://one can't be reached: Connection refused"
+    script.handle(VmListFailed("big", "the cloud at http://one cannot be reached: Connection refused"))
+    text = "the cloud at http://one cannot be reached: Connection refused"
     assert waits(script) == f"pool big starts no VM: {text}"
     assert script.store.tables.pools["big"].closed == text
     script.handle(cloud_lists("big", {vm_no: f"cloud-{vm_no}"}))

@@ -50,7 +50,7 @@ def test_workers_that_take_no_tasks() -> None:
     script.beats(sick, trouble="the disk is full").hear(leaving, wire.DrainWanted("SIGTERM"))
     script.push("r", task("a"))
     (layer,) = why(script, "a")
-    assert "none takes tasks now: w1 says: the disk is full; w2 is draining (SIGTERM)" in layer
+    assert "none takes tasks now: w1 reports: the disk is full; w2 is draining (SIGTERM)" in layer
 
 
 def test_a_worker_that_was_not_heard_since_the_boss_started_is_known_to_the_boss_alone() -> None:
