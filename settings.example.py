@@ -94,7 +94,7 @@ VM_ORPHAN_S = 120.0
 END_VMS_S = 900.0
 # VM-hours in any 24 hours after which none is started automatically; 0: no limit. What a person asks for is started.
 VM_HOURS_PER_DAY = 0.0
-# VM-hours that the tasks of one run may take, after which none is started for its work; what runs continues.
+# VM-hours that the tasks of one run may take, after which none is started for its work; its running tasks continue.
 # `push_tasks.py --vm_hours H` asks for another limit for its run. 0: no limit. docs/scaling.md says what counts.
 VM_HOURS_PER_RUN = 0.0
 # A shell command that tells an operator what needs one: VMs that do not end, a pool whose boots fail, a

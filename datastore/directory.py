@@ -37,12 +37,12 @@ _T = TypeVar("_T")
 def parts_of(name: str) -> list[str]:
     """The parts of a name. Raises `BadName`."""
     if not name or name.startswith("/") or "\0" in name:
-        raise BadName(f"{name!r} is no name in a datastore")
+        raise BadName(f"{name!r} is not a name in a datastore")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
-        raise BadName(f"{name!r} is no name in a datastore")
+        raise BadName(f"{name!r} is not a name in a datastore")
     if parts[0] == OWN:
-        raise BadName(f"{name!r} is the datastore's own")
+        raise BadName(f"{name!r} is reserved for the datastore")
     return parts
 
 
@@ -101,7 +101,7 @@ class DirectoryDatastore:
 
     def _require_root(self) -> None:
         if not self.root.is_dir():
-            raise DatastoreAway(f"the datastore {self.root} is not there: is it mounted?")
+            raise DatastoreAway(f"the datastore {self.root} does not exist: is it mounted?")
 
     def fetch(self, name: str, to: Path) -> int:
         """See `port.Reader.fetch`."""

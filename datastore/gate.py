@@ -91,7 +91,7 @@ def parts_of(name: str) -> Parts:
     whole = name.encode("utf-8", "surrogateescape")
     parts = tuple(part for part in whole.split(b"/") if part not in (b"", b"."))
     if not parts or whole.startswith(b"/") or b"\0" in whole or b".." in parts or parts[0] == OURS:
-        raise Refused("bad_name", "%r is no name in a datastore" % name)
+        raise Refused("bad_name", "%r is not a name in a datastore" % name)
     return parts
 
 
@@ -389,7 +389,7 @@ class Staging(Reading):
         """The staging directory; `Refused` if it is not this client's."""
         parts = parts_of(stage)
         if len(parts) != 2 or parts[0].startswith(b".") or parts[1].startswith(b"."):
-            raise Refused("bad_name", "%r is no name of a stage" % stage)
+            raise Refused("bad_name", "%r is not the name of a stage" % stage)
         if self.owner is not None and parts[0] != self.owner.encode():
             raise Refused("bad_name", "the stage %r is not %s's" % (stage, self.owner))
         return STAGING + parts
@@ -489,7 +489,7 @@ class Staging(Reading):
         """
         digest = hashlib.sha256(data)
         if len(data) != item[2] or digest.hexdigest() != item[7]:
-            raise Refused("torn", "%s did not arrive as it was sent" % item[1])
+            raise Refused("torn", "%s arrived damaged" % item[1])
         parent = self.tree.directory(target[:-1], make=True)
         flags = os.O_CREAT | os.O_EXCL | WRITE
         try:
@@ -530,7 +530,7 @@ class Staging(Reading):
         try:
             if part.at != size or part.digest.hexdigest() != wanted:
                 self.tree.remove(key)
-                raise Refused("torn", "%s did not arrive as it was sent" % path)
+                raise Refused("torn", "%s arrived damaged" % path)
             self.finish(part.handle, item, part.digest)
         finally:
             os.close(part.handle)
@@ -555,10 +555,10 @@ class Staging(Reading):
         try:
             handle = os.open(key[-1], flags, 0o600, dir_fd=self.tree.directory(key[:-1], make=True))
         except FileNotFoundError:
-            raise Refused("gap", "what came before of %s is not here" % path)
+            raise Refused("gap", "the beginning of %s is missing" % path)
         if os.fstat(handle).st_size < at:
             os.close(handle)
-            raise Refused("gap", "what came before of %s is not here" % path)
+            raise Refused("gap", "the beginning of %s is missing" % path)
         os.ftruncate(handle, at)
         part = Part(handle, read_sum(handle, at), at)
         self.parts[key] = part
@@ -741,7 +741,7 @@ class Publishing(Staging):
             found = known_sum(handle, info) or read_sum(handle, size).hexdigest()
         finally:
             os.close(handle)
-        return "" if found == wanted else "has other contents where it was staged than its sum tells"
+        return "" if found == wanted else "has other contents in the stage than its checksum says"
 
     def unreported(self, staged: Parts, reported: Set[bytes]) -> str:
         """Entries of a staged directory that the manifest lacks: they would be published with it."""
@@ -948,7 +948,7 @@ class Gate:
                 self.tree.forget()
         except BadFrame as bad:
             self.actor.end()
-            self.frames.write({"error": "bad_frame", "text": "this is no request: %s" % bad})
+            self.frames.write({"error": "bad_frame", "text": "this is not a request: %s" % bad})
             return 1
 
     def answer(self, request: Dict[str, Any], body: memoryview) -> None:

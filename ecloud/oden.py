@@ -94,7 +94,7 @@ def _user_part(file: Path) -> str:
         raise Problem(f"{file} cannot be read: {error}") from error
     at = {mark: [number for number, line in enumerate(lines) if mark in line] for mark in (BEGIN, END)}
     if not at[BEGIN] or not at[END] or at[BEGIN][0] > at[END][0]:
-        raise Problem(f"{file} is no oden file: a line with `{BEGIN}` and one below it with `{END}` are missing")
+        raise Problem(f"{file} is not an oden file: a line with `{BEGIN}` and one below it with `{END}` are missing")
     begin, end = at[BEGIN][0], at[END][0]
     return "\n" * (begin + 1) + "\n".join(lines[begin + 1 : end])
 
@@ -176,7 +176,7 @@ def _read(path: Path) -> dict[str, Any]:
         assert isinstance(content, dict)
         content["task"]
     except Exception as error:
-        raise Problem(f"{path} is no result of oden ({type(error).__name__}: {error})", "move it away") from error
+        raise Problem(f"{path} is not a result of oden ({type(error).__name__}: {error})", "move it away") from error
     return content
 
 

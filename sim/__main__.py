@@ -26,7 +26,7 @@ def _allowed(names: str) -> tuple[str, ...]:
     wanted = tuple(name for name in names.split(",") if name) if names != "all" else faults.NAMES
     unknown = [name for name in wanted if name not in faults.NAMES and name != "none"]
     if unknown:
-        raise click.BadParameter(f"{', '.join(unknown)}: there are {', '.join(faults.NAMES)}")
+        raise click.BadParameter(f"{', '.join(unknown)}: known are {', '.join(faults.NAMES)}")
     return wanted
 
 

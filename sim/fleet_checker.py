@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from boss.core.autoscale.owed_vms import ASKED_FOR
 from boss.core.model.config import BossConfig
 from boss.core.model.rows import BootRow, VmRow, WorkerRow
 from ecloud.model.tasks import AttemptState
@@ -135,7 +136,7 @@ class FleetChecker:
 
     def _on_intent(self, boss: str, row: VmRow) -> None:
         """Check a new intent against the budgets."""
-        if "person" in row.reason:
+        if ASKED_FOR in row.reason:
             return
         self.looked["budget"] += bool(self.config.vm_hours_per_day or self.config.vm_hours_per_run)
         over = over_day(self.tables, self.config.vm_hours_per_day, row)
@@ -161,7 +162,7 @@ class FleetChecker:
         processes = {
             worker.worker: worker for worker in self.tables.workers.values() if worker.key_name == f"vm-{vm_no}"
         }
-        if "person" in row.reason or not any(worker.state in ON_DUTY for worker in processes.values()):
+        if ASKED_FOR in row.reason or not any(worker.state in ON_DUTY for worker in processes.values()):
             return
         self.looked["no-harm"] += 1
         for key, attempt in self.tables.attempts.items():

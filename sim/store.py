@@ -104,7 +104,7 @@ class Store:
         tables = self.tables
         silent_s = now - tables.renewed_at
         if not replace and tables.holder and silent_s < LEADER_SILENT_S:
-            raise AnotherBossLeads(f"a boss leads already: {tables.holder}, heard {max(0.0, silent_s):.0f} s ago")
+            raise AnotherBossLeads(f"a boss already leads: {tables.holder}, heard {max(0.0, silent_s):.0f} s ago")
         return self._begin_epoch(next_epoch(tables.epoch, now, self._chance()), holder, now)
 
     def _begin_epoch(self, epoch: int, holder: str, now: float) -> int:

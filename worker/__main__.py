@@ -103,19 +103,19 @@ def machine_amounts(named: tuple[str, ...]) -> Resources:
 @click.option("--home", metavar="DIR", help="This worker's own directory [~/.ecloud/worker].")
 @click.option("--cpus", type=click.FloatRange(0.01), help="CPUs to offer [all].")
 @click.option("--memory_mb", type=click.FloatRange(0), help="Memory to offer, in MB [all].")
-@click.option("--gpus", metavar="0,1", help="GPUs to offer, by index or UUID [what nvidia-smi or rocm-smi show].")
-@click.option("--resource", multiple=True, metavar="NAME=N", help="Anything else this machine offers. Repeatable.")
+@click.option("--gpus", metavar="0,1", help="GPUs to offer, by index or UUID [all that nvidia-smi or rocm-smi show].")
+@click.option("--resource", multiple=True, metavar="NAME=N", help="Another resource of this machine. Repeatable.")
 @click.option(
     "--machine", multiple=True, metavar="NAME=N",
-    help="What all workers on this machine share: cpus, memory_mb, gpus [what is measured]. Repeatable.",
+    help="What all workers on this machine share: cpus, memory_mb, gpus [as measured]. Repeatable.",
 )  # fmt: skip
 @click.option("--label", multiple=True, help="A name for this kind of worker. Repeatable.")
-@click.option("--lives_s", type=click.FloatRange(0), help="Seconds until this machine ends, where that is known.")
+@click.option("--lives_s", type=click.FloatRange(0), help="Seconds until this machine ends, if known.")
 @click.option("--keep_dirs", is_flag=True, help="Keep the working directories of attempts.")
 @click.option("--boss_gone_exit_s", type=click.FloatRange(1), help="Leave after this long without a boss.")
 @click.option("--vm_no", type=int, hidden=True)
 @click.option("--boot_nonce", default="", hidden=True)
-@click.option("--boot_steps", metavar="FILE", hidden=True, help="When this machine's start did what.")
+@click.option("--boot_steps", metavar="FILE", hidden=True, help="Times of the steps of this machine's boot.")
 @click.option("--tied", is_flag=True, hidden=True, help="End with the process that started this one.")
 def main(
     access_file: str | None,
@@ -158,7 +158,7 @@ def main(
     except OSError as error:
         raise SystemExit(_fail(f"home {home}: {error.strerror}", 3)) from None
     if place.copied_from:
-        text = "%s is a copy of the home of worker %s: this worker is a new one, %s"
+        text = "%s is a copy of the home of worker %s: this worker gets a new name, %s"
         log.warning(text, place.path, place.copied_from, place.name)
     spool = Spool(place)
     try:

@@ -286,7 +286,7 @@ def _sentence(error: BaseException) -> str:
     try:
         text = str(error)
     except BaseException:
-        text = "its text cannot be made"
+        text = "its text is not available"
     return type(error).__name__ + (": " + text if text else "")
 
 

@@ -44,7 +44,7 @@ PACKAGES = {"click": "click", "msgspec": "msgspec", "paho.mqtt.client": "paho-mq
 BROUGHT = (ROOT / "packages").is_dir()
 """Whether the boss installed this code by SSH, with packages for the Python that it found then."""
 INSTALL = (
-    "end this VM (python admin.py kill_worker), the boss brings another one what its Python needs"
+    "end this VM (python admin.py kill_worker); the boss installs the packages on the next one"
     if BROUGHT
     else f"in {ROOT}: python3 -m venv .venv && .venv/bin/pip install -r requirements.lock"
 )
@@ -171,7 +171,7 @@ def check_boss(found: Found) -> str:
     answer = say_hello(access, BOSS_S)
     if answer is None:
         if boss_is_heard(access, LISTEN_S):
-            return "it speaks with others (see key)"
+            return "it answers others (see key)"
         raise Problem(
             f"no answer within {BOSS_S:g} s, and it was not heard speaking with others: start it"
             " (python admin.py start), or see key"
@@ -179,7 +179,7 @@ def check_boss(found: Found) -> str:
     if isinstance(answer, Refused):
         raise Problem(f"it refuses: {answer.reason}")
     found.welcome = answer
-    return f"it welcomes us; heartbeats every {answer.heartbeat_s:g} s, lease {answer.lease_s:g} s"
+    return f"it accepts this worker; heartbeats every {answer.heartbeat_s:g} s, lease {answer.lease_s:g} s"
 
 
 def check_key(found: Found) -> str:
@@ -190,19 +190,19 @@ def check_key(found: Found) -> str:
             f"nothing that is signed with {access.key_name} was answered: where the boss runs, this key is not"
             " (or no longer) one of its cluster: make a new access file (python admin.py invite)"
         )
-    return f"the boss accepts the signature of {access.key_name}, and we its"
+    return f"the boss accepts the signature of {access.key_name}; its own signature is valid"
 
 
 def check_datastore(found: Found) -> str:
     """Check that this worker can read the datastore and write to a stage of its own, which is then removed."""
     if found.welcome is None:
-        raise NotTried("the boss names it, and did not answer")
+        raise NotTried("unknown: the boss did not answer")
     access = found.welcome.datastore
     try:
         _within(DATASTORE_S, lambda: _try_datastore(access))
     except TimeoutError:
-        raise Problem(f"{access.address} does not answer within {DATASTORE_S:g} s: is its mount hanging?") from None
-    return f"{access.address} " + ("shows its pinned key" if access.host_key else "can be read and staged to")
+        raise Problem(f"{access.address} does not answer within {DATASTORE_S:g} s: check its mount") from None
+    return f"{access.address} " + ("shows its pinned key" if access.host_key else "is readable and writable")
 
 
 def check_disk(found: Found) -> str:
@@ -218,7 +218,7 @@ def check_disk(found: Found) -> str:
             f"{free_mb:.0f} MB are free for {home}, {MIN_FREE_MB:.0f} are needed: make room, or give a --home"
         )
     if not os.access(there, os.W_OK | os.X_OK):
-        raise Problem(f"{there} cannot be written by this user: give a --home that can")
+        raise Problem(f"{there} cannot be written by this user: set --home to a directory that can")
     return f"{free_mb:,.0f} MB are free for {home}"
 
 
@@ -342,7 +342,7 @@ def _address(access: AccessFile) -> BrokerAddress:
 
 def _need_packages() -> None:
     if any(module not in sys.modules for module in PACKAGES):
-        raise NotTried("it needs the packages that Python lacks")
+        raise NotTried("it needs the missing packages")
 
 
 def _need_access(found: Found) -> AccessFile:

@@ -198,7 +198,7 @@ def variables(
     `poweroff_after_s`: delay of the power-off after the agent has ended.
     """
     for name, value in (("cluster id", cluster_id), ("boot nonce", boot_nonce)):
-        assert _SAFE.match(value), f"a {name} that a shell could misread: {value!r}"
+        assert _SAFE.match(value), f"a {name} with characters that are special to a shell: {value!r}"
     assert not any("\n" in option for option in options), options
     every = [*options, "--vm_no", str(vm_no), "--boot_nonce", boot_nonce]
     return {
@@ -236,5 +236,5 @@ def merged_context(own: Mapping[str, str], ours: Mapping[str, str], script: str 
 
 
 def _plain(path: str) -> str:
-    assert re.fullmatch(r"/[A-Za-z0-9._/+-]*", path), f"a path that a shell could misread: {path!r}"
+    assert re.fullmatch(r"/[A-Za-z0-9._/+-]*", path), f"a path with characters that are special to a shell: {path!r}"
     return path

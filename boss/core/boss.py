@@ -182,24 +182,22 @@ class Boss:
     def _list_phases(self) -> tuple[Phase, ...]:
         """The phases that run once at the end of each batch, in this order."""
         return (
-            Phase("alarms", self._timers.ring, "after the events: a deadline that an event has moved does not pass"),
+            Phase("alarms", self._timers.ring, "after the events: an event can move a deadline"),
             Phase("chains", self.attempts.settle, "before placement: early outcomes of chained attempts that are due"),
-            Phase("suspects", self._settle_suspects, "before placement: a task that runs again is no suspect"),
-            Phase("arrays", self.arrays.settle, "before placement: elements that are made now are placed now"),
+            Phase("suspects", self._settle_suspects, "before placement: a task that runs again is not a suspect"),
+            Phase("arrays", self.arrays.settle, "before placement: elements made now can be placed now"),
             Phase("placement", self._place, "after alarms, which end back-offs; each ready task is checked once"),
-            Phase("work stealing", self._stealing.settle, "after placement: idle workers are those it left idle"),
-            Phase("orders", self._send_orders, "after placement: one message to each worker, whatever it was given"),
-            Phase(
-                "outcome acks", self.outcome_acks.settle, "after orders: a worker that is left idle is acked at once"
-            ),
+            Phase("work stealing", self._stealing.settle, "after placement, which decides which workers stay idle"),
+            Phase("orders", self._send_orders, "after placement: one message to each worker with all its orders"),
+            Phase("outcome acks", self.outcome_acks.settle, "after orders: an idle worker gets its acks immediately"),
             Phase("runs", self.book.settle, "after all that moves tasks: a run ends when none of its tasks is left"),
             Phase("run budgets", self.run_budgets.settle, "before scaling, which starts nothing for exhausted runs"),
-            Phase("scaling", self.autoscaler.scale, "after placement: VMs are for the ready tasks that fit nowhere"),
-            Phase("unrunnable", self.unrunnable.settle, "after placement, whose index of workers it reads"),
-            Phase("stuck runs", self._notice_stuck_runs, "after scaling: a run is stuck only where no worker can come"),
+            Phase("scaling", self.autoscaler.scale, "after placement: VMs are for ready tasks that fit no worker"),
+            Phase("unrunnable", self.unrunnable.settle, "after placement: it reads the index of workers"),
+            Phase("stuck runs", self._notice_stuck_runs, "after scaling: a run is stuck only if no worker can start"),
             Phase("transfer slots", self._grant_slots, "after the workers that left are removed: their slots are free"),
             Phase("calls", self.calls.tell, "after all that ends tasks: with the values that this batch commits"),
-            Phase("watchers", self.watchers.tell, "last: clients hear how everything above came out"),
+            Phase("watchers", self.watchers.tell, "last: clients get the result of all steps above"),
         )
 
     def next_deadline(self) -> float | None:
@@ -313,8 +311,8 @@ class Boss:
             self._restored_noted = True
             self._outbox.writes.context[RESTORED_NOTE] = f"{now:.0f} {peer}"
             text = (
-                f"the database lacks what {peer} heard of an earlier boss: it was restored from a backup, and what was "
-                "pushed or ended since then is not in it; workers drop what they hold and join again"
+                f"{peer} knows work that the database lacks: it was restored from a backup, and pushes and outcomes "
+                "since then are missing; workers drop their tasks and join again"
             )
             self._outbox.call(TellPerson("restored", text))
 

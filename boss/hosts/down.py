@@ -47,7 +47,7 @@ class Down:
         if not self._wrong:
             self._journal.change(invitation="", tunnel_ports={})
         if self._wrong:
-            raise Problem([*self._wrong, "what is left stays in hosts.toml: correct this, then run hosts down again"],
+            raise Problem([*self._wrong, "hosts.toml keeps the rest: correct this, then run hosts down again"],
                           exit_code=PART_AWAY)  # fmt: skip
         text = f"{counted(count, 'worker')} ended on {counted(len(workers), 'host')}"
         print(text + ("; their files are removed" if self._purge else ""), flush=True)
@@ -69,7 +69,7 @@ class Down:
             count += told.count
             self._wrong += [f"{host}: {left} does not end" for left in told.left]
             if self._purge and host in purged and not told.purged:
-                self._wrong.append(f"{host}: files are left in {place.root}/{place.owner}")
+                self._wrong.append(f"{host}: files remain in {place.root}/{place.owner}")
             elif told.is_whole and not told.left:
                 done.add(host)
             if told.kept and not self._purge:
@@ -110,7 +110,7 @@ class Down:
         try:
             self._fleet.run(host, scripts.forget_keys_script(self._fleet.place("boss"), secrets))
         except Problem as problem:
-            self._wrong.append(f"the boss's lines in ~/.ssh/authorized_keys of {host} are left: {problem}")
+            self._wrong.append(f"the boss's lines in ~/.ssh/authorized_keys of {host} could not be removed: {problem}")
 
     def _revoke(self, master: Master) -> None:
         """Revoke the key of the workers. The next `hosts up` makes a new one."""

@@ -73,7 +73,9 @@ class Fleet:
         if not probe.python:
             told.append(f"{host} has no Python of 3.10 or later: install one, or name it on the PATH of /bin/sh")
         if not probe.home:
-            told.append(f"{host}: {self.file.options.remote_path} cannot be made there: name another place with -r")
+            told.append(
+                f"{host}: {self.file.options.remote_path} cannot be created there: name another directory with -r"
+            )
         if probe.disk_mb < LEAST_DISK_MB:
             told.append(
                 f"{host} has {probe.disk_mb:.0f} MB free below {probe.home}: {LEAST_DISK_MB:.0f} are needed; "

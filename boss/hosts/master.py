@@ -155,7 +155,7 @@ class RemoteMaster:
         try:
             return msgspec.json.decode(told.encode(), type=AccessFile)
         except msgspec.MsgspecError:
-            raise Problem(f"{self.host}: {path} is no access file: {told[-200:]!r}") from None
+            raise Problem(f"{self.host}: {path} is not an access file: {told[-200:]!r}") from None
 
     def admin(self, *words: str) -> str:
         """See `Master.admin`."""

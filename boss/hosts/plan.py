@@ -40,7 +40,7 @@ def read_hosts(path: Path) -> tuple[str, ...]:
 def plan(options: HostsOptions) -> Plan:
     """Assign the roles to hosts. Raises `Problem` that lists everything wrong."""
     wrong = [
-        f"{host!r} is no user@host[:port], nor a name of your ssh configuration"
+        f"{host!r} is neither user@host[:port] nor a name of your ssh configuration"
         for host in options.hosts
         if not HOST_PATTERN.fullmatch(host)
     ]
@@ -48,13 +48,13 @@ def plan(options: HostsOptions) -> Plan:
         twice = sorted({host for host in options.hosts if options.hosts.count(host) > 1})
         wrong.append(f"named twice: {', '.join(twice)}")
     if options.key and not Path(options.key).is_file():
-        wrong.append(f"the key {options.key} is no file")
+        wrong.append(f"the key {options.key} is not a file")
     if options.project:
         place = Path(options.project)
         if not place.is_dir():
-            wrong.append(f"the project {options.project} is no directory")
+            wrong.append(f"the project {options.project} is not a directory")
         elif not re.fullmatch(r"[A-Za-z_]\w*", place.name):
-            wrong.append(f"the project's directory {place.name!r} is no name for a Python package: rename it")
+            wrong.append(f"the project's directory {place.name!r} is not a valid name of a Python package: rename it")
     if not 1 <= options.slots <= MAX_SLOTS:
         wrong.append(f"slots = {options.slots}: 1 to {MAX_SLOTS}")
     master = _numbered(options, options.master, "-m", wrong)

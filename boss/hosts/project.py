@@ -44,7 +44,7 @@ def pack(directory: Path) -> Project:
                 if size > MAX_BYTES:
                     raise Problem(
                         f"the project {directory} has more than {MAX_BYTES // 1_000_000} MB",
-                        "keep data outside of it and put it into the datastore (python admin.py put)",
+                        "move data out of it and into the datastore (python admin.py put)",
                     )
                 entry = tarfile.TarInfo(str(Path(directory.name) / path.relative_to(directory)))
                 entry.size, entry.mode = len(data), 0o755 if os.access(path, os.X_OK) else 0o644

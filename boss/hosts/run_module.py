@@ -34,7 +34,7 @@ def run(
     if not options.project:
         raise Problem("no project: name its directory with hosts up -d DIR")
     if not _MODULE.fullmatch(name):
-        raise Problem(f"{name!r} is no name of a Python module")
+        raise Problem(f"{name!r} is not a name of a Python module")
     masters = journal.hosts_of("boss")
     if not masters:
         raise Problem("no boss was started", "python admin.py hosts up", PART_AWAY)
@@ -92,5 +92,5 @@ def _unpack(data: bytes, to: Path) -> int:
                 target.write_bytes(source.read())
                 count += 1
     except (tarfile.TarError, OSError) as error:
-        raise Problem(f"the files cannot be brought to {to}: {error}") from None
+        raise Problem(f"the files cannot be fetched to {to}: {error}") from None
     return count

@@ -56,7 +56,7 @@ def show(journal: Journal, fleet: Fleet, settings: Settings, as_json: bool) -> i
     else:
         _print(lines)
         if problem:
-            print(f"the boss cannot be asked: {problem}")
+            print(f"the boss does not answer: {problem}")
     return DONE if not problem and all(line.state == "up" for line in lines) else PART_AWAY
 
 

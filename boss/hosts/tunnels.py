@@ -70,7 +70,7 @@ def keep(home: Home, tunnels: list[Tunnel]) -> None:
     deadline = time.monotonic() + END_S
     while keeper(home) is None:
         if time.monotonic() > deadline:
-            raise Problem(f"the process that keeps tunnels does not start; see {log}", exit_code=PART_AWAY)
+            raise Problem(f"the process that keeps the tunnels open does not start; see {log}", exit_code=PART_AWAY)
         time.sleep(0.05)
 
 
@@ -95,7 +95,7 @@ def end(home: Home) -> bool:
     deadline = time.monotonic() + END_S
     while keeper(home) is not None:
         if time.monotonic() > deadline:
-            raise Problem(f"the process {pid} that keeps tunnels does not end", "end it by hand", PART_AWAY)
+            raise Problem(f"the process {pid} that keeps the tunnels open does not end", "end it by hand", PART_AWAY)
         time.sleep(0.02)
     return True
 

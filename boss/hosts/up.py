@@ -118,7 +118,7 @@ class Up:
         bad = {host for host, texts in wrong.items() if texts}
         left = [host for host in self._workers if host not in bad]
         if not self._skip_failed or not left or self._plan.master in bad:
-            remedy = "correct this, or leave such hosts out with --skip_failed" if len(left) else "correct this"
+            remedy = "correct this, or skip these hosts with --skip_failed" if len(left) else "correct this"
             raise Problem([*texts, f"no worker was started: {remedy}"])
         for text in texts:
             print(f"left out: {text}", flush=True)
@@ -176,7 +176,7 @@ class Up:
         wanted = [host for host in remote if host not in ports]
         for host, told in self._fleet.each(wanted, self._free_ports).items():
             if isinstance(told, str):
-                raise Problem(f"{host} has no port for a tunnel: {told}", exit_code=PART_AWAY)
+                raise Problem(f"{host} has no free port for a tunnel: {told}", exit_code=PART_AWAY)
             ports[host] = told
         if self._plan.master != LOCAL and MASTER not in ports:
             ports[MASTER] = self._free_ports(LOCAL)
@@ -204,7 +204,7 @@ class Up:
         python = self._probes[host].python[4] if host in self._probes else "python3"
         found = scripts.read_ports(self._fleet.run(host, f"{scripts.ports_command(python)}\n".encode()))
         if found is None:
-            raise Problem(f"{host} names no free port")
+            raise Problem(f"{host} did not report a free port")
         return found
 
     def _check_reach(self, places: Mapping[str, tuple[str, int]]) -> None:

@@ -56,11 +56,11 @@ def account_of(pool: PoolSettings) -> Account | None:
     try:
         entry = pwd.getpwnam(pool.run_as)
     except KeyError:
-        raise Problem(f"{what}: there is no such account here", f"useradd --system {pool.run_as}") from None
+        raise Problem(f"{what}: this machine has no such account", f"useradd --system {pool.run_as}") from None
     if os.geteuid() == entry.pw_uid:
         raise Problem(f"{what} is the account of the boss, whose secrets its tasks could read", "name another one")
     if os.geteuid() != 0:
-        raise Problem(f"{what} needs a boss that is root", "start the boss as root, or leave run_as out")
+        raise Problem(f"{what} needs a boss that runs as root", "start the boss as root, or leave run_as out")
     groups = tuple(os.getgrouplist(pool.run_as, entry.pw_gid))
     return Account(pool.run_as, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
 
@@ -75,7 +75,7 @@ def open_staging(accounts: Iterable[Account], address: str) -> None:
             try:
                 os.chmod(staging, 0o1777)
             except OSError as error:
-                remedy = "set DATASTORE to a directory that is root's, or use one over SSH (set_datastore)"
+                remedy = "set DATASTORE to a directory owned by root, or use one over SSH (set_datastore)"
                 raise Problem(f"{staging} cannot be opened to {account.name}: {error.strerror}", remedy) from None
         _require_usable(account, staging)
 
@@ -102,7 +102,7 @@ def _require_usable(account: Account, staging: str) -> None:
     said = (done.stderr.strip().splitlines() or ["no output"])[-1]
     if staging and staging in said:
         raise Problem(
-            f"{what}: the datastore {Path(staging).parent.parent} is closed to it: {said}",
+            f"{what}: it cannot enter the datastore {Path(staging).parent.parent}: {said}",
             f"set DATASTORE to a directory whose parents {account.name} may enter, outside the boss's HOME",
         )
     raise Problem(f"{what}: {said}", f"install ECLOUD where {account.name} can read it, e.g. below /opt")

@@ -214,7 +214,7 @@ class LocalCloud:
         workers."""
         count = left_overs.end(self._directory_of(process) / "home", uid=process.uid)
         if count:
-            log.warning("ended %d processes that the tasks of worker process %d had left", count, process.vm_no)
+            log.warning("ended %d processes that the tasks of worker process %d left behind", count, process.vm_no)
 
     def _gone(self, cloud_id: str, vm_no: int, process: _Process | None) -> VmFound:
         """Describe a VM that is gone. Nothing records when a process of an earlier boss ended: if this boss saw it

@@ -271,7 +271,7 @@ def _say(pool: str, cloud: Provider, size: Resources) -> Said:
         room = cloud.room()
         misfit = cloud.misfit(size)
     except CredentialsWrong as error:
-        return Said(pool, str(error), "correct settings.py; nothing starts there until then")
+        return Said(pool, str(error), "correct settings.py; the pool starts no VM until then")
     except GivePoolUp as error:
         return Said(pool, str(error), "correct the pool in POOLS, or its template")
     except (TryLater, AskForLess, Gone) as error:
@@ -279,11 +279,13 @@ def _say(pool: str, cloud: Provider, size: Resources) -> Said:
             pool, str(error), "correct the address (OPENNEBULA_URL, login, hosts) if wrong; otherwise the boss retries"
         )
     if misfit:
-        return Said(pool, misfit, "set the pool's cpus and memory_mb to what the template gives, or enlarge that")
+        return Said(
+            pool, misfit, "set the pool's cpus and memory_mb to the values of the template, or enlarge the template"
+        )
     if room.vms is None:
         return Said(pool, "accepts the login")
-    text = f"has room for {room.vms} {'VM' if room.vms == 1 else 'VMs'} ({room.reason})"
-    return Said(pool, text, "" if room.vms else "make room there, or let another pool take over")
+    text = f"can start {room.vms} more {'VM' if room.vms == 1 else 'VMs'} ({room.reason})"
+    return Said(pool, text, "" if room.vms else "free resources there, or use another pool")
 
 
 def main() -> int:

@@ -115,11 +115,13 @@ class SlurmCloud:
         except subprocess.TimeoutExpired as error:
             raise Unanswered(f"Slurm did not answer within {COMMAND_S:g} s when asked to {what}") from error
         except OSError as error:
-            raise GivePoolUp(f"{error.filename} cannot be run here: install Slurm's commands, or set login") from error
+            raise GivePoolUp(
+                f"{error.filename} cannot be run on this machine: install Slurm's commands, or set login"
+            ) from error
         if code == 0:
             found = re.match(r"(\d+)(;|$)", said.strip())
             if found is None:
-                raise Unanswered(f"sbatch did not report the id of {name}: {clean(said).strip()[:200]!r}")
+                raise Unanswered(f"sbatch did not print the id of {name}: {clean(said).strip()[:200]!r}")
             return found[1]
         if self._commands.login and code == 255:
             raise Unanswered(
@@ -135,7 +137,7 @@ class SlurmCloud:
         if job is None or job.state is CloudState.GONE:
             return
         if intent_of(self._cluster_id, job.name) is None:
-            raise Gone(f"job {cloud_id} is called {job.name}: it is not ours")
+            raise Gone(f"job {cloud_id} is called {job.name}: it does not belong to this cluster")
         self._ask(["scancel", cloud_id], f"cancel job {cloud_id}")
 
     def end_all(self, wait_s: float) -> Sequence[VmFound]:
@@ -201,7 +203,7 @@ class SlurmCloud:
         """See `provider.Provider.strangers`: jobs of this account whose names resemble ours and carry no intent."""
         prefix = NAME.format(cluster=self._cluster_id)
         return [
-            Stranger(job.job_id, job.name, "", "its name carries no intent")
+            Stranger(job.job_id, job.name, "", "its name contains no intent")
             for job in self._jobs(["--me"])
             if job.name.startswith(prefix)
             and intent_of(self._cluster_id, job.name) is None
@@ -278,7 +280,9 @@ class SlurmCloud:
         except subprocess.TimeoutExpired as error:
             raise TryLater(f"Slurm did not answer within {COMMAND_S:g} s when asked to {what}") from error
         except OSError as error:
-            raise GivePoolUp(f"{error.filename} cannot be run here: install Slurm's commands, or set login") from error
+            raise GivePoolUp(
+                f"{error.filename} cannot be run on this machine: install Slurm's commands, or set login"
+            ) from error
         if code == 0:
             return said
         problem = refusal(errors or said, what)

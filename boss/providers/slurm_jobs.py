@@ -215,7 +215,7 @@ def worker_script(options: JobOptions, name: str, order: VmOrder, access: bytes)
         f"lives={limit_s or ''}",
         '[ -z "$SLURM_JOB_END_TIME" ] || lives=$((SLURM_JOB_END_TIME - $(date +%s)))',
         'if [ ! -e "$code/worker/__main__.py" ]; then',
-        '    echo "ecloud: $(hostname) sees no code at $code: set code=DIR in worker_init" >&2; exit 1',
+        '    echo "ecloud: $(hostname) has no code at $code: set code=DIR in worker_init" >&2; exit 1',
         "fi",
         'cd "$code" || exit 1',
         # Not exec: the shell removes the home after the worker, and forwards the warning before the time limit.

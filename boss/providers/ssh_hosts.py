@@ -91,7 +91,7 @@ class Shell:
         except subprocess.TimeoutExpired as error:
             raise Failed(f"{host} did not answer within {limit_s:g} s", True) from error
         except OSError as error:
-            raise Failed(f"{words[0]} cannot be run here: install the OpenSSH client") from error
+            raise Failed(f"{words[0]} cannot be run on this machine: install the OpenSSH client") from error
         errors = done.stderr.decode("utf-8", "replace").strip().splitlines()
         said = errors[-1] if errors else f"exit code {done.returncode}"
         if host != LOCAL and done.returncode == 255:
@@ -177,7 +177,7 @@ class SshHosts:
                 self._taken[host].discard(order.vm_no)
                 self._rests_until[host] = time.monotonic() + REST_S
         if reasons:
-            raise TryLater("no host took a worker: " + "; ".join(reasons))
+            raise TryLater("no host started a worker: " + "; ".join(reasons))
         raise AskForLess(f"all {len(self._hosts)} hosts of pool {order.pool} are taken or cannot be reached now")
 
     def _reserve(self, vm_no: int) -> str | None:
@@ -202,7 +202,9 @@ class SshHosts:
         if not probe.python:
             raise Failed(f"{host} has no Python of 3.10 or later: install one, or name it on the PATH of /bin/sh")
         if probe.disk_mb < LEAST_DISK_MB:
-            raise Failed(f"{host} has {probe.disk_mb:.0f} MB free where workers live: {LEAST_DISK_MB:.0f} are needed")
+            raise Failed(
+                f"{host} has {probe.disk_mb:.0f} MB free in the workers' directory: {LEAST_DISK_MB:.0f} are needed"
+            )
         version, architecture, libc, libc_version, python = probe.python
         bundle = self._bundles.get(Machine(pair(version), architecture, libc, pair(libc_version)))
         if bundle.name not in probe.codes:
@@ -231,7 +233,7 @@ class SshHosts:
                 found = scripts.read_list(host, self._shell.run(host, scripts.list_script(self._place)))
             except Failed as failed:
                 return str(failed)
-            return f"{host}: its list was cut off" if found is None else found
+            return f"{host}: its list of processes is incomplete" if found is None else found
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             told = dict(zip(hosts, pool.map(look, hosts)))

@@ -220,7 +220,7 @@ class Calls:
             return None  # the cloud's next list causes another visit
         event = visitor.visit(call)
         if event.visit.contact == "changed":
-            log.error("VM %s is refused: it shows another host key: %s", call.vm_no, event.visit.said)
+            log.error("VM %s is refused: its host key changed: %s", call.vm_no, event.visit.said)
         elif event.visit.problem:
             log.warning("VM %s at %s cannot be prepared: %s", call.vm_no, call.address, event.visit.problem)
         return event
@@ -236,7 +236,7 @@ class Calls:
         except StoreAway as error:
             return _not_asked(call, f"the database cannot tell whether this boss still leads: {error}")
         if cloud is None:
-            reason = f"pool {call.pool} is no longer set"
+            reason = f"pool {call.pool} is no longer in the settings"
             return VmRefused(call.vm_no, reason, GIVEN_UP_S, "unset") if isinstance(call, StartVm) else None
         if isinstance(call, StartVm):
             return self._start(call, cloud)
@@ -292,9 +292,7 @@ class Calls:
         """Log VMs that need an operator, but not with every list."""
         if hidden and time.monotonic() - self._told_at > TELL_EVERY_S:
             self._told_at = time.monotonic()
-            log.error(
-                "pool %s: of %d VMs the cloud does not tell whether they run: %s", pool, len(hidden), hidden[0].text
-            )
+            log.error("pool %s: the cloud does not report whether %d VMs run: %s", pool, len(hidden), hidden[0].text)
 
 
 def _ask_room(call: AskRoom, cloud: Provider) -> Event:
@@ -302,13 +300,13 @@ def _ask_room(call: AskRoom, cloud: Provider) -> Event:
     try:
         room = cloud.room()
     except (TryLater, CredentialsWrong, GivePoolUp) as error:
-        log.warning("pool %s does not report how many VMs it has room for: %s", call.pool, error)
+        log.warning("pool %s does not report its free capacity: %s", call.pool, error)
         return RoomSeen(call.pool, None)
     return RoomSeen(call.pool, room.vms, room.reason)
 
 
 def _not_asked(call: Call, reason: str) -> Event | None:
-    log.warning("the cloud is not asked: %s", reason)
+    log.warning("the cloud is not called: %s", reason)
     if isinstance(call, StartVm):
         return VmRefused(call.vm_no, reason, RETRY_S)
     return RoomSeen(call.pool, None) if isinstance(call, AskRoom) else None

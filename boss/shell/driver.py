@@ -280,7 +280,9 @@ class Driver:
             return
         self._led_above_at = now
         led = yield from self._ask(lambda: self._store.lead_above(epoch, now))
-        self._report(logging.WARNING, f"a peer heard epoch {epoch}, which this database never had: leading in {led}")
+        self._report(
+            logging.WARNING, f"a peer knows epoch {epoch}, which this database never had: leading in epoch {led}"
+        )
         yield from self.begin()
 
     def _answer(self, read: LoadRun | SelectTasks | LoadCalls) -> Event:

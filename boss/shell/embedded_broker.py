@@ -165,7 +165,7 @@ class EmbeddedBroker:
             if _is_free(port, self._host):
                 return port
             log.warning(
-                "port %d of the embedded broker is taken: workers of the last start will not find the new one", port
+                "port %d of the embedded broker is taken: workers of the last start will not find the new port", port
             )
         port = _any_port(self._host)
         path.write_text(str(port))
@@ -255,7 +255,7 @@ def _require_own(host: str) -> None:
     except OSError:
         found = ", ".join(this_host.addresses())
         raise BrokerWontStart(
-            f"--listen {host} is no address of this machine", f"it has {found}", INPUT_WRONG
+            f"--listen {host} is not an address of this machine", f"it has {found}", INPUT_WRONG
         ) from None
 
 

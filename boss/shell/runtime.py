@@ -196,7 +196,7 @@ class Runtime:
                 while (left_s := until - time.monotonic()) > 0 and not self._stopping:
                     time.sleep(min(left_s, LOOK_AGAIN_S))
                 if self._stopping:
-                    log.warning("the boss stops while the database is away: what it decided last is not stored")
+                    log.warning("the boss stops while the database does not answer: its last decisions are not stored")
                     return False
         if committing_since is not None:
             self._numbers.commit_s.observe(time.perf_counter() - committing_since)
@@ -233,7 +233,7 @@ class Runtime:
         try:
             envelope, key_name = wire.decode(payload, topic, self._key_of)
             if envelope.peer != peer:
-                raise Unreadable("malformed", f"peer {envelope.peer!r} speaks on the topic of {peer!r}")
+                raise Unreadable("malformed", f"peer {envelope.peer!r} sends on the topic of {peer!r}")
         except Unreadable as error:
             self._on_unreadable(topic, peer, error)
             return
@@ -244,7 +244,10 @@ class Runtime:
         """Log dropped messages, once for each time that the loop falls behind."""
         if self._inbox.dropped > self._told_dropped and self._inbox.is_empty:
             count, self._told_dropped = self._inbox.dropped - self._told_dropped, self._inbox.dropped
-            log.warning("%d messages were dropped: more came than the boss could read; their peers repeat them", count)
+            log.warning(
+                "%d messages were dropped: they arrived faster than the boss could read; their senders repeat them",
+                count,
+            )
 
     def _on_unreadable(self, topic: str, peer: str, error: Unreadable) -> None:
         self._unreadable[error.why] += 1

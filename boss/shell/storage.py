@@ -95,7 +95,7 @@ class _Clock:
 
     def _look(self) -> None:
         try:
-            assert isinstance(self._publisher, SshDatastore), "a directory wants no signatures"
+            assert isinstance(self._publisher, SshDatastore), "a directory needs no signatures"
             self._ahead_s = float(str(self._publisher.hello()["ahead_s"]))
         except DatastoreAway as error:
             self._again_at_s = time.monotonic() + UNSURE_S / 2

@@ -71,7 +71,7 @@ class Store:
             epoch, held_by, silent_s = connection.exec_driver_sql(query).one()
             held_by = held_by.decode("utf-8", "replace") if isinstance(held_by, bytes) else held_by
             if not replace and held_by and silent_s < LEADER_SILENT_S:
-                raise AnotherBossLeads(f"a boss leads already: {held_by}, heard {max(0.0, silent_s):.0f} s ago")
+                raise AnotherBossLeads(f"a boss already leads: {held_by}, heard {max(0.0, silent_s):.0f} s ago")
             led = next_epoch(int(epoch), now, secrets.randbelow(EPOCH_CHANCES))
             self._begin_epoch(connection, led, holder, now)
             self._make_cluster_id(connection)

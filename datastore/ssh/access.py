@@ -34,10 +34,10 @@ class SshAddress:
         found = _ADDRESS.fullmatch(text)
         port = int(found["port"] or 22) if found else 0
         if not found or not 0 < port < 65536:
-            raise ValueError(f"{text!r} is no address of a datastore: user@host[:port]:/root")
+            raise ValueError(f"{text!r} is not an address of a datastore: user@host[:port]:/root")
         root = found["root"].rstrip("/") or "/"
         if ".." in root.split("/"):
-            raise ValueError(f"the root {root!r} of a datastore holds no ..")
+            raise ValueError(f"the root {root!r} of a datastore must not contain ..")
         return cls(found["user"], found["six"] or found["host"], port, root)
 
     def __str__(self) -> str:

@@ -114,7 +114,7 @@ def changed(where: str, offered: str) -> Lost:
         f"REFUSED: the host key of {where} is not the one that was pinned ({offered} is offered now)."
         " Another machine may answer in its place, or it was reinstalled",
         for_good=True,
-        remedy="if you know that it was reinstalled: python admin.py set_datastore ADDRESS --new_host_key",
+        remedy="if it was reinstalled: python admin.py set_datastore ADDRESS --new_host_key",
     )
 
 

@@ -96,7 +96,7 @@ class _File:
         self._file.truncate(self.at)
         self.close()
         if self.at != self._row[1] or (self._digest and self._digest.hexdigest() != self._row[4]):
-            raise Again(f"{self._path} did not arrive as it was sent")
+            raise Again(f"{self._path} arrived damaged")
         seal(self._path, self._row[2], self._row[3])
 
     def close(self) -> None:
@@ -231,7 +231,7 @@ class _Fetch:
                 raise Again(f"{name} was replaced while it was read")
             data = view[at : at + length]
             if len(data) != row[1] or (row[4] and hashlib.sha256(data).hexdigest() != row[4]):
-                raise Again(f"{name} did not arrive as it was sent")
+                raise Again(f"{name} arrived damaged")
             write_new(self._path(name, tree), data, row[2], row[3])
             at += length
 

@@ -56,7 +56,7 @@ def connected(address: SshAddress, key: Path, host_key: str) -> Iterator[Remote]
         yield remote
     except Unreachable as error:
         if error.contact == "changed":
-            text = f"REFUSED: {address.host} shows another host key than the one that was pinned"
+            text = f"REFUSED: {address.host} shows another host key than the pinned one"
             raise DatastoreAway(f"{text}: the connection may be intercepted, or the host was reinstalled") from error
         if error.contact == "denied":
             raise AccessRefused(f"{address.user}@{address.host} does not accept the boss's key") from error
@@ -129,7 +129,7 @@ def _require_shell(remote: Remote, address: SshAddress) -> None:
     """Some accounts are for SFTP alone. Raises `CannotServe`."""
     if _SHELL not in remote.run(f"echo {_SHELL}", until=time.monotonic() + COMMAND_S)[1]:
         raise CannotServe(
-            f"{address.host} runs no command for {address.user}: a datastore needs an account with a shell"
+            f"{address.host} runs no commands for {address.user}: a datastore needs an account with a shell"
             " (no ForceCommand in sshd_config, no /usr/sbin/nologin)"
         )
 

@@ -111,7 +111,7 @@ class Remote:
         kind, _, blob = login.host_key.partition(" ")
         entry = paramiko.hostkeys.HostKeyEntry.from_line(f"ecloud {kind} {blob}")
         if entry is None:
-            raise Unreachable("changed", f"the pinned key is no key: {login.host_key[:40]}")
+            raise Unreachable("changed", f"the pinned key is not a key: {login.host_key[:40]}")
         name = login.host if login.port == 22 else f"[{login.host}]:{login.port}"
         client.get_host_keys().add(name, kind, entry.key)
 
@@ -139,14 +139,14 @@ class Remote:
                     channel.shutdown_write()
                 told = _read(channel, until)
                 if not channel.status_event.wait(_left_s(until)):
-                    raise TimeoutError("no exit code came")
+                    raise TimeoutError("no exit code was received")
                 code = int(channel.recv_exit_status())
             finally:
                 channel.close()
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise Broken(f"{self.login.where}: {words_of(error)}") from error
         if code == _NO_EXIT_CODE:
-            raise Broken(f"{self.login.where}: the connection was cut, or the command killed")
+            raise Broken(f"{self.login.where}: the connection was lost, or the command was killed")
         return code, told.decode("utf-8", "replace")
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ def _left_s(until: float) -> float | None:
         return None
     left_s = until - time.monotonic()
     if left_s <= 0:
-        raise TimeoutError("its time was up")
+        raise TimeoutError("it ran into its time limit")
     return left_s
 
 

@@ -51,5 +51,5 @@ def understand(told: str) -> Limits | None:
     if set_there:
         return Limits(int(set_there[1]), "by its sshd_config")
     if configuration.strip():
-        return Limits(USUAL_STARTUPS, "the default: its sshd_config sets no other")
+        return Limits(USUAL_STARTUPS, "the default: its sshd_config does not set it")
     return None

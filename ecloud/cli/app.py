@@ -162,7 +162,7 @@ def problem_of(error: BaseException) -> Problem | None:
         text = str(cause.args[1]) if len(cause.args) > 1 else str(cause)
         return Problem(f"the database ended its answer: {text}", "python admin.py doctor", PART_AWAY)
     if isinstance(error, MemoryError):
-        return Problem("this machine has no memory left for it", exit_code=PART_AWAY)
+        return Problem("this machine is out of memory", exit_code=PART_AWAY)
     return None
 
 
@@ -188,7 +188,7 @@ def find_access(settings: Settings) -> AccessFile:
     if not named and not path.exists():
         raise Problem(
             f"no boss has run in {settings.home_directory.path} yet",
-            "python admin.py start; where the boss is elsewhere, set ECLOUD_ACCESS to an access file "
+            "python admin.py start; if the boss runs on another machine, set ECLOUD_ACCESS to an access file "
             "(python admin.py invite there makes one)",
             PART_AWAY,
         )

@@ -53,7 +53,7 @@ def boot(settings: Settings) -> Iterator[Booted]:
                 if answer.count:
                     asked[answer.names[0]] = pool
                 else:
-                    yield Booted(pool, f"no VM was started: {answer.text}", "end a VM of it, or raise its maximum")
+                    yield Booted(pool, f"no VM was started: {answer.text}", "end one of its VMs, or raise its maximum")
             yield from _await(engine, asked, time.monotonic() + settings.vm_boot_s + settings.vm_pending_s + SPARE_S)
         finally:
             left = _end(client, engine, list(asked))

@@ -58,7 +58,7 @@ NO_DELAY_S = 0.02
 """Limit of a round trip. On one machine it takes 0.5 ms; with Nagle's algorithm in the broker 44 ms and more."""
 NETWORK_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "glusterfs", "ceph", "fuse.sshfs", "lustre", "9p")
 _ANOTHER = "python admin.py set_datastore DIR, or DATASTORE in settings.py"
-_MACHINE = "python admin.py start looks for it, start --create makes it where none runs"
+_MACHINE = "python admin.py start finds it; start --create makes it if none runs"
 PACKAGES = ("paho-mqtt", "sqlalchemy", "pymysql", "alembic", "msgspec", "click", "rich", "psutil", "networkx")
 
 
@@ -328,7 +328,7 @@ def _boots() -> Iterator[Finding]:
         problem = app.problem_of(error)
         if problem is None:
             raise
-        yield Finding("boot", problem.text, problem.remedy or "VMs are started by a boss: python admin.py start")
+        yield Finding("boot", problem.text, problem.remedy or "only a boss starts VMs: python admin.py start")
 
 
 def _datastore(settings: Settings, engine: Engine | None) -> Iterator[Finding]:
@@ -386,8 +386,8 @@ def _directory(address: str) -> Finding:
         if not directory.exists():
             above = next(place for place in directory.absolute().parents if place.exists())
             if not os.access(above, os.W_OK | os.X_OK):
-                return Finding("datastore", f"{address} is not there and cannot be made in {above}", _ANOTHER)
-            return _roomy(f"{address} is made by the boss", shutil.disk_usage(above).free / 1e6)
+                return Finding("datastore", f"{address} does not exist and cannot be created in {above}", _ANOTHER)
+            return _roomy(f"{address}: the boss will create it", shutil.disk_usage(above).free / 1e6)
         with tempfile.TemporaryFile(dir=directory) as probe_file:
             probe_file.write(b"probe")
         return _roomy(f"{address}, can be written", shutil.disk_usage(directory).free / 1e6)

@@ -52,7 +52,7 @@ def _other_account(settings: Settings, name: str) -> tuple[str, str]:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        return f"run_as = {name!r}: there is no such account here", f"useradd --system {name}"
+        return f"run_as = {name!r}: this machine has no such account", f"useradd --system {name}"
     if os.geteuid() != 0:
         return f"tasks of pools with run_as run as {name}; whether it can read secrets only root can tell", ""
     home = settings.home_directory

@@ -131,7 +131,7 @@ def told_when_interrupted(text: Callable[[], str]) -> Iterator[None]:
 
 def _kept(datastore: Publisher, over_ssh: str) -> str:
     """Describe the state of an interrupted copy; one to or from a directory starts again from the beginning."""
-    return over_ssh if isinstance(datastore, SshDatastore) else "what had not arrived whole is removed"
+    return over_ssh if isinstance(datastore, SshDatastore) else "incomplete files were removed"
 
 
 def make_initial_inputs(inputs: Iterable[tuple[str, int]], scale: float, datastore: Publisher) -> int:

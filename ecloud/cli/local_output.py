@@ -30,7 +30,7 @@ def keep_output(engine: Engine, run: str, directory: Path) -> Path | None:
                 if not text:
                     continue
                 if size > MAX_BYTES:
-                    file.write(f"=== more was printed: this file keeps {MAX_BYTES:,} bytes\n")
+                    file.write(f"=== output was cut: this file keeps at most {MAX_BYTES:,} bytes\n")
                     return path
                 head = f"=== task {visible(output.task)}, attempt {output.number} ({output.ended}): {stream}\n"
                 end = "" if text.endswith("\n") else "\n"

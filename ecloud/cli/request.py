@@ -214,8 +214,8 @@ def invite(file: str, host: str | None, role: str, as_json: bool) -> int:
     print(f"to revoke it: python admin.py invite --revoke {name}")
     if access.host in LOOPBACK:
         print(
-            f"but {access.host} is this machine alone: for others start the boss with python admin.py start --listen "
-            "ADDRESS (an address of this machine that they reach), or name a broker (BROKER_HOST in settings.py)"
+            f"but {access.host} is this machine only: for other machines, start the boss with python admin.py start "
+            "--listen ADDRESS (an address of this machine that they reach), or set BROKER_HOST in settings.py"
         )
     return DONE
 

@@ -243,7 +243,7 @@ def _print_attempt(attempt: AttemptView, now: float) -> None:
         if seconds
     ]
     if attempt.cached_bytes:
-        parts[0] += f" ({byte_size(attempt.cached_bytes)} of it were there already)"
+        parts[0] += f" ({byte_size(attempt.cached_bytes)} of it from its cache)"
     parts += [f"peak memory {attempt.max_rss_mb:.0f} MB"] if attempt.max_rss_mb else []
     parts += [f"{counted(len(attempt.results), 'result')}, {byte_size(attempt.store_bytes)}"] if attempt.results else []
     if parts:
@@ -406,7 +406,7 @@ def vms(everyone: bool, as_json: bool) -> int:
         (vm.vm_no, vm.pool, vm.state, duration(now - vm.since), vm.cloud_id, vm.worker, vm.reason) for vm in found
     ]
     for vm in strangers:
-        what = f"{vm['name']} of {vm['owner']}: {vm['why']}; it is never touched"
+        what = f"{vm['name']} of {vm['owner']}: {vm['why']}; ECLOUD never touches it"
         rows.append(("-", "", "stranger", "", vm["cloud_id"], "", what))
     if rows:
         print_table(app.console(), ("VM", "pool", "state", "since", "cloud's id", "worker", "reason"), rows, ("VM",))

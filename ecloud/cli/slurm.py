@@ -26,5 +26,5 @@ def _pool(settings: Settings, wanted: str) -> str:
     if not names:
         raise Problem('no pool of cloud "slurm" in POOLS of settings.py: see docs/slurm.md')
     if wanted and wanted not in names:
-        raise Problem(f"{wanted} is no pool of a Slurm: {', '.join(names)}")
+        raise Problem(f"{wanted} is not a pool of cloud slurm; there are  {', '.join(names)}")
     return wanted or names[0]

@@ -93,5 +93,7 @@ def tell_or_redo(client: Client, settings: Settings, run: str, rerun: bool) -> S
             count += client.request("redo_task", ids=part, below=True).count
         print(f"{counted(count, 'task')} {'runs' if count == 1 else 'run'} again", file=sys.stderr)
     elif stale.tasks:
-        print("they are not run again: --rerun_changed does that, with all tasks that depend on them", file=sys.stderr)
+        print(
+            "they are not run again; to rerun them and all tasks that depend on them: --rerun_changed", file=sys.stderr
+        )
     return stale

@@ -33,7 +33,7 @@ def sweep(run: str, as_csv: bool, plot: tuple[str, str] | None, by: str | None, 
         raise Problem("--by goes with --plot X Y FILE.png")
     table = whole_table(run, load_settings())
     if not table.rows:
-        raise Problem(f"the tasks of run {run} have no parameters: it is no sweep and no array")
+        raise Problem(f"run {run} is neither a sweep nor an array: its tasks have no parameters")
     if sort:
         table = sorted_by(table, sort)
     if plot is not None and file is not None:

@@ -11,7 +11,7 @@ def number_of_workers(context: click.Context, param: click.Parameter, value: str
     """Parse a number of workers. Reports invalid ones, also -1, which click would take for an option."""
     if value.isdecimal() and int(value) >= 1:
         return int(value)
-    raise click.BadParameter(f"{value!r} is no number of workers: 1 or more", context, param)
+    raise click.BadParameter(f"{value!r} is not a number of workers: give 1 or more", context, param)
 
 
 @main.command("instantiate_worker", context_settings={"ignore_unknown_options": True})

@@ -351,7 +351,7 @@ class BrokerConnection:
     ) -> None:
         if any(reason.is_failure for reason in reasons):
             user = repr(self.address.user) if self.address.user else "a peer without user"
-            text = f"the broker at {self.address} does not let {user} subscribe"
+            text = f"the broker at {self.address} refuses {user} a subscription"
             self._reason = PartAway(text, "check its access rules (ACL)")
             client.disconnect()
 

@@ -75,7 +75,9 @@ def cluster_secret(home: Home) -> bytes:
     except ValueError:
         secret = b""
     if len(secret) != SECRET_BYTES:  # a short key would be easy to guess
-        remedy = "put it back from a backup, or delete it: a new one is made, and all access files must be made again"
+        remedy = (
+            "restore it from a backup, or delete it: the boss makes a new one, and all access files must be made again"
+        )
         raise AccessWrong(f"the cluster's key {path} is damaged", remedy, INPUT_WRONG)
     return secret
 

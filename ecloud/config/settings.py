@@ -294,14 +294,14 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
         if pool.gpus % 1:
             yield f"{pool.name}: gpus = {pool.gpus:g}: a whole number"
         if pool.run_as and pool.cloud != "local":
-            yield f"{pool.name}: run_as = {pool.run_as!r}: for pools of cloud local only"
+            yield f"{pool.name}: run_as = {pool.run_as!r}: only for pools of cloud local"
         yield from _slurm_problems(pool)
         yield from _host_problems(pool)
         if pool.cloud == "opennebula":
             if not pool.template.strip():
                 yield f"{pool.name}: template: the name or id of an OpenNebula template"
             if not (pool.cpus and pool.memory_mb):
-                yield f"{pool.name}: cpus and memory_mb: how much a VM of its template has to offer"
+                yield f"{pool.name}: cpus and memory_mb: the CPUs and memory of a VM of its template"
             if pool.code not in WAYS_OF_CODE:
                 yield f"{pool.name}: code = {pool.code!r}: one of {', '.join(WAYS_OF_CODE)}"
             if not _SSH_USER.fullmatch(pool.ssh_user):
@@ -327,7 +327,7 @@ def _host_problems(pool: PoolSettings) -> Iterator[str]:
         if not HOST_PATTERN.fullmatch(host):
             yield f"{pool.name}: hosts: {host!r} is no user@host[:port]"
     if not (pool.cpus and pool.memory_mb):
-        yield f"{pool.name}: cpus and memory_mb: how much one worker offers"
+        yield f"{pool.name}: cpus and memory_mb: the CPUs and memory of one worker"
     if pool.slots < 1:
         yield f"{pool.name}: slots = {pool.slots}: at least 1"
 
@@ -340,7 +340,7 @@ def _slurm_problems(pool: PoolSettings) -> Iterator[str]:
                 yield f"{pool.name}: {field} = {getattr(pool, field)!r}: for pools of cloud slurm only"
         return
     if not (pool.cpus and pool.memory_mb):
-        yield f"{pool.name}: cpus and memory_mb: how much a worker asks Slurm for"
+        yield f"{pool.name}: cpus and memory_mb: the CPUs and memory of a worker's Slurm job"
     if pool.cpus % 1:
         yield f"{pool.name}: cpus = {pool.cpus:g}: Slurm gives whole CPUs"
     if pool.backlog < 1:
@@ -357,7 +357,7 @@ def _opennebula_problems(values: Mapping[str, Any]) -> Iterator[str]:
     if url and not url.startswith(("http://", "https://")):
         yield f"OPENNEBULA_URL = {url!r}: an address that begins with http:// or https://, e.g. http://HOST:2633/RPC2"
     if ":" in values.get("opennebula_user", ""):
-        yield "OPENNEBULA_USER: a name without a colon; the password has a setting of its own"
+        yield "OPENNEBULA_USER: a name without a colon; set the password in OPENNEBULA_PASSWORD"
 
 
 def _event_problems(values: Mapping[str, Any]) -> Iterator[str]:

@@ -29,7 +29,7 @@ def array_problem(task: TaskDefinition) -> str:
     if array.entries and [entry.index for entry in array.entries] != list(indices):
         return f"{len(array.entries):,} entries do not fit indices {shown(array.indices)!r}"
     if task.init or not task.overwrite_result:
-        return "an init task, or one whose results are looked for first, is no array"
+        return "an init task cannot be an array, nor a task with overwrite_result false"
     if len(array.words) > MAX_WORDS:
         return f"{len(array.words):,} words; at most {MAX_WORDS:,} are allowed"
     for text in (*array.words, *_texts(array.entries)):

@@ -49,7 +49,7 @@ def numbers_of(text: str) -> list[int]:
     for part in text.split(","):
         match = _PART.fullmatch(part.strip())
         if match is None:
-            raise ArrayWrong(f"{shown(text)!r} is no range: {FORM}")
+            raise ArrayWrong(f"{shown(text)!r} is not a range: {FORM}")
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         step = int(match[3]) if match[3] else 1
@@ -89,7 +89,7 @@ def entries_of_lines(text: str) -> list[Entry]:
     lines = text.split("\n")
     found = [Entry(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
-        raise ArrayWrong("there is no line that is not empty")
+        raise ArrayWrong("all lines are empty")
     return found
 
 

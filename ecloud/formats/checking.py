@@ -125,7 +125,7 @@ def find_problems(
         names = [shown(name) for name in cycle]
         if len(names) > MAX_CYCLE_SHOWN:
             names[MAX_CYCLE_SHOWN:-1] = [f"({len(names) - 1 - MAX_CYCLE_SHOWN:,} more)"]
-        problems.add(f"task {names[0]}", "dependencies", f"these wait for each other: {' -> '.join(names)}")
+        problems.add(f"task {names[0]}", "dependencies", f"these tasks wait for each other: {' -> '.join(names)}")
     return find_file_conflicts(with_elements(tasks), problems)
 
 
@@ -173,11 +173,11 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
         _check_outputs(task, say)
     if not task.overwrite_result:
         if not task.results:
-            say("overwrite_result", "false needs at least one result to look for")
+            say("overwrite_result", "false needs at least one result")
         elif any(is_glob(result.local) for result in task.results):
-            say("overwrite_result", "false needs results without wildcards: only a name can be looked for")
+            say("overwrite_result", "false needs results without wildcards")
     if task.init and task.results:
-        say("results", "an init task has none: what it leaves for others stays in $ECLOUD_WORKER_DIR")
+        say("results", "an init task has none: its files for other tasks stay in $ECLOUD_WORKER_DIR")
     if task.init and task.dependencies:
         say("dependencies", "an init task waits for nothing: it runs first in each worker process")
     if task.resources:
@@ -277,7 +277,7 @@ def _check_resources(resources: dict[str, float], say: Say) -> None:
         if not math.isfinite(amount) or not MIN_AMOUNT <= amount <= MAX_AMOUNT:
             say("resources", f"{shown(name)} = {amount:g}: more than 0 ({MIN_AMOUNT:g}), at most {MAX_AMOUNT:g}")
         elif name == "gpus" and amount > 1 and amount != int(amount):
-            say("resources", f"gpus = {amount:g}: a part of one GPU (0.5), or whole ones")
+            say("resources", f"gpus = {amount:g}: a part of one GPU (0.5), or a whole number of GPUs")
 
 
 @functools.lru_cache(maxsize=1_000)
@@ -331,7 +331,7 @@ def _check_container(container: Container, say: Say) -> None:
 
 def _check_call(task: TaskDefinition, call: Call, say: Say) -> None:
     if task.commands:
-        say("call", "a task has commands or a call, not both")
+        say("call", "a task has either commands or a call")
     if task.init:
         say("call", "an init task has commands")
     for field, pickled in (("code", call.code), ("arguments", call.arguments), ("setup", call.setup)):
@@ -347,7 +347,7 @@ def _check_call(task: TaskDefinition, call: Call, say: Say) -> None:
         *(("shared", name) for name in call.shared),
     ):
         if name and name not in locals_:
-            say("call", f"{field} {shown(name)!r} is none of its requirements")
+            say("call", f"{field} {shown(name)!r} is not one of its requirements")
     problem = path_problem(output_path(call.value, task.id, 1)) if call.value else None
     if problem:
         say("call", problem)
@@ -378,7 +378,7 @@ def _check_env(env: dict[str, str], say: Say) -> None:
         if not name or "=" in name or len(name) > MAX_ID_CHARS or text_problem(name, ""):
             say("env", f"{shown(name)!r} cannot be the name of a variable")
         elif name in OWN_VARIABLES:
-            say("env", f"{name} is set by the worker itself")
+            say("env", f"{name} is set by the worker")
         elif size > MAX_ENV_BYTES:
             say("env", f"{shown(name)}: {size:,} bytes; at most {MAX_ENV_BYTES:,} are allowed")
         elif problem:

@@ -126,7 +126,7 @@ def _number(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise WrongKind("a number far too large") from None
+        raise WrongKind("the number is too large") from None
 
 
 def _optional_number(value: Any) -> float | None:
@@ -212,7 +212,7 @@ def _retries(value: Any) -> Retries:
     if type(value) is not dict:
         return Retries(_int(value))
     if not {"max"} <= set(value) <= {"max", "on", "grow"}:
-        raise WrongKind('a number, or {"max": N}, with "on" and "grow" where wanted')
+        raise WrongKind('a number, or {"max": N}, optionally with "on" and "grow"')
     causes: tuple[Cause, ...] = RETRIABLE
     if "on" in value:
         names = _texts(value["on"])

@@ -31,7 +31,7 @@ def find_file_conflicts(tasks: Sequence[TaskDefinition], problems: Problems) -> 
     for user, maker, path in missing_dependencies(tasks, results):
         name = shown(tasks[maker].id)
         if tasks[user].init:
-            remedy = "and an init task runs before all others: bring the file with --upload or `admin.py put`"
+            remedy = "and an init task runs before all other tasks: upload the file with --upload or `admin.py put`"
         else:
             remedy = f"which is not among its dependencies: add {name} there, or push with --infer_dependencies"
         text = f"{shown(path)!r} is a result of task {name}, {remedy}"

@@ -87,11 +87,11 @@ def path_problem(path: str, in_datastore: bool = True) -> str | None:
         return f"{shown(path)!r} holds a NUL character"
     parts = path.split("/")
     if ".." in parts:
-        return f"{shown(path)!r} leads out of its directory"
+        return f"{shown(path)!r} leads outside its directory"
     if "" in parts or "." in parts:
-        return f"{shown(path)!r} names no file: an empty part or a dot in it"
+        return f"{shown(path)!r} is not the name of a file: it has an empty part or a dot as a part"
     if in_datastore and parts[0] == RESERVED:
-        return f"{shown(path)!r}: {RESERVED} is the datastore's own"
+        return f"{shown(path)!r}: {RESERVED} is reserved for the datastore"
     if len(path) * 4 <= MAX_PART_BYTES:
         short = True
     else:

@@ -116,7 +116,7 @@ def _read_any(text: str, name: str, options: ReadOptions, max_tasks: int, proble
 
 def _read_list(document: Any, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
     if options.scale is not None:
-        raise TaskListWrong([Problem("", "--scale", "is for WfFormat files, which record run-times and sizes")])
+        raise TaskListWrong([Problem("", "--scale", "is only for WfFormat files, which record run times and sizes")])
     if options.program or options.samples:
         raise TaskListWrong([Problem("", "", "--program and --samples are for sweeps, and this is a task list")])
     return _read_own(document, name, options, max_tasks, problems)
@@ -132,7 +132,7 @@ def _read_yaml(text: str, name: str, options: ReadOptions, max_tasks: int, probl
             raise TaskListWrong([Problem("", "", "a task list, not a sweep")])
         return _read_list(plain_value(node, problems), name, options, max_tasks, problems)
     if options.scale is not None:
-        raise TaskListWrong([Problem("", "--scale", "is for WfFormat files, which record run-times and sizes")])
+        raise TaskListWrong([Problem("", "--scale", "is only for WfFormat files, which record run times and sizes")])
     sweep = read_sweep(node, name, options.program, options.samples)
     if options.run:
         sweep = msgspec.structs.replace(sweep, name=options.run)
@@ -209,7 +209,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> Any:
-    raise TaskListWrong([Problem("", "", f"not JSON: {text} is no number that JSON knows")])
+    raise TaskListWrong([Problem("", "", f"not JSON: {text} is not a number in JSON")])
 
 
 def _read_own(document: Any, name: str, options: ReadOptions, max_tasks: int, problems: Problems) -> TaskList:
@@ -254,7 +254,7 @@ def _entries(value: Any, task: TaskDefinition, problems: Problems) -> list[Entry
     """Return the elements of an array task; a single element if they are invalid, to find further problems."""
     try:
         if task.init:
-            raise ArrayWrong("an init task is no array: it runs once in each worker process")
+            raise ArrayWrong("an init task cannot be an array: it runs once in each worker process")
         return entries_of(value)
     except ArrayWrong as wrong:
         problems.add(f"task {shown(task.id)}", "array", str(wrong))
@@ -296,7 +296,7 @@ def _check_keys(document: dict[str, Any]) -> None:
         found = f"found {unknown}" if unknown else "tasks is missing"
         raise TaskListWrong([Problem("", "", f"{form}; {found}")])
     if unknown:
-        raise TaskListWrong([Problem("", unknown, f"not known here; {form}")])
+        raise TaskListWrong([Problem("", unknown, f"unknown key; {form}")])
 
 
 def _run_name(name: Any, problems: Problems) -> str:
@@ -374,7 +374,9 @@ def _without_init_dependencies(
         if not task.init and any(dependency.id in inits for dependency in task.dependencies):
             for dependency in task.dependencies:
                 if dependency.id in inits and dependency.on is Condition.FAILURE:
-                    text = f"{shown(dependency.id)} is an init task: when it fails nothing of its run starts there"
+                    text = (
+                        f"{shown(dependency.id)} is an init task: if it fails, no task of its run starts on that worker"
+                    )
                     problems.add(f"task {shown(task.id)}", "dependencies", text)
             names.append(shown(task.id))
             kept = tuple(dependency for dependency in task.dependencies if dependency.id not in inits)
@@ -383,4 +385,4 @@ def _without_init_dependencies(
     if not names:
         return found, ()
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-    return found, (f"dependencies on init tasks are left out, they run first anyway (task {listed})",)
+    return found, (f"dependencies on init tasks are ignored: init tasks run first in any case (task {listed})",)

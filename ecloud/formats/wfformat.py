@@ -118,7 +118,7 @@ class _Reading:
             notes.append(f"renamed in the datastore ({len(renamed):,}): {shown(file)} is {shown(path)}")
         if initial and self._scale is None:
             listed = ", ".join([*(shown(self._paths[file]) for file in list(initial)[:3]), *["…"][: len(initial) > 3]])
-            notes.append(f"made by no task, so they must be in the datastore ({len(initial):,}): {listed}")
+            notes.append(f"no task produces them, so they must be in the datastore ({len(initial):,}): {listed}")
         inputs = tuple((self._paths[file], self._sizes.get(file, 0)) for file in initial)
         return TaskList(name, tasks, tuple(notes), inputs)
 
@@ -188,7 +188,7 @@ class _Reading:
     def _recorded_commands(self, recorded: _Executed) -> tuple[str, ...]:
         command = recorded.command or _Command()
         if not command.program:
-            text = "the file records none; --scale replaces programs by sleeps"
+            text = "the file records none; --scale replaces programs by sleep"
             self._problems.add(f"task {shown(recorded.id)}", "command", text)
             return ()
         if not command.arguments:

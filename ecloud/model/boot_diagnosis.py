@@ -88,8 +88,8 @@ def _without_contact(visit: Visit) -> Cause:
     if visit.contact == "closed":
         return Cause(
             "no host keys",
-            f"its port for SSH is open and closes before a key was shown{said}: its host keys are missing or sshd is "
-            "overloaded. The image must make host keys at its first boot (ssh-keygen -A)",
+            f"its SSH port is open, but the connection closes before a host key is shown{said}: its host keys "
+            "are missing or sshd is overloaded. The image must make host keys at its first boot (ssh-keygen -A)",
         )
     if visit.contact in ("silent", "shut"):
         what = "nothing answers at its address" if visit.contact == "silent" else "no sshd listens there"
@@ -98,20 +98,20 @@ def _without_contact(visit: Visit) -> Cause:
             f"its cloud reports that it runs, but {what}{said}: a guest without contextualization packages, or whose "
             "CONTEXT disk is missing, has no network and no start script. Check its console, its NIC and its image",
         )
-    return Cause("broken visit", f"a visit by SSH broke off{said}; the boss retries")
+    return Cause("broken visit", f"an SSH connection of the boss broke off{said}; the boss retries")
 
 
 def _another_machine(visit: Visit, vm_no: int, boot_nonce: str) -> Cause | None:
     if not visit.context:
         return Cause(
             "no context",
-            "it runs and has no context: its image lacks contextualization packages, or the CONTEXT disk was not "
+            "it runs without a context: its image lacks contextualization packages, or the CONTEXT disk was not "
             "attached. Install one-context in the image; the template needs a CONTEXT",
         )
     if visit.boot_nonce and (visit.vm, visit.boot_nonce) != (str(vm_no), boot_nonce):
         return Cause(
             "another machine",
-            f"at its address answers VM {visit.vm} (boot {visit.boot_nonce}): the address was changed or given to "
+            f"its address belongs to VM {visit.vm} (boot {visit.boot_nonce}): the address was changed or given to "
             "another one. Check the cloud's leases; end the VM that is left there",
         )
     return None
@@ -128,7 +128,7 @@ def _unfinished_start(visit: Visit) -> Cause | None:
     if visit.starting and not visit.agent:
         return Cause(
             "still starting",
-            f"its own start has not ended ({visit.starting}): the template's start script takes that long; do its work "
+            f"its boot has not finished ({visit.starting}): the template's start script takes that long; do its work "
             "when the image is made, or give it more time",
         )
     return None
@@ -149,14 +149,14 @@ def _unfit(visit: Visit) -> Cause | None:
             "the image), or the template's disk is too small (SIZE)",
         )
     if visit.home:
-        return Cause("home", f"a worker cannot live there: {visit.home}")
+        return Cause("home", f"a worker cannot use its home there: {visit.home}")
     if (visit.clock_s is not None and abs(visit.clock_s) > CLOCK_OFF_S) or "not yet valid" in visit.log:
         off = ""
         if visit.clock_s is not None:
             off = f" by {abs(visit.clock_s):.0f} s ({'ahead' if visit.clock_s > 0 else 'behind'})"
         return Cause(
             "clock",
-            f"its clock is wrong{off}, so that certificates seem not yet valid or too old: let the image keep time "
+            f"its clock is wrong{off}, and certificates seem not yet valid or expired: let the image keep time "
             "(chrony or systemd-timesyncd), or the host's clock is wrong",
         )
     if visit.problem:
@@ -174,8 +174,8 @@ def _unconnected(visit: Visit) -> Cause | None:
     if visit.broker is False:
         return Cause(
             "broker",
-            "it can be reached by SSH and cannot reach the broker: a firewall, a security group, or a broker that "
-            "listens elsewhere. Open the broker's port to it, or set BROKER_HOST to an address that VMs reach",
+            "the boss reaches it by SSH, but it cannot reach the broker: a firewall, a security group, or a broker "
+            "that listens elsewhere. Open the broker's port to it, or set BROKER_HOST to an address that VMs reach",
         )
     return None
 

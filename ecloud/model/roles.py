@@ -53,9 +53,9 @@ def why_not_hello(key_name: str, kind: str) -> str:
     """Return a sentence if the key may not open a conversation of that kind; else ""."""
     role = role_of(key_name)
     if kind == "client" and role is Role.WORKER:
-        return f"key {key_name} may run tasks and give no orders: ask for an access file of role submit"
+        return f"key {key_name} may only run tasks: ask for an access file of role submit"
     if kind == "worker" and role is Role.SUBMIT:
-        return f"key {key_name} may submit tasks and run none: ask for an access file of role worker"
+        return f"key {key_name} may submit tasks but not run them: ask for an access file of role worker"
     return ""
 
 

@@ -56,7 +56,11 @@ MOVES: tuple[tuple[TaskState, TaskState, str], ...] = (
     (TaskState.WAITING, TaskState.CANCELLED, "a person"),
     (TaskState.READY, TaskState.CANCELLED, "a person"),
     (TaskState.RUNNING, TaskState.CANCELLED, "a person"),
-    (TaskState.READY, TaskState.ABORTED, "an array: what its last elements wait for ended so that they cannot run"),
+    (
+        TaskState.READY,
+        TaskState.ABORTED,
+        "an array: the tasks that its last elements wait for ended, and these elements can never run",
+    ),
     (TaskState.READY, TaskState.WAITING, "redo of a dependency, or a push that replaces it"),
     (TaskState.RUNNING, TaskState.WAITING, "redo of a dependency, or a push that replaces it"),
     *tuple(

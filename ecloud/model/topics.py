@@ -14,7 +14,9 @@ which workers stage results."""
 def why_no_peer_name(name: str) -> str:
     """Return a sentence if no peer may have this name; else ""."""
     if not PEER_NAME.fullmatch(name):
-        return f"{name[:64]!r} is no name of a peer: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
+        return (
+            f"{name[:64]!r} is not a name of a peer: 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
+        )
     if name.lower() in RESERVED_PEERS:
         return f"the peer name {name!r} is reserved"
     return ""

@@ -1,7 +1,8 @@
 """Divides the life of one VM into parts and attributes each part to runs: a pure function of the recorded times.
 
-A VM's life lasts from when its cloud made it until it was gone. Each moment of it belongs to exactly one of the parts
-below, and to the runs whose attempts were on the VM then. Times are whole microseconds, so that all sums are exact.
+A VM's life lasts from when its cloud created it until it was gone. Each moment of it belongs to exactly one of the
+parts below, and to the runs whose attempts were on the VM then. Times are whole microseconds, so that all sums
+are exact.
 """
 
 from __future__ import annotations

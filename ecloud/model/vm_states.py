@@ -24,14 +24,14 @@ WRITTEN_OFF = "written off"
 """Cause for a VM that was written off without a proof of its end."""
 
 VM_MOVES: tuple[tuple[VmState, VmState, str], ...] = (
-    (VmState.INTENDED, VmState.BOOTING, "its cloud made it"),
+    (VmState.INTENDED, VmState.BOOTING, "its cloud created it"),
     (VmState.INTENDED, VmState.RUNNING, "its worker reported before the cloud's answer came"),
-    (VmState.INTENDED, VmState.ENDING, "no answer within VM_BOOT_S, a person asked for its end"),
+    (VmState.INTENDED, VmState.ENDING, "no answer within VM_BOOT_S, an operator requested its end"),
     (VmState.INTENDED, VmState.GONE, "its cloud refused, or never answered and shows no such VM"),
     (VmState.BOOTING, VmState.RUNNING, "its worker reported"),
-    (VmState.BOOTING, VmState.ENDING, "it failed, found no place, or no worker reported within VM_BOOT_S"),
+    (VmState.BOOTING, VmState.ENDING, "it failed, got no host, or no worker reported within VM_BOOT_S"),
     (VmState.BOOTING, VmState.GONE, "it vanished from its cloud"),
-    (VmState.RUNNING, VmState.ENDING, "it idles, its worker left or was lost, a person asked for its end"),
+    (VmState.RUNNING, VmState.ENDING, "it idles, its worker left or was lost, an operator requested its end"),
     (VmState.RUNNING, VmState.GONE, "it vanished from its cloud"),
     (VmState.ENDING, VmState.GONE, "its cloud's list confirmed the end; or it was written off"),
 )

@@ -40,12 +40,12 @@ BUDGET = "budget/"
 UNRUNNABLE = "unrunnable/"
 """Prefixes of context names; the run's number follows."""
 CAUSES = {
-    "silent": "it booted and no worker of it ever reported: its image, its network or its start log tells why",
+    "silent": "it booted, but its worker never reported: check its image, its network and its start log",
     "failed": "its cloud could not run it",
     "vanished": "it disappeared while it booted",
-    "no_place": "its cloud had no place for it",
+    "no_place": "its cloud had no host with room for it",
     "written off": "its cloud never confirmed its end; it may still run and cost money",
-    "unanswered": "its cloud did not answer, and showed no such VM until it was given up",
+    "unanswered": "its cloud did not answer, and its list did not show the VM until the boss gave it up",
     "refused: later": "its cloud was away, slow or busy",
     "refused: less": "a quota, the addresses or the hosts of its cloud were used up",
     "refused: pool": "no VM of its pool can start as it is set: correct the template or network",

@@ -28,13 +28,13 @@ def with_maker(connection: Connection, task_no: int, cause: str | None, error: s
     if found is None and not wide:
         return error
     if found is None:
-        return f"{error}; no task of its run makes it: push_tasks.py --upload DIR or admin.py put bring it there"
+        return f"{error}; no task of its run produces it: upload it with push_tasks.py --upload DIR or admin.py put"
     if not found.comes_before:
         return (
-            f"{error}; task {found.id} ({found.state}) makes it, but this task does not wait for it: "
+            f"{error}; task {found.id} ({found.state}) produces it, but this task does not wait for it: "
             f"add {found.id} to its dependencies, or push with --infer_dependencies"
         )
-    return f"{error}; task {found.id} ({found.state}) should have made it"
+    return f"{error}; task {found.id} ({found.state}) should have produced it"
 
 
 def _missing(connection: Connection, task_no: int, error: str) -> str:

@@ -94,7 +94,7 @@ def _worker_layers(worker: WorkerView, boss: BossStatus, now: float) -> Iterator
     elif worker.state == WorkerState.UP and (worker.running or worker.queued):
         yield f"{name} has been up {since}" + _runs(worker)
     elif worker.state == WorkerState.UP:
-        yield f"{name} has been up {since} and is idle: no ready task that it fits has been given to it"
+        yield f"{name} has been up {since} and is idle: the boss has assigned no ready task to it"
     if worker.vm_no is not None:
         yield f"it is the worker of VM {worker.vm_no}"
 

@@ -155,7 +155,7 @@ class TaskReasons:
             unmade = Ranges.of(array_row(self.connection, array.task_no).pending)
             before = sum(max(0, min(last + 1, row.position) - first) for first, last in unmade.ranges)
             yield f"{name} is {row.state}; the boss makes a task of it shortly before it runs" + (
-                f": {counted(before, 'element')} of array {array.id} {'stands' if before == 1 else 'stand'} before it"
+                f": {counted(before, 'element')} of array {array.id} {'is' if before == 1 else 'are'} before it"
                 if before
                 else ""
             )
@@ -200,7 +200,7 @@ class TaskReasons:
     def _ready(self, row: Any, name: str) -> Iterator[str]:
         if row.init == schema.INIT:
             yield from self._no_boss()
-            yield f"{name} prepares each worker process of its run and starts there before the run's first task"
+            yield f"{name} is an init task: it runs in each worker process before the first task of its run"
             return
         told = self._ask(row.task_no) if self._ask is not None and self.boss.leads else []
         if told and not isinstance(told, str):
@@ -209,7 +209,7 @@ class TaskReasons:
         found = list(self._ready_layers(row, name))
         if told:
             found.append(f"this is what the database shows: the boss did not answer ({told})")
-        yield from found or [f"{name} is ready and is given to a worker with the boss's next decision"]
+        yield from found or [f"{name} is ready; the boss assigns it with its next decision"]
 
     def _ready_layers(self, row: Any, name: str) -> Iterator[str]:
         attempt = self._live_attempt(row.task_no)
@@ -231,7 +231,7 @@ class TaskReasons:
     def _suspicion(self, row: Any) -> Iterator[str]:
         lost = lost_workers(self.connection, row.task_no)
         if lost:
-            yield f"{lost}; it may kill them: at the limit (MAX_LOST_WORKERS) it fails, one before it runs alone"
+            yield f"{lost}; it may kill them: its last try runs alone, then it fails (MAX_LOST_WORKERS)"
 
     def _given(self, row: Any, name: str, attempt: AttemptView) -> str:
         worker = next((worker for worker in self.workers if worker.worker == attempt.worker), None)
@@ -274,13 +274,13 @@ class TaskReasons:
         takers = [worker for worker in fitting if worker.state == WorkerState.UP and not worker.trouble]
         if not takers:
             told = [f"{worker.worker} {_why_not(worker)}" for worker in fitting]
-            yield f"{name} waits: of the workers it fits, none takes tasks now: {some(told)}"
+            yield f"{name} waits: none of the workers that it fits takes tasks now: {some(told)}"
             yield from self._boots(pools, row.run_no)
             return
         failed = self._init_failures(row.run_no, [worker.worker for worker in takers])
         takers = [worker for worker in takers if worker.worker not in failed]
         if not takers:
-            yield f"{name} waits: its run's init task failed on every worker it fits: {some(list(failed.values()))}"
+            yield f"{name} waits: its init task failed on every worker that it fits: {some(list(failed.values()))}"
         else:
             yield self._busy(row, name, asks, takers)
         idle = [
@@ -289,12 +289,12 @@ class TaskReasons:
             if worker.state != WorkerState.UP or worker.trouble
         ]
         if idle:
-            yield f"of the workers it fits, some take no tasks: {some(idle)}"
+            yield f"some of the workers that it fits take no tasks: {some(idle)}"
         yield from self._boots(pools, row.run_no)
 
     def _nobody_fits(self, name: str, asks: Resources, pools: Sequence[Pool], run_no: int) -> str:
         if not self.workers and pools:
-            return f"{name} waits: no worker is on duty; {self._who_can_start(pools, run_no)}"
+            return f"{name} waits: no worker is up; {self._who_can_start(pools, run_no)}"
         lacking = []
         for wanted, amount in asks.items():
             most = max((worker.resources.get(wanted, 0.0) for worker in self.workers), default=0.0)
@@ -302,7 +302,7 @@ class TaskReasons:
                 continue
             offered = max((pool.offers.get(wanted, 0.0) for pool in self.pools), default=0.0)
             pool = "no pool has any" if not offered else f"the largest pool offers {_amount(wanted, offered)}"
-            has = f"the largest worker has {_amount(wanted, most)}" if self.workers else "no worker is on duty"
+            has = f"the largest worker has {_amount(wanted, most)}" if self.workers else "no worker is up"
             lacking.append(f"needs {_amount(wanted, amount)}; {has}, {pool}")
         if not lacking:
             return f"{name} needs {amounts(asks)} in one worker, and no worker has all of it"
@@ -381,9 +381,9 @@ class TaskReasons:
         if higher:
             ahead.append(f"{counted(higher, 'ready task')} of higher priority {'goes' if higher == 1 else 'go'} first")
         if before:
-            ahead.append(f"{counted(before, 'task')} of its run {'stands' if before == 1 else 'stand'} before it")
+            ahead.append(f"{counted(before, 'task')} of its run {'is' if before == 1 else 'are'} before it")
         if roomy and not ahead:
-            return f"{name} is ready and worker {roomy[0].worker} has room: it starts with the boss's next decision"
+            return f"{name} is ready and worker {roomy[0].worker} is free: the boss assigns it with its next decision"
         fit_it = f"{counted(len(takers), 'worker')} that {'fits' if len(takers) == 1 else 'fit'} it"
         state = "have room" if roomy else "are all busy" if len(takers) > 1 else "is busy"
         return f"{name} waits its turn: {fit_it} {state}" + "".join(f"; {part}" for part in ahead)
@@ -470,7 +470,7 @@ class TaskReasons:
             yield f"{name} was aborted because {layers[0]}"
         if len(path) > 1:
             steps = _shortened([f"{one.id} ({one.state})" for one in reversed(path)])
-            yield "the way there: " + " <- ".join([*steps, row.id])
+            yield "the chain of causes: " + " <- ".join([*steps, row.id])
         yield from layers[1:]
 
     def _culprit(self, row: Any) -> list[Neighbour]:

@@ -44,7 +44,7 @@ ACTIONS = {
         "Drain worker {what}: it ends what it runs and gets no more tasks.", "Drain", "workers", True
     ),
     "undrain_worker": Action("Give tasks to worker {what} again.", "Undrain", "workers"),
-    "instantiate_worker": Action("Start workers of pool {what}, also where nothing waits for them.", "Start", "pools"),
+    "instantiate_worker": Action("Start workers of pool {what}, even if no task waits for them.", "Start", "pools"),
 }
 
 
@@ -89,7 +89,7 @@ class Actions:
         wanted = _wanted(request.query_params)
         action = wanted.action
         if action is None:
-            text = "The address names no action of this monitor."
+            text = "This monitor has no such action."
             return self._rendering.message(request, "No such action", text, 404)
         try:
             what = await run_in_threadpool(self._what, wanted, action)
@@ -126,18 +126,18 @@ class Actions:
         form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=10)
         fields = {name: values[0] for name, values in form.items()}
         if not hmac.compare_digest(fields.get("csrf", "").encode(), self._secret.csrf.encode()):
-            text = "The form is of another monitor: load its page again."
+            text = "The form belongs to another monitor: reload the page."
             return self._rendering.message(request, "Not done", text, 403)
         wanted = _wanted(fields)
         action = wanted.action
         if action is None:
-            text = "The form names no action of this monitor."
+            text = "This monitor has no such action."
             return self._rendering.message(request, "No such action", text, 404)
         try:
             await run_in_threadpool(self._ask, wanted, action, fields)
         except Problem as error:
             is_away = error.exit_code == PART_AWAY
-            title = "The boss is away" if is_away else "The boss refused"
+            title = "The boss does not answer" if is_away else "The boss refused"
             return self._rendering.message(request, title, str(error), 503 if is_away else 409)
         self._rendering.answers.forget()
         return RedirectResponse(wanted.back, 303)
@@ -147,14 +147,14 @@ class Actions:
         if action.about == "pools":
             count = fields.get("n", "1")
             if not count.isdecimal() or not 1 <= int(count) <= MOST_WORKERS:
-                raise Problem(f"{count!r} is no number of workers from 1 to {MOST_WORKERS:,}")
+                raise Problem(f"{count!r} is not a number of workers from 1 to {MOST_WORKERS:,}")
             arguments = {"n": int(count), "pool": wanted.pool}
         elif action.about == "workers":
             arguments = {"workers": [wanted.id]}
         elif wanted.group:
             _, ids = failed_in_group(self._rendering.engine, wanted.run, wanted.group)
             if not ids:
-                raise Problem("no task fails in that way any longer")
+                raise Problem("no task fails in that way now")
             arguments = {"ids": list(ids), "run": wanted.run}
         else:
             arguments = {"ids": [wanted.id] if wanted.id else [], "run": wanted.run}

@@ -90,7 +90,7 @@ def make_app(
 
     async def login(request: Request) -> Response:
         if not password:
-            return rendering.message(request, "Not found", "This monitor asks for no password.", 404)
+            return rendering.message(request, "Not found", "This monitor has no password.", 404)
         return rendering.alone(request, "login.html", "Password", {})
 
     app = Starlette(

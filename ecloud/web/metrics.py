@@ -76,8 +76,8 @@ def _tasks(now: Status) -> Iterator[Metric]:
         "ecloud_runs_unfinished", "Runs with tasks that have not ended", sum(run.left > 0 for run in now.runs)
     )
     yield GaugeMetricFamily("ecloud_runs_held", "Runs that are held", sum(bool(run.held) for run in now.runs))
-    yield GaugeMetricFamily("ecloud_worker_troubles", "Workers that start nothing now", len(now.troubles))
-    yield GaugeMetricFamily("ecloud_cloud_troubles", "What keeps pools from starting VMs", len(now.cloud_troubles))
+    yield GaugeMetricFamily("ecloud_worker_troubles", "Workers that start no tasks now", len(now.troubles))
+    yield GaugeMetricFamily("ecloud_cloud_troubles", "Reasons why pools start no VMs", len(now.cloud_troubles))
     yield GaugeMetricFamily("ecloud_transfers", "Workers that move files now", len(now.transfers))
     yield GaugeMetricFamily("ecloud_transfers_waiting", "Workers that wait to move files", now.transfers_waiting)
 
@@ -85,7 +85,7 @@ def _tasks(now: Status) -> Iterator[Metric]:
 def _boss(now: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("ecloud_boss_leads", "1 while a boss leads", int(now.boss.leads))
     yield GaugeMetricFamily("ecloud_boss_epoch", "The leader's epoch", now.boss.epoch)
-    yield GaugeMetricFamily("ecloud_boss_silent_seconds", "Since the boss last wrote", now.boss.silent_s or 0)
+    yield GaugeMetricFamily("ecloud_boss_silent_seconds", "Time since the boss last wrote", now.boss.silent_s or 0)
 
 
 def _outcomes(engine: Engine) -> Iterator[Metric]:
@@ -144,7 +144,9 @@ def _machines(engine: Engine, now: Status) -> Iterator[Metric]:
 
 def _boots(rows: Sequence[Any], shown: Sequence[str]) -> Metric:
     """Histogram of the time from the request of a VM to the first message of its worker."""
-    family = HistogramMetricFamily("ecloud_vm_boot_seconds", "From asking for a VM to its worker", labels=("pool",))
+    family = HistogramMetricFamily(
+        "ecloud_vm_boot_seconds", "Time from the request of a VM to the report of its worker", labels=("pool",)
+    )
     by_pool: dict[str, list[float]] = {}
     for pool, seconds in rows:
         by_pool.setdefault(pool if pool in shown else OTHER, []).append(max(0.0, float(seconds)))
@@ -170,15 +172,13 @@ def _parts(health: Health) -> Iterator[Metric]:
     findings, looked_at = health.findings()
     if looked_at is None:
         return
-    up = GaugeMetricFamily("ecloud_part_ok", "1 where the doctor finds nothing wrong with a part", labels=("part",))
+    up = GaugeMetricFamily("ecloud_part_ok", "1 if the doctor finds nothing wrong with a part", labels=("part",))
     for part in PARTS:
         of_part = [one for one in findings if one.part == part]
         if of_part:
             up.add_metric((part,), int(all(one.is_ok for one in of_part)))
     yield up
-    yield GaugeMetricFamily(
-        "ecloud_findings", "What the doctor complains about", sum(not one.is_ok for one in findings)
-    )
+    yield GaugeMetricFamily("ecloud_findings", "Problems that the doctor found", sum(not one.is_ok for one in findings))
 
 
 def _numbers(file: Path) -> Iterator[Metric]:
@@ -191,7 +191,7 @@ def _numbers(file: Path) -> Iterator[Metric]:
     if is_old:
         return
     yield _histogram("ecloud_commit_seconds", "How long the boss's commits took", numbers["commit_s"])
-    yield _histogram("ecloud_batch_events", "Events that the boss decided on at once", numbers["batch_events"])
+    yield _histogram("ecloud_batch_events", "Events per decision of the boss", numbers["batch_events"])
     messages = CounterMetricFamily("ecloud_boss_messages", "Messages of the boss", labels=("direction",))
     for direction in ("received", "sent", "unreadable"):
         messages.add_metric((direction,), numbers[direction])

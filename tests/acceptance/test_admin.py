@@ -269,7 +269,7 @@ def test_files_and_context(cluster: Doors) -> None:
     assert ".." not in cluster.admin("show_context", "--json").json["datastore_address"]
     assert "elsewhere" in cluster.admin("show_context").out
     assert "there is no note 'nope'" in cluster.admin("drop_context", "nope", code=2).err
-    assert "'cluster_id' cannot be dropped" in cluster.admin("drop_context", "cluster_id", code=None).err
+    assert "'cluster_id' cannot be deleted" in cluster.admin("drop_context", "cluster_id", code=None).err
     assert "dropped" in cluster.admin("drop_context").out
     assert "elsewhere" not in cluster.admin("show_context").out
 
@@ -316,7 +316,7 @@ def test_the_doctor_looks_at_every_part(cluster: Doors) -> None:
 
 def test_the_doctor_says_what_is_wrong(doors: Doors) -> None:
     first = doors.admin("doctor", code=3).out
-    assert "datastore is made by the boss" in first
+    assert "datastore: the boss will create it" in first
     assert not (doors.place / "home").exists(), "looking makes nothing"
     settings = doors.place / "no-settings.py"
     for line, part in (

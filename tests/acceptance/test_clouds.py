@@ -42,7 +42,7 @@ def test_workers_of_a_cloud_from_the_first_to_the_bill(
     doors = Doors(tmp_path / "place", daemon)
     for wrong in ("-1", "0", "many", "1.5"):
         done = doors.admin("instantiate_worker", wrong, code=2)
-        assert f"'{wrong}' is no number of workers: 1 or more" in words(done)
+        assert f"'{wrong}' is not a number of workers: give 1 or more" in words(done)
     assert "100000 are many: confirm with --yes" in doors.admin("instantiate_worker", 100000, code=2).err
     assert (
         "there is no pool 'nosuch'; there are big" in doors.admin("instantiate_worker", "--pool", "nosuch", code=2).err
@@ -64,7 +64,7 @@ def test_workers_of_a_cloud_from_the_first_to_the_bill(
     (marked,) = [vm for vm in doors.admin("show_vms", "--json").json if vm.get("stranger")]
     assert (marked["cloud_id"], marked["owner"]) == ("500", "alice")
     assert "stranger" in words(doors.admin("show_vms"))
-    assert "it is never touched" in words(doors.admin("show_vms"))
+    assert "ECLOUD never touches it" in words(doors.admin("show_vms"))
 
     doors.push(doors.write("film.json", [{"id": "long", "commands": "sleep 300", "runtime_s": 300}]))
 
@@ -80,7 +80,7 @@ def test_workers_of_a_cloud_from_the_first_to_the_bill(
     assert f"no worker {name[:8]} is gone or lost" in doors.admin("drop_workers", name[:8], code=2).err
     doors.admin("kill_worker", name)
     wait_until(lambda: busy() not in ([name], []), PATIENCE_S, "the other has it")
-    assert "killed: a person asked for it" in words(doors.admin("show_workers", "--all"))
+    assert "killed: an operator requested it" in words(doors.admin("show_workers", "--all"))
     wait_until(lambda: "1 forgotten" in doors.admin("drop_workers", name).out, PATIENCE_S, "it is forgotten")
 
     doors.admin("cancel", "long")
@@ -111,7 +111,7 @@ def bill_is_the_clouds(doors: Doors, double: OpenNebula) -> None:
     [
         ({"OPENNEBULA_URL": "http://127.0.0.1:9/RPC2"}, "http://127.0.0.1:9/RPC2 cannot be reached"),
         ({"OPENNEBULA_URL": "https://127.0.0.1:{port}/RPC2"}, "TLS"),
-        ({"OPENNEBULA_PASSWORD": "wrong"}, "does not let user alice in: the password is wrong"),
+        ({"OPENNEBULA_PASSWORD": "wrong"}, "refuses user alice: the password is wrong"),
         pytest.param(
             {"OPENNEBULA_CA": "/no/such/ca.pem"},
             "OPENNEBULA_CA names /no/such/ca.pem, which does not exist",

@@ -69,12 +69,12 @@ def words(done: Any) -> str:
 def test_they_are_made_once_found_again_and_never_ended(hosted: Doors, double: OpenNebula, tmp_path: Path) -> None:
     lacking = words(hosted.admin("start", code=3))
     assert (
-        "BROKER_HOST cannot be found: no VM of template boss runs: start one, or say python admin.py start" in lacking
+        "BROKER_HOST cannot be found: no VM of template boss runs: start one, or run python admin.py start" in lacking
     )
     assert double.vms == {}
     doctor = words(hosted.admin("doctor", code=3))
     for lacking in ("BOSS_TEMPLATE (boss)", "DATASTORE_TEMPLATE (files)"):
-        assert f"the machine of {lacking} is not set; python admin.py start looks for it" in doctor
+        assert f"the machine of {lacking} is not set; python admin.py start finds it" in doctor
 
     made = hosted.admin("start", "--create")
     assert f"BROKER_HOST: made VM 0 of template boss at {BROKER}" in words(made)

@@ -119,9 +119,9 @@ def test_a_boss_says_at_its_start_what_the_account_lacks(place: Path) -> None:
     """A datastore below the boss's home is closed to it."""
     code, words = daemon_of(place, DATASTORE="").run()
     assert code != 0
-    assert f"workers cannot run as {ACCOUNT}: the datastore {place}/boss/home/datastore is closed to it" in words
+    assert f"workers cannot run as {ACCOUNT}: it cannot enter the datastore {place}/boss/home/datastore" in words
     assert "set DATASTORE to a directory" in words
     assert "Traceback" not in words
     code, words = daemon_of(place, POOLS=({"name": "here", "run_as": "no-such-account"},)).run()
     assert code != 0
-    assert "pool here: run_as = 'no-such-account': there is no such account here" in words
+    assert "pool here: run_as = 'no-such-account': this machine has no such account" in words

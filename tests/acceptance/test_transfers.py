@@ -73,7 +73,7 @@ def test_an_input_of_a_hundred_tasks_leaves_the_datastore_once_for_their_worker(
     assert details[1]["cached_bytes"] == SIZE
     shown = far.doors.admin("show_task", "t99").out
     assert "fetching 5 MB in" in shown
-    assert "5 MB of it were there already" in shown
+    assert "5 MB of it from its cache" in shown
     status = far.doors.admin("status", "--json").json
     assert status["transfers_turns"] == 1, "nobody waits: it keeps its lane"
     wait_until(lambda: not far.doors.admin("status", "--json").json["transfers"], what="nothing moves any more")
@@ -111,9 +111,9 @@ def test_a_missing_requirement_fails_at_once_and_names_who_should_have_made_it(f
     assert ended(far.doors, "t") == {"make": "succeeded", "use": "failed", "lone": "failed"}
     assert far.proxy.passed - before < SIZE, "what is there is not fetched for nothing"
     failed = far.doors.admin("show_failed").out.replace("\n", " ")
-    assert "requirement made/b is not in the datastore; task make (succeeded) should have made it" in failed
-    assert "requirement nowhere is not in the datastore; no task of its run makes it" in failed
-    assert "task make (succeeded) should have made it" in far.doors.admin("why", "use").out.replace("\n", " ")
+    assert "requirement made/b is not in the datastore; task make (succeeded) should have produced it" in failed
+    assert "requirement nowhere is not in the datastore; no task of its run produces it" in failed
+    assert "task make (succeeded) should have produced it" in far.doors.admin("why", "use").out.replace("\n", " ")
     what_does_not_fit_on_the_disk_is_given_back_without_blame(far)
 
 
@@ -122,7 +122,11 @@ def what_does_not_fit_on_the_disk_is_given_back_without_blame(far: Far) -> None:
         file.truncate(10**13)
     task = {"id": "t", "commands": "true", "requirements": ["huge"], "retries": 0}
     far.doors.push(far.doors.write("big.json", [task]))
-    wait_until(lambda: "no room for its requirements" in far.doors.admin("why", "t", "--all").out, 60, "why tells")
+    wait_until(
+        lambda: "too little disk space for its requirements" in far.doors.admin("why", "t", "--all").out,
+        60,
+        "why tells",
+    )
     assert far.doors.admin("show_task", "t", "--json").json["retries_used"] == 0
     (far.root / "huge").unlink()
     (far.root / "huge").write_text("small now")

@@ -52,7 +52,7 @@ def test_wrong_names_are_refused(doors: Doors) -> None:
         "task b, results: 'same' is also a result of task a",
         "task c, stdout: 'x%d': % is followed by t (the task), a (the attempt) or %",
         'task d, stderr: "stdout" merges it with stdout',
-        "task e, stdout: '../e' leads out of its directory",
+        "task e, stdout: '../e' leads outside its directory",
         "task f, stdout: the output of an init task is not kept as a file",
     ):
         assert line in told

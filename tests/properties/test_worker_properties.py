@@ -146,7 +146,7 @@ class WorkerMachine(RuleBasedStateMachine):
     @rule(known=st.booleans())
     def refuse(self, known: bool) -> None:
         about = self.script.session if known else "1-none"
-        self.script.hear(wire.Refused("session", "say Hello", about), number=0)
+        self.script.hear(wire.Refused("session", "send Hello", about), number=0)
         self.absorb()
 
     @rule(seconds=st.sampled_from([0.01, 0.5, 4.0, 15.0]))

@@ -480,9 +480,9 @@ class Attempts:
         assert ended.keys().isdisjoint(queue), "an attempt is in two places"
         assert ended.keys().isdisjoint(running), "an attempt is in two places"
         assert running.keys().isdisjoint(queue), "an attempt is in two places"
-        assert self._unsaid.keys() <= ended.keys(), "what was answered waits to be said"
-        assert self._held_back.keys() <= ended.keys() - self._unsaid.keys(), "what is held back is said"
-        assert self._complete.keys() <= running.keys(), "results of what has ended are being staged"
+        assert self._unsaid.keys() <= ended.keys(), "an answered outcome waits to be sent"
+        assert self._held_back.keys() <= ended.keys() - self._unsaid.keys(), "a held outcome was sent"
+        assert self._complete.keys() <= running.keys(), "results of an ended attempt are being staged"
         waiting = self.followers.waiting
         assert waiting.keys().isdisjoint({*queue, *running, *ended}), "a chained attempt is in two places"
         self.followers.check()

@@ -192,7 +192,7 @@ class WorkerCore:
             case wire.StartTasks(attempts):
                 self.attempts.on_start_tasks(attempts, takes=not (self.draining or self.leaving))
                 if self.draining and self._leave_at is not None:
-                    self._say(wire.DrainWanted("it was told to leave"))  # the boss did not receive the first one
+                    self._say(wire.DrainWanted("it was ordered to leave"))  # the boss did not receive the first one
             case wire.OutcomesStored(attempts):
                 self.attempts.on_stored(attempts)
             case wire.HeartbeatAnswered(number):
@@ -353,7 +353,7 @@ class WorkerCore:
             self._want_drain("its machine is about to end", now)
         gone_s = self.config.boss_gone_exit_s
         if gone_s is not None and now - self._heard_at >= gone_s and not self.leaving:
-            self._leave(0, f"no boss was heard for {gone_s:.0f} s")
+            self._leave(0, f"no boss answered for {gone_s:.0f} s")
 
     def _on_term(self, now: float) -> None:
         if self._leave_at is not None or self.leaving:

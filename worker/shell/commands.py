@@ -126,7 +126,7 @@ def _cause(finished: Finished) -> tuple[Cause, int | None]:
 
 
 _SIGNALS = {int(number): number.name for number in signal.Signals}
-_KNOWN_CODES = {126: "found, but it cannot be executed", 127: "command not found"}
+_KNOWN_CODES = {126: "found, but not executable", 127: "command not found"}
 
 
 def signal_name(number: int) -> str:
@@ -169,7 +169,7 @@ def _sentence(
         assert number is not None
         hint = " (out of memory?)" if number == signal.SIGKILL else ""
         if finished.is_lost:
-            hint = " with the process that had started it (by the task itself? out of memory?)"
+            hint = " with its parent process (by the task itself? out of memory?)"
         text = f"{which} was ended by {signal_name(number)}{hint}: {shown}"
     else:
         text = f"{which} failed with exit code {finished.code}{_hint(finished.code)}: {shown}"

@@ -317,7 +317,7 @@ class Files:
         free = shutil.disk_usage(directory).free
         if size + kept > free:
             raise NoRoom(
-                f"no room for its requirements: {byte_size(size)} are needed, {byte_size(free)} are free in"
+                f"too little disk space for its requirements: {byte_size(size)} needed, {byte_size(free)} are free in"
                 f" {directory.parent}, of which {byte_size(kept)} must stay free"
             )
 

@@ -54,7 +54,7 @@ STORE_BACKOFF = Backoff(0.5, 15.0)
 SHUTDOWN_HEARD_S = 1.0
 """A machine that shuts down sends SIGTERM to all processes together: how long this process waits for its own
 SIGTERM."""
-SHUT_DOWN = "its worker was told to leave, or its machine shuts down"
+SHUT_DOWN = "its worker was ordered to leave, or its machine shuts down"
 Key = tuple[int, int]
 
 
@@ -137,7 +137,9 @@ class Jobs:
         try:
             directory = self._directories.take()
         except OSError as error:
-            self._impossible((order.task_no, order.number), f"no working directory can be made: {error.strerror}")
+            self._impossible(
+                (order.task_no, order.number), f"the working directory cannot be created: {error.strerror}"
+            )
             return
         job = Job(start, directory, f"{self._control}/{order.task_no}-{order.number}")
         job.body = without_kept(job.body, self.calls.objects)
@@ -152,7 +154,7 @@ class Jobs:
         job = self.under_way.get((stop.task_no, stop.number))
         if job is None:
             return
-        job.stop_reason = stop.reason or "the boss asked for it"
+        job.stop_reason = stop.reason or "the boss ordered it"
         process = self._processes.running.get(job.key)
         if job.body.call is not None and self.calls.hosts.stop(job.key, stop.grace_s):
             pass
@@ -298,7 +300,7 @@ class Jobs:
         outcome = _with_fetched(outcome, job)
         forget_control(job.body, job.control)
         if outcome.cause is Cause.SUCCESS and finished.output_errno:
-            text = f"its output could not be kept whole: {os.strerror(finished.output_errno)}"
+            text = f"its output is incomplete: {os.strerror(finished.output_errno)}"
             outcome = msgspec.structs.replace(outcome, cause=Cause.RESULT, error=text)
         self._processes_ended(job, outcome)
 
@@ -312,7 +314,7 @@ class Jobs:
 
     def _after_term(self, job: Job, outcome: Outcome) -> None:
         if job.stop_reason is None and (self.is_leaving() or machine_is_stopping()):
-            log.warning("attempt %d-%d is given back: %s", *job.key, SHUT_DOWN)
+            log.warning("attempt %d-%d is returned: %s", *job.key, SHUT_DOWN)
             self._forget(job)
             self.events.append(AttemptReturned(*job.key, SHUT_DOWN, ran=True))
         else:
@@ -407,7 +409,7 @@ class Jobs:
         self._impossible(job.key, reason)
 
     def _impossible(self, key: Key, reason: str) -> None:
-        log.warning("attempt %d-%d is given back: %s", *key, reason)
+        log.warning("attempt %d-%d is returned: %s", *key, reason)
         self.events.append(TroubleChanged(reason))
         self.events.append(AttemptReturned(*key, reason))
 
@@ -431,7 +433,7 @@ class Jobs:
             try:
                 self._directories.give_back(directory, keep_as)
             except OSError as error:
-                log.warning("working directory %s is left: %s", directory, error)
+                log.warning("working directory %s could not be removed: %s", directory, error)
 
 
 def _with_fetched(outcome: Outcome, job: Job) -> Outcome:

@@ -82,7 +82,7 @@ def plain(name: str) -> str:
     """Return the shortest form of a name in the datastore. Raises `BadName` if it leads out of it."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or ".." in parts:
-        raise BadName(f"{name!r} is no name in a datastore")
+        raise BadName(f"{name!r} is not a name in a datastore")
     return "/".join(parts)
 
 

@@ -180,7 +180,7 @@ class Processes:
         return slot
 
     def _replace_spare(self) -> None:
-        log.warning("the spare launcher was killed: another one is started")
+        log.warning("the spare launcher was killed: starting another one")
         _wait_for(self._spare_pid)
         old, self._spare = self._spare, self._start_spare()
         self._poll.unregister(old.fileno())
@@ -284,7 +284,7 @@ class Processes:
 
     def _hear(self, slot: Slot, frame: tuple[Any, ...], now: float) -> tuple[Process, Finished] | None:
         process = slot.process
-        assert process is not None, "a launcher without a task speaks"
+        assert process is not None, "a launcher without a task sent a message"
         match frame:
             case ("ended", int(status), float(run_s), int(peak_kib), int(exceeded), int(file_errno), *tails):
                 return self._free(slot, process, Finished(

@@ -37,7 +37,7 @@ class Pythons:
             if program and version:
                 self.by_version[version] = program
             else:
-                self.problems.append(f"ECLOUD_PYTHON: {name} is no Python that can be started here")
+                self.problems.append(f"ECLOUD_PYTHON: {name} is not a Python that can be started on this machine")
 
     @property
     def resources(self) -> Resources:

@@ -86,7 +86,7 @@ class WorkerRuntime:
         left_over = self._record.end_left_over()  # before this process starts its first launcher
         home.clear_control()
         if left_over:
-            log.warning("ended %d processes that an earlier process of this home had left", left_over)
+            log.warning("ended %d processes that an earlier process of this home left behind", left_over)
         self._poll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.EPOLLIN)
@@ -138,7 +138,7 @@ class WorkerRuntime:
         try:
             return self._work()
         except BaseException:
-            log.exception("this worker cannot continue: its tasks are ended")
+            log.exception("this worker cannot continue and ends its tasks")
             self._processes.end_all()
             raise
 

@@ -21,7 +21,7 @@ from boss.core.model.outbox import Outbox
 from boss.core.model.rows import VmSpan
 from boss.core.workers.leases import Leases
 
-NO_INTENT = "no intent owns its VM: it was given up while the cloud still made it, or comes from a lost database"
+NO_INTENT = "no intent owns its VM: the boss gave it up before the cloud created it, or its database was lost"
 
 
 class Orphans:

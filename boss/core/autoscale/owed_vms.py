@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from boss.core.model.outbox import Outbox
 
-ASKED_FOR = "a person asked for it"
+ASKED_FOR = "an operator requested it"
 """The reason of such VMs; it identifies them."""
 NOTE = "owed/"
 """Prefix of a name in the context, followed by the pool. The value: how many may end when idle, and how many not."""

@@ -160,7 +160,9 @@ class RunBudgets:
         if not hours or not run.left or self.spent_s(run_no) < hours * HOUR_S:
             return ""
         where = "set by its push" if own is not None else "VM_HOURS_PER_RUN in settings.py"
-        return f"the budget of {hours:g} VM-hours of run {run.row.name} is used up ({where}); what runs continues"
+        return (
+            f"the budget of {hours:g} VM-hours of run {run.row.name} is used up ({where}); its running tasks continue"
+        )
 
     def _reckon(self, account: _Account, now: float) -> None:
         past = now - account.at

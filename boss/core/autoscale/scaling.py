@@ -166,7 +166,7 @@ class _Planning:
         left = count - self._worked_off(demand, count, pool.boot_s)
         if left <= 0:
             self._note(
-                f"{_tasks(demand)} wait for room that is there sooner than a new VM of pool {name} "
+                f"{_tasks(demand)} wait for resources that are free sooner than a new VM of pool {name} "
                 f"(usual time {pool.boot_s:.0f} s)"
             )
             return 0
@@ -185,7 +185,7 @@ class _Planning:
         if left > 0 and self._alive[name] >= pool.config.maximum:
             self._note(f"pool {name} is at its maximum of {counted(pool.config.maximum, 'VM')}")
         elif left > 0:
-            limit = f"no more VMs of pool {name} just now: its limit of starts under way is reached"
+            limit = f"no more VMs of pool {name} now: its limit of VMs that start at the same time is reached"
             self._note(pool.room if pool.room_bounds else limit)
         return left
 
@@ -268,7 +268,7 @@ class _Planning:
                 self._plan.next_s = min(left_s, self._plan.next_s if self._plan.next_s is not None else left_s)
             elif vm.vm_no in wanted:
                 demand = wanted[vm.vm_no]
-                self._note(f"VM {vm.vm_no} idles and is kept: {_tasks(demand)} {_when(demand)}")
+                self._note(f"VM {vm.vm_no} is idle and is kept: {_tasks(demand)} {_when(demand)}")
             else:
                 self._alive[vm.pool] -= 1
                 self._plan.ends.append(End(vm.vm_no, vm.pool, f"idle for {pool.config.idle_s:g} s"))

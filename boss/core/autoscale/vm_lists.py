@@ -163,7 +163,7 @@ class VmLists:
         if vm.state is VmState.ENDING:
             self._on_ending(vm, now)
         elif vm.row.pool not in self._vms.pools.configs and vm.row.cloud_id:
-            self._vms.end(vm, f"its pool {vm.row.pool} is no longer set", now)
+            self._vms.end(vm, f"its pool {vm.row.pool} is no longer in the settings", now)
         elif vm.state is VmState.RUNNING and vm.row.worker not in self._fleet.workers:
             # Its lease ended and no other process came: nothing else would end it.
             self._vms.end(vm, "its worker was lost", now)
@@ -235,5 +235,5 @@ class VmLists:
             since = max(vm.waits_since, queue.progress_at if queue is not None else vm.waits_since)
             pool = self._vms.pools.configs.get(vm.row.pool)
             if now - since > self._config.pending_s and not (pool is not None and pool.queues):
-                reason = f"its cloud found no place for it in {self._config.pending_s:.0f} s{text}"
+                reason = f"its cloud found no host for it in {self._config.pending_s:.0f} s{text}"
                 self._vms.withdraw(vm, reason, now)

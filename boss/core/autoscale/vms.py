@@ -191,7 +191,7 @@ class Vms:
 
     def write_off(self, vm: Vm, why: str, now: float) -> None:
         """Give up a VM whose end nothing can confirm: it no longer counts, and its end is no longer requested."""
-        self.gone(vm, f"{why}; it may still run and cost money: look in the cloud", now, cause=WRITTEN_OFF)
+        self.gone(vm, f"{why}; it may still run and cost money: check the cloud", now, cause=WRITTEN_OFF)
 
     def _begin_end(self, vm: Vm, reason: str, now: float) -> None:
         if vm.row.ending_at is None:

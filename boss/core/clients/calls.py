@@ -95,7 +95,7 @@ class Calls:
         ids = listed(request, "ids") if request.arguments.get("ids") is not None else None
         after = request.arguments.get("after")
         if ids is not None and len(ids) > BATCH_COUNT:
-            raise RequestRefused("request", f"{len(ids):,} calls; at most {BATCH_COUNT} are looked up at once")
+            raise RequestRefused("request", f"{len(ids):,} calls; at most {BATCH_COUNT} in one request")
         self._tokens += 1
         run = text_of(request, "run")
         self._asked[self._tokens] = _Asked(request.request_id, run, client.peer)

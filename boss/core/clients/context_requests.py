@@ -57,7 +57,7 @@ class ContextRequests:
     def _drop_context(self, request: Request, now: float) -> Answer:
         keys = [str(key) for key in listed(request, "keys")] or ["boss_address", *DATASTORE_NOTES]
         if kept := [key for key in keys if key == "cluster_id" or "/" in key]:
-            raise RequestRefused("request", f"{kept[0]!r} cannot be dropped: VMs and keys of this cluster depend on it")
+            raise RequestRefused("request", f"{kept[0]!r} cannot be deleted: VMs and keys of this cluster depend on it")
         usual, moved = self._access.usual, ""
         if usual not in ("", self._access.datastore.address) and not set(keys).isdisjoint(DATASTORE_NOTES):
             self._refuse_while_files_move()
@@ -84,13 +84,13 @@ class ContextRequests:
         if count := len(self._attempts.active):
             raise RequestRefused(
                 "busy",
-                f"{count} attempts are running, with files in the present datastore: wait for them, or cancel them",
+                f"{count} attempts are running and use the current datastore: wait for them, or cancel them",
             )
 
     def _revoke_key(self, request: Request, now: float) -> Answer:
         name = text_of(request, "name")
         if not is_revocable(name):
-            raise RequestRefused("request", f"{name!r} is not the name of an invitation: its file has it")
+            raise RequestRefused("request", f"{name!r} is not the name of an invitation: invite --list shows them")
         self._revoked_keys.add(name)
         self._outbox.writes.revoked_keys.add(name)
         workers = self._leases.revoke(name, now)
@@ -100,5 +100,5 @@ class ContextRequests:
         for client in clients:
             self._forget_client(client)
         dropped = [counted(len(found), what) for found, what in ((workers, "worker"), (clients, "client")) if found]
-        text = f"{name} is revoked" + (f"; dropped at once: {' and '.join(dropped)}" if dropped else "")
+        text = f"{name} is revoked" + (f"; disconnected: {' and '.join(dropped)}" if dropped else "")
         return 1, text, (name,)

@@ -102,7 +102,7 @@ class Pushes:
         push = self._open.get(chunk.push_id)
         if push is None:
             if len(self._open) >= MAX_OPEN_PUSHES:
-                reason = f"{MAX_OPEN_PUSHES} pushes are under way: try again in a moment"
+                reason = f"{MAX_OPEN_PUSHES} pushes are in progress: try again in a moment"
                 self._outbox.say(client, Refused("busy", reason, about=chunk.push_id))
                 return
             push = Push(chunk.push_id, chunk.options, chunk.n, client.peer)

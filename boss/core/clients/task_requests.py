@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Set
 
+from boss.core.autoscale.owed_vms import ASKED_FOR
 from boss.core.clients.request_answers import Answer, RequestRefused, text_of
 from boss.core.model.arrays import Array
 from boss.core.model.fleet import Fleet
@@ -45,7 +46,7 @@ class TaskRequests:
         }
 
     def _cancel(self, request: Request, images: list[RunImage], task_nos: frozenset[int], now: float) -> Answer:
-        reason = f"cancelled: {text_of(request, 'reason', 'a person asked for it')}"
+        reason = f"cancelled: {text_of(request, 'reason', ASKED_FOR)}"
         task_nos = with_elements(images, task_nos)
         pending = self._pending_of(images, task_nos)
         cancelled = self._cancel_nodes(task_nos, reason, now)

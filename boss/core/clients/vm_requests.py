@@ -81,7 +81,7 @@ class VmRequests:
                 "request", f"{name} is {vm.state}: end it first; only VMs that do not end are forgotten"
             )
         self._vms.write_off(vm, f"written off: {ASKED_FOR}", now)
-        return 1, f"{name} is written off: it may still run and cost money; look in the cloud", (name,)
+        return 1, f"{name} is written off: it may still run and cost money; check the cloud", (name,)
 
     def _vm(self, name: str) -> Vm:
         """The VM named vm/N, or N. Raises `RequestRefused` if it does not exist or is gone."""

@@ -88,28 +88,28 @@ class WhyReady:
         closed = [f"{worker.name} {_why_closed(worker)}" for worker in fitting if not worker.takes_tasks]
         able = [worker for worker in takers if not self._attempts.inits.refuses(worker, node.run_no)]
         if not takers:
-            yield f"{name} waits: of the workers it fits, none takes tasks now: {_some(closed)}"
+            yield f"{name} waits: none of the workers that it fits takes tasks now: {_some(closed)}"
             return
         if not able:
             failed = [worker.name for worker in takers]
-            yield f"{name} waits: its run cannot be prepared on any worker it fits ({_some(failed)})"
+            yield f"{name} waits: its run cannot be prepared on any worker that it fits ({_some(failed)})"
         else:
             yield self._turn(node, name, able)
         if closed:
-            yield f"of the workers it fits, some take no tasks: {_some(closed)}"
+            yield f"some of the workers that it fits take no tasks: {_some(closed)}"
 
     def _turn(self, node: Node, name: str, able: list[Worker]) -> str:
         if node.apart:
             idle = [worker for worker in able if not worker.held]
             if not idle:
-                return f"{name} waits for a worker to itself, since it may have killed others: all have work"
+                return f"{name} must run alone, since it may have killed workers, and all workers are busy"
         roomy = [worker for worker in able if fits(worker.free, node.shape.asks)]
         ahead = self._ahead(node)
         if roomy and not ahead:
-            return f"{name} is ready and worker {roomy[0].name} has room: it starts with the boss's next decision"
+            return f"{name} is ready and worker {roomy[0].name} is free: the boss assigns it with its next decision"
         if not roomy and (shared := next((one for one in able if _waits_for_machine(one, node)), None)):
             host = shared.row.hello.host or "its machine"
-            text = f"{name} waits its turn: worker {shared.name} has room, but other workers on {host} use the machine"
+            text = f"{name} waits its turn: worker {shared.name} is free, but other workers on {host} use the machine"
             return text + "".join(f"; {part}" for part in ahead)
         fit = f"{counted(len(able), 'worker')} that {'fits' if len(able) == 1 else 'fit'} it"
         state = "have room" if roomy else "are all busy" if len(able) > 1 else "is busy"
@@ -129,14 +129,14 @@ class WhyReady:
         if higher:
             parts.append(f"{counted(higher, 'ready task')} of higher priority {'goes' if higher == 1 else 'go'} first")
         if before:
-            parts.append(f"{counted(before, 'task')} of its run {'stands' if before == 1 else 'stand'} before it")
+            parts.append(f"{counted(before, 'task')} of its run {'is' if before == 1 else 'are'} before it")
         return parts
 
     def _nobody_fits(self, node: Node, name: str, now: float) -> str:
         workers, pools = self._fleet.workers.values(), self._autoscaler.pools_now(now)
         able = [pool for pool in pools if pool.config.maximum and fits(pool.config.size, node.shape.asks)]
         if able:
-            has = "no worker fits" if self._fleet.workers else "no worker is on duty"
+            has = "no worker fits" if self._fleet.workers else "no worker is up"
             return f"{name} waits: {has}; {self._who_starts(node, able)}"
         lacking = []
         for wanted, amount in node.shape.asks:
@@ -144,7 +144,7 @@ class WhyReady:
             offered = max((pool.config.size.get(wanted, 0.0) for pool in pools), default=0.0)
             if max(most, offered) < amount:
                 pool = f"the largest pool offers {amounts({wanted: offered})}" if offered else "no pool has any"
-                has = f"the largest worker has {amounts({wanted: most})}" if workers else "no worker is on duty"
+                has = f"the largest worker has {amounts({wanted: most})}" if workers else "no worker is up"
                 lacking.append(f"needs {amounts({wanted: amount})}; {has}, {pool}")
         if not lacking:
             return f"{name} needs {amounts(node.shape.as_resources)} in one worker: no worker and no pool has all of it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from boss.core.autoscale.owed_vms import ASKED_FOR
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
 from boss.core.model.fleet import Fleet, Worker
@@ -36,7 +37,7 @@ class WorkerRequests:
             matches = [worker for name, worker in self._fleet.workers.items() if name.startswith(prefix)]
             if len(matches) != 1:
                 problem = (
-                    f"{len(matches)} workers on duty are called {prefix}…"
+                    f"{len(matches)} workers have names that begin with {prefix}"
                     if matches
                     else f"no worker {prefix} is on duty"
                 )
@@ -45,7 +46,7 @@ class WorkerRequests:
         return found
 
     def _drain(self, request: Request, now: float) -> Answer:
-        reason = text_of(request, "reason", "a person asked for it")
+        reason = text_of(request, "reason", ASKED_FOR)
         drained = [worker.name for worker in self._workers(request) if self._leases.drain(worker, reason, False, now)]
         return len(drained), f"{len(drained)} draining", tuple(drained)
 
@@ -57,9 +58,9 @@ class WorkerRequests:
         workers = self._workers(request)
         for worker in workers:
             vm = self._vms.alive.get(worker.row.vm_no) if worker.row.vm_no is not None else None
-            self._leases.kill(worker, "killed: a person asked for it")
+            self._leases.kill(worker, f"killed: {ASKED_FOR}")
             if vm is not None:
-                self._vms.kill(vm, "killed: a person asked for it", now)
+                self._vms.kill(vm, f"killed: {ASKED_FOR}", now)
         return len(workers), f"{len(workers)} ordered to stop immediately", tuple(worker.name for worker in workers)
 
     def _drop_workers(self, request: Request, now: float) -> Answer:

@@ -68,7 +68,7 @@ def without_large_value(outcome: Outcome) -> tuple[Outcome, str | None]:
     size = len(outcome.value)
     if size <= INLINE_BYTES:
         return outcome, None
-    text = f"its worker reported a value of {size:,} bytes in its outcome: at most {INLINE_BYTES:,} may travel there"
+    text = f"its worker reported a value of {size:,} bytes in its outcome: at most {INLINE_BYTES:,} are allowed"
     return msgspec.structs.replace(outcome, value=b""), text if outcome.cause is Cause.SUCCESS else None
 
 
@@ -95,7 +95,7 @@ def undeclared(manifest: Iterable[ManifestEntry], results: Iterable[Result]) -> 
         if ".." in parts or not (
             (entry.path in renamed and entry.kind != "directory") or _is_explained(parts, plain, globs)
         ):
-            return f"its worker staged {entry.path!r}, which is none of the results that the task declares"
+            return f"its worker staged {entry.path!r}, which is not a result that the task declares"
     return None
 
 

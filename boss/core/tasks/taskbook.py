@@ -340,7 +340,7 @@ class TaskBook:
         """An ended run prepares no more worker processes: end its init tasks."""
         for node in tuple(run.inits.values()):
             if node.state is _READY:
-                self.move(node, TaskState.SUCCEEDED, "skipped: nothing needed it")
+                self.move(node, TaskState.SUCCEEDED, "skipped: no other task needs its results")
             if node.state is not _RUNNING:
                 self.write(node)  # the number of its last attempt, which may still run
                 self.graph.remove([node.task_no])

@@ -80,10 +80,10 @@ class Leases:
             known.claimed_by, known.claimed_at = conversation.peer, now
         where = f"worker {known.name}" + (f" on {known.row.hello.host}" if known.row.hello.host else "")
         if known.conversation is not None and known.conversation.heard_at > known.claimed_at:
-            reason = f"{where} works with this home, of which this is a copy: start this worker with another --home"
+            reason = f"{where} uses this home, and this one is a copy: start this worker with another --home"
             return Refused("home", reason, about=conversation.session)
         if now - known.claimed_at < CLAIM_HEARTBEATS * self._config.heartbeat_s:
-            reason = f"{where} may still work with this home: say Hello again"
+            reason = f"{where} may still use this home: send Hello again"
             return Refused("home_unsure", reason, about=conversation.session)
         return None
 
@@ -232,7 +232,7 @@ class Leases:
             self._timers.set(worker.lease_until, lambda at: self._look_at_lease(name, at))
         else:
             silent_s = now - (worker.lease_until - self._patience_s)
-            self.remove(worker, WorkerState.LOST, f"not heard for {silent_s:.0f} s", now, explained=False)
+            self.remove(worker, WorkerState.LOST, f"silent for {silent_s:.0f} s", now, explained=False)
 
     def _write(self, worker: Worker) -> None:
         self._outbox.writes.workers[worker.name] = worker.row

@@ -138,7 +138,7 @@ class Sessions:
             pending = self._pending.get(envelope.session)
             if pending is None:
                 self.ignored["session"] += 1
-                reason = "the boss does not know this session: say Hello"
+                reason = "the boss does not know this session: send Hello"
                 refused = Refused("session", reason, about=envelope.session)
                 self._outbox.say_outside(envelope.peer, event.key_name, envelope.session, refused)
                 return None, None

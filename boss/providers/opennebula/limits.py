@@ -75,7 +75,7 @@ def _image(cloud: Asks, template: Template, disk: Mapping[str, str]) -> Any:
             every = cloud.call("imagepool.info", VISIBLE, -1, -1).IMAGE
             number = next((str(one.ID) for one in every if name == one.NAME and owner in ("", one.UNAME)), "")
             if not number:
-                raise GivePoolUp(f"{what} names image {name}, which user {cloud.user} does not see; correct it")
+                raise GivePoolUp(f"{what} names image {name}, which user {cloud.user} cannot see; correct it")
         return cloud.call("image.info", int(number)) if number.isdecimal() else None
     except NoSuch as error:
         raise GivePoolUp(f"{what} names image {number}, which does not exist; correct it") from error

@@ -57,7 +57,7 @@ class Machines:
             return Machine(str(there[0].id), self._address(there[0].id, limit_s))
         if not create:
             raise GivePoolUp(
-                f"no VM of template {self._template} runs: start one, or say python admin.py start --create"
+                f"no VM of template {self._template} runs: start one, or run python admin.py start --create"
             )
         name = f"{template.name} made by ecloud"
         try:

@@ -47,7 +47,7 @@ def look_for(read: ReadVms, ask: ReadVms, numbers: Iterable[int]) -> dict[int, S
         except NoSuch:
             found[number] = None
         except No as error:
-            log.debug("VM %d is not shown: %s", number, error)
+            log.debug("the cloud does not show VM %d: %s", number, error)
     return {number: vm for number, vm in found.items() if number in wanted}
 
 

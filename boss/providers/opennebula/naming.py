@@ -141,7 +141,7 @@ def _quoted(name: str, value: str) -> str:
     if value.endswith("\\"):
         raise CantBeWritten(f"{name} ends with a backslash, which OpenNebula reads as one with the quote after it")
     if "]]>" in value:
-        raise CantBeWritten(f"{name} holds ]]>, which OpenNebula does not take")
+        raise CantBeWritten(f"{name} holds ]]>, which OpenNebula does not accept")
     if "\0" in value:
         raise CantBeWritten(f"{name} holds a zero byte")
     return '"' + value.replace('"', '\\"') + '"'

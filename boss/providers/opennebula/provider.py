@@ -153,7 +153,7 @@ class Connection:
     ) -> Any:
         ca = self._endpoint.ca
         if ca and not Path(ca).is_file():
-            raise CredentialsWrong(f"OPENNEBULA_CA names {ca}, which is not there; set it to the authority's file")
+            raise CredentialsWrong(f"OPENNEBULA_CA names {ca}, which does not exist; set it to the authority's file")
         try:
             server = _Server(self._endpoint, session)
             return getattr(server, method)(*arguments) if read is None else read(server.text(method, *arguments))
@@ -165,7 +165,7 @@ class Connection:
             if "<Fault " not in text:
                 raise _NOES.get(type(error), No)(text) from None
             raise GivePoolUp(
-                f"{self.name} does not understand our calls ({text}): is it an OpenNebula 6.8 or later?"
+                f"{self.name} does not understand the boss's calls ({text}): is it an OpenNebula 6.8 or later?"
             ) from None
         except requests.exceptions.RequestException as error:
             raise no_way(self._endpoint, error) from error
@@ -175,7 +175,7 @@ class Connection:
             raise TryLater(f"{self.name} cannot be reached: {bounded(str(error))}") from error
         except _ODD as error:
             told = self._cleaner(session, arguments, secrets)(str(error))
-            text = f"{self.name} answered with something that is not OpenNebula's ({type(error).__name__}: {told})"
+            text = f"{self.name} did not answer as OpenNebula does ({type(error).__name__}: {told})"
             raise Unanswered(f"{text}; if this persists, check OPENNEBULA_URL") from None
 
     def _cleaner(self, session: str, arguments: Sequence[object], secrets: Sequence[str]) -> Cleaner:
@@ -201,7 +201,7 @@ class Connection:
             raise CredentialsWrong(self._not_let_in()) from error
         except No as error:
             # Some login methods have no tokens, and a user may have only a few.
-            log.warning("%s gives user %s no token, the password is used: %s", self.name, self.user, error)
+            log.warning("%s gives user %s no token; the boss uses the password: %s", self.name, self.user, error)
             self._token = ""
         except TryLater:
             if not self._token or now >= self._ends_at:
@@ -219,7 +219,7 @@ class Connection:
                 session = f"{self._endpoint.user}:{self._endpoint.password}"
                 self._once(session, "user.login", (self._endpoint.user, token, 0, -1), secrets=[token])
             except (pyone.OneAuthenticationException, No, TryLater, GivePoolUp, CredentialsWrong) as error:
-                log.info("a token of user %s is not given back and ends within the hour: %s", self.user, error)
+                log.info("a token of user %s could not be deleted and expires within the hour: %s", self.user, error)
 
     def _forget(self, session: str) -> bool:
         """Drop the token that was refused. Returns whether a new one is worth a try."""
@@ -234,7 +234,7 @@ class Connection:
 
     def _not_let_in(self) -> str:
         return (
-            f"{self.name} does not let user {self.user} in: the password is wrong, or the user unknown or disabled; "
+            f"{self.name} refuses user {self.user}: the password is wrong, or the user is unknown or disabled; "
             "set OPENNEBULA_USER and OPENNEBULA_PASSWORD"
         )
 
@@ -289,7 +289,9 @@ class OpenNebulaCloud:
                 self._template.forget()
             raise no from error
         if type(answer) is not int:
-            raise Unanswered(f"{self._connection.name} gave no number for the VM that it made; its list will tell")
+            raise Unanswered(
+                f"{self._connection.name} returned no id for the VM that it created; the boss finds it in the next list"
+            )
         return str(answer)
 
     # --- end ------------------------------------------------------------------------------------------
@@ -302,7 +304,9 @@ class OpenNebulaCloud:
             self._asked_at.pop(number, None)
             return
         if vm.uid != self._connection.uid or self._vm_no(vm, vm.attributes) is None:
-            raise Gone(f"VM {cloud_id} ({vm.name}, of {vm.owner}) does not carry our cluster id: it is left alone")
+            raise Gone(
+                f"VM {cloud_id} ({vm.name}, of {vm.owner}) does not have this cluster's id: the boss leaves it alone"
+            )
         state = _state(vm)
         with self._lock:
             self._forget_old_ends()
@@ -370,7 +374,7 @@ class OpenNebulaCloud:
             if vm.uid != uid:
                 found.append(Stranger(str(vm.id), vm.name, vm.owner, f"it belongs to {vm.owner}"))
             elif self._vm_no(vm, details.get(vm.id)) is None:
-                found.append(Stranger(str(vm.id), vm.name, vm.owner, "it has our name or label only"))
+                found.append(Stranger(str(vm.id), vm.name, vm.owner, "it has only the name or label of this cluster"))
         return found
 
     def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
@@ -397,7 +401,7 @@ class OpenNebulaCloud:
                 yield VmFound(vm_no, str(number), CloudState.GONE, "DONE") if vm is None else _gone(vm_no, vm)
             elif vm is None:
                 why = (
-                    f"VM {number} is not shown to user {user}, who asks, and may still run: was OPENNEBULA_USER "
+                    f"VM {number} is not visible to user {user} and may still run: was OPENNEBULA_USER "
                     "changed? Set it back until its VMs are gone, or have their owner end them"
                 )
                 yield VmFound(vm_no, str(number), CloudState.HIDDEN, text=why)
@@ -417,7 +421,7 @@ class OpenNebulaCloud:
         try:
             done = self._read_vms("vmpool.info", MINE, -1, -1, words.DONE)
         except TryLater as error:
-            log.warning("whether VMs were made whose start was not answered is not known: %s", error)
+            log.warning("the boss cannot find out whether unanswered starts created VMs: %s", error)
             return ()
         shown = {self._vm_no(vm, vm.attributes): vm for vm in done}
         return [_gone(vm_no, vm) for vm_no, vm in shown.items() if vm_no is not None and vm_no in lost]
@@ -445,7 +449,7 @@ class OpenNebulaCloud:
         except (NotAllowed, NoSuch) as error:
             raise CredentialsWrong(f"user {self._connection.user} may not list VMs: {words.said(error)}") from error
         except No as error:
-            raise TryLater(f"{self._connection.name} does not list our VMs: {words.said(error)}") from error
+            raise TryLater(f"{self._connection.name} does not list this cluster's VMs: {words.said(error)}") from error
         except GivePoolUp as error:  # the cloud does not know the call
             raise TryLater(str(error)) from error
 

@@ -39,7 +39,7 @@ class Template(msgspec.Struct, frozen=True):
         """Return the part of a pool's promise that the template does not give; empty if it gives all."""
         cpus = self.vcpus or self.cpu
         lacks = [
-            f"{promised:g} {what} promised, the template gives {given:g} ({where})"
+            f"the pool has {promised:g} {what}, but its template gives {given:g} ({where})"
             for what, promised, given, where in (
                 ("cpus", size.get("cpus", 0.0), cpus, "VCPU" if self.vcpus else "CPU"),
                 ("MB of memory", size.get("memory_mb", 0.0), self.memory_mb, "MEMORY"),
@@ -66,10 +66,12 @@ def read_template(found: Any) -> Template:
     context = inner.get("CONTEXT")
     if not isinstance(context, Mapping):
         what = "more than one CONTEXT" if context else "no CONTEXT"
-        raise GivePoolUp(f'template {name} has {what}: give it one, with NETWORK="YES", or its VMs hear nothing')
+        raise GivePoolUp(
+            f'template {name} has {what}: give it one, with NETWORK="YES", or its VMs have no network settings'
+        )
     nics = tuple(dict(nic) for nic in words.as_list(inner.get("NIC")))
     if not nics:
-        raise GivePoolUp(f"template {name} has no network: give it a NIC, or no VM of it reaches the boss")
+        raise GivePoolUp(f"template {name} has no network: give it a NIC, or its VMs cannot reach the boss")
     return Template(
         id=int(found.ID),
         name=name,

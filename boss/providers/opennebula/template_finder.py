@@ -82,9 +82,9 @@ def refusal(error: No, cloud: Asks, what: str) -> Exception:
     text = words.said(error)
     low = text.lower()
     if "quota" in low and ("limit" in low or "exceed" in low):
-        return AskForLess(f"{cloud.name} gives no more VMs of {what}: {text}; others must end first")
+        return AskForLess(f"{cloud.name} refuses more VMs of {what}: {text}; end other VMs first")
     if "lease" in low:
-        return AskForLess(f"{cloud.name} has no free address for VMs of {what}: {text}; others must end first")
+        return AskForLess(f"{cloud.name} has no free address for VMs of {what}: {text}; end other VMs first")
     if isinstance(error, NotAllowed):
         if "locked" in low:
             return TryLater(f"{what} is locked: {text}; it must be unlocked")

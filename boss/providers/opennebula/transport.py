@@ -108,7 +108,7 @@ def refused_by_http(endpoint: Endpoint, error: xmlrpc.client.ProtocolError) -> E
             f"{endpoint.name}: {whose} refuses access (HTTP {code}); check OPENNEBULA_PROXY and _URL"
         )
     if 300 <= code < 400:
-        return CredentialsWrong(f"{endpoint.name} sends us on to {error.errmsg or 'nowhere'} (HTTP {code}); {look}")
+        return CredentialsWrong(f"{endpoint.name} redirects to {error.errmsg or 'nowhere'} (HTTP {code}); {look}")
     return Unanswered(f"{endpoint.name} is in trouble (HTTP {code}); the boss retries")
 
 
@@ -122,7 +122,7 @@ def no_way(endpoint: Endpoint, error: requests.exceptions.RequestException) -> E
             "cannot be used; check OPENNEBULA_PROXY"
         )
     if isinstance(error, ValueError):  # requests' errors about addresses are ValueErrors
-        return CredentialsWrong(f"{endpoint.name}: that is no address; set OPENNEBULA_URL, e.g. http://HOST:2633/RPC2")
+        return CredentialsWrong(f"{endpoint.name} is not an address; set OPENNEBULA_URL, e.g. http://HOST:2633/RPC2")
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return TryLater(f"{endpoint.name} cannot be reached: no answer within {endpoint.connect_s:g} s; is it up?")
     if isinstance(error, requests.exceptions.Timeout):
@@ -134,7 +134,7 @@ def no_way(endpoint: Endpoint, error: requests.exceptions.RequestException) -> E
     if isinstance(reason, NewConnectionError):
         why = str(reason).rpartition(": ")[2]
         return TryLater(f"{endpoint.name} cannot be reached: {why}; is it up, and OPENNEBULA_URL right?")
-    return Unanswered(f"{endpoint.name} broke the connection off before it answered; the boss retries")
+    return Unanswered(f"{endpoint.name} closed the connection before it answered; the boss retries")
 
 
 def _tls(endpoint: Endpoint, text: str) -> Exception:
@@ -142,10 +142,12 @@ def _tls(endpoint: Endpoint, text: str) -> Exception:
         why = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "not trusted"
         return CredentialsWrong(f"the certificate of {endpoint.name} is not valid: {why}; check OPENNEBULA_CA")
     if "WRONG_VERSION_NUMBER" in text or "UNKNOWN_PROTOCOL" in text:
-        return CredentialsWrong(f"{endpoint.name} speaks no TLS there; is it http:// instead? Check OPENNEBULA_URL")
+        return CredentialsWrong(
+            f"{endpoint.name} does not use TLS there; use http:// if it has none, or check OPENNEBULA_URL"
+        )
     if "NO_CERTIFICATE" in text or "X509" in text or "PEM" in text:
         return CredentialsWrong(f"OPENNEBULA_CA = {endpoint.ca} holds no certificate; it must be a PEM file")
-    return TryLater(f"{endpoint.name} cannot be reached: TLS broke off; is it up?")
+    return TryLater(f"{endpoint.name} cannot be reached: the TLS handshake failed; is it up?")
 
 
 def _without_password(url: str) -> str:

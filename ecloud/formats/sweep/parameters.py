@@ -35,7 +35,7 @@ class _Wrong(Exception):
 def read_parameter(name: str, key: YamlNode, node: YamlNode, problems: Problems) -> Parameter | None:
     """A parameter, or None where something is wrong, which is added to the problems."""
     if not NAME.fullmatch(name) or len(name) > MAX_NAME_CHARS:
-        text = f"{shown(name)!r} is no name of a parameter: letters, digits and _ . - first a letter or _"
+        text = f"{shown(name)!r} is not a name of a parameter: use letters, digits and _ . -; begin with a letter or _"
         problems.add(place_of(key), "", text)
         return None
     try:
@@ -65,7 +65,7 @@ def _value(node: YamlNode) -> Value:
         raise _Wrong(node, f"a value is a text or a number, not {kind(node)}")
     plain = is_plain(node)
     if plain and not node.value:
-        raise _Wrong(node, "there is no value; '' is an empty text")
+        raise _Wrong(node, "the value is missing; '' is an empty text")
     if len(node.value) > MAX_VALUE_CHARS:
         raise _Wrong(node, f"{len(node.value):,} characters; at most {MAX_VALUE_CHARS:,} are allowed")
     problem = text_problem(node.value, "the value")
@@ -78,7 +78,7 @@ def _list(node: YamlNode) -> tuple[Value, ...]:
     if node.id != "sequence":
         raise _Wrong(node, f"expected a list, not {kind(node)}")
     if not node.value:
-        raise _Wrong(node, "the list is empty: no combination would be left")
+        raise _Wrong(node, "the list is empty: the sweep would have no combinations")
     return tuple(_value(item) for item in node.value)
 
 
@@ -109,7 +109,7 @@ def _interval(node: YamlNode) -> tuple[Value, ...]:
     start, end, *rest = _numbers(node, 2, 3, "an interval [start, end] or [start, end, step]")
     step = rest[0] if rest else Decimal(1)
     if step == 0:
-        raise _Wrong(node.value[2], "a step of 0 leads nowhere")
+        raise _Wrong(node.value[2], "the step is 0")
     count = steps(start, end, step)
     if count == 0:
         raise _Wrong(node, f"the interval is empty: from {start} to below {end} by steps of {step}")
@@ -146,7 +146,7 @@ def _uniform(node: YamlNode) -> _Read:
 def _log(node: YamlNode) -> _Read:
     low, high, *rest = _numbers(node, 2, 3, "[from, to, n], or [from, to] with method: random")
     if low <= 0 or high <= 0:
-        raise _Wrong(node, "a logarithmic scale has numbers above 0 only")
+        raise _Wrong(node, "a logarithmic scale needs numbers above 0")
     if not rest:
         return (), _draw(node, "log", low, high), ()
     count = int(rest[0])
@@ -156,7 +156,7 @@ def _log(node: YamlNode) -> _Read:
         texts = spaced_by_factors(node.value[0].value, node.value[1].value, count)
         return tuple(Value(text) for text in dict.fromkeys(texts)), None, ()
     except DecimalException:
-        raise _Wrong(node, "numbers too large or too small for this") from None
+        raise _Wrong(node, "the numbers are too large or too small") from None
 
 
 _OWN: dict[str, Callable[[YamlNode], _Read]] = {"range": _range, "choice": _choice, "uniform": _uniform, "log": _log}
@@ -208,5 +208,5 @@ def _wandb(node: YamlNode, parts: dict[str, YamlNode]) -> _Read:
             raise _Wrong(node, "expected exponents of e, min not above max")
         return (), Draw("log", math.exp(low), math.exp(high), step), ()
     if _DISTRIBUTIONS[name] == "log" and low <= 0:
-        raise _Wrong(parts["min"], "a logarithmic scale has numbers above 0 only")
+        raise _Wrong(parts["min"], "a logarithmic scale needs numbers above 0")
     return (), _draw(node, _DISTRIBUTIONS[name], low, high, step), ()

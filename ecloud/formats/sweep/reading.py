@@ -100,10 +100,10 @@ class _Reader:
         if is_wandb:
             ignored = [name for name in items if name in WANDB_KEYS[2:]]
             fields["bare_flags"] = False
-            fields["notes"] = (f"read over, it is for W&B's own service: {', '.join(ignored)}",) if ignored else ()
+            fields["notes"] = (f"ignored, it is for W&B's own service: {', '.join(ignored)}",) if ignored else ()
             if fields.get("method") == "grid" and "samples" in fields:
                 fields.pop("samples")
-                fields["notes"] += ("run_cap is read over: a grid runs whole",)
+                fields["notes"] += ("run_cap is ignored: a grid runs all its combinations",)
         return fields
 
     def parameters(self, node: YamlNode) -> tuple[Parameter, ...]:
@@ -270,7 +270,7 @@ class _Reader:
             text = "random needs samples: N (or --samples N): how many combinations are drawn"
             self._problems.add(self._places.get("method", ""), "method", text)
         if sweep.repeat > 1 and REPEAT in by_name:
-            text = "is also the number of a repetition: name the parameter otherwise"
+            text = "is also the number of a repetition: give the parameter another name"
             self._problems.add(_place(by_name[REPEAT]), REPEAT, text)
         if sweep.method == "random" and sweep.zipped:
             self._problems.add(self._places.get("zip", ""), "zip", "is for method: grid")

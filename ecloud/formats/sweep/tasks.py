@@ -46,7 +46,7 @@ def sweep_tasks(sweep: Sweep, max_tasks: int) -> TaskList:
         if len(tasks) > max_tasks:
             raise TaskListWrong([Problem("", "", size_problem(sweep.count, max_tasks))])
     if not tasks:
-        problems.add("", "", f"of {sweep.count:,} combinations when and exclude leave none")
+        problems.add("", "", f"when and exclude leave none of the {sweep.count:,} combinations")
     if not problems.is_empty:
         raise TaskListWrong(problems.kept, problems.more)
     notes = sweep.notes

@@ -65,7 +65,7 @@ def pairs_of(node: YamlNode, problems: Problems, what: str) -> Iterator[tuple[st
         if key.id != "scalar":
             problems.add(place_of(key), "", f"{what}: a name is a text, not {kind(key)}")
         elif key.value in seen:
-            text = f"{shown(key.value)} stands twice, first at {seen[key.value]}"
+            text = f"{shown(key.value)} occurs twice, first at {seen[key.value]}"
             problems.add(place_of(key), "", text)
         else:
             seen[key.value] = place_of(key)

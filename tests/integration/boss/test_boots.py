@@ -86,7 +86,7 @@ def test_another_host_key_of_the_same_vm_is_refused(
     pinned = guest.host_key
     guest.change_host_key()
     wait_until(lambda: "shows another host key than at the first visit" in reasons(daemon, "vm/1"), START_S)
-    assert "VM 1 is refused: it shows another host key: SHA256:" in daemon.log
+    assert "VM 1 is refused: its host key changed: SHA256:" in daemon.log
     assert record(daemon).host_key == pinned
 
 

@@ -112,6 +112,6 @@ def test_addresses() -> None:
 
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BrokerWontStart, match="is no address of this machine: it has") as problem:
+    with pytest.raises(BrokerWontStart, match="is not an address of this machine: it has") as problem:
         EmbeddedBroker(Home(tmp_path / "home").make(), public="192.0.2.1").start()
     assert problem.value.exit_code == 2

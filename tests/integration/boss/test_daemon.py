@@ -199,7 +199,7 @@ def test_a_second_boss_of_the_same_database_leaves(on_server: NewDaemon) -> None
     assert first.process is not None
     code, words = second.run()
     assert code == 3
-    assert f"a boss leads already: pid {first.process.pid} on " in words
+    assert f"a boss already leads: pid {first.process.pid} on " in words
     assert "--standby" in words
     assert not first.is_over
 
@@ -395,7 +395,7 @@ def test_a_damaged_key_is_one_sentence(daemons: NewDaemon) -> None:
     daemon.home.make().cluster_key.write_text("damaged")
     code, words = daemon.run()
     assert code == 2
-    assert f"the cluster's key {daemon.home.cluster_key} is damaged: put it back from a backup" in words
+    assert f"the cluster's key {daemon.home.cluster_key} is damaged: restore it from a backup" in words
     assert "Traceback" not in words
 
 

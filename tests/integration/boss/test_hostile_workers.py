@@ -183,7 +183,7 @@ def test_a_worker_publishes_nothing_that_its_task_does_not_declare(besieged: Dae
     assert (besieged.home.datastore / "before/0").read_text() == "hello\n"
     assert not (besieged.home.datastore / "mine").exists()
     told = Doors(tmp_path / "place", besieged).admin("why", "theft:first").text.replace("\n", " ")
-    assert "its worker staged 'before/0', which is none of the results that the task declares" in told
+    assert "its worker staged 'before/0', which is not a result that the task declares" in told
     a_run_succeeds(besieged, "after")
     is_calm(besieged)
 

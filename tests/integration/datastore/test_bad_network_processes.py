@@ -58,7 +58,7 @@ def test_a_worker_frozen_in_the_middle_of_its_upload(weather: Weather) -> None:
     frozen.send_signal(signal.SIGSTOP)
     weather.sshd.stop()
     try:
-        weather.why("slow", "not heard for")
+        weather.why("slow", "silent for")
         weather.sshd.start()
         weather.ends(run, "slow", lines=lines)
         second = task(weather.engine, "slow").attempts[-1]

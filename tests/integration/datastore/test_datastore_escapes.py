@@ -28,7 +28,7 @@ EVIL = [
     "way_out/../secret",
     ".ecloud/staging/w2/1-1/theirs", ".ecloud", "./.ecloud/staging", ".ecloud//gate.py",
 ]  # fmt: skip
-"""Names that lead out, through a link, or into what is the datastore's own."""
+"""Names that lead out, through a link, or into what is reserved for the datastore."""
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_arrays_on_a_real_database(script: BossScript, engine: Engine) -> None:
         task(engine, "a[1]")
 
     reasons = why(engine, "a[200]", now=script.now)
-    assert "stand before it" in reasons.sentence
+    assert "are before it" in reasons.sentence
     assert "ends when all of its elements have ended" in " ".join(reasons.layers)
     assert "waiting, as its array is" in why(engine, "b[17]", now=script.now).sentence
     assert why(engine, "end", now=script.now).sentence.startswith("task end waits for task")

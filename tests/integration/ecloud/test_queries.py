@@ -346,13 +346,13 @@ def test_waiting_on_what_no_worker_can_run_says_so(story: Cluster) -> None:
 def test_ready_without_any_worker(story: Cluster) -> None:
     story.run(1, "r")
     story.task("a", TaskState.READY)
-    assert story.why("a").sentence == "task a waits: no worker is on duty; pool local can start one that fits"
+    assert story.why("a").sentence == "task a waits: no worker is up; pool local can start one that fits"
     rest = ("3 boots in a row failed", story.now - 60, story.now + 60)
     story.write(pools={"local": PoolRow("local", *rest)})
     assert story.why("a").sentence.endswith("pool whole can start one that fits")
     story.write(pools={"whole": PoolRow("whole", *rest)})
     rests = story.why("a").sentence
-    assert rests.startswith("task a waits: no worker is on duty; pool local starts no VM since ")
+    assert rests.startswith("task a waits: no worker is up; pool local starts no VM since ")
     assert ": 3 boots in a row failed; the boss retries at " in rests
     story.write(pools={"local": PoolRow("local"), "whole": PoolRow("whole")})
     story.vm(1, "intended")
@@ -363,7 +363,7 @@ def test_ready_without_any_worker(story: Cluster) -> None:
         "the last VM of pool local did not start: the cloud refused: no addresses left",
     )
     alone = why(story.engine, "a", now=story.now)  # where no pool may start anything
-    assert alone.sentence == "task a needs 1 cpu; no worker is on duty, no pool has any"
+    assert alone.sentence == "task a needs 1 cpu; no worker is up, no pool has any"
 
 
 def test_ready_but_no_worker_has_so_much(film: Cluster) -> None:
@@ -376,9 +376,9 @@ def test_ready_behind_others(film: Cluster) -> None:
     reasons = film.why("next", "film")
     assert reasons.sentence == "task next waits its turn: 1 worker that fits it is busy"
     takers, boots = reasons.layers
-    assert (
-        takers
-        == "of the workers it fits, some take no tasks: w2 is draining (ordered to leave); w4 reports: the disk is full"
+    assert takers == (
+        "some of the workers that it fits take no tasks: w2 is draining (ordered to leave); "
+        "w4 reports: the disk is full"
     )
     assert boots.startswith("pool local has its maximum of 2 VMs since ")
     assert boots.endswith("; VM 2 of pool local has been booting for 1 min 40 s")
@@ -403,7 +403,7 @@ def test_ready_where_no_worker_takes_tasks(story: Cluster) -> None:
     story.task("a", TaskState.READY)
     story.worker("w1", trouble="the datastore is away")
     assert story.why("a").sentence == (
-        "task a waits: of the workers it fits, none takes tasks now: w1 reports: the datastore is away"
+        "task a waits: none of the workers that it fits takes tasks now: w1 reports: the datastore is away"
     )
 
 
@@ -413,8 +413,8 @@ def test_ready_where_the_init_task_failed(story: Cluster) -> None:
     story.task("prepare", TaskState.READY, init=True, attempt=bad)
     story.task("a", TaskState.READY)
     story.worker("w1")
-    assert "init task failed on every worker it fits: prepare on w1: no module" in story.why("a").sentence
-    assert "prepares each worker process" in story.why("prepare").sentence
+    assert "init task failed on every worker that it fits: prepare on w1: no module" in story.why("a").sentence
+    assert "runs in each worker process" in story.why("prepare").sentence
 
 
 def test_running(film: Cluster) -> None:
@@ -451,7 +451,7 @@ def test_aborted_names_the_culprit_however_far_up_it_is(film: Cluster) -> None:
     assert film.why("poster").sentence == f"task poster {because}"
     reasons = film.why("print")
     assert reasons.sentence == f"task print {because}"
-    assert reasons.layers[0] == "the way there: colour (failed) <- poster (aborted) <- print"
+    assert reasons.layers[0] == "the chain of causes: colour (failed) <- poster (aborted) <- print"
     assert "the command was: grade --fast" in reasons.layers
 
 

@@ -129,12 +129,12 @@ def test_who_should_have_made_a_file_is_named(shelf: Shelf) -> None:
     shelf.lacking("d", "nobody's", after=(whole,))
     shelf.lacking("e", "made", after=(globs_after_whole,))
     errors = {failure.id: failure.error for failure in queries.failures(shelf.engine)}
-    assert errors["a"].endswith("; task whole (succeeded) should have made it")
-    assert errors["b"].endswith("; task globs (succeeded) should have made it")
+    assert errors["a"].endswith("; task whole (succeeded) should have produced it")
+    assert errors["b"].endswith("; task globs (succeeded) should have produced it")
     assert errors["c"].endswith(
-        "; task far (cancelled) makes it, but this task does not wait for it: add far to its dependencies, "
+        "; task far (cancelled) produces it, but this task does not wait for it: add far to its dependencies, "
         "or push with --infer_dependencies"
     )
-    assert errors["e"].endswith("; task whole (succeeded) should have made it"), "it is waited for through a"
-    assert "no task of its run makes it" in errors["d"]
+    assert errors["e"].endswith("; task whole (succeeded) should have produced it"), "it is waited for through a"
+    assert "no task of its run produces it" in errors["d"]
     assert "task whole (succeeded) should have made it" in why(shelf.engine, "a", "", (), shelf.now).sentence

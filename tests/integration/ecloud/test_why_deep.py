@@ -91,7 +91,7 @@ def test_the_root_of_a_waiting_chain_is_found_with_few_queries_and_named_once(
 def test_the_culprit_of_an_aborted_chain_is_found_with_few_queries(deep: Engine) -> None:
     reasons, queries = ask(deep, "aborted", DEPTH - 1)
     assert reasons.sentence == f"task t{DEPTH - 1} was aborted because task t0 failed: exit code 3"
-    way = f"the way there: t0 (failed) <- t1 (aborted) <- t2 (aborted) <- {DEPTH - 1 - 6:,} more <- "
+    way = f"the chain of causes: t0 (failed) <- t1 (aborted) <- t2 (aborted) <- {DEPTH - 1 - 6:,} more <- "
     assert reasons.layers[0].startswith(way)
     assert reasons.layers[0].endswith(f"t{DEPTH - 2} (aborted) <- t{DEPTH - 1}")
     assert queries < QUERIES

@@ -166,7 +166,7 @@ def test_a_boss_that_is_told_so_ends_all_its_vms_and_no_other(
 @pytest.mark.parametrize(
     ("settings", "pool", "sentence"),
     [
-        ({"OPENNEBULA_PASSWORD": "nope"}, {}, "does not let user alice in"),
+        ({"OPENNEBULA_PASSWORD": "nope"}, {}, "refuses user alice"),
         ({}, {"template": "warker"}, "has no template warker that user alice sees; there: worker"),
         ({"OPENNEBULA_URL": "http://127.0.0.1:9/RPC2"}, {}, "cannot be reached: "),
     ],
@@ -233,7 +233,7 @@ def test_of_300_vms_that_a_person_asks_for_255_get_an_address_and_one_sentence_s
         ((closed, why),) = rows(daemon, "SELECT closed, reason FROM pools, vms WHERE state = 'gone' LIMIT 1")
         assert closed == why
         assert why.startswith(f"the cloud at {double.url} has no free address for VMs of template worker: ")
-        assert why.endswith("Cannot get IP/MAC lease from virtual network 0; others must end first")
+        assert why.endswith("Cannot get IP/MAC lease from virtual network 0; end other VMs first")
         assert len(double.alive) == 255
         assert {cause for (cause,) in rows(daemon, "SELECT cause FROM vms WHERE state = 'gone'")} == {"refused: less"}
 
@@ -271,7 +271,7 @@ def test_a_vm_that_waits_for_ever_is_withdrawn_and_another_pool_takes_over(
         assert watch_to_the_end(client, "r", START_S).states == {"succeeded": 1}
     wait_until(lambda: not double.alive, START_S, "it is withdrawn")
     ((reason, cause),) = rows(daemon, "SELECT reason, cause FROM vms WHERE pool = 'big'")
-    assert reason.startswith("its cloud found no place for it in 2 s: ")
+    assert reason.startswith("its cloud found no host for it in 2 s: ")
     assert words in reason
     assert cause == "no_place"
 
@@ -288,7 +288,7 @@ def test_vms_of_another_opennebula_user_are_not_taken_for_gone(
         text = daemon.settings_file.read_text()
         daemon.settings_file.write_text(text.replace("'alice'", "'carol'"))
         daemon.start()
-        said = "SELECT state FROM vms WHERE said LIKE '%is not shown to user carol%OPENNEBULA_USER%'"
+        said = "SELECT state FROM vms WHERE said LIKE '%is not visible to user carol%OPENNEBULA_USER%'"
         wait_until(lambda: rows(daemon, said), START_S, "the boss says what it cannot see")
         assert watch_to_the_end(client, "r", START_S).states == {"succeeded": 1}
         assert len(double.alive) == 1

@@ -231,7 +231,7 @@ def test_a_vm_whose_answer_was_lost_is_found_by_the_list(double: OpenNebula, clo
 
 def test_an_order_that_did_not_arrive_is_no_vm(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
     double.faults.next_calls.append(("template.instantiate", "reset"))
-    with pytest.raises(Unanswered, match="broke the connection off"):
+    with pytest.raises(Unanswered, match="closed the connection"):
         cloud.start(order())
     assert cloud.list() == []
     double.stop_answering()
@@ -262,7 +262,7 @@ def test_strangers_are_shown_with_what_they_lack(double: OpenNebula, new_cloud: 
     double.add_vm(100, f"ecloud-{CLUSTER}-1", double.admin, state=ACTIVE, lcm=RUNNING)
     double.add_vm(101, f"ecloud-{CLUSTER}-2", double.alice, state=ACTIVE, lcm=RUNNING)
     found = {stranger.cloud_id: stranger for stranger in boss.strangers()}
-    assert found["100"].why == "it has our name or label only"
+    assert found["100"].why == "it has only the name or label of this cluster"
     assert (found["101"].why, found["101"].owner) == ("it belongs to alice", "alice")
 
 
@@ -330,7 +330,7 @@ def test_one_that_was_there_and_is_not_shown_is_gone_only_where_the_cloud_says_s
     told = carol.list(known)
     assert [(vm.vm_no, vm.cloud_id, vm.state) for vm in told] == [(n, str(n - 1), CloudState.HIDDEN) for n in (1, 2, 3)]
     assert told[0].text == (
-        "VM 0 is not shown to user carol, who asks, and may still run: was OPENNEBULA_USER changed? "
+        "VM 0 is not visible to user carol and may still run: was OPENNEBULA_USER changed? "
         "Set it back until its VMs are gone, or have their owner end them"
     )
     double.vanish(vms[0])
@@ -482,7 +482,7 @@ def test_a_quota_asks_for_less(double: OpenNebula, cloud: OpenNebulaCloud) -> No
     for vm_no in (1, 2):
         cloud.start(order(vm_no))
     assert cloud.room().vms == 0
-    with pytest.raises(AskForLess, match="limit of 2 reached for VMS quota in VM; others must end first") as error:
+    with pytest.raises(AskForLess, match="limit of 2 reached for VMS quota in VM; end other VMs first") as error:
         cloud.start(order(3))
     assert "template worker" in sentence(error)
 
@@ -523,7 +523,8 @@ def test_a_pool_that_promises_more_than_its_template_gives_is_named(
 ) -> None:
     assert cloud.misfit({"cpus": 1.0, "memory_mb": 512.0}) == ""
     assert cloud.misfit({"cpus": 4.0, "memory_mb": 600.0}) == (
-        "4 cpus promised, the template gives 1 (VCPU); 600 MB of memory promised, the template gives 512 (MEMORY)"
+        "the pool has 4 cpus, but its template gives 1 (VCPU); "
+        "the pool has 600 MB of memory, but its template gives 512 (MEMORY)"
     )
     double.add_worker_template("large", cpus=4)
     assert new_cloud("large").misfit({"cpus": 4.0}) == ""
@@ -644,7 +645,7 @@ def test_wrong_credentials_are_one_sentence_for_each_call(double: OpenNebula, ne
         cloud = new_cloud(**endpoint)
         calls: list[Callable[[], object]] = [cloud.list, cloud.room, cloud.strangers]
         for call in (*calls, lambda cloud=cloud: cloud.start(order()), lambda cloud=cloud: cloud.end("1")):
-            with pytest.raises(CredentialsWrong, match=r"does not let user .* in: .*set OPENNEBULA_USER") as error:
+            with pytest.raises(CredentialsWrong, match=r"refuses user .*: .*set OPENNEBULA_USER") as error:
                 call()
             sentence(error)
     double.alice.enabled = False
@@ -656,8 +657,8 @@ def test_another_cloud_than_expected_is_said(double: OpenNebula, new_cloud: NewC
     base = double.url.removesuffix("/RPC2")
     for url, expected in (
         (f"{base}/RPC3", r"there is no OpenNebula at .* \(HTTP 404\); check OPENNEBULA_URL"),
-        ("http://", "that is no address; set OPENNEBULA_URL"),
-        (double.url.replace("http", "https", 1), "speaks no TLS there; is it http:// instead"),
+        ("http://", "is not an address; set OPENNEBULA_URL"),
+        (double.url.replace("http", "https", 1), "does not use TLS there; use http://"),
     ):
         with pytest.raises(CredentialsWrong, match=expected) as error:
             new_cloud(url=url).list()
@@ -671,7 +672,9 @@ def test_what_speaks_xml_rpc_and_is_no_opennebula_is_one_sentence_for_each_call(
         calls: list[Callable[[], object]] = [cloud.list, lambda: cloud.list({"7": 1}), lambda: cloud.end("7")]
         try:
             for call in calls:
-                with pytest.raises(TryLater, match=r"does not understand our calls .*is it an OpenNebula") as error:
+                with pytest.raises(
+                    TryLater, match=r"does not understand the boss's calls .*is it an OpenNebula"
+                ) as error:
                     call()
                 sentence(error)
         finally:

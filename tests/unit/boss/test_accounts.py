@@ -26,7 +26,7 @@ def test_the_account_of_the_boss_itself_is_refused() -> None:
 
 def test_a_boss_that_is_not_root_cannot_change_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    with pytest.raises(Problem, match="run_as = 'nobody' needs a boss that is root"):
+    with pytest.raises(Problem, match="run_as = 'nobody' needs a boss that runs as root"):
         account_of(PoolSettings("p", run_as="nobody"))
 
 

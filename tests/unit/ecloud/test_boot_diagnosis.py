@@ -37,11 +37,11 @@ def cause(**found: Any) -> Cause | None:
         # 5: our key is not installed yet
         ({"contact": "denied"}, "key refused", "is not installed (yet)"),
         # 6: its own start has not ended
-        ({"starting": "one-context is activating"}, "still starting", "has not ended (one-context is activating)"),
+        ({"starting": "one-context is activating"}, "still starting", "has not finished (one-context is activating)"),
         # 7: the disk was not grown
         ({"disk_mb": 12.0}, "disk", "has 12 MB free, 300 are needed"),
         # 8: the address is another's
-        ({"vm": "3", "boot_nonce": "4-3"}, "another machine", "answers VM 3 (boot 4-3)"),
+        ({"vm": "3", "boot_nonce": "4-3"}, "another machine", "belongs to VM 3 (boot 4-3)"),
         ({"contact": "changed", "said": "SHA256:a instead of SHA256:b"}, "another machine", "nothing was sent"),
         # 9: no CONTEXT disk
         ({"context": False, "vm": "", "boot_nonce": ""}, "no context", "Install one-context"),

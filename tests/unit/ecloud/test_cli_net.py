@@ -44,7 +44,7 @@ def ending(
         (OSError(28, "No space left on device"), 2, "x.py: No space left on device\n"),
         (ModuleNotFoundError("No module named 'pymysql'", name="pymysql"), 3, "lacks pymysql: "),
         (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"), 2, "is not valid UTF-8"),
-        (MemoryError(), 3, "no memory left"),
+        (MemoryError(), 3, "is out of memory"),
         (ZeroDivisionError("division by zero"), 70, "x.py: a fault of ECLOUD: ZeroDivisionError: division by zero ("),
         (RecursionError("too deep"), 70, "a fault of ECLOUD: RecursionError: too deep"),
         (KeyboardInterrupt(), 130, ""),

@@ -121,14 +121,15 @@ def test_an_inferred_cycle_is_named() -> None:
         {"id": "a", "requirements": ["y"], "results": ["x"]},
         {"id": "b", "requirements": ["x"], "results": ["y"]},
     ]
-    with pytest.raises(TaskListWrong, match="these wait for each other"):
+    with pytest.raises(TaskListWrong, match="these tasks wait for each other"):
         read(*tasks, infer=True)
 
 
 def test_equal_problems_are_told_once_with_their_number() -> None:
     lines = refused(*({"id": f"t{number}", "resources": {"gpus": 1.5}} for number in range(300)))
     assert lines == [
-        "tasks t0, t1, t2 and 297 more (300 in all), resources: gpus = 1.5: a part of one GPU (0.5), or whole ones"
+        "tasks t0, t1, t2 and 297 more (300 in all), resources: gpus = 1.5: a part of one GPU (0.5), or "
+        "a whole number of GPUs"
     ]
     assert len(refused(*({"id": f"t{number}", "resources": {"gpus": 1.5}} for number in range(3)))) == 3
 

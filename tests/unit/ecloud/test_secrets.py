@@ -55,7 +55,7 @@ def test_the_clusters_secret_is_made_once(home: Home) -> None:
 @pytest.mark.parametrize("damage", ["", "zz", "abcd"])
 def test_a_damaged_secret_is_said(damage: str, home: Home) -> None:
     home.cluster_key.write_text(damage)
-    with pytest.raises(AccessWrong, match=r"cluster\.key is damaged: put it back from a backup"):
+    with pytest.raises(AccessWrong, match=r"cluster\.key is damaged: restore it from a backup"):
         cluster_secret(home)
 
 

@@ -217,7 +217,10 @@ def test_a_pool_of_an_opennebula(settings_file: Path) -> None:
     ("text", "problem"),
     [
         (OPENNEBULA.replace('"worker"', '" "'), "POOLS: big: template: the name or id of an OpenNebula template"),
-        (OPENNEBULA.replace("7500", "0"), "POOLS: big: cpus and memory_mb: how much a VM of its template has to offer"),
+        (
+            OPENNEBULA.replace("7500", "0"),
+            "POOLS: big: cpus and memory_mb: the CPUs and memory of a VM of its template",
+        ),
         (OPENNEBULA + 'OPENNEBULA_USER = ""\n', "OPENNEBULA_USER is needed by the pools of an OpenNebula"),
         (OPENNEBULA + 'OPENNEBULA_PASSWORD = ""\n', "OPENNEBULA_PASSWORD is needed by the pools of an OpenNebula"),
         (OPENNEBULA + 'OPENNEBULA_URL = ""\n', "OPENNEBULA_URL is needed by the pools of an OpenNebula"),
@@ -229,7 +232,7 @@ def test_a_pool_of_an_opennebula(settings_file: Path) -> None:
         ('POOLS = ({"name": "here", "code": "ssh"},)', "POOLS: here: code = 'ssh': for pools of cloud opennebula only"),
         (
             'POOLS = ({"name": "far", "cloud": "slurm", "cpus": 1, "memory_mb": 1, "run_as": "x"},)',
-            "POOLS: far: run_as = 'x': for pools of cloud local only",
+            "POOLS: far: run_as = 'x': only for pools of cloud local",
         ),
         ('POOLS = ({"name": "here", "template": "worker"},)', "POOLS: here: template = 'worker': for pools of cloud"),
     ],

@@ -143,7 +143,7 @@ def test_a_wandb_grid() -> None:
     found = read(text)
     assert found.tasks[0].commands == ('/usr/bin/env python train.py --lr=1e-3 --epochs=27 --wide --fixed=1 "$HOME"',)
     assert found.tasks[1].commands[0].count("--wide") == 0
-    assert found.notes == ("read over, it is for W&B's own service: metric",)
+    assert found.notes == ("ignored, it is for W&B's own service: metric",)
 
 
 def test_a_wandb_random_search() -> None:
@@ -185,8 +185,8 @@ styl: env
 """
     assert refused(text) == [
         "line 3, column 13, lr: 0.1 stands twice",
-        "line 4, column 3: lr stands twice, first at line 3, column 3",
-        "line 5, column 6, b: the list is empty: no combination would be left",
+        "line 4, column 3: lr occurs twice, first at line 3, column 3",
+        "line 5, column 6, b: the list is empty: the sweep would have no combinations",
         "line 11, column 15, condition: something is missing at the end",
         "line 12, column 9, repeat: a whole number from 1 to 100,000",
         "line 13, column 1, styl: a sweep has no such field; did you mean style?",
@@ -206,7 +206,7 @@ styl: env
         ),
         ("a: [1, [2]]", "line 1, column 8, a: a value is a text or a number, not a list"),
         ("a: {b: 1}", "expected one of range, log"),
-        ("a:", "there is no value"),
+        ("a:", "the value is missing"),
         ("a: {log: [0, 1, 3]}", "numbers above 0"),
         ("a: !!python/tuple [5, 1]", "the interval is empty"),
         ("a-b: 1\na.b: 1", "would both be $ECLOUD_PARAM_A_B"),

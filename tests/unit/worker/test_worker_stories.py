@@ -99,9 +99,9 @@ def test_a_deposed_boss_welcomes_in_vain() -> None:
 
 def test_a_boss_that_does_not_know_the_session_is_greeted_again() -> None:
     script = WorkerScript().on_duty()
-    unknown = wire.Refused("session", "say Hello", about="1-99")
+    unknown = wire.Refused("session", "send Hello", about="1-99")
     script.hear(unknown, session="1-99", number=0).nothing_else()
-    about_ours = wire.Refused("session", "say Hello", about=script.session)
+    about_ours = wire.Refused("session", "send Hello", about=script.session)
     hello = script.hear(about_ours, number=0).hello()
     script.nothing_else()
     script.welcome(hello).beats()
@@ -356,7 +356,7 @@ def test_a_worker_whose_home_is_a_copy_leaves_and_says_why() -> None:
     script = WorkerScript(cpus=1).on_duty()
     script.hear(wire.Refused("home_unsure", "say Hello again"))
     script.nothing_else()
-    script.hear(wire.Refused("home", "worker w0 on one works with this home, of which this is a copy"))
+    script.hear(wire.Refused("home", "worker w0 on one uses this home, and this one is a copy"))
     script.leaves(code=HOME_COPIED).take(wire.Goodbye)
     script.nothing_else()
 

@@ -611,7 +611,7 @@ def test_what_its_attempt_does_not_declare_is_not_published_and_fails_the_task(s
     script.starts(w1, "a").started(w1, "a").ended(w1, "a", manifest=(ManifestEntry("other", 1, "aa"),)).stored(w1, "a")
     script.states(a="failed")
     assert script.store.tasks[script.names["a"]].reason == (
-        "its worker staged 'other', which is none of the results that the task declares"
+        "its worker staged 'other', which is not a result that the task declares"
     )
     assert script.call(DropStages).stages == (f"w1/{script.names['a']}-1",)
     script.nothing_else()

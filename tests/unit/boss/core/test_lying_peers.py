@@ -87,7 +87,7 @@ def test_a_copied_home_replaces_nobody_and_is_told_to_take_another() -> None:
         refused = script.take(clone, wire.Refused)
         assert refused.code == code
         script.wait(1.0).beats(old)
-    assert "worker p1 on one works with this home" in refused.reason
+    assert "worker p1 on one uses this home" in refused.reason
     assert "another --home" in refused.reason
     assert set(script.boss.fleet.workers) == {"p1"}
     script.hello(clone, resources={"cpus": 1.0}, home="h-2", boot_id="b2").hear(clone, wire.Heartbeat(0))
@@ -149,7 +149,7 @@ def test_a_revoked_key_is_dropped_at_once() -> None:
     script.said.clear()
     client = script.client()
     script.hear(client, wire.Request("r", "revoke_key", {"name": "worker-1"}))
-    assert script.take(client, wire.RequestDone).text == "worker-1 is revoked; dropped at once: 1 worker"
+    assert script.take(client, wire.RequestDone).text == "worker-1 is revoked; disconnected: 1 worker"
     assert script.take(out, wire.Exit).reason == "its key was revoked"
     row = script.store.workers["w1"]
     assert (row.state, row.reason) == ("gone", "its key was revoked")

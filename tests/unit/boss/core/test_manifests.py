@@ -74,7 +74,7 @@ def test_a_directory_that_is_merged_with_others_may_be_empty() -> None:
 def test_no_entry_needs_no_result_and_without_results_none_may_be_there() -> None:
     assert undeclared([], []) is None
     assert undeclared([ManifestEntry("out")], []) == (
-        "its worker staged 'out', which is none of the results that the task declares"
+        "its worker staged 'out', which is not a result that the task declares"
     )
 
 

@@ -131,7 +131,7 @@ def test_a_pool_that_rests_starts_none_says_why_and_another_takes_over() -> None
 def test_limits_hold_and_are_named() -> None:
     made = planned(pool(maximum=500, may_start=7), demands=[ready(400)])
     assert starts(made) == {"p": 7}
-    assert "its limit of starts under way is reached" in made.notes[0]
+    assert "its limit of VMs that start at the same time is reached" in made.notes[0]
     assert len(planned(pool(maximum=500, may_start=500), demands=[ready(400)]).starts) == 50
 
 
@@ -159,7 +159,7 @@ def test_an_idle_vm_is_kept_when_the_next_wave_comes_sooner_than_a_boot() -> Non
     idle = [IdleVm(1, "p", 70.0, {"cpus": 1.0}), IdleVm(2, "p", 90.0, {"cpus": 1.0})]
     made = planned(pool(alive=2, boot_s=94), demands=[ready(1, 60.0, in_s=40.0)], idle=idle)
     assert [end.vm_no for end in made.ends] == [2], "one task needs one VM"
-    assert made.notes[-1] == "VM 1 idles and is kept: 1 task of 1 cpu is ready in 40 s"
+    assert made.notes[-1] == "VM 1 is idle and is kept: 1 task of 1 cpu is ready in 40 s"
     late = planned(pool(alive=2, boot_s=30), demands=[ready(1, 60.0, in_s=40.0)], idle=idle)
     assert len(late.ends) == 2
 

@@ -139,4 +139,4 @@ def test_why_names_the_machine() -> None:
     on_machine(script, "one")
     script.push("r", task("two", resources={"cpus": 2.0}, runtime_s=99.0), task("a"))
     (layer,) = script.boss.requests._why_ready.layers(script.names["a"], script.now)
-    assert layer == "task a waits its turn: worker one has room, but other workers on its machine use the machine"
+    assert layer == "task a waits its turn: worker one is free, but other workers on its machine use the machine"

@@ -58,7 +58,9 @@ def test_a_task_that_kills_its_workers_fails_after_three_and_its_neighbour_succe
         assert set(orders(script, fourth)) == {second}
         script.ended(fourth, "good")
     script.states(poison="failed", good="succeeded")
-    assert script.reason("poison").startswith("3 workers were lost while running it; the last was worker w3: not heard")
+    assert script.reason("poison").startswith(
+        "3 workers were lost while running it; the last was worker w3: silent for"
+    )
     (row,) = script.store.tables.suspects.values()
     assert (row.task_no, row.lost, row.failed) == (script.names["poison"], 3, True)
 

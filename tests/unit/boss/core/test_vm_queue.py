@@ -66,7 +66,7 @@ def test_vms_are_withdrawn_when_nothing_is_placed_any_more() -> None:
     script.handle(listed(vm_nos, 1))
     assert ended(script) == vm_nos[1:]
     vm = script.store.vms[vm_nos[1]]
-    assert (vm.cause, vm.reason) == ("no_place", f"its cloud found no place for it in 120 s: {DISPATCH}")
+    assert (vm.cause, vm.reason) == ("no_place", f"its cloud found no host for it in 120 s: {DISPATCH}")
 
 
 def test_vms_whose_own_pool_gets_no_host_are_withdrawn_although_others_are_placed() -> None:
@@ -118,7 +118,7 @@ def test_what_a_person_asked_for_is_asked_for_again_also_by_the_next_boss() -> N
     script.wait(130.0)
     again = started(script)
     assert len(again) == 2
-    assert {script.store.vms[vm_no].reason for vm_no in again} == {"a person asked for it"}
+    assert {script.store.vms[vm_no].reason for vm_no in again} == {"an operator requested it"}
     script.start()
     script.wait(600.0)
     assert len(started(script)) == 0, "once only"
@@ -154,7 +154,7 @@ def test_an_end_is_asked_for_once_although_its_worker_leaves_at_once() -> None:
 
 
 def hidden(vm_no: int) -> VmsListed:
-    return cloud_lists("p", {vm_no: f"cloud-{vm_no}"}, {vm_no: ("hidden", "VM 1 is not shown to user alice")})
+    return cloud_lists("p", {vm_no: f"cloud-{vm_no}"}, {vm_no: ("hidden", "VM 1 is not visible to user alice")})
 
 
 def test_a_vm_whose_end_nothing_can_confirm_is_written_off_after_a_deadline() -> None:

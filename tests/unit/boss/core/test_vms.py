@@ -207,7 +207,7 @@ def test_vms_of_a_pool_that_is_not_set_any_more_are_ended() -> None:
     script.config = msgspec.structs.replace(script.config, pools=script.config.pools[:1])
     script.start()
     script.handle(cloud_lists("p", {large: "2"}))
-    assert script.store.vms[large].reason == "its pool q is no longer set"
+    assert script.store.vms[large].reason == "its pool q is no longer in the settings"
     assert script.call(EndVm) == EndVm(large, "p", "2")
     script.handle(EMPTY)
     assert script.store.vms[large].state == "gone"

@@ -22,7 +22,7 @@ def why(script: BossScript, id: str) -> list[str]:
 def test_no_worker_and_no_pool() -> None:
     script = BossScript()
     script.push("r", task("a"))
-    assert why(script, "a") == ["task a needs 1 cpu; no worker is on duty, no pool has any"]
+    assert why(script, "a") == ["task a needs 1 cpu; no worker is up, no pool has any"]
 
 
 def test_asking_for_more_than_anybody_has() -> None:
@@ -39,7 +39,7 @@ def test_busy_workers_and_who_goes_first() -> None:
     script.push("r2", task("high", priority=5), task("first"), task("a"))
     assert why(script, "a") == [
         "task a waits its turn: 1 worker that fits it is busy; 1 ready task of higher priority goes first; "
-        "1 task of its run stands before it"
+        "1 task of its run is before it"
     ]
     assert why(script, "runs") == [], "a worker has it: rows tell"
 
@@ -50,7 +50,10 @@ def test_workers_that_take_no_tasks() -> None:
     script.beats(sick, trouble="the disk is full").hear(leaving, wire.DrainWanted("SIGTERM"))
     script.push("r", task("a"))
     (layer,) = why(script, "a")
-    assert "none takes tasks now: w1 reports: the disk is full; w2 is draining (SIGTERM)" in layer
+    assert (
+        "none of the workers that it fits takes tasks now: w1 reports: the disk is full; w2 is draining (SIGTERM)"
+        in layer
+    )
 
 
 def test_a_worker_that_was_not_heard_since_the_boss_started_is_known_to_the_boss_alone() -> None:
@@ -80,7 +83,7 @@ def test_pools_that_are_closed_or_full_and_vms_that_boot() -> None:
     script.push("r", task("a"), task("b"), task("c"))
     vm_no = script.call(StartVm).vm_no
     layers = why(script, "c")
-    assert layers[0].startswith("task c waits: no worker is on duty; pool p can start one that fits")
+    assert layers[0].startswith("task c waits: no worker is up; pool p can start one that fits")
     assert any("2 VMs of pool p boot" in layer and "at its maximum of 2 VMs" in layer for layer in layers)
     script.handle(VmRefused(vm_no, "quota is used up", 600.0, "less"))
     assert any("quota is used up" in layer for layer in why(script, "c"))
