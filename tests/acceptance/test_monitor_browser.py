@@ -142,7 +142,7 @@ def test_everything_is_reached_with_the_keyboard(site: Site, browser: Browser) -
     press_until(page, "document.activeElement.textContent === 'genomes'")
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/run/{RUN}")
-    press_until(page, "document.activeElement.textContent.startsWith('Retry what failed')")
+    press_until(page, "document.activeElement.textContent.startsWith('Retry failed tasks')")
     page.keyboard.press("Enter")
     page.wait_for_url("**/confirm?**")
     assert "failed task" in page.locator("main").inner_text()
