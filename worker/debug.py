@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from datastore.problem import Problem
+from ecloud.model.machine_needs import MachineFacts, lacks
 
 if TYPE_CHECKING:
     from ecloud.client.broker import BrokerAddress
@@ -38,7 +39,6 @@ LISTEN_S = 5.5
 """While workers are on duty, a boss sends something at least this often: heartbeats come every 5 s."""
 DATASTORE_S = 5.0
 """Together, these limits stay below the promised 30 s."""
-LEAST_PYTHON = (3, 10)
 PACKAGES = {"click": "click", "msgspec": "msgspec", "paho.mqtt.client": "paho-mqtt", "psutil": "psutil"}
 """Modules that a worker imports, and their names for pip."""
 BROUGHT = (ROOT / "packages").is_dir()
@@ -72,8 +72,8 @@ class Found:
 def check_python(found: Found) -> str:
     """Check version and packages."""
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] < LEAST_PYTHON:
-        raise Problem(f"{sys.executable} is {version}, 3.10 or later is needed: install one, then {INSTALL}")
+    for lack in lacks(MachineFacts(version)):
+        raise Problem(f"{lack.text} ({sys.executable}): install one, then {INSTALL}")
     missing = []
     for module, package in PACKAGES.items():
         try:
@@ -213,12 +213,10 @@ def check_disk(found: Found) -> str:
     home = found.home or Path("~/.ecloud/worker").expanduser()
     there = next((path for path in (home, *home.parents) if path.is_dir()), Path("/"))
     free_mb = free_disk_mb(there)
-    if free_mb < MIN_FREE_MB:
-        raise Problem(
-            f"{free_mb:.0f} MB are free for {home}, {MIN_FREE_MB:.0f} are needed: make room, or give a --home"
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise Problem(f"{there} cannot be written by this user: set --home to a directory that can")
+    shut = "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written by this user"
+    # ECLOUD is installed here, so what a worker keeps free is enough.
+    for lack in lacks(MachineFacts(disk_mb=free_mb, home=shut), MIN_FREE_MB):
+        raise Problem(f"{lack.text}: free some disk space for {home}, or set --home to another directory")
     return f"{free_mb:,.0f} MB are free for {home}"
 
 

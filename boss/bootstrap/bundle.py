@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from datastore.problem import Problem
+from ecloud.model.machine_needs import LEAST_PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("click", "msgspec", "paho-mqtt", "psutil")
@@ -47,7 +48,6 @@ LEVEL = 1
 """Level of gzip: a boss's bundle takes 10 s of CPU at the default level, 2 s at this one."""
 KEPT = 8
 """Number of archives with earlier code that are kept."""
-LEAST_PYTHON = (3, 10)
 OLDEST_GLIBC = 5
 _TAG = re.compile(r"(many|musl)linux_(\d+)_(\d+)_(.+)\Z")
 _OLD_NAMES = {"manylinux1": "manylinux_2_5", "manylinux2010": "manylinux_2_12", "manylinux2014": "manylinux_2_17"}

@@ -13,11 +13,34 @@ import msgspec
 
 from boss.bootstrap.start_script import HOME
 from ecloud.model.boot_diagnosis import LOG_CHARS, Visit
+from ecloud.model.machine_needs import LEAST_PYTHON
 
 OWN_SCRIPT = "the template's own start script"
 """Name for the template's own start script while it still runs: no worker starts before it ends."""
 
-PROBE = r"""
+_FIND_PYTHON = r"""
+python= older=
+for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10 @MORE@; do
+    said=$("$candidate" -c '
+import platform, sys
+libc = platform.libc_ver()
+print("%d.%d" % sys.version_info[:2], platform.machine(), libc[0] or "musl", libc[1] or "1.2", sys.executable)
+sys.exit(sys.version_info < @LEAST@)' 2>/dev/null) && python=$candidate
+    if [ -n "$said" ] && { [ -n "$python" ] || [ -z "$older" ]; }; then older=$said; fi
+    if [ -n "$python" ]; then break; fi
+done
+echo "python $older"
+""".replace("@LEAST@", str(LEAST_PYTHON))
+
+
+def find_python(more: str = "") -> str:
+    """Return shell that prints `python VERSION ARCHITECTURE LIBC LIBC_VERSION PATH` of the first Python that is new
+    enough, else of any, and sets `python` to one that is new enough. `more`: further candidates, as shell words."""
+    return _FIND_PYTHON.replace(" @MORE@", f" {more}" if more else "")
+
+
+PROBE = (
+    r"""
 root=${ECLOUD_ROOT:-}
 @HOME@
 tell() { printf '%s %s\n' "$1" "$2"; }
@@ -57,18 +80,7 @@ fi
 if [ -z "$root" ] && command -v cloud-init >/dev/null; then
     case $(limited 5 cloud-init status 2>/dev/null) in *running*) tell starting "cloud-init is running" ;; esac
 fi
-python=
-for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do
-    said=$("$candidate" -c '
-import platform, sys
-libc = platform.libc_ver()
-print("%d.%d" % sys.version_info[:2], platform.machine(), libc[0] or "musl", libc[1] or "1.2", sys.executable)
-sys.exit(sys.version_info < (3, 10))' 2>/dev/null) && python=$candidate
-    if [ -n "$said" ] && { [ -n "$python" ] || [ -z "${older:-}" ]; }; then older=$said; fi
-    if [ -n "$python" ]; then break; fi
-done
-tell python "${older:-}"
-if [ -n "$home" ] && (printf '#!/bin/sh\n' >"$home/try") 2>/dev/null; then
+@PYTHON@if [ -n "$home" ] && (printf '#!/bin/sh\n' >"$home/try") 2>/dev/null; then
     chmod 700 "$home/try" 2>/dev/null
     "$home/try" 2>/dev/null || tell unfit "programs in $home cannot be run: it is mounted with noexec"
     rm -f "$home/try"
@@ -111,7 +123,10 @@ done
 echo log
 for file in start.log agent.log; do tail -n 25 "$home/$file" 2>/dev/null | tail -c 3000; done
 exit 0
-""".replace("@OWN@", OWN_SCRIPT).replace("@HOME@", HOME)
+""".replace("@OWN@", OWN_SCRIPT)
+    .replace("@HOME@", HOME)
+    .replace("@PYTHON@", find_python().lstrip())
+)
 """Prints the fields of Visit: a name and a value a line, then `log` and the tails of the logs. Changes nothing, except
 that it makes the home."""
 

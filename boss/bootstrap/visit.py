@@ -23,8 +23,9 @@ from boss.core.model.effects import VisitVm
 from boss.core.model.events import VmVisited
 from datastore.ssh import remote
 from datastore.ssh.remote import Login, Remote, Unreachable
-from ecloud.model.boot_diagnosis import LEAST_DISK_MB, LEAST_PYTHON, LOG_CHARS, Visit, version
+from ecloud.model.boot_diagnosis import LOG_CHARS, Visit, facts
 from ecloud.model.foreign_text import Cleaner
+from ecloud.model.machine_needs import LEAST_PYTHON, PREVENT_START, lacks, version
 
 log = logging.getLogger("boss")
 VISIT_S = 180.0
@@ -132,9 +133,8 @@ class Visitor:
 def _may_be_prepared(visit: Visit, call: VisitVm) -> bool:
     """Whether preparing is useful, and this is the right machine. What is only slow (its name server, its clock) may
     recover while the worker waits."""
-    fits = version(visit.python) >= LEAST_PYTHON and not visit.home and OWN_SCRIPT not in visit.starting
-    room = visit.disk_mb is None or visit.disk_mb >= LEAST_DISK_MB
-    return fits and room and (visit.vm, visit.boot_nonce) == (str(call.vm_no), call.boot_nonce)
+    fits = not any(lack.need in PREVENT_START for lack in lacks(facts(visit))) and OWN_SCRIPT not in visit.starting
+    return fits and (visit.vm, visit.boot_nonce) == (str(call.vm_no), call.boot_nonce)
 
 
 def _machine(probed: Probed) -> Machine:

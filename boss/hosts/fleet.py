@@ -16,13 +16,12 @@ import msgspec
 
 from boss.bootstrap.bundle import Machine
 from boss.providers import ssh_hosts_scripts as scripts
-from boss.providers.ssh_hosts import AT_ONCE, LEAST_DISK_MB, LOCAL, Shell, pair
+from boss.providers.ssh_hosts import AT_ONCE, LOCAL, REMEDIES, Shell, pair
 from boss.providers.ssh_hosts_scripts import HostProbe, Place
 from datastore.problem import Problem
 from ecloud.config.hosts_file import HostsFile
+from ecloud.model.machine_needs import DISK, HOME, lacks
 
-CLOCK_S = 60.0
-"""A clock that differs by more than this makes certificates and times in the tables wrong."""
 PERSIST_S = 20
 """How long a connection outlives its last command if this program is killed."""
 _Told = TypeVar("_Told")
@@ -69,22 +68,14 @@ class Fleet:
 
     def problems(self, host: str, probe: HostProbe) -> list[str]:
         """Return the reasons why a host cannot be used, each with its remedy."""
-        told = []
-        if not probe.python:
-            told.append(f"{host} has no Python of 3.10 or later: install one, or name it on the PATH of /bin/sh")
-        if not probe.home:
-            told.append(
-                f"{host}: {self.file.options.remote_path} cannot be created there: name another directory with -r"
-            )
-        if probe.disk_mb < LEAST_DISK_MB:
-            told.append(
-                f"{host} has {probe.disk_mb:.0f} MB free below {probe.home}: {LEAST_DISK_MB:.0f} are needed; "
-                "make room, or name another place with -r"
-            )
-        if probe.clock is not None and abs(probe.clock) > CLOCK_S:
-            where = "ahead of" if probe.clock > 0 else "behind"
-            told.append(f"the clock of {host} is {abs(probe.clock):.0f} s {where} this one: set it (chronyd, ntpdate)")
-        return told
+        home = "" if probe.home else f"{self.file.options.remote_path} cannot be created"
+        elsewhere = "or name another directory with -r"
+        remedies = {
+            **REMEDIES,
+            DISK: f"{REMEDIES[DISK]} below {probe.home}, {elsewhere}",
+            HOME: f"{REMEDIES[HOME]}, {elsewhere}",
+        }
+        return [f"{host}: {lack.text}: {remedies[lack.need]}" for lack in lacks(probe.facts(home))]
 
 
 def machine_of(probe: HostProbe) -> Machine:

@@ -18,9 +18,10 @@ from boss.hosts import scripts
 from boss.hosts.fleet import Fleet
 from boss.hosts.journal import Journal
 from boss.hosts.master import bring_project
-from boss.providers.ssh_hosts import LOCAL, Shell
+from boss.providers.ssh_hosts import LOCAL, REMEDIES, Shell
 from datastore.problem import DONE, PART_AWAY, Problem
 from ecloud.config.settings import ROOT, Settings, child_environment
+from ecloud.model.machine_needs import MachineFacts, lacks
 from ecloud.model.text import counted
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -44,8 +45,8 @@ def run(
         return _run_here(settings, directory, module, words)
     host, project = masters[0], projects.pack(directory)
     probe = fleet.probe(host)
-    if not probe.python:
-        raise Problem(f"{host} has no Python of 3.10 or later", exit_code=PART_AWAY)
+    for lack in lacks(MachineFacts(probe.newest)):
+        raise Problem(f"{host}: {lack.text}", REMEDIES[lack.need], PART_AWAY)
     bring_project(fleet, host, probe, project)
     place = fleet.place("boss")
     script = scripts.module_script(place, project.name, module, words)

@@ -33,6 +33,7 @@ from boss.providers.provider import (
 from datastore.problem import Problem
 from ecloud.config.secrets import AccessFile
 from ecloud.model.foreign_text import Cleaner
+from ecloud.model.machine_needs import CLOCK, DISK, HOME, PYTHON, lacks
 from ecloud.model.tasks import Resources
 
 COMMAND_S = 60.0
@@ -44,9 +45,15 @@ REST_S = 60.0
 """A host that failed gets no new start before this time has passed."""
 FORGET_S = 3600.0
 """The files of a worker that the boss no longer asks about are removed from its host this long after its end."""
-LEAST_DISK_MB = 200.0
 LOCAL = "local"
 """In a list of hosts: this machine, without SSH."""
+REMEDIES = {
+    PYTHON: "install one, or name it on the PATH of /bin/sh",
+    DISK: "free some disk space",
+    HOME: "check the rights of this user",
+    CLOCK: "set it (chronyd, ntpdate)",
+}
+"""What to do on a host for each need of `machine_needs`."""
 
 
 class Failed(Problem):
@@ -199,12 +206,8 @@ class SshHosts:
     def _start_on(self, host: str, order: VmOrder) -> str:
         """Start a worker on a host. Raises `Failed`, `NoBundle`."""
         probe = scripts.read_probe(self._shell.run(host, scripts.probe_script(self._place)))
-        if not probe.python:
-            raise Failed(f"{host} has no Python of 3.10 or later: install one, or name it on the PATH of /bin/sh")
-        if probe.disk_mb < LEAST_DISK_MB:
-            raise Failed(
-                f"{host} has {probe.disk_mb:.0f} MB free in the workers' directory: {LEAST_DISK_MB:.0f} are needed"
-            )
+        for lack in lacks(probe.facts()):
+            raise Failed(f"{host}: {lack.text}: {REMEDIES[lack.need]}")
         version, architecture, libc, libc_version, python = probe.python
         bundle = self._bundles.get(Machine(pair(version), architecture, libc, pair(libc_version)))
         if bundle.name not in probe.codes:

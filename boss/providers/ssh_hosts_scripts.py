@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from boss.bootstrap.guest_scripts import find_python
 from boss.providers.provider import CloudState, VmFound, VmOrder
+from ecloud.model.machine_needs import LEAST_PYTHON, MachineFacts, version
 
 PLACE = ".ecloud-hosts"
 STARTS_S = 60
@@ -68,21 +70,20 @@ forget_unit() {
     if [ "$by" = user ]; then systemctl --user daemon-reload; else systemctl daemon-reload; fi
 }
 """
-_PROBE = r"""
-for candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10 /usr/local/bin/python3 \
-    "$HOME"/.pyenv/shims/python3 "$HOME"/miniconda3/bin/python3 /opt/conda/bin/python3; do
-    said=$("$candidate" -c '
-import platform, sys
-libc = platform.libc_ver()
-print("%d.%d" % sys.version_info[:2], platform.machine(), libc[0] or "musl", libc[1] or "1.2", sys.executable)
-sys.exit(sys.version_info < (3, 10))' 2>/dev/null) && { echo "python $said"; break; }
-done
+_MORE_PYTHONS = (
+    '/usr/local/bin/python3 "$HOME"/.pyenv/shims/python3 "$HOME"/miniconda3/bin/python3 /opt/conda/bin/python3'
+)
+"""Where a host may have a Python that is not on the PATH of a shell without login."""
+_PROBE = (
+    find_python(_MORE_PYTHONS)
+    + r"""
 echo "home $place"
 for code in "$place"/code-*; do [ -d "$code" ] && echo "code ${code##*/code-}"; done
 for project in "$place"/project-*; do [ -d "$project" ] && echo "project ${project##*/project-}"; done
 set -- $(df -Pm "$place" 2>/dev/null | tail -n 1)
 echo "disk ${4:-}"
 """
+)
 _FACTS = r"""
 echo "date $(date +%s)"
 echo "name $(uname -n)"
@@ -209,14 +210,15 @@ _STATES = {"lives": CloudState.RUNNING, "starts": CloudState.BOOTING, "gone": Cl
 
 
 class HostProbe(msgspec.Struct, frozen=True):
-    """The facts of a host. `python`: version, architecture, libc and its version, and the path; empty if none is
-    usable.
+    """The facts of a host. `python`: version, architecture, libc and its version, and the path; empty if none is new
+    enough. `newest`: the version of its newest Python, new enough or not; empty if it has none.
 
     The fields after `disk_mb` are filled only if requested. `clock`: epoch seconds; `seen`: the four words of
     `$SSH_CONNECTION`; `units`: `system` or `user` if systemd can run the processes, else `none`.
     """
 
     python: tuple[str, ...] = ()
+    newest: str = ""
     home: str = ""
     codes: tuple[str, ...] = ()
     projects: tuple[str, ...] = ()
@@ -230,6 +232,10 @@ class HostProbe(msgspec.Struct, frozen=True):
     containers: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
     units: str = "none"
+
+    def facts(self, home: str = "") -> MachineFacts:
+        """Return what a worker needs. `home`: why it cannot have its directory there, or ""."""
+        return MachineFacts(self.newest, self.disk_mb, home, self.clock)
 
 
 def filled(place: Place, script: str, **values: str) -> bytes:
@@ -259,7 +265,8 @@ def read_probe(printed: str) -> HostProbe:
     python = tuple(one("python").split(" ", 4))
     disk, date, load = one("disk"), one("date"), one("load")
     return HostProbe(
-        python if len(python) == 5 else (),
+        python if len(python) == 5 and version(python[0]) >= LEAST_PYTHON else (),
+        python[0],
         one("home"),
         tuple(words.get("code", ())),
         tuple(words.get("project", ())),

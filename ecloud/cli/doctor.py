@@ -10,7 +10,6 @@ import secrets
 import shutil
 import socket
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -44,6 +43,7 @@ from ecloud.db.database import (
     where,
 )
 from ecloud.model.finding import Finding
+from ecloud.model.machine_needs import MachineFacts, lacks
 from ecloud.model.text import duration, megabytes, visible
 from ecloud.model.wire import MAX_MESSAGE_BYTES
 from ecloud.queries import status as queries
@@ -108,7 +108,7 @@ def look() -> Iterator[Finding]:
 
 def _versions() -> Iterator[Finding]:
     version = platform.python_version()
-    remedy = "" if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed"
+    remedy = "".join(lack.text for lack in lacks(MachineFacts(version)))
     missing, found = [], []
     for name in PACKAGES:
         try:
@@ -119,7 +119,7 @@ def _versions() -> Iterator[Finding]:
     if missing:
         yield Finding("versions", f"missing: {', '.join(missing)}", "run `make install`")
     mosquitto = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-    text = f"Mosquitto at {mosquitto}" if mosquitto else "no Mosquitto here: an embedded broker is the one from pip"
+    text = f"Mosquitto at {mosquitto}" if mosquitto else "no Mosquitto here: the embedded broker is iotcore"
     yield Finding("versions", text)
 
 
@@ -139,8 +139,7 @@ def _home(settings: Settings) -> Iterator[Finding]:
     for path in open_to_others:
         yield Finding("home", f"others can read {path}", f"chmod 600 {path}")
     free_mb = shutil.disk_usage(home.path).free / 1e6
-    remedy = "" if free_mb >= MIN_FREE_MB else f"make room: {megabytes(MIN_FREE_MB)} at least"
-    yield Finding("home", f"{home.path}, {megabytes(free_mb)} free", remedy)
+    yield Finding("home", f"{home.path}, {megabytes(free_mb)} free", _more_room(free_mb))
 
 
 def _limits() -> Iterator[Finding]:
@@ -375,8 +374,13 @@ def _lanes(lanes: int, limits: Limits | None) -> Finding:
 
 
 def _roomy(text: str, free_mb: float) -> Finding:
-    remedy = "" if free_mb >= MIN_FREE_MB else f"make room: {megabytes(MIN_FREE_MB)} at least"
-    return Finding("datastore", f"{text}, {megabytes(free_mb)} free", remedy)
+    return Finding("datastore", f"{text}, {megabytes(free_mb)} free", _more_room(free_mb))
+
+
+def _more_room(free_mb: float) -> str:
+    """Return the remedy for too little free space; empty if there is enough."""
+    too_little = any(lacks(MachineFacts(disk_mb=free_mb), MIN_FREE_MB))
+    return f"free some disk space: at least {megabytes(MIN_FREE_MB)} are needed" if too_little else ""
 
 
 def _directory(address: str) -> Finding:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-CLOCK_OFF_S = 60.0
-"""A clock that differs by more than this is wrong: certificates and time-outs of tasks would be wrong, too."""
-LEAST_DISK_MB = 300.0
-"""With less free space a worker has no room for its code and starts nothing."""
+from ecloud.model.machine_needs import CLOCK, DISK, HOME, PYTHON, MachineFacts, lacks
+
 LOG_CHARS = 6000
-LEAST_PYTHON = (3, 10)
 
 
 class Visit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -48,6 +45,11 @@ class Visit(msgspec.Struct, frozen=True, omit_defaults=True):
     code: str = ""
     problem: str = ""
     log: str = ""
+
+
+def facts(visit: Visit) -> MachineFacts:
+    """Return what the visit found out about the machine itself."""
+    return MachineFacts(visit.python, visit.disk_mb, visit.home, visit.clock_s)
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -134,31 +136,21 @@ def _unfinished_start(visit: Visit) -> Cause | None:
     return None
 
 
+_REMEDIES = {
+    PYTHON: "take an image that has it, or install it in the template's start script (Alma and Rocky 9: dnf install "
+    "python3.11; Alpine: apk add python3)",
+    DISK: "let the image grow its file system at boot (growpart), or enlarge the template's disk (SIZE)",
+    HOME: "",
+    CLOCK: "let the image keep time (chrony or systemd-timesyncd), or correct the clock of the cloud's host",
+}
+
+
 def _unfit(visit: Visit) -> Cause | None:
-    if not visit.python or version(visit.python) < LEAST_PYTHON:
-        what = f"its Python is {visit.python}" if visit.python else "it has no Python"
-        return Cause(
-            "python",
-            f"{what}; a worker needs 3.10 or later: take an image that has it, or install it in the template's start "
-            "script (Alma and Rocky 9: dnf install python3.11; Alpine: apk add python3)",
-        )
-    if visit.disk_mb is not None and visit.disk_mb < LEAST_DISK_MB:
-        return Cause(
-            "disk",
-            f"its disk has {visit.disk_mb:.0f} MB free, {LEAST_DISK_MB:.0f} are needed: it was not grown (growpart in "
-            "the image), or the template's disk is too small (SIZE)",
-        )
-    if visit.home:
-        return Cause("home", f"a worker cannot use its home there: {visit.home}")
-    if (visit.clock_s is not None and abs(visit.clock_s) > CLOCK_OFF_S) or "not yet valid" in visit.log:
-        off = ""
-        if visit.clock_s is not None:
-            off = f" by {abs(visit.clock_s):.0f} s ({'ahead' if visit.clock_s > 0 else 'behind'})"
-        return Cause(
-            "clock",
-            f"its clock is wrong{off}, and certificates seem not yet valid or expired: let the image keep time "
-            "(chrony or systemd-timesyncd), or the host's clock is wrong",
-        )
+    for lack in lacks(facts(visit)):
+        remedy = _REMEDIES[lack.need]
+        return Cause(lack.need, f"{lack.text}: {remedy}" if remedy else lack.text)
+    if "not yet valid" in visit.log:
+        return Cause(CLOCK, f"a certificate is not yet valid by its clock: {_REMEDIES[CLOCK]}")
     if visit.problem:
         return Cause("preparing", f"the boss could not prepare it: {visit.problem}")
     return None
@@ -190,9 +182,3 @@ def _failed(visit: Visit) -> Cause | None:
         "start script",
         f"its start script failed; its last output: {last or 'none'}. Run worker/debug.sh there",
     )
-
-
-def version(text: str) -> tuple[int, ...]:
-    """Return `3.11` as numbers; a text that is no version is older than all."""
-    parts = text.split(".")
-    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else (0,)

@@ -154,7 +154,7 @@ def test_a_host_that_can_not_work_is_named_and_the_next_one_is_taken(lab: Lab, t
         bad = [lab.address(without_python), lab.address(closed)]
         with pytest.raises(TryLater) as told:
             lab.provider("c2", bad).start(order())
-        assert "has no Python of 3.10 or later" in str(told.value)
+        assert "it has no Python; ECLOUD needs 3.10 or later: install one" in str(told.value)
         with pytest.raises(TryLater, match="Permission denied"):
             lab.provider("c2", bad[1:]).room()
         good = lab.provider("c2", [*bad, lab.hosts[0]])

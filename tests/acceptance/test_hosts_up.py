@@ -142,9 +142,9 @@ def test_all_problems_are_named_at_once(laptop: Laptop, net_hosts: NetHosts, tmp
     options = [*net_hosts.options([good, *faults.values()]), "--datastore", shared]
     refused = laptop.admin("hosts", "up", *options, code=2).err
     for fault, words in {
-        "no python": "has no Python of 3.10 or later",
-        "disk full": "MB free below /root/.ecloud-hosts",
-        "clock": "s ahead of this one",
+        "no python": "it has no Python; ECLOUD needs 3.10 or later: install one",
+        "disk full": "free some disk space below /root/.ecloud-hosts",
+        "clock": " s (ahead)",
         "closed": "Permission denied",
     }.items():
         (line,) = (line for line in refused.splitlines() if words in line)

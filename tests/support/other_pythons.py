@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from boss.bootstrap.bundle import LEAST_PYTHON, Machine
+from boss.bootstrap.bundle import Machine
+from ecloud.model.machine_needs import LEAST_PYTHON
 
 NEWEST = 14
 ASK = "import platform; libc = platform.libc_ver(); print(platform.machine(), libc[0] or 'musl', libc[1] or '1.2')"

@@ -70,7 +70,7 @@ def test_a_guest_whose_python_is_too_old_is_said_to_be_so(
     daemon = pool_daemon("old", "ssh").start()
     push(daemon, tmp_path)
     wait_until(lambda: ssh_cloud.vms, START_S, "a VM is asked for")
-    wait_until(lambda: "its Python is 3.6; a worker needs 3.10 or later" in reasons(daemon, "vm/1"), START_S)
+    wait_until(lambda: "its Python is 3.6; ECLOUD needs 3.10 or later" in reasons(daemon, "vm/1"), START_S)
     assert "its Python is 3.6" in reasons(daemon, "a")
 
 

@@ -206,12 +206,12 @@ def test_another_vm_at_the_address_gets_nothing(new_guest: NewGuest, boss: Boss)
     found = recognise(visited.visit, 1, "9-9")
     assert found is not None
     assert found.name == "another machine"
-    assert "answers VM 1 (boot 4-1)" in found.text
+    assert "belongs to VM 1 (boot 4-1)" in found.text
 
 
 @pytest.mark.parametrize(
     ("image", "sentence"),
-    [("bare old python", "its Python is 3.6; a worker needs 3.10"), ("bare no python", "it has no Python; a worker")],
+    [("bare old python", "its Python is 3.6; ECLOUD needs 3.10"), ("bare no python", "it has no Python; ECLOUD")],
 )
 def test_without_a_python_that_is_new_enough(new_guest: NewGuest, boss: Boss, image: str, sentence: str) -> None:
     guest = new_guest(image)

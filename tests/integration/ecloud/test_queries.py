@@ -578,8 +578,8 @@ def test_why_speaks_from_a_visit_to_a_vm_that_does_not_come_up(story: Cluster) -
     )
     story.write(boots={1: BootRow(1, "10.0.0.7", "ssh-ed25519 AAAA", steps, visit)})
     reasons = story.why("vm/1")
-    assert reasons.sentence.startswith("VM 1 of pool local has been booting for 1 min 40 s; its Python is 3.9; a")
-    assert any("its Python is 3.9; a worker needs 3.10 or later" in layer for layer in reasons.layers)
+    assert reasons.sentence.startswith("VM 1 of pool local has been booting for 1 min 40 s; its Python is 3.9; E")
+    assert any("its Python is 3.9; ECLOUD needs 3.10 or later" in layer for layer in reasons.layers)
     assert "its clock is 1 min 30 s ahead of the boss's" in reasons.layers
     assert "the last lines of its start log: one | two: ?" in reasons.layers
     assert any("seen running at its address after" in layer for layer in reasons.layers)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ecloud.model.boot_diagnosis import Cause, Visit, recognise, version
+from ecloud.model.boot_diagnosis import Cause, Visit, recognise
+from ecloud.model.machine_needs import version
 
 GOOD: dict[str, Any] = {
     "contact": "ok", "clock_s": 0.4, "python": "3.11", "vm": "7", "boot_nonce": "4-7", "disk_mb": 9000.0, "dns": True,
@@ -39,7 +40,7 @@ def cause(**found: Any) -> Cause | None:
         # 6: its own start has not ended
         ({"starting": "one-context is activating"}, "still starting", "has not finished (one-context is activating)"),
         # 7: the disk was not grown
-        ({"disk_mb": 12.0}, "disk", "has 12 MB free, 300 are needed"),
+        ({"disk_mb": 12.0}, "disk", "has 12 MB free, 300 are needed: let the image grow"),
         # 8: the address is another's
         ({"vm": "3", "boot_nonce": "4-3"}, "another machine", "belongs to VM 3 (boot 4-3)"),
         ({"contact": "changed", "said": "SHA256:a instead of SHA256:b"}, "another machine", "nothing was sent"),
