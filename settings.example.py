@@ -42,6 +42,8 @@ DATASTORE = ""
 # Workers on listed hosts: {"name": "lab", "cloud": "ssh_hosts", "hosts": ["user@host1", "user@host2:2222", "local"],
 #          "slots": 1, "cpus": 8, "memory_mb": 16000, "ssh_options": ["-i", "/home/me/.ssh/lab"]}; see docs/hosts.md.
 # "python": "3.12": the Python version for Python calls, empty for the version of this machine; see docs/python.md.
+# "container": "/images/debian" or {"image": "debian:12", "runtime": "podman", "binds": ["/data"]}: the container for
+# the commands of tasks that name none; see docs/tasks.md.
 # Workers on this machine under another account, if the boss runs as root: {"name": "here", "maximum": 8,
 # "run_as": "ecloud-tasks"}; see docs/production.md.
 POOLS = ()

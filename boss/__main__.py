@@ -475,6 +475,7 @@ def _pool(pool: PoolSettings, settings: Settings) -> PoolConfig:
         visited=pool.cloud == "opennebula",
         gets_code=pool.code == "ssh",
         queues=pool.cloud == "slurm",
+        container=pool.container,
     )
 
 

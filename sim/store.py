@@ -213,6 +213,9 @@ class Store:
             row.state, row.reason, row.attempts = moved.state, moved.reason, moved.attempts
             row.retries_used, row.not_before = moved.retries_used, moved.not_before
             tables.changed_at[task_no] = now
+        for task_no, asks in writes.grown.items():
+            if task_no in tables.tasks:
+                tables.tasks[task_no].asks = dict(asks)
         for array_no, changed in writes.arrays.items():
             array = tables.arrays.get(array_no)
             if array is not None:

@@ -2,7 +2,18 @@
 
 import pytest
 
-pytest_plugins = ["databases", "services", "doors", "sshd", "net_hosts", "slurm", "ssh_cloud", "stranger", "weather"]
+pytest_plugins = [
+    "databases",
+    "services",
+    "doors",
+    "images",
+    "sshd",
+    "net_hosts",
+    "slurm",
+    "ssh_cloud",
+    "stranger",
+    "weather",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ need rsync rsync
 need bwrap bubblewrap
 need ch-run charliecloud
 need slurmctld slurm-wlm
+need slurmdbd slurmdbd
 need munged munge
 need redis-server redis-server
 need prometheus prometheus

@@ -303,7 +303,9 @@ class Boss:
             welcome = wire.Welcome(hello.nonce, "", self.config.heartbeat_s, self.config.lease_s, other_history=True)
             self._outbox.say_outside(event.envelope.peer, event.key_name, "", welcome)
             return
-        self.sessions.on_hello(event, hello, now, other_history)
+        vm = self.vms.recognise(event.key_name, hello.boot_nonce)
+        pool = next((pool for pool in self.config.pools if vm is not None and pool.name == vm.row.pool), None)
+        self.sessions.on_hello(event, hello, now, other_history, pool.container if pool is not None else None)
 
     def _note_restored(self, peer: str, now: float) -> None:
         """Write the note for operators and `doctor`, once for each start of a boss."""

@@ -102,6 +102,11 @@ class Writing:
         if writes.stored or writes.runs or writes.vms:
             self._numbered(writes, now)
         self._moves(writes, now)
+        write_many(
+            self._connection,
+            self._sql("UPDATE tasks SET asks = ? WHERE task_no = ?"),
+            [(self._sql.text(_json(asks)), task_no) for task_no, asks in writes.grown.items()],
+        )
         self._array_moves(writes)
         self._attempts(writes.attempts.values())
         self._workers(writes.workers.values())

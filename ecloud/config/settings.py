@@ -20,7 +20,8 @@ from datastore.problem import Problem
 from ecloud.config import this_host
 from ecloud.config.home import Home
 from ecloud.model.calls import PYTHON_CALLS, python_resource
-from ecloud.model.tasks import Resources
+from ecloud.model.container_rules import container_problems
+from ecloud.model.tasks import Container, Resources
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,6 +63,8 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     python: str = ""
     """Version of the Python that its workers have for calls, such as "3.12"; empty: this Python's."""
     run_as: str = ""
+    container: Container | None = None
+    """For the commands of tasks that name none."""
 
 
 def default_pools(cores: int | None = None) -> tuple[PoolSettings, ...]:
@@ -295,6 +298,8 @@ def _pool_problems(pools: tuple[PoolSettings, ...]) -> Iterator[str]:
             yield f"{pool.name}: gpus = {pool.gpus:g}: a whole number"
         if pool.run_as and pool.cloud != "local":
             yield f"{pool.name}: run_as = {pool.run_as!r}: only for pools of cloud local"
+        for problem in container_problems(pool.container) if pool.container is not None else ():
+            yield f"{pool.name}: container: {problem}"
         yield from _slurm_problems(pool)
         yield from _host_problems(pool)
         if pool.cloud == "opennebula":
@@ -382,6 +387,8 @@ def _pool(fields: Any) -> PoolSettings:
         fields = {("cloud" if name == "provider" else name): value for name, value in fields.items()}
     if isinstance(fields, dict) and fields.get("cloud") == "ssh_hosts" and "maximum" not in fields:
         fields = {**fields, "maximum": len(fields.get("hosts", ())) * fields.get("slots", 1)}
+    if isinstance(fields, dict) and isinstance(fields.get("container"), str):
+        fields = {**fields, "container": {"image": fields["container"]}}
     return msgspec.convert(fields, PoolSettings)
 
 

@@ -18,14 +18,13 @@ from ecloud.formats.file_conflicts import find_file_conflicts
 from ecloud.formats.graph import find_cycles
 from ecloud.formats.paths import is_glob, path_problem, text_problem
 from ecloud.formats.problems import Problems, shown
+from ecloud.model.container_rules import container_problems
 from ecloud.model.tasks import (
     INLINE_BYTES,
     MAX_ID_CHARS,
     MERGED,
     RETRIABLE,
-    RUNTIMES,
     Call,
-    Container,
     TaskDefinition,
     definition_json,
     output_path,
@@ -44,7 +43,6 @@ MAX_DEPENDENCIES = 100_000
 MAX_LABELS = 100
 MAX_SHELL_CHARS = 1_000
 MAX_GROW = 100
-MAX_BINDS = 100
 MAX_INLINE_BYTES = INLINE_BYTES + 1024
 """Size of each pickle of a call, with some room for additions of the client."""
 MAX_ENV = 1_000
@@ -188,7 +186,8 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
     if task.env:
         _check_env(task.env, say)
     if task.container:
-        _check_container(task.container, say)
+        for problem in container_problems(task.container):
+            say("container", problem)
     if task.shell:
         _check_shell(task.shell, say)
     if task.call:
@@ -307,26 +306,6 @@ def _check_labels(labels: Sequence[str], say: Say) -> None:
     for label in labels:
         if not 1 <= len(label) <= MAX_ID_CHARS or _CONTROL.search(label) or text_problem(label, ""):
             say("labels", f"{shown(label)!r}: 1 to {MAX_ID_CHARS} characters, none of them a control character")
-
-
-def _check_container(container: Container, say: Say) -> None:
-    for text in (container.image, *container.binds):
-        if not text or len(text) > MAX_SHELL_CHARS or _CONTROL.search(text) or text_problem(text, ""):
-            say("container", f"{shown(text)!r} is neither an image nor a path")
-    if container.image.startswith("-"):
-        say("container", f"{shown(container.image)!r} cannot be the name of an image")
-    if container.runtime not in RUNTIMES:
-        say("container", f"runtime {shown(container.runtime)!r}: known are {', '.join(RUNTIMES)}")
-    if len(container.binds) > MAX_BINDS:
-        say("container", f"{len(container.binds):,} binds; at most {MAX_BINDS} are allowed")
-    for bind in container.binds:
-        paths = bind.split(":")
-        if (
-            len(paths) > 3
-            or not all(path.startswith("/") for path in paths[:2])
-            or paths[2:] not in ([], ["ro"], ["rw"])
-        ):
-            say("container", f"bind {shown(bind)!r}: here, here:there or here:there:ro, absolute paths")
 
 
 def _check_call(task: TaskDefinition, call: Call, say: Say) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ecloud.model.tasks import Int32, Int64, Outcome, Resources, TaskBody, TaskDefinition
+from ecloud.model.tasks import Container, Int32, Int64, Outcome, Resources, TaskBody, TaskDefinition
 from ecloud.model.transfer_status import HeldInput, Moving
 
 PROTOCOL_VERSION = 1
@@ -157,7 +157,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """The boss answers a `Hello`. The session counts from the peer's next message. `other_history`: the database lacks
-    what the peer received last, as after a restore from a backup; a worker then drops all it holds and joins again."""
+    what the peer received last, as after a restore from a backup; a worker then drops all it holds and joins again.
+    `container`: for the commands of tasks that name none."""
 
     nonce: str
     session: str
@@ -167,6 +168,7 @@ class Welcome(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     settings: dict[str, float] = {}
     shell: str = "/bin/sh"
     other_history: bool = False
+    container: Container | None = None
 
 
 class Heartbeat(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +56,24 @@ def order(vm_no: int = 1) -> VmOrder:
     return VmOrder(vm_no, "hpc", SIZE, f"1-{vm_no}")
 
 
-def test_workers_come_with_work_and_go_when_it_is_done(cluster: Callable[..., Doors], slurm: Slurm) -> None:
+def test_workers_come_with_work_and_go_and_the_ledger_agrees_with_sacct(
+    cluster: Callable[..., Doors], slurm: Slurm
+) -> None:
     doors = cluster()
-    assert slurm.jobs() == []
+    mine = f"ecloud-{doors.admin('show_context', '--json').json['cluster_id']}-"
     tasks = [{"id": f"t{number}", "commands": "hostname > /dev/null; sleep 0.05"} for number in range(500)]
     done = doors.push(doors.write("t.json", tasks), "--wait")
     assert "500 succeeded" in done.out
-    vms = doors.admin("show_vms", "--all", "--json").json
-    assert 1 <= len(vms) <= 4
     wait_until(lambda: slurm.jobs() == [], 60, "the jobs end")
     wait_until(lambda: slurm.agents() == [], what="so do their workers")
-    names = slurm.ask("squeue", "-h", "--states=all", "-o", "%j").split()
-    mine = [name for name in names if name.startswith("ecloud-") and not name.startswith(("ecloud-one", "ecloud-two"))]
-    assert len(mine) == len(set(mine)) == len(doors.admin("show_vms", "--all", "--json").json)
-    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"{mine[0]}-*"))
+    wait_until(lambda: doors.admin("show_vms", "--json").json == [], 60, "the boss knows it")
+    lives = slurm.lives(mine)
+    assert 1 <= len(lives) <= 4
+    ledger = doors.admin("ledger", "--json").json
+    assert {f"{mine}{vm['vm_no']}": vm["life_s"] for vm in ledger["vms"]} == {
+        name: ended - started for name, (_, started, ended) in lives.items()
+    }
+    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"{mine}*"))
 
 
 def test_what_a_worker_is_waited_for_and_why(cluster: Callable[..., Doors], slurm: Slurm) -> None:
@@ -94,6 +100,55 @@ def test_what_a_worker_is_waited_for_and_why(cluster: Callable[..., Doors], slur
     finally:
         slurm.ask("scontrol", "update", "NodeName=localhost", "State=RESUME")
     assert set(ended(doors, "t").values()) == {"succeeded"}
+
+
+def test_a_limit_of_a_qos_holds_and_why_names_it(cluster: Callable[..., Doors], slurm: Slurm) -> None:
+    """One job may run, two may be submitted: the second waits for the first, and no third is submitted until then."""
+    slurm.account("add", "qos", "narrow", "MaxJobsPerUser=1", "MaxSubmitJobsPerUser=2")
+    slurm.account("modify", "user", "root", "set", "qos+=narrow")
+    doors = cluster(qos="narrow")
+    gate = doors.place / "gate"
+    command = f"until [ -e '{gate}' ]; do sleep 0.1; done"
+    doors.push(doors.write("t.json", [{"id": f"t{number}", "commands": command} for number in range(4)]))
+
+    def waiting() -> list[int]:
+        vms = doors.admin("show_vms", "--json").json
+        return [vm["vm_no"] for vm in vms if vm.get("said", "").startswith("QOSMaxJobsPerUserLimit")]
+
+    (vm_no,) = wait_until(waiting, 60, "Slurm's reason is shown")
+    for subject in (f"vm/{vm_no}", "t3"):
+        assert "QOSMaxJobsPerUserLimit" in "".join(doors.admin("why", subject, "--all").out.split())
+    refused = [vm["reason"] for vm in doors.admin("show_vms", "--all", "--json").json if vm["state"] == "gone"]
+    assert any("QOSMaxSubmitJobPerUserLimit" in reason for reason in refused)
+    assert len(slurm.jobs()) == 2
+    gate.write_text("")
+    assert set(ended(doors, "t").values()) == {"succeeded"}
+
+
+@pytest.mark.long
+def test_a_time_limit_in_the_middle_of_tasks_costs_them_nothing(cluster: Callable[..., Doors], slurm: Slurm) -> None:
+    """Slurm ends the worker while tasks without any retry run; each runs again elsewhere and succeeds once."""
+    doors = cluster(maximum=1, cpus=2, sbatch_options=["--signal=B:TERM@5"])
+    gate, log = doors.place / "gate", doors.place / "log"
+    command = f"until [ -e '{gate}' ]; do sleep 0.1; done; echo $ECLOUD_TASK >> '{log}'"
+    doors.push(doors.write("t.json", [{"id": f"t{number}", "commands": command, "retries": 0} for number in range(2)]))
+
+    def are_running() -> bool:
+        return all(
+            doors.admin("show_task_status", f"t{number}", "--json").json["state"] == "running" for number in range(2)
+        )
+
+    wait_until(are_running, 60, "both run")
+    job_id = slurm.ask("squeue", "-h", "-o", "%i").strip()
+    slurm.ask("scontrol", "update", f"JobId={job_id}", "EndTime=now+10")
+    wait_until(
+        lambda: slurm.ask("squeue", "-h", "-t", "R", "-o", "%i").strip() not in ("", job_id), 120, "another job runs"
+    )
+    gate.write_text("")
+    assert set(ended(doors, "t").values()) == {"succeeded"}
+    assert sorted(log.read_text().split()) == ["t0", "t1"]
+    states = [state for state, _, _ in slurm.lives("ecloud-").values()]
+    assert "TIMEOUT" in states
 
 
 def test_a_job_cancelled_by_hand_costs_no_task(cluster: Callable[..., Doors], slurm: Slurm) -> None:
@@ -177,6 +232,48 @@ def test_a_job_that_slurm_forgot_is_unknown_first_and_then_gone(own_slurm: Slurm
     assert (gone.state, gone.since) == (CloudState.GONE, since)
     assert CloudState.GONE in states, "while Slurm showed how it ended"
     assert mine.list() == []
+
+
+def test_accounting_tells_how_a_forgotten_job_ended(slurm: Slurm) -> None:
+    """Slurm forgets jobs after 2 s here. One is known by its id; the answer for the other was lost."""
+    mine = cloud("c4")
+    known = mine.start(order(1))
+    mine.start(order(2))
+    wait_until(lambda: [vm.state for vm in mine.list()] == [CloudState.RUNNING] * 2, what="both run")
+    assert list(mine.end_all(30)) == []
+    every = ("squeue", "-h", "--states=all", "-o", "%j")
+    wait_until(lambda: "ecloud-c4-" not in slurm.ask(*every), 120, "both are forgotten")
+    lives = slurm.lives("ecloud-c4-")
+    for boss in (mine, cloud("c4")):  # also for a boss that was just started
+        listed = {vm.vm_no: (vm.state, vm.since, vm.ended) for vm in boss.list({known: 1}, lost=(2,))}
+        assert listed == {vm_no: (CloudState.GONE, *lives[f"ecloud-c4-{vm_no}"][1:]) for vm_no in (1, 2)}
+
+
+@pytest.mark.long
+def test_a_controller_killed_while_it_takes_jobs_loses_or_doubles_none(own_slurm: Slurm) -> None:
+    """Killed at eight moments around a submission: whatever sbatch said, the intent has one job, or none and an error
+    that allows for that."""
+    mine = cloud("c5")
+    ids: dict[str, int] = {}
+    unclear: set[int] = set()
+    with ThreadPoolExecutor(1) as pool:
+        for vm_no in range(1, 9):
+            submission = pool.submit(mine.start, order(vm_no))
+            time.sleep(0.01 * vm_no)  # any moment will do
+            own_slurm.kill_controller()
+            own_slurm.start_controller()
+            try:
+                ids[submission.result(60)] = vm_no
+            except Unanswered:
+                unclear.add(vm_no)
+            except TryLater:
+                continue
+    names = own_slurm.jobs()
+    assert len(names) == len(set(names))
+    listed = {vm.vm_no for vm in mine.list(ids, lost=unclear) if vm.state is not CloudState.HIDDEN}
+    assert listed <= set(ids.values()) | unclear
+    assert {int(name.rpartition("-")[2]) for name in names} <= listed
+    assert list(mine.end_all(60)) == []
 
 
 def test_a_lost_answer_is_found_by_its_name(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,6 +330,15 @@ def test_moves_change_what_they_name_and_nothing_else(store: AnyStore) -> None:
     assert store.load().states == {1: {"running": 3, "failed": 3, "ready": 1}}
 
 
+def test_a_task_that_needs_more_than_it_asked_for_keeps_its_definition(store: AnyStore) -> None:
+    push(store, stored(1, "a"), stored(2, "b"))
+    before = image(store)
+    write(store, grown={1: {"cpus": 1.0, "memory_mb": 700.0}, 99: {"cpus": 9.0}})
+    after = image(store)
+    assert after["a"].asks == {"cpus": 1.0, "memory_mb": 700.0}
+    assert (after["a"].definition_hash, after["b"].asks) == (before["a"].definition_hash, before["b"].asks)
+
+
 def test_what_the_core_does_to_its_rows_later_is_not_in_the_store(store: AnyStore) -> None:
     task = stored(1, "a")
     push(store, task)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from datastore.backoff import Backoff
 from ecloud.model import wire
+from ecloud.model.tasks import Container
 from ecloud.model.transfer_status import HeldInput
 from ecloud.model.wire import Envelope, HeldAttempt
 from worker.core.attempts import Attempts
@@ -65,6 +66,7 @@ class WorkerCore:
         self.datastore = wire.DatastoreAccess("")
         self.settings: dict[str, float] = {}
         self.shell = "/bin/sh"
+        self.container: Container | None = None
         self._access_until: float | None = None
         self.draining = self.then_exit = self.leaving = False
         self.trouble = ""
@@ -237,7 +239,7 @@ class WorkerCore:
             return
         self.session, self.epoch, self.batch = welcome.session, envelope.epoch, envelope.batch
         self.heartbeat_s, self.lease_s = welcome.heartbeat_s, welcome.lease_s
-        self.settings, self.shell = welcome.settings, welcome.shell
+        self.settings, self.shell, self.container = welcome.settings, welcome.shell, welcome.container
         if not welcome.datastore.is_same_place(self.datastore):
             self.datastore, self._access_until = welcome.datastore, None
         self._number = self._seen = 0

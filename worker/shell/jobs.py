@@ -22,7 +22,7 @@ import msgspec
 from datastore.backoff import Backoff
 from datastore.port import AccessRefused, DatastoreAway
 from ecloud.config.this_host import machine_is_stopping
-from ecloud.model.tasks import Cause, Outcome, Result, TaskBody
+from ecloud.model.tasks import Cause, Container, Outcome, Result, TaskBody
 from ecloud.model.wire import UNCHAINED
 from worker.core.containers import CONTROL, SHARED, Place
 from worker.core.events import (
@@ -116,6 +116,8 @@ class Jobs:
         self.is_leaving: Callable[[], bool] = lambda: False
         """Whether this worker was ordered to leave."""
         self.shell = "/bin/sh"
+        self.container: Container | None = None
+        """For the commands of tasks that name none."""
         self.stop_grace_s = 10.0
         self.under_way: dict[Key, Job] = {}
         self.events: list[Event] = []
@@ -225,7 +227,7 @@ class Jobs:
 
     def _argv(self, job: Job, env: dict[bytes, bytes], shared: dict[bytes, bytes]) -> list[str]:
         """Build the command line. Raises `OSError`, `ValueError` and `ContainerMissing`."""
-        container = job.body.container
+        container = job.body.container or self.container
         if container is None:
             return shell_argv(self.shell, job.body, job.control)
         inside = f"{CONTROL}/{Path(job.control).name}"

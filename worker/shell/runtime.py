@@ -270,7 +270,7 @@ class WorkerRuntime:
         if core.session and core.session != self._session:
             self._session = core.session
             self._say_status(f"on duty as {core.config.peer} (boss epoch {core.epoch})")
-            self._jobs.shell = core.shell
+            self._jobs.shell, self._jobs.container = core.shell, core.container
             self._jobs.stop_grace_s = core.settings.get("stop_grace_s", self._jobs.stop_grace_s)
             self._files.limit_cache(core.settings.get("cache_mb", 0.0))
             self._files.stall_s = core.settings.get("stall_s", self._files.stall_s)

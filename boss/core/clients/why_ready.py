@@ -176,7 +176,9 @@ class WhyReady:
                 told.append(pool.room)
             coming = [vm for vm in self._vms.alive.values() if vm.row.pool == name and vm.is_coming]
             if coming:
-                told.append(f"{counted(len(coming), 'VM')} of pool {name} {'boots' if len(coming) == 1 else 'boot'}")
+                boot = f"{counted(len(coming), 'VM')} of pool {name} {'boots' if len(coming) == 1 else 'boot'}"
+                said = sorted({vm.row.said for vm in coming if vm.row.said})
+                told.append(f"{boot} (its cloud says: {', '.join(said)})" if said else boot)
             if told:
                 yield "; ".join(told)
         plan = self._autoscaler.plan(now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ecloud.model.tasks import Resources
+from ecloud.model.tasks import Container, Resources
 from ecloud.model.wire import DatastoreAccess
 
 
@@ -16,7 +16,8 @@ class PoolConfig(msgspec.Struct, frozen=True):
     pools with the same value share one list of VMs; empty for a pool that has a cloud of its own. `tells_room`: the
     cloud reports how many more VMs it would give. `visited`: the boss reaches the VMs by SSH; `gets_code`: the boss
     also copies the code to them. `queues`: the cloud queues jobs, perhaps for days: the boss waits for VMs that the
-    cloud reports as pending, and counts their boot time from the end of the pending state.
+    cloud reports as pending, and counts their boot time from the end of the pending state. `container`: for the
+    commands of tasks that name none.
     """
 
     name: str
@@ -32,6 +33,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     visited: bool = False
     gets_code: bool = False
     queues: bool = False
+    container: Container | None = None
 
 
 class BossConfig(msgspec.Struct, frozen=True):

@@ -244,6 +244,8 @@ class Writes(msgspec.Struct):
     runs: dict[int, RunRow] = msgspec.field(default_factory=dict)
     stored: list[TaskStored] = msgspec.field(default_factory=list)
     tasks: dict[int, TaskMoved] = msgspec.field(default_factory=dict)
+    grown: dict[int, Resources] = msgspec.field(default_factory=dict)
+    """What tasks request from now on, after they exceeded their memory; their definitions stay."""
     arrays: dict[int, ArrayRow] = msgspec.field(default_factory=dict)
     """Changes of arrays: their `pending` and counts."""
     attempts: dict[tuple[int, int], AttemptRow] = msgspec.field(default_factory=dict)

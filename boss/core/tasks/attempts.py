@@ -401,10 +401,8 @@ class Attempts:
             self._book.end(node, TaskState.FAILED, error, now)
 
     def _grow(self, node: Node) -> None:
-        """Ask for more memory at the next try, at most what any worker or pool has.
-
-        A restarted boss begins with what the task itself asks for.
-        """
+        """Ask for more memory at the next try, at most what any worker or pool has. A push of another definition ends
+        that."""
         asks = node.shape.as_resources
         offers = [worker.capacity for worker in self._fleet.workers.values()]
         offers += [pool.size for pool in self._config.pools if pool.maximum]
@@ -412,6 +410,7 @@ class Attempts:
         wanted_mb = min(asks.get("memory_mb", 0.0) * node.retries.grow, most_mb)
         if wanted_mb > asks.get("memory_mb", 0.0) > 0:
             node.shape = self._book.graph.shapes.of({**asks, "memory_mb": wanted_mb})
+            self._outbox.writes.grown[node.task_no] = node.shape.as_resources
 
     def on_returned(self, worker: Worker, names: Iterable[AttemptName], reason: str, now: float) -> None:
         """Take back attempts that were returned unstarted, or that could not run there."""

@@ -14,6 +14,7 @@ from boss.core.model.events import MessageArrived
 from boss.core.model.outbox import Conversation, Outbox
 from boss.core.workers.hellos import bounded
 from ecloud.model.roles import why_not_hello
+from ecloud.model.tasks import Container
 from ecloud.model.topics import why_no_peer_name
 from ecloud.model.wire import MAX_NAME_CHARS, Hello, Refused, Welcome
 
@@ -59,7 +60,10 @@ class Sessions:
 
     # --- Hello -----------------------------------------------------------------------------------
 
-    def on_hello(self, event: MessageArrived, hello: Hello, now: float, other_history: bool = False) -> None:
+    def on_hello(
+        self, event: MessageArrived, hello: Hello, now: float, other_history: bool = False,
+        container: Container | None = None,
+    ) -> None:  # fmt: skip
         """Answer with `Welcome`; keep the session until the peer's next message or until it is dropped.
 
         A peer may have several pending Hellos: anyone at the broker can replay an old one, which must not displace the
@@ -89,6 +93,7 @@ class Sessions:
             settings=config.worker_settings,
             shell=config.shell,
             other_history=other_history,
+            container=container,
         )
         self._outbox.say_outside(peer, key_name, session, welcome)
 

@@ -115,6 +115,14 @@ def test_a_task_that_needs_more_memory_asks_for_more_within_what_there_is(script
     script.starts(w1, "a").ended(w1, "a", cause=Cause.MEMORY, error="too much").states(a="failed")
 
 
+def test_a_restarted_boss_knows_how_much_memory_a_task_asked_for_last(script: BossScript) -> None:
+    w1 = script.worker("w1", cpus=2.0, memory_mb=350.0)
+    script.push("r", task("a", retries=Retries(3, (Cause.MEMORY,), grow=2), resources={"memory_mb": 100.0}))
+    script.starts(w1, "a").ended(w1, "a", cause=Cause.MEMORY, error="too much").stored(w1, "a").states(a="ready")
+    script.start()
+    assert script.boss.book.graph.nodes[script.names["a"]].shape.as_resources["memory_mb"] == 200.0
+
+
 def test_only_attempts_that_started_count_as_tries(script: BossScript) -> None:
     def tries() -> int:
         node = script.boss.book.graph.nodes[script.names["a"]]
