@@ -1,10 +1,14 @@
 """Launchers: each runs one task at a time, and ends everything that the task started.
 
-`python -I -S launcher.py FD` is the spare launcher. For each socket that the agent sends it through FD it forks a
-launcher that serves this socket. A launcher is a child subreaper: everything that its task starts, daemons included,
+`python -I -S launcher.py FD CGROUP` is the spare launcher. For each socket that the agent sends it through FD it forks
+a launcher that serves this socket. A launcher is a child subreaper: everything that its task starts, daemons included,
 stays its descendant and is found without a name or an environment variable. The launcher ends all descendants together
 with the task, or immediately when the agent is gone (its end of the socket closes). The spare launcher is a subreaper,
 too: it ends what a killed launcher left.
+
+CGROUP: the cgroup (v1 or v2) below which each launcher makes one for its tasks with a memory limit; empty if this
+worker may make none. The launcher also checks the memory of such tasks itself: what a task held before it was moved
+into the cgroup does not count there.
 
 Imports the standard library only, and nothing of ECLOUD: it must start in milliseconds and stay small.
 
@@ -51,6 +55,8 @@ QUICK_S = 0.01
 """How long the output of a new task stays in its pipes: most tasks end earlier, without waking the launcher."""
 MEMORY_LOOK_S = 0.2
 """Interval between checks of the memory of a task that has a limit."""
+NEAR_LIMIT = 0.9
+"""Share of its limit that a task's memory must have reached for the limit to be the reason why the kernel ended it."""
 END_ROUNDS = 400
 END_WAIT_S = 0.005
 """Number of checks whether killed processes have ended, and the pause between them. Then the launcher gives up and
@@ -117,7 +123,7 @@ class Stream:
 class Launcher:
     """One launcher process. Blocks SIGCHLD and reads it from a descriptor: a signal handler in Python costs more."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, memory_parent: str) -> None:
         self._control = control
         self._inbox = b""
         self._streams = (Stream("stdout"), Stream("stderr"))
@@ -142,6 +148,7 @@ class Launcher:
         self._look_at = 0.0
         self._is_new = self._is_told = self._is_streaming = False
         self._limit = self._exceeded = 0
+        self._memory = MemoryGroup(memory_parent)
         self._end: tuple[int, int] | None = None
         """Wait status and peak RSS of the shell, once it has ended."""
         self._has_children = False
@@ -157,12 +164,15 @@ class Launcher:
         except (AgentGone, OSError):
             self._is_streaming = False
             self._end_all()
+        self._memory.remove()
 
     def _watch(self) -> None:
         """Wait for the next event of the task, and handle it."""
         if self._is_new:
             self._is_new = False
             ready = self._quick.poll(QUICK_S * 1000)
+            if not ready and self._limit:
+                self._memory.hold(self._limit)
         else:
             ready = self._poll.poll(self._timeout_ms())
         for descriptor, _ in ready:
@@ -215,6 +225,7 @@ class Launcher:
         is_merged: bool,
     ) -> None:
         self._limit, self._exceeded, self._is_told, self._is_streaming = limit, 0, False, False
+        self._memory.holds = False
         if shared is not None:
             self._environment = {**self._own_environment, **shared}
         try:
@@ -284,15 +295,19 @@ class Launcher:
             self._is_told = True
             self._send("long", self._pid)
         if self._limit and not self._exceeded:
+            if not self._memory.holds:
+                self._memory.hold(self._limit)
             used = sum(resident_bytes(pid) for pid in descendants(os.getpid()))
-            if used > self._limit:
-                self._exceeded = used
+            if used > self._limit or self._memory.has_ended_some:
+                self._exceeded = max(used, self._limit)
                 self._on_signal(signal.SIGKILL)
         elif not self._limit:
             self._look_at = 0.0  # nothing left to check
 
     def _finish(self, status: int, peak: int) -> None:
         run_s = time.monotonic() - self._began_at
+        if not self._exceeded and self._memory.has_ended_some:
+            self._exceeded = self._limit
         is_clean = True
         if self._has_children:  # else nothing of the task is left: its orphans would be children by now
             signal_group(self._pid, signal.SIGKILL)
@@ -328,6 +343,96 @@ class Launcher:
                 self._read(stream)
             time.sleep(END_WAIT_S)
         return False
+
+
+# --- memory -------------------------------------------------------------------------------------------
+
+
+class MemoryGroup:
+    """The cgroup of one launcher's tasks with a memory limit, made when it is first needed. The kernel ends processes
+    that would exceed the limit. `parent`: the cgroup to make it in, or empty."""
+
+    def __init__(self, parent: str) -> None:
+        self.holds = False
+        """Whether the present task is in it."""
+        self._path = group_path(parent, os.getpid())
+        self._is_v1 = os.path.exists(f"{parent}/memory.limit_in_bytes")
+        self._limit = self._ended = 0
+
+    def hold(self, limit: int) -> None:
+        """Move all descendants of this process into it. Does nothing where the system does not allow that."""
+        if not self._path:
+            return
+        with suppress(OSError):
+            if limit != self._limit or not os.path.exists(self._path):
+                self._make(limit)
+            if self._is_v1:
+                self._write("memory.max_usage_in_bytes", 0)
+            self._ended = self._count("oom_kill")
+            moved: set[int] = set()
+            while new := [pid for pid in descendants(os.getpid()) if pid not in moved]:
+                for pid in new:  # their later children begin in it
+                    with suppress(ProcessLookupError):
+                        self._write("cgroup.procs", pid)
+                moved.update(new)
+            self.holds = True
+
+    @property
+    def has_ended_some(self) -> bool:
+        """Whether the kernel ended a process of the present task because of this limit, not of another one."""
+        if not self.holds or self._count("oom_kill") <= self._ended:
+            return False
+        if not self._is_v1:
+            return self._count("oom") > 0
+        try:
+            with open(f"{self._path}/memory.max_usage_in_bytes") as file:
+                return int(file.read()) > NEAR_LIMIT * self._limit
+        except (OSError, ValueError):
+            return False
+
+    def remove(self) -> None:
+        """Remove it, if it was made."""
+        if self._path:
+            remove_group(self._path)
+
+    def _make(self, limit: int) -> None:
+        self._limit = 0
+        remove_group(self._path)
+        os.mkdir(self._path)
+        if self._is_v1:
+            self._write("memory.limit_in_bytes", limit)
+            with suppress(OSError):  # a kernel that does not count swap
+                self._write("memory.memsw.limit_in_bytes", limit)
+        else:
+            self._write("memory.max", limit)
+            for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
+                with suppress(OSError):  # an older kernel, or no swap
+                    self._write(name, value)
+        self._limit = limit
+
+    def _write(self, name: str, value: int) -> None:
+        with open(f"{self._path}/{name}", "w") as file:
+            file.write(str(value))
+
+    def _count(self, name: str) -> int:
+        """Read a counter of the kernel's; 0 if there is none."""
+        try:
+            with open(f"{self._path}/{'memory.oom_control' if self._is_v1 else 'memory.events'}") as file:
+                words = file.read().split()
+            return int(words[words.index(name) + 1])
+        except (OSError, ValueError):
+            return 0
+
+
+def group_path(parent: str, pid: int) -> str:
+    """Return the cgroup of the launcher `pid`."""
+    return f"{parent}/ecloud-{pid}" if parent else ""
+
+
+def remove_group(path: str) -> None:
+    """Remove a cgroup without processes, if it exists."""
+    with suppress(OSError):
+        os.rmdir(path)
 
 
 # --- processes ----------------------------------------------------------------------------------------
@@ -421,8 +526,9 @@ class Spare:
     of its task is left. A pid has four bytes.
     """
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, memory_parent: str) -> None:
         self._control = control
+        self._memory_parent = memory_parent
         self._launchers: set[int] = set()
         self._ended: list[int] = []
         self._wake, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -454,6 +560,8 @@ class Spare:
             if not self._end_strangers():
                 for pid in self._ended:
                     self._say(b"-", pid)
+                    if self._memory_parent:  # a launcher that was killed did not remove it
+                        remove_group(group_path(self._memory_parent, pid))
                 self._ended = []
 
     def _fork(self) -> bool:
@@ -469,7 +577,7 @@ class Spare:
                 for own in (self._control.fileno(), self._wake, self._wake_write):
                     os.close(own)
                 become_subreaper()
-                Launcher(socket.socket(fileno=descriptor)).serve()
+                Launcher(socket.socket(fileno=descriptor), self._memory_parent).serve()
                 os._exit(0)
             self._launchers.add(pid)
             os.close(descriptor)
@@ -519,7 +627,7 @@ def main() -> None:
         if int(name) not in (0, 1, 2, control.fileno()):
             with suppress(OSError):
                 os.close(int(name))
-    Spare(control).run()
+    Spare(control, sys.argv[2]).run()
 
 
 if __name__ == "__main__":

@@ -45,14 +45,17 @@ _STATES = {
 
 _REFUSALS: tuple[tuple[str, type[Exception]], ...] = (
     # The first match decides. Errors after which the order may have reached the controller come first.
-    (r"socket timed out|zero bytes were transmitted|unexpected message received|connection reset", Unanswered),
-    (r"unable to contact|connection refused|connect failure|no route to host|temporarily unable|try again", TryLater),
+    (r"timed out|zero bytes were transmitted|unexpected message received|connection reset", Unanswered),
+    (r"unable to contact|connection refused|connect(ion)? failure|no route to host", TryLater),
+    (r"temporarily unable|try again", TryLater),
     (r"required node not available|nodes are busy|down, drained", TryLater),
     (r"munge|credential|slurm backup controller in standby", TryLater),
     (r"qosmax|qosgrp|assocmax|assocgrp|maxsubmit|maxjobs|violates accounting/qos policy|job limit", AskForLess),
     (r"permission denied|invalid user|not permitted to use|user unknown|authentication", CredentialsWrong),
     (r"command not found|no such file or directory", GivePoolUp),
-    (r"invalid|unrecognized|not available|more processors requested|batch job submission failed", GivePoolUp),
+    (r"invalid|unrecognized|not available|requested|specifi|exceed|not supported|disabled", GivePoolUp),
+    # Anything else ended the conversation: "Transport endpoint is not connected", "Unexpected missing socket error".
+    (r"batch job submission failed", Unanswered),
 )
 
 

@@ -108,8 +108,24 @@ def _memory_limits(group: Path) -> Iterator[float]:
             yield float(limit)
 
 
+def memory_group() -> Path | None:
+    """Return the directory of this process's control group that can limit memory; None without one."""
+    for group, _ in _groups("memory"):
+        if (group / "memory.limit_in_bytes").exists() or "memory" in _read(group / "cgroup.controllers").split():
+            return group
+    return None
+
+
 def _own_groups(controller: str) -> Iterator[Path]:
     """Yield the directories of the control groups that may limit this process: its own, and all above it."""
+    for group, mounted in _groups(controller):
+        while group.is_relative_to(mounted):
+            yield group
+            group = group.parent
+
+
+def _groups(controller: str) -> Iterator[tuple[Path, Path]]:
+    """Yield this process's control group in each hierarchy that may have the controller, and where that is mounted."""
     for line in _read("/proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
@@ -121,10 +137,7 @@ def _own_groups(controller: str) -> Iterator[Path]:
         mounted, root = top
         # In a container the mount may show only a part of the tree, whose top has another name outside.
         inside = os.path.relpath(path, root) if path == root or path.startswith(root.rstrip("/") + "/") else "."
-        group = Path(os.path.normpath(mounted / inside))
-        while group.is_relative_to(mounted):
-            yield group
-            group = group.parent
+        yield Path(os.path.normpath(mounted / inside)), mounted
 
 
 def _mounted_at(names: str) -> tuple[Path, str] | None:

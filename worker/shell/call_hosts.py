@@ -373,7 +373,8 @@ def _why(host: Host, order: CallOrder, finished: Finished, cause: Cause) -> str:
     if cause is Cause.TIMEOUT:
         return f"the call {name} ran longer than timeout_s = {order.timeout_s:g} s"
     if cause is Cause.MEMORY:
-        return f"the call {name} held {finished.exceeded_mb:,.0f} MB, more than the memory_mb that it asks for"
+        held = f"it held {finished.exceeded_mb:,.0f} MB"
+        return f"the call {name} needed more than the memory_mb that it asks for ({held})"
     if cause is Cause.SIGNAL:
         hint = " (out of memory?)" if finished.code == -signal.SIGKILL else ""
         return f"the interpreter of the call {name} was ended by {signal_name(-finished.code)}{hint}"

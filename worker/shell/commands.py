@@ -164,7 +164,8 @@ def _sentence(
     if cause is Cause.TIMEOUT:
         return f"{which} ran longer than timeout_s = {body.timeout_s:g} s: {shown}"
     if cause is Cause.MEMORY:
-        return f"{which} held {finished.exceeded_mb:,.0f} MB, more than the memory_mb that the task asks for: {shown}"
+        held = f"it held {finished.exceeded_mb:,.0f} MB"
+        return f"{which} needed more than the memory_mb that the task asks for ({held}): {shown}"
     if cause is Cause.SIGNAL:
         assert number is not None
         hint = " (out of memory?)" if number == signal.SIGKILL else ""

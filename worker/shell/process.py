@@ -111,6 +111,7 @@ class Processes:
 
     `environment`: of the launchers and everything that they start. `on_output(process, stream, start, bytes)`: called
     with output of a process that streams. `on_long(process)`: called when it has run for a second, and has a `pid`.
+    `memory_group`: the cgroup in which launchers limit their tasks' memory, if any.
     """
 
     def __init__(
@@ -119,11 +120,13 @@ class Processes:
         environment: dict[bytes, bytes],
         on_output: Callable[[Process, str, int, bytes], None],
         on_long: Callable[[Process], None] = lambda process: None,
+        memory_group: str = "",
     ) -> None:
         self._poll = poll
         self._environment = environment
         self._on_output = on_output
         self._on_long = on_long
+        self._memory_group = memory_group
         self.running: dict[Key, Process] = {}
         self._slots: dict[int, Slot] = {}
         """By the descriptor of their socket."""
@@ -139,7 +142,7 @@ class Processes:
     def _start_spare(self) -> socket.socket:
         ours, theirs = socket.socketpair()
         os.set_inheritable(theirs.fileno(), True)
-        argv = [sys.executable, "-I", "-S", LAUNCHER, str(theirs.fileno())]
+        argv = [sys.executable, "-I", "-S", LAUNCHER, str(theirs.fileno()), self._memory_group]
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._spare_pid = os.posix_spawn(

@@ -46,6 +46,7 @@ from worker.shell.environment import encoded, inherited
 from worker.shell.files import MIN_FREE_MB, Files, WorkingDirectories, free_disk_mb
 from worker.shell.home import RunningRecord, Spool, WorkerHome
 from worker.shell.jobs import Jobs
+from worker.shell.memory_groups import parent_of_tasks
 from worker.shell.process import Process, Processes
 from worker.shell.pythons import Pythons
 
@@ -95,7 +96,7 @@ class WorkerRuntime:
         self._sequence = itertools.count()
         own = {"ECLOUD_WORKER": config.peer, "ECLOUD_WORKER_DIR": str(home.shared)}
         environment = encoded({**inherited(os.environ), **own})
-        self._processes = Processes(self._poll, environment, self._on_output, self._on_long)
+        self._processes = Processes(self._poll, environment, self._on_output, self._on_long, parent_of_tasks())
         self._files = Files(home.ssh, home.cache, self._put, self._put)
         self._files.meter.stopped = lambda: self._put(
             lambda: self._inbox.append(MovingMeasured(self._files.meter.read()))

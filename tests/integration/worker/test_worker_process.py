@@ -44,6 +44,7 @@ from worker.shell.environment import encoded, inherited
 from worker.shell.files import Files, WorkingDirectories
 from worker.shell.home import WorkerHome
 from worker.shell.jobs import Jobs
+from worker.shell.memory_groups import AGENT, parent_of_tasks
 from worker.shell.own_results import copy, read
 from worker.shell.process import Processes
 from worker.shell.pythons import Pythons
@@ -66,7 +67,8 @@ class Bench:
         self.files.use(DatastoreAccess(f"dir:{self.store.root}"))
         own = {"ECLOUD_WORKER": "w1", "ECLOUD_WORKER_DIR": str(self.home.shared)}
         environment = encoded({**inherited(os.environ), **own})
-        self.processes = Processes(self.poll, environment, lambda *_: None)
+        self.memory_group = parent_of_tasks()
+        self.processes = Processes(self.poll, environment, lambda *_: None, memory_group=self.memory_group)
         directories = WorkingDirectories(self.home.path, self.files.pool)
         self.jobs = Jobs(
             "w1",
@@ -139,12 +141,18 @@ class Bench:
         """Start an attempt and wait for its end."""
         return self.outcome(self.begin(*commands, **fields))
 
+    def groups_left(self) -> list[Path]:
+        """Cgroups of launchers that have ended."""
+        found = Path(self.memory_group).glob("ecloud-[0-9]*") if self.memory_group else ()
+        return [path for path in found if not Path("/proc", path.name.removeprefix("ecloud-")).exists()]
+
     def close(self) -> None:
         """Leave nothing behind."""
         for process in tuple(self.processes.running.values()):
             self.processes.stop(process, "stopped", 0.0, time.monotonic())
         self.until(lambda: not self.processes.running)
         self.processes.end_all()
+        wait_until(lambda: not self.groups_left(), what="no cgroup is left of launchers that have ended")
         self.files.pool.shutdown()
         self.poll.close()
         os.close(self.home._lock)
@@ -349,6 +357,31 @@ def test_more_memory_than_asked_for_ends_the_task(bench: Bench, how: str) -> Non
     outcome = bench.run(hidden, asks={"memory_mb": 100.0})
     assert outcome.cause is Cause.MEMORY
     assert "more than the memory_mb that the task asks for" in outcome.error
+
+
+def test_the_kernel_holds_the_limit_where_this_worker_may_make_a_cgroup(bench: Bench) -> None:
+    """It ends what would exceed the limit, and the launcher the rest of the task, although its shell goes on."""
+    if not bench.memory_group:
+        pytest.skip("this account may not limit memory by cgroups here")
+    outcome = bench.run(f"{sys.executable} -c '{EATER}'; sleep 1000", asks={"memory_mb": 100.0})
+    assert outcome.cause is Cause.MEMORY
+    assert "more than the memory_mb that the task asks for" in outcome.error
+    assert (outcome.max_rss_mb or 0.0) < 110
+
+
+def test_with_cgroup_v2_the_agent_moves_to_a_group_of_its_own(tmp_path: Path) -> None:
+    """A directory in place of the kernel's: no machine of ours has v2's memory controller."""
+    for name, text in (("cgroup.subtree_control", ""), ("cgroup.procs", f"{os.getpid()}\n")):
+        (tmp_path / name).write_text(text)
+    assert parent_of_tasks(tmp_path) == str(tmp_path)
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+memory"
+    assert (tmp_path / AGENT / "cgroup.procs").read_text() == str(os.getpid())
+    (tmp_path / "cgroup.subtree_control").write_text("memory")
+    assert parent_of_tasks(tmp_path / AGENT) == str(tmp_path), "after it began anew"
+
+    (tmp_path / "cgroup.subtree_control").write_text("")
+    (tmp_path / "cgroup.procs").write_text("1\n2\n")
+    assert parent_of_tasks(tmp_path) == "", "a group with other processes"
 
 
 def test_memory_is_free_where_none_is_asked_for_and_up_to_the_limit(bench: Bench) -> None:

@@ -68,6 +68,12 @@ def test_a_name_carries_cluster_and_intent_and_no_other_name_does() -> None:
     [
         ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", Unanswered),
         ("sbatch: error: Batch job submission failed: Zero Bytes were transmitted or received", Unanswered),
+        ("sbatch: error: Batch job submission failed: Transport endpoint is not connected", Unanswered),
+        ("sbatch: error: Batch job submission failed: Unexpected missing socket error", Unanswered),
+        ("sbatch: error: Batch job submission failed: Connection timed out", Unanswered),
+        ("sbatch: error: Batch job submission failed: Broken pipe", Unanswered),
+        ("sbatch: error: Batch job submission failed: Communication receive failure", Unanswered),
+        ("sbatch: error: Batch job submission failed: Communication connection failure", TryLater),
         ("Unable to contact slurm controller (connect failure)", TryLater),
         ("sbatch: error: If munged is up, restart with --num-threads=10", TryLater),
         ("sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying.", TryLater),
