@@ -34,6 +34,7 @@ OWN_IN_BUBBLEWRAP = ("dev", "proc", "sys", "tmp", "run")
 class Place(msgspec.Struct, frozen=True):
     """Where an attempt runs on this machine.
 
+    `memory_bytes`: the task's limit, 0 for none, which an engine that runs it elsewhere must hold.
     `name`: unique among all attempts of the cluster; `variables`: names of its environment variables; `tops`: the
     top-level entries of an image that is a directory, each with its target if it is a link.
     """
@@ -47,6 +48,7 @@ class Place(msgspec.Struct, frozen=True):
     variables: Sequence[str] = ()
     gpus: Sequence[str] | None = None
     tops: Sequence[tuple[str, str]] = ()
+    memory_bytes: int = 0
 
 
 def container_argv(container: Container, runtime: str, program: str, inner: Sequence[str], place: Place) -> list[str]:
@@ -82,6 +84,8 @@ def _engine(container: Container, place: Place) -> list[str]:
         argv += ["--volume", ":".join(part for part in (here, there, options) if part)]
     for name in place.variables:
         argv += ["--env", name]
+    if place.memory_bytes:
+        argv += ["--memory", f"{place.memory_bytes}b"]
     return argv
 
 

@@ -214,10 +214,11 @@ class Jobs:
                 return
             argv = self._argv(job, env, shared)
             now = time.monotonic()
-            limit_bytes = int(job.order.asks.get("memory_mb", 0.0) * 1e6)
             body = job.body
             files = output_files(body, job.control) if body.stdout or body.stderr else NO_OUTPUTS
-            self._processes.start(job.key, argv, job.directory, env, body.timeout_s, now, limit_bytes, files, shared)
+            self._processes.start(
+                job.key, argv, job.directory, env, body.timeout_s, now, _limit_bytes(job), files, shared
+            )
         except OSError as error:
             self._give_back(job, f"no process can be started: {error.strerror}")
         except (ContainerMissing, CallImpossible) as error:
@@ -244,6 +245,7 @@ class Jobs:
             group=os.getegid(),
             variables=sorted(os.fsdecode(name) for name in {**shared, **env}),
             gpus=job.gpus,
+            memory_bytes=_limit_bytes(job),
         )
         job.container_argv = argv_in_container(container, shell_argv(self.shell, job.body, job.control, inside), place)
         job.container_name = place.name
@@ -455,3 +457,8 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     return f"{type(error).__name__}: {error}"
+
+
+def _limit_bytes(job: Job) -> int:
+    """Its memory limit; 0 for none."""
+    return int(job.order.asks.get("memory_mb", 0.0) * 1e6)

@@ -9,7 +9,7 @@ from worker.core.containers import Place, container_argv
 
 PLACE = Place(
     "/home/w/d1", "/home/w/shared", "/home/w/control", "ecloud-w1-7-2", 1000, 100, ("A", "ECLOUD_TASK"), ("1", "GPU-x"),
-    (("bin", "usr/bin"), ("etc", ""), ("tmp", ""), ("usr", "")),
+    (("bin", "usr/bin"), ("etc", ""), ("tmp", ""), ("usr", "")), 5_000_000,
 )  # fmt: skip
 INNER = ("/bin/sh", "-c", "true")
 OWN = [("/home/w/d1", "/ecloud/work"), ("/home/w/shared", "/ecloud/shared"), ("/home/w/control", "/ecloud/control")]
@@ -27,7 +27,7 @@ def binds(flag: str, joint: str = " ") -> str:
 
 def test_docker() -> None:
     began = "/usr/bin/docker run --rm --init --name ecloud-w1-7-2 --workdir /ecloud/work --network host"
-    given = f"{began} {binds('--volume')} --env A --env ECLOUD_TASK --user 1000:100"
+    given = f"{began} {binds('--volume')} --env A --env ECLOUD_TASK --memory 5000000b --user 1000:100"
     ended = "--entrypoint  debian:12 /bin/sh -c true"
     assert argv("docker") == f"{given} {ended}"
     assert argv("docker", gpus=True) == f'{given} --gpus "device=1,GPU-x" {ended}'
@@ -35,7 +35,7 @@ def test_docker() -> None:
 
 def test_podman() -> None:
     began = "/usr/bin/podman run --rm --init --name ecloud-w1-7-2 --workdir /ecloud/work --network host"
-    given = f"{began} {binds('--volume')} --env A --env ECLOUD_TASK --userns keep-id"
+    given = f"{began} {binds('--volume')} --env A --env ECLOUD_TASK --memory 5000000b --userns keep-id"
     ended = "--entrypoint  debian:12 /bin/sh -c true"
     assert argv("podman") == f"{given} {ended}"
     assert argv("podman", gpus=True) == f"{given} --device nvidia.com/gpu=1 --device nvidia.com/gpu=GPU-x {ended}"
