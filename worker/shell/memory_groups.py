@@ -22,7 +22,7 @@ def parent_of_tasks(group: Path | None = None) -> str:
     if group is None:
         return ""
     is_v1 = (group / "memory.limit_in_bytes").exists()
-    if group.name == AGENT and not is_v1:  # this agent was started again by itself
+    if group.name == AGENT and not is_v1:  # this agent replaced itself
         group = group.parent
     if not os.access(group, os.W_OK) or not (is_v1 or _gives_memory(group)):
         return ""
