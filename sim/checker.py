@@ -227,6 +227,7 @@ class Checker:
             self.fleet.on_worker_row(boss, worker)
         if writes.vms:
             self.fleet.on_vm_rows(boss, writes.vms)
+        self.fleet.note_holds()
         self.fleet.on_boot_rows(boss, writes.boots)
         if writes.dropped_tasks or writes.dropped_runs:
             self._forget_dropped()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from boss.core.autoscale.held_pools import NOTE as HELD
 from boss.core.autoscale.owed_vms import ASKED_FOR
 from boss.core.model.config import BossConfig
 from boss.core.model.rows import BootRow, VmRow, WorkerRow
@@ -51,6 +52,8 @@ class FleetChecker:
         """VMs that had an intent."""
         self.withdrawn: set[int] = set()
         """VMs for which the cloud found no place, according to the boss."""
+        self.holds: dict[str, str] = {}
+        """Notes on held pools after the last commit."""
         self.cloud: Cloud | None = None
 
     # --- workers ---------------------------------------------------------------------------------
@@ -134,8 +137,16 @@ class FleetChecker:
         if vm_no not in self.tables.vms:
             raise Violation("intent", f"{boss} asks for VM {vm_no}, whose intent is not committed")
 
+    def note_holds(self) -> None:
+        """Remember which pools are held after this commit: a VM that the same batch intended before it is allowed."""
+        self.holds = {name: value for name, value in self.tables.context.items() if name.startswith(HELD)}
+        self.looked["hold"] += bool(self.holds)
+
     def _on_intent(self, boss: str, row: VmRow) -> None:
-        """Check a new intent against the budgets."""
+        """Check a new intent against operators' holds and the budgets."""
+        held = self.tables.context.get(HELD + row.pool)
+        if held is not None and self.holds.get(HELD + row.pool) == held:
+            raise Violation("hold", f"{boss} intends VM {row.vm_no} ({row.reason}) although pool {row.pool} is held")
         if ASKED_FOR in row.reason:
             return
         self.looked["budget"] += bool(self.config.vm_hours_per_day or self.config.vm_hours_per_run)

@@ -48,6 +48,7 @@ INVARIANTS: dict[str, str] = {
     "turn": "no VM is withdrawn for lack of a place while its cloud places others before it",
     "grace": "a VM without an intent is ended only after its grace period",
     "budget": "no VM starts automatically while the budget of the day, or of every unfinished run, is used up",
+    "hold": "no VM of a pool starts while an operator holds the pool",
     "identity": "a VM is identified by its number and boot nonce, and never by its address",
     # At the end
     "settles": "after the faults heal everything ends: tasks, requests, spools, stages",

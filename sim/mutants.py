@@ -21,6 +21,7 @@ from boss.core import restoring
 from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.boot_log import BootLog
 from boss.core.autoscale.daily_budget import DailyBudget
+from boss.core.autoscale.held_pools import HeldPools
 from boss.core.autoscale.orphans import Orphans
 from boss.core.autoscale.pool_queue import PoolQueue
 from boss.core.autoscale.run_budgets import RunBudgets
@@ -305,6 +306,17 @@ MUTANTS: dict[str, Mutant] = {
         ((RunBudgets, "settle", mutations.starts_for_exhausted_runs),),
         faults.Faults(vm_vanishes=0.1),
         Size(runs=(1, 1), workers=(0, 0), task_s=20.0, troubled_s=120.0),
+    ),
+    "hold-of-a-pool": Mutant(
+        "an operator's hold of a pool",
+        ("hold",),
+        ((HeldPools, "why", mutations.tells_nothing),),
+    ),
+    "hold-outlives-boss": Mutant(
+        "storing holds of pools: the next boss does not know them",
+        ("hold",),
+        ((HeldPools, "__init__", mutations.forgets_holds),),
+        faults.Faults(boss_death=0.02),
     ),
     "times-of-the-cloud": Mutant(
         "the cloud's own times: a VM's life begins when the boss learns of it",

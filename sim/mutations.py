@@ -374,6 +374,14 @@ def starts_for_exhausted_runs(true: Any) -> Any:
     return settle
 
 
+def tells_nothing(true: Any) -> Any:
+    return lambda self, *arguments: ""
+
+
+def forgets_holds(true: Any) -> Any:
+    return lambda self, outbox, context: true(self, outbox, {})
+
+
 def asks_for_one_too_many(true: Any) -> Any:
     def start(self: Vms, pool: Any, *arguments: Any) -> Any:
         return true(self, msgspec.structs.replace(pool, maximum=pool.maximum + 1), *arguments)

@@ -47,6 +47,8 @@ ELEMENTS = (6, 20)
 """Range of the number of elements of an array."""
 CALLS = 0.4
 """Fraction of runs that have calls among their tasks."""
+HOLDS = 0.3
+"""Fraction of scenarios with a pool in which an operator holds it."""
 CONDITIONS = (Condition.SUCCESS, Condition.ANY, Condition.FAILURE)
 CONDITION_WEIGHTS = (12, 15, 16)
 """Cumulative weights: one dependency in 16 is on a failure."""
@@ -190,6 +192,7 @@ class Scenario:
         self._arrays = random.Random(world.seed + 7)
         self.runs: dict[str, list[TaskDefinition]] = {}
         self._calls = random.Random(world.seed + 8)
+        self._held_pool = ""
         self._count = 0
         chance = world.random
         for number in range(chance.randint(*size.runs)):
@@ -285,9 +288,26 @@ class Scenario:
         workers = self.workers()
         return {"workers": [chance.choice(workers)] if workers else []}
 
+    def plan_holds(self, pool: str) -> None:
+        """Let an operator hold the pool in some scenarios, and release it in some of those. One client asks for all of
+        it, one after another."""
+        chance = random.Random(self.world.seed + 9)
+        if chance.random() < HOLDS:
+            self._held_pool = pool
+            at = chance.uniform(0.0, self.size.troubled_s * 0.9)
+            self.world.after(at, partial(self._ask_about_pool, "hold_pool"))
+            if chance.random() < 0.5:
+                self.world.after(at + chance.uniform(0.0, 10.0), partial(self._ask_about_pool, "release_pool"))
+
+    def _ask_about_pool(self, verb: str) -> None:
+        self.world.tell(self.clients[0].name, f"asks {verb}")
+        self.clients[0].ask(self._id(verb), verb, pool=self._held_pool)
+
     def make_peace(self) -> None:
         """At the end, undo the actions that would keep tasks waiting for ever."""
         self.clients[0].ask(self._id("undrain_worker"), "undrain_worker")
+        if self._held_pool:
+            self._ask_about_pool("release_pool")
 
     def _push_again(self, client: Client, name: str) -> None:
         """Push the same list, a changed list, or another one."""

@@ -57,6 +57,8 @@ class Simulation(Cluster):
         self.scenario = Scenario(
             self.world, self.clients, self.size, fails, self.gpus, self._workers, self.faults.poison
         )
+        for pool in self.config.pools:
+            self.scenario.plan_holds(pool.name)
         if self.faults.any:
             Trouble(self)
         self.world.after(self.size.troubled_s, self.heal)

@@ -24,7 +24,7 @@ GROUPS = {
     ),
     "workers": (
         "instantiate_worker", "show_workers", "drain_worker", "undrain_worker", "kill_worker", "drop_workers",
-        "show_vms", "forget_vm",
+        "show_vms", "forget_vm", "hold_pool", "release_pool",
     ),
     "data": ("show_context", "drop_context", "set_datastore", "ls", "get", "put", "du"),
     "shell": ("completion",),

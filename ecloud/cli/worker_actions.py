@@ -70,6 +70,25 @@ def forget_vm(vm: str, as_json: bool) -> int:
     return request.ask("forget_vm", as_json, vm=vm)
 
 
+@action
+@click.argument("pool", metavar="POOL")
+@click.option("--reason", default="", help="Kept with the pool; status, why, plan and the monitor show it.")
+def hold_pool(pool: str, reason: str, as_json: bool) -> int:
+    """Start no VM of this pool until it is released; its VMs continue."""
+    from ecloud.cli import request
+
+    return request.ask("hold_pool", as_json, pool=pool, reason=reason)
+
+
+@action
+@click.argument("pool", metavar="POOL")
+def release_pool(pool: str, as_json: bool) -> int:
+    """Allow a held pool to start VMs again."""
+    from ecloud.cli import request
+
+    return request.ask("release_pool", as_json, pool=pool)
+
+
 @about_workers
 def drop_workers(workers: tuple[str, ...], everyone: bool, as_json: bool) -> int:
     """Delete the records of workers that are gone or lost."""

@@ -39,6 +39,8 @@ STEPS = {
 BUDGET = "budget/"
 UNRUNNABLE = "unrunnable/"
 """Prefixes of context names; the run's number follows."""
+HELD = "held/"
+"""The same; the pool's name follows."""
 CAUSES = {
     "silent": "it booted, but its worker never reported: check its image, its network and its start log",
     "failed": "its cloud could not run it",
@@ -56,7 +58,8 @@ CAUSES = {
 
 
 class PoolView(msgspec.Struct, frozen=True):
-    """State of a pool, as the boss last wrote it. `closed`: why the pool starts no VM, or empty."""
+    """State of a pool, as the boss last wrote it. `closed`: why the pool starts no VM, or empty; `held`: whether an
+    operator holds it."""
 
     pool: str
     closed: str
@@ -65,14 +68,18 @@ class PoolView(msgspec.Struct, frozen=True):
     boots: int
     boot_s_p50: float
     boot_s_p95: float
+    held: bool = False
 
 
 def pool_views(connection: Connection) -> dict[str, PoolView]:
     """Return the pools by name; without those that no boss has recorded yet."""
-    rows = connection.execute(sa.select(schema.pools).order_by(schema.pools.c.pool))
+    notes = sa.select(schema.context.c.name).where(schema.context.c.name.startswith(HELD))
+    held = {name.removeprefix(HELD) for name in connection.scalars(notes)}
     return {
-        row.pool: PoolView(row.pool, row.closed, row.since, row.until, row.boots, row.boot_s_p50, row.boot_s_p95)
-        for row in rows
+        row.pool: PoolView(
+            row.pool, row.closed, row.since, row.until, row.boots, row.boot_s_p50, row.boot_s_p95, row.pool in held
+        )
+        for row in connection.execute(sa.select(schema.pools).order_by(schema.pools.c.pool))
     }
 
 

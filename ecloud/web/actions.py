@@ -45,6 +45,14 @@ ACTIONS = {
     ),
     "undrain_worker": Action("Give tasks to worker {what} again.", "Undrain", "workers"),
     "instantiate_worker": Action("Start workers of pool {what}, even if no task waits for them.", "Start", "pools"),
+    "hold_pool": Action(
+        "Hold pool {what}: the boss starts no VM of it until you release it; its VMs continue, and work that fits no "
+        "other pool waits.",
+        "Hold",
+        "pools",
+        True,
+    ),
+    "release_pool": Action("Release pool {what}: the boss may start VMs of it again.", "Release", "pools"),
 }
 
 
@@ -100,15 +108,17 @@ class Actions:
             "button": action.button,
             "fields": {name: value for name, value in msgspec.structs.asdict(wanted).items() if value},
             "takes_reason": action.takes_reason,
-            "number_of": "How many" if action.about == "pools" else "",
+            "number_of": "How many" if wanted.verb == "instantiate_worker" else "",
             "back": wanted.back,
         }
         return self._rendering.alone(request, "confirm.html", "Confirm", values)
 
     def _what(self, wanted: Wanted, action: Action) -> str:
         """Describe the targets of the action. Raises `Problem`."""
-        if action.about != "tasks":
-            return wanted.id or wanted.pool
+        if action.about == "pools":
+            return self._pool(wanted.pool)
+        if action.about == "workers":
+            return wanted.id
         if wanted.group:
             group, ids = failed_in_group(self._rendering.engine, wanted.run, wanted.group)
             line = f" (“{group.line}”)" if group is not None else ""
@@ -120,6 +130,11 @@ class Actions:
             return f"{counted(found.states.get('failed', 0), 'failed task')} of run {wanted.run}"
         count = found.left if wanted.verb == "cancel" else found.total - found.left
         return f"{counted(count, 'task')} of run {wanted.run}"
+
+    def _pool(self, pool: str) -> str:
+        """Describe the pool with the number of its VMs."""
+        vms = sum(vm.pool == pool for vm in queries.vms(self._rendering.engine))
+        return f"{pool} ({counted(vms, 'VM')})"
 
     async def do(self, request: Request) -> Response:
         """Carry out the action."""
@@ -144,11 +159,13 @@ class Actions:
 
     def _ask(self, wanted: Wanted, action: Action, fields: Mapping[str, str]) -> None:
         arguments: dict[str, Argument]
-        if action.about == "pools":
+        if wanted.verb == "instantiate_worker":
             count = fields.get("n", "1")
             if not count.isdecimal() or not 1 <= int(count) <= MOST_WORKERS:
                 raise Problem(f"{count!r} is not a number of workers from 1 to {MOST_WORKERS:,}")
             arguments = {"n": int(count), "pool": wanted.pool}
+        elif action.about == "pools":
+            arguments = {"pool": wanted.pool}
         elif action.about == "workers":
             arguments = {"workers": [wanted.id]}
         elif wanted.group:

@@ -7,10 +7,11 @@ none.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import msgspec
 
+from boss.core.autoscale.held_pools import HeldPools
 from boss.core.autoscale.pool_capacity import PoolCapacity
 from boss.core.autoscale.pool_health import PoolHealth
 from boss.core.autoscale.pool_queue import PoolQueue
@@ -26,13 +27,14 @@ from ecloud.model.vm_states import COMING, VmState
 class Pools:
     """All pools. The parameter `closed` of its methods: why no pool may start a VM, or empty."""
 
-    def __init__(self, outbox: Outbox, config: BossConfig) -> None:
+    def __init__(self, outbox: Outbox, config: BossConfig, context: Mapping[str, str]) -> None:
         self._outbox = outbox
         self._config = config
         self.configs = {pool.name: pool for pool in config.pools}
         self.health = {pool.name: PoolHealth(pool, config) for pool in config.pools}
         self.queues = {pool.name: PoolQueue(pool.name, pool.boot_s) for pool in config.pools}
         self.capacity = {pool.name: PoolCapacity(pool.name, pool.tells_room) for pool in config.pools}
+        self.held = HeldPools(outbox, context)
         self.away: dict[str, str] = {}
         """Why a pool's cloud cannot list its VMs; empty if it can."""
         self._told: dict[str, PoolRow] = {}
@@ -48,7 +50,7 @@ class Pools:
                 pool,
                 counts[pool.name],
                 self._may_start(pool.name, coming[pool.name], now),
-                closed or self.health[pool.name].closed(now),
+                self.held.why(pool.name) or closed or self.health[pool.name].closed(now),
                 self.health[pool.name].boot_s(),
                 self._why_bounded(pool.name, now),
                 self._is_bounded(pool.name, coming[pool.name], now),
@@ -87,6 +89,8 @@ class Pools:
             ):  # clearer and shorter than the cloud's last refusal
                 row.closed, row.until = full, None
             row.closed = row.closed or self.away.get(row.pool, "") or closed
+            if row.pool in self.held:  # the operator's reason is the one that lasts
+                row.closed, row.since, row.until = self.held.why(row.pool), self.held.since(row.pool), None
         return rows
 
     def troubles(self, now: float) -> Iterator[str]:

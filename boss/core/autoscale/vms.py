@@ -59,7 +59,7 @@ class Vms:
         self._timers = timers
         self._config = config
         self._next_vm_no = next_vm_no
-        self.pools = Pools(outbox, config)
+        self.pools = Pools(outbox, config, context)
         self.spending = DailyBudget(config.vm_hours_per_day)
         self.alive: dict[int, Vm] = {}
         self.lists = VmLists(self, outbox, fleet, leases, timers, config)
@@ -135,7 +135,9 @@ class Vms:
             # A VM that ends makes room for another.
             counts[vm.row.pool] = counts.get(vm.row.pool, 0) + (vm.state is not VmState.ENDING)
         return not self.held and any(
-            counts.get(pool.name, 0) < pool.maximum and self.pools.capacity[pool.name].left != 0
+            counts.get(pool.name, 0) < pool.maximum
+            and self.pools.capacity[pool.name].left != 0
+            and pool.name not in self.pools.held
             for pool in self._config.pools
         )
 

@@ -1,4 +1,4 @@
-"""Requests about VMs: start, plan, end, forget."""
+"""Requests about VMs and their pools: start, plan, end, forget, hold, release."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from boss.core.autoscale.vm import Vm
 from boss.core.autoscale.vms import Vms
 from boss.core.clients import plan_report
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
+from boss.core.model.config import PoolConfig
 from ecloud.model.text import counted
 from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Request
@@ -27,6 +28,8 @@ class VmRequests:
             "plan": self._plan,
             "end_vms": self._end,
             "forget_vm": self._forget,
+            "hold_pool": self._hold,
+            "release_pool": self._release,
         }
 
     def _instantiate(self, request: Request, now: float) -> Answer:
@@ -34,12 +37,12 @@ class VmRequests:
         pools = self._vms.pools
         if not pools.configs:
             raise RequestRefused("no_pool", "no pool is set: name one in POOLS of settings.py")
-        name = str(request.arguments.get("pool") or next(iter(pools.configs)))
-        pool = pools.configs.get(name)
-        if pool is None:
-            raise RequestRefused("no_pool", f"there is no pool {name!r}; there are {', '.join(pools.configs)}")
+        name = text_of(request, "pool", next(iter(pools.configs)))
+        pool = self._pool(name)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise RequestRefused("request", f"{count!r} is not a number of workers: 1 or more")
+        if why := pools.held.why(name):
+            raise RequestRefused("held", f"pool {name} starts no VM: {why}")
         keep_alive = bool(request.arguments.get("keep_alive"))
         little = pools.too_little_room(name, count, now) or pools.health[name].closed(now)
         vm_nos = self._vms.start(pool, count, keep_alive, ASKED_FOR, now)
@@ -82,6 +85,31 @@ class VmRequests:
             )
         self._vms.write_off(vm, f"written off: {ASKED_FOR}", now)
         return 1, f"{name} is written off: it may still run and cost money; check the cloud", (name,)
+
+    def _hold(self, request: Request, now: float) -> Answer:
+        name = text_of(request, "pool")
+        self._pool(name)
+        self._vms.pools.held.hold(name, text_of(request, "reason"), now)
+        alive = sum(1 for row in self._vms.rows if row.pool == name)
+        text = f"pool {name} is held: it starts no VM until python admin.py release_pool {name}"
+        if alive:
+            text += f"; its {counted(alive, 'VM')} {'continues' if alive == 1 else 'continue'}"
+        return 1, text, (name,)
+
+    def _release(self, request: Request, now: float) -> Answer:
+        name = text_of(request, "pool")
+        if self._vms.pools.held.release(name):  # also one that is no longer in the settings
+            return 1, f"pool {name} is released: it may start VMs again", (name,)
+        self._pool(name)
+        return 0, f"pool {name} was not held", ()
+
+    def _pool(self, name: str) -> PoolConfig:
+        """The pool of this name. Raises `RequestRefused` if no such pool is set."""
+        configs = self._vms.pools.configs
+        if name not in configs:
+            there = f"there are {', '.join(configs)}" if configs else "no pool is set: name one in POOLS of settings.py"
+            raise RequestRefused("no_pool", f"there is no pool {name!r}; {there}")
+        return configs[name]
 
     def _vm(self, name: str) -> Vm:
         """The VM named vm/N, or N. Raises `RequestRefused` if it does not exist or is gone."""
