@@ -1,11 +1,13 @@
-"""Cached answers for all viewers: each question goes to the database at most once per second."""
+"""Cached answers for all viewers: each question goes to the database at most once per second, and all questions
+together use a small share of it, however many viewers and pages there are."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, cast
 
@@ -13,20 +15,33 @@ import msgspec
 
 KEPT_S = 1.0
 """Maximum age of an answer."""
-SLOW_FACTOR = 12.0
-"""A slow question is repeated only after this many times its duration: one viewer or fifty use at most a twelfth of a
-database core."""
+SLOW_FACTOR = 16.0
+"""All questions together are repeated at most for this share (one in so many) of the time: one viewer or fifty use a
+sixteenth of a database core at most."""
+RECENT_S = 10.0
+"""Questions that nobody asked for this long do not count."""
 LATE_S = 3.0
-"""For this long after that, an old answer is still shown while the next one is computed."""
+"""For this long after it is due for repetition, an old answer is still shown while the next one is computed."""
+LATE_FACTOR = 30.0
+"""The same for slow questions, in durations of the question: who comes back sees the old answer at once, and the next
+one a second later."""
 MOST_ANSWERS = 256
 REFRESHERS = 4
 
 Answer = TypeVar("Answer")
 
 
-class _Known(msgspec.Struct, frozen=True):
+def period_s(took_s: float, all_took_s: Iterable[float]) -> float:
+    """How long to keep the answer to a question that took `took_s`, if answers to all recent questions take
+    `all_took_s`: together they then use 1 / SLOW_FACTOR of the time, and slower ones are repeated less often."""
+    return max(KEPT_S, SLOW_FACTOR * math.sqrt(took_s) * sum(map(math.sqrt, all_took_s)))
+
+
+class _Known(msgspec.Struct):
+    took_s: float
     fresh_until: float
     usable_until: float
+    asked_at: float
     answer: object
 
 
@@ -50,6 +65,7 @@ class Answers:
         with self._lock:
             known = self._known.get(question)
             if known is not None and now <= known.usable_until:
+                known.asked_at = now
                 self._known.move_to_end(question)
                 if now > known.fresh_until and question not in self._refreshing:
                     self._refreshing.add(question)
@@ -82,10 +98,16 @@ class Answers:
         began = time.monotonic()
         answer = find()
         ended = time.monotonic()
-        fresh_until = ended + (max(KEPT_S, SLOW_FACTOR * (ended - began)) if is_whole(answer) else KEPT_S)
-        known = _Known(fresh_until, fresh_until + LATE_S, answer)
+        took_s = ended - began
         with self._lock:
-            self._known[question] = known
+            before = self._known.get(question)
+            others = [
+                one.took_s for key, one in self._known.items() if key != question and one.asked_at > ended - RECENT_S
+            ]
+            kept_s = period_s(took_s, [took_s, *others]) if is_whole(answer) else KEPT_S
+            late_s = max(LATE_S, LATE_FACTOR * took_s)
+            asked_at = began if before is None else before.asked_at
+            known = self._known[question] = _Known(took_s, ended + kept_s, ended + kept_s + late_s, asked_at, answer)
             self._known.move_to_end(question)
             while len(self._known) > MOST_ANSWERS:
                 old, _ = self._known.popitem(last=False)

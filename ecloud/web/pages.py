@@ -27,6 +27,7 @@ from ecloud.queries.neighbourhood import neighbourhood
 from ecloud.queries.sweep import sweep_tasks
 from ecloud.queries.sweep_table import SweepTable, last_sweep_table, sorted_by
 from ecloud.queries.timeline import timeline
+from ecloud.queries.views import RunStatus, Status
 from ecloud.queries.why import why
 from ecloud.queries.why_task import Pool
 from ecloud.web import charts, graph_charts, sweep_charts
@@ -58,18 +59,37 @@ class Pages:
         self._pools = pools
         self._sweep = sweep
         self._heavy = Heavy()
+        self._has_many = False
 
-    def _ask(self, engine: Engine, tasks: int, function: Callable[..., Any], *arguments: object) -> Any:
-        """Return the answer, or None while it is being computed. Raises what `function` raises."""
+    def _status(self, engine: Engine) -> Status:
+        """The state of everything. With many tasks it is the slowest query of most pages, and they share its answer."""
+
+        def find() -> Status:
+            return queries.status(engine)
+
+        found = self._rendering.answers.ask("status", find) if self._has_many else find()
+        self._has_many = sum(found.tasks.values()) > SMALL
+        return found
+
+    def _run(self, engine: Engine, name: str) -> RunStatus:
+        """One run. Raises `NoSuchRun`, `DatabaseAway`."""
+        known = next((run for run in self._status(engine).runs if run.name == name), None)
+        return queries.run_status(engine, name) if known is None else known
+
+    def _ask(
+        self, engine: Engine, tasks: int, version: object, function: Callable[..., Any], *arguments: object
+    ) -> Any:
+        """Return the answer, or None while it is being computed. Raises what `function` raises. `version`: as in
+        `Heavy.ask`."""
         if tasks <= SMALL:
             return function(engine, *arguments)
-        return self._heavy.ask(engine, function, *arguments)
+        return self._heavy.ask(engine, function, *arguments, version=version)
 
     async def overview(self, request: Request) -> Response:
         """Overview of the cluster on one screen."""
 
         def find(engine: Engine) -> dict[str, Any]:
-            now = queries.status(engine)
+            now = self._status(engine)
             findings, looked_at = self._health.findings()
             shown = {*now.troubles, *now.cloud_troubles}  # shown on the cards of workers and VMs
             wrong = [one for one in findings if not one.is_ok and one.text not in shown]
@@ -90,14 +110,14 @@ class Pages:
         zoom = _zoom(request)
 
         def find(engine: Engine) -> dict[str, Any]:
-            run = queries.run_status(engine, name)
-            tasks = run.total
-            times = self._ask(engine, tasks, timeline, name)
-            counts = self._ask(engine, tasks, load, name)
-            cells = self._ask(engine, tasks, graph_cells, name)
+            run = self._run(engine, name)
+
+            def ask(function: Callable[..., Any]) -> Any:
+                return self._ask(engine, run.total, _version(run), function, name)
+
+            failures, path, times, counts = ask(failure_groups), ask(critical_path), ask(timeline), ask(load)
+            cells = ask(graph_cells)
             folded = None if cells is None else fold(cells, zoom)
-            failures = self._ask(engine, tasks, failure_groups, name)
-            path = self._ask(engine, tasks, critical_path, name)
             return {
                 "pending": None in (times, counts, cells, failures, path),
                 "run": run,
@@ -152,9 +172,9 @@ class Pages:
         name, asked = request.path_params["name"], request.query_params
 
         def find(engine: Engine) -> dict[str, Any]:
-            run = queries.run_status(engine, name)
+            run = self._run(engine, name)
             # The numbers may be in datastore files; the helper reads them.
-            table = self._heavy.ask(engine, _sweep_table, self._sweep, name)
+            table = self._heavy.ask(engine, _sweep_table, self._sweep, name, version=_version(run))
             if table is None:
                 return {"run": run, "table": None, "pending": True}
             return {"run": run, **_sweep_values(table, asked.get("sort", ""), asked)}
@@ -189,12 +209,14 @@ class Pages:
         run = request.query_params.get("run", "")
 
         def find(engine: Engine) -> dict[str, Any]:
-            now = queries.status(engine)
+            now = self._status(engine)
             tasks = sum(now.tasks.values())
             if run:
-                queries.run_status(engine, run)  # reports an unknown name immediately
-            history = None if run else self._ask(engine, tasks, ledger_history)
-            books = self._ask(engine, tasks, ledger_now, run)
+                self._run(engine, run)  # reports an unknown name immediately
+            is_over = not any(count for state, count in now.vms.items() if state != VmState.GONE)
+            version = (tuple(now.vms.items()), tuple(now.tasks.items())) if is_over else None
+            books = self._ask(engine, tasks, version, ledger_now, run)
+            history = None if run else self._ask(engine, tasks, version, ledger_history)
             return {
                 "pending": books is None,
                 "ledger": books,
@@ -204,6 +226,11 @@ class Pages:
             }
 
         return await self._rendering.show(request, "ledger.html", find)
+
+
+def _version(run: RunStatus) -> object:
+    """What stays the same as long as an ended run does; None while it goes on."""
+    return None if run.left or run.ended_at is None else (run.run_no, run.ended_at, tuple(run.states.items()))
 
 
 def _zoom(request: Request) -> Zoom:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ SIGNS = {
     "ending": "↓", "ok": "✓",
 }  # fmt: skip
 """Signs of states: shape and text, never colour alone."""
+_WHEN = re.compile(r"\b(?:(\d{4}-\d\d-\d\d) )?(\d\d:\d\d:\d\d) ([A-Z][A-Z]+|[+-]\d\d(?:\d\d)?)(?!\w)")
+"""Times as `ecloud.model.text.when` writes them."""
 HTML = "text/html; charset=utf-8"
 
 
@@ -55,6 +59,7 @@ class Rendering:
             amounts=amounts,
             safe_text=safe_text,
             at=at,
+            sentence=sentence,
             number=number,
         )
 
@@ -135,6 +140,35 @@ def at(seconds: float | None) -> Markup:
     return Markup('<time datetime="{}">{} UTC</time>').format(
         moment.isoformat(timespec="seconds"), escape(moment.strftime("%Y-%m-%d %H:%M:%S"))
     )
+
+
+def sentence(text: str) -> Markup:
+    """Format a sentence of ours like `safe_text` on one line; each time in it (`ecloud.model.text.when`) becomes a time
+    in the viewer's zone."""
+    found, end = Markup(), 0
+    shown = safe_text(text, lines=False)
+    for match in _WHEN.finditer(shown):
+        moment = _moment(match)
+        if moment is not None:
+            found += shown[end : match.start()]
+            found += Markup('<time datetime="{}">{}</time>').format(moment.isoformat(timespec="seconds"), match[0])
+            end = match.end()
+    return found + shown[end:]
+
+
+def _moment(match: re.Match[str]) -> datetime | None:
+    """The moment that `when` wrote in the server's zone; None if the text names another zone, or no time."""
+    try:
+        clock = time.strptime(match[2], "%H:%M:%S")
+        day = date.fromisoformat(match[1]) if match[1] else date.today()
+    except ValueError:
+        return None
+    for is_summer in (0, 1):
+        at_s = time.mktime((day.year, day.month, day.day, *clock[3:6], 0, 0, is_summer))
+        moment = datetime.fromtimestamp(at_s).astimezone()
+        if moment.strftime("%H:%M:%S %Z") == f"{match[2]} {match[3]}":
+            return moment
+    return None
 
 
 def number(value: float | None, digits: int = 0) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+import large_history
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -18,6 +19,8 @@ from ecloud.db import schema
 from ecloud.model.wire import Hello
 
 ROWS_A_STATEMENT = 5_000
+ROWS_ONE_BY_ONE = 50_000
+"""Longer runs are written by the database itself."""
 LABELS = ("prepare", "align", "count", "merge")
 WORKERS = 40
 RUN = "genomes"
@@ -53,10 +56,15 @@ class History:
             first = 1
             _require_leader(connection)
             self._run(connection, RUN, 1, None if self._unended else self._end)
-            _insert(connection, schema.tasks, self._task_rows(first))
-            _insert(connection, schema.definitions, self._definition_rows(first))
-            _insert(connection, schema.dependencies, self._edge_rows(first))
-            _insert(connection, schema.attempts, self._attempt_rows(first))
+            if self._tasks > ROWS_ONE_BY_ONE:
+                large_history.write(
+                    connection, self._tasks, self._unended, LABELS, ERRORS, WORKERS, self._begin, self._span
+                )
+            else:
+                _insert(connection, schema.tasks, self._task_rows(first))
+                _insert(connection, schema.definitions, self._definition_rows(first))
+                _insert(connection, schema.dependencies, self._edge_rows(first))
+                _insert(connection, schema.attempts, self._attempt_rows(first))
             self._sweep(connection, first + self._tasks)
             self._machines(connection)
             connection.execute(

@@ -12,8 +12,8 @@ from services import wait_until
 from sqlalchemy.engine import Engine
 
 from ecloud.queries.status import NoSuchRun
-from ecloud.web.answers import Answers
-from ecloud.web.heavy import Heavy
+from ecloud.web.answers import KEPT_S, SLOW_FACTOR, Answers, period_s
+from ecloud.web.heavy import Heavy, _Known
 from ecloud.web.live_logs import KEPT_BYTES, Follower
 
 
@@ -100,3 +100,25 @@ def test_output_is_read_by_offset_and_an_attempt_that_begins_anew_is_read_from_i
     assert follower.read("stdout", 0).data == b"again\n"
     follower.take(2, "stdout", 6, "x" * (2 * KEPT_BYTES))
     assert follower.read("stdout", 0).start > 0, "what is kept is bounded"
+
+
+def test_all_questions_together_take_a_small_share_of_the_time_and_slow_ones_wait_longer() -> None:
+    took = [0.4, 0.05, 0.05, 0.02, *[0.005] * 20]
+    periods = [period_s(one, took) for one in took]
+    assert sum(one / period for one, period in zip(took, periods)) <= 1 / SLOW_FACTOR + 1e-9
+    assert periods == sorted(periods, reverse=True)
+    assert period_s(0.005, [0.005]) == KEPT_S
+
+
+def test_a_heavy_answer_about_what_does_not_change_is_not_sought_again(heavy: Heavy) -> None:
+    heavy._known["asked", "about", ()] = known = _Known("the answer", found_at=0.0, asked_at=0.0, version="as it was")
+    assert not heavy._is_due(known, "as it was", now=1e9)
+    assert heavy._is_due(known, "another", now=0.0), "its data changed"
+    assert heavy._is_due(known, None, now=0.0), "its run goes on again"
+    live, older = _Known(1, 10.0, 100.0, None), _Known(2, 5.0, 95.0, None)
+    heavy._known.update({"live": live, "older": older})
+    heavy._rests_until = 90.0
+    assert not heavy._is_due(older, None, now=89.0), "the helper rests"
+    assert heavy._is_due(older, None, now=100.0)
+    assert not heavy._is_due(live, None, now=100.0), "the other has waited longer"
+    assert heavy._is_due(live, None, now=106.0), "nobody looks at the other any more"

@@ -37,7 +37,7 @@ def test_a_held_pool_starts_no_vm_and_says_why(script: BossScript) -> None:
     assert any(line.startswith("pool big: 0 of 2 VMs") and HELD in line for line in plan["lines"])
     (task_no,) = script.store.tables.tasks
     layers = json.loads(answer(script, "why", task_no=task_no).text)
-    assert layers[0] == f"task a waits: no worker is on duty; no VM of pool big starts: {HELD}"
+    assert layers[0] == f"task a waits: no worker is up; no VM of pool big starts: {HELD}"
 
 
 def test_a_released_pool_starts_what_waits(script: BossScript) -> None:
