@@ -16,10 +16,10 @@ import msgspec
 KEPT_S = 1.0
 """Maximum age of an answer."""
 SLOW_FACTOR = 16.0
-"""All questions together are repeated at most for this share (one in so many) of the time: one viewer or fifty use a
-sixteenth of a database core at most."""
+"""Repeating all questions takes at most one part in this many of the time: one viewer or fifty use a sixteenth of a
+database core at most."""
 RECENT_S = 10.0
-"""Questions that nobody asked for this long do not count."""
+"""Questions that no viewer asked for this long do not count."""
 LATE_S = 3.0
 """For this long after it is due for repetition, an old answer is still shown while the next one is computed."""
 LATE_FACTOR = 30.0

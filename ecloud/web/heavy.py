@@ -29,7 +29,7 @@ SHORT_WAIT_S = 0.05
 """How long a page waits for the first answer to a question."""
 KEPT_S = 2.0
 ASKED_S = 10.0
-"""A question that nobody asked for this long is not repeated."""
+"""A question that no viewer asked for this long is not repeated."""
 MOST_ANSWERS = 64
 NICE = 10
 ANSWER_S = 600.0

@@ -229,7 +229,7 @@ class Pages:
 
 
 def _version(run: RunStatus) -> object:
-    """What stays the same as long as an ended run does; None while it goes on."""
+    """What stays the same as long as an ended run does; None while it continues."""
     return None if run.left or run.ended_at is None else (run.run_no, run.ended_at, tuple(run.states.items()))
 
 

@@ -143,8 +143,8 @@ def at(seconds: float | None) -> Markup:
 
 
 def sentence(text: str) -> Markup:
-    """Format a sentence of ours like `safe_text` on one line; each time in it (`ecloud.model.text.when`) becomes a time
-    in the viewer's zone."""
+    """Format a sentence of ECLOUD like `safe_text` on one line. Each time in it, as `ecloud.model.text.when` writes it,
+    becomes a time in the viewer's zone."""
     found, end = Markup(), 0
     shown = safe_text(text, lines=False)
     for match in _WHEN.finditer(shown):

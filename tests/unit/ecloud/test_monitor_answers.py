@@ -114,11 +114,11 @@ def test_a_heavy_answer_about_what_does_not_change_is_not_sought_again(heavy: He
     heavy._known["asked", "about", ()] = known = _Known("the answer", found_at=0.0, asked_at=0.0, version="as it was")
     assert not heavy._is_due(known, "as it was", now=1e9)
     assert heavy._is_due(known, "another", now=0.0), "its data changed"
-    assert heavy._is_due(known, None, now=0.0), "its run goes on again"
+    assert heavy._is_due(known, None, now=0.0), "its run continues"
     live, older = _Known(1, 10.0, 100.0, None), _Known(2, 5.0, 95.0, None)
     heavy._known.update({"live": live, "older": older})
     heavy._rests_until = 90.0
     assert not heavy._is_due(older, None, now=89.0), "the helper rests"
     assert heavy._is_due(older, None, now=100.0)
     assert not heavy._is_due(live, None, now=100.0), "the other has waited longer"
-    assert heavy._is_due(live, None, now=106.0), "nobody looks at the other any more"
+    assert heavy._is_due(live, None, now=106.0), "no viewer looks at the other any more"
