@@ -267,19 +267,18 @@ class BossCalls:
                 if why:
                     self._world.tell(self._boss, f"ends {cloud_id} (intent {vm_no}): {why}")
                 if cloud_id in cloud.living:  # else ending it has no effect
-                    made_at = cloud.lives[cloud_id].since - cloud.ahead_s
-                    self._places.checker.fleet.on_end_vm(self._boss, self._store.epoch, vm_no, made_at)
+                    self._places.checker.fleet.on_end_vm(self._boss, self._store.epoch, cloud_id)
                 cloud.end(cloud_id)
             case ListVms(pool, known, lost):
                 vms = (*cloud.list(), *cloud.gone(known, lost))
-                return VmsListed(pool, vms, frozenset(self._starting), frozenset(known), lost)
+                return VmsListed(pool, vms, frozenset(self._starting), frozenset(known), frozenset(lost))
             case AskRoom(pool):
                 return RoomSeen(pool, *cloud.room())
         return None
 
     def _visit(self, call: VisitVm) -> Event:
         """Visit over SSH: the machine that answers is one of those with that address."""
-        cloud, vms = self._places.cloud, self._places.tables.vms
+        cloud = self._places.cloud
         there = [cloud_id for cloud_id, address in cloud.addresses.items() if address == call.address]
         if not there:
             return VmVisited(call.vm_no, call.address, call.host_key, Visit("silent"))
@@ -287,8 +286,8 @@ class BossCalls:
         self._places.checker.looked["identity"] += len(there) > 1
         if call.host_key and call.host_key != host_key(met):
             return VmVisited(call.vm_no, call.address, call.host_key, Visit("changed"))
-        vm_no = cloud.living[met][0]
-        visit = Visit("ok", vm=str(vm_no), boot_nonce=vms[vm_no].boot_nonce)
+        life = cloud.lives[met]
+        visit = Visit("ok", vm=str(life.vm_no), boot_nonce=life.boot_nonce)
         return VmVisited(call.vm_no, call.address, host_key(met), visit, {"ssh": 0.0})
 
 

@@ -135,9 +135,9 @@ class Checker:
 
     # --- restore ---------------------------------------------------------------------------------
 
-    def on_restored(self, processes: set[str]) -> None:
+    def on_restored(self, processes: set[str], bosses: set[str]) -> None:
         """Note that the tables were replaced by a backup. `processes`: all worker processes, which may drop their
-        attempts."""
+        attempts; `bosses`: those that were ended before."""
         tables = self.tables
         came_to = {key: seen.came_to for key, seen in self.seen.items() if seen.came_to is not None}
         self.history.on_restored(processes, came_to)
@@ -152,7 +152,7 @@ class Checker:
         self.taken = set(tables.pushes)
         self.accepted = {push_id: run for push_id, run in self.accepted.items() if push_id in tables.pushes}
         self.allowed |= {row.task_no for row in tables.tasks.values() if row.state not in ENDED}
-        self.fleet.leases.clear()
+        self.fleet.on_restored(bosses)
 
     # --- commits ---------------------------------------------------------------------------------
 

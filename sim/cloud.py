@@ -49,6 +49,7 @@ class Life:
     """A VM in the cloud's own list: whole epoch seconds by its clock. `ended_at` is None while the VM exists."""
 
     vm_no: int
+    boot_nonce: str
     since: int
     ended_at: int | None = None
 
@@ -93,7 +94,7 @@ class Cloud:
         self._count += 1
         cloud_id = f"vm{self._count}"
         self._vms[cloud_id] = (vm_no, pool)
-        self.lives[cloud_id] = Life(vm_no, self._clock())
+        self.lives[cloud_id] = Life(vm_no, nonce, self._clock())
         self.addresses[cloud_id] = self._address()
         self.world.tell("cloud", f"starts {cloud_id} for intent {vm_no}")
 
@@ -171,8 +172,8 @@ class Cloud:
 
     def list(self) -> Sequence[VmFound]:
         """List living VMs, one for each intent."""
-        by_vm_no = {vm_no: cloud_id for cloud_id, (vm_no, _) in self._vms.items()}
-        return [self._found(vm_no, cloud_id) for vm_no, cloud_id in by_vm_no.items()]
+        by_nonce = {self.lives[cloud_id].boot_nonce: cloud_id for cloud_id in self._vms}
+        return [self._found(self.lives[cloud_id].vm_no, cloud_id) for cloud_id in by_nonce.values()]
 
     def _found(self, vm_no: int, cloud_id: str) -> VmFound:
         state = CloudState.RUNNING
@@ -180,8 +181,11 @@ class Cloud:
             state = CloudState.QUEUED
         elif cloud_id in self._placing:
             state = CloudState.BOOTING
-        since = float(self.lives[cloud_id].since)
-        return VmFound(vm_no, cloud_id, state, address=self.addresses[cloud_id], since=since)
+        life = self.lives[cloud_id]
+        return VmFound(
+            vm_no, cloud_id, state, address=self.addresses[cloud_id], since=float(life.since),
+            boot_nonce=life.boot_nonce,
+        )  # fmt: skip
 
     def gone(self, known: Mapping[str, int], lost: Collection[int]) -> Sequence[VmFound]:
         """Return those that have ended, of known VMs and of VMs that were made for intents that are `lost`."""
@@ -191,7 +195,8 @@ class Cloud:
 
     def _ended(self, vm_no: int, life: Life | None, cloud_id: str) -> VmFound:
         since, ended = (float(life.since), float(life.ended_at or 0)) if life is not None else (0.0, 0.0)
-        return VmFound(vm_no, cloud_id, CloudState.GONE, since=since, ended=ended)
+        nonce = life.boot_nonce if life is not None else ""
+        return VmFound(vm_no, cloud_id, CloudState.GONE, since=since, ended=ended, boot_nonce=nonce)
 
     def room(self) -> tuple[int | None, str]:
         """Return how many more VMs the cloud would grant, and why not more."""

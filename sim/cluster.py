@@ -163,7 +163,7 @@ class Cluster:
             boss.die("a person restores the database")
         self.tables.__dict__.update(copy.deepcopy(self.backup))
         processes = {machine.process.name for machine in self.machines.values() if machine.process is not None}
-        self.checker.on_restored(processes)
+        self.checker.on_restored(processes, {boss.name for boss in self.bosses})
 
     def add_machine(self) -> None:
         """Add a machine, as a user does."""

@@ -15,7 +15,7 @@ from ecloud.model.tasks import AttemptState
 from ecloud.model.vm_states import VmState
 from ecloud.model.worker_states import ON_DUTY, WorkerState
 from sim.budgets import over_day, runs_over
-from sim.cloud import Cloud, host_key
+from sim.cloud import Cloud, Life, host_key
 from sim.invariants import Violation
 from sim.store import Tables
 from sim.world import World
@@ -46,15 +46,43 @@ class FleetChecker:
         """How long it had been connected at its last decision, in seconds."""
         self.looked = world.looked
         self.config = config
-        self.given_up_at: dict[int, float] = {}
-        """Time since which no row owns a VM of that number."""
-        self.known: set[int] = set()
-        """VMs that had an intent."""
+        self.given_up_at: dict[str, float] = {}
+        """Time since which no row owns a VM, by boot nonce: its row is gone, or a restored database lacks it."""
+        self.known: set[str] = set()
+        """Boot nonces of VMs that had an intent."""
+        self.forgotten: set[str] = set()
+        """Boot nonces of VMs that a restored database lacked."""
+        self.unseen: set[str] = set()
+        """VMs, by the cloud's name, whose life only a lost history recorded."""
+        self.dismissed: set[str] = set()
+        """Bosses that an operator ended to restore the database: their last calls may still reach the cloud."""
         self.withdrawn: set[int] = set()
         """VMs for which the cloud found no place, according to the boss."""
         self.holds: dict[str, str] = {}
         """Notes on held pools after the last commit."""
         self.cloud: Cloud | None = None
+
+    # --- restore ---------------------------------------------------------------------------------
+
+    def on_restored(self, bosses: set[str]) -> None:
+        """Note that the tables were replaced by a backup, after the operator ended these bosses."""
+        assert self.cloud is not None
+        rows = {row.boot_nonce: row for row in self.tables.vms.values()}
+        self.leases.clear()
+        self.dismissed |= bosses
+        self.forgotten = (self.forgotten | self.known) - rows.keys()
+        for nonce in self.forgotten:
+            self.given_up_at.setdefault(nonce, self.world.now)
+        for nonce, row in rows.items():
+            if row.state is not VmState.GONE:
+                self.given_up_at.pop(nonce, None)
+        recorded = {row.cloud_id for row in rows.values()}
+        self.unseen |= {
+            cloud_id
+            for cloud_id, life in self.cloud.lives.items()
+            if life.ended_at is not None and cloud_id not in recorded and _is_gone(rows.get(life.boot_nonce))
+        }
+        self.withdrawn = {row.vm_no for row in rows.values() if row.state is VmState.ENDING and row.cause == "no_place"}
 
     # --- workers ---------------------------------------------------------------------------------
 
@@ -100,16 +128,28 @@ class FleetChecker:
         self.looked["turn"] += self.cloud is not None and bool(self.cloud.queue)
         for row in rows.values():
             self._on_withdrawn(boss, row)
+            self._is_itself(boss, row)
             if row.state is VmState.GONE:
-                self.given_up_at.setdefault(row.vm_no, self.world.now)
-            elif row.vm_no not in self.known:
+                self.given_up_at.setdefault(row.boot_nonce, self.world.now)
+            elif row.boot_nonce not in self.known:
                 self._on_intent(boss, row)
-            self.known.add(row.vm_no)
+            self.known.add(row.boot_nonce)
         counts = Counter(row.pool for row in self.tables.vms.values() if row.state is not VmState.GONE)
         for pool, count in counts.items():
             self.looked["maximum"] += count == self.most.get(pool, 0)
             if count > self.most.get(pool, 0):
                 raise Violation("maximum", f"{boss} has {count} VMs of {pool}, of {self.most.get(pool, 0)} at most")
+
+    def _is_itself(self, boss: str, row: VmRow) -> None:
+        """Check that a row is that of the VM that the cloud made for it, and gone only if that VM is."""
+        life = self.cloud.lives.get(row.cloud_id) if self.cloud is not None else None
+        if life is None:
+            return
+        self.looked["other-vm"] += bool(self.forgotten)
+        if life.boot_nonce != row.boot_nonce:
+            raise Violation("other-vm", f"{boss} takes {row.cloud_id} of {life.boot_nonce} for {row.boot_nonce}")
+        if row.state is VmState.GONE and life.ended_at is None:
+            raise Violation("other-vm", f"{boss} counts VM {row.boot_nonce} as gone, and {row.cloud_id} exists")
 
     def _on_withdrawn(self, boss: str, row: VmRow) -> None:
         """Check that no VM is withdrawn for lack of a place while its cloud still places VMs, one after another."""
@@ -132,6 +172,8 @@ class FleetChecker:
 
     def on_start_vm(self, boss: str, epoch: int, vm_no: int) -> None:
         """Check a request to the cloud for a VM."""
+        if boss in self.dismissed:
+            return
         self._must_lead(boss, epoch, f"asks for VM {vm_no}")
         self.looked["intent"] += 1
         if vm_no not in self.tables.vms:
@@ -156,42 +198,49 @@ class FleetChecker:
         if over:
             raise Violation("budget", f"{boss} intends VM {row.vm_no} ({row.reason}) although {over}")
 
-    def on_end_vm(self, boss: str, epoch: int, vm_no: int, made_at: float) -> None:
+    def on_end_vm(self, boss: str, epoch: int, cloud_id: str) -> None:
         """Check the end of a VM: its row gave it up, and no current attempt runs on it."""
+        assert self.cloud is not None
+        if boss in self.dismissed:
+            return
+        life = self.cloud.lives[cloud_id]
+        vm_no = life.vm_no
         self._must_lead(boss, epoch, f"ends VM {vm_no}")
         row = self.tables.vms.get(vm_no)
-        if row is None or row.state not in (VmState.ENDING, VmState.GONE):
-            state = "unknown" if row is None else row.state
-            raise Violation("no-harm", f"{boss} ends VM {vm_no}, which is {state}")
-        if row.state is VmState.GONE:
-            self._leave_agents_alone(boss, vm_no)
+        if row is not None and row.boot_nonce != life.boot_nonce:
+            row = None
+        if row is None and life.boot_nonce not in self.forgotten:
+            raise Violation("no-harm", f"{boss} ends VM {vm_no}, which is unknown")
+        if row is not None and row.state not in (VmState.ENDING, VmState.GONE):
+            raise Violation("no-harm", f"{boss} ends VM {vm_no}, which is {row.state}")
+        if row is None or row.state is VmState.GONE:
+            self._leave_agents_alone(boss, life)
             self.looked["grace"] += 1
-            orphan_s = self.world.now - max(made_at, self.given_up_at[vm_no])
+            orphan_s = self.world.now - max(life.since - self.cloud.ahead_s, self.given_up_at[life.boot_nonce])
             if orphan_s < self.config.orphan_grace_s - _ROUNDING:
                 raise Violation("grace", f"{boss} ends VM {vm_no}, which has had no owner for {orphan_s:.1f} s only")
         # All its processes: attempts that a newer process took over are recorded as assigned to the one before it.
-        processes = {
-            worker.worker: worker for worker in self.tables.workers.values() if worker.key_name == f"vm-{vm_no}"
-        }
-        if ASKED_FOR in row.reason or not any(worker.state in ON_DUTY for worker in processes.values()):
+        processes = {worker.worker: worker for worker in self.tables.workers.values() if _runs_on(worker, life)}
+        reason = row.reason if row is not None else "a restored database lacks it"
+        if ASKED_FOR in reason or not any(worker.state in ON_DUTY for worker in processes.values()):
             return
         self.looked["no-harm"] += 1
         for key, attempt in self.tables.attempts.items():
             if attempt.worker in processes and attempt.state in (AttemptState.ASSIGNED, AttemptState.STARTED):
-                raise Violation("no-harm", f"{boss} ends VM {vm_no} ({row.reason}), which runs attempt {key}")
+                raise Violation("no-harm", f"{boss} ends VM {vm_no} ({reason}), which runs attempt {key}")
 
     def _must_lead(self, boss: str, epoch: int, does: str) -> None:
         """Check that no other boss began to lead between the commit and the call that follows it."""
         if epoch != self.tables.epoch:
             raise Violation("one-boss", f"{boss} {does} in epoch {epoch}, which has ended: {self.tables.epoch} leads")
 
-    def _leave_agents_alone(self, boss: str, vm_no: int) -> None:
+    def _leave_agents_alone(self, boss: str, life: Life) -> None:
         """Check that a VM without an intent is not ended while its agent is on duty, unless the agent has just come."""
         for worker in self.tables.workers.values():
-            ours = worker.key_name == f"vm-{vm_no}" and worker.state in ON_DUTY
+            ours = _runs_on(worker, life) and worker.state in ON_DUTY
             came_s = self.world.now - self.first_leases.get(worker.worker, self.world.now)
             if ours and came_s > JUST_NOW_S and self.leases.get(worker.worker, 0.0) > self.world.now:
-                raise Violation("no-harm", f"{boss} ends VM {vm_no}, whose agent {worker.worker} is on duty")
+                raise Violation("no-harm", f"{boss} ends VM {life.vm_no}, whose agent {worker.worker} is on duty")
 
     # --- in the end ------------------------------------------------------------------------------
 
@@ -208,9 +257,23 @@ class FleetChecker:
 
     def not_owned(self, cloud: Cloud) -> list[str]:
         """Return the cluster's VMs in the cloud that no row owns."""
-        rows = {row.vm_no for row in self.tables.vms.values() if row.state is not VmState.GONE}
+        rows = {row.boot_nonce for row in self.tables.vms.values() if row.state is not VmState.GONE}
         return [
             f"{cloud_id} exists, and no row owns it (intent {vm_no})"
             for cloud_id, (vm_no, _) in cloud.living.items()
-            if vm_no not in rows
+            if cloud.lives[cloud_id].boot_nonce not in rows
         ]
+
+    @property
+    def lost(self) -> set[str]:
+        """VMs that only a lost history of the database knew, by the cloud's name."""
+        lives = self.cloud.lives if self.cloud is not None else {}
+        return self.unseen | {cloud_id for cloud_id, life in lives.items() if life.boot_nonce in self.forgotten}
+
+
+def _is_gone(row: VmRow | None) -> bool:
+    return row is not None and row.state is VmState.GONE
+
+
+def _runs_on(worker: WorkerRow, life: Life) -> bool:
+    return worker.key_name == f"vm-{life.vm_no}" and worker.hello.boot_nonce == life.boot_nonce

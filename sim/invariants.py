@@ -41,6 +41,7 @@ INVARIANTS: dict[str, str] = {
     "patience": "silence while the boss had no connection to the broker counts against no worker",
     "history": "after a restore of the database no outcome counts of an attempt whose order the database lacks",
     # Machines
+    "other-vm": "a VM of a history that a restored database lacks is not taken for another VM of its number",
     "intent": "no VM is requested without a committed intent",
     "maximum": "there are never more VMs of a pool than its maximum allows",
     "owned": "after the faults heal every VM that exists is owned by a row that is not gone",

@@ -244,6 +244,12 @@ MUTANTS: dict[str, Mutant] = {
         ((History, "has", mutations.knows_every_history),),
         faults.Faults(database_restored=0.1),
     ),
+    "other-vm": Mutant(
+        "boot nonces in the cloud's list: after a restore a VM is taken for a new one of the same number",
+        ("other-vm", "no-harm", "owned", "books", "grace"),
+        ((Vms, "owner", mutations.goes_by_numbers),),
+        faults.Faults(database_restored=0.1, vm_late=0.3),
+    ),
     "promotion-by-boss": Mutant(
         "promotion by the boss: a worker publishes its results directly",
         ("published-by-record",),

@@ -350,6 +350,10 @@ def adopts_none(true: Any) -> Any:
     return on_listed
 
 
+def goes_by_numbers(true: Any) -> Any:
+    return lambda self, found: self.alive.get(found.vm_no)
+
+
 def takes_anybody(true: Any) -> Any:
     return lambda self, vm, row, event: True
 

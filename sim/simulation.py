@@ -160,7 +160,7 @@ class Simulation(Cluster):
             *(("settles", text) for text in left),
             *(("owned", text) for text in self.checker.fleet.not_owned(self.cloud)),
             *(("floor", text) for text in self.checker.fleet.not_at_the_floor()),
-            *(("books", text) for text in books.wrong(self.tables, self.cloud)),
+            *(("books", text) for text in books.wrong(self.tables, self.cloud, self.checker.fleet.lost)),
             *(("memory", f"the boss remembers {what}") for what in memory.not_forgotten(core, self._there())),
         ]
 

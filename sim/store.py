@@ -165,7 +165,8 @@ class Store:
         tables.vms.update({vm_no: replace(row) for vm_no, row in writes.vms.items()})
         for span in writes.spans.values():
             row = tables.vms.get(span.vm_no)
-            if row is not None and row.state is VmState.GONE and row.cloud_id in ("", span.cloud_id):
+            same = row is not None and span.boot_nonce in ("", row.boot_nonce)
+            if row is not None and same and row.state is VmState.GONE and row.cloud_id in ("", span.cloud_id):
                 row.cloud_id, row.started_at, row.gone_at = span.cloud_id, span.started_at, span.ended_at
         tables.pools.update({name: replace(row) for name, row in writes.pools.items()})
         tables.boots.update({vm_no: replace(row) for vm_no, row in writes.boots.items()})

@@ -45,7 +45,7 @@ class Trouble:
             cluster.datastore.fill_up(world.random.uniform(0.5, 20.0))
         if world.fault("second_boss", faults.second_boss):
             cluster.begin_boss(replace=True)
-        if faults.database_restored and not cluster.config.pools:
+        if faults.database_restored:
             if world.chance(BACKUP):
                 cluster.back_up()
             if world.chance(faults.database_restored):

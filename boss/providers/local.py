@@ -1,9 +1,10 @@
 """A cloud whose VMs are worker processes on this machine. They outlive the boss (unless tied to it); a new boss finds
 them by their files.
 
-Uses one directory per VM in the home: its access file, the worker's home, its log, and `vm.json`, which records the
-process. If the worker runs under another account, its access file and its home are in a directory of that account,
-outside the boss's home; the boss trusts nothing in there.
+Uses one directory per VM in the home, named by its number: its access file, the worker's home, its log, and `vm.json`,
+which records the process. If a VM of a lost history still has that directory, the boot nonce names the new one. If the
+worker runs under another account, its access file and its home are in a directory of that account, outside the boss's
+home; the boss trusts nothing in there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -52,6 +53,9 @@ class _Process(msgspec.Struct, frozen=True):
     uid: int | None = None
     """The account that it runs under, if not the boss's."""
     gpus: tuple[str, ...] = ()
+    boot_nonce: str = ""
+    directory: str = ""
+    """Name of the directory of this record, if it is not the number."""
 
 
 class LocalCloud:
@@ -89,10 +93,12 @@ class LocalCloud:
     def start(self, order: VmOrder) -> str:
         """See `provider.Provider.start`."""
         directory = self._home.workers / str(order.vm_no)
+        if (directory / "vm.json").is_file():  # of another history: the database was restored from a backup
+            directory = self._home.workers / order.boot_nonce
         account = self._accounts.get(order.pool)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            place = self._place_of(order, account) if account is not None else directory
+            place = self._place_of(directory.name) if account is not None else directory
             access = place / "access"
             write_access(access, self._access_of(f"vm-{order.vm_no}"))
             if account is not None:
@@ -117,7 +123,10 @@ class LocalCloud:
         except OSError as error:
             raise TryLater(f"no worker process can be started: {error.strerror}: {error.filename}") from error
         started = start_time(popen.pid) or "gone"
-        process = _Process(popen.pid, started, order.vm_no, _started(started) or time.time(), gpus=gpus)
+        process = _Process(
+            popen.pid, started, order.vm_no, _started(started) or time.time(), gpus=gpus, boot_nonce=order.boot_nonce,
+            directory=directory.name,
+        )  # fmt: skip
         if account is not None:
             process = msgspec.structs.replace(process, place=str(place), uid=account.uid)
         cloud_id = _cloud_id(process)
@@ -129,9 +138,9 @@ class LocalCloud:
             raise TryLater(f"no worker process can be recorded: {error.strerror}: {error.filename}") from error
         return cloud_id
 
-    def _place_of(self, order: VmOrder, account: Account) -> Path:
-        """Return an empty directory for a worker of that account, which only root can enter yet. Raises `OSError`."""
-        place = private_place(self._place.parent, self._place.name) / str(order.vm_no)
+    def _place_of(self, name: str) -> Path:
+        """Return an empty directory for another account's worker, which only root can enter yet. Raises `OSError`."""
+        place = private_place(self._place.parent, self._place.name) / name
         if place.exists():  # left by an earlier cluster of this home
             shutil.rmtree(place)
         place.mkdir(mode=0o700)
@@ -184,7 +193,7 @@ class LocalCloud:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
-    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
+    def list(self, known: Mapping[str, int] = {}, lost: Mapping[int, str] = {}) -> list[VmFound]:
         """See `provider.Provider.list`. Reports each VM that is gone once, whether known or not; then removes its
         files, unless it is still in `known`, or has undelivered outcomes."""
         found = []
@@ -193,7 +202,7 @@ class LocalCloud:
             if _lives(process):
                 self._seen.add(cloud_id)
                 since = process.since or _started(process.start_time)
-                found.append(VmFound(process.vm_no, cloud_id, CloudState.RUNNING, "process", HOST, since))
+                found.append(_running(process, cloud_id, since))
             elif cloud_id in self._told and cloud_id not in known:
                 self._told.discard(cloud_id)
                 self._clear(process)
@@ -224,11 +233,12 @@ class LocalCloud:
             if cloud_id not in self._ended and cloud_id in self._seen:
                 self._ended[cloud_id] = time.time()
             elif cloud_id not in self._ended and process is not None:
-                written = _last_written(self._home.workers / str(process.vm_no), self._directory_of(process))
+                written = _last_written(self._record_of(process), self._directory_of(process))
                 self._ended[cloud_id] = max(since, written)
             self._seen.discard(cloud_id)
             ended = self._ended.get(cloud_id, 0.0)
-        return VmFound(vm_no, cloud_id, CloudState.GONE, "process", since=since, ended=ended)
+        nonce = process.boot_nonce if process is not None else ""
+        return VmFound(vm_no, cloud_id, CloudState.GONE, "process", since=since, ended=ended, boot_nonce=nonce)
 
     def _recorded(self) -> Sequence[_Process]:
         found = []
@@ -239,10 +249,14 @@ class LocalCloud:
 
     def _directory_of(self, process: _Process) -> Path:
         """Return the directory of its access file and home."""
-        return Path(process.place) if process.place else self._home.workers / str(process.vm_no)
+        return Path(process.place) if process.place else self._record_of(process)
+
+    def _record_of(self, process: _Process) -> Path:
+        """Return the directory of its record and log."""
+        return self._home.workers / (process.directory or str(process.vm_no))
 
     def _clear(self, process: _Process) -> None:
-        directory = self._home.workers / str(process.vm_no)
+        directory = self._record_of(process)
         place = self._directory_of(process)
         spool = place / "home" / "spool.jsonl"
         kept = place / "home" / "kept"
@@ -281,6 +295,10 @@ class LocalCloud:
 
     def close(self) -> None:
         """See `provider.Provider.close`. Holds nothing."""
+
+
+def _running(process: _Process, cloud_id: str, since: float) -> VmFound:
+    return VmFound(process.vm_no, cloud_id, CloudState.RUNNING, "process", HOST, since, boot_nonce=process.boot_nonce)
 
 
 def _cloud_id(process: _Process) -> str:

@@ -7,7 +7,7 @@ to do next; each text is one sentence: what happened, to which thing, and what t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -45,8 +45,8 @@ class Gone(Problem):
 
 
 class VmOrder(msgspec.Struct, frozen=True):
-    """One VM to start. `vm_no`: its intent, which the VM must carry so that it is found again; `size`: what it must
-    offer."""
+    """One VM to start. `boot_nonce`: names its intent and contains `vm_no`; the VM must carry it so that it is found
+    again, and told apart from a VM of the same number that a restored database lacks. `size`: what it must offer."""
 
     vm_no: int
     pool: str
@@ -89,15 +89,16 @@ class Provider(Protocol):
         exists and does not carry our cluster id (it is not touched), `CredentialsWrong`.
         """
 
-    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
-        """List all our VMs that are not gone, one per intent, of all the cloud's pools. Raises `TryLater`,
+    def list(self, known: Mapping[str, int] = {}, lost: Mapping[int, str] = {}) -> list[VmFound]:
+        """List all our VMs that are not gone, one per boot nonce, of all the cloud's pools. Raises `TryLater`,
         `CredentialsWrong`; never returns an incomplete list.
 
         `known`: intents of VMs that existed, by cloud id. One of them that no longer exists is listed too, in each list
         that asks for it, as GONE, with `since` and `ended` as far as the cloud has kept them. One that is neither shown
         nor reported as gone is HIDDEN, with a reason: it may now belong to another user.
 
-        `lost`: intents whose call was never answered, and that will be given up unless this list shows their VMs. A VM
+        `lost`: intents whose call was never answered, with their boot nonces; they will be given up unless this list
+        shows their VMs. A VM
         that was made and is gone already is listed as GONE, too, if the cloud can be asked for it.
         """
 

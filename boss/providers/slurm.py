@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -105,7 +105,7 @@ class SlurmCloud:
 
     def start(self, order: VmOrder) -> str:
         """See `provider.Provider.start`."""
-        name = job_name(self._cluster_id, order.vm_no)
+        name = job_name(self._cluster_id, order.boot_nonce)
         access = self._access_of(f"vm-{order.vm_no}")
         script = worker_script(self._options, name, order, msgspec.json.encode(access))
         clean = Cleaner([access.password, access.key], [script.decode()]).clean  # Slurm, or a login node, may echo it
@@ -156,24 +156,26 @@ class SlurmCloud:
 
     # --- listing ----------------------------------------------------------------------------------------
 
-    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
+    def list(self, known: Mapping[str, int] = {}, lost: Mapping[int, str] = {}) -> list[VmFound]:
         """See `provider.Provider.list`."""
-        shown: dict[int, Job] = {}
+        shown: dict[tuple[int, str], Job] = {}
         for job in self._jobs(["--me"]):
-            vm_no = intent_of(self._cluster_id, job.name)
-            if vm_no is not None and (vm_no not in shown or shown[vm_no].state is CloudState.GONE):
-                shown[vm_no] = job
-        missing = {cloud_id: vm_no for cloud_id, vm_no in known.items() if not _is(shown.get(vm_no), cloud_id)}
-        sought = [vm_no for vm_no in lost if vm_no not in shown]
-        for job in self._accounts(list(missing), [job_name(self._cluster_id, vm_no) for vm_no in sought]):
-            vm_no = intent_of(self._cluster_id, job.name)
-            if vm_no is not None and job.state is CloudState.GONE and vm_no not in shown:
-                shown[vm_no] = job
+            intent = intent_of(self._cluster_id, job.name)
+            if intent is not None and (intent not in shown or shown[intent].state is CloudState.GONE):
+                shown[intent] = job
+        ids = {job.job_id for job in shown.values()}
+        missing = {cloud_id: vm_no for cloud_id, vm_no in known.items() if cloud_id not in ids}
+        sought = [nonce for vm_no, nonce in lost.items() if not {(vm_no, nonce), (vm_no, "")} & shown.keys()]
+        for job in self._accounts(list(missing), [job_name(self._cluster_id, nonce) for nonce in sought]):
+            intent = intent_of(self._cluster_id, job.name)
+            if intent is not None and job.state is CloudState.GONE and intent not in shown:
+                shown[intent] = job
         told = set(known.values()) | set(lost)
-        found = []
-        for vm_no, job in shown.items():
-            if job.state is not CloudState.GONE or vm_no in told:
-                found.append(job.found(vm_no))
+        found = [
+            job.found(vm_no, nonce)
+            for (vm_no, nonce), job in shown.items()
+            if job.state is not CloudState.GONE or vm_no in told
+        ]
         here = {vm.cloud_id for vm in found}
         found += [self._vanished(cloud_id, vm_no) for cloud_id, vm_no in missing.items() if cloud_id not in here]
         with self._lock:
@@ -289,7 +291,3 @@ class SlurmCloud:
         if isinstance(problem, (Unanswered, AskForLess)) or (self._commands.login and code == 255):
             raise TryLater(str(problem))
         raise problem
-
-
-def _is(job: Job | None, cloud_id: str) -> bool:
-    return job is not None and job.job_id == cloud_id

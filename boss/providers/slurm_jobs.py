@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from boss.core.model.cloud_vms import read_nonce
 from boss.providers.provider import (
     AskForLess,
     CloudState,
@@ -76,7 +77,7 @@ class Job(msgspec.Struct, frozen=True):
         """Its state as a `CloudState`. sacct appends who cancelled it: `CANCELLED by 1000`."""
         return _STATES.get(self.word.split(" ")[0].rstrip("+"), CloudState.HIDDEN)
 
-    def found(self, vm_no: int) -> VmFound:
+    def found(self, vm_no: int, nonce: str = "") -> VmFound:
         """Return the job as a VM. A waiting job counts as made when it was submitted; its life begins when it
         starts."""
         gone = self.state is CloudState.GONE
@@ -85,18 +86,19 @@ class Job(msgspec.Struct, frozen=True):
         if gone and self.word not in ("COMPLETED", "CANCELLED"):
             text = f"its job ended as {self.word}"
         node = self.node if self.state in (CloudState.RUNNING, CloudState.ENDING) and self.node != "n/a" else ""
-        return VmFound(vm_no, self.job_id, self.state, self.word, node, since, text, self.ended if gone else 0.0)
+        return VmFound(vm_no, self.job_id, self.state, self.word, node, since, text, self.ended if gone else 0.0, nonce)
 
 
-def job_name(cluster_id: str, vm_no: int) -> str:
-    """Return a job's name: cluster and intent, by which a job whose submission was not confirmed is found again."""
-    return f"{NAME.format(cluster=cluster_id)}{vm_no}"
+def job_name(cluster_id: str, nonce: str) -> str:
+    """Return a job's name: cluster and boot nonce, by which a job whose submission was not confirmed is found again."""
+    return f"{NAME.format(cluster=cluster_id)}{nonce}"
 
 
-def intent_of(cluster_id: str, name: str) -> int | None:
-    """Return the intent in a job's name; None for a job that is not this cluster's, or whose name carries none."""
-    number = name.removeprefix(NAME.format(cluster=cluster_id))
-    return int(number) if number != name and re.fullmatch(r"[1-9][0-9]{0,17}", number) else None
+def intent_of(cluster_id: str, name: str) -> tuple[int, str] | None:
+    """Return the number and the boot nonce of the intent in a job's name; None for a job that is not this cluster's, or
+    whose name carries none."""
+    prefix = NAME.format(cluster=cluster_id)
+    return read_nonce(name.removeprefix(prefix)) if name.startswith(prefix) else None
 
 
 def read_jobs(printed: str) -> list[Job]:

@@ -11,7 +11,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import msgspec
 
 from boss.bootstrap.bundle import Bundles, Machine, NoBundle
 from boss.bootstrap.guest_scripts import unpack_command
+from boss.core.model.cloud_vms import read_nonce
 from boss.providers import ssh_hosts_scripts as scripts
 from boss.providers.provider import (
     AskForLess,
@@ -153,9 +154,9 @@ class SshHosts:
         self._boss_gone_exit_s = boss_gone_exit_s
         self._keep_dirs = keep_dirs
         self._lock = threading.Lock()
-        self._taken: dict[str, set[int]] = {}
+        self._taken: dict[str, set[str]] = {}
         """Intents on each host that were listed or started."""
-        self._starting: set[int] = set()
+        self._starting: set[str] = set()
         self._rests_until: dict[str, float] = {}
         self._told: set[str] = set()
 
@@ -168,7 +169,7 @@ class SshHosts:
             unknown = [host for host in self._hosts if host not in self._taken]
         if unknown:
             self._look(unknown)
-        while (host := self._reserve(order.vm_no)) is not None:
+        while (host := self._reserve(order.boot_nonce)) is not None:
             try:
                 return self._start_on(host, order)
             except Failed as failed:
@@ -179,15 +180,15 @@ class SshHosts:
                 reasons.append(f"{host}: {error}")
             finally:
                 with self._lock:
-                    self._starting.discard(order.vm_no)
+                    self._starting.discard(order.boot_nonce)
             with self._lock:
-                self._taken[host].discard(order.vm_no)
+                self._taken[host].discard(order.boot_nonce)
                 self._rests_until[host] = time.monotonic() + REST_S
         if reasons:
             raise TryLater("no host started a worker: " + "; ".join(reasons))
         raise AskForLess(f"all {len(self._hosts)} hosts of pool {order.pool} are taken or cannot be reached now")
 
-    def _reserve(self, vm_no: int) -> str | None:
+    def _reserve(self, nonce: str) -> str | None:
         """Take a slot of the host with the most free slots; return the host."""
         with self._lock:
             now = time.monotonic()
@@ -199,8 +200,8 @@ class SshHosts:
             best = max(free, key=lambda host: free[host], default=None)
             if best is None or free[best] <= 0:
                 return None
-            self._taken[best].add(vm_no)
-            self._starting.add(vm_no)
+            self._taken[best].add(nonce)
+            self._starting.add(nonce)
             return best
 
     def _start_on(self, host: str, order: VmOrder) -> str:
@@ -216,7 +217,7 @@ class SshHosts:
         program = scripts.worker_program(
             order, msgspec.json.encode(access), bundle.name, python, self._boss_gone_exit_s, self._keep_dirs
         )
-        script = scripts.start_script(self._place, order.vm_no, program)
+        script = scripts.start_script(self._place, order.boot_nonce, program)
         try:
             said = self._shell.run(host, script).split()
         except Failed as failed:  # a shell may repeat the line that it cannot parse
@@ -224,7 +225,7 @@ class SshHosts:
             raise Failed(clean(str(failed)), failed.connected) from None
         if not {"started", "there"} & set(said):
             raise Failed(f"{host} did not confirm that the worker was started", True)
-        return scripts.cloud_id_of(host, order.vm_no)
+        return scripts.cloud_id_of(host, order.boot_nonce)
 
     # --- listing ----------------------------------------------------------------------------------------
 
@@ -244,24 +245,24 @@ class SshHosts:
             for host, found in told.items():
                 if isinstance(found, str):
                     continue
-                living = {vm.vm_no for vm in found if vm.state is not CloudState.GONE}
+                living = {scripts.nonce_of(vm.cloud_id) for vm in found if vm.state is not CloudState.GONE}
                 self._taken[host] = living | (self._taken.get(host, set()) & self._starting)
         return told
 
-    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
+    def list(self, known: Mapping[str, int] = {}, lost: Mapping[int, str] = {}) -> list[VmFound]:
         """See `provider.Provider.list`."""
         told = self._look(self._all_hosts)
         found: list[VmFound] = []
         for host, vms in told.items():
             if isinstance(vms, str):
                 continue
-            old: list[int] = []
+            old: list[str] = []
             for vm in vms:
                 asked = vm.cloud_id in known or vm.vm_no in lost
                 if vm.state is not CloudState.GONE or asked:
                     found.append(vm)
                 elif vm.cloud_id in self._told or vm.ended < time.time() - FORGET_S:
-                    old.append(vm.vm_no)
+                    old.append(scripts.nonce_of(vm.cloud_id))
                 if vm.state is CloudState.GONE and asked:
                     self._told.add(vm.cloud_id)
             if old:
@@ -278,12 +279,12 @@ class SshHosts:
                 found.append(VmFound(vm_no, cloud_id, CloudState.GONE, "", scripts.address_of(host)))
         return found
 
-    def _clear(self, host: str, vm_nos: Sequence[int]) -> None:
+    def _clear(self, host: str, nonces: Sequence[str]) -> None:
         try:
-            self._shell.run(host, scripts.clear_script(self._place, vm_nos))
+            self._shell.run(host, scripts.clear_script(self._place, nonces))
         except Failed:
             return  # the next list tries again
-        self._told -= {scripts.cloud_id_of(host, vm_no) for vm_no in vm_nos}
+        self._told -= {scripts.cloud_id_of(host, nonce) for nonce in nonces}
 
     def strangers(self) -> Sequence[Stranger]:
         """See `provider.Provider.strangers`. A cluster's directory on a host is its own."""
@@ -309,13 +310,13 @@ class SshHosts:
 
     def end(self, cloud_id: str) -> None:
         """See `provider.Provider.end`. Sends TERM; a request after a while sends KILL."""
-        host, _, number = cloud_id.rpartition("#")
-        if host in self._all_hosts and number.isdigit():
-            self._ask_end(host, [int(number)])
+        host, _, nonce = cloud_id.rpartition("#")
+        if host in self._all_hosts and read_nonce(nonce) is not None:
+            self._ask_end(host, [nonce])
 
-    def _ask_end(self, host: str, vm_nos: Sequence[int]) -> None:
+    def _ask_end(self, host: str, nonces: Sequence[str]) -> None:
         try:
-            self._shell.run(host, scripts.end_script(self._place, vm_nos))
+            self._shell.run(host, scripts.end_script(self._place, nonces))
         except Failed as failed:
             raise TryLater(str(failed)) from failed
 
@@ -328,7 +329,9 @@ class SshHosts:
             left = [vm for vm in shown if vm.state is not CloudState.GONE]
             hosts = {vm.cloud_id.rpartition("#")[0] for vm in left}
             for host in hosts:
-                self._ask_end(host, [vm.vm_no for vm in left if vm.cloud_id.startswith(f"{host}#")])
+                self._ask_end(
+                    host, [scripts.nonce_of(vm.cloud_id) for vm in left if vm.cloud_id.startswith(f"{host}#")]
+                )
             away = [vms for vms in told.values() if isinstance(vms, str)]
             if away and not left:
                 raise TryLater("; ".join(away))

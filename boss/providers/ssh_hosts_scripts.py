@@ -1,9 +1,9 @@
 """Scripts that run on a listed host, as text for its `/bin/sh -s`, and functions that read their output. Pure.
 
 A host keeps `~/.ecloud-hosts/OWNER/`: `code-NAME` for each version of the code that was brought, and a directory for
-each process that was started: `vm-N` for a worker that a boss started, `worker-N` and `boss-0` for those of `admin.py
-hosts`. Such a directory holds the files, home and log of the process, `run` (the script that starts it), `process` (its
-pid and start), `since`, `unit` if systemd runs it, and `ended` once it has ended.
+each process that was started: `vm-NONCE` for a worker that a boss started, `worker-N` and `boss-0` for those of
+`admin.py hosts`. Such a directory holds the files, home and log of the process, `run` (the script that starts it),
+`process` (its pid and start), `since`, `unit` if systemd runs it, and `ended` once it has ended.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from boss.bootstrap.guest_scripts import find_python
+from boss.core.model.cloud_vms import read_nonce
 from boss.providers.provider import CloudState, VmFound, VmOrder
 from ecloud.model.machine_needs import LEAST_PYTHON, MachineFacts, version
 
@@ -302,8 +303,8 @@ class Program(msgspec.Struct, frozen=True):
 IS_ALIVE = 'lives "$vm"'
 
 
-def start_script(place: Place, number: int, program: Program) -> bytes:
-    """Starts a process once: a second run reports that it exists."""
+def start_script(place: Place, number: int | str, program: Program) -> bytes:
+    """Starts a process once: a second run reports that it exists. `number`: the boot nonce, for the worker of a VM."""
     assert re.fullmatch(r"[0-9a-f]+", program.code), program.code
     run = _RUN
     for name, value in (
@@ -355,29 +356,35 @@ def read_list(host: str, printed: str) -> list[VmFound] | None:
     lines = printed.splitlines()
     for line in lines:
         words = line.split()
-        if len(words) == 6 and words[0] == "vm" and words[1].isdigit() and words[2] in _STATES:
-            vm_no, since, ended = int(words[1]), _number(words[3]), _number(words[4])
+        intent = read_nonce(words[1]) if len(words) == 6 and words[0] == "vm" else None
+        if intent is not None and words[2] in _STATES:
+            since, ended = _number(words[3]), _number(words[4])
             state = _STATES[words[2]]
             found.append(
-                VmFound(vm_no, cloud_id_of(host, vm_no), state, "process", address_of(host), since, "",
-                        max(since, ended) if state is CloudState.GONE else 0.0)
+                VmFound(intent[0], cloud_id_of(host, words[1]), state, "process", address_of(host), since, "",
+                        max(since, ended) if state is CloudState.GONE else 0.0, intent[1])
             )  # fmt: skip
     return found if lines and lines[-1] == "listed" else None
 
 
-def end_script(place: Place, vm_nos: Sequence[int]) -> bytes:
+def end_script(place: Place, nonces: Sequence[str]) -> bytes:
     """Asks workers to end; kills those that were asked more than `END_GRACE_S` ago."""
-    return filled(place, _END, VMS=" ".join(map(str, vm_nos)), GRACE=str(END_GRACE_S))
+    return filled(place, _END, VMS=" ".join(nonces), GRACE=str(END_GRACE_S))
 
 
-def clear_script(place: Place, vm_nos: Sequence[int]) -> bytes:
+def clear_script(place: Place, nonces: Sequence[str]) -> bytes:
     """Removes the files of workers that have ended, except undelivered outcomes."""
-    return filled(place, _CLEAR, VMS=" ".join(map(str, vm_nos)))
+    return filled(place, _CLEAR, VMS=" ".join(nonces))
 
 
-def cloud_id_of(host: str, vm_no: int) -> str:
-    """Return the id of a worker on a host: `user@host:port#7`."""
-    return f"{host}#{vm_no}"
+def cloud_id_of(host: str, nonce: str) -> str:
+    """Return the id of a worker on a host: `user@host:port#1790000000000-7`."""
+    return f"{host}#{nonce}"
+
+
+def nonce_of(cloud_id: str) -> str:
+    """Return the last part of a worker's id, which names its directory."""
+    return cloud_id.rpartition("#")[2]
 
 
 def address_of(host: str) -> str:

@@ -286,7 +286,7 @@ class Calls:
         with self._lock:
             starting |= self._starting
         self._tell_of_hidden(call.pool, [vm for vm in told if vm.state is CloudState.HIDDEN])
-        self._put(VmsListed(call.pool, tuple(told), frozenset(starting), frozenset(call.known), call.lost))
+        self._put(VmsListed(call.pool, tuple(told), frozenset(starting), frozenset(call.known), frozenset(call.lost)))
 
     def _tell_of_hidden(self, pool: str, hidden: Sequence[VmFound]) -> None:
         """Log VMs that need an operator, but not with every list."""

@@ -216,10 +216,14 @@ class Writing:
     def _spans(self, spans: Iterable[VmSpan]) -> None:
         update = self._sql(
             "UPDATE vms SET cloud_id = ?, started_at = ?, gone_at = ? WHERE vm_no = ? AND state = 'gone' AND "
-            "(cloud_id = '' OR cloud_id = ?)"
+            "(cloud_id = '' OR cloud_id = ?) AND (? = '' OR boot_nonce = ?)"
         )
-        named = [(self._sql.text(span.cloud_id[:MAX_CLOUD_ID_CHARS]), span) for span in spans]
-        rows = [(cloud_id, span.started_at, span.ended_at, span.vm_no, cloud_id) for cloud_id, span in named]
+        text = self._sql.text
+        named = [(text(span.cloud_id[:MAX_CLOUD_ID_CHARS]), text(span.boot_nonce), span) for span in spans]
+        rows = [
+            (cloud_id, span.started_at, span.ended_at, span.vm_no, cloud_id, nonce, nonce)
+            for cloud_id, nonce, span in named
+        ]
         write_many(self._connection, update, rows)
 
     def _pools(self, pools: Iterable[PoolRow]) -> None:

@@ -171,7 +171,7 @@ def test_a_start_that_is_made_twice_makes_one_worker(lab: Lab) -> None:
     cloud_id = mine.start(order(5))
     again = lab.provider("c3", lab.hosts[:1])
     assert again._start_on(lab.hosts[0], order(5)) == cloud_id
-    assert [(vm.vm_no, vm.cloud_id) for vm in again.list(lost=(5,))] == [(5, cloud_id)]
+    assert [(vm.vm_no, vm.cloud_id) for vm in again.list(lost={5: "1-5"})] == [(5, cloud_id)]
     assert len(lab.workers()) == 1
     assert list(again.end_all(60)) == []
 

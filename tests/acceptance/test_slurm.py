@@ -205,7 +205,7 @@ def test_a_controller_that_is_away_is_waited_for_and_loses_no_job(own_slurm: Slu
         with pytest.raises(TryLater):
             ask()
     own_slurm.start_controller()
-    listed = wait_until(lambda: mine.list({first: 1}, lost=(2,)), what="Slurm lists again")
+    listed = wait_until(lambda: mine.list({first: 1}, lost={2: "1-2"}), what="Slurm lists again")
     assert [(vm.vm_no, vm.cloud_id) for vm in listed] == [(1, first)]
     assert list(mine.end_all(30)) == []
 
@@ -289,7 +289,7 @@ def test_a_lost_answer_is_found_by_its_name(slurm: Slurm, monkeypatch: pytest.Mo
     with pytest.raises(Unanswered, match="Socket timed out"):
         mine.start(order(5))
     monkeypatch.setattr(Commands, "run", run)
-    (found,) = cloud("c2").list(lost=(5,))
+    (found,) = cloud("c2").list(lost={5: "1-5"})
     assert found.vm_no == 5
     assert list(mine.end_all(30)) == []
 

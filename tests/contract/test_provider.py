@@ -19,6 +19,7 @@ from slurm import Slurm
 from sshd import Sshd
 
 from boss.bootstrap.bundle import Bundles
+from boss.core.model.cloud_vms import boot_nonce
 from boss.providers.local import LocalCloud
 from boss.providers.opennebula.provider import Connection, OpenNebulaCloud
 from boss.providers.opennebula.transport import Endpoint
@@ -180,8 +181,8 @@ def cloud(kind: Kind) -> Provider:
     return kind.provider("one")
 
 
-def order(vm_no: int) -> VmOrder:
-    return VmOrder(vm_no, "pool", SIZE, f"1-{vm_no}", ("fast",))
+def order(vm_no: int, epoch: int = 1) -> VmOrder:
+    return VmOrder(vm_no, "pool", SIZE, boot_nonce(epoch, vm_no), ("fast",))
 
 
 def listed(cloud: Provider) -> dict[int, str]:
@@ -301,9 +302,24 @@ def test_one_that_was_made_and_gone_before_anybody_saw_it_is_told_to_who_looks_f
 ) -> None:
     cloud_id = cloud.start(order(3))
     cloud.end_all(30)
-    told = [vm for vm in kind.provider("one").list(lost=(3, 4)) if vm.state is CloudState.GONE]
+    told = [vm for vm in kind.provider("one").list(lost={3: "1-3", 4: "1-4"}) if vm.state is CloudState.GONE]
     assert [(vm.vm_no, vm.cloud_id) for vm in told] == [(3, cloud_id)]
     assert 0.0 < told[0].since <= told[0].ended
+
+
+def test_two_vms_of_one_number_and_different_histories_are_told_apart(cloud: Provider, kind: Kind) -> None:
+    """A restored database gives the numbers of the VMs that it lacks out again."""
+    old = cloud.start(order(3, epoch=1))
+    new = kind.provider("one").start(order(3, epoch=2))
+    assert old != new
+    both = [(vm.vm_no, vm.boot_nonce, vm.cloud_id) for vm in cloud.list() if vm.state is not CloudState.GONE]
+    assert sorted(both) == [(3, "1-3", old), (3, "2-3", new)]
+    end(cloud, old)
+    assert listed(cloud) == {3: new}
+    gone = next(vm for vm in kind.provider("one").list({old: 3, new: 3}) if vm.cloud_id == old)
+    assert (gone.vm_no, gone.state) == (3, CloudState.GONE)
+    sought = [vm for vm in kind.provider("one").list(lost={3: "1-3"}) if vm.state is CloudState.GONE]
+    assert [(vm.boot_nonce, vm.cloud_id) for vm in sought] == [("1-3", old)]
 
 
 def test_a_process_that_can_t_be_recorded_does_not_go_on(tmp_path: Path) -> None:

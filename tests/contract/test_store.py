@@ -276,10 +276,13 @@ def test_the_life_of_a_vm_that_was_given_up_is_told_later_and_of_no_other_vm(sto
     other = msgspec.structs.replace(given_up, vm_no=2, cloud_id="c-2", started_at=NOW - 9)
     alive = msgspec.structs.replace(given_up, vm_no=3, state=VmState.INTENDED, gone_at=None)
     write(store, vms={1: given_up, 2: other, 3: alive})
-    write(store, spans={no: VmSpan(no, "c-1", NOW - 60) for no in (1, 2, 3, 4)})
+    write(store, spans={(no, ""): VmSpan(no, "c-1", NOW - 60) for no in (2, 3, 4)})
+    other_history = VmSpan(1, "c-0", NOW - 99, boot_nonce="nonce of a lost history")
+    write(store, spans={(1, "nonce of a lost history"): other_history})
+    write(store, spans={(1, "nonce"): VmSpan(1, "c-1", NOW - 60, boot_nonce="nonce")})
     seen = msgspec.structs.replace(given_up, cloud_id="c-1", started_at=NOW - 60, gone_at=None)
     assert (store.load().past_vms, store.load().vms) == ([seen, other], [alive])
-    write(store, spans={1: VmSpan(1, "c-1", NOW - 61, NOW + 4)})
+    write(store, spans={(1, ""): VmSpan(1, "c-1", NOW - 61, NOW + 4)})
     assert store.load().past_vms == [
         msgspec.structs.replace(seen, started_at=NOW - 61, gone_at=NOW + 4),
         other,

@@ -111,7 +111,7 @@ def test_the_books_of_simulated_clusters_balance() -> None:
         world = Simulation(seed)
         result = world.run()
         assert not result.problem
-        assert list(books.wrong(world.tables, world.cloud)) == []
+        assert list(books.wrong(world.tables, world.cloud, world.checker.fleet.lost)) == []
         lives += sum(vm.started_at is not None for vm in world.tables.vms.values())
         ran += sum(worker.vm_no is not None for worker in world.tables.workers.values())
     assert lives > 10
@@ -137,3 +137,4 @@ def test_books_that_do_not_balance_are_found() -> None:
     assert list(books.wrong(tables, cloud)) == []
     del tables.vms[1]
     assert list(books.wrong(tables, cloud)) == ["vm1 (intent 1) is in no row"]
+    assert list(books.wrong(tables, cloud, {"vm1"})) == [], "only a lost history knew it"

@@ -1,4 +1,5 @@
-"""VMs in the cloud's list with this cluster's id but no living intent: leftovers of a lost answer.
+"""VMs in the cloud's list with this cluster's id but no living intent: leftovers of a lost answer, or of a history
+that a restored database lacks.
 
 Owns the time since when each is seen, and reports it for the ledger, because the VM cost money. Ends an orphan after a
 grace period and repeats the request until the list lacks the VM. If an agent with the VM's key is on duty, the boss
@@ -8,10 +9,11 @@ orders it to finish and leave instead. Ends nothing while the broker connection 
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Callable
 
 import msgspec
 
+from boss.core.autoscale.vm import Vm
 from boss.core.model.cloud_vms import VmFound
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import EndVm
@@ -49,19 +51,24 @@ class Orphans:
             self._since[cloud, span.cloud_id] = now
             self._spans[cloud, span.cloud_id] = span
         else:
-            self._outbox.writes.spans[span.vm_no] = msgspec.structs.replace(span, ended_at=now)
+            self._write(msgspec.structs.replace(span, ended_at=now))
 
     def known(self, cloud: str) -> dict[str, int]:
         """Orphans in the last lists of that cloud: intent numbers by cloud id."""
         return {cloud_id: span.vm_no for (name, cloud_id), span in self._spans.items() if name == cloud}
 
-    def on_listed(self, cloud: str, listed: VmsListed, owned: Container[int], ask_again_s: float, now: float) -> None:
-        """Process a cloud's list: every VM that is not in `owned` is an orphan."""
+    def _write(self, span: VmSpan) -> None:
+        self._outbox.writes.spans[span.vm_no, span.boot_nonce] = span
+
+    def on_listed(
+        self, cloud: str, listed: VmsListed, owner: Callable[[VmFound], Vm | None], ask_again_s: float, now: float
+    ) -> None:
+        """Process a cloud's list: every VM without an `owner` is an orphan."""
         told = {found.cloud_id: found for found in listed.vms}
         shown = {
             (cloud, found.cloud_id): found
             for found in listed.vms
-            if not found.is_gone and found.vm_no not in owned and found.vm_no not in listed.starting
+            if not found.is_gone and owner(found) is None and found.vm_no not in listed.starting
         }
         for key in [key for key in self._since if key[0] == cloud and key not in shown]:
             if listed.asked is None or key[1] in listed.asked:
@@ -73,7 +80,7 @@ class Orphans:
             grace_s = 0.0 if self.at_once else self._config.orphan_grace_s
             if self._duty.deaf and not self.at_once:  # its agent may be alive
                 self._since[key] = now
-            elif self._agent_leaves(vm_no) and not self.at_once:
+            elif self._agent_leaves(found) and not self.at_once:
                 continue
             elif now >= max(since + grace_s, self._asked_at.get(key, -math.inf) + ask_again_s):
                 self._asked_at[key] = now
@@ -83,7 +90,8 @@ class Orphans:
         known = self._spans.get(key)
         started = found.since or (known.started_at if known is not None else now)
         if known is None or known.started_at != started:
-            self._spans[key] = self._outbox.writes.spans[found.vm_no] = VmSpan(found.vm_no, key[1], started)
+            self._spans[key] = VmSpan(found.vm_no, key[1], started, boot_nonce=found.boot_nonce)
+            self._write(self._spans[key])
 
     def _on_gone(self, key: tuple[str, str], told: VmFound | None, now: float) -> None:
         del self._since[key]
@@ -91,11 +99,15 @@ class Orphans:
         span = self._spans.pop(key)
         started = (told.since if told is not None else 0.0) or span.started_at
         ended = (told.ended if told is not None else 0.0) or now
-        self._outbox.writes.spans[span.vm_no] = VmSpan(span.vm_no, key[1], started, ended)
+        self._write(msgspec.structs.replace(span, started_at=started, ended_at=ended))
 
-    def _agent_leaves(self, vm_no: int) -> bool:
+    def _agent_leaves(self, found: VmFound) -> bool:
         """Whether an agent of that VM is on duty: it finishes its tasks and leaves."""
-        agents = [worker for worker in self._fleet.workers.values() if worker.row.key_name == f"vm-{vm_no}"]
+        agents = [
+            worker
+            for worker in self._fleet.workers.values()
+            if worker.row.key_name == f"vm-{found.vm_no}" and found.boot_nonce in ("", worker.row.hello.boot_nonce)
+        ]
         for worker in agents:
             self._duty.drain(worker, NO_INTENT, then_exit=True)
         return bool(agents)

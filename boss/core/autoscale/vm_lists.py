@@ -51,7 +51,7 @@ class VmLists:
         """Load VMs that are gone by the boss's records and may still exist in their cloud."""
         for row in past:
             if row.started_at is not None and row.gone_at is None:
-                span = VmSpan(row.vm_no, row.cloud_id, row.started_at)
+                span = VmSpan(row.vm_no, row.cloud_id, row.started_at, boot_nonce=row.boot_nonce)
                 self._orphans.remember(self._cloud_of(row.pool), span, row.pool in self._vms.pools.configs, now)
 
     def end_all(self, now: float) -> None:
@@ -68,16 +68,16 @@ class VmLists:
 
     def _list(self, now: float) -> None:
         known: dict[str, dict[str, int]] = {}
-        lost: dict[str, set[int]] = {}
+        lost: dict[str, dict[int, str]] = {}
         for vm in self._vms.alive.values():
             cloud = self._cloud_of(vm.listed_by)
             if vm.row.cloud_id:
                 known.setdefault(cloud, {})[vm.row.cloud_id] = vm.vm_no
             elif self._is_lost(vm, now):
-                lost.setdefault(cloud, set()).add(vm.vm_no)
+                lost.setdefault(cloud, {})[vm.vm_no] = vm.row.boot_nonce
         for cloud, pool in {self._cloud_of(pool.name): pool.name for pool in self._config.pools}.items():
             asked = self._orphans.known(cloud) | known.get(cloud, {})
-            self._outbox.call(ListVms(pool, asked, frozenset(lost.get(cloud, ()))))
+            self._outbox.call(ListVms(pool, asked, lost.get(cloud, {})))
         busy = self._vms.alive or self._orphans.any
         self.no_later(now + (self._config.list_vms_every_s if busy else self._config.list_idle_every_s))
 
@@ -105,10 +105,10 @@ class VmLists:
         """Process a list: adopt VMs of this cluster whose answers were lost; a VM that the list lacks is gone."""
         cloud = self._cloud_of(listed.pool)
         self._tell_away(cloud, "")
-        self._orphans.on_listed(cloud, listed, self._vms.alive, ASK_AGAIN_S, now)
+        self._orphans.on_listed(cloud, listed, self._vms.owner, ASK_AGAIN_S, now)
         if self._orphans.any:
             self.no_later(now + self._config.list_vms_every_s)
-        shown = {found.vm_no: found for found in listed.vms if not found.is_gone}
+        shown = self._shown(listed)
         gone = {found.cloud_id: found for found in listed.vms if found.is_gone}
         self._note_placing(cloud, shown, now)
         for vm in tuple(self._vms.alive.values()):
@@ -118,6 +118,15 @@ class VmLists:
                 vm.shown_by = listed.pool
             if self._cloud_of(vm.listed_by) == cloud:
                 self._compare(vm, listed, shown.get(vm.vm_no), gone, now)
+
+    def _shown(self, listed: VmsListed) -> dict[int, VmFound]:
+        """The entry of each VM that exists. Of several, as where a person copied a VM, the one that the boss knows."""
+        shown: dict[int, VmFound] = {}
+        for found in listed.vms:
+            vm = self._vms.owner(found) if not found.is_gone else None
+            if vm is not None and (vm.vm_no not in shown or found.cloud_id == vm.row.cloud_id):
+                shown[vm.vm_no] = found
+        return shown
 
     def _compare(self, vm: Vm, listed: VmsListed, found: VmFound | None, gone: dict[str, VmFound], now: float) -> None:
         vms, cloud_id = self._vms, vm.row.cloud_id
@@ -137,7 +146,7 @@ class VmLists:
             else:  # the list is older than the VM
                 self._on_seen(vm, None, now)
             return
-        end = next((one for one in gone.values() if one.vm_no == vm.vm_no), None)
+        end = next((one for one in gone.values() if self._vms.owner(one) is vm), None)
         if end is not None and vm.vm_no not in listed.starting:  # else its answer is still pending
             vms.on_started(vm.vm_no, end.cloud_id, now)  # it was gone before any list showed it
             self._live_since(vm, end)

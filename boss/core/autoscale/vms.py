@@ -18,6 +18,7 @@ from boss.core.autoscale.pools import Pools
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vm import Vm
 from boss.core.autoscale.vm_lists import VmLists
+from boss.core.model.cloud_vms import VmFound, boot_nonce
 from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.effects import EndVm, StartVm
 from boss.core.model.events import VmsListed, VmVisited
@@ -104,7 +105,7 @@ class Vms:
                 state=VmState.INTENDED,
                 since=now,
                 size=dict(pool.size),
-                boot_nonce=f"{self._outbox.epoch}-{vm_no}",
+                boot_nonce=boot_nonce(self._outbox.epoch, vm_no),
                 keep_alive=keep_alive,
                 reason=reason,
                 intended_at=now,
@@ -201,6 +202,12 @@ class Vms:
         self._move(vm, VmState.ENDING, reason, now)
 
     # --- facts -----------------------------------------------------------------------------------
+
+    def owner(self, found: VmFound) -> Vm | None:
+        """The VM that a cloud's list shows. One of the same number from a history that a restored database lacks has
+        another boot nonce."""
+        vm = self.alive.get(found.vm_no)
+        return vm if vm is not None and found.boot_nonce in ("", vm.row.boot_nonce) else None
 
     def recognise(self, key_name: str, boot_nonce: str) -> Vm | None:
         """The VM whose key and boot nonce a worker presents."""

@@ -1,7 +1,8 @@
-"""What a cloud reports about a VM, in the form that all providers use."""
+"""What a cloud reports about a VM, in the form that all providers use, and the nonce by which it names the VM."""
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 import msgspec
@@ -32,12 +33,27 @@ class CloudState(Enum):
 WAITING = frozenset({CloudState.PENDING, CloudState.QUEUED})
 
 
+def boot_nonce(epoch: int, vm_no: int) -> str:
+    """Return the nonce of a VM. Epochs never repeat, not even after the database was restored from a backup; the
+    numbers of VMs do then."""
+    return f"{epoch}-{vm_no}"
+
+
+def read_nonce(text: str) -> tuple[int, str] | None:
+    """Return the number and the nonce of the VM that a cloud's object names with its nonce; the nonce is empty if it
+    names the number alone, as earlier releases did. None for any other text."""
+    found = re.fullmatch(r"([0-9]{1,18}-)?([1-9][0-9]{0,17})", text, re.ASCII)
+    return None if found is None else (int(found[2]), text if found[1] else "")
+
+
 class VmFound(msgspec.Struct, frozen=True):
     """A VM of this cluster as its cloud lists it.
 
-    `cloud_state`: the cloud's own name of its state. `address`: empty until it has one. `since`, `ended`: when the
-    cloud made it, and when it was gone, epoch seconds by the cloud's clock, 0 if unknown: do not compute waiting times
-    from that clock. `text`: the cloud's remark, e.g. why it waits. Healthy VMs have remarks, too: judge by `state`.
+    `boot_nonce`: distinguishes VMs of the same number, one of them from a history that a restored database lacks;
+    empty if the cloud does not show it. `cloud_state`: the cloud's own name of its state. `address`: empty until it has
+    one. `since`, `ended`: when the cloud made it, and when it was gone, epoch seconds by the cloud's clock, 0 if
+    unknown: do not compute waiting times from that clock. `text`: the cloud's remark, e.g. why it waits. Healthy VMs
+    have remarks, too: judge by `state`.
     """
 
     vm_no: int
@@ -48,6 +64,7 @@ class VmFound(msgspec.Struct, frozen=True):
     since: float = 0.0
     text: str = ""
     ended: float = 0.0
+    boot_nonce: str = ""
 
     @property
     def is_gone(self) -> bool:

@@ -94,11 +94,11 @@ class EndVm(msgspec.Struct, frozen=True):
 class ListVms(msgspec.Struct, frozen=True):
     """List the VMs of all pools of this pool's cloud. Answered by `VmsListed`. `known`: intents of existing VMs, by
     their cloud ids: a VM that is missing from the list may still exist. `lost`: intents whose call was never answered:
-    the boss gives them up unless the list shows one of their VMs, present or gone."""
+    the boss gives them up unless the list shows one of their VMs, present or gone; with their boot nonces."""
 
     pool: str
     known: dict[str, int] = {}
-    lost: frozenset[int] = frozenset()
+    lost: dict[int, str] = {}
 
 
 class VisitVm(msgspec.Struct, frozen=True):

@@ -178,12 +178,14 @@ class VmRow(msgspec.Struct):
 
 class VmSpan(msgspec.Struct, frozen=True):
     """Lifetime of a VM whose intent was given up before the VM appeared: written to the row of that intent, which is
-    gone and knows no other VM. `ended_at` None: it still exists."""
+    gone and knows no other VM. `ended_at` None: it still exists. `boot_nonce`: that of the intent; if it is empty, the
+    number alone selects the row."""
 
     vm_no: int
     cloud_id: str
     started_at: float
     ended_at: float | None = None
+    boot_nonce: str = ""
 
 
 class BootRow(msgspec.Struct):
@@ -251,7 +253,7 @@ class Writes(msgspec.Struct):
     attempts: dict[tuple[int, int], AttemptRow] = msgspec.field(default_factory=dict)
     workers: dict[str, WorkerRow] = msgspec.field(default_factory=dict)
     vms: dict[int, VmRow] = msgspec.field(default_factory=dict)
-    spans: dict[int, VmSpan] = msgspec.field(default_factory=dict)
+    spans: dict[tuple[int, str], VmSpan] = msgspec.field(default_factory=dict)
     pools: dict[str, PoolRow] = msgspec.field(default_factory=dict)
     boots: dict[int, BootRow] = msgspec.field(default_factory=dict)
     pushes: list[PushAnswered] = msgspec.field(default_factory=list)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from boss.core.model.cloud_vms import read_nonce
 from boss.providers.provider import CloudState
 from datastore.problem import Problem
 
@@ -86,14 +87,19 @@ def name_of(cluster_id: str, vm_no: int) -> str:
     return name
 
 
-def labels_of(cluster_id: str, vm_no: int, own: str = "") -> str:
+def labels_of(cluster_id: str, nonce: str, own: str = "") -> str:
     """The LABELS of a VM of this cluster, after those of its template."""
-    return ",".join(filter(None, [own, f"ecloud-{cluster_id}", f"ecloud-vm-{vm_no}"]))
+    return ",".join(filter(None, [own, f"ecloud-{cluster_id}", f"ecloud-vm-{nonce}"]))
 
 
-def attributes_of(cluster_id: str, vm_no: int, pool: str) -> dict[str, str]:
+def attributes_of(cluster_id: str, vm_no: int, nonce: str, pool: str) -> dict[str, str]:
     """The attributes that a VM of this cluster carries."""
-    return {"ECLOUD_CLUSTER": cluster_id, "ECLOUD_VM_NO": str(vm_no), "ECLOUD_POOL": pool}
+    return {
+        "ECLOUD_CLUSTER": cluster_id,
+        "ECLOUD_VM_NO": str(vm_no),
+        "ECLOUD_BOOT_NONCE": nonce,
+        "ECLOUD_POOL": pool,
+    }
 
 
 def vm_no_in_name(cluster_id: str, name: str) -> int | None:
@@ -105,11 +111,25 @@ def vm_no_in_name(cluster_id: str, name: str) -> int | None:
 
 def vm_no_in_labels(cluster_id: str, labels: str) -> int | None:
     """The intent in a VM's LABELS, if they name our cluster."""
+    found = _in_labels(cluster_id, labels)
+    return None if found is None else found[0]
+
+
+def nonce_of(cluster_id: str, labels: str, attributes: Mapping[str, object]) -> str:
+    """The boot nonce in a VM's LABELS, or else in its attributes; empty for a VM that carries none."""
+    found = _in_labels(cluster_id, labels)
+    if found is not None and found[1]:
+        return found[1]
+    own = read_nonce(str(attributes.get("ECLOUD_BOOT_NONCE") or ""))
+    return own[1] if own is not None and own[0] == vm_no_in_attributes(cluster_id, attributes) else ""
+
+
+def _in_labels(cluster_id: str, labels: str) -> tuple[int, str] | None:
     parts = [part.strip() for part in labels.split(",")]
     if f"ecloud-{cluster_id}" not in parts:
         return None
-    numbers = [part.removeprefix("ecloud-vm-") for part in parts if part.startswith("ecloud-vm-")]
-    return int(numbers[0]) if len(numbers) == 1 and numbers[0].isascii() and numbers[0].isdecimal() else None
+    nonces = [part.removeprefix("ecloud-vm-") for part in parts if part.startswith("ecloud-vm-")]
+    return read_nonce(nonces[0]) if len(nonces) == 1 else None
 
 
 def vm_no_in_attributes(cluster_id: str, attributes: Mapping[str, object]) -> int | None:

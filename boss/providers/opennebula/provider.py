@@ -12,7 +12,8 @@ import ssl
 import threading
 import time
 import xmlrpc.client
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.parsers.expat import ExpatError
@@ -377,18 +378,20 @@ class OpenNebulaCloud:
                 found.append(Stranger(str(vm.id), vm.name, vm.owner, "it has only the name or label of this cluster"))
         return found
 
-    def list(self, known: Mapping[str, int] = {}, lost: Collection[int] = ()) -> list[VmFound]:
+    def list(self, known: Mapping[str, int] = {}, lost: Mapping[int, str] = {}) -> list[VmFound]:
         """See `provider.Provider.list`."""
         vms, details = self._looking_like_ours(MINE)
-        ours: dict[int, VmFound] = {}
+        ours: dict[tuple[int, str], VmFound] = {}
         for vm in sorted(vms, key=lambda vm: vm.id):
             vm_no = self._vm_no(vm, details.get(vm.id))
-            if vm_no is not None and vm_no not in ours:  # a user's copy of it has a higher number and comes later
-                ours[vm_no] = self._found(vm_no, vm, details.get(vm.id, {}))
+            if vm_no is not None:
+                found = self._found(vm_no, vm, details.get(vm.id, {}))
+                ours.setdefault((vm_no, found.boot_nonce), found)  # a user's copy of it has a higher id and comes later
         told = {int(vm.cloud_id) for vm in ours.values()}
         numbers = {int(cloud_id): vm_no for cloud_id, vm_no in known.items() if cloud_id.isdecimal()}
         missing = {number: vm_no for number, vm_no in numbers.items() if number not in told}
-        unseen = frozenset(lost) - ours.keys()
+        here = {vm_no for vm_no, nonce in ours if nonce in ("", lost.get(vm_no, nonce))}
+        unseen = lost.keys() - here
         return [*ours.values(), *self._not_shown(missing), *(self._over(unseen) if unseen else ())]
 
     def _not_shown(self, missing: Mapping[int, int]) -> Iterator[VmFound]:
@@ -398,7 +401,7 @@ class OpenNebulaCloud:
         for number, vm_no in missing.items():
             vm = there.get(number)
             if number in there and (vm is None or vm.state == words.DONE):
-                yield VmFound(vm_no, str(number), CloudState.GONE, "DONE") if vm is None else _gone(vm_no, vm)
+                yield VmFound(vm_no, str(number), CloudState.GONE, "DONE") if vm is None else self._gone(vm_no, vm)
             elif vm is None:
                 why = (
                     f"VM {number} is not visible to user {user} and may still run: was OPENNEBULA_USER "
@@ -406,7 +409,7 @@ class OpenNebulaCloud:
                 )
                 yield VmFound(vm_no, str(number), CloudState.HIDDEN, text=why)
             elif self._vm_no(vm, vm.attributes) != vm_no:
-                labels = words.labels_of(self._cluster_id, vm_no)
+                labels = words.labels_of(self._cluster_id, str(vm_no))
                 why = (
                     f"VM {number} ({vm.name}, of {vm.owner}) no longer carries this cluster's id, and may still "
                     f"run: give it back its labels ({labels}), or end it by hand"
@@ -415,7 +418,7 @@ class OpenNebulaCloud:
             else:  # it has another name, or another owner
                 yield self._found(vm_no, vm, vm.attributes)
 
-    def _over(self, lost: Collection[int]) -> Sequence[VmFound]:
+    def _over(self, lost: AbstractSet[int]) -> Sequence[VmFound]:
         """Return VMs of these intents that are DONE and whose numbers are unknown: reads all VMs that are DONE. Gives
         up if the cloud has too many of them to answer in time."""
         try:
@@ -423,8 +426,12 @@ class OpenNebulaCloud:
         except TryLater as error:
             log.warning("the boss cannot find out whether unanswered starts created VMs: %s", error)
             return ()
-        shown = {self._vm_no(vm, vm.attributes): vm for vm in done}
-        return [_gone(vm_no, vm) for vm_no, vm in shown.items() if vm_no is not None and vm_no in lost]
+        shown = [(self._vm_no(vm, vm.attributes), vm) for vm in done]
+        return [self._gone(vm_no, vm) for vm_no, vm in shown if vm_no is not None and vm_no in lost]
+
+    def _gone(self, vm_no: int, vm: SeenVm) -> VmFound:
+        nonce = words.nonce_of(self._cluster_id, vm.labels, vm.attributes)
+        return VmFound(vm_no, str(vm.id), CloudState.GONE, "DONE", since=vm.since, ended=vm.ended, boot_nonce=nonce)
 
     def _looking_like_ours(self, flag: int) -> tuple[Sequence[SeenVm], dict[int, dict[str, str]]]:
         """VMs whose name or labels carry our cluster id; and, by id, the attributes of those that need a second
@@ -472,7 +479,9 @@ class OpenNebulaCloud:
         if text:  # an ERROR may repeat the VM's context
             access = self._access_of(f"vm-{vm_no}")
             text = Cleaner([access.password, access.key])(text)
-        return VmFound(vm_no, str(vm.id), state, words.cloud_state(vm.state, lcm), vm.address, vm.since, text)
+        nonce = words.nonce_of(self._cluster_id, vm.labels, details)
+        shown = words.cloud_state(vm.state, lcm)
+        return VmFound(vm_no, str(vm.id), state, shown, vm.address, vm.since, text, boot_nonce=nonce)
 
     # --- room -----------------------------------------------------------------------------------------
 
@@ -508,7 +517,3 @@ def _has_a_hidden_reason(vm: SeenVm) -> bool:
     versions leave it out."""
     shown = "SCHED_MESSAGE" in vm.attributes or "ERROR" in vm.attributes
     return not shown and _state(vm) in (CloudState.PENDING, CloudState.FAILED)
-
-
-def _gone(vm_no: int, vm: SeenVm) -> VmFound:
-    return VmFound(vm_no, str(vm.id), CloudState.GONE, "DONE", since=vm.since, ended=vm.ended)

@@ -110,8 +110,8 @@ def order_text(template: Template, order: VmOrder, cluster_id: str, access: Acce
         poweroff_after_s=min(POWEROFF_AFTER_S, worker.boss_gone_exit_s),
     )
     attributes: dict[str, str | Mapping[str, str]] = {
-        **words.attributes_of(cluster_id, order.vm_no, order.pool),
-        "LABELS": words.labels_of(cluster_id, order.vm_no, template.labels),
+        **words.attributes_of(cluster_id, order.vm_no, order.boot_nonce, order.pool),
+        "LABELS": words.labels_of(cluster_id, order.boot_nonce, template.labels),
     }
     try:
         # A top-level attribute that is sent replaces the template's own: CONTEXT is sent completely, NICs are not sent.

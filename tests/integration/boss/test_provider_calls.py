@@ -163,7 +163,7 @@ def test_a_list_tells_of_those_that_it_was_asked_about_when_they_were_gone(desk:
         assert desk.next() == VmStarted(vm_no, cloud_id)
     gone = desk.double.vms[0]
     desk.double.vanish(gone)
-    desk.calls.make(ListVms("big", {"0": 1, "1": 2}, frozenset({7})))
+    desk.calls.make(ListVms("big", {"0": 1, "1": 2}, {7: "1-7"}))
     listed = desk.next()
     assert isinstance(listed, VmsListed)
     told = {vm.cloud_id: vm for vm in listed.vms}

@@ -3,6 +3,7 @@ agents and the guests' scripts are the real ones; the cloud is the double."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_stop_with_vms_waits_until_the_cloud_s_own_list_is_empty(
         client.push(chain(1, 2, tmp_path / "journal", sleep_s=60.0), PushOptions("r"))
         wait_until(lambda: len(double.alive) == 2, START_S, "two VMs are asked for")
     ours = double.vms[0]
-    copied = {**ours.user_template, "LABELS": ours.user_template["LABELS"].replace("ecloud-vm-1", "ecloud-vm-77")}
+    copied = {**ours.user_template, "LABELS": re.sub("(ecloud-vm-[0-9]+)-1$", r"\1-77", ours.user_template["LABELS"])}
     lost = double.add_vm(60, ours.name[:-1] + "77", double.alice, state=ACTIVE, lcm=RUNNING, user_template=copied)
     theirs = double.add_vm(50, "ecloud-somebody-1", double.alice, state=ACTIVE, lcm=RUNNING)
     told = Doors(tmp_path / "place", daemon).admin("stop", "--vms")

@@ -121,7 +121,7 @@ def test_a_password_in_the_context_is_sent_as_it_was(double: OpenNebula, new_clo
 def test_a_vm_carries_its_cluster_and_its_intent(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
     vm = double.vms[int(cloud.start(order(42)))]
     assert vm.name == f"ecloud-{CLUSTER}-42"
-    assert vm.user_template["LABELS"] == f"base,ecloud-{CLUSTER},ecloud-vm-42"
+    assert vm.user_template["LABELS"] == f"base,ecloud-{CLUSTER},ecloud-vm-1-42"
     context = vm.template["CONTEXT"]
     assert (context["ECLOUD_VM_NO"], context["ECLOUD_BOOT_NONCE"]) == ("42", "1-42")
     assert base64.b64decode(context["ECLOUD_BOSS_BASE64"]) == f"{HOST}:1883".encode()
@@ -368,7 +368,7 @@ def test_a_cloud_that_has_too_many_to_look_through_is_not_waited_for(
     vm = start(cloud, double)
     cloud.list()
     double.faults.next_calls += [("vmpool.info", ""), ("vmpool.info", "reset")]
-    assert [found.cloud_id for found in cloud.list(lost=(7,))] == [str(vm.id)]
+    assert [found.cloud_id for found in cloud.list(lost={7: "1-7"})] == [str(vm.id)]
 
 
 def test_one_that_somebody_renamed_and_relabelled_is_not_taken_for_gone(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opennebula_xml import parse_template
 
+from boss.core.model.cloud_vms import boot_nonce
 from boss.providers.opennebula import naming as words
 from boss.providers.opennebula.vm_list import read_vms
 from boss.providers.provider import CloudState
@@ -38,13 +39,24 @@ def test_what_can_t_be_written_is_named(value: str) -> None:
 
 @given(vm_no=st.integers(1, 10**9), own=st.sampled_from(["", "base", "a,b", "ecloud-other"]))
 def test_name_and_labels_lead_back_to_the_intent(vm_no: int, own: str) -> None:
+    nonce = boot_nonce(1_790_000_000_000, vm_no)
     assert words.vm_no_in_name("c0ffee", words.name_of("c0ffee", vm_no)) == vm_no
-    assert words.vm_no_in_labels("c0ffee", words.labels_of("c0ffee", vm_no, own)) == vm_no
-    assert words.vm_no_in_attributes("c0ffee", words.attributes_of("c0ffee", vm_no, "p")) == vm_no
+    assert words.vm_no_in_labels("c0ffee", words.labels_of("c0ffee", nonce, own)) == vm_no
+    assert words.vm_no_in_attributes("c0ffee", words.attributes_of("c0ffee", vm_no, nonce, "p")) == vm_no
     for other in ("c0ffe", "c0ffee-1", "C0FFEE"):
         assert words.vm_no_in_name(other, words.name_of("c0ffee", vm_no)) is None
-        assert words.vm_no_in_labels(other, words.labels_of("c0ffee", vm_no, own)) is None
-        assert words.vm_no_in_attributes(other, words.attributes_of("c0ffee", vm_no, "p")) is None
+        assert words.vm_no_in_labels(other, words.labels_of("c0ffee", nonce, own)) is None
+        assert words.vm_no_in_attributes(other, words.attributes_of("c0ffee", vm_no, nonce, "p")) is None
+
+
+def test_a_vm_shows_its_boot_nonce_in_its_labels_or_its_attributes() -> None:
+    nonce = "1790000000000-7"
+    labels, attributes = words.labels_of("c0ffee", nonce), words.attributes_of("c0ffee", 7, nonce, "p")
+    assert words.nonce_of("c0ffee", labels, {}) == nonce
+    assert words.nonce_of("c0ffee", "", attributes) == nonce
+    assert words.nonce_of("c0ffee", words.labels_of("c0ffee", "7"), attributes) == nonce
+    assert words.nonce_of("c0ffee", words.labels_of("c0ffee", "7"), {}) == "", "made by an earlier release"
+    assert words.nonce_of("other", labels, attributes) == ""
 
 
 @pytest.mark.parametrize("name", ["", "ecloud-c0ffee-", "ecloud-c0ffee-x", "ecloud-c0ffee--1", "ecloud-c0ffee-١"])

@@ -58,8 +58,11 @@ def test_what_the_accounting_kept_is_read() -> None:
 
 
 def test_a_name_carries_cluster_and_intent_and_no_other_name_does() -> None:
-    assert intent_of("one", job_name("one", 17)) == 17
-    for name in ("ecloud-one-", "ecloud-one-x", "ecloud-one-017", "ecloud-two-17", "ecloud-one-1-7", "wrap", ""):
+    assert intent_of("one", job_name("one", "1790000000000-17")) == (17, "1790000000000-17")
+    assert intent_of("one", "ecloud-one-17") == (17, ""), "submitted by an earlier release"
+    for end in ("-", "-x", "-017", "-1--7", "-1-7-"):
+        assert intent_of("one", f"ecloud-one{end}") is None
+    for name in ("ecloud-two-17", "wrap", ""):
         assert intent_of("one", name) is None
 
 

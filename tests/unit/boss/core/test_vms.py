@@ -6,6 +6,7 @@ import msgspec
 from boss_script import BossScript, Peer, task
 from vm_script import cloud_lists, made, vm_worker
 
+from boss.core.model.cloud_vms import VmFound
 from boss.core.model.effects import AskRoom, EndVm, ListVms, StartVm
 from boss.core.model.events import BrokerLost, MessageArrived, RoomSeen, VmRefused, VmsListed, VmStarted
 from ecloud.model import wire
@@ -130,6 +131,39 @@ def test_a_vm_that_came_up_after_its_intent_was_given_up_is_ended() -> None:
         script.wait(70.0)
         script.handle(shown(lost=vm_no, second=second))
     assert ended(script) == ["lost"]
+
+
+def test_after_a_restore_a_vm_of_the_lost_history_is_not_taken_for_the_new_one_of_its_number() -> None:
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    old = VmFound(vm_no, "old", boot_nonce=f"1-{vm_no}")
+    script.handle(VmsListed("p", (old,), starting=frozenset({vm_no})))
+    assert script.store.vms[vm_no].state == "intended"
+    script.handle(VmStarted(vm_no, "new"))
+    new = VmFound(vm_no, "new", boot_nonce=script.store.vms[vm_no].boot_nonce)
+    peer = vm_worker(script, vm_no)
+    script.starts(peer, "a")
+    for _ in range(6):
+        script.wait(25.0)
+        says(script, peer, vm_no, peer.number + 1)
+        peer.number += 1
+        script.handle(VmsListed("p", (old, new)))
+    assert script.store.vms[vm_no].state == "running"
+    assert set(ended(script)) == {"old"}
+    script.handle(VmsListed("p", (new,)))
+    assert script.store.vms[vm_no].cloud_id == "new"
+    assert not any(isinstance(send.envelope.message, wire.Drain) for send in script.said)
+
+
+def test_an_unanswered_intent_adopts_its_own_vm_and_not_that_of_the_lost_history() -> None:
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    nonce = script.store.vms[vm_no].boot_nonce
+    old = VmFound(vm_no, "old", boot_nonce=f"1-{vm_no}")
+    script.handle(VmsListed("p", (old, VmFound(vm_no, "new", boot_nonce=nonce))))
+    assert (script.store.vms[vm_no].state, script.store.vms[vm_no].cloud_id) == ("booting", "new")
 
 
 def test_a_vm_that_nobody_owns_may_finish_what_its_agent_runs_and_is_ended_when_that_has_left() -> None:
