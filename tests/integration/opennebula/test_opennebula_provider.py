@@ -250,7 +250,7 @@ def test_a_stranger_s_vm_of_our_name_is_never_touched(double: OpenNebula, cloud:
     ]
     assert only(cloud).cloud_id == str(ours.id)
     for copy in copies:
-        with pytest.raises(Gone, match="left alone"):
+        with pytest.raises(Gone, match="leaves it alone"):
             cloud.end(str(copy.id))
     assert list(cloud.end_all(20)) == []
     assert [vm.where for vm in copies] == [(ACTIVE, RUNNING)] * 3
