@@ -4,6 +4,8 @@ For programs: `from ecloud import ClusterExecutor` (docs/python.md).
 """
 
 import importlib
+import os
+import sys
 from typing import Any
 
 VERSION = "0.1.0"
@@ -21,8 +23,26 @@ _FOR_PROGRAMS = {
 
 def __getattr__(name: str) -> Any:
     if name in _FOR_PROGRAMS:
-        return getattr(importlib.import_module(_FOR_PROGRAMS[name]), name)
+        try:
+            module = importlib.import_module(_FOR_PROGRAMS[name])
+        except Exception:
+            file = _shadowing_file()
+            if not file:
+                raise
+            stem = os.path.basename(file).partition(".")[0]
+            raise ImportError(f"{file} takes the place of Python's own module {stem!r}: rename it") from None
+        return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _shadowing_file() -> str:
+    """Return the file beside the program that was loaded instead of a module of Python's own; empty if none was."""
+    place = os.path.realpath(sys.path[0] if sys.path else "")
+    for name in sys.stdlib_module_names & sys.modules.keys():
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and os.path.realpath(os.path.dirname(file)) == place:
+            return str(file)
+    return ""
 
 
 def __dir__() -> list[str]:

@@ -99,6 +99,8 @@ class Faults(msgspec.Struct):
     """Per second: an operator stops the boss and restores the last backup of the database."""
     call_host_death: float = 0.0
     """Per call: its interpreter is killed by a signal before it ends."""
+    call_refused: float = 0.0
+    """Per prefetched call: its host, which is about to be replaced, does not take it."""
 
     @property
     def any(self) -> bool:
@@ -154,6 +156,7 @@ MOST = Faults(
     vm_queue=0.4,
     database_restored=0.1,
     call_host_death=0.3,
+    call_refused=0.3,
 )
 """Highest probability of each fault; a seed draws which faults it has, and their probabilities."""
 

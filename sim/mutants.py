@@ -440,6 +440,20 @@ MUTANTS: dict[str, Mutant] = {
         faults.Faults(),
         Size(tasks=(80, 160), workers=(1, 2), task_s=0.2),
     ),
+    "call-late": Mutant(
+        "beginning prefetched calls within a second: a host begins them after the end of the lease",
+        ("fenced", "one-attempt", "resources"),
+        ((WorkerAttempts, "prefetch", mutations.lets_prefetched_calls_begin_late),),
+        faults.Faults(worker_freeze=0.3),
+        Size(workers=(1, 2), task_s=0.5),
+    ),
+    "call-place": Mutant(
+        "handing resources from call to call: a worker also frees those of the call before",
+        ("resources", "assertion"),
+        ((WorkerAttempts, "on_call_began", mutations.frees_what_it_hands_on),),
+        faults.Faults(),
+        Size(workers=(1, 2), task_s=0.5),
+    ),
     "asked-back": Mutant(
         "the answer to ReturnTasks: a retracted attempt is assigned to another worker without waiting for it",
         ("one-attempt",),

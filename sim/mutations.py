@@ -33,6 +33,7 @@ from ecloud.model.vm_states import VmState
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
 from worker.core.attempts import Attempts as WorkerAttempts
+from worker.core.events import CallBegan
 from worker.core.followers import Followers
 from worker.core.worker_core import WorkerCore
 
@@ -573,3 +574,24 @@ def takes_calls_for_tasks(true: Any) -> Any:
         return true(msgspec.structs.replace(definition, call=None))
 
     return makes
+
+
+def lets_prefetched_calls_begin_late(true: Any) -> Any:
+    """Hand prefetched calls over without a time by which they must begin."""
+
+    def prefetch(self: WorkerAttempts) -> None:
+        true(self)
+        self.effects.prefetches = [msgspec.structs.replace(effect, begin_s=1e9) for effect in self.effects.prefetches]
+
+    return prefetch
+
+
+def frees_what_it_hands_on(true: Any) -> Any:
+    """Free the resources of a call although the next one on its host uses them."""
+
+    def on_call_began(self: WorkerAttempts, event: CallBegan, now: float) -> None:
+        before = self.running[event.after]
+        true(self, event, now)
+        self._free(before)
+
+    return on_call_began

@@ -49,6 +49,10 @@ CALLS = 0.4
 """Fraction of runs that have calls among their tasks."""
 HOLDS = 0.3
 """Fraction of scenarios with a pool in which an operator holds it."""
+BURSTS = 0.4
+"""Fraction of runs with calls that also have a burst of short ones."""
+BURST = (40, 120)
+"""Range of the number of calls in a burst."""
 CONDITIONS = (Condition.SUCCESS, Condition.ANY, Condition.FAILURE)
 CONDITION_WEIGHTS = (12, 15, 16)
 """Cumulative weights: one dependency in 16 is on a failure."""
@@ -160,6 +164,16 @@ def _as_calls(tasks: list[TaskDefinition], chance: random.Random) -> list[TaskDe
     return made
 
 
+def _burst(chance: random.Random) -> list[TaskDefinition]:
+    """Make independent calls of one function, as a program submits them; a few take long."""
+    made = []
+    for number in range(chance.randint(*BURST)):
+        seconds = chance.uniform(0.3, 3.0) if chance.random() < 0.03 else chance.uniform(0.001, 0.03)
+        call = Call(command(seconds, 0.0), "burst", code=b"code")
+        made.append(TaskDefinition(f"c{number}", call=call, resources={"cpus": 1.0}, retries=Retries(2)))
+    return made
+
+
 def _with_command(task: TaskDefinition, text: str) -> TaskDefinition:
     """Return the task with another command, or the call with another function."""
     if task.call is None:
@@ -225,6 +239,8 @@ class Scenario:
         tasks = [self._with_extras(name, task) for task in tasks]
         if self._calls.random() < CALLS:
             tasks = _as_calls(tasks, self._calls)
+            if self._calls.random() < BURSTS:
+                tasks += _burst(self._calls)
         if self.poison and self._poisons.random() < self.poison:
             index = self._poisons.choice([index for index, task in enumerate(tasks) if not task.init])
             tasks[index] = _with_command(tasks[index], poison(self._poisons.random()))

@@ -27,11 +27,14 @@ from sim.world import TICK_S, World
 from worker.core.events import (
     AttemptEnded,
     AttemptReturned,
+    CallBegan,
+    CallsRecalled,
     ConnectionFound,
     ConnectionLost,
     Event,
     Leave,
     MessageArrived,
+    PrefetchCall,
     ResultsComplete,
     StartAttempt,
     StopAttempt,
@@ -49,6 +52,8 @@ BYTES_PER_S = 100e6
 CHECKED_ALWAYS, CHECKED_EACH = 40, 40
 """A core is checked after each of its first batches, later after this many; with many workers, after this many
 batches."""
+HOST_LIVES = frozenset({Cause.SUCCESS, Cause.EXIT})
+"""Ends of a call after which its host begins the next one."""
 NO_TIME_S = 1e-7
 """The run times of commands differ by multiples of this, so that no two outcomes of a world are equal."""
 MANY = 200
@@ -123,6 +128,8 @@ class WorkerProcess:
         self.alive = True
         self.frozen = False
         self.jobs: dict[Key, Job] = {}
+        self._ahead: dict[Key, list[tuple[PrefetchCall, float]]] = {}
+        """Calls that wait at the host of a running one, and when each must have begun."""
         self.kept: dict[Key, str] = {}
         """Results of attempts that have followers, in this worker's own storage."""
         self._ended = ended
@@ -300,6 +307,10 @@ class WorkerProcess:
             self._start(start)
         if not self.alive:
             return
+        for key in effects.recalls:
+            self._recall(next((head for head, calls in self._ahead.items() if key in _names(calls)), None))
+        for prefetch in effects.prefetches:
+            self._prefetch(prefetch)
         for envelope in effects.says:
             kind = type(envelope.message)
             if kind is wire.Heartbeat:
@@ -338,6 +349,38 @@ class WorkerProcess:
         self.die("starts again" if leave.anew else "left")
 
     # --- jobs ------------------------------------------------------------------------------------
+
+    def _prefetch(self, prefetch: PrefetchCall) -> None:
+        """Hand a call to the host of a running one; the host may refuse it, as one that is to be replaced does."""
+        key = (prefetch.order.task_no, prefetch.order.number)
+        if prefetch.behind not in self.jobs or self.world.fault("call_refused", self.faults.call_refused):
+            self._put(CallsRecalled((key,)))
+        else:
+            self._ahead.setdefault(prefetch.behind, []).append((prefetch, self.world.now + prefetch.begin_s))
+
+    def _recall(self, head: Key | None) -> None:
+        """Take the calls back that the host of `head` has not begun."""
+        calls = self._ahead.pop(head, []) if head is not None else []
+        if calls:
+            self._put(CallsRecalled(_names(calls)))
+
+    def _begin_next(self, head: Key, cause: Cause) -> None:
+        """The host of `head`, which ended so, begins the next call, unless it ended itself or it is too late."""
+        calls = self._ahead.pop(head, [])
+        if not calls:
+            return
+        prefetch, begin_by = calls[0]
+        if cause not in HOST_LIVES or self.world.now > begin_by:
+            self._hand(CallsRecalled(_names(calls)))
+            return
+        key = (prefetch.order.task_no, prefetch.order.number)
+        if calls[1:]:
+            self._ahead[key] = calls[1:]
+        assert prefetch.order.body is not None
+        job = self.jobs[key] = Job(prefetch.order, prefetch.order.body)
+        self.checker.on_started(self.name, prefetch.order, self.home.resources, prefetch.gpus or ())
+        self._run(key, job)
+        self._hand(CallBegan(*key, after=head))
 
     def _start(self, start: StartAttempt) -> None:
         order = start.order
@@ -515,7 +558,13 @@ class WorkerProcess:
         job.over = True
         self.jobs.pop(key, None)
         self.checker.on_over(self.name, key)
+        if key in self._ahead:
+            self._begin_next(key, event.outcome.cause if isinstance(event, AttemptEnded) else Cause.STOPPED)
         self._hand(event)
+
+
+def _names(calls: list[tuple[PrefetchCall, float]]) -> tuple[Key, ...]:
+    return tuple([(prefetch.order.task_no, prefetch.order.number) for prefetch, _ in calls])
 
 
 def command(seconds: float, fails: float) -> str:

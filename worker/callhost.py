@@ -3,10 +3,13 @@ later; imports nothing but the standard library, and cloudpickle for the values.
 
     python callhost.py DIRECTORY TOKEN CLOUDPICKLE OUTPUT
 
-Connects to the socket `calls.sock` in DIRECTORY, sends its token, and answers each call in turn. A frame consists of
-two lengths of four bytes, little-endian, a JSON object, and bytes. CLOUDPICKLE is the directory of the worker's
-cloudpickle, for a Python that lacks this package. Output of a call goes to the files `OUTPUT.stdout` and
-`OUTPUT.stderr` there, which the worker reads after a crash. The host ends when the worker closes the socket.
+Connects to the socket `calls.sock` in DIRECTORY, sends its token, and gets a second socket, from which it takes one
+call after another. Each message there is one call, as a frame; the message `STREAMED` stands for a frame that is too
+large for it, and follows on the first socket. The worker has the reading end, too, and so takes calls back that have
+not begun: each message has one reader. A frame consists of two lengths of four bytes, little-endian, a JSON object, and
+bytes. CLOUDPICKLE is the directory of the worker's cloudpickle, for a Python that lacks this package. Output of a call
+goes to the files `OUTPUT.stdout` and `OUTPUT.stderr` there, which the worker reads after a crash. The host ends when
+the worker closes the sockets.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from importlib import metadata
 from typing import Any
 
 INLINE_BYTES = 32 * 1024
@@ -29,6 +33,9 @@ TAIL_BYTES = 64 * 1024
 FUNCTIONS_KEPT = 256
 SHARED_KEPT = 32
 VALUE_FILE = ".ecloud-value"
+MESSAGE_BYTES = 64 * 1024
+"""The largest message."""
+STREAMED = b"s"
 
 
 class Host:
@@ -36,6 +43,7 @@ class Host:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._calls = control
         self._inbox = b""
         self._functions: dict[str, Any] = {}
         self._prepared: dict[bytes, BaseException | None] = {}
@@ -45,28 +53,34 @@ class Host:
     def serve(self) -> None:
         """Run calls until the worker closes the socket."""
         while True:
-            frame = self._read()
+            message = self._calls.recv(MESSAGE_BYTES)
+            frame = self._read() if message == STREAMED else _frame(message)
             if frame is None:
                 return
             head, body = frame
-            reply, value = self._call(head, body)
-            self._write(reply, value)
+            begin_by = head.get("begin_by")
+            if begin_by is not None and time.monotonic() > begin_by:
+                self._write({"call": head["call"], "late": True}, b"")
+            else:
+                reply, value = self._call(head, body)
+                self._write(reply, value)
 
     def greet(self, token: str) -> None:
-        """Tell the worker which host this is."""
+        """Tell the worker which host this is, and receive the socket with the calls."""
         self._write({"token": token, "python": f"{sys.version_info[0]}.{sys.version_info[1]}"}, b"")
+        _, ancillary, _, _ = self._control.recvmsg(1, socket.CMSG_SPACE(4))
+        for _, _, data in ancillary:
+            self._calls = socket.socket(fileno=int.from_bytes(data[:4], sys.byteorder))
 
     # --- frames ---------------------------------------------------------------------------------
 
     def _read(self) -> tuple[dict[str, Any], bytes] | None:
+        """Read a frame from the first socket."""
         while True:
-            if len(self._inbox) >= 8:
-                head_end = 8 + int.from_bytes(self._inbox[:4], "little")
-                end = head_end + int.from_bytes(self._inbox[4:8], "little")
-                if len(self._inbox) >= end:
-                    frame = json.loads(self._inbox[8:head_end]), self._inbox[head_end:end]
-                    self._inbox = self._inbox[end:]
-                    return frame
+            frame = _frame(self._inbox)
+            if frame is not None:
+                self._inbox = b""  # one at a time is under way
+                return frame
             data = self._control.recv(1 << 20)
             if not data:
                 return None
@@ -164,6 +178,15 @@ class Host:
             with open(head["arguments_file"], "rb") as file:
                 data = file.read()
         return _unpickled(data, "arguments of " + head["name"], values, self._shared, head.get("objects", ""))
+
+
+def _frame(data: bytes) -> tuple[dict[str, Any], bytes] | None:
+    """Return the frame; None if it is incomplete."""
+    if len(data) < 8:
+        return None
+    head_end = 8 + int.from_bytes(data[:4], "little")
+    end = head_end + int.from_bytes(data[4:8], "little")
+    return (json.loads(data[8:head_end]), data[head_end:end]) if len(data) >= end else None
 
 
 class _Unpickler(pickle.Unpickler):
@@ -271,7 +294,21 @@ def _failure(error: BaseException) -> bytes:
             data = b""
     if len(data) > INLINE_BYTES // 2:
         data = b""
-    return pickle.dumps((data, trace[-INLINE_BYTES // 3 :]), protocol=4)
+    more = (_package(error),) if isinstance(error, ImportError) and error.name else ()
+    return pickle.dumps((data, trace[-INLINE_BYTES // 3 :], *more), protocol=4)
+
+
+def _package(error: ImportError) -> dict[str, str]:
+    """Describe the package of an import that failed: its version here, empty if it is not installed, and the place."""
+    name = str(error.name).partition(".")[0]
+    version = ""
+    with suppress(Exception):
+        # A package may have another name than its module: the client knows that name where it has the package.
+        distributions = getattr(metadata, "packages_distributions", None)  # of Python 3.10 and later
+        names = distributions().get(name, [name]) if distributions is not None else [name]
+        version = metadata.version(names[0])
+    python = f"{sys.version_info[0]}.{sys.version_info[1]} ({sys.executable})"
+    return {"module": name, "version": version, "host": socket.gethostname(), "python": python}
 
 
 def _own_trace(error: BaseException) -> Any:
@@ -329,6 +366,8 @@ def main() -> None:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
         os.dup2(file, descriptor)
         os.close(file)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # for those who follow the output
     sys.path[0:1] = []  # remove this file's own directory
     _find_cloudpickle(cloudpickle_place)
     host = Host(control)

@@ -453,6 +453,7 @@ class Boss:
         self.sessions.drop_old_hellos(now)
         for client in tuple(self.clients.values()):
             if now - client.heard_at > self.config.lease_s:
+                self.requests.on_client_lost(client, now)
                 self._forget_client(client)
 
     def _forget_client(self, client: Conversation) -> None:

@@ -33,7 +33,7 @@ from ecloud.config.secrets import AccessFile
 from ecloud.formats import check
 from ecloud.model.calls import python_resource
 from ecloud.model.tasks import INLINE_BYTES, MAX_ID_CHARS, Call, Container, Dependency, Retries, TaskDefinition
-from ecloud.model.wire import CallEnded
+from ecloud.model.wire import CallEnded, RequestDone
 from ecloud.python.cluster import Cluster
 from ecloud.python.future import CallFuture
 from ecloud.python.link import Link
@@ -48,7 +48,7 @@ from ecloud.python.payload import (
     pickle_function,
     pickle_items,
 )
-from ecloud.python.project import Project, root_of_program
+from ecloud.python.project import Project, ProjectUnusable, root_of_program
 from ecloud.python.sharing import Shared, Sharing
 
 log = logging.getLogger("ecloud")
@@ -71,6 +71,22 @@ class Options(msgspec.Struct, frozen=True):
     runtime_s: float | None = None
 
 
+class Status(dict[str, int]):
+    """The number of calls in each state. `waits`: why no worker runs those that are ready; empty if they only wait for
+    their turn."""
+
+    def __init__(self, states: Mapping[str, int], waits: str = "") -> None:
+        super().__init__(states)
+        self.waits = waits
+
+    def __repr__(self) -> str:
+        return super().__repr__() + (f" ({self.waits})" if self.waits else "")
+
+
+class PythonMissing(Problem):
+    """No worker and no pool of the cluster has the version of Python of this program."""
+
+
 _EXPECTED = {
     "resources": "numbers by name, as in {'gpus': 1}",
     "retries": "a whole number",
@@ -87,11 +103,11 @@ class ClusterExecutor(Executor):
     """Runs functions on a cluster. `access`: an access file; without one the cluster of this machine, or a private one
     with `max_workers` workers that ends with this executor.
 
-    `run`: the name of the run that its calls belong to; a new one where it is empty. `initializer(*initargs)` is called
-    once in each interpreter, and interpreters are replaced after `max_calls` calls. `on_client_lost`: `finish` lets
-    calls continue when this program ends before they have ended, `cancel` cancels them at Ctrl-C and at exit.
-    `code_changed`: what to do with a call with a `key` that succeeded before, when its function has changed since:
-    `keep` its value, or `redo` it.
+    `run`: the name of the run that its calls belong to; a new one if it is empty. `initializer(*initargs)` is called
+    once in each interpreter, and interpreters are replaced after `max_calls` calls. `on_client_lost`: what happens to
+    calls that have not ended when this program ends: `finish` lets them continue, `cancel` cancels them, even if the
+    program was killed. `code_changed`: what happens to a call with a `key` that succeeded before if its function has
+    changed since: `keep` its value, or `redo` it.
     Raises `Problem`, `PartAway` where the cluster cannot be used.
     """
 
@@ -150,7 +166,11 @@ class ClusterExecutor(Executor):
         self._maps: weakref.WeakSet[Mapped] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._cluster = Cluster(access, max_workers)
-        self._link = Link(self._cluster.access, self.run, self._cluster.require, code_changed == "redo")
+        self._link = Link(
+            self._cluster.access, self.run, self._cluster.require, code_changed == "redo", on_client_lost == "cancel"
+        )
+        self._pythons: tuple[str, ...] | None = None
+        """The Pythons that the cluster offers, as resources; None before the first submit."""
         try:
             self._link.start()
         except BaseException:
@@ -162,6 +182,8 @@ class ClusterExecutor(Executor):
         self._sharing = Sharing(self._objects)
         self._project = Project(root_of_program())
         self._needs_project = initializer is not None and self._project.is_needed(initializer)
+        self._initializer_needs_project = initializer is not None and self._project.needs(initializer)
+        self._is_project_left_out = False
         self._looked_at: tuple[int, Any] | None = None
         self._link.fetch = self._fetch
         self._at_exit = _shut_at_exit(self)
@@ -224,6 +246,8 @@ class ClusterExecutor(Executor):
         if buffersize is not None and (not isinstance(buffersize, int) or buffersize < 1):
             raise ValueError("buffersize must be None or > 0")
         self._require_open()
+        if options.container is None:
+            self._require_python()
         function, project = self._pickled(fn), self._project_of(fn)
 
         def submit(items: list[tuple[Any, ...]]) -> CallFuture:
@@ -238,6 +262,8 @@ class ClusterExecutor(Executor):
         self, options: Options, key: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> CallFuture:
         self._require_open()
+        if options.container is None:
+            self._require_python()
         return self._push(options, key, self._pickled(fn), self._project_of(fn), args, kwargs)
 
     def _require_open(self) -> None:
@@ -245,6 +271,23 @@ class ClusterExecutor(Executor):
             raise RuntimeError("cannot schedule new futures after shutdown")
         if self._link.failure is not None:
             raise RemoteError(f"the cluster can no longer be used: {self._link.failure}")
+
+    def _require_python(self) -> None:
+        """Raise `PythonMissing` if no worker and no pool has this version of Python. Asks the boss once, and again
+        whenever the last answer lacked it."""
+        wanted = python_resource(PYTHON)
+        if self._pythons is not None and wanted in self._pythons:
+            return
+        answer, _ = self._link.ask("pythons")
+        self._pythons = answer.names if isinstance(answer, RequestDone) else ()
+        if self._pythons and wanted not in self._pythons:
+            there = ", ".join(name.removeprefix("python") for name in self._pythons)
+            raise PythonMissing(
+                f"this program runs Python {PYTHON}, and the cluster offers Python {there}: pickled functions need the "
+                "same minor version",
+                f"run the program with Python {there}, or name a Python {PYTHON} in ECLOUD_PYTHON of the workers, or "
+                f'in a pool (python = "{PYTHON}")',
+            )
 
     def _pickled(self, fn: Callable[..., Any]) -> PickledFunction:
         try:
@@ -265,7 +308,15 @@ class ClusterExecutor(Executor):
             self._looked_at = known
         if not self._needs_project:
             return ""
-        data, name = self._project.archive()
+        try:
+            data, name = self._project.archive()
+        except ProjectUnusable as problem:
+            if self._initializer_needs_project or self._project.needs(fn):
+                raise
+            if not self._is_project_left_out:
+                log.warning("calls are sent without the modules of this program: %s", problem)
+                self._is_project_left_out = True
+            return ""
         return self._objects.put(data, name)
 
     def _push(
@@ -308,7 +359,8 @@ class ClusterExecutor(Executor):
             id=id,
             dependencies=tuple([Dependency(name) for name in arguments.futures]),
             requirements=tuple([self._objects.requirement(name) for name in filter(None, (*shared, data_file))]),
-            resources={**options.resources, python_resource(PYTHON): 1.0},
+            # A container has a Python of its own, which its call host checks.
+            resources={**options.resources, **({} if options.container else {python_resource(PYTHON): 1.0})},
             priority=options.priority,
             timeout_s=options.timeout_s,
             retries=Retries(options.retries) if options.retries else Retries(),
@@ -387,9 +439,9 @@ class ClusterExecutor(Executor):
 
     # --- asking -------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, int]:
-        """The number of calls of the run in each state, as last reported by the boss."""
-        return dict(self._link.states)
+    def status(self) -> Status:
+        """The number of calls of the run in each state, and why calls wait, as last reported by the boss."""
+        return Status(self._link.states, self._link.waits)
 
     @property
     def workers(self) -> int:
@@ -399,6 +451,8 @@ class ClusterExecutor(Executor):
     def __repr__(self) -> str:
         counts = Counter({"pending": len(self._link.pending), "ended": self._link.done_count})
         text = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        if self._link.waits and self._link.pending:
+            text += f"; {self._link.waits}"
         return f"<ClusterExecutor run {self.run}: {text}>"
 
     # --- the end ------------------------------------------------------------------------------------

@@ -80,7 +80,9 @@ class Link:
         run: str,
         watchdog: Callable[[], None] | None = None,
         replace_changed: bool = False,
+        bound: bool = False,
     ) -> None:
+        """`bound`: the boss cancels the calls if this program is lost."""
         self.run = run
         self.condition = threading.Condition()
         """Shared by all futures of this link."""
@@ -89,10 +91,13 @@ class Link:
         self.workers = 0
         """Number of workers, as last reported by the boss."""
         self.states: dict[str, int] = {}
+        self.waits = ""
+        """Why calls wait that are ready, as last reported by the boss; empty if they only wait for their turn."""
         self.fetch: Callable[[CallEnded], bytes] = self._fetch
         self._talk = Conversation(access, watchdog)
         self._outgoing: deque[TaskDefinition] = deque()
         self._replace_changed = replace_changed
+        self._bound = bound
         self._pushes: dict[str, _Push] = {}
         self._unsaid: set[str] = set()
         """Ids of calls whose push was not answered yet."""
@@ -253,7 +258,7 @@ class Link:
         if self._watched_in != self._talk.sessions and self._accepted:
             self._watched_in = self._talk.sessions
             self._heard_at = 0.0
-            self._request("watch", run=self.run, calls=True)
+            self._request("watch", run=self.run, calls=True, bound=self._bound)
         if self._cancelled:
             self._cancel_on_the_cluster()
         for push in self._pushes.values():
@@ -353,6 +358,7 @@ class Link:
                 self._on_rejected(push_id, problems)
             case RunChanged():
                 self.workers, self.states = message.workers, message.states
+                self._tell_waits(message.held or message.waits)
                 for id in message.running:
                     future = self.pending.get(id)
                     if future is not None:
@@ -366,6 +372,12 @@ class Link:
                     self._on_answer(about, message)
             case _:
                 pass
+
+    def _tell_waits(self, reason: str) -> None:
+        """Say once why calls wait although they are ready."""
+        if reason and reason != self.waits:
+            log.warning("calls of run %s wait: %s", self.run, reason)
+        self.waits = reason
 
     def _on_calls(self, calls: Sequence[CallEnded]) -> None:
         self._heard_at = time.monotonic()

@@ -11,6 +11,7 @@ import pickle
 import types
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
+from importlib import metadata
 from typing import Any, NamedTuple, Protocol
 
 import cloudpickle
@@ -215,17 +216,34 @@ def value_of(data: bytes, name: str) -> Any:
         raise RemoteError(f"the value of {name} cannot be unpickled here: {type(error).__name__}: {error}") from error
 
 
+def _with_versions(text: str, there: Mapping[str, str]) -> str:
+    """Add to the text of a failed import the versions of its package, here and `there`, and the remedy."""
+    module = there["module"]
+    names = metadata.packages_distributions().get(module, [module])
+    try:
+        here = f"version {metadata.version(names[0])} here"
+    except metadata.PackageNotFoundError:
+        here = "not installed here"
+    version = f"version {there['version']}" if there["version"] else "not installed"
+    text += f"; package {names[0]}: {here}, {version} on {there['host']}, Python {there['python']}"
+    if "ECLOUD_PYTHON" not in text:
+        text += "; install the same version there, or set ECLOUD_PYTHON of the worker to a Python that has it"
+    return text
+
+
 def failure_of(data: bytes, text: str, cause: str, note: str) -> BaseException:
     """Return the exception of a failed call, with its remote traceback as `__cause__`. Never raises."""
     error: BaseException = RemoteError(text, cause)
     trace = ""
     if data:
         try:
-            pickled, trace = pickle.loads(data)
+            pickled, trace, *more = pickle.loads(data)
             if pickled:
                 found = pickle.loads(pickled)
                 if isinstance(found, BaseException):
                     error = found
+            if more and isinstance(error, ImportError):
+                error.msg = _with_versions(error.msg, more[0])
         except BaseException as problem:
             error = RemoteError(f"{text} (its exception cannot be unpickled here: {problem})", cause)
     if trace:

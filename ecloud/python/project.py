@@ -48,6 +48,14 @@ class Project:
             self._has(name) for name in imported_names(function)
         )
 
+    def needs(self, function: Any) -> bool:
+        """Whether the function itself uses modules of the project: it is of one, imports one, or names one."""
+        inner = getattr(function, "__func__", getattr(function, "func", function))
+        names = getattr(getattr(inner, "__code__", None), "co_names", ())
+        used = [getattr(inner, "__globals__", {}).get(name) for name in names]
+        modules = [item if isinstance(item, types.ModuleType) else _module_of(item) for item in (inner, *used)]
+        return any(map(self._holds, modules)) or any(map(self._has, imported_names(function)))
+
     def _holds(self, module: Any) -> bool:
         """Whether it is where the root holds a module of that name: not so where an environment below has it."""
         file, names = getattr(module, "__file__", None), str(getattr(module, "__name__", "")).split(".")
@@ -97,6 +105,10 @@ class Project:
                 f"the modules of this program are in {self.root}, and {whole[self.root]} is not sent to workers",
                 "move the program and its modules to a directory of their own",
             )
+
+
+def _module_of(item: Any) -> Any:
+    return sys.modules.get(str(getattr(item, "__module__", "")))
 
 
 def root_of_program() -> Path:

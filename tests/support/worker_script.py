@@ -16,11 +16,13 @@ from typing import Any
 import msgspec
 
 from ecloud.model import wire
-from ecloud.model.tasks import Cause, Outcome, Resources, TaskBody
+from ecloud.model.tasks import Call, Cause, Outcome, Resources, TaskBody
 from ecloud.model.wire import AttemptName, AttemptOrder, Envelope
 from worker.core.events import (
     AttemptEnded,
     AttemptReturned,
+    CallBegan,
+    CallsRecalled,
     ConnectionFound,
     ConnectionLost,
     Event,
@@ -39,8 +41,14 @@ def order(task_no: int, *, number: int = 1, cpus: float = 1.0, run_no: int = 1, 
     """One attempt to run; further resources by name (`gpus=1`)."""
     known = set(AttemptOrder.__struct_fields__)
     asks: Resources = {"cpus": cpus, **{name: fields.pop(name) for name in list(fields) if name not in known}}
-    body = TaskBody(id=f"t{task_no}", commands=("true",))
+    body = fields.pop("body", TaskBody(id=f"t{task_no}", commands=("true",)))
     return AttemptOrder(task_no, number, f"run{run_no}", run_no, asks, body=body, **fields)
+
+
+def call(task_no: int, function: str = "f", **fields: Any) -> AttemptOrder:
+    """One attempt at a call of `function`."""
+    body = TaskBody(id=f"t{task_no}", commands=(), call=Call(function, function, code=b"code"))
+    return order(task_no, **{"body": body, **fields})
 
 
 class WorkerScript:
@@ -67,7 +75,7 @@ class WorkerScript:
             assert envelope.epoch == 0
             if not isinstance(envelope.message, wire.Hello):
                 assert envelope.session == self.core.session, "said outside the session"
-        for name in ("spool", "forget", "stops", "starts", "streams", "says"):
+        for name in ("spool", "forget", "stops", "starts", "prefetches", "recalls", "streams", "says"):
             getattr(self.done, name).extend(getattr(effects, name))
         self.done.leave = self.done.leave or effects.leave
         return self
@@ -140,6 +148,15 @@ class WorkerScript:
         """These end."""
         return self.handle(*(AttemptEnded(Outcome(task_no, 1, cause, **fields)) for task_no in task_nos))
 
+    def goes_on(self, ended: int, began: int, run_s: float = 0.01) -> WorkerScript:
+        """The host of the call `ended` begins the call `began`."""
+        outcome = Outcome(ended, 1, Cause.SUCCESS, run_s=run_s)
+        return self.handle(CallBegan(began, 1, after=(ended, 1)), AttemptEnded(outcome))
+
+    def recalled(self, *task_nos: int) -> WorkerScript:
+        """Their host no longer has these calls."""
+        return self.handle(CallsRecalled(tuple([(task_no, 1) for task_no in task_nos])))
+
     def cannot_run(self, task_no: int, reason: str) -> WorkerScript:
         """The machine cannot run this one now."""
         return self.handle(TroubleChanged(reason), AttemptReturned(task_no, 1, reason))
@@ -177,6 +194,18 @@ class WorkerScript:
         """It starts exactly these, in this order."""
         starts, self.done.starts = self.done.starts, []
         assert [start.order.task_no for start in starts] == list(task_nos)
+        return self
+
+    def prefetches(self, *task_nos: int, behind: int) -> WorkerScript:
+        """It hands exactly these to the host of the call `behind`, in this order."""
+        prefetches, self.done.prefetches = self.done.prefetches, []
+        assert [(at.order.task_no, at.behind) for at in prefetches] == [(task_no, (behind, 1)) for task_no in task_nos]
+        return self
+
+    def recalls(self, *task_nos: int) -> WorkerScript:
+        """It recalls exactly these."""
+        recalls, self.done.recalls = self.done.recalls, []
+        assert [task_no for task_no, _ in recalls] == list(task_nos)
         return self
 
     def spools(self, *task_nos: int) -> WorkerScript:

@@ -15,8 +15,17 @@ import msgspec
 from ecloud.model import wire
 from ecloud.model.tasks import ROUNDING, Cause, Outcome, Resources, fits
 from ecloud.model.wire import AttemptName, AttemptOrder, HeldAttempt
-from worker.core.events import ResultsComplete, StartAttempt, StopAttempt, WorkerConfig, WorkerEffects
+from worker.core.events import (
+    CallBegan,
+    PrefetchCall,
+    ResultsComplete,
+    StartAttempt,
+    StopAttempt,
+    WorkerConfig,
+    WorkerEffects,
+)
 from worker.core.followers import Followers
+from worker.core.prefetched import BEGIN_S, Prefetched
 
 FLUSH_COUNT = 64
 """Outcomes that are sent together. One outcome per message would cost almost half of the speed."""
@@ -73,6 +82,10 @@ class Attempts:
         self.running: dict[Key, Running] = {}
         self._staging = 0
         self.followers = Followers()
+        self.prefetched = Prefetched()
+        self._unwanted: dict[Key, StopAttempt | None] = {}
+        """Prefetched calls that the boss stopped or wants back. They are given back if they have not begun; otherwise a
+        stopped one is stopped."""
         self._complete: dict[Key, ResultsComplete] = {}
         """Attempts whose results are being staged while others may already use them."""
         self._held_back: dict[Key, AttemptOrder] = {}
@@ -184,7 +197,7 @@ class Attempts:
         free_cpus = self.free.get("cpus", 0.0)
         for key, order in self.queue.items():
             cpus = order.asks.get("cpus", 0.0)
-            if cpus >= too_many:
+            if cpus >= too_many or key in self.prefetched:
                 continue
             if cpus > free_cpus + ROUNDING:
                 if not self._queued_without_cpus and free_cpus <= ROUNDING:
@@ -202,6 +215,42 @@ class Attempts:
             self._unqueue(key)
         if unready:
             self.give_back(unready, "init")
+
+    def prefetch(self) -> None:
+        """Hand short calls from the front of the queue to hosts that run others of their kind."""
+        gpus: tuple[str, ...] | None = () if self.config.gpus else None
+        for _, order, behind in self.prefetched.take(self.queue):
+            self.effects.prefetches.append(PrefetchCall(order, behind, gpus, BEGIN_S))
+
+    def on_call_began(self, event: CallBegan, now: float) -> None:
+        """A host began a prefetched call: it uses the resources of the one before it."""
+        key, after = (event.task_no, event.number), event.after
+        before = self.running[after]
+        assert not before.staging, "a call had given its resources away"
+        before.staging = True
+        self._staging += 1
+        order = self._unqueue(key)
+        if self.prefetched.on_next(key, after, order, now):
+            self.starts_changed = True
+        self.running[key] = Running(order, before.gpus, now)
+        stop = self._unwanted.pop(key, None)
+        if stop is not None:
+            self.running[key].stopping = True
+            self.effects.stops.append(stop)
+
+    def on_calls_recalled(self, keys: Iterable[Key]) -> None:
+        """These wait in the queue only, or are given back if the boss wants that."""
+        keys = list(keys)
+        self.prefetched.on_recalled(keys)
+        self.starts_changed = True
+        unwanted = [key for key in keys if key in self._unwanted]
+        for key in unwanted:
+            del self._unwanted[key]
+        self.give_back(unwanted, "")
+
+    def pass_deadlines(self, now: float) -> None:
+        """Recall the calls that wait behind a long one."""
+        self.effects.recalls.extend(self.prefetched.overdue(now))
 
     def _init_stands(self, order: AttemptOrder) -> bool | None:
         """Whether the init tasks that must precede it have succeeded here: True, None (not yet), False (one failed, or
@@ -256,6 +305,7 @@ class Attempts:
         self.running[key] = Running(order, gpus, now)
         if order.init:
             self.inits[order.task_no] = "running"
+        self.prefetched.on_began(key, order, now)
         own = self.followers.take(key) if order.after else {}
         self.effects.starts.append(StartAttempt(order, gpus if self.config.gpus else None, own))
         if self.flush_at is None:
@@ -273,6 +323,7 @@ class Attempts:
         running = self.running.pop(key, None)
         if running is None:
             return None
+        self.prefetched.on_ended(key)
         if running.staging:
             self._staging -= 1
         else:
@@ -308,6 +359,8 @@ class Attempts:
             return
         # Write a long attempt's outcome immediately. A crash soon afterwards may lose several short ones, which costs
         # no more.
+        if outcome.cause is Cause.SUCCESS and running.order.body is not None and running.order.body.call is not None:
+            self.prefetched.learn(running.order, outcome.run_s)
         waits = self._waiting >= FLUSH_STEADY_COUNT and outcome.run_s < SHORT_S
         (self._unspooled if waits else self.effects.spool).append(outcome)
         self._keep(outcome)
@@ -378,14 +431,20 @@ class Attempts:
         """Stop those that run, give back those that wait."""
         self.give_back([(name.task_no, name.number) for name in names], "")
         for name in names:
+            if (name.task_no, name.number) in self._unwanted:
+                self._unwanted[(name.task_no, name.number)] = StopAttempt(name.task_no, name.number, grace_s, reason)
             running = self.running.get((name.task_no, name.number))
             if running is not None and not running.stopping:
                 running.stopping = True
                 self.effects.stops.append(StopAttempt(name.task_no, name.number, grace_s, reason))
 
     def give_back(self, keys: Iterable[Key], reason: str) -> None:
-        """Give back those of these that wait."""
+        """Give back those of these that wait; prefetched ones when their host no longer has them."""
         back = [key for key in keys if key in self.queue or key in self.followers]
+        for key in [key for key in back if key in self.prefetched]:
+            back.remove(key)
+            self._unwanted.setdefault(key, None)
+            self.effects.recalls.append(key)
         for key in back:
             order = self._unqueue(key)
             if order.init:
@@ -486,6 +545,8 @@ class Attempts:
         waiting = self.followers.waiting
         assert waiting.keys().isdisjoint({*queue, *running, *ended}), "a chained attempt is in two places"
         self.followers.check()
+        self.prefetched.check(queue, running)
+        assert all(key in self.prefetched for key in self._unwanted), "what is wanted back is not at a host"
         assert self._queued_without_cpus == sum([not order.asks.get("cpus") for order in queue.values()])
         taken: Resources = {}
         gpus = dict(self.free_gpus)

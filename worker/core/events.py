@@ -64,6 +64,21 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
+class CallBegan(msgspec.Struct, frozen=True):
+    """A call host has ended the call `after` and begun this one, which it had as a `PrefetchCall`. `AttemptEnded` of
+    `after` follows."""
+
+    task_no: int
+    number: int
+    after: tuple[int, int]
+
+
+class CallsRecalled(msgspec.Struct, frozen=True):
+    """These prefetched calls have not begun, and their host no longer has them."""
+
+    keys: tuple[tuple[int, int], ...]
+
+
 class CommandsEnded(msgspec.Struct, frozen=True):
     """The attempt has no processes left; its small results are being staged. `AttemptEnded` follows."""
 
@@ -138,7 +153,7 @@ class TransfersChanged(msgspec.Struct, frozen=True):
 Event = (
     ConnectionFound | ConnectionLost | MessageArrived | AttemptEnded | CommandsEnded | ResultsComplete |
     AttemptReturned | AccessEnded | TroubleChanged | TermReceived | StateMeasured | MovingMeasured | TransfersChanged |
-    GpusMeasured
+    GpusMeasured | CallBegan | CallsRecalled
 )  # fmt: skip
 
 
@@ -149,6 +164,16 @@ class StartAttempt(msgspec.Struct, frozen=True):
     order: AttemptOrder
     gpus: tuple[str, ...] | None = None
     own: dict[str, tuple[int, int]] = {}
+
+
+class PrefetchCall(msgspec.Struct, frozen=True):
+    """Give this call to the host that runs the call `behind`. The host begins it next, as a `CallBegan`, but not later
+    than in `begin_s` seconds; otherwise it is reported as a `CallsRecalled`."""
+
+    order: AttemptOrder
+    behind: tuple[int, int]
+    gpus: tuple[str, ...] | None
+    begin_s: float
 
 
 class StopAttempt(msgspec.Struct, frozen=True):
@@ -184,6 +209,10 @@ class WorkerEffects(msgspec.Struct):
     forget: list[tuple[int, int]] = msgspec.field(default_factory=list)
     stops: list[StopAttempt] = msgspec.field(default_factory=list)
     starts: list[StartAttempt] = msgspec.field(default_factory=list)
+    prefetches: list[PrefetchCall] = msgspec.field(default_factory=list)
+    recalls: list[tuple[int, int]] = msgspec.field(default_factory=list)
+    """Prefetched calls that must not begin if they have not yet. A `CallsRecalled` names these, and others that waited
+    at the same host."""
     streams: list[StreamOutput] = msgspec.field(default_factory=list)
     says: list[Envelope] = msgspec.field(default_factory=list)
     leave: Leave | None = None

@@ -20,6 +20,8 @@ from worker.core.events import (
     AccessEnded,
     AttemptEnded,
     AttemptReturned,
+    CallBegan,
+    CallsRecalled,
     CommandsEnded,
     ConnectionFound,
     ConnectionLost,
@@ -37,6 +39,7 @@ from worker.core.events import (
     WorkerConfig,
     WorkerEffects,
 )
+from worker.core.prefetched import BEGIN_S
 from worker.core.transfer_slot import Lane
 from worker.core.transfer_status import Shown
 
@@ -95,8 +98,11 @@ class WorkerCore:
             self._apply(event, now)
         self._pass_deadlines(now)
         attempts = self.attempts
+        attempts.pass_deadlines(now)
         if attempts.starts_changed and attempts.queue and self._may_start(now):
             attempts.start(now)
+            if self._may_start(now + BEGIN_S):
+                attempts.prefetch()
         attempts.flush(now, in_session=bool(self.session))
         if self.then_exit:
             self._maybe_leave(now)
@@ -110,8 +116,10 @@ class WorkerCore:
         gone_s = self.config.boss_gone_exit_s
         gone_at = None if gone_s is None or self.leaving else self._heard_at + gone_s
         soonest = math.inf
+        recall_at = self.attempts.prefetched.recall_at
         for deadline in (
             self.attempts.flush_at, lane_at, self._leave_at, self._ends_soon_at, hello_at, heartbeat_at, gone_at,
+            recall_at,
         ):  # fmt: skip
             if deadline is not None and deadline < soonest:
                 soonest = deadline
@@ -125,6 +133,10 @@ class WorkerCore:
                 self.attempts.on_ended(outcome)
             case MessageArrived(envelope):
                 self._on_message(envelope, now)
+            case CallBegan():
+                self.attempts.on_call_began(event, now)
+            case CallsRecalled(keys):
+                self.attempts.on_calls_recalled(keys)
             case CommandsEnded(task_no, number):
                 self.attempts.on_commands_ended((task_no, number))
             case ResultsComplete():

@@ -20,7 +20,7 @@ from ecloud.model.calls import python_resource
 from ecloud.model.tasks import Call, Requirement, TaskBody
 from ecloud.model.wire import CallValue
 from worker.core.containers import CONTROL, SHARED, WORK, Place
-from worker.shell.call_hosts import CallHosts, CallOrder, HostKind
+from worker.shell.call_hosts import CallHosts, CallOrder, HostKind, Key
 from worker.shell.container_runtimes import argv_in_container
 from worker.shell.files import WorkingDirectories
 from worker.shell.home import WorkerHome
@@ -79,10 +79,29 @@ class CallRunner:
     def run(self, job: Job, env: dict[bytes, bytes]) -> None:
         """Run the call of an attempt whose requirements are in its directory. Raises `OSError`, `CallImpossible`,
         `ContainerMissing`."""
+        assert job.body.call is not None
+        self._keep_shared(job, job.body.call)
+        shared_env = {name: value for name, value in env.items() if name not in OWN}
+        self.hosts.run(
+            self._order(job, env),
+            self._kind(job, shared_env),
+            shared_env,
+            job.directory if job.body.container is None else self._directories.top,
+            lambda argv: self._argv(job, argv, shared_env),
+            CONTROL if job.body.container else "",
+        )
+
+    def prefetch(self, job: Job, env: dict[bytes, bytes], behind: Key, begin_s: float) -> bool:
+        """Let the call of an attempt wait at the host of the call `behind`; return whether this host takes it."""
+        if job.body.requirements:
+            return False  # a shared file was removed
+        shared_env = {name: value for name, value in env.items() if name not in OWN}
+        return self.hosts.prefetch(self._order(job, env), self._kind(job, shared_env), behind, begin_s)
+
+    def _kind(self, job: Job, shared_env: dict[bytes, bytes]) -> HostKind:
         call, body = job.body.call, job.body
         assert call is not None
-        shared_env = {name: value for name, value in env.items() if name not in OWN}
-        kind = HostKind(
+        return HostKind(
             run_no=job.order.run_no,
             python=self._python(call, inside=body.container is not None),
             container=msgspec.json.encode(body.container).decode() if body.container else "",
@@ -92,7 +111,10 @@ class CallRunner:
             setup=call.setup,
             project=call.project,
         )
-        self._keep_shared(job, call)
+
+    def _order(self, job: Job, env: dict[bytes, bytes]) -> CallOrder:
+        call, body = job.body.call, job.body
+        assert call is not None
         directory = self._inside(job.directory) if body.container else str(job.directory)
         objects = f"{SHARED}/objects" if body.container else str(self.objects)
         head = {
@@ -114,15 +136,7 @@ class CallRunner:
         }
         values = [value.value for value in job.order.values if not value.path]
         parts = (call.code, call.arguments, call.setup, *values)
-        order = CallOrder(job.key, head, parts, body.timeout_s, call.max_calls)
-        self.hosts.run(
-            order,
-            kind,
-            shared_env,
-            job.directory if body.container is None else self._directories.top,
-            lambda argv: self._argv(job, argv, shared_env),
-            CONTROL if body.container else "",
-        )
+        return CallOrder(job.key, head, parts, body.timeout_s, call.max_calls, call.python)
 
     def _keep_shared(self, job: Job, call: Call) -> None:
         """Move shared requirements that were fetched for this call to where others find them."""

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,11 @@ from worker.core.events import (
     AccessEnded,
     AttemptEnded,
     AttemptReturned,
+    CallBegan,
+    CallsRecalled,
     CommandsEnded,
     Event,
+    PrefetchCall,
     ResultsComplete,
     StartAttempt,
     StopAttempt,
@@ -126,7 +129,7 @@ class Jobs:
         self.is_followed: Callable[[Key], bool] = lambda key: False
         """Whether other attempts wait for this attempt, or need its results."""
         self.calls = CallRunner(hosts, home, peer, directories)
-        hosts.on_end = self._call_ended
+        hosts.owner = self
         self._made: dict[Key, OwnResults] = {}
         self._copied: Counter[Key] = Counter()
         """Attempts whose results are being copied for other attempts, and the number of those copies."""
@@ -150,6 +153,21 @@ class Jobs:
             self._fetch(job)
         else:
             self._run(job)
+
+    def prefetch(self, prefetch: PrefetchCall) -> None:
+        """Let a call wait at the host of a running one."""
+        key = (prefetch.order.task_no, prefetch.order.number)
+        try:
+            directory = self._directories.take()
+        except OSError:
+            self.events.append(CallsRecalled((key,)))
+            return
+        job = Job(StartAttempt(prefetch.order, prefetch.gpus), directory, "")
+        job.body = without_kept(job.body, self.calls.objects)
+        self.under_way[key] = job
+        env = {**of_resources(job.order.asks), **self._environment(job)}
+        if not self.calls.prefetch(job, env, prefetch.behind, prefetch.begin_s):
+            self.calls_recalled([key])
 
     def stop(self, stop: StopAttempt) -> None:
         """End an attempt, in whatever step it is."""
@@ -276,7 +294,28 @@ class Jobs:
             own.update(of_gpus(job.gpus))
         return encoded(own)
 
-    def _call_ended(self, end: CallEnd) -> None:
+    # --- calls (`CallEvents`) -----------------------------------------------------------------------
+
+    def call_began(self, key: Key, after: Key) -> None:
+        """Pass it on to the core."""
+        self.events.append(CallBegan(*key, after))
+
+    def calls_recalled(self, keys: Sequence[Key]) -> None:
+        """Forget these attempts: the core starts them later."""
+        for key in keys:
+            self._forget(self.under_way[key])
+        self.events.append(CallsRecalled(tuple(keys)))
+
+    def call_undone(self, key: Key, ran: bool) -> None:
+        """Give the attempt back, unless it was to be stopped."""
+        job = self.under_way[key]
+        if job.stop_reason is not None:
+            self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
+        else:
+            self._forget(job)
+            self.events.append(AttemptReturned(*key, "its call host ended", ran))
+
+    def call_ended(self, end: CallEnd) -> None:
         """Handle the end of a call: its value is in the outcome, or in a file that is staged like a result."""
         job = self.under_way[(end.outcome.task_no, end.outcome.number)]
         outcome = _with_fetched(end.outcome, job)

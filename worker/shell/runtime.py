@@ -42,6 +42,7 @@ from worker.core.events import (
 )
 from worker.core.worker_core import WorkerCore
 from worker.shell.call_hosts import CallHosts
+from worker.shell.call_output import LOOK_EVERY_S as CALLS_EVERY_S
 from worker.shell.environment import encoded, inherited
 from worker.shell.files import MIN_FREE_MB, Files, WorkingDirectories, free_disk_mb
 from worker.shell.home import RunningRecord, Spool, WorkerHome
@@ -49,6 +50,7 @@ from worker.shell.jobs import Jobs
 from worker.shell.memory_groups import parent_of_tasks
 from worker.shell.process import Process, Processes
 from worker.shell.pythons import Pythons
+from worker.shell.tail import Decoder
 
 log = logging.getLogger("worker")
 READY_AT_ONCE = 256
@@ -106,6 +108,8 @@ class WorkerRuntime:
         self._jobs = Jobs(
             config.peer, home, self._files, directories, self._processes, self._put, self._after, keep_dirs, self._hosts
         )
+        self._hosts.outputs.publish = self._publish_lines
+        self._follows_calls = False
         self._jobs.is_leaving = lambda: self._core.then_exit or self._core.leaving
         self._jobs.is_followed = self._core.attempts.followers.is_followed
         self._unspooled: list[Outcome] = []
@@ -201,7 +205,8 @@ class WorkerRuntime:
                 self._record.remove(process.pid)
             if process.stream_until:
                 for stream, tail in (("stdout", finished.stdout), ("stderr", finished.stderr)):
-                    self._publish_lines(process, stream, tail.dropped + len(tail.data), b"", ended=True)
+                    end = tail.dropped + len(tail.data)
+                    self._publish_lines(process.key, process.decoders[stream], stream, end, b"", ended=True)
             self._jobs.finished(finished)
 
     def _on_long(self, process: Process) -> None:
@@ -257,6 +262,10 @@ class WorkerRuntime:
             self._jobs.stop(stop)
         for start in effects.starts:  # first: a free slot must not wait for work that can be done while a shell runs
             self._jobs.start(start)
+        for key in effects.recalls:
+            self._hosts.recall(key)
+        for prefetch in effects.prefetches:
+            self._jobs.prefetch(prefetch)
         if effects.spool or self._unspooled:
             self._write_spool(effects.spool)
         if effects.forget:
@@ -304,14 +313,29 @@ class WorkerRuntime:
         process = self._processes.running.get((order.task_no, order.number))
         if process is not None:
             self._processes.stream(process, time.monotonic() + order.seconds if order.seconds else 0.0)
+        elif self._hosts.follow((order.task_no, order.number), time.monotonic() + order.seconds):
+            self._look_at_calls()
+
+    def _look_at_calls(self) -> None:
+        """Publish new output of calls, as long as anybody follows one."""
+        self._hosts.outputs.look(time.monotonic())
+        if not self._hosts.outputs.is_idle and not self._follows_calls:
+            self._follows_calls = True
+            self._after(CALLS_EVERY_S, self._look_at_calls_again)
+
+    def _look_at_calls_again(self) -> None:
+        self._follows_calls = False
+        self._look_at_calls()
 
     def _on_output(self, process: Process, stream: str, start: int, piece: bytes) -> None:
-        self._publish_lines(process, stream, start, piece)
+        self._publish_lines(process.key, process.decoders[stream], stream, start, piece)
 
-    def _publish_lines(self, process: Process, stream: str, start: int, piece: bytes, ended: bool = False) -> None:
+    def _publish_lines(
+        self, key: tuple[int, int], decoder: Decoder, stream: str, start: int, piece: bytes, ended: bool = False
+    ) -> None:
         if piece or ended:
-            task_no, number = process.key
-            before, text = process.decoders[stream].add(piece, ended)
+            task_no, number = key
+            before, text = decoder.add(piece, ended)
             if not text and not ended:
                 return  # an incomplete character: sent with the rest
             message = wire.LogLines(task_no, number, stream, start - before, text, ended)

@@ -36,6 +36,16 @@ class Calls:
         self._watching: dict[int, dict[str, Conversation]] = {}
         self._asked: dict[int, _Asked] = {}
         self._tokens = 0
+        self._bound: dict[int, str] = {}
+        """Runs whose calls are cancelled when a client is lost, with the name of that client."""
+
+    def bind(self, client: Conversation, run_no: int) -> None:
+        """Bind the calls of this run to the client: they are to be cancelled if it is lost."""
+        self._bound[run_no] = client.peer
+
+    def bound_to(self, peer: str) -> list[int]:
+        """The runs whose calls are bound to this client."""
+        return [run_no for run_no, owner in self._bound.items() if owner == peer]
 
     def watch(self, client: Conversation, run_no: int) -> None:
         """Send the client each call of this run that ends from now on."""
@@ -44,6 +54,8 @@ class Calls:
 
     def forget(self, peer: str) -> None:
         """The client left: send it no more."""
+        for run_no in self.bound_to(peer):
+            del self._bound[run_no]
         for run_no in [run_no for run_no, clients in self._watching.items() if peer in clients]:
             del self._watching[run_no][peer]
             if not self._watching[run_no]:
@@ -52,6 +64,7 @@ class Calls:
     def forget_run(self, run_no: int) -> None:
         """The run is archived: send nothing more about it."""
         self._watching.pop(run_no, None)
+        self._bound.pop(run_no, None)
         self._book.ends.pop(run_no, None)
 
     def tell(self, now: float) -> None:

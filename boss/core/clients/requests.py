@@ -30,6 +30,7 @@ from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
+from ecloud.model.calls import is_python_resource
 from ecloud.model.roles import why_not_request
 from ecloud.model.wire import Refused, Request, RequestDone
 
@@ -75,10 +76,14 @@ class Requests:
         self._waiting: dict[int, _Waiting] = {}
         self._tokens = 0
         self._answers: OrderedDict[str, RequestDone | Refused] = OrderedDict()
-        self._about_tasks = TaskRequests(outbox, book, attempts, fleet).verbs
+        self._tasks = TaskRequests(outbox, book, attempts, fleet)
+        self._about_tasks = self._tasks.verbs
         self._why_ready = why_ready
+        self._fleet = fleet
+        self._pools_now = autoscaler.pools_now
         self._about_others: dict[str, Callable[[Request, float], Answer]] = {
             "why": self._why,
+            "pythons": self._pythons,
             **WorkerRequests(outbox, fleet, leases, vms).verbs,
             **VmRequests(vms, autoscaler).verbs,
             **ContextRequests(outbox, attempts, access, leases, vms, clients, forget_client, revoked_keys).verbs,
@@ -119,6 +124,11 @@ class Requests:
             )
             self._outbox.say(client, refused)
 
+    def on_client_lost(self, client: Conversation, now: float) -> None:
+        """A client was silent for too long: cancel the calls that are bound to it."""
+        for run_no in self._calls.bound_to(client.peer):
+            self._tasks.cancel_run(run_no, "cancelled: its program was lost (on_client_lost='cancel')", now)
+
     def on_selected(
         self, token: int, images: Iterable[RunImage], task_nos: frozenset[int], problem: str, now: float
     ) -> None:
@@ -158,6 +168,14 @@ class Requests:
         layers = self._why_ready.layers(task_no, now) if isinstance(task_no, int) else []
         return len(layers), msgspec.json.encode(layers).decode(), ()
 
+    def _pythons(self, request: Request, now: float) -> Answer:
+        """The resources `python3.X` that workers on duty and pools offer, in `names`."""
+        offers = [worker.capacity for worker in self._fleet.workers.values()]
+        offers += [pool.config.size for pool in self._pools_now(now) if pool.config.maximum]
+        offered = {name for offer in offers for name, amount in offer.items() if amount}
+        names = sorted(filter(is_python_resource, offered))
+        return len(names), "", tuple(names)
+
     def _watch(self, client: Conversation, request: Request, now: float) -> None:
         name = text_of(request, "run")
         run = next((run for run in self._book.runs.values() if run.row.name == name), None)
@@ -167,6 +185,8 @@ class Requests:
         self._outbox.say(client, RequestDone(request.request_id, run.left, "watching"))
         if request.arguments.get("calls"):
             self._calls.watch(client, run.row.run_no)
+        if request.arguments.get("bound"):
+            self._calls.bind(client, run.row.run_no)
         self._watchers.watch(client, run, now)
 
 

@@ -58,6 +58,11 @@ class TaskRequests:
             count += len(positions)
         return count, f"{count} cancelled", tuple(names)
 
+    def cancel_run(self, run_no: int, reason: str, now: float) -> int:
+        """Cancel what is unfinished of a run; return the number of tasks."""
+        task_nos = [node.task_no for node in self._book.graph.nodes.values() if node.run_no == run_no]
+        return len(self._cancel_nodes(task_nos, reason, now))
+
     def _whole(self, node: Node) -> int:
         """Number of a cancelled array's elements that had no row."""
         return self._book.arrays[node.task_no].pending.count

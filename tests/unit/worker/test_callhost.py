@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import pickle
 import socket
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
+from services import wait_until
 
-from worker.shell.call_hosts import CALLHOST, _cloudpickle
+from ecloud.model.tasks import INLINE_BYTES
+from worker import callhost
+from worker.shell.call_hosts import CALLHOST, MESSAGE_BYTES, STREAMED, _cloudpickle, _frame, _framed
 
 
 class HostDouble:
@@ -33,6 +39,8 @@ class HostDouble:
         listener.close()
         self.file = self.control.makefile("rb")
         assert self.read()[0]["token"] == "7"
+        self.calls, self.unread = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        socket.send_fds(self.control, [b"c"], [self.unread.fileno()])
 
     @staticmethod
     def _open(place: Path) -> int:
@@ -46,6 +54,11 @@ class HostDouble:
 
     def call(self, function: Any, *arguments: Any, **head: Any) -> tuple[dict[str, Any], bytes, str, str]:
         """Call it; the reply, the value's pickle, stdout and stderr."""
+        self.send(self.frame(function, *arguments, **head))
+        return self.reply()
+
+    def frame(self, function: Any, *arguments: Any, **head: Any) -> bytes:
+        """The frame of such a call."""
         code = cloudpickle.dumps(function)
         data = pickle.dumps(arguments[0] if head.get("many") else (arguments, {}))
         setup = head.pop("setup_bytes", b"")
@@ -53,9 +66,23 @@ class HostDouble:
             "call": [1, 1], "name": "f", "function": str(hash(code)), "many": False, "directory": str(self.place),
             "env": {}, "code": len(code), "arguments": len(data), "setup": len(setup), **head,
         }  # fmt: skip
-        text, body = json.dumps(message).encode(), code + data + setup
-        lengths = len(text).to_bytes(4, "little") + len(body).to_bytes(4, "little")
-        self.control.sendall(lengths + text + body)
+        return _framed(message, (code, data, setup))
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the host has read all calls."""
+        return fcntl.ioctl(self.unread, termios.FIONREAD, bytes(4)) == bytes(4)
+
+    def send(self, frame: bytes) -> None:
+        """Send a call: as one message, or announced by one."""
+        if len(frame) <= MESSAGE_BYTES:
+            self.calls.send(frame)
+        else:
+            self.calls.send(STREAMED)
+            self.control.sendall(frame)
+
+    def reply(self) -> tuple[dict[str, Any], bytes, str, str]:
+        """The next reply."""
         reply, told = self.read()
         value, out, err = reply["sizes"]
         return reply, told[:value], told[value : value + out].decode(), told[value + out : value + out + err].decode()
@@ -68,7 +95,14 @@ def host(tmp_path: Path) -> Iterator[HostDouble]:
     yield double
     double.file.close()
     double.control.close()
+    double.calls.close()
+    double.unread.close()
     assert double.process.wait(30) == 0
+
+
+def test_both_sides_have_the_same_limits() -> None:
+    assert (callhost.MESSAGE_BYTES, callhost.STREAMED) == (MESSAGE_BYTES, STREAMED)
+    assert callhost.INLINE_BYTES == INLINE_BYTES
 
 
 def test_a_value_and_the_output_of_each_call(host: HostDouble) -> None:
@@ -146,8 +180,42 @@ def test_a_module_that_is_missing_is_named_with_place_and_remedy(host: HostDoubl
     code = b"cno_such_module\nthing\n."
     message = {"call": [1, 1], "name": "f", "function": "x", "many": False, "directory": str(host.place), "env": {},
                "code": len(code), "arguments": 0, "setup": 0, "arguments_file": ""}  # fmt: skip
-    text = json.dumps(message).encode()
-    host.control.sendall(len(text).to_bytes(4, "little") + len(code).to_bytes(4, "little") + text + code)
+    host.send(_framed(message, (code,)))
     error = host.read()[0]["error"]
     assert "module 'no_such_module' is not installed" in error
     assert "ECLOUD_PYTHON" in error
+
+
+def test_calls_wait_at_the_host_and_one_that_is_taken_back_never_begins(host: HostDouble, tmp_path: Path) -> None:
+    def first() -> None:
+        import pathlib
+        import time
+
+        while not pathlib.Path("go").exists():
+            time.sleep(0.01)
+
+    def later(word: str) -> None:
+        import pathlib
+
+        pathlib.Path(word).write_text("")
+
+    host.send(host.frame(first))
+    wait_until(lambda: host.is_drained, 30)
+    for number, word in enumerate("abc", 2):
+        host.send(host.frame(later, word, call=[number, 1]))
+    taken = [host.unread.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT) for _ in range(2)]
+    assert [_frame(bytearray(message))[0]["call"] for message in taken] == [[2, 1], [3, 1]]  # type: ignore[index]
+    (tmp_path / "go").write_text("")
+    assert [host.reply()[0]["call"] for _ in range(2)] == [[1, 1], [4, 1]]
+    assert sorted(path.name for path in tmp_path.iterdir() if len(path.name) == 1) == ["c"]
+
+
+def test_a_call_that_would_begin_too_late_does_not_begin(host: HostDouble, tmp_path: Path) -> None:
+    def touch() -> None:
+        import pathlib
+
+        pathlib.Path("ran").write_text("")
+
+    host.send(host.frame(touch, begin_by=time.monotonic() - 1.0))
+    assert host.read()[0] == {"call": [1, 1], "late": True}
+    assert not (tmp_path / "ran").exists()

@@ -119,3 +119,35 @@ def test_calls_are_never_chained() -> None:
     script.starts(worker, "a")
     script.states(b="waiting")
     assert not any(isinstance(send.envelope.message, wire.StartTasks) for send in script.said)
+
+
+def test_calls_that_are_bound_to_a_program_are_cancelled_when_it_is_lost() -> None:
+    script = BossScript()
+    worker = script.worker("w1")
+    client = script.client()
+    extend(script, call("a"), call("b"))
+    script.starts(worker, "a", "b")
+    script.ask("watch", run="r", calls=True, bound=True)
+    for _ in range(26):  # the worker lives, the client is silent
+        script.wait(5.0).beats(worker)
+    script.stops(worker, "b").stops(worker, "a").states(a="cancelled", b="cancelled")
+    assert client.name not in script.boss.clients
+
+
+def test_calls_that_are_not_bound_outlive_their_program() -> None:
+    script = BossScript()
+    worker = script.worker("w1")
+    extend(script, call("a"))
+    script.starts(worker, "a")
+    script.ask("watch", run="r", calls=True)
+    script.started(worker, "a")
+    for _ in range(26):
+        script.wait(5.0).beats(worker)
+    script.states(a="running")
+
+
+def test_the_boss_names_the_pythons_that_it_can_offer() -> None:
+    script = BossScript()
+    assert script.ask("pythons").names == ()  # type: ignore[union-attr]
+    script.worker("w1", **{"python3.12": 1000.0, "gpus": 1.0})
+    assert script.ask("pythons").names == ("python3.12",)  # type: ignore[union-attr]
