@@ -87,7 +87,7 @@ class Prefetched:
         run_s = self._run_s.get(_function(waiting.order))
         return 0 if run_s is None else min(AHEAD_MOST, int(AHEAD_S / max(run_s, 1e-6)))
 
-    # --- what becomes of them -----------------------------------------------------------------------
+    # --- begun, recalled, ended --------------------------------------------------------------------
 
     def on_next(self, key: Key, after: Key, order: AttemptOrder, now: float) -> bool:
         """The host has ended the call `after` and begun this one, which waited behind it. Return whether it should get

@@ -102,7 +102,7 @@ class Host:
 
 
 class CallEvents(Protocol):
-    """What becomes of calls, told to their owner."""
+    """What the owner of calls learns of them."""
 
     def call_began(self, key: Key, after: Key) -> None:
         """A host has ended the call `after` and begun this one, which waited behind it. The end of `after` follows."""
@@ -118,7 +118,7 @@ class CallEvents(Protocol):
 
 
 class CallHosts:
-    """All hosts. `owner`: hears what becomes of the calls."""
+    """All hosts. `owner`: learns what happens to calls."""
 
     def __init__(self, poll: select.epoll, processes: Processes, control: Path, pythons: Pythons) -> None:
         self._poll = poll

@@ -61,7 +61,7 @@ class CallOutputs:
         if followed is not None:
             for stream, text in zip(STREAMS, (stdout, stderr), strict=True):
                 data = text.encode()
-                # A longer output was cut at its beginning: then nobody can tell what was published of it.
+                # The beginning of a longer output was cut, so its published part is not known here.
                 rest = data[followed.read[stream] :] if len(data) >= followed.read[stream] else b""
                 self._publish(key, followed, stream, rest, ended=True)
 
