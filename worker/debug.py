@@ -196,7 +196,7 @@ def check_key(found: Found) -> str:
 def check_datastore(found: Found) -> str:
     """Check that this worker can read the datastore and write to a stage of its own, which is then removed."""
     if found.welcome is None:
-        raise NotTried("unknown: the boss did not answer")
+        raise NotTried("the boss did not answer")
     access = found.welcome.datastore
     try:
         _within(DATASTORE_S, lambda: _try_datastore(access))

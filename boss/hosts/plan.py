@@ -61,7 +61,7 @@ def plan(options: HostsOptions) -> Plan:
     named = options.workers or tuple(str(number) for number in range(1, len(options.hosts) + 1))
     workers = tuple(dict.fromkeys(host for name in named if (host := _numbered(options, name, "-w", wrong))))
     if not workers and not wrong:
-        wrong.append(f"no hosts: name them with -a user@host1,user@host2, or one a line in {HOSTS_TXT}")
+        wrong.append(f"no hosts: name them with -a user@host1,user@host2, or one per line in {HOSTS_TXT}")
     if wrong:
         raise Problem(wrong)
     return Plan(master, workers)

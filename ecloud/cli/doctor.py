@@ -91,7 +91,7 @@ def look() -> Iterator[Finding]:
             yield Finding("settings", text, f"correct {settings_path()}; settings.example.py has every setting")
         return
     file = settings_path()
-    yield Finding("settings", f"from {file}" if file.exists() else "none: SQLite, a broker and workers of this machine")
+    yield Finding("settings", f"from {file}" if file.exists() else "no file: all defaults")
     yield from _home(settings)
     for text, remedy in task_accounts(settings):
         yield Finding("tasks", text, remedy)
@@ -126,7 +126,7 @@ def _versions() -> Iterator[Finding]:
 def _home(settings: Settings) -> Iterator[Finding]:
     home = settings.home_directory
     if not home.path.exists():
-        yield Finding("home", f"{home.path} is made at the first start")
+        yield Finding("home", f"{home.path} does not exist yet; the first start creates it")
         return
     if not os.access(home.path, os.W_OK):
         yield Finding("home", f"{home.path} cannot be written", "set HOME in settings.py, or its owner")
@@ -159,7 +159,7 @@ def _database(settings: Settings) -> Iterator[tuple[Finding, Engine | None]]:
         return
     is_file = url.get_backend_name() == "sqlite"
     if is_file and not Path(str(url.database)).exists():
-        yield Finding("database", f"{where(url)} is made at the first start"), None
+        yield Finding("database", f"{where(url)} does not exist yet; the first start creates it"), None
         return
     engine = make_engine(url, app.ANSWER_S)
     try:

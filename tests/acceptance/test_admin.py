@@ -35,7 +35,7 @@ def state_of(doors: Doors, task: str) -> str:
 
 
 def pushed(doors: Doors) -> Doors:
-    """The sleepers' run, as far as it gets by itself."""
+    """The sleepers' run, as far as it gets without help."""
     doors.push(doors.write("sleepers.json", SLEEPERS))
     wait_until(lambda: state_of(doors, "long") == "running", what="long runs")
     wait_until(lambda: state_of(doors, "below") == "aborted", what="below is aborted")
@@ -187,7 +187,7 @@ def test_workers_are_started_drained_killed_and_forgotten(cluster: Doors) -> Non
         found: list[dict[str, object]] = cluster.admin("show_workers", "--json", *words).json
         return found
 
-    wait_until(lambda: len(workers()) == 2, what="both report for duty")
+    wait_until(lambda: len(workers()) == 2, what="both have joined")
     assert "allows no more" in cluster.admin("instantiate_worker", 5, code=1).out
     assert "no pool 'moon'" in cluster.admin("instantiate_worker", "--pool", "moon", code=2).err
     assert cluster.admin("instantiate_worker", "--", -1, code=2).err

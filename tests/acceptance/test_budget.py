@@ -35,7 +35,7 @@ def test_a_budget_that_is_used_up_is_told_everywhere_and_what_runs_goes_on(
     assert doors.admin("show_task_status", "long").out.strip() == "running"
     # Other runs, and a person, are not bound by it.
     doors.push(doors.write("other.json", [{"id": "o", "commands": "true", "runtime_s": 60}]), "--wait")
-    # Whoever wants it done asks for more.
+    # A user who wants it done requests more.
     doors.push(doors.write("film.json", film), "--vm_hours", "5")
     wait_until(lambda: doors.admin("show_task_status", "more").out.strip() == "succeeded", 60.0, "it was done")
     assert troubles() == []

@@ -1,4 +1,4 @@
-"""A cloud as the person meets it who pays for it: what is there, whose it is, what it took; and what is said where the
+"""A cloud as seen by the user who pays for it: its VMs, their owners, their cost; and the messages if the
 cloud, or what was typed, is wrong. The cloud is the double, the boss and the guests' agents are real."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_workers_of_a_cloud_from_the_first_to_the_bill(
     workers = wait_until(up, PATIENCE_S, "two workers are up")
     assert {worker["vm_no"] for worker in workers} == {1, 2}
 
-    # A VM of ours in name only is shown, marked, and left alone.
+    # A VM that only has our name is shown, marked, and left alone.
     cluster_id = doors.admin("show_context", "--json").json["cluster_id"]
     stranger = double.add_vm(500, f"ecloud-{cluster_id}-7", owner=double.alice)
     (marked,) = [vm for vm in doors.admin("show_vms", "--json").json if vm.get("stranger")]
@@ -86,13 +86,13 @@ def test_workers_of_a_cloud_from_the_first_to_the_bill(
     doors.admin("cancel", "long")
     wait_until(lambda: not busy(), PATIENCE_S, "it is stopped")
     doors.admin("stop", "--vms")
-    assert double.alive == [stranger], "it is nobody's to end"
+    assert double.alive == [stranger], "no boss may end it"
     bill_is_the_clouds(doors, double)
 
 
 def bill_is_the_clouds(doors: Doors, double: OpenNebula) -> None:
-    """Each VM's parts add up to what its cloud says that it lived, from STIME to ETIME: the boss hears of an end by the
-    next list, and a cloud tells whole seconds."""
+    """Each VM's parts add up to what its cloud says that it lived, from STIME to ETIME: the boss learns of an end from
+    the next list, and a cloud reports whole seconds."""
     books = doors.admin("ledger", "--json").json
     lives = {vm["vm_no"]: vm["cloud_id"] for vm in doors.admin("show_vms", "--all", "--json").json if "vm_no" in vm}
     assert len(books["vms"]) == 2

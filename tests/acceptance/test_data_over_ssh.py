@@ -1,4 +1,4 @@
-"""A datastore on another machine: set up with one command, used by boss and workers, closed to everybody else."""
+"""A datastore on another machine: set up with one command, used by boss and workers, closed to all others."""
 
 from __future__ import annotations
 

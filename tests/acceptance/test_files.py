@@ -44,7 +44,7 @@ def test_what_can_not_be_stored_is_named_and_nothing_is_left(doors: Doors) -> No
         subprocess.run(["rm", "-rf", place], check=True)
     assert [path for path in (doors.daemon.home.datastore / ".ecloud").rglob("*") if not path.is_dir()] == []
     assert doors.admin("ls", "-r", "--json").json == []
-    # Where somebody put one into the datastore's directory himself, or nested what no path reaches here.
+    # If a user put one into the datastore's directory, or nested directories too deep for any path.
     os.mkfifo(doors.daemon.home.datastore / "p")
     assert "p is a FIFO" in doors.admin("get", "p", "here", code=2).err.replace("\n", " ")
     (doors.place / "a").write_text("new")

@@ -28,7 +28,7 @@ def double(tmp_path: Path) -> Iterator[OpenNebula]:
 
 
 def agents(double: OpenNebula) -> list[str]:
-    """Command lines of all agents of this cloud's guests, found by one look at the machine."""
+    """Command lines of all agents of this cloud's guests, found by one list of this machine's processes."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -91,7 +91,7 @@ def test_all_addresses_of_a_network_work_and_one_sentence_tells_of_the_others(
     did = {path.read_text().strip() for path in (daemon.home.path / "datastore/out").iterdir()}
     assert len(did) == addresses, "each did at least one"
 
-    # The double ends one guest after the other, and looks at each process of this machine for each.
+    # The double ends one guest after the other, and checks each process of this machine for each.
     stopping = doors.begin("admin.py", "stop", "--vms")
     said = stopping.communicate(timeout=PATIENCE_S)[0].decode()
     assert (stopping.returncode, f"{addresses} VMs are being ended" in said) == (0, True), said

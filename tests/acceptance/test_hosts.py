@@ -127,7 +127,7 @@ def test_a_boss_that_is_killed_finds_its_workers_again(
     assert lab.workers() == {}
 
 
-# --- the provider by itself ---------------------------------------------------------------------------
+# --- the provider alone -------------------------------------------------------------------------------
 
 
 def test_a_host_that_is_away_holds_up_no_other_and_is_adopted_when_it_is_back(lab: Lab) -> None:

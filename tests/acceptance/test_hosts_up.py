@@ -1,4 +1,4 @@
-"""`admin.py hosts` on real hosts: up, work, trouble, down; nothing of ours stays."""
+"""`admin.py hosts` on real hosts: up, work, trouble, down; no file or process stays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICK = "HEARTBEAT_S = 0.5\nLEASE_S = 5.0\nRETRY_BACKOFF_S = 0.1\n"
 
 
 class Laptop(Doors):
-    """Whoever types `hosts up`: a home and settings of their own."""
+    """The user of `hosts up`: a home and settings of their own."""
 
     patience_s = 300.0  # the first one packs all that is brought
 

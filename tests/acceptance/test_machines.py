@@ -88,7 +88,7 @@ def test_they_are_made_once_found_again_and_never_ended(hosted: Doors, double: O
     hosted.push(hosted.write("film.json", [task]), "--wait")
     assert (tmp_path / "files/out").read_text() == "one\n"
 
-    # The addresses are noted: nobody is asked again.
+    # The addresses are stored: the cloud is not asked again.
     hosted.admin("stop", "--vms")
     calls = dict(double.calls)
     assert "the boss runs" in hosted.admin("start").out

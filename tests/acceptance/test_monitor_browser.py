@@ -87,7 +87,7 @@ def entered(browser: Browser, site: Site, **options: Any) -> BrowserContext:
 
 
 def whole(page: Page) -> None:
-    """Wait until nothing is being read any more."""
+    """Wait until the page reads nothing."""
     page.locator(".reading").first.wait_for(state="detached")
 
 

@@ -72,7 +72,7 @@ def timed(monitor: Monitor, path: str) -> float:
 
 
 def measure(name: str, pid: int, monitor: Monitor) -> None:
-    """The CPU of a process while fifty viewers look once a second, and while nobody does."""
+    """The CPU of a process while fifty viewers look once a second, and without viewers."""
 
     def spent() -> float:
         times = psutil.Process(pid).cpu_times()

@@ -73,7 +73,7 @@ def push_the_example(ecloud: list[str], place: Path, variables: dict[str, str]) 
 
 @pytest.mark.timeout(2 * COMMAND_S)
 def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    """With the packages of this environment; the long test below installs them anew for each Python."""
+    """With the packages of this environment; the long test below installs them for each Python."""
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
     place = tmp_path / "place"

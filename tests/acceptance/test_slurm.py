@@ -179,7 +179,7 @@ def test_the_slurm_page_does_what_it_shows(slurm: Slurm, daemons: Callable[..., 
         doors.admin("stop", "--vms", code=None)
 
 
-# --- the provider by itself ---------------------------------------------------------------------------
+# --- the provider alone -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_job_that_slurm_forgot_is_unknown_first_and_then_gone(own_slurm: Slurm
         return not own_slurm.ask("squeue", "-h", "--states=all", "-j", job_id, "-o", "%i").strip()
 
     wait_until(is_forgotten, 120, "Slurm forgets it")
-    wait_until(lambda: mine.list({job_id: 7})[0].state is CloudState.GONE, what="it is told as gone")
+    wait_until(lambda: mine.list({job_id: 7})[0].state is CloudState.GONE, what="it is reported as gone")
     (gone,) = mine.list({job_id: 7})
     assert (gone.state, gone.since) == (CloudState.GONE, since)
     assert CloudState.GONE in states, "while Slurm showed how it ended"

@@ -16,7 +16,7 @@ from services import ROOT, Daemon
 from ecloud.cli.app import ANSWER_S
 
 LOADED = 4
-"""A loaded machine may take so many times as long; without a limit a command would wait for 120 s and more."""
+"""A loaded machine may take this many times as long; without a limit a command would wait for 120 s and more."""
 
 
 def test_each_command_ends_while_the_database_is_stopped(

@@ -75,8 +75,8 @@ def test_an_input_of_a_hundred_tasks_leaves_the_datastore_once_for_their_worker(
     assert "fetching 5 MB in" in shown
     assert "5 MB of it from its cache" in shown
     status = far.doors.admin("status", "--json").json
-    assert status["transfers_turns"] == 1, "nobody waits: it keeps its lane"
-    wait_until(lambda: not far.doors.admin("status", "--json").json["transfers"], what="nothing moves any more")
+    assert status["transfers_turns"] == 1, "no worker waits: it keeps its lane"
+    wait_until(lambda: not far.doors.admin("status", "--json").json["transfers"], what="all transfers have ended")
     assert "transfers  nothing moves, 1 holds its turn over SSH" in far.doors.admin("status").out
 
 
@@ -159,7 +159,7 @@ def test_workers_take_turns_so_that_none_is_turned_away(far_of_five: Far, own_ss
     assert len(workers) == 5, "each had its turn"
     moved = far.proxy.passed - before
     assert moved < (len(workers) + len(tasks)) * SIZE + 4 * SLACK, "each worker fetched the input once"
-    assert "MaxStartups" not in (own_sshd.directory / "log").read_text(), "the sshd turned somebody away"
+    assert "MaxStartups" not in (own_sshd.directory / "log").read_text(), "the sshd refused a connection"
 
 
 def test_who_waits_sees_files_on_their_way(far: Far) -> None:
@@ -212,7 +212,7 @@ def test_status_shows_what_moves_while_it_moves_and_not_a_moment_longer(far: Far
     assert (storing["tasks"], storing["fetching"], storing["storing"]) == (["big:t"], 0, 2)
     far.proxy.bytes_per_s = 0.0
     assert ended(far.doors, "big") == {"t": "succeeded"}
-    wait_until(rests, 20, "nothing moves any more")
+    wait_until(rests, 20, "all transfers have ended")
 
 
 @pytest.mark.parametrize("by", ["far", pytest.param("far_and_bare", marks=pytest.mark.long)])

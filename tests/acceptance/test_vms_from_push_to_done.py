@@ -76,7 +76,7 @@ def test_vms_come_work_and_go_and_the_ledger_balances(
         doors.admin("get", f"sum/{fan}", f"sum{fan}")
         assert (doors.place / f"sum{fan}").read_text() == f"{fan * WORKS}\n"
 
-    # Nothing is left running, and nobody had to say so.
+    # Nothing is left running, without any command.
     wait_until(lambda: not double.alive, PATIENCE_S, "the cloud's own list is empty")
     assert all(vm.guest is None or not vm.guest.processes() for vm in double.vms.values())
     wait_until(lambda: not doors.admin("show_vms", "--json").json, PATIENCE_S, "the boss knows that they are gone")

@@ -31,7 +31,7 @@ def test_the_boss_tells_events_and_starts_the_pages_and_ends_both(
     doors = Doors(tmp_path / "place", daemon)
     doors.push(doors.write("t.json", TASKS), "--wait", "--run", "r", code=1)
 
-    wait_until(lambda: told.exists() and told.read_text().count("\n") >= 2, 60, "both events are told")
+    wait_until(lambda: told.exists() and told.read_text().count("\n") >= 2, 60, "both events are sent")
     kinds = [json.loads(line)["kind"] for line in told.read_text().splitlines()]
     assert sorted(kinds) == ["first_failure", "run_ended"]
     listed = [json.loads(line) for line in doors.admin("events", "--json").out.splitlines()]

@@ -48,7 +48,7 @@ def seed() -> int:
 
 @pytest.fixture
 def new_cluster(daemons: Callable[..., Daemon], mariadb: MariaDb, mosquitto: Mosquitto, own_sshd: Sshd) -> NewCluster:
-    """Makes a cluster on a MariaDB, a Mosquitto and an sshd, which all of them share with nobody."""
+    """Makes a cluster on a MariaDB, a Mosquitto and an sshd, which no other test uses."""
 
     def make(agents: int = 2, **settings: object) -> AbstractContextManager[Cluster]:
         url = mariadb.new_url()
@@ -90,7 +90,7 @@ def living_vms(daemon: Daemon) -> list[tuple[object, ...]]:
 
 
 def nothing_waits_in_a_spool(daemon: Daemon) -> None:
-    """What workers left that were killed and not started again is of attempts that are over."""
+    """What workers left that were killed and not started again belongs to attempts that have ended."""
     over = set(rows(daemon, "SELECT task_no, number FROM attempts WHERE state IN ('ended', 'lost', 'returned')"))
     for spool in daemon.home.workers.glob("*/home/spool.jsonl"):
         for line in spool.read_bytes().splitlines():
@@ -102,7 +102,7 @@ def nothing_waits_in_a_spool(daemon: Daemon) -> None:
 
 
 def a_day(cluster: Cluster, seed: int, tasks: int, faults: int, longest_s: float) -> None:
-    """Push, strike again and again while the tasks run, wait for the last, look at everything."""
+    """Push, strike again and again while the tasks run, wait for the last, check everything."""
     load = random_load(seed, tasks, longest_s)
     bursts = schedule(seed, faults)
     with cluster.daemon.client() as client:
@@ -151,7 +151,7 @@ def lasting_task(place: Path) -> TaskDefinition:
 
 
 def test_a_long_task_outlives_everything_but_its_agent(new_cluster: NewCluster, tmp_path: Path) -> None:
-    """Boss and broker come back to the same process; after its agent's death it is done anew, never twice at once."""
+    """Boss and broker come back to the same process; after its agent's death the task runs again, never in parallel."""
     journal = tmp_path / "journal"
     with new_cluster(agents=1, POOLS=({"name": "nobody", "maximum": 0},)) as cluster:
         daemon, (agent,) = cluster.daemon, cluster.agents
@@ -180,7 +180,7 @@ def test_a_long_task_outlives_everything_but_its_agent(new_cluster: NewCluster, 
         agent.kill()
         wait_until(lambda: not lives(first), what="the task ends with its agent")
         agent.start()
-        wait_until(lambda: attempts() == [(1, "lost"), (2, "started")], what="it is done anew")
+        wait_until(lambda: attempts() == [(1, "lost"), (2, "started")], what="the task runs again")
 
         (tmp_path / "go").touch()
         wait_until(lambda: succeeded(daemon) == 1, what="it has succeeded")

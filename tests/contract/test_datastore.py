@@ -1,7 +1,7 @@
 """What every datastore promises (datastore/port.py), run against each implementation.
 
 A further implementation joins by one line in `MAKERS`: a function from an empty directory that it is to serve (and the
-request of the test, for servers it needs) to a `Publisher`. The tests look at that directory from outside where the
+request of the test, for servers it needs) to a `Publisher`. The tests check that directory from outside where the
 port itself has no eyes.
 """
 
@@ -361,7 +361,7 @@ def test_a_link_counts_as_there_where_it_leads_to_something(site: Site) -> None:
 
 
 def make_unfit(top: Path, kind: str) -> str:
-    """Something that no datastore holds below a directory; what is said of it."""
+    """A kind of file that no datastore holds below a directory; the message about it."""
     (top / "a").write_text("fine")
     if kind == "fifo":
         os.mkfifo(top / "p")

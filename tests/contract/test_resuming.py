@@ -1,5 +1,5 @@
-"""What was cut off goes on where it was, whoever asks again and however the datastore is reached: as few bytes as are
-lacking travel again, and what changed meanwhile is fetched as it is now. A real sshd, behind a proxy that counts."""
+"""Transfers that were cut off resume, whichever client asks again and however the datastore is reached: only missing
+bytes are sent, and files that changed meanwhile are fetched again. A real sshd, behind a proxy that counts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Site:
     proxy: CuttingProxy
 
     def cut_at(self, passed: int, call: Callable[[Stager], object]) -> None:
-        """Begin the call, and end the link for good when about so many bytes went over it."""
+        """Begin the call, and end the link for good after about this many bytes."""
         store, before = self.opened(), self.proxy.passed
         self.proxy.bytes_per_s = 40e6  # slow enough to be cut where it is wanted
         with ThreadPoolExecutor(1) as pool:

@@ -25,7 +25,7 @@ def dags(draw: st.DrawFn) -> list[TaskRow]:
 
 
 def expected_end(row: TaskRow, ends: dict[int, TaskState], wish: TaskState) -> TaskState:
-    """What becomes of a task once all it waits for has ended."""
+    """The state of a task once all its dependencies have ended."""
     if all(condition.met_by(ends[other]) for other, condition in row.dependencies):
         return wish
     return TaskState.ABORTED

@@ -111,7 +111,7 @@ def is_read_or_refused(data: bytes, **options: Any) -> TaskList | TaskListWrong:
 
 
 def can_be_stored(found: TaskList) -> TaskList:
-    """The list, after a look at what comes after the reader."""
+    """The list, after the checks that follow the reader."""
     for note in found.notes:
         assert note.isprintable(), ascii(note)
     for task in found.tasks:

@@ -61,7 +61,7 @@ def test_a_life_in_its_parts() -> None:
         "draining": 10.0,
         "lost": 10.0,
     }
-    # It booted for the first, and idled for whoever was there last.
+    # It booted for the first run, and was idle for the last one.
     assert in_seconds(division.runs[1]) == {"booting": 60.0, "running": 60.0, "idle": 20.0}
     assert in_seconds(division.runs[2]) == {"lost": 10.0, "idle": 50.0, "draining": 10.0}
 
@@ -75,7 +75,7 @@ def test_a_life_by_a_clock_that_is_an_hour_off_has_the_same_parts(off_s: float) 
     same = {"running": 30.0, "idle": 100.0, "lost": 10.0}
     assert in_seconds(divide(right, ran, 999.0).parts) == {"booting": 59.0, **same, "draining": 10.0}
     assert in_seconds(divide(off, ran, 999.0).parts) == {"booting": 60.0, **same, "draining": 9.0}
-    # While it is there its life goes on by that clock, too.
+    # While it exists its life continues by that clock, too.
     boots = VmLife(1, "p", 100.0 + off_s, ahead_s=ahead_s(100.0, 100.0 + off_s, 130.0))
     assert in_seconds(divide(boots, [], 130.0).parts) == {"booting": 30.0}
 
@@ -105,7 +105,7 @@ def test_a_vm_that_never_reported_was_lost_and_one_that_boots_is_not() -> None:
 
 def test_the_books_of_simulated_clusters_balance() -> None:
     """Whatever went wrong there: VMs that were refused, never came up or vanished, clocks that differ, bosses that
-    died. Each scenario looks at its books in the end; here it is seen that there is something in them."""
+    died. Each scenario checks its books in the end; this test checks that there is something in them."""
     lives = ran = 0
     for seed in range(1, 30):
         world = Simulation(seed)

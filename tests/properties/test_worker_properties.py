@@ -259,7 +259,7 @@ class WorkerMachine(RuleBasedStateMachine):
             assert core.lane.number, "what is under way has lost its lane"
 
     def teardown(self) -> None:
-        """At peace, everything it holds ends and is told, and then it holds nothing."""
+        """Without faults, everything it holds ends and is reported, and then it holds nothing."""
         if not hasattr(self, "script"):
             return
         script = self.script

@@ -25,7 +25,7 @@ def rescue(number: str) -> TaskDefinition:
 
 
 def test_what_a_dependency_made_impossible_does_not_wait_for_the_others() -> None:
-    """a succeeded; c needs it to fail, and waits for b too, which is done anew: c must not run."""
+    """a succeeded; c needs it to fail, and waits for b too, which runs again: c must not run."""
     script = BossScript()
     w1 = script.worker("w1")
     script.push("r", task("a"), task("b"), rescue("1"))
@@ -113,7 +113,7 @@ def test_two_init_tasks_that_each_failed_where_the_other_succeeded_leave_a_run_s
 
 
 def test_the_number_of_an_init_attempt_is_not_given_twice() -> None:
-    """The run is over while a second worker process still prepares itself; later it is done anew."""
+    """The run ends while a second worker process still prepares itself; later it runs again."""
     script = BossScript()
     w1 = script.worker("w1")
     script.push("r", task("i", init=True), task("a"), task("b", resources={"licence": 1.0}))

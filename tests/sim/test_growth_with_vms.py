@@ -1,7 +1,7 @@
 """Days of a cluster with a cloud, a wave of work every so often: nothing that boss, workers and tables hold grows.
 
 VMs come and go by the hundred, some never boot, some vanish; two machines stay all the time; people come, push and
-leave, politely or not. What is looked at is every container that can be reached from the core of a boss that lives all
+leave, politely or not. The test measures every container that can be reached from the core of a boss that lives all
 the time, from the cores of two such workers, and every table. The load of each hour is the same.
 """
 
@@ -34,9 +34,9 @@ HOUR_S = 3600.0
 WAVE_EVERY_S = 600.0
 WAVES_AN_HOUR = int(HOUR_S / WAVE_EVERY_S)
 WAVES_A_STAY = 3
-"""Waves that somebody who came to push stays for."""
+"""Number of waves for which a client stays."""
 SLACK, FEW = 1.3, 12
-"""How much more the late hours may have than the early ones: what is drawn anew each hour is not the same."""
+"""How much more the late hours may have than the early ones: what is drawn each hour is not the same."""
 BY_DESIGN = ("tables: Tables.archived_runs", "tables: Tables.archived_runs[]")
 """A line of each run is kept for ever."""
 FAULTS = Faults(
@@ -78,7 +78,7 @@ class CloudyDays(Simulation):
         )  # fmt: skip
 
     def wave(self) -> None:
-        """Somebody comes and pushes one more run, and watches it; who came some waves ago leaves."""
+        """A client comes, pushes one more run and watches it; the client of some waves ago leaves."""
         self.waves += 1
         name = f"run{self.waves}"
         visitor = Client(f"v{self.waves}", self.world, self.network)

@@ -8,7 +8,7 @@ from sim import mutants, simulation
 from sim.mutants import MUTANTS, SEEDS
 
 QUICK = ("lease", "numbers", "write-then-speak", "intent", "spool-until-stored", "epoch", "promotion-by-boss")
-"""Found within a few seeds: these are looked at always, all of them by `make test-long` and `make sim-mutants`."""
+"""Found within a few seeds: these are always checked, all of them by `make test-long` and `make sim-mutants`."""
 
 
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name in QUICK])

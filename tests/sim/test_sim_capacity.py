@@ -55,4 +55,4 @@ def test_of_300_vms_of_a_network_of_255_addresses_255_work_and_one_sentence_says
     assert world.most_alive == ADDRESSES
     assert world.told == {FULL}
     assert not world.cloud.living
-    assert not [row for row in world.tables.vms.values() if row.cause.startswith("refused")], "none was asked in vain"
+    assert not [row for row in world.tables.vms.values() if row.cause.startswith("refused")], "no request was refused"

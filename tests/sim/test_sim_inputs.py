@@ -1,4 +1,4 @@
-"""Big inputs in the simulation: tasks go where these are, so less is fetched, and nobody pays for it with his time."""
+"""Big inputs in the simulation: tasks go where these are, so less is fetched, and no task waits longer for it."""
 
 from __future__ import annotations
 

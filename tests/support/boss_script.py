@@ -296,7 +296,7 @@ class BossScript:
         return self.store.tasks[self.names[id]].state
 
     def pool(self, name: str, maximum: int, cpus: float = 1.0, **fields: Any) -> BossScript:
-        """A boss with one more pool, started anew."""
+        """A boss with one more pool, started again."""
         pool = PoolConfig(name, {"cpus": cpus}, maximum=maximum, **fields)
         self.config = msgspec.structs.replace(self.config, pools=(*self.config.pools, pool))
         return self.start()

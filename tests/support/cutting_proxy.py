@@ -1,4 +1,4 @@
-"""A TCP proxy of bad weather: cuts connections after so many bytes, delays them, lets them stall, and counts."""
+"""A TCP proxy of bad weather: cuts connections after a number of bytes, delays them, makes them stall, and counts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ ON_THE_WAY = 4096
 
 
 class CuttingProxy:
-    """Forwards to a loopback port. `cut_every`: each connection is cut after so many bytes (either way). `delay_s`: a
+    """Forwards to a loopback port. `cut_every`: each connection is cut after this many bytes (either way). `delay_s`: a
     question and its answer take so much longer; nothing else is slowed down.
 
-    `stall_after`: one connection goes silent, without an end, after so many bytes. `hold` silences all of them, and
+    `stall_after`: one connection goes silent, without an end, after this many bytes. `hold` silences all of them, and
     those that come meanwhile, until `let_go`.
     """
 
@@ -44,7 +44,7 @@ class CuttingProxy:
         self._start(self._accept)
 
     def hold(self) -> None:
-        """Nothing moves any more, and nothing ends."""
+        """Nothing moves, and no connection ends."""
         self._flows.clear()
 
     def let_go(self) -> None:

@@ -74,7 +74,7 @@ class MariaDb:
             time.sleep(0.1)
 
     def _answers(self) -> bool:
-        # A bare socket: PyMySQL leaves its own unclosed when nobody listens on a path.
+        # A bare socket: PyMySQL leaves its own unclosed when no server listens on a path.
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(f"{self.directory}/socket")

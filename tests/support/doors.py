@@ -97,7 +97,7 @@ class Doors:
         return self.run("push_tasks.py", *arguments, code=code)
 
     def begin(self, door: str, *arguments: object) -> subprocess.Popen[bytes]:
-        """Type a command and go on while it works. SIGINT reaches it, as in a terminal."""
+        """Type a command and continue while it works. SIGINT reaches it, as in a terminal."""
         return subprocess.Popen(
             [sys.executable, str(ROOT / door), *map(str, arguments)],
             cwd=self.place,
@@ -151,13 +151,13 @@ def cluster(tmp_path: Path, daemons: Callable[..., Daemon]) -> Doors:
 
 
 def ended(doors: Doors, run: str, deadline_s: float = 60.0) -> dict[str, str]:
-    """Wait until a run is over; the state of each task by id."""
+    """Wait until a run has ended; the state of each task by id."""
 
     def over() -> bool:
         (found,) = (item for item in doors.admin("status", "--json").json["runs"] if item["name"] == run)
         left = sum(found["states"].get(state, 0) for state in ("waiting", "ready", "running"))
         return left == 0
 
-    wait_until(over, deadline_s, f"run {run} is over")
+    wait_until(over, deadline_s, f"run {run} has ended")
     page = doors.admin("show_tasks", "--run", run, "--limit", 100_000, "--json").json
     return {task["id"]: task["state"] for task in page["tasks"] if not task["init"]}

@@ -23,7 +23,7 @@ END_S = 20.0
 class Guest:
     """One booted VM. `image`: "ecloud" has the code in /opt/ecloud, "bare" has not; neither "bare no python" nor "bare
     old python" has a Python of 3.10. `ssh_port`: of an sshd of its own at its address, with a host key of its own, that
-    lets in whom SSH_PUBLIC_KEY names; 0 for none."""
+    accepts the key in SSH_PUBLIC_KEY; 0 for none."""
 
     def __init__(self, directory: Path, address: str, image: str, ssh_port: int = 0) -> None:
         self.root = directory
@@ -89,7 +89,7 @@ class Guest:
         threading.Thread(target=process.wait, daemon=True).start()
 
     def run(self, script: str, **variables: str) -> None:
-        """Run a script as somebody would who came in by SSH."""
+        """Run a script as a user would who logged in by SSH."""
         environment = {**self._environment, **variables}
         subprocess.run(["/bin/sh"], input=script.encode(), env=environment, cwd=self.root, check=True, timeout=60)
 
@@ -178,7 +178,7 @@ class Guest:
 
     @property
     def has_powered_off(self) -> bool:
-        """Whether somebody in it called `poweroff`."""
+        """Whether a process in it called `poweroff`."""
         return (self.root / "powered_off").exists()
 
     @property

@@ -26,7 +26,7 @@ from datastore.keys import public_line
 from ecloud.config.datastore_address import boss_key
 
 LEAVE_S = 60.0
-"""A worker that is told to leave has done so."""
+"""A worker that was ordered to leave has left."""
 QUICK: dict[str, Any] = {
     "HEARTBEAT_S": 0.3,
     "LEASE_S": 4.0,
@@ -128,7 +128,7 @@ class Agent:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """As a crash would: what it runs goes on."""
+        """As a crash would: its tasks continue."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
@@ -216,7 +216,7 @@ class Cluster:
             struck = self._strike_process(fault, agent.process, agent.kill, agent.start)
         elif fault.part == "boss":
             daemon = self.daemon
-            assert not daemon.is_over, f"the boss has left by itself: {daemon.words}{daemon.log[-3000:]}"
+            assert not daemon.is_over, f"the boss has left without an order:  {daemon.words}{daemon.log[-3000:]}"
             struck = self._strike_process(fault, daemon.process, daemon.kill, daemon.start)
         elif fault.part == "sshd":
             struck = self._strike_sshd(fault)
@@ -275,7 +275,7 @@ class Cluster:
     # --- the end ------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Every agent is told to leave, then the boss; nothing of them is left."""
+        """Every agent is ordered to leave, then the boss; nothing of them is left."""
         for agent in self.agents:
             agent.signal(signal.SIGTERM)
         for agent in self.agents:

@@ -34,7 +34,7 @@ EVIL = "<script>alert(1)</script>"
 
 
 def fill(engine: Engine, tasks: int, *, ended: bool = True, seed: int = 1) -> None:
-    """Write a run of so many tasks, four levels of them in groups, and a sweep; all VMs are gone. `ended` False: the
+    """Write a run of this many tasks, four levels of them in groups, and a sweep; all VMs are gone. `ended` False: the
     last tenth has not run yet."""
     History(tasks, ended, random.Random(seed)).write(engine)
 

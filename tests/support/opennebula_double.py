@@ -105,12 +105,12 @@ class OpenNebula:
         self.vms: dict[int, Vm] = {}
         self.hosts_cpu = 1000.0
         self.hosts = 0
-        """With so many hosts VMs are placed by plans, one after another, each with one VM per host at most, as the
+        """With this many hosts VMs are placed by plans, one after another, each with one VM per host at most, as the
         `rank` scheduler does unless told otherwise; 0: all at once."""
         self.onegate = False
         """Whether OneGate is set up: else a context has nothing of it, and no VMID."""
         self.hidden_images: set[int] = set()
-        """Images that nobody but their owner may use."""
+        """Images that only their owner may use."""
         self.no_tokens = False
         self.clock_ahead_s = 0.0
         self.ssh_port = 0
@@ -139,7 +139,7 @@ class OpenNebula:
         return self
 
     def stop_answering(self) -> None:
-        """The cloud's front end is gone; its VMs go on."""
+        """The cloud's front end is gone; its VMs continue."""
         if self._threads[0].is_alive():
             self._server.shutdown()
         self._server.server_close()
@@ -202,7 +202,7 @@ class OpenNebula:
         return int(time.time() + self.clock_ahead_s)
 
     def move(self, vm: Vm, state: int, lcm: int = 0) -> None:
-        """Put a VM into a state, e.g. one that its host is said to be in; its guest goes on."""
+        """Put a VM into a state, e.g. one that its host reports; its guest continues."""
         with self.lock:
             vm.state, vm.lcm, vm.since = state, lcm, time.monotonic()
 

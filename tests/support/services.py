@@ -50,20 +50,20 @@ def wait_until(condition: Callable[[], _Found], deadline_s: float = DEADLINE_S, 
     deadline = time.monotonic() + deadline_s
     while not (found := condition()):
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {deadline_s:g} s in vain{': ' + what if what else ''}; last value: {found!r}")
+            pytest.fail(f"waited {deadline_s:g} s without success{': ' + what if what else ''}; last value: {found!r}")
         time.sleep(0.02)
     return found
 
 
 def free_port() -> int:
-    """A loopback port that nobody has now."""
+    """A loopback port that no process uses now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:
-    """Whether somebody takes connections there."""
+    """Whether a server accepts connections there."""
     try:
         with socket.create_connection((HOST, port), 0.5):
             return True
@@ -72,21 +72,21 @@ def listens(port: int) -> bool:
 
 
 def watch_to_the_end(client: Client, run: str, deadline_s: float = 2 * DEADLINE_S) -> RunChanged:
-    """The picture of a run that is over."""
+    """The picture of a run that has ended."""
     deadline = time.monotonic() + deadline_s
     for picture in client.watch(run, again_s=1.0):
         if picture.over:
             return picture
         if time.monotonic() > deadline:
             pytest.fail(f"the run {run} is not over after {deadline_s:g} s: {picture}")
-    raise AssertionError("a watch does not end by itself")
+    raise AssertionError("a watch does not end without its run")
 
 
 # --- Mosquitto ------------------------------------------------------------------------------------
 
 
 class Mosquitto:
-    """A private broker that lets in one user. `extra`: further lines of its configuration."""
+    """A private broker that accepts one user. `extra`: further lines of its configuration."""
 
     def __init__(self, directory: Path, *extra: str, ca: str = "") -> None:
         self.directory = directory
@@ -136,7 +136,7 @@ class Mosquitto:
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Goes on."""
+        """Continues."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
@@ -160,7 +160,7 @@ class Mosquitto:
 
 @pytest.fixture
 def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
-    """A broker that wants a user and password, as somebody's own Mosquitto would."""
+    """A broker that wants a user and password, as a user's own Mosquitto would."""
     broker = Mosquitto(tmp_path / "mosquitto").start()
     yield broker
     broker.stop()
@@ -210,7 +210,7 @@ class Daemon:
     for its home, by `end`."""
 
     program: Sequence[str] = ("-m", "boss")
-    """What Python is told to run."""
+    """What Python runs."""
 
     def __init__(self, directory: Path, *options: str, **settings: Any) -> None:
         self.directory = directory
@@ -223,7 +223,7 @@ class Daemon:
         self.configure(**settings)
 
     def configure(self, **settings: Any) -> None:
-        """Write the settings file anew."""
+        """Write the settings file again."""
         values = {"HOME": str(self.home.path), **QUICK, **settings}
         self.settings_file.write_text("".join(f"{name} = {value!r}\n" for name, value in values.items()))
 
@@ -278,7 +278,7 @@ class Daemon:
         return self.home.log.read_text(errors="replace")
 
     def run(self, *options: str) -> tuple[int, str]:
-        """One boss that is expected to leave by itself: its exit code and what it printed."""
+        """One boss that is expected to exit: its exit code and what it printed."""
         command = [sys.executable, *self.program, *self.options, *options]
         done = subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=60

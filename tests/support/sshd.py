@@ -32,7 +32,7 @@ _TIED = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 class Sshd:
-    """An sshd that lets in this user: with the boss's key to anything, with a certificate to its command."""
+    """An sshd that accepts this user: with the boss's key to anything, with a certificate to its command."""
 
     def __init__(self, directory: Path, *extra: str) -> None:
         self.directory = directory
@@ -40,7 +40,7 @@ class Sshd:
         self.port = free_port()
         self.host_key = directory / "host_key"
         self.known_hosts = directory / "known_hosts"
-        # The home of who logs in is below this directory: what is installed there touches nobody's own files.
+        # The home of who logs in is below this directory: what is installed there touches no real files.
         (directory / ".ssh").mkdir(mode=0o700, exist_ok=True)
         self.authorized_keys = directory / ".ssh" / "authorized_keys"
         self.gate = directory / "gate.py"
@@ -67,7 +67,7 @@ class Sshd:
         self._handed_out: list[SshDatastore] = []
 
     def new_host_key(self) -> None:
-        """As a machine that is installed anew; told to nobody."""
+        """As a machine that is reinstalled without notice."""
         for path in (self.host_key, self.host_key.with_name("host_key.pub")):
             path.unlink(missing_ok=True)
         keys.make_key(self.host_key, "host")
@@ -105,7 +105,7 @@ class Sshd:
     def stop(self) -> None:
         """As when the machine goes away: the listener and all connections, at once."""
         if self.process is not None:
-            self.process.send_signal(signal.SIGSTOP)  # takes nobody in while its children end
+            self.process.send_signal(signal.SIGSTOP)  # accepts no connection while its children end
             self.cut()
             self.process.kill()
             self.process.wait()
@@ -156,7 +156,7 @@ class Sshd:
 
 
 def big_file(path: Path, size: int) -> Path:
-    """Bytes that don't repeat."""
+    """Bytes that do not repeat."""
     path.write_bytes(os.urandom(size))
     return path
 
@@ -179,7 +179,7 @@ def local(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    """For calls that go on meanwhile."""
+    """For calls that continue meanwhile."""
     with ThreadPoolExecutor(16) as pool:
         yield pool
 

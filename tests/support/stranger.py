@@ -1,5 +1,5 @@
 """A peer that keeps to no rule: it has a place at the broker and some key, and says what a test likes. And a boss for
-it to talk to, with looks at whether that did anything."""
+it to talk to, with checks whether that did anything."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ class Stranger:
         wait_until(lambda: self.connection.publish(topic, payload), what=f"{len(payload)} bytes are thrown on {topic}")
 
     def heave(self, topic: str, size: int) -> None:
-        """So many zeros on a topic, by a connection of their own: paho copies what is left with each piece it sends."""
+        """This many zeros on a topic, by a connection of their own: paho copies the rest with each piece it sends."""
         access = self.access
         words = [b"MQTT", b"\x04\xc2\0\x3c", b"heaver", access.user.encode(), access.password.encode()]
         connect = b"".join(word if word is words[1] else _counted(word) for word in words)
         with socket.create_connection((access.host, access.port), DEADLINE_S) as sock:
             sock.sendall(b"\x10" + _length(len(connect)) + connect)
-            assert sock.recv(4) == b"\x20\x02\0\0", "the broker lets it in"
+            assert sock.recv(4) == b"\x20\x02\0\0", "the broker accepts it"
             name = _counted(topic.encode())
             sock.sendall(b"\x30" + _length(len(name) + size) + name)
             sock.sendall(memoryview(bytes(size)))
@@ -97,8 +97,8 @@ class Stranger:
         self.throw(self.topic, wire.encode(Envelope(message=message, **fields), self.topic, self.key_name, self.key))
 
     def hello(self, kind: str, patience_s: float = DEADLINE_S, **fields: Any) -> Welcome:
-        """Open, and go on in the session that the boss names. Said again until it is heard: a boss that was started
-        again a moment ago may not listen yet."""
+        """Open, and continue in the session that the boss names. Sent again until it is answered: a restarted
+        boss may not listen yet."""
         self.session = ""
         nonce = f"nonce-{self._number}"
         deadline = time.monotonic() + patience_s
@@ -154,7 +154,7 @@ def _length(count: int) -> bytes:
 
 @pytest.fixture
 def besieged(daemons: Callable[..., Daemon], mariadb: MariaDb, mosquitto: Mosquitto) -> Daemon:
-    """A boss with servers, one worker of its own for ever, and a run that is over."""
+    """A boss with servers, one worker of its own for ever, and a run that has ended."""
     url = mariadb.new_url()
     engine = make_engine(url)
     migrate(engine)
@@ -222,7 +222,7 @@ def nothing_changes(daemon: Daemon, place: Path) -> Iterator[None]:
 
 
 def is_calm(daemon: Daemon) -> None:
-    """Nobody stumbled, and nothing that was said reaches a terminal or another line of the log by way of the log."""
+    """No process failed, and no message reaches a terminal or another line of the log through the log."""
     logs = [daemon.home.log, *daemon.home.workers.glob("*/log")]
     for path in logs:
         words = path.read_text(errors="replace")

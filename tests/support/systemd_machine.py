@@ -156,7 +156,7 @@ class Machine:
         assert code == 0, words
 
     def read(self, path: str) -> str:
-        """A file there; empty where there is none."""
+        """A file there; empty if it does not exist."""
         code, words = self.ask("cat", path)
         return words if code == 0 else ""
 

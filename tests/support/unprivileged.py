@@ -1,4 +1,4 @@
-"""Guests that somebody who is not root enters by SSH: their sshd sees users of its own, in a mount namespace."""
+"""Guests that a user who is not root enters by SSH: their sshd sees users of its own, in a mount namespace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from guests import Guest
 
 USER = "visitor"
 NUMBER = 61_234
-"""A user and a group that nobody else has."""
+"""A user and a group that no other guest has."""
 
 
 class UnprivilegedGuest(Guest):

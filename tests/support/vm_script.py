@@ -46,7 +46,7 @@ def cloud_lists(
 
 
 def vm_worker(script: BossScript, vm_no: int) -> Peer:
-    """The VM's worker reports for duty."""
+    """The VM's worker joins."""
     vm = script.store.vms[vm_no]
     peer = Peer(f"w{vm_no}", "worker")
     hello = wire.Hello("n", "worker", resources=vm.size, boot_nonce=vm.boot_nonce, vm="x", home=f"h{vm_no}")

@@ -34,7 +34,7 @@ LINE = "{id} of attempt {attempt}\n"
 
 
 def lines_of(id: str, size: int) -> int:
-    """So many lines of a task are so many bytes."""
+    """The bytes of this many lines of a task."""
     return size // len(LINE.format(id=id, attempt=1))
 
 
@@ -114,7 +114,7 @@ class Weather:
             wait_until(lambda: subprocess.run(unmount, capture_output=True, check=False).returncode == 0)
 
     def _agent(self, name: str) -> subprocess.Popen[bytes]:
-        """A worker that is no VM: nobody ends it but its test."""
+        """A worker that is no VM: only its test ends it."""
         command = [sys.executable, "-m", "worker", str(self.daemon.home.client_access), "--gpus", "", "--cpus", "4"]
         command += ["--machine", "cpus=100", "--machine", "memory_mb=100000"]  # each stands for a machine of its own
         command += ["--home", str(self.place / "daemon" / name), "--memory_mb", "500"]
@@ -152,7 +152,7 @@ class Weather:
             self.sshd.start()
 
     def room_for(self, size: int | None) -> None:
-        """The datastore's disk takes no more than so many bytes from now on; None: there is room again."""
+        """The datastore's disk takes at most this many bytes from now on; None: there is room again."""
         if not self.has_own_disk:
             pytest.skip("this machine does not let a filesystem be mounted")
         whole = os.statvfs(self.root)
@@ -160,7 +160,7 @@ class Weather:
         subprocess.run(["mount", "-o", f"remount,size={limit}", str(self.root)], check=True)
 
     def move_to(self, address: str) -> None:
-        """The boss is told of an address that nobody tries first; it refuses while an attempt is under way."""
+        """The boss gets an address that no client tries first; it refuses while an attempt is under way."""
         noted = status.context(self.engine)
         told = {name: noted[f"datastore_{name}"] for name in ("host_key", "python", "gate")}
 
@@ -181,7 +181,7 @@ class Weather:
         return run
 
     def makes(self, id: str, lines: int = 100, gate: str = "", **fields: Any) -> dict[str, Any]:
-        """A task with one result of so many lines that tell task and attempt; first it waits until `gate` is open."""
+        """A task with one result of this many lines that name task and attempt; first it waits until `gate` is open."""
         wait = f"while [ ! -e '{self.gates / gate}' ]; do sleep 0.1; done" if gate else "true"
         made = f'yes "{id} of attempt $ECLOUD_ATTEMPT" | head -n {lines} > out'
         return {"id": id, "commands": [wait, made], "results": [["out", f"made/{id}"]], "retries": 0, **fields}
@@ -214,7 +214,7 @@ class Weather:
             counts = status.run_status(self.engine, run).states
             return {state: count for state, count in counts.items() if count}
 
-        wait_until(lambda: states().keys() <= {"succeeded", "failed", "aborted"}, PATIENCE_S, f"{run} is over")
+        wait_until(lambda: states().keys() <= {"succeeded", "failed", "aborted"}, PATIENCE_S, f"{run} has ended")
         assert states() == {"succeeded": count}
 
     def ends(self, run: str, *ids: str, lines: int = 100) -> None:

@@ -94,7 +94,7 @@ class WorkerScript:
     # --- the conversation -------------------------------------------------------------------------
 
     def connect(self) -> WorkerScript:
-        """The broker lets it in; the nonce of its `Hello` is taken by `welcome`."""
+        """The broker accepts it; the nonce of its `Hello` is taken by `welcome`."""
         return self.handle(ConnectionFound())
 
     def lose(self) -> WorkerScript:
@@ -162,7 +162,7 @@ class WorkerScript:
         return self.handle(TroubleChanged(reason), AttemptReturned(task_no, 1, reason))
 
     def trouble(self, text: str) -> WorkerScript:
-        """Something is wrong with the machine; empty: it is over."""
+        """Something is wrong with the machine; empty: it has ended."""
         return self.handle(TroubleChanged(text))
 
     def term(self) -> WorkerScript:

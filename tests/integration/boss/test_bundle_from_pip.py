@@ -1,5 +1,5 @@
 """Packages for a Python unlike the boss's: pip fetches their wheels, and a machine without any network works with them.
-Needs a registry and another Python; is skipped where there is none."""
+Needs a registry and another Python, else it is skipped."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def each_ran_once(daemon: Daemon, tasks: list[TaskDefinition], journal: Path) ->
 
 @pytest.fixture
 def on_server(daemons: NewDaemon, mariadb: MariaDb, mosquitto: Mosquitto) -> NewDaemon:
-    """Makes daemons with a MariaDB and a Mosquitto that are somebody else's, all on the same tables."""
+    """Makes daemons with an external MariaDB and Mosquitto, all on the same tables."""
     url = migrated(mariadb.new_url())
 
     def make(**settings: Any) -> Daemon:
@@ -301,8 +301,8 @@ def test_a_database_that_is_gone_for_a_while(
         else:
             mariadb.process.send_signal(signal.SIGSTOP)
             try:
-                # What was given out before goes on; nothing more is given out until the database has written it.
-                wait_until(lambda: set_still(journal), what="nothing happens any more")
+                # Tasks that were assigned before continue; no more are assigned until the database has written it.
+                wait_until(lambda: set_still(journal), what="nothing changes")
             finally:
                 mariadb.process.send_signal(signal.SIGCONT)
         assert watch_to_the_end(client, "r").states == {"succeeded": 14}

@@ -1,4 +1,4 @@
-"""HOOK_COMMAND, run for real: what it gets, and that whatever becomes of it does not matter to the boss."""
+"""HOOK_COMMAND, run for real: what it gets, and that its outcome does not matter to the boss."""
 
 from __future__ import annotations
 

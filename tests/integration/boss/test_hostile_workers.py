@@ -1,5 +1,5 @@
-"""Workers that lie, and names that would drive a terminal: the run goes on with the others, and every door shows what
-it was told in characters that only look."""
+"""Workers that lie, and names that would drive a terminal: the run continues with the others, and every command
+escapes control characters."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_odd_outcomes_of_a_task_that_it_has_harm_its_task_alone(besieged: Daemon
 
 
 def test_a_worker_publishes_nothing_that_its_task_does_not_declare(besieged: Daemon, tmp_path: Path) -> None:
-    """It really staged what it tells of: under the name of another task's result, and under one of nobody's."""
+    """It really staged what it reports: under the name of another task's result, and under a name of no task."""
     result = (Result("out", "mine/out"),)
     tasks = [TaskDefinition(id, ("true",), results=result, resources={"lies": 1.0}) for id in ("first", "second")]
     tasks[1] = msgspec.structs.replace(tasks[1], results=(Result("*.dat", "mine"),))

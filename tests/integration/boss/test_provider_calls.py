@@ -118,7 +118,7 @@ def test_a_refusal_says_when_the_pool_may_be_asked_again(desk: Desk) -> None:
 
 
 def test_an_end_that_is_refused_says_nothing_to_the_boss(desk: Desk) -> None:
-    """It asks again by itself, until a list confirms it."""
+    """It asks again, until a list confirms it."""
     desk.double.faults.never_boots = True
     desk.start(1)
     desk.next()

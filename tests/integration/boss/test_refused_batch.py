@@ -1,4 +1,4 @@
-"""A batch that the database refuses: the boss begins anew from its tables, and the one before leaves nothing behind."""
+"""A batch that the database refuses: the boss starts again from its tables, and the old core leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ecloud.model import wire
 
 @pytest.fixture
 def runtime(sqlite_engine: Engine, tmp_path: Path) -> Iterator[Runtime]:
-    """A boss's loop that nobody runs, at a broker that is not there."""
+    """A boss's loop that does not run, at a broker that does not exist."""
     thresholds = gc.get_threshold()
     clock, store = Clock(), Store(sqlite_engine)
     store.lead("the test", clock())
@@ -59,7 +59,7 @@ def test_of_a_boss_whose_batch_was_refused_nothing_is_remembered(
     assert "the database refuses a batch" in caplog.text
     assert before() is None
     assert runtime._drive(driver.turn([]))
-    assert caplog.text.count("refuses") == 1, "the next one goes on"
+    assert caplog.text.count("refuses") == 1, "the next one continues"
 
 
 def test_after_a_refused_batch_the_datastore_that_was_set_since_the_start_is_kept(runtime: Runtime) -> None:

@@ -1,5 +1,5 @@
 """Secrets stay where they belong: the cluster's key, peers' keys, the broker's and the database's passwords are in no
-log, no command line, no task's environment, no row, no result and no sentence that a person is told."""
+log, no command line, no task's environment, no row, no result and no message to a user."""
 
 from __future__ import annotations
 
@@ -125,14 +125,14 @@ def test_no_secret_is_told_while_a_run_goes_on(daemon: Daemon, mariadb: MariaDb,
 
 
 def no_file_tells(daemon: Daemon, secrets: Secrets) -> None:
-    """A secret stands only in files that nobody but their owner can read, and in no log."""
+    """A secret is only in files that their owner alone can read, and in no log."""
     files = [path for path in daemon.directory.rglob("*") if path.is_file() and path != daemon.settings_file]
     assert daemon.home.log in files
     for path in files:
         names = secrets.told_in(path.read_bytes())
         if path.suffix in (".log", ".jsonl") or path.name in ("log", "stderr", "seen"):
             assert not names, f"{path} tells {names}"
-        assert not names or not path.stat().st_mode & PRIVATE, f"{path} tells {names} to everybody"
+        assert not names or not path.stat().st_mode & PRIVATE, f"{path} shows {names} to all users"
 
 
 def test_no_error_tells_a_secret(daemon: Daemon, mariadb: MariaDb, tmp_path: Path) -> None:

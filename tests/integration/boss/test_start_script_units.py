@@ -60,7 +60,7 @@ def test_the_agent_is_a_unit_that_outlives_the_script(machine: Machine) -> None:
     assert machine.unit(UNIT, "KillMode") == "mixed"
     assert f"/{UNIT}.service" in machine.read(f"/proc/{number}/cgroup")
     assert "two words" in machine.read(f"/proc/{number}/cmdline")
-    # Tasks see what the agent's environment holds; the unit's properties are for everybody to read.
+    # Tasks see what the agent's environment holds; all users can read the unit's properties.
     assert "ECLOUD_ACCESS" not in machine.read(f"/proc/{number}/environ")
     assert KEY not in machine.ask("systemctl", "show", UNIT)[1] + machine.read(f"{HOME}/start.log")
 

@@ -40,7 +40,7 @@ SECRET = b"s" * 32
 
 
 class QuickWorker:
-    """Speaks as a worker does and ends every attempt in the moment in which it is told to start it."""
+    """Speaks as a worker does and ends every attempt in the moment in which it gets the order to start it."""
 
     def __init__(self, address: BrokerAddress, cluster_id: str, cpus: float) -> None:
         self._name, self._key_name = "wquick", "vm-1"
@@ -111,7 +111,7 @@ class Meter:
         self.messages[f"{direction} {type(envelope.message).__name__}"] += 1
 
     def at_the_server(self) -> int:
-        """Statements by the server's own count: a driver may cut one of ours into a thousand. 0 for a file."""
+        """Statements by the server's own count: a driver may cut one statement into a thousand. 0 for a file."""
         return self._served() - self._served_before
 
     def _served(self) -> int:

@@ -117,7 +117,7 @@ def test_a_second_visit_sends_nothing_and_starts_nothing(new_guest: NewGuest, bo
     first = boss.visit(guest)
     wait_until(guest.agents, what="an agent")
     agents = set(guest.agents())
-    # Whoever sends needs the archive.
+    # The sender needs the archive.
     boss.bundles.get = None  # type: ignore[assignment, method-assign]
     second = boss.visit(guest, first.host_key)
     assert second.visit.agent

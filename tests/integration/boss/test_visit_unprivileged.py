@@ -1,4 +1,4 @@
-"""Visits by SSH of somebody who is not root: as root where sudo lets it, else in a home of its own. The sshd is real,
+"""Visits by SSH of a user who is not root: as root if sudo permits it, else in the user's home. The sshd is real,
 and so is the user: it may not read or write what is root's."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The machine with the files in bad weather. Whatever happens: no torn or stale file is under a
 final name, no task has succeeded without its results, `why` tells the reason meanwhile, and after the repair everything
-goes on, with no retry used up."""
+continues, and no retry is used."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_sshd_killed_while_a_result_is_on_its_way(weather: Weather, size: int) -
     weather.why(reads, "the datastore", "onnection")
     weather.sshd.start()
     weather.ends(run, reads)
-    assert weather.proxy.passed - before < 2 * size * 1.4, "each went on where it was"
+    assert weather.proxy.passed - before < 2 * size * 1.4, "each resumed"
     (weather.root / "made" / big).unlink()
 
 

@@ -23,7 +23,7 @@ def staged(weather: Weather) -> list[Path]:
 
 
 def test_a_boss_killed_while_it_publishes(weather: Weather) -> None:
-    """Some of a task's files are under their final names, some are not: nobody sees them until all are."""
+    """Some of a task's files are under their final names, some are not: no client sees them until all are."""
     write = f'i=0; while [ $i -lt {FILES} ]; do echo "$ECLOUD_ATTEMPT" > f$i; i=$((i+1)); done'
     many = {"id": "many", "commands": write, "results": [["f*", "many"]], "retries": 0}
     count = {"id": "count", "commands": f"test $(ls in | wc -l) -eq {FILES}", "dependencies": ["many"]}
@@ -69,11 +69,11 @@ def test_a_worker_frozen_in_the_middle_of_its_upload(weather: Weather) -> None:
     after = weather.begin(*(weather.makes(f"after{number}") for number in range(8)))
     weather.ends(after, *(f"after{number}" for number in range(8)))
     weather.is_whole(run, "slow", lines)
-    wait_until(lambda: not staged(weather), PATIENCE_S, f"what it staged in vain is swept: {staged(weather)}")
+    wait_until(lambda: not staged(weather), PATIENCE_S, f"its unused stage is swept: {staged(weather)}")
 
 
 def test_a_worker_killed_while_it_fetches_a_directory(weather: Weather) -> None:
-    """Started again, it goes on with the files that are whole and the one that is not."""
+    """Started again, it continues with the complete files and the incomplete one."""
     size, files = 1_000_000, 30
     inputs = weather.root / "inputs"
     inputs.mkdir()

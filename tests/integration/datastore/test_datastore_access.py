@@ -126,10 +126,10 @@ def test_a_clock_that_was_set_is_looked_at_anew_when_access_is_refused(
 
     assert ends_in_s(refused=False) == pytest.approx(LIVES_S, abs=300)
     signing.ahead.write_text(str(5 * HOUR_S))
-    assert ends_in_s(refused=False) == pytest.approx(LIVES_S, abs=300), "nothing says so yet"
+    assert ends_in_s(refused=False) == pytest.approx(LIVES_S, abs=300), "no message reports it yet"
     assert ends_in_s(refused=True) == pytest.approx(5 * HOUR_S + LIVES_S, abs=300)
     assert ends_in_s(refused=False) == pytest.approx(5 * HOUR_S + LIVES_S, abs=300)
-    # Whoever is refused for another reason does not make the boss connect again and again.
+    # A worker that is refused for another reason does not make the boss connect again and again.
     signing.ahead.write_text("0")
     assert ends_in_s(refused=True) == pytest.approx(5 * HOUR_S + LIVES_S, abs=300)
     monkeypatch.setattr(signing.storage._clock, "_anew_at_s", 0.0)
@@ -148,7 +148,7 @@ def test_access_and_its_connections_end_together(signing: Signing, monkeypatch: 
         except DatastoreAway as error:
             return "it expired" in str(error)
 
-    wait_until(is_over, what="neither the open connection nor a new one serves any more")
+    wait_until(is_over, what="neither the open connection nor a new one is accepted")
     worker.close()
 
 
@@ -186,7 +186,7 @@ def test_access_is_renewed_through_a_task_that_outlives_it_many_times(
         wait_until(is_renewed, 60, "it was renewed again and again")
         weather.open("long")
         weather.ends(run, "long")
-        # Killed: nobody renews its access any more, and what it has ends by itself.
+        # Killed: no process renews its access, which therefore expires.
         holder.kill()
         holder.wait()
         home = certificate.parent

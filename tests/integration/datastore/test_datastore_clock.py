@@ -1,7 +1,7 @@
-"""A datastore whose clock is set while workers are at work: by it their access has ended, and nobody notices but them.
+"""A datastore whose clock is set while workers are at work: their access expires by that clock, and only they notice.
 
-The machine's clock is the one that sshd and all that it starts see through a library that shifts it; it is made by the
-compiler of this machine, and where there is none these tests are left out.
+The machine's clock is the one that sshd and all that it starts see through a library that shifts it; the compiler of
+this machine makes it, and without a compiler these tests are skipped.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a worker's certificate must not open. Each test is somebody who tries, with the means of OpenSSH or with frames
-that no client of ours would send."""
+"""What a worker's certificate must not open. Each test is an attempt, with the means of OpenSSH or with frames
+that no client of ECLOUD would send."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def outside(root: Path) -> dict[str, str]:
 
 
 def put(worker: SshDatastore, stage: str, *items: list[Any]) -> None:
-    """Frames that no client of ours would send."""
+    """Frames that no client of ECLOUD would send."""
     ask(worker._link, {"do": "put", "client": "aa", "stage": stage, "items": list(items)})
 
 
@@ -187,7 +187,7 @@ def test_what_is_not_a_workers_to_ask_is_answered_with_an_error(
 
 
 def converse(command: list[str], data: bytes) -> list[dict[str, Any]]:
-    """What a gate answers after its hello until it ends by itself."""
+    """What a gate answers after its hello until it ends."""
     done = subprocess.run(command, input=data, capture_output=True, timeout=60, check=False)
     told, frames = done.stdout.partition(MAGIC)[2], []
     while told:
@@ -213,7 +213,7 @@ def test_a_bad_frame_is_answered_by_one_error_and_the_end(sshd: Sshd, root: Path
 
 
 def client(sshd: Sshd, root: Path, *options: str, command: str | None = None) -> list[str]:
-    """The OpenSSH client with a worker's certificate, and other options before all of ours."""
+    """The OpenSSH client with a worker's certificate, and further options before all others."""
     words = ssh_command(sshd.address(root), sshd.access(root, "w1"))
     if command is None:
         words = words[:-1]
@@ -265,7 +265,7 @@ def test_there_is_no_sftp(sshd: Sshd, root: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def inner() -> Iterator[tuple[int, threading.Event]]:
-    """A server that only the datastore's machine should reach, and whether somebody came."""
+    """A server that only the datastore's machine should reach, and whether a client connected."""
     came = threading.Event()
     server = socket.create_server((HOST, 0))
 

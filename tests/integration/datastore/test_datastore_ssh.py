@@ -1,4 +1,4 @@
-"""The datastore over a real sshd in bad weather: what is cut goes on, what changed is refused, what is gone is told."""
+"""The datastore over a real sshd in bad weather: cut transfers resume, changed files are refused."""
 
 from __future__ import annotations
 

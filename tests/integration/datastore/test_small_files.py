@@ -56,7 +56,7 @@ def test_what_is_not_as_simple_is_left_to_the_long_way(sshd: Sshd, root: Path, t
     with pytest.raises(BadName):
         worker.fetch_small([("../etc/passwd", tmp_path / "a")], 1000)
     assert not (tmp_path / "a").exists()
-    assert worker.fetch_small([("plain", tmp_path / "a")], 100) is not None, "the connection goes on"
+    assert worker.fetch_small([("plain", tmp_path / "a")], 100) is not None, "the connection stays usable"
 
 
 def test_contents_that_are_not_those_noted_are_not_taken(sshd: Sshd, root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Arrays in a real database: a boss loads from it what its twin in memory has; and how people are told of them."""
+"""Arrays in a real database: a boss loads from it what its twin in memory has; and how commands show them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def array(id: str, count: int, *dependencies: Dependency) -> TaskDefinition:
 
 
 def works(script: BossScript, worker: Peer, most: int, fail: frozenset[str] = frozenset()) -> None:
-    """The worker ends so many of the tasks that it is given, one after another; those in `fail` with exit 3."""
+    """The worker ends this many of its tasks, one after another; those in `fail` with exit 3."""
     done = 0
     while done < most:
         for send in [send for send in script.said if send.envelope.peer == worker.name]:

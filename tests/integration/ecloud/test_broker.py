@@ -157,7 +157,7 @@ def test_many_small_messages_arrive_in_order(broker: Mosquitto | PipBroker, new_
 
 
 def test_topics_are_added_and_left_while_connected(mosquitto: Mosquitto, new_peer: NewPeer) -> None:
-    # The broker from pip goes on with topics that were left: whoever leaves one ignores what still comes.
+    # The broker from pip still sends on unsubscribed topics: the client ignores these messages.
     one = new_peer(mosquitto.address, "one", "always").connected()
     wait_for_subscriptions(one)
     one.connection.subscribe("sometimes")

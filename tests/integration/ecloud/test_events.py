@@ -52,7 +52,7 @@ def test_each_kind_is_found_once_and_oldest_first(engine: Engine) -> None:
 
 
 class Receiver:
-    """A web server that fails so many times, then takes."""
+    """A web server that fails this many times, then accepts."""
 
     def __init__(self, failures: int) -> None:
         self.failures = failures

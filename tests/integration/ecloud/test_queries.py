@@ -126,7 +126,7 @@ def own_film(story: Cluster) -> Cluster:
 
 
 def fill(story: Cluster) -> Cluster:
-    """Run `film` half-way, run `held` that waits for a person, run `old` that is over; four workers, three VMs."""
+    """Run `film` half-way, run `held` that waits for an operator, run `old` that has ended; four workers, three VMs."""
     busy = AttemptState.STARTED
     ended = AttemptState.ENDED
     story.run(1, "film")
@@ -186,7 +186,7 @@ def test_a_status_counts_everything(film: Cluster) -> None:
     assert status.troubles == ["worker w4: the disk is full"]
     assert [run.name for run in status.runs] == ["held", "film", "old"]  # what is not over first, then the newest
     assert status.boss.leads
-    assert status.left_s is None  # nobody knows when the held run goes on
+    assert status.left_s is None  # it is unknown when the held run continues
 
 
 def test_a_run_tells_how_much_is_left(film: Cluster) -> None:

@@ -145,7 +145,7 @@ def test_a_vm_that_a_person_shuts_down_costs_its_tasks_no_retry(
     assert ran(journal) == ["1", "2"]
     assert rows(daemon, "SELECT retries_used FROM tasks") == [(0,)]
     (first, second) = rows(daemon, "SELECT state, cause FROM attempts ORDER BY number")
-    # An agent that hears of it twice, from the guest and from what started it, leaves with all it holds.
+    # An agent that gets the order twice, from the guest and from its starter, leaves with all it holds.
     assert first[0] in ("returned", "lost")
     assert second == ("ended", "success")
     wait_until(lambda: not double.alive, START_S, "the cloud's own list is empty")
@@ -247,7 +247,7 @@ def test_the_autoscaler_asks_for_no_more_than_there_is_room_for(
     with daemon.client() as client:
         client.push(chain(2, 6, tmp_path / "journal", sleep_s=0.4), PushOptions("r"))
         sentence = "pool big has room for no more VMs (user alice has a quota of 2 for VMS)"
-        wait_until(lambda: rows(daemon, "SELECT closed FROM pools") == [(sentence,)], START_S, "the pool says so")
+        wait_until(lambda: rows(daemon, "SELECT closed FROM pools") == [(sentence,)], START_S, "the pool reports it")
         assert watch_to_the_end(client, "r", START_S).states == {"succeeded": 12}
     assert double.calls["template.instantiate"] == 2
     wait_until(lambda: not double.alive, START_S, "the cloud's own list is empty")

@@ -20,7 +20,7 @@ NODE = {**OURS, "ECLOUD_NODE": "n"}
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[OpenNebula]:
-    """The cloud as it was while it was recorded. Its time stands still: nothing goes on by itself."""
+    """The cloud as it was while it was recorded. Its time stands still: nothing changes automatically."""
     made = OpenNebula(tmp_path)
     made.add_network("net4", "10.0.4.10", 4)
     made.add_network("netbig", "10.1.0.10", 4096)

@@ -107,7 +107,7 @@ def live_through(life: Life, step: str) -> None:
     life.double.faults.next_calls.extend(faults)
     life.daemon.start()
     with life.daemon.client() as client:
-        # The task ends when it is told to: what is killed while it runs is killed while it runs.
+        # The task ends on command: so what is killed while it runs really runs then.
         wait = f"while [ ! -e {life.gate} ]; do sleep 0.05; done"
         commands = (f"echo begun >> {life.journal}", wait, f"echo done >> {life.journal}")
         client.push([TaskDefinition(id="a", commands=commands)], PushOptions("r"))
@@ -141,7 +141,7 @@ def test_a_boss_killed_at_any_step_of_a_vm_s_life_leaves_none_and_doubles_none(l
 
 
 def test_a_vm_that_is_made_after_its_intent_was_given_up_is_ended(life: Life) -> None:
-    """Nobody owns it. Its agent reports for duty all the same, is told to leave, and then it is ended."""
+    """No intent owns it. Its agent joins all the same, is ordered to leave, and then the VM is ended."""
     settings = life.daemon.settings_file
     text = settings.read_text().replace("VM_UNANSWERED_S = 6.0", "VM_UNANSWERED_S = 1.0")
     settings.write_text(text.replace("VM_ORPHAN_S = 6.0", "VM_ORPHAN_S = 1.0"))

@@ -73,7 +73,7 @@ def order(vm_no: int = 1) -> VmOrder:
 
 
 def start(cloud: OpenNebulaCloud, double: OpenNebula, vm_no: int = 1) -> Vm:
-    """A VM of ours that runs."""
+    """A running VM of this cluster."""
     vm = double.vms[int(cloud.start(order(vm_no)))]
     wait_until(lambda: vm.where == (ACTIVE, RUNNING), what="the VM runs")
     return vm

@@ -4,7 +4,7 @@ Not taken over, and why:
 
 - `ExecutorShutdownTest.test_interpreter_shutdown`, `test_submit_after_interpreter_shutdown`, `test_hang_gh83386`: they
   import the executor from `concurrent.futures`; `test_programs.py` has what they test.
-- `ThreadPool…` and `ProcessPool…` tests look at threads, processes and queues that are not here.
+- `ThreadPool…` and `ProcessPool…` tests inspect threads, processes and queues that do not exist here.
 - `ExecutorDeadlockTest`: it breaks the pool; here a crash costs its own call (`test_executor.py`).
 - `FailingInitializerMixin`: it waits until the executor is broken for good; here each call fails with `BrokenExecutor`.
 - `FutureTests` make futures by hand, of the standard library's class.

@@ -1,4 +1,4 @@
-"""Whole programs with a private cluster: what becomes of calls when the program ends, in whatever way."""
+"""Whole programs with a private cluster: the outcome of calls when the program ends, in any way."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_few_workers_fetch_each_input_nobody_starves_and_it_is_known_after_all_w
     for index, one in enumerate(done):
         passed = sum(later.assigned_at < one.assigned_at for later in done[index + 1 :])
         assert passed < BEHIND, f"{one.id} was passed {passed} times"
-    assert {one.worker for one in done} == set(weather.workers()), "nobody idled"
+    assert {one.worker for one in done} == set(weather.workers()), "no worker was idle"
     has = {(path, weather.agents.index(weather.agent_of(worker))) for path, worker in fetched}
 
     weather.daemon.kill()

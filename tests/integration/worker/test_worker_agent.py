@@ -20,7 +20,7 @@ from ecloud.model.tasks import Result, TaskDefinition
 from ecloud.model.wire import PushOptions
 
 NOBODY = ({"name": "nobody", "maximum": 0},)
-"""No VM is started: whoever works is the worker of the test."""
+"""No VM is started: the only worker is that of the test."""
 
 
 class Agent:
@@ -118,7 +118,7 @@ def push(daemon: Daemon, *commands: str, run: str = "r", results: tuple[Result, 
 
 
 def is_over(daemon: Daemon, run: str = "r") -> dict[str, int]:
-    """Tasks by state when the run is over."""
+    """Tasks by state when the run has ended."""
     client = daemon.client()
     try:
         return {state: count for state, count in watch_to_the_end(client, run).states.items() if count}

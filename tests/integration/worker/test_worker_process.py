@@ -1,4 +1,4 @@
-"""Attempts as real processes: what runs, what is told of it, and that nothing of it stays behind."""
+"""Attempts as real processes: what runs, what is reported of it, and that nothing of it stays behind."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Bench:
         """Turn until `condition` holds; its value."""
         deadline = time.monotonic() + DEADLINE_S
         while not (value := condition()):
-            assert time.monotonic() < deadline, f"waited in vain; so far: {self.events}"
+            assert time.monotonic() < deadline, f"waited too long; so far: {self.events}"
             self.turn()
         return value
 
@@ -360,7 +360,7 @@ def test_more_memory_than_asked_for_ends_the_task(bench: Bench, how: str) -> Non
 
 
 def test_the_kernel_holds_the_limit_where_this_worker_may_make_a_cgroup(bench: Bench) -> None:
-    """It ends what would exceed the limit, and the launcher the rest of the task, although its shell goes on."""
+    """It ends what would exceed the limit, and the launcher the rest of the task, although its shell continues."""
     if not bench.memory_group:
         pytest.skip("this account may not limit memory by cgroups here")
     outcome = bench.run(f"{sys.executable} -c '{EATER}'; sleep 1000", asks={"memory_mb": 100.0})
@@ -370,7 +370,7 @@ def test_the_kernel_holds_the_limit_where_this_worker_may_make_a_cgroup(bench: B
 
 
 def test_with_cgroup_v2_the_agent_moves_to_a_group_of_its_own(tmp_path: Path) -> None:
-    """A directory in place of the kernel's: no machine of ours has v2's memory controller."""
+    """A directory in place of the kernel's: test machines lack v2's memory controller."""
     for name, text in (("cgroup.subtree_control", ""), ("cgroup.procs", f"{os.getpid()}\n")):
         (tmp_path / name).write_text(text)
     assert parent_of_tasks(tmp_path) == str(tmp_path)
@@ -644,7 +644,7 @@ def test_inputs_come_from_the_attempt_before_while_the_datastore_is_away(bench: 
     hashes = {entry.path: entry.sha256 for one in outcomes for entry in one.manifest}
     assert hashes["made/out"] == hashes["next"] == done.files["made/out"]
     bench.turn()
-    assert not bench.jobs._made, "nobody needs these results any more"
+    assert not bench.jobs._made, "these results are no longer needed"
 
 
 def test_results_that_are_gone_are_not_replaced_by_what_the_datastore_has(bench: Bench) -> None:

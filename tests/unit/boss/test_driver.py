@@ -34,7 +34,7 @@ class Ports:
         self.reports: list[str] = []
         self.decided: list[list[str]] = []
         self.away = 0
-        """So many questions to the database fail from now on."""
+        """This many questions to the database fail from now on."""
         self.refuse = False
         self.inbox: list[Event] = []
         self.driver = Driver(

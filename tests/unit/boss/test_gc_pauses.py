@@ -40,7 +40,7 @@ def test_the_core_makes_no_cycles() -> None:
         gc.disable()
         world = Simulation(seed, faults.draw(random.Random(seed + 1), ("none",)))
         assert not world.run().problem
-        one_boss = world._boss_count == 1  # one that was replaced is a cycle by itself, and its process is over
+        one_boss = world._boss_count == 1  # a replaced core is a cycle, and its process has ended
         lived += one_boss
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
@@ -96,7 +96,7 @@ def test_a_boss_that_remembers_much_is_not_searched(monkeypatch: pytest.MonkeyPa
     count = gc.get_freeze_count()
     kept = [[number] for number in range(1_000)]
     collector.at_rest(10 * gc_pauses.SEARCHED_EVERY_S)
-    # The kept ones are not frozen. Others may go meanwhile: a frozen object that nobody refers to is freed.
+    # The kept ones are not frozen. Others may go meanwhile: a frozen object without references is freed.
     assert gc.get_freeze_count() < count + len(kept)
 
 

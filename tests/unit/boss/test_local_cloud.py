@@ -1,4 +1,4 @@
-"""Worker processes of this machine as VMs: each is told from another process that got its pid later."""
+"""Worker processes of this machine as VMs: each is distinguished from a process that got its pid later."""
 
 from __future__ import annotations
 

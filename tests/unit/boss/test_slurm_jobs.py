@@ -1,4 +1,4 @@
-"""What Slurm says and what is said to it, as text: lists, refusals, times, the script of a worker."""
+"""The texts to and from Slurm: lists, refusals, times, the script of a worker."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ INTERNAL = {
     "datastore.ssh.remote.Broken",
     "datastore.ssh.remote._OtherKey",
 }
-"""Caught where they are raised, or a fault of the program: users never see these. gate.py is one file by itself."""
+"""Caught where they are raised, or a fault of the program: users never see these. gate.py is one file alone."""
 
 
 def test_a_remedy_follows_what_happened() -> None:

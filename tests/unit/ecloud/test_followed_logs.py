@@ -1,4 +1,4 @@
-"""Whose output `logs -f` shows: that of the worker which holds the attempt, whoever else sends lines to the topic."""
+"""Whose output `logs -f` shows: that of the worker which holds the attempt, even if others send lines to the topic."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def mark(**changes: object) -> str:
         ({"inode": 8}, False),  # cp -r
         ({"device": 2}, False),  # a container of the same image
         ({"boot": "b2"}, True),  # the machine booted again
-        ({"boot": "b2", "device": 9}, True),  # and numbered its devices anew
+        ({"boot": "b2", "device": 9}, True),  # and numbered its devices again
         ({"boot": "b2", "hardware": ()}, True),  # nothing is known of it
         ({"boot": "b2", "hardware": ("52:54:00:00:00:01", "another card")}, True),
         ({"boot": "b2", "hardware": ("52:54:00:00:00:02",)}, False),  # a snapshot's clone

@@ -38,7 +38,7 @@ def test_what_the_record_names_is_ended(tmp_path: Path, sleeper: Started) -> Non
 
 
 def test_in_a_home_of_another_account_only_its_own_processes_are_ended(tmp_path: Path, sleeper: Started) -> None:
-    """Whoever owns the home may have written any pid into it, with its true start."""
+    """The owner of the home may have written any pid into it, with its true start."""
     record(tmp_path, sleeper.pid, left_overs.trace(sleeper.pid))
     assert left_overs.find(tmp_path, os.geteuid() + 1) == set()
     assert left_overs.find(tmp_path, os.geteuid()) == {sleeper.pid}

@@ -121,4 +121,4 @@ def test_a_heavy_answer_about_what_does_not_change_is_not_sought_again(heavy: He
     assert not heavy._is_due(older, None, now=89.0), "the helper rests"
     assert heavy._is_due(older, None, now=100.0)
     assert not heavy._is_due(live, None, now=100.0), "the other has waited longer"
-    assert heavy._is_due(live, None, now=106.0), "no viewer looks at the other any more"
+    assert heavy._is_due(live, None, now=106.0), "no viewer has the other page open"

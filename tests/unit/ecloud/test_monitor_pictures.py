@@ -19,7 +19,7 @@ PAGE_BYTES = 60_000
 
 
 def cells(levels: int, kinds: int, tasks: int) -> GraphCells:
-    """A graph of so many levels and kinds, each cell of `tasks`, each leading to the next level."""
+    """A graph of this many levels and kinds, each cell of `tasks`, each leading to the next level."""
     made = []
     for level in range(levels):
         for kind in range(kinds):

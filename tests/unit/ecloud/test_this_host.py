@@ -1,4 +1,4 @@
-"""What a machine offers, where it says so itself: GPUs by nvidia-smi."""
+"""What a machine offers by its own report: GPUs by nvidia-smi."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said on the wire: signed text that a person can read; whatever else arrives is one error with its reason."""
+"""Messages on the wire: signed, readable text; everything else is one error with its reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOPIC = boss_topic("cluster", "w1")
 
 
 def key_of(name: str) -> bytes | None:
-    """Keys of everybody but of strangers."""
+    """Keys of all peers, except strangers."""
     return None if name == "stranger" else derive_key(SECRET, name)
 
 

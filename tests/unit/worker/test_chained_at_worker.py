@@ -1,4 +1,4 @@
-"""Chained attempts at a worker: what waits, what starts, what is said in which order."""
+"""Chained attempts at a worker: what waits, what starts, which messages in which order."""
 
 from __future__ import annotations
 

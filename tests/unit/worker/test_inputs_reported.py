@@ -15,7 +15,7 @@ from worker.shell.cache import Cache, key_of
 
 
 def keeps(cache: Cache, to: Path, name: str, size: int = BIG_INPUT_BYTES) -> None:
-    """It fetches a file of so many bytes, all of them holes."""
+    """It fetches a file of this many bytes, all of them holes."""
     entry = Entry(name, "file", size, 0o644, 1.0)
 
     def transfer(path: Path) -> int:
@@ -29,7 +29,7 @@ def keeps(cache: Cache, to: Path, name: str, size: int = BIG_INPUT_BYTES) -> Non
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Callable[[], Cache]:
-    """Made anew on the same disk."""
+    """Made again on the same disk."""
 
     def made() -> Cache:
         cache = Cache(tmp_path / "cache")
@@ -47,7 +47,7 @@ def test_what_is_big_is_told_used_last_first_and_survives(cache: Callable[[], Ca
     keeps(first, tmp_path, "b", 2 * BIG_INPUT_BYTES)
     told = (HeldInput("b", 2 * BIG_INPUT_BYTES), HeldInput("a", BIG_INPUT_BYTES))
     assert first.big_inputs() == told
-    assert first.big_inputs() is first.big_inputs(), "looked at each second: it costs nothing where nothing changed"
+    assert first.big_inputs() is first.big_inputs(), "read each second: it costs nothing if nothing changed"
     again = cache()
     assert again.big_inputs() == told
     again.limit_bytes = 0

@@ -1,4 +1,4 @@
-"""What is moved is told to people: counted by the worker, summed by the boss, said in a line."""
+"""Transfers as shown to users: counted by the worker, summed by the boss, printed in a line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_bytes_on_their_way_are_told_and_never_more_than_there_are(monkeypatch: 
         told = meter.read()
         assert told is not None
         assert (told.bytes, told.moved_bytes) == (12 * MB, 12 * MB)
-    with meter.moving("store", 1, 0):  # a directory, of which nobody knows the size
+    with meter.moving("store", 1, 0):  # a directory of unknown size
         Connection.moved_bytes += 3 * MB
         told = meter.read()
         assert told is not None

@@ -1,4 +1,4 @@
-"""What lasts too long is told to a person, once an hour for each cause, as stories of the whole core."""
+"""Operator alerts for what lasts too long, once an hour for each cause, as stories of the whole core."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def told(script: BossScript) -> list[TellPerson]:
 
 
 def still_there(script: BossScript, vm: VmRow, seconds: float) -> None:
-    """The cloud keeps listing it for so long."""
+    """The cloud keeps listing it for this long."""
     for _ in range(int(seconds / 15)):
         script.wait(15.0)
         script.handle(cloud_lists("p", {vm.vm_no: vm.cloud_id}))
@@ -30,7 +30,7 @@ def test_an_end_that_fails_for_ten_minutes_is_shouted_about_and_again_after_an_h
     vm = script.store.vms[script_with_one(script)]
     script.ask("end_vms")
     still_there(script, vm, 500.0)
-    assert told(script) == [], "it may still end by itself"
+    assert told(script) == [], "it may still end"
     still_there(script, vm, 200.0)
     (shout,) = told(script)
     assert shout.cause == "end/p"
@@ -53,7 +53,7 @@ def test_a_boss_that_starts_again_does_not_shout_again_within_the_hour() -> None
     assert told(script) == []
     script.handle(cloud_lists("p"))
     script.wait(3700.0)
-    assert not any(name.startswith("shouted/") for name in script.store.tables.context), "forgotten when it is over"
+    assert not any(name.startswith("shouted/") for name in script.store.tables.context), "forgotten when it has ended"
 
 
 def test_a_cloud_that_does_not_even_list_is_shouted_about_too() -> None:

@@ -29,7 +29,7 @@ def task_(id: str, *dependencies: Dependency) -> TaskDefinition:
 
 
 def works(script: BossScript, worker: Peer, most: int = 1_000, fail: frozenset[str] = frozenset()) -> list[str]:
-    """The worker ends what it is given, at most so many, those of `fail` with exit 1; their ids in order."""
+    """The worker ends its tasks, at most this many, those of `fail` with exit 1; their ids in order."""
     done: list[str] = []
     while len(done) < most:
         for send in [send for send in script.said if send.envelope.peer == worker.name]:

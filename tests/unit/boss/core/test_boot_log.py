@@ -85,7 +85,7 @@ def test_of_another_vm_that_is_met_at_its_address_neither_key_nor_steps_are_take
     lists(boss)
     answer(boss, Visit("ok", vm="7", boot_nonce="1-7"), ssh=1.0)
     assert (row(boss).host_key, "ssh" in row(boss).steps) == ("", False)
-    assert row(boss).visit is not None, "why it is no worker yet is told from that"
+    assert row(boss).visit is not None, "the reason why it is no worker yet comes from that"
     answer(boss, Visit("ok", vm="1", boot_nonce=boss.store.vms[1].boot_nonce), host_key="ssh-ed25519 B", ssh=1.0)
     assert (row(boss).host_key, "ssh" in row(boss).steps) == ("ssh-ed25519 B", True)
 
@@ -130,7 +130,7 @@ def test_what_a_visit_found_is_why_the_boot_failed() -> None:
     boss = boss_of(boot_deadline_s=60.0)
     lists(boss)
     nonce = boss.store.vms[1].boot_nonce
-    answer(boss, Visit(**OLD_PYTHON, boot_nonce=nonce, log="its last words"))
+    answer(boss, Visit(**OLD_PYTHON, boot_nonce=nonce, log="its last lines"))
     boss.wait(61)
     vm = boss.store.vms[1]
     assert vm.cause == "python"
@@ -139,7 +139,7 @@ def test_what_a_visit_found_is_why_the_boot_failed() -> None:
     assert boss.store.vms[1].state == "gone"
     kept = row(boss).visit
     assert kept is not None
-    assert kept.log == "its last words"
+    assert kept.log == "its last lines"
     assert boss.boss.vms.boots.rows == {}
 
 
@@ -171,6 +171,6 @@ def test_the_key_of_a_vm_dies_with_its_intent() -> None:
     boss.start()
     boss.handle(MessageArrived(Envelope(1, "w1", "", 0, hello), "vm-1"))
     assert boss.said == []
-    # One of a database that was lost is no intent's of ours: its agent may finish, and leaves.
+    # One of a database that was lost belongs to no intent: its agent may finish, and leaves.
     boss.handle(MessageArrived(Envelope(1, "w2", "", 0, hello), "vm-77"))
     boss.take(Peer("w2", "worker"), wire.Welcome)

@@ -1,4 +1,4 @@
-"""Calls in the boss's core: a run grows push by push, and whoever pushed hears each end with its value."""
+"""Calls in the boss's core: a run grows push by push, and its client gets each end with its value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An operator holds a pool: it starts no VM until it is released, whoever leads, and everything says why."""
+"""An operator holds a pool: it starts no VM until it is released, under any leader, and every command says why."""
 
 from __future__ import annotations
 

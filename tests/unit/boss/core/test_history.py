@@ -1,4 +1,4 @@
-"""A database that was restored from a backup: who heard of more than it holds is told, and nothing is mixed up."""
+"""A database that was restored from a backup: peers that know more than it holds learn it, and nothing is mixed up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_what_a_peer_heard_is_part_of_this_history_up_to_where_each_epoch_ended(
 def test_an_epoch_never_repeats_also_after_a_restore() -> None:
     assert next_epoch(7, 100.0, 5) == 100_005
     assert next_epoch(200_000, 100.0, 5) == 200_006
-    assert next_epoch(7, 100.0, 5) != next_epoch(7, 50.0, 5), "time went on"
+    assert next_epoch(7, 100.0, 5) != next_epoch(7, 50.0, 5), "time has passed"
     assert next_epoch(200_000, 100.0, 5) != next_epoch(200_000, 150.0, 6), "the clock is behind: chance"
 
 

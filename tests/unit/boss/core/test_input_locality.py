@@ -1,4 +1,4 @@
-"""Tasks that share big inputs go where these are, and nobody waits for it."""
+"""Tasks that share big inputs go where these are, and no task waits for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def needs(id: str, *paths: str, **fields: Any) -> TaskDefinition:
 
 
 def ends(script: BossScript, peer: Peer, id: str, fetched: int = BIG_BYTES) -> BossScript:
-    """The task ends, and had fetched so many bytes."""
+    """The task ends, and had fetched this many bytes."""
     return script.ended(peer, id, fetch_bytes=fetched).stored(peer, id)
 
 
@@ -168,7 +168,7 @@ def test_a_worker_says_anything_and_little_is_believed(script: BossScript) -> No
     assert len(fetched(script, "w1")) == INPUTS_TOLD
     script.beats(w1, inputs=(HeldInput("huge", 2**63 - 1), HeldInput("none", -1), HeldInput("small", 5)))
     assert fetched(script, "w1") == []
-    assert "p1" not in script.boss.book.graph.known_inputs, "nobody has it"
+    assert "p1" not in script.boss.book.graph.known_inputs, "no worker has it"
     script.push("r", needs("t", *(f"q{number}" for number in range(50))), needs("u", *(f"q{k}" for k in range(50))))
     (node,) = [node for node in script.boss.book.graph.nodes.values() if node.id == "t"]
     assert node.inputs is not None

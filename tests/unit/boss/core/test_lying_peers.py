@@ -18,7 +18,7 @@ from ecloud.model.wire import Envelope, HeldAttempt, Hello
 
 
 def raw_hello(script: BossScript, peer: str, key_name: str, nonce: str, **fields: Any) -> None:
-    """A Hello as it comes from the broker; whoever recorded it can send it again."""
+    """A Hello as it comes from the broker; a peer that recorded it can send it again."""
     hello = Hello(nonce=nonce, kind=fields.pop("kind", "worker"), **fields)
     script.handle(MessageArrived(Envelope(wire.PROTOCOL_VERSION, peer, "", 0, hello), key_name))
 
@@ -187,7 +187,7 @@ def test_a_client_whose_key_is_revoked_is_dropped_at_once() -> None:
 
 def test_a_hello_that_is_repeated_does_not_push_out_the_session_of_a_newcomer() -> None:
     script = BossScript()
-    raw_hello(script, "w1", "worker-1", "w1-1")  # recorded by somebody at the broker, long ago
+    raw_hello(script, "w1", "worker-1", "w1-1")  # recorded by a stranger at the broker, long ago
     newcomer = Peer("w1", "worker")
     newcomer.key_name = "worker-1"
     script.hello(newcomer, resources={"cpus": 1.0}, home="h")
@@ -248,7 +248,7 @@ def test_a_heartbeat_with_the_largest_numbers_stops_nobody() -> None:
     script.hear(honest, wire.TransfersWanted(1_000))
     script.wait(3 * script.config.heartbeat_s)
     assert script.take(honest, wire.TransfersGranted).lane == 1
-    assert "w1" not in script.boss.transfer_slots.lanes, "a lane that nobody granted is not believed"
+    assert "w1" not in script.boss.transfer_slots.lanes, "a lane that was not granted is not believed"
 
 
 def test_who_wants_the_most_holds_up_the_others_for_a_while_only() -> None:
@@ -337,7 +337,7 @@ def test_what_a_worker_returns_unasked_and_without_a_reason_it_is_not_given_agai
 
 
 def chunk_of(script: BossScript, push_id: str, k: int, n: int, size: int, *tasks: Any) -> type:
-    """A client pushes a chunk of so many bytes; the kind of answer."""
+    """A client pushes a chunk of this many bytes; the kind of answer."""
     client = script.client()
     client.number += 1
     message = wire.SubmitTasks(push_id, k, n, wire.PushOptions("r"), tasks or (task(f"{push_id}-{k}"),))

@@ -32,7 +32,7 @@ def test_a_task_that_is_pushed_again_waits_for_each_dependency_once(script: Boss
 
 
 def test_an_order_of_an_earlier_session_is_not_in_flight(script: BossScript) -> None:
-    """The worker joins anew, and never heard of the order: numbers of orders begin anew with each session."""
+    """The worker joins again and never got the order: numbers of orders begin at 1 in each session."""
     w1 = script.worker("w1")
     script.push("r", task("a"))
     script.take(w1, wire.StartTasks)  # never arrives

@@ -1,4 +1,4 @@
-"""What is said again because it got lost, and what must never be given again: stories of the boss's core."""
+"""Messages that are sent again because they got lost, and tasks that must not be: stories of the boss's core."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_cancelled_task_that_is_done_again_has_a_new_number_with_the_next_boss
 
 
 def test_an_attempt_that_nobody_waits_for_any_more_keeps_its_number_for_itself(script: BossScript) -> None:
-    """Replaced while it was given; its end is written with the count, although the task has gone on without it."""
+    """Replaced while it was given; its end is written with the count, although the task has continued without it."""
     w1 = script.worker("w1")
     script.push("r", task("a"))
     script.starts(w1, "a")
@@ -137,7 +137,7 @@ def test_how_the_init_task_of_an_earlier_process_ended_makes_no_process_do_its_o
 
 
 def test_the_number_of_an_init_attempt_that_nobody_holds_is_not_given_twice() -> None:
-    """It is given, its task's row does not say so yet, and its worker is not there when a boss begins; nor another."""
+    """It is assigned, its task's row does not show it yet, and no worker is there when a boss begins."""
     script = BossScript()
     script.worker("w1", home="h")
     script.push("r", task("i", init=True), task("a"))

@@ -105,7 +105,7 @@ def test_the_next_boss_goes_on_reckoning_and_does_not_forget() -> None:
     worker = vm_worker(script, 1)
     beats(script, [worker], 1800.0)
     before = spent_h(script)
-    script.now += 600.0  # nobody leads for ten minutes
+    script.now += 600.0  # no boss leads for ten minutes
     script.start()
     assert spent_h(script) == pytest.approx(before + 600.0 / HOUR_S, rel=0.02)
 

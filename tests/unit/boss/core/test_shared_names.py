@@ -1,4 +1,4 @@
-"""Two tasks of one run whose globs match the same name: the second fails, and is told who published it."""
+"""Two tasks of one run whose globs match the same name: the second fails, and its error names the first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that kill their workers fail after so many; those that ran beside them do not."""
+"""Tasks that kill their workers fail after a number of them; tasks that ran beside them do not."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_fails_alone_never_fails_its_dependents_neighbours_and_can_be_tried
         script.worker(f"w{number + 1}")
     script.states(poison="failed", below="aborted")
     script.ask("retry_failed", ids=["poison"])
-    assert script.store.tables.suspects == {}, "whoever is tried again begins anew"
+    assert script.store.tables.suspects == {}, "a task that is tried again begins at 0"
     assert set(orders(script, script.peers["w3"])) == {"poison"}
     script.ended(script.peers["w3"], "poison")
     assert script.state("poison") == "succeeded"

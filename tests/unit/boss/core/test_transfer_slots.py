@@ -1,5 +1,5 @@
 """Lanes: who may move files over SSH. The boss's rule alone, then against a thousand real worker sides and a network
-that loses what is said."""
+that loses messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.core.transfer_slot import IDLE_S, Lane
 
 
 class Rule:
-    """The rule by itself: what it says, in order."""
+    """The rule alone: its answers, in order."""
 
     def __init__(
         self, lanes: int = 2, most_bytes: int = 100, opens_at: float = 0.0, holders: tuple[str, ...] = ()
@@ -238,7 +238,7 @@ def test_nobody_starves_although_all_want_more_than_there_is() -> None:
     sea.sail(2 * 200 / 8 * (SLICE_S + 5.0))
     done = [1000 - peer.left for peer in sea.peers.values()]
     assert min(done) >= 3, "each had its turn"
-    assert max(done) <= 6 * min(done), "and nobody had much more than others"
+    assert max(done) <= 6 * min(done), "and no worker had much more than others"
     assert sea.most <= 8
 
 
@@ -272,7 +272,7 @@ def test_all_that_start_at_once_are_served_in_their_order_and_never_more_than_th
     served: list[str] = []
     while rule.permits.lanes or rule.permits.waiting:
         held = list(rule.permits.lanes.values())
-        assert 0 < len(held) <= lanes, "somebody always has a turn"
+        assert 0 < len(held) <= lanes, "a worker always has a turn"
         assert len(held) == 1 or sum(lane.bytes for lane in held) <= 100
         served += [lane.worker for lane in held if lane.worker not in served[-lanes:] and lane.worker not in served]
         rule.ends(order.choice(held).worker)

@@ -40,7 +40,7 @@ def test_a_lane_that_is_called_back_is_used_to_its_end_and_asked_for_again() -> 
     script.wait(2.9)
     assert script.core.lane.is_open
     script.wait(0.2).nothing_else()
-    assert not script.core.lane.is_open, "nothing more begins, what is under way goes on"
+    assert not script.core.lane.is_open, "nothing more begins, running transfers continue"
     script.handle(moving(waiting=2))
     assert script.take(wire.TransfersEnded).lane == 4
     script.take(wire.TransfersWanted)
@@ -65,7 +65,7 @@ def test_heartbeats_tell_the_lane_that_is_held_or_wanted() -> None:
     heartbeat = script.beats()
     assert (heartbeat.lane, heartbeat.wants_bytes) == (3, None)
     script.lose().connect().welcome()
-    assert script.beats().lane == 3, "what is under way goes on over a new session"
+    assert script.beats().lane == 3, "running transfers continue in a new session"
     script.handle(moving()).wait(IDLE_S + 1.0)
     script.forget_all().wait(5.0)
     assert script.beats().lane == 0

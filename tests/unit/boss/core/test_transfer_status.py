@@ -1,4 +1,4 @@
-"""What a worker says of what it moves: soon where it takes long, once when it is over, never a word per task; and what
+"""What a worker reports of its transfers: soon if one takes long, once when it has ended, no message per task; and what
 the boss believes of it."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_many_that_are_short_are_told_by_heartbeats_alone() -> None:
         shown.on_measured(Moving(4, 0, 100, 50, since_s=0.3) if second % 2 else None, float(second))
     assert said == []
     shown.on_measured(Moving(4, 0, 100, 50, since_s=0.3), 100.0)
-    shown.on_heartbeat(100.0)  # it tells of them: so their end is told
+    shown.on_heartbeat(100.0)  # it reports them: so their end is reported
     shown.on_measured(None, 101.0)
     assert said == [MovingChanged(None)]
 
@@ -59,7 +59,7 @@ def test_a_meter_calls_when_nothing_moves_any_more_of_which_it_told() -> None:
     meter.stopped = lambda: calls.append(meter.read())
     with meter.moving("fetch", 1, 10, 7):
         pass
-    assert calls == [], "nobody knew of it"
+    assert calls == [], "no report named it"
     with meter.moving("fetch", 1, 10, 7):
         with meter.moving("store", 2, 10, 8):
             told = meter.read()
@@ -82,7 +82,7 @@ def test_the_boss_keeps_what_was_told_last_and_answers_nothing() -> None:
     script.start()
     script.hello(w1, resources={"cpus": 1.0}, home="home-w1").beats(w1)
     (row,) = script.store.load().workers
-    assert row.moving is None, "a heartbeat that tells of nothing makes good what an older boss knew"
+    assert row.moving is None, "a heartbeat without transfers corrects what an older boss knew"
     script.hear(w1, MovingChanged(moving)).hear(w1, wire.Goodbye("enough"))
     assert script.store.load().workers == []
 

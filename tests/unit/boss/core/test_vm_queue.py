@@ -1,5 +1,5 @@
 """VMs that wait at their cloud: one that places VMs slowly and steadily is waited for and not asked for more than it
-places; what it finds no place for is withdrawn, and asked for again where a person wanted it. And what becomes of a VM
+places; what it finds no place for is withdrawn, and requested again if an operator wanted it. And what happens to a VM
 whose end nothing can confirm."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def ten_of_a_slow_cloud() -> tuple[BossScript, list[int]]:
 
 
 def listed(vm_nos: list[int], up: int, booting: bool = False, state: str = "queued") -> VmsListed:
-    """Of these so many run, one is being brought up, and the others wait."""
+    """Of these this many run, one is being started, and the others wait."""
     ids = {vm_no: f"cloud-{vm_no}" for vm_no in vm_nos}
     states = dict.fromkeys(vm_nos[:up], ("running", ""))
     states |= dict.fromkeys(vm_nos[up : up + booting], ("booting", ""))
@@ -70,7 +70,7 @@ def test_vms_are_withdrawn_when_nothing_is_placed_any_more() -> None:
 
 
 def test_vms_whose_own_pool_gets_no_host_are_withdrawn_although_others_are_placed() -> None:
-    """No host is large enough for them: what the cloud brings up for another pool is no progress of theirs."""
+    """No host is large enough for them: VMs that the cloud starts for another pool are no progress for them."""
     script = BossScript(pending_s=120.0).pool("p", maximum=1, cloud="c").pool("q", maximum=1, cpus=8.0, cloud="c")
     script.push("r", task("a", resources={"cpus": 8.0}), task("b"))
     vms = {script.store.vms[vm_no].pool: vm_no for vm_no in started(script)}

@@ -47,7 +47,7 @@ def shown(**vms: int) -> VmsListed:
 
 
 def agent(script: BossScript, vm_no: int, nonce: str = "") -> Peer:
-    """A worker with the key of that VM reports for duty."""
+    """A worker with the key of that VM joins."""
     peer = script.peers[f"w{vm_no}"] = Peer(f"w{vm_no}", "worker")
     hello = wire.Hello("n", "worker", resources={"cpus": 1.0}, boot_nonce=nonce, home=f"h{vm_no}")
     script.handle(MessageArrived(Envelope(wire.PROTOCOL_VERSION, peer.name, "", 0, hello), f"vm-{vm_no}"))
@@ -98,7 +98,7 @@ def test_a_boss_that_was_killed_in_the_middle_of_a_call_waits_for_the_list_to_sh
     assert asked(script) == []
 
 
-# --- VMs that nobody owns -------------------------------------------------------------------------
+# --- VMs without an owner --------------------------------------------------------------------------
 
 
 def test_a_vm_that_nobody_owns_is_ended_after_a_grace_and_asked_again_until_it_is_gone() -> None:
@@ -357,7 +357,7 @@ def test_what_a_full_cloud_refused_is_told_while_it_is_full() -> None:
     script.call(AskRoom)
     script.handle(RoomSeen("p", 0, "network lab has 0 free addresses of 3"))
     assert script.store.tables.pools["p"].closed == f"{full}; 4 asked for were refused"
-    for _ in range(2):  # nobody wants more, and still it is looked whether that is so
+    for _ in range(2):  # no task needs more, and the boss still checks
         script.wait(61.0)
         script.call(AskRoom)
         script.handle(RoomSeen("p", 0, "network lab has 0 free addresses of 3"))

@@ -1,4 +1,4 @@
-"""Outputs of attempts that failed are published, nothing else of theirs is, and the task fails for its own reason."""
+"""Outputs of failed attempts are published, none of their other results, and the task fails for its own reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps VMs from starting reaches those who watch a run at once, and is withdrawn when it is over."""
+"""What keeps VMs from starting reaches those who watch a run immediately, and is withdrawn when it has ended."""
 
 from __future__ import annotations
 
