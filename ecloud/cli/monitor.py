@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 import psutil
 
-from datastore.problem import DONE, Problem
+from datastore.problem import DONE, INTERRUPTED, Problem
 from ecloud.cli import app
 from ecloud.config.processes import die_with_parent
 from ecloud.config.settings import load_settings
@@ -46,8 +47,8 @@ class Served(msgspec.Struct, frozen=True):
         return self.host not in LOOPBACK
 
 
-def monitor(served: Served) -> int:
-    """Serve until Ctrl-C. Raises `Problem` if the address cannot be used."""
+def monitor(served: Served) -> NoReturn:
+    """Serve until Ctrl-C, and end this process. Raises `Problem` if the address cannot be used."""
     try:
         import uvicorn
 
@@ -91,8 +92,14 @@ def monitor(served: Served) -> int:
         limit_concurrency=SLOW_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=2,
         proxy_headers=False, ssl_certfile=served.tls_cert or None, ssl_keyfile=served.tls_key or None,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listener])
-    return DONE
+    code = DONE
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.stdout.flush()
+    # The questions that are still being answered only read, and may take minutes: Python would wait for them.
+    os._exit(code)
 
 
 def findings() -> list[Finding]:

@@ -30,10 +30,10 @@ def test_the_page_does_what_it_shows(doors: Doors) -> None:
 def test_mlframeworks_example_whole(cluster: Doors) -> None:
     (cluster.place / "data").mkdir()
     (cluster.place / "data/train_mnist.py").write_text(TRAIN)
-    program = "python train_mnist.py"
+    program = "python3 train_mnist.py"
     sweep = cluster.place / "parameters.yml"
     sweep.write_text(
-        "program: python train_mnist.py\ndefaults: {requirements: [train_mnist.py]}\nparameters:\n"
+        "program: python3 train_mnist.py\ndefaults: {requirements: [train_mnist.py]}\nparameters:\n"
         + "".join(f"  {line}\n" for line in (ROOT / "tests/inputs/parameters.yml").read_text().splitlines())
     )
     told = cluster.push(ROOT / "tests/inputs/parameters.yml", "--program", program, "--dry_run").out

@@ -68,6 +68,8 @@ class NetHost:
         self.home.mkdir(parents=True)
         self._fault = fault
         self._link, self.address = network.next()
+        # A machine keeps its MAC address over a reboot; else others would send to the old one for up to 45 s.
+        self._mac = ":".join(["02", "ec", *(f"{int(part):02x}" for part in self.address.split("."))])
         self._outside: subprocess.Popen[bytes] | None = None
         (self.home / ".ssh").mkdir(mode=0o700)
         authorized = self.home / ".ssh" / "authorized_keys"
@@ -110,7 +112,10 @@ class NetHost:
         with Path(f"{self.home}.log").open("ab") as log:
             self._outside = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         first = wait_until(self._first, what="the namespaces are there")
-        _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", str(first))
+        _ip(
+            "link", "add", self._link, "type", "veth",
+            "peer", "name", "eth0", "address", self._mac, "netns", str(first),
+        )  # fmt: skip
         _ip("link", "set", self._link, "master", self._network.bridge, "up")
         for words in (["link", "set", "eth0", "up"], ["addr", "add", f"{self.address}/24", "dev", "eth0"]):
             subprocess.run(["nsenter", "-t", str(first), "-n", "ip", *words], check=True)

@@ -142,7 +142,7 @@ class _Reader:
 
     def _program(self, node: YamlNode) -> str:
         program = self._text(node, "program").strip()
-        return f"python {program}" if program.endswith(".py") and not set(program) & set(" \t\n'\"$;&|<>") else program
+        return f"python3 {program}" if program.endswith(".py") and not set(program) & set(" \t\n'\"$;&|<>") else program
 
     def _choice(self, node: YamlNode, field: str, choices: tuple[str, ...]) -> str:
         text = self._text(node, field)

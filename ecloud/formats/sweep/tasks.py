@@ -182,8 +182,8 @@ def _wandb_command(sweep: Sweep, values: Values) -> str:
     plain = {name: value for name, value in values.items() if name != REPEAT or sweep.repeat == 1}
     makers: dict[str, Callable[[], list[str]]] = {
         "env": lambda: ["/usr/bin/env"],
-        "interpreter": lambda: ["python"],
-        "program": lambda: [sweep.program.removeprefix("python ")],
+        "interpreter": lambda: ["python3"],
+        "program": lambda: [sweep.program.removeprefix("python3 ")],
         "args": lambda: _options(sweep, plain),
         "args_no_boolean_flags": lambda: _options(msgspec.structs.replace(sweep, bare_flags=True), plain),
         "args_no_hyphens": lambda: [shlex.quote(f"{name}={value.text}") for name, value in plain.items()],

@@ -55,7 +55,7 @@ def test_a_worker_starts_from_a_bundle_alone_and_the_boss_is_not_in_it(tmp_path:
     bundle = Bundles(tmp_path / "home").get(this_machine())
     place = tmp_path / "there"
     with tarfile.open(bundle.archive) as archive:
-        archive.extractall(place, filter="data")
+        archive.extractall(place, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     environment = {"PYTHONPATH": f"{place}:{place}/packages", "PYTHONDONTWRITEBYTECODE": "1"}
     # -S: without this environment's own packages; its standard library is all it has.
     command = [sys.executable, "-S", "-W", "error", "-m", "worker", "--help"]

@@ -141,7 +141,7 @@ def test_a_wandb_grid() -> None:
       - ${envvar:HOME}
     """
     found = read(text)
-    assert found.tasks[0].commands == ('/usr/bin/env python train.py --lr=1e-3 --epochs=27 --wide --fixed=1 "$HOME"',)
+    assert found.tasks[0].commands == ('/usr/bin/env python3 train.py --lr=1e-3 --epochs=27 --wide --fixed=1 "$HOME"',)
     assert found.tasks[1].commands[0].count("--wide") == 0
     assert found.notes == ("ignored, it is for W&B's own service: metric",)
 
@@ -165,7 +165,7 @@ def test_a_wandb_random_search() -> None:
         assert int(task.env["ECLOUD_PARAM_UNITS"]) in range(8, 17)
         assert float(task.env["ECLOUD_PARAM_DROP"]) in (0, 0.25, 0.5, 0.75, 1)
         assert task.env["ECLOUD_PARAM_OPT"] == "a"
-    assert found[0].commands[0].startswith("python train.py --lr=")
+    assert found[0].commands[0].startswith("python3 train.py --lr=")
 
 
 def test_every_problem_is_listed_with_its_place() -> None:
