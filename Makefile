@@ -94,8 +94,9 @@ bench: $(VENV)/.development services ## how fast, side by side with peers
 bench-peers: $(VENV)/.development services ## the same work by Ray, Dask, Celery, HyperQueue and Parsl, in turns
 	@$(PY) -m bench.peers
 
-bench-scale: $(VENV)/.development services ## how cost grows with tasks and workers: a table and a plot
+bench-scale: $(VENV)/.development services ## how cost grows with tasks and workers: a table and a plot; arrays of a million
 	@$(PY) -m bench.scale --plot docs/scale.png
+	@$(PY) -m bench arrays
 
 bench-scaling: $(VENV)/.development ## GRAPHS="FILE..." our scaling beside fixed fleets and queue depth, simulated
 	@$(PY) -m bench.scaling $(GRAPHS)

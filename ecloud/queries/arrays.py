@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,11 @@ from ecloud.formats.arrays import ENTRIES_A_PART, decode_entries, element_id, el
 from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ArrayOf, TaskDefinition
 from ecloud.queries.views import ArrayStatus
+
+MOST_GROUPED = 20_000
+"""Tasks whose ids are read to find small arrays: a status must stay quick."""
+_FOREMOST = ("running", "ready", "waiting", "failed", "aborted", "cancelled", "succeeded")
+"""The state of a small array is the first of these that an element is in."""
 
 
 def pending_counts(connection: Connection) -> dict[int, dict[str, int]]:
@@ -39,6 +45,48 @@ def array_views(connection: Connection) -> dict[int, list[ArrayStatus]]:
     for row in connection.execute(query):
         found.setdefault(row.run_no, []).append(ArrayStatus(row.id, row.state, msgspec.json.decode(row.states)))
     return found
+
+
+def small_arrays(connection: Connection, totals: Mapping[int, int]) -> dict[int, list[ArrayStatus]]:
+    """The arrays whose elements are plain tasks, recognised by their ids (`a[17]`), of the runs whose number of tasks
+    is in `totals`: in its order, as long as `MOST_GROUPED` allows."""
+    chosen, count = [], 0
+    for run_no, total in totals.items():
+        if 1 < total <= MOST_GROUPED - count:
+            chosen.append(run_no)
+            count += total
+    if not chosen:
+        return {}
+    tasks = schema.tasks.c
+    bracket = sa.func.instr(tasks.id, _text("["))
+    name = sa.func.substr(tasks.id, 1, bracket - 1, type_=schema.Utf8()).label("name")
+    index = sa.cast(sa.func.substr(tasks.id, bracket + 1), sa.Integer)
+    elements = (
+        tasks.run_no.in_(chosen), tasks.init == schema.TASK, bracket > 1, index > 0,
+        sa.func.substr(tasks.id, -1) == _text("]"),
+    )  # fmt: skip
+    query = (
+        sa.select(tasks.run_no, name, tasks.state, sa.func.count(), sa.func.min(tasks.task_no))
+        .where(*elements)
+        .group_by(tasks.run_no, name, tasks.state)
+    )
+    states: dict[tuple[int, str], dict[str, int]] = {}
+    first: dict[tuple[int, str], int] = {}
+    for run_no, array, state, count, task_no in connection.execute(query):
+        key = (run_no, array)
+        states.setdefault(key, {})[state] = count
+        first[key] = min(task_no, first.get(key, task_no))
+    found: dict[int, list[ArrayStatus]] = {}
+    for key in sorted(states, key=lambda key: first[key]):
+        of_array = states[key]
+        if sum(of_array.values()) > 1:
+            state = next(state for state in _FOREMOST if of_array.get(state))
+            found.setdefault(key[0], []).append(ArrayStatus(key[1], state, of_array))
+    return found
+
+
+def _text(text: str) -> sa.BindParameter[str]:
+    return sa.bindparam(None, text, type_=schema.Utf8())
 
 
 def unmade_element(connection: Connection, run_no: int | None, name: str) -> Any:

@@ -32,7 +32,7 @@ from ecloud.model.tasks import TaskState
 from ecloud.model.vm_states import VmState
 from ecloud.model.wire import Hello
 from ecloud.queries import boot_history
-from ecloud.queries.arrays import array_views, pending_counts
+from ecloud.queries.arrays import array_views, pending_counts, small_arrays
 from ecloud.queries.producers import with_maker
 from ecloud.queries.suspects import suspect_tasks
 from ecloud.queries.transfers import transfers
@@ -200,10 +200,15 @@ def _runs(connection: Connection, boss: BossStatus, now: float) -> list[RunStatu
     for run_no, pending in pending_counts(connection).items():
         states[run_no] = _added(iter((states.get(run_no, {}), pending)))
     arrays = array_views(connection)
+    rows = connection.execute(sa.select(schema.runs)).all()
+    totals = {row.run_no: sum(states.get(row.run_no, {}).values()) for row in rows if row.ended_at is None}
+    for run_no, small in small_arrays(connection, totals).items():
+        known = {array.id for array in arrays.get(run_no, ())}
+        arrays.setdefault(run_no, []).extend(array for array in small if array.id not in known)
     rates = _rates(connection, now)
     unrunnable = boot_history.unrunnable(connection)
     found = []
-    for row in connection.execute(sa.select(schema.runs)):
+    for row in rows:
         run = RunStatus(
             row.name,
             row.run_no,

@@ -138,3 +138,22 @@ def test_arrays_on_a_real_database(script: BossScript, engine: Engine) -> None:
     script.ask("drop_tasks", run="r")
     assert script.store.tables.arrays == {}
     assert script.store.real.load().states == {}
+
+
+def test_a_small_array_has_a_line_of_its_own(script: BossScript, engine: Engine) -> None:
+    """Its elements are plain tasks; what only looks like an element is none."""
+    small = [TaskDefinition(f"a[{index}]", ("true",)) for index in (1, 2, 10)]
+    alone = [TaskDefinition(name, ("true",)) for name in ("only[1]", "named[x]", "[3]", "a[1", "ü")]
+    script.push("r", TaskDefinition("first", ("true",)), *small, *alone, array("large", 30, Dependency("first")))
+    script.push("other", *(TaskDefinition(f"z ü[{index}]", ("true",), (Dependency("x"),)) for index in (1, 2)),
+                TaskDefinition("x", ("true",)))  # fmt: skip
+    worker = script.worker("w", cpus=1)
+    works(script, worker, 3, frozenset(["a[1]"]))
+    shown = {run.name: [(one.id, one.state, one.states) for one in run.arrays] for run in queries.status(engine).runs}
+    assert shown == {
+        "r": [
+            ("large", "ready", {"ready": 30}),
+            ("a", "ready", {"failed": 1, "succeeded": 1, "ready": 1}),
+        ],
+        "other": [("z ü", "waiting", {"waiting": 2})],
+    }
