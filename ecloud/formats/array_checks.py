@@ -1,7 +1,7 @@
 """Checks of an array that stays one definition, without making all of its elements.
 
 Elements differ only in the values filled in, so a few of them are checked completely: the first, the last, and the one
-with the longest entry. If the elements name files, all of them are checked.
+with the longest entry. If entries are filled into the paths of files, the paths of all elements are checked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from ecloud.formats.arrays import ArrayWrong, element_id, elements, entries_in, indices_of
 from ecloud.formats.paths import text_problem
 from ecloud.formats.problems import shown
-from ecloud.model.tasks import MERGED, ArrayOf, Dependency, Entry, TaskDefinition
+from ecloud.model.tasks import MERGED, Dependency, Entry, TaskDefinition
 
 MAX_WORDS = 10_000
 
@@ -50,8 +50,6 @@ def samples(task: TaskDefinition) -> list[TaskDefinition]:
     """Return elements that represent all elements of a valid array: the first, the last, the longest."""
     array = task.array
     assert array is not None
-    if has_files(task):
-        return list(_all(task, array))
     if array.entries:
         longest = max(array.entries, key=lambda entry: len(entry.text))
         chosen = [array.entries[0], array.entries[-1], longest]
@@ -61,14 +59,22 @@ def samples(task: TaskDefinition) -> list[TaskDefinition]:
     return list(elements(task, {entry.index: entry for entry in chosen}.values(), array.words))
 
 
+def with_other_paths(task: TaskDefinition, chosen: Sequence[TaskDefinition]) -> Iterator[TaskDefinition]:
+    """Yield the elements of a valid array whose paths the `chosen` ones (`samples`) do not represent, without commands:
+    all others if entries are filled in. The digits of an index change no path's validity."""
+    if task.array is not None and task.array.entries and has_files(task):
+        known = {element.id for element in chosen}
+        yield from (element for element in elements(_bare(task), task.array.entries) if element.id not in known)
+
+
 def has_files(task: TaskDefinition) -> bool:
     """Whether its elements name files that other tasks may name, too. Outputs named by the task's id cannot collide."""
     outputs = [path for path in (task.stdout, task.stderr) if path and path != MERGED]
     return bool(task.requirements or task.results or any("%t" not in path for path in outputs))
 
 
-def _all(task: TaskDefinition, array: ArrayOf) -> Iterator[TaskDefinition]:
-    return elements(task, entries_in(array), array.words)
+def _bare(task: TaskDefinition) -> TaskDefinition:
+    return msgspec.structs.replace(task, commands=(), env={}, array=None)
 
 
 def with_elements(tasks: Sequence[TaskDefinition]) -> Sequence[TaskDefinition]:
@@ -85,11 +91,12 @@ def with_elements(tasks: Sequence[TaskDefinition]) -> Sequence[TaskDefinition]:
         assert task.array is not None
         shared = tuple(other for other in task.dependencies if not (other.each and other.id in expanded))
         each = [other for other in task.dependencies if other.each and other.id in expanded]
-        bare = msgspec.structs.replace(task, commands=(), env={}, array=None)
         names = []
-        for entry, element in zip(entries_in(task.array), elements(bare, entries_in(task.array)), strict=True):
-            own = tuple(Dependency(element_id(other.id, entry.index), other.on) for other in each)
+        for entry, element in zip(entries_in(task.array), elements(_bare(task), entries_in(task.array)), strict=True):
             names.append(element.id)
-            found.append(msgspec.structs.replace(element, dependencies=(*shared, *own)))
+            if shared or each:
+                own = tuple([Dependency(element_id(other.id, entry.index), other.on) for other in each])
+                element = msgspec.structs.replace(element, dependencies=(*shared, *own))
+            found.append(element)
         found.append(TaskDefinition(task.id, dependencies=tuple(map(Dependency, names))))
     return found

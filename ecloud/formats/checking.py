@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 
-from ecloud.formats.array_checks import array_problem, samples, with_elements
+from ecloud.formats.array_checks import array_problem, samples, with_elements, with_other_paths
 from ecloud.formats.arrays import count_of, indices_of
 from ecloud.formats.file_conflicts import find_file_conflicts
 from ecloud.formats.graph import find_cycles
@@ -109,8 +109,11 @@ def find_problems(
             say("id", "more than one task has this id")
         ids.add(task.id)
     for array in arrays:
-        for task in samples(array):
+        chosen = samples(array)
+        for task in chosen:
             _check_task(task, say)
+        for task in with_other_paths(array, chosen):
+            _check_paths(task, say)
     _check_element_names(tasks, problems)
     _check_each(tasks, problems)
     if all_named:
@@ -165,10 +168,7 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
     _check_commands(task.commands, characters, say)
     if task.dependencies:
         _check_dependencies(task, say)
-    if task.requirements or task.results:
-        _check_files(task, say)
-    if task.stdout or task.stderr:
-        _check_outputs(task, say)
+    _check_paths(task, say)
     if not task.overwrite_result:
         if not task.results:
             say("overwrite_result", "false needs at least one result")
@@ -194,6 +194,13 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
         _check_call(task, task.call, say)
     if characters > 200_000 or _has_many_parts(task):
         _check_size(task, say)
+
+
+def _check_paths(task: TaskDefinition, say: Say) -> None:
+    if task.requirements or task.results:
+        _check_files(task, say)
+    if task.stdout or task.stderr:
+        _check_outputs(task, say)
 
 
 def _check_id(name: str, say: Say) -> None:

@@ -48,7 +48,9 @@ def released_in_the_monitor(doors: Doors) -> None:
         assert "held by an operator (new image)" in page
         assert "/confirm?verb=release_pool&amp;pool=big" in page
         assert "/confirm?verb=hold_pool" not in page
-        assert "Reason, which is kept" in monitor.get("/confirm?verb=hold_pool&pool=big").text
+        asked = monitor.get("/confirm?verb=hold_pool&pool=big").text
+        assert "Hold pool big (0 VMs): the boss starts no VM of it until you release it" in asked
+        assert 'name="reason"' in asked
         form = monitor.get("/confirm?verb=release_pool&pool=big")
         assert "Release pool big (0 VMs): the boss may start VMs of it again." in form.text
         assert monitor.post("/do", verb="release_pool", pool="big", csrf=csrf_of(form)).code == 303

@@ -174,3 +174,22 @@ def test_what_is_wrong_with_arrays() -> None:
 
 def test_padding_and_percent_signs() -> None:
     assert fill("%04d %d %%02d %2d date +%Y", Entry(7, "x")) == "0007 %d %02d %2d date +%Y"
+
+
+def test_each_path_of_a_large_array_is_checked_once() -> None:
+    names = [f"part-{number}" for number in range(2_000)]
+    names[0], names[700], names[701], names[1_999] = "/etc/first", "../up", "part-3", "/etc/last"
+    task = {"id": "a", "array": names, "commands": "./run {}", "results": [["out", "{}"]]}
+    with pytest.raises(TaskListWrong) as wrong:
+        read_task_list(json.dumps([task]).encode(), "r")
+    text = "\n".join(wrong.value.lines)
+    for index in (1, 701, 2_000):
+        assert text.count(f"task a[{index}], results") == 1, text
+    assert "a[4]" in text, "two elements write one file"
+    assert "a[702]" in text
+
+
+def test_paths_of_a_large_range_are_checked_where_digits_make_a_difference() -> None:
+    twice = {"id": "a", "array": "1-5000", "commands": ":", "requirements": [["in/{}", "%03d"], ["in/{}", "{}"]]}
+    with pytest.raises(TaskListWrong, match="named twice"):
+        read_task_list(json.dumps([twice]).encode(), "r")
