@@ -25,7 +25,7 @@ from ecloud.queries.load import load
 from ecloud.queries.lookup import task
 from ecloud.queries.neighbourhood import neighbourhood
 from ecloud.queries.sweep import sweep_tasks
-from ecloud.queries.sweep_table import SweepTable, last_sweep_table, sorted_by
+from ecloud.queries.sweep_table import SweepTable, as_float, last_sweep_table, sorted_by
 from ecloud.queries.timeline import timeline
 from ecloud.queries.views import RunStatus, Status
 from ecloud.queries.why import why
@@ -33,7 +33,7 @@ from ecloud.queries.why_task import Pool
 from ecloud.web import charts, graph_charts, sweep_charts
 from ecloud.web.health import Health
 from ecloud.web.heavy import Heavy
-from ecloud.web.rendering import Rendering
+from ecloud.web.rendering import Rendering, aligned
 
 PAGE_ROWS = 100
 RUNS_SHOWN = 50
@@ -273,9 +273,12 @@ def _sweep_values(table: SweepTable, sort: str, asked: Any) -> dict[str, Any]:
     numbers = [axis for axis in varied if axis.title in table.metrics]
     x = by_title.get(asked.get("x", "")) or next((axis for axis in varied if axis.title in table.parameters), None)
     y = by_title.get(asked.get("y", "")) or (numbers[0] if numbers else None)
+    rows = table.rows[:SWEEP_ROWS]
+    columns = [table.column(name) for name in ("run_s", *table.metrics)]
     return {
         "table": table,
-        "rows": table.rows[:SWEEP_ROWS],
+        "rows": rows,
+        "numbers": {at: aligned([as_float(row[at]) for row in rows]) for at in columns},
         "sort": sort,
         "axes": axes,
         "x": x,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ SIGNS = {
 """Signs of states: shape and text, never colour alone."""
 _WHEN = re.compile(r"\b(?:(\d{4}-\d\d-\d\d) )?(\d\d:\d\d:\d\d) ([A-Z][A-Z]+|[+-]\d\d(?:\d\d)?)(?!\w)")
 """Times as `ecloud.model.text.when` writes them."""
+FIGURE_SPACE, PERIOD_SPACE = "\u2007", "\u2008"
+"""As wide as a digit, and as a point."""
 HTML = "text/html; charset=utf-8"
 
 
@@ -174,6 +176,20 @@ def _moment(match: re.Match[str]) -> datetime | None:
 def number(value: float | None, digits: int = 0) -> str:
     """Format 1234567 as 1,234,567; None as a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def aligned(values: Sequence[float | None]) -> list[str]:
+    """Format the numbers of a column with six digits at most; spaces as wide as the missing decimals align their
+    points. None as a dash."""
+    told = ["–" if value is None else f"{value:.6g}" for value in values]
+    if any("e" in text or "n" in text for text in told):  # an exponent, nan or inf: they have no common point
+        return told
+    decimals = [len(text.partition(".")[2]) for text in told]
+    most = max(decimals, default=0)
+    return [
+        text + (PERIOD_SPACE if most and not own else "") + FIGURE_SPACE * (most - own)
+        for text, own in zip(told, decimals)
+    ]
 
 
 def seconds(value: float | None) -> str:

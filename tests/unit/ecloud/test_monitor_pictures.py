@@ -14,6 +14,7 @@ from ecloud.queries.neighbourhood import Near, Neighbourhood
 from ecloud.queries.sweep_table import SweepTable
 from ecloud.queries.timeline import BUCKETS, Lane, Span, Timeline
 from ecloud.web import charts, graph_charts, sweep_charts
+from ecloud.web.rendering import aligned
 
 PAGE_BYTES = 60_000
 
@@ -118,3 +119,16 @@ def test_axes_of_a_sweep_hold_numbers_texts_and_powers_of_ten() -> None:
     assert len(drawn.findall("circle")) == 3
     lines = ElementTree.fromstring(str(sweep_charts.parallel([lr, opt, loss], table)))
     assert len(lines.findall("polyline")) == 3
+
+
+def test_numbers_of_a_column_have_their_points_below_each_other() -> None:
+    assert aligned([1e-9, 2.5]) == ["1e-09", "2.5"]
+    assert aligned([3.0, 4.0]) == ["3", "4"]
+    assert aligned([]) == []
+    told = aligned([0.267, 10.0, None, 12.5])
+    assert [text.replace("\u2007", "_").replace("\u2008", ",") for text in told] == [
+        "0.267",
+        "10,___",
+        "–,___",
+        "12.5__",
+    ]
