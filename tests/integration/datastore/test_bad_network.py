@@ -27,14 +27,17 @@ def test_sshd_killed_while_a_result_is_on_its_way(weather: Weather, size: int) -
     """Up and down: the second task fetches what the first one made."""
     big, reads = f"big{size}", f"reads{size}"
     lines, third = lines_of(big, size), size // 3
+    weather.proxy.bytes_per_s = size / 8  # so that sshd is stopped before all has arrived
     before = weather.proxy.passed
     run = weather.begin(weather.makes(big, lines))
     wait_until(lambda: weather.proxy.passed - before > third, PATIENCE_S, "a third has gone up")
     weather.sshd.stop()
     weather.why(big, "results cannot be stored", "the datastore", "onnection")
     assert big not in weather.made()
+    weather.proxy.bytes_per_s = 0.0
     weather.sshd.start()
     weather.ends(run, big, lines=lines)
+    weather.proxy.bytes_per_s = size / 8
     begun = weather.proxy.passed
     # A push of its own: a task that is chained to the one it reads from takes its input on the worker.
     read = {"id": reads, "commands": "wc -c < in", "requirements": [[f"made/{big}", "in"]], "retries": 0}
@@ -42,6 +45,7 @@ def test_sshd_killed_while_a_result_is_on_its_way(weather: Weather, size: int) -
     wait_until(lambda: weather.proxy.passed - begun > third, PATIENCE_S, "a third has gone down")
     weather.sshd.stop()
     weather.why(reads, "the datastore", "onnection")
+    weather.proxy.bytes_per_s = 0.0
     weather.sshd.start()
     weather.ends(run, reads)
     # A worker that waits for long gives the task back, and the other one fetches a copy of its own.
