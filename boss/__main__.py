@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import TypeVar
 
 import click
@@ -59,6 +59,8 @@ LOGS_KEPT = 3
 BOOT_S = {"local": 1.0, "opennebula": 60.0, "slurm": 10.0, "ssh_hosts": 5.0}
 """How long a VM of a cloud is guessed to take until its worker reports, before any did."""
 WAIT_S = 2.0
+LEAVE_S = 8.0
+"""How long a boss that was ordered to stop waits for its database; `admin.py stop` waits for 30 s."""
 MONITOR_LOOKS = 150
 """Times 0.2 s that the address of the monitor is looked for."""
 _T = TypeVar("_T")
@@ -172,6 +174,9 @@ class Start:
         self._runtime: Runtime | None = None
         self._monitor_port = monitor_port
         self._companions: list[Companion] = []
+        self._patience = Timer(LEAVE_S, self._exit_without_database)
+        """From the order to stop to the end of the loop."""
+        self._patience.daemon = True
 
     def run(self) -> int:
         """Start, lead, leave; the exit code."""
@@ -235,9 +240,26 @@ class Start:
         return code
 
     def _stop(self) -> None:
-        self._stopping = True
+        if not self._stopping:
+            self._stopping = True
+            self._patience.start()
         if self._runtime is not None:
             self._runtime.stop()
+
+    def _exit_without_database(self) -> None:
+        """Leave in the middle of a statement that a stopped database server does not answer. As after a crash, the next
+        boss finds what was committed."""
+        log.warning("left without the database, which does not answer: the next boss waits for this one's silence")
+        self._end_own_processes()
+        self._home.boss_pid.unlink(missing_ok=True)
+        logging.shutdown()
+        os._exit(DONE)
+
+    def _end_own_processes(self) -> None:
+        for companion in self._companions:
+            companion.stop()
+        if self._embedded is not None:
+            self._embedded.stop()
 
     def _start_companions(self) -> None:
         """The processes beside this one."""
@@ -396,20 +418,22 @@ class Start:
         self._home.boss_pid.write_text(json.dumps(about))
 
     def _leave(self, store: Store, clouds: Mapping[str, Provider], storage: Storage) -> None:
-        for companion in self._companions:
-            companion.stop()
+        self._patience.cancel()
         if self._end_vms:
             self._end_all(clouds)
         for cloud in clouds.values():
             cloud.close()
-        if self._embedded is not None:
-            self._embedded.stop()
+        self._end_own_processes()
         if self._tied and isinstance(storage.publisher, DirectoryDatastore):
             storage.publisher.tidy()
+        resigning = Timer(LEAVE_S, self._exit_without_database)
+        resigning.daemon = True
+        resigning.start()
         try:
             store.resign()
         except (StoreAway, CommitRefused):
             log.warning("the database does not answer: the next boss waits until this one's lease ends")
+        resigning.cancel()
         self._home.boss_pid.unlink(missing_ok=True)
         log.info("left")
 

@@ -38,6 +38,7 @@ from sim.history_checker import HistoryChecker
 from sim.invariants import Violation
 from sim.store import Tables
 from sim.world import World
+from worker.core.report_size import LARGE_BYTES
 
 Key = tuple[int, int]
 _ROUNDING = 1e-6
@@ -613,6 +614,13 @@ class Checker:
             self.history.on_came_to(key, outcome)
         if order.init and outcome.cause is Cause.SUCCESS:
             self.prepared.setdefault(worker, set()).add(order.task_no)
+
+    def on_spooled(self, worker: str, outcome: Outcome) -> None:
+        """Note a short outcome in place of one whose report no broker takes."""
+        key = (outcome.task_no, outcome.number)
+        seen = self._seen(key)
+        if seen.came_to is not None and len(seen.came_to.stdout) >= LARGE_BYTES and not outcome.stdout:
+            seen.came_to = outcome
 
     def on_over(self, worker: str, key: Key) -> None:
         """Note that an attempt runs no more."""

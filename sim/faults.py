@@ -101,6 +101,9 @@ class Faults(msgspec.Struct):
     """Per call: its interpreter is killed by a signal before it ends."""
     call_refused: float = 0.0
     """Per prefetched call: its host, which is about to be replaced, does not take it."""
+    long_report: float = 0.0
+    """Per attempt with results: the broker refuses its report, which is too long, by ending the connection; also after
+    things heal."""
 
     @property
     def any(self) -> bool:
@@ -157,6 +160,7 @@ MOST = Faults(
     database_restored=0.1,
     call_host_death=0.3,
     call_refused=0.3,
+    long_report=0.05,
 )
 """Highest probability of each fault; a seed draws which faults it has, and their probabilities."""
 

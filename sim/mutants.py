@@ -194,6 +194,12 @@ MUTANTS: dict[str, Mutant] = {
         ("outcome-kept", "settles"),
         ((WorkerAttempts, "_say_ended", mutations.forgets_what_it_said),),
     ),
+    "long-report": Mutant(
+        "giving up a report that the broker refuses: it is repeated for ever",
+        ("settles",),
+        ((WorkerAttempts, "on_connection_lost", mutations.repeats_long_reports),),
+        faults.Faults(long_report=0.1),
+    ),
     "heirs": Mutant(
         "attempts that a newer process of a home took over: a starting boss counts them as lost",
         ("outcome-kept",),

@@ -37,6 +37,16 @@ from worker.core.events import CallBegan
 from worker.core.followers import Followers
 from worker.core.worker_core import WorkerCore
 
+# --- messages -------------------------------------------------------------------------------------------
+
+
+def repeats_long_reports(true: Any) -> Any:
+    def on_connection_lost(self: WorkerAttempts) -> None:
+        pass
+
+    return on_connection_lost
+
+
 # --- fencing, leases, sessions -------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from ecloud.model.wire import Envelope
 from sim.faults import Faults
 from sim.store import CLUSTER_ID
 from sim.world import World
+from worker.core.report_size import LARGE_BYTES
 
 FASTEST_S, SLOWEST_S = 0.0003, 0.003
 LATE_S = 8.0
@@ -68,6 +69,10 @@ class Link:
         if not self.connected or self.closed or self.mute_until > network.world.now:
             return
         payload = wire.encode(envelope, topic, key_name, key_of(key_name))
+        if len(payload) > LARGE_BYTES:
+            network.world.tell(who, "sends a message that is too long: the broker ends the connection")
+            self.cut(network.world.random.uniform(0.05, 1.0))
+            return
         message = envelope.message
         words = None if type(message) in _EVERYDAY else partial(in_words, topic, message)
         network.world.note(payload[:MARK_BYTES], who, words)

@@ -43,6 +43,7 @@ from worker.core.events import (
     WorkerConfig,
     WorkerEffects,
 )
+from worker.core.report_size import LARGE_BYTES
 from worker.core.worker_core import WorkerCore
 
 RETRY_S = 0.5
@@ -330,6 +331,8 @@ class WorkerProcess:
         """Write outcomes to disk before they are sent; if the disk is full, they are sent nevertheless and written
         later."""
         self._unspooled += outcomes
+        for outcome in outcomes:
+            self.checker.on_spooled(self.name, outcome)
         if not self._unspooled:
             return
         if self.home.disk_full:
@@ -546,6 +549,8 @@ class WorkerProcess:
             outcome = Outcome(
                 *key, cause, error=error, run_s=run_s, manifest=manifest, fetch_bytes=job.fetch_bytes, value=value
             )
+            if manifest and self.world.fault("long_report", self.faults.long_report):
+                outcome = msgspec.structs.replace(outcome, stdout="x" * LARGE_BYTES)
             self.checker.on_came_to(self.name, job.order, outcome, job.read)
             if job.order.after and self._is_cut():
                 return

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ANSWER_S = 8.0
 """Time limit for the database's answer; including its own start, a command prints something within 10 s."""
+LOOK_S = 5.0
+"""Time limit for the database's answer while the boss is silent."""
 OWN_FAULT = 70
 """Exit code of an internal error of ECLOUD (EX_SOFTWARE of sysexits.h)."""
 INSTALLED = "ecloud"
@@ -219,6 +221,8 @@ def boss(settings: Settings, watchdog: Callable[[], None] | None = None) -> Iter
     if not os.environ.get("ECLOUD_ACCESS") and running_boss(settings.home_directory) is None:
         raise Problem(f"no boss runs in {settings.home_directory.path}", "python admin.py start", PART_AWAY)
     client = Client(access, say_trouble, watchdog)
+    if not os.environ.get("ECLOUD_ACCESS"):
+        client.on_silence = lambda: require_database(settings)
     client.connect()
     try:
         yield client
@@ -265,6 +269,14 @@ def database(settings: Settings) -> Engine:
     from ecloud.queries.status import open_database
 
     return open_database(settings, ANSWER_S)
+
+
+def require_database(settings: Settings) -> None:
+    """Check that the database answers: while it does not, the boss waits for it and answers nobody. Raises
+    `DatabaseAway`."""
+    from ecloud.queries.status import open_database
+
+    open_database(settings, LOOK_S).dispose()
 
 
 def is_dead_neighbour(holder: str) -> bool:

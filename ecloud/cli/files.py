@@ -13,13 +13,13 @@ from pathlib import Path, PurePosixPath
 
 from datastore.directory import DirectoryDatastore
 from datastore.local_tree import Item, walk
-from datastore.port import Entry, Promotion, Publisher
+from datastore.port import STAGING, DatastoreAway, Entry, Promotion, Publisher
 from datastore.problem import DONE, PART_AWAY, Problem
 from datastore.ssh.datastore import SshDatastore
 from ecloud.cli import app
 from ecloud.cli.progress import transfer
 from ecloud.cli.tables import print_json, print_table
-from ecloud.config.datastore_address import NOTES, is_ssh, open_publisher
+from ecloud.config.datastore_address import NOTES, directory_of, is_ssh, open_publisher
 from ecloud.config.settings import Settings, load_settings
 from ecloud.formats.scaled import initial_input_bytes
 from ecloud.model.text import byte_size, counted, megabytes, when
@@ -37,6 +37,10 @@ SAME_TIME_S = 1.0
 def open_datastore(settings: Settings, address: str) -> Publisher:
     """Open the datastore at `address`, over SSH with the boss's own key. Raises `Problem`, `DatastoreAway`."""
     if not is_ssh(address):
+        if os.environ.get("ECLOUD_ACCESS") and not (directory_of(address) / STAGING).is_dir():
+            # The boss is elsewhere. Making the directory here would put the files where no worker sees them.
+            text = f"this machine does not have the datastore {address}"
+            raise DatastoreAway(text, "mount it, or run this command on the boss's machine")
         return open_publisher(settings.home_directory, address)
     notes = queries.context(app.database(settings))
     if notes.get("datastore_address") != address:
@@ -157,7 +161,7 @@ def make_initial_inputs(inputs: Iterable[tuple[str, int]], scale: float, datasto
 
 def ls(path: str, task: str, run: str, recursive: bool, as_json: bool) -> int:
     """List entries below `path`, or the results of a task."""
-    datastore = _datastore()
+    datastore = own_datastore()
     if task:
         found = [entry for entry in datastore.stat(_results_of(task, run)) if entry is not None]
     else:
@@ -181,7 +185,7 @@ def get(path: str, to: str, task: str, run: str, force: bool, as_json: bool) -> 
 
     `force`: replaces existing files.
     """
-    datastore = _datastore()
+    datastore = own_datastore()
     if bool(path) == bool(task) and not (task and path):
         raise Problem("get what? A path, or --task TASK")
     if task:
@@ -234,7 +238,7 @@ def put(local: str, path: str, as_json: bool) -> int:
     source = Path(local)
     if not source.exists():
         raise Problem(f"{local}: there is no such file")
-    datastore = _datastore()
+    datastore = own_datastore()
     name = source.resolve().name
     if path.endswith("/") or (path and not source.is_dir() and _is_directory(datastore, path)):
         path = f"{path.rstrip('/')}/{name}"  # as with cp: a file goes into an existing directory and never replaces it
@@ -267,7 +271,7 @@ def _is_directory(datastore: Publisher, path: str) -> bool:
 
 def du(path: str, as_json: bool) -> int:
     """Print the bytes below `path`, and the free space."""
-    datastore = _datastore()
+    datastore = own_datastore()
     entries = datastore.listing(path, recursive=True)
     total = sum(entry.size for entry in entries if entry.kind == "file")
     free_mb = datastore.free_mb()
@@ -283,7 +287,8 @@ def datastore_address(settings: Settings, context: dict[str, str]) -> str:
     return settings.datastore or context.get("datastore_address", "") or f"dir:{settings.home_directory.datastore}"
 
 
-def _datastore() -> Publisher:
+def own_datastore() -> Publisher:
+    """Open the datastore of the cluster that the settings describe. Raises `Problem`, `DatastoreAway`."""
     settings = load_settings()
     context = {} if settings.datastore else queries.context(app.database(settings))
     return open_datastore(settings, datastore_address(settings, context))

@@ -130,6 +130,7 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
             if wish.after is not None:
                 _wait_for_end(wish.after, client)
             _prepare(wish, tasks, settings, client.datastore_address)
+            tasks = _with_short_bodies(tasks, settings, client.datastore_address)
             accepted = _hand_over(wish, tasks, client, progress)
             stale = _look_for_stale(wish, accepted, client, settings)
             if wish.create_workers:
@@ -188,6 +189,16 @@ def _prepare(wish: Wish, tasks: TaskList, settings: Settings, address: str) -> N
     if wish.source.scale is not None and tasks.initial_inputs:
         made = make_initial_inputs(tasks.initial_inputs, wish.source.scale, datastore)
         print(f"made {made:,} initial input files", file=sys.stderr)
+
+
+def _with_short_bodies(tasks: TaskList, settings: Settings, address: str) -> TaskList:
+    """The list for a cluster whose broker and database may take short messages and rows only."""
+    from ecloud.cli.files import open_datastore
+    from ecloud.cli.long_bodies import move_long_bodies
+
+    return msgspec.structs.replace(
+        tasks, tasks=move_long_bodies(tasks.tasks, lambda: open_datastore(settings, address))
+    )
 
 
 def _hand_over(wish: Wish, tasks: TaskList, client: Client, progress: Progress) -> RunAccepted:

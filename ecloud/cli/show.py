@@ -255,8 +255,11 @@ def _print_attempt(attempt: AttemptView, now: float) -> None:
 
 def task_commands(name: str, run: str, as_json: bool) -> int:
     """Print a task's commands, ready to paste."""
-    detail = _detail(name, run)
-    print_json(detail.definition.commands) if as_json else print("\n".join(detail.definition.commands))
+    from ecloud.cli.files import own_datastore
+    from ecloud.cli.long_bodies import commands_of
+
+    commands = commands_of(_detail(name, run).definition, own_datastore)
+    print_json(commands) if as_json else print("\n".join(commands))
     return DONE
 
 

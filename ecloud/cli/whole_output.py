@@ -11,7 +11,6 @@ from typing import TextIO
 
 from datastore.port import NotThere, Reader
 from ecloud.cli.task_output import TaskOutput
-from ecloud.config.settings import load_settings
 from ecloud.model.tasks import MERGED, output_path
 from ecloud.queries.views import AttemptView, TaskDetail
 
@@ -35,12 +34,9 @@ def print_whole(detail: TaskDetail, view: AttemptView, is_raw: bool = False) -> 
     outputs = kept_outputs(detail, view)
     if not outputs:
         return set()
-    from ecloud.cli import app
-    from ecloud.cli.files import datastore_address, open_datastore
-    from ecloud.queries.status import context
+    from ecloud.cli.files import own_datastore
 
-    settings = load_settings()
-    datastore = open_datastore(settings, datastore_address(settings, context(app.database(settings))))
+    datastore = own_datastore()
     return {
         stream
         for stream, path in outputs.items()

@@ -51,6 +51,8 @@ WHY_PATIENCE_S = 5.0
 PATIENCE_TASKS_PER_S = 2_000
 """The boss needs time to store a large push, but always stored at least this many tasks per second."""
 BUSY_S = 1.0
+SILENT_S = 2.0
+"""A boss that was asked and is silent for this long may be waiting for its database."""
 WATCH_AGAIN_S = 10.0
 """A watcher without news for this long asks again, in case a message was lost."""
 LOGS_AGAIN_S = 15.0
@@ -99,6 +101,9 @@ class Client:
         self.access = access
         self._conversation = Conversation(access, watchdog)
         self.on_trouble = on_trouble or (lambda text: None)
+        self.on_silence: Callable[[], None] = lambda: None
+        """Called once for each push or request that the boss leaves unanswered for `SILENT_S`; may raise."""
+        self._silent_since = 0.0
         self._trouble = ""
 
     def __enter__(self) -> Client:
@@ -186,7 +191,7 @@ class Client:
             if talk.session and (said_in != talk.sessions or now - said_at >= REPEAT_S):
                 talk.say(request)
                 said_in, said_at = talk.sessions, now
-            message = talk.wait(min(REPEAT_S, patience_s))
+            message = talk.wait(min(LOOK_S, patience_s))
             if isinstance(message, RequestDone) and message.request_id == request.request_id:
                 return message
             if isinstance(message, Refused) and message.about == request.request_id:
@@ -203,6 +208,9 @@ class Client:
         talk = self._conversation
         silent_s = time.monotonic() - max(began, talk.heard_at)
         self._say_trouble(silent_s)
+        if silent_s > SILENT_S and self._silent_since != began:
+            self._silent_since = began
+            self.on_silence()
         if silent_s > patience_s:
             raise self._away(patience_s)
 
@@ -288,7 +296,7 @@ class _Push:
         while True:
             if self._talk.session:
                 self._send_what_is_due(time.monotonic())
-            message = self._talk.wait(LONG_WAIT_S)
+            message = self._talk.wait(LOOK_S)
             if isinstance(message, ChunkReceived) and message.push_id == self.push_id:
                 self._on_received(message.k)
             elif isinstance(message, RunAccepted) and message.push_id == self.push_id:
@@ -353,8 +361,8 @@ class _Push:
 LARGE_BYTES = 900_000
 """A chunk that a broker may refuse: the smallest usual limit is 1 MB."""
 CUT_OFF_TIMES = 3
-LONG_WAIT_S = 1.0
-"""Between checks of what is due in a push."""
+LOOK_S = 1.0
+"""Between checks of what is due in a push or a request."""
 
 
 def _cut(tasks: Sequence[TaskDefinition]) -> tuple[list[tuple[int, int]], bytes]:

@@ -20,6 +20,7 @@ from ecloud.formats.paths import is_glob, path_problem, text_problem
 from ecloud.formats.problems import Problems, shown
 from ecloud.model.container_rules import container_problems
 from ecloud.model.tasks import (
+    BODY_PREFIX,
     INLINE_BYTES,
     MAX_ID_CHARS,
     MERGED,
@@ -192,6 +193,8 @@ def _check_task(task: TaskDefinition, say: Say) -> None:
         _check_shell(task.shell, say)
     if task.call:
         _check_call(task, task.call, say)
+    if task.body_file:
+        _check_body_file(task, say)
     if characters > 200_000 or _has_many_parts(task):
         _check_size(task, say)
 
@@ -342,6 +345,13 @@ def _check_call(task: TaskDefinition, call: Call, say: Say) -> None:
         say("call", "it needs the value of a call that it does not depend on")
     if call.max_calls < 1:
         say("call", f"max_calls = {call.max_calls:,}: at least 1")
+
+
+def _check_body_file(task: TaskDefinition, say: Say) -> None:
+    if task.call or task.array or not task.body_file.startswith(BODY_PREFIX):
+        say("body_file", f"{shown(task.body_file)!r} cannot hold the commands of this task")
+    elif all(task.body_file != requirement.local for requirement in task.requirements):
+        say("body_file", f"{shown(task.body_file)!r} is none of its requirements")
 
 
 def _check_shell(shell: str, say: Say) -> None:

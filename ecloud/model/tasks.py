@@ -318,6 +318,9 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     """The same for stderr; or `stdout`: both are written to the file of `stdout`, in their order."""
     call: Call | None = None
     array: ArrayOf | None = None
+    body_file: str = ""
+    """Long commands and variables travel as a file of the datastore (`LongBody` as JSON): the name of that requirement
+    in the working directory. `commands` and `env` then hold what stands in for them."""
 
     @property
     def asks(self) -> Resources:
@@ -339,6 +342,18 @@ class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):
     stdout: str = ""
     stderr: str = ""
     call: Call | None = None
+    body_file: str = ""
+
+
+class LongBody(msgspec.Struct, frozen=True):
+    """The commands and variables of a task whose definition would be too long for a message or a database row."""
+
+    commands: tuple[str, ...]
+    env: dict[str, str] = {}
+
+
+BODY_PREFIX = ".ecloud-body-"
+"""Begins the names of such files in the working directory; the rest is the SHA-256 of the file, in hex."""
 
 
 MERGED = "stdout"
@@ -369,7 +384,8 @@ class ManifestEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     """How an attempt ended, as the worker reports it.
 
-    `error` is one sentence for the user; `command` the command that failed, whole; `stdout` and `stderr` are tails.
+    `error` is one sentence for the user; `command` the command that failed, or its first 16,384 characters; `stdout`
+    and `stderr` are tails.
     Durations in seconds on the worker's monotonic clock. `max_rss_mb` is the peak memory of its processes, if known.
     `fetch_bytes`: of its requirements; `cached_bytes`: of those that the worker had already. `value`: of a call, the
     pickled value or exception, if it is small.

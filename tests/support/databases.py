@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ class MariaDb:
         with self.admin().connect() as connection:
             connection.exec_driver_sql(f"CREATE DATABASE {name}")
         return f"mysql+pymysql://ecloud:secret@127.0.0.1:{self.port}/{name}"
+
+    @contextmanager
+    def packets_of(self, size: int) -> Iterator[None]:
+        """Take at most `size` bytes in a statement or a value, on connections that are made meanwhile."""
+        with self.admin().connect() as connection:
+            usual = connection.exec_driver_sql("SELECT @@GLOBAL.max_allowed_packet").scalar_one()
+            connection.exec_driver_sql(f"SET GLOBAL max_allowed_packet = {size}")
+        try:
+            yield
+        finally:
+            with self.admin().connect() as connection:
+                connection.exec_driver_sql(f"SET GLOBAL max_allowed_packet = {usual}")
 
     def stop(self) -> None:
         """End it and remove its data."""

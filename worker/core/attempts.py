@@ -26,6 +26,7 @@ from worker.core.events import (
 )
 from worker.core.followers import Followers
 from worker.core.prefetched import BEGIN_S, Prefetched
+from worker.core.report_size import CUT_OFF_TIMES, LARGE_BYTES, report_bytes, sendable, without_long_parts
 
 FLUSH_COUNT = 64
 """Outcomes that are sent together. One outcome per message would cost almost half of the speed."""
@@ -71,6 +72,10 @@ class Ended(msgspec.Struct, eq=False):
     outcome: Outcome
     size: int
     said_at: float = 0.0
+    is_under_way: bool = False
+    """It was sent on the present connection."""
+    cut_off: int = 0
+    """Connections in a row that ended while it was under way, if it is large."""
 
 
 class Attempts:
@@ -105,7 +110,7 @@ class Attempts:
         self._unspooled: list[Outcome] = []
         """Short ones that ended since the last flush: written to disk together before they are sent."""
         for outcome in config.spooled:
-            self._keep(outcome)
+            self._keep(*sendable(outcome))
 
     @property
     def inventory(self) -> tuple[HeldAttempt, ...]:
@@ -353,6 +358,7 @@ class Attempts:
 
     def on_ended(self, outcome: Outcome) -> None:
         """All its processes have ended: keep its outcome until the boss confirms it."""
+        outcome, size = sendable(outcome)
         key = (outcome.task_no, outcome.number)
         running = self._release(key)
         if running is None:
@@ -363,7 +369,7 @@ class Attempts:
             self.prefetched.learn(running.order, outcome.run_s)
         waits = self._waiting >= FLUSH_STEADY_COUNT and outcome.run_s < SHORT_S
         (self._unspooled if waits else self.effects.spool).append(outcome)
-        self._keep(outcome)
+        self._keep(outcome, size)
         self._say_in_order(key, running.order)
         if self._complete.pop(key, None) is None and outcome.cause is Cause.SUCCESS and self.followers.is_followed(key):
             self._on_success(_without_files(outcome))
@@ -399,10 +405,21 @@ class Attempts:
                     self._unsaid[other] = self.ended[other]
                     again = bool(self._held_back)
 
-    def _keep(self, outcome: Outcome) -> None:
-        size = 300 + len(outcome.stdout) + len(outcome.stderr) + len(outcome.command) + 150 * len(outcome.manifest)
+    def _keep(self, outcome: Outcome, size: int) -> None:
         key = (outcome.task_no, outcome.number)
         self.ended[key] = self._unsaid[key] = Ended(outcome, size)
+
+    def on_connection_lost(self) -> None:
+        """Give up reports that the broker seems to refuse: it ends each connection on which they are sent."""
+        for key, ended in self.ended.items():
+            if ended.size > LARGE_BYTES and ended.is_under_way:
+                ended.cut_off += 1
+            ended.is_under_way = False
+            if ended.cut_off >= CUT_OFF_TIMES:
+                why = f"ended the connection to the broker {ended.cut_off} times"
+                short = without_long_parts(ended.outcome, ended.size, why)
+                self.ended[key] = Ended(short, report_bytes(short))
+                self.effects.spool.append(short)
 
     def on_returned(self, key: Key, reason: str, ran: bool, now: float) -> None:
         """It could not be run here: free its resources and tell the boss why. `ran`: its commands had started, so the
@@ -529,7 +546,7 @@ class Attempts:
                 batch, size = [], 0
             batch.append(ended.outcome)
             size += ended.size
-            ended.said_at = now
+            ended.said_at, ended.is_under_way = now, True
         if batch:
             self._say(wire.TasksEnded(tuple(batch)))
 

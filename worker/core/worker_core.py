@@ -150,6 +150,7 @@ class WorkerCore:
                     self._steps = (*self._steps, ("broker", now))  # the first time
                 self._say_hello(now)
             case ConnectionLost():
+                self.attempts.on_connection_lost()
                 self.connected = False
                 self.session = ""
                 self._hello_at = self._heartbeat_at = None

@@ -17,6 +17,10 @@ from worker.shell.process import Finished
 
 MAX_ARGUMENT_BYTES = 100_000
 """Linux refuses an argument of more than 128 KiB."""
+MAX_COMMAND_CHARS = 16 * 1024
+"""Amount of a failed command that is reported; `show_task_commands` has the whole."""
+MAX_LINE_CHARS = 1_000
+"""Amount of a line of stderr that is quoted in the error."""
 SHOWN_CHARS = 200
 LAST_LINES = 3
 STOP_AT_FAILURE = "case $? in 0) ;; *) exit $? ;; esac"
@@ -96,6 +100,7 @@ def outcome_of(finished: Finished, body: TaskBody, step: int, stop_reason: str) 
     limit = SUCCESS_TAIL_BYTES if success else FAILURE_TAIL_BYTES
     stdout, stderr = finished.stdout.text(limit), finished.stderr.text(limit)
     command = "" if success or not body.commands else body.commands[min(step, len(body.commands)) - 1]
+    command = command if len(command) <= MAX_COMMAND_CHARS else command[:MAX_COMMAND_CHARS] + "…"
     return Outcome(
         task_no=finished.key[0],
         number=finished.key[1],
@@ -174,5 +179,5 @@ def _sentence(
         text = f"{which} was ended by {signal_name(number)}{hint}: {shown}"
     else:
         text = f"{which} failed with exit code {finished.code}{_hint(finished.code)}: {shown}"
-    last = [line for line in stderr.strip().split("\n") if line.strip()][-LAST_LINES:]
+    last = [line[:MAX_LINE_CHARS] for line in stderr.strip().split("\n") if line.strip()][-LAST_LINES:]
     return f"{text}: {' / '.join(last)}" if last else text

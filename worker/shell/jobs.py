@@ -46,6 +46,7 @@ from worker.shell.container_runtimes import ContainerMissing, argv_in_container,
 from worker.shell.environment import encoded, of_gpus, of_resources
 from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories, kept_name
 from worker.shell.home import WorkerHome
+from worker.shell.long_bodies import BodyUnusable, with_long_body
 from worker.shell.outputs import forget_outputs, output_files, outputs_of
 from worker.shell.own_results import OwnResults, changed, copy, read, sources
 from worker.shell.process import NO_OUTPUTS, Finished, Processes
@@ -226,6 +227,7 @@ class Jobs:
 
     def _run(self, job: Job) -> None:
         try:
+            job.body = with_long_body(job.body, job.directory)
             env, shared = self._environment(job), of_resources(job.order.asks)
             if job.body.call is not None:
                 self.calls.run(job, {**shared, **env})
@@ -239,6 +241,8 @@ class Jobs:
             )
         except OSError as error:
             self._give_back(job, f"no process can be started: {error.strerror}")
+        except BodyUnusable as error:
+            self._end(job, self._bare(job, Cause.REQUIREMENT, str(error)))
         except (ContainerMissing, CallImpossible) as error:
             self._end(job, self._bare(job, Cause.EXIT, str(error)))
         except ValueError as error:

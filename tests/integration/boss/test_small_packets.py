@@ -22,17 +22,11 @@ MB = 1024 * 1024
 @pytest.fixture
 def engine(mariadb: MariaDb) -> Iterator[Engine]:
     """Connections that were made while max_allowed_packet was 1 MB."""
-    with mariadb.admin().connect() as connection:
-        usual = connection.exec_driver_sql("SELECT @@GLOBAL.max_allowed_packet").scalar_one()
-        connection.exec_driver_sql(f"SET GLOBAL max_allowed_packet = {MB}")
-    try:
+    with mariadb.packets_of(MB):
         engine = make_engine(mariadb.new_url())
         migrate(engine)
         yield engine
         engine.dispose()
-    finally:
-        with mariadb.admin().connect() as connection:
-            connection.exec_driver_sql(f"SET GLOBAL max_allowed_packet = {usual}")
 
 
 @pytest.fixture

@@ -1,0 +1,82 @@
+"""A broker and a database that take 1 MB at most: what is longer travels through the datastore or is refused alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from databases import MariaDb
+from doors import Doors, ended
+from services import ROOT, Daemon, Mosquitto, watch_to_the_end
+
+from ecloud.db.database import make_engine, migrate
+
+MB = 1_000_000
+LONG = ": " + "x" * 3 * MB
+
+
+@pytest.fixture
+def doors(mariadb: MariaDb, daemons: Callable[..., Daemon], tmp_path: Path) -> Iterator[Doors]:
+    broker = Mosquitto(tmp_path / "mosquitto", f"max_packet_size {MB}", f"message_size_limit {MB}").start()
+    try:
+        with mariadb.packets_of(MB):
+            engine = make_engine(mariadb.new_url())
+            migrate(engine)
+            engine.dispose()
+            url = engine.url.render_as_string(hide_password=False)
+            settings = {"POOLS": ({"name": "local", "maximum": 2, "cpus": 4},), "LEASE_S": 60.0, **broker.settings()}
+            yield Doors(tmp_path / "place", daemons(DATABASE_URL=url, **settings).start())
+    finally:
+        broker.stop()
+
+
+def task(name: str, *commands: str, **fields: Any) -> dict[str, Any]:
+    return {"id": name, "commands": list(commands), **fields}
+
+
+@pytest.mark.timeout(300)
+def test_what_is_long_travels_as_files_or_is_refused_and_the_rest_goes_on(doors: Doors) -> None:
+    _is_refused_where_the_datastore_is_out_of_reach(doors)
+    _long_commands_many_tasks_and_loud_failures_all_pass(doors)
+
+
+def _long_commands_many_tasks_and_loud_failures_all_pass(doors: Doors) -> None:
+    loud = "head -c 70000 /dev/zero | tr '\\0' '\\1' | tee /dev/stderr; exit 3"
+    tasks = [
+        task("long", LONG, "echo $LONGEST >o", results=["o"], env={"LONGEST": "e" * 90_000}),
+        *(task(f"small-{number}", f"true {'y' * 20_000}") for number in range(100)),
+        *(task(f"loud-{number}", loud) for number in range(6)),
+        task("many", f"mkdir d; seq -f 'd/{'n' * 200}%05g' 3500 | xargs touch", results=["d"]),
+    ]
+    doors.push(doors.write("tasks.json", {"name": "r", "tasks": tasks}))
+    assert doors.daemon is not None
+    with doors.daemon.client() as client:
+        watch_to_the_end(client, "r", 100)
+    states = ended(doors, "r")
+    assert states.pop("long") == "succeeded"
+    assert states.pop("many") == "failed"
+    assert {name for name, state in states.items() if state == "failed"} == {f"loud-{n}" for n in range(6)}
+    actions = (["show_task_status", "many"], ["show_task_commands", "long"], ["get", "o"])
+    reason, commands, _ = (done.out for done in doors.admin_each(actions))
+    assert "the list of its 3,501 result files" in reason
+    assert "pack many result files into an archive" in reason
+    assert commands == f"{LONG}\necho $LONGEST >o\n"
+    assert (doors.place / "o").read_text() == "e" * 90_000 + "\n"
+
+
+def _is_refused_where_the_datastore_is_out_of_reach(doors: Doors) -> None:
+    assert doors.daemon is not None
+    elsewhere = {**doors.environment, "ECLOUD_ACCESS": str(doors.daemon.home.client_access)}
+    doors.daemon.home.datastore.rename(doors.place / "moved")
+    long = doors.write("long.json", {"name": "r", "tasks": [task("long", LONG)]})
+    command = [sys.executable, str(ROOT / "push_tasks.py"), str(long)]
+    done = subprocess.run(command, env=elsewhere, cwd=doors.place, capture_output=True, text=True, timeout=100)
+    os.rename(doors.place / "moved", doors.daemon.home.datastore)
+    assert done.returncode == 2, done.stderr
+    assert "the commands of task long (3 MB) travel in one message" in done.stderr
+    assert "put long commands into a file that the task requires" in done.stderr
