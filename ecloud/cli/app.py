@@ -272,7 +272,7 @@ def database(settings: Settings) -> Engine:
 
 
 def require_database(settings: Settings) -> None:
-    """Check that the database answers: while it does not, the boss waits for it and answers nobody. Raises
+    """Check that the database answers: while it does not, the boss waits for it and sends no answers. Raises
     `DatabaseAway`."""
     from ecloud.queries.status import open_database
 

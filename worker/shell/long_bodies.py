@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 
+from datastore.problem import Problem
 from ecloud.model.tasks import BODY_PREFIX, LongBody, TaskBody
 
 _decoder = msgspec.json.Decoder(LongBody)
 
 
-class BodyUnusable(Exception):
+class BodyUnusable(Problem):
     """The file does not hold the commands that were pushed. The text says why."""
 
 
