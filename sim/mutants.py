@@ -290,7 +290,7 @@ MUTANTS: dict[str, Mutant] = {
     "adoption": Mutant(
         "adoption: a VM whose answer was lost is not recognised in the cloud's list",
         ("owned", "floor"),
-        ((Vms, "on_listed", mutations.adopts_none),),
+        ((VmLists, "on_listed", mutations.adopts_none),),
         faults.Faults(boss_death=0.06),
     ),
     "orphans": Mutant(

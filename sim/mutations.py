@@ -353,8 +353,8 @@ def knows_every_history(true: Any) -> Any:
 
 
 def adopts_none(true: Any) -> Any:
-    def on_listed(self: Vms, listed: Any, now: float) -> None:
-        known = {vm.row.cloud_id for vm in self.alive.values()}
+    def on_listed(self: VmLists, listed: Any, now: float) -> None:
+        known = {vm.row.cloud_id for vm in self._vms.alive.values()}
         seen = tuple(found for found in listed.vms if found.is_gone or found.cloud_id in known)
         true(self, msgspec.structs.replace(listed, vms=seen), now)
 

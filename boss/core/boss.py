@@ -20,6 +20,7 @@ import msgspec
 from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.demand import DemandEstimate
 from boss.core.autoscale.run_budgets import RunBudgets
+from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.alerts import Alerts
 from boss.core.clients.calls import Calls
@@ -133,6 +134,7 @@ class Boss:
             snapshot.context,
         )  # fmt: skip
         demand = DemandEstimate(self.fleet, self.book, self.attempts, self.runtimes, self.run_budgets)
+        self.vm_lists = VmLists(self.vms, self.fleet, config)
         self.autoscaler = Autoscaler(self.vms, demand, self.fleet, self._timers, config)
         self.alerts = Alerts(
             self._outbox, self.vms, self.attempts, self.run_budgets, self._timers, snapshot.context, now
@@ -243,9 +245,9 @@ class Boss:
             case VmRefused(vm_no, reason, retry_s, cause):
                 self.vms.on_refused(vm_no, reason, retry_s, cause, now)
             case VmListFailed(pool, reason):
-                self.vms.lists.on_failed(pool, reason)
+                self.vms.list_requests.on_failed(pool, reason)
             case VmsListed():
-                self.vms.on_listed(event, now)
+                self.vm_lists.on_listed(event, now)
             case RoomSeen():
                 self.vms.pools.on_room(event, now)
             case VmVisited():

@@ -1,31 +1,22 @@
 """Processes the clouds' lists of VMs. Only a list proves that a VM is gone, and only a list shows a VM whose answer was
 lost.
 
-Owns when each cloud is asked for its list. Decides from the list which VMs to adopt, end or give up. `Vms` carries that
-out.
+Decides from a list which VMs to adopt, end or give up; `Vms` carries that out. `ListRequests` decides when a cloud is
+asked for its list.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
-from boss.core.autoscale.orphans import Orphans
 from boss.core.autoscale.vm import Vm
+from boss.core.autoscale.vms import Vms
 from boss.core.model.cloud_vms import WAITING, CloudState, VmFound
 from boss.core.model.config import BossConfig
-from boss.core.model.effects import ListVms
 from boss.core.model.events import VmsListed
 from boss.core.model.fleet import Fleet
-from boss.core.model.outbox import Outbox
-from boss.core.model.rows import VmRow, VmSpan
-from boss.core.model.timers import Timers
-from boss.core.workers.leases import Leases
 from ecloud.model.text import duration
 from ecloud.model.vm_states import VmState
-
-if TYPE_CHECKING:
-    from boss.core.autoscale.vms import Vms
 
 ASK_AGAIN_S = 15.0
 """After this the end of an orphan is requested again."""
@@ -35,79 +26,21 @@ _PLACED = frozenset({CloudState.BOOTING, CloudState.RUNNING})
 
 
 class VmLists:
-    """When clouds are asked for their lists, and which decisions follow."""
+    """What follows from the clouds' lists."""
 
-    def __init__(
-        self, vms: Vms, outbox: Outbox, fleet: Fleet, leases: Leases, timers: Timers, config: BossConfig
-    ) -> None:
+    def __init__(self, vms: Vms, fleet: Fleet, config: BossConfig) -> None:
         self._vms = vms
-        self._outbox = outbox
+        self._requests = vms.list_requests
         self._fleet = fleet
-        self._timers = timers
         self._config = config
-        self._orphans = Orphans(outbox, fleet, leases, config)
-
-    def load(self, past: list[VmRow], now: float) -> None:
-        """Load VMs that are gone by the boss's records and may still exist in their cloud."""
-        for row in past:
-            if row.started_at is not None and row.gone_at is None:
-                span = VmSpan(row.vm_no, row.cloud_id, row.started_at, boot_nonce=row.boot_nonce)
-                self._orphans.remember(self._cloud_of(row.pool), span, row.pool in self._vms.pools.configs, now)
-
-    def end_all(self, now: float) -> None:
-        """End all VMs, including orphans, without grace."""
-        self._orphans.at_once = True
-        self.no_later(now)
-
-    # --- asking ----------------------------------------------------------------------------------
-
-    def no_later(self, when: float) -> None:
-        """Ask every cloud for its list at this time at the latest, and regularly afterwards."""
-        if self._config.pools:
-            self._timers.once("list of VMs", when, self._list)
-
-    def _list(self, now: float) -> None:
-        known: dict[str, dict[str, int]] = {}
-        lost: dict[str, dict[int, str]] = {}
-        for vm in self._vms.alive.values():
-            cloud = self._cloud_of(vm.listed_by)
-            if vm.row.cloud_id:
-                known.setdefault(cloud, {})[vm.row.cloud_id] = vm.vm_no
-            elif self._is_lost(vm, now):
-                lost.setdefault(cloud, {})[vm.vm_no] = vm.row.boot_nonce
-        for cloud, pool in {self._cloud_of(pool.name): pool.name for pool in self._config.pools}.items():
-            asked = self._orphans.known(cloud) | known.get(cloud, {})
-            self._outbox.call(ListVms(pool, asked, lost.get(cloud, {})))
-        busy = self._vms.alive or self._orphans.any
-        self.no_later(now + (self._config.list_vms_every_s if busy else self._config.list_idle_every_s))
-
-    def _cloud_of(self, pool: str) -> str:
-        """A name for the cloud that lists a pool's VMs."""
-        config = self._vms.pools.configs.get(pool)
-        return config.cloud if config is not None and config.cloud else f"pool {pool}"
-
-    def _is_lost(self, vm: Vm, now: float) -> bool:
-        """Whether the call that made the VM ended long enough ago that the VM would be listed by now."""
-        return vm.called_at is not None and now - vm.called_at > self._config.adoption_grace_s
-
-    def on_failed(self, pool: str, reason: str) -> None:
-        """A pool's cloud cannot list its VMs: report this for all pools of that cloud."""
-        self._tell_away(self._cloud_of(pool), reason)
-
-    def _tell_away(self, cloud: str, reason: str) -> None:
-        for pool in self._config.pools:
-            if self._cloud_of(pool.name) == cloud:
-                self._vms.pools.away[pool.name] = reason
-
-    # --- processing a list -----------------------------------------------------------------------
 
     def on_listed(self, listed: VmsListed, now: float) -> None:
         """Process a list: adopt VMs of this cluster whose answers were lost; a VM that the list lacks is gone."""
-        cloud = self._cloud_of(listed.pool)
-        self._tell_away(cloud, "")
-        self._orphans.on_listed(cloud, listed, self._vms.owner, ASK_AGAIN_S, now)
-        if self._orphans.any:
-            self.no_later(now + self._config.list_vms_every_s)
+        cloud = self._requests.cloud_of(listed.pool)
+        self._requests.tell_away(cloud, "")
+        self._vms.orphans.on_listed(cloud, listed, self._vms.owner, ASK_AGAIN_S, now)
+        if self._vms.orphans.any:
+            self._requests.no_later(now + self._config.list_vms_every_s)
         shown = self._shown(listed)
         gone = {found.cloud_id: found for found in listed.vms if found.is_gone}
         self._note_placing(cloud, shown, now)
@@ -116,7 +49,7 @@ class VmLists:
                 vm.called_at = now
             if vm.row.pool not in self._vms.pools.configs and vm.vm_no in shown:
                 vm.shown_by = listed.pool
-            if self._cloud_of(vm.listed_by) == cloud:
+            if self._requests.cloud_of(vm.listed_by) == cloud:
                 self._compare(vm, listed, shown.get(vm.vm_no), gone, now)
 
     def _shown(self, listed: VmsListed) -> dict[int, VmFound]:
@@ -151,7 +84,7 @@ class VmLists:
             vms.on_started(vm.vm_no, end.cloud_id, now)  # it was gone before any list showed it
             self._live_since(vm, end)
             vms.on_vanished(vm, end.ended or None, now)
-        elif self._is_lost(vm, now) and (listed.sought is None or vm.vm_no in listed.sought):
+        elif self._requests.is_lost(vm, now) and (listed.sought is None or vm.vm_no in listed.sought):
             vms.gone(vm, "the cloud has no VM of this intent", now, cause="unanswered")
         else:
             self._on_seen(vm, None, now)
@@ -228,7 +161,7 @@ class VmLists:
                     self._vms.on_placed(vm, now)
         unplaced = Counter(vm.row.pool for vm in self._vms.alive.values() if vm.is_coming and vm.placed_at is None)
         for name, queue in self._vms.pools.queues.items():
-            if self._cloud_of(name) == cloud:
+            if self._requests.cloud_of(name) == cloud:
                 states = waiting.get(name, [])
                 turns = busy_cloud and CloudState.QUEUED in states
                 queue.on_listed(unplaced[name] if states else 0, name in busy or turns, now)

@@ -13,18 +13,19 @@ import msgspec
 
 from boss.core.autoscale.boot_log import BootLog
 from boss.core.autoscale.daily_budget import DailyBudget
+from boss.core.autoscale.list_requests import ListRequests
+from boss.core.autoscale.orphans import Orphans
 from boss.core.autoscale.owed_vms import ASKED_FOR, OwedVms
 from boss.core.autoscale.pools import Pools
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vm import Vm
-from boss.core.autoscale.vm_lists import VmLists
 from boss.core.model.cloud_vms import VmFound, boot_nonce
 from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.effects import EndVm, StartVm
-from boss.core.model.events import VmsListed, VmVisited
+from boss.core.model.events import VmVisited
 from boss.core.model.fleet import Fleet, Worker
 from boss.core.model.outbox import Outbox
-from boss.core.model.rows import VmRow
+from boss.core.model.rows import VmRow, VmSpan
 from boss.core.model.timers import Timers
 from boss.core.workers.leases import Leases
 from ecloud.model.vm_life import ahead_s
@@ -63,7 +64,8 @@ class Vms:
         self.pools = Pools(outbox, config, context)
         self.spending = DailyBudget(config.vm_hours_per_day)
         self.alive: dict[int, Vm] = {}
-        self.lists = VmLists(self, outbox, fleet, leases, timers, config)
+        self.orphans = Orphans(outbox, fleet, leases, config)
+        self.list_requests = ListRequests(outbox, timers, config, self.pools, self.alive, self.orphans)
         self.boots = BootLog(outbox, timers, config.boot_deadline_s)
         self.owed = OwedVms(outbox, context)
         self.held = False
@@ -77,7 +79,10 @@ class Vms:
     def load(self, rows: list[VmRow], past: list[VmRow], now: float) -> None:
         """Load known VMs after a start. The cloud's list adopts them again; pools learn boot times from the gone ones.
         The cloud may still have some of those that were given up."""
-        self.lists.load(past, now)
+        for row in past:
+            if row.started_at is not None and row.gone_at is None:
+                span = VmSpan(row.vm_no, row.cloud_id, row.started_at, boot_nonce=row.boot_nonce)
+                self.orphans.remember(self.list_requests.cloud_of(row.pool), span, row.pool in self.pools.configs, now)
         for row in sorted([*past, *rows], key=lambda row: row.vm_no):
             if row.hello_at is not None and row.pool in self.pools.health:
                 self.pools.health[row.pool].learn(row.hello_at - row.intended_at)
@@ -88,7 +93,7 @@ class Vms:
             if vm.state is VmState.ENDING:
                 self.ask_end(vm, now)
             self._expect_worker(vm, now)
-        self.lists.no_later(now)
+        self.list_requests.no_later(now)
 
     # --- starting --------------------------------------------------------------------------------
 
@@ -116,7 +121,7 @@ class Vms:
             self._expect_worker(vm, now)
         if count:
             self.pools.on_start(pool.name, count)
-            self.lists.no_later(now + self._config.list_vms_every_s)
+            self.list_requests.no_later(now + self._config.list_vms_every_s)
         return vm_nos
 
     def start_owed(self, pool: PoolConfig, at_most: int, now: float) -> None:
@@ -167,7 +172,8 @@ class Vms:
         """End every VM now, whatever it runs. Returns their number."""
         self.held = True
         self.owed.clear()
-        self.lists.end_all(now)
+        self.orphans.at_once = True
+        self.list_requests.no_later(now)
         vms = tuple(self.alive.values())
         for vm in vms:
             self.kill(vm, reason, now)
@@ -181,7 +187,7 @@ class Vms:
             vm.row.end_asked += 1
             self.write(vm)
             self._outbox.call(EndVm(vm.vm_no, vm.listed_by, vm.row.cloud_id))
-            self.lists.no_later(now + CONFIRM_S)
+            self.list_requests.no_later(now + CONFIRM_S)
 
     def withdraw(self, vm: Vm, reason: str, now: float) -> None:
         """Give up a VM that its cloud finds no host for, so that another pool can be used. A VM that an operator
@@ -267,10 +273,6 @@ class Vms:
             self.rest(vm.row.pool, cause, reason, retry_s, now)
             self.pools.capacity[vm.row.pool].on_refused(cause == "less")
         self.gone(vm, reason, now, cause=f"refused: {cause}"[:16])
-
-    def on_listed(self, listed: VmsListed, now: float) -> None:
-        """Process a cloud's list."""
-        self.lists.on_listed(listed, now)
 
     def on_visited(self, event: VmVisited, now: float) -> None:
         """A visit by SSH ended."""
