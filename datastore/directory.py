@@ -158,6 +158,12 @@ class DirectoryDatastore:
             name = "/".join(parts_of(path))
             return [_renamed(entry, name) for entry in entries]
 
+    def remove(self, path: str) -> None:
+        """See `port.Publisher.remove`."""
+        with _told_apart(self.root):
+            self._require_root()
+            remove(self._path(path))
+
     def drop_stage(self, stage: str) -> None:
         """See `port.Stager.drop_stage`."""
         with _told_apart(self.root):

@@ -664,6 +664,12 @@ class Publishing(Staging):
             on_disk(root)
         return {"told": [self.promotion(stage, entries) for stage, entries in request["promotions"]]}
 
+    def remove(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """name -> {}"""
+        self.tree.directory(())
+        self.tree.remove(parts_of(request["name"]))
+        return {}
+
     def promotion(self, stage: str, entries: List[Row]) -> Optional[str]:
         """Publish all of one stage, or nothing."""
         self.tree.trim()
@@ -932,7 +938,7 @@ class Gate:
         self.actor = Publishing(self.tree, None) if owner is None else Staging(self.tree, owner)
         plain = ["stat", "get", "get_many", "list", "free", "part", "staged", "drop_stage"]
         if owner is None:
-            plain += ["promote", "stages"]
+            plain += ["promote", "remove", "stages"]
         self.verbs: Dict[str, Callable[..., Any]] = {name: getattr(self.actor, name) for name in plain}
 
     def serve(self) -> int:

@@ -119,5 +119,9 @@ class Publisher(Stager, Protocol):
     def put(self, local: Path, path: str) -> list[Entry]:
         """Store and promote one file or directory for a person. Raises as `store`, and leaves no stage behind."""
 
+    def remove(self, path: str) -> None:
+        """Remove a published file, link, or directory with everything below it, if it exists. A name that leads through
+        a link raises `BadName`."""
+
     def free_mb(self) -> float:
         """Free space below the root, in MB."""

@@ -21,6 +21,7 @@ from boss.core.model.effects import (
     ListVms,
     LoadCalls,
     PromoteFiles,
+    RemoveFiles,
     SelectTasks,
     SignKey,
     StartVm,
@@ -226,7 +227,7 @@ class BossCalls:
         try:
             return self._to_datastore(call)
         except DatastoreAway as error:
-            return None if isinstance(call, DropStages) else DatastoreFailed(call, str(error))
+            return None if isinstance(call, (DropStages, RemoveFiles)) else DatastoreFailed(call, str(error))
 
     def _to_datastore(self, call: Call) -> Event | None:
         datastore = self._places.datastore
@@ -240,6 +241,8 @@ class BossCalls:
                 return StagesListed(datastore.stages())
             case DropStages(stages):
                 datastore.drop(stages)
+            case RemoveFiles(paths):
+                datastore.remove(paths)
         return None
 
     def _to_cloud(self, call: StartVm | EndVm | ListVms | AskRoom) -> Event | None:

@@ -109,6 +109,13 @@ class Datastore:
             if self.staged.pop(stage, None) is not None:
                 self.world.tell("datastore", f"drops stage {stage}")
 
+    def remove(self, paths: Iterable[str]) -> None:
+        """Remove published files and directories."""
+        self.require(BOSS)
+        for path in paths:
+            for name in [name for name in self.final if name == path or name.startswith(f"{path}/")]:
+                del self.final[name]
+
     def promote(self, promotions: Iterable[Promote]) -> list[str | None]:
         """Rename staged files to their final names. May fail in the middle."""
         return [self._promote(item) for item in promotions]

@@ -138,7 +138,7 @@ class Host:
             with open(VALUE_FILE, "wb") as file:
                 file.write(value)
             reply["sizes"][0] = 0
-            reply["file"] = os.path.join(head["directory"], VALUE_FILE)
+            reply["is_in_file"] = True
             value = b""
         return reply, value + stdout + stderr
 
@@ -236,11 +236,10 @@ def _unpickled(
     try:
         return _Unpickler(data, values or {}, {} if shared is None else shared, objects).load()
     except ModuleNotFoundError as error:
-        here = f"Python {sys.version_info[0]}.{sys.version_info[1]} ({sys.executable})"
         raise ModuleNotFoundError(
-            f"the {what} cannot be unpickled on {socket.gethostname()}: module {error.name!r} is not installed in its "
-            f"{here}; install it there, set ECLOUD_PYTHON of the worker to a Python that has it, or import it below "
-            "the project's directory",
+            f"the {what} needs module {error.name!r}, which the worker's Python {sys.executable} on "
+            f"{socket.gethostname()} does not have: install it there, set ECLOUD_PYTHON of the worker to a Python that "
+            "has it, or import it below the project's directory",
             name=error.name,
         ) from error
 

@@ -30,7 +30,7 @@ from boss.core.clients.unrunnable import Unrunnable
 from boss.core.clients.watchers import Watchers
 from boss.core.clients.why_ready import WhyReady
 from boss.core.model.config import BossConfig
-from boss.core.model.effects import Effects, FindResults, LeadAbove, ListStages, PromoteFiles, TellPerson
+from boss.core.model.effects import Effects, FindResults, LeadAbove, ListStages, PromoteFiles, RemoveFiles, TellPerson
 from boss.core.model.events import (
     AttemptsDeclared,
     BrokerFound,
@@ -78,6 +78,7 @@ from boss.core.workers.sessions import Sessions
 from boss.core.workers.transfer_slots import Said, TransferSlots
 from datastore.backoff import Backoff
 from ecloud.model import wire
+from ecloud.model.calls import calls_directory
 from ecloud.model.worker_states import WorkerState
 
 LATE_S = 1.0
@@ -438,6 +439,7 @@ class Boss:
 
     def _archive_old_runs(self, now: float) -> None:
         self._timers.set(now + ARCHIVE_EVERY_S, self._archive_old_runs)
+        archived: list[str] = []
         for run_no, run in tuple(self.book.runs.items()):
             ended_at = run.row.ended_at
             if ended_at is not None and now - ended_at > self.config.keep_runs_s and not run.inits:
@@ -446,6 +448,9 @@ class Boss:
                 self.attempts.forget_run(run_no)
                 self.watchers.forget_run(run_no)
                 self.calls.forget_run(run_no)
+                archived.append(calls_directory(run.row.name))
+        if archived:
+            self._outbox.call(RemoveFiles(tuple(archived)))
         kept_s = max(self.config.keep_runs_s, self.config.keep_machines_s)
         self._outbox.writes.gone_before = max(0.0, now - kept_s)
         self._outbox.writes.answered_before = max(0.0, now - self.config.keep_runs_s)

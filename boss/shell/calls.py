@@ -21,6 +21,7 @@ from boss.core.model.effects import (
     ListVms,
     Promote,
     PromoteFiles,
+    RemoveFiles,
     SignKey,
     StartVm,
     TellPerson,
@@ -167,9 +168,15 @@ class Calls:
             if isinstance(call, DropStages):
                 for stage in call.stages:
                     datastore.drop_stage(stage)
+            if isinstance(call, RemoveFiles):
+                for path in call.paths:
+                    datastore.remove(path)
         except (DatastoreAway, BadName, OSError) as error:
             if isinstance(call, DropStages):
                 log.warning("stages are left for the next sweep: %s", error)
+                return None
+            if isinstance(call, RemoveFiles):
+                log.warning("files of archived runs are left in the datastore: %s", error)
                 return None
             if isinstance(call, (SignKey, UseDatastore)):
                 log.error("the datastore: %s", error)

@@ -173,6 +173,10 @@ class SshDatastore:
                 raise DatastoreAway(problem)
             return entries
 
+    def remove(self, path: str) -> None:
+        """See `port.Publisher.remove`."""
+        ask(self._link, {"do": "remove", "name": normalised(path)}, path)
+
     def free_mb(self) -> float:
         """See `port.Publisher.free_mb`."""
         return float(ask(self._link, {"do": "free"})[0]["free"]) / 1e6

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 PYTHON_CALLS = 1_000.0
 """Amount that a worker offers of each Python it has. A call requests 1: its other resources are the limit."""
+
+VALUES = "calls"
+"""Directory of the datastore for pickles that are too large for a message."""
 
 
 def python_resource(version: str) -> str:
@@ -16,3 +20,11 @@ def python_resource(version: str) -> str:
 def is_python_resource(name: str) -> bool:
     """Return whether a resource is a version of Python."""
     return re.fullmatch(r"python\d+\.\d+", name) is not None
+
+
+def calls_directory(run: str) -> str:
+    """Return the directory of the datastore for large pickles of the calls of a run. Runs do not share one."""
+    name = re.sub(r"[^\w.=+-]", "_", run, flags=re.ASCII).lstrip(".")
+    if name != run:
+        name += "-" + hashlib.sha256(run.encode()).hexdigest()[:12]
+    return f"{VALUES}/{name}"

@@ -31,7 +31,7 @@ import msgspec
 from datastore.problem import Problem
 from ecloud.config.secrets import AccessFile
 from ecloud.formats import check
-from ecloud.model.calls import python_resource
+from ecloud.model.calls import calls_directory, python_resource
 from ecloud.model.tasks import INLINE_BYTES, MAX_ID_CHARS, Call, Container, Dependency, Retries, TaskDefinition
 from ecloud.model.wire import CallEnded, RequestDone
 from ecloud.python.cluster import Cluster
@@ -48,14 +48,13 @@ from ecloud.python.payload import (
     pickle_function,
     pickle_items,
 )
+from ecloud.python.progress import Bar, counted
 from ecloud.python.project import Project, ProjectUnusable, root_of_program
 from ecloud.python.sharing import Shared, Sharing
 
 log = logging.getLogger("ecloud")
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 MAX_KEY_CHARS = 200
-VALUES = "calls"
-"""Directory of the datastore for pickles that are too large for a message."""
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -107,7 +106,7 @@ class ClusterExecutor(Executor):
     once in each interpreter, and interpreters are replaced after `max_calls` calls. `on_client_lost`: what happens to
     calls that have not ended when this program ends: `finish` lets them continue, `cancel` cancels them, even if the
     program was killed. `code_changed`: what happens to a call with a `key` that succeeded before if its function has
-    changed since: `keep` its value, or `redo` it.
+    changed since: `keep` its value, or `redo` it. `progress`: show how many calls have ended.
     Raises `Problem`, `PartAway` where the cluster cannot be used.
     """
 
@@ -125,6 +124,7 @@ class ClusterExecutor(Executor):
         on_client_lost: str = "finish",
         code_changed: str = "keep",
         max_workers: int | None = None,
+        progress: bool = False,
     ) -> None:
         if max_workers is not None and (not isinstance(max_workers, int) or max_workers <= 0):
             raise ValueError("max_workers must be greater than 0")
@@ -177,7 +177,7 @@ class ClusterExecutor(Executor):
             self._cluster.close()
             raise
         self._objects = Objects(
-            lambda: self._cluster.datastore(self._link.datastore_address), f"{VALUES}/{_safe(self.run)}"
+            lambda: self._cluster.datastore(self._link.datastore_address), calls_directory(self.run)
         )
         self._sharing = Sharing(self._objects)
         self._project = Project(root_of_program())
@@ -186,6 +186,9 @@ class ClusterExecutor(Executor):
         self._is_project_left_out = False
         self._looked_at: tuple[int, Any] | None = None
         self._link.fetch = self._fetch
+        self._bar = Bar(self.run) if progress else None
+        if self._bar is not None:
+            self._link.on_progress = self._bar.update
         self._at_exit = _shut_at_exit(self)
 
     # --- submitting ---------------------------------------------------------------------------------
@@ -224,13 +227,14 @@ class ClusterExecutor(Executor):
         timeout: float | None = None,
         chunksize: int | str = "auto",
         buffersize: int | None = None,
+        progress: bool = False,
     ) -> Iterator[Any]:
         """Yield the values of `fn` for each set of items, in order. `chunksize`: items in one call; `auto` measures how
         long one takes. `buffersize`: items taken from the iterables ahead of the requested values.
 
         Raises `TimeoutError` while iterating, if a value is not available `timeout` seconds after this call.
         """
-        return self._map(self._usual, fn, iterables, timeout, chunksize, buffersize)
+        return self._map(self._usual, fn, iterables, timeout, chunksize, buffersize, progress)
 
     def _map(
         self,
@@ -240,6 +244,7 @@ class ClusterExecutor(Executor):
         timeout: float | None,
         chunksize: int | str,
         buffersize: int | None,
+        progress: bool,
     ) -> Iterator[Any]:
         if chunksize != "auto" and (not isinstance(chunksize, int) or chunksize < 1):
             raise ValueError("chunksize must be >= 1.")
@@ -256,7 +261,7 @@ class ClusterExecutor(Executor):
         size = None if chunksize == "auto" else int(chunksize)
         mapped = Mapped(submit, self._link, zip(*iterables), size, buffersize, timeout)
         self._maps.add(mapped)
-        return mapped.values()
+        return counted(mapped.values(), function.name, iterables) if progress else mapped.values()
 
     def _submit(
         self, options: Options, key: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -421,7 +426,7 @@ class ClusterExecutor(Executor):
             if self._numbers or self._attached:
                 raise RuntimeError(f"this executor has calls in run {self.run}: attach another executor to {run}")
             self.run = self._link.run = run
-            self._objects.directory = f"{VALUES}/{_safe(run)}"
+            self._objects.directory = calls_directory(run)
         for call in self._link.list_calls():
             self._fingerprints[call.id] = call.fingerprint
             if call.id not in self._attached:
@@ -508,6 +513,8 @@ class ClusterExecutor(Executor):
         self._at_exit.detach()
         self._link.flush()
         self._link.close()
+        if self._bar is not None:
+            self._bar.close()
         self._cluster.close()
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> bool | None:
@@ -538,9 +545,10 @@ class OptionsOf(Executor):
         timeout: float | None = None,
         chunksize: int | str = "auto",
         buffersize: int | None = None,
+        progress: bool = False,
     ) -> Iterator[Any]:
         """See `ClusterExecutor.map`."""
-        return self._executor._map(self._options, fn, iterables, timeout, chunksize, buffersize)
+        return self._executor._map(self._options, fn, iterables, timeout, chunksize, buffersize, progress)
 
 
 def _require_good(options: Options) -> None:

@@ -12,20 +12,31 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 from threading import Condition
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ecloud.model.tasks import ENDED, TaskState
 from ecloud.model.wire import CallEnded
 from ecloud.python.payload import failure_of, value_of
-
-if TYPE_CHECKING:
-    from ecloud.python.link import Link
 
 __all__ = ["CallFuture", "CancelledError"]
 
 KEPT_BYTES = 1024
 """A future keeps a pickled value of at most this size. A larger one is fetched on request."""
 _NOTHING = object()
+
+
+class Exchange(Protocol):
+    """What the futures of an executor share: how they reach the boss. `condition`: notified when calls end."""
+
+    condition: Condition
+    fetch: Callable[[CallEnded], bytes]
+    """Return the pickled value of a call that succeeded. Raises `Problem`."""
+
+    def cancel(self, future: CallFuture) -> None:
+        """Cancel the call on the cluster."""
+
+    def look_up(self, ended: CallEnded) -> CallEnded:
+        """Return the same call with its value, if that is small. Raises `Problem`."""
 
 
 class CallFuture(Future[Any]):
@@ -45,7 +56,7 @@ class CallFuture(Future[Any]):
         "_waiting",
     )  # fmt: skip
 
-    def __init__(self, link: Link, id: str, many: bool = False) -> None:
+    def __init__(self, link: Exchange, id: str, many: bool = False) -> None:
         # The base class's __init__ would create a lock for each future.
         self._link = link
         self._call = id
@@ -175,7 +186,7 @@ class CallFuture(Future[Any]):
         return value
 
     @classmethod
-    def of_listed(cls, link: Link, call: CallEnded) -> CallFuture:
+    def of_listed(cls, link: Exchange, call: CallEnded) -> CallFuture:
         """Of a call that was pushed before, as the boss lists it: without its value."""
         future = cls(link, call.id, call.many)
         if call.state in ENDED:

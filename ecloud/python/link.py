@@ -20,7 +20,7 @@ import msgspec
 from datastore.problem import PartAway, Problem
 from ecloud.client.conversation import Conversation
 from ecloud.config.secrets import AccessFile
-from ecloud.model.tasks import ENDED, TaskDefinition
+from ecloud.model.tasks import ENDED, TaskDefinition, TaskState
 from ecloud.model.wire import (
     BATCH_BYTES,
     BATCH_COUNT,
@@ -93,6 +93,9 @@ class Link:
         self.states: dict[str, int] = {}
         self.waits = ""
         """Why calls wait that are ready, as last reported by the boss; empty if they only wait for their turn."""
+        self.on_progress: Callable[[int, int, int], None] = lambda done, total, failed: None
+        """Called by the link's thread with the numbers of calls that ended, of all, and of those that failed."""
+        self._failed = 0
         self.fetch: Callable[[CallEnded], bytes] = self._fetch
         self._talk = Conversation(access, watchdog)
         self._outgoing: deque[TaskDefinition] = deque()
@@ -388,9 +391,11 @@ class Link:
                     future = self.pending.pop(call.id, None)
                     if future is not None and future.on_ended(call):
                         finished.append(future)
+                        self._failed += call.state != TaskState.SUCCEEDED
             self.done_count += len(finished)
             if finished:
                 self.condition.notify_all()
+        self.on_progress(self.done_count, self.done_count + len(self.pending), self._failed)
         for future in finished:
             future._invoke_callbacks()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,9 @@ from ecloud.model.tasks import INLINE_BYTES, Requirement
 if TYPE_CHECKING:
     from datastore.port import Publisher
 
+STORED_ANEW_S = 3600.0
+"""An object is stored again after this time: its run may have been archived meanwhile."""
+
 
 class Objects:
     """Objects of one run, below `directory` of the datastore. Thread-safe."""
@@ -21,7 +26,8 @@ class Objects:
     def __init__(self, datastore: Callable[[], Publisher], directory: str) -> None:
         self._datastore = datastore
         self.directory = directory
-        self._there: set[str] = set()
+        self._there: dict[str, float] = {}
+        """When each object was stored."""
         self._lock = threading.Lock()
 
     def placed(self, data: bytes, key: str = "") -> tuple[bytes, str]:
@@ -36,14 +42,15 @@ class Objects:
         return Requirement(f"{self.directory}/{name}", name)
 
     def put(self, data: bytes, key: str) -> str:
-        """Store a pickle, unless it is stored already; return its name."""
+        """Store a pickle, unless it was stored lately; return its name. The boss removes the objects of a run that it
+        archives."""
         with self._lock:
-            if key not in self._there:
+            if time.monotonic() - self._there.get(key, -math.inf) > STORED_ANEW_S:
                 with tempfile.TemporaryDirectory(prefix="ecloud-object-") as place:
                     file = Path(place) / key
                     file.write_bytes(data)
                     self._datastore().put(file, f"{self.directory}/{key}")
-                self._there.add(key)
+                self._there[key] = time.monotonic()
         return key
 
     def read(self, path: str) -> bytes:

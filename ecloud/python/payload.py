@@ -225,7 +225,7 @@ def _with_versions(text: str, there: Mapping[str, str]) -> str:
     except metadata.PackageNotFoundError:
         here = "not installed here"
     version = f"version {there['version']}" if there["version"] else "not installed"
-    text += f"; package {names[0]}: {here}, {version} on {there['host']}, Python {there['python']}"
+    text += f" (package {names[0]}: {here}, {version} on {there['host']}, Python {there['python']})"
     if "ECLOUD_PYTHON" not in text:
         text += "; install the same version there, or set ECLOUD_PYTHON of the worker to a Python that has it"
     return text

@@ -148,6 +148,19 @@ def test_a_dropped_stage_is_gone_and_others_stay(site: Site) -> None:
     assert site.names() == []
 
 
+def test_what_is_removed_is_gone_and_what_is_beside_it_stays(site: Site) -> None:
+    site.write("calls/a", b"1")
+    site.write("calls/below/b", b"2")
+    site.promote(*site.stage(site.local / "calls", "calls/run"), *site.stage(site.write("f"), "calls/run2"))
+    site.store.remove("calls/run")
+    site.store.remove("calls/run")
+    site.store.remove("none")
+    assert site.names() == ["calls", "calls/run2"]
+    for name in ("../out", ".ecloud/staging", ""):
+        with pytest.raises(BadName):
+            site.store.remove(name)
+
+
 # --- promotion ------------------------------------------------------------------------------------
 
 

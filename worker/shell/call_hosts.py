@@ -39,8 +39,9 @@ IDLE_S = 60.0
 IDLE_KEPT = 8
 """Idle hosts of other kinds that are kept when a new host starts."""
 READ_BYTES = 1 << 20
-MESSAGE_BYTES, STREAMED = 64 * 1024, b"s"
-"""The largest message to a host, and what announces a larger frame, as in `worker/callhost.py`."""
+MESSAGE_BYTES, STREAMED, VALUE_FILE = 64 * 1024, b"s", ".ecloud-value"
+"""The largest message to a host, what announces a larger frame, and the file of a large value, as in
+`worker/callhost.py`."""
 MEMORY_SHARE = 0.8
 """A host that has used more than this share of the memory that its calls request is replaced after its call."""
 LAST_LINES = 3
@@ -73,10 +74,11 @@ class CallOrder(msgspec.Struct, frozen=True):
 
 
 class CallEnd(msgspec.Struct, frozen=True):
-    """How a call ended. `value_file`: the file with a value that is too large for the outcome."""
+    """How a call ended. `is_in_file`: its value is too large for the outcome, and in the file `VALUE_FILE` of its
+    working directory."""
 
     outcome: Outcome
-    value_file: str = ""
+    is_in_file: bool = False
 
 
 class Host:
@@ -250,10 +252,13 @@ class CallHosts:
         key = (-self._numbers, 0)
         place = self._directory / "callhost.py"
         if not place.exists():
+            if self._cloudpickle:
+                shutil.copytree(self._cloudpickle, self._directory / "cloudpickle", dirs_exist_ok=True)
             shutil.copyfile(CALLHOST, place)
         outputs = f"call-{self._numbers}"
         inside = control_inside or str(self._directory)
-        argv = argv_of([kind.python, f"{inside}/callhost.py", inside, str(self._numbers), self._cloudpickle, outputs])
+        cloudpickle = self._cloudpickle and f"{inside}/cloudpickle"
+        argv = argv_of([kind.python, f"{inside}/callhost.py", inside, str(self._numbers), cloudpickle, outputs])
         now = time.monotonic()
         process = self._processes.start(key, argv, directory, env, None, now, kind.limit_bytes, NO_OUTPUTS)
         host = self._hosts[key] = Host(kind, process, str(self._directory / outputs))
@@ -389,7 +394,7 @@ class CallHosts:
             self._recalled(self._take_back(host))
             host.is_worn = True
         self._begin_next(host, order.key)
-        self._end(CallEnd(_outcome(order, head, body, began_at), head.get("file", "")))
+        self._end(CallEnd(_outcome(order, head, body, began_at), bool(head.get("is_in_file"))))
 
     def _begin_next(self, host: Host, after: Key) -> None:
         """Handle the end of a host's call: it begins the next one, if it has one."""

@@ -174,6 +174,8 @@ class CallRunner:
             return argv
         env[b"ECLOUD_WORKER_DIR"] = SHARED.encode()
         env[b"ECLOUD_WORKER"] = os.fsencode(self._peer)
+        if "USER" not in os.environ:  # charliecloud refuses to start without USER
+            env.setdefault(b"USER", b"%d" % os.geteuid())
         place = Place(
             directory=str(self._directories.top),
             shared=str(self._home.shared),

@@ -39,7 +39,7 @@ from worker.core.events import (
     StopAttempt,
     TroubleChanged,
 )
-from worker.shell.call_hosts import CallEnd, CallHosts
+from worker.shell.call_hosts import VALUE_FILE, CallEnd, CallHosts
 from worker.shell.calls import CallImpossible, CallRunner, with_values, without_kept
 from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
 from worker.shell.container_runtimes import ContainerMissing, argv_in_container, clear_away
@@ -326,8 +326,8 @@ class Jobs:
         if outcome.cause is Cause.STOPPED or job.stop_reason is not None:
             self._end(job, self._bare(job, Cause.STOPPED, f"stopped: {job.stop_reason}"))
             return
-        if end.value_file and job.body.call is not None:
-            job.outputs = (Result(end.value_file, job.body.call.value.replace("%a", str(job.key[1]))),)
+        if end.is_in_file and job.body.call is not None:
+            job.outputs = (Result(str(job.directory / VALUE_FILE), job.body.call.value.replace("%a", str(job.key[1]))),)
         self._processes_ended(job, outcome)
 
     def finished(self, finished: Finished) -> None:

@@ -53,6 +53,12 @@ class DropStages(msgspec.Struct, frozen=True):
     stages: tuple[str, ...]
 
 
+class RemoveFiles(msgspec.Struct, frozen=True):
+    """Remove these files and directories from the datastore. No answer, and no second try."""
+
+    paths: tuple[str, ...]
+
+
 class SignKey(msgspec.Struct, frozen=True):
     """Sign a worker's key: the certificate opens the datastore for that worker only. Answered by `KeySigned`. A failed
     call has no answer: the worker's next heartbeat asks again. `refused`: the datastore refuses the present
@@ -131,8 +137,8 @@ class TellPerson(msgspec.Struct, frozen=True):
 
 
 Call = (
-    PromoteFiles | FindResults | ListStages | DropStages | SignKey | UseDatastore | StartVm | EndVm | ListVms |
-    AskRoom | TellPerson | VisitVm
+    PromoteFiles | FindResults | ListStages | DropStages | RemoveFiles | SignKey | UseDatastore | StartVm | EndVm |
+    ListVms | AskRoom | TellPerson | VisitVm
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,9 +15,12 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from services import wait_until
 
 from datastore.problem import Problem
 from ecloud import ClusterExecutor, RemoteError
+from ecloud.client.client import Client
+from ecloud.config.secrets import cluster_secret
 from ecloud.python.cluster import Cluster
 from ecloud.queries.status import open_database
 
@@ -161,6 +165,54 @@ def test_what_a_call_prints_is_kept_of_its_attempt(cluster: Cluster) -> None:
             "ON r.run_no = t.run_no WHERE r.name = 'printing'"
         ).all()
     assert [tuple(row) for row in rows] == [("loud", "hello\n")]
+
+
+def speak(go: str) -> None:
+    print("one")
+    while not os.path.exists(go):
+        time.sleep(0.01)
+    print("two")
+
+
+def test_the_output_of_a_running_call_can_be_followed(cluster: Cluster, tmp_path: Path) -> None:
+    assert cluster.local is not None
+    heard = ""
+    with ClusterExecutor(cluster.access) as executor:
+        future = executor.submit(speak, str(tmp_path / "go"))
+        wait_until(future.running, PATIENCE_S)
+        client = Client(cluster.access)
+        client.connect(PATIENCE_S)
+        for lines in client.logs(future.id, cluster_secret(cluster.local.home), executor.run):
+            heard += lines.text if lines.stream == "stdout" else ""
+            if heard:
+                (tmp_path / "go").touch()
+        client.close()
+    assert heard == "one\ntwo\n"
+
+
+def test_a_call_that_nothing_can_run_is_explained_once(
+    executor: ClusterExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    future = executor.options(resources={"gpus": 8}).submit(square, 3)
+    wait_until(lambda: executor.status().waits, PATIENCE_S)
+    assert "needs 8 gpus" in executor.status().waits
+    assert "needs 8 gpus" in repr(executor)
+    assert [record.message.count("needs 8 gpus") for record in caplog.records if "wait:" in record.message] == [1]
+    assert future.cancel()
+
+
+def test_a_python_that_the_cluster_lacks_is_refused_at_submit(
+    executor: ClusterExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecloud.python.executor.PYTHON", "3.99")
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    text = rf"this program runs Python 3\.99, and the cluster offers Python .*{re.escape(here)}"
+    with pytest.raises(Problem, match=text):
+        executor.submit(square, 3)
+    with pytest.raises(Problem, match=text):
+        executor.map(square, [3])
+    monkeypatch.undo()
+    assert executor.submit(square, 3).result(PATIENCE_S) == 9
 
 
 def test_an_interpreter_is_prepared_once_and_replaced_after_its_calls(cluster: Cluster, tmp_path: Path) -> None:

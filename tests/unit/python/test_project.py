@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import sys
 import types
 import zipfile
 from pathlib import Path
@@ -98,3 +100,20 @@ def test_modules_are_the_users_where_the_root_holds_their_name(tmp_path: Path) -
     assert not found._holds(module("json", root / "conda/lib/python3.11/json/__init__.py"))
     assert not found._holds(module("x", root / "conda/lib/x.py"))
     assert Project(Path("/"))._holds(module("helper", Path("/helper.py")))
+
+
+def test_a_function_needs_the_project_if_it_imports_or_names_something_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = made(tmp_path, "helper_of_calls.py")
+    (tmp_path / "helper_of_calls.py").write_text("def help(): pass\nclass Thing: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    helper = importlib.import_module("helper_of_calls")
+    monkeypatch.setitem(sys.modules, "helper_of_calls", helper)
+    names = {"helper": helper, "Thing": helper.Thing, "pow": pow}
+    exec("def by_module(): helper.help()\ndef by_class(): Thing()\ndef without(): pow(2, 3)", names)
+    assert found.needs(names["by_module"])
+    assert found.needs(names["by_class"])
+    assert found.needs(helper.help)
+    assert not found.needs(names["without"])
+    assert not found.needs(pow)

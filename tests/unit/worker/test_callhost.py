@@ -20,7 +20,7 @@ from services import wait_until
 
 from ecloud.model.tasks import INLINE_BYTES
 from worker import callhost
-from worker.shell.call_hosts import CALLHOST, MESSAGE_BYTES, STREAMED, _cloudpickle, _frame, _framed
+from worker.shell.call_hosts import CALLHOST, MESSAGE_BYTES, STREAMED, VALUE_FILE, _cloudpickle, _frame, _framed
 
 
 class HostDouble:
@@ -102,6 +102,7 @@ def host(tmp_path: Path) -> Iterator[HostDouble]:
 
 def test_both_sides_have_the_same_limits() -> None:
     assert (callhost.MESSAGE_BYTES, callhost.STREAMED) == (MESSAGE_BYTES, STREAMED)
+    assert callhost.VALUE_FILE == VALUE_FILE
     assert callhost.INLINE_BYTES == INLINE_BYTES
 
 
@@ -144,8 +145,8 @@ def test_an_exception_that_cannot_be_pickled_leaves_its_text(host: HostDouble) -
 
 def test_a_large_value_goes_to_a_file(host: HostDouble) -> None:
     reply, value, _, _ = host.call(lambda: b"x" * 100_000)
-    assert value == b""
-    assert pickle.loads(Path(reply["file"]).read_bytes()) == b"x" * 100_000
+    assert (reply["is_in_file"], value) == (True, b"")
+    assert pickle.loads((host.place / VALUE_FILE).read_bytes()) == b"x" * 100_000
 
 
 def test_of_many_calls_in_one_the_first_failure_ends_it(host: HostDouble) -> None:
@@ -182,7 +183,7 @@ def test_a_module_that_is_missing_is_named_with_place_and_remedy(host: HostDoubl
                "code": len(code), "arguments": 0, "setup": 0, "arguments_file": ""}  # fmt: skip
     host.send(_framed(message, (code,)))
     error = host.read()[0]["error"]
-    assert "module 'no_such_module' is not installed" in error
+    assert "needs module 'no_such_module', which the worker's Python" in error
     assert "ECLOUD_PYTHON" in error
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from boss_script import BossScript, Peer, task
 
+from boss.core.model.effects import RemoveFiles
 from ecloud.model import wire
+from ecloud.model.calls import calls_directory
 from ecloud.model.tasks import Call, Cause, TaskDefinition
 
 
@@ -151,3 +153,19 @@ def test_the_boss_names_the_pythons_that_it_can_offer() -> None:
     assert script.ask("pythons").names == ()  # type: ignore[union-attr]
     script.worker("w1", **{"python3.12": 1000.0, "gpus": 1.0})
     assert script.ask("pythons").names == ("python3.12",)  # type: ignore[union-attr]
+
+
+def test_large_pickles_are_removed_with_their_run() -> None:
+    script = BossScript(keep_runs_s=100.0)
+    worker = script.worker("w1")
+    extend(script, call("a"))
+    script.starts(worker, "a").ended(worker, "a", value=b"one").wait(3 * 3600)
+    assert script.call(RemoveFiles).paths == ("calls/r",)
+
+
+def test_runs_do_not_share_a_directory_for_pickles() -> None:
+    names = ["run", "run 1", "run_1", ".run", "a/b", "..", ""]
+    directories = [calls_directory(name) for name in names]
+    assert len(set(directories)) == len(names)
+    assert calls_directory("run") == "calls/run"
+    assert all(directory.count("/") == 1 and ".." not in directory for directory in directories)

@@ -1,0 +1,75 @@
+"""Progress bars for calls: rich draws them on a terminal and in Jupyter. Elsewhere a line now and then must do."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+DRAWN_EVERY_S = 0.1
+LINE_EVERY_S = 10.0
+
+
+class Bar:
+    """One bar on stderr. `total`: None while it is unknown."""
+
+    def __init__(self, name: str, total: int | None = None) -> None:
+        self._name = name
+        self._total = total
+        self._done = 0
+        self._failed = 0
+        console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._every_s = LINE_EVERY_S
+        if console.is_terminal or console.is_jupyter:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )  # fmt: skip
+            self._progress = Progress(*columns, console=console)
+            self._task = self._progress.add_task(name, total=total, note="")
+            self._progress.start()
+            self._every_s = DRAWN_EVERY_S
+        self._next_at = time.monotonic() + self._every_s
+
+    def advance(self, count: int = 1) -> None:
+        """Count more that are done."""
+        self.update(self._done + count, self._total)
+
+    def update(self, done: int, total: int | None, failed: int = 0) -> None:
+        """Set the numbers; draws them if the last time is long enough ago."""
+        self._done, self._total, self._failed = done, total, failed
+        now = time.monotonic()
+        if now >= self._next_at:
+            self._next_at = now + self._every_s
+            self._draw()
+
+    def close(self) -> None:
+        """Draw it for the last time."""
+        self._draw()
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _draw(self) -> None:
+        note = f"{self._failed:,} failed" if self._failed else ""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self._done, total=self._total, note=note)
+            return
+        of = f" of {self._total:,}" if self._total is not None else ""
+        print(f"{self._name}: {self._done:,}{of} done" + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+
+
+def counted(values: Iterator[Any], name: str, iterables: Sequence[Iterable[Any]]) -> Iterator[Any]:
+    """Yield the values of a `map` over these iterables, and show their number."""
+    total = min([len(items) for items in iterables if isinstance(items, Sized)], default=None)
+    bar = Bar(name, total)
+    try:
+        for value in values:
+            bar.advance()
+            yield value
+    finally:
+        bar.close()
