@@ -321,6 +321,8 @@ def _check_labels(labels: Sequence[str], say: Say) -> None:
 def _check_call(task: TaskDefinition, call: Call, say: Say) -> None:
     if task.commands:
         say("call", "a task has either commands or a call")
+    if task.stdout or task.stderr:
+        say("call", "the output of a call is kept with its attempt, and not in a file: stdout and stderr")
     if task.init:
         say("call", "an init task has commands")
     for field, pickled in (("code", call.code), ("arguments", call.arguments), ("setup", call.setup)):

@@ -224,6 +224,16 @@ def nested(number: int) -> int:
     return sum(joblib.Parallel(n_jobs=2)(joblib.delayed(square)(item) for item in range(number)))
 
 
+def test_scikit_learns_grid_search_runs_on_the_cluster() -> None:
+    """Skipped where scikit-learn is not installed: it is not among the development packages."""
+    datasets, selection, svm = map(pytest.importorskip, ("sklearn.datasets", "sklearn.model_selection", "sklearn.svm"))
+    with joblib.parallel_config(backend="ecloud"):
+        search = selection.GridSearchCV(svm.SVC(), {"C": [1e-3, 1.0], "kernel": ["linear", "rbf"]}, cv=3, n_jobs=-1)
+        search.fit(*datasets.load_iris(return_X_y=True))
+    assert search.best_params_["C"] == 1.0
+    assert search.best_score_ > 0.9
+
+
 def test_joblib_runs_on_the_cluster() -> None:
     assert ecloud.joblib.ClusterBackend
     with joblib.parallel_config(backend="ecloud"):

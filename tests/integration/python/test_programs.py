@@ -100,3 +100,29 @@ if __name__ == "__main__":
     out, err = program.communicate(timeout=PATIENCE_S)
     assert (out, err, program.returncode) == ("100000\n", "", 0)
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_directory_that_is_too_large_fails_only_calls_that_need_it(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("def double(number): return 2 * number\n")
+    with open(tmp_path / "data.bin", "wb") as file:
+        file.truncate(200_000_000)
+    program = start(
+        tmp_path,
+        """
+import helper
+from ecloud import ClusterExecutor
+
+if __name__ == "__main__":
+    with ClusterExecutor(max_workers=1) as executor:
+        print(executor.submit(pow, 2, 5).result())
+        print(executor.submit(lambda: 7).result())
+        try:
+            executor.submit(helper.double, 4)
+        except Exception as error:
+            print(type(error).__name__)
+""",
+    )
+    out, err = program.communicate(timeout=PATIENCE_S)
+    assert (program.returncode, out) == (0, "32\n7\nProjectUnusable\n")
+    assert err.count("calls are sent without the modules of this program") == 1
+    assert "data.bin (200" in err
