@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 
 import msgspec
 import pytest
@@ -15,6 +16,8 @@ from sim.simulation import Result, Simulation
 
 SEEDS = 1_000
 OFTEN = 2
+RARE = {"chain-cost"}
+"""Looked at in one of some four hundred seeds. `make sim-mutants` finds its mutant, too."""
 CLOUDY = Faults(vm_late=0.5, vm_address=0.8, vm_never=0.3, vm_slow=0.5, boss_death=0.02)
 
 
@@ -35,8 +38,11 @@ def run(seed: int) -> Result | None:
     return world.run() if world.config.pools else None
 
 
+@pytest.mark.parametrize(
+    "names", [INVARIANTS.keys() - RARE, pytest.param(RARE, marks=pytest.mark.long)], ids=["common", "rare"]
+)
 @pytest.mark.timeout(600)
-def test_each_invariant_is_looked_at_where_it_could_be_broken() -> None:
+def test_each_invariant_is_looked_at_where_it_could_be_broken(names: Set[str]) -> None:
     looked: Counter[str] = Counter()
     for seed in range(101, 101 + SEEDS):
         result = run(seed)
@@ -44,6 +50,6 @@ def test_each_invariant_is_looked_at_where_it_could_be_broken() -> None:
             continue
         assert not result.problem, story.tell(result)
         looked.update(result.looked)
-        if all(looked[name] >= OFTEN for name in INVARIANTS):
+        if all(looked[name] >= OFTEN for name in names):
             break
-    assert not [name for name in INVARIANTS if looked[name] < OFTEN]
+    assert not [name for name in names if looked[name] < OFTEN]
