@@ -141,7 +141,7 @@ def _has_vms(settings: Settings) -> bool:
     from ecloud.queries import status as queries
 
     try:
-        engine = app.database(settings)
+        engine = _database_of_any_schema(settings)
     except Problem:
         return False  # no boss has ever run here, or the database is unavailable
     cluster_id = queries.context(engine).get("cluster_id", "")
@@ -155,7 +155,7 @@ def _end_vms(settings: Settings) -> None:
 
     with app.boss(settings) as client:
         print(client.request("end_vms").text, file=sys.stderr)
-    engine = app.database(settings)
+    engine = _database_of_any_schema(settings)
     cluster_id = queries.context(engine).get("cluster_id", "")
     with told_when_interrupted(lambda: "the boss stays and continues to end them; to wait: python admin.py stop --vms"):
         _wait_until_ended(settings, engine, cluster_id)
@@ -180,7 +180,14 @@ def _wait_until_ended(settings: Settings, engine: Engine, cluster_id: str) -> No
 def _left_by_rows(engine: Engine) -> list[str]:
     from ecloud.queries import status as queries
 
-    return [f"VM {vm.vm_no} ({vm.state})" for vm in queries.vms(engine)]
+    return [f"VM {vm_no} ({state})" for vm_no, state in queries.unended_vms(engine)]
+
+
+def _database_of_any_schema(settings: Settings) -> Engine:
+    """Open the database of a boss that runs, also if that boss is older than this code. Raises `DatabaseAway`."""
+    from ecloud.queries.status import open_database
+
+    return open_database(settings, app.ANSWER_S, any_schema=True)
 
 
 def _left_in_clouds(settings: Settings, cluster_id: str) -> list[str]:

@@ -28,7 +28,7 @@ from datastore.ssh.sshd_limits import Limits
 from ecloud.cli import app, cloud_probe
 from ecloud.cli.doctor_trust import database_encryption, task_accounts
 from ecloud.cli.files import datastore_address, open_datastore
-from ecloud.cli.tables import print_json
+from ecloud.cli.tables import print_json, print_text
 from ecloud.client.broker import BrokerAddress, check_will, external_broker, measure_round_trip, probe
 from ecloud.config.datastore_address import directory_of, is_ssh
 from ecloud.config.secrets import AccessWrong, read_access
@@ -72,9 +72,8 @@ def examine(as_json: bool, boot: bool = False) -> int:
         if not as_json:
             mark, style = ("ok", "green") if finding.is_ok else ("!!", "red")
             remedy = f"; {finding.remedy}" if finding.remedy else ""
-            console.print(
-                Text(f"{mark:<3}", style).append(Text(f"{finding.part:<10} {visible(finding.text + remedy)}", ""))
-            )
+            text = Text(f"{finding.part:<10} {visible(finding.text + remedy)}", "not bold")
+            print_text(console, Text(f"{mark:<3}", style).append(text))
     well = all(finding.is_ok for finding in findings)
     if as_json:
         print_json({"ok": well, "findings": findings})

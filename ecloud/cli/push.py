@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -148,7 +149,7 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
         except KeyboardInterrupt:
             text = (
                 f"\nrun {accepted.run} continues; to watch it: python admin.py status --watch, "
-                f"to stop it: python admin.py cancel --run {accepted.run}"
+                f"to stop it: python admin.py cancel --run {shlex.quote(accepted.run)}"
             )
             print(app.as_typed(text), file=sys.stderr)
             return INTERRUPTED
@@ -309,8 +310,9 @@ def _run_on(cluster: LocalCluster, wish: Wish, tasks: TaskList) -> int:
         progress.close()
         output = _kept_output(cluster, last.run, Path(wish.datastore or DEFAULT_DATASTORE))
         return tell_end(
-            tasks, accepted, last, progress, wish.as_json, cluster.settings, client.datastore_address, output
-        )
+            tasks, accepted, last, progress, wish.as_json, cluster.settings, client.datastore_address, output,
+            is_removed=True,
+        )  # fmt: skip
 
 
 class _Pages:

@@ -123,7 +123,9 @@ def instantiate(n: int, pool: str, keep_alive: bool, yes: bool, as_json: bool) -
 
 def plan(as_json: bool) -> int:
     """Print what the boss would start and end now, and why. Raises as `ask` does."""
-    from ecloud.cli.tables import print_json
+    from rich.text import Text
+
+    from ecloud.cli.tables import print_json, print_text
     from ecloud.model.text import visible
 
     with app.boss(load_settings()) as client:
@@ -132,7 +134,9 @@ def plan(as_json: bool) -> int:
     if as_json:
         print_json(document)
     else:
-        print("\n".join(visible(line) for line in lines))
+        console = app.console()
+        for line in lines:
+            print_text(console, Text(visible(line)))
     return DONE
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ecloud.queries.views import Failure
 
 FAILURES_SHOWN = 20
+FAILURES_SHOWN_AT_THE_END = 1_000
+"""The same of a cluster that ends with its run."""
 RESULTS_SHOWN = 8
 RESULTS_LOOKED_AT = 1_000
 """Maximum number of results that the datastore is queried for."""
@@ -60,10 +63,12 @@ def tell_end(
     settings: Settings,
     address: str,
     output: Path | None = None,
+    is_removed: bool = False,
 ) -> int:
     """Print the final table or one JSON document; returns the exit code.
 
-    `address`: of the datastore. `output`: a file with the tasks' output, if the cluster will be removed.
+    `address`: of the datastore. `is_removed`: the cluster ends with this command, so that no other one can show more;
+    `output`: the file with its tasks' output, if there was any.
     """
     from ecloud.db.database import DatabaseAway, SchemaWrong
     from ecloud.queries.status import NoSuchRun, failures, open_database
@@ -74,8 +79,9 @@ def tell_end(
     if not os.environ.get("ECLOUD_ACCESS"):
         with contextlib.suppress(DatabaseAway, SchemaWrong, NoSuchRun):
             engine = open_database(settings)
-            failed = failures(engine, last.run, FAILURES_SHOWN)
-            aborted = _aborted(engine, last.run)
+            shown = FAILURES_SHOWN_AT_THE_END if is_removed else FAILURES_SHOWN
+            failed = failures(engine, last.run, shown)
+            aborted = _aborted(engine, last.run, shown)
     shares = Shares.of(accepted, last)
     code = DONE if set(last.states) <= {"succeeded"} else NOT_ALL_SUCCEEDED
     if as_json:
@@ -87,15 +93,15 @@ def tell_end(
         if last.held:
             print(f"held: {visible(last.held)}", file=sys.stderr)
         return code
-    _print_end(last, progress, failed, aborted, shares, output)
+    _print_end(last, progress, failed, aborted, shares, output, is_removed)
     _print_results(tasks, last.run, shares, settings, address)
     return code
 
 
-def _aborted(engine: Engine, run: str) -> list[tuple[str, str, str]]:
+def _aborted(engine: Engine, run: str, shown: int) -> list[tuple[str, str, str]]:
     from ecloud.queries.status import tasks
 
-    page = tasks(engine, ("aborted", "cancelled"), run, limit=FAILURES_SHOWN)
+    page = tasks(engine, ("aborted", "cancelled"), run, limit=shown)
     return [(line.id, line.state, line.reason) for line in page.tasks]
 
 
@@ -106,6 +112,7 @@ def _print_end(
     aborted: list[tuple[str, str, str]],
     shares: Shares,
     output: Path | None,
+    is_removed: bool,
 ) -> None:
     from ecloud.cli.tables import ended_line, print_table
 
@@ -117,9 +124,8 @@ def _print_end(
         print_table(console, ("task", "state", "why"), rows)
         more = sum(last.states.get(name, 0) for name in ("failed", "aborted", "cancelled")) - len(rows)
         if more > 0:
-            console.print(
-                f"and {more:,} more" + (f": python admin.py show_failed --run {last.run}" if not output else "")
-            )
+            shown_by = f": python admin.py show_failed --run {shlex.quote(last.run)}" if not is_removed else ""
+            console.print(f"and {more:,} more{shown_by}")
         console.print()
     if last.held:
         console.print(f"held: {last.held}")
@@ -175,6 +181,6 @@ def _warn_of_missing(paths: list[str], run: str) -> None:
     if missing:
         print(
             f"not in the datastore, though their tasks succeeded: {some(missing, 5)}; "
-            f"python admin.py redo_task TASK --run {run} runs a task again",
+            f"python admin.py redo_task TASK --run {shlex.quote(run)} runs a task again",
             file=sys.stderr,
         )

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from datastore.problem import DONE, NOT_ALL_SUCCEEDED, PART_AWAY, Problem
 from ecloud.cli import app
-from ecloud.cli.tables import counts, print_json, print_json_line, print_status, print_table, some
+from ecloud.cli.tables import counts, print_json, print_json_line, print_status, print_table, print_text, some
 from ecloud.config.settings import Settings, load_settings
 from ecloud.model.text import amounts, byte_size, counted, duration, visible, when
 from ecloud.queries import lookup
@@ -359,9 +359,10 @@ def why(subject: str, run: str, all_layers: bool, as_json: bool) -> int:
     if as_json:
         print_json(reasons)
         return DONE
-    print(visible(reasons.sentence))
+    console = app.console()
+    print_text(console, Text(visible(reasons.sentence)))
     for layer in reasons.layers if all_layers else ():
-        print(f"  {visible(layer)}")
+        print_text(console, Text(f"  {visible(layer)}"))
     return DONE
 
 

@@ -37,6 +37,7 @@ PLAIN_BAR = {
 """Characters of a bar without colours."""
 WORKER_STYLES = {"up": "green", "draining": "yellow", "lost": "red", "gone": "bright_black"}
 BAR_CHARS = 40
+MIN_BAR_CHARS = 6
 TRANSFERS_SHOWN = 10
 ARRAYS_SHOWN = 10
 """Arrays of a run that get their own lines."""
@@ -109,6 +110,11 @@ def _style(cell: str) -> str:
     return STYLES.get(cell) or WORKER_STYLES.get(cell, "")
 
 
+def print_text(console: Console, text: Text) -> None:
+    """Print a paragraph: on a terminal it is wrapped between words, in a pipe it is one line."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
 def print_status(console: Console, status: Status, runs_shown: int) -> None:
     """Print the whole status screen."""
     boss = status.boss
@@ -124,22 +130,22 @@ def print_status(console: Console, status: Status, runs_shown: int) -> None:
         )
     else:
         line = Text("boss       not running: python admin.py start", "yellow")
-    console.print(line)
+    print_text(console, line)
     workers = ", ".join(f"{count} {state}" for state, count in status.workers.items() if count)
-    console.print(Text(f"workers    {workers or 'none'}"))
+    print_text(console, Text(f"workers    {workers or 'none'}"))
     vms = ", ".join(f"{count} {state}" for state, count in status.vms.items() if count and state != "gone")
-    console.print(Text(f"VMs        {vms or 'none'}"))
+    print_text(console, Text(f"VMs        {vms or 'none'}"))
     tasks = Text("tasks      ")
     tasks.append_text(counts(status.tasks))
     if status.left_s is not None:
         tasks.append(f"; about {about(status.left_s)} left")
-    console.print(tasks)
+    print_text(console, tasks)
     if status.datastore_free_mb is not None:
         age = f", seen {duration(status.datastore_seen_s)} ago" if status.datastore_seen_s else ""
         console.print(f"datastore  {megabytes(status.datastore_free_mb)} free{age}")
     _print_transfers(console, status)
     for trouble in [*status.cloud_troubles[:5], *status.troubles[:5], *status.suspects[:5]]:
-        console.print(Text(visible(trouble), "yellow"))
+        print_text(console, Text(visible(trouble), "yellow"))
     if status.runs:
         console.print()
     for run in status.runs[:runs_shown]:
@@ -166,25 +172,30 @@ def _print_transfers(console: Console, status: Status) -> None:
 
 
 def _print_run(console: Console, run: RunStatus) -> None:
-    line = Text()
-    if console.is_terminal:
-        line.append_text(state_bar(run.states, min(BAR_CHARS, console.width // 5), is_coloured(console)))
-        line.append("  ")
-    line.append(visible(run.name), "bold")
-    line.append(f"  {run.total - run.left:,}/{run.total:,}: ")
-    line.append_text(counts(run.states))
+    line = Text(visible(run.name), "bold")
+    line.append(f"  {run.total - run.left:,}/{run.total:,}: ", "not bold").append_text(counts(run.states))
+    left = why = ""
     if run.left_s is not None:
-        line.append(f"; about {about(run.left_s)} left ({run.left_from})")
+        left = f"about {about(run.left_s)} left ({run.left_from})"
     elif run.left:
         known, _, why = run.left_from.partition(": ")
-        line.append(f"; time left {known}")
-    console.print(line)
+        left = f"time left {known}"
+    if console.is_terminal:
+        # The counts are worth more than the bar, and a line that the terminal cuts in a word is hard to read.
+        bar = max(MIN_BAR_CHARS, min(BAR_CHARS, console.width // 5, console.width - line.cell_len - 2))
+        line = state_bar(run.states, bar, is_coloured(console)).append("  ").append_text(line)
+    is_long = console.is_terminal and line.cell_len + len(left) + 2 > console.width
+    if left and not is_long:
+        line.append(f"; {left}")
+    print_text(console, line)
+    if left and is_long:
+        print_text(console, Text(f"  {left}"))
     for array in run.arrays[:ARRAYS_SHOWN] if run.left else ():
         _print_array(console, array)
     if run.left and len(run.arrays) > ARRAYS_SHOWN:
         console.print(f"  and {counted(len(run.arrays) - ARRAYS_SHOWN, 'other array')}")
     if run.left and run.left_s is None and why and not run.held:
-        console.print(Text(f"  {visible(why)}", "yellow"), soft_wrap=not console.is_terminal)
+        print_text(console, Text(f"  {visible(why)}", "yellow"))
     if run.held:
         console.print(Text(f"  held: {visible(run.held)}", "yellow"))
 

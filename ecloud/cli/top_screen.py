@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +15,7 @@ from ecloud.queries.browse import TaskRow
 from ecloud.queries.views import RunStatus, Status, VmView, WorkerView
 
 PANES = ("runs", "tasks", "workers", "VMs")
-HELP = "↑↓ choose  Tab next list  Enter tasks of the run  w why  l logs  c cancel  r retry failed  q quit"
+HELP = "↑↓ choose  Tab list  Enter its tasks  w why  l logs  c cancel  r retry  q quit"
 HEAD_LINES = 5
 
 
@@ -196,7 +196,8 @@ class Screen:
         return table
 
     def _tasks(self, room: int) -> RenderableType:
-        table = self._table("tasks", (f"tasks of {visible(self.run)}", "state", "reason", "attempts"), right=(3,))
+        names = (f"tasks of {visible(self.run)}", "state", "reason", "attempts")
+        table = self._table("tasks", names, right=(3,), wide=(2,))
         for at, task in self._window("tasks", room - 2):
             assert isinstance(task, TaskRow)
             state = Text(task.state, STYLES.get(task.state, ""))
@@ -206,7 +207,8 @@ class Screen:
         return table
 
     def _workers(self, room: int, now: float) -> RenderableType:
-        table = self._table("workers", ("worker", "host", "state", "offers", "runs", "queued", "heard"), right=(5,))
+        names = ("worker", "host", "state", "offers", "runs", "queued", "heard")
+        table = self._table("workers", names, right=(5,), wide=(3, 4))
         for at, worker in self._window("workers", room - 2):
             assert isinstance(worker, WorkerView)
             state = Text(worker.state, WORKER_STYLES.get(worker.state, ""))
@@ -220,7 +222,7 @@ class Screen:
         return table
 
     def _vms(self, room: int, now: float) -> RenderableType:
-        table = self._table("VMs", ("VM", "pool", "state", "for", "reason"))
+        table = self._table("VMs", ("VM", "pool", "state", "for", "reason"), wide=(4,))
         for at, vm in self._window("VMs", room - 2):
             assert isinstance(vm, VmView)
             table.add_row(
@@ -229,11 +231,13 @@ class Screen:
             )  # fmt: skip
         return table
 
-    def _table(self, pane: str, columns: Sequence[str], right: Sequence[int] = ()) -> Table:
+    def _table(self, pane: str, columns: Sequence[str], right: Sequence[int] = (), wide: Sequence[int] = ()) -> Table:
+        """`right`: columns of numbers; `wide`: columns of long texts, which share the room that the others leave."""
         style = "bold reverse" if pane == self.pane else "bold"
         table = Table(box=None, expand=True, pad_edge=False, header_style=style, padding=(0, 2, 0, 0))
         for at, name in enumerate(columns):
-            table.add_column(name, justify="right" if at in right else "left", no_wrap=True, overflow="ellipsis")
+            justify: JustifyMethod = "right" if at in right else "left"
+            table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", ratio=1 if at in wide else None)
         return table
 
     def _window(self, pane: str, room: int) -> list[tuple[int, object]]:

@@ -71,14 +71,15 @@ class NoSuchRun(Problem):
 # --- asking ------------------------------------------------------------------------------------
 
 
-def open_database(settings: Settings, answer_s: float = ANSWER_S) -> Engine:
+def open_database(settings: Settings, answer_s: float = ANSWER_S, any_schema: bool = False) -> Engine:
     """Open the database named in the settings; a database server has `answer_s` for each answer. Raises `DatabaseAway`
     if there is no database, `SchemaWrong`."""
     url = database_url(settings)
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
         raise DatabaseAway(f"{where(url)} does not exist: no boss has run here yet", "python admin.py start")
     engine = make_engine(url, answer_s)
-    require_schema(engine)
+    if not any_schema:
+        require_schema(engine)
     return engine
 
 
@@ -493,6 +494,14 @@ def vms(engine: Engine, gone: bool = False) -> list[VmView]:
     """Return VMs, newest last; `gone`: include VMs that no longer exist. Raises `DatabaseAway`."""
     with snapshot(engine) as connection:
         return vm_views(connection, gone)
+
+
+def unended_vms(engine: Engine) -> list[tuple[int, str]]:
+    """Return number and state of VMs that have not ended, in a database of any schema. Raises `DatabaseAway`."""
+    rows = schema.vms
+    query = sa.select(rows.c.vm_no, rows.c.state).where(rows.c.state != VmState.GONE.value).order_by(rows.c.vm_no)
+    with snapshot(engine) as connection:
+        return [(row.vm_no, row.state) for row in connection.execute(query)]
 
 
 def vm_views(connection: Connection, gone: bool = False) -> list[VmView]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,17 @@ def test_kill_9_leaves_nothing_running(doors: Doors, whom: str) -> None:
     finally:
         doors.admin("stop", "--vms", code=None)
     assert not any(map(is_alive, left))
+
+
+def test_a_boss_on_an_older_schema_is_stopped_with_its_vms(doors: Doors) -> None:
+    doors.admin("start")
+    doors.push(doors.write("t.json", {"name": "t", "tasks": [{"id": "t", "commands": "sleep 1000"}]}))
+    records = (doors.place / "home/workers").glob
+    wait_until(lambda: list(records("*/home/running/*")), what="the task runs")
+    agents = [json.loads(record.read_text())["pid"] for record in records("*/vm.json")]
+    with closing(sqlite3.connect(doors.place / "home/ecloud.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = '0001'")
+    assert "has schema 0001" in doors.admin("status", code=3).err
+    assert "has left" in doors.admin("stop", "--vms").out
+    assert agents
+    assert not any(map(is_alive, agents))

@@ -290,3 +290,10 @@ def test_what_the_tasks_printed_is_kept_beside_the_results(doors: Doors) -> None
     kept = (doors.place / "ecloud-data" / "run-x.output.txt").read_text()
     bad = "=== task bad, attempt 1 (exit 4): stderr\n" + "".join(f"line {number}\n" for number in range(1, 31))
     assert kept == f"{bad}=== task good, attempt 1 (success): stdout\nhi\n"
+
+
+def test_every_failure_is_shown_where_no_command_can_show_it_later(doors: Doors) -> None:
+    tasks = [{"id": f"t{number}", "commands": "exit 1"} for number in range(25)]
+    said = doors.push(doors.write("t.json", tasks), "--local", 2, "--wait", code=1).text
+    assert [name for name in (f"t{number} " for number in range(25)) if name not in said] == []
+    assert "show_failed" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from rich.console import Console
 
 from ecloud.cli.top_screen import Order, Picture, Screen
@@ -113,3 +114,15 @@ def test_lists_that_shrink_or_end_keep_a_valid_choice() -> None:
     assert press(made, "l") is None
     assert press(made, "c") is None
     assert "boss" in text(made)
+
+
+def test_long_offers_take_no_room_from_the_names_of_workers() -> None:
+    made = screen()
+    assert made.picture is not None
+    offers = {"cpus": 1.0, "memory_mb": 12_600.0, **{f"python3.{minor}": 1_000.0 for minor in range(8, 14)}}
+    made.picture.workers[:] = [
+        msgspec.structs.replace(view, worker="wtm7yzbosr6", resources=offers) for view in made.picture.workers
+    ]
+    shown = text(made, 80, 24)
+    assert "wtm7yzbosr6" in shown
+    assert shown.rstrip().endswith("q quit")
