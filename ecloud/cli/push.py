@@ -134,6 +134,9 @@ def _push_to_cluster(wish: Wish, tasks: TaskList, settings: Settings) -> int:
             tasks = _with_short_bodies(tasks, settings, client.datastore_address)
             accepted = _hand_over(wish, tasks, client, progress)
             stale = _look_for_stale(wish, accepted, client, settings)
+            if stale is not None and stale.redone:
+                kept = max(0, accepted.states.get("succeeded", 0) - stale.redone)
+                accepted = msgspec.structs.replace(accepted, states={**accepted.states, "succeeded": kept})
             if wish.create_workers:
                 answer = client.request("instantiate_worker", n=wish.create_workers)
                 print(f"workers: {answer.text}", file=sys.stderr)

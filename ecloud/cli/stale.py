@@ -24,10 +24,11 @@ STAT_AT_ONCE = 5_000
 
 class Stale(msgspec.Struct, frozen=True):
     """Ids of tasks with a path: `changed`, a requirement that has changed since; `gone`, a result that no longer
-    exists."""
+    exists. `redone`: number of tasks that run again because of them."""
 
     changed: dict[str, str] = {}
     gone: dict[str, str] = {}
+    redone: int = 0
 
     @property
     def tasks(self) -> list[str]:
@@ -92,6 +93,7 @@ def tell_or_redo(client: Client, settings: Settings, run: str, rerun: bool) -> S
             part = names[start : start + REDONE_AT_ONCE]
             count += client.request("redo_task", ids=part, below=True).count
         print(f"{counted(count, 'task')} {'runs' if count == 1 else 'run'} again", file=sys.stderr)
+        stale = msgspec.structs.replace(stale, redone=count)
     elif stale.tasks:
         print(
             "they are not run again; to rerun them and all tasks that depend on them: --rerun_changed", file=sys.stderr

@@ -411,6 +411,7 @@ def test_a_push_that_runs_nothing_says_so(cluster: Doors) -> None:
     assert "some of their results are not in this datastore: a (out)" in cluster.push(path, "--wait").err
     again = cluster.push(path, "--wait", "--rerun_changed")
     assert "1 task runs again" in again.err
+    assert "earlier" not in again.out
     assert (cluster.daemon.home.datastore / "out").exists()
 
 
@@ -439,6 +440,7 @@ def test_what_changed_since_a_success_is_told_and_run_again_when_asked(cluster: 
     assert (made / "all").read_text() == "one"
     again = cluster.push(path, "--wait", "--rerun_changed")
     assert "3 tasks run again" in again.err
+    assert "earlier" not in again.out
     assert (made / "all").read_text() == "two"
     assert (made / "t").read_text() == "xy"
     assert "again" not in cluster.push(path, "--wait", "--rerun_changed").err

@@ -45,15 +45,17 @@ def cloud_lists(
     return VmsListed(pool, (*there, *over), **more)
 
 
-def vm_worker(script: BossScript, vm_no: int) -> Peer:
-    """The VM's worker joins."""
+def vm_worker(script: BossScript, vm_no: int, holds: tuple[wire.HeldAttempt, ...] = ()) -> Peer:
+    """The VM's worker joins; it holds these attempts."""
     vm = script.store.vms[vm_no]
     peer = Peer(f"w{vm_no}", "worker")
-    hello = wire.Hello("n", "worker", resources=vm.size, boot_nonce=vm.boot_nonce, vm="x", home=f"h{vm_no}")
+    hello = wire.Hello(
+        "n", "worker", resources=vm.size, boot_nonce=vm.boot_nonce, vm="x", home=f"h{vm_no}", attempts=holds
+    )
     script.handle(MessageArrived(Envelope(1, peer.name, "", 0, hello), f"vm-{vm_no}"))
     peer.session = script.take(peer, wire.Welcome).session
     peer.number = 1
-    script.handle(MessageArrived(Envelope(1, peer.name, peer.session, 1, wire.Heartbeat(0)), f"vm-{vm_no}"))
+    script.handle(MessageArrived(Envelope(1, peer.name, peer.session, 1, wire.Heartbeat(0, holds)), f"vm-{vm_no}"))
     return peer
 
 

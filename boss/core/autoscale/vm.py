@@ -48,6 +48,11 @@ class Vm(msgspec.Struct, eq=False):
         return self.row.state in COMING
 
     @property
+    def ends_at_once(self) -> bool:
+        """Whether its end was requested from its cloud already: what runs there is not waited for."""
+        return self.row.state is VmState.ENDING and self.row.end_asked > 0
+
+    @property
     def listed_by(self) -> str:
         """A pool of the cloud that lists it."""
         return self.shown_by or self.row.pool

@@ -121,7 +121,7 @@ class VmLists:
         if vm.hidden_since is not None and now - vm.hidden_since >= HIDDEN_S:
             why = f"written off: its cloud has neither listed it nor reported its end for {duration(HIDDEN_S)}"
             self._vms.write_off(vm, why, now)
-        elif worker is None or not worker.held:
+        elif worker is None or not worker.held or vm.ends_at_once:
             self._vms.ask_end(vm, now)
 
     def _note_hidden(self, vm: Vm, state: CloudState | None, now: float) -> None:

@@ -243,7 +243,9 @@ class Vms:
             row.worker = worker.name
             row.hello_at = row.hello_at or now
             self.write(vm)
-        if vm.state is VmState.ENDING:
+        if vm.ends_at_once and worker.held:
+            self._leases.kill(worker, row.reason)  # its previous session may have ended before it heard that
+        elif vm.state is VmState.ENDING:
             self._leases.drain(worker, row.reason, then_exit=True)
 
     def on_started(self, vm_no: int, cloud_id: str, now: float) -> None:

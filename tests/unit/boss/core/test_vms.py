@@ -389,3 +389,36 @@ def test_a_vm_that_ends_makes_room() -> None:
     script.handle(RoomSeen("p", 0, "the quota"))
     script.handle(cloud_lists("p"))
     assert script.call(AskRoom).pool == "p"
+
+
+def test_after_a_restart_a_vm_ends_at_once_with_what_its_worker_runs() -> None:
+    script = BossScript().pool("p", maximum=1)
+    script.push("r", task("a"))
+    vm_no = script.call(StartVm).vm_no
+    made(script, vm_no)
+    worker = vm_worker(script, vm_no)
+    (order,) = script.take(worker, wire.StartTasks).attempts
+    held = (wire.HeldAttempt(order.task_no, order.number, "running"),)
+    hello = Envelope(1, worker.name, worker.session, 2, wire.Heartbeat(1, held))
+    script.handle(MessageArrived(hello, f"vm-{vm_no}"))
+    script.start()  # another boss: it has not heard the worker yet, so that no message can reach it
+    script.ask("end_vms")
+    assert script.call(EndVm).vm_no == vm_no
+    again = vm_worker(script, vm_no, held)
+    assert script.take(again, wire.Exit).reason.startswith("ended:")
+    script.wait(16.0)
+    script.handle(cloud_lists("p", {vm_no: f"cloud-{vm_no}"}))
+    assert script.call(EndVm).vm_no == vm_no
+
+
+def test_a_vm_that_is_drained_is_not_ended_while_its_worker_runs_something() -> None:
+    script = BossScript().pool("p", maximum=1)
+    script.push("r", task("a"))
+    vm_no = script.call(StartVm).vm_no
+    made(script, vm_no)
+    worker = vm_worker(script, vm_no)
+    script.take(worker, wire.StartTasks)
+    script.ask("drain_worker", workers=[worker.name])
+    script.wait(16.0)
+    script.handle(cloud_lists("p", {vm_no: f"cloud-{vm_no}"}))
+    assert not [call for call in script.calls if isinstance(call, EndVm)]
