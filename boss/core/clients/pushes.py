@@ -208,9 +208,8 @@ class Pushes:
         if push.options.merge_strategy == EXTEND and client is not None:
             self._calls.watch(client, image.run.run_no)  # before any of its calls can end
         merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
-        too_long = self._too_long(merged.stored)
-        if too_long:
-            self._reject(push, too_long)
+        if problems := merged.problems or self._too_long(merged.stored):
+            self._reject(push, problems)
             return
         note_shared(push.definitions, merged, self._book.graph.known_inputs)
         apply(merged, image, self._outbox, self._book, self._attempts, now)

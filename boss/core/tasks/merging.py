@@ -77,6 +77,8 @@ class Merge(msgspec.Struct):
     decisions: dict[str, int] = msgspec.field(default_factory=dict)
     rows: dict[int, TaskRow] = msgspec.field(default_factory=dict)
     """The whole run after the decision."""
+    problems: list[str] = msgspec.field(default_factory=list)
+    """Why the run cannot be changed like this, in sentences: then nothing of this decision may be applied."""
 
 
 def new_task(definition: TaskDefinition, task_no: int, run_no: int, keep_dir: bool) -> TaskStored:
@@ -176,6 +178,8 @@ def merge(
     if options.merge_strategy == "replace":
         gone |= {row.task_no for row in image.tasks if row.id not in by_id}
         decisions["dropped"] = len(gone)
+    else:
+        merged.problems = _left_waiting(image, replaced, by_id)
     merged.dropped = sorted(gone)
     decisions["skipped"] = len(skipped)
     listed = {row.task_no for row in rows.values()}
@@ -204,6 +208,20 @@ def _number_elements(row: TaskRow, before: TaskRow | None, allocation: Allocatio
         elements.first_no, elements.pending = before.elements.first_no, before.elements.pending
     else:
         elements.first_no = allocation.next_task_nos(Indices.of(elements.indices).count)
+
+
+def _left_waiting(image: RunImage, replaced: set[int], by_id: dict[str, TaskDefinition]) -> list[str]:
+    """A sentence for each unfinished array that waits for elements of a replaced array and is not in the list. Its
+    elements that are ready would start before those that they wait for now."""
+    names = {row.task_no: row.id for row in image.tasks}
+    return [
+        f"array {row.id} waits for the elements of array {names[array_no]}, which this list changes: "
+        f"add array {row.id} to the list, or cancel it first"
+        for row in image.tasks
+        if row.elements is not None and row.id not in by_id and row.state not in ENDED
+        for array_no, _ in row.elements.each
+        if array_no in replaced
+    ]
 
 
 def _unseated(image: RunImage, by_id: dict[str, TaskDefinition]) -> set[int]:

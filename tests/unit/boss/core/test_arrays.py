@@ -332,3 +332,20 @@ def test_a_held_run_makes_no_elements(script: BossScript) -> None:
     made = rows(script, "a").total()
     script.wait(60)
     assert rows(script, "a").total() == made
+
+
+def test_an_array_is_not_changed_under_one_that_waits_for_its_elements_and_is_not_listed(script: BossScript) -> None:
+    script.push("r", array("a", 20), array("c", 20, Dependency("a", each=True)))
+    worker = script.worker("w", cpus=1)
+    assert works(script, worker, 3) == ids("a", 1, 2, 3)
+    changed = array("a", 20, priority=3)
+    client = script.client()
+    script.hear(client, wire.SubmitTasks("p", 0, 1, wire.PushOptions(run="r"), (changed,)))
+    assert script.take(client, wire.RunRejected).problems == (
+        "array c waits for the elements of array a, which this list changes: add array c to the list, or cancel it "
+        "first",
+    )
+    assert rows(script, "c")["ready"], "nothing was applied"
+    script.push("r", changed, array("c", 20, Dependency("a", each=True)))
+    assert sorted(works(script, worker)) == sorted([*ids("a", *range(1, 21)), *ids("c", *range(1, 21))])
+    script.states(a="succeeded", c="succeeded")
