@@ -13,16 +13,20 @@ from boss.core.model.effects import Effects
 from boss.core.model.events import BrokerFound, BrokerLost, Event, MessageArrived
 from boss.core.model.rows import Snapshot
 from boss.shell.driver import Commit, Driver, Pause, Turn
+from boss.shell.inbox import MAX_BYTES, MAX_PEER_MESSAGES, Inbox
 from boss.store.store import AnotherBossLeads, Deposed
+from ecloud.model import wire
 from ecloud.model.topics import peer_topic
 from ecloud.model.wire import Envelope
 from sim.boss_ports import BossCalls, BossStore, Places
-from sim.network import Link
+from sim.network import Link, key_of
 from sim.store import CLUSTER_ID
 from sim.world import TICK_S
 
 CLOCK_STEP_S = 7200.0
 EVENTS_A_BATCH = 5_000
+SMALL_INBOX = 3, 6_000
+"""Messages of one peer, and bytes of all, in an inbox that is soon full."""
 CHECKED_ALWAYS, CHECKED_EACH = 200, 100
 """Cores with fewer tasks and workers than the first number are checked after each batch; larger ones after this many
 batches."""
@@ -53,7 +57,9 @@ class BossProcess:
         )  # fmt: skip
         self.link: Link | None = None
         self._gone = gone
-        self._inbox: list[Event] = []
+        self._inbox: Inbox[Event] = Inbox()
+        if self.world.chance(self.faults.inbox_full):
+            self._inbox.max_peer_messages, self._inbox.max_bytes = SMALL_INBOX
         self._turn: Turn | None = None
         self._woken = False
         self._wake_at: float | None = None
@@ -82,7 +88,7 @@ class BossProcess:
             return
         self.world.tell(self.name, f"leads with epoch {epoch}")
         self.link = self.places.network.connect("", self._hear, self._found, self._lost)
-        self.link.backlog = lambda: len(self._inbox)
+        self.link.backlog = lambda: self._inbox.count
         self._run(self._begin())
 
     def _begin(self) -> Turn:
@@ -129,12 +135,22 @@ class BossProcess:
         self.places.checker.fleet.on_deaf(self.name)
         self._put(BrokerLost(reason))
 
-    def _hear(self, envelope: Envelope, key_name: str) -> None:
-        self._put(MessageArrived(envelope, key_name))
+    def _hear(self, topic: str, payload: bytes) -> None:
+        inbox, dropped = self._inbox, self._inbox.dropped
+        inbox.put_message(topic, payload)
+        if self.faults.inbox_full:
+            self.world.fired["inbox_full"] += inbox.dropped - dropped
+            if inbox.dropped == dropped:
+                self.places.checker.on_inbox(self.name, inbox, len(payload))
+        self._wake()
+
+    def make_room(self) -> None:
+        """Give its inbox the usual limits."""
+        self._inbox.max_peer_messages, self._inbox.max_bytes = MAX_PEER_MESSAGES, MAX_BYTES
 
     def _put(self, event: Event) -> None:
         if self.alive:
-            self._inbox.append(event)
+            self._inbox.put(event)
             self._wake()
 
     def _wake(self) -> None:
@@ -148,7 +164,14 @@ class BossProcess:
             self._run(self.driver.turn(self._take_waiting()))
 
     def _take_waiting(self) -> list[Event]:
-        events, self._inbox = self._inbox[:EVENTS_A_BATCH], self._inbox[EVENTS_A_BATCH:]
+        events: list[Event] = []
+        while len(events) < EVENTS_A_BATCH and not self._inbox.is_empty:
+            item = self._inbox.get(0.0)
+            if isinstance(item, tuple):
+                envelope, key_name = wire.decode(item[1], item[0], key_of)
+                events.append(MessageArrived(envelope, key_name))
+            elif item is not None:
+                events.append(item)
         return events
 
     # --- turns -----------------------------------------------------------------------------------
@@ -178,7 +201,7 @@ class BossProcess:
         return self._wait()
 
     def _wait(self) -> None:
-        if self._inbox:
+        if not self._inbox.is_empty:
             self._wake()
             return
         at = self.driver.wakes_at - self.clock_s + TICK_S

@@ -13,7 +13,9 @@ from functools import lru_cache
 import msgspec
 
 from boss.core.model.config import BossConfig
-from boss.core.model.rows import AttemptRow, SuspectRow, TaskMoved, TaskRow, Writes
+from boss.core.model.events import Event
+from boss.core.model.rows import AttemptRow, SuspectRow, TaskMoved, TaskRow, WorkerRow, Writes
+from boss.shell.inbox import Inbox
 from boss.store.store import Deposed
 from ecloud.model import wire
 from ecloud.model.tasks import (
@@ -21,6 +23,7 @@ from ecloud.model.tasks import (
     ENDED,
     LEGAL_ATTEMPT_MOVES,
     LEGAL_TASK_MOVES,
+    SIGTERM,
     AttemptState,
     Cause,
     Condition,
@@ -30,7 +33,7 @@ from ecloud.model.tasks import (
     TaskState,
 )
 from ecloud.model.wire import AttemptOrder, Envelope
-from ecloud.model.worker_states import ON_DUTY
+from ecloud.model.worker_states import ON_DUTY, WorkerState
 from sim.array_checker import ArrayChecker
 from sim.datastore import Datastore
 from sim.fleet_checker import FleetChecker
@@ -39,12 +42,14 @@ from sim.invariants import Violation
 from sim.store import Tables
 from sim.world import World
 from worker.core.report_size import LARGE_BYTES
+from worker.core.worker_core import ORDERED_TO_LEAVE
 
 Key = tuple[int, int]
 _ROUNDING = 1e-6
 RECORDED = ATTEMPT_OVER | {AttemptState.PROMOTING}
 MOST_NAMED = 100
 """Largest number of rows in a batch that the story lists by name."""
+_RUNS = (AttemptState.ASSIGNED, AttemptState.STARTED)
 GIVEN_UP = (AttemptState.LOST, AttemptState.RETURNED)
 _WAITING, _RUNNING, _SUCCEEDED = TaskState.WAITING, TaskState.RUNNING, TaskState.SUCCEEDED
 _ASSIGNED, _STARTED = AttemptState.ASSIGNED, AttemptState.STARTED
@@ -114,6 +119,10 @@ class Checker:
         """Succeeded init tasks, by worker process."""
         self.ran_at_death: dict[str, set[Key]] = {}
         """Attempts that ran in a worker process when it died."""
+        self.shut_down: set[str] = set()
+        """Worker processes whose machine shuts down."""
+        self._told: set[str] = set()
+        """Those of them that left by the boss's records before the current commit."""
         self.liars: set[str] = set()
         """Peers that send false claims. The boss answers that the outcomes they claim are stored, so that they drop
         them; none of these is theirs."""
@@ -133,6 +142,13 @@ class Checker:
         """Runs of pushes whose acceptance the boss sent, by push."""
         self.completions = 0
         self.looked = world.looked
+
+    def on_inbox(self, boss: str, inbox: Inbox[Event], size: int) -> None:
+        """Check what waits at a boss after a message of this size arrived."""
+        count, waiting = inbox.waiting
+        self.looked["inbox"] += bool(inbox.dropped)
+        if count > inbox.max_peer_messages or waiting - size >= inbox.max_bytes:
+            raise Violation("inbox", f"{count} messages of one peer, and {waiting} bytes of all, wait at {boss}")
 
     # --- restore ---------------------------------------------------------------------------------
 
@@ -189,6 +205,7 @@ class Checker:
         tasks_before = [None if (row := known.get(task_no)) is None else row.state for task_no in writes.tasks]
         attempts_before = [None if (was := given.get(key)) is None else was.state for key in writes.attempts]
         batch = tables.batch
+        self._told = {name for name in self.shut_down if name in tables.workers and _leaves(tables.workers[name])}
         self.arrays.before(writes)
         try:
             yield
@@ -270,6 +287,10 @@ class Checker:
         looked["true-outcome"] += 1
         if before not in RECORDED:
             self.history.on_recorded(key, outcome)
+        if row.worker in self._told and _is_term(outcome) and before in _RUNS:
+            looked["shutdown"] += 1
+            if state is not AttemptState.RETURNED:
+                raise Violation("shutdown", f"attempt {_name(key)}, which a shutdown of its machine ended, is {state}")
         if seen.recorded is None:
             seen.recorded = outcome
             return
@@ -285,7 +306,8 @@ class Checker:
             return
         on_duty = self._holder(key, row.worker)
         self.looked["outcome-kept"] += bool(on_duty)
-        if seen.came_to is not None and on_duty and on_duty not in self.spools_lost:
+        shut_down = row.worker in self.shut_down and seen.came_to is not None and _is_term(seen.came_to)
+        if seen.came_to is not None and on_duty and on_duty not in self.spools_lost and not shut_down:
             raise Violation("outcome-kept", f"attempt {_name(key)} came to an outcome, and is {row.state}")
 
     def _holder(self, key: Key, given_to: str) -> str:
@@ -696,6 +718,14 @@ class Checker:
 
 def _made(outcome: Outcome, path: str) -> bool:
     return outcome.cause is Cause.SUCCESS and any(entry.path == path for entry in outcome.manifest)
+
+
+def _is_term(outcome: Outcome) -> bool:
+    return outcome.cause is Cause.SIGNAL and outcome.signal == SIGTERM
+
+
+def _leaves(row: WorkerRow) -> bool:
+    return row.state is WorkerState.DRAINING and row.reason == ORDERED_TO_LEAVE
 
 
 @lru_cache(maxsize=1_000)

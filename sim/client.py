@@ -8,7 +8,7 @@ from ecloud.model import wire
 from ecloud.model.tasks import TaskDefinition
 from ecloud.model.topics import boss_topic, peer_topic
 from ecloud.model.wire import Envelope
-from sim.network import Network
+from sim.network import Network, decoded
 from sim.store import CLUSTER_ID
 from sim.world import World
 
@@ -55,7 +55,7 @@ class Client:
         self._nonce = self._number = self._heard = 0
         self._topic = boss_topic(CLUSTER_ID, name)
         self.link = network.connect(
-            peer_topic(CLUSTER_ID, name), lambda envelope, _: self._hear(envelope), self._say_hello, self._lost
+            peer_topic(CLUSTER_ID, name), decoded(lambda envelope, _: self._hear(envelope)), self._say_hello, self._lost
         )
         self.world.after(AGAIN_S, self._again)
 

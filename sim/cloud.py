@@ -72,6 +72,8 @@ class Cloud:
         self.ahead_s = random.Random(world.seed + 2).choice(CLOCKS_S)
         self._vms: dict[str, tuple[int, str]] = {}
         self._ends: dict[str, Callable[[], None]] = {}
+        self._shut_down: set[str] = set()
+        """VMs that shut down; the list shows it."""
         self.queue: dict[str, Callable[[], None]] = {}
         """VMs that wait for their turn, in order, each with its boot function."""
         self._placing = ""
@@ -164,6 +166,10 @@ class Cloud:
         """Existing VMs: intent and pool, by the cloud's name."""
         return self._vms
 
+    def shut_down(self, cloud_id: str) -> None:
+        """Note that a VM shuts down, as when a person asks the cloud for it."""
+        self._shut_down.add(cloud_id)
+
     def vanish(self, cloud_id: str) -> None:
         """Remove the machine; the cloud's list shows it."""
         if self._vms.pop(cloud_id, None) is not None:
@@ -181,6 +187,8 @@ class Cloud:
             state = CloudState.QUEUED
         elif cloud_id in self._placing:
             state = CloudState.BOOTING
+        elif cloud_id in self._shut_down:
+            state = CloudState.ENDING
         life = self.lives[cloud_id]
         return VmFound(
             vm_no, cloud_id, state, address=self.addresses[cloud_id], since=float(life.since),

@@ -104,6 +104,11 @@ class Faults(msgspec.Struct):
     long_report: float = 0.0
     """Per attempt with results: the broker refuses its report, which is too long, by ending the connection; also after
     things heal."""
+    shutdown: float = 0.0
+    """Per second and worker: its machine shuts down: SIGTERM reaches its tasks and its agent, in any order; seconds
+    later it is gone, and another one comes."""
+    inbox_full: float = 0.0
+    """Per start of a boss: its inbox has room for a few messages only, and drops the others."""
 
     @property
     def any(self) -> bool:
@@ -161,6 +166,8 @@ MOST = Faults(
     call_host_death=0.3,
     call_refused=0.3,
     long_report=0.05,
+    shutdown=0.04,
+    inbox_full=0.7,
 )
 """Highest probability of each fault; a seed draws which faults it has, and their probabilities."""
 

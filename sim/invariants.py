@@ -37,6 +37,8 @@ INVARIANTS: dict[str, str] = {
     "prepared": "no task starts in a worker process before the init tasks of its run succeeded there",
     "access": "a worker accesses the datastore only with its own valid certificate",
     "lease": "no worker is recorded as lost while a lease that the boss confirmed is valid",
+    "shutdown": "an attempt that SIGTERM ended while its worker left, as the boss knew, is returned and costs nothing",
+    "inbox": "the messages that wait in a boss's inbox stay within its limits",
     "suspects": "a task fails for lost workers only after the allowed number, and alone on the last of them",
     "patience": "silence while the boss had no connection to the broker counts against no worker",
     "history": "after a restore of the database no outcome counts of an attempt whose order the database lacks",

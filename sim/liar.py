@@ -9,7 +9,7 @@ from ecloud.model import wire
 from ecloud.model.tasks import Cause, ManifestEntry, Outcome
 from ecloud.model.topics import boss_topic, peer_topic
 from ecloud.model.wire import AttemptName, Envelope, HeldAttempt
-from sim.network import Network
+from sim.network import Network, decoded
 from sim.store import CLUSTER_ID, Tables
 from sim.world import World
 
@@ -29,7 +29,9 @@ class Liar:
         self._number = 0
         self._nonces = 0
         self._topic = boss_topic(CLUSTER_ID, self.name)
-        self.link = network.connect(peer_topic(CLUSTER_ID, self.name), self._hear, lambda: None, lambda reason: None)
+        self.link = network.connect(
+            peer_topic(CLUSTER_ID, self.name), decoded(self._hear), lambda: None, lambda reason: None
+        )
 
     def lie(self) -> None:
         """Send one false message of a random kind."""

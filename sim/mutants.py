@@ -45,6 +45,8 @@ from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from boss.shell import driver
 from boss.shell.driver import Driver
+from boss.shell.inbox import Inbox
+from ecloud.model.tasks import Outcome
 from sim import faults, mutations, simulation
 from sim.scenario import Size
 from sim.simulation import Result
@@ -255,6 +257,18 @@ MUTANTS: dict[str, Mutant] = {
         ("other-vm", "no-harm", "owned", "books", "grace"),
         ((Vms, "owner", mutations.goes_by_numbers),),
         faults.Faults(database_restored=0.1, vm_late=0.3),
+    ),
+    "shutdown": Mutant(
+        "knowing a shutdown: SIGTERM to a task of a leaving worker counts as its failure",
+        ("shutdown", "outcome-kept"),
+        ((Outcome, "is_term", mutations.blames_shutdowns),),
+        faults.Faults(shutdown=0.1),
+    ),
+    "inbox": Mutant(
+        "limits of the inbox: a boss that stands still keeps every message",
+        ("inbox",),
+        ((Inbox, "put_message", mutations.has_no_limits),),
+        faults.Faults(inbox_full=1.0, duplicate=0.1),
     ),
     "promotion-by-boss": Mutant(
         "promotion by the boss: a worker publishes its results directly",

@@ -27,6 +27,7 @@ from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.datastore_access import Access
 from boss.core.workers.leases import Leases
 from boss.shell.driver import Driver, Pause
+from boss.shell.inbox import Inbox
 from ecloud.model import wire
 from ecloud.model.tasks import AttemptState, Cause, TaskDefinition, TaskState
 from ecloud.model.vm_states import VmState
@@ -347,6 +348,19 @@ def takes_published_for_success(true: Any) -> Any:
 
 def knows_every_history(true: Any) -> Any:
     return lambda self, epoch, batch: True
+
+
+def blames_shutdowns(true: Any) -> Any:
+    return property(lambda self: False)
+
+
+def has_no_limits(true: Any) -> Any:
+    def put_message(self: Inbox[Any], topic: str, payload: bytes) -> None:
+        limits, self.max_bytes, self.max_peer_messages = (self.max_bytes, self.max_peer_messages), 1 << 40, 1 << 40
+        true(self, topic, payload)
+        self.max_bytes, self.max_peer_messages = limits
+
+    return put_message
 
 
 # --- machines ---------------------------------------------------------------------------------------------

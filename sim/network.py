@@ -43,16 +43,21 @@ def key_of(name: str) -> bytes:
     return derive_key(SECRET, name)
 
 
+def decoded(hear: Callable[[Envelope, str], None]) -> Callable[[str, bytes], None]:
+    """Return a receiver that decodes each message for `hear`, with the name of its key."""
+    return lambda topic, payload: hear(*wire.decode(payload, topic, key_of))
+
+
 class Link:
     """One connection of one process. `open` stays False once the process is dead or cut off."""
 
     def __init__(
-        self, network: Network, topic: str, hear: Callable[[Envelope, str], None], found: Callable[[], None],
+        self, network: Network, topic: str, take: Callable[[str, bytes], None], found: Callable[[], None],
         lost: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.network = network
         self.topic = topic
-        self.hear, self.found, self.lost = hear, found, lost
+        self.take, self.found, self.lost = take, found, lost
         self.closed = False
         self.connected = False
         self.last_arrival = 0.0
@@ -120,10 +125,11 @@ class Network:
         self.hellos: list[tuple[str, bytes]] = []
         """The last Hellos: any reader of the broker's traffic may have kept them."""
 
-    def connect(self, topic: str, hear: Callable[[Envelope, str], None], found: Callable[[], None],
+    def connect(self, topic: str, take: Callable[[str, bytes], None], found: Callable[[], None],
                 lost: Callable[[str], None]) -> Link:  # fmt: skip
-        """Open a connection that receives messages on `topic` (empty: all messages to the boss)."""
-        link = Link(self, topic, hear, found, lost)
+        """Open a connection that receives messages on `topic` (empty: all messages to the boss). `take` receives them
+        as they were sent, with their topics."""
+        link = Link(self, topic, take, found, lost)
         self.links.setdefault(topic, []).append(link)
         self.world.after(self.world.random.uniform(0.001, 0.02), self.reconnect(link))
         return link
@@ -205,4 +211,4 @@ def _arrive(link: Link, generation: int, topic: str, payload: bytes) -> None:
     """Deliver a message unless its connection has ended."""
     link.under_way -= 1
     if link.connected and link.generation == generation and not link.closed:
-        link.hear(*wire.decode(payload, topic, key_of))
+        link.take(topic, payload)

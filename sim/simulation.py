@@ -76,6 +76,7 @@ class Simulation(Cluster):
         self.datastore.parted.clear()
         for boss in self.bosses:
             boss.store.parted_until = boss.calls.parted_until = 0.0
+            boss.make_room()
             boss.thaw()
         for machine in list(self.machines.values()):
             machine.home.disk_full = False

@@ -16,6 +16,8 @@ from sim.network import Link
 
 LOOK_S = 1.0
 """Interval at which faults are drawn."""
+SHUTDOWN_S = (1.0, 15.0)
+"""Time that a machine takes to shut down."""
 BACKUP = 0.2
 """Probability of a database backup within a second."""
 LONGEST_PARTITION_S = 25.0
@@ -91,12 +93,26 @@ class Trouble:
             self._end_machine(machine)
         elif world.fault("worker_leaves", faults.worker_leaves):
             process.leave()
+        elif world.fault("shutdown", faults.shutdown):
+            self._shut_down(machine)
         elif world.fault("worker_freeze", faults.worker_freeze):
             process.freeze(world.random.expovariate(1 / 10.0))
         elif world.fault("link_cut", faults.link_cut):
             process.link.cut(world.random.expovariate(1 / 5.0))
         elif world.fault("disk_full", faults.disk_full):
             process.fill_disk(world.random.uniform(0.5, 20.0))
+
+    def _shut_down(self, machine: Machine) -> None:
+        """Shut a machine down: its processes receive SIGTERM, and seconds later it is gone."""
+        assert machine.process is not None
+        machine.process.shut_down()
+        self.cluster.cloud.shut_down(machine.home.name)
+
+        def off() -> None:
+            if machine.stands:
+                self._end_machine(machine)
+
+        self.world.after(self.world.random.uniform(*SHUTDOWN_S), off)
 
     def _befall_vm(self, machine: Machine) -> None:
         world, faults = self.world, self.faults

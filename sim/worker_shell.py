@@ -14,14 +14,14 @@ import msgspec
 
 from datastore.port import DatastoreAway
 from ecloud.model import wire
-from ecloud.model.tasks import Cause, ManifestEntry, Outcome, Resources, TaskBody, output_path
+from ecloud.model.tasks import SIGTERM, Cause, ManifestEntry, Outcome, Resources, TaskBody, output_path
 from ecloud.model.topics import boss_topic, peer_topic
 from ecloud.model.wire import AttemptOrder, Envelope
 from sim.checker import Checker
 from sim.datastore import Datastore
 from sim.faults import Faults
 from sim.invariants import Violation
-from sim.network import Network
+from sim.network import Network, decoded
 from sim.store import CLUSTER_ID
 from sim.world import TICK_S, World
 from worker.core.events import (
@@ -57,6 +57,8 @@ HOST_LIVES = frozenset({Cause.SUCCESS, Cause.EXIT})
 """Ends of a call after which its host begins the next one."""
 NO_TIME_S = 1e-7
 """The run times of commands differ by multiples of this, so that no two outcomes of a world are equal."""
+TERM_SPREAD_S = 0.8
+"""SIGTERM reaches the processes of a machine that shuts down within this time."""
 MANY = 200
 Key = tuple[int, int]
 
@@ -164,7 +166,7 @@ class WorkerProcess:
         self.core = WorkerCore(config, self._now)
         self.link = places.network.connect(
             peer_topic(CLUSTER_ID, self.name),
-            self._hear,
+            decoded(self._hear),
             lambda: self._put(ConnectionFound()),
             lambda reason: self._put(ConnectionLost(reason)),
         )
@@ -215,6 +217,26 @@ class WorkerProcess:
     def leave(self) -> None:
         """Order it to leave."""
         self._put(TermReceived())
+
+    def shut_down(self) -> None:
+        """Send SIGTERM to the agent and to the commands of its jobs: its machine shuts down."""
+        self.world.tell(self.name, "its machine shuts down")
+        self.checker.shut_down.add(self.name)
+        self._after(self.world.random.uniform(0.0, TERM_SPREAD_S), self.leave)
+        for key, job in self.jobs.items():
+            self._after(self.world.random.uniform(0.0, TERM_SPREAD_S), self._term, key, job)
+
+    def _term(self, key: Key, job: Job) -> None:
+        """Handle commands that SIGTERM ended. The agent waits for its own SIGTERM, and returns the attempt; or it
+        reports the end as that of a failure, as an agent does whose task ended just before."""
+        if job.over or job.stopped or job.began_at is None or job.run_s:
+            return
+        if not (self.core.then_exit or self.core.leaving):
+            self._after(TERM_SPREAD_S / 10, self._term, key, job)
+        elif self.world.random.random() < 0.5:
+            self._over(key, job, AttemptReturned(*key, "its machine shuts down", ran=True))
+        else:
+            self._end(key, job, Cause.SIGNAL, "its commands were ended by SIGTERM", number=SIGTERM)
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -538,16 +560,25 @@ class WorkerProcess:
         key = (stop.task_no, stop.number)
         job = self.jobs.get(key)
         if job is not None and not job.over:
+            job.stopped = stop.reason or "stopped"
             after_s = self.world.random.uniform(0.001, stop.grace_s)
             self._after(after_s, self._end, key, job, Cause.STOPPED, stop.reason)
 
-    def _end(self, key: Key, job: Job, cause: Cause, error: str, manifest: tuple[ManifestEntry, ...] = ()) -> None:
+    def _end(self, key: Key, job: Job, cause: Cause, error: str, manifest: tuple[ManifestEntry, ...] = (),
+             number: int | None = None) -> None:  # fmt: skip
         if not job.over:
             self.places.outcomes += 1
             run_s = (job.run_s or self._ran_s(job)) + NO_TIME_S * self.places.outcomes
             value = value_of(key) if job.body.call is not None and cause is Cause.SUCCESS else b""
             outcome = Outcome(
-                *key, cause, error=error, run_s=run_s, manifest=manifest, fetch_bytes=job.fetch_bytes, value=value
+                *key,
+                cause,
+                signal=number,
+                error=error,
+                run_s=run_s,
+                manifest=manifest,
+                fetch_bytes=job.fetch_bytes,
+                value=value,
             )
             if manifest and self.world.fault("long_report", self.faults.long_report):
                 outcome = msgspec.structs.replace(outcome, stdout="x" * LARGE_BYTES)

@@ -28,6 +28,8 @@ class Inbox(Generic[_Event]):
     """Any thread puts, one takes. Events are never dropped; None wakes the loop."""
 
     def __init__(self) -> None:
+        self.max_bytes, self.max_peer_bytes, self.max_peer_messages = MAX_BYTES, MAX_PEER_BYTES, MAX_PEER_MESSAGES
+        """Its limits, which tests and the simulation lower."""
         self._items: queue.SimpleQueue[_Event | Message | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._bytes = 0
@@ -44,7 +46,7 @@ class Inbox(Generic[_Event]):
         """Put a message; drop it if too many messages of its topic, or in all, wait."""
         with self._lock:
             count, size = self._of_topic.get(topic, (0, 0))
-            if self._bytes >= MAX_BYTES or size >= MAX_PEER_BYTES or count >= MAX_PEER_MESSAGES:
+            if self._bytes >= self.max_bytes or size >= self.max_peer_bytes or count >= self.max_peer_messages:
                 self.dropped += 1
                 return
             self._of_topic[topic] = (count + 1, size + len(payload))
@@ -64,6 +66,17 @@ class Inbox(Generic[_Event]):
                 else:
                     self._of_topic[topic] = (count - 1, size - len(payload))
         return item
+
+    @property
+    def count(self) -> int:
+        """Number of waiting events and messages."""
+        return self._items.qsize()
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Most messages of one peer that wait, and bytes of all waiting messages."""
+        with self._lock:
+            return max((count for count, _ in self._of_topic.values()), default=0), self._bytes
 
     @property
     def is_empty(self) -> bool:

@@ -45,6 +45,8 @@ from worker.core.transfer_status import Shown
 
 HELLO_BACKOFF = Backoff(1.0, 10.0)
 """Pause between Hellos that the boss does not answer."""
+ORDERED_TO_LEAVE = "it was ordered to leave"
+"""The reason for which it wants to leave, after SIGTERM."""
 DRAIN_WITHOUT_BOSS_S = 5.0
 """A worker that wants to leave waits this long for the boss's confirmation, once it is idle."""
 ENDS_SOON_S = 60.0
@@ -207,7 +209,7 @@ class WorkerCore:
             case wire.StartTasks(attempts):
                 self.attempts.on_start_tasks(attempts, takes=not (self.draining or self.leaving))
                 if self.draining and self._leave_at is not None:
-                    self._say(wire.DrainWanted("it was ordered to leave"))  # the boss did not receive the first one
+                    self._say(wire.DrainWanted(ORDERED_TO_LEAVE))  # the boss did not receive the first one
             case wire.OutcomesStored(attempts):
                 self.attempts.on_stored(attempts)
             case wire.HeartbeatAnswered(number):
@@ -270,7 +272,7 @@ class WorkerCore:
         self.lane.on_session()
         self._say_heartbeat(now)
         if self.draining and self._leave_at is not None:
-            self._say(wire.DrainWanted("it was ordered to leave"))
+            self._say(wire.DrainWanted(ORDERED_TO_LEAVE))
 
     def _may_start(self, now: float) -> bool:
         if self.draining or self.leaving or self.trouble or self._lease_until is None or now >= self._lease_until:
@@ -374,7 +376,7 @@ class WorkerCore:
         if self._leave_at is not None or self.leaving:
             self._leave(0, "ordered to leave immediately")
         else:
-            self._want_drain("it was ordered to leave", now)
+            self._want_drain(ORDERED_TO_LEAVE, now)
 
     def _want_drain(self, reason: str, now: float) -> None:
         self.draining = self.then_exit = True

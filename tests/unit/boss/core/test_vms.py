@@ -197,6 +197,25 @@ def test_a_vm_that_another_person_shuts_down_gets_no_more_tasks_and_its_tasks_co
     assert [item for item in script.said if isinstance(item.envelope.message, wire.StartTasks)] == []
 
 
+def test_a_new_boss_does_not_end_a_vm_whose_worker_finishes_its_tasks() -> None:
+    """Found by the simulation: a boss that was killed had ordered the worker to finish and leave."""
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    made(script, vm_no)
+    peer = script.peers["w"] = vm_worker(script, vm_no)
+    script.starts(peer, "a").started(peer, "a")
+    ending = cloud_lists("p", {vm_no: f"cloud-{vm_no}"}, {vm_no: ("ending", "")})
+    script.handle(ending)
+    assert script.take(peer, wire.Drain).then_exit
+    script.start()
+    script.handle(ending)
+    assert ended(script) == []
+    script.wait(200.0)
+    script.handle(ending)
+    assert ended(script) == [f"cloud-{vm_no}"], "the worker was lost, and the list still shows its VM"
+
+
 def test_while_nobody_can_be_heard_no_vm_is_taken_for_nobodys() -> None:
     script = one_pool()
     script.handle(BrokerLost("no route"))
