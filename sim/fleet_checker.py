@@ -222,7 +222,8 @@ class FleetChecker:
         # All its processes: attempts that a newer process took over are recorded as assigned to the one before it.
         processes = {worker.worker: worker for worker in self.tables.workers.values() if _runs_on(worker, life)}
         reason = row.reason if row is not None else "a restored database lacks it"
-        if ASKED_FOR in reason or not any(worker.state in ON_DUTY for worker in processes.values()):
+        killed = any(worker.reason == f"killed: {ASKED_FOR}" for worker in processes.values())
+        if ASKED_FOR in reason or killed or not any(worker.state in ON_DUTY for worker in processes.values()):
             return
         self.looked["no-harm"] += 1
         for key, attempt in self.tables.attempts.items():

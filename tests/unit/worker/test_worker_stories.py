@@ -310,6 +310,15 @@ def test_term_gives_back_what_waits_and_leaves_when_the_rest_is_told() -> None:
     script.nothing_else()
 
 
+def test_a_new_boss_hears_that_the_worker_leaves_before_it_hears_of_the_task_that_the_shutdown_ended() -> None:
+    """It counts SIGTERM as the task's failure otherwise."""
+    script = WorkerScript(cpus=1).on_duty()
+    script.orders(1).begins(1).term().forget_all().lose()
+    script.ends(1, cause=Cause.SIGNAL, signal=15).connect().welcome()
+    said = [type(envelope.message) for envelope in script.done.says]
+    assert said.index(wire.DrainWanted) < said.index(wire.TasksEnded)
+
+
 def test_a_drained_worker_rests_until_it_is_undrained() -> None:
     script = WorkerScript(cpus=1).on_duty()
     script.orders(1, 2).forget_all()
