@@ -289,7 +289,7 @@ class Checker:
             self.history.on_recorded(key, outcome)
         if row.worker in self._told and _is_term(outcome) and before in _RUNS:
             looked["shutdown"] += 1
-            if state is not AttemptState.RETURNED:
+            if state not in GIVEN_UP:  # that of an init task which started is lost
                 raise Violation("shutdown", f"attempt {_name(key)}, which a shutdown of its machine ended, is {state}")
         if seen.recorded is None:
             seen.recorded = outcome

@@ -6,7 +6,7 @@ import msgspec
 from boss_script import BossScript, Peer, task
 from vm_script import cloud_lists, made, vm_worker
 
-from boss.core.model.cloud_vms import VmFound
+from boss.core.model.cloud_vms import CloudState, VmFound
 from boss.core.model.effects import AskRoom, EndVm, ListVms, StartVm
 from boss.core.model.events import BrokerLost, MessageArrived, RoomSeen, VmRefused, VmsListed, VmStarted
 from ecloud.model import wire
@@ -164,6 +164,28 @@ def test_an_unanswered_intent_adopts_its_own_vm_and_not_that_of_the_lost_history
     old = VmFound(vm_no, "old", boot_nonce=f"1-{vm_no}")
     script.handle(VmsListed("p", (old, VmFound(vm_no, "new", boot_nonce=nonce))))
     assert (script.store.vms[vm_no].state, script.store.vms[vm_no].cloud_id) == ("booting", "new")
+
+
+def test_an_unanswered_intent_is_not_over_because_a_vm_of_the_lost_history_is() -> None:
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    script.wait(100.0)
+    script.start()
+    script.handle(VmsListed("p", (VmFound(vm_no, "old", CloudState.GONE, boot_nonce=f"1-{vm_no}"),)))
+    assert (script.store.vms[vm_no].state, script.store.vms[vm_no].cloud_id) == ("intended", "")
+
+
+def test_a_copy_that_shows_the_number_of_a_vm_does_not_hide_it() -> None:
+    script = one_pool()
+    script.push("r", task("a"))
+    (vm_no,) = asked(script)
+    made(script, vm_no)
+    known = VmFound(vm_no, f"cloud-{vm_no}")
+    for vms in ((known, VmFound(vm_no, "copy")), (VmFound(vm_no, "copy"), known)):
+        script.handle(VmsListed("p", vms))
+        assert script.store.vms[vm_no].state == "booting"
+    assert ended(script) == []
 
 
 def test_a_vm_that_nobody_owns_may_finish_what_its_agent_runs_and_is_ended_when_that_has_left() -> None:
