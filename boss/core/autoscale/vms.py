@@ -90,7 +90,7 @@ class Vms:
         for row in rows:
             # An earlier boss's call may still be in progress.
             vm = self.alive[row.vm_no] = Vm(row, called_at=None if row.cloud_id else now, waits_since=now)
-            if vm.state is VmState.ENDING and row.end_asked:  # else its worker may still run tasks: the list decides
+            if vm.ends_at_once:  # else its worker may still run tasks: the list decides
                 self.ask_end(vm, now)
             self._expect_worker(vm, now)
         self.list_requests.no_later(now)
