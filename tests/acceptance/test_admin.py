@@ -71,7 +71,7 @@ def test_who_interrupts_a_copy_into_a_directory_is_not_told_that_it_goes_on(clus
     putting.send_signal(signal.SIGINT)
     told = putting.communicate(timeout=60)[0].decode()
     assert putting.returncode == 130
-    assert "interrupted: partial files are removed" in told
+    assert "interrupted: incomplete files were removed" in told
     assert not list(staging.rglob("*.part"))
 
 
@@ -83,7 +83,7 @@ def test_wrong_words_name_the_nearest(doors: Doors) -> None:
 def test_a_cluster_from_start_to_stop(doors: Doors) -> None:
     try:
         assert "the boss runs" in doors.admin("start").out
-        assert "runs already" in doors.admin("start").out
+        assert "already runs" in doors.admin("start").out
         home = doors.place / "home"
         for name in ("client.access", "secrets/cluster.key"):
             assert stat.S_IMODE((home / name).stat().st_mode) == 0o600
@@ -181,7 +181,7 @@ def test_output_is_followed_as_it_is_written(cluster: Doors) -> None:
 
 
 def test_workers_are_started_drained_killed_and_forgotten(cluster: Doors) -> None:
-    assert "2 asked for" in cluster.admin("instantiate_worker", 2, "--keep_alive").out
+    assert "2 requested in pool" in cluster.admin("instantiate_worker", 2, "--keep_alive").out
 
     def workers(*words: str) -> list[dict[str, object]]:
         found: list[dict[str, object]] = cluster.admin("show_workers", "--json", *words).json

@@ -145,7 +145,7 @@ def test_another_datastore_is_used_at_once(far: Doors, own_sshd: Sshd, tmp_path:
     task = {"id": "long", "commands": f"while [ ! -e '{gate}' ]; do sleep 0.1; done"}
     far.push(far.write("busy.json", [task]))
     wait_until(lambda: far.admin("show_task_status", "long", "--json").json["state"] == "running")
-    assert "under way" in far.admin("set_datastore", tmp_path / "other", code=2).err
+    assert "are running and use the current datastore" in far.admin("set_datastore", tmp_path / "other", code=2).err
     gate.write_text("")
     assert ended(far, "busy") == {"long": "succeeded"}
 

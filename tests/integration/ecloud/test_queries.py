@@ -359,7 +359,7 @@ def test_ready_without_any_worker(story: Cluster) -> None:
     story.vm(2, "gone", reason="the cloud refused: no addresses left")
     reasons = story.why("a")
     assert reasons.layers == (
-        "VM 1 of pool local was asked for 1 min 40 s ago",
+        "VM 1 of pool local was requested 1 min 40 s ago",
         "the last VM of pool local did not start: the cloud refused: no addresses left",
     )
     alone = why(story.engine, "a", now=story.now)  # where no pool may start anything

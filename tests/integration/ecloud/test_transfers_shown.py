@@ -137,4 +137,4 @@ def test_who_should_have_made_a_file_is_named(shelf: Shelf) -> None:
     )
     assert errors["e"].endswith("; task whole (succeeded) should have produced it"), "it is waited for through a"
     assert "no task of its run produces it" in errors["d"]
-    assert "task whole (succeeded) should have made it" in why(shelf.engine, "a", "", (), shelf.now).sentence
+    assert "task whole (succeeded) should have produced it" in why(shelf.engine, "a", "", (), shelf.now).sentence

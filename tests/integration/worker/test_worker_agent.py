@@ -195,7 +195,7 @@ def test_hangup_is_a_clean_stop(daemon: Daemon, agents: Callable[[Daemon], Agent
     wait_until(lambda: "on duty" in agent.words)
     agent.processes[-1].send_signal(signal.SIGHUP)
     assert agent.code() == 0
-    assert "had left" not in agent.words
+    assert "left behind" not in agent.words
     assert "launcher was killed" not in agent.words
 
 
