@@ -21,7 +21,7 @@ from ecloud.cli.main import main
 
 ACTIONS = [name for names in GROUPS.values() for name in names]
 SLEEPERS = [
-    {"id": "long", "commands": "echo begun; sleep 100", "labels": ["slow"]},
+    {"id": "long", "commands": "echo begun; sleep 1000", "labels": ["slow"]},
     {"id": "after", "commands": "true", "dependencies": ["long"]},
     {"id": "impossible", "commands": "true", "resources": {"cpus": 640}},
     {"id": "quick", "commands": ["echo one", "echo two >&2"]},
