@@ -71,17 +71,12 @@ def write(
 
 def _numbers(count: int) -> sa.Subquery:
     """The numbers 0 … `count` - 1 as `at`, as a product of digits."""
-    digits = [
-        sa.union_all(*(sa.select(sa.literal_column(str(digit)).label("d")) for digit in range(10))).subquery(
-            f"d{place}"
-        )
-        for place in range(len(str(count - 1)))
-    ]
-    at: Any = sum(one.c.d * 10**place for place, one in enumerate(digits))
-    together: Any = digits[0]
-    for one in digits[1:]:
-        together = together.join(one, sa.true())
-    return sa.select(at.label("at")).select_from(together).where(at < count).subquery("n")
+    places = range(len(str(count - 1)))
+    digits = " UNION ALL ".join(f"SELECT {digit} AS d" for digit in range(10))
+    tables = " CROSS JOIN ".join(f"({digits}) AS d{place}" for place in places)
+    at = " + ".join(f"d{place}.d * {10**place}" for place in places)
+    query = sa.text(f"SELECT * FROM (SELECT {at} AS at FROM {tables}) AS every WHERE at < {count}")
+    return query.columns(sa.column("at", sa.Integer)).subquery("n")
 
 
 def _padded(number: Any, digits: int) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import monitored
 import pytest
 import sqlalchemy as sa
 from monitored import LABELS, RUN, SWEEP, fill
@@ -124,3 +127,23 @@ def test_a_run_without_tasks_that_started_is_empty_everywhere(engine: Engine) ->
     assert timeline(engine, "empty").lanes == []
     assert critical_path(engine, "empty").steps == []
     assert fold(graph_cells(engine, "empty")).nodes == []
+
+
+def test_the_rows_that_the_database_makes_are_those_of_a_short_history(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`large_history`, with which the long test fills a million rows, against the rows made one by one."""
+    monkeypatch.setattr(monitored, "ROWS_ONE_BY_ONE", 10)
+    history = monitored.History(997, False, random.Random(1))
+    history.write(engine)
+    names = ("task_no", "id", "state", "reason", "attempts", "labels")
+    asked = ("task_no", "worker", "cause", "exit_code", "stderr", "error")
+    with engine.connect() as connection:
+        for table, columns, made in (
+            (schema.tasks, names, history._task_rows(1)),
+            (schema.definitions, ("task_no", "definition"), history._definition_rows(1)),
+            (schema.dependencies, ("task_no", "on_task_no"), history._edge_rows(1)),
+            (schema.attempts, asked, history._attempt_rows(1)),
+        ):
+            found = connection.execute(sa.select(*(table.c[name] for name in columns)).where(table.c.task_no <= 997))
+            assert sorted(map(tuple, found)) == sorted(tuple(row[name] for name in columns) for row in made)
