@@ -38,8 +38,8 @@ ACTIONS = {
     "cancel": Action(
         "Cancel {what}. Running commands are ended; tasks that depend on them are aborted.", "Cancel", "tasks", True
     ),
-    "retry_failed": Action("Run {what} again, and what was aborted because of them.", "Retry", "tasks"),
-    "redo_task": Action("Run {what} again although they have ended.", "Redo", "tasks"),
+    "retry_failed": Action("Run {what} again, with the tasks that were aborted because of it.", "Retry", "tasks"),
+    "redo_task": Action("Run {what} again from the beginning.", "Redo", "tasks"),
     "drain_worker": Action(
         "Drain worker {what}: it ends what it runs and gets no more tasks.", "Drain", "workers", True
     ),
