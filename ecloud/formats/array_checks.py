@@ -32,18 +32,19 @@ def array_problem(task: TaskDefinition) -> str:
         return "an init task cannot be an array, nor a task with overwrite_result false"
     if len(array.words) > MAX_WORDS:
         return f"{len(array.words):,} words; at most {MAX_WORDS:,} are allowed"
-    for text in (*array.words, *_texts(array.entries)):
-        if problem := text_problem(text, f"entry {shown(text)!r}"):
-            return problem
+    texts = [*array.words, *_texts(array.entries)]
+    if text_problem("".join(texts), ""):  # all at once: a million messages for nothing take a second
+        return next(filter(None, (text_problem(text, f"entry {shown(text)!r}") for text in texts)))
     return ""
 
 
 def _texts(entries: Sequence[Entry]) -> Iterator[str]:
     for entry in entries:
         yield entry.text
-        for name, value in entry.fields.items():
-            yield name
-            yield value
+        if entry.fields:
+            for name, value in entry.fields.items():
+                yield name
+                yield value
 
 
 def samples(task: TaskDefinition) -> list[TaskDefinition]:

@@ -266,7 +266,7 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """Calls after which an interpreter is replaced."""
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """The input of one element of an array. `fields`: of a JSON object, as texts."""
 
     index: Int32
