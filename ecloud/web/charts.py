@@ -83,10 +83,11 @@ Part = tuple[str, int, int]
 
 
 def _lane(worker: str, parts: Sequence[Part], y: int) -> str:
-    """Draw one path for each shade: rectangles of one colour side by side."""
+    """Draw one path for each shade: lines as thick as the lane (`stroke-width` of the style sheet), which are half as
+    long to write as rectangles."""
     paths: dict[str, list[str]] = {}
     for css, first, length in parts:
-        paths.setdefault(css, []).append(f"M{first} {y}h{length}v{LANE_PX - 1}h-{length}z")
+        paths.setdefault(css, []).append(f"M{first} {y + (LANE_PX - 1) // 2}h{length}")
     drawn = "".join(f'<path class="{css}" d="{"".join(moves)}"/>' for css, moves in paths.items())
     back = f'<path class="lane" d="M0 {y}h{BUCKETS}v{LANE_PX - 1}H0z"/>'
     return f"<g><title>{escape(worker)}</title>{back}{drawn}</g>"

@@ -20,9 +20,9 @@ STYLE = """
 svg { background: #fff; font: 13px system-ui, sans-serif; } text { fill: #1f2328; } .dim, .under { fill: #57606a; }
 .s-succeeded { fill: #1f6feb; } .s-running { fill: #79aee8; } .s-ready { fill: #b6bec8; } .s-waiting { fill: #e3e7ec; }
 .s-failed { fill: #c2410c; } .s-aborted { fill: #e0a458; } .s-cancelled { fill: #8b949e; } .p-booting { fill: #e0a458; }
-.lane { fill: #f6f8fa; } .b1, .b2, .b3, .b4 { fill: #1f6feb; }
-.b1 { opacity: .3; } .b2 { opacity: .5; } .b3 { opacity: .75; }
-.bad { fill: #c2410c; } .box { fill: #f6f8fa; stroke: #d8dee4; } .name { font-size: 12px; } .under { font-size: 11px; }
+.lane { fill: #f6f8fa; } .b1, .b2, .b3, .b4, .bad { fill: none; stroke: #1f6feb; stroke-width: 6; }
+.b1 { opacity: .3; } .b2 { opacity: .5; } .b3 { opacity: .75; } .bad { stroke: #c2410c; }
+.box { fill: #f6f8fa; stroke: #d8dee4; } .name { font-size: 12px; } .under { font-size: 11px; }
 .edge { fill: none; stroke: #8b949e; opacity: .55; } .e2 { stroke-width: 2; } .e3 { stroke-width: 3; }
 """.strip()
 
