@@ -20,6 +20,7 @@ MEASURES = (
     "chains",
     "simulated",
     "push",
+    "questions",
     "arrays",
     "doors",
     "over_ssh",

@@ -117,14 +117,14 @@ class Services:
 
     def start_boss(self) -> subprocess.Popen[bytes]:
         """Start a boss, and set `self.boss`."""
-        settings = self.directory / "settings.py"
-        settings.write_text(
+        self.settings = self.directory / "settings.py"
+        self.settings.write_text(
             f"HOME = {str(self.home.path)!r}\n"
             f"DATABASE_URL = {self.database_url!r}\n"
             f"BROKER_HOST = '127.0.0.1'\nBROKER_PORT = {self.address.port}\n"
             "POOLS = ({'name': 'local', 'cloud': 'local', 'minimum': 0, 'maximum': 0, 'cpus': 1},)\n"
         )
-        process = self._start(self._python("boss"), "boss", {"ECLOUD_SETTINGS": str(settings)})
+        process = self._start(self._python("boss"), "boss", {"ECLOUD_SETTINGS": str(self.settings)})
         self.boss = process
         self._wait(process, "boss", self.home.boss_pid.exists)
         return process

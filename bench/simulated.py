@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -37,10 +38,18 @@ HELLO_AGAIN_S = 1.0
 
 
 class SimulatedWorker:
-    """One worker's side of the protocol: every ordered attempt has succeeded."""
+    """One worker's side of the protocol: every ordered attempt has succeeded, or has failed if `fails` returns true for
+    its task number."""
 
-    def __init__(self, access: AccessFile, name: str, inbox: SimpleQueue[tuple[SimulatedWorker, bytes] | None]) -> None:
+    def __init__(
+        self,
+        access: AccessFile,
+        name: str,
+        inbox: SimpleQueue[tuple[SimulatedWorker, bytes] | None],
+        fails: Callable[[int], bool],
+    ) -> None:
         self.name = name
+        self._fails = fails
         self.is_on_duty = threading.Event()
         self._access = access
         self._key = access.key_bytes
@@ -91,8 +100,15 @@ class SimulatedWorker:
 
     def _end(self, names: list[AttemptName]) -> None:
         self._unanswered.update({(name.task_no, name.number): None for name in names})
-        outcomes = (Outcome(name.task_no, name.number, Cause.SUCCESS, exit_code=0, run_s=RUN_S) for name in names)
-        self._say(wire.TasksEnded(tuple(outcomes)))
+        self._say(wire.TasksEnded(tuple([self._outcome(name) for name in names])))
+
+    def _outcome(self, name: AttemptName) -> Outcome:
+        if not self._fails(name.task_no):
+            return Outcome(name.task_no, name.number, Cause.SUCCESS, exit_code=0, run_s=RUN_S)
+        error = "command 1 of 1 exited with code 1"
+        return Outcome(
+            name.task_no, name.number, Cause.EXIT, exit_code=1, error=error, command="true", stderr="no\n", run_s=RUN_S
+        )
 
     def hello(self) -> None:
         """Open a session. Repeated until the boss answers."""
@@ -111,12 +127,12 @@ class SimulatedWorker:
 
 
 class Crew:
-    """Simulated workers in one thread."""
+    """Simulated workers in one thread. `fails`: which tasks fail, by their numbers."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, fails: Callable[[int], bool] = lambda task_no: False) -> None:
         self._inbox: SimpleQueue[tuple[SimulatedWorker, bytes] | None] = SimpleQueue()
         names = [f"sim{number}" for number in range(WORKERS)]
-        self.workers = [SimulatedWorker(services.access(f"invite-{name}"), name, self._inbox) for name in names]
+        self.workers = [SimulatedWorker(services.access(f"invite-{name}"), name, self._inbox, fails) for name in names]
         self._thread = threading.Thread(target=self._work, name="crew", daemon=True)
 
     def __enter__(self) -> Crew:

@@ -390,12 +390,11 @@ def _element_ends(connection: Connection, array_no: int) -> tuple[str, str]:
     return str(Ranges(good)), str(Ranges(bad))
 
 
-def load_push(connection: Connection, push_id: str) -> PushAnswered | None:
-    """A committed push."""
-    row = connection.execute(sa.select(schema.pushes).where(schema.pushes.c.push_id == push_id)).first()
-    if row is None:
-        return None
-    return PushAnswered(row.push_id, row.run_no, msgspec.json.decode(row.states), msgspec.json.decode(row.decisions))
+def push_answered(row: Any) -> PushAnswered:
+    """A committed push. Texts may be as the driver returns them."""
+    return PushAnswered(
+        _text(row.push_id), row.run_no, msgspec.json.decode(row.states), msgspec.json.decode(row.decisions)
+    )
 
 
 def select(connection: Connection, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:

@@ -232,9 +232,15 @@ class Store:
 
     def load_push(self, push_id: str) -> PushAnswered | None:
         """The result of a push; None if it was never committed. Raises `StoreAway`, `Deposed`."""
+        query = (
+            "SELECT epoch, push_id, run_no, states, decisions FROM leader LEFT JOIN pushes ON push_id = ? "
+            "WHERE leader.id = 1"
+        )
         with transaction(self.engine, writes=False) as connection:
-            self._require_leading(connection)
-            return loading.load_push(connection, push_id)
+            row = connection.exec_driver_sql(self._sql(query), (self._sql.text(push_id),)).one()
+        if row.epoch != self._epoch:
+            raise self._deposed()
+        return None if row.push_id is None else loading.push_answered(row)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """The runs that a selection touches, the selected tasks, and a sentence if none could be selected.

@@ -362,8 +362,11 @@ class Writing:
         if self._sql.sqlite or longest <= piece_bytes:
             write_many(self._connection, statement, rows)
             return
-        heads, tails = [], []
+        heads, tails, short = [], [], []
         for row in rows:
+            if _longest(row) <= piece_bytes:
+                short.append(row)
+                continue
             heads.append(tuple(value[:piece_bytes] if isinstance(value, bytes) else value for value in row))
             tails += [
                 (column, value[start : start + piece_bytes], row[: len(key)])
@@ -371,6 +374,7 @@ class Writing:
                 if isinstance(value, bytes)
                 for start in range(piece_bytes, len(value), piece_bytes)
             ]
+        write_many(self._connection, statement, short)
         for head in heads:
             write_many(self._connection, statement, [head])
         where = " AND ".join(f"{column} = ?" for column in key)

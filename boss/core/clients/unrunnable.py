@@ -50,7 +50,7 @@ class Unrunnable:
 
     def settle(self, now: float) -> None:
         """After placement: look again, and record what changed."""
-        if not self.texts and not self._ready.groups:
+        if not self.texts and not self._ready.buckets:
             return
         if now < self._not_before:
             self._timers.once("unrunnable", self._not_before)

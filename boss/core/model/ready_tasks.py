@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Iterator
 
 import msgspec
 
@@ -44,24 +46,45 @@ class Group(msgspec.Struct, eq=False):
         return node
 
 
+class Bucket(msgspec.Struct, eq=False):
+    """Groups of one priority, shape and `apart`, by run. `run_nos`: their runs in ascending order."""
+
+    priority: int
+    shape: Shape
+    apart: bool
+    groups: dict[int, Group]
+    run_nos: list[int]
+
+    def after(self, run_no: int) -> int | None:
+        """The next run with a group here; None if there is none."""
+        index = bisect_right(self.run_nos, run_no)
+        return self.run_nos[index] if index < len(self.run_nos) else None
+
+
 class ReadyTasks:
-    """All ready tasks, grouped."""
+    """All ready tasks, in buckets of groups: thousands of runs whose tasks ask for the same are one bucket."""
 
     def __init__(self) -> None:
-        self.groups: dict[tuple[int, int, Shape, bool], Group] = {}
+        self.buckets: dict[tuple[int, Shape, bool], Bucket] = {}
         self.held_runs: set[int] = set()
 
     def put(self, node: Node) -> None:
         """Add a task that became ready."""
-        key = (node.priority, node.run_no, node.shape, node.apart)
-        group = self.groups.get(key)
+        key = (node.priority, node.shape, node.apart)
+        bucket = self.buckets.get(key)
+        if bucket is None:
+            bucket = self.buckets[key] = Bucket(node.priority, node.shape, node.apart, {}, [])
+        group = bucket.groups.get(node.run_no)
         if group is None:
-            group = self.groups[key] = Group(node.priority, node.run_no, node.shape, deque(), node.apart)
+            group = Group(node.priority, node.run_no, node.shape, deque(), node.apart)
+            bucket.groups[node.run_no] = group
+            insort(bucket.run_nos, node.run_no)
         group.nodes.append(node)
 
     def count(self, node: Node) -> int:
         """Number of tasks in this task's group; includes void entries."""
-        group = self.groups.get((node.priority, node.run_no, node.shape, False))
+        bucket = self.buckets.get((node.priority, node.shape, False))
+        group = bucket.groups.get(node.run_no) if bucket is not None else None
         return len(group.nodes) if group is not None else 0
 
     def hold(self, run_no: int) -> None:
@@ -81,13 +104,27 @@ class ReadyTasks:
             if group.is_due(node):
                 return node
             nodes.popleft()
-        self.groups.pop((group.priority, group.run_no, group.shape, group.apart), None)
+        self._remove(group)
         return None
+
+    def _remove(self, group: Group) -> None:
+        key = (group.priority, group.shape, group.apart)
+        bucket = self.buckets.get(key)
+        if bucket is None or bucket.groups.get(group.run_no) is not group:
+            return
+        del bucket.groups[group.run_no], bucket.run_nos[bisect_left(bucket.run_nos, group.run_no)]
+        if not bucket.groups:
+            del self.buckets[key]
 
     def placeable(self) -> list[Group]:
         """Groups with tasks to place, of runs that are not held."""
-        return [
-            group
-            for group in tuple(self.groups.values())
-            if group.run_no not in self.held_runs and self.first(group) is not None
-        ]
+        return [group for bucket in tuple(self.buckets.values()) for group in self.placeable_in(bucket)]
+
+    def placeable_in(self, bucket: Bucket) -> Iterator[Group]:
+        """The same of one bucket, in the order of runs."""
+        run_no = bucket.after(-1)
+        while run_no is not None:
+            group = bucket.groups[run_no]
+            if run_no not in self.held_runs and self.first(group) is not None:
+                yield group
+            run_no = bucket.after(run_no)

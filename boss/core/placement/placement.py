@@ -17,12 +17,12 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from boss.core.model.config import BossConfig
 from boss.core.model.fleet import Attempt, Fleet, Worker, covers
 from boss.core.model.graph import Inputs, Node, Shape
-from boss.core.model.ready_tasks import Group, ReadyTasks
+from boss.core.model.ready_tasks import Bucket, Group, ReadyTasks
 from boss.core.model.runtime_estimates import Runtimes
 from boss.core.placement.capacity_index import REFILLED_BELOW, CapacityIndex
 from boss.core.tasks.chains import Chains
@@ -37,6 +37,8 @@ HOLDERS = 16
 BEHIND = 64
 """Entries, including the first, that are searched for a task whose inputs a worker has. No task is overtaken by
 more."""
+LONG_LOOKED_AT = 256
+"""Runs that are searched in one pass for a task that is short enough to be queued ahead."""
 CPUS_ROUNDED = 0.001
 """A group whose free CPUs are short by less than this is compared exactly."""
 
@@ -59,10 +61,8 @@ class Placement:
         self._config = config
         self.capacity_index = CapacityIndex(fleet, config)
         self._side_by_side: dict[Shape, int] = {}
-        self._reserved: dict[str, Group] = {}
+        self.reserved: dict[str, Group] = {}
         """Workers reserved since the last `place`, by name, with the group whose tasks wait for them."""
-        self._claims: list[Group] | None = None
-        """Ready tasks that found no room; None: not searched yet."""
         self._hopeless: set[Shape] = set()
         """Shapes that found no room in this pass."""
 
@@ -70,35 +70,26 @@ class Placement:
         """Assign all tasks that fit. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
         self.capacity_index.settle()
         self._side_by_side = {}
-        self._reserved = {}
-        groups = self._ready.placeable()
-        if not groups:
-            return
-        by_priority: dict[int, list[Group]] = {}
-        for group in groups:
-            by_priority.setdefault(group.priority, []).append(group)
-        reserved = self._reserved
+        self.reserved = {}
+        by_priority: dict[int, list[Bucket]] = {}
+        for bucket in self._ready.buckets.values():
+            by_priority.setdefault(bucket.priority, []).append(bucket)
         for in_slots in (True, False):
             self._hopeless.clear()
             for priority in sorted(by_priority, reverse=True):
-                self._place_priority(by_priority[priority], reserved, in_slots, assign, refuses)
+                self._place_priority(by_priority[priority], in_slots, assign, refuses)
                 if in_slots:  # free resources changed; queues ahead are checked in turn
                     self.capacity_index.settle()
 
-    def _place_priority(
-        self, groups: list[Group], reserved: dict[str, Group], in_slots: bool, assign: Assign, refuses: Refuses
-    ) -> None:
+    def _place_priority(self, buckets: list[Bucket], in_slots: bool, assign: Assign, refuses: Refuses) -> None:
         held = self._fleet.held_cpus
         # (CPUs that the run holds, run, oldest task): the fair order; a group comes back until it finds no room.
-        queue: list[tuple[float, int, int, Group, _Room]] = []
-        for group in groups:
-            node = self._ready.first(group)
-            if node is not None:
-                room = _Room(self, group, reserved, in_slots, refuses)
-                queue.append((held.get(group.run_no, 0.0), group.run_no, node.task_no, group, room))
-        heapq.heapify(queue)
+        queue: list[_Entry] = []
+        for bucket in buckets:
+            _Turns(self, self._ready, bucket, held, queue, in_slots, refuses).begin()
         while queue:
-            _, run_no, _, group, room = heapq.heappop(queue)
+            _, run_no, _, group, room, turns = heapq.heappop(queue)
+            turns.go_on(run_no)
             alone = not queue
             while (node := self._ready.first(group)) is not None:
                 worker = None
@@ -109,8 +100,7 @@ class Placement:
                     if worker is None and not room.refused:
                         self._give_up(group.shape)
                 if worker is None:
-                    if in_slots:
-                        self._reserve(group, reserved, refuses)
+                    self._pass_over(group, turns, in_slots, wanted, refuses)
                     break
                 if node.inputs is not None:
                     worker, index = room.nearer(worker, node.inputs)
@@ -121,8 +111,21 @@ class Placement:
                 if not alone:
                     following = self._ready.first(group)
                     if following is not None:
-                        heapq.heappush(queue, (held.get(run_no, 0.0), run_no, following.task_no, group, room))
+                        entry = (held.get(run_no, 0.0), run_no, following.task_no, group, room, turns)
+                        heapq.heappush(queue, entry)
                     break
+
+    def _pass_over(self, group: Group, turns: _Turns, in_slots: bool, wanted: bool, refuses: Refuses) -> None:
+        """Nothing is placed of this group now. The other groups of its bucket are looked at only if they may fare
+        better."""
+        may_fare_better = group.shape not in self._hopeless
+        if in_slots:
+            may_fare_better |= self._reserve(group, refuses)
+        elif not wanted:
+            turns.long_ones += 1
+            may_fare_better &= turns.long_ones < LONG_LOOKED_AT
+        if not may_fare_better:
+            turns.stop()
 
     # --- chains ----------------------------------------------------------------------------------
 
@@ -132,7 +135,6 @@ class Placement:
         Ready tasks go first: those that found no room keep their claim against chains of lower priority, and against
         chains of a run that holds more CPUs.
         """
-        self._claims = None
         touched, chains.touched = chains.touched, {}
         for name in touched:
             worker = self._fleet.workers.get(name)
@@ -169,20 +171,21 @@ class Placement:
             return True
         if node.run_no in self._ready.held_runs:
             return True
-        keeper = self._reserved.get(worker.name)
+        keeper = self.reserved.get(worker.name)
         if keeper is not None and keeper.shape is not node.shape and keeper.priority >= node.priority:
             return True
-        if self._claims is None:
-            self._claims = self._ready.placeable()
         held = self._fleet.held_cpus
-        for group in self._claims:
-            goes_first = group.priority > node.priority or (
-                group.priority == node.priority and held.get(group.run_no, 0.0) < held.get(node.run_no, 0.0)
-            )
-            if goes_first and group.run_no != node.run_no and fits(worker.capacity, group.shape.asks):
-                return True
-            if group.priority > node.priority and fits(worker.capacity, group.shape.asks):
-                return True
+        mine = held.get(node.run_no, 0.0)
+        for bucket in tuple(self._ready.buckets.values()):
+            if bucket.priority < node.priority or not fits(worker.capacity, bucket.shape.asks):
+                continue
+            for group in self._ready.placeable_in(bucket):
+                if bucket.priority > node.priority:
+                    return True
+                if mine <= 0.0:
+                    break
+                if group.run_no != node.run_no and held.get(group.run_no, 0.0) < mine:
+                    return True
         return False
 
     # --- room ------------------------------------------------------------------------------------
@@ -190,28 +193,34 @@ class Placement:
     def _give_up(self, shape: Shape) -> None:
         """Note that `shape`, and every shape that asks for at least as much, has no room in this pass: room only
         shrinks."""
-        self._hopeless.update([other for _, _, other, _ in self._ready.groups if covers(other, shape)])
+        self._hopeless.update([other for _, other, _ in self._ready.buckets if covers(other, shape)])
 
-    def _reserve(self, group: Group, reserved: dict[str, Group], refuses: Refuses) -> None:
-        """Reserve the worker that will have room soonest for a task that found none; once per shape and call."""
-        shape = group.shape
+    def _reserve(self, group: Group, refuses: Refuses) -> bool:
+        """Reserve the worker that will have room soonest for a task that found none; once per shape and call. Returns
+        whether none was reserved since workers may not run this run's tasks."""
+        shape, reserved = group.shape, self.reserved
         for other in reserved.values():
             if other.shape is shape and other.apart == group.apart:
-                return
-        best, best_share = "", -1.0
+                return False
+        best, best_share, refused = "", -1.0, False
         for free_group in self.capacity_index.groups:
             share = _share(free_group.free, shape, best_share)
             if share <= best_share or not fits(free_group.kind.capacity, shape.asks):
                 continue
             for name, worker in free_group.workers.items():
-                if name not in reserved and not refuses(worker, group.run_no):
-                    best, best_share = name, share
-                    break
+                if name in reserved:
+                    continue
+                if refuses(worker, group.run_no):
+                    refused = True
+                    continue
+                best, best_share = name, share
+                break
         if best:
             reserved[best] = group
             machine = self._fleet.workers[best].machine
             for name in machine.workers if machine is not None else ():
                 reserved.setdefault(name, group)  # else small tasks of these take what it waits for
+        return refused and not best
 
     def worker(self, name: str) -> Worker:
         """The worker of that name."""
@@ -252,6 +261,75 @@ def _share(free: Resources, shape: Shape, least: float) -> float:
 def _is_empty(worker: Worker) -> bool:
     """Whether it can be given all of itself, as a task that runs alone takes: also from the machine that it shares."""
     return not worker.held and (worker.machine is None or fits(worker.free, worker.capacity.items()))
+
+
+_Entry = tuple[float, int, int, Group, "_Room", "_Turns"]
+"""CPUs that the run holds, run, first task, and what belongs to it."""
+
+
+class _Turns:
+    """Puts the groups of one bucket into the queue in fair order: those of runs that hold CPUs, which are few, at once;
+    of the others, in the order of their runs, one at a time. Thousands of runs that find no room cost nothing."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        ready: ReadyTasks,
+        bucket: Bucket,
+        held: Mapping[int, float],
+        queue: list[_Entry],
+        in_slots: bool,
+        refuses: Refuses,
+    ) -> None:
+        self._placement = placement
+        self._ready = ready
+        self._bucket = bucket
+        self._held = held
+        self._queue = queue
+        self._in_slots = in_slots
+        self._refuses = refuses
+        self._holding: set[int] = set()
+        self._at = -1
+        """The last run of those that hold nothing that had its turn; that of the one in the queue."""
+        self._is_over = False
+        self.long_ones = 0
+        """Groups that were passed over because their first task takes long."""
+
+    def begin(self) -> None:
+        """Enqueue the first ones."""
+        groups, held = self._bucket.groups, self._held
+        few, many = (groups, held) if len(groups) < len(held) else (held, groups)
+        for run_no in [run_no for run_no in few if run_no in many and held[run_no] > 0]:
+            self._holding.add(run_no)
+            self._enqueue(run_no)
+        self._enqueue_next()
+
+    def go_on(self, run_no: int) -> None:
+        """The group of this run has its turn: enqueue the next one."""
+        if run_no == self._at and not self._is_over:
+            self._enqueue_next()
+
+    def stop(self) -> None:
+        """Enqueue no more groups."""
+        self._is_over = True
+
+    def _enqueue_next(self) -> None:
+        run_no = self._bucket.after(self._at)
+        while run_no is not None:
+            self._at = run_no
+            if run_no not in self._holding and self._enqueue(run_no) and self._held.get(run_no, 0.0) <= 0:
+                return
+            run_no = self._bucket.after(run_no)
+
+    def _enqueue(self, run_no: int) -> bool:
+        """Returns whether the run has a task to place."""
+        group = self._bucket.groups[run_no]
+        node = self._ready.first(group) if run_no not in self._ready.held_runs else None
+        if node is None:
+            return False
+        room = _Room(self._placement, group, self._placement.reserved, self._in_slots, self._refuses)
+        heapq.heappush(self._queue, (self._held.get(run_no, 0.0), run_no, node.task_no, group, room, self))
+        return True
 
 
 class _Room:
