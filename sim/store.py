@@ -15,7 +15,7 @@ from msgspec.json import decode
 from msgspec.structs import replace
 
 from boss.core.clients.calls import call_ended
-from boss.core.model.effects import LoadCalls, SelectTasks
+from boss.core.model.effects import LoadCalls, Reads, SelectTasks
 from boss.core.model.history import next_epoch
 from boss.core.model.rows import (
     ArrayRow,
@@ -35,6 +35,7 @@ from boss.core.model.rows import (
 from boss.core.tasks.arrays import join_elements
 from boss.core.tasks.manifests import declared_results
 from boss.store.loading import PAST_VMS
+from boss.store.reaching import parts_of
 from boss.store.selecting import Found, FoundArray, choose
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed
 from ecloud.model.ranges import Indices, Ranges
@@ -440,7 +441,17 @@ class Store:
         """
         self._require_leading()
         chosen = choose(wanted, _Finder(self.tables))
-        return [self._image(run_no) for run_no in chosen.run_nos], chosen.task_nos, chosen.problem
+        images: dict[int, RunImage] = {}
+        if wanted.reads is not Reads.WHOLE:
+            with_arrays = {array.run_no for array in self.tables.arrays.values()}
+            runs = [copy(self.runs[run_no]) for run_no in chosen.run_nos if run_no not in with_arrays]
+            parts = parts_of(_Reader(self.tables), runs, chosen.of_run, wanted.reads)
+            images = {image.run.run_no: image for image in parts}
+        return (
+            [images.get(run_no) or self._image(run_no) for run_no in chosen.run_nos],
+            chosen.task_nos,
+            chosen.problem,
+        )
 
     def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
         """Return the values of the calls that these tasks depend on, by task_no."""
@@ -467,6 +478,32 @@ def _last_no(row: TaskRow) -> int:
 def _past(tables: Tables) -> list[VmRow]:
     gone = [row for row in _in_order(tables.vms) if row.state is VmState.GONE]
     return [row for row in gone[:-PAST_VMS] if row.gone_at is None] + gone[-PAST_VMS:]
+
+
+class _Reader:
+    """The tables, with the queries of `boss.store.reaching`."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tasks = tables.tasks
+
+    def rows(self, task_nos: Sequence[int]) -> dict[int, TaskRow]:
+        rows = [self._tasks[task_no] for task_no in task_nos if task_no in self._tasks]
+        return {row.task_no: replace(row, dependencies=()) for row in rows}
+
+    def add_dependencies(self, rows: dict[int, TaskRow]) -> None:
+        for task_no, row in rows.items():
+            row.dependencies = self._tasks[task_no].dependencies
+
+    def dependents(self, task_nos: Sequence[int], states: Iterable[TaskState]) -> dict[int, TaskState]:
+        wanted, on = set(states), set(task_nos)
+        return {
+            row.task_no: row.state
+            for row in self._tasks.values()
+            if row.state in wanted and any(edge[0] in on for edge in row.dependencies)
+        }
+
+    def init_tasks(self, run_nos: Sequence[int]) -> list[int]:
+        return [row.task_no for row in self._tasks.values() if row.init and row.run_no in run_nos]
 
 
 class _Finder:

@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from boss.core.model.effects import LoadCalls, SelectTasks
+from boss.core.model.effects import LoadCalls, Reads, SelectTasks
 from boss.core.model.rows import (
     ArrayRow,
     AttemptRow,
@@ -30,6 +30,7 @@ from boss.core.model.rows import (
 )
 from boss.core.tasks.arrays import join_elements
 from boss.core.tasks.manifests import declared_results
+from boss.store.reaching import parts_of
 from boss.store.selecting import Found, FoundArray, choose
 from boss.store.statements import in_list
 from ecloud.db import schema
@@ -286,11 +287,8 @@ def _call(row: Any) -> CallEnded:
 
 
 def _image(connection: Connection, run: RunRow) -> RunImage:
-    tasks, dependencies = schema.tasks, schema.dependencies
-    rows = _tasks(connection, tasks.c.run_no == run.run_no)
-    joined = dependencies.join(tasks, tasks.c.task_no == dependencies.c.task_no)
-    query = sa.select(dependencies).select_from(joined).where(tasks.c.run_no == run.run_no)
-    _attach(rows, connection.execute(_in_order(query)))
+    rows = _tasks(connection, schema.tasks.c.run_no == run.run_no)
+    _add_dependencies(connection, rows)
     arrays = load_array_rows(connection, schema.arrays.c.run_no == run.run_no)
     for array in arrays.values():
         array.each = tuple([edge for edge in array.each if edge[0] in arrays])
@@ -400,9 +398,58 @@ def push_answered(row: Any) -> PushAnswered:
 def select(connection: Connection, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
     """The tasks that a user's selection means: runs, task numbers, or a sentence on why nothing could be found."""
     chosen = choose(wanted, _Finder(connection))
-    runs = schema.runs
+    runs, arrays = schema.runs, schema.arrays.c
     rows = connection.execute(sa.select(runs).where(runs.c.run_no.in_(chosen.run_nos)).order_by(runs.c.run_no)).all()
-    return [_image(connection, _run(row)) for row in rows], chosen.task_nos, chosen.problem
+    images: dict[int, RunImage] = {}
+    if wanted.reads is not Reads.WHOLE:
+        with_arrays = set(
+            connection.execute(sa.select(arrays.run_no).where(arrays.run_no.in_(chosen.run_nos))).scalars()
+        )
+        runs_ = [_run(row) for row in rows if row.run_no not in with_arrays]
+        parts = parts_of(_Reader(connection), runs_, chosen.of_run, wanted.reads)
+        images = {image.run.run_no: image for image in parts}
+    return [images.get(row.run_no) or _image(connection, _run(row)) for row in rows], chosen.task_nos, chosen.problem
+
+
+class _Reader:
+    """The tables as a `Reader` of `boss.store.reaching`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def rows(self, task_nos: Sequence[int]) -> dict[int, TaskRow]:
+        found: dict[int, TaskRow] = {}
+        for part in _parts(task_nos):
+            found.update(_tasks(self._connection, schema.tasks.c.task_no.in_(part)))
+        return found
+
+    def add_dependencies(self, rows: dict[int, TaskRow]) -> None:
+        _add_dependencies(self._connection, rows)
+
+    def dependents(self, task_nos: Sequence[int], states: Iterable[TaskState]) -> dict[int, TaskState]:
+        edges, tasks = schema.dependencies.c, schema.tasks.c
+        joined = schema.dependencies.join(schema.tasks, tasks.task_no == edges.task_no)
+        query = sa.select(tasks.task_no, tasks.state).distinct().select_from(joined)
+        query = query.where(tasks.state.in_(sorted(state.value for state in states)))
+        found: dict[int, TaskState] = {}
+        for part in _parts(task_nos):
+            rows = self._connection.execute(query.where(edges.on_task_no.in_(part)))
+            found.update((task_no, TaskState(state)) for task_no, state in rows)
+        return found
+
+    def init_tasks(self, run_nos: Sequence[int]) -> list[int]:
+        tasks = schema.tasks.c
+        states = [state.value for state in TaskState]  # so that the index over (state, run_no, init) serves
+        found: list[int] = []
+        for part in _parts(run_nos):
+            query = sa.select(tasks.task_no).where(tasks.state.in_(states), tasks.run_no.in_(part))
+            found += self._connection.execute(query.where(tasks.init == schema.INIT)).scalars()
+        return found
+
+
+def _parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(numbers), IDS_A_QUERY):
+        yield numbers[start : start + IDS_A_QUERY]
 
 
 class _Finder:
@@ -554,10 +601,21 @@ def _add_open_dependencies(connection: Connection, rows: dict[int, TaskRow]) -> 
     """Add only dependencies between unfinished tasks: the others are met, or the task would have been aborted with
     them."""
     open_nos = {task_no for task_no, row in rows.items() if row.state not in ENDED}
-    numbers, most_bytes = sorted(open_nos), _longest_list(connection)
-    for start in range(0, len(numbers), TASKS_A_LIST):
-        edges = _edges(connection, numbers[start : start + TASKS_A_LIST], most_bytes)
+    for edges in _edge_lists(connection, sorted(open_nos)):
         _attach(rows, sorted([edge for edge in edges if edge[0] in open_nos and edge[1] in open_nos]))
+
+
+def _add_dependencies(connection: Connection, rows: dict[int, TaskRow]) -> None:
+    """Add all dependencies of these tasks."""
+    for edges in _edge_lists(connection, sorted(rows)):
+        _attach(rows, sorted([edge for edge in edges if edge[0] in rows]))
+
+
+def _edge_lists(connection: Connection, task_nos: Sequence[int]) -> Iterator[Iterable[tuple[int, int, str]]]:
+    """The dependencies of these tasks, and perhaps of others, in parts. `task_nos` ascend."""
+    most_bytes = _longest_list(connection) if task_nos else 0
+    for start in range(0, len(task_nos), TASKS_A_LIST):
+        yield _edges(connection, task_nos[start : start + TASKS_A_LIST], most_bytes)
 
 
 def _longest_list(connection: Connection) -> float:

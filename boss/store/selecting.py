@@ -83,11 +83,21 @@ class Finder(Protocol):
 
 
 class Selection(msgspec.Struct):
-    """The result of a selection: runs to read whole, tasks in them, or a sentence on why nothing could be found."""
+    """The result of a selection: the tasks of each run that is to be read, or a sentence on why nothing could be
+    found."""
 
-    run_nos: list[int] = []
-    task_nos: set[int] = set()
+    of_run: dict[int, list[int]] = {}
     problem: str = ""
+
+    @property
+    def run_nos(self) -> list[int]:
+        """The runs, in order."""
+        return sorted(self.of_run)
+
+    @property
+    def task_nos(self) -> set[int]:
+        """All selected tasks."""
+        return {task_no for numbers in self.of_run.values() for task_no in numbers}
 
 
 def choose(wanted: SelectTasks, finder: Finder) -> Selection:
@@ -108,10 +118,12 @@ def choose(wanted: SelectTasks, finder: Finder) -> Selection:
         for array in finder.arrays(run_nos) if run_nos else ():
             if array.state == wanted.state and (not wanted.label or wanted.label in array.labels):
                 found += array.elements()
-    reads = {task.run_no for task in found}
-    if wanted.run:
-        reads.add(runs[wanted.run])
-    return Selection(sorted(reads), {task.task_no for task in found if not task.init})
+    selection = Selection({runs[wanted.run]: []} if wanted.run else {})
+    for task in found:
+        selection.of_run.setdefault(task.run_no, [])
+        if not task.init:
+            selection.of_run[task.run_no].append(task.task_no)
+    return selection
 
 
 def _by_ids(wanted: SelectTasks, finder: Finder, runs: dict[str, int], run_nos: list[int]) -> Selection:
@@ -125,8 +137,7 @@ def _by_ids(wanted: SelectTasks, finder: Finder, runs: dict[str, int], run_nos: 
         if any(task_id.endswith("]") for task_id in spelled):
             arrays = {(array.run_no, array.id): array for array in finder.arrays(run_nos)}
             known.update(_without_rows(asked, arrays))
-    selection = Selection([], set())
-    reads: set[int] = set()
+    selection = Selection()
     for id, readings in asked.items():
         matches = {known[reading].task_no: known[reading] for reading in readings if reading in known}
         if not matches:
@@ -151,9 +162,7 @@ def _by_ids(wanted: SelectTasks, finder: Finder, runs: dict[str, int], run_nos: 
                 matches.update((task.task_no, task) for task in _elements([(array.run_no, array.id)], finder))
         for task in matches.values():
             if (not wanted.state or task.state == wanted.state) and (not wanted.label or wanted.label in task.labels):
-                selection.task_nos.add(task.task_no)
-                reads.add(task.run_no)
-    selection.run_nos = sorted(reads)
+                selection.of_run.setdefault(task.run_no, []).append(task.task_no)
     return selection
 
 

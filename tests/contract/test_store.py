@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig
-from boss.core.model.effects import LoadCalls, SelectTasks
+from boss.core.model.effects import LoadCalls, Reads, SelectTasks
 from boss.core.model.history import EPOCH_CHANCES
 from boss.core.model.rows import (
     AttemptRow,
@@ -673,6 +673,44 @@ def test_a_selection_names_tasks_and_their_runs(
     assert (sorted(image.run.name for image in images), found, problem) == (runs, task_nos, "")
     for read in images:
         assert {row.task_no for row in read.tasks} == ({1, 2, 3} if read.run.name == "r" else {4, 5})
+
+
+@pytest.mark.parametrize(
+    ("reads", "ids", "rows", "around"),
+    [
+        (Reads.NUMBERS, ("a",), "", ""),
+        (Reads.SELECTED, ("a", "e"), "a e", ""),
+        (Reads.REDONE, ("a",), "a b c d i s", "s"),  # e ended otherwise
+        (Reads.REDONE, ("c",), "b c d i", "b"),
+        (Reads.REDONE_BELOW, ("a",), "a b c d e i s", "s"),
+        (Reads.REDONE_BELOW, ("s",), "a b c d i s", "a"),
+    ],
+)
+def test_a_request_reads_the_tasks_that_it_affects(
+    store: AnyStore, reads: Reads, ids: tuple[str, ...], rows: str, around: str
+) -> None:
+    """b is aborted since a failed; c waits for b, d runs behind c, e was cancelled behind a; s succeeded, i is an init
+    task. f belongs to none of them."""
+    success, any_end = Condition.SUCCESS, Condition.ANY
+    push(
+        store,
+        stored(1, "a", state=TaskState.FAILED),
+        stored(2, "s", state=TaskState.SUCCEEDED),
+        stored(3, "b", state=TaskState.ABORTED, after={1: success, 2: success}),
+        stored(4, "c", state=TaskState.WAITING, after={3: any_end}),
+        stored(5, "d", state=TaskState.RUNNING, after={4: success}),
+        stored(6, "e", state=TaskState.CANCELLED, after={1: any_end}),
+        stored(7, "i", init=True),
+        stored(8, "f"),
+    )
+    (read,), _, problem = store.select(SelectTasks(1, ids, "r", reads=reads))
+    assert (" ".join(sorted(row.id for row in read.tasks)), problem, read.is_part) == (rows, "", True)
+    named = {row.id: row for row in read.tasks}
+    assert read.around == {named[id].task_no for id in around.split()}
+    whole = image(store)
+    for id, row in named.items():
+        edges = () if id in around.split() or reads is Reads.SELECTED else whole[id].dependencies
+        assert row == msgspec.structs.replace(whole[id], dependencies=edges)
 
 
 @pytest.mark.parametrize(

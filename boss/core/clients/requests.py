@@ -16,7 +16,7 @@ from boss.core.autoscale.vms import Vms
 from boss.core.clients.calls import Calls
 from boss.core.clients.context_requests import ContextRequests
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
-from boss.core.clients.task_requests import TaskRequests
+from boss.core.clients.task_requests import TaskRequests, reads_for
 from boss.core.clients.vm_requests import VmRequests
 from boss.core.clients.watchers import Watchers
 from boss.core.clients.why_ready import WhyReady
@@ -113,7 +113,7 @@ class Requests:
             self._waiting[self._tokens] = _Waiting(request, client.peer)
             ids = tuple(str(item) for item in listed(request, "ids"))
             run, state, label = (text_of(request, name) for name in ("run", "state", "label"))
-            self._outbox.read(SelectTasks(self._tokens, ids, run, state, label))
+            self._outbox.read(SelectTasks(self._tokens, ids, run, state, label, reads_for(request)))
         elif request.verb in self._about_others:
             action = self._about_others[request.verb]
             self._answer(client.peer, request, lambda: action(request, now))

@@ -1,6 +1,7 @@
 """Requests about tasks: cancel, retry, redo, drop, follow their output.
 
-Each works on run images that the store read for it, updated from the graph.
+Each works on run images that the store read for it, updated from the graph. They hold the tasks that the request can
+affect (`reads_for`), not the whole run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from boss.core.autoscale.owed_vms import ASKED_FOR
 from boss.core.clients.request_answers import Answer, RequestRefused, text_of
 from boss.core.model.arrays import Array
+from boss.core.model.effects import Reads
 from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Node
 from boss.core.model.outbox import Outbox
@@ -17,7 +19,7 @@ from boss.core.model.rows import RunImage, TaskRow
 from boss.core.tasks.apply_merge import apply
 from boss.core.tasks.arrays import made_in, make
 from boss.core.tasks.attempts import Attempts
-from boss.core.tasks.merging import Merge, replant
+from boss.core.tasks.merging import Merge, as_change, count_states, replant
 from boss.core.tasks.taskbook import Run, TaskBook
 from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ENDED, TaskState
@@ -123,8 +125,10 @@ class TaskRequests:
         states = ENDED if below else frozenset({TaskState.ABORTED})
         targets = _with_arrays(rows, targets)
         fresh = _with_arrays(rows, targets | _below(image.tasks, targets, states))
-        merged = Merge()
-        replant(merged, image.tasks, fresh)
+        merged, before = Merge(), count_states(image)
+        replant(merged, image.tasks, fresh, around=image.around)
+        if image.is_part:
+            as_change(merged, before)
         apply(merged, image, self._outbox, self._book, self._attempts, now)
         return sum(rows[task_no].elements is None for task_no in fresh)
 
@@ -231,6 +235,17 @@ class TaskRequests:
             self._outbox.say(worker.conversation, StreamLogs(task_no, attempt.number, STREAM_LOGS_S))
         # Name the worker whose lines are genuine: any peer of the broker can publish to the task's topic.
         return 1, node.state.value, (str(task_no), str(attempt.number), worker.name, worker.row.key_name)
+
+
+def reads_for(request: Request) -> Reads:
+    """The tasks that must be read for a request about tasks."""
+    if request.verb == "cancel":
+        return Reads.NUMBERS
+    if request.verb == "retry_failed":
+        return Reads.REDONE
+    if request.verb == "redo_task":
+        return Reads.REDONE_BELOW if request.arguments.get("below") else Reads.REDONE
+    return Reads.SELECTED
 
 
 def with_elements(images: list[RunImage], task_nos: frozenset[int]) -> frozenset[int]:

@@ -7,6 +7,8 @@ a commit is unknown, look the batch up by its number before trying it again.
 
 from __future__ import annotations
 
+from enum import Enum
+
 import msgspec
 
 from boss.core.model.rows import Writes
@@ -152,8 +154,22 @@ class LoadRun(msgspec.Struct, frozen=True):
     ids: tuple[str, ...] | None = None
 
 
+class Reads(Enum):
+    """Which tasks a request needs of the runs that it concerns. A run with arrays is always read whole."""
+
+    WHOLE = "whole"
+    """All."""
+    NUMBERS = "numbers"
+    """None: the numbers of the selected tasks are enough."""
+    SELECTED = "selected"
+    REDONE = "redone"
+    """The selected tasks, aborted ones below them, all that wait for these, what those depend on, and init tasks."""
+    REDONE_BELOW = "redone below"
+    """The same with all ended tasks below the selected ones."""
+
+
 class SelectTasks(msgspec.Struct, frozen=True):
-    """Read the runs that contain a user's selection. Answered by `TasksSelected`.
+    """Read the tasks that a request about a user's selection needs. Answered by `TasksSelected`.
 
     `ids` are ids or RUN:ID; empty means all. `run`, `state`, `label` narrow the selection; empty means any.
     """
@@ -163,6 +179,7 @@ class SelectTasks(msgspec.Struct, frozen=True):
     run: str = ""
     state: str = ""
     label: str = ""
+    reads: Reads = Reads.WHOLE
 
 
 class LoadCalls(msgspec.Struct, frozen=True):

@@ -48,7 +48,8 @@ class CallsLoaded(msgspec.Struct, frozen=True):
 
 
 class TasksSelected(msgspec.Struct, frozen=True):
-    """Answer to `SelectTasks`: whole runs, and the tasks selected in them. `problem`: why none could be selected."""
+    """Answer to `SelectTasks`: the runs concerned, with as many of their tasks as it asked for, and the selected tasks.
+    `problem`: why none could be selected."""
 
     token: int
     images: tuple[RunImage, ...]

@@ -6,7 +6,7 @@ Owns `Node`s and their edges. Knows nothing of runs, workers or messages. Ended 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -253,10 +253,13 @@ class TaskGraph:
             if node is not None:
                 node.state = TaskState.CANCELLED  # entries in queues are void from now on
 
-    def cut_edges_into(self, task_nos: set[int]) -> None:
-        """Remove the edges that lead into these tasks: the caller adds them again with other dependencies."""
-        for node in self.nodes.values() if task_nos else ():
-            if node.dependents:
+    def cut_edges_into(self, rows: Collection[TaskRow]) -> None:
+        """Remove the edges that lead into these tasks: the caller adds them again, perhaps with other dependencies.
+        `rows`: the tasks with the dependencies that they have now."""
+        task_nos = {row.task_no for row in rows}
+        for on_task_no in {on_task_no for row in rows for on_task_no, _ in row.dependencies}:
+            node = self.nodes.get(on_task_no)
+            if node is not None and node.dependents:
                 node.dependents = [edge for edge in node.dependents if edge[0] not in task_nos] or None
 
     def check(self) -> None:

@@ -276,11 +276,12 @@ class Writes(msgspec.Struct):
 
 class RunImage(msgspec.Struct):
     """A run as the database has it: every task, including ended ones, with all dependencies; or, if `is_part`, only the
-    requested tasks."""
+    requested tasks. `around`: tasks that are there because others depend on them, without dependencies of their own."""
 
     run: RunRow
     tasks: list[TaskRow]
     is_part: bool = False
+    around: frozenset[int] = frozenset()
 
 
 class Snapshot(msgspec.Struct):

@@ -116,7 +116,7 @@ class Placement:
                     break
 
     def _pass_over(self, group: Group, turns: _Turns, in_slots: bool, wanted: bool, refuses: Refuses) -> None:
-        """Nothing is placed of this group now. The other groups of its bucket are looked at only if they may fare
+        """Nothing of this group is placed now. The other groups of its bucket get their turn only if they may fare
         better."""
         may_fare_better = group.shape not in self._hopeless
         if in_slots:

@@ -45,24 +45,24 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
     attempts.inits.forget(again)
     attempts.inits.try_again([row.task_no for row in image.tasks if row.init])
     # A task that ended early (cancelled) is not in the graph, but its dependencies may still have edges to it.
-    rewired = {row.task_no for row in merged.rewired}
-    book.graph.cut_edges_into({row.task_no for row in image.tasks} & merged.disturbed | rewired)
+    cut = merged.disturbed | {row.task_no for row in merged.rewired}
+    book.graph.cut_edges_into([row for row in image.tasks if row.task_no in cut])
     book.graph.remove(known)
     book.plant(merged.planted, now)
     for attempt in unwanted:
         if attempt.task_no in nodes:  # with its attempt count, which the row of a waiting task may lack
             book.write(nodes[attempt.task_no])
     book.graph.rewire(merged.rewired)
-    if not image.is_part and any(count for state, count in merged.states.items() if state not in ENDED):
+    states = merged.states
+    if image.is_part:
+        states = {state: run.states.get(state, 0) + states.get(state, 0) for state in TaskState}
+    if any(count for state, count in states.items() if state not in ENDED):
         book.plant([row for row in merged.inits if row.task_no not in nodes], now)
     arrays = [row for row in merged.rows.values() if row.elements is not None]
     for array_no in merged.dropped:
         book.forget_array(array_no)
     if arrays:
         load_arrays(book, arrays, ends_in(merged.rows.values()), made_in(merged.rows.values()))
-    states = merged.states
-    if image.is_part:
-        states = {state: run.states.get(state, 0) + states.get(state, 0) for state in TaskState}
     book.recount(run, states)
     if run.row.run_no in book.ends:
         for task in merged.stored:

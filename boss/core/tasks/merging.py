@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import msgspec
 
@@ -134,7 +134,7 @@ def merge(
     """Merge checked `definitions` (ids unique, no cycle, dependencies among themselves) into the run."""
     merged = Merge()
     old = {row.id: row for row in image.tasks}
-    before_states = Counter(row.state for row in image.tasks if not row.init)
+    before_states = count_states(image)
     by_id = {definition.id: definition for definition in definitions}
     gone = _unseated(image, by_id)
     rows: dict[str, TaskRow] = {}
@@ -192,11 +192,21 @@ def merge(
     for task in merged.stored:
         merged.moved.pop(task.row.task_no, None)
     if image.is_part:
-        change = Counter(merged.states)
-        change.subtract(before_states)
-        merged.states = dict(change)
+        as_change(merged, before_states)
     merged.decisions = {decision: count for decision, count in decisions.items() if count}
     return merged
+
+
+def count_states(image: RunImage) -> Counter[TaskState]:
+    """The tasks of an image by state, without init tasks."""
+    return Counter(row.state for row in image.tasks if not row.init)
+
+
+def as_change(merged: Merge, before: Counter[TaskState]) -> None:
+    """Make the counts of a decision about a part of a run those of the change: the rest of the run is not known."""
+    change = Counter(merged.states)
+    change.subtract(before)
+    merged.states = dict(change)
 
 
 def _number_elements(row: TaskRow, before: TaskRow | None, allocation: Allocation) -> None:
@@ -275,10 +285,17 @@ def _results_exist(definition: TaskDefinition, options: PushOptions, existing: f
     return all(result.path in existing for result in definition.results)
 
 
-def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped: Iterable[int] = ()) -> None:
+def replant(
+    merged: Merge,
+    run_rows: Iterable[TaskRow],
+    fresh: set[int],
+    skipped: Iterable[int] = (),
+    around: Set[int] = frozenset(),
+) -> None:
     """Compute the state of `fresh` tasks (to be done, or redone) and of waiting ones, and the rows for the graph.
 
-    `run_rows`: the whole run after the decision. They are changed in place; `skipped` ones count as succeeded.
+    `run_rows`: the whole run after the decision, or all that it affects. They are changed in place, except those
+    `around`; `skipped` ones count as succeeded.
     """
     rows = merged.rows = {row.task_no: row for row in run_rows}
     skipped = set(skipped)
@@ -286,7 +303,9 @@ def replant(merged: Merge, run_rows: Iterable[TaskRow], fresh: set[int], skipped
     open_of: dict[int, int] = {}
     dependents: dict[int, list[TaskRow]] = {}
     unsettled = [
-        row for row in rows.values() if row.task_no in fresh or row.state in (TaskState.WAITING, TaskState.READY)
+        row
+        for row in rows.values()
+        if row.task_no in fresh or (row.state in (TaskState.WAITING, TaskState.READY) and row.task_no not in around)
     ]
     for row in unsettled:
         count = 0
