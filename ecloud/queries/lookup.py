@@ -18,6 +18,8 @@ from ecloud.queries.views import AttemptView, Neighbour, TaskDetail
 
 IDS_COMPARED = 20_000
 """Ids compared in the search for a similar name."""
+RUNS_NAMED = 500
+"""Runs that a query for an id names. With more of them, the database reads the index of all ids."""
 NEIGHBOURS_SHOWN = 1_000
 """Dependents listed for one task; a task can have a million."""
 
@@ -31,7 +33,7 @@ def find_task(connection: Connection, name: str, run: str = "") -> Any:
     rows = schema.tasks
     run_no = find_run(connection, run) if run else None
     query = sa.select(rows).where(rows.c.id == name)
-    found = connection.execute(query if run_no is None else query.where(rows.c.run_no == run_no)).all()
+    found = connection.execute(query.where(_of_runs(connection, run_no))).all()
     if len(found) > 1:
         runs = {row.run_no: row.name for row in connection.execute(sa.select(schema.runs.c.run_no, schema.runs.c.name))}
         names = ", ".join(f"{runs.get(row.run_no, row.run_no)}:{row.id}" for row in found[:5])
@@ -52,10 +54,16 @@ def find_task(connection: Connection, name: str, run: str = "") -> Any:
 
 def is_task(connection: Connection, id: str) -> bool:
     """Whether a task of some run has this id."""
-    return (
-        connection.execute(sa.select(schema.tasks.c.task_no).where(schema.tasks.c.id == id).limit(1)).first()
-        is not None
-    )
+    query = sa.select(schema.tasks.c.task_no).where(schema.tasks.c.id == id, _of_runs(connection, None))
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def _of_runs(connection: Connection, run_no: int | None) -> sa.ColumnElement[bool]:
+    """Tasks of this run, or of any. All runs are named, while they are few: the index of ids begins with the run."""
+    if run_no is not None:
+        return schema.tasks.c.run_no == run_no
+    runs = connection.execute(sa.select(schema.runs.c.run_no).limit(RUNS_NAMED + 1)).scalars().all()
+    return schema.tasks.c.run_no.in_(runs) if len(runs) <= RUNS_NAMED else sa.true()
 
 
 def _in_named_run(connection: Connection, name: str) -> Any:

@@ -9,12 +9,16 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ecloud.db import schema
+from ecloud.model.tasks import TaskState
 from ecloud.queries.views import Neighbour
 
-WINDOW = 5_000
-"""Task numbers whose edges one query reads. Tasks are numbered in list order, so that a task's dependencies mostly have
-slightly smaller numbers."""
-MOST_EDGES = 20_000
+WINDOW, LEAST_WINDOW = 5_000, 16
+"""Task numbers whose edges one query reads. Tasks are numbered in list order, so that a task's dependencies often have
+slightly smaller numbers. While they do, as in a chain, the window grows; in a graph of wide layers it stays small."""
+USED = 0.25
+"""If at least this share of a window was used, the next one is `GROWTH` times as large, otherwise smaller by that."""
+GROWTH = 4
+MOST_EDGES = 5_000
 """Maximum number of edges that one query reads."""
 WALK_S = 0.6
 """Time limit of a search upwards."""
@@ -30,6 +34,9 @@ class Upwards:
         self._read: list[tuple[int, int]] = []
         """Ranges of task numbers (exclusive start, inclusive end) whose edges are cached."""
         self._until = time.monotonic() + WALK_S
+        self._window = LEAST_WINDOW
+        self._used = 0
+        """Tasks that were asked for since the last window was read."""
 
     @property
     def is_over(self) -> bool:
@@ -39,16 +46,39 @@ class Upwards:
     def of(self, task_no: int) -> list[Neighbour]:
         """Return the dependencies of a task that are in one of the states, by number."""
         if not any(low < task_no <= high for low, high in self._read):
+            if self._read:
+                grows = self._used >= USED * self._window
+                self._window = (
+                    min(WINDOW, GROWTH * self._window) if grows else max(LEAST_WINDOW, self._window // GROWTH)
+                )
+            self._used = 0
             self._fetch(task_no)
+        self._used += 1
         return self._edges.get(task_no, [])
+
+    def all_of(self, task_no: int, shown: int) -> tuple[list[Neighbour], int]:
+        """Return the first `shown` dependencies of a task that are in one of the states, and the number of all. Running
+        tasks make progress: they are last."""
+        edges, rows = schema.dependencies, schema.tasks
+        joined = edges.join(rows, rows.c.task_no == edges.c.on_task_no)
+        condition = sa.and_(edges.c.task_no == task_no, rows.c.state.in_(self._states))
+        total = self._connection.execute(sa.select(sa.func.count()).select_from(joined).where(condition)).scalar_one()
+        query = (
+            sa.select(rows.c.task_no, rows.c.id, rows.c.state, edges.c.met_by)
+            .select_from(joined)
+            .where(condition)
+            .order_by(rows.c.state == TaskState.RUNNING.value, rows.c.task_no)
+            .limit(shown)
+        )
+        return [Neighbour(*row) for row in self._connection.execute(query)], total
 
     def _fetch(self, task_no: int) -> None:
         """Read the edges of the tasks around this one that are not cached."""
         below = max((high for _, high in self._read if high < task_no), default=0)
-        above = min((low for low, _ in self._read if low >= task_no), default=task_no + WINDOW)
-        self._fetch_range(max(below, task_no - WINDOW), task_no, downwards=True)
+        above = min((low for low, _ in self._read if low >= task_no), default=task_no + self._window)
+        self._fetch_range(max(below, task_no - self._window), task_no, downwards=True)
         if above > task_no:
-            self._fetch_range(task_no, min(above, task_no + WINDOW), downwards=False)
+            self._fetch_range(task_no, min(above, task_no + self._window), downwards=False)
 
     def _fetch_range(self, low: int, high: int, downwards: bool) -> None:
         edges, rows = schema.dependencies, schema.tasks

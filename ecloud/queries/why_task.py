@@ -96,7 +96,7 @@ class TaskReasons:
 
     def _waiting(self, row: Any, name: str) -> Iterator[str]:
         upwards = Upwards(self.connection, UNFINISHED)
-        unmet = self._unfinished_dependencies(row.task_no, upwards)
+        unmet, total = upwards.all_of(row.task_no, NAMED + 1)
         if not unmet:
             array = array_of_element(self.connection, row)
             if array is not None and array.state == TaskState.WAITING.value:
@@ -108,8 +108,8 @@ class TaskReasons:
             return
         first = unmet[0]
         sentence = f"{name} waits for task {first.id} ({first.state}) to {_wish(first)}"
-        if len(unmet) > 1:
-            sentence += f" and for {counted(len(unmet) - 1, 'other task')}"
+        if total > 1:
+            sentence += f" and for {counted(total - 1, 'other task')}"
         root = self._root(first, upwards)
         layers = list(self._layers(root)) if root is not None else []
         if root is None:
