@@ -1,9 +1,10 @@
 """The measurements A, B, H and C by one peer, run by the Python of the peers' environment: imports nothing of ECLOUD.
 
-    python peer_programs.py ray|dask|celery|hyperqueue|parsl DIRECTORY
+    python peer_programs.py ray|dask|celery|hyperqueue|parsl|processes DIRECTORY
 
 Prints one line of JSON: tasks a second (A), ms a link (B), ms from submit to the start of the command (H), calls a
-second (C), and the peer's version. Two slots everywhere.
+second by submit and by map and ms of one call (C), and the peer's version. Two slots everywhere. `processes` is
+Python's own ProcessPoolExecutor.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
-TASKS, LINKS, SINGLES, CALLS = 4_000, 300, 50, 2_000
+TASKS, LINKS, SINGLES, CALLS = (100, 20, 5, 200) if "BENCH_SMALL" in os.environ else (4_000, 300, 50, 10_000)
+"""With BENCH_SMALL, few of each: to see that everything runs, not how fast."""
+CHUNK = 100
+"""Calls that a map sends together, where the peer does not choose it."""
 PAUSE_S = 0.03
 """Pause between two single tasks, so that the cluster is idle."""
 WARM = 50
@@ -29,18 +36,27 @@ Found = dict[str, Any]
 
 
 def run_true(before: object = None) -> int:
-    """One task of A and B."""
+    """One task of A and B. It imports what it needs: Parsl sends functions without their modules."""
+    import subprocess
+
     return subprocess.run(["sh", "-c", "true"], check=True).returncode
 
 
 def note_start(path: str) -> int:
     """One task of H: writes the time at which its command starts to a file, in ns."""
+    import subprocess
+
     return subprocess.run(["sh", "-c", f"date +%s%N > {path}"], check=True).returncode
 
 
 def nothing(number: int) -> int:
     """One call of C."""
     return number
+
+
+def nothings(numbers: Iterable[int]) -> list[int]:
+    """Many calls of C in one task, for peers without a map of their own that does this."""
+    return [nothing(number) for number in numbers]
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -62,14 +78,22 @@ def singles(directory: Path, submit_and_wait: Callable[[str], object]) -> list[f
     return found
 
 
+class Calls(NamedTuple):
+    """C: submit so many calls one by one and wait for all; the same by the peer's map, if it has one; one call."""
+
+    submit: Callable[[int], object]
+    map: Callable[[int], object] | None
+    one: Callable[[], object]
+
+
 def figures(
     all_tasks: Callable[[int], object],
     chain: Callable[[int], object],
     one: Callable[[str], object],
-    calls: Callable[[int], object] | None,
+    calls: Calls | None,
     directory: Path,
 ) -> Found:
-    """Run all four measurements, after a warm-up that is not counted."""
+    """Run all measurements, after a warm-up that is not counted."""
     all_tasks(WARM)
     chain(WARM)
     one(str(directory / "warm"))
@@ -79,8 +103,13 @@ def figures(
         "H": singles(directory, one),
     }
     if calls is not None:
-        calls(WARM)
-        found["C"] = CALLS / timed(lambda: calls(CALLS))
+        calls.submit(WARM)
+        found["submit"] = CALLS / timed(lambda: calls.submit(CALLS))
+        by_map = calls.map
+        if by_map is not None:
+            by_map(WARM)
+            found["map"] = CALLS / timed(lambda: by_map(CALLS))
+        found["call"] = median([timed(calls.one) * 1e3 for _ in range(SINGLES)])
     return found
 
 
@@ -89,7 +118,7 @@ def of_ray(directory: Path) -> Found:
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
-    true, note, call = ray.remote(run_true), ray.remote(note_start), ray.remote(nothing)
+    true, note, call, many = map(ray.remote, (run_true, note_start, nothing, nothings))
 
     def chain(links: int) -> None:
         last = None
@@ -101,7 +130,11 @@ def of_ray(directory: Path) -> Found:
         lambda count: ray.get([true.remote() for _ in range(count)]),
         chain,
         lambda path: ray.get(note.remote(path)),
-        lambda count: ray.get([call.remote(number) for number in range(count)]),
+        Calls(
+            lambda count: ray.get([call.remote(number) for number in range(count)]),
+            lambda count: ray.get([many.remote(range(count)[at : at + CHUNK]) for at in range(0, count, CHUNK)]),
+            lambda: ray.get(call.remote(1)),
+        ),
         directory,
     )
 
@@ -125,7 +158,11 @@ def of_dask(directory: Path) -> Found:
             lambda count: client.gather([client.submit(run_true, pure=False) for _ in range(count)]),
             chain,
             lambda path: client.submit(note_start, path, pure=False).result(),
-            lambda count: client.gather(client.map(nothing, range(count), pure=False)),
+            Calls(
+                lambda count: client.gather([client.submit(nothing, number, pure=False) for number in range(count)]),
+                lambda count: client.gather(client.map(nothing, range(count), pure=False)),
+                lambda: client.submit(nothing, 1, pure=False).result(),
+            ),
             directory,
         )
 
@@ -148,6 +185,7 @@ def of_celery(directory: Path) -> Found:
         worker = subprocess.Popen(command, env=environment, cwd=directory, stdout=subprocess.DEVNULL)
         from celery import chain as celery_chain
         from celery import group
+        from celery.result import ResultSet
 
         true, note, call = (app.tasks[f"peer.{name}"] for name in ("run_true", "note_start", "nothing"))
 
@@ -158,7 +196,11 @@ def of_celery(directory: Path) -> Found:
             lambda count: gather(true.si() for _ in range(count)),
             lambda links: celery_chain(*[true.si() for _ in range(links)]).apply_async().get(interval=0.005),
             lambda path: note.delay(path).get(interval=0.005),
-            lambda count: gather(call.si(number) for number in range(count)),
+            Calls(
+                lambda count: ResultSet([call.delay(number) for number in range(count)]).join(interval=0.005),
+                lambda count: call.chunks(zip(range(count)), CHUNK).apply_async().get(interval=0.005),
+                lambda: call.delay(1).get(interval=0.005),
+            ),
             directory,
         )
     finally:
@@ -199,10 +241,18 @@ def of_hyperqueue(directory: Path) -> Found:
                 last = [task] if chained else []
             client.wait_for_jobs([client.submit(job)])
 
+        def start_one(path: str) -> None:
+            """Wait for the file, not for the client, which asks once a second whether a job has ended."""
+            job = Job(directory)
+            job.program(["sh", "-c", f"date +%s%N > {path}.new; mv {path}.new {path}"], stdout=None, stderr=None)
+            client.submit(job)
+            while not Path(path).exists():
+                time.sleep(0.002)
+
         return figures(
             lambda count: submit(["true"] * count),
             lambda links: submit(["true"] * links, chained=True),
-            lambda path: submit([f"date +%s%N > {path}"]),
+            start_one,
             None,
             directory,
         )
@@ -234,7 +284,32 @@ def of_parsl(directory: Path) -> Found:
             lambda count: gather([true() for _ in range(count)]),
             chain,
             lambda path: note(path).result(),
-            lambda count: gather([call(number) for number in range(count)]),
+            Calls(lambda count: gather([call(number) for number in range(count)]), None, lambda: call(1).result()),
+            directory,
+        )
+
+
+def of_processes(directory: Path) -> Found:
+    """Python's own pool of two processes: what calls cost without a cluster."""
+    with ProcessPoolExecutor(2) as pool:
+
+        def gather(futures: list[Any]) -> None:
+            for future in futures:
+                future.result()
+
+        def chain(links: int) -> None:
+            for _ in range(links):
+                pool.submit(run_true).result()
+
+        return figures(
+            lambda count: gather([pool.submit(run_true) for _ in range(count)]),
+            chain,
+            lambda path: pool.submit(note_start, path).result(),
+            Calls(
+                lambda count: gather([pool.submit(nothing, number) for number in range(count)]),
+                lambda count: list(pool.map(nothing, range(count), chunksize=CHUNK)),
+                lambda: pool.submit(nothing, 1).result(),
+            ),
             directory,
         )
 
@@ -257,10 +332,14 @@ def _wait_for(port: int) -> None:
             time.sleep(0.05)
 
 
-PEERS = {"ray": of_ray, "dask": of_dask, "celery": of_celery, "hyperqueue": of_hyperqueue, "parsl": of_parsl}
+PEERS = {
+    "ray": of_ray, "dask": of_dask, "celery": of_celery, "hyperqueue": of_hyperqueue, "parsl": of_parsl,
+    "processes": of_processes,
+}  # fmt: skip
 PACKAGES = {"dask": "distributed"}
 
 if __name__ == "__main__":
     name = sys.argv[1]
     result = PEERS[name](Path(sys.argv[2]))
-    print(json.dumps({**result, "version": importlib.metadata.version(PACKAGES.get(name, name))}), flush=True)
+    version = platform.python_version() if name == "processes" else importlib.metadata.version(PACKAGES.get(name, name))
+    print(json.dumps({**result, "version": version}), flush=True)
