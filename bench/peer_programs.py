@@ -79,7 +79,7 @@ def singles(directory: Path, submit_and_wait: Callable[[str], object]) -> list[f
 
 
 class Calls(NamedTuple):
-    """C: submit so many calls one by one and wait for all; the same by the peer's map, if it has one; one call."""
+    """C: submit this many calls one by one and wait for all; the same by the peer's map, if it has one; one call."""
 
     submit: Callable[[int], object]
     map: Callable[[int], object] | None
