@@ -430,7 +430,9 @@ class ClusterExecutor(Executor):
         for call in self._link.list_calls():
             self._fingerprints[call.id] = call.fingerprint
             if call.id not in self._attached:
-                self._attached[call.id] = CallFuture.of_listed(self._link, call)
+                future = self._attached[call.id] = CallFuture.of_listed(self._link, call)
+                if future.done():
+                    self._link.listed[call.id] = None
         self._link.watch(future for future in self._attached.values() if not future.done())
         return self
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -37,7 +38,7 @@ from ecloud.model.wire import (
     RunRejected,
     SubmitTasks,
 )
-from ecloud.python.future import CallFuture
+from ecloud.python.future import KEPT_BYTES, CallFuture
 from ecloud.python.payload import RemoteError
 
 log = logging.getLogger("ecloud")
@@ -48,6 +49,8 @@ WINDOW = 3
 """Unanswered pushes at a time: enough that the boss never waits for the next one."""
 ASK_AGAIN_S = 10.0
 """After this time without news of unfinished calls, the link requests their states."""
+LOOKED_UP_MOST = 256
+"""Values of an attached run that are requested together."""
 MIN_WAIT_S, MAX_WAIT_S = 0.0, 1.0
 _ENDED = frozenset(state.value for state in ENDED)
 
@@ -108,6 +111,10 @@ class Link:
         """By id, calls that the boss does not know: cancelled before they were pushed, or waiting for one that was. The
         text is what fails the calls that wait for them, in the boss's words."""
         self._asked: dict[str, _Asked] = {}
+        self.listed: dict[str, None] = {}
+        """Ids of calls of an attached run that ended and whose values were not requested yet, in order."""
+        self._looked_up: dict[str, CallEnded] = {}
+        """Calls that were requested together with the last one."""
         self._orders: deque[Callable[[], None]] = deque()
         self._cancelled: list[str] = []
         self._accepted = False
@@ -188,9 +195,19 @@ class Link:
         return value
 
     def look_up(self, ended: CallEnded) -> CallEnded:
-        """The same call with its value, where it has a small one."""
-        _, calls = self.ask("calls", run=self.run, ids=[ended.id])
-        return calls[0] if calls else ended
+        """Return the same call with its value, if it has a small one. Also requests the next values of an attached run:
+        a program mostly wants all of them."""
+        known = self._looked_up.pop(ended.id, None)
+        if known is not None:
+            return known
+        others = islice((id for id in self.listed if id != ended.id), LOOKED_UP_MOST - 1)
+        ids = [ended.id, *others]
+        for id in ids:
+            self.listed.pop(id, None)
+        _, calls = self.ask("calls", run=self.run, ids=ids)
+        found = {call.id: call for call in calls}
+        self._looked_up = {id: call for id, call in found.items() if len(call.value) <= KEPT_BYTES}
+        return self._looked_up.pop(ended.id, None) or found.get(ended.id, ended)
 
     def list_calls(self) -> list[CallEnded]:
         """All calls of the run, without their values. Raises `Problem` where there is no such run."""

@@ -277,6 +277,20 @@ def test_a_run_is_taken_up_by_another_program(cluster: Cluster) -> None:
         third.attach("none")
 
 
+def test_values_of_an_attached_run_are_requested_together(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ClusterExecutor(cluster.access, run="many-values") as executor:
+        futures = [executor.options(key=f"call-{number}").submit(square, number) for number in range(600)]
+        wait(futures, PATIENCE_S)
+    with ClusterExecutor(cluster.access) as executor:
+        executor.attach("many-values")
+        asked = []
+        ask = executor._link.ask
+        monkeypatch.setattr(executor._link, "ask", lambda *verb, **more: (asked.append(verb), ask(*verb, **more))[1])
+        values = [executor.future(f"call-{number}").result(PATIENCE_S) for number in range(600)]
+    assert values == [number * number for number in range(600)]
+    assert len(asked) == 3
+
+
 def test_calls_with_keys_are_made_once_and_again_where_they_failed_or_changed(
     cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
