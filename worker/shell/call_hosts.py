@@ -191,7 +191,9 @@ class CallHosts:
         if current in taken:  # it was reported as begun: the host shall begin it
             taken.remove(current)
             host.held.append(current)
-            host.calls_to.send(_framed(current.head, current.parts))
+            frame = _framed(current.head, current.parts)
+            with contextlib.suppress(OSError):  # the host has ended: its launcher reports that
+                host.calls_to.send(frame if len(frame) <= MESSAGE_BYTES else STREAMED)
         self._recalled(taken)
 
     def stop(self, key: Key, grace_s: float) -> bool:
@@ -203,7 +205,10 @@ class CallHosts:
         self._recalled([other for other in taken if other is not order])
         if order in taken:  # it has not begun
             del self._running[key]
-            self._rest(host)
+            if len(_framed(order.head, order.parts)) <= MESSAGE_BYTES:
+                self._rest(host)
+            else:
+                self._hang_up(host)  # the frame is still on its way
             self._end(CallEnd(Outcome(*key, Cause.STOPPED)))
         else:
             host.stopped_for = key
@@ -481,6 +486,14 @@ class CallHosts:
             for host in tuple(hosts):
                 if now - host.idle_since > IDLE_S:
                     self._hang_up(host)
+
+    def close(self) -> None:
+        """Close all sockets: no host runs any more."""
+        for host in tuple(self._hosts.values()):
+            self._hang_up(host)
+            host.unread.close()
+        for unnamed in (*self._unnamed.values(), *filter(None, [self._listener])):
+            unnamed.close()
 
     def _end_some_idle(self) -> None:
         idle = sorted((host for hosts in self._idle.values() for host in hosts), key=lambda host: host.idle_since)

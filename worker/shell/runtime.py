@@ -421,6 +421,7 @@ class WorkerRuntime:
                 if self._processes.owns(descriptor):
                     self._processes.on_ready(descriptor, time.monotonic())
         self._processes.end_all()
+        self._hosts.close()
         self._record.clear()
         self._broker.stop(GOODBYE_S)
         self._files.pool.shutdown(wait=False, cancel_futures=True)
