@@ -13,10 +13,10 @@ from pathlib import Path
 import cloudpickle
 import joblib
 import pytest
-from services import ROOT
+from services import ROOT, wait_until
 
 import ecloud.joblib
-from ecloud import Client, ClientThread, as_completed
+from ecloud import Client, ClientThread, ClusterExecutor, as_completed
 from ecloud.config.secrets import write_access
 from ecloud.python.cluster import Cluster
 
@@ -29,6 +29,8 @@ def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cluster = Cluster(None, workers=2, private=True)
     path = tmp_path_factory.mktemp("access") / "access"
     write_access(path, cluster.access)
+    with ClusterExecutor(cluster.access) as executor:  # it hears the number of workers with the progress of calls
+        wait_until(lambda: executor.submit(int).result(60) == 0 and executor.workers == 2, what="two workers")
     yield path
     cluster.close()
 
