@@ -44,7 +44,8 @@ class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         self._callbacks: ThreadPoolExecutor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return the number of concurrent batches: `n_jobs`; if negative, the number of workers minus `-1 - n_jobs`."""
+        """Return the number of concurrent batches: `n_jobs`; if negative, the number of workers minus `-1 - n_jobs`, at
+        least 2: with 1, joblib would run all in this program, although a cluster starts workers when calls wait."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is not None and n_jobs > 0:
@@ -52,7 +53,7 @@ class ClusterBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mi
         executor = self._connected()
         if not executor.workers:  # the boss sends the number with the progress of calls
             executor.submit(int).result()
-        return max(1, executor.workers + 1 + (-1 if n_jobs is None else n_jobs))
+        return max(2, executor.workers + 1 + (-1 if n_jobs is None else n_jobs))
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **options: Any) -> int:
         """Called by joblib before a `Parallel` call."""

@@ -29,8 +29,8 @@ def access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cluster = Cluster(None, workers=2, private=True)
     path = tmp_path_factory.mktemp("access") / "access"
     write_access(path, cluster.access)
-    with ClusterExecutor(cluster.access) as executor:  # it hears the number of workers with the progress of calls
-        wait_until(lambda: executor.submit(int).result(60) == 0 and executor.workers == 2, what="two workers")
+    with ClusterExecutor(cluster.access) as executor:  # the boss starts the second worker when two calls take long
+        wait_until(lambda: list(executor.map(time.sleep, [0.5] * 4, chunksize=1)) and executor.workers == 2, 60.0)
     yield path
     cluster.close()
 
