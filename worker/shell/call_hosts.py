@@ -488,7 +488,7 @@ class CallHosts:
                     self._hang_up(host)
 
     def close(self) -> None:
-        """Close all sockets: no host runs any more."""
+        """Close all sockets: all hosts have ended."""
         for host in tuple(self._hosts.values()):
             self._hang_up(host)
             host.unread.close()
