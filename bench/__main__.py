@@ -26,6 +26,7 @@ MEASURES = (
     "over_ssh",
     "data",
     "vms",
+    "hosts",
 )
 
 

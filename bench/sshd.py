@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -30,9 +31,10 @@ LEAVE_S = 20.0
 
 
 class Sshd:
-    """Accepts this user with one key, without restrictions; the home of its sessions is below `directory`."""
+    """Accepts this user with one key, without restrictions; the home of its sessions is below `directory`. `addresses`:
+    loopback addresses to listen on, each with a home of its own."""
 
-    def __init__(self, directory: Path, *more: str) -> None:
+    def __init__(self, directory: Path, *more: str, addresses: Mapping[str, Path] = {}) -> None:
         self.directory = directory
         self.key, self.known_hosts = directory / "key", directory / "known_hosts"
         self.authorized_keys = directory / ".ssh" / "authorized_keys"
@@ -42,11 +44,14 @@ class Sshd:
         keys.write_known_hosts(self.known_hosts, ALIAS, keys.make_key(host_key, "host"))
         self.port = _free_port()
         lines = [
-            f"Port {self.port}", f"ListenAddress {HOST}", f'HostKey "{host_key}"', "PidFile none", "UsePAM no",
+            f"Port {self.port}", *(f"ListenAddress {address}" for address in addresses or (HOST,)),
+            f'HostKey "{host_key}"', "PidFile none", "UsePAM no", "MaxStartups 200",
             f'AuthorizedKeysFile "{self.authorized_keys}"', "StrictModes no", "PasswordAuthentication no",
             "KbdInteractiveAuthentication no", "PermitRootLogin yes", "LogLevel ERROR", "Subsystem sftp internal-sftp",
-            f'SetEnv "HOME={directory}"' + "".join(f' "{line}"' for line in more),
+            *([] if addresses else [f'SetEnv "HOME={directory}"' + "".join(f' "{line}"' for line in more)]),
+            *(f'Match LocalAddress {address}\n    SetEnv "HOME={home}"' for address, home in addresses.items()),
         ]  # fmt: skip
+        self._address = next(iter(addresses), HOST)
         config = directory / "sshd_config"
         config.write_text("\n".join(lines) + "\n")
         self.process = self._start(config)
@@ -60,7 +65,7 @@ class Sshd:
         with (self.directory / "log").open("ab") as log:
             process = subprocess.Popen([program, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log)
         deadline = time.monotonic() + START_S
-        while not _listens(self.port):
+        while not _listens(self._address, self.port):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
                 raise RuntimeError(f"sshd does not start: {(self.directory / 'log').read_text(errors='replace')}")
@@ -100,6 +105,10 @@ class Sshd:
         command = ["rsync", "-a", "-e", " ".join(["ssh", *options]), *ways]
         subprocess.run(command, check=True, env=plain_environment(), stdin=subprocess.DEVNULL)
 
+    def children_cpu_s(self) -> float:
+        """Return the CPU seconds of all ended sessions."""
+        return children_cpu_s(self.process)
+
     def cpu_s(self) -> float:
         """Return the CPU seconds of all ended sessions, and of this process with its children, once no session is
         left."""
@@ -111,9 +120,9 @@ class Sshd:
         return children_cpu_s(self.process) + time.process_time() + used.ru_utime + used.ru_stime
 
 
-def _listens(port: int) -> bool:
+def _listens(address: str, port: int) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
+        return probe.connect_ex((address, port)) == 0
 
 
 def _free_port() -> int:

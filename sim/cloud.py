@@ -24,6 +24,9 @@ it."""
 PLACE_SOON_S = (0.5, 1.0)
 """The same after the faults healed."""
 
+WAIT_S = (20.0, 400.0)
+"""Seconds in the queue of a cloud that queues jobs."""
+HIDDEN_S = (5.0, 60.0)
 LATE_S = (1.0, 240.0)
 """Seconds that a call waits for its turn, or is processed after the boss stopped waiting: exceeds every grace
 period."""
@@ -65,6 +68,12 @@ class Cloud:
         """Addresses of existing VMs, by the cloud's name."""
         self._free: list[str] = []
         """Addresses of VMs that are gone; the next VMs get them."""
+        self.queues = False
+        """Whether it queues jobs, as Slurm does."""
+        self.pending: set[str] = set()
+        """Jobs in its queue."""
+        self._hidden_until: dict[str, float] = {}
+        """VMs that it does not list for a while."""
         self.faults = faults
         self._boot = boot
         self.lives: dict[str, Life] = {}
@@ -101,6 +110,7 @@ class Cloud:
         self.world.tell("cloud", f"starts {cloud_id} for intent {vm_no}")
 
         def boot() -> None:
+            self.pending.discard(cloud_id)
             if cloud_id in self._vms:
                 self._ends[cloud_id] = self._boot(vm_no, cloud_id, size, nonce, self.addresses[cloud_id])
 
@@ -109,6 +119,10 @@ class Cloud:
             return cloud_id
         slow = self.world.fault("vm_slow", self.faults.vm_slow)
         boot_s = self.world.random.uniform(*(SLOW_BOOT_S if slow else BOOT_S))
+        if self.queues and self.world.fault("vm_waits", self.faults.vm_waits):
+            self.pending.add(cloud_id)
+            self.world.after(self.world.random.uniform(*WAIT_S), boot)
+            return cloud_id
         if not (self._placing or self.queue or self.world.fault("vm_queue", self.faults.vm_queue)):
             self.world.after(boot_s, boot)
             return cloud_id
@@ -176,14 +190,26 @@ class Cloud:
             self._release(cloud_id)
         self._ends.pop(cloud_id, None)
 
+    def hide(self, cloud_id: str) -> None:
+        """Do not list it for a while."""
+        seconds = self.world.random.uniform(*HIDDEN_S)
+        self._hidden_until[cloud_id] = self.world.now + seconds
+        self.world.tell("cloud", f"does not show {cloud_id} for {seconds:.1f} s")
+
+    def _is_hidden(self, cloud_id: str) -> bool:
+        return bool(self.faults.vm_hidden) and self.world.now < self._hidden_until.get(cloud_id, 0.0)
+
     def list(self) -> Sequence[VmFound]:
-        """List living VMs, one for each intent."""
-        by_nonce = {self.lives[cloud_id].boot_nonce: cloud_id for cloud_id in self._vms}
+        """List living VMs, one for each intent, without those that are hidden."""
+        shown = [cloud_id for cloud_id in self._vms if not self._is_hidden(cloud_id)]
+        by_nonce = {self.lives[cloud_id].boot_nonce: cloud_id for cloud_id in shown}
         return [self._found(self.lives[cloud_id].vm_no, cloud_id) for cloud_id in by_nonce.values()]
 
     def _found(self, vm_no: int, cloud_id: str) -> VmFound:
         state = CloudState.RUNNING
-        if cloud_id in self.queue:
+        if cloud_id in self.pending:
+            state = CloudState.PENDING
+        elif cloud_id in self.queue:
             state = CloudState.QUEUED
         elif cloud_id in self._placing:
             state = CloudState.BOOTING
@@ -196,10 +222,22 @@ class Cloud:
         )  # fmt: skip
 
     def gone(self, known: Mapping[str, int], lost: Collection[int]) -> Sequence[VmFound]:
-        """Return those that have ended, of known VMs and of VMs that were made for intents that are `lost`."""
+        """Return those that have ended, of known VMs and of VMs that were made for intents that are `lost`; and the
+        known ones that are hidden."""
         past = {cloud_id: life.vm_no for cloud_id, life in self.lives.items() if life.vm_no in lost} if lost else {}
         over = {cloud_id: vm_no for cloud_id, vm_no in {**past, **known}.items() if cloud_id not in self._vms}
-        return [self._ended(vm_no, self.lives.get(cloud_id), cloud_id) for cloud_id, vm_no in over.items()]
+        return [
+            *(self._ended(vm_no, self.lives.get(cloud_id), cloud_id) for cloud_id, vm_no in over.items()),
+            *(
+                self._found_hidden(vm_no, cloud_id)
+                for cloud_id, vm_no in known.items()
+                if cloud_id in self._vms and self._is_hidden(cloud_id)
+            ),
+        ]
+
+    def _found_hidden(self, vm_no: int, cloud_id: str) -> VmFound:
+        life = self.lives[cloud_id]
+        return VmFound(vm_no, cloud_id, CloudState.HIDDEN, since=float(life.since), boot_nonce=life.boot_nonce)
 
     def _ended(self, vm_no: int, life: Life | None, cloud_id: str) -> VmFound:
         since, ended = (float(life.since), float(life.ended_at or 0)) if life is not None else (0.0, 0.0)

@@ -110,13 +110,15 @@ class Cluster:
             minimum = chance.choice((0, 0, 0, 1))
             idle_s = chance.uniform(5, 60)
             visited = random.Random(self.world.seed + 4).random() < 0.5
+            queues = random.Random(self.world.seed + 7).random() < 0.4
             pools = (
                 PoolConfig(
                     "vms", size, minimum=minimum, maximum=3, idle_s=idle_s, tells_room=True, visited=visited,
-                    gets_code=visited,
+                    gets_code=visited, queues=queues,
                 ),
             )  # fmt: skip
             self.cloud.most = chance.choice((None, None, 2))
+            self.cloud.queues = pools[0].queues
         budget = random.Random(self.world.seed + 3)
         per_day, per_run = (budget.choice((0.0, 0.0, budget.uniform(*BUDGETS_H))) for _ in range(2))
         over_ssh = chance.random() < 0.3

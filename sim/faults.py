@@ -109,6 +109,10 @@ class Faults(msgspec.Struct):
     later it is gone, and another one comes."""
     inbox_full: float = 0.0
     """Per start of a boss: its inbox has room for a few messages only, and drops the others."""
+    vm_waits: float = 0.0
+    """Per VM requested from a cloud that queues jobs: it waits for minutes, longer than a VM of other clouds may."""
+    vm_hidden: float = 0.0
+    """Per second and VM: the cloud does not list it for a while, and cannot say whether it still exists."""
 
     @property
     def any(self) -> bool:
@@ -168,6 +172,8 @@ MOST = Faults(
     long_report=0.05,
     shutdown=0.04,
     inbox_full=0.7,
+    vm_waits=0.6,
+    vm_hidden=0.05,
 )
 """Highest probability of each fault; a seed draws which faults it has, and their probabilities."""
 

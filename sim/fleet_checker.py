@@ -12,7 +12,7 @@ from boss.core.autoscale.owed_vms import ASKED_FOR
 from boss.core.model.config import BossConfig
 from boss.core.model.rows import BootRow, VmRow, WorkerRow
 from ecloud.model.tasks import AttemptState
-from ecloud.model.vm_states import VmState
+from ecloud.model.vm_states import WRITTEN_OFF, VmState
 from ecloud.model.worker_states import ON_DUTY, WorkerState
 from sim.budgets import over_day, runs_over
 from sim.cloud import Cloud, Life, host_key
@@ -129,6 +129,7 @@ class FleetChecker:
         for row in rows.values():
             self._on_withdrawn(boss, row)
             self._is_itself(boss, row)
+            self._on_given_up(boss, row)
             if row.state is VmState.GONE:
                 self.given_up_at.setdefault(row.boot_nonce, self.world.now)
             elif row.boot_nonce not in self.known:
@@ -160,6 +161,17 @@ class FleetChecker:
         idle_s = self.world.now - self.cloud.placed_at
         if idle_s < self.config.pending_s - self.config.list_vms_every_s - _ROUNDING:
             raise Violation("turn", f"{boss} withdraws VM {row.vm_no} although its cloud placed one {idle_s:.1f} s ago")
+
+    def _on_given_up(self, boss: str, row: VmRow) -> None:
+        """Check that a VM that its cloud queues, or does not show for a while, is not taken for lost."""
+        assert self.cloud is not None
+        if self.cloud.pending:
+            self.looked["queued"] += 1
+        if row.state is VmState.ENDING and row.cause and row.cloud_id in self.cloud.pending:
+            raise Violation("queued", f"{boss} gives up VM {row.vm_no} ({row.reason}), which its cloud queues")
+        self.looked["vanished"] += row.state is VmState.GONE
+        if row.state is VmState.GONE and row.cloud_id in self.cloud.living and row.cause != WRITTEN_OFF:
+            raise Violation("vanished", f"{boss} records VM {row.vm_no} as gone ({row.reason}): {row.cloud_id} exists")
 
     def on_boot_rows(self, boss: str, rows: dict[int, BootRow]) -> None:
         """Check that a recorded boot was observed on the VM itself."""

@@ -372,6 +372,19 @@ MUTANTS: dict[str, Mutant] = {
         faults.Faults(vm_queue=1.0),
         Size(runs=(1, 1), workers=(0, 0), task_s=60.0, troubled_s=400.0),
     ),
+    "queued-jobs": Mutant(
+        "waiting for jobs in a queue: each VM that waits longer than others may is withdrawn",
+        ("queued",),
+        ((VmLists, "_on_booting", mutations.withdraws_queued_jobs),),
+        faults.Faults(vm_waits=0.8),
+        Size(runs=(1, 1), workers=(0, 0), task_s=60.0, troubled_s=400.0),
+    ),
+    "hidden-is-not-gone": Mutant(
+        "keeping VMs that their cloud does not show: one that a list lacks counts as gone",
+        ("vanished",),
+        ((VmLists, "_compare", mutations.takes_the_hidden_for_gone),),
+        faults.Faults(vm_hidden=0.05),
+    ),
     "lost-worker": Mutant(
         "ending a VM whose worker was lost",
         ("floor", "settles"),

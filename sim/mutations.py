@@ -19,6 +19,7 @@ from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
 from boss.core.model.arrays import Array
+from boss.core.model.cloud_vms import CloudState
 from boss.core.model.effects import StartVm
 from boss.core.model.graph import TaskGraph
 from boss.core.model.machine import Machine
@@ -435,6 +436,24 @@ def takes_the_lost_for_running(true: Any) -> Any:
             true(self, vm, found, now)
 
     return on_seen
+
+
+def withdraws_queued_jobs(true: Any) -> Any:
+    def on_booting(self: VmLists, vm: Any, found: Any, now: float) -> None:
+        if found.state is CloudState.PENDING and now - vm.waits_since > self._config.pending_s:
+            self._vms.withdraw(vm, "its cloud found no host for it", now)
+        else:
+            true(self, vm, found, now)
+
+    return on_booting
+
+
+def takes_the_hidden_for_gone(true: Any) -> Any:
+    def compare(self: VmLists, vm: Any, listed: Any, found: Any, gone: Any, now: float) -> None:
+        is_hidden = found is not None and found.state is CloudState.HIDDEN
+        true(self, vm, listed, None if is_hidden else found, gone, now)
+
+    return compare
 
 
 def judges_each_by_its_own_clock(true: Any) -> Any:

@@ -118,6 +118,8 @@ class Trouble:
         world, faults = self.world, self.faults
         if world.fault("vm_vanishes", faults.vm_vanishes):
             self._end_machine(machine)
+        elif world.fault("vm_hidden", faults.vm_hidden):
+            self.cluster.cloud.hide(machine.home.name)
         elif world.fault("vm_off", faults.vm_off):
             # The cloud reports POWEROFF. That is no evidence: the machine may well continue.
             kind = world.random.choice(("lives on", "is off for a while", "is off for good"))
