@@ -12,6 +12,7 @@ need ch-run charliecloud
 need slurmctld slurm-wlm
 need slurmdbd slurmdbd
 need munged munge
+need systemd-analyze systemd
 need redis-server redis-server
 need prometheus prometheus
 need chromium chromium

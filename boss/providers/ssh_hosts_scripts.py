@@ -156,9 +156,9 @@ Wants=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
-ExecStart=/bin/sh @DIRECTORY@/run
-ExecStopPost=/bin/sh -c 'date +%%s > @DIRECTORY@/ended'
-Environment=HOME=@HOME@
+ExecStart=/bin/sh "@DIRECTORY@/run"
+ExecStopPost=/bin/sh -c 'date +%%s > "@DIRECTORY@/ended"'
+Environment="HOME=@HOME@"
 StandardOutput=append:@DIRECTORY@/log
 StandardError=inherit
 Restart=on-failure
@@ -303,6 +303,12 @@ class Program(msgspec.Struct, frozen=True):
 IS_ALIVE = 'lives "$vm"'
 
 
+def unit_text(place: Place, number: int | str, units: str) -> str:
+    """Return the systemd unit of a process. The host replaces `@DIRECTORY@` and `@HOME@`. `units`: system or user."""
+    target = "default.target" if units == "user" else "multi-user.target"
+    return _UNIT.format(what=f"{place.kind} {number} of {place.owner}", target=target)
+
+
 def start_script(place: Place, number: int | str, program: Program) -> bytes:
     """Starts a process once: a second run reports that it exists. `number`: the boot nonce, for the worker of a VM."""
     assert re.fullmatch(r"[0-9a-f]+", program.code), program.code
@@ -315,8 +321,7 @@ def start_script(place: Place, number: int | str, program: Program) -> bytes:
     files = "\n".join(
         f'printf %s {_encoded(data)} | base64 -d > "$vm/{name}" || exit 1' for name, data in program.files.items()
     )
-    target = "default.target" if program.units == "user" else "multi-user.target"
-    unit = _UNIT.format(what=f"{place.kind} {number} of {place.owner}", target=target)
+    unit = unit_text(place, number, program.units)
     return filled(
         place, _START, NUMBER=str(number), IS_THERE=program.is_there, FILES=files, RUN=_encoded(run.encode()),
         UNITS=program.units, UNIT=_encoded(unit.encode()),
