@@ -93,8 +93,13 @@ def connected(file: HostsFile, hosts: Sequence[str]) -> Iterator[Fleet]:
     try:
         yield Fleet(file, shell)
     finally:
-        for host in hosts:
-            if host != LOCAL:
-                words = shell.words(host, "", "-O", "exit")
-                subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda host: _close(shell, host), [host for host in hosts if host != LOCAL]))
         shutil.rmtree(sockets, ignore_errors=True)
+
+
+def _close(shell: Shell, host: str) -> None:
+    """Close the connection to a host, if there is one."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        words = shell.words(host, "", "-O", "exit")
+        subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=20)

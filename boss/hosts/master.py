@@ -25,6 +25,7 @@ from ecloud.config.secrets import AccessFile, cluster_secret, derive_key, new_in
 from ecloud.config.settings import ROOT, Settings, child_environment, settings_path
 from ecloud.model.foreign_text import Cleaner
 from ecloud.model.roles import Role
+from ecloud.queries.status import workers
 
 ADMIN_S = 120.0
 
@@ -46,6 +47,9 @@ class Master(Protocol):
 
     def admin(self, *words: str) -> str:
         """Run `admin.py` on the boss's machine; return its output."""
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return the workers that the boss knows, as `show_workers --json` shows them."""
 
 
 class LocalMaster:
@@ -95,6 +99,15 @@ class LocalMaster:
         if done.returncode != 0:
             raise Problem(_last_line(done.stderr) or f"admin.py {words[0]}: exit code {done.returncode}")
         return done.stdout.decode("utf-8", "replace")
+
+    def workers(self) -> list[dict[str, Any]]:
+        """See `Master.workers`. Starts no process: `hosts up` asks often, while the hosts' workers start."""
+        engine = app.database(self._settings)
+        try:
+            found: list[dict[str, Any]] = msgspec.to_builtins(workers(engine))
+        finally:
+            engine.dispose()
+        return found
 
 
 class RemoteMaster:
@@ -161,6 +174,11 @@ class RemoteMaster:
         """See `Master.admin`."""
         return self._fleet.run(self.host, scripts.admin_script(self._place, words))
 
+    def workers(self) -> list[dict[str, Any]]:
+        """See `Master.workers`."""
+        found: list[dict[str, Any]] = msgspec.json.decode(self.admin("show_workers", "--json").encode())
+        return found
+
 
 def open_master(fleet: Fleet, host: str, settings: Settings, probe: HostProbe | None = None) -> Master:
     """Return the boss of a deployment, whether it runs or not. Raises `Problem`."""
@@ -174,12 +192,6 @@ def bring_project(fleet: Fleet, host: str, probe: HostProbe, project: Project | 
     if project is not None and project.name not in probe.projects:
         command = unpack_command(probe.python[4], probe.home, project.name, "project")
         fleet.shell.feed(host, command, project.archive)
-
-
-def workers_of(master: Master) -> list[dict[str, Any]]:
-    """Return the workers that the boss knows, as `show_workers --json` shows them."""
-    found: list[dict[str, Any]] = msgspec.json.decode(master.admin("show_workers", "--json").encode())
-    return found
 
 
 def _last_line(data: bytes) -> str:

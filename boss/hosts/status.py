@@ -10,7 +10,7 @@ import msgspec
 
 from boss.hosts.fleet import Fleet
 from boss.hosts.journal import Journal
-from boss.hosts.master import open_master, workers_of
+from boss.hosts.master import open_master
 from boss.hosts.tunnels import keeper
 from boss.providers import ssh_hosts_scripts as scripts
 from boss.providers.ssh_hosts import LOCAL
@@ -79,7 +79,7 @@ def _heard(journal: Journal, fleet: Fleet, settings: Settings) -> tuple[list[dic
     if not masters:
         return [], "none was started"
     try:
-        return workers_of(open_master(fleet, masters[0], settings)), ""
+        return open_master(fleet, masters[0], settings).workers(), ""
     except Problem as problem:
         return [], str(problem)
 

@@ -19,7 +19,7 @@ from boss.hosts import project as projects
 from boss.hosts import scripts, tunnels
 from boss.hosts.fleet import Fleet, machine_of
 from boss.hosts.journal import Journal
-from boss.hosts.master import Master, RemoteMaster, bring_project, open_master, workers_of
+from boss.hosts.master import Master, RemoteMaster, bring_project, open_master
 from boss.hosts.plan import Plan
 from boss.hosts.project import Project
 from boss.hosts.tunnels import Tunnel
@@ -40,6 +40,8 @@ EVERYWHERE = "0.0.0.0"
 SSH_PORT = 22
 REPORT_S = 120.0
 """Time limit for a worker, from its start to its first message to the boss."""
+LOOK_S = 0.3
+"""Shortest interval between two looks which workers have reported."""
 MASTER = "@master"
 """Key in `tunnel_ports`: this machine's ports for broker and datastore of a remote master."""
 _SHARE = """share=$("$python" -c 'import sys
@@ -297,13 +299,14 @@ class Up:
         wanted = {(self._probes[host].name, pid): host for host, pids in self._pids.items() for pid in pids}
         deadline = time.monotonic() + REPORT_S
         while True:
-            here = {(row["host"], row["pid"]) for row in workers_of(master)}
+            began = time.monotonic()
+            here = {(row["host"], row["pid"]) for row in master.workers()}
             missing = {key: host for key, host in wanted.items() if key not in here}
             if not missing:
                 return
             if time.monotonic() > deadline:
                 break
-            time.sleep(0.3)
+            time.sleep(max(LOOK_S, 2 * (time.monotonic() - began)))  # the machine has workers to start, too
         logs = self._fleet.each(sorted(set(missing.values())), self._last_words)
         raise Problem(
             [f"the worker on {host} has not reported within {REPORT_S:.0f} s: {words or 'its log is empty'}"

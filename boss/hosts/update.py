@@ -12,7 +12,7 @@ from boss.hosts import project as projects
 from boss.hosts import scripts
 from boss.hosts.fleet import Fleet, machine_of
 from boss.hosts.journal import Journal
-from boss.hosts.master import Master, open_master, workers_of
+from boss.hosts.master import Master, open_master
 from boss.hosts.plan import Plan
 from boss.hosts.status import ask_host
 from boss.hosts.up import Up
@@ -101,7 +101,7 @@ class Update:
         }
 
         def rows() -> list[dict[str, Any]]:
-            return [row for row in workers_of(master) if (row["host"], row["pid"]) in mine]
+            return [row for row in master.workers() if (row["host"], row["pid"]) in mine]
 
         names = [row["worker"] for row in rows()]
         if not names:
