@@ -50,7 +50,7 @@ INVARIANTS: dict[str, str] = {
     "no-harm": "no VM that runs work is ended, except on a user's request or after it was given up",
     "turn": "no VM is withdrawn for lack of a place while its cloud places others before it",
     "queued": "no VM is given up while its cloud queues it, if that cloud queues jobs",
-    "vanished": "no VM that exists is recorded as gone because its cloud did not list it for a while",
+    "vanished": "no VM that exists is recorded as gone, also if its cloud did not list it for a while",
     "grace": "a VM without an intent is ended only after its grace period",
     "budget": "no VM starts automatically while the budget of the day, or of every unfinished run, is used up",
     "hold": "no VM of a pool starts while an operator holds the pool",

@@ -254,7 +254,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "other-vm": Mutant(
         "boot nonces in the cloud's list: after a restore a VM is taken for a new one of the same number",
-        ("other-vm", "no-harm", "owned", "books", "grace"),
+        ("other-vm", "vanished", "no-harm", "owned", "books", "grace"),
         ((Vms, "owner", mutations.goes_by_numbers),),
         faults.Faults(database_restored=0.1, vm_late=0.3),
     ),
