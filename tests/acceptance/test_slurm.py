@@ -76,6 +76,7 @@ def test_workers_come_with_work_and_go_and_the_ledger_agrees_with_sacct(
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"{mine}*"))
 
 
+@pytest.mark.long
 def test_what_a_worker_is_waited_for_and_why(cluster: Callable[..., Doors], slurm: Slurm) -> None:
     """The queue is full: the job waits for longer than a VM may take to boot, and `why` tells Slurm's reason."""
     slurm.ask("scontrol", "update", "NodeName=localhost", "State=DRAIN", "Reason=test")
