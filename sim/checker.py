@@ -76,6 +76,8 @@ class Seen(msgspec.Struct, eq=False):
     outcome."""
 
     started: bool = False
+    started_in: int = 0
+    """The last batch that was committed when it started."""
     came_to: Outcome | None = None
     succeeded_at: str = ""
     """Worker at which it succeeded, with complete results."""
@@ -408,16 +410,16 @@ class Checker:
             self.looked["chain-inputs"] += 1
             row = self.tables.attempts.get(maker)
             outcome = None if row is None or row.state is not _ENDED else row.outcome
-            if outcome is None or outcome.cause is not Cause.SUCCESS or self._is_outdated(maker, path, task_no):
+            if outcome is None or outcome.cause is not Cause.SUCCESS or self._is_outdated(maker, path, key):
                 raise Violation(
                     "chain-inputs", f"task {task_no} read {path} of {_name(maker)}, which is not its success"
                 )
 
-    def _is_outdated(self, maker: Key, path: str, reader_no: int) -> bool:
-        """Return whether a later attempt that made this path was recorded as the success before the reader's
-        dependencies counted as met. (If a user reruns the task after that, the reader continues unchanged. If a push
-        takes the path out of the task's results, the file stays as the earlier attempt made it.)"""
-        met_in = self.met_in.get(reader_no, self.tables.batch)
+    def _is_outdated(self, maker: Key, path: str, reader: Key) -> bool:
+        """Return whether a later attempt that made this path was recorded as the success before the reader started and
+        before its dependencies counted as met. (If a user reruns the task after that, the reader continues unchanged.
+        If a push takes the path out of the task's results, the file stays as the earlier attempt made it.)"""
+        met_in = min(self.met_in.get(reader[0], self.tables.batch), self._seen(reader).started_in)
         return any(
             row.number > maker[1] and row.state is _ENDED and row.outcome is not None and _made(row.outcome, path)
             for row in self._attempts_of(maker[0])
@@ -535,7 +537,7 @@ class Checker:
         if seen.started:
             raise Violation("ordered", f"{worker} starts attempt {_name(key)} twice")
         self.looked["ordered"] += 1
-        seen.started = True
+        seen.started, seen.started_in = True, self.tables.batch
         if row is not None and row.state in GIVEN_UP:
             raise Violation("fenced", f"{worker} starts attempt {_name(key)}, which was recorded as {row.state}")
         self._may_begin(worker, order, seen)
