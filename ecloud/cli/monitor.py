@@ -88,7 +88,7 @@ def monitor(served: Served) -> NoReturn:
 
         webbrowser.open(url)
     config = uvicorn.Config(
-        site, log_level="warning", access_log=False, server_header=False, lifespan="on",
+        site, log_level="warning", access_log=False, server_header=False, lifespan="off",
         limit_concurrency=SLOW_CONNECTIONS, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=2,
         proxy_headers=False, ssl_certfile=served.tls_cert or None, ssl_keyfile=served.tls_key or None,
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -93,13 +93,7 @@ def make_app(
             return rendering.message(request, "Not found", "This monitor has no password.", 404)
         return rendering.alone(request, "login.html", "Password", {})
 
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        pages.close()
-
     app = Starlette(
-        lifespan=lifespan,
         routes=[
             Route("/", pages.overview),
             Route("/run/{name:path}", pages.run),
@@ -114,6 +108,6 @@ def make_app(
             Route("/do", actions.do, methods=["POST"]),
             Route("/metrics", metrics),
             Mount("/static", StaticFiles(directory=STATIC)),
-        ],
+        ]
     )
     return Guard(app, secret, frozenset(hosts), read_only, password)

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import msgspec
@@ -51,7 +50,6 @@ class Heavy:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
-        self._helpers: list[BaseProcess] = []
         self._known: OrderedDict[object, _Known] = OrderedDict()
         self._coming: dict[object, tuple[object, Future[tuple[float, Any]]]] = {}
         self._rests_until = 0.0
@@ -101,12 +99,9 @@ class Heavy:
         )
 
     def close(self) -> None:
-        """End the helper, also in the middle of a query: Python waits at its exit for what a pool is doing."""
+        """End the helper."""
         with self._lock:
             pool, self._pool = self._pool, None
-            helpers, self._helpers = self._helpers, []
-        for helper in helpers:
-            helper.kill()
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -116,11 +111,8 @@ class Heavy:
             if self._pool is None:
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(1, context, _begin)
-            before = set(multiprocessing.active_children())
             try:
-                future = self._pool.submit(_answer, url, function, arguments)
-                self._helpers += set(multiprocessing.active_children()) - before
-                return future
+                return self._pool.submit(_answer, url, function, arguments)
             except BrokenProcessPool:  # the process was killed, perhaps by the out-of-memory killer
                 self._pool = None
         raise RuntimeError("the helper process of the monitor does not start")

@@ -61,10 +61,6 @@ class Pages:
         self._heavy = Heavy()
         self._has_many = False
 
-    def close(self) -> None:
-        """End the helper process."""
-        self._heavy.close()
-
     def _status(self, engine: Engine) -> Status:
         """The state of everything. With many tasks it is the slowest query of most pages, and they share its answer."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -23,11 +22,6 @@ def where_asked(engine: Engine) -> int:
     with engine.connect() as connection:
         assert connection.execute(sa.text("SELECT 1")).scalar() == 1
     return os.getpid()
-
-
-def endless(engine: Engine) -> None:
-    """A question that nothing answers."""
-    threading.Event().wait()
 
 
 def refuse(engine: Engine, run: str) -> None:
@@ -88,14 +82,6 @@ def test_a_heavy_question_is_answered_in_another_process_that_is_replaced_when_i
     heavy._known.clear()
     wait_until(ask, 60, "another helper answers")
     assert found[-1] not in (0, helper)
-
-
-def test_a_monitor_that_ends_does_not_wait_for_a_heavy_question(heavy: Heavy) -> None:
-    assert heavy.ask(sa.create_engine("sqlite://"), endless, wait_s=0.0) is None
-    (helper,) = heavy._helpers
-    heavy.close()
-    helper.join(60)
-    assert helper.exitcode == -signal.SIGKILL
 
 
 def test_output_is_read_by_offset_and_an_attempt_that_begins_anew_is_read_from_its_start() -> None:
