@@ -363,7 +363,8 @@ def test_the_kernel_holds_the_limit_where_this_worker_may_make_a_cgroup(bench: B
     """It ends what would exceed the limit, and the launcher the rest of the task, although its shell continues."""
     if not bench.memory_group:
         pytest.skip("this account may not limit memory by cgroups here")
-    outcome = bench.run(f"{sys.executable} -c '{EATER}'; sleep 1000", asks={"memory_mb": 100.0})
+    moved = "until grep -q ecloud- /proc/self/cgroup; do sleep 0.01; done"
+    outcome = bench.run(f"{moved}; {sys.executable} -c '{EATER}'; sleep 1000", asks={"memory_mb": 100.0})
     assert outcome.cause is Cause.MEMORY
     assert "more than the memory_mb that the task asks for" in outcome.error
     assert (outcome.max_rss_mb or 0.0) < 110
