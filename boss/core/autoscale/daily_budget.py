@@ -32,7 +32,11 @@ class DailyBudget:
         lived = vm.lived(vm.since) if vm.state is VmState.GONE else None
         if self._hours_per_day and lived is not None:
             self._past.append(lived)
-            self._looked_at = -math.inf
+            self.recount()
+
+    def recount(self) -> None:
+        """Another VM is known to live: compute the sum when it is asked for next."""
+        self._looked_at = -math.inf
 
     def hours(self, alive: Iterable[VmRow], now: float) -> float:
         """VM-hours of the last 24 hours."""

@@ -258,6 +258,7 @@ class Vms:
         vm.row.cloud_id = cloud_id
         if vm.row.started_at is None:
             vm.row.started_at = now
+            self.spending.recount()
         vm.called_at, vm.waits_since = None, now
         self.write(vm)
         self._run_budgets.on_made(vm.row, now)

@@ -342,6 +342,20 @@ def test_what_lives_when_the_next_boss_starts_counts_once() -> None:
     assert vms.spending.hours(vms.rows, script.now) == pytest.approx(60.0 / 3600.0)
 
 
+def test_a_vm_that_a_list_shows_counts_at_once() -> None:
+    """The boss died before the cloud answered, and another one begins an hour later."""
+    script = BossScript(vm_hours_per_day=1.0).pool("p", maximum=2, idle_s=7200.0)
+    script.ask("instantiate_worker", n=1)
+    (vm_no,) = started(script)
+    script.now += 4000.0
+    script.start()
+    script.handle()
+    script.handle(cloud_lists("p", {vm_no: f"cloud-{vm_no}"}))
+    script.push("r", task("a"), task("b"))
+    assert started(script) == []
+    assert script.store.tables.pools["p"].closed.startswith("the budget of 1 VM-hours in 24 hours is used up")
+
+
 def plan_of(script: BossScript) -> dict[str, list[str]]:
     answer = script.ask("plan")
     assert isinstance(answer, wire.RequestDone)
