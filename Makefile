@@ -83,7 +83,7 @@ test-fast: $(VENV)/.development ## cores, properties, simulation, contracts that
 	  tests/contract/test_store.py
 
 test: $(VENV)/.development services ## every test but the long ones (installs what is missing)
-	@$(PY) -m pytest -q -n 3 --dist worksteal -m "not long"
+	@$(PY) -m pytest -q -n 4 --dist worksteal -m "not long"
 
 test-long: $(VENV)/.development services ## the long ones
 	@$(PY) -m pytest -q -m long --timeout 1800

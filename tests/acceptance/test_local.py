@@ -67,7 +67,9 @@ def test_what_a_person_sees_names_the_failed_the_aborted_and_the_results(doors: 
     assert str(doors.place / "ecloud-data") in text
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if "montage" in name else name for name in WORKFLOWS]
+)
 def test_a_recorded_workflow_runs_whole_at_scale_0(doors: Doors, name: str) -> None:
     report = doors.push(workflow(name, doors.place), "--local", "--scale", "0", "--json").json
     assert set(end_states(report)) == {"succeeded"}

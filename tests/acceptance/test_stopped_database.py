@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from databases import MariaDb
 from doors import Doors
 from services import ROOT, Daemon
@@ -19,6 +20,7 @@ LOADED = 4
 """A loaded machine may take this many times as long; without a limit a command would wait for 120 s and more."""
 
 
+@pytest.mark.long
 def test_each_command_ends_while_the_database_is_stopped(
     mariadb: MariaDb, daemons: Callable[..., Daemon], tmp_path: Path
 ) -> None:

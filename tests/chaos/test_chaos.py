@@ -120,6 +120,7 @@ def a_day(cluster: Cluster, seed: int, tasks: int, faults: int, longest_s: float
     all_is_well(cluster, load)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_bad_day(new_cluster: NewCluster, seed: int) -> None:
     with new_cluster() as cluster:

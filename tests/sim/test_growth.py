@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from boss.core.model.config import BossConfig
 from ecloud.model.wire import PushOptions
@@ -55,6 +56,7 @@ class SteadyDay(Simulation):
         return {**memory.sizes(core), **rows}
 
 
+@pytest.mark.long
 def test_a_day_of_steady_load_leaves_memory_and_tables_flat() -> None:
     size = Size(runs=(0, 0), wishes=(0, 0), workers=(3, 3), troubled_s=1e9, most_steps=1_000_000)
     sim = SteadyDay(5, Faults(), size)

@@ -151,6 +151,7 @@ def grown(most: dict[str, list[int]], early: range, late: range) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_half_a_day_of_vms_that_come_and_go_leaves_memory_and_tables_flat(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept are runs and machines of the last hour."""
     lower_limits(monkeypatch)

@@ -27,5 +27,5 @@ def test_a_failed_import_names_the_versions_of_its_package_here_and_there() -> N
 
 
 def test_a_package_may_have_another_name_than_its_module() -> None:
-    assert "package scikit-learn: version" in str(failed_import("sklearn", ""))
+    assert "package paho-mqtt: version" in str(failed_import("paho", ""))
     assert "package no_such_module: not installed here" in str(failed_import("no_such_module", ""))
