@@ -204,8 +204,11 @@ def test_calls_wait_at_the_host_and_one_that_is_taken_back_never_begins(host: Ho
     wait_until(lambda: host.is_drained, 30)
     for number, word in enumerate("abc", 2):
         host.send(host.frame(later, word, call=[number, 1]))
-    taken = [host.unread.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT) for _ in range(2)]
-    assert [_frame(bytearray(message))[0]["call"] for message in taken] == [[2, 1], [3, 1]]  # type: ignore[index]
+    taken = bytearray().join(host.unread.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT) for _ in range(2))
+    for number in (2, 3):
+        frame = _frame(taken)
+        assert frame is not None
+        assert frame[0]["call"] == [number, 1]
     (tmp_path / "go").write_text("")
     assert [host.reply()[0]["call"] for _ in range(2)] == [[1, 1], [4, 1]]
     assert sorted(path.name for path in tmp_path.iterdir() if len(path.name) == 1) == ["c"]

@@ -150,9 +150,11 @@ def test_calls_that_are_not_bound_outlive_their_program() -> None:
 
 def test_the_boss_names_the_pythons_that_it_can_offer() -> None:
     script = BossScript()
-    assert script.ask("pythons").names == ()  # type: ignore[union-attr]
-    script.worker("w1", **{"python3.12": 1000.0, "gpus": 1.0})
-    assert script.ask("pythons").names == ("python3.12",)  # type: ignore[union-attr]
+    for offered in ((), ("python3.12",)):
+        answer = script.ask("pythons")
+        assert isinstance(answer, wire.RequestDone)
+        assert answer.names == offered
+        script.worker("w1", **{"python3.12": 1000.0, "gpus": 1.0})
 
 
 def test_large_pickles_are_removed_with_their_run() -> None:
