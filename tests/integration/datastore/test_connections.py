@@ -209,7 +209,7 @@ def test_what_speaks_no_frames_is_a_connection_that_ended(
 ) -> None:
     hello = f'{{"gate":{VERSION}}}'
     spoken = MAGIC + HEAD.pack(len(hello), 0) + hello.encode() + HEAD.pack(1, 0) + b"1"
-    code = f"import os,time; os.write(1, {spoken!r}); time.sleep(600)"
+    code = f"import os,sys; os.write(1, {spoken!r}); sys.stdin.buffer.read()"  # until the connection ends
     access = Access(sshd.boss_key, sshd.known_hosts, gate=shlex.join(["exec", sys.executable, "-c", code]))
     boss = opened(sshd.address(root), access)
     told = pool.submit(boss.listing).exception(60)
@@ -220,7 +220,7 @@ def test_what_speaks_no_frames_is_a_connection_that_ended(
 def test_threads_do_not_wait_for_a_gate_that_never_speaks(
     sshd: Sshd, root: Path, opened: Callable[..., SshDatastore]
 ) -> None:
-    access = Access(sshd.boss_key, sshd.known_hosts, gate="exec sleep 600")
+    access = Access(sshd.boss_key, sshd.known_hosts, gate="exec cat > /dev/null")  # it reads, until the connection ends
     boss = opened(sshd.address(root), access, stall_s=2.0, patience_s=0.5)
     before = threading.active_count()
     with pytest.raises(DatastoreAway, match="stalled"):
