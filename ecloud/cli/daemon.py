@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+import psutil
 from sqlalchemy.engine import Engine
 
 from datastore.problem import DONE, PART_AWAY, Problem
@@ -18,6 +19,8 @@ from ecloud.config.home import Home
 from ecloud.config.settings import ROOT, Settings, child_environment, load_settings
 from ecloud.model.text import counted
 
+STARTED = ["-X", "utf8", "-m", "boss"]
+"""How `start` calls Python."""
 START_S = 20.0
 SAYS_WAITING_S = 6.0
 """A boss that is not up after this time waits for something; `start` then prints what."""
@@ -58,7 +61,7 @@ def start(create: bool, as_json: bool, listen: str | None = None) -> int:
         ) from None
     with log:
         process = subprocess.Popen(
-            [sys.executable, "-X", "utf8", "-m", "boss", *options],
+            [sys.executable, *STARTED, *options],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -98,6 +101,8 @@ def stop(vms: bool, as_json: bool) -> int:
     settings = load_settings()
     home = settings.home_directory
     about = app.running_boss(home)
+    if about is None:
+        _end_starting(home)
     if about is None and vms and _has_vms(settings):
         with contextlib.redirect_stdout(sys.stderr):
             print("no boss runs: starting one to end the VMs")
@@ -124,6 +129,17 @@ def stop(vms: bool, as_json: bool) -> int:
     if vms:
         _end_left_overs(home)
     return DONE
+
+
+def _end_starting(home: Home) -> None:
+    """End a boss of this home that has not written its pid yet. The command that started it may have been killed."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            is_boss = words[1:5] == STARTED and "--tied" not in words  # that is the boss of a local run
+            if is_boss and process.environ().get("ECLOUD_HOME") == str(home.path):
+                process.terminate()
+                process.wait(STOP_S)
 
 
 def _end_left_overs(home: Home) -> None:

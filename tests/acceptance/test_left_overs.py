@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 from doors import Doors
 from services import wait_until
@@ -61,3 +63,22 @@ def test_a_boss_on_an_older_schema_is_stopped_with_its_vms(doors: Doors) -> None
     assert "has left" in doors.admin("stop", "--vms").out
     assert agents
     assert not any(map(is_alive, agents))
+
+
+def test_a_boss_whose_start_was_killed_is_stopped_before_it_has_written_its_pid(doors: Doors) -> None:
+    def bosses() -> list[int]:
+        """Processes of this home, named as `start` names them."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                home = process.environ().get("ECLOUD_HOME", "")
+                if "boss" in process.cmdline() and Path(home) == doors.place / "home":
+                    found.append(process.pid)
+        return found
+
+    start = doors.begin("admin.py", "start")
+    wait_until(bosses, what="the boss begins")
+    start.kill()
+    start.communicate()
+    doors.admin("stop")
+    assert bosses() == []
