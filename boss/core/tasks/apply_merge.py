@@ -62,7 +62,9 @@ def apply(merged: Merge, image: RunImage, outbox: Outbox, book: TaskBook, attemp
     for array_no in merged.dropped:
         book.forget_array(array_no)
     if arrays:
-        load_arrays(book, arrays, ends_in(merged.rows.values()), made_in(merged.rows.values()))
+        made = made_in(merged.rows.values())
+        closed = {row.task_no for row in arrays if row.state in ENDED and made.get(row.task_no, {}).keys() - ENDED}
+        load_arrays(book, arrays, ends_in(merged.rows.values()), made, closed)
     book.recount(run, states)
     if run.row.run_no in book.ends:
         for task in merged.stored:

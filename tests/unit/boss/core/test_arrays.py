@@ -7,9 +7,20 @@ from typing import Any
 
 import pytest
 
+from boss.core.model.effects import PromoteFiles
 from ecloud.formats.arrays import as_array
 from ecloud.model import wire
-from ecloud.model.tasks import ArrayOf, Cause, Condition, Dependency, Entry, Outcome, TaskDefinition
+from ecloud.model.tasks import (
+    ArrayOf,
+    Cause,
+    Condition,
+    Dependency,
+    Entry,
+    ManifestEntry,
+    Outcome,
+    Result,
+    TaskDefinition,
+)
 from tests.support.boss_script import BossScript, Peer, task
 
 
@@ -200,6 +211,30 @@ def test_a_cancelled_array_ends_with_all_its_elements(script: BossScript) -> Non
     script.states(a="cancelled")
     script.ask("redo_task", ids=["a[2]"])  # one of an array that was cancelled: the others stay as they are
     assert works(script, worker, 2)[0] == "a[2]"
+
+
+def test_an_array_that_is_cancelled_while_an_element_is_published_is_known_until_that_ends(script: BossScript) -> None:
+    """Seed 1301005291: the array was forgotten when another task of its run was redone."""
+    script.push("r", array("a", 20, results=(Result("out", "out/{}"),)), task_("t"))
+    worker = script.worker("w", cpus=1)
+    (element,) = [row for row in script.store.tasks.values() if row.id == "a[1]"]
+    made = Outcome(element.task_no, 1, Cause.SUCCESS, manifest=(ManifestEntry("out/1", 1, "aa"),))
+    script.hear(worker, wire.TasksEnded((made,)))
+    assert [call for call in script.calls if isinstance(call, PromoteFiles)]
+    script.ask("cancel", run="r")
+    script.ask("redo_task", ids=["t"], below=False)
+    script.boss.check()
+    assert script.boss.book.arrays[script.names["a"]].unfinished == 1
+
+
+def test_arrays_that_end_together_are_all_forgotten(script: BossScript) -> None:
+    """Seed 1301002313: the second one ended the first, which was looked at before it."""
+    script.push("r", array("b", 6, Dependency("a")), array("a", 6))
+    script.push("r", array("a", 6, priority=1))
+    assert [array.template.id for array in script.boss.book.arrays.values()] == ["b", "a"]
+    works(script, script.worker("w", cpus=2), fail=frozenset({"a[3]"}))
+    script.states(a="failed", b="aborted")
+    assert not script.boss.book.arrays
 
 
 def test_a_range_is_cancelled_before_it_has_rows(script: BossScript) -> None:
