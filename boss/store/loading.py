@@ -8,7 +8,7 @@ import operator
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from math import inf
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -57,6 +57,7 @@ from ecloud.model.worker_states import ON_DUTY, WorkerState
 IDS_COMPARED = 20_000
 """Maximum ids that are searched for a near miss."""
 IDS_A_QUERY = 500
+_Item = TypeVar("_Item")
 TASKS_A_LIST = 2_000
 """Tasks whose dependencies one query reads."""
 SPARSE = 4
@@ -128,8 +129,8 @@ def _add_ended_init_tasks(connection: Connection, rows: dict[int, TaskRow], run_
     run_no, init)."""
     tasks, ended = schema.tasks, [state.value for state in ENDED]
     found: dict[int, TaskRow] = {}
-    for start in range(0, len(run_nos), IDS_A_QUERY):
-        part = tasks.c.run_no.in_(run_nos[start : start + IDS_A_QUERY])
+    for some in _parts(run_nos):
+        part = tasks.c.run_no.in_(some)
         found.update(_tasks(connection, sa.and_(tasks.c.state.in_(ended), part, tasks.c.init == 1)))
     if found:
         both = sorted({**rows, **found}.items())
@@ -143,8 +144,8 @@ def _declared(connection: Connection, live_attempts: Sequence[AttemptRow]) -> di
     definitions = schema.definitions
     task_nos = sorted({row.task_no for row in live_attempts if row.state is not AttemptState.PROMOTING})
     declared: dict[int, tuple[Result, ...]] = {}
-    for start in range(0, len(task_nos), IDS_A_QUERY):
-        part = definitions.c.task_no.in_(task_nos[start : start + IDS_A_QUERY])
+    for some in _parts(task_nos):
+        part = definitions.c.task_no.in_(some)
         for task_no, definition in connection.execute(sa.select(definitions).where(part)):
             results = declared_results(definition)
             if results:
@@ -159,8 +160,8 @@ def _asks_of_ended(
     tasks, parsed = schema.tasks, _Parsed(dict[str, float])
     task_nos = sorted({row.task_no for row in live_attempts if row.task_no not in rows})
     found: dict[int, Resources] = {}
-    for start in range(0, len(task_nos), IDS_A_QUERY):
-        part = sa.and_(tasks.c.task_no.in_(task_nos[start : start + IDS_A_QUERY]), tasks.c.init == 0)
+    for some in _parts(task_nos):
+        part = sa.and_(tasks.c.task_no.in_(some), tasks.c.init == 0)
         for task_no, asks in connection.execute(sa.select(tasks.c.task_no, tasks.c.asks).where(part)):
             found[task_no] = parsed(asks)
     return found
@@ -189,8 +190,8 @@ def _init_attempts(connection: Connection, going_on: sa.Select[Any]) -> list[Att
     told = sa.or_(attempts.c.worker.in_(on_duty), failed)
     found: list[AttemptRow] = []
     inits = list(connection.execute(sa.select(schema.tasks.c.task_no).where(schema.tasks.c.init == 1)).scalars())
-    for start in range(0, len(inits), IDS_A_QUERY):
-        part = attempts.c.task_no.in_(inits[start : start + IDS_A_QUERY])
+    for some in _parts(inits):
+        part = attempts.c.task_no.in_(some)
         found += _attempts(connection, sa.and_(part, attempts.c.state == AttemptState.ENDED.value, told))
     return found
 
@@ -206,12 +207,12 @@ def load_run(connection: Connection, name: str, ids: Sequence[str] | None = None
 def _part(connection: Connection, run: RunRow, ids: Sequence[str]) -> RunImage:
     tasks, dependencies = schema.tasks, schema.dependencies
     rows: dict[int, TaskRow] = {}
-    for start in range(0, len(ids), IDS_A_QUERY):
-        named = tasks.c.id.in_(ids[start : start + IDS_A_QUERY])
+    for names in _parts(ids):
+        named = tasks.c.id.in_(names)
         rows.update(_tasks(connection, sa.and_(tasks.c.run_no == run.run_no, named)))
     numbers = sorted(rows)
-    for start in range(0, len(numbers), IDS_A_QUERY):
-        part = dependencies.c.task_no.in_(numbers[start : start + IDS_A_QUERY])
+    for some in _parts(numbers):
+        part = dependencies.c.task_no.in_(some)
         _attach(rows, connection.execute(_in_order(sa.select(dependencies).where(part))))
     return RunImage(run, [rows[number] for number in numbers], is_part=True)
 
@@ -244,8 +245,8 @@ def needed_values(connection: Connection, task_nos: Sequence[int]) -> dict[int, 
     joined = edges.join(tasks, tasks.c.task_no == edges.c.on_task_no).join(attempts, last)
     query = sa.select(edges.c.task_no, tasks.c.id, attempts.c.value, attempts.c.manifest).select_from(joined)
     found: dict[int, tuple[CallValue, ...]] = {}
-    for start in range(0, len(task_nos), IDS_A_QUERY):
-        part = edges.c.task_no.in_(task_nos[start : start + IDS_A_QUERY])
+    for some in _parts(task_nos):
+        part = edges.c.task_no.in_(some)
         for row in connection.execute(query.where(part)):
             manifest = msgspec.json.decode(row.manifest, type=tuple[ManifestEntry, ...]) if row.manifest else ()
             value = CallValue(row.id, row.value or b"", manifest[0].path if manifest else "")
@@ -447,9 +448,10 @@ class _Reader:
         return found
 
 
-def _parts(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
-    for start in range(0, len(numbers), IDS_A_QUERY):
-        yield numbers[start : start + IDS_A_QUERY]
+def _parts(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    """Cut a list into parts that a query may name."""
+    for start in range(0, len(items), IDS_A_QUERY):
+        yield items[start : start + IDS_A_QUERY]
 
 
 class _Finder:
@@ -465,8 +467,7 @@ class _Finder:
 
     def named(self, run_nos: Sequence[int], ids: Sequence[str]) -> Iterator[Found]:
         tasks = schema.tasks
-        for start in range(0, len(ids), IDS_A_QUERY):
-            part = ids[start : start + IDS_A_QUERY]
+        for part in _parts(ids):
             yield from self._ask(sa.and_(tasks.c.run_no.in_(run_nos), tasks.c.id.in_(part)))
 
     def arrays(self, run_nos: Sequence[int]) -> Iterator[FoundArray]:

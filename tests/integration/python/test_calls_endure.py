@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cloudpickle
@@ -25,14 +25,6 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE_S = 300.0
 COUNT = 5_000
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A private cluster of two workers."""
-    cluster = Cluster(None, workers=2)
-    yield cluster
-    cluster.close()
 
 
 def triple(number: int) -> int:

@@ -13,6 +13,7 @@ import pytest
 
 from ecloud import ClusterExecutor, RemoteError
 from ecloud.model.tasks import Container
+from worker.core.containers import WORK
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 PATIENCE_S = 100.0
@@ -57,7 +58,7 @@ def test_calls_run_on_a_host_in_their_container(runtime: str, python_image: Path
         large = boxed.submit(bytes, 100_000)
         assert len(large.result(PATIENCE_S)) == 100_000
         assert boxed.submit(len, large).result(PATIENCE_S) == 100_000
-    assert all(directory.startswith("/ecloud/work/") for directory, _, _ in found)
+    assert all(Path(directory).is_relative_to(WORK) for directory, _, _ in found)
     assert {python for _, python, _ in found} == {SYSTEM_PYTHON}
 
 

@@ -28,14 +28,6 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 PATIENCE_S = 60.0
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A private cluster of two workers, for all tests of this file."""
-    cluster = Cluster(None, workers=2)
-    yield cluster
-    cluster.close()
-
-
 @pytest.fixture
 def executor(cluster: Cluster) -> Iterator[ClusterExecutor]:
     """An executor on it."""

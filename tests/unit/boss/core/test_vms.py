@@ -204,13 +204,19 @@ def test_a_vm_that_nobody_owns_may_finish_what_its_agent_runs_and_is_ended_when_
     assert ended(script) == ["lost"]
 
 
-def test_a_vm_that_another_person_shuts_down_gets_no_more_tasks_and_its_tasks_cost_no_retry() -> None:
+def working() -> tuple[BossScript, int, Peer]:
+    """A VM whose worker runs the task a."""
     script = one_pool()
     script.push("r", task("a"))
     (vm_no,) = asked(script)
     made(script, vm_no)
     peer = script.peers["w"] = vm_worker(script, vm_no)
     script.starts(peer, "a")
+    return script, vm_no, peer
+
+
+def test_a_vm_that_another_person_shuts_down_gets_no_more_tasks_and_its_tasks_cost_no_retry() -> None:
+    script, vm_no, peer = working()
     script.handle(cloud_lists("p", {vm_no: f"cloud-{vm_no}"}, {vm_no: ("ending", "")}))
     script.push("s", task("b"))
     assert script.take(peer, wire.Drain).then_exit
@@ -221,12 +227,8 @@ def test_a_vm_that_another_person_shuts_down_gets_no_more_tasks_and_its_tasks_co
 
 def test_a_new_boss_does_not_end_a_vm_whose_worker_finishes_its_tasks() -> None:
     """Found by the simulation: a boss that was killed had ordered the worker to finish and leave."""
-    script = one_pool()
-    script.push("r", task("a"))
-    (vm_no,) = asked(script)
-    made(script, vm_no)
-    peer = script.peers["w"] = vm_worker(script, vm_no)
-    script.starts(peer, "a").started(peer, "a")
+    script, vm_no, peer = working()
+    script.started(peer, "a")
     ending = cloud_lists("p", {vm_no: f"cloud-{vm_no}"}, {vm_no: ("ending", "")})
     script.handle(ending)
     assert script.take(peer, wire.Drain).then_exit
