@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -55,6 +56,11 @@ class Bar:
             self._progress.stop()
 
     def _draw(self) -> None:
+        """Draw it, unless stderr is closed: the thread that hears of calls draws bars, and must survive that."""
+        with contextlib.suppress(OSError, ValueError):
+            self._show()
+
+    def _show(self) -> None:
         note = f"{self._failed:,} failed" if self._failed else ""
         if self._progress is not None:
             self._progress.update(self._task, completed=self._done, total=self._total, note=note)

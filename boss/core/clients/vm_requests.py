@@ -94,12 +94,12 @@ class VmRequests:
         text = f"pool {name} is held: it starts no VM until python admin.py release_pool {name}"
         if alive:
             text += f"; its {counted(alive, 'VM')} {'continues' if alive == 1 else 'continue'}"
-        return 1, text, (name,)
+        return 1, text, ()
 
     def _release(self, request: Request, now: float) -> Answer:
         name = text_of(request, "pool")
         if self._vms.pools.held.release(name):  # also one that is no longer in the settings
-            return 1, f"pool {name} is released: it may start VMs again", (name,)
+            return 1, f"pool {name} is released: it may start VMs again", ()
         self._pool(name)
         return 0, f"pool {name} was not held", ()
 

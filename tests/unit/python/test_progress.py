@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 
 from ecloud.python import progress
@@ -22,3 +26,11 @@ def test_each_line_has_the_present_numbers(capsys: pytest.CaptureFixture[str], m
     assert capsys.readouterr().err == "f: 1 of 2 done\nf: 2 of 2 done\nf: 2 of 2 done\n"
     assert list(counted(iter("a"), "f", [iter("x")])) == ["a"]
     assert capsys.readouterr().err.startswith("f: 1 done\n")
+
+
+def test_a_stderr_that_is_closed_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path(os.devnull).open("w") as closed:
+        monkeypatch.setattr(sys, "stderr", closed)
+    bar = Bar("run-1", 2)
+    bar.advance(2)
+    bar.close()
