@@ -56,7 +56,7 @@ class Bar:
             self._progress.stop()
 
     def _draw(self) -> None:
-        """Draw it, unless stderr is closed: the thread that hears of calls draws bars, and must survive that."""
+        """Draw it, unless stderr is closed: the thread that receives ended calls draws bars, and must survive."""
         with contextlib.suppress(OSError, ValueError):
             self._show()
 
