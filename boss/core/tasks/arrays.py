@@ -48,7 +48,7 @@ class Arrays:
             for array in tuple(book.arrays.values()):
                 if self._is_over(array):
                     self._end(array, now)
-                    found = True  # its end may have ended arrays that were looked at before it
+                    found = True  # its end may have ended arrays that were checked before it
                 if array.node.state not in ENDED:
                     continue
                 found |= self._tell_dependents(array)
