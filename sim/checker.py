@@ -37,7 +37,7 @@ from ecloud.model.worker_states import ON_DUTY, WorkerState
 from sim.array_checker import ArrayChecker
 from sim.datastore import Datastore
 from sim.fleet_checker import FleetChecker
-from sim.history_checker import HistoryChecker
+from sim.history_checker import HistoryChecker, home_of
 from sim.invariants import Violation
 from sim.store import Tables
 from sim.world import World
@@ -407,6 +407,8 @@ class Checker:
             maker = _made_by(content)
             if maker[0] not in self.tables.tasks or self.history.is_forgotten(content.rpartition(":")[0], maker):
                 continue
+            if self._was_skipped(maker[0]):
+                continue  # the file was there when its task was pushed: made in a history that a restore has lost
             self.looked["chain-inputs"] += 1
             row = self.tables.attempts.get(maker)
             outcome = None if row is None or row.state is not _ENDED else row.outcome
@@ -414,6 +416,13 @@ class Checker:
                 raise Violation(
                     "chain-inputs", f"task {task_no} read {path} of {_name(maker)}, which is not its success"
                 )
+
+    def _was_skipped(self, task_no: int) -> bool:
+        """Return whether a task succeeded without an attempt that did: its results existed."""
+        if self.tables.tasks[task_no].state is not _SUCCEEDED:
+            return False
+        outcomes = [row.outcome for row in self._attempts_of(task_no) if row.state is _ENDED]
+        return not any(outcome is not None and outcome.cause is Cause.SUCCESS for outcome in outcomes)
 
     def _is_outdated(self, maker: Key, path: str, reader: Key) -> bool:
         """Return whether a later attempt that made this path was recorded as the success before the reader started and
@@ -588,12 +597,12 @@ class Checker:
     def _fits_machine(self, worker: str, order: AttemptOrder) -> None:
         """Check that the workers of one machine together use no more than it has, counting attempts that are not
         recorded as ended."""
-        machine = self.machine_of.get(_home(worker))
+        machine = self.machine_of.get(home_of(worker))
         if machine is None:
             return
         taken: Resources = {}
         for other, busy in self.busy.items():
-            if self.machine_of.get(_home(other)) != machine:
+            if self.machine_of.get(home_of(other)) != machine:
                 continue
             for key, asks in busy.asks.items():
                 row = self.tables.attempts.get(key)
@@ -751,8 +760,3 @@ def _sizes(writes: Writes) -> str:
     parts += [f" vm{row.vm_no}:{row.state}" for row in writes.vms.values()]
     parts += [f" +{len(writes.stored)} tasks" if writes.stored else ""]
     return ":" + "".join(parts) if any(parts) else ""
-
-
-def _home(worker: str) -> str:
-    """Return the home of a process, from the process's name."""
-    return worker.rpartition("p")[0]

@@ -26,8 +26,8 @@ class HistoryChecker:
         """Worker processes that existed at the last restore."""
         self.ordered: set[tuple[str, Key]] = set()
         """Attempts ordered since then, by worker process."""
-        self.in_backup: set[Key] = set()
-        """Attempts in the restored database."""
+        self.in_backup: dict[Key, str] = {}
+        """Attempts in the restored database, with the homes of their workers."""
         self.lost: dict[Key, list[Outcome]] = {}
         """Outcomes of attempts that a restored database did not contain."""
         self.kept: set[int] = set()
@@ -42,7 +42,7 @@ class HistoryChecker:
         self.restored += 1
         self.earlier |= processes
         self.ordered.clear()
-        self.in_backup = set(self.tables.attempts)
+        self.in_backup = {key: home_of(row.worker) for key, row in self.tables.attempts.items()}
         for key, outcome in came_to.items():
             if key not in self.in_backup:
                 self.lost.setdefault(key, []).append(outcome)
@@ -59,8 +59,8 @@ class HistoryChecker:
         return bool(self.restored) and worker in self.earlier and (worker, key) not in self.ordered
 
     def is_forgotten(self, worker: str, key: Key) -> bool:
-        """Return whether the restored database lacks the order of this attempt."""
-        return self.is_earlier(worker, key) and key not in self.in_backup
+        """Return whether the restored database lacks the order of this attempt to this worker."""
+        return self.is_earlier(worker, key) and self.in_backup.get(key) != home_of(worker)
 
     def may_be_of(self, key: Key, maker: Key) -> bool:
         """Return whether a file of this recorded success may be that of `maker`: a later attempt, now unknown."""
@@ -77,3 +77,8 @@ class HistoryChecker:
             if outcome in self.lost[key]:
                 name = f"{key[0]}-{key[1]}"
                 raise Violation("history", f"attempt {name} is recorded with what came of it in a lost history")
+
+
+def home_of(worker: str) -> str:
+    """Return the home of a worker process, from the name of the process."""
+    return worker.rpartition("p")[0]

@@ -300,8 +300,6 @@ class Store:
         checked = AttemptState.PROMOTING  # its manifest was checked when it ended
         live = {row.task_no for row in attempts if row.state is not checked} & tables.stored.keys()
         declared = {task_no: declared_results(tables.stored[task_no]) for task_no in sorted(live)}
-        loaded = {row.task_no for row in tasks}
-        stopping = [tables.tasks[row.task_no] for row in attempts if row.task_no not in loaded]
         return Snapshot(
             cluster_id=tables.context["cluster_id"],
             epoch=self._epoch,
@@ -312,7 +310,6 @@ class Store:
             tasks=tasks,
             attempts=attempts,
             declared={task_no: results for task_no, results in declared.items() if results},
-            asks_of_ended={row.task_no: dict(row.asks) for row in stopping if not row.init},
             init_attempts=self._init_attempts(going_on),
             workers=[row for row in _in_order(tables.workers) if row.state in ON_DUTY],
             vms=[row for row in _in_order(tables.vms) if row.state is not VmState.GONE],

@@ -9,7 +9,7 @@ from boss.core.tasks.arrays import load_arrays
 from boss.core.tasks.attempts import MAX_BACKOFF_S, Attempts
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.leases import Leases
-from ecloud.model.tasks import ENDED, AttemptState, Resources, TaskState
+from ecloud.model.tasks import ENDED, AttemptState, TaskState
 from ecloud.model.worker_states import ON_DUTY
 
 
@@ -36,8 +36,7 @@ def restore(
     taken_over = _taken_over(fleet)
     for attempt in snapshot.attempts:
         holder = fleet.workers.get(attempt.worker) or taken_over.get((attempt.task_no, attempt.number))
-        asks = snapshot.asks_of_ended.get(attempt.task_no, {})
-        _restore_attempt(attempt, holder, asks, book, attempts, fleet)
+        _restore_attempt(attempt, holder, book, attempts, fleet)
         attempts.on_declared({(attempt.task_no, attempt.number): snapshot.declared.get(attempt.task_no, ())})
     for attempt in snapshot.init_attempts:
         attempts.inits.restore(attempt)
@@ -84,13 +83,10 @@ def _taken_over(fleet: Fleet) -> dict[tuple[int, int], Worker]:
     return {(item.task_no, item.number): worker for worker in workers for item in worker.row.hello.attempts}
 
 
-def _restore_attempt(
-    row: AttemptRow, worker: Worker | None, asks: Resources, book: TaskBook, attempts: Attempts, fleet: Fleet
-) -> None:
-    """`asks`: what its task asked for, if that has ended: the attempt occupies it until it has stopped."""
+def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, attempts: Attempts, fleet: Fleet) -> None:
     node = book.graph.nodes.get(row.task_no)
-    shape = book.graph.shapes.of(asks)
-    if node is not None and not node.init:
+    shape = book.graph.shapes.of(row.asks or {})
+    if row.asks is None and node is not None and not node.init:
         shape = attempts.suspects.shape_on(worker, node) if worker is not None else node.shape
     attempt = Attempt(
         task_no=row.task_no,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import operator
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 from typing import Any, TypeVar
 
@@ -106,7 +106,6 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         tasks=[rows[task_no] for task_no in sorted(rows)],
         attempts=live_attempts,
         declared=_declared(connection, live_attempts),
-        asks_of_ended=_asks_of_ended(connection, live_attempts, rows),
         init_attempts=_init_attempts(connection, going_on),
         workers=_workers(connection),
         vms=_vms(connection),
@@ -151,20 +150,6 @@ def _declared(connection: Connection, live_attempts: Sequence[AttemptRow]) -> di
             if results:
                 declared[task_no] = results
     return declared
-
-
-def _asks_of_ended(
-    connection: Connection, live_attempts: Sequence[AttemptRow], rows: Collection[int]
-) -> dict[int, Resources]:
-    """What the tasks asked for that are not among the loaded ones although their attempts are being stopped."""
-    tasks, parsed = schema.tasks, _Parsed(dict[str, float])
-    task_nos = sorted({row.task_no for row in live_attempts if row.task_no not in rows})
-    found: dict[int, Resources] = {}
-    for some in _parts(task_nos):
-        part = sa.and_(tasks.c.task_no.in_(some), tasks.c.init == 0)
-        for task_no, asks in connection.execute(sa.select(tasks.c.task_no, tasks.c.asks).where(part)):
-            found[task_no] = parsed(asks)
-    return found
 
 
 def _counts(connection: Connection) -> dict[int, dict[str, int]]:
@@ -699,6 +684,7 @@ def _attempt(row: Any) -> AttemptRow:
         ended_at=row.ended_at,
         reason=row.reason or "",
         outcome=outcome,
+        asks=msgspec.json.decode(row.asks, type=Resources) if row.asks else None,
     )
 
 

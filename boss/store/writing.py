@@ -71,6 +71,7 @@ _PUSH_COLUMNS = ("push_id", "run_no", "states", "decisions", "answered_at")
 _SUSPECT_COLUMNS = ("task_no", "run_no", "lost", "failed", "reason", "at")
 _ARCHIVE_COLUMNS = ("run_no", "name", "created_at", "ended_at", "states")
 _GIVEN_COLUMNS = _ATTEMPT_COLUMNS[:9]
+_STOPPING_COLUMNS = (*_GIVEN_COLUMNS, "asks")
 _SHORT_COLUMNS = (
     *_GIVEN_COLUMNS, "cause", "exit_code", "fetch_s", "run_s", "store_s", "max_rss_mb", "fetch_bytes", "cached_bytes",
 )  # fmt: skip
@@ -289,10 +290,14 @@ class Writing:
 
     def _attempts(self, attempts: Iterable[AttemptRow]) -> None:
         """Write attempts. Most have no outcome yet, or a short one: only the columns that they need are written."""
-        groups: dict[tuple[str, ...], list[_Values]] = {_GIVEN_COLUMNS: [], _SHORT_COLUMNS: [], _ATTEMPT_COLUMNS: []}
+        groups: dict[tuple[str, ...], list[_Values]] = {
+            columns: [] for columns in (_GIVEN_COLUMNS, _STOPPING_COLUMNS, _SHORT_COLUMNS, _ATTEMPT_COLUMNS)
+        }
         for attempt in attempts:
             outcome = attempt.outcome
-            if outcome is None:
+            if attempt.asks is not None:
+                groups[_STOPPING_COLUMNS].append((*self._given_values(attempt), self._sql.text(_json(attempt.asks))))
+            elif outcome is None:
                 groups[_GIVEN_COLUMNS].append(self._given_values(attempt))
             elif _is_short(outcome):
                 groups[_SHORT_COLUMNS].append(self._short_values(attempt, outcome))

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0013"
+REVISION = "0014"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -202,6 +202,7 @@ attempts = sa.Table(
     sa.Column("cached_bytes", sa.BigInteger),
     sa.Column("value", _BLOB),
     sa.Column("stamps", _BLOB),
+    sa.Column("asks", Utf8()),
     sa.Index("attempts_in_state", "state", "ended_at"),
     **_OPTIONS,
 )  # fmt: skip

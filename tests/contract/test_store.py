@@ -587,18 +587,18 @@ def test_init_tasks_are_loaded_while_their_run_goes_on(store: AnyStore) -> None:
     assert snapshot.states == {1: {"ready": 1}}
 
 
-def test_what_attempts_of_ended_tasks_still_occupy_is_loaded(store: AnyStore) -> None:
+def test_what_stopping_attempts_still_occupy_is_loaded(store: AnyStore) -> None:
     push(
         store,
-        stored(1, "init", init=True, state=TaskState.CANCELLED), stored(2, "runs", state=TaskState.RUNNING),
-        stored(3, "stops", resources={"cpus": 2.0}, state=TaskState.CANCELLED),
-        stored(4, "over", state=TaskState.CANCELLED),
-        run=RunRow(1, "r", NOW, "", NOW),
+        stored(1, "runs", state=TaskState.RUNNING), stored(2, "stops", resources={"cpus": 2.0}),
+        stored(3, "over", state=TaskState.CANCELLED),
     )  # fmt: skip
-    states = {1: AttemptState.STOPPING, 2: AttemptState.STARTED, 3: AttemptState.STOPPING, 4: AttemptState.ENDED}
-    rows = {(no, 1): AttemptRow(no, 1, 1, "w", state, NOW, NOW, None) for no, state in states.items()}
-    write(store, attempts=rows)
-    assert store.load().asks_of_ended == {3: {"cpus": 2.0}}
+    given = AttemptRow(1, 1, 1, "w", AttemptState.STARTED, NOW, NOW)
+    stopping = AttemptRow(2, 1, 1, "w", AttemptState.STOPPING, NOW, NOW, None, "replaced", None, {"cpus": 8.0})
+    nothing = AttemptRow(3, 1, 1, "w", AttemptState.STOPPING, NOW, NOW, None, "cancelled", None, {})
+    write(store, attempts={(1, 1): given, (2, 1): msgspec.structs.replace(given, task_no=2), (3, 1): nothing})
+    write(store, attempts={(2, 1): stopping})
+    assert {row.task_no: row.asks for row in store.load().attempts} == {1: None, 2: {"cpus": 8.0}, 3: {}}
 
 
 def test_attempts_of_init_tasks_tell_which_workers_are_prepared(store: AnyStore) -> None:

@@ -86,7 +86,11 @@ class RunRow(msgspec.Struct):
 
 
 class AttemptRow(msgspec.Struct, frozen=True):
-    """An attempt. Each change writes the whole row. `outcome` is set from `promoting` on."""
+    """An attempt. Each change writes the whole row. `outcome` is set from `promoting` on.
+
+    `asks`: what a stopping attempt occupies until it has ended; by then its task may ask for something else, or be
+    gone.
+    """
 
     task_no: int
     number: int
@@ -98,6 +102,7 @@ class AttemptRow(msgspec.Struct, frozen=True):
     ended_at: float | None = None
     reason: str = ""
     outcome: Outcome | None = None
+    asks: Resources | None = None
 
 
 class SuspectRow(msgspec.Struct):
@@ -289,8 +294,7 @@ class Snapshot(msgspec.Struct):
 
     `tasks`: unfinished ones, arrays that ended before their elements, and all init tasks of unfinished runs; their
     `dependencies` name unfinished tasks only. `attempts`: those that have not ended; `declared`: the results that their
-    tasks declare, if any, by task_no; `asks_of_ended`: what those of ended tasks asked for, by task_no: until they have
-    stopped they occupy it. `init_attempts`: ended attempts of init tasks on workers that are up or draining,
+    tasks declare, if any, by task_no. `init_attempts`: ended attempts of init tasks on workers that are up or draining,
     plus failed ones of unfinished runs. `past_vms`: the last VMs that are gone, oldest first, and all whose machine
     still existed. `states`: task counts per run and state, without init tasks.
     """
@@ -304,7 +308,6 @@ class Snapshot(msgspec.Struct):
     tasks: list[TaskRow] = []
     attempts: list[AttemptRow] = []
     declared: dict[int, tuple[Result, ...]] = {}
-    asks_of_ended: dict[int, Resources] = {}
     init_attempts: list[AttemptRow] = []
     workers: list[WorkerRow] = []
     vms: list[VmRow] = []

@@ -650,6 +650,7 @@ class Attempts:
             ended_at=ended_at,
             reason=attempt.reason,
             outcome=attempt.outcome,
+            asks=attempt.shape.as_resources if attempt.state is _STOPPING else None,
         )
 
     def check(self) -> None:

@@ -437,6 +437,18 @@ def test_what_is_cancelled_keeps_its_room_until_it_has_stopped_also_for_a_boss_t
     assert script.boss.fleet.workers["w1"].free["cpus"] == 3.0
 
 
+@pytest.mark.parametrize("is_again", [False, True])
+def test_a_replaced_attempt_occupies_what_it_was_given_with_until_it_has_stopped(is_again: bool) -> None:
+    script = BossScript()
+    w1 = script.worker("w1", cpus=3)
+    script.push("r", task("a", resources={"cpus": 2.0}))
+    script.starts(w1, "a").started(w1, "a")
+    script.push("r", task("a", resources={"cpus": 3.0}))
+    if is_again:
+        script.start().hello(w1, resources={"cpus": 3.0}).beats(w1)
+    assert script.boss.fleet.workers["w1"].free["cpus"] == 1.0
+
+
 def test_retry_failed_takes_what_was_aborted_below_along(script: BossScript) -> None:
     w1 = script.worker("w1")
     script.push("r", task("a"), task("b", after="a"), task("c", after="b"))
