@@ -20,6 +20,7 @@ from boss.core.model.effects import (
     ListStages,
     ListVms,
     LoadCalls,
+    LoadRun,
     PromoteFiles,
     RemoveFiles,
     SelectTasks,
@@ -141,9 +142,9 @@ class BossStore:
         """Continue to lead, in an epoch above `epoch`."""
         return self._reach().lead_above(epoch, now)
 
-    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        """Load a whole run."""
-        return self._reach().load_run(name, ids)
+    def load_runs(self, wanted: Sequence[LoadRun]) -> list[tuple[RunImage | None, PushAnswered | None]]:
+        """See `StorePort.load_runs`."""
+        return self._reach().load_runs(wanted)
 
     def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
         """See `StorePort.needed_values`."""
@@ -152,10 +153,6 @@ class BossStore:
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
         """See `StorePort.load_calls`."""
         return self._reach().load_calls(wanted)
-
-    def load_push(self, push_id: str) -> PushAnswered | None:
-        """Load the answer to a push."""
-        return self._reach().load_push(push_id)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """Resolve a user's selection of tasks."""

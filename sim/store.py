@@ -15,7 +15,7 @@ from msgspec.json import decode
 from msgspec.structs import replace
 
 from boss.core.clients.calls import call_ended
-from boss.core.model.effects import LoadCalls, Reads, SelectTasks
+from boss.core.model.effects import LoadCalls, LoadRun, Reads, SelectTasks
 from boss.core.model.history import next_epoch
 from boss.core.model.rows import (
     ArrayRow,
@@ -383,9 +383,19 @@ class Store:
                 counts.setdefault(array.run_no, Counter())[array.pending_state] += array.pending_count
         return {run_no: dict(states) for run_no, states in counts.items()}
 
-    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        """Load a whole run, or only its tasks `ids`; None if there is no run of that name. Raises `Deposed`."""
+    def load_runs(self, wanted: Sequence[LoadRun]) -> list[tuple[RunImage | None, PushAnswered | None]]:
+        """Return, for the first ones, the run and the result of the push. Raises `Deposed`."""
         self._require_leading()
+        found: list[tuple[RunImage | None, PushAnswered | None]] = []
+        for item in wanted:
+            answered = self.tables.pushes.get(item.push_id)
+            image = self._run_image(item.name, item.ids) if answered is None else None
+            found.append((image, None if answered is None else copy(answered)))
+            if image is not None:
+                break
+        return found
+
+    def _run_image(self, name: str, ids: Sequence[str] | None) -> RunImage | None:
         run = next((run for run in self.runs.values() if run.name == name), None)
         if run is None or ids is None:
             return None if run is None else self._image(run.run_no)
@@ -424,12 +434,6 @@ class Store:
                 row.elements = replace(array, entries=array.entries if keeps else (), each=self._each(array))
         join_elements({row.task_no: row for row in tasks})
         return RunImage(copy(self.runs[run_no]), tasks)
-
-    def load_push(self, push_id: str) -> PushAnswered | None:
-        """Return the answer to a push; None if it was never committed. Raises `Deposed`."""
-        self._require_leading()
-        found = self.tables.pushes.get(push_id)
-        return None if found is None else copy(found)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """Return the runs of a selection, the selected tasks, and an error message if none was found.

@@ -39,6 +39,11 @@ LEAD_ABOVE_EVERY_S = 10.0
 DATABASE_BACKOFF = Backoff(0.1, 5.0)
 """Delay between queries while the database does not answer."""
 
+READS_TOGETHER = 64
+"""Maximum runs that one query looks for."""
+APART_S = 60.0
+"""For this long after a refused batch, each push is decided alone."""
+
 NEEDS_VALUES = b'"needs":['
 """Occurs in the stored definition of a call that needs values of others; in other definitions it causes a useless
 lookup."""
@@ -68,14 +73,11 @@ class StorePort(Protocol):
     def lead_above(self, epoch: int, now: float) -> int:
         """Continue to lead, in an epoch above this one. Returns it. Raises `Deposed`."""
 
-    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        """A run: whole, or only its tasks `ids`. Raises `Deposed`."""
+    def load_runs(self, wanted: Sequence[LoadRun]) -> list[tuple[RunImage | None, PushAnswered | None]]:
+        """For the first ones, at least one: the run, and the result of the push. Raises `Deposed`."""
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
         """The state of calls, in order, and whether there are more. Raises `Deposed`."""
-
-    def load_push(self, push_id: str) -> PushAnswered | None:
-        """The result of a push; None if it was never committed. Raises `Deposed`."""
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """Resolve a selection. Raises `Deposed`."""
@@ -160,6 +162,7 @@ class Driver:
         self._learned: list[Event] = []
         """Events that the driver produced while it carried out the last decision: the core receives them first."""
         self._renewed_at = clock()
+        self._refused_at = -APART_S
         self._led_above_at = -LEAD_ABOVE_EVERY_S
 
     # --- turns --------------------------------------------------------------------------------------
@@ -188,14 +191,15 @@ class Driver:
                 if isinstance(read, LeadAbove):
                     yield from self._lead_above(read.epoch)
                 else:
-                    answer = yield from self._ask(partial(self._answer, read))
+                    answers = yield from self._ask(partial(self._answer, self._with_alike(read)))
                     # This turn may have waited long for the database: heartbeats that arrived meanwhile are handled
-                    # before the alarms of this decision give their workers up. The answer goes first: it shows the
+                    # before the alarms of this decision give their workers up. The answers go first: they show the
                     # tables as the core left them.
-                    yield from self._carry_out(self._decide([answer, *self._waiting()]))
+                    yield from self._carry_out(self._decide([*answers, *self._waiting()]))
         except CommitRefused as error:
             kinds = dict(Counter(type(event).__name__ for event in self._events))
             self._report(logging.ERROR, f"the database refuses a batch of {kinds}, which is left out: {error}")
+            self._refused_at = self._clock()
             yield from self.begin()
         self._renew()
 
@@ -285,15 +289,33 @@ class Driver:
         )
         yield from self.begin()
 
-    def _answer(self, read: LoadRun | SelectTasks | LoadCalls) -> Event:
+    def _with_alike(self, read: LoadRun | SelectTasks | LoadCalls) -> Sequence[LoadRun | SelectTasks | LoadCalls]:
+        """The read, and those of other runs that follow it: many small pushes become one query and one commit. Not soon
+        after a refused batch: its pushes come again, and the good ones must not be refused with the bad one."""
+        reads = [read]
+        if isinstance(read, LoadRun) and self._clock() >= self._refused_at + APART_S:
+            names = {read.name}
+            while self._reads and len(reads) < READS_TOGETHER:
+                other = self._reads[0]
+                if not isinstance(other, LoadRun) or other.name in names:
+                    break
+                names.add(other.name)
+                reads.append(other)
+                self._reads.popleft()
+        return reads
+
+    def _answer(self, reads: Sequence[LoadRun | SelectTasks | LoadCalls]) -> list[Event]:
+        read = reads[0]
         if isinstance(read, LoadCalls):
             calls, more = self._store.load_calls(read)
-            return CallsLoaded(read.token, tuple(calls), more)
-        if isinstance(read, LoadRun):
-            answered = self._store.load_push(read.push_id) if read.push_id else None
-            return RunLoaded(read.token, self._store.load_run(read.name, read.ids), answered)
-        images, task_nos, problem = self._store.select(read)
-        return TasksSelected(read.token, tuple(images), frozenset(task_nos), problem)
+            return [CallsLoaded(read.token, tuple(calls), more)]
+        if isinstance(read, SelectTasks):
+            images, task_nos, problem = self._store.select(read)
+            return [TasksSelected(read.token, tuple(images), frozenset(task_nos), problem)]
+        wanted = [item for item in reads if isinstance(item, LoadRun)]
+        found = self._store.load_runs(wanted)
+        self._reads.extendleft(reversed(wanted[len(found) :]))
+        return [RunLoaded(item.token, image, answered) for item, (image, answered) in zip(wanted, found)]
 
     # --- the database -------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
-from boss.core.model.effects import LoadCalls, Reads, SelectTasks
+from boss.core.model.effects import LoadCalls, LoadRun, Reads, SelectTasks
 from boss.core.model.rows import (
     ArrayRow,
     AttemptRow,
@@ -32,7 +32,7 @@ from boss.core.tasks.arrays import join_elements
 from boss.core.tasks.manifests import declared_results
 from boss.store.reaching import parts_of
 from boss.store.selecting import Found, FoundArray, choose
-from boss.store.statements import in_list
+from boss.store.statements import Statements, in_list, read
 from ecloud.db import schema
 from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.ranges import Indices, Ranges
@@ -57,6 +57,8 @@ from ecloud.model.worker_states import ON_DUTY, WorkerState
 IDS_COMPARED = 20_000
 """Maximum ids that are searched for a near miss."""
 IDS_A_QUERY = 500
+IDS_TOGETHER, LONG_ID = 2_000, 100
+"""At most this many ids of at most this many characters are in the query of `read_heads`."""
 _Item = TypeVar("_Item")
 TASKS_A_LIST = 2_000
 """Tasks whose dependencies one query reads."""
@@ -179,6 +181,57 @@ def _init_attempts(connection: Connection, going_on: sa.Select[Any]) -> list[Att
         part = attempts.c.task_no.in_(some)
         found += _attempts(connection, sa.and_(part, attempts.c.state == AttemptState.ENDED.value, told))
     return found
+
+
+class Heads(msgspec.Struct):
+    """What one query tells of several runs and pushes: the leader's epoch, the runs that exist by name, the results of
+    pushes by id, and which of the requested tasks exist, as (name of the run, id)."""
+
+    epoch: int = 0
+    runs: dict[str, RunRow] = {}
+    answered: dict[str, PushAnswered] = {}
+    tasks: set[tuple[str, str]] = set()
+
+
+def read_heads(engine: Engine, sql: Statements, wanted: Sequence[LoadRun]) -> Heads:
+    """Ask for all in one round trip. Plain SQL: compiling this query would cost more than it does. Raises
+    `StoreAway`."""
+    parts = ["SELECT 0, epoch, '', '', '', 0.0, 0.0 FROM leader WHERE id = 1"]
+    values = [item.name for item in wanted]
+    names = _marks(values)
+    parts.append(f"SELECT 1, run_no, name, held, '', created_at, ended_at FROM runs WHERE name IN ({names})")
+    if push_ids := [item.push_id for item in wanted if item.push_id]:
+        columns = "2, run_no, push_id, states, decisions, 0.0, 0.0"
+        parts.append(f"SELECT {columns} FROM pushes WHERE push_id IN ({_marks(push_ids)})")
+        values += push_ids
+    found = Heads()
+    room = IDS_TOGETHER
+    for number, item in enumerate(wanted):
+        room -= len(item.ids or ())
+        if item.ids and (room < 0 or max(map(len, item.ids)) > LONG_ID):
+            found.tasks.update((item.name, id) for id in item.ids)  # as if they existed: they are read in parts
+        elif item.ids:
+            run_no = "(SELECT run_no FROM runs WHERE name = ?)"
+            columns = f"3, {number}, id, '', '', 0.0, 0.0"
+            parts.append(f"SELECT {columns} FROM tasks WHERE run_no = {run_no} AND id IN ({_marks(item.ids)})")
+            values += [item.name, *item.ids]
+    for kind, number, name, first, second, begin, end in read(
+        engine, sql(" UNION ALL ".join(parts)), [sql.text(value) for value in values]
+    ):
+        if kind == 0:
+            found.epoch = int(number)
+        elif kind == 1:
+            found.runs[_text(name)] = RunRow(number, _text(name), begin, _text(first), end)
+        elif kind == 2:
+            states, decisions = msgspec.json.decode(first), msgspec.json.decode(second)
+            found.answered[_text(name)] = PushAnswered(_text(name), number, states, decisions)
+        else:
+            found.tasks.add((wanted[number].name, _text(name)))
+    return found
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def load_run(connection: Connection, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
@@ -372,13 +425,6 @@ def _element_ends(connection: Connection, array_no: int) -> tuple[str, str]:
         position = task_no - array.first_no
         (good if state == TaskState.SUCCEEDED.value else bad).append((position, position))
     return str(Ranges(good)), str(Ranges(bad))
-
-
-def push_answered(row: Any) -> PushAnswered:
-    """A committed push. Texts may be as the driver returns them."""
-    return PushAnswered(
-        _text(row.push_id), row.run_no, msgspec.json.decode(row.states), msgspec.json.decode(row.decisions)
-    )
 
 
 def select(connection: Connection, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:

@@ -119,18 +119,80 @@ def _quoted(columns: Sequence[str]) -> list[str]:
     return [f"`{column}`" if column in _RESERVED else column for column in columns]
 
 
-def write_many(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Write all rows in one statement, or a few if they are many or long."""
-    if not rows:
-        return
-    if connection.dialect.name == "sqlite" or " VALUES (" not in statement:
-        connection.exec_driver_sql(statement, list(rows))
-    else:
-        _write_as_text(connection, statement, rows)
+class StatementQueue:
+    """The writing statements of one transaction. MySQL and MariaDB get them together, at most `BYTES_A_STATEMENT` in a
+    packet: a round trip costs more than most statements. SQLite executes each immediately.
+
+    Methods raise the errors of SQLAlchemy; a statement's error may appear in a later call.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._cursor = None if connection.dialect.name == "sqlite" else connection.connection.cursor()
+        self._texts: list[str] = []
+        self._bytes = 0
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> None:
+        """Execute one statement, soon."""
+        if self._cursor is None:
+            self._connection.exec_driver_sql(statement, tuple(values))
+            return
+        text: str = self._cursor.mogrify(statement, values)
+        if self._texts and self._bytes + len(text) > BYTES_A_STATEMENT:
+            self.flush()
+        self._texts.append(text)
+        self._bytes += len(text)
+
+    def write_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Write all rows in one statement, or a few if they are many or long."""
+        if not rows:
+            return
+        if self._cursor is None:
+            self._connection.exec_driver_sql(statement, list(rows))
+        elif " VALUES (" in statement:
+            for text in _as_text(statement, rows):
+                self.execute(text)
+        else:
+            for row in rows:
+                self.execute(statement, row)
+
+    def delete_rows(self, table: str, column: str, numbers: Sequence[int]) -> None:
+        """Delete by numbers, in bounded statements. Numbers are written as text: thousands of placeholders cost
+        more."""
+        for start in range(0, len(numbers), DELETES_A_STATEMENT):
+            part = in_list(numbers[start : start + DELETES_A_STATEMENT])
+            self.execute(f"DELETE FROM {table} WHERE {column} IN ({part})")
+
+    def query(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows of a query, after the statements so far."""
+        self.flush()
+        return list(self._connection.exec_driver_sql(statement, tuple(values)))
+
+    def commit(self) -> None:
+        """Commit together with what is left. (The connection then has no transaction to commit; see `make_engine`.)"""
+        if self._cursor is not None:
+            self._texts.append("COMMIT")
+            self.flush()
+
+    def flush(self) -> None:
+        """Execute what is left."""
+        if self._cursor is None or not self._texts:
+            return
+        text, self._texts, self._bytes = ";".join(self._texts), [], 0
+        dbapi = self._connection.dialect.dbapi
+        assert dbapi is not None
+        try:
+            self._cursor.execute(text)
+            while self._cursor.nextset():
+                pass
+        except dbapi.Error as error:
+            if self._connection.dialect.is_disconnect(error, None, None):
+                self._connection.invalidate(error)
+            raise sa.exc.DBAPIError.instance(text[:200], None, error, dbapi.Error) from error
 
 
-def _write_as_text(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Write values as text: a placeholder costs PyMySQL more than the value itself."""
+def _as_text(statement: str, rows: Sequence[tuple[Any, ...]]) -> Iterator[str]:
+    """Statements with values as text: a placeholder costs PyMySQL more than the value itself."""
     head, _, tail = statement.partition(" VALUES (")
     tail = tail[tail.index(")") + 1 :]
     texts: list[str] = []
@@ -138,11 +200,11 @@ def _write_as_text(connection: Connection, statement: str, rows: Sequence[tuple[
     for row in rows:
         text = ",".join([_LITERALS[type(value)](value) for value in row])
         if texts and (len(texts) >= ROWS_A_STATEMENT or size + len(text) > 2 * BYTES_A_STATEMENT):
-            connection.exec_driver_sql(f"{head} VALUES ({'),('.join(texts)}){tail}")
+            yield f"{head} VALUES ({'),('.join(texts)}){tail}"
             texts, size = [], 0
         texts.append(text)
         size += len(text)
-    connection.exec_driver_sql(f"{head} VALUES ({'),('.join(texts)}){tail}")
+    yield f"{head} VALUES ({'),('.join(texts)}){tail}"
 
 
 def _of_float(value: float) -> str:
@@ -183,13 +245,6 @@ _LITERALS: dict[type, Callable[[Any], str]] = {
 """How to write a value in a statement for MySQL or MariaDB, by its type."""
 
 
-def delete_rows(connection: Connection, table: str, column: str, numbers: Sequence[int]) -> None:
-    """Delete by numbers, in bounded statements. Numbers are written as text: thousands of placeholders cost more."""
-    for start in range(0, len(numbers), DELETES_A_STATEMENT):
-        part = in_list(numbers[start : start + DELETES_A_STATEMENT])
-        connection.exec_driver_sql(f"DELETE FROM {table} WHERE {column} IN ({part})")
-
-
 def in_list(numbers: Sequence[int]) -> str:
     """Whole numbers separated by commas."""
     return ",".join(map(str, map(int, numbers)))
@@ -211,6 +266,13 @@ def transaction(engine: Engine, writes: bool = True) -> Iterator[Connection]:
         raise StoreAway(sentence) from error
     except (OverflowError, UnicodeError) as error:  # the driver cannot send a value
         raise CommitRefused(f"{where(engine.url)} cannot take a value: {error}") from error
+
+
+def read(engine: Engine, query: str, values: Sequence[Any] = ()) -> list[Any]:
+    """The rows of one query, which is a transaction of its own. Errors as of `transaction`."""
+    with transaction(engine, writes=False) as connection:
+        end = "" if engine.dialect.name == "sqlite" else ";COMMIT"  # in the same packet
+        return list(connection.exec_driver_sql(query + end, tuple(values)))
 
 
 _TOO_LARGE = frozenset({1153, 1301})

@@ -11,13 +11,23 @@ import secrets
 import time
 from collections.abc import Sequence
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from boss.core.model.effects import LoadCalls, SelectTasks
+from boss.core.model.effects import LoadCalls, LoadRun, SelectTasks
 from boss.core.model.history import EPOCH_CHANCES, next_epoch
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.store import loading
-from boss.store.statements import ROWS_A_STATEMENT, CommitRefused, Statements, StoreAway, in_list, transaction
+from boss.store.statements import (
+    ROWS_A_STATEMENT,
+    CommitRefused,
+    StatementQueue,
+    Statements,
+    StoreAway,
+    in_list,
+    read,
+    transaction,
+)
 from boss.store.writing import NextNumbers, Writing
 from datastore.problem import PartAway
 from ecloud.model.wire import CallEnded, CallValue
@@ -134,8 +144,8 @@ class Store:
 
     def leads(self) -> bool:
         """Whether this boss still leads. From any thread. Raises `StoreAway`."""
-        with transaction(self.engine, writes=False) as connection:
-            return bool(connection.exec_driver_sql("SELECT epoch FROM leader WHERE id = 1").scalar() == self._epoch)
+        [row] = read(self.engine, "SELECT epoch FROM leader WHERE id = 1")
+        return bool(row[0] == self._epoch)
 
     def resign(self) -> None:
         """Give up leadership, so that the next boss need not wait. Raises `StoreAway`."""
@@ -161,13 +171,19 @@ class Store:
         numbers = None
         self._forget_fresh(writes)
         with transaction(self.engine) as connection:
-            if self._take_turn(connection, batch, now):
-                numbers = Writing(connection, self._sql, self._archive, known).all(writes, now)
+            queue = StatementQueue(connection)
+            try:
+                self._take_turn(queue, batch, now)
+                numbers = Writing(queue, self._sql, self._archive, known).all(writes, now)
                 took_s = time.monotonic() - began
                 if took_s > LONG_COMMIT_S:
                     # A standby sees the row when this ends: it must not count the duration of this commit as silence.
-                    update = f"UPDATE leader SET renewed_at = {self._sql.clock(now + took_s)} WHERE id = 1"
-                    connection.exec_driver_sql(self._sql(update))
+                    queue.execute(f"UPDATE leader SET renewed_at = {self._sql.clock(now + took_s)} WHERE id = 1")
+                queue.commit()
+            except sa.exc.IntegrityError:
+                connection.exec_driver_sql("ROLLBACK")
+                if not self._has_written(connection, batch):
+                    raise
         self._next = numbers
         self._keep_fresh(writes)
 
@@ -185,20 +201,22 @@ class Store:
                 self._fresh.clear()
             self._fresh.update((task.row.task_no, task.json) for task in writes.stored)
 
-    def _take_turn(self, connection: Connection, batch: int, now: float) -> bool:
-        """Lock the leader's row and count the batch. Returns False if this batch is in the tables already."""
-        update = (
-            f"UPDATE leader SET batch = ?, renewed_at = {self._sql.clock(now)} WHERE id = 1 AND epoch = ? AND batch = ?"
-        )
-        if connection.exec_driver_sql(self._sql(update), (batch, self._epoch, batch - 1)).rowcount == 1:
-            return True
-        query = f"SELECT epoch, batch FROM leader WHERE id = 1{self._sql.for_update}"
-        epoch, present = connection.exec_driver_sql(query).one()
+    def _take_turn(self, queue: StatementQueue, batch: int, now: float) -> None:
+        """Lock the leader's row and count the batch. Unless this boss leads and the batch follows the last one, it
+        fails, since the column is never NULL, and the server skips the rest."""
+        mine = f"epoch = {self._epoch:d} AND batch = {batch - 1:d}"
+        counted = f"batch = CASE WHEN {mine} THEN {batch:d} ELSE NULL END"
+        queue.execute(f"UPDATE leader SET {counted}, renewed_at = {self._sql.clock(now)} WHERE id = 1")
+
+    def _has_written(self, connection: Connection, batch: int) -> bool:
+        """Whether this batch is in the tables already. Raises `Deposed`, and `CommitRefused` if it does not follow the
+        last one."""
+        epoch, present = connection.exec_driver_sql("SELECT epoch, batch FROM leader WHERE id = 1").one()
         if epoch != self._epoch:
             raise self._deposed()
-        if present != batch:
+        if present not in (batch - 1, batch):
             raise CommitRefused(f"batch {batch} does not follow {present}")
-        return False
+        return bool(present == batch)
 
     def _require_leading(self, connection: Connection) -> None:
         """Raise `Deposed` if another boss leads: what it wrote would contradict what this one remembers."""
@@ -215,32 +233,31 @@ class Store:
         with transaction(self.engine, writes=False) as connection:
             return loading.load(connection, self._epoch)
 
-    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        """A run: whole, or only its tasks `ids`; None if no run has that name. Raises `StoreAway`, `Deposed`."""
-        with transaction(self.engine, writes=False) as connection:
-            query = "SELECT epoch, run_no FROM leader LEFT JOIN runs ON runs.name = ? WHERE leader.id = 1"
-            epoch, run_no = connection.exec_driver_sql(self._sql(query), (self._sql.text(name),)).one()
-            if epoch != self._epoch:
-                raise self._deposed()
-            return None if run_no is None else loading.load_run(connection, name, ids)
+    def load_runs(self, wanted: Sequence[LoadRun]) -> list[tuple[RunImage | None, PushAnswered | None]]:
+        """For the first ones, at least one: the run (None if no run has that name), and the result of the push (None if
+        it was never committed). At most one of them is an existing run. Raises `StoreAway`, `Deposed`."""
+        heads = loading.read_heads(self.engine, self._sql, wanted)
+        if heads.epoch != self._epoch:
+            raise self._deposed()
+        found: list[tuple[RunImage | None, PushAnswered | None]] = []
+        for item in wanted:
+            run, answered = heads.runs.get(item.name), heads.answered.get(item.push_id)
+            if run is None or answered is not None:
+                found.append((None, answered))
+            elif item.ids is not None and not any((item.name, id) in heads.tasks for id in item.ids):
+                found.append((RunImage(run, [], is_part=True), None))
+            else:
+                with transaction(self.engine, writes=False) as connection:
+                    self._require_leading(connection)
+                    found.append((loading.load_run(connection, item.name, item.ids), None))
+                break  # it may be large
+        return found
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
         """The state of calls of a run, and whether there are more. Raises `StoreAway`, `Deposed`."""
         with transaction(self.engine, writes=False) as connection:
             self._require_leading(connection)
             return loading.load_calls(connection, wanted)
-
-    def load_push(self, push_id: str) -> PushAnswered | None:
-        """The result of a push; None if it was never committed. Raises `StoreAway`, `Deposed`."""
-        query = (
-            "SELECT epoch, push_id, run_no, states, decisions FROM leader LEFT JOIN pushes ON push_id = ? "
-            "WHERE leader.id = 1"
-        )
-        with transaction(self.engine, writes=False) as connection:
-            row = connection.exec_driver_sql(self._sql(query), (self._sql.text(push_id),)).one()
-        if row.epoch != self._epoch:
-            raise self._deposed()
-        return None if row.push_id is None else loading.push_answered(row)
 
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """The runs that a selection touches, the selected tasks, and a sentence if none could be selected.

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy.engine import Connection
 
 from boss.core.model.rows import (
     ArrayRow,
@@ -28,7 +27,7 @@ from boss.core.model.rows import (
     WorkerRow,
     Writes,
 )
-from boss.store.statements import BYTES_A_STATEMENT, ROWS_A_STATEMENT, Statements, delete_rows, in_list, write_many
+from boss.store.statements import BYTES_A_STATEMENT, ROWS_A_STATEMENT, StatementQueue, Statements, in_list
 from ecloud.db import schema
 from ecloud.model.ranges import Indices
 from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Cause, Outcome
@@ -89,10 +88,10 @@ class Writing:
     """Writes one batch into the tables."""
 
     def __init__(
-        self, connection: Connection, sql: Statements, archive: bool, numbers: NextNumbers | None = None
+        self, queue: StatementQueue, sql: Statements, archive: bool, numbers: NextNumbers | None = None
     ) -> None:
         """`numbers`: the next numbers, if known."""
-        self._connection = connection
+        self._queue = queue
         self._sql = sql
         self._archive = archive
         self._numbers = numbers
@@ -103,8 +102,7 @@ class Writing:
         if writes.stored or writes.runs or writes.vms:
             self._numbered(writes, now)
         self._moves(writes, now)
-        write_many(
-            self._connection,
+        self._queue.write_many(
             self._sql("UPDATE tasks SET asks = ? WHERE task_no = ?"),
             [(self._sql.text(_json(asks)), task_no) for task_no, asks in writes.grown.items()],
         )
@@ -133,18 +131,18 @@ class Writing:
         )
         if after != (next_task_no, next_run_no, next_vm_no):
             update = "UPDATE leader SET next_task_no = ?, next_run_no = ?, next_vm_no = ? WHERE id = 1"
-            self._connection.exec_driver_sql(self._sql(update), after)
+            self._queue.execute(self._sql(update), after)
         self._numbers = after
 
     def _read_numbers(self) -> NextNumbers:
         query = "SELECT next_task_no, next_run_no, next_vm_no FROM leader WHERE id = 1"
-        row = self._connection.exec_driver_sql(query).one()
+        [row] = self._queue.query(query)
         return int(row[0]), int(row[1]), int(row[2])
 
     def _put(self, table: str, columns: tuple[str, ...], rows: Sequence[_Values], replaced: Sequence[int]) -> None:
         """Insert rows whose first column is their number; `replaced`: numbers of those that may exist already."""
-        delete_rows(self._connection, table, columns[0], replaced)
-        write_many(self._connection, self._sql.insert(table, columns), rows)
+        self._queue.delete_rows(table, columns[0], replaced)
+        self._queue.write_many(self._sql.insert(table, columns), rows)
 
     def _runs(self, runs: Collection[RunRow], next_no: int) -> None:
         text = self._sql.text
@@ -160,10 +158,10 @@ class Writing:
             rows.append(self._task_values(task, now))
             definitions.append((row.task_no, task.json))
             edges += [(row.task_no, on_task_no, met_by.value) for on_task_no, met_by in row.dependencies]
-        delete_rows(self._connection, "dependencies", "task_no", replaced)
+        self._queue.delete_rows("dependencies", "task_no", replaced)
         self._put("tasks", _TASK_COLUMNS, rows, replaced)
         self._write_long("definitions", ("task_no", "definition"), ("task_no",), definitions)
-        write_many(self._connection, self._sql.insert("dependencies", ("task_no", "on_task_no", "met_by")), edges)
+        self._queue.write_many(self._sql.insert("dependencies", ("task_no", "on_task_no", "met_by")), edges)
         self._stored_arrays([task.row.elements for task in stored if task.row.elements is not None], replaced)
 
     def _task_values(self, task: TaskStored, now: float) -> _Values:
@@ -178,7 +176,7 @@ class Writing:
 
     def _stored_arrays(self, arrays: Sequence[ArrayRow], replaced: Sequence[int]) -> None:
         for table in ("arrays", "array_entries"):
-            delete_rows(self._connection, table, "task_no", replaced)
+            self._queue.delete_rows(table, "task_no", replaced)
         if not arrays:
             return
         text = self._sql.text
@@ -199,7 +197,7 @@ class Writing:
         for row in writes.arrays.values():
             text = self._sql.text
             values = (text(row.pending), row.pending_count, row.pending_state, text(_json(row.states)), row.task_no)
-            self._connection.exec_driver_sql(self._sql(update), values)
+            self._queue.execute(self._sql(update), values)
 
     def _vms(self, vms: Iterable[VmRow]) -> None:
         text = self._sql.text
@@ -212,7 +210,7 @@ class Writing:
             )
             for row in vms
         ]  # fmt: skip
-        write_many(self._connection, self._sql.upsert("vms", _VM_COLUMNS, ("vm_no",)), rows)
+        self._queue.write_many(self._sql.upsert("vms", _VM_COLUMNS, ("vm_no",)), rows)
 
     def _spans(self, spans: Iterable[VmSpan]) -> None:
         update = self._sql(
@@ -225,7 +223,7 @@ class Writing:
             (cloud_id, span.started_at, span.ended_at, span.vm_no, cloud_id, nonce, nonce)
             for cloud_id, nonce, span in named
         ]
-        write_many(self._connection, update, rows)
+        self._queue.write_many(update, rows)
 
     def _pools(self, pools: Iterable[PoolRow]) -> None:
         rows = [
@@ -235,7 +233,7 @@ class Writing:
             )
             for row in pools
         ]  # fmt: skip
-        write_many(self._connection, self._sql.upsert("pools", _POOL_COLUMNS, ("pool",)), rows)
+        self._queue.write_many(self._sql.upsert("pools", _POOL_COLUMNS, ("pool",)), rows)
 
     def _boots(self, boots: Iterable[BootRow]) -> None:
         text = self._sql.text
@@ -246,7 +244,7 @@ class Writing:
             )
             for row in boots
         ]  # fmt: skip
-        write_many(self._connection, self._sql.upsert("boots", _BOOT_COLUMNS, ("vm_no",)), rows)
+        self._queue.write_many(self._sql.upsert("boots", _BOOT_COLUMNS, ("vm_no",)), rows)
 
     # --- changes of every batch --------------------------------------------------------------------
 
@@ -265,7 +263,7 @@ class Writing:
                 continue
             for start in range(0, len(numbers), ROWS_A_STATEMENT):
                 part = in_list(numbers[start : start + ROWS_A_STATEMENT])
-                self._connection.exec_driver_sql(self._sql(_MOVE + f"WHERE task_no IN ({part})"), (*values, now))
+                self._queue.execute(self._sql(_MOVE + f"WHERE task_no IN ({part})"), (*values, now))
         piece: list[tuple[int, _Values]] = []
         size = 0
         for unlike_move in unlike:
@@ -286,7 +284,7 @@ class Writing:
             values += [move[index] for _, move in moves]
         part = in_list([number for number, _ in moves])
         statement = f"UPDATE tasks SET {', '.join(cases)}, changed_at = ? WHERE task_no IN ({part})"
-        self._connection.exec_driver_sql(self._sql(statement), (*values, now))
+        self._queue.execute(self._sql(statement), (*values, now))
 
     def _attempts(self, attempts: Iterable[AttemptRow]) -> None:
         """Write attempts. Most have no outcome yet, or a short one: only the columns that they need are written."""
@@ -365,7 +363,7 @@ class Writing:
         if value_bytes is not None and longest > value_bytes:
             raise self._sql.too_long(f"a row of the table {table}", longest)
         if self._sql.sqlite or longest <= piece_bytes:
-            write_many(self._connection, statement, rows)
+            self._queue.write_many(statement, rows)
             return
         heads, tails, short = [], [], []
         for row in rows:
@@ -379,48 +377,48 @@ class Writing:
                 if isinstance(value, bytes)
                 for start in range(piece_bytes, len(value), piece_bytes)
             ]
-        write_many(self._connection, statement, short)
+        self._queue.write_many(statement, short)
         for head in heads:
-            write_many(self._connection, statement, [head])
+            self._queue.write_many(statement, [head])
         where = " AND ".join(f"{column} = ?" for column in key)
         for column, piece, numbers in tails:
             append = f"UPDATE {table} SET {column} = CONCAT({column}, ?) WHERE {where}"
-            self._connection.exec_driver_sql(self._sql(append), (piece, *numbers))
+            self._queue.execute(self._sql(append), (piece, *numbers))
 
     # --- occasional changes ------------------------------------------------------------------------
 
     def _small(self, writes: Writes, now: float) -> None:
-        text, connection = self._sql.text, self._connection
+        text, queue = self._sql.text, self._queue
         pushes = [
             (text(push.push_id), push.run_no, text(_json(push.states)), text(_json(push.decisions)), now)
             for push in writes.pushes
         ]
-        write_many(connection, self._sql.upsert("pushes", _PUSH_COLUMNS, ("push_id",)), pushes)
+        queue.write_many(self._sql.upsert("pushes", _PUSH_COLUMNS, ("push_id",)), pushes)
         kept = [(text(name), text(value)) for name, value in writes.context.items() if value is not None]
-        write_many(connection, self._sql.upsert("context", ("name", "value"), ("name",)), kept)
+        queue.write_many(self._sql.upsert("context", ("name", "value"), ("name",)), kept)
         gone = [(text(name),) for name, value in writes.context.items() if value is None]
-        write_many(connection, self._sql("DELETE FROM context WHERE name = ?"), gone)
+        queue.write_many(self._sql("DELETE FROM context WHERE name = ?"), gone)
         revoked = [(text(name[:MAX_NAME_CHARS]),) for name in sorted(writes.revoked_keys)]
-        write_many(connection, self._sql.insert_missing("revoked_keys", ("name",)), revoked)
+        queue.write_many(self._sql.insert_missing("revoked_keys", ("name",)), revoked)
         suspects = [
             (row.task_no, row.run_no, row.lost, int(row.failed), self._reason(row.reason), row.at)
             for row in writes.suspects.values()
             if row is not None
         ]
-        write_many(connection, self._sql.upsert("suspects", _SUSPECT_COLUMNS, ("task_no",)), suspects)
+        queue.write_many(self._sql.upsert("suspects", _SUSPECT_COLUMNS, ("task_no",)), suspects)
         cleared = [task_no for task_no, row in writes.suspects.items() if row is None]
-        delete_rows(connection, "suspects", "task_no", cleared)
+        queue.delete_rows("suspects", "task_no", cleared)
         for start in range(0, len(writes.dropped_workers), ROWS_A_STATEMENT):
             part = [text(name) for name in writes.dropped_workers[start : start + ROWS_A_STATEMENT]]
             marks = ", ".join("?" * len(part))
-            connection.exec_driver_sql(self._sql(f"DELETE FROM workers WHERE worker IN ({marks})"), tuple(part))
+            queue.execute(self._sql(f"DELETE FROM workers WHERE worker IN ({marks})"), tuple(part))
         if writes.gone_before:
             self._forget_machines(writes.gone_before)
         if writes.answered_before:
             statement = (
                 "DELETE FROM pushes WHERE COALESCE(answered_at, 0) < ? AND run_no NOT IN (SELECT run_no FROM runs)"
             )
-            connection.exec_driver_sql(self._sql(statement), (writes.answered_before,))
+            queue.execute(self._sql(statement), (writes.answered_before,))
 
     def _forget_machines(self, gone_before: float) -> None:
         over = "SELECT vm_no FROM vms WHERE state = 'gone' AND since < ?"
@@ -429,7 +427,7 @@ class Writing:
             "DELETE FROM vms WHERE state = 'gone' AND since < ?",
             "DELETE FROM workers WHERE state IN ('gone', 'lost') AND since < ?",
         ):
-            self._connection.exec_driver_sql(self._sql(statement), (gone_before,))
+            self._queue.execute(self._sql(statement), (gone_before,))
 
     def _drop(self, writes: Writes) -> None:
         self._drop_tasks(writes.dropped_tasks)
@@ -437,26 +435,26 @@ class Writing:
             if self._archive:
                 self._archive_run(run_no)
             query = self._sql("SELECT task_no FROM tasks WHERE run_no = ?")
-            self._drop_tasks([row[0] for row in self._connection.exec_driver_sql(query, (run_no,))])
-        delete_rows(self._connection, "runs", "run_no", writes.dropped_runs)
+            self._drop_tasks([row[0] for row in self._queue.query(query, (run_no,))])
+        self._queue.delete_rows("runs", "run_no", writes.dropped_runs)
 
     def _drop_tasks(self, numbers: Sequence[int]) -> None:
         for table in ("tasks", "definitions", "dependencies", "attempts", "arrays", "array_entries"):
-            delete_rows(self._connection, table, "task_no", numbers)
-        delete_rows(self._connection, "dependencies", "on_task_no", numbers)
+            self._queue.delete_rows(table, "task_no", numbers)
+        self._queue.delete_rows("dependencies", "on_task_no", numbers)
 
     def _archive_run(self, run_no: int) -> None:
         query = self._sql("SELECT name, created_at, ended_at FROM runs WHERE run_no = ?")
-        run = self._connection.exec_driver_sql(query, (run_no,)).first()
+        runs = self._queue.query(query, (run_no,))
         query = self._sql("SELECT state, COUNT(*) FROM tasks WHERE run_no = ? AND init = 0 GROUP BY state")
-        states = {row[0]: row[1] for row in self._connection.exec_driver_sql(query, (run_no,))}
+        states = {row[0]: row[1] for row in self._queue.query(query, (run_no,))}
         query = self._sql("SELECT pending_state, pending_count FROM arrays WHERE run_no = ? AND pending_count > 0")
-        for row in self._connection.exec_driver_sql(query, (run_no,)):
+        for row in self._queue.query(query, (run_no,)):
             states[row[0]] = states.get(row[0], 0) + int(row[1])
-        if run is not None and states:
+        for run in runs if states else ():
             values = [(run_no, run.name, run.created_at, run.ended_at, self._sql.text(_json(states)))]
             statement = self._sql.upsert("archived_runs", _ARCHIVE_COLUMNS, ("run_no",))
-            write_many(self._connection, statement, values)
+            self._queue.write_many(statement, values)
 
 
 def _is_short(outcome: Outcome) -> bool:

@@ -5,6 +5,7 @@ Owns no tables (`ecloud.db.schema`) and no migrations (`migrate` runs those of m
 
 from __future__ import annotations
 
+import functools
 import math
 import sqlite3
 import time
@@ -67,18 +68,42 @@ def make_engine(url: URL | str, answer_s: float = ANSWER_S) -> Engine:
         sa.event.listen(engine, "connect", _set_pragmas)
         sa.event.listen(engine, "begin", _begin_sqlite)
         return engine
+    from pymysql.constants.CLIENT import FOUND_ROWS, MULTI_STATEMENTS  # here: an installation for SQLite lacks it
+
     arguments = {
         "connect_timeout": CONNECT_S,
         "read_timeout": answer_s,
         "write_timeout": answer_s,
         "charset": "utf8mb4",
         "init_command": _SESSION,
+        "client_flag": FOUND_ROWS | MULTI_STATEMENTS,
     }
     # No ROLLBACK when a connection is returned: its transaction has ended, and each statement is a round trip.
     engine = sa.create_engine(url, connect_args=arguments, pool_recycle=3600, pool_reset_on_return=None)
+    sa.event.listen(engine, "do_connect", _connect)
     sa.event.listen(engine, "checkin", _note_rest)
     sa.event.listen(engine, "checkout", _ping_after_rest)
     return engine
+
+
+def _connect(dialect: object, record: object, arguments: Any, options: Any) -> Any:
+    return _connection_class()(*arguments, **options)
+
+
+@functools.cache
+def _connection_class() -> Any:
+    from pymysql.connections import Connection
+    from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
+
+    class OpenOnly(Connection):
+        """Commits only if a transaction is open: statements that end with a COMMIT need no further round trip."""
+
+        def commit(self) -> None:
+            """End the transaction that the server's last answer shows as open."""
+            if getattr(self, "server_status", SERVER_STATUS_IN_TRANS) & SERVER_STATUS_IN_TRANS:
+                super().commit()
+
+    return OpenOnly
 
 
 def _note_rest(connection: Any, record: Any) -> None:

@@ -354,7 +354,8 @@ class SubmitTasks(msgspec.Struct, frozen=True, tag=True):
 
 
 class ChunkReceived(msgspec.Struct, frozen=True, tag=True):
-    """The boss holds chunk `k` (not yet stored: repeat all chunks after a new `Welcome`)."""
+    """The boss holds chunk `k` (not yet stored: repeat all chunks after a new `Welcome`). The result of a push answers
+    the chunk that completes it."""
 
     push_id: str
     k: Int64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,12 +11,13 @@ import sqlalchemy as sa
 
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig
-from boss.core.model.effects import LoadCalls, Reads, SelectTasks
+from boss.core.model.effects import LoadCalls, LoadRun, Reads, SelectTasks
 from boss.core.model.history import EPOCH_CHANCES
 from boss.core.model.rows import (
     AttemptRow,
     BootRow,
     PushAnswered,
+    RunImage,
     RunRow,
     TaskMoved,
     TaskRow,
@@ -91,9 +92,21 @@ def write(store: AnyStore, **fields: Any) -> None:
     store.commit(store.last_batch() + 1, Writes(**fields), NOW)
 
 
+def load_run(store: AnyStore, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
+    """One run, as a push needs it."""
+    [(image, _)] = store.load_runs([LoadRun(1, name, "", tuple(ids) if ids is not None else None)])
+    return image
+
+
+def load_push(store: AnyStore, push_id: str) -> PushAnswered | None:
+    """What a push came to."""
+    [(_, answered)] = store.load_runs([LoadRun(1, "?", push_id)])
+    return answered
+
+
 def image(store: AnyStore, run: str = "r") -> dict[str, TaskRow]:
     """The run's tasks by id."""
-    found = store.load_run(run)
+    found = load_run(store, run)
     assert found is not None
     return {row.id: row for row in found.tasks}
 
@@ -174,7 +187,7 @@ def test_a_deposed_boss_writes_nothing(new_store: Callable[[], AnyStore]) -> Non
     with pytest.raises(Deposed):
         first.renew(NOW)
     first.resign()
-    assert second.load_run("r") is None
+    assert load_run(second, "r") is None
     assert second.last_batch() == 0
     second.commit(1, Writes(runs={1: RunRow(1, "r", NOW)}), NOW)
 
@@ -300,11 +313,11 @@ def test_runs_pushes_context_and_keys_come_back(store: AnyStore) -> None:
     assert snapshot.context.pop("cluster_id") == snapshot.cluster_id
     assert snapshot.context == {"x": "3"}
     assert snapshot.revoked_keys == {"vm-1", "vm-2"}
-    found = store.load_run("r")
+    found = load_run(store, "r")
     assert found is not None
-    assert store.load_push("p1") == answered
-    assert store.load_push("P1") is None
-    assert store.load_run("R") is None
+    assert load_push(store, "p1") == answered
+    assert load_push(store, "P1") is None
+    assert load_run(store, "R") is None
 
 
 def test_a_row_written_again_is_replaced(store: AnyStore) -> None:
@@ -466,27 +479,27 @@ def test_a_dropped_run_is_gone_and_its_name_is_free(store: AnyStore) -> None:
     push(store, *tasks, pushes=[PushAnswered("p", 1, {}, {})])
     push(store, stored(30, "x", run_no=2), run=RunRow(2, "kept", NOW))
     write(store, dropped_runs=[1], dropped_tasks=[1, 2], attempts={(3, 1): ended(3, 1)})
-    assert store.load_run("r") is None
+    assert load_run(store, "r") is None
     snapshot = store.load()
     assert [run.name for run in snapshot.runs] == ["kept"]
     assert snapshot.states == {2: {"ready": 1}}
     assert (snapshot.next_run_no, snapshot.next_task_no) == (3, 31)
     assert store.definitions([3]) == {}
     push(store, stored(31, "1", run_no=3), run=RunRow(3, "r", NOW))
-    found = store.load_run("r")
+    found = load_run(store, "r")
     assert found is not None
-    assert store.load_push("p") == PushAnswered("p", 1, {}, {}), "else it would be taken again when it is repeated"
+    assert load_push(store, "p") == PushAnswered("p", 1, {}, {}), "else it would be taken again when it is repeated"
 
 
 def test_a_push_is_forgotten_when_its_run_was_dropped_and_it_is_old(store: AnyStore) -> None:
     push(store, stored(1, "a"), pushes=[PushAnswered("p", 1, {}, {})])
     write(store, answered_before=NOW + 1000)
-    assert store.load_push("p") is not None, "its run is there"
+    assert load_push(store, "p") is not None, "its run is there"
     write(store, dropped_runs=[1])
     write(store, answered_before=NOW - 1000)
-    assert store.load_push("p") is not None, "it is young"
+    assert load_push(store, "p") is not None, "it is young"
     write(store, answered_before=NOW + 1000)
-    assert store.load_push("p") is None
+    assert load_push(store, "p") is None
 
 
 def test_a_name_in_use_is_refused_and_nobody_elses_row_is_touched(store: AnyStore) -> None:
@@ -629,7 +642,7 @@ def test_an_empty_store_gives_a_boss_nothing(store: AnyStore) -> None:
     snapshot = store.load()
     assert (snapshot.next_task_no, snapshot.next_run_no, snapshot.next_vm_no) == (1, 1, 1)
     assert snapshot.runs == snapshot.tasks == snapshot.attempts == snapshot.workers == snapshot.vms == []
-    assert store.load_run("r") is None
+    assert load_run(store, "r") is None
 
 
 # --- what people mean ---------------------------------------------------------------------------
@@ -795,8 +808,8 @@ def test_calls_are_looked_up_with_their_values_or_listed_page_by_page(store: Any
 
 def test_of_a_run_those_tasks_are_loaded_that_are_named(store: AnyStore) -> None:
     push(store, stored(1, "a"), stored(2, "b", after={1: Condition.SUCCESS}), stored(3, "c"))
-    found = store.load_run("r", ["b", "ä", "c"])
+    found = load_run(store, "r", ["b", "ä", "c"])
     assert found is not None
     assert found.is_part
     assert [(row.id, row.dependencies) for row in found.tasks] == [("b", ((1, Condition.SUCCESS),)), ("c", ())]
-    assert store.load_run("none", ["b"]) is None
+    assert load_run(store, "none", ["b"]) is None

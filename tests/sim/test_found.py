@@ -6,7 +6,7 @@ import pytest
 from boss_script import BossScript, Peer, task
 from worker_script import WorkerScript
 
-from boss.core.model.effects import PromoteFiles, SelectTasks
+from boss.core.model.effects import LoadRun, PromoteFiles, SelectTasks
 from boss.core.model.events import DatastoreFailed, FilesPromoted
 from boss.store.store import Deposed
 from ecloud.model import wire
@@ -130,7 +130,7 @@ def test_a_boss_that_was_deposed_reads_no_more() -> None:
     store.lead("old", 0.0)
     Store(store.tables).lead("new", 0.0, replace=True)
     with pytest.raises(Deposed):
-        store.load_run("r")
+        store.load_runs([LoadRun(1, "r")])
     with pytest.raises(Deposed):
         store.select(SelectTasks(1, run="r"))
 

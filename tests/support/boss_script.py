@@ -18,7 +18,7 @@ import msgspec
 
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig, PoolConfig
-from boss.core.model.effects import Call, Effects, ListVms, Send
+from boss.core.model.effects import Call, Effects, ListVms, LoadRun, Send
 from boss.core.model.events import Event, MessageArrived
 from boss.core.model.rows import Snapshot
 from boss.core.tasks.outcome_acks import ANSWER_S
@@ -182,9 +182,8 @@ class BossScript:
         push_id = f"push-{self.store.last_batch()}-{len(self.names)}-{self.now}"
         options_ = wire.PushOptions(run=run, **options)
         self.hear(client, wire.SubmitTasks(push_id, 0, 1, options_, tasks))
-        self.take(client, wire.ChunkReceived)
         answer = self.take(client, wire.RunAccepted)
-        image = self.store.load_run(run)
+        [(image, _)] = self.store.load_runs([LoadRun(1, run)])
         assert image is not None
         self.names.update({row.id: row.task_no for row in image.tasks})
         return answer

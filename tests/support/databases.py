@@ -10,14 +10,16 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from boss.store.statements import StatementQueue
 from ecloud.db.database import make_engine, migrate
 
 START_S = 60.0
@@ -129,6 +131,29 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def statements(engine: Engine) -> Iterator[list[str]]:
+    """The beginnings of all statements meanwhile: of the engine, and those that the store sends together."""
+    asked: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *others: object) -> None:
+        asked.append(statement[:80])
+
+    def execute(queue: StatementQueue, statement: str, values: Sequence[Any] = ()) -> None:
+        if engine.dialect.name != "sqlite":  # else the engine notes it
+            asked.append(statement[:80])
+        true_execute(queue, statement, values)
+
+    true_execute = StatementQueue.execute
+    StatementQueue.execute = execute  # type: ignore[method-assign]  # for this long
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+        StatementQueue.execute = true_execute  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")

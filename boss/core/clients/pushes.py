@@ -123,9 +123,10 @@ class Pushes:
             push.chunks[chunk.k] = chunk.tasks
             push.size += size
             push.count += len(chunk.tasks)
-        self._outbox.say(client, ChunkReceived(chunk.push_id, chunk.k))
         if push.stage == "collecting" and len(push.chunks) == push.n:
-            self._begin(push)
+            self._begin(push)  # its result follows soon
+        else:
+            self._outbox.say(client, ChunkReceived(chunk.push_id, chunk.k))
 
     @property
     def _open_bytes(self) -> int:

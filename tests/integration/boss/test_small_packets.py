@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from databases import MariaDb
+from databases import MariaDb, statements
 from sqlalchemy.engine import Engine
 
 from boss.core.model.rows import AttemptRow, RunRow, TaskMoved, TaskStored, Writes
@@ -53,11 +52,10 @@ def test_what_fits_into_a_value_is_stored_also_where_escaping_doubles_it(store: 
 
 
 def test_a_long_value_costs_the_other_rows_no_statements(store: Store, engine: Engine) -> None:
-    statements: list[str] = []
-    sa.event.listen(engine, "before_cursor_execute", lambda c, cursor, sql, *rest: statements.append(sql))
     stored = [task(1, 500_000), *(task(number, 10) for number in range(2, 202))]
-    write(store, runs={1: RunRow(1, "r", NOW)}, stored=stored)
-    into_definitions = [sql for sql in statements if "INTO definitions" in sql]
+    with statements(engine) as asked:
+        write(store, runs={1: RunRow(1, "r", NOW)}, stored=stored)
+    into_definitions = [sql for sql in asked if "INTO definitions" in sql]
     assert len(into_definitions) == 2, "one for the 200 short ones, one for the beginning of the long one"
     assert len(store.definitions(range(1, 202))) == 201
 

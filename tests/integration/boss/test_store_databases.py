@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
 import sqlalchemy as sa
+from databases import statements
+from pymysql.connections import Connection
 from sqlalchemy.engine import Engine
 
-from boss.core.model.rows import AttemptRow, RunRow, TaskMoved, WorkerRow, Writes
+from boss.core.model.rows import AttemptRow, PushAnswered, RunRow, TaskMoved, WorkerRow, Writes
 from boss.core.tasks.merging import new_task
-from boss.store.statements import transaction
+from boss.store.statements import StatementQueue, transaction
 from boss.store.store import CommitRefused, Store, StoreAway
 from ecloud.db import schema
 from ecloud.db.database import make_engine
@@ -96,6 +98,78 @@ def test_a_value_that_no_driver_can_send_is_refused_and_the_store_goes_on(store:
         write(store, tasks={1: TaskMoved(TaskState.READY, attempts=2**70)})
     assert store.last_batch() == 1
     write(store, tasks={1: TaskMoved(TaskState.READY, attempts=2)})
+
+
+def packets(store: Store, **fields: Any) -> int:
+    """The packets in which the driver sends one batch, COMMIT included."""
+    sent: list[str] = []
+    batch = store.last_batch() + 1
+    true_execute = Connection._execute_command
+
+    def execute(connection: Connection, command: int, sql: str | bytes) -> None:
+        sent.append(str(sql)[:60])
+        true_execute(connection, command, sql)
+
+    Connection._execute_command = execute
+    try:
+        store.commit(batch, Writes(**fields), NOW)
+    finally:
+        Connection._execute_command = true_execute
+    return len(sent)
+
+
+def test_a_batch_takes_one_round_trip_to_a_server_and_a_large_one_a_few_more(mariadb_engine: Engine) -> None:
+    store = Store(mariadb_engine)
+    store.lead("one:1", NOW)
+    run, push = {1: RunRow(1, "r", NOW)}, [PushAnswered("p", 1, {}, {})]
+    stored = [new_task(TaskDefinition("a", ("true",)), 1, 1, keep_dir=False)]
+    given = {(1, 1): AttemptRow(1, 1, 1, "w", AttemptState.ASSIGNED, NOW)}
+    write(store, runs={9: RunRow(9, "other", NOW)})  # reads the next numbers
+    assert packets(store, runs=run, stored=stored, pushes=push, attempts=given) == 1
+    assert [row.id for row in store.load().tasks] == ["a"]
+    many = [new_task(TaskDefinition(str(no), ("x" * 4_000,)), no, 1, keep_dir=False) for no in range(2, 302)]
+    assert 1 < packets(store, stored=many) < 12
+    assert len(store.definitions(range(302))) == 301
+
+
+def test_a_statement_refused_in_the_middle_of_a_packet_leaves_nothing_of_its_batch(mariadb_engine: Engine) -> None:
+    store = Store(mariadb_engine)
+    store.lead("one:1", NOW)
+    stored = [new_task(TaskDefinition("a", ("true",)), 1, 1, keep_dir=False)]
+    write(store, runs={1: RunRow(1, "r", NOW)}, stored=stored)
+    twice = [new_task(TaskDefinition("a", ("true",)), no, 1, keep_dir=False) for no in (2, 3)]  # one name
+    with pytest.raises(CommitRefused, match="Duplicate"):
+        write(store, runs={1: RunRow(1, "changed", NOW)}, stored=twice, context={"x": "y"})
+    snapshot = store.load()
+    assert [run.name for run in snapshot.runs] == ["r"]
+    assert "x" not in snapshot.context
+    write(store, context={"x": "y"})
+    assert store.load().context["x"] == "y"
+
+
+def test_a_server_that_dies_in_the_middle_of_a_packet_is_away(mariadb_engine: Engine) -> None:
+    store = Store(mariadb_engine)
+    store.lead("one:1", NOW)
+    batch = store.last_batch() + 1
+    mine = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+    killer = sa.create_engine(mariadb_engine.url, poolclass=sa.NullPool)
+
+    def kill(queue: StatementQueue) -> None:
+        with killer.connect() as connection:
+            for number in connection.exec_driver_sql(mine).scalars().all():
+                connection.exec_driver_sql(f"KILL {number}")
+        true_flush(queue)
+
+    true_flush = StatementQueue.flush
+    StatementQueue.flush = kill  # type: ignore[method-assign]  # for this long
+    try:
+        with pytest.raises(StoreAway):
+            store.commit(batch, Writes(context={"x": "y"}), NOW)
+    finally:
+        StatementQueue.flush = true_flush  # type: ignore[method-assign]
+    assert store.last_batch() == batch - 1
+    store.commit(batch, Writes(context={"x": "y"}), NOW)
+    assert store.load().context["x"] == "y"
 
 
 # --- readers ------------------------------------------------------------------------------------
@@ -184,21 +258,6 @@ def thousand_outcomes(reason_of: Callable[[int], str]) -> Writes:
         writes.tasks[number] = TaskMoved(TaskState.FAILED if reason else TaskState.SUCCEEDED, reason, 1)
         writes.attempts[(number, 1)] = ended(number, cause=cause, error=reason, stdout="x" * 100)
     return writes
-
-
-@contextmanager
-def statements(engine: Engine) -> Iterator[list[str]]:
-    """What the engine is asked meanwhile."""
-    asked: list[str] = []
-
-    def note(connection: object, cursor: object, statement: str, *others: object) -> None:
-        asked.append(statement[:60])
-
-    sa.event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield asked
-    finally:
-        sa.event.remove(engine, "before_cursor_execute", note)
 
 
 def server_count(engine: Engine) -> int:

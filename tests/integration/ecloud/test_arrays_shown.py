@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy.engine import Engine
 
-from boss.core.model.effects import SelectTasks
+from boss.core.model.effects import LoadRun, SelectTasks
 from boss.core.model.rows import Writes
 from boss.store.store import Store
 from ecloud.formats.arrays import as_array
@@ -40,7 +40,8 @@ class Both(Twin):
         assert (mine.tasks, mine.states, mine.element_ends) == (its.tasks, its.states, its.element_ends)
         assert mine.next_task_no == its.next_task_no
         for run in self.runs.values():
-            assert self.load_run(run.name) == self.real.load_run(run.name)
+            wanted = [LoadRun(1, run.name)]
+            assert self.load_runs(wanted) == self.real.load_runs(wanted)
 
 
 @pytest.fixture

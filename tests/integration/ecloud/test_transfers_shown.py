@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from sqlalchemy.engine import Engine
 
+from boss.core.model.effects import LoadRun
 from boss.core.model.rows import AttemptRow, RunRow, WorkerRow, Writes
 from boss.core.tasks.merging import new_task
 from boss.store.store import Store
@@ -113,7 +114,7 @@ def test_what_an_attempt_moved_is_kept(shelf: Shelf) -> None:
     shelf.task("t", TaskState.SUCCEEDED, ended)
     (attempt,) = task(shelf.engine, "t").attempts
     assert (attempt.fetch_bytes, attempt.cached_bytes, attempt.store_bytes) == (5 * 2**40, 2**40, 0)
-    loaded = shelf.store.load_run("r")
+    [(loaded, _)] = shelf.store.load_runs([LoadRun(1, "r")])
     assert loaded is not None
 
 

@@ -13,7 +13,7 @@ from boss.core.model.config import BossConfig
 from boss.core.model.effects import Call, Effects, LoadRun
 from boss.core.model.events import AttemptsDeclared, BrokerLost, Event, MessageArrived, RunLoaded
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
-from boss.shell.driver import DATABASE_BACKOFF, RENEW_S, Commit, Driver, Next, Pause, Step, Turn
+from boss.shell.driver import APART_S, DATABASE_BACKOFF, RENEW_S, Commit, Driver, Next, Pause, Step, Turn
 from boss.store.store import CommitRefused, StoreAway
 from ecloud.model import wire
 from ecloud.model.tasks import Result, TaskDefinition
@@ -81,17 +81,14 @@ class Ports:
         self.epoch = self._reach("lead above").lead_above(epoch, now)
         return self.epoch
 
-    def load_run(self, name: str, ids: Sequence[str] | None = None) -> RunImage | None:
-        return self._reach(f"load run {name}").load_run(name, ids)
+    def load_runs(self, wanted: Sequence[LoadRun]) -> list[tuple[RunImage | None, PushAnswered | None]]:
+        return self._reach("load runs " + " ".join(item.name for item in wanted)).load_runs(wanted)
 
     def load_calls(self, wanted: Any) -> tuple[list[wire.CallEnded], bool]:
         return self._reach("load calls").load_calls(wanted)
 
     def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[wire.CallValue, ...]]:
         return self._reach("needed values").needed_values(task_nos)
-
-    def load_push(self, push_id: str) -> PushAnswered | None:
-        return self._reach("load push").load_push(push_id)
 
     def select(self, wanted: Any) -> tuple[list[RunImage], set[int], str]:
         return self._reach("select").select(wanted)
@@ -133,7 +130,7 @@ def heard(peer: str, session: str, number: int, message: wire.Message) -> Event:
 
 
 def submit(name: str, *tasks: TaskDefinition) -> wire.SubmitTasks:
-    return wire.SubmitTasks(f"push-{name}", 0, 1, wire.PushOptions(run=name), tasks)
+    return wire.SubmitTasks(f"push-{name}-{tasks[0].id}", 0, 1, wire.PushOptions(run=name), tasks)
 
 
 @pytest.fixture
@@ -144,18 +141,37 @@ def ports() -> Ports:
 def test_it_writes_then_speaks_then_calls(ports: Ports) -> None:
     session = ports.hello("c1", "client")
     steps = ports.run(ports.driver.turn([heard("c1", session, 1, submit("r", TaskDefinition("a", ("true",))))]))
-    assert ports.happened == ["decide", "ChunkReceived", "load push", "load run r", "decide", "commit", "RunAccepted"]
+    assert ports.happened == ["decide", "load runs r", "decide", "commit", "RunAccepted"]
     kinds = [step if isinstance(step, Next) else type(step) for step in steps]
-    assert kinds == [Next.SEND, Next.READ, Commit, Next.SEND]
+    assert kinds == [Next.READ, Commit, Next.SEND]
 
 
-def test_reads_are_answered_one_after_another_each_after_the_commit_before(ports: Ports) -> None:
+def test_pushes_of_different_runs_are_one_read_and_one_commit(ports: Ports) -> None:
     session = ports.hello("c1", "client")
     pushes = [heard("c1", session, n, submit(f"r{n}", TaskDefinition("a", ("true",)))) for n in (1, 2)]
     ports.run(ports.driver.turn(pushes))
     what = [text for text in ports.happened if text.startswith(("load run", "commit"))]
-    assert what == ["load run r1", "commit", "load run r2", "commit"]
-    assert ports.decided == [["MessageArrived", "MessageArrived"], ["RunLoaded"], ["RunLoaded"]]
+    assert what == ["load runs r1 r2", "commit"]
+    assert ports.decided == [["MessageArrived", "MessageArrived"], ["RunLoaded", "RunLoaded"]]
+    assert len(ports.store.tasks) == 2
+
+
+def test_two_pushes_to_one_run_are_read_one_after_another_each_after_the_commit_before(ports: Ports) -> None:
+    session = ports.hello("c1", "client")
+    pushes = [heard("c1", session, n, submit("r", TaskDefinition(id, ("true",)))) for n, id in ((1, "a"), (2, "b"))]
+    ports.run(ports.driver.turn(pushes))
+    what = [text for text in ports.happened if text.startswith(("load run", "commit"))]
+    assert what == ["load runs r", "commit", "load runs r", "commit"]
+
+
+def test_a_read_with_an_existing_run_ends_there_and_the_others_are_read_next(ports: Ports) -> None:
+    session = ports.hello("c1", "client")
+    ports.run(ports.driver.turn([heard("c1", session, 1, submit("r1", TaskDefinition("a", ("true",))))]))
+    ports.happened.clear()
+    pushes = [heard("c1", session, n, submit(f"r{n - 1}", TaskDefinition("b", ("true",)))) for n in (2, 3)]
+    ports.run(ports.driver.turn(pushes))
+    what = [text for text in ports.happened if text.startswith(("load run", "commit"))]
+    assert what == ["load runs r1 r2", "commit", "load runs r2", "commit"]
 
 
 def test_a_read_that_an_answer_asks_for_waits_behind_those_asked_before(ports: Ports) -> None:
@@ -174,8 +190,8 @@ def test_a_read_that_an_answer_asks_for_waits_behind_those_asked_before(ports: P
 
     core.handle = chain  # type: ignore[method-assign]
     ports.run(ports.driver.turn([]))
-    read = [text.removeprefix("load run ") for text in ports.happened if text.startswith("load run ")]
-    assert read == ["first", "second", "third"]
+    read = [text.removeprefix("load runs ") for text in ports.happened if text.startswith("load runs ")]
+    assert read == ["first second", "third"]
 
 
 def test_while_the_database_is_away_it_waits_longer_and_longer_and_says_so_once(ports: Ports) -> None:
@@ -241,11 +257,31 @@ def test_a_refused_batch_is_left_out_with_what_it_had_asked_and_a_new_core_begin
     ports.run(ports.driver.turn(pushes))
     assert ports.driver.core is not before
     assert ports.reports == [
-        "ERROR: the database refuses a batch of {'RunLoaded': 1}, which is left out: a value is too long"
+        "ERROR: the database refuses a batch of {'RunLoaded': 2}, which is left out: a value is too long"
     ]
-    assert ports.happened[-2:] == ["last batch", "load"], "the other read belongs to a core that is gone"
+    assert ports.happened[-2:] == ["last batch", "load"], "both are left out, and come again one by one"
     ports.run(ports.driver.turn([]))
     assert not ports.store.runs
+
+
+def test_after_a_refused_batch_pushes_are_decided_one_by_one_for_a_while(ports: Ports) -> None:
+    session = ports.hello("c1", "client")
+    ports.refuse = True
+    ports.run(ports.driver.turn([heard("c1", session, 1, submit("bad", TaskDefinition("a", ("true",))))]))
+
+    def read_for(names: tuple[str, str]) -> list[str]:
+        session = ports.hello(f"c-{names[0]}", "client")
+        ports.happened.clear()
+        pushes = [
+            heard(f"c-{names[0]}", session, n, submit(name, TaskDefinition("a", ("true",))))
+            for n, name in enumerate(names, 1)
+        ]
+        ports.run(ports.driver.turn(pushes))
+        return [text for text in ports.happened if text.startswith("load runs")]
+
+    assert read_for(("r1", "r2")) == ["load runs r1", "load runs r2"]
+    ports.now += APART_S
+    assert read_for(("r3", "r4")) == ["load runs r3 r4"]
 
 
 def test_the_core_hears_what_its_orders_declare_before_anything_else(ports: Ports) -> None:
@@ -267,7 +303,7 @@ def test_nobody_is_told_anything_with_a_revoked_key(ports: Ports) -> None:
     assert ports.driver.core is not None
     ports.driver.core.revoked_keys.add("key-c1")
     ports.run(ports.driver.turn([heard("c1", session, 1, submit("r", TaskDefinition("a", ("true",))))]))
-    assert ports.happened == ["decide", "load push", "load run r", "decide", "commit"]
+    assert ports.happened == ["decide", "load runs r", "decide", "commit"]
 
 
 def test_a_leader_with_nothing_to_commit_says_that_it_lives(ports: Ports) -> None:

@@ -78,7 +78,6 @@ def test_a_dependency_that_nobody_knows_is_named_and_nothing_is_stored() -> None
     script = BossScript()
     client = script.client()
     script.hear(client, wire.SubmitTasks("p", 0, 1, wire.PushOptions("r", "extend"), (call("b", after="a"),)))
-    script.take(client, wire.ChunkReceived)
     assert script.take(client, wire.RunRejected).problems == ("task b: dependencies: there is no task a in run r",)
     assert not script.store.tasks
 
