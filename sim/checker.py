@@ -282,7 +282,7 @@ class Checker:
             return
         if state is _ENDED:
             self.ended_in.setdefault(key, self.tables.batch)
-        if state is _ENDED and seen.chained:
+        if state is _ENDED and before not in RECORDED and seen.chained:
             self._note_void(key)
         if before not in RECORDED and seen.started and seen.came_to != outcome:
             raise Violation("true-outcome", f"attempt {_name(key)} is recorded with what it did not come to")

@@ -6,7 +6,7 @@ Owns the attempts that were ordered in the history of the current database, and 
 
 from __future__ import annotations
 
-from ecloud.model.tasks import AttemptState, Outcome, TaskState
+from ecloud.model.tasks import ATTEMPT_OVER, Outcome, TaskState
 from sim.invariants import Violation
 from sim.store import Tables
 from sim.world import World
@@ -33,8 +33,8 @@ class HistoryChecker:
         self.kept: set[int] = set()
         """Tasks that had succeeded in it: their files may be those of a later attempt, which it lacks."""
 
-        self.published: set[Key] = set()
-        """Attempts that were being published in it, which the lost history may have finished and followed by others."""
+        self.open: set[Key] = set()
+        """Attempts that had not ended in it, which the lost history may have published and followed by others."""
 
     def on_restored(self, processes: set[str], came_to: dict[Key, Outcome]) -> None:
         """Note that the tables were replaced by a backup. `processes`: all worker processes; `came_to`: outcomes by
@@ -46,7 +46,7 @@ class HistoryChecker:
         for key, outcome in came_to.items():
             if key not in self.in_backup:
                 self.lost.setdefault(key, []).append(outcome)
-        self.published = {key for key, row in self.tables.attempts.items() if row.state is AttemptState.PROMOTING}
+        self.open = {key for key, row in self.tables.attempts.items() if row.state not in ATTEMPT_OVER}
         self.kept = {row.task_no for row in self.tables.tasks.values() if row.state is TaskState.SUCCEEDED}
 
     def on_ordered(self, worker: str, keys: list[Key]) -> None:
@@ -64,7 +64,7 @@ class HistoryChecker:
 
     def may_be_of(self, key: Key, maker: Key) -> bool:
         """Return whether a file of this recorded success may be that of `maker`: a later attempt, now unknown."""
-        return key in self.published and maker[0] == key[0] and maker[1] > key[1]
+        return key in self.open and maker[0] == key[0] and maker[1] > key[1]
 
     def on_came_to(self, key: Key, outcome: Outcome) -> None:
         """Note the outcome of a forgotten attempt."""
