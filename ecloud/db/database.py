@@ -96,7 +96,13 @@ def _connection_class() -> Any:
     from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
 
     class OpenOnly(Connection):
-        """Commits only if a transaction is open: statements that end with a COMMIT need no further round trip."""
+        """Commits only if a transaction may be open: statements that end with a COMMIT need no further round trip."""
+
+        def query(self, sql: Any, unbuffered: bool = False) -> Any:
+            """Note that this may open a transaction: PyMySQL takes no status from the end of a list of rows, and a
+            query that seemed to need no COMMIT would keep its snapshot for the next one."""
+            self.server_status = getattr(self, "server_status", 0) | SERVER_STATUS_IN_TRANS
+            return super().query(sql, unbuffered)
 
         def commit(self) -> None:
             """End the transaction that the server's last answer shows as open."""

@@ -132,6 +132,24 @@ def test_a_batch_takes_one_round_trip_to_a_server_and_a_large_one_a_few_more(mar
     assert len(store.definitions(range(302))) == 301
 
 
+def test_a_query_after_a_commit_leaves_no_snapshot_open_for_later_ones(mariadb_engine: Engine) -> None:
+    store = Store(mariadb_engine)
+    store.lead("one:1", NOW)
+    write(store, context={"first": "1"})  # ends with a COMMIT in the packet
+    names = sa.select(schema.context.c.name)
+
+    def seen() -> bool:
+        with transaction(mariadb_engine, writes=False) as connection:
+            return "second" in set(connection.execute(names).scalars())
+
+    assert not seen()
+    other = make_engine(mariadb_engine.url)
+    with transaction(other) as connection:
+        connection.execute(sa.insert(schema.context).values(name="second", value="2"))
+    other.dispose()
+    assert seen()
+
+
 def test_a_statement_refused_in_the_middle_of_a_packet_leaves_nothing_of_its_batch(mariadb_engine: Engine) -> None:
     store = Store(mariadb_engine)
     store.lead("one:1", NOW)
