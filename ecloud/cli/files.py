@@ -34,13 +34,16 @@ SAME_TIME_S = 1.0
 """Tolerance of modification times, which may be stored in whole seconds."""
 
 
-def open_datastore(settings: Settings, address: str) -> Publisher:
-    """Open the datastore at `address`, over SSH with the boss's own key. Raises `Problem`, `DatastoreAway`."""
+def open_datastore(settings: Settings, address: str, is_made: bool | None = None) -> Publisher:
+    """Open the datastore at `address`, over SSH with the boss's own key. `is_made`: the boss has made it, so that a
+    directory must exist here; by default if `$ECLOUD_ACCESS` names a boss. Raises `Problem`, `DatastoreAway`."""
+    if is_made is None:
+        is_made = bool(os.environ.get("ECLOUD_ACCESS"))
     if not is_ssh(address):
-        if os.environ.get("ECLOUD_ACCESS") and not (directory_of(address) / STAGING).is_dir():
+        if is_made and not (directory_of(address) / STAGING).is_dir():
             # The boss is elsewhere. Making the directory here would put the files where no worker sees them.
             text = f"this machine does not have the datastore {address}"
-            raise DatastoreAway(text, "mount it, or run this command on the boss's machine")
+            raise DatastoreAway(text, "mount it, or run this on the boss's machine")
         return open_publisher(settings.home_directory, address)
     notes = queries.context(app.database(settings))
     if notes.get("datastore_address") != address:

@@ -62,7 +62,7 @@ class Cluster:
         from ecloud.cli.files import open_datastore
 
         if self._datastore is None:
-            self._datastore = open_datastore(self.settings, address)
+            self._datastore = open_datastore(self.settings, address, is_made=True)
         return self._datastore
 
     def require(self) -> None:
