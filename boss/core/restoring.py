@@ -71,7 +71,8 @@ def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Leases, now: float)
     for row in snapshot.workers:
         if row.state in ON_DUTY:
             capacity = believed(row.hello.resources)
-            worker = Worker(row.worker, row, capacity, dict(capacity), now, idle_since=now)
+            leaving = row.killed_at is not None
+            worker = Worker(row.worker, row, capacity, dict(capacity), now, idle_since=now, leaving=leaving)
             fleet.add(worker)
             duty.expect(worker, now)
 

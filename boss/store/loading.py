@@ -51,7 +51,7 @@ from ecloud.model.tasks import (
 )
 from ecloud.model.transfer_status import Moving
 from ecloud.model.vm_states import VmState
-from ecloud.model.wire import CallEnded, CallValue, Hello
+from ecloud.model.wire import CallEnded, Hello
 from ecloud.model.worker_states import ON_DUTY, WorkerState
 
 IDS_COMPARED = 20_000
@@ -274,22 +274,6 @@ def load_calls(connection: Connection, wanted: LoadCalls) -> tuple[list[CallEnde
         query = query.where(tasks.c.id.in_(wanted.ids))
     calls = [_call(row) for row in connection.execute(query)]
     return calls, wanted.ids is None and len(calls) == wanted.limit
-
-
-def needed_values(connection: Connection, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
-    """The values of the calls that each of these depends on, from their last attempts, which succeeded."""
-    edges, tasks, attempts = schema.dependencies, schema.tasks, schema.attempts
-    last = sa.and_(attempts.c.task_no == tasks.c.task_no, attempts.c.number == tasks.c.attempts)
-    joined = edges.join(tasks, tasks.c.task_no == edges.c.on_task_no).join(attempts, last)
-    query = sa.select(edges.c.task_no, tasks.c.id, attempts.c.value, attempts.c.manifest).select_from(joined)
-    found: dict[int, tuple[CallValue, ...]] = {}
-    for some in _parts(task_nos):
-        part = edges.c.task_no.in_(some)
-        for row in connection.execute(query.where(part)):
-            manifest = msgspec.json.decode(row.manifest, type=tuple[ManifestEntry, ...]) if row.manifest else ()
-            value = CallValue(row.id, row.value or b"", manifest[0].path if manifest else "")
-            found[row.task_no] = (*found.get(row.task_no, ()), value)
-    return found
 
 
 class _Fingerprinted(msgspec.Struct):
@@ -752,6 +736,7 @@ def _workers(connection: Connection) -> list[WorkerRow]:
             lane_wanted_since=row.lane_wanted_since,
             moving=msgspec.json.decode(row.moving, type=Moving) if row.moving else None,
             moving_at=row.moving_at,
+            killed_at=row.killed_at,
         )
         for row in connection.execute(query)
     ]

@@ -58,7 +58,7 @@ _ATTEMPT_COLUMNS = (
 )  # fmt: skip
 _WORKER_COLUMNS = (
     "worker", "key_name", "state", "since", "heard_at", "hello", "vm_no", "reason", "trouble", "lane_since",
-    "lane_wanted_since", "moving", "moving_at",
+    "lane_wanted_since", "moving", "moving_at", "killed_at",
 )  # fmt: skip
 _VM_COLUMNS = (
     "vm_no", "pool", "state", "since", "size", "boot_nonce", "cloud_id", "worker", "keep_alive", "reason",
@@ -349,6 +349,7 @@ class Writing:
                 text(row.worker), text(row.key_name), str(row.state), row.since, row.heard_at, _encode(row.hello),
                 row.vm_no, self._reason(row.reason), self._reason(row.trouble), row.lane_since, row.lane_wanted_since,
                 text(_json(row.moving)) if row.moving is not None else None, row.moving_at,
+                row.killed_at,
             )
             for row in workers
         ]  # fmt: skip

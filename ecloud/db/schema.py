@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-REVISION = "0014"
+REVISION = "0015"
 """The migration that this code needs (migrations/versions)."""
 
 
@@ -222,6 +222,7 @@ workers = sa.Table(
     sa.Column("lane_wanted_since", _TIME),
     sa.Column("moving", Utf8()),
     sa.Column("moving_at", _TIME),
+    sa.Column("killed_at", _TIME),
     sa.Index("workers_by_state", "state"),
     **_OPTIONS,
 )  # fmt: skip

@@ -197,6 +197,7 @@ class History:
                     "lane_wanted_since": None,
                     "moving": None,
                     "moving_at": None,
+                    "killed_at": None,
                 }
             )
         _insert(connection, schema.vms, vms)

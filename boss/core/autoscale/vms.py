@@ -163,7 +163,7 @@ class Vms:
         """End a VM now, whatever it runs."""
         worker = self._fleet.workers.get(vm.row.worker)
         if worker is not None and not worker.leaving:
-            self._leases.kill(worker, reason)
+            self._leases.kill(worker, reason, now)
         if vm.state is not VmState.ENDING:
             self._begin_end(vm, reason, now)
         self.ask_end(vm, now)
@@ -244,7 +244,7 @@ class Vms:
             row.hello_at = row.hello_at or now
             self.write(vm)
         if vm.ends_at_once and worker.held:
-            self._leases.kill(worker, row.reason)  # its previous session may have ended before it heard that
+            self._leases.kill(worker, row.reason, now)  # its previous session may have ended before it heard that
         elif vm.state is VmState.ENDING:
             self._leases.drain(worker, row.reason, then_exit=True)
 

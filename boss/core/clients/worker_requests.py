@@ -58,10 +58,13 @@ class WorkerRequests:
         workers = self._workers(request)
         for worker in workers:
             vm = self._vms.alive.get(worker.row.vm_no) if worker.row.vm_no is not None else None
-            self._leases.kill(worker, f"killed: {ASKED_FOR}")
+            self._leases.kill(worker, f"killed: {ASKED_FOR}", now)
             if vm is not None:
                 self._vms.kill(vm, f"killed: {ASKED_FOR}", now)
-        return len(workers), f"{len(workers)} ordered to stop immediately", tuple(worker.name for worker in workers)
+        text = f"{len(workers)} ordered to stop immediately"
+        if unheard := sum([worker.conversation is None for worker in workers]):
+            text += f", {unheard} of them as soon as this boss hears from them"
+        return len(workers), text, tuple(worker.name for worker in workers)
 
     def _drop_workers(self, request: Request, now: float) -> Answer:
         names = [str(item) for item in listed(request, "workers") if str(item) not in self._fleet.workers]

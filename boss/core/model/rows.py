@@ -139,6 +139,8 @@ class WorkerRow(msgspec.Struct):
     moving: Moving | None = None
     """Its transfers, as reported at `moving_at`; None without any."""
     moving_at: float | None = None
+    killed_at: float | None = None
+    """When it was ordered to stop at once."""
 
 
 class VmRow(msgspec.Struct):

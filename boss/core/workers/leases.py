@@ -113,8 +113,7 @@ class Leases:
         worker.row = row
         worker.conversation = conversation
         self._write(worker)
-        if row.state is WorkerState.DRAINING:
-            self._outbox.say(conversation, Drain(row.reason, then_exit=worker.leaving))
+        self._repeat_order(worker)
         return worker
 
     def _replace(self, older: Worker, newer: Worker, hello: Hello, now: float) -> None:
@@ -140,7 +139,15 @@ class Leases:
         if (trouble := _sentence(heartbeat.trouble)) != worker.row.trouble:
             self.trouble(worker, trouble)
         self._outbox.say(worker.conversation, HeartbeatAnswered(number))
-        if worker.row.state is WorkerState.DRAINING:  # the order may have been lost
+        self._repeat_order(worker)
+
+    def _repeat_order(self, worker: Worker) -> None:
+        """Tell a worker that is to drain or stop so again: the order may have been lost, or given before the worker was
+        heard."""
+        assert worker.conversation is not None
+        if worker.row.killed_at is not None:
+            self._outbox.say(worker.conversation, Exit(worker.row.reason))
+        elif worker.row.state is WorkerState.DRAINING:
             self._outbox.say(worker.conversation, Drain(worker.row.reason, then_exit=worker.leaving))
 
     def trouble(self, worker: Worker, text: str) -> None:
@@ -175,10 +182,12 @@ class Leases:
         if worker.conversation is not None:
             self._outbox.say(worker.conversation, Undrain())
 
-    def kill(self, worker: Worker, reason: str) -> None:
-        """Order it to stop all tasks and leave. What it held is freed when it says Goodbye or its lease ends."""
+    def kill(self, worker: Worker, reason: str, now: float) -> None:
+        """Order it to stop all tasks and leave; if it is not heard yet, as soon as it is. What it held is freed when it
+        says Goodbye or its lease ends."""
         worker.leaving = True
         worker.move(WorkerState.DRAINING, reason, worker.row.since)
+        worker.row = msgspec.structs.replace(worker.row, killed_at=now)
         self._write(worker)
         if worker.conversation is not None:
             self._outbox.say(worker.conversation, Exit(reason))
