@@ -21,6 +21,7 @@ from boss.core.model.effects import (
     ListVms,
     LoadCalls,
     LoadRun,
+    LoadValues,
     PromoteFiles,
     RemoveFiles,
     SelectTasks,
@@ -146,9 +147,13 @@ class BossStore:
         """See `StorePort.load_runs`."""
         return self._reach().load_runs(wanted)
 
-    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
+    def load_values(self, wanted: LoadValues) -> tuple[list[CallValue], bool]:
+        """See `StorePort.load_values`."""
+        return self._reach().load_values(wanted)
+
+    def needed_values(self, task_nos: Sequence[int], most_bytes: int) -> dict[int, tuple[CallValue, ...] | None]:
         """See `StorePort.needed_values`."""
-        return self._reach().needed_values(task_nos)
+        return self._reach().needed_values(task_nos, most_bytes)
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
         """See `StorePort.load_calls`."""

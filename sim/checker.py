@@ -514,6 +514,12 @@ class Checker:
                         "write-then-speak",
                         f"{boss} orders attempt {_name((order.task_no, order.number))}: not committed",
                     )
+        elif isinstance(message, wire.CallValues):
+            self.looked["call-values"] += 1
+            row = attempts.get((message.task_no, message.number))
+            if row is not None and row.worker != envelope.peer:
+                key = _name((message.task_no, message.number))
+                raise Violation("call-values", f"{boss} sends {envelope.peer} the values for {key} of {row.worker}")
         elif isinstance(message, wire.OutcomesStored) and envelope.peer not in self.liars:
             for name in message.attempts:
                 row = attempts.get((name.task_no, name.number))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from boss.core.model.config import BossConfig, PoolConfig
 from ecloud.model.tasks import Resources
-from ecloud.model.wire import DatastoreAccess
+from ecloud.model.wire import BATCH_BYTES, DatastoreAccess
 from sim import faults as faults_of
 from sim.boss_ports import Places
 from sim.boss_shell import BossProcess
@@ -131,6 +131,7 @@ class Cluster:
             stop_grace_s=2.0,
             retry_backoff_s=0.5,
             sweep_every_s=60.0,
+            values_bytes=random.Random(self.world.seed + 10).choice((1, 250, BATCH_BYTES)),
             array_window=random.Random(self.world.seed + 6).choice((2, 5, 20)),
             pools=pools,
             vm_hours_per_day=per_day if pools else 0.0,

@@ -22,7 +22,7 @@ INVARIANTS: dict[str, str] = {
     "files-whole": "a task that succeeded has all its files under their final names, from its recorded attempt",
     "published-by-record": "files get their final names only from attempts whose outcome is recorded",
     "chain-inputs": "the inputs of a chained attempt come from attempts that are recorded as successes",
-    "call-values": "a call starts with all recorded values of the calls that it needs",
+    "call-values": "a call starts with all recorded values of the calls that it needs, and only its worker gets them",
     "promised-there": "the files that a task requires from its dependencies exist when it starts",
     # Messages
     "write-then-speak": "no message is sent before its facts are committed",

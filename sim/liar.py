@@ -40,6 +40,7 @@ class Liar:
             self._claim_a_home,
             self._claim_outcomes,
             self._claim_lanes,
+            self._ask_for_values,
             self._return,
         )
         chance.choice((*lies, self._repeat) if self.session else (self._claim_a_home, self._repeat))()
@@ -77,6 +78,10 @@ class Liar:
     def _claim_lanes(self) -> None:
         self._say(wire.Heartbeat(MOST, self._everything(), lane=MOST, wants_bytes=MOST))
         self._say(wire.TransfersWanted(MOST))
+
+    def _ask_for_values(self) -> None:
+        for key in self._live():
+            self._say(wire.ValuesWanted(*key, self.world.random.choice((0, 1, MOST, -MOST))))
 
     def _return(self) -> None:
         self._say(wire.TasksReturned(tuple(AttemptName(*key) for key in self._live()), "init"))

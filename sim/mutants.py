@@ -37,6 +37,7 @@ from boss.core.placement.placement import Placement
 from boss.core.tasks import merging, suspects
 from boss.core.tasks.arrays import Arrays
 from boss.core.tasks.attempts import Attempts as BossAttempts
+from boss.core.tasks.call_values import ValuesForWorkers
 from boss.core.tasks.chains import Chains
 from boss.core.tasks.staging_sweeper import StagingSweeper
 from boss.core.tasks.suspects import Suspects
@@ -54,6 +55,7 @@ from sim.store import Store
 from sim.worker_shell import WorkerProcess
 from worker.core import attempts as worker_attempts
 from worker.core.attempts import Attempts as WorkerAttempts
+from worker.core.call_values import MissingValues
 from worker.core.followers import Followers
 from worker.core.worker_core import WorkerCore
 
@@ -465,6 +467,18 @@ MUTANTS: dict[str, Mutant] = {
         "orders with values: a call is sent without the values of the calls that it needs",
         ("call-values",),
         ((driver, "_with_bodies", mutations.sends_no_values),),
+    ),
+    "call-pages": Mutant(
+        "waiting for all values: a worker starts a call with the first page of its values",
+        ("call-values",),
+        ((MissingValues, "on_values", mutations.takes_one_page_for_all),),
+        faults.Faults(),
+    ),
+    "call-spied": Mutant(
+        "values only for the holder of an attempt: any worker gets them",
+        ("call-values",),
+        ((ValuesForWorkers, "_may_have", mutations.gives_values_to_any),),
+        faults.Faults(liar=0.5),
     ),
     "call-chained": Mutant(
         "waiting for records: a call may be chained to calls whose values are not recorded yet",

@@ -35,6 +35,7 @@ from ecloud.model.vm_states import VmState
 from sim.store import Store
 from sim.worker_shell import WorkerProcess
 from worker.core.attempts import Attempts as WorkerAttempts
+from worker.core.call_values import MissingValues
 from worker.core.events import CallBegan
 from worker.core.followers import Followers
 from worker.core.worker_core import WorkerCore
@@ -604,10 +605,24 @@ def queues_anywhere(true: Any) -> Any:
 def sends_no_values(true: Any) -> Any:
     """Send the orders of calls without values."""
 
-    def with_bodies(message: wire.StartTasks, bodies: dict[int, bytes], values: object) -> Any:
-        return true(message, bodies, {})
+    def with_bodies(message: wire.StartTasks, bodies: dict[int, bytes], values: object, most_bytes: int) -> Any:
+        return true(message, bodies, {}, most_bytes)
 
     return with_bodies
+
+
+def takes_one_page_for_all(true: Any) -> Any:
+    """Start a call without waiting for the other pages of its values."""
+
+    def on_values(self: MissingValues, page: wire.CallValues) -> Any:
+        return true(self, msgspec.structs.replace(page, more=False))
+
+    return on_values
+
+
+def gives_values_to_any(true: Any) -> Any:
+    """Send values to workers that do not hold the attempt."""
+    return lambda self, worker, key: True
 
 
 def takes_calls_for_tasks(true: Any) -> Any:

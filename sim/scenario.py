@@ -6,7 +6,7 @@ Everything is drawn from the world's random numbers. Owns only the times of its 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -174,6 +174,18 @@ def _burst(chance: random.Random) -> list[TaskDefinition]:
     return made
 
 
+def _sums(tasks: Sequence[TaskDefinition], chance: random.Random) -> list[TaskDefinition]:
+    """Make calls that need the values of several others."""
+    calls = [task.id for task in tasks if task.call is not None]
+    made = []
+    for number in range(chance.randint(0, 3) if calls else 0):
+        needs = tuple(chance.sample(calls, min(len(calls), chance.randint(2, 8))))
+        call = Call(command(chance.uniform(0.01, 0.5), 0.0), "sum", code=b"code", needs=needs)
+        waits_for = tuple([Dependency(id) for id in needs])
+        made.append(TaskDefinition(f"s{number}", dependencies=waits_for, call=call, retries=Retries(2)))
+    return made
+
+
 def _with_command(task: TaskDefinition, text: str) -> TaskDefinition:
     """Return the task with another command, or the call with another function."""
     if task.call is None:
@@ -241,6 +253,7 @@ class Scenario:
             tasks = _as_calls(tasks, self._calls)
             if self._calls.random() < BURSTS:
                 tasks += _burst(self._calls)
+            tasks += _sums(tasks, self._calls)
         if self.poison and self._poisons.random() < self.poison:
             index = self._poisons.choice([index for index, task in enumerate(tasks) if not task.init])
             tasks[index] = _with_command(tasks[index], poison(self._poisons.random()))

@@ -15,7 +15,7 @@ from msgspec.json import decode
 from msgspec.structs import replace
 
 from boss.core.clients.calls import call_ended
-from boss.core.model.effects import LoadCalls, LoadRun, Reads, SelectTasks
+from boss.core.model.effects import LoadCalls, LoadRun, LoadValues, Reads, SelectTasks
 from boss.core.model.history import next_epoch
 from boss.core.model.rows import (
     ArrayRow,
@@ -34,6 +34,7 @@ from boss.core.model.rows import (
 )
 from boss.core.tasks.arrays import join_elements
 from boss.core.tasks.manifests import declared_results
+from boss.store.call_values import how_many
 from boss.store.loading import PAST_VMS
 from boss.store.reaching import parts_of
 from boss.store.selecting import Found, FoundArray, choose
@@ -454,17 +455,31 @@ class Store:
             chosen.problem,
         )
 
-    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
-        """Return the values of the calls that these tasks depend on, by task_no."""
-        found: dict[int, tuple[CallValue, ...]] = {}
-        for task_no in task_nos:
-            for on_task_no, _ in self.tasks[task_no].dependencies:
-                on = self.tasks[on_task_no]
-                attempt = self.attempts.get((on_task_no, on.attempts))
-                if attempt is not None and attempt.outcome is not None:
-                    outcome = attempt.outcome
-                    path = outcome.manifest[0].path if outcome.manifest else ""
-                    found[task_no] = (*found.get(task_no, ()), CallValue(on.id, outcome.value, path))
+    def needed_values(self, task_nos: Sequence[int], most_bytes: int) -> dict[int, tuple[CallValue, ...] | None]:
+        """Return the values of the calls that these tasks depend on, by task_no; None if they need more bytes."""
+        found = {task_no: self._values(task_no) for task_no in task_nos}
+        return {
+            task_no: tuple(values) if sum(value.json_bytes for value in values) <= most_bytes else None
+            for task_no, values in found.items()
+            if values
+        }
+
+    def load_values(self, wanted: LoadValues) -> tuple[list[CallValue], bool]:
+        """Return a page of the values that a task needs, and whether there are more. Raises `Deposed`."""
+        self._require_leading()
+        values = self._values(wanted.task_no)[wanted.start :]
+        count = how_many([value.json_bytes for value in values], wanted.most_bytes)
+        return values[:count], count < len(values)
+
+    def _values(self, task_no: int) -> list[CallValue]:
+        found = []
+        row = self.tasks.get(task_no)
+        for on_task_no in sorted([on_task_no for on_task_no, _ in row.dependencies] if row is not None else []):
+            on = self.tasks[on_task_no]
+            attempt = self.attempts.get((on_task_no, on.attempts))
+            if attempt is not None and attempt.outcome is not None:
+                outcome = attempt.outcome
+                found.append(CallValue(on.id, outcome.value, outcome.manifest[0].path if outcome.manifest else ""))
         return found
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:

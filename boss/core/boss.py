@@ -48,6 +48,7 @@ from boss.core.model.events import (
     RunLoaded,
     StagesListed,
     TasksSelected,
+    ValuesLoaded,
     VmListFailed,
     VmRefused,
     VmsListed,
@@ -66,6 +67,7 @@ from boss.core.placement.stealing import WorkStealing
 from boss.core.restoring import restore
 from boss.core.tasks.arrays import Arrays
 from boss.core.tasks.attempts import Attempts
+from boss.core.tasks.call_values import ValuesForWorkers
 from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_told
 from boss.core.tasks.merging import Allocation
@@ -154,6 +156,7 @@ class Boss:
         self.revoked_keys = set(snapshot.revoked_keys)
         allocation = Allocation(snapshot.next_task_no, snapshot.next_run_no)
         self.calls = Calls(self._outbox, self.book, self.clients)
+        self.call_values = ValuesForWorkers(self._outbox, self.fleet, config.values_bytes)
         self.pushes = Pushes(self._outbox, self.book, self.attempts, self.run_budgets, config, allocation, self.calls)
         self.requests = Requests(
             self._outbox, self.book, self.attempts, self.fleet, self.leases, self.vms, self.autoscaler, self.watchers,
@@ -222,6 +225,8 @@ class Boss:
                 self.pushes.on_run_loaded(token, image, answered, now)
             case CallsLoaded(token, calls, more):
                 self.calls.on_loaded(token, calls, more)
+            case ValuesLoaded(token, values, more):
+                self.call_values.on_loaded(token, values, more)
             case TasksSelected(token, images, task_nos, problem):
                 self.requests.on_selected(token, images, task_nos, problem, now)
             case ResultsFound(token, existing):
@@ -342,6 +347,8 @@ class Boss:
                 self.transfer_slots.on_wanted(worker.name, wanted_bytes, now)
             case wire.TransfersEnded(lane):
                 self.transfer_slots.on_ended(worker.name, lane)
+            case wire.ValuesWanted(task_no, attempt_number, start):
+                self.call_values.on_wanted(worker, (task_no, attempt_number), start)
             case wire.TasksReturned(attempts, reason):
                 self.attempts.on_returned(worker, attempts, reason, now)
                 if reason and reason not in ("init", wire.UNCHAINED) and worker.row.state is WorkerState.UP:

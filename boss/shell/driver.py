@@ -24,8 +24,26 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from boss.core.boss import Boss
-from boss.core.model.effects import Call, Effects, LeadAbove, LoadCalls, LoadRun, Read, SelectTasks, Send
-from boss.core.model.events import AttemptsDeclared, BrokerLost, CallsLoaded, Event, RunLoaded, TasksSelected
+from boss.core.model.effects import (
+    Call,
+    Effects,
+    LeadAbove,
+    LoadCalls,
+    LoadRun,
+    LoadValues,
+    Read,
+    SelectTasks,
+    Send,
+)
+from boss.core.model.events import (
+    AttemptsDeclared,
+    BrokerLost,
+    CallsLoaded,
+    Event,
+    RunLoaded,
+    TasksSelected,
+    ValuesLoaded,
+)
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.core.tasks.manifests import declared_results
 from boss.store.store import CommitRefused, StoreAway
@@ -49,6 +67,7 @@ NEEDS_VALUES = b'"needs":['
 lookup."""
 
 _Answer = TypeVar("_Answer")
+_Lookup = LoadRun | SelectTasks | LoadCalls | LoadValues
 
 
 class StorePort(Protocol):
@@ -82,8 +101,11 @@ class StorePort(Protocol):
     def select(self, wanted: SelectTasks) -> tuple[list[RunImage], set[int], str]:
         """Resolve a selection. Raises `Deposed`."""
 
-    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
-        """The values of the calls that these calls depend on, by task_no."""
+    def load_values(self, wanted: LoadValues) -> tuple[list[CallValue], bool]:
+        """A page of the values that a call needs, and whether there are more. Raises `Deposed`."""
+
+    def needed_values(self, task_nos: Sequence[int], most_bytes: int) -> dict[int, tuple[CallValue, ...] | None]:
+        """The values of the calls that these calls depend on, by task_no; None if they need more than `most_bytes`."""
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
         """Stored definitions by task_no, as JSON; missing tasks are omitted."""
@@ -247,20 +269,21 @@ class Driver:
         silent = self.core.revoked_keys
         orders = [send.envelope.message for send in sends if isinstance(send.envelope.message, StartTasks)]
         bodies: dict[int, bytes] = {}
-        values: dict[int, tuple[CallValue, ...]] = {}
+        values: dict[int, tuple[CallValue, ...] | None] = {}
+        values_bytes = self.core.config.values_bytes
         if orders:
             bodies = yield from self._ask(
                 partial(self._store.definitions, [order.task_no for message in orders for order in message.attempts])
             )
             self._learn_declared(orders, bodies)
             if needy := [task_no for task_no, body in bodies.items() if NEEDS_VALUES in body]:
-                values = yield from self._ask(partial(self._store.needed_values, needy))
+                values = yield from self._ask(partial(self._store.needed_values, needy, values_bytes))
         for send in sends:
             yield Next.SEND
             if send.key_name not in silent or send.key_name in just_revoked:
                 message = send.envelope.message
                 if isinstance(message, StartTasks):
-                    message = _with_bodies(message, bodies, values)
+                    message = _with_bodies(message, bodies, values, values_bytes)
                 # Everything that a peer receives is committed in this batch or before.
                 envelope = msgspec.structs.replace(send.envelope, message=message, batch=self._batch)
                 self._speaker.publish(envelope, send.key_name)
@@ -289,10 +312,10 @@ class Driver:
         )
         yield from self.begin()
 
-    def _with_alike(self, read: LoadRun | SelectTasks | LoadCalls) -> Sequence[LoadRun | SelectTasks | LoadCalls]:
+    def _with_alike(self, read: _Lookup) -> Sequence[_Lookup]:
         """The read, and those of other runs that follow it: many small pushes become one query and one commit. Not soon
         after a refused batch: its pushes come again, and the good ones must not be refused with the bad one."""
-        reads = [read]
+        reads: list[_Lookup] = [read]
         if isinstance(read, LoadRun) and self._clock() >= self._refused_at + APART_S:
             names = {read.name}
             while self._reads and len(reads) < READS_TOGETHER:
@@ -304,11 +327,14 @@ class Driver:
                 self._reads.popleft()
         return reads
 
-    def _answer(self, reads: Sequence[LoadRun | SelectTasks | LoadCalls]) -> list[Event]:
+    def _answer(self, reads: Sequence[_Lookup]) -> list[Event]:
         read = reads[0]
         if isinstance(read, LoadCalls):
             calls, more = self._store.load_calls(read)
             return [CallsLoaded(read.token, tuple(calls), more)]
+        if isinstance(read, LoadValues):
+            values, more = self._store.load_values(read)
+            return [ValuesLoaded(read.token, tuple(values), more)]
         if isinstance(read, SelectTasks):
             images, task_nos, problem = self._store.select(read)
             return [TasksSelected(read.token, tuple(images), frozenset(task_nos), problem)]
@@ -350,16 +376,29 @@ class Driver:
             self._report(logging.WARNING, f"the database does not answer: {error}")
 
 
-def _with_bodies(message: StartTasks, bodies: dict[int, bytes], values: dict[int, tuple[CallValue, ...]]) -> StartTasks:
-    """Add the definitions to the orders. The stored JSON is embedded as it is: msgspec writes Raw without parsing it.
+def _with_bodies(
+    message: StartTasks,
+    bodies: dict[int, bytes],
+    values: dict[int, tuple[CallValue, ...] | None],
+    values_bytes: int,
+) -> StartTasks:
+    """Add the definitions to the orders, and the values that calls need while the message stays below `values_bytes`.
+    The stored JSON is embedded as it is: msgspec writes Raw without parsing it.
 
     An order whose definition no longer exists (its task was dropped a moment ago) is omitted; its attempt is taken back
     when the worker's next heartbeat lacks it.
     """
     orders: list[AttemptOrder] = []
+    room = values_bytes - sum([len(bodies.get(order.task_no, b"")) for order in message.attempts] if values else ())
     for order in message.attempts:
         body = bodies.get(order.task_no)
-        if body is not None:
-            needed = values.get(order.task_no, ())
-            orders.append(msgspec.structs.replace(order, body=msgspec.Raw(body), values=needed))
+        if body is None:
+            continue
+        needed = values.get(order.task_no, ())
+        size = values_bytes if needed is None else sum([value.json_bytes for value in needed])
+        apart = needed is None or (bool(needed) and size > room)
+        room -= 0 if apart else size
+        orders.append(
+            msgspec.structs.replace(order, body=msgspec.Raw(body), values=() if apart else needed, values_apart=apart)
+        )
     return StartTasks(tuple(orders))

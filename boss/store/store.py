@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from boss.core.model.effects import LoadCalls, LoadRun, SelectTasks
+from boss.core.model.effects import LoadCalls, LoadRun, LoadValues, SelectTasks
 from boss.core.model.history import EPOCH_CHANCES, next_epoch
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
-from boss.store import loading
+from boss.store import call_values, loading
 from boss.store.statements import (
     ROWS_A_STATEMENT,
     CommitRefused,
@@ -268,10 +268,16 @@ class Store:
             self._require_leading(connection)
             return loading.select(connection, wanted)
 
-    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[CallValue, ...]]:
-        """The values of the calls that these depend on, by task_no. Raises `StoreAway`."""
+    def load_values(self, wanted: LoadValues) -> tuple[list[CallValue], bool]:
+        """A page of the values that a call needs, and whether there are more. Raises `StoreAway`, `Deposed`."""
         with transaction(self.engine, writes=False) as connection:
-            return loading.needed_values(connection, task_nos)
+            self._require_leading(connection)
+            return call_values.load_values(connection, wanted)
+
+    def needed_values(self, task_nos: Sequence[int], most_bytes: int) -> dict[int, tuple[CallValue, ...] | None]:
+        """The values of the calls that these depend on, by task_no; None if they are larger. Raises `StoreAway`."""
+        with transaction(self.engine, writes=False) as connection:
+            return call_values.needed_values(connection, task_nos, most_bytes)
 
     def definitions(self, task_nos: Sequence[int]) -> dict[int, bytes]:
         """The stored definition of each task, as JSON. Tasks that no longer exist are omitted. Raises `StoreAway`."""

@@ -61,6 +61,11 @@ class CallValue(msgspec.Struct, frozen=True, omit_defaults=True):
     value: bytes = b""
     path: str = ""
 
+    @property
+    def json_bytes(self) -> int:
+        """The most that it adds to a message."""
+        return 64 + 4 * len(self.id) + 4 * len(self.path) + len(self.value) * 4 // 3
+
 
 class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     """One attempt to run. `init`: it prepares the worker process for its run and precedes all other attempts of that
@@ -70,7 +75,8 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     attempt back. `after`: attempts of this worker that must succeed first and whose ends the boss has not recorded (a
     chained attempt). The boss's shell fills `body` from the database just before sending. The worker picks the indices
     of `gpus`. `keep_dir` keeps the working directory. `tries`: the number of this try, counting those that started; 0
-    if the boss does not send it. `values`: of the calls that a call needs, filled in as `body` is.
+    if the boss does not send it. `values`: of the calls that a call needs, filled in as `body` is; `values_apart`:
+    they are too large for this message, and the worker asks for them with `ValuesWanted` before it starts the attempt.
     """
 
     task_no: Int64
@@ -85,6 +91,7 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     body: TaskBody | None = None
     tries: Int32 = 0
     values: tuple[CallValue, ...] = ()
+    values_apart: bool = False
 
 
 class StartedAttempt(msgspec.Struct, frozen=True, array_like=True):
@@ -240,6 +247,25 @@ class StartTasks(msgspec.Struct, frozen=True, tag=True):
     """Run these, in this order as far as resources allow."""
 
     attempts: tuple[AttemptOrder, ...]
+
+
+class ValuesWanted(msgspec.Struct, frozen=True, tag=True):
+    """A worker asks for the values that its attempt needs, but for the first `start` of them, which it has. Repeated
+    until `CallValues` answers."""
+
+    task_no: Int64
+    number: Int32
+    start: Int64
+
+
+class CallValues(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Values that an attempt needs, in a fixed order, from number `start` on. `more`: there are others after these."""
+
+    task_no: Int64
+    number: Int32
+    start: Int64
+    values: tuple[CallValue, ...]
+    more: bool = False
 
 
 class ReturnTasks(msgspec.Struct, frozen=True, tag=True):
@@ -461,9 +487,10 @@ class CallsEnded(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 Message = (
     Hello | Welcome | Heartbeat | MovingChanged | HeartbeatAnswered | DatastoreGranted | TransfersWanted |
-    TransfersGranted | TransfersEnded | StartTasks | ReturnTasks | TasksReturned | StopTasks | TasksStarted |
-    TasksEnded | OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye | DrainWanted |
-    SubmitTasks | ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused | RunChanged | CallsEnded
+    TransfersGranted | TransfersEnded | StartTasks | ValuesWanted | CallValues | ReturnTasks | TasksReturned |
+    StopTasks | TasksStarted | TasksEnded | OutcomesStored | StreamLogs | LogLines | Drain | Undrain | Exit | Goodbye |
+    DrainWanted | SubmitTasks | ChunkReceived | RunAccepted | RunRejected | Request | RequestDone | Refused |
+    RunChanged | CallsEnded
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from boss.core.boss import Boss
 from boss.core.model.config import BossConfig
-from boss.core.model.effects import LoadCalls, LoadRun, Reads, SelectTasks
+from boss.core.model.effects import LoadCalls, LoadRun, LoadValues, Reads, SelectTasks
 from boss.core.model.history import EPOCH_CHANCES
 from boss.core.model.rows import (
     AttemptRow,
@@ -31,6 +31,7 @@ from boss.core.tasks.merging import new_task
 from boss.store import loading
 from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, Deposed, Store
 from ecloud.db import schema
+from ecloud.model import wire
 from ecloud.model.tasks import (
     AttemptState,
     Call,
@@ -799,11 +800,30 @@ def test_calls_are_looked_up_with_their_values_or_listed_page_by_page(store: Any
     assert page[0] == msgspec.structs.replace(found[0], value=b"")
     assert [call.id for call in store.load_calls(LoadCalls(1, "r", after=2, limit=2))[0]] == ["c"]
     assert store.load_calls(LoadCalls(1, "other", ids=("ä",))) == ([], False)
-    values = store.needed_values([3])
-    assert {value.id: (value.value, value.path) for value in values[3]} == {
-        "ä": (b"\x00\xff'\\one", ""),
-        "b": (b"", "calls/r/b.1"),
-    }
+    values = store.needed_values([3], 10_000)
+    assert values == {3: (wire.CallValue("ä", b"\x00\xff'\\one"), wire.CallValue("b", b"", "calls/r/b.1"))}
+
+
+def test_values_that_are_too_large_for_a_message_are_read_page_by_page(store: AnyStore) -> None:
+    function = Call("f", "hash", code=b"\x80code")
+    needs = [
+        stored(number, f"n{number}", commands=(), call=function, state=TaskState.SUCCEEDED) for number in range(1, 6)
+    ]
+    for task in needs:
+        task.row.attempts = 1
+    attempts = {(number, 1): ended(number, 1, value=b"%d" % number * 900) for number in range(1, 6)}
+    waits = stored(6, "sum", commands=(), call=function, after=dict.fromkeys(range(1, 6), Condition.SUCCESS))
+    small = stored(7, "small", commands=(), call=function, after={2: Condition.SUCCESS})
+    push(store, *needs, waits, small, attempts=attempts)
+    values = [wire.CallValue(f"n{number}", b"%d" % number * 900) for number in range(1, 6)]
+    assert store.needed_values([6, 7], 3_000) == {6: None, 7: (values[1],)}
+    assert store.needed_values([6], 10_000) == {6: tuple(values)}
+    assert store.load_values(LoadValues(1, 6, 0, 3_000)) == (values[:2], True)
+    assert store.load_values(LoadValues(1, 6, 2, 3_000)) == (values[2:4], True)
+    assert store.load_values(LoadValues(1, 6, 4, 3_000)) == (values[4:], False)
+    assert store.load_values(LoadValues(1, 6, 0, 10)) == (values[:1], True), "at least one, however large"
+    assert store.load_values(LoadValues(1, 6, 5, 3_000)) == ([], False)
+    assert store.load_values(LoadValues(1, 99, 0, 3_000)) == ([], False)
 
 
 def test_of_a_run_those_tasks_are_loaded_that_are_named(store: AnyStore) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from ecloud.model import wire
 from ecloud.model.tasks import ROUNDING, Cause, Outcome, Resources, fits
 from ecloud.model.wire import AttemptName, AttemptOrder, HeldAttempt
+from worker.core.call_values import MissingValues
 from worker.core.events import (
     CallBegan,
     PrefetchCall,
@@ -87,6 +88,7 @@ class Attempts:
         self.running: dict[Key, Running] = {}
         self._staging = 0
         self.followers = Followers()
+        self.missing_values = MissingValues(say)
         self.prefetched = Prefetched()
         self._unwanted: dict[Key, StopAttempt | None] = {}
         """Prefetched calls that the boss stopped or wants back. They are given back if they have not begun; otherwise a
@@ -118,6 +120,7 @@ class Attempts:
         return (
             *(HeldAttempt(*key, "queued") for key in self.queue),
             *(HeldAttempt(*key, "queued") for key in self.followers.waiting),
+            *(HeldAttempt(*key, "queued") for key in self.missing_values.waiting),
             *(HeldAttempt(*key, "running") for key in self.running),
             *(HeldAttempt(*key, "ended") for key in self.ended),
         )
@@ -125,7 +128,7 @@ class Attempts:
     @property
     def is_idle(self) -> bool:
         """Whether nothing runs or waits."""
-        return not self.queue and not self.running and not self.followers.waiting
+        return not (self.queue or self.running or self.followers.waiting or self.missing_values.waiting)
 
     # --- orders and facts --------------------------------------------------------------------------
 
@@ -134,7 +137,7 @@ class Attempts:
         back: list[Key] = []
         for order in orders:
             key = (order.task_no, order.number)
-            if key in self.queue or key in self.running or key in self.ended or key in self.followers:
+            if self._waits(key) or key in self.running or key in self.ended:
                 continue
             if not takes or not fits(self.config.resources, order.asks.items()):
                 back.append(key)
@@ -151,7 +154,13 @@ class Attempts:
         if back:
             self._say_returned(back, "" if takes else wire.DRAINING)
 
+    def _waits(self, key: Key) -> bool:
+        return key in self.queue or key in self.followers or key in self.missing_values
+
     def _enqueue(self, key: Key, order: AttemptOrder) -> None:
+        if order.values_apart:
+            self.missing_values.add(key, order)
+            return
         self.queue[key] = order
         if not order.asks.get("cpus"):
             self._queued_without_cpus += 1
@@ -178,6 +187,12 @@ class Attempts:
         if back:
             self.give_back(back, wire.UNCHAINED)
 
+    def on_values(self, page: wire.CallValues) -> None:
+        """Queue the attempt if these were the last values that it needs."""
+        complete = self.missing_values.on_values(page)
+        if complete is not None:
+            self._enqueue(*complete)
+
     def on_results_complete(self, done: ResultsComplete) -> None:
         """Release its followers: they need not wait for the staging of its results."""
         key = (done.task_no, done.number)
@@ -187,7 +202,7 @@ class Attempts:
             self.on_commands_ended(key)
 
     def _forget_old_inits(self) -> None:
-        orders = (*self.queue.values(), *self.followers.orders())
+        orders = (*self.queue.values(), *self.followers.orders(), *self.missing_values.waiting.values())
         wanted = {task_no for order in orders for task_no in (order.task_no, *order.after_init)}
         wanted |= {task_no for task_no, _ in self.running}
         for task_no in [task_no for task_no in self.inits if task_no not in wanted][: len(self.inits) - INITS_KEPT]:
@@ -317,7 +332,7 @@ class Attempts:
             self.flush_at = now + STARTED_S
 
     def _unqueue(self, key: Key) -> AttemptOrder:
-        if order := self.followers.remove(key):
+        if order := self.followers.remove(key) or self.missing_values.remove(key):
             return order
         order = self.queue.pop(key)
         if not order.asks.get("cpus"):
@@ -457,7 +472,7 @@ class Attempts:
 
     def give_back(self, keys: Iterable[Key], reason: str) -> None:
         """Give back those of these that wait; prefetched ones when their host no longer has them."""
-        back = [key for key in keys if key in self.queue or key in self.followers]
+        back = [key for key in keys if self._waits(key)]
         for key in [key for key in back if key in self.prefetched]:
             back.remove(key)
             self._unwanted.setdefault(key, None)
@@ -471,7 +486,7 @@ class Attempts:
 
     def give_back_queue(self) -> None:
         """Give back everything that waits here."""
-        self.give_back([*self.queue, *self.followers.waiting], "")
+        self.give_back([*self.queue, *self.followers.waiting, *self.missing_values.waiting], "")
 
     def _say_returned(self, keys: Sequence[Key], reason: str) -> None:
         for start in range(0, len(keys), wire.BATCH_COUNT):
@@ -487,8 +502,9 @@ class Attempts:
             running.said = True
         if self.ended:
             self.flush_at = now
-        has = self.config.resources
-        self.give_back([key for key, order in self.queue.items() if not fits(has, order.asks.items())], "")
+        has, waiting = self.config.resources, {**self.queue, **self.missing_values.waiting}
+        self.give_back([key for key, order in waiting.items() if not fits(has, order.asks.items())], "")
+        self.missing_values.on_session()
 
     def repeat(self, older_s: float, now: float) -> None:
         """Send again what was sent longer ago than that and was not confirmed."""
@@ -561,6 +577,9 @@ class Attempts:
         assert self._complete.keys() <= running.keys(), "results of an ended attempt are being staged"
         waiting = self.followers.waiting
         assert waiting.keys().isdisjoint({*queue, *running, *ended}), "a chained attempt is in two places"
+        missing = self.missing_values.waiting
+        assert missing.keys().isdisjoint({*queue, *running, *ended, *waiting}), "an attempt without values is elsewhere"
+        self.missing_values.check(queue)
         self.followers.check()
         self.prefetched.check(queue, running)
         assert all(key in self.prefetched for key in self._unwanted), "what is wanted back is not at a host"

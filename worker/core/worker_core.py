@@ -105,6 +105,8 @@ class WorkerCore:
             attempts.start(now)
             if self._may_start(now + BEGIN_S):
                 attempts.prefetch()
+        if self.session:
+            attempts.missing_values.ask(now)
         attempts.flush(now, in_session=bool(self.session))
         if self.then_exit:
             self._maybe_leave(now)
@@ -119,9 +121,10 @@ class WorkerCore:
         gone_at = None if gone_s is None or self.leaving else self._heard_at + gone_s
         soonest = math.inf
         recall_at = self.attempts.prefetched.recall_at
+        values_at = self.attempts.missing_values.deadline if self.session else None
         for deadline in (
             self.attempts.flush_at, lane_at, self._leave_at, self._ends_soon_at, hello_at, heartbeat_at, gone_at,
-            recall_at,
+            recall_at, values_at,
         ):  # fmt: skip
             if deadline is not None and deadline < soonest:
                 soonest = deadline
@@ -210,6 +213,8 @@ class WorkerCore:
                 self.attempts.on_start_tasks(attempts, takes=not (self.draining or self.leaving))
                 if self.draining and self._leave_at is not None:
                     self._say(wire.DrainWanted(ORDERED_TO_LEAVE))  # the boss did not receive the first one
+            case wire.CallValues():
+                self.attempts.on_values(message)
             case wire.OutcomesStored(attempts):
                 self.attempts.on_stored(attempts)
             case wire.HeartbeatAnswered(number):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ecloud.model.tasks import Container, Resources
-from ecloud.model.wire import DatastoreAccess
+from ecloud.model.wire import BATCH_BYTES, DatastoreAccess
 
 
 class PoolConfig(msgspec.Struct, frozen=True):
@@ -49,6 +49,8 @@ class BossConfig(msgspec.Struct, frozen=True):
     max_tasks_per_push: int = 2_000_000
     max_value_bytes: int = 2**62
     """Maximum size of a definition or manifest in the database."""
+    values_bytes: int = BATCH_BYTES
+    """Maximum size of the values of calls in one message to a worker."""
     keep_runs_s: float = 30 * 86400.0
     keep_machines_s: float = 2 * 86400.0
     """The boss keeps ended VMs and workers for as long as runs, and at least for this time: it computes the daily

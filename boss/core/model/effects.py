@@ -193,6 +193,16 @@ class LoadCalls(msgspec.Struct, frozen=True):
     limit: int = 0
 
 
+class LoadValues(msgspec.Struct, frozen=True):
+    """Read the values of the calls that a task depends on, but for the first `start`: as many as fit in a message of
+    `most_bytes`, at least one. Answered by `ValuesLoaded`."""
+
+    token: int
+    task_no: int
+    start: int
+    most_bytes: int
+
+
 class LeadAbove(msgspec.Struct, frozen=True):
     """Lead in an epoch above this one, which a peer knows: otherwise the peer ignores this boss. Answered by a new
     core."""
@@ -200,7 +210,7 @@ class LeadAbove(msgspec.Struct, frozen=True):
     epoch: int
 
 
-Read = LoadRun | SelectTasks | LoadCalls | LeadAbove
+Read = LoadRun | SelectTasks | LoadCalls | LoadValues | LeadAbove
 
 
 class Effects(msgspec.Struct):

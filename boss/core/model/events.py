@@ -8,7 +8,7 @@ from boss.core.model.cloud_vms import VmFound
 from boss.core.model.rows import PushAnswered, RunImage
 from ecloud.model.boot_diagnosis import Visit
 from ecloud.model.tasks import Result
-from ecloud.model.wire import CallEnded, Envelope
+from ecloud.model.wire import CallEnded, CallValue, Envelope
 
 
 class MessageArrived(msgspec.Struct, frozen=True):
@@ -44,6 +44,14 @@ class CallsLoaded(msgspec.Struct, frozen=True):
 
     token: int
     calls: tuple[CallEnded, ...]
+    more: bool = False
+
+
+class ValuesLoaded(msgspec.Struct, frozen=True):
+    """Answer to `LoadValues`, in order; `more`: there are others after the last one."""
+
+    token: int
+    values: tuple[CallValue, ...]
     more: bool = False
 
 
@@ -172,7 +180,7 @@ class RoomSeen(msgspec.Struct, frozen=True):
 
 
 Event = (
-    MessageArrived | AttemptsDeclared | BrokerFound | BrokerLost | RunLoaded | CallsLoaded | TasksSelected |
-    FilesPromoted | ResultsFound | DatastoreFailed | StagesListed | FreeSpaceSeen | DatastoreUsed | KeySigned |
-    VmStarted | VmRefused | VmListFailed | VmsListed | RoomSeen | VmVisited
+    MessageArrived | AttemptsDeclared | BrokerFound | BrokerLost | RunLoaded | CallsLoaded | ValuesLoaded |
+    TasksSelected | FilesPromoted | ResultsFound | DatastoreFailed | StagesListed | FreeSpaceSeen | DatastoreUsed |
+    KeySigned | VmStarted | VmRefused | VmListFailed | VmsListed | RoomSeen | VmVisited
 )  # fmt: skip

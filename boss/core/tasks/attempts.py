@@ -58,6 +58,8 @@ _ASSIGNED, _STARTED, _STOPPING = AttemptState.ASSIGNED, AttemptState.STARTED, At
 _PROMOTING, _ENDED = AttemptState.PROMOTING, AttemptState.ENDED
 _READY, _RUNNING = TaskState.READY, TaskState.RUNNING
 
+ORDER_BYTES, AFTER_BYTES = 300, 24
+"""Approximate size of an order without its definition, and of each name in its `after`, in a message."""
 STOPS_A_HEARTBEAT = 4 * BATCH_COUNT
 """Maximum attempts of one inventory that the boss stops together, whatever the worker lists; the next heartbeat shows
 the rest."""
@@ -156,13 +158,16 @@ class Attempts:
         before.followers.append(key)
 
     def send_orders(self) -> None:
-        """Send the orders of this batch: one message per worker and 1 MiB. Then request the pending promotions."""
+        """Send the orders of this batch: one message per worker and `BATCH_BYTES`. Then request the pending
+        promotions."""
         for name, attempts in self._orders.items():
             worker = self._fleet.workers[name]
             batch: list[Attempt] = []
             batch_bytes = 0
             for attempt in attempts:
-                size = self._book.graph.nodes[attempt.task_no].body_bytes
+                size = (
+                    self._book.graph.nodes[attempt.task_no].body_bytes + ORDER_BYTES + AFTER_BYTES * len(attempt.after)
+                )
                 if batch and (len(batch) >= BATCH_COUNT or batch_bytes + size > BATCH_BYTES):
                     self._order(worker, batch)
                     batch, batch_bytes = [], 0

@@ -9,13 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from databases import MariaDb
 from doors import Doors, ended
 from services import ROOT, Daemon, Mosquitto, watch_to_the_end
 
+from datastore.port import DatastoreAway
+from ecloud import ClusterExecutor
 from ecloud.db.database import make_engine, migrate
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 MB = 1_000_000
 LONG = ": " + "x" * 3 * MB
 
@@ -69,6 +73,27 @@ def _long_commands_many_tasks_and_loud_failures_all_pass(doors: Doors) -> None:
     assert (doors.place / "o").read_text() == "e" * 90_000 + "\n"
 
 
+def piece(number: int) -> bytes:
+    return bytes([number % 256]) * 30 * 1024
+
+
+def total(*pieces: bytes) -> int:
+    return sum([len(piece) * piece[0] for piece in pieces])
+
+
+@pytest.mark.timeout(300)
+def test_a_call_that_needs_18_mb_of_values_of_others_gets_them_page_by_page(doors: Doors) -> None:
+    assert doors.daemon is not None
+    with ClusterExecutor(doors.daemon.home.client_access) as executor:
+        pieces = [executor.submit(piece, number) for number in range(600)]
+        expected = sum([30 * 1024 * (number % 256) for number in range(600)])
+        assert executor.submit(total, *pieces).result(200) == expected
+        # Each fits into a message, and all together do not.
+        parts = [executor.submit(total, *pieces[start : start + 10]) for start in range(0, 600, 10)]
+        assert sum([part.result(100) for part in parts]) == expected
+    assert "waiting for the broker" not in doors.daemon.log
+
+
 def _is_refused_where_the_datastore_is_out_of_reach(doors: Doors) -> None:
     assert doors.daemon is not None
     elsewhere = {**doors.environment, "ECLOUD_ACCESS": str(doors.daemon.home.client_access)}
@@ -76,6 +101,14 @@ def _is_refused_where_the_datastore_is_out_of_reach(doors: Doors) -> None:
     long = doors.write("long.json", {"name": "r", "tasks": [task("long", LONG)]})
     command = [sys.executable, str(ROOT / "push_tasks.py"), str(long)]
     done = subprocess.run(command, env=elsewhere, cwd=doors.place, capture_output=True, text=True, timeout=100)
+    with (
+        ClusterExecutor(doors.daemon.home.client_access) as executor,
+        pytest.raises(
+            DatastoreAway, match=r"this machine does not have the datastore dir:.*: mount it, or run this on"
+        ),
+    ):
+        executor.submit(len, bytes(MB))
+    assert not doors.daemon.home.datastore.exists(), "an empty datastore was made where no worker sees it"
     os.rename(doors.place / "moved", doors.daemon.home.datastore)
     assert done.returncode == 2, done.stderr
     assert "the commands of task long (3 MB) travel in one message" in done.stderr

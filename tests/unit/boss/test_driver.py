@@ -87,8 +87,11 @@ class Ports:
     def load_calls(self, wanted: Any) -> tuple[list[wire.CallEnded], bool]:
         return self._reach("load calls").load_calls(wanted)
 
-    def needed_values(self, task_nos: Sequence[int]) -> dict[int, tuple[wire.CallValue, ...]]:
-        return self._reach("needed values").needed_values(task_nos)
+    def load_values(self, wanted: Any) -> tuple[list[wire.CallValue], bool]:
+        return self._reach("load values").load_values(wanted)
+
+    def needed_values(self, task_nos: Sequence[int], most: int) -> dict[int, tuple[wire.CallValue, ...] | None]:
+        return self._reach("needed values").needed_values(task_nos, most)
 
     def select(self, wanted: Any) -> tuple[list[RunImage], set[int], str]:
         return self._reach("select").select(wanted)

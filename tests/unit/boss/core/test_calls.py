@@ -63,6 +63,66 @@ def test_a_call_waits_for_one_of_an_earlier_push_and_gets_its_value() -> None:
     assert order.values == (wire.CallValue("a", b"one"),)
 
 
+def needy(script: BossScript, worker: Peer) -> wire.AttemptOrder:
+    """The order of a call that needs the values of five others, each of 900 bytes."""
+    ids = [f"n{number}" for number in range(5)]
+    extend(script, *map(call, ids))
+    script.starts(worker, *ids)
+    extend(script, call("sum", after=" ".join(ids)))
+    script.ended(worker, *ids, value=b"v" * 900)
+    (order,) = script.take(worker, wire.StartTasks).attempts
+    assert isinstance(order, wire.AttemptOrder)
+    worker.holds = {(order.task_no, order.number): "queued"}
+    script.said.clear()
+    return order
+
+
+def test_values_that_do_not_fit_into_a_message_are_sent_page_by_page_when_the_worker_asks() -> None:
+    script = BossScript(values_bytes=3_000)
+    worker = script.worker("w1", cpus=5)
+    order = needy(script, worker)
+    assert (order.values, order.values_apart) == ((), True)
+    found: list[str] = []
+    for start, count, more in ((0, 2, True), (2, 2, True), (4, 1, False), (4, 1, False)):
+        script.hear(worker, wire.ValuesWanted(order.task_no, order.number, start))
+        page = script.take(worker, wire.CallValues)
+        assert (page.start, len(page.values), page.more) == (start, count, more)
+        found += [value.id for value in page.values]
+    assert found == ["n0", "n1", "n2", "n3", "n4", "n4"]
+    script.started(worker, "sum").said.clear()
+    script.hear(worker, wire.ValuesWanted(order.task_no, order.number, 0)).nothing_else()
+
+
+def test_a_boss_that_starts_sends_the_rest_of_the_values() -> None:
+    script = BossScript(values_bytes=3_000)
+    worker = script.worker("w1", cpus=5)
+    order = needy(script, worker)
+    script.start().hello(worker, resources={"cpus": 5.0}, home="home-w1").beats(worker)
+    script.hear(worker, wire.ValuesWanted(order.task_no, order.number, 2))
+    assert [value.id for value in script.take(worker, wire.CallValues).values] == ["n2", "n3"]
+
+
+def test_values_are_sent_to_the_holder_of_the_attempt_only() -> None:
+    script = BossScript(values_bytes=3_000)
+    worker = script.worker("w1", cpus=5)
+    order = needy(script, worker)
+    other = script.worker("w2")
+    script.hear(other, wire.ValuesWanted(order.task_no, order.number, 0))
+    script.hear(worker, wire.ValuesWanted(order.task_no, order.number, -1))
+    script.hear(worker, wire.ValuesWanted(order.task_no, order.number + 1, 0)).nothing_else()
+
+
+def test_several_calls_with_values_stay_below_the_size_of_a_message() -> None:
+    script = BossScript(values_bytes=3_000)
+    worker = script.worker("w1", cpus=9)
+    extend(script, call("a"))
+    script.starts(worker, "a")
+    extend(script, *[call(f"b{number}", after="a") for number in range(4)])
+    script.ended(worker, "a", value=b"v" * 900)
+    orders = script.take(worker, wire.StartTasks).attempts
+    assert [(bool(order.values), order.values_apart) for order in orders] == [(True, False)] * 1 + [(False, True)] * 3
+
+
 def test_a_call_that_waits_for_one_that_failed_before_is_aborted_and_told() -> None:
     script = BossScript()
     worker = script.worker("w1")
