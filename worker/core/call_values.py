@@ -82,7 +82,7 @@ class MissingValues:
         return not self.waiting or (not self._values and sum(self._queued.values()) >= KEPT_BYTES)
 
     def check(self, queue: dict[Key, AttemptOrder]) -> None:
-        """Invariants: an attempt in the queue has its values; nothing is asked for nobody."""
+        """Invariants: an attempt in the queue has its values; nothing is asked for without an attempt."""
         assert self._queued.keys() <= queue.keys(), "an attempt that left the queue still counts"
         assert not any(order.values_apart for order in queue.values()), "an attempt is queued without its values"
         assert self.waiting or (not self._values and self._asked_at is None), "values wait for no attempt"
