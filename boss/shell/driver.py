@@ -48,7 +48,7 @@ from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
 from boss.core.tasks.manifests import declared_results
 from boss.store.store import CommitRefused, StoreAway
 from datastore.backoff import Backoff
-from ecloud.model.tasks import Result
+from ecloud.model.tasks import Result, TaskBody
 from ecloud.model.wire import AttemptOrder, CallEnded, CallValue, Envelope, StartTasks
 
 RENEW_S = 5.0
@@ -65,6 +65,9 @@ APART_S = 60.0
 NEEDS_VALUES = b'"needs":['
 """Occurs in the stored definition of a call that needs values of others; in other definitions it causes a useless
 lookup."""
+
+LONG_BYTES = 256 * 1024
+"""Of a longer definition, a worker gets only the part that it needs."""
 
 _Answer = TypeVar("_Answer")
 _Lookup = LoadRun | SelectTasks | LoadCalls | LoadValues
@@ -276,6 +279,7 @@ class Driver:
                 partial(self._store.definitions, [order.task_no for message in orders for order in message.attempts])
             )
             self._learn_declared(orders, bodies)
+            bodies = {task_no: _for_worker(body) for task_no, body in bodies.items()}
             if needy := [task_no for task_no, body in bodies.items() if NEEDS_VALUES in body]:
                 values = yield from self._ask(partial(self._store.needed_values, needy, values_bytes))
         for send in sends:
@@ -402,3 +406,9 @@ def _with_bodies(
             msgspec.structs.replace(order, body=msgspec.Raw(body), values=() if apart else needed, values_apart=apart)
         )
     return StartTasks(tuple(orders))
+
+
+def _for_worker(body: bytes) -> bytes:
+    """A definition, without its dependencies if it is long: with them and the rest of an order, a message could exceed
+    a broker's limit that the push had kept."""
+    return body if len(body) <= LONG_BYTES else msgspec.json.encode(msgspec.json.decode(body, type=TaskBody))

@@ -16,6 +16,7 @@ import msgspec
 
 from datastore.problem import PartAway, Problem
 from ecloud.client.conversation import Conversation
+from ecloud.client.too_large import CUT_OFF_TIMES, LARGE_BYTES, too_large_for_broker
 from ecloud.config.secrets import AccessFile, derive_key
 from ecloud.model import wire
 from ecloud.model.tasks import ENDED, TaskDefinition
@@ -331,12 +332,8 @@ class _Push:
         large = [k for k in self._on_the_way if self._chunk_bytes(k) > LARGE_BYTES]
         self._cut_off = self._cut_off + 1 if large else 0
         if self._cut_off >= CUT_OFF_TIMES:
-            first = self._tasks[self._bounds[large[0]][0]].id
-            raise PushRejected((
-                f"the connection to the broker ended {self._cut_off} times while {self._chunk_bytes(large[0]):,} bytes "
-                f"from task {first} on were sent: the broker seems to take smaller messages only; put long commands "
-                "into a file that the task requires, or raise max_packet_size and message_size_limit of the broker",
-            ))  # fmt: skip
+            task = self._tasks[self._bounds[large[0]][0]]  # alone in its chunk
+            raise PushRejected((too_large_for_broker(task, self._chunk_bytes(large[0])),))
 
     def _chunk_bytes(self, k: int) -> int:
         start, end = self._bounds[k]
@@ -358,9 +355,6 @@ class _Push:
             self._on_progress(sum(end - start for start, end in (self._bounds[k] for k in self._received)))
 
 
-LARGE_BYTES = 900_000
-"""A chunk that a broker may refuse: the smallest usual limit is 1 MB."""
-CUT_OFF_TIMES = 3
 LOOK_S = 1.0
 """Between checks of what is due in a push or a request."""
 

@@ -16,6 +16,7 @@ from ecloud.formats.array_checks import array_problem, samples, with_elements, w
 from ecloud.formats.arrays import count_of, indices_of
 from ecloud.formats.file_conflicts import find_file_conflicts
 from ecloud.formats.graph import find_cycles
+from ecloud.formats.large_tasks import MAX_DEFINITION_BYTES, too_large
 from ecloud.formats.paths import is_glob, path_problem, text_problem
 from ecloud.formats.problems import Problems, shown
 from ecloud.model.container_rules import container_problems
@@ -33,8 +34,6 @@ from ecloud.model.tasks import (
 
 MAX_TASKS = 2_000_000
 """Default if settings have no limit: the number that one boss holds in about 2 GB."""
-MAX_DEFINITION_BYTES = 8 * 1024 * 1024
-"""Size of one task as JSON: half of the largest message, half of MariaDB's default packet."""
 MAX_COMMANDS_BYTES = 4 * 1024 * 1024
 """Size of all commands of one task together."""
 MAX_COMMANDS = 10_000
@@ -397,4 +396,4 @@ def _check_size(task: TaskDefinition, say: Say) -> None:
     except UnicodeEncodeError:
         return  # Reported already, with its field.
     if size > MAX_DEFINITION_BYTES:
-        say("", f"{size:,} bytes as JSON; at most {MAX_DEFINITION_BYTES:,} are allowed")
+        say("", too_large(task, size))

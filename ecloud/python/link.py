@@ -20,7 +20,9 @@ import msgspec
 
 from datastore.problem import PartAway, Problem
 from ecloud.client.conversation import Conversation
+from ecloud.client.too_large import CUT_OFF_TIMES, LARGE_BYTES, too_large_for_broker
 from ecloud.config.secrets import AccessFile
+from ecloud.formats.large_tasks import MAX_DEFINITION_BYTES, too_large
 from ecloud.model.tasks import ENDED, TaskDefinition, TaskState
 from ecloud.model.wire import (
     BATCH_BYTES,
@@ -59,8 +61,12 @@ class _Push(msgspec.Struct, eq=False):
     """Calls on their way to the boss."""
 
     message: SubmitTasks
+    size: int
+    """Bytes of its tasks as JSON."""
     said_at: float = 0.0
     said_in: int = 0
+    cut_off: int = 0
+    """Connections in a row that ended while it was under way, if it is large."""
 
 
 class _Asked(msgspec.Struct, eq=False):
@@ -281,7 +287,12 @@ class Link:
             self._request("watch", run=self.run, calls=True, bound=self._bound)
         if self._cancelled:
             self._cancel_on_the_cluster()
-        for push in self._pushes.values():
+        for push_id, push in tuple(self._pushes.items()):
+            if push.said_in != self._talk.sessions and push.said_in and push.size > LARGE_BYTES:
+                push.cut_off += 1
+                if push.cut_off >= CUT_OFF_TIMES:  # a large call is alone in its push
+                    self._on_rejected(push_id, [too_large_for_broker(push.message.tasks[0], push.size)])
+                    continue
             if push.said_in != self._talk.sessions or now - push.said_at >= REPEAT_S:
                 self._say_push(push, now)
         while self._outgoing and len(self._pushes) < WINDOW:
@@ -300,24 +311,28 @@ class Link:
         part: list[TaskDefinition] = []
         own: set[str] = set()
         size = 0
-        while self._outgoing and len(part) < BATCH_COUNT and size < BATCH_BYTES:
+        while self._outgoing and len(part) < BATCH_COUNT:
             task = self._outgoing[0]
             if any(wanted.id in self._unsaid and wanted.id not in own for wanted in task.dependencies):
                 break  # a call that it depends on is still in an unanswered push
+            task_bytes = len(msgspec.json.encode(task))
+            if part and size + task_bytes > BATCH_BYTES:
+                break
             self._outgoing.popleft()
             unmet = next(filter(None, (self._never_pushed.get(wanted.id) for wanted in task.dependencies)), "")
+            if task_bytes > MAX_DEFINITION_BYTES:
+                unmet = unmet or f"task {task.id}: {too_large(task, task_bytes)}"
             if unmet or task.id not in self.pending:
                 self._leave_out(task.id, unmet or f"task {task.id} cancelled")
             else:
                 part.append(task)
                 own.add(task.id)
-                call = task.call
-                size += 500 + (4 * (len(call.code) + len(call.arguments) + len(call.setup)) // 3 if call else 0)
+                size += task_bytes
         if not part:
             return False
         options = PushOptions(self.run, "extend", replace_changed=self._replace_changed)
         message = SubmitTasks(secrets.token_hex(16), 0, 1, options, tuple(part))
-        push = self._pushes[message.push_id] = _Push(message)
+        push = self._pushes[message.push_id] = _Push(message, size)
         self._say_push(push, now)
         return True
 
@@ -458,7 +473,7 @@ class Link:
         if len(tasks) > 1:  # one of them is wrong: push each alone, so that the others are accepted
             for task in tasks:
                 message = msgspec.structs.replace(push.message, push_id=secrets.token_hex(16), tasks=(task,))
-                self._pushes[message.push_id] = _Push(message)
+                self._pushes[message.push_id] = _Push(message, len(msgspec.json.encode(task)))
             return
         self._unsaid.discard(tasks[0].id)
         future = self.pending.pop(tasks[0].id, None)

@@ -23,6 +23,7 @@ from boss.core.tasks.merging import Allocation, merge
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.formats import check
 from ecloud.formats.arrays import ENTRIES_A_PART, join_arrays
+from ecloud.formats.large_tasks import largest_part
 from ecloud.model.tasks import ENDED, TaskDefinition, TaskState
 from ecloud.model.wire import ChunkReceived, PushOptions, Refused, RunAccepted, RunRejected, SubmitTasks
 
@@ -224,11 +225,12 @@ class Pushes:
     def _too_long(self, stored: Sequence[TaskStored]) -> list[str]:
         most = self._config.max_value_bytes
         return [
-            f"task {task.row.id}: its definition has {len(task.json):,} bytes and the database takes at most {most:,}: "
-            "put long commands into a file that the task requires, or raise max_allowed_packet of the database to 16M "
+            f"task {task.row.id}: its definition has {len(task.json):,} bytes, {part.size:,} of them {part.name}, and "
+            f"the database takes at most {most:,}: {part.remedy}, or raise max_allowed_packet of the database to 16M "
             "and restart the boss"
             for task in stored
             if len(task.json) > most
+            for part in [largest_part(task.definition)]
         ] + [
             f"task {task.row.id}: {ENTRIES_A_PART} of its entries have {longest:,} bytes and the database takes "
             f"at most {most:,}: put long entries into files"

@@ -94,6 +94,44 @@ def test_a_call_that_needs_18_mb_of_values_of_others_gets_them_page_by_page(door
     assert "waiting for the broker" not in doors.daemon.log
 
 
+@pytest.mark.timeout(300)
+def test_long_lists_of_names_are_refused_with_the_task_its_size_and_the_remedy(doors: Doors) -> None:
+    assert doors.daemon is not None
+    names = [f"{number:05}-{'n' * 240}" for number in range(4_500)]
+    waits = task("last", "true", dependencies=names)
+    refused = doors.push(
+        doors.write("many.json", {"name": "r", "tasks": [*[task(name, "true") for name in names], waits]}), code=2
+    )
+    assert "task last: its definition has 1," in refused.err
+    assert "of them 4,500 dependencies" in refused.err
+    assert "let it depend on a few tasks that each depend on a part of these" in refused.err
+    _two_tasks_may_share_a_list_of_requirements_just_below_the_limit(doors)
+    with ClusterExecutor(doors.daemon.home.client_access) as executor:
+        pieces = [executor.options(key=f"{number:05}-{'k' * 190}").submit(abs, number) for number in range(2_700)]
+        refused_call = executor.submit(count, *pieces)
+        # Each push of these calls is below the limit, although all together are above it.
+        parts = [executor.submit(count, *pieces[start : start + 200]) for start in range(0, 2_700, 20)]
+        assert sum([part.result(100) for part in parts]) == sum([min(200, 2_700 - at) for at in range(0, 2_700, 20)])
+        with pytest.raises(ValueError, match=r"of them 2,700 dependencies.*let other calls combine a part of these"):
+            refused_call.result(100)
+
+
+def count(*values: int) -> int:
+    return len(values)
+
+
+def _two_tasks_may_share_a_list_of_requirements_just_below_the_limit(doors: Doors) -> None:
+    shared = [f"{'d' * 180}/{number:05}" for number in range(2_200)]
+    tasks = [task("fails", "false"), *[task(name, "true", requirements=shared) for name in ("a", "b")]]
+    for waits in tasks[1:]:
+        waits["dependencies"] = ["fails"]
+    doors.push(doors.write("shared.json", {"name": "shared", "tasks": tasks}))
+    assert doors.daemon is not None
+    with doors.daemon.client() as client:
+        watch_to_the_end(client, "shared", 100)
+    assert ended(doors, "shared") == {"fails": "failed", "a": "aborted", "b": "aborted"}
+
+
 def _is_refused_where_the_datastore_is_out_of_reach(doors: Doors) -> None:
     assert doors.daemon is not None
     elsewhere = {**doors.environment, "ECLOUD_ACCESS": str(doors.daemon.home.client_access)}
