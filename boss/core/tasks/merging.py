@@ -188,7 +188,9 @@ def merge(
             fresh[row.task_no] = row
     staying = [row for row in image.tasks if row.task_no not in gone and row.task_no not in fresh]
     merged.disturbed |= gone
-    replant(merged, [*staying, *fresh.values()], set(fresh), skipped)
+    # A part of a run lacks tasks that a named one waits for: only what is new has a state to compute.
+    around = {row.task_no for row in staying} if image.is_part else set()
+    replant(merged, [*staying, *fresh.values()], set(fresh), skipped, around)
     for task in merged.stored:
         merged.moved.pop(task.row.task_no, None)
     if image.is_part:

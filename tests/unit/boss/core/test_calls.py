@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from boss_script import BossScript, Peer, task
 
 from boss.core.model.effects import RemoveFiles
@@ -61,6 +62,26 @@ def test_a_call_waits_for_one_of_an_earlier_push_and_gets_its_value() -> None:
     script.ended(worker, "a", value=b"one")
     order = script.take(worker, wire.StartTasks).attempts[0]
     assert order.values == (wire.CallValue("a", b"one"),)
+
+
+@pytest.mark.parametrize("open_ones", [("a",), ("b",), ("a", "b")])
+def test_a_waiting_call_that_a_later_push_names_goes_on_waiting_for_calls_that_this_push_does_not_name(
+    open_ones: tuple[str, ...],
+) -> None:
+    script = BossScript()
+    worker = script.worker("w1", cpus=4)
+    extend(script, call("a"), call("b"))
+    script.starts(worker, "a", "b")
+    extend(script, call("c", after="a b"))
+    script.ended(worker, *[id for id in "ab" if id not in open_ones], value=b"one")
+    extend(script, call("d", after="c a"))
+    extend(script, call("e", after="d"))
+    extend(script, call("c"), call("f", after="c"))
+    script.states(c="waiting", d="waiting", e="waiting", f="waiting")
+    script.ended(worker, *open_ones, value=b"two")
+    order = script.take(worker, wire.StartTasks).attempts[-1]
+    assert [value.id for value in order.values] == ["a", "b"]
+    script.states(c="ready", d="waiting", e="waiting", f="waiting")
 
 
 def needy(script: BossScript, worker: Peer) -> wire.AttemptOrder:
