@@ -38,6 +38,8 @@ log = logging.getLogger("boss")
 EVENTS_A_BATCH = 5_000
 """Maximum events taken from the inbox for a batch: bounds a transaction; a batch grows automatically while a commit
 runs."""
+HEARTBEATS_S = 0.05
+"""How long a batch of heartbeats alone waits for more."""
 LOG_EVERY_S = 10.0
 KEYS_KEPT = 100_000
 LOOK_AGAIN_S = 0.2
@@ -144,7 +146,9 @@ class Runtime:
         self._inbox.put(None)
 
     def _take(self) -> list[Event] | None:
-        """Wait for an event and take all present ones, up to a limit. None when ordered to stop."""
+        """Wait for an event and take all present ones, up to a limit. Heartbeats wait a moment for others: with
+        thousands of workers most batches are heartbeats alone, and a batch costs more than they do. None when ordered
+        to stop."""
         if self._stopping:
             return None
         events: list[Event] = []
@@ -153,11 +157,13 @@ class Runtime:
         timeout = max(0.0, self._driver.wakes_at - self._clock())
         try:
             item = self._inbox.get(timeout)
+            until, heartbeats_alone = time.monotonic() + HEARTBEATS_S, True
             while item is not None:
                 self._read(item, events)
                 if len(events) >= EVENTS_A_BATCH:
                     return events
-                item = self._inbox.get(0.0)
+                heartbeats_alone = heartbeats_alone and bool(events) and _is_heartbeat(events[-1])
+                item = self._inbox.get(until - time.monotonic() if heartbeats_alone else 0.0)
         except queue.Empty:
             return events
         return None
@@ -284,3 +290,7 @@ class Runtime:
             self._embedded.ensure_alive()
         except BrokerWontStart as error:
             log.error("%s", error)
+
+
+def _is_heartbeat(event: Event) -> bool:
+    return isinstance(event, MessageArrived) and isinstance(event.envelope.message, wire.Heartbeat)

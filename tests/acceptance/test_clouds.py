@@ -43,7 +43,7 @@ def test_workers_of_a_cloud_from_the_first_to_the_bill(
     for wrong in ("-1", "0", "many", "1.5"):
         done = doors.admin("instantiate_worker", wrong, code=2)
         assert f"'{wrong}' is not a number of workers: give 1 or more" in words(done)
-    assert "100000 are many: confirm with --yes" in doors.admin("instantiate_worker", 100000, code=2).err
+    assert "100000 workers are many" in doors.admin("instantiate_worker", 100000, code=2).err
     assert (
         "there is no pool 'nosuch'; there are big" in doors.admin("instantiate_worker", "--pool", "nosuch", code=2).err
     )

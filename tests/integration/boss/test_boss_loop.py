@@ -1,8 +1,10 @@
-"""A batch that the database refuses: the boss starts again from its tables, and the old core leaves nothing behind."""
+"""The boss's loop: after a batch that the database refuses it starts again from its tables, and the old core leaves
+nothing behind; heartbeats are taken together."""
 
 from __future__ import annotations
 
 import gc
+import queue
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from services import HOST, free_port
 from sqlalchemy.engine import Engine
 
 from boss.core.model.config import BossConfig, PoolConfig
-from boss.core.model.events import Event
+from boss.core.model.events import Event, MessageArrived
 from boss.core.model.rows import Writes
 from boss.shell.calls import Calls
 from boss.shell.runtime import Clock, Runtime
@@ -71,3 +73,25 @@ def test_after_a_refused_batch_the_datastore_that_was_set_since_the_start_is_kep
     assert runtime._drive(driver.turn([]))
     assert driver.core is not None
     assert driver.core.access.datastore == wire.DatastoreAccess("files@host:/root", host_key="a key")
+
+
+def test_heartbeats_alone_wait_a_moment_for_others_and_nothing_waits_with_them(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert runtime._drive(runtime._driver.begin())
+    beat, hello = (
+        MessageArrived(wire.Envelope(wire.PROTOCOL_VERSION, "w1", "s", 1, message), "key")
+        for message in (wire.Heartbeat(0), wire.Hello("n", "worker"))
+    )
+    waiting: list[Event] = [beat, beat, hello, beat]
+    waited: list[float] = []
+
+    def get(timeout_s: float) -> Event:
+        waited.append(timeout_s)
+        if not waiting:
+            raise queue.Empty
+        return waiting.pop(0)
+
+    monkeypatch.setattr(runtime._inbox, "get", get)
+    assert runtime._take() == [beat, beat, hello, beat]
+    assert [timeout_s > 0 for timeout_s in waited[1:]] == [True, True, False, False]
