@@ -81,7 +81,7 @@ class Liar:
 
     def _ask_for_values(self) -> None:
         for key in self._live():
-            self._say(wire.ValuesWanted(*key, self.world.random.choice((0, 1, MOST, -MOST))))
+            self._say(wire.ValuesWanted(*key, self.world.random.choice(("", "c1", "x" * 1_000))))
 
     def _return(self) -> None:
         self._say(wire.TasksReturned(tuple(AttemptName(*key) for key in self._live()), "init"))

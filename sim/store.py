@@ -467,7 +467,8 @@ class Store:
     def load_values(self, wanted: LoadValues) -> tuple[list[CallValue], bool]:
         """Return a page of the values that a task needs, and whether there are more. Raises `Deposed`."""
         self._require_leading()
-        values = self._values(wanted.task_no)[wanted.start :]
+        found = sorted(self._values(wanted.task_no), key=lambda value: value.id)
+        values = [value for value in found if value.id > wanted.after]
         count = how_many([value.json_bytes for value in values], wanted.most_bytes)
         return values[:count], count < len(values)
 

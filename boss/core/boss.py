@@ -347,8 +347,8 @@ class Boss:
                 self.transfer_slots.on_wanted(worker.name, wanted_bytes, now)
             case wire.TransfersEnded(lane):
                 self.transfer_slots.on_ended(worker.name, lane)
-            case wire.ValuesWanted(task_no, attempt_number, start):
-                self.call_values.on_wanted(worker, (task_no, attempt_number), start)
+            case wire.ValuesWanted(task_no, attempt_number, after):
+                self.call_values.on_wanted(worker, (task_no, attempt_number), after)
             case wire.TasksReturned(attempts, reason):
                 self.attempts.on_returned(worker, attempts, reason, now)
                 if reason and reason not in ("init", wire.UNCHAINED) and worker.row.state is WorkerState.UP:

@@ -52,15 +52,15 @@ def needed_values(
 
 def load_values(connection: Connection, wanted: LoadValues) -> tuple[list[CallValue], bool]:
     """A page of values, and whether there are more: see `LoadValues`."""
-    sizes = sa.select(_edges.c.on_task_no, _size).select_from(_joined).where(_edges.c.task_no == wanted.task_no)
-    sizes = sizes.order_by(_edges.c.on_task_no).offset(wanted.start).limit(BATCH_COUNT + 1)
+    behind = sa.and_(_edges.c.task_no == wanted.task_no, _tasks.c.id > wanted.after)
+    sizes = sa.select(_tasks.c.id, _size).select_from(_joined).where(behind)
+    sizes = sizes.order_by(_tasks.c.id).limit(BATCH_COUNT + 1)
     rows = connection.execute(sizes).all()
     count = how_many([float(size) for _, size in rows], wanted.most_bytes)
     if not count:
         return [], False
-    last = rows[count - 1].on_task_no
-    page = sa.and_(_edges.c.task_no == wanted.task_no, _edges.c.on_task_no.between(rows[0].on_task_no, last))
-    return [_value(row) for row in connection.execute(_values.where(page).order_by(*_ORDER))], count < len(rows)
+    page = sa.and_(behind, _tasks.c.id <= rows[count - 1].id)
+    return [_value(row) for row in connection.execute(_values.where(page).order_by(_tasks.c.id))], count < len(rows)
 
 
 def how_many(sizes: Iterable[float], most_bytes: int) -> int:

@@ -250,20 +250,21 @@ class StartTasks(msgspec.Struct, frozen=True, tag=True):
 
 
 class ValuesWanted(msgspec.Struct, frozen=True, tag=True):
-    """A worker asks for the values that its attempt needs, but for the first `start` of them, which it has. Repeated
-    until `CallValues` answers."""
+    """A worker asks for the values that its attempt needs, in the order of their ids, behind the call `after` (empty:
+    from the first). Repeated until `CallValues` answers."""
 
     task_no: Int64
     number: Int32
-    start: Int64
+    after: str
 
 
 class CallValues(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
-    """Values that an attempt needs, in a fixed order, from number `start` on. `more`: there are others after these."""
+    """Values that an attempt needs, in the order of their ids, behind the call `after`. `more`: there are others after
+    these."""
 
     task_no: Int64
     number: Int32
-    start: Int64
+    after: str
     values: tuple[CallValue, ...]
     more: bool = False
 

@@ -62,7 +62,7 @@ class Cluster:
         from ecloud.cli.files import open_datastore
 
         if self._datastore is None:
-            self._datastore = open_datastore(self.settings, address, is_made=True)
+            self._datastore = open_datastore(self.settings, address, is_made=self.local is None)
         return self._datastore
 
     def require(self) -> None:

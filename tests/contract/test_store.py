@@ -818,12 +818,12 @@ def test_values_that_are_too_large_for_a_message_are_read_page_by_page(store: An
     values = [wire.CallValue(f"n{number}", b"%d" % number * 900) for number in range(1, 6)]
     assert store.needed_values([6, 7], 3_000) == {6: None, 7: (values[1],)}
     assert store.needed_values([6], 10_000) == {6: tuple(values)}
-    assert store.load_values(LoadValues(1, 6, 0, 3_000)) == (values[:2], True)
-    assert store.load_values(LoadValues(1, 6, 2, 3_000)) == (values[2:4], True)
-    assert store.load_values(LoadValues(1, 6, 4, 3_000)) == (values[4:], False)
-    assert store.load_values(LoadValues(1, 6, 0, 10)) == (values[:1], True), "at least one, however large"
-    assert store.load_values(LoadValues(1, 6, 5, 3_000)) == ([], False)
-    assert store.load_values(LoadValues(1, 99, 0, 3_000)) == ([], False)
+    assert store.load_values(LoadValues(1, 6, "", 3_000)) == (values[:2], True)
+    assert store.load_values(LoadValues(1, 6, values[1].id, 3_000)) == (values[2:4], True)
+    assert store.load_values(LoadValues(1, 6, values[3].id, 3_000)) == (values[4:], False)
+    assert store.load_values(LoadValues(1, 6, "", 10)) == (values[:1], True), "at least one, however large"
+    assert store.load_values(LoadValues(1, 6, values[4].id, 3_000)) == ([], False)
+    assert store.load_values(LoadValues(1, 99, "", 3_000)) == ([], False)
 
 
 def test_of_a_run_those_tasks_are_loaded_that_are_named(store: AnyStore) -> None:

@@ -49,7 +49,7 @@ class MissingValues:
     def on_values(self, page: CallValues) -> tuple[Key, AttemptOrder] | None:
         """Add a page. Returns the attempt if its values are complete now."""
         key = (page.task_no, page.number)
-        if self._asked_at is None or key != next(iter(self.waiting), None) or page.start != len(self._values):
+        if self._asked_at is None or key != next(iter(self.waiting), None) or page.after != self._last:
             return None
         self._values += page.values
         self._asked_at = None
@@ -70,7 +70,11 @@ class MissingValues:
         if self._sleeps or (self._asked_at is not None and now < self._asked_at + AGAIN_S):
             return
         self._asked_at = now
-        self._say(ValuesWanted(*next(iter(self.waiting)), len(self._values)))
+        self._say(ValuesWanted(*next(iter(self.waiting)), self._last))
+
+    @property
+    def _last(self) -> str:
+        return self._values[-1].id if self._values else ""
 
     @property
     def deadline(self) -> float | None:

@@ -194,12 +194,12 @@ class LoadCalls(msgspec.Struct, frozen=True):
 
 
 class LoadValues(msgspec.Struct, frozen=True):
-    """Read the values of the calls that a task depends on, but for the first `start`: as many as fit in a message of
-    `most_bytes`, at least one. Answered by `ValuesLoaded`."""
+    """Read the values of the calls that a task depends on, in the order of their ids, behind the call `after`: as many
+    as fit in a message of `most_bytes`, at least one. Answered by `ValuesLoaded`."""
 
     token: int
     task_no: int
-    start: int
+    after: str
     most_bytes: int
 
 

@@ -19,7 +19,7 @@ Key = tuple[int, int]
 class _Asked(msgspec.Struct, frozen=True):
     worker: str
     key: Key
-    start: int
+    after: str
 
 
 class ValuesForWorkers:
@@ -32,14 +32,14 @@ class ValuesForWorkers:
         self._asked: dict[int, _Asked] = {}
         self._tokens = 0
 
-    def on_wanted(self, worker: Worker, key: Key, start: int) -> None:
+    def on_wanted(self, worker: Worker, key: Key, after: str) -> None:
         """Read a page. In one batch each worker gets one page, whatever it asks for."""
         asked_already = any(asked.worker == worker.name for asked in self._asked.values())
-        if start < 0 or asked_already or not self._may_have(worker, key):
+        if asked_already or not self._may_have(worker, key):
             return
         self._tokens += 1
-        self._asked[self._tokens] = _Asked(worker.name, key, start)
-        self._outbox.read(LoadValues(self._tokens, key[0], start, self._most_bytes))
+        self._asked[self._tokens] = _Asked(worker.name, key, after)
+        self._outbox.read(LoadValues(self._tokens, key[0], after, self._most_bytes))
 
     def on_loaded(self, token: int, values: tuple[CallValue, ...], more: bool) -> None:
         """Send the page that the store has read."""
@@ -47,7 +47,7 @@ class ValuesForWorkers:
         worker = self._fleet.workers.get(asked.worker) if asked is not None else None
         if asked is None or worker is None or worker.conversation is None or not self._may_have(worker, asked.key):
             return
-        self._outbox.say(worker.conversation, CallValues(*asked.key, asked.start, values, more))
+        self._outbox.say(worker.conversation, CallValues(*asked.key, asked.after, values, more))
 
     def _may_have(self, worker: Worker, key: Key) -> bool:
         attempt = worker.held.get(key)

@@ -104,14 +104,14 @@ def test_values_that_do_not_fit_into_a_message_are_sent_page_by_page_when_the_wo
     order = needy(script, worker)
     assert (order.values, order.values_apart) == ((), True)
     found: list[str] = []
-    for start, count, more in ((0, 2, True), (2, 2, True), (4, 1, False), (4, 1, False)):
-        script.hear(worker, wire.ValuesWanted(order.task_no, order.number, start))
+    for after, count, more in (("", 2, True), ("n1", 2, True), ("n3", 1, False), ("n3", 1, False)):
+        script.hear(worker, wire.ValuesWanted(order.task_no, order.number, after))
         page = script.take(worker, wire.CallValues)
-        assert (page.start, len(page.values), page.more) == (start, count, more)
+        assert (page.after, len(page.values), page.more) == (after, count, more)
         found += [value.id for value in page.values]
     assert found == ["n0", "n1", "n2", "n3", "n4", "n4"]
     script.started(worker, "sum").said.clear()
-    script.hear(worker, wire.ValuesWanted(order.task_no, order.number, 0)).nothing_else()
+    script.hear(worker, wire.ValuesWanted(order.task_no, order.number, "")).nothing_else()
 
 
 def test_a_boss_that_starts_sends_the_rest_of_the_values() -> None:
@@ -119,7 +119,7 @@ def test_a_boss_that_starts_sends_the_rest_of_the_values() -> None:
     worker = script.worker("w1", cpus=5)
     order = needy(script, worker)
     script.start().hello(worker, resources={"cpus": 5.0}, home="home-w1").beats(worker)
-    script.hear(worker, wire.ValuesWanted(order.task_no, order.number, 2))
+    script.hear(worker, wire.ValuesWanted(order.task_no, order.number, "n1"))
     assert [value.id for value in script.take(worker, wire.CallValues).values] == ["n2", "n3"]
 
 
@@ -128,9 +128,8 @@ def test_values_are_sent_to_the_holder_of_the_attempt_only() -> None:
     worker = script.worker("w1", cpus=5)
     order = needy(script, worker)
     other = script.worker("w2")
-    script.hear(other, wire.ValuesWanted(order.task_no, order.number, 0))
-    script.hear(worker, wire.ValuesWanted(order.task_no, order.number, -1))
-    script.hear(worker, wire.ValuesWanted(order.task_no, order.number + 1, 0)).nothing_else()
+    script.hear(other, wire.ValuesWanted(order.task_no, order.number, ""))
+    script.hear(worker, wire.ValuesWanted(order.task_no, order.number + 1, "")).nothing_else()
 
 
 def test_several_calls_with_values_stay_below_the_size_of_a_message() -> None:
