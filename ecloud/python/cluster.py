@@ -30,6 +30,8 @@ class Cluster:
         self.local: LocalCluster | None = None
         self.settings: Settings = load_settings()
         self._datastore: Publisher | None = None
+        self._is_private = False
+        """Its datastore is a directory of this machine, also after its boss has ended."""
         if isinstance(access, AccessFile):
             self.access = access
         elif access is not None:
@@ -49,7 +51,7 @@ class Cluster:
         weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
         datastore = Path(place) / "datastore"
         datastore.mkdir()
-        self.local = LocalCluster(datastore, workers)
+        self.local, self._is_private = LocalCluster(datastore, workers), True
         try:
             self.access = self.local.start()
         except BaseException:
@@ -62,7 +64,7 @@ class Cluster:
         from ecloud.cli.files import open_datastore
 
         if self._datastore is None:
-            self._datastore = open_datastore(self.settings, address, is_made=self.local is None)
+            self._datastore = open_datastore(self.settings, address, is_made=not self._is_private)
         return self._datastore
 
     def require(self) -> None:
