@@ -31,6 +31,7 @@ from ecloud.model.tasks import ENDED, Condition, TaskDefinition, TaskState, defi
 from ecloud.model.wire import PushOptions
 
 _AGAIN = frozenset({TaskState.FAILED, TaskState.ABORTED, TaskState.CANCELLED})
+_NOT_STARTED = frozenset({TaskState.WAITING, TaskState.READY})
 
 
 class Allocation:
@@ -300,6 +301,7 @@ def replant(
     `around`; `skipped` ones count as succeeded.
     """
     rows = merged.rows = {row.task_no: row for row in run_rows}
+    _put_back(merged, rows, fresh)
     skipped = set(skipped)
     ended: dict[int, TaskState] = {no: row.state for no, row in rows.items() if no not in fresh and row.state in ENDED}
     open_of: dict[int, int] = {}
@@ -307,7 +309,7 @@ def replant(
     unsettled = [
         row
         for row in rows.values()
-        if row.task_no in fresh or (row.state in (TaskState.WAITING, TaskState.READY) and row.task_no not in around)
+        if row.task_no in fresh or (row.state in _NOT_STARTED and row.task_no not in around)
     ]
     for row in unsettled:
         count = 0
@@ -343,6 +345,36 @@ def replant(
         state, reason = settled.get(row.task_no, (TaskState.WAITING, ""))
         _place_row(merged, row, state, reason, row.task_no in fresh)
     _finish(merged, rows, ended, dependents)
+
+
+def _put_back(merged: Merge, rows: dict[int, TaskRow], fresh: Set[int]) -> None:
+    """Make elements pending again that are to be done although elements that they wait for have no rows yet: such an
+    element was cancelled early, and with a row of its own it would wait for nothing. Those with attempts keep their
+    rows: later attempts must not get the same numbers."""
+    arrays = {task_no: row.elements for task_no, row in rows.items() if row.elements is not None}
+    if not any(elements.each for elements in arrays.values()):
+        return
+    indices = {task_no: Indices.of(elements.indices) for task_no, elements in arrays.items()}
+    pending = {task_no: Ranges.of(elements.pending) for task_no, elements in arrays.items()}
+
+    def waits_for_pending(row: TaskRow) -> bool:
+        index = indices[row.array][row.task_no - arrays[row.array].first_no]
+        places = [(no, indices[no].position(index)) for no, _ in arrays[row.array].each if no in arrays]
+        return any(place is not None and place in pending[no] for no, place in places)
+
+    candidates = [
+        row
+        for row in rows.values()
+        if row.array in arrays and (row.task_no in fresh or row.state in _NOT_STARTED) and not row.attempts
+    ]
+    while back := [row for row in candidates if row.task_no in rows and waits_for_pending(row)]:
+        for row in back:  # then others may wait for these
+            pending[row.array].add(row.task_no - arrays[row.array].first_no)
+            del rows[row.task_no]
+            merged.disturbed.add(row.task_no)
+            merged.dropped.append(row.task_no)
+    for task_no, elements in arrays.items():
+        elements.pending = str(pending[task_no])
 
 
 def _settle(row: TaskRow, rows: dict[int, TaskRow], ended: dict[int, TaskState]) -> tuple[TaskState, str]:

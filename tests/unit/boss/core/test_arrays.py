@@ -170,6 +170,32 @@ def test_elements_whose_counterparts_failed_do_not_run_until_these_succeed(scrip
     script.states(a="succeeded", b="succeeded")
 
 
+@pytest.mark.parametrize("how", ["push", "redo"])
+@pytest.mark.parametrize("dies", [False, True])
+def test_an_element_that_was_cancelled_early_waits_again_for_its_counterpart(
+    script: BossScript, how: str, dies: bool
+) -> None:
+    each = [Dependency("first", Condition.ANY)]
+    tasks = (
+        task_("first"), array("a", 12, *each), array("b", 12, Dependency("a", Condition.ANY, each=True)),
+        array("c", 12, Dependency("b", Condition.ANY, each=True)),
+    )  # fmt: skip
+    script.push("r", *tasks)
+    script.ask("cancel", ids=["b[7]", "c[7]"])
+    if how == "push":
+        script.push("r", *tasks)
+    else:
+        script.ask("redo_task", ids=["b[7]", "c[7]"])
+    assert [counts(script, id) for id in "bc"] == [{"waiting": 12}] * 2
+    if dies:
+        script.start()
+    done = works(script, script.worker("w", cpus=2))
+    for first, then in (("a", "b"), ("b", "c")):
+        assert all(done.index(f"{first}[{number}]") < done.index(f"{then}[{number}]") for number in range(1, 13))
+    assert len(done) == 37
+    script.states(a="succeeded", b="succeeded", c="succeeded")
+
+
 def test_what_each_condition_means_element_by_element(script: BossScript) -> None:
     script.push(
         "r",
