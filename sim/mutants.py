@@ -416,7 +416,7 @@ MUTANTS: dict[str, Mutant] = {
     "resources": Mutant(
         "resources: a worker starts every attempt that it gets",
         ("resources",),
-        ((worker_attempts, "fits", mutations.overfills),),
+        ((worker_attempts, "fits", mutations.overfills), (worker_attempts, "ROUNDING", mutations.rounds_up)),
     ),
     "edges": Mutant(
         "waiting for all dependencies: a task does not wait for the last of several",
@@ -450,7 +450,7 @@ MUTANTS: dict[str, Mutant] = {
         "naming all unrecorded attempts: an order names only direct dependencies, not those before them",
         ("chain-inputs", "promised-there"),
         ((Chains, "after", mutations.names_the_nearest_only),),
-        None,
+        faults.Faults(datastore_full=0.3, duplicate=0.1),
         Size(wishes=(4, 10)),
     ),
     "chain-cost": Mutant(

@@ -473,6 +473,10 @@ def overfills(true: Any) -> Any:
     return lambda offers, asks: True
 
 
+def rounds_up(true: float) -> float:
+    return 1e6
+
+
 # --- chained attempts ----------------------------------------------------------------------------------
 
 
