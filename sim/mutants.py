@@ -245,8 +245,8 @@ MUTANTS: dict[str, Mutant] = {
         "the push id after its run was dropped: a push that is repeated then is accepted again",
         ("push-once", "settles"),
         ((Store, "_drop", mutations.forgets_pushes_with_their_runs),),
-        faults.Faults(boss_death=0.06, delay=0.4, duplicate=0.3, lose=0.1, second_boss=0.06),
-        Size(tasks=(3, 6), runs=(2, 3), wishes=(10, 20)),
+        faults.Faults(boss_death=0.1, delay=0.4, duplicate=0.3, lose=0.3, second_boss=0.06),
+        Size(tasks=(3, 6), runs=(1, 2), wishes=(20, 40)),
     ),
     "other-history": Mutant(
         "telling peers that the database lacks their messages: after a restore old attempts count as new ones",

@@ -235,7 +235,8 @@ class Store:
 
     def load_runs(self, wanted: Sequence[LoadRun]) -> list[tuple[RunImage | None, PushAnswered | None]]:
         """For the first ones, at least one: the run (None if no run has that name), and the result of the push (None if
-        it was never committed). At most one of them is an existing run. Raises `StoreAway`, `Deposed`."""
+        it was never committed). The last one may be a run whose tasks were read: it may be large. Raises `StoreAway`,
+        `Deposed`."""
         heads = loading.read_heads(self.engine, self._sql, wanted)
         if heads.epoch != self._epoch:
             raise self._deposed()
@@ -250,7 +251,7 @@ class Store:
                 with transaction(self.engine, writes=False) as connection:
                     self._require_leading(connection)
                     found.append((loading.load_run(connection, item.name, item.ids), None))
-                break  # it may be large
+                break
         return found
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:

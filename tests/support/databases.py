@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import sqlalchemy as sa
@@ -147,13 +148,12 @@ def statements(engine: Engine) -> Iterator[list[str]]:
         true_execute(queue, statement, values)
 
     true_execute = StatementQueue.execute
-    StatementQueue.execute = execute  # type: ignore[method-assign]  # for this long
     sa.event.listen(engine, "before_cursor_execute", note)
     try:
-        yield asked
+        with mock.patch.object(StatementQueue, "execute", execute):
+            yield asked
     finally:
         sa.event.remove(engine, "before_cursor_execute", note)
-        StatementQueue.execute = true_execute  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,13 @@ def without_kept(body: TaskBody, objects: Path) -> TaskBody:
     )
 
 
+def _missing(job: Job) -> list[str]:
+    """The calls that this one needs and whose values its order lacks."""
+    assert job.body.call is not None
+    here = {value.id for value in job.order.values}
+    return [id for id in job.body.call.needs if id not in here]
+
+
 def _value_name(number: int) -> str:
     return f".ecloud-value-{number}"
 
@@ -80,6 +87,9 @@ class CallRunner:
         """Run the call of an attempt whose requirements are in its directory. Raises `OSError`, `CallImpossible`,
         `ContainerMissing`."""
         assert job.body.call is not None
+        if missing := _missing(job):
+            text = f"the call {job.body.call.name} needs the values of calls that were dropped: {', '.join(missing)}"
+            raise CallImpossible(text, "submit them again, and this call with their futures")
         self._keep_shared(job, job.body.call)
         shared_env = {name: value for name, value in env.items() if name not in OWN}
         self.hosts.run(
@@ -93,8 +103,8 @@ class CallRunner:
 
     def prefetch(self, job: Job, env: dict[bytes, bytes], behind: Key, begin_s: float) -> bool:
         """Let the call of an attempt wait at the host of the call `behind`; return whether this host takes it."""
-        if job.body.requirements:
-            return False  # a shared file was removed
+        if job.body.requirements or _missing(job):
+            return False  # a shared file was removed, or it cannot run
         shared_env = {name: value for name, value in env.items() if name not in OWN}
         return self.hosts.prefetch(self._order(job, env), self._kind(job, shared_env), behind, begin_s)
 

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,8 @@ class Meter:
         self.messages: Counter[str] = Counter()
         self._engine = engine
         self._served_before = self._served()
-        self._noting = statements(engine)
-        self._asked = self._noting.__enter__()
+        self._noting = ExitStack()
+        self._asked = self._noting.enter_context(statements(engine))
         sa.event.listen(engine, "commit", self._on_commit)
         self._connection = BrokerConnection(
             address, "meter", [f"ecloud/{cluster_id}/#"], self._hear, lambda: None, lambda reason: None
@@ -133,7 +134,7 @@ class Meter:
         self.commits = 0
 
     def stop(self) -> None:
-        self._noting.__exit__(None, None, None)
+        self._noting.close()
         sa.event.remove(self._engine, "commit", self._on_commit)
         self._connection.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -110,11 +111,8 @@ def packets(store: Store, **fields: Any) -> int:
         sent.append(str(sql)[:60])
         true_execute(connection, command, sql)
 
-    Connection._execute_command = execute
-    try:
+    with mock.patch.object(Connection, "_execute_command", execute):
         store.commit(batch, Writes(**fields), NOW)
-    finally:
-        Connection._execute_command = true_execute
     return len(sent)
 
 
@@ -179,12 +177,8 @@ def test_a_server_that_dies_in_the_middle_of_a_packet_is_away(mariadb_engine: En
         true_flush(queue)
 
     true_flush = StatementQueue.flush
-    StatementQueue.flush = kill  # type: ignore[method-assign]  # for this long
-    try:
-        with pytest.raises(StoreAway):
-            store.commit(batch, Writes(context={"x": "y"}), NOW)
-    finally:
-        StatementQueue.flush = true_flush  # type: ignore[method-assign]
+    with mock.patch.object(StatementQueue, "flush", kill), pytest.raises(StoreAway):
+        store.commit(batch, Writes(context={"x": "y"}), NOW)
     assert store.last_batch() == batch - 1
     store.commit(batch, Writes(context={"x": "y"}), NOW)
     assert store.load().context["x"] == "y"

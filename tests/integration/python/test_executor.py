@@ -106,6 +106,27 @@ def test_a_future_as_an_argument_is_its_value(executor: ClusterExecutor) -> None
     assert str(error) == f"task {failed.id} failed"
 
 
+def test_a_call_that_needs_a_dropped_one_says_so(executor: ClusterExecutor, cluster: Cluster, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+
+    def wait_for_go() -> int:
+        while not go.exists():
+            time.sleep(0.01)
+        return 1
+
+    first, slow = executor.submit(square, 3), executor.submit(wait_for_go)
+    needy = executor.submit(total, first, slow)
+    assert first.result(PATIENCE_S) == 9
+    with Client(cluster.access) as client:
+        client.connect()
+        assert client.request("drop_tasks", ids=[f"{executor.run}:{first.id}"]).count == 1
+    go.touch()
+    with pytest.raises(
+        RemoteError, match=f"needs the values of calls that were dropped: {first.id}; submit them again"
+    ):
+        needy.result(PATIENCE_S)
+
+
 def test_values_too_large_for_a_message_travel_through_the_datastore(executor: ClusterExecutor) -> None:
     large = executor.submit(bytes, 1_000_000)
     assert executor.submit(len, large).result(PATIENCE_S) == 1_000_000
