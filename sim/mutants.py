@@ -39,6 +39,7 @@ from boss.core.tasks.arrays import Arrays
 from boss.core.tasks.attempts import Attempts as BossAttempts
 from boss.core.tasks.call_values import ValuesForWorkers
 from boss.core.tasks.chains import Chains
+from boss.core.tasks.run_names import RunNames
 from boss.core.tasks.staging_sweeper import StagingSweeper
 from boss.core.tasks.suspects import Suspects
 from boss.core.tasks.taskbook import TaskBook
@@ -61,6 +62,8 @@ from worker.core.worker_core import WorkerCore
 
 SEEDS = 200
 """Each mutant must be found within this many seeds."""
+RESTARTS_AND_LOSSES = faults.Faults(boss_death=0.15, delay=0.3, duplicate=0.2, lose=0.4, second_boss=0.06)
+"""An answer is lost, and before the question comes again another boss has begun."""
 Patch = tuple[type | ModuleType, str, Callable[[Any], Any]]
 """A class or module, the name of its function, and a function that makes the mutant's version of it."""
 
@@ -245,8 +248,15 @@ MUTANTS: dict[str, Mutant] = {
         "the push id after its run was dropped: a push that is repeated then is accepted again",
         ("push-once", "settles"),
         ((Store, "_drop", mutations.forgets_pushes_with_their_runs),),
-        faults.Faults(boss_death=0.1, delay=0.4, duplicate=0.3, lose=0.3, second_boss=0.06),
-        Size(tasks=(3, 6), runs=(1, 2), wishes=(20, 40)),
+        RESTARTS_AND_LOSSES,
+        Size(tasks=(3, 6), runs=(1, 2), wishes=(60, 100), arrays=0.0),
+    ),
+    "dropped-names": Mutant(
+        "names of dropped runs: a push that is repeated then counts as one of a new run",
+        ("push-once", "settles"),
+        ((RunNames, "drop", mutations.forgets_dropped_names), (RunNames, "__init__", mutations.starts_without_names)),
+        RESTARTS_AND_LOSSES,
+        Size(tasks=(3, 6), runs=(1, 2), wishes=(60, 100), arrays=0.0),
     ),
     "other-history": Mutant(
         "telling peers that the database lacks their messages: after a restore old attempts count as new ones",

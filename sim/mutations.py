@@ -205,9 +205,9 @@ def always_leads(true: Any) -> Any:
 
 
 def takes_every_push(true: Any) -> Any:
-    def on_chunk(self: Pushes, client: Any, chunk: Any, size: int) -> None:
+    def on_chunk(self: Pushes, client: Any, chunk: Any, size: int, now: float) -> None:
         self._answers.pop(chunk.push_id, None)
-        true(self, client, chunk, size)
+        true(self, client, chunk, size, now)
 
     return on_chunk
 
@@ -225,12 +225,20 @@ def forgets_pushes_with_their_runs(true: Any) -> Any:
     return drop
 
 
+def forgets_dropped_names(true: Any) -> Any:
+    return lambda self, name: self._present.discard(name)
+
+
+def starts_without_names(true: Any) -> Any:
+    return lambda self, dropped_pushes, now: true(self, (), now)
+
+
 def counts_a_chunk_twice(true: Any) -> Any:
-    def on_chunk(self: Pushes, client: Any, chunk: Any, size: int) -> None:
+    def on_chunk(self: Pushes, client: Any, chunk: Any, size: int, now: float) -> None:
         push = self._open.get(chunk.push_id)
         if push is not None and push.stage == "collecting" and chunk.k in push.chunks:
             push.chunks[chunk.k] += chunk.tasks
-        true(self, client, chunk, size)
+        true(self, client, chunk, size, now)
 
     return on_chunk
 
@@ -298,10 +306,10 @@ def publishes_itself(true: Any) -> Any:
 
 
 def finds_whatever_it_looks_for(true: Any) -> Any:
-    def on_results_found(self: Pushes, token: int, existing: Any) -> None:
+    def on_results_found(self: Pushes, token: int, existing: Any, now: float) -> None:
         push = self._open.get(self._by_token.get(token, ""))
         paths = [result.path for task in push.definitions for result in task.results] if push is not None else ()
-        true(self, token, frozenset(paths))
+        true(self, token, frozenset(paths), now)
 
     return on_results_found
 

@@ -320,6 +320,7 @@ class Store:
             context=dict(tables.context),
             revoked_keys=set(tables.revoked_keys),
             suspects=_in_order(tables.suspects),
+            dropped_pushes={push_id for push_id, push in tables.pushes.items() if push.run_no not in tables.runs},
             epoch_ends=dict(tables.epoch_ends),
             element_ends=element_ends,
         )
@@ -392,7 +393,7 @@ class Store:
             answered = self.tables.pushes.get(item.push_id)
             image = self._run_image(item.name, item.ids) if answered is None else None
             found.append((image, None if answered is None else copy(answered)))
-            if image is not None:
+            if image is not None and image.tasks:
                 break
         return found
 

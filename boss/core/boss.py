@@ -33,6 +33,7 @@ from boss.core.model.config import BossConfig
 from boss.core.model.effects import Effects, FindResults, LeadAbove, ListStages, PromoteFiles, RemoveFiles, TellPerson
 from boss.core.model.events import (
     AttemptsDeclared,
+    BatchRefused,
     BrokerFound,
     BrokerLost,
     CallsLoaded,
@@ -72,6 +73,7 @@ from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_told
 from boss.core.tasks.merging import Allocation
 from boss.core.tasks.outcome_acks import OutcomeAcks
+from boss.core.tasks.run_names import RunNames
 from boss.core.tasks.staging_sweeper import StagingSweeper
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.datastore_access import Access
@@ -111,7 +113,7 @@ class Boss:
         self.ready = ReadyTasks()
         self.fleet = Fleet()
         self.runtimes = Runtimes()
-        self.book = TaskBook(self._outbox, self._timers, self.ready)
+        self.book = TaskBook(self._outbox, self._timers, self.ready, RunNames(snapshot.dropped_pushes, now))
         self.arrays = Arrays(self._outbox, self.book, self._timers, config.array_window)
         self.history = History(snapshot.epoch, snapshot.epoch_ends)
         self._restored_noted = False
@@ -231,7 +233,7 @@ class Boss:
                 self.requests.on_selected(token, images, task_nos, problem, now)
             case ResultsFound(token, existing):
                 self._failures.pop("find", None)
-                self.pushes.on_results_found(token, existing)
+                self.pushes.on_results_found(token, existing, now)
             case DatastoreFailed(call, reason):
                 self._on_datastore_failed(call, reason, now)
             case StagesListed(stages):
@@ -242,6 +244,8 @@ class Boss:
                 self.leases.on_broker_found(now)
             case BrokerLost():
                 self.leases.on_broker_lost()
+            case BatchRefused():
+                self.pushes.on_batch_refused(now)
             case DatastoreUsed(address):
                 self.access.on_used(address, now)
             case KeySigned(worker, certificate, lives_s):
@@ -392,7 +396,7 @@ class Boss:
     def _on_client(self, client: Conversation, message: wire.Message, size: int, now: float) -> None:
         match message:
             case wire.SubmitTasks():
-                self.pushes.on_chunk(client, message, size)
+                self.pushes.on_chunk(client, message, size, now)
             case wire.Request():
                 self.requests.on_request(client, message, now)
             case wire.Heartbeat():
@@ -461,6 +465,7 @@ class Boss:
         kept_s = max(self.config.keep_runs_s, self.config.keep_machines_s)
         self._outbox.writes.gone_before = max(0.0, now - kept_s)
         self._outbox.writes.answered_before = max(0.0, now - self.config.keep_runs_s)
+        self.book.names.forget_dropped(self.config.keep_runs_s, now)
 
     def _forget_silent_clients(self, now: float) -> None:
         self._timers.set(now + self.config.lease_s, self._forget_silent_clients)

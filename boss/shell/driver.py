@@ -37,6 +37,7 @@ from boss.core.model.effects import (
 )
 from boss.core.model.events import (
     AttemptsDeclared,
+    BatchRefused,
     BrokerLost,
     CallsLoaded,
     Event,
@@ -59,8 +60,6 @@ DATABASE_BACKOFF = Backoff(0.1, 5.0)
 
 READS_TOGETHER = 64
 """Maximum runs that one query looks for."""
-APART_S = 60.0
-"""For this long after a refused batch, each push is decided alone."""
 
 NEEDS_VALUES = b'"needs":['
 """Occurs in the stored definition of a call that needs values of others; in other definitions it causes a useless
@@ -187,7 +186,6 @@ class Driver:
         self._learned: list[Event] = []
         """Events that the driver produced while it carried out the last decision: the core receives them first."""
         self._renewed_at = clock()
-        self._refused_at = -APART_S
         self._led_above_at = -LEAD_ABOVE_EVERY_S
 
     # --- turns --------------------------------------------------------------------------------------
@@ -224,8 +222,8 @@ class Driver:
         except CommitRefused as error:
             kinds = dict(Counter(type(event).__name__ for event in self._events))
             self._report(logging.ERROR, f"the database refuses a batch of {kinds}, which is left out: {error}")
-            self._refused_at = self._clock()
             yield from self.begin()
+            self._learned.append(BatchRefused())
         self._renew()
 
     @property
@@ -320,7 +318,8 @@ class Driver:
         """The read, and those of other runs that follow it: many small pushes become one query and one commit. Not soon
         after a refused batch: its pushes come again, and the good ones must not be refused with the bad one."""
         reads: list[_Lookup] = [read]
-        if isinstance(read, LoadRun) and self._clock() >= self._refused_at + APART_S:
+        assert self.core is not None
+        if isinstance(read, LoadRun) and not self.core.pushes.are_apart(self._clock()):
             names = {read.name}
             while self._reads and len(reads) < READS_TOGETHER:
                 other = self._reads[0]

@@ -120,6 +120,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
             SuspectRow(row.task_no, row.run_no, row.lost, bool(row.failed), row.reason, row.at)
             for row in connection.execute(sa.select(schema.suspects).order_by(schema.suspects.c.task_no))
         ],
+        dropped_pushes=_dropped_pushes(connection),
         epoch_ends={row.epoch: row.batch for row in connection.execute(sa.select(schema.epochs))},
         element_ends=element_ends,
     )
@@ -152,6 +153,12 @@ def _declared(connection: Connection, live_attempts: Sequence[AttemptRow]) -> di
             if results:
                 declared[task_no] = results
     return declared
+
+
+def _dropped_pushes(connection: Connection) -> set[str]:
+    pushes, runs = schema.pushes.c, schema.runs.c
+    is_dropped = pushes.run_no.not_in(sa.select(runs.run_no))
+    return set(connection.execute(sa.select(pushes.push_id).where(is_dropped)).scalars())
 
 
 def _counts(connection: Connection) -> dict[int, dict[str, int]]:

@@ -497,6 +497,7 @@ def test_a_push_is_forgotten_when_its_run_was_dropped_and_it_is_old(store: AnySt
     write(store, answered_before=NOW + 1000)
     assert load_push(store, "p") is not None, "its run is there"
     write(store, dropped_runs=[1])
+    assert store.load().dropped_pushes == {"p"}
     write(store, answered_before=NOW - 1000)
     assert load_push(store, "p") is not None, "it is young"
     write(store, answered_before=NOW + 1000)

@@ -29,6 +29,8 @@ from ecloud.model.wire import ChunkReceived, PushOptions, Refused, RunAccepted, 
 
 MAX_OPEN_PUSHES = 64
 """Maximum pushes in progress; each holds its chunks in memory."""
+APART_S = 60.0
+"""For this long after a refused batch, each push is decided alone."""
 ANSWERS_KEPT = 1_000
 """Answers remembered for clients that did not receive theirs."""
 MAX_CHUNKS = 100_000
@@ -89,8 +91,18 @@ class Pushes:
         self._tokens = 0
         self._answers: OrderedDict[str, RunAccepted | RunRejected] = OrderedDict()
         self.conversations: dict[str, Conversation] = {}
+        self._apart_until = 0.0
 
-    def on_chunk(self, client: Conversation, chunk: SubmitTasks, size: int) -> None:
+    def on_batch_refused(self, now: float) -> None:
+        """The database refused a batch, perhaps because of a push in it: for a while each push reads the store, so that
+        it is decided alone."""
+        self._apart_until = now + APART_S
+
+    def are_apart(self, now: float) -> bool:
+        """Whether each push is decided alone now: the good ones must not be refused with a bad one."""
+        return now < self._apart_until
+
+    def on_chunk(self, client: Conversation, chunk: SubmitTasks, size: int, now: float) -> None:
         """Keep a chunk of `size` bytes. When all have arrived, begin. A push that was already answered gets the same
         answer."""
         if len(chunk.push_id) > MAX_PUSH_ID_CHARS:
@@ -125,7 +137,7 @@ class Pushes:
             push.size += size
             push.count += len(chunk.tasks)
         if push.stage == "collecting" and len(push.chunks) == push.n:
-            self._begin(push)  # its result follows soon
+            self._begin(push, now)  # its result follows soon
         else:
             self._outbox.say(client, ChunkReceived(chunk.push_id, chunk.k))
 
@@ -142,7 +154,7 @@ class Pushes:
             return f"the list has more than {MAX_OPEN_BYTES / 1e6:,.0f} MB: push it in parts"
         return ""
 
-    def _begin(self, push: Push) -> None:
+    def _begin(self, push: Push, now: float) -> None:
         definitions = push.definitions
         extends = push.options.merge_strategy == EXTEND
         problems = check(definitions, self._config.max_tasks_per_push, all_named=not extends)
@@ -167,16 +179,19 @@ class Pushes:
             push.stage = "looking"
             self._outbox.call(FindResults(self._token(push), tuple(wanted)))
         else:
-            self._load(push)
+            self._load(push, now)
 
-    def on_results_found(self, token: int, existing: frozenset[str]) -> None:
+    def on_results_found(self, token: int, existing: frozenset[str], now: float) -> None:
         """The datastore reported which results exist."""
         push = self._open.get(self._by_token.pop(token, ""))
         if push is not None:
             push.existing = existing
-            self._load(push)
+            self._load(push, now)
 
-    def _load(self, push: Push) -> None:
+    def _load(self, push: Push, now: float) -> None:
+        if not self.are_apart(now) and self._book.names.is_new(push.options.run, push.push_id):
+            self._decide(push, self._new_run(push, now), now)
+            return
         push.stage = "loading"
         ids = None
         if push.options.merge_strategy == EXTEND and not push.whole:
@@ -196,15 +211,20 @@ class Pushes:
             run_no, states, decisions = answered.run_no, answered.states, answered.decisions
             self._answer(push, RunAccepted(push.push_id, push.options.run, run_no, states, decisions))
             return
-        if image is None:
-            image = RunImage(RunRow(self._allocation.next_run_no(), push.options.run, created_at=now), [])
+        self._decide(push, image or self._new_run(push, now), now)
+
+    def _new_run(self, push: Push, now: float) -> RunImage:
+        return RunImage(RunRow(self._allocation.next_run_no(), push.options.run, created_at=now), [])
+
+    def _decide(self, push: Push, image: RunImage, now: float) -> None:
+        """Merge the push into its run, or reject it."""
         if unknown := _unknown_dependencies(push, image):
             self._reject(push, unknown)
             return
         overlay(image, self._book)
         if image.is_part and _disturbs_others(push, image):
             push.whole = True
-            self._load(push)
+            self._load(push, now)
             return
         client = self.conversations.get(push.peer)
         if push.options.merge_strategy == EXTEND and client is not None:

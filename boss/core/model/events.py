@@ -30,6 +30,10 @@ class BrokerLost(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class BatchRefused(msgspec.Struct, frozen=True):
+    """The database refused a batch of an earlier core of this boss."""
+
+
 class RunLoaded(msgspec.Struct, frozen=True):
     """Answer to `LoadRun`. `image`: None if there is no such run; `answered`: the result of the push in question, if it
     was committed already."""
@@ -180,7 +184,7 @@ class RoomSeen(msgspec.Struct, frozen=True):
 
 
 Event = (
-    MessageArrived | AttemptsDeclared | BrokerFound | BrokerLost | RunLoaded | CallsLoaded | ValuesLoaded |
-    TasksSelected | FilesPromoted | ResultsFound | DatastoreFailed | StagesListed | FreeSpaceSeen | DatastoreUsed |
-    KeySigned | VmStarted | VmRefused | VmListFailed | VmsListed | RoomSeen | VmVisited
+    MessageArrived | AttemptsDeclared | BrokerFound | BrokerLost | BatchRefused | RunLoaded | CallsLoaded |
+    ValuesLoaded | TasksSelected | FilesPromoted | ResultsFound | DatastoreFailed | StagesListed | FreeSpaceSeen |
+    DatastoreUsed | KeySigned | VmStarted | VmRefused | VmListFailed | VmsListed | RoomSeen | VmVisited
 )  # fmt: skip

@@ -319,6 +319,8 @@ class Snapshot(msgspec.Struct):
     context: dict[str, str] = {}
     revoked_keys: set[str] = set()
     suspects: list[SuspectRow] = []
+    dropped_pushes: set[str] = set()
+    """Ids of the pushes that are kept although their runs were dropped."""
     epoch_ends: dict[int, int] = {}
     """The last batch of each earlier epoch."""
     element_ends: dict[int, tuple[str, str]] = {}

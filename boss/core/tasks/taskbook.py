@@ -17,6 +17,7 @@ from boss.core.model.outbox import Outbox
 from boss.core.model.ready_tasks import ReadyTasks
 from boss.core.model.rows import ArrayRow, RunRow, TaskMoved, TaskRow
 from boss.core.model.timers import Timers
+from boss.core.tasks.run_names import RunNames
 from ecloud.model.ranges import Ranges
 from ecloud.model.tasks import ENDED, LEGAL_TASK_MOVES, TaskState
 from ecloud.model.wire import TaskEnded
@@ -65,12 +66,13 @@ class TaskEnd(msgspec.Struct, frozen=True):
 class TaskBook:
     """Runs and tasks. The core moves tasks only through it."""
 
-    def __init__(self, outbox: Outbox, timers: Timers, ready: ReadyTasks) -> None:
+    def __init__(self, outbox: Outbox, timers: Timers, ready: ReadyTasks, names: RunNames) -> None:
         self._outbox = outbox
         self._timers = timers
         self.graph = TaskGraph()
         self.ready = ready
         self.runs: dict[int, Run] = {}
+        self.names = names
         self.arrays: dict[int, Array] = {}
         """Arrays that have not ended, by the number of their task."""
         self._changed_arrays: dict[int, Array] = {}
@@ -195,6 +197,7 @@ class TaskBook:
         run = self.runs.get(row.run_no)
         if run is None:
             run = self.runs[row.run_no] = Run(row)
+            self.names.add(row.name)
         return run
 
     def recount(self, run: Run, states: dict[TaskState, int]) -> None:
@@ -284,7 +287,9 @@ class TaskBook:
         for array_no in [array.task_no for array in self.arrays.values() if array.run_no == run_no]:
             self.forget_array(array_no)
         self._changed_arrays = {no: item for no, item in self._changed_arrays.items() if item.run_no != run_no}
-        return self.runs.pop(run_no)
+        run = self.runs.pop(run_no)
+        self.names.drop(run.row.name)
+        return run
 
     def hold(self, run: Run, reason: str) -> None:
         """Start nothing of this run until an operator acts."""

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from boss.core.boss import Boss
+from boss.core.clients.pushes import APART_S
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import Call, Effects, LoadRun
 from boss.core.model.events import AttemptsDeclared, BrokerLost, Event, MessageArrived, RunLoaded
 from boss.core.model.rows import PushAnswered, RunImage, Snapshot, Writes
-from boss.shell.driver import APART_S, DATABASE_BACKOFF, RENEW_S, Commit, Driver, Next, Pause, Step, Turn
+from boss.shell.driver import DATABASE_BACKOFF, RENEW_S, Commit, Driver, Next, Pause, Step, Turn
 from boss.store.store import CommitRefused, StoreAway
 from ecloud.model import wire
 from ecloud.model.tasks import Result, TaskDefinition
@@ -118,6 +119,14 @@ class Ports:
         self.decided.clear()
         return self
 
+    def make_runs(self, *names: str) -> None:
+        """Runs that exist: a further push of one reads the store."""
+        session = self.hello("maker", "client")
+        pushes = [submit(name, TaskDefinition("first", ("true",))) for name in names]
+        self.run(self.driver.turn([heard("maker", session, n, push) for n, push in enumerate(pushes, 1)]))
+        self.happened.clear()
+        self.decided.clear()
+
     def hello(self, peer: str, kind: str, **fields: Any) -> str:
         """A session of that peer."""
         hello = wire.Hello(nonce=peer, kind=kind, **fields)
@@ -132,8 +141,9 @@ def heard(peer: str, session: str, number: int, message: wire.Message) -> Event:
     return MessageArrived(Envelope(wire.PROTOCOL_VERSION, peer, session, number, message), f"key-{peer}")
 
 
-def submit(name: str, *tasks: TaskDefinition) -> wire.SubmitTasks:
-    return wire.SubmitTasks(f"push-{name}-{tasks[0].id}", 0, 1, wire.PushOptions(run=name), tasks)
+def submit(name: str, task: TaskDefinition, strategy: str = "keep_succeeded") -> wire.SubmitTasks:
+    options = wire.PushOptions(run=name, merge_strategy=strategy)
+    return wire.SubmitTasks(f"push-{name}-{task.id}", 0, 1, options, (task,))
 
 
 @pytest.fixture
@@ -144,19 +154,28 @@ def ports() -> Ports:
 def test_it_writes_then_speaks_then_calls(ports: Ports) -> None:
     session = ports.hello("c1", "client")
     steps = ports.run(ports.driver.turn([heard("c1", session, 1, submit("r", TaskDefinition("a", ("true",))))]))
-    assert ports.happened == ["decide", "load runs r", "decide", "commit", "RunAccepted"]
+    assert ports.happened == ["decide", "commit", "RunAccepted"]
     kinds = [step if isinstance(step, Next) else type(step) for step in steps]
-    assert kinds == [Next.READ, Commit, Next.SEND]
+    assert kinds == [Commit, Next.SEND]
 
 
-def test_pushes_of_different_runs_are_one_read_and_one_commit(ports: Ports) -> None:
+def test_pushes_of_new_runs_are_one_commit_and_read_nothing(ports: Ports) -> None:
     session = ports.hello("c1", "client")
     pushes = [heard("c1", session, n, submit(f"r{n}", TaskDefinition("a", ("true",)))) for n in (1, 2)]
+    ports.run(ports.driver.turn(pushes))
+    assert ports.happened == ["decide", "commit", "RunAccepted", "RunAccepted"]
+    assert len(ports.store.tasks) == 2
+
+
+def test_calls_of_different_runs_are_one_read_and_one_commit(ports: Ports) -> None:
+    ports.make_runs("r1", "r2")
+    session = ports.hello("c1", "client")
+    pushes = [heard("c1", session, n, submit(f"r{n}", TaskDefinition("a", ("true",)), "extend")) for n in (1, 2)]
     ports.run(ports.driver.turn(pushes))
     what = [text for text in ports.happened if text.startswith(("load run", "commit"))]
     assert what == ["load runs r1 r2", "commit"]
     assert ports.decided == [["MessageArrived", "MessageArrived"], ["RunLoaded", "RunLoaded"]]
-    assert len(ports.store.tasks) == 2
+    assert len(ports.store.tasks) == 4
 
 
 def test_two_pushes_to_one_run_are_read_one_after_another_each_after_the_commit_before(ports: Ports) -> None:
@@ -164,14 +183,13 @@ def test_two_pushes_to_one_run_are_read_one_after_another_each_after_the_commit_
     pushes = [heard("c1", session, n, submit("r", TaskDefinition(id, ("true",)))) for n, id in ((1, "a"), (2, "b"))]
     ports.run(ports.driver.turn(pushes))
     what = [text for text in ports.happened if text.startswith(("load run", "commit"))]
-    assert what == ["load runs r", "commit", "load runs r", "commit"]
+    assert what == ["commit", "load runs r", "commit"]
 
 
 def test_a_read_with_an_existing_run_ends_there_and_the_others_are_read_next(ports: Ports) -> None:
+    ports.make_runs("r1", "r2")
     session = ports.hello("c1", "client")
-    ports.run(ports.driver.turn([heard("c1", session, 1, submit("r1", TaskDefinition("a", ("true",))))]))
-    ports.happened.clear()
-    pushes = [heard("c1", session, n, submit(f"r{n - 1}", TaskDefinition("b", ("true",)))) for n in (2, 3)]
+    pushes = [heard("c1", session, n, submit(f"r{n}", TaskDefinition("b", ("true",)))) for n in (1, 2)]
     ports.run(ports.driver.turn(pushes))
     what = [text for text in ports.happened if text.startswith(("load run", "commit"))]
     assert what == ["load runs r1 r2", "commit", "load runs r2", "commit"]
@@ -210,6 +228,7 @@ def test_while_the_database_is_away_it_waits_longer_and_longer_and_says_so_once(
 def test_a_heartbeat_that_came_while_the_database_was_away_is_heard_before_its_worker_is_given_up(
     ports: Ports,
 ) -> None:
+    ports.make_runs("r")
     worker = ports.hello("w1", "worker", resources={"cpus": 1.0}, home="h")
     ports.run(ports.driver.turn([heard("w1", worker, 1, wire.Heartbeat(0))]))
     assert ports.driver.core is not None
@@ -253,10 +272,11 @@ def test_nothing_is_said_of_a_batch_that_is_not_committed(ports: Ports) -> None:
 
 
 def test_a_refused_batch_is_left_out_with_what_it_had_asked_and_a_new_core_begins(ports: Ports) -> None:
+    ports.make_runs("r1", "r2")
     session = ports.hello("c1", "client")
     before = ports.driver.core
     ports.refuse = True
-    pushes = [heard("c1", session, n, submit(f"r{n}", TaskDefinition("a", ("true",)))) for n in (1, 2)]
+    pushes = [heard("c1", session, n, submit(f"r{n}", TaskDefinition("a", ("true",)), "extend")) for n in (1, 2)]
     ports.run(ports.driver.turn(pushes))
     assert ports.driver.core is not before
     assert ports.reports == [
@@ -264,7 +284,7 @@ def test_a_refused_batch_is_left_out_with_what_it_had_asked_and_a_new_core_begin
     ]
     assert ports.happened[-2:] == ["last batch", "load"], "both are left out, and come again one by one"
     ports.run(ports.driver.turn([]))
-    assert not ports.store.runs
+    assert [row.id for row in ports.store.tasks.values()] == ["first", "first"]
 
 
 def test_after_a_refused_batch_pushes_are_decided_one_by_one_for_a_while(ports: Ports) -> None:
@@ -283,8 +303,10 @@ def test_after_a_refused_batch_pushes_are_decided_one_by_one_for_a_while(ports: 
         return [text for text in ports.happened if text.startswith("load runs")]
 
     assert read_for(("r1", "r2")) == ["load runs r1", "load runs r2"]
+    assert len(ports.store.runs) == 2
     ports.now += APART_S
-    assert read_for(("r3", "r4")) == ["load runs r3 r4"]
+    assert read_for(("r3", "r4")) == []
+    assert len(ports.store.runs) == 4
 
 
 def test_the_core_hears_what_its_orders_declare_before_anything_else(ports: Ports) -> None:
@@ -306,7 +328,7 @@ def test_nobody_is_told_anything_with_a_revoked_key(ports: Ports) -> None:
     assert ports.driver.core is not None
     ports.driver.core.revoked_keys.add("key-c1")
     ports.run(ports.driver.turn([heard("c1", session, 1, submit("r", TaskDefinition("a", ("true",))))]))
-    assert ports.happened == ["decide", "load runs r", "decide", "commit"]
+    assert ports.happened == ["decide", "commit"]
 
 
 def test_a_leader_with_nothing_to_commit_says_that_it_lives(ports: Ports) -> None:

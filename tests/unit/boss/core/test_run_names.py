@@ -1,0 +1,48 @@
+"""Which pushes need no look into the store."""
+
+from __future__ import annotations
+
+from boss.core.tasks.run_names import RunNames
+
+DAY = 86_400.0
+
+
+def test_only_a_name_that_was_never_used_is_new() -> None:
+    names = RunNames((), now=0.0)
+    assert names.is_new("nightly", "p1")
+    names.add("nightly")
+    assert not names.is_new("nightly", "p2")
+    names.drop("nightly")
+    assert not names.is_new("nightly", "p1"), "p1 may be a repetition of the push that made it"
+    assert names.is_new("other", "p3")
+
+
+def test_a_stored_push_of_a_run_that_an_earlier_boss_dropped_is_not_new() -> None:
+    names = RunNames(["p1"], now=0.0)
+    assert not names.is_new("nightly", "p1")
+    assert names.is_new("nightly", "p2")
+
+
+def test_a_dropped_run_is_forgotten_when_the_store_has_forgotten_its_pushes() -> None:
+    names = RunNames(["p1"], now=0.0)
+    names.add("nightly")
+    names.drop("nightly")
+    names.forget_dropped(DAY, now=0.9 * DAY)
+    names.forget_dropped(DAY, now=1.1 * DAY)
+    assert not names.is_new("nightly", "p2")
+    assert not names.is_new("weekly", "p1")
+    names.forget_dropped(DAY, now=2.2 * DAY)
+    assert names.is_new("nightly", "p2")
+    assert names.is_new("weekly", "p1")
+
+
+def test_a_run_made_again_after_it_was_dropped_is_there() -> None:
+    names = RunNames((), now=0.0)
+    for _ in range(2):
+        names.add("nightly")
+        assert not names.is_new("nightly", "p")
+        names.drop("nightly")
+    names.add("nightly")
+    names.forget_dropped(DAY, now=2 * DAY)
+    names.forget_dropped(DAY, now=4 * DAY)
+    assert not names.is_new("nightly", "p")
