@@ -75,7 +75,8 @@ SHELL = "/bin/sh"
 
 # --- times, in seconds ---------------------------------------------------------------------------
 
-# How often a worker reports its attempts. Lost messages are repeated within this time.
+# How often a worker reports its attempts. Lost messages are repeated within this time. If there are more than 750
+# workers, each reports less often, but at least three times within LEASE_S.
 HEARTBEAT_S = 5.0
 # How long a worker may be silent. After this and LEASE_MARGIN_S the boss runs its tasks elsewhere.
 LEASE_S = 60.0

@@ -88,6 +88,8 @@ class IdleWorker:
             self.heartbeat()
         else:
             self._seen = envelope.number
+            if isinstance(envelope.message, wire.HeartbeatAnswered):
+                self.heartbeat_s = envelope.message.heartbeat_s or self.heartbeat_s
 
     def _say(self, envelope: Envelope) -> None:
         payload = wire.encode(envelope, self._to_boss, self._access.key_name, self._access.key_bytes)

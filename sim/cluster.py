@@ -127,6 +127,7 @@ class Cluster:
             datastore=DatastoreAccess("files@host:/root", host_key="a host key") if over_ssh else DatastoreAccess(""),
             heartbeat_s=heartbeat_s if self.size.heartbeat_s is None else self.size.heartbeat_s,
             lease_s=chance.uniform(8.0, 15.0),
+            heartbeats_per_s=random.Random(self.world.seed + 11).choice((0.5, 1.0, 150.0)),
             lease_margin_s=2.0,
             stop_grace_s=2.0,
             retry_backoff_s=0.5,

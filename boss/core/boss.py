@@ -126,7 +126,7 @@ class Boss:
         self.leases = Leases(self._outbox, self.fleet, self.attempts, self.sessions, self._timers, config)
         self.access = Access(self._outbox, self.fleet, self.sessions)
         # Workers that an earlier boss permitted to transfer files report this in their first heartbeat.
-        opens_at = now + 2 * config.heartbeat_s if snapshot.workers else now
+        opens_at = now + 2 * self.leases.heartbeat_s(len(snapshot.workers)) if snapshot.workers else now
         holders = {row.worker for row in snapshot.workers if row.lane_since is not None}
         self.transfer_slots = TransferSlots(
             self._tell_worker, config.transfer_lanes, config.transfer_bytes, opens_at, holders
@@ -317,7 +317,9 @@ class Boss:
             return
         vm = self.vms.recognise(event.key_name, hello.boot_nonce)
         pool = next((pool for pool in self.config.pools if vm is not None and pool.name == vm.row.pool), None)
-        self.sessions.on_hello(event, hello, now, other_history, pool.container if pool is not None else None)
+        heartbeat_s = self.leases.present_heartbeat_s if hello.kind == "worker" else self.config.heartbeat_s
+        container = pool.container if pool is not None else None
+        self.sessions.on_hello(event, hello, now, heartbeat_s, other_history, container)
 
     def _note_restored(self, peer: str, now: float) -> None:
         """Write the note for operators and `doctor`, once for each start of a boss."""

@@ -209,10 +209,12 @@ class MovingChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     moving: Moving | None = None
 
 
-class HeartbeatAnswered(msgspec.Struct, frozen=True, tag=True):
-    """Renews the lease, counted by the worker from sending heartbeat number `number`."""
+class HeartbeatAnswered(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Renews the lease, counted by the worker from sending heartbeat number `number`. `heartbeat_s`: the interval from
+    now on; 0: as in the Welcome."""
 
     number: Int64
+    heartbeat_s: float = 0.0
 
 
 class DatastoreGranted(msgspec.Struct, frozen=True, tag=True):

@@ -217,7 +217,8 @@ class WorkerCore:
                 self.attempts.on_values(message)
             case wire.OutcomesStored(attempts):
                 self.attempts.on_stored(attempts)
-            case wire.HeartbeatAnswered(number):
+            case wire.HeartbeatAnswered(number, heartbeat_s):
+                self.heartbeat_s = heartbeat_s or self.heartbeat_s
                 sent_at = self._heartbeats.pop(number, None)
                 if sent_at is not None:
                     self._lease_until = max(self._lease_until or 0.0, sent_at + self.lease_s)

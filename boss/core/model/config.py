@@ -40,7 +40,10 @@ class BossConfig(msgspec.Struct, frozen=True):
     """All inputs of `Boss` besides events."""
 
     heartbeat_s: float = 5.0
+    """Of clients, and of workers while they are few."""
     lease_s: float = 60.0
+    heartbeats_per_s: float = 150.0
+    """Of all workers together: more workers send heartbeats less often, each still three in a lease."""
     lease_margin_s: float = 5.0
     stop_grace_s: float = 10.0
     retry_backoff_s: float = 1.0

@@ -20,6 +20,8 @@ from ecloud.model.worker_states import WorkerState
 
 _REPLACED = "a newer process of the same home took over"
 _REVOKED = "its key was revoked"
+HEARTBEATS_A_LEASE = 3
+"""A worker's lease survives the loss of all but one of them."""
 CLAIM_HEARTBEATS = 3
 """A worker that is silent for this many heartbeats after another process claimed its home has ended."""
 MAX_REASON_CHARS = 1_000
@@ -46,6 +48,17 @@ class Leases:
         self._config = config
         self.deaf = False
         """Whether the broker is away: no worker can be heard, and silence means nothing."""
+
+    def heartbeat_s(self, workers: int) -> float:
+        """The interval of heartbeats of this many workers: longer where they are many, so that heartbeats do not fill
+        the boss's time, but at most a third of the lease."""
+        config = self._config
+        return max(config.heartbeat_s, min(workers / config.heartbeats_per_s, config.lease_s / HEARTBEATS_A_LEASE))
+
+    @property
+    def present_heartbeat_s(self) -> float:
+        """The interval of the present workers."""
+        return self.heartbeat_s(len(self._fleet.workers))
 
     @property
     def _patience_s(self) -> float:
@@ -82,7 +95,8 @@ class Leases:
         if known.conversation is not None and known.conversation.heard_at > known.claimed_at:
             reason = f"{where} uses this home, and this one is a copy: start this worker with another --home"
             return Refused("home", reason, about=conversation.session)
-        if now - known.claimed_at < CLAIM_HEARTBEATS * self._config.heartbeat_s:
+        told_s = known.conversation.heartbeat_s if known.conversation is not None else 0.0
+        if now - known.claimed_at < CLAIM_HEARTBEATS * max(told_s, self.present_heartbeat_s):
             reason = f"{where} may still use this home: send Hello again"
             return Refused("home_unsure", reason, about=conversation.session)
         return None
@@ -138,7 +152,8 @@ class Leases:
         self._attempts.reconcile(worker, heartbeat.attempts, orders_seen, now)
         if (trouble := _sentence(heartbeat.trouble)) != worker.row.trouble:
             self.trouble(worker, trouble)
-        self._outbox.say(worker.conversation, HeartbeatAnswered(number))
+        worker.conversation.heartbeat_s = self.present_heartbeat_s
+        self._outbox.say(worker.conversation, HeartbeatAnswered(number, worker.conversation.heartbeat_s))
         self._repeat_order(worker)
 
     def _repeat_order(self, worker: Worker) -> None:

@@ -61,7 +61,7 @@ class Sessions:
     # --- Hello -----------------------------------------------------------------------------------
 
     def on_hello(
-        self, event: MessageArrived, hello: Hello, now: float, other_history: bool = False,
+        self, event: MessageArrived, hello: Hello, now: float, heartbeat_s: float, other_history: bool = False,
         container: Container | None = None,
     ) -> None:  # fmt: skip
         """Answer with `Welcome`; keep the session until the peer's next message or until it is dropped.
@@ -87,7 +87,7 @@ class Sessions:
         welcome = Welcome(
             nonce=hello.nonce,
             session=session,
-            heartbeat_s=config.heartbeat_s,
+            heartbeat_s=heartbeat_s,
             lease_s=config.lease_s,
             datastore=self.datastore,
             settings=config.worker_settings,

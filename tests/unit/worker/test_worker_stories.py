@@ -116,6 +116,17 @@ def test_heartbeats_tell_everything_that_is_held() -> None:
     assert script.beats(t1="ended", t2="running", t3="queued").orders_seen == 3
 
 
+def test_the_boss_changes_the_interval_of_heartbeats_with_each_answer() -> None:
+    script = WorkerScript().connect().welcome(heartbeat_s=5.0)
+    script.hear(wire.HeartbeatAnswered(script.envelope(wire.Heartbeat).number, heartbeat_s=20.0))
+    script.wait(5.0).beats()
+    script.wait(19.0).nothing_else()
+    script.wait(1.0)
+    script.hear(wire.HeartbeatAnswered(script.envelope(wire.Heartbeat).number))
+    script.wait(19.0).nothing_else()
+    script.wait(1.0).beats()
+
+
 def test_without_a_lease_nothing_is_started_but_what_runs_goes_on() -> None:
     script = WorkerScript(cpus=1).on_duty(lease_s=12.0)
     script.orders(1, 2).begins(1)
