@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from math import inf
 
 import msgspec
 
@@ -131,8 +132,10 @@ class Checker:
         self.allowed: set[int] = set()
         """Tasks that were assigned while their dependencies allowed it, and have not ended or returned to waiting
         since."""
-        self.ended_in: dict[Key, int] = {}
-        """Batch in which each attempt ended."""
+        self.published_in: dict[Key, int] = {}
+        """Batch in which each attempt with results ended, after they were published."""
+        self.values: set[bytes] = set()
+        """All recorded values of calls."""
         self.met_in: dict[int, int] = {}
         """Batch in which the dependencies of a task were last recorded as met."""
         self.void: set[Key] = set()
@@ -166,7 +169,7 @@ class Checker:
             known = self.seen[key] = seen.get(key) or Seen()
             known.recorded = row.outcome
         self.void &= set(tables.attempts)
-        self.ended_in = {key: batch for key, batch in self.ended_in.items() if batch <= tables.batch}
+        self.published_in = {key: batch for key, batch in self.published_in.items() if batch <= tables.batch}
         self.met_in = {task_no: batch for task_no, batch in self.met_in.items() if batch <= tables.batch}
         self.taken = set(tables.pushes)
         self.accepted = {push_id: run for push_id, run in self.accepted.items() if push_id in tables.pushes}
@@ -280,8 +283,10 @@ class Checker:
             raise Violation("one-outcome", f"attempt {_name(key)} was {before} and is changed")
         if outcome is None:
             return
-        if state is _ENDED:
-            self.ended_in.setdefault(key, self.tables.batch)
+        if value := _value(row):
+            self.values.add(value)
+        if before is _PROMOTING and state is _ENDED:
+            self.published_in.setdefault(key, self.tables.batch)
         if state is _ENDED and before not in RECORDED and seen.chained:
             self._note_void(key)
         if before not in RECORDED and seen.started and seen.came_to != outcome:
@@ -430,9 +435,9 @@ class Checker:
         If a push takes the path out of the task's results, the file stays as the earlier attempt made it.)"""
         met_in = min(self.met_in.get(reader[0], self.tables.batch), self._seen(reader).started_in)
         return any(
-            row.number > maker[1] and row.state is _ENDED and row.outcome is not None and _made(row.outcome, path)
+            row.number > maker[1] and row.outcome is not None and _made(row.outcome, path)
             for row in self._attempts_of(maker[0])
-            if (row.task_no, row.number) not in self.void and self.ended_in.get((row.task_no, row.number), 0) <= met_in
+            if self.published_in.get((row.task_no, row.number), inf) <= met_in
         )
 
     def _note_void(self, key: Key) -> None:
@@ -589,17 +594,19 @@ class Checker:
         if call is None or not call.needs:
             return
         self.looked["call-values"] += 1
-        recorded = {
-            attempt.outcome.value
-            for attempt in self.tables.attempts.values()
-            if attempt.run_no == order.run_no and attempt.outcome is not None
-            if attempt.outcome.cause is Cause.SUCCESS and attempt.state is AttemptState.ENDED
-        }
-        # The order contains those of all dependencies; some may have failed, if the call waits for any end.
+        # The order contains those of all dependencies; some may have failed, if the call waits for any end, and
+        # some may have been dropped since it was sent.
         got = {value.id: value.value for value in order.values if value.id in call.needs}
-        known = {row.id for row in self.tables.tasks.values() if row.run_no == order.run_no}  # others were dropped
-        if not got.keys() >= set(call.needs) & known or not recorded.issuperset(got.values()):
+        if not got.keys() >= set(call.needs) & self._with_value(order.run_no) or not self.values.issuperset(
+            got.values()
+        ):
             raise Violation("call-values", f"{_name((order.task_no, order.number))} needs {call.needs} and gets {got}")
+
+    def _with_value(self, run_no: int) -> set[str]:
+        """Return the tasks of a run that have a recorded value: others were dropped, or skipped as their results
+        exist."""
+        made = {row.task_no for row in self.tables.attempts.values() if row.run_no == run_no and _value(row)}
+        return {row.id for row in self.tables.tasks.values() if row.task_no in made}
 
     def _fits_machine(self, worker: str, order: AttemptOrder) -> None:
         """Check that the workers of one machine together use no more than it has, counting attempts that are not
@@ -736,6 +743,13 @@ class Checker:
 
 def _made(outcome: Outcome, path: str) -> bool:
     return outcome.cause is Cause.SUCCESS and any(entry.path == path for entry in outcome.manifest)
+
+
+def _value(row: AttemptRow) -> bytes:
+    """Return the recorded value of a call; empty if there is none."""
+    outcome = row.outcome
+    succeeded = row.state is _ENDED and outcome is not None and outcome.cause is Cause.SUCCESS
+    return outcome.value if succeeded and outcome is not None else b""
 
 
 def _is_term(outcome: Outcome) -> bool:
