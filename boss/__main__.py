@@ -190,10 +190,10 @@ class Start:
         engine = self._open_database()
         store = Store(engine, archive=self._settings.on_old_runs == "archive")
         self._lead(store)
-        snapshot = self._patiently(store.load)
-        cluster_id = snapshot.cluster_id
-        address = self._start_broker(snapshot.context)
-        storage = self._open_datastore(cluster_id, snapshot.context)
+        context = self._patiently(store.context)
+        cluster_id = context["cluster_id"]
+        address = self._start_broker(context)
+        storage = self._open_datastore(cluster_id, context)
         pools = self._settings.all_pools
         accounts = {pool.name: account for pool in pools if (account := account_of(pool)) is not None}
         open_staging(accounts.values(), storage.access.address)

@@ -2,21 +2,22 @@
 long.
 
 The core makes no cycles (a test counts them): reference counting frees its objects immediately. A search of everything
-it holds therefore finds nothing, and costs 25 ms for each 100,000 objects. Young objects are searched as usual, in
-about a millisecond; old ones are excluded (`gc.freeze`), and searched only when the boss holds few objects and has no
-events to handle.
+it holds therefore finds nothing, and costs 25 ms for each 100,000 objects. Python's own searches would also take half
+of the time in which a million tasks are loaded or pushed. So they are switched off. Between batches new objects are
+searched, in a millisecond or two; old ones are excluded (`gc.freeze`), and searched only when the boss holds few
+objects and has no events to handle.
 """
 
 from __future__ import annotations
 
 import gc
 
-YOUNG, MIDDLE = 700, 10
-"""Python's own thresholds: new objects before a search of the youngest generation, and such searches before one of the
-next generation."""
-NEVER = 1_000_000_000
+YOUNG = 5_000
+"""New objects that are searched after a batch."""
+MANY = 50_000
+"""More new objects than this are those of a large push or of a start: they are excluded without a search."""
 SET_ASIDE_AFTER = 10
-"""Searches of the middle generation, each of some thousand objects, before the surviving objects are frozen."""
+"""Searches of new objects before the surviving objects are frozen."""
 SEARCHED_EVERY_S = 600.0
 FEW_OBJECTS = 150_000
 """A complete search of this many takes less than 50 ms."""
@@ -26,20 +27,28 @@ class Cycles:
     """The collector of this process."""
 
     def __init__(self) -> None:
-        gc.set_threshold(YOUNG, MIDDLE, NEVER)
+        gc.collect()
+        gc.disable()
         self._looked_at = 0.0
+        self._searches = 0
 
     def begin(self, now: float) -> None:
-        """Search everything and freeze it: call when everything is loaded and nothing waits yet."""
-        gc.unfreeze()
-        gc.collect()
+        """Freeze everything: call when everything is loaded and nothing waits yet."""
         gc.freeze()
         self._looked_at = now
 
     def after_batch(self) -> None:
-        """Freeze old objects: takes microseconds, whatever their number."""
-        if gc.get_count()[2] >= SET_ASIDE_AFTER:
+        """Search new objects if there are enough, or freeze them if there are many."""
+        new = gc.get_count()[0]
+        if new < YOUNG:
+            return
+        self._searches += 1
+        is_last = self._searches == SET_ASIDE_AFTER
+        if new < MANY:
+            gc.collect(1 if is_last else 0)
+        if new >= MANY or is_last:
             gc.freeze()
+            self._searches = 0
 
     def at_rest(self, now: float) -> None:
         """While nothing waits: search everything, if that was not done lately and is quick. Libraries make cycles
@@ -48,4 +57,6 @@ class Cycles:
             return
         self._looked_at = now  # counting visits all objects: 10 ms and more for a million
         if gc.get_freeze_count() <= FEW_OBJECTS:
-            self.begin(now)
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()

@@ -95,7 +95,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
     _add_ended_init_tasks(connection, rows, list(connection.execute(going_on).scalars()))
     _add_open_dependencies(connection, rows)
     element_ends = _add_arrays(connection, rows)
-    context = {row.name: row.value for row in connection.execute(sa.select(schema.context))}
+    context = load_context(connection)
     leader = connection.execute(sa.select(schema.leader)).one()
     live_attempts = _attempts(connection, attempts.c.state.in_(_LIVE_ATTEMPTS))
     return Snapshot(
@@ -124,6 +124,11 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         epoch_ends={row.epoch: row.batch for row in connection.execute(sa.select(schema.epochs))},
         element_ends=element_ends,
     )
+
+
+def load_context(connection: Connection) -> dict[str, str]:
+    """The cluster's values by name."""
+    return {row.name: row.value for row in connection.execute(sa.select(schema.context))}
 
 
 def _add_ended_init_tasks(connection: Connection, rows: dict[int, TaskRow], run_nos: Sequence[int]) -> None:

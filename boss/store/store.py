@@ -233,6 +233,11 @@ class Store:
         with transaction(self.engine, writes=False) as connection:
             return loading.load(connection, self._epoch)
 
+    def context(self) -> dict[str, str]:
+        """The cluster's values by name: what a boss needs before it can load the tasks. Raises `StoreAway`."""
+        with transaction(self.engine, writes=False) as connection:
+            return loading.load_context(connection)
+
     def load_runs(self, wanted: Sequence[LoadRun]) -> list[tuple[RunImage | None, PushAnswered | None]]:
         """For the first ones, at least one: the run (None if no run has that name), and the result of the push (None if
         it was never committed). The last one may be a run whose tasks were read: it may be large. Raises `StoreAway`,
