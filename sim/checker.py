@@ -134,7 +134,7 @@ class Checker:
         since."""
         self.published_in: dict[Key, int] = {}
         """Batch in which each attempt with results ended, after they were published."""
-        self.values: set[bytes] = set()
+        self.values = {b""}
         """All recorded values of calls."""
         self.met_in: dict[int, int] = {}
         """Batch in which the dependencies of a task were last recorded as met."""

@@ -33,6 +33,8 @@ from ecloud.model.ranges import Indices
 from ecloud.model.tasks import FAILURE_TAIL_BYTES, AttemptState, Cause, Outcome
 from ecloud.model.wire import MAX_NAME_CHARS
 
+TASKS_A_PART = 5_000
+"""Stored tasks whose values are prepared together."""
 MOVES_ALIKE = 20
 """At least this many tasks with the same move get a statement of their own."""
 CASES_A_STATEMENT = 100
@@ -150,6 +152,11 @@ class Writing:
         self._put("runs", _RUN_COLUMNS, rows, [run.run_no for run in runs if run.run_no < next_no])
 
     def _stored(self, stored: Sequence[TaskStored], next_no: int, now: float) -> None:
+        """In parts: the values of a million tasks would fill as much memory as the tasks."""
+        for start in range(0, len(stored), TASKS_A_PART):
+            self._stored_part(stored[start : start + TASKS_A_PART], next_no, now)
+
+    def _stored_part(self, stored: Sequence[TaskStored], next_no: int, now: float) -> None:
         rows, definitions, edges, replaced = [], [], [], []
         for task in stored:
             row = task.row

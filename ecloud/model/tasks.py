@@ -287,6 +287,10 @@ class ArrayOf(msgspec.Struct, frozen=True, omit_defaults=True):
     words: tuple[str, ...] = ()
 
 
+_ONE_CPU: Resources = {"cpus": 1.0}
+"""One object for the many tasks that ask for nothing else."""
+
+
 class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     """One task as its user wrote it, normalised. Times in seconds, memory in MB. With `array`: the template of its
     elements.
@@ -325,7 +329,7 @@ class TaskDefinition(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def asks(self) -> Resources:
         """The resources that it uses on a worker while it runs: by default one CPU."""
-        return {"cpus": 1.0, **self.resources}
+        return {**_ONE_CPU, **self.resources} if self.resources else _ONE_CPU
 
 
 class TaskBody(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -431,7 +431,8 @@ def _finish(
         if row.dependencies:
             open_ones = tuple([edge for edge in row.dependencies if edge[0] in rows and edge[0] not in ended])
         if row.task_no in merged.disturbed:
-            merged.planted.append(msgspec.structs.replace(row, dependencies=open_ones))
+            are_all = len(open_ones) == len(row.dependencies)  # then no copy: a new run may have a million rows
+            merged.planted.append(row if are_all else msgspec.structs.replace(row, dependencies=open_ones))
         elif row.state is TaskState.RUNNING and any(edge[0] in merged.disturbed for edge in row.dependencies):
             merged.rewired.append(msgspec.structs.replace(row, dependencies=open_ones))
 
