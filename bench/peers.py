@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.peer_programs import CALLS, LINKS, PEERS, TASKS, WARM, Calls, figures
+from bench.peer_programs import CALLS, LINKS, PEERS, TASKS, WARM, Calls, figures, note_start, singles
 from bench.services import ROOT, Services, plain_environment
 from bench.throughput import wait_until_over
 from ecloud import VERSION
@@ -121,7 +121,10 @@ def _by_us(services: Services, client: Client, directory: Path) -> Found:
 
 def by_xargs() -> Found:
     """Run the limit: the same processes without a scheduler."""
-    return {"A": TASKS / _xargs(TASKS, 2), "B": _xargs(LINKS, 1) / LINKS * 1e3}
+    found: Found = {"A": TASKS / _xargs(TASKS, 2), "B": _xargs(LINKS, 1) / LINKS * 1e3}
+    with tempfile.TemporaryDirectory(prefix="bench-limit-") as directory:
+        found["H"] = singles(Path(directory), note_start)
+    return found
 
 
 def _xargs(count: int, slots: int) -> float:
