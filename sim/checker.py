@@ -610,7 +610,7 @@ class Checker:
 
     def _fits_machine(self, worker: str, order: AttemptOrder) -> None:
         """Check that the workers of one machine together use no more than it has, counting attempts that are not
-        recorded as ended."""
+        recorded as ended. The boss cannot know what runs of a history that a restore has lost."""
         machine = self.machine_of.get(home_of(worker))
         if machine is None:
             return
@@ -620,7 +620,7 @@ class Checker:
                 continue
             for key, asks in busy.asks.items():
                 row = self.tables.attempts.get(key)
-                if row is None or row.state in RECORDED | set(GIVEN_UP):
+                if row is None or row.state in RECORDED | set(GIVEN_UP) or home_of(row.worker) != home_of(other):
                     continue
                 for resource, asked in asks.items():
                     taken[resource] = taken.get(resource, 0.0) + asked
