@@ -36,6 +36,7 @@ from ecloud.config.secrets import AccessFile
 from ecloud.model.foreign_text import Cleaner
 from ecloud.model.machine_needs import CLOCK, DISK, HOME, PYTHON, lacks
 from ecloud.model.tasks import Resources
+from ecloud.model.text import counted
 
 COMMAND_S = 60.0
 SEND_S = 180.0
@@ -303,7 +304,7 @@ class SshHosts:
                 for host, vms in told.items()
                 if not isinstance(vms, str) and now >= self._rests_until.get(host, 0.0)
             )
-        reason = f"{len(self._hosts)} hosts with {self._slots} {'slot' if self._slots == 1 else 'slots'} each"
+        reason = f"{counted(len(self._hosts), 'host')} with {counted(self._slots, 'slot')} each"
         return Capacity(free, reason + ("; " + "; ".join(away) if away else ""))
 
     # --- ending -----------------------------------------------------------------------------------------

@@ -207,16 +207,16 @@ class Screen:
         return table
 
     def _workers(self, room: int, now: float) -> RenderableType:
-        names = ("worker", "host", "state", "offers", "runs", "queued", "heard")
+        names = ("worker", "host", "state", "offers", "runs", "queued", "for")
         table = self._table("workers", names, right=(5,), wide=(3, 4))
         for at, worker in self._window("workers", room - 2):
             assert isinstance(worker, WorkerView)
             state = Text(worker.state, WORKER_STYLES.get(worker.state, ""))
             runs = ", ".join(visible(name) for name in worker.running[:3])
-            heard = f"{duration(max(0.0, now - worker.heard_at))} ago"
             table.add_row(
                 visible(worker.worker), visible(worker.host), state, amounts(worker.resources),
-                Text(visible(worker.trouble), "yellow") if worker.trouble else runs, str(worker.queued), heard,
+                Text(visible(worker.trouble), "yellow") if worker.trouble else runs, str(worker.queued),
+                duration(max(0.0, now - worker.since)),
                 style=self._row_style("workers", at),
             )  # fmt: skip
         return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from datetime import datetime
 
 from ecloud.model.calls import is_python_resource
@@ -56,16 +57,21 @@ def when(at: float | None, now: float | None = None) -> str:
 
 def megabytes(amount: float) -> str:
     """Return MB in readable form: "512 MB", "7.6 GB"."""
-    return f"{amount / 1000:.3g} GB" if amount >= 1000 else f"{amount:.3g} MB"
+    return _scaled(amount, ("MB", "GB", "TB"))
 
 
 def byte_size(count: float) -> str:
     """Return bytes in readable form: "312 B", "4.2 kB", "7.6 GB"."""
-    for name in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {name}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def _scaled(amount: float, units: Sequence[str]) -> str:
+    """Return an amount of the first unit with three digits in the unit where it is below 1,000."""
+    for unit in units[:-1]:
+        if amount < 999.5:  # above, it would be written as 1e+03
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:,.0f} {units[-1]}" if amount >= 999.5 else f"{amount:.3g} {units[-1]}"
 
 
 def amounts(resources: dict[str, float]) -> str:

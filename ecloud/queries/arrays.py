@@ -60,9 +60,10 @@ def small_arrays(connection: Connection, totals: Mapping[int, int]) -> dict[int,
     tasks = schema.tasks.c
     bracket = sa.func.instr(tasks.id, _text("["))
     name = sa.func.substr(tasks.id, 1, bracket - 1, type_=schema.Utf8()).label("name")
-    index = sa.cast(sa.func.substr(tasks.id, bracket + 1), sa.Integer)
+    inside = sa.func.substr(tasks.id, bracket + 1, type_=schema.Utf8())
+    is_index = sa.or_(sa.cast(inside, sa.Integer) > 0, inside == _text("0]"))
     elements = (
-        tasks.run_no.in_(chosen), tasks.init == schema.TASK, bracket > 1, index > 0,
+        tasks.run_no.in_(chosen), tasks.init == schema.TASK, bracket > 1, is_index,
         sa.func.substr(tasks.id, -1) == _text("]"),
     )  # fmt: skip
     query = (

@@ -49,10 +49,10 @@ def ledger_history(engine: Engine, now: float | None = None) -> LedgerHistory:
 def _add(history: LedgerHistory, part: str, start: float, stop: float) -> None:
     """Spread the seconds from `start` to `stop` over the slices that they touch."""
     amounts, width = history.parts[part], history.slice_s
+    place = min(SLICES - 1, max(0, int((start - history.begin) / width)))
     at = start
     while at < stop:
-        place = min(SLICES - 1, max(0, int((at - history.begin) / width)))
-        upto = stop if place == SLICES - 1 else min(stop, history.begin + (place + 1) * width)
-        upto = stop if upto <= at else upto  # rounding must not stop the loop
+        edge = history.begin + (place + 1) * width
+        upto = stop if place == SLICES - 1 else max(at, min(stop, edge))
         amounts[place] += upto - at
-        at = upto
+        at, place = upto, place + 1

@@ -158,3 +158,10 @@ def test_a_small_array_has_a_line_of_its_own(script: BossScript, engine: Engine)
         ],
         "other": [("z ü", "waiting", {"waiting": 2})],
     }
+
+
+def test_a_small_array_that_begins_at_zero_shows_all_its_elements(script: BossScript, engine: Engine) -> None:
+    small = [TaskDefinition(f"a[{number}]", ("true",)) for number in range(4)]
+    script.push("r", *small, TaskDefinition("a[x]", ("true",)), TaskDefinition("b", ("true",)))
+    (run,) = queries.status(engine).runs
+    assert [(one.id, one.total) for one in run.arrays] == [("a", 4)]

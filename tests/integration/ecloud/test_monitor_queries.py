@@ -18,7 +18,7 @@ from ecloud.queries.failures import failed_in_group, failure_groups
 from ecloud.queries.folded_graph import fold
 from ecloud.queries.graph_cells import graph_cells
 from ecloud.queries.ledger import ledger_now
-from ecloud.queries.ledger_history import ledger_history
+from ecloud.queries.ledger_history import SLICES, ledger_history
 from ecloud.queries.load import load
 from ecloud.queries.neighbourhood import COLUMN_SHOWN, neighbourhood
 from ecloud.queries.sweep import sweep_tasks
@@ -72,6 +72,8 @@ def test_a_history_is_told_in_one_way(filled: Engine) -> None:
     history, books = ledger_history(filled), ledger_now(filled)
     for part, seconds in books.total.parts.items():
         assert sum(history.parts[part]) == pytest.approx(seconds, abs=0.01), part
+    most = max(sum(column) for column in zip(*history.parts.values()))
+    assert most <= 40 * history.slice_s * 1.001, "forty VMs have forty seconds in a second"
 
     table = last_sweep_table(sweep_tasks(filled, SWEEP))
     assert table.parameters == ["lr", "batch", "optimizer"]
@@ -116,6 +118,21 @@ def test_a_task_with_very_many_dependents_shows_some_and_counts_all(filled: Engi
     near = neighbourhood(filled, "prepare-0000000", RUN)
     assert sum(one.step == 1 for one in near.tasks) == COLUMN_SHOWN
     assert near.more[1] >= 90
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_vm_that_did_one_thing_has_the_same_in_each_slice(engine: Engine, seed: int) -> None:
+    fill(engine, 20)
+    chance = random.Random(seed)
+    begin = 1_796_032_135 + chance.random()
+    end = begin + chance.uniform(20, 90)
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        connection.execute(schema.attempts.delete())
+        connection.execute(schema.vms.delete().where(schema.vms.c.vm_no > 1))
+        connection.execute(schema.vms.update().values(started_at=begin, intended_at=begin, hello_at=begin, gone_at=end))
+        connection.execute(schema.vms.update().values(ending_at=None))
+    history = ledger_history(engine)
+    assert history.parts["idle"] == pytest.approx([history.slice_s] * SLICES, abs=1e-5)
 
 
 def test_a_run_without_tasks_that_started_is_empty_everywhere(engine: Engine) -> None:
