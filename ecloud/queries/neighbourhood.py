@@ -13,6 +13,10 @@ from ecloud.queries.status import snapshot
 STEPS = 2
 COLUMN_SHOWN = 10
 """Tasks shown in one column."""
+LOOKED_AT = 1_000
+"""The shown tasks are chosen among this many."""
+FOREMOST = ("failed", "aborted", "cancelled", "running", "ready", "waiting", "succeeded")
+"""Tasks in the first of these states are shown before others: they are why a task does not run."""
 
 
 class Near(msgspec.Struct, frozen=True):
@@ -69,13 +73,18 @@ def neighbourhood(engine: Engine, name: str, run: str = "") -> Neighbourhood:
 def _beyond(
     connection: Connection, frontier: list[int], here: sa.ColumnElement[int], there: sa.ColumnElement[int]
 ) -> tuple[list[int], int]:
-    """Return tasks at the other end of the edges of `frontier`, at most a column of them, and approximately their
-    number."""
+    """Return tasks at the other end of the edges of `frontier`, at most a column of them, those that failed first, and
+    approximately the number of all."""
     if not frontier:
         return [], 0
     query = sa.select(there).where(here.in_(frontier)).distinct().order_by(there)
-    found = [int(one) for one in connection.execute(query.limit(COLUMN_SHOWN)).scalars()]
-    if len(found) < COLUMN_SHOWN:
-        return found, len(found)
+    known = [int(one) for one in connection.execute(query.limit(LOOKED_AT)).scalars()]
+    if len(known) <= COLUMN_SHOWN:
+        return known, len(known)
+    tasks = schema.tasks.c
+    rows = connection.execute(sa.select(tasks.task_no, tasks.state).where(tasks.task_no.in_(known)))
+    found = [int(row.task_no) for row in sorted(rows, key=lambda row: (FOREMOST.index(row.state), row.task_no))]
+    if len(known) < LOOKED_AT:
+        return found[:COLUMN_SHOWN], len(known)
     total = connection.execute(sa.select(sa.func.count(sa.distinct(there))).where(here.in_(frontier))).scalar()
-    return found, int(total or 0)
+    return found[:COLUMN_SHOWN], int(total or 0)

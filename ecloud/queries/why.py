@@ -30,7 +30,7 @@ class NoSuchThing(Problem):
 
 def pools_of(settings: Settings) -> list[Pool]:
     """Return the pools of the settings; amounts that the settings omit are those of this machine."""
-    return [Pool(pool.name, size_of(pool), pool.maximum) for pool in settings.all_pools]
+    return [Pool(pool.name, size_of(pool), pool.maximum, pool.cloud) for pool in settings.all_pools]
 
 
 def why(

@@ -36,11 +36,12 @@ SLOW_PROMOTION_S = 10.0
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """VMs that the boss may start: the resources of each, and their maximum number."""
+    """VMs that the boss may start: the resources of each, their maximum number, and the cloud that makes them."""
 
     name: str
     offers: Resources
     maximum: int
+    cloud: str = "local"
 
 
 AskBoss = Callable[[int], "list[str] | str"]

@@ -36,7 +36,10 @@ class Action(msgspec.Struct, frozen=True):
 
 ACTIONS = {
     "cancel": Action(
-        "Cancel {what}. Running commands are ended; tasks that depend on them are aborted.", "Cancel", "tasks", True
+        "Cancel {what}. Running commands are ended; tasks that depend on them are aborted.",
+        "Cancel tasks",
+        "tasks",
+        True,
     ),
     "retry_failed": Action("Run {what} again, with the tasks that were aborted because of it.", "Retry", "tasks"),
     "redo_task": Action("Run {what} again from the beginning.", "Redo", "tasks"),

@@ -133,5 +133,7 @@ def neighbours(near: Neighbourhood) -> Markup:
         under = f"{SIGNS.get(one.state, '·')} {one.state}"
         found.append(Box(one.id, under, {one.state: 1}, one.step - first, rows[one.step], href))
         rows[one.step] += 1
+    for step, count in near.more.items():
+        found.append(Box(f"{count:,} more", "not shown", {}, step - first, rows[step], ""))
     edges = [(places[source], places[target], 1) for source, target in near.edges]
     return boxes(found, edges, "What this task depends on and what depends on it")

@@ -11,9 +11,10 @@ from sqlalchemy.engine import Engine
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ecloud.model.finding import Finding
 from ecloud.model.vm_states import VmState
 from ecloud.queries import status as queries
-from ecloud.queries.boot_history import boot_views, pool_views
+from ecloud.queries.boot_history import pool_views
 from ecloud.queries.browse import browse
 from ecloud.queries.critical_path import critical_path
 from ecloud.queries.failures import failure_groups
@@ -23,6 +24,7 @@ from ecloud.queries.ledger import ledger_now
 from ecloud.queries.ledger_history import SLICES, ledger_history
 from ecloud.queries.load import load
 from ecloud.queries.lookup import task
+from ecloud.queries.machines import machine_counts, machines_page
 from ecloud.queries.neighbourhood import neighbourhood
 from ecloud.queries.sweep import sweep_tasks
 from ecloud.queries.sweep_table import SweepTable, as_float, last_sweep_table, sorted_by
@@ -39,8 +41,9 @@ PAGE_ROWS = 100
 RUNS_SHOWN = 50
 GROUPS_SHOWN = 50
 ARRAYS_SHOWN = 50
-GONE_VMS_SHOWN = 50
-WORKERS_SHOWN = 200
+MACHINES_SHOWN = 60
+GONE_SHOWN = 20
+SERVERS = ("broker", "database", "datastore")
 SMALL = 20_000
 """Maximum number of tasks (of a run) or attempts (of a cluster) that a handler reads while the page waits."""
 SWEEP_ROWS = 200
@@ -91,10 +94,16 @@ class Pages:
         def find(engine: Engine) -> dict[str, Any]:
             now = self._status(engine)
             findings, looked_at = self._health.findings()
-            shown = {*now.troubles, *now.cloud_troubles}  # shown on the cards of workers and VMs
-            wrong = [one for one in findings if not one.is_ok and one.text not in shown]
+            with queries.snapshot(engine) as connection:
+                machines = machine_counts(connection, self._pools)
+            troubles = [("workers", now.troubles), ("machines", now.cloud_troubles)]
+            wrong = [Finding(part, text) for part, texts in troubles for text in texts]
+            known = {one.text for one in wrong}
+            wrong += [one for one in findings if not one.is_ok and one.text not in known]
             return {
                 "now": now,
+                "machines": machines,
+                "parts": _parts(findings),
                 "runs": now.runs[:RUNS_SHOWN],
                 "more_runs": max(0, len(now.runs) - RUNS_SHOWN),
                 "findings": wrong,
@@ -127,6 +136,7 @@ class Pages:
                 "times": times,
                 "lanes": None if times is None else charts.lanes(times),
                 "load": counts,
+                "few_lanes": charts.FEW_LANES,
                 "steps": charts.steps,
                 "zoom": zoom if zoom != Zoom() else None,
                 "folded": folded,
@@ -182,25 +192,15 @@ class Pages:
         return await self._rendering.show(request, "sweep.html", find)
 
     async def machines(self, request: Request) -> Response:
-        """Workers, VMs and pools."""
+        """Workers, their hosts, pools, and machines by kind."""
+        number = request.query_params.get("page", "")
+        page = int(number) if number.isdecimal() and len(number) < 6 else 0
 
         def find(engine: Engine) -> dict[str, Any]:
-            vms = queries.vms(engine, gone=True)
-            gone = [vm for vm in vms if vm.state == VmState.GONE][-GONE_VMS_SHOWN:][::-1]
-            here = [vm for vm in vms if vm.state != VmState.GONE][-WORKERS_SHOWN:]
-            workers = queries.workers(engine)
+            found = machines_page(engine, self._pools, page, MACHINES_SHOWN, GONE_SHOWN)
             with queries.snapshot(engine) as connection:
                 pools = list(pool_views(connection).values())
-                boots = boot_views(connection, [vm.vm_no for vm in here + gone])
-            return {
-                "workers": workers[:WORKERS_SHOWN],
-                "more_workers": max(0, len(workers) - WORKERS_SHOWN),
-                "vms": here,
-                "gone": gone,
-                "boots": boots,
-                "pools": pools,
-                "settings": self._pools,
-            }
+            return {"page": found, "pools": pools}
 
         return await self._rendering.show(request, "machines.html", find)
 
@@ -226,6 +226,15 @@ class Pages:
             }
 
         return await self._rendering.show(request, "ledger.html", find)
+
+
+def _parts(findings: Sequence[Finding]) -> dict[str, Finding]:
+    """Return what the doctor found about the three servers: of each its first problem, or what it says of it first."""
+    found: dict[str, Finding] = {}
+    for one in sorted(findings, key=lambda finding: finding.is_ok):
+        if one.part in SERVERS:
+            found.setdefault(one.part, one)
+    return {part: found[part] for part in SERVERS if part in found}
 
 
 def _version(run: RunStatus) -> object:

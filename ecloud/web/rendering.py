@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from datastore.problem import PART_AWAY, Problem
+from ecloud.model.calls import is_python_resource
 from ecloud.model.tasks import TaskState
 from ecloud.model.text import amounts, byte_size, counted, duration, visible
 from ecloud.web import charts
@@ -28,7 +29,7 @@ TAIL_CHARS = 20_000
 SIGNS = {
     "succeeded": "✓", "failed": "✗", "running": "▶", "ready": "○", "waiting": "…", "aborted": "⊘", "cancelled": "⊗",
     "leads": "✓", "away": "✗", "up": "✓", "draining": "↓", "lost": "✗", "gone": "–", "intended": "…", "booting": "…",
-    "ending": "↓", "ok": "✓",
+    "ending": "↓", "ok": "✓", "pending": "…",
 }  # fmt: skip
 """Signs of states: shape and text, never colour alone."""
 _WHEN = re.compile(r"\b(?:(\d{4}-\d\d-\d\d) )?(\d\d:\d\d:\d\d) ([A-Z][A-Z]+|[+-]\d\d(?:\d\d)?)(?!\w)")
@@ -58,7 +59,7 @@ class Rendering:
             seconds=seconds,
             counted=counted,
             bytes=byte_size,
-            amounts=amounts,
+            offers=offers,
             safe_text=safe_text,
             at=at,
             sentence=sentence,
@@ -121,11 +122,23 @@ class Rendering:
 # --- how values are written -----------------------------------------------------------------------
 
 
-def sign(state: str) -> Markup:
-    """Format a state as shape and text."""
+def sign(state: str, words: str = "") -> Markup:
+    """Format a state as shape and text: its own word, or `words`."""
     return Markup('<span class="state s-{}"><span aria-hidden="true">{}</span> {}</span>').format(
-        state, SIGNS.get(state, "·"), state
+        state, SIGNS.get(state, "·"), words or state
     )
+
+
+def offers(resources: Mapping[str, float]) -> Markup:
+    """Format what a worker offers; the Pythons behind the rest."""
+    pythons = [name for name in resources if is_python_resource(name)]
+    pythons.sort(key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+    rest = {name: amount for name, amount in resources.items() if amount and name not in pythons}
+    told = Markup("{}").format(safe_text(amounts(rest), lines=False))
+    if pythons:
+        versions = ", ".join(name.removeprefix("python") for name in pythons)
+        told += Markup(' <span class="dim">Python {}</span>').format(safe_text(versions, lines=False))
+    return told
 
 
 def safe_text(text: str, lines: bool = True) -> str:

@@ -9,9 +9,14 @@ from collections.abc import Iterator
 from urllib.parse import quote, urlencode
 
 import pytest
+import sqlalchemy as sa
 from doors import Doors
 from monitor_client import Monitor, csrf_of
+from monitored import fill
 from services import wait_until
+
+from ecloud.db import schema
+from ecloud.db.database import make_engine
 
 EVIL = "<script>alert(1)</script>"
 TASKS = [
@@ -172,6 +177,35 @@ def test_the_output_of_a_running_task_is_read_by_its_offset(monitor: Monitor, pl
     wait_until(lambda: has("second\n"), 60, "the second line follows")
     assert heard == "first\nsecond\n"
     assert monitor.get(f"{place_of}&offset=x").code == 400
+
+
+def test_a_page_of_a_thousand_machines_stays_small_and_leads_to_the_others(doors: Doors) -> None:
+    doors.admin("start")
+    doors.admin("stop", "--vms")
+    engine = make_engine(f"sqlite:///{doors.place}/home/ecloud.db")
+    fill(engine, 10)
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
+        for table, key in ((schema.vms, "vm_no"), (schema.workers, "worker")):
+            one = connection.execute(sa.select(table)).mappings().first()
+            assert one is not None
+            connection.execute(table.delete())
+            number = "{:03d}".format if key == "worker" else int
+            state = {"state": "up", "trouble": "no space"} if key == "worker" else {"state": "running", "gone_at": None}
+            rows = [{**one, **state, key: number(at + 1), "vm_no": at + 1} for at in range(1_000)]
+            connection.execute(table.insert(), rows)
+    engine.dispose()
+    monitor = Monitor(doors)
+    try:
+        monitor.enter()
+        page = monitor.get("/machines")
+        assert len(page.text.encode()) < 100_000
+        assert "60 of 1,000" in page.text
+        assert "<td>001</td>" in page.text
+        assert 'href="/machines?page=1"' in page.text
+        assert "<td>061</td>" in monitor.get("/machines?page=1").text
+        assert monitor.get("/machines?page=999").code == 200
+    finally:
+        monitor.end()
 
 
 def test_with_a_password_the_token_in_an_address_is_of_no_use(place: Doors) -> None:

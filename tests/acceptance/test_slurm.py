@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from doors import Doors, ended
+from monitor_client import Monitor
 from pages import Page, type_all
 from services import ROOT, Daemon, wait_until
 from slurm import Slurm
@@ -97,6 +99,16 @@ def test_what_a_worker_is_waited_for_and_why(cluster: Callable[..., Doors], slur
             return any(reason in told for reason in reasons)
 
         wait_until(why, 60, "why vm/1 names it")
+        monitor = Monitor(doors)
+        try:
+            monitor.enter()
+            page = " ".join(re.sub(r"<[^>]+>", " ", monitor.get("/machines").text).split())
+        finally:
+            monitor.end()
+        (job_id,) = slurm.ask("squeue", "-h", "-o", "%i").split()
+        job = page.partition("Slurm jobs")[2]
+        assert re.search(rf"\b{job_id} 1 hpc … pending", job), page
+        assert any(reason in job for reason in reasons), page
         assert len(slurm.jobs()) == 1, "the backlog is bounded"
     finally:
         slurm.ask("scontrol", "update", "NodeName=localhost", "State=RESUME")

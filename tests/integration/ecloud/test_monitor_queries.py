@@ -115,7 +115,10 @@ def test_a_task_with_very_many_dependents_shows_some_and_counts_all(filled: Engi
         known = set(connection.execute(sa.select(schema.dependencies.c.task_no)).scalars())
         edges = [{"task_no": no, "on_task_no": 1, "met_by": "success"} for no in range(2, 101) if no not in known]
         connection.execute(schema.dependencies.insert(), edges)
+        late = schema.tasks.c.task_no.in_((70, 90))
+        connection.execute(schema.tasks.update().where(late).values(state="failed"))
     near = neighbourhood(filled, "prepare-0000000", RUN)
+    assert {70, 90} <= {one.task_no for one in near.tasks}, "those that failed are among the shown"
     assert sum(one.step == 1 for one in near.tasks) == COLUMN_SHOWN
     assert near.more[1] >= 90
 

@@ -95,9 +95,10 @@ def test_what_lasts_is_one_step_of_a_curve_and_parts_stand_on_each_other() -> No
 def test_neighbours_link_to_their_pages_but_the_middle_does_not() -> None:
     near = Neighbourhood(
         f"r {EVIL}", [Near(1, EVIL, "succeeded", -1), Near(2, "b", "failed", 0), Near(3, "c", "waiting", 2)],
-        [(1, 2), (2, 3)], {},
+        [(1, 2), (2, 3)], {2: 1_234},
     )  # fmt: skip
     drawn = ElementTree.fromstring(str(graph_charts.neighbours(near)))
+    assert "1,234 more" in [text.text for text in drawn.iter("text")]
     assert len(drawn.findall("a")) == 2
     assert len(drawn.findall("path")) == 2
 
