@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 import msgspec
+from sqlalchemy.engine import Engine
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -19,6 +20,7 @@ from ecloud.client.client import Argument, Client
 from ecloud.model.text import counted
 from ecloud.queries import status as queries
 from ecloud.queries.failures import failed_in_group
+from ecloud.queries.views import RunStatus
 from ecloud.web.rendering import Rendering
 from ecloud.web.security import Secret
 
@@ -89,9 +91,14 @@ class Actions:
     """Confirmation pages and the forms on them."""
 
     def __init__(
-        self, rendering: Rendering, boss: Callable[[], AbstractContextManager[Client]], secret: Secret
+        self,
+        rendering: Rendering,
+        find_run: Callable[[Engine, str], RunStatus],
+        boss: Callable[[], AbstractContextManager[Client]],
+        secret: Secret,
     ) -> None:
         self._rendering = rendering
+        self._find_run = find_run
         self._boss = boss
         self._secret = secret
 
@@ -128,7 +135,7 @@ class Actions:
             return f"{counted(len(ids), 'task')} of run {wanted.run} that failed in one way{line}"
         if wanted.id:
             return f"task {wanted.id} of run {wanted.run}"
-        found = queries.run_status(self._rendering.engine, wanted.run)
+        found = self._find_run(self._rendering.engine, wanted.run)
         if wanted.verb == "retry_failed":
             return f"{counted(found.states.get('failed', 0), 'failed task')} of run {wanted.run}"
         count = found.left if wanted.verb == "cancel" else found.total - found.left

@@ -61,12 +61,13 @@ def make_app(
     rendering = Rendering(parts.engine, cluster, None if read_only else secret.csrf)
     health = Health(parts.look)
     pages = Pages(rendering, health, pools, parts.sweep)
-    actions = Actions(rendering, lambda: parts.boss(None), secret)
+    actions = Actions(rendering, pages.find_run, lambda: parts.boss(None), secret)
     logs = LiveLogs(parts.boss, parts.secret)
 
     async def metrics(request: Request) -> Response:
         def find() -> bytes:
-            return exposition(rendering.engine, health, parts.boss_numbers)
+            engine = rendering.engine
+            return exposition(engine, pages.books(engine), health, parts.boss_numbers)
 
         try:
             text = await run_in_threadpool(rendering.answers.ask, "metrics", find)

@@ -20,7 +20,7 @@ from ecloud.db import schema
 from ecloud.db.database import database_now
 from ecloud.model.vm_states import WRITTEN_OFF
 from ecloud.queries.boot_history import pool_views
-from ecloud.queries.ledger import Ledger, ledger_now
+from ecloud.queries.ledger import Ledger
 from ecloud.queries.status import snapshot, status
 from ecloud.queries.views import Status
 from ecloud.web.health import Health
@@ -35,8 +35,11 @@ NUMBERS_OLD_S = 60.0
 """Boss numbers older than this are ignored: that boss has ended."""
 
 
-def exposition(engine: Engine, health: Health | None = None, boss_numbers: Path | None = None) -> bytes:
-    """Return the text that Prometheus reads. Raises `DatabaseAway`."""
+def exposition(
+    engine: Engine, books: Ledger | None = None, health: Health | None = None, boss_numbers: Path | None = None
+) -> bytes:
+    """Return the text that Prometheus reads. `books`: the ledger, whose series are left out while it is not known.
+    Raises `DatabaseAway`."""
     began = time.monotonic()
     now = status(engine)
     answer_s = time.monotonic() - began
@@ -45,7 +48,7 @@ def exposition(engine: Engine, health: Health | None = None, boss_numbers: Path 
         *_boss(now),
         *_outcomes(engine),
         *_machines(engine, now),
-        *_seconds(ledger_now(engine)),
+        *(_seconds(books) if books is not None else ()),
         GaugeMetricFamily("ecloud_database_answer_seconds", "How long the database took to count all tasks", answer_s),
     ]
     if health is not None:

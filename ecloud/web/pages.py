@@ -20,7 +20,7 @@ from ecloud.queries.critical_path import critical_path
 from ecloud.queries.failures import failure_groups
 from ecloud.queries.folded_graph import FoldNode, Zoom, fold
 from ecloud.queries.graph_cells import graph_cells
-from ecloud.queries.ledger import ledger_now
+from ecloud.queries.ledger import Ledger, ledger_now
 from ecloud.queries.ledger_history import SLICES, ledger_history
 from ecloud.queries.load import load
 from ecloud.queries.lookup import task
@@ -74,7 +74,7 @@ class Pages:
         self._has_many = sum(found.tasks.values()) > SMALL
         return found
 
-    def _run(self, engine: Engine, name: str) -> RunStatus:
+    def find_run(self, engine: Engine, name: str) -> RunStatus:
         """One run. Raises `NoSuchRun`, `DatabaseAway`."""
         known = next((run for run in self._status(engine).runs if run.name == name), None)
         return queries.run_status(engine, name) if known is None else known
@@ -87,6 +87,19 @@ class Pages:
         if tasks <= SMALL:
             return function(engine, *arguments)
         return self._heavy.ask(engine, function, *arguments, version=version)
+
+    def _of_vms(self, engine: Engine, function: Callable[..., Any], *arguments: object) -> Any:
+        """Return an answer about the lives of all VMs, or None while it is being computed. It stays the same once all
+        VMs are gone and no task changes."""
+        now = self._status(engine)
+        is_over = not any(count for state, count in now.vms.items() if state != VmState.GONE)
+        version = (tuple(now.vms.items()), tuple(now.tasks.items())) if is_over else None
+        return self._ask(engine, sum(now.tasks.values()), version, function, *arguments)
+
+    def books(self, engine: Engine, run: str = "") -> Ledger | None:
+        """Return the ledger, or None while it is being computed."""
+        found: Ledger | None = self._of_vms(engine, ledger_now, run)
+        return found
 
     async def overview(self, request: Request) -> Response:
         """Overview of the cluster on one screen."""
@@ -119,7 +132,7 @@ class Pages:
         zoom = _zoom(request)
 
         def find(engine: Engine) -> dict[str, Any]:
-            run = self._run(engine, name)
+            run = self.find_run(engine, name)
 
             def ask(function: Callable[..., Any]) -> Any:
                 return self._ask(engine, run.total, _version(run), function, name)
@@ -182,7 +195,7 @@ class Pages:
         name, asked = request.path_params["name"], request.query_params
 
         def find(engine: Engine) -> dict[str, Any]:
-            run = self._run(engine, name)
+            run = self.find_run(engine, name)
             # The numbers may be in datastore files; the helper reads them.
             table = self._heavy.ask(engine, _sweep_table, self._sweep, name, version=_version(run))
             if table is None:
@@ -209,14 +222,10 @@ class Pages:
         run = request.query_params.get("run", "")
 
         def find(engine: Engine) -> dict[str, Any]:
-            now = self._status(engine)
-            tasks = sum(now.tasks.values())
             if run:
-                self._run(engine, run)  # reports an unknown name immediately
-            is_over = not any(count for state, count in now.vms.items() if state != VmState.GONE)
-            version = (tuple(now.vms.items()), tuple(now.tasks.items())) if is_over else None
-            books = self._ask(engine, tasks, version, ledger_now, run)
-            history = None if run else self._ask(engine, tasks, version, ledger_history)
+                self.find_run(engine, run)  # reports an unknown name immediately
+            books = self.books(engine, run)
+            history = None if run else self._of_vms(engine, ledger_history)
             return {
                 "pending": books is None,
                 "ledger": books,

@@ -57,6 +57,11 @@ def test_pages_over_a_million_tasks(
             print(f"{kind} {path}: p50 {took[LOOKS // 2] * 1000:.0f} ms, p95 {p95_s * 1000:.0f} ms, {size:,} bytes")
             assert size <= PAGE_BYTES, path
             assert p95_s <= P95_S, path
+        used = "ecloud_vm_seconds_total"
+        wait_until(lambda: used in monitor.get("/metrics").text, 900, "the metrics are whole")
+        took = sorted(timed(monitor, "/metrics") for _ in range(LOOKS))
+        print(f"{kind} /metrics: p50 {took[LOOKS // 2] * 1000:.0f} ms, p95 {took[int(0.95 * LOOKS)] * 1000:.0f} ms")
+        assert took[int(0.95 * LOOKS)] <= P95_S, "Prometheus waits no longer than a viewer"
         assert daemon.process is not None
         measure("boss", daemon.process.pid, monitor)
         if server is not None and server.process is not None:

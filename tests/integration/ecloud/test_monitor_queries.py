@@ -79,7 +79,9 @@ def test_a_history_is_told_in_one_way(filled: Engine) -> None:
     assert table.parameters == ["lr", "batch", "optimizer"]
     assert table.metrics == ["accuracy", "loss", "epochs"]
 
-    values = dict(line.rsplit(" ", 1) for line in exposition(filled).decode().splitlines() if not line.startswith("#"))
+    values = dict(
+        line.rsplit(" ", 1) for line in exposition(filled, books).decode().splitlines() if not line.startswith("#")
+    )
     assert float(values['ecloud_vm_boot_seconds_count{pool="small"}']) == 14
     assert float(values['ecloud_pool_closed{pool="spot"}']) == 1
     assert len(values) < 300

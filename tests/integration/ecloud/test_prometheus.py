@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import sqlalchemy as sa
 import uvicorn
 from monitored import fill
@@ -21,6 +22,7 @@ from sqlalchemy.engine import Engine
 
 from ecloud.db import schema
 from ecloud.model.finding import Finding
+from ecloud.web import pages
 from ecloud.web.app import Parts, make_app
 from ecloud.web.security import Secret
 
@@ -101,6 +103,32 @@ def test_prometheus_scrapes_and_every_rule_of_trouble_fires(sqlite_engine: Engin
     finally:
         process.terminate()
         process.wait(30)
+        server.should_exit = True
+        thread.join(30)
+
+
+def test_a_scrape_does_not_wait_for_the_ledger_of_many_tasks(
+    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "SMALL", 10)
+    fill(sqlite_engine, 100)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = serve(sqlite_engine, listener)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+
+        def scraped() -> str:
+            address = f"http://127.0.0.1:{listener.getsockname()[1]}/metrics"
+            request = urllib.request.Request(address, headers={"Authorization": "Bearer a-token"})
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return str(answer.read().decode())
+
+        first = scraped()
+        assert 'ecloud_tasks{state="failed"} 1.0' in first
+        assert "ecloud_vm_seconds_total" not in first, "a helper process has just begun to compute it"
+        wait_until(lambda: 'ecloud_vm_seconds_total{pool="small",use="running"}' in scraped(), 90, "it follows")
+    finally:
         server.should_exit = True
         thread.join(30)
 
