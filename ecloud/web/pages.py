@@ -227,7 +227,7 @@ class Pages:
             books = self.books(engine, run)
             history = None if run else self._of_vms(engine, ledger_history)
             return {
-                "pending": books is None,
+                "pending": books is None or (history is None and not run),
                 "ledger": books,
                 "history": history,
                 "slices": SLICES,
