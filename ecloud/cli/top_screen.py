@@ -214,7 +214,8 @@ class Screen:
             state = Text(worker.state, WORKER_STYLES.get(worker.state, ""))
             runs = ", ".join(visible(name) for name in worker.running[:3])
             table.add_row(
-                visible(worker.worker), visible(worker.host), state, amounts(worker.resources),
+                visible(worker.worker), visible(worker.host), state,
+                amounts({name: amount for name, amount in worker.resources.items() if amount}),
                 Text(visible(worker.trouble), "yellow") if worker.trouble else runs, str(worker.queued),
                 duration(max(0.0, now - worker.since)),
                 style=self._row_style("workers", at),

@@ -18,6 +18,7 @@ from starlette.responses import RedirectResponse, Response
 from datastore.problem import PART_AWAY, Problem
 from ecloud.client.client import Argument, Client
 from ecloud.model.text import counted
+from ecloud.model.wire import RequestDone
 from ecloud.queries import status as queries
 from ecloud.queries.failures import failed_in_group
 from ecloud.queries.views import RunStatus
@@ -159,15 +160,17 @@ class Actions:
             text = "This monitor has no such action."
             return self._rendering.message(request, "No such action", text, 404)
         try:
-            await run_in_threadpool(self._ask, wanted, action, fields)
+            done = await run_in_threadpool(self._ask, wanted, action, fields)
         except Problem as error:
             is_away = error.exit_code == PART_AWAY
             title = "The boss does not answer" if is_away else "The boss refused"
             return self._rendering.message(request, title, str(error), 503 if is_away else 409)
         self._rendering.answers.forget()
+        if not done.count:
+            return self._rendering.message(request, "Nothing changed", done.text, 200)
         return RedirectResponse(wanted.back, 303)
 
-    def _ask(self, wanted: Wanted, action: Action, fields: Mapping[str, str]) -> None:
+    def _ask(self, wanted: Wanted, action: Action, fields: Mapping[str, str]) -> RequestDone:
         arguments: dict[str, Argument]
         if wanted.verb == "instantiate_worker":
             count = fields.get("n", "1")
@@ -190,7 +193,7 @@ class Actions:
         if action.takes_reason and fields.get("reason"):
             arguments["reason"] = fields["reason"]
         with self._boss() as client:
-            client.request(wanted.verb, **arguments)
+            return client.request(wanted.verb, **arguments)
 
 
 def _wanted(fields: Mapping[str, Any]) -> Wanted:

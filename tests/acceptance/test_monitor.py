@@ -105,7 +105,7 @@ def test_strangers_and_other_sites_get_nothing(monitor: Monitor) -> None:
 def test_a_thousand_slow_connections_keep_nobody_out(monitor: Monitor) -> None:
     monitor.enter()
     host, port = monitor.host.split(":")
-    slow = [socket.create_connection((host, int(port)), 10) for _ in range(500)]
+    slow = [socket.create_connection((host, int(port)), 10) for _ in range(1_000)]
     try:
         for connection in slow:
             connection.send(b"GET / HTTP/1.1\r\nHost:")
@@ -149,6 +149,16 @@ def test_a_group_of_failures_is_retried_from_the_page(monitor: Monitor, place: D
         "they are tried again",
     )
     assert monitor.post("/do", verb="retry_failed", run=run, group="00", csrf=csrf_of(page)).code == 409
+
+
+def test_a_request_that_changes_nothing_is_answered_with_the_reason(monitor: Monitor) -> None:
+    monitor.enter()
+    csrf = csrf_of(monitor.get("/confirm?verb=instantiate_worker&pool=local"))
+    monitor.post("/do", verb="instantiate_worker", pool="local", n="1000", csrf=csrf)
+    again = monitor.post("/do", verb="instantiate_worker", pool="local", n="1", csrf=csrf)
+    assert again.code == 200
+    assert "Nothing changed" in again.text
+    assert "allows no more" in again.text
 
 
 def test_the_output_of_a_running_task_is_read_by_its_offset(monitor: Monitor, place: Doors) -> None:
