@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ecloud.model.finding import Finding
     from ecloud.queries.sweep_table import SweepTable
 
+EVERY_ADDRESS = ("0.0.0.0", "::")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SLOW_CONNECTIONS = 2_000
 """Maximum number of concurrent connections; further ones get status 503."""
@@ -80,7 +81,8 @@ def monitor(served: Served) -> NoReturn:
         parts, secret, _hosts(served, port), cluster=str(home.path), pools=pools_of(settings),
         read_only=served.read_only, password=password,
     )  # fmt: skip
-    shown = f"[{served.host}]" if ":" in served.host else served.host
+    host = socket.gethostname() if served.host in EVERY_ADDRESS else served.host
+    shown = f"[{host}]" if ":" in host else host
     url = f"{'https' if served.tls_cert else 'http'}://{shown}:{port}/" + ("" if password else f"?token={secret.token}")
     print(json.dumps({"url": url}) if served.as_json else f"monitor: {url}", flush=True)
     if served.open_browser:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlencode
 import msgspec
 from sqlalchemy.engine import Engine
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 
 from datastore.problem import PART_AWAY, Problem
@@ -23,7 +23,7 @@ from ecloud.queries import status as queries
 from ecloud.queries.failures import failed_in_group
 from ecloud.queries.views import RunStatus
 from ecloud.web.rendering import Rendering
-from ecloud.web.security import Secret
+from ecloud.web.security import TOO_LARGE, Secret
 
 MOST_WORKERS = 1_000
 
@@ -149,7 +149,11 @@ class Actions:
 
     async def do(self, request: Request) -> Response:
         """Carry out the action."""
-        form = parse_qs((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=10)
+        try:
+            body = (await request.body()).decode("utf-8", "replace")
+        except ClientDisconnect:
+            return self._rendering.message(request, "Not done", TOO_LARGE, 413)
+        form = parse_qs(body, keep_blank_values=True, max_num_fields=10)
         fields = {name: values[0] for name, values in form.items()}
         if not hmac.compare_digest(fields.get("csrf", "").encode(), self._secret.csrf.encode()):
             text = "The form belongs to another monitor: reload the page."

@@ -14,13 +14,14 @@ import secrets
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "ecloud_monitor"
 MAX_BODY_BYTES = 64 * 1024
 """Maximum size of a form. A request that declares or sends more is refused."""
+TOO_LARGE = "The request is too large.\n"
 LOGIN = "/login"
 WRONG_S = 1.0
 OPEN = ("/static/",)
@@ -93,7 +94,7 @@ class Guard:
             return PlainTextResponse("This monitor does not answer to that host name.\n", 421)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-            return PlainTextResponse("The request is too large.\n", 413)
+            return PlainTextResponse(TOO_LARGE, 413)
         if path.startswith(OPEN):
             return None
         if self._password and path == LOGIN:
@@ -113,7 +114,10 @@ class Guard:
 
     async def _log_in(self, scope: Scope, receive: Receive) -> Response:
         """Handle one login at a time; a wrong password takes a second, to prevent guessing."""
-        form = parse_qs((await Request(scope, receive).body()).decode("utf-8", "replace"), max_num_fields=5)
+        try:
+            form = parse_qs((await Request(scope, receive).body()).decode("utf-8", "replace"), max_num_fields=5)
+        except ClientDisconnect:
+            return PlainTextResponse(TOO_LARGE, 413)
         given = form.get("password", [""])[0]
         async with self._trying:
             if hmac.compare_digest(given.encode(), self._password.encode()):
@@ -153,7 +157,8 @@ class Guard:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """Limit the body: end the request if its body is longer than allowed, whatever its header declares."""
+    """Limit the body: end the request if its body is longer than allowed, whatever its header declares. Who reads it
+    then gets `ClientDisconnect`."""
     left = MAX_BODY_BYTES
 
     async def receive_bounded() -> Message:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import re
+import select
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -99,7 +101,23 @@ def test_strangers_and_other_sites_get_nothing(monitor: Monitor) -> None:
     assert monitor.get("/do", "DELETE", Origin=f"http://{monitor.host}").code == 405
     assert monitor.get("/do").code == 405
     assert monitor.get("/", Content_Length="100000000").code == 413
+    assert post_in_chunks(monitor, 100_000_000) == 413, "also without a declared length"
     assert "evil" not in monitor.get("/").headers.get("access-control-allow-origin", "")
+
+
+def post_in_chunks(monitor: Monitor, size: int) -> int:
+    """Send a body of unknown length until the monitor answers; the status of its answer."""
+    host, port = monitor.host.split(":")
+    chunk = b"10000\r\n" + b"x" * 65_536 + b"\r\n"
+    with socket.create_connection((host, int(port)), 30) as connection:
+        head = f"POST /do HTTP/1.1\r\nHost: {monitor.host}\r\nOrigin: http://{monitor.host}\r\n"
+        connection.sendall(f"{head}Cookie: {monitor.cookie}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        with suppress(ConnectionError):  # it answers and closes
+            for _ in range(size // len(chunk)):
+                if select.select([connection], [], [], 0)[0]:
+                    break
+                connection.sendall(chunk)
+        return int(connection.recv(100).split()[1])
 
 
 def test_a_thousand_slow_connections_keep_nobody_out(monitor: Monitor) -> None:
