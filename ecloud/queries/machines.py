@@ -40,11 +40,6 @@ class MachineView(msgspec.Struct, frozen=True):
     record: tuple[str, ...]
 
     @property
-    def name(self) -> str:
-        """What its cloud calls it: a job by its number."""
-        return self.vm.cloud_id
-
-    @property
     def core_s(self) -> float | None:
         """What it costs so far: its time multiplied by its CPUs."""
         return None if self.life_s is None else self.life_s * self.vm.size.get("cpus", 1.0)
@@ -138,9 +133,8 @@ def _machine(vm: VmView, boot: BootView | None, kind: str, now: float) -> Machin
     is_queued = kind == KINDS["slurm"] and vm.state == VmState.BOOTING and not place
     why = (trouble(vm, boot) or vm.said if is_coming else "") or vm.reason or vm.said
     life_s = None if is_queued or vm.started_at is None else _life_s(vm, vm.started_at, now)
-    return MachineView(
-        vm, kind, PENDING if is_queued else vm.state, place, why, life_s, tuple(record(vm, boot, now))
-    )  # fmt: skip
+    state = PENDING if is_queued else vm.state
+    return MachineView(vm, kind, state, place, why, life_s, tuple(record(vm, boot, now)))
 
 
 def _life_s(vm: VmView, started_at: float, now: float) -> float:
