@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import logging.handlers
+import math
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ from boss.core.model.events import Event
 from boss.providers.accounts import account_of, open_staging
 from boss.providers.provider import CredentialsWrong, Provider, TryLater
 from boss.providers.registry import open_clouds, open_visitors
+from boss.providers.slurm_jobs import seconds_of
 from boss.shell.calls import Calls
 from boss.shell.companion import Companion
 from boss.shell.embedded_broker import EmbeddedBroker
@@ -500,6 +502,7 @@ def _pool(pool: PoolSettings, settings: Settings) -> PoolConfig:
         gets_code=pool.code == "ssh",
         queues=pool.cloud == "slurm",
         container=pool.container,
+        lives_s=(seconds_of(pool.time_limit) if pool.time_limit else None) or math.inf,
     )
 
 

@@ -427,9 +427,9 @@ class Boss:
         self.attempts.suspects.settle()
 
     def _place(self, now: float) -> None:
-        self._placement.place(partial(self.attempts.assign, now), self.attempts.inits.refuses)
+        self._placement.place(partial(self.attempts.assign, now), self.attempts.inits.refuses, now)
         self._placement.place_chained(
-            self.attempts.chains, partial(self.attempts.assign_chained, now), self.attempts.inits.refuses
+            self.attempts.chains, partial(self.attempts.assign_chained, now), self.attempts.inits.refuses, now
         )
 
     def _send_orders(self, now: float) -> None:

@@ -102,6 +102,7 @@ def _restore_attempt(row: AttemptRow, worker: Worker | None, book: TaskBook, att
         apart=node is not None and node.apart,
         reason=row.reason,
         outcome=row.outcome,
+        runtime_s=0.0 if node is None else node.runtime_s or 0.0,
     )
     key = (row.task_no, row.number)
     attempts.active[key] = attempt

@@ -130,7 +130,8 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
     `kind`: worker or client. `home`: name of the worker's locked home directory: a newer process of the same home,
     with the same key, speaks for the older one. `boot_id` and `machine` tell a home from a copy of it elsewhere.
-    `lives_s`: seconds until this machine ends, if it is known. `ssh_key`: the public key that is to open the datastore.
+    `lives_s`: seconds from this Hello until the machine ends, if it is known. `ssh_key`: the public key that is to open
+    the datastore.
     `boot_s`: what was done at this machine's start, and how many seconds before this Hello. `chains`: whether
     it knows `AttemptOrder.after`.
     `machine_has`: what all workers on this machine share, or on the part of it that `machine_part` names (a control

@@ -83,7 +83,8 @@ class WorkerCore:
         self._lease_until: float | None = None
         self._heartbeats: dict[int, float] = {}
         self._leave_at: float | None = None
-        self._ends_soon_at = None if config.lives_s is None else now + max(0.0, config.lives_s - ENDS_SOON_S)
+        self._ends_at = None if config.lives_s is None else now + config.lives_s
+        self._ends_soon_at = None if self._ends_at is None else max(now, self._ends_at - ENDS_SOON_S)
         self._heard_at = now
         self._steps = config.boot_steps
         self._state = StateMeasured()
@@ -321,7 +322,7 @@ class WorkerCore:
             boot_nonce=config.boot_nonce,
             resources=config.resources,
             labels=config.labels,
-            lives_s=config.lives_s,
+            lives_s=None if self._ends_at is None else max(0.0, self._ends_at - now),
             attempts=self.inventory,
             ssh_key=config.ssh_key,
             boot_s={step: round(now - at, 3) for step, at in self._steps},

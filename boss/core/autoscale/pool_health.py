@@ -19,6 +19,9 @@ FAILED_BOOTS = 3
 """Failed boots in a row that close the pool: few, so that a broken image costs few VMs."""
 UNPROVEN = 10
 """Maximum VMs that start together in a pool that has not yet booted one."""
+LIVES_KEPT = 3
+"""A pool's VMs are expected to live as long as the longest of this many: for a task that is longer, no more VMs than
+this start without effect; and one worker that reported late decides nothing."""
 REST_BACKOFF = Backoff(60.0, 600.0)
 """How long a pool rests after `FAILED_BOOTS`, and after each further failed boot."""
 LONGEST_REFUSED_S = 300.0
@@ -37,6 +40,7 @@ class PoolHealth:
         self._limits = limits
         self._boots: deque[float] = deque(maxlen=BOOTS_KEPT)
         self._ordered: list[float] = []
+        self._lives: deque[float] = deque([config.lives_s], maxlen=LIVES_KEPT)
         self._started_at: deque[float] = deque(maxlen=max(1, limits.starts_a_minute))
         self._window = float(limits.starts_under_way)
         self._refused: dict[str, int] = {}
@@ -53,6 +57,11 @@ class PoolHealth:
         if not ordered:
             return self._config.boot_s
         return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+    @property
+    def lives_s(self) -> float:
+        """How long a worker of the pool lives, as its last ones reported; by its settings before that."""
+        return max(self._lives)
 
     def closed(self, now: float) -> str:
         """Why the pool may start no VM now, in a text without remaining time; empty if it may."""
@@ -119,9 +128,10 @@ class PoolHealth:
         if not self._failed_boots and now >= self._rests_until:
             self._since = None
 
-    def on_booted(self, boot_s: float) -> None:
-        """A worker reported."""
+    def on_booted(self, boot_s: float, lives_s: float) -> None:
+        """A worker reported, whose machine ends in `lives_s`."""
         self.learn(boot_s)
+        self._lives.append(lives_s)
         if self._failed_boots >= FAILED_BOOTS:  # a rest after refusals continues: those concern other requests
             self._rests_until = 0.0
             self._since = None

@@ -54,6 +54,7 @@ class Pools:
                 self.health[pool.name].boot_s(),
                 self._why_bounded(pool.name, now),
                 self._is_bounded(pool.name, coming[pool.name], now),
+                self.health[pool.name].lives_s,
             )
             for pool in self._config.pools
         ]
@@ -162,10 +163,10 @@ class Pools:
         if pool in self.queues:
             self.queues[pool].on_placed(now)
 
-    def on_booted(self, pool: str, boot_s: float, placed_s: float) -> None:
-        """A worker reported this long after its VM was requested, and after it was placed."""
+    def on_booted(self, pool: str, boot_s: float, placed_s: float, lives_s: float) -> None:
+        """A worker reported this long after its VM was requested, and after it was placed. It ends in `lives_s`."""
         if pool in self.health:
-            self.health[pool].on_booted(boot_s)
+            self.health[pool].on_booted(boot_s, lives_s)
             self.queues[pool].on_booted(placed_s)
 
     def on_gone(self, vm: VmRow) -> None:

@@ -18,7 +18,7 @@ from boss.core.model.config import PoolConfig
 from boss.core.model.fleet import how_many
 from boss.core.model.graph import Shape
 from ecloud.model.tasks import Resources, fits
-from ecloud.model.text import counted
+from ecloud.model.text import counted, duration
 
 WORTH = 0.125
 """A VM is worth its boot if it has work for at least this share of the boot time. Measured (bench/scaling.py): 0.25
@@ -32,37 +32,41 @@ AT_ONCE_S = 0.001
 
 class Demand(msgspec.Struct, frozen=True):
     """`count` waiting tasks of one shape. `task_s`: expected run time of one, None if unknown (then each gets a slot of
-    its own). `in_s`: seconds until they are ready, 0 for now."""
+    its own). `in_s`: seconds until they are ready, 0 for now. `needs_s`: seconds that a worker must have left for each,
+    0 if any worker will do."""
 
     shape: Shape
     count: int
     task_s: float | None = None
     in_s: float = 0.0
+    needs_s: float = 0.0
 
 
 class Spot(msgspec.Struct):
     """A worker, or a VM that boots. `free`: resources that are available then; `until_s`: seconds until it is probably
-    free, or up."""
+    free, or up; `lives_s`: seconds until it ends."""
 
     free: Resources
     capacity: Resources
     until_s: float = 0.0
     pool: str = ""
+    lives_s: float = math.inf
 
 
 class IdleVm(msgspec.Struct, frozen=True):
-    """An idle VM that may end. `idle_s`: how long it has been idle."""
+    """An idle VM that may end. `idle_s`: how long it has been idle; `lives_s`: seconds until it ends anyway."""
 
     vm_no: int
     pool: str
     idle_s: float
     capacity: Resources
+    lives_s: float = math.inf
 
 
 class PoolNow(msgspec.Struct, frozen=True):
     """A pool's current state. `alive`: VMs that are not gone; `may_start`: how many more its limits allow now;
     `closed`: why none may start, or empty; `boot_s`: the usual time from request to worker; `room`: the cloud's room in
-    words, if known; `room_bounds`: whether that room is what limits the pool."""
+    words, if known; `room_bounds`: whether that room is what limits the pool; `lives_s`: how long a new VM lives."""
 
     config: PoolConfig
     alive: int = 0
@@ -71,6 +75,11 @@ class PoolNow(msgspec.Struct, frozen=True):
     boot_s: float = 0.0
     room: str = ""
     room_bounds: bool = False
+    lives_s: float = math.inf
+
+    def can_run(self, shape: Shape, needs_s: float) -> bool:
+        """Whether a new VM is large enough for a task, and lives long enough."""
+        return needs_s <= self.lives_s and fits(self.config.size, shape.asks)
 
 
 class FleetSnapshot(msgspec.Struct, frozen=True):
@@ -123,7 +132,7 @@ class _Planning:
         self._pools = situation.pools
         self._alive = {pool.config.name: pool.alive for pool in self._pools}
         self._left = {pool.config.name: pool.may_start for pool in self._pools}
-        self._rooms = [Spot(dict(r.free), r.capacity, r.until_s, r.pool) for r in situation.rooms]
+        self._rooms = [Spot(dict(r.free), r.capacity, r.until_s, r.pool, r.lives_s) for r in situation.rooms]
         self._plan = Plan(notes=list(situation.notes))
 
     def made(self) -> Plan:
@@ -142,11 +151,12 @@ class _Planning:
 
     def _meet(self, demand: Demand) -> None:
         count = demand.count - self._take_free(demand)
-        fitting = [pool for pool in self._pools if fits(pool.config.size, demand.shape.asks)]
+        fitting = [pool for pool in self._pools if pool.can_run(demand.shape, demand.needs_s)]
         if not fitting:
             if count:
                 self._plan.unmet.append(demand.shape)
-                self._note(f"{_tasks(demand)} {'fits' if demand.count == 1 else 'fit'} no pool")
+                long = f", with a runtime_s of {duration(demand.needs_s)}" if demand.needs_s else ""
+                self._note(f"{_tasks(demand)}{long} {'fits' if demand.count == 1 else 'fit'} no pool")
             return
         able = [pool for pool in fitting if not pool.closed]
         usual = [pool for pool in able if not pool.config.spillover] or able
@@ -208,7 +218,7 @@ class _Planning:
         name = pool.config.name
         self._alive[name] += 1
         self._left[name] -= 1
-        room = Spot(dict(pool.config.size), pool.config.size, pool.boot_s, name)
+        room = Spot(dict(pool.config.size), pool.config.size, pool.boot_s, name, pool.boot_s + pool.lives_s)
         self._rooms.append(room)
         self._plan.starts.append(Start(name, reason))
         return room
@@ -221,6 +231,8 @@ class _Planning:
         for room in self._rooms:
             if taken == demand.count:
                 break
+            if demand.needs_s > room.lives_s - demand.in_s:
+                continue
             here = _fill(room.free, demand.shape, demand.count - taken)
             if here:
                 taken += here
@@ -240,8 +252,9 @@ class _Planning:
         taken, slots = 0, 0
         for room in self._rooms:
             here = how_many(room.capacity, demand.shape)
-            left_s = until_s - max(room.until_s, demand.in_s)
-            if not here or left_s <= 0:
+            from_s = max(room.until_s, demand.in_s)
+            left_s = until_s - from_s
+            if not here or left_s <= 0 or demand.needs_s > room.lives_s - from_s:
                 continue
             slots += here
             tasks = min(count - taken, here * math.ceil(left_s / task_s) if short else int(here * left_s / task_s))
@@ -282,7 +295,8 @@ class _Planning:
             for vm in reversed(idle):
                 if count <= 0:
                     break
-                if vm.vm_no not in wanted and vm.pool in pools and demand.in_s <= pools[vm.pool].boot_s:
+                lives = demand.needs_s <= vm.lives_s - demand.in_s
+                if lives and vm.vm_no not in wanted and vm.pool in pools and demand.in_s <= pools[vm.pool].boot_s:
                     slots = how_many(vm.capacity, demand.shape)
                     if slots:
                         wanted[vm.vm_no] = demand

@@ -237,7 +237,8 @@ class Vms:
         if vm.is_coming:
             self._move(vm, VmState.RUNNING, row.reason, now)
         if row.hello_at is None:
-            self.pools.on_booted(row.pool, now - row.intended_at, now - (vm.placed_at or row.intended_at))
+            placed_s = now - (vm.placed_at or row.intended_at)
+            self.pools.on_booted(row.pool, now - row.intended_at, placed_s, worker.left_s(now))
             self.boots.on_worker(row, worker.row.hello.boot_s, now)
         if row.worker != worker.name or row.hello_at is None:
             row.worker = worker.name

@@ -6,6 +6,7 @@ budgets and the capacity plan. The database explains tasks in other states (`ecl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import islice
 
@@ -14,12 +15,12 @@ from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.scaling import PoolNow
 from boss.core.autoscale.vms import Vms
 from boss.core.model.fleet import Fleet, Worker
-from boss.core.model.graph import Node
+from boss.core.model.graph import Node, Shape
 from boss.core.model.ready_tasks import ReadyTasks
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.model.tasks import TaskState, fits
-from ecloud.model.text import amounts, counted, duration
+from ecloud.model.text import about, amounts, counted, duration
 from ecloud.model.worker_states import WorkerState
 
 NAMED = 5
@@ -57,7 +58,22 @@ class WhyReady:
 
     def nobody_fits(self, node: Node, now: float) -> str:
         """What a ready task lacks that no worker fits."""
-        return self._nobody_fits(node, f"task {node.id}", now)
+        name = f"task {node.id}"
+        end = self._end_too_soon(node, now)
+        return self._nobody_lives(node, name, now) if end else self._nobody_fits(node, name, now)
+
+    def longest_s(self, shape: Shape, now: float) -> float:
+        """The longest time that a worker, or a new VM of a pool, lives that such a task fits; -infinity if it fits
+        none."""
+        lives = [worker.left_s(now) for worker in self._fitting(shape)]
+        return max([*lives, *(pool.lives_s for pool in self._fitting_pools(shape, now))], default=-math.inf)
+
+    def _fitting(self, shape: Shape) -> list[Worker]:
+        return [one for one in self._fleet.workers.values() if fits(one.capacity, shape.asks)]
+
+    def _fitting_pools(self, shape: Shape, now: float) -> list[PoolNow]:
+        pools = self._autoscaler.pools_now(now)
+        return [pool for pool in pools if pool.config.maximum and fits(pool.config.size, shape.asks)]
 
     def _layers(self, node: Node, now: float) -> Iterator[str]:
         name, run = f"task {node.id}", self._book.runs[node.run_no]
@@ -68,9 +84,12 @@ class WhyReady:
         if node.not_before > now:
             last = f": {node.reason}" if node.reason else ""
             yield f"{name} is tried again in {duration(node.not_before - now)}{last}"
-        fitting = [one for one in self._fleet.workers.values() if fits(one.capacity, node.shape.asks)]
-        if fitting:
-            yield from self._workers(node, name, fitting)
+        fitting = self._fitting(node.shape)
+        lasting = [one for one in fitting if not node.needs_s or node.needs_s <= one.left_s(now)]
+        if lasting:
+            yield from self._workers(node, name, lasting)
+        elif self._end_too_soon(node, now):
+            yield self._nobody_lives(node, name, now)
         else:
             yield self._nobody_fits(node, name, now)
         yield from self._pools(node, now)
@@ -134,7 +153,7 @@ class WhyReady:
 
     def _nobody_fits(self, node: Node, name: str, now: float) -> str:
         workers, pools = self._fleet.workers.values(), self._autoscaler.pools_now(now)
-        able = [pool for pool in pools if pool.config.maximum and fits(pool.config.size, node.shape.asks)]
+        able = self._fitting_pools(node.shape, now)
         if able:
             has = "no worker fits" if self._fleet.workers else "no worker is up"
             return f"{name} waits: {has}; {self._who_starts(node, able)}"
@@ -150,6 +169,29 @@ class WhyReady:
             return f"{name} needs {amounts(node.shape.as_resources)} in one worker: no worker and no pool has all of it"
         return f"{name} {'; '.join(lacking)}"
 
+    def _end_too_soon(self, node: Node, now: float) -> bool:
+        """Whether the stated run time is what keeps the task from workers or pools that it fits."""
+        lives = [worker.left_s(now) for worker in self._fitting(node.shape)]
+        lives += [pool.lives_s for pool in self._fitting_pools(node.shape, now)]
+        return node.needs_s > 0 and any(seconds < node.needs_s for seconds in lives)
+
+    def _nobody_lives(self, node: Node, name: str, now: float) -> str:
+        """Why none of the workers that it fits lives for its stated run time, and what to do."""
+        left_s = max([worker.left_s(now) for worker in self._fitting(node.shape)], default=-math.inf)
+        has = "no worker that it fits is up"
+        if left_s > -math.inf:
+            has = f"the longest-lived worker that it fits ends in {about(left_s)}"
+        waits = f"{name} waits: its runtime_s is {node.needs_s:g} ({duration(node.needs_s)}), and {has}"
+        pools = self._fitting_pools(node.shape, now)
+        able = [pool for pool in pools if node.needs_s <= pool.lives_s]
+        if able:
+            return f"{waits}; {self._who_starts(node, able)}"
+        if pools:
+            longest = max(pools, key=lambda pool: pool.lives_s)
+            what = f"workers of pool {longest.config.name} live for {duration(longest.lives_s)}"
+            return f"{waits}; {what}: raise the pool's time_limit, or lower runtime_s"
+        return f"{waits}, and no pool can start another: start a worker that lives longer, or lower runtime_s"
+
     # --- pools -----------------------------------------------------------------------------------
 
     def _who_starts(self, node: Node, able: list[PoolNow]) -> str:
@@ -163,9 +205,10 @@ class WhyReady:
     def _pools(self, node: Node, now: float) -> Iterator[str]:
         if broke := self._budgets.exhausted.get(node.run_no):
             yield f"no VM starts for it: {broke}"
-        for pool in self._autoscaler.pools_now(now):
+        pools = self._autoscaler.pools_now(now)
+        for pool in pools:
             name = pool.config.name
-            if not (pool.config.maximum and fits(pool.config.size, node.shape.asks)):
+            if not (pool.config.maximum and pool.can_run(node.shape, node.needs_s)):
                 continue
             told = []
             if pool.closed:
@@ -182,7 +225,8 @@ class WhyReady:
             if told:
                 yield "; ".join(told)
         plan = self._autoscaler.plan(now)
-        starts = [start for start in plan.starts if fits(self._vms.pools.configs[start.pool].size, node.shape.asks)]
+        able = {pool.config.name for pool in pools if pool.can_run(node.shape, node.needs_s)}
+        starts = [start for start in plan.starts if start.pool in able]
         if starts:
             vms = f"{counted(len(starts), 'VM')} of pool {starts[0].pool}"
             yield f"the boss is about to start {vms}: {starts[0].reason}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from ecloud.model.tasks import Container, Resources
@@ -17,7 +19,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     cloud reports how many more VMs it would give. `visited`: the boss reaches the VMs by SSH; `gets_code`: the boss
     also copies the code to them. `queues`: the cloud queues jobs, perhaps for days: the boss waits for VMs that the
     cloud reports as pending, and counts their boot time from the end of the pending state. `container`: for the
-    commands of tasks that name none.
+    commands of tasks that name none. `lives_s`: how long a VM lives at most.
     """
 
     name: str
@@ -34,6 +36,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     gets_code: bool = False
     queues: bool = False
     container: Container | None = None
+    lives_s: float = math.inf
 
 
 class BossConfig(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ The worker applies the same rule to the same queue: first in order that fits.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -28,7 +29,7 @@ LOOKED_AT = 8
 class Attempt(msgspec.Struct, eq=False):
     """One try that is not over. `worker`: the process it was given to, which names its stage. `order`: number of the
     message of `session` that ordered it; `ahead_s`: its guess, while ahead; `declares`: the results that its order
-    declared, the only ones that it may publish.
+    declared, the only ones that it may publish; `runtime_s`: what its task states, 0 for nothing.
 
     `chained`: it was given before the ends of its task's dependencies were recorded, and they are not yet. `after`: the
     attempts it waits for at its worker; `followers`: those that wait for it; `has_heir`: one of them takes its place.
@@ -57,6 +58,7 @@ class Attempt(msgspec.Struct, eq=False):
     reason: str = ""
     outcome: Outcome | None = None
     declares: tuple[Result, ...] = ()
+    runtime_s: float = 0.0
 
 
 def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:
@@ -126,6 +128,8 @@ class Worker(msgspec.Struct, eq=False):
     """The machine that it reported from when it joined."""
     machine: Machine | None = None
     """The machine that it shares with others that together offer more than there is."""
+    ends_at: float = math.inf
+    """When its machine ends, if it is known. Set by `Fleet.set_end`."""
 
     def __post_init__(self) -> None:
         self.own = self.free
@@ -134,6 +138,10 @@ class Worker(msgspec.Struct, eq=False):
     def takes_tasks(self) -> bool:
         """Whether it may be given anything now."""
         return self.conversation is not None and self.row.state is WorkerState.UP and not self.row.trouble
+
+    def left_s(self, now: float) -> float:
+        """Seconds until its machine ends."""
+        return self.ends_at - now
 
     def move(self, state: WorkerState, reason: str, since: float) -> None:
         """Change its state. The caller writes the row."""
@@ -244,6 +252,8 @@ class Fleet:
         self.machines: dict[MachineKey, Machine] = {}
         self.touched: dict[str, None] = {}
         """Workers whose room, or whose leave to take tasks, may have changed since `CapacityIndex.settle`."""
+        self.ending: set[str] = set()
+        """Workers whose machines end at a known time."""
         self.follow: Callable[[int, int, int, float], None] | None = None
         """Told of attempts that VMs' workers get (1) and are rid of (-1): VM, run, change, when."""
 
@@ -263,6 +273,7 @@ class Fleet:
         """It is counted on no more. It must hold nothing."""
         assert not worker.held, f"worker {worker.name} still holds attempts"
         self.workers.pop(worker.name, None)
+        self.ending.discard(worker.name)
         self.touched[worker.name] = None
         for part in worker.fetched:
             part.holders.pop(worker.name, None)
@@ -275,6 +286,14 @@ class Fleet:
         home = (worker.row.key_name, worker.row.hello.home)
         if self.by_home.get(home) is worker:
             del self.by_home[home]
+
+    def set_end(self, worker: Worker, ends_at: float) -> None:
+        """Note when the worker's machine ends; infinity if it is not known."""
+        worker.ends_at = ends_at
+        if ends_at < math.inf:
+            self.ending.add(worker.name)
+        else:
+            self.ending.discard(worker.name)
 
     def resize(self, worker: Worker, capacity: Resources) -> None:
         """The worker offers something else from now on."""
@@ -327,5 +346,7 @@ class Fleet:
         """Invariants of every worker and machine."""
         for worker in self.workers.values():
             worker.check()
+        ending = {name for name, worker in self.workers.items() if worker.ends_at < math.inf}
+        assert self.ending == ending, "workers that end are not known"
         for machine in self.machines.values():
             machine.check()

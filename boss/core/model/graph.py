@@ -16,6 +16,9 @@ from ecloud.model.tasks import ENDED, Condition, Resources, Retries, TaskState
 from ecloud.model.transfer_status import BIG_INPUT_BYTES
 
 _WAITING, _READY = TaskState.WAITING, TaskState.READY
+COMPARED_S = 60.0
+"""A stated run time above this is compared with the time that workers have left. A worker takes no tasks in its last
+minute anyway."""
 
 
 class Shape(msgspec.Struct, frozen=True, eq=False):
@@ -44,6 +47,11 @@ class Shapes:
         if shape is None:
             shape = self._known[key] = Shape(key, dict(key).get("cpus", 0.01))
         return shape
+
+
+def compared_s(runtime_s: float | None) -> float:
+    """The stated run time that a worker must have left to get the task; 0 if any worker may get it."""
+    return runtime_s if runtime_s is not None and runtime_s > COMPARED_S else 0.0
 
 
 class Input(msgspec.Struct, eq=False, weakref=True):
@@ -108,7 +116,7 @@ class Node(msgspec.Struct, gc=False):
 
     `unmet` counts the dependencies still open; `dependents` are (task_no, condition) of the tasks that wait for this
     one. `assigned`: number of its attempt that is assigned or started, 0 without one. `unstarted`: how many of its
-    attempts workers returned unstarted since this boss began.
+    attempts workers returned unstarted since this boss began. `needs_s`: seconds that a worker must have left.
     """
 
     task_no: int
@@ -124,6 +132,7 @@ class Node(msgspec.Struct, gc=False):
     retries_used: int = 0
     not_before: float = 0.0
     runtime_s: float | None = None
+    needs_s: float = 0.0
     body_bytes: int = 0
     unmet: int = 0
     assigned: int = 0
@@ -190,6 +199,7 @@ class TaskGraph:
             retries_used=row.retries_used,
             not_before=row.not_before,
             runtime_s=row.runtime_s,
+            needs_s=compared_s(row.runtime_s),
             body_bytes=row.body_bytes,
             init=row.init,
             keep_dir=row.keep_dir,

@@ -14,8 +14,8 @@ from ecloud.model.wire import PROTOCOL_VERSION, Envelope, Message
 
 class Conversation(msgspec.Struct, eq=False):
     """A session with a peer. `heard`, `said`: last message number of each direction. `kind`: worker or client. `hello`:
-    of two sessions that one boss opened, the one with the higher number belongs to the later Hello. `heartbeat_s`: the
-    interval that the peer was told."""
+    of two sessions that one boss opened, the one with the higher number belongs to the later Hello. `hello_at`: when
+    that Hello arrived. `heartbeat_s`: the interval that the peer was told."""
 
     peer: str
     key_name: str
@@ -25,6 +25,7 @@ class Conversation(msgspec.Struct, eq=False):
     said: int = 0
     heard_at: float = 0.0
     hello: int = 0
+    hello_at: float = 0.0
     heartbeat_s: float = 0.0
 
 

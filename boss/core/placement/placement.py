@@ -9,6 +9,9 @@ not starve it.
 A task prefers a worker that has its big inputs, if that worker has room now; otherwise the next worker in turn may take
 a task from close behind whose inputs it has. No worker and no task waits for this, and a task is overtaken a bounded
 number of times.
+
+A worker whose machine ends gets no task that states a longer run time than the worker has left (`lifetimes`). Tasks
+behind it that state less go first there.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from boss.core.model.graph import Inputs, Node, Shape
 from boss.core.model.ready_tasks import Bucket, Group, ReadyTasks
 from boss.core.model.runtime_estimates import Runtimes
 from boss.core.placement.capacity_index import REFILLED_BELOW, CapacityIndex
+from boss.core.placement.lifetimes import chained_left_s, queued_left_s
 from boss.core.tasks.chains import Chains
 from ecloud.model.tasks import Resources, fits
 from ecloud.model.transfer_status import BIG_INPUT_BYTES
@@ -63,11 +67,16 @@ class Placement:
         self._side_by_side: dict[Shape, int] = {}
         self.reserved: dict[str, Group] = {}
         """Workers reserved since the last `place`, by name, with the group whose tasks wait for them."""
-        self._hopeless: set[Shape] = set()
-        """Shapes that found no room in this pass."""
+        self._hopeless: set[tuple[Shape, float]] = set()
+        """Shapes that found no room in this pass, each with a class of stated run times."""
+        self.now = 0.0
+        """The time of this call."""
+        self.some_end = False
+        """Whether the machine of any worker ends at a known time."""
 
-    def place(self, assign: Assign, refuses: Refuses) -> None:
+    def place(self, assign: Assign, refuses: Refuses, now: float) -> None:
         """Assign all tasks that fit. `refuses(worker, run_no)`: whether the worker may not have tasks of this run."""
+        self.now, self.some_end = now, bool(self._fleet.ending)
         self.capacity_index.settle()
         self._side_by_side = {}
         self.reserved = {}
@@ -95,18 +104,19 @@ class Placement:
                 worker = None
                 # Ask for the run time first: an estimate counts as believed from its first use.
                 wanted = in_slots or (self.is_short(node) and not group.apart)
-                if wanted and group.shape not in self._hopeless:
+                if wanted and (group.shape, group.least_s) not in self._hopeless:
                     worker = room.next_worker()
                     if worker is None and not room.refused:
-                        self._give_up(group.shape)
+                        self._give_up(group)
                 if worker is None:
                     self._pass_over(group, turns, in_slots, wanted, refuses)
                     break
+                index = room.index
+                if index:
+                    node = group.nodes[index]
                 if node.inputs is not None:
-                    worker, index = room.nearer(worker, node.inputs)
-                    node = group.take(index)
-                else:
-                    group.take(0)
+                    worker, index = room.nearer(worker, node)
+                node = group.take(index) if index != room.index else group.take_out(index)
                 assign(worker, node, self.guess_s(node))
                 if not alone:
                     following = self._ready.first(group)
@@ -118,7 +128,7 @@ class Placement:
     def _pass_over(self, group: Group, turns: _Turns, in_slots: bool, wanted: bool, refuses: Refuses) -> None:
         """Nothing of this group is placed now. The other groups of its bucket get their turn only if they may fare
         better."""
-        may_fare_better = group.shape not in self._hopeless
+        may_fare_better = (group.shape, group.least_s) not in self._hopeless
         if in_slots:
             may_fare_better |= self._reserve(group, refuses)
         elif not wanted:
@@ -129,12 +139,13 @@ class Placement:
 
     # --- chains ----------------------------------------------------------------------------------
 
-    def place_chained(self, chains: Chains, assign: AssignChained, refuses: Refuses) -> None:
+    def place_chained(self, chains: Chains, assign: AssignChained, refuses: Refuses, now: float) -> None:
         """After `place`: chain waiting tasks to their dependencies if a worker's queue ahead has room.
 
         Ready tasks go first: those that found no room keep their claim against chains of lower priority, and against
         chains of a run that holds more CPUs.
         """
+        self.now, self.some_end = now, bool(self._fleet.ending)
         touched, chains.touched = chains.touched, {}
         for name in touched:
             worker = self._fleet.workers.get(name)
@@ -150,19 +161,24 @@ class Placement:
             node, predecessors = candidates.found.popleft()
             if not self.is_short(node) or self._must_wait(worker, node, refuses):
                 continue
+            if self.some_end and node.needs_s and chained_left_s(worker, predecessors, self.now) < node.needs_s:
+                continue
             heir_of = next((one for one in predecessors if not one.has_heir and covers(one.shape, node.shape)), None)
-            if heir_of is None and self._has_room_elsewhere(worker, node.shape):
+            if heir_of is None and self._has_room_elsewhere(worker, node):
                 continue  # it starts sooner there, once it is ready
             after = chains.after(predecessors)
             if after is not None:
                 assign(worker, node, self.guess_s(node), after, heir_of)
                 candidates.add(worker.held[(node.task_no, node.assigned)])
 
-    def _has_room_elsewhere(self, worker: Worker, shape: Shape) -> bool:
+    def _has_room_elsewhere(self, worker: Worker, node: Node) -> bool:
         for free_group in self.capacity_index.groups:
             others = len(free_group.workers) - (worker.name in free_group.workers)
-            if others and fits(free_group.free, shape.asks):
-                return True
+            if others and fits(free_group.free, node.shape.asks):
+                if not (self.some_end and node.needs_s):
+                    return True
+                if any(node.needs_s <= other.left_s(self.now) for other in free_group.workers.values()):
+                    return True
         return False
 
     def _must_wait(self, worker: Worker, node: Node, refuses: Refuses) -> bool:
@@ -179,6 +195,8 @@ class Placement:
         for bucket in tuple(self._ready.buckets.values()):
             if bucket.priority < node.priority or not fits(worker.capacity, bucket.shape.asks):
                 continue
+            if bucket.least_s and bucket.least_s > worker.left_s(self.now):
+                continue
             for group in self._ready.placeable_in(bucket):
                 if bucket.priority > node.priority:
                     return True
@@ -190,17 +208,20 @@ class Placement:
 
     # --- room ------------------------------------------------------------------------------------
 
-    def _give_up(self, shape: Shape) -> None:
-        """Note that `shape`, and every shape that asks for at least as much, has no room in this pass: room only
-        shrinks."""
-        self._hopeless.update([other for _, other, _ in self._ready.buckets if covers(other, shape)])
+    def _give_up(self, group: Group) -> None:
+        """Note that tasks like these, and all that ask for at least as much for at least as long, have no room in this
+        pass: room only shrinks."""
+        least_s = group.least_s if self.some_end else 0.0
+        for _, shape, _, other_s in self._ready.buckets:
+            if other_s >= least_s and covers(shape, group.shape):
+                self._hopeless.add((shape, other_s))
 
     def _reserve(self, group: Group, refuses: Refuses) -> bool:
         """Reserve the worker that will have room soonest for a task that found none; once per shape and call. Returns
         whether none was reserved since workers may not run this run's tasks."""
         shape, reserved = group.shape, self.reserved
-        for other in reserved.values():
-            if other.shape is shape and other.apart == group.apart:
+        for name, other in reserved.items():
+            if other.shape is shape and other.apart == group.apart and self._may_outlive(self.worker(name), group):
                 return False
         best, best_share, refused = "", -1.0, False
         for free_group in self.capacity_index.groups:
@@ -213,6 +234,9 @@ class Placement:
                 if refuses(worker, group.run_no):
                     refused = True
                     continue
+                if not self._may_outlive(worker, group):
+                    refused = refused or group.least_s <= worker.left_s(self.now)
+                    continue
                 best, best_share = name, share
                 break
         if best:
@@ -221,6 +245,10 @@ class Placement:
             for name in machine.workers if machine is not None else ():
                 reserved.setdefault(name, group)  # else small tasks of these take what it waits for
         return refused and not best
+
+    def _may_outlive(self, worker: Worker, group: Group) -> bool:
+        """Whether the worker lives long enough for one of these tasks, once it has room."""
+        return not (self.some_end and group.least_s) or group.first_within(queued_left_s(worker, self.now)) is not None
 
     def worker(self, name: str) -> Worker:
         """The worker of that name."""
@@ -348,8 +376,12 @@ class _Room:
         """Workers that had their turn and may still have room."""
         self._fresh: Iterator[Worker] | None = None
         self.refused = False
-        """Whether some workers have room but may not run this run's tasks, or are reserved for others, which may queue
-        there. (A group with a reserved worker found no room, so this does not matter to it.)"""
+        """Whether some workers have room but may not run this run's tasks, or end too soon, or are reserved for others,
+        which may queue there. (A group with a reserved worker found no room, so this does not matter to it.)"""
+        self._is_compared = placement.some_end and group.least_s > 0.0
+        """Whether the stated run times are compared with the time that workers have left."""
+        self.index = 0
+        """Index of the first task for which the worker that was returned last lives long enough."""
 
     def next_worker(self) -> Worker | None:
         """The next worker in turn that still has room; None if none has."""
@@ -362,39 +394,64 @@ class _Room:
             if self._refuses(worker, run_no) or (self._group.apart and not _is_empty(worker)):
                 self.refused = True
                 continue
+            if self._is_compared and not self._find(worker):
+                continue
             turn.append(worker)
             return worker
         while turn:
             worker = turn[0]
-            if self._has_room(worker):
+            if self._has_room(worker) and (not self._is_compared or self._find(worker)):
                 turn.rotate(-1)
                 return worker
             turn.popleft()
         return None
 
-    def nearer(self, worker: Worker, inputs: Inputs) -> tuple[Worker, int]:
-        """Choose by inputs, when `worker` could take the first task. Returns another worker with room that has more of
-        its `inputs`, and 0; or `worker` and the index of a later task whose inputs it has, if it has none of the first
-        task's; else `worker` and 0."""
+    def _find(self, worker: Worker) -> bool:
+        """Find the first task for which this worker lives long enough."""
+        left_s = self._left_s(worker)
+        if left_s < self._group.least_s:
+            return False
+        index = self._group.first_within(left_s)
+        if index is None or not (self._in_slots or self._placement.is_short(self._group.nodes[index])):
+            self.refused = True
+            return False
+        self.index = index
+        return True
+
+    def _left_s(self, worker: Worker) -> float:
+        now = self._placement.now
+        return worker.left_s(now) if self._in_slots else queued_left_s(worker, now)
+
+    def _outlives(self, worker: Worker, node: Node) -> bool:
+        return not self._is_compared or node.needs_s <= self._left_s(worker)
+
+    def nearer(self, worker: Worker, node: Node) -> tuple[Worker, int]:
+        """Choose by inputs, when `worker` could take `node`, the task at `index`. Returns another worker with room that
+        has more of its inputs, and `index`; or `worker` and the index of a later task whose inputs it has, if it has
+        none of this task's; else `worker` and `index`."""
+        inputs = node.inputs
+        assert inputs is not None
         for part in inputs.parts:
             if worker.name not in part.holders:
                 break
         else:
-            return worker, 0
+            return worker, self.index
         if inputs.is_small:
-            return worker, 0
+            return worker, self.index
         unknown = 0 if self._in_slots else BIG_INPUT_BYTES
         wanted, held = inputs.big_bytes(unknown), inputs.held_bytes(worker.name, unknown)
         if held < wanted:
-            other = self._holder(worker, inputs, unknown, held, wanted)
+            other = self._holder(worker, node, unknown, held, wanted)
             if other is not None:
-                return other, 0
+                return other, self.index
         if not worker.fetched or inputs.held_bytes(worker.name, BIG_INPUT_BYTES):
-            return worker, 0
+            return worker, self.index
         return worker, self._behind(worker)
 
-    def _holder(self, worker: Worker, inputs: Inputs, unknown: int, held: int, wanted: int) -> Worker | None:
-        """Among the workers that have some of these inputs, the one with room that has most, and more than `held`."""
+    def _holder(self, worker: Worker, node: Node, unknown: int, held: int, wanted: int) -> Worker | None:
+        """Among the workers that have some of its inputs, the one with room that has most, and more than `held`."""
+        inputs = node.inputs
+        assert inputs is not None
         index, needs = self._placement.capacity_index, {name for name, _ in self._group.shape.asks}
         rare = len((index.rare_at(worker.name) or frozenset()) - needs)
         best: Worker | None = None
@@ -406,16 +463,17 @@ class _Room:
                 offers = index.rare_at(name) if here > held else None
                 if offers is not None and len(offers - needs) <= rare:
                     other = self._placement.worker(name)
-                    if self._has_room(other) and not self._refuses(other, self._group.run_no):
+                    may = self._has_room(other) and not self._refuses(other, self._group.run_no)
+                    if may and self._outlives(other, node):
                         if here == wanted:
                             return other
                         best, held = other, here
         return best
 
     def _behind(self, worker: Worker) -> int:
-        """The index of a task close behind the first of which the worker has all inputs, or else some; 0 if there is
-        none."""
-        some = 0
+        """The index of a task close behind the first of which the worker has all inputs, or else some; `index` if there
+        is none."""
+        some = self.index
         has: dict[Inputs, int] = {}
         for index, later in enumerate(itertools.islice(self._group.nodes, BEHIND)):
             inputs = later.inputs
@@ -425,7 +483,8 @@ class _Room:
             if held is None:
                 here = inputs.held_bytes(worker.name, BIG_INPUT_BYTES)
                 held = has[inputs] = 0 if not here else 2 if here == inputs.big_bytes(BIG_INPUT_BYTES) else 1
-            may_take = held and (held == 2 or not some) and self._group.is_due(later)
+            may_take = held and (held == 2 or some == self.index) and self._group.is_due(later)
+            may_take = may_take and self._outlives(worker, later)
             if may_take and (self._in_slots or self._placement.is_short(later)):
                 if held == 2:
                     return index

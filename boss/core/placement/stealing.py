@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from boss.core.model.config import BossConfig
 from boss.core.model.fleet import Attempt, Fleet, Worker
-from boss.core.model.graph import Shape
+from boss.core.model.graph import Shape, compared_s
 from boss.core.model.timers import Timers
 from boss.core.tasks.attempts import Attempts
 from ecloud.model.tasks import AttemptState, Resources, fits
@@ -42,7 +42,7 @@ class WorkStealing:
         idle = [worker for worker in self._fleet.workers.values() if worker.takes_tasks and not worker.held]
         if not idle:
             return
-        room = _Room(idle, self._config.ahead_s)
+        room = _Room(idle, self._config.ahead_s, now, bool(self._fleet.ending))
         for worker in waiting:  # count those that are already being returned
             for attempt in worker.ahead.values():
                 if attempt.returning:
@@ -61,28 +61,40 @@ def _is_late(attempt: Attempt, now: float) -> bool:
 class _Room:
     """Slots that idle workers could fill immediately, and room in their queues ahead."""
 
-    def __init__(self, idle: list[Worker], ahead_s: float) -> None:
+    def __init__(self, idle: list[Worker], ahead_s: float, now: float, some_end: bool) -> None:
         self._idle = idle
+        self._left_s = [worker.left_s(now) for worker in idle] if some_end else None
         self._left = MOST_EACH * len(idle)
         self._free: list[Resources] = [dict(worker.free) for worker in idle]
         self._ahead_s = ahead_s * len(idle)
-        self._first: dict[Shape, int] = {}
-        """Index of the first idle worker that may have room for the shape: earlier ones only get fuller."""
+        self._first: dict[tuple[Shape, float], int] = {}
+        """Index of the first idle worker that may have room for the shape and lives long enough: earlier ones only get
+        fuller."""
 
     def take(self, attempt: Attempt) -> bool:
         """Whether there is room for the attempt. If so, takes the room."""
         self._left -= 1
         if self._left < 0:
             return False
-        for index in range(self._first.get(attempt.shape, 0), len(self._free)):
-            self._first[attempt.shape] = index
+        needs_s = compared_s(attempt.runtime_s) if self._left_s is not None else 0.0
+        key = (attempt.shape, needs_s)
+        for index in range(self._first.get(key, 0), len(self._free)):
+            self._first[key] = index
             free = self._free[index]
-            if fits(free, attempt.shape.asks):
+            if self._lives(index, needs_s) and fits(free, attempt.shape.asks):
                 for name, amount in attempt.shape.asks:
                     free[name] -= amount
                 return True
-        self._first[attempt.shape] = len(self._free)
-        if self._ahead_s <= 0 or not any(fits(worker.capacity, attempt.shape.asks) for worker in self._idle):
+        self._first[key] = len(self._free)
+        able = (
+            self._lives(index, needs_s) and fits(worker.capacity, attempt.shape.asks)
+            for index, worker in enumerate(self._idle)
+        )
+        if self._ahead_s <= 0 or not any(able):
             return False
         self._ahead_s -= attempt.ahead_s
         return True
+
+    def _lives(self, index: int, needs_s: float) -> bool:
+        """Whether this idle worker lives long enough for a task that states so much."""
+        return not needs_s or self._left_s is None or needs_s <= self._left_s[index]

@@ -141,6 +141,7 @@ class Attempts:
             apart=node.apart,
             chained=bool(after),
             after=after,
+            runtime_s=node.runtime_s or 0.0,
         )
         key = (attempt.task_no, attempt.number)
         for earlier in after:

@@ -6,6 +6,8 @@ the end of the lease plus a margin, or the cloud's report that the machine is go
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from boss.core.model.config import BossConfig
@@ -126,6 +128,7 @@ class Leases:
                 self._fleet.touched[worker.name] = None
         worker.row = row
         worker.conversation = conversation
+        self._fleet.set_end(worker, math.inf if hello.lives_s is None else conversation.hello_at + hello.lives_s)
         self._write(worker)
         self._repeat_order(worker)
         return worker

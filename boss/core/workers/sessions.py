@@ -103,7 +103,7 @@ class Sessions:
         session = f"{self._prefix}-{self._counter}"
         kept = bounded(hello)
         size = len(_encode(kept))
-        conversation = Conversation(peer, key_name, session, hello.kind, hello=self._counter)
+        conversation = Conversation(peer, key_name, session, hello.kind, hello=self._counter, hello_at=now)
         self._pending[session] = _Pending(kept, conversation, size, now)
         self._pending_of_key.setdefault(key_name, OrderedDict())[session] = size
         self._pending_bytes += size

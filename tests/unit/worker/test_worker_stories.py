@@ -405,6 +405,15 @@ def test_a_machine_that_is_about_to_end_asks_to_be_drained() -> None:
     script.wait(2.0).returns(2).take(wire.DrainWanted)
 
 
+def test_each_hello_says_how_long_the_machine_still_lives() -> None:
+    script = WorkerScript(lives_s=160.0).connect()
+    assert script.hello().lives_s == 160.0
+    script.lose().wait(40.0).connect()
+    assert script.hello().lives_s == 120.0
+    script.lose().wait(300.0).connect()
+    assert script.hello().lives_s == 0.0
+
+
 def test_the_wait_for_a_lease_costs_nothing() -> None:
     script = WorkerScript(cpus=1).on_duty(lease_s=12.0)
     script.orders(1, 2).begins(1).forget_all().lose().wait(1000.0)
