@@ -219,6 +219,7 @@ class BossProcess:
         return ring
 
     def _decided(self, core: Boss, effects: Effects) -> None:
+        self.places.checker.fleet.decided_at[self.name] = self.places.world.now
         if effects.writes.workers:
             self.places.checker.fleet.on_decided(self.name)
         self._handled += 1

@@ -15,6 +15,7 @@ import msgspec
 
 from boss.core.model.config import BossConfig
 from boss.core.model.events import Event
+from boss.core.model.graph import compared_s
 from boss.core.model.rows import AttemptRow, SuspectRow, TaskMoved, TaskRow, WorkerRow, Writes
 from boss.shell.inbox import Inbox
 from boss.store.store import Deposed
@@ -234,7 +235,7 @@ class Checker:
                 self.allowed.discard(task_no)
         self.looked["legal-moves"] += len(writes.attempts)
         for (key, attempt), before in zip(writes.attempts.items(), attempts_before, strict=True):
-            self._attempt_moved(key, before, attempt)
+            self._attempt_moved(boss, key, before, attempt)
         for suspect in writes.suspects.values():
             if suspect is not None:
                 lost = [key for key, row in writes.attempts.items() if row.state is AttemptState.LOST]
@@ -265,10 +266,10 @@ class Checker:
             seen = self.seen[key] = Seen()
         return seen
 
-    def _attempt_moved(self, key: Key, before: AttemptState | None, row: AttemptRow) -> None:
+    def _attempt_moved(self, boss: str, key: Key, before: AttemptState | None, row: AttemptRow) -> None:
         state, outcome = row.state, row.outcome
         if before is None:
-            self._given(key, row)
+            self._given(boss, key, row)
         elif before is not state and (before, state) not in _ATTEMPT_MOVES:
             raise Violation("legal-moves", f"attempt {_name(key)} moved from {before} to {state}")
         if state in GIVEN_UP:
@@ -327,8 +328,8 @@ class Checker:
                 return row.worker
         return ""
 
-    def _given(self, key: Key, row: AttemptRow) -> None:
-        """Check that the dependencies of a newly assigned attempt's task allow it."""
+    def _given(self, boss: str, key: Key, row: AttemptRow) -> None:
+        """Check that the dependencies of a newly assigned attempt's task allow it, and the worker's remaining life."""
         task_no, last = key
         tasks, attempts, looked = self.tables.tasks, self.tables.attempts, self.looked
         task = tasks.get(task_no)
@@ -336,6 +337,8 @@ class Checker:
             return
         if task.state in ENDED and not task.init:
             raise Violation("dependencies", f"attempt {_name(key)} is given although task {task.id} is {task.state}")
+        if (needs_s := compared_s(task.runtime_s)) and not task.init:
+            self.fleet.on_given(boss, row.worker, f"attempt {_name(key)}", needs_s)
         waits_for = self.arrays.dependencies_of(task)
         looked["dependencies"] += bool(waits_for)
         chained = False

@@ -6,6 +6,7 @@ Owns which of them live. Faults are in `sim.trouble`; users' wishes are in `sim.
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable
 
@@ -30,6 +31,10 @@ BUDGETS_H = (0.003, 0.05)
 """VM-hours of budgets: a scenario uses up some of these."""
 
 
+LIVES_S = (70.0, 260.0)
+"""Lives of machines that end at a known time, in seconds. A worker takes tasks until a minute before the end."""
+
+
 class Machine:
     """A place where worker processes live, one after another, while it exists."""
 
@@ -40,6 +45,9 @@ class Machine:
         self.stands = True
         self.off = False
         self.process: WorkerProcess | None = None
+        if home.ends_at < math.inf:
+            cluster.world.fired["short_lives"] += 1
+            cluster.world.at(home.ends_at, self._come_to_its_end)
         self.begin()
 
     def begin(self) -> None:
@@ -51,6 +59,11 @@ class Machine:
         """Handle the end of its process; another one follows later. A VM that was ordered to leave is finished."""
         if self.stands and not (self.of_cloud and why == "left" and not self.home.spool):
             self.cluster.world.after(self.cluster.world.random.uniform(0.1, 15.0), self.begin)
+
+    def _come_to_its_end(self) -> None:
+        if self.stands:
+            self.cluster.world.tell(self.home.name, "ends, as its workers stated")
+            self.cluster.end_machine(self)
 
     def switch_off(self) -> None:
         """Stop everything on the machine; the disk keeps its data."""
@@ -86,6 +99,8 @@ class Cluster:
         """GPUs of each machine."""
         self.shared_machine = random.Random(seed + 6).choice((*[0.0] * 12, 2.0, 4.0, 5.0))
         """CPUs of the one machine that all manually added homes share; 0 if each has its own."""
+        self._lives = random.Random(seed + 11)
+        """A separate random generator: other draws stay the same."""
         self.config = self._make_config()
         self.checker = Checker(self.world, self.tables, self.datastore, self.config)
         self.checker.fleet.cloud = self.cloud
@@ -111,10 +126,13 @@ class Cluster:
             idle_s = chance.uniform(5, 60)
             visited = random.Random(self.world.seed + 4).random() < 0.5
             queues = random.Random(self.world.seed + 7).random() < 0.4
+            lives_s = (
+                self._lives.uniform(*LIVES_S) if self.faults.short_lives and self._lives.random() < 0.5 else math.inf
+            )
             pools = (
                 PoolConfig(
                     "vms", size, minimum=minimum, maximum=3, idle_s=idle_s, tells_room=True, visited=visited,
-                    gets_code=visited, queues=queues,
+                    gets_code=visited, queues=queues, lives_s=lives_s,
                 ),
             )  # fmt: skip
             self.cloud.most = chance.choice((None, None, 2))
@@ -180,8 +198,17 @@ class Cluster:
         home = WorkerHome(
             name, resources, f"invite-{name}", gpus=tuple(map(str, range(self.gpus))), ssh_key=f"key-of-{name}"
         )
+        if self.faults.short_lives and self._lives.random() < self.faults.short_lives:
+            home.ends_at = self.world.now + self._lives.uniform(*LIVES_S)
         self._share_machine(home)
         self.machines[name] = Machine(self, home, False)
+
+    def end_machine(self, machine: Machine) -> None:
+        """Remove a machine; one that a user added is replaced later."""
+        machine.end()
+        self.cloud.vanish(machine.home.name)
+        if not machine.of_cloud:
+            self.world.after(self.world.random.uniform(0.5, 20.0), self.add_machine)
 
     def _share_machine(self, home: WorkerHome) -> None:
         """In some worlds, place manually added workers on one machine, which has less than they offer together."""
@@ -198,6 +225,7 @@ class Cluster:
         home = WorkerHome(cloud_id, dict(size), f"vm-{vm_no}", cloud_id, nonce)
         home.gpus, home.ssh_key = tuple(map(str, range(self.gpus))), f"key-of-{cloud_id}"
         home.address = address
+        home.ends_at = self.world.now + self.config.pools[0].lives_s
         machine = self.machines[cloud_id] = Machine(self, home, True)
         return machine.end
 

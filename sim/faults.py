@@ -113,6 +113,9 @@ class Faults(msgspec.Struct):
     """Per VM requested from a cloud that queues jobs: it waits for minutes, longer than a VM of other clouds may."""
     vm_hidden: float = 0.0
     """Per second and VM: the cloud does not list it for a while, and cannot say whether it still exists."""
+    short_lives: float = 0.0
+    """Per machine: it ends at a time that its workers state; some tasks state run times that are longer. Half of the
+    pools start such machines only, also after things heal."""
 
     @property
     def any(self) -> bool:
@@ -174,6 +177,7 @@ MOST = Faults(
     inbox_full=0.7,
     vm_waits=0.6,
     vm_hidden=0.05,
+    short_lives=0.7,
 )
 """Highest probability of each fault; a seed draws which faults it has, and their probabilities."""
 

@@ -5,6 +5,7 @@ Owns the leases that the boss confirmed. Reads committed rows, requests to the c
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from boss.core.autoscale.held_pools import NOTE as HELD
@@ -44,6 +45,12 @@ class FleetChecker:
         """Time since which it has none."""
         self.heard_s: dict[str, float] = {}
         """How long it had been connected at its last decision, in seconds."""
+        self.decided_at: dict[str, float] = {}
+        """Time of its last decision."""
+        self.ends: dict[str, float] = {}
+        """Time at which the machine of each worker process ends; infinity for others."""
+        self.late_s: dict[str, float] = {}
+        """How long ago a worker's Hello was sent, at most, when the boss read it."""
         self.looked = world.looked
         self.config = config
         self.given_up_at: dict[str, float] = {}
@@ -90,6 +97,19 @@ class FleetChecker:
         """Note that the boss answered the heartbeat that was sent at `sent_at`."""
         self.first_leases.setdefault(worker, self.world.now)
         self.leases[worker] = max(self.leases.get(worker, 0.0), sent_at + self.lease_s)
+
+    def on_welcome(self, worker: str, sent_at: float) -> None:
+        """Note that the boss answered the Hello that was sent at `sent_at`."""
+        self.late_s[worker] = max(self.late_s.get(worker, 0.0), self.world.now - sent_at)
+
+    def on_given(self, boss: str, worker: str, name: str, needs_s: float) -> None:
+        """Check that a worker lives for the run time that the task of a new attempt states."""
+        left_s = self.ends.get(worker, math.inf) - self.decided_at.get(boss, self.world.now)
+        self.looked["outlived"] += left_s < math.inf
+        if left_s + self.late_s.get(worker, 0.0) < needs_s - _ROUNDING:
+            raise Violation(
+                "outlived", f"{boss} gives {name} ({needs_s:.1f} s) to {worker}, which ends in {left_s:.1f} s"
+            )
 
     def on_dead(self, worker: str) -> None:
         """Note that a worker process died: its lease has no holder."""

@@ -36,6 +36,7 @@ INVARIANTS: dict[str, str] = {
     "machine": "the workers of one machine together never use more than it has",
     "prepared": "no task starts in a worker process before the init tasks of its run succeeded there",
     "access": "a worker accesses the datastore only with its own valid certificate",
+    "outlived": "no attempt is given to a worker that has less time left than its task states as its run time",
     "lease": "no worker is recorded as lost while a lease that the boss confirmed is valid",
     "shutdown": "an attempt that SIGTERM ended while its worker left, as the boss knew, is returned and costs nothing",
     "inbox": "the messages that wait in a boss's inbox stay within its limits",

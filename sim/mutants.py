@@ -30,9 +30,11 @@ from boss.core.autoscale.vms import Vms
 from boss.core.clients.pushes import Pushes
 from boss.core.model import machine as machine_model
 from boss.core.model.arrays import Array
+from boss.core.model.fleet import Worker
 from boss.core.model.graph import TaskGraph
 from boss.core.model.history import History
 from boss.core.model.machine import Machine
+from boss.core.placement import placement as placement_module
 from boss.core.placement.placement import Placement
 from boss.core.tasks import merging, suspects
 from boss.core.tasks.arrays import Arrays
@@ -427,6 +429,25 @@ MUTANTS: dict[str, Mutant] = {
         "resources: a worker starts every attempt that it gets",
         ("resources",),
         ((worker_attempts, "fits", mutations.overfills), (worker_attempts, "ROUNDING", mutations.rounds_up)),
+    ),
+    "lives": Mutant(
+        "comparing what a task states with a worker's end: workers get tasks that they do not live for",
+        ("outlived",),
+        ((Worker, "left_s", mutations.lives_for_ever),),
+        faults.Faults(short_lives=0.7),
+    ),
+    "lives-of-queues": Mutant(
+        "the same comparison for attempts that are queued behind others",
+        ("outlived",),
+        ((placement_module, "queued_left_s", mutations.lives_for_ever),),
+        faults.Faults(short_lives=0.7),
+    ),
+    "lives-of-chains": Mutant(
+        "the same comparison for chained attempts",
+        ("outlived",),
+        ((placement_module, "chained_left_s", mutations.lives_for_ever),),
+        faults.Faults(short_lives=0.7),
+        Size(tasks=(80, 160), workers=(1, 2), task_s=0.2),
     ),
     "edges": Mutant(
         "waiting for all dependencies: a task does not wait for the last of several",

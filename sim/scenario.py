@@ -53,6 +53,11 @@ BURSTS = 0.4
 """Fraction of runs with calls that also have a burst of short ones."""
 BURST = (40, 120)
 """Range of the number of calls in a burst."""
+STATED_S = (50.0, 150.0)
+"""Run times that tasks state where machines end at known times. The tasks take less, so that the boss queues and chains
+them once it has learned that."""
+STATED = 0.3
+"""Fraction of tasks that state such a run time."""
 CONDITIONS = (Condition.SUCCESS, Condition.ANY, Condition.FAILURE)
 CONDITION_WEIGHTS = (12, 15, 16)
 """Cumulative weights: one dependency in 16 is on a failure."""
@@ -205,6 +210,7 @@ class Scenario:
         gpus: int,
         workers: Callable[[], list[str]],
         poison: float = 0.0,
+        states_long: bool = False,
     ) -> None:
         self.world = world
         self.clients = clients
@@ -213,6 +219,9 @@ class Scenario:
         self.gpus = gpus
         self.workers = workers
         self.poison = poison
+        self.states_long = states_long
+        """Whether some tasks state long run times."""
+        self._stated = random.Random(world.seed + 12)
         self._poisons, self._extras = random.Random(world.seed + 5), random.Random(world.seed + 6)
         """Separate random generators: other draws stay the same."""
         self._arrays = random.Random(world.seed + 7)
@@ -259,7 +268,12 @@ class Scenario:
             tasks[index] = _with_command(tasks[index], poison(self._poisons.random()))
         if self._arrays.random() < self.size.arrays:
             tasks += make_arrays(self._arrays, name, tasks, self.size, self.fails)
-        return tasks
+        return [self._with_run_time(task) for task in tasks] if self.states_long else tasks
+
+    def _with_run_time(self, task: TaskDefinition) -> TaskDefinition:
+        if task.init or self._stated.random() >= STATED:
+            return task
+        return msgspec.structs.replace(task, runtime_s=self._stated.uniform(*STATED_S))
 
     def _with_extras(self, run: str, task: TaskDefinition) -> TaskDefinition:
         """Some tasks keep their whole output, even if they fail; some need more memory than they request at first."""

@@ -9,6 +9,7 @@ every accepted run must have ended, and nothing may be left over.
 from __future__ import annotations
 
 import gc
+import math
 import random
 from collections import Counter
 
@@ -55,8 +56,9 @@ class Simulation(Cluster):
         clients = chance.choice((1, 1, 2, 3))
         self.clients = [Client(f"c{number}", self.world, self.network) for number in range(1, clients + 1)]
         self.scenario = Scenario(
-            self.world, self.clients, self.size, fails, self.gpus, self._workers, self.faults.poison
-        )
+            self.world, self.clients, self.size, fails, self.gpus, self._workers, self.faults.poison,
+            bool(self.faults.short_lives),
+        )  # fmt: skip
         for pool in self.config.pools:
             self.scenario.plan_holds(pool.name)
         if self.faults.any:
@@ -84,7 +86,8 @@ class Simulation(Cluster):
                 machine.process.thaw()
         self.scenario.make_peace()
         self._take_budgets_back()
-        if not self.config.pools and not self.machines:
+        lasting = [pool for pool in self.config.pools if pool.lives_s == math.inf]
+        if not lasting and (self.config.pools or not self.machines):
             self.add_machine()
 
     def _take_budgets_back(self) -> None:

@@ -90,7 +90,7 @@ class Trouble:
             machine.home.spool = {}
             process.die("killed, and its disk is empty")
         elif world.fault("worker_gone", faults.worker_gone):
-            self._end_machine(machine)
+            self.cluster.end_machine(machine)
         elif world.fault("worker_leaves", faults.worker_leaves):
             process.leave()
         elif world.fault("shutdown", faults.shutdown):
@@ -110,14 +110,14 @@ class Trouble:
 
         def off() -> None:
             if machine.stands:
-                self._end_machine(machine)
+                self.cluster.end_machine(machine)
 
         self.world.after(self.world.random.uniform(*SHUTDOWN_S), off)
 
     def _befall_vm(self, machine: Machine) -> None:
         world, faults = self.world, self.faults
         if world.fault("vm_vanishes", faults.vm_vanishes):
-            self._end_machine(machine)
+            self.cluster.end_machine(machine)
         elif world.fault("vm_hidden", faults.vm_hidden):
             self.cluster.cloud.hide(machine.home.name)
         elif world.fault("vm_off", faults.vm_off):
@@ -128,12 +128,6 @@ class Trouble:
                 machine.switch_off()
             if kind == "is off for a while":
                 world.after(world.random.uniform(1.0, 60.0), machine.switch_on)
-
-    def _end_machine(self, machine: Machine) -> None:
-        machine.end()
-        self.cluster.cloud.vanish(machine.home.name)
-        if not machine.of_cloud:
-            self.world.after(self.world.random.uniform(0.5, 20.0), self.cluster.add_machine)
 
     def _part(self) -> None:
         """Separate two parts for a while, without any notice."""

@@ -6,6 +6,7 @@ order: outcomes are in the spool before they are sent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -84,6 +85,8 @@ class WorkerHome(msgspec.Struct):
     machine: str = ""
     """The machine, if it is shared with other homes."""
     machine_has: Resources = {}
+    ends_at: float = math.inf
+    """Time at which the machine ends, if its workers know it."""
 
 
 class Places(msgspec.Struct):
@@ -141,6 +144,8 @@ class WorkerProcess:
         self._unspooled: list[Outcome] = []
         self._sent: dict[tuple[str, int], float] = {}
         self._said_in = ""
+        self._hellos: dict[str, float] = {}
+        """Times of its unanswered Hellos, by nonce."""
         self._clock_s = self.world.random.uniform(0.0, 1e6)
         """Its clock is independent of all others."""
         self._later: list[Callable[[], None]] = []
@@ -162,7 +167,9 @@ class WorkerProcess:
             addresses=(home.address,) if home.address else (),
             boot_id=home.machine,
             machine_has=home.machine_has,
+            lives_s=max(0.0, home.ends_at - self.world.now) if home.ends_at < math.inf else None,
         )
+        self.checker.fleet.ends[self.name] = home.ends_at
         self.core = WorkerCore(config, self._now)
         self.link = places.network.connect(
             peer_topic(CLUSTER_ID, self.name),
@@ -250,6 +257,8 @@ class WorkerProcess:
             sent_at = self._sent.pop((envelope.session, message.number), None)
             if sent_at is not None:
                 self.checker.fleet.on_lease(self.name, sent_at)
+        elif isinstance(message, wire.Welcome):
+            self.checker.fleet.on_welcome(self.name, self._hellos.pop(message.nonce, self.world.now))
         self._hand(MessageArrived(envelope))
 
     def _hand(self, event: Event) -> None:
@@ -340,8 +349,9 @@ class WorkerProcess:
                 if envelope.session != self._said_in:
                     self._said_in, self._sent = envelope.session, {}
                 self._sent[(envelope.session, envelope.number)] = self.world.now
-            elif kind is wire.Hello:
+            elif isinstance(envelope.message, wire.Hello):
                 self._said_in = ""
+                self._hellos[envelope.message.nonce] = self.world.now
             self.link.publish(self.name, envelope, self.home.key_name, self._topic)
         followers = self.core.attempts.followers
         for key in [key for key in self.kept if key not in self.jobs and not followers.is_followed(key)]:

@@ -164,6 +164,29 @@ def test_a_time_limit_in_the_middle_of_tasks_costs_them_nothing(cluster: Callabl
     assert "TIMEOUT" in states
 
 
+def test_a_task_that_states_more_than_the_time_limit_gets_no_job_and_why_says_so(
+    cluster: Callable[..., Doors], slurm: Slurm
+) -> None:
+    doors = cluster(time_limit="5")
+    tasks = [
+        {"id": "long", "commands": "true", "runtime_s": 600},
+        {"id": "short", "commands": "true", "runtime_s": 200},
+    ]
+    doors.push(doors.write("t.json", tasks))
+    wait_until(lambda: doors.admin("show_task_status", "short", "--json").json["state"] == "succeeded", 60)
+    wait_until(lambda: slurm.jobs() == [], 60, "its job ends")
+    remedy = "workers of pool hpc live for 5 min: raise the pool's time_limit, or lower runtime_s"
+    for question in (("why", "long"), ("status",)):
+        told = " ".join(doors.admin(*question).out.split())
+        assert "task long waits: its runtime_s is 600 (10 min)" in told
+        assert remedy in told
+    assert doors.admin("show_task_status", "long", "--json").json["state"] == "ready"
+    assert slurm.jobs() == []
+    tasks[0]["runtime_s"] = 200
+    doors.push(doors.write("t.json", tasks))
+    assert ended(doors, "t") == {"long": "succeeded", "short": "succeeded"}
+
+
 def test_a_job_cancelled_by_hand_costs_no_task(cluster: Callable[..., Doors], slurm: Slurm) -> None:
     doors = cluster(maximum=1)
     gate = doors.place / "gate"

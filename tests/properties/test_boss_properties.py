@@ -29,6 +29,8 @@ from ecloud.model.tasks import (
 from ecloud.model.wire import AttemptName, HeldAttempt
 
 CAUSES = [Cause.SUCCESS, Cause.SUCCESS, Cause.EXIT, Cause.TIMEOUT, Cause.SIGNAL]
+LIVES_S = (90.0, 120.0, None)
+"""How long the machines of the workers live."""
 names = st.sampled_from([f"t{number}" for number in range(8)])
 
 
@@ -43,7 +45,7 @@ class BossMachine(RuleBasedStateMachine):
     def worker(self, index: int) -> Peer:
         name = f"w{index}"
         if name not in self.script.peers:
-            self.script.worker(name, cpus=index + 1)
+            self.script.worker(name, cpus=index + 1, lives_s=LIVES_S[index])
             self.absorb()
         return self.script.peers[name]
 
@@ -95,7 +97,7 @@ class BossMachine(RuleBasedStateMachine):
                     priority=data.draw(st.integers(0, 1)),
                     resources={"cpus": float(data.draw(st.integers(1, 2)))},
                     retries=Retries(data.draw(st.integers(0, 1))),
-                    runtime_s=data.draw(st.sampled_from([0.01, 60.0])),
+                    runtime_s=data.draw(st.sampled_from([0.01, 60.0, 80.0, 100.0])),
                     requirements=data.draw(st.sampled_from([(), (Requirement("a", "a"),), (Requirement("b", "b"),)])),
                 )
             )
@@ -115,7 +117,8 @@ class BossMachine(RuleBasedStateMachine):
         self.script.hear(peer, wire.Heartbeat(peer.seen, held))
         if any(isinstance(send.envelope.message, wire.Refused) for send in self.script.said):
             self.script.said = []
-            self.script.hello(peer, resources={"cpus": float(index + 1)}, home=f"home-{peer.name}")
+            offers = {"cpus": float(index + 1)}
+            self.script.hello(peer, resources=offers, home=f"home-{peer.name}", lives_s=LIVES_S[index])
             self.script.hear(peer, wire.Heartbeat(0, held))
         self.absorb()
 

@@ -154,10 +154,12 @@ class BossScript:
         peer.session, peer.number, peer.seen = welcome.session, 0, 0
         return self
 
-    def worker(self, name: str, *, cpus: float = 1.0, home: str = "", **resources: float) -> Peer:
+    def worker(
+        self, name: str, *, cpus: float = 1.0, home: str = "", lives_s: float | None = None, **resources: float
+    ) -> Peer:
         """A worker on duty."""
         peer = self.peers[name] = Peer(name, "worker")
-        self.hello(peer, resources={"cpus": cpus, **resources}, home=home or f"home-{name}")
+        self.hello(peer, resources={"cpus": cpus, **resources}, home=home or f"home-{name}", lives_s=lives_s)
         self.beats(peer)
         return peer
 
