@@ -115,7 +115,7 @@ class Faults(msgspec.Struct):
     """Per second and VM: the cloud does not list it for a while, and cannot say whether it still exists."""
     short_lives: float = 0.0
     """Per machine: it ends at a time that its workers state; some tasks state run times that are longer. Half of the
-    pools start such machines only, also after things heal."""
+    pools start such machines only."""
 
     @property
     def any(self) -> bool:

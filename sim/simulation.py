@@ -85,18 +85,19 @@ class Simulation(Cluster):
             if machine.process is not None:
                 machine.process.thaw()
         self.scenario.make_peace()
-        self._take_budgets_back()
-        lasting = [pool for pool in self.config.pools if pool.lives_s == math.inf]
-        if not lasting and (self.config.pools or not self.machines):
+        self._raise_limits()
+        if not self.config.pools and not self.machines:
             self.add_machine()
 
-    def _take_budgets_back(self) -> None:
-        """Remove the budgets, which could keep tasks waiting for a day. Budgets are set when a boss starts."""
-        if self.config.vm_hours_per_day or self.config.vm_hours_per_run:
-            self.config = msgspec.structs.replace(self.config, vm_hours_per_day=0.0, vm_hours_per_run=0.0)
-            self.checker.fleet.config = self.config
+    def _raise_limits(self) -> None:
+        """Remove the budgets and the pools' time limits, which could keep tasks waiting for a day or for ever. A boss
+        reads them when it starts."""
+        pools = tuple([msgspec.structs.replace(pool, lives_s=math.inf) for pool in self.config.pools])
+        config = msgspec.structs.replace(self.config, vm_hours_per_day=0.0, vm_hours_per_run=0.0, pools=pools)
+        if config != self.config:
+            self.config = self.checker.fleet.config = config
             for boss in list(self.bosses):
-                boss.die("a person removes the budgets")
+                boss.die("a person raises the limits")
 
     # --- to the end ------------------------------------------------------------------------------
 

@@ -234,7 +234,7 @@ class Placement:
                 if refuses(worker, group.run_no):
                     refused = True
                     continue
-                if not self._may_outlive(worker, group):
+                if self.some_end and not self._may_outlive(worker, group):
                     refused = refused or group.least_s <= worker.left_s(self.now)
                     continue
                 best, best_share = name, share
