@@ -41,6 +41,7 @@ from sim.datastore import Datastore
 from sim.fleet_checker import FleetChecker
 from sim.history_checker import HistoryChecker, home_of
 from sim.invariants import Violation
+from sim.run_checker import RunChecker
 from sim.store import Tables
 from sim.world import World
 from worker.core.report_size import LARGE_BYTES
@@ -142,6 +143,7 @@ class Checker:
         self.void: set[Key] = set()
         """Chained attempts that ended although their dependencies did not succeed."""
         self.arrays = ArrayChecker(world, tables)
+        self.runs = RunChecker(world, tables)
         self.taken: set[str] = set()
         """Committed pushes."""
         self.accepted: dict[str, str] = {}
@@ -213,6 +215,7 @@ class Checker:
         batch = tables.batch
         self._told = {name for name in self.shut_down if name in tables.workers and _leaves(tables.workers[name])}
         self.arrays.before(writes)
+        self.runs.before(writes)
         try:
             yield
         except Deposed:
@@ -225,6 +228,7 @@ class Checker:
         self.world.tell(boss, f"commits batch {tables.batch}{_sizes(writes)}")
         self.allowed -= stored
         self.arrays.after(boss, writes)
+        self.runs.after(boss, writes)
         for (task_no, moved), state in zip(writes.tasks.items(), tasks_before, strict=True):
             if moved.state is _WAITING and state is not _RUNNING:
                 self.allowed.discard(task_no)
@@ -339,6 +343,7 @@ class Checker:
             raise Violation("dependencies", f"attempt {_name(key)} is given although task {task.id} is {task.state}")
         if (needs_s := compared_s(task.runtime_s)) and not task.init:
             self.fleet.on_given(boss, row.worker, f"attempt {_name(key)}", needs_s)
+        self._gets_init_tasks(key, row, task)
         waits_for = self.arrays.dependencies_of(task)
         looked["dependencies"] += bool(waits_for)
         chained = False
@@ -366,6 +371,15 @@ class Checker:
             found = attempts.get((task_no, number))
             if found is not None and (found.state is _ASSIGNED or found.state is _STARTED):
                 raise Violation("one-attempt", f"attempt {_name(key)} is given although attempt {number} of it runs")
+
+    def _gets_init_tasks(self, key: Key, row: AttemptRow, task: TaskRow) -> None:
+        """Check that a worker process gets the init tasks of a run with or before its first task."""
+        inits = [] if task.init else [other for other in self.tables.tasks.values() if other.init]
+        for init in inits:
+            if init.run_no == task.run_no:
+                self.looked["prepared"] += 1
+                if not any(row.worker == given.worker for given in self._attempts_of(init.task_no)):
+                    raise Violation("prepared", f"{row.worker} gets {_name(key)}, and never got {init.id}")
 
     def _is_held_by(self, worker: str, task_no: int) -> bool:
         """Return whether an attempt of the task is assigned to this worker and may succeed."""
@@ -537,7 +551,10 @@ class Checker:
                         f"{boss} says that the outcome of {_name((name.task_no, name.number))} is stored",
                     )
         elif isinstance(message, wire.RunRejected) and "waits for the elements of" not in message.problems[0]:
-            raise Violation("wanted", f"{boss} rejects push {message.push_id}: {message.problems[0]}")
+            if not self.runs.on_rejected(boss, message):
+                raise Violation("wanted", f"{boss} rejects push {message.push_id}: {message.problems[0]}")
+        elif isinstance(message, wire.CallsEnded):
+            self.runs.on_calls(boss, message)
         elif isinstance(message, wire.RunAccepted):
             if message.push_id not in self.tables.pushes and message.run_no in self.tables.runs:
                 raise Violation("write-then-speak", f"{boss} accepts push {message.push_id}: not committed")

@@ -43,6 +43,9 @@ SILENT_S = 15.0
 class Client:
     """One client. It sends its wishes one after another, like a user."""
 
+    window = 1
+    """Wishes that wait for their answers at a time."""
+
     def __init__(self, name: str, world: World, network: Network) -> None:
         self.name = name
         self.world = world
@@ -81,13 +84,18 @@ class Client:
 
     def _wish(self, id: str, messages: tuple[wire.Message, ...]) -> None:
         self.wishes.append(Wish(id, messages))
-        if len(self.wishes) == 1:
-            self._say_wish()
+        if len(self.wishes) <= self.window:
+            self._say_wish(self.wishes[-1])
 
-    def _say_wish(self) -> None:
-        if self.wishes and self._session:
-            self.wishes[0].said_at = self.world.now
-            for message in self.wishes[0].due:
+    @property
+    def _open(self) -> list[Wish]:
+        """The wishes that were sent."""
+        return self.wishes[: self.window]
+
+    def _say_wish(self, wish: Wish) -> None:
+        if self._session:
+            wish.said_at = self.world.now
+            for message in wish.due:
                 self._say(message)
 
     def _say(self, message: wire.Message) -> None:
@@ -115,8 +123,9 @@ class Client:
             self._say_hello()
             return
         self._say(wire.Heartbeat(orders_seen=self._heard))
-        if self.wishes and self.world.now - self.wishes[0].said_at >= AGAIN_S:
-            self._say_wish()
+        for wish in self._open:
+            if self.world.now - wish.said_at >= AGAIN_S:
+                self._say_wish(wish)
 
     def _hear(self, envelope: Envelope) -> None:
         message = envelope.message
@@ -133,7 +142,8 @@ class Client:
                 self._say(wire.Heartbeat(orders_seen=0))
                 for wish in self.wishes:
                     wish.received.clear()
-                self._say_wish()
+                for wish in self._open:
+                    self._say_wish(wish)
         elif isinstance(message, wire.Refused) and message.code == "session":
             if message.about == self._session:
                 self._say_hello()
@@ -147,14 +157,17 @@ class Client:
         if isinstance(message, (wire.RunAccepted, wire.RunRejected)):
             about = message.push_id
         elif isinstance(message, wire.ChunkReceived):
-            if self.wishes and message.push_id == self.wishes[0].id:
-                self.wishes[0].received.add(message.k)
-        elif isinstance(message, wire.RequestDone):
+            for wish in self._open:
+                if wish.id == message.push_id:
+                    wish.received.add(message.k)
+        elif isinstance(message, wire.RequestDone) or (isinstance(message, wire.CallsEnded) and message.is_last):
             about = message.request_id
         elif isinstance(message, wire.Refused) and message.code != "busy":
             about = message.about
-        if self.wishes and about == self.wishes[0].id:
-            self.wishes.pop(0)
+        answered = next((wish for wish in self._open if wish.id == about), None)
+        if answered is not None:
+            self.wishes.remove(answered)
             self.answers[about] = message
             self.world.tell(self.name, f"gets its answer to {about}: {type(message).__name__}")
-            self._say_wish()
+            if len(self.wishes) >= self.window:
+                self._say_wish(self.wishes[self.window - 1])

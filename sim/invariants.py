@@ -17,6 +17,7 @@ INVARIANTS: dict[str, str] = {
     "true-outcome": "a recorded outcome is one that a worker reported for exactly this attempt",
     "outcome-kept": "an attempt that has an outcome is not lost while its worker is on duty",
     "elements": "each element of an array is made once, its array ends after all of them, and its counts are correct",
+    "extend": "a push that extends a run changes only tasks that it names, and all of these are in the run",
     "push-once": "a push is accepted once, however often it is sent",
     # Files
     "files-whole": "a task that succeeded has all its files under their final names, from its recorded attempt",
@@ -60,6 +61,7 @@ INVARIANTS: dict[str, str] = {
     "settles": "after the faults heal everything ends: tasks, requests, spools, stages",
     "floor": "after the faults heal the fleet is back at its floor",
     "books": "a VM's life is that of the cloud's own list, and the parts of the ledger add up to it exactly",
+    "counts": "after the faults heal the boss counts the tasks of each run as the database does",
     "memory": "after the faults heal the boss keeps only unfinished work in memory",
 }
 

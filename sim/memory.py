@@ -50,3 +50,13 @@ def not_forgotten(core: Boss, living: set[str]) -> list[str]:
     if held["alarms"] > most:
         left.append(f"{held['alarms']} alarms, more than {most}")
     return left
+
+
+def miscounted(core: Boss, counts: dict[int, dict[str, int]]) -> list[str]:
+    """Return the runs whose tasks the core counts otherwise. `counts`: tasks by state, by run."""
+    held = {no: {state.value: n for state, n in run.states.items() if n} for no, run in core.book.runs.items()}
+    return [
+        f"run {run_no} has {counts.get(run_no, {})}, and the boss counts {states}"
+        for run_no, states in held.items()
+        if states != counts.get(run_no, {})
+    ]

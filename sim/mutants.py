@@ -27,6 +27,7 @@ from boss.core.autoscale.pool_queue import PoolQueue
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.vm_lists import VmLists
 from boss.core.autoscale.vms import Vms
+from boss.core.clients import pushes
 from boss.core.clients.pushes import Pushes
 from boss.core.model import machine as machine_model
 from boss.core.model.arrays import Array
@@ -66,6 +67,8 @@ SEEDS = 200
 """Each mutant must be found within this many seeds."""
 RESTARTS_AND_LOSSES = faults.Faults(boss_death=0.15, delay=0.3, duplicate=0.2, lose=0.4, second_boss=0.06)
 """An answer is lost, and before the question comes again another boss has begun."""
+EXTENDED = Size(tasks=(3, 10), runs=(1, 1), wishes=(0, 1), arrays=0.0, programs=1.0)
+"""Small runs that programs extend."""
 Patch = tuple[type | ModuleType, str, Callable[[Any], Any]]
 """A class or module, the name of its function, and a function that makes the mutant's version of it."""
 
@@ -259,6 +262,33 @@ MUTANTS: dict[str, Mutant] = {
         ((RunNames, "drop", mutations.forgets_dropped_names), (RunNames, "__init__", mutations.starts_without_names)),
         RESTARTS_AND_LOSSES,
         Size(tasks=(3, 6), runs=(1, 2), wishes=(60, 100), arrays=0.0),
+    ),
+    "extend-keeps": Mutant(
+        "keeping tasks: a push that extends a run does all tasks again that it names",
+        ("extend",),
+        (
+            (merging, "_decide", mutations.replaces_what_it_names),
+            (pushes, "_disturbs_others", mutations.reads_whole_runs),
+        ),
+        size=EXTENDED,
+    ),
+    "extend-around": Mutant(
+        "reading the whole run for a push that does tasks again: those that wait for them are not known",
+        ("dependencies", "settles", "assertion", "chain-record", "counts"),
+        ((pushes, "_disturbs_others", mutations.reads_named_tasks_only),),
+        size=EXTENDED,
+    ),
+    "extend-counts": Mutant(
+        "counting by difference: the tasks that a push has read count as the whole run",
+        ("counts", "assertion"),
+        ((merging, "as_change", mutations.takes_a_part_for_the_run),),
+        size=EXTENDED,
+    ),
+    "extend-init": Mutant(
+        "planning init tasks again: a push that extends an ended run does not read them",
+        ("prepared",),
+        ((Pushes, "on_run_loaded", mutations.reads_no_init_tasks),),
+        size=EXTENDED,
     ),
     "other-history": Mutant(
         "telling peers that the database lacks their messages: after a restore old attempts count as new ones",

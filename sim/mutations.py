@@ -233,6 +233,37 @@ def starts_without_names(true: Any) -> Any:
     return lambda self, dropped_pushes, now: true(self, (), now)
 
 
+def replaces_what_it_names(true: Any) -> Any:
+    def decide(before: Any, row: Any, definition: Any, options: Any, changed: Any) -> Any:
+        extends = before is not None and options.merge_strategy == "extend"
+        return "replaced" if extends else true(before, row, definition, options, changed)
+
+    return decide
+
+
+def reads_whole_runs(true: Any) -> Any:
+    return lambda push, image: True
+
+
+def reads_named_tasks_only(true: Any) -> Any:
+    return lambda push, image: False
+
+
+def takes_a_part_for_the_run(true: Any) -> Any:
+    return lambda merged, before: None
+
+
+def reads_no_init_tasks(true: Any) -> Any:
+    def on_run_loaded(self: Pushes, token: int, image: Any, answered: Any, now: float) -> None:
+        push = self._open.get(self._by_token.get(token, ""))
+        if push is not None and image is not None and image.is_part:
+            named = {on.id for task in push.definitions for on in task.dependencies}
+            image.tasks = [row for row in image.tasks if not row.init or row.id in named]
+        true(self, token, image, answered, now)
+
+    return on_run_loaded
+
+
 def counts_a_chunk_twice(true: Any) -> Any:
     def on_chunk(self: Pushes, client: Any, chunk: Any, size: int, now: float) -> None:
         push = self._open.get(chunk.push_id)

@@ -32,6 +32,8 @@ class Size(msgspec.Struct, frozen=True):
     """Seconds during which faults happen and users change their minds."""
     arrays: float = 0.2
     """Fraction of lists that have arrays."""
+    programs: float = 0.35
+    """Fraction of scenarios with programs, which extend runs; without runs there are none."""
     task_s: float = 2.0
     """Approximate run time of the longest task, in seconds."""
     most_steps: int = 300_000

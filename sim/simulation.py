@@ -23,6 +23,7 @@ from sim.client import Client
 from sim.cluster import Cluster
 from sim.faults import Faults
 from sim.invariants import Violation
+from sim.programs import Programs
 from sim.scenario import Scenario, Size
 from sim.trouble import Trouble
 
@@ -59,6 +60,8 @@ class Simulation(Cluster):
             self.world, self.clients, self.size, fails, self.gpus, self._workers, self.faults.poison,
             bool(self.faults.short_lives),
         )  # fmt: skip
+        self.programs = Programs(self.world, self.network, self.tables, self.checker.runs, self.size, fails).clients
+        self.clients = [*self.clients, *self.programs]
         for pool in self.config.pools:
             self.scenario.plan_holds(pool.name)
         if self.faults.any:
@@ -108,7 +111,7 @@ class Simulation(Cluster):
             while self.healed_at is None or not self._is_settled():
                 self._step_for(1.0)
             self.checker.at_last()
-            for name in ("settles", "memory", *(("floor", "books", "owned") if self.cloud.lives else ())):
+            for name in ("settles", "memory", "counts", *(("floor", "books", "owned") if self.cloud.lives else ())):
                 self.world.looked[name] += 1
         except AssertionError as error:
             problem = f"{type(error).__name__}: {error}" if str(error) else _place_of(error)
@@ -151,6 +154,8 @@ class Simulation(Cluster):
         for task in self.tables.tasks.values():
             if task.state not in ENDED and not task.init and task.run_no not in held:
                 left.append(f"task {task.task_no} is {task.state}")
+        for program in self.programs:
+            left += [f"{program.name} lacks the end of call {id}" for id in program.lacks(self.tables)]
         left += [f"{name} has {count} outcomes in its spool" for name, count in self._spools().items() if count]
         if left:
             return [("settles", text) for text in left]
@@ -166,6 +171,7 @@ class Simulation(Cluster):
             *(("owned", text) for text in self.checker.fleet.not_owned(self.cloud)),
             *(("floor", text) for text in self.checker.fleet.not_at_the_floor()),
             *(("books", text) for text in books.wrong(self.tables, self.cloud, self.checker.fleet.lost)),
+            *(("counts", text) for text in memory.miscounted(core, boss.store.store.counts())),
             *(("memory", f"the boss remembers {what}") for what in memory.not_forgotten(core, self._there())),
         ]
 

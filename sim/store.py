@@ -261,7 +261,7 @@ class Store:
         self._drop_tasks({task_no for task_no in writes.dropped_tasks if task_no in tables.tasks})
         runs = set(writes.dropped_runs)
         for run_no in writes.dropped_runs:
-            counts = self._counts().get(run_no)
+            counts = self.counts().get(run_no)
             if self._archive and counts and run_no in tables.runs:
                 tables.archived_runs[run_no] = counts
             tables.runs.pop(run_no, None)
@@ -316,7 +316,7 @@ class Store:
             vms=[row for row in _in_order(tables.vms) if row.state is not VmState.GONE],
             boots=[row for row in _in_order(tables.boots) if tables.vms[row.vm_no].state is not VmState.GONE],
             past_vms=_past(tables),
-            states=self._counts(),
+            states=self.counts(),
             context=dict(tables.context),
             revoked_keys=set(tables.revoked_keys),
             suspects=_in_order(tables.suspects),
@@ -375,7 +375,7 @@ class Store:
                 found.append(row)
         return found
 
-    def _counts(self) -> dict[int, dict[str, int]]:
+    def counts(self) -> dict[int, dict[str, int]]:
         counts: dict[int, Counter[str]] = {}
         for row in self.tasks.values():
             if not row.init and row.task_no not in self.tables.arrays:
@@ -401,8 +401,8 @@ class Store:
         run = next((run for run in self.runs.values() if run.name == name), None)
         if run is None or ids is None:
             return None if run is None else self._image(run.run_no)
-        image, named = self._image(run.run_no), set(ids)
-        return RunImage(image.run, [row for row in image.tasks if row.id in named], is_part=True)
+        own = {no: row for no, row in self.tasks.items() if row.run_no == run.run_no and (row.init or row.id in ids)}
+        return RunImage(copy(run), _in_order(own), is_part=True)
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:
         """Return the states of a run's calls, and whether there are more. Raises `Deposed`."""

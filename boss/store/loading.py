@@ -68,6 +68,8 @@ the range."""
 LIST_BYTES = 8 * 1024 * 1024
 """Maximum size of a list that the server joins. A longer one is read row by row."""
 
+STATES = [state.value for state in TaskState]
+"""All of them: the index `tasks_in_state` begins with the state."""
 _UNFINISHED = [state.value for state in TaskState if state not in ENDED]
 _LIVE_ATTEMPTS = [state.value for state in AttemptState if state not in ATTEMPT_OVER]
 _ON_DUTY = sorted(str(state) for state in ON_DUTY)
@@ -197,12 +199,13 @@ def _init_attempts(connection: Connection, going_on: sa.Select[Any]) -> list[Att
 
 class Heads(msgspec.Struct):
     """What one query tells of several runs and pushes: the leader's epoch, the runs that exist by name, the results of
-    pushes by id, and which of the requested tasks exist, as (name of the run, id)."""
+    pushes by id, which of the requested tasks exist, as (name of the run, id), and the ids of init tasks by run."""
 
     epoch: int = 0
     runs: dict[str, RunRow] = {}
     answered: dict[str, PushAnswered] = {}
     tasks: set[tuple[str, str]] = set()
+    inits: dict[str, list[str]] = {}
 
 
 def read_heads(engine: Engine, sql: Statements, wanted: Sequence[LoadRun]) -> Heads:
@@ -227,6 +230,10 @@ def read_heads(engine: Engine, sql: Statements, wanted: Sequence[LoadRun]) -> He
             columns = f"3, {number}, id, '', '', 0.0, 0.0"
             parts.append(f"SELECT {columns} FROM tasks WHERE run_no = {run_no} AND id IN ({_marks(item.ids)})")
             values += [item.name, *item.ids]
+        if item.ids:
+            which = f"init = 1 AND run_no = (SELECT run_no FROM runs WHERE name = ?) AND state IN ({_marks(STATES)})"
+            parts.append(f"SELECT 4, {number}, id, '', '', 0.0, 0.0 FROM tasks WHERE {which}")
+            values += [item.name, *STATES]
     for kind, number, name, first, second, begin, end in read(
         engine, sql(" UNION ALL ".join(parts)), [sql.text(value) for value in values]
     ):
@@ -237,8 +244,10 @@ def read_heads(engine: Engine, sql: Statements, wanted: Sequence[LoadRun]) -> He
         elif kind == 2:
             states, decisions = msgspec.json.decode(first), msgspec.json.decode(second)
             found.answered[_text(name)] = PushAnswered(_text(name), number, states, decisions)
-        else:
+        elif kind == 3:
             found.tasks.add((wanted[number].name, _text(name)))
+        else:
+            found.inits.setdefault(wanted[number].name, []).append(_text(name))
     return found
 
 

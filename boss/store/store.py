@@ -250,13 +250,18 @@ class Store:
             run, answered = heads.runs.get(item.name), heads.answered.get(item.push_id)
             if run is None or answered is not None:
                 found.append((None, answered))
-            elif item.ids is not None and not any((item.name, id) in heads.tasks for id in item.ids):
+                continue
+            ids = item.ids
+            if ids is not None:
+                named = any((item.name, id) in heads.tasks for id in ids)
+                ids = tuple(dict.fromkeys([*(ids if named else ()), *heads.inits.get(item.name, ())]))
+            if ids == ():
                 found.append((RunImage(run, [], is_part=True), None))
-            else:
-                with transaction(self.engine, writes=False) as connection:
-                    self._require_leading(connection)
-                    found.append((loading.load_run(connection, item.name, item.ids), None))
-                break
+                continue
+            with transaction(self.engine, writes=False) as connection:
+                self._require_leading(connection)
+                found.append((loading.load_run(connection, item.name, ids), None))
+            break
         return found
 
     def load_calls(self, wanted: LoadCalls) -> tuple[list[CallEnded], bool]:

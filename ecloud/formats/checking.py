@@ -123,11 +123,16 @@ def find_problems(
                     text = f"there is no task {shown(dependency.id)}"
                     problems.add(f"task {shown(task.id)}", "dependencies", text)
     for cycle in find_cycles(tasks):
-        names = [shown(name) for name in cycle]
-        if len(names) > MAX_CYCLE_SHOWN:
-            names[MAX_CYCLE_SHOWN:-1] = [f"({len(names) - 1 - MAX_CYCLE_SHOWN:,} more)"]
-        problems.add(f"task {names[0]}", "dependencies", f"these tasks wait for each other: {' -> '.join(names)}")
+        problems.add(f"task {shown(cycle[0])}", "dependencies", cycle_text(cycle))
     return find_file_conflicts(with_elements(tasks), problems)
+
+
+def cycle_text(cycle: Sequence[str]) -> str:
+    """Return the message for a cycle: ids, the first repeated at the end."""
+    names = [shown(name) for name in cycle]
+    if len(names) > MAX_CYCLE_SHOWN:
+        names[MAX_CYCLE_SHOWN:-1] = [f"({len(names) - 1 - MAX_CYCLE_SHOWN:,} more)"]
+    return f"these tasks wait for each other: {' -> '.join(names)}"
 
 
 def _check_element_names(tasks: Sequence[TaskDefinition], problems: Problems) -> None:
@@ -143,12 +148,16 @@ def _check_element_names(tasks: Sequence[TaskDefinition], problems: Problems) ->
 def _check_each(tasks: Sequence[TaskDefinition], problems: Problems) -> None:
     """Check that element-by-element dependencies connect arrays, and that the elements exist."""
     indices = {task.id: indices_of(task.array) for task in tasks if task.array is not None}
+    ids = {task.id for task in tasks}
     for task in tasks:
-        for dependency in task.dependencies if indices or task.dependencies else ():
+        for dependency in task.dependencies:
             if not dependency.each:
                 continue
             own, others = indices.get(task.id), indices.get(dependency.id)
-            if own is None or others is None:
+            if dependency.id not in ids:
+                text = f'"each" is for arrays of one list, and {shown(dependency.id)} is not in this list'
+                problems.add(f"task {shown(task.id)}", "dependencies", text)
+            elif own is None or others is None:
                 text = f'"each" is for arrays: {shown(task.id)} and {shown(dependency.id)} must both be arrays'
                 problems.add(f"task {shown(task.id)}", "dependencies", text)
             elif str(own) != str(others) and not set(own) <= set(others):

@@ -28,7 +28,11 @@ def find_file_conflicts(tasks: Sequence[TaskDefinition], problems: Problems) -> 
     results = ResultIndex(tasks)
     for index, path, text in results.overlaps():
         problems.add(f"task {shown(tasks[index].id)}", "results", f"{shown(path)!r} {text}")
-    for user, maker, path in missing_dependencies(tasks, results):
+    missing = missing_dependencies(tasks, results)
+    unknown = _behind_others(tasks) if missing else set()
+    for user, maker, path in missing:
+        if not tasks[user].init and unknown.intersection((user, maker)):
+            continue  # one may wait for the other through a task that is not in the list
         name = shown(tasks[maker].id)
         if tasks[user].init:
             remedy = "and an init task runs before all other tasks: upload the file with --upload or `admin.py put`"
@@ -38,6 +42,17 @@ def find_file_conflicts(tasks: Sequence[TaskDefinition], problems: Problems) -> 
         problems.add(f"task {shown(tasks[user].id)}", "requirements", text)
     notes = results.glob_notes()
     return notes[:MAX_NOTES] + ([f"and {len(notes) - MAX_NOTES:,} more notes on globs"] if notes[MAX_NOTES:] else [])
+
+
+def _behind_others(tasks: Sequence[TaskDefinition]) -> set[int]:
+    """Tasks that wait for tasks which are not in the list, directly or through others."""
+    named = {task.id for task in tasks}
+    predecessors = predecessors_of(tasks)
+    found: set[int] = set()
+    for index in dependency_order(predecessors):
+        if found.intersection(predecessors[index]) or any(on.id not in named for on in tasks[index].dependencies):
+            found.add(index)
+    return found
 
 
 class ResultIndex:

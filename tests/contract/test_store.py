@@ -33,6 +33,7 @@ from boss.store.store import LEADER_SILENT_S, AnotherBossLeads, CommitRefused, D
 from ecloud.db import schema
 from ecloud.model import wire
 from ecloud.model.tasks import (
+    ArrayOf,
     AttemptState,
     Call,
     Cause,
@@ -834,3 +835,27 @@ def test_of_a_run_those_tasks_are_loaded_that_are_named(store: AnyStore) -> None
     assert found.is_part
     assert [(row.id, row.dependencies) for row in found.tasks] == [("b", ((1, Condition.SUCCESS),)), ("c", ())]
     assert load_run(store, "none", ["b"]) is None
+
+
+def test_of_a_run_its_init_tasks_are_loaded_with_those_that_are_named(store: AnyStore) -> None:
+    push(store, stored(1, "a"), stored(2, "i", init=True, state=TaskState.SUCCEEDED), stored(3, "j", init=True))
+    write(store, runs={2: RunRow(2, "s", NOW)}, stored=[stored(4, "a", run_no=2)])
+    for names, found in ((["a"], ["a", "i", "j"]), (["new"], ["i", "j"]), (["i", "a"], ["a", "i", "j"])):
+        image = load_run(store, "r", names)
+        assert image is not None
+        assert sorted(row.id for row in image.tasks) == found
+        assert [row.id for row in image.tasks if row.init] == ["i", "j"]
+    image = load_run(store, "s", ["new"])
+    assert image == RunImage(RunRow(2, "s", NOW), [], is_part=True)
+
+
+def test_of_an_array_only_its_own_task_is_loaded_with_those_that_are_named(store: AnyStore) -> None:
+    array = stored(1, "many", array=ArrayOf("1-3"))
+    assert array.row.elements is not None
+    array.row.elements.first_no, array.row.elements.task_no = 2, 1
+    element = stored(2, "many[1]")
+    element.row.array = 1
+    push(store, array, element)
+    image = load_run(store, "r", ["many", "many[1]"])
+    assert image is not None
+    assert [(row.id, row.array, row.elements) for row in image.tasks] == [("many", 0, None), ("many[1]", 0, None)]

@@ -16,8 +16,8 @@ from sim.worker_shell import command
 def run_pair(count: int, faults: Faults, steps: int, workers: int = 8) -> Result:
     """Two arrays of this many elements; the second waits for the first element by element, and one task for both."""
     size = Size(
-        tasks=(1, 1), runs=(1, 1), wishes=(0, 0), workers=(workers, workers), arrays=0.0, most_steps=steps,
-        heartbeat_s=3.0, troubled_s=20.0,
+        tasks=(1, 1), runs=(1, 1), wishes=(0, 0), workers=(workers, workers), arrays=0.0, programs=0.0,
+        most_steps=steps, heartbeat_s=3.0, troubled_s=20.0,
     )  # fmt: skip
     simulation = Simulation(11, faults, size, fails=False)
     first = TaskDefinition("first", (command(0.001, 0.0),), array=ArrayOf(f"1-{count}"))

@@ -43,8 +43,9 @@ def test_each_fault_by_itself_truly_happens_and_is_survived(name: str) -> None:
 
 def test_a_large_run_ends() -> None:
     size = Size(
-        tasks=(2_000, 2_000), runs=(1, 1), wishes=(0, 0), workers=(8, 8), task_s=0.05, troubled_s=5.0, arrays=0.0
-    )
+        tasks=(2_000, 2_000), runs=(1, 1), wishes=(0, 0), workers=(8, 8), task_s=0.05, troubled_s=5.0, arrays=0.0,
+        programs=0.0,
+    )  # fmt: skip
     result = simulation.run(7, allowed=(), size=size, fails=False)
     assert not result.problem, story.tell(result, " --options none")
     assert result.completions == 2_000

@@ -69,14 +69,15 @@ class Calls:
 
     def tell(self, now: float) -> None:
         """At the end of a batch: send the calls that ended in it."""
-        for run_no, ends in self._book.ends.items():
-            if not ends:
-                continue
-            calls = [self._call(end) for end in ends]
-            ends.clear()
-            run = self._book.runs[run_no].row.name
-            for client in self._watching[run_no].values():
-                self._say(client, run, calls)
+        for run_no, ends in tuple(self._book.ends.items()):
+            run = self._book.runs.get(run_no)
+            if run is None:  # it was dropped
+                self.forget_run(run_no)
+            elif ends:
+                calls = [self._call(end) for end in ends]
+                ends.clear()
+                for client in self._watching[run_no].values():
+                    self._say(client, run.row.name, calls)
 
     def _call(self, end: TaskEnd) -> CallEnded:
         row = self._outbox.writes.attempts.get((end.task_no, end.attempts))

@@ -16,6 +16,7 @@ from boss.core.model.config import BossConfig
 from boss.core.model.effects import FindResults, LoadRun
 from boss.core.model.outbox import Conversation, Outbox
 from boss.core.model.rows import PushAnswered, RunImage, RunRow, TaskStored
+from boss.core.tasks import extending
 from boss.core.tasks.apply_merge import apply, overlay
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.input_locality import note_shared
@@ -49,7 +50,8 @@ class Push(msgspec.Struct, eq=False):
     push_id: str
     options: PushOptions
     n: int
-    peer: str
+    client: Conversation | None
+    """The client that sent a chunk last; None after it left."""
     chunks: dict[int, tuple[TaskDefinition, ...]] = msgspec.field(default_factory=dict)
     size: int = 0
     """Bytes of its chunks."""
@@ -90,7 +92,6 @@ class Pushes:
         self._by_token: dict[int, str] = {}
         self._tokens = 0
         self._answers: OrderedDict[str, RunAccepted | RunRejected] = OrderedDict()
-        self.conversations: dict[str, Conversation] = {}
         self._apart_until = 0.0
 
     def on_batch_refused(self, now: float) -> None:
@@ -118,10 +119,9 @@ class Pushes:
                 reason = f"{MAX_OPEN_PUSHES} pushes are in progress: try again in a moment"
                 self._outbox.say(client, Refused("busy", reason, about=chunk.push_id))
                 return
-            push = Push(chunk.push_id, chunk.options, chunk.n, client.peer)
+            push = Push(chunk.push_id, chunk.options, chunk.n, client)
             self._open[chunk.push_id] = push
-        push.peer = client.peer
-        self.conversations[client.peer] = client
+        push.client = client
         if not (0 <= chunk.k < push.n <= MAX_CHUNKS and chunk.n == push.n):
             self._reject(push, [f"chunk {chunk.k} of {chunk.n} does not fit a push of {push.n} chunks"])
             return
@@ -218,18 +218,20 @@ class Pushes:
 
     def _decide(self, push: Push, image: RunImage, now: float) -> None:
         """Merge the push into its run, or reject it."""
-        if unknown := _unknown_dependencies(push, image):
-            self._reject(push, unknown)
-            return
         overlay(image, self._book)
         if image.is_part and _disturbs_others(push, image):
             push.whole = True
             self._load(push, now)
             return
-        client = self.conversations.get(push.peer)
-        if push.options.merge_strategy == EXTEND and client is not None:
-            self._calls.watch(client, image.run.run_no)  # before any of its calls can end
+        extends = push.options.merge_strategy == EXTEND
+        if extends and (problems := list(extending.misfits(push.definitions, image))):
+            self._reject(push, problems)
+            return
+        if extends and push.client is not None:
+            self._calls.watch(push.client, image.run.run_no)  # before any of its calls can end
         merged = merge(image, push.definitions, push.options, push.existing, self._allocation)
+        if extends and not image.is_part:
+            merged.problems += extending.cycles(merged)
         if problems := merged.problems or self._too_long(merged.stored):
             self._reject(push, problems)
             return
@@ -266,15 +268,15 @@ class Pushes:
         self._answers[push.push_id] = answer
         while len(self._answers) > ANSWERS_KEPT:
             self._answers.popitem(last=False)
-        client = self.conversations.pop(push.peer, None)
-        if client is not None:
-            self._outbox.say(client, answer)
+        if push.client is not None:
+            self._outbox.say(push.client, answer)
 
     def forget(self, peer: str) -> None:
         """A client left: drop its unfinished pushes."""
-        self.conversations.pop(peer, None)
-        for push in [push for push in self._open.values() if push.peer == peer and push.stage == "collecting"]:
-            del self._open[push.push_id]
+        for push in [push for push in self._open.values() if push.client is not None and push.client.peer == peer]:
+            push.client = None
+            if push.stage == "collecting":
+                del self._open[push.push_id]
 
     def _token(self, push: Push) -> int:
         self._tokens += 1
@@ -282,24 +284,10 @@ class Pushes:
         return self._tokens
 
 
-def _unknown_dependencies(push: Push, image: RunImage) -> list[str]:
-    """A sentence for each dependency that neither the list nor the run has. Only a list that extends a run may name
-    tasks of the run."""
-    if push.options.merge_strategy != EXTEND:
-        return []
-    known = {row.id for row in image.tasks}.union(task.id for task in push.definitions)
-    return [
-        f"task {task.id}: dependencies: there is no task {wanted.id} in run {image.run.name}"
-        for task in push.definitions
-        for wanted in task.dependencies
-        if wanted.id not in known
-    ]
-
-
 def _disturbs_others(push: Push, image: RunImage) -> bool:
     """Whether the push may redo tasks that others wait for, or names elements of arrays."""
     named = {task.id for task in push.definitions}
-    if any(task.array is not None or task.id.endswith("]") for task in push.definitions):
+    if extending.names_elements(push.definitions):
         return True
     return any(
         row.id in named and (push.options.replace_changed or row.state not in (TaskState.SUCCEEDED, *_UNFINISHED))

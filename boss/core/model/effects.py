@@ -146,7 +146,7 @@ Call = (
 
 class LoadRun(msgspec.Struct, frozen=True):
     """Read the run of that name, and the result of push `push_id`. Answered by `RunLoaded`. `ids`: only these of its
-    tasks; None for the whole run."""
+    tasks, and its init tasks; None for the whole run."""
 
     token: int
     name: str

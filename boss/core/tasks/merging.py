@@ -163,7 +163,7 @@ def merge(
                 {
                     (rows.get(wanted.id) or old[wanted.id]).task_no: wanted.on
                     for wanted in definition.dependencies
-                    if (wanted.id not in by_id or not by_id[wanted.id].init) and not wanted.each
+                    if not (by_id.get(wanted.id) or old[wanted.id]).init and not wanted.each
                 }.items()
             )
         if row.elements is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ecloud.formats import TaskListWrong, read_task_list
+from ecloud.formats import TaskListWrong, check, read_task_list
 from ecloud.formats.arrays import (
     ArrayWrong,
     as_array,
@@ -166,6 +166,9 @@ def test_what_is_wrong_with_arrays() -> None:
     assert refused({"id": "a"}, {"id": "b", "dependencies": [{"id": "a", "each": True}]}) == [
         'task b, dependencies: "each" is for arrays: b and a must both be arrays'
     ]
+    assert check(
+        [TaskDefinition("b", ("true",), (Dependency("a", each=True),), array=ArrayOf("1-3"))], all_named=False
+    ) == ['task b, dependencies: "each" is for arrays of one list, and a is not in this list']
     assert refused({"id": "a", "array": "1-2", "results": ["out"]}) == [
         "task a[2], results: 'out' is also a result of task a[1]"
     ]

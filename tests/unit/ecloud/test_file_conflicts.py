@@ -10,9 +10,9 @@ from typing import Any
 import networkx
 import pytest
 
-from ecloud.formats import ReadOptions, TaskList, TaskListWrong, read_task_list
+from ecloud.formats import ReadOptions, TaskList, TaskListWrong, check, read_task_list
 from ecloud.formats.graph import dependency_order, find_cycles, predecessors_of, unordered
-from ecloud.model.tasks import Dependency, TaskDefinition
+from ecloud.model.tasks import Dependency, Requirement, Result, TaskDefinition
 
 
 def read(*tasks: dict[str, Any], infer: bool = False, **document: Any) -> TaskList:
@@ -166,3 +166,12 @@ def test_each_named_cycle_is_one_and_each_knot_has_one(seed: int) -> None:
         assert all(before in waits[after] for before, after in itertools.pairwise(cycle))
     oracle = networkx.DiGraph((other, name) for name, found in waits.items() for other in found if other != name)
     assert len(cycles) == sum(len(component) > 1 for component in networkx.strongly_connected_components(oracle))
+
+
+def test_a_list_that_extends_a_run_may_use_a_result_behind_tasks_that_it_does_not_name() -> None:
+    makes = TaskDefinition("makes", ("true",), results=(Result("out", "out"),))
+    uses = TaskDefinition("uses", ("true",), (Dependency("between"),), (Requirement("out", "in"),))
+    alone = TaskDefinition("alone", ("true",), (), (Requirement("out", "in"),))
+    assert check([makes, uses], all_named=False) == []
+    (line,) = check([makes, alone], all_named=False)
+    assert line.startswith("task alone, requirements: 'out' is a result of task makes, which is not among its")
