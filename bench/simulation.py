@@ -73,7 +73,7 @@ def _one_turn(tasks: int, runs: int) -> dict[str, float]:
 
     size = Size(
         tasks=(tasks, tasks), runs=(runs, runs), wishes=(0, 0), workers=(WORKERS, WORKERS), troubled_s=20.0, task_s=0.5,
-        most_steps=10_000_000,
+        most_steps=10_000_000, programs=0.0,
         heartbeat_s=BossConfig().heartbeat_s,
     )  # fmt: skip
     config = simulation.Simulation(SEED, faults.draw(random.Random(SEED + 1), ("none",)), size, fails=False).config

@@ -274,6 +274,7 @@ class Checker:
         state, outcome = row.state, row.outcome
         if before is None:
             self._given(boss, key, row)
+            self.fleet.on_given(boss, row)
         elif before is not state and (before, state) not in _ATTEMPT_MOVES:
             raise Violation("legal-moves", f"attempt {_name(key)} moved from {before} to {state}")
         if state in GIVEN_UP:
@@ -342,7 +343,7 @@ class Checker:
         if task.state in ENDED and not task.init:
             raise Violation("dependencies", f"attempt {_name(key)} is given although task {task.id} is {task.state}")
         if (needs_s := compared_s(task.runtime_s)) and not task.init:
-            self.fleet.on_given(boss, row.worker, f"attempt {_name(key)}", needs_s)
+            self.fleet.check_life(boss, row.worker, f"attempt {_name(key)}", needs_s)
         self._gets_init_tasks(key, row, task)
         waits_for = self.arrays.dependencies_of(task)
         looked["dependencies"] += bool(waits_for)
@@ -553,6 +554,8 @@ class Checker:
         elif isinstance(message, wire.RunRejected) and "waits for the elements of" not in message.problems[0]:
             if not self.runs.on_rejected(boss, message):
                 raise Violation("wanted", f"{boss} rejects push {message.push_id}: {message.problems[0]}")
+        elif isinstance(message, wire.RequestDone) and message.request_id.startswith("kill_worker"):
+            self.fleet.on_killed(message.names)
         elif isinstance(message, wire.CallsEnded):
             self.runs.on_calls(boss, message)
         elif isinstance(message, wire.RunAccepted):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 
 from boss.core.autoscale.held_pools import NOTE as HELD
 from boss.core.autoscale.owed_vms import ASKED_FOR
 from boss.core.model.config import BossConfig
-from boss.core.model.rows import BootRow, VmRow, WorkerRow
+from boss.core.model.rows import AttemptRow, BootRow, VmRow, WorkerRow
 from ecloud.model.tasks import AttemptState
 from ecloud.model.vm_states import VmState
 from ecloud.model.worker_states import ON_DUTY, WorkerState
@@ -67,6 +68,8 @@ class FleetChecker:
         """VMs for which the cloud found no place, according to the boss."""
         self.holds: dict[str, str] = {}
         """Notes on held pools after the last commit."""
+        self.killed: set[str] = set()
+        """Worker processes that an operator killed, as the boss confirmed."""
         self.cloud: Cloud | None = None
 
     # --- restore ---------------------------------------------------------------------------------
@@ -76,6 +79,7 @@ class FleetChecker:
         assert self.cloud is not None
         rows = {row.boot_nonce: row for row in self.tables.vms.values()}
         self.leases.clear()
+        self.killed &= {row.worker for row in self.tables.workers.values() if row.killed_at is not None}
         self.dismissed |= bosses
         self.forgotten = (self.forgotten | self.known) - rows.keys()
         for nonce in self.forgotten:
@@ -102,7 +106,7 @@ class FleetChecker:
         """Note that the boss answered the Hello that was sent at `sent_at`."""
         self.late_s[worker] = max(self.late_s.get(worker, 0.0), self.world.now - sent_at)
 
-    def on_given(self, boss: str, worker: str, name: str, needs_s: float) -> None:
+    def check_life(self, boss: str, worker: str, name: str, needs_s: float) -> None:
         """Check that a worker lives for the run time that the task of a new attempt states."""
         left_s = self.ends.get(worker, math.inf) - self.decided_at.get(boss, self.world.now)
         self.looked["outlived"] += left_s < math.inf
@@ -129,6 +133,20 @@ class FleetChecker:
         now = self.world.now
         hears = now - self.deaf_since.get(boss, now) < JUST_NOW_S
         self.heard_s[boss] = now - self.hearing_since.get(boss, now) if hears else 0.0
+
+    def on_killed(self, workers: Iterable[str]) -> None:
+        """Note the workers that the boss confirms to have killed for an operator."""
+        self.killed.update(workers)
+
+    def on_given(self, boss: str, row: AttemptRow) -> None:
+        """Check that a killed worker gets no attempt."""
+        self.looked["killed"] += bool(self.killed)
+        if row.worker in self.killed and row.state is AttemptState.ASSIGNED:
+            raise Violation("killed", f"{boss} assigns task {row.task_no} to {row.worker}, which an operator killed")
+
+    def still_there(self, living: set[str]) -> list[str]:
+        """Return the killed workers that still live."""
+        return [f"worker {name} was killed by an operator, and lives" for name in sorted(self.killed & living)]
 
     def on_worker_row(self, boss: str, row: WorkerRow) -> None:
         """Check that a worker with a valid lease is not given up."""

@@ -39,6 +39,7 @@ INVARIANTS: dict[str, str] = {
     "access": "a worker accesses the datastore only with its own valid certificate",
     "outlived": "no attempt is given to a worker that has less time left than its task states as its run time",
     "lease": "no worker is recorded as lost while a lease that the boss confirmed is valid",
+    "killed": "a worker that an operator killed gets no further attempt, and leaves",
     "shutdown": "an attempt that SIGTERM ended while its worker left, as the boss knew, is returned and costs nothing",
     "inbox": "the messages that wait in a boss's inbox stay within its limits",
     "suspects": "a task fails for lost workers only after the allowed number, and alone on the last of them",

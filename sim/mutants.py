@@ -69,6 +69,9 @@ RESTARTS_AND_LOSSES = faults.Faults(boss_death=0.15, delay=0.3, duplicate=0.2, l
 """An answer is lost, and before the question comes again another boss has begun."""
 EXTENDED = Size(tasks=(3, 10), runs=(1, 1), wishes=(0, 1), arrays=0.0, programs=1.0)
 """Small runs that programs extend."""
+KILLS = faults.Faults(second_boss=0.06, boss_death=0.02, lose=0.15, link_cut=0.06)
+KILLING = Size(tasks=(3, 10), runs=(1, 1), wishes=(20, 40), arrays=0.0)
+"""Worlds in which operators' orders reach bosses and workers late, or not at all."""
 Patch = tuple[type | ModuleType, str, Callable[[Any], Any]]
 """A class or module, the name of its function, and a function that makes the mutant's version of it."""
 
@@ -289,6 +292,34 @@ MUTANTS: dict[str, Mutant] = {
         ("prepared",),
         ((Pushes, "on_run_loaded", mutations.reads_no_init_tasks),),
         size=EXTENDED,
+    ),
+    "kill-outlives-boss": Mutant(
+        "storing a kill: the next boss knows a killed worker as one that drains, and may be undrained",
+        ("killed",),
+        ((Leases, "kill", mutations.keeps_no_kill),),
+        KILLS,
+        KILLING,
+    ),
+    "kill-stands": Mutant(
+        "a kill is final: after a restart of the boss an operator's undrain_worker revokes it",
+        ("killed",),
+        ((restoring, "_restore_workers", mutations.drains_what_was_killed),),
+        faults.Faults(second_boss=0.2, link_cut=0.3),
+        msgspec.structs.replace(KILLING, wishes=(60, 80), workers=(1, 2)),
+    ),
+    "kill-outlives-lease": Mutant(
+        "a kill after the lease: a killed worker that was lost, and is heard again, works again",
+        ("killed",),
+        ((Leases, "remove", mutations.forgets_the_killed),),
+        KILLS,
+        KILLING,
+    ),
+    "kill-repeated": Mutant(
+        "repeating a kill after each heartbeat: a worker that missed the order stays",
+        ("killed", "settles"),
+        ((Leases, "_repeat_order", mutations.does_nothing),),
+        KILLS,
+        KILLING,
     ),
     "other-history": Mutant(
         "telling peers that the database lacks their messages: after a restore old attempts count as new ones",

@@ -233,6 +233,32 @@ def starts_without_names(true: Any) -> Any:
     return lambda self, dropped_pushes, now: true(self, (), now)
 
 
+def keeps_no_kill(true: Any) -> Any:
+    def kill(self: Leases, worker: Any, reason: str, now: float) -> None:
+        true(self, worker, reason, now)
+        worker.row = msgspec.structs.replace(worker.row, killed_at=None)
+        self._write(worker)
+
+    return kill
+
+
+def forgets_the_killed(true: Any) -> Any:
+    def remove(self: Leases, *arguments: Any, **named: Any) -> None:
+        true(self, *arguments, **named)
+        self.killed.clear()
+
+    return remove
+
+
+def drains_what_was_killed(true: Any) -> Any:
+    def restore(snapshot: Any, fleet: Any, duty: Any, now: float) -> None:
+        true(snapshot, fleet, duty, now)
+        for worker in fleet.workers.values():
+            worker.leaving = False
+
+    return restore
+
+
 def replaces_what_it_names(true: Any) -> Any:
     def decide(before: Any, row: Any, definition: Any, options: Any, changed: Any) -> Any:
         extends = before is not None and options.merge_strategy == "extend"

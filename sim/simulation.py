@@ -171,6 +171,7 @@ class Simulation(Cluster):
             *(("owned", text) for text in self.checker.fleet.not_owned(self.cloud)),
             *(("floor", text) for text in self.checker.fleet.not_at_the_floor()),
             *(("books", text) for text in books.wrong(self.tables, self.cloud, self.checker.fleet.lost)),
+            *(("killed", text) for text in self.checker.fleet.still_there(self._there())),
             *(("counts", text) for text in memory.miscounted(core, boss.store.store.counts())),
             *(("memory", f"the boss remembers {what}") for what in memory.not_forgotten(core, self._there())),
         ]

@@ -43,7 +43,7 @@ from ecloud.model.ranges import Indices, Ranges
 from ecloud.model.tasks import ATTEMPT_OVER, ENDED, AttemptState, Call, Cause, Condition, TaskDefinition, TaskState
 from ecloud.model.vm_states import VmState
 from ecloud.model.wire import CallEnded, CallValue
-from ecloud.model.worker_states import ON_DUTY
+from ecloud.model.worker_states import ON_DUTY, WorkerState
 
 CLUSTER_ID = "simulated"
 
@@ -313,6 +313,11 @@ class Store:
             declared={task_no: results for task_no, results in declared.items() if results},
             init_attempts=self._init_attempts(going_on),
             workers=[row for row in _in_order(tables.workers) if row.state in ON_DUTY],
+            killed={
+                row.worker: row.since
+                for row in _in_order(tables.workers)
+                if row.state == WorkerState.LOST and row.killed_at is not None
+            },
             vms=[row for row in _in_order(tables.vms) if row.state is not VmState.GONE],
             boots=[row for row in _in_order(tables.boots) if tables.vms[row.vm_no].state is not VmState.GONE],
             past_vms=_past(tables),

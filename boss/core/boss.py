@@ -466,6 +466,7 @@ class Boss:
             self._outbox.call(RemoveFiles(tuple(archived)))
         kept_s = max(self.config.keep_runs_s, self.config.keep_machines_s)
         self._outbox.writes.gone_before = max(0.0, now - kept_s)
+        self.leases.forget_killed(now - kept_s)
         self._outbox.writes.answered_before = max(0.0, now - self.config.keep_runs_s)
         self.book.names.forget_dropped(self.config.keep_runs_s, now)
 

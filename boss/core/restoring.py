@@ -68,6 +68,7 @@ def _made(arrays: list[TaskRow]) -> dict[int, dict[TaskState, int]]:
 
 
 def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Leases, now: float) -> None:
+    duty.killed.update(snapshot.killed)
     for row in snapshot.workers:
         if row.state in ON_DUTY:
             capacity = believed(row.hello.resources)

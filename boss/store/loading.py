@@ -112,6 +112,7 @@ def load(connection: Connection, epoch: int) -> Snapshot:
         declared=_declared(connection, live_attempts),
         init_attempts=_init_attempts(connection, going_on),
         workers=_workers(connection),
+        killed=_killed(connection),
         vms=_vms(connection),
         past_vms=_past_vms(connection),
         boots=_boots(connection),
@@ -737,6 +738,13 @@ def _attempt(row: Any) -> AttemptRow:
         outcome=outcome,
         asks=msgspec.json.decode(row.asks, type=Resources) if row.asks else None,
     )
+
+
+def _killed(connection: Connection) -> dict[str, float]:
+    workers = schema.workers.c
+    lost = sa.and_(workers.state == WorkerState.LOST.value, workers.killed_at.is_not(None))
+    query = sa.select(workers.worker, workers.since).where(lost)
+    return {row.worker: row.since for row in connection.execute(query)}
 
 
 def _workers(connection: Connection) -> list[WorkerRow]:

@@ -267,6 +267,18 @@ def test_workers_and_vms_come_back_as_they_went_while_they_live(store: AnyStore)
     assert store.load().workers == []
 
 
+def test_killed_workers_that_were_lost_come_back_as_names(store: AnyStore) -> None:
+    hello = Hello("n", "worker")
+    rows = {
+        name: WorkerRow(name, "k", state, NOW + number, NOW, hello, killed_at=killed_at)
+        for number, (name, state, killed_at) in enumerate(
+            [("up", "up", NOW), ("killed", "lost", NOW), ("lost", "lost", None), ("left", "gone", NOW)]
+        )
+    }
+    write(store, workers=rows)
+    assert store.load().killed == {"killed": NOW + 1}
+
+
 def test_machines_that_were_gone_long_ago_are_forgotten_and_no_other(store: AnyStore) -> None:
     # By the boss's clock, whatever the cloud's said.
     vm = VmRow(1, "local", VmState.GONE, NOW, {"cpus": 1.0}, "nonce", "c-1", "w1", gone_at=NOW + 3_600)

@@ -297,7 +297,8 @@ class Snapshot(msgspec.Struct):
     `tasks`: unfinished ones, arrays that ended before their elements, and all init tasks of unfinished runs; their
     `dependencies` name unfinished tasks only. `attempts`: those that have not ended; `declared`: the results that their
     tasks declare, if any, by task_no. `init_attempts`: ended attempts of init tasks on workers that are up or draining,
-    plus failed ones of unfinished runs. `past_vms`: the last VMs that are gone, oldest first, and all whose machine
+    plus failed ones of unfinished runs. `killed`: workers that were lost after an operator had killed them, with the
+    times of their losses. `past_vms`: the last VMs that are gone, oldest first, and all whose machine
     still existed. `states`: task counts per run and state, without init tasks.
     """
 
@@ -312,6 +313,7 @@ class Snapshot(msgspec.Struct):
     declared: dict[int, tuple[Result, ...]] = {}
     init_attempts: list[AttemptRow] = []
     workers: list[WorkerRow] = []
+    killed: dict[str, float] = {}
     vms: list[VmRow] = []
     past_vms: list[VmRow] = []
     boots: list[BootRow] = []

@@ -24,6 +24,7 @@ _REPLACED = "a newer process of the same home took over"
 _REVOKED = "its key was revoked"
 HEARTBEATS_A_LEASE = 3
 """A worker's lease survives the loss of all but one of them."""
+_KILLED = "killed: an operator requested it before its lease ended"
 CLAIM_HEARTBEATS = 3
 """A worker that is silent for this many heartbeats after another process claimed its home has ended."""
 MAX_REASON_CHARS = 1_000
@@ -50,6 +51,8 @@ class Leases:
         self._config = config
         self.deaf = False
         """Whether the broker is away: no worker can be heard, and silence means nothing."""
+        self.killed: dict[str, float] = {}
+        """Killed workers that have not obeyed before their leases ended, which they may still do, with these times."""
 
     def heartbeat_s(self, workers: int) -> float:
         """The interval of heartbeats of this many workers: longer where they are many, so that heartbeats do not fill
@@ -129,6 +132,9 @@ class Leases:
         worker.row = row
         worker.conversation = conversation
         self._fleet.set_end(worker, math.inf if hello.lives_s is None else conversation.hello_at + hello.lives_s)
+        if self.killed.pop(worker.name, None) is not None:
+            self.kill(worker, _KILLED, now)
+            return worker
         self._write(worker)
         self._repeat_order(worker)
         return worker
@@ -218,11 +224,17 @@ class Leases:
         by_its_tasks = not (explained or worker.leaving or worker.conversation is None)
         self._attempts.lose(worker, reason, now, by_its_tasks)
         self._fleet.remove(worker)
+        if state is WorkerState.LOST and worker.row.killed_at is not None:
+            self.killed[worker.name] = now
         worker.move(state, reason, now)
         worker.row = msgspec.structs.replace(worker.row, trouble="", moving=None)
         self._write(worker)
         if worker.conversation is not None:
             self._sessions.close(worker.conversation)
+
+    def forget_killed(self, before: float) -> None:
+        """Forget the killed workers that were lost before this time, as the database does."""
+        self.killed = {name: lost_at for name, lost_at in self.killed.items() if lost_at >= before}
 
     def revoke(self, key_name: str, now: float) -> list[Worker]:
         """Revoke the key: order workers that sign with it to stop, and drop them at once."""

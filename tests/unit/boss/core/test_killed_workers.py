@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from boss_script import BossScript, Peer, task
 
 from ecloud.model import wire
@@ -63,3 +64,31 @@ def test_the_next_process_of_its_home_is_not_meant() -> None:
     assert exits(script, newer) == 0
     script.push("r", task("a"))
     script.starts(newer, "a")
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["the same boss", "a new boss"])
+def test_a_killed_worker_that_was_lost_stops_when_it_is_heard_again(restarts: bool) -> None:
+    script = BossScript()
+    worker = script.worker("w1")
+    script.ask("kill_worker", workers=["w1"])
+    script.wait(script.config.lease_s + script.config.lease_margin_s + 1.0)
+    assert str(script.store.workers["w1"].state) == "lost"
+    if restarts:
+        script.start()
+    script.push("r", task("a"))
+    script.said.clear()
+    returns(script, worker)
+    assert exits(script, worker) >= 1
+    script.hear(worker, wire.Goodbye("ordered"))
+    script.states(a="ready")
+
+
+def test_a_killed_worker_that_is_not_heard_is_forgotten_with_its_row() -> None:
+    script = BossScript(keep_machines_s=100.0, keep_runs_s=100.0)
+    script.worker("w1")
+    script.ask("kill_worker", workers=["w1"])
+    script.wait(script.config.lease_s + script.config.lease_margin_s + 1.0)
+    assert list(script.boss.leases.killed) == ["w1"]
+    script.wait(4_000.0)
+    assert not script.boss.leases.killed
+    assert not script.store.workers
