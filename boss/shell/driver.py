@@ -386,6 +386,7 @@ def _with_bodies(
     values_bytes: int,
 ) -> StartTasks:
     """Add the definitions to the orders, and the values that calls need while the message stays below `values_bytes`.
+    A call whose values do not fit fails on a worker that cannot ask for them.
     The stored JSON is embedded as it is: msgspec writes Raw without parsing it.
 
     An order whose definition no longer exists (its task was dropped a moment ago) is omitted; its attempt is taken back
@@ -401,10 +402,23 @@ def _with_bodies(
         size = values_bytes if needed is None else sum([value.json_bytes for value in needed])
         apart = needed is None or (bool(needed) and size > room)
         room -= 0 if apart else size
+        if apart and not order.values_apart:
+            orders.append(msgspec.structs.replace(order, body=_TOO_OLD))
+            continue
         orders.append(
             msgspec.structs.replace(order, body=msgspec.Raw(body), values=() if apart else needed, values_apart=apart)
         )
     return StartTasks(tuple(orders))
+
+
+_TOO_OLD = TaskBody(
+    "too-old",
+    (
+        "echo 'update ECLOUD on this worker: it cannot ask for the values of a call that exceed one message' >&2",
+        "exit 1",
+    ),
+)
+"""What a worker runs that would start a call without its values."""
 
 
 def _for_worker(body: bytes) -> bytes:

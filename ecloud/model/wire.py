@@ -77,6 +77,7 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     of `gpus`. `keep_dir` keeps the working directory. `tries`: the number of this try, counting those that started; 0
     if the boss does not send it. `values`: of the calls that a call needs, filled in as `body` is; `values_apart`:
     they are too large for this message, and the worker asks for them with `ValuesWanted` before it starts the attempt.
+    (Until the shell fills in the values: whether the worker can ask.)
     """
 
     task_no: Int64
@@ -133,7 +134,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     `lives_s`: seconds from this Hello until the machine ends, if it is known. `ssh_key`: the public key that is to open
     the datastore.
     `boot_s`: what was done at this machine's start, and how many seconds before this Hello. `chains`: whether
-    it knows `AttemptOrder.after`.
+    it knows `AttemptOrder.after`; `asks_values`: whether it knows `values_apart`.
     `machine_has`: what all workers on this machine share, or on the part of it that `machine_part` names (a control
     group, an affinity mask, a batch job). Workers with equal `boot_id`, `machine` and `machine_part` share.
     `epoch`, `batch`: the last that the peer heard of a boss, 0 for nothing.
@@ -159,6 +160,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     machine_part: str = ""
     machine_has: Resources = {}
     chains: bool = False
+    asks_values: bool = False
     epoch: Int64 = 0
     batch: Int64 = 0
 

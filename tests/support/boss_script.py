@@ -148,6 +148,7 @@ class BossScript:
         if fields.get("home", f"home-{peer.name}") != f"home-{peer.name}" and peer.key_name == f"key-{peer.name}":
             peer.key_name = f"key-{fields['home']}"
         fields.setdefault("attempts", tuple(HeldAttempt(*key, state) for key, state in peer.holds.items()))
+        fields.setdefault("asks_values", peer.kind == "worker")
         hello = wire.Hello(nonce=f"{peer.name}-nonce", kind=peer.kind, **fields)
         self.handle(MessageArrived(Envelope(wire.PROTOCOL_VERSION, peer.name, "", 0, hello), peer.key_name))
         welcome = self.take(peer, wire.Welcome)

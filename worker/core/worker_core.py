@@ -327,6 +327,7 @@ class WorkerCore:
             ssh_key=config.ssh_key,
             boot_s={step: round(now - at, 3) for step, at in self._steps},
             chains=True,
+            asks_values=True,
             epoch=self.epoch,
             batch=self.batch,
         )

@@ -54,6 +54,7 @@ def bounded(hello: Hello) -> Hello:
         ssh_key=hello.ssh_key if len(hello.ssh_key) <= MAX_KEY_CHARS else "",
         boot_s={step[:MAX_TEXT_CHARS]: _seconds(ago) for step, ago in list(hello.boot_s.items())[:MAX_ITEMS]},
         chains=hello.chains,
+        asks_values=hello.asks_values,
     )
 
 

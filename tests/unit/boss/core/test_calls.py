@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
+import msgspec
 import pytest
 from boss_script import BossScript, Peer, task
 
 from boss.core.model.effects import RemoveFiles
 from ecloud.model import wire
 from ecloud.model.calls import calls_directory
-from ecloud.model.tasks import Call, Cause, TaskDefinition
+from ecloud.model.tasks import Call, Cause, TaskBody, TaskDefinition
 
 
 def call(id: str, *, after: str = "", fingerprint: str = "", code: bytes = b"f", **fields: Any) -> TaskDefinition:
@@ -112,6 +114,19 @@ def test_values_that_do_not_fit_into_a_message_are_sent_page_by_page_when_the_wo
     assert found == ["n0", "n1", "n2", "n3", "n4", "n4"]
     script.started(worker, "sum").said.clear()
     script.hear(worker, wire.ValuesWanted(order.task_no, order.number, "")).nothing_else()
+
+
+def test_on_a_worker_that_cannot_ask_for_values_such_a_call_fails_and_says_so() -> None:
+    script = BossScript(values_bytes=3_000)
+    worker = script.worker("w1", cpus=5)
+    script.hello(worker, resources={"cpus": 5.0}, home="home-w1", asks_values=False).beats(worker)
+    order = needy(script, worker)
+    assert (order.values, order.values_apart) == ((), False)
+    assert order.body is not None
+    body = msgspec.json.decode(msgspec.json.encode(order.body), type=TaskBody)
+    assert body.call is None
+    done = subprocess.run(["sh", "-ec", "\n".join(body.commands)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.split(":")[0]) == (1, "update ECLOUD on this worker")
 
 
 def test_a_boss_that_starts_sends_the_rest_of_the_values() -> None:
