@@ -14,6 +14,10 @@ from doors import Doors, ended
 from net_hosts import NetHost, NetHosts
 from pages import Page, type_sessions
 from services import ROOT, wait_until
+from sshd import SSHD
+from systemd_machine import Machine, Refused
+
+from datastore import keys
 
 pytestmark = pytest.mark.timeout(900)
 QUICK = "HEARTBEAT_S = 0.5\nLEASE_S = 5.0\nRETRY_BACKOFF_S = 0.1\n"
@@ -200,3 +204,85 @@ def test_up_that_is_killed_leaves_nothing_that_down_does_not_find(
     laptop.admin("hosts", "down", "--purge")
     assert (host.processes(), host.files()) == ([], [])
     assert not (laptop.place / "home" / "boss.pid").exists()
+
+
+SSHD_CONFIG = """HostKey /root/host_key
+UsePAM no
+StrictModes no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin yes
+AllowTcpForwarding yes
+Subsystem sftp internal-sftp
+SetEnv "PATH={path}"
+"""
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A directory that all hosts see."""
+    made = tmp_path / "shared"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def machine(tmp_path: Path, shared: Path) -> Iterator[Machine]:
+    """A host with systemd."""
+    made = Machine(tmp_path / "machine", "1g", shared)
+    try:
+        made.start()
+    except Refused as refused:
+        pytest.skip(str(refused))
+    yield made
+    made.end()
+
+
+def reach(machine: Machine, directory: Path) -> list[str]:
+    """The options of `hosts up` for this machine. ssh has no network there: it starts an sshd for each connection."""
+    for name in ("host_key", "key"):
+        keys.make_key(directory / name, name)
+    machine.write("/root/host_key", (directory / "host_key").read_text())
+    machine.write("/root/.ssh/authorized_keys", (directory / "key.pub").read_text())
+    path = f"{sys.base_prefix}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    machine.write("/root/sshd_config", SSHD_CONFIG.format(path=path))
+    machine.write("/etc/shadow", "root:*:20000:0:99999:7:::\n")  # else its account counts as locked
+    machine.ask("mkdir", "-p", "/run/sshd")
+    through = " ".join([*machine.enter, SSHD, "-i", "-f", "/root/sshd_config"])
+    options = [f"ProxyCommand={through}", f"UserKnownHostsFile={directory}/known_hosts", "LogLevel=ERROR"]
+    return ["-a", "root@unitary", "-i", str(directory / "key"), *(word for one in options for word in ("-o", one))]
+
+
+@pytest.mark.long
+def test_a_worker_under_systemd_is_started_again_and_leaves_no_unit(
+    laptop: Laptop, machine: Machine, shared: Path, tmp_path: Path
+) -> None:
+    options = reach(machine, tmp_path)
+    laptop.admin("hosts", "up", *options, "--datastore", shared, "--tunnel", "-w", "1", "--slots", "2")
+    unit, other = units(machine)
+    assert (machine.unit(unit, "ActiveState"), machine.unit(unit, "Delegate")) == ("active", "yes")
+    laptop.push(laptop.write("t.json", [{"id": "t", "commands": "hostname"}]), "--wait")
+    assert {worker["host"] for worker in laptop.admin("show_workers", "--json").json} == {"ecloud-test"}
+
+    first = machine.unit(unit, "MainPID")
+    machine.ask("kill", "-KILL", first)
+    wait_until(lambda: machine.unit(unit, "MainPID") not in ("0", first), 60, "systemd starts the worker again")
+    wait_until(lambda: laptop.states() == {"up": 4}, 60, "the boss has received a message from it")
+    before = [machine.unit(name, "MainPID") for name in (unit, other)]
+    assert "restarted: root@unitary" in laptop.admin("hosts", "restart").out
+    after = [machine.unit(name, "MainPID") for name in (unit, other)]
+    assert not set(after).intersection(["0", *before])
+    laptop.push(laptop.write("u.json", [{"id": "u", "commands": "hostname"}]), "--wait")
+
+    laptop.admin("hosts", "down", "--purge")
+    assert units(machine) == []
+    assert machine.unit(unit, "LoadState") == "not-found"
+    assert machine.ask("pgrep", "-f", " -m worker ")[1] == ""
+    assert machine.ask("find", "/root", "-name", ".ecloud-hosts")[1] == ""
+
+
+def units(machine: Machine) -> list[str]:
+    """The units of ours there, loaded or on its disk."""
+    loaded = machine.ask("systemctl", "list-units", "--all", "--plain", "--no-legend", "ecloud-*.service")[1]
+    files = machine.ask("sh", "-c", "cd /etc/systemd/system && ls -d ecloud-*.service 2>/dev/null")[1]
+    return sorted({line.split()[0] for line in (*loaded.splitlines(), *files.splitlines())})

@@ -36,8 +36,8 @@ SPACES = ("--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup")
 BUILD = r"""#!/bin/sh
 # Runs as process 1 of new namespaces: makes a root directory, enters it, lets go of the old one, becomes systemd.
 set -e
-root=$1 base=$2 code=$3 units=$4
-mount -t tmpfs -o size=64m none "$root"
+root=$1 base=$2 code=$3 units=$4 size=$5 shared=$6
+mount -t tmpfs -o "size=$size" none "$root"
 cd "$root"
 mkdir -p usr etc run tmp var/lib var/log proc sys dev opt/ecloud root old
 readonly_bind() { mkdir -p ".$2"; mount --bind "$1" ".$2"; mount -o remount,bind,ro ".$2"; }
@@ -47,6 +47,7 @@ for link in bin sbin lib lib32 lib64; do
 done
 case $base in /usr|/usr/*) ;; *) readonly_bind "$base" "$base" ;; esac
 readonly_bind "$code" /opt/ecloud
+[ -z "$shared" ] || { mkdir -p ".$shared"; mount --bind "$shared" ".$shared"; }
 for kind in system system-generators; do
     mount -t tmpfs none "usr/lib/systemd/$kind"
 done
@@ -87,10 +88,12 @@ class Refused(Exception):
 
 
 class Machine:
-    """One such machine, in a directory of its own."""
+    """One such machine, in a directory of its own. `size`: of its disk; `shared`: a directory that it shares with this
+    machine."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, size: str = "64m", shared: Path | None = None) -> None:
         self.directory = directory
+        self._more = [size, str(shared or "")]
         self._cgroup: Path | None = None
         self._outside: subprocess.Popen[bytes] | None = None
         self._first: psutil.Process | None = None
@@ -115,6 +118,7 @@ class Machine:
             raise Refused(f"control groups: {error}") from None
         enter = f"echo $$ >'{self._cgroup}/cgroup.procs' && exec \"$@\""
         build = ["/bin/sh", str(self.directory / "build"), str(root), sys.base_prefix, str(ROOT), str(units)]
+        build += self._more
         spaces = ["unshare", *SPACES, "--fork", "--kill-child"]
         with (self.directory / "log").open("wb") as log:
             self._outside = subprocess.Popen(
@@ -137,10 +141,15 @@ class Machine:
                 return self.ask("systemctl", "is-system-running")[1].strip() == "running"
         return False
 
+    @property
+    def enter(self) -> list[str]:
+        """The command before one that is to run there."""
+        assert self._first is not None
+        return ["nsenter", "-t", str(self._first.pid), *SPACES, "--root", "--wd"]
+
     def ask(self, *words: str, said: str = "", **variables: str) -> tuple[int, str]:
         """Run a command there, with `said` as its input: its exit code, and all it printed."""
-        assert self._first is not None
-        enter = ["nsenter", "-t", str(self._first.pid), *SPACES, "--root", "--wd", "env", "-i"]
+        enter = [*self.enter, "env", "-i"]
         every = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", **variables}
         done = subprocess.run(
             [*enter, *(f"{name}={value}" for name, value in every.items()), *words],
