@@ -249,7 +249,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "push-id": Mutant(
         "the push id: a push that is sent again is accepted again",
-        ("push-once", "settles"),
+        ("push-once", "settles", "wanted"),
         ((Pushes, "on_chunk", mutations.takes_every_push), (Pushes, "on_run_loaded", mutations.finds_no_push)),
     ),
     "push-outlives-run": Mutant(
@@ -517,7 +517,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "chain-record": Mutant(
         "recording in order: the outcome of a chained attempt is recorded when it arrives",
-        ("chain-record", "chain-cost"),
+        ("chain-record", "chain-cost", "chain-inputs"),
         (
             (BossAttempts, "on_ended", mutations.records_at_once),
             (BossAttempts, "_on_satisfied", mutations.knows_it_is_recorded),
@@ -552,7 +552,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "chain-results": Mutant(
         "keeping results until all followers have taken them",
-        ("promised-there",),
+        ("promised-there", "assertion"),
         ((Followers, "on_success", mutations.keeps_no_results),),
     ),
     "call-values": Mutant(

@@ -377,7 +377,7 @@ def lives_for_ever(true: Any) -> Any:
 
 def gives_one_certificate_to_all(true: Any) -> Any:
     def on_signed(self: Access, name: str, certificate: str, lives_s: float, now: float) -> None:
-        true(self, name, self.__dict__.setdefault("_first_signed", certificate), lives_s)
+        true(self, name, self.__dict__.setdefault("_first_signed", certificate), lives_s, now)
 
     return on_signed
 

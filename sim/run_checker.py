@@ -66,6 +66,7 @@ class RunChecker:
             *(f"there is no task {id} in run {options.run}" for id in wanted - known),
             *(f"is an element of array {array}: name the array" for array in arrays),
             *(f"array {array} of run {options.run} has an element of this id" for array in arrays),
+            *(f"an element of array {task.id} has this id" for task in tasks if task.array is not None),
             *("these tasks wait for each other" for _ in named & known),  # the list changes their dependencies
         ]
         if not any(reason in message.problems[0] for reason in reasons):

@@ -105,6 +105,7 @@ class Up:
             if isinstance(probe, str) or not probe.python:
                 continue
             self._probes[host] = probe
+            self._note_small_slots(host, probe)
             try:
                 if host in self._workers:
                     bundles[host] = self._bundles.get(machine_of(probe))
@@ -112,6 +113,17 @@ class Up:
                 wrong[host].append(f"{host}: {error}")
         self._refuse(wrong)
         return bundles
+
+    def _note_small_slots(self, host: str, probe: HostProbe) -> None:
+        """Say that workers of this host will be too small for a task that names no CPUs."""
+        slots = self._options.slots
+        if host in self._workers and 0 < probe.cpus < slots:
+            print(
+                f"note: {host} has {counted(probe.cpus, 'CPU')}: with {slots} slots each worker offers "
+                f'{probe.cpus / slots:.2f}, and tasks need 1 unless they request less ("cpus"): '
+                f"use --slots {probe.cpus} or fewer",
+                flush=True,
+            )
 
     def _refuse(self, wrong: Mapping[str, Sequence[str]]) -> None:
         texts = [text for texts in wrong.values() for text in texts]

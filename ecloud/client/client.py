@@ -16,7 +16,7 @@ import msgspec
 
 from datastore.problem import PartAway, Problem
 from ecloud.client.conversation import Conversation
-from ecloud.client.too_large import CUT_OFF_TIMES, LARGE_BYTES, too_large_for_broker
+from ecloud.client.too_large import CUT_OFF_TIMES, LARGE_BYTES, request_too_large, too_large_for_broker
 from ecloud.config.secrets import AccessFile, derive_key
 from ecloud.model import wire
 from ecloud.model.tasks import ENDED, TaskDefinition
@@ -187,9 +187,13 @@ class Client:
     def _request(self, request: Request, patience_s: float) -> RequestDone:
         talk = self._conversation
         began, said_in, said_at = time.monotonic(), 0, 0.0
+        size, cut_off = len(msgspec.json.encode(request)), 0
         while True:
             now = time.monotonic()
             if talk.session and (said_in != talk.sessions or now - said_at >= REPEAT_S):
+                cut_off += size > LARGE_BYTES and said_in not in (0, talk.sessions)
+                if cut_off >= CUT_OFF_TIMES:  # repeating it would not help
+                    raise RequestRefused("request", request_too_large(request.verb, request.arguments, size))
                 talk.say(request)
                 said_in, said_at = talk.sessions, now
             message = talk.wait(min(LOOK_S, patience_s))

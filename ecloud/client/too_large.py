@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ecloud.formats.large_tasks import largest_part
 from ecloud.formats.problems import shown
 from ecloud.model.tasks import TaskDefinition
@@ -19,4 +21,15 @@ def too_large_for_broker(task: TaskDefinition, size: int) -> str:
         f"task {shown(task.id)}: its definition has {size:,} bytes, {part.size:,} of them {part.name}, and the "
         f"connection to the broker ended {CUT_OFF_TIMES} times while it was sent: the broker seems to take smaller "
         f"messages only; {part.remedy}, or raise max_packet_size and message_size_limit of the broker"
+    )
+
+
+def request_too_large(verb: str, arguments: Mapping[str, object], size: int) -> str:
+    """The message for a request of `size` bytes that ended the connection each time."""
+    count = max((len(value) for value in arguments.values() if isinstance(value, list)), default=0)
+    return (
+        f"{verb}: the request has {size:,} bytes and names {count:,} things, and the connection to the broker ended "
+        f"{CUT_OFF_TIMES} times while it was sent: the broker seems to take smaller messages only. Nothing was done. "
+        "Select tasks by --run, --state or --label, name a range of an array such as a[1-50000], name fewer at a time, "
+        "or raise the broker's limits (Mosquitto: max_packet_size and message_size_limit)"
     )

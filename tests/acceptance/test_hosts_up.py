@@ -144,7 +144,11 @@ def test_all_problems_are_named_at_once(laptop: Laptop, net_hosts: NetHosts, tmp
     shared = tmp_path / "shared"
     shared.mkdir()
     options = [*net_hosts.options([good, *faults.values()]), "--datastore", shared]
-    refused = laptop.admin("hosts", "up", *options, code=2).err
+    slots = len(os.sched_getaffinity(0)) + 1
+    told = laptop.admin("hosts", "up", *options, "--slots", slots, code=2)
+    assert f"with {slots} slots each worker offers 0." in told.out
+    assert f"use --slots {slots - 1} or fewer" in told.out
+    refused = told.err
     for fault, words in {
         "no python": "it has no Python; ECLOUD needs 3.10 or later: install one",
         "disk full": "free some disk space below /root/.ecloud-hosts",

@@ -116,6 +116,17 @@ def test_long_lists_of_names_are_refused_with_the_task_its_size_and_the_remedy(d
             refused_call.result(100)
 
 
+@pytest.mark.timeout(300)
+def test_a_request_that_names_too_many_tasks_is_given_up_with_the_remedy(doors: Doors) -> None:
+    names = [f"{number:05}-{'n' * 200}" for number in range(5_000)]
+    doors.push(doors.write("t.json", [task(name, "sleep 1000") for name in names[:4_000]]))
+    told = doors.admin("cancel", *names, code=2).err
+    assert "cancel: the request has 1,0" in told
+    assert "names 5,000 things" in told
+    assert "Select tasks by --run, --state or --label" in told
+    assert doors.admin("cancel", *names[:4_000]).out.startswith("4000 cancelled")
+
+
 def count(*values: int) -> int:
     return len(values)
 
