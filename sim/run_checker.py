@@ -1,4 +1,4 @@
-"""Invariants of runs that clients extend: what a push changes, and what clients hear of it. Part of `checker.Checker`.
+"""Invariants of runs that clients extend: what a push changes, and what clients learn of it. Part of `checker.Checker`.
 
 Reads committed rows and batches, never the state of a core.
 """
