@@ -357,7 +357,9 @@ class Start:
                     "--listen is for the embedded broker, but BROKER_HOST names another broker", "leave one out"
                 )
             return external
-        self._embedded = EmbeddedBroker(self._home, self._broker_listen, settings.broker_listen)
+        self._embedded = EmbeddedBroker(
+            self._home, settings.broker_listen or self._broker_listen, tls=bool(settings.broker_listen)
+        )
         return self._embedded.start()
 
     def _open_datastore(self, cluster_id: str, context: Mapping[str, str]) -> Storage:

@@ -47,15 +47,14 @@ class BrokerWontStart(PartAway):
 
 
 class EmbeddedBroker:
-    """One private broker. `listen`: the address that it listens on while the boss itself speaks with it on this
-    machine, for hosts (`admin.py hosts up`). `public`: the address at which other machines reach it with TLS, with or
-    without ":PORT"; then all peers use that."""
+    """One private broker. `listen`: the address at which its peers reach it. `tls`: that address may have a ":PORT",
+    and all peers use it, the boss, too; without TLS the boss connects on this machine, whatever the address."""
 
-    def __init__(self, home: Home, listen: str = HOST, public: str = "") -> None:
+    def __init__(self, home: Home, listen: str = HOST, tls: bool = False) -> None:
         self._home = home
-        self._host, self._wanted_port = split_address(public) if public else (HOST, 0)
-        self._listen = self._host if public else listen
-        self._is_open = bool(public)
+        self._listen, self._wanted_port = split_address(listen) if tls else (listen, 0)
+        self._host = self._listen if tls else HOST
+        self._tls = tls
         self._door: subprocess.Popen[bytes] | None = None
         self._pem = ""
         self._directory = home.broker
@@ -70,7 +69,7 @@ class EmbeddedBroker:
 
     def start(self) -> BrokerAddress:
         """Start it and wait until it listens. Raises `BrokerWontStart`."""
-        if self._is_open:
+        if self._tls:
             _require_own(self._host)
         self._end_left_over()
         self._end(self._door)
@@ -78,11 +77,11 @@ class EmbeddedBroker:
         password = self._password()
         self._port = self._choose_port()
         mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-        if self._is_open:
+        if self._tls:
             self._write_certificate(password)
         if mosquitto:
             self._process = self._spawn(self._mosquitto(mosquitto, password))
-        elif not self._is_open:
+        elif not self._tls:
             self._process = self._spawn(self._from_pip(self._port))
         else:
             behind = _any_port(HOST)
@@ -92,7 +91,7 @@ class EmbeddedBroker:
             self._door = self._spawn([*command, str(self._directory)])
         self._write_pids()
         self._wait_until_it_listens(self._door or self._process, self._host, self._port)
-        return BrokerAddress(self._host, self._port, USER, password, self._pem, self._is_open)
+        return BrokerAddress(self._host, self._port, USER, password, self._pem, self._tls)
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         with (self._directory / "log").open("ab") as log_file:
@@ -176,7 +175,7 @@ class EmbeddedBroker:
         write_private(passwords, f"{USER}:{_mosquitto_hash(password)}\n")
         config = "\n".join([
             f"listener {self._port} {self._listen}",
-            *((f"certfile {self._directory}/tls.pem", f"keyfile {self._directory}/tls.key") if self._is_open else ()),
+            *((f"certfile {self._directory}/tls.pem", f"keyfile {self._directory}/tls.key") if self._tls else ()),
             "allow_anonymous false",
             f"password_file {passwords}",
             "set_tcp_nodelay true",
@@ -195,7 +194,7 @@ class EmbeddedBroker:
         return [program, "-c", str(path)]
 
     def _from_pip(self, port: int) -> list[str]:
-        listen = HOST if self._is_open else self._listen
+        listen = HOST if self._tls else self._listen
         return [sys.executable, "-m", "boss.shell.pip_broker", str(port), str(self._directory), listen]
 
     # --- its process --------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def broker(home: Home) -> Iterator[EmbeddedBroker]:
-    broker = EmbeddedBroker(home, public=ADDRESS)
+    broker = EmbeddedBroker(home, ADDRESS, tls=True)
     yield broker
     broker.stop()
 
@@ -52,7 +52,7 @@ def test_who_has_the_certificate_and_the_password_is_let_in_and_nobody_else(brok
 def test_certificate_and_port_outlive_the_boss(broker: EmbeddedBroker, home: Home) -> None:
     address = broker.start()
     broker.stop()
-    again = EmbeddedBroker(home, public=ADDRESS)
+    again = EmbeddedBroker(home, ADDRESS, tls=True)
     try:
         assert again.start() == address, "access files that were given out still open it"
     finally:
@@ -90,14 +90,14 @@ def test_strangers_that_send_nonsense_do_no_harm(broker: EmbeddedBroker) -> None
 
 def test_a_port_may_be_named_and_must_be_free(home: Home) -> None:
     port = free_port()
-    broker = EmbeddedBroker(home, public=f"{ADDRESS}:{port}")
+    broker = EmbeddedBroker(home, f"{ADDRESS}:{port}", tls=True)
     assert broker.start().port == port
     broker.stop()
     with (
         socket.create_server((ADDRESS, port)),
         pytest.raises(BrokerWontStart, match=f"port {port} of {ADDRESS} is taken"),
     ):
-        EmbeddedBroker(home, public=f"{ADDRESS}:{port}").start()
+        EmbeddedBroker(home, f"{ADDRESS}:{port}", tls=True).start()
 
 
 def test_addresses() -> None:
@@ -113,5 +113,5 @@ def test_addresses() -> None:
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BrokerWontStart, match="is not an address of this machine: it has") as problem:
-        EmbeddedBroker(Home(tmp_path / "home").make(), public="192.0.2.1").start()
+        EmbeddedBroker(Home(tmp_path / "home").make(), "192.0.2.1", tls=True).start()
     assert problem.value.exit_code == 2

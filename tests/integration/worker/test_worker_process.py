@@ -8,6 +8,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import psutil
 import pytest
 from services import wait_until
+from systemd_machine import UNIFIED
 
 from datastore.directory import DirectoryDatastore
 from ecloud.model.tasks import (
@@ -55,7 +58,7 @@ DEADLINE_S = 30.0
 class Bench:
     """Everything of a worker but its conversation: orders in, events out."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, memory_group: str | None = None) -> None:
         directory.mkdir(exist_ok=True)
         self.directory = directory
         self.store = DirectoryDatastore(directory / "datastore").make()
@@ -67,7 +70,7 @@ class Bench:
         self.files.use(DatastoreAccess(f"dir:{self.store.root}"))
         own = {"ECLOUD_WORKER": "w1", "ECLOUD_WORKER_DIR": str(self.home.shared)}
         environment = encoded({**inherited(os.environ), **own})
-        self.memory_group = parent_of_tasks()
+        self.memory_group = parent_of_tasks() if memory_group is None else memory_group
         self.processes = Processes(self.poll, environment, lambda *_: None, memory_group=self.memory_group)
         directories = WorkingDirectories(self.home.path, self.files.pool)
         self.jobs = Jobs(
@@ -383,6 +386,45 @@ def test_with_cgroup_v2_the_agent_moves_to_a_group_of_its_own(tmp_path: Path) ->
     (tmp_path / "cgroup.subtree_control").write_text("")
     (tmp_path / "cgroup.procs").write_text("1\n2\n")
     assert parent_of_tasks(tmp_path) == "", "a group with other processes"
+
+
+@pytest.fixture
+def unified() -> Iterator[Path]:
+    """A cgroup of the kernel's v2, with its memory controller if that is not v1's."""
+    top = next((place for place in UNIFIED if (place / "cgroup.controllers").exists()), None)
+    if top is None or not os.access(top, os.W_OK):
+        pytest.skip("no cgroup v2 may be changed here")
+    made = top / f"ecloud-test-{os.getpid()}"
+    made.mkdir()
+    if "memory" in (made / "cgroup.controllers").read_text().split():
+        (made / "cgroup.subtree_control").write_text("+memory")
+    yield made
+    made.rmdir()  # fails if a group is left in it
+
+
+def test_a_limit_holds_in_a_real_cgroup_v2_and_no_group_stays(tmp_path: Path, unified: Path) -> None:
+    """Where v1 has the memory controller, the kernel refuses the limit, and the launcher holds it alone."""
+    bench = Bench(tmp_path, str(unified))
+    try:
+        outcome = bench.run(f"sleep 0.05; {sys.executable} -c '{EATER}'", asks={"memory_mb": 100.0})
+        assert outcome.cause is Cause.MEMORY
+        assert bench.run("sleep 0.05", asks={"memory_mb": 200.0}).cause is Cause.SUCCESS
+
+        killed = bench.begin("sleep 1001 & echo $! > left; sleep 1000", asks={"memory_mb": 100.0})
+        (job,) = bench.jobs.under_way.values()
+        left = bench.until(lambda: (job.directory / "left").exists() and pid_in(job.directory / "left"))
+        (group,) = bench.until(lambda: [path for path in unified.glob("ecloud-*") if has_launcher_of(path, left)])
+        os.kill(int(group.name.removeprefix("ecloud-")), signal.SIGKILL)
+        assert bench.outcome(killed).cause is not Cause.SUCCESS
+        bench.until(lambda: not group.exists() and not is_alive(left))
+    finally:
+        bench.close()
+
+
+def has_launcher_of(group: Path, pid: int) -> bool:
+    """Whether this is the group of the launcher that the process descends from."""
+    launcher = int(group.name.removeprefix("ecloud-"))
+    return launcher in [parent.pid for parent in psutil.Process(pid).parents()]
 
 
 def test_memory_is_free_where_none_is_asked_for_and_up_to_the_limit(bench: Bench) -> None:
