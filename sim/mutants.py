@@ -257,14 +257,14 @@ MUTANTS: dict[str, Mutant] = {
         ("push-once", "settles"),
         ((Store, "_drop", mutations.forgets_pushes_with_their_runs),),
         RESTARTS_AND_LOSSES,
-        Size(tasks=(3, 6), runs=(1, 2), wishes=(60, 100), arrays=0.0),
+        Size(tasks=(3, 6), runs=(1, 2), wishes=(60, 100), arrays=0.0, programs=0.0),
     ),
     "dropped-names": Mutant(
         "names of dropped runs: a push that is repeated then counts as one of a new run",
         ("push-once", "settles"),
         ((RunNames, "drop", mutations.forgets_dropped_names), (RunNames, "__init__", mutations.starts_without_names)),
         RESTARTS_AND_LOSSES,
-        Size(tasks=(3, 6), runs=(1, 2), wishes=(60, 100), arrays=0.0),
+        Size(tasks=(3, 6), runs=(1, 2), wishes=(60, 100), arrays=0.0, programs=0.0),
     ),
     "extend-keeps": Mutant(
         "keeping tasks: a push that extends a run does all tasks again that it names",
