@@ -25,7 +25,7 @@ from boss.core.model.cloud_vms import VmFound
 from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.effects import EndVm, ListVms, LoadRun, StartVm
 from boss.core.model.events import Event, MessageArrived, RunLoaded, VmsListed, VmStarted
-from boss.core.model.fleet import how_many
+from boss.core.model.worker import how_many
 from ecloud.formats import ReadOptions, read_task_list
 from ecloud.model import wire
 from ecloud.model.tasks import Cause, Dependency, Outcome, TaskDefinition

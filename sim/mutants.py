@@ -31,10 +31,10 @@ from boss.core.clients import pushes
 from boss.core.clients.pushes import Pushes
 from boss.core.model import machine as machine_model
 from boss.core.model.arrays import Array
-from boss.core.model.fleet import Worker
 from boss.core.model.graph import TaskGraph
 from boss.core.model.history import History
 from boss.core.model.machine import Machine
+from boss.core.model.worker import Worker
 from boss.core.placement import placement as placement_module
 from boss.core.placement.placement import Placement
 from boss.core.tasks import merging, suspects

@@ -666,11 +666,11 @@ def counts_what_runs_alone(true: Any) -> Any:
 
 def queues_anywhere(true: Any) -> Any:
     def may_wait_at(self: Any, worker: Any) -> bool:
-        machine, worker.machine = worker.machine, None
+        shares, worker.shares_machine = worker.shares_machine, False
         try:
             return bool(true(self, worker))
         finally:
-            worker.machine = machine
+            worker.shares_machine = shares
 
     return may_wait_at
 

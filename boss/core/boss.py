@@ -56,13 +56,14 @@ from boss.core.model.events import (
     VmStarted,
     VmVisited,
 )
-from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.history import History
 from boss.core.model.outbox import Conversation, Outbox
 from boss.core.model.ready_tasks import ReadyTasks
 from boss.core.model.rows import Snapshot
 from boss.core.model.runtime_estimates import Runtimes
 from boss.core.model.timers import Timers
+from boss.core.model.worker import Worker
 from boss.core.placement.placement import Placement
 from boss.core.placement.stealing import WorkStealing
 from boss.core.restoring import restore

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from boss.core.autoscale.vms import Vms
-from boss.core.model.fleet import Attempt, Fleet, Worker, believed
+from boss.core.model.fleet import Fleet
 from boss.core.model.rows import AttemptRow, Snapshot, TaskRow
+from boss.core.model.worker import Attempt, Worker, believed
 from boss.core.tasks.arrays import load_arrays
 from boss.core.tasks.attempts import MAX_BACKOFF_S, Attempts
 from boss.core.tasks.taskbook import TaskBook

@@ -9,24 +9,19 @@ import contextlib
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from datastore.problem import Problem
 from ecloud.model.calls import python_resource
-from ecloud.model.tasks import Call, Requirement, TaskBody
-from ecloud.model.wire import CallValue
+from ecloud.model.tasks import Call, TaskBody
 from worker.core.containers import CONTROL, SHARED, WORK, Place
 from worker.shell.call_hosts import CallHosts, CallOrder, HostKind, Key
 from worker.shell.container_runtimes import argv_in_container
 from worker.shell.files import WorkingDirectories
 from worker.shell.home import WorkerHome
-
-if TYPE_CHECKING:
-    from worker.shell.jobs import Job
+from worker.shell.job import Job, value_name
 
 UNUSED_S = 6 * 3600.0
 """A shared requirement that no call has used for this long is removed."""
@@ -38,12 +33,6 @@ OWN = (b"ECLOUD_TASK", b"ECLOUD_RUN", b"ECLOUD_ATTEMPT")
 
 class CallImpossible(Problem):
     """This machine cannot run the call; the text gives the reason."""
-
-
-def with_values(body: TaskBody, values: Sequence[CallValue]) -> TaskBody:
-    """Return the body of a call, with the large values that it needs added to its requirements."""
-    more = [Requirement(value.path, _value_name(number)) for number, value in enumerate(values) if value.path]
-    return msgspec.structs.replace(body, requirements=(*body.requirements, *more)) if more else body
 
 
 def without_kept(body: TaskBody, objects: Path) -> TaskBody:
@@ -64,10 +53,6 @@ def _missing(job: Job) -> list[str]:
     assert job.body.call is not None
     here = {value.id for value in job.order.values}
     return [id for id in job.body.call.needs if id not in here]
-
-
-def _value_name(number: int) -> str:
-    return f".ecloud-value-{number}"
 
 
 class CallRunner:
@@ -139,7 +124,7 @@ class CallRunner:
             "project": self._unpacked(job, call),
             "env": {os.fsdecode(name): os.fsdecode(env[name]) for name in OWN if name in env},
             "values": {value.id: len(value.value) for value in job.order.values if not value.path},
-            "files": {value.id: _value_name(number) for number, value in enumerate(job.order.values) if value.path},
+            "files": {value.id: value_name(number) for number, value in enumerate(job.order.values) if value.path},
             "code": len(call.code),
             "arguments": len(call.arguments),
             "setup": len(call.setup),

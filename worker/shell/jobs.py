@@ -22,7 +22,7 @@ import msgspec
 from datastore.backoff import Backoff
 from datastore.port import AccessRefused, DatastoreAway
 from ecloud.config.this_host import machine_is_stopping
-from ecloud.model.tasks import Cause, Container, Outcome, Result, TaskBody
+from ecloud.model.tasks import Cause, Container, Outcome, Result
 from ecloud.model.wire import UNCHAINED
 from worker.core.containers import CONTROL, SHARED, Place
 from worker.core.events import (
@@ -40,12 +40,13 @@ from worker.core.events import (
     TroubleChanged,
 )
 from worker.shell.call_hosts import VALUE_FILE, CallEnd, CallHosts
-from worker.shell.calls import CallImpossible, CallRunner, with_values, without_kept
+from worker.shell.calls import CallImpossible, CallRunner, without_kept
 from worker.shell.commands import failed_step, forget_control, outcome_of, shell_argv
 from worker.shell.container_runtimes import ContainerMissing, argv_in_container, clear_away
 from worker.shell.environment import encoded, of_gpus, of_resources
 from worker.shell.files import Fetched, Files, NoRoom, RequirementMissing, WorkingDirectories, kept_name
 from worker.shell.home import WorkerHome
+from worker.shell.job import Job, Key
 from worker.shell.long_bodies import BodyUnusable, with_long_body
 from worker.shell.outputs import forget_outputs, output_files, outputs_of
 from worker.shell.own_results import OwnResults, changed, copy, read, sources
@@ -59,39 +60,6 @@ SHUTDOWN_HEARD_S = 1.0
 """A machine that shuts down sends SIGTERM to all processes together: how long this process waits for its own
 SIGTERM."""
 SHUT_DOWN = "its worker was ordered to leave, or its machine shuts down"
-Key = tuple[int, int]
-
-
-class Job:
-    """One attempt under way."""
-
-    def __init__(self, order: StartAttempt, directory: Path, control: str) -> None:
-        body = order.order.body
-        assert body is not None
-        if order.order.values:
-            body = with_values(body, order.order.values)
-        self.order = order.order
-        self.gpus = order.gpus
-        self.body: TaskBody = body
-        self.directory = directory
-        self.control = control
-        self.fetch_s = 0.0
-        self.fetched = Fetched(0, 0)
-        self.fetching: Future[Fetched] | None = None
-        self.began_at = 0.0
-        self.stop_reason: str | None = None
-        self.outcome: Outcome | None = None
-        self.outputs: tuple[Result, ...] = ()
-        self.store_failures = 0
-        self.container_argv: list[str] = []
-        self.container_name = ""
-        self.own = order.own
-        self.made: OwnResults | None = None
-
-    @property
-    def key(self) -> Key:
-        """(task_no, number)."""
-        return self.order.task_no, self.order.number
 
 
 class Jobs:

@@ -14,11 +14,12 @@ import msgspec
 
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.scaling import Demand, FleetSnapshot, IdleVm, PoolNow, Spot
-from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Node, Shape
 from boss.core.model.ready_tasks import Group, least_needed_s
 from boss.core.model.rows import VmRow
 from boss.core.model.runtime_estimates import Runtimes
+from boss.core.model.worker import Worker
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.model.tasks import AttemptState, TaskState, fits

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import msgspec
 
 from boss.core.model.config import PoolConfig
-from boss.core.model.fleet import how_many
 from boss.core.model.graph import Shape
+from boss.core.model.worker import how_many
 from ecloud.model.tasks import Resources, fits
 from ecloud.model.text import counted, duration
 

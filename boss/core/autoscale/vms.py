@@ -23,10 +23,11 @@ from boss.core.model.cloud_vms import VmFound, boot_nonce
 from boss.core.model.config import BossConfig, PoolConfig
 from boss.core.model.effects import EndVm, StartVm
 from boss.core.model.events import VmVisited
-from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.outbox import Outbox
 from boss.core.model.rows import VmRow, VmSpan
 from boss.core.model.timers import Timers
+from boss.core.model.worker import Worker
 from boss.core.workers.leases import Leases
 from ecloud.model.vm_life import ahead_s
 from ecloud.model.vm_states import WRITTEN_OFF, VmState

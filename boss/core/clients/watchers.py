@@ -7,9 +7,10 @@ from collections.abc import Callable
 import msgspec
 
 from boss.core.model.config import BossConfig
-from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.outbox import Conversation, Outbox
 from boss.core.model.timers import Timers
+from boss.core.model.worker import Worker
 from boss.core.tasks.taskbook import Run, TaskBook
 from ecloud.model.tasks import TaskState
 from ecloud.model.transfer_status import Moving

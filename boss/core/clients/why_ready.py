@@ -14,9 +14,10 @@ from boss.core.autoscale.autoscaler import Autoscaler
 from boss.core.autoscale.run_budgets import RunBudgets
 from boss.core.autoscale.scaling import PoolNow
 from boss.core.autoscale.vms import Vms
-from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Node, Shape
 from boss.core.model.ready_tasks import ReadyTasks
+from boss.core.model.worker import Worker
 from boss.core.tasks.attempts import Attempts
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.model.tasks import TaskState, fits
@@ -233,7 +234,7 @@ class WhyReady:
 
 
 def _waits_for_machine(worker: Worker, node: Node) -> bool:
-    return worker.machine is not None and fits(worker.own, node.shape.asks)
+    return worker.shares_machine and fits(worker.own, node.shape.asks)
 
 
 def _why_closed(worker: Worker) -> str:

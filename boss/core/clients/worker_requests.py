@@ -7,8 +7,9 @@ from collections.abc import Callable
 from boss.core.autoscale.owed_vms import ASKED_FOR
 from boss.core.autoscale.vms import Vms
 from boss.core.clients.request_answers import Answer, RequestRefused, listed, text_of
-from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.outbox import Outbox
+from boss.core.model.worker import Worker
 from boss.core.workers.leases import Leases
 from ecloud.model.wire import Request
 

@@ -7,15 +7,9 @@ control group, an affinity mask or a batch job that limits a process).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from boss.core.model.worker import MachineKey, Worker
 from ecloud.model.tasks import ROUNDING, Resources
 from ecloud.model.wire import Hello
-
-if TYPE_CHECKING:
-    from boss.core.model.fleet import Worker
-
-MachineKey = tuple[str, str, str]
 
 
 def machine_key(hello: Hello) -> MachineKey | None:
@@ -41,7 +35,7 @@ class Machine:
     def remove(self, worker: Worker) -> None:
         """The worker is gone."""
         if self.workers.pop(worker.name, None) is not None:
-            worker.machine, worker.free = None, worker.own
+            worker.shares_machine, worker.free = False, worker.own
             self.measure()
 
     def measure(self) -> None:
@@ -57,7 +51,7 @@ class Machine:
         self.has = has
         self.is_shared = any(offered[name] > amount + ROUNDING for name, amount in has.items())
         for worker in self.workers.values():
-            worker.machine = self if self.is_shared else None
+            worker.shares_machine = self.is_shared
             worker.free = worker.own
         if self.is_shared:
             self.share()
@@ -82,7 +76,7 @@ class Machine:
         if self.is_shared:
             self.share()
         for name, worker in self.workers.items():
-            assert worker.machine is (self if self.is_shared else None), f"{name}: its machine is not known"
+            assert worker.shares_machine == self.is_shared, f"{name}: its machine is not known"
             for what, amount in worker.own.items():
                 assert found[name][what] <= amount + ROUNDING, f"{name} has more {what} free than of its own"
                 assert abs(found[name][what] - worker.free[what]) < 0.001, f"{name}: {what} of its machine is not known"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from boss.core.model.config import BossConfig
-from boss.core.model.fleet import Fleet, Worker, how_many
+from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Shape
+from boss.core.model.worker import Worker, how_many
 from ecloud.model.tasks import Resources
 
 _USUAL = frozenset({"cpus", "memory_mb"})
@@ -125,7 +126,7 @@ class CapacityIndex:
         """Whether a short task may be queued at the worker beyond what runs."""
         config = self._config
         has_room = worker.ahead_s < REFILLED_BELOW * config.ahead_s and worker.waiting < config.ahead_max
-        return has_room and not worker.slow and not worker.alone and worker.machine is None
+        return has_room and not worker.slow and not worker.alone and not worker.shares_machine
 
     def check(self) -> None:
         """Invariants, valid when nothing was touched since `settle`: each worker that takes tasks is in its group, and

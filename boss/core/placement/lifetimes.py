@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from boss.core.model.fleet import Attempt, Worker
+from boss.core.model.worker import Attempt, Worker
 
 LOOKED_AT = 64
 """Maximum attempts of a worker that are checked for the one that ends first."""

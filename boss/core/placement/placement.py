@@ -23,10 +23,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 
 from boss.core.model.config import BossConfig
-from boss.core.model.fleet import Attempt, Fleet, Worker, covers
+from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Inputs, Node, Shape
 from boss.core.model.ready_tasks import Bucket, Group, ReadyTasks
 from boss.core.model.runtime_estimates import Runtimes
+from boss.core.model.worker import Attempt, Worker, covers
 from boss.core.placement.capacity_index import REFILLED_BELOW, CapacityIndex
 from boss.core.placement.lifetimes import chained_left_s, queued_left_s
 from boss.core.tasks.chains import Chains
@@ -241,8 +242,8 @@ class Placement:
                 break
         if best:
             reserved[best] = group
-            machine = self._fleet.workers[best].machine
-            for name in machine.workers if machine is not None else ():
+            worker = self._fleet.workers[best]
+            for name in self._fleet.machine_of(worker).workers if worker.shares_machine else ():
                 reserved.setdefault(name, group)  # else small tasks of these take what it waits for
         return refused and not best
 
@@ -270,7 +271,7 @@ class Placement:
         machine: the worker would start it without asking whether the machine has room."""
         config = self._config
         has_room = worker.ahead_s < config.ahead_s and worker.waiting < config.ahead_max
-        return has_room and not worker.slow and not worker.alone and worker.machine is None
+        return has_room and not worker.slow and not worker.alone and not worker.shares_machine
 
 
 def _share(free: Resources, shape: Shape, least: float) -> float:
@@ -288,7 +289,7 @@ def _share(free: Resources, shape: Shape, least: float) -> float:
 
 def _is_empty(worker: Worker) -> bool:
     """Whether it can be given all of itself, as a task that runs alone takes: also from the machine that it shares."""
-    return not worker.held and (worker.machine is None or fits(worker.free, worker.capacity.items()))
+    return not worker.held and (not worker.shares_machine or fits(worker.free, worker.capacity.items()))
 
 
 _Entry = tuple[float, int, int, Group, "_Room", "_Turns"]

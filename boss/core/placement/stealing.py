@@ -6,9 +6,10 @@ Owns the time of the last pass. Places nothing: a retracted task is ready again 
 from __future__ import annotations
 
 from boss.core.model.config import BossConfig
-from boss.core.model.fleet import Attempt, Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Shape, compared_s
 from boss.core.model.timers import Timers
+from boss.core.model.worker import Attempt, Worker
 from boss.core.tasks.attempts import Attempts
 from ecloud.model.tasks import AttemptState, Resources, fits
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from boss.core.model.config import BossConfig
 from boss.core.model.effects import DropStages, Promote, PromoteFiles
-from boss.core.model.fleet import Attempt, Fleet, Worker, how_many
+from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Node
 from boss.core.model.outbox import Outbox
 from boss.core.model.rows import AttemptRow
 from boss.core.model.runtime_estimates import Runtimes
 from boss.core.model.timers import Timers
+from boss.core.model.worker import Attempt, Worker, how_many
 from boss.core.tasks.chains import Chains
 from boss.core.tasks.init_tasks import InitTasks
 from boss.core.tasks.input_locality import note_fetched, note_given

@@ -8,8 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from boss.core.model.effects import LoadValues
-from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.outbox import Outbox
+from boss.core.model.worker import Worker
 from ecloud.model.tasks import AttemptState
 from ecloud.model.wire import CallValue, CallValues
 

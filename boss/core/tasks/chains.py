@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Mapping
 from itertools import islice
 
-from boss.core.model.fleet import Attempt, Worker
 from boss.core.model.graph import Node
 from boss.core.model.rows import MAKES_RESULTS, MAKES_UNLESS_THERE
+from boss.core.model.worker import Attempt, Worker
 from ecloud.model.tasks import AttemptState, Condition, TaskState
 
 MOST_AFTER = 32

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from boss.core.model.fleet import Attempt, Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.graph import Node
 from boss.core.model.rows import AttemptRow
+from boss.core.model.worker import Attempt, Worker
 from boss.core.tasks.taskbook import MAX_REASON_CHARS, Run, TaskBook
 from ecloud.model.tasks import INIT_FAILURES_ALLOWED, Cause, Outcome, TaskState
 

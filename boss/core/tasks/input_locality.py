@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from boss.core.model.fleet import Worker
 from boss.core.model.graph import Input, Inputs, KnownInputs, TaskGraph
+from boss.core.model.worker import Worker
 from boss.core.tasks.merging import Merge
 from ecloud.model.tasks import TaskDefinition
 from ecloud.model.transfer_status import BIG_INPUT_BYTES, INPUTS_TOLD, HeldInput

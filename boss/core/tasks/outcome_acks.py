@@ -12,9 +12,10 @@ from collections.abc import Iterable
 import msgspec
 
 from boss.core.model.config import BossConfig
-from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.outbox import Outbox
 from boss.core.model.timers import Timers
+from boss.core.model.worker import Worker
 from ecloud.model.tasks import Outcome
 from ecloud.model.wire import BATCH_COUNT, AttemptName, OutcomesStored
 

@@ -15,10 +15,10 @@ from collections.abc import Container
 
 import msgspec
 
-from boss.core.model.fleet import Attempt, Worker
 from boss.core.model.graph import Node, Shape
 from boss.core.model.outbox import Outbox
 from boss.core.model.rows import SuspectRow
+from boss.core.model.worker import Attempt, Worker
 from boss.core.tasks.taskbook import TaskBook
 from ecloud.model.tasks import AttemptState, TaskState
 from ecloud.model.text import counted

@@ -9,8 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from boss.core.model.effects import SignKey, UseDatastore
-from boss.core.model.fleet import Fleet, Worker
+from boss.core.model.fleet import Fleet
 from boss.core.model.outbox import Outbox
+from boss.core.model.worker import Worker
 from boss.core.workers.sessions import Sessions
 from ecloud.model.wire import DatastoreAccess, DatastoreGranted
 

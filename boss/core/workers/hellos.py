@@ -5,7 +5,7 @@ The boss keeps a Hello in memory until the peer confirms it, and a worker's for 
 
 from __future__ import annotations
 
-from boss.core.model.fleet import believed
+from boss.core.model.worker import believed
 from ecloud.model.wire import MAX_NAME_CHARS, HeldAttempt, Hello
 
 MAX_TEXT_CHARS = 255

@@ -11,10 +11,11 @@ import math
 import msgspec
 
 from boss.core.model.config import BossConfig
-from boss.core.model.fleet import Fleet, Worker, believed
+from boss.core.model.fleet import Fleet
 from boss.core.model.outbox import Conversation, Outbox
 from boss.core.model.rows import WorkerRow
 from boss.core.model.timers import Timers
+from boss.core.model.worker import Worker, believed
 from boss.core.tasks.attempts import Attempts
 from boss.core.workers.sessions import Sessions
 from ecloud.model.wire import Drain, Exit, Heartbeat, HeartbeatAnswered, Hello, Refused, Undrain

@@ -52,7 +52,7 @@ def test_a_machine_that_nobody_promises_twice_limits_nothing() -> None:
     on_machine(script, "one")
     on_machine(script, "two")
     workers = script.boss.fleet.workers.values()
-    assert all(worker.machine is None and worker.free is worker.own for worker in workers)
+    assert all(not worker.shares_machine and worker.free is worker.own for worker in workers)
 
 
 def test_nothing_is_queued_ahead_on_a_shared_machine() -> None:
