@@ -61,7 +61,7 @@ def test_where_no_boss_has_run_each_action_says_what_to_do(doors: Doors) -> None
     assert "python admin.py start" in doors.push(doors.write("t.json", [{"id": "a", "commands": "true"}]), code=3).err
 
 
-def test_who_interrupts_a_copy_into_a_directory_is_not_told_that_it_goes_on(cluster: Doors) -> None:
+def test_an_interrupted_copy_into_a_directory_leaves_nothing(cluster: Doors) -> None:
     with (cluster.place / "huge").open("wb") as file:
         file.truncate(100 << 30)  # a hole: it takes a minute to read, and no room
     assert cluster.daemon is not None
@@ -302,7 +302,7 @@ def test_a_worker_that_was_invited_works_until_it_is_no_more_wanted(cluster: Doo
     assert b"revoked" in refused.stderr
 
 
-def test_the_doctor_looks_at_every_part(cluster: Doors) -> None:
+def test_the_doctor_checks_every_part(cluster: Doors) -> None:
     found = cluster.admin("doctor", "--json").json
     assert found["ok"] is True
     parts = {finding["part"] for finding in found["findings"]}
@@ -401,7 +401,7 @@ def test_tasks_are_dropped_only_where_that_is_confirmed(cluster: Doors) -> None:
     assert b"run r was deleted while you watched it" in told
 
 
-def test_a_push_that_runs_nothing_says_so(cluster: Doors) -> None:
+def test_a_push_that_runs_nothing_prints_that(cluster: Doors) -> None:
     path = cluster.write("t.json", [{"id": "a", "commands": "echo 1 > out", "results": ["out"]}])
     assert "earlier" not in cluster.push(path, "--wait").out
     again = cluster.push(path, "--wait")
@@ -415,7 +415,7 @@ def test_a_push_that_runs_nothing_says_so(cluster: Doors) -> None:
     assert (cluster.daemon.home.datastore / "out").exists()
 
 
-def test_what_changed_since_a_success_is_told_and_run_again_when_asked(cluster: Doors) -> None:
+def test_what_changed_since_a_success_is_listed_and_run_again_on_request(cluster: Doors) -> None:
     inputs = cluster.place / "inputs"
     (inputs / "tree").mkdir(parents=True)
     (inputs / "data").write_text("one")
@@ -446,7 +446,7 @@ def test_what_changed_since_a_success_is_told_and_run_again_when_asked(cluster: 
     assert "again" not in cluster.push(path, "--wait", "--rerun_changed").err
 
 
-def test_what_nothing_can_run_is_told_by_status_and_in_the_queue(cluster: Doors) -> None:
+def test_status_and_the_queue_show_tasks_that_nothing_can_run(cluster: Doors) -> None:
     tasks = [
         {"id": "gpu", "commands": "true", "resources": {"gpus": 64}},
         {"id": "after", "commands": "true", "dependencies": ["gpu"]},

@@ -9,7 +9,7 @@ from doors import Doors
 from services import Daemon, wait_until
 
 
-def test_a_budget_that_is_used_up_is_told_everywhere_and_what_runs_goes_on(
+def test_a_used_up_budget_is_shown_everywhere_and_running_tasks_continue(
     daemons: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     told = tmp_path / "told"

@@ -1,4 +1,4 @@
-"""Hosts with sshd as a cloud: one list of hosts in the settings, and workers come and go on them with the work."""
+"""Hosts with sshd as a cloud: one list of hosts in the settings, on which workers start and end with the work."""
 
 from __future__ import annotations
 

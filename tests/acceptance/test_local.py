@@ -97,7 +97,7 @@ def test_nothing_is_left_but_the_results(doors: Doors) -> None:
     assert not leftovers(doors.place)
 
 
-def test_an_interrupt_stops_everything_and_says_how_to_go_on(doors: Doors) -> None:
+def test_an_interrupt_stops_everything_and_prints_how_to_continue(doors: Doors) -> None:
     tasks = [
         {"id": "quick", "commands": "echo 1 > out", "results": ["out"]},
         {"id": "slow", "commands": f"sleep 77; echo {doors.place}", "dependencies": [{"id": "quick", "on": "any"}]},
@@ -188,7 +188,7 @@ def test_files_are_uploaded_first(doors: Doors) -> None:
     assert (doors.place / "ecloud-data" / "out").read_text() == "42"
 
 
-def test_a_directory_that_is_not_there_is_told_before_anything_else(doors: Doors) -> None:
+def test_a_missing_directory_is_reported_before_anything_else(doors: Doors) -> None:
     """No boss runs here, and none is asked for."""
     tasks = doors.write("t.json", [{"id": "a", "commands": "true"}])
     assert "--upload nodir: there is no such directory" in doors.push(tasks, "--upload", "nodir", code=2).err

@@ -120,9 +120,7 @@ def test_what_is_wrong_is_one_sentence(hosted: Doors, double: OpenNebula) -> Non
 
 
 @pytest.mark.long
-def test_a_datastore_that_does_not_let_us_in_is_one_sentence_and_the_boss_works(
-    hosted: Doors, double: OpenNebula
-) -> None:
+def test_a_datastore_that_refuses_our_key_is_one_sentence_and_the_boss_works(hosted: Doors, double: OpenNebula) -> None:
     double.templates[1].attributes["CONTEXT"]["SSH_PUBLIC_KEY"] = ""  # type: ignore[index]
     done = hosted.admin("start", "--create", code=3)
     assert "authorise" in words(done)

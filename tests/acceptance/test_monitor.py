@@ -120,7 +120,7 @@ def post_in_chunks(monitor: Monitor, size: int) -> int:
         return int(connection.recv(100).split()[1])
 
 
-def test_a_thousand_slow_connections_keep_nobody_out(monitor: Monitor) -> None:
+def test_a_thousand_slow_connections_keep_no_other_out(monitor: Monitor) -> None:
     monitor.enter()
     host, port = monitor.host.split(":")
     slow = [socket.create_connection((host, int(port)), 10) for _ in range(1_000)]
@@ -261,7 +261,7 @@ def test_with_a_password_the_token_in_an_address_is_of_no_use(place: Doors) -> N
         monitor.end()
 
 
-def test_without_a_boss_it_says_so_and_shows_what_is_known(doors: Doors) -> None:
+def test_without_a_boss_it_reports_that_and_shows_what_is_known(doors: Doors) -> None:
     doors.admin("start")
     doors.admin("stop", "--vms")
     monitor = Monitor(doors)

@@ -165,7 +165,7 @@ def press_until(page: Page, reached: str) -> None:
     raise AssertionError(f"Tab does not lead to where {reached}")
 
 
-def test_a_page_that_is_looked_at_follows_what_happens(site: Site, browser: Browser) -> None:
+def test_an_open_page_follows_what_happens(site: Site, browser: Browser) -> None:
     context = entered(browser, site)
     page = context.new_page()
     page.goto(f"{site.url}/")

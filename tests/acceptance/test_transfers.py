@@ -216,7 +216,7 @@ def test_status_shows_what_moves_while_it_moves_and_not_a_moment_longer(far: Far
 
 
 @pytest.mark.parametrize("by", ["far", pytest.param("far_and_bare", marks=pytest.mark.long)])
-def test_a_person_who_interrupts_goes_on_where_it_was(by: str, request: pytest.FixtureRequest) -> None:
+def test_a_push_after_an_interrupt_continues_where_it_stopped(by: str, request: pytest.FixtureRequest) -> None:
     far: Far = request.getfixturevalue(by)
     size = 24_000_000
     place = far.doors.place
@@ -250,7 +250,7 @@ def test_a_person_who_interrupts_goes_on_where_it_was(by: str, request: pytest.F
 
 
 @pytest.mark.parametrize("by", ["far", pytest.param("far_and_bare", marks=pytest.mark.long)])
-def test_a_person_who_interrupts_a_get_goes_on_where_it_was(by: str, request: pytest.FixtureRequest) -> None:
+def test_a_get_after_an_interrupt_continues_where_it_stopped(by: str, request: pytest.FixtureRequest) -> None:
     far: Far = request.getfixturevalue(by)
     size, files = 1_000_000, 20
     (far.root / "out").mkdir()
@@ -273,7 +273,7 @@ def test_a_person_who_interrupts_a_get_goes_on_where_it_was(by: str, request: py
     assert list(place.glob(".*.part")) == []
 
 
-def test_a_get_of_all_results_goes_on_with_those_that_lack(far: Far) -> None:
+def test_a_get_of_all_results_continues_with_the_missing_ones(far: Far) -> None:
     task = {"id": "t", "commands": "echo 1 > a; echo 2 > b", "results": [["a", "out/a"], ["b", "out/b"]]}
     far.doors.push(far.doors.write("t.json", [task]), "--wait")
     (far.doors.place / "here").mkdir()

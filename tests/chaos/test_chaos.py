@@ -191,7 +191,7 @@ def test_a_long_task_outlives_everything_but_its_agent(new_cluster: NewCluster, 
         assert agent.spool == b""
 
 
-def test_work_in_hand_goes_on_without_a_boss_and_is_delivered_to_the_next(
+def test_running_work_continues_without_a_boss_and_is_delivered_to_the_next(
     new_cluster: NewCluster, tmp_path: Path
 ) -> None:
     """What ran when the boss died comes to its end without it; not an attempt is made twice for that."""

@@ -240,7 +240,7 @@ def test_results_of_two_attempts_share_a_directory(site: Site) -> None:
     assert site.names() == ["parts", "parts/1", "parts/2"]
 
 
-def test_a_file_in_the_way_of_a_directory_is_told_and_holds_up_nobody(site: Site) -> None:
+def test_a_file_in_the_way_of_a_directory_is_reported_and_delays_no_other(site: Site) -> None:
     assert site.promote(*site.stage(site.write("a"), "out")) is None
     blocked = Promotion("w1/1-1", tuple(site.stage(site.write("b"), "out/b", "w1/1-1")))
     good = Promotion("w1/2-1", tuple(site.stage(site.write("c"), "c", "w1/2-1")))
@@ -408,7 +408,7 @@ def test_what_no_datastore_holds_is_named_before_anything_is_copied(site: Site, 
 
 
 @pytest.mark.parametrize("kind", ["fifo", "socket"])
-def test_what_somebody_put_there_that_is_no_file_is_named_when_it_is_fetched(site: Site, kind: str) -> None:
+def test_something_in_the_datastore_that_is_no_file_is_named_when_it_is_fetched(site: Site, kind: str) -> None:
     (site.root / "tree").mkdir()
     make_unfit(site.root / "tree", kind)
     name = {"fifo": "p", "socket": "s"}[kind]

@@ -270,7 +270,7 @@ def test_an_ended_vm_leaves_the_list_and_so_does_its_agent(cloud: Provider, kind
     assert kind.agents(cloud_id) == []
 
 
-def test_one_that_was_known_and_is_gone_is_told_with_its_times_as_long_as_it_is_asked_about(cloud: Provider) -> None:
+def test_a_known_vm_that_is_gone_is_reported_with_its_times_while_it_is_asked_about(cloud: Provider) -> None:
     asked_at = time.time() - 0.02  # a process's start is known to a hundredth of a second
     ids = {cloud.start(order(vm_no)): vm_no for vm_no in (1, 2)}
     gone, lives = ids
@@ -286,7 +286,7 @@ def test_one_that_was_known_and_is_gone_is_told_with_its_times_as_long_as_it_is_
         assert told[lives].state is not CloudState.GONE
 
 
-def test_one_that_was_gone_while_no_boss_was_there_is_told_with_its_times(cloud: Provider, kind: Kind) -> None:
+def test_a_vm_that_ended_while_no_boss_ran_is_reported_with_its_times(cloud: Provider, kind: Kind) -> None:
     cloud_id = cloud.start(order(1))
     wait_until(lambda: [vm for vm in cloud.list() if vm.state is CloudState.RUNNING], what="the VM runs")
     (since,) = [vm.since for vm in cloud.list({cloud_id: 1})]
@@ -297,9 +297,7 @@ def test_one_that_was_gone_while_no_boss_was_there_is_told_with_its_times(cloud:
     assert since <= told.ended <= ended_before
 
 
-def test_one_that_was_made_and_gone_before_anybody_saw_it_is_told_to_who_looks_for_it(
-    cloud: Provider, kind: Kind
-) -> None:
+def test_a_vm_that_ended_before_it_was_seen_is_reported_on_request(cloud: Provider, kind: Kind) -> None:
     cloud_id = cloud.start(order(3))
     cloud.end_all(30)
     told = [vm for vm in kind.provider("one").list(lost={3: "1-3", 4: "1-4"}) if vm.state is CloudState.GONE]
@@ -326,7 +324,7 @@ def test_two_vms_of_one_number_and_different_histories_are_told_apart(cloud: Pro
     assert [(vm.boot_nonce, vm.cloud_id) for vm in sought] == [("1-3", old)]
 
 
-def test_a_process_that_can_t_be_recorded_does_not_go_on(tmp_path: Path) -> None:
+def test_a_process_that_cannot_be_recorded_does_not_continue(tmp_path: Path) -> None:
     """No list would ever show it."""
     processes = LocalKind(tmp_path)
     cloud = processes.provider("one")

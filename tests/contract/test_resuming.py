@@ -131,7 +131,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
 # --- fetching -----------------------------------------------------------------------------------------
 
 
-def test_a_download_goes_on_where_it_was_cut(site: Site) -> None:
+def test_a_download_continues_where_it_was_cut(site: Site) -> None:
     (site.root / "a").write_bytes(os.urandom(16 * MB))
     site.cut_at(11 * MB, lambda store: store.fetch("a", site.local / "a"))
     assert not (site.local / "a").exists()
@@ -139,7 +139,7 @@ def test_a_download_goes_on_where_it_was_cut(site: Site) -> None:
     assert site.is_like("a")
 
 
-def test_a_directory_goes_on_with_what_is_whole_and_what_is_not(site: Site) -> None:
+def test_a_directory_continues_with_what_is_whole_and_what_is_not(site: Site) -> None:
     site.tree()
     site.cut_at(12 * MB, lambda store: store.fetch("tree", site.local / "tree"))
     assert not (site.local / "tree").exists()
@@ -148,7 +148,7 @@ def test_a_directory_goes_on_with_what_is_whole_and_what_is_not(site: Site) -> N
     assert site.is_like("tree")
 
 
-def test_a_directory_that_is_cut_in_its_large_file_goes_on_in_the_middle_of_it(site: Site) -> None:
+def test_a_directory_that_is_cut_in_its_large_file_continues_in_the_middle_of_it(site: Site) -> None:
     (site.root / "tree").mkdir()
     (site.root / "tree/large").write_bytes(os.urandom(16 * MB))
     site.cut_at(11 * MB, lambda store: store.fetch("tree", site.local / "tree"))
@@ -172,7 +172,7 @@ def test_what_changed_meanwhile_is_fetched_as_it_is_now(site: Site) -> None:
     assert site.is_like("tree")
 
 
-def test_a_file_that_was_replaced_meanwhile_begins_anew(site: Site) -> None:
+def test_a_file_that_was_replaced_meanwhile_begins_again(site: Site) -> None:
     (site.root / "a").write_bytes(os.urandom(10 * MB))
     site.cut_at(7 * MB, lambda store: store.fetch("a", site.local / "a"))
     (site.root / "a").write_bytes(os.urandom(10 * MB))
@@ -199,7 +199,7 @@ def test_other_contents_of_the_same_size_and_time_are_never_mixed(site: Site, na
 
 
 @pytest.mark.parametrize("site", [*USUAL, "the boss by the gate"], indirect=True)
-def test_a_part_that_was_spoiled_on_this_machine_is_told_by_the_datastores_sum(site: Site) -> None:
+def test_the_datastores_sum_detects_a_part_that_was_spoiled_on_this_machine(site: Site) -> None:
     """Where no sum is known, pieces are compared: here all of the beginning is wrong."""
     site.publish("a", 10 * MB)
     site.cut_at(7 * MB, lambda store: store.fetch("a", site.local / "a"))
@@ -222,7 +222,7 @@ def test_what_another_process_fetches_just_now_is_left_to_it(site: Site) -> None
     os.close(theirs)
 
 
-def test_nothing_is_left_of_what_is_not_there_any_more(site: Site) -> None:
+def test_nothing_is_left_of_a_file_that_no_longer_exists(site: Site) -> None:
     (site.root / "a").write_bytes(os.urandom(8 * MB))
     site.cut_at(5 * MB, lambda store: store.fetch("a", site.local / "a"))
     (site.root / "a").unlink()
@@ -235,14 +235,14 @@ def test_nothing_is_left_of_what_is_not_there_any_more(site: Site) -> None:
 # --- storing ------------------------------------------------------------------------------------------
 
 
-def test_an_upload_goes_on_where_it_was_cut(site: Site) -> None:
+def test_an_upload_continues_where_it_was_cut(site: Site) -> None:
     (site.local / "a").write_bytes(os.urandom(16 * MB))
     site.cut_at(11 * MB, lambda store: store.store(STAGE, site.local / "a", "a"))
     assert site.travelled(lambda store: store.store(STAGE, site.local / "a", "a")) < 5 * MB + SLACK
     assert site.staged("a") == contents(site.local / "a")
 
 
-def test_an_upload_of_a_directory_goes_on_with_what_is_whole(site: Site) -> None:
+def test_an_upload_of_a_directory_continues_with_what_is_whole(site: Site) -> None:
     site.tree()
     (site.root / "tree").rename(site.local / "tree")
     site.cut_at(12 * MB, lambda store: store.store(STAGE, site.local / "tree", "tree"))

@@ -140,7 +140,7 @@ def test_an_epoch_has_time_in_it_and_says_where_the_one_before_ended(new_store: 
     assert second.load().epoch_ends[epoch] == 1
 
 
-def test_a_leader_goes_on_in_an_epoch_above_one_that_a_peer_heard(new_store: Callable[[], AnyStore]) -> None:
+def test_a_leader_continues_in_an_epoch_above_one_that_a_peer_heard(new_store: Callable[[], AnyStore]) -> None:
     first, second = new_store(), new_store()
     epoch = first.lead("one:1", NOW)
     assert first.lead_above(epoch + 500_000, NOW) == first.load().epoch > epoch + 500_000
@@ -171,7 +171,7 @@ def fall_silent(store: AnyStore, silent_s: float) -> None:
         connection.execute(sa.update(schema.leader).values(renewed_at=schema.leader.c.renewed_at - silent_s))
 
 
-def test_after_a_resignation_nobody_waits(new_store: Callable[[], AnyStore]) -> None:
+def test_after_a_resignation_no_boss_waits(new_store: Callable[[], AnyStore]) -> None:
     first, second = new_store(), new_store()
     first.lead("one:1", NOW)
     first.resign()
@@ -194,7 +194,7 @@ def test_a_deposed_boss_writes_nothing(new_store: Callable[[], AnyStore]) -> Non
     second.commit(1, Writes(runs={1: RunRow(1, "r", NOW)}), NOW)
 
 
-def test_a_commit_in_doubt_is_told_by_its_number_and_may_be_repeated(store: AnyStore) -> None:
+def test_a_commit_in_doubt_is_found_by_its_number_and_may_be_repeated(store: AnyStore) -> None:
     writes = Writes(runs={1: RunRow(1, "r", NOW)}, stored=[stored(1, "a"), stored(2, "b", after={1: Condition.ANY})])
     assert store.last_batch() == 0
     store.commit(1, writes, NOW)
@@ -298,7 +298,7 @@ def test_machines_that_were_gone_long_ago_are_forgotten_and_no_other(store: AnyS
     assert [row.worker for row in snapshot.workers] == ["w1"]
 
 
-def test_the_life_of_a_vm_that_was_given_up_is_told_later_and_of_no_other_vm(store: AnyStore) -> None:
+def test_the_life_of_a_vm_that_was_given_up_is_recorded_later_and_of_no_other_vm(store: AnyStore) -> None:
     given_up = VmRow(1, "local", VmState.GONE, NOW, {"cpus": 1.0}, "nonce", gone_at=NOW, cause="unanswered")
     other = msgspec.structs.replace(given_up, vm_no=2, cloud_id="c-2", started_at=NOW - 9)
     alive = msgspec.structs.replace(given_up, vm_no=3, state=VmState.INTENDED, gone_at=None)
@@ -517,7 +517,7 @@ def test_a_push_is_forgotten_when_its_run_was_dropped_and_it_is_old(store: AnySt
     assert load_push(store, "p") is None
 
 
-def test_a_name_in_use_is_refused_and_nobody_elses_row_is_touched(store: AnyStore) -> None:
+def test_a_name_in_use_is_refused_and_its_owners_row_is_untouched(store: AnyStore) -> None:
     push(store, stored(1, "a", commands=("mine",)), stored(2, "b"), stored(3, "c"))
     push(store, stored(4, "a", run_no=2), run=RunRow(2, "s", NOW))
     write(store, dropped_tasks=[3])
@@ -546,7 +546,7 @@ def test_numbers_are_never_given_again_however_much_is_dropped(new_store: Callab
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_a_run_is_let_go_when_its_days_are_over(new_store: Callable[[], AnyStore], archive: bool) -> None:
+def test_a_run_is_removed_when_its_days_have_passed(new_store: Callable[[], AnyStore], archive: bool) -> None:
     store = new_store()
     store._archive = archive
     store.lead("one:1", NOW)
@@ -602,7 +602,7 @@ def test_one_that_runs_while_its_dependency_is_done_again_still_names_it(store: 
     assert {row.id: row.dependencies for row in store.load().tasks}["runs"] == ((1, Condition.SUCCESS),)
 
 
-def test_init_tasks_are_loaded_while_their_run_goes_on(store: AnyStore) -> None:
+def test_init_tasks_are_loaded_while_their_run_continues(store: AnyStore) -> None:
     push(store, stored(1, "init", init=True, state=TaskState.SUCCEEDED), stored(2, "a"))
     push(
         store,

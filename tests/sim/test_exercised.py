@@ -17,7 +17,7 @@ from sim.simulation import Result, Simulation
 SEEDS = 1_000
 OFTEN = 2
 RARE = {"chain-cost"}
-"""Looked at in one of some four hundred seeds. `make sim-mutants` finds its mutant, too."""
+"""Checked in about one of four hundred seeds. `make sim-mutants` finds its mutant, too."""
 CLOUDY = Faults(vm_late=0.5, vm_address=0.8, vm_never=0.3, vm_slow=0.5, boss_death=0.02)
 
 
@@ -42,7 +42,7 @@ def run(seed: int) -> Result | None:
     "names", [INVARIANTS.keys() - RARE, pytest.param(RARE, marks=pytest.mark.long)], ids=["common", "rare"]
 )
 @pytest.mark.timeout(600)
-def test_each_invariant_is_looked_at_where_it_could_be_broken(names: Set[str]) -> None:
+def test_each_invariant_is_checked_where_it_could_be_broken(names: Set[str]) -> None:
     looked: Counter[str] = Counter()
     for seed in range(101, 101 + SEEDS):
         result = run(seed)

@@ -75,7 +75,7 @@ def test_after_a_restart_a_replaced_task_does_not_count_on_the_attempt_still_bei
     script.states(a="ready")
 
 
-def test_a_core_that_begins_anew_in_the_same_epoch_uses_new_names_of_sessions() -> None:
+def test_a_core_that_starts_again_in_the_same_epoch_uses_new_names_of_sessions() -> None:
     script = BossScript()
     before = script.worker("w1").session
     script.now += 0.001

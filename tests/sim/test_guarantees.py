@@ -33,6 +33,6 @@ def test_a_mutant_stands_beside_an_invariant_that_finds_it() -> None:
             assert beside & set(MUTANTS[mutant].found_by), f"{mutant} is found by {MUTANTS[mutant].found_by}"
 
 
-def test_each_invariant_is_looked_at_somewhere() -> None:
+def test_each_invariant_is_checked_somewhere() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "sim").glob("*.py") if path.name != "invariants.py")
     assert not [name for name in INVARIANTS if f'"{name}"' not in sources]

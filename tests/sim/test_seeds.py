@@ -28,7 +28,7 @@ def test_everything_ends_well_where_nothing_goes_wrong() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in faults.NAMES if name != "call_lost"])
-def test_each_fault_by_itself_truly_happens_and_is_survived(name: str) -> None:
+def test_each_fault_alone_truly_happens_and_is_survived(name: str) -> None:
     """At its highest probability."""
     fired: Counter[str] = Counter()
     for seed in range(1, 100):

@@ -33,7 +33,7 @@ def broker(home: Home) -> Iterator[EmbeddedBroker]:
     broker.stop()
 
 
-def test_who_has_the_certificate_and_the_password_is_let_in_and_nobody_else(broker: EmbeddedBroker) -> None:
+def test_only_a_client_with_the_certificate_and_the_password_is_accepted(broker: EmbeddedBroker) -> None:
     address = broker.start()
     assert (address.host, address.tls) == (ADDRESS, True)
     assert probe(address, 20.0) is None

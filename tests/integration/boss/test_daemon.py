@@ -116,7 +116,7 @@ def test_a_graph_is_pushed_and_watched_to_its_end(daemon: Daemon, tmp_path: Path
     assert (order[0], order[-1]) == ("first", "last")
 
 
-def test_results_are_in_the_datastore_when_the_run_is_over(daemons: NewDaemon) -> None:
+def test_results_are_in_the_datastore_when_the_run_has_ended(daemons: NewDaemon) -> None:
     daemon = daemons().start()
     made = TaskDefinition("made", ("echo hello > out",), results=(Result("out", "there/out.txt"),))
     with daemon.client() as client:
@@ -135,7 +135,7 @@ def test_a_run_over_a_broker_behind_tls(daemons: NewDaemon, mosquitto_tls: Mosqu
 # --- the boss is killed ---------------------------------------------------------------------------
 
 
-def test_a_boss_killed_in_the_middle_goes_on_where_it_was(daemon: Daemon, tmp_path: Path) -> None:
+def test_a_boss_killed_in_the_middle_continues_where_it_was(daemon: Daemon, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     daemon.start()
     tasks = fan(24, journal, sleep_s=0.3)
@@ -224,7 +224,7 @@ def test_a_standby_leads_when_the_first_is_gone(place: str, on_server: NewDaemon
     assert rows(first, "SELECT DISTINCT state FROM tasks") == [("succeeded",)]
 
 
-def test_a_standby_is_told_to_stop_while_it_waits(daemons: NewDaemon) -> None:
+def test_a_standby_stops_on_request_while_it_waits(daemons: NewDaemon) -> None:
     daemon = daemons().start()
     standby = daemon.launch("--standby")
     wait_until(lambda: "waiting until it is gone" in daemon.words, what="the second waits")
@@ -343,7 +343,7 @@ def test_a_boss_that_starts_before_its_broker_waits(on_server: NewDaemon, mosqui
 # --- what is wrong at the start -------------------------------------------------------------------
 
 
-def test_an_older_schema_on_a_server_is_refused_with_the_command_that_mends_it(
+def test_an_older_schema_on_a_server_is_refused_with_the_command_that_corrects_it(
     on_server: NewDaemon, daemons: NewDaemon, mariadb: MariaDb
 ) -> None:
     empty = daemons(DATABASE_URL=mariadb.new_url())
@@ -425,7 +425,7 @@ def test_told_to_stop_it_leaves_in_order(daemons: NewDaemon, tmp_path: Path) -> 
     assert rows(daemon, "SELECT holder FROM leader") == [("",)]
 
 
-def test_workers_go_on_without_a_boss_that_was_told_to_stop(on_server: NewDaemon, tmp_path: Path) -> None:
+def test_workers_continue_without_a_boss_that_was_ordered_to_stop(on_server: NewDaemon, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     daemon = on_server().start()
     tasks = fan(2, journal, sleep_s=1.0)

@@ -51,7 +51,7 @@ def kill(broker: EmbeddedBroker) -> None:
     broker._process.wait()
 
 
-def test_it_lets_us_in(broker: EmbeddedBroker, home: Home) -> None:
+def test_it_accepts_its_own_access(broker: EmbeddedBroker, home: Home) -> None:
     address = broker.start()
     assert address.host == HOST
     assert probe(address, 20.0) is None

@@ -30,7 +30,7 @@ def test_the_command_gets_the_text_by_stdin_and_environment(tmp_path: Path) -> N
     hook.close()
 
 
-def test_one_that_fails_or_hangs_is_logged_and_the_next_is_told(
+def test_a_hook_that_fails_or_hangs_is_logged_and_the_next_alert_calls_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR, "boss")
@@ -53,7 +53,7 @@ def test_a_command_that_is_not_there_is_a_line_in_the_log(caplog: pytest.LogCapt
     hook.close()
 
 
-def test_without_a_command_the_log_alone_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_command_alerts_are_in_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     hook = Hook("")
     hook.tell(TellPerson("budget", "it is used up"))
     assert caplog.messages == ["it is used up"]

@@ -102,7 +102,7 @@ def test_outcomes_of_tasks_that_it_never_had_change_nothing(
     a_run_succeeds(besieged, "after")
 
 
-def test_an_offer_that_no_machine_can_make_stops_nobody(besieged: Daemon, tmp_path: Path) -> None:
+def test_an_offer_that_no_machine_can_make_stops_no_other_worker(besieged: Daemon, tmp_path: Path) -> None:
     for index, offer in enumerate(ODD_OFFERS):
         small = msgspec.structs.replace(SMALL, id=f"small-{index}")
         with Stranger(besieged, f"liar-{index}", INVITED) as liar:

@@ -44,7 +44,7 @@ def task(name: str, *commands: str, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-def test_what_is_long_travels_as_files_or_is_refused_and_the_rest_goes_on(doors: Doors) -> None:
+def test_what_is_long_travels_as_files_or_is_refused_and_the_rest_continues(doors: Doors) -> None:
     _is_refused_where_the_datastore_is_out_of_reach(doors)
     _long_commands_many_tasks_and_loud_failures_all_pass(doors)
 

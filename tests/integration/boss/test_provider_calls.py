@@ -200,7 +200,7 @@ def test_while_the_database_can_t_tell_who_leads_nothing_is_asked_of_the_cloud(d
     assert not desk.double.vms
 
 
-def test_room_is_told_with_its_reason_and_what_can_t_be_read_bounds_nothing(desk: Desk) -> None:
+def test_capacity_is_reported_with_its_reason_and_what_cannot_be_read_bounds_nothing(desk: Desk) -> None:
     desk.double.alice.quota["VMS"] = "3"
     desk.calls.make(AskRoom("big"))
     assert desk.next() == RoomSeen("big", 3, "user alice has a quota of 3 for VMS")

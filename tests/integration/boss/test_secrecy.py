@@ -82,7 +82,7 @@ def every_row(daemon: Daemon, mariadb: MariaDb) -> Iterator[tuple[str, bytes]]:
                     yield table, value if isinstance(value, bytes) else str(value).encode()
 
 
-def test_no_secret_is_told_while_a_run_goes_on(daemon: Daemon, mariadb: MariaDb, tmp_path: Path) -> None:
+def test_no_secret_is_shown_while_a_run_continues(daemon: Daemon, mariadb: MariaDb, tmp_path: Path) -> None:
     daemon.start()
     doors = Doors(tmp_path / "place", daemon)
     curious = (

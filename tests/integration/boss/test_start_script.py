@@ -44,7 +44,7 @@ def agent(guest: Guest) -> int:
 # --- the script in a guest ------------------------------------------------------------------------
 
 
-def test_a_guest_becomes_a_worker_and_its_boot_goes_on(guest: Guest) -> None:
+def test_a_guest_becomes_a_worker_and_its_boot_continues(guest: Guest) -> None:
     guest.boot(context())
     pid = agent(guest)
     arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
@@ -54,7 +54,7 @@ def test_a_guest_becomes_a_worker_and_its_boot_goes_on(guest: Guest) -> None:
     assert "started the agent" in guest.start_log
 
 
-def test_the_key_is_for_nobody_else_to_read(guest: Guest) -> None:
+def test_no_other_user_can_read_the_key(guest: Guest) -> None:
     guest.boot(context())
     pid = agent(guest)
     access = guest.root / "var/lib/ecloud/access"
@@ -128,7 +128,7 @@ def test_of_two_own_scripts_the_one_that_a_guest_runs_is_kept(guest: Guest) -> N
     assert (guest.root / "own").read_text() == "plain\n"
 
 
-def test_an_image_without_ecloud_says_so(tmp_path: Path) -> None:
+def test_an_image_without_ecloud_reports_that(tmp_path: Path) -> None:
     guest = Guest(tmp_path / "vm-2", "127.77.0.2", "bare")
     guest.boot(context())
     wait_until(lambda: guest.start_script_is_over)
@@ -137,7 +137,7 @@ def test_an_image_without_ecloud_says_so(tmp_path: Path) -> None:
     assert guest.processes() == {}
 
 
-def test_a_context_without_access_says_so(guest: Guest) -> None:
+def test_a_context_without_access_reports_that(guest: Guest) -> None:
     changed = {**context(), "ECLOUD_ACCESS_BASE64": ""}
     guest.boot(changed)
     wait_until(lambda: guest.start_script_is_over)

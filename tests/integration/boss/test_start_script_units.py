@@ -82,7 +82,7 @@ def test_an_agent_that_crashed_is_started_again(machine: Machine) -> None:
     assert "the agent left with exit code 137" in machine.read(f"{HOME}/start.log")
 
 
-def test_a_unit_that_was_stopped_is_over_at_once_and_can_be_started_again(machine: Machine) -> None:
+def test_a_unit_that_was_stopped_ends_at_once_and_can_be_started_again(machine: Machine) -> None:
     boot(machine)
     agent(machine)
     assert machine.ask("timeout", "20", "systemctl", "stop", UNIT) == (0, "")
@@ -100,7 +100,7 @@ def test_when_the_agent_has_left_the_machine_powers_itself_off(machine: Machine)
     wait_until(lambda: machine.is_over, what="a machine that is off")
 
 
-def test_a_machine_that_is_told_to_power_off_does_not_wait_for_the_agent(machine: Machine) -> None:
+def test_a_machine_that_powers_off_does_not_wait_for_the_agent(machine: Machine) -> None:
     boot(machine, poweroff_after_s=3600.0)
     agent(machine)
     machine.ask("systemctl", "poweroff")

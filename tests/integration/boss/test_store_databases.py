@@ -94,7 +94,7 @@ def test_what_an_odd_worker_says_of_itself_is_stored(store: Store) -> None:
     assert [view.host for view in status.workers(store.engine)] == ["?", ""]
 
 
-def test_a_value_that_no_driver_can_send_is_refused_and_the_store_goes_on(store: Store) -> None:
+def test_a_value_that_no_driver_can_send_is_refused_and_the_store_continues(store: Store) -> None:
     with pytest.raises(CommitRefused):
         write(store, tasks={1: TaskMoved(TaskState.READY, attempts=2**70)})
     assert store.last_batch() == 1

@@ -124,7 +124,7 @@ def test_a_second_visit_sends_nothing_and_starts_nothing(new_guest: NewGuest, bo
     assert set(guest.agents()) == agents
 
 
-def test_a_visit_that_was_broken_off_is_made_good_by_the_next(new_guest: NewGuest, boss: Boss) -> None:
+def test_the_next_visit_completes_one_that_was_broken_off(new_guest: NewGuest, boss: Boss) -> None:
     guest = new_guest()
     home = guest.root / "var/lib/ecloud"
     (home / "new-torn" / "worker").mkdir(parents=True)  # half of an archive
@@ -161,7 +161,7 @@ def test_the_template_s_own_script_runs_once(new_guest: NewGuest, boss: Boss) ->
     assert (guest.root / "own").read_text() == "again\n"
 
 
-def test_no_worker_is_started_before_the_template_s_own_script_is_over(new_guest: NewGuest, boss: Boss) -> None:
+def test_no_worker_is_started_before_the_template_s_own_script_has_ended(new_guest: NewGuest, boss: Boss) -> None:
     guest = new_guest(own='until [ -e "$ECLOUD_ROOT/go" ]; do sleep 0.05; done\n', wait=False)
     visited = boss.visit(guest)
     assert cause(visited)[0] == "still starting"
@@ -221,13 +221,13 @@ def test_without_a_python_that_is_new_enough(new_guest: NewGuest, boss: Boss, im
     assert guest.agents() == {}
 
 
-def test_a_key_that_is_not_let_in(new_guest: NewGuest, boss: Boss) -> None:
+def test_a_key_that_is_refused(new_guest: NewGuest, boss: Boss) -> None:
     visited = boss.visit(new_guest(key=""))
     assert visited.visit.contact == "denied"
     assert cause(visited)[0] == "key refused"
 
 
-def test_nobody_listens_there(boss: Boss, tmp_path: Path) -> None:
+def test_no_server_listens_there(boss: Boss, tmp_path: Path) -> None:
     visited = boss.visit(Guest(tmp_path / "vm", "127.77.9.200", "bare"))
     assert visited.visit.contact == "shut"
     assert cause(visited)[0] == "no context"

@@ -9,7 +9,7 @@ from services import wait_until
 from ssh_cloud import START_S, PoolDaemon, push
 
 
-def test_a_boss_that_is_killed_while_it_prepares_goes_on(
+def test_a_boss_that_is_killed_while_it_prepares_continues_after_its_restart(
     pool_daemon: PoolDaemon, ssh_cloud: OpenNebula, tmp_path: Path
 ) -> None:
     daemon = pool_daemon("bare", "ssh").start()

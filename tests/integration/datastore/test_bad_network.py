@@ -89,7 +89,7 @@ def test_permission_denied_where_results_go(weather: Weather) -> None:
     assert (closed / "write").read_text() == LINE.format(id="write", attempt=1) * 100
 
 
-def test_another_host_key_is_refused_until_a_person_says_so(weather: Weather) -> None:
+def test_another_host_key_is_refused_until_an_operator_accepts_it(weather: Weather) -> None:
     run = weather.begin(weather.makes("trusts", gate="trusts"))
     weather.runs("trusts")
     weather.sshd.stop()

@@ -7,7 +7,7 @@ import os
 from weather import Weather, lines_of
 
 
-def test_a_name_that_nobody_resolves_any_more(weather: Weather) -> None:
+def test_a_name_that_can_no_longer_be_resolved(weather: Weather) -> None:
     (weather.root / "given").write_text("given")
     weather.move_to(weather.address.replace("127.0.0.1", "no-such-host.invalid"))
     run = weather.begin(weather.makes("named", requirements=["given"]))

@@ -66,7 +66,7 @@ def test_a_link_that_is_cut_again_and_again_brings_everything(own_sshd: Sshd, ro
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-def test_a_link_that_stalls_is_made_anew(
+def test_a_link_that_stalls_is_made_again(
     own_sshd: Sshd, root: Path, local: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datastore.ssh.connection.SLOWEST", 100 * MB)
@@ -93,7 +93,7 @@ def test_a_link_that_is_silent_from_the_start_is_given_up(
         boss.close()
 
 
-def test_a_promotion_goes_on_when_sshd_was_killed_and_is_back(
+def test_a_promotion_continues_when_sshd_was_killed_and_is_back(
     own_sshd: Sshd, root: Path, local: Path, pool: ThreadPoolExecutor
 ) -> None:
     for number in range(1_000):

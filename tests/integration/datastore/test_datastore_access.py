@@ -78,7 +78,7 @@ def signing(own_sshd: Sshd, tmp_path: Path, request: pytest.FixtureRequest) -> A
 
 
 @pytest.mark.parametrize("signing", [5 * HOUR_S], indirect=True)
-def test_a_datastore_whose_clock_is_hours_ahead_lets_workers_in(signing: Signing) -> None:
+def test_a_datastore_whose_clock_is_hours_ahead_accepts_workers(signing: Signing) -> None:
     certificate, lives_s = signing.storage.sign("w1", signing.public)
     assert lives_s == LIVES_S
     worker = signing.worker(certificate)
@@ -118,7 +118,7 @@ def test_while_it_is_away_access_is_granted_for_a_short_time_and_then_by_its_clo
 
 
 @pytest.mark.parametrize("signing", [0.0], indirect=True)
-def test_a_clock_that_was_set_is_looked_at_anew_when_access_is_refused(
+def test_a_clock_that_was_set_is_read_again_when_access_is_refused(
     signing: Signing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ends_in_s(refused: bool) -> float:

@@ -101,7 +101,7 @@ def test_no_name_leads_out(worker: SshDatastore, root: Path, name: str) -> None:
     assert outside(root) == before
 
 
-def test_links_are_told_and_never_followed(worker: SshDatastore, root: Path, tmp_path: Path) -> None:
+def test_links_are_listed_and_never_followed(worker: SshDatastore, root: Path, tmp_path: Path) -> None:
     [entry] = worker.stat(["link"])
     assert entry is not None
     assert entry.kind == "link"

@@ -215,7 +215,7 @@ def meanwhile(pool: ThreadPoolExecutor, call: Callable[[], _Result]) -> Future[_
     return pool.submit(call)
 
 
-def test_an_upload_goes_on_when_sshd_was_killed_and_is_back(
+def test_an_upload_continues_when_sshd_was_killed_and_is_back(
     own_sshd: Sshd, root: Path, local: Path, pool: ThreadPoolExecutor
 ) -> None:
     size = 96 * MB
@@ -235,7 +235,7 @@ def test_an_upload_goes_on_when_sshd_was_killed_and_is_back(
     assert (root / "a").read_bytes() == path.read_bytes()
 
 
-def test_a_download_goes_on_when_sshd_was_killed_and_is_back(
+def test_a_download_continues_when_sshd_was_killed_and_is_back(
     own_sshd: Sshd, root: Path, local: Path, pool: ThreadPoolExecutor
 ) -> None:
     size = 96 * MB
@@ -255,7 +255,7 @@ def test_a_download_goes_on_when_sshd_was_killed_and_is_back(
     assert os.listdir(local) == ["a"]
 
 
-def test_an_upload_that_was_given_up_goes_on_where_it_was(
+def test_an_upload_that_was_given_up_continues_where_it_was(
     own_sshd: Sshd, root: Path, local: Path, pool: ThreadPoolExecutor
 ) -> None:
     size = 96 * MB
@@ -297,7 +297,7 @@ def test_an_unfinished_upload_is_a_stage_that_is_swept(
     assert arrived(root) == 0
 
 
-def test_a_datastore_that_is_away_is_told_with_its_reason(own_sshd: Sshd, root: Path) -> None:
+def test_an_unreachable_datastore_is_reported_with_its_reason(own_sshd: Sshd, root: Path) -> None:
     worker = own_sshd.worker(root, "w1", patience_s=0.3)
     own_sshd.stop()
     with pytest.raises(DatastoreAway, match="Connection refused"):
@@ -368,7 +368,7 @@ def test_an_expired_certificate_opens_nothing(sshd: Sshd, root: Path) -> None:
         worker.listing()
 
 
-def test_a_connection_does_not_outlive_its_certificate_and_goes_on_with_the_next(sshd: Sshd, root: Path) -> None:
+def test_a_connection_does_not_outlive_its_certificate_and_continues_with_the_next(sshd: Sshd, root: Path) -> None:
     given: list[Access] = [sshd.access(root, "w1", until_s=time.time() + 2)]
     worker = SshDatastore(sshd.address(root), lambda: given[-1], patience_s=60)
     first = worker.hello()["pid"]

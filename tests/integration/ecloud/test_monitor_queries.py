@@ -35,7 +35,7 @@ def filled(engine: Engine) -> Engine:
     return engine
 
 
-def test_a_history_is_told_in_one_way(filled: Engine) -> None:
+def test_all_pictures_of_a_history_agree(filled: Engine) -> None:
     times, counts = timeline(filled, RUN), load(filled, RUN)
     assert len(times.lanes) == times.workers == 40
     assert sum(times.ended) == TASKS

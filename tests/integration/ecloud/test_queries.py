@@ -265,7 +265,7 @@ def test_a_page_of_tasks_tells_how_many_more_there_are(film: Cluster) -> None:
     assert (show.worker, show.started_at) == ("", None)
 
 
-def test_failures_bring_what_a_person_needs_to_mend_them(film: Cluster) -> None:
+def test_failures_bring_what_a_person_needs_to_repair_them(film: Cluster) -> None:
     (failure,) = queries.failures(film.engine)
     assert (failure.run, failure.id, failure.exit_code, failure.attempts) == ("film", "colour", 3, 1)
     assert (failure.command, failure.worker) == ("grade --fast", "w3")
@@ -332,7 +332,7 @@ def test_waiting_names_what_is_waited_for_and_what_holds_that_up(film: Cluster) 
     assert (archive.subject, archive.state, archive.layers) == ("task archive", "waiting", ())
 
 
-def test_waiting_on_what_no_worker_can_run_says_so(story: Cluster) -> None:
+def test_waiting_on_what_no_worker_can_run_prints_that(story: Cluster) -> None:
     story.run(1, "r")
     big = story.task("big", TaskState.READY, resources={"gpus": 8.0})
     quick = story.task("quick", TaskState.RUNNING, attempt=story.attempt("w1", AttemptState.STARTED))
@@ -436,7 +436,7 @@ def test_running_while_results_are_put_into_the_datastore(story: Cluster) -> Non
     assert "its results are being put into the datastore; this takes long" in sentence
 
 
-def test_failed_brings_the_command_and_its_last_words(film: Cluster) -> None:
+def test_failed_brings_the_command_and_its_last_output(film: Cluster) -> None:
     reasons = film.why("colour")
     assert reasons.sentence == "task colour failed: command 1 of 1 ended with exit code 3"
     where, command, tail = reasons.layers
@@ -480,7 +480,7 @@ def test_no_boss_is_a_reason_of_whatever_is_unfinished_and_told_once(own_film: C
         assert told == [reasons.sentence]  # nothing else matters before that
 
 
-def test_no_boss_does_not_matter_to_what_is_over(own_film: Cluster) -> None:
+def test_without_a_boss_the_reasons_of_ended_tasks_are_complete(own_film: Cluster) -> None:
     own_film.store.resign()
     for id in ("colour", "print", "alone", "cut"):
         reasons = own_film.why(id)

@@ -152,7 +152,7 @@ def test_a_vm_that_a_person_shuts_down_costs_its_tasks_no_retry(
     assert len(double.vms) == 2
 
 
-def test_a_boss_that_is_told_so_ends_all_its_vms_and_no_other(
+def test_a_boss_that_is_ordered_to_ends_all_its_vms_and_no_other(
     new_daemon: NewDaemon, double: OpenNebula, tmp_path: Path
 ) -> None:
     theirs = double.add_vm(50, "ecloud-somebody-1", double.alice, state=ACTIVE, lcm=RUNNING)
@@ -172,7 +172,7 @@ def test_a_boss_that_is_told_so_ends_all_its_vms_and_no_other(
         ({"OPENNEBULA_URL": "http://127.0.0.1:9/RPC2"}, {}, "cannot be reached: "),
     ],
 )
-def test_a_cloud_that_can_t_be_used_is_one_sentence_and_the_boss_goes_on(
+def test_a_cloud_that_cannot_be_used_is_one_sentence_and_the_boss_continues(
     new_daemon: NewDaemon, tmp_path: Path, settings: dict[str, Any], pool: dict[str, Any], sentence: str
 ) -> None:
     daemon = new_daemon(pool=pool, **settings).start()

@@ -128,7 +128,7 @@ def test_a_vm_carries_its_cluster_and_its_intent(double: OpenNebula, cloud: Open
     assert b'with \\"quotes\\" and $HOME' in base64.b64decode(context["ECLOUD_ACCESS_BASE64"])
 
 
-def test_no_value_of_ours_can_be_misread_by_a_shell(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
+def test_no_value_in_a_context_can_be_misread_by_a_shell(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
     """The guest sources them unescaped."""
     context = double.vms[int(cloud.start(order()))].template["CONTEXT"]
     ours = {name: value for name, value in context.items() if name.startswith(("ECLOUD_", "START_SCRIPT"))}
@@ -318,7 +318,7 @@ def test_one_that_waits_for_a_host_says_why(double: OpenNebula, cloud: OpenNebul
     assert list(cloud.end_all(20)) == []
 
 
-def test_one_that_was_there_and_is_not_shown_is_gone_only_where_the_cloud_says_so(
+def test_a_known_vm_that_is_not_shown_is_gone_only_if_the_cloud_confirms_it(
     double: OpenNebula, cloud: OpenNebulaCloud, new_cloud: NewCloud
 ) -> None:
     """OPENNEBULA_USER was changed: each user lists its own VMs."""
@@ -346,7 +346,7 @@ def gone(told: list[VmFound]) -> list[tuple[int, str, float, float]]:
 
 
 @pytest.mark.parametrize("shows_done", [True, False])
-def test_what_became_of_hundreds_is_told_by_few_calls(
+def test_the_ends_of_hundreds_are_found_by_few_calls(
     double: OpenNebula, cloud: OpenNebulaCloud, shows_done: bool
 ) -> None:
     """Whether the call that names VMs shows those that are done, or leaves them out."""
@@ -371,7 +371,7 @@ def test_a_cloud_that_has_too_many_to_look_through_is_not_waited_for(
     assert [found.cloud_id for found in cloud.list(lost={7: "1-7"})] == [str(vm.id)]
 
 
-def test_one_that_somebody_renamed_and_relabelled_is_not_taken_for_gone(
+def test_a_vm_that_a_user_renamed_and_relabelled_is_not_taken_for_gone(
     double: OpenNebula, cloud: OpenNebulaCloud
 ) -> None:
     vm = start(cloud, double)
@@ -380,7 +380,7 @@ def test_one_that_somebody_renamed_and_relabelled_is_not_taken_for_gone(
     assert [(seen.vm_no, seen.state) for seen in cloud.list({"0": 1})] == [(1, CloudState.HIDDEN)]
 
 
-def test_one_that_somebody_gave_other_attributes_is_not_taken_for_gone(
+def test_a_vm_that_a_user_gave_other_attributes_is_not_taken_for_gone(
     double: OpenNebula, cloud: OpenNebulaCloud
 ) -> None:
     """Its name alone is left of what marks it: `onevm update` replaces all of its USER_TEMPLATE."""
@@ -530,7 +530,7 @@ def test_a_pool_that_promises_more_than_its_template_gives_is_named(
     assert new_cloud("large").misfit({"cpus": 4.0}) == ""
 
 
-def test_vms_that_wait_for_their_turn_are_told_from_those_without_a_place(
+def test_vms_that_wait_for_their_turn_are_distinguished_from_those_without_a_place(
     double: OpenNebula, cloud: OpenNebulaCloud
 ) -> None:
     """One host, one VM at a time; the reason is in the short list, which asks for nothing more."""
@@ -548,9 +548,7 @@ def test_vms_that_wait_for_their_turn_are_told_from_those_without_a_place(
     assert double.calls["vmpool.infoset"] == asked
 
 
-def test_a_vm_that_was_given_away_is_hidden_and_its_end_is_somebody_else_s(
-    double: OpenNebula, cloud: OpenNebulaCloud
-) -> None:
+def test_a_vm_with_a_new_owner_is_hidden_and_not_ended(double: OpenNebula, cloud: OpenNebulaCloud) -> None:
     vm = start(cloud, double)
     double.users["bob"] = User(3, "bob", "PASSWORD")
     Connection(Endpoint(double.url, "oneadmin", "PASSWORD")).call("vm.chown", vm.id, 3, -1)
@@ -730,7 +728,7 @@ def test_a_cloud_that_never_answers_is_not_waited_for(double: OpenNebula, new_cl
         cloud.list()
 
 
-def test_a_vm_that_was_made_while_nobody_waited_any_more_is_found(double: OpenNebula, new_cloud: NewCloud) -> None:
+def test_a_vm_that_was_made_after_its_request_was_given_up_is_found(double: OpenNebula, new_cloud: NewCloud) -> None:
     impatient = new_cloud(answer_s=0.4)
     double.faults.next_calls.append(("template.instantiate", "hang"))
     with pytest.raises(Unanswered):

@@ -106,7 +106,9 @@ def test_a_future_as_an_argument_is_its_value(executor: ClusterExecutor) -> None
     assert str(error) == f"task {failed.id} failed"
 
 
-def test_a_call_that_needs_a_dropped_one_says_so(executor: ClusterExecutor, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_call_that_needs_a_dropped_one_fails_with_that_reason(
+    executor: ClusterExecutor, cluster: Cluster, tmp_path: Path
+) -> None:
     go = tmp_path / "go"
 
     def wait_for_go() -> int:
@@ -238,7 +240,7 @@ def test_an_interpreter_is_prepared_once_and_replaced_after_its_calls(cluster: C
     assert max(pids.count(pid) for pid in pids) <= 3
 
 
-def test_an_initializer_that_fails_is_told(cluster: Cluster) -> None:
+def test_an_initializer_that_fails_is_reported(cluster: Cluster) -> None:
     def begin() -> None:
         raise RuntimeError("no licence")
 
@@ -249,7 +251,7 @@ def test_an_initializer_that_fails_is_told(cluster: Cluster) -> None:
     assert isinstance(error.__cause__, RuntimeError)
 
 
-def test_bad_inputs_are_one_sentence_each_and_the_executor_goes_on(cluster: Cluster) -> None:
+def test_bad_inputs_are_one_sentence_each_and_the_executor_continues(cluster: Cluster) -> None:
     executor = ClusterExecutor(cluster.access)
     with pytest.raises(TypeError, match=r"argument 2 \(of type generator\) of pow cannot be pickled: .*; pass a list"):
         executor.submit(pow, 1, (number for number in range(3)))

@@ -60,7 +60,7 @@ if __name__ == "__main__":
     assert (tmp_path / "note").read_text() == "noted"
 
 
-def test_ctrl_c_says_what_becomes_of_the_calls(tmp_path: Path) -> None:
+def test_ctrl_c_prints_what_happens_to_the_calls(tmp_path: Path) -> None:
     program = start(
         tmp_path,
         """

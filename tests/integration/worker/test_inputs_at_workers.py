@@ -65,7 +65,7 @@ def needs(id: str, path: str, seconds: float = 0.1) -> dict[str, Any]:
     return {**task, "retries": 0}
 
 
-def test_few_workers_fetch_each_input_nobody_starves_and_it_is_known_after_all_were_killed(weather: Weather) -> None:
+def test_few_workers_fetch_each_input_none_starves_and_it_is_known_after_all_were_killed(weather: Weather) -> None:
     for name in (*INPUTS, "lone"):
         (weather.root / name).write_bytes(os.urandom(SIZE))
     tasks = [needs(f"{path}{number}", path) for number in range(EACH) for path in INPUTS]

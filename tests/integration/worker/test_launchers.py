@@ -166,7 +166,7 @@ time.sleep(1000)
 
 
 @pytest.mark.parametrize("how", HIDES)
-def test_what_a_killed_launcher_leaves_is_ended_before_the_task_is_over(bench: Bench, how: str) -> None:
+def test_what_a_killed_launcher_leaves_is_ended_before_the_task_has_ended(bench: Bench, how: str) -> None:
     pid_file, shell_file = bench.path("pid"), bench.path("shell")
     number = bench.begin(f"echo $$ > {shell_file}; {hidden(how, pid_file)}\nsleep 7775")
     pids = [pid_in(shell_file), pid_in(pid_file)]

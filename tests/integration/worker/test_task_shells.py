@@ -50,7 +50,7 @@ def test_an_err_trap_runs_once_with_its_line(tmp_path: Path, command: str) -> No
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_without_options_a_command_of_several_lines_goes_on(tmp_path: Path, shell: str) -> None:
+def test_without_options_a_command_of_several_lines_continues(tmp_path: Path, shell: str) -> None:
     assert run(tmp_path, "cd /nonexistent-dir\necho went on", "echo second", shell=shell)[:2] == (
         0,
         "went on\nsecond\n",

@@ -175,7 +175,7 @@ def test_a_killed_worker_leaves_nothing_running_and_its_task_is_done_again(
     assert (tmp_path / "journal").read_text() == "done\n"
 
 
-def test_an_agent_whose_home_was_removed_lives_and_says_so(
+def test_an_agent_whose_home_was_removed_lives_and_reports_it(
     daemon: Daemon, agents: Callable[[Daemon], Agent], tmp_path: Path
 ) -> None:
     agent = agents(daemon).start()
@@ -199,7 +199,7 @@ def test_hangup_is_a_clean_stop(daemon: Daemon, agents: Callable[[Daemon], Agent
     assert "launcher was killed" not in agent.words
 
 
-def test_what_ended_while_no_boss_was_there_is_told_by_the_next_process(
+def test_the_next_process_reports_what_ended_while_no_boss_ran(
     daemon: Daemon, agents: Callable[[Daemon], Agent], tmp_path: Path
 ) -> None:
     agent = agents(daemon).start()

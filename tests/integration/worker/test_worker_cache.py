@@ -121,7 +121,7 @@ def test_a_task_may_change_what_it_fetched(bench: Bench) -> None:
     assert bench.read("other") == b"as it was" * KEPT
 
 
-def test_it_survives_the_worker_and_is_looked_at_before_it_is_believed(bench: Bench) -> None:
+def test_it_survives_the_worker_and_is_checked_before_it_is_believed(bench: Bench) -> None:
     data = os.urandom(SIZE)
     bench.put("input", data)
     bench.fetch("input", "first")
@@ -147,7 +147,7 @@ def test_what_was_replaced_is_fetched_anew_and_the_same_content_is_not(bench: Be
     assert bench.read("c") == b"2" * KEPT
 
 
-def test_a_file_without_a_known_hash_is_told_by_path_size_and_time(bench: Bench) -> None:
+def test_a_file_without_a_known_hash_is_recognised_by_path_size_and_time(bench: Bench) -> None:
     path = bench.root / "input"
     path.write_bytes(b"h" * KEPT)
     os.utime(path, (1_000_000, 1_000_000))
@@ -200,7 +200,7 @@ def test_the_least_recently_used_goes_first_and_the_limit_is_kept(bench: Bench) 
 
 
 @pytest.mark.parametrize("limit_bytes", [1_000_000_000, 1_000_000], ids=["kept", "too large to be kept"])
-def test_what_was_cut_off_goes_on_when_it_is_asked_for_again(bench: Bench, limit_bytes: int) -> None:
+def test_what_was_cut_off_continues_when_it_is_requested_again(bench: Bench, limit_bytes: int) -> None:
     """By another task, in another directory, after the first was told that the datastore is away."""
     size = 30_000_000
     bench.put("input", data := os.urandom(size))
@@ -221,7 +221,7 @@ def test_what_was_cut_off_goes_on_when_it_is_asked_for_again(bench: Bench, limit
 
 
 @pytest.mark.parametrize("limit_bytes", [1_000_000_000, 1_000_000], ids=["kept", "too large to be kept"])
-def test_a_directory_that_a_killed_worker_had_begun_goes_on_with_the_next_process(
+def test_a_directory_that_a_killed_worker_had_begun_continues_with_the_next_process(
     bench: Bench, limit_bytes: int
 ) -> None:
     (bench.root / "tree").mkdir()
@@ -317,7 +317,7 @@ def test_of_what_was_cut_off_before_anything_came_nothing_is_left(bench: Bench) 
     assert os.listdir(bench.directory / "cache") == []
 
 
-def test_a_directory_that_somebody_emptied_holds_nobody_up(bench: Bench) -> None:
+def test_a_directory_that_a_user_emptied_delays_no_task(bench: Bench) -> None:
     part = bench.directory / "cache/new-s-cut/.x.part"
     part.parent.mkdir()
     part.write_bytes(bytes(KEPT))
@@ -328,7 +328,7 @@ def test_a_directory_that_somebody_emptied_holds_nobody_up(bench: Bench) -> None
     assert cache.used_bytes == 0
 
 
-def test_who_waits_for_a_transfer_that_fails_tries_by_itself(bench: Bench) -> None:
+def test_a_task_that_waits_for_a_transfer_that_fails_tries_on_its_own(bench: Bench) -> None:
     bench.put("input", b"data" * KEPT)
     entries = bench.entries("input")
     begun, go_on = threading.Event(), threading.Event()

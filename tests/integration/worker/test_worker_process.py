@@ -202,7 +202,7 @@ def test_a_single_command_fails_by_name(bench: Bench) -> None:
     )
 
 
-def test_a_command_that_is_not_there_says_so(bench: Bench) -> None:
+def test_a_missing_command_is_reported(bench: Bench) -> None:
     outcome = bench.run("true", "no_such_program_here --x")
     assert outcome.exit_code == 127
     assert "command 2 of 2" in outcome.error

@@ -72,7 +72,7 @@ def test_the_same_code_makes_the_same_bundle(tmp_path: Path, no_registry: None) 
     assert first.archive.read_bytes() == second.archive.read_bytes()
 
 
-def test_a_machine_for_which_a_package_can_t_be_had_is_told_so(tmp_path: Path, no_registry: None) -> None:
+def test_a_package_that_is_not_available_for_a_machine_is_named(tmp_path: Path, no_registry: None) -> None:
     other = Machine((3, 10) if this_machine().python != (3, 10) else (3, 12), "x86_64", "glibc", (2, 35))
     with pytest.raises(NoBundle, match=r"no msgspec .* is available for Python 3\.1.* put its wheel into"):
         Bundles(tmp_path).get(other)

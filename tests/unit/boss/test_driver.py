@@ -215,7 +215,7 @@ def test_a_read_that_an_answer_asks_for_waits_behind_those_asked_before(ports: P
     assert read == ["first second", "third"]
 
 
-def test_while_the_database_is_away_it_waits_longer_and_longer_and_says_so_once(ports: Ports) -> None:
+def test_while_the_database_is_away_it_waits_longer_and_longer_and_logs_that_once(ports: Ports) -> None:
     session = ports.hello("c1", "client")
     ports.away = 9
     steps = ports.run(ports.driver.turn([heard("c1", session, 1, submit("r", TaskDefinition("a", ("true",))))]))
@@ -323,7 +323,7 @@ def test_the_core_hears_what_its_orders_declare_before_anything_else(ports: Port
     assert ports.driver.core.attempts.active[(order.task_no, order.number)].declares == results
 
 
-def test_nobody_is_told_anything_with_a_revoked_key(ports: Ports) -> None:
+def test_no_peer_with_a_revoked_key_gets_a_message(ports: Ports) -> None:
     session = ports.hello("c1", "client")
     assert ports.driver.core is not None
     ports.driver.core.revoked_keys.add("key-c1")

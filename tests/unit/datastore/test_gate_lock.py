@@ -38,7 +38,7 @@ def test_a_gate_writes_nothing_while_another_of_its_client_has_the_lock(
     os.close(held)
 
 
-def test_a_gate_goes_on_when_the_one_before_has_ended(
+def test_a_gate_continues_when_the_one_before_has_ended(
     tmp_path: Path, held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []

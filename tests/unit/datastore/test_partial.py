@@ -71,7 +71,7 @@ def test_what_another_begins_under_the_name_of_a_finished_part_stays(
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_file_that_nobody_may_write_goes_on_when_it_was_cut_off_before_it_got_its_name(tmp_path: Path) -> None:
+def test_a_read_only_file_continues_when_it_was_cut_off_before_it_got_its_name(tmp_path: Path) -> None:
     part = begun(tmp_path / "a")
     seal(part.path, 0o444, 10**18)
     part.close()

@@ -75,7 +75,7 @@ CODE = (
     "sim",
     "worker",
 )
-"""Files and directories, searched for Python, shell and web files. The tests are read by developers alone."""
+"""Files and directories, searched for Python, shell and web files."""
 
 DOCS = ("*.md", "docs/*.md", "bench/*.md", "examples/*.md")
 """Pages for users. Decisions and the changelog are history and are not rewritten."""
@@ -83,8 +83,9 @@ DOCS = ("*.md", "docs/*.md", "bench/*.md", "examples/*.md")
 CODE_SUFFIXES = {".py", ".sh", ".html", ".js", ".css", ".service", ".yml"}
 HISTORY = {"CHANGELOG.md"}
 
-CODE_TEXTS, PAGES = 15_000, 18
-"""The test reads at least this many comments and strings, and pages; fewer means that it no longer finds the files."""
+CODE_TEXTS, PAGES, STORIES = 15_000, 18, 2_500
+"""The test reads at least this many comments and strings, pages, and texts of tests; fewer means that it no longer
+finds the files."""
 
 
 class Text(NamedTuple):
@@ -124,6 +125,22 @@ def code_texts() -> Iterator[Text]:
             yield from texts_of(source, shown) if path.suffix == ".py" else [Text(shown, 1, source)]
 
 
+def stories_of(source: str, path: str = "") -> Iterator[Text]:
+    """What tests say they show: names of tests, as sentences, and docstrings, also of constants and helpers. Other
+    strings of tests are inputs and expectations."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield Text(path, node.lineno, node.name.replace("_", " "))
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield Text(path, node.lineno, node.value.value)
+
+
+def stories() -> Iterator[Text]:
+    """The names and docstrings of all tests and of their support."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        yield from stories_of(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
+
+
 def pages() -> Iterator[Text]:
     """The pages for users."""
     for pattern in DOCS:
@@ -143,7 +160,7 @@ def wrong_in(text: Text) -> Iterator[str]:
             yield f"{text.path}:{line}: {phrase!r}; write: {instead}"
 
 
-@pytest.mark.parametrize(("texts", "at_least"), [(code_texts, CODE_TEXTS), (pages, PAGES)])
+@pytest.mark.parametrize(("texts", "at_least"), [(code_texts, CODE_TEXTS), (pages, PAGES), (stories, STORIES)])
 def test_no_banned_phrase(texts: Callable[[], Iterator[Text]], at_least: int) -> None:
     read = list(texts())
     assert len(read) >= at_least, f"only {len(read)} texts were found"
@@ -170,6 +187,23 @@ def test_exceptions_are_needed() -> None:
 def test_a_banned_phrase_is_reported_with_file_line_and_remedy(source: str, line: int, phrase: str) -> None:
     (sentence,) = [found for text in texts_of(source, "a.py") for found in wrong_in(text)]
     assert re.fullmatch(rf"a\.py:{line}: ['\"]{phrase}['\"]; write: .+", sentence)
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "phrase"),
+    [
+        ("\ndef test_nobody_waits() -> None: ...\n", 2, "nobody"),
+        ('def test_a() -> None:\n    """It goes\n    on."""\n', 2, "goes on"),
+        ('A = 1\n"""Until it is over."""\n', 2, "is over"),
+    ],
+)
+def test_a_banned_phrase_in_a_test_is_reported_with_file_and_line(source: str, line: int, phrase: str) -> None:
+    (sentence,) = [found for text in stories_of(source, "a.py") for found in wrong_in(text)]
+    assert sentence.startswith(f"a.py:{line}: {phrase!r}; write: ")
+
+
+def test_inputs_of_a_test_are_no_story() -> None:
+    assert [found for text in stories_of("def test_a() -> None:\n    f('nobody')\n") for found in wrong_in(text)] == []
 
 
 def test_names_and_code_are_no_texts() -> None:

@@ -70,7 +70,7 @@ def test_a_cause_is_recognised(found: dict[str, Any], name: str, words: str) -> 
     assert len(recognised.name) <= 16
 
 
-def test_a_start_that_goes_on_explains_a_python_that_is_not_there_yet() -> None:
+def test_a_start_under_way_explains_a_python_that_is_not_there_yet() -> None:
     recognised = cause(python="", starting="cloud-init is running")
     assert recognised is not None
     assert recognised.name == "still starting"

@@ -78,7 +78,7 @@ def test_a_welcome_of_an_older_epoch_opens_no_session(talk: Talk) -> None:
     assert boss_topic("c", talk.talk.peer) == talk.talk._hello_topic
 
 
-def test_an_older_epoch_that_speaks_alone_hears_of_the_higher_one(talk: Talk) -> None:
+def test_an_older_epoch_that_speaks_alone_learns_the_higher_one(talk: Talk) -> None:
     talk.welcomed(5, "s5")
     talk.talk.heard_at -= 100.0
     talk.hears(Refused("session", "say Hello again", "s5"), 4, 1, "s5")

@@ -125,7 +125,7 @@ def test_an_inferred_cycle_is_named() -> None:
         read(*tasks, infer=True)
 
 
-def test_equal_problems_are_told_once_with_their_number() -> None:
+def test_equal_problems_are_printed_once_with_their_number() -> None:
     lines = refused(*({"id": f"t{number}", "resources": {"gpus": 1.5}} for number in range(300)))
     assert lines == [
         "tasks t0, t1, t2 and 297 more (300 in all), resources: gpus = 1.5: a part of one GPU (0.5), or "

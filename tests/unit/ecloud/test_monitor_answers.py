@@ -42,7 +42,7 @@ def test_a_question_is_asked_once_until_something_changed() -> None:
     assert answers.ask("another", find) == 3
 
 
-def test_what_a_question_raises_reaches_whoever_asks_and_is_not_kept() -> None:
+def test_what_a_question_raises_reaches_the_caller_and_is_not_kept() -> None:
     answers = Answers()
     with pytest.raises(NoSuchRun):
         answers.ask("q", lambda: refuse(None, "x"))  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_a_heavy_question_is_answered_in_another_process_that_is_replaced_when_i
     assert found[-1] not in (0, helper)
 
 
-def test_output_is_read_by_offset_and_an_attempt_that_begins_anew_is_read_from_its_start() -> None:
+def test_output_is_read_by_offset_and_a_new_attempt_is_read_from_its_start() -> None:
     follower = Follower(None, bytes, "r", "t")  # type: ignore[arg-type]
     follower.take(1, "stdout", 0, "one\n")
     first = follower.read("stdout", 0)

@@ -106,7 +106,7 @@ def test_no_migration_changes_with_the_code() -> None:
         assert not [line for line in imported if "ecloud" in line or "boss" in line], file
 
 
-def test_an_empty_database_is_refused_with_the_command_that_mends_it(tmp_path: Path) -> None:
+def test_an_empty_database_is_refused_with_the_command_that_corrects_it(tmp_path: Path) -> None:
     engine = make_engine(f"sqlite:///{tmp_path}/empty.db")
     with pytest.raises(SchemaWrong, match=r"python admin\.py migrate"):
         require_schema(engine)

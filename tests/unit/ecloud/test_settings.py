@@ -110,7 +110,7 @@ def test_whole_numbers_are_seconds_too(settings_file: Path) -> None:
 # --- what is wrong --------------------------------------------------------------------------------
 
 
-def test_an_unknown_name_is_told_with_the_nearest(settings_file: Path) -> None:
+def test_an_unknown_name_is_reported_with_the_nearest(settings_file: Path) -> None:
     assert problems(settings_file, "HEARTBEATS = 1\nDATABASE = 'x'\nFROBNICATE = 3\n") == [
         "DATABASE is no setting; did you mean DATABASE_URL?",
         "FROBNICATE is no setting; see settings.example.py",
@@ -151,16 +151,16 @@ def test_an_unknown_name_is_told_with_the_nearest(settings_file: Path) -> None:
         ("POOLS = [{'name': 'a', 'cloud': 'moon'}]", "POOLS: a: cloud = 'moon': one of local"),
     ],
 )
-def test_a_wrong_value_is_told_with_what_would_be_right(line: str, problem: str, settings_file: Path) -> None:
+def test_a_wrong_value_is_reported_with_what_would_be_right(line: str, problem: str, settings_file: Path) -> None:
     found = problems(settings_file, line)
     assert found[0].startswith(problem)
 
 
-def test_all_problems_are_told_at_once(settings_file: Path) -> None:
+def test_all_problems_are_reported_at_once(settings_file: Path) -> None:
     assert len(problems(settings_file, "LEASE = 1\nHEARTBEAT_S = 'x'\nBROKER_PORT = 0\nON_OLD_RUNS = 'burn'\n")) == 4
 
 
-def test_a_file_that_raises_is_told_with_its_line(settings_file: Path) -> None:
+def test_a_file_that_raises_is_reported_with_its_line(settings_file: Path) -> None:
     assert problems(settings_file, "HEARTBEAT_S = 1\n\nLEASE_S = 1 / 0\n") == [
         ", line 3: ZeroDivisionError: division by zero"
     ]

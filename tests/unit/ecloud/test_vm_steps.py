@@ -24,7 +24,7 @@ def told(**times: float) -> str:
 
 
 @pytest.mark.parametrize("off_s", [0.0, 3_600.0, -3_600.0])
-def test_the_steps_are_told_by_the_boss_s_clock(off_s: float) -> None:
+def test_the_steps_are_shown_by_the_boss_s_clock(off_s: float) -> None:
     text = told(started=off_s - 0.5, hello=60.2, first_task=61.0, ending=100.0, gone=99.5 + off_s)
     assert text.partition("; ")[2] == (
         "created by its cloud after 0 s, its worker reported after 1 min, its first task after 1 min 1 s, "

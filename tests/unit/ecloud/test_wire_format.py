@@ -218,7 +218,7 @@ def test_deep_nesting_is_malformed(opening: bytes) -> None:
         assert why(signed(opening * depth)) == "malformed"
 
 
-def test_deep_nesting_where_nobody_looks_is_passed_over() -> None:
+def test_deep_nesting_in_an_unknown_field_is_skipped() -> None:
     start = b'{"v":1,"peer":"w1","session":"s","number":1,"message":{"type":"Goodbye"},"later":'
     assert decode(signed(start + b"[" * 100 + b"]" * 100 + b"}"), TOPIC, key_of)[0].message == Goodbye()
     assert why(signed(start + b"[" * 500_000 + b"]" * 500_000 + b"}")) == "malformed"
@@ -239,7 +239,7 @@ def test_numbers_that_no_database_keeps_are_malformed(message: bytes) -> None:
     assert why(signed(b'{"v":1,"peer":"w1","session":"s","number":1,"message":%b}' % message)) == "malformed"
 
 
-def test_oversized_bytes_are_not_even_looked_at() -> None:
+def test_oversized_bytes_are_not_even_read() -> None:
     assert why(b"x" * (MAX_MESSAGE_BYTES + 1)) == "oversized"
     assert why(b"x" * MAX_MESSAGE_BYTES) == "malformed"
     assert why(said(Goodbye("x" * MAX_MESSAGE_BYTES))) == "oversized"

@@ -28,7 +28,7 @@ def test_each_line_has_the_present_numbers(capsys: pytest.CaptureFixture[str], m
     assert capsys.readouterr().err.startswith("f: 1 done\n")
 
 
-def test_a_stderr_that_is_closed_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_stderr_ends_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path(os.devnull).open("w") as closed:
         monkeypatch.setattr(sys, "stderr", closed)
     bar = Bar("run-1", 2)

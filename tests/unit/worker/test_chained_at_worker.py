@@ -92,7 +92,7 @@ def test_results_are_kept_until_all_that_need_them_have_started() -> None:
     assert followers.is_followed((3, 1))
 
 
-def test_one_that_follows_what_nobody_here_knows_is_given_back() -> None:
+def test_an_attempt_that_follows_an_unknown_one_is_given_back() -> None:
     script = WorkerScript(cpus=1).on_duty()
     script.orders(after(2, 1)).begins().returns(2, reason=UNCHAINED)
 

@@ -39,7 +39,7 @@ def cache(tmp_path: Path) -> Callable[[], Cache]:
     return made
 
 
-def test_what_is_big_is_told_used_last_first_and_survives(cache: Callable[[], Cache], tmp_path: Path) -> None:
+def test_big_inputs_are_reported_used_last_first_and_survive(cache: Callable[[], Cache], tmp_path: Path) -> None:
     first = cache()
     assert first.big_inputs() == ()
     keeps(first, tmp_path, "small", BIG_INPUT_BYTES - 1)
@@ -55,7 +55,7 @@ def test_what_is_big_is_told_used_last_first_and_survives(cache: Callable[[], Ca
     assert again.big_inputs() == ()
 
 
-def test_no_more_are_told_than_are_heard(cache: Callable[[], Cache], tmp_path: Path) -> None:
+def test_no_more_inputs_are_reported_than_the_boss_reads(cache: Callable[[], Cache], tmp_path: Path) -> None:
     full = cache()
     full.limit_bytes = 100 * BIG_INPUT_BYTES
     for number in range(INPUTS_TOLD + 3):

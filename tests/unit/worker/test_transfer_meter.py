@@ -22,7 +22,7 @@ def test_nothing_moves_at_first_and_at_the_end() -> None:
     assert meter.read() is None
 
 
-def test_bytes_on_their_way_are_told_and_never_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_on_their_way_are_reported_and_never_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "moved_bytes", 700)
     meter = Meter()
     with meter.moving("fetch", 3, 10 * MB):
@@ -73,7 +73,7 @@ def test_what_an_sshd_takes_in_at_once_is_read_or_unknown(told: str, startups: i
     assert (limits.startups if limits else None) == startups
 
 
-def test_more_lanes_than_the_sshd_takes_in_are_told_with_what_to_change() -> None:
+def test_more_lanes_than_the_sshd_accepts_are_reported_with_what_to_change() -> None:
     limits = understand(LISTENER)
     assert _lanes(8, limits).is_ok
     told = _lanes(20, limits)

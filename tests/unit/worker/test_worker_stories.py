@@ -12,7 +12,7 @@ from worker.core.events import AttemptReturned, CommandsEnded, GpusMeasured
 from worker.core.worker_core import HOME_COPIED
 
 
-def test_it_reports_for_duty_runs_and_tells() -> None:
+def test_it_joins_runs_and_reports() -> None:
     script = WorkerScript()
     hello = script.connect().hello()
     assert (hello.kind, hello.nonce, hello.home) == ("worker", "w1-1", "home-1")
@@ -83,7 +83,7 @@ def test_a_message_counts_once_in_its_order_and_from_this_boss_alone() -> None:
     assert (script.core.ignored["number"], script.core.ignored["session"]) == (2, 1)
 
 
-def test_a_deposed_boss_welcomes_in_vain() -> None:
+def test_a_welcome_of_a_deposed_boss_has_no_effect() -> None:
     script = WorkerScript()
     script.epoch = 5
     script.on_duty().lose().connect()
@@ -127,7 +127,7 @@ def test_the_boss_changes_the_interval_of_heartbeats_with_each_answer() -> None:
     script.wait(1.0).beats()
 
 
-def test_without_a_lease_nothing_is_started_but_what_runs_goes_on() -> None:
+def test_without_a_lease_nothing_is_started_but_what_runs_continues() -> None:
     script = WorkerScript(cpus=1).on_duty(lease_s=12.0)
     script.orders(1, 2).begins(1)
     script.wait(30.0).forget_all()
@@ -167,7 +167,7 @@ def test_a_new_session_hears_every_outcome_again_and_the_inventory_tells_what_ru
     script.wait(1.0).nothing_else()
 
 
-def test_outcomes_are_told_in_batches() -> None:
+def test_outcomes_are_reported_in_batches() -> None:
     script = WorkerScript(cpus=FLUSH_COUNT + 1).on_duty()
     script.orders(*range(1, FLUSH_COUNT + 2)).begins(*range(1, FLUSH_COUNT + 2))
     for task_no in range(1, FLUSH_COUNT):
@@ -193,7 +193,7 @@ def test_a_message_stays_below_its_limits() -> None:
     heir.says_ended(*range(1, count)).says_ended(count)
 
 
-def test_what_is_held_already_is_ordered_in_vain() -> None:
+def test_a_repeated_order_for_a_held_attempt_has_no_effect() -> None:
     script = WorkerScript(cpus=1).on_duty()
     script.orders(1, 2, 3).begins(1).ends(1).begins(2).forget_all()
     script.orders(1, 2, 3).nothing_else()
@@ -256,7 +256,7 @@ def test_init_tasks_go_one_by_one_before_their_run() -> None:
     script.ends(3).orders(order(5, after_init=(1, 2))).begins(5)
 
 
-def test_when_an_init_task_fails_its_run_is_given_back_and_others_go_on() -> None:
+def test_when_an_init_task_fails_its_run_is_given_back_and_others_continue() -> None:
     script = WorkerScript(cpus=1).on_duty()
     script.orders(order(1, init=True), order(2, after_init=(1,)), order(3, run_no=2)).begins(1)
     script.ends(1, cause=Cause.EXIT).returns(2, reason="init").begins(3)
@@ -301,7 +301,7 @@ def test_what_the_machine_cannot_run_is_given_back_without_blame() -> None:
     script.wait(STARTED_S).says_started(2).nothing_else()
 
 
-def test_trouble_before_the_welcome_is_told_with_the_first_heartbeat() -> None:
+def test_trouble_before_the_welcome_is_reported_with_the_first_heartbeat() -> None:
     script = WorkerScript().connect().trouble("disk full")
     hello = script.wait(0.5).hello()
     script.nothing_else().welcome(hello)
@@ -309,7 +309,7 @@ def test_trouble_before_the_welcome_is_told_with_the_first_heartbeat() -> None:
     script.nothing_else()
 
 
-def test_term_gives_back_what_waits_and_leaves_when_the_rest_is_told() -> None:
+def test_term_gives_back_what_waits_and_leaves_when_the_rest_is_reported() -> None:
     script = WorkerScript(cpus=1).on_duty()
     script.orders(1, 2).forget_all()
     script.term().returns(2).take(wire.DrainWanted)
@@ -321,7 +321,7 @@ def test_term_gives_back_what_waits_and_leaves_when_the_rest_is_told() -> None:
     script.nothing_else()
 
 
-def test_a_new_boss_hears_that_the_worker_leaves_before_it_hears_of_the_task_that_the_shutdown_ended() -> None:
+def test_a_new_boss_learns_that_the_worker_leaves_before_the_end_of_the_task_that_the_shutdown_ended() -> None:
     """It counts SIGTERM as the task's failure otherwise."""
     script = WorkerScript(cpus=1).on_duty()
     script.orders(1).begins(1).term().forget_all().lose()
@@ -340,7 +340,7 @@ def test_a_drained_worker_rests_until_it_is_undrained() -> None:
     script.hear(wire.Undrain()).orders(4).begins(4)
 
 
-def test_what_ran_and_is_given_back_is_told_as_started_first() -> None:
+def test_what_ran_and_is_given_back_is_reported_as_started_first() -> None:
     """Else the boss would give its ECLOUD_ATTEMPT to the next one."""
     script = WorkerScript().on_duty()
     script.orders(1).begins(1)
@@ -433,7 +433,7 @@ def test_while_small_results_are_staged_another_has_the_place() -> None:
     assert script.core.attempts.free == dict(script.core.config.resources)
 
 
-def test_only_so_many_stage_without_a_place() -> None:
+def test_a_bounded_number_stage_without_a_place() -> None:
     script = WorkerScript(cpus=1.0).on_duty()
     script.orders(*range(1, STAGING_MOST + 3)).begins(1)
     for task_no in range(1, STAGING_MOST + 1):
@@ -443,7 +443,7 @@ def test_only_so_many_stage_without_a_place() -> None:
     script.handle(CommandsEnded(STAGING_MOST + 1, 1)).begins(STAGING_MOST + 2)
 
 
-def test_a_worker_tells_what_it_heard_last_and_begins_anew_where_the_boss_lacks_it() -> None:
+def test_a_worker_reports_what_it_heard_last_and_starts_again_if_the_boss_lacks_it() -> None:
     script = WorkerScript(heard=(1, 5)).connect()
     assert (script.core.epoch, script.core.batch) == (1, 5)
     script.welcome(script.hello()).answers_heartbeat()

@@ -254,7 +254,7 @@ def test_an_array_that_is_cancelled_while_an_element_is_published_is_known_until
 
 
 def test_arrays_that_end_together_are_all_forgotten(script: BossScript) -> None:
-    """Seed 1301002313: the second one ended the first, which was looked at before it."""
+    """Seed 1301002313: the second one ended the first, which had been checked before it."""
     script.push("r", array("b", 6, Dependency("a")), array("a", 6))
     script.push("r", array("a", 6, priority=1))
     assert [array.template.id for array in script.boss.book.arrays.values()] == ["b", "a"]

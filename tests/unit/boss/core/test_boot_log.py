@@ -149,7 +149,7 @@ def test_without_a_visit_it_is_silent() -> None:
     assert boss.store.vms[1].cause == "silent"
 
 
-def test_the_next_boss_goes_on_with_the_pinned_key() -> None:
+def test_the_next_boss_continues_with_the_pinned_key() -> None:
     boss = boss_of()
     lists(boss)
     answer(boss, Visit("shut"))

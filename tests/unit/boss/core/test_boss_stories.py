@@ -222,7 +222,7 @@ def test_no_broker_no_lease_runs_out(script: BossScript) -> None:
     assert script.store.workers["w1"].state == "lost"
 
 
-def test_a_boss_that_slept_blames_nobody(script: BossScript) -> None:
+def test_a_boss_that_slept_blames_no_worker(script: BossScript) -> None:
     script.worker("w1")
     script.now += 500
     script.handle()
@@ -240,7 +240,7 @@ def test_an_order_that_got_lost_heals_with_the_next_heartbeat(script: BossScript
     assert script.key("a")[1] == 2
 
 
-def test_after_a_restart_the_worker_goes_on_with_what_it_holds(script: BossScript) -> None:
+def test_after_a_restart_the_worker_continues_with_what_it_holds(script: BossScript) -> None:
     w1 = script.worker("w1", cpus=2)
     script.push("r", task("a"), task("b"), task("c"))
     script.starts(w1, "a", "b", "c").started(w1, "a", "b")
@@ -582,7 +582,7 @@ def test_a_vm_is_gone_when_the_clouds_list_lacks_it() -> None:
     assert script.store.vms[vm_no].state == "gone"
 
 
-def test_instantiate_is_bounded_by_the_pool_and_says_so() -> None:
+def test_instantiate_is_bounded_by_the_pool_and_reports_it() -> None:
     script = BossScript().pool("local", maximum=2)
     answer = script.ask("instantiate_worker", n=5)
     assert isinstance(answer, wire.RequestDone)
@@ -593,7 +593,7 @@ def test_instantiate_is_bounded_by_the_pool_and_says_so() -> None:
     assert isinstance(script.ask("instantiate_worker", n=1, pool="nope"), wire.Refused)
 
 
-def test_a_watcher_is_told_what_changed(script: BossScript) -> None:
+def test_a_watcher_gets_what_changed(script: BossScript) -> None:
     w1 = script.worker("w1")
     script.push("r", task("a"))
     client = script.client()

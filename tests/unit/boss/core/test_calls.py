@@ -67,7 +67,7 @@ def test_a_call_waits_for_one_of_an_earlier_push_and_gets_its_value() -> None:
 
 
 @pytest.mark.parametrize("open_ones", [("a",), ("b",), ("a", "b")])
-def test_a_waiting_call_that_a_later_push_names_goes_on_waiting_for_calls_that_this_push_does_not_name(
+def test_a_waiting_call_that_a_later_push_names_still_waits_for_calls_that_this_push_does_not_name(
     open_ones: tuple[str, ...],
 ) -> None:
     script = BossScript()
@@ -169,7 +169,7 @@ def test_a_call_that_waits_for_one_that_failed_before_is_aborted_and_told() -> N
     assert heard(script, client) == {"b": ("aborted", b"")}
 
 
-def test_a_dependency_that_nobody_knows_is_named_and_nothing_is_stored() -> None:
+def test_an_unknown_dependency_is_named_and_nothing_is_stored() -> None:
     script = BossScript()
     client = script.client()
     script.hear(client, wire.SubmitTasks("p", 0, 1, wire.PushOptions("r", "extend"), (call("b", after="a"),)))
@@ -177,7 +177,7 @@ def test_a_dependency_that_nobody_knows_is_named_and_nothing_is_stored() -> None
     assert not script.store.tasks
 
 
-def test_what_succeeded_is_kept_what_failed_is_done_anew_and_changed_code_only_if_asked() -> None:
+def test_what_succeeded_is_kept_what_failed_is_done_again_and_changed_code_only_on_request() -> None:
     script = BossScript()
     worker = script.worker("w1", cpus=4)
     extend(script, call("a", fingerprint="1"), call("b", fingerprint="1"), call("c", fingerprint="1"))

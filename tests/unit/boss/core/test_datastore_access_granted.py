@@ -16,7 +16,7 @@ THERE = DatastoreAccess("u@host:/root", host_key="ssh-ed25519 AAAA")
 HOUR_S = 3600.0
 
 
-def test_a_worker_whose_access_is_refused_says_so_at_once_and_once() -> None:
+def test_a_worker_whose_access_is_refused_reports_it_at_once_and_once() -> None:
     script = WorkerScript().on_duty(datastore=THERE)
     script.hear(wire.DatastoreGranted(DatastoreAccess("u@host:/root", "certificate", THERE.host_key), HOUR_S))
     script.wait(5.0)

@@ -70,7 +70,7 @@ def test_another_reason_keeps_the_beginning(script: BossScript) -> None:
     assert (script.store.tables.pools["big"].closed, script.store.tables.pools["big"].since) == (HELD, began)
 
 
-def test_vms_of_a_held_pool_continue_and_their_number_is_told(script: BossScript) -> None:
+def test_vms_of_a_held_pool_continue_and_their_number_is_shown(script: BossScript) -> None:
     script.push("r", task("a"))
     (vm_no,) = started(script)
     made(script, vm_no)

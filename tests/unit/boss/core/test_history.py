@@ -59,7 +59,7 @@ def say_hello(script: BossScript, name: str, kind: str, epoch: int, batch: int) 
     return welcome
 
 
-def test_a_worker_of_the_lost_history_begins_anew_and_people_hear_of_it_once(
+def test_a_worker_of_the_lost_history_starts_again_and_operators_are_notified_once(
     restored: tuple[BossScript, tuple[int, int]],
 ) -> None:
     script, heard = restored
@@ -72,7 +72,7 @@ def test_a_worker_of_the_lost_history_begins_anew_and_people_hear_of_it_once(
     assert not say_hello(script, "w3", "worker", 0, 0).other_history, "a new process has heard of nothing"
 
 
-def test_a_client_of_the_lost_history_goes_on_and_is_told(restored: tuple[BossScript, tuple[int, int]]) -> None:
+def test_a_client_of_the_lost_history_continues_and_is_notified(restored: tuple[BossScript, tuple[int, int]]) -> None:
     script, heard = restored
     welcome = say_hello(script, "c9", "client", *heard)
     assert welcome.other_history

@@ -188,7 +188,7 @@ def test_a_path_that_is_published_anew_is_fetched_anew_and_nothing_else(script: 
     ends(script, w1, "a2", fetched=2 * BIG_BYTES).starts(w1, "make")
 
 
-def test_no_more_is_remembered_of_a_worker_than_so_many_sets(script: BossScript) -> None:
+def test_a_bounded_number_of_inputs_is_remembered_of_each_worker(script: BossScript) -> None:
     w1 = script.worker("w1")
     names = [f"{path}{k}" for path in range(KEPT + 5) for k in "xy"]
     script.push("r", *(needs(name, name[:-1]) for name in names))
@@ -231,7 +231,7 @@ def test_a_task_whose_inputs_a_busy_worker_has_gets_its_turn(script: BossScript)
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_whatever_comes_nobody_idles_while_a_task_waits_and_none_is_passed_too_often(data: st.DataObject) -> None:
+def test_whatever_comes_no_worker_idles_while_a_task_waits_and_none_is_passed_too_often(data: st.DataObject) -> None:
     script = BossScript(ahead_s=0.0)
     workers = [script.worker(f"w{number}") for number in range(data.draw(st.integers(1, 4)))]
     pushed: list[str] = []

@@ -75,7 +75,7 @@ def test_a_home_after_another_boot_is_taken_over_once_its_last_process_is_silent
     assert script.store.workers[old.name].state == "gone"
 
 
-def test_a_copied_home_replaces_nobody_and_is_told_to_take_another() -> None:
+def test_a_copied_home_replaces_no_worker_and_is_ordered_to_take_another() -> None:
     script = BossScript()
     old = liar(script, "p1", "key-h", home="h", boot_id="b1", host="one")
     script.push("r", task("a"))
@@ -240,7 +240,7 @@ def test_a_hello_is_kept_within_limits() -> None:
 # --- heartbeats and outcomes ------------------------------------------------------------------------
 
 
-def test_a_heartbeat_with_the_largest_numbers_stops_nobody() -> None:
+def test_a_heartbeat_with_the_largest_numbers_stops_no_other_worker() -> None:
     script = BossScript(transfer_lanes=1)
     mean, honest = script.worker("w1"), script.worker("w2")
     most = 2**63 - 1
@@ -302,7 +302,7 @@ def test_long_sentences_are_cut() -> None:
     assert len(script.store.workers["w1"].reason) <= 1_001
 
 
-def test_an_inventory_of_things_nobody_gave_is_answered_with_a_bounded_number_of_orders() -> None:
+def test_an_inventory_of_attempts_that_no_boss_gave_is_answered_with_a_bounded_number_of_orders() -> None:
     script = BossScript()
     worker = script.worker("w1")
     script.said.clear()

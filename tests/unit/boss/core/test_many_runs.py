@@ -1,4 +1,4 @@
-"""Thousands of runs that wait: the fair order between runs, and how much a batch looks at."""
+"""Thousands of runs that wait: the fair order between runs, and how many groups of tasks a batch reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNS = 300
 
 
 def count_looks(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Groups of ready tasks that the boss looks at."""
+    """How many groups of ready tasks the boss reads."""
     looks = 0
     first = ReadyTasks.first
 

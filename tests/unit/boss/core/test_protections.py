@@ -53,7 +53,7 @@ def test_an_order_of_this_session_that_is_in_flight_is_not_given_to_another(scri
     assert script.store.attempts[script.key("a", 1)].state is AttemptState.ASSIGNED
 
 
-def test_a_stage_that_belongs_to_nobody_is_dropped_when_it_is_seen_the_second_time(script: BossScript) -> None:
+def test_a_stage_without_an_owner_is_dropped_when_it_is_seen_the_second_time(script: BossScript) -> None:
     """An attempt that ends between the list and the look would lose what it staged."""
     script.handle(StagesListed(("w9/7-1",)))
     assert not [call for call in script.calls if isinstance(call, DropStages)]
@@ -83,7 +83,7 @@ def test_what_a_silent_client_left_is_freed(script: BossScript) -> None:
     assert script.take(silent, wire.Refused).code == "session"
 
 
-def test_each_failure_uses_one_retry_however_often_it_is_said_and_whoever_leads() -> None:
+def test_each_failure_uses_one_retry_however_often_it_is_reported_and_whichever_boss_leads() -> None:
     script = BossScript(retry_backoff_s=1.0)
     script.push("r", task("a", retries=Retries(3)))
     for number in range(1, 5):

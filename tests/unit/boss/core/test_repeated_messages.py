@@ -56,7 +56,7 @@ def test_a_cancelled_task_that_is_done_again_has_a_new_number_with_the_next_boss
     assert numbers(script, "a") == [1, 2]
 
 
-def test_an_attempt_that_nobody_waits_for_any_more_keeps_its_number_for_itself(script: BossScript) -> None:
+def test_a_replaced_attempt_keeps_its_number_for_itself(script: BossScript) -> None:
     """Replaced while it was given; its end is written with the count, although the task has continued without it."""
     w1 = script.worker("w1")
     script.push("r", task("a"))
@@ -83,7 +83,7 @@ def test_no_more_is_asked_back_than_the_idle_ones_would_begin(script: BossScript
     assert len(script.take(w1, wire.ReturnTasks).attempts) == MOST_EACH
 
 
-def test_what_a_newer_process_took_over_goes_on_through_a_restart_of_the_boss() -> None:
+def test_what_a_newer_process_took_over_continues_through_a_restart_of_the_boss() -> None:
     script = BossScript()
     w1 = script.worker("w1", home="h")
     script.push("r", task("a"))
@@ -136,7 +136,7 @@ def test_how_the_init_task_of_an_earlier_process_ended_makes_no_process_do_its_o
     assert numbers(script, "i") == [1, 2]
 
 
-def test_the_number_of_an_init_attempt_that_nobody_holds_is_not_given_twice() -> None:
+def test_the_number_of_an_init_attempt_that_no_worker_holds_is_not_given_twice() -> None:
     """It is assigned, its task's row does not show it yet, and no worker is there when a boss begins."""
     script = BossScript()
     script.worker("w1", home="h")

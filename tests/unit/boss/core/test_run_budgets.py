@@ -51,7 +51,7 @@ def plan_notes(script: BossScript) -> list[str]:
     return list(msgspec.json.decode(answer.text)["notes"])
 
 
-def test_a_budget_stops_starts_for_its_run_and_no_other_and_work_in_hand_goes_on() -> None:
+def test_a_budget_stops_starts_for_its_run_and_no_other_and_running_work_continues() -> None:
     script = BossScript(vm_hours_per_run=1.0).pool("p", maximum=10)
     script.push("film", *(task(f"f{i}", runtime_s=4000.0) for i in range(2)))
     asked = started(script)
@@ -98,7 +98,7 @@ def test_without_any_budget_nothing_is_reckoned() -> None:
     assert script.boss.fleet.follow is None
 
 
-def test_the_next_boss_goes_on_reckoning_and_does_not_forget() -> None:
+def test_the_next_boss_continues_the_account_and_does_not_forget() -> None:
     script = BossScript(vm_hours_per_run=1.0).pool("p", maximum=2)
     script.push("film", task("a", runtime_s=8000.0))
     made(script, *started(script))
@@ -153,7 +153,7 @@ def test_it_reckons_as_the_ledger_does() -> None:
     assert sum(reckoned) == pytest.approx(script.now - vm.started_at, abs=6.0)
 
 
-def test_the_boss_s_own_notes_are_nobody_s_to_set() -> None:
+def test_no_client_can_set_the_boss_s_own_notes() -> None:
     script = BossScript(vm_hours_per_run=1.0).pool("p", maximum=1)
     answer = script.ask("set_context", key="spent/1", value="much")
     assert isinstance(answer, wire.Refused)

@@ -24,7 +24,7 @@ def learned(*run_s: float, label: str = "some") -> Runtimes:
     return known
 
 
-def test_what_is_said_counts_until_something_was_seen() -> None:
+def test_the_stated_run_time_counts_until_one_was_seen() -> None:
     assert Runtimes().guess_s(node(), 1) == UNKNOWN_S
     assert Runtimes().guess_s(node(runtime_s=7.0), 1) == 7.0
     assert learned(3.0).guess_s(node(runtime_s=7.0), 1) == 3.0
@@ -65,7 +65,7 @@ def test_kinds_are_labels_or_shapes_of_a_run_and_end_with_it(monkeypatch: pytest
     assert list(known.kinds) == ["b", "c"]
 
 
-def test_nobody_is_given_a_long_queue_because_the_first_tasks_were_short() -> None:
+def test_no_worker_is_given_a_long_queue_because_the_first_tasks_were_short() -> None:
     """One worker's first task ends at once, while those of the others run on: so may the next ones."""
     script = BossScript()
     workers = {name: script.worker(name, cpus=2) for name in [f"w{number}" for number in range(10)]}

@@ -53,7 +53,7 @@ def starts(made: Plan) -> dict[str, int]:
 # --- what starts ----------------------------------------------------------------------------------
 
 
-def test_tasks_of_which_nobody_knows_anything_get_a_place_each() -> None:
+def test_tasks_of_unknown_length_get_a_place_each() -> None:
     assert starts(planned(pool(cpus=4, boot_s=60), demands=[ready(9)])) == {"p": 3}
 
 
@@ -95,7 +95,7 @@ def test_no_vm_starts_whose_work_would_be_done_before_it_is_up() -> None:
     assert "sooner than a new VM of pool p" in made.notes[0]
 
 
-def test_the_same_work_starts_one_where_nobody_is_there_to_do_it() -> None:
+def test_the_same_work_starts_one_if_no_worker_can_do_it() -> None:
     assert starts(planned(pool(boot_s=60), demands=[ready(4, 2.0)])) == {"p": 1}
 
 

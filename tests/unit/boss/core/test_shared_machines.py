@@ -47,7 +47,7 @@ def test_memory_is_shared_too() -> None:
     del one, two
 
 
-def test_a_machine_that_nobody_promises_twice_limits_nothing() -> None:
+def test_a_machine_that_is_not_promised_twice_limits_nothing() -> None:
     script = BossScript()
     on_machine(script, "one")
     on_machine(script, "two")

@@ -82,7 +82,7 @@ def test_what_fails_alone_never_fails_its_dependents_neighbours_and_can_be_tried
 
 
 @pytest.mark.parametrize("how", ["goodbye", "drained", "killed by a person", "unheard since the boss's start"])
-def test_a_worker_that_was_to_leave_charges_nobody(how: str) -> None:
+def test_a_worker_that_was_to_leave_charges_no_task(how: str) -> None:
     script = BossScript()
     worker = script.worker("w1")
     script.push("r", task("a"))
@@ -233,7 +233,7 @@ def test_nothing_is_chained_to_a_task_that_may_have_killed_a_worker() -> None:
     assert script.store.tables.suspects == {}
 
 
-def test_a_later_boss_goes_on_counting() -> None:
+def test_a_later_boss_continues_the_count() -> None:
     script = BossScript(max_lost_workers=2)
     script.worker("w1", cpus=2)
     script.push("r", task("poison"))

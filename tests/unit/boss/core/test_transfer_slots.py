@@ -78,7 +78,7 @@ def test_who_has_much_to_move_waits_for_room_and_is_not_overtaken() -> None:
     assert list(rule.permits.waiting) == ["little"]
 
 
-def test_what_was_lost_on_the_way_is_made_good_by_a_heartbeat() -> None:
+def test_a_heartbeat_replaces_what_was_lost_on_the_way() -> None:
     rule = Rule(lanes=1).wants("a").says(("a", 1, None))
     rule.beats("a", lane=0, wants=5, seen=0).says()  # the grant is on its way
     rule.beats("a", lane=0, wants=5, seen=1).says(("a", 2, None))  # it was lost
@@ -104,7 +104,7 @@ def test_a_boss_that_restarts_learns_the_lanes_there_are_before_it_grants_more()
     rule.grants(11.0).says(("a", 10, None))
 
 
-def test_a_lane_that_nobody_granted_is_believed_of_no_worker() -> None:
+def test_a_lane_that_no_boss_granted_is_believed_of_no_worker() -> None:
     rule = Rule(lanes=2, opens_at=10.0, holders=("b",)).wants("a", now=1.0)
     rule.beats("x", lane=2**63 - 1, now=2.0).beats("b", lane=7, now=3.0).beats("y", lane=7, now=3.0)
     assert set(rule.permits.lanes) == {"b"}
@@ -233,7 +233,7 @@ def test_a_thousand_workers_share_eight_lanes() -> None:
     assert sea.messages <= 4 * 1000, "asking, a grant, at most one calling back, giving back"
 
 
-def test_nobody_starves_although_all_want_more_than_there_is() -> None:
+def test_no_worker_starves_although_all_want_more_than_there_is() -> None:
     sea = Sea(workers=200, lanes=8, transfers=1000, loses=0.0, seed=2)
     sea.sail(2 * 200 / 8 * (SLICE_S + 5.0))
     done = [1000 - peer.left for peer in sea.peers.values()]

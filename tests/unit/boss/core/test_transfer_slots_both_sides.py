@@ -18,7 +18,7 @@ def moving(waiting: int = 0, under_way: int = 0, size: int = 0) -> TransfersChan
 # --- the worker ---------------------------------------------------------------------------------------
 
 
-def test_a_worker_asks_once_and_keeps_its_lane_while_nobody_waits() -> None:
+def test_a_worker_asks_once_and_keeps_its_lane_while_no_other_waits() -> None:
     script = WorkerScript().on_duty()
     script.handle(moving(waiting=1, size=7))
     assert script.take(wire.TransfersWanted).bytes == 7

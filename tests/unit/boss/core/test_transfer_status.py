@@ -17,7 +17,7 @@ from worker.core.transfer_status import Shown
 from worker.shell.meter import Meter
 
 
-def test_what_moves_long_is_told_now_and_then_and_its_end_at_once() -> None:
+def test_long_transfers_are_reported_now_and_then_and_their_end_at_once() -> None:
     said: list[Message] = []
     shown = Shown(said.append)
     for second in range(10):
@@ -29,7 +29,7 @@ def test_what_moves_long_is_told_now_and_then_and_its_end_at_once() -> None:
     assert said[5:] == [MovingChanged(None)]
 
 
-def test_many_that_are_short_are_told_by_heartbeats_alone() -> None:
+def test_many_short_transfers_are_reported_by_heartbeats_alone() -> None:
     said: list[Message] = []
     shown = Shown(said.append)
     for second in range(100):
@@ -54,7 +54,7 @@ def test_of_a_directory_what_is_copied_counts(tmp_path: Path) -> None:
         assert (told.bytes, told.moved_bytes) == (6_000_000, 3_000_000)
 
 
-def test_a_meter_calls_when_nothing_moves_any_more_of_which_it_told() -> None:
+def test_a_meter_calls_when_all_transfers_that_it_reported_have_ended() -> None:
     meter, calls = Meter(), []
     meter.stopped = lambda: calls.append(meter.read())
     with meter.moving("fetch", 1, 10, 7):

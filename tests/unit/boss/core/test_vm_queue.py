@@ -54,7 +54,7 @@ def test_vms_are_waited_for_while_their_cloud_places_one_after_another() -> None
     assert all(script.store.vms[vm_no].state == "running" for vm_no in vm_nos)
 
 
-def test_vms_are_withdrawn_when_nothing_is_placed_any_more() -> None:
+def test_vms_are_withdrawn_when_the_cloud_places_none() -> None:
     script, vm_nos = ten_of_a_slow_cloud()
     script.wait(110.0)
     script.handle(listed(vm_nos, 1))

@@ -101,7 +101,7 @@ def test_a_boss_that_was_killed_in_the_middle_of_a_call_waits_for_the_list_to_sh
 # --- VMs without an owner --------------------------------------------------------------------------
 
 
-def test_a_vm_that_nobody_owns_is_ended_after_a_grace_and_asked_again_until_it_is_gone() -> None:
+def test_a_vm_without_an_owner_is_ended_after_a_grace_and_asked_again_until_it_is_gone() -> None:
     script = one_pool()
     script.handle(shown(lost=77))
     assert ended(script) == []
@@ -188,7 +188,7 @@ def test_a_copy_that_shows_the_number_of_a_vm_does_not_hide_it() -> None:
     assert ended(script) == []
 
 
-def test_a_vm_that_nobody_owns_may_finish_what_its_agent_runs_and_is_ended_when_that_has_left() -> None:
+def test_a_vm_without_an_owner_may_finish_what_its_agent_runs_and_is_ended_when_that_has_left() -> None:
     script = one_pool()
     peer = agent(script, 77)
     script.handle(shown(lost=77))
@@ -240,7 +240,7 @@ def test_a_new_boss_does_not_end_a_vm_whose_worker_finishes_its_tasks() -> None:
     assert ended(script) == [f"cloud-{vm_no}"], "the worker was lost, and the list still shows its VM"
 
 
-def test_while_nobody_can_be_heard_no_vm_is_taken_for_nobodys() -> None:
+def test_while_no_worker_can_be_heard_every_vm_is_taken_to_have_an_owner() -> None:
     script = one_pool()
     script.handle(BrokerLost("no route"))
     for _ in range(5):
@@ -276,7 +276,7 @@ def test_one_list_serves_all_pools_of_a_cloud() -> None:
     assert states == {small: "gone", large: "booting", here: "booting"}
 
 
-def test_vms_of_a_pool_that_is_not_set_any_more_are_ended() -> None:
+def test_vms_of_a_pool_that_was_removed_from_the_settings_are_ended() -> None:
     script = two_pools()
     script.push("r", task("b", resources={"cpus": 8.0}))
     (large,) = asked(script)
@@ -340,7 +340,7 @@ def test_a_plan_says_how_much_room_there_is_while_there_is_less_than_it_would_as
     assert "user alice has a quota of 4 for VMS" in notes(script)[0]
 
 
-def test_a_full_cloud_is_asked_less_and_less_often_and_recovers_by_itself() -> None:
+def test_a_full_cloud_is_asked_less_and_less_often_until_it_has_room_again() -> None:
     script = telling()
     script.push("r", *(task(f"t{i}") for i in range(20)))
     waits = []
@@ -379,7 +379,7 @@ def test_a_refusal_makes_what_was_known_of_the_room_void() -> None:
     assert script.call(AskRoom).pool == "p"
 
 
-def test_what_a_full_cloud_refused_is_told_while_it_is_full() -> None:
+def test_what_a_full_cloud_refused_is_shown_while_it_is_full() -> None:
     script = telling()
     script.ask("instantiate_worker", n=5)
     two, three = (numbers := asked(script))[:2], numbers[2:]

@@ -39,7 +39,7 @@ def test_a_watcher_hears_at_once_that_a_template_is_refused(script: BossScript) 
     )
 
 
-def test_a_watcher_hears_what_a_cloud_says_of_vms_that_wait_and_when_that_is_over(script: BossScript) -> None:
+def test_a_watcher_hears_what_a_cloud_says_of_vms_that_wait_and_when_that_ends(script: BossScript) -> None:
     (vm_no,) = watched(script)
     made(script, vm_no)
     text = "[HOST] Dispatch limit reached on hosts"
