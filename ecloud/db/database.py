@@ -1,11 +1,13 @@
 """Database engines made from the settings, and database errors in words that users can act on.
 
-Owns no tables (`ecloud.db.schema`) and no migrations (`migrate` runs those of migrations/). Never writes a row.
+Owns no tables (`ecloud.db.schema`) and no migrations (`migrate` runs those of migrations/). Writes no row but the
+schema's revision.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import sqlite3
 import time
@@ -18,7 +20,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from datastore.problem import PartAway
 from ecloud.config.settings import ROOT, Settings, SettingsWrong
-from ecloud.db.schema import REVISION
+from ecloud.db.schema import REVISION, metadata
 
 BUSY_S = 10.0
 """How long a reader or writer of SQLite waits for another."""
@@ -30,6 +32,14 @@ BACKUPS_KEPT = 5
 _PACKAGED = Path(__file__).parent / "migrations"
 MIGRATIONS = _PACKAGED if _PACKAGED.is_dir() else ROOT / "migrations"
 """Beside this file in an installed package; beside the packages in a checkout."""
+
+BEGUN = "begun"
+"""The revision of a database whose tables are being made."""
+_REVISIONS = sa.Table(
+    "alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)  # fmt: skip
+"""Alembic's own."""
 
 _SESSION = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00'"
 """Refuse values that do not fit instead of cutting them; report the server's clock in UTC."""
@@ -220,22 +230,28 @@ def _require(engine: Engine, present: str | None) -> None:
     if present == REVISION:
         return
     place = where(engine.url)
-    if present is not None and present > REVISION:
+    if present is not None and present != BEGUN and present > REVISION:
         raise SchemaWrong(f"{place} has schema {present}, newer than {REVISION} of this ECLOUD", "update ECLOUD")
-    state = f"schema {present}" if present else "no tables yet"
+    state = "no tables yet" if present in (None, BEGUN) else f"schema {present}"
     raise SchemaWrong(f"{place} has {state}; this ECLOUD needs {REVISION}", "run python admin.py migrate")
 
 
 def migrate(engine: Engine, backups: Path | None = None) -> str | None:
-    """Migrate the tables to this code's revision. An older SQLite file is first copied into `backups`; returns the
-    copy's path.
+    """Make the tables of an empty database, or migrate them to this code's revision. An older SQLite file is first
+    copied into `backups`; returns the copy's path.
 
-    Continues an interrupted migration. Raises `DatabaseAway`, and `SchemaWrong` for a database newer than this code or
+    Continues what was interrupted. Raises `DatabaseAway`, and `SchemaWrong` for a database newer than this code or
     of an unknown revision.
     """
     present = present_revision(engine)
     if present == REVISION:
         return None
+    try:
+        if present == BEGUN or (present is None and _is_empty(engine)):
+            _make_tables(engine, present)
+            return None
+    except sa.exc.SQLAlchemyError as error:
+        raise database_away(error, engine.url) from None
     if present is not None and present > REVISION:
         _require(engine, present)
     backup = None
@@ -263,6 +279,25 @@ def migrate(engine: Engine, backups: Path | None = None) -> str | None:
             f"{where(engine.url)} has schema {present}, which cannot be brought to {REVISION}: {error}"
         ) from None
     return backup
+
+
+def _is_empty(engine: Engine) -> bool:
+    return set(sa.inspect(engine).get_table_names()) <= {_REVISIONS.name}
+
+
+def _make_tables(engine: Engine, present: str | None) -> None:
+    """Make all tables as the code knows them. The migrations make the same ones in half a second of CPU."""
+    with engine.connect().execution_options(writes=True) as connection:
+        if present is None:
+            _REVISIONS.create(connection, checkfirst=True)
+            connection.execute(_REVISIONS.insert().values(version_num=BEGUN))
+            connection.commit()
+        metadata.create_all(connection)
+        if present == BEGUN:  # a server keeps each statement: a table may be there without its indexes
+            for index in itertools.chain.from_iterable(table.indexes for table in metadata.sorted_tables):
+                index.create(connection, checkfirst=True)
+        connection.execute(_REVISIONS.update().values(version_num=REVISION))
+        connection.commit()
 
 
 def _back_up(file: Path, backups: Path, revision: str) -> str:

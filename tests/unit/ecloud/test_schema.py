@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,59 @@ from ecloud.db.database import (
 )
 
 
-def test_the_migrations_make_the_tables_that_the_code_knows(engine: Engine) -> None:
-    assert differences(engine) == []
+@pytest.fixture(params=["sqlite", "mariadb"])
+def new_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Engine]]:
+    """Makes databases without any table, both kinds in turn."""
+    made: list[Engine] = []
+
+    def new() -> Engine:
+        is_file = request.param == "sqlite"
+        url = f"sqlite:///{tmp_path}/{len(made)}.db" if is_file else request.getfixturevalue("mariadb").new_url()
+        made.append(make_engine(url))
+        return made[-1]
+
+    yield new
+    for engine in made:
+        engine.dispose()
+
+
+@pytest.fixture
+def empty_engine(new_engine: Callable[[], Engine]) -> Engine:
+    """A database without any table, both kinds in turn."""
+    return new_engine()
+
+
+def test_the_migrations_make_the_tables_that_the_code_knows(empty_engine: Engine) -> None:
+    add_another_table(empty_engine)
+    migrate(empty_engine)
+    assert differences(empty_engine) == []
+
+
+def add_another_table(engine: Engine) -> None:
+    """A table that is not ECLOUD's: the database is not empty, so the migrations make the tables."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE another_program (number INTEGER)")
+
+
+def test_a_new_database_has_exactly_the_tables_that_the_migrations_make(new_engine: Callable[[], Engine]) -> None:
+    """Its tables are made at once; an older database becomes the same."""
+    new, older = new_engine(), new_engine()
+    add_another_table(older)
+    migrate(older)
+    migrate(new)
+    add_another_table(new)
+    assert definitions(new) == definitions(older)
+
+
+def definitions(engine: Engine) -> dict[str, str]:
+    """The definition of each table and index, as the database prints it."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            found = connection.exec_driver_sql("SELECT type || ' ' || name, sql FROM sqlite_master").fetchall()
+        else:
+            tables = sa.inspect(connection).get_table_names()
+            found = [connection.exec_driver_sql(f"SHOW CREATE TABLE {table}").one() for table in tables]
+        return {name: re.sub(r"\s*([,()])\s*", r"\1", " ".join((text or "").split())) for name, text in found}
 
 
 def differences(engine: Engine) -> list[object]:
@@ -38,7 +90,7 @@ def differences(engine: Engine) -> list[object]:
     options = {"compare_type": True}
     with engine.connect() as connection:
         found = compare_metadata(MigrationContext.configure(connection, opts=options), schema.metadata)
-        return [change for change in found if "alembic_version" not in str(change)]
+        return [change for change in found if not re.search("alembic_version|another_program", str(change))]
 
 
 def test_the_code_asks_for_the_newest_migration() -> None:
@@ -66,16 +118,23 @@ class PowerCut(Exception):
     """The process that migrates is gone."""
 
 
-@pytest.fixture(params=["sqlite", "mariadb"])
-def empty_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database without any table, both kinds in turn."""
-    url = f"sqlite:///{tmp_path}/empty.db"
-    engine = make_engine(url if request.param == "sqlite" else request.getfixturevalue("mariadb").new_url())
-    yield engine
-    engine.dispose()
-
-
 def test_a_migration_may_be_cut_off_at_any_of_its_statements(empty_engine: Engine) -> None:
+    add_another_table(empty_engine)
+    assert cut_off_and_repeat(empty_engine, 3) >= 3
+    assert differences(empty_engine) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_new_database_may_be_cut_off_at_any_of_its_statements(new_engine: Callable[[], Engine], count: int) -> None:
+    cut, whole = new_engine(), new_engine()
+    assert cut_off_and_repeat(cut, count) >= 3
+    migrate(whole)
+    assert definitions(cut) == definitions(whole)
+
+
+def cut_off_and_repeat(engine: Engine, count: int) -> int:
+    """Cut the process off after each `count` statements that change something, and begin again, until the tables are
+    there; returns how often."""
     done = left = 0
 
     def cut_off(connection: object, cursor: object, statement: str, *others: object) -> None:
@@ -85,19 +144,18 @@ def test_a_migration_may_be_cut_off_at_any_of_its_statements(empty_engine: Engin
             if left < 0:
                 raise PowerCut
 
-    sa.event.listen(empty_engine, "before_cursor_execute", cut_off)
-    while present_revision(empty_engine) != schema.REVISION:
-        # A server keeps each statement of a migration; in a file it is one transaction, all or nothing.
-        left = 3 if empty_engine.dialect.name == "mysql" else 3 * (done + 1)
+    sa.event.listen(engine, "before_cursor_execute", cut_off)
+    while present_revision(engine) != schema.REVISION:
+        # A server keeps each statement; in a file all is one transaction.
+        left = count if engine.dialect.name == "mysql" else count * (done + 1)
         try:
-            migrate(empty_engine)
+            migrate(engine)
         except PowerCut:
             done += 1
             with pytest.raises(SchemaWrong, match=r"no tables yet|has schema 00"):
-                require_schema(empty_engine)
-    sa.event.remove(empty_engine, "before_cursor_execute", cut_off)
-    assert done >= 3
-    assert differences(empty_engine) == []
+                require_schema(engine)
+    sa.event.remove(engine, "before_cursor_execute", cut_off)
+    return done
 
 
 def test_no_migration_changes_with_the_code() -> None:
