@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 PY := $(VENV)/bin/python
+# Tests start Python many hundred times; without kept bytecode each would compile all modules.
+export PYTHONDONTWRITEBYTECODE :=
 SEEDS ?= 200
 MINUTES ?= 60
 SOURCES := boss worker ecloud datastore sim migrations docs bench tests admin.py push_tasks.py settings.example.py

@@ -3,21 +3,20 @@ traceback. The actions come from the table itself, so a new one is tried, too.""
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import select
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Set
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 from databases import MariaDb
 from doors import Doors, ended
+from forked_doors import Forked, begin
 from services import ROOT, Daemon, Mosquitto, wait_until
 
 from datastore.problem import DONE, INTERRUPTED, PART_AWAY
@@ -61,6 +60,17 @@ def actions() -> dict[str, list[str]]:
     return found
 
 
+class Tried:
+    """An action that has ended."""
+
+    def __init__(self, action: Forked) -> None:
+        code = action.poll()
+        assert code is not None
+        self.code = code
+        self.seconds = action.seconds
+        self.text = b"".join(action.printed()).decode(errors="replace")
+
+
 class Cluster:
     """A boss with a broker and a database server that can be taken away."""
 
@@ -69,37 +79,39 @@ class Cluster:
         self.broker = broker
         self.database = database
 
-    def try_all(self, typed: list[list[str]], interrupt_at: tuple[Any, ...] = (), speak: bool = False) -> list[Any]:
-        """Type all of these at once; what became of each."""
-        place = self.doors.place / f"tried-{len(list(self.doors.place.glob('tried-*')))}"
-        place.mkdir()
-        wish = {
-            "actions": typed, "deadline_s": DEADLINE_S, "place": str(place), "interrupt_at": interrupt_at,
-            "interrupt_all": speak,
-        }  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "support" / "forked_doors.py")],
-            input=json.dumps(wish), text=True, capture_output=True, cwd=self.doors.place,
-            env=self.doors.environment, timeout=2 * DEADLINE_S,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found: list[Any] = json.loads(done.stdout)
-        for words, one in zip(typed, found, strict=True):
-            assert "Traceback" not in one["text"], (words, one)
-            assert one["code"] is not None, f"{words} gave no answer: {one}"
+    def try_all(
+        self, typed: list[list[str]], interrupt_at: Sequence[int | str] = (), speak: bool = False
+    ) -> list[Tried]:
+        """Type all of these at once; the outcome of each. `speak`: each gets Ctrl-C once it has printed something."""
+        place, environment = self.doors.place, self.doors.environment
+        begun = [begin(words, place, environment, interrupt_at=interrupt_at) for words in typed]
+        deadline, asked = time.monotonic() + DEADLINE_S, set[int]()
+        while (left := [one for one in begun if one.poll() is None]) and time.monotonic() < deadline:
+            for one in left:
+                if speak and one.pid not in asked and one.has_printed:
+                    one.signal(signal.SIGINT)
+                    asked.add(one.pid)
+            time.sleep(0.02)
+        for one in left:
+            one.end()
+        found = [Tried(one) for one in begun]
+        for words, tried in zip(typed, found, strict=True):
+            assert "Traceback" not in tried.text, (words, tried.text)
+        unanswered = [words for words, one in zip(typed, begun) if one in left]
+        assert not unanswered, f"these gave no answer: {unanswered}"
         return found
 
-    def codes(self, interrupt_at: tuple[Any, ...] = ()) -> dict[str, int]:
+    def codes(self, interrupt_at: Sequence[int | str] = ()) -> dict[str, int]:
         """The exit code of each action of the table."""
         typed = actions()
         for made in ("drawn", "copy"):
             (self.doors.place / made).unlink(missing_ok=True)
         found = self.try_all(list(typed.values()), interrupt_at)
         for name, one in zip(typed, found):
-            print(f"{name:<24} {one['code']:>4} {one['seconds']:6.1f} s  {one['text'].strip()[-150:]!r}")
-            if one["code"] == PART_AWAY:
-                assert one["text"].strip(), f"{name} says nothing"
-        return {name: one["code"] for name, one in zip(typed, found)}
+            print(f"{name:<24} {one.code:>4} {one.seconds:6.1f} s  {one.text.strip()[-150:]!r}")
+            if one.code == PART_AWAY:
+                assert one.text.strip(), f"{name} says nothing"
+        return {name: one.code for name, one in zip(typed, found)}
 
 
 @pytest.fixture
@@ -156,8 +168,8 @@ def _files_are_interrupted(cluster: Cluster) -> None:
         [["admin.py", "put", "interrupted.bin"], ["admin.py", "get", "there.bin", "copied"]],
         ("interrupted.bin", "there.bin"),
     )
-    assert (put["code"], get["code"]) == (INTERRUPTED, INTERRUPTED), (put, get)
-    assert "interrupted: " in put["text"]
+    assert (put.code, get.code) == (INTERRUPTED, INTERRUPTED), (put, get)
+    assert "interrupted: " in put.text
     assert not (cluster.doors.place / "copied").exists()
 
 
@@ -169,7 +181,7 @@ def _what_waits_is_interrupted(cluster: Cluster) -> None:
     ]  # fmt: skip
     for words, one in zip(typed, cluster.try_all(typed, speak=True)):
         expected = DONE if words[:3] == SHOW_UNTIL_INTERRUPTED else INTERRUPTED
-        assert one["code"] == expected, (words, one)
+        assert one.code == expected, (words, one.text)
     assert _interrupted_on_a_terminal(cluster.doors, "top") == INTERRUPTED
 
 

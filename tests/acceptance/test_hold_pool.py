@@ -25,10 +25,10 @@ def test_a_held_pool_starts_nothing_until_it_is_released(daemons: Callable[..., 
         assert "there is no pool 'bug'; there are big" in refused
         assert "pool big is held: it starts no VM until" in doors.admin("hold_pool", "big", "--reason", "new image").out
         doors.push(doors.write("film.json", [{"id": "one", "commands": "true"}]))
-        status, plan, why, asked = doors.admin_each((["status"], ["plan"], ["why", "one"], ["instantiate_worker"]))
-        for told in (status, plan, why):
-            assert "held by an operator (new image)" in " ".join(told.out.split()), told.out
-        assert asked.code == 2
+        for question in (["status"], ["plan"], ["why", "one"]):
+            shown = doors.admin(*question).out
+            assert "held by an operator (new image)" in " ".join(shown.split()), shown
+        asked = doors.admin("instantiate_worker", code=2)
         assert "pool big starts no VM: held by an operator (new image)" in " ".join(asked.err.split())
         assert double.vms == {}
         daemon.end()

@@ -7,31 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_doors import Forked, begin
 from services import ROOT, Daemon, wait_until
 
 PATIENCE_S = 100.0
-
-
-MARK = "== the end of one action =="
-EACH = f"""
-import json, os, runpy, sys
-door = sys.argv[1]
-sys.path.insert(0, os.path.dirname(door))
-for words in json.load(sys.stdin):
-    sys.argv = [door, *words]
-    code = 0
-    try:
-        runpy.run_path(door, run_name="__main__")
-    except SystemExit as left:
-        code = left.code or 0
-    print(f"\\n{{code}}{MARK}", flush=True)
-    print("{MARK}", file=sys.stderr, flush=True)
-"""
 
 
 class Doors:
@@ -53,21 +37,16 @@ class Doors:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ECLOUD_")}
         settings = self.place / "no-settings.py"
         settings.write_text("")
-        kept.update(ECLOUD_SETTINGS=str(settings), ECLOUD_HOME=str(self.place / "home"), PYTHONDONTWRITEBYTECODE="1")
+        kept.update(ECLOUD_SETTINGS=str(settings), ECLOUD_HOME=str(self.place / "home"))
         return kept
 
     def run(self, door: str, *arguments: object, code: int | None = 0, stdin: str = "") -> Done:
         """Type a command and wait; its exit code must be `code`, and no traceback may be seen."""
-        command = [sys.executable, str(ROOT / door), *map(str, arguments)]
-        done = subprocess.run(
-            command,
-            cwd=self.place,
-            env=self.environment,
-            input=stdin.encode(),
-            capture_output=True,
-            timeout=self.patience_s,
-        )
-        found = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+        action = begin([door, *map(str, arguments)], self.place, self.environment, stdin)
+        if action.poll(self.patience_s) is None:
+            action.end()
+            pytest.fail(f"{door} {arguments} has not ended after {self.patience_s:g} s: {action.printed()}")
+        found = Done(action)
         assert "Traceback" not in found.text, found.text
         assert code is None or found.code == code, f"{door} {arguments}: code {found.code}\n{found.text}"
         return found
@@ -76,28 +55,12 @@ class Doors:
         """`python admin.py …`."""
         return self.run("admin.py", *arguments, code=code)
 
-    def admin_each(self, actions: Sequence[Sequence[str]]) -> list[Done]:
-        """`python admin.py …` for each of many actions, one after another in one process, which starts Python once."""
-        command = [sys.executable, "-c", EACH, str(ROOT / "admin.py")]
-        done = subprocess.run(
-            command, cwd=self.place, env=self.environment, input=json.dumps(actions).encode(), capture_output=True,
-            timeout=3 * PATIENCE_S,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr.decode()
-        out, err = (text.decode().split(f"{MARK}\n")[:-1] for text in (done.stdout, done.stderr))
-        codes = [int(text.rpartition("\n")[2]) for text in out]
-        found = [Done(code, text.rpartition("\n")[0], said) for code, text, said in zip(codes, out, err, strict=True)]
-        assert len(found) == len(actions)
-        for action, one in zip(actions, found):
-            assert "Traceback" not in one.text, (action, one.text)
-        return found
-
     def push(self, *arguments: object, code: int | None = 0) -> Done:
         """`python push_tasks.py …`."""
         return self.run("push_tasks.py", *arguments, code=code)
 
     def begin(self, door: str, *arguments: object) -> subprocess.Popen[bytes]:
-        """Type a command and continue while it works. SIGINT reaches it, as in a terminal."""
+        """Type a command, in a Python of its own, and continue while it works. SIGINT reaches it, as in a terminal."""
         return subprocess.Popen(
             [sys.executable, str(ROOT / door), *map(str, arguments)],
             cwd=self.place,
@@ -122,10 +85,9 @@ def _listen_to_interrupts() -> None:
 class Done:
     """A command that has ended."""
 
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code = code
-        self.out = out
-        self.err = err
+    def __init__(self, action: Forked) -> None:
+        self.code = action.poll()
+        self.out, self.err = (text.decode() for text in action.printed())
 
     @property
     def text(self) -> str:

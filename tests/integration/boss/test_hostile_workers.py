@@ -227,7 +227,8 @@ def every_door_shows_no_escapes(doors: Doors, *tasks: str) -> None:
     actions += [["doctor"], ["show_workers"], ["show_workers", "--all"], ["show_vms"], ["show_context"]]
     for action in ("show_task", "why", "logs", "show_task_commands", "show_task_status"):
         actions += [[action, task] for task in tasks]
-    for action, done in zip(actions, doors.admin_each(actions)):
+    for action in actions:
+        done = doors.admin(*action, code=None)
         assert done.text, action
         shows_no_escapes(done.text)
 

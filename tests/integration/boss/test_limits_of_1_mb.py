@@ -65,8 +65,9 @@ def _long_commands_many_tasks_and_loud_failures_all_pass(doors: Doors) -> None:
     assert states.pop("long") == "succeeded"
     assert states.pop("many") == "failed"
     assert {name for name, state in states.items() if state == "failed"} == {f"loud-{n}" for n in range(6)}
-    actions = (["show_task_status", "many"], ["show_task_commands", "long"], ["get", "o"])
-    reason, commands, _ = (done.out for done in doors.admin_each(actions))
+    reason = doors.admin("show_task_status", "many", code=None).out
+    commands = doors.admin("show_task_commands", "long").out
+    doors.admin("get", "o")
     assert "the list of its 3,501 result files" in reason
     assert "pack many result files into an archive" in reason
     assert commands == f"{LONG}\necho $LONGEST >o\n"
