@@ -64,7 +64,7 @@ WAIT_S = 2.0
 LEAVE_S = 8.0
 """How long a boss that was ordered to stop waits for its database; `admin.py stop` waits for 30 s."""
 MONITOR_LOOKS = 150
-"""Times 0.2 s that the address of the monitor is looked for."""
+"""How often, every 0.2 s, the boss looks for the address of the monitor."""
 _T = TypeVar("_T")
 
 

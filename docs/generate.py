@@ -74,7 +74,7 @@ def limits() -> str:
         ("largest message, bytes", f"{wire.MAX_MESSAGE_BYTES:,}"),
         ("a batch is closed at, bytes", f"{wire.BATCH_BYTES:,}"),
         ("a batch is closed at, items", wire.BATCH_COUNT),
-        ("big inputs that a worker tells of", transfer_status.INPUTS_TOLD),
+        ("big inputs that a worker reports", transfer_status.INPUTS_TOLD),
         ("a big input, bytes", f"{transfer_status.BIG_INPUT_BYTES:,}"),
         ("longest peer, key, session, nonce", wire.MAX_NAME_CHARS),
         ("output kept of a success, bytes a stream", f"{tasks.SUCCESS_TAIL_BYTES:,}"),

@@ -14,7 +14,7 @@ from sim.store import Tables
 
 def wrong(tables: Tables, cloud: Cloud, lost: Container[str] = ()) -> Iterator[str]:
     """Yield each error of the ledger. It must balance in spite of lost answers, different clocks and dead bosses.
-    `lost`: VMs that only a lost history of the database knew, by the cloud's name; they may be missing."""
+    `lost`: VMs, by the cloud's name, that the database knew only before it was restored; they may be missing."""
     yield from _not_divided(tables)
     yield from _not_the_clouds(tables, cloud, lost)
 

@@ -19,7 +19,7 @@ _CONTAINERS = (Mapping, list, tuple, set, frozenset, deque)
 def sizes(root: object) -> Counter[str]:
     """Return the number of entries of all containers of the same name, and of objects of each class.
 
-    A container's name is the class and the attribute that holds it, with [] for each container around it.
+    A container is named by the class and the attribute that refer to it; a container in it, by that name and [].
     """
     found: Counter[str] = Counter()
     seen = {id(root)}

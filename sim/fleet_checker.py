@@ -61,7 +61,7 @@ class FleetChecker:
         self.forgotten: set[str] = set()
         """Boot nonces of VMs that a restored database lacked."""
         self.unseen: set[str] = set()
-        """VMs, by the cloud's name, whose life only a lost history recorded."""
+        """VMs, by the cloud's name, whose life was recorded only after the restored backup."""
         self.dismissed: set[str] = set()
         """Bosses that an operator ended to restore the database: their last calls may still reach the cloud."""
         self.withdrawn: set[int] = set()
@@ -315,7 +315,7 @@ class FleetChecker:
 
     @property
     def lost(self) -> set[str]:
-        """VMs that only a lost history of the database knew, by the cloud's name."""
+        """VMs, by the cloud's name, that the database knew only before it was restored from a backup."""
         lives = self.cloud.lives if self.cloud is not None else {}
         return self.unseen | {cloud_id for cloud_id, life in lives.items() if life.boot_nonce in self.forgotten}
 

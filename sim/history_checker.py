@@ -34,7 +34,7 @@ class HistoryChecker:
         """Tasks that had succeeded in it: their files may be those of a later attempt, which it lacks."""
 
         self.open: set[Key] = set()
-        """Attempts that had not ended in it, which the lost history may have published and followed by others."""
+        """Attempts that had not ended in it. Their files may be published already, and later attempts may have run."""
 
     def on_restored(self, processes: set[str], came_to: dict[Key, Outcome]) -> None:
         """Note that the tables were replaced by a backup. `processes`: all worker processes; `came_to`: outcomes by
@@ -76,7 +76,7 @@ class HistoryChecker:
             self.looked["history"] += 1
             if outcome in self.lost[key]:
                 name = f"{key[0]}-{key[1]}"
-                raise Violation("history", f"attempt {name} is recorded with what came of it in a lost history")
+                raise Violation("history", f"attempt {name} is recorded with an outcome from before the restore")
 
 
 def home_of(worker: str) -> str:

@@ -88,7 +88,7 @@ def named_amounts(items: tuple[str, ...], option: str) -> Resources:
 def machine_amounts(named: tuple[str, ...]) -> Resources:
     """What all workers on this machine share: as measured, but for what is named. Raises `click.BadParameter`.
 
-    GPUs that the environment chose for this process are not shared: others were given others.
+    If the environment names the GPUs of this process, they are not shared: other processes have other GPUs.
     """
     found: Resources = {"cpus": this_host.cpus(), "memory_mb": this_host.memory_mb()}
     if not GPU_CHOICES & os.environ.keys():

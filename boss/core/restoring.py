@@ -15,7 +15,7 @@ from ecloud.model.worker_states import ON_DUTY
 
 
 def restore(
-    snapshot: Snapshot, book: TaskBook, attempts: Attempts, fleet: Fleet, duty: Leases, vms: Vms, now: float
+    snapshot: Snapshot, book: TaskBook, attempts: Attempts, fleet: Fleet, leases: Leases, vms: Vms, now: float
 ) -> None:
     """Fill the parts of a new core. Workers get a lease in which to report; attempts of workers that are gone are lost
     immediately."""
@@ -33,7 +33,7 @@ def restore(
     book.graph.add(row for row in snapshot.tasks if row.task_no not in closed)
     load_arrays(book, arrays, snapshot.element_ends, _made(arrays), closed)
     attempts.suspects.load(snapshot.suspects)
-    _restore_workers(snapshot, fleet, duty, now)
+    _restore_workers(snapshot, fleet, leases, now)
     taken_over = _taken_over(fleet)
     for attempt in snapshot.attempts:
         holder = fleet.workers.get(attempt.worker) or taken_over.get((attempt.task_no, attempt.number))
@@ -68,15 +68,15 @@ def _made(arrays: list[TaskRow]) -> dict[int, dict[TaskState, int]]:
     return found
 
 
-def _restore_workers(snapshot: Snapshot, fleet: Fleet, duty: Leases, now: float) -> None:
-    duty.killed.update(snapshot.killed)
+def _restore_workers(snapshot: Snapshot, fleet: Fleet, leases: Leases, now: float) -> None:
+    leases.killed.update(snapshot.killed)
     for row in snapshot.workers:
         if row.state in ON_DUTY:
             capacity = believed(row.hello.resources)
             leaving = row.killed_at is not None
             worker = Worker(row.worker, row, capacity, dict(capacity), now, idle_since=now, leaving=leaving)
             fleet.add(worker)
-            duty.expect(worker, now)
+            leases.expect(worker, now)
 
 
 def _taken_over(fleet: Fleet) -> dict[tuple[int, int], Worker]:

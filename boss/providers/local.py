@@ -2,9 +2,9 @@
 them by their files.
 
 Uses one directory per VM in the home, named by its number: its access file, the worker's home, its log, and `vm.json`,
-which records the process. If a VM of a lost history still has that directory, the boot nonce names the new one. If the
-worker runs under another account, its access file and its home are in a directory of that account, outside the boss's
-home; the boss trusts nothing in there.
+which records the process. If a VM that a restored database lacks still has that directory, the new VM's is named by its
+boot nonce. If the worker runs under another account, its access file and its home are in a directory of that account,
+outside the boss's home; the boss trusts nothing in there.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ HOST = "127.0.0.1"
 USER = "ecloud"
 START_S = 10.0
 MAX_QUEUED_BYTES = 512 * 1024 * 1024
-"""Messages for one stalled subscriber. Mosquitto's default of 1,000 messages is dropped from without a word (facts)."""
+"""Messages for one stalled subscriber. Beyond its default of 1,000, Mosquitto drops messages and reports nothing."""
 IN_FLIGHT = 1_000
 PBKDF2_ROUNDS = 101
 """Mosquitto's own; the password is random and 32 bytes long."""

@@ -18,7 +18,7 @@ HOST = "127.0.0.1"
 FIRST_PACKET_S = 10.0
 """How long a connection may take for its first packet."""
 MOST_BYTES = 64 * 1024
-"""Of a CONNECT with its last will."""
+"""Largest first packet: a CONNECT with its last will."""
 PIECE_BYTES = 256 * 1024
 REFUSED = b"\x20\x02\x00\x05"
 """CONNACK: not authorised."""

@@ -21,7 +21,7 @@ from datastore.ssh.link import Again, Link, Pipeline, ask
 MANY_BYTES = 1 << 20
 MANY_FILES = 200
 ROWS = 10_000
-"""Names in one question for their sums."""
+"""How many files one request asks the checksums of."""
 TIMES = 5
 """How often to begin again where a file is replaced while it is read."""
 _ZEROS = bytes(PIECE)

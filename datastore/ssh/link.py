@@ -21,7 +21,7 @@ from datastore.ssh.connection import Answer, Connection
 BACKOFF = Backoff(0.1, 3.0)
 """Between tries without progress, with jitter."""
 WINDOW_BYTES = 6 << 20
-"""On their way at once: enough for 0.15 s at 40 MB/s, little enough to be sent again."""
+"""Bytes under way at once: enough for 0.15 s at 40 MB/s, few enough to be sent again."""
 WINDOW_COUNT = 32
 
 

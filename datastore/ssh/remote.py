@@ -28,7 +28,7 @@ HANDSHAKE_S = 20.0
 MAX_ANSWER_BYTES = 100_000
 CHUNK_BYTES = 65_536
 _NO_EXIT_CODE = -1
-"""What paramiko says where a channel was closed without one."""
+"""The exit code that paramiko returns if the channel was closed without one."""
 
 
 class Unreachable(Exception):

@@ -22,7 +22,7 @@ SMALL = 1 << 18
 BATCH_BYTES = 1 << 20
 BATCH_ITEMS = 200
 ASKED_FROM = 8 << 20
-"""Of a file or directory so large it is asked how much of it arrived before."""
+"""For files and directories of at least this size, the gate is asked how much arrived before."""
 TIMES = 3
 """How often to begin again where a file changes while it is read."""
 KINDS = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "link": stat.S_IFLNK}

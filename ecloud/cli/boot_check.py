@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 0.25
 SPARE_S = 30.0
-"""Additional wait after the time limit of the boss for a VM."""
+"""How much longer than the boss this check waits for a VM."""
 END_S = 120.0
 """Time limit for the VMs to disappear."""
 

@@ -35,8 +35,8 @@ SAME_TIME_S = 1.0
 
 
 def open_datastore(settings: Settings, address: str, is_made: bool | None = None) -> Publisher:
-    """Open the datastore at `address`, over SSH with the boss's own key. `is_made`: the boss has made it, so that a
-    directory must exist here; by default if `$ECLOUD_ACCESS` names a boss. Raises `Problem`, `DatastoreAway`."""
+    """Open the datastore at `address`, over SSH with the boss's own key. `is_made`: a boss has made its directory, so
+    it must exist on this machine; by default true if `$ECLOUD_ACCESS` is set. Raises `Problem`, `DatastoreAway`."""
     if is_made is None:
         is_made = bool(os.environ.get("ECLOUD_ACCESS"))
     if not is_ssh(address):

@@ -54,7 +54,12 @@ def with_local_number(arguments: list[str]) -> list[str]:
     "--vm_hours", type=click.FloatRange(0), metavar="H", help="Start no VM for it after H VM-hours; 0: no limit."
 )
 @click.option("--upload", metavar="DIR", type=click.Path(), help="First upload all files below DIR to the datastore.")
-@click.option("--scale", type=float, metavar="X", help="WfFormat: sleep and write files of recorded time and size x X.")
+@click.option(
+    "--scale",
+    type=float,
+    metavar="X",
+    help="WfFormat: instead of the programs, sleep and write files: X times the recorded times and sizes.",
+)
 @click.option(
     "--format", "kind", type=click.Choice(KINDS), default="auto", help="Format of FILE, if its content is ambiguous."
 )

@@ -51,7 +51,8 @@ class HostsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """An intent: `kind` `worker`, `boss` or `tunnels` on a host, and which of them; `at`: when, epoch seconds."""
+    """A process that is started on a host, written before the start. `kind`: `worker`, `boss` or `tunnels`; `number`:
+    which worker; `at`: epoch seconds."""
 
     host: str
     kind: str

@@ -504,7 +504,7 @@ Message = (
 
 
 class Envelope(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The envelope of every message. `peer` is the worker or client of the conversation, in messages of the boss, too.
+    """The envelope of every message. `peer` is the worker or client, also in messages that the boss sends to it.
 
     `number` increases within a session, separately for each direction. `epoch` is the boss's, `batch` its last commit;
     both are 0 from a peer.

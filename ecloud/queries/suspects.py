@@ -39,4 +39,4 @@ def suspect_tasks(connection: Connection) -> list[str]:
 
 def _sentence(lost: int, reason: str) -> str:
     were = "worker was" if lost == 1 else "workers were"
-    return f"{lost} {were} lost while it ran, the last {reason}"
+    return f"{lost} {were} lost while it ran; the last one {reason}"

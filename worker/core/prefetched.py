@@ -19,7 +19,7 @@ AHEAD_S = 0.1
 AHEAD_MOST = 32
 """Number of calls that wait at one host: enough to make the exchange with the worker cheap."""
 AHEAD_BYTES = 16 * 1024
-"""Pickles of a prefetched call: many such calls fit in the buffer of a socket."""
+"""Limit for the pickles of a prefetched call: many such calls fit in the buffer of a socket."""
 RECALL_S = 0.25
 """The worker recalls the calls behind one that runs longer than this."""
 BEGIN_S = 1.0

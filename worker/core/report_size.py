@@ -14,7 +14,7 @@ CUT_OFF_TIMES = 3
 MAX_REPORT_BYTES = MAX_MESSAGE_BYTES - 64 * 1024
 """The boss ignores longer messages; the rest is for the envelope."""
 PLAIN_BYTES = 300
-"""A report of numbers only."""
+"""Size of a report that contains numbers only."""
 
 _encoder = msgspec.json.Encoder()
 

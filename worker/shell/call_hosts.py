@@ -131,12 +131,12 @@ class CallHosts:
         self.outputs = CallOutputs()
         self._numbers = 0
         self._hosts: dict[Key, Host] = {}
-        """By the key of their process."""
+        """Every host, by the key of its process."""
         self._by_descriptor: dict[int, Host] = {}
         self._unnamed: dict[int, socket.socket] = {}
         self._idle: dict[HostKind, list[Host]] = {}
         self._running: dict[Key, Host] = {}
-        """By the keys of their calls."""
+        """Hosts that run a call, by the key of the call."""
         self._listener: socket.socket | None = None
         self._cloudpickle = _cloudpickle()
 

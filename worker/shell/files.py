@@ -37,11 +37,11 @@ from worker.shell.results import ResultUnusable, found, size_of
 from worker.shell.transfers import Transfers
 
 EMPTY_KEPT = 64
-"""Empty working directories kept for the next attempts (facts: 5 us instead of 50)."""
+"""Empty working directories kept for the next attempts: using one takes 5 µs, making one 50."""
 NAMED = 5
 """Missing requirements that are named."""
 KEPT_NAME_BYTES = 180
-"""Of run and task in the name of a directory that is kept; a name may have 255 in all."""
+"""Limit for run and task in the name of a kept directory; a name has at most 255 bytes."""
 MIN_FREE_MB = 50.0
 """With less free space than this the worker starts nothing: an outcome must still fit."""
 

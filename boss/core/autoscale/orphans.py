@@ -29,10 +29,10 @@ NO_INTENT = "no intent owns its VM: the boss gave it up before the cloud created
 class Orphans:
     """VMs that the clouds' lists showed and that no intent owns."""
 
-    def __init__(self, outbox: Outbox, fleet: Fleet, duty: Leases, config: BossConfig) -> None:
+    def __init__(self, outbox: Outbox, fleet: Fleet, leases: Leases, config: BossConfig) -> None:
         self._outbox = outbox
         self._fleet = fleet
-        self._duty = duty
+        self._leases = leases
         self._config = config
         self._since: dict[tuple[str, str], float] = {}
         self._asked_at: dict[tuple[str, str], float] = {}
@@ -78,7 +78,7 @@ class Orphans:
             self._on_seen(key, found, now)
             since = self._since.setdefault(key, now)
             grace_s = 0.0 if self.at_once else self._config.orphan_grace_s
-            if self._duty.deaf and not self.at_once:  # its agent may be alive
+            if self._leases.deaf and not self.at_once:  # its agent may be alive
                 self._since[key] = now
             elif self._agent_leaves(found) and not self.at_once:
                 continue
@@ -109,5 +109,5 @@ class Orphans:
             if worker.row.key_name == f"vm-{found.vm_no}" and found.boot_nonce in ("", worker.row.hello.boot_nonce)
         ]
         for worker in agents:
-            self._duty.drain(worker, NO_INTENT, then_exit=True)
+            self._leases.drain(worker, NO_INTENT, then_exit=True)
         return bool(agents)

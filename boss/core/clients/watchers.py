@@ -20,7 +20,7 @@ RUNNING_NAMED = 8
 """Running tasks named in one `RunChanged`."""
 SUMMED = ("fetching", "storing", "bytes", "moved_bytes", "bytes_per_s")
 MAX_COUNT = 2**53
-"""No worker transfers more, and sums of such numbers stay exact."""
+"""Larger numbers that a worker reports are cut to this, so that sums stay exact."""
 MAX_SINCE_S = 1e8
 WAITS_CHARS = 600
 """Longest reason why no VM starts: a cloud's text may be long."""

@@ -74,8 +74,8 @@ class BossConfig(msgspec.Struct, frozen=True):
     """Total bytes that these workers may have to transfer: the first workers get the full bandwidth, instead of all
     workers a share."""
     ahead_s: float = 0.25
-    """Seconds of work queued at a worker beyond what runs there: covers round trip, flush and commit (facts: 256 short
-    tasks)."""
+    """Seconds of work queued at a worker beyond what runs there: covers round trip, flush and commit of 256 short
+    tasks."""
     ahead_max: int = 512
     """Maximum attempts queued at a worker: twice what a busy worker reports in a message, so that its queue never runs
     empty."""

@@ -30,7 +30,7 @@ class Fleet:
         """Told of attempts that VMs' workers get (1) and are rid of (-1): VM, run, change, when."""
 
     def add(self, worker: Worker) -> None:
-        """A worker is counted on from now."""
+        """A worker joins."""
         self.workers[worker.name] = worker
         self.touched[worker.name] = None
         if worker.row.hello.home:
@@ -42,7 +42,7 @@ class Fleet:
             self._touch(machine)
 
     def remove(self, worker: Worker) -> None:
-        """It is counted on no more. It must hold nothing."""
+        """A worker leaves. It must hold nothing."""
         assert not worker.held, f"worker {worker.name} still holds attempts"
         self.workers.pop(worker.name, None)
         self.ending.discard(worker.name)

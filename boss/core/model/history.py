@@ -19,8 +19,8 @@ EPOCH_CHANCES = 60_000
 
 def next_epoch(last: int, now: float, chance: int) -> int:
     """The epoch of a boss that begins to lead after epoch `last`. `now`: epoch seconds; `chance`: random number below
-    `EPOCH_CHANCES`. Time and the random part make it differ from every epoch of a lost history, even if the clock was
-    set back."""
+    `EPOCH_CHANCES`. Time and the random part make it differ from every epoch that a restored database lacks, even
+    if the clock was set back."""
     return max(last + 1, int(now * 1000)) + chance
 
 

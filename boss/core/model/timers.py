@@ -15,8 +15,8 @@ def only_wake(now: float) -> None:
 
 
 class Timers:
-    """Alarms by time. Setting one is cheap. `set` alarms are never cancelled: the alarm checks whether it is void. Of
-    `once` alarms with the same key only the earliest counts."""
+    """Alarms by time. Setting one is cheap. An alarm that was `set` cannot be cancelled: when called, it checks whether
+    it still applies. Of `once` alarms with the same key only the earliest counts."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Alarm, Hashable]] = []

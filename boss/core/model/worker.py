@@ -1,4 +1,4 @@
-"""The workers as the boss sees them: what each offers, what it holds, how long it may be counted on.
+"""The workers as the boss sees them: what each offers, what it holds, and how long its lease lasts.
 
 Owns `Worker`s and their `Attempt`s that have not ended, and the accounting of resources. An attempt is either *in a
 slot* (its resources are taken) or *ahead* (queued at the worker beyond what runs, so that the worker never waits for

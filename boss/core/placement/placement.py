@@ -38,12 +38,12 @@ SHORT = 8
 """A task that is expected to take longer than this many `ahead_s` is not queued ahead: it would wait behind a slow
 one."""
 HOLDERS = 16
-"""Maximum number of workers with a task's inputs that are checked for room."""
+"""How many of the workers that have a task's inputs are checked for free resources."""
 BEHIND = 64
-"""Entries, including the first, that are searched for a task whose inputs a worker has. No task is overtaken by
-more."""
+"""How many entries, from the first, are searched for a task whose inputs a worker has. No task is overtaken by more
+tasks than this."""
 LONG_LOOKED_AT = 256
-"""Runs that are searched in one pass for a task that is short enough to be queued ahead."""
+"""How many runs one pass searches for a task that is short enough to be queued ahead."""
 CPUS_ROUNDED = 0.001
 """A group whose free CPUs are short by less than this is compared exactly."""
 
@@ -275,8 +275,8 @@ class Placement:
 
 
 def _share(free: Resources, shape: Shape, least: float) -> float:
-    """The free share of what a task of `shape` asks for, by its scarcest resource; any number up to `least` if it is no
-    more than that."""
+    """How often the scarcest resource that a task of `shape` asks for is free. Stops early, with a number of at most
+    `least`, if the answer is not above `least`."""
     share = math.inf if shape.asks else 1.0
     for name, amount in shape.asks:
         part = free.get(name, 0.0) / amount

@@ -20,7 +20,7 @@ KEPT = 64
 SHARED_MOST = 8
 """Paths remembered per task: those that most other tasks of its push also require."""
 MOST_BYTES = 2**50
-"""No larger input is believed."""
+"""Larger sizes that a worker reports are ignored."""
 
 
 def note_shared(definitions: Sequence[TaskDefinition], merged: Merge, known: KnownInputs) -> None:

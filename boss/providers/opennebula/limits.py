@@ -23,7 +23,7 @@ from boss.providers.provider import Capacity, CredentialsWrong, GivePoolUp, TryL
 
 VISIBLE = -2
 OWN = -1
-"""Stands for the user that asks, or for its group, in place of an id."""
+"""In place of an id: the user that asks, or its group."""
 
 
 def read_room(cloud: Asks, template: Template) -> Capacity:

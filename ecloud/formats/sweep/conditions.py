@@ -24,7 +24,7 @@ from typing import TypeAlias, Union
 import msgspec
 
 MAX_DEPTH = 50
-"""Of parentheses: what a person writes, and far from Python's own limit."""
+"""Limit for nested parentheses: more than people write, and far below Python's own limit."""
 MAX_CHARS = 10_000
 
 _TOKEN = re.compile(
@@ -240,7 +240,7 @@ class _Parser:
 
 
 def as_number(text: str) -> Decimal | None:
-    """The number that a text is; None for any other text."""
+    """The number that a text denotes; None if it denotes none."""
     try:
         number = Decimal(text)
     except InvalidOperation:

@@ -26,7 +26,7 @@ REPEAT = "repeat"
 _UNFIT = ("id", "commands", "dependencies", "init", "array", "overwrite_result")
 _WORD = re.compile(r"\$\{(\w+)(?::(\w+))?\}")
 _HASHED_CHARS = 200
-"""An id longer than may be is cut here, and a hash of the whole is added."""
+"""A longer id is cut here, and a hash of the whole id is added."""
 
 
 def sweep_tasks(sweep: Sweep, max_tasks: int) -> TaskList:

@@ -14,7 +14,7 @@ from decimal import Decimal, localcontext
 import msgspec
 
 MAX_VALUES = 1_000_000
-"""Of one parameter."""
+"""Limit for the values of one parameter."""
 DIGITS = 6
 """Significant digits of a computed value that is not exact."""
 

@@ -36,14 +36,14 @@ def test_when_workers_leave_the_others_send_them_more_often_again() -> None:
     assert told_s(script, workers[0]) == 5.0
 
 
-def test_clients_are_told_the_interval_of_the_settings() -> None:
+def test_clients_get_the_interval_of_the_settings() -> None:
     script = BossScript(heartbeats_per_s=2.0)
     for number in range(20):
         script.worker(f"w{number}")
     assert welcomed_s(script, "client") == 5.0
 
 
-def test_an_interval_that_is_long_by_itself_stays() -> None:
+def test_an_interval_that_is_long_anyway_stays() -> None:
     script = BossScript(heartbeat_s=25.0, heartbeats_per_s=0.01)
     assert told_s(script, script.worker("w1")) == 25.0
 
