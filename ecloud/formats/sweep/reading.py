@@ -25,7 +25,7 @@ KEYS = (
 )  # fmt: skip
 """Of our own files."""
 WANDB_KEYS = ("command", "run_cap", "metric", "early_terminate", "description", "entity", "project", "controller")
-"""What W&B's files have besides. The last six are read over: they steer W&B's own service."""
+"""What W&B's files have besides. The last six are ignored: they steer W&B's own service."""
 MAX_REPEAT = 100_000
 MAX_SAMPLES = 10_000_000
 
