@@ -389,12 +389,11 @@ def test_a_door_with_a_python_that_lacks_the_packages_says_what_to_run(tmp_path:
 
 def test_tasks_are_dropped_only_where_that_is_confirmed(cluster: Doors) -> None:
     tasks = [{"id": f"s{number}", "commands": "sleep 60"} for number in range(8)]
-    cluster.push(cluster.write("r.json", tasks))
+    watcher = cluster.begin("push_tasks.py", cluster.write("r.json", tasks), "--wait")
+    wait_until(lambda: cluster.admin("show_in_progress", "--json").json["total"], what="some run")
     refused = cluster.admin("drop_tasks", "--run", "r", code=2).err
     assert "8 tasks (s0, s1, s2, s3, s4, …)" in refused
     assert "--yes" in refused
-    watcher = cluster.begin("push_tasks.py", cluster.write("r.json", tasks), "--wait")
-    wait_until(lambda: cluster.admin("show_in_progress", "--run", "r", "--json").json["total"], what="some run")
     assert "8 tasks dropped" in cluster.admin("drop_tasks", "--run", "r", "--yes").out
     told, _ = watcher.communicate(timeout=60)
     assert watcher.returncode == 1, told
