@@ -132,7 +132,7 @@ def serve(orders: socket.socket) -> None:
 
 
 def _guard(order: int, stdin: int, out: int, err: int, reply: int) -> None:
-    """Fork the action and report its number and its exit code. Returns in neither process before the action ended."""
+    """Fork the action, and report its number and its exit code. Only the action's process returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
