@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from services import wait_until
-from sshd import SSHD, without_python
+from sshd import QUICK_EXCHANGE, SSHD, without_python
 
 from datastore import keys
 
@@ -89,7 +89,7 @@ class NetHost:
         lines = [
             "Port 22", f"HostKey {host_key}", "PidFile none", "UsePAM no", "StrictModes no",
             "PasswordAuthentication no", "KbdInteractiveAuthentication no", "PermitRootLogin yes",
-            "AllowTcpForwarding yes", "MaxStartups 100:30:200", "Subsystem sftp internal-sftp", sees,
+            "AllowTcpForwarding yes", "MaxStartups 100:30:200", QUICK_EXCHANGE, "Subsystem sftp internal-sftp", sees,
         ]  # fmt: skip
         Path(f"{self.home}.sshd_config").write_text("\n".join(lines) + "\n")
 

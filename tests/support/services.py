@@ -53,7 +53,7 @@ def wait_until(condition: Callable[[], _Found], deadline_s: float = DEADLINE_S, 
         now = time.monotonic()
         if now > deadline:
             pytest.fail(f"waited {deadline_s:g} s without success{': ' + what if what else ''}; last value: {found!r}")
-        time.sleep(min(max(0.02, now - asked_at), 0.5))  # a condition that costs much is asked less often
+        time.sleep(min(max(0.02, 2 * (now - asked_at)), 1.0))  # a condition that costs much is asked less often
         asked_at = time.monotonic()
     return found
 
