@@ -123,7 +123,7 @@ def test_what_is_wrong_is_one_sentence(hosted: Doors, double: OpenNebula) -> Non
 def test_a_datastore_that_refuses_our_key_is_one_sentence_and_the_boss_works(hosted: Doors, double: OpenNebula) -> None:
     double.templates[1].attributes["CONTEXT"]["SSH_PUBLIC_KEY"] = ""  # type: ignore[index]
     done = hosted.admin("start", "--create", code=3)
-    assert "authorise" in words(done)
+    assert "does not accept the boss's key" in words(done)
     assert "the boss runs" in done.out
     assert hosted.admin("status", "--json").json["boss"]["leads"]
     context = hosted.admin("show_context", "--json").json
