@@ -164,7 +164,7 @@ def test_a_time_limit_in_the_middle_of_tasks_costs_them_nothing(cluster: Callabl
     assert "TIMEOUT" in states
 
 
-def test_a_task_that_states_more_than_the_time_limit_gets_no_job_and_why_says_so(
+def test_a_task_that_states_more_than_the_time_limit_gets_no_job_and_why_names_the_limit(
     cluster: Callable[..., Doors], slurm: Slurm
 ) -> None:
     doors = cluster(time_limit="5")

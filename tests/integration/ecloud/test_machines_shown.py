@@ -98,7 +98,7 @@ def test_a_machine_costs_its_time_and_its_cores_and_a_waiting_job_nothing(machin
     assert 889 <= by_number[5].life_s <= time.time() - NOW + 891, "until now"
 
 
-def test_hosts_are_told_by_their_workers_and_vms_are_none(machines: Engine) -> None:
+def test_hosts_are_known_by_their_workers_and_vms_are_none(machines: Engine) -> None:
     page = machines_page(machines, POOLS, 0, 100, 10)
     assert [(host.host, host.workers, host.offers) for host in page.hosts] == [
         ("host3", {"up": 1}, {"cpus": 2.0}),

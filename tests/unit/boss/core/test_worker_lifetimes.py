@@ -289,7 +289,7 @@ def test_why_without_a_pool_and_with_one_that_can() -> None:
     assert why(script, "a")[0] == f"{waits}; pool hpc can start one that fits"
 
 
-def test_who_watches_hears_of_a_task_that_no_worker_and_no_pool_lives_for() -> None:
+def test_a_watcher_gets_the_task_that_no_worker_and_no_pool_lives_for() -> None:
     script = BossScript().pool("hpc", maximum=1, lives_s=HOUR)
     script.push("r", task("a", runtime_s=2 * HOUR), task("b", runtime_s=2 * HOUR))
     script.ask("watch", run="r")
