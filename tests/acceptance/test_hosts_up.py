@@ -286,7 +286,7 @@ def test_a_worker_under_systemd_is_started_again_and_leaves_no_unit(
 
 
 def units(machine: Machine) -> list[str]:
-    """The units of ours there, loaded or on its disk."""
+    """The units of ECLOUD there, loaded or on its disk."""
     loaded = machine.ask("systemctl", "list-units", "--all", "--plain", "--no-legend", "ecloud-*.service")[1]
     files = machine.ask("sh", "-c", "cd /etc/systemd/system && ls -d ecloud-*.service 2>/dev/null")[1]
     return sorted({line.split()[0] for line in (*loaded.splitlines(), *files.splitlines())})

@@ -116,7 +116,7 @@ def test_values_that_do_not_fit_into_a_message_are_sent_page_by_page_when_the_wo
     script.hear(worker, wire.ValuesWanted(order.task_no, order.number, "")).nothing_else()
 
 
-def test_on_a_worker_that_cannot_ask_for_values_such_a_call_fails_and_says_so() -> None:
+def test_on_a_worker_that_cannot_ask_for_values_such_a_call_fails_with_that_reason() -> None:
     script = BossScript(values_bytes=3_000)
     worker = script.worker("w1", cpus=5)
     script.hello(worker, resources={"cpus": 5.0}, home="home-w1", asks_values=False).beats(worker)
