@@ -53,6 +53,7 @@ from sim.checker import Checker
 from sim.cloud import LATE_S, Cloud, Refused, host_key
 from sim.datastore import Datastore
 from sim.faults import Faults
+from sim.invariants import Violation
 from sim.network import Network
 from sim.store import Store, Tables
 from sim.world import World
@@ -122,8 +123,12 @@ class BossStore:
         store = self._reach()
         if world.fault("commit_refused", faults.commit_refused):
             raise CommitRefused("the database refuses")
-        with self._checker.committing(self._boss, store.epoch, writes):
-            store.commit(batch, writes, now)
+        world.looked["accepted"] += bool(writes.stored)
+        try:
+            with self._checker.committing(self._boss, store.epoch, writes):
+                store.commit(batch, writes, now)
+        except CommitRefused as error:
+            raise Violation("accepted", f"the database refuses a batch of {self._boss}: {error}") from error
         if world.fault("commit_unanswered", faults.commit_unanswered):
             raise StoreAway("the answer got lost")
 

@@ -18,6 +18,7 @@ INVARIANTS: dict[str, str] = {
     "outcome-kept": "an attempt that has an outcome is not lost while its worker is on duty",
     "elements": "each element of an array is made once, its array ends after all of them, and its counts are correct",
     "extend": "a push that extends a run changes only tasks that it names, and all of these are in the run",
+    "accepted": "the database refuses no batch, unless it is at fault itself",
     "push-once": "a push is accepted once, however often it is sent",
     # Files
     "files-whole": "a task that succeeded has all its files under their final names, from its recorded attempt",

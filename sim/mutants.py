@@ -321,6 +321,12 @@ MUTANTS: dict[str, Mutant] = {
         KILLS,
         KILLING,
     ),
+    "grown-ids": Mutant(
+        "the ids of a growing run: a push that names its tasks again counts as one of new tasks",
+        ("accepted",),
+        ((RunNames, "lacks", mutations.takes_all_tasks_for_new),),
+        size=EXTENDED,
+    ),
     "other-history": Mutant(
         "telling peers that the database lacks their messages: after a restore old attempts count as new ones",
         ("history", "true-outcome", "ordered", "settles", "files-whole", "one-outcome", "write-then-speak"),

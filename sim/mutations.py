@@ -226,7 +226,11 @@ def forgets_pushes_with_their_runs(true: Any) -> Any:
 
 
 def forgets_dropped_names(true: Any) -> Any:
-    return lambda self, name: self._present.discard(name)
+    return lambda self, name: self._present.pop(name, None)
+
+
+def takes_all_tasks_for_new(true: Any) -> Any:
+    return lambda self, name, ids: name in self._ids
 
 
 def starts_without_names(true: Any) -> Any:

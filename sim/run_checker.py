@@ -22,14 +22,18 @@ class RunChecker:
         self.pushes: dict[str, tuple[PushOptions, tuple[TaskDefinition, ...]]] = {}
         """Options and tasks of each extending push, by id."""
         self._before: dict[int, TaskRow] = {}
+        self._stored: set[str] = set()
+        """New tasks of the last batch: a push that was decided before them in it may lack them."""
         self._rejected: set[str] = set()
 
     def before(self, writes: Writes) -> None:
-        """Note the rows that a batch with an extending push replaces or drops."""
+        """Note the rows that a batch with an extending push replaces. Others of its tasks may be dropped: a request may
+        be in the same batch."""
         self._before = {}
+        self._stored = {task.row.id for task in writes.stored if task.row.task_no not in self.tables.tasks}
         if any(push.push_id in self.pushes for push in writes.pushes):
-            numbers = {task.row.task_no for task in writes.stored}.union(writes.dropped_tasks)
-            self._before = {no: self.tables.tasks[no] for no in sorted(numbers) if no in self.tables.tasks}
+            numbers = sorted(task.row.task_no for task in writes.stored)
+            self._before = {no: self.tables.tasks[no] for no in numbers if no in self.tables.tasks}
 
     def after(self, boss: str, writes: Writes) -> None:
         """Check that the push of this batch changed only tasks that it names, if the batch has no other one."""
@@ -45,7 +49,7 @@ class RunChecker:
             for row in self._before.values():
                 is_element = row.id.endswith("]")
                 if row.id not in named and not is_element:
-                    raise Violation("extend", f"push {push.push_id} replaces or drops {row.id}, which it does not name")
+                    raise Violation("extend", f"push {push.push_id} replaces {row.id}, which it does not name")
                 stays = not options.replace_changed and row.state not in ENDED - {TaskState.SUCCEEDED}
                 if stays and not is_element:
                     raise Violation("extend", f"push {push.push_id} replaces {row.id}, which is {row.state}")
@@ -59,7 +63,7 @@ class RunChecker:
             return True
         options, tasks = self.pushes[message.push_id]
         run_no = next((row.run_no for row in self.tables.runs.values() if row.name == options.run), 0)
-        known, named = {id for of, id in self.tables.ids if of == run_no}, {task.id for task in tasks}
+        known, named = {id for of, id in self.tables.ids if of == run_no} - self._stored, {task.id for task in tasks}
         wanted = {on.id for task in tasks for on in task.dependencies} - named
         arrays = [self.tables.tasks[no].id for no, array in self.tables.arrays.items() if array.run_no == run_no]
         reasons = [

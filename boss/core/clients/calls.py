@@ -123,7 +123,7 @@ class Calls:
         client = self._clients.get(asked.peer) if asked is not None else None
         if asked is None or client is None:
             return
-        if not calls and not any(run.row.name == asked.run for run in self._book.runs.values()):
+        if not calls and self._book.run_named(asked.run) is None:
             self._outbox.say(client, Refused("no_such_run", f"there is no run {asked.run!r}", about=asked.request_id))
             return
         self._say(client, asked.run, calls, asked.request_id, more)

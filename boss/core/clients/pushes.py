@@ -192,13 +192,17 @@ class Pushes:
         if not self.are_apart(now) and self._book.names.is_new(push.options.run, push.push_id):
             self._decide(push, self._new_run(push, now), now)
             return
-        push.stage = "loading"
         ids = None
         if push.options.merge_strategy == EXTEND and not push.whole:
             # Only the tasks that it names: a run that grows call by call is not read as a whole each time.
-            named = dict.fromkeys(task.id for task in push.definitions)
-            named.update(dict.fromkeys(wanted.id for task in push.definitions for wanted in task.dependencies))
-            ids = tuple(named)
+            own = dict.fromkeys(task.id for task in push.definitions)
+            ids = tuple({**own, **dict.fromkeys(on.id for task in push.definitions for on in task.dependencies)})
+            run = self._book.run_named(push.options.run)
+            are_new = len(ids) == len(own) and self._book.names.lacks(push.options.run, own)
+            if run is not None and are_new and not self.are_apart(now):
+                self._decide(push, RunImage(run.row, [], is_part=True), now)
+                return
+        push.stage = "loading"
         self._outbox.read(LoadRun(self._token(push), push.options.run, push.push_id, ids))
 
     def on_run_loaded(self, token: int, image: RunImage | None, answered: PushAnswered | None, now: float) -> None:
@@ -235,6 +239,11 @@ class Pushes:
         if problems := merged.problems or self._too_long(merged.stored):
             self._reject(push, problems)
             return
+        if extends and not any(task.array is not None for task in push.definitions):
+            is_first = image.run.run_no not in self._book.runs
+            self._book.names.extend(push.options.run, [task.id for task in push.definitions], is_first)
+        else:
+            self._book.names.change(push.options.run)
         note_shared(push.definitions, merged, self._book.graph.known_inputs)
         apply(merged, image, self._outbox, self._book, self._attempts, now)
         if push.options.vm_hours is not None:

@@ -178,7 +178,7 @@ class Requests:
 
     def _watch(self, client: Conversation, request: Request, now: float) -> None:
         name = text_of(request, "run")
-        run = next((run for run in self._book.runs.values() if run.row.name == name), None)
+        run = self._book.run_named(name)
         if run is None:
             self._outbox.say(client, Refused("no_such_run", f"there is no run {name!r}", about=request.request_id))
             return

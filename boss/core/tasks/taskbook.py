@@ -197,8 +197,13 @@ class TaskBook:
         run = self.runs.get(row.run_no)
         if run is None:
             run = self.runs[row.run_no] = Run(row)
-            self.names.add(row.name)
+            self.names.add(row.name, row.run_no)
         return run
+
+    def run_named(self, name: str) -> Run | None:
+        """The run of that name, if there is one."""
+        run_no = self.names.number(name)
+        return None if run_no is None else self.runs[run_no]
 
     def recount(self, run: Run, states: dict[TaskState, int]) -> None:
         """Set the counts of a run after a push, redo or drop."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from boss.core.boss import Boss
@@ -176,6 +177,17 @@ def test_calls_of_different_runs_are_one_read_and_one_commit(ports: Ports) -> No
     assert what == ["load runs r1 r2", "commit"]
     assert ports.decided == [["MessageArrived", "MessageArrived"], ["RunLoaded", "RunLoaded"]]
     assert len(ports.store.tasks) == 4
+
+
+def test_new_calls_of_a_run_that_this_boss_saw_begin_read_nothing(ports: Ports) -> None:
+    session = ports.hello("c1", "client")
+    for number, id in enumerate(("a", "b", "b"), 1):
+        push = submit("r", TaskDefinition(id, ("true",)), "extend")
+        push = msgspec.structs.replace(push, push_id=f"push-{number}")
+        ports.run(ports.driver.turn([heard("c1", session, number, push)]))
+    what = [text for text in ports.happened if text.startswith(("load run", "commit"))]
+    assert what == ["commit", "commit", "load runs r", "commit"], "the third push may change what the second one made"
+    assert len(ports.store.tasks) == 2
 
 
 def test_two_pushes_to_one_run_are_read_one_after_another_each_after_the_commit_before(ports: Ports) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from boss.core.tasks.run_names import RunNames
+from boss.core.tasks.run_names import IDS_KEPT, RunNames
 
 DAY = 86_400.0
 
@@ -10,7 +10,7 @@ DAY = 86_400.0
 def test_only_a_name_that_was_never_used_is_new() -> None:
     names = RunNames((), now=0.0)
     assert names.is_new("nightly", "p1")
-    names.add("nightly")
+    names.add("nightly", 1)
     assert not names.is_new("nightly", "p2")
     names.drop("nightly")
     assert not names.is_new("nightly", "p1"), "p1 may be a repetition of the push that made it"
@@ -25,7 +25,7 @@ def test_a_stored_push_of_a_run_that_an_earlier_boss_dropped_is_not_new() -> Non
 
 def test_a_dropped_run_is_forgotten_when_the_store_has_forgotten_its_pushes() -> None:
     names = RunNames(["p1"], now=0.0)
-    names.add("nightly")
+    names.add("nightly", 1)
     names.drop("nightly")
     names.forget_dropped(DAY, now=0.9 * DAY)
     names.forget_dropped(DAY, now=1.1 * DAY)
@@ -39,10 +39,48 @@ def test_a_dropped_run_is_forgotten_when_the_store_has_forgotten_its_pushes() ->
 def test_a_run_made_again_after_it_was_dropped_is_there() -> None:
     names = RunNames((), now=0.0)
     for _ in range(2):
-        names.add("nightly")
+        names.add("nightly", 1)
         assert not names.is_new("nightly", "p")
         names.drop("nightly")
-    names.add("nightly")
+    names.add("nightly", 1)
     names.forget_dropped(DAY, now=2 * DAY)
     names.forget_dropped(DAY, now=4 * DAY)
     assert not names.is_new("nightly", "p")
+
+
+def test_a_run_that_only_grew_is_known_by_the_ids_of_its_tasks() -> None:
+    names = RunNames((), now=0.0)
+    assert not names.lacks("calls", ["c1"]), "an earlier boss may have made the run"
+    names.extend("calls", ["c1", "c2"], is_first=True)
+    assert names.lacks("calls", ["c3"])
+    assert not names.lacks("calls", ["c3", "c2"])
+    names.extend("calls", ["c3"], is_first=False)
+    assert not names.lacks("calls", ["c3"])
+
+
+def test_a_list_that_changes_the_run_ends_that() -> None:
+    names = RunNames((), now=0.0)
+    names.extend("calls", ["c1"], is_first=True)
+    names.change("calls")
+    names.extend("calls", ["c2"], is_first=False)
+    assert not names.lacks("calls", ["c3"])
+
+
+def test_a_run_made_again_under_its_name_begins_anew() -> None:
+    names = RunNames((), now=0.0)
+    names.add("calls", 1)
+    names.extend("calls", ["c1"], is_first=True)
+    names.drop("calls")
+    assert not names.lacks("calls", ["c2"])
+    names.extend("calls", ["c2"], is_first=True)
+    assert names.lacks("calls", ["c1"])
+
+
+def test_a_bounded_number_of_ids_is_kept() -> None:
+    names = RunNames((), now=0.0)
+    names.extend("small", ["c1"], is_first=True)
+    names.extend("large", (f"c{number}" for number in range(IDS_KEPT)), is_first=True)
+    assert not names.lacks("large", ["new"])
+    assert not names.lacks("small", ["new"])
+    names.extend("later", ["c1"], is_first=True)
+    assert names.lacks("later", ["new"])
