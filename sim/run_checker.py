@@ -71,6 +71,7 @@ class RunChecker:
             *(f"is an element of array {array}: name the array" for array in arrays),
             *(f"array {array} of run {options.run} has an element of this id" for array in arrays),
             *(f"an element of array {task.id} has this id" for task in tasks if task.array is not None),
+            *(f"and {on.id} is not in this list" for task in tasks for on in task.dependencies if on.id not in named),
             *("these tasks wait for each other" for _ in named & known),  # the list changes their dependencies
         ]
         if not any(reason in message.problems[0] for reason in reasons):

@@ -66,7 +66,7 @@ def test_a_list_that_changes_the_run_ends_that() -> None:
     assert not names.lacks("calls", ["c3"])
 
 
-def test_a_run_made_again_under_its_name_begins_anew() -> None:
+def test_a_run_made_again_under_its_name_has_no_known_tasks() -> None:
     names = RunNames((), now=0.0)
     names.add("calls", 1)
     names.extend("calls", ["c1"], is_first=True)
