@@ -227,7 +227,9 @@ def worker_script(options: JobOptions, name: str, order: VmOrder, access: bytes)
         f'"$python" -m worker "$home/access" --home "$home/home" {shlex.join(words)} ${{lives:+--lives_s $lives}} &',
         'worker=$!; trap "kill -TERM $worker" TERM',
         "while :; do wait $worker; code=$?; kill -0 $worker 2>/dev/null || break; done",
-        # Undelivered outcomes, and directories that a user wants, stay.
+        # The boss may cancel the job while its home is removed. Undelivered outcomes, and directories that a user
+        # wants, stay.
+        "trap '' TERM",
         '[ -s "$home/home/spool.jsonl" ] || [ -e "$home/home/kept" ] || rm -rf "$home"',
         "exit $code",
     ]

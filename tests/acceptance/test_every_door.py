@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -19,6 +19,7 @@ from doors import Doors, ended
 from forked_doors import Forked, begin
 from services import ROOT, Daemon, Mosquitto, wait_until
 
+from boss.shell.driver import RENEW_S
 from datastore.problem import DONE, INTERRUPTED, PART_AWAY
 from ecloud.cli.main import main
 from ecloud.db.database import make_engine, migrate
@@ -38,8 +39,8 @@ NOT_TOGETHER = {
     "slurm": "starts and stops the boss", "monitor": "ends by Ctrl-C only", "top": "needs a terminal",
 }  # fmt: skip
 NEED_NOTHING = {"completion", "invite"}
-REFUSED_BY_MEMORY = {"drain_worker", "undrain_worker", "kill_worker", "forget_vm", "hold_pool", "release_pool"}
-"""The boss refuses a name that it does not know without the database, until it notices that the database is away."""
+NOTICED_S = RENEW_S + 1.0
+"""After this the boss has noticed that the database is away: it no longer answers from memory."""
 ANSWER_WITHOUT_BOSS = {"why"}
 """It asks the boss, and answers from the database if there is none."""
 SHOW_UNTIL_INTERRUPTED = ["admin.py", "status", "--watch"]
@@ -203,7 +204,11 @@ def _interrupted_on_a_terminal(doors: Doors, *words: str) -> int:
             is_pressed = True
         return False
 
-    wait_until(is_over, DEADLINE_S, f"{words} ends")
+    try:
+        wait_until(is_over, DEADLINE_S, f"{words} ends")
+    except BaseException:
+        print(f"pressed: {is_pressed}; shown at last: {shown[-1_000:]!r}")
+        raise
     os.close(screen)
     assert is_pressed, shown
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -218,12 +223,14 @@ def _while_the_broker_is_down(cluster: Cluster, asks: set[str], well: dict[str, 
 def _while_the_database_is_away(cluster: Cluster, well: dict[str, int]) -> None:
     expected = {name: well[name] if name in NEED_NOTHING else PART_AWAY for name in actions()}
     cluster.database.kill()
-    _expect(cluster.codes(), expected, REFUSED_BY_MEMORY)
+    time.sleep(NOTICED_S)
+    _expect(cluster.codes(), expected)
     cluster.database.start()
     assert cluster.database.process is not None
     os.kill(cluster.database.process.pid, signal.SIGSTOP)
     try:
-        _expect(cluster.codes(), expected, REFUSED_BY_MEMORY)
+        time.sleep(NOTICED_S)
+        _expect(cluster.codes(), expected)
         stopped = cluster.doors.admin("stop")
         assert "has left" in stopped.out
     finally:
@@ -234,7 +241,5 @@ def _while_the_boss_is_down(cluster: Cluster, asks: set[str], well: dict[str, in
     _expect(cluster.codes(), {**well, **dict.fromkeys(asks - ANSWER_WITHOUT_BOSS, PART_AWAY), "why": DONE})
 
 
-def _expect(found: dict[str, int], expected: dict[str, int], refused: Set[str] = frozenset()) -> None:
-    """`refused`: may also end with 2."""
-    wrong = {name: code for name, code in found.items() if code != expected[name]}
-    assert {name: code for name, code in wrong.items() if code != 2 or name not in refused} == {}
+def _expect(found: dict[str, int], expected: dict[str, int]) -> None:
+    assert {name: code for name, code in found.items() if code != expected[name]} == {}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -131,3 +135,23 @@ def test_the_script_is_one_of_any_shell_and_shows_no_secret_in_its_command() -> 
     assert b"--resource licence=2 " in script
     assert b"module load python\n" in script
     subprocess.run(["sh", "-n"], input=script, check=True, timeout=30)
+
+
+def test_a_job_that_is_cancelled_while_it_removes_its_home_leaves_nothing(tmp_path: Path) -> None:
+    """It happened: the boss cancels the job of a worker that has left, and Slurm sends TERM to all its processes."""
+    code, tools = tmp_path / "code", tmp_path / "tools"
+    (code / "worker").mkdir(parents=True)
+    (code / "worker" / "__main__.py").write_text("")
+    tools.mkdir()
+    (tools / "rm").write_text('#!/bin/sh\necho removes\nsleep 0.3\nexec /bin/rm "$@"\n')
+    (tools / "rm").chmod(0o755)
+    script = worker_script(JobOptions(python=sys.executable, code=str(code)), "ecloud-one-3", ORDER, b"{}")
+    environment = {"TMPDIR": str(tmp_path), "SLURM_JOB_ID": "7", "PATH": f"{tools}:/usr/bin:/bin"}
+    with subprocess.Popen(
+        ["/bin/sh", "-c", script.decode()], env=environment, stdout=subprocess.PIPE, start_new_session=True
+    ) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"removes\n"
+        os.killpg(job.pid, signal.SIGTERM)
+    assert job.returncode == 0
+    assert not (tmp_path / "ecloud-one-3-7").exists()
