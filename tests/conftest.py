@@ -1,5 +1,7 @@
 """Real services as fixtures for every test; the longest test begins first, so that none runs alone at the end."""
 
+import signal
+
 import pytest
 
 pytest_plugins = [
@@ -14,6 +16,11 @@ pytest_plugins = [
     "stranger",
     "weather",
 ]
+
+
+def pytest_configure() -> None:
+    """Under nohup SIGHUP is ignored, also by all processes that tests start; some tests are about it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

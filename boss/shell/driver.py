@@ -167,9 +167,11 @@ class Driver:
         report: Report,
         decided: Callable[[Boss, Effects], None] = lambda core, effects: None,
         waiting: Callable[[], Sequence[Event]] = lambda: (),
+        forgotten: Callable[[], None] = lambda: None,
     ) -> None:
         """`make_core` makes a core from a snapshot; `decided` is called after each decision, before its commit.
-        `waiting` takes the present contents of the caller's inbox, without waiting for more."""
+        `waiting` takes the present contents of the caller's inbox, without waiting for more. `forgotten` is called when
+        a core was given up."""
         self._store = store
         self._calls = calls
         self._speaker = speaker
@@ -178,6 +180,7 @@ class Driver:
         self._report = report
         self._decided = decided
         self._waiting = waiting
+        self._forgotten = forgotten
         self.core: Boss | None = None
         self._batch = 0
         self._events: Sequence[Event] = ()
@@ -196,7 +199,9 @@ class Driver:
         deaf = self.core is not None and self.core.leases.deaf
         # the new core gets no other event for an earlier connection loss
         self._learned = [BrokerLost()] if deaf else []
-        self.core = None  # two cores together would need twice the memory
+        if self.core is not None:
+            self.core = None  # two cores together would need twice the memory
+            self._forgotten()
         self._batch = yield from self._ask(self._store.last_batch)
         snapshot = yield from self._ask(self._store.load)
         self.core = self._make_core(snapshot)

@@ -57,6 +57,10 @@ class Cycles:
             return
         self._looked_at = now  # counting visits all objects: 10 ms and more for a million
         if gc.get_freeze_count() <= FEW_OBJECTS:
-            gc.unfreeze()
-            gc.collect()
-            gc.freeze()
+            self.search()
+
+    def search(self) -> None:
+        """Search everything: 25 ms for each 100,000 objects. A core that was given up is a cycle."""
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()

@@ -99,7 +99,10 @@ class Runtime:
             lambda: self._inbox.put(BrokerFound()),
             self._on_broker_lost,
         )
-        self._driver = Driver(store, self._calls, self, self._make_core, clock, log.log, waiting=self._take_waiting)
+        self._driver = Driver(
+            store, self._calls, self, self._make_core, clock, log.log, waiting=self._take_waiting,
+            forgotten=self._cycles.search,
+        )  # fmt: skip
 
     def _make_core(self, snapshot: Snapshot) -> Boss:
         """Make a core from the contents of the store. A core that replaces another (a batch was refused) keeps the
