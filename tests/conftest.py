@@ -19,8 +19,12 @@ pytest_plugins = [
 
 
 def pytest_configure() -> None:
-    """Under nohup SIGHUP is ignored, also by all processes that tests start; some tests are about it."""
+    """nohup lets its command ignore SIGHUP, and a shell what it starts in the background SIGINT and SIGQUIT. All
+    processes that tests start would ignore them, too, and some tests are about them."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
