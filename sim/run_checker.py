@@ -63,11 +63,11 @@ class RunChecker:
             return True
         options, tasks = self.pushes[message.push_id]
         run_no = next((row.run_no for row in self.tables.runs.values() if row.name == options.run), 0)
-        known, named = {id for of, id in self.tables.ids if of == run_no} - self._stored, {task.id for task in tasks}
+        known, named = {id for of, id in self.tables.ids if of == run_no}, {task.id for task in tasks}
         wanted = {on.id for task in tasks for on in task.dependencies} - named
         arrays = [self.tables.tasks[no].id for no, array in self.tables.arrays.items() if array.run_no == run_no]
         reasons = [
-            *(f"there is no task {id} in run {options.run}" for id in wanted - known),
+            *(f"there is no task {id} in run {options.run}" for id in wanted - (known - self._stored)),
             *(f"is an element of array {array}: name the array" for array in arrays),
             *(f"array {array} of run {options.run} has an element of this id" for array in arrays),
             *(f"an element of array {task.id} has this id" for task in tasks if task.array is not None),

@@ -174,9 +174,13 @@ class Sessions:
         return conversation, opened
 
     def close(self, conversation: Conversation) -> None:
-        """End the session."""
+        """End the session, and those that its peer's earlier Hellos began: what arrives in them was delayed."""
         if self.open.pop(conversation.session, None) is not None:
             self.of_peer.pop(conversation.peer, None)
+        for session in tuple(self._pending_of_key.get(conversation.key_name, ())):
+            other = self._pending[session].conversation
+            if other.peer == conversation.peer and other.hello < conversation.hello:
+                self._drop(session)
 
     def drop_key(self, key_name: str) -> list[Conversation]:
         """The key is revoked: drop its pending Hellos. Returns the open conversations signed with it, for the caller to

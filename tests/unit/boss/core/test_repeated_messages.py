@@ -173,3 +173,22 @@ def test_what_was_said_to_have_started_began_then_however_late_its_outcome_comes
     script.now += 60.0
     script.ended(worker, "a", run_s=0.3)
     assert script.store.attempts[script.key("a")].started_at == 1001.0
+
+
+def test_a_message_of_an_earlier_session_does_not_bring_back_a_worker_that_has_left(script: BossScript) -> None:
+    """It said Hello twice, used the second session, and left; a heartbeat in the first session was delayed."""
+    worker = Peer("w1", "worker")
+    script.hello(worker, resources={"cpus": 1.0}, home="home-w1")
+    earlier = worker.session
+    script.handle(
+        script.message("w1", wire.Hello(nonce="again", kind="worker", resources={"cpus": 1.0}, home="home-w1"))
+    )
+    worker.session = script.take(worker, wire.Welcome).session
+    script.hear(worker, wire.Heartbeat(0)).take(worker, wire.HeartbeatAnswered)
+    script.hear(worker, wire.Goodbye("its machine ends"))
+    worker.session = earlier
+    script.hear(worker, wire.Heartbeat(0))
+    assert script.take(worker, wire.Refused).code == "session"
+    assert script.store.workers["w1"].state == "gone"
+    script.push("r", task("a"))
+    script.nothing_else()
