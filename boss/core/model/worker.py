@@ -60,6 +60,8 @@ class Attempt(msgspec.Struct, eq=False):
     outcome: Outcome | None = None
     declares: tuple[Result, ...] = ()
     runtime_s: float = 0.0
+    was_leaving: bool = False
+    """An earlier process of its worker was leaving while it held it."""
 
 
 def how_many(offers: Resources, shape: Shape, at_most: int = 1_000_000) -> int:

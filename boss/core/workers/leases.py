@@ -147,6 +147,7 @@ class Leases:
             attempt = older.held[key]
             self._fleet.free(older, attempt, now)
             attempt.session = ""
+            attempt.was_leaving = attempt.was_leaving or older.leaving
             self._fleet.give(newer, attempt)
         self.remove(older, WorkerState.GONE, _REPLACED, now, explained=False)
 

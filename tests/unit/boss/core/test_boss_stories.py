@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from boss_script import BossScript, task
+from boss_script import BossScript, Peer, task
 from vm_script import cloud_lists
 
 from boss.core.model.effects import DropStages, EndVm, FindResults, ListVms, PromoteFiles, StartVm
@@ -167,6 +167,18 @@ def test_any_other_failure_counts(script: BossScript, leaves: bool, told: Any) -
     if leaves:
         script.hear(w1, wire.DrainWanted("SIGTERM")).take(w1, wire.Drain)
     script.ended(w1, "a", **told).stored(w1, "a").states(a="failed")
+
+
+def test_term_by_a_shutdown_is_no_failure_when_the_next_process_of_the_home_tells_of_it(script: BossScript) -> None:
+    first = script.worker("w1", home="h")
+    script.push("r", task("a"))
+    script.starts(first, "a").started(first, "a").hear(first, wire.DrainWanted("SIGTERM")).take(first, wire.Drain)
+    key, second = script.key("a"), Peer("w2", "worker")
+    second.holds = {key: "ended"}
+    script.hello(second, resources={"cpus": 1.0}, home="h").beats(second)
+    script.ended(second, "a", cause=Cause.SIGNAL, signal=15)
+    assert script.store.attempts[key].state is AttemptState.RETURNED
+    script.starts(second, "a")
 
 
 def test_term_of_a_task_that_was_cancelled_meanwhile_is_no_reason_to_run_it_again(script: BossScript) -> None:
