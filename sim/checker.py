@@ -45,7 +45,6 @@ from sim.run_checker import RunChecker
 from sim.store import Tables
 from sim.world import World
 from worker.core.report_size import LARGE_BYTES
-from worker.core.worker_core import ORDERED_TO_LEAVE
 
 Key = tuple[int, int]
 _ROUNDING = 1e-6
@@ -78,6 +77,8 @@ class Seen(msgspec.Struct, eq=False):
     """Observations of one attempt: whether a worker started it, its outcome there (received or not), and the recorded
     outcome."""
 
+    given_in: int = 0
+    """The batch in which it was assigned."""
     started: bool = False
     started_in: int = 0
     """The last batch that was committed when it started."""
@@ -340,6 +341,7 @@ class Checker:
         task = tasks.get(task_no)
         if task is None or row.state is not _ASSIGNED:
             return
+        self._seen(key).given_in = self.tables.batch
         if task.state in ENDED and not task.init:
             raise Violation("dependencies", f"attempt {_name(key)} is given although task {task.id} is {task.state}")
         if (needs_s := compared_s(task.runtime_s)) and not task.init:
@@ -462,6 +464,8 @@ class Checker:
         """Note a chained attempt that ended although its dependencies are not recorded as required: it must use up no
         retry."""
         task = self.tables.tasks.get(key[0])
+        if self.met_in.get(key[0], -1) > self._seen(key).given_in:
+            return  # it was no longer chained: a dependency was done again later
         for other_no, condition in task.dependencies if task is not None else ():
             other = self.tables.tasks[other_no]
             if not (other.state in ENDED and condition.met_by(other.state)) and self._seen(key).chained:
@@ -780,7 +784,7 @@ def _is_term(outcome: Outcome) -> bool:
 
 
 def _leaves(row: WorkerRow) -> bool:
-    return row.state is WorkerState.DRAINING and row.reason == ORDERED_TO_LEAVE
+    return row.state is WorkerState.DRAINING and row.reason == wire.ORDERED_TO_LEAVE
 
 
 @lru_cache(maxsize=1_000)

@@ -11,6 +11,7 @@ from boss.core.tasks.attempts import MAX_BACKOFF_S, Attempts
 from boss.core.tasks.taskbook import TaskBook
 from boss.core.workers.leases import Leases
 from ecloud.model.tasks import ENDED, AttemptState, TaskState
+from ecloud.model.wire import MACHINE_ENDS, ORDERED_TO_LEAVE
 from ecloud.model.worker_states import ON_DUTY
 
 
@@ -73,7 +74,7 @@ def _restore_workers(snapshot: Snapshot, fleet: Fleet, leases: Leases, now: floa
     for row in snapshot.workers:
         if row.state in ON_DUTY:
             capacity = believed(row.hello.resources)
-            leaving = row.killed_at is not None
+            leaving = row.killed_at is not None or row.reason in (ORDERED_TO_LEAVE, MACHINE_ENDS)
             worker = Worker(row.worker, row, capacity, dict(capacity), now, idle_since=now, leaving=leaving)
             fleet.add(worker)
             leases.expect(worker, now)

@@ -27,6 +27,9 @@ BATCH_BYTES = 768 * 1024
 DRAINING = "it is being drained"
 """Reason with which a draining worker gives back a new attempt. A boss that did not intend the drain repeats
 `Undrain`."""
+ORDERED_TO_LEAVE = "it was ordered to leave"
+MACHINE_ENDS = "its machine is about to end"
+"""Reasons with which a worker asks to be drained: it leaves afterwards, whatever a later boss orders."""
 UNCHAINED = "chained"
 """Reason with which a worker gives back a chained attempt that it cannot start before the boss has recorded the ends of
 its dependencies."""

@@ -45,8 +45,6 @@ from worker.core.transfer_status import Shown
 
 HELLO_BACKOFF = Backoff(1.0, 10.0)
 """Pause between Hellos that the boss does not answer."""
-ORDERED_TO_LEAVE = "it was ordered to leave"
-"""The reason for which it wants to leave, after SIGTERM."""
 DRAIN_WITHOUT_BOSS_S = 5.0
 """A worker that wants to leave waits this long for the boss's confirmation, once it is idle."""
 ENDS_SOON_S = 60.0
@@ -213,7 +211,7 @@ class WorkerCore:
             case wire.StartTasks(attempts):
                 self.attempts.on_start_tasks(attempts, takes=not (self.draining or self.leaving))
                 if self.draining and self._leave_at is not None:
-                    self._say(wire.DrainWanted(ORDERED_TO_LEAVE))  # the boss did not receive the first one
+                    self._say(wire.DrainWanted(wire.ORDERED_TO_LEAVE))  # the boss did not receive the first one
             case wire.CallValues():
                 self.attempts.on_values(message)
             case wire.OutcomesStored(attempts):
@@ -279,7 +277,7 @@ class WorkerCore:
         self.lane.on_session()
         self._say_heartbeat(now)
         if self.draining and self._leave_at is not None:
-            self._say(wire.DrainWanted(ORDERED_TO_LEAVE))
+            self._say(wire.DrainWanted(wire.ORDERED_TO_LEAVE))
 
     def _may_start(self, now: float) -> bool:
         if self.draining or self.leaving or self.trouble or self._lease_until is None or now >= self._lease_until:
@@ -375,7 +373,7 @@ class WorkerCore:
             self.attempts.repeat(2 * self.heartbeat_s, now)
         if self._ends_soon_at is not None and now >= self._ends_soon_at:
             self._ends_soon_at = None
-            self._want_drain("its machine is about to end", now)
+            self._want_drain(wire.MACHINE_ENDS, now)
         gone_s = self.config.boss_gone_exit_s
         if gone_s is not None and now - self._heard_at >= gone_s and not self.leaving:
             self._leave(0, f"no boss answered for {gone_s:.0f} s")
@@ -384,7 +382,7 @@ class WorkerCore:
         if self._leave_at is not None or self.leaving:
             self._leave(0, "ordered to leave immediately")
         else:
-            self._want_drain(ORDERED_TO_LEAVE, now)
+            self._want_drain(wire.ORDERED_TO_LEAVE, now)
 
     def _want_drain(self, reason: str, now: float) -> None:
         self.draining = self.then_exit = True

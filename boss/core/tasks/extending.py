@@ -68,10 +68,11 @@ def _taken_by(array: TaskDefinition, rows: dict[str, TaskRow]) -> str:
 
 
 def cycles(merged: Merge) -> list[str]:
-    """Name the tasks that would wait for each other: a list that changes dependencies may close a cycle."""
-    waiting = [*merged.planted, *merged.rewired]
-    names = {row.task_no: row.id for row in waiting}
-    edges = [(row.id, [*row.dependencies, *(row.elements.each if row.elements is not None else ())]) for row in waiting]
+    """Name the tasks that would wait for each other: a list that changes dependencies may close a cycle. Ended tasks
+    count, too: they may be done again."""
+    rows = merged.rows.values()
+    names = {row.task_no: row.id for row in rows}
+    edges = [(row.id, [*row.dependencies, *(row.elements.each if row.elements is not None else ())]) for row in rows]
     graph = [
         TaskDefinition(id, dependencies=tuple([Dependency(names[no]) for no, _ in before if no in names]))
         for id, before in edges

@@ -181,6 +181,18 @@ def test_term_by_a_shutdown_is_no_failure_when_the_next_process_of_the_home_tell
     script.starts(second, "a")
 
 
+def test_the_next_boss_knows_that_a_worker_was_leaving(script: BossScript) -> None:
+    worker = script.worker("w1")
+    script.push("r", task("a"))
+    script.starts(worker, "a").started(worker, "a")
+    script.hear(worker, wire.DrainWanted(wire.ORDERED_TO_LEAVE)).take(worker, wire.Drain)
+    key = script.key("a")
+    worker.holds = {key: "ended"}
+    script.start().hello(worker, resources={"cpus": 1.0}, home="home-w1")
+    script.ended(worker, "a", cause=Cause.SIGNAL, signal=15)
+    assert script.store.attempts[key].state is AttemptState.RETURNED
+
+
 def test_term_of_a_task_that_was_cancelled_meanwhile_is_no_reason_to_run_it_again(script: BossScript) -> None:
     w1 = script.worker("w1")
     script.push("r", task("a"))

@@ -93,6 +93,15 @@ def test_a_list_that_would_make_tasks_wait_for_each_other_is_refused() -> None:
     script.states(a="ready", b="waiting")
 
 
+def test_tasks_that_have_ended_count_for_that_since_they_may_be_done_again() -> None:
+    script = BossScript()
+    worker = script.worker("w1")
+    extend(script, task("a"), task("b", after="a"))
+    script.ended(worker, "a").ended(worker, "b").states(a="succeeded", b="succeeded")
+    text = "task b: dependencies: these tasks wait for each other: b -> a -> b"
+    assert refused(script, task("a", after="b"), replace_changed=True) == (text,)
+
+
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
