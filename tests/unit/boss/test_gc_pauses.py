@@ -80,6 +80,27 @@ def test_what_grew_old_is_set_aside_and_searched_again_at_rest(monkeypatch: pyte
     assert gone == ["gone"]
 
 
+@pytest.mark.parametrize("a_batch", [6_000, 39_000, 200_000])
+def test_no_search_visits_many_objects(monkeypatch: pytest.MonkeyPatch, a_batch: int) -> None:
+    """However large the batches are whose objects stay."""
+    visited: list[int] = []
+    search = gc.collect
+
+    def count(generation: int = 2) -> int:
+        visited.append(sum(len(gc.get_objects(young)) for young in range(generation + 1)))
+        return search(generation)
+
+    collector = Cycles()
+    collector.begin(0.0)
+    monkeypatch.setattr(gc, "collect", count)
+    kept = []
+    for _ in range(12):
+        kept.append([[number] for number in range(a_batch)])
+        collector.after_batch()
+    assert max(visited, default=0) < 2 * gc_pauses.MANY
+    assert gc.get_freeze_count() > 8 * a_batch
+
+
 class _Tells:
     def __init__(self, told: list[str]) -> None:
         self._told = told
