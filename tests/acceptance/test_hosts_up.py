@@ -15,7 +15,7 @@ from net_hosts import NetHost, NetHosts
 from pages import Page, type_sessions
 from services import ROOT, wait_until
 from sshd import SSHD
-from systemd_machine import Machine, Refused
+from systemd_machine import Machine, booted
 
 from datastore import keys
 
@@ -233,13 +233,7 @@ def shared(tmp_path: Path) -> Path:
 @pytest.fixture
 def machine(tmp_path: Path, shared: Path) -> Iterator[Machine]:
     """A host with systemd."""
-    made = Machine(tmp_path / "machine", "1g", shared)
-    try:
-        made.start()
-    except Refused as refused:
-        pytest.skip(str(refused))
-    yield made
-    made.end()
+    yield from booted(Machine(tmp_path / "machine", "1g", shared))
 
 
 def reach(machine: Machine, directory: Path) -> list[str]:

@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 from services import ROOT
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
@@ -200,3 +202,14 @@ class Machine:
                     os.rmdir(place)
             assert time.monotonic() < deadline, f"{self._cgroup} cannot be emptied"
             time.sleep(0.02)
+
+
+def booted(machine: Machine) -> Iterator[Machine]:
+    """For a fixture: the machine, once it has booted; it is ended after the test. Skips the test where none can be
+    made."""
+    try:
+        machine.start()
+    except Refused as refused:
+        pytest.skip(str(refused))
+    yield machine
+    machine.end()

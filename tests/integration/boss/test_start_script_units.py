@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from contexts import KEY, variables_of_a_vm
 from services import wait_until
-from systemd_machine import Machine, Refused
+from systemd_machine import Machine, booted
 
 from boss.bootstrap.guest_scripts import PROBE, read_probe
 from boss.bootstrap.start_script import SCRIPT, merged_context
@@ -21,13 +21,7 @@ HOME = "/var/lib/ecloud"
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     """One that has booted and has no context yet."""
-    made = Machine(tmp_path / "machine")
-    try:
-        made.start()
-    except Refused as refused:
-        pytest.skip(str(refused))
-    yield made
-    made.end()
+    yield from booted(Machine(tmp_path / "machine"))
 
 
 def boot(machine: Machine, poweroff_after_s: float = 3600.0) -> str:
