@@ -213,6 +213,11 @@ class Boss:
         """When to call `handle` again, with or without events."""
         return self._timers.next
 
+    def asks_values(self, peer: str) -> bool:
+        """Whether this worker can ask for the values of a call that do not fit into its order."""
+        worker = self.fleet.workers.get(peer)
+        return worker is not None and worker.row.hello.asks_values
+
     # --- events ----------------------------------------------------------------------------------
 
     def _apply(self, event: Event, now: float) -> None:

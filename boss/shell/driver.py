@@ -290,7 +290,8 @@ class Driver:
             if send.key_name not in silent or send.key_name in just_revoked:
                 message = send.envelope.message
                 if isinstance(message, StartTasks):
-                    message = _with_bodies(message, bodies, values, values_bytes)
+                    can_ask = self.core.asks_values(send.envelope.peer)
+                    message = _with_bodies(message, bodies, values, values_bytes, can_ask)
                 # Everything that a peer receives is committed in this batch or before.
                 envelope = msgspec.structs.replace(send.envelope, message=message, batch=self._batch)
                 self._speaker.publish(envelope, send.key_name)
@@ -389,10 +390,11 @@ def _with_bodies(
     bodies: dict[int, bytes],
     values: dict[int, tuple[CallValue, ...] | None],
     values_bytes: int,
+    can_ask: bool,
 ) -> StartTasks:
     """Add the definitions to the orders, and the values that calls need while the message stays below `values_bytes`.
-    A call whose values do not fit fails on a worker that cannot ask for them.
-    The stored JSON is embedded as it is: msgspec writes Raw without parsing it.
+    A call whose values do not fit fails on a worker that cannot ask for them (`can_ask`). The stored JSON is embedded
+    as it is: msgspec writes Raw without parsing it.
 
     An order whose definition no longer exists (its task was dropped a moment ago) is omitted; its attempt is taken back
     when the worker's next heartbeat lacks it.
@@ -407,7 +409,7 @@ def _with_bodies(
         size = values_bytes if needed is None else sum([value.json_bytes for value in needed])
         apart = needed is None or (bool(needed) and size > room)
         room -= 0 if apart else size
-        if apart and not order.values_apart:
+        if apart and not can_ask:
             orders.append(msgspec.structs.replace(order, body=_TOO_OLD))
             continue
         orders.append(

@@ -80,7 +80,6 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     of `gpus`. `keep_dir` keeps the working directory. `tries`: the number of this try, counting those that started; 0
     if the boss does not send it. `values`: of the calls that a call needs, filled in as `body` is; `values_apart`:
     they are too large for this message, and the worker asks for them with `ValuesWanted` before it starts the attempt.
-    (Until the shell fills in the values: whether the worker can ask.)
     """
 
     task_no: Int64
@@ -217,7 +216,7 @@ class MovingChanged(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
 
 class HeartbeatAnswered(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     """Renews the lease, counted by the worker from sending heartbeat number `number`. `heartbeat_s`: the interval from
-    now on; 0: as in the Welcome."""
+    now on; 0: as before."""
 
     number: Int64
     heartbeat_s: float = 0.0

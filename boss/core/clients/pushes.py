@@ -61,11 +61,23 @@ class Push(msgspec.Struct, eq=False):
     existing: frozenset[str] = frozenset()
     whole: bool = False
     """It disturbs tasks that others may wait for: the whole run must be read."""
+    definitions: list[TaskDefinition] = []
+    """All tasks, in order, once all chunks are there; arrays with all their entries."""
+
+    def join(self) -> None:
+        """Put the chunks together."""
+        self.definitions = join_arrays([task for k in range(self.n) for task in self.chunks[k]])
+        self.chunks = {}
 
     @property
-    def definitions(self) -> list[TaskDefinition]:
-        """All tasks, in order; arrays with all their entries."""
-        return join_arrays([task for k in range(self.n) for task in self.chunks[k]])
+    def named(self) -> tuple[str, ...] | None:
+        """Ids of the tasks that it concerns; None for the whole run. A run that grows call by call is not read as a
+        whole each time."""
+        if self.options.merge_strategy != EXTEND or self.whole:
+            return None
+        ids = dict.fromkeys(task.id for task in self.definitions)
+        ids.update(dict.fromkeys(on.id for task in self.definitions for on in task.dependencies))
+        return tuple(ids)
 
 
 class Pushes:
@@ -155,6 +167,7 @@ class Pushes:
         return ""
 
     def _begin(self, push: Push, now: float) -> None:
+        push.join()
         definitions = push.definitions
         extends = push.options.merge_strategy == EXTEND
         problems = check(definitions, self._config.max_tasks_per_push, all_named=not extends)
@@ -189,21 +202,23 @@ class Pushes:
             self._load(push, now)
 
     def _load(self, push: Push, now: float) -> None:
-        if not self.are_apart(now) and self._book.names.is_new(push.options.run, push.push_id):
-            self._decide(push, self._new_run(push, now), now)
+        named = push.named
+        image = None if self.are_apart(now) else self._known_image(push, named, now)
+        if image is not None:
+            self._decide(push, image, now)
             return
-        ids = None
-        if push.options.merge_strategy == EXTEND and not push.whole:
-            # Only the tasks that it names: a run that grows call by call is not read as a whole each time.
-            own = dict.fromkeys(task.id for task in push.definitions)
-            ids = tuple({**own, **dict.fromkeys(on.id for task in push.definitions for on in task.dependencies)})
-            run = self._book.run_named(push.options.run)
-            are_new = len(ids) == len(own) and self._book.names.lacks(push.options.run, own)
-            if run is not None and are_new and not self.are_apart(now):
-                self._decide(push, RunImage(run.row, [], is_part=True), now)
-                return
         push.stage = "loading"
-        self._outbox.read(LoadRun(self._token(push), push.options.run, push.push_id, ids))
+        self._outbox.read(LoadRun(self._token(push), push.options.run, push.push_id, named))
+
+    def _known_image(self, push: Push, named: tuple[str, ...] | None, now: float) -> RunImage | None:
+        """What the store would return, if that is certain: there is no such run, or it has none of the tasks."""
+        name, names = push.options.run, self._book.names
+        if names.is_new(name, push.push_id):
+            return self._new_run(push, now)
+        run = self._book.run_named(name)
+        if run is None or named is None or len(named) > len(push.definitions) or not names.lacks(name, named):
+            return None
+        return RunImage(run.row, [], is_part=True)
 
     def on_run_loaded(self, token: int, image: RunImage | None, answered: PushAnswered | None, now: float) -> None:
         """The store returned the run: decide, write, answer. A push that was already `answered` gets the same answer,

@@ -217,7 +217,6 @@ class Attempts:
                     after=tuple([AttemptName(*key) for key in attempt.after]),
                     keep_dir=node.keep_dir,
                     tries=max(1, attempt.number - node.unstarted),
-                    values_apart=worker.row.hello.asks_values,
                 )
             )
         number = self._outbox.say(worker.conversation, StartTasks(tuple(orders)))
