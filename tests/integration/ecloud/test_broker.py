@@ -232,9 +232,10 @@ def test_stopping_delivers_what_was_handed_over(mosquitto: Mosquitto, new_peer: 
     wait_for_subscriptions(two)
     one = new_peer(mosquitto.address, "one").connected()
     for number in range(100):
-        one.connection.publish("to/two", b"%d" % number)
-    one.connection.stop()
-    wait_until(lambda: len(two.heard) == 100, what="all arrive")
+        assert one.connection.publish("to/two", b"%d" % number)
+    one.connection.stop(wait_s=30.0)  # on a busy machine the usual two seconds may be too few
+    wait_until(lambda: two.heard and two.heard[-1][1] == b"99", what="the last one arrives")
+    assert [int(payload) for _, payload in two.heard] == list(range(100))
     assert not one.connection.publish("to/two", b"after the end")
 
 
