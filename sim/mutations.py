@@ -230,7 +230,7 @@ def forgets_dropped_names(true: Any) -> Any:
 
 
 def takes_all_tasks_for_new(true: Any) -> Any:
-    return lambda self, name, ids: name in self._ids
+    return lambda self, name, push_id, ids: name in self._ids
 
 
 def starts_without_names(true: Any) -> Any:

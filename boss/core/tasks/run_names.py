@@ -44,9 +44,11 @@ class RunNames:
 
     def is_new(self, name: str, push_id: str) -> bool:
         """Whether the store has neither a run of that name nor a push of that id for it."""
-        if name in self._present:
-            return False
-        return not any(key in known for key in (name, push_id) for known in (self._dropped, self._dropped_earlier))
+        return name not in self._present and not self._may_repeat(name, push_id)
+
+    def _may_repeat(self, name: str, push_id: str) -> bool:
+        """Whether the push may be one that a dropped run of that name had."""
+        return any(key in known for key in (name, push_id) for known in (self._dropped, self._dropped_earlier))
 
     def extend(self, name: str, ids: Iterable[str], is_first: bool) -> None:
         """A push extended the run by these tasks, or made it (`is_first`)."""
@@ -66,10 +68,11 @@ class RunNames:
         """The run was changed otherwise: its tasks are no longer known."""
         self._id_count -= len(self._ids.pop(name, ()))
 
-    def lacks(self, name: str, ids: Iterable[str]) -> bool:
-        """Whether the run is known to have, and to have had, no task of these ids."""
+    def lacks(self, name: str, push_id: str, ids: Iterable[str]) -> bool:
+        """Whether the run is known to have, and to have had, no task of these ids, and no dropped run of that name had
+        the push."""
         known = self._ids.get(name)
-        return known is not None and known.isdisjoint(ids)
+        return known is not None and known.isdisjoint(ids) and not self._may_repeat(name, push_id)
 
     def forget_dropped(self, kept_s: float, now: float) -> None:
         """Forget what was dropped more than `kept_s` ago, or a little later."""
